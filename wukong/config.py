@@ -1,0 +1,280 @@
+"""The typed experiment: one YAML file says everything a run does; an unknown key is an error, never ignored."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from wukong.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Strict(BaseModel):
+    """A config section: immutable, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Politeness(Strict):
+    """How the crawler treats the sites it visits; every relaxation is the operator's decision."""
+
+    robots_txt: bool = True
+    respect_noai: bool = Field(True, description="leave out images whose X-Robots-Tag says noai or noimageai")
+    per_host_concurrency: Positive = 8
+    per_host_delay: float = Field(0.0, ge=0.0, description="seconds between two requests to one host")
+    user_agent: str = "wukong-crawler/0.1 (+https://github.com/wukong/wukong; dataset research)"
+    opt_out: str | None = Field(None, description="URI of a file of domains, URLs and SHA-256 digests to leave out")
+
+
+class Crawl(Strict):
+    """Section 3: from queries to downloaded image-text pairs."""
+
+    queries: str = Field(description="URI of the query list: one word a line, most frequent first")
+    max_queries: Positive = 200_000
+    engine: Literal["baidu", "searxng", "urls"] = "baidu"
+    endpoint: str = Field(description="the engine's search URL, or for 'urls' the URI of the list")
+    max_results_per_query: Positive = 1_000
+    part_size: Positive = Field(1_000, description="URLs a part, that is a task, a tar and a Parquet file")
+    concurrency: Positive = Field(64, description="requests in flight for each process")
+    min_side: int = Field(
+        201, ge=0, description="header-first: pictures with a smaller side are not downloaded further"
+    )
+    max_aspect_ratio: float = Field(3.0, ge=1.0)
+    resize: Literal["keep_ratio", "center_crop", "border", "no"] = "keep_ratio"
+    image_size: Positive = Field(256, description="pixels of the shorter side after resizing")
+    jpeg_quality: int = Field(95, ge=1, le=100)
+    max_bytes: Positive = 32 * 2**20
+    max_seconds: float = Field(30.0, gt=0)
+    max_pixels: Positive = 64_000_000
+    retries: int = Field(2, ge=0)
+    politeness: Politeness = Politeness()
+
+
+class Holdout(Strict):
+    """A test set: pairs from some sources, whose captions training has seen or has not."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    title: str = Field("", description="how reports call it")
+    source: str = Field(description="shell pattern on the image URL, for instance '*/fluent/*'")
+    captions: Literal["seen", "unseen", "any"] = "any"
+
+
+class Split(Strict):
+    """Which pairs are kept from training. By caption and picture, never by file.
+
+    A caption is held out when its hash falls below the fraction; every pair with that caption, and every pair whose
+    picture also has such a caption, is kept from training wherever it comes from. Pairs whose URL matches the source of a
+    hold-out without ``captions: unseen`` are never trained on either.
+    """
+
+    held_out_captions: Fraction = 0.0
+    salt: str = "wukong"
+    holdouts: tuple[Holdout, ...] = ()
+
+
+class Filter(Strict):
+    """Sections 3.1 and 3.2: the thresholds that decide over the computed columns."""
+
+    min_side: int = Field(201, ge=0, description="the paper keeps images with both sides greater than 200 pixels")
+    max_aspect_ratio: float = Field(3.0, ge=1.0)
+    length_unit: Literal["character", "word", "token"] = "character"
+    min_length: int = Field(1, ge=0, description="Chinese units, inclusive")
+    max_length: int = Field(31, ge=1, description="Chinese units, inclusive: fewer than 32")
+    max_caption_count: Positive = Field(10, description="pairs whose caption occurs more often than this are left out")
+    sensitive_words: str | None = Field(
+        None, description="URI of a folder, one file a category; the default set if absent"
+    )
+    mask_names: bool = True
+    shard_size: Positive = Field(1_000, description="pairs a training shard")
+    split: Split = Split()
+
+
+class Validation(Strict):
+    """The gate between data and training."""
+
+    min_pairs: Positive = 1_000
+    max_caption_count: Positive = 10
+    min_chinese_share: Fraction = Field(0.9, description="share of captions that must hold a Chinese character")
+    max_unmasked_name_rate: Fraction = 0.05
+    severity: dict[str, Literal["fail", "warn"]] = Field(
+        {}, description="by expectation name; 'fail' unless said otherwise"
+    )
+
+
+class ImageEncoder(Strict):
+    """An image tower: a timm model by name, where its weights come from, and the resolution it is fed."""
+
+    name: str = "tf_efficientnet_lite0"
+    weights: str = Field("package", description="'package', 'hub', 'random', or the URI of a safetensors file")
+    image_size: Positive = 224
+
+
+class TextEncoder(Strict):
+    """A BERT-like text tower (section 4.2): [CLS] pooled, WordPiece of 21,128."""
+
+    layers: Positive = 12
+    heads: Positive = 12
+    width: Positive = 768
+    max_tokens: Positive = 32
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+
+
+class Model(Strict):
+    """The dual encoder of figure 1."""
+
+    image: ImageEncoder = ImageEncoder()
+    text: TextEncoder = TextEncoder()
+    embedding: Positive = Field(256, description="width of the common space (table 3)")
+    similarity: Literal["global", "token"] = "global"
+    temperature: float = Field(0.07, gt=0, description="initial; learned")
+
+
+class Training(Strict):
+    """One training run (section 5.1, table 4)."""
+
+    epochs: Positive = 20
+    batch_size: Positive = Field(512, description="pairs a step, over all workers")
+    learning_rate: float = Field(3e-3, gt=0)
+    warmup_fraction: Fraction = 0.1
+    weight_decay: float = Field(0.05, ge=0)
+    workers: Positive = 2
+    gpus_per_worker: int = Field(0, ge=0)
+    views: Positive = Field(
+        1, description="augmented views of each picture whose locked features are computed and cached"
+    )
+    sources: tuple[str, ...] = Field(("*",), description="shell patterns on the image URL of the pairs to train on")
+    unlock_image: bool = False
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+
+
+class Classification(Strict):
+    """A zero-shot classification set: pictures of a hold-out, classes by a pattern on their URL."""
+
+    name: str
+    title: str = ""
+    holdouts: tuple[str, ...]
+    classes: dict[str, str] = Field(description="Chinese class name -> shell pattern on the image URL")
+
+
+class Evaluate(Strict):
+    """Section 5.2 and 5.3: what is measured."""
+
+    batch_size: Positive = 256
+    classification: tuple[Classification, ...] = ()
+
+
+class Registry(Strict):
+    """Where a model that beats the holder of the alias goes."""
+
+    model_name: str = "wukong"
+    alias: str = "champion"
+    metric: str = Field(
+        "retrieval.mean_recall", description="name of the evaluation metric that decides; higher is better"
+    )
+
+
+class Experiment(Strict):
+    """Everything one run does, from words to an evaluated model."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
+    storage: str = Field("s3://wukong", pattern=r"^(s3|file)://.+")
+    seed: int = Field(0, ge=0)
+    crawl: Crawl
+    filter: Filter = Filter()
+    validation: Validation = Validation()
+    model: Model = Model()
+    pretrain: Training = Training()
+    finetune: Training = Training()
+    evaluate: Evaluate = Evaluate()
+    registry: Registry = Registry()
+
+    @property
+    def root(self) -> str:
+        """The prefix under which every stage of this experiment writes."""
+        return f"{self.storage.rstrip('/')}/{self.name}"
+
+    @model_validator(mode="after")
+    def _holdouts_exist(self) -> "Experiment":
+        known = {holdout.name for holdout in self.filter.split.holdouts}
+        for task in self.evaluate.classification:
+            for name in task.holdouts:
+                if name not in known:
+                    raise ValueError(
+                        f"evaluate.classification {task.name!r} names the hold-out {name!r}; "
+                        f"filter.split.holdouts has {', '.join(sorted(known)) or 'none'}"
+                    )
+        return self
+
+
+def load(path: Path, overrides: list[str] | None = None) -> Experiment:
+    """Read an experiment from a YAML file and apply ``key.path=value`` overrides, whose values are YAML.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key is unknown or a value not allowed; the message names the key, the
+            value and what is allowed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"no experiment file at {path}; configs/ holds examples") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}; an experiment is a YAML file in UTF-8") from error
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} must hold a mapping at its top level, like configs/demo.yaml")
+    for override in overrides or []:
+        _override(value, override)
+    return parse(value, where=str(path))
+
+
+def parse(value: dict[str, Any], where: str = "the experiment") -> Experiment:
+    """Check a mapping against the experiment's types; see ``load``."""
+    try:
+        return Experiment.model_validate(value)
+    except ValidationError as error:
+        lines = [_explain(entry) for entry in error.errors()]
+        raise ConfigError("\n".join([f"{where} is not a valid experiment:", *lines])) from error
+
+
+def _override(value: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override!r}: write it as key.path=value, for instance pretrain.epochs=3")
+    *parents, last = key.strip().split(".")
+    target: Any = value
+    for name in parents:
+        target = target.setdefault(name, {}) if isinstance(target, dict) else None
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {override!r}: {name!r} holds a value, so nothing can be set below it")
+    try:
+        target[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
+
+
+def _explain(entry: Any) -> str:
+    location = [str(part) for part in entry["loc"]]
+    key = ".".join(location)
+    if entry["type"] == "extra_forbidden":
+        return f"  {key}: unknown key; allowed here: {', '.join(_allowed_keys(location[:-1]))}"
+    if entry["type"] == "missing":
+        return f"  {key}: missing"
+    shown = "" if entry["type"] == "value_error" else f" (got {entry['input']!r})"
+    return f"  {key or 'experiment'}: {entry['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _allowed_keys(location: list[str]) -> list[str]:
+    model: Any = Experiment
+    for name in location:
+        if name.isdigit():
+            continue
+        annotation = model.model_fields[name].annotation
+        inner = getattr(annotation, "__args__", None)
+        model = inner[0] if inner else annotation
+    return sorted(model.model_fields)

@@ -1,0 +1,55 @@
+"""Columns of the tables that stages hand on, and how shards are named.
+
+A shard is a WebDataset tar (``KEY.jpg``, ``KEY.txt``, ``KEY.json``) beside a Parquet file of the same name with one row a
+pair. The crawl's Parquet files also hold a row for every URL that gave no pair, with the reason in ``status``.
+"""
+
+import hashlib
+
+import pyarrow as pa
+
+CRAWLED = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("queries", pa.list_(pa.string()), nullable=False),
+        pa.field("engine", pa.string(), nullable=False),
+        pa.field("page_url", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("http_status", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("mime", pa.string()),
+        pa.field("bytes", pa.int64()),
+        pa.field("sha256", pa.string()),
+        pa.field("exif_orientation", pa.int32()),
+        pa.field("stored_width", pa.int32()),
+        pa.field("stored_height", pa.int32()),
+    ]
+)
+"""One row a URL: ``width`` and ``height`` in pixels and ``bytes`` are the original's, ``sha256`` is of its bytes."""
+
+PAIRS = pa.schema(
+    [
+        *CRAWLED,
+        pa.field("caption_original", pa.string(), nullable=False),
+        pa.field("length", pa.int32(), nullable=False),
+        pa.field("aspect_ratio", pa.float32(), nullable=False),
+        pa.field("caption_count", pa.int64(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+    ]
+)
+"""A kept pair: ``caption`` has names masked, ``caption_original`` has not; ``length`` in the configured unit;
+``caption_count`` is how often the normalised caption occurs in the whole corpus; ``split`` is ``train`` or a hold-out."""
+
+DROPPED = pa.schema(
+    [*(field for field in PAIRS if field.name != "split"), pa.field("dropped_by", pa.string(), nullable=False)]
+)
+"""A pair left out, with the name of the first rule that left it out."""
+
+
+def key_of(url: str) -> str:
+    """The key of a pair: 20 hex digits of the SHA-256 of its URL, so that it does not depend on order or part."""
+    return hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:20]

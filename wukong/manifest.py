@@ -1,0 +1,215 @@
+"""What a stage hands to the next: one small manifest, written last, that makes its output believed.
+
+A stage's output lives under ``{storage}/{experiment}/{stage}/{key}``, where the key is a digest of the stage's name and
+version, its config and its parents' digests. Equal inputs meet in the same place, so a finished stage is found rather
+than run again, and a killed one continues from the parts that are complete. Without ``manifest.json`` there is no output.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from wukong import storage
+from wukong.errors import DataError
+
+SCHEMA_VERSION = 1
+_NAME = "manifest.json"
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256, in hex, of a JSON value in canonical form (sorted keys, no spaces, UTF-8)."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Part(BaseModel):
+    """One file of a stage's output: path below the stage's URI, rows (0 where it has none), bytes, SHA-256."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Parent(BaseModel):
+    """A stage this one was made from, by the digest of its manifest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: str
+    uri: str
+    digest: str
+
+
+class Manifest(BaseModel):
+    """What a finished stage says of its output.
+
+    Attributes:
+        stage: the stage's name.
+        uri: the prefix its parts lie under.
+        config: the part of the experiment the stage was keyed on.
+        parents: the stages it was made from.
+        parts: every file, with rows and digest.
+        counts: named row counts (the funnel is made of them).
+        dropped: rows left out, by the name of the rule that left them out.
+        metrics: named numbers worth tracking.
+        provenance: code revision, image, versions, host kind, seconds; not part of the digest.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    stage: str
+    uri: str
+    config: dict[str, Any]
+    parents: tuple[Parent, ...] = ()
+    parts: tuple[Part, ...] = ()
+    counts: dict[str, int] = {}
+    dropped: dict[str, int] = {}
+    metrics: dict[str, float] = {}
+    provenance: dict[str, Any] = {}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything but where, when and by which code it was made."""
+        value = self.model_dump(mode="json", exclude={"uri", "provenance"})
+        value["parents"] = [parent.digest for parent in self.parents]
+        return digest_of(value)
+
+    def part_uris(self, prefix: str = "", suffix: str = "") -> list[str]:
+        """URIs of the parts whose path starts with ``prefix`` and ends with ``suffix``, in the manifest's order."""
+        return [
+            storage.join(self.uri, part.path)
+            for part in self.parts
+            if part.path.startswith(prefix) and part.path.endswith(suffix)
+        ]
+
+
+def load(uri: str) -> Manifest:
+    """Read a manifest from its own URI or from its stage's prefix.
+
+    Raises:
+        DataError: there is none, or it is not a manifest of a known schema version.
+    """
+    target = uri if uri.endswith(".json") else storage.join(uri, _NAME)
+    if not storage.exists(target):
+        raise DataError(
+            f"no manifest at {target}: the stage has not finished; run it again, it continues where it stopped"
+        )
+    value = storage.read_json(target)
+    if isinstance(value, dict) and value.get("schema_version") != SCHEMA_VERSION:
+        found = value.get("schema_version")
+        raise DataError(f"{target} has schema version {found!r}, this code reads {SCHEMA_VERSION}: run its stage again")
+    try:
+        return Manifest.model_validate(value)
+    except ValidationError as error:
+        raise DataError(f"{target} is not a manifest: {error}") from error
+
+
+class Stage:
+    """The place where one stage writes, and its commit.
+
+    Args:
+        root: the experiment's prefix, ``{storage}/{name}``.
+        name: the stage's name.
+        config: the JSON value of everything that decides the stage's output, beside its parents.
+        parents: manifests of the stages it reads.
+        version: raised by the stage's author when its code makes other output from the same input.
+    """
+
+    def __init__(
+        self, root: str, name: str, config: Mapping[str, Any], parents: Sequence[Manifest] = (), version: int = 1
+    ) -> None:
+        self.name = name
+        self.config = dict(config)
+        self.parents = tuple(Parent(stage=p.stage, uri=p.uri, digest=p.digest) for p in parents)
+        identity = [SCHEMA_VERSION, name, version, self.config, [parent.digest for parent in self.parents]]
+        self.key = digest_of(identity)[:16]
+        self.uri = storage.join(root, name, self.key)
+        self._started = time.time()
+
+    def path(self, relative: str) -> str:
+        """URI of a file of this stage."""
+        return storage.join(self.uri, relative)
+
+    def finished(self) -> Manifest | None:
+        """The manifest of an earlier run with the same inputs, if that run finished."""
+        return load(self.uri) if storage.exists(self.path(_NAME)) else None
+
+    def part(self, name: str) -> dict[str, Any] | None:
+        """What ``commit_part`` recorded for this unit of work, if it is complete."""
+        marker = self.path(f"_parts/{name}.json")
+        return storage.read_json(marker) if storage.exists(marker) else None
+
+    def commit_part(self, name: str, record: Mapping[str, Any]) -> None:
+        """Record that a unit of work is complete; call it after all its files are written."""
+        storage.write_json(self.path(f"_parts/{name}.json"), dict(record))
+
+    def describe(self, relative: str, rows: int = 0) -> Part:
+        """Measure a file already written by this stage: its size and SHA-256."""
+        sha, size = hashlib.sha256(), 0
+        with storage.open_input(self.path(relative)) as stream:
+            while chunk := stream.read(1 << 20):
+                sha.update(chunk)
+                size += len(chunk)
+        return Part(path=relative, rows=rows, bytes=size, sha256=sha.hexdigest())
+
+    def commit(
+        self,
+        parts: Sequence[Part],
+        *,
+        counts: Mapping[str, int] | None = None,
+        dropped: Mapping[str, int] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> Manifest:
+        """Write the manifest, after every part: from here on the output is believed."""
+        manifest = Manifest(
+            stage=self.name,
+            uri=self.uri,
+            config=self.config,
+            parents=self.parents,
+            parts=tuple(sorted(parts, key=lambda part: part.path)),
+            counts=dict(counts or {}),
+            dropped=dict(dropped or {}),
+            metrics=dict(metrics or {}),
+            provenance=provenance() | {"seconds": round(time.time() - self._started, 3)},
+        )
+        storage.write_json(self.path(_NAME), manifest.model_dump(mode="json"))
+        return manifest
+
+
+def provenance() -> dict[str, Any]:
+    """Where and by which code something was made: revision, image, Python, platform and time (UTC)."""
+    return {
+        "revision": code_revision(),
+        "image": os.environ.get("WUKONG_IMAGE", ""),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@lru_cache(maxsize=1)
+def code_revision() -> str:
+    """The code's git revision: of the image it was built into, or of the checkout it runs from; ``unknown`` otherwise."""
+    if revision := os.environ.get("WUKONG_REVISION"):
+        return revision
+    result = subprocess.run(  # noqa: S603
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout.strip() or "unknown"

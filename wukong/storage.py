@@ -1,0 +1,222 @@
+"""One way to open any URI: ``s3://bucket/key`` and ``file:///path``.
+
+Both are pyarrow file systems, so Parquet, tars and JSON are read by the same calls from either. The S3 endpoint and its
+credentials come from the environment variables that every AWS client reads (``AWS_ENDPOINT_URL_S3`` or
+``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``), never from a config file.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from wukong.errors import StorageError
+
+_SCHEMES = ("s3", "file")
+_COPY_BYTES = 1 << 20
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path segments to a URI: ``join("s3://b/a", "x", "y.json") == "s3://b/a/x/y.json"``."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def from_path(path: Path) -> str:
+    """Give the ``file://`` URI of a local path, made absolute."""
+    return path.absolute().as_uri()
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Resolve a URI to a pyarrow file system and the path inside it.
+
+    Raises:
+        StorageError: the scheme is neither ``s3`` nor ``file``.
+    """
+    parts = urlsplit(uri, allow_fragments=False)
+    if parts.scheme == "file":
+        return pafs.LocalFileSystem(), unquote(parts.path)
+    if parts.scheme == "s3":
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        return _s3(endpoint, os.environ.get("AWS_ACCESS_KEY_ID")), uri.removeprefix("s3://")
+    raise StorageError(
+        f"cannot open {uri!r}: the scheme must be one of {', '.join(_SCHEMES)} (for a folder: file:///…)"
+    )
+
+
+@lru_cache(maxsize=8)
+def _s3(endpoint: str | None, _access_key: str | None) -> pafs.FileSystem:
+    options: dict[str, Any] = {
+        "region": os.environ.get("AWS_REGION", "us-east-1"),
+        "connect_timeout": 5,
+        "request_timeout": 60,
+        "allow_bucket_creation": True,
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=4),
+    }
+    if endpoint:
+        parts = urlsplit(endpoint)
+        options |= {"endpoint_override": parts.netloc, "scheme": parts.scheme}
+    return pafs.S3FileSystem(**options)
+
+
+@contextmanager
+def _explained(action: str, uri: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StorageError(f"cannot {action} {uri}: there is nothing at that address") from error
+    except OSError as error:
+        where = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+        hint = (
+            f"Is the object store at {where} running and are its credentials in the environment? "
+            "On one machine, `wukong status` shows the embedded one and `wukong up` starts it."
+            if uri.startswith("s3://")
+            else "Check that the folder exists, that you may write to it, and that the disk is not full."
+        )
+        raise StorageError(f"cannot {action} {uri}: {error}. {hint}") from error
+
+
+def exists(uri: str) -> bool:
+    """Tell whether a file is at this URI (a prefix or folder alone does not count)."""
+    fs, path = filesystem(uri)
+    with _explained("look up", uri):
+        return bool(fs.get_file_info(path).type == pafs.FileType.File)
+
+
+def list_files(uri: str, suffix: str = "") -> list[str]:
+    """List the URIs of all files below a prefix whose name ends in ``suffix``, sorted; an absent prefix is empty."""
+    fs, path = filesystem(uri)
+    with _explained("list", uri):
+        infos = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    base = path.rstrip("/")
+    files = (info.path for info in infos if info.type == pafs.FileType.File and info.path.endswith(suffix))
+    return sorted(join(uri, file[len(base) :]) for file in files)
+
+
+def read_bytes(uri: str) -> bytes:
+    """Read a whole file."""
+    with open_input(uri) as stream, _explained("read", uri):
+        return bytes(stream.read())
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a whole file atomically: readers see the old content or the new, never a part."""
+    with open_output(uri) as stream:
+        stream.write(data)
+
+
+def read_json(uri: str) -> Any:
+    """Read and parse a JSON file.
+
+    Raises:
+        StorageError: it cannot be read, or is not JSON.
+    """
+    data = read_bytes(uri)
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise StorageError(f"{uri} is not valid JSON ({error}); delete it and run the stage again") from error
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Write JSON with sorted keys, so that equal values are equal bytes."""
+    write_bytes(uri, (json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n").encode())
+
+
+@contextmanager
+def open_input(uri: str) -> Iterator[IO[bytes]]:
+    """Open a file for reading; the stream is seekable."""
+    fs, path = filesystem(uri)
+    with _explained("read", uri):
+        stream = fs.open_input_file(path)
+    with stream:
+        yield stream
+
+
+@contextmanager
+def open_output(uri: str) -> Iterator[IO[bytes]]:
+    """Open a file for writing that appears under its name only when the block ends without an error."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, pafs.LocalFileSystem):
+        partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
+        with _explained("write", uri):
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with partial.open("wb") as stream:
+                    yield stream
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        return
+    # An S3 object exists only once its upload is completed. On an error the upload must not be completed, so what
+    # is written goes to a local spool first.
+    import shutil
+    import tempfile
+
+    with tempfile.TemporaryFile() as spool:
+        yield spool
+        spool.seek(0)
+        with _explained("write", uri):
+            fs.create_dir(path.split("/", 1)[0], recursive=False)
+            with fs.open_output_stream(path) as target:
+                shutil.copyfileobj(spool, target, _COPY_BYTES)
+
+
+def delete(uri: str) -> None:
+    """Delete a file or everything below a prefix; nothing there is no error."""
+    fs, path = filesystem(uri)
+    with _explained("delete", uri):
+        info = fs.get_file_info(path)
+        if info.type == pafs.FileType.File:
+            fs.delete_file(path)
+        elif info.type == pafs.FileType.Directory:
+            fs.delete_dir(path)
+
+
+def upload(local: Path, uri: str) -> None:
+    """Copy one local file to a URI."""
+    import shutil
+
+    with local.open("rb") as source, open_output(uri) as target:
+        shutil.copyfileobj(source, target, _COPY_BYTES)
+
+
+def download(uri: str, local: Path) -> Path:
+    """Copy a file to a local path, whose folder is made; the path appears only when complete."""
+    import shutil
+
+    with open_input(uri) as source, open_output(from_path(local)) as target:
+        shutil.copyfileobj(source, target, _COPY_BYTES)
+    return local
+
+
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """Read one Parquet file.
+
+    Raises:
+        StorageError: it cannot be read, is truncated, or lacks a column.
+    """
+    fs, path = filesystem(uri)
+    try:
+        with _explained("read", uri):
+            return pq.read_table(path, columns=columns, filesystem=fs)
+    except pa.ArrowInvalid as error:
+        raise StorageError(
+            f"{uri} is not a readable Parquet file ({error}); delete it and run its stage again"
+        ) from error
+
+
+def write_table(uri: str, table: pa.Table) -> None:
+    """Write one Parquet file (zstd) atomically; equal tables give equal bytes."""
+    with open_output(uri) as stream:
+        pq.write_table(table, stream, compression="zstd")
