@@ -66,8 +66,8 @@ class Split(Strict):
     """Which pairs are kept from training. By caption and picture, never by file.
 
     A caption is held out when its hash falls below the fraction; every pair with that caption, and every pair whose
-    picture also has such a caption, is kept from training wherever it comes from. Pairs whose URL matches the source of a
-    hold-out without ``captions: unseen`` are never trained on either.
+    picture also has such a caption, is kept from training wherever it comes from. Pairs whose URL matches the source
+    of a hold-out without ``captions: unseen`` are never trained on either.
     """
 
     held_out_captions: Fraction = 0.0

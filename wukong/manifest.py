@@ -1,8 +1,9 @@
 """What a stage hands to the next: one small manifest, written last, that makes its output believed.
 
-A stage's output lives under ``{storage}/{experiment}/{stage}/{key}``, where the key is a digest of the stage's name and
-version, its config and its parents' digests. Equal inputs meet in the same place, so a finished stage is found rather
-than run again, and a killed one continues from the parts that are complete. Without ``manifest.json`` there is no output.
+A stage's output lives under ``{storage}/{experiment}/{stage}/{key}``, where the key is a digest of the stage's name
+and version, its config and its parents' digests. Equal inputs meet in the same place, so a finished stage is found
+rather than run again, and a killed one continues from the parts that are complete. Without ``manifest.json`` there is
+no output.
 """
 
 import hashlib
@@ -203,7 +204,7 @@ def provenance() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def code_revision() -> str:
-    """The code's git revision: of the image it was built into, or of the checkout it runs from; ``unknown`` otherwise."""
+    """The code's git revision: of the image it was built into or the checkout it runs from, else ``unknown``."""
     if revision := os.environ.get("WUKONG_REVISION"):
         return revision
     result = subprocess.run(  # noqa: S603

@@ -1,0 +1,63 @@
+# The two commands: `make run` and `make test`. Everything else is for those who develop Wukong.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# The vocabulary of the Chinese BERT; the package's own requirements are not needed for that one file.
+VOCABULARY := cn-clip==1.6.0
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help
+help: ## Show what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Wukong needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+	  || { echo "Python's venv module is incomplete; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps $(VOCABULARY)
+	touch $@
+
+.PHONY: install
+install: $(INSTALLED) ## Create .venv and install everything into it
+
+.PHONY: run
+run: $(INSTALLED) ## Run the whole workflow on the demo corpus
+	$(BIN)/wukong run --config configs/demo.yaml $(ARGS)
+
+.PHONY: down
+down: $(INSTALLED) ## Stop the embedded stack that `make run` leaves running
+	$(BIN)/wukong down
+
+.PHONY: lint
+lint: $(INSTALLED) ## Lint, formatting, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: unit
+unit: $(INSTALLED) ## The tests that take seconds
+	$(BIN)/pytest -m 'not slow' $(ARGS)
+
+.PHONY: test
+test: lint ## Lint, types, import rules, and all tests with an end-to-end run of the pipeline
+	$(BIN)/pytest -m 'not slow' $(ARGS)
+	$(BIN)/pytest -m slow $(ARGS)
+
+.PHONY: constraints
+constraints: ## Write the exact versions now installed (torch and torchvision stay ranges)
+	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|torchvision|triton|nvidia-|cuda-|cn-clip|cn_clip)' > constraints.txt
+
+.PHONY: clean
+clean: ## Remove what was built here, data and virtual environment included
+	test ! -x $(BIN)/wukong || $(BIN)/wukong down
+	rm -rf $(VENV) .wukong build dist *.egg-info

@@ -1,0 +1,100 @@
+"""The ``wukong`` command."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cli import summary
+from wukong import config
+from wukong.errors import WukongError
+
+app = typer.Typer(
+    name="wukong",
+    help="From a list of Chinese words to an evaluated Chinese vision-language model.",
+    epilog="Begin with `wukong run`: it starts a local object store, MLflow and Ray, and runs the whole workflow.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experiment, a YAML file.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. pretrain.epochs=3 (repeatable)."),
+]
+_DEMO = Path("configs/demo.yaml")
+
+
+@app.command()
+def run(
+    config_file: ConfigOption = _DEMO,
+    overrides: SetOption = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run; by default experiment and time.")] = None,
+    corpus_size: Annotated[
+        int | None,
+        typer.Option("--corpus-size", min=50, help="Serve a fixed sample of the demo corpus of about this size."),
+    ] = None,
+) -> None:
+    """Run the whole workflow on this machine: crawl, filter, validate, pre-train, fine-tune, evaluate, register.
+
+    Starts the embedded stack when it is not running and leaves it running, so that MLflow can be looked at afterwards;
+    `wukong down` ends it. Stages whose inputs have not changed since an earlier run are reused. Example:
+
+        wukong run --config configs/demo.yaml --set pretrain.epochs=3
+    """
+    from cli.run import run_local
+
+    experiment = config.load(config_file, overrides)
+    run_local(experiment, name, corpus_size)
+
+
+@app.command("config")
+def show_config(config_file: ConfigOption = _DEMO, overrides: SetOption = None) -> None:
+    """Check an experiment and print it in full, as the JSON that the pipeline's `experiment` parameter takes."""
+    typer.echo(json.dumps(config.load(config_file, overrides).model_dump(mode="json"), ensure_ascii=False, indent=2))
+
+
+@app.command()
+def up() -> None:
+    """Start the embedded stack on loopback: object store, MLflow, Ray. What runs already is left alone."""
+    from infra import stack
+
+    summary.print_stack(stack.up(stack.home()).status())
+
+
+@app.command()
+def down() -> None:
+    """Stop every process of the embedded stack; its data stays."""
+    from infra import stack
+
+    stopped = stack.down(stack.home())
+    typer.echo(f"Stopped {stopped} processes." if stopped else "Nothing was running.")
+
+
+@app.command()
+def status() -> None:
+    """Show which services of the embedded stack run, and where."""
+    from infra import stack
+
+    summary.print_stack(stack.status(stack.home()))
+
+
+def main() -> None:
+    """Run the command; a mistake that its message explains ends with that message and status 1."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        app()
+    except WukongError as error:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print("error:", style="bold red", end=" ")
+        console.print(str(error), markup=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

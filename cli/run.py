@@ -1,0 +1,154 @@
+"""``wukong run``: the pipeline on this machine, watched stage by stage."""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+
+from cli import summary
+from wukong import progress, storage
+from wukong import run as runs
+from wukong.config import Experiment
+from wukong.errors import WukongError
+
+_TASK_BEGINS = re.compile(r"Executing task .*?'([\w-]+)'")
+_TASK_ENDS = re.compile(r"Task .*?'([\w-]+)'.*? finished with status .*?(\w+)\b")
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_TASKS = {"crawl": "crawl", "filter-pairs": "filter"}  # KFP names tasks after functions
+
+
+class RunError(WukongError):
+    """A stage of the run failed; the message is that stage's own."""
+
+
+def run_local(experiment: Experiment, name: str | None, corpus_size: int | None) -> None:
+    """Run the workflow with the embedded stack and print its summary.
+
+    Args:
+        experiment: what to do.
+        name: name of the run, or None for the experiment's name and the time.
+        corpus_size: serve a fixed sample of the demo corpus of about this size, or None for all of it.
+
+    Raises:
+        RunError: a stage failed; the message is that stage's own.
+        StackError: the embedded stack could not be started.
+    """
+    from infra import corpus, stack
+
+    console = Console()
+    started = time.monotonic()
+    run = name or f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    home = stack.home()
+    catalogue = corpus.fetch(size=corpus_size) if corpus.serves(experiment.crawl.endpoint) else None
+    services = stack.up(home, catalogue=catalogue)
+    os.environ.update(services.environment())
+    if catalogue is not None:
+        corpus.upload_queries(catalogue, experiment.crawl.queries)
+    prepared = time.monotonic()
+    folder = home / "runs" / run
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with (folder / "log.txt").open("a", encoding="utf-8") as log, _Watch(console, log.write).shown() as watch:
+            _run_pipeline(experiment, run, folder, watch)
+    finally:
+        shutil.rmtree(folder / "kfp", ignore_errors=True)
+    page = folder / "report.html"
+    storage.download(runs.uri_of(experiment, run, "report.html"), page)
+    records = runs.read_all(experiment, run)
+    summary.print_run(console, records, total=time.monotonic() - prepared, setup=prepared - started)
+    console.print(f"Report    {page}", soft_wrap=True, highlight=False)
+    console.print(f"MLflow    {os.environ['MLFLOW_TRACKING_URI']}", soft_wrap=True, highlight=False)
+    console.print("The stack keeps running, so that you can look around; `wukong down` ends it.", style="dim")
+
+
+def _run_pipeline(experiment: Experiment, run: str, folder: Path, watch: "_Watch") -> None:
+    from pipelines import local
+    from pipelines.training import training
+
+    text = json.dumps(experiment.model_dump(mode="json"), ensure_ascii=False)
+    try:
+        local.run(training, {"experiment": text, "run": run}, folder / "kfp", watch.line)
+    except local.PipelineError as error:
+        failed = [record for record in runs.read_all(experiment, run) if record.state == "failed"]
+        where = f"The whole log: {folder / 'log.txt'}"
+        if failed:
+            details = f"\n{failed[0].traceback}" if failed[0].traceback else ""
+            message = f"the {failed[0].stage} stage failed: {failed[0].error}{details}\n{where}"
+        else:
+            tail = "\n".join(watch.tail)
+            message = f"{watch.current or 'the pipeline'} failed without saying why. Its last lines:\n{tail}\n{where}"
+        raise RunError(message) from error
+
+
+class _Watch:
+    """Turns the lines of a run into a table of stages, or on a plain terminal into fewer lines."""
+
+    def __init__(self, console: Console, log: "object") -> None:
+        self._console = console
+        self._log = log
+        self._done: list[tuple[str, str, float]] = []
+        self._began = time.monotonic()
+        self._step: tuple[str, int, int, str] | None = None
+        self._live: Live | None = None
+        self.current = ""
+        self.tail: deque[str] = deque(maxlen=30)
+
+    @contextmanager
+    def shown(self) -> Iterator["_Watch"]:
+        """Draw the table while the block runs, where the terminal can."""
+        if not self._console.is_terminal:
+            yield self
+            return
+        with Live(self, console=self._console, refresh_per_second=8, transient=True) as self._live:
+            yield self
+
+    def line(self, text: str) -> None:
+        """Take one line of output."""
+        self._log(text + "\n")  # type: ignore[operator]
+        plain = _ANSI.sub("", text).strip()
+        if not plain:
+            return
+        self.tail.append(plain)
+        if begins := _TASK_BEGINS.search(plain):
+            self.current = _TASKS.get(begins[1], begins[1])
+            self._began, self._step = time.monotonic(), None
+        elif ends := _TASK_ENDS.search(plain):
+            mark = "✓" if ends[2] == "SUCCESS" else "✗"
+            seconds = time.monotonic() - self._began
+            self._done.append((mark, self.current, seconds))
+            if self._live is None:
+                self._console.print(f"{mark} {self.current}  {seconds:.1f} s", highlight=False)
+            self.current = ""
+        elif step := progress.parse(plain):
+            self._step = step
+            if self._live is None:
+                self._console.print(f"  {plain.rsplit(' | ', 1)[-1]}", highlight=False, soft_wrap=True)
+
+    def __rich__(self) -> Table:
+        table = Table.grid(padding=(0, 1))
+        for mark, stage, seconds in self._done:
+            table.add_row(f"[{'green' if mark == '✓' else 'red'}]{mark}[/]", stage, f"{seconds:6.1f} s", "")
+        if self.current:
+            seconds = time.monotonic() - self._began
+            row: list[object] = [Spinner("dots"), self.current, f"{seconds:6.1f} s"]
+            if self._step is not None:
+                what, done, total, unit = self._step
+                bar = Table.grid(padding=(0, 1))
+                bar.add_row(
+                    ProgressBar(total=max(total, 1), completed=done, width=30), f"{what}: {done:,}/{total:,} {unit}"
+                )
+                row.append(bar)
+            table.add_row(*row)  # type: ignore[arg-type]
+        return table

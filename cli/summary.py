@@ -1,0 +1,87 @@
+"""What the command prints at the end: the stack, the funnel, the results beside chance, the times."""
+
+from collections.abc import Iterable, Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from wukong import manifest
+from wukong.manifest import Manifest
+from wukong.run import Record
+
+
+def print_stack(services: Iterable[tuple[str, bool, str]]) -> None:
+    """Print one line a service: its name, whether it runs, and its address."""
+    console = Console()
+    table = Table.grid(padding=(0, 2))
+    for name, running, address in services:
+        table.add_row(name, "[green]running[/]" if running else "[red]stopped[/]", address)
+    console.print(table)
+
+
+def print_run(console: Console, records: list[Record], total: float, setup: float) -> None:
+    """Print a finished run.
+
+    Args:
+        console: where to.
+        records: the run's records, in order.
+        total: seconds the pipeline took.
+        setup: seconds it took to fetch the corpus and start the stack.
+    """
+    manifests = {record.stage: manifest.load(record.manifest) for record in records if record.manifest}
+    _print_funnel(console, manifests)
+    if "evaluate" in manifests:
+        _print_results(console, manifests["evaluate"].metrics)
+    _print_times(console, records, total, setup)
+
+
+def _print_funnel(console: Console, manifests: Mapping[str, Manifest]) -> None:
+    table = Table(title="From query to pair", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    table.add_column("rows", justify="right")
+    for stage in ("crawl", "filter"):
+        if stage not in manifests:
+            continue
+        for name, count in manifests[stage].counts.items():
+            table.add_row(name.replace("_", " "), f"{count:,}")
+        for name, count in manifests[stage].dropped.items():
+            table.add_row(f"  left out: {name.replace('_', ' ')}", f"-{count:,}", style="dim")
+    console.print(table)
+    console.print()
+
+
+def _print_results(console: Console, metrics: Mapping[str, float]) -> None:
+    table = Table(title="On held-out pairs", title_justify="left", box=None, pad_edge=False)
+    for column in ("", "R@1", "R@5", "R@10", "chance R@1"):
+        table.add_column(column, justify="left" if not column else "right")
+    for prefix in sorted(
+        {name.rsplit(".", 1)[0] for name in metrics if name.startswith("retrieval.") and ".r1" in name}
+    ):
+        row = [
+            f"{metrics[f'{prefix}.{key}']:.3f}" if f"{prefix}.{key}" in metrics else "" for key in ("r1", "r5", "r10")
+        ]
+        chance = metrics.get(f"{prefix}.chance_r1")
+        table.add_row(prefix.removeprefix("retrieval.").replace("_", " "), *row, f"{chance:.4f}" if chance else "")
+    console.print(table)
+    table = Table(box=None, pad_edge=False)
+    for column in ("Zero-shot classes", "top-1", "chance"):
+        table.add_column(column, justify="left" if column.startswith("Zero") else "right")
+    for name in sorted(name for name in metrics if name.startswith("classification.") and name.endswith(".top1")):
+        prefix = name.removesuffix(".top1")
+        chance = metrics.get(f"{prefix}.chance")
+        table.add_row(prefix.removeprefix("classification."), f"{metrics[name]:.3f}", f"{chance:.3f}" if chance else "")
+    console.print(table)
+    console.print()
+
+
+def _print_times(console: Console, records: list[Record], total: float, setup: float) -> None:
+    table = Table(title="Times", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    table.add_column("seconds", justify="right")
+    table.add_row("corpus and stack", f"{setup:.1f}")
+    for record in records:
+        table.add_row(record.stage + (" (reused)" if record.reused else ""), f"{record.seconds:.1f}")
+    table.add_row("orchestration", f"{total - sum(record.seconds for record in records):.1f}")
+    table.add_row("all", f"{total + setup:.1f}", style="bold")
+    console.print(table)
+    console.print()

@@ -1,0 +1,24 @@
+"""The crawl stage as a KFP component."""
+
+from kfp import dsl
+
+from components.image import DATA_IMAGE
+
+
+@dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
+def crawl(
+    experiment: str,
+    run: str,
+    manifest: dsl.Output[dsl.Artifact],
+) -> None:
+    """Search for every query, download the pictures, write shards and one row a URL.
+
+    Args:
+        experiment: the experiment as JSON.
+        run: name of the pipeline run.
+        manifest: what the stage wrote, and where.
+    """
+    from components.stage import run_stage
+
+    result = run_stage("crawl", experiment, run, [], manifest.path)
+    manifest.metadata["digest"] = result.digest

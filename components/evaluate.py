@@ -1,0 +1,31 @@
+"""The evaluate stage as a KFP component."""
+
+from kfp import dsl
+
+from components.image import DATA_IMAGE
+
+
+@dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
+def evaluate(
+    experiment: str,
+    run: str,
+    filter_manifest: dsl.Input[dsl.Artifact],
+    pretrain_manifest: dsl.Input[dsl.Artifact],
+    finetune_manifest: dsl.Input[dsl.Artifact],
+    manifest: dsl.Output[dsl.Artifact],
+) -> None:
+    """Measure zero-shot classification and retrieval on what was held out.
+
+    Args:
+        experiment: the experiment as JSON.
+        run: name of the pipeline run.
+        filter_manifest: manifest of the filter stage.
+        pretrain_manifest: manifest of the pretrain stage.
+        finetune_manifest: manifest of the finetune stage.
+        manifest: what the stage wrote, and where.
+    """
+    from components.stage import run_stage
+
+    parents = [filter_manifest.path, pretrain_manifest.path, finetune_manifest.path]
+    result = run_stage("evaluate", experiment, run, parents, manifest.path)
+    manifest.metadata["digest"] = result.digest

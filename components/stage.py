@@ -1,0 +1,92 @@
+"""What every component does around its one call: track the stage, run its job, hand on its manifest."""
+
+import json
+import logging
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ray_jobs.launch import launch
+from wukong import config, tracking
+from wukong import run as runs
+from wukong.config import Experiment
+from wukong.manifest import Manifest
+
+
+def experiment_of(text: str) -> Experiment:
+    """Parse the pipeline's ``experiment`` parameter, the experiment as JSON."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(message)s", datefmt="%H:%M:%S")
+    return config.parse(json.loads(text), where="the pipeline's experiment parameter")
+
+
+def run_stage(stage: str, experiment: str, run: str, parents: Sequence[str], output: str) -> Manifest:
+    """Run a stage's job, log it to MLflow, and write its manifest where KFP expects the output artifact.
+
+    Args:
+        stage: the job's name in ``ray_jobs``.
+        experiment: the experiment as JSON.
+        run: name of the pipeline run.
+        parents: local paths of the manifests handed in.
+        output: local path of the manifest artifact to write.
+
+    Raises:
+        JobError: the job failed; the message is the job's own.
+    """
+    parsed = experiment_of(experiment)
+    inputs = [load_artifact(path) for path in parents]
+    with tracking.stage_run(parsed, run, stage) as run_id:
+        uris = [f"{parent.uri}/manifest.json" for parent in inputs]
+        result = launch(stage, parsed, run, uris, {"MLFLOW_RUN_ID": run_id} if run_id else None)
+        tracking.log_stage(run_id, result)
+    save_artifact(result, output)
+    return result
+
+
+def register_model(experiment: str, run: str, model: str, evaluation: str) -> dict[str, float]:
+    """Register the fine-tuned model in MLflow and end the pipeline's run with its final metrics.
+
+    Args:
+        experiment: the experiment as JSON.
+        run: name of the pipeline run.
+        model: local path of the manifest whose ``model/`` folder is registered.
+        evaluation: local path of the evaluation's manifest.
+
+    Returns:
+        What ``wukong.tracking.register`` says, or nothing when no tracking server is configured.
+    """
+    parsed = experiment_of(experiment)
+    evaluated = load_artifact(evaluation)
+    started = time.monotonic()
+    outcome: dict[str, float] = {}
+    with recorded(parsed, run, "register"), tracking.stage_run(parsed, run, "register") as run_id:
+        if run_id is not None:
+            outcome = tracking.register(parsed, run_id, load_artifact(model), evaluated)
+    tracking.finish(parsed, run, evaluated.metrics)
+    seconds = round(time.monotonic() - started, 3)
+    runs.write(parsed, run, runs.Record(stage="register", state="succeeded", seconds=seconds))
+    return outcome
+
+
+@contextmanager
+def recorded(experiment: Experiment, run: str, stage: str) -> Iterator[None]:
+    """Leave a failed record when the block raises."""
+    try:
+        yield
+    except Exception as error:
+        record = runs.Record(stage=stage, state="failed", error=str(error), traceback=traceback.format_exc())
+        runs.write(experiment, run, record)
+        raise
+
+
+def load_artifact(path: str) -> Manifest:
+    """Read a manifest that an earlier component handed on."""
+    return Manifest.model_validate_json(Path(path).read_text(encoding="utf-8"))
+
+
+def save_artifact(result: Manifest, path: str) -> None:
+    """Write a manifest as a component's output artifact."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(result.model_dump(mode="json"), ensure_ascii=False, indent=2), encoding="utf-8")

@@ -1,0 +1,121 @@
+"""Run one stage as a Ray driver: ``python -m ray_jobs STAGE --experiment URI --run NAME [--parent URI ...]``.
+
+The entry point of a RayJob on a cluster and of the local launcher. It connects to the Ray cluster that ``RAY_ADDRESS``
+names, or starts Ray on this machine, runs the stage, and leaves a record that says how it ended.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+import time
+import traceback
+
+import ray
+
+from wukong import config, manifest, run, storage
+from wukong.errors import WukongError
+
+_STAGES = ("crawl", "filter", "validate", "pretrain", "finetune", "evaluate")
+# What a job's workers need to know of where they are. Credentials are not among them: every Ray node has those in its
+# own environment, and Ray writes what it is told here into its logs.
+_PASSED_ON = ("WUKONG_CONNECT_TO", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "AWS_ENDPOINT_URL_S3", "AWS_REGION")
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the stage and record how it ended; the exit status is 0 when it succeeded, 1 when it failed."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(message)s", datefmt="%H:%M:%S")
+    experiment = config.parse(storage.read_json(options.experiment), where=options.experiment)
+    parents = {parent.stage: parent for parent in map(manifest.load, options.parent)}
+    started = time.monotonic()
+    try:
+        _connect()
+        job = importlib.import_module(f"ray_jobs.{options.stage}")
+        started, began = time.monotonic(), time.time()
+        result = job.run(experiment, parents)
+        seconds = time.monotonic() - started
+    except Exception as error:  # noqa: BLE001 - whatever ended the stage belongs into its record
+        explained = _explained_cause(error)
+        record = run.Record(
+            stage=options.stage,
+            state="failed",
+            seconds=round(time.monotonic() - started, 3),
+            error=str(explained or f"{type(error).__name__}: {error}"),
+            traceback="" if explained else traceback.format_exc(),
+        )
+        run.write(experiment, options.run, record)
+        log.error("%s failed: %s", options.stage, record.error)
+        if record.traceback:
+            log.error("%s", record.traceback)
+        return 1
+    reused = _created_before(result, began)
+    record = run.Record(
+        stage=options.stage,
+        state="succeeded",
+        manifest=storage.join(result.uri, "manifest.json"),
+        reused=reused,
+        seconds=round(seconds, 3),
+    )
+    run.write(experiment, options.run, record)
+    log.info(
+        "%s %s in %.1f s: %s",
+        options.stage,
+        "was finished already, found" if reused else "finished",
+        seconds,
+        result.uri,
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ray_jobs", description="Run one stage as a Ray driver.")
+    parser.add_argument("stage", choices=_STAGES)
+    parser.add_argument("--experiment", required=True, help="URI of the experiment as JSON")
+    parser.add_argument("--run", required=True, help="name of the pipeline run the record is filed under")
+    parser.add_argument("--parent", action="append", default=[], help="URI of a parent's manifest (repeatable)")
+    return parser
+
+
+def _connect() -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    variables = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS") or None,
+        runtime_env={"env_vars": variables},
+        configure_logging=False,
+        log_to_driver=True,
+        include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None,
+    )
+
+
+def _explained_cause(error: BaseException) -> WukongError | None:
+    """The error of ours inside whatever Ray wrapped around it."""
+    seen: set[int] = set()
+    pending: list[BaseException] = [error]
+    while pending:
+        current = pending.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, WukongError):
+            return current
+        inner = [current.__cause__, current.__context__, getattr(current, "cause", None)]
+        failures = getattr(current, "worker_failures", None)
+        inner += list(failures.values()) if isinstance(failures, dict) else []
+        pending += [entry for entry in inner if isinstance(entry, BaseException)]
+    return None
+
+
+def _created_before(result: manifest.Manifest, began: float) -> bool:
+    from datetime import datetime
+
+    created = result.provenance.get("created")
+    return bool(created) and datetime.fromisoformat(str(created)).timestamp() < int(began)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

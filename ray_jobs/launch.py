@@ -1,0 +1,85 @@
+"""Run a stage's Ray job and wait for it: as a process of this machine that drives the Ray cluster at ``RAY_ADDRESS``.
+
+The command is the same that a RayJob runs in a cluster, and so is what it leaves behind: a manifest under the stage's
+prefix and a record under the run's.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from wukong import manifest, run, storage
+from wukong.config import Experiment
+from wukong.errors import WukongError
+from wukong.manifest import Manifest, digest_of
+
+
+class JobError(WukongError):
+    """A stage's job ended without its manifest; the message is the error that ended it."""
+
+
+def launch(
+    stage: str,
+    experiment: Experiment,
+    run_name: str,
+    parents: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+) -> Manifest:
+    """Run one stage to its end and read its manifest.
+
+    Args:
+        stage: the job's name, a module of this package.
+        experiment: what to do.
+        run_name: the pipeline run this belongs to.
+        parents: URIs of the parents' manifests.
+        environment: variables the job gets beside this process's own.
+
+    Raises:
+        JobError: the job failed; the message is the job's own.
+    """
+    command = [sys.executable, "-m", "ray_jobs", stage, "--experiment", _stored(experiment), "--run", run_name]
+    for parent in parents:
+        command += ["--parent", parent]
+    storage.delete(run.uri_of(experiment, run_name, f"{stage}.json"))
+    with _ended_with_us(subprocess.Popen(command, env={**os.environ, **(environment or {})})) as process:  # noqa: S603
+        status = process.wait()
+    record = run.read(experiment, run_name, stage)
+    if record is None:
+        raise JobError(f"the {stage} job ended with status {status} and left no record; its last output is above")
+    if record.state == "failed":
+        raise JobError(record.error + (f"\n{record.traceback}" if record.traceback else ""))
+    return manifest.load(record.manifest)
+
+
+def _stored(experiment: Experiment) -> str:
+    value = experiment.model_dump(mode="json")
+    uri = storage.join(experiment.root, "experiments", f"{digest_of(value)[:16]}.json")
+    if not storage.exists(uri):
+        storage.write_json(uri, value)
+    return uri
+
+
+@contextmanager
+def _ended_with_us(process: "subprocess.Popen[bytes]") -> Iterator["subprocess.Popen[bytes]"]:
+    """A cancelled run sends SIGTERM to the component: the job must not outlive it."""
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        process.terminate()
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, forward)
+    try:
+        yield process
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

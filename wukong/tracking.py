@@ -1,0 +1,244 @@
+"""One way to log to MLflow: a parent run for the pipeline, a nested run for each stage, models under aliases.
+
+Where the server is comes from ``MLFLOW_TRACKING_URI``. Without it nothing is tracked, and the log says so. A job that a
+stage starts finds its run in ``MLFLOW_RUN_ID``, which is how metrics logged on a Ray worker reach the stage's run.
+"""
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wukong import storage
+from wukong.config import Experiment
+from wukong.errors import DataError
+from wukong.manifest import Manifest, code_revision, digest_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+RUN_TAG = "wukong.run"
+_PARENT_TAG = "mlflow.parentRunId"
+_REVISION_TAG = "mlflow.source.git.commit"
+_MAX_PARAM = 6000  # characters of a parameter's value; what is longer is cut, the manifest holds it whole
+_MAX_PARAMS = 100  # parameters in one request
+
+log = logging.getLogger(__name__)
+
+
+def enabled() -> bool:
+    """Tell whether a tracking server is configured."""
+    return bool(os.environ.get("MLFLOW_TRACKING_URI"))
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to dotted keys: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, entry in value.items():
+        if isinstance(entry, Mapping) and entry:
+            flat |= flatten(entry, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = entry
+    return flat
+
+
+@contextmanager
+def stage_run(experiment: Experiment, run: str, stage: str) -> Iterator[str | None]:
+    """Open the nested MLflow run of one stage; its parent is the pipeline's run, made by whichever stage comes first.
+
+    Yields the run's ID, for ``MLFLOW_RUN_ID`` of the job the stage starts, or None when nothing is tracked. The run
+    ends as FAILED when the block raises.
+    """
+    if not enabled():
+        log.warning("MLFLOW_TRACKING_URI is not set: the %s stage is not tracked", stage)
+        yield None
+        return
+    client = _client()
+    parent = _parent(client, experiment, run)
+    nested = client.create_run(
+        experiment_id=parent.info.experiment_id,
+        run_name=stage,
+        tags={
+            "mlflow.parentRunId": parent.info.run_id,
+            "wukong.stage": stage,
+            "mlflow.source.git.commit": code_revision(),
+        },
+    ).info.run_id
+    try:
+        yield nested
+    except BaseException:
+        client.set_terminated(nested, "FAILED")
+        client.set_terminated(parent.info.run_id, "FAILED")
+        raise
+    client.set_terminated(nested, "FINISHED")
+
+
+def log_stage(run_id: str | None, manifest: Manifest) -> None:
+    """Log a finished stage: config, counts, metrics, the digests of its output and parents, its parents as inputs."""
+    if run_id is None:
+        return
+    client = _client()
+    tags = {"wukong.manifest": manifest.uri, "wukong.digest": manifest.digest}
+    tags |= {f"wukong.parent.{parent.stage}": parent.digest for parent in manifest.parents}
+    metrics = {f"count.{name}": float(count) for name, count in manifest.counts.items()}
+    metrics |= {f"dropped.{name}": float(count) for name, count in manifest.dropped.items()}
+    metrics |= manifest.metrics
+    client.log_batch(run_id, metrics=_metrics(metrics, 0), tags=_tags(tags))
+    _log_params(client, run_id, manifest.config)
+    if manifest.parents:
+        client.log_inputs(run_id, [_dataset(parent.stage, parent.uri, parent.digest) for parent in manifest.parents])
+
+
+def log_metrics(metrics: Mapping[str, float], step: int = 0) -> None:
+    """Log metrics to the run that ``MLFLOW_RUN_ID`` names; without one this does nothing."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if enabled() and run_id:
+        _client().log_batch(run_id, metrics=_metrics(metrics, step))
+
+
+def log_files(run_id: str | None, files: Mapping[str, Path]) -> None:
+    """Log local files as artifacts, by the artifact folder they go to."""
+    if run_id is not None:
+        for folder, file in files.items():
+            _client().log_artifact(run_id, str(file), folder or None)
+
+
+def register(experiment: Experiment, run_id: str, model: Manifest, evaluation: Manifest) -> dict[str, float]:
+    """Register a model's folder as a version, and give it the alias when it beats the version that holds it.
+
+    A version with the same evaluation digest is found again rather than made twice.
+
+    Args:
+        experiment: says the model's name, the alias and the metric that decides; higher is better.
+        run_id: the MLflow run whose artifacts hold the model's folder.
+        model: manifest of the stage whose ``model/`` folder is registered.
+        evaluation: manifest of the evaluation of that model.
+
+    Returns:
+        ``version``, ``promoted`` (1 when this version holds the alias now), and the deciding metric under its name.
+
+    Raises:
+        DataError: the evaluation did not measure the metric that decides.
+    """
+    registry = experiment.registry
+    if registry.metric not in evaluation.metrics:
+        known = ", ".join(sorted(evaluation.metrics))
+        raise DataError(f"registry.metric is {registry.metric!r}, but the evaluation measured only: {known}")
+    value = evaluation.metrics[registry.metric]
+    client = _client()
+    if not client.search_registered_models(f"name = '{registry.model_name}'"):
+        client.create_registered_model(registry.model_name, description="Chinese dual encoders trained by Wukong")
+    tags = {
+        "wukong.evaluation": evaluation.digest,
+        "wukong.data": next((p.digest for p in evaluation.parents if p.stage == "filter"), ""),
+        "wukong.model": model.uri,
+        "wukong.metric": registry.metric,
+        "wukong.value": repr(value),
+        "wukong.revision": code_revision(),
+    }
+    known_as = f"name = '{registry.model_name}' and tags.`wukong.evaluation` = '{evaluation.digest}'"
+    versions = client.search_model_versions(known_as)
+    if versions:
+        version = versions[0]
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            for uri in model.part_uris("model/"):
+                storage.download(uri, Path(folder, uri.rsplit("/model/", 1)[1]))
+            client.log_artifacts(run_id, folder, "model")
+        version = client.create_model_version(registry.model_name, f"runs:/{run_id}/model", run_id, tags=tags)
+    promoted = _beats_holder(client, experiment, version.version, value, tags["wukong.data"])
+    if promoted:
+        client.set_registered_model_alias(registry.model_name, registry.alias, version.version)
+    return {"version": float(version.version), "promoted": float(promoted), registry.metric: value}
+
+
+def _beats_holder(client: "MlflowClient", experiment: Experiment, version: str, value: float, data: str) -> bool:
+    registry = experiment.registry
+    aliases = client.get_registered_model(registry.model_name).aliases
+    holder_version = aliases.get(registry.alias)
+    if holder_version is None or str(holder_version) == str(version):
+        return True
+    holder = client.get_model_version(registry.model_name, holder_version)
+    if holder.tags.get("wukong.metric") != registry.metric:
+        log.warning("version %s holds %r by another metric; the new model takes it", holder_version, registry.alias)
+        return True
+    if holder.tags.get("wukong.data") != data:
+        log.warning("version %s was measured on other data; the values are compared all the same", holder_version)
+    best = float(holder.tags["wukong.value"])
+    verdict = "beats" if value > best else "does not beat"
+    log.info("%s %.4f %s version %s with %.4f", registry.metric, value, verdict, holder_version, best)
+    return value > best
+
+
+def finish(experiment: Experiment, run: str, metrics: Mapping[str, float]) -> str | None:
+    """Log the final metrics to the pipeline's run and end it; its ID, or None when nothing is tracked."""
+    if not enabled():
+        return None
+    client = _client()
+    parent = _parent(client, experiment, run).info.run_id
+    client.log_batch(parent, metrics=_metrics(metrics, 0))
+    client.set_terminated(parent, "FINISHED")
+    return str(parent)
+
+
+def run_url(run_id: str) -> str:
+    """Address of a run's page."""
+    experiment_id = _client().get_run(run_id).info.experiment_id
+    return f"{os.environ['MLFLOW_TRACKING_URI'].rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def _client() -> "MlflowClient":
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    from mlflow import MlflowClient
+
+    return MlflowClient()
+
+
+def _parent(client: "MlflowClient", experiment: Experiment, run: str) -> Any:
+    found = client.get_experiment_by_name(experiment.name)
+    experiment_id = found.experiment_id if found else client.create_experiment(experiment.name)
+    runs = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{run}'", max_results=1)
+    if runs:
+        return runs[0]
+    value = experiment.model_dump(mode="json")
+    parent = client.create_run(
+        experiment_id,
+        run_name=run,
+        tags={RUN_TAG: run, _REVISION_TAG: code_revision(), "wukong.experiment": digest_of(value)},
+    )
+    _log_params(client, parent.info.run_id, value)
+    return parent
+
+
+def _metrics(metrics: Mapping[str, float], step: int) -> "list[Metric]":
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    return [Metric(name, float(value), now, step) for name, value in metrics.items()]
+
+
+def _log_params(client: "MlflowClient", run_id: str, value: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    params = [Param(name, str(entry)[:_MAX_PARAM]) for name, entry in flatten(value).items()]
+    for first in range(0, len(params), _MAX_PARAMS):
+        client.log_batch(run_id, params=params[first : first + _MAX_PARAMS])
+
+
+def _tags(tags: Mapping[str, str]) -> list[Any]:
+    from mlflow.entities import RunTag
+
+    return [RunTag(name, value) for name, value in tags.items()]
+
+
+def _dataset(name: str, uri: str, digest: str) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(name=name, digest=digest[:36], source_type="uri", source=f'{{"uri": "{uri}"}}')
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", name)])
