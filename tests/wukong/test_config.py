@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from wukong import config
+from wukong.errors import ConfigError
+
+MINIMAL = {"name": "small", "crawl": {"queries": "file:///q.txt", "endpoint": "http://site.test/search"}}
+
+
+def write(tmp_path: Path, value: object) -> Path:
+    file = tmp_path / "experiment.yaml"
+    file.write_text(yaml.safe_dump(value), encoding="utf-8")
+    return file
+
+
+def test_paper_values_are_the_defaults(tmp_path: Path) -> None:
+    experiment = config.load(write(tmp_path, MINIMAL))
+    # Section 3: 200K queries, at most 1000 samples each; sides over 200 px, ratio at most 3; fewer than 32 words;
+    # captions seen at most 10 times.
+    assert (experiment.crawl.max_queries, experiment.crawl.max_results_per_query) == (200_000, 1_000)
+    assert (experiment.filter.min_side, experiment.filter.max_aspect_ratio) == (201, 3.0)
+    assert (experiment.filter.min_length, experiment.filter.max_length, experiment.filter.max_caption_count) == (
+        1,
+        31,
+        10,
+    )
+    # Tables 3 and 4.
+    assert (experiment.model.embedding, experiment.model.text.max_tokens) == (256, 32)
+    assert (experiment.model.text.layers, experiment.model.text.width, experiment.model.text.heads) == (12, 768, 12)
+    assert (experiment.model.temperature, experiment.pretrain.epochs) == (0.07, 20)
+
+
+def test_overrides_change_one_value(tmp_path: Path) -> None:
+    file = write(tmp_path, MINIMAL)
+    experiment = config.load(file, ["pretrain.epochs=3", "crawl.politeness.robots_txt=false"])
+    assert experiment.pretrain.epochs == 3
+    assert experiment.crawl.politeness.robots_txt is False
+    assert experiment.model_copy(update={"pretrain": config.load(file).pretrain}).finetune == config.load(file).finetune
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("pretrain.epoch=3", ["pretrain.epoch", "unknown key", "epochs"]),
+        ("pretrain.epochs=0", ["pretrain.epochs", "greater than 0", "0"]),
+        ("filter.length_unit=glyph", ["filter.length_unit", "'character', 'word' or 'token'", "glyph"]),
+        ("crawl.politeness.robots=no", ["crawl.politeness.robots", "robots_txt"]),
+        ("name=Not Allowed", ["name", "Not Allowed"]),
+        ("storage=/tmp/x", ["storage", "/tmp/x"]),
+        ("pretrain", ["key.path=value"]),
+        ("name.x=1", ["name.x=1", "'name' holds a value"]),
+        ("pretrain.epochs=[", ["not valid YAML"]),
+        ("crawl.no_such.deep=1", ["crawl.no_such", "unknown key"]),
+        ("filter.split.holdouts=[{name: a, source: b, extra: 1}]", ["filter.split.holdouts.0.extra", "captions"]),
+        (
+            "evaluate.classification=[{name: c, holdouts: [nowhere], classes: {}}]",
+            ["'nowhere'", "filter.split.holdouts"],
+        ),
+    ],
+)
+def test_a_wrong_value_names_the_key_the_value_and_what_is_allowed(
+    tmp_path: Path, override: str, named: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(write(tmp_path, MINIMAL), [override])
+    for text in named:
+        assert text in str(caught.value)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"crawl\.endpoint: missing"):
+        config.load(write(tmp_path, {"name": "x", "crawl": {"queries": "file:///q"}}))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a: [", b"just text", b""])
+def test_a_file_that_is_no_experiment_is_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"broken\.yaml"):
+        config.load(file)
+
+
+def test_no_file_says_where_examples_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="configs/"):
+        config.load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("file", sorted(Path("configs").glob("*.yaml")), ids=lambda file: file.name)
+def test_every_committed_experiment_is_valid(file: Path) -> None:
+    experiment = config.load(file)
+    assert config.parse(experiment.model_dump(mode="json")) == experiment

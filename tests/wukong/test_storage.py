@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wukong import storage
+from wukong.errors import StorageError
+
+
+def test_bytes_come_back_as_they_were_written(tmp_path: Path) -> None:
+    uri = storage.join(storage.from_path(tmp_path), "深", "a b#c.bin")
+    storage.write_bytes(uri, b"\x00\xff")
+    assert storage.read_bytes(uri) == b"\x00\xff"
+    assert (tmp_path / "深" / "a b#c.bin").read_bytes() == b"\x00\xff"
+
+
+@given(st.lists(st.text(st.characters(categories=["L", "N"]), min_size=1), min_size=1, max_size=4))
+def test_join_keeps_one_slash_between_segments(parts: list[str]) -> None:
+    assert storage.join("s3://bucket/", *(f"/{part}/" for part in parts)) == "/".join(["s3://bucket", *parts])
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_rest(tmp_path: Path) -> None:
+    uri = storage.from_path(tmp_path / "file")
+    storage.write_bytes(uri, b"old")
+    with pytest.raises(ZeroDivisionError), storage.open_output(uri) as stream:
+        stream.write(b"half")
+        raise ZeroDivisionError
+    assert storage.read_bytes(uri) == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_listing_is_sorted_recursive_and_empty_for_nothing(tmp_path: Path) -> None:
+    root = storage.from_path(tmp_path)
+    for name in ("b/2.txt", "a/1.txt", "a/1.bin"):
+        storage.write_bytes(storage.join(root, name), b"")
+    assert storage.list_files(root, ".txt") == [storage.join(root, "a/1.txt"), storage.join(root, "b/2.txt")]
+    assert storage.list_files(storage.join(root, "absent")) == []
+
+
+def test_delete_takes_a_file_or_a_prefix_and_accepts_nothing(tmp_path: Path) -> None:
+    root = storage.from_path(tmp_path)
+    storage.write_bytes(storage.join(root, "d/x"), b"")
+    storage.delete(storage.join(root, "d"))
+    storage.delete(storage.join(root, "d"))
+    assert storage.list_files(root) == []
+
+
+def test_parquet_is_readable_by_pyarrow_itself_and_columns_select(tmp_path: Path) -> None:
+    table = pa.table({"key": ["a", "b"], "caption": ["猫", "狗"]})
+    uri = storage.from_path(tmp_path / "t.parquet")
+    storage.write_table(uri, table)
+    assert pq.read_table(tmp_path / "t.parquet").equals(table)
+    assert storage.read_table(uri, ["caption"]).column_names == ["caption"]
+
+
+def test_equal_tables_are_equal_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        storage.write_table(storage.from_path(tmp_path / name), pa.table({"x": list(range(1000))}))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_truncated_parquet_file_is_named(tmp_path: Path) -> None:
+    uri = storage.from_path(tmp_path / "t.parquet")
+    storage.write_table(uri, pa.table({"x": [1]}))
+    (tmp_path / "t.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-7])
+    with pytest.raises(StorageError, match=r"t\.parquet is not a readable Parquet file"):
+        storage.read_table(uri)
+
+
+@pytest.mark.parametrize("uri", ["http://x/y", "/plain/path", "gs://b/k"])
+def test_an_unknown_scheme_is_refused(uri: str) -> None:
+    with pytest.raises(StorageError, match="s3, file"):
+        storage.read_bytes(uri)
+
+
+def test_what_is_not_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="nothing at that address"):
+        storage.read_bytes(storage.from_path(tmp_path / "none"))
+
+
+def test_json_that_is_not_json_is_named(tmp_path: Path) -> None:
+    uri = storage.from_path(tmp_path / "x.json")
+    storage.write_bytes(uri, b"{")
+    with pytest.raises(StorageError, match="not valid JSON"):
+        storage.read_json(uri)
+
+
+def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="you may write to it"):
+        storage.write_bytes(storage.from_path(tmp_path / "file" / "x"), b"")
+
+
+def test_an_unreachable_store_says_where_it_was_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    with pytest.raises(StorageError, match=r"object store at http://127\.0\.0\.1:1 running") as caught:
+        storage.exists("s3://bucket/key")
+    assert "nothing" not in str(caught.value).replace("there is nothing", "")

@@ -1,0 +1,103 @@
+"""Against MLflow's own SQL store, without a server; the end-to-end test goes through the server."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from wukong import config, storage, tracking
+from wukong.errors import DataError
+from wukong.manifest import Manifest, Stage
+
+mlflow = pytest.importorskip("mlflow")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.Experiment:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    client = mlflow.MlflowClient()
+    client.create_experiment("x", artifact_location=storage.from_path(tmp_path / "artifacts"))
+    crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
+    return config.parse({"name": "x", "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
+
+
+def finished(experiment: config.Experiment, name: str, *parents: Manifest, **metrics: float) -> Manifest:
+    stage = Stage(experiment.root, name, {"seed": 1, "nested": {"b": 2}}, parents)
+    storage.write_bytes(stage.path("model/config.json"), b"{}")
+    return stage.commit([stage.describe("model/config.json")], counts={"pairs": 7}, metrics=metrics)
+
+
+def test_stages_nest_under_one_run_of_the_pipeline(experiment: config.Experiment) -> None:
+    crawl = finished(experiment, "crawl")
+    for manifest in (crawl, finished(experiment, "filter", crawl, share=0.5)):
+        with tracking.stage_run(experiment, "first", manifest.stage) as run_id:
+            tracking.log_stage(run_id, manifest)
+    tracking.finish(experiment, "first", {"retrieval.mean_recall": 0.4})
+    runs = mlflow.MlflowClient().search_runs([mlflow.MlflowClient().get_experiment_by_name("x").experiment_id])
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    nested = {run.info.run_name: run for run in runs if run is not parent}
+    assert {run.data.tags["mlflow.parentRunId"] for run in nested.values()} == {parent.info.run_id}
+    assert nested["filter"].data.metrics == {"count.pairs": 7.0, "share": 0.5}
+    assert nested["filter"].data.params == {"seed": "1", "nested.b": "2"}
+    assert nested["filter"].data.tags["wukong.parent.crawl"] == crawl.digest
+    assert nested["filter"].inputs.dataset_inputs[0].dataset.digest == crawl.digest[:36]
+    assert parent.data.params["crawl.endpoint"] == "http://site.test"
+    assert parent.data.metrics == {"retrieval.mean_recall": 0.4}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_a_stage_that_raises_ends_as_failed(experiment: config.Experiment) -> None:
+    with pytest.raises(ZeroDivisionError), tracking.stage_run(experiment, "first", "crawl"):
+        raise ZeroDivisionError
+    runs = mlflow.MlflowClient().search_runs([mlflow.MlflowClient().get_experiment_by_name("x").experiment_id])
+    assert {run.info.status for run in runs} == {"FAILED"}
+
+
+def test_metrics_of_a_worker_reach_the_run_it_was_told(
+    experiment: config.Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tracking.stage_run(experiment, "first", "pretrain") as run_id:
+        monkeypatch.setenv("MLFLOW_RUN_ID", str(run_id))
+        tracking.log_metrics({"loss": 2.0}, step=1)
+        tracking.log_metrics({"loss": 1.0}, step=2)
+    history = mlflow.MlflowClient().get_metric_history(run_id, "loss")
+    assert [(entry.step, entry.value) for entry in history] == [(1, 2.0), (2, 1.0)]
+
+
+def test_the_alias_moves_only_to_a_better_model(experiment: config.Experiment) -> None:
+    model = finished(experiment, "finetune")
+    client = mlflow.MlflowClient()
+
+    def register(value: float) -> dict[str, float]:
+        evaluation = finished(experiment, f"evaluate{value}", model, **{"retrieval.mean_recall": value})
+        with tracking.stage_run(experiment, f"run{value}", "register") as run_id:
+            return tracking.register(experiment, str(run_id), model, evaluation)
+
+    assert register(0.5)["promoted"] == 1
+    assert register(0.4)["promoted"] == 0
+    assert str(client.get_model_version_by_alias("wukong", "champion").version) == "1"
+    assert register(0.6)["promoted"] == 1
+    assert str(client.get_model_version_by_alias("wukong", "champion").version) == "3"
+    assert register(0.6)["version"] == 3, "the same evaluation is not registered twice"
+    version = client.get_model_version("wukong", "3")
+    assert version.tags["wukong.model"] == model.uri
+    assert [file.path for file in client.list_artifacts(version.run_id, "model")] == ["model/config.json"]
+
+
+def test_a_metric_that_was_not_measured_is_named(experiment: config.Experiment) -> None:
+    evaluation = finished(experiment, "evaluate", accuracy=0.5)
+    with pytest.raises(DataError, match=r"'retrieval\.mean_recall'.*accuracy"):
+        tracking.register(experiment, "no-run", evaluation, evaluation)
+
+
+def test_without_a_server_nothing_is_tracked_and_the_log_says_so(
+    experiment: config.Experiment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with caplog.at_level(logging.WARNING), tracking.stage_run(experiment, "first", "crawl") as run_id:
+        tracking.log_stage(run_id, finished(experiment, "crawl"))
+        tracking.log_metrics({"loss": 1.0})
+    assert run_id is None
+    assert "not tracked" in caplog.text
