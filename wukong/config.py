@@ -22,6 +22,9 @@ class Politeness(Strict):
     """How the crawler treats the sites it visits; every relaxation is the operator's decision."""
 
     robots_txt: bool = True
+    search_robots_txt: bool = Field(
+        True, description="obey the search engine's robots.txt too; switch it off only where you may query the engine"
+    )
     respect_noai: bool = Field(True, description="leave out images whose X-Robots-Tag says noai or noimageai")
     per_host_concurrency: Positive = 8
     per_host_delay: float = Field(0.0, ge=0.0, description="seconds between two requests to one host")
@@ -46,15 +49,18 @@ class Crawl(Strict):
     resize: Literal["keep_ratio", "center_crop", "border", "no"] = "keep_ratio"
     image_size: Positive = Field(256, description="pixels of the shorter side after resizing")
     jpeg_quality: int = Field(95, ge=1, le=100)
+    keep_small_jpegs: bool = Field(True, description="a JPEG that needs no resizing is stored untouched")
+    url_column: str = Field("url", description="of a URL list")
+    caption_column: str = Field("caption", description="of a URL list")
     max_bytes: Positive = 32 * 2**20
-    max_seconds: float = Field(30.0, gt=0)
+    max_seconds: float = Field(30.0, gt=0, description="on the wire, over all attempts and redirects of one picture")
     max_pixels: Positive = 64_000_000
     retries: int = Field(2, ge=0)
     politeness: Politeness = Politeness()
 
 
 class Holdout(Strict):
-    """A test set: pairs from some sources, whose captions training has seen or has not."""
+    """A test set: pairs from some sources, whose captions training has seen or has not (see ``Split``)."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     title: str = Field("", description="how reports call it")
@@ -65,14 +71,26 @@ class Holdout(Strict):
 class Split(Strict):
     """Which pairs are kept from training. By caption and picture, never by file.
 
-    A caption is held out when its hash falls below the fraction; every pair with that caption, and every pair whose
-    picture also has such a caption, is kept from training wherever it comes from. Pairs whose URL matches the source
-    of a hold-out without ``captions: unseen`` are never trained on either.
+    A caption is held out when its salted hash falls below the fraction; every pair with that caption is kept from
+    training wherever it comes from. So is every pair whose URL matches the source of a hold-out without ``captions:
+    unseen``, and every pair whose picture (by SHA-256) also stands in a pair kept from training. Of the pairs kept from
+    training, a hold-out takes those of its source, the first hold-out that fits a pair; with ``captions: unseen`` only
+    held-out captions, with ``seen`` only captions that training has. The others are counted as ``held_back``.
     """
 
     held_out_captions: Fraction = 0.0
     salt: str = "wukong"
     holdouts: tuple[Holdout, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_are_folders(self) -> "Split":
+        names = [holdout.name for holdout in self.holdouts]
+        for name in names:
+            if name in ("train", "dropped", "pairs", "kept"):
+                raise ValueError(f"a hold-out cannot be called {name!r}: that name has a meaning of its own")
+            if names.count(name) > 1:
+                raise ValueError(f"two hold-outs are called {name!r}; give each a name of its own")
+        return self
 
 
 class Filter(Strict):

@@ -1,0 +1,308 @@
+"""The filter job: sections 3.1 and 3.2 over a crawl's parts, the split, and the repacking into shards.
+
+Consecutive parts form a group, the unit of work and of recovery; a task goes through it part by part. The passes:
+
+1. count: caption hashes of each group, merged by hash prefix (exact over the whole corpus);
+2. rules: compute the columns, decide, mask names (Parquet only, no picture is read);
+3. split: the pictures that training may not see and the captions that it sees, gathered over all groups;
+4. assign: the split and place of each kept pair, sorted by place; dropped pairs are written with their rule;
+5. repack: each range of places becomes shards, pictures copied byte for byte.
+
+Every pass is a function of the crawl's files, the config and the seed, so a killed run continues to the same bytes.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import ray
+
+from wukong import storage
+from wukong.config import Experiment, Filter
+from wukong.curate import frequency, names, repack, rules, sensitive, split
+from wukong.curate.frequency import CaptionCounts, Hashes
+from wukong.curate.pairs import read_pairs
+from wukong.data.schema import DROPPED
+from wukong.errors import DataError
+from wukong.manifest import Manifest, Part, Stage
+
+log = logging.getLogger(__name__)
+
+_VERSION = 1
+_GROUPS = 64
+_MAX_ROWS = 100_000
+_BINS = 1024
+_PREFIX_ROWS = 4_000_000
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Consecutive parts of the crawl: the number of the first, and the URIs of their Parquet files."""
+
+    number: int
+    first: int
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A run of bins of a split's shuffled order, and the shards that it becomes."""
+
+    number: int
+    split: str
+    bins: tuple[int, int]
+    rows: int
+    first_shard: int
+    shards: int
+
+
+def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
+    """Filter a crawl.
+
+    Args:
+        experiment: its ``filter`` section and seed decide the output.
+        parents: the crawl's manifest under ``crawl``.
+
+    Returns:
+        The manifest. ``counts`` has ``pairs`` (downloaded pairs that came in), ``kept`` (passed every rule) and the
+        pairs of each split; ``dropped`` the pairs left out by each of ``RULES`` and ``held_back``.
+
+    Raises:
+        DataError: a part is truncated, has another schema or lacks a picture, or nothing is left to train on.
+        ConfigError: the lists of sensitive words cannot be used.
+    """
+    settings, crawl = experiment.filter, parents["crawl"]
+    config = settings.model_dump(mode="json") | {"seed": experiment.seed}
+    stage = Stage(experiment.root, "filter", config, [crawl], version=_VERSION)
+    if finished := stage.finished():
+        return finished
+    sensitive.load(settings.sensitive_words)
+    groups = _groups(crawl)
+
+    decided = _each("rules", stage, _apply_rules, groups, lambda: (settings, ray.put(_count(crawl, groups))))
+    assigned = _each(
+        "assign", stage, _assign, groups, lambda: (settings, experiment.seed, *_split_facts(stage, groups, settings))
+    )
+    pieces = _pieces([record["bins"] for record in assigned], settings.shard_size)
+    repacked = _each("repack", stage, _repack, pieces, lambda: (len(groups),))
+
+    dropped = dict.fromkeys([*rules.RULES, rules.HELD_BACK], 0)
+    for record in [*decided, *assigned]:
+        for rule, rows in record["dropped"].items():
+            dropped[rule] += rows
+    pairs = sum(record["pairs"] for record in decided)
+    counts = {"pairs": pairs, "kept": pairs - sum(dropped[rule] for rule in rules.RULES)}
+    for name in (split.TRAIN, *(holdout.name for holdout in settings.split.holdouts)):
+        counts[name] = sum(piece.rows for piece in pieces if piece.split == name)
+    if not counts[split.TRAIN]:
+        reasons = ", ".join(f"{rule} dropped {rows}" for rule, rows in dropped.items() if rows)
+        raise DataError(
+            f"no pair is left to train on: {pairs} came in; {reasons or 'all are held out'}. "
+            "Loosen filter.* or filter.split, or crawl more"
+        )
+    parts = [Part.model_validate(part) for record in [*assigned, *repacked] for part in record["parts"]]
+    manifest = stage.commit(parts, counts=counts, dropped=dropped)
+    storage.delete(stage.path("_work"))
+    return manifest
+
+
+def _groups(crawl: Manifest) -> list[_Group]:
+    parts = [part for part in crawl.parts if part.path.startswith("parts/") and part.path.endswith(".parquet")]
+    if not sum(part.rows for part in parts):
+        raise DataError(f"the crawl at {crawl.uri} is empty: its queries found nothing")
+    limit = min(_MAX_ROWS, -(-sum(part.rows for part in parts) // _GROUPS))
+    cuts, rows = [0], 0
+    for number, part in enumerate(parts):
+        if number > cuts[-1] and rows + part.rows > limit:
+            cuts.append(number)
+            rows = 0
+        rows += part.rows
+    uris = [storage.join(crawl.uri, part.path) for part in parts]
+    ends = [*cuts[1:], len(parts)]
+    return [_Group(n, low, tuple(uris[low:high])) for n, (low, high) in enumerate(zip(cuts, ends, strict=True))]
+
+
+def _each(
+    name: str,
+    stage: Stage,
+    task: Callable[..., dict[str, Any]],
+    units: Sequence[_Group] | Sequence[_Piece],
+    shared: Callable[[], tuple[Any, ...]],
+) -> list[dict[str, Any]]:
+    """Run a task for each unit that is not recorded as complete; what tasks share is made only if one must run."""
+    records = {unit.number: stage.part(f"{name}-{unit.number:05d}") for unit in units}
+    missing = [unit for unit in units if records[unit.number] is None]
+    if missing:
+        common = shared()
+        made = _map(_recorded, [(task, name, stage, unit, *common) for unit in missing])
+        records |= {unit.number: record for unit, record in zip(missing, made, strict=True)}
+    log.info("filter: %s: %d of %d groups done, the others were before", name, len(missing), len(units))
+    return [record for record in records.values() if record is not None]
+
+
+def _recorded(
+    task: Callable[..., dict[str, Any]], name: str, stage: Stage, unit: _Group | _Piece, *shared: Any
+) -> dict[str, Any]:
+    record = task(stage, unit, *shared)
+    stage.commit_part(f"{name}-{unit.number:05d}", record)
+    return record
+
+
+def _map(task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    remote = ray.remote(task)
+    return list(ray.get([remote.remote(*entry) for entry in arguments]))
+
+
+def _count(crawl: Manifest, groups: Sequence[_Group]) -> CaptionCounts:
+    """Count every caption of the corpus: each group tallies, each range of hashes is merged on its own."""
+    rows, prefixes = sum(part.rows for part in crawl.parts), 1
+    while prefixes * _PREFIX_ROWS < rows:
+        prefixes *= 2
+    tally = ray.remote(_tally).options(num_returns=prefixes)
+    merge = ray.remote(frequency.merge)
+    made = [tally.remote(group, prefixes) for group in groups]
+    tallies = made if prefixes > 1 else [[reference] for reference in made]
+    merged = [merge.remote(*(entry[prefix] for entry in tallies)) for prefix in range(prefixes)]
+    return frequency.join(ray.get(merged))
+
+
+def _tally(group: _Group, prefixes: int) -> Any:
+    hashes = [frequency.hashes(read_pairs(uri)["caption"]) for uri in group.parts]
+    tallies = frequency.tally(np.concatenate(hashes), prefixes)
+    return tallies if prefixes > 1 else tallies[0]
+
+
+def _apply_rules(stage: Stage, group: _Group, settings: Filter, counts: CaptionCounts) -> dict[str, Any]:
+    words = sensitive.load(settings.sensitive_words)
+    pairs, dropped = 0, dict.fromkeys(rules.RULES, 0)
+    for number, uri in enumerate(group.parts, group.first):
+        judged = _judge(read_pairs(uri), settings, counts, words)
+        storage.write_table(_judged_uri(stage, number), judged.to_arrow())
+        pairs += len(judged)
+        for rule, rows in judged["dropped_by"].drop_nulls().value_counts().iter_rows():
+            dropped[rule] += rows
+    return {"pairs": pairs, "dropped": dropped}
+
+
+def _judge(
+    pairs: pl.DataFrame, settings: Filter, counts: CaptionCounts, words: sensitive.SensitiveWords
+) -> pl.DataFrame:
+    columns = rules.compute(pairs, settings, counts, words)
+    columns = columns.with_columns(dropped_by=rules.decide(columns, settings), caption_original=pl.col("caption"))
+    if settings.mask_names:
+        kept = columns["dropped_by"].is_null()
+        masked = pl.Series(names.mask(columns["caption"].filter(kept)), dtype=pl.String)
+        columns = columns.with_columns(caption=columns["caption"].scatter(kept.arg_true(), masked))
+    return columns.select(DROPPED.names)
+
+
+def _judged_uri(stage: Stage, part: int) -> str:
+    return stage.path(f"_work/rules/{part:05d}.parquet")
+
+
+def _placed_uri(stage: Stage, group: int) -> str:
+    return stage.path(f"_work/placed/{group:05d}.parquet")
+
+
+def _judged(stage: Stage, group: _Group) -> Iterator[pl.DataFrame]:
+    for number in range(group.first, group.first + len(group.parts)):
+        yield pl.DataFrame(storage.read_table(_judged_uri(stage, number)))
+
+
+def _kept(stage: Stage, group: _Group) -> Iterator[pl.DataFrame]:
+    for frame in _judged(stage, group):
+        yield frame.filter(pl.col("dropped_by").is_null())
+
+
+def _split_facts(stage: Stage, groups: Sequence[_Group], settings: Filter) -> tuple[Any, Any]:
+    """What ``split.assign`` must know of the whole corpus, in the object store: withheld pictures, trained captions."""
+    facts = _map(_withheld_and_asked, [(stage, group, settings) for group in groups])
+    withheld, asked = (ray.put(_union(arrays)) for arrays in zip(*facts, strict=True))
+    trained = _map(_trained, [(stage, group, settings, withheld, asked) for group in groups])
+    return withheld, ray.put(_union(trained))
+
+
+def _union(arrays: Sequence[Hashes]) -> Hashes:
+    return np.unique(np.concatenate(arrays))
+
+
+def _withheld_and_asked(stage: Stage, group: _Group, settings: Filter) -> tuple[Hashes, Hashes]:
+    withheld, asked = [], []
+    for frame in _kept(stage, group):
+        withheld.append(split.withheld_pictures(frame, settings.split))
+        asked.append(split.asked_captions(frame, settings.split))
+    return _union(withheld), _union(asked)
+
+
+def _trained(stage: Stage, group: _Group, settings: Filter, withheld: Hashes, asked: Hashes) -> Hashes:
+    found = [split.trained_captions(frame, settings.split, withheld) for frame in _kept(stage, group)]
+    return np.intersect1d(_union(found), asked, assume_unique=True)
+
+
+def _assign(
+    stage: Stage, group: _Group, settings: Filter, seed: int, withheld: Hashes, trained: Hashes
+) -> dict[str, Any]:
+    placed, dropped = [], []
+    for uri, judged in zip(group.parts, _judged(stage, group), strict=True):
+        kept = judged.filter(pl.col("dropped_by").is_null())
+        kept = kept.with_columns(split=split.assign(kept, settings.split, withheld, trained))
+        back = pl.col("split") == rules.HELD_BACK
+        dropped.append(judged.filter(pl.col("dropped_by").is_not_null()))
+        dropped.append(kept.filter(back).with_columns(dropped_by=pl.col("split")).drop("split"))
+        kept = kept.filter(~back).drop("dropped_by")
+        kept = kept.with_columns(position=repack.positions(kept["key"], seed))
+        placed.append(repack.locate(kept, uri.removesuffix(".parquet") + ".tar"))
+    pairs, out = pl.concat(placed).sort("split", "position", "key"), pl.concat(dropped)
+    # Small row groups, sorted: whoever needs a range of a split reads little else.
+    with storage.open_output(_placed_uri(stage, group.number)) as stream:
+        pairs.write_parquet(stream, row_group_size=4096)
+    path = f"dropped/{group.number:05d}.parquet"
+    storage.write_table(stage.path(path), out.select(DROPPED.names).to_arrow().cast(DROPPED))
+    return {
+        "bins": {str(name): _histogram(rows["position"]) for (name,), rows in pairs.group_by("split")},
+        "dropped": {rules.HELD_BACK: int((out["dropped_by"] == rules.HELD_BACK).sum())},
+        "parts": [stage.describe(path, len(out)).model_dump()],
+    }
+
+
+def _histogram(positions: pl.Series) -> list[int]:
+    bins = (positions // (repack.POSITIONS // _BINS)).to_numpy()
+    return [int(count) for count in np.bincount(bins, minlength=_BINS)]
+
+
+def _pieces(histograms: Sequence[Mapping[str, Sequence[int]]], shard_size: int) -> list[_Piece]:
+    """Cut each split's shuffled order into pieces that fit into memory, and number the shards they become."""
+    pieces: list[_Piece] = []
+    for name in sorted({name for entry in histograms for name in entry}):
+        total = np.sum([entry[name] for entry in histograms if name in entry], axis=0)
+        rows = int(total.sum())
+        shards = -(-rows // shard_size)
+        first = 0
+        for low, high in repack.ranges(list(total), max(min(shards, _GROUPS), -(-rows // _MAX_ROWS))):
+            inside = int(total[low:high].sum())
+            count = max(1, round(inside * shards / rows))
+            pieces.append(_Piece(len(pieces), name, (low, high), inside, first, count))
+            first += count
+    return pieces
+
+
+def _repack(stage: Stage, piece: _Piece, groups: int) -> dict[str, Any]:
+    low, high = (edge * (repack.POSITIONS // _BINS) for edge in piece.bins)
+    wanted = [("split", "==", piece.split), ("position", ">=", low), ("position", "<", high)]
+    frames = []
+    for group in range(groups):
+        filesystem, path = storage.filesystem(_placed_uri(stage, group))
+        frames.append(pl.DataFrame(pq.read_table(path, filesystem=filesystem, filters=wanted)))
+    pairs = pl.concat(frames).sort("position", "key")
+    parts: list[Part] = []
+    start = 0
+    for shard, size in enumerate(repack.balanced(piece.rows, piece.shards), piece.first_shard):
+        name = f"{piece.split}/{shard:05d}"
+        repack.write_shard(stage.path(name), pairs.slice(start, size))
+        parts += [stage.describe(f"{name}.tar", size), stage.describe(f"{name}.parquet", size)]
+        start += size
+    return {"parts": [part.model_dump() for part in parts]}

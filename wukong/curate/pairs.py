@@ -1,0 +1,26 @@
+"""Reading the downloaded pairs of one part of a crawl."""
+
+import polars as pl
+import pyarrow as pa
+
+from wukong import storage
+from wukong.data.schema import CRAWLED
+from wukong.errors import DataError
+
+
+def read_pairs(uri: str) -> pl.DataFrame:
+    """Read the rows of a part's Parquet file that hold a picture (``status`` is ``success``), columns of ``CRAWLED``.
+
+    Raises:
+        DataError: a column is missing, of another type, null where it may not be, or not UTF-8.
+        StorageError: the file cannot be read or is truncated.
+    """
+    table = storage.read_table(uri)
+    try:
+        table = table.select(CRAWLED.names).cast(CRAWLED)
+        table.validate(full=True)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError, ValueError) as error:
+        raise DataError(
+            f"{uri} is not a part of a crawl: {error}. Delete the crawl's output and run it again"
+        ) from error
+    return pl.DataFrame(table).filter(pl.col("status") == "success")

@@ -1,0 +1,125 @@
+"""Repacking kept pairs into shards: pictures are copied byte for byte, captions and metadata are written anew."""
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import pairwise
+from typing import IO, Any
+
+import numpy as np
+import polars as pl
+
+from wukong import storage
+from wukong.crawl.shard import member_header
+from wukong.data.schema import PAIRS
+from wukong.errors import DataError
+
+POSITIONS = 2**62
+"""Places in the global order run from 0 to this."""
+
+_BLOCK = tarfile.BLOCKSIZE
+_READ_BYTES = 1 << 20
+_AT_A_TIME = 64
+_READERS = 8
+
+
+def positions(keys: pl.Series, seed: int) -> pl.Series:
+    """Give each pair its place in a global shuffle, from its key and the seed alone, in [0, ``POSITIONS``)."""
+    places = [
+        int.from_bytes(hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()) % POSITIONS for key in keys
+    ]
+    return pl.Series("position", places, dtype=pl.Int64)
+
+
+def picture_places(tar_uri: str) -> pl.DataFrame:
+    """Read through a tar once and tell where its pictures lie: ``key``, ``offset`` and ``size`` in bytes.
+
+    Raises:
+        DataError: the tar is truncated or no tar.
+    """
+    rows = []
+    try:
+        with (
+            storage.open_input(tar_uri) as stream,
+            tarfile.open(fileobj=stream, mode="r|", bufsize=_READ_BYTES) as tar,
+        ):
+            for member in tar:
+                key, _, suffix = member.name.rpartition(".")
+                if suffix == "jpg":
+                    rows.append((key, member.offset_data, member.size))
+    except tarfile.TarError as error:
+        raise DataError(
+            f"{tar_uri} is not a complete tar ({error}): delete its stage's output and run that stage again"
+        ) from error
+    schema = {"key": pl.String, "offset": pl.Int64, "size": pl.Int64}
+    return pl.DataFrame(rows, schema=schema, orient="row").unique("key", keep="first", maintain_order=True)
+
+
+def locate(pairs: pl.DataFrame, tar_uri: str) -> pl.DataFrame:
+    """Add to the pairs of one part where each picture lies: ``tar`` (URI), ``offset``, ``size``.
+
+    Raises:
+        DataError: the tar has no picture for a pair, or cannot be read.
+    """
+    found = pairs.join(picture_places(tar_uri), on="key", how="left", maintain_order="left")
+    missing = found.filter(pl.col("offset").is_null())
+    if len(missing):
+        raise DataError(
+            f"{tar_uri} lacks the picture of {len(missing)} of its pairs, the first {missing['key'][0]}.jpg: "
+            "delete the crawl's output and run it again"
+        )
+    return found.with_columns(tar=pl.lit(tar_uri))
+
+
+def write_shard(uri: str, pairs: pl.DataFrame) -> None:
+    """Write ``{uri}.tar`` and ``{uri}.parquet`` (``PAIRS``), pairs in the order given; equal pairs, equal bytes.
+
+    Args:
+        uri: the shard's address without a suffix.
+        pairs: the columns of ``PAIRS`` and ``tar``, ``offset``, ``size``.
+    """
+    with storage.open_output(f"{uri}.tar") as stream:
+        for row, picture in _with_pictures(pairs):
+            # The original caption holds the names that are masked: it stays out of what a training job reads.
+            metadata = {name: row[name] for name in PAIRS.names if row[name] is not None and name != "caption_original"}
+            _add(stream, f"{row['key']}.jpg", picture)
+            _add(stream, f"{row['key']}.json", json.dumps(metadata, ensure_ascii=False, sort_keys=True).encode())
+            _add(stream, f"{row['key']}.txt", row["caption"].encode())
+        stream.write(bytes(2 * _BLOCK))
+    storage.write_table(f"{uri}.parquet", pairs.select(PAIRS.names).to_arrow().cast(PAIRS))
+
+
+def balanced(rows: int, shards: int) -> list[int]:
+    """Sizes of ``shards`` shards that hold ``rows`` pairs together and differ by at most one."""
+    return [rows // shards + (number < rows % shards) for number in range(shards)]
+
+
+def ranges(histogram: Sequence[int], pieces: int) -> list[tuple[int, int]]:
+    """Cut a histogram into at most ``pieces`` runs of bins with about as many rows each, as (first bin, bin after)."""
+    sums = np.cumsum(histogram)
+    targets = np.arange(1, pieces) * sums[-1] / pieces
+    edges = sorted({0, len(histogram), *(int(edge) + 1 for edge in np.searchsorted(sums, targets))})
+    return [(low, high) for low, high in pairwise(edges) if sums[high - 1] > (sums[low - 1] if low else 0)]
+
+
+def _with_pictures(pairs: pl.DataFrame) -> Iterator[tuple[dict[str, Any], bytes]]:
+    with ExitStack() as stack, ThreadPoolExecutor(_READERS) as pool:
+        tars: dict[str, Any] = {
+            uri: stack.enter_context(storage.open_input(uri)) for uri in pairs["tar"].unique(maintain_order=True)
+        }
+
+        def read(row: dict[str, Any]) -> bytes:
+            return bytes(tars[row["tar"]].read_at(row["size"], row["offset"]))
+
+        for batch in pairs.iter_slices(_AT_A_TIME):
+            rows = batch.to_dicts()
+            yield from zip(rows, pool.map(read, rows), strict=True)
+
+
+def _add(stream: IO[bytes], name: str, data: bytes) -> None:
+    stream.write(member_header(name, len(data)))
+    stream.write(data)
+    stream.write(bytes(-len(data) % _BLOCK))

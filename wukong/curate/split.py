@@ -1,0 +1,114 @@
+"""Which of the kept pairs are trained on, and which test set each of the others is in (``wukong.config.Split``).
+
+The split is by caption and by picture, never by file, because a concept repeats across sources and a caption across
+pictures. A pair is trained on unless its caption is held out, its URL belongs to a source that is never trained on, or
+its picture also stands in such a pair. A test set then takes the pairs of its source: with ``captions: unseen`` those
+whose caption is held out, with ``seen`` those whose caption training has. What is neither trained on nor tested is held
+back.
+
+At scale this is three passes over parts, each a function here: ``withheld_pictures`` (small: only the pictures that may
+not be trained on), ``trained_captions`` (small: only those in ``asked_captions``, which ``seen`` test sets need),
+``assign``.
+"""
+
+import fnmatch
+import re
+
+import numpy as np
+import polars as pl
+
+from wukong.config import Split
+from wukong.curate.frequency import Hashes, hashes
+from wukong.curate.normalize import normalized, salted_fraction
+from wukong.curate.rules import HELD_BACK
+
+TRAIN = "train"
+"""Name of the training split."""
+
+
+def divide(pairs: pl.DataFrame, split: Split) -> pl.Series:
+    """Give each kept pair the name of its split: ``train``, a hold-out's name, or ``held_back``.
+
+    Args:
+        pairs: one row a pair, with ``url``, ``caption`` (names masked) and ``sha256``.
+        split: the hold-outs.
+    """
+    withheld = withheld_pictures(pairs, split)
+    return assign(pairs, split, withheld, trained_captions(pairs, split, withheld))
+
+
+def withheld_pictures(pairs: pl.DataFrame, split: Split) -> Hashes:
+    """Digests (first 64 bits, sorted, distinct) of the pictures of pairs that training may not see."""
+    kept_away = _caption_held_out(pairs, split) | _source_held_out(pairs, split)
+    return np.unique(picture_digests(pairs.filter(kept_away)))
+
+
+def trained_captions(pairs: pl.DataFrame, split: Split, withheld: Hashes) -> Hashes:
+    """Hashes (sorted, distinct) of the captions that training sees.
+
+    Args:
+        pairs: one row a pair; may be one part of the corpus.
+        split: the hold-outs.
+        withheld: ``withheld_pictures`` of the whole corpus.
+    """
+    return np.unique(hashes(pairs.filter(_trainable(pairs, split, withheld))["caption"]))
+
+
+def asked_captions(pairs: pl.DataFrame, split: Split) -> Hashes:
+    """Hashes (sorted, distinct) of the captions of which a ``seen`` test set must know whether training sees them."""
+    asks = pl.Series(np.zeros(len(pairs), dtype=bool))
+    for holdout in split.holdouts:
+        if holdout.captions == "seen":
+            asks |= _matches(pairs["url"], holdout.source)
+    return np.unique(hashes(pairs.filter(asks)["caption"]))
+
+
+def assign(pairs: pl.DataFrame, split: Split, withheld: Hashes, trained: Hashes) -> pl.Series:
+    """``divide`` for one part, given what the whole corpus withholds and trains on.
+
+    A pair that several hold-outs would take is in the first of them.
+    """
+    caption_held = _caption_held_out(pairs, split)
+    seen = pl.Series(np.isin(hashes(pairs["caption"]), trained))
+    result = pl.Series("split", [HELD_BACK] * len(pairs), dtype=pl.String)
+    for holdout in reversed(split.holdouts):
+        takes = _matches(pairs["url"], holdout.source)
+        if holdout.captions == "unseen":
+            takes &= caption_held
+        elif holdout.captions == "seen":
+            takes &= ~caption_held & seen
+        result = result.set(takes, holdout.name)
+    return result.set(_trainable(pairs, split, withheld), TRAIN)
+
+
+def picture_digests(pairs: pl.DataFrame) -> Hashes:
+    """The first 64 bits of each picture's SHA-256."""
+    digest = pairs["sha256"].fill_null("0" * 64)
+    return digest.str.head(16).str.to_integer(base=16, dtype=pl.UInt64, strict=False).fill_null(0).to_numpy()
+
+
+def _trainable(pairs: pl.DataFrame, split: Split, withheld: Hashes) -> pl.Series:
+    picture_held = pl.Series(np.isin(picture_digests(pairs), withheld))
+    return ~(_caption_held_out(pairs, split) | _source_held_out(pairs, split) | picture_held)
+
+
+def _caption_held_out(pairs: pl.DataFrame, split: Split) -> pl.Series:
+    if split.held_out_captions == 0:
+        return pl.Series(np.zeros(len(pairs), dtype=bool))
+    captions = pairs.select(normalized(pl.col("caption"))).to_series()
+    limit = split.held_out_captions
+    held = {text: salted_fraction(text, split.salt) < limit for text in captions.unique()}
+    return pl.Series([held[text] for text in captions], dtype=pl.Boolean)
+
+
+def _source_held_out(pairs: pl.DataFrame, split: Split) -> pl.Series:
+    held = pl.Series(np.zeros(len(pairs), dtype=bool))
+    for holdout in split.holdouts:
+        if holdout.captions != "unseen":
+            held |= _matches(pairs["url"], holdout.source)
+    return held
+
+
+def _matches(urls: pl.Series, pattern: str) -> pl.Series:
+    match = re.compile(fnmatch.translate(pattern)).match
+    return pl.Series([match(url) is not None for url in urls], dtype=pl.Boolean)
