@@ -13,6 +13,7 @@ import time
 import traceback
 
 import ray
+import ray.exceptions
 
 from wukong import config, manifest, run, storage
 from wukong.errors import WukongError
@@ -30,9 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(message)s", datefmt="%H:%M:%S")
     experiment = config.parse(storage.read_json(options.experiment), where=options.experiment)
-    parents = {parent.stage: parent for parent in map(manifest.load, options.parent)}
     started = time.monotonic()
     try:
+        parents = {parent.stage: parent for parent in map(manifest.load, options.parent)}
         _connect()
         job = importlib.import_module(f"ray_jobs.{options.stage}")
         started, began = time.monotonic(), time.time()
@@ -101,7 +102,9 @@ def _explained_cause(error: BaseException) -> WukongError | None:
         if id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, WukongError):
+        # Ray raises an error that is of our class and its own at once, with a remote traceback as its text; ours,
+        # with the message as it was written, is its cause.
+        if isinstance(current, WukongError) and not isinstance(current, ray.exceptions.RayError):
             return current
         inner = [current.__cause__, current.__context__, getattr(current, "cause", None)]
         failures = getattr(current, "worker_failures", None)

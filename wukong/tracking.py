@@ -79,7 +79,7 @@ def stage_run(experiment: Experiment, run: str, stage: str) -> Iterator[str | No
 
 
 def log_stage(run_id: str | None, manifest: Manifest) -> None:
-    """Log a finished stage: config, counts, metrics, the digests of its output and parents, its parents as inputs."""
+    """Log a finished stage: config, counts, metrics, digests, its parents as inputs, its ``docs/`` as artifacts."""
     if run_id is None:
         return
     client = _client()
@@ -90,6 +90,7 @@ def log_stage(run_id: str | None, manifest: Manifest) -> None:
     metrics |= manifest.metrics
     client.log_batch(run_id, metrics=_metrics(metrics, 0), tags=_tags(tags))
     _log_params(client, run_id, manifest.config)
+    _log_parts(client, run_id, manifest, "docs/")
     if manifest.parents:
         client.log_inputs(run_id, [_dataset(parent.stage, parent.uri, parent.digest) for parent in manifest.parents])
 
@@ -99,13 +100,6 @@ def log_metrics(metrics: Mapping[str, float], step: int = 0) -> None:
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if enabled() and run_id:
         _client().log_batch(run_id, metrics=_metrics(metrics, step))
-
-
-def log_files(run_id: str | None, files: Mapping[str, Path]) -> None:
-    """Log local files as artifacts, by the artifact folder they go to."""
-    if run_id is not None:
-        for folder, file in files.items():
-            _client().log_artifact(run_id, str(file), folder or None)
 
 
 def register(experiment: Experiment, run_id: str, model: Manifest, evaluation: Manifest) -> dict[str, float]:
@@ -146,10 +140,7 @@ def register(experiment: Experiment, run_id: str, model: Manifest, evaluation: M
     if versions:
         version = versions[0]
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            for uri in model.part_uris("model/"):
-                storage.download(uri, Path(folder, uri.rsplit("/model/", 1)[1]))
-            client.log_artifacts(run_id, folder, "model")
+        _log_parts(client, run_id, model, "model/")
         version = client.create_model_version(registry.model_name, f"runs:/{run_id}/model", run_id, tags=tags)
     promoted = _beats_holder(client, experiment, version.version, value, tags["wukong.data"])
     if promoted:
@@ -175,21 +166,28 @@ def _beats_holder(client: "MlflowClient", experiment: Experiment, version: str, 
     return value > best
 
 
-def finish(experiment: Experiment, run: str, metrics: Mapping[str, float]) -> str | None:
-    """Log the final metrics to the pipeline's run and end it; its ID, or None when nothing is tracked."""
+def finish(experiment: Experiment, run: str, metrics: Mapping[str, float]) -> None:
+    """Log the final metrics to the pipeline's run and end it."""
+    if enabled():
+        client = _client()
+        parent = _parent(client, experiment, run).info.run_id
+        client.log_batch(parent, metrics=_metrics(metrics, 0))
+        client.set_terminated(parent, "FINISHED")
+
+
+def log_report(experiment: Experiment, run: str, page: Path) -> None:
+    """Log a run's report as an artifact of the pipeline's run."""
+    if enabled():
+        client = _client()
+        client.log_artifact(_parent(client, experiment, run).info.run_id, str(page))
+
+
+def run_url(experiment: Experiment, run: str) -> str | None:
+    """Address of the pipeline run's page in MLflow, or None when nothing is tracked."""
     if not enabled():
         return None
-    client = _client()
-    parent = _parent(client, experiment, run).info.run_id
-    client.log_batch(parent, metrics=_metrics(metrics, 0))
-    client.set_terminated(parent, "FINISHED")
-    return str(parent)
-
-
-def run_url(run_id: str) -> str:
-    """Address of a run's page."""
-    experiment_id = _client().get_run(run_id).info.experiment_id
-    return f"{os.environ['MLFLOW_TRACKING_URI'].rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    info = _parent(_client(), experiment, run).info
+    return f"{os.environ['MLFLOW_TRACKING_URI'].rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
 
 
 def _client() -> "MlflowClient":
@@ -221,6 +219,16 @@ def _metrics(metrics: Mapping[str, float], step: int) -> "list[Metric]":
 
     now = int(time.time() * 1000)
     return [Metric(name, float(value), now, step) for name, value in metrics.items()]
+
+
+def _log_parts(client: "MlflowClient", run_id: str, manifest: Manifest, prefix: str) -> None:
+    parts = [part.path for part in manifest.parts if part.path.startswith(prefix)]
+    if not parts:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for path in parts:
+            storage.download(storage.join(manifest.uri, path), Path(folder, path))
+        client.log_artifacts(run_id, str(Path(folder, prefix)), prefix.rstrip("/"))
 
 
 def _log_params(client: "MlflowClient", run_id: str, value: Mapping[str, Any]) -> None:

@@ -1,0 +1,59 @@
+"""The job's entry point: what it records, whatever ended the stage."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ray_jobs.launch import JobError, launch
+from wukong import config, run, storage
+from wukong.errors import DataError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.Experiment:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    crawl = {"queries": storage.from_path(tmp_path / "none.txt"), "endpoint": "http://site.invalid/search"}
+    return config.parse({"name": "x", "storage": storage.from_path(tmp_path), "crawl": crawl})
+
+
+def test_the_error_of_a_stage_is_the_error_of_its_launch(experiment: config.Experiment) -> None:
+    with pytest.raises(JobError, match=r"none\.txt") as caught:
+        launch("crawl", experiment, "first", [])
+    assert "Traceback" not in str(caught.value), "a user's mistake needs no traceback"
+    record = run.read(experiment, "first", "crawl")
+    assert record is not None
+    assert (record.state, record.error) == ("failed", str(caught.value))
+
+
+def test_an_unfinished_parent_is_named(experiment: config.Experiment, tmp_path: Path) -> None:
+    uri = storage.join(experiment.root, "experiment.json")
+    storage.write_json(uri, experiment.model_dump(mode="json"))
+    missing = storage.from_path(tmp_path / "crawl" / "manifest.json")
+    command = [sys.executable, "-m", "ray_jobs", "filter", "--experiment", uri, "--run", "r", "--parent", missing]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    record = run.read(experiment, "r", "filter")
+    assert record is not None
+    assert "the stage has not finished" in record.error
+
+
+def test_our_error_is_found_inside_what_ray_wraps_around_it() -> None:
+    import ray
+
+    from ray_jobs.__main__ import _explained_cause
+
+    @ray.remote
+    def fails() -> None:
+        raise DataError("part 7 is truncated")
+
+    ray.init(num_cpus=1, include_dashboard=False, configure_logging=False)
+    try:
+        with pytest.raises(ray.exceptions.RayTaskError) as caught:
+            ray.get(fails.remote())
+    finally:
+        ray.shutdown()
+    assert str(_explained_cause(caught.value)) == "part 7 is truncated"

@@ -1,0 +1,187 @@
+"""The pipeline on a small sample of the demo corpus, by the command a user types, through the real servers."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from wukong import storage
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SMALL = [
+    "name=small",
+    "validation.min_pairs=50",
+    "pretrain.epochs=3",
+    "pretrain.batch_size=64",
+    "finetune.epochs=1",
+    "finetune.batch_size=64",
+    "model.text.layers=2",
+    "model.text.width=64",
+    "model.text.heads=2",
+    "model.image.image_size=96",
+    "crawl.part_size=150",
+]
+
+
+class Wukong:
+    """The ``wukong`` command with a home of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).with_name("wukong")), *arguments]
+        environment = {**os.environ, "WUKONG_HOME": str(self.home), "COLUMNS": "200"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    def run(self, name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+        settings = [part for override in (*SMALL, *overrides) for part in ("--set", override)]
+        return self("run", "--config", "configs/demo.yaml", "--corpus-size", "400", "--name", name, *settings)
+
+
+@pytest.fixture(scope="module")
+def wukong(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wukong]:
+    home = tmp_path_factory.mktemp("home")
+    command = Wukong(home)
+    yield command
+    command("down")
+    left = [process.pid for process in psutil.process_iter() if str(home) in " ".join(_command_line(process))]
+    assert left == []
+
+
+@pytest.fixture(scope="module")
+def first(wukong: Wukong) -> subprocess.CompletedProcess[str]:
+    return wukong.run("first")
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_the_workflow_runs_to_its_end(first: subprocess.CompletedProcess[str]) -> None:
+    assert first.returncode == 0, first.stdout + first.stderr
+    for heading in ("From query to pair", "On held-out pairs", "Times", "MLflow"):
+        assert heading in first.stdout
+
+
+def test_every_number_leads_back_to_the_crawl(
+    wukong: Wukong, first: subprocess.CompletedProcess[str], stack_environment: dict[str, str]
+) -> None:
+    from wukong import manifest, run
+
+    records = {file.rsplit("/", 1)[1] for file in storage.list_files("s3://wukong/small/runs/first", ".json")}
+    assert {f"{stage}.json" for stage in run.STAGES} <= records
+    evaluated = manifest.load(storage.read_json("s3://wukong/small/runs/first/evaluate.json")["manifest"])
+    seen, pending = set(), [evaluated]
+    while pending:
+        current = pending.pop()
+        seen.add(current.stage)
+        for parent in current.parents:
+            found = manifest.load(parent.uri)
+            assert found.digest == parent.digest
+            pending.append(found)
+    assert {"crawl", "filter", "pretrain", "finetune", "evaluate"} <= seen
+
+
+def test_pairs_are_accounted_for(first: subprocess.CompletedProcess[str], stack_environment: dict[str, str]) -> None:
+    from wukong import manifest
+
+    crawl, kept = (
+        manifest.load(storage.read_json(f"s3://wukong/small/runs/first/{stage}.json")["manifest"])
+        for stage in ("crawl", "filter")
+    )
+    rows = sum(storage.read_table(uri, ["key"]).num_rows for uri in kept.part_uris(suffix=".parquet"))
+    succeeded = [
+        value
+        for uri in crawl.part_uris("parts/", ".parquet")
+        for value in storage.read_table(uri, ["status"]).column("status").to_pylist()
+        if value == "success"
+    ]
+    assert rows == len(succeeded), "each downloaded pair is kept or dropped, once"
+    assert sum(kept.dropped.values()) == sum(
+        storage.read_table(uri, ["key"]).num_rows for uri in kept.part_uris("dropped/", ".parquet")
+    )
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(
+    wukong: Wukong, first: subprocess.CompletedProcess[str]
+) -> None:
+    page = (wukong.home / "runs" / "first" / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"""(?:src|href)=["'](?!data:|#|http://127\.0\.0\.1)""", page) is None
+    assert "人" in page or "猫" in page or "的" in page
+
+
+def test_mlflow_holds_the_run_and_the_model(
+    first: subprocess.CompletedProcess[str], stack_environment: dict[str, str]
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(stack_environment["MLFLOW_TRACKING_URI"])
+    found = client.get_experiment_by_name("small")
+    assert found is not None
+    (parent,) = client.search_runs([found.experiment_id], "tags.`wukong.run` = 'first'")
+    nested = client.search_runs([found.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert {run.info.status for run in (parent, *nested)} == {"FINISHED"}
+    assert {run.info.run_name for run in nested} >= {"crawl", "filter", "validate", "pretrain", "finetune", "evaluate"}
+    assert "retrieval.mean_recall" in parent.data.metrics
+    version = client.get_model_version_by_alias("wukong", "champion")
+    assert version.tags["wukong.metric"] == "retrieval.mean_recall"
+
+
+def test_a_second_run_reuses_what_is_finished(wukong: Wukong, first: subprocess.CompletedProcess[str]) -> None:
+    again = wukong.run("again")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("(reused)") == 6
+
+
+def test_changing_one_value_runs_only_what_depends_on_it(
+    wukong: Wukong, first: subprocess.CompletedProcess[str], stack_environment: dict[str, str]
+) -> None:
+    changed = wukong.run("changed", "finetune.epochs=2")
+    assert changed.returncode == 0, changed.stdout + changed.stderr
+    reused = {
+        stage: storage.read_json(f"s3://wukong/small/runs/changed/{stage}.json")["reused"]
+        for stage in ("crawl", "filter", "validate", "pretrain", "finetune", "evaluate")
+    }
+    assert reused == {
+        "crawl": True,
+        "filter": True,
+        "validate": True,
+        "pretrain": True,
+        "finetune": False,
+        "evaluate": False,
+    }
+
+
+def test_a_failing_gate_ends_the_run_with_its_own_message(
+    wukong: Wukong, first: subprocess.CompletedProcess[str]
+) -> None:
+    stopped = wukong.run("stopped", "validation.min_pairs=1000000")
+    assert stopped.returncode == 1
+    assert "the validate stage failed" in stopped.stderr
+    assert "1000000" in stopped.stderr.replace(",", "")
+    assert "Traceback" not in stopped.stderr
+    assert "Inner task" not in stopped.stderr
+
+
+@pytest.fixture
+def stack_environment(
+    wukong: Wukong, first: subprocess.CompletedProcess[str], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
+    from infra import stack
+
+    environment = stack.load(wukong.home).environment()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert json.loads((wukong.home / "stack.json").read_text())
+    return environment
