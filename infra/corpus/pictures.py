@@ -1,0 +1,79 @@
+"""Draw the corpus's pictures as a web site would show them: on white, 240 to 432 px, as PNG or JPEG.
+
+Size and format depend on the picture's path alone, so the same bytes are drawn every time.
+"""
+
+import io
+import uuid
+from pathlib import Path
+
+import resvg_py
+from PIL import Image
+
+from infra.corpus.sources import Draft, spread
+
+_JPEG_QUALITY = 90
+_MARGIN = 0.92
+"""The share of the canvas a stamp fills along its longer side."""
+
+
+def file_name(draft: Draft) -> str:
+    """The path a picture gets on the site, extension included."""
+    return draft.path if draft.how == "copy" else f"{draft.path}.{('png', 'jpg')[spread(draft.path, 'format', 2)]}"
+
+
+def side(draft: Draft) -> int:
+    """Pixels of the square canvas: 240 to 432, in steps of 8."""
+    return 240 + 8 * spread(draft.path, "side", 25)
+
+
+def draw(draft: Draft, target: Path) -> tuple[int, int]:
+    """Draw a picture into a file, which appears only when complete, and give its width and height in pixels."""
+    pixels = side(draft)
+    if draft.how == "svg":
+        png = bytes(
+            resvg_py.svg_to_bytes(
+                svg_string=draft.svg, width=pixels, height=pixels, background="#ffffff", skip_system_fonts=True
+            )
+        )
+        data = png if target.suffix == ".png" else _encode(Image.open(io.BytesIO(png)), target.suffix)
+    else:
+        if draft.origin is None:
+            raise ValueError(f"{draft.path} is to be drawn from a file and names none")
+        data = _encode(on_canvas(_open_stamp(draft.origin, pixels), pixels), target.suffix)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{uuid.uuid4().hex}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return pixels, pixels
+
+
+def on_canvas(image: Image.Image, pixels: int) -> Image.Image:
+    """Centre a picture on a white square of so many pixels, scaled with Lanczos to fill it but for a margin."""
+    scale = pixels * _MARGIN / max(image.size)
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    # Colours are premultiplied while scaling, or the hidden colour of transparent pixels bleeds into the edges.
+    scaled = image.convert("RGBa").resize((width, height), Image.Resampling.LANCZOS).convert("RGBA")
+    canvas = Image.new("RGB", (pixels, pixels), "white")
+    canvas.paste(scaled, ((pixels - width) // 2, (pixels - height) // 2), scaled)
+    return canvas
+
+
+def _open_stamp(origin: Path, pixels: int) -> Image.Image:
+    if origin.suffix == ".svg":
+        png = bytes(resvg_py.svg_to_bytes(svg_path=str(origin), width=pixels, dpi=96.0, skip_system_fonts=True))
+        return Image.open(io.BytesIO(png)).convert("RGBA")
+    with Image.open(origin) as image:
+        return image.convert("RGBA")
+
+
+def _encode(image: Image.Image, suffix: str) -> bytes:
+    stream = io.BytesIO()
+    if suffix == ".jpg":
+        image.convert("RGB").save(stream, "JPEG", quality=_JPEG_QUALITY)
+    else:
+        image.save(stream, "PNG")
+    return stream.getvalue()

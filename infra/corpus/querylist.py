@@ -1,0 +1,33 @@
+"""The words the demo corpus is crawled by: its most frequent words first, as the paper ranks its query list."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from infra.corpus.catalogue import Corpus
+from wukong import storage
+
+_WORD = re.compile(r"[\u3400-\u9fff]+")
+
+
+def queries(corpus: Corpus, limit: int = 4_000) -> list[str]:
+    """Chinese words of titles and keywords, by how many pictures have them; ties in the order of their characters.
+
+    A whole keyword counts as a word beside the words jieba finds in it, as people search for both.
+    """
+    import jieba
+
+    jieba.setLogLevel(logging.WARNING)
+    counts: Counter[str] = Counter()
+    for entry in corpus.entries:
+        texts = [entry.title, *entry.keywords]
+        words = {word for text in texts for word in jieba.cut(text)} | set(entry.keywords)
+        counts.update(word for word in words if _WORD.fullmatch(word))
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    return ranked[:limit]
+
+
+def upload(words: Iterable[str], uri: str) -> None:
+    """Write a query list, one word a line, to a URI of the object store."""
+    storage.write_bytes(uri, "".join(f"{word}\n" for word in words).encode())
