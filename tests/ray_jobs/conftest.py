@@ -1,0 +1,69 @@
+"""What the job tests share: a Ray of their own, and crawls made from rows."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from wukong import storage
+from wukong.crawl.shard import Spool, write_part
+from wukong.data.schema import CRAWLED, key_of
+from wukong.manifest import Manifest, Stage
+
+Row = Mapping[str, Any]
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray on this machine with two CPUs, without dashboard or usage reports."""
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def make_crawl(tmp_path: Path) -> Callable[..., Manifest]:
+    """Write a crawl's output: rows may leave out every column but ``url`` and ``caption``."""
+
+    def make(rows: Sequence[Row], part_size: int = 50, root: str | None = None, name: str = "crawl") -> Manifest:
+        stage = Stage(root or storage.from_path(tmp_path), name, {"rows": len(rows)})
+        parts = []
+        for number, start in enumerate(range(0, len(rows), part_size)):
+            full = [_complete(row) for row in rows[start : start + part_size]]
+            with Spool() as pictures:
+                for row in full:
+                    if row["status"] == "success":
+                        pictures.add(row["key"], picture_of(row))
+                write_part(stage.path(f"parts/{number:05d}"), full, pictures)
+            parts += [stage.describe(f"parts/{number:05d}{suffix}", len(full)) for suffix in (".tar", ".parquet")]
+        return stage.commit(parts)
+
+    return make
+
+
+def picture_of(row: Row) -> bytes:
+    """Bytes that stand for a picture: filters never decode one."""
+    return b"\xff\xd8" + row["sha256"].encode() * (1 + int(row["sha256"][:2], 16) % 40)
+
+
+def _complete(row: Row) -> dict[str, Any]:
+    defaults: dict[str, Any] = dict.fromkeys(CRAWLED.names)
+    defaults |= {
+        "key": key_of(row["url"]),
+        "queries": ["词"],
+        "engine": "test",
+        "status": "success",
+        "width": 300,
+        "height": 300,
+        "mime": "image/jpeg",
+        "sha256": hashlib.sha256(row["url"].encode()).hexdigest(),
+        "stored_width": 256,
+        "stored_height": 256,
+    }
+    return defaults | dict(row)

@@ -1,0 +1,240 @@
+"""The filter job on real Ray, over file storage."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import polars as pl
+import pytest
+import ray
+from conftest import picture_of
+
+from ray_jobs import filter as job
+from wukong import config, storage
+from wukong.config import Experiment
+from wukong.data.schema import DROPPED, PAIRS, key_of
+from wukong.errors import DataError, StorageError
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+HOLDOUTS = [
+    {"name": "new-style", "source": "*/fluent/*", "captions": "seen"},
+    {"name": "new-style-new-word", "source": "*/fluent/*", "captions": "unseen"},
+    {"name": "new-word", "source": "*/stamps/*", "captions": "unseen"},
+]
+
+
+def experiment(tmp_path: Path, **settings: object) -> Experiment:
+    return config.parse(
+        {
+            "name": "test",
+            "storage": storage.from_path(tmp_path / "store"),
+            "crawl": {"queries": "file:///none", "endpoint": "http://127.0.0.1:1"},
+            "filter": {"shard_size": 60, "split": {"held_out_captions": 0.2, "holdouts": HOLDOUTS}} | settings,
+        }
+    )
+
+
+def corpus() -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    animals = [f"{colour}色的{animal}" for colour in "红橙黄绿青蓝紫黑白灰" for animal in "猫狗鸟鱼马牛羊鸡猪兔"]
+    for source in ("stamps", "noto", "fluent"):
+        rows += [{"url": f"http://x/{source}/{n}.png", "caption": text} for n, text in enumerate(animals)]
+    rows += [{"url": f"http://x/noto/more{n}", "caption": "查看源网页"} for n in range(11)]
+    rows += [
+        {"url": "http://x/noto/small", "caption": "一只小猫", "width": 200},
+        {"url": "http://x/noto/long", "caption": "一只长猫", "width": 1000, "height": 300},
+        {"url": "http://x/noto/file", "caption": "000.jpg"},
+        {"url": "http://x/noto/english", "caption": "a cat"},
+        {"url": "http://x/noto/essay", "caption": "猫" * 32},
+        {"url": "http://x/noto/bad", "caption": "免费 色情 影片"},
+        {"url": "http://x/noto/gone", "caption": "不见了的猫", "status": "http_error", "width": None, "sha256": None},
+        {"url": "http://x/noto/person", "caption": "演员刘诗诗在公园里拍照"},
+    ]
+    return rows
+
+
+def shard_rows(manifest, prefix=""):
+    tables = [pl.DataFrame(storage.read_table(uri)) for uri in manifest.part_uris(prefix, ".parquet")]
+    return pl.concat(tables)
+
+
+def test_a_crawl_becomes_shards_and_every_row_is_accounted_for(tmp_path, make_crawl):
+    rows = corpus()
+    crawl = make_crawl(rows)
+    manifest = job.run(experiment(tmp_path), {"crawl": crawl})
+
+    successes = [row for row in rows if row.get("status", "success") == "success"]
+    assert manifest.counts["pairs"] == len(successes)
+    assert {k: v for k, v in manifest.dropped.items() if k != "held_back"} == {
+        "size": 1, "aspect_ratio": 1, "meaningless": 1, "language": 1, "length": 1, "frequency": 11, "sensitive": 1,
+    }  # fmt: skip
+    splits = {name: manifest.counts[name] for name in ("train", "new-style", "new-style-new-word", "new-word")}
+    assert sum(splits.values()) + manifest.dropped["held_back"] == manifest.counts["kept"]
+
+    dropped = shard_rows(manifest, "dropped/")
+    assert dropped.to_arrow().schema.names == DROPPED.names
+    assert Counter(dropped["dropped_by"]) == {k: v for k, v in manifest.dropped.items() if v}
+    kept = {name: shard_rows(manifest, f"{name}/") for name in splits if splits[name]}
+    assert {name: len(frame) for name, frame in kept.items()} == {k: v for k, v in splits.items() if v}
+    everything = [key for frame in [dropped, *kept.values()] for key in frame["key"]]
+    assert sorted(everything) == sorted(key_of(str(row["url"])) for row in successes)
+    assert all(frame["split"].unique().to_list() == [name] for name, frame in kept.items())
+
+
+def test_pictures_are_copied_byte_for_byte_beside_their_captions(tmp_path, make_crawl):
+    crawl = make_crawl(corpus())
+    manifest = job.run(experiment(tmp_path), {"crawl": crawl})
+    rows = {row["key"]: row for row in shard_rows(manifest, "train/").to_dicts()}
+    seen = []
+    for uri in manifest.part_uris("train/", ".tar"):
+        tar = tarfile.open(fileobj=io.BytesIO(storage.read_bytes(uri)))
+        members = {member.name: tar.extractfile(member).read() for member in tar}
+        order = [name.removesuffix(".jpg") for name in members if name.endswith(".jpg")]
+        table = pl.DataFrame(storage.read_table(uri.removesuffix(".tar") + ".parquet"))
+        assert table.to_arrow().cast(PAIRS).schema == PAIRS
+        assert order == table["key"].to_list()
+        for key in order:
+            assert members[f"{key}.jpg"] == picture_of(rows[key])
+            assert members[f"{key}.txt"].decode() == rows[key]["caption"]
+            assert json.loads(members[f"{key}.json"])["sha256"] == rows[key]["sha256"]
+            assert len(members) == 3 * len(order)
+        seen += order
+    assert sorted(seen) == sorted(rows)
+
+
+def test_training_shards_are_shuffled_and_equal_in_size(tmp_path, make_crawl):
+    crawl = make_crawl(corpus())
+    manifest = job.run(experiment(tmp_path, shard_size=20), {"crawl": crawl})
+    sizes = [part.rows for part in manifest.parts if part.path.startswith("train/") and part.path.endswith(".tar")]
+    assert len(sizes) == -(-manifest.counts["train"] // 20)
+    assert max(sizes) - min(sizes) <= 1
+    urls = shard_rows(manifest, "train/")["url"].to_list()
+    assert urls != sorted(urls)
+    other = job.run(experiment(tmp_path, shard_size=20).model_copy(update={"seed": 1}), {"crawl": crawl})
+    again = shard_rows(other, "train/")["url"].to_list()
+    assert urls != again
+    assert sorted(urls) == sorted(again)
+
+
+def test_a_name_is_masked_in_the_text_and_the_metadata_of_the_shard(tmp_path, make_crawl):
+    manifest = job.run(experiment(tmp_path, split={}), {"crawl": make_crawl(corpus())})
+    rows = shard_rows(manifest, "train/").filter(pl.col("url") == "http://x/noto/person").to_dicts()
+    assert rows[0]["caption"] == "演员<人名>在公园里拍照"
+    assert rows[0]["caption_original"] == "演员刘诗诗在公园里拍照"
+    assert all("刘诗诗".encode() not in storage.read_bytes(uri) for uri in manifest.part_uris("train/", ".tar"))
+
+
+def test_caption_counts_are_of_the_whole_corpus_not_of_a_part(tmp_path, make_crawl):
+    crawl = make_crawl(corpus(), part_size=5)
+    manifest = job.run(experiment(tmp_path), {"crawl": crawl})
+    assert manifest.dropped["frequency"] == 11
+    counts = shard_rows(manifest, "train/").group_by("caption").agg(pl.col("caption_count").first())
+    originals = Counter(str(row["caption"]) for row in corpus())
+    assert all(
+        originals[row["caption"]] == row["caption_count"] for row in counts.to_dicts() if "<" not in row["caption"]
+    )
+
+
+def test_part_size_does_not_change_what_is_kept(tmp_path, make_crawl):
+    small = job.run(experiment(tmp_path), {"crawl": make_crawl(corpus(), part_size=7, name="small")})
+    large = job.run(experiment(tmp_path), {"crawl": make_crawl(corpus(), part_size=500, name="large")})
+    assert small.counts == large.counts
+    assert small.dropped == large.dropped
+    assert [p.sha256 for p in small.parts if p.path.startswith("train/")] == [
+        p.sha256 for p in large.parts if p.path.startswith("train/")
+    ]
+
+
+def test_a_second_run_finds_the_first(tmp_path, make_crawl):
+    crawl = make_crawl(corpus())
+    first = job.run(experiment(tmp_path), {"crawl": crawl})
+    assert job.run(experiment(tmp_path), {"crawl": crawl}) == first
+    assert not storage.list_files(storage.join(first.uri, "_work"))
+
+
+def test_a_missing_picture_is_named(tmp_path, make_crawl):
+    crawl = make_crawl(corpus())
+    tar = crawl.part_uris("parts/", ".tar")[1]
+    other = storage.read_bytes(crawl.part_uris("parts/", ".tar")[0])
+    storage.write_bytes(tar, other)
+    with pytest.raises(DataError, match=r"parts/00001\.tar lacks the picture of"):
+        run_unwrapped(tmp_path, crawl)
+
+
+def test_a_truncated_tar_is_named(tmp_path, make_crawl):
+    crawl = make_crawl(corpus())
+    tar = crawl.part_uris("parts/", ".tar")[0]
+    storage.write_bytes(tar, storage.read_bytes(tar)[:5000])
+    with pytest.raises(DataError, match=r"parts/00000\.tar"):
+        run_unwrapped(tmp_path, crawl)
+
+
+def test_a_truncated_parquet_file_is_named(tmp_path, make_crawl):
+    crawl = make_crawl(corpus())
+    uri = crawl.part_uris("parts/", ".parquet")[0]
+    storage.write_bytes(uri, storage.read_bytes(uri)[:-100])
+    with pytest.raises(StorageError, match=r"parts/00000\.parquet"):
+        run_unwrapped(tmp_path, crawl)
+
+
+def test_a_part_with_another_schema_is_named(tmp_path, make_crawl):
+    crawl = make_crawl(corpus())
+    uri = crawl.part_uris("parts/", ".parquet")[0]
+    storage.write_table(uri, storage.read_table(uri).drop_columns(["sha256"]))
+    with pytest.raises(DataError, match=r"parts/00000\.parquet is not a part of a crawl"):
+        run_unwrapped(tmp_path, crawl)
+
+
+def test_no_pair_left_is_an_error_that_says_why(tmp_path, make_crawl):
+    crawl = make_crawl([{"url": f"http://x/{n}", "caption": f"第{n}只猫", "width": 10} for n in range(5)])
+    with pytest.raises(DataError, match="size dropped 5"):
+        job.run(experiment(tmp_path), {"crawl": crawl})
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_to_the_same_bytes(tmp_path, make_crawl):
+    crawl = make_crawl(corpus(), part_size=5)
+    undisturbed = job.run(experiment(tmp_path / "a"), {"crawl": crawl})
+    settings = tmp_path / "experiment.json"
+    settings.write_text(experiment(tmp_path / "b").model_dump_json())
+    code = (
+        "import sys, json, ray\n"
+        "from pathlib import Path\n"
+        "from ray_jobs import filter as job\n"
+        "from wukong import config, manifest\n"
+        "ray.init(address=sys.argv[3], log_to_driver=False, configure_logging=False)\n"
+        "e = config.parse(json.loads(Path(sys.argv[1]).read_text()))\n"
+        "print(job.run(e, {'crawl': manifest.load(sys.argv[2])}).digest)\n"
+    )
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", code, str(settings), crawl.uri, ray.get_runtime_context().gcs_address]
+    for stop_at in ("rules", "assign", "repack"):
+        process = subprocess.Popen(command, env=environment, cwd=root)
+        deadline = time.monotonic() + 100
+        while process.poll() is None and time.monotonic() < deadline:
+            if any(f"_parts/{stop_at}-" in str(path) for path in (tmp_path / "b").rglob("*.json")):
+                break
+            time.sleep(0.01)
+        assert process.poll() is None, "the run ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    continued = job.run(experiment(tmp_path / "b"), {"crawl": crawl})
+    assert continued.digest == undisturbed.digest
+    assert continued.parts == undisturbed.parts
+
+
+def run_unwrapped(tmp_path, crawl):
+    """Run the job and raise the error of ours that Ray wrapped, as the stage's entry point reports it."""
+    try:
+        job.run(experiment(tmp_path), {"crawl": crawl})
+    except ray.exceptions.RayTaskError as error:
+        raise error.as_instanceof_cause().cause from error
