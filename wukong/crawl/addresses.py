@@ -1,0 +1,94 @@
+"""Which addresses the crawler may connect to: public ones, and those the operator names host by host.
+
+A URL found on the web is data from a stranger. It may name a service inside the operator's network, directly, by a
+redirect, or by a name that resolves to one address when checked and to another when used. So the check is made on the
+address of each socket just before it connects, never on a name.
+"""
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from wukong.errors import ConfigError
+
+CONNECT_TO = "WUKONG_CONNECT_TO"
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_NAT64_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")
+_SITE_LOCAL = ipaddress.ip_network("fec0::/10")
+
+
+def is_public(address: str) -> bool:
+    """Tell whether an IP address, as text, is one that the whole Internet routes.
+
+    Refused are private, loopback, link-local, CGNAT, multicast, reserved and unspecified addresses, and IPv6 addresses
+    that carry such an IPv4 address (mapped, 6to4, Teredo, NAT64).
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip in _SITE_LOCAL or ip in _NAT64_LOCAL:
+            return False
+        embedded = _embedded(ip)
+        if embedded is not None:
+            return is_public(str(embedded))
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+def _embedded(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    if ip.ipv4_mapped is not None:
+        return ip.ipv4_mapped
+    if ip.sixtofour is not None:
+        return ip.sixtofour
+    if ip.teredo is not None:
+        return ip.teredo[1]
+    if ip in _NAT64 or int(ip) >> 32 == 0:  # NAT64, and the long deprecated ::a.b.c.d
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return None
+
+
+@dataclass(frozen=True)
+class ConnectTo:
+    """Hosts whose connections go to an address that the operator chose, like curl's ``--connect-to``.
+
+    Attributes:
+        targets: host name (lower case) -> (IP address, port). Only these hosts may live at an address that is
+            not public.
+    """
+
+    targets: Mapping[str, tuple[str, int]]
+
+    @classmethod
+    def parse(cls, text: str) -> "ConnectTo":
+        """Read ``host=address:port`` entries separated by commas; an IPv6 address is written in brackets.
+
+        Raises:
+            ConfigError: an entry is malformed.
+        """
+        targets = {}
+        for entry in filter(None, (piece.strip() for piece in text.split(","))):
+            host, _, target = entry.partition("=")
+            address, _, port = target.rpartition(":")
+            try:
+                ip = ipaddress.ip_address(address.removeprefix("[").removesuffix("]"))
+                number = int(port)
+            except ValueError:
+                number = 0
+            if not host or not 0 < number < 65536:
+                raise ConfigError(
+                    f"{CONNECT_TO}: {entry!r} is not host=address:port, for instance images.test=127.0.0.1:8080"
+                )
+            targets[host.lower()] = (str(ip), number)
+        return cls(targets)
+
+    @classmethod
+    def from_environment(cls) -> "ConnectTo":
+        """Read the mapping from ``WUKONG_CONNECT_TO``; empty where it is not set."""
+        return cls.parse(os.environ.get(CONNECT_TO, ""))
+
+    def allows(self, host: str, address: str, port: int) -> bool:
+        """Tell whether a request for ``host`` may open a connection to this address."""
+        target = self.targets.get(host)
+        if target is not None:
+            return (address, port) == target
+        return is_public(address)

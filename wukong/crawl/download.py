@@ -1,0 +1,122 @@
+"""From the URLs of one part to its tar and Parquet file."""
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from wukong.config import Crawl
+from wukong.crawl import image, shard
+from wukong.crawl.fetch import Fetcher
+from wukong.crawl.status import FetchError, Status
+from wukong.crawl.transport import Response, Watcher
+from wukong.data.schema import CRAWLED
+
+_NOAI = ("noai", "noimageai")
+
+
+async def download_part(
+    uri: str, found: Sequence[Mapping[str, Any]], fetcher: Fetcher, config: Crawl
+) -> dict[str, Any]:
+    """Download the pictures of one part and write it.
+
+    Args:
+        uri: the part's address without a suffix.
+        found: one row a URL, with the columns ``key``, ``url``, ``caption``, ``queries``, ``engine`` and ``page_url``.
+        fetcher: used for every request.
+        config: the crawl's settings.
+
+    Returns:
+        the part's record: ``urls``, ``bytes_read`` and ``statuses``, how many URLs ended with each.
+    """
+    before = fetcher.bytes_read
+    with shard.Spool() as spool, ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as decoder:
+        part = _Part(fetcher, config, spool, decoder)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(part.picture(row)) for row in found]
+        rows = [task.result() for task in tasks]
+        shard.write_part(uri, rows, spool)
+    statuses = Counter(row["status"] for row in rows)
+    return {"urls": len(rows), "bytes_read": fetcher.bytes_read - before, "statuses": dict(sorted(statuses.items()))}
+
+
+class _Part:
+    def __init__(self, fetcher: Fetcher, config: Crawl, spool: shard.Spool, decoder: ThreadPoolExecutor) -> None:
+        self._fetcher = fetcher
+        self._config = config
+        self._spool = spool
+        self._decoder = decoder
+
+    async def picture(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Download one picture, keep its stored form and give its row."""
+        row: dict[str, Any] = {name: found.get(name) for name in CRAWLED.names}
+        seen = _Seen(self._config)
+        try:
+            async with self._fetcher.get(found["url"], watch=seen.watcher) as response:
+                row["http_status"] = response.status
+                stored = await asyncio.get_running_loop().run_in_executor(
+                    self._decoder, self._store, row, bytes(response.body), seen
+                )
+                self._spool.add(row["key"], stored.data)
+            row |= {"stored_width": stored.width, "stored_height": stored.height}
+            row["status"] = Status.SUCCESS.value
+        except FetchError as error:
+            row["status"], row["error"] = error.status.value, str(error)
+            row["http_status"] = error.http_status or row["http_status"]
+        if seen.header is not None:
+            header = seen.header
+            row |= {"width": header.width, "height": header.height, "exif_orientation": header.orientation}
+            row["mime"] = image.MIME_TYPES[header.kind]
+        return row
+
+    def _store(self, row: dict[str, Any], data: bytes, seen: "_Seen") -> image.Stored:
+        digest = hashlib.sha256(data).hexdigest()
+        row |= {"bytes": len(data), "sha256": digest}
+        if digest in self._fetcher.opt_out.digests:
+            raise FetchError(Status.OPTED_OUT, "the opt-out list names this picture's digest")
+        if seen.header is None:
+            seen.check(data, complete=True)
+        if seen.header is None:
+            raise FetchError(Status.NOT_IMAGE, "empty")
+        return image.store(data, seen.header, self._config)
+
+
+class _Seen:
+    """Watches a picture arrive: its owner's wishes in the headers, the size rule in the first bytes."""
+
+    def __init__(self, config: Crawl) -> None:
+        self._config = config
+        self.header: image.Header | None = None
+
+    def watcher(self) -> Watcher:
+        """Begin anew, for another attempt."""
+        self.header = None
+        return self._watch
+
+    def _watch(self, response: Response) -> None:
+        if not response.body:
+            if self._config.politeness.respect_noai and forbids_training(response.headers.get("x-robots-tag", "")):
+                raise FetchError(Status.NOAI, "X-Robots-Tag keeps it from training", http_status=response.status)
+        elif self.header is None:
+            try:
+                self.check(response.body, complete=False)
+            except FetchError as error:
+                error.http_status = response.status
+                raise
+
+    def check(self, data: bytes | bytearray, *, complete: bool) -> None:
+        """Read the header if it is there, and apply the size rule."""
+        self.header = image.read_header(data, complete=complete)
+        if self.header is not None:
+            image.check_size(self.header, self._config)
+
+
+def forbids_training(value: str) -> bool:
+    """Tell whether an ``X-Robots-Tag`` asks not to train on the answer (``noai``, ``noimageai``).
+
+    A tag may begin with the name of the crawler it speaks to; such a wish is followed whoever it names.
+    """
+    directives = (piece.rpartition(":")[2].strip().lower() for piece in value.split(","))
+    return any(directive in _NOAI for directive in directives)

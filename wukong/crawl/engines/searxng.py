@@ -1,0 +1,40 @@
+"""SearXNG, a meta search engine that one runs oneself, through its JSON API."""
+
+import json
+from urllib.parse import urlencode, urljoin
+
+from wukong.crawl.engines import Result, clean
+
+
+class SearXNG:
+    """A SearXNG instance whose settings allow the JSON format.
+
+    Args:
+        endpoint: for instance ``https://searx.example.org/search``.
+    """
+
+    name = "searxng"
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+
+    def page_url(self, query: str, page: int) -> str:
+        """The address of one page of results; its length is the instance's choice."""
+        fields = {"q": query, "categories": "images", "format": "json", "pageno": page + 1}
+        return f"{self._endpoint}?{urlencode(fields)}"
+
+    def parse(self, body: bytes) -> list[Result]:
+        """Read ``results[]``: ``img_src`` and ``title``."""
+        answer = json.loads(body.decode("utf-8-sig", errors="replace"), strict=False)
+        items = answer.get("results") if isinstance(answer, dict) else None
+        if not isinstance(items, list):
+            raise ValueError("the answer has no results[]")  # noqa: TRY004
+        found = []
+        for item in items:
+            if not isinstance(item, dict) or not isinstance(item.get("img_src"), str) or not item["img_src"]:
+                continue
+            title, page = item.get("title"), item.get("url")
+            page_url = clean(page) if isinstance(page, str) and page else None
+            url = urljoin(page_url or self._endpoint, clean(item["img_src"]))  # some engines give //host/path
+            found.append(Result(url, clean(title) if isinstance(title, str) else "", page_url))
+        return found

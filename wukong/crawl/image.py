@@ -1,0 +1,344 @@
+"""A picture's header from its first bytes, and its stored form: decoded, upright, resized, a JPEG.
+
+Only the header is needed to apply the size rule, so a picture that fails it is not downloaded any further.
+"""
+
+import io
+import struct
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image
+
+from wukong.config import Crawl
+from wukong.crawl.status import FetchError, Status
+
+Image.MAX_IMAGE_PIXELS = None  # the operator's limit (crawl.max_pixels) is applied to the header before decoding
+
+Pixels = npt.NDArray[np.uint8]
+"""Height x width x 3, RGB, 0 to 255."""
+
+_SNIFF = 16
+_WHITE = (255, 255, 255)
+_EXIF_ORIENTATION = 0x0112
+_JPEG_STANDALONE = frozenset([0x01, *range(0xD0, 0xD9)])
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_AVIF_BRANDS = (b"avif", b"avis")
+
+MIME_TYPES = {
+    "jpeg": "image/jpeg",
+    "png": "image/png",
+    "gif": "image/gif",
+    "webp": "image/webp",
+    "bmp": "image/bmp",
+    "avif": "image/avif",
+}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture says of itself before its pixels.
+
+    Attributes:
+        kind: ``jpeg``, ``png``, ``gif``, ``webp``, ``bmp`` or ``avif``.
+        width: pixels, as encoded, that is before the EXIF orientation is applied.
+        height: likewise.
+        orientation: EXIF orientation, 1 to 8; None where the header does not say.
+    """
+
+    kind: str
+    width: int
+    height: int
+    orientation: int | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The JPEG that goes into a shard, with its size in pixels."""
+
+    data: bytes
+    width: int
+    height: int
+
+
+def sniff(data: bytes | bytearray) -> str | None:
+    """Name the format that the first 16 bytes belong to; None where it is no picture this crawler decodes."""
+    if data[:3] == b"\xff\xd8\xff":
+        return "jpeg"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    if data[:6] in {b"GIF87a", b"GIF89a"}:
+        return "gif"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    if data[:2] == b"BM":
+        return "bmp"
+    if data[4:8] == b"ftyp" and data[8:12] in _AVIF_BRANDS:
+        return "avif"
+    return None
+
+
+def read_header(data: bytes | bytearray, *, complete: bool) -> Header | None:
+    """Read the header from the bytes at hand; None while they are too few to tell.
+
+    Args:
+        data: the beginning of the file.
+        complete: whether it is the whole file, so that nothing more will come.
+
+    Raises:
+        FetchError: (``not_image``) it is none of the formats; (``corrupt``) the header makes no sense or is cut short.
+    """
+    if len(data) < _SNIFF and not complete:
+        return None
+    kind = sniff(data)
+    if kind is None:
+        raise FetchError(Status.NOT_IMAGE, "neither JPEG, PNG, GIF, WebP, BMP nor AVIF")
+    if kind == "jpeg":
+        header = _jpeg_header(data)
+    elif kind == "avif":
+        header = _avif_header(data) if complete else None
+    else:
+        size = _SIZES[kind](data)
+        header = None if size is None else Header(kind, *size)
+    if header is None:
+        if complete:
+            raise FetchError(Status.CORRUPT, "the header is cut short")
+        return None
+    if header.width < 1 or header.height < 1:
+        raise FetchError(Status.CORRUPT, "the header gives no size")
+    return header
+
+
+def check_size(header: Header, config: Crawl) -> None:
+    """Apply the size rule, as soon as the header is known.
+
+    Raises:
+        FetchError: ``too_small``, ``bad_ratio`` or ``too_many_pixels``.
+    """
+    short, long = sorted((header.width, header.height))
+    if short < config.min_side:
+        raise FetchError(Status.TOO_SMALL, f"a side is shorter than {config.min_side} pixels")
+    if long > config.max_aspect_ratio * short:
+        raise FetchError(Status.BAD_RATIO, f"the sides' ratio is over {config.max_aspect_ratio:g}")
+    if header.width * header.height > config.max_pixels:
+        raise FetchError(Status.TOO_MANY_PIXELS, f"more than {config.max_pixels} pixels")
+
+
+def _jpeg_header(data: bytes | bytearray) -> Header | None:
+    position, end, orientation = 2, len(data), None
+    while position + 4 <= end:
+        if data[position] != 0xFF:
+            raise FetchError(Status.CORRUPT, "a JPEG marker is missing")
+        marker = data[position + 1]
+        if marker == 0xFF:
+            position += 1
+            continue
+        if marker in _JPEG_STANDALONE:
+            position += 2
+            continue
+        length = (data[position + 2] << 8) | data[position + 3]
+        body = position + 4
+        if marker in _JPEG_FRAMES:
+            if body + 5 > end:
+                return None
+            height, width = struct.unpack_from(">HH", data, body + 1)
+            return Header("jpeg", width, height, orientation)
+        if marker in {0xD9, 0xDA} or length < 2:
+            raise FetchError(Status.CORRUPT, "the JPEG has no frame header")
+        if marker == 0xE1 and orientation is None:
+            if body + length - 2 > end:
+                return None
+            segment = bytes(data[body : body + length - 2])
+            if segment.startswith(b"Exif\x00\x00"):
+                orientation = _exif_orientation(segment)
+        position += 2 + length
+    return None
+
+
+def _exif_orientation(exif: bytes) -> int | None:
+    tags = Image.Exif()
+    try:
+        tags.load(exif)
+        value = tags.get(_EXIF_ORIENTATION)
+    except (SyntaxError, ValueError, TypeError, KeyError, struct.error, OSError):
+        return None  # EXIF is often broken, and the picture is fine without it
+    return value if isinstance(value, int) and 1 <= value <= 8 else None
+
+
+def _png_size(data: bytes | bytearray) -> tuple[int, int] | None:
+    return None if len(data) < 24 else struct.unpack_from(">II", data, 16)
+
+
+def _gif_size(data: bytes | bytearray) -> tuple[int, int] | None:
+    return None if len(data) < 10 else struct.unpack_from("<HH", data, 6)
+
+
+def _bmp_size(data: bytes | bytearray) -> tuple[int, int] | None:
+    if len(data) < 26:
+        return None
+    if struct.unpack_from("<I", data, 14)[0] == 12:
+        width, height = struct.unpack_from("<HH", data, 18)
+    else:
+        width, height = struct.unpack_from("<ii", data, 18)
+    return width, abs(height)
+
+
+def _webp_size(data: bytes | bytearray) -> tuple[int, int] | None:
+    if len(data) < 30:
+        return None
+    chunk = bytes(data[12:16])
+    if chunk == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    if chunk == b"VP8L":
+        bits = struct.unpack_from("<I", data, 21)[0]
+        return (bits & 0x3FFF) + 1, ((bits >> 14) & 0x3FFF) + 1
+    if chunk == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    raise FetchError(Status.CORRUPT, "the WebP has no picture")
+
+
+_SIZES = {"png": _png_size, "gif": _gif_size, "bmp": _bmp_size, "webp": _webp_size}
+
+
+def _avif_header(data: bytes | bytearray) -> Header | None:
+    try:
+        with Image.open(io.BytesIO(data), formats=["AVIF"]) as image:
+            return Header("avif", image.width, image.height)
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def store(data: bytes, header: Header, config: Crawl) -> Stored:
+    """Turn a downloaded picture into what goes into a shard (section 3.1 leaves the form open).
+
+    An animation gives its first frame, transparency is laid on white, EXIF orientation is applied, 16 bits become 8.
+
+    Raises:
+        FetchError: (``corrupt``) it cannot be decoded to the end.
+    """
+    if header.kind == "jpeg" and _passes_through(data, header, config):
+        return Stored(data, header.width, header.height)
+    pixels = _upright(decode(data, header, shorter=_needed_side(header, config)), header.orientation)
+    pixels = resize(pixels, config)
+    encoded = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(pixels), quality=config.jpeg_quality, colorspace="RGB", colorsubsampling="420"
+    )
+    return Stored(encoded, pixels.shape[1], pixels.shape[0])
+
+
+def _passes_through(data: bytes, header: Header, config: Crawl) -> bool:
+    """Tell whether a JPEG is stored untouched: upright, whole, small, in plain colours."""
+    if not config.keep_small_jpegs or (header.orientation or 1) != 1:
+        return False
+    if config.resize == "keep_ratio":
+        fits = min(header.width, header.height) <= config.image_size
+    else:
+        fits = config.resize == "no"
+    if not fits or simplejpeg.decode_jpeg_header(data, strict=False)[2] not in {"YCbCr", "Gray"}:
+        return False
+    # The entropy-coded data is read to its end; the inverse DCT at an eighth of the size costs little.
+    _decode_jpeg(data, 1)
+    return True
+
+
+def _needed_side(header: Header, config: Crawl) -> int:
+    """The shorter side, in pixels, that decoding must give at least: 0 for the full size."""
+    if config.resize == "no":
+        return 0
+    if config.resize == "border":
+        short, long = sorted((header.width, header.height))
+        return max(1, -(-config.image_size * short // long))
+    return config.image_size
+
+
+def decode(data: bytes, header: Header, shorter: int = 0) -> Pixels:
+    """Decode to RGB, at a reduced size where the format can do so cheaply.
+
+    Args:
+        data: the whole file.
+        header: what ``read_header`` gave.
+        shorter: the shorter side need not be larger than this many pixels; 0 for the full size. Only JPEG decodes
+            smaller.
+
+    Raises:
+        FetchError: (``corrupt``) it cannot be decoded to the end.
+    """
+    if header.kind == "jpeg":
+        pixels = _decode_jpeg(data, shorter)
+        if pixels is not None:
+            return pixels
+    try:
+        with Image.open(io.BytesIO(data), formats=[header.kind.upper()]) as image:
+            image.load()
+            return _rgb(image)
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError) as error:
+        raise FetchError(Status.CORRUPT, "the picture cannot be decoded") from error
+
+
+def _decode_jpeg(data: bytes, shorter: int) -> Pixels | None:
+    """Decode a JPEG with DCT scaling; None where its colours need Pillow (CMYK and YCCK)."""
+    try:
+        colours = simplejpeg.decode_jpeg_header(data)[2]
+        if colours not in {"YCbCr", "Gray", "RGB"}:
+            return None
+        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=shorter, min_width=shorter)
+    except ValueError as error:
+        raise FetchError(Status.CORRUPT, "the JPEG cannot be decoded to its end") from error
+    return pixels
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        grey = np.asarray(image).astype(np.uint32)
+        eight = np.minimum(grey >> 8, 255).astype(np.uint8)
+        return np.repeat(eight[:, :, None], 3, axis=2)
+    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        canvas = Image.new("RGBA", layer.size, (*_WHITE, 255))
+        canvas.alpha_composite(layer)
+        image = canvas
+    return np.asarray(image.convert("RGB"))
+
+
+def _upright(pixels: Pixels, orientation: int | None) -> Pixels:
+    """Undo an EXIF orientation (1 to 8), so that the first row is the top."""
+    if orientation in {5, 6, 7, 8}:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in {2, 3, 6, 7}:
+        pixels = pixels[:, ::-1]
+    if orientation in {3, 4, 7, 8}:
+        pixels = pixels[::-1]
+    return pixels
+
+
+def resize(pixels: Pixels, config: Crawl) -> Pixels:
+    """Bring a picture to the configured size.
+
+    ``keep_ratio`` makes the shorter side ``image_size`` pixels and never enlarges; ``center_crop`` and ``border`` give
+    a square of ``image_size``, cut or padded with white; ``no`` leaves it.
+    """
+    if config.resize == "no":
+        return pixels
+    height, width = pixels.shape[:2]
+    size = config.image_size
+    scale = size / (max(height, width) if config.resize == "border" else min(height, width))
+    if config.resize == "keep_ratio":
+        scale = min(scale, 1.0)
+    target = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if target != (width, height):
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        pixels = np.asarray(cv2.resize(np.ascontiguousarray(pixels), target, interpolation=method), dtype=np.uint8)
+    height, width = pixels.shape[:2]
+    if config.resize == "center_crop":
+        top, left = (height - size) // 2, (width - size) // 2
+        return pixels[top : top + size, left : left + size]
+    if config.resize == "border":
+        square = np.full((size, size, 3), 255, dtype=np.uint8)
+        top, left = (size - height) // 2, (size - width) // 2
+        square[top : top + height, left : left + width] = pixels
+        return square
+    return pixels

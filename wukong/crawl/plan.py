@@ -1,0 +1,108 @@
+"""Which URLs are fetched, and in which part: duplicates merged, split by hash, in bounded memory.
+
+A URL's place depends on its hash alone, so the same set of URLs gives the same parts in whatever order it was found.
+Keys are hashes, so the key space is cut into ranges of equal width that hold about equally many URLs; each range is
+planned by itself, from the few row groups of the search files that it touches.
+"""
+
+from collections.abc import Sequence
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from wukong import storage
+
+PLANNED = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("queries", pa.list_(pa.string()), nullable=False),
+        pa.field("page_url", pa.string()),
+    ]
+)
+"""One row a URL, sorted by key; a row group is a part."""
+
+RANGE_ROWS = 500_000
+"""Results that one range of keys should hold: what bounds the memory of planning."""
+
+_PREFIX = 8
+
+
+def ranges_for(results: int) -> int:
+    """How many ranges the key space is cut into for this many results."""
+    return max(1, -(-results // RANGE_ROWS))
+
+
+def bounds(index: int, count: int) -> tuple[str, str]:
+    """The first key of range ``index`` of ``count`` and the first one after it; the last bound is above all keys."""
+    space = 16**_PREFIX
+    low, high = index * space // count, (index + 1) * space // count
+    return f"{low:0{_PREFIX}x}", "g" if high == space else f"{high:0{_PREFIX}x}"
+
+
+def read_range(uris: Sequence[str], low: str, high: str) -> pa.Table:
+    """Read the rows with ``low <= key < high`` from files sorted by key, and only the row groups that may hold some."""
+    pieces = []
+    for uri in uris:
+        fs, path = storage.filesystem(uri)
+        with pq.ParquetFile(path, filesystem=fs) as file:
+            for group in range(file.num_row_groups):
+                statistics = file.metadata.row_group(group).column(0).statistics
+                if statistics is not None and (statistics.max < low or statistics.min >= high):
+                    continue
+                rows = file.read_row_group(group)
+                keys = rows["key"]
+                pieces.append(rows.filter(pc.and_(pc.greater_equal(keys, low), pc.less(keys, high))))
+    return pa.concat_tables(pieces) if pieces else pa.table({})
+
+
+def merge(found: pa.Table) -> pa.Table:
+    """Merge results with the same URL: the caption of the first is kept, and every query that found it.
+
+    Args:
+        found: rows of ``search.FOUND``, in any order.
+
+    Returns:
+        rows of ``PLANNED``, sorted by key.
+    """
+    if not found.num_rows:
+        return PLANNED.empty_table()
+    frame = (
+        pl.DataFrame(found)
+        .sort("key", "order")
+        .group_by("key", maintain_order=True)
+        .agg(
+            pl.col("url").first(),
+            pl.col("caption").first(),
+            pl.col("query").drop_nulls().unique(maintain_order=True).alias("queries"),
+            pl.col("page_url").first(),
+        )
+    )
+    return frame.to_arrow().cast(PLANNED)
+
+
+def part_sizes(urls: int, part_size: int) -> list[int]:
+    """Cut a range into parts of at most ``part_size`` URLs, as equal as can be."""
+    count = -(-urls // part_size)
+    return [urls * (i + 1) // count - urls * i // count for i in range(count)]
+
+
+def write_range(uri: str, planned: pa.Table, part_size: int) -> list[int]:
+    """Write a range's plan, one row group a part; give the parts' sizes."""
+    sizes = part_sizes(planned.num_rows, part_size)
+    with storage.open_output(uri) as stream, pq.ParquetWriter(stream, PLANNED, compression="zstd") as writer:
+        start = 0
+        for size in sizes:
+            writer.write_table(planned.slice(start, size), row_group_size=size)
+            start += size
+    return sizes
+
+
+def read_part(uri: str, row_group: int) -> pa.Table:
+    """Read the URLs of one part from its range's plan."""
+    fs, path = storage.filesystem(uri)
+    with pq.ParquetFile(path, filesystem=fs) as file:
+        return file.read_row_group(row_group)

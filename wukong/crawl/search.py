@@ -1,0 +1,152 @@
+"""From queries to found pictures: pages of results until a query's share is reached."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wukong import storage
+from wukong.config import Crawl
+from wukong.crawl.engines import Engine, EngineRefusedError, Result
+from wukong.crawl.fetch import Fetcher
+from wukong.crawl.status import FetchError, Status
+from wukong.data.schema import key_of
+
+logger = logging.getLogger(__name__)
+
+FOUND = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("query", pa.string()),
+        pa.field("order", pa.int64(), nullable=False),
+        pa.field("page_url", pa.string()),
+    ]
+)
+"""One row a result, sorted by key. ``order`` counts results over the whole crawl: by query, then by rank."""
+
+ROW_GROUP = 8_192
+"""Rows a row group: a reader that wants one range of keys reads little else."""
+
+FoundRow = tuple[str, str, str, str | None, int, str | None]
+"""The fields of ``FOUND``, in its order."""
+
+_MAX_ANSWER = 8 * 2**20
+_REFUSING = frozenset({401, 403, 429})
+
+
+@dataclass
+class Searched:
+    """What one block of queries gave."""
+
+    table: pa.Table
+    queries: int = 0
+    empty: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+async def search_block(queries: Sequence[str], first: int, engine: Engine, fetcher: Fetcher, config: Crawl) -> Searched:
+    """Search for some queries, each until it has ``max_results_per_query`` results or the engine has no more.
+
+    Args:
+        queries: consecutive entries of the query list.
+        first: the position of the first of them in the list.
+        engine: asked for every query.
+        fetcher: used for every request.
+        config: the crawl's settings.
+
+    Returns:
+        the results (``FOUND``); how many queries gave none; which failed, and why.
+
+    Raises:
+        EngineRefusedError: the engine wants to be asked no further.
+    """
+    refused: list[Exception] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_search(query, engine, fetcher, config)) for query in queries]
+    except* EngineRefusedError as refusals:
+        refused += refusals.exceptions
+    if refused:
+        raise refused[0]
+    found: list[FoundRow] = []
+    searched = Searched(FOUND.empty_table(), queries=len(queries))
+    for position, (query, task) in enumerate(zip(queries, tasks, strict=True), start=first):
+        outcome = task.result()
+        if isinstance(outcome, str):
+            searched.failed[query] = outcome
+            continue
+        searched.empty += not outcome
+        for rank, result in enumerate(outcome):
+            order = position * config.max_results_per_query + rank
+            found.append((key_of(result.url), result.url, result.caption, query, order, result.page_url))
+    searched.table = as_table(found)
+    return searched
+
+
+def write_found(uri: str, table: pa.Table) -> None:
+    """Write a ``FOUND`` table so that one range of keys can be read without the rest."""
+    with storage.open_output(uri) as stream:
+        pq.write_table(table, stream, compression="zstd", row_group_size=ROW_GROUP)
+
+
+def as_table(found: list[FoundRow]) -> pa.Table:
+    """Make a ``FOUND`` table of rows in any order."""
+    found.sort(key=lambda row: (row[0], row[4]))
+    columns = list(zip(*found, strict=True)) or [()] * len(FOUND)
+    return pa.table([pa.array(column, type=f.type) for column, f in zip(columns, FOUND, strict=True)], schema=FOUND)
+
+
+async def _search(query: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> list[Result] | str:
+    """Give a query's results, or why there are none."""
+    results: dict[str, Result] = {}
+    page = 0
+    while len(results) < config.max_results_per_query:
+        try:
+            fresh = await _page(engine.page_url(query, page), engine, fetcher, config)
+        except FetchError as error:
+            if error.status is Status.HTTP_ERROR and error.http_status in _REFUSING:
+                raise _refused(engine, f"HTTP {error.http_status}") from error
+            if error.status is Status.ROBOTS_DISALLOWED:
+                raise EngineRefusedError(
+                    f"the robots.txt of {config.endpoint} disallows searching. If its owner allows you to, "
+                    "set crawl.politeness.search_robots_txt: false"
+                ) from error
+            if page == 0:
+                return str(error)
+            logger.warning("query %r: page %d failed (%s); its earlier pages are kept", query, page, error)
+            break
+        except ValueError as error:
+            if page == 0:
+                return f"not an answer of {engine.name}: {error}"
+            break
+        known = len(results)
+        for result in fresh:
+            results.setdefault(result.url, result)
+        if len(results) == known:  # past its last page, an engine repeats itself or is empty
+            break
+        page += 1
+    return list(results.values())[: config.max_results_per_query]
+
+
+async def _page(url: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> list[Result]:
+    async with fetcher.get(
+        url,
+        max_bytes=_MAX_ANSWER,
+        obey_robots=config.politeness.search_robots_txt,
+        follow_redirects=False,
+    ) as response:
+        if response.location is not None:
+            raise _refused(engine, f"a redirect to {response.location}")
+        return engine.parse(bytes(response.body))
+
+
+def _refused(engine: Engine, answer: str) -> EngineRefusedError:
+    return EngineRefusedError(
+        f"{engine.name} answered with {answer}: it wants to be asked no further, so searching stops. What was found "
+        "is kept; run again later and it continues from there."
+    )

@@ -1,0 +1,78 @@
+"""Writing one part of a crawl: a WebDataset tar and the Parquet file beside it."""
+
+import json
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+
+from wukong import storage
+from wukong.data.schema import CRAWLED
+
+_BLOCK = tarfile.BLOCKSIZE
+_MTIME = 0
+
+
+def member_header(name: str, size: int) -> bytes:
+    """A tar header that is the same in every run: no time, no owner."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime, info.mode = size, _MTIME, 0o444
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+class Spool:
+    """Holds the pictures of a part on local disk until all are there, so that memory does not grow with their size."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="wukong-crawl-")  # noqa: SIM115
+        self._places: dict[str, tuple[int, int]] = {}
+        self._end = 0
+
+    def add(self, key: str, data: bytes) -> None:
+        """Keep a picture under its pair's key."""
+        self._file.seek(self._end)
+        self._file.write(data)
+        self._places[key] = (self._end, len(data))
+        self._end += len(data)
+
+    def read(self, key: str) -> bytes:
+        """Give a picture back."""
+        offset, size = self._places[key]
+        self._file.seek(offset)
+        return self._file.read(size)
+
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._file.close()
+
+
+def write_part(uri: str, rows: Sequence[Mapping[str, Any]], pictures: Spool) -> None:
+    """Write ``{uri}.tar`` and ``{uri}.parquet``; equal rows and pictures give equal bytes.
+
+    Args:
+        uri: the part's address without a suffix.
+        rows: one a URL, with the columns of ``CRAWLED``, in the order they are written.
+        pictures: a JPEG for each row whose status is ``success``.
+    """
+    with storage.open_output(f"{uri}.tar") as stream:
+        for row in rows:
+            if row["status"] != "success":
+                continue
+            key = row["key"]
+            facts = {name: value for name, value in row.items() if value is not None}
+            _add(stream, f"{key}.jpg", pictures.read(key))
+            _add(stream, f"{key}.json", json.dumps(facts, ensure_ascii=False, sort_keys=True).encode())
+            _add(stream, f"{key}.txt", row["caption"].encode())
+        stream.write(bytes(2 * _BLOCK))
+    storage.write_table(f"{uri}.parquet", pa.Table.from_pylist([dict(row) for row in rows], schema=CRAWLED))
+
+
+def _add(stream: Any, name: str, data: bytes) -> None:
+    stream.write(member_header(name, len(data)))
+    stream.write(data)
+    stream.write(bytes(-len(data) % _BLOCK))
