@@ -6,13 +6,14 @@ import re
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
@@ -51,11 +52,13 @@ def run_local(experiment: Experiment, name: str | None, corpus_size: int | None)
     started = time.monotonic()
     run = name or f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
     home = stack.home()
-    catalogue = corpus.fetch(size=corpus_size) if corpus.serves(experiment.crawl.endpoint) else None
-    services = stack.up(home, catalogue=catalogue)
+    demo = corpus.prepare(limit=corpus_size) if corpus.serves(experiment.crawl.endpoint) else None
+    services = stack.up(home, catalogue=demo.catalogue if demo else None)
     os.environ.update(services.environment())
-    if catalogue is not None:
-        corpus.upload_queries(catalogue, experiment.crawl.queries)
+    if demo is not None:
+        for problem in demo.problems:
+            console.print(f"[yellow]note:[/] {escape(problem)}", soft_wrap=True)
+        corpus.upload_queries(demo, experiment.crawl.queries)
     prepared = time.monotonic()
     folder = home / "runs" / run
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +98,7 @@ def _run_pipeline(experiment: Experiment, run: str, folder: Path, watch: "_Watch
 class _Watch:
     """Turns the lines of a run into a table of stages, or on a plain terminal into fewer lines."""
 
-    def __init__(self, console: Console, log: "object") -> None:
+    def __init__(self, console: Console, log: Callable[[str], object]) -> None:
         self._console = console
         self._log = log
         self._done: list[tuple[str, str, float]] = []
@@ -116,7 +119,7 @@ class _Watch:
 
     def line(self, text: str) -> None:
         """Take one line of output."""
-        self._log(text + "\n")  # type: ignore[operator]
+        self._log(text + "\n")
         plain = _ANSI.sub("", text).strip()
         if not plain:
             return
@@ -142,7 +145,7 @@ class _Watch:
             table.add_row(f"[{'green' if mark == '✓' else 'red'}]{mark}[/]", stage, f"{seconds:6.1f} s", "")
         if self.current:
             seconds = time.monotonic() - self._began
-            row: list[object] = [Spinner("dots"), self.current, f"{seconds:6.1f} s"]
+            row: list[RenderableType] = [Spinner("dots"), self.current, f"{seconds:6.1f} s"]
             if self._step is not None:
                 what, done, total, unit = self._step
                 bar = Table.grid(padding=(0, 1))
@@ -150,5 +153,5 @@ class _Watch:
                     ProgressBar(total=max(total, 1), completed=done, width=30), f"{what}: {done:,}/{total:,} {unit}"
                 )
                 row.append(bar)
-            table.add_row(*row)  # type: ignore[arg-type]
+            table.add_row(*row)
         return table
