@@ -4,7 +4,18 @@
 ``infra.corpus.sources`` for where the pictures come from and their licences.
 """
 
-from infra.corpus.catalogue import Corpus, Entry, cache_folder, load, prepare
-from infra.corpus.querylist import queries, upload
+from urllib.parse import urlsplit
 
-__all__ = ["Corpus", "Entry", "cache_folder", "load", "prepare", "queries", "upload"]
+from infra.corpus.catalogue import Corpus, Entry, cache_folder, load, prepare
+from infra.corpus.querylist import queries, upload_queries
+
+HOST = "corpus.wukong.test"
+"""The host that the demo corpus's URLs name; ``.test`` is reserved, so it is never anyone's (RFC 6761)."""
+
+
+def serves(endpoint: str) -> bool:
+    """Whether a search engine's address is that of the demo corpus's site."""
+    return urlsplit(endpoint).hostname == HOST
+
+
+__all__ = ["HOST", "Corpus", "Entry", "cache_folder", "load", "prepare", "queries", "serves", "upload_queries"]

@@ -62,6 +62,14 @@ def on_canvas(image: Image.Image, pixels: int) -> Image.Image:
     return canvas
 
 
+def on_white(image: Image.Image) -> Image.Image:
+    """A picture as RGB, with white where it is transparent."""
+    picture = image.convert("RGBA")
+    canvas = Image.new("RGB", picture.size, "white")
+    canvas.paste(picture, (0, 0), picture)
+    return canvas
+
+
 def _open_stamp(origin: Path, pixels: int) -> Image.Image:
     if origin.suffix == ".svg":
         png = bytes(resvg_py.svg_to_bytes(svg_path=str(origin), width=pixels, dpi=96.0, skip_system_fonts=True))

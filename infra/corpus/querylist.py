@@ -3,7 +3,6 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
 
 from infra.corpus.catalogue import Corpus
 from wukong import storage
@@ -28,6 +27,12 @@ def queries(corpus: Corpus, limit: int = 4_000) -> list[str]:
     return ranked[:limit]
 
 
-def upload(words: Iterable[str], uri: str) -> None:
-    """Write a query list, one word a line, to a URI of the object store."""
+def upload_queries(corpus: Corpus, uri: str, limit: int = 4_000) -> int:
+    """Write the corpus's query list, one word a line, to a URI, and give its number of words.
+
+    Raises:
+        StorageError: the URI cannot be written.
+    """
+    words = queries(corpus, limit)
     storage.write_bytes(uri, "".join(f"{word}\n" for word in words).encode())
+    return len(words)

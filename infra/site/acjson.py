@@ -1,0 +1,67 @@
+"""The answers of Baidu's image search at ``/search/acjson``, written as Baidu writes them."""
+
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_PLAIN = "7dgjmoru140852vsnkheb963wtqplifca"
+_CODED = "0123456789abcdefghijklmnopqrstuvw"
+_SUBSTITUTION = str.maketrans(_PLAIN, _CODED) | {ord(":"): "_z2C$q", ord("."): "_z&e3B", ord("/"): "AzdH3F"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """One search result: the picture's URL, a thumbnail's, the page's, and what the engine says of the picture."""
+
+    url: str
+    thumbnail_url: str
+    page_url: str
+    title: str
+    width: int
+    height: int
+    kind: str
+
+
+def encode_url(url: str) -> str:
+    """Write a URL as ``objURL`` does: a substitution of letters and digits, and groups for ``:``, ``.`` and ``/``."""
+    return url.translate(_SUBSTITUTION)
+
+
+def answer(word: str, found: Sequence[Found], total: int, offset: int) -> str:
+    """The text of an answer. It is not strict JSON: single quotes are escaped, as Baidu does.
+
+    Args:
+        word: what was searched for; where a title holds it, ``fromPageTitle`` marks it with ``<strong>``.
+        found: the results of this page.
+        total: how many results there are.
+        offset: the position of the first result of this page.
+    """
+    value = {
+        "queryEnc": word,
+        "queryExt": word,
+        "listNum": total,
+        "displayNum": total,
+        "bdFmtDispNum": f"约{total:,}",
+        "data": [*(_item(result, word, offset + rank) for rank, result in enumerate(found)), {}],
+    }
+    return json.dumps(value, ensure_ascii=False).replace("'", "\\'")
+
+
+def _item(result: Found, word: str, position: int) -> dict[str, Any]:
+    title = html.escape(result.title, quote=False)
+    return {
+        "pageNum": position,
+        "thumbURL": result.thumbnail_url,
+        "middleURL": result.thumbnail_url,
+        "hoverURL": result.thumbnail_url,
+        "objURL": encode_url(result.url),
+        "fromURL": encode_url(result.page_url),
+        "fromPageTitle": title.replace(html.escape(word, quote=False), f"<strong>{word}</strong>") if word else title,
+        "fromPageTitleEnc": result.title,
+        "replaceUrl": [{"ObjURL": result.url, "ObjUrl": result.url, "FromURL": result.page_url}],
+        "width": result.width,
+        "height": result.height,
+        "type": result.kind,
+    }

@@ -1,0 +1,338 @@
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infra import corpus
+from infra.corpus import packages, pictures, querylist, sources
+from infra.corpus.packages import Package, PackageError
+from infra.corpus.sources import Draft, Reading, Source
+from wukong.errors import WukongError
+
+CAPTION = "A frog.\nde.utf8=Ein Frosch.\nzh_CN.utf8=青蛙。\nzh_TW.utf8=青蛙。(繁)\n"
+
+
+def write_stamp(folder: Path, name: str, size: tuple[int, int], caption: bytes | None, mode: str = "RGBA") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, "red").save(folder / f"{name}.png")
+    if caption is not None:
+        (folder / f"{name}.txt").write_bytes(caption)
+
+
+@pytest.mark.parametrize(
+    ("data", "title"),
+    [
+        (CAPTION.encode(), "青蛙。"),
+        (b"\xef\xbb\xbf" + CAPTION.encode(), "青蛙。"),
+        (CAPTION.replace("\n", "\r\n").encode(), "青蛙。"),
+        ("A frog.\nzh_CN.utf8=a=b，蛙\n".encode(), "a=b，蛙"),
+        ("A frog.\nzh_TW.utf8=青蛙\n".encode(), None),
+        (b"A frog.\nzh_CN.utf8=\n", None),
+        (b"", None),
+    ],
+)
+def test_stamp_title(data: bytes, title: str | None) -> None:
+    assert sources.stamp_title(data) == title
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "big5", "utf-16"])
+def test_a_caption_file_in_another_encoding_is_left_out_and_counted(tmp_path: Path, encoding: str) -> None:
+    stamps = tmp_path / "usr/share/tuxpaint/stamps"
+    write_stamp(stamps / "animals", "frog", (300, 300), CAPTION.encode())
+    write_stamp(stamps / "animals", "toad", (300, 300), "A toad.\nzh_CN.utf8=蟾蜍。\n".encode(encoding))
+    reading = sources.read_stamps({packages.STAMPS.name: tmp_path})
+    assert [draft.title for draft in reading.drafts] == ["青蛙。"]
+    assert reading.left_out == {"caption file not UTF-8": 1}
+
+
+def test_stamps_are_shown_by_their_size(tmp_path: Path) -> None:
+    stamps = tmp_path / "usr/share/tuxpaint/stamps"
+    folder = stamps / "animals/birds/cartoon"
+    write_stamp(folder, "large", (300, 201), CAPTION.encode())
+    write_stamp(folder, "middle", (64, 200), CAPTION.encode())
+    write_stamp(folder, "small", (63, 400), CAPTION.encode())
+    write_stamp(folder, "mirrored", (300, 300), None)
+    (folder / "text.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'><text>$</text></svg>")
+    (folder / "text.txt").write_text(CAPTION)
+    reading = sources.read_stamps({packages.STAMPS.name: tmp_path})
+    assert {draft.path: draft.how for draft in reading.drafts} == {
+        "/tuxpaint/animals/birds/cartoon/large.png": "copy",
+        "/tuxpaint/animals/birds/cartoon/middle": "stamp",
+        "/tuxpaint/animals/birds/cartoon/small.png": "copy",
+    }
+    assert {draft.keywords for draft in reading.drafts} == {("动物", "鸟", "卡通")}
+    assert reading.left_out == {"no caption file": 1, "SVG with text": 1}
+
+
+def emoji_packages(root: Path) -> dict[str, Path]:
+    names = {
+        "😀": {"default": ["嘿嘿", "脸"], "tts": ["嘿嘿"]},
+        "❤": {"default": ["爱"], "tts": ["红心"]},
+        "👁‍🗨": {"tts": ["眼睛对话框"]},
+        "🀄": {"default": ["麻将"]},
+    }
+    derived = {"🇨🇳": {"default": ["旗"], "tts": ["旗: 中国"]}}
+    noto = {
+        "width": 128,
+        "height": 128,
+        "icons": {
+            "grin": {"body": '<rect width="128" height="128" fill="#f00"/>'},
+            "wide": {"body": '<rect width="64" height="32" fill="#00f"/>', "width": 64, "height": 32},
+        },
+    }
+    files = {
+        packages.CLDR: ("annotations/zh/annotations.json", {"annotations": {"annotations": names}}),
+        packages.CLDR_DERIVED: (
+            "annotationsDerived/zh/annotations.json",
+            {"annotationsDerived": {"annotations": derived}},
+        ),
+        packages.NOTO: ("icons.json", noto),
+    }
+    folders = {package.name: root / package.folder for package in (*files, packages.FLUENT)}
+    for package, (path, value) in files.items():
+        target = folders[package.name] / "package" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(value), encoding="utf-8")
+    characters = {"1f600": "grin", "2764-fe0f": "wide", "1f600-1f3fb": "grin", "1f004": "grin", "1f601": "gone"}
+    (folders[packages.NOTO.name] / "package/chars.json").write_text(json.dumps(characters))
+    assets = folders[packages.FLUENT.name] / "package/assets"
+    assets.mkdir(parents=True)
+    for code in (
+        "1f600",
+        "2764",
+        "1f441-fe0f-200d-1f5e8-fe0f",
+        "1f1e8-1f1f3",
+        "1f44b-1f3fb",
+        "1f3f4-e0067_e0062",
+        "1f004",
+    ):
+        Image.new("RGBA", (256, 256)).save(assets / f"{code}.webp")
+    return folders
+
+
+def test_emoji_are_named_by_their_characters(tmp_path: Path) -> None:
+    folders = emoji_packages(tmp_path)
+    fluent = sources.read_fluent(folders)
+    assert {draft.path: draft.title for draft in fluent.drafts} == {
+        "/fluent/1f600.webp": "嘿嘿",
+        "/fluent/2764.webp": "红心",
+        "/fluent/1f441-fe0f-200d-1f5e8-fe0f.webp": "眼睛对话框",
+        "/fluent/1f1e8-1f1f3.webp": "旗: 中国",
+    }
+    assert fluent.left_out == {"skin tone variant": 1, "no CLDR name": 2}
+    noto = sources.read_noto(folders)
+    assert {draft.path: (draft.title, draft.keywords) for draft in noto.drafts} == {
+        "/noto/1f600": ("嘿嘿", ("嘿嘿", "脸")),
+        "/noto/2764-fe0f": ("红心", ("爱",)),
+    }
+
+
+def test_iconify_icons_keep_their_own_box(tmp_path: Path) -> None:
+    (wide,) = (draft for draft in sources.read_noto(emoji_packages(tmp_path)).drafts if draft.title == "红心")
+    assert wide.svg is not None
+    assert 'viewBox="0 0 64 32"' in wide.svg
+
+
+MODULE = """import { IconWrapper } from '../runtime';
+export default IconWrapper('half', function (props) {
+  return '<?xml version="1.0" encoding="UTF-8"?>' + '<svg width="' + props.size + '" height="' + props.size + \
+'" viewBox="0 0 48 48" fill="none" xmlns="http://www.w3.org/2000/svg">' + '<g id="' + props.id + '8a">' + \
+'<rect width="24" height="48" fill="' + props.colors[1] + '"/><rect x="24" width="24" height="48" fill="' + \
+props.colors[3] + '"/>' + '</g></svg>';
+});
+"""
+
+
+def test_iconpark_modules_are_drawn_in_four_colours(tmp_path: Path) -> None:
+    drawing = sources.iconpark_svg(MODULE)
+    assert drawing is not None
+    name, svg = drawing
+    assert name == "half"
+    assert sources.iconpark_svg("export var DEFAULTS = {};") is None
+    draft = Draft("iconpark", "/iconpark/x/half", "一半", (), "Apache-2.0", "svg", svg=svg)
+    size = pictures.draw(draft, tmp_path / "half.png")
+    with Image.open(tmp_path / "half.png") as image:
+        assert image.size == size
+        pixels = np.asarray(image.convert("RGB"))
+    assert tuple(pixels[5, 5]) == (0x2F, 0x88, 0xFF)
+    assert tuple(pixels[5, -5]) == (0x43, 0xCC, 0xF8)
+
+
+def test_a_stamp_is_centred_on_white_without_dark_edges() -> None:
+    # Transparent pixels are black underneath; scaling must not let that show.
+    stamp = Image.new("RGBA", (100, 50), (0, 0, 0, 0))
+    stamp.paste((255, 255, 255, 255), (20, 10, 80, 40))
+    page = np.asarray(pictures.on_canvas(stamp, 300))
+    assert page.shape == (300, 300, 3)
+    assert page.min() > 250
+    bar = np.asarray(pictures.on_canvas(Image.new("RGB", (100, 20), "black"), 300)).min(axis=2) < 128
+    rows, columns = np.flatnonzero(bar.any(axis=1)), np.flatnonzero(bar.any(axis=0))
+    assert (columns.min() + columns.max(), rows.min() + rows.max()) == pytest.approx((299, 299), abs=1)
+    assert columns.size / rows.size == pytest.approx(5, rel=0.05)
+
+
+def drafts_of(origin: Path, count: int = 12) -> Reading:
+    square = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><circle cx="4" cy="4" r="{}"/></svg>'
+    reading = Reading()
+    for index in range(count):
+        common = (f"圆{index // 2}", ("形状",), "MIT")
+        if index % 3 == 0:
+            reading.drafts.append(Draft("a", f"/a/{index}", *common, "stamp", origin=origin))
+        elif index % 3 == 1:
+            reading.drafts.append(Draft("a", f"/a/{index}", *common, "svg", svg=square.format(1 + index % 4)))
+        else:
+            reading.drafts.append(Draft("a", f"/a/{index}.png", *common, "copy", origin=origin))
+    return reading
+
+
+def prepare(cache: Path, **options: object) -> corpus.Corpus:
+    origin = cache / "origin.png"
+    cache.mkdir(exist_ok=True)
+    Image.new("RGBA", (90, 70), (10, 200, 30, 128)).save(origin)
+    source = Source("a", (), 12, lambda _: drafts_of(origin))
+    return corpus.prepare(cache, progress=False, from_sources=[source], **options)  # type: ignore[arg-type]
+
+
+def bytes_of(made: corpus.Corpus) -> list[bytes]:
+    return [made.catalogue.read_bytes(), *(made.file(entry).read_bytes() for entry in made.entries)]
+
+
+def test_equal_sources_give_equal_bytes_also_after_an_interruption(tmp_path: Path) -> None:
+    first = prepare(tmp_path / "one")
+    second = prepare(tmp_path / "two")
+    assert bytes_of(first) == bytes_of(second)
+    drawn = [second.file(entry) for entry in second.entries if not entry.file.startswith("origin")]
+    second.catalogue.unlink()
+    for file in drawn[::2]:
+        file.unlink()
+    assert bytes_of(prepare(tmp_path / "two")) == bytes_of(first)
+    assert not list((tmp_path / "two").rglob("*.partial"))
+
+
+def test_a_catalogue_reads_back(tmp_path: Path) -> None:
+    made = prepare(tmp_path / "one")
+    assert corpus.load(made.catalogue).entries == made.entries
+    for entry in made.entries:
+        with Image.open(made.file(entry)) as image:
+            assert (image.size, Image.MIME[image.format or ""]) == ((entry.width, entry.height), entry.mime)
+
+
+def test_a_slice_keeps_concepts_whole(tmp_path: Path) -> None:
+    whole, part = prepare(tmp_path / "one"), prepare(tmp_path / "one", limit=7)
+    assert 0 < len(part.entries) <= 7
+    titles = {entry.title for entry in part.entries}
+    assert set(part.entries) == {entry for entry in whole.entries if entry.title in titles}
+    assert part.catalogue != whole.catalogue
+
+
+def test_a_source_that_cannot_be_had_is_reported_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = tmp_path / "origin.png"
+    Image.new("RGB", (300, 300)).save(origin)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    good = Source("a", (), 12, lambda _: drafts_of(origin))
+    made = corpus.prepare(tmp_path, progress=False, from_sources=[*sources.SOURCES, good])
+    assert {entry.source for entry in made.entries} == {"a"}
+    assert len(made.problems) == 4
+    assert any("tuxpaint is left out" in problem and "apt-get" in problem for problem in made.problems)
+    assert any("noto is left out" in problem and "install npm" in problem for problem in made.problems)
+    with pytest.raises(WukongError, match="none of the demo corpus's sources"):
+        corpus.prepare(tmp_path, progress=False)
+
+
+def test_a_full_disk_is_said_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2**20})())
+    with pytest.raises(PackageError, match=r"1 MiB free at .* WUKONG_CACHE"):
+        packages.fetch(packages.NOTO, tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_is_said_plainly(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WukongError, match="WUKONG_CACHE"):
+        corpus.prepare(tmp_path / "file" / "cache", progress=False)
+
+
+def publish(folder: Path, files: dict[str, bytes]) -> str:
+    """A fake ``npm`` whose ``pack`` leaves an archive; gives the archive's SHA-256."""
+    archive = folder / "archive.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    npm = folder / "bin" / "npm"
+    npm.parent.mkdir(exist_ok=True)
+    npm.write_text(
+        f"#!{sys.executable}\nimport shutil\n"
+        f"with open({str(folder / 'calls')!r}, 'a') as log: log.write('x')\n"
+        f"shutil.copy({str(archive)!r}, 'package-1.tgz')\n"
+    )
+    npm.chmod(0o755)
+    return subprocess.run(["sha256sum", archive], capture_output=True, text=True, check=True).stdout.split()[0]
+
+
+def package(sha256: str, files: int = 2) -> Package:
+    return Package("npm", "@scope/thing", "1", sha256, "MIT", ("package/*.json",), files)
+
+
+def test_a_package_is_fetched_once_and_again_when_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = package(publish(tmp_path, {"package/a.json": b"{}", "package/b.json": b"[]", "package/c.js": b""}))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    cache = tmp_path / "cache"
+    folder = packages.fetch(wanted, cache)
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["a.json", "b.json"]
+    packages.fetch(wanted, cache)
+    assert (tmp_path / "calls").read_text() == "x"
+    (folder / "package/a.json").unlink()
+    packages.fetch(wanted, cache)
+    assert (tmp_path / "calls").read_text() == "xx"
+    assert (folder / "package/a.json").exists()
+    assert sorted(path.name for path in cache.iterdir()) == [wanted.folder]
+
+
+def test_an_archive_that_is_not_the_pinned_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(tmp_path, {"package/a.json": b"{}", "package/b.json": b"{}"})
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    with pytest.raises(PackageError, match="SHA-256"):
+        packages.fetch(package("0" * 64), tmp_path / "cache")
+    assert not any((tmp_path / "cache").iterdir())
+
+
+def test_queries_are_ranked_by_frequency(tmp_path: Path) -> None:
+    def entry(title: str, *keywords: str) -> corpus.Entry:
+        return corpus.Entry("a", f"/{title}", "f", title, keywords, "MIT", 300, 300, "image/png")
+
+    made = corpus.Corpus(tmp_path, (entry("黑猫", "动物"), entry("猫", "动物", "猫科动物"), entry("OK键", "键盘 ok")))
+    words = corpus.queries(made)
+    assert words[0] == "动物"
+    assert {"猫", "黑猫", "猫科动物", "键盘"} <= set(words)
+    assert not any(word.isascii() for word in words)
+    assert corpus.queries(made, limit=2) == words[:2]
+    uri = (tmp_path / "queries.txt").as_uri()
+    assert querylist.upload_queries(made, uri, limit=3) == 3
+    assert (tmp_path / "queries.txt").read_text(encoding="utf-8").splitlines() == words[:3]
+
+
+@pytest.mark.slow
+def test_the_real_corpus_has_what_it_says() -> None:
+    """Fetches the real packages where the cache lacks them, and draws a small slice."""
+    made = corpus.prepare(limit=200, progress=False)
+    if made.problems:
+        pytest.skip("; ".join(made.problems))
+    counts = {
+        source.name: len(sources.read(source, corpus.cache_folder() / "packages").drafts) for source in sources.SOURCES
+    }
+    assert counts == {"tuxpaint": 1173, "fluent": 1868, "noto": 1652, "iconpark": 2614}
+    assert {entry.source for entry in made.entries} == set(counts)
+    for entry in made.entries:
+        with Image.open(made.file(entry)) as image:
+            image.load()
+            assert image.size == (entry.width, entry.height)
