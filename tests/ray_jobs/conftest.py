@@ -1,19 +1,15 @@
 """What the job tests share: a Ray of their own, and crawls made from rows."""
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
+from crawled import Row, complete, picture_of
 
 from wukong import storage
 from wukong.crawl.shard import Spool, write_part
-from wukong.data.schema import CRAWLED, key_of
 from wukong.manifest import Manifest, Stage
-
-Row = Mapping[str, Any]
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +31,7 @@ def make_crawl(tmp_path: Path) -> Callable[..., Manifest]:
         stage = Stage(root or storage.from_path(tmp_path), name, {"rows": len(rows)})
         parts = []
         for number, start in enumerate(range(0, len(rows), part_size)):
-            full = [_complete(row) for row in rows[start : start + part_size]]
+            full = [complete(row) for row in rows[start : start + part_size]]
             with Spool() as pictures:
                 for row in full:
                     if row["status"] == "success":
@@ -45,25 +41,3 @@ def make_crawl(tmp_path: Path) -> Callable[..., Manifest]:
         return stage.commit(parts)
 
     return make
-
-
-def picture_of(row: Row) -> bytes:
-    """Bytes that stand for a picture: filters never decode one."""
-    return b"\xff\xd8" + row["sha256"].encode() * (1 + int(row["sha256"][:2], 16) % 40)
-
-
-def _complete(row: Row) -> dict[str, Any]:
-    defaults: dict[str, Any] = dict.fromkeys(CRAWLED.names)
-    defaults |= {
-        "key": key_of(row["url"]),
-        "queries": ["词"],
-        "engine": "test",
-        "status": "success",
-        "width": 300,
-        "height": 300,
-        "mime": "image/jpeg",
-        "sha256": hashlib.sha256(row["url"].encode()).hexdigest(),
-        "stored_width": 256,
-        "stored_height": 256,
-    }
-    return defaults | dict(row)

@@ -14,51 +14,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 import ray
-from conftest import picture_of
+from crawled import corpus, experiment, picture_of
 
 from ray_jobs import filter as job
-from wukong import config, storage
-from wukong.config import Experiment
+from wukong import storage
 from wukong.data.schema import DROPPED, PAIRS, key_of
 from wukong.errors import DataError, StorageError
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-
-HOLDOUTS = [
-    {"name": "new-style", "source": "*/fluent/*", "captions": "seen"},
-    {"name": "new-style-new-word", "source": "*/fluent/*", "captions": "unseen"},
-    {"name": "new-word", "source": "*/stamps/*", "captions": "unseen"},
-]
-
-
-def experiment(tmp_path: Path, **settings: object) -> Experiment:
-    return config.parse(
-        {
-            "name": "test",
-            "storage": storage.from_path(tmp_path / "store"),
-            "crawl": {"queries": "file:///none", "endpoint": "http://127.0.0.1:1"},
-            "filter": {"shard_size": 60, "split": {"held_out_captions": 0.2, "holdouts": HOLDOUTS}} | settings,
-        }
-    )
-
-
-def corpus() -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
-    animals = [f"{colour}色的{animal}" for colour in "红橙黄绿青蓝紫黑白灰" for animal in "猫狗鸟鱼马牛羊鸡猪兔"]
-    for source in ("stamps", "noto", "fluent"):
-        rows += [{"url": f"http://x/{source}/{n}.png", "caption": text} for n, text in enumerate(animals)]
-    rows += [{"url": f"http://x/noto/more{n}", "caption": "查看源网页"} for n in range(11)]
-    rows += [
-        {"url": "http://x/noto/small", "caption": "一只小猫", "width": 200},
-        {"url": "http://x/noto/long", "caption": "一只长猫", "width": 1000, "height": 300},
-        {"url": "http://x/noto/file", "caption": "000.jpg"},
-        {"url": "http://x/noto/english", "caption": "a cat"},
-        {"url": "http://x/noto/essay", "caption": "猫" * 32},
-        {"url": "http://x/noto/bad", "caption": "免费 色情 影片"},
-        {"url": "http://x/noto/gone", "caption": "不见了的猫", "status": "http_error", "width": None, "sha256": None},
-        {"url": "http://x/noto/person", "caption": "演员刘诗诗在公园里拍照"},
-    ]
-    return rows
 
 
 def shard_rows(manifest, prefix=""):
@@ -95,8 +58,8 @@ def test_pictures_are_copied_byte_for_byte_beside_their_captions(tmp_path, make_
     rows = {row["key"]: row for row in shard_rows(manifest, "train/").to_dicts()}
     seen = []
     for uri in manifest.part_uris("train/", ".tar"):
-        tar = tarfile.open(fileobj=io.BytesIO(storage.read_bytes(uri)))
-        members = {member.name: tar.extractfile(member).read() for member in tar}
+        with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(uri))) as tar:
+            members = {member.name: tar.extractfile(member).read() for member in tar}
         order = [name.removesuffix(".jpg") for name in members if name.endswith(".jpg")]
         table = pl.DataFrame(storage.read_table(uri.removesuffix(".tar") + ".parquet"))
         assert table.to_arrow().cast(PAIRS).schema == PAIRS

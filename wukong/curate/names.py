@@ -43,3 +43,10 @@ def _tagger() -> Any:
     jieba.setLogLevel(logging.WARNING)
     jieba.initialize()
     return jieba.posseg
+
+
+def suspects(caption: str) -> list[str]:
+    """What may still be a person name in a masked caption: more is suspected than ``mask`` replaces."""
+    if not _GATE.search(caption):
+        return []
+    return [pair.word for pair in _tagger().cut(caption) if pair.flag == "nr" and _GATE.fullmatch(pair.word)]

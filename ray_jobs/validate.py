@@ -1,0 +1,162 @@
+"""The validation gate: expectations on every batch of pairs in parallel, then on the set as a whole."""
+
+import logging
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import ray
+
+from wukong import storage
+from wukong.config import Experiment
+from wukong.curate import sensitive
+from wukong.data.schema import PAIRS
+from wukong.errors import DataError, GateError
+from wukong.manifest import Manifest, Part, Stage
+from wukong.validate import audit, suites
+from wukong.validate import run as runner
+from wukong.validate.run import Outcome
+
+log = logging.getLogger(__name__)
+
+_VERSION = 1
+_MAX_ROWS = 100_000
+_DOCS_BATCHES = 20
+_SAMPLES = 5
+_DATASET_COLUMNS = {
+    "unique_keys": "duplicate_keys",
+    "caption_repeats": "most_frequent_caption",
+    "unseen_captions_disjoint": "unseen_captions_in_train",
+    "seen_captions_trained": "seen_captions_not_in_train",
+    "pictures_disjoint": "holdout_pictures_in_train",
+}
+
+
+def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
+    """Validate what the filter kept.
+
+    Writes ``results.json`` (one entry an expectation) and the data docs under ``docs/``, also when the gate fails.
+
+    Args:
+        experiment: its ``validation`` section says what must hold, its ``filter`` section the thresholds.
+        parents: the filter's manifest under ``filter``.
+
+    Returns:
+        The manifest. ``counts`` has ``pairs``, ``expectations`` and ``warnings``.
+
+    Raises:
+        GateError: an expectation of severity ``fail`` does not hold; there is no manifest then.
+        ConfigError: ``validation.severity`` names an expectation that does not exist.
+        DataError: a shard's table cannot be read.
+    """
+    filtered = parents["filter"]
+    config = experiment.validation.model_dump(mode="json") | {"filter": experiment.filter.model_dump(mode="json")}
+    stage = Stage(experiment.root, "validate", config, [filtered], version=_VERSION)
+    if finished := stage.finished():
+        return finished
+    suites.check_severities(experiment)
+
+    batches = _batches(filtered, experiment)
+    checked = _map(_check, [(experiment, batch) for batch in batches])
+    dataset = audit.summarize([facts for _, facts in checked], experiment.filter.split)
+    whole = runner.run_suite("dataset", pl.DataFrame([dataset.row]), suites.dataset_expectations(experiment))
+    results = [result for result, _ in checked]
+    found = runner.merge([runner.outcomes(result) for result in results])
+    found += [_with_samples(outcome, dataset, batches) for outcome in runner.outcomes(whole)]
+
+    report = {"expectations": [outcome.as_json() for outcome in found], "dataset": dataset.row}
+    storage.write_json(stage.path("results.json"), report)
+    _write_docs(stage, experiment, whole, results)
+    for outcome in found:
+        if not outcome.success:
+            log.warning("validation: %s", _describe(outcome))
+    failed = [outcome for outcome in found if not outcome.success and outcome.severity == "fail"]
+    if failed:
+        lines = [f"the data did not pass {len(failed)} of {len(found)} expectations:", *map(_describe, failed)]
+        raise GateError("\n".join([*lines, f"data docs: {stage.path('docs/index.html')}"]))
+    counts = {
+        "pairs": sum(count for name, count in dataset.row.items() if name.startswith("pairs_")),
+        "expectations": len(found),
+        "warnings": sum(not outcome.success for outcome in found),
+    }
+    # The data docs carry the time they were made at, so they are no part of what the manifest vouches for.
+    return stage.commit([stage.describe("results.json", len(found))], counts=counts)
+
+
+def _batches(filtered: Manifest, experiment: Experiment) -> list[tuple[str, ...]]:
+    """URIs of the tables of consecutive shards, of at most ``_MAX_ROWS`` rows together."""
+    splits = ("train", *(holdout.name for holdout in experiment.filter.split.holdouts))
+    shards: list[Part] = [
+        part for part in filtered.parts if part.path.split("/", 1)[0] in splits and part.path.endswith(".parquet")
+    ]
+    if not shards:
+        raise DataError(f"the filter at {filtered.uri} kept no pair: there is nothing to validate")
+    batches: list[list[str]] = []
+    rows = 0
+    for shard in shards:
+        if not batches or rows + shard.rows > _MAX_ROWS:
+            batches.append([])
+            rows = 0
+        batches[-1].append(storage.join(filtered.uri, shard.path))
+        rows += shard.rows
+    return [tuple(batch) for batch in batches]
+
+
+def _map(task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    remote = ray.remote(task)
+    return list(ray.get([remote.remote(*entry) for entry in arguments]))
+
+
+def _read(batch: Sequence[str]) -> pl.DataFrame:
+    return pl.concat([pl.DataFrame(storage.read_table(uri)) for uri in batch], how="vertical_relaxed")
+
+
+def _check(experiment: Experiment, batch: Sequence[str]) -> tuple[dict[str, Any], audit.Facts]:
+    pairs = _read(batch)
+    missing = [name for name in PAIRS.names if name not in pairs.columns]
+    if missing:
+        raise DataError(f"{batch[0]} lacks the columns {', '.join(missing)}: run the filter again")
+    audited = audit.audit(pairs, sensitive.load(experiment.filter.sensitive_words))
+    result = runner.run_suite("pairs", audited, suites.pair_expectations(experiment))
+    return result, audit.facts_of(pairs, experiment.filter.split)
+
+
+def _with_samples(outcome: Outcome, dataset: audit.Dataset, batches: Sequence[Sequence[str]]) -> Outcome:
+    """Add example rows to a failed expectation on the whole set; they are looked for only then."""
+    column = _DATASET_COLUMNS.get(outcome.name)
+    if outcome.success or column is None:
+        return outcome
+    samples: list[dict[str, Any]] = []
+    for batch in batches:
+        rows = audit.offending_rows(_read(batch), column, dataset.offenders[column])
+        samples += rows.select("key", "split", "caption", "url").head(_SAMPLES - len(samples)).to_dicts()
+        if len(samples) >= _SAMPLES:
+            break
+    return replace(outcome, samples=tuple(samples))
+
+
+def _write_docs(
+    stage: Stage, experiment: Experiment, whole: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+) -> None:
+    # Batches that failed first: a site for every one of thousands would be of no use.
+    order = sorted(range(len(results)), key=lambda number: (bool(results[number]["success"]), number))[:_DOCS_BATCHES]
+    shown = {"dataset": whole} | {f"pairs-{number:05d}": results[number] for number in order}
+    definitions = {
+        "pairs": suites.pair_expectations(experiment),
+        "dataset": suites.dataset_expectations(experiment),
+    }
+    storage.delete(stage.path("docs"))
+    with tempfile.TemporaryDirectory() as folder:
+        runner.build_docs(shown, definitions, Path(folder))
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            storage.upload(file, stage.path(f"docs/{file.relative_to(folder).as_posix()}"))
+
+
+def _describe(outcome: Outcome) -> str:
+    lines = [f"  {outcome.name}: expected {outcome.expected}; observed {outcome.observed}"]
+    for sample in outcome.samples:
+        lines.append("    " + ", ".join(f"{name}={value}" for name, value in sample.items()))
+    return "\n".join(lines)

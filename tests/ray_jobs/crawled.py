@@ -1,0 +1,70 @@
+"""A small corpus that trips every rule, and what a crawl of it looks like."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wukong import config, storage
+from wukong.config import Experiment
+from wukong.data.schema import CRAWLED, key_of
+
+Row = Mapping[str, Any]
+
+HOLDOUTS = [
+    {"name": "new-style", "source": "*/fluent/*", "captions": "seen"},
+    {"name": "new-style-new-word", "source": "*/fluent/*", "captions": "unseen"},
+    {"name": "new-word", "source": "*/stamps/*", "captions": "unseen"},
+]
+
+
+def experiment(tmp_path: Path, **settings: object) -> Experiment:
+    return config.parse(
+        {
+            "name": "test",
+            "storage": storage.from_path(tmp_path / "store"),
+            "crawl": {"queries": "file:///none", "endpoint": "http://127.0.0.1:1"},
+            "filter": {"shard_size": 60, "split": {"held_out_captions": 0.2, "holdouts": HOLDOUTS}} | settings,
+        }
+    )
+
+
+def corpus() -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    animals = [f"{colour}色的{animal}" for colour in "红橙黄绿青蓝紫黑白灰" for animal in "猫狗鸟鱼马牛羊鸡猪兔"]
+    for source in ("stamps", "noto", "fluent"):
+        rows += [{"url": f"http://x/{source}/{n}.png", "caption": text} for n, text in enumerate(animals)]
+    rows += [{"url": f"http://x/noto/more{n}", "caption": "查看源网页"} for n in range(11)]
+    rows += [
+        {"url": "http://x/noto/small", "caption": "一只小猫", "width": 200},
+        {"url": "http://x/noto/long", "caption": "一只长猫", "width": 1000, "height": 300},
+        {"url": "http://x/noto/file", "caption": "000.jpg"},
+        {"url": "http://x/noto/english", "caption": "a cat"},
+        {"url": "http://x/noto/essay", "caption": "猫" * 32},
+        {"url": "http://x/noto/bad", "caption": "免费 色情 影片"},
+        {"url": "http://x/noto/gone", "caption": "不见了的猫", "status": "http_error", "width": None, "sha256": None},
+        {"url": "http://x/noto/person", "caption": "演员刘诗诗在公园里拍照"},
+    ]
+    return rows
+
+
+def picture_of(row: Row) -> bytes:
+    """Bytes that stand for a picture: filters never decode one."""
+    return b"\xff\xd8" + row["sha256"].encode() * (1 + int(row["sha256"][:2], 16) % 40)
+
+
+def complete(row: Row) -> dict[str, Any]:
+    defaults: dict[str, Any] = dict.fromkeys(CRAWLED.names)
+    defaults |= {
+        "key": key_of(row["url"]),
+        "queries": ["词"],
+        "engine": "test",
+        "status": "success",
+        "width": 300,
+        "height": 300,
+        "mime": "image/jpeg",
+        "sha256": hashlib.sha256(row["url"].encode()).hexdigest(),
+        "stored_width": 256,
+        "stored_height": 256,
+    }
+    return defaults | dict(row)

@@ -1,0 +1,172 @@
+"""Running a suite with Great Expectations, and its data docs. Nothing is kept outside the folder that is given."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when the library is imported: no usage reports
+
+import great_expectations as gx
+import polars as pl
+from great_expectations.core.expectation_validation_result import (
+    ExpectationSuiteValidationResult,
+    ExpectationSuiteValidationResultSchema,
+)
+from great_expectations.core.run_identifier import RunIdentifier
+from great_expectations.data_context.types.resource_identifiers import (
+    ExpectationSuiteIdentifier,
+    ValidationResultIdentifier,
+)
+
+_SAMPLES = 5
+_SHOWN = ("key", "split", "caption", "url")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one expectation fared.
+
+    Attributes:
+        name: the expectation's name.
+        severity: ``fail`` or ``warn``.
+        success: whether it holds.
+        expected: what was expected, in words.
+        elements: rows looked at.
+        unexpected: rows that break it (0 where the expectation is not about rows).
+        observed: what was found, in words.
+        tolerated: share of the rows that may break it.
+        samples: some rows that break it.
+    """
+
+    name: str
+    severity: str
+    success: bool
+    expected: str
+    elements: int
+    unexpected: int
+    observed: str
+    tolerated: float = 0.0
+    samples: tuple[dict[str, Any], ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The outcome as a JSON value."""
+        return asdict(self)
+
+
+def run_suite(name: str, rows: pl.DataFrame, expectations: Sequence[Any]) -> dict[str, Any]:
+    """Validate rows against expectations.
+
+    Returns:
+        Great Expectations' own result as JSON, for ``outcomes`` and ``build_docs``.
+    """
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    asset = context.data_sources.add_pandas(name).add_dataframe_asset(name)
+    batch = asset.add_batch_definition_whole_dataframe(name)
+    suite = context.suites.add(gx.ExpectationSuite(name, expectations=list(expectations)))
+    definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
+    shown = [column for column in _SHOWN if column in rows.columns]
+    result = definition.run(
+        batch_parameters={"dataframe": rows.to_pandas()},
+        result_format={
+            "result_format": "SUMMARY",
+            "partial_unexpected_count": _SAMPLES,
+            **({"unexpected_index_column_names": shown} if shown else {}),
+        },
+    )
+    return dict(result.to_json_dict())
+
+
+def outcomes(result: Mapping[str, Any]) -> list[Outcome]:
+    """Read the outcome of each expectation from a result of ``run_suite``."""
+    return [_outcome(entry) for entry in result["results"]]
+
+
+def merge(batches: Sequence[Sequence[Outcome]]) -> list[Outcome]:
+    """Join the outcomes of one suite over batches: rows add up, and the tolerated share is of all rows together."""
+    merged = []
+    for same in zip(*batches, strict=True):
+        first = same[0]
+        elements, unexpected = sum(each.elements for each in same), sum(each.unexpected for each in same)
+        if elements and all(each.success or each.unexpected for each in same):
+            success = unexpected <= first.tolerated * elements
+            observed = f"{unexpected:,} of {elements:,} rows ({100 * unexpected / elements:.2f} %)"
+        else:
+            failed = [each for each in same if not each.success]
+            success, observed = not failed, (failed or same)[0].observed
+        samples = tuple(sample for each in same for sample in each.samples)[:_SAMPLES]
+        merged.append(
+            replace(
+                first, success=success, elements=elements, unexpected=unexpected, observed=observed, samples=samples
+            )
+        )
+    return merged
+
+
+def build_docs(results: Mapping[str, Mapping[str, Any]], suites: Mapping[str, Sequence[Any]], folder: Path) -> None:
+    """Build the data docs, one static site, from results of ``run_suite``.
+
+    Args:
+        results: batch name to result.
+        suites: suite name to its expectations.
+        folder: where ``index.html`` and all else goes.
+    """
+    context = gx.get_context(mode="ephemeral")
+    for name in list(context.get_site_names()):
+        context.delete_data_docs_site(name)
+    context.add_data_docs_site(
+        site_name="docs",
+        site_config={
+            "class_name": "SiteBuilder",
+            "show_how_to_buttons": False,
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder)},
+        },
+    )
+    for name, expectations in suites.items():
+        context.suites.add(gx.ExpectationSuite(name, expectations=list(expectations)))
+    for batch, result in results.items():
+        fields = ExpectationSuiteValidationResultSchema().load(dict(result))
+        value = ExpectationSuiteValidationResult(
+            **{name: fields[name] for name in ("success", "results", "suite_name", "statistics", "meta")}
+        )
+        suite = ExpectationSuiteIdentifier(result["suite_name"])
+        identifier = ValidationResultIdentifier(suite, RunIdentifier(run_name=batch), batch)
+        context.validation_results_store.store_validation_results(value, identifier, suite)
+    context.build_data_docs(site_names=["docs"])
+
+
+def _outcome(entry: Mapping[str, Any]) -> Outcome:
+    config, result = entry["expectation_config"], entry["result"]
+    meta = config["meta"]
+    raised = entry.get("exception_info", {})
+    error = raised.get("exception_message") if raised.get("raised_exception") else None
+    elements, unexpected = int(result.get("element_count", 0)), int(result.get("unexpected_count", 0))
+    if error:
+        observed = f"could not be checked: {error}"
+    elif "unexpected_count" in result:
+        observed = f"{unexpected:,} of {elements:,} rows ({result.get('unexpected_percent') or 0:.2f} %)"
+    else:
+        observed = str(result.get("observed_value", ""))
+    samples = result.get("partial_unexpected_index_list") or []
+    return Outcome(
+        name=meta["name"],
+        severity=meta["severity"],
+        success=bool(entry["success"]),
+        expected=_in_words(config),
+        elements=elements,
+        unexpected=unexpected,
+        observed=observed,
+        tolerated=1 - float(config["kwargs"].get("mostly", 1)),
+        samples=tuple(dict(sample) for sample in samples[:_SAMPLES] if isinstance(sample, Mapping)),
+    )
+
+
+def _in_words(config: Mapping[str, Any]) -> str:
+    arguments = {key: value for key, value in config["kwargs"].items() if key not in ("batch_id", "column")}
+    words = config["type"].removeprefix("expect_").replace("_", " ")
+    listed = ", ".join(f"{key} {value}" for key, value in arguments.items())
+    column = config["kwargs"].get("column", "")
+    return f"{words}: {column} {listed}".strip().rstrip(":") if column or listed else words
