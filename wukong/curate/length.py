@@ -34,7 +34,7 @@ def tokens(caption: pl.Series) -> pl.Series:
     Raises:
         ConfigError: the vocabulary is not installed.
     """
-    encoded = _wordpiece().encode_batch_fast(caption.to_list(), add_special_tokens=False)
+    encoded = _wordpiece().encode_batch(caption.to_list(), add_special_tokens=False)
     counts = [len(entry.ids) for entry in encoded]
     return (
         pl.Series(caption.name, counts, dtype=pl.Int32)

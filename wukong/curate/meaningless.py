@@ -18,11 +18,14 @@ _CAMERA_ZH = (
     r"图|幻灯片|捕获)[\s_\-]*[(（]?\d[\d\s_\-.:]*[)）]?)"
 )
 _UNTITLED = r"(?:未命名|无标题|未标题|无题|暂无(?:标题|描述|图片|说明)?|null|none|undefined|nan|n/?a)(?:[\s_\-]*\d+)?"
-_NUMBERS = r"(?:[\d\s\p{P}\p{S}年月日号时分秒点]*\d[\d\s\p{P}\p{S}年月日号时分秒点]*)"
+_NUMBERS = r"(?:[\d\s\p{P}\p{S}]*\d[\d\s\p{P}\p{S}]*)"
+_TIME_ZH = r"(?:\d{1,2}[时点]\d{1,2}分?(?:\d{1,2}秒?)?)"
+_DAY_ZH = r"(?:(?:\d{2,4}\s*年\s*)?\d{1,2}\s*月\s*(?:\d{1,2}\s*[日号]?)?|\d{4}\s*年)"
+_DATE_ZH = rf"(?:{_DAY_ZH}(?:\s*(?:{_TIME_ZH}|\d{{1,2}}:\d\d(?::\d\d)?))?)"
 _PUNCTUATION = r"(?:[\s\p{P}\p{S}]*)"
 _IDENTIFIER = r"(?:\{?[0-9a-f]{8}(?:-?[0-9a-f]{4}){3}-?[0-9a-f]{12}\}?|[0-9a-f]{12,64}|[a-z]*\d+[a-z\d_\-]*)"
 _COPY = r"(?:\s*(?:[-_]\s*)?(?:副本|拷贝|copy)(?:\s*\d+)?|\s*[(（]\d+[)）])*"
-_STEM = "|".join((_URL, _CAMERA, _CAMERA_ZH, _UNTITLED, _NUMBERS, _IDENTIFIER, _PUNCTUATION))
+_STEM = "|".join((_URL, _CAMERA, _CAMERA_ZH, _UNTITLED, _NUMBERS, _DATE_ZH, _TIME_ZH, _IDENTIFIER, _PUNCTUATION))
 _MEANINGLESS = rf"^(?:(?:{_STEM}){_COPY}{_EXTENSION}*{_COPY}|[^\p{{Han}}]*{_EXTENSION})$"
 
 

@@ -6,7 +6,8 @@ released, the operator knows: ``filter.sensitive_words`` names a folder of lists
 
 Matching is on normalised captions. A word is also found when something is inserted between its characters
 (``色 情``, ``赌*博``), but not where it only arises between its neighbours: ``红色情侣`` and ``路口交通`` hold no
-sensitive word. A match must lie inside a word as jieba cuts the caption, or begin and end where words do.
+sensitive word. A match of two characters must lie inside a word as jieba cuts the caption, or begin and end where words
+do; longer words do not arise by chance.
 """
 
 import logging
@@ -138,12 +139,12 @@ def _cuts(text: str) -> set[int]:
 
 def _stands(text: str, start: int, end: int, word: str, cuts: set[int]) -> bool:
     """Whether ``text[start:end]`` is the word itself, rather than parts of its neighbours."""
+    if len(word) > 2 and _HAN.search(word):
+        return True
     if end - start == len(word):
         inside = not any(start < cut < end for cut in cuts)
         return (start in cuts and end in cuts) or (inside and bool(_HAN.search(word)))
-    # Something is inserted. A long Chinese word does not arise by chance; any other must stand in single characters.
-    if len(word) > 3 and _HAN.search(word):
-        return True
+    # Something is inserted: then every character must stand alone.
     touching = any(_is_word(text[place]) and _is_word(text[place + 1]) for place in range(start, end - 1))
     return not (touching or _touches(text, start - 1) or _touches(text, end))
 
