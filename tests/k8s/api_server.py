@@ -1,0 +1,310 @@
+"""A small Kubernetes API on loopback: RayJobs with scripted statuses, watches, pods and their logs.
+
+It answers as the API server does where the launcher depends on it: resource versions, watch events in order after a
+version, 409 for a name that is taken, 410 for a version that has gone, Status objects as errors, admission by the
+RayJob's schema. A script says what the KubeRay operator and the kubelet would do once a RayJob was made.
+"""
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import crd
+import yaml
+from aiohttp import web
+
+_ENDED = ("Complete", "Failed", "ValidationFailed")
+RAYJOBS = "/apis/ray.io/v1/namespaces/{namespace}/rayjobs"
+
+
+class ApiServer:
+    """The server; start it with ``with``.
+
+    Attributes:
+        scripts: what happens to the first, second, ... RayJob that is made, as a list of steps each: a mapping is a
+            status, ``("log", line)`` one line of the submitter's log, ``("pods", [...])`` the cluster's pods,
+            ``("sleep", seconds)``, ``("drop logs",)`` and ``("delete",)``.
+        config_maps: by name.
+        jobs: RayJobs by name.
+        requests: every request, as "METHOD path".
+        drop_watches: how many watches still to drop without notice, each after its first event.
+        expire_watches: how many watches still to answer with an ERROR event of code 410.
+        unavailable: how many requests still to answer with 503.
+        forbid: verbs to answer with 403.
+    """
+
+    def __init__(self) -> None:
+        self.scripts: list[list[Any]] = []
+        self.config_maps: dict[str, dict[str, str]] = {}
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.pods: list[dict[str, Any]] = []
+        self.requests: list[str] = []
+        self.drop_watches = self.expire_watches = self.unavailable = 0
+        self.lose_create = False
+        self.forbid: set[str] = set()
+        self.kuberay_installed = True
+        self.url = ""
+        self._version = 100
+        self._events: list[tuple[int, str, dict[str, Any]]] = []
+        self._logs: dict[str, list[str]] = {}
+        self._log_generation = 0
+        self._moment = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __enter__(self) -> "ApiServer":
+        self._loop = asyncio.new_event_loop()
+        ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
+        self._thread.start()
+        assert ready.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join(10)
+
+    def kubeconfig(self, path: Path) -> Path:
+        """Write a kubeconfig that names this server."""
+        cluster = {"name": "test", "cluster": {"server": self.url}}
+        context = {"name": "test", "context": {"cluster": "test", "user": "test"}}
+        user = {"name": "test", "user": {"token": "t0ken"}}
+        value = {"apiVersion": "v1", "kind": "Config", "current-context": "test"}
+        value |= {"clusters": [cluster], "contexts": [context], "users": [user]}
+        path.write_text(yaml.safe_dump(value))
+        return path
+
+    def _serve(self, ready: threading.Event) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._main(ready))
+        self._loop.close()
+
+    async def _main(self, ready: threading.Event) -> None:
+        self._stopping, self._changed = asyncio.Event(), asyncio.Condition()
+        application = web.Application(middlewares=[self._front])
+        application.router.add_get(RAYJOBS, self._list)
+        application.router.add_post(RAYJOBS, self._create)
+        application.router.add_get(RAYJOBS + "/{name}", self._get)
+        application.router.add_delete(RAYJOBS + "/{name}", self._delete)
+        application.router.add_patch(RAYJOBS + "/{name}", self._patch)
+        application.router.add_get("/api/v1/namespaces/{namespace}/configmaps/{name}", self._config_map)
+        application.router.add_get("/api/v1/namespaces/{namespace}/pods", self._list_pods)
+        application.router.add_get("/api/v1/namespaces/{namespace}/pods/{name}/log", self._log)
+        runner = web.AppRunner(application, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        ready.set()
+        await self._stopping.wait()
+        for task in self._tasks:
+            task.cancel()
+        await runner.cleanup()
+
+    @web.middleware
+    async def _front(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        verb = "WATCH" if request.query.get("watch") else request.method
+        self.requests.append(f"{verb} {request.path}")
+        if request.headers.get("Authorization") != "Bearer t0ken":
+            return _status(401, "Unauthorized", "Unauthorized")
+        if self.unavailable:
+            self.unavailable -= 1
+            return _status(503, "ServiceUnavailable", "the server is currently unable to handle the request")
+        if verb in self.forbid:
+            who = 'User "system:serviceaccount:kubeflow:pipeline-runner"'
+            return _status(403, "Forbidden", f"rayjobs.ray.io is forbidden: {who} cannot {verb.lower()} resource")
+        if not self.kuberay_installed and "/apis/ray.io/" in request.path:
+            return web.Response(status=404, text="404 page not found\n", content_type="text/plain")
+        response: web.StreamResponse = await handler(request)
+        return response
+
+    async def _notify(self, kind: str, job: dict[str, Any]) -> None:
+        self._version += 1
+        job["metadata"]["resourceVersion"] = str(self._version)
+        async with self._changed:
+            self._events.append((self._version, kind, json.loads(json.dumps(job))))
+            self._changed.notify_all()
+
+    async def _create(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        name = body["metadata"]["name"]
+        if name in self.jobs:
+            return _status(409, "AlreadyExists", f'rayjobs.ray.io "{name}" already exists')
+        if wrong := crd.errors(body):
+            return _status(422, "Invalid", f'RayJob.ray.io "{name}" is invalid: {wrong}')
+        body["metadata"] |= {"uid": f"uid-of-{name}", "creationTimestamp": "2026-01-01T00:00:00Z"}
+        self.jobs[name] = body
+        await self._notify("ADDED", body)
+        script = self.scripts.pop(0) if self.scripts else []
+        task = asyncio.create_task(self._play(name, script))
+        self._tasks.add(task)
+        if self.lose_create:
+            self.lose_create = False
+            assert request.transport is not None
+            request.transport.abort()
+        return web.json_response(body, status=201)
+
+    async def _play(self, name: str, script: list[Any]) -> None:
+        for step in script:
+            job = self.jobs.get(name)
+            if job is None:
+                return
+            match step:
+                case ("sleep", seconds):
+                    await asyncio.sleep(seconds)
+                case ("log", line):
+                    self._moment += 1
+                    self._logs.setdefault(name, []).append(f"{_time(self._moment)} {line}")
+                case ("drop logs",):
+                    self._log_generation += 1
+                    await asyncio.sleep(0.05)
+                case ("pods", pods):
+                    self.pods = pods
+                case ("delete",):
+                    del self.jobs[name]
+                    await self._notify("DELETED", job)
+                case status:
+                    wrong = crd.errors({"apiVersion": "ray.io/v1", "kind": "RayJob", "spec": {}, "status": status})
+                    assert not wrong, wrong
+                    job["status"] = {**job.get("status", {}), **status}
+                    await self._notify("MODIFIED", job)
+            await asyncio.sleep(0.01)
+
+    async def _get(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name not in self.jobs:
+            return _status(404, "NotFound", f'rayjobs.ray.io "{name}" not found')
+        return web.json_response(self.jobs[name])
+
+    async def _patch(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        patch = await request.json()
+        version = patch["metadata"].pop("resourceVersion", None)
+        if version and version != self.jobs[name]["metadata"]["resourceVersion"]:
+            return _status(409, "Conflict", "the object has been modified")
+        self.jobs[name]["metadata"] |= patch["metadata"]
+        await self._notify("MODIFIED", self.jobs[name])
+        return web.json_response(self.jobs[name])
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name not in self.jobs:
+            return _status(404, "NotFound", f'rayjobs.ray.io "{name}" not found')
+        await self._notify("DELETED", self.jobs.pop(name))
+        return web.json_response({"apiVersion": "v1", "kind": "Status", "status": "Success"})
+
+    async def _list(self, request: web.Request) -> web.StreamResponse:
+        if request.query.get("watch"):
+            return await self._watch(request)
+        wanted = dict(pair.split("=") for pair in request.query.get("labelSelector", "").split(",") if pair)
+        items = [job for job in self.jobs.values() if wanted.items() <= job["metadata"].get("labels", {}).items()]
+        value = {"apiVersion": "ray.io/v1", "kind": "RayJobList", "metadata": {"resourceVersion": str(self._version)}}
+        return web.json_response(value | {"items": items})
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        if self.expire_watches:
+            self.expire_watches -= 1
+            gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
+            await response.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
+            return response
+        name = request.query["fieldSelector"].removeprefix("metadata.name=")
+        async for kind, job in self._after(int(request.query["resourceVersion"]), request):
+            if job["metadata"]["name"] != name:
+                continue
+            await response.write(json.dumps({"type": kind, "object": job}).encode() + b"\n")
+            if self.drop_watches:
+                self.drop_watches -= 1
+                assert request.transport is not None
+                request.transport.abort()
+                return response
+        return response
+
+    async def _after(self, version: int, request: web.Request) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        deadline = self._loop.time() + float(request.query["timeoutSeconds"])
+        while self._loop.time() < deadline and not self._stopping.is_set():
+            for at, kind, job in list(self._events):
+                if at > version:
+                    version = at
+                    yield kind, job
+            with contextlib.suppress(TimeoutError):
+                async with self._changed:
+                    await asyncio.wait_for(self._changed.wait(), 0.05)
+
+    async def _config_map(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name not in self.config_maps:
+            return _status(404, "NotFound", f'configmaps "{name}" not found')
+        return web.json_response(
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": self.config_maps[name]}
+        )
+
+    async def _list_pods(self, request: web.Request) -> web.Response:
+        selector = request.query["labelSelector"]
+        items: list[dict[str, Any]] = []
+        if selector.startswith("batch.kubernetes.io/job-name="):
+            name = selector.partition("=")[2]
+            if name in self._logs:
+                status = self.jobs.get(name, {}).get("status", {})
+                ended = status.get("jobDeploymentStatus") in _ENDED
+                items = [pod(f"{name}-submitter", {"phase": "Succeeded" if ended else "Running"})]
+        else:
+            wanted = dict(pair.split("=") for pair in selector.split(","))
+            items = [entry for entry in self.pods if wanted.items() <= entry["metadata"]["labels"].items()]
+        return web.json_response({"apiVersion": "v1", "kind": "PodList", "items": items})
+
+    async def _log(self, request: web.Request) -> web.StreamResponse:
+        pod_name = request.match_info["name"]
+        name = pod_name.removesuffix("-submitter")
+        if name == pod_name:  # the head's own log
+            return web.Response(text="head: GCS started\nhead: no worker came\n")
+        response = web.StreamResponse(headers={"Content-Type": "text/plain"})
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        # The kubelet resolves sinceTime to whole seconds: lines of that second come again.
+        since = request.query.get("sinceTime", "")[:19]
+        sent, generation = 0, self._log_generation
+        while not self._stopping.is_set():
+            lines = [line for line in self._logs.get(name, []) if line[:19] >= since]
+            for line in lines[sent:]:
+                await response.write(line.encode() + b"\n")
+            sent = len(lines)
+            if generation != self._log_generation:
+                assert request.transport is not None
+                request.transport.abort()
+                return response
+            status = self.jobs.get(name, {}).get("status", {})
+            if name not in self.jobs or status.get("jobDeploymentStatus") in _ENDED:
+                break
+            await asyncio.sleep(0.01)
+        return response
+
+
+def pod(name: str, status: dict[str, Any], labels: dict[str, str] | None = None) -> dict[str, Any]:
+    """A pod as the API returns it, as far as anybody asks."""
+    metadata = {"name": name, "labels": labels or {}, "creationTimestamp": "2026-01-01T00:00:00Z"}
+    spec = {"containers": [{"name": "main", "image": "x"}]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": status}
+
+
+def _time(tick: int) -> str:
+    """Ten ticks a second, written with as few digits as RFC 3339 allows: the awkward case for comparing texts."""
+    seconds, tenth = divmod(tick, 10)
+    return f"2026-01-01T00:00:{seconds:02d}" + (f".{tenth}Z" if tenth else "Z")
+
+
+def _status(code: int, reason: str, message: str) -> web.Response:
+    value = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code}
+    return web.json_response(value | {"reason": reason, "message": message}, status=code)
+
+
+@contextlib.contextmanager
+def running() -> Iterator[ApiServer]:
+    """An API server for the time of the block."""
+    with ApiServer() as server:
+        yield server
