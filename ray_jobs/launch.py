@@ -1,7 +1,8 @@
-"""Run a stage's Ray job and wait for it: as a process of this machine that drives the Ray cluster at ``RAY_ADDRESS``.
+"""Run a stage's Ray job and wait for it.
 
-The command is the same that a RayJob runs in a cluster, and so is what it leaves behind: a manifest under the stage's
-prefix and a record under the run's.
+As a process of this machine that drives the Ray cluster at ``RAY_ADDRESS``; or, where ``WUKONG_CLUSTER`` names a
+Kubernetes namespace, as a RayJob there. The command is the same, and so is what it leaves behind: a manifest under the
+stage's prefix and a record under the run's.
 """
 
 import os
@@ -40,19 +41,46 @@ def launch(
 
     Raises:
         JobError: the job failed; the message is the job's own.
+        RayJobError: the cluster ended the job, or never began it.
     """
-    command = [sys.executable, "-m", "ray_jobs", stage, "--experiment", _stored(experiment), "--run", run_name]
+    arguments = [stage, "--experiment", _stored(experiment), "--run", run_name]
     for parent in parents:
-        command += ["--parent", parent]
-    storage.delete(run.uri_of(experiment, run_name, f"{stage}.json"))
-    with _ended_with_us(subprocess.Popen(command, env={**os.environ, **(environment or {})})) as process:  # noqa: S603
-        status = process.wait()
+        arguments += ["--parent", parent]
+    variables = {**os.environ, **(environment or {})}
+    if namespace := os.environ.get("WUKONG_CLUSTER"):
+        status = _run_on_cluster(stage, experiment, run_name, arguments, variables, namespace)
+    else:
+        storage.delete(run.uri_of(experiment, run_name, f"{stage}.json"))
+        command = [sys.executable, "-m", "ray_jobs", *arguments]
+        with _ended_with_us(subprocess.Popen(command, env=variables)) as process:  # noqa: S603
+            status = process.wait()
     record = run.read(experiment, run_name, stage)
     if record is None:
         raise JobError(f"the {stage} job ended with status {status} and left no record; its last output is above")
     if record.state == "failed":
         raise JobError(record.error + (f"\n{record.traceback}" if record.traceback else ""))
     return manifest.load(record.manifest)
+
+
+def _run_on_cluster(
+    stage: str,
+    experiment: Experiment,
+    run_name: str,
+    arguments: Sequence[str],
+    variables: Mapping[str, str],
+    namespace: str,
+) -> int:
+    from ray_jobs import kuberay
+
+    try:
+        kuberay.run_job(stage, experiment, run_name, arguments, variables, namespace)
+    except kuberay.RayJobError as error:
+        # What the stage itself says of its failure stands in its record, and is the better message.
+        record = run.read(experiment, run_name, stage)
+        if error.reason != "AppFailed" or record is None or record.state != "failed":
+            raise
+        return 1
+    return 0
 
 
 def _stored(experiment: Experiment) -> str:
