@@ -4,12 +4,12 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ray_jobs.launch import launch
-from wukong import config, tracking
+from wukong import config, manifest, storage, tracking
 from wukong import run as runs
 from wukong.config import Experiment
 from wukong.manifest import Manifest
@@ -67,6 +67,44 @@ def register_model(experiment: str, run: str, model: str, evaluation: str) -> di
     seconds = round(time.monotonic() - started, 3)
     runs.write(parsed, run, runs.Record(stage="register", state="succeeded", seconds=seconds))
     return outcome
+
+
+def write_report(experiment: str, run: str, evaluation: str, registration: Mapping[str, float], output: str) -> None:
+    """Render the run's report; store it in the run's folder, in MLflow, and as the component's artifact.
+
+    Args:
+        experiment: the experiment as JSON.
+        run: name of the pipeline run, whose records lead to the other stages' manifests.
+        evaluation: local path of the evaluation's manifest.
+        registration: what ``register_model`` said.
+        output: local path of the HTML artifact to write.
+    """
+    from wukong.evaluate import report
+
+    parsed = experiment_of(experiment)
+    evaluated = load_artifact(evaluation)
+    with recorded(parsed, run, "report"):
+        records = [record for record in runs.read_all(parsed, run) if record.manifest]
+        manifests = {record.stage: manifest.load(record.manifest) for record in records}
+        links = {}
+        if address := tracking.run_url(parsed, run):
+            links["MLflow run"] = address
+        if registration:
+            held = "holds" if registration["promoted"] else "does not hold"
+            name, alias = parsed.registry.model_name, parsed.registry.alias
+            links[f"Model {name} version {registration['version']:.0f}, {held} @{alias}"] = tracking.model_url(name)
+        page = report.render(
+            parsed,
+            manifests,
+            storage.read_json(f"{evaluated.uri}/evaluation.json"),
+            links,
+            report.pictures_of(manifests["filter"]),
+        )
+        storage.write_bytes(runs.uri_of(parsed, run, "report.html"), page.encode())
+        target = Path(output)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(page, encoding="utf-8")
+        tracking.log_report(parsed, run, target)
 
 
 @contextmanager

@@ -187,7 +187,16 @@ def run_url(experiment: Experiment, run: str) -> str | None:
     if not enabled():
         return None
     info = _parent(_client(), experiment, run).info
-    return f"{os.environ['MLFLOW_TRACKING_URI'].rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+    return f"{_address()}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+
+
+def model_url(name: str) -> str:
+    """Address of a registered model's page in MLflow."""
+    return f"{_address()}/#/models/{name}"
+
+
+def _address() -> str:
+    return os.environ["MLFLOW_TRACKING_URI"].rstrip("/")
 
 
 def _client() -> "MlflowClient":
