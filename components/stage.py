@@ -12,6 +12,7 @@ from ray_jobs.launch import launch
 from wukong import config, manifest, storage, tracking
 from wukong import run as runs
 from wukong.config import Experiment
+from wukong.errors import WukongError
 from wukong.manifest import Manifest
 
 
@@ -58,14 +59,12 @@ def register_model(experiment: str, run: str, model: str, evaluation: str) -> di
     """
     parsed = experiment_of(experiment)
     evaluated = load_artifact(evaluation)
-    started = time.monotonic()
     outcome: dict[str, float] = {}
-    with recorded(parsed, run, "register"), tracking.stage_run(parsed, run, "register") as run_id:
-        if run_id is not None:
-            outcome = tracking.register(parsed, run_id, load_artifact(model), evaluated)
-    tracking.finish(parsed, run, evaluated.metrics)
-    seconds = round(time.monotonic() - started, 3)
-    runs.write(parsed, run, runs.Record(stage="register", state="succeeded", seconds=seconds))
+    with recorded(parsed, run, "register"):
+        with tracking.stage_run(parsed, run, "register") as run_id:
+            if run_id is not None:
+                outcome = tracking.register(parsed, run_id, load_artifact(model), evaluated)
+        tracking.finish(parsed, run, evaluated.metrics)
     return outcome
 
 
@@ -109,13 +108,25 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
 
 @contextmanager
 def recorded(experiment: Experiment, run: str, stage: str) -> Iterator[None]:
-    """Leave a failed record when the block raises."""
+    """Leave the record of a stage that has no job of its own."""
+    started = time.monotonic()
     try:
         yield
     except Exception as error:
-        record = runs.Record(stage=stage, state="failed", error=str(error), traceback=traceback.format_exc())
+        explained = isinstance(error, WukongError)
+        record = runs.Record(
+            stage=stage,
+            state="failed",
+            error=str(error) if explained else f"{type(error).__name__}: {error}",
+            traceback="" if explained else traceback.format_exc(),
+        )
         runs.write(experiment, run, record)
         raise
+    runs.write(
+        experiment,
+        run,
+        runs.Record(stage=stage, state="succeeded", seconds=round(time.monotonic() - started, 3)),
+    )
 
 
 def load_artifact(path: str) -> Manifest:
