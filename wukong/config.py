@@ -56,6 +56,10 @@ class Crawl(Strict):
     max_seconds: float = Field(30.0, gt=0, description="on the wire, over all attempts and redirects of one picture")
     max_pixels: Positive = 64_000_000
     retries: int = Field(2, ge=0)
+    previous: str | None = Field(
+        None, description="URI of an earlier crawl: only what it does not have is searched and fetched"
+    )
+    retry_failed: bool = Field(False, description="fetch again what failed in the previous crawl")
     politeness: Politeness = Politeness()
 
 
@@ -128,6 +132,9 @@ class ImageEncoder(Strict):
     name: str = "tf_efficientnet_lite0"
     weights: str = Field("package", description="'package', 'hub', 'random', or the URI of a safetensors file")
     image_size: Positive = 224
+    block: int | None = Field(
+        None, ge=0, description="take the features after this stage (CNN, Swin) or block (ViT) instead of the last ones"
+    )
 
 
 class TextEncoder(Strict):
@@ -138,6 +145,7 @@ class TextEncoder(Strict):
     width: Positive = 768
     max_tokens: Positive = 32
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    vocabulary: str = Field("package", description="'package' for the Chinese BERT's, or the URI of a vocab.txt")
 
 
 class Model(Strict):
@@ -148,6 +156,7 @@ class Model(Strict):
     embedding: Positive = Field(256, description="width of the common space (table 3)")
     similarity: Literal["global", "token"] = "global"
     temperature: float = Field(0.07, gt=0, description="initial; learned")
+    min_temperature: float = Field(0.01, gt=0, description="the learned temperature is never lower")
 
 
 class Training(Strict):
@@ -155,6 +164,8 @@ class Training(Strict):
 
     epochs: Positive = 20
     batch_size: Positive = Field(512, description="pairs a step, over all workers")
+    optimizer: Literal["lamb", "adamw"] = "lamb"
+    epsilon: float = Field(1e-2, gt=0, description="the optimiser's (table 4)")
     learning_rate: float = Field(3e-3, gt=0)
     warmup_fraction: Fraction = 0.1
     weight_decay: float = Field(0.05, ge=0)
@@ -165,6 +176,12 @@ class Training(Strict):
     )
     sources: tuple[str, ...] = Field(("*",), description="shell patterns on the image URL of the pairs to train on")
     unlock_image: bool = False
+    whiten_image_head: bool = Field(
+        False, description="start the image head as a whitening of the training features instead of at random"
+    )
+    image_head_rate: float = Field(1.0, ge=0, description="learning rate of the image head, as a share of the others'")
+    token_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of word pieces replaced by [MASK]")
+    exclude_same_captions: bool = Field(True, description="equal captions in a batch are not each other's negatives")
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
 
 
@@ -194,10 +211,21 @@ class Registry(Strict):
     )
 
 
+class Source(Strict):
+    """Where some of the pictures come from, for reports and dataset cards."""
+
+    name: str
+    pattern: str = Field(description="shell pattern on the image URL")
+    licence: str = ""
+    note: str = ""
+
+
 class Experiment(Strict):
     """Everything one run does, from words to an evaluated model."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
+    about: str = Field("", description="what the data are, in a sentence or two; reports show it beside the numbers")
+    sources: tuple[Source, ...] = ()
     storage: str = Field("s3://wukong", pattern=r"^(s3|file)://.+")
     seed: int = Field(0, ge=0)
     crawl: Crawl

@@ -149,7 +149,8 @@ def _outcome(entry: Mapping[str, Any]) -> Outcome:
     elif "unexpected_count" in result:
         observed = f"{unexpected:,} of {elements:,} rows ({result.get('unexpected_percent') or 0:.2f} %)"
     else:
-        observed = str(result.get("observed_value", ""))
+        value = result.get("observed_value", "")
+        observed = f"{len(value)} columns" if isinstance(value, list) else str(value)
     samples = result.get("partial_unexpected_index_list") or []
     return Outcome(
         name=meta["name"],

@@ -1,0 +1,53 @@
+"""The funnel from query to pair: how many rows are left after each step, for reports and the command line."""
+
+from dataclasses import dataclass
+
+from wukong.curate.rules import HELD_BACK, RULES
+from wukong.curate.split import TRAIN
+from wukong.manifest import Manifest
+
+_TITLES = {
+    "size": "sides over the minimum",
+    "aspect_ratio": "aspect ratio within the limit",
+    "meaningless": "caption says something",
+    "language": "caption is Chinese",
+    "length": "caption of the right length",
+    "frequency": "caption not too frequent",
+    "sensitive": "no sensitive word",
+    HELD_BACK: "trained on or tested",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the funnel.
+
+    Attributes:
+        name: the rule's or stage's name.
+        title: what the rows that are left have in common.
+        rows: how many are left after this step.
+        lost: how many the step left out.
+    """
+
+    name: str
+    title: str
+    rows: int
+    lost: int
+
+
+def funnel(crawl: Manifest, filtered: Manifest) -> list[Step]:
+    """Give the steps in order: search results, distinct URLs, downloaded, after each rule, split."""
+    urls, pairs = crawl.counts.get("urls", 0), filtered.counts["pairs"]
+    results = crawl.counts.get("results", urls)
+    steps = [
+        Step("results", "search results", results, 0),
+        Step("urls", "distinct URLs", urls, results - urls),
+        Step("downloaded", "pictures downloaded", pairs, urls - pairs),
+    ]
+    rows = pairs
+    for rule in (*RULES, HELD_BACK):
+        lost = filtered.dropped.get(rule, 0)
+        rows -= lost
+        steps.append(Step(rule, _TITLES[rule], rows, lost))
+    train = filtered.counts[TRAIN]
+    return [*steps, Step(TRAIN, "trained on; the others are test sets", train, rows - train)]
