@@ -5,20 +5,23 @@ job killed anywhere continues where it stopped, and no process ever holds more t
 """
 
 import asyncio
+import hashlib
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 
+from wukong import storage
 from wukong.config import Crawl, Experiment
-from wukong.crawl import plan
+from wukong.crawl import plan, previous
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.download import download_part
 from wukong.crawl.engines import open_engine
 from wukong.crawl.engines.urls import list_files, read_list
 from wukong.crawl.fetch import Fetcher, RobotsCache
+from wukong.crawl.previous import Previous
 from wukong.crawl.queries import read_queries
 from wukong.crawl.search import search_block, write_found
 from wukong.crawl.status import Status
@@ -32,6 +35,7 @@ VERSION = 1
 BLOCK = 100
 """Queries a search task."""
 
+_READ_BYTES = 1 << 20
 _PACE = {"concurrency", "max_seconds", "retries"}
 _PACE_POLITE = {"per_host_concurrency", "per_host_delay"}
 _known_rules: RobotsCache = {}  # of the worker process, which runs many parts
@@ -42,88 +46,147 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
 
     Raises:
         ConfigError: the query list cannot be read, or a setting is not allowed.
+        DataError: a URL list cannot be read, or the previous crawl has not finished.
         EngineRefusedError: the engine wants to be asked no further; what was found is kept for the next run.
     """
     config = experiment.crawl
-    queries = [] if config.engine == "urls" else read_queries(config.queries, config.max_queries)
-    stage = Stage(experiment.root, "crawl", identity(config, queries), list(parents.values()), VERSION)
+    earlier = Previous.open(config)
+    if config.engine == "urls":
+        queries, lists = [], list_files(config.endpoint)
+        content = [_get(task) for task in [_digest_of.remote(uri) for uri in lists]]
+    else:
+        queries, lists = read_queries(config.queries, config.max_queries), []
+        content = queries
+    made_from = [*parents.values(), *([earlier.manifest] if earlier else [])]
+    stage = Stage(experiment.root, "crawl", identity(config, content), made_from, VERSION)
     if (manifest := stage.finished()) is not None:
         return manifest
-    job = _Job(stage, config, ConnectTo.from_environment())
-    searched = job.search_list() if config.engine == "urls" else job.search(queries)
-    results = sum(record["results"] for record in searched)
-    files = [stage.path(path) for record in searched for path in record["files"]]
-    logger.info("found %d results of %d queries", results, len(queries))
-    planned = job.plan(files, results)
-    parts, statuses = job.download(planned)
-    counts = {
-        "queries": len(queries),
-        "queries_without_results": sum(record["empty"] for record in searched),
-        "queries_failed": sum(len(record["failed"]) for record in searched),
-        "results": results,
-        "urls": statuses.total(),
-        **{status.value: statuses[status.value] for status in Status},
-    }
-    dropped = {status: n for status, n in sorted(statuses.items()) if status != Status.SUCCESS}
-    return stage.commit(parts, counts=counts, dropped=dropped)
+    return _Job(stage, config, ConnectTo.from_environment(), earlier).run(queries, lists)
 
 
-def identity(config: Crawl, queries: list[str]) -> dict[str, Any]:
-    """What decides a crawl's output: its settings but for the pace, and the queries themselves, not where they lie."""
-    value = config.model_dump(mode="json", exclude={"queries", "max_queries", *_PACE})
+def identity(config: Crawl, content: Sequence[str]) -> dict[str, Any]:
+    """What decides a crawl's output: its settings but for the pace, and what the lists say, not where they lie.
+
+    Args:
+        config: the crawl's settings.
+        content: the queries; for a URL list, the digests of its files.
+    """
+    left_out = {"queries", "max_queries", "previous", *_PACE, *({"endpoint"} if config.engine == "urls" else ())}
+    value = config.model_dump(mode="json", exclude=left_out)
     value["politeness"] = {k: v for k, v in value["politeness"].items() if k not in _PACE_POLITE}
-    return value | {"queries_sha256": digest_of(queries)}
+    return value | {"content_sha256": digest_of(list(content))}
 
 
 class _Job:
-    def __init__(self, stage: Stage, config: Crawl, connect_to: ConnectTo) -> None:
+    """The three passes over one crawl, as tasks."""
+
+    def __init__(self, stage: Stage, config: Crawl, connect_to: ConnectTo, earlier: Previous | None) -> None:
         self._stage = stage
         self._config = config
         self._connect_to = connect_to
+        self._earlier = earlier
         self._cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-    def search(self, queries: list[str]) -> list[dict[str, Any]]:
-        blocks = range(0, len(queries), BLOCK)
+    def run(self, queries: Sequence[str], lists: Sequence[str]) -> Manifest:
+        searched = [*self._take_over(queries), *self._search(queries), *self._read_lists(lists)]
+        files = [path for record in searched for path in record["files"]]
+        results = sum(record["results"] for record in searched)
+        logger.info("found %d results of %d queries", results, len(queries))
+        planned = self._plan([self._stage.path(path) for path in files], results)
+        records = self._download(planned)
+
+        failed = {query: why for record in searched for query, why in record["failed"].items()}
+        previous.write_queries(self._stage.path(previous.QUERIES), queries, failed)
+        bounds = [(record["part"], first, last) for record, (*_, first, last) in zip(records, planned, strict=True)]
+        previous.write_index(self._stage.path(previous.INDEX), bounds)
+        statuses: Counter[str] = Counter()
+        for record in records:
+            statuses.update(record["statuses"])
+        counts = {
+            "queries": len(queries),
+            "queries_without_results": sum(record["empty"] for record in searched),
+            "queries_failed": len(failed),
+            "results": results,
+            "urls": statuses.total(),
+            "requested": sum(record["requested"] for record in records),
+            **{status.value: statuses[status.value] for status in Status},
+        }
+        described = [Part.model_validate(part) for record in records for part in record["described"]]
+        described += [self._stage.describe(path) for path in (previous.QUERIES, previous.INDEX)]
+        described += [Part.model_validate(part) for record in searched for part in record["described"]]
+        dropped = {status: n for status, n in sorted(statuses.items()) if status != Status.SUCCESS}
+        return self._stage.commit(described, counts=counts, dropped=dropped)
+
+    def _take_over(self, queries: Sequence[str]) -> list[dict[str, Any]]:
+        """Copy the results of what the previous crawl searched already."""
+        if self._earlier is None:
+            return []
+        positions = {query: place for place, query in enumerate(queries) if query in self._earlier.queries}
+        if not positions:
+            return []
+        shared = ray.put(positions)
+        return list(
+            self._each(
+                _take_over.remote(self._stage, self._config, number, uri, shared)
+                for number, uri in enumerate(self._earlier.search_files())
+            )
+        )
+
+    def _search(self, queries: Sequence[str]) -> list[dict[str, Any]]:
+        known = self._earlier.queries if self._earlier else frozenset()
+        blocks = [
+            (first // BLOCK, block)
+            for first in range(0, len(queries), BLOCK)
+            if (
+                block := [
+                    (first + i, query) for i, query in enumerate(queries[first : first + BLOCK]) if query not in known
+                ]
+            )
+        ]
         share = min(self._cores, len(blocks)) or 1
         records = []
-        with track("search", len(queries), "queries") as advance:
+        with track("search", sum(len(block) for _, block in blocks), "queries") as advance:
             for record in self._each(
-                _search.remote(
-                    self._stage, self._config, self._connect_to, share, first // BLOCK, queries[first : first + BLOCK]
-                )
-                for first in blocks
+                _search.remote(self._stage, self._config, self._connect_to, share, number, block)
+                for number, block in blocks
             ):
                 records.append(record)
                 advance(record["queries"])
         return records
 
-    def search_list(self) -> list[dict[str, Any]]:
-        files = list_files(self._config.endpoint)
+    def _read_lists(self, lists: Sequence[str]) -> list[dict[str, Any]]:
         return list(
-            self._each(_search_list.remote(self._stage, self._config, number, uri) for number, uri in enumerate(files))
+            self._each(_read_list.remote(self._stage, self._config, number, uri) for number, uri in enumerate(lists))
         )
 
-    def plan(self, files: list[str], results: int) -> list[tuple[str, int, int]]:
-        """Plan every range; give each part's plan, row group and number of URLs."""
+    def _plan(self, files: list[str], results: int) -> list[tuple[str, int, int, str, str]]:
+        """Plan every range; give each part's plan, row group, number of URLs, and first and last key."""
         count = plan.ranges_for(results)
+        shared = ray.put(files)
         records = self._each(
-            _plan.remote(self._stage, files, index, count, self._config.part_size) for index in range(count)
+            _plan.remote(self._stage, shared, index, count, self._config.part_size) for index in range(count)
         )
-        return [(record["plan"], group, size) for record in records for group, size in enumerate(record["sizes"])]
+        return [(record["plan"], group, *part) for record in records for group, part in enumerate(record["parts"])]
 
-    def download(self, planned: list[tuple[str, int, int]]) -> tuple[list[Part], Counter[str]]:
-        parts: list[Part] = []
-        statuses: Counter[str] = Counter()
+    def _download(self, planned: list[tuple[str, int, int, str, str]]) -> list[dict[str, Any]]:
         share = min(self._cores, len(planned)) or 1
-        with track("download", sum(size for _, _, size in planned), "pictures") as advance:
+        records = []
+        with track("download", sum(size for _, _, size, _, _ in planned), "pictures") as advance:
             for record in self._each(
-                _download.remote(self._stage, self._config, self._connect_to, share, number, path, group)
-                for number, (path, group, _) in enumerate(planned)
+                _download.remote(
+                    self._stage,
+                    self._config,
+                    self._connect_to,
+                    share,
+                    number,
+                    (path, group),
+                    self._earlier.parts_between(first, last) if self._earlier else [],
+                )
+                for number, (path, group, _, first, last) in enumerate(planned)
             ):
-                parts += [Part.model_validate(part) for part in record["files"]]
-                statuses.update(record["statuses"])
+                records.append(record)
                 advance(record["urls"])
-        return parts, statuses
+        return records
 
     def _each(self, tasks: Iterable[Any]) -> Iterator[dict[str, Any]]:
         """Give the tasks' records in order, with a few more tasks submitted than can run."""
@@ -140,14 +203,13 @@ class _Job:
                 ray.cancel(task)
 
 
-def _get(task: Any) -> dict[str, Any]:
+def _get(task: Any) -> Any:
     try:
-        record: dict[str, Any] = ray.get(task)
+        return ray.get(task)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, WukongError):
             raise error.cause from None
         raise
-    return record
 
 
 def _once(stage: Stage, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -160,30 +222,45 @@ def _once(stage: Stage, name: str, work: Callable[[], dict[str, Any]]) -> dict[s
 
 
 @ray.remote(num_cpus=1)
+def _digest_of(uri: str) -> str:
+    sha = hashlib.sha256()
+    with storage.open_input(uri) as stream:
+        while chunk := stream.read(_READ_BYTES):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+@ray.remote(num_cpus=1)
+def _take_over(stage: Stage, config: Crawl, number: int, uri: str, positions: Mapping[str, int]) -> dict[str, Any]:
+    def copy() -> dict[str, Any]:
+        path = f"search/previous-{number:05d}.parquet"
+        table = previous.found_again(uri, positions, config.max_results_per_query)
+        write_found(stage.path(path), table)
+        return _found(stage, [path], table.num_rows)
+
+    return _once(stage, f"previous-{number:05d}", copy)
+
+
+@ray.remote(num_cpus=1)
 def _search(
-    stage: Stage, config: Crawl, connect_to: ConnectTo, share: int, number: int, queries: list[str]
+    stage: Stage, config: Crawl, connect_to: ConnectTo, share: int, number: int, block: list[tuple[int, str]]
 ) -> dict[str, Any]:
     async def search() -> dict[str, Any]:
         fetcher = Fetcher(config, connect_to, share=share, rules=_known_rules)
         try:
-            searched = await search_block(queries, number * BLOCK, open_engine(config), fetcher, config)
+            searched = await search_block(block, open_engine(config), fetcher, config)
         finally:
             fetcher.close()
         path = f"search/{number:05d}.parquet"
         write_found(stage.path(path), searched.table)
-        return {
-            "files": [path],
-            "queries": searched.queries,
-            "results": searched.table.num_rows,
-            "empty": searched.empty,
-            "failed": searched.failed,
-        }
+        record = _found(stage, [path], searched.table.num_rows)
+        return record | {"queries": len(block), "empty": searched.empty, "failed": searched.failed}
 
     return _once(stage, f"search-{number:05d}", lambda: asyncio.run(search()))
 
 
 @ray.remote(num_cpus=1)
-def _search_list(stage: Stage, config: Crawl, number: int, uri: str) -> dict[str, Any]:
+def _read_list(stage: Stage, config: Crawl, number: int, uri: str) -> dict[str, Any]:
     def read() -> dict[str, Any]:
         files, rows = [], 0
         for piece, table in enumerate(read_list(uri, number, config)):
@@ -191,9 +268,14 @@ def _search_list(stage: Stage, config: Crawl, number: int, uri: str) -> dict[str
             write_found(stage.path(path), table)
             files.append(path)
             rows += table.num_rows
-        return {"files": files, "queries": 0, "results": rows, "empty": 0, "failed": {}}
+        return _found(stage, files, rows)
 
     return _once(stage, f"search-{number:05d}", read)
+
+
+def _found(stage: Stage, files: list[str], results: int) -> dict[str, Any]:
+    described = [stage.describe(path).model_dump(mode="json") for path in files]
+    return {"files": files, "described": described, "results": results, "queries": 0, "empty": 0, "failed": {}}
 
 
 @ray.remote(num_cpus=1)
@@ -201,26 +283,34 @@ def _plan(stage: Stage, files: list[str], index: int, count: int, part_size: int
     def write() -> dict[str, Any]:
         path = f"plan/{index:05d}.parquet"
         planned = plan.merge(plan.read_range(files, *plan.bounds(index, count)))
-        return {"plan": path, "sizes": plan.write_range(stage.path(path), planned, part_size)}
+        return {"plan": path, "parts": plan.write_range(stage.path(path), planned, part_size)}
 
     return _once(stage, f"plan-{index:05d}", write)
 
 
 @ray.remote(num_cpus=1)
 def _download(
-    stage: Stage, config: Crawl, connect_to: ConnectTo, share: int, number: int, path: str, row_group: int
+    stage: Stage,
+    config: Crawl,
+    connect_to: ConnectTo,
+    share: int,
+    number: int,
+    planned: tuple[str, int],
+    earlier: list[str],
 ) -> dict[str, Any]:
+    name = f"parts/{number:05d}"
+
     async def download() -> dict[str, Any]:
-        found = plan.read_part(stage.path(path), row_group).to_pylist()
-        name = f"parts/{number:05d}"
+        path, row_group = planned
+        found = [{**row, "engine": config.engine} for row in plan.read_part(stage.path(path), row_group).to_pylist()]
+        known = previous.outcomes(earlier, {row["key"] for row in found}, config.retry_failed)
         fetcher = Fetcher(config, connect_to, share=share, rules=_known_rules)
         try:
-            rows = [{**row, "engine": config.engine} for row in found]
-            record = await download_part(stage.path(name), rows, fetcher, config)
+            record = await download_part(stage.path(name), found, fetcher, config, known)
         finally:
             fetcher.close()
         pairs = record["statuses"].get(Status.SUCCESS, 0)
-        files = [stage.describe(f"{name}.tar", pairs), stage.describe(f"{name}.parquet", len(found))]
-        return record | {"files": [part.model_dump(mode="json") for part in files]}
+        described = [stage.describe(f"{name}.tar", pairs), stage.describe(f"{name}.parquet", len(found))]
+        return record | {"part": name, "described": [part.model_dump(mode="json") for part in described]}
 
     return _once(stage, f"part-{number:05d}", lambda: asyncio.run(download()))

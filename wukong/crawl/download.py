@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,8 +17,12 @@ from wukong.data.schema import CRAWLED
 _NOAI = ("noai", "noimageai")
 
 
+Outcome = tuple[str, Mapping[str, Any], bytes | None]
+"""What became of a URL before: its key, the columns that a download decides, the stored picture where there is one."""
+
+
 async def download_part(
-    uri: str, found: Sequence[Mapping[str, Any]], fetcher: Fetcher, config: Crawl
+    uri: str, found: Sequence[Mapping[str, Any]], fetcher: Fetcher, config: Crawl, known: Iterable[Outcome] = ()
 ) -> dict[str, Any]:
     """Download the pictures of one part and write it.
 
@@ -27,19 +31,33 @@ async def download_part(
         found: one row a URL, with the columns ``key``, ``url``, ``caption``, ``queries``, ``engine`` and ``page_url``.
         fetcher: used for every request.
         config: the crawl's settings.
+        known: URLs that need no request, because an earlier crawl has them.
 
     Returns:
-        the part's record: ``urls``, ``bytes_read`` and ``statuses``, how many URLs ended with each.
+        the part's record: ``urls``; how many of them were ``requested``; ``bytes_read``; ``statuses``, how many URLs
+        ended with each.
     """
     before = fetcher.bytes_read
     with shard.Spool() as spool, ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as decoder:
+        taken_over = {}
+        for key, columns, picture in known:
+            taken_over[key] = columns
+            if picture is not None:
+                spool.add(key, picture)
         part = _Part(fetcher, config, spool, decoder)
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(part.picture(row)) for row in found]
-        rows = [task.result() for task in tasks]
+            tasks = {row["key"]: group.create_task(part.picture(row)) for row in found if row["key"] not in taken_over}
+        rows = [
+            tasks[row["key"]].result() if row["key"] in tasks else {**row, **taken_over[row["key"]]} for row in found
+        ]
         shard.write_part(uri, rows, spool)
     statuses = Counter(row["status"] for row in rows)
-    return {"urls": len(rows), "bytes_read": fetcher.bytes_read - before, "statuses": dict(sorted(statuses.items()))}
+    return {
+        "urls": len(rows),
+        "requested": len(tasks),
+        "bytes_read": fetcher.bytes_read - before,
+        "statuses": dict(sorted(statuses.items())),
+    }
 
 
 class _Part:

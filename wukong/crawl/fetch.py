@@ -57,7 +57,7 @@ class Fetcher:
     ) -> None:
         polite = config.politeness
         self._config = config
-        self._agent = robots.product_token(polite.user_agent)
+        self._product = robots.product_token(polite.user_agent)
         self._opt_out = OptOut.load(polite.opt_out) if polite.opt_out else OptOut()
         self._rules: RobotsCache = {} if rules is None else rules
         self._hosts: dict[str, _Host] = {}
@@ -172,7 +172,7 @@ class Fetcher:
                             target,
                             seconds=left,
                             max_bytes=max_bytes or self._config.max_bytes,
-                            watch=_only_success(watch) if watch else None,
+                            watch=watch() if watch else None,
                         )
                     location = response.location
                     if location is None and not 200 <= response.status < 300:
@@ -224,33 +224,18 @@ class Fetcher:
                     if len(self._rules) >= _HELD_HOSTS:
                         self._rules.pop(next(iter(self._rules)))
                     self._rules[site] = rules
-        asked = rules.delay(self._agent)
+        asked = rules.delay(self._product)
         if asked:
             host = self._host(url)
             host.delay = max(host.delay, asked * self._share)
-        if not rules.allows(url, self._agent):
-            raise FetchError(Status.ROBOTS_DISALLOWED, "robots.txt disallows it")
+        rules.check(url, self._product)
 
     async def _ask_robots(self, site: str) -> robots.Rules:
         try:
-            target = site
-            for _ in range(MAX_REDIRECTS + 1):
-                async with self._turn(target), self._in_flight:
-                    response = await self._transport.get(
-                        target, seconds=self._config.max_seconds, max_bytes=8 * robots.MAX_BYTES
-                    )
-                if response.location is None:
-                    break
-                target = normalise(response.location)
-            code, body = response.status, bytes(response.body)
+            async with self.get(site, max_bytes=8 * robots.MAX_BYTES, obey_robots=False) as response:
+                return robots.Rules.from_body(bytes(response.body))
         except FetchError as error:
-            if error.status in {Status.DNS_ERROR, Status.FORBIDDEN_ADDRESS, Status.TLS_ERROR}:
-                raise  # the picture would end the same way, and this says why
-            raise FetchError(Status.ROBOTS_UNAVAILABLE, f"robots.txt: {error}") from error
-        rules = robots.Rules.from_answer(code, body)
-        if rules is None:
-            raise FetchError(Status.ROBOTS_UNAVAILABLE, f"robots.txt: HTTP {code}", http_status=code)
-        return rules
+            return robots.Rules.from_failure(error)
 
 
 class _Clock:
@@ -265,19 +250,6 @@ class _Clock:
 
     def __exit__(self, *_: object) -> None:
         self.spent += time.monotonic() - self._entered
-
-
-def _only_success(watch: Callable[[], Watcher]) -> Watcher:
-    """Let the caller's watcher see answers with a 2xx code alone; of others the body is of no interest."""
-    inner = watch()
-
-    def watcher(response: Response) -> None:
-        if 200 <= response.status < 300:
-            inner(response)
-        elif response.body:
-            response.body.clear()
-
-    return watcher
 
 
 def _is_passing(error: FetchError) -> bool:

@@ -90,15 +90,17 @@ def part_sizes(urls: int, part_size: int) -> list[int]:
     return [urls * (i + 1) // count - urls * i // count for i in range(count)]
 
 
-def write_range(uri: str, planned: pa.Table, part_size: int) -> list[int]:
-    """Write a range's plan, one row group a part; give the parts' sizes."""
+def write_range(uri: str, planned: pa.Table, part_size: int) -> list[tuple[int, str, str]]:
+    """Write a range's plan, one row group a part; give each part's number of URLs, first key and last key."""
     sizes = part_sizes(planned.num_rows, part_size)
     with storage.open_output(uri) as stream, pq.ParquetWriter(stream, PLANNED, compression="zstd") as writer:
-        start = 0
+        parts, start = [], 0
         for size in sizes:
-            writer.write_table(planned.slice(start, size), row_group_size=size)
+            rows = planned.slice(start, size)
+            writer.write_table(rows, row_group_size=size)
+            parts.append((size, rows["key"][0].as_py(), rows["key"][-1].as_py()))
             start += size
-    return sizes
+    return parts
 
 
 def read_part(uri: str, row_group: int) -> pa.Table:

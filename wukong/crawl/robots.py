@@ -6,48 +6,68 @@ from urllib.parse import urlsplit
 
 from protego import Protego
 
+from wukong.crawl.status import FetchError, Status
+
 MAX_BYTES = 500 * 1024
 """The part of a robots.txt that is read; RFC 9309 asks for at least 500 kibibytes."""
 
 _KEPT_SECONDS = 24 * 3600.0
+_FAILURE_KEPT_SECONDS = 300.0
+_SAME_FOR_PICTURES = frozenset({Status.DNS_ERROR, Status.FORBIDDEN_ADDRESS, Status.TLS_ERROR, Status.OPTED_OUT})
 
 
 @dataclass(frozen=True)
 class Rules:
-    """One site's rules: parsed, or the same answer for every URL.
+    """One site's rules.
 
     Attributes:
-        parsed: the rules, None where one answer holds for the whole site.
-        allow_all: that answer.
-        expires: when they must be asked for again, on ``time.monotonic``'s clock.
+        parsed: what its robots.txt says; None where it has none.
+        failure: why nothing may be fetched: the file could not be had, for a reason that may pass.
+        expires: when the site must be asked again, on ``time.monotonic``'s clock.
     """
 
     parsed: Protego | None
-    allow_all: bool
+    failure: tuple[Status, str, int | None] | None
     expires: float
 
     @classmethod
-    def from_answer(cls, http_status: int, body: bytes) -> "Rules | None":
-        """Read the answer to a request for robots.txt; None where the server failed, so that nothing may be fetched.
+    def from_body(cls, body: bytes) -> "Rules":
+        """Read a robots.txt."""
+        text = body[:MAX_BYTES].decode("utf-8-sig", errors="replace")
+        return cls(Protego.parse(text), None, time.monotonic() + _KEPT_SECONDS)
 
-        A success is parsed. A client error means that there are no rules, except 429, which is a server asking to be
-        left alone. A server error means that everything is disallowed for now.
+    @classmethod
+    def from_failure(cls, error: FetchError) -> "Rules":
+        """Decide what the lack of an answer means (RFC 9309, 2.3.1).
+
+        A client error, or a redirect that leads nowhere, means that there are no rules; 429 is a server asking to be
+        left alone. A server that fails or cannot be reached disallows everything for now.
         """
-        expires = time.monotonic() + _KEPT_SECONDS
-        if 200 <= http_status < 300:
-            text = body[:MAX_BYTES].decode("utf-8-sig", errors="replace")
-            return cls(Protego.parse(text), allow_all=True, expires=expires)
-        if 300 <= http_status < 500 and http_status != 429:
-            return cls(None, allow_all=True, expires=expires)
-        return None
+        code = error.http_status
+        missing = error.status is Status.HTTP_ERROR and code is not None and 400 <= code < 500 and code != 429
+        if missing or error.status in {Status.REDIRECT_ERROR, Status.INVALID_URL}:
+            return cls(None, None, time.monotonic() + _KEPT_SECONDS)
+        if error.status in _SAME_FOR_PICTURES:  # the picture would end the same way, and this says why
+            status, message = error.status, str(error)
+        else:
+            status, message = Status.ROBOTS_UNAVAILABLE, f"robots.txt: {error}"
+        return cls(None, (status, message, code), time.monotonic() + _FAILURE_KEPT_SECONDS)
 
-    def allows(self, url: str, user_agent: str) -> bool:
-        """Tell whether a crawler of this product token may fetch the URL."""
-        return self.allow_all if self.parsed is None else bool(self.parsed.can_fetch(url, user_agent))
+    def check(self, url: str, product: str) -> None:
+        """Let pass what a crawler with this product token may fetch.
 
-    def delay(self, user_agent: str) -> float:
+        Raises:
+            FetchError: the rules disallow it, or they could not be had.
+        """
+        if self.failure is not None:
+            status, message, code = self.failure
+            raise FetchError(status, message, http_status=code)
+        if self.parsed is not None and not self.parsed.can_fetch(url, product):
+            raise FetchError(Status.ROBOTS_DISALLOWED, "robots.txt disallows it")
+
+    def delay(self, product: str) -> float:
         """Seconds that the site asks to be left between requests (``Crawl-delay``), 0 where it does not."""
-        return 0.0 if self.parsed is None else float(self.parsed.crawl_delay(user_agent) or 0.0)
+        return 0.0 if self.parsed is None else float(self.parsed.crawl_delay(product) or 0.0)
 
 
 def address_of(url: str) -> str:

@@ -44,17 +44,15 @@ class Searched:
     """What one block of queries gave."""
 
     table: pa.Table
-    queries: int = 0
     empty: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
 
-async def search_block(queries: Sequence[str], first: int, engine: Engine, fetcher: Fetcher, config: Crawl) -> Searched:
+async def search_block(block: Sequence[tuple[int, str]], engine: Engine, fetcher: Fetcher, config: Crawl) -> Searched:
     """Search for some queries, each until it has ``max_results_per_query`` results or the engine has no more.
 
     Args:
-        queries: consecutive entries of the query list.
-        first: the position of the first of them in the list.
+        block: queries, each with its place in the query list.
         engine: asked for every query.
         fetcher: used for every request.
         config: the crawl's settings.
@@ -68,14 +66,14 @@ async def search_block(queries: Sequence[str], first: int, engine: Engine, fetch
     refused: list[Exception] = []
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_search(query, engine, fetcher, config)) for query in queries]
+            tasks = [group.create_task(_search(query, engine, fetcher, config)) for _, query in block]
     except* EngineRefusedError as refusals:
         refused += refusals.exceptions
     if refused:
         raise refused[0]
     found: list[FoundRow] = []
-    searched = Searched(FOUND.empty_table(), queries=len(queries))
-    for position, (query, task) in enumerate(zip(queries, tasks, strict=True), start=first):
+    searched = Searched(FOUND.empty_table())
+    for (position, query), task in zip(block, tasks, strict=True):
         outcome = task.result()
         if isinstance(outcome, str):
             searched.failed[query] = outcome

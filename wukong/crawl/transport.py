@@ -24,6 +24,9 @@ _BUFFER = 16 * 1024
 _CONNECT_SECONDS = 10.0
 _DNS_CACHE_SECONDS = 300
 _MAX_HEADER_BYTES = 64 * 1024
+_MAX_ERROR_BYTES = 64 * 1024
+"""Of the body of a redirect or an error, which nobody reads: up to here, reading on keeps the connection."""
+
 _MAX_URL = 8192
 _URL_SAFE = "!#$%&'()*+,/:;=?@[]~-._"  # as browsers: reserved characters and % stay, all else is percent-encoded
 
@@ -94,7 +97,7 @@ class Response:
 
 
 Watcher = Callable[[Response], None]
-"""Called when the headers are complete and after each piece of the body; raising ``FetchError`` ends the exchange."""
+"""Sees a 2xx answer when its headers are complete and after each piece of its body; raising ``FetchError`` ends it."""
 
 
 class Transport:
@@ -166,7 +169,7 @@ class Transport:
         self._idle.append(handle)
         if exchange.stopped is not None:
             raise exchange.stopped
-        if code != pycurl.E_OK:
+        if code != pycurl.E_OK and not exchange.enough:
             if refused and not exchange.response.status:
                 raise FetchError(Status.FORBIDDEN_ADDRESS, "the host's address is not a public one")
             status, message = _CURL_STATUS.get(code, (Status.CONNECTION_ERROR, f"libcurl error {code}"))
@@ -253,6 +256,7 @@ class _Exchange:
     def __init__(self, response: Response, max_bytes: int, watch: Watcher | None) -> None:
         self.response = response
         self.stopped: FetchError | None = None
+        self.enough = False
         self.bytes_read = 0
         self._max_bytes = max_bytes
         self._watch = watch
@@ -273,7 +277,7 @@ class _Exchange:
             name, value = name.strip().lower(), value.strip()
             known = response.headers.get(name)
             response.headers[name] = value if known is None or name == "location" else f"{known}, {value}"
-        elif line in {b"\r\n", b"\n"} and response.status >= 200:
+        elif line in {b"\r\n", b"\n"} and self._is_wanted():
             length = response.headers.get("content-length", "")
             if length.isdigit() and int(length) > self._max_bytes:
                 return self._stop(self._too_large())
@@ -282,10 +286,16 @@ class _Exchange:
 
     def on_body(self, piece: bytes) -> int:
         self.bytes_read += len(piece)
+        if not self._is_wanted():
+            self.enough = self.bytes_read > _MAX_ERROR_BYTES
+            return -1 if self.enough else len(piece)
         self.response.body += piece
-        if len(self.response.body) > self._max_bytes:
+        if self.bytes_read > self._max_bytes:
             return self._stop(self._too_large())
         return self._seen(len(piece))
+
+    def _is_wanted(self) -> bool:
+        return 200 <= self.response.status < 300
 
     def _too_large(self) -> FetchError:
         return FetchError(

@@ -1,0 +1,156 @@
+"""What an earlier crawl already has: its searches and its pictures are taken over instead of asked for again."""
+
+import bisect
+import tarfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from wukong import manifest, storage
+from wukong.config import Crawl
+from wukong.crawl.search import FOUND
+from wukong.crawl.status import Status
+from wukong.errors import ConfigError
+from wukong.manifest import Manifest
+
+QUERIES = "queries.parquet"
+INDEX = "index.parquet"
+
+_QUERIES_SCHEMA = pa.schema([pa.field("query", pa.string(), nullable=False), pa.field("failed", pa.string())])
+_INDEX_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("part", "first_key", "last_key")])
+_SEARCH_SETTINGS = ("engine", "endpoint", "max_results_per_query")
+_PICTURE_SETTINGS = (
+    "min_side",
+    "max_aspect_ratio",
+    "resize",
+    "image_size",
+    "jpeg_quality",
+    "keep_small_jpegs",
+    "max_bytes",
+    "max_pixels",
+)
+_OF_THE_PLAN = frozenset({"key", "url", "caption", "queries", "engine", "page_url"})
+
+
+def write_queries(uri: str, queries: Sequence[str], failed: Mapping[str, str]) -> None:
+    """Write which queries a crawl asked, and why some failed."""
+    columns = {"query": list(queries), "failed": [failed.get(query) for query in queries]}
+    storage.write_table(uri, pa.table(columns, schema=_QUERIES_SCHEMA))
+
+
+def write_index(uri: str, bounds: Sequence[tuple[str, str, str]]) -> None:
+    """Write which keys lie in which part: (part, first key, last key), in the order of the keys."""
+    columns = list(zip(*bounds, strict=True)) or [(), (), ()]
+    storage.write_table(uri, pa.table([pa.array(c, pa.string()) for c in columns], schema=_INDEX_SCHEMA))
+
+
+@dataclass(frozen=True)
+class Previous:
+    """An earlier crawl.
+
+    Attributes:
+        manifest: its manifest.
+        queries: what it asked and got an answer to.
+        index: (part, first key, last key) in the order of the keys.
+        retry_failed: whether what the network or a server made fail is tried again.
+    """
+
+    manifest: Manifest
+    queries: frozenset[str]
+    index: tuple[tuple[str, str, str], ...]
+    retry_failed: bool
+
+    @classmethod
+    def open(cls, config: Crawl) -> "Previous | None":
+        """Open the crawl that ``crawl.previous`` names; None where it names none.
+
+        Raises:
+            ConfigError: it is not a crawl, or its pictures were stored with other settings.
+            DataError: it has not finished.
+        """
+        if config.previous is None:
+            if config.retry_failed:
+                raise ConfigError(
+                    "crawl.retry_failed needs crawl.previous, the URI of the crawl whose failures it means"
+                )
+            return None
+        earlier = manifest.load(config.previous)
+        if earlier.stage != "crawl":
+            raise ConfigError(f"crawl.previous: {config.previous} is the manifest of a {earlier.stage!r} stage")
+        settings = config.model_dump(mode="json")
+        for name in _PICTURE_SETTINGS:
+            if earlier.config.get(name) != settings[name]:
+                raise ConfigError(
+                    f"crawl.previous: {config.previous} was made with crawl.{name} = {earlier.config.get(name)!r}, now "
+                    f"{settings[name]!r}; its pictures can be taken over only with the same settings"
+                )
+        searched = storage.read_table(storage.join(earlier.uri, QUERIES))
+        usable = all(earlier.config.get(name) == settings[name] for name in _SEARCH_SETTINGS)
+        asked = searched["query"].to_pylist() if usable else []
+        failed = searched["failed"].to_pylist()
+        answered = [query for query, why in zip(asked, failed, strict=False) if why is None or not config.retry_failed]
+        index = storage.read_table(storage.join(earlier.uri, INDEX)).to_pydict()
+        return cls(
+            earlier,
+            frozenset(answered),
+            tuple(zip(index["part"], index["first_key"], index["last_key"], strict=True)),
+            config.retry_failed,
+        )
+
+    def search_files(self) -> list[str]:
+        """URIs of its search results."""
+        return self.manifest.part_uris("search/", ".parquet")
+
+    def parts_between(self, first: str, last: str) -> list[str]:
+        """URIs, without suffix, of its parts that may hold keys from ``first`` to ``last``."""
+        start = bisect.bisect_left(self.index, first, key=lambda entry: entry[2])
+        end = bisect.bisect_right(self.index, last, key=lambda entry: entry[1])
+        return [storage.join(self.manifest.uri, part) for part, _, _ in self.index[start:end]]
+
+
+def found_again(uri: str, positions: Mapping[str, int], results_per_query: int) -> pa.Table:
+    """Take over the search results of queries that are asked again, placed by where these stand in the new list.
+
+    Args:
+        uri: a search file of the earlier crawl.
+        positions: query -> place in the new list, of the queries whose results are taken over.
+        results_per_query: the same in both crawls.
+    """
+    table = storage.read_table(uri)
+    table = table.filter(pc.is_in(table["query"], pa.array(list(positions), pa.string())))
+    ranks = (order % results_per_query for order in table["order"].to_pylist())
+    orders = [
+        positions[query] * results_per_query + rank
+        for query, rank in zip(table["query"].to_pylist(), ranks, strict=True)
+    ]
+    column = FOUND.get_field_index("order")
+    return table.set_column(column, FOUND.field(column), pa.array(orders, pa.int64()))
+
+
+def outcomes(
+    parts: Sequence[str], keys: Collection[str], retry_failed: bool
+) -> Iterator[tuple[str, dict[str, Any], bytes | None]]:
+    """Give what became of some URLs in an earlier crawl: key, the columns a download decides, and the stored picture.
+
+    Args:
+        parts: the earlier parts that may hold them, URIs without suffix.
+        keys: the URLs' keys.
+        retry_failed: leave out those that may end otherwise when tried again.
+    """
+    wanted = set(keys)
+    for part in parts:
+        rows = {}
+        for row in storage.read_table(f"{part}.parquet").to_pylist():
+            if row["key"] in wanted and not (retry_failed and Status(row["status"]).may_be_retried):
+                rows[row["key"]] = {name: value for name, value in row.items() if name not in _OF_THE_PLAN}
+        pictures = {key for key, row in rows.items() if row["status"] == Status.SUCCESS}
+        yield from ((key, row, None) for key, row in rows.items() if key not in pictures)
+        if pictures:
+            with storage.open_input(f"{part}.tar") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+                for member in tar:
+                    key, _, suffix = member.name.partition(".")
+                    if suffix == "jpg" and key in pictures and (content := tar.extractfile(member)) is not None:
+                        yield key, rows[key], content.read()
