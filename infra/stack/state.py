@@ -1,0 +1,185 @@
+"""What is remembered of a stack: ``stack.json`` in its home, readable by its user alone."""
+
+import fcntl
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from infra.corpus import HOST
+from wukong.errors import StackError
+
+_FILE = "stack.json"
+_LOCK_SECONDS = 60.0
+
+
+def folder_id(home: Path) -> str:
+    """A stack's identity: it follows from its home's path, so that it is known also when ``stack.json`` is lost."""
+    return hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:16]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = 1
+    access_key: str
+    secret_key: str
+    ray_token: str
+    ports: dict[str, int]
+    catalogue: str | None = None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The ports and credentials of the stack in a home.
+
+    Attributes:
+        ports: by name: ``s3``, ``mlflow``, ``ray``, ``site`` and those the services use among themselves.
+        catalogue: what the search site serves; None if it has never been asked for.
+    """
+
+    home: Path
+    access_key: str
+    secret_key: str
+    ray_token: str
+    ports: dict[str, int]
+    catalogue: Path | None = None
+
+    @property
+    def identity(self) -> str:
+        """What its processes are marked with."""
+        return folder_id(self.home)
+
+    def url(self, name: str) -> str:
+        """``http://127.0.0.1:PORT`` of a port name."""
+        return f"http://127.0.0.1:{self.ports[name]}"
+
+    def environment(self) -> dict[str, str]:
+        """What a process needs in its environment to use the stack; holds credentials."""
+        excepted = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+        not_proxied = ",".join(dict.fromkeys([*filter(None, excepted.split(",")), "127.0.0.1", "localhost", HOST]))
+        return {
+            "AWS_ENDPOINT_URL_S3": self.url("s3"),
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "MLFLOW_TRACKING_URI": self.url("mlflow"),
+            "RAY_ADDRESS": f"127.0.0.1:{self.ports['ray']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.ray_token,
+            # Ray replaces 127.0.0.1 by an address other machines can reach, unless it is told that there are none.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "WUKONG_CONNECT_TO": f"{HOST}=127.0.0.1:{self.ports['site']}",
+            "NO_PROXY": not_proxied,
+            "no_proxy": not_proxied,
+            "DO_NOT_TRACK": "true",
+            "GX_ANALYTICS_ENABLED": "false",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+
+    def status(self) -> list[tuple[str, bool, str]]:
+        """Name, whether it runs and answers, and address of each service."""
+        from infra.stack.services import SERVICES
+
+        return [(service.title, service.runs(self), service.address(self)) for service in SERVICES]
+
+    def with_changes(self, **changes: Any) -> "Stack":
+        """The same stack with some attributes changed."""
+        if changes.get("catalogue") is not None:
+            changes["catalogue"] = changes["catalogue"].absolute()
+        return replace(self, **changes)
+
+    @classmethod
+    def load_or_new(cls, home: Path) -> "Stack":
+        """The stack of a home, or a new one with credentials of its own."""
+        if (home / _FILE).exists():
+            return load(home)
+        return cls(home, secrets.token_hex(10), secrets.token_hex(20), secrets.token_hex(32), {})
+
+    def save(self) -> None:
+        """Write ``stack.json``."""
+        record = _Record(
+            access_key=self.access_key,
+            secret_key=self.secret_key,
+            ray_token=self.ray_token,
+            ports=self.ports,
+            catalogue=str(self.catalogue) if self.catalogue else None,
+        )
+        write_private(self.home / _FILE, record.model_dump_json(indent=2) + "\n")
+
+
+def load(home: Path) -> Stack:
+    """Read the stack of a home, whether it runs or not.
+
+    Raises:
+        StackError: there is none, or its record cannot be read.
+    """
+    path = home.absolute() / _FILE
+    try:
+        record = _Record.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise StackError(f"no stack in {home}: `wukong up` starts one") from error
+    except (OSError, ValidationError) as error:
+        raise StackError(
+            f"{path} cannot be read: `wukong down`, delete that file, `wukong up`. "
+            "Data are kept; ports and credentials will be new"
+        ) from error
+    catalogue = Path(record.catalogue) if record.catalogue else None
+    return Stack(home.absolute(), record.access_key, record.secret_key, record.ray_token, record.ports, catalogue)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, atomically."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+@contextmanager
+def locked(home: Path, *, create: bool = False) -> Iterator[None]:
+    """One process at a time changes a stack; another waits for it.
+
+    The lock is on the folder itself and ends with the process that holds it, so that none can be left behind.
+
+    Raises:
+        StackError: the folder cannot be used, or another process holds it for too long.
+    """
+    try:
+        if create:
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise StackError(
+            f"cannot use {home} for the embedded stack ({error.strerror}): "
+            "check your rights there, or set WUKONG_HOME to another folder"
+        ) from error
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StackError(
+                        f"another `wukong up` or `wukong down` has been working on {home} for {_LOCK_SECONDS:.0f} s: "
+                        "wait until it has ended, or end it, and try again"
+                    ) from None
+                time.sleep(0.1)
+        yield
+    finally:
+        os.close(folder)
