@@ -1,11 +1,39 @@
-"""The query list: one word a line, most frequent first (section 3)."""
+"""The query list: words of a vocabulary, most frequent in a text corpus first (section 3).
+
+The paper takes its words from a set of word vectors and keeps those most frequent in news text. Chinese is written
+without spaces, so words are found by longest match: at each place the longest word of the vocabulary that begins there
+is taken and the search goes on behind it. A word is therefore not counted inside a longer one.
+"""
+
+import gzip
+import io
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Any
+
+import ahocorasick_rs
+import numpy as np
+import numpy.typing as npt
 
 from wukong import storage
-from wukong.errors import ConfigError
+from wukong.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES = 2**20
+"""Text searched at a time; its matches take some twenty times as much memory."""
+
+_BUFFER_BYTES = 2**20
+_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
+_WORD = re.compile(r"\w(?:[\w·・\-'.&+]*\w)?")
+_VECTORS_HEADER = re.compile(r"\d+ \d+\s*")
 
 
 def read_queries(uri: str, limit: int) -> list[str]:
-    """Read the first ``limit`` distinct queries of a list.
+    """Read the first ``limit`` distinct queries of a list: one a line; what follows a tab is not part of it.
 
     Raises:
         ConfigError: the list is not UTF-8, or holds no query.
@@ -14,7 +42,170 @@ def read_queries(uri: str, limit: int) -> list[str]:
         text = storage.read_bytes(uri).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"crawl.queries: {uri} is not UTF-8 ({error}); convert it, one word a line") from error
-    queries = dict.fromkeys(filter(None, (line.strip() for line in text.splitlines())))
+    queries = dict.fromkeys(filter(None, (line.partition("\t")[0].strip() for line in text.splitlines())))
     if not queries:
         raise ConfigError(f"crawl.queries: {uri} holds no query; write one word a line, most frequent first")
     return list(queries)[:limit]
+
+
+def build(
+    vocabulary: str,
+    corpus: Sequence[str],
+    *,
+    limit: int = 200_000,
+    min_length: int = 2,
+    max_length: int = 16,
+    stop_words: str | None = None,
+    text_field: str = "text",
+) -> list[tuple[str, int]]:
+    """Rank a vocabulary by how often its words occur in a corpus.
+
+    Args:
+        vocabulary: URI of a file of one word a line, or of word vectors in text form (a line ``COUNT DIMENSIONS``, then
+            lines of a word and its numbers); may be gzipped.
+        corpus: URIs of text files, or of folders of them: plain text, JSON lines (``.jsonl``), each also gzipped.
+        limit: how many words are kept.
+        min_length: characters a word must have at least.
+        max_length: characters a word may have at most.
+        stop_words: URI of a file of words that are never kept, one a line.
+        text_field: the field of a JSON line that holds the text.
+
+    Returns:
+        (word, occurrences), the most frequent first; words that occur equally often in the order of their characters;
+        words that do not occur are left out.
+
+    Raises:
+        ConfigError: the vocabulary or the corpus is empty.
+        DataError: a JSON line cannot be parsed or lacks the field.
+    """
+    stopped = frozenset(_lines(stop_words)) if stop_words else frozenset()
+    words = _words(_vocabulary(vocabulary), min_length, max_length)
+    if not words:
+        raise ConfigError(
+            f"{vocabulary} holds no Chinese word of {min_length} to {max_length} characters; write one word a line"
+        )
+    logger.info("%d words in the vocabulary", len(words))
+    counts = count_words(words, _texts(corpus, text_field))
+    ranked: list[tuple[str, int]] = []
+    # Stop words are counted and then left out, so that the words around them are found as in any other text.
+    order = np.argsort(-counts, kind="stable")  # words are sorted, so equal counts stay in the order of the words
+    for place in order:
+        if counts[place] == 0 or len(ranked) == limit:
+            break
+        word = words[place].decode()
+        if word not in stopped:
+            ranked.append((word, int(counts[place])))
+    return ranked
+
+
+def _words(vocabulary: Iterable[str], min_length: int, max_length: int) -> list[bytes]:
+    """Keep what can be a query: some Chinese, no punctuation at the ends, a length within bounds. In UTF-8, sorted.
+
+    UTF-8 sorts like the characters do, and takes less memory than strings.
+    """
+    kept = {
+        word.encode()
+        for word in vocabulary
+        if min_length <= len(word) <= max_length and _HAN.search(word) and _WORD.fullmatch(word)
+    }
+    return sorted(kept)
+
+
+def count_words(words: Sequence[bytes], texts: Iterable[bytes]) -> npt.NDArray[np.int64]:
+    """Count the occurrences of each word by longest match from left to right.
+
+    Args:
+        words: distinct words in UTF-8.
+        texts: pieces of text in UTF-8; a word that lies across two of them is not found.
+
+    Returns:
+        occurrences of each word (words).
+    """
+    automaton = ahocorasick_rs.BytesAhoCorasick(
+        words,
+        matchkind=ahocorasick_rs.MATCHKIND_LEFTMOST_LONGEST,
+        implementation=ahocorasick_rs.Implementation.ContiguousNFA,
+    )
+    counts = np.zeros(len(words), dtype=np.int64)
+    for text in texts:
+        matches = automaton.find_matches_as_indexes(text)
+        found = np.fromiter((match[0] for match in matches), dtype=np.int64, count=len(matches))
+        np.add.at(counts, found, 1)
+    return counts
+
+
+def _vocabulary(uri: str) -> Iterator[str]:
+    with _opened(uri) as stream:
+        first = stream.readline()
+        vectors = _VECTORS_HEADER.fullmatch(first.decode("utf-8", errors="replace")) is not None
+        for line in _chain(() if vectors else (first,), stream):
+            word = line.decode("utf-8-sig", errors="replace")
+            word = word.split(" ", 1)[0] if vectors else word
+            yield word.strip()
+
+
+def _chain(first: Iterable[bytes], rest: Iterable[bytes]) -> Iterator[bytes]:
+    yield from first
+    yield from rest
+
+
+def _lines(uri: str) -> Iterator[str]:
+    with _opened(uri) as stream:
+        for line in stream:
+            yield line.decode("utf-8-sig", errors="replace").strip()
+
+
+def _texts(corpus: Sequence[str], text_field: str) -> Iterator[bytes]:
+    """Give the corpus in pieces of about ``CHUNK_BYTES`` that end where a line or, in longer ones, a character ends."""
+    files = [file for uri in corpus for file in ([uri] if storage.exists(uri) else storage.list_files(uri))]
+    if not files:
+        raise ConfigError(f"the corpus is empty: there are no files at {', '.join(corpus) or 'no address'}")
+    for number, uri in enumerate(files, start=1):
+        logger.info("file %d of %d: %s", number, len(files), uri)
+        with _opened(uri) as stream:
+            if uri.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+                yield from _json_texts(uri, stream, text_field)
+            else:
+                yield from _plain_texts(stream)
+
+
+def _plain_texts(stream: IO[bytes]) -> Iterator[bytes]:
+    rest = b""
+    while piece := stream.read(CHUNK_BYTES):
+        piece = rest + piece
+        end = piece.rfind(b"\n") + 1
+        if end == 0:  # a very long line: cut before its last character, which may be incomplete
+            end = len(piece) - 1
+            while end > 0 and piece[end] & 0xC0 == 0x80:
+                end -= 1
+        yield piece[:end]
+        rest = piece[end:]
+    yield rest
+
+
+def _json_texts(uri: str, stream: IO[bytes], field: str) -> Iterator[bytes]:
+    held: list[bytes] = []
+    size = 0
+    for number, line in enumerate(stream, start=1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)[field]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{uri} line {number} is not a JSON object with the field {field!r}: {error!r}") from error
+        if not isinstance(text, str):
+            raise DataError(f"{uri} line {number}: the field {field!r} is not a string")
+        held.append(text.encode("utf-8", errors="replace"))
+        size += len(held[-1])
+        if size >= CHUNK_BYTES:
+            yield b"\n".join(held)
+            held, size = [], 0
+    yield b"\n".join(held)
+
+
+@contextmanager
+def _opened(uri: str) -> Iterator[IO[bytes]]:
+    with storage.open_input(uri) as raw:
+        source: Any = gzip.GzipFile(fileobj=raw) if uri.endswith(".gz") else raw
+        with io.BufferedReader(source, _BUFFER_BYTES) as stream:
+            yield stream
