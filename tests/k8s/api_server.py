@@ -6,6 +6,7 @@ RayJob's schema. A script says what the KubeRay operator and the kubelet would d
 """
 
 import asyncio
+import base64
 import contextlib
 import json
 import threading
@@ -35,6 +36,9 @@ class ApiServer:
         expire_watches: how many watches still to answer with an ERROR event of code 410.
         unavailable: how many requests still to answer with 503.
         forbid: verbs to answer with 403.
+        rules: what is allowed, by namespace: the rules of the Roles bound to the client; everything while empty.
+        secrets: values by "namespace/name".
+        settings: ConfigMaps' data by "namespace/name", beside those of ``config_maps``.
     """
 
     def __init__(self) -> None:
@@ -46,6 +50,9 @@ class ApiServer:
         self.drop_watches = self.expire_watches = self.unavailable = 0
         self.lose_create = False
         self.forbid: set[str] = set()
+        self.rules: dict[str, list[dict[str, Any]]] = {}
+        self.secrets: dict[str, dict[str, str]] = {}
+        self.settings: dict[str, dict[str, str]] = {}
         self.kuberay_installed = True
         self.url = ""
         self._version = 100
@@ -91,6 +98,10 @@ class ApiServer:
         application.router.add_delete(RAYJOBS + "/{name}", self._delete)
         application.router.add_patch(RAYJOBS + "/{name}", self._patch)
         application.router.add_get("/api/v1/namespaces/{namespace}/configmaps/{name}", self._config_map)
+        for kind in ("secrets", "configmaps"):
+            application.router.add_post(f"/api/v1/namespaces/{{namespace}}/{kind}", self._create_small)
+            application.router.add_patch(f"/api/v1/namespaces/{{namespace}}/{kind}/{{name}}", self._patch_small)
+        application.router.add_get("/api/v1/namespaces/{namespace}/secrets/{name}", self._secret)
         application.router.add_get("/api/v1/namespaces/{namespace}/pods", self._list_pods)
         application.router.add_get("/api/v1/namespaces/{namespace}/pods/{name}/log", self._log)
         runner = web.AppRunner(application, shutdown_timeout=0.1)
@@ -116,10 +127,25 @@ class ApiServer:
         if verb in self.forbid:
             who = 'User "system:serviceaccount:kubeflow:pipeline-runner"'
             return _status(403, "Forbidden", f"rayjobs.ray.io is forbidden: {who} cannot {verb.lower()} resource")
+        if self.rules and not self._allowed(request):
+            return _status(403, "Forbidden", f"no Role allows {verb} {request.path}")
         if not self.kuberay_installed and "/apis/ray.io/" in request.path:
             return web.Response(status=404, text="404 page not found\n", content_type="text/plain")
         response: web.StreamResponse = await handler(request)
         return response
+
+    def _allowed(self, request: web.Request) -> bool:
+        group, namespace, resource, name = authorization_of(request.path)
+        verb = {"GET": "get", "POST": "create", "PATCH": "patch", "DELETE": "delete"}[request.method]
+        if verb == "get" and not name:
+            verb = "watch" if request.query.get("watch") else "list"
+        return any(
+            group in rule["apiGroups"]
+            and resource in rule["resources"]
+            and verb in rule["verbs"]
+            and (not rule.get("resourceNames") or name in rule["resourceNames"])
+            for rule in self.rules.get(namespace, [])
+        )
 
     async def _notify(self, kind: str, job: dict[str, Any]) -> None:
         self._version += 1
@@ -182,6 +208,8 @@ class ApiServer:
     async def _patch(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         patch = await request.json()
+        if wrong := _wrong_patch(request, patch):
+            return wrong
         version = patch["metadata"].pop("resourceVersion", None)
         if version and version != self.jobs[name]["metadata"]["resourceVersion"]:
             return _status(409, "Conflict", "the object has been modified")
@@ -238,11 +266,36 @@ class ApiServer:
 
     async def _config_map(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        if name not in self.config_maps:
+        data = self.config_maps.get(name) or self.settings.get(f"{request.match_info['namespace']}/{name}")
+        if data is None:
             return _status(404, "NotFound", f'configmaps "{name}" not found')
-        return web.json_response(
-            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": self.config_maps[name]}
-        )
+        return web.json_response({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data})
+
+    async def _secret(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        value = self.secrets.get(f"{request.match_info['namespace']}/{name}")
+        if value is None:
+            return _status(404, "NotFound", f'secrets "{name}" not found')
+        data = {key: base64.b64encode(entry.encode()).decode() for key, entry in value.items()}
+        return web.json_response({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data})
+
+    async def _create_small(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        key = f"{request.match_info['namespace']}/{body['metadata']['name']}"
+        store = self.secrets if "/secrets" in request.path else self.settings
+        if key in store:
+            return _status(409, "AlreadyExists", f'"{key}" already exists')
+        store[key] = body.get("stringData") or body["data"]
+        return web.json_response({"metadata": body["metadata"]}, status=201)
+
+    async def _patch_small(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        if wrong := _wrong_patch(request, body):
+            return wrong
+        key = f"{request.match_info['namespace']}/{request.match_info['name']}"
+        store = self.secrets if "/secrets" in request.path else self.settings
+        store[key] = {**store[key], **(body.get("stringData") or body["data"])}
+        return web.json_response({"metadata": {"name": request.match_info["name"]}})
 
     async def _list_pods(self, request: web.Request) -> web.Response:
         selector = request.query["labelSelector"]
@@ -285,6 +338,15 @@ class ApiServer:
         return response
 
 
+def authorization_of(path: str) -> tuple[str, str, str, str]:
+    """API group, namespace, resource (with its subresource) and name of a request's path."""
+    parts = path.strip("/").split("/")
+    group = "" if parts[0] == "api" else parts[1]
+    namespace, resource, *rest = parts[parts.index("namespaces") + 1 :]
+    name = rest[0] if rest else ""
+    return group, namespace, "/".join([resource, *rest[1:]]), name
+
+
 def pod(name: str, status: dict[str, Any], labels: dict[str, str] | None = None) -> dict[str, Any]:
     """A pod as the API returns it, as far as anybody asks."""
     metadata = {"name": name, "labels": labels or {}, "creationTimestamp": "2026-01-01T00:00:00Z"}
@@ -296,6 +358,15 @@ def _time(tick: int) -> str:
     """Ten ticks a second, written with as few digits as RFC 3339 allows: the awkward case for comparing texts."""
     seconds, tenth = divmod(tick, 10)
     return f"2026-01-01T00:00:{seconds:02d}" + (f".{tenth}Z" if tenth else "Z")
+
+
+def _wrong_patch(request: web.Request, body: Any) -> web.Response | None:
+    """A JSON patch is a list of operations, a merge patch an object; custom resources know no strategic merge."""
+    if (request.content_type == "application/json-patch+json") != isinstance(body, list):
+        return _status(400, "BadRequest", "error decoding patch: json: cannot unmarshal object into []")
+    if "strategic" in request.content_type and "ray.io" in request.path:
+        return _status(415, "UnsupportedMediaType", "the body of the request was in an unknown format")
+    return None
 
 
 def _status(code: int, reason: str, message: str) -> web.Response:

@@ -93,6 +93,8 @@ def operators() -> dict[str, str]:
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
     with api_server.running() as api:
         api.config_maps["ray-job"] = operators()
+        access = documents(REPOSITORY / "k8s" / "base" / "access.yaml")
+        api.rules = {"wukong": next(d["rules"] for d in access if d["kind"] == "Role")}
         path = api.kubeconfig(tmp_path / "kubeconfig")
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
         yield api

@@ -1,0 +1,282 @@
+"""What the cluster's own jobs run: make credentials and buckets, back up and restore manifests.
+
+``python -m infra.cluster credentials|buckets|back-up|restore``; the Jobs and CronJobs are in ``k8s/base``.
+"""
+
+import argparse
+import base64
+import io
+import json
+import logging
+import os
+import secrets
+import string
+import sys
+import tarfile
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from wukong import storage
+from wukong.errors import StackError, StorageError
+
+_LETTERS = string.ascii_letters + string.digits
+# What a bucket's data is found again by. The data itself (tars, Parquet, weights) is not copied.
+_SMALL = ("manifest.json", "/experiments/", "/runs/")
+_ARCHIVE = "manifests-%Y%m%dT%H%M%SZ.tar"
+
+log = logging.getLogger(__name__)
+
+
+def make_credentials(namespace: str, kfp_namespace: str) -> None:
+    """Make the Secrets that are missing, and copy into KFP's namespace what components need.
+
+    A Secret that exists is kept as it is, so a second run changes nothing, and one that the operator made first (an S3
+    key of their own) is used. What follows from another Secret is made from that one's values as they stand, so a run
+    that was cut short continues where it stopped.
+
+    Args:
+        namespace: where the platform runs.
+        kfp_namespace: where pipelines' components run.
+
+    Raises:
+        StackError: the Kubernetes API refuses, or a Secret lacks a key.
+    """
+    cluster = _Secrets()
+    s3 = cluster.get_or_create(
+        namespace, "wukong-s3", lambda: {"AWS_ACCESS_KEY_ID": _random(20), "AWS_SECRET_ACCESS_KEY": _random(40)}
+    )
+    cluster.get_or_create(namespace, "object-store", lambda: {"s3.json": _identities(s3)})
+    mlflow = cluster.get_or_create(
+        namespace,
+        "wukong-mlflow",
+        lambda: {"MLFLOW_TRACKING_USERNAME": "wukong", "MLFLOW_TRACKING_PASSWORD": _random(32)},
+    )
+    postgres = cluster.get_or_create(namespace, "postgres", lambda: {"POSTGRES_PASSWORD": _random(32)})
+    cluster.get_or_create(namespace, "mlflow-server", lambda: _mlflow_server(postgres["POSTGRES_PASSWORD"]))
+    for name, value in (("wukong-s3", s3), ("wukong-mlflow", mlflow)):
+        cluster.put(kfp_namespace, name, value)
+    cluster.copy_settings(namespace, kfp_namespace, "wukong-settings")
+    # KFP's own manifests make this Secret; where its database is somebody else's, its backup is too.
+    kfp = cluster.get(kfp_namespace, "mysql-secret")
+    if kfp is None:
+        log.warning("%s has no Secret mysql-secret: KFP's database is not backed up from here", kfp_namespace)
+    cluster.put(namespace, "kfp-mysql", kfp or {"username": "root", "password": ""})
+
+
+def make_buckets(names: list[str], patience: float = 600.0) -> None:
+    """Make the buckets that are missing, waiting for the object store to come up.
+
+    Args:
+        names: of the buckets.
+        patience: seconds to wait for the object store.
+
+    Raises:
+        StorageError: it did not come up, or refuses.
+    """
+    import pyarrow.fs
+
+    until = time.monotonic() + patience
+    for name in names:
+        filesystem, path = storage.filesystem(f"s3://{name}")
+        while True:
+            try:
+                missing = filesystem.get_file_info(path).type == pyarrow.fs.FileType.NotFound
+                if missing:
+                    filesystem.create_dir(path, recursive=False)
+            except OSError as error:
+                if time.monotonic() > until:
+                    raise StorageError(f"cannot make the bucket {name}: {error}") from error
+                log.info("waiting for the object store: %s", error)
+                time.sleep(3)
+            else:
+                log.info("bucket %s %s", name, "made" if missing else "is there")
+                break
+
+
+def back_up(source: str, target: str, keep_days: int, now: datetime | None = None) -> str:
+    """Copy every manifest, experiment and record below a URI into one tar, then delete tars older than ``keep_days``.
+
+    Args:
+        source: URI prefix, for instance a bucket.
+        target: URI of the folder of backups.
+        keep_days: age in days from which a backup is deleted; the newest is always kept.
+        now: the time that names the backup, UTC.
+
+    Returns:
+        URI of the new backup, which appears only when complete.
+    """
+    now = now or datetime.now(UTC)
+    uris = [uri for uri in storage.list_files(source, ".json") if any(part in uri for part in _SMALL)]
+    made = storage.join(target, now.strftime(_ARCHIVE))
+    with storage.open_output(made) as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
+        for uri in uris:
+            data = storage.read_bytes(uri)
+            entry = tarfile.TarInfo(uri[len(source.rstrip("/")) + 1 :])
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    log.info("%s: %d files", made, len(uris))
+    for uri in storage.list_files(target, ".tar"):
+        moment = datetime.strptime(uri.rsplit("/", 1)[1], _ARCHIVE).replace(tzinfo=UTC)
+        if moment < now - timedelta(days=keep_days) and uri != made:
+            storage.delete(uri)
+            log.info("%s: older than %d days, deleted", uri, keep_days)
+    return made
+
+
+def restore(archive: str, target: str) -> int:
+    """Write back what ``back_up`` copied; what is there is not overwritten. Returns how many files were written.
+
+    Raises:
+        StorageError: the archive holds a path that leaves its folder.
+    """
+    written = 0
+    with storage.open_input(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as entries:
+        for entry in entries:
+            if ".." in entry.name.split("/"):
+                raise StorageError(f"{archive} holds the path {entry.name!r}: it was not made by a backup")
+            uri = storage.join(target, entry.name)
+            content = entries.extractfile(entry)
+            if content is not None and not storage.exists(uri):
+                storage.write_bytes(uri, content.read())
+                written += 1
+    return written
+
+
+def _random(length: int) -> str:
+    """Letters and digits: safe in a URI, an INI file and JSON. 32 of them hold 190 bits."""
+    return "".join(secrets.choice(_LETTERS) for _ in range(length))
+
+
+def _identities(s3: Mapping[str, str]) -> str:
+    credentials = [{"accessKey": s3["AWS_ACCESS_KEY_ID"], "secretKey": s3["AWS_SECRET_ACCESS_KEY"]}]
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    return json.dumps({"identities": [{"name": "wukong", "credentials": credentials, "actions": actions}]})
+
+
+def _mlflow_server(password: str) -> dict[str, str]:
+    server = f"postgresql://mlflow:{password}@postgres:5432"
+    auth = {
+        "default_permission": "NO_PERMISSIONS",
+        "database_uri": f"{server}/mlflow_auth",
+        "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+    }
+    return {
+        "MLFLOW_BACKEND_STORE_URI": f"{server}/mlflow",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": _random(40),
+        "auth.ini": "[mlflow]\n" + "".join(f"{key} = {value}\n" for key, value in auth.items()),
+    }
+
+
+class _Secrets:
+    """The few calls on Secrets and ConfigMaps that setting up needs."""
+
+    def __init__(self) -> None:
+        from kubernetes import client, config
+
+        try:
+            config.load_incluster_config()
+        except config.ConfigException:
+            config.load_kube_config()
+        self._core, self._gone = client.CoreV1Api(), client.ApiException
+
+    def get(self, namespace: str, name: str) -> dict[str, str] | None:
+        """A Secret's values, or None."""
+        try:
+            found = self._core.read_namespaced_secret(name, namespace)
+        except self._gone as error:
+            if error.status == 404:
+                return None
+            raise StackError(f"cannot read Secret {namespace}/{name}: {error.reason} ({error.body})") from error
+        return {key: base64.b64decode(value).decode() for key, value in (found.data or {}).items()}
+
+    def get_or_create(self, namespace: str, name: str, make: Any) -> dict[str, str]:
+        """A Secret's values as they stand; made when there is none."""
+        value = self.get(namespace, name)
+        wanted: dict[str, str] = make()
+        if value is None:
+            if self._create(namespace, name, wanted):
+                log.info("Secret %s/%s made", namespace, name)
+                return wanted
+            value = self.get(namespace, name) or {}
+        missing = sorted(wanted.keys() - value.keys())
+        if missing:
+            raise StackError(f"Secret {namespace}/{name} lacks {', '.join(missing)}: add them, or delete the Secret")
+        log.info("Secret %s/%s is there and stays as it is", namespace, name)
+        return value
+
+    def put(self, namespace: str, name: str, value: Mapping[str, str]) -> None:
+        """Make a Secret equal to a value, by a change only when it differs."""
+        if self.get(namespace, name) == dict(value):
+            return
+        if not self._create(namespace, name, value):
+            self._ask(self._core.patch_namespaced_secret, namespace, name, {"stringData": dict(value)})
+        log.info("Secret %s/%s written", namespace, name)
+
+    def copy_settings(self, namespace: str, to: str, name: str) -> None:
+        """Copy a ConfigMap into another namespace, by a change only when it differs."""
+        settings = self._core.read_namespaced_config_map(name, namespace).data
+        body = {"metadata": _metadata(name), "data": settings}
+        try:
+            if self._core.read_namespaced_config_map(name, to).data != settings:
+                self._ask(self._core.patch_namespaced_config_map, to, name, body)
+        except self._gone as error:
+            if error.status != 404:
+                raise StackError(f"cannot read ConfigMap {to}/{name}: {error.reason} ({error.body})") from error
+            self._core.create_namespaced_config_map(to, body)
+
+    def _create(self, namespace: str, name: str, value: Mapping[str, str]) -> bool:
+        body = {"metadata": _metadata(name), "stringData": dict(value), "type": "Opaque"}
+        try:
+            self._core.create_namespaced_secret(namespace, body)
+        except self._gone as error:
+            if error.status == 409:
+                return False
+            raise StackError(f"cannot make Secret {namespace}/{name}: {error.reason} ({error.body})") from error
+        return True
+
+    def _ask(self, call: Any, namespace: str, name: str, body: Mapping[str, Any]) -> None:
+        try:
+            call(name, namespace, body)
+        except self._gone as error:
+            raise StackError(f"cannot change {namespace}/{name}: {error.reason} ({error.body})") from error
+
+
+def _metadata(name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "labels": {"app.kubernetes.io/name": "wukong", "app.kubernetes.io/managed-by": "wukong-setup"},
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one of the cluster's jobs."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(prog="python -m infra.cluster", description=__doc__.split("\n", 1)[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    credentials = commands.add_parser("credentials", help="make the Secrets that are missing")
+    credentials.add_argument("--namespace", required=True)
+    credentials.add_argument("--kfp-namespace", required=True)
+    commands.add_parser("buckets", help="make the buckets that WUKONG_BUCKETS names")
+    backup = commands.add_parser("back-up", help="copy manifests and records into one tar")
+    backup.add_argument("source")
+    backup.add_argument("target")
+    backup.add_argument("--keep-days", type=int, default=30)
+    restored = commands.add_parser("restore", help="write back what back-up copied")
+    restored.add_argument("archive")
+    restored.add_argument("target")
+    options = parser.parse_args(arguments)
+    if options.command == "credentials":
+        make_credentials(options.namespace, options.kfp_namespace)
+    elif options.command == "buckets":
+        make_buckets(os.environ["WUKONG_BUCKETS"].split(","))
+    elif options.command == "back-up":
+        back_up(options.source, options.target, options.keep_days)
+    else:
+        log.info("%d files written", restore(options.archive, options.target))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""The cluster's own jobs: credentials, made through a Kubernetes API on loopback under the Roles of `k8s/`; backups."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import api_server
+import pytest
+import yaml
+from api_server import ApiServer
+
+from infra import cluster
+from wukong import storage
+from wukong.errors import StackError, StorageError
+
+BASE = Path(__file__).parents[2] / "k8s" / "base"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    """A cluster with KFP in it, in which the setup job may do what its Roles say."""
+    documents = list(yaml.safe_load_all((BASE / "setup.yaml").read_text(encoding="utf-8")))
+    roles = [document for document in documents if document["kind"] == "Role"]
+    with api_server.running() as api:
+        api.rules = {role["metadata"]["namespace"]: role["rules"] for role in roles}
+        api.secrets["kubeflow/mysql-secret"] = {"username": "root", "password": ""}
+        api.settings["wukong/wukong-settings"] = {"AWS_REGION": "us-east-1"}
+        path = api.kubeconfig(tmp_path / "kubeconfig")
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+        yield api
+
+
+def changes(server: ApiServer) -> list[str]:
+    return [request for request in server.requests if not request.startswith("GET")]
+
+
+def test_credentials_are_made_and_fit_together(server: ApiServer) -> None:
+    cluster.make_credentials("wukong", "kubeflow")
+    made = server.secrets
+    (identity,) = json.loads(made["wukong/object-store"]["s3.json"])["identities"]
+    (key,) = identity["credentials"]
+    assert key["accessKey"] == made["wukong/wukong-s3"]["AWS_ACCESS_KEY_ID"]
+    assert key["secretKey"] == made["wukong/wukong-s3"]["AWS_SECRET_ACCESS_KEY"]
+    password = made["wukong/postgres"]["POSTGRES_PASSWORD"]
+    assert f":{password}@postgres:" in made["wukong/mlflow-server"]["MLFLOW_BACKEND_STORE_URI"]
+    assert made["kubeflow/wukong-s3"] == made["wukong/wukong-s3"]
+    assert made["kubeflow/wukong-mlflow"] == made["wukong/wukong-mlflow"]
+    assert made["wukong/kfp-mysql"] == {"username": "root", "password": ""}
+    assert server.settings["kubeflow/wukong-settings"] == {"AWS_REGION": "us-east-1"}
+    assert len({value for secret in ("wukong-s3", "postgres") for value in made[f"wukong/{secret}"].values()}) == 3
+
+
+def test_the_servers_file_is_what_mlflow_reads(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.make_credentials("wukong", "kubeflow")
+    (tmp_path / "auth.ini").write_text(server.secrets["wukong/mlflow-server"]["auth.ini"])
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(tmp_path / "auth.ini"))
+    import importlib.util
+
+    import mlflow
+
+    # The module alone: its package needs Flask extensions that only the server's image has.
+    file = Path(mlflow.__file__).parent / "server" / "auth" / "config.py"
+    specification = importlib.util.spec_from_file_location("mlflow_auth_config", file)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    read = module.read_auth_config()
+    assert read.database_uri.endswith("/mlflow_auth")
+    assert read.default_permission == "NO_PERMISSIONS"
+
+
+def test_a_second_run_changes_nothing(server: ApiServer) -> None:
+    cluster.make_credentials("wukong", "kubeflow")
+    before, count = json.dumps(server.secrets, sort_keys=True), len(changes(server))
+    cluster.make_credentials("wukong", "kubeflow")
+    assert json.dumps(server.secrets, sort_keys=True) == before
+    assert len(changes(server)) == count
+
+
+def test_a_run_that_was_cut_short_continues(server: ApiServer) -> None:
+    cluster.make_credentials("wukong", "kubeflow")
+    complete = dict(server.secrets)
+    for name in ("wukong/object-store", "kubeflow/wukong-mlflow"):
+        del server.secrets[name]
+    cluster.make_credentials("wukong", "kubeflow")
+    assert server.secrets == complete
+
+
+def test_the_operators_own_s3_key_is_used(server: ApiServer) -> None:
+    own = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "mine"}
+    server.secrets["wukong/wukong-s3"] = own
+    cluster.make_credentials("wukong", "kubeflow")
+    assert server.secrets["wukong/wukong-s3"] == server.secrets["kubeflow/wukong-s3"] == own
+
+
+def test_a_secret_without_its_key_is_named(server: ApiServer) -> None:
+    server.secrets["wukong/wukong-s3"] = {"AWS_ACCESS_KEY_ID": "AKIA"}
+    with pytest.raises(StackError, match="wukong/wukong-s3 lacks AWS_SECRET_ACCESS_KEY"):
+        cluster.make_credentials("wukong", "kubeflow")
+
+
+def test_changed_settings_reach_the_components(server: ApiServer) -> None:
+    cluster.make_credentials("wukong", "kubeflow")
+    server.settings["wukong/wukong-settings"] = {"AWS_REGION": "eu-west-1"}
+    cluster.make_credentials("wukong", "kubeflow")
+    assert server.settings["kubeflow/wukong-settings"] == {"AWS_REGION": "eu-west-1"}
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> str:
+    """A bucket with a manifest, a record, an experiment, and data that is not backed up."""
+    root = storage.from_path(tmp_path / "bucket")
+    for path in ("demo/filter/abc/manifest.json", "demo/runs/r/filter.json", "demo/experiments/1.json"):
+        storage.write_json(f"{root}/{path}", {"path": path})
+    storage.write_bytes(f"{root}/demo/filter/abc/train/00000.tar", b"pictures")
+    storage.write_json(f"{root}/demo/filter/abc/_parts/0.json", {})
+    return root
+
+
+def test_a_backup_holds_what_data_is_found_by_and_restores_it(bucket: str, tmp_path: Path) -> None:
+    made = cluster.back_up(bucket, storage.from_path(tmp_path / "backups"), 30)
+    target = storage.from_path(tmp_path / "restored")
+    storage.write_json(f"{target}/demo/runs/r/filter.json", {"newer": True})
+    assert cluster.restore(made, target) == 2
+    assert storage.read_json(f"{target}/demo/filter/abc/manifest.json") == {"path": "demo/filter/abc/manifest.json"}
+    assert storage.read_json(f"{target}/demo/runs/r/filter.json") == {"newer": True}, "what is there stays"
+    assert len(storage.list_files(target)) == 3
+
+
+def test_old_backups_go_and_the_newest_stays(bucket: str, tmp_path: Path) -> None:
+    folder, day = storage.from_path(tmp_path / "backups"), datetime(2026, 1, 1, tzinfo=UTC)
+    made = [cluster.back_up(bucket, folder, 30, day + timedelta(days=days)) for days in (0, 10, 35)]
+    assert storage.list_files(folder) == made[1:]
+    assert cluster.back_up(bucket, folder, 0, day + timedelta(days=100)) in storage.list_files(folder)
+
+
+def test_an_archive_that_leaves_its_folder_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "bad.tar", "w") as archive:
+        entry = tarfile.TarInfo("../outside.json")
+        entry.size = 2
+        archive.addfile(entry, io.BytesIO(b"{}"))
+    with pytest.raises(StorageError, match=r"\.\./outside\.json"):
+        cluster.restore(storage.from_path(tmp_path / "bad.tar"), storage.from_path(tmp_path / "target"))
+    assert not (tmp_path / "outside.json").exists()
