@@ -1,0 +1,515 @@
+"""The installation without a cluster: schemas, and the rules that a schema cannot say."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import api_server
+import crd
+import kubernetes_validate
+import pytest
+import yaml
+from manifests import (
+    BUILDS,
+    FOLDER,
+    STAGES,
+    Elsewhere,
+    Installation,
+    Manifest,
+    Pod,
+    allowed,
+    installation,
+    named,
+    plain,
+    pods,
+    ray_jobs,
+    selects,
+    strings,
+    tag_of,
+)
+
+from infra import cluster
+
+VERSIONS = ("1.30.0", kubernetes_validate.latest_version())
+PROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+ELSEWHERE = {  # what KFP brings
+    ("kubeflow", "ServiceAccount", "pipeline-runner"),
+}
+
+
+@pytest.fixture(scope="module", params=["plain", *BUILDS])
+def manifests(request: pytest.FixtureRequest) -> Installation:
+    return installation(request.param)
+
+
+@pytest.fixture(scope="module")
+def made_secrets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, str]]]:
+    """The Secrets that the setup job makes, by making them."""
+    with api_server.running() as api, pytest.MonkeyPatch.context() as patch:
+        api.settings["wukong/wukong-settings"] = {}
+        api.secrets["kubeflow/mysql-secret"] = {"username": "root", "password": ""}
+        path = api.kubeconfig(tmp_path_factory.mktemp("cluster") / "kubeconfig")
+        patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+        cluster.make_credentials("wukong", "kubeflow")
+        yield {key.removeprefix("wukong/"): value for key, value in api.secrets.items() if key.startswith("wukong/")}
+
+
+# --- files
+
+
+def test_every_base_file_is_applied_and_built() -> None:
+    """`kubectl apply -f k8s/` takes the YAML files of the folder itself: links to those that kustomize builds on."""
+    base = {file.name for file in (FOLDER / "base").glob("*.yaml")} - {"kustomization.yaml"}
+    links = {file.name: file for file in FOLDER.iterdir() if file.suffix in (".yaml", ".yml", ".json")}
+    assert links.keys() == base
+    for name, link in links.items():
+        assert link.is_symlink()
+        assert link.readlink() == Path("base") / name
+    listed = yaml.safe_load((FOLDER / "base" / "kustomization.yaml").read_text(encoding="utf-8"))["resources"]
+    assert set(listed) == base
+
+
+def test_the_namespace_comes_first() -> None:
+    """Applied file by file, in the order of their names."""
+    assert plain()[0]["kind"] == "Namespace"
+    assert plain()[0]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_base_and_plain_are_the_same() -> None:
+    def key(manifest: Manifest) -> tuple[str, ...]:
+        return (manifest["kind"], manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"])
+
+    built = {key(manifest): manifest for manifest in installation("base")}
+    assert built == {key(manifest): manifest for manifest in plain()}
+
+
+# --- schemas
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_kubernetes_accepts_it(manifests: Installation, version: str) -> None:
+    for manifest in manifests:
+        _accepted(json.dumps(manifest, sort_keys=True), version)
+
+
+@cache
+def _accepted(manifest: str, version: str) -> None:
+    kubernetes_validate.validate(json.loads(manifest), version, strict=True)
+
+
+def test_the_schemas_refuse_a_mistake() -> None:
+    """So that the test above means something."""
+    wrong = json.loads(json.dumps(next(m for m in plain() if m["kind"] == "Deployment")))
+    wrong["spec"]["template"]["spec"]["containers"][0]["imagePullPolcy"] = "Always"
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, VERSIONS[0], strict=True)
+
+
+def test_kuberay_accepts_every_stages_job(manifests: Installation) -> None:
+    for stage, job in ray_jobs(manifests).items():
+        assert crd.errors(job) == [], stage
+        ray_cluster = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "spec": job["spec"]["rayClusterSpec"]}
+        assert crd.errors(ray_cluster) == [], stage
+        assert len(job["metadata"]["name"]) <= 47
+
+
+def test_kuberays_schema_refuses_a_mistake() -> None:
+    job = json.loads(json.dumps(ray_jobs(plain())["filter"]))
+    job["spec"]["shutdownAfterJobFinish"] = True
+    job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"] = 7
+    assert len(crd.errors(job)) == 2
+
+
+def test_there_are_settings_for_every_stage(manifests: Installation) -> None:
+    data = named(manifests, "ConfigMap")["ray-job"]["data"]
+    assert set(yaml.safe_load(data["settings.yaml"])["stages"]) == set(STAGES)
+
+
+# --- references
+
+
+def test_workloads_select_their_own_pods(manifests: Installation) -> None:
+    workloads = [m for m in manifests if m["kind"] in ("Deployment", "StatefulSet")]
+    for workload in workloads:
+        matching = [w for w in workloads if selects(workload["spec"]["selector"], _labels(w))]
+        assert matching == [workload], workload["metadata"]["name"]
+
+
+def _labels(workload: Manifest) -> dict[str, str]:
+    labels: dict[str, str] = workload["spec"]["template"]["metadata"]["labels"]
+    return labels
+
+
+def test_services_lead_to_a_port_that_listens(manifests: Installation) -> None:
+    for name, service in named(manifests, "Service").items():
+        targets = [pod for pod in pods(manifests) if selects({"matchLabels": service["spec"]["selector"]}, pod.labels)]
+        assert len(targets) == 1, name
+        for port in service["spec"]["ports"]:
+            assert port["targetPort"] in targets[0].ports, (name, port)
+    for name, workload in named(manifests, "StatefulSet").items():
+        assert workload["spec"]["serviceName"] in named(manifests, "Service"), name
+
+
+def test_probes_ask_a_port_that_listens(manifests: Installation) -> None:
+    for pod in pods(manifests):
+        for container in pod.containers:
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                if "httpGet" in container.get(probe, {}):
+                    assert container[probe]["httpGet"]["port"] in pod.ports, pod.owner
+
+
+def test_every_secret_config_map_and_key_exists(
+    manifests: Installation, made_secrets: dict[str, dict[str, str]]
+) -> None:
+    maps = {name: set(manifest["data"]) for name, manifest in named(manifests, "ConfigMap").items()}
+    secrets = {name: set(value) for name, value in made_secrets.items()}
+    claims = named(manifests, "PersistentVolumeClaim")
+    used = set()
+    for pod in pods(manifests):
+        for container in pod.containers:
+            for source in container.get("envFrom", []):
+                if "secretRef" in source:
+                    used.add(source["secretRef"]["name"])
+                    assert source["secretRef"]["name"] in secrets, pod.owner
+                else:
+                    assert source["configMapRef"]["name"] in maps, pod.owner
+            for entry in container.get("env", []):
+                if reference := entry.get("valueFrom", {}).get("secretKeyRef"):
+                    used.add(reference["name"])
+                    assert reference["key"] in secrets[reference["name"]], (pod.owner, reference)
+        for volume in pod.volumes:
+            if "secret" in volume:
+                used.add(volume["secret"]["secretName"])
+                for item in volume["secret"].get("items", []):
+                    assert item["key"] in secrets[volume["secret"]["secretName"]], pod.owner
+                assert volume["secret"]["secretName"] in secrets, pod.owner
+            if "configMap" in volume:
+                assert volume["configMap"]["name"] in maps, pod.owner
+            if (claim := volume.get("persistentVolumeClaim", {}).get("claimName")) not in (None, "own"):
+                assert claim in claims, pod.owner
+    unused = secrets.keys() - used
+    assert unused <= {"object-store"}, "a credential that nobody needs should not be made"
+
+
+def test_every_mount_has_its_volume_and_every_volume_its_mount(manifests: Installation) -> None:
+    for pod in pods(manifests):
+        mounted = {mount["name"] for container in pod.containers for mount in container.get("volumeMounts", [])}
+        assert mounted == {volume["name"] for volume in pod.volumes}, pod.owner
+
+
+def test_every_service_account_and_role_exists(manifests: Installation) -> None:
+    accounts = set(named(manifests, "ServiceAccount"))
+    for pod in pods(manifests):
+        assert pod.spec["serviceAccountName"] in accounts, pod.owner
+    for manifest in manifests:
+        if manifest["kind"] != "RoleBinding":
+            continue
+        namespace = manifest["metadata"]["namespace"]
+        assert manifest["roleRef"]["name"] in named(manifests, "Role", namespace)
+        for subject in manifest["subjects"]:
+            known = subject["namespace"] == "wukong" and subject["name"] in accounts
+            assert known or (subject["namespace"], subject["kind"], subject["name"]) in ELSEWHERE
+
+
+def test_the_setup_job_may_do_what_it_does(manifests: Installation, made_secrets: dict[str, Any]) -> None:
+    """It may read exactly the Secrets it makes (that it may make them is tested against the API, under its Roles)."""
+    readable = {
+        name
+        for rule in named(manifests, "Role")["setup"]["rules"]
+        if "secrets" in rule["resources"] and "get" in rule["verbs"]
+        for name in rule["resourceNames"]
+    }
+    assert readable == set(made_secrets)
+
+
+def test_no_role_is_wider_than_names_and_verbs(manifests: Installation) -> None:
+    for manifest in manifests:
+        assert manifest["kind"] not in ("ClusterRole", "ClusterRoleBinding"), "nothing here needs the whole cluster"
+        for rule in manifest.get("rules", []):
+            assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
+            if "secrets" in rule["resources"]:
+                assert rule["verbs"] == ["create"] or rule.get("resourceNames")
+
+
+# --- pods
+
+ALLOWED_VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "secret", "projected", "downwardAPI", "csi"}
+
+
+def restricted(spec: Manifest) -> list[str]:
+    """What the restricted Pod Security Standard has against a pod."""
+    found = [key for key in ("hostNetwork", "hostPID", "hostIPC") if spec.get(key)]
+    of_pod = spec.get("securityContext", {})
+    for volume in spec.get("volumes", []):
+        kinds = volume.keys() - {"name"}
+        if not kinds <= ALLOWED_VOLUMES:
+            found.append(f"volume {volume['name']}: {kinds}")
+    if of_pod.get("sysctls"):
+        found.append("sysctls")
+    for container in [*spec.get("initContainers", []), *spec["containers"]]:
+        own = {**of_pod, **container.get("securityContext", {})}
+        checks = {
+            "privileged": not own.get("privileged"),
+            "allowPrivilegeEscalation": own.get("allowPrivilegeEscalation") is False,
+            "runAsNonRoot": own.get("runAsNonRoot") is True,
+            "runAsUser": own.get("runAsUser") != 0,
+            "seccompProfile": own.get("seccompProfile", {}).get("type") in ("RuntimeDefault", "Localhost"),
+            "capabilities.drop": own.get("capabilities", {}).get("drop") == ["ALL"],
+            "capabilities.add": set(own.get("capabilities", {}).get("add", [])) <= {"NET_BIND_SERVICE"},
+            "procMount": own.get("procMount", "Default") == "Default",
+            "hostPort": not any(port.get("hostPort") for port in container.get("ports", [])),
+        }
+        found += [f"{container['name']}: {name}" for name, holds in checks.items() if not holds]
+    return found
+
+
+def test_every_pod_meets_the_restricted_standard(manifests: Installation) -> None:
+    found = {pod.owner: restricted(pod.spec) for pod in pods(manifests)}
+    assert {owner: wrong for owner, wrong in found.items() if wrong} == {}
+    assert sum(owner.startswith("RayJob/") for owner in found) == 3 * len(STAGES)
+
+
+def test_the_standard_refuses_a_pod_that_says_nothing() -> None:
+    said = restricted({"containers": [{"name": "x", "image": "x"}], "volumes": [{"name": "h", "hostPath": {}}]})
+    assert len(said) == 5
+
+
+def test_pods_are_bounded_and_cannot_write_their_image(manifests: Installation) -> None:
+    for pod in pods(manifests):
+        for container in pod.containers:
+            for bound in ("requests", "limits"):
+                assert {"cpu", "memory"} <= container["resources"][bound].keys(), (pod.owner, container["name"])
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True, (pod.owner, container["name"])
+        for volume in pod.volumes:
+            if "emptyDir" in volume:
+                assert volume["emptyDir"].get("sizeLimit"), (pod.owner, volume["name"])
+
+
+def test_only_the_setup_job_gets_a_token(manifests: Installation) -> None:
+    with_token = {pod.owner for pod in pods(manifests) if pod.spec.get("automountServiceAccountToken", True)}
+    assert with_token == {f"Job/setup-{PROJECT.replace('.', '-')}"}
+
+
+def test_services_are_probed(manifests: Installation) -> None:
+    for workload in manifests:
+        if workload["kind"] in ("Deployment", "StatefulSet"):
+            for container in workload["spec"]["template"]["spec"]["containers"]:
+                assert {"startupProbe", "readinessProbe", "livenessProbe"} <= container.keys()
+
+
+def test_ray_can_write_what_it_must(manifests: Installation) -> None:
+    for pod in pods(manifests):
+        if pod.labels["app.kubernetes.io/component"] != "ray" or pod.owner.endswith("/submitter"):
+            continue
+        mounts = {mount["mountPath"]: mount["name"] for mount in pod.containers[0]["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in pod.volumes}
+        assert "emptyDir" in volumes[mounts["/tmp/ray"]], pod.owner
+        assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory", pod.owner
+
+
+def test_shared_memory_fits_the_memory_limit(manifests: Installation) -> None:
+    """What is in /dev/shm counts against the container's memory."""
+    for pod in pods(manifests):
+        for volume in pod.volumes:
+            if volume.get("emptyDir", {}).get("medium") == "Memory":
+                limit = pod.containers[0]["resources"]["limits"]["memory"]
+                assert _bytes(volume["emptyDir"]["sizeLimit"]) <= _bytes(limit) / 2, pod.owner
+
+
+def _bytes(quantity: str) -> int:
+    number, unit = re.fullmatch(r"(\d+)([KMGT]i)?", quantity).groups()  # type: ignore[union-attr]
+    return int(number) * 1024 ** (" KMGT".index(unit[0]) if unit else 0)
+
+
+# --- images and secrets
+
+
+def test_images_have_a_fixed_tag(manifests: Installation) -> None:
+    for pod in pods(manifests):
+        for container in pod.containers:
+            tag = tag_of(container["image"])
+            assert tag, container["image"]
+            assert tag not in ("latest", "main", "master", "nightly")
+            if container["image"].startswith("wukong/"):
+                assert tag.removesuffix("-cuda") == PROJECT, container["image"]
+
+
+def test_a_new_version_brings_a_new_setup_job(manifests: Installation) -> None:
+    """A Job's template cannot be changed, so an upgrade must not try to."""
+    assert list(named(manifests, "Job")) == [f"setup-{PROJECT.replace('.', '-')}"]
+
+
+def test_no_secret_is_in_git(manifests: Installation) -> None:
+    sensitive = re.compile(r"PASSWORD|SECRET|TOKEN|_KEY$|PWD", re.IGNORECASE)
+    in_uri = re.compile(r"://[^/\s:@]+:[^/\s@$]+@")
+    for manifest in manifests:
+        assert manifest["kind"] != "Secret"
+        assert not any(in_uri.search(text) for text in strings(manifest))
+    for pod in pods(manifests):
+        for container in pod.containers:
+            for entry in container.get("env", []):
+                assert "value" not in entry or not sensitive.search(entry["name"]), (pod.owner, entry["name"])
+
+
+# --- network
+
+
+def pod_of(manifests: Installation, owner: str) -> Pod:
+    (found,) = [pod for pod in pods(manifests) if pod.owner == owner]
+    return found
+
+
+COMPONENT = Elsewhere("kubeflow", {"pipelines.kubeflow.org/v2_component": "true"})
+OPERATOR = Elsewhere("kuberay-system", {"app.kubernetes.io/component": "kuberay-operator"})
+STRANGER = Elsewhere("default", {"app": "shell"})
+DNS = Elsewhere("kube-system", {"k8s-app": "kube-dns"})
+MYSQL = Elsewhere("kubeflow", {"app": "mysql"})
+PROMETHEUS = Elsewhere("monitoring", {"app": "prometheus"})
+WEB, METADATA, PRIVATE = Elsewhere(address="93.184.216.34"), Elsewhere(address="169.254.169.254"), "10.1.2.3"
+SETUP = f"Job/setup-{PROJECT.replace('.', '-')}"
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "port", "expected"),
+    [
+        ("RayJob/filter/worker", "StatefulSet/object-store", 8333, True),
+        ("RayJob/filter/worker", "Deployment/mlflow", 5000, True),
+        ("RayJob/filter/worker", "RayJob/filter/head", 6379, True),
+        ("RayJob/filter/submitter", "RayJob/filter/head", 8265, True),
+        ("RayJob/filter/worker", "StatefulSet/postgres", 5432, False),
+        ("RayJob/filter/worker", "StatefulSet/object-store", 9324, False),
+        ("Deployment/mlflow", "StatefulSet/postgres", 5432, True),
+        ("Deployment/mlflow", "StatefulSet/object-store", 8333, True),
+        ("Deployment/mlflow", WEB, 443, False),
+        ("CronJob/backup-mlflow", "StatefulSet/postgres", 5432, True),
+        ("CronJob/backup-kfp", MYSQL, 3306, True),
+        ("CronJob/backup-manifests", "StatefulSet/object-store", 8333, True),
+        (SETUP, Elsewhere(address="10.96.0.1"), 443, True),
+        (SETUP, "StatefulSet/object-store", 8333, True),
+        (COMPONENT, "StatefulSet/object-store", 8333, True),
+        (COMPONENT, "Deployment/mlflow", 5000, True),
+        (COMPONENT, "StatefulSet/postgres", 5432, False),
+        (COMPONENT, "RayJob/filter/head", 8265, False),
+        (OPERATOR, "RayJob/filter/head", 8265, True),
+        (OPERATOR, "StatefulSet/object-store", 8333, False),
+        (STRANGER, "StatefulSet/object-store", 8333, False),
+        (STRANGER, "Deployment/mlflow", 5000, False),
+        (STRANGER, "RayJob/crawl/head", 8265, False),
+        (PROMETHEUS, "RayJob/crawl/worker", 8080, True),
+        (PROMETHEUS, "StatefulSet/object-store", 9324, True),
+        (PROMETHEUS, "StatefulSet/postgres", 5432, False),
+        ("RayJob/crawl/worker", WEB, 443, True),
+        ("RayJob/crawl/worker", WEB, 80, True),
+        ("RayJob/crawl/worker", Elsewhere(address="2606:2800:220:1::1"), 443, True),
+        ("RayJob/crawl/worker", WEB, 22, False),
+        ("RayJob/crawl/worker", METADATA, 80, False),
+        ("RayJob/crawl/worker", Elsewhere(address=PRIVATE), 80, False),
+        ("RayJob/crawl/worker", Elsewhere(address="fd00::1"), 443, False),
+        ("RayJob/crawl/worker", Elsewhere(address="::ffff:10.1.2.3"), 443, False),
+        ("RayJob/filter/worker", WEB, 443, False),
+        ("RayJob/pretrain/worker", WEB, 443, False),
+        ("StatefulSet/postgres", WEB, 443, False),
+        ("StatefulSet/postgres", DNS, 53, True),
+        ("RayJob/crawl/worker", DNS, 53, True),
+    ],
+    ids=str,
+)
+def test_who_may_reach_whom(source: str | Elsewhere, target: str | Elsewhere, port: int, expected: bool) -> None:
+    ends = [pod_of(plain(), end) if isinstance(end, str) else end for end in (source, target)]
+    assert allowed(plain(), *ends, port) is expected
+
+
+def test_every_pod_is_denied_by_default(manifests: Installation) -> None:
+    default = named(manifests, "NetworkPolicy")["default-deny"]["spec"]
+    assert default == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+def test_policies_name_pods_and_ports_that_exist(manifests: Installation) -> None:
+    everything = pods(manifests)
+    for name, policy in named(manifests, "NetworkPolicy").items():
+        spec = policy["spec"]
+        selected = [pod for pod in everything if selects(spec["podSelector"], pod.labels)]
+        assert selected, name
+        for rule in spec.get("ingress", []):
+            for entry in rule.get("ports", []):
+                assert any(entry["port"] in pod.ports.values() for pod in selected), (name, entry)
+        for key, ends in (("ingress", "from"), ("egress", "to")):
+            for rule in spec.get(key, []):
+                for peer in rule.get(ends, []):
+                    if "podSelector" in peer and "namespaceSelector" not in peer:
+                        reached = [pod for pod in everything if selects(peer["podSelector"], pod.labels)]
+                        assert reached or name == "to-object-store", (name, peer)
+
+
+def test_budgets_select_pods(manifests: Installation) -> None:
+    for name, budget in named(manifests, "PodDisruptionBudget").items():
+        assert any(selects(budget["spec"]["selector"], pod.labels) for pod in pods(manifests)), name
+
+
+def test_the_settings_name_services_that_exist() -> None:
+    data = named(plain(), "ConfigMap")["wukong-settings"]["data"]
+    services = named(plain(), "Service")
+    for key in ("AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI"):
+        name, port = re.fullmatch(r"http://([a-z-]+)\.wukong\.svc:(\d+)", data[key]).groups()  # type: ignore[union-attr]
+        assert int(port) in [entry["port"] for entry in services[name]["spec"]["ports"]]
+
+
+# --- what the programs themselves say
+
+
+def test_seaweedfs_knows_its_flags() -> None:
+    container = named(plain(), "StatefulSet")["object-store"]["spec"]["template"]["spec"]["containers"][0]
+    said = subprocess.run(
+        [str(Path(sys.executable).parent / "weed"), "server", "-h"], capture_output=True, text=True, check=False
+    )
+    known = set(re.findall(r"^  -([\w.]+)", said.stdout + said.stderr, re.MULTILINE))
+    used = [argument.lstrip("-").split("=")[0] for argument in container["args"] if argument.startswith("-")]
+    assert set(used) - known == {"logtostderr"}  # of weed itself
+
+
+@pytest.mark.slow
+def test_mlflow_knows_its_options() -> None:
+    from mlflow.cli import server
+
+    container = named(plain(), "Deployment")["mlflow"]["spec"]["template"]["spec"]["containers"][0]
+    known = {option for parameter in server.params for option in parameter.opts}
+    assert {argument.split("=")[0] for argument in container["args"]} <= known
+    variables = {parameter.envvar for parameter in server.params if parameter.envvar}
+    assert "MLFLOW_BACKEND_STORE_URI" in variables
+
+
+def test_shell_scripts_parse(manifests: Installation) -> None:
+    for pod in pods(manifests):
+        for container in pod.containers:
+            if container.get("command", [""])[0] == "bash":
+                (script,) = container["args"]
+                subprocess.run(["bash", "-n", "-c", script], check=True)
+
+
+def test_the_jobs_own_commands_parse(manifests: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arguments of `python -m infra.cluster` are those it takes."""
+    calls: list[tuple[Any, ...]] = []
+    for name in ("make_credentials", "make_buckets", "back_up"):
+        monkeypatch.setattr(cluster, name, lambda *given: calls.append(given))
+    monkeypatch.setenv("WUKONG_BUCKETS", named(manifests, "ConfigMap")["wukong-settings"]["data"]["WUKONG_BUCKETS"])
+    for pod in pods(manifests):
+        for container in pod.containers:
+            if container.get("command", [])[:3] == ["python", "-m", "infra.cluster"]:
+                cluster.main(container["command"][3:])
+    expected = [("s3://wukong", "file:///backups/manifests", 30), ("wukong", "kubeflow"), (["wukong", "mlflow"],)]
+    assert sorted(map(str, calls)) == sorted(map(str, expected))
+
+
+def test_the_dashboard_is_one(manifests: Installation) -> None:
+    dashboard = json.loads(named(manifests, "ConfigMap")["wukong-dashboard"]["data"]["wukong.json"])
+    assert dashboard["uid"] == "wukong"
+    identities = [panel["id"] for panel in dashboard["panels"]]
+    assert len(identities) == len(set(identities))
+    for panel in dashboard["panels"]:
+        assert all(target["expr"].count("(") == target["expr"].count(")") for target in panel["targets"])
