@@ -50,7 +50,7 @@ def up(home: Path, catalogue: Path | None = None, ports: Mapping[str, int] | Non
             running.discard("site")
         for service in SERVICES:
             if service.name not in running:
-                _stop(before, service)
+                _stop(before, service)  # what is left of it: half of it may live on, or hang
         chosen = choose_ports(before, running, ports or {})
         if chosen != before.ports and running:
             # Ray and MLflow carry the addresses of the others in their environment.
@@ -98,3 +98,5 @@ def status(home: Path) -> list[tuple[str, bool, str]]:
 def _stop(stack: Stack, service: Service | None = None) -> None:
     name = service.name if service else None
     processes.stop(lambda: processes.find(stack.identity, services.scratch(stack.home), name))
+    if service is None or service.name == "ray":
+        services.remove_scratch(stack.home)

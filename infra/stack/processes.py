@@ -83,6 +83,10 @@ def stop(find_them: Callable[[], list[Marked]]) -> int:
     stopped: set[int] = set()
     for _ in range(_ROUNDS):
         found = find_them()
+        if not found and stopped:
+            # Between fork and exec a process shows no environment: look once more.
+            time.sleep(0.2)
+            found = find_them()
         if not found:
             return len(stopped)
         stopped.update(marked.process.pid for marked in found)

@@ -207,7 +207,7 @@ class Compute(Service):
 
     name = "ray"
     title = "Ray"
-    ports = ("ray", "ray_client", "ray_dashboard", "ray_agent")
+    ports = ("ray", "ray_client", "ray_agent")
     command_ends = True
 
     def prepare(self, stack: Stack) -> None:
@@ -226,7 +226,6 @@ class Compute(Service):
             "--node-ip-address=127.0.0.1",
             f"--port={stack.ports['ray']}",
             f"--ray-client-server-port={stack.ports['ray_client']}",
-            f"--dashboard-port={stack.ports['ray_dashboard']}",
             f"--dashboard-agent-listen-port={stack.ports['ray_agent']}",
             "--min-worker-port=0",
             "--max-worker-port=0",

@@ -1,0 +1,78 @@
+"""Pin the images of manifests to digests: ``python -m infra.pin_images FOLDER [--unpin]``.
+
+It asks the registry by whichever of crane, skopeo and docker is installed and rewrites ``image: NAME:TAG`` to
+``image: NAME:TAG@sha256:...`` in every YAML file of the folder, also where a manifest is text in a ConfigMap.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from wukong.errors import StackError
+
+_IMAGE = re.compile(r"(?P<key>\bimage: )(?P<name>[\w./:-]*[\w-]:[\w.-]+)(?P<digest>@sha256:[0-9a-f]{64})?")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_TOOLS = {
+    "crane": ("crane", "digest", "{image}"),
+    "skopeo": ("skopeo", "inspect", "--format", "{{{{.Digest}}}}", "docker://{image}"),
+    "docker": ("docker", "buildx", "imagetools", "inspect", "--format", "{{{{.Manifest.Digest}}}}", "{image}"),
+}
+
+
+def pin(folder: Path) -> dict[str, str]:
+    """Pin every image of a folder's YAML files; digests that are there already are asked for anew.
+
+    Returns:
+        The digests by image.
+
+    Raises:
+        StackError: no tool is installed, or a registry does not know an image. Then no file is changed.
+    """
+    texts = {file: file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.yaml"))}
+    images = sorted({match["name"] for text in texts.values() for match in _IMAGE.finditer(text)})
+    digests = {image: _digest(image) for image in images}
+    for file, text in texts.items():
+        changed = _IMAGE.sub(lambda match: f"{match['key']}{match['name']}@{digests[match['name']]}", text)
+        if changed != text:
+            file.write_text(changed, encoding="utf-8")
+    return digests
+
+
+def unpin(folder: Path) -> None:
+    """Take the digests out again."""
+    for file in sorted(folder.glob("*.yaml")):
+        text = file.read_text(encoding="utf-8")
+        file.write_text(_IMAGE.sub(lambda match: match["key"] + match["name"], text), encoding="utf-8")
+
+
+def _digest(image: str) -> str:
+    tool = next((name for name in _TOOLS if shutil.which(name)), None)
+    if tool is None:
+        raise StackError(f"to ask a registry for digests, install one of {', '.join(_TOOLS)}")
+    command = [part.format(image=image) for part in _TOOLS[tool]]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    found = _DIGEST.search(answer.stdout)
+    if answer.returncode or found is None:
+        raise StackError(f"{tool} found no digest of {image}: {(answer.stderr or answer.stdout).strip()[:500]}")
+    return found[0]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Pin or unpin, and say what was done."""
+    parser = argparse.ArgumentParser(prog="python -m infra.pin_images", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--unpin", action="store_true", help="take the digests out again")
+    options = parser.parse_args(arguments)
+    if options.unpin:
+        unpin(options.folder)
+        return 0
+    for image, digest in pin(options.folder).items():
+        sys.stdout.write(f"{image}@{digest}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
