@@ -86,7 +86,7 @@ def status() -> None:
 
 def main() -> None:
     """Run the command; a mistake that its message explains ends with that message and status 1."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         app()
     except WukongError as error:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -48,7 +49,7 @@ def run_local(experiment: Experiment, name: str | None, corpus_size: int | None)
     """
     from infra import corpus, stack
 
-    console = Console()
+    console = Console(file=sys.stdout)  # this very stream, while the pipeline's output is led elsewhere
     started = time.monotonic()
     run = name or f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
     home = stack.home()

@@ -71,7 +71,7 @@ def sniff(data: bytes | bytearray) -> str | None:
         return "jpeg"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return "png"
-    if data[:6] in {b"GIF87a", b"GIF89a"}:
+    if data[:6] in (b"GIF87a", b"GIF89a"):  # no set: a bytearray has no hash
         return "gif"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"

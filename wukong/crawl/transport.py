@@ -255,7 +255,7 @@ class _Exchange:
 
     def __init__(self, response: Response, max_bytes: int, watch: Watcher | None) -> None:
         self.response = response
-        self.stopped: FetchError | None = None
+        self.stopped: Exception | None = None
         self.enough = False
         self.bytes_read = 0
         self._max_bytes = max_bytes
@@ -306,10 +306,10 @@ class _Exchange:
         if self._watch is not None:
             try:
                 self._watch(self.response)
-            except FetchError as error:
+            except Exception as error:  # noqa: BLE001 - libcurl would only print it; `fetch` raises it
                 return self._stop(error)
         return size
 
-    def _stop(self, error: FetchError) -> int:
+    def _stop(self, error: Exception) -> int:
         self.stopped = error
         return -1
