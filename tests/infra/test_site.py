@@ -249,3 +249,27 @@ def test_a_site_that_cannot_start_says_why(small: corpus.Corpus, site: Server, t
     missing = run("--catalogue", tmp_path / "none.parquet")
     assert missing.returncode == 1
     assert "Traceback" not in missing.stderr
+
+
+@given(st.text(alphabet="猫狗红a \n\0", max_size=4))
+def test_a_search_finds_what_holds_the_word(word: str) -> None:
+    from infra.site.search import Index
+
+    titles = ("猫", "红猫", "狗", "A猫", "红", "狗狗红")
+    keywords = (("红",), ("狗", "猫"), (), ("a 红",), ("狗红",), ("猫狗",))
+    listings = [
+        noise.Listing(f"/{number}", title, words, None)  # type: ignore[arg-type]
+        for number, (title, words) in enumerate(zip(titles, keywords, strict=True))
+    ]
+    wanted = word.strip().lower()
+
+    def rank(listing: noise.Listing) -> int | None:
+        if wanted in listing.title.lower():
+            return 0 if wanted == listing.title.lower() else 1
+        return 2 if wanted in listing.keywords else 3 if any(wanted in text for text in listing.keywords) else None
+
+    found = Index(listings).search(word)
+    if "\n" not in wanted and "\0" not in wanted:
+        expected = {listing.path for listing in listings if wanted and rank(listing) is not None}
+        assert {listing.path for listing in found} == expected
+        assert [rank(listing) for listing in found] == sorted(rank(listing) for listing in found)  # type: ignore[type-var]
