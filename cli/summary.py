@@ -29,24 +29,27 @@ def print_run(console: Console, records: list[Record], total: float, setup: floa
         setup: seconds it took to fetch the corpus and start the stack.
     """
     manifests = {record.stage: manifest.load(record.manifest) for record in records if record.manifest}
-    _print_funnel(console, manifests)
+    if "filter" in manifests:
+        _print_funnel(console, manifests)
     if "evaluate" in manifests:
         _print_results(console, manifests["evaluate"].metrics)
     _print_times(console, records, total, setup)
 
 
 def _print_funnel(console: Console, manifests: Mapping[str, Manifest]) -> None:
+    from wukong.curate.funnel import funnel
+
     table = Table(title="From query to pair", title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    table.add_column("rows", justify="right")
-    for stage in ("crawl", "filter"):
-        if stage not in manifests:
-            continue
-        for name, count in manifests[stage].counts.items():
-            table.add_row(name.replace("_", " "), f"{count:,}")
-        for name, count in manifests[stage].dropped.items():
-            table.add_row(f"  left out: {name.replace('_', ' ')}", f"-{count:,}", style="dim")
+    for column in ("", "rows", "left out"):
+        table.add_column(column, justify="left" if not column else "right")
+    queries = manifests["crawl"].counts.get("queries", 0)
+    if queries:
+        table.add_row("queries", f"{queries:,}", "")
+    for step in funnel(manifests["crawl"], manifests["filter"]):
+        table.add_row(step.title, f"{step.rows:,}", f"{step.lost:,}" if step.lost else "")
     console.print(table)
+    reasons = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in manifests["crawl"].dropped.items())
+    console.print(f"Not downloaded: {reasons or 'nothing'}", style="dim", highlight=False)
     console.print()
 
 
