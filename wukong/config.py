@@ -138,13 +138,16 @@ class ImageEncoder(Strict):
 
 
 class TextEncoder(Strict):
-    """A BERT-like text tower (section 4.2): [CLS] pooled, WordPiece of 21,128."""
+    """A BERT-like text tower (section 4.2) over a WordPiece vocabulary of 21,128."""
 
     layers: Positive = 12
     heads: Positive = 12
     width: Positive = 768
     max_tokens: Positive = 32
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    pooling: Literal["cls", "mean"] = Field(
+        "cls", description="what stands for a caption: [CLS], as in the paper, or the mean of its tokens"
+    )
     vocabulary: str = Field("package", description="'package' for the Chinese BERT's, or the URI of a vocab.txt")
 
 
@@ -171,11 +174,10 @@ class Training(Strict):
     weight_decay: float = Field(0.05, ge=0)
     workers: Positive = 2
     gpus_per_worker: int = Field(0, ge=0)
-    views: Positive = Field(
-        1, description="augmented views of each picture whose locked features are computed and cached"
+    views: int = Field(
+        0, ge=0, description="augmented views of each picture, beside the plain one, whose locked features are cached"
     )
     sources: tuple[str, ...] = Field(("*",), description="shell patterns on the image URL of the pairs to train on")
-    unlock_image: bool = False
     whiten_image_head: bool = Field(
         False, description="start the image head as a whitening of the training features instead of at random"
     )
@@ -268,15 +270,20 @@ def load(path: Path, overrides: list[str] | None = None) -> Experiment:
         raise ConfigError(f"no experiment file at {path}; configs/ holds examples") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}; an experiment is a YAML file in UTF-8") from error
+    return loads(text, overrides, where=str(path))
+
+
+def loads(text: str, overrides: list[str] | None = None, where: str = "the experiment") -> Experiment:
+    """Read an experiment from the text of a YAML (or JSON) file; see ``load``."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        raise ConfigError(f"{where} is not valid YAML: {error}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} must hold a mapping at its top level, like configs/demo.yaml")
+        raise ConfigError(f"{where} must hold a mapping at its top level, like configs/demo.yaml")
     for override in overrides or []:
         _override(value, override)
-    return parse(value, where=str(path))
+    return parse(value, where=where)
 
 
 def parse(value: dict[str, Any], where: str = "the experiment") -> Experiment:

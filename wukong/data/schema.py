@@ -1,7 +1,7 @@
 """Columns of the tables that stages hand on, and how shards are named.
 
-A shard is a WebDataset tar (``KEY.jpg``, ``KEY.txt``, ``KEY.json``) beside a Parquet file of the same name with one row a
-pair. The crawl's Parquet files also hold a row for every URL that gave no pair, with the reason in ``status``.
+A shard is a WebDataset tar (``KEY.jpg``, ``KEY.txt``, ``KEY.json``) beside a Parquet file of the same name with one row
+a pair. The crawl's Parquet files also hold a row for every URL that gave no pair, with the reason in ``status``.
 """
 
 import hashlib
@@ -42,7 +42,8 @@ PAIRS = pa.schema(
     ]
 )
 """A kept pair: ``caption`` has names masked, ``caption_original`` has not; ``length`` in the configured unit;
-``caption_count`` is how often the normalised caption occurs in the whole corpus; ``split`` is ``train`` or a hold-out."""
+``caption_count`` is how often the normalised caption occurs in the whole corpus; ``split`` is ``train`` or a
+hold-out."""
 
 DROPPED = pa.schema(
     [*(field for field in PAIRS if field.name != "split"), pa.field("dropped_by", pa.string(), nullable=False)]

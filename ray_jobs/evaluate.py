@@ -1,0 +1,110 @@
+"""The evaluate job: zero-shot classification and retrieval on what was held out (sections 5.2 and 5.3)."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+
+from ray_jobs import features
+from wukong import storage
+from wukong.config import Experiment
+from wukong.errors import DataError
+from wukong.evaluate import measure
+from wukong.manifest import Manifest, Stage
+from wukong.model import package
+from wukong.train import data
+
+log = logging.getLogger(__name__)
+
+_VERSION = 1
+_MODELS = {"finetuned": "finetune", "pretrained": "pretrain"}
+
+
+def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
+    """Measure the fine-tuned model, and the pre-trained one beside it.
+
+    Writes ``metrics.json``, the flat numbers of ``wukong.evaluate.measure.metrics_of``, those of the pre-trained model
+    under ``pretrained.``; and ``evaluation.json``, what the report is made of:
+
+    - ``retrieval``: one ``measure.retrieval_entry`` a hold-out;
+    - ``classification``: one ``measure.classification_entry`` a task;
+    - ``training``: for ``pretrain`` and ``finetune`` the epochs, as ``wukong.train.loop.Epoch``;
+    - ``pretrained``: ``retrieval`` and ``classification`` of the pre-trained model.
+
+    Args:
+        experiment: its ``evaluate`` section and the filter's hold-outs say what is measured.
+        parents: the manifests of ``filter``, ``pretrain`` and ``finetune``.
+
+    Returns:
+        The manifest; ``metrics`` has what ``metrics.json`` has.
+
+    Raises:
+        DataError: every hold-out is empty.
+    """
+    filtered = parents["filter"]
+    computed = features.run(experiment, parents)
+    config = {
+        "evaluate": experiment.evaluate.model_dump(mode="json"),
+        "holdouts": [holdout.model_dump(mode="json") for holdout in experiment.filter.split.holdouts],
+    }
+    models = [parents[stage] for stage in _MODELS.values()]
+    stage = Stage(experiment.root, "evaluate", config, [filtered, computed, *models], version=_VERSION)
+    if finished := stage.finished():
+        return finished
+    waiting = {
+        name: _measure.remote(experiment, filtered, computed, storage.join(parents[parent].uri, "model"))
+        for name, parent in _MODELS.items()
+    }
+    found: dict[str, Any] = {name: ray.get(reference) for name, reference in waiting.items()}
+    metrics = {name: measure.metrics_of(entry["retrieval"], entry["classification"]) for name, entry in found.items()}
+    flat = metrics["finetuned"] | {f"pretrained.{name}": value for name, value in metrics["pretrained"].items()}
+    histories = {
+        parent: storage.read_json(storage.join(parents[parent].uri, "history.json"))["history"]
+        for parent in _MODELS.values()
+    }
+    storage.write_json(stage.path("metrics.json"), flat)
+    storage.write_json(
+        stage.path("evaluation.json"),
+        {**found["finetuned"], "pretrained": found["pretrained"], "training": histories},
+    )
+    parts = [stage.describe(name) for name in ("evaluation.json", "metrics.json")]
+    images = {entry["holdout"]: entry["images"] for entry in found["finetuned"]["retrieval"]}
+    return stage.commit(parts, counts=images, metrics=flat)
+
+
+@ray.remote(num_cpus=1, max_retries=2)
+def _measure(experiment: Experiment, filtered: Manifest, computed: Manifest, model_uri: str) -> dict[str, Any]:
+    """Measure one model on every hold-out and every task."""
+    loaded = package.load_for_features(model_uri)
+    tables: dict[str, tuple[pa.Table, torch.Tensor]] = {}
+    retrieval = []
+    for holdout in experiment.filter.split.holdouts:
+        shards = features.shards_of(filtered, holdout.name)
+        if not shards:
+            log.warning("the hold-out %s has no pairs: it is not measured", holdout.name)
+            continue
+        table, views = data.load(filtered.uri, computed.uri, holdout.name, shards, [0])
+        tables[holdout.name] = (table, views[0])
+        keys, captions = table["key"].to_pylist(), table["caption"].to_pylist()
+        retrieval.append(measure.retrieval_entry(loaded, holdout, keys, captions, views[0]))
+    if not retrieval:
+        raise DataError("every hold-out is empty: mend the sources in filter.split.holdouts, or crawl more")
+    classification = []
+    for task in experiment.evaluate.classification:
+        chosen = [tables[name] for name in task.holdouts if name in tables]
+        urls = [url for table, _ in chosen for url in table["url"].to_pylist()]
+        entry = (
+            measure.classification_entry(
+                loaded, task, urls, torch.cat([stored for _, stored in chosen]), experiment.evaluate.batch_size
+            )
+            if chosen
+            else None
+        )
+        if entry is None:
+            log.warning("no held-out picture belongs to a class of %s: it is not measured", task.name)
+        else:
+            classification.append(entry)
+    return {"retrieval": retrieval, "classification": classification}

@@ -1,0 +1,96 @@
+"""The features job: what the locked image tower gives for every picture and view, computed once.
+
+It is a stage of its own, found by the filter's manifest, the image encoder and the views, so that pre-training,
+fine-tuning and evaluation, in this run and later ones, read the same files. The jobs that need it call it; a shard's
+view is a task.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+
+import ray
+
+from wukong import progress, storage
+from wukong.config import Experiment, Model
+from wukong.manifest import Manifest, Part, Stage
+from wukong.train import features
+
+log = logging.getLogger(__name__)
+
+_VERSION = 1
+
+
+def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
+    """Compute the features of every shard: its evaluation view, and for training shards the augmented views too.
+
+    Args:
+        experiment: its ``model.image``, ``model.similarity`` and the ``views`` of its training runs decide the output.
+        parents: the filter's manifest under ``filter``.
+
+    Raises:
+        ConfigError: the image encoder or its weights cannot be had.
+        DataError: a shard is damaged.
+    """
+    filtered = parents["filter"]
+    views = max(experiment.pretrain.views, experiment.finetune.views)
+    config = {
+        "image": experiment.model.image.model_dump(mode="json"),
+        "kind": "tokens" if experiment.model.similarity == "token" else "pooled",
+        "views": views,
+    }
+    stage = Stage(experiment.root, "features", config, [filtered], version=_VERSION)
+    if finished := stage.finished():
+        return finished
+    work = _work(filtered, views)
+    waiting = {}
+    parts: list[Part] = []
+    with progress.track("features", sum(rows for _, _, rows in work), "pictures") as advance:
+        for tar, view, rows in work:
+            target = features.path_of(tar.parent.name, tar.stem, view)
+            record = stage.part(target)
+            if record is None:
+                waiting[
+                    _compute.remote(stage, storage.join(filtered.uri, str(tar)), target, experiment.model, view)
+                ] = rows
+            else:
+                parts.append(Part.model_validate(record))
+                advance(rows)
+        while waiting:
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            parts.append(Part.model_validate(ray.get(done)))
+            advance(waiting.pop(done))
+    return stage.commit(parts, counts={"pictures": sum(part.rows for part in parts)})
+
+
+def shards_of(filtered: Manifest, split: str) -> list[str]:
+    """Names of the shards of one split, for instance ``00000``."""
+    return [
+        PurePosixPath(part.path).stem
+        for part in filtered.parts
+        if part.path.startswith(f"{split}/") and part.path.endswith(".parquet") and part.rows
+    ]
+
+
+def _work(filtered: Manifest, views: int) -> Sequence[tuple[PurePosixPath, int, int]]:
+    """The tar, view and pictures of each task, the longest first, so that workers end together."""
+    splits = ["train", *(holdout["name"] for holdout in filtered.config["split"]["holdouts"])]
+    rows = {part.path: part.rows for part in filtered.parts}
+    work = [
+        (PurePosixPath(split, f"{shard}.tar"), view, rows[f"{split}/{shard}.parquet"])
+        for split in splits
+        for shard in shards_of(filtered, split)
+        for view in range(views + 1 if split == "train" else 1)
+    ]
+    return sorted(work, key=lambda task: -task[2])
+
+
+@ray.remote(num_cpus=1, max_retries=2)
+def _compute(stage: Stage, tar_uri: str, target: str, model: Model, view: int) -> dict[str, object]:
+    import torch
+
+    torch.set_num_threads(1)
+    rows = features.compute(tar_uri, stage.path(target), model, view)
+    record = stage.describe(target, rows).model_dump(mode="json")
+    stage.commit_part(target, record)
+    return record

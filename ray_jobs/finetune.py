@@ -1,0 +1,27 @@
+"""The finetune job: the pre-trained model trained on for retrieval (section 5.3)."""
+
+from collections.abc import Mapping
+
+from ray_jobs import training
+from wukong.config import Experiment
+from wukong.manifest import Manifest
+
+_VERSION = 1
+
+
+def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
+    """Go on from the pre-trained model with the ``finetune`` section: its pairs, learning rate and epochs.
+
+    Writes ``model/`` and ``history.json``, like ``ray_jobs.pretrain``.
+
+    Args:
+        experiment: its ``finetune`` section and seed decide the output.
+        parents: the manifests of ``filter`` and ``pretrain``.
+
+    Raises:
+        ConfigError: the batch does not fit the data.
+        DataError: a shard is damaged, or the loss is not finite.
+    """
+    return training.run(
+        "finetune", _VERSION, experiment, experiment.finetune, parents["filter"], start=parents["pretrain"]
+    )

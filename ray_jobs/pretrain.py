@@ -1,0 +1,28 @@
+"""The pretrain job: locked-image text tuning (section 4.4)."""
+
+from collections.abc import Mapping
+
+from ray_jobs import training
+from wukong.config import Experiment
+from wukong.manifest import Manifest
+
+_VERSION = 1
+
+
+def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
+    """Train a text encoder and both heads against the locked image encoder's features.
+
+    Writes ``model/`` (``wukong.model.package``) and ``history.json``.
+
+    Args:
+        experiment: its ``model`` and ``pretrain`` sections and seed decide the output.
+        parents: the filter's manifest under ``filter``.
+
+    Returns:
+        The manifest. ``counts`` has the ``pairs`` trained on, ``metrics`` the last epoch's loss and temperature.
+
+    Raises:
+        ConfigError: the model cannot be built, or the batch does not fit the data.
+        DataError: a shard is damaged, or the loss is not finite.
+    """
+    return training.run("pretrain", _VERSION, experiment, experiment.pretrain, parents["filter"])

@@ -1,0 +1,157 @@
+"""A training run on Ray Train, for the pretrain and finetune jobs: workers, checkpoints, recovery.
+
+What is trained and how is ``wukong.train.loop``; here is where it runs. Checkpoints lie under the stage's prefix, so a
+run that was killed goes on after its last epoch, to the same weights.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from ray_jobs import features
+from wukong import storage, tracking
+from wukong.config import Experiment, Model, Training
+from wukong.data.tokenizer import Tokenizer
+from wukong.errors import DataError
+from wukong.manifest import Manifest, Part, Stage
+from wukong.model import package
+from wukong.model.dual import DualEncoder
+from wukong.model.image import ImageEncoder
+from wukong.train import checkpoint as checkpoints
+from wukong.train import data
+from wukong.train.loop import Epoch, train
+
+_MAX_FAILURES = 3
+
+
+def run(
+    name: str,
+    version: int,
+    experiment: Experiment,
+    settings: Training,
+    filtered: Manifest,
+    start: Manifest | None = None,
+) -> Manifest:
+    """Train a model as a stage and write its package and history.
+
+    Args:
+        name: of the stage.
+        version: of the stage's code.
+        experiment: gives the model and the seed.
+        settings: the training run.
+        filtered: the filter's manifest.
+        start: manifest of the stage whose model to start from; None to start from a random text encoder.
+
+    Raises:
+        DataError: training ended without a checkpoint.
+    """
+    computed = features.run(experiment, {"filter": filtered})
+    config = {
+        "model": experiment.model.model_dump(mode="json"),
+        "training": settings.model_dump(mode="json"),
+        "seed": experiment.seed,
+    }
+    stage = Stage(experiment.root, name, config, [p for p in (filtered, computed, start) if p], version=version)
+    if finished := stage.finished():
+        return finished
+    start_model = storage.join(start.uri, "model") if start else None
+    job = {
+        "model": config["model"],
+        "training": config["training"],
+        "seed": experiment.seed,
+        "pairs": filtered.uri,
+        "features": computed.uri,
+        "shards": features.shards_of(filtered, "train"),
+        "start": start_model,
+    }
+    filesystem, path = storage.filesystem(stage.path("_checkpoints"))
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        Path(path).mkdir(parents=True, exist_ok=True)
+    result = TorchTrainer(
+        _worker,
+        train_loop_config=job,
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=settings.gpus_per_worker > 0,
+            resources_per_worker={"CPU": 1, **({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {})},
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=_MAX_FAILURES, controller_failure_limit=_MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    ).fit()
+    if result.checkpoint is None:
+        raise DataError(f"{name} ended without a checkpoint: its epochs are {settings.epochs}, its log is above")
+    parts, history = _publish(stage, result.checkpoint, experiment.model, start_model)
+    storage.delete(stage.path("_checkpoints"))
+    return stage.commit(
+        parts,
+        counts={"pairs": history["pairs"]},
+        metrics={name: history["history"][-1][name] for name in ("loss", "temperature")},
+    )
+
+
+def _worker(job: dict[str, Any]) -> None:
+    """One Ray Train worker: read the data, train, report each epoch with a checkpoint from the first worker."""
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    settings = Training.model_validate(job["training"])
+    context = ray.train.get_context()
+    table, stored = data.load(
+        job["pairs"], job["features"], "train", job["shards"], range(settings.views + 1), settings.sources
+    )
+    model, tokenizer = _starting_model(job, stored)
+    pairs = data.Pairs(stored, table["caption"].to_pylist(), tokenizer)
+
+    def after_epoch(epoch: Epoch, write: Callable[[Path], None]) -> None:
+        metrics = asdict(epoch)
+        if context.get_world_rank():
+            ray.train.report(metrics)
+            return
+        tracking.log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, epoch.epoch)
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder))
+            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+    if (checkpoint := ray.train.get_checkpoint()) is None:
+        train(model, pairs, settings, job["seed"], after_epoch)
+    else:
+        with checkpoint.as_directory() as folder:
+            train(model, pairs, settings, job["seed"], after_epoch, Path(folder))
+
+
+def _starting_model(job: Mapping[str, Any], stored: torch.Tensor) -> tuple[DualEncoder, Tokenizer]:
+    if job["start"]:
+        start = package.load_for_features(job["start"])
+        return start.model.train(), start.tokenizer
+    model = Model.model_validate(job["model"])
+    tokenizer = Tokenizer.of(model.text)
+    torch.manual_seed(job["seed"])
+    dual = DualEncoder(model, tokenizer, feature_width=stored.shape[-1])
+    if Training.model_validate(job["training"]).whiten_image_head:
+        dual.whiten_image_head(stored[0])
+    return dual, tokenizer
+
+
+def _publish(
+    stage: Stage, checkpoint: Checkpoint, settings: Model, start: str | None
+) -> tuple[list[Part], dict[str, Any]]:
+    """Join the trained weights with the locked tower into a package, and write the history."""
+    tokenizer = package.load_for_features(start).tokenizer if start else Tokenizer.of(settings.text)
+    model = DualEncoder(settings, tokenizer, ImageEncoder(settings.image))
+    with checkpoint.as_directory() as folder:
+        state, history = checkpoints.load_weights(Path(folder))
+    model.load_trained(state)
+    files = [f"model/{file}" for file in package.save(stage.path("model"), model, tokenizer)]
+    storage.write_json(stage.path("history.json"), history)
+    return [stage.describe(file) for file in [*files, "history.json"]], history

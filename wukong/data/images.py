@@ -1,0 +1,99 @@
+"""From an encoded picture to what an image encoder reads: decoding, the evaluation view, augmented views."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy, RandomResizedCrop
+
+from wukong.errors import DataError
+
+_WHITE = (255, 255, 255)
+_BICUBIC = Image.Resampling.BICUBIC
+
+
+def decode(data: bytes, name: str = "the picture") -> Image.Image:
+    """Decode a picture to RGB, upright; transparency is laid on white.
+
+    Args:
+        data: an encoded picture.
+        name: what an error message calls it.
+
+    Raises:
+        DataError: the bytes are no picture, or are truncated.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.load()
+            return to_rgb(ImageOps.exif_transpose(opened))
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name} cannot be decoded ({error}); leave it out or fetch it again") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Give any PIL picture three channels; transparency is laid on white."""
+    if image.mode == "RGB":
+        return image
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, (*_WHITE, 255)), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def from_array(array: npt.NDArray[np.uint8], name: str = "the picture") -> Image.Image:
+    """Wrap a uint8 array of height x width, or height x width x 1, 3 or 4 channels, as RGB.
+
+    Raises:
+        DataError: another type or shape.
+    """
+    pixels = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    known = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in {3, 4})
+    if array.dtype != np.uint8 or not known or 0 in array.shape:
+        raise DataError(
+            f"{name} is an array of {array.dtype} {array.shape}: give uint8, height x width x 1, 3 or 4 channels"
+        )
+    return to_rgb(Image.fromarray(pixels))
+
+
+def evaluation_view(image: Image.Image, size: int) -> Image.Image:
+    """Fit the whole picture into a white square of ``size`` pixels, without randomness."""
+    return ImageOps.pad(image, (size, size), _BICUBIC, color=_WHITE)
+
+
+def augmented_view(image: Image.Image, size: int, seed: int) -> Image.Image:
+    """One random view: random resized crop, flip and AutoAugment (section 5.1); the same for the same seed.
+
+    The crop keeps at least half of the area: a crop of less may lose what the caption names.
+    """
+    square = ImageOps.pad(image, (max(image.size),) * 2, color=_WHITE)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        top, left, height, width = _CROP.get_params(square, [0.5, 1.0], [0.8, 1.25])
+        view = square.resize((size, size), _BICUBIC, box=(left, top, left + width, top + height))
+        if torch.rand(()) < 0.5:
+            view = ImageOps.mirror(view)
+        augmented: Image.Image = _AUTO_AUGMENT(view)
+        return augmented
+
+
+def view_seed(picture: str, view: int) -> int:
+    """The seed of one augmented view of one picture, which depends on nothing else.
+
+    Args:
+        picture: the picture's digest or key.
+        view: 1, 2, ...; 0 is the evaluation view, which needs none.
+    """
+    return int.from_bytes(hashlib.sha256(f"{picture}:{view}".encode()).digest()[:8], "big") >> 1
+
+
+def to_tensor(images: Sequence[Image.Image]) -> torch.Tensor:
+    """Stack RGB pictures of one size: uint8 [pictures, 3, height, width], laid out channels last."""
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
+
+
+_CROP = RandomResizedCrop(1)  # only its parameter sampling is used
+_AUTO_AUGMENT = AutoAugment(AutoAugmentPolicy.IMAGENET, fill=list(_WHITE))

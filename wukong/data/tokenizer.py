@@ -1,0 +1,95 @@
+"""The Chinese BERT tokenizer of section 4.2: WordPiece over 21,128 entries, one token a Chinese character."""
+
+import hashlib
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from tokenizers import BertWordPieceTokenizer
+
+from wukong import storage
+from wukong.config import TextEncoder
+from wukong.errors import ConfigError, DataError
+
+VOCABULARY_SIZE = 21_128
+_PACKAGE = "cn-clip"
+_PACKAGE_FILE = "cn_clip/clip/vocab.txt"
+_SHA256 = "45bbac6b341c319adc98a532532882e91a9cefc0329aa57bac9ae761c27b291c"
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def packaged_vocabulary() -> str:
+    """The vocabulary of the Chinese BERT, one entry a line, from the installed ``cn-clip`` package (never imported).
+
+    Raises:
+        ConfigError: the package is not installed, or its file is not the one expected.
+    """
+    install = f"pip install --no-deps {_PACKAGE}==1.6.0"
+    try:
+        path = Path(str(metadata.distribution(_PACKAGE).locate_file(_PACKAGE_FILE)))
+    except metadata.PackageNotFoundError as error:
+        raise ConfigError(f"the Chinese BERT vocabulary is not installed: run `{install}`") from error
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing from the {_PACKAGE} package: run `{install} --force-reinstall`")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != _SHA256:
+        raise ConfigError(f"{path} is not the Chinese BERT vocabulary (SHA-256 {_SHA256[:8]}…): run `{install}`")
+    return data.decode("utf-8")
+
+
+class Tokenizer:
+    """Turn captions into token ids: ``[CLS] caption [SEP]``, cut to a length, padded to the longest of the batch.
+
+    Args:
+        vocabulary: the entries, one a line.
+        max_tokens: tokens a caption at most, ``[CLS]`` and ``[SEP]`` included (32 in the paper).
+
+    Raises:
+        DataError: an entry the encoder relies on is missing, or an entry occurs twice.
+    """
+
+    def __init__(self, vocabulary: str, max_tokens: int = 32) -> None:
+        # Not splitlines: some entries are themselves line separators of Unicode.
+        entries = vocabulary.rstrip("\n").split("\n")
+        ids = {entry: number for number, entry in enumerate(entries)}
+        missing = [entry for entry in _SPECIAL if entry not in ids]
+        if missing or len(ids) != len(entries):
+            what = f"lacks {', '.join(missing)}" if missing else "holds an entry twice"
+            raise DataError(f"the WordPiece vocabulary of {len(entries)} entries {what}: use a BERT vocab.txt")
+        self.vocabulary = vocabulary
+        self.max_tokens = max_tokens
+        self.pad, self.unknown, self.cls, self.sep, self.mask = (ids[entry] for entry in _SPECIAL)
+        self._wordpiece = BertWordPieceTokenizer(ids, lowercase=True)
+        self._wordpiece.enable_truncation(max_tokens)
+
+    @classmethod
+    def of(cls, settings: TextEncoder) -> "Tokenizer":
+        """The tokenizer that a text encoder's settings name.
+
+        Raises:
+            ConfigError: the packaged vocabulary is not installed.
+            StorageError: the vocabulary's URI cannot be read.
+        """
+        if settings.vocabulary == "package":
+            return cls(packaged_vocabulary(), settings.max_tokens)
+        return cls(storage.read_bytes(settings.vocabulary).decode("utf-8"), settings.max_tokens)
+
+    def __len__(self) -> int:
+        """Entries in the vocabulary."""
+        return int(self._wordpiece.get_vocab_size())
+
+    def encode(self, captions: Sequence[str]) -> list[list[int]]:
+        """Token ids of each caption, unpadded; an empty caption is ``[CLS] [SEP]``."""
+        return [encoding.ids for encoding in self._wordpiece.encode_batch(list(captions))]
+
+    def __call__(self, captions: Sequence[str]) -> torch.Tensor:
+        """Token ids, int64 [captions, longest of them], padded with ``pad``."""
+        return self.collate(self.encode(captions))
+
+    def collate(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Pad token ids to the longest: int64 [sequences, longest]."""
+        ids = torch.full((len(sequences), max(map(len, sequences), default=0)), self.pad)
+        for row, sequence in zip(ids, sequences, strict=True):
+            row[: len(sequence)] = torch.tensor(sequence)
+        return ids

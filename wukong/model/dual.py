@@ -1,0 +1,162 @@
+"""The dual encoder of figure 1: a locked image tower, a text tower, a head on each, one learned temperature."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wukong.config import Model as Settings
+from wukong.data.tokenizer import Tokenizer
+from wukong.errors import DataError
+from wukong.model.image import ImageEncoder, ImageFeatures
+from wukong.model.loss import global_loss, token_loss
+from wukong.model.similarity import Scores, global_similarity, token_similarity
+from wukong.model.text import TextEncoder
+
+
+class Texts(NamedTuple):
+    """Captions in the common space.
+
+    Attributes:
+        vectors: unit vectors, [texts, d], or [texts, tokens, d] for the token-wise similarity.
+        counted: bool [texts, tokens], the tokens that take part: neither [CLS] nor padding.
+    """
+
+    vectors: Tensor
+    counted: Tensor
+
+
+class DualEncoder(nn.Module):
+    """Image and text encoder with learnable linear projections to one space.
+
+    The heads are trained also when the image tower is locked, as in section 4.4.
+
+    Args:
+        settings: the architecture.
+        tokenizer: of the captions; gives the size of the vocabulary and the special tokens.
+        image: the image tower, or None for a model that is trained on features of it computed before; then
+            ``feature_width`` must be given.
+        feature_width: width of the image features; the tower's own unless given.
+    """
+
+    def __init__(
+        self, settings: Settings, tokenizer: Tokenizer, image: ImageEncoder | None = None, feature_width: int = 0
+    ) -> None:
+        super().__init__()
+        if image is None and not feature_width:
+            raise ValueError("without an image tower feature_width must be given")
+        self.settings = settings
+        self.token_wise = settings.similarity == "token"
+        self.special = (tokenizer.pad, tokenizer.cls)
+        self.image = image
+        if image is not None:
+            feature_width = image.token_width if self.token_wise else image.pooled_width
+        text = settings.text
+        self.text = TextEncoder(
+            len(tokenizer), text.layers, text.heads, text.width, text.max_tokens, text.dropout, tokenizer.pad
+        )
+        self.image_head = nn.Linear(feature_width, settings.embedding)
+        self.text_head = nn.Linear(text.width, settings.embedding)
+        for head in (self.image_head, self.text_head):
+            nn.init.normal_(head.weight, std=head.in_features**-0.5)
+            nn.init.zeros_(head.bias)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / settings.temperature)))
+
+    def load_trained(self, state: Mapping[str, Tensor]) -> None:
+        """Load everything but the image tower, as a model that was trained on features is saved.
+
+        Raises:
+            DataError: the state is of another architecture.
+        """
+        tower = {f"image.{name}": value for name, value in self.image.state_dict().items()} if self.image else {}
+        try:
+            self.load_state_dict({**state, **tower}, strict=True)
+        except RuntimeError as error:
+            raise DataError(f"these weights are of another architecture than this model: {error}") from error
+
+    @property
+    def scale(self) -> Tensor:
+        """What similarities are multiplied with: one over the temperature."""
+        return self.log_scale.exp()
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Bring the temperature back to its lower bound; to be called after each step of the optimiser."""
+        self.log_scale.clamp_(max=math.log(1 / self.settings.min_temperature))
+
+    def select(self, features: ImageFeatures) -> Tensor:
+        """Of the image tower's output, what this model's similarity is computed from."""
+        return features.tokens if self.token_wise else features.pooled
+
+    @torch.no_grad()
+    def whiten_image_head(self, features: Tensor, shrinkage: float = 1.0) -> None:
+        """Set the image head to the leading principal directions of some features, each scaled to equal variance.
+
+        Frozen features of pictures of one kind share most of their direction; whitened, they tell pictures apart
+        before anything is learned. Directions of little variance are held back.
+
+        Args:
+            features: [pictures, width] or [pictures, tokens, width], of the training pictures.
+            shrinkage: added to each variance; 1 is the mean variance of a standardised feature.
+        """
+        flat = features.reshape(-1, features.shape[-1]).double()
+        mean, deviation = flat.mean(0), flat.std(0) + 1e-3
+        standardised = (flat - mean) / deviation
+        variances, directions = torch.linalg.eigh(standardised.T @ standardised / len(flat))
+        kept = min(self.settings.embedding, len(variances))
+        variances, directions = variances.flip(0)[:kept], directions.flip(1)[:, :kept]
+        # An eigenvector's sign is arbitrary: fix it, so that the same features give the same head.
+        signs = directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
+        weight = (directions * signs / (variances + shrinkage).sqrt()).T / deviation
+        weight /= ((flat - mean) @ weight.T).norm(dim=1).mean()
+        self.image_head.weight.zero_()[:kept] = weight.float()
+        self.image_head.bias.zero_()[:kept] = -(weight @ mean).float()
+
+    def embed_features(self, features: Tensor) -> Tensor:
+        """Project image features, [images, (tokens,) width], to unit vectors [images, (tokens,) d]."""
+        return F.normalize(self.image_head(features), dim=-1)
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """Encode uint8 pictures [images, 3, size, size] to unit vectors [images, (tokens,) d]."""
+        if self.image is None:
+            raise ValueError("this model holds no image tower: give it features")
+        return self.embed_features(self.select(self.image(pixels)))
+
+    def embed_text(self, ids: Tensor) -> Texts:
+        """Encode token ids, int64 [texts, tokens], to unit vectors."""
+        pad, cls = self.special
+        hidden = self.text(ids)
+        if self.token_wise:
+            taken = hidden
+        elif self.settings.text.pooling == "cls":
+            taken = hidden[:, 0]
+        else:
+            taken = hidden.sum(1) / (ids != pad).sum(1, keepdim=True)
+        return Texts(F.normalize(self.text_head(taken), dim=-1), (ids != pad) & (ids != cls))
+
+    def similarity(self, image: Tensor, text: Texts) -> Scores:
+        """Similarities of embedded pictures with embedded captions, not divided by the temperature."""
+        if self.token_wise:
+            return token_similarity(image, *text)
+        return global_similarity(image, text.vectors)
+
+    def forward(self, features: Tensor, ids: Tensor) -> tuple[Tensor, Texts, Tensor]:
+        """Embed the pictures and captions of a batch and give the scale: what ``loss`` reads.
+
+        Args:
+            features: uint8 pictures [pairs, 3, size, size], or image features computed before.
+            ids: token ids, int64 [pairs, tokens].
+        """
+        image = self.embed_pixels(features) if features.dtype == torch.uint8 else self.embed_features(features)
+        return image, self.embed_text(ids), self.scale
+
+    def loss(
+        self, image: Tensor, text: Texts, scale: Tensor, captions: Tensor | None = None, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """The symmetric contrastive loss of this worker's pairs against every worker's; see ``wukong.model.loss``."""
+        if self.token_wise:
+            return token_loss(image, text.vectors, text.counted, scale, captions, label_smoothing)
+        return global_loss(image, text.vectors, scale, captions, label_smoothing)

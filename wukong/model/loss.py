@@ -1,0 +1,122 @@
+"""The contrastive objective of section 4.3, over one worker or several.
+
+A worker holds the rows of its own pictures and captions; every other worker's are gathered with their gradient, so that
+the mean over workers is the loss, and the mean of their gradients the gradient, of one worker on the joined batch.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
+
+from wukong.model.similarity import token_similarity
+
+
+def world() -> tuple[int, int]:
+    """This worker's rank and the number of workers; (0, 1) where nothing is distributed."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def gathered(local: Tensor) -> Tensor:
+    """Join every worker's tensor along the first axis, in rank order; gradients flow back to each worker's part."""
+    if world()[1] == 1:
+        return local
+    parts: tuple[Tensor, ...] = all_gather_with_gradient(local.contiguous())  # type: ignore[no-untyped-call]
+    return torch.cat(parts)
+
+
+def gathered_constant(local: Tensor) -> Tensor:
+    """``gathered`` for what has no gradient."""
+    workers = world()[1]
+    if workers == 1:
+        return local
+    parts = [torch.empty_like(local) for _ in range(workers)]
+    dist.all_gather(parts, local.contiguous())
+    return torch.cat(parts)
+
+
+def contrastive(scores: Tensor, excluded: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of each row against the pair that belongs to it (one of L^I, L^T), a scalar.
+
+    Args:
+        scores: [rows, candidates], already divided by the temperature; row r of this worker belongs to candidate
+            ``rank * rows + r``.
+        excluded: bool [rows, candidates], candidates that are no negatives of a row; a row's own is never excluded.
+        label_smoothing: probability mass spread evenly over the candidates that are not excluded.
+    """
+    rows = len(scores)
+    own = torch.arange(rows, device=scores.device) + world()[0] * rows
+    allowed = torch.ones_like(scores, dtype=torch.bool) if excluded is None else ~excluded
+    allowed = allowed.scatter(1, own[:, None], value=True)
+    logs = F.log_softmax(scores.float().masked_fill(~allowed, -torch.inf), 1)
+    loss = -logs.gather(1, own[:, None]).squeeze(1)
+    if label_smoothing:
+        even = -logs.masked_fill(~allowed, 0.0).sum(1) / allowed.sum(1)
+        loss = (1 - label_smoothing) * loss + label_smoothing * even
+    return loss.mean()
+
+
+def same_caption(captions: Tensor) -> Tensor:
+    """Tell for this worker's rows which of all captions are equal to theirs: bool [rows, all rows].
+
+    Args:
+        captions: int64 [rows], a number that two captions share when they are the same.
+    """
+    return captions[:, None] == gathered_constant(captions)[None, :]
+
+
+def global_loss(
+    image: Tensor, text: Tensor, scale: Tensor, captions: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Symmetric contrastive loss with the global similarity: (L^I + L^T) / 2 over this worker's rows, a scalar.
+
+    Args:
+        image: [rows, d], unit vectors; picture r and caption r are a pair.
+        text: [rows, d], unit vectors.
+        scale: one over the temperature, a scalar.
+        captions: int64 [rows], equal for equal captions, which are then not each other's negatives; None to let them.
+        label_smoothing: see ``contrastive``.
+    """
+    excluded = None if captions is None else same_caption(captions)
+    image_rows = scale * image @ gathered(text).T
+    text_rows = scale * text @ gathered(image).T
+    return (contrastive(image_rows, excluded, label_smoothing) + contrastive(text_rows, excluded, label_smoothing)) / 2
+
+
+def token_loss(
+    image: Tensor,
+    text: Tensor,
+    counted: Tensor,
+    scale: Tensor,
+    captions: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """``global_loss`` with the token-wise similarity; between workers only text tokens and scores travel.
+
+    Args:
+        image: [rows, n1, d], unit vectors.
+        text: [rows, n2, d], unit vectors; n2 may differ between workers.
+        counted: bool [rows, n2], the text tokens that take part.
+        scale: one over the temperature, a scalar.
+        captions: see ``global_loss``.
+        label_smoothing: see ``contrastive``.
+    """
+    excluded = None if captions is None else same_caption(captions)
+    missing = _longest(text.shape[1], text.device) - text.shape[1]
+    text, counted = F.pad(text, (0, 0, 0, missing)), F.pad(counted, (0, missing))
+    scores = token_similarity(image, gathered(text), gathered_constant(counted))
+    rank, rows = world()[0], len(image)
+    text_rows = gathered(scores.text_to_image)[:, rank * rows : (rank + 1) * rows].T
+    return (
+        contrastive(scale * scores.image_to_text, excluded, label_smoothing)
+        + contrastive(scale * text_rows, excluded, label_smoothing)
+    ) / 2
+
+
+def _longest(length: int, device: torch.device) -> int:
+    """The largest of all workers' lengths."""
+    longest = torch.tensor(length, device=device)
+    if world()[1] > 1:
+        dist.all_reduce(longest, dist.ReduceOp.MAX)
+    return int(longest)

@@ -1,0 +1,79 @@
+"""Checkpoints of a training run: safetensors and JSON, so that reading one never runs code."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from wukong.errors import DataError
+
+_MODEL, _OPTIMIZER, _PROGRESS = "model.safetensors", "optimizer.safetensors", "progress.json"
+
+
+def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+    """Write the model, the optimiser and how far the run has come into a folder.
+
+    Args:
+        folder: exists; files of the same name are replaced.
+        model: all of whose state is written.
+        optimizer: with tensor state by parameter; numbers in its parameter groups are kept too.
+        progress: a JSON value.
+    """
+    state = optimizer.state_dict()
+    tensors = {f"{number}.{name}": value for number, entry in state["state"].items() for name, value in entry.items()}
+    save_file({name: value.detach().contiguous() for name, value in model.state_dict().items()}, folder / _MODEL)
+    save_file({name: torch.as_tensor(value).contiguous() for name, value in tensors.items()}, folder / _OPTIMIZER)
+    groups = [
+        {name: value for name, value in group.items() if isinstance(value, (int, float, str, list, tuple))}
+        for group in state["param_groups"]
+    ]
+    (folder / _PROGRESS).write_text(json.dumps({"progress": progress, "groups": groups}), encoding="utf-8")
+
+
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Restore what ``save`` wrote and give the progress back.
+
+    Raises:
+        DataError: the checkpoint is incomplete or of another architecture.
+    """
+    with _explained(folder):
+        model.load_state_dict(load_file(folder / _MODEL), strict=True)
+        tensors = load_file(folder / _OPTIMIZER)
+        value = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
+    entries: dict[int, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(".")
+        entries.setdefault(int(number), {})[name] = tensor
+    current = optimizer.state_dict()["param_groups"]
+    groups = [{**own, **saved} for own, saved in zip(current, value["groups"], strict=True)]
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+    progress: dict[str, Any] = value["progress"]
+    return progress
+
+
+def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the model's state and the progress alone.
+
+    Raises:
+        DataError: the checkpoint is incomplete.
+    """
+    with _explained(folder):
+        state = load_file(folder / _MODEL)
+        progress: dict[str, Any] = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))["progress"]
+        return state, progress
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(f"the checkpoint in {folder} cannot be read ({error}): delete it and train again") from error
+    except RuntimeError as error:
+        raise DataError(f"the checkpoint in {folder} is of another architecture: {error}") from error

@@ -1,0 +1,97 @@
+"""Features of a locked image tower: computed once for each picture and view, read by every epoch of every run."""
+
+import io
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from wukong import storage
+from wukong.config import Model
+from wukong.data import images, shards
+from wukong.errors import DataError
+from wukong.model.image import ImageEncoder
+
+_BATCH = 32
+
+
+def path_of(split: str, shard: str, view: int) -> str:
+    """Where one view of one shard's features lies, below the stage's prefix."""
+    return f"{split}/{shard}.view{view:02d}.safetensors"
+
+
+def compute(tar_uri: str, target_uri: str, settings: Model, view: int) -> int:
+    """Compute one view of every picture of a shard and write it; give the number of pictures.
+
+    The file holds ``features``, float16 [pictures, width] or [pictures, tokens, width] in the tar's order, and the keys
+    in its metadata. View 0 is the evaluation view; the others are random, each fixed by its picture's key and its
+    number.
+    """
+    encoder = _encoder(settings.image.model_dump_json())
+    size = settings.image.image_size
+    keys: list[str] = []
+    parts: list[Tensor] = []
+    pending: list[Tensor] = []
+
+    def flush() -> None:
+        if pending:
+            with torch.inference_mode():
+                pooled, tokens = encoder(torch.cat(pending))
+            parts.append((tokens if settings.similarity == "token" else pooled).to(torch.float16))
+            pending.clear()
+
+    for key, data in shards.pictures(tar_uri):
+        image = images.decode(data, f"{key}.jpg of {tar_uri}")
+        shown = (
+            images.augmented_view(image, size, images.view_seed(key, view))
+            if view
+            else images.evaluation_view(image, size)
+        )
+        keys.append(key)
+        pending.append(images.to_tensor([shown]))
+        if len(pending) == _BATCH:
+            flush()
+    flush()
+    if not keys:
+        raise DataError(f"{tar_uri} holds no picture: delete the filter's output and run it again")
+    features = torch.cat(parts)
+    if not torch.isfinite(features).all():
+        raise DataError(f"the image encoder gives values that are not finite for {tar_uri}: its weights are damaged")
+    storage.write_bytes(target_uri, save_safetensors({"features": features}, metadata={"keys": json.dumps(keys)}))
+    return len(keys)
+
+
+@lru_cache(maxsize=1)
+def _encoder(settings: str) -> ImageEncoder:
+    # One process computes many shards.
+    from wukong.config import ImageEncoder as Settings
+
+    return ImageEncoder(Settings.model_validate_json(settings)).for_inference()
+
+
+def read(uri: str) -> tuple[list[str], Tensor]:
+    """Read one file of features: the pictures' keys and float16 [pictures, ...]."""
+    data = storage.read_bytes(uri)
+    header = json.load(io.BytesIO(data[8 : 8 + int.from_bytes(data[:8], "little")]))
+    return json.loads(header["__metadata__"]["keys"]), load_safetensors(data)["features"]
+
+
+def read_views(prefix: str, split: str, shard_names: Sequence[str], views: Sequence[int]) -> tuple[list[str], Tensor]:
+    """Read several views of several shards: the keys and float16 [views, pictures, ...].
+
+    Raises:
+        DataError: two views of a shard do not hold the same pictures.
+    """
+    keys: list[str] = []
+    by_shard = []
+    for shard in shard_names:
+        loaded = [read(storage.join(prefix, path_of(split, shard, view))) for view in views]
+        if any(other != loaded[0][0] for other, _ in loaded):
+            raise DataError(f"the views of {split}/{shard} differ in their pictures: delete {prefix} and run it again")
+        keys += loaded[0][0]
+        by_shard.append(torch.stack([features for _, features in loaded]))
+    return keys, torch.cat(by_shard, 1)
