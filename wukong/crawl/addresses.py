@@ -15,23 +15,33 @@ from wukong.errors import ConfigError
 CONNECT_TO = "WUKONG_CONNECT_TO"
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_NAT64_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")
-_SITE_LOCAL = ipaddress.ip_network("fec0::/10")
+_REFUSED = tuple(
+    # Blocks of IANA's special-purpose registries that not every supported Python knows to be other than global.
+    ipaddress.ip_network(block)
+    for block in (
+        "192.0.0.0/24",
+        "192.88.99.0/24",
+        "64:ff9b:1::/48",
+        "100::/32",
+        "2001::/23",
+        "3fff::/20",
+        "5f00::/16",
+        "fec0::/10",
+    )
+)
 
 
 def is_public(address: str) -> bool:
     """Tell whether an IP address, as text, is one that the whole Internet routes.
 
     Refused are private, loopback, link-local, CGNAT, multicast, reserved and unspecified addresses, and IPv6 addresses
-    that carry such an IPv4 address (mapped, 6to4, Teredo, NAT64).
+    that carry such an IPv4 address (mapped, 6to4, NAT64); of Teredo all.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip in _SITE_LOCAL or ip in _NAT64_LOCAL:
-            return False
-        embedded = _embedded(ip)
-        if embedded is not None:
-            return is_public(str(embedded))
+    if isinstance(ip, ipaddress.IPv6Address) and (embedded := _embedded(ip)) is not None:
+        return is_public(str(embedded))
+    if any(ip.version == block.version and ip in block for block in _REFUSED):
+        return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
@@ -40,8 +50,6 @@ def _embedded(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
         return ip.ipv4_mapped
     if ip.sixtofour is not None:
         return ip.sixtofour
-    if ip.teredo is not None:
-        return ip.teredo[1]
     if ip in _NAT64 or int(ip) >> 32 == 0:  # NAT64, and the long deprecated ::a.b.c.d
         return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
     return None

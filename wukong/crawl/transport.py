@@ -36,7 +36,7 @@ _CURL_STATUS: dict[int, tuple[Status, str]] = {
     pycurl.E_COULDNT_CONNECT: (Status.CONNECTION_ERROR, "the server cannot be connected to"),
     pycurl.E_SSL_CONNECT_ERROR: (Status.TLS_ERROR, "the TLS handshake failed"),
     pycurl.E_PEER_FAILED_VERIFICATION: (Status.TLS_ERROR, "the server's certificate is not valid for this host"),
-    pycurl.E_PARTIAL_FILE: (Status.INCOMPLETE, "the connection ended before the announced length"),
+    pycurl.E_PARTIAL_FILE: (Status.INCOMPLETE, "the connection ended before the answer did"),
     pycurl.E_GOT_NOTHING: (Status.CONNECTION_ERROR, "the server closed the connection without an answer"),
     pycurl.E_RECV_ERROR: (Status.CONNECTION_ERROR, "the connection was reset"),
     pycurl.E_SEND_ERROR: (Status.CONNECTION_ERROR, "the connection was reset"),
@@ -44,6 +44,7 @@ _CURL_STATUS: dict[int, tuple[Status, str]] = {
     pycurl.E_UNSUPPORTED_PROTOCOL: (Status.INVALID_URL, "only http and https are fetched"),
     pycurl.E_BAD_CONTENT_ENCODING: (Status.INCOMPLETE, "the content encoding cannot be undone"),
 }
+_BROKEN = frozenset({pycurl.E_RECV_ERROR, pycurl.E_SEND_ERROR, pycurl.E_HTTP2, pycurl.E_GOT_NOTHING})
 
 
 def normalise(url: str) -> str:
@@ -172,6 +173,8 @@ class Transport:
         if code != pycurl.E_OK and not exchange.enough:
             if refused and not exchange.response.status:
                 raise FetchError(Status.FORBIDDEN_ADDRESS, "the host's address is not a public one")
+            if code in _BROKEN and exchange.response.status:
+                code = pycurl.E_PARTIAL_FILE
             status, message = _CURL_STATUS.get(code, (Status.CONNECTION_ERROR, f"libcurl error {code}"))
             raise FetchError(status, message, http_status=exchange.response.status or None)
         return exchange.response
@@ -266,7 +269,11 @@ class _Exchange:
         response = self.response
         self._header_bytes += len(line)
         if self._header_bytes > _MAX_HEADER_BYTES:
-            return self._stop(FetchError(Status.HTTP_ERROR, "the answer's headers are too large"))
+            return self._stop(
+                FetchError(
+                    Status.HTTP_ERROR, "the answer's headers are too large", http_status=self.response.status or None
+                )
+            )
         if line.startswith(b"HTTP/"):
             fields = line.split(None, 2)
             response.status = int(fields[1]) if len(fields) > 1 and fields[1].isdigit() else 0

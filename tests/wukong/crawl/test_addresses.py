@@ -1,0 +1,91 @@
+"""Which addresses may be connected to, against the IANA special-purpose registries."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wukong.crawl.addresses import ConnectTo, is_public
+from wukong.errors import ConfigError
+
+PUBLIC = ["8.8.8.8", "1.1.1.1", "220.181.38.148", "2606:4700:4700::1111", "2400:da00::6666", "::ffff:8.8.8.8"]
+
+# One or two addresses of every block of the IANA IPv4 and IPv6 special-purpose registries that is not globally reachable.
+NOT_PUBLIC = [
+    "0.0.0.0",
+    "0.1.2.3",
+    "10.0.0.1",
+    "100.64.0.1",
+    "100.127.255.254",
+    "127.0.0.1",
+    "127.255.255.254",
+    "169.254.169.254",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.0.0.8",
+    "192.0.2.1",
+    "192.88.99.1",
+    "192.168.1.1",
+    "198.18.0.1",
+    "198.51.100.7",
+    "203.0.113.9",
+    "224.0.0.1",
+    "239.255.255.250",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "::127.0.0.1",
+    "::ffff:10.0.0.1",
+    "::ffff:127.0.0.1",
+    "::ffff:169.254.169.254",
+    "64:ff9b::10.0.0.1",
+    "64:ff9b::127.0.0.1",
+    "64:ff9b:1::1",
+    "100::1",
+    "2001::1",
+    "2001:db8::1",
+    "3fff::1",
+    "5f00::1",
+    "2002:7f00:1::",
+    "2002:a00:1::",
+    "fc00::1",
+    "fd12:3456::1",
+    "fe80::1",
+    "fe80::1%eth0",
+    "fec0::1",
+    "ff02::1",
+]
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_public(address: str) -> None:
+    assert is_public(address)
+
+
+@pytest.mark.parametrize("address", NOT_PUBLIC)
+def test_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+@given(st.ip_addresses(v=4))
+def test_an_embedded_address_is_as_public_as_itself(address) -> None:
+    mapped = is_public(f"::ffff:{address}")
+    nat64 = is_public(f"64:ff9b::{address}")
+    assert mapped == nat64 == is_public(str(address))
+
+
+def test_only_the_named_host_reaches_its_target() -> None:
+    connect_to = ConnectTo.parse("images.test=127.0.0.1:8080, v6.test=[::1]:81")
+    assert connect_to.allows("images.test", "127.0.0.1", 8080)
+    assert not connect_to.allows("images.test", "127.0.0.1", 22)
+    assert not connect_to.allows("images.test", "8.8.8.8", 8080), "its address was chosen, no other will do"
+    assert not connect_to.allows("127.0.0.1", "127.0.0.1", 8080)
+    assert not connect_to.allows("evil.test", "127.0.0.1", 8080)
+    assert connect_to.allows("v6.test", "::1", 81)
+    assert connect_to.allows("baidu.com", "220.181.38.148", 443)
+
+
+@pytest.mark.parametrize("text", ["images.test", "images.test=localhost:80", "=127.0.0.1:80", "a=127.0.0.1:0", "a=1.2.3.4"])
+def test_malformed_mappings_are_explained(text: str) -> None:
+    with pytest.raises(ConfigError, match="host=address:port"):
+        ConnectTo.parse(text)

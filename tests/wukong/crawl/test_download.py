@@ -1,0 +1,370 @@
+"""One part against a web that is broken or hostile in every way: nothing lost, nothing hung, the status right."""
+
+import asyncio
+import gzip
+import hashlib
+import io
+import json
+import ssl
+import struct
+import tarfile
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import HOST
+from loopback_web import Web, answering, raw, redirect
+from PIL import Image
+
+from wukong import storage
+from wukong.config import Crawl
+from wukong.crawl.addresses import ConnectTo
+from wukong.crawl.download import download_part, forbids_training
+from wukong.crawl.fetch import Fetcher
+from wukong.crawl.status import Status
+from wukong.data.schema import CRAWLED, key_of
+
+SITE = f"http://{HOST}"
+
+
+def found(url: str, caption: str = "说明") -> dict[str, Any]:
+    return {"key": key_of(url), "url": url, "caption": caption, "queries": ["词"], "engine": "urls", "page_url": None}
+
+
+def download(urls: list[str], config: Crawl, connect_to: ConnectTo, target: Path, **options: Any) -> dict[str, dict]:
+    """Download a part; give its rows by URL."""
+
+    async def run() -> dict[str, Any]:
+        fetcher = Fetcher(config, connect_to)
+        try:
+            return await download_part(storage.from_path(target), [found(url) for url in urls], fetcher, config, **options)
+        finally:
+            fetcher.close()
+
+    record = asyncio.run(run())
+    rows = pq.read_table(f"{target}.parquet").to_pylist()
+    assert record["urls"] == len(rows) == len(urls)
+    return {row["url"]: row for row in rows}
+
+
+def members(target: Path) -> dict[str, bytes]:
+    with tarfile.open(f"{target}.tar") as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}
+
+
+def stored(target: Path, url: str) -> Image.Image:
+    return Image.open(io.BytesIO(members(target)[f"{key_of(url)}.jpg"]))
+
+
+def huge_png() -> bytes:
+    """A valid header of a picture of 50,000 x 50,000 whose pixels would take 7.5 GB."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+SEGMENT = b"\xff\xe1\xff\xff" + bytes(65533)
+"""A segment that a JPEG may have before its frame, as many as it likes."""
+
+
+async def endless(_path: str, writer: asyncio.StreamWriter) -> None:
+    """A JPEG's beginning, then a byte now and then, for ever."""
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n\r\n\xff\xd8\xff\xe1\xff\xff")
+    while True:
+        writer.write(b"\x00")
+        await writer.drain()
+        await asyncio.sleep(0.1)
+
+
+async def endless_headers(_path: str, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n")
+    for number in range(10_000):
+        writer.write(b"X-%d: %b\r\n" % (number, b"a" * 100))
+        await writer.drain()
+
+
+async def silent(_path: str, _writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(60)
+
+
+async def unannounced_flood(_path: str, writer: asyncio.StreamWriter) -> None:
+    """A body without a length that never ends, as fast as it is read."""
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nConnection: close\r\n\r\n\xff\xd8")
+    while True:
+        writer.write(SEGMENT)
+        await writer.drain()
+
+
+def a_png(picture) -> bytes:
+    return picture(kind="PNG")
+
+
+# name -> (path of the picture, how the server behaves, the status it must end with, the HTTP status recorded)
+JPEG_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n"
+
+
+def hostile(picture) -> dict[str, tuple[Any, Status, int | None]]:
+    jpeg = picture()
+    return {
+        "/good.jpg": (answering(jpeg), Status.SUCCESS, 200),
+        "/slow.jpg": (endless, Status.TIMEOUT, 200),
+        "/silent.jpg": (silent, Status.TIMEOUT, None),
+        "/headers.jpg": (endless_headers, Status.HTTP_ERROR, 200),
+        "/10gb.jpg": (raw(JPEG_HEAD + b"Content-Length: 10737418240\r\n\r\n" + jpeg), Status.TOO_LARGE, 200),
+        "/flood.jpg": (unannounced_flood, Status.TOO_LARGE, 200),
+        "/length-too-long.jpg": (
+            raw(JPEG_HEAD + b"Content-Length: %d\r\n\r\n" % (len(jpeg) + 999) + jpeg),
+            Status.INCOMPLETE,
+            200,
+        ),
+        "/length-too-short.jpg": (
+            raw(JPEG_HEAD + b"Content-Length: %d\r\n\r\n" % (len(jpeg) // 2) + jpeg),
+            Status.CORRUPT,
+            200,
+        ),
+        "/truncated.jpg": (answering(jpeg[: len(jpeg) // 2]), Status.CORRUPT, 200),
+        "/reset.jpg": (
+            raw(JPEG_HEAD + b"Content-Length: %d\r\n\r\n" % len(jpeg) + jpeg[:500], reset=True),
+            Status.INCOMPLETE,
+            200,
+        ),
+        "/nothing.jpg": (raw(b""), Status.CONNECTION_ERROR, None),
+        "/empty.jpg": (answering(b""), Status.NOT_IMAGE, 200),
+        "/html.jpg": (answering(b"<html><body>not found</body></html>"), Status.NOT_IMAGE, 200),
+        "/svg.jpg": (answering(b'<svg xmlns="http://www.w3.org/2000/svg"/>'), Status.NOT_IMAGE, 200),
+        "/huge.png": (answering(huge_png(), "image/png"), Status.TOO_MANY_PIXELS, 200),
+        "/small.jpg": (answering(picture(19, 300)), Status.TOO_SMALL, 200),
+        "/narrow.jpg": (answering(picture(301, 100)), Status.BAD_RATIO, 200),
+        "/just-wide-enough.jpg": (answering(picture(300, 100)), Status.SUCCESS, 200),
+        "/404.jpg": (answering(b"", status="404 Not Found"), Status.HTTP_ERROR, 404),
+        "/500.jpg": (answering(b"x" * 100_000, status="500 Broken"), Status.HTTP_ERROR, 500),
+        "/noai.jpg": (answering(jpeg, X_Robots_Tag="noindex, NoAI"), Status.NOAI, 200),
+        "/noimageai.jpg": (answering(jpeg, X_Robots_Tag="wukong-crawler: noimageai"), Status.NOAI, 200),
+        "/noindex.jpg": (answering(jpeg, X_Robots_Tag="noindex"), Status.SUCCESS, 200),
+        "/loop.jpg": (redirect("/loop.jpg"), Status.REDIRECT_ERROR, 302),
+        "/moved.jpg": (redirect("good.jpg", "301 Moved Permanently"), Status.SUCCESS, 200),
+        "/to-loopback.jpg": (redirect("http://127.0.0.1/x.jpg"), Status.FORBIDDEN_ADDRESS, None),
+        "/to-metadata.jpg": (redirect("http://169.254.169.254/latest/"), Status.FORBIDDEN_ADDRESS, None),
+        "/to-mapped.jpg": (redirect("http://[::ffff:10.0.0.1]/x.jpg"), Status.FORBIDDEN_ADDRESS, None),
+        "/to-decimal.jpg": (redirect("http://2130706433/x.jpg"), Status.FORBIDDEN_ADDRESS, None),
+        "/to-localhost.jpg": (redirect("http://localhost/x.jpg"), Status.FORBIDDEN_ADDRESS, None),
+        "/to-file.jpg": (redirect("file:///etc/passwd"), Status.INVALID_URL, None),
+        "/gzip.jpg": (answering(gzip.compress(jpeg), Content_Encoding="gzip"), Status.SUCCESS, 200),
+        "/gzip-bomb.jpg": (
+            answering(gzip.compress(b"\xff\xd8" + SEGMENT * 1000), Content_Encoding="gzip"),
+            Status.TOO_LARGE,
+            200,
+        ),
+        "/with%20space.jpg": (answering(jpeg), Status.SUCCESS, 200),
+        "/%E7%86%8A%E7%8C%AB.jpg": (answering(jpeg), Status.SUCCESS, 200),
+    }
+
+
+ASKED_AS = {"/with%20space.jpg": "/with space.jpg", "/%E7%86%8A%E7%8C%AB.jpg": "/熊猫.jpg"}
+NO_SERVER = {
+    "http://127.0.0.1/x.jpg": Status.FORBIDDEN_ADDRESS,
+    "http://[::1]/x.jpg": Status.FORBIDDEN_ADDRESS,
+    "http://169.254.169.254/latest/meta-data/": Status.FORBIDDEN_ADDRESS,
+    "http://0x7f000001/x.jpg": Status.FORBIDDEN_ADDRESS,
+    "http://no-such-host.invalid/x.jpg": Status.DNS_ERROR,
+    "ftp://example.com/x.jpg": Status.INVALID_URL,
+    "https://": Status.INVALID_URL,
+    "http://[::bad/x.jpg": Status.INVALID_URL,
+    "http://a b.com/x.jpg": Status.INVALID_URL,
+    "not a url": Status.INVALID_URL,
+    "http://example.com:99999/": Status.INVALID_URL,
+    f"http://{HOST}/{'x' * 9000}.jpg": Status.INVALID_URL,
+}
+
+
+@pytest.fixture(scope="module")
+def hostile_part(tmp_path_factory):
+    """Everything above, asked for in one part with short limits."""
+    from conftest import crawl_config, picture
+
+    make_picture, make_config = picture.__wrapped__(), crawl_config.__wrapped__()
+    web = Web()
+    cases = hostile(make_picture)
+    web.handlers = {path: handler for path, (handler, _, _) in cases.items()}
+    web.handlers["/good.jpg"] = cases["/good.jpg"][0]
+    urls = [SITE + ASKED_AS.get(path, path) for path in cases] + list(NO_SERVER)
+    target = tmp_path_factory.mktemp("hostile") / "00000"
+    config = make_config(
+        max_seconds=2.0, max_bytes=2_000_000, politeness={"per_host_concurrency": 64}, keep_small_jpegs=False
+    )
+    started = time.monotonic()
+    rows = download(urls, config, ConnectTo({HOST: web.connect_to}), target)
+    elapsed = time.monotonic() - started
+    yield rows, target, elapsed
+    web.stop()
+
+
+def pytest_generate_tests(metafunc) -> None:
+    if "hostile_path" in metafunc.fixturenames:
+        from conftest import picture
+
+        metafunc.parametrize("hostile_path", list(hostile(picture.__wrapped__())))
+
+
+def test_every_hostile_answer_has_its_status(hostile_part, hostile_path: str, picture) -> None:
+    rows, _, _ = hostile_part
+    _, status, http_status = hostile(picture)[hostile_path]
+    row = rows[SITE + ASKED_AS.get(hostile_path, hostile_path)]
+    assert (row["status"], row["http_status"]) == (status, http_status), row["error"]
+    assert (row["error"] is None) == (status is Status.SUCCESS)
+
+
+@pytest.mark.parametrize("url", NO_SERVER)
+def test_every_bad_url_has_its_status(hostile_part, url: str) -> None:
+    rows, _, _ = hostile_part
+    assert rows[url]["status"] == NO_SERVER[url], rows[url]["error"]
+
+
+def test_nothing_hangs(hostile_part) -> None:
+    _, _, elapsed = hostile_part
+    assert elapsed < 15.0
+
+
+def test_only_successes_have_members(hostile_part) -> None:
+    rows, target, _ = hostile_part
+    expected = {f"{row['key']}.{s}" for row in rows.values() if row["status"] == "success" for s in ("jpg", "json", "txt")}
+    assert set(members(target)) == expected
+
+
+def test_rows_have_the_schema_and_the_messages_no_address(hostile_part) -> None:
+    rows, target, _ = hostile_part
+    assert pq.read_schema(f"{target}.parquet").equals(CRAWLED)
+    assert not [row["error"] for row in rows.values() if row["error"] and ("127.0.0" in row["error"])]
+
+
+def test_facts_of_the_original_are_recorded(web, crawl_config, picture, tmp_path) -> None:
+    body = picture(700, 500)
+    web.bytes_at("/a.jpg", body)
+    web.bytes_at("/b", picture(90, 60, kind="WEBP"), "application/octet-stream")
+    config = crawl_config()
+    target = tmp_path / "00000"
+    rows = download([f"{SITE}/a.jpg", f"{SITE}/b"], config, ConnectTo({HOST: web.connect_to}), target)
+    first, second = rows[f"{SITE}/a.jpg"], rows[f"{SITE}/b"]
+    assert (first["width"], first["height"], first["mime"], first["bytes"]) == (700, 500, "image/jpeg", len(body))
+    assert first["sha256"] == hashlib.sha256(body).hexdigest()
+    assert (first["stored_width"], first["stored_height"]) == stored(target, f"{SITE}/a.jpg").size == (358, 256)
+    assert (second["width"], second["height"], second["mime"]) == (90, 60, "image/webp")
+    files = members(target)
+    assert files[f"{first['key']}.txt"].decode() == "说明"
+    facts = json.loads(files[f"{first['key']}.json"])
+    assert facts["url"] == f"{SITE}/a.jpg"
+    assert facts["sha256"] == first["sha256"]
+
+
+def test_a_picture_that_fails_the_size_rule_is_not_downloaded_further(web, crawl_config, picture, tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    stream = io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (400, 1600, 3), dtype=np.uint8)).save(stream, "JPEG", quality=95)
+    body = stream.getvalue()
+    assert len(body) > 500_000
+    web.bytes_at("/narrow.jpg", body)
+
+    async def run() -> tuple[int, dict[str, Any]]:
+        config = crawl_config()
+        fetcher = Fetcher(config, ConnectTo({HOST: web.connect_to}))
+        record = await download_part(
+            storage.from_path(tmp_path / "0"), [found(f"{SITE}/narrow.jpg")], fetcher, config
+        )
+        fetcher.close()
+        return record["bytes_read"], record["statuses"]
+
+    bytes_read, statuses = asyncio.run(run())
+    assert statuses == {"bad_ratio": 1}
+    assert 0 < bytes_read < 40_000
+
+
+def test_an_opted_out_digest_is_not_kept(web, crawl_config, picture, tmp_path) -> None:
+    body = picture()
+    (tmp_path / "out.txt").write_text(hashlib.sha256(body).hexdigest() + "\n")
+    web.bytes_at("/a.jpg", body)
+    web.bytes_at("/b.jpg", picture(330, 240))
+    config = crawl_config(politeness={"opt_out": storage.from_path(tmp_path / "out.txt")})
+    rows = download([f"{SITE}/a.jpg", f"{SITE}/b.jpg"], config, ConnectTo({HOST: web.connect_to}), tmp_path / "0")
+    assert [rows[f"{SITE}/{name}.jpg"]["status"] for name in "ab"] == ["opted_out", "success"]
+
+
+def test_the_same_rows_give_the_same_bytes(web, crawl_config, picture, tmp_path) -> None:
+    urls = []
+    for number in range(30):
+        web.bytes_at(f"/{number}.jpg", picture(300 + number, 280), status="200 OK" if number % 7 else "404 Not Found")
+        urls.append(f"{SITE}/{number}.jpg")
+    for name in ("first", "second"):
+        download(urls, crawl_config(), ConnectTo({HOST: web.connect_to}), tmp_path / name)
+    for suffix in (".tar", ".parquet"):
+        assert (tmp_path / f"first{suffix}").read_bytes() == (tmp_path / f"second{suffix}").read_bytes()
+
+
+def test_what_is_known_is_not_asked_for(web, crawl_config, picture, tmp_path) -> None:
+    web.bytes_at("/new.jpg", picture())
+    old = picture(111, 99)
+    known = [(key_of(f"{SITE}/old.jpg"), {"status": "success", "width": 111, "height": 99}, old)]
+    connect_to = ConnectTo({HOST: web.connect_to})
+    rows = download([f"{SITE}/old.jpg", f"{SITE}/new.jpg"], crawl_config(), connect_to, tmp_path / "0", known=known)
+    assert rows[f"{SITE}/old.jpg"]["width"] == 111
+    assert members(tmp_path / "0")[f"{key_of(f'{SITE}/old.jpg')}.jpg"] == old
+    assert web.requests["/old.jpg"] == 0
+    assert web.requests["/new.jpg"] == 1
+
+
+def test_invalid_certificates_are_refused(crawl_config, picture, tmp_path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(self_signed(tmp_path))
+    web = Web(tls=context)
+    web.bytes_at("/a.jpg", picture())
+    config = crawl_config()
+    rows = download(["https://tls.test/a.jpg"], config, ConnectTo({"tls.test": web.connect_to}), tmp_path / "0")
+    web.stop()
+    assert rows["https://tls.test/a.jpg"]["status"] == "tls_error"
+    assert web.requests["/a.jpg"] == 0
+
+
+def self_signed(folder: Path) -> Path:
+    """A certificate for ``tls.test`` that no authority signed, with its key."""
+    import datetime
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "tls.test")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("tls.test")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = folder / "certificate.pem"
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("noai", True),
+        ("noindex, noimageai", True),
+        ("otherbot: noindex, NOAI", True),
+        ("otherbot:noai", True),
+        ("noindex, nofollow", False),
+        ("noairplane", False),
+        ("", False),
+    ],
+)
+def test_x_robots_tag(value: str, expected: bool) -> None:
+    assert forbids_training(value) is expected
