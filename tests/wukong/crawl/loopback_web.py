@@ -19,6 +19,7 @@ class Web:
         self.requests: Counter[str] = Counter()
         self.headers: dict[str, dict[str, str]] = {}
         self.times: list[tuple[str, float]] = []
+        self.connections = 0
         self.open_now = 0
         self.most_open = 0
         self._tls = tls
@@ -33,7 +34,9 @@ class Web:
     def connect_to(self) -> tuple[str, int]:
         return (self._address, self.port)
 
-    def bytes_at(self, path: str, body: bytes, kind: str = "image/jpeg", status: str = "200 OK", **headers: str) -> None:
+    def bytes_at(
+        self, path: str, body: bytes, kind: str = "image/jpeg", status: str = "200 OK", **headers: str
+    ) -> None:
         """Answer a path with a well-formed response; header names are given with underscores."""
         self.handlers[path] = answering(body, kind, status, **headers)
 
@@ -61,6 +64,7 @@ class Web:
             await asyncio.Event().wait()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
@@ -76,7 +80,13 @@ class Web:
                     await writer.drain()
                 finally:
                     self.open_now -= 1
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.LimitOverrunError, ssl.SSLError, asyncio.CancelledError):
+        except (
+            asyncio.IncompleteReadError,
+            ConnectionError,
+            asyncio.LimitOverrunError,
+            ssl.SSLError,
+            asyncio.CancelledError,
+        ):
             pass
         finally:
             writer.close()

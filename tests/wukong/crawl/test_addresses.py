@@ -9,7 +9,7 @@ from wukong.errors import ConfigError
 
 PUBLIC = ["8.8.8.8", "1.1.1.1", "220.181.38.148", "2606:4700:4700::1111", "2400:da00::6666", "::ffff:8.8.8.8"]
 
-# One or two addresses of every block of the IANA IPv4 and IPv6 special-purpose registries that is not globally reachable.
+# Of every block of the IANA IPv4 and IPv6 special-purpose registries that is not globally reachable.
 NOT_PUBLIC = [
     "0.0.0.0",
     "0.1.2.3",
@@ -85,7 +85,9 @@ def test_only_the_named_host_reaches_its_target() -> None:
     assert connect_to.allows("baidu.com", "220.181.38.148", 443)
 
 
-@pytest.mark.parametrize("text", ["images.test", "images.test=localhost:80", "=127.0.0.1:80", "a=127.0.0.1:0", "a=1.2.3.4"])
+@pytest.mark.parametrize(
+    "text", ["images.test", "images.test=localhost:80", "=127.0.0.1:80", "a=127.0.0.1:0", "a=1.2.3.4"]
+)
 def test_malformed_mappings_are_explained(text: str) -> None:
     with pytest.raises(ConfigError, match="host=address:port"):
         ConnectTo.parse(text)

@@ -41,7 +41,9 @@ def download(urls: list[str], config: Crawl, connect_to: ConnectTo, target: Path
     async def run() -> dict[str, Any]:
         fetcher = Fetcher(config, connect_to)
         try:
-            return await download_part(storage.from_path(target), [found(url) for url in urls], fetcher, config, **options)
+            return await download_part(
+                storage.from_path(target), [found(url) for url in urls], fetcher, config, **options
+            )
         finally:
             fetcher.close()
 
@@ -67,7 +69,9 @@ def huge_png() -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
 
 
 SEGMENT = b"\xff\xe1\xff\xff" + bytes(65533)
@@ -234,7 +238,9 @@ def test_nothing_hangs(hostile_part) -> None:
 
 def test_only_successes_have_members(hostile_part) -> None:
     rows, target, _ = hostile_part
-    expected = {f"{row['key']}.{s}" for row in rows.values() if row["status"] == "success" for s in ("jpg", "json", "txt")}
+    expected = {
+        f"{row['key']}.{s}" for row in rows.values() if row["status"] == "success" for s in ("jpg", "json", "txt")
+    }
     assert set(members(target)) == expected
 
 
@@ -274,9 +280,7 @@ def test_a_picture_that_fails_the_size_rule_is_not_downloaded_further(web, crawl
     async def run() -> tuple[int, dict[str, Any]]:
         config = crawl_config()
         fetcher = Fetcher(config, ConnectTo({HOST: web.connect_to}))
-        record = await download_part(
-            storage.from_path(tmp_path / "0"), [found(f"{SITE}/narrow.jpg")], fetcher, config
-        )
+        record = await download_part(storage.from_path(tmp_path / "0"), [found(f"{SITE}/narrow.jpg")], fetcher, config)
         fetcher.close()
         return record["bytes_read"], record["statuses"]
 

@@ -1,0 +1,325 @@
+"""Politeness, retries and redirects, measured from the server's side."""
+
+import asyncio
+import email.utils
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pycurl
+import pytest
+from conftest import HOST
+from loopback_web import Web, answering, in_turn, raw, redirect
+
+from wukong import storage
+from wukong.config import Crawl
+from wukong.crawl import addresses
+from wukong.crawl.addresses import ConnectTo
+from wukong.crawl.fetch import Fetcher
+from wukong.crawl.status import FetchError, Status
+from wukong.crawl.transport import Response, Transport, normalise
+
+SITE = f"http://{HOST}"
+OK = answering(b"ok", "text/plain")
+
+
+def fetch(
+    web: Web, config: Crawl, *urls: str, hosts: tuple[str, ...] = (HOST,), **options: Any
+) -> list[bytes | FetchError]:
+    """Fetch all URLs at once with one fetcher; give bodies, or what was raised."""
+
+    async def one(fetcher: Fetcher, url: str) -> bytes | FetchError:
+        try:
+            async with fetcher.get(url) as response:
+                return bytes(response.body)
+        except FetchError as error:
+            return error
+
+    async def run() -> list[bytes | FetchError]:
+        fetcher = Fetcher(config, ConnectTo(dict.fromkeys(hosts, web.connect_to)), **options)
+        try:
+            return list(await asyncio.gather(*(one(fetcher, url) for url in urls)))
+        finally:
+            fetcher.close()
+
+    return asyncio.run(run())
+
+
+def status_of(outcome: bytes | FetchError) -> Status:
+    return outcome.status if isinstance(outcome, FetchError) else Status.SUCCESS
+
+
+ROBOTS = b"""
+User-agent: *
+Disallow: /private/
+Allow: /private/open*.jpg$
+
+User-agent: wukong-crawler
+User-agent: otherbot
+Disallow: /not-for-wukong/
+Disallow: /\xe7\x86\x8a
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/a.jpg", True),
+        ("/private/a.jpg", True),  # the group for this crawler replaces the one for all
+        ("/not-for-wukong/a.jpg", False),
+        ("/not-for-wukong", True),
+        ("/%E7%86%8A.jpg", False),
+        ("/熊.jpg", False),
+    ],
+)
+def test_robots_txt(web: Web, crawl_config: Callable[..., Crawl], path: str, allowed: bool) -> None:
+    web.bytes_at("/robots.txt", ROBOTS, "text/plain")
+    web.fallback = OK
+    (outcome,) = fetch(web, crawl_config(), SITE + path)
+    assert status_of(outcome) is (Status.SUCCESS if allowed else Status.ROBOTS_DISALLOWED)
+    assert web.requests["/robots.txt"] == 1
+
+
+def test_robots_txt_for_all_holds_where_no_group_names_us(web: Web, crawl_config: Callable[..., Crawl]) -> None:
+    web.bytes_at("/robots.txt", ROBOTS, "text/plain")
+    web.fallback = OK
+    config = crawl_config(politeness={"user_agent": "research/2 (me@example.org)"})
+    outcomes = fetch(web, config, f"{SITE}/private/a.jpg", f"{SITE}/private/open1.jpg", f"{SITE}/not-for-wukong/a.jpg")
+    assert [status_of(o) for o in outcomes] == [Status.ROBOTS_DISALLOWED, Status.SUCCESS, Status.SUCCESS]
+    assert web.headers["/private/open1.jpg"]["user-agent"] == "research/2 (me@example.org)"
+
+
+def test_robots_txt_can_be_switched_off(web: Web, crawl_config: Callable[..., Crawl]) -> None:
+    web.bytes_at("/robots.txt", b"User-agent: *\nDisallow: /", "text/plain")
+    web.fallback = OK
+    (outcome,) = fetch(web, crawl_config(politeness={"robots_txt": False}), f"{SITE}/a.jpg")
+    assert outcome == b"ok"
+    assert web.requests["/robots.txt"] == 0
+
+
+@pytest.mark.parametrize(
+    ("handler", "expected"),
+    [
+        (answering(b"", status="404 Not Found"), Status.SUCCESS),
+        (answering(b"", status="403 Forbidden"), Status.SUCCESS),
+        (answering(b"", status="429 Too Many Requests"), Status.ROBOTS_UNAVAILABLE),
+        (answering(b"", status="503 Unavailable"), Status.ROBOTS_UNAVAILABLE),
+        (raw(b""), Status.ROBOTS_UNAVAILABLE),
+        (redirect("/robots2.txt"), Status.ROBOTS_DISALLOWED),
+        (redirect("/robots.txt"), Status.SUCCESS),
+        (answering(b"\xff\xfe<html>"), Status.SUCCESS),
+        (answering(b"\xef\xbb\xbfUser-agent: *\r\nDisallow: /"), Status.ROBOTS_DISALLOWED),
+    ],
+    ids=["404", "403", "429", "503", "reset", "moved", "loop", "html", "bom"],
+)
+def test_what_a_missing_robots_txt_means(web: Web, crawl_config, handler, expected: Status) -> None:
+    web.handlers["/robots.txt"] = handler
+    web.bytes_at("/robots2.txt", b"User-agent: *\nDisallow: /", "text/plain")
+    web.fallback = OK
+    outcomes = fetch(web, crawl_config(), *(f"{SITE}/{i}.jpg" for i in range(5)))
+    assert {status_of(outcome) for outcome in outcomes} == {expected}
+    assert sum(web.requests[path] for path in ("/robots.txt", "/robots2.txt")) <= 6, "asked once, redirects followed"
+
+
+def test_robots_txt_is_asked_once_for_many_and_kept_by_the_process(web: Web, crawl_config) -> None:
+    web.bytes_at("/robots.txt", b"User-agent: *\nAllow: /", "text/plain")
+    web.fallback = OK
+    rules: dict[str, Any] = {}
+    for _ in range(2):
+        fetch(web, crawl_config(), *(f"{SITE}/{number}" for number in range(20)), rules=rules)
+    assert web.requests["/robots.txt"] == 1
+
+
+def test_a_redirect_is_checked_like_a_new_url(web: Web, crawl_config) -> None:
+    web.bytes_at("/robots.txt", b"User-agent: *\nDisallow: /private", "text/plain")
+    web.handlers["/a"] = redirect("/private/b")
+    (outcome,) = fetch(web, crawl_config(), f"{SITE}/a")
+    assert status_of(outcome) is Status.ROBOTS_DISALLOWED
+    assert web.requests["/private/b"] == 0
+
+
+def test_opted_out_domains_and_urls_are_not_asked_for(web: Web, crawl_config, tmp_path) -> None:
+    (tmp_path / "out.txt").write_text(
+        f"# those who asked\nother.test   # and all below it\n{SITE}/图 片.jpg\n中国.test\n", encoding="utf-8"
+    )
+    web.fallback = OK
+    config = crawl_config(politeness={"opt_out": storage.from_path(tmp_path / "out.txt")})
+    hosts = (HOST, "other.test", "a.other.test", "another.test", "xn--fiqs8s.test")
+    urls = [f"{SITE}/图 片.jpg", f"{SITE}/b", *(f"http://{host}/c" for host in hosts[1:])]
+    outcomes = [status_of(o) for o in fetch(web, config, *urls, hosts=hosts)]
+    out, ok = Status.OPTED_OUT, Status.SUCCESS
+    assert outcomes == [out, ok, out, out, ok, out]
+    assert web.requests["/c"] == 1
+    assert web.requests["/robots.txt"] == 2, "not even their robots.txt"
+
+
+def test_a_host_is_asked_by_no_more_than_its_share_at_once(web: Web, crawl_config) -> None:
+    async def slow(path: str, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.02)
+        await OK(path, writer)
+
+    web.fallback = slow
+    config = crawl_config(politeness={"per_host_concurrency": 6, "robots_txt": False})
+    fetch(web, config, *(f"{SITE}/{number}" for number in range(30)), share=2)
+    assert web.most_open == 3
+    assert sum(web.requests.values()) == 30
+
+
+def test_the_delay_between_requests_to_a_host(web: Web, crawl_config) -> None:
+    web.fallback = OK
+    config = crawl_config(politeness={"per_host_delay": 0.05, "robots_txt": False})
+    fetch(web, config, *(f"{SITE}/{number}" for number in range(6)))
+    moments = sorted(moment for _, moment in web.times)
+    assert min(b - a for a, b in itertools.pairwise(moments)) > 0.04
+
+
+def test_crawl_delay_is_followed(web: Web, crawl_config) -> None:
+    web.bytes_at("/robots.txt", b"User-agent: *\nCrawl-delay: 0.1", "text/plain")
+    web.fallback = OK
+    fetch(web, crawl_config(), *(f"{SITE}/{number}" for number in range(4)))
+    moments = sorted(moment for path, moment in web.times if path != "/robots.txt")
+    assert min(b - a for a, b in itertools.pairwise(moments)) > 0.08
+
+
+@pytest.mark.parametrize("code", ["429 Too Many Requests", "503 Service Unavailable"])
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_retry_after_is_waited_for_by_the_whole_host(web: Web, crawl_config, code: str, form: str) -> None:
+    when = "1" if form == "seconds" else email.utils.formatdate(time.time() + 2, usegmt=True)
+    web.handlers["/a"] = in_turn(answering(b"", status=code, Retry_After=when), OK)
+    web.fallback = OK
+    config = crawl_config(retries=1, politeness={"robots_txt": False, "per_host_concurrency": 1})
+    started = time.monotonic()
+    outcomes = fetch(web, config, f"{SITE}/a", f"{SITE}/b")
+    assert outcomes == [b"ok", b"ok"]
+    assert time.monotonic() - started > 0.9
+    asked = dict(reversed(web.times))
+    assert asked["/b"] - asked["/a"] > 0.9, "the server spoke for the host"
+
+
+def test_a_server_that_wants_an_hour_is_left_alone(web: Web, crawl_config) -> None:
+    web.handlers["/a"] = answering(b"", status="429 Too Many Requests", Retry_After="3600")
+    started = time.monotonic()
+    (outcome,) = fetch(web, crawl_config(retries=3), f"{SITE}/a")
+    assert isinstance(outcome, FetchError)
+    assert (outcome.status, outcome.http_status) == (Status.HTTP_ERROR, 429)
+    assert web.requests["/a"] == 1
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("failure", [raw(b""), raw(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nshort")])
+def test_what_passes_is_tried_again(web: Web, crawl_config, failure) -> None:
+    web.handlers["/a"] = in_turn(failure, failure, OK)
+    assert fetch(web, crawl_config(retries=2), f"{SITE}/a") == [b"ok"]
+    assert web.requests["/a"] == 3
+
+
+@pytest.mark.parametrize("code", ["404 Not Found", "403 Forbidden", "410 Gone"])
+def test_what_does_not_pass_is_not_tried_again(web: Web, crawl_config, code: str) -> None:
+    web.handlers["/a"] = answering(b"", status=code)
+    (outcome,) = fetch(web, crawl_config(retries=2), f"{SITE}/a")
+    assert status_of(outcome) is Status.HTTP_ERROR
+    assert web.requests["/a"] == 1
+
+
+def test_the_time_allowed_covers_all_attempts(web: Web, crawl_config) -> None:
+    async def silent(_path: str, _writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(30)
+
+    web.handlers["/a"] = silent
+    started = time.monotonic()
+    (outcome,) = fetch(web, crawl_config(retries=5, max_seconds=1.0), f"{SITE}/a")
+    assert status_of(outcome) is Status.TIMEOUT
+    assert time.monotonic() - started < 3
+
+
+def test_connections_are_kept(web: Web, crawl_config) -> None:
+    web.fallback = answering(b"x" * 1000, status="404 Not Found")
+    config = crawl_config(politeness={"robots_txt": False, "per_host_concurrency": 2})
+    fetch(web, config, *(f"{SITE}/{number}" for number in range(40)))
+    assert sum(web.requests.values()) == 40
+    assert web.connections <= 2
+
+
+def test_a_name_that_resolves_differently_the_second_time(web: Web, crawl_config, monkeypatch) -> None:
+    """The name was public when first asked; then it points inside. The check is on the address connected to."""
+    inside = Web(address="127.0.0.2")
+    inside.fallback = answering(b"secret", "text/plain")
+    web.fallback = answering(b"ok", "text/plain", Connection="close")
+    monkeypatch.setattr(addresses, "is_public", lambda address: address == "127.0.0.1")
+    answers = iter([f"rebind.test:{web.port}:127.0.0.1", f"rebind.test:{web.port}:127.0.0.2"])
+
+    async def run() -> list[Any]:
+        transport = Transport(user_agent="t", connect_to=ConnectTo({}), connections=4)
+        original = transport._new_handle
+
+        def resolving() -> pycurl.Curl:
+            handle = original()
+            handle.setopt(pycurl.DNS_CACHE_TIMEOUT, 0)
+            handle.setopt(pycurl.RESOLVE, [f"-rebind.test:{web.port}", next(answers)])
+            return handle
+
+        outcomes: list[Any] = []
+        for _ in range(2):
+            transport._idle.clear()
+            monkeypatch.setattr(transport, "_new_handle", resolving)
+            try:
+                response = await transport.get(f"http://rebind.test:{web.port}/x", seconds=3, max_bytes=1000)
+                outcomes.append(bytes(response.body))
+            except FetchError as error:
+                outcomes.append(error.status)
+        transport.close()
+        return outcomes
+
+    try:
+        assert asyncio.run(run()) == [b"ok", Status.FORBIDDEN_ADDRESS]
+        assert not inside.requests
+    finally:
+        inside.stop()
+
+
+def test_answers_in_use_count_as_in_flight(web: Web, crawl_config) -> None:
+    web.fallback = OK
+    held: list[int] = []
+
+    async def run() -> int:
+        config = crawl_config(concurrency=3, politeness={"per_host_concurrency": 50, "robots_txt": False})
+        fetcher = Fetcher(config, ConnectTo({HOST: web.connect_to}))
+        most = 0
+
+        async def one(number: int) -> None:
+            nonlocal most
+            async with fetcher.get(f"{SITE}/{number}"):
+                held.append(number)
+                most = max(most, len(held))
+                await asyncio.sleep(0.01)
+                held.remove(number)
+
+        await asyncio.gather(*(one(number) for number in range(20)))
+        fetcher.close()
+        return most
+
+    assert asyncio.run(run()) == 3
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://例え.jp/a", "http://xn--r8jz45g.jp/a"),
+        ("http://Müller.example/ä?q=ö#frag", "http://xn--mller-kva.example/%C3%A4?q=%C3%B6"),
+        ("HTTP://EXAMPLE.com:80", "http://example.com:80/"),
+        (" http://example.com/a b.jpg ", "http://example.com/a%20b.jpg"),
+        ("http://example.com/%E7%86%8A%20a.jpg?a=b%26c&d=é", "http://example.com/%E7%86%8A%20a.jpg?a=b%26c&d=%C3%A9"),
+        ("http://user:pw@example.com/a", "http://example.com/a"),
+        ("http://example.com/a,b;c='d'(e)!*~@:$&+=.jpg", "http://example.com/a,b;c='d'(e)!*~@:$&+=.jpg"),
+        ("https://[2001:4860::1]:8443/x", "https://[2001:4860::1]:8443/x"),
+    ],
+)
+def test_urls_go_on_the_wire_in_ascii(url: str, expected: str) -> None:
+    assert normalise(url) == expected
+    assert normalise(expected) == expected
+
+
+def test_a_relative_redirect_is_resolved_against_its_url() -> None:
+    response = Response("http://a.test/x/y?z", 302, {"location": "../b"})
+    assert response.location == "http://a.test/b"

@@ -1,0 +1,109 @@
+"""Planning: duplicates merged as a naive oracle does, the same parts in any order, bounded reading."""
+
+import itertools
+import random
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wukong import storage
+from wukong.crawl import plan
+from wukong.crawl.search import FOUND, FoundRow, as_table, write_found
+from wukong.data.schema import key_of
+
+results = st.lists(
+    st.tuples(st.integers(0, 30), st.sampled_from("甲乙丙丁"), st.text(max_size=3), st.one_of(st.none(), st.just("p"))),
+    max_size=80,
+)
+
+
+def rows_of(drawn: list[tuple[int, str, str, str | None]]) -> list[FoundRow]:
+    return [
+        (key_of(f"http://a/{number}"), f"http://a/{number}", caption, query, order, page)
+        for order, (number, query, caption, page) in enumerate(drawn)
+    ]
+
+
+def naive(rows: list[FoundRow]) -> list[dict]:
+    """Merge in the plainest way there is."""
+    merged: dict[str, dict] = {}
+    for key, url, caption, query, _, page in sorted(rows, key=lambda row: row[4]):
+        row = merged.setdefault(key, {"key": key, "url": url, "caption": caption, "queries": [], "page_url": page})
+        if query not in row["queries"]:
+            row["queries"].append(query)
+    return [merged[key] for key in sorted(merged)]
+
+
+@given(results, st.randoms())
+def test_duplicates_are_merged(drawn, order: random.Random) -> None:
+    rows = rows_of(drawn)
+    expected = naive(rows)
+    shuffled = list(rows)
+    order.shuffle(shuffled)
+    assert plan.merge(as_table(shuffled)).to_pylist() == expected
+
+
+@given(results, st.integers(1, 7), st.integers(1, 9), st.randoms())
+@settings(max_examples=30, deadline=None)
+def test_ranges_cover_every_url_once_in_any_order_of_files(tmp_path_factory, drawn, ranges, files, order) -> None:
+    folder = tmp_path_factory.mktemp("plan")
+    rows = rows_of(drawn)
+    expected = naive(rows)
+    order.shuffle(rows)
+    uris = []
+    for number in range(files):
+        uris.append(storage.from_path(folder / f"{number}.parquet"))
+        write_found(uris[-1], as_table(rows[number::files]))
+    order.shuffle(uris)
+    planned = [
+        row
+        for index in range(ranges)
+        for row in plan.merge(plan.read_range(uris, *plan.bounds(index, ranges))).to_pylist()
+    ]
+    assert planned == expected
+
+
+@given(st.integers(1, 3000), st.integers(1, 500))
+def test_parts_are_even_and_no_larger_than_asked(urls: int, size: int) -> None:
+    sizes = plan.part_sizes(urls, size)
+    assert sum(sizes) == urls
+    assert max(sizes) <= size
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_bounds_join_without_gaps() -> None:
+    for count in (1, 3, 7, 256, 332):
+        edges = [plan.bounds(index, count) for index in range(count)]
+        assert edges[0][0] == "0" * 8
+        assert edges[-1][1] > "f" * 20
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(edges))
+
+
+def test_parts_are_read_back_and_known_by_their_keys(tmp_path: Path) -> None:
+    rows = rows_of([(number, "甲", "图", None) for number in range(25)])
+    planned = plan.merge(as_table(rows))
+    uri = storage.from_path(tmp_path / "0.parquet")
+    parts = plan.write_range(uri, planned, 10)
+    read = [plan.read_part(uri, group).to_pylist() for group in range(len(parts))]
+    assert [row for part in read for row in part] == planned.to_pylist()
+    assert parts == [(len(part), part[0]["key"], part[-1]["key"]) for part in read]
+
+
+def test_a_range_reads_only_the_row_groups_it_needs(tmp_path: Path, monkeypatch) -> None:
+    rows = rows_of([(number, "甲", "图", None) for number in range(40_000)])
+    uri = storage.from_path(tmp_path / "0.parquet")
+    write_found(uri, as_table(rows))
+    groups = pq.ParquetFile(tmp_path / "0.parquet").num_row_groups
+    assert groups >= 4
+    read: list[int] = []
+    original = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda self, i, **k: read.append(i) or original(self, i, **k))
+    plan.read_range([uri], *plan.bounds(0, 20))
+    assert len(read) == 1
+
+
+def test_no_results() -> None:
+    assert plan.merge(FOUND.empty_table()).num_rows == 0
+    assert plan.merge(plan.read_range([], "0", "g")).num_rows == 0
