@@ -4,11 +4,12 @@ A worker holds the rows of its own pictures and captions; every other worker's a
 the mean over workers is the loss, and the mean of their gradients the gradient, of one worker on the joined batch.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
 
 from wukong.model.similarity import token_similarity
 
@@ -22,8 +23,24 @@ def gathered(local: Tensor) -> Tensor:
     """Join every worker's tensor along the first axis, in rank order; gradients flow back to each worker's part."""
     if world()[1] == 1:
         return local
-    parts: tuple[Tensor, ...] = all_gather_with_gradient(local.contiguous())  # type: ignore[no-untyped-call]
-    return torch.cat(parts)
+    result: Tensor = _Gather.apply(local)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Gather(torch.autograd.Function):
+    """``gathered``: the gradient of a worker's part is the sum of what all workers found for it."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        ctx.rows = len(local)
+        return gathered_constant(local)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        total = gradient.contiguous()
+        dist.all_reduce(total)
+        rank = world()[0]
+        return total[rank * ctx.rows : (rank + 1) * ctx.rows]
 
 
 def gathered_constant(local: Tensor) -> Tensor:

@@ -22,17 +22,20 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
     Args:
         folder: exists; files of the same name are replaced.
         model: all of whose state is written.
-        optimizer: with tensor state by parameter; numbers in its parameter groups are kept too.
+        optimizer: its state by parameter and what its parameter groups hold, numbers and tensors.
         progress: a JSON value.
     """
     state = optimizer.state_dict()
-    tensors = {f"{number}.{name}": value for number, entry in state["state"].items() for name, value in entry.items()}
+    tensors = {
+        f"state.{number}.{name}": value for number, entry in state["state"].items() for name, value in entry.items()
+    }
+    groups = []
+    for number, group in enumerate(state["param_groups"]):
+        # timm's LAMB counts its steps in a tensor of the group.
+        tensors |= {f"group.{number}.{name}": value for name, value in group.items() if isinstance(value, Tensor)}
+        groups.append({name: value for name, value in group.items() if not isinstance(value, Tensor)})
     save_file({name: value.detach().contiguous() for name, value in model.state_dict().items()}, folder / _MODEL)
     save_file({name: torch.as_tensor(value).contiguous() for name, value in tensors.items()}, folder / _OPTIMIZER)
-    groups = [
-        {name: value for name, value in group.items() if isinstance(value, (int, float, str, list, tuple))}
-        for group in state["param_groups"]
-    ]
     (folder / _PROGRESS).write_text(json.dumps({"progress": progress, "groups": groups}), encoding="utf-8")
 
 
@@ -48,11 +51,10 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         value = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
     entries: dict[int, dict[str, Any]] = {}
     for key, tensor in tensors.items():
-        number, _, name = key.partition(".")
-        entries.setdefault(int(number), {})[name] = tensor
-    current = optimizer.state_dict()["param_groups"]
-    groups = [{**own, **saved} for own, saved in zip(current, value["groups"], strict=True)]
-    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        kind, number, name = key.split(".", 2)
+        place = value["groups"][int(number)] if kind == "group" else entries.setdefault(int(number), {})
+        place[name] = tensor
+    optimizer.load_state_dict({"state": entries, "param_groups": value["groups"]})
     progress: dict[str, Any] = value["progress"]
     return progress
 

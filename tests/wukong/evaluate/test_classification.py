@@ -1,0 +1,61 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from wukong.config import Model
+from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
+from wukong.evaluate import classification
+from wukong.evaluate.prompts import PROMPTS
+from wukong.model.dual import DualEncoder
+
+NAMES = ("猫", "红色的苹果", "月亮")
+
+
+def model(similarity: str) -> tuple[DualEncoder, Tokenizer]:
+    torch.manual_seed(0)
+    settings = Model.model_validate(
+        {"text": {"layers": 1, "heads": 2, "width": 16}, "embedding": 8, "similarity": similarity}
+    )
+    tokenizer = Tokenizer(packaged_vocabulary())
+    return DualEncoder(settings, tokenizer, feature_width=12).eval(), tokenizer
+
+
+def test_there_are_80_prompts() -> None:
+    assert len(set(PROMPTS)) == 80
+    assert all(prompt.count("{}") == 1 for prompt in PROMPTS)
+
+
+def test_a_class_is_the_normalised_mean_of_its_prompts() -> None:
+    dual, tokenizer = model("global")
+    images = F.normalize(torch.randn(4, 8), dim=1)
+    scores = classification.class_scores(dual, tokenizer, images, NAMES, batch_size=7)
+    with torch.inference_mode():
+        for column, name in enumerate(NAMES):
+            vectors = torch.cat([dual.embed_text(tokenizer([prompt.format(name)])).vectors for prompt in PROMPTS])
+            mean = vectors.sum(0) / 80
+            torch.testing.assert_close(scores[:, column], images @ (mean / mean.norm()), rtol=1e-4, atol=1e-5)
+
+
+def test_token_wise_a_class_is_the_mean_of_its_prompts_similarities() -> None:
+    dual, tokenizer = model("token")
+    images = F.normalize(torch.randn(4, 5, 8), dim=2)
+    scores = classification.class_scores(dual, tokenizer, images, NAMES, batch_size=7)
+    with torch.inference_mode():
+        for column, name in enumerate(NAMES):
+            each = []
+            for prompt in PROMPTS:
+                text = dual.embed_text(tokenizer([prompt.format(name)]))
+                each.append((images @ text.vectors[0, 1:].T).max(2).values.mean(1))  # without [CLS]
+            torch.testing.assert_close(scores[:, column], torch.stack(each).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_accuracy_counts_the_best_and_the_best_few() -> None:
+    scores = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.1, 0.3], [0.2, 0.3, 0.25], [1.0, 1.0, 1.0]])
+    labels = torch.tensor([1, 2, 2, 0])
+    assert classification.accuracy(scores, labels) == pytest.approx(0.25)  # a tie is not won
+    assert classification.accuracy(scores, labels, 2) == pytest.approx(0.75)
+    by_class = classification.per_class(scores[:3], labels[:3])
+    assert math.isnan(by_class[0])
+    assert by_class[1:] == [1.0, 0.0]

@@ -1,0 +1,31 @@
+"""Run a function in several processes that form a gloo group, and give what each returned."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _enter(
+    rank: int, workers: int, port: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
+    torch.save(function(rank, workers, *arguments), Path(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def run(workers: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """``function(rank, workers, *arguments)`` in each process; it must be importable and return tensors."""
+    mp.spawn(_enter, (workers, free_port(), str(folder), function, arguments), nprocs=workers)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(workers)]

@@ -1,0 +1,37 @@
+"""A small model and small data, the same in every process."""
+
+import torch
+
+from wukong.config import Model, Training
+from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
+from wukong.model.dual import DualEncoder
+from wukong.train.data import Pairs
+
+WIDTH = 12
+SETTINGS = Training(epochs=4, batch_size=8, learning_rate=0.02, views=1, epsilon=1e-6)
+CAPTIONS = [
+    "猫",
+    "狗",
+    "红色的苹果",
+    "绿色的苹果",
+    "月亮",
+    "太阳",
+    "一只鸟",
+    "两只鸟",
+    "房子",
+    "树",
+    "猫",
+    "雪山",
+    "河",
+    "火车",
+] * 2
+
+
+def make(dropout: float = 0.0, similarity: str = "global") -> tuple[DualEncoder, Pairs]:
+    torch.manual_seed(0)
+    text = {"layers": 1, "heads": 2, "width": 16, "dropout": dropout}
+    model = Model.model_validate({"text": text, "embedding": 8, "similarity": similarity})
+    tokenizer = Tokenizer(packaged_vocabulary())
+    dual = DualEncoder(model, tokenizer, feature_width=WIDTH)
+    shape = (2, len(CAPTIONS), WIDTH) if similarity == "global" else (2, len(CAPTIONS), 4, WIDTH)
+    return dual, Pairs(torch.randn(shape).half(), CAPTIONS, tokenizer)

@@ -1,0 +1,97 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import small
+import torch
+import workers
+
+from wukong.errors import ConfigError, DataError
+from wukong.train.loop import Epoch, train
+
+
+def ignore(_epoch: Epoch, _write: Callable[[Path], None]) -> None:
+    pass
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_training_lowers_the_loss() -> None:
+    model, pairs = small.make()
+    history = train(model, pairs, small.SETTINGS, 0, ignore)
+    assert [epoch.epoch for epoch in history] == [1, 2, 3, 4]
+    assert history[-1].loss < 0.8 * history[0].loss
+
+
+@pytest.mark.parametrize("optimizer", ["lamb", "adamw"])
+def test_a_run_cut_short_goes_on_to_the_same_weights(tmp_path: Path, optimizer: str) -> None:
+    settings = small.SETTINGS.model_copy(update={"optimizer": optimizer, "token_dropout": 0.2})
+    whole, pairs = small.make(dropout=0.2)
+    expected = train(whole, pairs, settings, 7, ignore)
+
+    class KilledError(Exception):
+        pass
+
+    def kill_after_two(epoch: Epoch, write: Callable[[Path], None]) -> None:
+        write(tmp_path)
+        if epoch.epoch == 2:
+            raise KilledError
+
+    cut, pairs = small.make(dropout=0.2)
+    with pytest.raises(KilledError):
+        train(cut, pairs, settings, 7, kill_after_two)
+    resumed, pairs = small.make(dropout=0.2)
+    history = train(resumed, pairs, settings, 7, ignore, resume=tmp_path)
+    assert [epoch.loss for epoch in history] == [epoch.loss for epoch in expected]
+    for name, value in weights(resumed).items():
+        assert torch.equal(value, whole.state_dict()[name]), name
+
+
+def _train_share(rank: int, count: int, similarity: str) -> dict[str, torch.Tensor]:
+    model, pairs = small.make(similarity=similarity)
+    train(model, pairs, small.SETTINGS, 0, ignore)
+    return weights(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("similarity", ["global", "token"])
+def test_two_workers_train_the_same_model_as_one(tmp_path: Path, similarity: str) -> None:
+    alone = _train_share(0, 1, similarity)
+    first, second = workers.run(2, tmp_path, _train_share, similarity)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+        torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    model, pairs = small.make()
+    train(model, pairs, small.SETTINGS.model_copy(update={"epochs": 1}), 0, lambda _epoch, write: write(tmp_path))
+    other, pairs = small.make(similarity="token")
+    other.image_head = torch.nn.Linear(small.WIDTH, 4)
+    with pytest.raises(DataError, match="another architecture"):
+        train(other, pairs, small.SETTINGS, 0, ignore, resume=tmp_path)
+    (tmp_path / "optimizer.safetensors").write_bytes(b"cut short")
+    with pytest.raises(DataError, match="cannot be read"):
+        train(model, pairs, small.SETTINGS, 0, ignore, resume=tmp_path)
+
+
+def test_features_that_are_not_numbers_end_the_run() -> None:
+    model, pairs = small.make()
+    pairs.features[0, 3] = torch.nan
+    with pytest.raises(DataError, match="loss is nan"):
+        train(model, pairs, small.SETTINGS, 0, ignore)
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    model, pairs = small.make()
+    with pytest.raises(ConfigError, match="28 pairs"):
+        train(model, pairs, small.SETTINGS.model_copy(update={"batch_size": 64}), 0, ignore)
+
+
+def test_the_temperature_does_not_fall_below_its_bound() -> None:
+    model, pairs = small.make()
+    model.settings = model.settings.model_copy(update={"min_temperature": 0.5})
+    history = train(model, pairs, small.SETTINGS, 0, ignore)
+    assert all(epoch.temperature > 0.499 for epoch in history)

@@ -1,0 +1,62 @@
+import math
+
+import pytest
+import small
+import torch
+
+from wukong.config import Training
+from wukong.train import optimizer
+
+
+def test_only_matrices_of_layers_and_heads_decay() -> None:
+    model, _pairs = small.make()
+    groups = optimizer.parameter_groups(model, Training(weight_decay=0.05, image_head_rate=0.1))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == {
+        "text.layers.0.qkv.weight",
+        "text.layers.0.attended.weight",
+        "text.layers.0.expand.weight",
+        "text.layers.0.contract.weight",
+        "image_head.weight",
+        "text_head.weight",
+    }
+    slow = {names[id(p)] for group in groups if group["rate"] == 0.1 for p in group["params"]}
+    assert slow == {"image_head.weight", "image_head.bias"}
+    assert sorted(names.values()) == sorted(names[id(p)] for group in groups for p in group["params"])
+
+
+def test_lamb_is_the_published_update() -> None:
+    """Algorithm 2 of You et al. 2020, written out in double precision."""
+    model, _pairs = small.make()
+    model.double()
+    settings = Training(learning_rate=0.01, weight_decay=0.05, epsilon=1e-2, image_head_rate=1.0)
+    optimiser = optimizer.build(model, settings)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decay = {names[id(p)]: group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
+    expected = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    mean = {name: torch.zeros_like(value) for name, value in expected.items()}
+    square = {name: torch.zeros_like(value) for name, value in expected.items()}
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1, 4):
+        for name, parameter in model.named_parameters():
+            gradient = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.01
+            parameter.grad = gradient
+            mean[name] = 0.9 * mean[name] + 0.1 * gradient
+            square[name] = 0.999 * square[name] + 0.001 * gradient**2
+            ratio = (mean[name] / (1 - 0.9**step)) / ((square[name] / (1 - 0.999**step)).sqrt() + 1e-2)
+            update = ratio + decay[name] * expected[name]
+            trust = expected[name].norm() / update.norm() if expected[name].norm() > 0 and update.norm() > 0 else 1.0
+            expected[name] = expected[name] - 0.01 * trust * update
+        optimiser.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_the_rate_warms_up_and_falls_as_a_cosine() -> None:
+    settings = Training(learning_rate=2.0, warmup_fraction=0.1)
+    rates = [optimizer.learning_rate(step, 100, settings) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+    assert rates[55] == pytest.approx(1.0)
+    assert rates[99] == pytest.approx(1 + math.cos(math.pi * 89 / 90))
+    assert max(rates) == 2.0
