@@ -22,7 +22,9 @@ def experiment_of(text: str) -> Experiment:
     return config.parse(json.loads(text), where="the pipeline's experiment parameter")
 
 
-def run_stage(stage: str, experiment: str, run: str, parents: Sequence[str], output: str) -> Manifest:
+def run_stage(
+    stage: str, experiment: str, run: str, parents: Sequence[str], output: str, earlier: Sequence[str] = ()
+) -> Manifest:
     """Run a stage's job, log it to MLflow, and write its manifest where KFP expects the output artifact.
 
     Args:
@@ -31,6 +33,7 @@ def run_stage(stage: str, experiment: str, run: str, parents: Sequence[str], out
         run: name of the pipeline run.
         parents: local paths of the manifests handed in.
         output: local path of the manifest artifact to write.
+        earlier: URIs of manifests of earlier runs that the stage goes on from.
 
     Raises:
         JobError: the job failed; the message is the job's own.
@@ -38,7 +41,7 @@ def run_stage(stage: str, experiment: str, run: str, parents: Sequence[str], out
     parsed = experiment_of(experiment)
     inputs = [load_artifact(path) for path in parents]
     with tracking.stage_run(parsed, run, stage) as run_id:
-        uris = [f"{parent.uri}/manifest.json" for parent in inputs]
+        uris = [*(f"{parent.uri}/manifest.json" for parent in inputs), *earlier]
         result = launch(stage, parsed, run, uris, {"MLFLOW_RUN_ID": run_id} if run_id else None)
         tracking.log_stage(run_id, result)
     save_artifact(result, output)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from wukong import storage
+from wukong import manifest, storage
 from wukong.config import Experiment
 from wukong.errors import ConfigError
 
@@ -72,3 +72,14 @@ def read_all(experiment: Experiment, run: str) -> list[Record]:
     """The records of a run, in the pipeline's order."""
     records = (read(experiment, run, stage) for stage in STAGES)
     return [record for record in records if record is not None]
+
+
+def latest(experiment: Experiment, stage: str) -> str | None:
+    """URI of the newest manifest of a stage that a run of this experiment recorded, or None."""
+    found = [
+        manifest.load(record.manifest)
+        for uri in storage.list_files(storage.join(experiment.root, "runs"), f"/{stage}.json")
+        if (record := Record.model_validate(storage.read_json(uri))).manifest and storage.exists(record.manifest)
+    ]
+    newest = max(found, key=lambda one: str(one.provenance.get("created", "")), default=None)
+    return storage.join(newest.uri, "manifest.json") if newest else None

@@ -175,6 +175,23 @@ def finish(experiment: Experiment, run: str, metrics: Mapping[str, float]) -> No
         client.set_terminated(parent, "FINISHED")
 
 
+def end(experiment: Experiment, run: str, status: str) -> None:
+    """End the pipeline's run and what still runs below it: for a pipeline whose own components could not.
+
+    Args:
+        experiment: whose run.
+        run: name of the pipeline run.
+        status: MLflow's word for how it ended: ``FAILED`` or ``KILLED``.
+    """
+    if enabled():
+        client = _client()
+        parent = _parent(client, experiment, run).info
+        nested = client.search_runs([parent.experiment_id], f"tags.`{_PARENT_TAG}` = '{parent.run_id}'")
+        for info in [*(entry.info for entry in nested), parent]:
+            if info.status == "RUNNING":
+                client.set_terminated(info.run_id, status)
+
+
 def log_report(experiment: Experiment, run: str, page: Path) -> None:
     """Log a run's report as an artifact of the pipeline's run."""
     if enabled():

@@ -1,0 +1,51 @@
+"""The first task of a run on a cluster: make the experiment of the pipeline's parameters, and check it."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components.image import DATA_IMAGE
+
+
+@dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
+def configure(
+    experiment: str,
+    overrides: list[str],
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    workers: int,
+    gpus_per_worker: int,
+    run: str,
+    job: str,
+    go_on: bool,
+) -> NamedTuple("Configured", experiment=str, run=str, start=str):  # type: ignore[valid-type]
+    """Make the experiment of the pipeline's parameters, and check it.
+
+    Args:
+        experiment: the experiment as YAML or JSON.
+        overrides: ``key.path=value`` entries, applied to it first.
+        epochs: of pre-training; -1 leaves the experiment's.
+        batch_size: of pre-training, over all workers; -1 leaves the experiment's.
+        learning_rate: of pre-training; -1 leaves the experiment's.
+        workers: of pre-training and fine-tuning; -1 leaves the experiment's.
+        gpus_per_worker: of pre-training and fine-tuning; -1 leaves the experiment's.
+        run: name of the run; empty for KFP's.
+        job: KFP's name of the run.
+        go_on: go on from the experiment's last run.
+
+    Returns:
+        The experiment as JSON, the run's name, and the URI of the pre-training to start from, empty for none.
+    """
+    import json
+
+    from components.run import continued, experiment_of
+
+    values = {"pretrain.epochs": epochs, "pretrain.batch_size": batch_size, "pretrain.learning_rate": learning_rate}
+    for stage in ("pretrain", "finetune"):
+        values |= {f"{stage}.workers": workers, f"{stage}.gpus_per_worker": gpus_per_worker}
+    made, start = experiment_of(experiment, overrides, values), ""
+    if go_on:
+        made, start = continued(made)
+    text = json.dumps(made.model_dump(mode="json"), ensure_ascii=False)
+    return text, run or job, start

@@ -1,0 +1,35 @@
+"""What became of the crawl's pairs, for the UI."""
+
+from kfp import dsl
+
+from components.image import DATA_IMAGE
+
+
+@dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
+def data_card(
+    crawl_manifest: dsl.Input[dsl.Artifact],
+    filter_manifest: dsl.Input[dsl.Artifact],
+    validate_manifest: dsl.Input[dsl.Artifact],
+    page: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
+    """Show the funnel from query to training pair, and where the data lies.
+
+    Args:
+        crawl_manifest: manifest of the crawl stage.
+        filter_manifest: manifest of the filter stage.
+        validate_manifest: manifest of the validate stage.
+        page: the funnel.
+        metrics: its numbers.
+    """
+    from pathlib import Path
+
+    from components.pages import funnel, numbers
+    from components.stage import load_artifact
+
+    manifests = [load_artifact(entry.path) for entry in (crawl_manifest, filter_manifest, validate_manifest)]
+    target = Path(page.path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(funnel(manifests), encoding="utf-8")
+    for name, value in numbers(manifests).items():
+        metrics.log_metric(name, value)

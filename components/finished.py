@@ -1,0 +1,32 @@
+"""A stage of an earlier run, as an artifact."""
+
+from kfp import dsl
+
+from components.image import DATA_IMAGE
+
+
+@dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
+def finished(
+    experiment: str,
+    run: str,
+    stage: str,
+    manifest: dsl.Output[dsl.Artifact],
+) -> None:
+    """Hand on what a stage of an earlier run wrote.
+
+    Args:
+        experiment: the experiment as JSON.
+        run: name of the earlier run.
+        stage: name of the stage.
+        manifest: what that stage wrote, and where.
+    """
+    import json
+
+    from components.run import manifest_of
+    from components.stage import save_artifact
+    from wukong import config
+    from wukong.manifest import load
+
+    result = load(manifest_of(config.parse(json.loads(experiment)), run, stage))
+    save_artifact(result, manifest.path)
+    manifest.metadata["digest"] = result.digest

@@ -1,0 +1,37 @@
+"""What the evaluation measured, for the UI."""
+
+from kfp import dsl
+
+from components.image import DATA_IMAGE
+
+
+@dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
+def results(
+    evaluate_manifest: dsl.Input[dsl.Artifact],
+    page: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
+    classes: dsl.Output[dsl.ClassificationMetrics],
+) -> None:
+    """Show retrieval and classification beside chance, and the confusions of the first classification set.
+
+    Args:
+        evaluate_manifest: manifest of the evaluate stage.
+        page: tables of recalls and accuracies.
+        metrics: every number of the evaluation.
+        classes: the confusion matrix, where the evaluation has one.
+    """
+    from pathlib import Path
+
+    from components.pages import confusions, scores
+    from components.stage import load_artifact
+    from wukong import storage
+
+    manifest = load_artifact(evaluate_manifest.path)
+    evaluation = storage.read_json(storage.join(manifest.uri, "evaluation.json"))
+    target = Path(page.path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(scores(evaluation), encoding="utf-8")
+    for name, value in manifest.metrics.items():
+        metrics.log_metric(name, value)
+    if found := confusions(evaluation):
+        classes.log_confusion_matrix(*found)

@@ -1,0 +1,116 @@
+"""What a pipeline has on a cluster beside its tasks: parameters to fill in, a first and a last task, pod settings.
+
+Locally none of this applies: there the command line has the experiment, and the environment the addresses.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kfp import dsl, kubernetes
+
+from components.configure import configure
+from components.finish import finish
+
+EXPERIMENT = json.dumps(
+    yaml.safe_load((Path(__file__).parent / "experiment.yaml").read_text(encoding="utf-8")), ensure_ascii=False
+)
+"""The default of every pipeline's ``experiment`` parameter; on one line, as KFP repeats it in a comment."""
+
+SETTINGS = ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "MLFLOW_TRACKING_URI", "WUKONG_CLUSTER", "DO_NOT_TRACK")
+"""Keys of the ConfigMap ``wukong-settings`` that components get."""
+
+SECRETS = {
+    "wukong-s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    "wukong-mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+}
+"""Secrets that components get, with their keys."""
+
+_HEAVY = ("register", "report")  # they carry a model or pictures through their own memory
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the tasks of a run get: the experiment as JSON, the run's name, and a pre-training to start from."""
+
+    experiment: Any
+    name: Any
+    start: Any
+
+
+@contextmanager
+def run(
+    experiment: Any,
+    overrides: Any,
+    name: Any,
+    *,
+    epochs: Any = -1,
+    batch_size: Any = -1,
+    learning_rate: Any = -1.0,
+    workers: Any = -1,
+    gpus_per_worker: Any = -1,
+    go_on: bool = False,
+) -> Iterator[Run]:
+    """Begin a run with a checked experiment; whatever happens to the tasks of the block, record how it ended.
+
+    Args:
+        experiment: the pipeline's parameter, YAML or JSON.
+        overrides: the pipeline's parameter.
+        name: the pipeline's parameter; empty for KFP's name of the run.
+        epochs: see ``components.configure``, like the next four.
+        batch_size: of pre-training.
+        learning_rate: of pre-training.
+        workers: of both trainings.
+        gpus_per_worker: of both trainings.
+        go_on: go on from the experiment's last run.
+    """
+    ended = finish(experiment=experiment, overrides=overrides, run=name, job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
+    prepare({"finish": ended}, {"finish": "Record how the run ended"}, retries=1)
+    with dsl.ExitHandler(ended, name="The run"):
+        made = configure(
+            experiment=experiment,
+            overrides=overrides,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            workers=workers,
+            gpus_per_worker=gpus_per_worker,
+            run=name,
+            job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
+            go_on=go_on,
+        )
+        prepare({"configure": made}, {"configure": "Check the experiment"}, retries=0)
+        yield Run(made.outputs["experiment"], made.outputs["run"], made.outputs["start"])
+
+
+def prepare(tasks: Mapping[str, dsl.PipelineTask], titles: Mapping[str, str], retries: int = 2) -> None:
+    """Give tasks what their pods need: a title, settings, credentials, resources, retries.
+
+    A stage does its work in a RayJob and finds finished work again by its manifest, so KFP's own cache is off: it would
+    hand on a manifest whose data may be gone.
+
+    Args:
+        tasks: by name.
+        titles: what the UI calls them, by name.
+        retries: how often a failed task is started again.
+    """
+    for name, task in tasks.items():
+        task.set_display_name(titles[name])
+        task.set_caching_options(enable_caching=False)
+        task.set_cpu_request("250m").set_cpu_limit("2")
+        task.set_memory_request("512Mi").set_memory_limit("4Gi" if name in _HEAVY else "2Gi")
+        if retries:
+            task.set_retry(retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
+        kubernetes.set_image_pull_policy(task, "IfNotPresent")
+        kubernetes.use_config_map_as_env(task, "wukong-settings", {key: key for key in SETTINGS})
+        for secret, keys in SECRETS.items():
+            kubernetes.use_secret_as_env(task, secret, {key: key for key in keys})
+
+
+def cached(task: dsl.PipelineTask) -> None:
+    """Let KFP reuse a task's artifacts: for pages that are made of manifests and nothing else."""
+    task.set_caching_options(enable_caching=True)

@@ -1,0 +1,47 @@
+"""Compile the pipelines for KFP: ``python -m pipelines.compile [FOLDER]``, by default ``pipelines/compiled``.
+
+The result depends on the code and on ``WUKONG_DATA_IMAGE`` (the image of the components) alone: not on the machine, the
+time or the hash seed.
+"""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+from kfp import compiler
+
+from pipelines.data import data_on_cluster
+from pipelines.evaluate import evaluate_on_cluster
+from pipelines.recurring import recurring_on_cluster
+from pipelines.training import training_on_cluster
+
+PIPELINES = {
+    "training": training_on_cluster,
+    "data": data_on_cluster,
+    "evaluate": evaluate_on_cluster,
+    "recurring": recurring_on_cluster,
+}
+"""By name: of the file, and for ``wukong submit``."""
+
+FOLDER = Path(__file__).parent / "compiled"
+
+
+def compile_all(folder: Path = FOLDER) -> list[Path]:
+    """Write every pipeline as KFP's YAML; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, pipeline in PIPELINES.items():
+        files.append(folder / f"{name}.yaml")
+        with warnings.catch_warnings():
+            # Components come with the image, KFP included: nothing is installed when they start.
+            warnings.simplefilter("ignore", category=FutureWarning)
+            compiler.Compiler().compile(pipeline, str(files[-1]))
+    return files
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m pipelines.compile", description="Compile the pipelines for KFP.")
+    parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
+    for file in compile_all(parser.parse_args().folder):
+        sys.stdout.write(f"{file}\n")

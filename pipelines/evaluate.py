@@ -1,0 +1,39 @@
+"""Measure the model of an earlier run again, as a KFP pipeline for a cluster."""
+
+from kfp import dsl
+
+from components.evaluate import evaluate
+from components.finished import finished
+from pipelines import cluster
+from pipelines.training import show_results
+
+_STAGES = {"filter": "Find the data", "pretrain": "Find the pre-trained model", "finetune": "Find the fine-tuned model"}
+
+
+@dsl.pipeline(name="wukong-evaluate", description="Measure the model of an earlier run, by other tasks or prompts.")
+def evaluate_on_cluster(
+    of_run: str,
+    experiment: str = cluster.EXPERIMENT,
+    overrides: list[str] = [],  # noqa: B006 - KFP reads the default, nobody changes it
+    run: str = "",
+) -> None:
+    """Evaluate what an earlier run trained: its experiment, with another `evaluate` section.
+
+    Args:
+        of_run: name of the run whose data and models are measured.
+        experiment: the experiment of that run, YAML or JSON; its `evaluate` section says what is measured.
+        overrides: single values of the experiment to change, for instance ["evaluate.batch_size=512"].
+        run: name of this run. Empty takes KFP's.
+    """
+    with cluster.run(experiment, overrides, run) as begun:
+        found = {}
+        for stage in _STAGES:
+            found[stage] = finished(experiment=begun.experiment, run=of_run, stage=stage)
+        cluster.prepare(found, _STAGES, retries=0)
+        measured = evaluate(
+            experiment=begun.experiment,
+            run=begun.name,
+            **{f"{stage}_manifest": task.outputs["manifest"] for stage, task in found.items()},
+        )
+        cluster.prepare({"evaluate": measured}, {"evaluate": "Evaluate"})
+        show_results(measured)

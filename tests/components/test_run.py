@@ -1,0 +1,126 @@
+"""The two ends of a run: the experiment made of parameters, and the record of how it ended."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components import run as ends
+from wukong import config, run, storage
+from wukong.errors import ConfigError, DataError
+from wukong.manifest import Stage
+
+
+def text(root: Path) -> str:
+    return f"""
+name: demo
+storage: {storage.from_path(root)}
+crawl: {{queries: "file:///q.txt", endpoint: "http://site.invalid"}}
+pretrain: {{epochs: 4}}
+"""
+
+
+def test_parameters_change_the_experiment_and_as_is_does_not(tmp_path: Path) -> None:
+    values = {"pretrain.epochs": 7, "pretrain.batch_size": ends.AS_IS, "pretrain.learning_rate": -1.0}
+    made = ends.experiment_of(text(tmp_path), ["pretrain.epochs=5", "crawl.max_queries=3"], values)
+    given = config.loads(text(tmp_path))
+    assert (made.pretrain.epochs, made.crawl.max_queries) == (7, 3)
+    assert made.pretrain.batch_size == given.pretrain.batch_size
+    assert made.pretrain.learning_rate == given.pretrain.learning_rate
+
+
+def test_zero_gpus_are_zero_gpus(tmp_path: Path) -> None:
+    made = ends.experiment_of(text(tmp_path), ["pretrain.gpus_per_worker=1"], {"pretrain.gpus_per_worker": 0})
+    assert made.pretrain.gpus_per_worker == 0
+
+
+def test_a_mistake_names_its_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"pretrain\.epochs"):
+        ends.experiment_of(text(tmp_path), [], {"pretrain.epochs": 0})
+
+
+def finished_stage(experiment: config.Experiment, name: str, run_name: str, **settings: Any) -> str:
+    made = Stage(experiment.root, name, settings).commit([])
+    uri = storage.join(made.uri, "manifest.json")
+    run.write(experiment, run_name, run.Record(stage=name, state="succeeded", manifest=uri))
+    return uri
+
+
+def test_a_first_run_has_nothing_to_go_on_from(tmp_path: Path) -> None:
+    experiment = config.loads(text(tmp_path))
+    assert ends.continued(experiment) == (experiment, "")
+
+
+def test_a_run_goes_on_from_the_newest_crawl_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = config.loads(text(tmp_path))
+    moments = iter(["2026-01-03T00:00:00+00:00", "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"])
+    monkeypatch.setattr("wukong.manifest.provenance", lambda: {"created": next(moments)})
+    newest = finished_stage(experiment, "crawl", "b", number=1)
+    finished_stage(experiment, "crawl", "c", number=2)
+    model = finished_stage(experiment, "pretrain", "a")
+    run.write(experiment, "d", run.Record(stage="crawl", state="failed", error="no"))
+    made, start = ends.continued(experiment)
+    assert (made.crawl.previous, start) == (newest, model)
+
+
+def test_the_manifest_of_a_run_or_why_there_is_none(tmp_path: Path) -> None:
+    experiment = config.loads(text(tmp_path))
+    uri = finished_stage(experiment, "filter", "good")
+    run.write(experiment, "bad", run.Record(stage="filter", state="failed", error="part 7 is truncated"))
+    assert ends.manifest_of(experiment, "good", "filter") == uri
+    with pytest.raises(DataError, match="part 7 is truncated"):
+        ends.manifest_of(experiment, "bad", "filter")
+    with pytest.raises(DataError, match="there is no record"):
+        ends.manifest_of(experiment, "none", "filter")
+
+
+@pytest.mark.parametrize(
+    ("state", "message", "expected", "error"),
+    [
+        ("SUCCEEDED", "", "succeeded", ""),
+        ("FAILED", "", "failed", "filter: part 7 is truncated"),
+        ("FAILED", "node lost", "failed", "node lost"),
+        ("CANCELLED", "", "failed", "filter: part 7 is truncated"),
+    ],
+)
+def test_the_end_of_a_run_is_recorded(tmp_path: Path, state: str, message: str, expected: str, error: str) -> None:
+    experiment = config.loads(text(tmp_path))
+    run.write(experiment, "r", run.Record(stage="filter", state="failed", error="part 7 is truncated"))
+    ends.finish(text(tmp_path), [], "r", state, message)
+    record = run.read(experiment, "r", "run")
+    assert record is not None
+    assert (record.state, record.error) == (expected, error)
+
+
+def test_a_run_that_never_had_an_experiment_leaves_nothing(tmp_path: Path) -> None:
+    ends.finish("name: [", [], "r", "FAILED", "")
+    assert storage.list_files(storage.from_path(tmp_path)) == []
+
+
+def test_the_jobs_of_a_run_on_a_cluster_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[tuple[str, ...]] = []
+
+    def end_run(experiment: config.Experiment, run_name: str, namespace: str) -> list[str]:
+        ended.append((experiment.name, run_name, namespace))
+        return ["left-behind"]
+
+    monkeypatch.setattr("ray_jobs.kuberay.end_run", end_run)
+    monkeypatch.setenv("WUKONG_CLUSTER", "wukong")
+    ends.finish(text(tmp_path), [], "r", "CANCELLED", "")
+    assert ended == [("demo", "r", "wukong")]
+
+
+def test_a_failed_run_ends_in_mlflow_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    from wukong import tracking
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = config.loads(text(tmp_path))
+    with tracking.stage_run(experiment, "r", "filter") as nested:
+        ends.finish(text(tmp_path), [], "r", "CANCELLED", "")
+        assert nested is not None
+        client = MlflowClient()
+        killed = client.get_run(nested)
+        parent = client.get_run(killed.data.tags["mlflow.parentRunId"])
+        assert {killed.info.status, parent.info.status} == {"KILLED"}
