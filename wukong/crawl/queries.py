@@ -174,9 +174,7 @@ def _plain_texts(stream: IO[bytes]) -> Iterator[bytes]:
     while piece := stream.read(CHUNK_BYTES):
         piece = rest + piece
         end = piece.rfind(b"\n") + 1
-        if (
-            end == 0 and len(piece) >= CHUNK_BYTES
-        ):  # a long line: cut before its last character, which may be incomplete
+        if end == 0 and len(piece) >= CHUNK_BYTES:  # one long line: its last character may be incomplete
             end = len(piece) - 1
             while end > 0 and piece[end] & 0xC0 == 0x80:
                 end -= 1

@@ -140,7 +140,10 @@ async def _page(url: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> li
     ) as response:
         if response.location is not None:
             raise _refused(engine, f"a redirect to {response.location}")
-        return engine.parse(bytes(response.body))
+        try:
+            return engine.parse(bytes(response.body))
+        except EngineRefusedError as error:
+            raise _refused(engine, str(error)) from error
 
 
 def _refused(engine: Engine, answer: str) -> EngineRefusedError:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import HOST
+from crawl_samples import HOST, make_config, make_picture
 from loopback_web import Web, answering, raw, redirect
 from PIL import Image
 
@@ -191,9 +191,6 @@ NO_SERVER = {
 @pytest.fixture(scope="module")
 def hostile_part(tmp_path_factory):
     """Everything above, asked for in one part with short limits."""
-    from conftest import crawl_config, picture
-
-    make_picture, make_config = picture.__wrapped__(), crawl_config.__wrapped__()
     web = Web()
     cases = hostile(make_picture)
     web.handlers = {path: handler for path, (handler, _, _) in cases.items()}
@@ -212,9 +209,7 @@ def hostile_part(tmp_path_factory):
 
 def pytest_generate_tests(metafunc) -> None:
     if "hostile_path" in metafunc.fixturenames:
-        from conftest import picture
-
-        metafunc.parametrize("hostile_path", list(hostile(picture.__wrapped__())))
+        metafunc.parametrize("hostile_path", list(hostile(make_picture)))
 
 
 def test_every_hostile_answer_has_its_status(hostile_part, hostile_path: str, picture) -> None:

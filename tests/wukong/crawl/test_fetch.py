@@ -9,7 +9,7 @@ from typing import Any
 
 import pycurl
 import pytest
-from conftest import HOST
+from crawl_samples import HOST
 from loopback_web import Web, answering, in_turn, raw, redirect
 
 from wukong import storage

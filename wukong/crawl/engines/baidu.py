@@ -59,12 +59,12 @@ class Baidu:
             answer = _loads(text)
         except ValueError:
             if any(sign in text for sign in _CAPTCHA):
-                raise EngineRefusedError("Baidu answered with a captcha page") from None
+                raise EngineRefusedError("a captcha page") from None
             raise
         if not isinstance(answer, dict):
             raise ValueError("the answer is not an object")  # noqa: TRY004
         if answer.get("antiFlag"):
-            raise EngineRefusedError(f"Baidu answered with antiFlag: {clean(str(answer.get('message', '')))}")
+            raise EngineRefusedError(f"antiFlag {clean(str(answer.get('message', '')))}".strip())
         items = answer.get("data")
         if not isinstance(items, list):
             raise ValueError("the answer has no data[]")  # noqa: TRY004

@@ -1,0 +1,371 @@
+"""The crawl job end to end on a local Ray, against a search site and pictures on loopback."""
+
+import asyncio
+import io
+import json
+import random
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from loopback_web import Web, answering
+from PIL import Image
+
+from ray_jobs import crawl
+from wukong import config, storage
+from wukong.config import Experiment
+from wukong.crawl.addresses import CONNECT_TO
+from wukong.crawl.engines import EngineRefusedError
+from wukong.data.schema import CRAWLED, key_of
+from wukong.errors import ConfigError, DataError
+from wukong.manifest import Manifest
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+HOST = "corpus.test"
+PICTURES = 120
+
+
+def jpeg(number: int) -> bytes:
+    rng = np.random.default_rng(number)
+    small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+    stream = io.BytesIO()
+    small.resize((320, 240), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=85)
+    return stream.getvalue()
+
+
+class Site:
+    """A search site: a query's number says which five pictures it finds; every tenth picture is missing."""
+
+    def __init__(self) -> None:
+        self.web = Web()
+        self.missing = set(range(0, PICTURES, 10))
+        self.slowness = 0.0
+        self.web.fallback = self._answer
+        self._pictures = [jpeg(number) for number in range(PICTURES)]
+
+    async def _answer(self, path: str, writer: Any) -> None:
+        if self.slowness:
+            await asyncio.sleep(self.slowness)
+        if path.startswith("/search/acjson"):
+            fields = parse_qs(urlsplit(path).query)
+            query, page = fields["word"][0], int(fields["pn"][0]) // 30
+            numbers = self.found_by(query) if page == 0 else []
+            items = [
+                {
+                    "objURL": f"http://{HOST}/{n}.jpg",
+                    "fromPageTitle": f"{query}的图片{n}",
+                    "fromURL": f"http://{HOST}/p",
+                }
+                for n in numbers
+            ]
+            await answering(json.dumps({"data": [*items, {}]}).encode(), "application/json")(path, writer)
+            return
+        number = int(path.strip("/").removesuffix(".jpg"))
+        if number in self.missing:
+            await answering(b"", status="404 Not Found")(path, writer)
+        else:
+            await answering(self._pictures[number])(path, writer)
+
+    @staticmethod
+    def found_by(query: str) -> list[int]:
+        first = int(query[1:]) * 3
+        return [(first + i) % PICTURES for i in range(5)]
+
+    def requested(self) -> Counter[str]:
+        """Requests for pictures and searches since last asked."""
+        counts = Counter(
+            "search" if "acjson" in path else "picture"
+            for path in self.web.requests.elements()
+            if path != "/robots.txt"
+        )
+        self.web.requests.clear()
+        return counts
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    site = Site()
+    site.web.handlers["/robots.txt"] = answering(b"", status="404 Not Found")
+    monkeypatch.setenv(CONNECT_TO, f"{HOST}=127.0.0.1:{site.web.port}")
+    yield site
+    site.web.stop()
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Callable[..., Experiment]:
+    def make(queries: range = range(40), name: str = "a", **crawl_settings: Any) -> Experiment:
+        listed = tmp_path / f"queries-{queries.start}-{queries.stop}.txt"
+        listed.write_text("\n".join(f"q{number}" for number in queries))
+        settings = {
+            "queries": storage.from_path(listed),
+            "endpoint": f"http://{HOST}/search/acjson",
+            "part_size": 25,
+            "max_seconds": 5.0,
+            "retries": 0,
+            "politeness": {"per_host_concurrency": 32},
+        }
+        return config.parse(
+            {"name": name, "storage": storage.from_path(tmp_path / "store"), "crawl": settings | crawl_settings}
+        )
+
+    return make
+
+
+def rows(manifest: Manifest) -> list[dict[str, Any]]:
+    uris = manifest.part_uris("parts/", ".parquet")
+    return [row for uri in uris for row in storage.read_table(uri).to_pylist()]
+
+
+def digests(manifest: Manifest) -> dict[str, str]:
+    return {part.path: part.sha256 for part in manifest.parts}
+
+
+def expected_urls(queries: range) -> dict[str, list[str]]:
+    """URL -> the queries that find it, in the order of the list."""
+    found: dict[str, list[str]] = {}
+    for number in queries:
+        for picture in Site.found_by(f"q{number}"):
+            found.setdefault(f"http://{HOST}/{picture}.jpg", []).append(f"q{number}")
+    return found
+
+
+def test_from_queries_to_shards(site: Site, experiment) -> None:
+    manifest = crawl.run(experiment(), {})
+    found = expected_urls(range(40))
+    by_url = {row["url"]: row for row in rows(manifest)}
+    assert {url: row["queries"] for url, row in by_url.items()} == found
+    assert all(row["caption"].startswith(f"{row['queries'][0]}的") for row in by_url.values()), (
+        "the first caption is kept"
+    )
+    gone = {f"http://{HOST}/{number}.jpg" for number in site.missing}
+    assert {url for url, row in by_url.items() if row["status"] == "http_error"} == gone & set(found)
+    good = len(set(found) - gone)
+    assert manifest.counts["queries"] == 40
+    assert manifest.counts["results"] == 200
+    assert manifest.counts["urls"] == manifest.counts["requested"] == len(found)
+    assert manifest.counts["success"] == good
+    assert manifest.dropped == {"http_error": len(found) - good}
+    assert site.requested()["picture"] == len(found), "every URL is fetched once"
+
+    keys = []
+    for uri in manifest.part_uris("parts/", ".tar"):
+        with storage.open_input(uri) as stream, tarfile.open(fileobj=stream) as tar:
+            keys += [member.name.partition(".")[0] for member in tar if member.name.endswith(".jpg")]
+    assert sorted(keys) == sorted(row["key"] for row in by_url.values() if row["status"] == "success")
+    for uri in manifest.part_uris("parts/", ".parquet"):
+        table = storage.read_table(uri)
+        assert table.schema.equals(CRAWLED)
+        assert table.num_rows <= 25
+    for part in manifest.parts:
+        assert storage.exists(storage.join(manifest.uri, part.path))
+
+
+def test_a_finished_crawl_is_found_again(site: Site, experiment) -> None:
+    first = crawl.run(experiment(), {})
+    site.requested()
+    again = crawl.run(experiment(concurrency=3, retries=1), {})
+    assert again.digest == first.digest, "the pace does not change what is crawled"
+    assert not site.requested()
+
+
+def test_new_queries_fetch_only_what_is_new(site: Site, experiment) -> None:
+    first = crawl.run(experiment(range(30)), {})
+    site.requested()
+    grown = crawl.run(experiment(range(40), previous=first.uri), {})
+    requests = site.requested()
+    new = set(expected_urls(range(40))) - set(expected_urls(range(30)))
+    assert requests == {"search": 10 * 2, "picture": len(new)}, "two pages a query"
+    afresh = crawl.run(experiment(range(40), name="b"), {})
+    assert rows(grown) == rows(afresh), "as if it had been crawled at once"
+    tars = [{k: v for k, v in digests(m).items() if k.startswith("parts/")} for m in (grown, afresh)]
+    assert tars[0] == tars[1]
+    assert grown.parents[0].digest == first.digest
+
+
+def test_failures_are_tried_again(site: Site, experiment) -> None:
+    first = crawl.run(experiment(), {})
+    site.requested()
+    was_missing, site.missing = site.missing, set()
+    again = crawl.run(experiment(previous=first.uri, retry_failed=True), {})
+    assert site.requested() == {"picture": first.dropped["http_error"]}
+    assert again.counts["success"] == first.counts["urls"]
+    kept = crawl.run(experiment(previous=first.uri), {})
+    assert kept.counts["http_error"] == first.dropped["http_error"]
+    assert not site.requested()
+    assert was_missing
+
+
+def test_previous_must_fit(site: Site, experiment, tmp_path: Path) -> None:
+    first = crawl.run(experiment(), {})
+    with pytest.raises(ConfigError, match="image_size = 256, now 128"):
+        crawl.run(experiment(previous=first.uri, image_size=128), {})
+    with pytest.raises(ConfigError, match=r"needs crawl\.previous"):
+        crawl.run(experiment(retry_failed=True), {})
+    with pytest.raises(DataError, match="no manifest"):
+        crawl.run(experiment(previous=storage.from_path(tmp_path / "none")), {})
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        answering(b'{"antiFlag":1}', "application/json"),
+        answering(b"", status="302 Found", Location="https://wappass.baidu.com/static/captcha/"),
+        answering(b"", status="429 Too Many Requests", Retry_After="999"),
+    ],
+    ids=["antiFlag", "captcha", "429"],
+)
+def test_a_refusal_stops_the_engine_and_keeps_what_was_found(site: Site, experiment, refusal) -> None:
+    calls = Counter[str]()
+    original = site.web.fallback
+
+    async def refusing(path: str, writer: Any) -> None:
+        calls["search"] += "acjson" in path
+        if "acjson" in path and calls["search"] > 450:
+            await refusal(path, writer)
+        else:
+            await original(path, writer)
+
+    site.web.fallback = refusing
+    with pytest.raises(EngineRefusedError, match="no further"):
+        crawl.run(experiment(range(600)), {})
+    asked = calls["search"]
+    assert asked < 900, "it is not asked on and on"
+    site.web.fallback = original
+    site.requested()
+    manifest = crawl.run(experiment(range(600)), {})
+    assert manifest.counts["queries"] == 600
+    assert site.requested()["search"] < 1200, "finished blocks are not searched again"
+
+
+def test_the_search_engines_robots_txt_is_obeyed_unless_told_otherwise(site: Site, experiment, monkeypatch) -> None:
+    # A name of its own, because a worker process keeps what it knows of a site.
+    closed = f"http://closed.test:{site.web.port}/search/acjson"
+    monkeypatch.setenv(CONNECT_TO, f"{HOST}=127.0.0.1:{site.web.port},closed.test=127.0.0.1:{site.web.port}")
+    site.web.handlers["/robots.txt"] = answering(b"User-agent: *\nDisallow: /search/", "text/plain")
+    with pytest.raises(EngineRefusedError, match="search_robots_txt"):
+        crawl.run(experiment(endpoint=closed), {})
+    polite = {"search_robots_txt": False, "per_host_concurrency": 32}
+    assert crawl.run(experiment(endpoint=closed, politeness=polite), {}).counts["results"] == 200
+
+
+def test_queries_without_an_answer_are_counted(site: Site, experiment) -> None:
+    original = site.web.fallback
+
+    async def partly(path: str, writer: Any) -> None:
+        word = parse_qs(urlsplit(path).query).get("word", [""])[0]
+        if word == "q3":
+            await answering(b"<html>busy</html>", status="500 Error")(path, writer)
+        elif word == "q4":
+            await answering(b'{"data":[{}]}', "application/json")(path, writer)
+        elif word == "q5":
+            await answering(b"not json", "text/plain")(path, writer)
+        else:
+            await original(path, writer)
+
+    site.web.fallback = partly
+    manifest = crawl.run(experiment(), {})
+    counts = manifest.counts
+    assert (counts["queries_failed"], counts["queries_without_results"], counts["results"]) == (2, 1, 200 - 15)
+    site.web.fallback = original
+    site.requested()
+    retried = crawl.run(experiment(previous=manifest.uri, retry_failed=True), {})
+    assert retried.counts["results"] == 200 - 5
+    assert site.requested()["search"] == 4
+
+
+def test_a_list_of_urls(site: Site, experiment, tmp_path: Path) -> None:
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    urls = [f"http://{HOST}/{number}.jpg" for number in range(PICTURES)]
+    captions = [f"说明{number}" for number in range(PICTURES)]
+    pq.write_table(pa.table({"link": urls[:70], "alt": captions[:70]}), folder / "a.parquet")
+    lines = ["link,alt", *(f'{u},"{c}, 又"' for u, c in zip(urls[50:], captions[50:], strict=True))]
+    (folder / "b.csv").write_text("\n".join(lines))
+    settings = {"engine": "urls", "endpoint": storage.from_path(folder), "url_column": "link", "caption_column": "alt"}
+    manifest = crawl.run(experiment(**settings), {})
+    captioned = {row["url"]: row["caption"] for row in rows(manifest)}
+    assert captioned == {u: c if n < 70 else f"{c}, 又" for n, (u, c) in enumerate(zip(urls, captions, strict=True))}
+    moved = tmp_path / "elsewhere"
+    folder.rename(moved)
+    site.requested()
+    again = crawl.run(experiment(**(settings | {"endpoint": storage.from_path(moved)})), {})
+    assert again.digest == manifest.digest, "what the list says decides, not where it lies"
+    assert not site.requested()
+
+
+def test_nothing_found_is_a_crawl_without_parts(site: Site, experiment) -> None:
+    async def empty(path: str, writer: Any) -> None:
+        await answering(b'{"data":[{}]}', "application/json")(path, writer)
+
+    site.web.fallback = empty
+    manifest = crawl.run(experiment(range(3)), {})
+    assert (manifest.counts["urls"], manifest.counts["queries_without_results"]) == (0, 3)
+
+
+DRIVER = """
+import sys, ray
+ray.init(address=sys.argv[1], configure_logging=False, log_to_driver=False)
+from ray_jobs import crawl
+from wukong import config, storage
+crawl.run(config.parse(storage.read_json(sys.argv[2])), {})
+"""
+
+
+def kill_a_worker() -> bool:
+    """Kill a process of this test's Ray while it runs a task of the crawl."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.cmdline()[:1] and process.cmdline()[0].startswith(
+                ("ray::_download", "ray::_search", "ray::_plan")
+            ):
+                process.kill()
+                return True
+        except psutil.Error:
+            continue
+    return False
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_shards(site: Site, experiment, tmp_path: Path) -> None:
+    whole = crawl.run(experiment(range(120), part_size=5), {})
+    killed = experiment(range(120), name="killed", part_size=5)
+    stored = tmp_path / "experiment.json"
+    stored.write_text(killed.model_dump_json())
+    site.slowness = 0.15
+    rng = random.Random(7)
+    address = ray.get_runtime_context().gcs_address
+    deaths = Counter[str]()
+    for number in range(20):
+        site.requested()
+        driver = subprocess.Popen([sys.executable, "-c", DRIVER, address, storage.from_path(stored)])
+        while not site.web.requests and driver.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0.0, 0.4))
+        if number % 2:
+            deaths["worker"] += kill_a_worker()
+            time.sleep(rng.uniform(0.0, 0.4))
+        deaths["driver"] += driver.poll() is None
+        driver.kill()
+        driver.wait()
+    assert deaths["driver"] >= 10
+    assert deaths["worker"] >= 3
+    site.slowness = 0.0
+    ended = crawl.run(killed, {})
+    assert digests(ended) == digests(whole)
+    assert ended.counts == whole.counts
+    keys = [row["key"] for row in rows(ended)]
+    assert len(keys) == len(set(keys)) == whole.counts["urls"]
+    assert set(keys) == {key_of(url) for url in expected_urls(range(120))}
