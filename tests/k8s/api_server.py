@@ -28,7 +28,8 @@ class ApiServer:
     Attributes:
         scripts: what happens to the first, second, ... RayJob that is made, as a list of steps each: a mapping is a
             status, ``("log", line)`` one line of the submitter's log, ``("pods", [...])`` the cluster's pods,
-            ``("sleep", seconds)``, ``("drop logs",)`` and ``("delete",)``.
+            ``("sleep", seconds)``, ``("until", condition)``, ``("call", function)``, ``("drop logs",)`` and
+            ``("delete",)``.
         config_maps: by name.
         jobs: RayJobs by name.
         requests: every request, as "METHOD path".
@@ -181,6 +182,11 @@ class ApiServer:
             match step:
                 case ("sleep", seconds):
                     await asyncio.sleep(seconds)
+                case ("until", condition):
+                    while not condition():
+                        await asyncio.sleep(0.02)
+                case ("call", function):
+                    await asyncio.to_thread(function)
                 case ("log", line):
                     self._moment += 1
                     self._logs.setdefault(name, []).append(f"{_time(self._moment)} {line}")
