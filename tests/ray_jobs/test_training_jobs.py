@@ -1,0 +1,193 @@
+"""Features, pretrain, finetune and evaluate on real Ray: coloured shapes with Chinese names."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from crawled import complete
+from PIL import Image, ImageDraw
+
+from ray_jobs import evaluate, features, finetune, pretrain
+from ray_jobs import filter as filter_job
+from wukong import config, storage
+from wukong.config import Experiment
+from wukong.crawl.shard import Spool, write_part
+from wukong.manifest import Manifest, Stage
+from wukong.model import package
+from wukong.train import features as stored
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("local_ray")]
+
+COLOURS = {
+    "红": "red",
+    "绿": "green",
+    "蓝": "blue",
+    "黄": "yellow",
+    "黑": "black",
+    "灰": "grey",
+    "紫": "purple",
+    "橙": "orange",
+}
+SHAPES = {"圆": "ellipse", "方块": "rectangle", "三角": "polygon"}
+HOLDOUTS = [
+    {"name": "new-words", "source": "*/plain/*", "captions": "unseen"},
+    {"name": "new-style", "source": "*/outlined/*", "captions": "any"},
+]
+
+
+def experiment(root: Path, **pretraining: object) -> Experiment:
+    training = {"epochs": 4, "batch_size": 16, "learning_rate": 0.02, "views": 1, "image_head_rate": 0.1}
+    return config.parse(
+        {
+            "name": "test",
+            "storage": storage.from_path(root),
+            "crawl": {"queries": "file:///none", "endpoint": "http://127.0.0.1:1"},
+            "filter": {"shard_size": 30, "split": {"held_out_captions": 0.2, "holdouts": HOLDOUTS}},
+            "model": {
+                "image": {"image_size": 64, "block": 2},
+                "text": {"layers": 1, "heads": 2, "width": 32, "dropout": 0.1, "pooling": "mean"},
+                "embedding": 16,
+                "temperature": 0.2,
+                "min_temperature": 0.1,
+            },
+            "pretrain": {**training, "whiten_image_head": True, **pretraining},
+            "finetune": {**training, "epochs": 1, "learning_rate": 0.002},
+            "evaluate": {
+                "classification": [
+                    {
+                        "name": "colours",
+                        "holdouts": ["new-style"],
+                        "classes": {name: f"*/{colour}-*" for name, colour in COLOURS.items()},
+                    },
+                    {"name": "none", "holdouts": ["new-style"], "classes": {"猫": "*/cat/*"}},
+                ]
+            },
+        }
+    )
+
+
+def picture(style: str, colour: str, shape: str, place: int) -> bytes:
+    image = Image.new("RGB", (220, 240), "white")
+    draw = ImageDraw.Draw(image)
+    left, top = 20 + 15 * place, 30 + 10 * place
+    box = (left, top, left + 130, top + 130)
+    points = [(left + 65, top), (left, top + 130), (left + 130, top + 130)]
+    outline = {"outline": "black", "width": 6} if style == "outlined" else {}
+    if shape == "polygon":
+        draw.polygon(points, fill=colour, **outline)
+    else:
+        getattr(draw, shape)(box, fill=colour, **outline)
+    encoded = io.BytesIO()
+    image.save(encoded, "JPEG", quality=95)
+    return encoded.getvalue()
+
+
+@pytest.fixture(scope="module")
+def crawl(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    stage = Stage(storage.from_path(tmp_path_factory.mktemp("crawl")), "crawl", {})
+    rows = []
+    with Spool() as spool:
+        for style, copies in (("plain", 4), ("outlined", 1)):
+            for name, colour in COLOURS.items():
+                for title, shape in SHAPES.items():
+                    for place in range(copies):
+                        url = f"http://x/{style}/{colour}-{shape}-{place}.jpg"
+                        row = complete({"url": url, "caption": f"{name}色的{title}", "width": 220, "height": 240})
+                        spool.add(row["key"], picture(style, colour, shape, place))
+                        rows.append(row)
+        write_part(stage.path("parts/00000"), rows, spool)
+    return stage.commit([stage.describe(f"parts/00000{suffix}", len(rows)) for suffix in (".tar", ".parquet")])
+
+
+@pytest.fixture(scope="module")
+def done(local_ray: None, crawl: Manifest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Manifest]:
+    settings = experiment(tmp_path_factory.mktemp("whole"))
+    found = {"filter": filter_job.run(settings, {"crawl": crawl})}
+    for name, job in (("pretrain", pretrain), ("finetune", finetune), ("evaluate", evaluate)):
+        found[name] = job.run(settings, found)
+    found["features"] = features.run(settings, found)
+    return found
+
+
+def test_features_are_what_the_tower_gives_for_each_view(done: dict[str, Manifest]) -> None:
+    settings = experiment(Path("/"))
+    manifest = done["features"]
+    names = {part.path for part in manifest.parts}
+    assert {name.split(".view")[1][:2] for name in names if name.startswith("train/")} == {"00", "01"}
+    assert {name.split(".view")[1][:2] for name in names if not name.startswith("train/")} == {"00"}
+    keys, found = stored.read(manifest.part_uris("new-style/")[0])
+    from wukong.data import images, shards
+    from wukong.model.image import ImageEncoder
+
+    pictures = dict(shards.pictures(done["filter"].part_uris("new-style/", ".tar")[0]))
+    views = [images.evaluation_view(images.decode(pictures[key]), 64) for key in keys]
+    with torch.inference_mode():
+        expected = ImageEncoder(settings.model.image).eval()(images.to_tensor(views)).pooled
+    torch.testing.assert_close(found.float(), expected, rtol=5e-3, atol=5e-3)
+
+
+def test_the_model_finds_unseen_pictures_and_is_measured(done: dict[str, Manifest]) -> None:
+    metrics = done["evaluate"].metrics
+    key = "retrieval.new-style.text_to_image"
+    assert metrics[f"{key}.chance_r1"] == pytest.approx(1 / 24)
+    assert metrics[f"{key}.r5"] > 3 * metrics[f"{key}.chance_r5"] / 2
+    assert metrics["classification.colours.chance"] == pytest.approx(1 / 8)
+    assert "classification.none.top1" not in metrics
+    assert f"pretrained.{key}.r1" in metrics
+    report = storage.read_json(storage.join(done["evaluate"].uri, "evaluation.json"))
+    assert [entry["holdout"] for entry in report["retrieval"]] == ["new-words", "new-style"]
+    assert len(report["training"]["pretrain"]) == 4
+
+
+def test_the_package_gives_the_numbers_that_were_measured(done: dict[str, Manifest]) -> None:
+    """From pictures and captions alone, without cached features: the same recall as the evaluation says."""
+    from wukong.data import images, shards
+
+    loaded = package.load(storage.join(done["finetune"].uri, "model"))
+    tar = done["filter"].part_uris("new-style/", ".tar")[0]
+    table = storage.read_table(tar.replace(".tar", ".parquet"), ["key", "caption"]).to_pylist()
+    captions = {row["key"]: row["caption"] for row in table}
+    pairs = [(images.decode(data), captions[key]) for key, data in shards.pictures(tar)]
+    scores = loaded.similarity(
+        loaded.encode_image([image for image, _ in pairs]), loaded.encode_text([caption for _, caption in pairs])
+    )
+    found = (scores.argmax(0) == torch.arange(len(pairs))).float().mean().item()  # each caption occurs once here
+    assert found == pytest.approx(done["evaluate"].metrics["retrieval.new-style.text_to_image.r1"], abs=0.05)
+
+
+def test_a_killed_pretraining_ends_with_the_same_weights(
+    tmp_path: Path, crawl: Manifest, done: dict[str, Manifest]
+) -> None:
+    settings = experiment(tmp_path)
+    filtered = filter_job.run(settings, {"crawl": crawl})
+    saved = tmp_path / "experiment.json"
+    saved.write_text(settings.model_dump_json())
+    code = (
+        "import sys, json, ray\n"
+        "from pathlib import Path\n"
+        "from ray_jobs import pretrain as job\n"
+        "from wukong import config, manifest\n"
+        "ray.init(address=sys.argv[3], log_to_driver=False, configure_logging=False)\n"
+        "e = config.parse(json.loads(Path(sys.argv[1]).read_text()))\n"
+        "job.run(e, {'filter': manifest.load(sys.argv[2])})\n"
+    )
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", code, str(saved), filtered.uri, ray.get_runtime_context().gcs_address]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(root)}, cwd=root)
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline and not list(tmp_path.rglob("checkpoint_2*")):
+        time.sleep(0.02)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    continued = pretrain.run(settings, {"filter": filtered})
+    weights = {part.path: part.sha256 for part in continued.parts}
+    expected = {part.path: part.sha256 for part in done["pretrain"].parts}
+    assert weights["model/model.safetensors"] == expected["model/model.safetensors"]
