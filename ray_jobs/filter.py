@@ -32,7 +32,7 @@ from wukong.manifest import Manifest, Part, Stage
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _GROUPS = 64
 _MAX_ROWS = 100_000
 _BINS = 1024
@@ -195,7 +195,7 @@ def _judge(
     columns = columns.with_columns(dropped_by=rules.decide(columns, settings), caption_original=pl.col("caption"))
     if settings.mask_names:
         kept = columns["dropped_by"].is_null()
-        masked = pl.Series(names.mask(columns["caption"].filter(kept)), dtype=pl.String)
+        masked = pl.Series(names.mask(columns["caption"].filter(kept), settings.name_care), dtype=pl.String)
         columns = columns.with_columns(caption=columns["caption"].scatter(kept.arg_true(), masked))
     return columns.select(DROPPED.names)
 

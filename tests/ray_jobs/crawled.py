@@ -43,7 +43,7 @@ def corpus() -> list[dict[str, object]]:
         {"url": "http://x/noto/essay", "caption": "猫" * 32},
         {"url": "http://x/noto/bad", "caption": "免费 色情 影片"},
         {"url": "http://x/noto/gone", "caption": "不见了的猫", "status": "http_error", "width": None, "sha256": None},
-        {"url": "http://x/noto/person", "caption": "演员刘诗诗在公园里拍照"},
+        {"url": "http://x/noto/person", "caption": "摄影师张伟明在公园里拍照"},
     ]
     return rows
 

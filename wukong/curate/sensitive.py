@@ -77,7 +77,7 @@ class SensitiveWords:
 
     def find(self, caption: str) -> list[Match]:
         """Every sensitive word in a caption, overlapping ones included, in order of their end."""
-        return self._matches(_normalize([caption])[0])
+        return self._matches(_normalize([caption.encode("utf-8", "replace").decode()])[0])
 
     def _matches(self, text: str) -> list[Match]:
         places = [place for place, character in enumerate(text) if _is_word(character)]

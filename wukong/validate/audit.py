@@ -27,7 +27,7 @@ def audit(pairs: pl.DataFrame, words: SensitiveWords) -> pl.DataFrame:
         ratio=long / short,
         han=han_characters(pl.col("caption")),
         sensitive_word=pl.Series([_first_word(words, caption) for caption in pairs["caption"]], dtype=pl.String),
-        name_left=pl.Series([bool(names.suspects(caption)) for caption in pairs["caption"]], dtype=pl.Boolean),
+        name_left=pl.Series(names.suspects(pairs["caption"].to_list()), dtype=pl.Boolean),
     )
 
 

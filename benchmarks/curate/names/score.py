@@ -1,0 +1,123 @@
+"""Person names found against the labelled captions: precision and recall with confidence intervals, jieba beside.
+
+python benchmarks/curate/names/score.py final
+"""
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+Span = tuple[int, int]
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Score:
+    """Counts of one caption: spans labelled, found, equal; found that overlap one, labelled that overlap one."""
+
+    labelled: int
+    found: int
+    exact: int
+    found_overlapping: int
+    labelled_overlapping: int
+
+
+def read(part: str) -> list[tuple[str, list[Span]]]:
+    """The captions of a part without their brackets, and the spans of the names."""
+    captions = []
+    for line in (FOLDER / f"{part}.txt").read_text(encoding="utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        spans, text = [], ""
+        for piece in re.split(r"(\[[^\]]*\])", line):
+            bare = piece.strip("[]")
+            if piece.startswith("["):
+                spans.append((len(text), len(text) + len(bare)))
+            text += bare
+        captions.append((text, spans))
+    return captions
+
+
+def compare(labelled: Sequence[Span], found: Sequence[Span]) -> Score:
+    """Compare the spans of one caption."""
+
+    def overlaps(span: Span, others: Sequence[Span]) -> bool:
+        return any(span[0] < end and start < span[1] for start, end in others)
+
+    return Score(
+        len(labelled),
+        len(found),
+        len(set(labelled) & set(found)),
+        sum(overlaps(span, labelled) for span in found),
+        sum(overlaps(span, found) for span in labelled),
+    )
+
+
+def measure(part: str, finder: Callable[[list[str]], list[list[Span]]], draws: int = 2000) -> dict[str, list[float]]:
+    """Precision and recall, exact and overlapping, each with its 95 % interval (bootstrap over captions), and the share
+    of captions without a name in which one was found."""
+    captions = read(part)
+    found = finder([text for text, _ in captions])
+    rows = np.array([list(vars(compare(spans, got)).values()) for (_, spans), got in zip(captions, found, strict=True)])
+    nameless = rows[rows[:, 0] == 0]
+    generator = np.random.default_rng(0)
+    sums = [rows.sum(0)] + [rows[generator.integers(0, len(rows), len(rows))].sum(0) for _ in range(draws)]
+    labelled, spans, exact, found_overlapping, labelled_overlapping = np.array(sums).T.astype(float)
+    values = {
+        "exact precision": exact / np.maximum(spans, 1),
+        "exact recall": exact / labelled,
+        "overlap precision": found_overlapping / np.maximum(spans, 1),
+        "overlap recall": labelled_overlapping / labelled,
+    }
+    result = {name: [value[0], *np.percentile(value[1:], [2.5, 97.5])] for name, value in values.items()}
+    hits = int((nameless[:, 1] > 0).sum())
+    result["nameless captions hit"] = [hits / len(nameless), hits, len(nameless)]
+    return result
+
+
+def with_jieba(texts: list[str]) -> list[list[Span]]:
+    """What jieba.posseg tags ``nr``."""
+    import jieba.posseg
+
+    result = []
+    for text in texts:
+        spans, place = [], 0
+        for word, flag in jieba.posseg.cut(text):
+            if flag in ("nr", "nrt", "nrfg"):
+                spans.append((place, place + len(word)))
+            place += len(word)
+        result.append(spans)
+    return result
+
+
+def with_wukong(texts: list[str]) -> list[list[Span]]:
+    """What ``wukong.curate.names`` finds."""
+    from wukong.curate import names
+
+    return names.find(texts)
+
+
+def main() -> None:
+    """Print the table for one part."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=["tuning", "final"])
+    parser.add_argument("--errors", action="store_true", help="list the captions that differ (of the tuning part)")
+    options = parser.parse_args()
+    for name, finder in (("wukong", with_wukong), ("jieba.posseg", with_jieba)):
+        print(name)
+        for key, (value, low, high) in measure(options.part, finder).items():
+            interval = f"{low:.0f} of {high:.0f}" if "hit" in key else f"95 % {low:.3f} to {high:.3f}"
+            print(f"  {key:22} {value:.3f}   {interval}")
+    if options.errors and options.part == "tuning":
+        captions = read("tuning")
+        for (text, spans), got in zip(captions, with_wukong([text for text, _ in captions]), strict=True):
+            if set(spans) != set(got):
+                print(text, [text[a:b] for a, b in spans], "->", [text[a:b] for a, b in got])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Traditional characters as Simplified ones, one for one, so that places in a text stay what they are."""
+
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+from wukong.errors import ConfigError
+
+_PACKAGE = "opencc-python-reimplemented"
+_FILE = "opencc/dictionary/TSCharacters.txt"
+
+
+@lru_cache(maxsize=1)
+def table() -> dict[int, int]:
+    """OpenCC's character table for ``str.translate``: where a character has several Simplified forms, the first.
+
+    Raises:
+        ConfigError: the package that holds it is not installed.
+    """
+    try:
+        path = Path(str(metadata.distribution(_PACKAGE).locate_file(_FILE)))
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (metadata.PackageNotFoundError, OSError) as error:
+        raise ConfigError(f"OpenCC's dictionaries are not installed: pip install {_PACKAGE}") from error
+    pairs = (line.split("\t") for line in lines)
+    forms = ((pair[0], pair[1].split(" ")[0]) for pair in pairs if len(pair) == 2)
+    return {ord(one): ord(other) for one, other in forms if one != other and len(one) == len(other) == 1}
+
+
+def simplify(text: str) -> str:
+    """Replace every Traditional character by its Simplified form; the length does not change."""
+    return text.translate(table())
