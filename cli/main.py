@@ -53,6 +53,49 @@ def run(
     run_local(experiment, name, corpus_size)
 
 
+@app.command()
+def submit(
+    pipeline: Annotated[
+        str, typer.Argument(help="training, data, evaluate or recurring; or a compiled pipeline's file.")
+    ] = "training",
+    config_file: ConfigOption = _DEMO,
+    overrides: SetOption = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", metavar="NAME=VALUE", help="A parameter of the pipeline, e.g. gpus_per_worker=1."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(envvar="WUKONG_KFP_HOST", help="Address of Kubeflow Pipelines.")
+    ] = "http://localhost:8080",
+    token: Annotated[
+        str | None, typer.Option(envvar="WUKONG_KFP_TOKEN", help="Bearer token, where the address asks for one.")
+    ] = None,
+    namespace: Annotated[str | None, typer.Option(help="Your namespace, in multi-user mode.")] = None,
+    group: Annotated[
+        str | None, typer.Option("--experiment", help="KFP experiment of the run; by default the experiment's name.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run; by default experiment and time.")] = None,
+    every: Annotated[
+        str | None,
+        typer.Option("--every", help="Make the run recurring: 30m, 12h, 7d, or a cron expression of six fields."),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the run's end and say how it ended.")] = True,
+    timeout: Annotated[float, typer.Option(min=1, help="Hours to wait; the run itself goes on.")] = 168.0,
+) -> None:
+    """Start a pipeline on a cluster: upload it to Kubeflow Pipelines, start a run or a recurring one, wait for its end.
+
+    What is uploaded is the file in pipelines/compiled. Stages whose inputs have not changed are reused. Example:
+
+        wukong submit training --config my.yaml --param gpus_per_worker=1
+    """
+    from cli.submit import submit_run
+
+    experiment = config.load(config_file, overrides)
+    submit_run(
+        pipeline, experiment, param or [], host, token, namespace, group, name, every, timeout * 3600 if wait else 0
+    )
+
+
 @app.command("config")
 def show_config(config_file: ConfigOption = _DEMO, overrides: SetOption = None) -> None:
     """Check an experiment and print it in full, as the JSON that the pipeline's `experiment` parameter takes."""

@@ -1,0 +1,330 @@
+"""``wukong submit``: upload a compiled pipeline to Kubeflow Pipelines, start or schedule a run, wait for its end."""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import re
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from rich.console import Console
+
+from wukong.config import Experiment
+from wukong.errors import ConfigError, WukongError
+
+# kfp's own waiting does not know CANCELED and would wait on.
+_ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "STRING": str,
+    "NUMBER_INTEGER": int,
+    "NUMBER_DOUBLE": (int, float),
+    "BOOLEAN": bool,
+    "LIST": list,
+    "STRUCT": dict,
+}
+_COMPILED = Path(__file__).parents[1] / "pipelines" / "compiled"
+_INTERVAL = re.compile(r"(\d+)([mhd])")
+_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class SubmitError(WukongError):
+    """Kubeflow Pipelines could not be reached, refused, or the run it was given did not succeed."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What was started: its identity at KFP, its name, and the address of its page."""
+
+    identity: str
+    name: str
+    url: str
+
+
+def parameters(file: Path, experiment: Experiment, run: str, given: list[str]) -> dict[str, Any]:
+    """The parameters of a run of a compiled pipeline.
+
+    Args:
+        file: the compiled pipeline.
+        experiment: becomes its ``experiment``.
+        run: becomes its ``run``.
+        given: ``name=value`` entries, whose values are YAML.
+
+    Raises:
+        ConfigError: the pipeline has no such parameter, the value is of another type, or one it needs is missing.
+    """
+    specification = next(yaml.safe_load_all(file.read_text(encoding="utf-8")))
+    known = specification["root"]["inputDefinitions"]["parameters"]
+    made: dict[str, Any] = {
+        "experiment": json.dumps(experiment.model_dump(mode="json"), ensure_ascii=False),
+        "run": run,
+    }
+    for entry in given:
+        name, separator, text = entry.partition("=")
+        if not separator:
+            raise ConfigError(f"--param {entry!r}: write it as name=value, for instance epochs=3")
+        if name not in known or name in ("experiment", "run"):
+            others = ", ".join(sorted(known.keys() - {"experiment", "run"}))
+            raise ConfigError(f"--param {entry!r}: the {file.stem} pipeline has the parameters {others}")
+        kind = known[name]["parameterType"]
+        value = text if kind == "STRING" else yaml.safe_load(text)
+        if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "BOOLEAN"):
+            raise ConfigError(f"--param {entry!r}: {name} is a {kind.lower().replace('_', ' ')}")
+        made[name] = value
+    missing = [name for name, definition in known.items() if name not in made and "defaultValue" not in definition]
+    if missing:
+        raise ConfigError(f"the {file.stem} pipeline needs --param {missing[0]}=…: {known[missing[0]]['description']}")
+    return made
+
+
+class Pipelines:
+    """The Kubeflow Pipelines API, as far as submitting needs it.
+
+    Args:
+        host: its address, for instance ``http://localhost:8080`` behind a port-forward of the UI.
+        token: a bearer token, where the address asks for one.
+        namespace: the user's namespace, in multi-user mode.
+
+    Raises:
+        SubmitError: nothing answers there.
+    """
+
+    def __init__(self, host: str, token: str | None = None, namespace: str | None = None) -> None:
+        import kfp
+        import kfp_server_api
+
+        self._host, self._api_error, self._api = host.rstrip("/"), kfp_server_api.ApiException, kfp_server_api
+        self._probe(token)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=FutureWarning)
+            self._client = self._ask(
+                "reach Kubeflow Pipelines",
+                lambda: kfp.Client(host=self._host, existing_token=token, namespace=namespace or "kubeflow"),
+            )
+        self._namespace = namespace
+
+    def upload(self, file: Path) -> tuple[str, str]:
+        """Upload a compiled pipeline; the same bytes are found again rather than uploaded twice.
+
+        Returns:
+            Identities of the pipeline and of its version, whose name is a digest of the file.
+        """
+        specification = next(yaml.safe_load_all(file.read_text(encoding="utf-8")))["pipelineInfo"]
+        version = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+        name, description = specification["name"], specification.get("description", "")
+        pipeline = self._ask("look up the pipeline", lambda: self._client.get_pipeline_id(name))
+        if pipeline is None:
+            pipeline = self._ask(
+                "upload the pipeline",
+                lambda: self._client.upload_pipeline(str(file), name, description, namespace=self._namespace),
+            ).pipeline_id
+        predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": version}
+        found = self._ask(
+            "list the pipeline's versions",
+            lambda: self._client.list_pipeline_versions(pipeline, filter=json.dumps({"predicates": [predicate]})),
+        ).pipeline_versions
+        if not found:
+            uploaded = self._ask(
+                "upload the pipeline's version",
+                lambda: self._client.upload_pipeline_version(str(file), version, pipeline_id=pipeline),
+            )
+            return pipeline, uploaded.pipeline_version_id
+        return pipeline, found[0].pipeline_version_id
+
+    def start(self, experiment: str, name: str, version: tuple[str, str], values: Mapping[str, Any]) -> Submitted:
+        """Start a run in an experiment of KFP, which is made where it does not exist."""
+        made = self._ask(
+            "start the run",
+            lambda: self._client.run_pipeline(
+                self._experiment(experiment), name, params=dict(values), pipeline_id=version[0], version_id=version[1]
+            ),
+        )
+        return Submitted(made.run_id, name, f"{self._host}/#/runs/details/{made.run_id}")
+
+    def schedule(
+        self, experiment: str, name: str, version: tuple[str, str], values: Mapping[str, Any], every: str
+    ) -> Submitted:
+        """Make a recurring run: one at a time, and none made up for when the cluster was away.
+
+        Args:
+            experiment: of KFP, made where it does not exist.
+            name: of the recurring run.
+            version: what ``upload`` returned.
+            values: the parameters of each run.
+            every: an interval (``30m``, ``12h``, ``7d``) or a cron expression of six fields, seconds first.
+
+        Raises:
+            ConfigError: it is neither.
+        """
+        when: dict[str, Any]
+        if match := _INTERVAL.fullmatch(every):
+            when = {"interval_second": int(match[1]) * _SECONDS[match[2]]}
+        elif len(every.split()) == 6:
+            when = {"cron_expression": every}
+        else:
+            raise ConfigError(f"--every {every!r}: write 30m, 12h, 7d, or six cron fields, as in '0 0 3 * * 1'")
+        made = self._ask(
+            "make the recurring run",
+            lambda: self._client.create_recurring_run(
+                self._experiment(experiment),
+                name,
+                **when,
+                max_concurrency=1,
+                no_catchup=True,
+                params=dict(values),
+                pipeline_id=version[0],
+                version_id=version[1],
+            ),
+        )
+        return Submitted(made.recurring_run_id, name, f"{self._host}/#/recurringrun/details/{made.recurring_run_id}")
+
+    def wait(self, run: Submitted, on_change: Callable[[str], None], timeout: float, pause: float = 5.0) -> None:
+        """Wait for a run's end.
+
+        Args:
+            run: what ``start`` returned.
+            on_change: called with a line whenever the run or one of its tasks has another state.
+            timeout: seconds to wait; the run itself goes on.
+            pause: seconds between two looks.
+
+        Raises:
+            SubmitError: it ended in another state than SUCCEEDED, or not in time.
+        """
+        seen: dict[str, str] = {}
+        until = time.monotonic() + timeout
+        while True:
+            found = self._ask("read the run", lambda: self._client.get_run(run.identity), patience=300)
+            states = {
+                detail.display_name: detail.state
+                for detail in (found.run_details.task_details if found.run_details else None) or []
+                if detail.state and detail.display_name
+            }
+            for name, state in (states | {run.name: found.state or "PENDING"}).items():
+                if seen.get(name) != state:
+                    seen[name] = state
+                    on_change(f"{name}: {state.lower()}")
+            if found.state == "SUCCEEDED":
+                return
+            if found.state in _ENDED:
+                failed = ", ".join(name for name, state in states.items() if state == "FAILED")
+                said = found.error.message if found.error else ""
+                why = "; ".join(filter(None, [f"tasks that failed: {failed}" if failed else "", said or ""]))
+                raise SubmitError(f"run {run.name} ended as {found.state}. {why}\nIts page: {run.url}")
+            if time.monotonic() > until:
+                raise SubmitError(f"run {run.name} has not ended after {timeout:.0f} s; it goes on: {run.url}")
+            time.sleep(pause)
+
+    def _probe(self, token: str | None) -> None:
+        """Look whether KFP answers: its client asks five times, five seconds apart, and logs a traceback for each."""
+        import urllib3
+
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        answer = self._ask(
+            "reach Kubeflow Pipelines",
+            lambda: urllib3.request(
+                "GET", f"{self._host}/apis/v2beta1/healthz", headers=headers, timeout=10.0, retries=False
+            ),
+        )
+        if answer.status != 200:
+            raise SubmitError(f"cannot reach Kubeflow Pipelines at {self._host}: {_refusal(answer.status)}")
+
+    def _experiment(self, name: str) -> str:
+        return str(self._client.create_experiment(name, namespace=self._namespace).experiment_id)
+
+    def _ask(self, what: str, ask: Callable[[], T], patience: float = 0.0) -> T:
+        """Ask the API; explain what it answers. What kfp prints is not shown."""
+        import urllib3
+
+        until = time.monotonic() + patience
+        while True:
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    return ask()
+            except self._api_error as error:
+                if error.status in (429, 502, 503, 504) and time.monotonic() < until:
+                    time.sleep(2)
+                    continue
+                raise SubmitError(f"cannot {what} at {self._host}: {_said(error)}") from error
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                if time.monotonic() < until:
+                    time.sleep(2)
+                    continue
+                raise SubmitError(
+                    f"cannot {what}: nothing answers at {self._host} ({error}). In a cluster of your own: "
+                    "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80, then --host http://localhost:8080"
+                ) from error
+
+
+def _said(error: Any) -> str:
+    if error.status in (401, 403):
+        return _refusal(error.status)
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        body = json.loads(error.body)
+        return str(body.get("error_message") or body.get("message") or body)[:1000]
+    return str(error.reason)
+
+
+def submit_run(
+    pipeline: str,
+    experiment: Experiment,
+    given: list[str],
+    host: str,
+    token: str | None,
+    namespace: str | None,
+    group: str | None,
+    name: str | None,
+    every: str | None,
+    timeout: float,
+) -> None:
+    """Upload a pipeline and start a run of it, or make it recurring.
+
+    Args:
+        pipeline: a name of ``pipelines/compiled``, or the path of a compiled pipeline.
+        experiment: what to do.
+        given: ``name=value`` entries, the pipeline's parameters.
+        host: see ``Pipelines``, like the next two.
+        token: a bearer token.
+        namespace: the user's.
+        group: KFP's experiment, or None for the experiment's name.
+        name: of the run, or None for the experiment's name and the time.
+        every: see ``Pipelines.schedule``, or None to start one run now.
+        timeout: seconds to wait for the run's end; 0 not to wait.
+
+    Raises:
+        SubmitError: KFP cannot be reached or refuses, or the run did not succeed.
+        ConfigError: there is no such pipeline or parameter.
+    """
+    file = Path(pipeline) if pipeline.endswith(".yaml") else _COMPILED / f"{pipeline}.yaml"
+    if not file.exists():
+        known = ", ".join(sorted(entry.stem for entry in _COMPILED.glob("*.yaml")))
+        raise ConfigError(f"there is no pipeline {pipeline!r}: use one of {known}, or the path of a compiled file")
+    run = name or f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    # Runs that recur take KFP's names: each must have records and jobs of its own.
+    values = parameters(file, experiment, "" if every else run, given)
+    api = Pipelines(host, token, namespace)
+    version = api.upload(file)
+    console = Console()
+    if every:
+        made = api.schedule(group or experiment.name, run, version, values, every)
+        console.print(f"Recurring  {made.name}\nPage       {made.url}", soft_wrap=True, highlight=False)
+        return
+    made = api.start(group or experiment.name, run, version, values)
+    console.print(f"Run   {made.name}\nPage  {made.url}", soft_wrap=True, highlight=False)
+    if timeout:
+        api.wait(made, lambda line: console.print(f"  {line}", highlight=False), timeout)
+
+
+def _refusal(status: int) -> str:
+    if status in (401, 403):
+        return f"it refuses ({status}); give a token in WUKONG_KFP_TOKEN"
+    return f"it answers {status} at /apis/v2beta1/healthz; is this the address of its UI or API?"

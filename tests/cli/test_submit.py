@@ -1,0 +1,271 @@
+"""`wukong submit` against a Kubeflow Pipelines API (v2beta1) on loopback."""
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from cli import main, submit
+from wukong import config
+from wukong.errors import ConfigError
+
+COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled"
+
+
+class Kfp(ThreadingHTTPServer):
+    """The API's state. Runs play the states of ``script``, one at each look."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.experiments: list[dict[str, Any]] = []
+        self.pipelines: list[dict[str, Any]] = []
+        self.versions: list[dict[str, Any]] = []
+        self.runs: list[dict[str, Any]] = []
+        self.recurring: list[dict[str, Any]] = []
+        self.script = ["PENDING", "RUNNING", "SUCCEEDED"]
+        self.tasks: list[dict[str, str]] = []
+        self.refuse = 0
+        self.unavailable = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Kfp
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        kfp, address = self.server, urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(address.query).items()}
+        name = ""
+        if "filter" in query:
+            (predicate,) = json.loads(query["filter"])["predicates"]
+            name = predicate.get("stringValue") or predicate.get("string_value")
+        path = address.path.removeprefix("/apis/v2beta1/")
+        if kfp.refuse:
+            return self._answer({"error_message": "no"}, kfp.refuse)
+        if kfp.unavailable:
+            kfp.unavailable -= 1
+            return self._answer({}, 503)
+        if path == "healthz":
+            return self._answer({"multi_user": False})
+        if path in ("experiments", "pipelines"):
+            found = [entry for entry in getattr(kfp, path) if not name or entry["display_name"] == name]
+            return self._answer({path: found} if found else {})
+        if match := re.fullmatch(r"pipelines/([\w-]+)/versions", path):
+            found = [v for v in kfp.versions if v["pipeline_id"] == match[1] and v["display_name"] == name]
+            return self._answer({"pipeline_versions": found} if found else {})
+        if match := re.fullmatch(r"runs/([\w-]+)", path):
+            (run,) = [run for run in kfp.runs if run["run_id"] == match[1]]
+            state = kfp.script.pop(0) if len(kfp.script) > 1 else kfp.script[0]
+            return self._answer(run | {"state": state, "run_details": {"task_details": kfp.tasks}})
+        return self._answer({"error_message": f"no {path}"}, 404)
+
+    def do_POST(self) -> None:
+        kfp, address = self.server, urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(address.query).items()}
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        path = address.path.removeprefix("/apis/v2beta1/")
+        if path == "pipelines/upload":
+            made = {"pipeline_id": f"p{len(kfp.pipelines)}", "display_name": query["name"]}
+            kfp.pipelines.append(made)
+            return self._answer(made)
+        if path == "pipelines/upload_version":
+            made = {"pipeline_id": query["pipelineid"], "pipeline_version_id": f"v{len(kfp.versions)}"}
+            kfp.versions.append(made | {"display_name": query["name"], "file": body})
+            return self._answer(made)
+        value = json.loads(body)
+        kind, key = {
+            "experiments": ("experiments", "experiment_id"),
+            "runs": ("runs", "run_id"),
+            "recurringruns": ("recurring", "recurring_run_id"),
+        }[path]
+        kept = getattr(kfp, kind)
+        made = value | {key: f"{kind}-{len(kept)}"}
+        kept.append(made)
+        return self._answer(made)
+
+    def _answer(self, value: dict[str, Any], status: int = 200) -> None:
+        shown = {key: entry for key, entry in value.items() if not isinstance(entry, bytes)}
+        if "pipeline_versions" in shown:
+            shown["pipeline_versions"] = [
+                {key: entry for key, entry in v.items() if key != "file"} for v in shown["pipeline_versions"]
+            ]
+        body = json.dumps(shown).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def kfp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kfp]:
+    monkeypatch.setattr("kfp.Client._LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
+    with Kfp() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    written = tmp_path / "experiment.yaml"
+    written.write_text("name: demo\ncrawl: {queries: 'file:///q.txt', endpoint: 'http://site.invalid'}\n")
+    return written
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.submit.time.sleep", lambda _: None)
+
+
+def call(kfp: Kfp, file: Path, *arguments: str) -> str:
+    """Run the command; its output, or the error it raises."""
+    result = CliRunner().invoke(main.app, ["submit", *arguments, "--config", str(file), "--host", kfp.url])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_run_is_started_and_waited_for(kfp: Kfp, file: Path) -> None:
+    kfp.tasks = [{"display_name": "Crawl", "state": "RUNNING"}]
+    output = call(kfp, file, "--set", "seed=3", "--param", "epochs=2", "--param", "learning_rate=1", "--name", "first")
+    (run,) = kfp.runs
+    assert run["display_name"] == "first"
+    given = run["runtime_config"]["parameters"]
+    assert (given["epochs"], given["learning_rate"], given["run"]) == (2, 1, "first")
+    assert json.loads(given["experiment"])["seed"] == 3
+    assert kfp.experiments[0]["display_name"] == "demo"
+    assert run["pipeline_version_reference"] == {"pipeline_id": "p0", "pipeline_version_id": "v0"}
+    assert (COMPILED / "training.yaml").read_bytes() in kfp.versions[0]["file"]
+    assert f"{kfp.url}/#/runs/details/runs-0" in output
+    states = [line.strip() for line in output.splitlines() if line.startswith("  ")]
+    assert states == ["Crawl: running", "first: pending", "first: running", "first: succeeded"]
+
+
+def test_the_same_pipeline_is_uploaded_once(kfp: Kfp, file: Path) -> None:
+    for _ in range(2):
+        call(kfp, file, "data", "--no-wait")
+    assert (len(kfp.pipelines), len(kfp.versions), len(kfp.runs), len(kfp.experiments)) == (1, 1, 2, 1)
+
+
+def test_a_changed_pipeline_is_a_new_version(kfp: Kfp, file: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "data.yaml"
+    text = (COMPILED / "data.yaml").read_text()
+    for content in (text, text.replace("250m", "500m").replace("0.25", "0.5")):
+        changed.write_text(content)
+        call(kfp, file, str(changed), "--no-wait")
+    assert (len(kfp.pipelines), len(kfp.versions)) == (1, 2)
+
+
+@pytest.mark.parametrize("every", ["12h", "0 0 3 * * 1"])
+def test_a_recurring_run_leaves_the_names_to_kfp(kfp: Kfp, file: Path, every: str) -> None:
+    call(kfp, file, "recurring", "--every", every, "--name", "weekly")
+    (made,) = kfp.recurring
+    assert made["display_name"] == "weekly"
+    assert made["runtime_config"]["parameters"]["run"] == ""
+    assert (int(made["max_concurrency"]), made["no_catchup"]) == (1, True)
+    trigger = made["trigger"]
+    if every == "12h":
+        assert int(trigger["periodic_schedule"]["interval_second"]) == 43200
+    else:
+        assert trigger["cron_schedule"]["cron"] == every
+    assert not kfp.runs
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("state", ["FAILED", "CANCELED", "SKIPPED"])
+def test_a_run_that_does_not_succeed_is_an_error(kfp: Kfp, file: Path, state: str) -> None:
+    kfp.script = ["RUNNING", state]
+    kfp.tasks = [{"display_name": "Crawl", "state": "SUCCEEDED"}, {"display_name": "Pre-train", "state": "FAILED"}]
+    with pytest.raises(submit.SubmitError, match=rf"ended as {state}. tasks that failed: Pre-train"):
+        call(kfp, file)
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_moments_absence_while_waiting_is_survived(kfp: Kfp, file: Path) -> None:
+    api = submit.Pipelines(kfp.url)
+    run = api.start("demo", "r", ("p", "v"), {})
+    kfp.unavailable = 3
+    api.wait(run, lambda _: None, 60)
+
+
+def test_waiting_ends_and_the_run_goes_on(kfp: Kfp) -> None:
+    kfp.script = ["RUNNING"]
+    api = submit.Pipelines(kfp.url)
+    with pytest.raises(submit.SubmitError, match="it goes on"):
+        api.wait(api.start("demo", "r", ("p", "v"), {}), lambda _: None, timeout=0.1, pause=0.02)
+
+
+def test_where_nothing_answers_it_says_what_to_do(file: Path) -> None:
+    with Kfp() as server:
+        url = server.url
+    with pytest.raises(submit.SubmitError, match="port-forward"):
+        submit.Pipelines(url)
+
+
+def test_a_refusal_asks_for_a_token(kfp: Kfp) -> None:
+    kfp.refuse = 401
+    with pytest.raises(submit.SubmitError, match="WUKONG_KFP_TOKEN"):
+        submit.Pipelines(kfp.url)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["epochs=many"], "epochs is a number integer"),
+        (["epochs=1.5"], "epochs is a number integer"),
+        (["epochs=true"], "epochs is a number integer"),
+        (["epoch=1"], "has the parameters batch_size, epochs"),
+        (["epochs"], "name=value"),
+        (["run=x"], "has the parameters"),
+    ],
+)
+def test_a_wrong_parameter_is_explained(file: Path, given: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        submit.parameters(COMPILED / "training.yaml", config.load(file), "r", given)
+
+
+def test_a_missing_parameter_is_asked_for(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--param of_run=.*name of the run"):
+        submit.parameters(COMPILED / "evaluate.yaml", config.load(file), "r", [])
+
+
+def test_lists_and_texts_are_taken_as_they_are(file: Path) -> None:
+    given = ['overrides=["seed=1", "crawl.max_queries=2"]', "of_run=2026"]
+    made = submit.parameters(COMPILED / "evaluate.yaml", config.load(file), "r", given)
+    assert made["overrides"] == ["seed=1", "crawl.max_queries=2"]
+    assert made["of_run"] == "2026", "a text stays one, whatever YAML would make of it"
+
+
+def test_an_unknown_pipeline_names_the_known(kfp: Kfp, file: Path) -> None:
+    with pytest.raises(ConfigError, match="data, evaluate, recurring, training"):
+        call(kfp, file, "trainig")
+
+
+@pytest.mark.parametrize("every", ["daily", "5", "0 3 * * 1"])
+def test_a_wrong_schedule_is_explained(kfp: Kfp, file: Path, every: str) -> None:
+    with pytest.raises(ConfigError, match="six cron fields"):
+        call(kfp, file, "recurring", "--every", every)
+
+
+def test_every_compiled_pipeline_can_be_submitted() -> None:
+    for compiled in COMPILED.glob("*.yaml"):
+        known = next(yaml.safe_load_all(compiled.read_text()))["root"]["inputDefinitions"]["parameters"]
+        assert {"experiment", "run", "overrides"} <= known.keys()
+        assert {definition["parameterType"] for definition in known.values()} <= submit._TYPES.keys()
