@@ -110,6 +110,9 @@ class Filter(Strict):
         None, description="URI of a folder, one file a category; the default set if absent"
     )
     mask_names: bool = True
+    name_care: Literal["precise", "balanced", "thorough"] = Field(
+        "balanced", description="'precise' masks fewer words that are no names, 'thorough' leaves fewer names unmasked"
+    )
     shard_size: Positive = Field(1_000, description="pairs a training shard")
     split: Split = Split()
 
@@ -276,7 +279,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Experiment:
 def loads(text: str, overrides: list[str] | None = None, where: str = "the experiment") -> Experiment:
     """Read an experiment from the text of a YAML (or JSON) file; see ``load``."""
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _UniqueKeys)  # noqa: S506 - a safe loader
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not valid YAML: {error}") from error
     if not isinstance(value, dict):
@@ -293,6 +296,19 @@ def parse(value: dict[str, Any], where: str = "the experiment") -> Experiment:
     except ValidationError as error:
         lines = [_explain(entry) for entry in error.errors()]
         raise ConfigError("\n".join([f"{where} is not a valid experiment:", *lines])) from error
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML without the trap that of a key written twice only the second value counts."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: {key!r} is written twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
 def _override(value: dict[str, Any], override: str) -> None:

@@ -82,6 +82,13 @@ def test_a_file_that_is_no_experiment_is_refused(tmp_path: Path, content: bytes)
         config.load(file)
 
 
+def test_a_key_written_twice_is_an_error_not_a_choice(tmp_path: Path) -> None:
+    file = tmp_path / "twice.yaml"
+    file.write_text("name: x\ncrawl: {queries: 'file:///q', endpoint: 'http://site.test'}\nname: y\n")
+    with pytest.raises(ConfigError, match=r"line 3: 'name' is written twice"):
+        config.load(file)
+
+
 def test_no_file_says_where_examples_are(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="configs/"):
         config.load(tmp_path / "none.yaml")
