@@ -16,7 +16,8 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
 
     Args:
         experiment: its ``model`` and ``pretrain`` sections and seed decide the output.
-        parents: the filter's manifest under ``filter``.
+        parents: the filter's manifest under ``filter``; under ``pretrain`` that of an earlier pre-training whose model
+            this one starts from, if it goes on from one.
 
     Returns:
         The manifest. ``counts`` has the ``pairs`` trained on, ``metrics`` the last epoch's loss and temperature.
@@ -25,4 +26,6 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         ConfigError: the model cannot be built, or the batch does not fit the data.
         DataError: a shard is damaged, or the loss is not finite.
     """
-    return training.run("pretrain", _VERSION, experiment, experiment.pretrain, parents["filter"])
+    return training.run(
+        "pretrain", _VERSION, experiment, experiment.pretrain, parents["filter"], parents.get("pretrain")
+    )

@@ -191,3 +191,23 @@ def test_a_killed_pretraining_ends_with_the_same_weights(
     weights = {part.path: part.sha256 for part in continued.parts}
     expected = {part.path: part.sha256 for part in done["pretrain"].parts}
     assert weights["model/model.safetensors"] == expected["model/model.safetensors"]
+
+
+def test_a_pre_training_goes_on_from_an_earlier_one(done: dict[str, Manifest], tmp_path: Path) -> None:
+    """What the recurring pipeline does: the first epoch's loss begins where the earlier model stood."""
+    settings = experiment(tmp_path, epochs=1)
+    anew = pretrain.run(settings, {"filter": done["filter"]})
+    further = pretrain.run(settings, {"filter": done["filter"], "pretrain": done["pretrain"]})
+    assert further.metrics["loss"] < anew.metrics["loss"]
+    assert done["pretrain"].digest in {parent.digest for parent in further.parents}
+
+
+def test_confusions_add_up_to_the_accuracy(done: dict[str, Manifest]) -> None:
+    evaluation = storage.read_json(storage.join(done["evaluate"].uri, "evaluation.json"))
+    (task,) = [entry for entry in evaluation["classification"] if entry["name"] == "colours"]
+    matrix = torch.tensor(task["confusion"])
+    assert task["candidates"] == list(COLOURS)
+    assert int(matrix.sum()) == task["images"]
+    assert float(matrix.diag().sum() / matrix.sum()) == pytest.approx(task["top1"])
+    by_name = {entry["name"]: entry["images"] for entry in task["classes"]}
+    assert matrix.sum(1).tolist() == [by_name.get(name, 0) for name in COLOURS]
