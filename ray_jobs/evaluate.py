@@ -19,7 +19,7 @@ from wukong.train import data
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _MODELS = {"finetuned": "finetune", "pretrained": "pretrain"}
 
 

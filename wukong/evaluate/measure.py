@@ -100,8 +100,9 @@ def classification_entry(
         batch_size: captions encoded at a time.
 
     Returns:
-        ``name``, ``title``, ``images``, ``top1``, ``top5``, their ``chance`` and ``chance_top5``, and ``classes`` with
-        ``name``, ``accuracy`` and ``images``; classes without pictures stay candidates but have no entry.
+        ``name``, ``title``, ``images``, ``top1``, ``top5``, their ``chance`` and ``chance_top5``, ``classes`` with
+        ``name``, ``accuracy`` and ``images``; classes without pictures stay candidates but have no entry. All classes
+        are the ``candidates``; ``confusion`` counts pictures by true class (rows) and first answer (columns).
     """
     names = list(task.classes)
     belongs = torch.tensor([matching(urls, [task.classes[name]]) for name in names])
@@ -121,6 +122,10 @@ def classification_entry(
         "top5": classification.accuracy(scores, labels, 5),
         "chance": 1 / len(names),
         "chance_top5": min(1.0, 5 / len(names)),
+        "candidates": names,
+        "confusion": torch.bincount(labels * len(names) + scores.argmax(1), minlength=len(names) ** 2)
+        .view(len(names), len(names))
+        .tolist(),
         "classes": [
             {"name": name, "accuracy": accuracy, "images": count}
             for name, accuracy, count in zip(names, by_class, images, strict=True)
