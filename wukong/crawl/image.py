@@ -25,6 +25,9 @@ _SNIFF = 16
 _PLAIN_COLOURS = frozenset({"YCbCr", "Gray", "RGB"})
 _WHITE = (255, 255, 255)
 _EXIF_ORIENTATION = 0x0112
+_TURNED = frozenset({5, 6, 7, 8})
+"""EXIF orientations that exchange width and height."""
+
 _JPEG_STANDALONE = frozenset([0x01, *range(0xD0, 0xD9)])
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _AVIF_BRANDS = (b"avif", b"avis")
@@ -224,7 +227,10 @@ def store(data: bytes, header: Header, config: Crawl) -> Stored:
     if header.kind == "jpeg" and _passes_through(data, header, config):
         return Stored(data, header.width, header.height)
     pixels = decode(data, header, shorter=_needed_side(header, config))
-    pixels = resize(_upright(pixels, header.orientation), config)
+    original = (header.width, header.height)
+    if header.orientation in _TURNED:
+        original = original[::-1]
+    pixels = resize(_upright(pixels, header.orientation), original, config)
     encoded = simplejpeg.encode_jpeg(
         np.ascontiguousarray(pixels), quality=config.jpeg_quality, colorspace="RGB", colorsubsampling="420"
     )
@@ -313,7 +319,7 @@ def _rgb(image: Image.Image) -> Pixels:
 
 def _upright(pixels: Pixels, orientation: int | None) -> Pixels:
     """Undo an EXIF orientation (1 to 8), so that the first row is the top."""
-    if orientation in {5, 6, 7, 8}:
+    if orientation in _TURNED:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in {2, 3, 6, 7}:
         pixels = pixels[:, ::-1]
@@ -322,26 +328,30 @@ def _upright(pixels: Pixels, orientation: int | None) -> Pixels:
     return pixels
 
 
-def resize(pixels: Pixels, config: Crawl) -> Pixels:
+def resize(pixels: Pixels, original: tuple[int, int], config: Crawl) -> Pixels:
     """Bring a picture to the configured size.
 
     ``keep_ratio`` makes the shorter side ``image_size`` pixels and never enlarges; ``center_crop`` and ``border`` give
     a square of ``image_size``, cut or padded with white; ``no`` leaves it.
+
+    Args:
+        pixels: upright; perhaps decoded at a reduced size.
+        original: width and height at full size, upright: the ratio to keep, which a reduced size has only nearly.
+        config: the crawl's settings.
     """
     if config.resize == "no":
         return pixels
-    height, width = pixels.shape[:2]
     size = config.image_size
-    scale = size / (max(height, width) if config.resize == "border" else min(height, width))
+    scale = size / (max(original) if config.resize == "border" else min(original))
     if config.resize == "keep_ratio":
         scale = min(scale, 1.0)
-    target = (max(1, round(width * scale)), max(1, round(height * scale)))
-    if target != (width, height):
-        shrink = min(width / target[0], height / target[1])
+    width, height = (max(1, round(side * scale)) for side in original)
+    shrink = min(pixels.shape[1] / width, pixels.shape[0] / height)
+    if pixels.shape[:2] != (height, width):
         # Below a factor of two, averaging looks hardly better than a linear filter and takes forty times as long.
         method = cv2.INTER_AREA if shrink >= 2 else cv2.INTER_LINEAR if shrink > 1 else cv2.INTER_CUBIC
-        pixels = np.asarray(cv2.resize(np.ascontiguousarray(pixels), target, interpolation=method), dtype=np.uint8)
-    height, width = pixels.shape[:2]
+        resized = cv2.resize(np.ascontiguousarray(pixels), (width, height), interpolation=method)
+        pixels = np.asarray(resized, dtype=np.uint8)
     if config.resize == "center_crop":
         top, left = (height - size) // 2, (width - size) // 2
         return pixels[top : top + size, left : left + size]

@@ -1,0 +1,212 @@
+"""The crawl beside img2dataset: same server, same pictures, same output, one run.
+
+    python benchmarks/crawl/bench.py [--count 8000] [--cores 2] [--skip-planning]
+
+The first run makes an environment of its own for img2dataset and scikit-image (``--work``, by default in the user's
+cache) and 1,000 pictures of about 100 KB, each served under several URLs. Everything is pinned to ``--cores`` cores,
+the server included. Results are printed and written to ``results.json`` beside the pictures.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import venv
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+HERE = Path(__file__).parent
+PICTURES = 1_000
+PEERS = ("img2dataset==1.47.0", "scikit-image==0.26.0")
+THREADS = (16, 32, 64)
+"""img2dataset's thread counts; its best result counts."""
+
+TARGETS = {
+    "speed": ("images/s over img2dataset's best", 3.0, "at least"),
+    "peak_mib": ("peak memory, MiB", 1024, "at most"),
+    "of_decode": ("of decode + resize + encode alone", 0.60, "at least"),
+    "ssim": ("mean SSIM", 0.97, "at least"),
+    "bytes_share": ("bytes read where half fail the size rule", 0.60, "at most"),
+    "plan_mib": ("peak memory planning 20 million URLs, MiB", 2048, "at most"),
+}
+
+
+class Memory(threading.Thread):
+    """Peak of the proportional set size of a process and all it started, in MiB."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0.0
+        self._process = psutil.Process(pid)
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.2):
+            total = 0
+            try:
+                for process in [self._process, *self._process.children(recursive=True)]:
+                    try:
+                        total += process.memory_full_info().pss
+                    except psutil.Error:
+                        continue
+            except psutil.Error:
+                break
+            self.peak = max(self.peak, total / 2**20)
+
+
+def run(command: list[str]) -> tuple[str, float]:
+    """Run a command; give its last line of output and its peak memory in MiB."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "NO_ALBUMENTATIONS_UPDATE": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": str(HERE.parent.parent),
+    }
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        memory = Memory(process.pid)
+        memory.start()
+        output, errors = process.communicate()
+        memory.ended.set()
+    if process.returncode:
+        sys.exit(f"{' '.join(command)}\n{errors[-3000:]}")
+    return output.strip().splitlines()[-1], memory.peak
+
+
+def prepare(work: Path) -> Path:
+    """Make the peers' environment and the pictures where they are not there yet; give the peers' Python."""
+    python = work / "peers" / "bin" / "python"
+    if not python.exists():
+        print("making an environment for img2dataset", flush=True)
+        venv.create(work / "peers", with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS], check=True)
+    for name, seed, shape in (("pictures", "0", "any"), ("narrow", "1", "narrow")):
+        if not (work / name).exists():
+            print(f"making {PICTURES} pictures ({name})", flush=True)
+            partial = work / f"{name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            subprocess.run([python, HERE / "pictures.py", partial, str(PICTURES), seed, shape], check=True)
+            partial.rename(work / name)
+    return python
+
+
+class Server:
+    """The benchmark's web server, a process of its own."""
+
+    def __init__(self, *folders: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, HERE / "server.py", *map(str, folders)], stdout=subprocess.PIPE, text=True
+        )
+        self.port = self._process.stdout.readline().strip()
+
+    def statistics(self) -> dict[str, int]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/statistics") as answer:
+            return json.load(answer)
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def write_list(path: Path, host: str, names: list[str], count: int) -> Path:
+    urls = [f"http://{host}/{names[i % len(names)]}?copy={i // len(names)}" for i in range(count)]
+    pq.write_table(pa.table({"url": urls, "caption": [f"图片{i}" for i in range(count)]}), path)
+    return path
+
+
+def crawl(work: Path, server: Server, listed: Path, cores: int) -> tuple[dict, float]:
+    store = work / "wukong"
+    shutil.rmtree(store, ignore_errors=True)
+    os.environ["WUKONG_CONNECT_TO"] = f"pictures.test=127.0.0.1:{server.port}"
+    output, peak = run([sys.executable, str(HERE / "run_wukong.py"), str(listed), str(store), server.port, str(cores)])
+    return json.loads(output), peak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=8_000)
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("~/.cache/wukong/bench-crawl").expanduser())
+    parser.add_argument("--skip-planning", action="store_true")
+    options = parser.parse_args()
+    work, cores = options.work, options.cores
+    work.mkdir(parents=True, exist_ok=True)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    peers = prepare(work)
+    names = sorted(path.name for path in (work / "pictures").iterdir())
+    figures: dict[str, float] = {"load": os.getloadavg()[0]}
+    print(f"{options.count} pictures, {cores} cores, load {figures['load']:.1f}", flush=True)
+
+    figures["decode_per_second"] = float(
+        run([sys.executable, str(HERE / "run_decode.py"), str(work / "pictures"), "4000", str(cores)])[0]
+    )
+    print(f"decode + resize + encode alone: {figures['decode_per_second']:.0f} images/s", flush=True)
+
+    server = Server(work / "pictures", work / "narrow")
+    listed = write_list(work / "wukong.parquet", "pictures.test", names, options.count)
+    result, figures["peak_mib"] = crawl(work, server, listed, cores)
+    assert result["counts"]["success"] == options.count, result["counts"]
+    figures["images_per_second"] = options.count / result["seconds"]
+    print(f"wukong: {figures['images_per_second']:.0f} images/s, {figures['peak_mib']:.0f} MiB", flush=True)
+    figures["of_decode"] = figures["images_per_second"] / figures["decode_per_second"]
+
+    tars = sorted(str(path) for path in (work / "wukong").rglob("parts/*.tar"))
+    quality = json.loads(run([str(peers), str(HERE / "quality.py"), str(work / "pictures"), *tars[:2]])[0])
+    figures |= {"ssim": quality["mean"], "ssim_worst": quality["worst"]}
+    print(f"SSIM: mean {quality['mean']:.4f}, worst {quality['worst']:.4f} of {quality['pictures']}", flush=True)
+
+    half = [*(f"narrow-{name}" for name in names), *names]
+    listed = write_list(work / "half.parquet", "pictures.test", half, len(half))
+    before = server.statistics()["bytes"]
+    result, _ = crawl(work, server, listed, cores)
+    assert result["counts"]["success"] == result["counts"]["bad_ratio"] == len(names), result["counts"]
+    figures["bytes_share"] = result["bytes_read"] / (server.statistics()["bytes"] - before)
+    print(f"half fail the size rule: {figures['bytes_share']:.0%} of the bytes read", flush=True)
+
+    listed = write_list(work / "img2dataset.parquet", f"127.0.0.1:{server.port}", names, options.count)
+    best = 0.0
+    for threads in THREADS:
+        store = work / "img2dataset"
+        shutil.rmtree(store, ignore_errors=True)
+        output, peak = run(
+            [str(peers), str(HERE / "run_img2dataset.py"), str(listed), str(store), str(cores), str(threads)]
+        )
+        answer = json.loads(output)
+        assert answer["success"] == options.count, answer
+        rate = options.count / answer["seconds"]
+        print(f"img2dataset, {threads} threads: {rate:.0f} images/s, {peak:.0f} MiB", flush=True)
+        best = max(best, rate)
+    figures |= {"img2dataset_per_second": best, "speed": figures["images_per_second"] / best}
+    server.stop()
+
+    if not options.skip_planning:
+        folder = work / "planning"
+        shutil.rmtree(folder, ignore_errors=True)
+        planned = json.loads(run([sys.executable, str(HERE / "planning.py"), str(folder), "20000000"])[0])
+        shutil.rmtree(folder)
+        figures |= {"plan_mib": planned["peak_mib"], "plan_seconds": planned["seconds"]}
+        print(f"20 million URLs planned in {planned['seconds']:.0f} s, {planned['peak_mib']:.0f} MiB", flush=True)
+
+    figures["when"] = time.time()
+    (work / "results.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print()
+    missed = 0
+    for name, (what, target, sense) in TARGETS.items():
+        if name in figures:
+            met = figures[name] >= target if sense == "at least" else figures[name] <= target
+            missed += not met
+            print(f"{'met   ' if met else 'MISSED'} {what}: {figures[name]:.3g} ({sense} {target:g})")
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
