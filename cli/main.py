@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cli import summary
+from cli import queries, summary
 from wukong import config
 from wukong.errors import WukongError
 
@@ -21,6 +21,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(queries.app, name="queries")
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experiment, a YAML file.")]
 SetOption = Annotated[

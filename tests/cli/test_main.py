@@ -45,6 +45,6 @@ def test_the_config_command_prints_what_the_pipeline_takes(experiment: Path) -> 
 
 def test_help_teaches_every_command() -> None:
     text = wukong("--help").stdout
-    for command in ("run", "config", "up", "down", "status"):
+    for command in ("run", "submit", "config", "queries", "up", "down", "status"):
         assert command in text
         assert wukong(command, "--help").returncode == 0
