@@ -34,14 +34,23 @@ def tokens(caption: pl.Series) -> pl.Series:
     Raises:
         ConfigError: the vocabulary is not installed.
     """
-    encoded = _wordpiece().encode_batch(caption.to_list(), add_special_tokens=False)
-    counts = [len(entry.ids) for entry in encoded]
+    counts = [len(ids) for ids in token_ids(caption)]
     return (
         pl.Series(caption.name, counts, dtype=pl.Int32)
         .to_frame("n")
         .select(pl.when(characters(caption) > 0).then("n").otherwise(0).cast(pl.Int32))
         .to_series()
     )
+
+
+def token_ids(caption: pl.Series) -> list[list[int]]:
+    """WordPiece token ids of each caption, in the text encoder's vocabulary, without [CLS].
+
+    Raises:
+        ConfigError: the vocabulary is not installed.
+    """
+    encoded = _wordpiece().encode_batch(caption.to_list(), add_special_tokens=False)
+    return [entry.ids for entry in encoded]
 
 
 COUNTERS = {"character": characters, "word": words, "token": tokens}

@@ -178,13 +178,36 @@ def _settle(text: str, spans: Sequence[Span], care: Care) -> list[Span]:
         kept = [
             span for span in kept if not any(_overlap(span, brand) for brand in branded) or _person_is_near(text, span)
         ]
+        kept = [span for span in kept if not _is_word(text, span) or _person_is_near(text, span)]
     if care == "precise":
-        kept = [span for span in kept if _looks_like_name(text[slice(*span)]) or _person_is_near(text, span)]
+        kept = [span for span in kept if looks_like_name(text[slice(*span)]) or _person_is_near(text, span)]
     return sorted(set(kept))
 
 
 def _overlap(one: Span, other: Span) -> bool:
     return one[0] < other[1] and other[0] < one[1]
+
+
+def _is_word(text: str, span: Span) -> bool:
+    """Whether the span is a word of the dictionary that is no name (鲍鱼), or lies inside a longer one (埃菲尔铁塔)."""
+    words, lexicon, (start, end) = _other_words(), _lists().lexicon, span
+    if text[start:end] in lexicon:
+        return False
+    for low in range(max(0, start - 2), start + 1):
+        for high in range(end, min(len(text), end + 3) + 1):
+            if text[low:high] in words:
+                return True
+    return False
+
+
+@lru_cache(maxsize=1)
+def _other_words() -> frozenset[str]:
+    """The words of jieba's dictionary, of at least two characters, whose part of speech is not a person."""
+    import jieba
+
+    lines = (Path(jieba.__file__).parent / "dict.txt").read_text(encoding="utf-8").splitlines()
+    entries = (line.split(" ") for line in lines)
+    return frozenset(word for word, _, flag in entries if len(word) > 1 and not flag.startswith("nr"))
 
 
 def _trimmed(text: str, span: Span) -> list[Span]:
@@ -246,7 +269,8 @@ def _person_is_near(text: str, span: Span) -> bool:
     return bool(re.search(rf"(?:{_BEFORE_PERSON})[:：]?\s*$", before) or re.match(rf"\s*(?:{_AFTER_PERSON})", after))
 
 
-def _looks_like_name(name: str) -> bool:
+def looks_like_name(name: str) -> bool:
+    """Whether a word has the form of a name: a surname and one or two characters, or a transliteration."""
     lists = _lists()
     if name in lists.lexicon or re.search(rf"[{_DOT}]", name):
         return True

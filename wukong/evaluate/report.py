@@ -3,38 +3,29 @@
 Numbers stand beside chance, dropped pairs beside their reason, and everything leads back to manifests and config.
 """
 
-import base64
 import fnmatch
-import io
 import math
-import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import jinja2
 import polars as pl
-from PIL import Image
 
 from wukong import storage
 from wukong.config import Experiment
-from wukong.curate import repack
 from wukong.curate.funnel import Step, funnel
-from wukong.curate.split import TRAIN
-from wukong.errors import DataError
+from wukong.curate.gallery import Pictures, Thumbnails, contact_sheet, pictures_of, shard_tables
 from wukong.manifest import Manifest
 
-_THUMBNAIL = 144
-_CONTACTS = 48
-_CONTACT_SHARDS = 6
 _DROPPED_EXAMPLES = 4
 _RETRIEVALS = 5
+__all__ = ["pictures_of", "render"]
+
 _STAGES = ("crawl", "filter", "validate", "pretrain", "finetune", "evaluate")
 _DIRECTIONS = {"text_to_image": "text → image", "image_to_text": "image → text"}
-
-Pictures = Callable[[str], bytes]
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,7 @@ def render(
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"percent": _percent, "count": lambda n: f"{n:,}", "seconds": _seconds, "chance": _chance}
-    thumbnail = _Thumbnails(pictures)
+    thumbnail = Thumbnails(pictures)
     return environment.get_template("report.html.j2").render(
         experiment=experiment,
         headlines=_headlines(evaluation),
@@ -93,7 +84,7 @@ def render(
         directions=_DIRECTIONS,
         classification=[_classification(entry) for entry in evaluation.get("classification", ())],
         curves={stage: curves for stage in ("pretrain", "finetune") if (curves := _curves(evaluation, stage))},
-        contacts=_contacts(experiment, filtered, thumbnail),
+        contacts=contact_sheet(filtered, thumbnail, experiment.seed),
         sources=_sources(experiment, filtered),
         expectations=_expectations(manifests.get("validate")),
         times=_times(manifests),
@@ -101,57 +92,6 @@ def render(
         config=experiment.model_dump_json(indent=2),
         links=links,
     )
-
-
-def pictures_of(filtered: Manifest) -> Pictures:
-    """Read pictures by key from the shards a filter stage wrote; a shard is indexed when it is first needed."""
-    tars: dict[str, str] = {}
-    places: dict[str, dict[str, tuple[int, int]]] = {}
-    tables = iter(_smallest_first(filtered))
-
-    def read(key: str) -> bytes:
-        while key not in tars:
-            uri = next(tables, None)
-            if uri is None:
-                raise DataError(
-                    f"no shard of {filtered.uri} has the pair {key}: run the filter and evaluate stages again"
-                )
-            tar = uri.removesuffix(".parquet") + ".tar"
-            tars.update(dict.fromkeys(storage.read_table(uri, ["key"])["key"].to_pylist(), tar))
-        tar = tars[key]
-        if tar not in places:
-            index = repack.picture_places(tar)
-            places[tar] = {row["key"]: (row["offset"], row["size"]) for row in index.to_dicts()}
-        offset, size = places[tar][key]
-        with storage.open_input(tar) as stream:
-            stream.seek(offset)
-            return bytes(stream.read(size))
-
-    return read
-
-
-class _Thumbnails:
-    """Small pictures as data URIs, each made once."""
-
-    def __init__(self, pictures: Pictures) -> None:
-        self._pictures = pictures
-        self._made: dict[str, str] = {}
-
-    def __call__(self, key: str) -> str:
-        if key not in self._made:
-            image = Image.open(io.BytesIO(self._pictures(key))).convert("RGB")
-            image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-            target = io.BytesIO()
-            image.save(target, "JPEG", quality=80)
-            self._made[key] = "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode()
-        return self._made[key]
-
-
-def _smallest_first(filtered: Manifest) -> list[str]:
-    """Tables of all splits' shards, hold-outs before training: those are few, and asked for most."""
-    kept = [part for part in filtered.parts if part.path.endswith(".parquet") and not part.path.startswith("dropped/")]
-    kept.sort(key=lambda part: (part.path.startswith(f"{TRAIN}/"), part.path))
-    return [storage.join(filtered.uri, part.path) for part in kept]
 
 
 def _headlines(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -203,7 +143,7 @@ def _shorten(text: str, limit: int = 40) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _retrieval(entry: Mapping[str, Any], thumbnail: _Thumbnails) -> dict[str, Any]:
+def _retrieval(entry: Mapping[str, Any], thumbnail: Thumbnails) -> dict[str, Any]:
     examples = []
     for example in list(entry.get("examples", ()))[:_RETRIEVALS]:
         shown = [
@@ -237,21 +177,11 @@ def _curves(evaluation: Mapping[str, Any], stage: str) -> list[Curve]:
     return curves
 
 
-def _contacts(experiment: Experiment, filtered: Manifest, thumbnail: _Thumbnails) -> list[dict[str, str]]:
-    """Training pairs at random, the same in every report of the same data."""
-    generator = random.Random(experiment.seed)
-    uris = filtered.part_uris(f"{TRAIN}/", ".parquet")
-    chosen = sorted(generator.sample(uris, min(len(uris), _CONTACT_SHARDS)))
-    table = pl.concat([pl.DataFrame(storage.read_table(uri, ["key", "caption"])) for uri in chosen])
-    places = generator.sample(range(len(table)), min(len(table), _CONTACTS))
-    return [{"src": thumbnail(key), "caption": caption} for key, caption in table[places].iter_rows()]
-
-
 def _sources(experiment: Experiment, filtered: Manifest) -> list[dict[str, Any]]:
     """The sources that the experiment names, with the pairs kept of each."""
     counts: Counter[str] = Counter()
     if experiment.sources:
-        for uri in _smallest_first(filtered):
+        for uri in shard_tables(filtered):
             for url in storage.read_table(uri, ["url"])["url"].to_pylist():
                 counts.update(s.name for s in experiment.sources if fnmatch.fnmatchcase(url, s.pattern))
     return [{"source": source, "pairs": counts[source.name]} for source in experiment.sources]

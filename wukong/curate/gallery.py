@@ -1,0 +1,82 @@
+"""Pictures of a filtered set for pages: read from its shards by key, made small, drawn at random."""
+
+import base64
+import io
+import random
+from collections.abc import Callable
+
+import polars as pl
+from PIL import Image
+
+from wukong import storage
+from wukong.curate import repack
+from wukong.curate.split import TRAIN
+from wukong.errors import DataError
+from wukong.manifest import Manifest
+
+Pictures = Callable[[str], bytes]
+
+_THUMBNAIL = 144
+_SHARDS = 6
+
+
+def pictures_of(filtered: Manifest) -> Pictures:
+    """Read pictures by key from the shards a filter stage wrote; a shard is indexed when it is first needed."""
+    tars: dict[str, str] = {}
+    places: dict[str, dict[str, tuple[int, int]]] = {}
+    tables = iter(shard_tables(filtered))
+
+    def read(key: str) -> bytes:
+        while key not in tars:
+            uri = next(tables, None)
+            if uri is None:
+                raise DataError(
+                    f"no shard of {filtered.uri} has the pair {key}: run the filter and evaluate stages again"
+                )
+            tar = uri.removesuffix(".parquet") + ".tar"
+            tars.update(dict.fromkeys(storage.read_table(uri, ["key"])["key"].to_pylist(), tar))
+        tar = tars[key]
+        if tar not in places:
+            index = repack.picture_places(tar)
+            places[tar] = {row["key"]: (row["offset"], row["size"]) for row in index.to_dicts()}
+        offset, size = places[tar][key]
+        with storage.open_input(tar) as stream:
+            stream.seek(offset)
+            return bytes(stream.read(size))
+
+    return read
+
+
+def shard_tables(filtered: Manifest) -> list[str]:
+    """URIs of the tables of all shards, hold-outs before training: those are few, and asked for most."""
+    kept = [part for part in filtered.parts if part.path.endswith(".parquet") and not part.path.startswith("dropped/")]
+    kept.sort(key=lambda part: (part.path.startswith(f"{TRAIN}/"), part.path))
+    return [storage.join(filtered.uri, part.path) for part in kept]
+
+
+class Thumbnails:
+    """Small pictures as data URIs, each made once."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self._pictures = pictures
+        self._made: dict[str, str] = {}
+
+    def __call__(self, key: str) -> str:
+        """The picture of a pair, at most 144 pixels a side."""
+        if key not in self._made:
+            image = Image.open(io.BytesIO(self._pictures(key))).convert("RGB")
+            image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            target = io.BytesIO()
+            image.save(target, "JPEG", quality=80)
+            self._made[key] = "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode()
+        return self._made[key]
+
+
+def contact_sheet(filtered: Manifest, thumbnail: Thumbnails, seed: int, pairs: int = 48) -> list[dict[str, str]]:
+    """Training pairs at random, the same for the same data and seed: ``src`` (data URI) and ``caption`` of each."""
+    generator = random.Random(seed)
+    uris = filtered.part_uris(f"{TRAIN}/", ".parquet")
+    chosen = sorted(generator.sample(uris, min(len(uris), _SHARDS)))
+    table = pl.concat([pl.DataFrame(storage.read_table(uri, ["key", "caption"])) for uri in chosen])
+    places = generator.sample(range(len(table)), min(len(table), pairs))
+    return [{"src": thumbnail(key), "caption": caption} for key, caption in table[places].iter_rows()]
