@@ -53,6 +53,14 @@ test: lint ## Lint, types, import rules, and all tests with an end-to-end run of
 	$(BIN)/pytest -m 'not slow' $(ARGS)
 	$(BIN)/pytest -m slow $(ARGS)
 
+.PHONY: pipelines
+pipelines: $(INSTALLED) ## Compile the pipelines for the KFP UI into pipelines/compiled
+	$(BIN)/python -m pipelines.compile
+
+.PHONY: bench-crawl
+bench-crawl: $(INSTALLED) ## Time the crawl beside img2dataset: same server, same pictures, one run
+	$(BIN)/python benchmarks/crawl/bench.py $(ARGS)
+
 .PHONY: constraints
 constraints: ## Write the exact versions now installed (torch and torchvision stay ranges)
 	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|torchvision|triton|nvidia-|cuda-|cn-clip|cn_clip)' > constraints.txt
