@@ -57,6 +57,14 @@ test: lint ## Lint, types, import rules, and all tests with an end-to-end run of
 pipelines: $(INSTALLED) ## Compile the pipelines for the KFP UI into pipelines/compiled
 	$(BIN)/python -m pipelines.compile
 
+.venv-checkov/bin/checkov:
+	$(PYTHON) -m venv .venv-checkov
+	.venv-checkov/bin/python -m pip install --quiet checkov
+
+.PHONY: policies
+policies: .venv-checkov/bin/checkov ## Scan k8s/ with checkov, in an environment of its own
+	.venv-checkov/bin/checkov --directory k8s/base --config-file tests/k8s/checkov.yaml --compact --quiet
+
 .PHONY: bench-crawl
 bench-crawl: $(INSTALLED) ## Time the crawl beside img2dataset: same server, same pictures, one run
 	$(BIN)/python benchmarks/crawl/bench.py $(ARGS)
