@@ -36,7 +36,7 @@ class _Gather(torch.autograd.Function):
         return gathered_constant(local)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.contiguous()
         dist.all_reduce(total)
         rank = world()[0]

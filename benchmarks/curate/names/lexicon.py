@@ -1,8 +1,8 @@
 """Write ``wukong/curate/name_lists/lexicon.txt``: names that LAC knows but does not see in every context.
 
-A word of jieba's dictionary whose part of speech is a person (``nr``, ``nrt``, ``nrfg``), or that has the form of a name,
-is kept when LAC tags it a person in at least three of four neutral contexts; never one that LAC takes for a place or an
-organisation where a place is asked for, or that is but the beginning of a more frequent word.
+A word of jieba's dictionary whose part of speech is a person (``nr``, ``nrt``, ``nrfg``), or that has the form of a
+name, is kept when LAC tags it a person in at least three of four neutral contexts; never one that LAC takes for a place
+or an organisation where a place is asked for, or that is but the beginning of a more frequent word.
 
     python benchmarks/curate/names/lexicon.py
 """
