@@ -10,9 +10,10 @@ from typing import Any
 import polars as pl
 import ray
 
-from wukong import storage
+from wukong import manifest, storage
 from wukong.config import Experiment
-from wukong.curate import sensitive
+from wukong.curate import card, gallery, sensitive, statistics
+from wukong.curate.funnel import funnel
 from wukong.data.schema import PAIRS
 from wukong.errors import DataError, GateError
 from wukong.manifest import Manifest, Part, Stage
@@ -22,7 +23,7 @@ from wukong.validate.run import Outcome
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _MAX_ROWS = 100_000
 _DOCS_BATCHES = 20
 _SAMPLES = 5
@@ -38,7 +39,8 @@ _DATASET_COLUMNS = {
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     """Validate what the filter kept.
 
-    Writes ``results.json`` (one entry an expectation) and the data docs under ``docs/``, also when the gate fails.
+    Writes ``results.json`` (one entry an expectation) and the data docs under ``docs/``, also when the gate fails, and
+    the dataset card, ``card.html``, when it does not.
 
     Args:
         experiment: its ``validation`` section says what must hold, its ``filter`` section the thresholds.
@@ -53,7 +55,9 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         DataError: a shard's table cannot be read.
     """
     filtered = parents["filter"]
-    config = experiment.validation.model_dump(mode="json") | {"filter": experiment.filter.model_dump(mode="json")}
+    shown = experiment.model_dump(mode="json", include={"name", "about", "sources", "seed"})
+    config = {**shown, "filter": experiment.filter.model_dump(mode="json")}
+    config |= {"validation": experiment.validation.model_dump(mode="json")}
     stage = Stage(experiment.root, "validate", config, [filtered], version=_VERSION)
     if finished := stage.finished():
         return finished
@@ -61,9 +65,9 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
 
     batches = _batches(filtered, experiment)
     checked = _map(_check, [(experiment, batch) for batch in batches])
-    dataset = audit.summarize([facts for _, facts in checked], experiment.filter.split)
+    dataset = audit.summarize([facts for _, facts, _ in checked], experiment.filter.split)
     whole = runner.run_suite("dataset", pl.DataFrame([dataset.row]), suites.dataset_expectations(experiment))
-    results = [result for result, _ in checked]
+    results = [result for result, _, _ in checked]
     found = runner.merge([runner.outcomes(result) for result in results])
     found += [_with_samples(outcome, dataset, batches) for outcome in runner.outcomes(whole)]
 
@@ -82,8 +86,26 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         "expectations": len(found),
         "warnings": sum(not outcome.success for outcome in found),
     }
+    counted = statistics.merge([each for _, _, each in checked])
+    storage.write_bytes(stage.path("card.html"), _card(experiment, filtered, counted).encode())
+    metrics = {
+        "unique_tokens": float(counted.unique_tokens),
+        "tokens_mean": counted.token_mean,
+        "tokens_sd": counted.token_sd,
+        "tokens_median": counted.token_median,
+    }
     # The data docs carry the time they were made at, so they are no part of what the manifest vouches for.
-    return stage.commit([stage.describe("results.json", len(found))], counts=counts)
+    parts = [stage.describe("results.json", len(found)), stage.describe("card.html")]
+    return stage.commit(parts, counts=counts, metrics=metrics)
+
+
+def _card(experiment: Experiment, filtered: Manifest, counted: statistics.Statistics) -> str:
+    crawl = manifest.load(filtered.parents[0].uri)
+    thumbnail = gallery.Thumbnails(gallery.pictures_of(filtered))
+    facts = {"crawl": crawl.digest, "filter": filtered.digest}
+    facts |= {source.name: source.licence for source in experiment.sources}
+    contacts = gallery.contact_sheet(filtered, thumbnail, experiment.seed)
+    return card.render(experiment.name, counted, funnel(crawl, filtered), contacts, facts, experiment.about)
 
 
 def _batches(filtered: Manifest, experiment: Experiment) -> list[tuple[str, ...]]:
@@ -114,14 +136,14 @@ def _read(batch: Sequence[str]) -> pl.DataFrame:
     return pl.concat([pl.DataFrame(storage.read_table(uri)) for uri in batch], how="vertical_relaxed")
 
 
-def _check(experiment: Experiment, batch: Sequence[str]) -> tuple[dict[str, Any], audit.Facts]:
+def _check(experiment: Experiment, batch: Sequence[str]) -> tuple[dict[str, Any], audit.Facts, statistics.Statistics]:
     pairs = _read(batch)
     missing = [name for name in PAIRS.names if name not in pairs.columns]
     if missing:
         raise DataError(f"{batch[0]} lacks the columns {', '.join(missing)}: run the filter again")
     audited = audit.audit(pairs, sensitive.load(experiment.filter.sensitive_words))
     result = runner.run_suite("pairs", audited, suites.pair_expectations(experiment))
-    return result, audit.facts_of(pairs, experiment.filter.split)
+    return result, audit.facts_of(pairs, experiment.filter.split), statistics.measure(pairs)
 
 
 def _with_samples(outcome: Outcome, dataset: audit.Dataset, batches: Sequence[Sequence[str]]) -> Outcome:

@@ -1,9 +1,12 @@
 """A small corpus that trips every rule, and what a crawl of it looks like."""
 
 import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from wukong import config, storage
 from wukong.config import Experiment
@@ -49,8 +52,10 @@ def corpus() -> list[dict[str, object]]:
 
 
 def picture_of(row: Row) -> bytes:
-    """Bytes that stand for a picture: filters never decode one."""
-    return b"\xff\xd8" + row["sha256"].encode() * (1 + int(row["sha256"][:2], 16) % 40)
+    """A small JPEG of the pair's own colour."""
+    target = io.BytesIO()
+    Image.new("RGB", (16, 12), f"#{row['sha256'][:6]}").save(target, "JPEG")
+    return target.getvalue()
 
 
 def complete(row: Row) -> dict[str, Any]:

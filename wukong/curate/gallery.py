@@ -64,7 +64,12 @@ class Thumbnails:
     def __call__(self, key: str) -> str:
         """The picture of a pair, at most 144 pixels a side."""
         if key not in self._made:
-            image = Image.open(io.BytesIO(self._pictures(key))).convert("RGB")
+            try:
+                image = Image.open(io.BytesIO(self._pictures(key))).convert("RGB")
+            except OSError as error:
+                raise DataError(
+                    f"the picture of the pair {key} cannot be decoded: {error}; run the crawl again"
+                ) from error
             image.thumbnail((_THUMBNAIL, _THUMBNAIL))
             target = io.BytesIO()
             image.save(target, "JPEG", quality=80)

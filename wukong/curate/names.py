@@ -54,7 +54,7 @@ _AFTER_PERSON = (
     "新歌|专辑|作品|书法|真迹|生日|点燃|参加|率领|带领|率|访问|访华|同志|先生|女士|老师|教授|导演|院士|扣篮|进球|射门|"
     "采访|退役|签名|合影|直播间"
 )
-_JOINED = "和与、,，&跟及/ "
+_AFTER_THING = "酒店|宾馆|大厦|广场|商场|集团|公司|银行|咖啡|餐厅|香水|手表|汽车|轮胎|品牌|专柜|专卖店|旗舰店|文学奖"
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,12 @@ def _settle(text: str, spans: Sequence[Span], care: Care) -> list[Span]:
         kept = [
             span for span in kept if not any(_overlap(span, brand) for brand in branded) or _person_is_near(text, span)
         ]
-        kept = [span for span in kept if not _is_word(text, span) or _person_is_near(text, span)]
+        thing = re.compile(_AFTER_THING)
+        kept = [
+            span
+            for span in kept
+            if _person_is_near(text, span) or not (_is_word(text, span) or thing.match(text, span[1]))
+        ]
     if care == "precise":
         kept = [span for span in kept if looks_like_name(text[slice(*span)]) or _person_is_near(text, span)]
     return sorted(set(kept))
@@ -191,11 +196,14 @@ def _overlap(one: Span, other: Span) -> bool:
 def _is_word(text: str, span: Span) -> bool:
     """Whether the span is a word of the dictionary that is no name (鲍鱼), or lies inside a longer one (埃菲尔铁塔)."""
     words, lexicon, (start, end) = _other_words(), _lists().lexicon, span
-    if text[start:end] in lexicon:
+    name = text[start:end]
+    if name in lexicon:
         return False
+    # The dictionary's parts of speech are rough: 拿破仑 is a noun there. Only a word of two characters is taken at it.
+    named = len(name) > 2
     for low in range(max(0, start - 2), start + 1):
         for high in range(end, min(len(text), end + 3) + 1):
-            if text[low:high] in words:
+            if text[low:high] in words and not (named and high - low == len(name)):
                 return True
     return False
 
