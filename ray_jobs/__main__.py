@@ -85,7 +85,7 @@ def _connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     variables = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     ray.init(
-        address=os.environ.get("RAY_ADDRESS") or None,
+        address=os.environ.get("RAY_ADDRESS") or "local",
         runtime_env={"env_vars": variables},
         configure_logging=False,
         log_to_driver=True,

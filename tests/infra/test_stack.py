@@ -387,7 +387,9 @@ class TestRunning:
         listening = [c for c in psutil.net_connections("inet") if c.status == psutil.CONN_LISTEN and c.pid in found]
         assert {found[c.pid] for c in listening} == {"seaweedfs", "mlflow", "ray", "site"}
         assert {c.laddr.ip for c in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-        assert set(running.ports.values()) <= {c.laddr.port for c in listening}
+        # Ray's agent is in its optional "default" part; where that is not installed nothing listens on its port.
+        used = {port for name, port in running.ports.items() if name != "ray_agent"}
+        assert used <= {c.laddr.port for c in listening}
 
     def test_secrets_are_for_their_owner_alone(self, running: Stack) -> None:
         held = (running.access_key, running.secret_key, running.ray_token)
@@ -426,7 +428,7 @@ class TestRunning:
         entry = corpus.Entry("noto", "/noto/b.png", "b.png", "蓝色", (), "MIT", 300, 300, "image/png")
         before = marked(running.home)
         stack.up(running.home, catalogue._write([entry], tmp_path))
-        with urllib.request.urlopen(f"{running.url('site')}/noto/b.png", timeout=10) as response:
+        with urllib.request.urlopen(f"{running.url('site')}/noto/b.png", timeout=60) as response:
             assert Image.open(io.BytesIO(response.read())).size == (300, 300)
         assert {p for p, s in before.items() if s in {"seaweedfs", "mlflow"}} <= set(marked(running.home))
 

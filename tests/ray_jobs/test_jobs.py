@@ -50,7 +50,7 @@ def test_our_error_is_found_inside_what_ray_wraps_around_it() -> None:
     def fails() -> None:
         raise DataError("part 7 is truncated")
 
-    ray.init(num_cpus=1, include_dashboard=False, configure_logging=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, configure_logging=False)
     try:
         with pytest.raises(ray.exceptions.RayTaskError) as caught:
             ray.get(fails.remote())
