@@ -41,6 +41,7 @@ def test_an_unfinished_parent_is_named(experiment: config.Experiment, tmp_path: 
     assert "the stage has not finished" in record.error
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_our_error_is_found_inside_what_ray_wraps_around_it() -> None:
     import ray
 
@@ -50,10 +51,6 @@ def test_our_error_is_found_inside_what_ray_wraps_around_it() -> None:
     def fails() -> None:
         raise DataError("part 7 is truncated")
 
-    ray.init("local", num_cpus=1, include_dashboard=False, configure_logging=False)
-    try:
-        with pytest.raises(ray.exceptions.RayTaskError) as caught:
-            ray.get(fails.remote())
-    finally:
-        ray.shutdown()
+    with pytest.raises(ray.exceptions.RayTaskError) as caught:
+        ray.get(fails.remote())
     assert str(_explained_cause(caught.value)) == "part 7 is truncated"
