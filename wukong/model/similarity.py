@@ -1,11 +1,22 @@
-"""How alike a picture and a caption are: globally or token by token (section 4.3)."""
+"""How alike a picture and a caption are: globally or token by token (section 4.3).
 
-from typing import NamedTuple
+The token-wise similarity has a backward pass of its own. Automatic differentiation would keep every product of an image
+token with a text token; here a block of products serves both directions, is reduced and forgotten, and what is kept of
+it is which token won. Since a maximum passes its gradient to the winner alone, the backward pass needs no products: it
+is four weighted sums of rows.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-_BLOCK_ELEMENTS = 2**24
+_BLOCK_PRODUCTS = 2**22
+_BLOCK_ROWS = 2**13
+"""Products of tokens, and image tokens, in a block: 16 MiB in float32, small enough to stay near the processor."""
 
 
 class Scores(NamedTuple):
@@ -34,23 +45,103 @@ def global_similarity(image: Tensor, text: Tensor) -> Scores:
 def token_similarity(image: Tensor, text: Tensor, counted: Tensor) -> Scores:
     """Late interaction: each token takes its best match on the other side, and a side's matches are averaged.
 
-    The block of products between image tokens and text tokens is computed once and reduced in both directions, for as
-    many texts at a time as fit a bound on memory.
+    Exact up to rounding, gradients included; where several tokens match equally well, one of them gets the gradient.
+    Beside inputs and outputs it keeps one byte for each picture, text and token of either side (two beyond 256 tokens).
 
     Args:
         image: [images, n1, d], patches without [CLS], of unit length.
         text: [texts, n2, d], of unit length.
         counted: bool [texts, n2], True where a token takes part: neither padding nor [CLS]. Every text has one.
     """
-    images, patches, _ = image.shape
-    texts, tokens, _ = text.shape
-    step = max(1, _BLOCK_ELEMENTS // max(1, images * patches * tokens))
-    blocks = [_token_block(image, text[i : i + step], counted[i : i + step]) for i in range(0, texts, step)]
-    return Scores(torch.cat([block[0] for block in blocks], 1), torch.cat([block[1] for block in blocks], 1))
+    return Scores(*_TokenSimilarity.apply(image, text, counted))  # type: ignore[no-untyped-call]
 
 
-def _token_block(image: Tensor, text: Tensor, counted: Tensor) -> Scores:
-    products = torch.einsum("ipd,jtd->ijpt", image, text)
-    best_text = products.masked_fill(~counted[None, :, None, :], -torch.inf).amax(3)
-    best_image = products.amax(2).masked_fill(~counted[None], 0.0)
-    return Scores(best_text.mean(2), best_image.sum(2) / counted.sum(1))
+class _TokenSimilarity(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, text: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        patches = image.shape[1]
+        to_text, to_image = image.new_empty(len(text), len(image)), image.new_empty(len(text), len(image))
+        blocks = list(_blocks(len(image), patches, counted))
+        winners: list[Tensor] = []
+        for images, texts, length in blocks:
+            part, taken = text[texts, :length], counted[texts, :length]
+            products = (part.flatten(0, 1) @ image[images].flatten(0, 1).T).view(len(texts), length, -1, patches)
+            if not taken.all():
+                products.masked_fill_(~taken[:, :, None, None], -torch.inf)
+            best, word = products.max(1)
+            to_text[texts, images] = best.mean(2)
+            best, patch = products.max(3)
+            best.masked_fill_(~taken[:, :, None], 0.0)
+            to_image[texts, images] = best.sum(1) / taken.sum(1, keepdim=True)
+            winners += [word.to(_index_type(length)), patch.to(_index_type(patches))]
+        ctx.save_for_backward(image, text, counted, *winners)
+        ctx.blocks = blocks
+        return to_text.T, to_image.T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_text: Tensor, to_image: Tensor) -> tuple[Tensor, Tensor, None]:
+        image, text, counted, *winners = ctx.saved_tensors
+        patches = image.shape[1]
+        # Many small terms are added up: not in half precision.
+        exact = torch.promote_types(image.dtype, torch.float32)
+        image_gradient, text_gradient = torch.zeros_like(image, dtype=exact), torch.zeros_like(text, dtype=exact)
+        for number, (images, texts, length) in enumerate(ctx.blocks):
+            rows, words = image[images].flatten(0, 1), text[texts, :length].flatten(0, 1)
+            taken = counted[texts, :length]
+            # The word that each patch chose, [texts, rows], as a row of words; what it weighs.
+            word = winners[2 * number].flatten(1).int() + length * _count(len(texts), image)[:, None]
+            weight = (to_text.T[texts, images] / patches).repeat_interleave(patches, 1)
+            for_image = _sums(word.T, words, weight.T)
+            for_text = _scattered_sums(word, rows, weight, len(words))
+            # The patch that each word chose, [texts * length, images], as a row of rows; what it weighs.
+            patch = winners[2 * number + 1].flatten(0, 1).int() + patches * _count(len(rows) // patches, image)
+            weight = ((to_image.T[texts, images] / taken.sum(1, keepdim=True))[:, None] * taken[:, :, None]).flatten(
+                0, 1
+            )
+            for_image += _scattered_sums(patch.T, words, weight.T, len(rows))
+            for_text += _sums(patch, rows, weight)
+            image_gradient[images] += for_image.view(-1, *image.shape[1:])
+            text_gradient[texts, :length] += for_text.view(len(texts), length, -1)
+        return image_gradient.to(image.dtype), text_gradient.to(text.dtype), None
+
+
+def _blocks(images: int, patches: int, counted: Tensor) -> Iterator[tuple[slice, Tensor, int]]:
+    """Some images, some texts of like length, and their tokens up to the last one: as many as keep a block small."""
+    positions = torch.arange(1, counted.shape[1] + 1, device=counted.device)
+    lengths = (counted * positions).amax(1).cpu()
+    order = lengths.argsort(stable=True)
+    step = max(1, _BLOCK_ROWS // patches)
+    for first in range(0, images, step):
+        last = min(first + step, images)
+        start = 0
+        while start < len(order):
+            end, rows = start + 1, (last - first) * patches
+            while end < len(order) and (end + 1 - start) * int(lengths[order[end]]) * rows <= _BLOCK_PRODUCTS:
+                end += 1
+            yield slice(first, last), order[start:end].to(counted.device), int(lengths[order[end - 1]])
+            start = end
+
+
+def _count(size: int, like: Tensor) -> Tensor:
+    return torch.arange(size, device=like.device, dtype=torch.int32)
+
+
+def _index_type(size: int) -> torch.dtype:
+    return torch.uint8 if size <= 256 else torch.int16
+
+
+def _sums(places: Tensor, values: Tensor, weight: Tensor) -> Tensor:
+    """Row r is the sum over k of ``weight[r, k] * values[places[r, k]]``: [rows, d]."""
+    return F.embedding_bag(
+        places.contiguous(), values, per_sample_weights=weight.to(values.dtype).contiguous(), mode="sum"
+    )
+
+
+def _scattered_sums(places: Tensor, values: Tensor, weight: Tensor, rows: int) -> Tensor:
+    """The transpose of ``_sums``: row r is the sum of ``weight[k, c] * values[c]`` where ``places[k, c]`` is r."""
+    keys, order = places.flatten().sort(stable=True)
+    offsets = torch.searchsorted(keys, torch.arange(rows, device=keys.device, dtype=keys.dtype), out_int32=True)
+    sources = (order % places.shape[1]).int()
+    weights = weight.flatten()[order].to(values.dtype)
+    return F.embedding_bag(sources, values, offsets, per_sample_weights=weights, mode="sum")
