@@ -308,7 +308,7 @@ def s3(running: Stack, secret: str | None = None, key: str | None = None) -> obj
         aws_access_key_id=key or running.access_key,
         aws_secret_access_key=secret or running.secret_key,
         region_name="us-east-1",
-        config=Config(retries={"max_attempts": 1}),
+        config=Config(retries={"max_attempts": 8, "mode": "standard"}),
     )
 
 
