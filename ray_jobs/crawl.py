@@ -31,7 +31,7 @@ from wukong.progress import track
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 BLOCK = 100
 """Queries a search task."""
 

@@ -16,6 +16,9 @@ from wukong.data.schema import CRAWLED
 
 _NOAI = ("noai", "noimageai")
 
+_DECODED_IN_PLACE = 2_000_000
+"""Pixels: handing a picture to a thread costs more than the few milliseconds that the loop waits for a small one."""
+
 
 Outcome = tuple[str, Mapping[str, Any], bytes | None]
 """What became of a URL before: its key, the columns that a download decides, the stored picture where there is one."""
@@ -74,9 +77,11 @@ class _Part:
         try:
             async with self._fetcher.get(found["url"], watch=seen.watcher) as response:
                 row["http_status"] = response.status
-                stored = await asyncio.get_running_loop().run_in_executor(
-                    self._decoder, self._store, row, bytes(response.body), seen
-                )
+                arguments = (row, bytes(response.body), seen)
+                if seen.header is not None and seen.header.width * seen.header.height <= _DECODED_IN_PLACE:
+                    stored = self._store(*arguments)
+                else:
+                    stored = await asyncio.get_running_loop().run_in_executor(self._decoder, self._store, *arguments)
                 self._spool.add(row["key"], stored.data)
             row |= {"stored_width": stored.width, "stored_height": stored.height}
             row["status"] = Status.SUCCESS.value

@@ -1,0 +1,48 @@
+"""The tar that a part is written as, against Python's own tarfile."""
+
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wukong import storage
+from wukong.crawl.shard import Spool, member_header, write_part
+
+names = st.text("0123456789abcdef._-", min_size=1, max_size=100)
+
+
+@given(names, st.integers(0, 8**11 - 1))
+def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime, info.mode = size, 0, 0o444
+    assert member_header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
+
+
+@given(st.lists(st.binary(max_size=2000), max_size=20))
+def test_a_spool_gives_back_what_it_was_given(pictures: list[bytes]) -> None:
+    with Spool() as spool:
+        for number, data in enumerate(pictures):
+            spool.add(str(number), data)
+            spool.read(str(number // 2))
+        assert [spool.read(str(number)) for number in range(len(pictures))] == pictures
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_a_part_can_be_read_by_tarfile(tmp_path: Path, count: int) -> None:
+    rows = [
+        {"key": f"{n:020x}", "url": f"http://a/{n}", "caption": "图" * n, "queries": [], "engine": "urls", "status": s}
+        for n in range(count)
+        for s in (["success"] if n % 2 == 0 else ["timeout"])
+    ]
+    with Spool() as spool:
+        for row in rows:
+            spool.add(row["key"], b"x" * (int(row["key"], 16) * 300))
+        write_part(storage.from_path(tmp_path / "0"), rows, spool)
+    with tarfile.open(tmp_path / "0.tar") as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}
+        assert all(member.mtime == 0 and member.uid == 0 and member.isreg() for member in tar.getmembers())
+    good = [row["key"] for row in rows if row["status"] == "success"]
+    assert list(members) == [f"{key}.{suffix}" for key in good for suffix in ("jpg", "json", "txt")]
+    assert all(members[f"{key}.jpg"] == b"x" * (int(key, 16) * 300) for key in good)
