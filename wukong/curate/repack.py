@@ -15,13 +15,13 @@ import polars as pl
 from wukong import storage
 from wukong.crawl.shard import member_header
 from wukong.data.schema import PAIRS
+from wukong.data.shards import members
 from wukong.errors import DataError
 
 POSITIONS = 2**62
 """Places in the global order run from 0 to this."""
 
 _BLOCK = tarfile.BLOCKSIZE
-_READ_BYTES = 1 << 20
 _AT_A_TIME = 64
 _READERS = 8
 
@@ -40,20 +40,7 @@ def picture_places(tar_uri: str) -> pl.DataFrame:
     Raises:
         DataError: the tar is truncated or no tar.
     """
-    rows = []
-    try:
-        with (
-            storage.open_input(tar_uri) as stream,
-            tarfile.open(fileobj=stream, mode="r|", bufsize=_READ_BYTES) as tar,
-        ):
-            for member in tar:
-                key, _, suffix = member.name.rpartition(".")
-                if suffix == "jpg":
-                    rows.append((key, member.offset_data, member.size))
-    except tarfile.TarError as error:
-        raise DataError(
-            f"{tar_uri} is not a complete tar ({error}): delete its stage's output and run that stage again"
-        ) from error
+    rows = [(each.key, each.offset, each.size) for each in members(tar_uri) if each.suffix == "jpg"]
     schema = {"key": pl.String, "offset": pl.Int64, "size": pl.Int64}
     return pl.DataFrame(rows, schema=schema, orient="row").unique("key", keep="first", maintain_order=True)
 

@@ -1,0 +1,55 @@
+"""Reading tars: what tarfile wrote comes back, and no damage goes unnoticed."""
+
+import io
+import tarfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wukong import storage
+from wukong.curate import repack
+from wukong.data import shards
+from wukong.errors import DataError
+
+FILES = {"a1.jpg": b"first", "a1.txt": "一只猫".encode(), "b2.jpg": b"", "b2.json": b"{}" * 700, "c3.jpg": b"x" * 512}
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The tar as tarfile writes it, without the zeros with which it fills up a record."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in FILES.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        return target.getvalue()[: tar.offset] + bytes(1024)
+
+
+def written(folder, data):
+    uri = storage.from_path(folder / "shard.tar")
+    storage.write_bytes(uri, data)
+    return uri
+
+
+def test_members_are_what_was_written(tmp_path, whole):
+    uri = written(tmp_path, whole)
+    assert {f"{m.key}.{m.suffix}": m.read() for m in shards.members(uri)} == FILES
+    assert dict(shards.pictures(uri)) == {"a1": b"first", "b2": b"", "c3": b"x" * 512}
+    places = {row["key"]: whole[row["offset"] : row["offset"] + row["size"]] for row in
+              repack.picture_places(uri).to_dicts()}  # fmt: skip
+    assert places == {"a1": b"first", "b2": b"", "c3": b"x" * 512}
+
+
+@given(cut=st.integers(0))
+@settings(deadline=None, max_examples=100)
+def test_a_tar_cut_anywhere_is_an_error_that_names_it(tmp_path_factory, whole, cut):
+    uri = written(tmp_path_factory.getbasetemp(), whole[: cut % len(whole)])
+    with pytest.raises(DataError, match=r"shard\.tar is not a complete tar"):
+        list(shards.members(uri))
+
+
+def test_what_is_no_tar_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="is not a complete tar"):
+        list(shards.pictures(written(tmp_path, b"PAR1" + bytes(range(256)) * 8)))
