@@ -1,0 +1,108 @@
+"""Our shards read by the packages that people already have, in an environment of their own."""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sysconfig
+import venv
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from wukong import storage
+from wukong.crawl.shard import Spool, write_part
+from wukong.curate import repack
+from wukong.data.schema import PAIRS, key_of
+
+# open_clip 3.3 hands webdataset an option that its versions after 0.2.86 no longer know.
+READERS = ("img2dataset==1.47.0", "open_clip_torch==3.3.0", "webdataset==0.2.86")
+COUNT = 5
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter that has the readers, and torch and the like from this one's packages."""
+    folder = tmp_path_factory.mktemp("readers")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    own = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
+    Path(own.strip(), "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *READERS]
+    subprocess.run(install, check=True)
+    return python
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, bytes]:
+    """A JPEG for each caption, each of another size and grey."""
+    made = {}
+    for number in range(COUNT):
+        stream = io.BytesIO()
+        Image.new("RGB", (210 + number, 256), (40 * number,) * 3).save(stream, "JPEG", quality=95)
+        made[f"第{number}张图片，带“引号”和 emoji 🐼"] = stream.getvalue()
+    return made
+
+
+def crawled(folder: Path, pictures: dict[str, bytes]) -> Path:
+    """A part as the crawl writes it, with a row that gave no pair."""
+    with Spool() as spool:
+        rows = []
+        for number, (caption, picture) in enumerate(pictures.items()):
+            url = f"http://pictures.test/图/{number}.jpg?a=1&b=2"
+            row = {"key": key_of(url), "url": url, "caption": caption, "queries": ["图片"], "engine": "urls"}
+            rows.append(row | {"status": "success", "sha256": hashlib.sha256(picture).hexdigest()})
+            spool.add(row["key"], picture)
+        lost = {"key": key_of("http://lost"), "url": "http://lost", "caption": "失", "queries": [], "engine": "urls"}
+        write_part(storage.from_path(folder / "00000"), [*rows, lost | {"status": "timeout"}], spool)
+    return folder / "00000"
+
+
+def repacked(folder: Path, part: Path) -> Path:
+    """The same pairs as a training shard."""
+    tar = f"{storage.from_path(part)}.tar"
+    pairs = (
+        pl.read_parquet(f"{part}.parquet")
+        .filter(pl.col("status") == "success")
+        .with_columns(
+            caption_original=pl.col("caption"),
+            length=pl.lit(5),
+            aspect_ratio=pl.lit(1.2),
+            caption_count=1,
+            split=pl.lit("train"),
+        )
+    )
+    uri = storage.from_path(folder / "train-00000")
+    repack.write_shard(uri, repack.locate(pairs, tar).with_columns(pl.col("caption_count").cast(pl.Int64)))
+    assert storage.read_table(f"{uri}.parquet").schema.equals(PAIRS)
+    return folder / "train-00000"
+
+
+@pytest.mark.parametrize("kind", ["crawled", "repacked"])
+def test_others_read_what_we_write(python: Path, pictures: dict[str, bytes], tmp_path: Path, kind: str) -> None:
+    shard = crawled(tmp_path, pictures)
+    if kind == "repacked":
+        shard = repacked(tmp_path, shard)
+    script = Path(__file__).with_name("foreign_readers.py")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    answer = subprocess.run(
+        [python, script, shard, tmp_path], capture_output=True, text=True, env=environment, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    seen = json.loads(answer.stdout.splitlines()[-1])
+
+    urls = {caption: f"http://pictures.test/图/{n}.jpg?a=1&b=2" for n, caption in enumerate(pictures)}
+    digests = {caption: hashlib.sha256(picture).hexdigest() for caption, picture in pictures.items()}
+    assert seen["webdataset"] == {key_of(urls[c]): [c, digests[c], urls[c]] for c in pictures}
+    decoded = {c: np.asarray(Image.open(io.BytesIO(picture))) for c, picture in pictures.items()}
+    assert {c: found[:2] for c, found in seen["open_clip"].items()} == {c: [*p.shape[:2]] for c, p in decoded.items()}
+    assert {c: found[2] for c, found in seen["open_clip"].items()} == {c: round(p.mean()) for c, p in decoded.items()}
+    rows = [[c, urls[c], digests[c]] for c in pictures]
+    extra = [["失", "http://lost", None]] if kind == "crawled" else []
+    assert sorted(seen["img2dataset"], key=str) == sorted([*rows, *extra], key=str)
