@@ -8,7 +8,8 @@ import asyncio
 import hashlib
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import ray
@@ -21,6 +22,7 @@ from wukong.crawl.download import download_part
 from wukong.crawl.engines import open_engine
 from wukong.crawl.engines.urls import list_files, read_list
 from wukong.crawl.fetch import Fetcher, RobotsCache
+from wukong.crawl.permits import Ledger, Permits
 from wukong.crawl.previous import Previous
 from wukong.crawl.queries import read_queries
 from wukong.crawl.search import search_block, write_found
@@ -86,6 +88,7 @@ class _Job:
         self._connect_to = connect_to
         self._earlier = earlier
         self._cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._ledger: Any = None
 
     def run(self, queries: Sequence[str], lists: Sequence[str]) -> Manifest:
         searched = [*self._take_over(queries), *self._search(queries), *self._read_lists(lists)]
@@ -143,11 +146,11 @@ class _Job:
                 ]
             )
         ]
-        share = min(self._cores, len(blocks)) or 1
+        share = self._share(len(blocks))
         records = []
         with track("search", sum(len(block) for _, block in blocks), "queries") as advance:
             for record in self._each(
-                _search.remote(self._stage, self._config, self._connect_to, share, number, block)
+                _search.remote(self._stage, self._config, self._connect_to, share, self._ledger, number, block)
                 for number, block in blocks
             ):
                 records.append(record)
@@ -169,7 +172,7 @@ class _Job:
         return [(record["plan"], group, *part) for record in records for group, part in enumerate(record["parts"])]
 
     def _download(self, planned: list[tuple[str, int, int, str, str]]) -> list[dict[str, Any]]:
-        share = min(self._cores, len(planned)) or 1
+        share = self._share(len(planned))
         records = []
         with track("download", sum(size for _, _, size, _, _ in planned), "pictures") as advance:
             for record in self._each(
@@ -178,6 +181,7 @@ class _Job:
                     self._config,
                     self._connect_to,
                     share,
+                    self._ledger,
                     number,
                     (path, group),
                     self._earlier.parts_between(first, last) if self._earlier else [],
@@ -187,6 +191,15 @@ class _Job:
                 records.append(record)
                 advance(record["urls"])
         return records
+
+    def _share(self, tasks: int) -> int:
+        """How many tasks crawl at once; where a host may not be asked by all of them, they need a ledger of permits."""
+        share = min(self._cores, tasks) or 1
+        limit = self._config.politeness.per_host_concurrency
+        if share > limit and self._ledger is None:
+            # It holds nothing that the tasks do not tell it anew, so it may be started again anywhere.
+            self._ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ledger).remote(limit)
+        return share
 
     def _each(self, tasks: Iterable[Any]) -> Iterator[dict[str, Any]]:
         """Give the tasks' records in order, with a few more tasks submitted than can run."""
@@ -241,22 +254,47 @@ def _take_over(stage: Stage, config: Crawl, number: int, uri: str, positions: Ma
     return _once(stage, f"previous-{number:05d}", copy)
 
 
+@asynccontextmanager
+async def _fetcher(
+    config: Crawl, connect_to: ConnectTo, share: int, ledger: Any, holder: str
+) -> AsyncIterator[Fetcher]:
+    """The fetcher of one task, whose permits are given back when it ends."""
+
+    async def exchange(held: list[str], wanted: list[str]) -> list[str]:
+        granted: list[str] = await ledger.exchange.remote(holder, held, wanted)
+        return granted
+
+    permits = None if ledger is None else Permits(exchange)
+    fetcher = Fetcher(config, connect_to, share=share, rules=_known_rules, permits=permits)
+    try:
+        yield fetcher
+    finally:
+        fetcher.close()
+        if permits is not None:
+            await permits.close()
+
+
 @ray.remote(num_cpus=1)
 def _search(
-    stage: Stage, config: Crawl, connect_to: ConnectTo, share: int, number: int, block: list[tuple[int, str]]
+    stage: Stage,
+    config: Crawl,
+    connect_to: ConnectTo,
+    share: int,
+    ledger: Any,
+    number: int,
+    block: list[tuple[int, str]],
 ) -> dict[str, Any]:
+    name = f"search-{number:05d}"
+
     async def search() -> dict[str, Any]:
-        fetcher = Fetcher(config, connect_to, share=share, rules=_known_rules)
-        try:
+        async with _fetcher(config, connect_to, share, ledger, name) as fetcher:
             searched = await search_block(block, open_engine(config), fetcher, config)
-        finally:
-            fetcher.close()
         path = f"search/{number:05d}.parquet"
         write_found(stage.path(path), searched.table)
         record = _found(stage, [path], searched.table.num_rows)
         return record | {"queries": len(block), "empty": searched.empty, "failed": searched.failed}
 
-    return _once(stage, f"search-{number:05d}", lambda: asyncio.run(search()))
+    return _once(stage, name, lambda: asyncio.run(search()))
 
 
 @ray.remote(num_cpus=1)
@@ -294,6 +332,7 @@ def _download(
     config: Crawl,
     connect_to: ConnectTo,
     share: int,
+    ledger: Any,
     number: int,
     planned: tuple[str, int],
     earlier: list[str],
@@ -304,11 +343,8 @@ def _download(
         path, row_group = planned
         found = [{**row, "engine": config.engine} for row in plan.read_part(stage.path(path), row_group).to_pylist()]
         known = previous.outcomes(earlier, {row["key"] for row in found}, config.retry_failed)
-        fetcher = Fetcher(config, connect_to, share=share, rules=_known_rules)
-        try:
+        async with _fetcher(config, connect_to, share, ledger, f"part-{number:05d}") as fetcher:
             record = await download_part(stage.path(name), found, fetcher, config, known)
-        finally:
-            fetcher.close()
         pairs = record["statuses"].get(Status.SUCCESS, 0)
         described = [stage.describe(f"{name}.tar", pairs), stage.describe(f"{name}.parquet", len(found))]
         return record | {"part": name, "described": [part.model_dump(mode="json") for part in described]}

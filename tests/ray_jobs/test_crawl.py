@@ -369,3 +369,11 @@ def test_killed_at_random_moments_it_ends_with_the_same_shards(site: Site, exper
     keys = [row["key"] for row in rows(ended)]
     assert len(keys) == len(set(keys)) == whole.counts["urls"]
     assert set(keys) == {key_of(url) for url in expected_urls(range(120))}
+
+
+def test_tasks_together_ask_a_host_no_more_than_the_limit(site: Site, experiment: Callable[..., Experiment]) -> None:
+    site.slowness = 0.02
+    manifest = crawl.run(experiment(name="polite", politeness={"per_host_concurrency": 1}), {})
+    assert manifest.counts["success"] == PICTURES - len(site.missing)
+    assert ray.cluster_resources()["CPU"] > 1
+    assert site.web.most_open == 1

@@ -13,6 +13,7 @@ from wukong.config import Crawl
 from wukong.crawl import robots
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.optout import OptOut
+from wukong.crawl.permits import Permits
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.transport import Response, Transport, Watcher, normalise
 
@@ -32,28 +33,37 @@ RobotsCache = dict[str, robots.Rules]
 
 @dataclass
 class _Host:
-    """How one host is being treated: connections in use, when the next request may start."""
+    """How one host is being treated: connections in use, when the next request may start, how many ask or wait to."""
 
     slots: asyncio.Semaphore
     delay: float
     next_start: float = 0.0
+    users: int = 0
     asking_robots: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Fetcher:
     """Fetches URLs as the operator's politeness settings say.
 
-    Create it inside a running loop. Its limits hold for one process: where several run at once, each gets its share.
+    Create it inside a running loop. Its limits hold for one process: where several run at once, each gets its share,
+    and where there are more of them than a host may be asked by at once, they need permits.
 
     Args:
         config: the crawl's settings.
         connect_to: hosts whose address the operator chose.
         share: how many processes crawl at the same time and so divide what a host is asked for.
         rules: robots.txt rules already known; the cache is filled in place, so that a process keeps it between parts.
+        permits: decides which processes may ask a host; needed where ``share`` is more than ``per_host_concurrency``.
     """
 
     def __init__(
-        self, config: Crawl, connect_to: ConnectTo, *, share: int = 1, rules: RobotsCache | None = None
+        self,
+        config: Crawl,
+        connect_to: ConnectTo,
+        *,
+        share: int = 1,
+        rules: RobotsCache | None = None,
+        permits: Permits | None = None,
     ) -> None:
         polite = config.politeness
         self._config = config
@@ -62,8 +72,9 @@ class Fetcher:
         self._rules: RobotsCache = {} if rules is None else rules
         self._hosts: dict[str, _Host] = {}
         self._per_host = max(1, polite.per_host_concurrency // share)
-        self._delay = polite.per_host_delay * share
-        self._share = share
+        self._share = min(share, polite.per_host_concurrency)  # of processes that ask one host at a time
+        self._delay = polite.per_host_delay * self._share
+        self._permits = permits
         self._in_flight = asyncio.Semaphore(config.concurrency)
         self._transport = Transport(user_agent=polite.user_agent, connect_to=connect_to, connections=config.concurrency)
 
@@ -204,13 +215,21 @@ class Fetcher:
     @asynccontextmanager
     async def _turn(self, url: str) -> AsyncIterator[None]:
         """Wait until the host's pace allows one more request."""
-        host = self._host(url)
-        async with host.slots:
-            while (wait := host.next_start - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
-            if host.delay:
-                host.next_start = time.monotonic() + host.delay
-            yield
+        host, name = self._host(url), urlsplit(url).netloc
+        host.users += 1
+        try:
+            async with host.slots:
+                if self._permits is not None:
+                    await self._permits.take(name)
+                while (wait := host.next_start - time.monotonic()) > 0:
+                    await asyncio.sleep(wait)
+                if host.delay:
+                    host.next_start = time.monotonic() + host.delay
+                yield
+        finally:
+            host.users -= 1
+            if self._permits is not None and not host.users:
+                self._permits.give(name)
 
     async def _check_robots(self, url: str) -> None:
         site = robots.address_of(url)
