@@ -23,7 +23,7 @@ from cli import summary
 from wukong import progress, storage
 from wukong import run as runs
 from wukong.config import Experiment
-from wukong.errors import WukongError
+from wukong.errors import ConfigError, WukongError
 
 _TASK_BEGINS = re.compile(r"Executing task .*?'([\w-]+)'")
 _TASK_ENDS = re.compile(r"Task .*?'([\w-]+)'.*? finished with status .*?(\w+)\b")
@@ -35,15 +35,17 @@ class RunError(WukongError):
     """A stage of the run failed; the message is that stage's own."""
 
 
-def run_local(experiment: Experiment, name: str | None, corpus_size: int | None) -> None:
+def run_local(experiment: Experiment, name: str | None, corpus_size: int | None, retry_failed: bool = False) -> None:
     """Run the workflow with the embedded stack and print its summary.
 
     Args:
         experiment: what to do.
         name: name of the run, or None for the experiment's name and the time.
         corpus_size: serve a fixed sample of the demo corpus of about this size, or None for all of it.
+        retry_failed: crawl again what failed in the last crawl of this experiment, and take the rest from it.
 
     Raises:
+        ConfigError: nothing of this experiment was crawled yet, so that there is nothing to try again.
         RunError: a stage failed; the message is that stage's own.
         StackError: the embedded stack could not be started.
     """
@@ -60,6 +62,8 @@ def run_local(experiment: Experiment, name: str | None, corpus_size: int | None)
         for problem in demo.problems:
             console.print(f"[yellow]note:[/] {escape(problem)}", soft_wrap=True)
         corpus.upload_queries(demo, experiment.crawl.queries)
+    if retry_failed:
+        experiment = retrying(experiment)
     prepared = time.monotonic()
     folder = home / "runs" / run
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,6 +79,22 @@ def run_local(experiment: Experiment, name: str | None, corpus_size: int | None)
     console.print(f"Report    {page}", soft_wrap=True, highlight=False)
     console.print(f"MLflow    {os.environ['MLFLOW_TRACKING_URI']}", soft_wrap=True, highlight=False)
     console.print("The stack keeps running, so that you can look around; `wukong down` ends it.", style="dim")
+
+
+def retrying(experiment: Experiment) -> Experiment:
+    """The experiment with a crawl that takes over its last crawl and fetches again what failed there.
+
+    Raises:
+        ConfigError: nothing of this experiment was crawled yet.
+    """
+    previous = runs.latest(experiment, "crawl")
+    if previous is None:
+        raise ConfigError(
+            f"--retry-failed: no crawl of the experiment {experiment.name!r} has finished at {experiment.root}, so "
+            "there is nothing to try again; run it without the option first"
+        )
+    crawl = experiment.crawl.model_copy(update={"previous": previous, "retry_failed": True})
+    return experiment.model_copy(update={"crawl": crawl})
 
 
 def _run_pipeline(experiment: Experiment, run: str, folder: Path, watch: "_Watch") -> None:

@@ -119,6 +119,22 @@ def load(uri: str) -> Manifest:
         raise DataError(f"{target} is not a manifest: {error}") from error
 
 
+def describe(uri: str, relative: str, rows: int = 0) -> Part:
+    """Measure a file of a stage's output: its size and SHA-256.
+
+    Args:
+        uri: the prefix that the stage's files lie under.
+        relative: the file's path below it.
+        rows: rows it holds.
+    """
+    sha, size = hashlib.sha256(), 0
+    with storage.open_input(storage.join(uri, relative)) as stream:
+        while chunk := stream.read(1 << 20):
+            sha.update(chunk)
+            size += len(chunk)
+    return Part(path=relative, rows=rows, bytes=size, sha256=sha.hexdigest())
+
+
 class Stage:
     """The place where one stage writes, and its commit.
 
@@ -160,12 +176,7 @@ class Stage:
 
     def describe(self, relative: str, rows: int = 0) -> Part:
         """Measure a file already written by this stage: its size and SHA-256."""
-        sha, size = hashlib.sha256(), 0
-        with storage.open_input(self.path(relative)) as stream:
-            while chunk := stream.read(1 << 20):
-                sha.update(chunk)
-                size += len(chunk)
-        return Part(path=relative, rows=rows, bytes=size, sha256=sha.hexdigest())
+        return describe(self.uri, relative, rows)
 
     def commit(
         self,
@@ -198,7 +209,7 @@ def provenance() -> dict[str, Any]:
         "image": os.environ.get("WUKONG_IMAGE", ""),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
     }
 
 

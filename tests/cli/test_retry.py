@@ -1,0 +1,40 @@
+"""``wukong run --retry-failed``: which crawl it goes on from."""
+
+from pathlib import Path
+
+import pytest
+
+from cli.run import retrying
+from wukong import config, run, storage
+from wukong.errors import ConfigError
+from wukong.manifest import Stage
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> config.Experiment:
+    crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
+    return config.parse({"name": "x", "storage": storage.from_path(tmp_path), "crawl": crawl})
+
+
+def finish(experiment: config.Experiment, name: str) -> str:
+    """A run whose crawl came to its end; gives the manifest's URI."""
+    stage = Stage(experiment.root, "crawl", {"made by": name})
+    uri = storage.join(stage.commit([]).uri, "manifest.json")
+    run.write(experiment, name, run.Record(stage="crawl", state="succeeded", manifest=uri))
+    return uri
+
+
+def test_it_goes_on_from_the_last_crawl(experiment: config.Experiment) -> None:
+    finish(experiment, "first")
+    last = finish(experiment, "second")
+    changed = retrying(experiment)
+    assert changed.crawl.retry_failed
+    assert changed.crawl.previous == last
+    same = {"previous": None, "retry_failed": False}
+    assert changed.model_copy(update={"crawl": changed.crawl.model_copy(update=same)}) == experiment
+
+
+def test_without_a_crawl_it_says_what_to_do(experiment: config.Experiment) -> None:
+    run.write(experiment, "first", run.Record(stage="crawl", state="failed", error="refused"))
+    with pytest.raises(ConfigError, match=r"no crawl of the experiment 'x' has finished .* without the option first"):
+        retrying(experiment)
