@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cli import queries, summary
+from cli import queries, release, summary
 from wukong import config
 from wukong.errors import WukongError
 
@@ -41,6 +41,10 @@ def run(
         int | None,
         typer.Option("--corpus-size", min=50, help="Serve a fixed sample of the demo corpus of about this size."),
     ] = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Fetch again what failed in this experiment's last crawl, and only that."),
+    ] = False,
 ) -> None:
     """Run the whole workflow on this machine: crawl, filter, validate, pre-train, fine-tune, evaluate, register.
 
@@ -52,7 +56,7 @@ def run(
     from cli.run import run_local
 
     experiment = config.load(config_file, overrides)
-    run_local(experiment, name, corpus_size)
+    run_local(experiment, name, corpus_size, retry_failed)
 
 
 @app.command()
@@ -96,6 +100,10 @@ def submit(
     submit_run(
         pipeline, experiment, param or [], host, token, namespace, group, name, every, timeout * 3600 if wait else 0
     )
+
+
+app.command()(release.release)
+app.command()(release.takedown)
 
 
 @app.command("config")

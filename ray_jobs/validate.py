@@ -10,10 +10,10 @@ from typing import Any
 import polars as pl
 import ray
 
-from wukong import manifest, storage
+from wukong import storage
 from wukong.config import Experiment
-from wukong.curate import card, gallery, sensitive, statistics
-from wukong.curate.funnel import funnel
+from wukong.curate import card, sensitive, statistics
+from wukong.curate.split import TRAIN
 from wukong.data.schema import PAIRS
 from wukong.errors import DataError, GateError
 from wukong.manifest import Manifest, Part, Stage
@@ -23,7 +23,7 @@ from wukong.validate.run import Outcome
 
 log = logging.getLogger(__name__)
 
-_VERSION = 2
+_VERSION = 3
 _MAX_ROWS = 100_000
 _DOCS_BATCHES = 20
 _SAMPLES = 5
@@ -40,7 +40,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     """Validate what the filter kept.
 
     Writes ``results.json`` (one entry an expectation) and the data docs under ``docs/``, also when the gate fails, and
-    the dataset card, ``card.html``, when it does not.
+    the dataset card, ``docs/card.html``, and ``statistics.json`` of each split, when it does not.
 
     Args:
         experiment: its ``validation`` section says what must hold, its ``filter`` section the thresholds.
@@ -86,31 +86,31 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         "expectations": len(found),
         "warnings": sum(not outcome.success for outcome in found),
     }
-    counted = statistics.merge([each for _, _, each in checked])
-    storage.write_bytes(stage.path("card.html"), _card(experiment, filtered, counted).encode())
+    measured = [each for _, _, each in checked]
+    counted = statistics.merge([each for batch in measured for each in batch.values()])
+    storage.write_bytes(stage.path(card.PATH), card.of(experiment, filtered, counted).encode())
     metrics = {
         "unique_tokens": float(counted.unique_tokens),
         "tokens_mean": counted.token_mean,
         "tokens_sd": counted.token_sd,
         "tokens_median": counted.token_median,
     }
+    by_split = {
+        name: statistics.merge([each[name] for each in measured if name in each]) for name in _splits(experiment)
+    }
+    storage.write_json(stage.path(statistics.PATH), {name: each.as_json() for name, each in by_split.items()})
     # The data docs carry the time they were made at, so they are no part of what the manifest vouches for.
-    parts = [stage.describe("results.json", len(found)), stage.describe("card.html")]
+    parts = [stage.describe("results.json", len(found)), stage.describe(card.PATH), stage.describe(statistics.PATH)]
     return stage.commit(parts, counts=counts, metrics=metrics)
 
 
-def _card(experiment: Experiment, filtered: Manifest, counted: statistics.Statistics) -> str:
-    crawl = manifest.load(filtered.parents[0].uri)
-    thumbnail = gallery.Thumbnails(gallery.pictures_of(filtered))
-    facts = {"crawl": crawl.digest, "filter": filtered.digest}
-    facts |= {source.name: source.licence for source in experiment.sources}
-    contacts = gallery.contact_sheet(filtered, thumbnail, experiment.seed)
-    return card.render(experiment.name, counted, funnel(crawl, filtered), contacts, facts, experiment.about)
+def _splits(experiment: Experiment) -> tuple[str, ...]:
+    return (TRAIN, *(holdout.name for holdout in experiment.filter.split.holdouts))
 
 
 def _batches(filtered: Manifest, experiment: Experiment) -> list[tuple[str, ...]]:
     """URIs of the tables of consecutive shards, of at most ``_MAX_ROWS`` rows together."""
-    splits = ("train", *(holdout.name for holdout in experiment.filter.split.holdouts))
+    splits = _splits(experiment)
     shards: list[Part] = [
         part for part in filtered.parts if part.path.split("/", 1)[0] in splits and part.path.endswith(".parquet")
     ]
@@ -136,14 +136,16 @@ def _read(batch: Sequence[str]) -> pl.DataFrame:
     return pl.concat([pl.DataFrame(storage.read_table(uri)) for uri in batch], how="vertical_relaxed")
 
 
-def _check(experiment: Experiment, batch: Sequence[str]) -> tuple[dict[str, Any], audit.Facts, statistics.Statistics]:
+def _check(
+    experiment: Experiment, batch: Sequence[str]
+) -> tuple[dict[str, Any], audit.Facts, dict[str, statistics.Statistics]]:
     pairs = _read(batch)
     missing = [name for name in PAIRS.names if name not in pairs.columns]
     if missing:
         raise DataError(f"{batch[0]} lacks the columns {', '.join(missing)}: run the filter again")
     audited = audit.audit(pairs, sensitive.load(experiment.filter.sensitive_words))
     result = runner.run_suite("pairs", audited, suites.pair_expectations(experiment))
-    return result, audit.facts_of(pairs, experiment.filter.split), statistics.measure(pairs)
+    return result, audit.facts_of(pairs, experiment.filter.split), statistics.by_split(pairs)
 
 
 def _with_samples(outcome: Outcome, dataset: audit.Dataset, batches: Sequence[Sequence[str]]) -> Outcome:

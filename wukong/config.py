@@ -129,6 +129,17 @@ class Validation(Strict):
     )
 
 
+class Release(Strict):
+    """The set as it is published: CSV files of ``url,caption``."""
+
+    files: Positive = Field(256, description="CSV files to write; the paper's set has 256")
+    opt_out: str | None = Field(
+        None, description="URI of a file of domains, URLs and SHA-256 digests to leave out; if absent, the crawler's"
+    )
+    licence: str = Field("", description="of the list of URLs and captions, a name or an address")
+    version: str = "1.0.0"
+
+
 class ImageEncoder(Strict):
     """An image tower: a timm model by name, where its weights come from, and the resolution it is fed."""
 
@@ -236,6 +247,7 @@ class Experiment(Strict):
     crawl: Crawl
     filter: Filter = Filter()
     validation: Validation = Validation()
+    release: Release = Release()
     model: Model = Model()
     pretrain: Training = Training()
     finetune: Training = Training()

@@ -40,10 +40,10 @@ def test_what_the_filter_keeps_passes(tmp_path, filtered):
     page = storage.read_bytes(f"{manifest.uri}/docs/index.html").decode()
     assert "pairs-00000" in page
     assert job.run(gate(tmp_path), {"filter": filtered}) == manifest
-    card = storage.read_bytes(f"{manifest.uri}/card.html").decode()
+    card = storage.read_bytes(f"{manifest.uri}/docs/card.html").decode()
     assert f"{manifest.counts['pairs']:,}" in card
     assert "101,483,885" in card
-    assert "card.html" in [part.path for part in manifest.parts]
+    assert "docs/card.html" in [part.path for part in manifest.parts]
 
 
 FAULTS = {

@@ -4,14 +4,22 @@ One HTML page that needs neither network nor script. The words are drawn as text
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
+import polars as pl
 
-from wukong.curate.funnel import Step
+from wukong import manifest
+from wukong.config import Experiment
+from wukong.curate import gallery
+from wukong.curate.funnel import Step, funnel
 from wukong.curate.statistics import PAPER, Counts, Statistics
+from wukong.manifest import Manifest
+
+PATH = "docs/card.html"
+"""Where a stage leaves the card; what lies under ``docs/`` goes to MLflow."""
 
 _CLOUD_WIDTH, _CLOUD_HEIGHT = 1000, 420
 _CLOUD_WORDS = 160
@@ -54,7 +62,7 @@ def render(
         title: the set's name.
         statistics: counts over its pairs.
         steps: the funnel.
-        contacts: random pairs, ``src`` (data URI) and ``caption`` each.
+        contacts: random pairs, ``key``, ``src`` (data URI) and ``caption`` each.
         facts: further lines, for instance digests and licences.
         about: what the data are, in a sentence or two.
     """
@@ -85,6 +93,31 @@ def render(
         contacts=contacts,
         facts=facts,
     )
+
+
+def of(
+    experiment: Experiment,
+    filtered: Manifest,
+    counted: Statistics,
+    more_steps: Sequence[Step] = (),
+    shown: Callable[[pl.DataFrame], pl.Series] | None = None,
+) -> str:
+    """Make the card of a filtered set: ``render`` with its funnel, its licences and random pairs from its shards.
+
+    Args:
+        experiment: its name, its ``about``, its sources and its seed are used.
+        filtered: the filter stage's manifest.
+        counted: counts over the pairs that the card is of.
+        more_steps: of the funnel, after the filter's.
+        shown: tells which rows may be shown as examples; without it, all.
+    """
+    crawl = manifest.load(filtered.parents[0].uri)
+    facts = {"crawl": crawl.digest, "filter": filtered.digest}
+    facts |= {source.name: source.licence for source in experiment.sources}
+    thumbnail = gallery.Thumbnails(gallery.pictures_of(filtered))
+    contacts = gallery.contact_sheet(filtered, thumbnail, experiment.seed, shown=shown)
+    steps = [*funnel(crawl, filtered), *more_steps]
+    return render(experiment.name, counted, steps, contacts, facts, experiment.about)
 
 
 def cloud(words: Mapping[str, int], limit: int = _CLOUD_WORDS) -> list[Word]:

@@ -77,11 +77,27 @@ class Thumbnails:
         return self._made[key]
 
 
-def contact_sheet(filtered: Manifest, thumbnail: Thumbnails, seed: int, pairs: int = 48) -> list[dict[str, str]]:
-    """Training pairs at random, the same for the same data and seed: ``src`` (data URI) and ``caption`` of each."""
+def contact_sheet(
+    filtered: Manifest,
+    thumbnail: Thumbnails,
+    seed: int,
+    pairs: int = 48,
+    shown: Callable[[pl.DataFrame], pl.Series] | None = None,
+) -> list[dict[str, str]]:
+    """Training pairs at random, by data and seed alone: ``key``, ``src`` (data URI) and ``caption`` of each.
+
+    Args:
+        filtered: the filter stage's manifest.
+        thumbnail: makes the pictures small.
+        seed: decides which pairs.
+        pairs: how many.
+        shown: tells which rows may be shown; without it, all.
+    """
     generator = random.Random(seed)
     uris = filtered.part_uris(f"{TRAIN}/", ".parquet")
     chosen = sorted(generator.sample(uris, min(len(uris), _SHARDS)))
-    table = pl.concat([pl.DataFrame(storage.read_table(uri, ["key", "caption"])) for uri in chosen])
+    columns = ["key", "caption", "url", "sha256"]
+    table = pl.concat([pl.DataFrame(storage.read_table(uri, columns)) for uri in chosen])
+    table = table if shown is None else table.filter(shown(table))
     places = generator.sample(range(len(table)), min(len(table), pairs))
-    return [{"src": thumbnail(key), "caption": caption} for key, caption in table[places].iter_rows()]
+    return [{"key": key, "src": thumbnail(key), "caption": caption} for key, caption, _, _ in table[places].iter_rows()]

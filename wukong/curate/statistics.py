@@ -7,19 +7,28 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from wukong import storage
 from wukong.curate.length import token_ids
+from wukong.errors import DataError
 
 Counts = npt.NDArray[np.int64]
 
+PATH = "statistics.json"
+"""Where a validate stage leaves the statistics of each split."""
+
 PAPER = {"pairs": 101_483_885, "unique_tokens": 20_442, "mean": 22.0, "sd": 7.0, "median": 24.0}
 """Table 2: the released Wukong set."""
+
+HISTOGRAMS = ("tokens", "used", "sides", "ratios", "lengths")
+"""The counts of ``Statistics`` that are histograms."""
 
 _VOCABULARY = 21_128
 _MAX_TOKENS = 512
@@ -77,6 +86,43 @@ class Statistics:
         """Median tokens a caption: the lower of the two middle ones where there are two."""
         return float(np.searchsorted(np.cumsum(self.tokens), max(1, self.pairs) / 2))
 
+    def as_json(self) -> dict[str, Any]:
+        """The counts as a JSON value; of the histograms only what is not 0."""
+        bins = {name: {str(n): int(counts[n]) for n in np.flatnonzero(counts)} for name, counts in self._histograms()}
+        return {"pairs": self.pairs, **bins, "words": dict(sorted(self.words.items()))}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Statistics":
+        """Read back what ``as_json`` gave.
+
+        Raises:
+            DataError: it is something else.
+        """
+        found = cls()
+        try:
+            for name, counts in found._histograms():
+                for place, count in value[name].items():
+                    counts[int(place)] = count
+            found.pairs, found.words = int(value["pairs"]), Counter(value["words"])
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise DataError(
+                f"these are not the statistics of a set of pairs ({type(error).__name__}: {error})"
+            ) from None
+        return found
+
+    def without(self, others: "Statistics") -> "Statistics":
+        """The counts of this set once some of its pairs are left out.
+
+        Args:
+            others: counts of the pairs left out.
+        """
+        theirs = dict(others._histograms())
+        bins = {name: counts - theirs[name] for name, counts in self._histograms()}
+        return Statistics(self.pairs - others.pairs, words=self.words - others.words, **bins)
+
+    def _histograms(self) -> list[tuple[str, Counts]]:
+        return [(name, getattr(self, name)) for name in HISTOGRAMS]
+
 
 def measure(pairs: pl.DataFrame) -> Statistics:
     """Count over one batch of pairs (rows of ``wukong.data.schema.PAIRS``)."""
@@ -97,18 +143,37 @@ def measure(pairs: pl.DataFrame) -> Statistics:
     )
 
 
+def by_split(pairs: pl.DataFrame) -> dict[str, Statistics]:
+    """``measure`` for each split that has rows in a batch."""
+    return {str(name): measure(rows) for (name,), rows in pairs.group_by("split", maintain_order=True)}
+
+
+def read(uri: str) -> dict[str, Statistics]:
+    """The statistics of each split, as a validate stage left them.
+
+    Args:
+        uri: of its ``statistics.json``.
+
+    Raises:
+        DataError: it is something else.
+        StorageError: it cannot be read.
+    """
+    value = storage.read_json(uri)
+    if not isinstance(value, dict):
+        raise DataError(f"{uri}: these are not the statistics of the splits of a set")
+    return {str(name): Statistics.from_json(entry) for name, entry in value.items()}
+
+
 def merge(batches: Sequence[Statistics]) -> Statistics:
     """Add up the counts of batches; of the words, the most frequent are kept."""
+    batches = [Statistics(), *batches]
     words: Counter[str] = Counter()
     for batch in batches:
         words.update(batch.words)
     return Statistics(
         pairs=sum(batch.pairs for batch in batches),
         words=Counter(dict(words.most_common(_WORDS_KEPT))),
-        **{
-            name: np.sum([getattr(batch, name) for batch in batches], axis=0)
-            for name in ("tokens", "used", "sides", "ratios", "lengths")
-        },
+        **{name: np.sum([getattr(batch, name) for batch in batches], axis=0) for name in HISTOGRAMS},
     )
 
 

@@ -1,6 +1,7 @@
 """Statistics against Python's own, and the card that shows them."""
 
 import itertools
+import json
 import statistics as stdlib
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from wukong.curate import card, statistics
 from wukong.curate.funnel import Step
 from wukong.curate.length import token_ids
+from wukong.errors import DataError
 
 pytest.importorskip("torch")
 CAPTION = st.text(st.sampled_from("猫狗 鸟abc，1图书馆"), max_size=30)
@@ -21,6 +23,11 @@ def pairs(captions, width=300, height=200):
     return pl.DataFrame({"caption": captions}, schema={"caption": pl.String}).with_columns(
         width=pl.lit(width, pl.Int32), height=pl.lit(height, pl.Int32), length=pl.col("caption").str.len_chars()
     )
+
+
+def numbers_of(counted):
+    histograms = [getattr(counted, name).tolist() for name in statistics.HISTOGRAMS]
+    return counted.pairs, dict(counted.words), histograms
 
 
 @given(st.lists(CAPTION, min_size=1, max_size=30), st.integers(1, 29))
@@ -37,6 +44,8 @@ def test_batches_add_up_to_the_whole(captions, cut):
         assert found.token_median == stdlib.median_low(numbers)
         assert found.unique_tokens == len({token for ids in token_ids(pl.Series(captions)) for token in ids})
     assert joined.words == whole.words
+    assert numbers_of(whole.without(parts[0])) == numbers_of(parts[1])
+    assert numbers_of(statistics.Statistics.from_json(json.loads(json.dumps(whole.as_json())))) == numbers_of(whole)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +81,7 @@ def test_words_of_the_cloud_do_not_overlap(words):
 
 def test_the_card_shows_the_papers_numbers_beside_ours_and_escapes_captions():
     counted = statistics.measure(pairs(["图书馆里的猫", "图书馆"]))
-    contacts = [{"src": "data:image/jpeg;base64,AA==", "caption": "<script>"}]
+    contacts = [{"key": "0" * 20, "src": "data:image/jpeg;base64,AA==", "caption": "<script>"}]
     steps = [Step("results", "a", 9, 0), Step("urls", "b", 8, 1), Step("train", "c", 2, 6)]
     html = card.render("set", counted, steps, contacts, {"licence": "MIT & more"}, "Names.")
     assert "<script" not in html
@@ -87,3 +96,11 @@ def test_an_empty_set_has_a_card():
         "set", statistics.merge([statistics.Statistics()]), [Step("a", "a", 0, 0), Step("b", "b", 0, 0)], [], {}
     )
     assert "Words" not in html
+
+
+@pytest.mark.parametrize(
+    "value", [{}, [], {"pairs": "x"}, {"pairs": 1, **{name: {"x": 1} for name in statistics.HISTOGRAMS}}]
+)
+def test_other_json_is_no_statistics(value):
+    with pytest.raises(DataError, match="not the statistics"):
+        statistics.Statistics.from_json(value)

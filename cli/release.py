@@ -1,0 +1,173 @@
+"""``wukong release`` and ``wukong takedown``: publish a set, and take pairs out of it again."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from wukong import config, manifest, storage
+from wukong import run as runs
+from wukong.config import Experiment
+from wukong.errors import ConfigError, DataError
+from wukong.manifest import Manifest
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experiment, a YAML file.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. release.licence=CC-BY-4.0 (repeatable)."),
+]
+_DEMO = Path("configs/demo.yaml")
+
+
+def release(
+    config_file: ConfigOption = _DEMO,
+    overrides: SetOption = None,
+    files: Annotated[
+        int | None, typer.Option("--files", "-n", min=1, help="CSV files to write; by default release.files.")
+    ] = None,
+    opt_out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Leave out what it lists: a domain, a URL or a picture's SHA-256 a line. A path or a URI; by default "
+            "the list that the crawl was given.",
+        ),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Release the set that this run validated; by default the newest.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FOLDER", help="Put a copy here: a path or a URI.")
+    ] = None,
+) -> None:
+    """Write the training pairs as a set to publish: CSV files of url,caption, as the paper published its own.
+
+    Beside them lie the dataset card (docs/card.html), a description in Croissant (croissant.json) and SHA256SUMS, which
+    `sha256sum --check SHA256SUMS` reads. Only a set that has passed the validation gate is released; person names are
+    masked. The same set, list and number of files give the same bytes. Example:
+
+        wukong release --config my.yaml --files 256 --opt-out requests.txt --output s3://public/my-set
+    """
+    from wukong.curate import release as library
+
+    values = [f"release.files={files}"] if files else []
+    values += [f"release.opt_out={uri_of(opt_out)}"] if opt_out else []
+    experiment = config.load(config_file, [*(overrides or []), *values])
+    use_embedded_store(experiment.storage)
+    released = library.release(experiment, _validated(experiment, run))
+    place = _copied(released, uri_of(output)) if output else released.uri
+    size = sum(part.bytes for part in released.parts if part.path.endswith(".csv"))
+    count = sum(part.path.endswith(".csv") for part in released.parts)
+    left_out = released.dropped[library.OPTED_OUT]
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"Released  {released.counts['pairs']:,} pairs in {count:,} files, {size / 2**20:,.1f} MiB")
+    console.print(f"Left out  {left_out:,} pairs on the opt-out list")
+    console.print(f"Set       {escape(place)}")
+    console.print(f"Digest    {released.digest}")
+
+
+def takedown(
+    listed: Annotated[
+        str,
+        typer.Argument(
+            metavar="LIST",
+            help="What is to go: a domain (with all below it), a URL, or the SHA-256 of a picture as downloaded, one a "
+            "line; # begins a comment. A path or a URI.",
+        ),
+    ],
+    reason: Annotated[str, typer.Option(help="Why, for the record; name a case, not a person.")],
+    config_file: ConfigOption = _DEMO,
+    overrides: SetOption = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Only this release, or this stage's output: a path or a URI. By default all there is.",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and change nothing.")] = False,
+) -> None:
+    """Take pairs out of a released set, and out of the crawl and the shards that it was made from.
+
+    Rows and pictures are removed; counts, checksums and manifests are brought in line; what is left is copied byte for
+    byte. It can be killed and run again: a takedown that was begun is finished first. The record under takedowns/ says
+    when, why, by which list, and which pairs; it holds hashes, no URL. Let nothing else work on the experiment then.
+
+    Not touched are trained models, reports, and MLflow's copies of pages. Name the same list in
+    crawl.politeness.opt_out, so that the next crawl does not fetch the pictures again. Example:
+
+        wukong takedown requests.txt --config my.yaml --reason "case 2026-17" --dry-run
+    """
+    from wukong.curate import takedown as library
+
+    experiment = config.load(config_file, overrides)
+    place = uri_of(at).rstrip("/") if at else experiment.root
+    use_embedded_store(place)
+    console = Console(highlight=False, soft_wrap=True)
+    if (begun := library.pending(place)) is not None and not dry_run:
+        console.print(f"Finishing the takedown by {escape(begun.list_name)} that was begun on {begun.when}")
+        library.carry_out(place, begun)
+    planned = library.plan(place, uri_of(listed), reason, datetime.now(UTC))
+    entries = ", ".join(f"{count:,} {kind}" for kind, count in planned.listed.items())
+    console.print(
+        f"The list {escape(planned.list_name)} ({entries}) covers {len(planned.keys):,} URLs at {escape(place)}"
+    )
+    if not planned.keys:
+        return
+    table = Table("stage", "pairs", "files", "where", box=None)
+    for change in planned.changes:
+        table.add_row(change.stage, f"{change.pairs:,}", f"{len(change.files):,}", change.uri)
+    console.print(table)
+    if dry_run:
+        console.print("Nothing was changed (--dry-run)")
+        return
+    library.carry_out(place, planned)
+    console.print(f"Taken down. Record: {escape(storage.join(place, library.FOLDER, planned.id))}.json")
+    if pages := library.pages(place):
+        console.print("Reports made before may still show the pictures; delete them or run the experiment again:")
+        for page in pages:
+            console.print(f"  {escape(page)}")
+
+
+def uri_of(place: str) -> str:
+    """The URI of a path or a URI."""
+    return place if "://" in place else storage.from_path(Path(place))
+
+
+def use_embedded_store(place: str) -> None:
+    """Where nothing in the environment says which object store is meant, take the embedded stack's.
+
+    Raises:
+        StackError: there is no embedded stack.
+    """
+    from infra import stack
+
+    named = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID")
+    if place.startswith("s3://") and not any(name in os.environ for name in named):
+        os.environ.update(stack.load(stack.home()).environment())
+
+
+def _validated(experiment: Experiment, run: str | None) -> Manifest:
+    if run is None:
+        newest = runs.latest(experiment, "validate")
+        if newest is None:
+            raise DataError(
+                f"no run of {experiment.name} has validated its data yet: `wukong run` does, or `wukong submit data`"
+            )
+        return manifest.load(newest)
+    record = runs.read(experiment, run, "validate")
+    if record is None or not record.manifest:
+        raise ConfigError(f"run {run} of {experiment.name} has no data that passed the gate")
+    return manifest.load(record.manifest)
+
+
+def _copied(released: Manifest, target: str) -> str:
+    """Copy a release, its manifest last, and give the target."""
+    for path in [*(part.path for part in released.parts), "manifest.json"]:
+        storage.write_bytes(storage.join(target, path), storage.read_bytes(storage.join(released.uri, path)))
+    return target

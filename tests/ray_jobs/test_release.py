@@ -1,0 +1,297 @@
+"""Releasing what the jobs made, and taking pairs out of all of it."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import tarfile
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+from crawled import complete, corpus, experiment
+
+from ray_jobs import filter as filter_job
+from ray_jobs import validate as validate_job
+from wukong import manifest, storage
+from wukong.curate import release, takedown
+from wukong.curate.funnel import funnel
+from wukong.data.schema import key_of
+from wukong.errors import ConfigError, DataError
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+ROWS = [{**row, "url": str(row["url"]).replace("http://x/", "http://img.example.com/")} for row in corpus()]
+ROWS += [{"url": f"https://photos.elsewhere.org:8443/{n}.jpg", "caption": f"{n}号摄影棚的花"} for n in range(1, 6)]
+GONE_URL = "http://img.example.com/noto/50.png"
+GONE_DIGEST = complete({"url": "http://img.example.com/noto/51.png", "caption": ""})["sha256"]
+DROPPED_URL = "http://img.example.com/noto/english"
+FAILED_URL = "http://img.example.com/noto/gone"
+LIST = f"# requests\nELSEWHERE.org\n{GONE_URL}#top\n{GONE_DIGEST}\n{DROPPED_URL}\n{FAILED_URL}\n"
+GONE = {GONE_URL, "http://img.example.com/noto/51.png", DROPPED_URL, FAILED_URL,
+        *(str(row["url"]) for row in ROWS if "elsewhere" in str(row["url"]))}  # fmt: skip
+
+
+def settings(tmp_path, **values):
+    e = experiment(tmp_path)
+    update = {"release": e.release.model_copy(update={"files": 4} | values), "about": "动物的名字"}
+    return e.model_copy(update=update | {"validation": e.validation.model_copy(update={"min_pairs": 50})})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, local_ray):
+    """A crawl, filtered, validated and released, in a folder that ``restored`` puts back into this state."""
+    folder = tmp_path_factory.mktemp("released")
+    e = settings(folder)
+    crawl = make_crawl_with_a_plan(e)
+    filtered = filter_job.run(e, {"crawl": crawl})
+    validated = validate_job.run(e, {"filter": filtered})
+    released = release.release(e, validated)
+    listed = folder / "requests.txt"
+    listed.write_text(LIST, encoding="utf-8")
+    shutil.copytree(folder / "store", folder / "pristine")
+    return e, validated, released, storage.from_path(listed), folder
+
+
+@pytest.fixture
+def restored(made):
+    *_, folder = made
+    shutil.rmtree(folder / "store")
+    shutil.copytree(folder / "pristine", folder / "store")
+    return made
+
+
+def make_crawl_with_a_plan(e):
+    from crawled import picture_of
+
+    from wukong.crawl.shard import Spool, write_part
+    from wukong.manifest import Stage
+
+    stage, size, parts = Stage(e.root, "crawl", {}), 40, []
+    rows = [complete(row) for row in ROWS]
+    for number, start in enumerate(range(0, len(rows), size)):
+        some, name = rows[start : start + size], f"parts/{number:05d}"
+        with Spool() as pictures:
+            success = [row for row in some if row["status"] == "success"]
+            for row in success:
+                pictures.add(row["key"], picture_of(row))
+            write_part(stage.path(name), some, pictures)
+        parts += [stage.describe(f"{name}.tar", len(success)), stage.describe(f"{name}.parquet", len(some))]
+    for path in ("search/00000.parquet", "plan/00000.parquet"):
+        storage.write_table(stage.path(path), pl.DataFrame(rows).select("key", "url", "caption").to_arrow())
+    parts.append(stage.describe("search/00000.parquet", 0))
+    failed = sum(row["status"] != "success" for row in rows)
+    counts = {"results": len(rows), "urls": len(rows), "success": len(rows) - failed, "http_error": failed}
+    return stage.commit(parts, counts=counts, dropped={"http_error": failed})
+
+
+@contextmanager
+def dying_at(write, monkeypatch):
+    """Let the process "die" before the given number of files is written; gives a list of what was written."""
+    written, original = [], storage.open_output
+
+    @contextmanager
+    def open_output(uri):
+        if len(written) == write:
+            raise KeyboardInterrupt
+        with original(uri) as stream:
+            yield stream
+        written.append(uri)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "open_output", open_output)
+        yield written
+
+
+def files_below(folder):
+    """All bytes, but for what says when, where and by which revision something was made."""
+    found = {}
+    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+        data = path.read_bytes()
+        if path.name == "manifest.json":
+            data = json.dumps(json.loads(data) | {"provenance": {}}).encode()
+        found[str(path.relative_to(folder))] = data
+    return found
+
+
+def rows_of(released):
+    uris = released.part_uris(suffix=".csv")
+    return [list(csv.DictReader(io.StringIO(storage.read_bytes(uri).decode(), newline=""))) for uri in uris]
+
+
+def check_manifest(found):
+    for part in found.parts:
+        uri = storage.join(found.uri, part.path)
+        assert manifest.describe(found.uri, part.path, part.rows) == part
+        if part.path.endswith(".parquet") and part.rows:
+            assert storage.read_table(uri).num_rows == part.rows
+        if part.path.endswith(".tar"):
+            with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(uri))) as tar:
+                assert sum(name.endswith(".jpg") for name in tar.getnames()) == part.rows
+
+
+def test_a_release_is_the_training_pairs_as_csv(made):
+    _, _, released, *_ = made
+    tables = rows_of(released)
+    assert len(tables) == 4
+    assert max(map(len, tables)) - min(map(len, tables)) <= 1
+    filtered = manifest.load(released.parents[0].uri)
+    shards = pl.concat([pl.DataFrame(storage.read_table(uri)) for uri in filtered.part_uris("train/", ".parquet")])
+    assert [(row["url"], row["caption"]) for rows in tables for row in rows] == shards.select("url", "caption").rows()
+    assert released.counts["pairs"] == filtered.counts["train"]
+    assert any("<人名>" in row["caption"] for rows in tables for row in rows)
+    card = storage.read_bytes(f"{released.uri}/docs/card.html").decode()
+    assert f"{released.counts['pairs']:,}" in card
+    assert len(re.findall("data-key", card)) == 48
+
+
+def test_its_checksums_and_its_description_are_true(made):
+    _, _, released, *_ = made
+    folder = storage.filesystem(released.uri)[1]
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
+    described = json.loads(Path(folder, "croissant.json").read_text())
+    listed = {entry["contentUrl"]: entry["sha256"] for entry in described["distribution"] if "sha256" in entry}
+    assert listed == {part.path: part.sha256 for part in released.parts if part.path.endswith(".csv")}
+    assert len(listed) == 4
+    check_manifest(released)
+
+
+def test_what_is_listed_is_left_out_and_out_of_the_numbers_and_pictures(made, tmp_path):
+    e, validated, whole, listed, _ = made
+    e = e.model_copy(update={"release": e.release.model_copy(update={"opt_out": listed, "files": 3})})
+    released = release.release(e, validated)
+    before = {row["url"] for rows in rows_of(whole) for row in rows}
+    after = {row["url"] for rows in rows_of(released) for row in rows}
+    assert before - after == before & GONE
+    assert len(before & GONE) >= 6
+    assert released.dropped == {"opted_out": len(before & GONE)}
+    card = storage.read_bytes(f"{released.uri}/docs/card.html").decode()
+    assert f"−{len(before & GONE)}" in card
+    assert not {key_of(url) for url in GONE} & set(re.findall('data-key="(.+?)"', card))
+    assert release.release(e, validated) == released
+
+
+def test_a_killed_release_goes_on_to_the_same_bytes(restored, monkeypatch):
+    e, validated, _, listed, folder = restored
+    e = e.model_copy(update={"release": e.release.model_copy(update={"opt_out": listed})})
+    monkeypatch.setattr(release, "_WRITERS", 1)
+    with dying_at(-1, monkeypatch) as written:
+        release.release(e, validated)
+    undisturbed = files_below(folder / "store")
+    for write in range(0, len(written), 2):
+        shutil.rmtree(folder / "store")
+        shutil.copytree(folder / "pristine", folder / "store")
+        with dying_at(write, monkeypatch), pytest.raises(KeyboardInterrupt):
+            release.release(e, validated)
+        release.release(e, validated)
+        assert files_below(folder / "store") == undisturbed
+
+
+def test_what_cannot_be_released_is_explained(restored, tmp_path):
+    e, validated, *_ = restored
+    with pytest.raises(ConfigError, match="ask for fewer files"):
+        release.release(settings(tmp_path, files=100_000), validated)
+    everything = tmp_path / "all.txt"
+    everything.write_text("example.com\nelsewhere.org\n")
+    with pytest.raises(DataError, match="nothing is left to release"):
+        release.release(settings(tmp_path, opt_out=storage.from_path(everything)), validated)
+    filtered = release.filtered_of(validated)
+    changed = filtered.model_copy(update={"counts": {}})
+    storage.write_json(f"{filtered.uri}/manifest.json", changed.model_dump(mode="json"))
+    with pytest.raises(DataError, match="validate it again"):
+        release.release(e, validated)
+
+
+def test_a_takedown_leaves_everything_as_if_the_pairs_had_never_been_there(restored):
+    e, _, _, listed, folder = restored
+    before = {found.stage: found for found in takedown._stages_at(e.root)}
+    record = takedown.carry_out(e.root, takedown.plan(e.root, listed, "case 1", NOW))
+    after = {found.stage: found for found in takedown._stages_at(e.root)}
+    assert set(record["keys"]) == {key_of(url) for url in GONE}
+    for name, found in after.items():
+        check_manifest(found)
+        told = next(entry for entry in record["stages"] if entry["stage"] == name)
+        assert (told["digest_before"], told["digest_after"]) == (before[name].digest, found.digest)
+        for parent in found.parents:
+            assert parent.digest == after[parent.stage].digest
+    # Nothing of them is left but their hashes, and of the others every byte is.
+    for path in (folder / "store").rglob("*"):
+        if path.is_file():
+            text = (
+                str(pl.read_parquet(path).to_dicts())
+                if path.suffix == ".parquet"
+                else path.read_bytes().decode("latin-1")
+            )
+            assert not [url for url in GONE if f"{url}'" in text or f'{url}"' in text or f"{url}," in text], path
+    for uri in after["crawl"].part_uris(suffix=".tar") + after["filter"].part_uris(suffix=".tar"):
+        assert members_of(uri) == {
+            name: data
+            for name, data in members_of(uri.replace("/store/", "/pristine/")).items()
+            if name.rsplit(".", 1)[0] not in record["keys"]
+        }
+    # The same filter over a crawl that never had them keeps the same pairs.
+    again = filter_job.run(e, {"crawl": after["crawl"]})
+    assert again.counts == after["filter"].counts
+    assert {k: v for k, v in after["filter"].dropped.items() if k != "taken_down"} == again.dropped
+    assert keys_of(again) == keys_of(after["filter"])
+    steps = funnel(after["crawl"], after["filter"])
+    assert [step.rows for step in steps] == [step.rows for step in funnel(after["crawl"], again)]
+    folder = storage.filesystem(after["release"].uri)[1]
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
+    assert f"takedowns/{record['id']}.json" in Path(folder, "SHA256SUMS").read_text()
+    assert takedown.plan(e.root, listed, "again", NOW).keys == ()
+
+
+def members_of(uri):
+    with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(uri))) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}
+
+
+def keys_of(filtered):
+    uris = filtered.part_uris(suffix=".parquet")
+    return {(uri.rsplit("/", 2)[1], key) for uri in uris for key in storage.read_table(uri, ["key"])["key"].to_pylist()}
+
+
+@pytest.mark.slow
+def test_a_takedown_killed_at_any_write_ends_at_the_same_bytes(restored, monkeypatch):
+    e, *_, listed, folder = restored
+    monkeypatch.setattr(takedown, "_THREADS", 1)
+    with dying_at(-1, monkeypatch) as written:
+        takedown.carry_out(e.root, takedown.plan(e.root, listed, "case 1", NOW))
+    undisturbed = files_below(folder / "store")
+    assert len(written) > 20
+    for write in range(len(written)):
+        shutil.rmtree(folder / "store")
+        shutil.copytree(folder / "pristine", folder / "store")
+        with dying_at(write, monkeypatch), pytest.raises(KeyboardInterrupt):
+            takedown.carry_out(e.root, takedown.plan(e.root, listed, "case 1", NOW))
+        begun = takedown.pending(e.root)
+        assert (begun is None) == (write == 0)
+        takedown.carry_out(e.root, begun or takedown.plan(e.root, listed, "case 1", NOW))
+        assert files_below(folder / "store") == undisturbed, written[write]
+
+
+def test_a_copy_of_a_release_alone_can_be_taken_down_from(restored, tmp_path):
+    _, _, released, _, _ = restored
+    copy = tmp_path / "copy"
+    shutil.copytree(storage.filesystem(released.uri)[1], copy)
+    urls = tmp_path / "urls.txt"
+    urls.write_text(f"{GONE_URL}\n")
+    record = takedown.carry_out(
+        storage.from_path(copy), takedown.plan(storage.from_path(copy), storage.from_path(urls), "", NOW)
+    )
+    assert record["keys"] == [key_of(GONE_URL)]
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=copy, check=True)
+    assert GONE_URL not in "".join(path.read_text() for path in copy.glob("*.csv"))
+    assert GONE_URL in "".join(storage.read_bytes(uri).decode() for uri in released.part_uris(suffix=".csv"))
+    assert json.loads((copy / "takedowns" / f"{record['id']}.json").read_text())["keys"] == record["keys"]
+    urls.write_text(f"{GONE_DIGEST}\n")
+    with pytest.raises(ConfigError, match="no shards to find them by"):
+        takedown.plan(storage.from_path(copy), storage.from_path(urls), "", NOW)
+    with pytest.raises(DataError, match="neither a release"):
+        takedown.plan(storage.from_path(tmp_path / "nothing"), storage.from_path(urls), "", NOW)
