@@ -12,8 +12,9 @@ def data_card(
     validate_manifest: dsl.Input[dsl.Artifact],
     page: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
+    card: dsl.Output[dsl.HTML],
 ) -> None:
-    """Show the funnel from query to training pair, and where the data lies.
+    """Show the funnel from query to training pair, where the data lies, and the dataset card.
 
     Args:
         crawl_manifest: manifest of the crawl stage.
@@ -21,11 +22,13 @@ def data_card(
         validate_manifest: manifest of the validate stage.
         page: the funnel.
         metrics: its numbers.
+        card: the dataset card, one self-contained HTML file.
     """
     from pathlib import Path
 
     from components.pages import funnel, numbers
     from components.stage import load_artifact
+    from wukong import storage
 
     manifests = [load_artifact(entry.path) for entry in (crawl_manifest, filter_manifest, validate_manifest)]
     target = Path(page.path)
@@ -33,3 +36,5 @@ def data_card(
     target.write_text(funnel(manifests), encoding="utf-8")
     for name, value in numbers(manifests).items():
         metrics.log_metric(name, value)
+    (page_uri,) = manifests[-1].part_uris("docs/card.html")
+    Path(card.path).write_bytes(storage.read_bytes(page_uri))

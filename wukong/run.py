@@ -14,7 +14,7 @@ from wukong import manifest, storage
 from wukong.config import Experiment
 from wukong.errors import ConfigError
 
-STAGES = ("crawl", "filter", "validate", "pretrain", "finetune", "evaluate", "register", "report")
+STAGES = ("crawl", "filter", "validate", "release", "pretrain", "finetune", "evaluate", "register", "report")
 """The pipeline's stages, in order."""
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")

@@ -295,3 +295,62 @@ def test_a_copy_of_a_release_alone_can_be_taken_down_from(restored, tmp_path):
         takedown.plan(storage.from_path(copy), storage.from_path(urls), "", NOW)
     with pytest.raises(DataError, match="neither a release"):
         takedown.plan(storage.from_path(tmp_path / "nothing"), storage.from_path(urls), "", NOW)
+
+
+def test_the_components_hand_on_the_release_and_show_the_card(restored, tmp_path, monkeypatch):
+    from kfp import dsl
+
+    from components.data_card import data_card
+    from components.release import release as component
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    e, validated, released, *_ = restored
+    filtered = release.filtered_of(validated)
+    chain = {"crawl": manifest.load(filtered.parents[0].uri), "filter": filtered, "validate": validated}
+    handed = {name: tmp_path / f"{name}.json" for name in chain}
+    for name, path in handed.items():
+        path.write_text(chain[name].model_dump_json())
+
+    def artifact(kind, path):
+        return kind(name="a", uri=str(path))
+
+    inputs = {f"{name}_manifest": artifact(dsl.Artifact, path) for name, path in handed.items()}
+    page, card = artifact(dsl.Markdown, tmp_path / "page.md"), artifact(dsl.HTML, tmp_path / "card.html")
+    data_card.python_func(**inputs, page=page, metrics=artifact(dsl.Metrics, tmp_path / "m"), card=card)
+    assert "101,483,885" in (tmp_path / "card.html").read_text()
+    out = artifact(dsl.Artifact, tmp_path / "released.json")
+    component.python_func(e.model_dump_json(), "run-1", inputs["validate_manifest"], out)
+    assert manifest.Manifest.model_validate_json((tmp_path / "released.json").read_text()).digest == released.digest
+    assert storage.read_json(f"{e.root}/runs/run-1/release.json")["state"] == "succeeded"
+
+
+def test_the_command_releases_and_takes_down(restored, tmp_path):
+    from typer.testing import CliRunner
+
+    from cli.main import app
+    from wukong import run as runs
+
+    e, validated, _, listed, _ = restored
+    config_file = tmp_path / "e.yaml"
+    config_file.write_text(e.model_dump_json())
+    runs.write(e, "r", runs.Record(stage="validate", state="succeeded", manifest=f"{validated.uri}/manifest.json"))
+
+    def call(*arguments):
+        result = CliRunner().invoke(app, [*arguments, "--config", str(config_file)])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    copy = tmp_path / "copy"
+    assert "in 5 files" in call("release", "--files", "5", "--output", str(copy))
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=copy, check=True)
+    path = storage.filesystem(listed)[1]
+    before = files_below(storage.filesystem(e.root)[1])
+    assert "Nothing was changed" in call("takedown", path, "--reason", "case 2", "--dry-run")
+    assert files_below(storage.filesystem(e.root)[1]) == before
+    begun = takedown.plan(e.root, listed, "begun before", NOW)
+    storage.write_json(f"{e.root}/takedowns/pending.json", begun.model_dump(mode="json"))
+    output = call("takedown", path, "--reason", "case 2")
+    assert "Finishing the takedown by requests.txt" in output
+    assert "covers 0 URLs" in output
+    assert storage.read_json(f"{e.root}/takedowns/{begun.id}.json")["reason"] == "begun before"
+    assert not storage.exists(f"{e.root}/takedowns/pending.json")

@@ -1,0 +1,32 @@
+"""The release as a KFP component."""
+
+from kfp import dsl
+
+from components.image import DATA_IMAGE
+
+
+@dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
+def release(
+    experiment: str,
+    run: str,
+    validate_manifest: dsl.Input[dsl.Artifact],
+    manifest: dsl.Output[dsl.Artifact],
+) -> None:
+    """Write the training pairs that passed the gate as a set to publish.
+
+    Args:
+        experiment: the experiment as JSON.
+        run: name of the pipeline run.
+        validate_manifest: manifest of the validate stage.
+        manifest: what was written, and where.
+    """
+    from components.stage import experiment_of, load_artifact, recorded, save_artifact
+    from wukong import tracking
+    from wukong.curate import release as library
+
+    parsed = experiment_of(experiment)
+    with recorded(parsed, run, "release"), tracking.stage_run(parsed, run, "release") as run_id:
+        released = library.release(parsed, load_artifact(validate_manifest.path))
+        tracking.log_stage(run_id, released)
+    save_artifact(released, manifest.path)
+    manifest.metadata["digest"] = released.digest
