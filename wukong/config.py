@@ -174,6 +174,10 @@ class Model(Strict):
     similarity: Literal["global", "token"] = "global"
     temperature: float = Field(0.07, gt=0, description="initial; learned")
     min_temperature: float = Field(0.01, gt=0, description="the learned temperature is never lower")
+    loss: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="a caption among all of the batch (section 4.3), or each pair by itself (SigLIP)"
+    )
+    bias: float = Field(-10.0, description="initial, of the sigmoid loss: most of what it sees are no pairs; learned")
 
 
 class Training(Strict):
@@ -199,6 +203,32 @@ class Training(Strict):
     token_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of word pieces replaced by [MASK]")
     exclude_same_captions: bool = Field(True, description="equal captions in a batch are not each other's negatives")
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    lock: Literal["all", "none"] | Positive = Field(
+        "all",
+        description="of the image tower: 'all', as in the paper, 'none', or how many of its first layer groups",
+    )
+    augmentations: tuple[Literal["crop", "flip", "autoaugment"], ...] = Field(
+        ("crop", "flip", "autoaugment"),
+        description="of the pictures that a tower in training sees anew each epoch; the views of a locked one have all",
+    )
+    loader_workers: int = Field(2, ge=0, description="processes a worker that decode pictures for a tower in training")
+    micro_batch: int = Field(
+        0, ge=0, description="pairs a worker encodes at once; the gradients stay the batch's. 0 for all of its share"
+    )
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the towers' and heads' arithmetic")
+    checkpoint_activations: bool = Field(
+        False, description="compute each layer a second time in the backward pass instead of keeping what it computed"
+    )
+
+    @model_validator(mode="after")
+    def _features_are_of_a_locked_tower(self) -> "Training":
+        if self.lock != "all":
+            for name, value in (("views", self.views), ("whiten_image_head", self.whiten_image_head)):
+                if value:
+                    raise ValueError(
+                        f"{name} is for the stored features of a locked image tower: leave it out or set lock: all"
+                    )
+        return self
 
 
 class Classification(Strict):

@@ -64,19 +64,30 @@ def evaluation_view(image: Image.Image, size: int) -> Image.Image:
     return ImageOps.pad(image, (size, size), _BICUBIC, color=_WHITE)
 
 
-def augmented_view(image: Image.Image, size: int, seed: int) -> Image.Image:
+def augmented_view(
+    image: Image.Image, size: int, seed: int, steps: Sequence[str] = ("crop", "flip", "autoaugment")
+) -> Image.Image:
     """One random view: random resized crop, flip and AutoAugment (section 5.1); the same for the same seed.
 
     The crop keeps at least half of the area: a crop of less may lose what the caption names.
+
+    Args:
+        image: RGB.
+        size: pixels of a side.
+        seed: of ``view_seed``.
+        steps: which of the three; without the crop the whole picture is fitted into the square.
     """
     square = ImageOps.pad(image, (max(image.size),) * 2, color=_WHITE)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        top, left, height, width = _CROP.get_params(square, [0.5, 1.0], [0.8, 1.25])
-        view = square.resize((size, size), _BICUBIC, box=(left, top, left + width, top + height))
-        if torch.rand(()) < 0.5:
+        box: tuple[float, float, float, float] | None = None
+        if "crop" in steps:
+            top, left, height, width = _CROP.get_params(square, [0.5, 1.0], [0.8, 1.25])
+            box = (left, top, left + width, top + height)
+        view = square.resize((size, size), _BICUBIC, box=box)
+        if "flip" in steps and torch.rand(()) < 0.5:
             view = ImageOps.mirror(view)
-        augmented: Image.Image = _AUTO_AUGMENT(view)
+        augmented: Image.Image = _AUTO_AUGMENT(view) if "autoaugment" in steps else view
         return augmented
 
 

@@ -29,6 +29,22 @@ class Texts(NamedTuple):
     counted: Tensor
 
 
+class Embedded(NamedTuple):
+    """A batch of pairs in the common space, and what makes logits of its similarities.
+
+    Attributes:
+        image: unit vectors, [pairs, d], or [pairs, tokens, d] for the token-wise similarity.
+        text: of the captions.
+        scale: one over the temperature, a scalar.
+        bias: of the sigmoid loss, a scalar; None for the softmax.
+    """
+
+    image: Tensor
+    text: Texts
+    scale: Tensor
+    bias: Tensor | None
+
+
 class DualEncoder(nn.Module):
     """Image and text encoder with learnable linear projections to one space.
 
@@ -64,16 +80,17 @@ class DualEncoder(nn.Module):
             nn.init.normal_(head.weight, std=head.in_features**-0.5)
             nn.init.zeros_(head.bias)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / settings.temperature)))
+        self.bias = nn.Parameter(torch.tensor(settings.bias)) if settings.loss == "sigmoid" else None
 
     def load_trained(self, state: Mapping[str, Tensor]) -> None:
-        """Load everything but the image tower, as a model that was trained on features is saved.
+        """Load a trained model's state; one that was trained on features has no image tower, which then stays as it is.
 
         Raises:
             DataError: the state is of another architecture.
         """
         tower = {f"image.{name}": value for name, value in self.image.state_dict().items()} if self.image else {}
         try:
-            self.load_state_dict({**state, **tower}, strict=True)
+            self.load_state_dict({**tower, **state}, strict=True)
         except RuntimeError as error:
             raise DataError(f"these weights are of another architecture than this model: {error}") from error
 
@@ -143,20 +160,19 @@ class DualEncoder(nn.Module):
             return token_similarity(image, *text)
         return global_similarity(image, text.vectors)
 
-    def forward(self, features: Tensor, ids: Tensor) -> tuple[Tensor, Texts, Tensor]:
-        """Embed the pictures and captions of a batch and give the scale: what ``loss`` reads.
+    def forward(self, features: Tensor, ids: Tensor) -> Embedded:
+        """Embed the pictures and captions of a batch: what ``loss`` reads.
 
         Args:
             features: uint8 pictures [pairs, 3, size, size], or image features computed before.
             ids: token ids, int64 [pairs, tokens].
         """
         image = self.embed_pixels(features) if features.dtype == torch.uint8 else self.embed_features(features)
-        return image, self.embed_text(ids), self.scale
+        return Embedded(image, self.embed_text(ids), self.scale, self.bias)
 
-    def loss(
-        self, image: Tensor, text: Texts, scale: Tensor, captions: Tensor | None = None, label_smoothing: float = 0.0
-    ) -> Tensor:
-        """The symmetric contrastive loss of this worker's pairs against every worker's; see ``wukong.model.loss``."""
+    def loss(self, pairs: Embedded, captions: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+        """The loss of this worker's pairs against every worker's; see ``wukong.model.loss``."""
+        image, text, scale, bias = pairs
         if self.token_wise:
-            return token_loss(image, text.vectors, text.counted, scale, captions, label_smoothing)
-        return global_loss(image, text.vectors, scale, captions, label_smoothing)
+            return token_loss(image, *text, scale, captions, label_smoothing, bias)
+        return global_loss(image, text.vectors, scale, captions, label_smoothing, bias)

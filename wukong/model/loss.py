@@ -1,4 +1,4 @@
-"""The contrastive objective of section 4.3, over one worker or several.
+"""The contrastive objective of section 4.3 and its sigmoid variant, over one worker or several.
 
 A worker holds the rows of its own pictures and captions; every other worker's are gathered with their gradient, so that
 the mean over workers is the loss, and the mean of their gradients the gradient, of one worker on the joined batch.
@@ -66,12 +66,36 @@ def contrastive(scores: Tensor, excluded: Tensor | None = None, label_smoothing:
     own = torch.arange(rows, device=scores.device) + world()[0] * rows
     allowed = torch.ones_like(scores, dtype=torch.bool) if excluded is None else ~excluded
     allowed = allowed.scatter(1, own[:, None], value=True)
-    logs = F.log_softmax(scores.float().masked_fill(~allowed, -torch.inf), 1)
+    logs = F.log_softmax(_exact(scores).masked_fill(~allowed, -torch.inf), 1)
     loss = -logs.gather(1, own[:, None]).squeeze(1)
     if label_smoothing:
         even = -logs.masked_fill(~allowed, 0.0).sum(1) / allowed.sum(1)
         loss = (1 - label_smoothing) * loss + label_smoothing * even
     return loss.mean()
+
+
+def pairwise(scores: Tensor, excluded: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+    """Sigmoid loss (Zhai et al. 2023, algorithm 1): is this a pair or not, summed over candidates, mean over rows.
+
+    Args:
+        scores: [rows, candidates], already divided by the temperature, the bias added; see ``contrastive``.
+        excluded: bool [rows, candidates], candidates that count for nothing; a row's own is never excluded.
+        label_smoothing: the answer is 1 - half of it for a pair and half of it for any other.
+    """
+    rows = len(scores)
+    own = torch.arange(rows, device=scores.device) + world()[0] * rows
+    answers = torch.zeros_like(_exact(scores)).scatter(1, own[:, None], value=1.0)
+    if label_smoothing:
+        answers = answers * (1 - label_smoothing) + label_smoothing / 2
+    losses = F.binary_cross_entropy_with_logits(_exact(scores), answers, reduction="none")
+    if excluded is not None:
+        losses = losses.masked_fill(excluded.scatter(1, own[:, None], value=False), 0.0)
+    return losses.sum() / rows
+
+
+def _exact(values: Tensor) -> Tensor:
+    """Losses are not summed up in half precision."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def same_caption(captions: Tensor) -> Tensor:
@@ -84,19 +108,29 @@ def same_caption(captions: Tensor) -> Tensor:
 
 
 def global_loss(
-    image: Tensor, text: Tensor, scale: Tensor, captions: Tensor | None = None, label_smoothing: float = 0.0
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    captions: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """Symmetric contrastive loss with the global similarity: (L^I + L^T) / 2 over this worker's rows, a scalar.
+    """Loss with the global similarity over this worker's rows, a scalar: (L^I + L^T) / 2, or the sigmoid loss.
 
     Args:
         image: [rows, d], unit vectors; picture r and caption r are a pair.
         text: [rows, d], unit vectors.
         scale: one over the temperature, a scalar.
         captions: int64 [rows], equal for equal captions, which are then not each other's negatives; None to let them.
-        label_smoothing: see ``contrastive``.
+        label_smoothing: see ``contrastive`` and ``pairwise``.
+        bias: what the sigmoid loss adds to the scaled similarities, a scalar; None for the softmax over candidates.
     """
     excluded = None if captions is None else same_caption(captions)
+    # Temperatures of 0.01 magnify what half precision rounds away.
+    image, text = _exact(image), _exact(text)
     image_rows = scale * image @ gathered(text).T
+    if bias is not None:
+        return pairwise(image_rows + bias, excluded, label_smoothing)
     text_rows = scale * text @ gathered(image).T
     return (contrastive(image_rows, excluded, label_smoothing) + contrastive(text_rows, excluded, label_smoothing)) / 2
 
@@ -108,8 +142,11 @@ def token_loss(
     scale: Tensor,
     captions: Tensor | None = None,
     label_smoothing: float = 0.0,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """``global_loss`` with the token-wise similarity; between workers only text tokens and scores travel.
+
+    The sigmoid loss is the mean of that of s^I and that of s^T.
 
     Args:
         image: [rows, n1, d], unit vectors.
@@ -117,12 +154,17 @@ def token_loss(
         counted: bool [rows, n2], the text tokens that take part.
         scale: one over the temperature, a scalar.
         captions: see ``global_loss``.
-        label_smoothing: see ``contrastive``.
+        label_smoothing: see ``contrastive`` and ``pairwise``.
+        bias: see ``global_loss``.
     """
     excluded = None if captions is None else same_caption(captions)
     missing = _longest(text.shape[1], text.device) - text.shape[1]
     text, counted = F.pad(text, (0, 0, 0, missing)), F.pad(counted, (0, missing))
     scores = token_similarity(image, gathered(text), gathered_constant(counted))
+    if bias is not None:
+        # Each pair is judged by itself, so a worker's pictures against all captions are all it needs, from either side.
+        sides = (pairwise(scale * side + bias, excluded, label_smoothing) for side in scores)
+        return sum(sides, start=torch.zeros((), device=image.device)) / 2
     rank, rows = world()[0], len(image)
     text_rows = gathered(scores.text_to_image)[:, rank * rows : (rank + 1) * rows].T
     return (

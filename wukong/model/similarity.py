@@ -46,6 +46,7 @@ def token_similarity(image: Tensor, text: Tensor, counted: Tensor) -> Scores:
     """Late interaction: each token takes its best match on the other side, and a side's matches are averaged.
 
     Exact up to rounding, gradients included; where several tokens match equally well, one of them gets the gradient.
+    Scores of bfloat16 tokens are float32.
     Beside inputs and outputs it keeps one byte for each picture, text and token of either side (two beyond 256 tokens).
 
     Args:
@@ -60,7 +61,8 @@ class _TokenSimilarity(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, image: Tensor, text: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
         patches = image.shape[1]
-        to_text, to_image = image.new_empty(len(text), len(image)), image.new_empty(len(text), len(image))
+        exact = torch.promote_types(image.dtype, torch.float32)
+        to_text, to_image = (image.new_empty(len(text), len(image), dtype=exact) for _ in range(2))
         blocks = list(_blocks(len(image), patches, counted))
         winners: list[Tensor] = []
         for images, texts, length in blocks:
@@ -69,10 +71,10 @@ class _TokenSimilarity(torch.autograd.Function):
             if not taken.all():
                 products.masked_fill_(~taken[:, :, None, None], -torch.inf)
             best, word = products.max(1)
-            to_text[texts, images] = best.mean(2)
+            to_text[texts, images] = best.mean(2, dtype=exact)
             best, patch = products.max(3)
             best.masked_fill_(~taken[:, :, None], 0.0)
-            to_image[texts, images] = best.sum(1) / taken.sum(1, keepdim=True)
+            to_image[texts, images] = best.sum(1, dtype=exact) / taken.sum(1, keepdim=True)
             winners += [word.to(_index_type(length)), patch.to(_index_type(patches))]
         ctx.save_for_backward(image, text, counted, *winners)
         ctx.blocks = blocks

@@ -49,13 +49,18 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         model.load_state_dict(load_file(folder / _MODEL), strict=True)
         tensors = load_file(folder / _OPTIMIZER)
         value = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
-    entries: dict[int, dict[str, Any]] = {}
-    for key, tensor in tensors.items():
-        kind, number, name = key.split(".", 2)
-        place = value["groups"][int(number)] if kind == "group" else entries.setdefault(int(number), {})
-        place[name] = tensor
-    optimizer.load_state_dict({"state": entries, "param_groups": value["groups"]})
-    progress: dict[str, Any] = value["progress"]
+        entries: dict[int, dict[str, Any]] = {}
+        for key, tensor in tensors.items():
+            kind, number, name = key.split(".", 2)
+            place = value["groups"][int(number)] if kind == "group" else entries.setdefault(int(number), {})
+            place[name] = tensor
+        progress: dict[str, Any] = value["progress"]
+    try:
+        optimizer.load_state_dict({"state": entries, "param_groups": value["groups"]})
+    except ValueError as error:
+        raise DataError(
+            f"the checkpoint in {folder} is of a run that trained other parameters ({error}): delete it and train again"
+        ) from error
     return progress
 
 

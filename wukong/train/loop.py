@@ -6,20 +6,21 @@ It knows ``torch.distributed`` and nothing else: whoever starts the workers init
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wukong.config import Training
 from wukong.errors import ConfigError, DataError
 from wukong.model.dual import DualEncoder
 from wukong.model.loss import world
-from wukong.train import checkpoint, optimizer
-from wukong.train.data import Pairs
+from wukong.train import checkpoint, gradients, optimizer
+from wukong.train.data import Batch, Pairs
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def train(
     and resumed.
 
     Args:
-        model: as it starts, equal on every worker.
+        model: as it starts, equal on every worker, on the device to train on; what of its image tower is locked, is.
         pairs: what to train on, equal on every worker; each takes its share of every batch.
         settings: the run.
         seed: of the order, the views and dropout.
@@ -67,7 +68,7 @@ def train(
 
     Raises:
         ConfigError: the batch cannot be divided between the workers, or holds more than all pairs.
-        DataError: the loss is not finite.
+        DataError: a feature, the loss or a weight is not finite; the message names it and the step.
     """
     rank, workers = world()
     size = settings.batch_size
@@ -83,33 +84,35 @@ def train(
     if resume is not None:
         history = [Epoch(**entry) for entry in checkpoint.load(resume, model, optimiser)["history"]]
         log.info("going on after epoch %d of %d", len(history), settings.epochs)
-    replica = DistributedDataParallel(model) if workers > 1 else model
+    replica: nn.Module = model
+    if workers > 1:
+        # An image tower may have layers that this similarity does not use.
+        replica = DistributedDataParallel(model, find_unused_parameters=model.image is not None)
 
     for epoch in range(len(history), settings.epochs):
         started = time.monotonic()
         torch.manual_seed((seed * 1_000_003 + epoch) * workers + rank)
         model.train()
-        total = torch.zeros(())
-        for step, batch in enumerate(pairs.batches(size, seed, epoch, rank, workers), epoch * steps_an_epoch):
+        total = torch.zeros((), device=model.log_scale.device)
+        for step, dealt in enumerate(pairs.batches(size, seed, epoch, rank, workers), epoch * steps_an_epoch):
+            batch = dealt
+            _check_features(batch, pairs, step, epoch)
             for group in optimiser.param_groups:
                 group["lr"] = optimizer.learning_rate(step, steps, settings) * group.get("rate", 1.0)
-            ids = pairs.mask_tokens(batch.ids, settings.token_dropout) if settings.token_dropout else batch.ids
-            image, text, scale = replica(batch.features, ids)
-            captions = batch.captions if settings.exclude_same_captions else None
-            loss = model.loss(image, text, scale, captions, settings.label_smoothing)
+            if settings.token_dropout:
+                batch = replace(batch, ids=pairs.mask_tokens(batch.ids, settings.token_dropout))
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = gradients.backward(model, replica, batch, settings)
+            if not torch.isfinite(loss):
+                raise DataError(_explanation(model, loss.item(), step, epoch))
             optimiser.step()
             model.clamp_temperature()
-            total += loss.detach()
+            total += loss
         if workers > 1:
             dist.all_reduce(total)
             total /= workers
-        if not torch.isfinite(total):
-            raise DataError(
-                f"the loss is {total.item()} in epoch {epoch + 1}: lower the learning rate, "
-                "or look for damaged features"
-            )
+        if broken := _broken_weights(model):
+            raise DataError(f"{broken} after epoch {epoch + 1}: lower the learning rate")
         history.append(
             Epoch(
                 epoch=epoch + 1,
@@ -122,3 +125,28 @@ def train(
         progress = {"history": [asdict(entry) for entry in history], "pairs": len(pairs)}
         after_epoch(history[-1], partial(checkpoint.save, model=model, optimizer=optimiser, progress=progress))
     return history
+
+
+def _check_features(batch: Batch, pairs: Pairs, step: int, epoch: int) -> None:
+    if batch.features.is_floating_point() and not torch.isfinite(batch.features).all():
+        place = int((~torch.isfinite(batch.features)).flatten(1).any(1).nonzero()[0])
+        caption = pairs.captions[int(batch.rows[place])]
+        raise DataError(
+            f"the image features of the pair with the caption {caption!r} are not finite, in step {step + 1} "
+            f"(epoch {epoch + 1}): delete the output of the features stage and run again"
+        )
+
+
+def _explanation(model: DualEncoder, loss: float, step: int, epoch: int) -> str:
+    """Why a loss is not finite: broken weights, or what the loss is made of."""
+    where = f"the loss is {loss} in step {step + 1} (epoch {epoch + 1})"
+    if broken := _broken_weights(model):
+        return f"{where}: {broken} since the step before; lower the learning rate"
+    temperature = 1 / model.scale.item()
+    return f"{where} though all weights are finite, at a temperature of {temperature:.3g}: raise min_temperature"
+
+
+def _broken_weights(model: nn.Module) -> str:
+    """Name the parameters that hold values that are not finite; empty if none does."""
+    names = [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
+    return f"the weights {', '.join(names[:3])}{', …' if names[3:] else ''} are not finite" if names else ""

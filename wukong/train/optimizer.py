@@ -16,8 +16,9 @@ BETAS = (0.9, 0.999)
 def parameter_groups(model: DualEncoder, settings: Training) -> list[dict[str, Any]]:
     """Split the trainable parameters into those with weight decay and those without, the image head's apart.
 
-    Without are biases, layer norms, token and position embeddings and the temperature (section 5.1). ``rate`` is what
-    a group's learning rate is multiplied with.
+    Without are biases, norms, token and position embeddings and the temperature (section 5.1): with are the matrices of
+    layers, which torch and timm call ``weight``; class tokens, positions and their biases have names of their own.
+    ``rate`` is what a group's learning rate is multiplied with.
     """
     embeddings = {
         id(parameter)
@@ -27,8 +28,8 @@ def parameter_groups(model: DualEncoder, settings: Training) -> list[dict[str, A
     }
     head = {id(parameter) for parameter in model.image_head.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        exempt = parameter.ndim < 2 or id(parameter) in embeddings
+    for name, parameter in model.named_parameters():
+        exempt = parameter.ndim < 2 or id(parameter) in embeddings or not name.endswith(".weight")
         rate = settings.image_head_rate if id(parameter) in head else 1.0
         if parameter.requires_grad:
             groups.setdefault((0.0 if exempt else settings.weight_decay, rate), []).append(parameter)

@@ -3,10 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import workers
 
-from wukong.model.loss import contrastive, global_loss, token_loss
+from wukong.model.loss import contrastive, global_loss, pairwise, token_loss
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -77,36 +78,132 @@ def test_token_loss_is_the_formula_of_the_paper() -> None:
     to_text, to_image = token_scores(image, text, counted)
     own = torch.arange(6)
     expected = (F.cross_entropy(9 * to_text, own) + F.cross_entropy(9 * to_image.T, own)) / 2
-    torch.testing.assert_close(token_loss(image, text, counted, torch.tensor(9.0)), expected.float())
+    torch.testing.assert_close(token_loss(image, text, counted, torch.tensor(9.0)), expected)
 
 
-def _share(rank: int, count: int, kind: str) -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
+def sigmoid_written_out(scores: np.ndarray, scale: float, bias: float) -> float:
+    """Equation 1 of Zhai et al. 2023, term by term."""
+    b = len(scores)
+    total = 0.0
+    for i in range(b):
+        for j in range(b):
+            z = 1.0 if i == j else -1.0
+            total += np.log(1 / (1 + np.exp(z * (-scale * scores[i, j] - bias))))
+    return -total / b
+
+
+def test_sigmoid_loss_is_the_published_formula() -> None:
+    image, text = unit(7, 5), unit(7, 5, seed=1)
+    scale, bias = torch.tensor(10.0, dtype=torch.float64), torch.tensor(-10.0, dtype=torch.float64)
+    loss = global_loss(image, text, scale, bias=bias)
+    assert loss.item() == pytest.approx(sigmoid_written_out((image @ text.T).numpy(), 10, -10), rel=1e-12)
+    image, text, counted = token_batch(6)
+    sides = [sigmoid_written_out(side.numpy(), 10, -10) for side in token_scores(image, text, counted)]
+    loss = token_loss(image, text, counted, scale, bias=bias)
+    assert loss.item() == pytest.approx(sum(sides) / 2, rel=1e-12)
+
+
+def test_sigmoid_loss_has_the_gradients_of_finite_differences() -> None:
+    image, text = unit(4, 5).requires_grad_(), unit(4, 5, seed=1).requires_grad_()
+    scale, bias = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (5.0, -3.0))
+    captions = torch.tensor([1, 2, 1, 3])
+    assert torch.autograd.gradcheck(
+        lambda image, text, scale, bias: global_loss(image, text, scale, captions, 0.1, bias),
+        (image, text, scale, bias),
+    )
+
+
+def test_equal_captions_count_for_nothing_in_the_sigmoid_loss() -> None:
+    scores = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    excluded = torch.zeros(4, 4, dtype=torch.bool)
+    excluded[[0, 2], [2, 0]] = True
+    excluded[torch.arange(4), torch.arange(4)] = True
+    expected = 0.0
+    for row in range(4):
+        for column in range(4):
+            if row == column or {row, column} != {0, 2}:
+                answer = 1 if row == column else -1
+                expected += float(F.softplus(-answer * scores[row, column])) / 4
+    assert pairwise(scores, excluded).item() == pytest.approx(expected, rel=1e-12)
+    smoothed = -(0.9 * F.logsigmoid(scores) + 0.1 * F.logsigmoid(-scores)).diag().sum() / 4
+    others = 0.1 * F.logsigmoid(scores) + 0.9 * F.logsigmoid(-scores)
+    smoothed -= (others.sum() - others.diag().sum()) / 4
+    assert pairwise(scores, None, 0.2).item() == pytest.approx(smoothed.item(), rel=1e-12)
+
+
+def _share(rank: int, count: int, kind: str, objective: str) -> dict[str, torch.Tensor]:
     rows = 8 // count
     mine = slice(rank * rows, (rank + 1) * rows)
-    scale = torch.tensor(9.0, dtype=torch.float64, requires_grad=True)
+    scale, bias = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (9.0, -4.0))
     captions = torch.tensor([1, 2, 1, 3, 4, 5, 6, 3])[mine]
+    options = (scale, captions, 0.1, bias if objective == "sigmoid" else None)
     image, text, counted = token_batch(8)
     if kind == "global":
         image, text = image[:, 0], text[:, 0]
     image, text = image[mine].requires_grad_(), text[mine].requires_grad_()
     if kind == "global":
-        loss = global_loss(image, text, scale, captions, 0.1)
+        loss = global_loss(image, text, *options)
     else:
         longest = int(counted[mine].nonzero()[:, 1].max()) + 1  # workers pad to lengths of their own
-        loss = token_loss(image, text[:, :longest], counted[mine, :longest], scale, captions, 0.1)
+        loss = token_loss(image, text[:, :longest], counted[mine, :longest], *options)
     loss.backward()
-    return {"loss": loss.detach(), "image": image.grad, "text": text.grad, "scale": scale.grad}
+    found = {"loss": loss.detach(), "image": image.grad, "text": text.grad, "scale": scale.grad}
+    return found | ({"bias": bias.grad} if objective == "sigmoid" else {})
+
+
+CASES = [(kind, objective) for kind in ("global", "token") for objective in ("softmax", "sigmoid")]
+
+
+def _shares(rank: int, count: int) -> dict[str, dict[str, torch.Tensor]]:
+    return {f"{kind}, {objective}": _share(rank, count, kind, objective) for kind, objective in CASES}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["global", "token"])
 @pytest.mark.parametrize("count", [2, 4])
-def test_several_workers_equal_one(tmp_path: Path, kind: str, count: int) -> None:
-    alone = _share(0, 1, kind)
-    shares = workers.run(count, tmp_path, _share, kind)
-    mean = {name: torch.stack([share[name] for share in shares]).mean(0) for name in ("loss", "scale")}
-    # A worker's gradient is of its own loss; the mean over workers is of the joined batch.
-    joined = {name: torch.cat([share[name] for share in shares]) / count for name in ("image", "text")}
-    for name, value in {**mean, **joined}.items():
-        torch.testing.assert_close(value, alone[name], rtol=1e-5, atol=1e-7)
+def test_several_workers_equal_one(tmp_path: Path, count: int) -> None:
+    found = workers.run(count, tmp_path, _shares)
+    for case, alone in _shares(0, 1).items():
+        shares = [shares[case] for shares in found]
+        # A worker's gradient is of its own loss; the mean over workers is of the joined batch.
+        together = {
+            name: torch.cat([share[name] for share in shares]) / count
+            if name in {"image", "text"}
+            else torch.stack([share[name] for share in shares]).mean(0)
+            for name in alone
+        }
+        for name, value in together.items():
+            torch.testing.assert_close(
+                value, alone[name], rtol=1e-9, atol=1e-12, msg=lambda m, what=f"{case} {name}": f"{what}: {m}"
+            )
+
+
+def _bytes_sent() -> int:
+    """Bytes this process has written, sockets included, by the kernel's own count."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("wchar"))
+
+
+ROWS, PATCHES, WORDS, WIDTH = 16, 400, 8, 64
+
+
+def _traffic(rank: int, count: int) -> dict[str, torch.Tensor]:
+    image = F.normalize(torch.randn(ROWS, PATCHES, WIDTH), dim=-1).requires_grad_()
+    text = F.normalize(torch.randn(ROWS, WORDS, WIDTH), dim=-1).requires_grad_()
+    scale, captions = torch.tensor(9.0, requires_grad=True), torch.arange(ROWS) + rank
+    counted = torch.ones(ROWS, WORDS, dtype=torch.bool)
+    sent = {}
+    for name, bias in (("softmax", None), ("sigmoid", torch.tensor(-4.0))):
+        dist.barrier()
+        before = _bytes_sent()
+        token_loss(image, text, counted, scale, captions, 0.0, bias).backward()
+        sent[name] = torch.tensor(_bytes_sent() - before)
+    return sent
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the kernel's count of bytes is Linux's")
+def test_only_text_tokens_and_scores_travel(tmp_path: Path) -> None:
+    """To the other worker and, as gradients, back; image tokens would be 50 times as many bytes as text tokens."""
+    text, scores, image = 4 * ROWS * WORDS * WIDTH, 4 * ROWS * 2 * ROWS, 4 * ROWS * PATCHES * WIDTH
+    for sent in workers.run(2, tmp_path, _traffic):
+        assert 2 * text < sent["sigmoid"] < sent["softmax"] < 3 * (text + scores) + 5_000 < image / 10

@@ -27,10 +27,10 @@ CAPTIONS = [
 ] * 2
 
 
-def make(dropout: float = 0.0, similarity: str = "global") -> tuple[DualEncoder, Pairs]:
+def make(dropout: float = 0.0, similarity: str = "global", loss: str = "softmax") -> tuple[DualEncoder, Pairs]:
     torch.manual_seed(0)
     text = {"layers": 1, "heads": 2, "width": 16, "dropout": dropout}
-    model = Model.model_validate({"text": text, "embedding": 8, "similarity": similarity})
+    model = Model.model_validate({"text": text, "embedding": 8, "similarity": similarity, "loss": loss})
     tokenizer = Tokenizer(packaged_vocabulary())
     dual = DualEncoder(model, tokenizer, feature_width=WIDTH)
     shape = (2, len(CAPTIONS), WIDTH) if similarity == "global" else (2, len(CAPTIONS), 4, WIDTH)

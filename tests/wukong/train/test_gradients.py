@@ -1,0 +1,97 @@
+"""Gradient caching against one graph over the whole batch."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import small
+import torch
+import workers
+from torch.nn.parallel import DistributedDataParallel
+
+from wukong.config import Training
+from wukong.model.dual import DualEncoder, Embedded, Texts
+from wukong.train import gradients
+from wukong.train.data import Batch, Pairs
+
+CASES = [(similarity, loss) for similarity in ("global", "token") for loss in ("softmax", "sigmoid")]
+
+
+def found(model: DualEncoder) -> dict[str, torch.Tensor]:
+    return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+
+
+def share(pairs: Pairs, rank: int = 0, count: int = 1) -> Batch:
+    batch = next(pairs.batches(16, 0, 0, rank, count))
+    return replace(batch, features=batch.features.double())
+
+
+def make(similarity: str, loss: str, dropout: float = 0.0) -> tuple[DualEncoder, Pairs]:
+    model, pairs = small.make(dropout, similarity, loss)
+    return model.double().train(), pairs
+
+
+@pytest.mark.parametrize(("similarity", "loss"), CASES)
+@pytest.mark.parametrize("micro_batch", [1, 5, 8])
+def test_gradients_in_pieces_are_those_of_the_whole(similarity: str, loss: str, micro_batch: int) -> None:
+    model, pairs = make(similarity, loss)
+    whole = gradients.backward(model, model, share(pairs), Training(label_smoothing=0.1))
+    expected = found(model)
+    model.zero_grad()
+    pieces = gradients.backward(model, model, share(pairs), Training(label_smoothing=0.1, micro_batch=micro_batch))
+    torch.testing.assert_close(pieces, whole, rtol=1e-10, atol=0)
+    torch.testing.assert_close(found(model), expected, rtol=1e-8, atol=1e-12)
+    assert set(expected) == {name for name, _ in model.named_parameters()}
+
+
+def test_dropout_falls_twice_in_the_same_places() -> None:
+    """The oracle keeps every piece's graph: the loss of the pieces joined, differentiated at once."""
+    model, pairs = make("global", "softmax", dropout=0.3)
+    batch = share(pairs)
+    torch.manual_seed(4)
+    parts = [model(batch.features[start : start + 4], batch.ids[start : start + 4]) for start in range(0, 16, 4)]
+    texts = Texts(torch.cat([p.text.vectors for p in parts]), torch.cat([p.text.counted for p in parts]))
+    model.loss(Embedded(torch.cat([p.image for p in parts]), texts, model.scale, None), batch.captions).backward()
+    expected, after = found(model), torch.rand(())
+    model.zero_grad()
+    torch.manual_seed(4)
+    gradients.backward(model, model, batch, Training(micro_batch=4))
+    torch.testing.assert_close(found(model), expected, rtol=1e-8, atol=1e-12)
+    assert torch.rand(()) == after  # and what is drawn next is what would have been
+
+
+def test_bfloat16_is_near_float32() -> None:
+    model, pairs = small.make()
+    batch = next(pairs.batches(16, 0, 0))
+    exact = gradients.backward(model.train(), model, batch, Training())
+    expected = found(model)
+    for micro_batch in (0, 8):
+        model.zero_grad()
+        low = gradients.backward(model, model, batch, Training(precision="bfloat16", micro_batch=micro_batch))
+        assert low.dtype == torch.float32
+        assert 0 < abs(low - exact) < 0.02 * exact
+        for name, value in found(model).items():
+            assert value.dtype == torch.float32
+            assert (value - expected[name]).norm() < 0.05 * expected[name].norm() + 1e-6, name
+
+
+def _share(rank: int, count: int) -> dict[str, dict[str, torch.Tensor]]:
+    shares = {}
+    for similarity, loss in CASES:
+        model, pairs = make(similarity, loss)
+        replica = DistributedDataParallel(model) if count > 1 else model
+        batch = share(pairs, rank, count)
+        settings = Training(micro_batch=3 if count > 1 else 0)
+        shares[f"{similarity}, {loss}"] = {"loss": gradients.backward(model, replica, batch, settings), **found(model)}
+    return shares
+
+
+@pytest.mark.slow
+def test_two_workers_in_pieces_equal_one_at_once(tmp_path: Path) -> None:
+    first, second = workers.run(2, tmp_path, _share)
+    for case, alone in _share(0, 1).items():
+        torch.testing.assert_close((first[case]["loss"] + second[case]["loss"]) / 2, alone["loss"], rtol=1e-10, atol=0)
+        for name, value in alone.items():
+            if name != "loss":
+                torch.testing.assert_close(first[case][name], value, rtol=1e-8, atol=1e-12)
+                assert torch.equal(first[case][name], second[case][name])

@@ -1,0 +1,103 @@
+"""The loss and the gradients of one batch, in pieces where it would not fit at once.
+
+Gradient caching (Gao et al. 2021): the contrastive loss needs every pair of the batch, but only their vectors. So the
+batch is encoded piece by piece without a graph; the loss is taken over all vectors and differentiated down to them;
+then each piece is encoded once more, with a graph, and its vectors' gradients are handed back through it. Dropout falls
+as it fell the first time. Memory grows with the piece and the vectors, and the gradients are those of the whole batch.
+"""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from wukong.config import Training
+from wukong.model.dual import DualEncoder, Embedded, Texts
+from wukong.train.data import Batch
+
+
+def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Training) -> Tensor:
+    """Add the gradients of a batch's loss to those of the parameters, and give the loss, a scalar.
+
+    Over several workers the loss and, before they are averaged, the gradients are of this worker's pairs. Batch norm in
+    training mode sees ``micro_batch`` pairs at a time; everything else is as if the batch was encoded at once.
+
+    Args:
+        model: in training mode.
+        replica: the model as it is called: itself, or its ``DistributedDataParallel``.
+        batch: this worker's share.
+        settings: ``micro_batch``, ``precision`` and the loss's options.
+    """
+    captions = batch.captions.to(model.log_scale.device) if settings.exclude_same_captions else None
+    size = settings.micro_batch or len(batch.ids)
+    pieces = [slice(start, start + size) for start in range(0, len(batch.ids), size)]
+    if len(pieces) == 1:
+        loss = model.loss(_embed(replica, batch, pieces[0], settings), captions, settings.label_smoothing)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    kept = [buffer.clone() for buffer in model.buffers()]
+    states, parts = [], []
+    with torch.no_grad():
+        for piece in pieces:
+            states.append(_random_state(model.log_scale.device))
+            parts.append(_embed(model, batch, piece, settings))
+        # Running statistics are of one pass, not of two.
+        for buffer, value in zip(model.buffers(), kept, strict=True):
+            buffer.copy_(value)
+    whole = _joined(parts)
+    loss = model.loss(whole, captions, settings.label_smoothing)
+    loss.backward()  # type: ignore[no-untyped-call]
+
+    for piece, state in zip(pieces, states, strict=True):
+        last = piece is pieces[-1]
+        wait = replica.no_sync() if isinstance(replica, DistributedDataParallel) and not last else nullcontext()
+        with wait:
+            _set_random_state(model.log_scale.device, state)
+            embedded = _embed(replica, batch, piece, settings)
+            outputs = [embedded.image, embedded.text.vectors]
+            flowing = [_gradient(whole.image)[piece], _gradient(whole.text.vectors)[piece]]
+            for output, leaf in ((embedded.scale, whole.scale), (embedded.bias, whole.bias)):
+                if output is not None and leaf is not None:
+                    # Scale and bias are the same in every piece; their gradient of the whole batch counts once.
+                    outputs.append(output)
+                    flowing.append(_gradient(leaf) if last else torch.zeros_like(leaf))
+            torch.autograd.backward(outputs, flowing)
+    return loss.detach()
+
+
+def _embed(model: nn.Module, batch: Batch, piece: slice, settings: Training) -> Embedded:
+    device = next(model.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+        embedded: Embedded = model(batch.features[piece].to(device), batch.ids[piece].to(device))
+    return embedded
+
+
+def _joined(parts: list[Embedded]) -> Embedded:
+    """All pieces' vectors, scale and bias, cut off from what they were computed from."""
+    scale, bias = parts[0].scale, parts[0].bias
+    return Embedded(
+        torch.cat([part.image for part in parts]).requires_grad_(),
+        Texts(
+            torch.cat([part.text.vectors for part in parts]).requires_grad_(),
+            torch.cat([part.text.counted for part in parts]),
+        ),
+        scale.detach().clone().requires_grad_(),
+        None if bias is None else bias.detach().clone().requires_grad_(),
+    )
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    state = [torch.get_rng_state()]
+    return [*state, torch.cuda.get_rng_state(device)] if device.type == "cuda" else state
+
+
+def _set_random_state(device: torch.device, state: list[Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)
