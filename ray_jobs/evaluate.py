@@ -45,17 +45,19 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         DataError: every hold-out is empty.
     """
     filtered = parents["filter"]
-    computed = features.run(experiment, parents)
+    computed = {name: features.run(experiment, parents, parents[parent]) for name, parent in _MODELS.items()}
     config = {
         "evaluate": experiment.evaluate.model_dump(mode="json"),
         "holdouts": [holdout.model_dump(mode="json") for holdout in experiment.filter.split.holdouts],
     }
     models = [parents[stage] for stage in _MODELS.values()]
-    stage = Stage(experiment.root, "evaluate", config, [filtered, computed, *models], version=_VERSION)
+    # Models whose towers were locked share their features.
+    distinct = {manifest.digest: manifest for manifest in computed.values()}
+    stage = Stage(experiment.root, "evaluate", config, [filtered, *distinct.values(), *models], version=_VERSION)
     if finished := stage.finished():
         return finished
     waiting = {
-        name: _measure.remote(experiment, filtered, computed, storage.join(parents[parent].uri, "model"))
+        name: _measure.remote(experiment, filtered, computed[name], storage.join(parents[parent].uri, "model"))
         for name, parent in _MODELS.items()
     }
     found: dict[str, Any] = {name: ray.get(reference) for name, reference in waiting.items()}

@@ -1,8 +1,8 @@
-"""The features job: what the locked image tower gives for every picture and view, computed once.
+"""The features job: what a locked image tower gives for every picture and view, computed once.
 
 It is a stage of its own, found by the filter's manifest, the image encoder and the views, so that pre-training,
 fine-tuning and evaluation, in this run and later ones, read the same files. The jobs that need it call it; a shard's
-view is a task.
+view is a task. Where a run trained the tower itself, what comes after it reads features of that tower.
 """
 
 import logging
@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 import ray
 
-from wukong import progress, storage
+from wukong import manifest, progress, storage
 from wukong.config import Experiment, Model
 from wukong.manifest import Manifest, Part, Stage
 from wukong.train import features
@@ -21,12 +21,13 @@ log = logging.getLogger(__name__)
 _VERSION = 1
 
 
-def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
+def run(experiment: Experiment, parents: Mapping[str, Manifest], model: Manifest | None = None) -> Manifest:
     """Compute the features of every shard: its evaluation view, and for training shards the augmented views too.
 
     Args:
         experiment: its ``model.image``, ``model.similarity`` and the ``views`` of its training runs decide the output.
         parents: the filter's manifest under ``filter``.
+        model: the training stage whose model's image tower to use; None for the tower as the experiment gives it.
 
     Raises:
         ConfigError: the image encoder or its weights cannot be had.
@@ -39,7 +40,9 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         "kind": "tokens" if experiment.model.similarity == "token" else "pooled",
         "views": views,
     }
-    stage = Stage(experiment.root, "features", config, [filtered], version=_VERSION)
+    trained = _trained_tower(model)
+    tower = storage.join(trained.uri, "model") if trained else None
+    stage = Stage(experiment.root, "features", config, [m for m in (filtered, trained) if m], version=_VERSION)
     if finished := stage.finished():
         return finished
     work = _work(filtered, views)
@@ -51,7 +54,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
             record = stage.part(target)
             if record is None:
                 waiting[
-                    _compute.remote(stage, storage.join(filtered.uri, str(tar)), target, experiment.model, view)
+                    _compute.remote(stage, storage.join(filtered.uri, str(tar)), target, experiment.model, view, tower)
                 ] = rows
             else:
                 parts.append(Part.model_validate(record))
@@ -72,6 +75,14 @@ def shards_of(filtered: Manifest, split: str) -> list[str]:
     ]
 
 
+def _trained_tower(model: Manifest | None) -> Manifest | None:
+    """The stage that last trained a model's image tower; None where all that led to the model kept it locked."""
+    while model is not None and model.config["training"].get("lock", "all") == "all":
+        start = next((parent for parent in model.parents if parent.stage == "pretrain"), None)
+        model = manifest.load(start.uri) if start else None
+    return model
+
+
 def _work(filtered: Manifest, views: int) -> Sequence[tuple[PurePosixPath, int, int]]:
     """The tar, view and pictures of each task, the longest first, so that workers end together."""
     splits = ["train", *(holdout["name"] for holdout in filtered.config["split"]["holdouts"])]
@@ -86,11 +97,11 @@ def _work(filtered: Manifest, views: int) -> Sequence[tuple[PurePosixPath, int, 
 
 
 @ray.remote(num_cpus=1, max_retries=2)
-def _compute(stage: Stage, tar_uri: str, target: str, model: Model, view: int) -> dict[str, object]:
+def _compute(stage: Stage, tar_uri: str, target: str, model: Model, view: int, tower: str | None) -> dict[str, object]:
     import torch
 
     torch.set_num_threads(1)
-    rows = features.compute(tar_uri, stage.path(target), model, view)
+    rows = features.compute(tar_uri, stage.path(target), model, view, tower)
     record = stage.describe(target, rows).model_dump(mode="json")
     stage.commit_part(target, record)
     return record

@@ -10,8 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import ray.train
+import ray.train.torch
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -42,18 +44,20 @@ def run(
 ) -> Manifest:
     """Train a model as a stage and write its package and history.
 
+    A locked image tower is run once, by the features job; one in training sees the pictures anew in every epoch.
+
     Args:
         name: of the stage.
         version: of the stage's code.
         experiment: gives the model and the seed.
         settings: the training run.
         filtered: the filter's manifest.
-        start: manifest of the stage whose model to start from; None to start from a random text encoder.
+        start: manifest of the stage whose model to start from; None to start from the towers the experiment names.
 
     Raises:
         DataError: training ended without a checkpoint.
     """
-    computed = features.run(experiment, {"filter": filtered})
+    computed = features.run(experiment, {"filter": filtered}, start) if settings.lock == "all" else None
     config = {
         "model": experiment.model.model_dump(mode="json"),
         "training": settings.model_dump(mode="json"),
@@ -68,7 +72,7 @@ def run(
         "training": config["training"],
         "seed": experiment.seed,
         "pairs": filtered.uri,
-        "features": computed.uri,
+        "features": computed.uri if computed else None,
         "shards": features.shards_of(filtered, "train"),
         "start": start_model,
     }
@@ -107,11 +111,9 @@ def _worker(job: dict[str, Any]) -> None:
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     settings = Training.model_validate(job["training"])
     context = ray.train.get_context()
-    table, stored = data.load(
-        job["pairs"], job["features"], "train", job["shards"], range(settings.views + 1), settings.sources
-    )
-    model, tokenizer = _starting_model(job, stored)
-    pairs = data.Pairs(stored, table["caption"].to_pylist(), tokenizer)
+    model, tokenizer, table, pictures = _starting_point(job, settings)
+    pairs = data.Pairs(pictures, table["caption"].to_pylist(), tokenizer)
+    model = model.to(ray.train.torch.get_device())
 
     def after_epoch(epoch: Epoch, write: Callable[[Path], None]) -> None:
         metrics = asdict(epoch)
@@ -130,25 +132,46 @@ def _worker(job: dict[str, Any]) -> None:
             train(model, pairs, settings, job["seed"], after_epoch, Path(folder))
 
 
-def _starting_model(job: Mapping[str, Any], stored: torch.Tensor) -> tuple[DualEncoder, Tokenizer]:
-    if job["start"]:
-        start = package.load_for_features(job["start"])
-        return start.model.train(), start.tokenizer
+def _starting_point(
+    job: Mapping[str, Any], settings: Training
+) -> tuple[DualEncoder, Tokenizer, pa.Table, torch.Tensor | data.Pictures]:
+    """The model to train, its tokenizer, the pairs, and of their pictures what the model reads."""
     model = Model.model_validate(job["model"])
-    tokenizer = Tokenizer.of(model.text)
     torch.manual_seed(job["seed"])
-    dual = DualEncoder(model, tokenizer, feature_width=stored.shape[-1])
-    if Training.model_validate(job["training"]).whiten_image_head:
-        dual.whiten_image_head(stored[0])
-    return dual, tokenizer
+    if settings.lock == "all":
+        views = range(settings.views + 1)
+        table, stored = data.load(job["pairs"], job["features"], "train", job["shards"], views, settings.sources)
+        if job["start"]:
+            start = package.load_for_features(job["start"])
+            return start.model.requires_grad_(), start.tokenizer, table, stored
+        tokenizer = Tokenizer.of(model.text)
+        dual = DualEncoder(model, tokenizer, feature_width=stored.shape[-1])
+        if settings.whiten_image_head:
+            dual.whiten_image_head(stored[0])
+        return dual, tokenizer, table, stored
+    if job["start"]:
+        start = package.load(job["start"])
+        dual, tokenizer = start.model.requires_grad_(), start.tokenizer
+    else:
+        tokenizer = Tokenizer.of(model.text)
+        dual = DualEncoder(model, tokenizer, ImageEncoder(model.image))
+    if dual.image is None:
+        raise DataError(f"{job['start']} holds no image tower to train: set lock: all")
+    dual.image.lock(settings.lock)
+    size = dual.settings.image.image_size
+    return dual, tokenizer, *data.load_pictures(job["pairs"], "train", job["shards"], size, settings)
 
 
 def _publish(
     stage: Stage, checkpoint: Checkpoint, settings: Model, start: str | None
 ) -> tuple[list[Part], dict[str, Any]]:
-    """Join the trained weights with the locked tower into a package, and write the history."""
-    tokenizer = package.load_for_features(start).tokenizer if start else Tokenizer.of(settings.text)
-    model = DualEncoder(settings, tokenizer, ImageEncoder(settings.image))
+    """Join the trained weights with the image tower, where that was locked, into a package; write the history."""
+    if start:
+        loaded = package.load(start)
+        tokenizer, tower = loaded.tokenizer, loaded.model.image
+    else:
+        tokenizer, tower = Tokenizer.of(settings.text), ImageEncoder(settings.image)
+    model = DualEncoder(settings, tokenizer, tower)
     with checkpoint.as_directory() as folder:
         state, history = checkpoints.load_weights(Path(folder))
     model.load_trained(state)

@@ -211,3 +211,30 @@ def test_confusions_add_up_to_the_accuracy(done: dict[str, Manifest]) -> None:
     assert float(matrix.diag().sum() / matrix.sum()) == pytest.approx(task["top1"])
     by_name = {entry["name"]: entry["images"] for entry in task["classes"]}
     assert matrix.sum(1).tolist() == [by_name.get(name, 0) for name in COLOURS]
+
+
+def test_a_tower_trained_in_part_is_published_and_measured(
+    crawl: Manifest, done: dict[str, Manifest], tmp_path: Path
+) -> None:
+    """Pre-training trains the image tower's last layer groups on pictures; fine-tuning then locks what came of it."""
+    from wukong.model.image import ImageEncoder
+
+    changed = {"views": 0, "whiten_image_head": False, "lock": 3, "micro_batch": 4, "loader_workers": 1}
+    settings = experiment(tmp_path, epochs=1, **changed)
+    found = {"filter": filter_job.run(settings, {"crawl": crawl})}
+    for name, job in (("pretrain", pretrain), ("finetune", finetune), ("evaluate", evaluate)):
+        found[name] = job.run(settings, found)
+    given = ImageEncoder(settings.model.image).state_dict()
+    towers = {
+        name: package.load(storage.join(found[name].uri, "model")).model.image for name in ("pretrain", "finetune")
+    }
+    states = {name: tower.state_dict() for name, tower in towers.items() if tower is not None}
+    moved = {name for name, value in given.items() if not torch.equal(value, states["pretrain"][name])}
+    late = {name for name in given if name.startswith(("backbone.blocks.2", "backbone.blocks.3"))}
+    assert moved and moved <= late, sorted(moved - late)
+    assert any("conv" in name for name in moved) and any("running_mean" in name for name in moved)
+    assert all(torch.equal(value, states["pretrain"][name]) for name, value in states["finetune"].items())
+    # What is measured is features of that tower, once for both models; the given tower's are another stage.
+    used = [parent for parent in found["evaluate"].parents if parent.stage == "features"]
+    assert len(used) == 1 and used[0].digest != done["features"].digest
+    assert found["evaluate"].metrics["retrieval.new-style.text_to_image.chance_r1"] == pytest.approx(1 / 24)

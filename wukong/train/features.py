@@ -14,6 +14,7 @@ from wukong import storage
 from wukong.config import Model
 from wukong.data import images, shards
 from wukong.errors import DataError
+from wukong.model import package
 from wukong.model.image import ImageEncoder
 
 _BATCH = 32
@@ -24,14 +25,25 @@ def path_of(split: str, shard: str, view: int) -> str:
     return f"{split}/{shard}.view{view:02d}.safetensors"
 
 
-def compute(tar_uri: str, target_uri: str, settings: Model, view: int) -> int:
+def compute(tar_uri: str, target_uri: str, settings: Model, view: int, tower: str | None = None) -> int:
     """Compute one view of every picture of a shard and write it; give the number of pictures.
 
     The file holds ``features``, float16 [pictures, width] or [pictures, tokens, width] in the tar's order, and the keys
     in its metadata. View 0 is the evaluation view; the others are random, each fixed by its picture's key and its
     number.
+
+    Args:
+        tar_uri: the shard.
+        target_uri: of the file to write.
+        settings: the image encoder and the similarity.
+        view: 0 or the number of a random one.
+        tower: URI of the model whose trained image tower to use, instead of the weights that ``settings`` names.
+
+    Raises:
+        ConfigError: the image encoder or its weights cannot be had.
+        DataError: the shard is damaged or empty, or a feature is not finite.
     """
-    encoder = _encoder(settings.image.model_dump_json())
+    encoder = _encoder(settings.image.model_dump_json(), tower)
     size = settings.image.image_size
     keys: list[str] = []
     parts: list[Tensor] = []
@@ -66,11 +78,16 @@ def compute(tar_uri: str, target_uri: str, settings: Model, view: int) -> int:
 
 
 @lru_cache(maxsize=1)
-def _encoder(settings: str) -> ImageEncoder:
+def _encoder(settings: str, tower: str | None) -> ImageEncoder:
     # One process computes many shards.
     from wukong.config import ImageEncoder as Settings
 
-    return ImageEncoder(Settings.model_validate_json(settings)).for_inference()
+    if tower is None:
+        return ImageEncoder(Settings.model_validate_json(settings)).for_inference()
+    trained = package.load(tower).model.image
+    if trained is None:
+        raise DataError(f"{tower} holds no image tower: train the model again")
+    return trained.for_inference()
 
 
 def read(uri: str) -> tuple[list[str], Tensor]:
