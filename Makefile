@@ -61,6 +61,18 @@ pipelines: $(INSTALLED) ## Compile the pipelines for the KFP UI into pipelines/c
 	$(PYTHON) -m venv .venv-checkov
 	.venv-checkov/bin/python -m pip install --quiet checkov
 
+.PHONY: base-image
+base-image: ## Make a base image of Debian's packages, where none can be pulled (root; then BASE_IMAGE=wukong/base:bookworm)
+	infra/images/base.sh
+
+.PHONY: images
+images: $(INSTALLED) ## Build the container images with Docker; BASE_IMAGE=... names another base, ARGS='ray' one image
+	$(BIN)/python -m infra.images.build $(ARGS)
+
+.PHONY: run-containers
+run-containers: $(INSTALLED) ## Run the whole workflow on the demo corpus, components and Ray in containers of the images
+	$(BIN)/wukong run --config configs/demo.yaml --runner docker $(ARGS)
+
 .PHONY: policies
 policies: .venv-checkov/bin/checkov ## Scan k8s/ with checkov, in an environment of its own
 	.venv-checkov/bin/checkov --directory k8s/base --config-file tests/k8s/checkov.yaml --compact --quiet
@@ -68,6 +80,10 @@ policies: .venv-checkov/bin/checkov ## Scan k8s/ with checkov, in an environment
 .PHONY: bench-crawl
 bench-crawl: $(INSTALLED) ## Time the crawl beside img2dataset: same server, same pictures, one run
 	$(BIN)/python benchmarks/crawl/bench.py $(ARGS)
+
+.PHONY: bench-model
+bench-model: $(INSTALLED) ## Time the losses and the text step beside naive versions, Hugging Face's and open_clip's
+	$(BIN)/python benchmarks/model/bench.py $(ARGS)
 
 .PHONY: constraints
 constraints: ## Write the exact versions now installed (torch and torchvision stay ranges)

@@ -36,16 +36,22 @@ def extra_memory(work: Callable[[], Any]) -> int:
     return peak() - before
 
 
-def seconds(work: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Median wall-clock and processor seconds over all threads; the first run is not counted."""
-    work()
-    walls, processors = [], []
-    for _ in range(repeats):
-        wall, processor = time.perf_counter(), time.process_time()
-        work()
-        walls.append(time.perf_counter() - wall)
-        processors.append(time.process_time() - processor)
-    return median(walls), median(processors)
+def seconds(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
+    """Median wall-clock and processor seconds (over all threads) of each piece of work, taken in turn.
+
+    What else the machine does then falls on all alike. The first round is not counted.
+    """
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    for round_number in range(repeats + 1):
+        for name, work in works.items():
+            wall, processor = time.perf_counter(), time.process_time()
+            work()
+            if round_number:
+                taken[name].append((time.perf_counter() - wall, time.process_time() - processor))
+    return {
+        name: {"wall": median(wall for wall, _ in times), "processor": median(processor for _, processor in times)}
+        for name, times in taken.items()
+    }
 
 
 def alone(script: str, *arguments: object) -> dict[str, Any]:
@@ -57,7 +63,9 @@ def alone(script: str, *arguments: object) -> dict[str, Any]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def plain(script: str, *arguments: object) -> dict[str, Any]:
-    """``alone`` with the allocator as it comes, for times."""
-    result = subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True, check=True)
+def plain(script: str, *arguments: object, python_path: Path | None = None) -> dict[str, Any]:
+    """``alone`` with the allocator as it comes, for times, and with packages of a folder of their own."""
+    command = [sys.executable, script, *map(str, arguments)]
+    environment = {**os.environ, **({"PYTHONPATH": str(python_path)} if python_path else {})}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return json.loads(result.stdout.splitlines()[-1])

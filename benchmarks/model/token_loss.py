@@ -1,14 +1,15 @@
 """The token-wise loss, forward and backward, against the naive one: seconds and memory beyond the inputs.
 
-    python benchmarks/model/token_loss.py [--threads 2] [--repeats 5]
+    python benchmarks/model/token_loss.py time|memory naive|ours|both BATCH PATCHES WORDS [--threads 2] [--repeats 5]
 
 Float32, width 256. The naive version is the plain reading of section 4.3: all products at once, autograd's backward.
-Processor seconds tell the work done; wall-clock seconds also depend on what else the machine does.
+Its last line of output is JSON; ``bench.py`` runs it for all sizes.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 
 import measure
 import torch
@@ -16,8 +17,6 @@ import torch.nn.functional as F
 
 from wukong.model.loss import token_loss
 
-SHAPES = ((128, 49, 32), (64, 256, 32), (1024, 49, 32))
-NAIVE_UP_TO = 128
 WIDTH = 256
 
 
@@ -36,8 +35,7 @@ def inputs(batch: int, patches: int, words: int) -> tuple[torch.Tensor, torch.Te
     return image, text, torch.ones(batch, words, dtype=torch.bool)
 
 
-def one(kind: str, what: str, shape: tuple[int, int, int], threads: int, repeats: int) -> dict[str, float]:
-    torch.set_num_threads(threads)
+def work_of(kind: str, shape: tuple[int, int, int]) -> Callable[[], None]:
     loss = {"naive": naive_loss, "ours": token_loss}[kind]
     scale = torch.tensor(14.3)
     loss(*inputs(4, 5, 6), scale).backward()  # what libraries set up once is not the work's
@@ -47,35 +45,25 @@ def one(kind: str, what: str, shape: tuple[int, int, int], threads: int, repeats
         image.grad = text.grad = None
         loss(image, text, counted, scale).backward()
 
-    if what == "memory":
-        return {"bytes": measure.extra_memory(work)}
-    wall, processor = measure.seconds(work, repeats)
-    return {"wall": wall, "processor": processor}
+    return work
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["time", "memory"])
+    parser.add_argument("kind", choices=["naive", "ours", "both"])
+    parser.add_argument("shape", nargs=3, type=int)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--one", nargs=5)
     options = parser.parse_args()
-    if options.one:
-        kind, what, *shape = options.one
-        found = one(kind, what, tuple(map(int, shape)), options.threads, options.repeats)
-        sys.stdout.write(json.dumps(found) + "\n")
-        return
-    print(f"{'batch':>5} {'tokens':>9} {'version':>7} {'wall s':>8} {'processor s':>12} {'extra MiB':>10}")
-    for shape in SHAPES:
-        for kind in ("naive", "ours"):
-            if kind == "naive" and shape[0] > NAIVE_UP_TO:
-                continue
-            arguments = ["--threads", options.threads, "--repeats", options.repeats, "--one", kind]
-            time = measure.plain(__file__, *arguments, "time", *shape)
-            memory = measure.alone(__file__, *arguments, "memory", *shape)["bytes"] / 2**20
-            tokens = f"{shape[1]}x{shape[2]}"
-            print(
-                f"{shape[0]:>5} {tokens:>9} {kind:>7} {time['wall']:>8.3f} {time['processor']:>12.3f} {memory:>10.1f}"
-            )
+    torch.set_num_threads(options.threads)
+    shape = tuple(options.shape)
+    if options.what == "memory":
+        found = {"bytes": measure.extra_memory(work_of(options.kind, shape))}
+    else:
+        kinds = ("naive", "ours") if options.kind == "both" else (options.kind,)
+        found = measure.seconds({kind: work_of(kind, shape) for kind in kinds}, options.repeats)
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":
