@@ -37,6 +37,12 @@ VERSION = 2
 BLOCK = 100
 """Queries a search task."""
 
+PARTS = 4
+"""Parts a download task, at most."""
+
+_AT_ONCE = 2
+"""Parts of a task that are under way: while one waits for its slowest hosts or is written, the next one is fetched."""
+
 _READ_BYTES = 1 << 20
 _PACE = {"concurrency", "max_seconds", "retries"}
 _PACE_POLITE = {"per_host_concurrency", "per_host_delay"}
@@ -172,24 +178,21 @@ class _Job:
         return [(record["plan"], group, *part) for record in records for group, part in enumerate(record["parts"])]
 
     def _download(self, planned: list[tuple[str, int, int, str, str]]) -> list[dict[str, Any]]:
-        share = self._share(len(planned))
-        records = []
-        with track("download", sum(size for _, _, size, _, _ in planned), "pictures") as advance:
-            for record in self._each(
-                _download.remote(
-                    self._stage,
-                    self._config,
-                    self._connect_to,
-                    share,
-                    self._ledger,
-                    number,
-                    (path, group),
-                    self._earlier.parts_between(first, last) if self._earlier else [],
-                )
-                for number, (path, group, _, first, last) in enumerate(planned)
+        size = max(1, min(PARTS, len(planned) // self._cores))
+        work = [
+            (number, path, group, self._earlier.parts_between(first, last) if self._earlier else [])
+            for number, (path, group, _, first, last) in enumerate(planned)
+        ]
+        groups = [work[first : first + size] for first in range(0, len(work), size)]
+        share = self._share(len(groups))
+        records: list[dict[str, Any]] = []
+        with track("download", sum(urls for _, _, urls, _, _ in planned), "pictures") as advance:
+            for done in self._each(
+                _download.remote(self._stage, self._config, self._connect_to, share, self._ledger, group)
+                for group in groups
             ):
-                records.append(record)
-                advance(record["urls"])
+                records += done
+                advance(sum(record["urls"] for record in done))
         return records
 
     def _share(self, tasks: int) -> int:
@@ -201,7 +204,7 @@ class _Job:
             self._ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ledger).remote(limit)
         return share
 
-    def _each(self, tasks: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    def _each(self, tasks: Iterable[Any]) -> Iterator[Any]:
         """Give the tasks' records in order, with a few more tasks submitted than can run."""
         waiting: deque[Any] = deque()
         try:
@@ -333,20 +336,36 @@ def _download(
     connect_to: ConnectTo,
     share: int,
     ledger: Any,
-    number: int,
-    planned: tuple[str, int],
-    earlier: list[str],
-) -> dict[str, Any]:
-    name = f"parts/{number:05d}"
+    parts: list[tuple[int, str, int, list[str]]],
+) -> list[dict[str, Any]]:
+    """Download parts: each is its number, its plan and row group there, and the previous crawl's parts that overlap."""
 
-    async def download() -> dict[str, Any]:
-        path, row_group = planned
+    async def download(fetcher: Fetcher, number: int, path: str, row_group: int, earlier: list[str]) -> dict[str, Any]:
+        name = f"parts/{number:05d}"
         found = [{**row, "engine": config.engine} for row in plan.read_part(stage.path(path), row_group).to_pylist()]
         known = previous.outcomes(earlier, {row["key"] for row in found}, config.retry_failed)
-        async with _fetcher(config, connect_to, share, ledger, f"part-{number:05d}") as fetcher:
-            record = await download_part(stage.path(name), found, fetcher, config, known)
+        record = await download_part(stage.path(name), found, fetcher, config, known)
         pairs = record["statuses"].get(Status.SUCCESS, 0)
         described = [stage.describe(f"{name}.tar", pairs), stage.describe(f"{name}.parquet", len(found))]
         return record | {"part": name, "described": [part.model_dump(mode="json") for part in described]}
 
-    return _once(stage, f"part-{number:05d}", lambda: asyncio.run(download()))
+    async def download_all() -> list[dict[str, Any]]:
+        under_way = asyncio.Semaphore(_AT_ONCE)
+        async with _fetcher(config, connect_to, share, ledger, f"part-{parts[0][0]:05d}") as fetcher:
+
+            async def one(number: int, path: str, row_group: int, earlier: list[str]) -> dict[str, Any]:
+                async with under_way:
+                    record = stage.part(f"part-{number:05d}")
+                    if record is None:
+                        record = await download(fetcher, number, path, row_group, earlier)
+                        stage.commit_part(f"part-{number:05d}", record)
+                    return record
+
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(one(*part)) for part in parts]
+            except BaseExceptionGroup as errors:  # the first has stopped the others
+                raise errors.exceptions[0] from None
+            return [task.result() for task in tasks]
+
+    return asyncio.run(download_all())

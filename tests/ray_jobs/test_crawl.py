@@ -377,3 +377,23 @@ def test_tasks_together_ask_a_host_no_more_than_the_limit(site: Site, experiment
     assert manifest.counts["success"] == PICTURES - len(site.missing)
     assert ray.cluster_resources()["CPU"] > 1
     assert site.web.most_open == 1
+
+
+def test_a_part_that_waits_for_a_slow_host_does_not_hold_up_the_next(
+    site: Site, experiment: Callable[..., Experiment]
+) -> None:
+    """A picture of the first part is sent only once one of the second part was asked for."""
+    urls = sorted(expected_urls(range(40)), key=key_of)
+    slow, second_part = urls[0], urls[24:48]  # five equal parts
+    answer = site.web.fallback
+    assert answer is not None
+
+    async def after_the_next_part(path: str, writer: Any) -> None:
+        while not any(site.web.requests[urlsplit(url).path] for url in second_part):
+            await asyncio.sleep(0.01)
+        await answer(path, writer)
+
+    site.missing.clear()
+    site.web.handlers[urlsplit(slow).path] = after_the_next_part
+    manifest = crawl.run(experiment(name="slow", concurrency=64, politeness={"per_host_concurrency": 128}), {})
+    assert manifest.counts["success"] == len(urls)

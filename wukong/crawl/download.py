@@ -37,10 +37,10 @@ async def download_part(
         known: URLs that need no request, because an earlier crawl has them.
 
     Returns:
-        the part's record: ``urls``; how many of them were ``requested``; ``bytes_read``; ``statuses``, how many URLs
+        the part's record: ``urls``; how many of them were ``requested``; ``bytes_read`` of answers with a 2xx code;
+        ``statuses``, how many URLs
         ended with each.
     """
-    before = fetcher.bytes_read
     with shard.Spool() as spool, ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as decoder:
         taken_over = {}
         for key, columns, picture in known:
@@ -53,12 +53,13 @@ async def download_part(
         rows = [
             tasks[row["key"]].result() if row["key"] in tasks else {**row, **taken_over[row["key"]]} for row in found
         ]
-        shard.write_part(uri, rows, spool)
+        # In a thread, so that other parts go on meanwhile.
+        await asyncio.to_thread(shard.write_part, uri, rows, spool)
     statuses = Counter(row["status"] for row in rows)
     return {
         "urls": len(rows),
         "requested": len(tasks),
-        "bytes_read": fetcher.bytes_read - before,
+        "bytes_read": part.bytes_read,
         "statuses": dict(sorted(statuses.items())),
     }
 
@@ -69,6 +70,7 @@ class _Part:
         self._config = config
         self._spool = spool
         self._decoder = decoder
+        self.bytes_read = 0
 
     async def picture(self, found: Mapping[str, Any]) -> dict[str, Any]:
         """Download one picture, keep its stored form and give its row."""
@@ -92,6 +94,7 @@ class _Part:
             header = seen.header
             row |= {"width": header.width, "height": header.height, "exif_orientation": header.orientation}
             row["mime"] = image.MIME_TYPES[header.kind]
+        self.bytes_read += seen.bytes_read
         return row
 
     def _store(self, row: dict[str, Any], data: bytes, seen: "_Seen") -> image.Stored:
@@ -112,13 +115,22 @@ class _Seen:
     def __init__(self, config: Crawl) -> None:
         self._config = config
         self.header: image.Header | None = None
+        self._earlier_bytes = 0
+        self._response: Response | None = None
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the bodies seen, over all attempts."""
+        return self._earlier_bytes + (len(self._response.body) if self._response else 0)
 
     def watcher(self) -> Watcher:
         """Begin anew, for another attempt."""
+        self._earlier_bytes, self._response = self.bytes_read, None
         self.header = None
         return self._watch
 
     def _watch(self, response: Response) -> None:
+        self._response = response
         if not response.body:
             if self._config.politeness.respect_noai and forbids_training(response.headers.get("x-robots-tag", "")):
                 raise FetchError(Status.NOAI, "X-Robots-Tag keeps it from training", http_status=response.status)

@@ -83,11 +83,6 @@ class Fetcher:
         """The opt-out list in force."""
         return self._opt_out
 
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of bodies received so far."""
-        return self._transport.bytes_read
-
     def close(self) -> None:
         """Close every connection."""
         self._transport.close()

@@ -122,7 +122,6 @@ class Transport:
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
         self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
-        self.bytes_read = 0
 
     async def get(self, url: str, *, seconds: float, max_bytes: int, watch: Watcher | None = None) -> Response:
         """Make one GET request, to an address that was checked, without following redirects.
@@ -166,7 +165,6 @@ class Transport:
         finally:
             self._running.pop(handle, None)
             self._multi.remove_handle(handle)
-            self.bytes_read += exchange.bytes_read
         self._idle.append(handle)
         if exchange.stopped is not None:
             raise exchange.stopped
