@@ -7,6 +7,7 @@ is four weighted sums of rows.
 """
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_HAS_TRITON = find_spec("triton") is not None
 _BLOCK_PRODUCTS = 2**22
 _BLOCK_ROWS = 2**13
 """Products of tokens, and image tokens, in a block: 16 MiB in float32, small enough to stay near the processor."""
@@ -45,6 +47,7 @@ def global_similarity(image: Tensor, text: Tensor) -> Scores:
 def token_similarity(image: Tensor, text: Tensor, counted: Tensor) -> Scores:
     """Late interaction: each token takes its best match on the other side, and a side's matches are averaged.
 
+    On a GPU where Triton is installed, ``wukong.model.token_triton`` computes it; elsewhere this module's blocks do.
     Exact up to rounding, gradients included; where several tokens match equally well, one of them gets the gradient.
     Scores of bfloat16 tokens are float32.
     Beside inputs and outputs it keeps one byte for each picture, text and token of either side (two beyond 256 tokens).
@@ -54,6 +57,10 @@ def token_similarity(image: Tensor, text: Tensor, counted: Tensor) -> Scores:
         text: [texts, n2, d], of unit length.
         counted: bool [texts, n2], True where a token takes part: neither padding nor [CLS]. Every text has one.
     """
+    if image.is_cuda and image.dtype != torch.float64 and _HAS_TRITON:
+        from wukong.model import token_triton
+
+        return Scores(*token_triton.token_similarity(image, text, counted))
     return Scores(*_TokenSimilarity.apply(image, text, counted))  # type: ignore[no-untyped-call]
 
 
