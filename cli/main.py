@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,13 @@ SetOption = Annotated[
 _DEMO = Path("configs/demo.yaml")
 
 
+class Runner(StrEnum):
+    """What a local run's components and Ray run in."""
+
+    PROCESS = "process"
+    DOCKER = "docker"
+
+
 @app.command()
 def run(
     config_file: ConfigOption = _DEMO,
@@ -45,6 +53,14 @@ def run(
         bool,
         typer.Option("--retry-failed", help="Fetch again what failed in this experiment's last crawl, and only that."),
     ] = False,
+    runner: Annotated[
+        Runner,
+        typer.Option(
+            "--runner",
+            help="Where components and Ray run: in processes of this environment, or in containers of the images that "
+            "`make images` builds.",
+        ),
+    ] = Runner.PROCESS,
 ) -> None:
     """Run the whole workflow on this machine: crawl, filter, validate, pre-train, fine-tune, evaluate, register.
 
@@ -56,7 +72,7 @@ def run(
     from cli.run import run_local
 
     experiment = config.load(config_file, overrides)
-    run_local(experiment, name, corpus_size, retry_failed)
+    run_local(experiment, name, corpus_size, retry_failed, containers=runner is Runner.DOCKER)
 
 
 @app.command()

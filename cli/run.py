@@ -7,8 +7,8 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -35,7 +35,13 @@ class RunError(WukongError):
     """A stage of the run failed; the message is that stage's own."""
 
 
-def run_local(experiment: Experiment, name: str | None, corpus_size: int | None, retry_failed: bool = False) -> None:
+def run_local(
+    experiment: Experiment,
+    name: str | None,
+    corpus_size: int | None,
+    retry_failed: bool = False,
+    containers: bool = False,
+) -> None:
     """Run the workflow with the embedded stack and print its summary.
 
     Args:
@@ -43,14 +49,19 @@ def run_local(experiment: Experiment, name: str | None, corpus_size: int | None,
         name: name of the run, or None for the experiment's name and the time.
         corpus_size: serve a fixed sample of the demo corpus of about this size, or None for all of it.
         retry_failed: crawl again what failed in the last crawl of this experiment, and take the rest from it.
+        containers: run components and Ray in containers of their images, not in processes of this environment.
 
     Raises:
         ConfigError: nothing of this experiment was crawled yet, so that there is nothing to try again.
         RunError: a stage failed; the message is that stage's own.
-        StackError: the embedded stack could not be started.
+        StackError: the embedded stack could not be started, or an image is missing.
     """
+    from components.image import DATA_IMAGE
+    from infra import containers as docker
     from infra import corpus, stack
 
+    if containers:
+        docker.check_images(DATA_IMAGE, docker.RAY_IMAGE)
     console = Console(file=sys.stdout)  # this very stream, while the pipeline's output is led elsewhere
     started = time.monotonic()
     run = name or f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -64,18 +75,23 @@ def run_local(experiment: Experiment, name: str | None, corpus_size: int | None,
         corpus.upload_queries(demo, experiment.crawl.queries)
     if retry_failed:
         experiment = retrying(experiment)
-    prepared = time.monotonic()
     folder = home / "runs" / run
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with (folder / "log.txt").open("a", encoding="utf-8") as log, _Watch(console, log.write).shown() as watch:
-            _run_pipeline(experiment, run, folder, watch)
-    finally:
-        shutil.rmtree(folder / "kfp", ignore_errors=True)
+    with ExitStack() as ends:
+        ends.callback(shutil.rmtree, folder / "kfp", ignore_errors=True)
+        variables = None
+        if containers:
+            head = ends.enter_context(docker.ray_head(services.environment(), run))
+            variables = services.environment() | {"RAY_ADDRESS": head}
+        log = ends.enter_context((folder / "log.txt").open("a", encoding="utf-8"))
+        watch = ends.enter_context(_Watch(console, log.write).shown())
+        prepared = time.monotonic()
+        _run_pipeline(experiment, run, folder, watch, variables)
+        ended = time.monotonic()
     page = folder / "report.html"
     storage.download(runs.uri_of(experiment, run, "report.html"), page)
     records = runs.read_all(experiment, run)
-    summary.print_run(console, records, total=time.monotonic() - prepared, setup=prepared - started)
+    summary.print_run(console, records, total=ended - prepared, setup=prepared - started)
     console.print(f"Report    {page}", soft_wrap=True, highlight=False)
     console.print(f"MLflow    {os.environ['MLFLOW_TRACKING_URI']}", soft_wrap=True, highlight=False)
     console.print("The stack keeps running, so that you can look around; `wukong down` ends it.", style="dim")
@@ -97,13 +113,15 @@ def retrying(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"crawl": crawl})
 
 
-def _run_pipeline(experiment: Experiment, run: str, folder: Path, watch: "_Watch") -> None:
+def _run_pipeline(
+    experiment: Experiment, run: str, folder: Path, watch: "_Watch", containers: Mapping[str, str] | None
+) -> None:
     from pipelines import local
     from pipelines.training import training
 
     text = json.dumps(experiment.model_dump(mode="json"), ensure_ascii=False)
     try:
-        local.run(training, {"experiment": text, "run": run}, folder / "kfp", watch.line)
+        local.run(training, {"experiment": text, "run": run}, folder / "kfp", watch.line, containers)
     except local.PipelineError as error:
         failed = [record for record in runs.read_all(experiment, run) if record.state == "failed"]
         where = f"The whole log: {folder / 'log.txt'}"

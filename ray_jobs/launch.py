@@ -1,8 +1,8 @@
 """Run a stage's Ray job and wait for it.
 
-As a process of this machine that drives the Ray cluster at ``RAY_ADDRESS``; or, where ``WUKONG_CLUSTER`` names a
-Kubernetes namespace, as a RayJob there. The command is the same, and so is what it leaves behind: a manifest under the
-stage's prefix and a record under the run's.
+As a process of this machine that drives the Ray cluster at ``RAY_ADDRESS``; where that is the ``http`` address of a
+dashboard, as a job of that cluster; where ``WUKONG_CLUSTER`` names a Kubernetes namespace, as a RayJob there. The
+command is the same, and so is what it leaves behind: a manifest under the stage's prefix and a record under the run's.
 """
 
 import os
@@ -17,6 +17,9 @@ from wukong import manifest, run, storage
 from wukong.config import Experiment
 from wukong.errors import WukongError
 from wukong.manifest import Manifest, digest_of
+
+# What a job on another machine is told of the run it belongs to; where things are, and credentials, it has there.
+_TOLD = ("MLFLOW_RUN_ID", "WUKONG_CONNECT_TO")
 
 
 class JobError(WukongError):
@@ -42,6 +45,7 @@ def launch(
     Raises:
         JobError: the job failed; the message is the job's own.
         RayJobError: the cluster ended the job, or never began it.
+        JobApiError: Ray's job API did so.
     """
     arguments = [stage, "--experiment", _stored(experiment), "--run", run_name]
     for parent in parents:
@@ -49,6 +53,12 @@ def launch(
     variables = {**os.environ, **(environment or {})}
     if namespace := os.environ.get("WUKONG_CLUSTER"):
         status = _run_on_cluster(stage, experiment, run_name, arguments, variables, namespace)
+    elif (address := os.environ.get("RAY_ADDRESS", "")).startswith("http"):
+        from ray_jobs import job_api
+
+        storage.delete(run.uri_of(experiment, run_name, f"{stage}.json"))
+        told = {name: variables[name] for name in _TOLD if name in variables}
+        status = job_api.run_job(arguments, told, address)
     else:
         storage.delete(run.uri_of(experiment, run_name, f"{stage}.json"))
         command = [sys.executable, "-m", "ray_jobs", *arguments]

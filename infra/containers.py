@@ -1,0 +1,143 @@
+"""A Ray head in a container, beside the embedded stack: what `wukong run --runner docker` runs a stage's job on.
+
+It runs as a pod of the cluster does: the same image, user and command, no capabilities, a file system that cannot be
+written.
+"""
+
+import http.client
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import psutil
+
+from wukong.errors import StackError
+
+RAY_IMAGE = os.environ.get("WUKONG_RAY_IMAGE", "wukong/ray:0.1.0")
+"""Set ``WUKONG_RAY_IMAGE`` for an image of your own."""
+
+_READY_SECONDS = 120.0
+_PORTS = (
+    "port",
+    "dashboard-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "ray-client-server-port",
+)
+_ENDED = ("exited", "dead", "removing")
+
+
+def check_images(*images: str) -> None:
+    """Refuse to begin without images that are here: a missing one would be looked for at a registry.
+
+    Raises:
+        StackError: no Docker engine answers, or an image is missing; the message says how to make it.
+    """
+    import docker.errors
+
+    client = _client()
+    for image in images:
+        try:
+            client.images.get(image)
+        except docker.errors.ImageNotFound as error:
+            raise StackError(f"there is no image {image} on this machine: `make images` builds it") from error
+
+
+@contextmanager
+def ray_head(environment: Mapping[str, str], name: str) -> Iterator[str]:
+    """Run a Ray head with all cores of this machine while the block lasts.
+
+    Args:
+        environment: what its jobs need to use the stack, with Ray's token; holds credentials.
+        name: label ``wukong.run`` of the container.
+
+    Yields:
+        The address of its dashboard and job API.
+
+    Raises:
+        StackError: it ends or does not answer in time; the message has the end of its log.
+    """
+    from docker.types import Mount
+
+    ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+    memory = psutil.virtual_memory().total
+    command = [
+        "ray",
+        "start",
+        "--head",
+        "--block",
+        "--node-ip-address=127.0.0.1",
+        "--dashboard-host=127.0.0.1",
+        *(f"--{option}={port}" for option, port in ports.items()),
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        f"--num-cpus={os.cpu_count() or 1}",
+        f"--object-store-memory={min(2**30, memory // 10)}",
+        "--disable-usage-stats",
+    ]
+    # Told of an address, `ray start` would think of another cluster; its metrics would listen on every address.
+    variables = {key: value for key, value in environment.items() if key != "RAY_ADDRESS"}
+    variables |= {"HOME": "/tmp", "RAY_enable_metrics_collection": "0"}  # noqa: S108 - the container's own
+    container = _client().containers.run(
+        RAY_IMAGE,
+        command,
+        detach=True,
+        init=True,
+        labels={"wukong.run": name},
+        environment=variables,
+        network_mode="host",
+        read_only=True,
+        mounts=[Mount(target="/tmp", source=None, type="volume")],  # noqa: S108
+        shm_size=min(2**31, memory // 4),
+        cap_drop=["ALL"],
+        security_opt=["no-new-privileges"],
+    )
+    with ExitStack() as ends:
+        ends.callback(container.remove, force=True, v=True)
+        _wait(container, ports["dashboard-port"], environment.get("RAY_AUTH_TOKEN", ""))
+        yield f"http://127.0.0.1:{ports['dashboard-port']}"
+
+
+def _wait(container: Any, port: int, token: str) -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    while not _answers(port, token):
+        container.reload()
+        if container.status in _ENDED or time.monotonic() > deadline:
+            log = container.logs(tail=20).decode(errors="replace")
+            raise StackError(f"the Ray head in {RAY_IMAGE} is {container.status} and does not answer:\n{log}")
+        time.sleep(0.2)
+
+
+def _answers(port: int, token: str) -> bool:
+    """Whether the job API takes jobs: it does once the head's own agent has registered."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+def _client() -> Any:
+    import docker
+    import docker.errors
+
+    try:
+        client = docker.from_env()
+        client.ping()
+    except docker.errors.DockerException as error:
+        raise StackError(f"no Docker engine answers ({error}): start one, or run without --runner docker") from error
+    return client
