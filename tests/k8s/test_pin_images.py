@@ -42,7 +42,7 @@ def test_every_image_is_pinned_and_unpinned(folder: Path) -> None:
     )
     used = {container["image"] for pod in pods(manifests) for container in pod.containers}
     assert used == {f"{image}@{digest}" for image, digest in digests.items()}
-    assert digests["postgres:17.6"] == "sha256:" + hashlib.sha256(b"postgres:17.6").hexdigest()
+    assert digests["postgres:17.11"] == "sha256:" + hashlib.sha256(b"postgres:17.11").hexdigest()
     pin_images.pin(folder)
     pin_images.unpin(folder)
     assert {file.name: file.read_text() for file in folder.iterdir()} == before

@@ -1,0 +1,205 @@
+"""The images without a Docker engine: their names, their wheelhouse, and rules for the Dockerfile."""
+
+import fnmatch
+import json
+import re
+import subprocess
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from manifests import installation, named, plain, pods
+
+from components.image import DATA_IMAGE
+from infra import containers
+from infra.images import build
+from wukong.errors import StackError
+
+REPOSITORY = Path(__file__).parents[2]
+IMAGES = REPOSITORY / "infra" / "images"
+DOCKERFILE = (IMAGES / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_what_runs_here_and_on_a_cluster_is_what_is_built() -> None:
+    made = {build.tag(image, accelerator) for image in build.IMAGES for accelerator in build.ACCELERATORS}
+    assert {DATA_IMAGE, containers.RAY_IMAGE} <= made
+    used = {container["image"] for pod in pods(plain()) for container in pod.containers}
+    assert {image for image in used if image.startswith("wukong/")} <= made
+    settings = named(plain(), "ConfigMap")["ray-job"]["data"]["settings.yaml"]
+    assert set(re.findall(r"wukong/[\w:.-]+", settings)) <= made
+
+
+def stages() -> dict[str, list[tuple[str, str]]]:
+    """The Dockerfile's instructions by the name of their stage."""
+    found: dict[str, list[tuple[str, str]]] = {"": []}
+    joined = re.sub(r"\\\n\s*", "", DOCKERFILE)
+    for line in joined.splitlines():
+        if not line or line.startswith("#"):
+            continue
+        instruction, _, value = line.partition(" ")
+        if instruction == "FROM":
+            found[value.rsplit(" AS ", 1)[1]] = []
+        found[list(found)[-1]].append((instruction, value))
+    return found
+
+
+def test_every_image_has_its_stage() -> None:
+    made = stages()
+    assert build.IMAGES.keys() <= made.keys()
+    for image in build.IMAGES:
+        assert f"build-{image}" in made, "what builds an image is not in it"
+
+
+def test_nothing_is_built_on_a_moving_or_another_base() -> None:
+    made = stages()
+    (base,) = [value for instruction, value in made[""] if value.startswith("BASE_IMAGE=")]
+    assert re.fullmatch(r"BASE_IMAGE=python:\d+\.\d+-slim-[a-z]+", base)
+    for name, instructions in made.items():
+        if name:
+            (source,) = [value.split(" AS ")[0] for instruction, value in instructions if instruction == "FROM"]
+            assert source == "${BASE_IMAGE}" or source in made, name
+
+
+@pytest.mark.parametrize("image", build.IMAGES)
+def test_an_image_runs_as_nobody_in_particular_and_says_what_it_is(image: str) -> None:
+    instructions = stages()[image]
+    users = [value for instruction, value in instructions if instruction == "USER"]
+    assert users == ["1000:1000"]
+    last = [instruction for instruction, _ in instructions].index("USER")
+    assert not [value for instruction, value in instructions[last:] if instruction in ("RUN", "COPY", "ADD")]
+    labels = " ".join(value for instruction, value in instructions if instruction == "LABEL")
+    for label in ("title", "version", "revision"):
+        assert f"org.opencontainers.image.{label}=" in labels
+    (command,) = [value for instruction, value in instructions if instruction == "CMD"]
+    assert json.loads(command), "a list, so that signals reach the program and no shell"
+
+
+def test_no_build_asks_a_network() -> None:
+    for name, instructions in stages().items():
+        for instruction, value in instructions:
+            assert instruction != "ADD", name
+            assert not re.search(r"\b(apt-get|apk|curl|wget|npm)\b", value), name
+    assert "--no-index" in (IMAGES / "install.sh").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("script", ["base.sh", "install.sh"])
+def test_scripts_parse_and_stop_at_the_first_failure(script: str) -> None:
+    subprocess.run(["bash", "-n", str(IMAGES / script)], check=True)
+    text = (IMAGES / script).read_text(encoding="utf-8")
+    assert text.startswith("#!/usr/bin/env bash\n")
+    assert "\nset -euo pipefail\n" in text
+    assert (IMAGES / script).stat().st_mode & 0o100
+
+
+def test_the_wheel_holds_every_file_of_the_packages() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = [pattern.rstrip("*") for pattern in project["packages"]["find"]["include"]]
+    listed = subprocess.run(
+        ["git", "-C", str(REPOSITORY), "ls-files", *folders], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    patterns = project["package-data"]["*"]
+    left_out = [
+        name
+        for name in listed
+        if not name.endswith(".py") and not any(fnmatch.fnmatch(Path(name).name, pattern) for pattern in patterns)
+    ]
+    assert {name for name in left_out if not name.startswith("infra/images/")} == set(), "add them to package-data"
+
+
+def test_files_of_packages_are_those_that_are_installed_for_development() -> None:
+    assert f"FILES := {' '.join(build.IMAGES['ray'].alone)}\n" in (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+
+
+def test_both_accelerators_take_the_same_torch() -> None:
+    versions = [
+        re.findall(r"^(\w+)={2,3}([\d.]+)", (IMAGES / f"torch-{name}.txt").read_text(encoding="utf-8"), re.MULTILINE)
+        for name in build.ACCELERATORS
+    ]
+    assert versions[0] == versions[1]
+    assert [name for name, _ in versions[0]] == ["torch", "torchvision"]
+
+
+def test_no_package_is_pinned_twice() -> None:
+    pinned = [
+        {
+            line.split("==")[0].lower().replace("_", "-")
+            for line in file.read_text(encoding="utf-8").splitlines()
+            if "==" in line
+        }
+        for file in (REPOSITORY / "constraints.txt", IMAGES / "constraints.txt")
+    ]
+    assert pinned[0] & pinned[1] == set()
+
+
+# --- the wheelhouse, from packages made here
+
+
+def wheel(folder: Path, name: str, version: str, *metadata: str) -> None:
+    """An empty package that says what it needs."""
+    info = f"{name}-{version}.dist-info"
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *metadata]
+    files = {
+        f"{name}.py": "",
+        f"{info}/METADATA": "\n".join(lines) + "\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": "",
+    }
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An index of three packages, and a project that needs one of them."""
+    for name, version, *metadata in (
+        ("alpha", "1.0"),
+        ("alpha", "2.0"),
+        ("beta", "1.5", "Requires-Dist: gamma"),
+        ("gamma", "3.0"),
+    ):
+        wheel(tmp_path / "index", name, version, *metadata)
+    requires = ["Provides-Extra: kept", "Requires-Dist: alpha; extra == 'kept'"]
+    wheel(tmp_path / "project", "wukong", "0.1.0", *requires)
+    (tmp_path / "constraints.txt").write_text("Alpha==1.0\n")
+    monkeypatch.setattr(build, "_constraints", lambda *_: [tmp_path / "constraints.txt"])
+    monkeypatch.setitem(build.IMAGES, "small", build.Image(("kept",), alone=("beta==1.5",)))
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "index"), "PIP_CONSTRAINT": ""}.items():
+        monkeypatch.setenv(name, value)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_wheelhouse_holds_what_the_constraints_say_and_is_made_once(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, project = index / "wheelhouse", index / "project"
+    listed = build.make_wheelhouse(folder, project, "small", "cpu")
+    _, *lines = listed.read_text().splitlines()
+    assert [line.split(" --hash=sha256:")[0] for line in lines] == ["alpha==1.0", "beta==1.5"]
+    assert {file.name for file in folder.glob("*.whl")} == {"alpha-1.0-py3-none-any.whl", "beta-1.5-py3-none-any.whl"}
+    monkeypatch.setattr(build, "_pip", lambda *_: pytest.fail("an index was asked again"))
+    assert build.make_wheelhouse(folder, project, "small", "cpu") == listed
+
+
+@pytest.mark.slow
+def test_what_no_constraint_names_is_refused(index: Path) -> None:
+    (index / "constraints.txt").write_text("beta==1.5\n")
+    with pytest.raises(StackError, match=r"needs alpha==2\.0: add the versions"):
+        build.make_wheelhouse(index / "wheelhouse", index / "project", "small", "cpu")
+
+
+def test_without_an_engine_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    with pytest.raises(StackError, match="no Docker engine answers"):
+        containers.check_images(DATA_IMAGE)
+
+
+def test_the_installation_takes_no_image_of_ours_that_has_no_build() -> None:
+    """Also in the overlays."""
+    made = {build.tag(image, accelerator) for image in build.IMAGES for accelerator in build.ACCELERATORS}
+    for overlay in ("overlays/kind", "overlays/gpu"):
+        used = {container["image"] for pod in pods(installation(overlay)) for container in pod.containers}
+        assert {image for image in used if image.startswith("wukong/")} <= made
