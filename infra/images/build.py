@@ -146,13 +146,14 @@ def make_wheelhouse(folder: Path, project: Path, image: str, accelerator: str) -
     return listed
 
 
-def build(image: str, accelerator: str, base_image: str | None) -> str:
+def build(image: str, accelerator: str, base_image: str | None, cache: bool = True) -> str:
     """Build one image from the wheelhouse and tag it.
 
     Args:
         image: name in ``IMAGES``.
         accelerator: ``cpu`` or ``cuda``.
         base_image: a Debian image with the Python this runs with; None for the Dockerfile's.
+        cache: take over what an earlier build has done.
 
     Returns:
         The tag.
@@ -170,6 +171,8 @@ def build(image: str, accelerator: str, base_image: str | None) -> str:
     }
     command = ["docker", "build", f"--file={_HERE / 'Dockerfile'}", f"--target={image}", "--network=none"]
     command += [f"--build-arg={name}={value}" for name, value in arguments.items()]
+    if not cache:
+        command.append("--no-cache")
     made = tag(image, accelerator)
     _run([*command, f"--tag={made}", str(_PROJECT)], {"DOCKER_BUILDKIT": "1"})
     return made
