@@ -42,9 +42,9 @@ def token_wise(threads: int, repeats: int) -> dict[str, float]:
         memory = {kind: measure.alone(script, "memory", kind, *shape, *options)["bytes"] for kind in ("naive", "ours")}
         taken = measure.plain(script, "time", "both", *shape, *options)
         figures[f"token_{name}_memory"] = memory["ours"] / memory["naive"]
-        figures[f"token_{name}_time"] = taken["ours"]["wall"] / taken["naive"]["wall"]
+        figures[f"token_{name}_time"] = taken["ours"] / taken["naive"]
         for kind in ("naive", "ours"):
-            seconds, mib = taken[kind]["wall"], memory[kind] / 2**20
+            seconds, mib = taken[kind], memory[kind] / 2**20
             print(f"token-wise loss {shape}, {kind}: {seconds:.3f} s, {mib:.0f} MiB extra", flush=True)
     figures["token_1024_mib"] = measure.alone(script, "memory", "ours", 1024, 49, 32, *options)["bytes"] / 2**20
     print(f"token-wise loss (1024, 49, 32), ours: {figures['token_1024_mib']:.0f} MiB extra", flush=True)
@@ -66,9 +66,9 @@ def text(threads: int, repeats: int) -> dict[str, float]:
     for lengths in ("ragged", "full"):
         options = ("--threads", threads, "--repeats", repeats)
         taken = measure.plain(str(HERE / "text_step.py"), lengths, *options)
-        figures[f"text_{lengths}"] = taken["ours"]["wall"] / taken["theirs"]["wall"]
+        figures[f"text_{lengths}"] = taken["ours"] / taken["theirs"]
         shares = f"{taken['real']} tokens of {taken['padded']} places"
-        times = ", ".join(f"{side} {taken[side]['wall']:.2f} s" for side in ("ours", "theirs"))
+        times = ", ".join(f"{side} {taken[side]:.2f} s" for side in ("ours", "theirs"))
         print(f"text step, {lengths} captions, {shares}: {times}", flush=True)
     return figures
 

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 
@@ -36,22 +35,20 @@ def extra_memory(work: Callable[[], Any]) -> int:
     return peak() - before
 
 
-def seconds(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
-    """Median wall-clock and processor seconds (over all threads) of each piece of work, taken in turn.
+def seconds(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Wall-clock seconds of each piece of work, the best of several rounds in which they take turns.
 
-    What else the machine does then falls on all alike. The first round is not counted.
+    What else the machine does only ever adds to a time, so the best is nearest to the work's own. The first round, in
+    which libraries set up what they need, is not counted.
     """
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    best = dict.fromkeys(works, float("inf"))
     for round_number in range(repeats + 1):
         for name, work in works.items():
-            wall, processor = time.perf_counter(), time.process_time()
+            started = time.perf_counter()
             work()
             if round_number:
-                taken[name].append((time.perf_counter() - wall, time.process_time() - processor))
-    return {
-        name: {"wall": median(wall for wall, _ in times), "processor": median(processor for _, processor in times)}
-        for name, times in taken.items()
-    }
+                best[name] = min(best[name], time.perf_counter() - started)
+    return best
 
 
 def alone(script: str, *arguments: object) -> dict[str, Any]:

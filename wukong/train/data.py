@@ -83,7 +83,7 @@ class Pictures(Dataset[Tensor]):
         return images.to_tensor([shown])[0]
 
     def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
-        """The pictures of each batch in turn, uint8 [pairs, 3, size, size].
+        """The pictures of each batch in turn, uint8 [pairs, 3, size, size]; one epoch at a time.
 
         Args:
             rows: of each batch, which pictures.

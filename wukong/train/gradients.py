@@ -56,14 +56,16 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
         with wait:
             _set_random_state(model.log_scale.device, state)
             embedded = _embed(replica, batch, piece, settings)
-            outputs = [embedded.image, embedded.text.vectors]
-            flowing = [_gradient(whole.image)[piece], _gradient(whole.text.vectors)[piece]]
+            back = [
+                (embedded.image, _gradient(whole.image)[piece]),
+                (embedded.text.vectors, _gradient(whole.text.vectors)[piece]),
+            ]
             for output, leaf in ((embedded.scale, whole.scale), (embedded.bias, whole.bias)):
                 if output is not None and leaf is not None:
                     # Scale and bias are the same in every piece; their gradient of the whole batch counts once.
-                    outputs.append(output)
-                    flowing.append(_gradient(leaf) if last else torch.zeros_like(leaf))
-            torch.autograd.backward(outputs, flowing)
+                    back.append((output, _gradient(leaf) if last else torch.zeros_like(leaf)))
+            trained = [(output, gradient) for output, gradient in back if output.requires_grad]
+            torch.autograd.backward([output for output, _ in trained], [gradient for _, gradient in trained])
     return loss.detach()
 
 

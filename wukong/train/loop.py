@@ -142,7 +142,7 @@ def _explanation(model: DualEncoder, loss: float, step: int, epoch: int) -> str:
     where = f"the loss is {loss} in step {step + 1} (epoch {epoch + 1})"
     if broken := _broken_weights(model):
         return f"{where}: {broken} since the step before; lower the learning rate"
-    temperature = 1 / model.scale.item()
+    temperature = (1 / model.scale).item()
     return f"{where} though all weights are finite, at a temperature of {temperature:.3g}: raise min_temperature"
 
 

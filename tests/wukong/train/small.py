@@ -2,8 +2,9 @@
 
 import torch
 
-from wukong.config import Model, Training
+from wukong.config import ImageEncoder, Model, Training
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
+from wukong.model import image
 from wukong.model.dual import DualEncoder
 from wukong.train.data import Pairs
 
@@ -35,3 +36,15 @@ def make(dropout: float = 0.0, similarity: str = "global", loss: str = "softmax"
     dual = DualEncoder(model, tokenizer, feature_width=WIDTH)
     shape = (2, len(CAPTIONS), WIDTH) if similarity == "global" else (2, len(CAPTIONS), 4, WIDTH)
     return dual, Pairs(torch.randn(shape).half(), CAPTIONS, tokenizer)
+
+
+def with_tower(similarity: str = "global", lock: int | str = "none") -> DualEncoder:
+    """The same with an image tower, a small ViT of random weights that reads pictures of 32 pixels."""
+    torch.manual_seed(0)
+    tower = ImageEncoder(name="vit_tiny_patch16_224", weights="random", image_size=32)
+    text = {"layers": 1, "heads": 2, "width": 16}
+    model = Model.model_validate({"image": tower, "text": text, "embedding": 8, "similarity": similarity})
+    dual = DualEncoder(model, Tokenizer(packaged_vocabulary()), image.ImageEncoder(tower))
+    assert dual.image is not None
+    dual.image.lock(lock)
+    return dual

@@ -75,12 +75,25 @@ def test_bfloat16_is_near_float32() -> None:
             assert (value - expected[name]).norm() < 0.05 * expected[name].norm() + 1e-6, name
 
 
+def _pictures(similarity: str, rank: int, count: int) -> tuple[DualEncoder, Batch]:
+    """A model whose image tower is trained in part, and this worker's pictures and captions."""
+    model = small.with_tower(similarity, lock=12).double().train()
+    _, pairs = small.make(similarity=similarity)
+    batch = share(pairs, rank, count)
+    pixels = torch.randint(0, 256, (28, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return model, replace(batch, features=pixels[batch.rows])
+
+
 def _share(rank: int, count: int) -> dict[str, dict[str, torch.Tensor]]:
     shares = {}
-    for similarity, loss in CASES:
-        model, pairs = make(similarity, loss)
-        replica = DistributedDataParallel(model) if count > 1 else model
-        batch = share(pairs, rank, count)
+    for similarity, loss in [*CASES, ("global", "pictures"), ("token", "pictures")]:
+        if loss == "pictures":
+            model, batch = _pictures(similarity, rank, count)
+        else:
+            model, pairs = make(similarity, loss)
+            batch = share(pairs, rank, count)
+        find = model.image is not None
+        replica = DistributedDataParallel(model, find_unused_parameters=find) if count > 1 else model
         settings = Training(micro_batch=3 if count > 1 else 0)
         shares[f"{similarity}, {loss}"] = {"loss": gradients.backward(model, replica, batch, settings), **found(model)}
     return shares
@@ -91,7 +104,29 @@ def test_two_workers_in_pieces_equal_one_at_once(tmp_path: Path) -> None:
     first, second = workers.run(2, tmp_path, _share)
     for case, alone in _share(0, 1).items():
         torch.testing.assert_close((first[case]["loss"] + second[case]["loss"]) / 2, alone["loss"], rtol=1e-10, atol=0)
+        assert ("image.backbone.blocks.11.mlp.fc2.weight" in alone) == ("pictures" in case)
+        assert "image.backbone.blocks.10.mlp.fc2.weight" not in alone
         for name, value in alone.items():
             if name != "loss":
                 torch.testing.assert_close(first[case][name], value, rtol=1e-8, atol=1e-12)
                 assert torch.equal(first[case][name], second[case][name])
+
+
+def test_batch_norm_counts_a_batch_once() -> None:
+    model, pairs = small.make()
+    norm = torch.nn.BatchNorm1d(small.WIDTH)
+    model.image_head = torch.nn.Sequential(norm, model.image_head)
+    gradients.backward(model.train(), model, next(pairs.batches(16, 0, 0)), Training(micro_batch=8))
+    assert int(norm.num_batches_tracked) == 2  # pieces, each seen twice
+
+
+def test_activations_may_be_computed_twice_in_pieces() -> None:
+    model, pairs = make("global", "softmax", dropout=0.3)
+    results = []
+    for checkpointed in (False, True):
+        model.text.checkpoint_activations = checkpointed
+        model.zero_grad()
+        torch.manual_seed(4)
+        gradients.backward(model, model, share(pairs), Training(micro_batch=4))
+        results.append(found(model))
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-14)

@@ -72,6 +72,9 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None
     other.image_head = torch.nn.Linear(small.WIDTH, 4)
     with pytest.raises(DataError, match="another architecture"):
         train(other, pairs, small.SETTINGS, 0, ignore, resume=tmp_path)
+    model, pairs = small.make()
+    with pytest.raises(DataError, match="trained other parameters"):
+        train(model, pairs, small.SETTINGS.model_copy(update={"image_head_rate": 0.1}), 0, ignore, resume=tmp_path)
     (tmp_path / "optimizer.safetensors").write_bytes(b"cut short")
     with pytest.raises(DataError, match="cannot be read"):
         train(model, pairs, small.SETTINGS, 0, ignore, resume=tmp_path)
@@ -82,6 +85,39 @@ def test_features_that_are_not_numbers_end_the_run() -> None:
     pairs.features[0, 3] = torch.nan
     with pytest.raises(DataError, match=r"caption '绿色的苹果' are not finite, in step \d \(epoch [12]\)"):
         train(model, pairs, small.SETTINGS, 0, ignore)
+
+
+def test_a_loss_that_is_not_a_number_names_the_step_and_what_broke() -> None:
+    model, pairs = small.make()
+    model.text_head.weight.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(
+        DataError, match=r"loss is nan in step 2 \(epoch 1\): the weights text_head.weight are not finite"
+    ):
+        train(model, pairs, small.SETTINGS, 0, ignore)
+    model, pairs = small.make()
+    model.settings = model.settings.model_copy(update={"min_temperature": 1e-45})
+    with torch.no_grad():
+        model.log_scale.fill_(89.0)  # beyond the largest float32
+    with pytest.raises(DataError, match=r"step 1 \(epoch 1\) though all weights are finite, at a temperature of 0"):
+        train(model, pairs, small.SETTINGS, 0, ignore)
+
+
+def test_weights_that_the_last_step_broke_are_not_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pairs = small.make()
+    break_at = 4 * (len(pairs) // small.SETTINGS.batch_size)
+    steps = iter(range(1, break_at + 1))
+    clamp = model.clamp_temperature
+
+    def clamp_and_break() -> None:
+        clamp()
+        if next(steps) == break_at:
+            model.text_head.weight.data[0, 0] = torch.inf
+
+    monkeypatch.setattr(model, "clamp_temperature", clamp_and_break)
+    seen: list[int] = []
+    with pytest.raises(DataError, match=r"text_head.weight are not finite after epoch 4"):
+        train(model, pairs, small.SETTINGS, 0, lambda epoch, _write: seen.append(epoch.epoch))
+    assert seen == [1, 2, 3]
 
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:

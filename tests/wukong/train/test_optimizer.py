@@ -26,6 +26,25 @@ def test_only_matrices_of_layers_and_heads_decay() -> None:
     assert sorted(names.values()) == sorted(names[id(p)] for group in groups for p in group["params"])
 
 
+def test_class_token_and_positions_of_an_image_tower_do_not_decay() -> None:
+    model = small.with_tower(lock=1)
+    groups = optimizer.parameter_groups(model, Training(weight_decay=0.05))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    trained = {names[id(p)] for group in groups for p in group["params"]}
+    layers = {"attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"}
+    assert {n for n in decayed if n.startswith("image.")} == {
+        f"image.backbone.blocks.{number}.{layer}.weight" for number in range(12) for layer in layers
+    }
+    # The stem is locked: class token, positions and patch projection are not trained at all.
+    assert "image.backbone.blocks.0.norm1.weight" in trained and "image.backbone.pos_embed" not in trained
+    model = small.with_tower()
+    groups = optimizer.parameter_groups(model, Training(weight_decay=0.05))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    free = {names[id(p)] for group in groups if not group["weight_decay"] for p in group["params"]}
+    assert {"image.backbone.cls_token", "image.backbone.pos_embed", "log_scale", "text.tokens.weight"} <= free
+
+
 def test_lamb_is_the_published_update() -> None:
     """Algorithm 2 of You et al. 2020, written out in double precision."""
     model, _pairs = small.make()
@@ -60,3 +79,5 @@ def test_the_rate_warms_up_and_falls_as_a_cosine() -> None:
     assert rates[55] == pytest.approx(1.0)
     assert rates[99] == pytest.approx(1 + math.cos(math.pi * 89 / 90))
     assert max(rates) == 2.0
+    # Loshchilov and Hutter 2016, equation 5 with a lower bound of zero, over the steps after the warm-up.
+    assert rates[10:] == pytest.approx([0.5 * 2.0 * (1 + math.cos(step / 90 * math.pi)) for step in range(90)])
