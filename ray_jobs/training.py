@@ -113,7 +113,10 @@ def _worker(job: dict[str, Any]) -> None:
     context = ray.train.get_context()
     model, tokenizer, table, pictures = _starting_point(job, settings)
     pairs = data.Pairs(pictures, table["caption"].to_pylist(), tokenizer)
-    model = model.to(ray.train.torch.get_device())
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    model = model.to(device)
 
     def after_epoch(epoch: Epoch, write: Callable[[Path], None]) -> None:
         metrics = asdict(epoch)

@@ -49,8 +49,8 @@ def token_similarity(image: Tensor, text: Tensor, counted: Tensor) -> Scores:
 
     On a GPU where Triton is installed, ``wukong.model.token_triton`` computes it; elsewhere this module's blocks do.
     Exact up to rounding, gradients included; where several tokens match equally well, one of them gets the gradient.
-    Scores of bfloat16 tokens are float32.
-    Beside inputs and outputs it keeps one byte for each picture, text and token of either side (two beyond 256 tokens).
+    Scores of bfloat16 tokens are float32. Beside inputs and outputs it keeps one byte for each picture, text and token
+    of either side (two beyond 256 tokens), and nothing where no gradient is wanted.
 
     Args:
         image: [images, n1, d], patches without [CLS], of unit length.
@@ -72,6 +72,7 @@ class _TokenSimilarity(torch.autograd.Function):
         to_text, to_image = (image.new_empty(len(text), len(image), dtype=exact) for _ in range(2))
         blocks = list(_blocks(len(image), patches, counted))
         winners: list[Tensor] = []
+        trained = any(ctx.needs_input_grad)
         for images, texts, length in blocks:
             part, taken = text[texts, :length], counted[texts, :length]
             products = (part.flatten(0, 1) @ image[images].flatten(0, 1).T).view(len(texts), length, -1, patches)
@@ -82,7 +83,8 @@ class _TokenSimilarity(torch.autograd.Function):
             best, patch = products.max(3)
             best.masked_fill_(~taken[:, :, None], 0.0)
             to_image[texts, images] = best.sum(1, dtype=exact) / taken.sum(1, keepdim=True)
-            winners += [word.to(_index_type(length)), patch.to(_index_type(patches))]
+            if trained:
+                winners += [word.to(_index_type(length)), patch.to(_index_type(patches))]
         ctx.save_for_backward(image, text, counted, *winners)
         ctx.blocks = blocks
         return to_text.T, to_image.T

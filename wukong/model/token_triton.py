@@ -33,8 +33,9 @@ class _TokenSimilarity(torch.autograd.Function):
         image, text, counted = image.contiguous(), text.contiguous(), counted.contiguous()
         (images, patches, width), (texts, words, _) = image.shape, text.shape
         to_text, to_image = (image.new_empty(texts, images, dtype=torch.float32) for _ in range(2))
-        word = image.new_empty(texts, images, patches, dtype=_index_type(words))
-        patch = image.new_empty(texts, images, words, dtype=_index_type(patches))
+        kept = (texts, images) if any(ctx.needs_input_grad) else (0, 0)
+        word = image.new_empty(*kept, patches, dtype=_index_type(words))
+        patch = image.new_empty(*kept, words, dtype=_index_type(patches))
         _scores[(images, texts)](
             image,
             text,
@@ -50,6 +51,7 @@ class _TokenSimilarity(torch.autograd.Function):
             N1=_size(patches),
             N2=_size(words),
             K=32 if image.dtype == torch.float32 else 64,
+            KEEP=kept != (0, 0),
             num_warps=min(16, max(4, _size(patches) * _size(words) // 1024)),  # 32 products a thread: registers suffice
         )
         ctx.save_for_backward(image, text, counted, word, patch)
@@ -98,6 +100,7 @@ def _scores(
     N1: tl.constexpr,
     N2: tl.constexpr,
     K: tl.constexpr,
+    KEEP: tl.constexpr,
 ) -> None:
     i, j = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     p, t = tl.arange(0, N1), tl.arange(0, N2)
@@ -120,12 +123,14 @@ def _scores(
 
     by_patch = tl.where(taken[None, :], products, float("-inf"))
     tl.store(to_text + here, tl.sum(tl.where(p < patches, tl.max(by_patch, 1), 0.0), 0) / patches)
-    tl.store(word + here * patches + p, tl.argmax(by_patch, 1), mask=p < patches)
+    if KEEP:
+        tl.store(word + here * patches + p, tl.argmax(by_patch, 1), mask=p < patches)
 
     by_word = tl.where(p[:, None] < patches, products, float("-inf"))
     count = tl.sum(taken.to(tl.float32), 0)
     tl.store(to_image + here, tl.sum(tl.where(taken, tl.max(by_word, 0), 0.0), 0) / count)
-    tl.store(patch + here * words + t, tl.argmax(by_word, 0), mask=t < words)
+    if KEEP:
+        tl.store(patch + here * words + t, tl.argmax(by_word, 0), mask=t < words)
 
 
 @triton.jit

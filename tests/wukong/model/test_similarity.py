@@ -57,6 +57,18 @@ def test_gradients_are_those_of_finite_differences() -> None:
     )
 
 
+def test_scores_without_gradients_are_the_same_and_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, text, counted = batch(5, 7, 9, 6, 4, seed=6)
+    expected = token_similarity(image.clone().requires_grad_(), text, counted)
+
+    def keep(_size: int) -> torch.dtype:
+        raise AssertionError("which tokens won is kept where nobody asks")
+
+    monkeypatch.setattr(similarity, "_index_type", keep)
+    with torch.inference_mode():
+        torch.testing.assert_close(tuple(token_similarity(image, text, counted)), tuple(expected))
+
+
 def test_padding_has_no_influence_whatever_it_holds() -> None:
     image, text, counted = batch(3, 4, 5, 6, 8, seed=2)
     clean = token_similarity(image, text, counted)

@@ -65,7 +65,7 @@ from wukong.model import token_triton
 
 TYPES = {"image": "*bf16", "text": "*bf16", "gradient": "*bf16", "counted": "*i1", "word": "*u8", "patch": "*u8",
          "to_text": "*fp32", "to_image": "*fp32"}
-SIZES = {"N1": 256, "N2": 32, "K": 64, "M": 64, "D": 128}
+SIZES = {"N1": 256, "N2": 32, "K": 64, "M": 64, "D": 128, "KEEP": 1}
 for kernel in (token_triton._scores, token_triton._image_gradient, token_triton._text_gradient):
     names = kernel.arg_names
     signature = {name: "constexpr" if name in SIZES else TYPES.get(name, "i32") for name in names}
