@@ -1,5 +1,6 @@
 """The typed experiment: one YAML file says everything a run does; an unknown key is an error, never ignored."""
 
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -143,8 +144,12 @@ class Release(Strict):
 class ImageEncoder(Strict):
     """An image tower: a timm model by name, where its weights come from, and the resolution it is fed."""
 
-    name: str = "tf_efficientnet_lite0"
-    weights: str = Field("package", description="'package', 'hub', 'random', or the URI of a safetensors file")
+    name: str = Field("tf_efficientnet_lite0", description="timm's, for instance 'resnet50_clip.openai'")
+    weights: str = Field(
+        "package",
+        description="'package' (tf_efficientnet_lite0 and vit_small_patch14_dinov2 have one), 'hub', 'random', or the "
+        "URI of a safetensors file in timm's, OpenAI's or open_clip's naming",
+    )
     image_size: Positive = 224
     block: int | None = Field(
         None, ge=0, description="take the features after this stage (CNN, Swin) or block (ViT) instead of the last ones"
@@ -163,14 +168,29 @@ class TextEncoder(Strict):
         "cls", description="what stands for a caption: [CLS], as in the paper, or the mean of its tokens"
     )
     vocabulary: str = Field("package", description="'package' for the Chinese BERT's, or the URI of a vocab.txt")
+    weights: str = Field(
+        "random",
+        description="what training starts from: 'random', as in the paper; the URI of a folder with config.json and "
+        "model.safetensors of a BERT or RoBERTa; or 'hub:' and its name there, for instance 'hub:bert-base-chinese'",
+    )
+    norm_epsilon: float = Field(1e-12, gt=0, description="of the layer norms: BERT's 1e-12, RoBERTa's 1e-5")
 
 
 class Model(Strict):
-    """The dual encoder of figure 1."""
+    """The dual encoder of figure 1: an architecture by its name in ``configs/models``, and what differs from it."""
 
+    architecture: str | None = Field(
+        None,
+        exclude=True,  # what it stands for is in the other keys
+        description="name of a file in configs/models, for instance vit-b-32; the other keys here change what it says",
+    )
     image: ImageEncoder = ImageEncoder()
     text: TextEncoder = TextEncoder()
-    embedding: Positive = Field(256, description="width of the common space (table 3)")
+    embedding: Positive | None = Field(
+        256,
+        description="width of the common space (table 3), to which each side is projected; null for no projections, "
+        "where the towers are of one width",
+    )
     similarity: Literal["global", "token"] = "global"
     temperature: float = Field(0.07, gt=0, description="initial; learned")
     min_temperature: float = Field(0.01, gt=0, description="the learned temperature is never lower")
@@ -178,6 +198,33 @@ class Model(Strict):
         "softmax", description="a caption among all of the batch (section 4.3), or each pair by itself (SigLIP)"
     )
     bias: float = Field(-10.0, description="initial, of the sigmoid loss: most of what it sees are no pairs; learned")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_architecture(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("architecture") is None:
+            return value
+        merged = dict(architecture(value["architecture"]))
+        for key, entry in value.items():
+            if key == "architecture":
+                continue
+            both = isinstance(entry, dict) and isinstance(merged.get(key), dict)
+            merged[key] = {**merged[key], **entry} if both else entry
+        return merged
+
+
+def architecture(name: str) -> dict[str, Any]:
+    """What a file in ``configs/models``, which are part of the installed package, says of a model.
+
+    Raises:
+        ValueError: there is no such file; the message names those there are.
+    """
+    folder = resources.files("wukong.model") / "architectures"
+    names = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    if name not in names:
+        raise ValueError(f"there is no architecture {name!r}; configs/models has {', '.join(names)}")
+    value: dict[str, Any] = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+    return value
 
 
 class Training(Strict):

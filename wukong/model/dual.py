@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from wukong.config import Model as Settings
 from wukong.data.tokenizer import Tokenizer
-from wukong.errors import DataError
+from wukong.errors import ConfigError
+from wukong.model import bert, weights
 from wukong.model.image import ImageEncoder, ImageFeatures
 from wukong.model.loss import global_loss, token_loss
 from wukong.model.similarity import Scores, global_similarity, token_similarity
@@ -56,10 +57,22 @@ class DualEncoder(nn.Module):
         image: the image tower, or None for a model that is trained on features of it computed before; then
             ``feature_width`` must be given.
         feature_width: width of the image features; the tower's own unless given.
+        with_weights: start the text encoder from the weights its settings name; without, it is random until a state is
+            loaded.
+
+    Raises:
+        ConfigError: without projections, the towers are of different widths; or the text encoder's weights cannot be
+            had.
+        DataError: they are of another architecture.
     """
 
     def __init__(
-        self, settings: Settings, tokenizer: Tokenizer, image: ImageEncoder | None = None, feature_width: int = 0
+        self,
+        settings: Settings,
+        tokenizer: Tokenizer,
+        image: ImageEncoder | None = None,
+        feature_width: int = 0,
+        with_weights: bool = True,
     ) -> None:
         super().__init__()
         if image is None and not feature_width:
@@ -72,13 +85,30 @@ class DualEncoder(nn.Module):
             feature_width = image.token_width if self.token_wise else image.pooled_width
         text = settings.text
         self.text = TextEncoder(
-            len(tokenizer), text.layers, text.heads, text.width, text.max_tokens, text.dropout, tokenizer.pad
+            len(tokenizer),
+            text.layers,
+            text.heads,
+            text.width,
+            text.max_tokens,
+            text.dropout,
+            tokenizer.pad,
+            text.norm_epsilon,
         )
-        self.image_head = nn.Linear(feature_width, settings.embedding)
-        self.text_head = nn.Linear(text.width, settings.embedding)
-        for head in (self.image_head, self.text_head):
-            nn.init.normal_(head.weight, std=head.in_features**-0.5)
-            nn.init.zeros_(head.bias)
+        if with_weights and text.weights != "random":
+            bert.start_from(self.text, text.weights)
+        self.image_head: nn.Module = nn.Identity()
+        self.text_head: nn.Module = nn.Identity()
+        if settings.embedding is not None:
+            self.image_head = nn.Linear(feature_width, settings.embedding)
+            self.text_head = nn.Linear(text.width, settings.embedding)
+            for head in (self.image_head, self.text_head):
+                nn.init.normal_(head.weight, std=head.in_features**-0.5)
+                nn.init.zeros_(head.bias)
+        elif feature_width != text.width:
+            raise ConfigError(
+                f"model.embedding: without projections pictures are {feature_width} and captions {text.width} wide; "
+                "give it a width"
+            )
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / settings.temperature)))
         self.bias = nn.Parameter(torch.tensor(settings.bias)) if settings.loss == "sigmoid" else None
 
@@ -86,13 +116,10 @@ class DualEncoder(nn.Module):
         """Load a trained model's state; one that was trained on features has no image tower, which then stays as it is.
 
         Raises:
-            DataError: the state is of another architecture.
+            DataError: the state is of another architecture, or a weight is missing or not a number.
         """
         tower = {f"image.{name}": value for name, value in self.image.state_dict().items()} if self.image else {}
-        try:
-            self.load_state_dict({**tower, **state}, strict=True)
-        except RuntimeError as error:
-            raise DataError(f"these weights are of another architecture than this model: {error}") from error
+        weights.fill(self, {**tower, **state}, "the trained state")
 
     @property
     def scale(self) -> Tensor:
@@ -118,12 +145,17 @@ class DualEncoder(nn.Module):
         Args:
             features: [pictures, width] or [pictures, tokens, width], of the training pictures.
             shrinkage: added to each variance; 1 is the mean variance of a standardised feature.
+
+        Raises:
+            ConfigError: the model has no heads.
         """
+        if not isinstance(self.image_head, nn.Linear):
+            raise ConfigError("whiten_image_head: the model has no projection to whiten with; give model.embedding")
         flat = features.reshape(-1, features.shape[-1]).double()
         mean, deviation = flat.mean(0), flat.std(0) + 1e-3
         standardised = (flat - mean) / deviation
         variances, directions = torch.linalg.eigh(standardised.T @ standardised / len(flat))
-        kept = min(self.settings.embedding, len(variances))
+        kept = min(self.image_head.out_features, len(variances))
         variances, directions = variances.flip(0)[:kept], directions.flip(1)[:, :kept]
         # An eigenvector's sign is arbitrary: fix it, so that the same features give the same head.
         signs = directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()

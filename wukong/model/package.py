@@ -63,7 +63,7 @@ class Package:
                 for number, picture in enumerate(pictures[start : start + batch_size], start)
             ]
             parts.append(self.model.embed_pixels(images.to_tensor(batch)))
-        return torch.cat(parts) if parts else torch.empty(0, self.model.settings.embedding)
+        return torch.cat(parts) if parts else torch.empty(0)
 
     @torch.inference_mode()
     def encode_text(self, captions: Sequence[str], batch_size: int = 256) -> Texts:

@@ -3,8 +3,9 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from wukong.errors import DataError
+from wukong.errors import ConfigError, DataError
 
 
 class TextEncoder(nn.Module):
@@ -20,6 +21,11 @@ class TextEncoder(nn.Module):
         max_tokens: rows of the position embedding.
         dropout: on the embeddings, attention outputs and feed-forward outputs, as in BERT.
         padding: the token id that fills a row up.
+        norm_epsilon: of the layer norms.
+
+    Attributes:
+        checkpoint_activations: compute each layer a second time in the backward pass instead of keeping what it
+            computed: less memory, more time, the same gradients.
     """
 
     def __init__(
@@ -31,17 +37,19 @@ class TextEncoder(nn.Module):
         max_tokens: int = 32,
         dropout: float = 0.0,
         padding: int = 0,
+        norm_epsilon: float = 1e-12,
     ) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"{heads} heads do not divide a width of {width}")
-        self.width = width
+            raise ConfigError(f"model.text: {heads} heads do not divide a width of {width}")
+        self.width, self.heads = width, heads
         self.padding = padding
         self.tokens = nn.Embedding(vocabulary_size, width, padding_idx=padding)
         self.positions = nn.Embedding(max_tokens, width)
-        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.norm = nn.LayerNorm(width, eps=norm_epsilon)
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(_Layer(width, heads, dropout) for _ in range(layers))
+        self.checkpoint_activations = False
+        self.layers = nn.ModuleList(_Layer(width, heads, dropout, norm_epsilon) for _ in range(layers))
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
@@ -70,43 +78,54 @@ class TextEncoder(nn.Module):
                 "let its own tokenizer cut them"
             )
         real = ids != self.padding
-        where = real.flatten().nonzero().squeeze(1)
-        hidden = self.tokens(ids.flatten()[where]) + self.positions(where % length)
+        layout = _Layout(real)
+        places = torch.arange(length, device=ids.device).expand(rows, -1)
+        hidden = self.tokens(layout.pack(ids)) + self.positions(layout.pack(places))
         hidden = self.dropout(self.norm(hidden))
-        layout = _Layout(rows, length, where, real[:, None, None, :])
         for layer in self.layers:
-            hidden = layer(hidden, layout)
-        return layout.pad(hidden)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                hidden = checkpoint(layer, hidden, layout, use_reentrant=False)
+            else:
+                hidden = layer(hidden, layout)
+        return layout.pad(hidden).masked_fill(~real[:, :, None], 0.0)
 
 
 class _Layout:
-    """Where the real tokens of a padded batch lie."""
+    """Where the real tokens of a padded batch lie.
 
-    def __init__(self, rows: int, length: int, where: Tensor, keys: Tensor) -> None:
-        self.rows, self.length, self.where, self.keys = rows, length, where, keys
+    The shapes of a graph that is exported may depend on shapes alone, so there the padding is carried along.
+    """
+
+    def __init__(self, real: Tensor) -> None:
+        self.rows, self.length = real.shape
+        self.keys = real[:, None, None, :]
+        self.where = None if torch.compiler.is_exporting() else real.flatten().nonzero().squeeze(1)
 
     def pad(self, packed: Tensor) -> Tensor:
         """Lay [real tokens, width] out as [rows, length, width], zero elsewhere."""
-        padded = packed.new_zeros(self.rows * self.length, packed.shape[-1]).index_copy(0, self.where, packed)
-        return padded.view(self.rows, self.length, -1)
+        if self.where is not None:
+            empty = packed.new_zeros(self.rows * self.length, packed.shape[-1])
+            packed = empty.index_copy(0, self.where, packed)
+        return packed.view(self.rows, self.length, -1)
 
     def pack(self, padded: Tensor) -> Tensor:
-        """The inverse of ``pad``."""
-        return padded.reshape(self.rows * self.length, -1)[self.where]
+        """The inverse of ``pad``, also for [rows, length] without a width."""
+        flat = padded.flatten(0, 1)
+        return flat if self.where is None else flat[self.where]
 
 
 class _Layer(nn.Module):
     """One BERT layer: attention and feed-forward, each followed by its residual and layer norm."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, norm_epsilon: float) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.attended = nn.Linear(width, width)
-        self.norm1 = nn.LayerNorm(width, eps=1e-12)
+        self.norm1 = nn.LayerNorm(width, eps=norm_epsilon)
         self.expand = nn.Linear(width, 4 * width)
         self.contract = nn.Linear(4 * width, width)
-        self.norm2 = nn.LayerNorm(width, eps=1e-12)
+        self.norm2 = nn.LayerNorm(width, eps=norm_epsilon)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden: Tensor, layout: _Layout) -> Tensor:
@@ -114,7 +133,7 @@ class _Layer(nn.Module):
         qkv = layout.pad(self.qkv(hidden)).view(layout.rows, layout.length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=layout.keys)
-        mixed = layout.pack(mixed.transpose(1, 2).reshape(layout.rows, layout.length, width))
+        mixed = layout.pack(mixed.transpose(1, 2).flatten(2))
         hidden = self.norm1(hidden + self.dropout(self.attended(mixed)))
         output: Tensor = self.norm2(hidden + self.dropout(self.contract(F.gelu(self.expand(hidden)))))
         return output
