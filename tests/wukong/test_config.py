@@ -98,3 +98,14 @@ def test_no_file_says_where_examples_are(tmp_path: Path) -> None:
 def test_every_committed_experiment_is_valid(file: Path) -> None:
     experiment = config.load(file)
     assert config.parse(experiment.model_dump(mode="json")) == experiment
+
+
+def test_stored_features_are_not_asked_of_a_tower_in_training(tmp_path: Path) -> None:
+    file = write(tmp_path, MINIMAL)
+    assert config.load(file, ["finetune.lock=9"]).finetune.lock == 9
+    assert config.load(file, ["pretrain.lock=none", "finetune.views=2"]).pretrain.lock == "none"
+    for name in ("views=1", "whiten_image_head=true"):
+        with pytest.raises(ConfigError, match="stored features of a locked image tower"):
+            config.load(file, ["pretrain.lock=none", f"pretrain.{name}"])
+    with pytest.raises(ConfigError, match=r"pretrain\.lock"):
+        config.load(file, ["pretrain.lock=-1"])

@@ -3,6 +3,7 @@
 import fnmatch
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -16,6 +17,9 @@ from wukong.data import images, shards
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
 from wukong.train.features import read_views
+
+_READERS = 8
+"""Shards that are searched for pictures at a time."""
 
 
 @dataclass(frozen=True)
@@ -209,11 +213,10 @@ def load_pictures(
     """
     table = _rows(pairs_prefix, split, shard_names, settings.sources)
     places: dict[str, tuple[str, str, int, int]] = {}
-    for shard in shard_names:
-        uri = storage.join(pairs_prefix, split, f"{shard}.tar")
-        for member in shards.members(uri):
-            if member.suffix == "jpg":
-                places[member.key] = (uri, member.key, member.offset, member.size)
+    with ThreadPoolExecutor(_READERS) as readers:
+        tars = [storage.join(pairs_prefix, split, f"{shard}.tar") for shard in shard_names]
+        for found in readers.map(_places, tars):
+            places |= found
     try:
         chosen = [places[key] for key in table["key"].to_pylist()]
     except KeyError as error:
@@ -221,6 +224,14 @@ def load_pictures(
             f"the shards of {split} below {pairs_prefix} lack the picture {error}: delete them and run the filter again"
         ) from None
     return table, Pictures(chosen, size, settings)
+
+
+def _places(tar_uri: str) -> dict[str, tuple[str, str, int, int]]:
+    return {
+        member.key: (tar_uri, member.key, member.offset, member.size)
+        for member in shards.members(tar_uri)
+        if member.suffix == "jpg"
+    }
 
 
 def _rows(pairs_prefix: str, split: str, shard_names: Sequence[str], sources: Sequence[str]) -> pa.Table:
