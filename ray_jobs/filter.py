@@ -80,7 +80,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     stage = Stage(experiment.root, "filter", config, [crawl], version=_VERSION)
     if finished := stage.finished():
         return finished
-    sensitive.load(settings.sensitive_words)
+    sensitive.load(settings.sensitive_words, with_default=settings.default_words)
     groups = _groups(crawl)
 
     decided = _each("rules", stage, _apply_rules, groups, lambda: (settings, ray.put(_count(crawl, groups))))
@@ -177,7 +177,7 @@ def _tally(group: _Group, prefixes: int) -> Any:
 
 
 def _apply_rules(stage: Stage, group: _Group, settings: Filter, counts: CaptionCounts) -> dict[str, Any]:
-    words = sensitive.load(settings.sensitive_words)
+    words = sensitive.load(settings.sensitive_words, with_default=settings.default_words)
     pairs, dropped = 0, dict.fromkeys(rules.RULES, 0)
     for number, uri in enumerate(group.parts, group.first):
         judged = _judge(read_pairs(uri), settings, counts, words)

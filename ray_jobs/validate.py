@@ -139,11 +139,11 @@ def _read(batch: Sequence[str]) -> pl.DataFrame:
 def _check(
     experiment: Experiment, batch: Sequence[str]
 ) -> tuple[dict[str, Any], audit.Facts, dict[str, statistics.Statistics]]:
-    pairs = _read(batch)
+    pairs, rules = _read(batch), experiment.filter
     missing = [name for name in PAIRS.names if name not in pairs.columns]
     if missing:
         raise DataError(f"{batch[0]} lacks the columns {', '.join(missing)}: run the filter again")
-    audited = audit.audit(pairs, sensitive.load(experiment.filter.sensitive_words))
+    audited = audit.audit(pairs, sensitive.load(rules.sensitive_words, with_default=rules.default_words))
     result = runner.run_suite("pairs", audited, suites.pair_expectations(experiment))
     return result, audit.facts_of(pairs, experiment.filter.split), statistics.by_split(pairs)
 

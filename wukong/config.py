@@ -110,6 +110,7 @@ class Filter(Strict):
     sensitive_words: str | None = Field(
         None, description="URI of a folder, one file a category; the default set if absent"
     )
+    default_words: bool = Field(False, description="look for the default set too, beside that of sensitive_words")
     mask_names: bool = True
     name_care: Literal["precise", "balanced", "thorough"] = Field(
         "balanced", description="'precise' masks fewer words that are no names, 'thorough' leaves fewer names unmasked"

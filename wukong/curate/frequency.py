@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from wukong.curate.normalize import normalized
+from wukong.curate.normalize import normal_forms
 
 Hashes = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
@@ -21,7 +21,7 @@ Counts = npt.NDArray[np.int64]
 
 def hashes(captions: pl.Series) -> Hashes:
     """64-bit hashes of captions in normalised form; equal within one run, not across versions of Polars."""
-    return pl.select(normalized(pl.lit(captions)).hash(0)).to_series().to_numpy()
+    return normal_forms(captions).hash(0).to_numpy()
 
 
 def tally(values: Hashes, prefixes: int = 1) -> list[tuple[Hashes, Counts]]:

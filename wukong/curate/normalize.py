@@ -4,6 +4,9 @@ import hashlib
 
 import polars as pl
 
+# A Chinese character of the main block, and printable ASCII but for capitals, stand for themselves.
+_PERHAPS_NOT_NORMAL = r"[^\u4e00-\u9fff -@\[-~]|  |^ | $"
+
 
 def normalized(caption: pl.Expr) -> pl.Expr:
     """Fold what does not change a caption: width and compatibility forms (NFKC), case, spacing, invisible characters.
@@ -17,6 +20,14 @@ def normalized(caption: pl.Expr) -> pl.Expr:
         .str.replace_all(r"[\s\p{Cc}]+", " ")
         .str.strip_chars(" ")
     )
+
+
+def normal_forms(captions: pl.Series) -> pl.Series:
+    """``normalized`` of each caption; most are in this form already, which is eight times as fast to see as to make."""
+    changed = captions.str.contains(_PERHAPS_NOT_NORMAL).arg_true()
+    if not len(changed):
+        return captions
+    return captions.clone().scatter(changed, pl.select(normalized(pl.lit(captions.gather(changed)))).to_series())
 
 
 def salted_fraction(text: str, salt: str) -> float:

@@ -13,7 +13,7 @@ from wukong.curate import image, length
 from wukong.curate.frequency import CaptionCounts, hashes
 from wukong.curate.language import is_chinese
 from wukong.curate.meaningless import is_meaningless
-from wukong.curate.normalize import normalized
+from wukong.curate.normalize import normal_forms
 from wukong.curate.sensitive import SensitiveWords
 
 RULES = ("size", "aspect_ratio", "meaningless", "language", "length", "frequency", "sensitive")
@@ -37,15 +37,16 @@ def compute(pairs: pl.DataFrame, settings: Filter, counts: CaptionCounts, words:
         unit), ``caption_count`` and ``sensitive`` (category or null).
     """
     caption = pairs["caption"]
+    normal = normal_forms(caption)
     width, height = pl.col("width"), pl.col("height")
     return pairs.with_columns(
         shorter_side=image.shorter_side(width, height),
         aspect_ratio=image.aspect_ratio(width, height),
-        meaningless=is_meaningless(normalized(pl.col("caption"))),
+        meaningless=is_meaningless(pl.lit(normal)),
         chinese=is_chinese(pl.col("caption")),
         length=length.COUNTERS[settings.length_unit](caption),
-        caption_count=pl.Series(counts.of(hashes(caption)), dtype=pl.Int64),
-        sensitive=words.categories(caption),
+        caption_count=pl.Series(counts.of(hashes(normal)), dtype=pl.Int64),
+        sensitive=words.categories(normal),
     )
 
 

@@ -2,17 +2,19 @@
 
 A list is a text file, one word a line, named after its category; ``#`` begins a comment. The lists in
 ``sensitive_words/`` are short and about content that no image-text set wants; what else is sensitive where a set is
-released, the operator knows: ``filter.sensitive_words`` names a folder of lists that replaces them.
+released, the operator knows: ``filter.sensitive_words`` names a folder of lists that replaces them, or with
+``filter.default_words`` adds to them.
 
-Matching is on normalised captions. A word is also found when something is inserted between its characters
-(``色 情``, ``赌*博``), but not where it only arises between its neighbours: ``红色情侣`` and ``路口交通`` hold no
-sensitive word. A match of two characters must lie inside a word as jieba cuts the caption, or begin and end where words
-do; longer words do not arise by chance.
+Matching is on normalised captions in Simplified characters. A word is also found when something is inserted between
+its characters (``色 情``, ``赌*博``), but not where it only arises between its neighbours: ``红色情侣`` and
+``路口交通`` hold no sensitive word. A match of two characters must lie inside a word as jieba cuts the caption, or
+begin and end where words do; longer words do not arise by chance.
 """
 
+import itertools
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,8 @@ import ahocorasick_rs
 import polars as pl
 
 from wukong import storage
-from wukong.curate.normalize import normalized
+from wukong.curate.normalize import normal_forms
+from wukong.curate.simplified import simplify, table
 from wukong.errors import ConfigError
 
 DEFAULT_LISTS = Path(__file__).parent / "sensitive_words"
@@ -49,7 +52,7 @@ class SensitiveWords:
         self._category: dict[str, str] = {}
         for category in sorted(lists):
             for word in lists[category]:
-                key = _compact(_normalize([word])[0])
+                key = _compact(_folded(pl.Series([word], dtype=pl.String))[0])
                 if key:
                     self._category.setdefault(key, category)
         if not self._category:
@@ -64,20 +67,18 @@ class SensitiveWords:
 
     def categories(self, captions: pl.Series) -> pl.Series:
         """The category of the first sensitive word in each caption, null where there is none."""
-        frame = pl.select(text=normalized(pl.lit(captions))).with_columns(
-            compact=pl.col("text").str.replace_all(r"[^\p{L}\p{N}]+", "")
+        texts = _folded(captions)
+        compact = texts.str.replace_all(r"[^\p{L}\p{N}]+", "")
+        suspects = compact.str.contains_any(self._words).arg_true()
+        matches = [self._matches(text) for text in texts.gather(suspects)]
+        found = pl.Series([first[0].category if first else None for first in matches], dtype=pl.String)
+        return (
+            pl.Series(captions.name, [None], dtype=pl.String).new_from_index(0, len(captions)).scatter(suspects, found)
         )
-        search = self._automaton.find_matches_as_indexes
-        suspects = [place for place, compact in enumerate(frame["compact"]) if search(compact)]
-        found: list[str | None] = [None] * len(captions)
-        for place in suspects:
-            matches = self._matches(frame["text"][place])
-            found[place] = matches[0].category if matches else None
-        return pl.Series(captions.name, found, dtype=pl.String)
 
     def find(self, caption: str) -> list[Match]:
         """Every sensitive word in a caption, overlapping ones included, in order of their end."""
-        return self._matches(_normalize([caption.encode("utf-8", "replace").decode()])[0])
+        return self._matches(_folded(pl.Series([caption.encode("utf-8", "replace").decode()]))[0])
 
     def _matches(self, text: str) -> list[Match]:
         places = [place for place, character in enumerate(text) if _is_word(character)]
@@ -85,7 +86,8 @@ class SensitiveWords:
         hits = self._automaton.find_matches_as_indexes(compact, overlapping=True)
         if not hits:
             return []
-        cuts = _cuts(text)
+        # To cut a caption takes longer than all else, and what longer words of Chinese characters say is plain.
+        cuts = set() if all(_speaks_for_itself(self._words[index]) for index, _, _ in hits) else _cuts(text)
         matches = []
         for index, start, end in hits:
             word = self._words[index]
@@ -94,28 +96,39 @@ class SensitiveWords:
         return matches
 
 
-def load(uri: str | None = None) -> SensitiveWords:
+def load(uri: str | None = None, *, with_default: bool = False) -> SensitiveWords:
     """Read the lists of a folder, ``CATEGORY.txt`` each; without a URI, those that come with Wukong.
+
+    Args:
+        uri: of the folder.
+        with_default: take the lists that come with Wukong too; those of one category become one.
 
     Raises:
         ConfigError: the folder holds no list, or a list is not UTF-8.
     """
-    folder = uri or storage.from_path(DEFAULT_LISTS)
+    default = storage.from_path(DEFAULT_LISTS)
+    folder = uri or default
     files = storage.list_files(folder, ".txt")
     if not files:
         raise ConfigError(f"filter.sensitive_words: no list (CATEGORY.txt, one word a line) in {folder}")
-    lists = {}
+    if with_default and uri:
+        files += storage.list_files(default, ".txt")
+    lists: dict[str, list[str]] = {}
     for file in files:
         try:
             text = storage.read_bytes(file).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ConfigError(f"{file} is not UTF-8 ({error}): save the list of sensitive words as UTF-8") from error
-        lists[Path(file).stem] = [line.split("#", 1)[0].strip() for line in text.splitlines()]
+        words = lists.setdefault(Path(file).stem, [])
+        words += [line.split("#", 1)[0].strip() for line in text.splitlines()]
     return SensitiveWords(lists)
 
 
-def _normalize(texts: Sequence[str]) -> list[str]:
-    return pl.DataFrame({"c": texts}, schema={"c": pl.String}).select(normalized(pl.col("c")))["c"].to_list()
+def _folded(captions: pl.Series) -> pl.Series:
+    """Captions in normal form and Simplified characters: the form in which words are looked for."""
+    normal = normal_forms(captions)
+    traditional = normal.str.contains(f"[{''.join(map(chr, table()))}]").arg_true()
+    return normal.clone().scatter(traditional, [simplify(text) for text in normal.gather(traditional)])
 
 
 def _compact(text: str) -> str:
@@ -131,15 +144,12 @@ def _cuts(text: str) -> set[int]:
     import jieba
 
     jieba.setLogLevel(logging.WARNING)
-    cuts = {0}
-    for word in jieba.cut(text, HMM=False):
-        cuts.add(max(cuts) + len(word))
-    return cuts
+    return set(itertools.accumulate((len(word) for word in jieba.cut(text, HMM=False)), initial=0))
 
 
 def _stands(text: str, start: int, end: int, word: str, cuts: set[int]) -> bool:
     """Whether ``text[start:end]`` is the word itself, rather than parts of its neighbours."""
-    if len(word) > 2 and _HAN.search(word):
+    if _speaks_for_itself(word):
         return True
     if end - start == len(word):
         inside = not any(start < cut < end for cut in cuts)
@@ -147,6 +157,10 @@ def _stands(text: str, start: int, end: int, word: str, cuts: set[int]) -> bool:
     # Something is inserted: then every character must stand alone.
     touching = any(_is_word(text[place]) and _is_word(text[place + 1]) for place in range(start, end - 1))
     return not (touching or _touches(text, start - 1) or _touches(text, end))
+
+
+def _speaks_for_itself(word: str) -> bool:
+    return len(word) > 2 and _HAN.search(word) is not None
 
 
 def _touches(text: str, place: int) -> bool:

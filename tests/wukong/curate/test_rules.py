@@ -16,7 +16,7 @@ from wukong.curate import frequency, length, rules, sensitive
 from wukong.curate.frequency import CaptionCounts, hashes, merge, tally
 from wukong.curate.language import is_chinese
 from wukong.curate.meaningless import is_meaningless
-from wukong.curate.normalize import normalized
+from wukong.curate.normalize import normal_forms, normalized
 from wukong.errors import ConfigError
 
 NO_COUNTS = CaptionCounts(np.empty(0, np.uint64), np.empty(0, np.int64))
@@ -140,6 +140,14 @@ def test_normalising_folds_width_case_spacing_and_invisible_characters():
     assert apply(normalized, "ＡＢＣ①") == ["abc1"]
 
 
+@given(st.lists(TEXT | st.text("猫a -Ａ", max_size=5), max_size=20))
+@settings(deadline=None)
+def test_the_short_way_to_the_normal_form_gives_the_same_and_changes_nothing_else(captions):
+    given_ = pl.Series("c", captions, dtype=pl.String)
+    assert normal_forms(given_).to_list() == apply(normalized, *captions) if captions else True
+    assert given_.to_list() == captions
+
+
 @given(TEXT)
 @settings(deadline=None)
 def test_normalising_twice_changes_nothing(text):
@@ -166,6 +174,7 @@ def test_more_than_ten_is_too_often_and_ten_is_not():
 
 
 SENSITIVE = [
+    "網上賭博", "賭 博", "販*毒",
     "免费色情影片", "色 情", "网上赌博", "赌*博", "赌　博", "六.合.彩", "Ｋ粉", "porn", "free PORN here", "色情片",
 ]  # fmt: skip
 HARMLESS = [
@@ -174,7 +183,7 @@ HARMLESS = [
 ]  # fmt: skip
 
 
-def test_sensitive_words_are_found_through_spaces_and_width():
+def test_sensitive_words_are_found_through_spaces_width_and_script():
     found = WORDS.categories(pl.Series(SENSITIVE)).to_list()
     assert [text for text, category in zip(SENSITIVE, found, strict=True) if category is None] == []
 
@@ -195,6 +204,14 @@ def test_the_operators_lists_replace_the_default(tmp_path):
     (tmp_path / "house.txt").write_text("# ours\n内部资料 # secret\n\n", encoding="utf-8")
     words = sensitive.load(storage.from_path(tmp_path))
     assert words.categories(pl.Series(["公司内部资料", "免费色情影片"])).to_list() == ["house", None]
+
+
+def test_the_operators_lists_may_add_to_the_default(tmp_path):
+    (tmp_path / "gambling.txt").write_text("內部 賽馬\n", encoding="utf-8")
+    words = sensitive.load(storage.from_path(tmp_path), with_default=True)
+    captions = pl.Series(["内部赛马", "網上賭博", "免费色情影片", "赛马"])
+    assert words.categories(captions).to_list() == ["gambling", "gambling", "pornography", None]
+    assert [match.word for match in words.find("内部赛马")] == ["内部赛马"]
 
 
 def test_lists_that_cannot_be_used_are_explained(tmp_path):
