@@ -113,6 +113,9 @@ def _worker(job: dict[str, Any]) -> None:
     context = ray.train.get_context()
     model, tokenizer, table, pictures = _starting_point(job, settings)
     pairs = data.Pairs(pictures, table["caption"].to_pylist(), tokenizer)
+    for tower in (model.text, model.image):
+        if tower is not None:
+            tower.checkpoint_activations = settings.checkpoint_activations
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -174,7 +177,7 @@ def _publish(
         tokenizer, tower = loaded.tokenizer, loaded.model.image
     else:
         tokenizer, tower = Tokenizer.of(settings.text), ImageEncoder(settings.image)
-    model = DualEncoder(settings, tokenizer, tower)
+    model = DualEncoder(settings, tokenizer, tower, with_weights=False)
     with checkpoint.as_directory() as folder:
         state, history = checkpoints.load_weights(Path(folder))
     model.load_trained(state)

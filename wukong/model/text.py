@@ -98,8 +98,10 @@ class _Layout:
 
     def __init__(self, real: Tensor) -> None:
         self.rows, self.length = real.shape
-        self.keys = real[:, None, None, :]
+        self.keys: Tensor | None = real[:, None, None, :]
         self.where = None if torch.compiler.is_exporting() else real.flatten().nonzero().squeeze(1)
+        if self.where is not None and len(self.where) == real.numel():
+            self.where = self.keys = None  # no padding, nothing to hide
 
     def pad(self, packed: Tensor) -> Tensor:
         """Lay [real tokens, width] out as [rows, length, width], zero elsewhere."""
