@@ -80,7 +80,7 @@ def test_every_number_leads_back_to_the_crawl(
     from wukong import manifest, run
 
     records = {file.rsplit("/", 1)[1] for file in storage.list_files("s3://wukong/small/runs/first", ".json")}
-    assert {f"{stage}.json" for stage in run.STAGES} <= records
+    assert {f"{stage}.json" for stage in run.STAGES if stage != "release"} <= records
     evaluated = manifest.load(storage.read_json("s3://wukong/small/runs/first/evaluate.json")["manifest"])
     seen, pending = set(), [evaluated]
     while pending:

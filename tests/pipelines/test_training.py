@@ -24,7 +24,8 @@ def after(tasks: dict[str, Any], name: str) -> set[str]:
 
 
 def test_every_stage_is_a_task(tasks: dict[str, Any]) -> None:
-    assert {name.removesuffix("-pairs") for name in tasks} == set(STAGES)
+    # A set is released by the data pipeline, or by hand.
+    assert {name.removesuffix("-pairs") for name in tasks} == set(STAGES) - {"release"}
 
 
 def test_nothing_is_trained_before_the_gate_has_passed(tasks: dict[str, Any]) -> None:
