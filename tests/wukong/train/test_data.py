@@ -1,11 +1,13 @@
 import io
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import small
 import torch
 from PIL import Image
 
@@ -14,7 +16,9 @@ from wukong.config import Training
 from wukong.data import images
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError
+from wukong.model.dual import DualEncoder
 from wukong.train import data
+from wukong.train.loop import Epoch, train
 
 COUNT, SIZE = 7, 24
 
@@ -123,3 +127,31 @@ def test_a_picture_that_is_missing_or_damaged_is_named(prefix: str, tmp_path: Pa
     write({"whole": encoded(0), "damaged": encoded(1)[:300]})
     with pytest.raises(DataError, match=r"damaged\.jpg of .*00000\.tar cannot be decoded"):
         list(load().batches([torch.tensor([0, 1])], 0))
+
+
+@pytest.mark.slow
+def test_a_tower_trains_on_pictures_and_goes_on_after_a_cut(prefix: str, tmp_path: Path) -> None:
+    """In pieces, in bfloat16, with activations computed twice: to the same weights with and without the cut."""
+    settings = Training(epochs=2, batch_size=6, learning_rate=0.02, lock=12, micro_batch=4, precision="bfloat16")
+    captions = pictures(prefix)[0]["caption"].to_pylist()
+
+    def run(after: Callable[[Epoch, Callable[[Path], None]], None], resume: Path | None = None) -> DualEncoder:
+        model = small.with_tower(lock=12)
+        assert model.image is not None
+        model.text.checkpoint_activations = model.image.checkpoint_activations = True
+        training = Training(lock="none", loader_workers=0)
+        seen = data.load_pictures(prefix, "train", ["00000", "00001"], 32, training)[1]
+        train(model, data.Pairs(seen, captions, Tokenizer(packaged_vocabulary())), settings, 0, after, resume)
+        return model
+
+    def keep_first(epoch: Epoch, write: Callable[[Path], None]) -> None:
+        if epoch.epoch == 1:
+            write(tmp_path)
+
+    whole, given = run(keep_first).state_dict(), small.with_tower().state_dict()
+    resumed = run(lambda _epoch, _write: None, tmp_path).state_dict()
+    moved = {name for name, value in given.items() if not torch.equal(value, whole[name])}
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    trained = {name for name in moved if name.startswith("image.backbone")}
+    assert "image.backbone.blocks.11.attn.qkv.weight" in trained
+    assert all(name.startswith(("image.backbone.blocks.11", "image.backbone.norm")) for name in trained), trained
