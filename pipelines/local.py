@@ -63,7 +63,8 @@ def run(
             local.init(
                 runner=runner,
                 pipeline_root=str(folder),
-                workspace_root=str(folder),
+                # Another folder: KFP mounts each into containers, and one folder at one place only.
+                workspace_root=str(folder / "workspace"),
                 raise_on_error=True,
             )
             # As processes, components run in this environment and not in their image, whatever its name.

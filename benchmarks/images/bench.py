@@ -29,7 +29,16 @@ from infra.images import build
 LIMITS = {"data": 900e6, "ray": 2.5e9}
 REPOSITORY = Path(__file__).parents[2]
 # As pipelines/local.py runs components.
-CONTAINER = ("docker", "run", "--rm", "--init", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--network=host")
+CONTAINER = (
+    "docker",
+    "run",
+    "--rm",
+    "--init",
+    "--read-only",
+    "--tmpfs=/tmp",
+    "--cap-drop=ALL",
+    "--network=host",
+)
 
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
@@ -60,7 +69,7 @@ def executor() -> list[str]:
         file = Path(folder) / "probe.yaml"
         compiler.Compiler().compile(probe, str(file))
         container = yaml.safe_load(file.read_text())["deploymentSpec"]["executors"]["exec-probe"]["container"]
-    inputs = {"inputs": {"parameterValues": {"experiment": "{}"}}, "outputs": {"outputFile": "/tmp/probe.json"}}
+    inputs = {"inputs": {"parameterValues": {"experiment": "{}"}}, "outputs": {"outputFile": "/dev/null"}}
     return [*container["command"], "--executor_input", json.dumps(inputs), "--function_to_execute", "probe"]
 
 

@@ -1,27 +1,42 @@
 #!/usr/bin/env bash
-# Make a base image out of Debian's packages, for a machine that can pull none: Debian and its Python, nothing else.
+# Make a base image out of Debian's packages, for a machine that can pull none: Debian and a Python, nothing else.
 #
-#   infra/images/base.sh [TAG]     by default wukong/base:bookworm; SUITE=trixie takes Debian 13 and its Python 3.13
+#   infra/images/base.sh [TAG] [PYTHON]     by default wukong/base:SUITE and the suite's own Python
 #
-# Needs root, debootstrap and a running Docker engine. The same package versions give the same image.
+# SUITE is Debian's, by default this machine's or else trixie. Where PYTHON (.venv/bin/python, say) is of another version
+# than the suite's, its installation is copied to /usr/local: images take the wheels that fit it.
+# Needs root, debootstrap and a running Docker engine. The same packages give the same image.
 set -euo pipefail
 
-suite=${SUITE:-bookworm}
+# shellcheck source=/dev/null
+. /etc/os-release
+[[ ${ID:-} == debian ]] || VERSION_CODENAME=trixie
+suite=${SUITE:-$VERSION_CODENAME}
 tag=${1:-wukong/base:$suite}
+python=${2:-}
 mirror=${MIRROR:-http://deb.debian.org/debian}
-# All files get this time: only what is in them may make two images differ.
-epoch=${SOURCE_DATE_EPOCH:-0}
 
 ((EUID == 0)) || { echo "base.sh unpacks packages with their owners: run it as root" >&2; exit 1; }
 command -v debootstrap >/dev/null || { echo "debootstrap is missing; on Debian: apt-get install debootstrap" >&2; exit 1; }
 docker version --format '{{.Server.Version}}' >/dev/null || { echo "no Docker engine answers" >&2; exit 1; }
 
 root=$(mktemp -d)
-trap 'rm -rf "$root"' EXIT
 log=$root.log
-if ! debootstrap --variant=minbase --include=python3,ca-certificates "$suite" "$root" "$mirror" >"$log" 2>&1; then
+trap 'rm -rf "$root" "$log"' EXIT
+if ! debootstrap --variant=minbase --include=python3,ca-certificates,libsqlite3-0 "$suite" "$root" "$mirror" >"$log" 2>&1; then
   tail -n 20 "$log" >&2
   exit 1
+fi
+
+version='import sys; print("%d.%d" % sys.version_info[:2])'
+if [[ -n $python && $("$python" -c "$version") != $(chroot "$root" python3 -c "$version") ]]; then
+  prefix=$("$python" -c 'import sys; print(sys.base_prefix)')
+  name=python$("$python" -c "$version")
+  tar -C "$prefix" -c --exclude=__pycache__ --exclude='*.a' --exclude="lib/$name/site-packages/*" \
+    --exclude="lib/$name/"{test,idlelib,tkinter,turtledemo,ensurepip} "bin/$name" lib | tar -C "$root/usr/local" -x --no-same-owner
+  ln -sf "$name" "$root/usr/local/bin/python3"
+  chroot "$root" ldconfig
+  chroot "$root" python3 -c 'import ctypes, lzma, sqlite3, ssl, zlib'
 fi
 
 # What belongs to this very installation, and what nobody reads in a container.
@@ -29,10 +44,10 @@ rm -rf "${root:?}"/{dev,tmp,var/cache,var/log,var/lib/apt/lists}/* \
   "$root"/etc/machine-id "$root"/etc/hostname "$root"/etc/resolv.conf \
   "$root"/usr/share/{doc,info,man,lintian,locale}/*
 find "$root" -name __pycache__ -prune -exec rm -rf {} +
-# Directories of caches must exist for apt and ldconfig to run later.
+# apt and ldconfig look for these later.
 mkdir -p "$root"/var/cache/apt/archives/partial "$root"/var/cache/ldconfig
 
-tar -C "$root" --sort=name --mtime="@$epoch" --clamp-mtime --numeric-owner --pax-option=delete=atime,delete=ctime -c . \
+# One time for all files: only what is in them may make two images differ.
+tar -C "$root" --sort=name --mtime=@0 --numeric-owner --pax-option=delete=atime,delete=ctime -c . \
   | docker import --change 'CMD ["python3"]' --change 'ENV PATH=/usr/local/bin:/usr/bin:/bin' - "$tag" >/dev/null
-rm -f "$log"
 docker image inspect --format '{{index .RepoTags 0}} {{.Size}} bytes' "$tag"
