@@ -1,0 +1,95 @@
+"""Components and Ray in real containers, where there is a Docker engine and `make images` was run."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kfp import dsl
+
+from components.image import DATA_IMAGE
+from infra import containers
+from pipelines import local
+from ray_jobs import job_api
+from wukong.errors import StackError
+
+
+def _missing() -> str:
+    try:
+        containers.check_images(DATA_IMAGE, containers.RAY_IMAGE)
+    except StackError as error:
+        return str(error)
+    return ""
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(_missing()), reason=_missing() or "nothing is missing")]
+
+
+@dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
+def look(note: dsl.Output[dsl.Artifact]) -> str:
+    import os
+    from pathlib import Path
+
+    import wukong
+
+    Path(note.path).parent.mkdir(parents=True, exist_ok=True)
+    Path(note.path).write_text("written", encoding="utf-8")
+    try:
+        Path("/opt/wukong/x").touch()
+    except OSError as error:
+        print(f"cannot write: {error.strerror}")
+    print(f"user {os.getuid()}, {os.environ['SHOWN']}, code in {wukong.__path__[0]}")
+    return "done"
+
+
+@dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
+def check(note: dsl.Input[dsl.Artifact]) -> None:
+    from pathlib import Path
+
+    print(f"the note is {Path(note.path).read_text(encoding='utf-8')}")
+
+
+@dsl.pipeline
+def looking() -> None:
+    check(note=look().outputs["note"])
+
+
+def test_components_run_as_pods_do(tmp_path: Path) -> None:
+    lines: list[str] = []
+    local.run(looking, {}, tmp_path / "kfp", lines.append, {"SHOWN": "悟空"})
+    said = "\n".join(lines)
+    assert f"user {os.getuid() or 1000}, 悟空, code in /opt/wukong/" in said
+    assert "cannot write: Read-only file system" in said
+    assert "the note is written" in said
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[str]:
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef", "NO_PROXY": "127.0.0.1"}
+    with pytest.MonkeyPatch.context() as patch, containers.ray_head(environment, "test") as address:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield address
+
+
+def test_a_real_head_runs_a_job_and_hands_on_its_log(head: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job_api.run_job(["--help"], {"MLFLOW_RUN_ID": "abc"}, head) == 0
+    assert "usage: python -m ray_jobs" in capsys.readouterr().out
+
+
+def test_a_real_head_says_that_a_command_failed(head: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job_api.run_job(["no-such-stage"], {}, head) == 1
+    assert "invalid choice: 'no-such-stage'" in capsys.readouterr().out
+
+
+def test_a_real_head_wants_its_token(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "fedcba9876543210")
+    with pytest.raises(job_api.JobApiError, match=r"answers 40[13]"):
+        job_api.run_job(["--help"], {}, head)
+
+
+def test_no_container_is_left(head: str) -> None:
+    import docker
+
+    labels = [container.labels for container in docker.from_env().containers.list(all=True)]
+    assert not any("wukong.pipeline" in label for label in labels)
