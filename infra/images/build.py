@@ -89,9 +89,9 @@ def make_project(folder: Path, wheelhouse: Path) -> None:
     with tempfile.TemporaryDirectory() as copy:
         for name in filter(None, tracked):
             source, target = _PROJECT / name, Path(copy, name)
-            if source.is_file():
+            if source.is_symlink() or source.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
+                shutil.copyfile(source, target, follow_symlinks=False)
         _pip("wheel", "--no-deps", "--no-index", f"--find-links={wheelhouse}", f"--wheel-dir={folder}", copy)
     (wheel,) = folder.glob("wukong-*.whl")
     (folder / "project.txt").write_text(f"{_line('wukong', version(), wheel)}\n", encoding="utf-8")

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from manifests import installation, named, plain, pods
 
 from components.image import DATA_IMAGE
@@ -28,6 +29,13 @@ def test_what_runs_here_and_on_a_cluster_is_what_is_built() -> None:
     assert {image for image in used if image.startswith("wukong/")} <= made
     settings = named(plain(), "ConfigMap")["ray-job"]["data"]["settings.yaml"]
     assert set(re.findall(r"wukong/[\w:.-]+", settings)) <= made
+
+
+def test_kuberay_is_told_of_the_ray_that_the_image_holds() -> None:
+    """By the version it decides, among others, whether probes need programs that the image does not have."""
+    template = yaml.safe_load(named(plain(), "ConfigMap")["ray-job"]["data"]["template.yaml"])
+    (pinned,) = re.findall(r"^ray==(.+)$", (REPOSITORY / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert template["spec"]["rayClusterSpec"]["rayVersion"] == pinned
 
 
 def stages() -> dict[str, list[tuple[str, str]]]:
@@ -102,7 +110,9 @@ def test_the_wheel_holds_every_file_of_the_packages() -> None:
     left_out = [
         name
         for name in listed
-        if not name.endswith(".py") and not any(fnmatch.fnmatch(Path(name).name, pattern) for pattern in patterns)
+        if not name.endswith(".py")
+        and not (REPOSITORY / name).is_dir()
+        and not any(fnmatch.fnmatch(Path(name).name, pattern) for pattern in patterns)
     ]
     assert {name for name in left_out if not name.startswith("infra/images/")} == set(), "add them to package-data"
 
