@@ -1,9 +1,9 @@
-"""LAC's lexical analyser in numpy: character tags (parts of speech and entities) from the model that jieba ships.
+"""LAC's lexical analyser in numpy: how sure the model that jieba ships is of names and words.
 
 The model is Baidu's LAC (Jiao et al., 2018, "Chinese Lexical Analysis with Deep Bi-GRU-CRF Network"): character
-embeddings, two bidirectional GRU layers of 128, and a linear-chain CRF. jieba runs it with PaddlePaddle; here it needs
-numpy alone. Texts of equal length go through it as one batch, and the first layer's input projection, which depends on
-nothing but the character, is a table made once.
+embeddings, two bidirectional GRU layers of 128, and a linear-chain CRF. jieba runs it with PaddlePaddle and takes the
+best tags; here it needs numpy alone and gives probabilities. Texts of equal length go through it as one batch, and the
+first layer's input projection, which depends on nothing but the character, is a table made once.
 """
 
 import struct
@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +23,36 @@ Tags = npt.NDArray[np.int64]
 
 _HIDDEN = 128
 _BATCH = 256
-_DECODED = 32
+
+LONGEST = 12
+"""The longest name looked for, in characters."""
+
+GROUPS = {
+    "person": ("PER", "nr"),
+    "place": ("LOC", "ns"),
+    "organisation": ("ORG", "nt"),
+    "title": ("nz", "nw"),
+    "noun": ("n",),
+    "verb": ("v", "vd", "vn"),
+    "other": ("a", "ad", "an", "c", "d", "f", "m", "p", "q", "r", "s", "t", "u", "w", "xc", "TIME"),
+}
+"""LAC's kinds of word, by what they tell about names."""
+
+
+class Reading(NamedTuple):
+    """What LAC makes of a text.
+
+    Attributes:
+        begins: probability that a word of each of ``GROUPS`` begins at a place, [length, groups].
+        names: probability that a person's name begins at a place and is 1, 2, ... characters long, [length, LONGEST].
+    """
+
+    begins: Floats
+    names: Floats
 
 
 class Lac:
-    """The tagger. ``tags`` names its labels: ``PER-B`` begins a person name, ``PER-I`` continues it.
+    """The model. ``tags`` names its labels: ``PER-B`` begins a person name, ``PER-I`` continues it.
 
     Args:
         folder: of the model's files, as jieba ships them in ``jieba/lac_small``.
@@ -54,12 +80,17 @@ class Lac:
         self._recurrent = [_recurrent(tensor(f"gru_{n}.w_0", _HIDDEN, 3 * _HIDDEN)) for n in range(4)]
         self._emission = tensor("fc_4.w_0", 2 * _HIDDEN, tags), tensor("fc_4.b_0", tags)
         crf = tensor("crfw", tags + 2, tags)
-        # Transposed: the best way into a tag is then sought along memory.
-        self._start, self._stop, self._into = crf[0], crf[1], np.ascontiguousarray(crf[2:].T)
+        self._first_tag, self._last_tag, self._steps = np.exp(crf[0]), np.exp(crf[1]), np.exp(crf[2:])
+        begun = {tag: number for number, tag in enumerate(self.tags)}
+        self._names = [(begun[f"{kind}-B"], begun[f"{kind}-I"]) for kind in GROUPS["person"]]
+        self._groups = np.zeros((len(GROUPS), tags), np.float32)
+        for row, kinds in enumerate(GROUPS.values()):
+            self._groups[row, [begun[f"{kind}-B"] for kind in kinds]] = 1
 
-    def tag(self, texts: Sequence[str]) -> list[Tags]:
-        """Tag every character of each text; a tag is a place in ``tags``."""
-        result: list[Tags] = [np.empty(0, np.int64)] * len(texts)
+    def read(self, texts: Sequence[str]) -> list[Reading]:
+        """Read each text; an empty one has a reading without characters."""
+        nothing = Reading(np.zeros((0, len(GROUPS)), np.float32), np.zeros((0, LONGEST), np.float32))
+        result = [nothing] * len(texts)
         by_length: dict[int, list[int]] = defaultdict(list)
         for place, text in enumerate(texts):
             if text:
@@ -67,9 +98,9 @@ class Lac:
         for places in by_length.values():
             for start in range(0, len(places), _BATCH):
                 batch = places[start : start + _BATCH]
-                tagged = self._decode(self._emissions(self._encode([texts[place] for place in batch])))
-                for place, tags in zip(batch, tagged, strict=True):
-                    result[place] = tags
+                begins, spans = self._posteriors(self._emissions(self._encode([texts[place] for place in batch])))
+                for row, place in enumerate(batch):
+                    result[place] = Reading(begins[row], spans[row])
         return result
 
     def _encode(self, texts: Sequence[str]) -> Tags:
@@ -84,25 +115,38 @@ class Lac:
         weight, bias = self._emission
         return hidden @ weight + bias
 
-    def _decode(self, emissions: Floats) -> Tags:
-        """The best tag sequence of each text (Viterbi), [texts, length]."""
-        length, texts, _ = emissions.shape
-        best = np.empty((texts, length), np.int64)
-        # Few texts at a time: what every step touches then stays in the cache.
-        for first in range(0, texts, _DECODED):
-            some = emissions[:, first : first + _DECODED]
-            score = some[0] + self._start
-            back = np.empty((length, *score.shape), np.int64)
-            for place in range(1, length):
-                paths = score[:, None] + self._into
-                back[place] = paths.argmax(2)
-                score = np.take_along_axis(paths, back[place][:, :, None], 2)[:, :, 0] + some[place]
-            rows = np.arange(len(score))
-            found = best[first : first + _DECODED]
-            found[:, -1] = (score + self._stop).argmax(1)
-            for place in range(length - 1, 0, -1):
-                found[:, place - 1] = back[place, rows, found[:, place]]
-        return best
+    def _posteriors(self, emissions: Floats) -> tuple[Floats, Floats]:
+        """The arrays of ``Reading``, for all the texts, by the forward-backward algorithm."""
+        length, texts, tags = emissions.shape
+        potentials = np.exp(emissions - emissions.max(2, keepdims=True))
+        forward, backward = np.empty_like(potentials), np.empty_like(potentials)
+        scale = np.empty((length, texts, 1), np.float32)
+        state = potentials[0] * self._first_tag
+        for place in range(length):
+            if place:
+                state = (state @ self._steps) * potentials[place]
+            scale[place] = state.sum(1, keepdims=True)
+            state /= scale[place]
+            forward[place] = state
+        # What is possible after the last character, then before it; scaled so that forward * backward sums to 1.
+        state = np.broadcast_to(self._last_tag, (texts, tags))
+        state = state / (forward[-1] * state).sum(1, keepdims=True)
+        backward[-1] = state
+        for place in range(length - 1, 0, -1):
+            state = ((state * potentials[place]) @ self._steps.T) / scale[place]
+            backward[place - 1] = state
+        begins = (forward * backward) @ self._groups.T
+        spans = np.zeros((length, LONGEST, texts), np.float32)
+        for first, inner in self._names:
+            # What is left of `backward` after a name's going on is its end.
+            continued = potentials[:, :, inner] / scale[:, :, 0]
+            path, last = forward[:, :, first].copy(), first
+            for size in range(min(LONGEST, length)):
+                ends = backward[size:, :, last].copy()
+                ends[:-1] -= self._steps[last, inner] * continued[size + 1 :] * backward[size + 1 :, :, inner]
+                spans[: length - size, size] += path * ends
+                path, last = path[:-1] * self._steps[last, inner] * continued[size + 1 :], inner
+        return begins.transpose(1, 0, 2), spans.transpose(2, 0, 1).clip(0, 1)
 
 
 @lru_cache(maxsize=1)
