@@ -32,7 +32,7 @@ from wukong.manifest import Manifest, Part, Stage
 
 log = logging.getLogger(__name__)
 
-_VERSION = 2
+_VERSION = 3
 _GROUPS = 64
 _MAX_ROWS = 100_000
 _BINS = 1024
