@@ -83,6 +83,12 @@ class Tokenizer:
         """Token ids of each caption, unpadded; an empty caption is ``[CLS] [SEP]``."""
         return [encoding.ids for encoding in self._wordpiece.encode_batch(list(captions))]
 
+    def lengths(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption as it is written, before it is cut, ``[CLS]`` and ``[SEP]`` included."""
+        encoded = self._wordpiece.encode_batch(list(captions))
+        # What is cut off lies in further pieces, each with special tokens of its own.
+        return [len(first.ids) + sum(len(rest.ids) - 2 for rest in first.overflowing) for first in encoded]
+
     def __call__(self, captions: Sequence[str]) -> torch.Tensor:
         """Token ids, int64 [captions, longest of them], padded with ``pad``."""
         return self.collate(self.encode(captions))

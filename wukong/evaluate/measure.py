@@ -38,7 +38,7 @@ def retrieval_entry(
     """
     texts, relevant = retrieval.distinct(captions)
     image = package.model.embed_features(features.float())
-    scores = package.model.similarity(image, package.encode_text(texts))
+    scores = package.model.similarity(image, package.encode_text(texts, strict=False))
     places = {
         "text_to_image": retrieval.ranks(scores.text_to_image.T, relevant),
         "image_to_text": retrieval.ranks(scores.image_to_text, relevant.T),

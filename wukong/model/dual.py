@@ -122,6 +122,11 @@ class DualEncoder(nn.Module):
         weights.fill(self, {**tower, **state}, "the trained state")
 
     @property
+    def width(self) -> int:
+        """Of the common space."""
+        return self.settings.text.width if self.settings.embedding is None else self.settings.embedding
+
+    @property
     def scale(self) -> Tensor:
         """What similarities are multiplied with: one over the temperature."""
         return self.log_scale.exp()

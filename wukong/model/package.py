@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
@@ -19,12 +18,19 @@ from wukong.config import Model as Settings
 from wukong.data import images
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
+from wukong.model import weights
 from wukong.model.dual import DualEncoder, Texts
 from wukong.model.image import ImageEncoder
 
 FORMAT = 1
 FILES = ("config.json", "model.safetensors", "vocab.txt")
 _TOWER = "image."
+_BLOCK_IMAGES, _BLOCK_TEXTS = 256, 1024
+_SHOWN = 20
+
+Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8] | bytes | Path | str
+"""A PIL picture of any mode and size, a uint8 array of height x width (x 1, 3 or 4 channels), an encoded picture, or
+the path or URI of one."""
 
 
 @dataclass(frozen=True)
@@ -39,50 +45,115 @@ class Package:
     model: DualEncoder
     tokenizer: Tokenizer
 
-    @torch.inference_mode()
-    def encode_image(self, pictures: Sequence[Image.Image | npt.NDArray[np.uint8]], batch_size: int = 32) -> Tensor:
-        """Unit vectors of pictures, float32 [pictures, d], or [pictures, tokens, d] for a token-wise model.
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.model.log_scale.device
+
+    @torch.no_grad()
+    def encode_image(self, pictures: Picture | Sequence[Picture], batch_size: int = 32) -> Tensor:
+        """Unit vectors of pictures, float32 [pictures, d], or [pictures, tokens, d] for a token-wise model, on the CPU.
+
+        A picture is shown whole, on a white square; grey ones and those with transparency become RGB.
 
         Args:
-            pictures: PIL pictures of any mode and size, or uint8 arrays of height x width (x 1, 3 or 4 channels).
+            pictures: one or several.
             batch_size: how many are encoded at a time.
 
         Raises:
-            DataError: an array of another type or shape.
+            DataError: a picture is broken, of less than two pixels on a side, or an array of another type or shape; or
+                the model gives numbers that are not finite. The message names the picture.
+            StorageError: there is nothing at a path or URI.
         """
+        given = pictures if isinstance(pictures, Sequence) and not isinstance(pictures, str | bytes) else [pictures]
+        if self.model.image is None:
+            raise ValueError("this model holds no image tower: load it with wukong.load")
         size = self.model.settings.image.image_size
-        parts = []
-        for start in range(0, len(pictures), batch_size):
+        # For no pictures, their vectors' shape.
+        shape = (self.model.image.token_count,) if self.model.token_wise else ()
+        parts = [torch.empty(0, *shape, self.model.width)]
+        for start in range(0, len(given), batch_size):
             batch = [
-                images.evaluation_view(
-                    images.from_array(picture, f"picture {number}")
-                    if isinstance(picture, np.ndarray)
-                    else images.to_rgb(picture),
-                    size,
-                )
-                for number, picture in enumerate(pictures[start : start + batch_size], start)
+                images.evaluation_view(_opened(picture, f"picture {number}"), size)
+                for number, picture in enumerate(given[start : start + batch_size], start)
             ]
-            parts.append(self.model.embed_pixels(images.to_tensor(batch)))
-        return torch.cat(parts) if parts else torch.empty(0)
+            vectors = self.model.embed_pixels(images.to_tensor(batch).to(self.device)).float().cpu()
+            _refuse_not_finite(vectors, "picture", start)
+            parts.append(vectors)
+        return torch.cat(parts)
 
-    @torch.inference_mode()
-    def encode_text(self, captions: Sequence[str], batch_size: int = 256) -> Texts:
-        """Unit vectors of captions, float32 [captions, d], or [captions, tokens, d] for a token-wise model.
-
-        Captions longer than the text encoder reads are cut.
+    @torch.no_grad()
+    def encode_text(self, captions: str | Sequence[str], batch_size: int = 256, strict: bool = True) -> Texts:
+        """Unit vectors of captions, float32 [captions, d], or [captions, tokens, d] for a token-wise model, on the CPU.
 
         Args:
-            captions: of any length.
+            captions: one or several.
             batch_size: how many are encoded at a time.
+            strict: refuse captions that say nothing to the model or are longer than it reads; otherwise those are
+                encoded all the same, and the longer ones cut.
+
+        Raises:
+            DataError: a caption is no text, or, if ``strict``, it is empty, has no character that the vocabulary knows,
+                or is too long; or the model gives numbers that are not finite. The message names the caption.
         """
-        ids = self.tokenizer(captions)
-        parts = [self.model.embed_text(ids[start : start + batch_size]) for start in range(0, len(ids), batch_size)]
+        given = [captions] if isinstance(captions, str) else list(captions)
+        for number, caption in enumerate(given):
+            if not isinstance(caption, str):
+                raise DataError(f"caption {number} is a {type(caption).__name__} ({caption!r}): give text")
+        if strict:
+            self._refuse_mute(given)
+        ids = self.tokenizer(given)
+        parts = [Texts(torch.empty(0, *ids.shape[1:][: self.model.token_wise], self.model.width), ids[:0].bool())]
+        for start in range(0, len(given), batch_size):
+            vectors, counted = self.model.embed_text(ids[start : start + batch_size].to(self.device))
+            _refuse_not_finite(vectors, "caption", start)
+            parts.append(Texts(vectors.float().cpu(), counted.cpu()))
         return Texts(torch.cat([part.vectors for part in parts]), torch.cat([part.counted for part in parts]))
 
-    @torch.inference_mode()
-    def similarity(self, image: Tensor, text: Texts) -> Tensor:
-        """Similarity of each encoded picture to each encoded caption, [pictures, captions], higher is more alike."""
-        return self.model.similarity(image, text).image_to_text
+    @torch.no_grad()
+    def similarity(self, image: Tensor, text: Texts, side: Literal["image", "text"] = "image") -> Tensor:
+        """Similarity of each encoded picture to each encoded caption, float32 [pictures, captions], on the CPU.
+
+        It is computed block by block, so that neither side need fit on the model's device. Higher is more alike; it is
+        not divided by the temperature, ``1 / model.scale``.
+
+        Args:
+            image: from ``encode_image``.
+            text: from ``encode_text``.
+            side: of a token-wise model, the picture's similarity to the captions, s^I, or the caption's to the
+                pictures, s^T; for a global one they are the same.
+
+        Raises:
+            DataError: a vector is not finite; the message names it.
+        """
+        _refuse_not_finite(image, "picture", 0)
+        _refuse_not_finite(text.vectors, "caption", 0)
+        scores = torch.empty(len(image), len(text.vectors))
+        for column in range(0, len(text.vectors), _BLOCK_TEXTS):
+            texts = Texts(*(part[column : column + _BLOCK_TEXTS].to(self.device) for part in text))
+            for row in range(0, len(image), _BLOCK_IMAGES):
+                block = self.model.similarity(image[row : row + _BLOCK_IMAGES].to(self.device), texts)
+                scores[row : row + _BLOCK_IMAGES, column : column + _BLOCK_TEXTS] = (
+                    block.image_to_text if side == "image" else block.text_to_image
+                )
+        return scores
+
+    def _refuse_mute(self, captions: Sequence[str]) -> None:
+        lengths, longest = self.tokenizer.lengths(captions), self.tokenizer.max_tokens
+        special = {self.tokenizer.cls, self.tokenizer.sep}
+        for number, (length, ids) in enumerate(zip(lengths, self.tokenizer.encode(captions), strict=True)):
+            caption = captions[number]
+            shown = repr(caption if len(caption) <= _SHOWN else f"{caption[:_SHOWN]}…")
+            if length > longest:
+                raise DataError(
+                    f"caption {number}, {shown}, has {length} tokens and the model reads {longest}: shorten it, or "
+                    "pass strict=False to have it cut"
+                )
+            words = set(ids) - special
+            if not words:
+                raise DataError(f"caption {number}, {shown}, is empty: give it a word")
+            if words == {self.tokenizer.unknown}:
+                raise DataError(f"caption {number}, {shown}, has no character that the model's vocabulary knows")
 
 
 def save(uri: str, model: DualEncoder, tokenizer: Tokenizer) -> list[str]:
@@ -95,7 +166,7 @@ def save(uri: str, model: DualEncoder, tokenizer: Tokenizer) -> list[str]:
     """
     if model.image is None:
         raise ValueError("a package holds the image tower: give the model one")
-    state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     storage.write_bytes(storage.join(uri, "model.safetensors"), save_safetensors(state))
     storage.write_bytes(storage.join(uri, "vocab.txt"), tokenizer.vocabulary.encode("utf-8"))
     config = {"format": FORMAT, "model": model.settings.model_dump(mode="json")}
@@ -103,29 +174,43 @@ def save(uri: str, model: DualEncoder, tokenizer: Tokenizer) -> list[str]:
     return list(FILES)
 
 
-def load(uri: str) -> Package:
+def load(uri: str | Path, device: str | torch.device = "cpu") -> Package:
     """Read a model from its folder, ready to encode.
 
+    Args:
+        uri: of the folder, or its path.
+        device: where it computes, for instance ``cuda``.
+
     Raises:
-        DataError: a file is missing, or the files do not belong together.
+        StorageError: a file is missing.
+        DataError: a file is damaged, or the files do not belong together.
     """
-    settings, tokenizer = _read_settings(uri)
-    model = DualEncoder(settings, tokenizer, ImageEncoder(settings.image, with_weights=False))
-    _fill(model, _read_state(uri), uri)
-    return Package(model.eval().requires_grad_(requires_grad=False), tokenizer)
+    folder = _uri(uri)
+    settings, tokenizer = _read_settings(folder)
+    tower = ImageEncoder(settings.image, with_weights=False)
+    model = DualEncoder(settings, tokenizer, tower, with_weights=False)
+    state = storage.join(folder, "model.safetensors")
+    weights.fill(model, weights.read(state), state)
+    return Package(model.eval().requires_grad_(requires_grad=False).to(device), tokenizer)
 
 
 def load_for_features(uri: str) -> Package:
     """Read a model without its image tower, to be given features of it; see ``load``."""
     settings, tokenizer = _read_settings(uri)
-    state = {name: value for name, value in _read_state(uri).items() if not name.startswith(_TOWER)}
-    try:
+    source = storage.join(uri, "model.safetensors")
+    state = {name: value for name, value in weights.read(source).items() if not name.startswith(_TOWER)}
+    width = settings.text.width
+    if settings.embedding is not None:
+        if "image_head.weight" not in state:
+            raise DataError(f"{source} lacks image_head.weight: it is not a model of this project")
         width = state["image_head.weight"].shape[1]
-    except KeyError as error:
-        raise DataError(f"{uri}/model.safetensors lacks {error}: it is not a model of this project") from None
-    model = DualEncoder(settings, tokenizer, feature_width=width)
-    _fill(model, state, uri)
+    model = DualEncoder(settings, tokenizer, feature_width=width, with_weights=False)
+    weights.fill(model, state, source)
     return Package(model.eval(), tokenizer)
+
+
+def _uri(place: str | Path) -> str:
+    return place if isinstance(place, str) and "://" in place else storage.from_path(Path(place))
 
 
 def _read_settings(uri: str) -> tuple[Settings, Tokenizer]:
@@ -140,15 +225,26 @@ def _read_settings(uri: str) -> tuple[Settings, Tokenizer]:
     return settings, Tokenizer(vocabulary, settings.text.max_tokens)
 
 
-def _read_state(uri: str) -> dict[str, Tensor]:
-    try:
-        return load_safetensors(storage.read_bytes(storage.join(uri, "model.safetensors")))  # type: ignore[no-any-return]
-    except SafetensorError as error:
-        raise DataError(f"{uri}/model.safetensors is damaged ({error}): train the model again") from error
+def _opened(picture: Picture, name: str) -> Image.Image:
+    if isinstance(picture, str | Path):
+        uri = _uri(picture)
+        opened = images.decode(storage.read_bytes(uri), f"{name}, {uri},")
+    elif isinstance(picture, bytes):
+        opened = images.decode(picture, name)
+    elif isinstance(picture, np.ndarray):
+        opened = images.from_array(picture, name)
+    elif isinstance(picture, Image.Image):
+        opened = images.to_rgb(picture)
+    else:
+        raise DataError(f"{name} is a {type(picture).__name__}: give a PIL picture, a uint8 array, bytes or a path")
+    if min(opened.size) < 2:
+        width, height = opened.size
+        raise DataError(f"{name} is {width} x {height} pixels: there is nothing to see in less than 2 x 2")
+    return opened
 
 
-def _fill(model: DualEncoder, state: dict[str, Tensor], uri: str) -> None:
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise DataError(f"{uri}/model.safetensors and config.json do not belong together: {error}") from error
+def _refuse_not_finite(vectors: Tensor, what: str, first: int) -> None:
+    finite = torch.isfinite(vectors).flatten(1).all(1)
+    if not finite.all():
+        number = first + int((~finite).nonzero()[0])
+        raise DataError(f"the vector of {what} {number} is not finite: the model's weights or its features are damaged")

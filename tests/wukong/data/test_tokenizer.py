@@ -28,7 +28,7 @@ def test_ids_are_those_of_the_bert_tokenizer(tokenizer: Tokenizer, tmp_path: Pat
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text(packaged_vocabulary(), encoding="utf-8")
     theirs = BertTokenizer(str(vocabulary), do_lower_case=True)
-    texts = captions(500)
+    texts = captions(5_000)
     expected = theirs(texts, truncation=True, max_length=32)["input_ids"]
     assert tokenizer.encode(texts) == expected
 
@@ -38,6 +38,12 @@ def test_a_batch_is_padded_to_its_longest(tokenizer: Tokenizer) -> None:
     assert ids.shape == (3, 7)
     assert ids[2].tolist() == [tokenizer.cls, tokenizer.sep, *[tokenizer.pad] * 5]
     assert tokenizer(["很" * 10_000]).shape == (1, 32)
+
+
+def test_lengths_are_of_the_whole_caption(tokenizer: Tokenizer) -> None:
+    texts = [*captions(200), "很" * 10_000, "", "猫" * 30, "猫" * 31]
+    whole = Tokenizer(packaged_vocabulary(), 20_000).encode(texts)
+    assert tokenizer.lengths(texts) == [len(ids) for ids in whole]
 
 
 def test_a_vocabulary_without_special_tokens_is_refused() -> None:
