@@ -139,9 +139,9 @@ def up() -> None:
 @app.command()
 def down() -> None:
     """Stop every process of the embedded stack; its data stays."""
-    from infra import stack
+    from infra import containers, stack
 
-    stopped = stack.down(stack.home())
+    stopped = stack.down(stack.home()) + containers.down(stack.home())
     typer.echo(f"Stopped {stopped} processes." if stopped else "Nothing was running.")
 
 

@@ -81,7 +81,7 @@ def run_local(
         ends.callback(shutil.rmtree, folder / "kfp", ignore_errors=True)
         variables = None
         if containers:
-            head = ends.enter_context(docker.ray_head(services.environment(), run))
+            head = ends.enter_context(docker.ray_head(services.environment(), folder))
             variables = services.environment() | {"RAY_ADDRESS": head}
         log = ends.enter_context((folder / "log.txt").open("a", encoding="utf-8"))
         watch = ends.enter_context(_Watch(console, log.write).shown())

@@ -9,7 +9,8 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,6 +19,9 @@ from wukong.errors import StackError
 
 RAY_IMAGE = os.environ.get("WUKONG_RAY_IMAGE", "wukong/ray:0.1.0")
 """Set ``WUKONG_RAY_IMAGE`` for an image of your own."""
+
+LABEL = "wukong.pipeline"
+"""What containers of a local run are labelled with: a folder in the stack's home. ``pipelines.local`` does so too."""
 
 _READY_SECONDS = 120.0
 _PORTS = (
@@ -47,12 +51,12 @@ def check_images(*images: str) -> None:
 
 
 @contextmanager
-def ray_head(environment: Mapping[str, str], name: str) -> Iterator[str]:
+def ray_head(environment: Mapping[str, str], folder: Path) -> Iterator[str]:
     """Run a Ray head with all cores of this machine while the block lasts.
 
     Args:
         environment: what its jobs need to use the stack, with Ray's token; holds credentials.
-        name: label ``wukong.run`` of the container.
+        folder: of the run; the container is labelled with it, so that ``down`` finds one whose run was killed.
 
     Yields:
         The address of its dashboard and job API.
@@ -86,7 +90,7 @@ def ray_head(environment: Mapping[str, str], name: str) -> Iterator[str]:
         command,
         detach=True,
         init=True,
-        labels={"wukong.run": name},
+        labels={LABEL: str(folder / "ray")},
         environment=variables,
         network_mode="host",
         read_only=True,
@@ -99,6 +103,23 @@ def ray_head(environment: Mapping[str, str], name: str) -> Iterator[str]:
         ends.callback(container.remove, force=True, v=True)
         _wait(container, ports["dashboard-port"], environment.get("RAY_AUTH_TOKEN", ""))
         yield f"http://127.0.0.1:{ports['dashboard-port']}"
+
+
+def down(home: Path) -> int:
+    """Remove what killed runs with this home left behind, and give its number; without an engine there is nothing."""
+    import docker.errors
+
+    try:
+        client = _client()
+    except StackError:
+        return 0
+    removed = 0
+    for container in client.containers.list(all=True, filters={"label": LABEL}):
+        if Path(container.labels[LABEL]).is_relative_to(home.absolute()):
+            with suppress(docker.errors.APIError):  # it may be removing itself
+                container.remove(force=True, v=True)
+            removed += 1
+    return removed
 
 
 def _wait(container: Any, port: int, token: str) -> None:

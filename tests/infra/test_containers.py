@@ -64,9 +64,12 @@ def test_components_run_as_pods_do(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[str]:
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef", "NO_PROXY": "127.0.0.1"}
-    with pytest.MonkeyPatch.context() as patch, containers.ray_head(environment, "test") as address:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        containers.ray_head(environment, tmp_path_factory.mktemp("run")) as address,
+    ):
         for name, value in environment.items():
             patch.setenv(name, value)
         yield address
@@ -88,8 +91,18 @@ def test_a_real_head_wants_its_token(head: str, monkeypatch: pytest.MonkeyPatch)
         job_api.run_job(["--help"], {}, head)
 
 
-def test_no_container_is_left(head: str) -> None:
+def test_what_a_killed_run_leaves_is_removed(tmp_path: Path) -> None:
     import docker
 
-    labels = [container.labels for container in docker.from_env().containers.list(all=True)]
-    assert not any("wukong.pipeline" in label for label in labels)
+    client = docker.from_env()
+    for home in ("mine", "mine-too"):
+        labels = {containers.LABEL: str(tmp_path / home / "runs" / "r" / "ray")}
+        client.containers.run(DATA_IMAGE, ["sleep", "60"], detach=True, init=True, labels=labels)
+    assert containers.down(tmp_path / "mine") == 1
+    assert containers.down(tmp_path / "mine") == 0
+    assert containers.down(tmp_path / "mine-too") == 1
+
+
+def test_no_container_of_a_component_is_left(tmp_path: Path) -> None:
+    local.run(looking, {}, tmp_path / "kfp", lambda _: None, {"SHOWN": "x"})
+    assert containers.down(tmp_path) == 0
