@@ -4,6 +4,7 @@ What is trained and how is ``wukong.train.loop``; here is where it runs. Checkpo
 run that was killed goes on after its last epoch, to the same weights.
 """
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -108,6 +109,7 @@ def run(
 
 def _worker(job: dict[str, Any]) -> None:
     """One Ray Train worker: read the data, train, report each epoch with a checkpoint from the first worker."""
+    _log_as_the_driver_does()
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     settings = Training.model_validate(job["training"])
     context = ray.train.get_context()
@@ -136,6 +138,15 @@ def _worker(job: dict[str, Any]) -> None:
     else:
         with checkpoint.as_directory() as folder:
             train(model, pairs, settings, job["seed"], after_epoch, Path(folder))
+
+
+def _log_as_the_driver_does() -> None:
+    """Print what the library logs in the driver's format, which the command line reads progress from."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s | %(levelname)s | %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("wukong")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
 
 
 def _starting_point(

@@ -182,13 +182,12 @@ class DualEncoder(nn.Module):
     def embed_text(self, ids: Tensor) -> Texts:
         """Encode token ids, int64 [texts, tokens], to unit vectors."""
         pad, cls = self.special
-        hidden = self.text(ids)
         if self.token_wise:
-            taken = hidden
+            taken = self.text(ids)
         elif self.settings.text.pooling == "cls":
-            taken = hidden[:, 0]
+            taken = self.text(ids, first=True)
         else:
-            taken = hidden.sum(1) / (ids != pad).sum(1, keepdim=True)
+            taken = self.text(ids).sum(1) / (ids != pad).sum(1, keepdim=True)
         return Texts(F.normalize(self.text_head(taken), dim=-1), (ids != pad) & (ids != cls))
 
     def similarity(self, image: Tensor, text: Texts) -> Scores:

@@ -62,11 +62,13 @@ class TextEncoder(nn.Module):
             with torch.no_grad():
                 module.weight[module.padding_idx].zero_()
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, first: bool = False) -> Tensor:
         """Hidden states of the last layer, [captions, tokens, width]; zero where the token is padding.
 
         Args:
             ids: token ids, int64 [captions, tokens]; the first of each row is [CLS].
+            first: give those of [CLS] alone, [captions, width]; the last layer then does nothing for other tokens that
+                nobody reads.
 
         Raises:
             DataError: a row is longer than ``max_tokens``.
@@ -80,13 +82,16 @@ class TextEncoder(nn.Module):
         real = ids != self.padding
         layout = _Layout(real)
         places = torch.arange(length, device=ids.device).expand(rows, -1)
-        hidden = self.tokens(layout.pack(ids)) + self.positions(layout.pack(places))
+        hidden: Tensor = self.tokens(layout.pack(ids)) + self.positions(layout.pack(places))
         hidden = self.dropout(self.norm(hidden))
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, 1):
+            alone = first and number == len(self.layers)
             if self.checkpoint_activations and torch.is_grad_enabled():
-                hidden = checkpoint(layer, hidden, layout, use_reentrant=False)
+                hidden = checkpoint(layer, hidden, layout, alone, use_reentrant=False)
             else:
-                hidden = layer(hidden, layout)
+                hidden = layer(hidden, layout, alone)
+        if first:
+            return hidden
         return layout.pad(hidden).masked_fill(~real[:, :, None], 0.0)
 
 
@@ -130,12 +135,14 @@ class _Layer(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=norm_epsilon)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, hidden: Tensor, layout: _Layout) -> Tensor:
+    def forward(self, hidden: Tensor, layout: _Layout, first: bool = False) -> Tensor:
         width = hidden.shape[-1]
         qkv = layout.pad(self.qkv(hidden)).view(layout.rows, layout.length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=layout.keys)
-        mixed = layout.pack(mixed.transpose(1, 2).flatten(2))
+        if first:
+            query, hidden = query[:, :, :1], layout.pad(hidden)[:, 0]
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=layout.keys).transpose(1, 2).flatten(2)
+        mixed = mixed[:, 0] if first else layout.pack(mixed)
         hidden = self.norm1(hidden + self.dropout(self.attended(mixed)))
         output: Tensor = self.norm2(hidden + self.dropout(self.contract(F.gelu(self.expand(hidden)))))
         return output

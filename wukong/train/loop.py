@@ -6,6 +6,7 @@ It knows ``torch.distributed`` and nothing else: whoever starts the workers init
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from wukong import progress
 from wukong.config import Training
 from wukong.errors import ConfigError, DataError
 from wukong.model.dual import DualEncoder
@@ -89,42 +91,49 @@ def train(
         # An image tower may have layers that this similarity does not use.
         replica = DistributedDataParallel(model, find_unused_parameters=model.image is not None)
 
-    for epoch in range(len(history), settings.epochs):
-        started = time.monotonic()
-        torch.manual_seed((seed * 1_000_003 + epoch) * workers + rank)
-        model.train()
-        total = torch.zeros((), device=model.log_scale.device)
-        for step, dealt in enumerate(pairs.batches(size, seed, epoch, rank, workers), epoch * steps_an_epoch):
-            batch = dealt
-            _check_features(batch, pairs, step, epoch)
-            for group in optimiser.param_groups:
-                group["lr"] = optimizer.learning_rate(step, steps, settings) * group.get("rate", 1.0)
-            if settings.token_dropout:
-                batch = replace(batch, ids=pairs.mask_tokens(batch.ids, settings.token_dropout))
-            optimiser.zero_grad()
-            loss = gradients.backward(model, replica, batch, settings)
-            if not torch.isfinite(loss):
-                raise DataError(_explanation(model, loss.item(), step, epoch))
-            optimiser.step()
-            model.clamp_temperature()
-            total += loss
-        if workers > 1:
-            dist.all_reduce(total)
-            total /= workers
-        if broken := _broken_weights(model):
-            raise DataError(f"{broken} after epoch {epoch + 1}: lower the learning rate")
-        history.append(
-            Epoch(
-                epoch=epoch + 1,
-                loss=total.item() / steps_an_epoch,
-                temperature=1 / model.scale.item(),
-                learning_rate=optimiser.param_groups[0]["lr"],
-                pairs_per_second=steps_an_epoch * size / (time.monotonic() - started),
+    remaining = steps_an_epoch * size * (settings.epochs - len(history))
+    with nullcontext(_ignore) if rank else progress.track("training", remaining, "pairs") as advance:
+        for epoch in range(len(history), settings.epochs):
+            started = time.monotonic()
+            torch.manual_seed((seed * 1_000_003 + epoch) * workers + rank)
+            model.train()
+            total = torch.zeros((), device=model.log_scale.device)
+            for step, dealt in enumerate(pairs.batches(size, seed, epoch, rank, workers), epoch * steps_an_epoch):
+                batch = dealt
+                _check_features(batch, pairs, step, epoch)
+                for group in optimiser.param_groups:
+                    group["lr"] = optimizer.learning_rate(step, steps, settings) * group.get("rate", 1.0)
+                if settings.token_dropout:
+                    batch = replace(batch, ids=pairs.mask_tokens(batch.ids, settings.token_dropout))
+                optimiser.zero_grad()
+                loss = gradients.backward(model, replica, batch, settings)
+                if not torch.isfinite(loss):
+                    raise DataError(_explanation(model, loss.item(), step, epoch))
+                optimiser.step()
+                model.clamp_temperature()
+                total += loss
+                advance(size)
+            if workers > 1:
+                dist.all_reduce(total)
+                total /= workers
+            if broken := _broken_weights(model):
+                raise DataError(f"{broken} after epoch {epoch + 1}: lower the learning rate")
+            history.append(
+                Epoch(
+                    epoch=epoch + 1,
+                    loss=total.item() / steps_an_epoch,
+                    temperature=1 / model.scale.item(),
+                    learning_rate=optimiser.param_groups[0]["lr"],
+                    pairs_per_second=steps_an_epoch * size / (time.monotonic() - started),
+                )
             )
-        )
-        progress = {"history": [asdict(entry) for entry in history], "pairs": len(pairs)}
-        after_epoch(history[-1], partial(checkpoint.save, model=model, optimizer=optimiser, progress=progress))
+            state = {"history": [asdict(entry) for entry in history], "pairs": len(pairs)}
+            after_epoch(history[-1], partial(checkpoint.save, model=model, optimizer=optimiser, progress=state))
     return history
+
+
+def _ignore(_count: int) -> None:
+    """The first worker alone says how far all have come."""
 
 
 def _check_features(batch: Batch, pairs: Pairs, step: int, epoch: int) -> None:

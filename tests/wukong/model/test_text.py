@@ -68,6 +68,16 @@ def test_gradients_are_those_of_bert(ours: TextEncoder, theirs: BertModel) -> No
     torch.testing.assert_close(ours.tokens.weight.grad[1:], expected[1:], rtol=1e-3, atol=1e-4)
 
 
+def test_the_first_token_alone_is_the_same_and_so_are_its_gradients(ours: TextEncoder) -> None:
+    direction = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(2))
+    for ids in (batch(), batch()[:, :1], batch().clamp(min=1)):  # padded, and twice not
+        found = []
+        for first in (ours(ids, first=True), ours(ids)[:, 0]):
+            gradients = torch.autograd.grad((first * direction).sum(), list(ours.parameters()))
+            found.append([first, *gradients])
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
 def test_a_caption_does_not_depend_on_its_batch(ours: TextEncoder) -> None:
     ids = batch()
     with torch.inference_mode():
