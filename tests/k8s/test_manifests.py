@@ -336,7 +336,7 @@ def test_images_have_a_fixed_tag(manifests: Installation) -> None:
             tag = tag_of(container["image"])
             assert tag, container["image"]
             assert tag not in ("latest", "main", "master", "nightly")
-            if container["image"].startswith("wukong/"):
+            if container["image"].startswith("localhost/wukong/"):
                 assert tag.removesuffix("-cuda") == PROJECT, container["image"]
 
 
