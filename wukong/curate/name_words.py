@@ -23,11 +23,11 @@ UNKNOWN = -18.0
 
 _LONGEST_WORD = 6
 _LONGEST_FOREIGN = 8
-# Log ratio of a character that no name of the lexicon holds; and of the least usual one in a transliterated name.
+# Log ratio of what is not in the dictionary; and of the least usual character in a transliterated name.
 _LEAST = -6.0
 _LEAST_INNER = 0.0
-# How many names' worth of ordinary text each part of a name is mixed with, lest few names say too much.
-_PRIOR = 10.0
+# What is added to each character's count in names, and the least share in text: rare ones say little (何炅).
+_ADDED, _LEAST_SHARE = 0.5, 1e-8
 # A surname of two characters begins few words by chance.
 _DOUBLE = 6.0
 
@@ -202,8 +202,8 @@ def load() -> NameWords:
         for character in word:
             text[character] += frequency
     everything = text.total()
-    shares = {character: count / everything for character, count in text.items()}
-    characters = {character: log(share) for character, share in shares.items() if share}
+    shares = {c: count / everything for c, count in text.items() if re.match(f"[{HAN}]", c)}
+    characters = {character: log(count / everything) for character, count in text.items() if count}
     named = re.compile(r"(.{2,})(?:故居|旧居|纪念馆|纪念堂|墓|祠|像|传|陵)")
 
     def is_word(word: str, flag: str) -> bool:
@@ -224,17 +224,13 @@ def load() -> NameWords:
 
     def ratios(parts: Iterable[str]) -> Ratios:
         counts = Counter(parts)
-        size = counts.total() + _PRIOR
-        seen = ((character, counts[character], share) for character, share in shares.items() if counts[character])
-        return {c: log((count + _PRIOR * share) / size / share) for c, count, share in seen if share}
+        size = counts.total() + _ADDED * len(shares)
+        return {c: log((counts[c] + _ADDED) / size / max(share, _LEAST_SHARE)) for c, share in shares.items()}
 
     longer = [word for word in words if len(word) > 1]
-    foreign = (
-        ratios(word[0] for word in strange),
-        ratios(character for word in strange for character in word[1:-1]),
-        ratios(word[-1] for word in strange),
-    )
-    usual = "".join(character for character, ratio in foreign[1].items() if ratio > _LEAST_INNER)
+    inner = Counter(character for word in strange for character in word[1:-1])
+    foreign = (ratios(word[0] for word in strange), ratios(inner.elements()), ratios(word[-1] for word in strange))
+    usual = "".join(character for character in inner if foreign[1][character] > _LEAST_INNER)
     return NameWords(
         words=characters | words,
         characters=characters,
