@@ -83,6 +83,10 @@ policies: .venv-checkov/bin/checkov ## Scan k8s/ with checkov, infra/images with
 bench-crawl: $(INSTALLED) ## Time the crawl beside img2dataset: same server, same pictures, one run
 	$(BIN)/python benchmarks/crawl/bench.py $(ARGS)
 
+.PHONY: bench-images
+bench-images: $(INSTALLED) ## Measure the images and what containers cost; ARGS='--rebuild data' and ARGS=--runs measure more
+	$(BIN)/python benchmarks/images/bench.py $(ARGS)
+
 .PHONY: bench-model
 bench-model: $(INSTALLED) ## Time the losses and the text step beside naive versions, Hugging Face's and open_clip's
 	$(BIN)/python benchmarks/model/bench.py $(ARGS)
