@@ -30,6 +30,7 @@ class _Lines(io.TextIOBase):
 
 
 _IMAGE_USER = 1000
+_LABEL = "wukong.pipeline"  # by which infra.containers finds what a killed run leaves
 
 
 def run(
@@ -92,13 +93,12 @@ def _runner(
     if user == 0:
         user = _IMAGE_USER
         os.chown(folder, user, user)
-    label = f"wukong.pipeline={folder}"
     try:
         yield local.DockerRunner(
             environment={"HOME": "/tmp", "USER": "wukong", **containers},  # noqa: S108 - the container's own
             network_mode="host",
             user=f"{user}:{user}",
-            labels=[label],
+            labels={_LABEL: str(folder)},
             init=True,
             read_only=True,
             tmpfs={"/tmp": ""},  # noqa: S108
@@ -107,7 +107,7 @@ def _runner(
         )
     finally:
         client = docker.from_env()
-        for left in client.containers.list(all=True, filters={"label": label}):
+        for left in client.containers.list(all=True, filters={"label": f"{_LABEL}={folder}"}):
             with contextlib.suppress(docker.errors.APIError):  # it may be removing itself
                 left.remove(force=True)
         client.close()

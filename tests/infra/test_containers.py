@@ -1,6 +1,9 @@
 """Components and Ray in real containers, where there is a Docker engine and `make images` was run."""
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +106,37 @@ def test_what_a_killed_run_leaves_is_removed(tmp_path: Path) -> None:
     assert containers.down(tmp_path / "mine-too") == 1
 
 
-def test_no_container_of_a_component_is_left(tmp_path: Path) -> None:
-    local.run(looking, {}, tmp_path / "kfp", lambda _: None, {"SHOWN": "x"})
-    assert containers.down(tmp_path) == 0
+INTERRUPTED = """
+import signal, sys
+from pathlib import Path
+import test_containers
+from pipelines import local
+signal.signal(signal.SIGINT, signal.default_int_handler)
+local.run(test_containers.napping, {}, Path(sys.argv[1]), lambda line: sys.__stdout__.write(line + "\\n"), {})
+"""
+
+
+@dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
+def nap() -> None:
+    import time
+
+    print("asleep", flush=True)
+    time.sleep(100)
+
+
+@dsl.pipeline
+def napping() -> None:
+    nap()
+
+
+@pytest.mark.parametrize(("number", "left"), [(signal.SIGINT, 0), (signal.SIGKILL, 1)])
+def test_an_interrupted_run_takes_its_containers_along(tmp_path: Path, number: signal.Signals, left: int) -> None:
+    command = [sys.executable, "-u", "-c", INTERRUPTED, str(tmp_path / "runs" / "kfp")]
+    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parents[2]}:{Path(__file__).parent}"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        while b"asleep" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        process.stdout.read()
+    assert containers.down(tmp_path) == left
