@@ -4,16 +4,20 @@ Consecutive parts form a group, the unit of work and of recovery; a task goes th
 
 1. count: caption hashes of each group, merged by hash prefix (exact over the whole corpus);
 2. rules: compute the columns, decide, mask names (Parquet only, no picture is read);
-3. split: the pictures that training may not see and the captions that it sees, gathered over all groups;
-4. assign: the split and place of each kept pair, sorted by place; dropped pairs are written with their rule;
-5. repack: each range of places becomes shards, pictures copied byte for byte.
+3. look, only where a rule asks for it: perceptual hashes and similarities of the pictures of kept pairs; and the pairs
+   whose picture another pair shows, gathered over all groups;
+4. split: the pictures that training may not see and the captions that it sees, gathered over all groups;
+5. assign: the split and place of each kept pair, sorted by place; dropped pairs are written with their rule;
+6. repack: each range of places becomes shards, pictures copied byte for byte.
 
 Every pass is a function of the crawl's files, the config and the seed, so a killed run continues to the same bytes.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,20 +27,22 @@ import ray
 
 from wukong import storage
 from wukong.config import Experiment, Filter
-from wukong.curate import frequency, names, repack, rules, sensitive, split
+from wukong.curate import clean, duplicates, frequency, names, phash, repack, rules, sensitive, split
 from wukong.curate.frequency import CaptionCounts, Hashes
 from wukong.curate.pairs import read_pairs
 from wukong.data.schema import DROPPED
+from wukong.data.shards import pictures
 from wukong.errors import DataError
 from wukong.manifest import Manifest, Part, Stage
 
 log = logging.getLogger(__name__)
 
-_VERSION = 3
+_VERSION = 4
 _GROUPS = 64
 _MAX_ROWS = 100_000
 _BINS = 1024
 _PREFIX_ROWS = 4_000_000
+_PICTURES = 64
 
 
 @dataclass(frozen=True)
@@ -83,19 +89,21 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     sensitive.load(settings.sensitive_words, with_default=settings.default_words)
     groups = _groups(crawl)
 
-    decided = _each("rules", stage, _apply_rules, groups, lambda: (settings, ray.put(_count(crawl, groups))))
+    decided = _each("rules", stage, _apply_rules, groups, lambda: (settings, ray.put(_count(crawl, groups, settings))))
+    looked = _each("look", stage, _look, groups, lambda: (settings,)) if _looks(settings) else []
     assigned = _each(
-        "assign", stage, _assign, groups, lambda: (settings, experiment.seed, *_split_facts(stage, groups, settings))
+        "assign", stage, _assign, groups, lambda: (settings, experiment.seed, *_corpus_facts(stage, groups, settings))
     )
     pieces = _pieces([record["bins"] for record in assigned], settings.shard_size)
     repacked = _each("repack", stage, _repack, pieces, lambda: (len(groups),))
 
-    dropped = dict.fromkeys([*rules.RULES, rules.HELD_BACK], 0)
-    for record in [*decided, *assigned]:
+    applied = rules.applied(settings)
+    dropped = dict.fromkeys([*applied, rules.HELD_BACK], 0)
+    for record in [*decided, *looked, *assigned]:
         for rule, rows in record["dropped"].items():
             dropped[rule] += rows
     pairs = sum(record["pairs"] for record in decided)
-    counts = {"pairs": pairs, "kept": pairs - sum(dropped[rule] for rule in rules.RULES)}
+    counts = {"pairs": pairs, "kept": pairs - sum(dropped[rule] for rule in applied)}
     for name in (split.TRAIN, *(holdout.name for holdout in settings.split.holdouts)):
         counts[name] = sum(piece.rows for piece in pieces if piece.split == name)
     if not counts[split.TRAIN]:
@@ -157,21 +165,21 @@ def _map(task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list
     return list(ray.get([remote.remote(*entry) for entry in arguments]))
 
 
-def _count(crawl: Manifest, groups: Sequence[_Group]) -> CaptionCounts:
+def _count(crawl: Manifest, groups: Sequence[_Group], settings: Filter) -> CaptionCounts:
     """Count every caption of the corpus: each group tallies, each range of hashes is merged on its own."""
     rows, prefixes = sum(part.rows for part in crawl.parts), 1
     while prefixes * _PREFIX_ROWS < rows:
         prefixes *= 2
     tally = ray.remote(_tally).options(num_returns=prefixes)
     merge = ray.remote(frequency.merge)
-    made = [tally.remote(group, prefixes) for group in groups]
+    made = [tally.remote(group, prefixes, settings) for group in groups]
     tallies = made if prefixes > 1 else [[reference] for reference in made]
     merged = [merge.remote(*(entry[prefix] for entry in tallies)) for prefix in range(prefixes)]
     return frequency.join(ray.get(merged))
 
 
-def _tally(group: _Group, prefixes: int) -> Any:
-    hashes = [frequency.hashes(read_pairs(uri)["caption"]) for uri in group.parts]
+def _tally(group: _Group, prefixes: int, settings: Filter) -> Any:
+    hashes = [frequency.hashes(clean.cleaned(read_pairs(uri)["caption"], settings)) for uri in group.parts]
     tallies = frequency.tally(np.concatenate(hashes), prefixes)
     return tallies if prefixes > 1 else tallies[0]
 
@@ -191,8 +199,14 @@ def _apply_rules(stage: Stage, group: _Group, settings: Filter, counts: CaptionC
 def _judge(
     pairs: pl.DataFrame, settings: Filter, counts: CaptionCounts, words: sensitive.SensitiveWords
 ) -> pl.DataFrame:
-    columns = rules.compute(pairs, settings, counts, words)
-    columns = columns.with_columns(dropped_by=rules.decide(columns, settings), caption_original=pl.col("caption"))
+    original = pairs["caption"]
+    columns = rules.compute(pairs.with_columns(clean.cleaned(original, settings)), settings, counts, words)
+    columns = columns.with_columns(
+        dropped_by=rules.decide(columns, settings),
+        caption_original=original,
+        image_hash=pl.lit(None, pl.UInt64),
+        similarity=pl.lit(None, pl.Float32),
+    )
     if settings.mask_names:
         kept = columns["dropped_by"].is_null()
         masked = pl.Series(names.mask(columns["caption"].filter(kept), settings.name_care), dtype=pl.String)
@@ -200,54 +214,160 @@ def _judge(
     return columns.select(DROPPED.names)
 
 
-def _judged_uri(stage: Stage, part: int) -> str:
-    return stage.path(f"_work/rules/{part:05d}.parquet")
+def _looks(settings: Filter) -> bool:
+    """Whether a rule must look at pictures themselves."""
+    return settings.duplicate_images == "similar" or settings.similarity_model is not None
+
+
+def _look(stage: Stage, group: _Group, settings: Filter) -> dict[str, Any]:
+    left_out = 0
+    for number, uri in enumerate(group.parts, group.first):
+        judged = pl.DataFrame(storage.read_table(_judged_uri(stage, number)))
+        kept = judged.filter(pl.col("dropped_by").is_null())
+        seen = _seen(dict(kept.select("key", "caption").iter_rows()), f"{uri.removesuffix('.parquet')}.tar", settings)
+        columns = seen.columns[1:]
+        judged = judged.drop(columns).join(seen, on="key", how="left", maintain_order="left")
+        unfit = pl.col("similarity") < settings.min_similarity
+        judged = judged.with_columns(
+            dropped_by=pl.when(pl.col("dropped_by").is_null() & unfit)
+            .then(pl.lit("similarity"))
+            .otherwise("dropped_by")
+        )
+        left_out += int((judged["dropped_by"] == "similarity").sum())
+        storage.write_table(_judged_uri(stage, number, looked=True), judged.select(DROPPED.names).to_arrow())
+    return {"dropped": {"similarity": left_out} if settings.similarity_model else {}}
+
+
+def _seen(captions: Mapping[str, str], tar: str, settings: Filter) -> pl.DataFrame:
+    """What the rules must know of the pictures of some pairs: ``key`` and the columns that are asked for."""
+    frames = [pl.DataFrame(schema={"key": pl.String})]
+    wanted = ((key, data) for key, data in pictures(tar) if key in captions)
+    while batch := list(itertools.islice(wanted, _PICTURES)):
+        keys, names = [key for key, _ in batch], [f"{key}.jpg of {tar}" for key, _ in batch]
+        columns: dict[str, Any] = {"key": keys}
+        if settings.duplicate_images == "similar":
+            hashed = [phash.perceptual_hash(data, name) for (_, data), name in zip(batch, names, strict=True)]
+            columns["image_hash"] = pl.Series(hashed, dtype=pl.UInt64)
+        if settings.similarity_model is not None:
+            columns["similarity"] = _similarities(settings.similarity_model, batch, captions, names)
+        frames.append(pl.DataFrame(columns))
+    return pl.concat(frames[1:] or frames)
+
+
+def _similarities(
+    model: str, batch: Sequence[tuple[str, bytes]], captions: Mapping[str, str], names: Sequence[str]
+) -> pl.Series:
+    from wukong.curate.alignment import similarities
+
+    return similarities(_model(model), [data for _, data in batch], [captions[key] for key, _ in batch], names)
+
+
+@lru_cache(maxsize=1)
+def _model(uri: str) -> Any:
+    import torch
+
+    from wukong.model import package
+
+    torch.set_num_threads(1)
+    return package.load(uri)
+
+
+def _judged_uri(stage: Stage, part: int, *, looked: bool = False) -> str:
+    return stage.path(f"_work/{'looked' if looked else 'rules'}/{part:05d}.parquet")
 
 
 def _placed_uri(stage: Stage, group: int) -> str:
     return stage.path(f"_work/placed/{group:05d}.parquet")
 
 
-def _judged(stage: Stage, group: _Group) -> Iterator[pl.DataFrame]:
+def _judged(stage: Stage, group: _Group, settings: Filter, repeated: Hashes | None = None) -> Iterator[pl.DataFrame]:
+    """The rows of a group's parts as the rules decided over them.
+
+    Args:
+        stage: the filter.
+        group: whose rows.
+        settings: which rules there are.
+        repeated: keys, as numbers, of the pairs whose picture another pair shows.
+    """
     for number in range(group.first, group.first + len(group.parts)):
-        yield pl.DataFrame(storage.read_table(_judged_uri(stage, number)))
+        frame = pl.DataFrame(storage.read_table(_judged_uri(stage, number, looked=_looks(settings))))
+        if repeated is not None and len(repeated):
+            again = pl.Series(np.isin(duplicates.numbers(frame["key"]), repeated)) & frame["dropped_by"].is_null()
+            frame = frame.with_columns(
+                dropped_by=pl.when(again).then(pl.lit("duplicate_image")).otherwise("dropped_by")
+            )
+        yield frame
 
 
-def _kept(stage: Stage, group: _Group) -> Iterator[pl.DataFrame]:
-    for frame in _judged(stage, group):
+def _kept(stage: Stage, group: _Group, settings: Filter, repeated: Hashes | None = None) -> Iterator[pl.DataFrame]:
+    for frame in _judged(stage, group, settings, repeated):
         yield frame.filter(pl.col("dropped_by").is_null())
 
 
-def _split_facts(stage: Stage, groups: Sequence[_Group], settings: Filter) -> tuple[Any, Any]:
-    """What ``split.assign`` must know of the whole corpus, in the object store: withheld pictures, trained captions."""
-    facts = _map(_withheld_and_asked, [(stage, group, settings) for group in groups])
+def _corpus_facts(stage: Stage, groups: Sequence[_Group], settings: Filter) -> tuple[Any, Any, Any]:
+    """What ``_assign`` must know of the whole corpus, in the object store: repeated and withheld pictures, captions."""
+    repeated = ray.put(_repeated(stage, groups, settings))
+    facts = _map(_withheld_and_asked, [(stage, group, settings, repeated) for group in groups])
     withheld, asked = (ray.put(_union(arrays)) for arrays in zip(*facts, strict=True))
-    trained = _map(_trained, [(stage, group, settings, withheld, asked) for group in groups])
-    return withheld, ray.put(_union(trained))
+    trained = _map(_trained, [(stage, group, settings, repeated, withheld, asked) for group in groups])
+    return repeated, withheld, ray.put(_union(trained))
+
+
+def _repeated(stage: Stage, groups: Sequence[_Group], settings: Filter) -> Hashes:
+    """Keys, as numbers, of the kept pairs whose picture another pair with an earlier key shows."""
+    if settings.duplicate_images == "keep":
+        return np.empty(0, np.uint64)
+    distance = settings.max_hash_distance if settings.duplicate_images == "similar" else 0
+    rows, ranges = len(groups) * _MAX_ROWS, 1
+    while ranges * _PREFIX_ROWS < rows:
+        ranges *= 2
+    pieces = (distance + 1) * ranges
+    sort = ray.remote(_picture_bands).options(num_returns=pieces)
+    later = ray.remote(_later)
+    sorted_ = [sort.remote(stage, group, settings, distance, ranges) for group in groups]
+    by_group = sorted_ if pieces > 1 else [[reference] for reference in sorted_]
+    found = [later.remote(distance, piece // ranges, *(entry[piece] for entry in by_group)) for piece in range(pieces)]
+    return _union(ray.get(found))
+
+
+def _picture_bands(stage: Stage, group: _Group, settings: Filter, distance: int, ranges: int) -> Any:
+    frame = pl.concat(_kept(stage, group, settings)).select("key", "sha256", "image_hash")
+    similar = settings.duplicate_images == "similar"
+    values = frame["image_hash"].to_numpy() if similar else split.picture_digests(frame)
+    bands = duplicates.bands((values, duplicates.numbers(frame["key"])), distance, ranges)
+    return bands if len(bands) > 1 else bands[0]
+
+
+def _later(distance: int, band: int, *pieces: duplicates.Pictures) -> Hashes:
+    values, keys = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+    return duplicates.later((values, keys), distance, band)
 
 
 def _union(arrays: Sequence[Hashes]) -> Hashes:
     return np.unique(np.concatenate(arrays))
 
 
-def _withheld_and_asked(stage: Stage, group: _Group, settings: Filter) -> tuple[Hashes, Hashes]:
+def _withheld_and_asked(stage: Stage, group: _Group, settings: Filter, repeated: Hashes) -> tuple[Hashes, Hashes]:
     withheld, asked = [], []
-    for frame in _kept(stage, group):
+    for frame in _kept(stage, group, settings, repeated):
         withheld.append(split.withheld_pictures(frame, settings.split))
         asked.append(split.asked_captions(frame, settings.split))
     return _union(withheld), _union(asked)
 
 
-def _trained(stage: Stage, group: _Group, settings: Filter, withheld: Hashes, asked: Hashes) -> Hashes:
-    found = [split.trained_captions(frame, settings.split, withheld) for frame in _kept(stage, group)]
+def _trained(
+    stage: Stage, group: _Group, settings: Filter, repeated: Hashes, withheld: Hashes, asked: Hashes
+) -> Hashes:
+    kept = _kept(stage, group, settings, repeated)
+    found = [split.trained_captions(frame, settings.split, withheld) for frame in kept]
     return np.intersect1d(_union(found), asked, assume_unique=True)
 
 
 def _assign(
-    stage: Stage, group: _Group, settings: Filter, seed: int, withheld: Hashes, trained: Hashes
+    stage: Stage, group: _Group, settings: Filter, seed: int, repeated: Hashes, withheld: Hashes, trained: Hashes
 ) -> dict[str, Any]:
     placed, dropped = [], []
-    for uri, judged in zip(group.parts, _judged(stage, group), strict=True):
+    for uri, judged in zip(group.parts, _judged(stage, group, settings, repeated), strict=True):
         kept = judged.filter(pl.col("dropped_by").is_null())
         kept = kept.with_columns(split=split.assign(kept, settings.split, withheld, trained))
         back = pl.col("split") == rules.HELD_BACK
@@ -264,7 +384,10 @@ def _assign(
     storage.write_table(stage.path(path), out.select(DROPPED.names).to_arrow().cast(DROPPED))
     return {
         "bins": {str(name): _histogram(rows["position"]) for (name,), rows in pairs.group_by("split")},
-        "dropped": {rules.HELD_BACK: int((out["dropped_by"] == rules.HELD_BACK).sum())},
+        "dropped": {
+            reason: int((out["dropped_by"] == reason).sum())
+            for reason in (rules.HELD_BACK, *({"duplicate_image"} & {*rules.applied(settings)}))
+        },
         "parts": [stage.describe(path, len(out)).model_dump()],
     }
 

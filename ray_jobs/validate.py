@@ -10,12 +10,12 @@ from typing import Any
 import polars as pl
 import ray
 
-from wukong import storage
+from wukong import manifest, storage
 from wukong.config import Experiment
 from wukong.curate import card, sensitive, statistics
 from wukong.curate.split import TRAIN
 from wukong.data.schema import PAIRS
-from wukong.errors import DataError, GateError
+from wukong.errors import ConfigError, DataError, GateError
 from wukong.manifest import Manifest, Part, Stage
 from wukong.validate import audit, suites
 from wukong.validate import run as runner
@@ -51,13 +51,16 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
 
     Raises:
         GateError: an expectation of severity ``fail`` does not hold; there is no manifest then.
-        ConfigError: ``validation.severity`` names an expectation that does not exist.
+        ConfigError: ``validation.severity`` names an expectation that does not exist, or ``validation.reference``
+            another stage.
         DataError: a shard's table cannot be read.
     """
     filtered = parents["filter"]
     shown = experiment.model_dump(mode="json", include={"name", "about", "sources", "seed"})
     config = {**shown, "filter": experiment.filter.model_dump(mode="json")}
     config |= {"validation": experiment.validation.model_dump(mode="json")}
+    reference = experiment.validation.reference
+    config["reference_digest"] = manifest.load(reference).digest if reference else None
     stage = Stage(experiment.root, "validate", config, [filtered], version=_VERSION)
     if finished := stage.finished():
         return finished
@@ -66,12 +69,17 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     batches = _batches(filtered, experiment)
     checked = _map(_check, [(experiment, batch) for batch in batches])
     dataset = audit.summarize([facts for _, facts, _ in checked], experiment.filter.split)
-    whole = runner.run_suite("dataset", pl.DataFrame([dataset.row]), suites.dataset_expectations(experiment))
+    measured = [each for _, _, each in checked]
+    by_split = {
+        name: statistics.merge([each[name] for each in measured if name in each]) for name in _splits(experiment)
+    }
+    row: dict[str, float] = {**dataset.row, **_drift(by_split[TRAIN], reference)}
+    whole = runner.run_suite("dataset", pl.DataFrame([row]), suites.dataset_expectations(experiment))
     results = [result for result, _, _ in checked]
     found = runner.merge([runner.outcomes(result) for result in results])
     found += [_with_samples(outcome, dataset, batches) for outcome in runner.outcomes(whole)]
 
-    report = {"expectations": [outcome.as_json() for outcome in found], "dataset": dataset.row}
+    report = {"expectations": [outcome.as_json() for outcome in found], "dataset": row}
     storage.write_json(stage.path("results.json"), report)
     _write_docs(stage, experiment, whole, results)
     for outcome in found:
@@ -86,8 +94,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         "expectations": len(found),
         "warnings": sum(not outcome.success for outcome in found),
     }
-    measured = [each for _, _, each in checked]
-    counted = statistics.merge([each for batch in measured for each in batch.values()])
+    counted = statistics.merge(list(by_split.values()))
     storage.write_bytes(stage.path(card.PATH), card.of(experiment, filtered, counted).encode())
     metrics = {
         "unique_tokens": float(counted.unique_tokens),
@@ -95,13 +102,22 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         "tokens_sd": counted.token_sd,
         "tokens_median": counted.token_median,
     }
-    by_split = {
-        name: statistics.merge([each[name] for each in measured if name in each]) for name in _splits(experiment)
-    }
     storage.write_json(stage.path(statistics.PATH), {name: each.as_json() for name, each in by_split.items()})
     # The data docs carry the time they were made at, so they are no part of what the manifest vouches for.
     parts = [stage.describe("results.json", len(found)), stage.describe(card.PATH), stage.describe(statistics.PATH)]
     return stage.commit(parts, counts=counts, metrics=metrics)
+
+
+def _drift(counted: statistics.Statistics, reference: str | None) -> dict[str, float]:
+    if reference is None:
+        return {}
+    other = manifest.load(reference)
+    if other.stage != "validate":
+        raise ConfigError(
+            f"validation.reference: {reference} is the manifest of a {other.stage} stage, not of validate"
+        )
+    known = statistics.read(storage.join(other.uri, statistics.PATH))[TRAIN]
+    return {f"drift_{name}": round(value, 6) for name, value in statistics.drift(counted, known).items()}
 
 
 def _splits(experiment: Experiment) -> tuple[str, ...]:

@@ -115,6 +115,16 @@ class Filter(Strict):
     name_care: Literal["precise", "balanced", "thorough"] = Field(
         "balanced", description="'precise' masks fewer words that are no names, 'thorough' leaves fewer names unmasked"
     )
+    clean_markup: bool = Field(False, description="take HTML and emoji out of captions, before all else")
+    simplify: bool = Field(False, description="turn captions into Simplified Chinese (OpenCC), before they are counted")
+    duplicate_images: Literal["keep", "equal", "similar"] = Field(
+        "keep", description="of pairs with an equal picture, or a similar one by perceptual hash, keep the first by key"
+    )
+    max_hash_distance: int = Field(3, ge=0, le=3, description="bits of 64 in which similar pictures' hashes may differ")
+    similarity_model: str | None = Field(
+        None, description="URI of a model's folder, by which pairs are left out whose caption does not fit the picture"
+    )
+    min_similarity: float = Field(0.0, ge=-1, le=1, description="by similarity_model, pairs below it are left out")
     shard_size: Positive = Field(1_000, description="pairs a training shard")
     split: Split = Split()
 
@@ -126,6 +136,12 @@ class Validation(Strict):
     max_caption_count: Positive = 10
     min_chinese_share: Fraction = Field(0.9, description="share of captions that must hold a Chinese character")
     max_unmasked_name_rate: Fraction = 0.05
+    reference: str | None = Field(
+        None, description="URI of an earlier validate stage's output: the distributions of its set are compared"
+    )
+    max_drift: Fraction = Field(
+        0.1, description="from the reference: Jensen-Shannon divergence, in bits, of each distribution"
+    )
     severity: dict[str, Literal["fail", "warn"]] = Field(
         {}, description="by expectation name; 'fail' unless said otherwise"
     )

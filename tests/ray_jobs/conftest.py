@@ -27,7 +27,13 @@ def local_ray() -> Iterator[None]:
 def make_crawl(tmp_path: Path) -> Callable[..., Manifest]:
     """Write a crawl's output: rows may leave out every column but ``url`` and ``caption``."""
 
-    def make(rows: Sequence[Row], part_size: int = 50, root: str | None = None, name: str = "crawl") -> Manifest:
+    def make(
+        rows: Sequence[Row],
+        part_size: int = 50,
+        root: str | None = None,
+        name: str = "crawl",
+        picture: Callable[[Row], bytes] = picture_of,
+    ) -> Manifest:
         stage = Stage(root or storage.from_path(tmp_path), name, {"rows": len(rows)})
         parts = []
         for number, start in enumerate(range(0, len(rows), part_size)):
@@ -35,7 +41,7 @@ def make_crawl(tmp_path: Path) -> Callable[..., Manifest]:
             with Spool() as pictures:
                 for row in full:
                     if row["status"] == "success":
-                        pictures.add(row["key"], picture_of(row))
+                        pictures.add(row["key"], picture(row))
                 write_part(stage.path(f"parts/{number:05d}"), full, pictures)
             parts += [stage.describe(f"parts/{number:05d}{suffix}", len(full)) for suffix in (".tar", ".parquet")]
         return stage.commit(parts)

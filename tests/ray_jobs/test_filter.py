@@ -11,13 +11,16 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import ray
 from crawled import corpus, experiment, picture_of
+from PIL import Image
 
 from ray_jobs import filter as job
 from wukong import storage
+from wukong.curate.funnel import funnel
 from wukong.data.schema import DROPPED, PAIRS, key_of
 from wukong.errors import DataError, StorageError
 
@@ -193,6 +196,86 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path, make_crawl):
     continued = job.run(experiment(tmp_path / "b"), {"crawl": crawl})
     assert continued.digest == undisturbed.digest
     assert continued.parts == undisturbed.parts
+
+
+def test_captions_are_counted_as_they_are_once_put_right(tmp_path, make_crawl):
+    same = ["<b>一隻貓</b>", "一只猫", "一只猫😀", "一隻貓&nbsp;"] * 3
+    rows = [{"url": f"http://x/noto/{n}", "caption": text} for n, text in enumerate([*same, "小狗"])]
+    crawl = make_crawl(rows)
+    plain = job.run(experiment(tmp_path, split={}), {"crawl": crawl})
+    assert plain.dropped["frequency"] == 0
+    right = job.run(experiment(tmp_path, split={}, clean_markup=True, simplify=True), {"crawl": crawl})
+    assert right.dropped["frequency"] == 12
+    dropped = shard_rows(right, "dropped/")
+    assert set(dropped["caption"]) == {"一只猫"}
+    assert set(dropped["caption_original"]) == set(same)
+    assert "duplicate_image" not in right.dropped
+
+
+def test_of_pairs_with_equal_pictures_the_first_by_key_stays(tmp_path, make_crawl):
+    rows = [row | {"sha256": f"{n // 2:016x}" * 4} for n, row in enumerate(corpus()) if row.get("status") is None]
+    crawl = make_crawl(rows, part_size=7)
+    manifest = job.run(experiment(tmp_path, split={}, duplicate_images="equal"), {"crawl": crawl})
+    passed = [row for row in rows if row["url"] not in set(shard_rows(manifest, "dropped/").filter(
+        pl.col("dropped_by") != "duplicate_image")["url"])]  # fmt: skip
+    first = {}
+    for row in sorted(passed, key=lambda row: key_of(row["url"])):
+        first.setdefault(row["sha256"], key_of(row["url"]))
+    assert set(shard_rows(manifest, "train/")["key"]) == set(first.values())
+    assert manifest.dropped["duplicate_image"] == len(passed) - len(first)
+    assert [step.name for step in funnel(crawl, manifest)][-3:-1] == ["duplicate_image", "held_back"]
+
+
+def test_similar_pictures_and_captions_that_do_not_fit_are_left_out(tmp_path, make_crawl):
+    pytest.importorskip("torch")
+    from wukong.config import ImageEncoder, Model
+    from wukong.curate.phash import perceptual_hash
+    from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
+    from wukong.model import image, package
+    from wukong.model.dual import DualEncoder
+
+    tower = ImageEncoder(name="vit_tiny_patch16_224", weights="random", image_size=32)
+    model = Model.model_validate(
+        {"image": tower, "text": {"layers": 1, "heads": 2, "width": 16}, "embedding": 8, "similarity": "global"}
+    )
+    tokenizer = Tokenizer(packaged_vocabulary())
+    uri = storage.from_path(tmp_path / "model")
+    package.save(uri, DualEncoder(model, tokenizer, image.ImageEncoder(tower)), tokenizer)
+
+    def picture(row):
+        number = int(row["url"].rsplit("/", 1)[1])
+        pixels = np.random.default_rng(number // 3).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        target = io.BytesIO()
+        Image.fromarray(pixels).resize((96, 96)).save(target, "JPEG", quality=92 + 2 * (number % 3))
+        return target.getvalue()
+
+    rows = [{"url": f"http://x/noto/{n}", "caption": f"第{n}张图片"} for n in range(30)]
+    crawl = make_crawl(rows, part_size=8, picture=picture)
+    similar = {"split": {}, "duplicate_images": "similar", "mask_names": False}
+    manifest = job.run(experiment(tmp_path, **similar), {"crawl": crawl})
+    kept = shard_rows(manifest, "train/")
+    assert sorted(int(url.rsplit("/", 1)[1]) // 3 for url in kept["url"]) == list(range(10))
+    assert kept["image_hash"].to_list() == [perceptual_hash(picture(row)) for row in kept.to_dicts()]
+    assert kept["similarity"].null_count() == len(kept)
+    assert manifest.dropped["duplicate_image"] == 20
+
+    everything = job.run(
+        experiment(tmp_path, similarity_model=uri, min_similarity=-1, **similar | {"duplicate_images": "keep"}),
+        {"crawl": crawl},
+    )
+    scores = shard_rows(everything, "train/").sort("similarity")
+    loaded = package.load(uri)
+    shown = scores.to_dicts()[7]
+    with Image.open(io.BytesIO(picture(shown))) as opened:
+        expected = loaded.similarity(loaded.encode_image([opened]), loaded.encode_text([shown["caption"]]))
+    assert shown["similarity"] == pytest.approx(float(expected), abs=1e-4)
+    middle = scores["similarity"][15]
+    half = job.run(
+        experiment(tmp_path, similarity_model=uri, min_similarity=middle, **similar | {"duplicate_images": "keep"}),
+        {"crawl": crawl},
+    )
+    assert half.dropped["similarity"] == int((scores["similarity"] < middle).sum()) == 15
+    assert set(shard_rows(half, "train/")["key"]) == set(scores["key"][15:])
 
 
 def run_unwrapped(tmp_path, crawl):

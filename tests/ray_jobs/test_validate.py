@@ -104,3 +104,17 @@ def test_too_few_pairs_stop(tmp_path, filtered):
 def test_an_unknown_expectation_in_the_severities_is_named(tmp_path, filtered):
     with pytest.raises(ConfigError, match="no expectation is called 'aspect'"):
         job.run(gate(tmp_path, severity={"aspect": "warn"}), {"filter": filtered})
+
+
+def test_drift_from_a_reference_is_measured_and_stops(tmp_path, filtered):
+    reference = job.run(gate(tmp_path), {"filter": filtered})
+    same = job.run(gate(tmp_path, reference=reference.uri), {"filter": filtered})
+    observed = storage.read_json(f"{same.uri}/results.json")["dataset"]
+    assert {name: value for name, value in observed.items() if name.startswith("drift_")} == {
+        "drift_tokens": 0, "drift_sides": 0, "drift_ratios": 0, "drift_lengths": 0,
+    }  # fmt: skip
+    change(filtered, "train", lambda f: f.with_columns(width=pl.lit(800, pl.Int32)))
+    with pytest.raises(GateError, match=r"drift_ratios: expected .*max_value 0.1; observed 0\.\d+"):
+        job.run(gate(tmp_path, reference=reference.uri, min_pairs=51), {"filter": filtered})
+    with pytest.raises(ConfigError, match="of a filter stage"):
+        job.run(gate(tmp_path, reference=filtered.uri), {"filter": filtered})

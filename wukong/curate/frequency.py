@@ -1,22 +1,28 @@
 """How often each caption occurs in the whole corpus (section 3.2: more than 10 times means it says little).
 
-A corpus is counted in three steps that fit any number of machines: each part's captions become 64-bit hashes and their
-counts (``tally``), split by hash prefix; each prefix is merged on its own; only captions that occur more than once are
-kept (``merge``), because most occur once. A part then looks its captions up (``CaptionCounts``). Counts are exact but
-for collisions of 64-bit hashes: in 166 million distinct captions a single one is expected with a probability of 0.0007.
+``count`` counts a corpus on one machine. The filter job does the same in three steps that fit any number of machines:
+each part's captions become 64-bit hashes and their counts (``tally``), split by hash prefix; each prefix is merged on
+its own; only captions that occur more than once are kept (``merge``), because most occur once. A part then looks its
+captions up (``CaptionCounts``). Counts are exact but for collisions of 64-bit hashes: in 166 million distinct captions
+a single one is expected with a probability of 0.0007.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from wukong import storage
 from wukong.curate.normalize import normal_forms
 
 Hashes = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
+
+_RANGE_BITS = 8
 
 
 def hashes(captions: pl.Series) -> Hashes:
@@ -61,6 +67,44 @@ def merge(*tallies: tuple[Hashes, Counts]) -> CaptionCounts:
     totals = np.add.reduceat(counts, starts) if len(values) else counts
     repeated = totals > 1
     return CaptionCounts(values[starts][repeated], totals[repeated])
+
+
+def count(files: Sequence[str], threads: int = 2) -> CaptionCounts:
+    """Count the captions of a corpus on one machine, in 8 bytes of memory a caption and those of a file at a time.
+
+    Args:
+        files: URIs of Parquet files with a column ``caption``.
+        threads: files read at a time.
+    """
+    shift = np.uint64(64 - _RANGE_BITS)
+    ranges: list[list[Hashes]] = [[] for _ in range(2**_RANGE_BITS)]
+
+    def read(uri: str) -> list[Hashes]:
+        values = np.sort(hashes(pl.Series(storage.read_table(uri, ["caption"])["caption"])))
+        edges = np.searchsorted(values >> shift, np.arange(1, len(ranges), dtype=np.uint64))
+        return [part.copy() for part in np.split(values, edges)]
+
+    def repeated(place: int) -> CaptionCounts:
+        pieces, ranges[place] = ranges[place], []
+        return merge(*tally(np.concatenate(pieces))) if pieces else merge()
+
+    with ThreadPoolExecutor(threads) as pool:
+        for parts in _in_turn(pool, read, files, 2 * threads):
+            for place, part in enumerate(parts):
+                ranges[place].append(part)
+        return join(list(pool.map(repeated, range(len(ranges)))))
+
+
+def _in_turn(
+    pool: ThreadPoolExecutor, work: Callable[[str], list[Hashes]], files: Sequence[str], ahead: int
+) -> Iterator[list[Hashes]]:
+    waiting: deque[Future[list[Hashes]]] = deque()
+    for file in files:
+        waiting.append(pool.submit(work, file))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def join(ranges: Sequence[CaptionCounts]) -> CaptionCounts:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from wukong.curate.rules import HELD_BACK, RULES
+from wukong.curate.rules import HELD_BACK, PICTURE_RULES, RULES
 from wukong.curate.split import TRAIN
 from wukong.manifest import Manifest
 
@@ -14,6 +14,8 @@ _TITLES = {
     "length": "caption of the right length",
     "frequency": "caption not too frequent",
     "sensitive": "no sensitive word",
+    "similarity": "caption fits the picture, by a model",
+    "duplicate_image": "picture not seen before",
     HELD_BACK: "trained on or tested",
 }
 
@@ -45,7 +47,7 @@ def funnel(crawl: Manifest, filtered: Manifest) -> list[Step]:
         Step("downloaded", "pictures downloaded", pairs, urls - pairs),
     ]
     rows = pairs
-    for rule in (*RULES, HELD_BACK):
+    for rule in (*RULES, *(rule for rule in PICTURE_RULES if rule in filtered.dropped), HELD_BACK):
         lost = filtered.dropped.get(rule, 0)
         rows -= lost
         steps.append(Step(rule, _TITLES[rule], rows, lost))

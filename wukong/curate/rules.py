@@ -19,6 +19,9 @@ from wukong.curate.sensitive import SensitiveWords
 RULES = ("size", "aspect_ratio", "meaningless", "language", "length", "frequency", "sensitive")
 """The rules by name, in the order in which they drop pairs."""
 
+PICTURE_RULES = ("similarity", "duplicate_image")
+"""Rules beyond the paper's that must look at pictures; they come last, and are off by default."""
+
 HELD_BACK = "held_back"
 """Why a pair that passed every rule is in no split: training may not see it and no hold-out takes it."""
 
@@ -63,3 +66,9 @@ def decide(columns: pl.DataFrame, settings: Filter) -> pl.Series:
     }
     first = pl.coalesce(pl.when(drops[rule]).then(pl.lit(rule)) for rule in RULES)
     return columns.select(dropped_by=first)["dropped_by"]
+
+
+def applied(settings: Filter) -> tuple[str, ...]:
+    """The rules that are on, by name, in the order in which they drop pairs."""
+    on = {"similarity": settings.similarity_model is not None, "duplicate_image": settings.duplicate_images != "keep"}
+    return (*RULES, *(rule for rule in PICTURE_RULES if on[rule]))

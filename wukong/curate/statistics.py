@@ -30,6 +30,9 @@ PAPER = {"pairs": 101_483_885, "unique_tokens": 20_442, "mean": 22.0, "sd": 7.0,
 HISTOGRAMS = ("tokens", "used", "sides", "ratios", "lengths")
 """The counts of ``Statistics`` that are histograms."""
 
+DISTRIBUTIONS = ("tokens", "sides", "ratios", "lengths")
+"""Those of them that say what a set is like, whatever its words."""
+
 _VOCABULARY = 21_128
 _MAX_TOKENS = 512
 _SIDE_STEP, _SIDES = 100, 21
@@ -162,6 +165,24 @@ def read(uri: str) -> dict[str, Statistics]:
     if not isinstance(value, dict):
         raise DataError(f"{uri}: these are not the statistics of the splits of a set")
     return {str(name): Statistics.from_json(entry) for name, entry in value.items()}
+
+
+def drift(one: Statistics, other: Statistics) -> dict[str, float]:
+    """How far two sets are apart, by each distribution of ``DISTRIBUTIONS``: Jensen-Shannon divergence in bits.
+
+    0 for equal distributions, 1 for those that share no bin (J. Lin, Divergence measures based on the Shannon entropy,
+    1991). The sizes of the sets do not count; an empty set is as far from any other as can be.
+    """
+    return {name: _divergence(getattr(one, name), getattr(other, name)) for name in DISTRIBUTIONS}
+
+
+def _divergence(one: Counts, other: Counts) -> float:
+    if not one.sum() or not other.sum():
+        return float(one.sum() != other.sum())
+    p, q = one / one.sum(), other / other.sum()
+    middle = (p + q) / 2
+    terms = [(share[share > 0] * np.log2(share[share > 0] / middle[share > 0])).sum() for share in (p, q)]
+    return min(1.0, max(0.0, float(sum(terms)) / 2))
 
 
 def merge(batches: Sequence[Statistics]) -> Statistics:

@@ -38,11 +38,14 @@ PAIRS = pa.schema(
         pa.field("length", pa.int32(), nullable=False),
         pa.field("aspect_ratio", pa.float32(), nullable=False),
         pa.field("caption_count", pa.int64(), nullable=False),
+        pa.field("image_hash", pa.uint64()),
+        pa.field("similarity", pa.float32()),
         pa.field("split", pa.string(), nullable=False),
     ]
 )
 """A kept pair: ``caption`` has names masked, ``caption_original`` has not; ``length`` in the configured unit;
-``caption_count`` is how often the normalised caption occurs in the whole corpus; ``split`` is ``train`` or a
+``caption_count`` is how often the normalised caption occurs in the whole corpus; ``image_hash`` is perceptual and ``similarity`` that of
+caption and picture by a model, null unless their rules are on; ``split`` is ``train`` or a
 hold-out."""
 
 DROPPED = pa.schema(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from great_expectations import expectations as gxe
 
 from wukong.config import Experiment
+from wukong.curate.statistics import DISTRIBUTIONS
 from wukong.data.schema import PAIRS
 from wukong.errors import ConfigError
 
@@ -60,6 +61,11 @@ def dataset_expectations(experiment: Experiment) -> list[Any]:
         "seen_captions_trained": none("seen_captions_not_in_train"),
         "pictures_disjoint": none("holdout_pictures_in_train"),
     }
+    if gate.reference is not None:
+        for name in DISTRIBUTIONS:
+            expectations[f"drift_{name}"] = gxe.ExpectColumnMaxToBeBetween(
+                column=f"drift_{name}", max_value=gate.max_drift
+            )
     for holdout in experiment.filter.split.holdouts:
         column = f"pairs_{holdout.name}"
         expectations[f"holdout_{holdout.name}"] = gxe.ExpectColumnMaxToBeBetween(column=column, min_value=1)

@@ -6,6 +6,7 @@ from collections import Counter
 import jieba
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -165,6 +166,18 @@ def test_counts_are_exact_over_parts(parts, prefixes):
     for part in parts:
         found = counts.of(hashes(pl.Series(part, dtype=pl.String)))
         assert found.tolist() == [expected[text.strip().lower()] for text in part]
+
+
+def test_one_machine_counts_what_the_ranges_of_many_do(tmp_path):
+    parts = [[f"第{n * n % 700}号 CAT" for n in range(start, start + 400)] for start in (0, 300, 5000)]
+    files = [storage.from_path(tmp_path / f"{number}.parquet") for number in range(len(parts))]
+    for file, part in zip(files, parts, strict=True):
+        storage.write_table(file, pa.table({"caption": part}))
+    counts = frequency.count(files)
+    expected = Counter(text.lower() for part in parts for text in part)
+    assert counts.of(hashes(pl.Series(list(expected)))).tolist() == list(expected.values())
+    assert (np.diff(counts.hashes.astype(object)) > 0).all()
+    assert len(frequency.count([]).hashes) == 0
 
 
 def test_more_than_ten_is_too_often_and_ten_is_not():
