@@ -87,6 +87,10 @@ bench-crawl: $(INSTALLED) ## Time the crawl beside img2dataset: same server, sam
 bench-images: $(INSTALLED) ## Measure the images and what containers cost; ARGS='--rebuild data' and ARGS=--runs measure more
 	$(BIN)/python benchmarks/images/bench.py $(ARGS)
 
+.PHONY: bench-curate
+bench-curate: $(INSTALLED) ## Time the text rules beside data-juicer, count 100 million captions, weigh memory by parts
+	$(BIN)/python benchmarks/curate/bench.py $(ARGS)
+
 .PHONY: bench-model
 bench-model: $(INSTALLED) ## Time the losses and the text step beside naive versions, Hugging Face's and open_clip's
 	$(BIN)/python benchmarks/model/bench.py $(ARGS)

@@ -1,0 +1,71 @@
+"""One measurement of the text chain, in a process of its own: ``chain FILE``, ``count FOLDER`` or ``parts FOLDER``.
+
+Run by ``bench.py``; prints a line of JSON. Peak memory is the process's own, by the kernel's account.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+
+from ray_jobs import filter as job
+from wukong import storage
+from wukong.config import Filter
+from wukong.curate import frequency, rules, sensitive
+from wukong.manifest import Stage
+
+SETTINGS = Filter(mask_names=False)
+
+
+def chain(file: str) -> dict[str, float]:
+    """Everything of sections 3.1 and 3.2 but names: count, compute, decide."""
+    captions = pl.Series("caption", Path(file).read_text(encoding="utf-8").split("\n"))
+    pairs = captions.to_frame().with_columns(width=pl.lit(300, pl.Int32), height=pl.lit(300, pl.Int32))
+    words = sensitive.load()
+    words.categories(pl.Series(["赌博"]))  # jieba reads its dictionary once
+
+    def once() -> float:
+        started = time.perf_counter()
+        counts = frequency.merge(*frequency.tally(frequency.hashes(captions)))
+        rules.decide(rules.compute(pairs, SETTINGS, counts, words), SETTINGS)
+        return time.perf_counter() - started
+
+    return {"seconds": min(once() for _ in range(3)), "captions": len(captions)}
+
+
+def count(folder: str) -> dict[str, float]:
+    files = [storage.from_path(path) for path in sorted(Path(folder).glob("*.parquet"))]
+    started = time.perf_counter()
+    counts = frequency.count(files)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "repeated": len(counts.hashes), "most": int(counts.counts.max())}
+
+
+def parts(folder: str) -> dict[str, float]:
+    """The filter job's pass over Parquet, as its tasks do it: part after part."""
+    files = [storage.from_path(path) for path in sorted(Path(folder).glob("*.parquet"))]
+    stage = Stage(storage.from_path(Path(folder)), "filter", {})
+    group = job._Group(0, 0, tuple(files))
+    started = time.perf_counter()
+    counts = frequency.merge(job._tally(group, 1, SETTINGS))
+    record = job._apply_rules(stage, group, SETTINGS, counts)
+    return {"seconds": time.perf_counter() - started, "pairs": record["pairs"]}
+
+
+def peak_mib() -> float:
+    # Not getrusage: what it gives may be the peak of the process that started this one.
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:"))
+
+
+def main() -> None:
+    what, where = sys.argv[1:]
+    result = {"chain": chain, "count": count, "parts": parts}[what](where)
+    result["peak_mib"] = peak_mib()
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
