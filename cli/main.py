@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cli import queries, release, summary
+from cli import model, queries, release, summary
 from wukong import config
 from wukong.errors import WukongError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 
 app.add_typer(queries.app, name="queries")
+app.add_typer(model.app, name="model")
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experiment, a YAML file.")]
 SetOption = Annotated[

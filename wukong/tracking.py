@@ -103,8 +103,9 @@ def log_metrics(metrics: Mapping[str, float], step: int = 0) -> None:
 
 
 def register(experiment: Experiment, run_id: str, model: Manifest, evaluation: Manifest) -> dict[str, float]:
-    """Register a model's folder as a version, and give it the alias when it beats the version that holds it.
+    """Register a model as a version, and give it the alias when it beats the version that holds it.
 
+    What is registered is an MLflow model (``wukong.model.pyfunc``) with the model's folder among its artifacts.
     A version with the same evaluation digest is found again rather than made twice.
 
     Args:
@@ -140,7 +141,7 @@ def register(experiment: Experiment, run_id: str, model: Manifest, evaluation: M
     if versions:
         version = versions[0]
     else:
-        _log_parts(client, run_id, model, "model/")
+        _log_model(client, run_id, model)
         version = client.create_model_version(registry.model_name, f"runs:/{run_id}/model", run_id, tags=tags)
     promoted = _beats_holder(client, experiment, version.version, value, tags["wukong.data"])
     if promoted:
@@ -255,6 +256,19 @@ def _log_parts(client: "MlflowClient", run_id: str, manifest: Manifest, prefix: 
         for path in parts:
             storage.download(storage.join(manifest.uri, path), Path(folder, path))
         client.log_artifacts(run_id, str(Path(folder, prefix)), prefix.rstrip("/"))
+
+
+def _log_model(client: "MlflowClient", run_id: str, manifest: Manifest) -> None:
+    """Log a stage's ``model/`` folder as an MLflow model, which ``mlflow.pyfunc.load_model`` loads."""
+    from wukong.model import pyfunc
+
+    parts = [part.path for part in manifest.parts if part.path.startswith("model/")]
+    with tempfile.TemporaryDirectory() as folder:
+        for path in parts:
+            storage.download(storage.join(manifest.uri, path), Path(folder, path))
+        similarity = storage.read_json(storage.join(manifest.uri, "model", "config.json"))["model"]["similarity"]
+        pyfunc.save(Path(folder, "mlflow"), Path(folder, "model"), similarity)
+        client.log_artifacts(run_id, str(Path(folder, "mlflow")), "model")
 
 
 def _log_params(client: "MlflowClient", run_id: str, value: Mapping[str, Any]) -> None:

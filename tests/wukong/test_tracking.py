@@ -25,7 +25,7 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.Experi
 
 def finished(experiment: config.Experiment, name: str, *parents: Manifest, **metrics: float) -> Manifest:
     stage = Stage(experiment.root, name, {"seed": 1, "nested": {"b": 2}}, parents)
-    storage.write_bytes(stage.path("model/config.json"), b"{}")
+    storage.write_json(stage.path("model/config.json"), {"model": {"similarity": "global"}})
     return stage.commit([stage.describe("model/config.json")], counts={"pairs": 7}, metrics=metrics)
 
 
@@ -83,7 +83,10 @@ def test_the_alias_moves_only_to_a_better_model(experiment: config.Experiment) -
     assert register(0.6)["version"] == 3, "the same evaluation is not registered twice"
     version = client.get_model_version("wukong", "3")
     assert version.tags["wukong.model"] == model.uri
-    assert [file.path for file in client.list_artifacts(version.run_id, "model")] == ["model/config.json"]
+    files = {file.path for file in client.list_artifacts(version.run_id, "model")}
+    assert {"model/MLmodel", "model/pyfunc.py"} <= files and not any(file.endswith(".pkl") for file in files)
+    artifacts = client.list_artifacts(version.run_id, "model/artifacts/model")
+    assert [file.path for file in artifacts] == ["model/artifacts/model/config.json"]
 
 
 def test_a_metric_that_was_not_measured_is_named(experiment: config.Experiment) -> None:

@@ -1,0 +1,74 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cli.main import app
+from wukong import storage
+from wukong.config import Model
+from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
+from wukong.errors import DataError
+from wukong.model import onnx, package
+from wukong.model.dual import DualEncoder
+from wukong.model.image import ImageEncoder
+
+pytestmark = pytest.mark.slow
+LITE0 = {"name": "tf_efficientnet_lite0", "image_size": 64}
+DINOV2 = {"name": "vit_small_patch14_dinov2", "image_size": 56, "weights": "random"}
+
+
+def saved(folder: Path, image: dict[str, object], similarity: str) -> package.Package:
+    torch.manual_seed(0)
+    text = {"layers": 2, "heads": 2, "width": 16}
+    settings = Model.model_validate({"image": image, "text": text, "embedding": 8, "similarity": similarity})
+    tokenizer = Tokenizer(packaged_vocabulary())
+    model = DualEncoder(settings, tokenizer, ImageEncoder(settings.image)).eval()
+    package.save(storage.from_path(folder), model, tokenizer)
+    return package.load(folder)
+
+
+@pytest.mark.parametrize(("image", "similarity"), [(LITE0, "global"), (DINOV2, "token")])
+def test_both_towers_give_what_torch_gives_for_any_batch(
+    tmp_path: Path, image: dict[str, object], similarity: str
+) -> None:
+    loaded = saved(tmp_path / "model", image, similarity)
+    result = CliRunner().invoke(app, ["model", "export", str(tmp_path / "model"), str(tmp_path / "onnx")])
+    assert result.exit_code == 0, result.output
+    assert "image.onnx: " in result.output and "text.onnx: " in result.output
+    towers = {
+        file: onnxruntime.InferenceSession(tmp_path / "onnx" / file, providers=["CPUExecutionProvider"])
+        for file in (onnx.IMAGE, onnx.TEXT)
+    }
+    size = loaded.model.settings.image.image_size
+    for count in (1, 5):
+        pixels = np.random.default_rng(count).integers(0, 256, (count, 3, size, size), np.uint8)
+        (found,) = towers[onnx.IMAGE].run(None, {"pixels": pixels})
+        with torch.no_grad():
+            np.testing.assert_allclose(found, loaded.model.embed_pixels(torch.from_numpy(pixels)), atol=1e-4)
+    for captions in (["猫"], ["红色的苹果" * 10, "雪", "一只鸟"]):
+        ids = loaded.tokenizer(captions)
+        vectors, counted = towers[onnx.TEXT].run(None, {"ids": ids.numpy()})
+        with torch.no_grad():
+            expected = loaded.model.embed_text(ids)
+        np.testing.assert_array_equal(counted, expected.counted)
+        real = (ids != loaded.tokenizer.pad).numpy() if similarity == "token" else slice(None)
+        np.testing.assert_allclose(vectors[real], expected.vectors.numpy()[real], atol=1e-4)
+    assert (tmp_path / "onnx" / "vocab.txt").read_bytes() == packaged_vocabulary().encode()
+    assert json.loads((tmp_path / "onnx" / "config.json").read_text())["similarity"] == similarity
+
+
+def test_a_file_that_gives_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = saved(tmp_path / "model", LITE0, "global")
+    write = onnx._write
+
+    def write_another(tower: torch.nn.Module, *arguments: object) -> None:
+        write(tower, *arguments)
+        loaded.model.image_head.bias.add_(1.0)
+
+    monkeypatch.setattr(onnx, "_write", write_another)
+    with pytest.raises(DataError, match=r"image\.onnx differs from torch by"):
+        onnx.export(loaded, tmp_path / "onnx")
