@@ -135,6 +135,9 @@ class Candidates:
     features: list[list[float]]
 
 
+_NOTHING = Candidates(_Text("", name_words.Segmented([], [], [], []), [], []), [], [])
+
+
 @lru_cache(maxsize=1)
 def _finders() -> tuple[ahocorasick_rs.AhoCorasick, ahocorasick_rs.AhoCorasick]:
     """Finders of known names and of brands."""
@@ -150,10 +153,14 @@ def propose(text: str, words: NameWords) -> Candidates:
     known = [(start, end) for _, start, end in names.find_matches_as_indexes(text, overlapping=True)]
     if known:
         known = [span for span in known if (name := text[slice(*span)]) in words.lexicon or name in words.people]
-    formed = _formed(text, words)
+    formed, marked = _formed(text, words), _marked(text)
+    if not (known or formed or marked):
+        return _NOTHING
     segmented = words.segment(text)
     spans = {(s, e) for s, e, ratio in formed if ratio + segmented.without(s, e) > _LEAST_ODDS}
-    spans.update(known, _marked(text))
+    spans.update(known, marked)
+    if not spans:
+        return _NOTHING
     brands = [(start, end) for _, start, end in brand.find_matches_as_indexes(text)]
     about = _Text(text, segmented, known, brands)
     return _described(about, spans, words)

@@ -152,24 +152,28 @@ class NameWords:
         singles = [self.characters.get(character, UNKNOWN) for character in text]
         matches = self.finder.find_matches_as_indexes(text, overlapping=True)
         found = [(start, end, self.likely[number]) for number, start, end in matches]
-        # Matches come by where they end; going back they are wanted by where they begin.
         alone = [0.0, *accumulate(singles)]
         upto, onward = [0.0], [0.0] * (len(text) + 1)
-        waiting = iter(found)
-        word = next(waiting, None)
+        # Matches come by where they end; going back they are wanted by where they begin.
+        number, count = 0, len(found)
+        best = 0.0
         for place, single in enumerate(singles, 1):
-            best = upto[-1] + single
-            while word is not None and word[1] == place:
-                best = max(best, upto[word[0]] + word[2])
-                word = next(waiting, None)
+            best += single
+            while number < count and found[number][1] == place:
+                start, _, value = found[number]
+                value += upto[start]
+                best = max(best, value)
+                number += 1
             upto.append(best)
-        waiting = iter(sorted(found, reverse=True))
-        word = next(waiting, None)
+        number, back = 0, sorted(found, reverse=True)
+        best = 0.0
         for place in range(len(text) - 1, -1, -1):
-            best = onward[place + 1] + singles[place]
-            while word is not None and word[0] == place:
-                best = max(best, onward[word[1]] + word[2])
-                word = next(waiting, None)
+            best += singles[place]
+            while number < count and back[number][0] == place:
+                _, end, value = back[number]
+                value += onward[end]
+                best = max(best, value)
+                number += 1
             onward[place] = best
         return Segmented(upto, onward, alone, found)
 
