@@ -177,18 +177,18 @@ def add_read(found: Candidates, reading: lac.Reading, words: NameWords) -> Candi
 def read_features(span: Span, reading: lac.Reading) -> list[float]:
     """LAC's view of a span, as ``LAC_FEATURES`` names it."""
     start, end = span
-    begins, names, length = reading.begins, reading.names, len(reading.begins)
-    here = begins[start]
-    after = begins[end] if end < length else None
+    names = reading.names[start].tolist()
+    here = reading.begins[start].tolist()
+    after = reading.begins[end].tolist() if end < len(reading.begins) else None
     return [
-        _logit(names[start, end - start - 1]) if end - start <= lac.LONGEST else _logit(0.0),
-        _logit(names[start].sum()),
-        float(here[_PLACE]),
-        float(here[_ORGANISATION]),
-        float(here[_TITLED]),
-        0.0 if after is None else float(after[_VERB]),
-        0.0 if after is None else float(after[_NOUN]),
-        1.0 if after is None else float(after.sum()),
+        _logit(names[end - start - 1] if end - start <= lac.LONGEST else 0.0),
+        _logit(sum(names)),
+        here[_PLACE],
+        here[_ORGANISATION],
+        here[_TITLED],
+        0.0 if after is None else after[_VERB],
+        0.0 if after is None else after[_NOUN],
+        1.0 if after is None else sum(after),
     ]
 
 
@@ -199,7 +199,7 @@ _PLACE, _ORGANISATION, _TITLED, _NOUN, _VERB = (
 
 def _logit(probability: float) -> float:
     """Log odds over 4, within those of 1e-4."""
-    sure = min(max(float(probability), 1e-4), 1 - 1e-4)
+    sure = min(max(probability, 1e-4), 1 - 1e-4)
     return log(sure / (1 - sure)) / 4
 
 
