@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Install wheels into /opt/wukong while an image is built: install.sh LIST, a requirements file with a hash for each.
+# Install wheels into /opt/wukong while an image is built: install.sh LIST [COPY]. LIST is a requirements file with a hash
+# for each; COPY a folder that gets, once more, what this run has installed, for a layer of its own.
 # No index is asked. Two runs over the same wheels leave the same files, with the same times.
 set -euo pipefail
 
@@ -20,4 +21,8 @@ rm -rf "$packages"/{torch/include,torch/share,pyarrow/include,pyarrow/src,numpy/
 # One of torch's own test files needs a newer Python.
 find "$packages" -name '*.py' "${new[@]}" -not -name py312_intrinsics.py \
   | PYTHONHASHSEED=0 "$python" -m compileall -q -j 0 --invalidation-mode unchecked-hash -i -
-find /opt/wukong "${new[@]}" -exec touch --no-dereference --date=@0 {} +
+if [[ -n ${2:-} ]]; then
+  mkdir -p "$2"
+  (cd /opt/wukong && find . "${new[@]}" -not -type d -print0 | tar -c --null --files-from -) | tar -C "$2" -x
+fi
+find /opt/wukong ${2:+"$2"} "${new[@]}" -exec touch --no-dereference --date=@0 {} +
