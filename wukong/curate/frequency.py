@@ -27,7 +27,12 @@ _RANGE_BITS = 8
 
 def hashes(captions: pl.Series) -> Hashes:
     """64-bit hashes of captions in normalised form; equal within one run, not across versions of Polars."""
-    return normal_forms(captions).hash(0).to_numpy()
+    return hashes_of_normal(normal_forms(captions))
+
+
+def hashes_of_normal(normal: pl.Series) -> Hashes:
+    """``hashes`` of captions that are in normalised form already."""
+    return normal.hash(0).to_numpy()
 
 
 def tally(values: Hashes, prefixes: int = 1) -> list[tuple[Hashes, Counts]]:

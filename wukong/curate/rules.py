@@ -10,8 +10,8 @@ import polars as pl
 
 from wukong.config import Filter
 from wukong.curate import image, length
-from wukong.curate.frequency import CaptionCounts, hashes
-from wukong.curate.language import is_chinese
+from wukong.curate.frequency import CaptionCounts, hashes_of_normal
+from wukong.curate.language import scripts
 from wukong.curate.meaningless import is_meaningless
 from wukong.curate.normalize import normal_forms
 from wukong.curate.sensitive import SensitiveWords
@@ -41,15 +41,16 @@ def compute(pairs: pl.DataFrame, settings: Filter, counts: CaptionCounts, words:
     """
     caption = pairs["caption"]
     normal = normal_forms(caption)
+    han, chinese = scripts(caption)
     width, height = pl.col("width"), pl.col("height")
     return pairs.with_columns(
         shorter_side=image.shorter_side(width, height),
         aspect_ratio=image.aspect_ratio(width, height),
         meaningless=is_meaningless(pl.lit(normal)),
-        chinese=is_chinese(pl.col("caption")),
-        length=length.COUNTERS[settings.length_unit](caption),
-        caption_count=pl.Series(counts.of(hashes(normal)), dtype=pl.Int64),
-        sensitive=words.categories(normal),
+        chinese=chinese,
+        length=han if settings.length_unit == "character" else length.COUNTERS[settings.length_unit](caption),
+        caption_count=pl.Series(counts.of(hashes_of_normal(normal)), dtype=pl.Int64),
+        sensitive=words.categories_of_normal(normal),
     )
 
 

@@ -27,6 +27,7 @@ from wukong.curate.simplified import simplify, table
 from wukong.errors import ConfigError
 
 DEFAULT_LISTS = Path(__file__).parent / "sensitive_words"
+_SHORT = 2_000
 _HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U000323af]")
 
 
@@ -67,9 +68,16 @@ class SensitiveWords:
 
     def categories(self, captions: pl.Series) -> pl.Series:
         """The category of the first sensitive word in each caption, null where there is none."""
-        texts = _folded(captions)
+        return self.categories_of_normal(normal_forms(captions))
+
+    def categories_of_normal(self, captions: pl.Series) -> pl.Series:
+        """``categories`` of captions that are in normalised form already."""
+        texts = _simplified(captions)
         compact = texts.str.replace_all(r"[^\p{L}\p{N}]+", "")
-        suspects = compact.str.contains_any(self._words).arg_true()
+        # Short lists fit into the automaton of a regular expression, which is three times as fast.
+        short = sum(map(len, self._words)) < _SHORT
+        found_any = compact.str.contains("|".join(self._words)) if short else compact.str.contains_any(self._words)
+        suspects = found_any.arg_true()
         matches = [self._matches(text) for text in texts.gather(suspects)]
         found = pl.Series([first[0].category if first else None for first in matches], dtype=pl.String)
         return (
@@ -126,7 +134,10 @@ def load(uri: str | None = None, *, with_default: bool = False) -> SensitiveWord
 
 def _folded(captions: pl.Series) -> pl.Series:
     """Captions in normal form and Simplified characters: the form in which words are looked for."""
-    normal = normal_forms(captions)
+    return _simplified(normal_forms(captions))
+
+
+def _simplified(normal: pl.Series) -> pl.Series:
     traditional = normal.str.contains(f"[{''.join(map(chr, table()))}]").arg_true()
     return normal.clone().scatter(traditional, [simplify(text) for text in normal.gather(traditional)])
 

@@ -15,13 +15,14 @@ from wukong import storage
 from wukong.config import Filter
 from wukong.curate import frequency, length, rules, sensitive
 from wukong.curate.frequency import CaptionCounts, hashes, merge, tally
-from wukong.curate.language import is_chinese
+from wukong.curate.language import han_characters, is_chinese, scripts
 from wukong.curate.meaningless import is_meaningless
 from wukong.curate.normalize import normal_forms, normalized
 from wukong.errors import ConfigError
 
 NO_COUNTS = CaptionCounts(np.empty(0, np.uint64), np.empty(0, np.int64))
 WORDS = sensitive.load()
+LISTS = {"some": ["色情", "猫*狗", "jpg"]}
 # What a Parquet string can hold: any Unicode text but lone surrogates, NUL and control characters included.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.text(
     "猫狗 色.情*0年月jpg\u200b\x00の한", max_size=30
@@ -133,6 +134,24 @@ def test_languages():
     other = ["a cat", "ねこ", "かわいい猫", "고양이 猫", "", "🐱", "ーの"]
     assert apply(is_chinese, *chinese) == [True] * len(chinese)
     assert apply(is_chinese, *other) == [False] * len(other)
+
+
+@given(st.lists(TEXT | st.text("猫㐀𠮷ねの한a 々〇ー", max_size=6), max_size=20))
+@settings(deadline=None)
+def test_the_short_way_to_scripts_gives_what_is_counted_character_by_character(captions):
+    han, chinese = scripts(pl.Series("c", captions, dtype=pl.String))
+    if captions:
+        assert han.to_list() == apply(han_characters, *captions)
+        assert chinese.to_list() == apply(is_chinese, *captions)
+
+
+@given(st.lists(TEXT, max_size=8))
+@settings(deadline=None, max_examples=30)
+def test_long_lists_find_what_short_ones_do(captions):
+    given_ = pl.Series(captions, dtype=pl.String)
+    padded = sensitive.SensitiveWords({"padding": [f"填充词语{n}" for n in range(999)]} | LISTS)
+    short = sensitive.SensitiveWords(LISTS)
+    assert padded.categories(given_).to_list() == short.categories(given_).to_list()
 
 
 def test_normalising_folds_width_case_spacing_and_invisible_characters():
