@@ -44,8 +44,8 @@ PAIRS = pa.schema(
     ]
 )
 """A kept pair: ``caption`` has names masked, ``caption_original`` has not; ``length`` in the configured unit;
-``caption_count`` is how often the normalised caption occurs in the whole corpus; ``image_hash`` is perceptual and ``similarity`` that of
-caption and picture by a model, null unless their rules are on; ``split`` is ``train`` or a
+``caption_count`` is how often the normalised caption occurs in the whole corpus; ``image_hash`` is perceptual and
+``similarity`` that of caption and picture by a model, null unless their rules are on; ``split`` is ``train`` or a
 hold-out."""
 
 DROPPED = pa.schema(
