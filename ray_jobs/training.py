@@ -45,7 +45,8 @@ def run(
 ) -> Manifest:
     """Train a model as a stage and write its package and history.
 
-    A locked image tower is run once, by the features job; one in training sees the pictures anew in every epoch.
+    A locked image tower is run once, by the features job; one in training, or whose features would be too many to
+    store, sees the pictures anew in every epoch.
 
     Args:
         name: of the stage.
@@ -58,7 +59,7 @@ def run(
     Raises:
         DataError: training ended without a checkpoint.
     """
-    computed = features.run(experiment, {"filter": filtered}, start) if settings.lock == "all" else None
+    computed = features.run(experiment, {"filter": filtered}, start) if settings.reads_features else None
     config = {
         "model": experiment.model.model_dump(mode="json"),
         "training": settings.model_dump(mode="json"),
@@ -155,7 +156,7 @@ def _starting_point(
     """The model to train, its tokenizer, the pairs, and of their pictures what the model reads."""
     model = Model.model_validate(job["model"])
     torch.manual_seed(job["seed"])
-    if settings.lock == "all":
+    if settings.reads_features:
         views = range(settings.views + 1)
         table, stored = data.load(job["pairs"], job["features"], "train", job["shards"], views, settings.sources)
         if job["start"]:
@@ -173,7 +174,7 @@ def _starting_point(
         tokenizer = Tokenizer.of(model.text)
         dual = DualEncoder(model, tokenizer, ImageEncoder(model.image))
     if dual.image is None:
-        raise DataError(f"{job['start']} holds no image tower to train: set lock: all")
+        raise DataError(f"{job['start']} holds no image tower to run: set lock: all and store_features: true")
     dual.image.lock(settings.lock)
     size = dual.settings.image.image_size
     return dual, tokenizer, *data.load_pictures(job["pairs"], "train", job["shards"], size, settings)

@@ -271,11 +271,16 @@ class Training(Strict):
         "all",
         description="of the image tower: 'all', as in the paper, 'none', or how many of its first layer groups",
     )
+    store_features: bool = Field(
+        True,
+        description="run a locked image tower once for each picture and read what it gave in every epoch; false runs "
+        "it anew each epoch, for more pictures than there is room for",
+    )
     augmentations: tuple[Literal["crop", "flip", "autoaugment"], ...] = Field(
         ("crop", "flip", "autoaugment"),
-        description="of the pictures that a tower in training sees anew each epoch; the views of a locked one have all",
+        description="of the pictures that a tower sees anew each epoch; the views of stored features have all",
     )
-    loader_workers: int = Field(2, ge=0, description="processes a worker that decode pictures for a tower in training")
+    loader_workers: int = Field(2, ge=0, description="processes a worker that decode pictures for a tower in the loop")
     micro_batch: int = Field(
         0, ge=0, description="pairs a worker encodes at once; the gradients stay the batch's. 0 for all of its share"
     )
@@ -284,13 +289,19 @@ class Training(Strict):
         False, description="compute each layer a second time in the backward pass instead of keeping what it computed"
     )
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether training reads stored features of a locked image tower, and not pictures."""
+        return self.lock == "all" and self.store_features
+
     @model_validator(mode="after")
     def _features_are_of_a_locked_tower(self) -> "Training":
-        if self.lock != "all":
+        if not self.reads_features:
             for name, value in (("views", self.views), ("whiten_image_head", self.whiten_image_head)):
                 if value:
                     raise ValueError(
-                        f"{name} is for the stored features of a locked image tower: leave it out or set lock: all"
+                        f"{name} is for the stored features of a locked image tower: leave it out, or set lock: all "
+                        "and store_features: true"
                     )
         return self
 

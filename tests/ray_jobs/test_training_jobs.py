@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ HOLDOUTS = [
 ]
 
 
-def experiment(root: Path, **pretraining: object) -> Experiment:
+def experiment(root: Path, finetuning: Mapping[str, object] | None = None, **pretraining: object) -> Experiment:
     training = {"epochs": 4, "batch_size": 16, "learning_rate": 0.02, "views": 1, "image_head_rate": 0.1}
     return config.parse(
         {
@@ -58,7 +59,7 @@ def experiment(root: Path, **pretraining: object) -> Experiment:
                 "min_temperature": 0.1,
             },
             "pretrain": {**training, "whiten_image_head": True, **pretraining},
-            "finetune": {**training, "epochs": 1, "learning_rate": 0.002},
+            "finetune": {**training, "epochs": 1, "learning_rate": 0.002, **(finetuning or {})},
             "evaluate": {
                 "classification": [
                     {
@@ -216,11 +217,12 @@ def test_confusions_add_up_to_the_accuracy(done: dict[str, Manifest]) -> None:
 def test_a_tower_trained_in_part_is_published_and_measured(
     crawl: Manifest, done: dict[str, Manifest], tmp_path: Path
 ) -> None:
-    """Pre-training trains the image tower's last layer groups on pictures; fine-tuning then locks what came of it."""
+    """Pre-training trains the image tower's last layer groups on pictures; fine-tuning runs that tower, locked."""
     from wukong.model.image import ImageEncoder
 
     changed = {"views": 0, "whiten_image_head": False, "lock": 3, "micro_batch": 4, "loader_workers": 1}
-    settings = experiment(tmp_path, epochs=1, **changed)
+    locked = {"views": 0, "store_features": False, "loader_workers": 0}
+    settings = experiment(tmp_path, locked, epochs=1, **changed)
     found = {"filter": filter_job.run(settings, {"crawl": crawl})}
     for name, job in (("pretrain", pretrain), ("finetune", finetune), ("evaluate", evaluate)):
         found[name] = job.run(settings, found)
@@ -234,6 +236,9 @@ def test_a_tower_trained_in_part_is_published_and_measured(
     assert moved and moved <= late, sorted(moved - late)
     assert any("conv" in name for name in moved) and any("running_mean" in name for name in moved)
     assert all(torch.equal(value, states["pretrain"][name]) for name, value in states["finetune"].items())
+    texts = [package.load(storage.join(found[name].uri, "model")).model.text for name in ("pretrain", "finetune")]
+    assert not torch.equal(texts[0].tokens.weight, texts[1].tokens.weight)
+    assert not any(parent.stage == "features" for name in ("pretrain", "finetune") for parent in found[name].parents)
     # What is measured is features of that tower, once for both models; the given tower's are another stage.
     used = [parent for parent in found["evaluate"].parents if parent.stage == "features"]
     assert len(used) == 1 and used[0].digest != done["features"].digest

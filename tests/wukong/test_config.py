@@ -107,5 +107,7 @@ def test_stored_features_are_not_asked_of_a_tower_in_training(tmp_path: Path) ->
     for name in ("views=1", "whiten_image_head=true"):
         with pytest.raises(ConfigError, match="stored features of a locked image tower"):
             config.load(file, ["pretrain.lock=none", f"pretrain.{name}"])
+        with pytest.raises(ConfigError, match="store_features: true"):
+            config.load(file, ["finetune.store_features=false", f"finetune.{name}"])
     with pytest.raises(ConfigError, match=r"pretrain\.lock"):
         config.load(file, ["pretrain.lock=-1"])
