@@ -2,26 +2,23 @@
 
 import hashlib
 import json
-import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import pairwise
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from wukong import storage
-from wukong.crawl.shard import member_header
 from wukong.data.schema import PAIRS
-from wukong.data.shards import members
+from wukong.data.shards import END, members, packed
 from wukong.errors import DataError
 
 POSITIONS = 2**62
 """Places in the global order run from 0 to this."""
 
-_BLOCK = tarfile.BLOCKSIZE
 _AT_A_TIME = 64
 _READERS = 8
 
@@ -72,10 +69,10 @@ def write_shard(uri: str, pairs: pl.DataFrame) -> None:
         for row, picture in _with_pictures(pairs):
             # The original caption holds the names that are masked: it stays out of what a training job reads.
             metadata = {name: row[name] for name in PAIRS.names if row[name] is not None and name != "caption_original"}
-            _add(stream, f"{row['key']}.jpg", picture)
-            _add(stream, f"{row['key']}.json", json.dumps(metadata, ensure_ascii=False, sort_keys=True).encode())
-            _add(stream, f"{row['key']}.txt", row["caption"].encode())
-        stream.write(bytes(2 * _BLOCK))
+            facts = json.dumps(metadata, ensure_ascii=False, sort_keys=True)
+            for suffix, data in ("jpg", picture), ("json", facts.encode()), ("txt", row["caption"].encode()):
+                stream.write(packed(f"{row['key']}.{suffix}", data))
+        stream.write(END)
     storage.write_table(f"{uri}.parquet", pairs.select(PAIRS.names).to_arrow().cast(PAIRS))
 
 
@@ -104,9 +101,3 @@ def _with_pictures(pairs: pl.DataFrame) -> Iterator[tuple[dict[str, Any], bytes]
         for batch in pairs.iter_slices(_AT_A_TIME):
             rows = batch.to_dicts()
             yield from zip(rows, pool.map(read, rows), strict=True)
-
-
-def _add(stream: IO[bytes], name: str, data: bytes) -> None:
-    stream.write(member_header(name, len(data)))
-    stream.write(data)
-    stream.write(bytes(-len(data) % _BLOCK))

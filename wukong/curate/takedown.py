@@ -14,7 +14,6 @@ Trained models are left, and so are pages and copies outside of these stages.
 
 import hashlib
 import re
-import tarfile
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -28,12 +27,11 @@ from pydantic import BaseModel, ConfigDict
 
 from wukong import manifest, progress, storage
 from wukong.crawl.optout import OptOut
-from wukong.crawl.shard import member_header
 from wukong.crawl.status import Status
 from wukong.curate import card, release
 from wukong.curate.rules import HELD_BACK
 from wukong.data.schema import key_of
-from wukong.data.shards import members
+from wukong.data.shards import END, members, packed
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Manifest, Part, digest_of
 
@@ -327,10 +325,8 @@ def _rewrite_tar(uri: str, keys: Set[str]) -> None:
     with storage.open_output(uri) as target:
         for member in members(uri):
             if member.key not in keys:
-                target.write(member_header(f"{member.key}.{member.suffix}", member.size))
-                target.write(member.read())
-                target.write(bytes(-member.size % tarfile.BLOCKSIZE))
-        target.write(bytes(2 * tarfile.BLOCKSIZE))
+                target.write(packed(f"{member.key}.{member.suffix}", member.read()))
+        target.write(END)
 
 
 def _rewrite_csv(uri: str, keys: Set[str]) -> None:

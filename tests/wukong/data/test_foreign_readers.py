@@ -75,6 +75,8 @@ def repacked(folder: Path, part: Path) -> Path:
             length=pl.lit(5),
             aspect_ratio=pl.lit(1.2),
             caption_count=1,
+            image_hash=pl.lit(None, pl.UInt64),
+            similarity=pl.lit(None, pl.Float32),
             split=pl.lit("train"),
         )
     )

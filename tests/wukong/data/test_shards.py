@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -53,3 +54,19 @@ def test_a_tar_cut_anywhere_is_an_error_that_names_it(tmp_path_factory, whole, c
 def test_what_is_no_tar_is_an_error(tmp_path):
     with pytest.raises(DataError, match="is not a complete tar"):
         list(shards.pictures(written(tmp_path, b"PAR1" + bytes(range(256)) * 8)))
+
+
+names = st.text("0123456789abcdef._-", min_size=1, max_size=100)
+
+
+@given(names, st.integers(0, 8**11 - 1))
+def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime, info.mode = size, 0, 0o444
+    assert shards.header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def test_a_packed_file_comes_back(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").write_bytes(b"".join(shards.packed(name, data) for name, data in FILES.items()) + shards.END)
+    with tarfile.open(tmp_path / "0.tar") as tar:
+        assert {entry.name: tar.extractfile(entry).read() for entry in tar} == FILES
