@@ -12,7 +12,6 @@ begin and end where words do; longer words do not arise by chance.
 """
 
 import itertools
-import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -152,10 +151,9 @@ def _is_word(character: str) -> bool:
 
 def _cuts(text: str) -> set[int]:
     """Offsets at which jieba's words begin or end."""
-    import jieba
+    import rjieba
 
-    jieba.setLogLevel(logging.WARNING)
-    return set(itertools.accumulate((len(word) for word in jieba.cut(text, HMM=False)), initial=0))
+    return set(itertools.accumulate((len(word) for word in rjieba.cut(text, False)), initial=0))
 
 
 def _stands(text: str, start: int, end: int, word: str, cuts: set[int]) -> bool:

@@ -3,7 +3,6 @@
 Everything is counted per batch and added up, so a set of any size takes the memory of one batch.
 """
 
-import logging
 import math
 import re
 from collections import Counter
@@ -203,8 +202,7 @@ def _histogram(values: npt.NDArray[np.integer], bins: int) -> Counts:
 
 
 def _words(captions: pl.Series) -> Counter[str]:
-    import jieba
+    import rjieba
 
-    jieba.setLogLevel(logging.WARNING)
-    counts = Counter(word for caption in captions for word in jieba.cut(caption, HMM=False) if _WORD.fullmatch(word))
+    counts = Counter(word for caption in captions for word in rjieba.cut(caption, False) if _WORD.fullmatch(word))
     return Counter(dict(counts.most_common(_WORDS_KEPT)))

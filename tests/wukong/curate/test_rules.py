@@ -2,12 +2,14 @@
 
 import string
 from collections import Counter
+from pathlib import Path
 
 import jieba
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+import rjieba
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -265,3 +267,11 @@ def test_the_screen_misses_nothing_that_a_close_look_finds(text):
 
 def test_letters_survive():
     assert apply(normalized, string.ascii_letters)[0] == string.ascii_lowercase * 2
+
+
+def test_captions_are_cut_as_jieba_cuts_them() -> None:
+    lines = Path("benchmarks/curate/names/tuning.txt").read_text(encoding="utf-8").splitlines()
+    captions = [line.replace("[", "").replace("]", "") for line in lines if line and not line.startswith("#")]
+    assert len(captions) > 1000
+    for caption in captions:
+        assert rjieba.cut(caption, False) == list(jieba.cut(caption, HMM=False))
