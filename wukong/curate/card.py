@@ -131,12 +131,13 @@ def cloud(words: Mapping[str, int], limit: int = _CLOUD_WORDS) -> list[Word]:
     for rank, (text, count) in enumerate(ranked):
         share = math.sqrt(count / ranked[0][1])
         size = max(_SMALLEST, min(_LARGEST * share, 0.8 * _CLOUD_WIDTH / len(text)))
+        size = math.floor(10 * size) / 10  # as it is drawn: the place must be that of the word as drawn
         box = _free_place(boxes, size * len(text), size * 1.12)
         if box is None:
             continue
         boxes.append(box)
         middle = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-        placed.append(Word(text, round(middle[0], 1), round(middle[1], 1), round(size, 1), rank % 5))
+        placed.append(Word(text, round(middle[0], 1), round(middle[1], 1), size, rank % 5))
     return placed
 
 

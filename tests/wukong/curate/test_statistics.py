@@ -8,7 +8,7 @@ import statistics as stdlib
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wukong.curate import card, statistics
@@ -65,6 +65,7 @@ def test_what_lies_beyond_a_histogram_is_in_its_last_bin():
 
 
 @given(st.dictionaries(st.text("月日做一个图片高清", min_size=1, max_size=12), st.integers(1, 10_000), max_size=60))
+@example({"一一": 4589, "一一一一": 5873, "一一一一一一": 910, "一一一一一一一": 306})
 @settings(deadline=None, max_examples=50)
 def test_words_of_the_cloud_do_not_overlap(words):
     placed = card.cloud(words)
