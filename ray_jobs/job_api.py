@@ -8,17 +8,15 @@ import json
 import logging
 import os
 import shlex
-import signal
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
+from ray_jobs.cancel import cancelled_with_us
 from wukong.errors import WukongError
 
 _SECONDS = 30.0  # for one request
@@ -62,7 +60,12 @@ def run_job(
     told = ["env", *(f"{name}={value}" for name, value in environment.items())] if environment else []
     job = head.submit(shlex.join([*told, "python", "-m", "ray_jobs", *arguments]))
     log.info("Ray job %s at %s", job, address)
-    with _stopped_with_us(head, job):
+
+    def stop() -> None:
+        log.warning("cancelled: stopping Ray job %s", job)
+        head.stop(job)
+
+    with cancelled_with_us(stop):
         status, message = head.follow(job)
     if status == "SUCCEEDED":
         return 0
@@ -70,24 +73,6 @@ def run_job(
     if status == "FAILED" and "exit code" in message:
         return 1
     raise JobApiError(f"Ray job {job} at {address} ended as {status}: {message}")
-
-
-@contextmanager
-def _stopped_with_us(head: "_Head", job: str) -> Iterator[None]:
-    """A cancelled run sends SIGTERM to the component: the job must not outlive it."""
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    previous = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    except (SystemExit, KeyboardInterrupt):
-        log.warning("cancelled: stopping Ray job %s", job)
-        head.stop(job)
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 class _Head:

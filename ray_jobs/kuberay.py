@@ -11,21 +11,19 @@ import logging
 import os
 import re
 import shlex
-import signal
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError
 
+from ray_jobs.cancel import cancelled_with_us
 from wukong import run, storage
 from wukong.config import Experiment, Positive, Strict
 from wukong.errors import ConfigError, WukongError
@@ -277,7 +275,13 @@ def run_job(
         RayJobError: the job did not succeed; the message has KubeRay's reason, what its pods say and the log's end.
     """
     cluster = _Cluster(namespace, timing or Timing())
-    with _deleted_with_us(cluster):
+
+    def stop() -> None:
+        if cluster.ours:
+            log.warning("cancelled: deleting RayJob %s", cluster.ours)
+            cluster.delete(cluster.ours)
+
+    with cancelled_with_us(stop):
         name, created = cluster.get_or_create(stage, experiment, run_name, arguments, environment)
         log.info("%s %s RayJob %s/%s", stage, "created" if created else "goes on with", namespace, name)
         with _JobLog(cluster, name) as job_log:
@@ -291,25 +295,6 @@ def run_job(
         if lines:
             parts.append("The end of its log:\n" + "\n".join(f"  {line}" for line in lines))
         raise RayJobError("\n".join(parts), ended.reason)
-
-
-@contextmanager
-def _deleted_with_us(cluster: "_Cluster") -> Iterator[None]:
-    """A cancelled run sends SIGTERM to the component: the job must not outlive it."""
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    previous = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    except (SystemExit, KeyboardInterrupt):
-        if cluster.ours:
-            log.warning("cancelled: deleting RayJob %s", cluster.ours)
-            cluster.delete(cluster.ours)
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def end_run(experiment: Experiment, run_name: str, namespace: str) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from wukong.config import Filter
-from wukong.curate.simplified import table
+from wukong.curate.simplified import traditional
 
 _ENTITY = r"&(?:[a-zA-Z][a-zA-Z0-9]{1,31}|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});"
 _TAG = r"(?s)<!--.*?-->|</?[a-zA-Z][^<>]*>"
@@ -47,9 +47,8 @@ def without_markup(captions: pl.Series) -> pl.Series:
 
 def in_simplified(captions: pl.Series) -> pl.Series:
     """Captions in Simplified characters, as OpenCC's ``t2s`` converts them: by phrase, then by character."""
-    traditional = captions.str.contains(f"[{''.join(map(chr, table()))}]").arg_true()
-    convert = _opencc().convert
-    return captions.clone().scatter(traditional, [convert(text) for text in captions.gather(traditional)])
+    places, convert = traditional(captions), _opencc().convert
+    return captions.clone().scatter(places, [convert(text) for text in captions.gather(places)])
 
 
 def _resolved(text: str) -> str:

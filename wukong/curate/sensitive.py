@@ -22,7 +22,7 @@ import polars as pl
 
 from wukong import storage
 from wukong.curate.normalize import normal_forms
-from wukong.curate.simplified import simplify, table
+from wukong.curate.simplified import simplify, traditional
 from wukong.errors import ConfigError
 
 DEFAULT_LISTS = Path(__file__).parent / "sensitive_words"
@@ -137,8 +137,8 @@ def _folded(captions: pl.Series) -> pl.Series:
 
 
 def _simplified(normal: pl.Series) -> pl.Series:
-    traditional = normal.str.contains(f"[{''.join(map(chr, table()))}]").arg_true()
-    return normal.clone().scatter(traditional, [simplify(text) for text in normal.gather(traditional)])
+    places = traditional(normal)
+    return normal.clone().scatter(places, [simplify(text) for text in normal.gather(places)])
 
 
 def _compact(text: str) -> str:

@@ -4,6 +4,8 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
+import polars as pl
+
 from wukong.errors import ConfigError
 
 _PACKAGE = "opencc-python-reimplemented"
@@ -25,6 +27,11 @@ def table() -> dict[int, int]:
     pairs = (line.split("\t") for line in lines)
     forms = ((pair[0], pair[1].split(" ")[0]) for pair in pairs if len(pair) == 2)
     return {ord(one): ord(other) for one, other in forms if one != other and len(one) == len(other) == 1}
+
+
+def traditional(captions: pl.Series) -> pl.Series:
+    """Places of the captions that hold a character which ``table`` replaces."""
+    return captions.str.contains(f"[{''.join(map(chr, table()))}]").arg_true()
 
 
 def simplify(text: str) -> str:

@@ -81,7 +81,7 @@ def packed(name: str, data: bytes) -> bytes:
 def header(name: str, size: int) -> bytes:
     """A USTAR header that is the same in every run: no time, no owner.
 
-    ``tarfile`` writes the same bytes, but takes a sixtieth of the time that the picture took.
+    ``tarfile`` writes the same bytes, but takes a time that shows beside that of the pictures.
 
     Args:
         name: the member's name, at most 100 ASCII characters.
