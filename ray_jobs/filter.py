@@ -2,13 +2,16 @@
 
 Consecutive parts form a group, the unit of work and of recovery; a task goes through it part by part. The passes:
 
-1. count: caption hashes of each group, merged by hash prefix (exact over the whole corpus);
+1. count: caption hashes of each group, merged range by range (exact over the whole corpus);
 2. rules: compute the columns, decide, mask names (Parquet only, no picture is read);
 3. look, only where a rule asks for it: perceptual hashes and similarities of the pictures of kept pairs; and the pairs
    whose picture another pair shows, gathered over all groups;
 4. split: the pictures that training may not see and the captions that it sees, gathered over all groups;
 5. assign: the split and place of each kept pair, sorted by place; dropped pairs are written with their rule;
 6. repack: each range of places becomes shards, pictures copied byte for byte.
+
+A task holds a part, a group or a range, so its memory does not depend on how many there are. What every task must know
+of the whole corpus, how often the repeated captions occur and what the split withholds, lies once in the object store.
 
 Every pass is a function of the crawl's files, the config and the seed, so a killed run continues to the same bytes.
 """
@@ -18,6 +21,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,8 +45,10 @@ _VERSION = 5
 _GROUPS = 64
 _MAX_ROWS = 100_000
 _BINS = 1024
-_PREFIX_ROWS = 4_000_000
+_RANGE_ROWS = 2_000_000
+_BAND_ROWS = 4_000_000
 _PICTURES = 64
+_ROW_GROUP = 4096
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     sensitive.load(settings.sensitive_words, with_default=settings.default_words)
     groups = _groups(crawl)
 
-    decided = _each("rules", stage, _apply_rules, groups, lambda: (settings, ray.put(_count(crawl, groups, settings))))
+    decided = _each("rules", stage, _apply_rules, groups, lambda: (settings, ray.put(_count(stage, groups, settings))))
     looked = _each("look", stage, _look, groups, lambda: (settings,)) if _looks(settings) else []
     assigned = _each(
         "assign", stage, _assign, groups, lambda: (settings, experiment.seed, *_corpus_facts(stage, groups, settings))
@@ -165,23 +171,36 @@ def _map(task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list
     return list(ray.get([remote.remote(*entry) for entry in arguments]))
 
 
-def _count(crawl: Manifest, groups: Sequence[_Group], settings: Filter) -> CaptionCounts:
-    """Count every caption of the corpus: each group tallies, each range of hashes is merged on its own."""
-    rows, prefixes = sum(part.rows for part in crawl.parts), 1
-    while prefixes * _PREFIX_ROWS < rows:
-        prefixes *= 2
-    tally = ray.remote(_tally).options(num_returns=prefixes)
-    merge = ray.remote(frequency.merge)
-    made = [tally.remote(group, prefixes, settings) for group in groups]
-    tallies = made if prefixes > 1 else [[reference] for reference in made]
-    merged = [merge.remote(*(entry[prefix] for entry in tallies)) for prefix in range(prefixes)]
-    return frequency.join(ray.get(merged))
+def _count(stage: Stage, groups: Sequence[_Group], settings: Filter) -> CaptionCounts:
+    """Count every caption of the corpus: each group writes its hashes, each range of hashes is merged on its own."""
+    rows = sum(_map(_hash, [(stage, group, settings) for group in groups]))
+    ranges = max(1, -(-rows // _RANGE_ROWS))
+    edges = [2**64 * number // ranges for number in range(ranges + 1)]
+    merged = _map(_merge, [(stage, len(groups), (low, high - 1)) for low, high in pairwise(edges)])
+    return frequency.join(merged)
 
 
-def _tally(group: _Group, prefixes: int, settings: Filter) -> Any:
+def _hash(stage: Stage, group: _Group, settings: Filter) -> int:
     hashes = [frequency.hashes(clean.cleaned(read_pairs(uri)["caption"], settings)) for uri in group.parts]
-    tallies = frequency.tally(np.concatenate(hashes), prefixes)
-    return tallies if prefixes > 1 else tallies[0]
+    ordered = np.sort(np.concatenate(hashes))
+    # Not through the object store: Ray would keep that many small pieces in the memory of the driver. And made anew by
+    # every run: another version of Polars may hash otherwise.
+    with storage.open_output(_hashes_uri(stage, group.number)) as stream:
+        pl.DataFrame({"hash": ordered}).write_parquet(stream, compression="uncompressed", row_group_size=_ROW_GROUP)
+    return len(ordered)
+
+
+def _merge(stage: Stage, groups: int, bounds: tuple[int, int]) -> CaptionCounts:
+    low, high = map(np.uint64, bounds)
+    wanted = [("hash", ">=", low), ("hash", "<=", high)]
+    pieces = (_read_some(_hashes_uri(stage, group), wanted) for group in range(groups))
+    return frequency.merge(*(piece["hash"].to_numpy() for piece in pieces))
+
+
+def _read_some(uri: str, wanted: Sequence[tuple[str, str, Any]]) -> pl.DataFrame:
+    """Rows of a sorted table, of which little else is read."""
+    filesystem, path = storage.filesystem(uri)
+    return pl.DataFrame(pq.read_table(path, filesystem=filesystem, filters=list(wanted)))
 
 
 def _apply_rules(stage: Stage, group: _Group, settings: Filter, counts: CaptionCounts) -> dict[str, Any]:
@@ -276,6 +295,10 @@ def _judged_uri(stage: Stage, part: int, *, looked: bool = False) -> str:
     return stage.path(f"_work/{'looked' if looked else 'rules'}/{part:05d}.parquet")
 
 
+def _hashes_uri(stage: Stage, group: int) -> str:
+    return stage.path(f"_work/hashes/{group:05d}.parquet")
+
+
 def _placed_uri(stage: Stage, group: int) -> str:
     return stage.path(f"_work/placed/{group:05d}.parquet")
 
@@ -319,7 +342,7 @@ def _repeated(stage: Stage, groups: Sequence[_Group], settings: Filter) -> Hashe
         return np.empty(0, np.uint64)
     distance = settings.max_hash_distance if settings.duplicate_images == "similar" else 0
     rows, ranges = len(groups) * _MAX_ROWS, 1
-    while ranges * _PREFIX_ROWS < rows:
+    while ranges * _BAND_ROWS < rows:
         ranges *= 2
     pieces = (distance + 1) * ranges
     sort = ray.remote(_picture_bands).options(num_returns=pieces)
@@ -379,7 +402,7 @@ def _assign(
     pairs, out = pl.concat(placed).sort("split", "position", "key"), pl.concat(dropped)
     # Small row groups, sorted: whoever needs a range of a split reads little else.
     with storage.open_output(_placed_uri(stage, group.number)) as stream:
-        pairs.write_parquet(stream, row_group_size=4096)
+        pairs.write_parquet(stream, row_group_size=_ROW_GROUP)
     path = f"dropped/{group.number:05d}.parquet"
     storage.write_table(stage.path(path), out.select(DROPPED.names).to_arrow().cast(DROPPED))
     return {
@@ -416,10 +439,7 @@ def _pieces(histograms: Sequence[Mapping[str, Sequence[int]]], shard_size: int) 
 def _repack(stage: Stage, piece: _Piece, groups: int) -> dict[str, Any]:
     low, high = (edge * (repack.POSITIONS // _BINS) for edge in piece.bins)
     wanted = [("split", "==", piece.split), ("position", ">=", low), ("position", "<", high)]
-    frames = []
-    for group in range(groups):
-        filesystem, path = storage.filesystem(_placed_uri(stage, group))
-        frames.append(pl.DataFrame(pq.read_table(path, filesystem=filesystem, filters=wanted)))
+    frames = [_read_some(_placed_uri(stage, group), wanted) for group in range(groups)]
     pairs = pl.concat(frames).sort("position", "key")
     parts: list[Part] = []
     start = 0

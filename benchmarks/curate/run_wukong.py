@@ -28,7 +28,7 @@ def chain(file: str) -> dict[str, float]:
 
     def once() -> float:
         started = time.perf_counter()
-        counts = frequency.merge(*frequency.tally(frequency.hashes(captions)))
+        counts = frequency.merge(frequency.hashes(captions))
         rules.decide(rules.compute(pairs, SETTINGS, counts, words), SETTINGS)
         return time.perf_counter() - started
 
@@ -44,13 +44,14 @@ def count(folder: str) -> dict[str, float]:
 
 
 def parts(folder: str) -> dict[str, float]:
-    """The filter job's passes over Parquet, one of its tasks after the other: count, add up, apply the rules."""
+    """The filter job's passes over Parquet, one of its tasks after the other in one process: count, apply the rules."""
     files = [storage.from_path(path) for path in sorted(Path(folder).glob("*.parquet"))]
     stage = Stage(storage.from_path(Path(folder)), "filter", {})
     size = max(1, job._MAX_ROWS // pl.scan_parquet(files[0]).select(pl.len()).collect().item())
     groups = [job._Group(n, low, tuple(files[low : low + size])) for n, low in enumerate(range(0, len(files), size))]
     started = time.perf_counter()
-    counts = frequency.merge(*(job._tally(group, 1, SETTINGS) for group in groups))
+    job._map = lambda task, arguments: [task(*entry) for entry in arguments]
+    counts = job._count(stage, groups, SETTINGS)
     pairs = sum(job._apply_rules(stage, group, SETTINGS, counts)["pairs"] for group in groups)
     return {"seconds": time.perf_counter() - started, "pairs": pairs}
 

@@ -109,6 +109,14 @@ def test_caption_counts_are_of_the_whole_corpus_not_of_a_part(tmp_path, make_cra
     )
 
 
+def test_ranges_of_hashes_do_not_change_what_is_counted(tmp_path, make_crawl, monkeypatch):
+    crawl = make_crawl(corpus(), part_size=20)
+    one = job.run(experiment(tmp_path / "one"), {"crawl": crawl})
+    monkeypatch.setattr(job, "_RANGE_ROWS", 9)
+    many = job.run(experiment(tmp_path / "many"), {"crawl": crawl})
+    assert many.parts == one.parts
+
+
 def test_part_size_does_not_change_what_is_kept(tmp_path, make_crawl):
     small = job.run(experiment(tmp_path), {"crawl": make_crawl(corpus(), part_size=7, name="small")})
     large = job.run(experiment(tmp_path), {"crawl": make_crawl(corpus(), part_size=500, name="large")})

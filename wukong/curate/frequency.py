@@ -1,10 +1,9 @@
 """How often each caption occurs in the whole corpus (section 3.2: more than 10 times means it says little).
 
 ``count`` counts a corpus on one machine. The filter job does the same in three steps that fit any number of machines:
-each part's captions become 64-bit hashes and their counts (``tally``), split by hash prefix; each prefix is merged on
-its own; only captions that occur more than once are kept (``merge``), because most occur once. A part then looks its
-captions up (``CaptionCounts``). Counts are exact but for collisions of 64-bit hashes: in 166 million distinct captions
-a single one is expected with a probability of 0.0007.
+captions become 64-bit hashes; each range of hashes is counted on its own; only captions that occur more than once are
+kept (``merge``), because most occur once. A part then looks its captions up (``CaptionCounts``). Counts are exact but
+for collisions of 64-bit hashes: in 166 million distinct captions a single one is expected with a probability of 0.0007.
 """
 
 from collections import deque
@@ -35,16 +34,6 @@ def hashes_of_normal(normal: pl.Series) -> Hashes:
     return normal.hash(0).to_numpy()
 
 
-def tally(values: Hashes, prefixes: int = 1) -> list[tuple[Hashes, Counts]]:
-    """Distinct hashes, sorted, with their counts, cut into ``prefixes`` equal ranges of the hash (a power of two)."""
-    distinct, counts = np.unique(values, return_counts=True)
-    shift = np.uint64(64 - (prefixes.bit_length() - 1))
-    if prefixes == 1:
-        return [(distinct, counts)]
-    edges = np.searchsorted(distinct >> shift, np.arange(1, prefixes, dtype=np.uint64))
-    return list(zip(np.split(distinct, edges), np.split(counts, edges), strict=True))
-
-
 @dataclass(frozen=True)
 class CaptionCounts:
     """The captions that occur more than once, as sorted hashes, and how often each does."""
@@ -60,18 +49,14 @@ class CaptionCounts:
         return np.where(self.hashes[places] == values, self.counts[places], 1)
 
 
-def merge(*tallies: tuple[Hashes, Counts]) -> CaptionCounts:
-    """Add up tallies of the same range of hashes and keep the captions that occur more than once."""
-    if not tallies:
-        return CaptionCounts(np.empty(0, np.uint64), np.empty(0, np.int64))
-    values = np.concatenate([entry[0] for entry in tallies])
-    counts = np.concatenate([entry[1] for entry in tallies])
-    order = np.argsort(values, kind="stable")
-    values, counts = values[order], counts[order]
-    starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else np.empty(0, int)
-    totals = np.add.reduceat(counts, starts) if len(values) else counts
-    repeated = totals > 1
-    return CaptionCounts(values[starts][repeated], totals[repeated])
+def merge(*pieces: Hashes) -> CaptionCounts:
+    """Count the hashes of one range, in pieces, and keep those that occur more than once; takes 11 bytes a hash."""
+    values = np.concatenate([np.empty(0, np.uint64), *pieces])
+    values.sort()
+    again = np.concatenate([[False], values[1:] == values[:-1], [False]])
+    edges = np.flatnonzero(again[1:] != again[:-1])
+    first, last = edges[::2], edges[1::2]
+    return CaptionCounts(values[first], last - first + 1)
 
 
 def count(files: Sequence[str], threads: int = 2) -> CaptionCounts:
@@ -91,7 +76,7 @@ def count(files: Sequence[str], threads: int = 2) -> CaptionCounts:
 
     def repeated(place: int) -> CaptionCounts:
         pieces, ranges[place] = ranges[place], []
-        return merge(*tally(np.concatenate(pieces))) if pieces else merge()
+        return merge(*pieces)
 
     with ThreadPoolExecutor(threads) as pool:
         for parts in _in_turn(pool, read, files, 2 * threads):
