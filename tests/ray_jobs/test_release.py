@@ -3,9 +3,12 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import tarfile
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,6 +18,8 @@ import polars as pl
 import pytest
 from crawled import complete, corpus, experiment
 
+from infra.stack import ports, processes, services
+from infra.stack.state import Stack
 from ray_jobs import filter as filter_job
 from ray_jobs import validate as validate_job
 from wukong import manifest, storage
@@ -274,6 +279,122 @@ def test_a_takedown_killed_at_any_write_ends_at_the_same_bytes(restored, monkeyp
         assert (begun is None) == (write == 0)
         takedown.carry_out(e.root, begun or takedown.plan(e.root, listed, "case 1", NOW))
         assert files_below(folder / "store") == undisturbed, written[write]
+
+
+@pytest.fixture(scope="module")
+def object_store(tmp_path_factory):
+    """The embedded stack's object store, by itself; the environment names it."""
+    home = tmp_path_factory.mktemp("home")
+    new = Stack.load_or_new(home)
+    stack = new.with_changes(ports=ports.choose_ports(new, (), {}))
+    try:
+        services.start(stack, [services.ObjectStore()])
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in stack.environment().items():
+                if name.startswith("AWS_"):
+                    patch.setenv(name, value)
+            yield "s3://wukong"
+    finally:
+        processes.stop(lambda: processes.find(stack.identity, services.scratch(home)))
+
+
+def objects_below(root):
+    found = {}
+    for uri in storage.list_files(root):
+        data = storage.read_bytes(uri)
+        if uri.endswith("manifest.json"):
+            data = json.dumps(json.loads(data) | {"provenance": {}}).encode()
+        found[uri.removeprefix(f"{root}/")] = data
+    return found
+
+
+KILLED = """
+import os, signal, sys
+from contextlib import contextmanager
+from datetime import datetime
+from wukong import storage
+from wukong.curate import takedown
+place, listed, now, writes = sys.argv[1:]
+original, begun = storage.open_output, []
+
+@contextmanager
+def open_output(uri):
+    begun.append(uri)
+    with original(uri) as stream:
+        yield stream
+        if len(begun) > int(writes):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+storage.open_output = open_output
+planned = takedown.pending(place) or takedown.plan(place, listed, "case 1", datetime.fromisoformat(now))
+takedown.carry_out(place, planned)
+"""
+
+
+@pytest.mark.slow
+def test_a_takedown_in_an_object_store_killed_twice_ends_at_the_same_bytes(restored, object_store):
+    e, *_, listed, folder = restored
+    place = f"{object_store}/store/{e.name}"
+
+    def put():
+        for path in sorted((folder / "pristine").rglob("*")):
+            if path.is_file():
+                data = path.read_bytes()
+                if path.name == "manifest.json":
+                    data = data.replace(e.root.encode(), place.encode())
+                storage.write_bytes(f"{object_store}/store/{path.relative_to(folder / 'pristine')}", data)
+
+    put()
+    takedown.carry_out(place, takedown.plan(place, listed, "case 1", NOW))
+    undisturbed = objects_below(place)
+    for found in takedown._stages_at(place):
+        check_manifest(found)
+    storage.delete(f"{object_store}/store")
+
+    put()
+    files = sum(len(change.files) for change in takedown.plan(place, listed, "case 1", NOW).changes)
+    code = [sys.executable, "-c", KILLED, place, listed, NOW.isoformat()]
+    for writes in (files // 2, files + 2):  # among the files; among the manifests
+        done = subprocess.run([*code, str(writes)], env=os.environ, cwd=Path(__file__).parents[2], check=False)
+        assert done.returncode == -signal.SIGKILL
+        assert takedown.pending(place) is not None
+        assert objects_below(place) != undisturbed
+    takedown.carry_out(place, takedown.pending(place))
+    assert objects_below(place) == undisturbed
+
+    # And what lies in an object store is what would lie in a folder.
+    takedown.carry_out(e.root, takedown.plan(e.root, listed, "case 1", NOW))
+    data = (".parquet", ".tar", ".csv", ".html")
+    assert {name: value for name, value in undisturbed.items() if name.endswith(data)} == {
+        name: value for name, value in files_below(storage.filesystem(e.root)[1]).items() if name.endswith(data)
+    }
+
+
+@pytest.mark.slow
+def test_the_command_takes_pairs_out_of_a_set_published_in_an_object_store(restored, object_store, tmp_path):
+    from typer.testing import CliRunner
+
+    from cli.main import app
+    from wukong import run as runs
+
+    e, validated, released, *_ = restored
+    config_file, public = tmp_path / "e.yaml", f"{object_store}/public"
+    config_file.write_text(e.model_dump_json())
+    runs.write(e, "r", runs.Record(stage="validate", state="succeeded", manifest=f"{validated.uri}/manifest.json"))
+    urls = tmp_path / "urls.txt"
+    urls.write_text(f"{GONE_URL}\nelsewhere.org\n")
+    for command in (["release", "--output", public], ["takedown", str(urls), "--reason", "case 3", "--at", public]):
+        result = CliRunner().invoke(app, [*command, "--config", str(config_file)])
+        assert result.exit_code == 0, result.output
+    check_manifest(manifest.load(public).model_copy(update={"uri": public}))
+    left = {row["url"] for uri in storage.list_files(public, ".csv") for row in release.read_csv(uri).to_dicts()}
+    before = {row["url"] for rows in rows_of(released) for row in rows}
+    assert before - left == {url for url in before if url == GONE_URL or "elsewhere.org" in url}
+    assert len(before - left) >= 5
+    folder = tmp_path / "copy"
+    for uri in storage.list_files(public):
+        storage.download(uri, folder / uri.removeprefix(f"{public}/"))
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
 
 
 def test_a_copy_of_a_release_alone_can_be_taken_down_from(restored, tmp_path):
