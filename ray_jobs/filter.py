@@ -4,8 +4,9 @@ Consecutive parts form a group, the unit of work and of recovery; a task goes th
 
 1. count: caption hashes of each group, merged range by range (exact over the whole corpus);
 2. rules: compute the columns, decide, mask names (Parquet only, no picture is read);
-3. look, only where a rule asks for it: perceptual hashes and similarities of the pictures of kept pairs; and the pairs
-   whose picture another pair shows, gathered over all groups;
+3. look, only where a rule asks for it: perceptual hashes and similarities of the pictures of kept pairs, in a stage of
+   its own, so that another threshold over them looks at no picture again; then decide over them, and gather over all
+   groups the pairs whose picture another pair shows;
 4. split: the pictures that training may not see and the captions that it sees, gathered over all groups;
 5. assign: the split and place of each kept pair, sorted by place; dropped pairs are written with their rule;
 6. repack: each range of places becomes shards, pictures copied byte for byte.
@@ -49,6 +50,7 @@ _RANGE_ROWS = 2_000_000
 _BAND_ROWS = 4_000_000
 _PICTURES = 64
 _ROW_GROUP = 4096
+_NOT_LOOKED_BY = {"min_similarity", "max_hash_distance", "shard_size", "split"}
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,9 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     groups = _groups(crawl)
 
     decided = _each("rules", stage, _apply_rules, groups, lambda: (settings, ray.put(_count(stage, groups, settings))))
-    looked = _each("look", stage, _look, groups, lambda: (settings,)) if _looks(settings) else []
+    looked = []
+    if _looks(settings):
+        looked = _each("decide", stage, _decide, groups, lambda: (settings, _looked(experiment, crawl, groups, stage)))
     assigned = _each(
         "assign", stage, _assign, groups, lambda: (settings, experiment.seed, *_corpus_facts(stage, groups, settings))
     )
@@ -238,14 +242,33 @@ def _looks(settings: Filter) -> bool:
     return settings.duplicate_images == "similar" or settings.similarity_model is not None
 
 
-def _look(stage: Stage, group: _Group, settings: Filter) -> dict[str, Any]:
-    left_out = 0
+def _looked(experiment: Experiment, crawl: Manifest, groups: Sequence[_Group], stage: Stage) -> Stage:
+    """What the rules must know of the pictures of pairs that are kept so far, as a finished stage."""
+    config = experiment.filter.model_dump(mode="json", exclude=_NOT_LOOKED_BY)
+    look = Stage(experiment.root, "look", config, [crawl], version=_VERSION)
+    if not look.finished():
+        records = _each("look", look, _look, groups, lambda: (stage, experiment.filter))
+        look.commit([Part.model_validate(part) for record in records for part in record["parts"]])
+    return look
+
+
+def _look(look: Stage, group: _Group, stage: Stage, settings: Filter) -> dict[str, Any]:
+    parts = []
     for number, uri in enumerate(group.parts, group.first):
-        judged = pl.DataFrame(storage.read_table(_judged_uri(stage, number)))
+        judged = pl.DataFrame(storage.read_table(_judged_uri(stage, number), ["key", "caption", "dropped_by"]))
         kept = judged.filter(pl.col("dropped_by").is_null())
         seen = _seen(dict(kept.select("key", "caption").iter_rows()), f"{uri.removesuffix('.parquet')}.tar", settings)
-        columns = seen.columns[1:]
-        judged = judged.drop(columns).join(seen, on="key", how="left", maintain_order="left")
+        storage.write_table(look.path(_look_path(number)), seen.to_arrow())
+        parts.append(look.describe(_look_path(number), len(seen)).model_dump())
+    return {"parts": parts}
+
+
+def _decide(stage: Stage, group: _Group, settings: Filter, look: Stage) -> dict[str, Any]:
+    left_out = 0
+    for number in range(group.first, group.first + len(group.parts)):
+        judged = pl.DataFrame(storage.read_table(_judged_uri(stage, number)))
+        seen = pl.DataFrame(storage.read_table(look.path(_look_path(number))))
+        judged = judged.drop(seen.columns[1:]).join(seen, on="key", how="left", maintain_order="left")
         unfit = pl.col("similarity") < settings.min_similarity
         judged = judged.with_columns(
             dropped_by=pl.when(pl.col("dropped_by").is_null() & unfit)
@@ -293,6 +316,10 @@ def _model(uri: str) -> Any:
 
 def _judged_uri(stage: Stage, part: int, *, looked: bool = False) -> str:
     return stage.path(f"_work/{'looked' if looked else 'rules'}/{part:05d}.parquet")
+
+
+def _look_path(part: int) -> str:
+    return f"parts/{part:05d}.parquet"
 
 
 def _hashes_uri(stage: Stage, group: int) -> str:

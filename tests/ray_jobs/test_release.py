@@ -27,6 +27,7 @@ from wukong.curate import release, takedown
 from wukong.curate.funnel import funnel
 from wukong.data.schema import key_of
 from wukong.errors import ConfigError, DataError
+from wukong.manifest import Stage
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -75,7 +76,6 @@ def make_crawl_with_a_plan(e):
     from crawled import picture_of
 
     from wukong.crawl.shard import Spool, write_part
-    from wukong.manifest import Stage
 
     stage, size, parts = Stage(e.root, "crawl", {}), 40, []
     rows = [complete(row) for row in ROWS]
@@ -215,8 +215,13 @@ def test_what_cannot_be_released_is_explained(restored, tmp_path):
 def test_a_takedown_leaves_everything_as_if_the_pairs_had_never_been_there(restored):
     e, _, _, listed, folder = restored
     before = {found.stage: found for found in takedown._stages_at(e.root)}
+    for computed, parent in ("look", "crawl"), ("features", "filter"):
+        stage = Stage(e.root, computed, {}, [before[parent]])
+        storage.write_bytes(stage.path("parts/00000"), b"of pictures")
+        stage.commit([stage.describe("parts/00000")])
     record = takedown.carry_out(e.root, takedown.plan(e.root, listed, "case 1", NOW))
     after = {found.stage: found for found in takedown._stages_at(e.root)}
+    assert not storage.list_files(f"{e.root}/look") + storage.list_files(f"{e.root}/features")
     assert set(record["keys"]) == {key_of(url) for url in GONE}
     for name, found in after.items():
         check_manifest(found)

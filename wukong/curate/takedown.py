@@ -8,8 +8,8 @@ ends, when it is run again, at the bytes that it would have ended at.
 Afterwards everything is as if the pairs had never been downloaded: rows and counts are less, and the digests of the
 manifests are others. The record, ``takedowns/ID.json``, says when, why, by which list, and gives the digests of each
 manifest before and after. It names no URL: a pair is listed by the first 20 hex digits of the SHA-256 of its URL, which
-is its key, so that holders of copies can find the rows to remove. Features computed from the pictures are deleted.
-Trained models are left, and so are pages and copies outside of these stages.
+is its key, so that holders of copies can find the rows to remove. What was computed of the pictures (hashes,
+similarities, features) is deleted. Trained models are left, and so are pages and copies outside of these stages.
 """
 
 import hashlib
@@ -43,6 +43,7 @@ _PENDING = f"{FOLDER}/pending.json"
 _MANIFEST = "manifest.json"
 _RESULTS = "results.json"
 _STAGES = ("crawl", "filter", "validate", "release")
+_COMPUTED = {"crawl": "look", "filter": "features"}
 _THREADS = 8
 
 Item = TypeVar("Item")
@@ -175,7 +176,7 @@ def carry_out(place: str, planned: Plan) -> dict[str, Any]:
     stages = []
     after: dict[str, str] = {}
     for change in planned.changes:
-        _delete_features(place, change)
+        _delete_computed(place, change)
         after[change.before] = _rewrite_manifest(change, after, record)
         facts = change.model_dump(include={"stage", "uri", "pairs"})
         stages.append(facts | {"digest_before": change.before, "digest_after": after[change.before]})
@@ -356,11 +357,11 @@ def _rewrite_results(uri: str, keys: Set[str]) -> None:
             storage.delete(page)
 
 
-def _delete_features(place: str, change: Change) -> None:
-    """Delete what was computed of the pictures of a filtered set; the next run computes it again."""
-    if change.stage != "filter":
+def _delete_computed(place: str, change: Change) -> None:
+    """Delete what was computed of the pictures of a crawl or a filtered set; the next run computes it again."""
+    if change.stage not in _COMPUTED:
         return
-    for uri in storage.list_files(storage.join(place, "features"), f"/{_MANIFEST}"):
+    for uri in storage.list_files(storage.join(place, _COMPUTED[change.stage]), f"/{_MANIFEST}"):
         if any(parent.uri == change.uri for parent in manifest.load(uri).parents):
             storage.delete(uri)
             storage.delete(uri.removesuffix(f"/{_MANIFEST}"))
