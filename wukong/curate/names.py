@@ -1,46 +1,30 @@
 """Person names, which section 3.2 replaces by ``<人名>``.
 
-Every string that may be a name is described by its characters, its neighbours, a dictionary, and what LAC makes of the
-caption. A linear score over the description, fitted on labelled captions, says how likely it is a name, and the set of
-strings that do not overlap with the greatest sum of scores is masked: a semi-Markov conditional random field (Sarawagi
-and Cohen, 2004) over few candidates. LAC is slow, so it reads only captions in which the same kind of score without it,
-the gate, sees a name. All happens on a form of the caption in which full-width and Traditional characters are replaced
-one for one, so that places in it are places in the caption.
+A tagger says how likely each string of a caption is a person's name; the set of strings that do not overlap with the
+greatest sum of log odds above a least is masked. All happens on a form of the caption in which full-width and
+Traditional characters are replaced one for one, so that places in it are places in the caption.
 """
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import log
 from typing import Literal
 from unicodedata import normalize
 
-from wukong.curate import lac, name_spans, name_words
-from wukong.curate.name_spans import Candidates, Span
+from wukong.curate import name_tagger
+from wukong.curate.name_tagger import Span
 from wukong.curate.simplified import table
 
 Care = Literal["precise", "balanced", "thorough"]
 
 MASK = "<人名>"
-_WEIGHTS = Path(__file__).parent / "name_lists" / "weights.json"
 
+LEAST: dict[Care, float] = {"precise": 2.0, "balanced": 1.0, "thorough": -1.0}
+"""Log odds of a name above which it is masked. What each comes to is in ``benchmarks/README.md``."""
 
-@dataclass(frozen=True)
-class Weights:
-    """What ``benchmarks/curate/names/fit.py`` fitted.
-
-    Attributes:
-        gate: of ``name_spans.FEATURES``, for the score without LAC.
-        opens: least score of a candidate for its caption to be read by LAC, by care.
-        score: of ``name_spans.FEATURES`` and ``LAC_FEATURES``.
-        least: score above which a candidate is worth masking, by care.
-    """
-
-    gate: tuple[float, ...]
-    opens: dict[str, float]
-    score: tuple[float, ...]
-    least: dict[str, float]
+_HAN = re.compile("[\u3400-\u9fff]")
+# Longer captions are read in windows that overlap; a name is taken from the window in whose inner part it begins.
+_WINDOW, _OVERLAP = 128, 32
 
 
 def mask(captions: Iterable[str], care: Care = "balanced") -> list[str]:
@@ -58,25 +42,17 @@ def find(captions: Sequence[str], care: Care = "balanced") -> list[list[Span]]:
         captions: any strings.
         care: ``precise`` masks fewer words that are no names, ``thorough`` leaves fewer names unmasked.
     """
-    words, weights = name_words.load(), load_weights()
-    texts = [plain(caption) for caption in captions]
-    passed: list[tuple[int, Candidates]] = []
-    for place, text in enumerate(texts):
-        if MASK in text:
-            continue
-        candidates = name_spans.propose(text, words)
-        if any(_dot(weights.gate, features) > weights.opens[care] for features in candidates.features):
-            passed.append((place, candidates))
-    result: list[list[Span]] = [[] for _ in captions]
-    readings = lac.load().read([texts[place] for place, _ in passed])
-    for (place, proposed), reading in zip(passed, readings, strict=True):
-        candidates = name_spans.add_read(proposed, reading, words)
-        scores = [
-            _dot(weights.score, features + name_spans.read_features(span, reading)) - weights.least[care]
-            for span, features in zip(candidates.spans, candidates.features, strict=True)
-        ]
-        result[place] = best(candidates.spans, scores)
-    return result
+    read: list[tuple[int, int, str]] = []
+    for number, caption in enumerate(captions):
+        if MASK not in caption:
+            read += [(number, start, text) for start, text in _windows(plain(caption)) if _HAN.search(text)]
+    likely: list[dict[Span, float]] = [{} for _ in captions]
+    for (number, first, text), spans in zip(read, name_tagger.load().read([text for *_, text in read]), strict=True):
+        length = len(captions[number])
+        for (start, end), sure in spans.items():
+            if _is_inner(start, text, first, length):
+                likely[number][first + start, first + end] = sure
+    return [chosen(spans, LEAST[care]) for spans in likely]
 
 
 def suspects(captions: Sequence[str]) -> list[bool]:
@@ -84,34 +60,39 @@ def suspects(captions: Sequence[str]) -> list[bool]:
     return [bool(spans) for spans in find([caption.replace(MASK, "。") for caption in captions], "thorough")]
 
 
+def chosen(likely: Mapping[Span, float], least: float) -> list[Span]:
+    """The strings to mask, of those with a probability, by the least log odds; in order."""
+    return best(list(likely), [log(max(sure, 1e-9) / max(1 - sure, 1e-9)) - least for sure in likely.values()])
+
+
 def best(spans: Sequence[Span], scores: Sequence[float]) -> list[Span]:
     """The spans, none overlapping another, whose scores have the greatest sum; in order."""
-    # By where the spans end: the best sum so far, and the spans that give it.
-    chosen: list[tuple[int, float, tuple[Span, ...]]] = [(0, 0.0, ())]
+    # By where the spans end: the best sum so far, the last span in it, and the number of the state before that.
+    states: list[tuple[int, float, Span, int]] = [(0, 0.0, (0, 0), 0)]
     for (start, end), score in sorted(zip(spans, scores, strict=True), key=lambda item: item[0][1]):
         if score <= 0:
             continue
-        _, total, before = next(state for state in reversed(chosen) if state[0] <= start)
-        if total + score > chosen[-1][1]:
-            chosen.append((end, total + score, (*before, (start, end))))
-    return list(chosen[-1][2])
+        before = next(number for number in range(len(states) - 1, -1, -1) if states[number][0] <= start)
+        if states[before][1] + score > states[-1][1]:
+            states.append((end, states[before][1] + score, (start, end), before))
+    found, number = [], len(states) - 1
+    while number:
+        _, _, span, number = states[number]
+        found.append(span)
+    return found[::-1]
 
 
-@lru_cache(maxsize=1)
-def load_weights() -> Weights:
-    """The committed weights."""
-    data = json.loads(_WEIGHTS.read_text(encoding="utf-8"))
-    features = (*name_spans.FEATURES, *name_spans.LAC_FEATURES)
-    return Weights(
-        tuple(data["gate"][name] for name in name_spans.FEATURES),
-        data["opens"],
-        tuple(data["score"][name] for name in features),
-        data["least"],
-    )
+def _windows(text: str) -> Iterator[tuple[int, str]]:
+    """Where each window begins, and its text."""
+    for start in range(0, max(1, len(text) - _OVERLAP), _WINDOW - _OVERLAP):
+        yield start, text[start : start + _WINDOW]
 
 
-def _dot(weights: Sequence[float], features: Sequence[float]) -> float:
-    return sum(map(float.__mul__, weights, features))
+def _is_inner(start: int, window: str, first: int, length: int) -> bool:
+    """Whether a place of a window is nearer to its middle than to the middle of a neighbour."""
+    after_first = first == 0 or start >= _OVERLAP // 2
+    before_last = first + len(window) == length or start < len(window) - _OVERLAP // 2
+    return after_first and before_last
 
 
 def _replace(text: str, spans: Sequence[Span]) -> str:

@@ -1,6 +1,6 @@
 """Person names found against the labelled captions: precision and recall with confidence intervals, jieba beside.
 
-The recogniser is fitted on the part ``tuning``; ``apart`` is the one to measure with, and its errors are not listed.
+The recogniser is fitted on ``tuning/``; ``apart`` is the part to measure with, and its errors are not listed.
 
     python benchmarks/curate/names/score.py apart
 """
@@ -28,10 +28,22 @@ class Score:
     labelled_overlapping: int
 
 
+def tuning() -> list[Path]:
+    """The files of captions to fit on."""
+    return sorted((FOLDER / "tuning").glob("*.txt"))
+
+
 def read(part: str, kind: str = "") -> list[tuple[str, list[Span]]]:
-    """The captions of a part, without brackets, under headings that end in the kind; and the spans of the names."""
+    """The captions of ``apart``, of a file in ``tuning/`` by its name, or with ``tuning`` of all of them.
+
+    Returns:
+        Each caption under a heading that ends in the kind, without brackets, and the spans of the names.
+    """
+    if part == "tuning":
+        return [caption for path in tuning() for caption in read(path.stem, kind)]
+    path = FOLDER / f"{part}.txt" if part == "apart" else FOLDER / "tuning" / f"{part}.txt"
     captions, heading = [], ""
-    for line in (FOLDER / f"{part}.txt").read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             heading = line
         if not line or line.startswith("#") or not heading.endswith(kind):
