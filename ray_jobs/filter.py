@@ -42,7 +42,7 @@ from wukong.manifest import Manifest, Part, Stage
 
 log = logging.getLogger(__name__)
 
-_VERSION = 5
+_VERSION = 6
 _GROUPS = 64
 _MAX_ROWS = 100_000
 _BINS = 1024
