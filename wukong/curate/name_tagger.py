@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from wukong.curate import name_words
 from wukong.curate.name_words import MARKS, NameWords
 from wukong.errors import DataError
+from wukong.installed import installed_file
 
 Floats = npt.NDArray[np.float32]
 Span = tuple[int, int]
@@ -146,7 +147,8 @@ def load() -> Tagger:
     """The tagger with the committed weights.
 
     Raises:
-        DataError: the character vectors in the installed jieba are missing or damaged.
+        ConfigError: the character vectors in the installed jieba are missing.
+        DataError: they are damaged.
     """
     numbers, vectors = characters()
     return Tagger(load_file(WEIGHTS), vectors, numbers, name_words.load())
@@ -156,16 +158,15 @@ def characters() -> tuple[dict[str, int], Floats]:
     """LAC's characters with their rows, and their vectors, [characters, 128]; the last row is an unknown one's.
 
     Raises:
-        DataError: a file is missing or damaged.
+        ConfigError: a file is missing.
+        DataError: one is damaged.
     """
-    import jieba
-
-    folder = Path(jieba.__file__).parent / "lac_small"
-    lines = (folder / "word.dic").read_text(encoding="utf-8").split("\n")
+    lines = installed_file("jieba", "jieba/lac_small/word.dic").read_text(encoding="utf-8").split("\n")
     pairs = (line.split("\t") for line in lines)
     numbers = {pair[1]: int(pair[0]) for pair in pairs if len(pair) == 2}
     unknown = numbers.pop("OOV")
-    vectors = read_tensor(folder / "model_baseline" / "word_emb", (max(*numbers.values(), unknown) + 1, VECTOR))
+    file = installed_file("jieba", "jieba/lac_small/model_baseline/word_emb")
+    vectors = read_tensor(file, (max(*numbers.values(), unknown) + 1, VECTOR))
     return numbers, np.concatenate([vectors, vectors[unknown : unknown + 1]])
 
 
@@ -173,12 +174,9 @@ def read_tensor(path: Path, shape: tuple[int, ...]) -> Floats:
     """Read a float32 tensor in PaddlePaddle's format: version, level of detail, a protobuf with type and shape, data.
 
     Raises:
-        DataError: the file is missing or holds another type or shape.
+        DataError: the file holds another type or shape.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error}; install jieba again") from error
+    data = path.read_bytes()
     size = 4 * int(np.prod(shape))
     try:
         version, levels, inner, described = struct.unpack_from("<IQIi", data)

