@@ -21,6 +21,8 @@ POSITIONS = 2**62
 
 _AT_A_TIME = 64
 _READERS = 8
+# A shuffled shard takes from as many tars as it has pairs; a process may often open no more than 1,024 files.
+_OPEN = 4 * _AT_A_TIME
 
 
 def positions(keys: pl.Series, seed: int) -> pl.Series:
@@ -90,14 +92,26 @@ def ranges(histogram: Sequence[int], pieces: int) -> list[tuple[int, int]]:
 
 
 def _with_pictures(pairs: pl.DataFrame) -> Iterator[tuple[dict[str, Any], bytes]]:
+    tars: dict[str, _Tar] = {}
     with ExitStack() as stack, ThreadPoolExecutor(_READERS) as pool:
-        tars: dict[str, Any] = {
-            uri: stack.enter_context(storage.open_input(uri)) for uri in pairs["tar"].unique(maintain_order=True)
-        }
+        stack.callback(lambda: [tar.close() for tar in tars.values()])
 
         def read(row: dict[str, Any]) -> bytes:
-            return bytes(tars[row["tar"]].read_at(row["size"], row["offset"]))
+            return bytes(tars[row["tar"]].stream.read_at(row["size"], row["offset"]))
 
         for batch in pairs.iter_slices(_AT_A_TIME):
+            for uri in batch["tar"].unique(maintain_order=True):
+                # Last in order, so that it is not among those that are closed.
+                tars[uri] = tars.pop(uri, None) or _Tar(uri)
+            while len(tars) > _OPEN:
+                tars.pop(next(iter(tars))).close()
             rows = batch.to_dicts()
             yield from zip(rows, pool.map(read, rows), strict=True)
+
+
+class _Tar(ExitStack):
+    """An open tar, until it is closed."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__()
+        self.stream: Any = self.enter_context(storage.open_input(uri))
