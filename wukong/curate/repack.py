@@ -93,8 +93,13 @@ def ranges(histogram: Sequence[int], pieces: int) -> list[tuple[int, int]]:
 
 def _with_pictures(pairs: pl.DataFrame) -> Iterator[tuple[dict[str, Any], bytes]]:
     tars: dict[str, _Tar] = {}
+
+    def close(*some: str) -> None:
+        for uri in some:
+            tars.pop(uri).close()
+
     with ExitStack() as stack, ThreadPoolExecutor(_READERS) as pool:
-        stack.callback(lambda: [tar.close() for tar in tars.values()])
+        stack.callback(lambda: close(*tars))
 
         def read(row: dict[str, Any]) -> bytes:
             return bytes(tars[row["tar"]].stream.read_at(row["size"], row["offset"]))
@@ -102,9 +107,8 @@ def _with_pictures(pairs: pl.DataFrame) -> Iterator[tuple[dict[str, Any], bytes]
         for batch in pairs.iter_slices(_AT_A_TIME):
             for uri in batch["tar"].unique(maintain_order=True):
                 # Last in order, so that it is not among those that are closed.
-                tars[uri] = tars.pop(uri, None) or _Tar(uri)
-            while len(tars) > _OPEN:
-                tars.pop(next(iter(tars))).close()
+                tars[uri] = tars.pop(uri) if uri in tars else _Tar(uri)
+            close(*list(tars)[:-_OPEN])
             rows = batch.to_dicts()
             yield from zip(rows, pool.map(read, rows), strict=True)
 
