@@ -11,6 +11,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from math import exp, log
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +39,14 @@ LONGEST = 20
 """The longest name looked for, in characters."""
 
 VECTOR = 128
-WEIGHTS = Path(__file__).parent / "name_lists" / "tagger.safetensors"
+WEIGHTS = Path(__file__).parent / "name_lists" / "taggers.safetensors"
 
 # Characters that are read at once.
 _BATCH = 8192
 # Probability below which a string is not worth a mention.
 _LEAST = 0.01
+# Probability of a name, in the first tagger's eyes, that lets the others read the text.
+_SUSPECTED = 0.1
 _LOWEST = np.float32(-20.0)
 
 
@@ -98,9 +101,12 @@ class Tagger:
         ids = np.array([numbers.get(character, unknown) for character in joined]).reshape(len(texts), length + 1)
         marks = name_words.marks(self._words.find(joined), len(joined)).reshape(len(texts), length + 1, len(MARKS))
         ids, marks = ids[:, :-1].T, marks[:, :-1].transpose(1, 0, 2)
-        hidden = _bidirectional(self._table[ids] + marks @ self._marks, *self._layers[0])
+        inputs = self._table[ids]
+        inputs += marks @ self._marks
         weight, bias = self._second
-        hidden = _bidirectional(hidden @ weight + bias, *self._layers[1])
+        inputs = _bidirectional(inputs, *self._layers[0]) @ weight
+        inputs += bias
+        hidden = _bidirectional(inputs, *self._layers[1])
         weight, bias = self._tags
         scores: Floats = hidden @ weight + bias
         return scores
@@ -142,16 +148,58 @@ class Tagger:
             path, before = path * self._steps[before, INSIDE] * potentials[here, rows, INSIDE], INSIDE
 
 
+class Committee:
+    """Taggers of which the first reads every text, and the others those in which it suspects a name.
+
+    What they make of a string is put together by the geometric mean of its odds. They differ in what they get wrong, so
+    together they are surer than each.
+
+    Args:
+        members: the taggers.
+    """
+
+    def __init__(self, members: Sequence[Tagger]) -> None:
+        self._members = tuple(members)
+
+    def read(self, texts: Sequence[str]) -> list[dict[Span, float]]:
+        """As ``Tagger.read``."""
+        first, *others = self._members
+        result = first.read(texts)
+        suspected = [place for place, spans in enumerate(result) if max(spans.values(), default=0) >= _SUSPECTED]
+        votes = [member.read([texts[place] for place in suspected]) for member in others]
+        joined = {place: _mean([result[place], *each]) for place, *each in zip(suspected, *votes, strict=True)}
+        return [joined.get(place, {}) for place in range(len(texts))]
+
+
+def _mean(votes: Sequence[Mapping[Span, float]]) -> dict[Span, float]:
+    """The geometric mean of each span's odds, as a probability; where one has none, half the least is taken."""
+    result = {}
+    for span in {span: None for vote in votes for span in vote}:
+        sure = (min(max(vote.get(span, _LEAST / 2), _LEAST / 2), 1 - 1e-6) for vote in votes)
+        result[span] = 1 / (1 + exp(-sum(log(p / (1 - p)) for p in sure) / len(votes)))
+    return result
+
+
 @lru_cache(maxsize=1)
-def load() -> Tagger:
-    """The tagger with the committed weights.
+def load() -> Committee:
+    """The taggers with the committed weights.
 
     Raises:
         ConfigError: the character vectors in the installed jieba are missing.
         DataError: they are damaged.
     """
+    return committee(load_file(WEIGHTS))
+
+
+def committee(weights: Mapping[str, Floats]) -> Committee:
+    """Taggers of weights whose names begin with a tagger's number."""
     numbers, vectors = characters()
-    return Tagger(load_file(WEIGHTS), vectors, numbers, name_words.load())
+    words = name_words.load()
+    apart: dict[int, dict[str, Floats]] = defaultdict(dict)
+    for name, value in weights.items():
+        number, rest = name.split(".", 1)
+        apart[int(number)][rest] = value
+    return Committee([Tagger(apart[number], vectors, numbers, words) for number in sorted(apart)])
 
 
 def characters() -> tuple[dict[str, int], Floats]:
@@ -192,16 +240,26 @@ def _bidirectional(inputs: Floats, gates: Floats, candidate: Floats) -> Floats:
     length, texts, width = inputs.shape
     hidden = width // 6
     joined = np.empty((length, texts, 2 * hidden), np.float32)
+    half = np.float32(0.5)
     for way, order in enumerate((range(length), range(length - 1, -1, -1))):
         mine = inputs[:, :, way * 3 * hidden : (way + 1) * 3 * hidden]
         state = np.zeros((texts, hidden), np.float32)
         for place in order:
             # The logistic function by the hyperbolic tangent, which numpy has vectorised.
-            gated = np.tanh(np.float32(0.5) * (mine[place, :, : 2 * hidden] + state @ gates[way]))
-            update, reset = np.float32(0.5) * gated[:, :hidden] + np.float32(0.5), gated[:, hidden:]
-            kept = (np.float32(0.5) * reset + np.float32(0.5)) * state
+            gated = state @ gates[way]
+            gated += mine[place, :, : 2 * hidden]
+            gated *= half
+            np.tanh(gated, out=gated)
+            gated *= half
+            gated += half
+            update, reset = gated[:, :hidden], gated[:, hidden:]
             # The reset gate acts on the state before the product, as in Cho et al. (2014), not as in cuDNN.
-            new = np.tanh(mine[place, :, 2 * hidden :] + kept @ candidate[way])
-            state = state + update * (new - state)
+            reset *= state
+            new = reset @ candidate[way]
+            new += mine[place, :, 2 * hidden :]
+            np.tanh(new, out=new)
+            new -= state
+            new *= update
+            state += new
             joined[place, :, way * hidden : (way + 1) * hidden] = state
     return joined

@@ -1,21 +1,24 @@
-"""Fit ``wukong/curate/name_lists/tagger.safetensors`` on the labelled captions, and show how well it generalises.
+"""Fit ``wukong/curate/name_lists/taggers.safetensors`` on the labelled captions, or show how well it generalises.
 
 The loss is the conditional random field's negative log likelihood of the labelled tags. Captions are varied as they are
 met: names give way to others of their kind, from the captions, the lists, the dictionary, or put together of a surname
 and the characters of given names; marks of the lists go missing, so that names on no list are found too; two captions
 become one; and words of the dictionary in plain contexts are added as captions without a name. The weights are the
-exponential mean of the last two thirds of the steps.
+exponential mean of the last two thirds of the steps. The taggers differ in size and seed and are fitted side by side.
 
-    python benchmarks/curate/names/fit.py                       # fit on all captions, write the weights
-    python benchmarks/curate/names/fit.py --folds 4             # cross-validate, write nothing
-    python benchmarks/curate/names/fit.py --folds 4 --errors    # and list what it got wrong
+    python benchmarks/curate/names/fit.py                              # on all captions; some 12 minutes on two cores
+    python benchmarks/curate/names/fit.py --held-out pages --errors    # on all but a file, to see how it does on that
 """
 
 import argparse
+import multiprocessing
+import os
 import random
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import numpy as np
 import score
@@ -31,24 +34,24 @@ from wukong.curate.name_words import KINDS, MARKS, Found
 
 Labelled = tuple[str, list[Span]]
 
-HIDDEN = 64
+# States in a direction, of each tagger; the first reads every caption and is to be quick.
+HIDDEN = (48, 64, 64)
 EPOCHS, BATCH, RATE, DROPOUT = 16, 64, 5e-3, 0.3
 LONGEST = 60
 # How often a name is replaced; a second caption is joined on; a dictionary word is added, as a share of the captions.
 REPLACED, JOINED, PLAIN = 0.5, 0.15, 0.25
 # How often all marks of some kinds go missing in a caption, and any one mark.
-MISSING = ((("person",), 0.3), (("dictionary name",), 0.25), (("brand",), 0.25), (("place", "word", "rare word"), 0.1))
+MISSING = ((("person",), 0.15), (("dictionary name",), 0.15), (("brand",), 0.2), (("place", "word", "rare word"), 0.1))
 MISSING_ONE = 0.08
 JOINTS = (" ", " ", "，", "_", " | ", "")
 CONTEXTS = ("{}", "{}", "{}", "{}图片", "手绘{}", "{}简笔画", "一张{}的照片", "{}高清大图", "{}素材", "{}介绍")
-LEAST = {"precise": 2.0, "balanced": 1.0, "thorough": -1.0}
 DOTS = "·•・‧．"
 
 
 class Model(nn.Module):
     """The tagger in torch; its parameters have the names and shapes of ``name_tagger.Tagger``'s weights."""
 
-    def __init__(self, vectors: np.ndarray, hidden: int = HIDDEN) -> None:
+    def __init__(self, vectors: np.ndarray, hidden: int) -> None:
         super().__init__()
         self.register_buffer("vectors", torch.tensor(vectors))
         self.weights = nn.ParameterDict()
@@ -234,23 +237,24 @@ def plain_words(count: int, generator: random.Random) -> list[Labelled]:
     return [(names.plain(generator.choice(CONTEXTS).format(generator.choice(pool))), []) for _ in range(count)]
 
 
-def fit(captions: Sequence[Labelled], seed: int = 0, epochs: int = EPOCHS) -> Model:
-    """The model fitted on captions."""
+def fit(captions: Sequence[Labelled], hidden: int, seed: int) -> dict[str, np.ndarray]:
+    """The weights of a tagger fitted on captions."""
+    torch.set_num_threads(1)
     torch.manual_seed(seed)
     generator = random.Random(seed)
     numbers, vectors = name_tagger.characters()
     words = name_words.load()
     captions = [(names.plain(text), spans) for text, spans in captions]
     pool = Names([text[start:end] for text, spans in captions for start, end in spans])
-    model = Model(vectors)
+    model = Model(vectors, hidden)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=1e-2)
-    steps = epochs * (int(len(captions) * (1 + PLAIN)) // BATCH + 1)
+    steps = EPOCHS * (int(len(captions) * (1 + PLAIN)) // BATCH + 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda done: min(1, done / 100) * max(0.02, 1 - done / steps)
     )
     mean: dict[str, Tensor] = {}
     step = 0
-    for _ in tqdm(range(epochs), unit="epoch"):
+    for _ in tqdm(range(EPOCHS), desc=f"tagger {seed}", unit="epoch", position=seed):
         drawn = []
         for caption in [*captions, *plain_words(int(len(captions) * PLAIN), generator)]:
             made = replaced(caption, pool, generator)
@@ -280,16 +284,18 @@ def fit(captions: Sequence[Labelled], seed: int = 0, epochs: int = EPOCHS) -> Mo
     with torch.no_grad():
         for name, value in model.weights.items():
             value.copy_(mean[name])
-    return model.eval()
+    return model.exported()
 
 
-def tagger(model: Model) -> name_tagger.Tagger:
-    """The fitted model as the library reads it."""
-    numbers, vectors = name_tagger.characters()
-    return name_tagger.Tagger(model.exported(), vectors, numbers, name_words.load())
+def fit_all(captions: Sequence[Labelled]) -> dict[str, np.ndarray]:
+    """The weights of all taggers, each under its number."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(len(HIDDEN), os.cpu_count() or 1), context) as pool:
+        fitted = list(pool.map(partial(fit, captions), HIDDEN, range(len(HIDDEN))))
+    return {f"{number}.{name}": w for number, weights in enumerate(fitted) for name, w in weights.items()}
 
 
-def report(title: str, captions: Sequence[Labelled], read: Sequence[dict[Span, float]], least: float) -> None:
+def report(captions: Sequence[Labelled], read: Sequence[dict[Span, float]], least: float) -> None:
     """A line of precision, recall and false positives."""
     found = [names.chosen(spans, least) for spans in read]
     rows = np.array([list(vars(score.compare(s, got)).values()) for (_, s), got in zip(captions, found, strict=True)])
@@ -297,51 +303,29 @@ def report(title: str, captions: Sequence[Labelled], read: Sequence[dict[Span, f
     nameless = rows[rows[:, 0] == 0]
     rates = f"exact {exact / spans:.3f} / {exact / labelled:.3f}   overlapping {overlapping / spans:.3f} / "
     rates += f"{reached / labelled:.3f}   "
-    print(
-        f"  {title:24} {least:+.2f} {rates}captions without a name hit {(nameless[:, 1] > 0).sum()} of {len(nameless)}"
-    )
+    print(f"  {least:+.1f}  {rates}captions without a name hit {(nameless[:, 1] > 0).sum()} of {len(nameless)}")
 
 
 def main() -> None:
-    """Cross-validate, or fit and write."""
+    """Fit and write, or hold a file out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folds", type=int, default=0, help="cross-validate by so many folds instead of writing")
-    parser.add_argument("--errors", action="store_true", help="list what cross-validation got wrong")
-    parser.add_argument("--held-out", default="", help="a file of tuning captions to leave out and measure on")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
     files = {path.stem: score.read(path.stem) for path in score.tuning()}
-    if options.held_out:
-        rest = [caption for name, some in files.items() if name != options.held_out for caption in some]
-        captions = files[options.held_out]
-        fitted = tagger(fit(rest))
-        read = fitted.read([names.plain(text) for text, _ in captions])
-        for least in (-1, 0, 0.5, 1, 1.5, 2, 3):
-            report(options.held_out, captions, read, least)
+    parser.add_argument("--held-out", choices=files, help="a file of tuning captions to leave out and to measure on")
+    parser.add_argument("--errors", action="store_true", help="list what was got wrong in it")
+    options = parser.parse_args()
+    weights = fit_all([caption for name, some in files.items() if name != options.held_out for caption in some])
+    if not options.held_out:
+        save_file({name: value.astype(np.float16) for name, value in weights.items()}, name_tagger.WEIGHTS)
         return
-    captions = [caption for some in files.values() for caption in some]
-    if not options.folds:
-        save_file({name: w.astype(np.float16) for name, w in fit(captions).exported().items()}, name_tagger.WEIGHTS)
-        return
-    folds = np.random.default_rng(0).integers(0, options.folds, len(captions))
-    read: list[dict[Span, float]] = [{}] * len(captions)
-    for fold in range(options.folds):
-        fitted = tagger(fit([caption for caption, other in zip(captions, folds, strict=True) if other != fold], fold))
-        held = np.flatnonzero(folds == fold)
-        for number, spans in zip(held, fitted.read([names.plain(captions[n][0]) for n in held]), strict=True):
-            read[number] = spans
-    print(f"{options.folds}-fold cross-validation on {len(captions)} captions, precision / recall")
-    for care, least in LEAST.items():
-        report(care, captions, read, least)
-    first = 0
-    for name, some in files.items():
-        report(name, some, read[first : first + len(some)], LEAST["balanced"])
-        first += len(some)
-    if options.errors:
-        for (text, spans), sure in zip(captions, read, strict=True):
-            found = names.chosen(sure, LEAST["balanced"])
-            if found != spans:
-                print("   ", text, *([text[start:end] for start, end in some] for some in (spans, found)))
+    captions = files[options.held_out]
+    read = name_tagger.committee(weights).read([names.plain(text) for text, _ in captions])
+    print(f"{options.held_out}, {len(captions)} captions; least log odds; precision / recall")
+    for least in np.arange(-1, 3.5, 0.5):
+        report(captions, read, least)
+    for (text, spans), sure in zip(captions, read, strict=True):
+        found = names.chosen(sure, names.LEAST["balanced"])
+        if options.errors and found != spans:
+            print("   ", text, *([text[start:end] for start, end in some] for some in (spans, found)))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,12 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+
+from wukong.curate import names
 
 Span = tuple[int, int]
 FOLDER = Path(__file__).parent
@@ -110,11 +113,9 @@ def with_jieba(texts: list[str]) -> list[list[Span]]:
     return result
 
 
-def with_wukong(texts: list[str]) -> list[list[Span]]:
+def with_wukong(texts: list[str], care: names.Care = "balanced") -> list[list[Span]]:
     """What ``wukong.curate.names`` finds."""
-    from wukong.curate import names
-
-    return names.find(texts)
+    return names.find(texts, care)
 
 
 def main() -> None:
@@ -125,7 +126,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.errors and options.part != "tuning":
         parser.error("only the errors of the tuning part are listed")
-    for name, finder in (("wukong", with_wukong), ("jieba.posseg", with_jieba)):
+    finders: dict[str, Callable[[list[str]], list[list[Span]]]] = {
+        f"wukong, name_care: {care}": partial(with_wukong, care=care) for care in names.LEAST
+    }
+    for name, finder in {**finders, "jieba.posseg": with_jieba}.items():
         print(name)
         for key, (value, low, high) in measure(options.part, finder).items():
             interval = f"{low:.0f} of {high:.0f}" if "hit" in key else f"95 % {low:.3f} to {high:.3f}"

@@ -226,6 +226,28 @@ class _Never(random.Random):
         return 9
 
 
+class _Recorded:
+    """A tagger that gives what it is told, and keeps what it was asked."""
+
+    def __init__(self, answers):
+        self.answers, self.asked = answers, []
+
+    def read(self, texts):
+        self.asked += texts
+        return [self.answers.get(text, {}) for text in texts]
+
+
+def test_a_committee_asks_the_others_where_the_first_suspects_a_name():
+    first = _Recorded({"甲": {(0, 1): 0.6}, "乙": {(0, 1): 0.02}})
+    second = _Recorded({"甲": {(0, 1): 0.9, (1, 2): 0.5}})
+    read = name_tagger.Committee([first, second]).read(["甲", "乙", "丙"])
+    assert (first.asked, second.asked) == (["甲", "乙", "丙"], ["甲"])
+    # Odds of 1.5 and 9, and of 0.005 to 0.995 and 1.
+    odds = {(0, 1): (1.5 * 9) ** 0.5, (1, 2): (0.005 / 0.995) ** 0.5}
+    assert read[0] == pytest.approx({span: value / (1 + value) for span, value in odds.items()})
+    assert read[1:] == [{}, {}]
+
+
 def test_a_gru_step_is_the_textbooks():
     generator = np.random.default_rng(1)
     hidden = 8
