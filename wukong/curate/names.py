@@ -19,7 +19,7 @@ Care = Literal["precise", "balanced", "thorough"]
 
 MASK = "<人名>"
 
-LEAST: dict[Care, float] = {"precise": 2.0, "balanced": 1.0, "thorough": -1.0}
+LEAST: dict[Care, float] = {"precise": 2.0, "balanced": 0.5, "thorough": -1.0}
 """Log odds of a name above which it is masked. What each comes to is in ``benchmarks/README.md``."""
 
 _HAN = re.compile("[\u3400-\u9fff]")

@@ -82,7 +82,6 @@ def measure(part: str, finder: Callable[[list[str]], list[list[Span]]], draws: i
     captions = read(part)
     found = finder([text for text, _ in captions])
     rows = np.array([list(vars(compare(spans, got)).values()) for (_, spans), got in zip(captions, found, strict=True)])
-    nameless = rows[rows[:, 0] == 0]
     generator = np.random.default_rng(0)
     sums = [rows.sum(0)] + [rows[generator.integers(0, len(rows), len(rows))].sum(0) for _ in range(draws)]
     labelled, spans, exact, found_overlapping, labelled_overlapping = np.array(sums).T.astype(float)
@@ -93,8 +92,10 @@ def measure(part: str, finder: Callable[[list[str]], list[list[Span]]], draws: i
         "overlap recall": labelled_overlapping / labelled,
     }
     result = {name: [value[0], *np.percentile(value[1:], [2.5, 97.5])] for name, value in values.items()}
-    hits = int((nameless[:, 1] > 0).sum())
-    result["nameless captions hit"] = [hits / len(nameless), hits, len(nameless)]
+    hit = {text: bool(got) for (text, spans), got in zip(captions, found, strict=True) if not spans}
+    for kind in ("", "common", "hard"):
+        hits = [hit[text] for text, spans in read(part, kind) if not spans]
+        result[f"{kind} nameless captions hit".strip()] = [sum(hits) / len(hits), sum(hits), len(hits)]
     return result
 
 
@@ -133,7 +134,7 @@ def main() -> None:
         print(name)
         for key, (value, low, high) in measure(options.part, finder).items():
             interval = f"{low:.0f} of {high:.0f}" if "hit" in key else f"95 % {low:.3f} to {high:.3f}"
-            print(f"  {key:22} {value:.3f}   {interval}")
+            print(f"  {key:28} {value:.3f}   {interval}")
     if options.errors:
         captions = read("tuning")
         for (text, spans), got in zip(captions, with_wukong([text for text, _ in captions]), strict=True):
