@@ -50,7 +50,7 @@ class CaptionCounts:
 
 
 def merge(*pieces: Hashes) -> CaptionCounts:
-    """Count the hashes of one range, in pieces, and keep those that occur more than once; takes 11 bytes a hash."""
+    """Count the hashes of one range, in pieces, and keep those that occur more than once."""
     values = np.concatenate([np.empty(0, np.uint64), *pieces])
     values.sort()
     again = np.concatenate([[False], values[1:] == values[:-1], [False]])

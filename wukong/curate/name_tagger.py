@@ -162,7 +162,7 @@ class Committee:
         self._members = tuple(members)
 
     def read(self, texts: Sequence[str]) -> list[dict[Span, float]]:
-        """As ``Tagger.read``."""
+        """As ``Tagger.read``; a text in which the first suspects no name has none."""
         first, *others = self._members
         result = first.read(texts)
         suspected = [place for place, spans in enumerate(result) if max(spans.values(), default=0) >= _SUSPECTED]
@@ -174,7 +174,7 @@ class Committee:
 def _mean(votes: Sequence[Mapping[Span, float]]) -> dict[Span, float]:
     """The geometric mean of each span's odds, as a probability; where one has none, half the least is taken."""
     result = {}
-    for span in {span: None for vote in votes for span in vote}:
+    for span in dict.fromkeys(span for vote in votes for span in vote):
         sure = (min(max(vote.get(span, _LEAST / 2), _LEAST / 2), 1 - 1e-6) for vote in votes)
         result[span] = 1 / (1 + exp(-sum(log(p / (1 - p)) for p in sure) / len(votes)))
     return result

@@ -103,13 +103,13 @@ def load() -> NameWords:
     add(read_list("japanese.txt"), "japanese surname")
     entries = dictionary()
     total = sum(frequency for _, frequency, _ in entries)
-    add((word for word, _, flag in entries if _is_longer(word) and flag.startswith("nr")), "dictionary name")
-    add((word for word, _, flag in entries if _is_longer(word) and flag in ("ns", "nt")), "place")
     for word, frequency, flag in entries:
-        if _is_longer(word) and not flag.startswith("nr") and flag not in ("ns", "nt"):
+        if not 1 < len(word) <= _LONGEST:
+            continue
+        if flag.startswith("nr"):
+            add([word], "dictionary name")
+        elif flag in ("ns", "nt"):
+            add([word], "place")
+        else:
             add([word], "word" if log(max(frequency, 1) / total) > _RARE else "rare word")
     return NameWords(kinds)
-
-
-def _is_longer(word: str) -> bool:
-    return 1 < len(word) <= _LONGEST

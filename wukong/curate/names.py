@@ -1,6 +1,6 @@
 """Person names, which section 3.2 replaces by ``<人名>``.
 
-A tagger says how likely each string of a caption is a person's name; the set of strings that do not overlap with the
+Taggers say how likely each string of a caption is a person's name; the set of strings that do not overlap with the
 greatest sum of log odds above a least is masked. All happens on a form of the caption in which full-width and
 Traditional characters are replaced one for one, so that places in it are places in the caption.
 """
@@ -62,7 +62,7 @@ def suspects(captions: Sequence[str]) -> list[bool]:
 
 def chosen(likely: Mapping[Span, float], least: float) -> list[Span]:
     """The strings to mask, of those with a probability, by the least log odds; in order."""
-    return best(list(likely), [log(max(sure, 1e-9) / max(1 - sure, 1e-9)) - least for sure in likely.values()])
+    return best(list(likely), [log(sure / (1 - sure)) - least for sure in likely.values()])
 
 
 def best(spans: Sequence[Span], scores: Sequence[float]) -> list[Span]:

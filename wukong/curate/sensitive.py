@@ -73,7 +73,7 @@ class SensitiveWords:
         """``categories`` of captions that are in normalised form already."""
         texts = _simplified(captions)
         compact = texts.str.replace_all(r"[^\p{L}\p{N}]+", "")
-        # Short lists fit into the automaton of a regular expression, which is three times as fast.
+        # Short lists fit into the automaton of a regular expression, which is faster.
         short = sum(map(len, self._words)) < _SHORT
         found_any = compact.str.contains("|".join(self._words)) if short else compact.str.contains_any(self._words)
         suspects = found_any.arg_true()

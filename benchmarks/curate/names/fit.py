@@ -26,6 +26,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 from torch.nn.functional import dropout
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from wukong.curate import name_tagger, name_words, names
@@ -53,7 +54,7 @@ class Model(nn.Module):
 
     def __init__(self, vectors: np.ndarray, hidden: int) -> None:
         super().__init__()
-        self.register_buffer("vectors", torch.tensor(vectors))
+        self.vectors = torch.tensor(vectors)
         self.weights = nn.ParameterDict()
         for layer, inputs in ((1, VECTOR), (2, 2 * hidden)):
             self.weights[f"{layer}_input"] = torch.randn(2, inputs, 3 * hidden) * 0.8 * inputs**-0.5
@@ -203,8 +204,8 @@ def batch(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What ``Model.loss`` takes, with some marks missing."""
     length = max(len(text) for text, _ in captions) + 1
-    joined = "".join(text.ljust(length, "\n") for text, _ in captions)
-    ids = torch.tensor([numbers.get(character, unknown) for character in joined]).reshape(-1, length)
+    together = "".join(text.ljust(length, "\n") for text, _ in captions)
+    ids = torch.tensor([numbers.get(character, unknown) for character in together]).reshape(-1, length)
     missing = np.array(
         [
             sum(1 << KINDS.index(kind) for kinds, share in MISSING if generator.random() < share for kind in kinds)
@@ -212,10 +213,10 @@ def batch(
         ],
         np.uint8,
     )
-    kinds, start, end = words.find(joined)
+    kinds, start, end = words.find(together)
     kinds &= ~missing[start // length]
     kinds[np.random.default_rng(generator.getrandbits(32)).random(len(kinds)) < MISSING_ONE] = 0
-    marks = torch.from_numpy(name_words.marks(Found(kinds, start, end), len(joined))).reshape(-1, length, len(MARKS))
+    marks = torch.from_numpy(name_words.marks(Found(kinds, start, end), len(together))).reshape(-1, length, len(MARKS))
     there, tags = torch.zeros(ids.shape), torch.full(ids.shape, OUTSIDE)
     for row, (text, spans) in enumerate(captions):
         there[row, : len(text)] = 1
@@ -225,16 +226,15 @@ def batch(
     return ids[:, :-1], marks[:, :-1], there[:, :-1], tags[:, :-1]
 
 
-def plain_words(count: int, generator: random.Random) -> list[Labelled]:
-    """Captions of one word of the dictionary that is no name."""
+def plain_words() -> list[str]:
+    """Words of the dictionary that are no names."""
     people = set(name_words.read_list("people.txt"))
-    pool = [
+    return [
         word
         for word, frequency, flag in name_words.dictionary()
         if frequency >= 5 and 2 <= len(word) <= 4 and flag[0] in "nvail" and not flag.startswith("nr")
         if word not in people
     ]
-    return [(names.plain(generator.choice(CONTEXTS).format(generator.choice(pool))), []) for _ in range(count)]
 
 
 def fit(captions: Sequence[Labelled], hidden: int, seed: int) -> dict[str, np.ndarray]:
@@ -245,6 +245,7 @@ def fit(captions: Sequence[Labelled], hidden: int, seed: int) -> dict[str, np.nd
     numbers, vectors = name_tagger.characters()
     words = name_words.load()
     captions = [(names.plain(text), spans) for text, spans in captions]
+    plain = plain_words()
     pool = Names([text[start:end] for text, spans in captions for start, end in spans])
     model = Model(vectors, hidden)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=1e-2)
@@ -252,11 +253,15 @@ def fit(captions: Sequence[Labelled], hidden: int, seed: int) -> dict[str, np.nd
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda done: min(1, done / 100) * max(0.02, 1 - done / steps)
     )
-    mean: dict[str, Tensor] = {}
+    mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
     step = 0
     for _ in tqdm(range(EPOCHS), desc=f"tagger {seed}", unit="epoch", position=seed):
         drawn = []
-        for caption in [*captions, *plain_words(int(len(captions) * PLAIN), generator)]:
+        alone: list[Labelled] = [
+            (names.plain(generator.choice(CONTEXTS).format(generator.choice(plain))), [])
+            for _ in range(int(len(captions) * PLAIN))
+        ]
+        for caption in [*captions, *alone]:
             made = replaced(caption, pool, generator)
             if generator.random() < JOINED:
                 made = joined(made, replaced(generator.choice(captions), pool, generator), generator)
@@ -275,16 +280,8 @@ def fit(captions: Sequence[Labelled], hidden: int, seed: int) -> dict[str, np.nd
             schedule.step()
             step += 1
             if step > steps / 3:
-                with torch.no_grad():
-                    for name, value in model.weights.items():
-                        if name in mean:
-                            mean[name].lerp_(value, 0.005)
-                        else:
-                            mean[name] = value.clone()
-    with torch.no_grad():
-        for name, value in model.weights.items():
-            value.copy_(mean[name])
-    return model.exported()
+                mean.update_parameters(model)
+    return mean.module.exported()
 
 
 def fit_all(captions: Sequence[Labelled]) -> dict[str, np.ndarray]:
@@ -293,17 +290,6 @@ def fit_all(captions: Sequence[Labelled]) -> dict[str, np.ndarray]:
     with ProcessPoolExecutor(min(len(HIDDEN), os.cpu_count() or 1), context) as pool:
         fitted = list(pool.map(partial(fit, captions), HIDDEN, range(len(HIDDEN))))
     return {f"{number}.{name}": w for number, weights in enumerate(fitted) for name, w in weights.items()}
-
-
-def report(captions: Sequence[Labelled], read: Sequence[dict[Span, float]], least: float) -> None:
-    """A line of precision, recall and false positives."""
-    found = [names.chosen(spans, least) for spans in read]
-    rows = np.array([list(vars(score.compare(s, got)).values()) for (_, s), got in zip(captions, found, strict=True)])
-    labelled, spans, exact, overlapping, reached = rows.sum(0)
-    nameless = rows[rows[:, 0] == 0]
-    rates = f"exact {exact / spans:.3f} / {exact / labelled:.3f}   overlapping {overlapping / spans:.3f} / "
-    rates += f"{reached / labelled:.3f}   "
-    print(f"  {least:+.1f}  {rates}captions without a name hit {(nameless[:, 1] > 0).sum()} of {len(nameless)}")
 
 
 def main() -> None:
@@ -319,9 +305,9 @@ def main() -> None:
         return
     captions = files[options.held_out]
     read = name_tagger.committee(weights).read([names.plain(text) for text, _ in captions])
-    print(f"{options.held_out}, {len(captions)} captions; least log odds; precision / recall")
     for least in np.arange(-1, 3.5, 0.5):
-        report(captions, read, least)
+        found = [names.chosen(sure, least) for sure in read]
+        score.show(f"{options.held_out}, least log odds {least:+.1f}", options.held_out, lambda _, found=found: found)
     for (text, spans), sure in zip(captions, read, strict=True):
         found = names.chosen(sure, names.LEAST["balanced"])
         if options.errors and found != spans:

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from wukong.curate import names
+from wukong.curate.name_tagger import Span
 
-Span = tuple[int, int]
+Finder = Callable[[list[str]], list[list[Span]]]
 FOLDER = Path(__file__).parent
 
 
@@ -37,14 +38,14 @@ def tuning() -> list[Path]:
 
 
 def read(part: str, kind: str = "") -> list[tuple[str, list[Span]]]:
-    """The captions of ``apart``, of a file in ``tuning/`` by its name, or with ``tuning`` of all of them.
+    """The captions of a file beside this one, of one in ``tuning/``, or with ``tuning`` of all in there.
 
     Returns:
         Each caption under a heading that ends in the kind, without brackets, and the spans of the names.
     """
     if part == "tuning":
         return [caption for path in tuning() for caption in read(path.stem, kind)]
-    path = FOLDER / f"{part}.txt" if part == "apart" else FOLDER / "tuning" / f"{part}.txt"
+    path = FOLDER / ("" if part.startswith("apart") else "tuning") / f"{part}.txt"
     captions, heading = [], ""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
@@ -76,9 +77,9 @@ def compare(labelled: Sequence[Span], found: Sequence[Span]) -> Score:
     )
 
 
-def measure(part: str, finder: Callable[[list[str]], list[list[Span]]], draws: int = 2000) -> dict[str, list[float]]:
+def measure(part: str, finder: Finder, draws: int = 2000) -> dict[str, list[float]]:
     """Precision and recall, exact and overlapping, each with its 95 % interval (bootstrap over captions), and the share
-    of captions without a name in which one was found."""
+    of captions without a name in which one was found: of all, and of those of each kind that the part has."""
     captions = read(part)
     found = finder([text for text, _ in captions])
     rows = np.array([list(vars(compare(spans, got)).values()) for (_, spans), got in zip(captions, found, strict=True)])
@@ -95,8 +96,17 @@ def measure(part: str, finder: Callable[[list[str]], list[list[Span]]], draws: i
     hit = {text: bool(got) for (text, spans), got in zip(captions, found, strict=True) if not spans}
     for kind in ("", "common", "hard"):
         hits = [hit[text] for text, spans in read(part, kind) if not spans]
-        result[f"{kind} nameless captions hit".strip()] = [sum(hits) / len(hits), sum(hits), len(hits)]
+        if hits:
+            result[f"{kind} nameless captions hit".strip()] = [sum(hits) / len(hits), sum(hits), len(hits)]
     return result
+
+
+def show(title: str, part: str, finder: Finder) -> None:
+    """Print what ``measure`` gives."""
+    print(title)
+    for key, (value, low, high) in measure(part, finder).items():
+        interval = f"{low:.0f} of {high:.0f}" if "hit" in key else f"95 % {low:.3f} to {high:.3f}"
+        print(f"  {key:28} {value:.3f}   {interval}")
 
 
 def with_jieba(texts: list[str]) -> list[list[Span]]:
@@ -114,11 +124,6 @@ def with_jieba(texts: list[str]) -> list[list[Span]]:
     return result
 
 
-def with_wukong(texts: list[str], care: names.Care = "balanced") -> list[list[Span]]:
-    """What ``wukong.curate.names`` finds."""
-    return names.find(texts, care)
-
-
 def main() -> None:
     """Print the table for one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -127,17 +132,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.errors and options.part != "tuning":
         parser.error("only the errors of the tuning part are listed")
-    finders: dict[str, Callable[[list[str]], list[list[Span]]]] = {
-        f"wukong, name_care: {care}": partial(with_wukong, care=care) for care in names.LEAST
-    }
-    for name, finder in {**finders, "jieba.posseg": with_jieba}.items():
-        print(name)
-        for key, (value, low, high) in measure(options.part, finder).items():
-            interval = f"{low:.0f} of {high:.0f}" if "hit" in key else f"95 % {low:.3f} to {high:.3f}"
-            print(f"  {key:28} {value:.3f}   {interval}")
+    for care in names.LEAST:
+        show(f"wukong, name_care: {care}", options.part, partial(names.find, care=care))
+    show("jieba.posseg", options.part, with_jieba)
+    if options.part == "apart":
+        again = dict(read("apart_again"))
+        show("the second who labelled them", options.part, lambda texts: [again[text] for text in texts])
     if options.errors:
         captions = read("tuning")
-        for (text, spans), got in zip(captions, with_wukong([text for text, _ in captions]), strict=True):
+        for (text, spans), got in zip(captions, names.find([text for text, _ in captions]), strict=True):
             if set(spans) != set(got):
                 print(text, [text[a:b] for a, b in spans], "->", [text[a:b] for a, b in got])
 

@@ -14,6 +14,8 @@ from collections.abc import Callable
 import numpy as np
 import score
 
+from wukong.curate import names
+
 LENGTH, SHARE, HARD = 17, 0.15, 0.25
 
 
@@ -60,7 +62,7 @@ def main() -> None:
     mean = sum(map(len, captions)) / len(captions)
     print(f"{len(captions)} captions, {mean:.1f} characters on the average, {SHARE:.0%} with a name")
     for name, finder, part in (
-        ("wukong", score.with_wukong, captions),
+        ("wukong", names.find, captions),
         ("jieba.posseg", score.with_jieba, captions[: options.captions // 5]),
     ):
         rates = rate(finder, part, options.runs)
