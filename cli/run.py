@@ -72,6 +72,9 @@ def run_local(
     if demo is not None:
         for problem in demo.problems:
             console.print(f"[yellow]note:[/] {escape(problem)}", soft_wrap=True)
+        experiment, left_out = corpus.without_missing(experiment, demo, corpus.HOST)
+        for note in left_out:
+            console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
         corpus.upload_queries(demo, experiment.crawl.queries)
     if retry_failed:
         experiment = retrying(experiment)

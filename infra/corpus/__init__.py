@@ -7,6 +7,7 @@
 from urllib.parse import urlsplit
 
 from infra.corpus.catalogue import Corpus, Entry, cache_folder, load, prepare
+from infra.corpus.partial import without_missing
 from infra.corpus.querylist import queries, upload_queries
 
 HOST = "corpus.wukong.test"
@@ -18,4 +19,15 @@ def serves(endpoint: str) -> bool:
     return urlsplit(endpoint).hostname == HOST
 
 
-__all__ = ["HOST", "Corpus", "Entry", "cache_folder", "load", "prepare", "queries", "serves", "upload_queries"]
+__all__ = [
+    "HOST",
+    "Corpus",
+    "Entry",
+    "cache_folder",
+    "load",
+    "prepare",
+    "queries",
+    "serves",
+    "upload_queries",
+    "without_missing",
+]

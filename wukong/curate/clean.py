@@ -58,6 +58,6 @@ def _resolved(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _opencc() -> Any:
-    from opencc import OpenCC  # type: ignore[import-untyped]
+    from opencc import OpenCC
 
     return OpenCC("t2s")

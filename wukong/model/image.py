@@ -239,7 +239,8 @@ def _load(model: nn.Module, settings: Settings) -> None:
     )
     if translate is not None:
         state = translate(state, model)
-    classifier = str(model.pretrained_cfg["classifier"])  # type: ignore[index]
+    configuration: Any = model.pretrained_cfg  # torch's types know an attribute as a tensor or a module
+    classifier = str(configuration["classifier"])
     own = model.state_dict()
     state = {key: value for key, value in state.items() if key in own or not key.startswith(f"{classifier}.")}
     weights.fill(model, state, source)

@@ -23,7 +23,7 @@ def gathered(local: Tensor) -> Tensor:
     """Join every worker's tensor along the first axis, in rank order; gradients flow back to each worker's part."""
     if world()[1] == 1:
         return local
-    result: Tensor = _Gather.apply(local)  # type: ignore[no-untyped-call]
+    result: Tensor = _Gather.apply(local)
     return result
 
 

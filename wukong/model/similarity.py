@@ -61,7 +61,7 @@ def token_similarity(image: Tensor, text: Tensor, counted: Tensor) -> Scores:
         from wukong.model import token_triton
 
         return Scores(*token_triton.token_similarity(image, text, counted))
-    return Scores(*_TokenSimilarity.apply(image, text, counted))  # type: ignore[no-untyped-call]
+    return Scores(*_TokenSimilarity.apply(image, text, counted))
 
 
 class _TokenSimilarity(torch.autograd.Function):

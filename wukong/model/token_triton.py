@@ -23,7 +23,7 @@ _WIDTH = 128
 
 def token_similarity(image: Tensor, text: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     """s^I and s^T of ``wukong.model.similarity.token_similarity``, float32 [images, texts] each."""
-    scores: tuple[Tensor, Tensor] = _TokenSimilarity.apply(image, text, counted)  # type: ignore[no-untyped-call]
+    scores: tuple[Tensor, Tensor] = _TokenSimilarity.apply(image, text, counted)
     return scores
 
 

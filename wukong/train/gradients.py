@@ -34,7 +34,7 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
     pieces = [slice(start, start + size) for start in range(0, len(batch.ids), size)]
     if len(pieces) == 1:
         loss = model.loss(_embed(replica, batch, pieces[0], settings), captions, settings.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.detach()
 
     kept = [buffer.clone() for buffer in model.buffers()]
@@ -48,7 +48,7 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
             buffer.copy_(value)
     whole = _joined(parts)
     loss = model.loss(whole, captions, settings.label_smoothing)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
 
     for piece, state in zip(pieces, states, strict=True):
         last = piece is pieces[-1]
