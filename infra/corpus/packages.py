@@ -310,6 +310,8 @@ def _by_https(package: Package, scratch: Path) -> Path:
 
 
 _ATTEMPTS = 3
+_BLOCK = 2**14
+"""Bytes; of a download that breaks off, less than this much is lost."""
 
 
 def _receive(url: str, partial: Path, size: int) -> None:
@@ -328,7 +330,7 @@ def _receive(url: str, partial: Path, size: int) -> None:
             response.raise_for_status()
             # A server that does not know ranges sends the whole file.
             with partial.open("ab" if response.status_code == requests.codes.partial_content else "wb") as stream:
-                for block in response.iter_content(2**18):
+                for block in response.iter_content(_BLOCK):
                     stream.write(block)
                     if stream.tell() > size:
                         break

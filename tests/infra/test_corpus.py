@@ -1,9 +1,14 @@
+import hashlib
 import io
 import json
 import os
-import subprocess
+import shutil
 import sys
 import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -238,12 +243,15 @@ def test_a_source_that_cannot_be_had_is_reported_and_the_rest_goes_on(
     origin = tmp_path / "origin.png"
     Image.new("RGB", (300, 300)).save(origin)
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    for mirror in ("WUKONG_DEBIAN_MIRROR", "NPM_CONFIG_REGISTRY"):
+        monkeypatch.setenv(mirror, "http://127.0.0.1:9/")
     good = Source("a", (), 12, lambda _: drafts_of(origin))
     made = corpus.prepare(tmp_path, progress=False, from_sources=[*sources.SOURCES, good])
     assert {entry.source for entry in made.entries} == {"a"}
     assert len(made.problems) == 4
+    assert made.missing == ("tuxpaint", "fluent", "noto", "iconpark")
     assert any("tuxpaint is left out" in problem and "apt-get" in problem for problem in made.problems)
-    assert any("noto is left out" in problem and "install npm" in problem for problem in made.problems)
+    assert any("noto is left out" in problem and "NPM_CONFIG_REGISTRY" in problem for problem in made.problems)
     with pytest.raises(WukongError, match="none of the demo corpus's sources"):
         corpus.prepare(tmp_path, progress=False)
 
@@ -260,35 +268,47 @@ def test_a_cache_that_cannot_be_written_is_said_plainly(tmp_path: Path) -> None:
         corpus.prepare(tmp_path / "file" / "cache", progress=False)
 
 
-def publish(folder: Path, files: dict[str, bytes]) -> str:
-    """A fake ``npm`` whose ``pack`` leaves an archive; gives the archive's SHA-256."""
-    archive = folder / "archive.tgz"
-    with tarfile.open(archive, "w:gz") as tar:
+def archive_of(files: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
         for name, data in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
+    return stream.getvalue()
+
+
+TGZ = archive_of({"package/a.json": b"{}", "package/b.json": b"[]", "package/c.js": os.urandom(40_000)})
+
+
+def publish(folder: Path, archive: bytes = TGZ) -> None:
+    """A fake ``npm`` whose ``pack`` leaves an archive and counts its calls."""
+    (folder / "archive.tgz").write_bytes(archive)
     npm = folder / "bin" / "npm"
     npm.parent.mkdir(exist_ok=True)
     npm.write_text(
         f"#!{sys.executable}\nimport shutil\n"
         f"with open({str(folder / 'calls')!r}, 'a') as log: log.write('x')\n"
-        f"shutil.copy({str(archive)!r}, 'package-1.tgz')\n"
+        f"shutil.copy({str(folder / 'archive.tgz')!r}, 'package-1.tgz')\n"
     )
     npm.chmod(0o755)
-    return subprocess.run(["sha256sum", archive], capture_output=True, text=True, check=True).stdout.split()[0]
 
 
-def package(sha256: str, files: int = 2) -> Package:
-    return Package("npm", "@scope/thing", "1", sha256, "MIT", ("package/*.json",), files)
+def package(archive: bytes = TGZ) -> Package:
+    digest, path = hashlib.sha256(archive).hexdigest(), "@scope/thing/-/thing-1.tgz"
+    return Package("npm", "@scope/thing", "1", path, len(archive), digest, "MIT", ("package/*.json",), 2)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_package_is_fetched_once_and_again_when_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = package(publish(tmp_path, {"package/a.json": b"{}", "package/b.json": b"[]", "package/c.js": b""}))
+    publish(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
-    cache = tmp_path / "cache"
+    wanted, cache = package(), tmp_path / "cache"
     folder = packages.fetch(wanted, cache)
-    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["a.json", "b.json"]
+    assert names(folder) == ["a.json", "b.json"]
     packages.fetch(wanted, cache)
     assert (tmp_path / "calls").read_text() == "x"
     (folder / "package/a.json").unlink()
@@ -298,12 +318,129 @@ def test_a_package_is_fetched_once_and_again_when_damaged(tmp_path: Path, monkey
     assert sorted(path.name for path in cache.iterdir()) == [wanted.folder]
 
 
-def test_an_archive_that_is_not_the_pinned_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish(tmp_path, {"package/a.json": b"{}", "package/b.json": b"{}"})
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
-    with pytest.raises(PackageError, match="SHA-256"):
-        packages.fetch(package("0" * 64), tmp_path / "cache")
-    assert not any((tmp_path / "cache").iterdir())
+class Registry:
+    """A registry on loopback that serves one archive; its answers can break off, and it can ignore ranges."""
+
+    def __init__(self, archive: bytes) -> None:
+        self.archive = archive
+        self.ranges: list[str | None] = []
+        self.cut: list[int] = []  # bytes after which an answer breaks off, for the first answers
+        self.ignores_ranges = False
+        registry = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked = self.headers["Range"]
+                registry.ranges.append(asked)
+                if not self.path.endswith("/thing-1.tgz"):
+                    self.send_error(404)
+                    return
+                start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and not registry.ignores_ranges else 0
+                body = registry.archive[start:]
+                self.send_response(206 if start else 200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body[: registry.cut.pop(0)] if registry.cut else body)
+                self.close_connection = True
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    """A registry, on a machine without any registry's client."""
+    made = Registry(TGZ)
+    monkeypatch.setenv("NPM_CONFIG_REGISTRY", made.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+def test_without_a_client_a_package_comes_over_http(registry: Registry, tmp_path: Path) -> None:
+    assert names(packages.fetch(package(), tmp_path / "cache")) == ["a.json", "b.json"]
+    assert registry.ranges == [None]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [package().folder]
+
+
+@pytest.mark.parametrize("ignores_ranges", [False, True])
+def test_a_download_that_breaks_off_goes_on(registry: Registry, tmp_path: Path, ignores_ranges: bool) -> None:
+    registry.cut, registry.ignores_ranges = [20_000], ignores_ranges
+    assert names(packages.fetch(package(), tmp_path / "cache")) == ["a.json", "b.json"]
+    assert registry.ranges == [None, f"bytes={packages._BLOCK}-"]
+
+
+def test_a_download_goes_on_where_a_killed_fetch_stopped(registry: Registry, tmp_path: Path) -> None:
+    scratch = tmp_path / "cache" / f".fetching-{package().folder}"
+    scratch.mkdir(parents=True)
+    (scratch / "archive.partial").write_bytes(TGZ[:5000])
+    assert packages.received(package(), tmp_path / "cache") == 5000
+    packages.fetch(package(), tmp_path / "cache")
+    assert registry.ranges == ["bytes=5000-"]
+    assert packages.received(package(), tmp_path / "cache") == len(TGZ)
+
+
+@pytest.mark.parametrize(
+    ("served", "said"),
+    [
+        (TGZ + b"more", "bytes received instead of"),
+        (bytes(len(TGZ)), "SHA-256"),
+        (TGZ[:-1], "bytes received instead of"),
+    ],
+    ids=["longer", "other", "shorter"],
+)
+def test_what_is_not_the_pinned_archive_is_refused(
+    registry: Registry, tmp_path: Path, served: bytes, said: str
+) -> None:
+    registry.archive = served
+    with pytest.raises(PackageError, match=rf"there is no npm.*{said}.*NPM_CONFIG_REGISTRY"):
+        packages.fetch(package(), tmp_path / "cache")
+    assert not packages.is_there(package(), tmp_path / "cache")
+    registry.archive = TGZ
+    assert packages.fetch(package(), tmp_path / "cache").exists(), "what was received before does no harm"
+
+
+def test_a_client_that_gives_another_archive_is_passed_over(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(tmp_path, archive_of({"package/a.json": b"{}", "package/b.json": b"other"}))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    folder = packages.fetch(package(), tmp_path / "cache")
+    assert (folder / "package/b.json").read_bytes() == b"[]"
+    assert (tmp_path / "calls").read_text() == "x"
+
+
+def test_a_file_the_registry_lacks_is_said(registry: Registry, tmp_path: Path) -> None:
+    wanted = replace(package(), path="@scope/thing/-/other.tgz")
+    with pytest.raises(PackageError, match="404"):
+        packages.fetch(wanted, tmp_path / "cache")
+    assert len(registry.ranges) == 1, "what is not there is not asked for again"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [packages._by_apt_of_our_own, packages._by_https])
+def test_debian_archive_by_each_way_of_our_own(way: Callable[[Package, Path], Path], tmp_path: Path) -> None:
+    """The real archive. The machine's own lists are left out: they have the package on one release alone."""
+    if way is packages._by_apt_of_our_own and shutil.which("apt-get") is None:
+        pytest.skip("there is no apt-get")
+    archive = way(packages.STAMPS, tmp_path)
+    packages._check(archive, packages.STAMPS)
+    packages._unpack(archive, tmp_path / "unpacked", packages.STAMPS)
+    assert packages._members(tmp_path / "unpacked", packages.STAMPS) == packages.STAMPS.files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wanted", [packages.ICONPARK, packages.CLDR_DERIVED])
+def test_npm_archives_over_https(wanted: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real registry, by the paths that are pinned."""
+    monkeypatch.delenv("NPM_CONFIG_REGISTRY", raising=False)
+    packages._check(packages._by_https(wanted, tmp_path), wanted)
 
 
 def test_queries_are_ranked_by_frequency(tmp_path: Path) -> None:

@@ -117,10 +117,6 @@ def test_the_wheel_holds_every_file_of_the_packages() -> None:
     assert {name for name in left_out if not name.startswith("infra/images/")} == set(), "add them to package-data"
 
 
-def test_files_of_packages_are_those_that_are_installed_for_development() -> None:
-    assert f"FILES := {' '.join(build.IMAGES['ray'].alone)}\n" in (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-
-
 def test_both_accelerators_take_the_same_torch() -> None:
     versions = [
         re.findall(r"^(\w+)={2,3}([\d.]+)", (IMAGES / f"torch-{name}.txt").read_text(encoding="utf-8"), re.MULTILINE)
@@ -213,3 +209,35 @@ def test_the_installation_takes_no_image_of_ours_that_has_no_build() -> None:
     for overlay in ("overlays/kind", "overlays/gpu"):
         used = {container["image"] for pod in pods(installation(overlay)) for container in pod.containers}
         assert {image for image in used if image.startswith("localhost/")} <= made
+
+
+@pytest.mark.parametrize(
+    ("version", "buildx", "said"),
+    [
+        ("Docker version 20.10.24+dfsg1, build 297e128", False, None),
+        ("Docker version 28.2.2, build e6534b4", True, None),
+        ("Docker version 28.2.2, build e6534b4", False, "apt-get install docker-buildx"),
+        ("podman version 4.3.1", True, None),
+    ],
+)
+def test_a_client_without_buildkit_is_named_before_the_wheels_are_made(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    version: str,
+    buildx: bool,
+    said: str | None,
+) -> None:
+    client = tmp_path / "docker"
+    client.write_text(
+        f"#!/bin/sh\ncase $1 in --version) echo '{version}';; buildx) exit {int(not buildx)};; *) exit 9;; esac\n"
+    )
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    if said is None:
+        build.check_docker()
+        return
+    monkeypatch.setattr(build, "make_project", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(build, "_pip", lambda *_: pytest.fail("work began"))
+    assert build.main([]) == 1
+    assert said in capsys.readouterr().err

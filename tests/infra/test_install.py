@@ -1,0 +1,118 @@
+"""The set-up of the virtual environment, with a pip that installs nothing but says what it was asked."""
+
+import json
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra import install
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Path:
+    """A virtual environment whose Python writes down its arguments."""
+    folder = tmp_path / "venv"
+    (folder / "bin").mkdir(parents=True)
+    python = folder / "bin" / "python"
+    log = tmp_path / "asked"
+    python.write_text(
+        f"#!{sys.executable}\nimport json, sys\nopen({str(log)!r}, 'a').write(json.dumps(sys.argv[1:])+'\\n')\n"
+    )
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    return folder
+
+
+def asked(folder: Path) -> list[list[str]]:
+    return [json.loads(line) for line in (folder.parent / "asked").read_text().splitlines()]
+
+
+def test_everything_is_installed_within_the_constraints(environment: Path) -> None:
+    assert install.main([str(environment), "--torch", "cuda"]) == 0
+    pip, project, files = asked(environment)
+    assert pip[-1].startswith("pip>=")
+    assert project[-2:] == ["--editable", f"{REPOSITORY}[all,dev]"]
+    assert project[project.index("--constraint") + 1] == str(REPOSITORY / "constraints.txt")
+    assert "--no-deps" in files
+    assert (environment / ".installed").exists()
+    assert (environment / ".torch").read_text() == "cuda\n"
+
+
+def test_cpu_builds_come_first_from_their_own_index(environment: Path) -> None:
+    assert install.main([str(environment), "--torch", "cpu"]) == 0
+    _, torch, project, _ = asked(environment)
+    assert torch[torch.index("--index-url") + 1] == "https://download.pytorch.org/whl/cpu"
+    assert {part.split(">=")[0] for part in torch[-2:]} == {"torch", "torchvision"}
+    assert "--index-url" not in project
+
+
+def test_builds_stay_when_none_are_named(environment: Path) -> None:
+    (environment / ".torch").write_text("cpu\n")
+    assert install.builds("", environment) == "cpu"
+    assert install.builds("cuda", environment) == "cuda"
+
+
+def test_other_builds_need_a_new_environment(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch that is there meets the requirement, so pip would keep the builds of before."""
+    (environment / ".torch").write_text("cuda\n")
+    made: list[Path] = []
+
+    def create(folder: Path, with_pip: bool) -> None:
+        made.append(folder)
+        shutil.copytree(environment.parent / "copy", folder)
+
+    shutil.copytree(environment, environment.parent / "copy")
+    (environment / "old").touch()
+    monkeypatch.setattr(install.venv, "create", create)
+    assert install.main([str(environment), "--torch", "cpu"]) == 0
+    assert made == [environment]
+    assert not (environment / "old").exists()
+
+
+def test_a_failing_pip_leaves_no_stamp(environment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (environment / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    assert install.main([str(environment), "--torch", "cpu"]) == 1
+    assert not (environment / ".installed").exists()
+    assert "pip could not install" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [("git", "git is not installed"), ("ensurepip", "apt-get install python3-venv"), ("disk", "TORCH=cpu needs")],
+)
+def test_what_is_missing_is_said_before_anything_is_done(
+    environment: Path, missing: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if missing == "git":
+        monkeypatch.setenv("PATH", str(environment))
+    elif missing == "ensurepip":
+        monkeypatch.setitem(sys.modules, "ensurepip", None)
+        monkeypatch.setattr(install.importlib.util, "find_spec", lambda name: None)
+    else:
+        monkeypatch.setattr(install.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 3 * 10**9})())
+    assert install.main([str(environment), "--torch", "cuda"]) == 1
+    assert said in capsys.readouterr().err
+    assert not (environment.parent / "asked").exists()
+
+
+@pytest.mark.parametrize(
+    ("torch", "recorded", "again"),
+    [("", "cpu", False), ("cpu", "cpu", False), ("cuda", "cpu", True), ("cpu", None, True)],
+)
+def test_make_installs_again_for_other_builds(tmp_path: Path, torch: str, recorded: str | None, again: bool) -> None:
+    """What ``make install`` would do, of an environment that is up to date."""
+    (tmp_path / "infra").mkdir()
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "infra/install.py"):
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/.installed").touch()
+    if recorded:
+        (tmp_path / ".venv/.torch").write_text(f"{recorded}\n")
+    command = ["make", "--dry-run", "install", f"TORCH={torch}"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert ("infra/install.py" in said) == again
