@@ -11,6 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from infra import corpus
+from infra.corpus import packages
+from infra.corpus.sources import SOURCES
 from wukong import storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -33,12 +36,13 @@ SMALL = [
 class Wukong:
     """The ``wukong`` command with a home of its own."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, **environment: str) -> None:
         self.home = home
+        self.environment = environment
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).with_name("wukong")), *arguments]
-        environment = {**os.environ, "WUKONG_HOME": str(self.home), "COLUMNS": "200"}
+        environment = {**os.environ, "WUKONG_HOME": str(self.home), "COLUMNS": "200", **self.environment}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     def run(self, name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
@@ -172,6 +176,40 @@ def test_a_failing_gate_ends_the_run_with_its_own_message(
     assert "1000000" in stopped.stderr.replace(",", "")
     assert "Traceback" not in stopped.stderr
     assert "Inner task" not in stopped.stderr
+
+
+def test_a_missing_collection_changes_the_demo_and_does_not_break_it(tmp_path: Path) -> None:
+    """The stamps of Tux Paint cannot be had in any way: a cache without them, apt and the mirror refuse."""
+    whole, cache = corpus.cache_folder() / "packages", tmp_path / "cache/corpus/packages"
+    corpus.prepare(progress=False)
+    cache.mkdir(parents=True)
+    for package in {package for source in SOURCES for package in source.packages} - {packages.STAMPS}:
+        (cache / package.folder).symlink_to(whole / package.folder)
+    refusing = tmp_path / "bin" / "apt-get"
+    refusing.parent.mkdir()
+    refusing.write_text("#!/bin/sh\necho 'E: Version not found' >&2\nexit 100\n")
+    refusing.chmod(0o755)
+    wukong = Wukong(
+        tmp_path / "home",
+        PATH=f"{refusing.parent}:{os.environ['PATH']}",
+        WUKONG_CACHE=str(tmp_path / "cache"),
+        WUKONG_DEBIAN_MIRROR="http://127.0.0.1:9/debian",
+    )
+    try:
+        done = wukong.run("partial")
+    finally:
+        wukong("down")
+    assert done.returncode == 0, done.stdout + done.stderr
+    before, _, after = done.stdout.partition("✓ crawl")
+    assert "E: Version not found" in before
+    assert "WUKONG_DEBIAN_MIRROR" in before
+    assert "The demo corpus lacks tuxpaint." in before, "it is said before the first stage ends"
+    assert "the hold-out tuxpaint-captions" in before
+    assert "fluent-style" in after
+    assert "tuxpaint-captions" not in after
+    page = (wukong.home / "runs" / "partial" / "report.html").read_text(encoding="utf-8")
+    assert "The demo corpus lacks tuxpaint." in page
+    assert "No figure of this run can be compared" in page
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ class Server:
         request = urllib.request.Request(self.url + quote(path, safe="/?&=%"), headers={"Host": host})
         for _ in range(2):
             try:
-                with urllib.request.urlopen(request, timeout=20) as response:
+                with urllib.request.urlopen(request, timeout=120) as response:
                     return response.status, response.headers["Content-Type"], response.read()
             except urllib.error.HTTPError as error:
                 if error.code != 503:
@@ -76,7 +76,7 @@ def site(small: corpus.Corpus, tmp_path_factory: pytest.TempPathFactory) -> Iter
     assert "serving http://corpus.wukong.test" in process.stdout.readline()
     yield Server(f"http://127.0.0.1:{int(port_file.read_text())}")
     process.terminate()
-    assert process.wait(10) == 0
+    assert process.wait(120) == 0
 
 
 def decode(coded: str) -> str:
@@ -145,7 +145,7 @@ def test_the_crawlers_own_parser_reads_the_answers(site: Server) -> None:
 
     engine = Baidu("http://corpus.wukong.test/search/acjson")
     path = engine.page_url("猫", 0).removeprefix("http://corpus.wukong.test")
-    with urllib.request.urlopen(site.url + path, timeout=20) as response:
+    with urllib.request.urlopen(site.url + path, timeout=120) as response:
         results = engine.parse(response.read())
     assert [result.url for result in results] == [decode(item["objURL"]) for item in site.search("猫")["data"][:-1]]
 
@@ -240,7 +240,7 @@ def test_many_clients_at_once_get_equal_answers(site: Server) -> None:
 def test_a_site_that_cannot_start_says_why(small: corpus.Corpus, site: Server, tmp_path: Path) -> None:
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "infra.site", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
     taken = run("--catalogue", small.catalogue, "--port", site.url.rpartition(":")[2])
     assert (taken.returncode, taken.stdout) == (1, "")

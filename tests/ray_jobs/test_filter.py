@@ -193,7 +193,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path, make_crawl):
     command = [sys.executable, "-c", code, str(settings), crawl.uri, ray.get_runtime_context().gcs_address]
     for stop_at in ("rules", "assign", "repack"):
         process = subprocess.Popen(command, env=environment, cwd=root)
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 280
         while process.poll() is None and time.monotonic() < deadline:
             if any(f"_parts/{stop_at}-" in str(path) for path in (tmp_path / "b").rglob("*.json")):
                 break

@@ -133,7 +133,7 @@ def test_a_cancelled_component_stops_its_job(head: Head) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "at work\n"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 128 + signal.SIGTERM
+        assert process.wait(120) == 128 + signal.SIGTERM
     assert head.requests[-1] == f"POST /api/jobs/{JOB}/stop"
 
 

@@ -28,7 +28,7 @@ class Web:
         ready: Future[int] = Future()
         self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True)
         self._thread.start()
-        self.port = ready.result(timeout=10)
+        self.port = ready.result(timeout=120)
 
     @property
     def connect_to(self) -> tuple[str, int]:
@@ -42,7 +42,7 @@ class Web:
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._main.cancel)
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=120)
 
     def _run(self, ready: "Future[int]") -> None:
         asyncio.set_event_loop(self._loop)
