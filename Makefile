@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Builds of torch: cpu, cuda, or nothing for what is installed already or else what pip takes.
 TORCH ?=
+# Set: the newest versions that pyproject.toml allows, instead of those in constraints.txt.
+NEWEST ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -19,7 +21,7 @@ help: ## Show what can be made
 $(INSTALLED): pyproject.toml constraints.txt infra/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Wukong needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) infra/install.py $(VENV) --torch '$(TORCH)'
+	@$(PYTHON) infra/install.py $(VENV) --torch '$(TORCH)' $(if $(NEWEST),--newest)
 
 # Other builds of torch than those installed: install again.
 ifneq ($(TORCH),)

@@ -6,6 +6,7 @@ downloads anything, says how much that is, and can be run again after it was sto
 
 import argparse
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -59,15 +60,16 @@ def check(folder: Path, torch: str) -> None:
         raise InstallError("git is not installed; runs record the version of the code with it. Install the package git")
     size, download = GIGABYTES[torch]
     free = shutil.disk_usage(folder.parent).free / 1e9
-    needed = size + download + OTHER_GIGABYTES  # pip keeps what it downloads
+    kept = 0 if os.environ.get("PIP_NO_CACHE_DIR") else download
+    needed = size + kept + OTHER_GIGABYTES
     if not (folder / STAMP).exists() and free < needed:
         cpu = "" if torch == "cpu" else f"; without a GPU, TORCH=cpu needs {sum(GIGABYTES['cpu'])} GB less"
         raise InstallError(f"{free:.1f} GB free at {folder.parent}, {needed} GB needed: free some space{cpu}")
     _say(f"Installing into {folder}: {torch} builds of torch, {download} GB to download, {size} GB on the disk")
 
 
-def install(folder: Path, torch: str) -> None:
-    """Make the environment and install everything into it.
+def install(folder: Path, torch: str, newest: bool) -> None:
+    """Make the environment and install everything into it, in the constraints' versions or in the newest allowed.
 
     Raises:
         InstallError: the environment cannot be made, or pip failed.
@@ -83,7 +85,7 @@ def install(folder: Path, torch: str) -> None:
     # Without a terminal a bar is a line for each step.
     quiet = () if sys.stdout.isatty() else ("--quiet",)
     _pip(python, ["--quiet", "--upgrade", PIP])
-    constraints = ["--constraint", str(PROJECT / "constraints.txt")]
+    constraints = [] if newest else ["--constraint", str(PROJECT / "constraints.txt")]
     if torch == "cpu":
         # From an index that has no others, or else pip takes the CUDA builds of the same version.
         _pip(python, [*quiet, "--index-url", CPU_INDEX, "torch>=2.8", "torchvision>=0.23"], CPU_INDEX)
@@ -112,12 +114,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="of the virtual environment")
     choices = ("", *GIGABYTES)
     parser.add_argument("--torch", choices=choices, default="", help="builds; by default those there, or pip's")
+    parser.add_argument("--newest", action="store_true", help="the newest versions that pyproject.toml allows")
     options = parser.parse_args(arguments)
     folder = options.folder.absolute()
     torch = builds(options.torch, folder)
     try:
         check(folder, torch)
-        install(folder, torch)
+        install(folder, torch, options.newest)
     except InstallError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -43,6 +43,11 @@ def test_everything_is_installed_within_the_constraints(environment: Path) -> No
     assert (environment / ".torch").read_text() == "cuda\n"
 
 
+def test_newest_versions_know_no_constraints(environment: Path) -> None:
+    assert install.main([str(environment), "--torch", "cuda", "--newest"]) == 0
+    assert not any("--constraint" in command for command in asked(environment))
+
+
 def test_cpu_builds_come_first_from_their_own_index(environment: Path) -> None:
     assert install.main([str(environment), "--torch", "cpu"]) == 0
     _, torch, project, _ = asked(environment)

@@ -1,0 +1,33 @@
+"""The public workflow runs the README's two commands on the systems that the README names."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+JOBS: dict[str, Any] = yaml.safe_load(Path(".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]
+COMMANDS = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in JOBS.items()}
+
+
+def test_every_job_runs_both_commands() -> None:
+    for name, commands in COMMANDS.items():
+        made = [command.split()[1] for command in commands if command.startswith("make ")]
+        assert made == ["run", "down", "test"], name
+
+
+def test_systems_pythons_and_builds_of_torch() -> None:
+    systems = JOBS["systems"]["strategy"]["matrix"]
+    assert {"debian:12", "debian:13", "ubuntu:22.04", "ubuntu:24.04"} <= set(systems["image"])
+    assert set(systems["torch"]) == {"cpu", "cuda"}
+    assert {"3.11", "3.12", "3.13"} <= set(JOBS["pythons"]["strategy"]["matrix"]["python"])
+    assert any("NEWEST=1" in command for command in COMMANDS["newest"])
+
+
+def test_only_the_prerequisites_of_the_readme_are_installed() -> None:
+    (step,) = [step["run"] for step in JOBS["systems"]["steps"] if "Prerequisites" in step.get("name", "")]
+    packages = {
+        word
+        for word in step.replace("\\\n", " ").split()
+        if word.startswith(("git", "make", "python", "${PY", "ca-", "npm", "node"))
+    }
+    assert packages == {"ca-certificates", "git", "make", "python3", "${PYTHON:-python3}", "${PYTHON:-python3}-venv"}
