@@ -19,7 +19,7 @@ from wukong.train import data
 
 log = logging.getLogger(__name__)
 
-_VERSION = 2
+_VERSION = 3
 _MODELS = {"finetuned": "finetune", "pretrained": "pretrain"}
 
 
@@ -45,7 +45,11 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         DataError: every hold-out is empty.
     """
     filtered = parents["filter"]
-    computed = {name: features.run(experiment, parents, parents[parent]) for name, parent in _MODELS.items()}
+    if not any(features.shards_of(filtered, holdout.name) for holdout in experiment.filter.split.holdouts):
+        raise DataError("every hold-out is empty: mend the sources in filter.split.holdouts, or crawl more")
+    computed = {
+        name: features.run(experiment, parents, parents[parent], "holdouts") for name, parent in _MODELS.items()
+    }
     config = {
         "evaluate": experiment.evaluate.model_dump(mode="json"),
         "holdouts": [holdout.model_dump(mode="json") for holdout in experiment.filter.split.holdouts],
@@ -91,18 +95,23 @@ def _measure(experiment: Experiment, filtered: Manifest, computed: Manifest, mod
         table, views = data.load(filtered.uri, computed.uri, holdout.name, shards, [0])
         tables[holdout.name] = (table, views[0])
         keys, captions = table["key"].to_pylist(), table["caption"].to_pylist()
-        retrieval.append(measure.retrieval_entry(loaded, holdout, keys, captions, views[0]))
-    if not retrieval:
-        raise DataError("every hold-out is empty: mend the sources in filter.split.holdouts, or crawl more")
+        taken = experiment.evaluate.captions
+        retrieval.append(measure.retrieval_entry(loaded, holdout, keys, _pictures(table), captions, views[0], taken))
     classification = []
     for task in experiment.evaluate.classification:
         chosen = [tables[name] for name in task.holdouts if name in tables]
-        urls = [url for table, _ in chosen for url in table["url"].to_pylist()]
+        rows = pa.concat_tables(table for table, _ in chosen) if chosen else None
         entry = (
             measure.classification_entry(
-                loaded, task, urls, torch.cat([stored for _, stored in chosen]), experiment.evaluate.batch_size
+                loaded,
+                task,
+                rows["key"].to_pylist(),
+                _pictures(rows),
+                rows["url"].to_pylist(),
+                torch.cat([stored for _, stored in chosen]),
+                experiment.evaluate.batch_size,
             )
-            if chosen
+            if rows is not None
             else None
         )
         if entry is None:
@@ -110,3 +119,8 @@ def _measure(experiment: Experiment, filtered: Manifest, computed: Manifest, mod
         else:
             classification.append(entry)
     return {"retrieval": retrieval, "classification": classification}
+
+
+def _pictures(table: pa.Table) -> list[str]:
+    """What tells each pair's picture from others: the digest of its bytes; its key where a table has none."""
+    return [digest or key for digest, key in zip(table["sha256"].to_pylist(), table["key"].to_pylist(), strict=True)]

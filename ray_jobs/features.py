@@ -1,13 +1,15 @@
 """The features job: what a locked image tower gives for every picture and view, computed once.
 
-It is a stage of its own, found by the filter's manifest, the image encoder and the views, so that pre-training,
-fine-tuning and evaluation, in this run and later ones, read the same files. The jobs that need it call it; a shard's
-view is a task. Where a run trained the tower itself, what comes after it reads features of that tower.
+The training pairs' are a stage of their own and the hold-outs' another, each found by the filter's manifest, the image
+encoder and the views, so that pre-training and fine-tuning, or the evaluations, in this run and later ones, read the
+same files. The jobs that need them call this one, each for what it reads; a shard's view is a task. Where a run trained
+the tower itself, what comes after it reads features of that tower.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import Literal
 
 import ray
 
@@ -18,34 +20,41 @@ from wukong.train import features
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 
 
-def run(experiment: Experiment, parents: Mapping[str, Manifest], model: Manifest | None = None) -> Manifest:
-    """Compute the features of every shard: its evaluation view, and for training shards the augmented views too.
+def run(
+    experiment: Experiment,
+    parents: Mapping[str, Manifest],
+    model: Manifest | None = None,
+    pairs: Literal["train", "holdouts"] = "train",
+) -> Manifest:
+    """Compute the features of shards: the evaluation view of each, and of training shards the augmented views too.
 
     Args:
         experiment: its ``model.image``, ``model.similarity`` and the ``views`` of its training runs decide the output.
         parents: the filter's manifest under ``filter``.
         model: the training stage whose model's image tower to use; None for the tower as the experiment gives it.
+        pairs: of which: what is trained on, or every hold-out.
 
     Raises:
         ConfigError: the image encoder or its weights cannot be had.
         DataError: a shard is damaged.
     """
     filtered = parents["filter"]
-    views = max(experiment.pretrain.views, experiment.finetune.views)
+    views = max(experiment.pretrain.views, experiment.finetune.views) if pairs == "train" else 0
     config = {
         "image": experiment.model.image.model_dump(mode="json"),
         "kind": "tokens" if experiment.model.similarity == "token" else "pooled",
         "views": views,
+        "pairs": pairs,
     }
     trained = _trained_tower(model)
     tower = storage.join(trained.uri, "model") if trained else None
     stage = Stage(experiment.root, "features", config, [m for m in (filtered, trained) if m], version=_VERSION)
     if finished := stage.finished():
         return finished
-    work = _work(filtered, views)
+    work = _work(filtered, pairs, views)
     waiting = {}
     parts: list[Part] = []
     with progress.track("features", sum(rows for _, _, rows in work), "pictures") as advance:
@@ -83,15 +92,16 @@ def _trained_tower(model: Manifest | None) -> Manifest | None:
     return model
 
 
-def _work(filtered: Manifest, views: int) -> Sequence[tuple[PurePosixPath, int, int]]:
+def _work(filtered: Manifest, pairs: str, views: int) -> Sequence[tuple[PurePosixPath, int, int]]:
     """The tar, view and pictures of each task, the longest first, so that workers end together."""
-    splits = ["train", *(holdout["name"] for holdout in filtered.config["split"]["holdouts"])]
+    holdouts = [holdout["name"] for holdout in filtered.config["split"]["holdouts"]]
+    splits = ["train"] if pairs == "train" else holdouts
     rows = {part.path: part.rows for part in filtered.parts}
     work = [
         (PurePosixPath(split, f"{shard}.tar"), view, rows[f"{split}/{shard}.parquet"])
         for split in splits
         for shard in shards_of(filtered, split)
-        for view in range(views + 1 if split == "train" else 1)
+        for view in range(views + 1)
     ]
     return sorted(work, key=lambda task: -task[2])
 

@@ -176,8 +176,8 @@ def _starting_point(
     if dual.image is None:
         raise DataError(f"{job['start']} holds no image tower to run: set lock: all and store_features: true")
     dual.image.lock(settings.lock)
-    size = dual.settings.image.image_size
-    return dual, tokenizer, *data.load_pictures(job["pairs"], "train", job["shards"], size, settings)
+    tower = dual.settings.image
+    return dual, tokenizer, *data.load_pictures(job["pairs"], "train", job["shards"], tower, settings)
 
 
 def _publish(

@@ -168,6 +168,11 @@ class ImageEncoder(Strict):
         "URI of a safetensors file in timm's, OpenAI's or open_clip's naming",
     )
     image_size: Positive = 224
+    view: Literal["whole", "crop"] = Field(
+        "whole",
+        description="what the tower sees of a picture that is not augmented: the 'whole' of it on a white square, or "
+        "'crop', as CLIP and most evaluations do: resized by its shorter side and cut to the square in its middle",
+    )
     block: int | None = Field(
         None, ge=0, description="take the features after this stage (CNN, Swin) or block (ViT) instead of the last ones"
     )
@@ -209,6 +214,11 @@ class Model(Strict):
         "where the towers are of one width",
     )
     similarity: Literal["global", "token"] = "global"
+    match_text_cls: bool = Field(
+        True,
+        description="of the token-wise similarity: whether a patch may take the text's [CLS] for its match (s^I), as "
+        "in section 4.3 and the authors' code; a text's similarity to pictures (s^T) leaves [CLS] out either way",
+    )
     temperature: float = Field(0.07, gt=0, description="initial; learned")
     min_temperature: float = Field(0.01, gt=0, description="the learned temperature is never lower")
     loss: Literal["softmax", "sigmoid"] = Field(
@@ -319,6 +329,11 @@ class Evaluate(Strict):
     """Section 5.2 and 5.3: what is measured."""
 
     batch_size: Positive = 256
+    captions: Literal["distinct", "all", "first"] = Field(
+        "distinct",
+        description="of retrieval: 'distinct' takes equal captions as one, 'all' every pair's caption by itself, as "
+        "for Flickr30K or COCO with five captions a picture, 'first' each picture's first caption alone",
+    )
     classification: tuple[Classification, ...] = ()
 
 

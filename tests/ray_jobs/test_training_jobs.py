@@ -20,6 +20,7 @@ from ray_jobs import filter as filter_job
 from wukong import config, storage
 from wukong.config import Experiment
 from wukong.crawl.shard import Spool, write_part
+from wukong.errors import DataError
 from wukong.manifest import Manifest, Stage
 from wukong.model import package
 from wukong.train import features as stored
@@ -114,15 +115,18 @@ def done(local_ray: None, crawl: Manifest, tmp_path_factory: pytest.TempPathFact
     for name, job in (("pretrain", pretrain), ("finetune", finetune), ("evaluate", evaluate)):
         found[name] = job.run(settings, found)
     found["features"] = features.run(settings, found)
+    found["holdout features"] = features.run(settings, found, pairs="holdouts")
     return found
 
 
 def test_features_are_what_the_tower_gives_for_each_view(done: dict[str, Manifest]) -> None:
     settings = experiment(Path("/"))
-    manifest = done["features"]
-    names = {part.path for part in manifest.parts}
-    assert {name.split(".view")[1][:2] for name in names if name.startswith("train/")} == {"00", "01"}
-    assert {name.split(".view")[1][:2] for name in names if not name.startswith("train/")} == {"00"}
+    trained = {part.path.split(".view")[1][:2] for part in done["features"].parts}
+    assert trained == {"00", "01"}
+    assert all(part.path.startswith("train/") for part in done["features"].parts)
+    manifest = done["holdout features"]
+    assert {part.path.split("/")[0] for part in manifest.parts} == {"new-words", "new-style"}
+    assert {part.path.split(".view")[1][:2] for part in manifest.parts} == {"00"}
     keys, found = stored.read(manifest.part_uris("new-style/")[0])
     from wukong.data import images, shards
     from wukong.model.image import ImageEncoder
@@ -145,6 +149,17 @@ def test_the_model_finds_unseen_pictures_and_is_measured(done: dict[str, Manifes
     report = storage.read_json(storage.join(done["evaluate"].uri, "evaluation.json"))
     assert [entry["holdout"] for entry in report["retrieval"]] == ["new-words", "new-style"]
     assert len(report["training"]["pretrain"]) == 4
+
+
+def test_empty_hold_outs_end_the_evaluation_before_anything_is_computed(
+    done: dict[str, Manifest], tmp_path: Path
+) -> None:
+    parts = tuple(part for part in done["filter"].parts if part.path.startswith("train/"))
+    parents = done | {"filter": done["filter"].model_copy(update={"parts": parts})}
+    settings = experiment(tmp_path)
+    with pytest.raises(DataError, match="every hold-out is empty"):
+        evaluate.run(settings, parents)
+    assert not storage.list_files(f"{settings.root}/features")
 
 
 def test_the_package_gives_the_numbers_that_were_measured(done: dict[str, Manifest]) -> None:
@@ -241,5 +256,8 @@ def test_a_tower_trained_in_part_is_published_and_measured(
     assert not any(parent.stage == "features" for name in ("pretrain", "finetune") for parent in found[name].parents)
     # What is measured is features of that tower, once for both models; the given tower's are another stage.
     used = [parent for parent in found["evaluate"].parents if parent.stage == "features"]
-    assert len(used) == 1 and used[0].digest != done["features"].digest
+    assert len(used) == 1 and used[0].digest != done["holdout features"].digest
+    # Of that tower nothing is computed that is not measured: no training pair.
+    computed = storage.list_files(f"{settings.root}/features", ".safetensors")
+    assert computed and not [uri for uri in computed if "/train/" in uri]
     assert found["evaluate"].metrics["retrieval.new-style.text_to_image.chance_r1"] == pytest.approx(1 / 24)

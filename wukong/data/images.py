@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from wukong.errors import DataError
 
 _WHITE = (255, 255, 255)
 _BICUBIC = Image.Resampling.BICUBIC
+_MOST_LONG = 20
 
 
 def decode(data: bytes, name: str = "the picture") -> Image.Image:
@@ -59,9 +61,30 @@ def from_array(array: npt.NDArray[np.uint8], name: str = "the picture") -> Image
     return to_rgb(Image.fromarray(pixels))
 
 
-def evaluation_view(image: Image.Image, size: int) -> Image.Image:
-    """Fit the whole picture into a white square of ``size`` pixels, without randomness."""
-    return ImageOps.pad(image, (size, size), _BICUBIC, color=_WHITE)
+def evaluation_view(image: Image.Image, size: int, view: Literal["whole", "crop"] = "whole") -> Image.Image:
+    """Show a picture as a square of ``size`` pixels, without randomness.
+
+    Args:
+        image: RGB.
+        size: pixels of a side.
+        view: the ``whole`` picture on white; or ``crop``, what lies in its middle once its shorter side is ``size``, to
+            the pixel what CLIP's ``Resize`` and ``CenterCrop`` give. A picture more than 20 times as long as wide is
+            cut to its middle before, so that no size takes more memory than that.
+    """
+    if view == "whole":
+        return ImageOps.pad(image, (size, size), _BICUBIC, color=_WHITE)
+    longest = _MOST_LONG * min(image.size)
+    if max(image.size) > longest:
+        image = _middle(image, min(image.width, longest), min(image.height, longest))
+    shorter = min(image.size)
+    # The longer side is rounded down and the border to the nearest, as torchvision does.
+    width, height = (int(size * side / shorter) for side in image.size)
+    return _middle(image.resize((width, height), _BICUBIC), size, size)
+
+
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def augmented_view(

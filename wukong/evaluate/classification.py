@@ -8,6 +8,7 @@ from torch import Tensor
 
 from wukong.data.tokenizer import Tokenizer
 from wukong.evaluate.prompts import PROMPTS
+from wukong.evaluate.retrieval import refuse_not_a_number
 from wukong.model.dual import DualEncoder
 
 
@@ -53,7 +54,11 @@ def accuracy(scores: Tensor, labels: Tensor, top: int = 1) -> float:
         scores: [images, classes].
         labels: int64 [images].
         top: how many.
+
+    Raises:
+        DataError: a score is not a number, which would count as the best.
     """
+    refuse_not_a_number(scores, "picture", "class")
     own = scores.gather(1, labels[:, None])
     before = (scores >= own).sum(1) - 1
     return (before < top).float().mean().item()

@@ -1,8 +1,21 @@
-"""The paper's prompts (appendix A.1): CLIP's 80 English templates for ImageNet in Chinese; ``{}`` is the class name.
+"""Prompts for zero-shot classification (appendix A.1): CLIP's 80 for ImageNet in Chinese; ``{}`` is the class name.
+
+They are this project's own translation of CLIP's English templates. The paper's authors translated the same templates
+by hand, mostly more freely and with repetitions; six of the 80 are theirs word for word, ``OF_THE_PAPER``.
 
 English tells "a" from "the", Chinese does not; where two templates differ in that alone, the Chinese ones differ in
 "一个" or "这个" or in word order, so that there are 80 distinct prompts.
 """
+
+OF_THE_PAPER = (
+    "一张干净的{}的照片。",
+    "一幅{}的绘画。",
+    "一张{}的照片。",
+    "一张大{}的照片。",
+    "一张漂亮的{}的照片。",
+    "一张奇怪的{}的照片。",
+)
+"""Those of ``PROMPTS`` that appendix A.1 has too."""
 
 PROMPTS = (
     "一张糟糕的{}的照片。",

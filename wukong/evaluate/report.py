@@ -18,6 +18,7 @@ from wukong import storage
 from wukong.config import Experiment
 from wukong.curate.funnel import Step, funnel
 from wukong.curate.gallery import Pictures, Thumbnails, contact_sheet, pictures_of, shard_tables
+from wukong.evaluate.protocol import sentences
 from wukong.manifest import Manifest
 
 _DROPPED_EXAMPLES = 4
@@ -82,6 +83,7 @@ def render(
         crawl_dropped=_sorted(manifests["crawl"].dropped),
         retrieval=[_retrieval(entry, thumbnail) for entry in evaluation.get("retrieval", ())],
         directions=_DIRECTIONS,
+        protocol=" ".join(sentences(experiment)),
         classification=[_classification(entry) for entry in evaluation.get("classification", ())],
         curves={stage: curves for stage in ("pretrain", "finetune") if (curves := _curves(evaluation, stage))},
         contacts=contact_sheet(filtered, thumbnail, experiment.seed),

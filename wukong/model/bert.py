@@ -43,10 +43,17 @@ def start_from(encoder: TextEncoder, source: str) -> None:
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind not in {"bert", "roberta", "xlm-roberta"}:
         raise DataError(f"{source} holds a model of type {kind!r}; the text encoder starts from a BERT or a RoBERTa")
+    for key in ("pad_token_id", "max_position_embeddings"):
+        if not isinstance(config.get(key, 0), int):
+            raise DataError(f"{source}/config.json has {key} {config[key]!r}, which is no whole number")
     first = 0 if kind == "bert" else config.get("pad_token_id", 1) + 1
     _compare(encoder, config, first, source)
-    state = _translated(weights.read(storage.join(folder, "model.safetensors")), encoder, first, source)
-    weights.fill(encoder, state, source)
+    given = weights.read(storage.join(folder, "model.safetensors"))
+    try:
+        state = _translated(given, encoder, first, source)
+    except (RuntimeError, IndexError) as error:
+        raise DataError(f"{source} has weights whose sizes do not belong together: {error}") from error
+    weights.fill(encoder, state, source, "names are accepted as Hugging Face's BERT and RoBERTa have them")
 
 
 def _download(name: str) -> str:
@@ -97,9 +104,15 @@ def _translated(state: dict[str, Tensor], encoder: TextEncoder, first: int, sour
             raise DataError(f"{source} lacks the weight {name}: it is not a whole model") from None
 
     positions = take("embeddings.position_embeddings.weight")[first : first + encoder.positions.num_embeddings]
+    segment = take("embeddings.token_type_embeddings.weight")[0]
+    if segment.shape != (encoder.width,):
+        raise DataError(
+            f"{source} has embeddings.token_type_embeddings.weight of another size: a segment is "
+            f"{list(segment.shape)} instead of [{encoder.width}]"
+        )
     ours = {
         "tokens.weight": take("embeddings.word_embeddings.weight"),
-        "positions.weight": positions + take("embeddings.token_type_embeddings.weight")[0],
+        "positions.weight": positions + segment,
         "norm.weight": take("embeddings.LayerNorm.weight"),
         "norm.bias": take("embeddings.LayerNorm.bias"),
     }

@@ -23,7 +23,7 @@ class Texts(NamedTuple):
 
     Attributes:
         vectors: unit vectors, [texts, d], or [texts, tokens, d] for the token-wise similarity.
-        counted: bool [texts, tokens], the tokens that take part: neither [CLS] nor padding.
+        counted: bool [texts, tokens], the tokens that take part: neither [CLS], which is the first, nor padding.
     """
 
     vectors: Tensor
@@ -171,7 +171,7 @@ class DualEncoder(nn.Module):
 
     def embed_features(self, features: Tensor) -> Tensor:
         """Project image features, [images, (tokens,) width], to unit vectors [images, (tokens,) d]."""
-        return F.normalize(self.image_head(features), dim=-1)
+        return self._unit(self.image_head(features))
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
         """Encode uint8 pictures [images, 3, size, size] to unit vectors [images, (tokens,) d]."""
@@ -188,12 +188,24 @@ class DualEncoder(nn.Module):
             taken = self.text(ids, first=True)
         else:
             taken = self.text(ids).sum(1) / (ids != pad).sum(1, keepdim=True)
-        return Texts(F.normalize(self.text_head(taken), dim=-1), (ids != pad) & (ids != cls))
+        return Texts(self._unit(self.text_head(taken)), (ids != pad) & (ids != cls))
+
+    def _unit(self, vectors: Tensor) -> Tensor:
+        """Scale to unit length, in float32 at least; tokens under autocast are then what it computes in.
+
+        Autocast on CUDA normalises in float32 and leaves the result so; on the processor it does neither. The global
+        similarity, a product of two vectors, gets float32 of both; of the token-wise one the tokens are what costs.
+        """
+        unit = F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
+        device = vectors.device.type
+        if self.token_wise and torch.is_autocast_enabled(device):
+            return unit.to(torch.get_autocast_dtype(device))
+        return unit
 
     def similarity(self, image: Tensor, text: Texts) -> Scores:
         """Similarities of embedded pictures with embedded captions, not divided by the temperature."""
         if self.token_wise:
-            return token_similarity(image, *text)
+            return token_similarity(image, *text, self.settings.match_text_cls)
         return global_similarity(image, text.vectors)
 
     def forward(self, features: Tensor, ids: Tensor) -> Embedded:
@@ -210,5 +222,5 @@ class DualEncoder(nn.Module):
         """The loss of this worker's pairs against every worker's; see ``wukong.model.loss``."""
         image, text, scale, bias = pairs
         if self.token_wise:
-            return token_loss(image, *text, scale, captions, label_smoothing, bias)
+            return token_loss(image, *text, scale, captions, label_smoothing, bias, self.settings.match_text_cls)
         return global_loss(image, text.vectors, scale, captions, label_smoothing, bias)

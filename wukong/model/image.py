@@ -233,17 +233,26 @@ def _load(model: nn.Module, settings: Settings) -> None:
         source = f"the package of {settings.name}"
     else:
         state, source = weights.read(settings.weights), settings.weights
+    own = model.state_dict()
+    state = weights.below_prefix(own, state)
     # timm's own translation of other projects' names, OpenAI's and open_clip's among them, and of other resolutions.
     translate: Callable[..., dict[str, Tensor]] | None = getattr(
         importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None
     )
     if translate is not None:
-        state = translate(state, model)
+        try:
+            state = translate(state, model)
+        except Exception as error:
+            # It takes the names and sizes that it looks for as given; what it fails with says nothing of them.
+            problems = weights.misfits(model, state) or f"timm cannot translate it ({type(error).__name__}: {error})"
+            raise DataError(f"{source} does not fit {settings.name}: {problems}; {_ACCEPTED}") from error
     configuration: Any = model.pretrained_cfg  # torch's types know an attribute as a tensor or a module
     classifier = str(configuration["classifier"])
-    own = model.state_dict()
     state = {key: value for key, value in state.items() if key in own or not key.startswith(f"{classifier}.")}
-    weights.fill(model, state, source)
+    weights.fill(model, state, source, _ACCEPTED)
+
+
+_ACCEPTED = "names are accepted as timm, OpenAI and open_clip give them, timm's also below a prefix like visual.trunk."
 
 
 def _still(module: nn.Module, locked: set[str], prefix: str = "") -> None:

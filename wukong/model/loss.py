@@ -143,6 +143,7 @@ def token_loss(
     captions: Tensor | None = None,
     label_smoothing: float = 0.0,
     bias: Tensor | None = None,
+    with_first: bool = False,
 ) -> Tensor:
     """``global_loss`` with the token-wise similarity; between workers only text tokens and scores travel.
 
@@ -156,11 +157,12 @@ def token_loss(
         captions: see ``global_loss``.
         label_smoothing: see ``contrastive`` and ``pairwise``.
         bias: see ``global_loss``.
+        with_first: a patch may match each text's first token, [CLS], too; see ``token_similarity``.
     """
     excluded = None if captions is None else same_caption(captions)
     missing = _longest(text.shape[1], text.device) - text.shape[1]
     text, counted = F.pad(text, (0, 0, 0, missing)), F.pad(counted, (0, missing))
-    scores = token_similarity(image, gathered(text), gathered_constant(counted))
+    scores = token_similarity(image, gathered(text), gathered_constant(counted), with_first)
     if bias is not None:
         # Each pair is judged by itself, so a worker's pictures against all captions are all it needs, from either side.
         sides = (pairwise(scale * side + bias, excluded, label_smoothing) for side in scores)

@@ -54,7 +54,8 @@ class Package:
     def encode_image(self, pictures: Picture | Sequence[Picture], batch_size: int = 32) -> Tensor:
         """Unit vectors of pictures, float32 [pictures, d], or [pictures, tokens, d] for a token-wise model, on the CPU.
 
-        A picture is shown whole, on a white square; grey ones and those with transparency become RGB.
+        A picture is shown as the model's ``image.view`` says, whole on a white square or cut to the square in its
+        middle; grey ones and those with transparency become RGB.
 
         Args:
             pictures: one or several.
@@ -68,13 +69,13 @@ class Package:
         given = pictures if isinstance(pictures, Sequence) and not isinstance(pictures, str | bytes) else [pictures]
         if self.model.image is None:
             raise ValueError("this model holds no image tower: load it with wukong.load")
-        size = self.model.settings.image.image_size
+        tower = self.model.settings.image
         # For no pictures, their vectors' shape.
         shape = (self.model.image.token_count,) if self.model.token_wise else ()
         parts = [torch.empty(0, *shape, self.model.width)]
         for start in range(0, len(given), batch_size):
             batch = [
-                images.evaluation_view(_opened(picture, f"picture {number}"), size)
+                images.evaluation_view(_opened(picture, f"picture {number}"), tower.image_size, tower.view)
                 for number, picture in enumerate(given[start : start + batch_size], start)
             ]
             vectors = self.model.embed_pixels(images.to_tensor(batch).to(self.device)).float().cpu()
@@ -218,7 +219,11 @@ def _read_settings(uri: str) -> tuple[Settings, Tokenizer]:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise DataError(f"{uri}/config.json is not of a model in format {FORMAT}")
     try:
-        settings = Settings.model_validate(config["model"])
+        described = config["model"]
+        if isinstance(described, dict):
+            # A model from before there was the setting was trained so.
+            described = {"match_text_cls": False, **described}
+        settings = Settings.model_validate(described)
     except (KeyError, ValidationError) as error:
         raise DataError(f"{uri}/config.json does not describe a model: {error}") from error
     vocabulary = storage.read_bytes(storage.join(uri, "vocab.txt")).decode("utf-8")

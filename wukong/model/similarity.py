@@ -6,7 +6,9 @@ it is which token won. Since a maximum passes its gradient to the winner alone, 
 is four weighted sums of rows.
 """
 
+import logging
 from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -14,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+log = logging.getLogger(__name__)
 
 _HAS_TRITON = find_spec("triton") is not None
 _BLOCK_PRODUCTS = 2**22
@@ -44,40 +48,69 @@ def global_similarity(image: Tensor, text: Tensor) -> Scores:
     return Scores(scores, scores)
 
 
-def token_similarity(image: Tensor, text: Tensor, counted: Tensor) -> Scores:
+def token_similarity(image: Tensor, text: Tensor, counted: Tensor, with_first: bool = False) -> Scores:
     """Late interaction: each token takes its best match on the other side, and a side's matches are averaged.
 
-    On a GPU where Triton is installed, ``wukong.model.token_triton`` computes it; elsewhere this module's blocks do.
-    Exact up to rounding, gradients included; where several tokens match equally well, one of them gets the gradient.
-    Scores of bfloat16 tokens are float32. Beside inputs and outputs it keeps one byte for each picture, text and token
-    of either side (two beyond 256 tokens), and nothing where no gradient is wanted.
+    On a GPU where Triton is installed and its kernels fit, ``wukong.model.token_triton`` computes it; elsewhere this
+    module's blocks do. Exact up to rounding, gradients included; where several tokens match equally well, one of them
+    gets the gradient. Scores of bfloat16 tokens are float32. Beside inputs and outputs it keeps one byte for each
+    picture, text and token of either side (two beyond 256 tokens), and nothing where no gradient is wanted.
 
     Args:
         image: [images, n1, d], patches without [CLS], of unit length.
         text: [texts, n2, d], of unit length.
         counted: bool [texts, n2], True where a token takes part: neither padding nor [CLS]. Every text has one.
+        with_first: a patch may take each text's first token, [CLS], for its match too (s^I); it has no say of its own
+            (s^T) all the same.
     """
-    if image.is_cuda and image.dtype != torch.float64 and _HAS_TRITON:
+    matched = counted
+    if with_first:
+        matched = counted.clone()
+        matched[:, 0] = True
+    counted = torch.stack([matched, counted])
+    if _kernels_run(image) and _kernels_fit(image, text):
         from wukong.model import token_triton
 
         return Scores(*token_triton.token_similarity(image, text, counted))
     return Scores(*_TokenSimilarity.apply(image, text, counted))
 
 
+def _kernels_run(image: Tensor) -> bool:
+    return image.is_cuda and image.dtype != torch.float64 and _HAS_TRITON
+
+
+def _kernels_fit(image: Tensor, text: Tensor) -> bool:
+    """Whether the kernels can be launched for these shapes on this GPU; where they cannot, say so once."""
+    from wukong.model import token_triton
+
+    problem = token_triton.problem(image, text)
+    if problem:
+        _say_once(problem)
+    return not problem
+
+
+@cache
+def _say_once(problem: str) -> None:
+    log.warning("the token-wise similarity runs without Triton's kernels, slower and in more memory: %s", problem)
+
+
 class _TokenSimilarity(torch.autograd.Function):
+    """``token_similarity`` in blocks; of what is ``counted`` the first layer says what a patch may match."""
+
     @staticmethod
     def forward(ctx: Any, image: Tensor, text: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        matched, counted = counted
         patches = image.shape[1]
         exact = torch.promote_types(image.dtype, torch.float32)
         to_text, to_image = (image.new_empty(len(text), len(image), dtype=exact) for _ in range(2))
-        blocks = list(_blocks(len(image), patches, counted))
+        blocks = list(_blocks(len(image), patches, matched))
         winners: list[Tensor] = []
         trained = any(ctx.needs_input_grad)
         for images, texts, length in blocks:
-            part, taken = text[texts, :length], counted[texts, :length]
+            part, taken, allowed = text[texts, :length], counted[texts, :length], matched[texts, :length]
             products = (part.flatten(0, 1) @ image[images].flatten(0, 1).T).view(len(texts), length, -1, patches)
-            if not taken.all():
-                products.masked_fill_(~taken[:, :, None, None], -torch.inf)
+            if not allowed.all():
+                products.masked_fill_(~allowed[:, :, None, None], -torch.inf)
             best, word = products.max(1)
             to_text[texts, images] = best.mean(2, dtype=exact)
             best, patch = products.max(3)
@@ -117,10 +150,10 @@ class _TokenSimilarity(torch.autograd.Function):
         return image_gradient.to(image.dtype), text_gradient.to(text.dtype), None
 
 
-def _blocks(images: int, patches: int, counted: Tensor) -> Iterator[tuple[slice, Tensor, int]]:
+def _blocks(images: int, patches: int, matched: Tensor) -> Iterator[tuple[slice, Tensor, int]]:
     """Some images, some texts of like length, and their tokens up to the last one: as many as keep a block small."""
-    positions = torch.arange(1, counted.shape[1] + 1, device=counted.device)
-    lengths = (counted * positions).amax(1).cpu()
+    positions = torch.arange(1, matched.shape[1] + 1, device=matched.device)
+    lengths = (matched * positions).amax(1).cpu()
     order = lengths.argsort(stable=True)
     step = max(1, _BLOCK_ROWS // patches)
     for first in range(0, images, step):
@@ -130,7 +163,7 @@ def _blocks(images: int, patches: int, counted: Tensor) -> Iterator[tuple[slice,
             end, rows = start + 1, (last - first) * patches
             while end < len(order) and (end + 1 - start) * int(lengths[order[end]]) * rows <= _BLOCK_PRODUCTS:
                 end += 1
-            yield slice(first, last), order[start:end].to(counted.device), int(lengths[order[end - 1]])
+            yield slice(first, last), order[start:end].to(matched.device), int(lengths[order[end - 1]])
             start = end
 
 

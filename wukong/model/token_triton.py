@@ -1,14 +1,17 @@
 """The token-wise similarity of ``wukong.model.similarity`` as Triton kernels, for CUDA.
 
-A program holds the products of one picture's tokens with one caption's in registers, reduces them in both directions
-and keeps which token won, as the blocks on the processor do. Going back, the winners of a picture and a caption make a
+A program holds the products of some of one picture's tokens with one caption's in registers, reduces them in both
+directions and keeps which token won, as the blocks on the processor do; so it goes through the picture's tokens, as
+many at a time as the GPU's shared memory and registers hold. Going back, the winners of a picture and a caption make a
 matrix of weights, patches x words, that is zero but for one weight a patch and one a word; a side's gradient is the sum
 over the other side of such matrices times tokens. Nothing is added atomically: equal inputs give equal gradients.
 
-Checked against the other implementation, by Triton's interpreter where there is no GPU; its speed is not measured.
+Checked against the other implementation, by Triton's interpreter where there is no GPU; what shared memory the kernels
+take is checked against what Triton's compiler says; their speed is not measured.
 """
 
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -16,13 +19,129 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_PATCHES = 64
-_WIDTH = 128
-"""Patches and columns that one program of the backward pass accumulates; tensor cores need 16 at least."""
+_MOST_WORDS = 512
+_MOST_TEXTS = 2**16 - 1
+"""Of a caption, so that its products fit into registers; and captions, by CUDA's limit on the second axis of a grid."""
+
+_INTERPRETED = 100 * 2**10
+"""Shared memory, in bytes, that is reckoned with where there is no GPU: that of GPUs for gaming."""
+
+
+class Blocks(NamedTuple):
+    """How the kernels cut their work.
+
+    Attributes:
+        rows: image tokens whose products with a caption's tokens a program of the forward pass holds at a time.
+        depth: columns of the tokens that are multiplied at a time; tensor cores need 16 at least.
+        stages: loads in flight, each with shared memory of its own.
+        warps: of 32 threads, for a program of the forward pass.
+        gradient_rows: image tokens that a program of the backward pass accumulates or reads at a time.
+        gradient_columns: columns that it accumulates.
+        gradient_stages: its loads in flight.
+    """
+
+    rows: int
+    depth: int
+    stages: int
+    warps: int
+    gradient_rows: int
+    gradient_columns: int
+    gradient_stages: int
+
+
+@cache
+def blocks(patches: int, words: int, width: int, item: int, shared: int) -> Blocks | None:
+    """Choose blocks that a GPU can hold; None where there are none.
+
+    Shared memory bounds what is loaded at a time, registers what is accumulated: 64 numbers a thread.
+
+    Args:
+        patches: image tokens of a picture.
+        words: tokens of a caption.
+        width: of a token.
+        item: bytes of a number, 2 or 4.
+        shared: bytes of shared memory that a program may take.
+    """
+    if words > _MOST_WORDS:
+        return None
+    n = _size(words)
+    whole = _size(patches)
+    rows = min(whole if whole <= 256 else 128, 2**15 // n)
+    forward = (
+        (m, k, stages)
+        for m in _halves(rows)
+        for stages in (3, 2, 1)
+        for k in _halves(32 if item == 4 else 64)
+        if forward_shared(m, n, k, stages, item) <= shared
+    )
+    backward = (
+        (m, d, stages)
+        for m in _halves(min(64, whole, 2**13 // n))
+        for d in _halves(min(128, _size(width), max(16, 2**13 // n)))
+        for stages in (3, 2, 1)
+        if backward_shared(m, n, d, stages, item) <= shared
+    )
+    scores, gradients = next(forward, None), next(backward, None)
+    if scores is None or gradients is None:
+        return None
+    return Blocks(*scores, min(16, max(4, scores[0] * n // 1024)), *gradients)
+
+
+def forward_shared(rows: int, words: int, depth: int, stages: int, item: int) -> int:
+    """Bytes of shared memory that a program of the forward pass takes at most: its loads in flight, and reductions."""
+    return stages * (rows + words) * depth * item + _SCRATCH
+
+
+def backward_shared(rows: int, words: int, columns: int, stages: int, item: int) -> int:
+    """Bytes of shared memory that a program of the backward pass takes at most: loads, weights, and what is stored."""
+    loads = stages * max(rows, words) * columns * item
+    return max(loads + rows * words * item, max(rows, words) * columns * 4) + _SCRATCH
+
+
+_SCRATCH = 4 * 2**10
+
+
+def does_not_fit(patches: int, texts: int, words: int, width: int, item: int, shared: int) -> str:
+    """Why the kernels cannot be launched for these shapes; empty where they can.
+
+    Args:
+        patches: image tokens of a picture.
+        texts: captions.
+        words: tokens of a caption.
+        width: of a token.
+        item: bytes of a number.
+        shared: bytes of shared memory that a program may take, see ``shared_memory``.
+    """
+    if texts > _MOST_TEXTS:
+        return f"{texts} captions at a time, where they take {_MOST_TEXTS}"
+    if blocks(patches, words, width, item, shared) is None:
+        return (
+            f"{patches} image tokens and up to {_size(words)} text tokens of {width} numbers in {8 * item} bits need "
+            f"more than the {shared} bytes of shared memory that this GPU has, or are more than {_MOST_WORDS} of a text"
+        )
+    return ""
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a program on a GPU may take."""
+    if device.type != "cuda":
+        return _INTERPRETED
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+
+
+def _halves(size: int) -> list[int]:
+    """A power of two, its half and so on down to 16."""
+    return [size >> shift for shift in range(size.bit_length()) if size >> shift >= 16]
 
 
 def token_similarity(image: Tensor, text: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """s^I and s^T of ``wukong.model.similarity.token_similarity``, float32 [images, texts] each."""
+    """s^I and s^T of ``wukong.model.similarity.token_similarity``, float32 [images, texts] each.
+
+    Args:
+        image: [images, n1, d].
+        text: [texts, n2, d].
+        counted: bool [2, texts, n2]: the tokens that a patch may match, and those among them that count themselves.
+    """
     scores: tuple[Tensor, Tensor] = _TokenSimilarity.apply(image, text, counted)
     return scores
 
@@ -30,15 +149,18 @@ def token_similarity(image: Tensor, text: Tensor, counted: Tensor) -> tuple[Tens
 class _TokenSimilarity(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, image: Tensor, text: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-        image, text, counted = image.contiguous(), text.contiguous(), counted.contiguous()
+        image, text = image.contiguous(), text.contiguous()
+        matched, counted = counted.contiguous()
         (images, patches, width), (texts, words, _) = image.shape, text.shape
         to_text, to_image = (image.new_empty(texts, images, dtype=torch.float32) for _ in range(2))
         kept = (texts, images) if any(ctx.needs_input_grad) else (0, 0)
         word = image.new_empty(*kept, patches, dtype=_index_type(words))
         patch = image.new_empty(*kept, words, dtype=_index_type(patches))
+        cut = _blocks_for(image, text)
         _scores[(images, texts)](
             image,
             text,
+            matched,
             counted,
             to_text,
             to_image,
@@ -48,11 +170,12 @@ class _TokenSimilarity(torch.autograd.Function):
             patches,
             words,
             width,
-            N1=_size(patches),
+            M=cut.rows,
             N2=_size(words),
-            K=32 if image.dtype == torch.float32 else 64,
+            K=cut.depth,
             KEEP=kept != (0, 0),
-            num_warps=min(16, max(4, _size(patches) * _size(words) // 1024)),  # 32 products a thread: registers suffice
+            num_warps=cut.warps,
+            num_stages=cut.stages,
         )
         ctx.save_for_backward(image, text, counted, word, patch)
         return to_text.T, to_image.T
@@ -64,9 +187,10 @@ class _TokenSimilarity(torch.autograd.Function):
         (images, patches, width), (texts, words, _) = image.shape, text.shape
         flowing = (to_text.T.float().contiguous(), to_image.T.float().contiguous())
         image_gradient, text_gradient = torch.empty_like(image), torch.empty_like(text)
-        block, columns = min(_PATCHES, _size(patches)), min(_WIDTH, _size(width))
+        cut = _blocks_for(image, text)
+        block, columns = cut.gradient_rows, cut.gradient_columns
         sizes = (images, texts, patches, words, width)
-        blocks = {"M": block, "N2": _size(words), "D": columns}
+        blocks = {"M": block, "N2": _size(words), "D": columns, "num_stages": cut.gradient_stages}
         _image_gradient[(images, triton.cdiv(patches, block), triton.cdiv(width, columns))](
             text, counted, *flowing, word, patch, image_gradient, *sizes, **blocks
         )
@@ -74,6 +198,20 @@ class _TokenSimilarity(torch.autograd.Function):
             image, counted, *flowing, word, patch, text_gradient, *sizes, **blocks
         )
         return image_gradient, text_gradient, None
+
+
+def problem(image: Tensor, text: Tensor) -> str:
+    """``does_not_fit`` of tensors, on the GPU where they are."""
+    (_, patches, width), (texts, words, _) = image.shape, text.shape
+    return does_not_fit(patches, texts, words, width, image.element_size(), shared_memory(image.device))
+
+
+def _blocks_for(image: Tensor, text: Tensor) -> Blocks:
+    (_, patches, width), words = image.shape, text.shape[1]
+    cut = blocks(patches, words, width, image.element_size(), shared_memory(image.device))
+    if cut is None:
+        raise ValueError(problem(image, text))
+    return cut
 
 
 def _size(count: int) -> int:
@@ -88,6 +226,7 @@ def _index_type(size: int) -> torch.dtype:
 def _scores(
     image: tl.tensor,
     text: tl.tensor,
+    matched: tl.tensor,
     counted: tl.tensor,
     to_text: tl.tensor,
     to_image: tl.tensor,
@@ -97,40 +236,51 @@ def _scores(
     patches: tl.tensor,
     words: tl.tensor,
     width: tl.tensor,
-    N1: tl.constexpr,
+    M: tl.constexpr,
     N2: tl.constexpr,
     K: tl.constexpr,
     KEEP: tl.constexpr,
 ) -> None:
     i, j = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    p, t = tl.arange(0, N1), tl.arange(0, N2)
-    products = tl.zeros((N1, N2), tl.float32)
-    for start in range(0, width, K):
-        k = start + tl.arange(0, K)
-        rows = tl.load(
-            image + (i * patches + p[:, None]) * width + k[None, :],
-            mask=(p[:, None] < patches) & (k[None, :] < width),
-            other=0.0,
-        )
-        columns = tl.load(
-            text + (j * words + t[None, :]) * width + k[:, None],
-            mask=(t[None, :] < words) & (k[:, None] < width),
-            other=0.0,
-        )
-        products = tl.dot(rows, columns, products, input_precision="ieee")
+    t = tl.arange(0, N2)
+    allowed = tl.load(matched + j * words + t, mask=t < words, other=0) != 0
     taken = tl.load(counted + j * words + t, mask=t < words, other=0) != 0
     here = j * images + i
+    total = 0.0
+    best = tl.full((N2,), float("-inf"), tl.float32)
+    place = tl.zeros((N2,), tl.int32)
+    for first in range(0, patches, M):
+        p = first + tl.arange(0, M)
+        products = tl.zeros((M, N2), tl.float32)
+        for start in range(0, width, K):
+            k = start + tl.arange(0, K)
+            rows = tl.load(
+                image + (i * patches + p[:, None]) * width + k[None, :],
+                mask=(p[:, None] < patches) & (k[None, :] < width),
+                other=0.0,
+            )
+            columns = tl.load(
+                text + (j * words + t[None, :]) * width + k[:, None],
+                mask=(t[None, :] < words) & (k[:, None] < width),
+                other=0.0,
+            )
+            products = tl.dot(rows, columns, products, input_precision="ieee")
 
-    by_patch = tl.where(taken[None, :], products, float("-inf"))
-    tl.store(to_text + here, tl.sum(tl.where(p < patches, tl.max(by_patch, 1), 0.0), 0) / patches)
-    if KEEP:
-        tl.store(word + here * patches + p, tl.argmax(by_patch, 1), mask=p < patches)
+        by_patch = tl.where(allowed[None, :], products, float("-inf"))
+        total += tl.sum(tl.where(p < patches, tl.max(by_patch, 1), 0.0), 0)
+        if KEEP:
+            tl.store(word + here * patches + p, tl.argmax(by_patch, 1), mask=p < patches)
 
-    by_word = tl.where(p[:, None] < patches, products, float("-inf"))
+        by_word = tl.where(p[:, None] < patches, products, float("-inf"))
+        nearest = tl.max(by_word, 0)
+        if KEEP:
+            place = tl.where(nearest > best, tl.argmax(by_word, 0) + first, place)
+        best = tl.maximum(best, nearest)
+    tl.store(to_text + here, total / patches)
     count = tl.sum(taken.to(tl.float32), 0)
-    tl.store(to_image + here, tl.sum(tl.where(taken, tl.max(by_word, 0), 0.0), 0) / count)
+    tl.store(to_image + here, tl.sum(tl.where(taken, best, 0.0), 0) / count)
     if KEEP:
-        tl.store(patch + here * words + t, tl.argmax(by_word, 0), mask=t < words)
+        tl.store(patch + here * words + t, place, mask=t < words)
 
 
 @triton.jit

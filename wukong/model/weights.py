@@ -1,6 +1,8 @@
 """Where pretrained weights come from, a URI or an installed package; strict loading that names what does not fit."""
 
+import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 from wukong import storage
 from wukong.errors import ConfigError, DataError
 from wukong.installed import installed_file
+
+log = logging.getLogger(__name__)
 
 _NAMED = 5
 
@@ -30,17 +34,28 @@ def read(uri: str) -> dict[str, Tensor]:
         raise DataError(f"{uri} is damaged, or not a safetensors file ({error}): write it again") from error
 
 
-def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def fill(module: nn.Module, state: Mapping[str, Tensor], source: str, accepted: str = "") -> None:
     """Load a state that must have exactly the module's weights, each of the right shape and finite.
 
     Args:
         module: what is filled.
         state: by name.
         source: where the weights come from, for the message.
+        accepted: which names are, for the message.
 
     Raises:
         DataError: a weight is missing, unknown, of another shape, or not a number; the message names it.
     """
+    if problems := misfits(module, state):
+        raise DataError(
+            f"{source} does not fit a {type(module).__name__} of these settings: {problems}"
+            + (f"; {accepted}" if accepted else "")
+        )
+    module.load_state_dict(state, strict=True)
+
+
+def misfits(module: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """What of a state does not fit a module, by the first names of each kind; empty if all does."""
     own = module.state_dict()
     shapes = {name: (tuple(state[name].shape), tuple(own[name].shape)) for name in own if name in state}
     wrong = [f"{name} ({_size(its)} instead of {_size(ours)})" for name, (its, ours) in shapes.items() if its != ours]
@@ -54,9 +69,30 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         )
         if names
     ]
-    if problems:
-        raise DataError(f"{source} does not fit a {type(module).__name__} of these settings: {'; '.join(problems)}")
-    module.load_state_dict(state, strict=True)
+    return "; ".join(problems)
+
+
+def below_prefix(own: Iterable[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a state that has a module's weights below a prefix, such as ``visual.trunk.``, those weights without it.
+
+    Args:
+        own: the module's names.
+        state: whose names may stand below a prefix, beside others, for instance of a text tower; it is taken as it is
+            where most of them stand below none.
+    """
+    names = frozenset(own)
+    counts: Counter[str] = Counter()
+    for name in state:
+        parts = name.split(".")
+        for place in range(len(parts)):
+            if ".".join(parts[place:]) in names:
+                counts["".join(f"{part}." for part in parts[:place])] += 1
+    prefix = max(counts, key=lambda known: (counts[known], -len(known)), default="")
+    if not prefix:
+        return dict(state)
+    kept = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    log.info("took %d weights below %r and left %d others out", len(kept), prefix, len(state) - len(kept))
+    return kept
 
 
 def packaged(name: str, grid: int) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from wukong import storage
-from wukong.config import Training
+from wukong.config import ImageEncoder, Training
 from wukong.data import images, shards
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
@@ -47,13 +47,13 @@ class Pictures(Dataset[Tensor]):
 
     Args:
         places: of each picture: URI of its shard's tar, key, offset and bytes.
-        size: pixels of a side.
+        tower: ``image_size`` and ``view``.
         settings: ``augmentations`` and ``loader_workers``.
     """
 
-    def __init__(self, places: Sequence[tuple[str, str, int, int]], size: int, settings: Training) -> None:
+    def __init__(self, places: Sequence[tuple[str, str, int, int]], tower: ImageEncoder, settings: Training) -> None:
         self._places = list(places)
-        self._size = size
+        self._tower = tower
         self._augmentations = settings.augmentations
         self._order: list[list[tuple[int, int]]] = []
         self._loader = DataLoader(
@@ -80,10 +80,11 @@ class Pictures(Dataset[Tensor]):
         with storage.open_input(uri) as stream:
             stream.seek(offset)
             picture = images.decode(stream.read(size), f"{key}.jpg of {uri}")
+        side = self._tower.image_size
         if view and self._augmentations:
-            shown = images.augmented_view(picture, self._size, images.view_seed(key, view), self._augmentations)
+            shown = images.augmented_view(picture, side, images.view_seed(key, view), self._augmentations)
         else:
-            shown = images.evaluation_view(picture, self._size)
+            shown = images.evaluation_view(picture, side, self._tower.view)
         return images.to_tensor([shown])[0]
 
     def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
@@ -194,7 +195,7 @@ def load(
 
 
 def load_pictures(
-    pairs_prefix: str, split: str, shard_names: Sequence[str], size: int, settings: Training
+    pairs_prefix: str, split: str, shard_names: Sequence[str], tower: ImageEncoder, settings: Training
 ) -> tuple[pa.Table, Pictures]:
     """Read the pairs of a split whose URL matches, and find their pictures in the shards.
 
@@ -202,7 +203,7 @@ def load_pictures(
         pairs_prefix: URI of the filter stage.
         split: for instance ``train``.
         shard_names: for instance ``00000``.
-        size: pixels of a side of the pictures.
+        tower: what size of pictures it reads, and what it sees of them.
         settings: ``sources`` and what ``Pictures`` reads.
 
     Returns:
@@ -223,7 +224,7 @@ def load_pictures(
         raise DataError(
             f"the shards of {split} below {pairs_prefix} lack the picture {error}: delete them and run the filter again"
         ) from None
-    return table, Pictures(chosen, size, settings)
+    return table, Pictures(chosen, tower, settings)
 
 
 def _places(tar_uri: str) -> dict[str, tuple[str, str, int, int]]:

@@ -61,7 +61,7 @@ def compute(tar_uri: str, target_uri: str, settings: Model, view: int, tower: st
         shown = (
             images.augmented_view(image, size, images.view_seed(key, view))
             if view
-            else images.evaluation_view(image, size)
+            else images.evaluation_view(image, size, settings.image.view)
         )
         keys.append(key)
         pending.append(images.to_tensor([shown]))

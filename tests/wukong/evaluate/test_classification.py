@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -7,16 +8,17 @@ import torch.nn.functional as F
 from wukong.config import Model
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.evaluate import classification
-from wukong.evaluate.prompts import PROMPTS
+from wukong.evaluate.prompts import OF_THE_PAPER, PROMPTS
+from wukong.installed import installed_file
 from wukong.model.dual import DualEncoder
 
 NAMES = ("猫", "红色的苹果", "月亮")
 
 
-def model(similarity: str) -> tuple[DualEncoder, Tokenizer]:
+def model(similarity: str, **more: object) -> tuple[DualEncoder, Tokenizer]:
     torch.manual_seed(0)
     settings = Model.model_validate(
-        {"text": {"layers": 1, "heads": 2, "width": 16}, "embedding": 8, "similarity": similarity}
+        {"text": {"layers": 1, "heads": 2, "width": 16}, "embedding": 8, "similarity": similarity, **more}
     )
     tokenizer = Tokenizer(packaged_vocabulary())
     return DualEncoder(settings, tokenizer, feature_width=12).eval(), tokenizer
@@ -25,6 +27,15 @@ def model(similarity: str) -> tuple[DualEncoder, Tokenizer]:
 def test_there_are_80_prompts() -> None:
     assert len(set(PROMPTS)) == 80
     assert all(prompt.count("{}") == 1 for prompt in PROMPTS)
+
+
+def test_six_prompts_are_the_papers() -> None:
+    """The paper's list as Chinese-CLIP's evaluation carries it, with a full stop at each end."""
+    carried = installed_file("cn_clip", "cn_clip/eval/cvinw_zeroshot_templates.py", "pip install cn-clip==1.6.0")
+    prompts = set(re.findall(r'f"([^"{]*)\{c\}([^"]*。)"', carried.read_text(encoding="utf-8")))
+    assert len(prompts) > 70
+    both = tuple(prompt for prompt in PROMPTS if tuple(prompt.split("{}")) in prompts)
+    assert both == OF_THE_PAPER and len(both) == 6
 
 
 def test_a_class_is_the_normalised_mean_of_its_prompts() -> None:
@@ -38,8 +49,9 @@ def test_a_class_is_the_normalised_mean_of_its_prompts() -> None:
             torch.testing.assert_close(scores[:, column], images @ (mean / mean.norm()), rtol=1e-4, atol=1e-5)
 
 
-def test_token_wise_a_class_is_the_mean_of_its_prompts_similarities() -> None:
-    dual, tokenizer = model("token")
+@pytest.mark.parametrize("with_cls", [True, False])
+def test_token_wise_a_class_is_the_mean_of_its_prompts_similarities(with_cls: bool) -> None:
+    dual, tokenizer = model("token", match_text_cls=with_cls)
     images = F.normalize(torch.randn(4, 5, 8), dim=2)
     scores = classification.class_scores(dual, tokenizer, images, NAMES, batch_size=7)
     with torch.inference_mode():
@@ -47,7 +59,8 @@ def test_token_wise_a_class_is_the_mean_of_its_prompts_similarities() -> None:
             each = []
             for prompt in PROMPTS:
                 text = dual.embed_text(tokenizer([prompt.format(name)]))
-                each.append((images @ text.vectors[0, 1:].T).max(2).values.mean(1))  # without [CLS]
+                tokens = text.vectors[0, 0 if with_cls else 1 :]
+                each.append((images @ tokens.T).max(2).values.mean(1))
             torch.testing.assert_close(scores[:, column], torch.stack(each).mean(0), rtol=1e-4, atol=1e-5)
 
 

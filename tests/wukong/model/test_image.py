@@ -1,6 +1,7 @@
 import http.server
 import json
 import logging
+import random
 import threading
 from collections.abc import Iterator
 from importlib import metadata
@@ -293,6 +294,73 @@ def test_weights_are_read_from_a_uri(tmp_path: Path, naming: str) -> None:
     loaded = ImageEncoder(Settings(name=VIT_B32, weights=uri))
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, original.state_dict()[name]), name
+
+
+SWIN = "swin_tiny_patch4_window7_224"
+
+
+PREFIXED = [(name, "visual.trunk.") for name in (SWIN, "test_vit", "test_resnet", "test_byobnet", "test_convnext")]
+PREFIXED += [(SWIN, "visual."), ("test_vit", "visual."), ("test_vit", "module."), ("test_resnet", "image.backbone.")]
+
+
+@pytest.mark.parametrize(("name", "prefix"), PREFIXED)
+def test_weights_are_read_below_a_prefix(tmp_path: Path, name: str, prefix: str) -> None:
+    """As open_clip and others store a timm tower, beside a head and a text tower."""
+    size = 224 if name == SWIN else 96
+    original = random_encoder(name, image_size=size).backbone.state_dict()
+    state = {f"{prefix}{key}": value for key, value in original.items()}
+    state |= {"text.norm.weight": torch.ones(3), "logit_scale": torch.ones(1)}
+    if prefix == "visual.trunk.":
+        state["visual.head.proj.weight"] = torch.ones(3, 3)
+    save_file(state, tmp_path / "tower.safetensors")
+    uri = storage.from_path(tmp_path / "tower.safetensors")
+    loaded = ImageEncoder(Settings(name=name, weights=uri, image_size=size)).backbone.state_dict()
+    assert loaded.keys() == original.keys()
+    for key, value in loaded.items():
+        assert torch.equal(value, original[key]), key
+
+
+def shuffled_names(state: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
+    """A checkpoint that does not fit: names lost, changed, below several prefixes, of other projects, other sizes."""
+    numbers = random.Random(seed)
+    prefixes = ["", "visual.", "visual.trunk.", "module.", "encoder.", "vision_encoder.", "beit3.", "x.y.z."]
+    projects = ["visual.class_embedding", "visual.conv1.weight", "mask_token", "encoder", "radio_model.model.x"]
+    projects += ["visual.trunk.pos_embed", "vision_encoder.mask_token", "layers.0.downsample.reduction.weight"]
+    found = {}
+    for name, value in state.items():
+        kind, changed = numbers.randrange(6), name
+        if kind == 0:
+            continue
+        if kind == 1:
+            changed = f"{numbers.choice(prefixes)}{name}"
+        elif kind == 2:
+            changed = name.replace("weight", numbers.choice(["w", "gamma", "relative_position_bias_table"]))
+        found[changed] = value.flatten()[: numbers.randrange(3)] if kind == 3 else value
+    for name in numbers.sample(projects, 3):
+        found[name] = torch.zeros(numbers.choice([(), (2,), (2, 3), (1, 2, 3, 3)]))
+    return {name: value.clone().contiguous() for name, value in found.items()}
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_vit_relpos", "test_resnet", "test_byobnet", "test_convnext"])
+def test_no_checkpoint_ends_in_anything_but_a_message_that_names_weights(tmp_path: Path, name: str) -> None:
+    encoder = random_encoder(name, image_size=96)
+    path = tmp_path / "tower.safetensors"
+    for seed in range(12):
+        save_file(shuffled_names(encoder.backbone.state_dict(), seed), path)
+        with pytest.raises(DataError, match="does not fit") as raised:
+            ImageEncoder(Settings(name=name, weights=storage.from_path(path), image_size=96))
+        message = str(raised.value)
+        assert "it lacks" in message or "it has, and" in message or "of another size" in message, seed
+        assert "accepted as timm, OpenAI and open_clip give them" in message
+
+
+@pytest.mark.parametrize(
+    "state", [{}, {"visual.layers.0.blocks.0.attn.relative_position_bias_table": torch.ones(2, 2)}]
+)
+def test_swins_message_names_what_is_missing(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    save_file(state, tmp_path / "tower.safetensors")
+    with pytest.raises(DataError, match=r"it lacks patch_embed.proj.weight.* and \d+ more"), torch.device("meta"):
+        ImageEncoder(Settings(name=SWIN, weights=storage.from_path(tmp_path / "tower.safetensors")))
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:

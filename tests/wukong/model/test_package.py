@@ -88,13 +88,42 @@ def test_similarity_in_blocks_is_that_of_the_formula(
     monkeypatch.setattr(package, "_BLOCK_TEXTS", 2)
     if loaded.model.token_wise:
         products = torch.einsum("ipd,jtd->ijpt", image, text.vectors)
-        masked = products.masked_fill(~text.counted[None, :, None], -torch.inf)
+        with_cls = torch.cat([torch.ones(len(captions), 1, dtype=torch.bool), text.counted[:, 1:]], 1)
+        masked = products.masked_fill(~with_cls[None, :, None], -torch.inf)
         by_image = masked.amax(3).mean(2)
         by_text = (products.amax(2) * text.counted).sum(2) / text.counted.sum(1)
     else:
         by_image = by_text = image @ text.vectors.T
     torch.testing.assert_close(loaded.similarity(image, text), by_image)
     torch.testing.assert_close(loaded.similarity(image, text, side="text"), by_text)
+
+
+def test_a_model_that_sees_the_middle_of_a_picture_says_so_in_its_package(
+    saved: tuple[DualEncoder, str], tmp_path: Path
+) -> None:
+    uri = storage.from_path(tmp_path)
+    for name in package.FILES:
+        storage.write_bytes(storage.join(uri, name), storage.read_bytes(storage.join(saved[1], name)))
+    config = storage.read_json(storage.join(uri, "config.json"))
+    config["model"]["image"]["view"] = "crop"
+    storage.write_json(storage.join(uri, "config.json"), config)
+    long = picture("RGB", (90, 30))
+    middle = images.to_tensor([images.evaluation_view(long, 64, "crop")])
+    cropped = wukong.load(uri)
+    with torch.inference_mode():
+        torch.testing.assert_close(cropped.encode_image(long), saved[0].embed_pixels(middle))
+    assert not torch.allclose(cropped.encode_image(long), wukong.load(saved[1]).encode_image(long), atol=1e-2)
+
+
+def test_a_model_of_before_the_setting_leaves_cls_out(saved: tuple[DualEncoder, str], tmp_path: Path) -> None:
+    uri = storage.from_path(tmp_path)
+    for name in package.FILES:
+        storage.write_bytes(storage.join(uri, name), storage.read_bytes(storage.join(saved[1], name)))
+    config = storage.read_json(storage.join(uri, "config.json"))
+    assert config["model"].pop("match_text_cls") is True
+    storage.write_json(storage.join(uri, "config.json"), config)
+    assert wukong.load(saved[1]).model.settings.match_text_cls
+    assert not wukong.load(uri).model.settings.match_text_cls
 
 
 def test_nothing_gives_nothing_of_the_right_shape(saved: tuple[DualEncoder, str]) -> None:

@@ -17,10 +17,13 @@ def batch(images: int, texts: int, patches: int, words: int, width: int, seed: i
     return unit(images, patches, width), unit(texts, words, width), counted
 
 
-def naive(image: torch.Tensor, text: torch.Tensor, counted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def naive(
+    image: torch.Tensor, text: torch.Tensor, counted: torch.Tensor, with_first: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Section 4.3 over all products at once, differentiated by autograd."""
     products = torch.einsum("ipd,jtd->ijpt", image, text)
-    to_text = products.masked_fill(~counted[None, :, None], -torch.inf).max(3).values.mean(2)
+    matched = torch.cat([counted[:, :1] | with_first, counted[:, 1:]], 1)
+    to_text = products.masked_fill(~matched[None, :, None], -torch.inf).max(3).values.mean(2)
     to_image = products.max(2).values.masked_fill(~counted, 0.0).sum(2) / counted.sum(1)
     return to_text, to_image
 
@@ -33,12 +36,16 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("shape", [(5, 7, 9, 6, 4), (1, 1, 1, 1, 3), (3, 4, 300, 5, 8), (4, 3, 5, 280, 8)])
-def test_scores_and_gradients_are_the_naive_ones(shape: tuple[int, int, int, int, int]) -> None:
+@pytest.mark.parametrize("with_first", [False, True], ids=["without [CLS]", "with [CLS]"])
+def test_scores_and_gradients_are_the_naive_ones(shape: tuple[int, int, int, int, int], with_first: bool) -> None:
     image, text, counted = batch(*shape, seed=sum(shape))
+    if shape[3] > 1:
+        counted[:, 0] = False  # as [CLS]
+        counted[:, 1] = True
     image.requires_grad_()
     text.requires_grad_()
-    expected = naive(image, text, counted)
-    found = token_similarity(image, text, counted)
+    expected = naive(image, text, counted, with_first)
+    found = token_similarity(image, text, counted, with_first)
     torch.testing.assert_close(tuple(found), expected)
     weights = [
         torch.randn(score.shape, dtype=score.dtype, generator=torch.Generator().manual_seed(3)) for score in found

@@ -178,3 +178,25 @@ def test_another_architecture_or_a_missing_weight_is_named(theirs: BertModel, tm
         bert.start_from(encoder(), uri)
     with pytest.raises(StorageError, match="nothing at that address"):
         bert.start_from(encoder(), storage.from_path(tmp_path / "elsewhere"))
+
+
+@pytest.mark.parametrize("name", ["position_embeddings.weight", "token_type_embeddings.weight", "query.weight"])
+@pytest.mark.parametrize("shape", [(), (3,), (0, 5), (2, 2, 2)])
+def test_weights_whose_sizes_do_not_belong_together_are_a_message(
+    theirs: BertModel, tmp_path: Path, name: str, shape: tuple[int, ...]
+) -> None:
+    theirs.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    wrong = next(key for key in state if key.endswith(name))
+    save_file({**state, wrong: torch.zeros(shape)}, tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match=r"sizes do not belong together|of another size"):
+        bert.start_from(encoder(), storage.from_path(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["pad_token_id", "max_position_embeddings"])
+def test_a_config_with_a_word_for_a_number_is_named(theirs: BertModel, tmp_path: Path, key: str) -> None:
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: "16"}))
+    with pytest.raises(DataError, match=f"{key} '16', which is no whole number"):
+        bert.start_from(encoder(), storage.from_path(tmp_path))

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from wukong import storage
-from wukong.config import Training
+from wukong.config import ImageEncoder, Training
 from wukong.data import images
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError
@@ -21,6 +21,7 @@ from wukong.train import data
 from wukong.train.loop import Epoch, train
 
 COUNT, SIZE = 7, 24
+TOWER = ImageEncoder(image_size=SIZE)
 
 
 def encoded(number: int) -> bytes:
@@ -51,7 +52,7 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def pictures(prefix: str, **settings: object) -> tuple[pa.Table, data.Pictures]:
     training = Training.model_validate({"lock": "none", "loader_workers": 0, **settings})
-    return data.load_pictures(prefix, "train", ["00000", "00001"], SIZE, training)
+    return data.load_pictures(prefix, "train", ["00000", "00001"], TOWER, training)
 
 
 def test_a_picture_is_the_view_of_its_pair_and_epoch(prefix: str) -> None:
@@ -62,6 +63,15 @@ def test_a_picture_is_the_view_of_its_pair_and_epoch(prefix: str) -> None:
         picture = images.decode(encoded(row))
         expected = images.augmented_view(picture, SIZE, images.view_seed(f"k{row}", 3))
         assert np.array_equal(tensor.permute(1, 2, 0).numpy(), np.asarray(expected))
+
+
+def test_without_augmentations_a_picture_is_what_the_tower_is_to_see(prefix: str) -> None:
+    training = Training.model_validate({"lock": "none", "loader_workers": 0, "augmentations": []})
+    tower = ImageEncoder(image_size=SIZE, view="crop")
+    _, found = data.load_pictures(prefix, "train", ["00000", "00001"], tower, training)
+    (batch,) = found.batches([torch.tensor([1])], epoch=4)
+    expected = images.evaluation_view(images.decode(encoded(1)), SIZE, "crop")
+    assert np.array_equal(batch[0].permute(1, 2, 0).numpy(), np.asarray(expected))
 
 
 def test_augmentations_are_those_asked_for(prefix: str) -> None:
@@ -119,7 +129,7 @@ def test_a_picture_that_is_missing_or_damaged_is_named(prefix: str, tmp_path: Pa
 
     def load() -> data.Pictures:
         settings = Training(lock="none", loader_workers=0)
-        return data.load_pictures(storage.from_path(tmp_path), "train", ["00000"], SIZE, settings)[1]
+        return data.load_pictures(storage.from_path(tmp_path), "train", ["00000"], TOWER, settings)[1]
 
     write({"whole": encoded(0)})
     with pytest.raises(DataError, match="lack the picture 'damaged'"):
@@ -140,7 +150,7 @@ def test_a_tower_trains_on_pictures_and_goes_on_after_a_cut(prefix: str, tmp_pat
         assert model.image is not None
         model.text.checkpoint_activations = model.image.checkpoint_activations = True
         training = Training(lock="none", loader_workers=0)
-        seen = data.load_pictures(prefix, "train", ["00000", "00001"], 32, training)[1]
+        seen = data.load_pictures(prefix, "train", ["00000", "00001"], ImageEncoder(image_size=32), training)[1]
         train(model, data.Pairs(seen, captions, Tokenizer(packaged_vocabulary())), settings, 0, after, resume)
         return model
 

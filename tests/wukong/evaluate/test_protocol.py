@@ -1,0 +1,28 @@
+from typing import get_args
+
+import pytest
+
+from wukong import config
+from wukong.config import Evaluate, Experiment, ImageEncoder
+from wukong.evaluate.protocol import sentences
+
+
+def experiment(*overrides: str) -> Experiment:
+    return config.loads('{"name": "x", "crawl": {"queries": "file:///q", "endpoint": "http://x"}}', list(overrides))
+
+
+def test_each_setting_has_a_sentence_of_its_own() -> None:
+    told = set()
+    for captions in get_args(Evaluate.model_fields["captions"].annotation):
+        for view in get_args(ImageEncoder.model_fields["view"].annotation):
+            for cls in ("true", "false"):
+                settings = (f"evaluate.captions={captions}", f"model.image.view={view}", f"model.match_text_cls={cls}")
+                assert not any("[CLS]" in sentence for sentence in sentences(experiment(*settings)))
+                told.add(" ".join(sentences(experiment(*settings, "model.similarity=token"))))
+    assert len(told) == 3 * 2 * 2
+
+
+@pytest.mark.parametrize("key", ["evaluate.captions", "model.image.view"])
+def test_another_value_is_refused_by_its_key(key: str) -> None:
+    with pytest.raises(config.ConfigError, match=key):
+        experiment(f"{key}=five")

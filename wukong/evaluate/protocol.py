@@ -1,0 +1,34 @@
+"""How a run's numbers were taken, in words: the settings on which evaluations differ, for reports."""
+
+from wukong.config import Experiment
+
+_CAPTIONS = {
+    "distinct": "Equal captions are one, and every picture that has it is right.",
+    "all": "Every caption of a picture stands by itself, and its own picture alone is right.",
+    "first": "Of each picture the first caption alone is taken, and its own picture alone is right.",
+}
+_VIEWS = {
+    "whole": "Pictures are shown whole, on a white square.",
+    "crop": "Pictures are resized by their shorter side and cut to the square in their middle.",
+}
+_CLS = {
+    True: "A patch may match the text's [CLS] (s^I, as in section 4.3 and the authors' code); s^T leaves [CLS] out.",
+    False: "Neither similarity knows the text's [CLS]; section 4.3 leaves it out of s^T alone.",
+}
+
+
+def sentences(experiment: Experiment) -> list[str]:
+    """What was asked of the model, a sentence a setting.
+
+    Args:
+        experiment: its ``evaluate.captions``, ``model.image.view`` and, for the token-wise similarity,
+            ``model.match_text_cls``.
+    """
+    found = [
+        "Each picture is one candidate, however many captions it has.",
+        _CAPTIONS[experiment.evaluate.captions],
+        _VIEWS[experiment.model.image.view],
+    ]
+    if experiment.model.similarity == "token":
+        found.append(_CLS[experiment.model.match_text_cls])
+    return found
