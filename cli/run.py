@@ -19,8 +19,9 @@ from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 
-from cli import summary
-from wukong import progress, storage
+from cli import hold, summary
+from ray_jobs.cancel import cancelled_with_us
+from wukong import progress, storage, tracking
 from wukong import run as runs
 from wukong.config import Experiment
 from wukong.errors import ConfigError, WukongError
@@ -52,7 +53,8 @@ def run_local(
         containers: run components and Ray in containers of their images, not in processes of this environment.
 
     Raises:
-        ConfigError: nothing of this experiment was crawled yet, so that there is nothing to try again.
+        ConfigError: nothing of this experiment was crawled yet, so that there is nothing to try again; or the run's
+            name is another experiment's.
         RunError: a stage failed; the message is that stage's own.
         StackError: the embedded stack could not be started, or an image is missing.
     """
@@ -65,27 +67,36 @@ def run_local(
     console = Console(file=sys.stdout)  # this very stream, while the pipeline's output is led elsewhere
     started = time.monotonic()
     run = name or f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    runs.check_name(run)
     home = stack.home()
-    demo = corpus.prepare(limit=corpus_size) if corpus.serves(experiment.crawl.endpoint) else None
-    services = stack.up(home, catalogue=demo.catalogue if demo else None)
-    os.environ.update(services.environment())
-    if demo is not None:
-        for problem in demo.problems:
-            console.print(f"[yellow]note:[/] {escape(problem)}", soft_wrap=True)
-        experiment, left_out = corpus.without_missing(experiment, demo, corpus.HOST)
-        for note in left_out:
-            console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
-        corpus.upload_queries(demo, experiment.crawl.queries)
-    if retry_failed:
-        experiment = retrying(experiment)
-    folder = home / "runs" / run
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as ends:
+    with cancelled_with_us(), ExitStack() as ends:
+        demo = corpus.prepare(limit=corpus_size) if corpus.serves(experiment.crawl.endpoint) else None
+        own = demo is not None and (corpus_size is not None or stack.serves_another(home, demo.catalogue))
+        services = stack.up(home, catalogue=demo.catalogue if demo and not own else None)
+        environment = services.environment()
+        if demo is not None and own:
+            address = ends.enter_context(stack.sample_site(services, demo.catalogue))
+            environment["WUKONG_CONNECT_TO"] += f",{address}"  # of two entries for a host, the last counts
+            experiment = corpus.of_sample(experiment, demo)
+        os.environ.update(environment)
+        if demo is not None:
+            for problem in demo.problems:
+                console.print(f"[yellow]note:[/] {escape(problem)}", soft_wrap=True)
+            experiment, left_out = corpus.without_missing(experiment, demo, corpus.HOST)
+            for note in left_out:
+                console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
+            corpus.upload_queries(demo, experiment.crawl.queries)
+        if retry_failed:
+            experiment = retrying(experiment, run)
+        for each in hold.killed(home):
+            console.print(f"[yellow]note:[/] {escape(hold.explain(each))}", soft_wrap=True)
+        folder = ends.enter_context(hold.hold(home, run, experiment))
+        runs.claim(experiment, run)
         ends.callback(shutil.rmtree, folder / "kfp", ignore_errors=True)
         variables = None
         if containers:
-            head = ends.enter_context(docker.ray_head(services.environment(), folder))
-            variables = services.environment() | {"RAY_ADDRESS": head}
+            head = ends.enter_context(docker.ray_head(environment, folder))
+            variables = environment | {"RAY_ADDRESS": head}
         log = ends.enter_context((folder / "log.txt").open("a", encoding="utf-8"))
         watch = ends.enter_context(_Watch(console, log.write).shown())
         prepared = time.monotonic()
@@ -93,6 +104,9 @@ def run_local(
         ended = time.monotonic()
     page = folder / "report.html"
     storage.download(runs.uri_of(experiment, run, "report.html"), page)
+    docs = runs.uri_of(experiment, run, "docs")
+    for uri in storage.list_files(docs):
+        storage.download(uri, folder / "docs" / uri[len(docs) :].lstrip("/"))
     records = runs.read_all(experiment, run)
     summary.print_run(console, records, total=ended - prepared, setup=prepared - started)
     console.print(f"Report    {page}", soft_wrap=True, highlight=False)
@@ -100,13 +114,17 @@ def run_local(
     console.print("The stack keeps running, so that you can look around; `wukong down` ends it.", style="dim")
 
 
-def retrying(experiment: Experiment) -> Experiment:
+def retrying(experiment: Experiment, run: str) -> Experiment:
     """The experiment with a crawl that takes over its last crawl and fetches again what failed there.
+
+    A run of that name which did so, and goes on, takes over the crawl that it took over before.
 
     Raises:
         ConfigError: nothing of this experiment was crawled yet.
     """
-    previous = runs.latest(experiment, "crawl")
+    begun = runs.claimed(experiment, run)
+    before = begun.experiment["crawl"] if begun else {}
+    previous = before["previous"] if before.get("retry_failed") else runs.latest(experiment, "crawl")
     if previous is None:
         raise ConfigError(
             f"--retry-failed: no crawl of the experiment {experiment.name!r} has finished at {experiment.root}, so "
@@ -125,7 +143,13 @@ def _run_pipeline(
     text = json.dumps(experiment.model_dump(mode="json"), ensure_ascii=False)
     try:
         local.run(training, {"experiment": text, "run": run}, folder / "kfp", watch.line, containers)
+    except local.InterruptedRunError as interrupted:
+        tracking.end(experiment, run, "KILLED")
+        message = f"{interrupted}; its runs in MLflow are ended as KILLED. {hold.outlook(experiment, run)}"
+        Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+        raise SystemExit(128 + interrupted.number) from interrupted
     except local.PipelineError as error:
+        tracking.end(experiment, run, "FAILED")  # what a component that was killed could not end itself
         failed = [record for record in runs.read_all(experiment, run) if record.state == "failed"]
         where = f"The whole log: {folder / 'log.txt'}"
         if failed:

@@ -37,9 +37,9 @@ def print_run(console: Console, records: list[Record], total: float, setup: floa
 
 
 def _print_funnel(console: Console, manifests: Mapping[str, Manifest]) -> None:
-    from wukong.curate.funnel import funnel
+    from wukong.curate.funnel import funnel, heading
 
-    table = Table(title="From query to pair", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=heading(manifests["crawl"]), title_justify="left", box=None, pad_edge=False)
     for column in ("", "rows", "left out"):
         table.add_column(column, justify="left" if not column else "right")
     queries = manifests["crawl"].counts.get("queries", 0)
@@ -65,15 +65,17 @@ def _print_results(console: Console, metrics: Mapping[str, float]) -> None:
         ]
         chance = metrics.get(f"{prefix}.chance_r1")
         table.add_row(prefix.removeprefix("retrieval.").replace("_", " "), *row, f"{chance:.4f}" if chance else "")
-    console.print(table)
-    table = Table(box=None, pad_edge=False)
+    classes = Table(box=None, pad_edge=False)
     for column in ("Zero-shot classes", "top-1", "chance"):
-        table.add_column(column, justify="left" if column.startswith("Zero") else "right")
+        classes.add_column(column, justify="left" if column.startswith("Zero") else "right")
     for name in sorted(name for name in metrics if name.startswith("classification.") and name.endswith(".top1")):
         prefix = name.removesuffix(".top1")
         chance = metrics.get(f"{prefix}.chance")
-        table.add_row(prefix.removeprefix("classification."), f"{metrics[name]:.3f}", f"{chance:.3f}" if chance else "")
-    console.print(table)
+        shown = f"{chance:.3f}" if chance else ""
+        classes.add_row(prefix.removeprefix("classification."), f"{metrics[name]:.3f}", shown)
+    for each in (table, classes):
+        if each.row_count:
+            console.print(each)
     console.print()
 
 

@@ -20,7 +20,7 @@ def configure(
     job: str,
     go_on: bool,
 ) -> NamedTuple("Configured", experiment=str, run=str, start=str):  # type: ignore[valid-type]
-    """Make the experiment of the pipeline's parameters, and check it.
+    """Make the experiment of the pipeline's parameters, check it, and take the run's name for it.
 
     Args:
         experiment: the experiment as YAML or JSON.
@@ -40,6 +40,7 @@ def configure(
     import json
 
     from components.run import continued, experiment_of
+    from wukong.run import claim
 
     values = {"pretrain.epochs": epochs, "pretrain.batch_size": batch_size, "pretrain.learning_rate": learning_rate}
     for stage in ("pretrain", "finetune"):
@@ -47,5 +48,6 @@ def configure(
     made, start = experiment_of(experiment, overrides, values), ""
     if go_on:
         made, start = continued(made)
+    claim(made, run or job, job)
     text = json.dumps(made.model_dump(mode="json"), ensure_ascii=False)
     return text, run or job, start

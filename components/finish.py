@@ -27,4 +27,4 @@ def finish(
     from components.run import finish as record
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    record(experiment, overrides, run or job, status.state, status.error_message or "")
+    record(experiment, overrides, run or job, job, status.state, status.error_message or "")

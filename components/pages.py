@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wukong.curate.funnel import heading
 from wukong.manifest import Manifest
 
 _MAX_CLASSES = 50  # of a confusion matrix the UI still draws
@@ -10,7 +11,8 @@ _MAX_CLASSES = 50  # of a confusion matrix the UI still draws
 
 def funnel(manifests: Sequence[Manifest]) -> str:
     """The counts of stages one below the other, what was left out in between, and where each stage's data lies."""
-    lines = ["# From query to pair", "", "| stage | | rows |", "|---|---|---:|"]
+    title = heading(manifests[0]) if manifests else "From query to pair"
+    lines = [f"# {title}", "", "| stage | | rows |", "|---|---|---:|"]
     for manifest in manifests:
         for name, count in manifest.counts.items():
             lines.append(f"| {manifest.stage} | {_words(name)} | {count:,} |")
@@ -32,12 +34,9 @@ def numbers(manifests: Sequence[Manifest]) -> dict[str, float]:
 
 def scores(evaluation: Mapping[str, Any]) -> str:
     """Retrieval and classification of ``evaluation.json``, beside chance."""
-    lines = [
-        "# On held-out pairs",
-        "",
-        "| hold-out | direction | R@1 | R@5 | R@10 | chance R@1 |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
+    lines = ["# On held-out pairs"]
+    if evaluation["retrieval"]:
+        lines += ["", "| hold-out | direction | R@1 | R@5 | R@10 | chance R@1 |", "|---|---|---:|---:|---:|---:|"]
     for entry in evaluation["retrieval"]:
         for direction in ("text_to_image", "image_to_text"):
             found, chance = entry[direction], entry["chance"][direction]

@@ -20,12 +20,12 @@ def release(
         validate_manifest: manifest of the validate stage.
         manifest: what was written, and where.
     """
-    from components.stage import experiment_of, load_artifact, recorded, save_artifact
+    from components.stage import cancellable, experiment_of, load_artifact, recorded, save_artifact
     from wukong import tracking
     from wukong.curate import release as library
 
     parsed = experiment_of(experiment)
-    with recorded(parsed, run, "release"), tracking.stage_run(parsed, run, "release") as run_id:
+    with cancellable(), recorded(parsed, run, "release"), tracking.stage_run(parsed, run, "release") as run_id:
         released = library.release(parsed, load_artifact(validate_manifest.path))
         tracking.log_stage(run_id, released)
     save_artifact(released, manifest.path)

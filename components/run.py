@@ -58,13 +58,16 @@ def manifest_of(experiment: Experiment, run: str, stage: str) -> str:
     return record.manifest
 
 
-def finish(text: str, overrides: Sequence[str], run: str, state: str, message: str) -> None:
+def finish(text: str, overrides: Sequence[str], run: str, job: str, state: str, message: str) -> None:
     """Record how a run ended, and end what it may have left behind: RayJobs and runs in MLflow.
+
+    A run that was refused because its name belongs to another touches nothing under that name.
 
     Args:
         text: the experiment as YAML or JSON, as the pipeline got it.
         overrides: as the pipeline got them.
         run: name of the run.
+        job: KFP's name of the run.
         state: KFP's word for how the run ended: ``SUCCEEDED``, ``FAILED`` or ``CANCELLED``.
         message: KFP's message, if it has one.
     """
@@ -72,6 +75,10 @@ def finish(text: str, overrides: Sequence[str], run: str, state: str, message: s
         experiment = config.loads(text, list(overrides))
     except ConfigError as error:
         log.error("nothing to record, the run never had a valid experiment: %s", error)
+        return
+    holder = runs.claimed(experiment, run)
+    if holder is not None and holder.holder != job:
+        log.error("nothing to record, the name %s belongs to the run %s", run, holder.holder or "of another machine")
         return
     succeeded = state == "SUCCEEDED"
     if namespace := os.environ.get("WUKONG_CLUSTER"):

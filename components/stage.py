@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ray_jobs import cancel
 from ray_jobs.launch import launch
 from wukong import config, manifest, storage, tracking
 from wukong import run as runs
@@ -40,7 +41,7 @@ def run_stage(
     """
     parsed = experiment_of(experiment)
     inputs = [load_artifact(path) for path in parents]
-    with tracking.stage_run(parsed, run, stage) as run_id:
+    with cancellable(), tracking.stage_run(parsed, run, stage) as run_id:
         uris = [*(f"{parent.uri}/manifest.json" for parent in inputs), *earlier]
         result = launch(stage, parsed, run, uris, {"MLFLOW_RUN_ID": run_id} if run_id else None)
         tracking.log_stage(run_id, result)
@@ -63,7 +64,7 @@ def register_model(experiment: str, run: str, model: str, evaluation: str) -> di
     parsed = experiment_of(experiment)
     evaluated = load_artifact(evaluation)
     outcome: dict[str, float] = {}
-    with recorded(parsed, run, "register"):
+    with cancellable(), recorded(parsed, run, "register"):
         with tracking.stage_run(parsed, run, "register") as run_id:
             if run_id is not None:
                 outcome = tracking.register(parsed, run_id, load_artifact(model), evaluated)
@@ -73,6 +74,8 @@ def register_model(experiment: str, run: str, model: str, evaluation: str) -> di
 
 def write_report(experiment: str, run: str, evaluation: str, registration: Mapping[str, float], output: str) -> None:
     """Render the run's report; store it in the run's folder, in MLflow, and as the component's artifact.
+
+    The data docs and the dataset card lie beside it, under ``docs/``, where it links to them.
 
     Args:
         experiment: the experiment as JSON.
@@ -85,7 +88,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
 
     parsed = experiment_of(experiment)
     evaluated = load_artifact(evaluation)
-    with recorded(parsed, run, "report"):
+    with cancellable(), recorded(parsed, run, "report"):
         records = [record for record in runs.read_all(parsed, run) if record.manifest]
         manifests = {record.stage: manifest.load(record.manifest) for record in records}
         links = {}
@@ -95,18 +98,47 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             held = "holds" if registration["promoted"] else "does not hold"
             name, alias = parsed.registry.model_name, parsed.registry.alias
             links[f"Model {name} version {registration['version']:.0f}, {held} @{alias}"] = tracking.model_url(name)
+        docs = _docs_beside_report(parsed, run, manifests["validate"]) if "validate" in manifests else ""
+        if docs:
+            links |= {"Dataset card": "docs/card.html", "Data docs": "docs/index.html"}
         page = report.render(
             parsed,
             manifests,
             storage.read_json(f"{evaluated.uri}/evaluation.json"),
             links,
             report.pictures_of(manifests["filter"]),
+            run,
+            docs,
         )
         storage.write_bytes(runs.uri_of(parsed, run, "report.html"), page.encode())
         target = Path(output)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(page, encoding="utf-8")
-        tracking.log_report(parsed, run, target)
+        tracking.log_report(parsed, run, page)
+        if docs:
+            tracking.log_docs(parsed, run, runs.uri_of(parsed, run, "docs"))
+
+
+def _docs_beside_report(experiment: Experiment, run: str, validated: Manifest) -> str:
+    """Copy what the validate stage has under ``docs/`` into the run's folder, and give the address of its first page.
+
+    It is empty where that stage left none: its docs are no part of what its manifest vouches for.
+    """
+    source, target = storage.join(validated.uri, "docs"), runs.uri_of(experiment, run, "docs")
+    storage.delete(target)
+    pages = storage.list_files(source)
+    for uri in pages:
+        storage.write_bytes(storage.join(target, uri[len(source) :]), storage.read_bytes(uri))
+    first = storage.join(source, "index.html")
+    return first if first in pages else ""
+
+
+@contextmanager
+def cancellable() -> Iterator[None]:
+    """Let a signal, or the death of the run that this component belongs to, end the block in order."""
+    cancel.end_with_parent()
+    with cancel.cancelled_with_us():
+        yield
 
 
 @contextmanager

@@ -3,16 +3,42 @@
 import contextlib
 import io
 import os
+import signal
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from kfp import local
+
+from ray_jobs.cancel import ENDS_WITH
+
+if TYPE_CHECKING:
+    import psutil
+
+_GRACE = 8.0
+"""Seconds that what the run has started has to end in order, before it is killed."""
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class PipelineError(RuntimeError):
     """KFP ended the run because a component failed; what failed stands in the run's records."""
+
+
+class InterruptedRunError(RuntimeError):
+    """A signal ended the run, and with it everything the run had started.
+
+    Attributes:
+        number: the signal's.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.number = number
 
 
 class _Lines(io.TextIOBase):
@@ -30,6 +56,7 @@ class _Lines(io.TextIOBase):
 
 
 _IMAGE_USER = 1000
+_SHELLS = ("sh", "bash", "dash")
 _LABEL = "wukong.pipeline"  # by which infra.containers finds what a killed run leaves
 
 
@@ -52,10 +79,12 @@ def run(
 
     Raises:
         PipelineError: a component failed.
+        InterruptedRunError: a signal came: SIGTERM, SIGHUP or an interrupt.
     """
     stream = _Lines(on_line)
     try:
         with (
+            _interruptible(folder, containers is not None),
             _runner(folder, containers) as runner,
             contextlib.redirect_stdout(stream),
             contextlib.redirect_stderr(stream),
@@ -71,8 +100,119 @@ def run(
             # As processes, components run in this environment and not in their image, whatever its name.
             warnings.filterwarnings("ignore", message="You may be attemping to run a task", category=RuntimeWarning)
             pipeline(**arguments)
+    except InterruptedRunError:
+        raise
     except RuntimeError as error:
         raise PipelineError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _interruptible(folder: Path, in_containers: bool) -> Iterator[None]:
+    """End what the run has started when a signal comes: in order first, killed after a while or at a second signal.
+
+    The signal is told to the components alone. KFP goes on reading what they say until they have ended, sees that one
+    failed, and ends the pipeline. What was there before, the stack's services above all, is left alone.
+    """
+    started = _Containers(folder) if in_containers else _Processes()
+    came: list[int] = []
+    over = threading.Event()
+
+    def end() -> None:
+        until = time.monotonic() + _GRACE
+        while not over.wait(0.2):
+            if len(came) > 1 or time.monotonic() > until:
+                started.kill()
+            else:
+                started.tell()
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) == 1:
+            threading.Thread(target=end, name="ends-the-run", daemon=True).start()
+
+    outside = os.environ.get(ENDS_WITH)
+    previous = {number: signal.signal(number, handle) for number in _SIGNALS}
+    os.environ[ENDS_WITH] = str(os.getpid())
+    try:
+        yield
+    except Exception as error:
+        if came:
+            raise InterruptedRunError(came[0]) from error
+        raise
+    finally:
+        over.set()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        del os.environ[ENDS_WITH]
+        if outside is not None:
+            os.environ[ENDS_WITH] = outside
+    if came:  # as the last component ended
+        raise InterruptedRunError(came[0])
+
+
+class _Processes:
+    """The processes of the components of this run, and what they have started."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self._before = {child.pid for child in psutil.Process().children()}
+        self._told: set[int] = set()
+
+    def tell(self) -> None:
+        """Send SIGTERM to each component, once; what a component has started it ends itself."""
+        import psutil
+
+        for process in self._started():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                # KFP runs a component below a shell, which would end at once and be all that KFP waits for.
+                for component in process.children() if process.name() in _SHELLS else [process]:
+                    if component.pid not in self._told:
+                        self._told.add(component.pid)
+                        component.terminate()
+
+    def kill(self) -> None:
+        """Send SIGKILL to components and all that they have started."""
+        import psutil
+
+        for component in self._started():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for process in (*component.children(recursive=True), component):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+
+    def _started(self) -> "list[psutil.Process]":
+        import psutil
+
+        return [child for child in psutil.Process().children() if child.pid not in self._before]
+
+
+class _Containers:
+    """The containers of the components of this run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._told: set[str] = set()
+
+    def tell(self) -> None:
+        """Send SIGTERM to each, once."""
+        self._send("SIGTERM", self._told)
+
+    def kill(self) -> None:
+        """Send SIGKILL to each."""
+        self._send("SIGKILL", set())
+
+    def _send(self, name: str, told: set[str]) -> None:
+        import docker
+        import docker.errors
+
+        client = docker.from_env()
+        for container in client.containers.list(filters={"label": f"{_LABEL}={self._folder}"}):
+            if container.id not in told:
+                told.add(container.id)
+                with contextlib.suppress(docker.errors.APIError):  # it may be ending itself
+                    container.kill(name)
+        client.close()
 
 
 @contextlib.contextmanager

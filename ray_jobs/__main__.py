@@ -15,6 +15,7 @@ import traceback
 import ray
 import ray.exceptions
 
+from ray_jobs.cancel import end_with_parent
 from wukong import config, manifest, run, storage
 from wukong.errors import WukongError
 
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the stage and record how it ended; the exit status is 0 when it succeeded, 1 when it failed."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(message)s", datefmt="%H:%M:%S")
+    end_with_parent()
     experiment = config.parse(storage.read_json(options.experiment), where=options.experiment)
     started = time.monotonic()
     try:

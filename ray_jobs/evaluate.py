@@ -31,7 +31,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
 
     - ``retrieval``: one ``measure.retrieval_entry`` a hold-out;
     - ``classification``: one ``measure.classification_entry`` a task;
-    - ``training``: for ``pretrain`` and ``finetune`` the epochs, as ``wukong.train.loop.Epoch``;
+    - ``training``: for ``pretrain`` and ``finetune`` the epochs, ``wukong.train.loop.Epoch`` but for what is measured;
     - ``pretrained``: ``retrieval`` and ``classification`` of the pre-trained model.
 
     Args:

@@ -6,7 +6,7 @@ from ray_jobs import training
 from wukong.config import Experiment
 from wukong.manifest import Manifest
 
-_VERSION = 1
+_VERSION = 2
 
 
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:

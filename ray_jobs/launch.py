@@ -11,8 +11,8 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import FrameType
 
+from ray_jobs.cancel import ENDS_WITH, cancelled_with_us
 from wukong import manifest, run, storage
 from wukong.config import Experiment
 from wukong.errors import WukongError
@@ -20,6 +20,7 @@ from wukong.manifest import Manifest, digest_of
 
 # What a job on another machine is told of the run it belongs to; where things are, and credentials, it has there.
 _TOLD = ("MLFLOW_RUN_ID", "WUKONG_CONNECT_TO")
+_GRACE = 5.0  # seconds between SIGTERM and SIGKILL; the driver's death ends what it has on Ray
 
 
 class JobError(WukongError):
@@ -62,11 +63,13 @@ def launch(
     else:
         storage.delete(run.uri_of(experiment, run_name, f"{stage}.json"))
         command = [sys.executable, "-m", "ray_jobs", *arguments]
+        variables[ENDS_WITH] = str(os.getpid())
         with _ended_with_us(subprocess.Popen(command, env=variables)) as process:  # noqa: S603
             status = process.wait()
     record = run.read(experiment, run_name, stage)
     if record is None:
-        raise JobError(f"the {stage} job ended with status {status} and left no record; its last output is above")
+        record = run.Record(stage=stage, state="failed", error=_without_record(stage, status))
+        run.write(experiment, run_name, record)
     if record.state == "failed":
         raise JobError(record.error + (f"\n{record.traceback}" if record.traceback else ""))
     return manifest.load(record.manifest)
@@ -101,23 +104,29 @@ def _stored(experiment: Experiment) -> str:
     return uri
 
 
+def _without_record(stage: str, status: int) -> str:
+    """Say how a job ended that could not say so itself."""
+    if status >= 0:
+        return f"the {stage} job ended with status {status} and left no record; its last output is in the log"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    why = " (by a person, or by the system where memory ran out)" if name == "SIGKILL" else ""
+    return f"the {stage} job was killed by {name}{why}: run again, and it goes on after what is complete"
+
+
 @contextmanager
 def _ended_with_us(process: "subprocess.Popen[bytes]") -> Iterator["subprocess.Popen[bytes]"]:
     """A cancelled run sends SIGTERM to the component: the job must not outlive it."""
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        process.terminate()
-        raise SystemExit(128 + number)
-
-    previous = signal.signal(signal.SIGTERM, forward)
     try:
-        yield process
+        with cancelled_with_us(process.terminate):
+            yield process
     finally:
-        signal.signal(signal.SIGTERM, previous)
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(timeout=20)
+                process.wait(timeout=_GRACE)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -6,13 +6,13 @@ from ray_jobs import training
 from wukong.config import Experiment
 from wukong.manifest import Manifest
 
-_VERSION = 1
+_VERSION = 2
 
 
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     """Train a text encoder and both heads against the locked image encoder's features.
 
-    Writes ``model/`` (``wukong.model.package``) and ``history.json``.
+    Writes ``model/`` (``wukong.model.package``), ``history.json`` and, outside the digest, ``measured.json``.
 
     Args:
         experiment: its ``model`` and ``pretrain`` sections and seed decide the output.

@@ -30,7 +30,7 @@ from wukong.model.dual import DualEncoder
 from wukong.model.image import ImageEncoder
 from wukong.train import checkpoint as checkpoints
 from wukong.train import data
-from wukong.train.loop import Epoch, train
+from wukong.train.loop import MEASURED, Epoch, train
 
 _MAX_FAILURES = 3
 
@@ -44,6 +44,9 @@ def run(
     start: Manifest | None = None,
 ) -> Manifest:
     """Train a model as a stage and write its package and history.
+
+    How fast it went is measured of a machine, not made of the data: it goes to MLflow and into ``measured.json``, which
+    the manifest does not vouch for, so that equal inputs give equal digests.
 
     A locked image tower is run once, by the features job; one in training, or whose features would be too many to
     store, sees the pictures anew in every epoch.
@@ -183,7 +186,10 @@ def _starting_point(
 def _publish(
     stage: Stage, checkpoint: Checkpoint, settings: Model, start: str | None
 ) -> tuple[list[Part], dict[str, Any]]:
-    """Join the trained weights with the image tower, where that was locked, into a package; write the history."""
+    """Join the trained weights with the image tower, where that was locked, into a package; write the history.
+
+    What was measured of the machine is written beside it, and is none of the parts.
+    """
     if start:
         loaded = package.load(start)
         tokenizer, tower = loaded.tokenizer, loaded.model.image
@@ -194,5 +200,9 @@ def _publish(
         state, history = checkpoints.load_weights(Path(folder))
     model.load_trained(state)
     files = [f"model/{file}" for file in package.save(stage.path("model"), model, tokenizer)]
+    epochs = history["history"]
+    measured = [{name: epoch[name] for name in ("epoch", *MEASURED) if name in epoch} for epoch in epochs]
+    history["history"] = [{name: value for name, value in epoch.items() if name not in MEASURED} for epoch in epochs]
     storage.write_json(stage.path("history.json"), history)
+    storage.write_json(stage.path("measured.json"), measured)
     return [stage.describe(file) for file in [*files, "history.json"]], history

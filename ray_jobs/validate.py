@@ -23,7 +23,7 @@ from wukong.validate.run import Outcome
 
 log = logging.getLogger(__name__)
 
-_VERSION = 3
+_VERSION = 4
 _MAX_ROWS = 100_000
 _DOCS_BATCHES = 20
 _SAMPLES = 5
@@ -95,7 +95,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         "warnings": sum(not outcome.success for outcome in found),
     }
     counted = statistics.merge(list(by_split.values()))
-    storage.write_bytes(stage.path(card.PATH), card.of(experiment, filtered, counted).encode())
+    storage.write_bytes(stage.path(card.PATH), card.of(experiment, filtered, counted, docs="index.html").encode())
     metrics = {
         "unique_tokens": float(counted.unique_tokens),
         "tokens_mean": counted.token_mean,

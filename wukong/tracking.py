@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from wukong import storage
 from wukong.config import Experiment
-from wukong.errors import DataError
+from wukong.errors import ConfigError, DataError
 from wukong.manifest import Manifest, code_revision, digest_of
+from wukong.run import flatten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
 RUN_TAG = "wukong.run"
+_EXPERIMENT_TAG = "wukong.experiment"
 _PARENT_TAG = "mlflow.parentRunId"
 _REVISION_TAG = "mlflow.source.git.commit"
+_HURRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}  # by default, minutes
 _MAX_PARAM = 6000  # characters of a parameter's value; what is longer is cut, the manifest holds it whole
 _MAX_PARAMS = 100  # parameters in one request
 
@@ -36,23 +39,15 @@ def enabled() -> bool:
     return bool(os.environ.get("MLFLOW_TRACKING_URI"))
 
 
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted keys: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
-    flat: dict[str, Any] = {}
-    for key, entry in value.items():
-        if isinstance(entry, Mapping) and entry:
-            flat |= flatten(entry, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = entry
-    return flat
-
-
 @contextmanager
 def stage_run(experiment: Experiment, run: str, stage: str) -> Iterator[str | None]:
     """Open the nested MLflow run of one stage; its parent is the pipeline's run, made by whichever stage comes first.
 
     Yields the run's ID, for ``MLFLOW_RUN_ID`` of the job the stage starts, or None when nothing is tracked. The run
-    ends as FAILED when the block raises.
+    ends as FAILED when the block raises an error, as KILLED when it is cancelled.
+
+    Raises:
+        ConfigError: the pipeline's run of that name is another experiment's.
     """
     if not enabled():
         log.warning("MLFLOW_TRACKING_URI is not set: the %s stage is not tracked", stage)
@@ -60,6 +55,13 @@ def stage_run(experiment: Experiment, run: str, stage: str) -> Iterator[str | No
         return
     client = _client()
     parent = _parent(client, experiment, run)
+    if parent.data.tags.get(_EXPERIMENT_TAG) not in (None, digest_of(experiment.model_dump(mode="json"))):
+        raise ConfigError(
+            f"the run name {run!r} belongs to another experiment called {experiment.name!r} at {_address()}, whose "
+            "results it would overwrite: choose another --name, or run with the config that the name was begun with"
+        )
+    if parent.info.status != "RUNNING":  # a run that ended before, and goes on under its name
+        client.update_run(parent.info.run_id, status="RUNNING")
     nested = client.create_run(
         experiment_id=parent.info.experiment_id,
         run_name=stage,
@@ -71,15 +73,20 @@ def stage_run(experiment: Experiment, run: str, stage: str) -> Iterator[str | No
     ).info.run_id
     try:
         yield nested
-    except BaseException:
-        client.set_terminated(nested, "FAILED")
-        client.set_terminated(parent.info.run_id, "FAILED")
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        client.set_terminated(nested, status)
+        client.set_terminated(parent.info.run_id, status)
         raise
     client.set_terminated(nested, "FINISHED")
 
 
 def log_stage(run_id: str | None, manifest: Manifest) -> None:
-    """Log a finished stage: config, counts, metrics, digests, its parents as inputs, its ``docs/`` as artifacts."""
+    """Log a finished stage: config, counts, metrics, digests, its parents as inputs, its ``docs/`` as artifacts.
+
+    Metrics that the stage's job logged step by step stay as they are: the last value once more, at step 0, would bend
+    their curves.
+    """
     if run_id is None:
         return
     client = _client()
@@ -88,6 +95,8 @@ def log_stage(run_id: str | None, manifest: Manifest) -> None:
     metrics = {f"count.{name}": float(count) for name, count in manifest.counts.items()}
     metrics |= {f"dropped.{name}": float(count) for name, count in manifest.dropped.items()}
     metrics |= manifest.metrics
+    logged = client.get_run(run_id).data.metrics
+    metrics = {name: value for name, value in metrics.items() if name not in logged}
     client.log_batch(run_id, metrics=_metrics(metrics, 0), tags=_tags(tags))
     _log_params(client, run_id, manifest.config)
     _log_parts(client, run_id, manifest, "docs/")
@@ -179,25 +188,45 @@ def finish(experiment: Experiment, run: str, metrics: Mapping[str, float]) -> No
 def end(experiment: Experiment, run: str, status: str) -> None:
     """End the pipeline's run and what still runs below it: for a pipeline whose own components could not.
 
+    Where the server does not answer, the log says so: what ended the pipeline must not be hidden by that.
+
     Args:
         experiment: whose run.
         run: name of the pipeline run.
         status: MLflow's word for how it ended: ``FAILED`` or ``KILLED``.
     """
-    if enabled():
-        client = _client()
+    if not enabled():
+        return
+    for name, value in _HURRY.items():
+        os.environ.setdefault(name, value)
+    client = _client()
+    from mlflow.exceptions import MlflowException
+
+    try:
         parent = _parent(client, experiment, run).info
         nested = client.search_runs([parent.experiment_id], f"tags.`{_PARENT_TAG}` = '{parent.run_id}'")
         for info in [*(entry.info for entry in nested), parent]:
             if info.status == "RUNNING":
                 client.set_terminated(info.run_id, status)
+    except MlflowException as error:
+        log.warning("the runs of %s could not be ended at %s as %s: %s", run, _address(), status, error)
 
 
-def log_report(experiment: Experiment, run: str, page: Path) -> None:
-    """Log a run's report as an artifact of the pipeline's run."""
+def log_report(experiment: Experiment, run: str, page: str) -> None:
+    """Log a run's report, a HTML page, as ``report.html`` of the pipeline's run: MLflow shows what has that suffix."""
     if enabled():
         client = _client()
-        client.log_artifact(_parent(client, experiment, run).info.run_id, str(page))
+        client.log_text(_parent(client, experiment, run).info.run_id, page, "report.html")
+
+
+def log_docs(experiment: Experiment, run: str, docs: str) -> None:
+    """Log what lies below a prefix as ``docs/`` of the pipeline's run, where its report links to it."""
+    if enabled():
+        client = _client()
+        with tempfile.TemporaryDirectory() as folder:
+            for uri in storage.list_files(docs):
+                storage.download(uri, Path(folder, uri[len(docs) :].lstrip("/")))
+            client.log_artifacts(_parent(client, experiment, run).info.run_id, folder, "docs")
 
 
 def run_url(experiment: Experiment, run: str) -> str | None:
@@ -220,6 +249,7 @@ def _address() -> str:
 def _client() -> "MlflowClient":
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
     return MlflowClient()
@@ -235,7 +265,7 @@ def _parent(client: "MlflowClient", experiment: Experiment, run: str) -> Any:
     parent = client.create_run(
         experiment_id,
         run_name=run,
-        tags={RUN_TAG: run, _REVISION_TAG: code_revision(), "wukong.experiment": digest_of(value)},
+        tags={RUN_TAG: run, _REVISION_TAG: code_revision(), _EXPERIMENT_TAG: digest_of(value)},
     )
     _log_params(client, parent.info.run_id, value)
     return parent

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from infra.corpus.catalogue import Corpus, Entry, cache_folder, load, prepare
 from infra.corpus.partial import without_missing
-from infra.corpus.querylist import queries, upload_queries
+from infra.corpus.querylist import of_sample, queries, upload_queries
 
 HOST = "corpus.wukong.test"
 """The host that the demo corpus's URLs name; ``.test`` is reserved, so it is never anyone's (RFC 6761)."""
@@ -25,6 +25,7 @@ __all__ = [
     "Entry",
     "cache_folder",
     "load",
+    "of_sample",
     "prepare",
     "queries",
     "serves",

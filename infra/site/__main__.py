@@ -1,7 +1,11 @@
 """Run the demo corpus's search site."""
 
 import argparse
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 from infra import corpus
@@ -17,7 +21,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0, the default, for any free one")
     parser.add_argument("--port-file", type=Path, help="write the port here once the site accepts connections")
     parser.add_argument("--origin", default=f"http://{corpus.HOST}", help="what URLs in answers begin with")
+    parser.add_argument("--outlive-input", type=float, help="end so many seconds after standard input does")
     options = parser.parse_args(arguments)
+    if options.outlive_input is not None:
+        threading.Thread(target=_end_with_input, args=(options.outlive_input,), daemon=True).start()
 
     def ready(port: int) -> None:
         if options.port_file is not None:
@@ -33,6 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: cannot listen on 127.0.0.1:{options.port}: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+def _end_with_input(seconds: float) -> None:
+    sys.stdin.buffer.read()
+    time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

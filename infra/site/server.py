@@ -37,6 +37,8 @@ class Site:
         """The aiohttp application."""
         application = web.Application()
         application.router.add_get("/search/acjson", self._search)
+        # The same by the name of a sample, by which crawls of different samples differ.
+        application.router.add_get("/search/acjson/{sample}", self._search)
         application.router.add_get("/robots.txt", self._robots)
         application.router.add_get("/thumb/{path:.+}", self._thumbnail)
         application.router.add_get("/{path:.+}", self._picture)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from infra.stack import processes, services
 from infra.stack.ports import choose_ports
+from infra.stack.sample import sample_site
 from infra.stack.services import SERVICES, Service
 from infra.stack.state import Stack, folder_id, load, locked
 from wukong.errors import StackError
 
-__all__ = ["Stack", "down", "home", "load", "status", "up"]
+__all__ = ["Stack", "down", "home", "load", "sample_site", "serves_another", "status", "up"]
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,15 @@ def status(home: Path) -> list[tuple[str, bool, str]]:
     with suppress(StackError):
         return load(home).status()
     return [(service.title, False, "") for service in SERVICES]
+
+
+def serves_another(home: Path, catalogue: Path) -> bool:
+    """Whether the stack's search site runs and serves another catalogue than this one, maybe to another run."""
+    with suppress(StackError):
+        held = load(home.absolute())
+        site = next(service for service in SERVICES if service.name == "site")
+        return held.catalogue is not None and held.catalogue != catalogue.absolute() and site.runs(held)
+    return False
 
 
 def _stop(stack: Stack, service: Service | None = None) -> None:

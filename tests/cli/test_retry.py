@@ -27,14 +27,25 @@ def finish(experiment: config.Experiment, name: str) -> str:
 def test_it_goes_on_from_the_last_crawl(experiment: config.Experiment) -> None:
     finish(experiment, "first")
     last = finish(experiment, "second")
-    changed = retrying(experiment)
+    changed = retrying(experiment, "third")
     assert changed.crawl.retry_failed
     assert changed.crawl.previous == last
     same = {"previous": None, "retry_failed": False}
     assert changed.model_copy(update={"crawl": changed.crawl.model_copy(update=same)}) == experiment
 
 
+def test_a_retry_that_goes_on_under_its_name_takes_over_the_same_crawl(experiment: config.Experiment) -> None:
+    finish(experiment, "first")
+    begun = retrying(experiment, "retry")
+    run.claim(begun, "retry")
+    finish(experiment, "retry")  # its crawl is the newest now
+    again = retrying(experiment, "retry")
+    assert again == begun
+    run.claim(again, "retry")
+    assert retrying(experiment, "other").crawl.previous != begun.crawl.previous
+
+
 def test_without_a_crawl_it_says_what_to_do(experiment: config.Experiment) -> None:
     run.write(experiment, "first", run.Record(stage="crawl", state="failed", error="refused"))
     with pytest.raises(ConfigError, match=r"no crawl of the experiment 'x' has finished .* without the option first"):
-        retrying(experiment)
+        retrying(experiment, "second")

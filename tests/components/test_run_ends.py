@@ -86,14 +86,14 @@ def test_the_manifest_of_a_run_or_why_there_is_none(tmp_path: Path) -> None:
 def test_the_end_of_a_run_is_recorded(tmp_path: Path, state: str, message: str, expected: str, error: str) -> None:
     experiment = config.loads(text(tmp_path))
     run.write(experiment, "r", run.Record(stage="filter", state="failed", error="part 7 is truncated"))
-    ends.finish(text(tmp_path), [], "r", state, message)
+    ends.finish(text(tmp_path), [], "r", "job", state, message)
     record = run.read(experiment, "r", "run")
     assert record is not None
     assert (record.state, record.error) == (expected, error)
 
 
 def test_a_run_that_never_had_an_experiment_leaves_nothing(tmp_path: Path) -> None:
-    ends.finish("name: [", [], "r", "FAILED", "")
+    ends.finish("name: [", [], "r", "job", "FAILED", "")
     assert storage.list_files(storage.from_path(tmp_path)) == []
 
 
@@ -106,8 +106,39 @@ def test_the_jobs_of_a_run_on_a_cluster_are_ended(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr("ray_jobs.kuberay.end_run", end_run)
     monkeypatch.setenv("WUKONG_CLUSTER", "wukong")
-    ends.finish(text(tmp_path), [], "r", "CANCELLED", "")
+    ends.finish(text(tmp_path), [], "r", "job", "CANCELLED", "")
     assert ended == [("demo", "r", "wukong")]
+
+
+def test_a_run_that_was_refused_its_name_touches_nothing_of_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_jobs.kuberay.end_run", lambda *_: pytest.fail("the other's jobs are ended"))
+    monkeypatch.setenv("WUKONG_CLUSTER", "wukong")
+    run.claim(config.loads(text(tmp_path)), "r", "first")
+    ends.finish(text(tmp_path), ["pretrain.epochs=9"], "r", "second", "FAILED", "configure failed")
+    assert run.read(config.loads(text(tmp_path)), "r", "run") is None
+    monkeypatch.setattr("ray_jobs.kuberay.end_run", lambda *_: [])
+    ends.finish(text(tmp_path), [], "r", "first", "SUCCEEDED", "")
+    assert run.read(config.loads(text(tmp_path)), "r", "run") is not None
+
+
+def test_a_run_on_a_cluster_takes_its_name_first(tmp_path: Path) -> None:
+    from components.configure import configure
+
+    def begin(job: str, *overrides: str) -> Any:
+        as_is = dict.fromkeys(("epochs", "batch_size", "learning_rate", "workers", "gpus_per_worker"), ends.AS_IS)
+        given = {"experiment": text(tmp_path), "overrides": list(overrides), "job": job, "go_on": False}
+        return configure.python_func(**given, **as_is, run="nightly")
+
+    assert begin("one")[1] == "nightly"
+    begin("two")  # the same experiment
+    with pytest.raises(
+        ConfigError, match=r"'nightly' belongs to another experiment(.|\n)*pretrain\.epochs: 4 there, 9"
+    ):
+        begin("three", "pretrain.epochs=9")
+    found = run.claimed(config.loads(text(tmp_path)), "nightly")
+    assert found is not None and found.holder == "two"
 
 
 def test_a_failed_run_ends_in_mlflow_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +149,7 @@ def test_a_failed_run_ends_in_mlflow_too(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     experiment = config.loads(text(tmp_path))
     with tracking.stage_run(experiment, "r", "filter") as nested:
-        ends.finish(text(tmp_path), [], "r", "CANCELLED", "")
+        ends.finish(text(tmp_path), [], "r", "job", "CANCELLED", "")
         assert nested is not None
         client = MlflowClient()
         killed = client.get_run(nested)

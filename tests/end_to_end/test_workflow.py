@@ -121,7 +121,12 @@ def test_the_report_is_one_page_that_needs_nothing_else(
     wukong: Wukong, first: subprocess.CompletedProcess[str]
 ) -> None:
     page = (wukong.home / "runs" / "first" / "report.html").read_text(encoding="utf-8")
-    assert re.search(r"""(?:src|href)=["'](?!data:|#|http://127\.0\.0\.1)""", page) is None
+    assert re.search(r"""(?:src|href)=["'](?!data:|#|docs/|http://127\.0\.0\.1)""", page) is None
+    for beside in re.findall(r'href="(docs/[^"]+)"', page):
+        assert (wukong.home / "runs" / "first" / beside).is_file()
+    card = (wukong.home / "runs" / "first" / "docs" / "card.html").read_text(encoding="utf-8")
+    assert "GPL-2.0-only" in card and 'href="index.html"' in card
+    assert "<title>small · first · Wukong report</title>" in page
     assert "人" in page or "猫" in page or "的" in page
 
 
@@ -138,6 +143,9 @@ def test_mlflow_holds_the_run_and_the_model(
     assert {run.info.status for run in (parent, *nested)} == {"FINISHED"}
     assert {run.info.run_name for run in nested} >= {"crawl", "filter", "validate", "pretrain", "finetune", "evaluate"}
     assert "retrieval.mean_recall" in parent.data.metrics
+    assert {"report.html", "docs"} <= {file.path for file in client.list_artifacts(parent.info.run_id)}
+    (trained,) = (run for run in nested if run.info.run_name == "pretrain")
+    assert [entry.step for entry in client.get_metric_history(trained.info.run_id, "loss")] == [1, 2, 3]
     version = client.get_model_version_by_alias("wukong", "champion")
     assert version.tags["wukong.metric"] == "retrieval.mean_recall"
 
@@ -165,6 +173,16 @@ def test_changing_one_value_runs_only_what_depends_on_it(
         "finetune": False,
         "evaluate": False,
     }
+
+
+def test_a_name_of_another_experiment_is_refused(wukong: Wukong, first: subprocess.CompletedProcess[str]) -> None:
+    report = wukong.home / "runs" / "first" / "report.html"
+    before = report.read_bytes()
+    refused = wukong.run("first", "finetune.epochs=2")
+    assert refused.returncode == 1
+    assert "'first' belongs to another experiment" in refused.stderr
+    assert "finetune.epochs: 1 there, 2 now" in refused.stderr
+    assert report.read_bytes() == before
 
 
 def test_a_failing_gate_ends_the_run_with_its_own_message(

@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ray_jobs.launch import JobError, launch
@@ -39,6 +42,20 @@ def test_an_unfinished_parent_is_named(experiment: config.Experiment, tmp_path: 
     record = run.read(experiment, "r", "filter")
     assert record is not None
     assert "the stage has not finished" in record.error
+
+
+def test_a_job_that_is_killed_says_so(experiment: config.Experiment) -> None:
+    def kill() -> None:
+        while not (children := [each for each in psutil.Process().children() if "ray_jobs" in each.cmdline()]):
+            time.sleep(0.01)
+        children[0].kill()
+
+    threading.Thread(target=kill, daemon=True).start()
+    with pytest.raises(JobError, match=r"crawl job was killed by SIGKILL .* run again, and it goes on"):
+        launch("crawl", experiment, "first", [])
+    record = run.read(experiment, "first", "crawl")
+    assert record is not None
+    assert (record.state, "SIGKILL" in record.error) == ("failed", True)
 
 
 @pytest.mark.usefixtures("local_ray")

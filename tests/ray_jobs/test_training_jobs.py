@@ -178,7 +178,7 @@ def test_the_package_gives_the_numbers_that_were_measured(done: dict[str, Manife
     assert found == pytest.approx(done["evaluate"].metrics["retrieval.new-style.text_to_image.r1"], abs=0.05)
 
 
-def test_a_killed_pretraining_ends_with_the_same_weights(
+def test_a_second_run_gives_the_same_digests_though_it_was_killed(
     tmp_path: Path, crawl: Manifest, done: dict[str, Manifest]
 ) -> None:
     settings = experiment(tmp_path)
@@ -204,9 +204,22 @@ def test_a_killed_pretraining_ends_with_the_same_weights(
     process.send_signal(signal.SIGKILL)
     process.wait()
     continued = pretrain.run(settings, {"filter": filtered})
-    weights = {part.path: part.sha256 for part in continued.parts}
-    expected = {part.path: part.sha256 for part in done["pretrain"].parts}
-    assert weights["model/model.safetensors"] == expected["model/model.safetensors"]
+    again = {"filter": filtered, "pretrain": continued}
+    for name, job in (("finetune", finetune), ("evaluate", evaluate)):
+        again[name] = job.run(settings, again)
+    for name, manifest in again.items():
+        assert {part.path: part.sha256 for part in manifest.parts} == {
+            part.path: part.sha256 for part in done[name].parts
+        }, name
+        assert manifest.digest == done[name].digest, name
+
+
+def test_speed_is_kept_beside_the_data(done: dict[str, Manifest]) -> None:
+    uri = done["pretrain"].uri
+    measured = storage.read_json(storage.join(uri, "measured.json"))
+    assert [entry["epoch"] for entry in measured] == [1, 2, 3, 4]
+    assert all(entry["pairs_per_second"] > 0 for entry in measured)
+    assert "measured.json" not in {part.path for part in done["pretrain"].parts}
 
 
 def test_a_pre_training_goes_on_from_an_earlier_one(done: dict[str, Manifest], tmp_path: Path) -> None:

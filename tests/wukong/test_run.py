@@ -1,9 +1,15 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wukong import config, run, storage
 from wukong.errors import ConfigError
+
+TEXTS = {"about", "registry.alias"}
 
 
 @pytest.fixture
@@ -26,3 +32,51 @@ def test_records_come_back_in_the_order_of_the_pipeline(experiment: config.Exper
 def test_a_name_that_would_escape_its_folder_is_refused(experiment: config.Experiment, name: str) -> None:
     with pytest.raises(ConfigError, match="run name"):
         run.uri_of(experiment, name, "crawl.json")
+    with pytest.raises(ConfigError, match="run name"):
+        run.claim(experiment, name)
+    assert not storage.list_files(experiment.root)
+
+
+def changed(experiment: config.Experiment, **sections: Any) -> config.Experiment:
+    return config.parse(experiment.model_dump(mode="json") | sections)
+
+
+def test_a_name_belongs_to_one_experiment(experiment: config.Experiment) -> None:
+    run.claim(experiment, "first")
+    run.claim(experiment, "first", "again")  # the same experiment goes on under its name
+    other = changed(experiment, seed=7, pretrain={"epochs": 3})
+    with pytest.raises(ConfigError) as refused:
+        run.claim(other, "first")
+    message = str(refused.value)
+    for part in ("'first' belongs to another experiment", "seed: 0 there, 7 now", "pretrain.epochs: 20 there, 3 now"):
+        assert part in message
+    assert "another --name" in message and "the config that the name was begun with" in message
+    found = run.claimed(experiment, "first")
+    assert found is not None and (found.holder, found.experiment["seed"]) == ("again", 0), "the refused one changed it"
+    run.claim(other, "second")
+
+
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(["seed", "about", "crawl.concurrency", "registry.alias", "model.embedding", "pretrain.epochs"]),
+        st.integers(1, 3),
+        max_size=4,
+    )
+)
+def test_exactly_what_was_changed_differs(changes: dict[str, int]) -> None:
+    crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
+    before: dict[str, Any] = {"name": "x", "crawl": crawl}
+    overrides = [f"{key}={json.dumps(str(value) if key in TEXTS else value)}" for key, value in changes.items()]
+    first = config.parse(before).model_dump(mode="json")
+    second = config.loads(json.dumps(before), overrides).model_dump(mode="json")
+    assert set(run.differences(first, second)) == set(changes)
+    assert not run.differences(second, second)
+
+
+def test_a_name_taken_before_a_key_was_known_stays_its_experiments(experiment: config.Experiment) -> None:
+    run.claim(experiment, "first")
+    uri = run.uri_of(experiment, "first", "experiment.json")
+    known = storage.read_json(uri)
+    del known["experiment"]["registry"]
+    storage.write_json(uri, known)
+    run.claim(experiment, "first")

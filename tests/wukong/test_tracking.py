@@ -1,12 +1,15 @@
 """Against MLflow's own SQL store, without a server; the end-to-end test goes through the server."""
 
 import logging
+import socket
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from wukong import config, storage, tracking
-from wukong.errors import DataError
+from wukong.errors import ConfigError, DataError
 from wukong.manifest import Manifest, Stage
 
 mlflow = pytest.importorskip("mlflow")
@@ -64,6 +67,76 @@ def test_metrics_of_a_worker_reach_the_run_it_was_told(
         tracking.log_metrics({"loss": 1.0}, step=2)
     history = mlflow.MlflowClient().get_metric_history(run_id, "loss")
     assert [(entry.step, entry.value) for entry in history] == [(1, 2.0), (2, 1.0)]
+
+
+def runs_of(experiment: config.Experiment) -> dict[str, Any]:
+    client = mlflow.MlflowClient()
+    found = client.search_runs([client.get_experiment_by_name(experiment.name).experiment_id])
+    return {run.info.run_name: run for run in found}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit(143)])
+def test_a_stage_that_is_cancelled_ends_as_killed(experiment: config.Experiment, error: Any) -> None:
+    with pytest.raises((KeyboardInterrupt, SystemExit)), tracking.stage_run(experiment, "first", "crawl"):
+        raise error
+    assert {run.info.status for run in runs_of(experiment).values()} == {"KILLED"}
+    with tracking.stage_run(experiment, "first", "crawl"):
+        assert runs_of(experiment)["first"].info.status == "RUNNING", "it goes on under its name"
+
+
+def test_a_server_that_is_gone_hides_nothing_and_holds_nobody(
+    experiment: config.Experiment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.setenv(name, "")  # so that what is set below does not outlast the test
+        monkeypatch.delenv(name)
+    began = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        tracking.end(experiment, "first", "KILLED")
+    assert "could not be ended" in caplog.text
+    assert time.monotonic() - began < 60, "MLflow's own patience is minutes"
+
+
+def test_a_name_of_another_experiment_is_refused(experiment: config.Experiment) -> None:
+    with tracking.stage_run(experiment, "first", "crawl"):
+        pass
+    elsewhere = experiment.model_copy(update={"storage": f"{experiment.storage}/elsewhere"})
+    before = runs_of(experiment)["first"].to_dictionary()
+    refused = pytest.raises(ConfigError, match=r"'first' belongs to another experiment .*another --name")
+    with refused, tracking.stage_run(elsewhere, "first", "crawl"):
+        pytest.fail("it began")
+    assert runs_of(experiment)["first"].to_dictionary() == before
+    assert len(runs_of(experiment)) == 2
+
+
+def test_the_last_value_of_a_curve_is_logged_once(
+    experiment: config.Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = finished(experiment, "pretrain", loss=1.0, temperature=0.5)
+    with tracking.stage_run(experiment, "first", "pretrain") as run_id:
+        monkeypatch.setenv("MLFLOW_RUN_ID", str(run_id))
+        for step, loss in enumerate((3.0, 2.0, 1.0), 1):
+            tracking.log_metrics({"loss": loss}, step)
+        tracking.log_stage(run_id, stage)
+    client = mlflow.MlflowClient()
+    history = client.get_metric_history(run_id, "loss")
+    assert [(entry.step, entry.value) for entry in history] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert [entry.value for entry in client.get_metric_history(run_id, "temperature")] == [0.5], "of a reused stage"
+
+
+def test_the_report_has_a_suffix_that_mlflow_shows(experiment: config.Experiment, tmp_path: Path) -> None:
+    storage.write_bytes(storage.from_path(tmp_path / "docs" / "validations" / "a.html"), b"<p>a</p>")
+    with tracking.stage_run(experiment, "first", "report"):
+        tracking.log_report(experiment, "first", "<p>悟空</p>")
+        tracking.log_docs(experiment, "first", storage.from_path(tmp_path / "docs"))
+    client, parent = mlflow.MlflowClient(), runs_of(experiment)["first"].info.run_id
+    assert {file.path for file in client.list_artifacts(parent)} == {"report.html", "docs"}
+    assert [file.path for file in client.list_artifacts(parent, "docs/validations")] == ["docs/validations/a.html"]
+    page = client.download_artifacts(parent, "report.html", str(tmp_path))
+    assert Path(page).read_text(encoding="utf-8") == "<p>悟空</p>"
 
 
 def test_the_alias_moves_only_to_a_better_model(experiment: config.Experiment) -> None:

@@ -12,9 +12,9 @@ import jinja2
 import polars as pl
 
 from wukong import manifest
-from wukong.config import Experiment
+from wukong.config import Experiment, Source
 from wukong.curate import gallery
-from wukong.curate.funnel import Step, funnel
+from wukong.curate.funnel import Step, funnel, heading
 from wukong.curate.statistics import PAPER, Counts, Statistics
 from wukong.manifest import Manifest
 
@@ -55,6 +55,9 @@ def render(
     contacts: Sequence[Mapping[str, str]],
     facts: Mapping[str, str],
     about: str = "",
+    sources: Sequence[Source] = (),
+    funnel_heading: str = "From query to pair",
+    docs: str = "",
 ) -> str:
     """Make the card.
 
@@ -63,8 +66,11 @@ def render(
         statistics: counts over its pairs.
         steps: the funnel.
         contacts: random pairs, ``key``, ``src`` (data URI) and ``caption`` each.
-        facts: further lines, for instance digests and licences.
+        facts: further lines, for instance digests.
         about: what the data are, in a sentence or two.
+        sources: where the pictures come from, with their licences.
+        funnel_heading: what the funnel is called.
+        docs: address of the data docs as seen from the card; empty where there are none beside it.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("wukong.curate", "."),
@@ -92,6 +98,9 @@ def render(
         ],
         contacts=contacts,
         facts=facts,
+        sources=sources,
+        funnel_heading=funnel_heading,
+        docs=docs,
     )
 
 
@@ -101,8 +110,9 @@ def of(
     counted: Statistics,
     more_steps: Sequence[Step] = (),
     shown: Callable[[pl.DataFrame], pl.Series] | None = None,
+    docs: str = "",
 ) -> str:
-    """Make the card of a filtered set: ``render`` with its funnel, its licences and random pairs from its shards.
+    """Make the card of a filtered set: ``render`` with its funnel, its sources and random pairs from its shards.
 
     Args:
         experiment: its name, its ``about``, its sources and its seed are used.
@@ -110,14 +120,18 @@ def of(
         counted: counts over the pairs that the card is of.
         more_steps: of the funnel, after the filter's.
         shown: tells which rows may be shown as examples; without it, all.
+        docs: address of the data docs as seen from the card; empty where there are none beside it.
     """
     crawl = manifest.load(filtered.parents[0].uri)
     facts = {"crawl": crawl.digest, "filter": filtered.digest}
-    facts |= {source.name: source.licence for source in experiment.sources}
+    if experiment.release.licence:
+        facts["licence of the list of URLs and captions"] = experiment.release.licence
     thumbnail = gallery.Thumbnails(gallery.pictures_of(filtered))
     contacts = gallery.contact_sheet(filtered, thumbnail, experiment.seed, shown=shown)
     steps = [*funnel(crawl, filtered), *more_steps]
-    return render(experiment.name, counted, steps, contacts, facts, experiment.about)
+    return render(
+        experiment.name, counted, steps, contacts, facts, experiment.about, experiment.sources, heading(crawl), docs
+    )
 
 
 def cloud(words: Mapping[str, int], limit: int = _CLOUD_WORDS) -> list[Word]:

@@ -37,12 +37,22 @@ class Step:
     lost: int
 
 
+def of_list(crawl: Manifest) -> bool:
+    """Whether a crawl was of a list of URLs, without any search."""
+    return crawl.config.get("engine") == "urls"
+
+
+def heading(crawl: Manifest) -> str:
+    """What a funnel of this crawl is called."""
+    return "From list to pair" if of_list(crawl) else "From query to pair"
+
+
 def funnel(crawl: Manifest, filtered: Manifest) -> list[Step]:
-    """Give the steps in order: search results, distinct URLs, downloaded, after each rule, split."""
+    """Give the steps in order: search results or rows of a list, distinct URLs, downloaded, after each rule, split."""
     urls, pairs = crawl.counts.get("urls", 0), filtered.counts["pairs"]
     results = crawl.counts.get("results", urls)
     steps = [
-        Step("results", "search results", results, 0),
+        Step("results", "rows of the list" if of_list(crawl) else "search results", results, 0),
         Step("urls", "distinct URLs", urls, results - urls),
         Step("downloaded", "pictures downloaded", pairs, urls - pairs),
     ]

@@ -95,6 +95,8 @@ def contact_sheet(
     """
     generator = random.Random(seed)
     uris = filtered.part_uris(f"{TRAIN}/", ".parquet")
+    if not uris:
+        return []
     chosen = sorted(generator.sample(uris, min(len(uris), _SHARDS)))
     columns = ["key", "caption", "url", "sha256"]
     table = pl.concat([pl.DataFrame(storage.read_table(uri, columns)) for uri in chosen])

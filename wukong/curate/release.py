@@ -31,7 +31,7 @@ OPTED_OUT = "opted_out"
 
 SUMS, DESCRIPTION = "SHA256SUMS", "croissant.json"
 COLUMNS = ("url", "caption")
-_VERSION = 1
+_VERSION = 2
 _WRITERS = 4
 _NEEDED = ["key", "url", "caption", "sha256", "width", "height", "length"]
 

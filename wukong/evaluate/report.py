@@ -14,15 +14,17 @@ from typing import Any
 import jinja2
 import polars as pl
 
+from wukong import run as runs
 from wukong import storage
 from wukong.config import Experiment
-from wukong.curate.funnel import Step, funnel
+from wukong.curate.funnel import Step, funnel, heading, of_list
 from wukong.curate.gallery import Pictures, Thumbnails, contact_sheet, pictures_of, shard_tables
 from wukong.evaluate.protocol import sentences
 from wukong.manifest import Manifest
 
 _DROPPED_EXAMPLES = 4
 _RETRIEVALS = 5
+_LONGEST = 90  # characters of a setting's value
 __all__ = ["pictures_of", "render"]
 
 _STAGES = ("crawl", "filter", "validate", "pretrain", "finetune", "evaluate")
@@ -46,6 +48,8 @@ def render(
     evaluation: Mapping[str, Any],
     links: Mapping[str, str],
     pictures: Pictures,
+    run: str = "",
+    docs: str = "",
 ) -> str:
     """Make the report of a run.
 
@@ -56,6 +60,8 @@ def render(
             and examples; ``classification`` lists tasks with per-class accuracies; ``training`` has the histories.
         links: titles and addresses, for instance of the MLflow run and the data docs.
         pictures: gives a picture's bytes by its pair's key; ``pictures_of`` makes one.
+        run: the run's name.
+        docs: where the data docs lie, whose copy is at ``docs/`` beside the page; empty where there is none.
 
     Returns:
         A self-contained HTML page.
@@ -76,6 +82,11 @@ def render(
     thumbnail = Thumbnails(pictures)
     return environment.get_template("report.html.j2").render(
         experiment=experiment,
+        run=run,
+        docs=docs,
+        settings=_settings(experiment),
+        of_list=of_list(manifests["crawl"]),
+        funnel_heading=heading(manifests["crawl"]),
         headlines=_headlines(evaluation),
         results=steps[0].rows,
         funnel=_bars(steps[1:]),
@@ -85,7 +96,11 @@ def render(
         directions=_DIRECTIONS,
         protocol=" ".join(sentences(experiment)),
         classification=[_classification(entry) for entry in evaluation.get("classification", ())],
-        curves={stage: curves for stage in ("pretrain", "finetune") if (curves := _curves(evaluation, stage))},
+        curves={
+            stage: curves
+            for stage in ("pretrain", "finetune")
+            if (curves := _curves(evaluation, stage, _measured(manifests.get(stage))))
+        },
         contacts=contact_sheet(filtered, thumbnail, experiment.seed),
         sources=_sources(experiment, filtered),
         expectations=_expectations(manifests.get("validate")),
@@ -94,6 +109,30 @@ def render(
         config=experiment.model_dump_json(indent=2),
         links=links,
     )
+
+
+def _settings(experiment: Experiment) -> list[tuple[str, str, str]]:
+    """Key, default and value of every setting that differs from its default, or has none."""
+    needed = experiment.crawl.model_dump(mode="json", include={"queries", "endpoint"}, exclude_none=True)
+    told_apart = {"name", "about", "sources"}  # the page shows them elsewhere
+    defaults = Experiment.model_validate({"name": experiment.name, "crawl": needed})
+    found: dict[str, tuple[Any, Any]] = {f"crawl.{key}": ("", value) for key, value in needed.items()}
+    found |= runs.differences(
+        defaults.model_dump(mode="json", exclude=told_apart), experiment.model_dump(mode="json", exclude=told_apart)
+    )
+    return [(key, _shown(default), _shown(value)) for key, (default, value) in found.items()]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        value = ", ".join(str(each.get("name", each)) if isinstance(each, dict) else str(each) for each in value)
+    return _shorten("none" if value is None else str(value), _LONGEST)
+
+
+def _measured(trained: Manifest | None) -> list[dict[str, Any]]:
+    """What a training stage measured of its machine, by epoch; it is no part of what its manifest vouches for."""
+    uri = storage.join(trained.uri, "measured.json") if trained else ""
+    return list(storage.read_json(uri)) if uri and storage.exists(uri) else []
 
 
 def _headlines(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -161,8 +200,9 @@ def _classification(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {**entry, "title": entry.get("title") or entry["name"], "classes": classes}
 
 
-def _curves(evaluation: Mapping[str, Any], stage: str) -> list[Curve]:
-    history = evaluation.get("training", {}).get(stage) or []
+def _curves(evaluation: Mapping[str, Any], stage: str, measured: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    by_epoch = {row["epoch"]: row for row in measured}
+    history = [{**row, **by_epoch.get(row.get("epoch"), {})} for row in evaluation.get("training", {}).get(stage) or []]
     names = [name for name, value in (history[0] if history else {}).items() if isinstance(value, int | float)]
     curves = []
     for name in names:
@@ -206,7 +246,7 @@ def _percent(value: float) -> str:
 
 
 def _chance(value: float) -> str:
-    return f"{100 * value:.2g} %"
+    return f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.2g} %"
 
 
 def _seconds(value: float) -> str:

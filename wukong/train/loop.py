@@ -24,6 +24,9 @@ from wukong.model.loss import world
 from wukong.train import checkpoint, gradients, optimizer
 from wukong.train.data import Batch, Pairs
 
+MEASURED = ("pairs_per_second",)
+"""Fields of ``Epoch`` that are measured of the machine: two equal runs differ in them, and in nothing else."""
+
 log = logging.getLogger(__name__)
 
 

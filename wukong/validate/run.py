@@ -20,6 +20,8 @@ from great_expectations.data_context.types.resource_identifiers import (
     ValidationResultIdentifier,
 )
 
+from wukong.validate import offline
+
 _SAMPLES = 5
 _SHOWN = ("key", "split", "caption", "url")
 
@@ -106,7 +108,7 @@ def merge(batches: Sequence[Sequence[Outcome]]) -> list[Outcome]:
 
 
 def build_docs(results: Mapping[str, Mapping[str, Any]], suites: Mapping[str, Sequence[Any]], folder: Path) -> None:
-    """Build the data docs, one static site, from results of ``run_suite``.
+    """Build the data docs, one static site that needs no network, from results of ``run_suite``.
 
     Args:
         results: batch name to result.
@@ -136,6 +138,7 @@ def build_docs(results: Mapping[str, Mapping[str, Any]], suites: Mapping[str, Se
         identifier = ValidationResultIdentifier(suite, RunIdentifier(run_name=batch), batch)
         context.validation_results_store.store_validation_results(value, identifier, suite)
     context.build_data_docs(site_names=["docs"])
+    offline.without_network(folder, results)
 
 
 def _outcome(entry: Mapping[str, Any]) -> Outcome:

@@ -132,10 +132,10 @@ def run(tmp_path):
     return experiment, {"crawl": crawl, "filter": filtered, "validate": validated}, evaluation
 
 
-def make(run):
+def make(run, name="first-7", docs="s3://b/demo/validate/1/docs/index.html"):
     experiment, manifests, evaluation = run
     links = {"MLflow": "http://127.0.0.1:5000/"}
-    return report.render(experiment, manifests, evaluation, links, report.pictures_of(manifests["filter"]))
+    return report.render(experiment, manifests, evaluation, links, report.pictures_of(manifests["filter"]), name, docs)
 
 
 def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(run):
@@ -148,7 +148,7 @@ def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(run):
         if tag == "img":
             assert attributes["src"].startswith("data:image/jpeg;base64,")
         if tag == "a":
-            assert attributes["href"] == "http://127.0.0.1:5000/"
+            assert attributes["href"] in ("http://127.0.0.1:5000/", "docs/index.html")
     assert not re.search(r"url\(|@import|srcset=", html)
 
 
@@ -226,3 +226,67 @@ def test_a_picture_that_is_nowhere_is_named(run):
 
 def test_equal_runs_give_equal_pages(run):
     assert make(run) == make(run)
+
+
+def text_of(html):
+    body = re.sub(r"<style>.*</style>", "", html, flags=re.DOTALL)
+    return " ".join(" ".join(Page(body).text).split())
+
+
+def test_it_is_titled_by_experiment_and_run(run):
+    assert "<title>demo · first-7 · Wukong report</title>" in make(run)
+    assert "demo · first-7" in text_of(make(run))
+
+
+def test_it_says_what_differs_from_the_defaults(run):
+    experiment, manifests, evaluation = run
+    changed = config.parse(
+        experiment.model_dump(mode="json") | {"seed": 7, "pretrain": {"epochs": 3, "batch_size": 512}}
+    )
+    text = text_of(make((changed, manifests, evaluation)))
+    table = text.split("settings that differ")[1].split("Retrieval")[0]
+    for row in ("seed 7 0", "pretrain.epochs 3 20", "crawl.endpoint http://x", "crawl.queries file:///q"):
+        assert row in table, row
+    for equal in ("batch_size", "learning_rate", "about", "sources"):
+        assert equal not in table, equal
+
+
+def of_list(run):
+    experiment, manifests, evaluation = run
+    crawl = manifests["crawl"].model_copy(update={"config": {"engine": "urls"}})
+    return experiment, manifests | {"crawl": crawl}, evaluation
+
+
+def test_a_list_of_urls_is_not_called_a_search(run):
+    text = text_of(make(of_list(run)))
+    assert "The list has 90 rows, which name 50 distinct URLs" in text
+    assert "From list to pair" in text
+    said = text.split("The experiment, as it was run")[0].replace("crawl.queries", "")
+    for wrong in ("search result", "query", "The queries", "Chinese words"):
+        assert wrong not in said, wrong
+    assert funnel(of_list(run)[1]["crawl"], run[1]["filter"])[0].title == "rows of the list"
+    assert "The queries gave 90 search results" in text_of(make(run))
+
+
+def test_what_is_empty_is_left_out(run):
+    experiment, manifests, _ = run
+    filtered = manifests["filter"].model_copy(update={"dropped": {"size": 0}, "parts": ()})
+    crawl = manifests["crawl"].model_copy(update={"dropped": {}})
+    bare = experiment.model_copy(update={"sources": ()})
+    html = report.render(bare, {"crawl": crawl, "filter": filtered}, {}, {}, report.pictures_of(filtered))
+    for heading in ("Retrieval", "Zero-shot", "Left out", "Not downloaded", "Training pairs", "Sources", "Validation"):
+        assert heading not in html, heading
+    assert not re.search(r"<table[^>]*>\s*(<tr>(\s*<th[^>]*>[^<]*</th>)*\s*</tr>)?\s*</table>", html)
+
+
+def test_speed_is_drawn_though_it_is_no_data(run):
+    experiment, manifests, evaluation = run
+    stage = Stage(experiment.root, "pretrain", {})
+    storage.write_json(stage.path("measured.json"), [{"epoch": n, "pairs_per_second": 100.0 + n} for n in range(4)])
+    trained = manifests | {"pretrain": stage.commit([])}
+    assert "pairs per second" in text_of(make((experiment, trained, evaluation)))
+
+
+@pytest.mark.parametrize(("value", "shown"), [(1.0, "100 %"), (0.834, "83 %"), (0.0833, "8.3 %"), (0.00068, "0.068 %")])
+def test_chance_is_shown_with_two_digits(value, shown):
+    assert report._chance(value) == shown

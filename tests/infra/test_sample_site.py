@@ -1,0 +1,99 @@
+"""Two runs at once with different samples of the demo corpus: each has a site, a query list and a crawl of its own."""
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from infra import corpus, stack
+from infra.corpus import Corpus, catalogue
+from infra.stack import processes, services
+from infra.stack.state import Stack, folder_id
+from ray_jobs.crawl import identity
+from wukong import config
+from wukong.crawl.addresses import ConnectTo
+
+ENDPOINT = f"http://{corpus.HOST}/search/acjson"
+
+
+def sample(folder: Path, *titles: str) -> Corpus:
+    folder.mkdir(exist_ok=True)
+    entries = []
+    for number, title in enumerate(titles):
+        Image.new("RGB", (300, 300), "red").save(folder / f"{number}.png")
+        entry = corpus.Entry("noto", f"/noto/{title}.png", f"{number}.png", title, (), "MIT", 300, 300, "image/png")
+        entries.append(entry)
+    return corpus.load(catalogue._write(entries, folder))
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Stack:
+    return Stack(tmp_path / "home", "a", "b", "c", {})
+
+
+def found(connect_to: str, word: str) -> int:
+    """How many pictures the site that a run is told of finds."""
+    address, port = ConnectTo.parse(connect_to).targets[corpus.HOST]
+    query = urllib.parse.urlencode({"word": word, "pn": 0, "rn": 30})
+    with urllib.request.urlopen(f"http://{address}:{port}/search/acjson/sample?{query}", timeout=60) as answer:
+        return int(json.loads(answer.read())["displayNum"])
+
+
+@pytest.mark.slow
+def test_two_sites_at_once_serve_what_each_run_asked_for(held: Stack, tmp_path: Path) -> None:
+    small, large = sample(tmp_path / "s", "红色"), sample(tmp_path / "l", "红色", "红色的花", "红色的山")
+    with stack.sample_site(held, small.catalogue) as first, stack.sample_site(held, large.catalogue) as second:
+        assert [found(first, "红色"), found(second, "红色"), found(first, "红色")] == [1, 3, 1]
+        marked = processes.find(folder_id(held.home), services.scratch(held.home))
+        assert [each.service for each in marked] == ["sample", "sample"], "`wukong down` finds them"
+        # What the stack says of the host, and what a run adds, as `wukong run` joins them.
+        assert found(f"{corpus.HOST}=127.0.0.1:9,other.test=127.0.0.1:8,{first}", "红色") == 1
+    assert processes.find(folder_id(held.home), services.scratch(held.home)) == []
+
+
+@pytest.mark.slow
+def test_a_site_whose_run_was_killed_ends(held: Stack, tmp_path: Path) -> None:
+    made = sample(tmp_path / "s", "红色")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from infra import stack;\n"
+        "from infra.stack.state import Stack\n"
+        "with stack.sample_site(Stack(Path(sys.argv[1]), 'a', 'b', 'c', {}), Path(sys.argv[2]), 3):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(held.home), str(made.catalogue)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    left = [each.process for each in processes.find(folder_id(held.home), services.scratch(held.home))]
+    assert len(left) == 1, "it outlives the run a little, so that what still crawls finds no broken links"
+    assert psutil.wait_procs(left, timeout=120)[1] == []
+
+
+def test_samples_have_neither_list_nor_crawl_in_common(tmp_path: Path) -> None:
+    whole = config.parse({"name": "x", "crawl": {"queries": "s3://b/demo/queries.txt", "endpoint": ENDPOINT}})
+    samples = [sample(tmp_path / "s", "红色"), sample(tmp_path / "l", "红色", "红色的花")]
+    runs = [corpus.of_sample(whole, each) for each in samples]
+    assert len({each.crawl.queries for each in (whole, *runs)}) == 3
+    assert all(each.crawl.queries.startswith("s3://b/demo/queries-") for each in runs)
+    assert all(corpus.serves(each.crawl.endpoint) for each in runs)
+    same_words = [identity(each.crawl, ["红"]) for each in (whole, *runs)]
+    assert all(same_words.count(each) == 1 for each in same_words)
+    again = corpus.of_sample(whole, sample(tmp_path / "s", "红色"))
+    assert again == runs[0], "the same sample gives the same experiment, and finds its crawl again"
+
+
+def test_a_query_list_without_suffix(tmp_path: Path) -> None:
+    whole = config.parse({"name": "x", "crawl": {"queries": "file:///a.b/queries", "endpoint": ENDPOINT}})
+    made = corpus.of_sample(whole, sample(tmp_path / "s", "红色")).crawl.queries
+    assert made.startswith("file:///a.b/queries-1-")
+
+
+def test_a_stack_that_was_never_started_serves_nothing_else(tmp_path: Path) -> None:
+    assert not stack.serves_another(tmp_path / "none", tmp_path / "catalogue.parquet")
+    Stack(tmp_path, "a", "b", "c", {"site": 1}, tmp_path / "other.parquet").save()
+    assert not stack.serves_another(tmp_path, tmp_path / "catalogue.parquet"), "it does not run"
