@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -43,8 +44,28 @@ class Runner(StrEnum):
 
 @app.command()
 def run(
-    config_file: ConfigOption = _DEMO,
+    config_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            help="The experiment, a YAML file; by default configs/demo.yaml, with --data configs/own-data.yaml.",
+        ),
+    ] = None,
     overrides: SetOption = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="FOLDER_OR_LIST",
+            help="Train on pictures of your own: a folder with captions beside them, or a CSV of paths or URLs and "
+            "captions. docs/own-data.md.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything, print what would be done and what is reused, and stop."),
+    ] = False,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run; by default experiment and time.")] = None,
     corpus_size: Annotated[
         int | None,
@@ -69,11 +90,17 @@ def run(
     `wukong down` ends it. Stages whose inputs have not changed since an earlier run are reused. Example:
 
         wukong run --config configs/demo.yaml --set pretrain.epochs=3
+
+        wukong run --data ~/pictures
     """
+    from cli import own_data
     from cli.run import run_local
 
-    experiment = config.load(config_file, overrides)
-    run_local(experiment, name, corpus_size, retry_failed, containers=runner is Runner.DOCKER)
+    if data is None:
+        experiment = config.load(config_file or _DEMO, overrides)
+    else:
+        experiment = own_data.experiment_of(data, config_file, overrides or [])
+    run_local(experiment, name, corpus_size, retry_failed, containers=runner is Runner.DOCKER, dry_run=dry_run)
 
 
 @app.command()
@@ -142,16 +169,37 @@ def down() -> None:
     """Stop every process of the embedded stack; its data stays."""
     from infra import containers, stack
 
-    stopped = stack.down(stack.home()) + containers.down(stack.home())
-    typer.echo(f"Stopped {stopped} processes." if stopped else "Nothing was running.")
+    home = stack.found()
+    stopped = stack.down(home) + containers.down(home)
+    typer.echo(f"Stopped {stopped} processes of {home}." if stopped else f"Nothing of {home} was running.")
 
 
 @app.command()
 def status() -> None:
-    """Show which services of the embedded stack run, and where."""
+    """Show which services of the embedded stack run, where, and its home folder; from any folder."""
     from infra import stack
 
-    summary.print_stack(stack.status(stack.home()))
+    home = stack.found()
+    summary.print_stack(stack.status(home))
+    typer.echo(f"\nHome  {home}" + ("" if home.is_dir() else " (nothing there yet)"))
+
+
+@app.command("env")
+def show_environment(
+    shell: Annotated[
+        bool, typer.Option("--shell", help='Print commands for a shell: eval "$(wukong env --shell)".')
+    ] = False,
+) -> None:
+    """Print the addresses and credentials of the embedded stack, as variables that S3 clients, MLflow and Ray read.
+
+    Whatever reads s3:// addresses here finds them by itself; these are for other programs. Example:
+
+        eval "$(wukong env --shell)" && aws s3 ls s3://wukong
+    """
+    from infra import stack
+
+    for name, value in stack.load(stack.found()).environment().items():
+        typer.echo(f"export {name}={shlex.quote(value)}" if shell else f"{name}={value}")
 
 
 def main() -> None:

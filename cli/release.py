@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from wukong import config, manifest, storage
+from wukong import config, environment, manifest, storage
 from wukong import run as runs
 from wukong.config import Experiment
 from wukong.errors import ConfigError, DataError
@@ -58,6 +58,11 @@ def release(
     values = [f"release.files={files}"] if files else []
     values += [f"release.opt_out={uri_of(opt_out)}"] if opt_out else []
     experiment = config.load(config_file, [*(overrides or []), *values])
+    if experiment.crawl.engine == "files":
+        raise ConfigError(
+            "crawl.engine: 'files' are pictures on disks of your own, whose paths are of no use to others: put them on "
+            "the web, and train on a list of their URLs (crawl.engine: urls) to release it"
+        )
     use_embedded_store(experiment.storage)
     released = library.release(experiment, _validated(experiment, run))
     place = _copied(released, uri_of(output)) if output else released.uri
@@ -147,9 +152,8 @@ def use_embedded_store(place: str) -> None:
     """
     from infra import stack
 
-    named = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID")
-    if place.startswith("s3://") and not any(name in os.environ for name in named):
-        os.environ.update(stack.load(stack.home()).environment())
+    if place.startswith("s3://") and not environment.is_named(place):
+        os.environ.update(stack.load(stack.found()).environment())
 
 
 def _validated(experiment: Experiment, run: str | None) -> Manifest:

@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 
-from cli import hold, summary
+from cli import begin, hold, own_data, summary
 from ray_jobs.cancel import cancelled_with_us
 from wukong import progress, storage, tracking
 from wukong import run as runs
@@ -42,6 +42,7 @@ def run_local(
     corpus_size: int | None,
     retry_failed: bool = False,
     containers: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Run the workflow with the embedded stack and print its summary.
 
@@ -51,10 +52,11 @@ def run_local(
         corpus_size: serve a fixed sample of the demo corpus of about this size, or None for all of it.
         retry_failed: crawl again what failed in the last crawl of this experiment, and take the rest from it.
         containers: run components and Ray in containers of their images, not in processes of this environment.
+        dry_run: check everything and print what would be done; the stack is started, so that what is there is seen.
 
     Raises:
-        ConfigError: nothing of this experiment was crawled yet, so that there is nothing to try again; or the run's
-            name is another experiment's.
+        ConfigError: the experiment cannot be run, which is found before the first stage; the run's name is another
+            experiment's; or nothing of it was crawled yet, so that there is nothing to try again.
         RunError: a stage failed; the message is that stage's own.
         StackError: the embedded stack could not be started, or an image is missing.
     """
@@ -62,17 +64,19 @@ def run_local(
     from infra import containers as docker
     from infra import corpus, stack
 
+    run = name or f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    begin.check_experiment(experiment, run, containers=containers)
     if containers:
         docker.check_images(DATA_IMAGE, docker.RAY_IMAGE)
     console = Console(file=sys.stdout)  # this very stream, while the pipeline's output is led elsewhere
     started = time.monotonic()
-    run = name or f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    runs.check_name(run)
     home = stack.home()
     with cancelled_with_us(), ExitStack() as ends:
-        demo = corpus.prepare(limit=corpus_size) if corpus.serves(experiment.crawl.endpoint) else None
-        own = demo is not None and (corpus_size is not None or stack.serves_another(home, demo.catalogue))
-        services = stack.up(home, catalogue=demo.catalogue if demo and not own else None)
+        with begin.model_being_checked(experiment) as checked:
+            demo = corpus.prepare(limit=corpus_size) if corpus.serves(experiment.crawl.endpoint) else None
+            own = demo is not None and (corpus_size is not None or stack.serves_another(home, demo.catalogue))
+            services = stack.up(home, catalogue=demo.catalogue if demo and not own else None)
+            size = checked.result()
         environment = services.environment()
         if demo is not None and own:
             address = ends.enter_context(stack.sample_site(services, demo.catalogue))
@@ -88,6 +92,13 @@ def run_local(
             corpus.upload_queries(demo, experiment.crawl.queries)
         if retry_failed:
             experiment = retrying(experiment, run)
+        for note in own_data.check(experiment) if experiment.crawl.engine == "files" else ():
+            console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
+        known = len(demo.entries) if demo else None
+        planned = begin.look(experiment, home, size, known)
+        if dry_run:
+            begin.print_plan(console, experiment, planned, begin.free_at(experiment, home), known)
+            return
         for each in hold.killed(home):
             console.print(f"[yellow]note:[/] {escape(hold.explain(each))}", soft_wrap=True)
         folder = ends.enter_context(hold.hold(home, run, experiment))

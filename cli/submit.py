@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import yaml
 from rich.console import Console
 
+from wukong import preflight
 from wukong.config import Experiment
 from wukong.errors import ConfigError, WukongError
 
@@ -31,6 +32,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "STRUCT": dict,
 }
 _COMPILED = Path(__file__).parents[1] / "pipelines" / "compiled"
+_TRAINING = ("training", "evaluate", "recurring")
 _INTERVAL = re.compile(r"(\d+)([mhd])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400}
 
@@ -309,6 +311,8 @@ def submit_run(
         known = ", ".join(sorted(entry.stem for entry in _COMPILED.glob("*.yaml")))
         raise ConfigError(f"there is no pipeline {pipeline!r}: use one of {known}, or the path of a compiled file")
     run = name or f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    preflight.check_name(experiment, run)
+    preflight.check_stages(experiment, preflight.TRAINING if file.stem in _TRAINING else ())
     # Runs that recur take KFP's names: each must have records and jobs of its own.
     values = parameters(file, experiment, "" if every else run, given)
     api = Pipelines(host, token, namespace)

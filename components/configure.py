@@ -19,6 +19,7 @@ def configure(
     run: str,
     job: str,
     go_on: bool,
+    trains: bool,
 ) -> NamedTuple("Configured", experiment=str, run=str, start=str):  # type: ignore[valid-type]
     """Make the experiment of the pipeline's parameters, check it, and take the run's name for it.
 
@@ -33,6 +34,7 @@ def configure(
         run: name of the run; empty for KFP's.
         job: KFP's name of the run.
         go_on: go on from the experiment's last run.
+        trains: the pipeline trains or evaluates, so that there must be a hold-out and weights.
 
     Returns:
         The experiment as JSON, the run's name, and the URI of the pre-training to start from, empty for none.
@@ -40,12 +42,17 @@ def configure(
     import json
 
     from components.run import continued, experiment_of
+    from wukong import preflight
     from wukong.run import claim
 
     values = {"pretrain.epochs": epochs, "pretrain.batch_size": batch_size, "pretrain.learning_rate": learning_rate}
     for stage in ("pretrain", "finetune"):
         values |= {f"{stage}.workers": workers, f"{stage}.gpus_per_worker": gpus_per_worker}
     made, start = experiment_of(experiment, overrides, values), ""
+    stages = preflight.TRAINING if trains else ()
+    preflight.check_name(made, run or job)
+    preflight.check_stages(made, stages)
+    preflight.check_world(made, stages)
     if go_on:
         made, start = continued(made)
     claim(made, run or job, job)

@@ -54,6 +54,7 @@ def run(
     workers: Any = -1,
     gpus_per_worker: Any = -1,
     go_on: bool = False,
+    trains: bool = True,
 ) -> Iterator[Run]:
     """Begin a run with a checked experiment; whatever happens to the tasks of the block, record how it ended.
 
@@ -67,6 +68,7 @@ def run(
         workers: of both trainings.
         gpus_per_worker: of both trainings.
         go_on: go on from the experiment's last run.
+        trains: the tasks train or evaluate, so that the experiment must have a hold-out.
     """
     ended = finish(experiment=experiment, overrides=overrides, run=name, job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
     prepare({"finish": ended}, {"finish": "Record how the run ended"}, retries=1)
@@ -82,6 +84,7 @@ def run(
             run=name,
             job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
             go_on=go_on,
+            trains=trains,
         )
         prepare({"configure": made}, {"configure": "Check the experiment"}, retries=0)
         yield Run(made.outputs["experiment"], made.outputs["run"], made.outputs["start"])

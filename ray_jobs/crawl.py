@@ -19,6 +19,7 @@ from wukong.config import Crawl, Experiment
 from wukong.crawl import plan, previous
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.download import download_part
+from wukong.crawl.engines import files as own_files
 from wukong.crawl.engines import open_engine
 from wukong.crawl.engines.urls import list_files, read_list
 from wukong.crawl.fetch import Fetcher, RobotsCache
@@ -59,17 +60,41 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     """
     config = experiment.crawl
     earlier = Previous.open(config)
-    if config.engine == "urls":
-        queries, lists = [], list_files(config.endpoint)
-        content = [_get(task) for task in [_digest_of.remote(uri) for uri in lists]]
-    else:
-        queries, lists = read_queries(config.queries, config.max_queries), []
-        content = queries
-    made_from = [*parents.values(), *([earlier.manifest] if earlier else [])]
-    stage = Stage(experiment.root, "crawl", identity(config, content), made_from, VERSION)
+    stage, queries, lists = stage_of(
+        experiment, parents, earlier, lambda uris: [_get(task) for task in [_digest_of.remote(uri) for uri in uris]]
+    )
     if (manifest := stage.finished()) is not None:
         return manifest
     return _Job(stage, config, ConnectTo.from_environment(), earlier).run(queries, lists)
+
+
+def stage_of(
+    experiment: Experiment,
+    parents: Mapping[str, Manifest],
+    earlier: Previous | None,
+    digests: Callable[[list[str]], list[str]],
+) -> tuple[Stage, list[str], list[str]]:
+    """The place of an experiment's crawl, its queries, and the files of its list of URLs or pictures.
+
+    Args:
+        experiment: what to do.
+        parents: manifests that the crawl goes on from.
+        earlier: the previous crawl.
+        digests: gives the SHA-256, in hex, of files.
+    """
+    config = experiment.crawl
+    queries: list[str] = []
+    lists: list[str] = []
+    if config.engine == "urls":
+        lists = list_files(config.endpoint)
+        content = digests(lists)
+    elif config.engine == "files":
+        lists = [config.endpoint]
+        content = [own_files.digest_of(own_files.pictures_of(config))]
+    else:
+        content = queries = read_queries(config.queries, config.max_queries)
+    made_from = [*parents.values(), *([earlier.manifest] if earlier else [])]
+    return Stage(experiment.root, "crawl", identity(config, content), made_from, VERSION), queries, lists
 
 
 def identity(config: Crawl, content: Sequence[str]) -> dict[str, Any]:
@@ -237,13 +262,16 @@ def _once(stage: Stage, name: str, work: Callable[[], dict[str, Any]]) -> dict[s
     return record
 
 
-@ray.remote(num_cpus=1)
-def _digest_of(uri: str) -> str:
+def digest_of_file(uri: str) -> str:
+    """SHA-256, in hex, of a file."""
     sha = hashlib.sha256()
     with storage.open_input(uri) as stream:
         while chunk := stream.read(_READ_BYTES):
             sha.update(chunk)
     return sha.hexdigest()
+
+
+_digest_of = ray.remote(num_cpus=1)(digest_of_file)
 
 
 @ray.remote(num_cpus=1)
@@ -268,7 +296,8 @@ async def _fetcher(
         return granted
 
     permits = None if ledger is None else Permits(exchange)
-    fetcher = Fetcher(config, connect_to, share=share, rules=_known_rules, permits=permits)
+    kind = own_files.PictureFetcher if config.engine == "files" else Fetcher
+    fetcher = kind(config, connect_to, share=share, rules=_known_rules, permits=permits)
     try:
         yield fetcher
     finally:
@@ -304,7 +333,8 @@ def _search(
 def _read_list(stage: Stage, config: Crawl, number: int, uri: str) -> dict[str, Any]:
     def read() -> dict[str, Any]:
         files, rows = [], 0
-        for piece, table in enumerate(read_list(uri, number, config)):
+        tables = own_files.read_pictures(config) if config.engine == "files" else read_list(uri, number, config)
+        for piece, table in enumerate(tables):
             path = f"search/{number:05d}-{piece:05d}.parquet"
             write_found(stage.path(path), table)
             files.append(path)

@@ -1,11 +1,13 @@
 """Wukong: from a list of Chinese words to an evaluated Chinese vision-language model.
 
-``wukong.load(uri)`` gives a trained model: see ``wukong.model.package``.
+``wukong.load(uri)`` gives a trained model: see ``wukong.model.package``. ``wukong.connect()`` lets this process use the
+embedded stack, MLflow's own functions among it: see ``wukong.environment``.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wukong.environment import connect as connect
     from wukong.model.package import load as load
 
 
@@ -15,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from wukong.model.package import load
 
         return load
+    if name == "connect":
+        from wukong.environment import connect
+
+        return connect
     raise AttributeError(f"module 'wukong' has no attribute {name!r}")

@@ -1,11 +1,18 @@
-"""The typed experiment: one YAML file says everything a run does; an unknown key is an error, never ignored."""
+"""The typed experiment: one YAML file says everything a run does; an unknown key is an error, never ignored.
 
+What one value or several together can never mean is refused here. What needs the world to tell, files, disks, memory
+and servers, is ``wukong.preflight``'s.
+"""
+
+import re
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from wukong.errors import ConfigError
 
@@ -36,10 +43,17 @@ class Politeness(Strict):
 class Crawl(Strict):
     """Section 3: from queries to downloaded image-text pairs."""
 
-    queries: str = Field(description="URI of the query list: one word a line, most frequent first")
+    queries: str = Field(
+        "", description="URI of the query list: one word a line, most frequent first; for engines that are searched"
+    )
     max_queries: Positive = 200_000
-    engine: Literal["baidu", "searxng", "urls"] = "baidu"
-    endpoint: str = Field(description="the engine's search URL, or for 'urls' the URI of the list")
+    engine: Literal["baidu", "searxng", "urls", "files"] = Field(
+        "baidu",
+        description="a search engine; 'urls', a list of URLs; or 'files', pictures of one's own (docs/own-data.md)",
+    )
+    endpoint: str = Field(
+        description="the engine's search URL; for 'urls' the URI of the list; for 'files' of a folder or a list"
+    )
     max_results_per_query: Positive = 1_000
     part_size: Positive = Field(1_000, description="URLs a part, that is a task, a tar and a Parquet file")
     concurrency: Positive = Field(64, description="requests in flight for each process")
@@ -128,6 +142,15 @@ class Filter(Strict):
     shard_size: Positive = Field(1_000, description="pairs a training shard")
     split: Split = Split()
 
+    @model_validator(mode="after")
+    def _lengths_are_a_range(self) -> "Filter":
+        if self.min_length > self.max_length:
+            raise ValueError(
+                f"min_length is {self.min_length} and max_length {self.max_length}: no caption is of that length; "
+                "min_length is at most max_length"
+            )
+        return self
+
 
 class Validation(Strict):
     """The gate between data and training."""
@@ -177,6 +200,13 @@ class ImageEncoder(Strict):
         None, ge=0, description="take the features after this stage (CNN, Swin) or block (ViT) instead of the last ones"
     )
 
+    @field_validator("weights")
+    @classmethod
+    def _weights_are_known(cls, value: str) -> str:
+        if value not in ("package", "hub", "random") and (why := uri_problem(value)):
+            raise ValueError(f"it is 'package', 'hub', 'random', or the URI of a safetensors file; {value!r} {why}")
+        return value
+
 
 class TextEncoder(Strict):
     """A BERT-like text tower (section 4.2) over a WordPiece vocabulary of 21,128."""
@@ -196,6 +226,31 @@ class TextEncoder(Strict):
         "model.safetensors of a BERT or RoBERTa; or 'hub:' and its name there, for instance 'hub:bert-base-chinese'",
     )
     norm_epsilon: float = Field(1e-12, gt=0, description="of the layer norms: BERT's 1e-12, RoBERTa's 1e-5")
+
+    @field_validator("vocabulary")
+    @classmethod
+    def _vocabulary_is_known(cls, value: str) -> str:
+        if value != "package" and (why := uri_problem(value)):
+            raise ValueError(f"it is 'package', or the URI of a vocab.txt; {value!r} {why}")
+        return value
+
+    @field_validator("weights")
+    @classmethod
+    def _weights_are_known(cls, value: str) -> str:
+        named = value.startswith("hub:") and value != "hub:"
+        if value != "random" and not named and (why := uri_problem(value)):
+            raise ValueError(f"it is 'random', 'hub:NAME', or the URI of a folder of a BERT; {value!r} {why}")
+        return value
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> "TextEncoder":
+        if self.width % self.heads:
+            fitting = [n for n in range(1, min(self.width, 64) + 1) if not self.width % n]
+            raise ValueError(
+                f"heads is {self.heads}, which does not divide width, {self.width}; for this width heads may be "
+                f"{', '.join(map(str, fitting))}"
+            )
+        return self
 
 
 class Model(Strict):
@@ -305,6 +360,15 @@ class Training(Strict):
         return self.lock == "all" and self.store_features
 
     @model_validator(mode="after")
+    def _a_batch_divides_between_the_workers(self) -> "Training":
+        if self.batch_size % self.workers:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, which {self.workers} workers cannot divide; a multiple of workers "
+                f"is allowed, for instance {-(-self.batch_size // self.workers) * self.workers}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _features_are_of_a_locked_tower(self) -> "Training":
         if not self.reads_features:
             for name, value in (("views", self.views), ("whiten_image_head", self.whiten_image_head)):
@@ -340,7 +404,9 @@ class Evaluate(Strict):
 class Registry(Strict):
     """Where a model that beats the holder of the alias goes."""
 
-    model_name: str = "wukong"
+    model_name: str = Field(
+        "", description="in MLflow; if empty, the experiment's name, so that models of other data do not compete"
+    )
     alias: str = "champion"
     metric: str = Field(
         "retrieval.mean_recall", description="name of the evaluation metric that decides; higher is better"
@@ -379,6 +445,56 @@ class Experiment(Strict):
         """The prefix under which every stage of this experiment writes."""
         return f"{self.storage.rstrip('/')}/{self.name}"
 
+    def uris(self) -> dict[str, str]:
+        """The URIs that the experiment reads, by the dotted name of their key; those that are not set are left out."""
+        crawl, model, rules = self.crawl, self.model, self.filter
+        named = {
+            "crawl.queries": crawl.queries,
+            "crawl.endpoint": crawl.endpoint if crawl.engine in ("urls", "files") else None,
+            "crawl.politeness.opt_out": crawl.politeness.opt_out,
+            "crawl.previous": crawl.previous,
+            "filter.sensitive_words": rules.sensitive_words,
+            "filter.similarity_model": rules.similarity_model,
+            "validation.reference": self.validation.reference,
+            "release.opt_out": self.release.opt_out,
+            "model.image.weights": model.image.weights if "://" in model.image.weights else None,
+            "model.text.vocabulary": model.text.vocabulary if "://" in model.text.vocabulary else None,
+            "model.text.weights": model.text.weights if "://" in model.text.weights else None,
+        }
+        return {key: value for key, value in named.items() if value}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _models_are_the_experiments(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(registry := value.get("registry", {}), dict):
+            return value
+        return {**value, "registry": {**registry, "model_name": registry.get("model_name") or value.get("name", "")}}
+
+    @model_validator(mode="after")
+    def _values_agree(self) -> "Experiment":
+        problems = [f"{key}: {value!r} {why}" for key, value in self.uris().items() if (why := uri_problem(value))]
+        if why := uri_problem(self.storage):
+            problems.append(f"storage: {self.storage!r} {why}")
+        problems += [*_engine_problems(self.crawl), *_split_problems(self.filter.split)]
+        if problems:
+            raise ValueError("\n  ".join(problems))
+        return self
+
+    @model_validator(mode="after")
+    def _the_deciding_metric_is_measured(self) -> "Experiment":
+        holdouts = [holdout.name for holdout in self.filter.split.holdouts]
+        tasks = [task.name for task in self.evaluate.classification]
+        kind, _, rest = self.registry.metric.removeprefix("pretrained.").partition(".")
+        known = {"retrieval": ["mean_recall", *holdouts], "classification": ["mean_top1", *tasks]}
+        # A data set may be made without a hold-out; what trains asks for one (wukong.preflight).
+        if rest.partition(".")[0] in known.get(kind, []) or (kind in known and not holdouts):
+            return self
+        named = [f"{first}.{second}" for first, seconds in known.items() for second in seconds]
+        raise ValueError(
+            f"registry.metric is {self.registry.metric!r}, which the evaluation does not measure; it measures "
+            f"{', '.join(named)}, and of a hold-out or task for instance retrieval.NAME.mean_recall"
+        )
+
     @model_validator(mode="after")
     def _holdouts_exist(self) -> "Experiment":
         known = {holdout.name for holdout in self.filter.split.holdouts}
@@ -390,6 +506,63 @@ class Experiment(Strict):
                         f"filter.split.holdouts has {', '.join(sorted(known)) or 'none'}"
                     )
         return self
+
+
+def uri_problem(value: str) -> str:
+    """What keeps a value from being a URI that ``wukong.storage`` opens, as the end of a sentence; empty if nothing."""
+    if not _SCHEME.match(value):
+        return "is no URI: write file:///ABSOLUTE/PATH or s3://BUCKET/KEY"
+    scheme, _, rest = value.partition("://")
+    if scheme not in ("file", "s3"):
+        return f"has the scheme {scheme!r}; allowed are file:///ABSOLUTE/PATH and s3://BUCKET/KEY"
+    if scheme == "file" and not rest.startswith("/"):
+        return f"names a host, {rest.split('/')[0]!r}; a path on this machine has three slashes: file:///ABSOLUTE/PATH"
+    if not rest.strip("/") or rest.startswith("//"):
+        return "names nothing; write file:///ABSOLUTE/PATH or s3://BUCKET/KEY"
+    return "names no bucket: write s3://BUCKET/KEY" if scheme == "s3" and rest.startswith("/") else ""
+
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def _split_problems(split: Split) -> Iterator[str]:
+    """What keeps a split from leaving something to train on, or to test."""
+    key = "filter.split"
+    if split.held_out_captions == 1:
+        yield f"{key}.held_out_captions: 1.0 holds every caption out, so nothing is trained on; give less than 1"
+    for number, holdout in enumerate(split.holdouts):
+        if holdout.captions == "unseen" and not split.held_out_captions:
+            yield (
+                f"{key}.held_out_captions: 0.0 holds no caption out, but the hold-out {holdout.name!r} takes captions "
+                "that training has not seen: give a share above 0, for instance 0.1"
+            )
+        if holdout.captions != "unseen" and not holdout.source.strip("*"):
+            yield (
+                f"{key}.holdouts.{number}.source: {holdout.source!r} keeps every pair from training: set captions: "
+                "unseen, or name a source as a pattern on the URL"
+            )
+
+
+def _engine_problems(crawl: Crawl) -> Iterator[str]:
+    """What is wrong between ``crawl.engine`` and the keys that it reads."""
+    if crawl.engine in ("urls", "files"):
+        return
+    if not crawl.queries:
+        yield (
+            f"crawl.queries: missing; crawl.engine {crawl.engine!r} is searched by words: name the URI of a list "
+            "('urls' and 'files' need none)"
+        )
+    try:
+        parts = urlsplit(crawl.endpoint)
+        host, _port = parts.hostname, parts.port
+    except ValueError as error:
+        yield f"crawl.endpoint: {crawl.endpoint!r} is no URL ({error}); write https://HOST/PATH"
+        return
+    if parts.scheme not in ("http", "https") or not host:
+        yield (
+            f"crawl.endpoint: {crawl.endpoint!r} is not the address of a {crawl.engine} search: write it with its "
+            "scheme, https://HOST/PATH (a list of URLs has crawl.engine: urls)"
+        )
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Experiment:
@@ -467,7 +640,8 @@ def _explain(entry: Any) -> str:
     if entry["type"] == "missing":
         return f"  {key}: missing"
     shown = "" if entry["type"] == "value_error" else f" (got {entry['input']!r})"
-    return f"  {key or 'experiment'}: {entry['msg'].removeprefix('Value error, ')}{shown}"
+    where = f"{key}: " if key else ""  # what concerns several sections names its keys itself
+    return f"  {where}{entry['msg'].removeprefix('Value error, ')}{shown if key else ''}"
 
 
 def _allowed_keys(location: list[str]) -> list[str]:

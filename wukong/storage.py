@@ -2,7 +2,8 @@
 
 Both are pyarrow file systems, so Parquet, tars and JSON are read by the same calls from either. The S3 endpoint and its
 credentials come from the environment variables that every AWS client reads (``AWS_ENDPOINT_URL_S3`` or
-``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``), never from a config file.
+``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``), never from a config file; where
+none of them is set, from this machine's embedded stack (``wukong.environment``).
 """
 
 import json
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from wukong import environment
 from wukong.errors import StorageError
 
 _SCHEMES = ("s3", "file")
@@ -45,6 +47,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     if parts.scheme == "file":
         return pafs.LocalFileSystem(), unquote(parts.path)
     if parts.scheme == "s3":
+        environment.use_for(uri)
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         return _s3(endpoint, os.environ.get("AWS_ACCESS_KEY_ID")), uri.removeprefix("s3://")
     raise StorageError(

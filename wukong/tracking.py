@@ -114,6 +114,7 @@ def log_metrics(metrics: Mapping[str, float], step: int = 0) -> None:
 def register(experiment: Experiment, run_id: str, model: Manifest, evaluation: Manifest) -> dict[str, float]:
     """Register a model as a version, and give it the alias when it beats the version that holds it.
 
+    A version of another experiment, or of pictures from elsewhere, does not compete: it keeps the alias.
     What is registered is an MLflow model (``wukong.model.pyfunc``) with the model's folder among its artifacts.
     A version with the same evaluation digest is found again rather than made twice.
 
@@ -139,6 +140,7 @@ def register(experiment: Experiment, run_id: str, model: Manifest, evaluation: M
         client.create_registered_model(registry.model_name, description="Chinese dual encoders trained by Wukong")
     tags = {
         "wukong.evaluation": evaluation.digest,
+        "wukong.origin": _origin(experiment),
         "wukong.data": next((p.digest for p in evaluation.parents if p.stage == "filter"), ""),
         "wukong.model": model.uri,
         "wukong.metric": registry.metric,
@@ -168,12 +170,24 @@ def _beats_holder(client: "MlflowClient", experiment: Experiment, version: str, 
     if holder.tags.get("wukong.metric") != registry.metric:
         log.warning("version %s holds %r by another metric; the new model takes it", holder_version, registry.alias)
         return True
+    if holder.tags.get("wukong.origin", origin := _origin(experiment)) != origin:
+        log.warning(
+            "version %s, which holds %r, is of other data and does not compete: give registry.model_name another name",
+            holder_version,
+            registry.alias,
+        )
+        return False
     if holder.tags.get("wukong.data") != data:
         log.warning("version %s was measured on other data; the values are compared all the same", holder_version)
     best = float(holder.tags["wukong.value"])
     verdict = "beats" if value > best else "does not beat"
     log.info("%s %.4f %s version %s with %.4f", registry.metric, value, verdict, holder_version, best)
     return value > best
+
+
+def _origin(experiment: Experiment) -> str:
+    """What tells whether two models are of one line of data: an experiment's name, and where its pictures come from."""
+    return digest_of([experiment.name, experiment.crawl.engine, experiment.crawl.endpoint])[:16]
 
 
 def finish(experiment: Experiment, run: str, metrics: Mapping[str, float]) -> None:

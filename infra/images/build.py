@@ -22,12 +22,14 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from infra.install import CPU_INDEX, FILES
+from wukong import installed
 from wukong.errors import StackError
 from wukong.manifest import code_revision
 
 ACCELERATORS = ("cpu", "cuda")
 _HERE = Path(__file__).parent
 _PROJECT = _HERE.parents[1]
+_WHEEL = installed.DISTRIBUTION.replace("-", "_")
 # pip installs itself into no image; the others build the project.
 _TOOLS = ("pip", "setuptools", "wheel")
 # torch names each of its own parts in one exact version.
@@ -96,8 +98,8 @@ def make_project(folder: Path, wheelhouse: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target, follow_symlinks=False)
         _pip("wheel", "--no-deps", "--no-index", f"--find-links={wheelhouse}", f"--wheel-dir={folder}", copy)
-    (wheel,) = folder.glob("wukong-*.whl")
-    (folder / "project.txt").write_text(f"{_line('wukong', version(), wheel)}\n", encoding="utf-8")
+    (wheel,) = folder.glob(f"{_WHEEL}-*.whl")
+    (folder / "project.txt").write_text(f"{_line(installed.DISTRIBUTION, version(), wheel)}\n", encoding="utf-8")
     for pip in wheelhouse.glob("pip-*.whl"):
         shutil.copy2(pip, folder)
 
@@ -122,8 +124,8 @@ def make_wheelhouse(folder: Path, project: Path, image: str, accelerator: str) -
     key = _key(wanted, constraints)
     if listed.exists() and listed.read_text(encoding="utf-8").startswith(key):
         return listed
-    (wheel,) = project.glob("wukong-*.whl")
-    # By its path: an index has another project of that name.
+    (wheel,) = project.glob(f"{_WHEEL}-*.whl")
+    # By its path: no index has the project.
     required = f"{wheel}[{','.join(wanted.extras)}]"
     into = ["wheel", f"--wheel-dir={folder}", f"--find-links={folder}"]
     bounds = [f"--constraint={file}" for file in constraints]
@@ -135,7 +137,7 @@ def make_wheelhouse(folder: Path, project: Path, image: str, accelerator: str) -
     if wanted.alone:
         _pip(*into, "--no-deps", *wanted.alone)
         wheels |= _chosen(_pip(*asked, "--no-deps", *wanted.alone))
-    del wheels["wukong"]
+    del wheels[installed.DISTRIBUTION]
     (folder / wheel.name).unlink()
     pinned = _pinned([file.read_text(encoding="utf-8") for file in constraints] + list(wanted.alone))
     loose = sorted(name for name in wheels if name not in pinned and not _PARTS_OF_TORCH.match(name))

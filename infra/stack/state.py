@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import secrets
 import time
@@ -14,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.corpus import HOST
+from wukong import environment
 from wukong.errors import StackError
 
 _FILE = "stack.json"
@@ -62,9 +64,15 @@ class Stack:
         return f"http://127.0.0.1:{self.ports[name]}"
 
     def environment(self) -> dict[str, str]:
-        """What a process needs in its environment to use the stack; holds credentials."""
-        excepted = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-        not_proxied = ",".join(dict.fromkeys([*filter(None, excepted.split(",")), "127.0.0.1", "localhost", HOST]))
+        """What a process needs in its environment to use the stack; holds credentials.
+
+        Hosts that this process's own ``WUKONG_CONNECT_TO`` and ``NO_PROXY`` name stay named.
+        """
+        return environment.merged(self.variables())
+
+    def variables(self) -> dict[str, str]:
+        """``environment`` without what this process's own says."""
+        not_proxied = f"127.0.0.1,localhost,{HOST}"
         return {
             "AWS_ENDPOINT_URL_S3": self.url("s3"),
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -116,6 +124,7 @@ class Stack:
             catalogue=str(self.catalogue) if self.catalogue else None,
         )
         write_private(self.home / _FILE, record.model_dump_json(indent=2) + "\n")
+        write_private(self.home / environment.FILE, json.dumps(self.variables(), indent=2) + "\n")
 
 
 def load(home: Path) -> Stack:

@@ -123,7 +123,10 @@ def kfp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kfp]:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     written = tmp_path / "experiment.yaml"
-    written.write_text("name: demo\ncrawl: {queries: 'file:///q.txt', endpoint: 'http://site.invalid'}\n")
+    written.write_text(
+        "name: demo\ncrawl: {queries: 'file:///q.txt', endpoint: 'http://site.invalid'}\n"
+        "filter: {split: {held_out_captions: 0.1, holdouts: [{name: h, source: '*', captions: unseen}]}}\n"
+    )
     return written
 
 
@@ -139,6 +142,18 @@ def call(kfp: Kfp, file: Path, *arguments: str) -> str:
         raise result.exception
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def test_what_cannot_be_run_is_not_uploaded(kfp: Kfp, file: Path) -> None:
+    none = ["--set", "filter.split.holdouts=[]"]
+    for pipeline in ("training", "recurring"):
+        with pytest.raises(ConfigError, match=r"filter\.split\.holdouts: there is none"):
+            call(kfp, file, pipeline, *none)
+    with pytest.raises(ConfigError, match=r"--name: run name '\.\./x'"):
+        call(kfp, file, "--name", "../x")
+    assert kfp.pipelines == kfp.runs == []
+    call(kfp, file, "data", *none, "--no-wait")
+    assert len(kfp.runs) == 1
 
 
 @pytest.mark.usefixtures("fast")

@@ -168,7 +168,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ):
         wheel(tmp_path / "index", name, version, *metadata)
     requires = ["Provides-Extra: kept", "Requires-Dist: alpha; extra == 'kept'"]
-    wheel(tmp_path / "project", "wukong", "0.1.0", *requires)
+    wheel(tmp_path / "project", "wukong_vlm", "0.1.0", *requires)
     (tmp_path / "constraints.txt").write_text("Alpha==1.0\n")
     monkeypatch.setattr(build, "_constraints", lambda *_: [tmp_path / "constraints.txt"])
     monkeypatch.setitem(build.IMAGES, "small", build.Image(("kept",), alone=("beta==1.5",)))

@@ -272,6 +272,59 @@ def test_a_port_asked_for_is_taken_or_refused(tmp_path: Path) -> None:
             ports.choose_ports(again, (), {"s3": port})
 
 
+def saved_stack(home: Path) -> Stack:
+    home.mkdir(parents=True)
+    made = new_stack(home, **ports.choose_ports(new_stack(home), (), {}))
+    made.save()
+    return made
+
+
+def test_a_users_hosts_stay_beside_the_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = saved_stack(tmp_path / "home")
+    site = f"{corpus.HOST}=127.0.0.1:{made.ports['site']}"
+    monkeypatch.setenv("WUKONG_CONNECT_TO", "mine.test=127.0.0.1:80")
+    monkeypatch.setenv("no_proxy", "intern.example")
+    assert made.environment()["WUKONG_CONNECT_TO"] == f"mine.test=127.0.0.1:80,{site}"
+    assert made.environment()["NO_PROXY"].split(",") == ["intern.example", "127.0.0.1", "localhost", corpus.HOST]
+    written = json.loads((made.home / "environment.json").read_text())
+    assert written == made.variables()
+    assert written["WUKONG_CONNECT_TO"] == site, "what is written down is the stack's alone"
+    assert stat.S_IMODE((made.home / "environment.json").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_env_and_status_work_from_any_folder(tmp_path: Path, named: bool) -> None:
+    made = saved_stack(tmp_path / "project" / ".wukong")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "WUKONG_", "MLFLOW_"))}
+    clean["XDG_STATE_HOME"] = str(tmp_path / "state")
+    if named:
+        clean["WUKONG_HOME"] = str(made.home)
+    else:
+        (tmp_path / "state" / "wukong").mkdir(parents=True)
+        (tmp_path / "state" / "wukong" / "home").write_text(f"{made.home}\n")
+
+    def wukong(*arguments: str) -> str:
+        command = [str(Path(sys.executable).with_name("wukong")), *arguments]
+        ended = subprocess.run(command, cwd=elsewhere, env=clean, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    assert f"Home  {made.home}\n" in wukong("status")
+    printed = dict(line.split("=", 1) for line in wukong("env").splitlines())
+    assert printed["AWS_SECRET_ACCESS_KEY"] == "secret"
+    assert printed["MLFLOW_TRACKING_URI"] == made.url("mlflow")
+    exported = subprocess.run(
+        ["sh", "-c", f'{wukong("env", "--shell")}\nprintf %s "$WUKONG_CONNECT_TO"'],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert exported.stdout == made.environment()["WUKONG_CONNECT_TO"]
+    assert list(elsewhere.iterdir()) == []
+
+
 # --- The real servers -------------------------------------------------------------------------------------------------
 
 
@@ -400,7 +453,7 @@ class TestRunning:
             assert not any(secret in file.read_text(errors="replace") for secret in held), file
         for path in (running.home, services.scratch(running.home)):
             assert stat.S_IMODE(path.stat().st_mode) == 0o700
-        for name in ("stack.json", "s3.json"):
+        for name in ("stack.json", "s3.json", "environment.json"):
             assert stat.S_IMODE((running.home / name).stat().st_mode) == 0o600
 
     def test_up_again_changes_nothing(self, running: Stack) -> None:

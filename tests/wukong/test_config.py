@@ -111,3 +111,73 @@ def test_stored_features_are_not_asked_of_a_tower_in_training(tmp_path: Path) ->
             config.load(file, ["finetune.store_features=false", f"finetune.{name}"])
     with pytest.raises(ConfigError, match=r"pretrain\.lock"):
         config.load(file, ["pretrain.lock=-1"])
+
+
+LISTED = {"name": "small", "crawl": {"engine": "urls", "endpoint": "file:///list.csv"}}
+
+
+def test_a_list_needs_no_queries(tmp_path: Path) -> None:
+    assert config.load(write(tmp_path, LISTED)).crawl.queries == ""
+    assert config.load(write(tmp_path, LISTED), ["crawl.engine=files"]).uris() == {"crawl.endpoint": "file:///list.csv"}
+    with pytest.raises(ConfigError, match=r"crawl\.queries: missing; crawl\.engine 'searxng' is searched by words"):
+        config.load(write(tmp_path, {"name": "x", "crawl": {"engine": "searxng", "endpoint": "https://a/search"}}))
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("model.image.weights=packge", ["model.image.weights", "'packge'", "'package', 'hub', 'random'"]),
+        ("model.image.weights=http://a/b", ["model.image.weights", "the scheme 'http'", "s3://BUCKET/KEY"]),
+        ("model.text.weights='hub:'", ["model.text.weights", "'hub:NAME'"]),
+        ("model.text.weights=rndom", ["model.text.weights", "'rndom'", "'random'"]),
+        ("model.text.vocabulary=vocab.txt", ["model.text.vocabulary", "'vocab.txt'", "'package'"]),
+        ("model.text.heads=5", ["model.text", "heads is 5", "width, 768", "8, 12, 16"]),
+        ("crawl.endpoint=site.test/search", ["crawl.endpoint", "'site.test/search'", "https://HOST/PATH"]),
+        ("crawl.endpoint=ftp://site.test/", ["crawl.endpoint", "ftp://site.test/", "https://HOST/PATH"]),
+        ("crawl.endpoint=http://[::1/x", ["crawl.endpoint", "http://[::1/x", "is no URL"]),
+        ("crawl.endpoint=http://a:port/", ["crawl.endpoint", "is no URL"]),
+        ("crawl.engine=urls", ["crawl.endpoint", "http://site.test/search", "file:///ABSOLUTE/PATH"]),
+        ("crawl.engine=bing", ["crawl.engine", "'bing'", "'baidu', 'searxng', 'urls' or 'files'"]),
+        ("crawl.queries=queries.txt", ["crawl.queries", "'queries.txt'", "file:///ABSOLUTE/PATH"]),
+        ("crawl.queries=file://queries.txt", ["crawl.queries", "names a host, 'queries.txt'", "three slashes"]),
+        ("crawl.politeness.opt_out=opt.txt", ["crawl.politeness.opt_out", "'opt.txt'"]),
+        ("release.opt_out=opt.txt", ["release.opt_out", "'opt.txt'"]),
+        ("validation.reference=earlier", ["validation.reference", "'earlier'"]),
+        ("filter.sensitive_words=words/", ["filter.sensitive_words", "'words/'"]),
+        ("storage=s3:///x", ["storage", "names no bucket"]),
+        ("storage=file://x", ["storage", "names a host, 'x'"]),
+        ("filter.min_length=40", ["filter", "min_length is 40 and max_length 31"]),
+        ("filter.split.held_out_captions=1.0", ["filter.split.held_out_captions", "1.0", "less than 1"]),
+        (
+            "filter.split.holdouts=[{name: a, source: '*/b/*', captions: unseen}]",
+            ["filter.split.held_out_captions", "0.0", "'a'", "above 0"],
+        ),
+        ("filter.split.holdouts=[{name: a, source: '*'}]", ["filter.split.holdouts.0.source", "'*'", "unseen"]),
+        ("pretrain.batch_size=511", ["pretrain", "batch_size is 511", "2 workers", "512"]),
+        ("finetune.workers=3", ["finetune", "batch_size is 512", "3 workers", "513"]),
+    ],
+)
+def test_what_values_can_never_mean_is_refused(tmp_path: Path, override: str, named: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(write(tmp_path, MINIMAL), [override])
+    for text in named:
+        assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("metric", ["retrieval.mean_recal", "retrieval.other.mean_recall", "recall", "loss"])
+def test_a_metric_that_is_not_measured_cannot_decide(tmp_path: Path, metric: str) -> None:
+    split = {"held_out_captions": 0.1, "holdouts": [{"name": "a", "source": "*", "captions": "unseen"}]}
+    file = write(tmp_path, {**MINIMAL, "filter": {"split": split}})
+    with pytest.raises(ConfigError, match=r"registry\.metric is .* it measures retrieval\.mean_recall, retrieval\.a"):
+        config.load(file, [f"registry.metric={metric}"])
+    for known in ("retrieval.mean_recall", "retrieval.a.text_to_image.r1", "pretrained.retrieval.mean_recall"):
+        assert config.load(file, [f"registry.metric={known}"]).registry.metric == known
+
+
+def test_a_model_is_called_as_its_experiment(tmp_path: Path) -> None:
+    file = write(tmp_path, MINIMAL)
+    assert config.load(file).registry.model_name == "small"
+    assert config.load(file, ["name=other"]).registry.model_name == "other"
+    assert config.load(file, ["registry.model_name=shared", "registry.alias=best"]).registry.model_name == "shared"
+    again = config.parse(config.load(file).model_dump(mode="json"))
+    assert again.registry.model_name == "small"

@@ -1,10 +1,16 @@
 """Files of installed packages."""
 
 import importlib.util
+import re
+import subprocess
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
+from wukong import installed
 from wukong.errors import ConfigError
 from wukong.installed import installed_file
 
@@ -20,3 +26,54 @@ def test_a_missing_package_or_file_says_how_to_mend_it():
         installed_file("no-such-package", "x.txt")
     with pytest.raises(ConfigError, match=r"jieba/no\.txt is missing.*pip install jieba==1 --force-reinstall"):
         installed_file("jieba", "jieba/no.txt", "pip install jieba==1")
+
+
+_PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+_TAKEN = "wukong"
+
+
+def test_the_distribution_has_a_name_of_its_own():
+    assert _PROJECT["name"] == installed.DISTRIBUTION != _TAKEN
+    for group in _PROJECT["optional-dependencies"].values():
+        assert all(Requirement(line).name != _TAKEN for line in group)
+
+
+def test_no_file_asks_an_index_for_the_name_that_is_anothers():
+    root = Path(__file__).parents[2]
+    tracked = subprocess.run(["git", "-C", str(root), "ls-files", "-z"], capture_output=True, text=True, check=True)
+    asks = re.compile(
+        r"(?:pip install|pip download|requires?)[^\n]{0,40}['\" ]wukong(?:\[[\w,-]+\])?(?:['\"= ]|$)", re.MULTILINE
+    )
+    found = []
+    for name in filter(None, tracked.stdout.split("\0")):
+        path = root / name
+        if path.suffix in (".py", ".md", ".toml", ".yaml", ".sh", ".txt", "") and "schemas" not in path.parts:
+            text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+            found += [f"{name}: {match[0]}" for match in asks.finditer(text)]
+    assert found == []
+
+
+def test_requirements_are_the_projects_own():
+    assert installed.requirements() and installed.requirements("onnx")
+    declared = {Requirement(line).name for line in _PROJECT["optional-dependencies"]["onnx"]}
+    assert {Requirement(line).name for line in installed.requirements("onnx")} == declared
+    assert installed.command_for("onnx").startswith("pip install 'onnx")
+    with pytest.raises(ConfigError, match=r"there is no extra 'onxn'; there are .*onnx"):
+        installed.requirements("onxn")
+
+
+def test_what_is_installed_is_pinned_and_what_is_not_is_as_asked(monkeypatch):
+    version = metadata.version
+
+    def without_torch(name):
+        if name == "torch":
+            raise metadata.PackageNotFoundError(name)
+        return "1.2.3+cpu" if name == "torchvision" else version(name)
+
+    monkeypatch.setattr(installed.metadata, "version", without_torch)
+    asked = next(line for line in _PROJECT["optional-dependencies"]["train"] if Requirement(line).name == "torch")
+    assert installed.pinned(["numpy", "torch", "torchvision"]) == [
+        f"numpy=={version('numpy')}",
+        asked,
+        "torchvision==1.2.3",
+    ]

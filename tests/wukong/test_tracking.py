@@ -150,16 +150,38 @@ def test_the_alias_moves_only_to_a_better_model(experiment: config.Experiment) -
 
     assert register(0.5)["promoted"] == 1
     assert register(0.4)["promoted"] == 0
-    assert str(client.get_model_version_by_alias("wukong", "champion").version) == "1"
+    assert str(client.get_model_version_by_alias("x", "champion").version) == "1"
     assert register(0.6)["promoted"] == 1
-    assert str(client.get_model_version_by_alias("wukong", "champion").version) == "3"
+    assert str(client.get_model_version_by_alias("x", "champion").version) == "3"
     assert register(0.6)["version"] == 3, "the same evaluation is not registered twice"
-    version = client.get_model_version("wukong", "3")
+    version = client.get_model_version("x", "3")
     assert version.tags["wukong.model"] == model.uri
     files = {file.path for file in client.list_artifacts(version.run_id, "model")}
     assert {"model/MLmodel", "model/pyfunc.py"} <= files and not any(file.endswith(".pkl") for file in files)
     artifacts = client.list_artifacts(version.run_id, "model/artifacts/model")
     assert [file.path for file in artifacts] == ["model/artifacts/model/config.json"]
+
+
+def test_models_of_other_data_do_not_compete(experiment: config.Experiment) -> None:
+    client = mlflow.MlflowClient()
+    value = experiment.model_dump(mode="json")
+    other = config.parse(value | {"name": "y", "registry": {}})
+    moved = config.parse(value | {"crawl": value["crawl"] | {"endpoint": "http://other.test"}})
+    shared = config.parse(value | {"name": "y", "registry": {"model_name": "x"}})
+
+    def register(of: config.Experiment, run: str, measured: float) -> float:
+        model = finished(of, "finetune")
+        evaluation = finished(of, f"evaluate-{run}", model, **{"retrieval.mean_recall": measured})
+        with tracking.stage_run(of, run, "register") as run_id:
+            return tracking.register(of, str(run_id), model, evaluation)["promoted"]
+
+    assert register(experiment, "first", 0.5) == 1
+    assert register(other, "second", 0.1) == 1, "an experiment has a champion of its own"
+    assert str(client.get_model_version_by_alias("y", "champion").version) == "1"
+    assert register(moved, "third", 0.9) == 0
+    assert register(shared, "fourth", 0.9) == 0
+    assert str(client.get_model_version_by_alias("x", "champion").version) == "1"
+    assert register(experiment, "fifth", 0.6) == 1
 
 
 def test_a_metric_that_was_not_measured_is_named(experiment: config.Experiment) -> None:

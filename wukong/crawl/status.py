@@ -33,6 +33,9 @@ class Status(StrEnum):
     CONNECTION_ERROR = "connection_error"
     INCOMPLETE = "incomplete"
 
+    # A picture of one's own is not where the list says.
+    MISSING_FILE = "missing_file"
+
     @property
     def may_be_retried(self) -> bool:
         """Whether a later run could end otherwise, because the server or the network failed."""
@@ -49,6 +52,7 @@ _RETRIED_LATER = frozenset(
         Status.TLS_ERROR,
         Status.CONNECTION_ERROR,
         Status.INCOMPLETE,
+        Status.MISSING_FILE,
     }
 )
 

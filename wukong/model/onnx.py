@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wukong.errors import ConfigError, DataError
+from wukong.installed import command_for
 from wukong.model.dual import DualEncoder
 from wukong.model.package import Package
 
@@ -59,7 +60,7 @@ def export(package: Package, folder: Path) -> dict[str, float]:
         import onnxruntime
         import onnxscript  # noqa: F401 - torch's exporter needs it
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is not installed: run `pip install 'wukong[onnx]'`") from error
+        raise ConfigError(f"{error.name} is not installed: run `{command_for('onnx')}`") from error
 
     if package.model.image is None:
         raise ValueError("this model holds no image tower: load it with wukong.load")

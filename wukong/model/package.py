@@ -1,5 +1,7 @@
 """A trained model as a folder: ``model.safetensors`` (the image tower too), ``config.json``, ``vocab.txt``."""
 
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,11 @@ from pydantic import ValidationError
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from wukong import storage
+from wukong import environment, storage
 from wukong.config import Model as Settings
 from wukong.data import images
 from wukong.data.tokenizer import Tokenizer
-from wukong.errors import DataError
+from wukong.errors import ConfigError, DataError, StorageError
 from wukong.model import weights
 from wukong.model.dual import DualEncoder, Texts
 from wukong.model.image import ImageEncoder
@@ -179,14 +181,61 @@ def load(uri: str | Path, device: str | torch.device = "cpu") -> Package:
     """Read a model from its folder, ready to encode.
 
     Args:
-        uri: of the folder, or its path.
+        uri: of the folder, or its path; or of a model that MLflow has, for instance ``models:/demo@champion``. What
+            lies in this machine's embedded stack is found without a word about where that is.
         device: where it computes, for instance ``cuda``.
 
     Raises:
-        StorageError: a file is missing.
+        StorageError: a file is missing, or MLflow does not give the model.
         DataError: a file is damaged, or the files do not belong together.
+        ConfigError: there is no such device here.
     """
-    folder = _uri(uri)
+    place = device_of(device)
+    if isinstance(uri, str) and uri.startswith(("models:/", "runs:/")):
+        with tempfile.TemporaryDirectory() as scratch:
+            return _load(storage.from_path(_fetched(uri, scratch)), place)
+    return _load(_uri(uri), place)
+
+
+def device_of(name: str | torch.device) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        ConfigError: it is no device's name, or the device is not here; the message says which there are.
+    """
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    here = ", ".join(kind if kind != "cuda" else f"cuda:0 to cuda:{n - 1}" for kind, n in counts.items() if n)
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device: {name!r} is the name of no device; allowed here: {here}") from error
+    if (device.index or 0) >= counts.get(device.type, 0):
+        raise ConfigError(f"device: {str(device)!r} is not here; allowed here: {here}")
+    return device
+
+
+def _fetched(uri: str, scratch: str) -> Path:
+    """Fetch an MLflow model and give the folder in it that is ours."""
+    environment.use_for(uri)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow import MlflowException, artifacts
+
+    try:
+        folder = Path(artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
+    except (MlflowException, OSError) as error:
+        raise StorageError(
+            f"MLflow does not give {uri} ({error}); `wukong status` shows the embedded server, MLFLOW_TRACKING_URI "
+            "names another"
+        ) from error
+    ours = folder / "artifacts" / "model"
+    if not (ours / "config.json").is_file():
+        raise DataError(
+            f"{uri} is not a model that this project has registered: it holds no artifacts/model/config.json"
+        )
+    return ours
+
+
+def _load(folder: str, device: torch.device) -> Package:
     settings, tokenizer = _read_settings(folder)
     tower = ImageEncoder(settings.image, with_weights=False)
     model = DualEncoder(settings, tokenizer, tower, with_weights=False)

@@ -1,9 +1,11 @@
 """A package as an MLflow model by code: MLflow copies this file beside the package and runs it; nothing is pickled.
 
-Saving needs neither torch nor the model's memory; who loads it has ``wukong[train]`` installed.
+The library's own code lies beside it too, and its requirements are those of that code: so a model can be loaded where
+this project is not installed, and needs no index to have it. Saving needs neither torch nor the model's memory.
 """
 
-from importlib import metadata
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,21 @@ from mlflow.models import ModelSignature, set_model
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 
+REQUIRED = (
+    "numpy",
+    "pandas",
+    "pillow",
+    "pyarrow",
+    "pydantic",
+    "pyyaml",
+    "safetensors",
+    "timm",
+    "tokenizers",
+    "torch",
+    "torchvision",
+)
+"""What loading a model imports, by the names that an index has."""
+
 _PAIRS = 64
 _PACKAGE = "model"
 
@@ -20,7 +37,8 @@ _PACKAGE = "model"
 class DualEncoderModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     """Encode captions and pictures, a pair or one of the two a row.
 
-    ``mlflow.pyfunc.load_model(uri, model_config={"device": "cuda"})`` puts it on a GPU.
+    ``mlflow.pyfunc.load_model(uri, model_config={"device": "cuda"})`` puts it on a GPU; a device that is not there is
+    refused.
     """
 
     def load_context(self, context: Any) -> None:
@@ -101,13 +119,32 @@ def save(folder: Path, package: Path, similarity: Literal["global", "token"]) ->
         package: folder of the package, which is copied.
         similarity: the model's.
     """
-    mlflow.pyfunc.save_model(
-        folder,
-        python_model=str(Path(__file__)),
-        artifacts={_PACKAGE: str(package)},
-        signature=signature(similarity),
-        pip_requirements=[f"wukong[train]=={metadata.version('wukong')}"],
-    )
+    from wukong import installed
+
+    with tempfile.TemporaryDirectory() as scratch:
+        code = Path(scratch, "wukong")
+        shutil.copytree(Path(__file__).parents[1], code, ignore=_not_needed)
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=str(Path(__file__)),
+            artifacts={_PACKAGE: str(package)},
+            signature=signature(similarity),
+            # MLflow takes over only what is among these: without it, a device asked for would be ignored.
+            model_config={"device": "cpu"},
+            code_paths=[str(code)],
+            pip_requirements=installed.pinned(REQUIRED),
+        )
+
+
+def _not_needed(folder: str, names: list[str]) -> set[str]:
+    """What of the library no model needs when it is loaded: whole stages, and their word lists."""
+    if Path(folder) == Path(__file__).parents[1]:
+        return {name for name in names if Path(folder, name).is_dir() and name not in _CODE}
+    return {name for name in names if name == "__pycache__"}
+
+
+_CODE = ("crawl", "data", "model")
+"""Folders of the library that ``wukong.load`` imports from; of ``crawl`` the addresses."""
 
 
 def _present(table: pd.DataFrame, column: str) -> dict[int, Any] | None:

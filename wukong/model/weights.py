@@ -151,7 +151,7 @@ def _dinov2(path: Path, grid: int) -> dict[str, Tensor]:
     try:
         import onnx
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{path} is read with onnx: run `pip install 'wukong[train]'`") from error
+        raise ConfigError(f"{path} is read with onnx: run `pip install onnx`") from error
 
     graph = onnx.load(str(path)).graph
     constants = {entry.name: torch.from_numpy(onnx.numpy_helper.to_array(entry).copy()) for entry in graph.initializer}

@@ -1,20 +1,28 @@
 """Through MLflow's own store: registered by the pipeline's code, loaded by MLflow's."""
 
 import io
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from packaging.requirements import Requirement
 from PIL import Image
 
 import wukong
 from wukong import config, storage, tracking
 from wukong.config import Model
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
+from wukong.errors import StorageError
+from wukong.installed import normal
 from wukong.manifest import Stage
-from wukong.model import package
+from wukong.model import package, pyfunc
 from wukong.model.dual import DualEncoder
 from wukong.model.image import ImageEncoder
 
@@ -53,7 +61,7 @@ def test_a_registered_model_encodes_a_table(tmp_path: Path, monkeypatch: pytest.
     with tracking.stage_run(experiment, "first", "register") as run_id:
         tracking.register(experiment, str(run_id), finetuned, evaluation)
 
-    loaded = mlflow.pyfunc.load_model("models:/wukong@champion", model_config={"device": "cpu"})
+    loaded = mlflow.pyfunc.load_model("models:/x@champion", model_config={"device": "cpu"})
     assert [(column.name, column.required) for column in loaded.metadata.get_input_schema()] == [
         ("caption", False),
         ("image", False),
@@ -74,3 +82,84 @@ def test_a_registered_model_encodes_a_table(tmp_path: Path, monkeypatch: pytest.
     np.testing.assert_allclose(alone["caption_vector"][0], one, rtol=1e-3, atol=1e-5)
     with pytest.raises(Exception, match="caption 0, '', is empty"):
         loaded.predict(pd.DataFrame({"caption": [""]}))
+    torch.testing.assert_close(wukong.load("models:/x@champion").encode_text("雪").vectors, texts.vectors[1:])
+    with pytest.raises(StorageError, match="MLflow does not give models:/none@champion"):
+        wukong.load("models:/none@champion")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow model as a folder."""
+    place = tmp_path_factory.mktemp("saved")
+    torch.manual_seed(0)
+    settings = Model.model_validate(
+        {"image": {"image_size": 64}, "text": {"layers": 1, "heads": 2, "width": 16}, "embedding": 8}
+    )
+    tokenizer = Tokenizer(packaged_vocabulary())
+    model = DualEncoder(settings, tokenizer, ImageEncoder(settings.image)).eval()
+    package.save(storage.from_path(place / "package"), model, tokenizer)
+    pyfunc.save(place / "mlflow", place / "package", "global")
+    return place / "mlflow"
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("gpu", "'gpu' is the name of no device"),
+        (7, "device: "),
+        ("cuda:99", "'cuda:99' is not here"),
+        ("meta", "not here"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(saved: Path, device: object, said: str) -> None:
+    with pytest.raises(Exception, match=said) as caught:
+        mlflow.pyfunc.load_model(str(saved), model_config={"device": device})
+    assert "allowed here: cpu" in str(caught.value)
+
+
+def test_a_device_that_is_there_is_used(saved: Path) -> None:
+    loaded = mlflow.pyfunc.load_model(str(saved), model_config={"device": "cpu"})
+    assert loaded.unwrap_python_model().package.device == torch.device("cpu")
+    assert loaded.model_config["device"] == "cpu"
+
+
+def test_it_can_be_loaded_where_the_project_is_not_installed(saved: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path = [p for p in sys.path if p]\n"
+        "import mlflow, pandas as pd\n"
+        f"loaded = mlflow.pyfunc.load_model({str(saved)!r})\n"
+        "import wukong\n"
+        "print(wukong.__file__, len(loaded.predict(pd.DataFrame({'caption': ['猫']}))['caption_vector'][0]))"
+    )
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False
+    )
+    assert ended.stdout.split() == [str(saved / "code" / "wukong" / "__init__.py"), "8"], ended.stderr
+
+
+def test_what_it_requires_can_be_installed(saved: Path) -> None:
+    """Each line is one that an index can have, is not another's package of our name, and is what is installed here."""
+    lines = (saved / "requirements.txt").read_text().split()
+    asked = [Requirement(line) for line in lines]
+    assert not any("wukong" in requirement.name for requirement in asked)
+    assert all("+" not in str(requirement.specifier) and requirement.url is None for requirement in asked)
+    for requirement in asked:
+        assert requirement.specifier.contains(metadata.version(requirement.name).partition("+")[0], prereleases=True)
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "-r", str(saved / "requirements.txt")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    code = (saved / "code" / "wukong").rglob("*.py")
+    imported = {
+        name.partition(".")[0]
+        for file in code
+        if file.parent.name in ("data", "wukong") or file.parts[-2:] in _LOADED
+        for name in re.findall(r"^(?:from|import) ([\w.]+)", file.read_text(), re.MULTILINE)
+    }
+    provides = metadata.packages_distributions()
+    needed = {distribution.lower() for name in imported for distribution in provides.get(name, ())}
+    assert {normal(name) for name in needed} - {normal(requirement.name) for requirement in asked} <= _NOT_OURS
+
+
+_LOADED = [("model", name) for name in ("package.py", "dual.py", "image.py", "text.py", "weights.py", "similarity.py")]
+_NOT_OURS = {"wukong", "wukong-vlm"}

@@ -1,0 +1,183 @@
+"""What `wukong run` looks at before the first stage, and the plan that `--dry-run` prints."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from rich.console import Console
+from rich.table import Table
+
+from cli import own_data
+from ray_jobs import plan
+from ray_jobs.plan import Planned
+from wukong import estimate, preflight, storage
+from wukong import run as runs
+from wukong.config import Experiment
+from wukong.errors import ConfigError
+from wukong.preflight import Machine, Size
+
+_MIB, _GIB = 2**20, 2**30
+
+
+def check_experiment(experiment: Experiment, run: str, *, containers: bool = False) -> None:
+    """See what can be seen before anything is started or written.
+
+    Raises:
+        ConfigError: the run's name cannot be used, there is nothing to measure on, or containers cannot see the files.
+    """
+    preflight.check_name(experiment, run)
+    preflight.check_stages(experiment)
+    if experiment.storage.startswith("file://") and containers:
+        raise ConfigError(
+            f"storage: {experiment.storage} is a folder of this machine, which the containers of --runner docker do "
+            "not see: name an s3:// bucket"
+        )
+    if containers and (seen := [f"{key}: {uri}" for key, uri in experiment.uris().items() if uri.startswith("file:")]):
+        raise ConfigError(
+            "\n  ".join(["the containers of --runner docker do not see files of this machine; put them into a bucket:"])
+            + "\n  "
+            + "\n  ".join(seen)
+        )
+
+
+@contextmanager
+def model_being_checked(experiment: Experiment) -> Iterator["Future[Size]"]:
+    """Build the model in a process of its own while the block starts other things; torch is slow to import and large.
+
+    Yields:
+        its size, or the ConfigError that says why it cannot be built.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool.submit(preflight.check_model, experiment)
+
+
+def look(experiment: Experiment, home: Path, size: Size, urls: int | None = None) -> list[Planned]:
+    """Check that what the experiment names is there and that this machine will do, and plan the run.
+
+    Args:
+        experiment: what is to be done.
+        home: of the embedded stack, on whose disk its buckets lie.
+        size: of the model.
+        urls: how many pictures come in, where that is known.
+
+    Raises:
+        ConfigError: something is missing or too small; the message names the key.
+        StorageError: the object store cannot be reached.
+    """
+    preflight.check_world(experiment, connect=runs.latest(experiment, "crawl") is None)
+    low = _pictures(experiment)[0] if urls is None else urls
+    machine = Machine.here(_disk(experiment, home))
+    planned = plan.of_run(experiment, low, size, machine.cores)
+    trains = any(entry.finished is None for entry in planned if entry.stage in ("pretrain", "finetune"))
+    needed = sum(int(entry.estimate.bytes) for entry in planned)
+    if "AWS_ENDPOINT_URL_S3" in os.environ and "127.0.0.1" not in os.environ["AWS_ENDPOINT_URL_S3"]:
+        needed = 0  # how much another store holds cannot be asked
+    preflight.check_machine(experiment, machine, needed, size if trains else None)
+    return planned
+
+
+def print_plan(
+    console: Console, experiment: Experiment, planned: Sequence[Planned], free: int, known: int | None
+) -> None:
+    """Print what a run would do, stage by stage, and on what these figures rest.
+
+    Args:
+        console: where to.
+        experiment: what would be run.
+        planned: by ``look``.
+        free: bytes free where it writes.
+        known: how many pictures come in, where that is known.
+    """
+    table = Table(title=f"What a run of {experiment.name} would do", title_justify="left", box=None, pad_edge=False)
+    for column in ("stage", "", "about", "about", "reads", "writes"):
+        table.add_column(column, overflow="fold", justify="right" if column == "about" else "left")
+    for entry in planned:
+        state = "reused" if entry.finished else "goes on" if entry.begun else "to do"
+        size, time = (_size(entry.estimate.bytes), _time(entry.estimate.seconds)) if not entry.finished else ("", "")
+        mark = "*" if entry.measured else ""
+        reads = "\n".join(_short(uri, experiment) for uri in entry.reads) or "-"
+        table.add_row(entry.stage, state, size, time + mark, reads, _short(entry.writes, experiment))
+    console.print(table)
+    to_do = [entry for entry in planned if entry.finished is None]
+    total = sum(entry.estimate.bytes for entry in to_do), sum(entry.estimate.seconds for entry in to_do)
+    console.print(
+        f"In all about {_size(total[0])} and {_time(total[1])}; {_size(free)} are free. Places begin with "
+        f"{experiment.root}/. Rough: only figures with * come from an earlier run.",
+        highlight=False,
+    )
+    if known is None and experiment.crawl.engine in ("baidu", "searxng") and planned[0].finished is None:
+        _, most = _pictures(experiment)
+        console.print(
+            f"How much a search finds is not known before: at most some {most:,} pictures, "
+            f"{_size(most * 2.0 * estimate.PICTURE_BYTES)}, with crawl.max_queries and crawl.max_results_per_query.",
+            highlight=False,
+        )
+    console.print(
+        "Nothing was run (--dry-run). The stack was started to look, and runs; `wukong down` ends it.", highlight=False
+    )
+
+
+def free_at(experiment: Experiment, home: Path) -> int:
+    """Bytes free on the disk that the experiment writes to."""
+    return Machine.here(_disk(experiment, home)).free
+
+
+def _disk(experiment: Experiment, home: Path) -> Path:
+    if experiment.storage.startswith("file://"):
+        return Path(unquote(urlsplit(experiment.storage).path))
+    return home
+
+
+def _pictures(experiment: Experiment) -> tuple[int, int]:
+    """The fewest and the most pictures that may be expected to come in."""
+    crawl = experiment.crawl
+    if crawl.engine == "files":
+        count = own_data.count(experiment).pictures
+        return count, count
+    if crawl.engine == "urls":
+        rows = _rows(crawl.endpoint)
+        return rows, rows
+    from wukong.crawl.queries import read_queries
+
+    return estimate.urls(experiment, len(read_queries(crawl.queries, crawl.max_queries)))
+
+
+_LINE_BYTES = 150
+
+
+def _rows(uri: str) -> int:
+    """Rows of a list of URLs: as Parquet says, of other files by their size."""
+    import pyarrow.parquet as pq
+
+    from wukong.crawl.engines.urls import list_files
+
+    rows = 0
+    for file in list_files(uri):
+        fs, path = storage.filesystem(file)
+        if file.endswith(".parquet"):
+            rows += pq.read_metadata(path, filesystem=fs).num_rows
+        else:
+            rows += max(1, fs.get_file_info(path).size // (_LINE_BYTES // (3 if file.endswith(".gz") else 1)))
+    return rows
+
+
+def _short(uri: str, experiment: Experiment) -> str:
+    return uri.removeprefix(experiment.root + "/")
+
+
+def _size(count: float) -> str:
+    if count >= _GIB:
+        return f"{count / _GIB:,.1f} GiB"
+    return f"{max(count, 1e5) / _MIB:,.1f} MiB" if count else "0"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:,.0f} h" if seconds < 172_800 else f"{seconds / 86_400:,.0f} days"

@@ -1,0 +1,119 @@
+"""``wukong run --data``: the experiment of a folder or list of one's own pictures."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from wukong import config, storage
+from wukong.config import Experiment
+from wukong.errors import ConfigError
+
+DEFAULT = Path(__file__).parents[1] / "configs" / "own-data.yaml"
+"""What is done with one's own pictures where no experiment is named."""
+
+_LARGEST_BATCH, _BATCHES = 256, 8
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a folder or list holds: pictures, those that have a caption, and the rows that cannot be used."""
+
+    pictures: int
+    captioned: int
+    bad_rows: tuple[str, ...]
+
+
+def experiment_of(data: str, config_file: Path | None, overrides: Sequence[str]) -> Experiment:
+    """The experiment that trains on a folder or list.
+
+    Args:
+        data: a path or a URI of a folder of pictures, or of a list of them.
+        config_file: an experiment whose crawl is replaced by these pictures; None for ``configs/own-data.yaml``, with
+            the data's name, and batches that fit it unless an override says otherwise.
+        overrides: ``key.path=value`` entries.
+
+    Raises:
+        ConfigError: there is nothing at that place, or the experiment is not valid.
+    """
+    uri = data if "://" in data else storage.from_path(Path(data).resolve())
+    if "://" not in data and not Path(data).exists():
+        raise ConfigError(f"--data {data}: there is nothing; name a folder of pictures, or a list (.csv, .jsonl)")
+    given = ["crawl.engine=files", f"crawl.endpoint={json.dumps(uri)}"]
+    if config_file is None:
+        given.append(f"name={json.dumps(name_of(uri))}")
+    experiment = config.load(config_file or DEFAULT, [*given, *overrides])
+    if config_file is None:
+        captioned = count(experiment).captioned
+        fitting = batch_for(captioned)
+        for stage in ("pretrain", "finetune"):
+            if not any(entry.startswith((f"{stage}.batch_size", f"{stage}=")) for entry in overrides):
+                given.append(f"{stage}.batch_size={fitting}")
+        experiment = config.load(DEFAULT, [*given, *overrides])
+    return experiment
+
+
+def name_of(uri: str) -> str:
+    """An experiment's name, from the last part of a URI."""
+    last = unquote(uri).rstrip("/").rpartition("/")[2].partition(".")[0]
+    name = re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")[:40].strip("-")
+    return name or f"own-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"  # a name in Chinese, say
+
+
+def batch_for(pairs: int) -> int:
+    """Pairs a step: a power of two, some eight batches an epoch, 2 to 256."""
+    return int(2 ** max(1, min(_LARGEST_BATCH, pairs // _BATCHES).bit_length() - 1))
+
+
+def count(experiment: Experiment) -> Counts:
+    """Count the pictures that ``crawl.endpoint`` names; none of them is opened.
+
+    Raises:
+        DataError: there is none, or the list cannot be read at all.
+    """
+    from wukong.crawl.engines.files import pictures_of
+
+    pictures, captioned, bad = 0, 0, []
+    for picture in pictures_of(experiment.crawl):
+        pictures += 1
+        captioned += bool(picture.caption)
+        _, is_row, problem = picture.url.partition("#row ")
+        if is_row:
+            bad.append(f"row {problem}")
+    return Counts(pictures, captioned, tuple(bad))
+
+
+def check(experiment: Experiment) -> list[str]:
+    """See that there are pairs enough, and give a line for each kind of row that will be left out.
+
+    Raises:
+        ConfigError: there are not; the message names the key.
+    """
+    found, uri = count(experiment), experiment.crawl.endpoint
+    if not found.captioned:
+        raise ConfigError(
+            f"crawl.endpoint: none of the {found.pictures:,} pictures of {uri} has a caption: put NAME.txt beside "
+            "NAME.jpg, or a metadata.csv with file_name and text; in a list, fill the column caption (docs/own-data.md)"
+        )
+    wanted = {
+        "pretrain.batch_size": experiment.pretrain.batch_size,
+        "finetune.batch_size": experiment.finetune.batch_size,
+        "validation.min_pairs": experiment.validation.min_pairs,
+    }
+    for key, value in wanted.items():
+        if value > found.captioned:
+            raise ConfigError(
+                f"{key}: {value} is more than the {found.captioned:,} pictures with a caption that {uri} holds; give "
+                f"less, for instance --set {key}={max(2, found.captioned // _BATCHES)}"
+            )
+    notes = []
+    if found.bad_rows:
+        more = f", and {len(found.bad_rows) - _SHOWN:,} more" if len(found.bad_rows) > _SHOWN else ""
+        notes.append(f"rows that cannot be used: {len(found.bad_rows):,}: {'; '.join(found.bad_rows[:_SHOWN])}{more}")
+    if silent := found.pictures - found.captioned - len(found.bad_rows):
+        notes.append(f"pictures without a caption, which will be left out: {silent:,}")
+    return notes

@@ -1,0 +1,93 @@
+"""``wukong run --data``: from a folder or list to an experiment, and what is said before it runs."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cli import own_data
+from wukong import config, storage
+from wukong.errors import ConfigError
+
+
+def folder_of(place: Path, pictures: int, captions: int | None = None) -> Path:
+    place.mkdir(parents=True)
+    for number in range(pictures):
+        (place / f"{number}.jpg").write_bytes(b"1")
+        if number < (pictures if captions is None else captions):
+            (place / f"{number}.txt").write_text(f"第{number}张图片")
+    return place
+
+
+def test_a_folder_becomes_an_experiment(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "My Pictures (2026)", 100)
+    made = own_data.experiment_of(str(folder), None, [])
+    assert made.name == "my-pictures-2026"
+    assert made.registry.model_name == "my-pictures-2026"
+    assert (made.crawl.engine, made.crawl.endpoint) == ("files", storage.from_path(folder))
+    assert made.pretrain.batch_size == made.finetune.batch_size == 8
+    assert [holdout.captions for holdout in made.filter.split.holdouts] == ["unseen"]
+    assert own_data.check(made) == []
+
+
+def test_what_the_user_sets_counts(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "p", 40)
+    made = own_data.experiment_of(str(folder), None, ["name=mine", "pretrain.batch_size=4", "pretrain.epochs=2"])
+    assert (made.name, made.pretrain.batch_size, made.pretrain.epochs) == ("mine", 4, 2)
+    assert made.finetune.batch_size == 4
+    own = own_data.experiment_of(str(folder), Path("configs/paper.yaml"), [])
+    assert (own.name, own.crawl.engine, own.pretrain.batch_size) == ("paper", "files", 10240)
+
+
+def test_a_relative_path_and_a_uri_are_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_of(tmp_path / "猫", 20)
+    monkeypatch.chdir(tmp_path)
+    made = [own_data.experiment_of(place, None, []) for place in ("猫", storage.from_path(folder), "./猫/")]
+    assert made[0] == made[1] == made[2]
+    assert made[0].name.startswith("own-"), "a name is of letters that a bucket takes"
+    other = own_data.experiment_of(str(folder_of(tmp_path / "狗", 20)), None, [])
+    assert other.name != made[0].name, "models of other data have a name of their own"
+
+
+def test_nothing_there_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--data .*/none: there is nothing"):
+        own_data.experiment_of(str(tmp_path / "none"), None, [])
+
+
+def test_no_caption_at_all_says_where_they_go(tmp_path: Path) -> None:
+    made = own_data.experiment_of(str(folder_of(tmp_path / "p", 30, captions=0)), None, [])
+    with pytest.raises(ConfigError, match=r"none of the 30 pictures .* put NAME\.txt beside NAME\.jpg"):
+        own_data.check(made)
+
+
+def test_too_few_pairs_name_the_key(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "p", 30)
+    for key in ("pretrain.batch_size", "finetune.batch_size", "validation.min_pairs"):
+        made = own_data.experiment_of(str(folder), None, [f"{key}=64"])
+        with pytest.raises(ConfigError, match=rf"{key}: 64 is more than the 30 pictures .* --set {key}=3"):
+            own_data.check(made)
+
+
+def test_bad_rows_are_said_and_do_not_end_it(tmp_path: Path) -> None:
+    rows = "".join(f"{number}.jpg,第{number}张\n" for number in range(30))
+    (tmp_path / "l.csv").write_text(f"path,caption\n{rows}a.jpg,b,c\nd.jpg,\n")
+    made = own_data.experiment_of(str(tmp_path / "l.csv"), None, [])
+    assert own_data.check(made) == [
+        "rows that cannot be used: 1: row 32: it has 3 values and the header 2: put captions with commas in quotes",
+        "pictures without a caption, which will be left out: 1",
+    ]
+
+
+@given(st.text(max_size=80))
+def test_every_place_gives_a_name_that_an_experiment_may_have(last: str) -> None:
+    name = own_data.name_of(f"file:///data/{last}")
+    crawl = {"engine": "files", "endpoint": "file:///data/x"}
+    assert config.parse({"name": name, "crawl": crawl}).name == name
+
+
+@given(st.integers(min_value=0, max_value=10**9))
+def test_a_batch_fits_the_pairs_and_two_workers(pairs: int) -> None:
+    size = own_data.batch_for(pairs)
+    assert size % 2 == 0 and 2 <= size <= 256
+    assert size <= max(2, pairs // 8)

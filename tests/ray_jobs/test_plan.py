@@ -1,0 +1,110 @@
+"""The plan of a run: what is finished is reused, what depends on a change is not."""
+
+from pathlib import Path
+
+import pytest
+
+from ray_jobs import crawl, plan, validate
+from ray_jobs import filter as filtering
+from wukong import config, run, storage
+from wukong.config import Experiment
+from wukong.manifest import Manifest, Stage
+from wukong.preflight import Size
+
+SIZE = Size(10_000_000, 5_000_000)
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    (tmp_path / "list.csv").write_text("url,caption\nhttp://a.test/1.jpg,猫\n")
+    return parsed(tmp_path)
+
+
+def parsed(tmp_path: Path, **changes: object) -> Experiment:
+    value = {
+        "name": "x",
+        "storage": storage.from_path(tmp_path / "data"),
+        "crawl": {"engine": "urls", "endpoint": storage.from_path(tmp_path / "list.csv")},
+        "filter": {
+            "split": {"held_out_captions": 0.1, "holdouts": [{"name": "h", "source": "*", "captions": "unseen"}]}
+        },
+    }
+    return config.parse({**value, **changes})
+
+
+def finished(experiment: Experiment) -> dict[str, Manifest]:
+    """Crawl, filter and validate as their jobs leave them, without their work."""
+    stage, _, _ = crawl.stage_of(experiment, {}, None, lambda uris: [crawl.digest_of_file(uri) for uri in uris])
+    crawled = stage.commit([])
+    settings = experiment.filter.model_dump(mode="json") | {"seed": experiment.seed}
+    kept = Stage(experiment.root, "filter", settings, [crawled], version=filtering._VERSION).commit([])
+    shown = experiment.model_dump(mode="json", include={"name", "about", "sources", "seed", "filter", "validation"})
+    gate = Stage(experiment.root, "validate", {**shown, "reference_digest": None}, [kept], version=validate._VERSION)
+    return {"crawl": crawled, "filter": kept, "validate": gate.commit([])}
+
+
+def states(experiment: Experiment) -> dict[str, bool]:
+    return {entry.stage: entry.finished is not None for entry in plan.of_run(experiment, 100, SIZE, 2)}
+
+
+def test_before_a_first_run_all_is_to_do(experiment: Experiment) -> None:
+    planned = plan.of_run(experiment, 100, SIZE, 2)
+    assert [entry.stage for entry in planned] == [stage for stage in run.STAGES if stage != "release"]
+    assert not any(entry.finished or entry.begun for entry in planned)
+    assert planned[0].reads == (experiment.crawl.endpoint,)
+    assert all(entry.estimate.bytes > 0 and entry.estimate.seconds > 0 for entry in planned)
+    assert not storage.list_files(experiment.root), "planning writes nothing"
+
+
+def test_what_is_finished_is_reused(experiment: Experiment) -> None:
+    done = finished(experiment)
+    planned = {entry.stage: entry for entry in plan.of_run(experiment, 100, SIZE, 2)}
+    assert {name for name, entry in planned.items() if entry.finished} == set(done)
+    assert planned["crawl"].writes == done["crawl"].uri
+    assert planned["pretrain"].reads == (done["filter"].uri, done["validate"].uri)
+    assert planned["filter"].estimate.seconds == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "reused"),
+    [
+        ({"seed": 1}, {"crawl"}),
+        ({"filter": {"max_length": 20}}, {"crawl"}),
+        ({"validation": {"min_pairs": 5}}, {"crawl", "filter"}),
+        ({"pretrain": {"epochs": 3}}, {"crawl", "filter", "validate"}),
+        ({"about": "other"}, {"crawl", "filter"}),
+    ],
+)
+def test_a_change_runs_what_depends_on_it(
+    experiment: Experiment, tmp_path: Path, changes: dict[str, object], reused: set[str]
+) -> None:
+    finished(experiment)
+    assert {name for name, done in states(parsed(tmp_path, **changes)).items() if done} == reused
+
+
+def test_another_list_runs_everything(experiment: Experiment, tmp_path: Path) -> None:
+    finished(experiment)
+    (tmp_path / "list.csv").write_text("url,caption\nhttp://a.test/2.jpg,狗\n")
+    assert not any(states(experiment).values())
+
+
+def test_a_newer_code_runs_again(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished(experiment)
+    monkeypatch.setattr(filtering, "_VERSION", filtering._VERSION + 1)
+    assert {name for name, done in states(experiment).items() if done} == {"crawl"}
+
+
+def test_a_crawl_that_was_killed_goes_on(experiment: Experiment) -> None:
+    stage, _, _ = crawl.stage_of(experiment, {}, None, lambda uris: [crawl.digest_of_file(uri) for uri in uris])
+    stage.commit_part("search-00000", {})
+    first = plan.of_run(experiment, 100, SIZE, 2)[0]
+    assert first.begun and first.finished is None and first.writes == stage.uri
+
+
+def test_an_earlier_run_is_the_better_estimate(experiment: Experiment, tmp_path: Path) -> None:
+    for name, manifest in finished(experiment).items():
+        record = run.Record(stage=name, state="succeeded", manifest=f"{manifest.uri}/manifest.json")
+        run.write(experiment, "first", record)
+    changed = parsed(tmp_path, filter={"max_length": 20})
+    measured = {entry.stage: entry.measured for entry in plan.of_run(changed, 100, SIZE, 2)}
+    assert {name for name, known in measured.items() if known} == {"filter", "validate"}

@@ -1,0 +1,289 @@
+"""Pictures of one's own: folders with captions beside them, lists of paths and URLs, and rows that cannot be used."""
+
+import asyncio
+import csv
+import gzip
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loopback_web import Web
+from PIL import Image
+
+from wukong import storage
+from wukong.config import Crawl
+from wukong.crawl.addresses import ConnectTo
+from wukong.crawl.download import download_part
+from wukong.crawl.engines.files import PictureFetcher, digest_of, pictures_of, read_pictures
+from wukong.data.schema import key_of
+from wukong.errors import DataError
+
+
+def settings_of(place: Path, **changes: Any) -> Crawl:
+    return Crawl(engine="files", endpoint=storage.from_path(place), min_side=8, max_seconds=5, **changes)
+
+
+def jpeg(seed: int = 0, size: tuple[int, int] = (60, 40)) -> bytes:
+    target = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(pixels).save(target, "JPEG")
+    return target.getvalue()
+
+
+def put(folder: Path, files: dict[str, bytes | str]) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def found(place: Path, **changes: Any) -> list[tuple[str, str]]:
+    """Name from the folder on, and caption, of each picture."""
+    return [
+        (picture.url.rpartition(f"{place.name}/")[2] or picture.url, picture.caption)
+        for picture in pictures_of(settings_of(place, **changes))
+    ]
+
+
+def test_captions_lie_beside_pictures(tmp_path: Path) -> None:
+    put(
+        tmp_path / "p",
+        {
+            "a.jpg": b"1",
+            "a.txt": "  一只\t猫 \n",
+            "b/c.PNG": b"2",
+            "b/c.txt": "第一\n\n第二\n",
+            "d.webp": b"3",
+            "notes.txt": "no caption of a picture",
+            ".git/e.jpg": b"4",
+            "__MACOSX/f.jpg": b"5",
+            "g.pdf": b"6",
+        },
+    )
+    assert found(tmp_path / "p") == [
+        ("a.jpg", "一只 猫"),
+        ("b/c.PNG", "第一"),
+        ("b/c.PNG#caption-2", "第二"),
+        ("d.webp", ""),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_metadata_file_as_hugging_face_has_it(tmp_path: Path, kind: str) -> None:
+    rows = [{"file_name": "a.jpg", "text": "猫"}, {"file_name": "sub/b.png", "text": "狗，和猫"}]
+    folder = put(
+        tmp_path / "p", {"train/a.jpg": b"1", "train/sub/b.png": b"2", "train/c.jpg": b"3", "train/c.txt": "鸟"}
+    )
+    write_rows(folder / "train" / f"metadata.{kind}", rows)
+    assert found(folder) == [("train/a.jpg", "猫"), ("train/sub/b.png", "狗，和猫"), ("train/c.jpg", "鸟")]
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> Path:
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(list(rows)), path)
+        return path
+    text = io.StringIO()
+    if name.endswith(".jsonl"):
+        text.write("".join(f"{json.dumps(row)}\n" for row in rows))
+    else:
+        writer = csv.DictWriter(text, list(rows[0]), delimiter="\t" if name.endswith(".tsv") else ",")
+        writer.writeheader()
+        writer.writerows(rows)
+    data = text.getvalue().encode()
+    path.write_bytes(gzip.compress(data) if path.name.endswith(".gz") else data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["l.csv", "l.tsv", "l.jsonl", "l.parquet", "l.csv.gz", "l.jsonl.gz"])
+def test_a_list_names_paths_and_urls(tmp_path: Path, name: str) -> None:
+    rows = [
+        {"path": "a.jpg", "url": "", "caption": '猫, "两"只\n在一起'},
+        {"path": "", "url": "http://site.test/b.jpg", "caption": "狗"},
+        {"path": str(tmp_path / "c.jpg"), "url": "http://site.test/c", "caption": "鸟"},
+        {"path": "./sub/d.jpg", "url": "", "caption": "鱼"},
+        {"path": "a.jpg", "url": "", "caption": "又是猫"},
+    ]
+    listed = write_rows(tmp_path / name, rows)
+    base = f"file://{tmp_path}"
+    assert [(p.url, p.caption) for p in pictures_of(settings_of(listed))] == [
+        (f"{base}/a.jpg", '猫, "两"只 在一起'),
+        ("http://site.test/b.jpg", "狗"),
+        (f"{base}/c.jpg", "鸟"),
+        (f"{base}/sub/d.jpg", "鱼"),
+        (f"{base}/a.jpg#caption-2", "又是猫"),
+    ]
+
+
+def test_columns_have_other_names_where_the_config_says_so(tmp_path: Path) -> None:
+    listed = write_rows(tmp_path / "l.csv", [{"Bild": "a.jpg", "Beschreibung": "猫"}])
+    with pytest.raises(DataError, match=r"columns bild, beschreibung and none of path, file_name.*crawl\.url_column"):
+        list(pictures_of(settings_of(listed)))
+    (picture,) = pictures_of(settings_of(listed, url_column="Bild", caption_column="Beschreibung"))
+    assert picture.caption == "猫"
+
+
+def test_text_of_a_spreadsheet_on_windows_is_read(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        {"l.csv": "path,caption\r\na.jpg,熊猫\r\n".encode("gb18030"), "b.csv": b"\xef\xbb\xbfpath,text\na.jpg,x\n"},
+    )
+    assert [p.caption for p in pictures_of(settings_of(tmp_path / "l.csv"))] == ["熊猫"]
+    assert [p.caption for p in pictures_of(settings_of(tmp_path / "b.csv"))] == ["x"]
+
+
+def test_bad_rows_are_counted_not_fatal(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        {
+            "l.csv": 'path,caption\na.jpg,猫\na.jpg,a,b\n,没有图\nftp://x/y.jpg,狗\n\nb.jpg,"' + "长" * 2_000_000,
+            "l.jsonl": '{"path": "a.jpg", "caption": "猫"}\nnot json\n[1]\n{"path": 7, "caption": "x"}\n'
+            + "[" * 100_000
+            + "\n",
+        },
+    )
+    reasons = [p.url.partition("#row ")[2] for p in pictures_of(settings_of(tmp_path / "l.csv"))]
+    assert reasons[0] == ""
+    assert reasons[1].startswith("3: it has 3 values and the header 2")
+    assert reasons[2].startswith("4: it names no picture")
+    assert reasons[3].startswith("5: ftp://x/y.jpg is neither")
+    assert reasons[4].startswith("7: it is no CSV (field larger than field limit")
+    reasons = [p.url.partition("#row ")[2] for p in pictures_of(settings_of(tmp_path / "l.jsonl"))]
+    assert [reason.partition(" (")[0] for reason in reasons] == [
+        "",
+        "2: it is no JSON",
+        "3: it is no JSON object",
+        "4: it names no picture",
+        "5: it is no JSON",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("x.csv", b"", "none of path"),
+        ("x.csv.gz", b"\x1f\x8b broken", "cannot be read"),
+        ("x.parquet", b"PAR1", "cannot be read"),
+        ("x.docx", b"1", "neither a folder nor a list"),
+        ("x/y.pdf", b"1", "holds no picture"),
+    ],
+)
+def test_what_is_no_list_at_all_says_what_is_looked_for(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    put(tmp_path, {name: content})
+    with pytest.raises(DataError, match=rf"crawl\.endpoint: .*{said}"):
+        list(pictures_of(settings_of(tmp_path / name.partition("/")[0])))
+    with pytest.raises(DataError, match="nothing at"):
+        list(pictures_of(settings_of(tmp_path / "none")))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    data=st.one_of(st.binary(max_size=300), st.text(max_size=200).map(str.encode)),
+    kind=st.sampled_from(["csv", "jsonl"]),
+)
+def test_no_list_ends_in_anything_but_pictures_or_a_message(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, kind: str
+) -> None:
+    file = tmp_path_factory.mktemp("l") / f"l.{kind}"
+    file.write_bytes((b"path,caption\n" if kind == "csv" else b"") + data)
+    try:
+        tables = list(read_pictures(settings_of(file)))
+    except DataError:
+        return
+    for table in tables:
+        assert all(url.isprintable() and url for url in table["url"].to_pylist())
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.text(st.characters(exclude_characters="/\x00", exclude_categories=["Cs"]), min_size=1, max_size=20))
+def test_any_name_of_a_file_comes_back(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    folder = tmp_path_factory.mktemp("n")
+    try:
+        (folder / f"x{name}.jpg").write_bytes(b"picture")
+    except OSError:
+        return  # longer than a name may be
+    (picture,) = pictures_of(settings_of(folder))
+    assert storage.read_bytes(picture.url) == b"picture"
+
+
+def test_the_digest_tells_a_change(tmp_path: Path) -> None:
+    folder = put(tmp_path / "p", {"a.jpg": b"1", "a.txt": "猫", "b.jpg": b"2"})
+    digests = [digest_of(pictures_of(settings_of(folder)))]
+    for change in ({"a.jpg": b"22"}, {"a.txt": "大猫"}, {"b.txt": "狗"}, {"c.jpg": b"3"}):
+        put(folder, change)
+        digests.append(digest_of(pictures_of(settings_of(folder))))
+    assert len(set(digests)) == 5
+    assert digest_of(pictures_of(settings_of(folder))) == digests[-1]
+
+
+def download(config: Crawl, target: Path, connect_to: ConnectTo) -> dict[str, dict[str, Any]]:
+    async def run() -> None:
+        (table,) = read_pictures(config)
+        rows = [
+            {**row, "queries": [], "engine": "files"}
+            for row in table.select(["key", "url", "caption", "page_url"]).to_pylist()
+        ]
+        fetcher = PictureFetcher(config, connect_to)
+        try:
+            await download_part(storage.from_path(target / "part"), rows, fetcher, config)
+        finally:
+            fetcher.close()
+
+    asyncio.run(run())
+    rows = storage.read_table(storage.from_path(target / "part.parquet")).to_pylist()
+    assert all(row["key"] == key_of(row["url"]) for row in rows)
+    return {row["url"].rpartition("/")[2]: row for row in rows}
+
+
+def test_every_row_ends_in_a_status(tmp_path: Path) -> None:
+    folder = put(
+        tmp_path / "p",
+        {
+            "good.jpg": jpeg(),
+            "bad.jpg": b"no picture",
+            "cut.jpg": jpeg()[:300],
+            "empty.jpg": b"",
+            "tiny.png": b"\x89PNG\r\n\x1a\n",
+            "big.jpg": jpeg(1, (400, 400)),
+            "名 #1?.jpg": jpeg(2),
+        },
+    )
+    rows = [{"path": name, "caption": "图"} for name in sorted(path.name for path in folder.iterdir())]
+    rows += [
+        {"path": "good.jpg", "caption": "还是"},
+        {"path": "gone.jpg", "caption": "无"},
+        {"path": "", "caption": "空"},
+    ]
+    rows += [{"path": "http://site.test/web.jpg", "caption": "网"}]
+    listed = write_rows(folder / "list.csv", rows)
+    web = Web()
+    try:
+        web.bytes_at("/web.jpg", jpeg(3))
+        connect_to = ConnectTo({"site.test": web.connect_to})
+        ended = download(settings_of(listed, max_bytes=50_000), tmp_path, connect_to)
+    finally:
+        web.stop()
+    assert {name: row["status"] for name, row in ended.items()} == {
+        "good.jpg": "success",
+        "good.jpg#caption-2": "success",
+        "名 %231%3F.jpg": "success",
+        "web.jpg": "success",
+        "bad.jpg": "not_image",
+        "cut.jpg": "corrupt",
+        "empty.jpg": "not_image",
+        "tiny.png": "corrupt",
+        "big.jpg": "too_large",
+        "gone.jpg": "missing_file",
+        "list.csv#row 11: it names no picture": "invalid_url",
+    }
+    assert ended["good.jpg"]["sha256"] == ended["good.jpg#caption-2"]["sha256"]
+    assert ended["list.csv#row 11: it names no picture"]["error"] == "row 11: it names no picture"

@@ -1,0 +1,356 @@
+"""Pictures of one's own in place of a search engine: a folder, or a list whose rows name files or URLs.
+
+A folder's pictures have their captions beside them: ``NAME.txt`` beside ``NAME.jpg``, one caption a line, or a
+``metadata.csv`` or ``metadata.jsonl`` with ``file_name`` and ``text``, as Hugging Face's ImageFolder has it. A list is
+CSV, TSV, JSON lines or Parquet with a column ``path`` (from the list's folder), ``file_name`` or ``url``, and a column
+``caption`` or ``text``.
+
+A row that cannot be used is not an error: it becomes a picture that is not there, with the reason in its address, so
+that it is counted and shown with all others.
+"""
+
+import asyncio
+import csv
+import gzip
+import hashlib
+import io
+import json
+import logging
+import re
+import zlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from wukong import storage
+from wukong.config import Crawl
+from wukong.crawl.engines import clean
+from wukong.crawl.engines.urls import PIECE_ROWS
+from wukong.crawl.fetch import Fetcher
+from wukong.crawl.search import FoundRow, as_table
+from wukong.crawl.status import FetchError, Status
+from wukong.crawl.transport import Response, Watcher
+from wukong.data.schema import key_of
+from wukong.errors import DataError, StorageError
+
+PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".avif", ".tif", ".tiff")
+LISTS = (".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz")
+
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_PATHS = ("path", "file_name", "filename", "file", "image")
+_CAPTIONS = ("caption", "text", "title")
+_ANOTHER = re.compile(r"#caption-\d+$")
+_ROW = "#row "
+_STATED = 1_000
+_FIELD_BYTES = 1 << 20
+
+logger = logging.getLogger(__name__)
+Rows = Iterable[tuple[int, Mapping[str, Any] | str]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture with one of its captions.
+
+    Attributes:
+        url: ``file://``, ``s3://`` or ``http(s)://``; a second caption of a picture has ``#caption-2`` behind it, and a
+            row that cannot be used is the list's URI with ``#row N: REASON``.
+        caption: on one line; empty where there is none.
+        stamp: size and time of the file, empty where there is none.
+    """
+
+    url: str
+    caption: str
+    stamp: str = ""
+
+
+def pictures_of(config: Crawl) -> Iterator[Picture]:
+    """Give every picture of the folder or list that ``crawl.endpoint`` names, in an order that its files decide.
+
+    Raises:
+        DataError: there is none, or a list cannot be read at all; the message says what is looked for.
+    """
+    uri = config.endpoint.rstrip("/")
+    fs, path = storage.filesystem(uri)
+    found = fs.get_file_info(path.rstrip("/") or "/")
+    if found.type == pafs.FileType.File:
+        named = _of_list(uri, fs, found.path, config)
+    elif found.type == pafs.FileType.Directory:
+        named = _of_folder(fs, found.path, config)
+    else:
+        raise DataError(f"crawl.endpoint: there is nothing at {uri}; name a folder of pictures, or a list of {LISTS}")
+    seen: Counter[str] = Counter()
+    for picture in named:
+        seen[picture.url] += 1
+        again = seen[picture.url]
+        yield picture if again == 1 else Picture(f"{picture.url}#caption-{again}", picture.caption, picture.stamp)
+    if not seen:
+        raise DataError(f"crawl.endpoint: {uri} holds no picture; looked for {', '.join(PICTURES)}")
+
+
+def digest_of(pictures: Iterable[Picture]) -> str:
+    """SHA-256, in hex, of what pictures are called, captioned and, by size and time of their files, look like."""
+    sha = hashlib.sha256()
+    for picture in pictures:
+        sha.update(json.dumps([picture.url, picture.caption, picture.stamp]).encode())
+    return sha.hexdigest()
+
+
+def read_pictures(config: Crawl) -> Iterator[pa.Table]:
+    """The pictures in pieces, each a table of ``search.FOUND`` sorted by key."""
+    pictures = enumerate(pictures_of(config))
+    while piece := list(islice(pictures, PIECE_ROWS)):
+        rows: list[FoundRow] = [(key_of(p.url), p.url, p.caption, None, order, None) for order, p in piece]
+        yield as_table(rows)
+
+
+class PictureFetcher(Fetcher):
+    """A fetcher that reads files itself and asks for everything else as it always does."""
+
+    @asynccontextmanager
+    async def get(
+        self,
+        url: str,
+        *,
+        max_bytes: int | None = None,
+        watch: Callable[[], Watcher] | None = None,
+        obey_robots: bool | None = None,
+        follow_redirects: bool = True,
+    ) -> AsyncIterator[Response]:
+        """Read a file, or fetch a URL; see ``Fetcher.get``. The answer of a file has the status 0.
+
+        Raises:
+            FetchError: there is no such file, or it is too large; or what ``Fetcher.get`` raises.
+        """
+        if url.startswith(("http://", "https://")):
+            asked = super().get(
+                url, max_bytes=max_bytes, watch=watch, obey_robots=obey_robots, follow_redirects=follow_redirects
+            )
+            async with asked as response:
+                yield response
+            return
+        async with self._in_flight:
+            body = await asyncio.to_thread(_read, url, max_bytes or self._config.max_bytes)
+            response = Response(url, body=body)
+            if watch is not None and body:
+                watch()(response)
+            yield response
+
+
+def _read(url: str, max_bytes: int) -> bytearray:
+    _, is_row, problem = url.partition(_ROW)
+    if is_row:
+        raise FetchError(Status.INVALID_URL, f"row {problem}")
+    try:
+        with storage.open_input(_ANOTHER.sub("", url)) as stream:
+            body = bytearray(stream.read(max_bytes + 1))
+    except (StorageError, OSError) as error:
+        raise FetchError(Status.MISSING_FILE, "there is no such file, or it cannot be read") from error
+    if len(body) > max_bytes:
+        raise FetchError(Status.TOO_LARGE, f"more than {max_bytes} bytes")
+    return body
+
+
+def _of_folder(fs: pafs.FileSystem, folder: str, config: Crawl) -> Iterator[Picture]:
+    infos = {
+        info.path: info
+        for info in sorted(fs.get_file_info(pafs.FileSelector(folder, recursive=True)), key=lambda info: info.path)
+        if info.type == pafs.FileType.File and not _is_hidden(info.path[len(folder) :])
+    }
+    named: set[str] = set()
+    for path in infos:
+        if PurePosixPath(path).name in _METADATA:
+            for picture in _of_list(_uri(fs, path), fs, path, config, infos):
+                named.add(picture.url)
+                yield picture
+    for path, info in infos.items():
+        url = _uri(fs, path)
+        if not path.lower().endswith(PICTURES) or url in named:
+            continue
+        beside = next((text for suffix in (".txt", ".TXT") if (text := _stem(path) + suffix) in infos), None)
+        captions = _captions_in(fs, beside) if beside else []
+        for caption in captions or [""]:
+            stamp = _stamp(info) + (f" {_stamp(infos[beside])}" if beside else "")
+            yield Picture(url, caption, stamp)
+
+
+def _of_list(
+    uri: str, fs: pafs.FileSystem, path: str, config: Crawl, known: Mapping[str, pafs.FileInfo] | None = None
+) -> Iterator[Picture]:
+    """The pictures of a list; files are stated many at a time, as that is one request each on an object store."""
+    name = path.lower().removesuffix(".gz")
+    if not name.endswith((".csv", ".tsv", ".jsonl", ".parquet")):
+        raise DataError(f"crawl.endpoint: {uri} is neither a folder nor a list; a list is a file of {', '.join(LISTS)}")
+    rows = iter(_rows(uri, fs, path, config))
+    while piece := list(islice(rows, _STATED)):
+        read = [_picture_in(number, row, uri, fs, path, config) for number, row in piece]
+        wanted = [place for _, place, _ in read if place and place not in (known or {})]
+        infos = {info.path: info for info in fs.get_file_info(wanted)} | dict(known or {})
+        for url, place, caption in read:
+            yield Picture(url, caption, _stamp(infos[place]) if place in infos else "")
+
+
+def _picture_in(
+    number: int, row: Mapping[str, Any] | str, uri: str, fs: pafs.FileSystem, path: str, config: Crawl
+) -> tuple[str, str, str]:
+    """The URL of a row's picture, its path on the list's file system if it lies there, and its caption."""
+    if isinstance(row, str):
+        return f"{uri}{_ROW}{number}: {row}", "", ""
+    value, caption = _first(row, _columns(config.url_column, (*_PATHS, "url"))), _first(row, _captions(config))
+    if not value:
+        return f"{uri}{_ROW}{number}: it names no picture", "", clean(caption)
+    if value.startswith(("http://", "https://")):
+        return clean(value), "", clean(caption)
+    if "://" in value:
+        if value.startswith(("file:///", "s3://")):
+            return value, "", clean(caption)
+        return f"{uri}{_ROW}{number}: {clean(value)} is neither a path nor an address of http, s3 or file", "", ""
+    if "/" not in value:
+        value = value.replace("\\", "/")
+    place = value if value.startswith("/") else f"{PurePosixPath(path).parent}/{value}"
+    place = re.sub(r"(^|/)\./", r"\1", place)
+    return _uri(fs, place), place, clean(caption)
+
+
+def _rows(uri: str, fs: pafs.FileSystem, path: str, config: Crawl) -> Rows:
+    """Number and fields of each row, the first being 1; a text instead of fields says why a row cannot be read."""
+    name = path.lower()
+    try:
+        if name.endswith(".parquet"):
+            yield from _rows_of_parquet(fs, path, config, uri)
+            return
+        with fs.open_input_file(path) as stream:
+            data = stream.read()
+        text = _decoded(gzip.decompress(data) if name.endswith(".gz") else data, uri)
+    except (OSError, EOFError, zlib.error, pa.ArrowInvalid) as error:
+        raise DataError(f"crawl.endpoint: {uri} cannot be read ({error})") from error
+    if name.removesuffix(".gz").endswith(".jsonl"):
+        yield from _rows_of_json(text)
+    else:
+        yield from _rows_of_csv(text, "\t" if name.removesuffix(".gz").endswith(".tsv") else ",", uri, config)
+
+
+def _rows_of_parquet(fs: pafs.FileSystem, path: str, config: Crawl, uri: str) -> Rows:
+    with pq.ParquetFile(path, filesystem=fs) as file:
+        columns = _check_columns(file.schema_arrow.names, uri, config)
+        batches = file.iter_batches(_STATED, columns=columns)
+        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+            yield number, {key.strip().lower(): value for key, value in row.items()}
+
+
+def _rows_of_json(text: str) -> Rows:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield number, f"it is no JSON ({clean(str(error))})"
+            continue
+        if isinstance(row, dict):
+            yield number, {str(key).strip().lower(): value for key, value in row.items()}
+        else:
+            yield number, "it is no JSON object"
+
+
+def _rows_of_csv(text: str, delimiter: str, uri: str, config: Crawl) -> Rows:
+    csv.field_size_limit(_FIELD_BYTES)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    header = [name.strip().lower() for name in next(reader, [])]
+    _check_columns(header, uri, config)
+    number = 1
+    while True:
+        number += 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield number, f"it is no CSV ({error})"
+            continue
+        if not row:
+            continue
+        if len(row) != len(header):
+            yield number, f"it has {len(row)} values and the header {len(header)}: put captions with commas in quotes"
+        else:
+            yield number, dict(zip(header, row, strict=True))
+
+
+def _check_columns(names: Iterable[str], uri: str, config: Crawl) -> list[str]:
+    """The columns of a list that are read.
+
+    Raises:
+        DataError: it has none that names pictures, or none of captions.
+    """
+    given = {name.strip().lower(): name for name in names}
+    pictures, captions = _columns(config.url_column, (*_PATHS, "url")), _captions(config)
+    for wanted in (pictures, captions):
+        if not given.keys() & set(wanted):
+            raise DataError(
+                f"crawl.endpoint: {uri} has the columns {', '.join(given) or '(none)'} and none of "
+                f"{', '.join(wanted)}; crawl.url_column and crawl.caption_column name others"
+            )
+    return [given[name] for name in (*pictures, *captions) if name in given]
+
+
+def _columns(named: str, usual: tuple[str, ...]) -> list[str]:
+    """Columns by which one is looked for: one that the config names in place of its default, then the usual ones."""
+    own = named.strip().lower()
+    return list(dict.fromkeys(([own] if own not in ("url", "caption") else []) + [*usual]))
+
+
+def _captions(config: Crawl) -> list[str]:
+    return _columns(config.caption_column, _CAPTIONS)
+
+
+def _first(row: Mapping[str, Any], columns: Iterable[str]) -> str:
+    values = (row.get(name) for name in columns)
+    return next((text for value in values if isinstance(value, str) and (text := value.strip())), "")
+
+
+def _captions_in(fs: pafs.FileSystem, path: str) -> list[str]:
+    try:
+        with fs.open_input_file(path) as stream:
+            data = stream.read(_FIELD_BYTES)
+    except OSError as error:
+        logger.warning("%s cannot be read (%s): its picture has no caption", path, error)
+        return []
+    return [caption for line in _decoded(data, path).splitlines() if (caption := clean(line))]
+
+
+def _decoded(data: bytes, name: str) -> str:
+    """Text in UTF-8, or in GB 18030, in which spreadsheets write Chinese on Windows."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        logger.warning("%s is not UTF-8: it is read as GB 18030", name)
+        return data.decode("gb18030", errors="replace")
+
+
+def _stamp(info: pafs.FileInfo) -> str:
+    return f"{info.size} {info.mtime_ns}" if info.type == pafs.FileType.File else ""
+
+
+def _uri(fs: pafs.FileSystem, path: str) -> str:
+    """The URI of a path, in readable form: only what would not come back is percent-encoded."""
+    if not isinstance(fs, pafs.LocalFileSystem):
+        return f"s3://{path}"
+    shown = "".join(c if c.isprintable() and c not in "%#?" else quote(c, errors="surrogateescape") for c in path)
+    return f"file://{shown}"
+
+
+def _stem(path: str) -> str:
+    return path[: -len(Path(path).suffix)]
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.strip("/").split("/"))

@@ -1,0 +1,306 @@
+"""What is looked at before the first stage, so that a run does not fail an hour later on what could be known now.
+
+What the values of an experiment can never mean is refused by ``wukong.config``. Here is what takes the world to tell:
+whether what the experiment names is there, whether an engine answers, whether disk, memory and graphics cards will do.
+The command line looks before it starts a run, and the first component of a pipeline before it hands the experiment on.
+Every message names the key, the value, and what is allowed.
+"""
+
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from wukong import manifest, storage
+from wukong import run as runs
+from wukong.config import Experiment, Training
+from wukong.errors import ConfigError, WukongError
+
+log = logging.getLogger(__name__)
+
+TRAINING = ("pretrain", "finetune", "evaluate")
+"""The stages that need a hold-out in the end, and the memory of a model."""
+
+_CONNECT_SECONDS = 10.0
+_GIB = 2**30
+_OF_A_LIST = (".csv", ".tsv", ".parquet", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
+
+
+def check_name(experiment: Experiment, run: str) -> None:
+    """See that a run's name can be the name of a folder.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        runs.uri_of(experiment, run, "")
+    except ConfigError as error:
+        raise ConfigError(f"--name: {error}") from error
+
+
+def check_stages(experiment: Experiment, stages: Collection[str] = TRAINING) -> None:
+    """See that the experiment says all that the stages need; this reads nothing.
+
+    Args:
+        experiment: what is to be done.
+        stages: names of the stages that will run.
+
+    Raises:
+        ConfigError: it does not; the message names every key.
+    """
+    problems = []
+    if "evaluate" in stages and not experiment.filter.split.holdouts:
+        problems.append(
+            "filter.split.holdouts: there is none, so that nothing could be measured after training; hold out captions,"
+            ' for instance held_out_captions: 0.1 and holdouts: [{name: held-out, source: "*", captions: unseen}]'
+        )
+    _refuse(problems)
+
+
+def check_world(experiment: Experiment, stages: Collection[str] = TRAINING, *, connect: bool = False) -> None:
+    """See that what the experiment names is there.
+
+    Args:
+        experiment: what is to be done.
+        stages: names of the stages that will run.
+        connect: see whether the search engine's address answers too.
+
+    Raises:
+        ConfigError: something is missing, or of another kind; the message names every key.
+        StorageError: the object store cannot be reached.
+    """
+    checks = _checks(experiment)
+    problems = []
+    for key, uri in experiment.uris().items():
+        if key.startswith("model.") and not {*stages}.intersection(TRAINING):
+            continue
+        if why := checks[key](uri):
+            problems.append(f"{key}: {uri} {why}")
+    if connect and experiment.crawl.engine in ("baidu", "searxng"):
+        problems += _unanswered(experiment.crawl.endpoint)
+    _refuse(problems)
+
+
+def _refuse(problems: Collection[str]) -> None:
+    if problems:
+        raise ConfigError("\n  ".join(["the experiment cannot be run:", *problems]))
+
+
+def _checks(experiment: Experiment) -> Mapping[str, Callable[[str], str]]:
+    """For each key that is a URI, what tells why it will not do; empty where it will."""
+    listed = _of_list if experiment.crawl.engine == "urls" else _of_pictures
+    return {
+        "crawl.queries": _of_file if experiment.crawl.engine in ("baidu", "searxng") else lambda _: "",
+        "crawl.endpoint": listed,
+        "crawl.politeness.opt_out": _of_file,
+        "crawl.previous": lambda uri: _of_stage(uri, "crawl"),
+        "filter.sensitive_words": _of_words,
+        "filter.similarity_model": lambda uri: _of_folder(uri, ("config.json", "model.safetensors", "vocab.txt")),
+        "validation.reference": lambda uri: _of_stage(uri, "validate"),
+        "release.opt_out": _of_file,
+        "model.image.weights": _of_file,
+        "model.text.vocabulary": _of_file,
+        "model.text.weights": lambda uri: _of_folder(uri, ("config.json", "model.safetensors")),
+    }
+
+
+def _of_file(uri: str) -> str:
+    if storage.exists(uri):
+        return ""
+    return "is a folder; name a file in it" if storage.list_files(uri) else "does not exist; name a file that is there"
+
+
+def _of_list(uri: str) -> str:
+    if storage.exists(uri) or any(file.endswith(_OF_A_LIST) for file in storage.list_files(uri)):
+        return ""
+    return f"is no list of URLs; name a file, or a folder of files, of {', '.join(_OF_A_LIST)}"
+
+
+def _of_pictures(uri: str) -> str:
+    return "" if storage.exists(uri) or storage.list_files(uri) else "has nothing; name a folder of pictures or a list"
+
+
+def _of_words(uri: str) -> str:
+    return "" if storage.list_files(uri) else "holds no list; name a folder with a file of words for each category"
+
+
+def _of_folder(uri: str, files: Collection[str]) -> str:
+    missing = [name for name in files if not storage.exists(storage.join(uri, name))]
+    return f"lacks {', '.join(missing)}; name a folder with {', '.join(files)}" if missing else ""
+
+
+def _of_stage(uri: str, stage: str) -> str:
+    try:
+        found = manifest.load(uri).stage
+    except WukongError as error:
+        return f"is not the manifest of a {stage} stage ({error})"
+    return "" if found == stage else f"is the manifest of a {found} stage; name one of a {stage} stage"
+
+
+def _unanswered(endpoint: str) -> Iterator[str]:
+    """Why nothing answers at a search engine's address, past any proxy, as the crawler asks it."""
+    from wukong.crawl.addresses import ConnectTo
+
+    parts = urlsplit(endpoint)
+    host = parts.hostname or ""
+    address = ConnectTo.from_environment().targets.get(host) or (
+        host,
+        parts.port or (443 if parts.scheme == "https" else 80),
+    )
+    try:
+        socket.create_connection(address, timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        yield (
+            f"crawl.endpoint: nothing answers at {endpoint} ({error.strerror or error}); give the address of a search "
+            "that this machine can reach, or set WUKONG_CONNECT_TO"
+        )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine has: bytes of memory, cores, graphics cards, bytes free where an experiment writes."""
+
+    memory: int
+    cores: int
+    gpus: int
+    free: int
+
+    @classmethod
+    def here(cls, folder: Path) -> "Machine":
+        """This machine, and the disk of a folder that exists or is yet to be made."""
+        while not folder.exists():
+            folder = folder.parent
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return cls(min(memory, _limit_of_group()), os.cpu_count() or 1, _gpus(), shutil.disk_usage(folder).free)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many weights a model has, and how many of them its image tower."""
+
+    weights: int
+    image: int
+
+    def memory(self, settings: Training) -> int:
+        """Bytes that a worker holds at the least: of what it trains weights, gradients and two moments, in float32."""
+        trained = self.weights if settings.lock == "none" else self.weights - self.image
+        return 16 * trained + (0 if settings.reads_features else 4 * (self.weights - trained))
+
+
+def check_machine(experiment: Experiment, machine: Machine, needed: int, size: Size | None = None) -> None:
+    """See that a run fits a machine.
+
+    Args:
+        experiment: what is to be done.
+        machine: where.
+        needed: bytes that the stages will write.
+        size: of the model; None where none is trained.
+
+    Raises:
+        ConfigError: it does not; the message names every key.
+    """
+    problems = []
+    if needed > machine.free:
+        problems.append(
+            f"storage: {experiment.storage} needs about {needed / _GIB:.1f} GiB for this run and "
+            f"{machine.free / _GIB:.1f} GiB are free there: free some space, or name a place on a larger disk (of the "
+            "embedded stack: WUKONG_HOME)"
+        )
+    for name, settings in (("pretrain", experiment.pretrain), ("finetune", experiment.finetune)):
+        if size is None:
+            break
+        if settings.workers > machine.cores:
+            problems.append(
+                f"{name}.workers: {settings.workers} workers need a core each and this machine has {machine.cores}, so "
+                f"they would wait for ever; at most {machine.cores} are allowed here"
+            )
+        cards = settings.workers * settings.gpus_per_worker
+        if cards > machine.gpus:
+            problems.append(
+                f"{name}.gpus_per_worker: {settings.workers} workers with {settings.gpus_per_worker} each need {cards} "
+                f"graphics cards and this machine has {machine.gpus}, so they would wait for ever; 0 trains on cores"
+            )
+        held = settings.workers * size.memory(settings)
+        if not settings.gpus_per_worker and held > machine.memory:
+            problems.append(
+                f"{name}.workers: {settings.workers} workers with a model of {size.weights:,} weights, gradients and "
+                f"the optimiser's state hold {held / _GIB:.1f} GiB, this machine has {machine.memory / _GIB:.1f} GiB: "
+                "take fewer workers or a smaller model"
+            )
+    _refuse(problems)
+
+
+def check_model(experiment: Experiment) -> Size:
+    """See that the model can be built and its image tower's weights be had, and give its size.
+
+    It is built without memory for its weights; torch is needed all the same.
+
+    Raises:
+        ConfigError: it cannot; the message names the key.
+    """
+    import torch
+
+    from wukong.data.tokenizer import Tokenizer
+    from wukong.model import weights
+    from wukong.model.dual import DualEncoder
+    from wukong.model.image import ImageEncoder
+
+    model = experiment.model
+    tokenizer = Tokenizer.of(model.text)
+    with torch.device("meta"):
+        tower = ImageEncoder(model.image, with_weights=False)
+        built = DualEncoder(model, tokenizer, tower, with_weights=False)
+    if model.image.weights == "package":
+        weights.packaged(model.image.name, grid=1)
+    elif model.image.weights == "hub":
+        _check_hub(model.image.name)
+    for name, settings in (("pretrain", experiment.pretrain), ("finetune", experiment.finetune)):
+        try:
+            tower.lock(settings.lock)
+            tower.checkpoint_activations = settings.checkpoint_activations
+            tower.train()
+        except ConfigError as error:
+            raise ConfigError(f"{name}.{error}") from error
+        tower.checkpoint_activations = False
+    count = [sum(parameter.numel() for parameter in module.parameters()) for module in (built, tower)]
+    return Size(*count)
+
+
+def _check_hub(name: str) -> None:
+    """See that the hub, or its cache on this machine, has the weights of a timm model; they are not fetched."""
+    import huggingface_hub
+    import timm
+
+    known = timm.get_pretrained_cfg(name)
+    repository, file = getattr(known, "hf_hub_id", None), "model.safetensors"
+    if not repository:
+        raise ConfigError(f"model.image.weights: the hub has none of {name}; name the URI of a safetensors file")
+    if isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str):
+        return
+    try:
+        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, file), timeout=_CONNECT_SECONDS)
+    except Exception as error:  # of whichever HTTP client the hub's package has
+        raise ConfigError(
+            f"model.image.weights: 'hub' does not give {repository} ({' '.join(str(error).split())}); without a "
+            "network name the URI of a safetensors file"
+        ) from error
+
+
+def _limit_of_group() -> int:
+    """Bytes that this process's control group may use, as a container has one; many where there is no limit."""
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(path).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            return int(text)
+    return 2**62
+
+
+def _gpus() -> int:
+    return sum(1 for name in Path("/dev").glob("nvidia[0-9]*") if name.name.removeprefix("nvidia").isdigit())
