@@ -2,27 +2,34 @@
 
 Each block, range and part is one Ray task that writes its files and then its marker. A task finds its own marker, so a
 job killed anywhere continues where it stopped, and no process ever holds more than its own block, range or part.
+
+A crawl of which too much failed is no finished crawl (``wukong.crawl.verdict``). It leaves what it has, and the next
+run is another attempt, in a place of its own, which takes over all but what may end otherwise.
 """
 
 import asyncio
 import hashlib
 import logging
+import uuid
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from wukong import manifest as manifests
 from wukong import storage
 from wukong.config import Crawl, Experiment
-from wukong.crawl import plan, previous
+from wukong.crawl import plan, previous, verdict
 from wukong.crawl.addresses import ConnectTo
+from wukong.crawl.decoder import Decoder
 from wukong.crawl.download import download_part
 from wukong.crawl.engines import files as own_files
 from wukong.crawl.engines import open_engine
 from wukong.crawl.engines.urls import list_files, read_list
-from wukong.crawl.fetch import Fetcher, RobotsCache
+from wukong.crawl.fetch import Fetcher, RobotsCache, SlowHosts
 from wukong.crawl.permits import Ledger, Permits
 from wukong.crawl.previous import Previous
 from wukong.crawl.queries import read_queries
@@ -34,7 +41,7 @@ from wukong.progress import track
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 BLOCK = 100
 """Queries a search task."""
 
@@ -45,9 +52,22 @@ _AT_ONCE = 2
 """Parts of a task that are under way: while one waits for its slowest hosts or is written, the next one is fetched."""
 
 _READ_BYTES = 1 << 20
-_PACE = {"concurrency", "max_seconds", "retries"}
-_PACE_POLITE = {"per_host_concurrency", "per_host_delay"}
+_PACE = {"concurrency", "max_seconds", "max_decode_seconds", "retries", "max_transient_share", "max_unexpected_share"}
+_PACE_POLITE = {
+    "per_host_concurrency",
+    "per_host_delay",
+    "max_crawl_delay",
+    "max_retry_after",
+    "max_host_seconds",
+}
+_FAILED = "failed.json"
+"""The manifest of an attempt that failed."""
+
+_SLOW_HOSTS = "slow_hosts.json"
+_TOLD_HOSTS = 5
+
 _known_rules: RobotsCache = {}  # of the worker process, which runs many parts
+_known_slow: dict[str, SlowHosts] = {}  # likewise, of the run that it works for
 
 
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
@@ -57,24 +77,64 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         ConfigError: the query list cannot be read, or a setting is not allowed.
         DataError: a URL list cannot be read, or the previous crawl has not finished.
         EngineRefusedError: the engine wants to be asked no further; what was found is kept for the next run.
+        CrawlFailedError: too much failed, or nothing was stored; the next run tries again what may end otherwise.
     """
     config = experiment.crawl
     earlier = Previous.open(config)
-    stage, queries, lists = stage_of(
+    found = attempt_of(
         experiment, parents, earlier, lambda uris: [_get(task) for task in [_digest_of.remote(uri) for uri in uris]]
     )
-    if (manifest := stage.finished()) is not None:
-        return manifest
-    return _Job(stage, config, ConnectTo.from_environment(), earlier).run(queries, lists)
+    if found.finished is not None:
+        return found.finished
+    if found.last is not None:
+        why = verdict.failure(found.last.counts, config)
+        if why is None:  # by limits that are looser now
+            return found.failed[-1].commit(found.last.parts, counts=found.last.counts, dropped=found.last.dropped)
+        if not verdict.may_end_otherwise(found.last.counts):
+            raise verdict.CrawlFailedError(why)
+        logger.info("an earlier attempt at this crawl failed; what it stored is kept, the rest is tried again")
+        earlier = Previous.of_failed(found.last)
+    job = _Job(found.stage, config, ConnectTo.from_environment(), earlier)
+    manifest = job.run(found.queries, found.lists)
+    for left in found.failed:
+        if left.finished() is None:  # its manifest stays: from it the next run finds its way here
+            for folder in ("parts", "plan", "search"):
+                storage.delete(left.path(folder))
+    return manifest
 
 
-def stage_of(
+@dataclass(frozen=True)
+class Attempt:
+    """How far an experiment's crawl is.
+
+    Attributes:
+        stage: the attempt that has finished, or else the place of the next one.
+        finished: its manifest, if it has finished.
+        failed: the attempts before it, of which too much failed.
+        last: what the last of them left.
+        queries: to search.
+        lists: files of its list of URLs or pictures.
+    """
+
+    stage: Stage
+    finished: Manifest | None
+    failed: tuple[Stage, ...]
+    last: Manifest | None
+    queries: Sequence[str]
+    lists: Sequence[str]
+
+
+def _failed(stage: Stage) -> Manifest | None:
+    return manifests.load(stage.path(_FAILED)) if storage.exists(stage.path(_FAILED)) else None
+
+
+def attempt_of(
     experiment: Experiment,
     parents: Mapping[str, Manifest],
     earlier: Previous | None,
     digests: Callable[[list[str]], list[str]],
-) -> tuple[Stage, list[str], list[str]]:
-    """The place of an experiment's crawl, its queries, and the files of its list of URLs or pictures.
+) -> Attempt:
+    """Find how far an experiment's crawl is: which attempt has finished, or which would be the next.
 
     Args:
         experiment: what to do.
@@ -94,7 +154,17 @@ def stage_of(
     else:
         content = queries = read_queries(config.queries, config.max_queries)
     made_from = [*parents.values(), *([earlier.manifest] if earlier else [])]
-    return Stage(experiment.root, "crawl", identity(config, content), made_from, VERSION), queries, lists
+    identified = identity(config, content)
+    stage = Stage(experiment.root, "crawl", identified, made_from, VERSION)
+    failed: list[Stage] = []
+    last: Manifest | None = None
+    while (attempt := stage.finished() or _failed(stage)) is not None:
+        if stage.finished() is not None and verdict.failure(attempt.counts, config) is None:
+            return Attempt(stage, attempt, tuple(failed), last, queries, lists)
+        failed.append(stage)
+        last = attempt
+        stage = Stage(experiment.root, "crawl", identified | {"again": attempt.digest}, made_from, VERSION)
+    return Attempt(stage, None, tuple(failed), last, queries, lists)
 
 
 def identity(config: Crawl, content: Sequence[str]) -> dict[str, Any]:
@@ -120,6 +190,7 @@ class _Job:
         self._earlier = earlier
         self._cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._ledger: Any = None
+        self._run = uuid.uuid4().hex
 
     def run(self, queries: Sequence[str], lists: Sequence[str]) -> Manifest:
         searched = [*self._take_over(queries), *self._search(queries), *self._read_lists(lists)]
@@ -140,16 +211,46 @@ class _Job:
             "queries": len(queries),
             "queries_without_results": sum(record["empty"] for record in searched),
             "queries_failed": len(failed),
+            "queries_unexpected": sum(record["unexpected"] for record in searched),
             "results": results,
             "urls": statuses.total(),
             "requested": sum(record["requested"] for record in records),
+            "transient": sum(record["transient"] for record in records),
             **{status.value: statuses[status.value] for status in Status},
         }
         described = [Part.model_validate(part) for record in records for part in record["described"]]
         described += [self._stage.describe(path) for path in (previous.QUERIES, previous.INDEX)]
         described += [Part.model_validate(part) for record in searched for part in record["described"]]
         dropped = {status: n for status, n in sorted(statuses.items()) if status != Status.SUCCESS}
+        self._tell_slow_hosts(records)
+        examples = {"search": next(iter(failed.items()))} if failed else {}
+        for record in records:
+            examples = record["examples"] | examples
+        why = verdict.failure(counts, self._config, examples)
+        if why is not None:
+            attempt = Manifest(
+                stage=self._stage.name,
+                uri=self._stage.uri,
+                config=self._stage.config,
+                parents=self._stage.parents,
+                parts=tuple(sorted(described, key=lambda part: part.path)),
+                counts=counts,
+                dropped=dropped,
+                provenance=manifests.provenance(),
+            )
+            storage.write_json(self._stage.path(_FAILED), attempt.model_dump(mode="json"))
+            raise verdict.CrawlFailedError(why)
         return self._stage.commit(described, counts=counts, dropped=dropped)
+
+    def _tell_slow_hosts(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Log what slow hosts have cost, and leave it beside the parts; it is of this run, so no part of the data."""
+        seconds: Counter[str] = Counter()
+        for record in records:
+            seconds.update(record["slow_hosts"])
+        for host, cost in seconds.most_common(_TOLD_HOSTS):
+            logger.info("%s cost %.0f s by being slow", host, cost)
+        cost_by_host = {host: round(cost, 1) for host, cost in seconds.most_common()}
+        storage.write_json(self._stage.path(_SLOW_HOSTS), cost_by_host)
 
     def _take_over(self, queries: Sequence[str]) -> list[dict[str, Any]]:
         """Copy the results of what the previous crawl searched already."""
@@ -181,7 +282,9 @@ class _Job:
         records = []
         with track("search", sum(len(block) for _, block in blocks), "queries") as advance:
             for record in self._each(
-                _search.remote(self._stage, self._config, self._connect_to, share, self._ledger, number, block)
+                _search.remote(
+                    self._stage, self._run, self._config, self._connect_to, share, self._ledger, number, block
+                )
                 for number, block in blocks
             ):
                 records.append(record)
@@ -210,10 +313,13 @@ class _Job:
         ]
         groups = [work[first : first + size] for first in range(0, len(work), size)]
         share = self._share(len(groups))
+        retry_failed = self._earlier is not None and self._earlier.retry_failed
         records: list[dict[str, Any]] = []
         with track("download", sum(urls for _, _, urls, _, _ in planned), "pictures") as advance:
             for done in self._each(
-                _download.remote(self._stage, self._config, self._connect_to, share, self._ledger, group)
+                _download.remote(
+                    self._stage, self._run, self._config, self._connect_to, share, self._ledger, retry_failed, group
+                )
                 for group in groups
             ):
                 records += done
@@ -287,7 +393,7 @@ def _take_over(stage: Stage, config: Crawl, number: int, uri: str, positions: Ma
 
 @asynccontextmanager
 async def _fetcher(
-    config: Crawl, connect_to: ConnectTo, share: int, ledger: Any, holder: str
+    run: str, config: Crawl, connect_to: ConnectTo, share: int, ledger: Any, holder: str
 ) -> AsyncIterator[Fetcher]:
     """The fetcher of one task, whose permits are given back when it ends."""
 
@@ -296,8 +402,13 @@ async def _fetcher(
         return granted
 
     permits = None if ledger is None else Permits(exchange)
+    if run not in _known_slow:  # another run, which makes its own experience
+        _known_slow.clear()
+        for site in [site for site, rules in _known_rules.items() if rules.failure is not None]:
+            del _known_rules[site]
+    slow = _known_slow.setdefault(run, {})
     kind = own_files.PictureFetcher if config.engine == "files" else Fetcher
-    fetcher = kind(config, connect_to, share=share, rules=_known_rules, permits=permits)
+    fetcher = kind(config, connect_to, share=share, rules=_known_rules, slow=slow, permits=permits)
     try:
         yield fetcher
     finally:
@@ -309,6 +420,7 @@ async def _fetcher(
 @ray.remote(num_cpus=1)
 def _search(
     stage: Stage,
+    run: str,
     config: Crawl,
     connect_to: ConnectTo,
     share: int,
@@ -319,12 +431,17 @@ def _search(
     name = f"search-{number:05d}"
 
     async def search() -> dict[str, Any]:
-        async with _fetcher(config, connect_to, share, ledger, name) as fetcher:
+        async with _fetcher(run, config, connect_to, share, ledger, name) as fetcher:
             searched = await search_block(block, open_engine(config), fetcher, config)
         path = f"search/{number:05d}.parquet"
         write_found(stage.path(path), searched.table)
         record = _found(stage, [path], searched.table.num_rows)
-        return record | {"queries": len(block), "empty": searched.empty, "failed": searched.failed}
+        return record | {
+            "queries": len(block),
+            "empty": searched.empty,
+            "failed": searched.failed,
+            "unexpected": searched.unexpected,
+        }
 
     return _once(stage, name, lambda: asyncio.run(search()))
 
@@ -346,7 +463,8 @@ def _read_list(stage: Stage, config: Crawl, number: int, uri: str) -> dict[str, 
 
 def _found(stage: Stage, files: list[str], results: int) -> dict[str, Any]:
     described = [stage.describe(path).model_dump(mode="json") for path in files]
-    return {"files": files, "described": described, "results": results, "queries": 0, "empty": 0, "failed": {}}
+    counts = {"results": results, "queries": 0, "empty": 0, "unexpected": 0}
+    return {"files": files, "described": described, "failed": {}, **counts}
 
 
 @ray.remote(num_cpus=1)
@@ -362,40 +480,59 @@ def _plan(stage: Stage, files: list[str], index: int, count: int, part_size: int
 @ray.remote(num_cpus=1)
 def _download(
     stage: Stage,
+    run: str,
     config: Crawl,
     connect_to: ConnectTo,
     share: int,
     ledger: Any,
+    retry_failed: bool,
     parts: list[tuple[int, str, int, list[str]]],
 ) -> list[dict[str, Any]]:
-    """Download parts: each is its number, its plan and row group there, and the previous crawl's parts that overlap."""
+    """Download parts: each its number, its plan and row group there, and the parts of an earlier crawl that overlap."""
 
-    async def download(fetcher: Fetcher, number: int, path: str, row_group: int, earlier: list[str]) -> dict[str, Any]:
+    async def download(
+        fetcher: Fetcher, decoder: Decoder, number: int, path: str, row_group: int, earlier: list[str]
+    ) -> dict[str, Any]:
         name = f"parts/{number:05d}"
         found = [{**row, "engine": config.engine} for row in plan.read_part(stage.path(path), row_group).to_pylist()]
-        known = previous.outcomes(earlier, {row["key"] for row in found}, config.retry_failed)
-        record = await download_part(stage.path(name), found, fetcher, config, known)
+        known = previous.outcomes(earlier, {row["key"] for row in found}, retry_failed)
+        record = await download_part(stage.path(name), found, fetcher, config, known, decoder)
         pairs = record["statuses"].get(Status.SUCCESS, 0)
         described = [stage.describe(f"{name}.tar", pairs), stage.describe(f"{name}.parquet", len(found))]
-        return record | {"part": name, "described": [part.model_dump(mode="json") for part in described]}
+        return record | {
+            "part": name,
+            "described": [part.model_dump(mode="json") for part in described],
+            "slow_hosts": fetcher.slow_hosts(),
+        }
 
-    async def download_all() -> list[dict[str, Any]]:
+    async def download_all(fetcher: Fetcher, decoder: Decoder) -> list[dict[str, Any]]:
         under_way = asyncio.Semaphore(_AT_ONCE)
-        async with _fetcher(config, connect_to, share, ledger, f"part-{parts[0][0]:05d}") as fetcher:
 
-            async def one(number: int, path: str, row_group: int, earlier: list[str]) -> dict[str, Any]:
-                async with under_way:
-                    record = stage.part(f"part-{number:05d}")
-                    if record is None:
-                        record = await download(fetcher, number, path, row_group, earlier)
-                        stage.commit_part(f"part-{number:05d}", record)
-                    return record
+        async def one(number: int, path: str, row_group: int, earlier: list[str]) -> dict[str, Any]:
+            async with under_way:
+                record = stage.part(f"part-{number:05d}")
+                if record is None:
+                    record = await download(fetcher, decoder, number, path, row_group, earlier)
+                    stage.commit_part(f"part-{number:05d}", record)
+                return record
 
-            try:
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(one(*part)) for part in parts]
-            except BaseExceptionGroup as errors:  # the first has stopped the others
-                raise errors.exceptions[0] from None
-            return [task.result() for task in tasks]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(*part)) for part in parts]
+        return [task.result() for task in tasks]
 
-    return asyncio.run(download_all())
+    async def with_a_fetcher() -> list[dict[str, Any]]:
+        holder = f"part-{parts[0][0]:05d}"
+        with Decoder(config) as decoder:
+            async with _fetcher(run, config, connect_to, share, ledger, holder) as fetcher:
+                return await download_all(fetcher, decoder)
+
+    try:
+        return asyncio.run(with_a_fetcher())
+    except BaseExceptionGroup as errors:  # the first has stopped the others
+        raise _first_of(errors) from None
+
+
+def _first_of(errors: BaseException) -> BaseException:
+    while isinstance(errors, BaseExceptionGroup):
+        errors = errors.exceptions[0]
+    return errors

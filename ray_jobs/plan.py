@@ -100,7 +100,7 @@ def _crawl(experiment: Experiment) -> tuple[Manifest | None, str, bool]:
     from wukong.crawl.previous import Previous
 
     try:
-        stage, _, _ = crawl.stage_of(
+        attempt = crawl.attempt_of(
             experiment,
             {},
             Previous.open(experiment.crawl),
@@ -108,8 +108,9 @@ def _crawl(experiment: Experiment) -> tuple[Manifest | None, str, bool]:
         )
     except WukongError:  # its lists are not there yet: what else is wrong with them, the preflight says
         return None, storage.join(experiment.root, "crawl"), False
-    finished = stage.finished()
-    return finished, stage.uri, finished is None and bool(storage.list_files(stage.path("_parts")))
+    stage, finished = attempt.stage, attempt.finished
+    begun = attempt.last is not None or bool(storage.list_files(stage.path("_parts")))
+    return finished, stage.uri, finished is None and begun
 
 
 def _finished(experiment: Experiment, stage: str, parents: Sequence[Manifest]) -> Manifest | None:

@@ -36,6 +36,18 @@ class Politeness(Strict):
     respect_noai: bool = Field(True, description="leave out images whose X-Robots-Tag says noai or noimageai")
     per_host_concurrency: Positive = 8
     per_host_delay: float = Field(0.0, ge=0.0, description="seconds between two requests to one host")
+    max_crawl_delay: float = Field(
+        60.0, gt=0, description="seconds: a host whose robots.txt asks for a longer Crawl-delay is left alone"
+    )
+    max_retry_after: float = Field(
+        60.0, gt=0, description="seconds: a host that asks to wait longer (Retry-After) is left alone until then"
+    )
+    max_host_seconds: float = Field(
+        3_600.0,
+        gt=0,
+        description="that one host's slowness may cost each process: its Crawl-delay and Retry-After, requests that "
+        "fail or crawl, pictures that are hard to decode; after that it is left alone",
+    )
     user_agent: str = "wukong-crawler/0.1 (+https://github.com/wukong/wukong; dataset research)"
     opt_out: str | None = Field(None, description="URI of a file of domains, URLs and SHA-256 digests to leave out")
 
@@ -70,11 +82,22 @@ class Crawl(Strict):
     max_bytes: Positive = 32 * 2**20
     max_seconds: float = Field(30.0, gt=0, description="on the wire, over all attempts and redirects of one picture")
     max_pixels: Positive = 64_000_000
+    max_decode_seconds: float = Field(
+        10.0, gt=0, description="of processor time, to decode one picture, resize and encode it"
+    )
     retries: int = Field(2, ge=0)
     previous: str | None = Field(
         None, description="URI of an earlier crawl: only what it does not have is searched and fetched"
     )
     retry_failed: bool = Field(False, description="fetch again what failed in the previous crawl")
+    max_transient_share: Fraction = Field(
+        0.5,
+        description="of URLs, and of searches, that may fail for reasons that pass (no DNS, timeouts, busy servers): "
+        "with more the crawl fails, and the next run tries those again",
+    )
+    max_unexpected_share: Fraction = Field(
+        0.1, description="of URLs, and of searches, that may end in an error of our own code; with more the crawl fails"
+    )
     politeness: Politeness = Politeness()
 
 

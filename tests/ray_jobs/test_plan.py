@@ -34,7 +34,7 @@ def parsed(tmp_path: Path, **changes: object) -> Experiment:
 
 def finished(experiment: Experiment) -> dict[str, Manifest]:
     """Crawl, filter and validate as their jobs leave them, without their work."""
-    stage, _, _ = crawl.stage_of(experiment, {}, None, lambda uris: [crawl.digest_of_file(uri) for uri in uris])
+    stage = crawl.attempt_of(experiment, {}, None, lambda uris: [crawl.digest_of_file(uri) for uri in uris]).stage
     crawled = stage.commit([])
     settings = experiment.filter.model_dump(mode="json") | {"seed": experiment.seed}
     kept = Stage(experiment.root, "filter", settings, [crawled], version=filtering._VERSION).commit([])
@@ -95,7 +95,7 @@ def test_a_newer_code_runs_again(experiment: Experiment, monkeypatch: pytest.Mon
 
 
 def test_a_crawl_that_was_killed_goes_on(experiment: Experiment) -> None:
-    stage, _, _ = crawl.stage_of(experiment, {}, None, lambda uris: [crawl.digest_of_file(uri) for uri in uris])
+    stage = crawl.attempt_of(experiment, {}, None, lambda uris: [crawl.digest_of_file(uri) for uri in uris]).stage
     stage.commit_part("search-00000", {})
     first = plan.of_run(experiment, 100, SIZE, 2)[0]
     assert first.begun and first.finished is None and first.writes == stage.uri

@@ -8,11 +8,17 @@ holds which is in one ``Ledger``; a process speaks to it through its ``Permits``
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
+from wukong.errors import WukongError
+
 Exchange = Callable[[list[str], list[str]], Awaitable[list[str]]]
 """Tells the ledger which hosts are held and which are wanted; gives those of the wanted that are granted."""
 
 _ASK_AGAIN = 0.25
 """Seconds between two requests for what was not granted."""
+
+
+class LedgerError(WukongError):
+    """The ledger of permits cannot be reached, so no host may be asked."""
 
 
 class Ledger:
@@ -71,7 +77,7 @@ class Permits:
         """Wait until the host may be asked by this process.
 
         Raises:
-            whatever ``exchange`` raises, where the ledger cannot be reached.
+            LedgerError: the ledger cannot be reached.
         """
         if host in self._held:
             return
@@ -119,6 +125,11 @@ class Permits:
                     await asyncio.sleep(_ASK_AGAIN)
         except Exception as error:  # noqa: BLE001 - raised in whoever waits
             waiting_hosts, self._wanted = self._wanted, {}
+            lost = LedgerError(
+                f"the ledger that says which hosts may be asked cannot be reached ({type(error).__name__}: {error}); "
+                "run the crawl again, it continues where it stopped"
+            )
+            lost.__cause__ = error
             for waiting in waiting_hosts.values():
                 if not waiting.done():
-                    waiting.set_exception(error)
+                    waiting.set_exception(lost)

@@ -87,17 +87,26 @@ class Previous:
                     f"crawl.previous: {config.previous} was made with crawl.{name} = {earlier.config.get(name)!r}, now "
                     f"{settings[name]!r}; its pictures can be taken over only with the same settings"
                 )
+        same_engine = all(earlier.config.get(name) == settings[name] for name in _SEARCH_SETTINGS)
+        return cls._of(earlier, same_engine, config.retry_failed)
+
+    @classmethod
+    def of_failed(cls, attempt: Manifest) -> "Previous":
+        """Take over from an attempt at the same crawl that failed: all but what may end otherwise."""
+        return cls._of(attempt, bool(attempt.counts["urls"]), retry_failed=True)
+
+    @classmethod
+    def _of(cls, earlier: Manifest, usable: bool, retry_failed: bool) -> "Previous":
         searched = storage.read_table(storage.join(earlier.uri, QUERIES))
-        usable = all(earlier.config.get(name) == settings[name] for name in _SEARCH_SETTINGS)
         asked = searched["query"].to_pylist() if usable else []
         failed = searched["failed"].to_pylist()
-        answered = [query for query, why in zip(asked, failed, strict=False) if why is None or not config.retry_failed]
+        answered = [query for query, why in zip(asked, failed, strict=False) if why is None or not retry_failed]
         index = storage.read_table(storage.join(earlier.uri, INDEX)).to_pydict()
         return cls(
             earlier,
             frozenset(answered),
             tuple(zip(index["part"], index["first_key"], index["last_key"], strict=True)),
-            config.retry_failed,
+            retry_failed,
         )
 
     def search_files(self) -> list[str]:

@@ -13,7 +13,9 @@ from wukong.config import Crawl
 from wukong.crawl.engines import Engine, EngineRefusedError, Result
 from wukong.crawl.fetch import Fetcher
 from wukong.crawl.status import FetchError, Status
+from wukong.crawl.unexpected import unexpected
 from wukong.data.schema import key_of
+from wukong.errors import WukongError
 
 logger = logging.getLogger(__name__)
 
@@ -36,16 +38,27 @@ FoundRow = tuple[str, str, str, str | None, int, str | None]
 """The fields of ``FOUND``, in its order."""
 
 _MAX_ANSWER = 8 * 2**20
+_PARSED_IN_PLACE = 1 << 20
+"""Bytes of an answer: a larger one is parsed in a thread."""
+
 _REFUSING = frozenset({401, 403, 429})
 
 
 @dataclass
 class Searched:
-    """What one block of queries gave."""
+    """What one block of queries gave.
+
+    Attributes:
+        table: the results (``FOUND``).
+        empty: queries that gave none.
+        failed: queries that failed, and why.
+        unexpected: how many of the failed ended in an error that nobody foresaw.
+    """
 
     table: pa.Table
     empty: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    unexpected: int = 0
 
 
 async def search_block(block: Sequence[tuple[int, str]], engine: Engine, fetcher: Fetcher, config: Crawl) -> Searched:
@@ -58,25 +71,27 @@ async def search_block(block: Sequence[tuple[int, str]], engine: Engine, fetcher
         config: the crawl's settings.
 
     Returns:
-        the results (``FOUND``); how many queries gave none; which failed, and why.
+        what they gave.
 
     Raises:
         EngineRefusedError: the engine wants to be asked no further.
+        WukongError: what concerns more than one query.
     """
-    refused: list[Exception] = []
+    stopped: list[Exception] = []
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_search(query, engine, fetcher, config)) for _, query in block]
-    except* EngineRefusedError as refusals:
-        refused += refusals.exceptions
-    if refused:
-        raise refused[0]
+    except* WukongError as errors:
+        stopped += errors.exceptions
+    if stopped:
+        raise stopped[0]
     found: list[FoundRow] = []
     searched = Searched(FOUND.empty_table())
     for (position, query), task in zip(block, tasks, strict=True):
         outcome = task.result()
-        if isinstance(outcome, str):
-            searched.failed[query] = outcome
+        if isinstance(outcome, FetchError):
+            searched.failed[query] = str(outcome)
+            searched.unexpected += outcome.status is Status.INTERNAL_ERROR
             continue
         searched.empty += not outcome
         for rank, result in enumerate(outcome):
@@ -99,7 +114,7 @@ def as_table(found: list[FoundRow]) -> pa.Table:
     return pa.table([pa.array(column, type=f.type) for column, f in zip(columns, FOUND, strict=True)], schema=FOUND)
 
 
-async def _search(query: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> list[Result] | str:
+async def _search(query: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> list[Result] | FetchError:
     """Give a query's results, or why there are none."""
     results: dict[str, Result] = {}
     page = 0
@@ -115,12 +130,8 @@ async def _search(query: str, engine: Engine, fetcher: Fetcher, config: Crawl) -
                     "set crawl.politeness.search_robots_txt: false"
                 ) from error
             if page == 0:
-                return str(error)
+                return error
             logger.warning("query %r: page %d failed (%s); its earlier pages are kept", query, page, error)
-            break
-        except ValueError as error:
-            if page == 0:
-                return f"not an answer of {engine.name}: {error}"
             break
         known = len(results)
         for result in fresh:
@@ -132,6 +143,15 @@ async def _search(query: str, engine: Engine, fetcher: Fetcher, config: Crawl) -
 
 
 async def _page(url: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> list[Result]:
+    try:
+        return await _ask(url, engine, fetcher, config)
+    except (FetchError, WukongError):
+        raise
+    except Exception as error:  # of one answer, whose status it becomes; it is logged
+        raise unexpected(url, error) from error
+
+
+async def _ask(url: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> list[Result]:
     async with fetcher.get(
         url,
         max_bytes=_MAX_ANSWER,
@@ -140,10 +160,17 @@ async def _page(url: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> li
     ) as response:
         if response.location is not None:
             raise _refused(engine, f"a redirect to {response.location}")
+        body = bytes(response.body)
         try:
-            return engine.parse(bytes(response.body))
+            if len(body) <= _PARSED_IN_PLACE:
+                return engine.parse(body)
+            return await asyncio.to_thread(engine.parse, body)
         except EngineRefusedError as error:
             raise _refused(engine, str(error)) from error
+        except RecursionError as error:
+            raise FetchError(Status.CORRUPT, f"not an answer of {engine.name}: nested too deep") from error
+        except ValueError as error:
+            raise FetchError(Status.CORRUPT, f"not an answer of {engine.name}: {error}") from error
 
 
 def _refused(engine: Engine, answer: str) -> EngineRefusedError:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from wukong import storage
 from wukong.data import shards
 from wukong.data.schema import CRAWLED
+from wukong.errors import StorageError
 
 
 class Spool:
@@ -22,9 +23,18 @@ class Spool:
         self._end = 0
 
     def add(self, key: str, data: bytes) -> None:
-        """Keep a picture under its pair's key."""
-        self._file.seek(self._end)
-        self._file.write(data)
+        """Keep a picture under its pair's key.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        try:
+            self._file.seek(self._end)
+            self._file.write(data)
+        except OSError as error:
+            raise StorageError(
+                f"a part's pictures cannot be kept in {tempfile.gettempdir()} ({error}): make room there, or set TMPDIR"
+            ) from error
         self._places[key] = (self._end, len(data))
         self._end += len(data)
 

@@ -15,6 +15,7 @@ class Status(StrEnum):
     TOO_LARGE = "too_large"
     NOT_IMAGE = "not_image"
     CORRUPT = "corrupt"
+    TOO_COSTLY = "too_costly"
 
     # The address may not be asked, or its owner does not want it.
     INVALID_URL = "invalid_url"
@@ -25,6 +26,7 @@ class Status(StrEnum):
 
     # The server or the network failed: these are what a later run may try again.
     ROBOTS_UNAVAILABLE = "robots_unavailable"
+    HOST_TOO_SLOW = "host_too_slow"
     HTTP_ERROR = "http_error"
     REDIRECT_ERROR = "redirect_error"
     TIMEOUT = "timeout"
@@ -35,16 +37,32 @@ class Status(StrEnum):
 
     # A picture of one's own is not where the list says.
     MISSING_FILE = "missing_file"
+    # Our own code failed, in a way that nobody foresaw: the log names the URL and the exception.
+    INTERNAL_ERROR = "internal_error"
 
     @property
     def may_be_retried(self) -> bool:
-        """Whether a later run could end otherwise, because the server or the network failed."""
+        """Whether a later run could end otherwise, because the server, the network or our own code failed."""
         return self in _RETRIED_LATER
+
+
+_PASSING = frozenset({"robots_unavailable", "host_too_slow", "timeout", "dns_error", "connection_error", "incomplete"})
+_PASSING_CODES = frozenset({408, 425, 429, *range(500, 600)})
+
+
+def is_transient(status: str, http_status: int | None) -> bool:
+    """Tell whether a URL failed for a reason that passes with time.
+
+    A page that is gone, a certificate that has expired or a redirect in a circle is how the web is; a name that does
+    not resolve, a server that is busy or does not answer is what an outage looks like.
+    """
+    return status in _PASSING or (status == "http_error" and http_status in _PASSING_CODES)
 
 
 _RETRIED_LATER = frozenset(
     {
         Status.ROBOTS_UNAVAILABLE,
+        Status.HOST_TOO_SLOW,
         Status.HTTP_ERROR,
         Status.REDIRECT_ERROR,
         Status.TIMEOUT,
@@ -53,6 +71,7 @@ _RETRIED_LATER = frozenset(
         Status.CONNECTION_ERROR,
         Status.INCOMPLETE,
         Status.MISSING_FILE,
+        Status.INTERNAL_ERROR,
     }
 )
 

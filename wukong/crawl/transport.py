@@ -28,6 +28,7 @@ _MAX_ERROR_BYTES = 64 * 1024
 """Of the body of a redirect or an error, which nobody reads: up to here, reading on keeps the connection."""
 
 _MAX_URL = 8192
+_MAX_HOST = 253
 _URL_SAFE = "!#$%&'()*+,/:;=?@[]~-._"  # as browsers: reserved characters and % stay, all else is percent-encoded
 
 _CURL_STATUS: dict[int, tuple[Status, str]] = {
@@ -41,7 +42,8 @@ _CURL_STATUS: dict[int, tuple[Status, str]] = {
     pycurl.E_RECV_ERROR: (Status.CONNECTION_ERROR, "the connection was reset"),
     pycurl.E_SEND_ERROR: (Status.CONNECTION_ERROR, "the connection was reset"),
     pycurl.E_URL_MALFORMAT: (Status.INVALID_URL, "not a URL"),
-    pycurl.E_UNSUPPORTED_PROTOCOL: (Status.INVALID_URL, "only http and https are fetched"),
+    pycurl.E_UNSUPPORTED_PROTOCOL: (Status.CONNECTION_ERROR, "the server does not speak HTTP"),
+    pycurl.E_FTP_WEIRD_SERVER_REPLY: (Status.CONNECTION_ERROR, "the server does not speak HTTP"),
     pycurl.E_BAD_CONTENT_ENCODING: (Status.INCOMPLETE, "the content encoding cannot be undone"),
 }
 _BROKEN = frozenset({pycurl.E_RECV_ERROR, pycurl.E_SEND_ERROR, pycurl.E_HTTP2, pycurl.E_GOT_NOTHING})
@@ -53,8 +55,11 @@ def normalise(url: str) -> str:
     Raises:
         FetchError: (``invalid_url``) it is not an absolute http or https URL, or too long.
     """
+    url = url.strip()
+    if len(url) > _MAX_URL:
+        raise FetchError(Status.INVALID_URL, f"the URL is longer than {_MAX_URL} characters")
     try:
-        parts = urlsplit(url.strip())
+        parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise FetchError(Status.INVALID_URL, f"not a URL: {error}") from error
@@ -65,9 +70,9 @@ def normalise(url: str) -> str:
     if not host.isascii():
         try:
             host = idna.encode(host, uts46=True).decode("ascii")
-        except idna.IDNAError as error:
+        except (UnicodeError, ValueError, IndexError) as error:  # IDNAError is the first
             raise FetchError(Status.INVALID_URL, f"not a host name: {error}") from error
-    if re.search(r"[\x00-\x20\x7f<>\"\\^`{|}%]", host):
+    if len(host) > _MAX_HOST or re.search(r"[\x00-\x20\x7f<>\"\\^`{|}%]", host):
         raise FetchError(Status.INVALID_URL, "not a host name")
     netloc = f"[{host}]" if ":" in host else host
     if port is not None:
@@ -91,10 +96,23 @@ class Response:
 
     @property
     def location(self) -> str | None:
-        """The absolute target of a redirect, or None when this is not one."""
-        if self.status in {301, 302, 303, 307, 308} and "location" in self.headers:
-            return urljoin(self.url, self.headers["location"])
-        return None
+        """The target of a redirect, absolute unless it is malformed; None when this is not one."""
+        if self.status not in {301, 302, 303, 307, 308} or "location" not in self.headers:
+            return None
+        target = _as_browsers_read(self.headers["location"])
+        try:
+            return urljoin(self.url, target)
+        except ValueError:
+            return target  # of which ``normalise`` says what is wrong
+
+
+def _as_browsers_read(location: str) -> str:
+    """Read a ``Location`` that came as raw bytes: as UTF-8, and what is not UTF-8 percent-encoded byte by byte."""
+    raw = location.encode("latin-1", errors="replace")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return "".join(chr(byte) if byte < 0x80 else f"%{byte:02X}" for byte in raw)
 
 
 Watcher = Callable[[Response], None]
@@ -123,7 +141,9 @@ class Transport:
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
         self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
 
-    async def get(self, url: str, *, seconds: float, max_bytes: int, watch: Watcher | None = None) -> Response:
+    async def get(
+        self, url: str, *, seconds: float, max_bytes: int, watch: Watcher | None = None, truncate: bool = False
+    ) -> Response:
         """Make one GET request, to an address that was checked, without following redirects.
 
         Args:
@@ -131,11 +151,12 @@ class Transport:
             seconds: for the whole exchange.
             max_bytes: of the body, decoded.
             watch: sees the answer grow and may end the exchange by raising ``FetchError``.
+            truncate: a body over ``max_bytes`` is cut there; else it is an error.
 
         Raises:
             FetchError: there was no complete answer, or ``watch`` raised it.
         """
-        exchange = _Exchange(Response(url), max_bytes, watch)
+        exchange = _Exchange(Response(url), max_bytes, watch, truncate)
         host = urlsplit(url).hostname or ""
         refused: list[str] = []
 
@@ -254,23 +275,34 @@ class Transport:
 class _Exchange:
     """Collects one answer as libcurl hands it over."""
 
-    def __init__(self, response: Response, max_bytes: int, watch: Watcher | None) -> None:
+    def __init__(self, response: Response, max_bytes: int, watch: Watcher | None, truncate: bool) -> None:
         self.response = response
         self.stopped: Exception | None = None
         self.enough = False
         self.bytes_read = 0
         self._max_bytes = max_bytes
         self._watch = watch
+        self._truncate = truncate
         self._header_bytes = 0
 
     def on_header(self, line: bytes) -> int:
+        try:
+            return self._header(line)
+        except Exception as error:  # noqa: BLE001 - libcurl would only print it; ``get`` raises it
+            return self._stop(error)
+
+    def on_body(self, piece: bytes) -> int:
+        try:
+            return self._body(piece)
+        except Exception as error:  # noqa: BLE001 - libcurl would only print it; ``get`` raises it
+            return self._stop(error)
+
+    def _header(self, line: bytes) -> int:
         response = self.response
         self._header_bytes += len(line)
         if self._header_bytes > _MAX_HEADER_BYTES:
-            return self._stop(
-                FetchError(
-                    Status.HTTP_ERROR, "the answer's headers are too large", http_status=self.response.status or None
-                )
+            raise FetchError(
+                Status.HTTP_ERROR, "the answer's headers are too large", http_status=self.response.status or None
             )
         if line.startswith(b"HTTP/"):
             fields = line.split(None, 2)
@@ -284,20 +316,25 @@ class _Exchange:
             response.headers[name] = value if known is None or name == "location" else f"{known}, {value}"
         elif line in {b"\r\n", b"\n"} and self._is_wanted():
             length = response.headers.get("content-length", "")
-            if length.isdigit() and int(length) > self._max_bytes:
-                return self._stop(self._too_large())
-            return self._seen(len(line))
+            if re.fullmatch("[0-9]{1,20}", length) and int(length) > self._max_bytes and not self._truncate:
+                raise self._too_large()
+            self._show()
         return len(line)
 
-    def on_body(self, piece: bytes) -> int:
+    def _body(self, piece: bytes) -> int:
         self.bytes_read += len(piece)
         if not self._is_wanted():
             self.enough = self.bytes_read > _MAX_ERROR_BYTES
             return -1 if self.enough else len(piece)
         self.response.body += piece
         if self.bytes_read > self._max_bytes:
-            return self._stop(self._too_large())
-        return self._seen(len(piece))
+            if not self._truncate:
+                raise self._too_large()
+            del self.response.body[self._max_bytes :]
+            self.enough = True
+            return -1
+        self._show()
+        return len(piece)
 
     def _is_wanted(self) -> bool:
         return 200 <= self.response.status < 300
@@ -307,13 +344,9 @@ class _Exchange:
             Status.TOO_LARGE, f"more than {self._max_bytes} bytes", http_status=self.response.status or None
         )
 
-    def _seen(self, size: int) -> int:
+    def _show(self) -> None:
         if self._watch is not None:
-            try:
-                self._watch(self.response)
-            except Exception as error:  # noqa: BLE001 - libcurl would only print it; `fetch` raises it
-                return self._stop(error)
-        return size
+            self._watch(self.response)
 
     def _stop(self, error: Exception) -> int:
         self.stopped = error

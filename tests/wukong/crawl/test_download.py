@@ -10,6 +10,7 @@ import struct
 import tarfile
 import time
 import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,68 @@ def huge_png() -> bytes:
     )
 
 
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_with(picture, *chunks: bytes) -> bytes:
+    """A PNG with these chunks after its header."""
+    png = picture(kind="PNG")
+    return png[:33] + b"".join(chunks) + png[33:]
+
+
+def small_screen(width: int, height: int) -> bytes:
+    """A GIF whose screen is 300 x 300, with one frame of another size."""
+    frame = b"," + struct.pack("<HHHHB", 0, 0, width, height, 0)
+    return b"GIF89a" + struct.pack("<HHBBB", 300, 300, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff" + frame + b"\x02\x01\x44\0;"
+
+
+def spoilt_avif(picture) -> bytes:
+    """An AVIF whose container is whole and whose pixels are not."""
+    avif = picture(kind="AVIF")
+    return avif[: avif.index(b"mdat") + 8] + bytes(len(avif) - avif.index(b"mdat") - 8)
+
+
+def timeless_avif(picture) -> bytes:
+    """An animated AVIF that counts time in units of 1/0 second."""
+    stream = io.BytesIO()
+    frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue")]
+    frames[0].save(stream, "AVIF", save_all=True, append_images=frames[1:], duration=50)
+    avif = bytearray(stream.getvalue())
+    place = avif.index(b"mdhd") + 4
+    avif[place + 20 : place + 24] = bytes(4)  # version 1: two times of 8 bytes stand before the time scale
+    return bytes(avif)
+
+
+def many_scans(picture, scans: int) -> bytes:
+    """A progressive JPEG with empty scans after its own."""
+    jpeg = picture(1600, 1200, progressive=True)
+    return jpeg[:-2] + b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00" * scans + b"\xff\xd9"
+
+
+def many_exifs(picture) -> bytes:
+    """A JPEG with 12 EXIF segments, each of which says 5,400 times that a value fills the segment."""
+    entry = struct.pack("<HHLL", 0x9286, 7, 64_000, 8)
+    exif = b"Exif\0\0II*\0" + struct.pack("<LH", 8, 5_400) + entry * 5_400
+    segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+    jpeg = picture()
+    return jpeg[:2] + segment * 12 + jpeg[2:]
+
+
+def canvas_lies(picture) -> bytes:
+    """A WebP whose container says 320 x 240 and whose picture 16,384 x 16,384."""
+    lossless = bytearray(picture(kind="WEBP", lossless=True)[12:])
+    lossless[9:13] = struct.pack("<I", 16_383 | 16_383 << 14)
+    extended = b"VP8X" + struct.pack("<I", 10) + bytes(4) + (319).to_bytes(3, "little") + (239).to_bytes(3, "little")
+    body = b"WEBP" + extended + bytes(lossless)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def with_header(name: str, value: bytes, status: bytes = b"302 Found") -> Any:
+    """An answer with a header of raw bytes."""
+    return raw(b"HTTP/1.1 %b\r\n%b: %b\r\nContent-Length: 0\r\n\r\n" % (status, name.encode(), value))
+
+
 SEGMENT = b"\xff\xe1\xff\xff" + bytes(65533)
 """A segment that a JPEG may have before its frame, as many as it likes."""
 
@@ -114,6 +177,7 @@ def a_png(picture) -> bytes:
 JPEG_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n"
 
 
+@lru_cache
 def hostile(picture) -> dict[str, tuple[Any, Status, int | None]]:
     jpeg = picture()
     return {
@@ -166,12 +230,67 @@ def hostile(picture) -> dict[str, tuple[Any, Status, int | None]]:
             Status.TOO_LARGE,
             200,
         ),
+        "/spoilt.avif": (answering(spoilt_avif(picture)), Status.CORRUPT, 200),
+        "/timeless.avif": (answering(timeless_avif(picture)), Status.CORRUPT, 200),
+        "/frame-bomb.gif": (answering(small_screen(20_000, 20_000)), Status.TOO_MANY_PIXELS, 200),
+        "/narrow-frame.gif": (answering(small_screen(3_000, 300)), Status.BAD_RATIO, 200),
+        "/two-headers.png": (
+            answering(png_with(picture, png_chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)))),
+            Status.TOO_MANY_PIXELS,
+            200,
+        ),
+        "/text-bomb.png": (
+            answering(png_with(picture, png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8))))),
+            Status.CORRUPT,
+            200,
+        ),
+        "/profile-bomb.png": (
+            answering(png_with(picture, png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10**8))))),
+            Status.CORRUPT,
+            200,
+        ),
+        "/pixel-bomb.png": (
+            answering(png_with(picture, png_chunk(b"IDAT", zlib.compress(bytes(3 * 10**8))))),
+            Status.SUCCESS,  # what the pixels do not need is not decompressed
+            200,
+        ),
+        "/scans.jpg": (answering(many_scans(picture, 100_000)), Status.TOO_COSTLY, 200),
+        "/exifs.jpg": (answering(many_exifs(picture)), Status.SUCCESS, 200),
+        "/canvas.webp": (answering(canvas_lies(picture)), Status.CORRUPT, 200),
+        "/to-bracket.jpg": (redirect("http://[::1/x"), Status.INVALID_URL, None),
+        "/to-port.jpg": (redirect(f"http://{HOST}:99999/x"), Status.INVALID_URL, None),
+        "/to-nowhere.jpg": (with_header("Location", b""), Status.REDIRECT_ERROR, 302),
+        "/to-idn.jpg": (with_header("Location", "http://\u200b\u200b.test/x".encode()), Status.INVALID_URL, None),
+        "/to-utf8.jpg": (with_header("Location", "/熊猫.jpg".encode()), Status.SUCCESS, 200),
+        "/to-gbk.jpg": (with_header("Location", "/熊猫.jpg".encode("gbk")), Status.SUCCESS, 200),
+        "/%D0%DC%C3%A8.jpg": (answering(jpeg), Status.SUCCESS, 200),
+        "/wait-squared.jpg": (with_header("Retry-After", "²".encode("latin-1"), b"404 No"), Status.HTTP_ERROR, 404),
+        "/wait-digits.jpg": (with_header("Retry-After", b"9" * 5_000, b"404 No"), Status.HTTP_ERROR, 404),
+        "/wait-date.jpg": (
+            with_header("Retry-After", b"Fri, 31 Dec 99999 23:59:59 GMT", b"404 No"),
+            Status.HTTP_ERROR,
+            404,
+        ),
+        "/wait-zone.jpg": (
+            with_header("Retry-After", b"Mon, 01 Jan 0001 00:00:00 +2359", b"404 No"),
+            Status.HTTP_ERROR,
+            404,
+        ),
+        "/length-squared.jpg": (
+            raw(JPEG_HEAD + "Content-Length: ²\r\n\r\n".encode("latin-1") + jpeg),
+            Status.CONNECTION_ERROR,
+            200,
+        ),
+        "/status.jpg": (raw(b"HTTP/1.1 abc OK\r\n\r\n"), Status.CONNECTION_ERROR, None),
         "/with%20space.jpg": (answering(jpeg), Status.SUCCESS, 200),
         "/%E7%86%8A%E7%8C%AB.jpg": (answering(jpeg), Status.SUCCESS, 200),
     }
 
 
-ASKED_AS = {"/with%20space.jpg": "/with space.jpg", "/%E7%86%8A%E7%8C%AB.jpg": "/熊猫.jpg"}
+ASKED_AS = {
+    "/with%20space.jpg": "/with space.jpg",
+    "/%E7%86%8A%E7%8C%AB.jpg": "/熊猫.jpg",
+}
 NO_SERVER = {
     "http://127.0.0.1/x.jpg": Status.FORBIDDEN_ADDRESS,
     "http://[::1]/x.jpg": Status.FORBIDDEN_ADDRESS,
@@ -185,6 +304,10 @@ NO_SERVER = {
     "not a url": Status.INVALID_URL,
     "http://example.com:99999/": Status.INVALID_URL,
     f"http://{HOST}/{'x' * 9000}.jpg": Status.INVALID_URL,
+    f"http://{'a.' * 2000}test/x.jpg": Status.INVALID_URL,
+    f"http://{'é' * 2000}.test/x.jpg": Status.INVALID_URL,
+    "http://\u200b.test/x.jpg": Status.INVALID_URL,
+    "http://xn--a.test\0/x.jpg": Status.INVALID_URL,
 }
 
 

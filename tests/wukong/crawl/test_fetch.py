@@ -323,3 +323,158 @@ def test_urls_go_on_the_wire_in_ascii(url: str, expected: str) -> None:
 def test_a_relative_redirect_is_resolved_against_its_url() -> None:
     response = Response("http://a.test/x/y?z", 302, {"location": "../b"})
     assert response.location == "http://a.test/b"
+
+
+@pytest.mark.parametrize(
+    ("handler", "expected"),
+    [
+        (redirect("http://[::1/x"), Status.ROBOTS_UNAVAILABLE),
+        (redirect("ftp://images.test/robots.txt"), Status.ROBOTS_UNAVAILABLE),
+        (redirect("/gone.txt"), Status.SUCCESS),
+        (answering(b"", status="302 Found"), Status.ROBOTS_UNAVAILABLE),
+        (answering(b"\x1f\x8b\x08broken", "text/plain", Content_Encoding="gzip"), Status.ROBOTS_UNAVAILABLE),
+        (raw(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nUser-agent: *\n"), Status.ROBOTS_UNAVAILABLE),
+        (raw(b"not HTTP at all\r\n\r\n"), Status.ROBOTS_UNAVAILABLE),
+        (answering("User-agent: *\nDisallow: /\n".encode("utf-16")), Status.ROBOTS_DISALLOWED),
+        (answering("\ufeffUser-agent: *\nDisallow: /\n".encode("utf-16-be")), Status.ROBOTS_DISALLOWED),
+        (answering("User-agent: *\nDisallow: /\n".encode("utf-32")), Status.ROBOTS_DISALLOWED),
+        (answering(b"# \xb0\xa1\xff\xfe\nUser-agent: *\n\xff\xff\nDisallow: /\n"), Status.ROBOTS_DISALLOWED),
+        (answering(b"User-agent: *\rDisallow: /\r"), Status.ROBOTS_DISALLOWED),
+        (answering(b"User-agent: *\nDisallow: /\n" + b"# padding\n" * 1_000_000), Status.ROBOTS_DISALLOWED),
+        (answering(b"# padding\n" * 50_000 + b"User-agent: *\nDisallow: /\n"), Status.ROBOTS_DISALLOWED),
+        (answering(b"User-agent: *\n" + b"# padding\n" * 60_000 + b"Disallow: /\n"), Status.SUCCESS),
+        (answering(b"User-agent: *\nCrawl-delay: inf\nDisallow: /no"), Status.SUCCESS),
+        (answering(b"User-agent: *\nCrawl-delay: nan\nCrawl-delay: -5\nCrawl-delay: 1e999"), Status.SUCCESS),
+        (answering("User-agent: *\nCrawl-delay: ²".encode()), Status.SUCCESS),
+    ],
+    ids=[
+        "to a bracket",
+        "to ftp",
+        "to 404",
+        "to nowhere",
+        "broken gzip",
+        "cut",
+        "not HTTP",
+        "utf-16",
+        "utf-16-be",
+        "utf-32",
+        "no utf-8",
+        "cr",
+        "10 MB",
+        "500 KB",
+        "after 500 KiB",
+        "inf",
+        "nan",
+        "squared",
+    ],
+)
+def test_a_robots_txt_that_is_hard_to_read(web: Web, crawl_config, handler, expected: Status) -> None:
+    """RFC 9309: a client error allows all, so do rules after the first 500 KiB; nothing else that is wrong does."""
+    web.handlers["/robots.txt"] = handler
+    web.fallback = OK
+    web.handlers["/gone.txt"] = answering(b"", status="404 Not Found")
+    (outcome,) = fetch(web, crawl_config(), f"{SITE}/a.jpg")
+    assert status_of(outcome) is expected, outcome
+
+
+def test_a_robots_txt_with_very_many_groups_is_read_in_moments(web: Web, crawl_config) -> None:
+    """Each of 15,000 crawlers named before 15,000 rules would have them all."""
+    agents = b"".join(b"User-agent: a%d\n" % number for number in range(15_000))
+    rules = b"".join(b"Disallow: /%d\n" % number for number in range(15_000))
+    web.bytes_at("/robots.txt", agents + b"User-agent: Wukong\n" + rules, "text/plain")
+    web.fallback = OK
+    started = time.process_time()
+    outcomes = fetch(web, crawl_config(), f"{SITE}/1", f"{SITE}/allowed", f"{SITE}/14999")
+    assert [status_of(o) for o in outcomes] == [Status.ROBOTS_DISALLOWED, Status.SUCCESS, Status.ROBOTS_DISALLOWED]
+    assert time.process_time() - started < 20
+
+
+def test_groups_for_others_are_left_out_only_where_there_are_very_many(web: Web, crawl_config) -> None:
+    others = b"".join(b"User-agent: a%d\nDisallow: /\n\n" % number for number in range(300))
+    web.bytes_at("/robots.txt", others + b"User-agent: *\nDisallow: /private", "text/plain")
+    web.fallback = OK
+    outcomes = fetch(web, crawl_config(), f"{SITE}/a", f"{SITE}/private")
+    assert [status_of(o) for o in outcomes] == [Status.SUCCESS, Status.ROBOTS_DISALLOWED]
+
+
+def test_a_host_that_asks_for_a_day_between_requests_is_left_alone(web: Web, crawl_config) -> None:
+    web.bytes_at("/robots.txt", b"User-agent: *\nDisallow: /no\nCrawl-delay: 86400", "text/plain")
+    web.fallback = OK
+    started = time.monotonic()
+    outcomes = fetch(web, crawl_config(), *(f"{SITE}/{number}" for number in range(20)), f"{SITE}/no")
+    assert [status_of(o) for o in outcomes] == [Status.HOST_TOO_SLOW] * 20 + [Status.ROBOTS_DISALLOWED]
+    assert web.requests == {"/robots.txt": 1}
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Unavailable"])
+def test_a_host_that_wants_an_hour_is_not_asked_by_the_others_either(web: Web, crawl_config, status: str) -> None:
+    web.fallback = answering(b"", status=status, Retry_After="3600")
+    config = crawl_config(retries=2, politeness={"robots_txt": False, "per_host_concurrency": 1})
+    started = time.monotonic()
+    outcomes = fetch(web, config, *(f"{SITE}/{number}" for number in range(20)))
+    assert [status_of(o) for o in outcomes] == [Status.HTTP_ERROR] + [Status.HOST_TOO_SLOW] * 19
+    assert sum(web.requests.values()) == 1
+    assert time.monotonic() - started < 5
+
+
+def test_waiting_counts_towards_what_a_host_may_cost(web: Web, crawl_config) -> None:
+    """It asks for a second after each request; three seconds are all it gets, whatever is still to fetch."""
+    web.bytes_at("/robots.txt", b"User-agent: *\nCrawl-delay: 1", "text/plain")
+    web.fallback = OK
+    slow: dict[str, Any] = {}
+    config = crawl_config(politeness={"max_host_seconds": 3.0})
+    started = time.monotonic()
+    outcomes = [status_of(o) for o in fetch(web, config, *(f"{SITE}/{number}" for number in range(50)), slow=slow)]
+    assert time.monotonic() - started < 10
+    assert 2 <= outcomes.count(Status.SUCCESS) <= 4
+    assert outcomes.count(Status.HOST_TOO_SLOW) == 50 - outcomes.count(Status.SUCCESS)
+    again = [status_of(o) for o in fetch(web, config, f"{SITE}/x", slow=slow)]
+    assert again == [Status.HOST_TOO_SLOW], "the next part of the crawl does not begin anew"
+    assert slow[HOST].seconds >= 3.0
+
+
+def test_a_host_that_keeps_asking_to_wait_is_given_up(web: Web, crawl_config) -> None:
+    web.fallback = answering(b"", status="503 Unavailable", Retry_After="1")
+    config = crawl_config(retries=50, politeness={"robots_txt": False, "max_host_seconds": 2.5})
+    started = time.monotonic()
+    outcomes = fetch(web, config, f"{SITE}/a", f"{SITE}/b")
+    assert {status_of(o) for o in outcomes} == {Status.HOST_TOO_SLOW}
+    assert time.monotonic() - started < 20
+
+
+def test_a_host_that_never_answers_is_given_up(web: Web, crawl_config) -> None:
+    async def silent(_path: str, _writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(60)
+
+    web.fallback = silent
+    polite = {"robots_txt": False, "per_host_concurrency": 2, "max_host_seconds": 1.0}
+    config = crawl_config(max_seconds=3.0, politeness=polite)
+    started = time.monotonic()
+    outcomes = [status_of(o) for o in fetch(web, config, *(f"{SITE}/{number}" for number in range(40)))]
+    assert outcomes.count(Status.TIMEOUT) <= 6, "each costs half a second: what is over two, of two at a time"
+    assert outcomes.count(Status.HOST_TOO_SLOW) == 40 - outcomes.count(Status.TIMEOUT)
+    assert time.monotonic() - started < 30
+
+
+def test_what_slow_hosts_cost_is_told_once(web: Web, crawl_config) -> None:
+    async def run() -> list[dict[str, float]]:
+        fetcher = Fetcher(crawl_config(), ConnectTo({HOST: web.connect_to}))
+        fetcher.charge(f"{SITE}/a", 2.5)
+        fetcher.charge("http://other.test/a", 0.5)
+        told = [fetcher.slow_hosts(), fetcher.slow_hosts()]
+        fetcher.charge(f"{SITE}/b", 1.5)
+        told.append(fetcher.slow_hosts())
+        fetcher.close()
+        return told
+
+    assert asyncio.run(run()) == [{HOST: 2.5}, {}, {HOST: 1.5}]
+
+
+def test_the_operators_own_delay_is_not_the_hosts_slowness(web: Web, crawl_config) -> None:
+    web.fallback = OK
+    slow: dict[str, Any] = {}
+    config = crawl_config(politeness={"per_host_delay": 0.05, "robots_txt": False, "max_host_seconds": 0.1})
+    outcomes = fetch(web, config, *(f"{SITE}/{number}" for number in range(10)), slow=slow)
+    assert {status_of(o) for o in outcomes} == {Status.SUCCESS}
+    assert not slow

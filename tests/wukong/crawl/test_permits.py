@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wukong.crawl.permits import Ledger, Permits
+from wukong.crawl.permits import Ledger, LedgerError, Permits
 
 HOSTS = "abc"
 requests = st.tuples(st.sampled_from("123456"), st.sets(st.sampled_from(HOSTS)), st.sets(st.sampled_from(HOSTS)))
@@ -73,7 +73,7 @@ def test_who_waits_hears_that_the_ledger_cannot_be_reached() -> None:
     async def wait() -> None:
         await Permits(broken).take("a")
 
-    with pytest.raises(ConnectionError, match="the ledger is gone"):
+    with pytest.raises(LedgerError, match="the ledger is gone"):
         asyncio.run(asyncio.wait_for(wait(), 120))
 
 

@@ -1,6 +1,8 @@
 """Headers and stored forms of pictures, with Pillow's own decoding as the oracle."""
 
 import io
+import struct
+import time
 from typing import Any
 
 import cv2
@@ -104,6 +106,61 @@ def test_broken_exif_does_not_matter() -> None:
     header = image.read_header(data, complete=True)
     assert header is not None
     assert header.orientation is None
+
+
+def exif_of(order: str, entries: list[tuple[int, int, int, bytes]], tail: bytes) -> bytes:
+    magic = b"II*\x00" if order == "<" else b"MM\x00*"
+    packed = b"".join(struct.pack(f"{order}HHL", tag, kind, count) + value for tag, kind, count, value in entries)
+    return b"Exif\x00\x00" + magic + struct.pack(f"{order}LH", 8, len(entries)) + packed + tail
+
+
+@given(
+    st.sampled_from("<>"),
+    st.lists(
+        st.tuples(
+            st.sampled_from([0x0112, 0x0112, 0x010F]),
+            st.sampled_from([1, 2, 3, 3, 3, 4, 5, 6, 8, 9, 13, 200]),
+            st.sampled_from([1, 1, 1, 0, 2, 2**31]),
+            st.one_of(
+                st.integers(0, 9).map(lambda value: bytes([value, 0, 0, 0])),
+                st.integers(0, 9).map(lambda value: bytes([0, value, 0, 0])),
+                st.binary(min_size=4, max_size=4),
+            ),
+        ),
+        max_size=4,
+    ),
+    st.binary(max_size=8),
+)
+@settings(max_examples=500, deadline=None)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_orientation_is_the_one_that_pillow_reads(order: str, entries, tail: bytes) -> None:
+    segment = exif_of(order, entries, tail)
+    tags = Image.Exif()
+    try:
+        tags.load(segment)
+        value = tags.get(0x0112)
+    except (SyntaxError, ValueError, TypeError, KeyError, struct.error, OSError):
+        value = None
+    if len({entry[1:] for entry in entries if entry[0] == 0x0112}) > 1:
+        return  # a picture that contradicts itself
+    assert image.exif_orientation(segment) == (value if isinstance(value, int) and 1 <= value <= 8 else None)
+
+
+def seconds_to_read(pieces: int, content: bytes) -> float:
+    """Processor time to read a header that does not come, as it arrives in pieces of 16 KB."""
+    whole = b"\xff\xd8" + content * (pieces * 16_384 // len(content))
+    data, reader = bytearray(), image.HeaderReader()
+    started = time.process_time()
+    for piece in range(pieces):
+        data += whole[piece * 16_384 : (piece + 1) * 16_384]
+        reader.read(data, complete=False)
+    return time.process_time() - started
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"\xff\xfe\x00\x04ab"], ids=["fill bytes", "segments"])
+def test_reading_a_header_is_linear_in_its_bytes(content: bytes) -> None:
+    few, many = seconds_to_read(32, content), seconds_to_read(256, content)
+    assert many < 24 * few, "eight times as many bytes; from the beginning each time, it would be 64 times as long"
 
 
 def test_cmyk() -> None:

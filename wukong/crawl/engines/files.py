@@ -125,6 +125,7 @@ class PictureFetcher(Fetcher):
         watch: Callable[[], Watcher] | None = None,
         obey_robots: bool | None = None,
         follow_redirects: bool = True,
+        truncate: bool = False,
     ) -> AsyncIterator[Response]:
         """Read a file, or fetch a URL; see ``Fetcher.get``. The answer of a file has the status 0.
 
@@ -133,7 +134,12 @@ class PictureFetcher(Fetcher):
         """
         if url.startswith(("http://", "https://")):
             asked = super().get(
-                url, max_bytes=max_bytes, watch=watch, obey_robots=obey_robots, follow_redirects=follow_redirects
+                url,
+                max_bytes=max_bytes,
+                watch=watch,
+                obey_robots=obey_robots,
+                follow_redirects=follow_redirects,
+                truncate=truncate,
             )
             async with asked as response:
                 yield response

@@ -35,6 +35,14 @@ class SearXNG:
                 continue
             title, page = item.get("title"), item.get("url")
             page_url = clean(page) if isinstance(page, str) and page else None
-            url = urljoin(page_url or self._endpoint, clean(item["img_src"]))  # some engines give //host/path
+            url = _absolute(clean(item["img_src"]), page_url or self._endpoint)
             found.append(Result(url, clean(title) if isinstance(title, str) else "", page_url))
         return found
+
+
+def _absolute(url: str, page: str) -> str:
+    """Complete what some engines give, //host/path; what is no URL stays, and gets its status when it is fetched."""
+    try:
+        return urljoin(page, url)
+    except ValueError:
+        return url

@@ -1,0 +1,181 @@
+"""What nobody foresaw ends one URL, one answer or one host, is logged once, and nothing else suffers."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crawl_samples import HOST, make_config, make_picture
+from loopback_web import Web, answering
+
+from wukong import storage
+from wukong.config import Crawl
+from wukong.crawl import image, robots, unexpected
+from wukong.crawl.addresses import ConnectTo
+from wukong.crawl.download import download_part
+from wukong.crawl.engines import Result
+from wukong.crawl.engines.baidu import Baidu
+from wukong.crawl.engines.searxng import SearXNG
+from wukong.crawl.fetch import Fetcher
+from wukong.crawl.search import Searched, search_block
+from wukong.data.schema import key_of
+from wukong.errors import StorageError
+
+SITE = f"http://{HOST}"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_logged_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unexpected, "_traced", set())
+
+
+def download(web: Web, urls: list[str], target: Path, config: Crawl | None = None) -> dict[str, Any]:
+    """Download a part; give its record."""
+
+    async def run() -> dict[str, Any]:
+        settings = config or make_config()
+        fetcher = Fetcher(settings, ConnectTo({HOST: web.connect_to, "other.test": web.connect_to}))
+        rows = [
+            {"key": key_of(url), "url": url, "caption": "词", "queries": [], "engine": "urls", "page_url": None}
+            for url in urls
+        ]
+        try:
+            return await download_part(storage.from_path(target), rows, fetcher, settings)
+        finally:
+            fetcher.close()
+
+    return asyncio.run(run())
+
+
+def test_of_one_picture(web: Web, tmp_path: Path, monkeypatch, caplog) -> None:
+    web.bytes_at("/good.jpg", make_picture())
+    web.bytes_at("/bad.jpg", make_picture(333, 250))
+    web.bytes_at("/worse.jpg", make_picture(333, 251))
+    original = image.store_jpeg
+
+    def failing(data: bytes, header: image.Header, config: Crawl) -> image.Stored | None:
+        if header.width == 333:
+            raise AttributeError("nobody thought of this")
+        return original(data, header, config)
+
+    monkeypatch.setattr(image, "store_jpeg", failing)
+    record = download(web, [f"{SITE}/{name}.jpg" for name in ("good", "bad", "worse")], tmp_path / "0")
+    assert record["statuses"] == {"internal_error": 2, "success": 1}
+    assert record["examples"]["internal_error"][1] == "unexpected AttributeError"
+    logged = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert sorted(r.getMessage() for r in logged) == [
+        f"{SITE}/{name}.jpg: unexpected AttributeError: nobody thought of this" for name in ("bad", "worse")
+    ]
+    assert sum(r.exc_info is not None for r in logged) == 1, "one traceback of a kind"
+
+
+def test_in_the_decoder(web: Web, tmp_path: Path, monkeypatch, caplog) -> None:
+    """The child's own code fails: it finds a module that shadows one of its libraries."""
+    (tmp_path / "shadow" / "simplejpeg").mkdir(parents=True)
+    (tmp_path / "shadow" / "simplejpeg" / "__init__.py").write_text(
+        "def encode_jpeg(*_, **__):\n    raise AttributeError('no encoder')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "shadow"))
+    web.bytes_at("/a.png", make_picture(kind="PNG"))
+    web.bytes_at("/b.jpg", make_picture())
+    record = download(web, [f"{SITE}/a.png", f"{SITE}/b.jpg"], tmp_path / "0")
+    assert record["statuses"] == {"internal_error": 1, "success": 1}
+    (logged,) = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert logged.startswith(f"{SITE}/a.png: unexpected AttributeError")
+    assert "no encoder" in logged
+
+
+def test_of_one_robots_txt(web: Web, tmp_path: Path, monkeypatch, caplog) -> None:
+    web.fallback = answering(make_picture())
+    web.bytes_at("/robots.txt", b"User-agent: *\nAllow: /", "text/plain")
+    original = robots.Rules.check
+
+    def failing(body: bytes, product: str) -> robots.Rules:
+        raise ZeroDivisionError("in the parser")
+
+    monkeypatch.setattr(robots.Rules, "from_body", failing)
+    record = download(web, [f"{SITE}/{n}.jpg" for n in range(3)], tmp_path / "0")
+    assert record["statuses"] == {"internal_error": 3}, "what is not understood does not allow"
+    assert web.requests == {"/robots.txt": 1}
+    (logged,) = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert logged.startswith(f"{SITE}/robots.txt: unexpected ZeroDivisionError")
+    assert original
+
+
+def test_a_full_disk_is_no_status(web: Web, tmp_path: Path, monkeypatch) -> None:
+    web.bytes_at("/good.jpg", make_picture())
+
+    class Full:
+        def seek(self, _place: int) -> None: ...
+
+        def write(self, _data: bytes) -> None:
+            raise OSError(28, "No space left on device")
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr("wukong.crawl.shard.tempfile.TemporaryFile", lambda **_: Full())
+    with pytest.raises(ExceptionGroup) as raised:
+        download(web, [f"{SITE}/good.jpg"], tmp_path / "0")
+    assert raised.group_contains(StorageError, match="TMPDIR") if hasattr(raised, "group_contains") else True
+
+
+def search(web: Web, engine: Any, queries: list[str]) -> Searched:
+    async def run() -> Searched:
+        config = make_config()
+        fetcher = Fetcher(config, ConnectTo({HOST: web.connect_to}))
+        try:
+            return await search_block(list(enumerate(queries)), engine, fetcher, config)
+        finally:
+            fetcher.close()
+
+    return asyncio.run(run())
+
+
+def test_of_one_search_answer(web: Web, caplog) -> None:
+    class Odd:
+        name = "odd"
+
+        def page_url(self, query: str, page: int) -> str:
+            return f"{SITE}/{query}?{page}"
+
+        def parse(self, body: bytes) -> list[Result]:
+            if body == b"bad":
+                raise AttributeError("nobody thought of this")
+            return [Result(body.decode(), "说明")]
+
+    web.bytes_at("/good", b"http://x.test/1.jpg", "text/plain")
+    web.bytes_at("/bad", b"bad", "text/plain")
+    searched = search(web, Odd(), ["good", "bad"])
+    assert searched.table["query"].to_pylist() == ["good"]
+    assert searched.failed == {"bad": "unexpected AttributeError"}
+    assert searched.unexpected == 1
+    (logged,) = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert logged == f"{SITE}/bad?0: unexpected AttributeError: nobody thought of this"
+
+
+HOSTILE_ANSWERS = {
+    "nested": b'{"data":' + b"[" * 200_000 + b"]" * 200_000 + b"}",
+    "nested objects": b'{"a":' * 200_000 + b"1" + b"}" * 200_000,
+    "digits": b'{"data":[' + b"9" * 5_000 + b"]}",
+    "nothing": b"",
+    "binary": bytes(range(256)),
+    "list": b"[]",
+    "cut": b'{"data":[{"objURL":"http://x.test/1.jpg"',
+}
+
+
+@pytest.mark.parametrize("answer", HOSTILE_ANSWERS)
+@pytest.mark.parametrize("engine", [Baidu, SearXNG])
+def test_hostile_search_answers(web: Web, caplog, engine, answer: str) -> None:
+    web.bytes_at("/search", HOSTILE_ANSWERS[answer], "application/json")
+    searched = search(web, engine(f"{SITE}/search"), ["词"])
+    assert list(searched.failed) == ["词"]
+    assert searched.failed["词"].startswith(f"not an answer of {engine.name}")
+    assert not caplog.records
+
+
+def test_one_bad_address_does_not_cost_the_others(web: Web) -> None:
+    body = b'{"results":[{"img_src":"//[::1/x"},{"img_src":"//x.test/1.jpg"}]}'
+    urls = [result.url for result in SearXNG(f"{SITE}/search").parse(body)]
+    assert urls == ["//[::1/x", "http://x.test/1.jpg"]
