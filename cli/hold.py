@@ -35,7 +35,7 @@ class Killed:
 
 @contextmanager
 def hold(home: Path, run: str, experiment: Experiment) -> Iterator[Path]:
-    """Hold a run's folder while the block lasts, and give it.
+    """Take a run's name, in the home and in storage, and hold its folder while the block lasts.
 
     Args:
         home: the home of the embedded stack.
@@ -54,6 +54,7 @@ def hold(home: Path, run: str, experiment: Experiment) -> Iterator[Path]:
         claim = folder / _CLAIM
         with suppress(FileNotFoundError, ValidationError):
             runs.Claim.model_validate_json(claim.read_bytes()).check(experiment, run)
+        runs.claim(experiment, run)
         value = experiment.model_dump(mode="json")
         _write(claim, {"experiment": value})
         began = datetime.now().astimezone().isoformat(timespec="seconds")

@@ -102,7 +102,6 @@ def run_local(
         for each in hold.killed(home):
             console.print(f"[yellow]note:[/] {escape(hold.explain(each))}", soft_wrap=True)
         folder = ends.enter_context(hold.hold(home, run, experiment))
-        runs.claim(experiment, run)
         ends.callback(shutil.rmtree, folder / "kfp", ignore_errors=True)
         variables = None
         if containers:

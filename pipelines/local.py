@@ -19,7 +19,7 @@ from ray_jobs.cancel import ENDS_WITH
 if TYPE_CHECKING:
     import psutil
 
-_GRACE = 8.0
+_GRACE = 6.0
 """Seconds that what the run has started has to end in order, before it is killed."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -20,7 +20,7 @@ from wukong.manifest import Manifest, digest_of
 
 # What a job on another machine is told of the run it belongs to; where things are, and credentials, it has there.
 _TOLD = ("MLFLOW_RUN_ID", "WUKONG_CONNECT_TO")
-_GRACE = 5.0  # seconds between SIGTERM and SIGKILL; the driver's death ends what it has on Ray
+_GRACE = 4.0  # seconds between SIGTERM and SIGKILL; the driver's death ends what it has on Ray
 
 
 class JobError(WukongError):

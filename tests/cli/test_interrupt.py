@@ -164,7 +164,8 @@ def test_of_a_run_that_is_killed_nothing_goes_on_and_the_next_one_says_so(
 
 def test_a_local_name_belongs_to_one_experiment_of_any_name(tmp_path: Path) -> None:
     crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
-    first, other = (config.parse({"name": name, "crawl": crawl}) for name in ("x", "y"))
+    storage_root = storage.from_path(tmp_path / "data")
+    first, other = (config.parse({"name": name, "storage": storage_root, "crawl": crawl}) for name in ("x", "y"))
     for _ in range(2):
         with hold.hold(tmp_path, "r", first) as folder:
             (folder / "report.html").write_text("of x")
@@ -173,6 +174,13 @@ def test_a_local_name_belongs_to_one_experiment_of_any_name(tmp_path: Path) -> N
         pytest.fail("it began")
     assert (folder / "report.html").read_text() == "of x"
     assert hold.killed(tmp_path) == []
+    # Storage that another home works with too: what it refuses leaves no trace in this one.
+    changed = first.model_copy(update={"seed": 7})
+    refused = pytest.raises(ConfigError, match="seed: 0 there, 7 now")
+    with refused, hold.hold(tmp_path / "another home", "r", changed):
+        pytest.fail("it began")
+    with hold.hold(tmp_path / "another home", "r", first):
+        pass
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"experiment": {}}', '{"experiment": {"name": "x"}, "began": ""}'])

@@ -32,6 +32,17 @@ def test_scores_stand_beside_chance() -> None:
         assert len(widths) <= 1, "every row has its table's columns"
 
 
+def test_what_was_not_measured_has_no_table() -> None:
+    assert "|" not in pages.scores({"retrieval": [], "classification": []})
+
+
+def test_a_list_of_urls_is_no_query() -> None:
+    crawl = manifest("crawl", {"urls": 3}, {})
+    assert pages.funnel([crawl]).startswith("# From query to pair")
+    listed = crawl.model_copy(update={"config": {"engine": "urls"}})
+    assert pages.funnel([listed]).startswith("# From list to pair")
+
+
 def test_a_confusion_matrix_is_drawn_where_there_is_one() -> None:
     drawn = {"candidates": ["猫", "狗"], "confusion": [[3, 1], [0, 4]]}
     assert pages.confusions({"classification": [{}, drawn]}) == (["猫", "狗"], [[3, 1], [0, 4]])
