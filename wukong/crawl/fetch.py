@@ -17,8 +17,9 @@ from wukong.crawl.clock import Clock
 from wukong.crawl.optout import OptOut
 from wukong.crawl.permits import Permits
 from wukong.crawl.status import FetchError, Status
-from wukong.crawl.transport import Response, Transport, Watcher, normalise
+from wukong.crawl.transport import Response, Transport, Watcher
 from wukong.crawl.unexpected import unexpected
+from wukong.crawl.url import normalise
 from wukong.errors import WukongError
 
 logger = logging.getLogger(__name__)

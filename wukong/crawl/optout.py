@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from wukong import storage
 from wukong.crawl.status import FetchError
-from wukong.crawl.transport import normalise
+from wukong.crawl.url import normalise
 from wukong.errors import ConfigError
 
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.IGNORECASE)

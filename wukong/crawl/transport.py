@@ -11,10 +11,9 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote, urljoin, urlsplit, urlunsplit
+from urllib.parse import urljoin, urlsplit
 
 import certifi
-import idna
 import pycurl
 
 from wukong.crawl.addresses import ConnectTo
@@ -26,10 +25,6 @@ _DNS_CACHE_SECONDS = 300
 _MAX_HEADER_BYTES = 64 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
 """Of the body of a redirect or an error, which nobody reads: up to here, reading on keeps the connection."""
-
-_MAX_URL = 8192
-_MAX_HOST = 253
-_URL_SAFE = "!#$%&'()*+,/:;=?@[]~-._"  # as browsers: reserved characters and % stay, all else is percent-encoded
 
 _CURL_STATUS: dict[int, tuple[Status, str]] = {
     pycurl.E_OPERATION_TIMEDOUT: (Status.TIMEOUT, "not finished in the time allowed"),
@@ -47,42 +42,6 @@ _CURL_STATUS: dict[int, tuple[Status, str]] = {
     pycurl.E_BAD_CONTENT_ENCODING: (Status.INCOMPLETE, "the content encoding cannot be undone"),
 }
 _BROKEN = frozenset({pycurl.E_RECV_ERROR, pycurl.E_SEND_ERROR, pycurl.E_HTTP2, pycurl.E_GOT_NOTHING})
-
-
-def normalise(url: str) -> str:
-    """Give the URL as it goes on the wire: ASCII, percent-encoded, the host in IDNA, no fragment or credentials.
-
-    Raises:
-        FetchError: (``invalid_url``) it is not an absolute http or https URL, or too long.
-    """
-    url = url.strip()
-    if len(url) > _MAX_URL:
-        raise FetchError(Status.INVALID_URL, f"the URL is longer than {_MAX_URL} characters")
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise FetchError(Status.INVALID_URL, f"not a URL: {error}") from error
-    if parts.scheme not in {"http", "https"}:
-        raise FetchError(Status.INVALID_URL, "only http and https are fetched")
-    if not host:
-        raise FetchError(Status.INVALID_URL, "the URL has no host")
-    if not host.isascii():
-        try:
-            host = idna.encode(host, uts46=True).decode("ascii")
-        except (UnicodeError, ValueError, IndexError) as error:  # IDNAError is the first
-            raise FetchError(Status.INVALID_URL, f"not a host name: {error}") from error
-    if len(host) > _MAX_HOST or re.search(r"[\x00-\x20\x7f<>\"\\^`{|}%]", host):
-        raise FetchError(Status.INVALID_URL, "not a host name")
-    netloc = f"[{host}]" if ":" in host else host
-    if port is not None:
-        netloc += f":{port}"
-    path = quote(parts.path or "/", safe=_URL_SAFE, errors="replace")
-    query = quote(parts.query, safe=_URL_SAFE, errors="replace")
-    result = urlunsplit((parts.scheme, netloc, path, query, ""))
-    if len(result) > _MAX_URL:
-        raise FetchError(Status.INVALID_URL, f"the URL is longer than {_MAX_URL} characters")
-    return result
 
 
 @dataclass

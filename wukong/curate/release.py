@@ -19,7 +19,7 @@ from wukong import manifest, progress, storage
 from wukong.config import Experiment
 from wukong.crawl.optout import OptOut
 from wukong.crawl.status import FetchError
-from wukong.crawl.transport import normalise
+from wukong.crawl.url import normalise
 from wukong.curate import card, statistics
 from wukong.curate.funnel import Step
 from wukong.curate.split import TRAIN

@@ -18,7 +18,8 @@ from wukong.crawl import addresses
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.fetch import Fetcher
 from wukong.crawl.status import FetchError, Status
-from wukong.crawl.transport import Response, Transport, normalise
+from wukong.crawl.transport import Response, Transport
+from wukong.crawl.url import normalise
 
 SITE = f"http://{HOST}"
 OK = answering(b"ok", "text/plain")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from wukong import storage
 from wukong.crawl.optout import OptOut
 from wukong.crawl.status import FetchError
-from wukong.crawl.transport import normalise
+from wukong.crawl.url import normalise
 from wukong.curate import release
 from wukong.errors import DataError
 

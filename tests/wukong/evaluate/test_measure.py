@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from wukong.config import Classification, Evaluate, Holdout, Model
 from wukong.crawl import plan
 from wukong.crawl.search import FOUND
-from wukong.crawl.transport import normalise
+from wukong.crawl.url import normalise
 from wukong.data.schema import key_of
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError

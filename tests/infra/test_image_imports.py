@@ -1,0 +1,111 @@
+"""What runs in an image imports nothing that the image does not hold, inside functions too."""
+
+import ast
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from infra.images.build import IMAGES
+from wukong.installed import DISTRIBUTION
+
+REPOSITORY = Path(__file__).parents[2]
+PACKAGES = {"wukong", "components", "ray_jobs", "pipelines", "cli", "infra"}
+JOBS = (REPOSITORY / "ray_jobs").glob("[a-z]*.py")
+STARTS = {
+    "data": sorted(f"components.{path.stem}" for path in (REPOSITORY / "components").glob("[a-z]*.py")),
+    "ray": ["ray_jobs.__main__", *sorted(f"ray_jobs.{path.stem}" for path in JOBS if path.stem != "kuberay")],
+}
+# What is imported only by a use that the image does not have.
+ALLOWED = {
+    # Loading a model: `wukong.load` does, and an MLflow model when it is loaded, not when it is saved.
+    *((loader, f"wukong.model.{name}") for loader in ("wukong", "wukong.model.pyfunc") for name in ("package", "dual")),
+    # Building a model to see whether it can be built: the command line does.
+    *(("wukong.preflight", f"wukong.model.{name}") for name in ("dual", "image", "weights")),
+    *(("wukong.preflight", name) for name in ("huggingface_hub", "timm", "torch", "wukong.data.tokenizer")),
+    # Counting captions in tokens: the filter job does.
+    ("wukong.curate.length", "wukong.data.tokenizer"),
+    # A launcher on a cluster.
+    ("ray_jobs.launch", "ray_jobs.kuberay"),
+    # Where CUDA's builds of torch have brought triton.
+    ("wukong.model.similarity", "wukong.model.token_triton"),
+}
+
+
+def held(image: str) -> set[str]:
+    """The distributions that an image's extras and all that they need name."""
+    found: set[tuple[str, str]] = set()
+    pending = [(DISTRIBUTION, extra) for extra in ("", *IMAGES[image].extras)]
+    while pending:
+        name, extra = pending.pop()
+        if (name, extra) in found:
+            continue
+        found.add((name, extra))
+        try:
+            required = [Requirement(line) for line in metadata.requires(name) or ()]
+        except metadata.PackageNotFoundError:  # only in images, such as PostgreSQL's client
+            continue
+        for each in required:
+            if each.marker is None or each.marker.evaluate({"extra": extra}):
+                pending += [(canonicalize_name(each.name), wanted) for wanted in ("", *each.extras)]
+    return {canonicalize_name(name) for name, _ in found} | {name.split("==")[0] for name in IMAGES[image].alone}
+
+
+def file_of(module: str) -> Path | None:
+    path = REPOSITORY.joinpath(*module.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.exists()), None)
+
+
+def imports(file: Path) -> Iterator[str]:
+    """All modules that a file imports anywhere, but for the type checker."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if node.module.split(".")[0] in PACKAGES and file_of(full) else node.module
+
+
+def foreign(starts: list[str]) -> Mapping[str, str]:
+    """The foreign top-level modules that can be reached, each with the path of imports to it."""
+    found: dict[str, str] = {}
+    seen: set[str] = set()
+    pending = [(start, start) for start in starts]
+    while pending:
+        module, path = pending.pop()
+        top = module.split(".")[0]
+        if top not in PACKAGES:
+            found.setdefault(top, path)
+            continue
+        parents = [".".join(module.split(".")[:depth]) for depth in range(1, module.count(".") + 2)]
+        for each in parents:
+            if each in seen or (file := file_of(each)) is None:
+                continue
+            seen.add(each)
+            pending += [(name, f"{path} > {name}") for name in imports(file) if (each, name) not in ALLOWED]
+    return {name: path for name, path in found.items() if name not in sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("image", STARTS)
+def test_an_image_holds_what_its_code_imports(image: str) -> None:
+    there, of_module = held(image), metadata.packages_distributions()
+    missing = {
+        name: path
+        for name, path in foreign(STARTS[image]).items()
+        if not there & {canonicalize_name(distribution) for distribution in of_module.get(name, ())}
+    }
+    assert missing == {}
+
+
+def test_the_search_finds_what_functions_import() -> None:
+    assert "kubernetes" in foreign(["ray_jobs.kuberay"])
+    assert "torch" in foreign(["wukong.model.package"])
