@@ -28,6 +28,7 @@ ALLOWED = {
     *(("wukong.preflight", f"wukong.model.{name}") for name in ("dual", "image", "weights")),
     *(("wukong.preflight", name) for name in ("huggingface_hub", "timm", "torch", "wukong.data.tokenizer")),
     # Counting captions in tokens: the filter job does.
+    ("wukong.curate.length", "tokenizers"),
     ("wukong.curate.length", "wukong.data.tokenizer"),
     # A launcher on a cluster.
     ("ray_jobs.launch", "ray_jobs.kuberay"),
