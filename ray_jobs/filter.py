@@ -116,6 +116,11 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     counts = {"pairs": pairs, "kept": pairs - sum(dropped[rule] for rule in applied)}
     for name in (split.TRAIN, *(holdout.name for holdout in settings.split.holdouts)):
         counts[name] = sum(piece.rows for piece in pieces if piece.split == name)
+    if not pairs:
+        raise DataError(
+            f"no pair came in: the crawl at {crawl.uri} holds no picture, because all were taken down or it is an old "
+            "one that failed. Crawl anew, with other queries or another list"
+        )
     if not counts[split.TRAIN]:
         reasons = ", ".join(f"{rule} dropped {rows}" for rule, rows in dropped.items() if rows)
         raise DataError(

@@ -28,6 +28,7 @@ from wukong import config, storage
 from wukong.config import Experiment
 from wukong.crawl.addresses import CONNECT_TO
 from wukong.crawl.engines import EngineRefusedError
+from wukong.crawl.verdict import CrawlFailedError
 from wukong.data.schema import CRAWLED, key_of
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Manifest
@@ -306,13 +307,146 @@ def test_a_list_of_urls(site: Site, experiment, tmp_path: Path) -> None:
     assert not site.requested()
 
 
-def test_nothing_found_is_a_crawl_without_parts(site: Site, experiment) -> None:
+def test_nothing_found_is_a_failure(site: Site, experiment) -> None:
     async def empty(path: str, writer: Any) -> None:
         await answering(b'{"data":[{}]}', "application/json")(path, writer)
 
-    site.web.fallback = empty
-    manifest = crawl.run(experiment(range(3)), {})
-    assert (manifest.counts["urls"], manifest.counts["queries_without_results"]) == (0, 3)
+    answer, site.web.fallback = site.web.fallback, empty
+    for _ in range(2):
+        with pytest.raises(CrawlFailedError, match="3 searches gave no result"):
+            crawl.run(experiment(range(3)), {})
+        assert site.requested()["search"] == 3, "it is tried again"
+    site.web.fallback = answer
+    assert crawl.run(experiment(range(3)), {}).counts["urls"] == 11
+
+
+def test_a_crawl_of_which_everything_failed_is_no_crawl(site: Site, experiment, tmp_path: Path, monkeypatch) -> None:
+    """The name does not resolve; once it does, the same command fetches what it did not have."""
+    urls = [f"http://later.test/{number}.jpg" for number in range(0, 100)]
+    listed = tmp_path / "list.csv"
+    listed.write_text("\n".join(["url,caption", *(f"{url},说明" for url in urls)]))
+    settings = {"engine": "urls", "endpoint": storage.from_path(listed)}
+    for _ in range(2):
+        with pytest.raises(CrawlFailedError, match=r"100 of 100 URLs .*dns_error 100.*later\.test/.*Run again"):
+            crawl.run(experiment(**settings), {})
+    monkeypatch.setenv(CONNECT_TO, f"later.test=127.0.0.1:{site.web.port}")
+    site.requested()
+    manifest = crawl.run(experiment(**settings), {})
+    assert manifest.counts["success"] == 90
+    assert manifest.counts["dns_error"] == 0
+    assert site.requested() == {"picture": 100}
+    again = crawl.run(experiment(**settings), {})
+    assert again.digest == manifest.digest, "a crawl that has finished is found again"
+    assert not site.requested()
+    assert len(rows(again)) == 100
+
+
+def test_what_was_stored_before_an_outage_is_kept(site: Site, experiment) -> None:
+    answer = site.web.fallback
+    broken: set[str] = set()
+
+    async def outage(path: str, writer: Any) -> None:
+        number = int(path.strip("/").removesuffix(".jpg")) if path.endswith(".jpg") else 0
+        if number >= 40:
+            broken.add(path)
+            await answering(b"", status="503 Unavailable")(path, writer)
+        else:
+            await answer(path, writer)
+
+    site.web.fallback = outage
+    with pytest.raises(CrawlFailedError, match=r"80 of 120 URLs .*http_error 84.*503") as raised:
+        crawl.run(experiment(), {})
+    assert "the 36 pictures that are stored are kept" in str(raised.value)
+    site.web.fallback = answer
+    site.requested()
+    manifest = crawl.run(experiment(), {})
+    missing_before = {f"/{number}.jpg" for number in site.missing if number < 40}
+    assert site.requested() == {"picture": len(broken | missing_before)}, "searches and pictures are taken over"
+    assert manifest.counts["success"] == PICTURES - len(site.missing)
+    whole = crawl.run(experiment(name="whole"), {})
+    assert rows(manifest) == rows(whole)
+    tars = [{k: v for k, v in digests(m).items() if k.startswith("parts/")} for m in (manifest, whole)]
+    assert tars[0] == tars[1], "as if nothing had failed"
+
+
+def test_a_looser_limit_accepts_what_a_failed_crawl_has(site: Site, experiment) -> None:
+    answer = site.web.fallback
+
+    async def outage(path: str, writer: Any) -> None:
+        if path.endswith("1.jpg") or "acjson" in path:
+            await answer(path, writer)
+        else:
+            await answering(b"", status="503 Unavailable")(path, writer)
+
+    site.web.fallback = outage
+    with pytest.raises(CrawlFailedError, match=r"raise crawl\.max_transient_share"):
+        crawl.run(experiment(), {})
+    site.requested()
+    manifest = crawl.run(experiment(max_transient_share=0.95), {})
+    assert not site.requested()
+    assert manifest.counts["success"] == 12
+    assert all(storage.exists(storage.join(manifest.uri, part.path)) for part in manifest.parts)
+
+
+def test_what_nothing_can_mend_is_not_tried_again(site: Site, experiment) -> None:
+    site.missing.clear()
+    for _ in range(2):
+        with pytest.raises(CrawlFailedError, match="stored no picture: 120 URLs ended as too_small 120"):
+            crawl.run(experiment(min_side=300), {})
+    assert site.requested()["picture"] == 120
+
+
+def test_failed_searches_are_a_failure_and_tried_again(site: Site, experiment) -> None:
+    answer = site.web.fallback
+
+    async def no_engine(path: str, writer: Any) -> None:
+        word = parse_qs(urlsplit(path).query).get("word", ["q0"])[0]
+        if int(word[1:]) >= 10:
+            await answering(b'{"data":' + b"[" * 100_000, "application/json")(path, writer)
+        else:
+            await answer(path, writer)
+
+    site.web.fallback = no_engine
+    with pytest.raises(CrawlFailedError, match=r"30 of 40 searches failed.*nested too deep"):
+        crawl.run(experiment(), {})
+    site.web.fallback = answer
+    site.requested()
+    manifest = crawl.run(experiment(), {})
+    assert manifest.counts["results"] == 200
+    assert site.requested()["search"] == 2 * 30
+
+
+def test_a_slow_host_costs_no_more_than_its_share_and_is_reported(site: Site, experiment, monkeypatch) -> None:
+    """One host of two asks for a second between requests: over all parts and tasks, it gets three seconds of each."""
+    monkeypatch.setenv(CONNECT_TO, f"{HOST}=127.0.0.1:{site.web.port},slow.test=127.0.0.1:{site.web.port}")
+    answer = site.web.fallback
+
+    async def two_hosts(path: str, writer: Any) -> None:
+        if path == "/robots.txt":
+            slow = site.web.headers[path]["host"].startswith("slow")
+            body = b"User-agent: *\nCrawl-delay: 1" if slow else b""
+            await answering(body, "text/plain")(path, writer)
+        elif "acjson" in path and parse_qs(urlsplit(path).query)["pn"] == ["0"]:
+            number = int(parse_qs(urlsplit(path).query)["word"][0][1:])
+            found = [{"objURL": f"http://{host}/{number}.jpg"} for host in (HOST, "slow.test")]
+            await answering(json.dumps({"data": found}).encode(), "application/json")(path, writer)
+        else:
+            await answer(path, writer)
+
+    site.missing.clear()
+    del site.web.handlers["/robots.txt"]
+    site.web.fallback = two_hosts
+    started = time.monotonic()
+    polite = {"per_host_concurrency": 32, "max_host_seconds": 3.0}
+    manifest = crawl.run(experiment(range(100), name="slow", part_size=20, politeness=polite), {})
+    assert time.monotonic() - started < 60, "100 seconds of delay"
+    counts = manifest.counts
+    assert counts["urls"] == 200
+    assert counts["success"] + counts["host_too_slow"] == 200
+    assert 100 < counts["success"] < 120
+    told = storage.read_json(storage.join(manifest.uri, "slow_hosts.json"))
+    assert list(told) == ["slow.test"]
+    assert told["slow.test"] >= 3.0
 
 
 DRIVER = """

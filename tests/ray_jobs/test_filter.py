@@ -173,6 +173,13 @@ def test_no_pair_left_is_an_error_that_says_why(tmp_path, make_crawl):
         job.run(experiment(tmp_path), {"crawl": crawl})
 
 
+def test_a_crawl_without_pictures_is_told_apart_from_rules_that_are_too_strict(tmp_path, make_crawl):
+    crawl = make_crawl([{"url": f"http://x/{n}", "caption": "猫", "status": "dns_error"} for n in range(5)])
+    with pytest.raises(DataError, match="no pair came in: the crawl at .* holds no picture") as raised:
+        job.run(experiment(tmp_path), {"crawl": crawl})
+    assert "Loosen" not in str(raised.value)
+
+
 @pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_bytes(tmp_path, make_crawl):
     crawl = make_crawl(corpus(), part_size=5)

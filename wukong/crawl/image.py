@@ -54,6 +54,8 @@ _TURNED = frozenset({5, 6, 7, 8})
 _JPEG_STANDALONE = frozenset([0x01, *range(0xD0, 0xD9)])
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_HUFFMAN = frozenset({0xC0, 0xC1, 0xC2})
+_JPEG_SEQUENTIAL = frozenset({0xC0, 0xC1})
+_MAX_SEGMENTS = 100
 _SCAN = b"\xff\xda"
 _IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 """The marker that ends a scan's data, in which 0xFF is followed by 0x00 or a restart marker."""
@@ -318,8 +320,28 @@ def is_light(data: bytes, header: Header) -> bool:
         header.frame in _JPEG_HUFFMAN
         and pixels <= LIGHT_PIXELS
         and len(data) <= LIGHT_BYTES
-        and pixels * data.count(_SCAN) <= LIGHT_WORK  # no fewer than there are scans
+        and (_has_one_scan(data) or pixels * data.count(_SCAN) <= LIGHT_WORK)  # no fewer than there are scans
     )
+
+
+def _has_one_scan(data: bytes) -> bool:
+    """Tell whether a JPEG's first scan holds all of a sequential picture, so that decoders refuse another one.
+
+    It is what nearly all JPEGs are, and told from the few segments before that scan.
+    """
+    position, components = 2, 0
+    for _ in range(_MAX_SEGMENTS):
+        if position + 10 > len(data) or data[position] != 0xFF:
+            return False
+        marker = data[position + 1]
+        if marker == _SCAN[1]:
+            return components == data[position + 4]
+        if marker in _JPEG_SEQUENTIAL:
+            components = data[position + 9]
+        elif marker in _JPEG_FRAMES or marker == 0xFF or marker in _JPEG_STANDALONE:
+            return False
+        position += 2 + ((data[position + 2] << 8) | data[position + 3])
+    return False
 
 
 def count_scans(data: bytes) -> int:
@@ -367,7 +389,7 @@ def store_jpeg(data: bytes, header: Header, config: Crawl) -> Stored | None:
     Raises:
         FetchError: as ``store`` does.
     """
-    if data.count(_SCAN) > MAX_SCANS and count_scans(data) > MAX_SCANS:
+    if not _has_one_scan(data) and data.count(_SCAN) > MAX_SCANS and count_scans(data) > MAX_SCANS:
         raise FetchError(Status.TOO_COSTLY, f"the JPEG has more than {MAX_SCANS} scans")
     if _passes_through(data, header, config):
         return Stored(data, header.width, header.height, header)

@@ -190,3 +190,28 @@ def test_scans_are_counted_as_a_decoder_meets_them() -> None:
     assert (
         image.count_scans(jpeg_with_scans((320, 240), 700)) == image.count_scans(jpeg_with_scans((320, 240), 0)) + 700
     )
+
+
+@pytest.mark.parametrize(
+    "scan", [b"\xff\xda\x00\x0c\x03\x01\x00\x02\x11\x03\x11\x00\x3f\x00", b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"]
+)
+def test_scans_after_one_that_holds_the_whole_picture_cost_nothing(scan: bytes) -> None:
+    """So the scans of an ordinary JPEG need not be counted: a decoder takes another one for an error."""
+    bomb = make_picture(1600, 1200)[:-2] + scan * 100_000 + b"\xff\xd9"
+    header = image.read_complete_header(bomb)
+    assert image.is_light(bomb, header)
+    started = time.process_time()
+    assert image.store_jpeg(bomb, header, make_config(keep_small_jpegs=False)) is None
+    assert time.process_time() - started < 1.0
+    with Decoder(CONFIG) as decoder:
+        try:
+            store(decoder, bomb)
+        except FetchError as error:
+            assert error.status in {Status.CORRUPT, Status.TOO_COSTLY}
+
+
+@pytest.mark.parametrize(
+    ("options", "one"), [({}, True), ({"mode": "L"}, True), ({"mode": "CMYK"}, True), ({"progressive": True}, False)]
+)
+def test_nearly_all_jpegs_have_one_scan(options: dict[str, Any], one: bool) -> None:
+    assert image._has_one_scan(make_picture(**options)) is one

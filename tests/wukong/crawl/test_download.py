@@ -490,3 +490,52 @@ def self_signed(folder: Path) -> Path:
 )
 def test_x_robots_tag(value: str, expected: bool) -> None:
     assert forbids_training(value) is expected
+
+
+def test_the_loop_goes_on_while_hard_pictures_are_decoded(web, crawl_config, picture, tmp_path) -> None:
+    """Neighbours of pictures that take seconds arrive in time, and a clock in the loop never stands still."""
+    stream = io.BytesIO()
+    Image.new("RGB", (6000, 5000), (9, 8, 7)).save(stream, "PNG", compress_level=1)
+    web.bytes_at("/large.png", stream.getvalue(), "image/png")
+    web.bytes_at("/scans.jpg", many_scans(picture, 450))
+    web.bytes_at("/more-scans.jpg", many_scans(picture, 100_000))
+    names = ["large.png", "scans.jpg", "more-scans.jpg"]
+    for number in range(20):
+        web.bytes_at(f"/{number}.jpg", picture(300 + number, 280))
+        names.append(f"{number}.jpg")
+    config = crawl_config(max_seconds=5.0, max_decode_seconds=20, politeness={"per_host_concurrency": 64})
+    longest = 0.0
+
+    async def run() -> dict[str, Any]:
+        fetcher = Fetcher(config, ConnectTo({HOST: web.connect_to}))
+
+        async def tick() -> None:
+            nonlocal longest
+            last = time.monotonic()
+            while True:
+                await asyncio.sleep(0.01)
+                longest, last = max(longest, time.monotonic() - last), time.monotonic()
+
+        ticking = asyncio.create_task(tick())
+        rows = [found(f"{SITE}/{name}") for name in names]
+        record = await download_part(storage.from_path(tmp_path / "0"), rows, fetcher, config)
+        ticking.cancel()
+        fetcher.close()
+        return record
+
+    statuses = asyncio.run(run())["statuses"]
+    assert statuses["success"] >= 21, statuses
+    assert statuses.get("timeout", 0) == 0
+    assert longest < 1.5
+
+
+def test_where_the_decoder_finds_another_size_its_size_is_recorded(web, crawl_config, tmp_path) -> None:
+    stream = io.BytesIO()
+    Image.new("P", (400, 350)).save(stream, "GIF")
+    gif = bytearray(stream.getvalue())
+    gif[6:10] = struct.pack("<HH", 300, 300)
+    web.bytes_at("/a.gif", bytes(gif), "image/gif")
+    rows = download([f"{SITE}/a.gif"], crawl_config(), ConnectTo({HOST: web.connect_to}), tmp_path / "0")
+    row = rows[f"{SITE}/a.gif"]
+    assert (row["status"], row["width"], row["height"]) == ("success", 400, 350)
+    assert stored(tmp_path / "0", f"{SITE}/a.gif").size == (row["stored_width"], row["stored_height"])
