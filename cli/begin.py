@@ -52,7 +52,15 @@ def model_being_checked(experiment: Experiment) -> Iterator["Future[Size]"]:
         its size, or the ConfigError that says why it cannot be built.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield pool.submit(preflight.check_model, experiment)
+        yield pool.submit(_check_with_torch, experiment)
+
+
+def _check_with_torch(experiment: Experiment) -> Size:
+    """The checks whose libraries are slow to import."""
+    from wukong.validate import suites
+
+    suites.check_severities(experiment)
+    return preflight.check_model(experiment)
 
 
 def look(experiment: Experiment, home: Path, size: Size, urls: int | None = None) -> list[Planned]:
@@ -69,6 +77,7 @@ def look(experiment: Experiment, home: Path, size: Size, urls: int | None = None
         StorageError: the object store cannot be reached.
     """
     preflight.check_world(experiment, connect=runs.latest(experiment, "crawl") is None)
+    preflight.check_lists(experiment)
     low = _pictures(experiment)[0] if urls is None else urls
     machine = Machine.here(_disk(experiment, home))
     planned = plan.of_run(experiment, low, size, machine.cores)

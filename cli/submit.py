@@ -32,7 +32,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "STRUCT": dict,
 }
 _COMPILED = Path(__file__).parents[1] / "pipelines" / "compiled"
-_TRAINING = ("training", "evaluate", "recurring")
+_MEASURING = ("training", "evaluate", "recurring")
 _INTERVAL = re.compile(r"(\d+)([mhd])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400}
 
@@ -312,7 +312,7 @@ def submit_run(
         raise ConfigError(f"there is no pipeline {pipeline!r}: use one of {known}, or the path of a compiled file")
     run = name or f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
     preflight.check_name(experiment, run)
-    preflight.check_stages(experiment, preflight.TRAINING if file.stem in _TRAINING else ())
+    preflight.check_stages(experiment, ("evaluate",) if file.stem in _MEASURING else ())
     # Runs that recur take KFP's names: each must have records and jobs of its own.
     values = parameters(file, experiment, "" if every else run, given)
     api = Pipelines(host, token, namespace)

@@ -19,7 +19,7 @@ def configure(
     run: str,
     job: str,
     go_on: bool,
-    trains: bool,
+    stages: list[str],
 ) -> NamedTuple("Configured", experiment=str, run=str, start=str):  # type: ignore[valid-type]
     """Make the experiment of the pipeline's parameters, check it, and take the run's name for it.
 
@@ -34,7 +34,7 @@ def configure(
         run: name of the run; empty for KFP's.
         job: KFP's name of the run.
         go_on: go on from the experiment's last run.
-        trains: the pipeline trains or evaluates, so that there must be a hold-out and weights.
+        stages: that the pipeline has: what they need must be there.
 
     Returns:
         The experiment as JSON, the run's name, and the URI of the pre-training to start from, empty for none.
@@ -49,7 +49,6 @@ def configure(
     for stage in ("pretrain", "finetune"):
         values |= {f"{stage}.workers": workers, f"{stage}.gpus_per_worker": gpus_per_worker}
     made, start = experiment_of(experiment, overrides, values), ""
-    stages = preflight.TRAINING if trains else ()
     preflight.check_name(made, run or job)
     preflight.check_stages(made, stages)
     preflight.check_world(made, stages)

@@ -4,7 +4,7 @@ Locally none of this applies: there the command line has the experiment, and the
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,9 @@ SECRETS = {
 }
 """Secrets that components get, with their keys."""
 
+STAGES = ("crawl", "filter", "validate", "pretrain", "finetune", "evaluate", "register", "report")
+"""The stages of a whole run."""
+
 _HEAVY = ("register", "report")  # they carry a model or pictures through their own memory
 
 
@@ -54,7 +57,7 @@ def run(
     workers: Any = -1,
     gpus_per_worker: Any = -1,
     go_on: bool = False,
-    trains: bool = True,
+    stages: Sequence[str] = STAGES,
 ) -> Iterator[Run]:
     """Begin a run with a checked experiment; whatever happens to the tasks of the block, record how it ended.
 
@@ -68,7 +71,7 @@ def run(
         workers: of both trainings.
         gpus_per_worker: of both trainings.
         go_on: go on from the experiment's last run.
-        trains: the tasks train or evaluate, so that the experiment must have a hold-out.
+        stages: that the block has; what they need must be there.
     """
     ended = finish(experiment=experiment, overrides=overrides, run=name, job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
     prepare({"finish": ended}, {"finish": "Record how the run ended"}, retries=1)
@@ -84,7 +87,7 @@ def run(
             run=name,
             job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
             go_on=go_on,
-            trains=trains,
+            stages=list(stages),
         )
         prepare({"configure": made}, {"configure": "Check the experiment"}, retries=0)
         yield Run(made.outputs["experiment"], made.outputs["run"], made.outputs["start"])

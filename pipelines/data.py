@@ -20,7 +20,7 @@ def data_on_cluster(
         overrides: single values of the experiment to change, for instance ["crawl.max_queries=1000"].
         run: name of this run, under which its records and its MLflow run are filed. Empty takes KFP's.
     """
-    with cluster.run(experiment, overrides, run, trains=False) as begun:
+    with cluster.run(experiment, overrides, run, stages=(*DATA_TITLES, "release")) as begun:
         tasks = data_tasks(begun.experiment, begun.name)
         tasks["release"] = release(
             experiment=begun.experiment, run=begun.name, validate_manifest=tasks["validate"].outputs["manifest"]

@@ -25,7 +25,7 @@ def evaluate_on_cluster(
         overrides: single values of the experiment to change, for instance ["evaluate.batch_size=512"].
         run: name of this run. Empty takes KFP's.
     """
-    with cluster.run(experiment, overrides, run) as begun:
+    with cluster.run(experiment, overrides, run, stages=("evaluate",)) as begun:
         found = {}
         for stage in _STAGES:
             found[stage] = finished(experiment=begun.experiment, run=of_run, stage=stage)

@@ -13,7 +13,6 @@ from typing import Any
 from wukong import estimate, manifest, storage
 from wukong import run as runs
 from wukong.config import Experiment
-from wukong.errors import WukongError
 from wukong.estimate import Estimate
 from wukong.manifest import Manifest, Stage
 from wukong.preflight import Size
@@ -67,6 +66,8 @@ def of_run(experiment: Experiment, pictures: int, size: Size, cores: int) -> lis
         cores: of the machine.
 
     Raises:
+        ConfigError: a list cannot be read, or the earlier crawl cannot be gone on from.
+        DataError: the pictures' list cannot be read.
         StorageError: the object store cannot be read.
     """
     roughly = estimate.of_stages(experiment, pictures, size.weights, size.image, cores)
@@ -99,15 +100,8 @@ def _crawl(experiment: Experiment) -> tuple[Manifest | None, str, bool]:
     from ray_jobs import crawl
     from wukong.crawl.previous import Previous
 
-    try:
-        attempt = crawl.attempt_of(
-            experiment,
-            {},
-            Previous.open(experiment.crawl),
-            lambda uris: [crawl.digest_of_file(uri) for uri in uris],
-        )
-    except WukongError:  # its lists are not there yet: what else is wrong with them, the preflight says
-        return None, storage.join(experiment.root, "crawl"), False
+    earlier = Previous.open(experiment.crawl)
+    attempt = crawl.attempt_of(experiment, {}, earlier, lambda uris: [crawl.digest_of_file(uri) for uri in uris])
     stage, finished = attempt.stage, attempt.finished
     begun = attempt.last is not None or bool(storage.list_files(stage.path("_parts")))
     return finished, stage.uri, finished is None and begun

@@ -166,6 +166,15 @@ class Filter(Strict):
     split: Split = Split()
 
     @model_validator(mode="after")
+    def _a_threshold_has_what_it_compares(self) -> "Filter":
+        if self.min_similarity and self.similarity_model is None:
+            raise ValueError(
+                f"min_similarity is {self.min_similarity}, but without similarity_model nothing is compared: name the "
+                "URI of a model's folder, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _lengths_are_a_range(self) -> "Filter":
         if self.min_length > self.max_length:
             raise ValueError(
@@ -347,7 +356,9 @@ class Training(Strict):
     views: int = Field(
         0, ge=0, description="augmented views of each picture, beside the plain one, whose locked features are cached"
     )
-    sources: tuple[str, ...] = Field(("*",), description="shell patterns on the image URL of the pairs to train on")
+    sources: tuple[str, ...] = Field(
+        ("*",), min_length=1, description="shell patterns on the image URL of the pairs to train on"
+    )
     whiten_image_head: bool = Field(
         False, description="start the image head as a whitening of the training features instead of at random"
     )
@@ -434,6 +445,23 @@ class Registry(Strict):
     metric: str = Field(
         "retrieval.mean_recall", description="name of the evaluation metric that decides; higher is better"
     )
+
+    @field_validator("model_name")
+    @classmethod
+    def _mlflow_takes_the_name(cls, value: str) -> str:
+        if set(value) & set("/:"):
+            raise ValueError(f"{value!r} holds '/' or ':', which MLflow does not take in a model's name")
+        return value
+
+    @field_validator("alias")
+    @classmethod
+    def _mlflow_takes_the_alias(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,255}", value) or re.fullmatch(r"(?i)latest|v\d+", value):
+            raise ValueError(
+                f"{value!r} is no alias that MLflow takes: letters, digits, '_' and '-', but neither 'latest' nor a "
+                "version such as 'v1'"
+            )
+        return value
 
 
 class Source(Strict):
@@ -528,6 +556,11 @@ class Experiment(Strict):
                         f"evaluate.classification {task.name!r} names the hold-out {name!r}; "
                         f"filter.split.holdouts has {', '.join(sorted(known)) or 'none'}"
                     )
+            if not task.holdouts or not task.classes:
+                raise ValueError(
+                    f"evaluate.classification {task.name!r} has {len(task.holdouts)} holdouts and {len(task.classes)} "
+                    "classes; it takes at least one of each"
+                )
         return self
 
 

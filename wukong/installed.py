@@ -92,10 +92,11 @@ def _declared() -> tuple[list[str], dict[str, list[str]]]:
         lines = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        return list(project["dependencies"]), {
+        others = {
             name: [line for line in group if normal(line).partition("[")[0] != DISTRIBUTION]
             for name, group in project["optional-dependencies"].items()
         }
+        return list(project["dependencies"]), {name: group for name, group in others.items() if group}
     always: list[str] = []
     extras: dict[str, list[str]] = {}
     for line in lines:

@@ -22,8 +22,14 @@ from wukong.errors import ConfigError, WukongError
 
 log = logging.getLogger(__name__)
 
-TRAINING = ("pretrain", "finetune", "evaluate")
-"""The stages that need a hold-out in the end, and the memory of a model."""
+_READ_BY = {
+    "crawl": ("crawl",),
+    "filter": ("filter",),
+    "validation": ("validate",),
+    "release": ("crawl", "release"),  # it is mostly the crawl's own list
+    "model": ("pretrain", "finetune"),
+}
+"""The stages that read what a section of the experiment names."""
 
 _CONNECT_SECONDS = 10.0
 _GIB = 2**30
@@ -42,7 +48,7 @@ def check_name(experiment: Experiment, run: str) -> None:
         raise ConfigError(f"--name: {error}") from error
 
 
-def check_stages(experiment: Experiment, stages: Collection[str] = TRAINING) -> None:
+def check_stages(experiment: Experiment, stages: Collection[str] = runs.STAGES) -> None:
     """See that the experiment says all that the stages need; this reads nothing.
 
     Args:
@@ -61,8 +67,8 @@ def check_stages(experiment: Experiment, stages: Collection[str] = TRAINING) -> 
     _refuse(problems)
 
 
-def check_world(experiment: Experiment, stages: Collection[str] = TRAINING, *, connect: bool = False) -> None:
-    """See that what the experiment names is there.
+def check_world(experiment: Experiment, stages: Collection[str] = runs.STAGES, *, connect: bool = False) -> None:
+    """See that what the experiment names is there, as far as the stages read it.
 
     Args:
         experiment: what is to be done.
@@ -76,12 +82,36 @@ def check_world(experiment: Experiment, stages: Collection[str] = TRAINING, *, c
     checks = _checks(experiment)
     problems = []
     for key, uri in experiment.uris().items():
-        if key.startswith("model.") and not {*stages}.intersection(TRAINING):
+        if not {*stages}.intersection(_READ_BY[key.partition(".")[0]]):
             continue
         if why := checks[key](uri):
             problems.append(f"{key}: {uri} {why}")
     if connect and experiment.crawl.engine in ("baidu", "searxng"):
         problems += _unanswered(experiment.crawl.endpoint)
+    _refuse(problems)
+
+
+def check_lists(experiment: Experiment) -> None:
+    """See that the lists which the experiment names can be read; this needs what the crawl and the filter need.
+
+    Raises:
+        ConfigError: a line of an opt-out list is none, or the lists of sensitive words hold no word; with the key.
+    """
+    from wukong.crawl.optout import OptOut
+    from wukong.curate import sensitive
+
+    problems = []
+    for key in ("crawl.politeness.opt_out", "release.opt_out"):
+        if uri := experiment.uris().get(key):
+            try:
+                OptOut.load(uri)
+            except ConfigError as error:
+                problems.append(f"{key}: {error}")
+    if words := experiment.filter.sensitive_words:
+        try:
+            sensitive.load(words, with_default=experiment.filter.default_words)
+        except ConfigError as error:
+            problems.append(f"filter.sensitive_words: {words}: {error}")
     _refuse(problems)
 
 

@@ -44,7 +44,8 @@ class Wukong:
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).with_name("wukong")), *arguments]
-        environment = {**os.environ, "WUKONG_HOME": str(self.home), "COLUMNS": "200", **self.environment}
+        own = {"WUKONG_HOME": str(self.home), "XDG_STATE_HOME": str(self.home.with_name("state")), "COLUMNS": "200"}
+        environment = {**os.environ, **own, **self.environment}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     def run(self, name: str, *overrides: str) -> subprocess.CompletedProcess[str]:

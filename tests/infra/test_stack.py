@@ -25,6 +25,14 @@ from wukong.errors import StackError
 pytestmark = pytest.mark.timeout(600)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def noted_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where a stack was started last is not noted for whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as context:
+        context.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 def marked(home: Path, service: str | None = None) -> dict[int, str]:
     return {m.process.pid: m.service for m in processes.find(folder_id(home), services.scratch(home), service)}
 
@@ -394,6 +402,19 @@ class TestRunning:
         )
         done = python(code, **running.environment())
         assert done.stdout.strip() == "{'词': 1} ['s3://wukong/a/b.json']", done.stderr
+
+    def test_a_program_that_was_told_nothing_finds_it_from_any_folder(self, running: Stack, tmp_path: Path) -> None:
+        code = (
+            "from wukong import storage; import os, wukong\n"
+            "storage.write_bytes('s3://wukong/found.txt', b'x'); print(storage.read_bytes('s3://wukong/found.txt'))\n"
+            "wukong.connect(); print(os.environ['MLFLOW_TRACKING_URI'])"
+        )
+        told = ("AWS_", "MLFLOW_", "RAY_", "WUKONG_")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(told)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False
+        )
+        assert done.stdout.split() == ["b'x'", running.url("mlflow")], done.stderr
 
     def test_mlflow_keeps_artifacts_in_the_object_store(self, running: Stack, tmp_path: Path) -> None:
         code = (

@@ -140,7 +140,8 @@ def test_a_run_that_fails_is_recorded_by_its_exit_handler(tmp_path: Path) -> Non
     from wukong import run, storage
 
     crawl = {"queries": "file:///q.txt", "endpoint": "http://site.invalid"}
-    experiment = {"name": "demo", "storage": storage.from_path(tmp_path), "crawl": crawl}
+    split = {"held_out_captions": 0.1, "holdouts": [{"name": "h", "source": "*", "captions": "unseen"}]}
+    experiment = {"name": "demo", "storage": storage.from_path(tmp_path), "crawl": crawl, "filter": {"split": split}}
     arguments = {"experiment": json.dumps(experiment), "of_run": "gone", "run": "now", "overrides": ["seed=3"]}
     lines: list[str] = []
     with pytest.raises(local.PipelineError):

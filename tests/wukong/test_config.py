@@ -146,6 +146,16 @@ def test_a_list_needs_no_queries(tmp_path: Path) -> None:
         ("filter.sensitive_words=words/", ["filter.sensitive_words", "'words/'"]),
         ("storage=s3:///x", ["storage", "names no bucket"]),
         ("storage=file://x", ["storage", "names a host, 'x'"]),
+        ("registry.model_name=a/b", ["registry.model_name", "'a/b'", "MLflow"]),
+        ("registry.alias=latest", ["registry.alias", "'latest'", "letters, digits"]),
+        ("registry.alias=v1", ["registry.alias", "'v1'"]),
+        ("registry.alias=my champion", ["registry.alias", "'my champion'"]),
+        ("pretrain.sources=[]", ["pretrain.sources", "at least 1 item"]),
+        ("filter.min_similarity=0.2", ["filter", "min_similarity is 0.2", "similarity_model"]),
+        (
+            "evaluate.classification=[{name: c, holdouts: [], classes: {}}]",
+            ["evaluate.classification 'c'", "at least one of each"],
+        ),
         ("filter.min_length=40", ["filter", "min_length is 40 and max_length 31"]),
         ("filter.split.held_out_captions=1.0", ["filter.split.held_out_captions", "1.0", "less than 1"]),
         (

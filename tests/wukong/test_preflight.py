@@ -134,6 +134,25 @@ def test_what_is_there_passes(experiment: Callable[..., Experiment], tmp_path: P
         preflight.check_world(experiment(f"validation.reference={_stage(tmp_path, 'crawl')}"))
 
 
+def test_lists_that_say_nothing_are_named(experiment: Callable[..., Experiment], tmp_path: Path) -> None:
+    (tmp_path / "opt.txt").write_text("example.org\n# a comment\nno domain here\n")
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "a.txt").write_text("# none\n")
+    base = storage.from_path(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        preflight.check_lists(
+            experiment(
+                f"crawl.politeness.opt_out={base}/opt.txt",
+                f"release.opt_out={base}/opt.txt",
+                f"filter.sensitive_words={base}/words",
+            )
+        )
+    for named in ("crawl.politeness.opt_out: ", "release.opt_out: ", "line 3: 'no domain", "filter.sensitive_words: "):
+        assert named in str(caught.value)
+    (tmp_path / "opt.txt").write_text("example.org\n")
+    preflight.check_lists(experiment(f"crawl.politeness.opt_out={base}/opt.txt"))
+
+
 def test_weights_are_no_matter_of_a_data_set(experiment: Callable[..., Experiment], tmp_path: Path) -> None:
     named = experiment(f"model.image.weights={storage.from_path(tmp_path)}/none")
     preflight.check_world(named, ("crawl", "filter", "validate"))
