@@ -175,7 +175,7 @@ def test_no_pair_left_is_an_error_that_says_why(tmp_path, make_crawl):
 
 def test_a_crawl_without_pictures_is_told_apart_from_rules_that_are_too_strict(tmp_path, make_crawl):
     crawl = make_crawl([{"url": f"http://x/{n}", "caption": "猫", "status": "dns_error"} for n in range(5)])
-    with pytest.raises(DataError, match="no pair came in: the crawl at .* holds no picture") as raised:
+    with pytest.raises(DataError, match=r"no pair came in: the crawl at .* holds no picture") as raised:
         job.run(experiment(tmp_path), {"crawl": crawl})
     assert "Loosen" not in str(raised.value)
 
