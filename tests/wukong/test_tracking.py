@@ -21,7 +21,8 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.Experi
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     client = mlflow.MlflowClient()
-    client.create_experiment("x", artifact_location=storage.from_path(tmp_path / "artifacts"))
+    for name in ("x", "y"):  # MLflow's own choice would be the folder that the tests run in
+        client.create_experiment(name, artifact_location=storage.from_path(tmp_path / "artifacts" / name))
     crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
     return config.parse({"name": "x", "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
 
