@@ -89,7 +89,6 @@ def test_in_the_decoder(web: Web, tmp_path: Path, monkeypatch, caplog) -> None:
 def test_of_one_robots_txt(web: Web, tmp_path: Path, monkeypatch, caplog) -> None:
     web.fallback = answering(make_picture())
     web.bytes_at("/robots.txt", b"User-agent: *\nAllow: /", "text/plain")
-    original = robots.Rules.check
 
     def failing(body: bytes, product: str) -> robots.Rules:
         raise ZeroDivisionError("in the parser")
@@ -100,7 +99,6 @@ def test_of_one_robots_txt(web: Web, tmp_path: Path, monkeypatch, caplog) -> Non
     assert web.requests == {"/robots.txt": 1}
     (logged,) = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
     assert logged.startswith(f"{SITE}/robots.txt: unexpected ZeroDivisionError")
-    assert original
 
 
 def test_a_full_disk_is_no_status(web: Web, tmp_path: Path, monkeypatch) -> None:
@@ -117,7 +115,9 @@ def test_a_full_disk_is_no_status(web: Web, tmp_path: Path, monkeypatch) -> None
     monkeypatch.setattr("wukong.crawl.shard.tempfile.TemporaryFile", lambda **_: Full())
     with pytest.raises(ExceptionGroup) as raised:
         download(web, [f"{SITE}/good.jpg"], tmp_path / "0")
-    assert raised.group_contains(StorageError, match="TMPDIR") if hasattr(raised, "group_contains") else True
+    (error,) = raised.value.exceptions
+    assert isinstance(error, StorageError)
+    assert "TMPDIR" in str(error)
 
 
 def search(web: Web, engine: Any, queries: list[str]) -> Searched:
