@@ -128,7 +128,7 @@ def test_a_run_on_a_cluster_takes_its_name_first(tmp_path: Path) -> None:
 
     def begin(job: str, *overrides: str) -> Any:
         as_is = dict.fromkeys(("epochs", "batch_size", "learning_rate", "workers", "gpus_per_worker"), ends.AS_IS)
-        given = {"experiment": text(tmp_path), "overrides": list(overrides), "job": job, "go_on": False}
+        given = {"experiment": text(tmp_path), "overrides": list(overrides), "job": job, "go_on": False, "stages": []}
         return configure.python_func(**given, **as_is, run="nightly")
 
     assert begin("one")[1] == "nightly"

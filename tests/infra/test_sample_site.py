@@ -95,5 +95,6 @@ def test_a_query_list_without_suffix(tmp_path: Path) -> None:
 
 def test_a_stack_that_was_never_started_serves_nothing_else(tmp_path: Path) -> None:
     assert not stack.serves_another(tmp_path / "none", tmp_path / "catalogue.parquet")
-    Stack(tmp_path, "a", "b", "c", {"site": 1}, tmp_path / "other.parquet").save()
+    ports = dict.fromkeys(("s3", "mlflow", "ray", "site"), 1)
+    Stack(tmp_path, "a", "b", "c", ports, tmp_path / "other.parquet").save()
     assert not stack.serves_another(tmp_path, tmp_path / "catalogue.parquet"), "it does not run"

@@ -8,6 +8,7 @@ from ray_jobs import crawl, plan, validate
 from ray_jobs import filter as filtering
 from wukong import config, run, storage
 from wukong.config import Experiment
+from wukong.crawl.status import Status
 from wukong.manifest import Manifest, Stage
 from wukong.preflight import Size
 
@@ -35,7 +36,8 @@ def parsed(tmp_path: Path, **changes: object) -> Experiment:
 def finished(experiment: Experiment) -> dict[str, Manifest]:
     """Crawl, filter and validate as their jobs leave them, without their work."""
     stage = crawl.attempt_of(experiment, {}, None, lambda uris: [crawl.digest_of_file(uri) for uri in uris]).stage
-    crawled = stage.commit([])
+    nothing = dict.fromkeys(("urls", "queries", "queries_failed", "transient", *Status), 0)
+    crawled = stage.commit([], counts=nothing | {"urls": 1, Status.SUCCESS: 1})
     settings = experiment.filter.model_dump(mode="json") | {"seed": experiment.seed}
     kept = Stage(experiment.root, "filter", settings, [crawled], version=filtering._VERSION).commit([])
     shown = experiment.model_dump(mode="json", include={"name", "about", "sources", "seed", "filter", "validation"})
@@ -108,3 +110,16 @@ def test_an_earlier_run_is_the_better_estimate(experiment: Experiment, tmp_path:
     changed = parsed(tmp_path, filter={"max_length": 20})
     measured = {entry.stage: entry.measured for entry in plan.of_run(changed, 100, SIZE, 2)}
     assert {name for name, known in measured.items() if known} == {"filter", "validate"}
+
+
+def test_a_crawl_that_failed_goes_on(experiment: Experiment) -> None:
+    """Its first attempt left what it has; the plan is of the next one, in another place."""
+    digests = [crawl.digest_of_file(experiment.crawl.endpoint)]
+    first = crawl.attempt_of(experiment, {}, None, lambda _: digests).stage
+    counts = dict.fromkeys(("urls", "queries", "queries_failed", "transient", *Status), 0)
+    stage = Stage(experiment.root, "other", {})
+    left = stage.commit([], counts=counts | {"urls": 9, "transient": 9, Status.DNS_ERROR: 9})
+    storage.write_json(first.path("failed.json"), left.model_dump(mode="json"))
+    planned = plan.of_run(experiment, 100, SIZE, 2)[0]
+    assert (planned.finished, planned.begun) == (None, True)
+    assert planned.writes != first.uri

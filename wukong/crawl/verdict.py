@@ -104,4 +104,5 @@ def _instance(statuses: Sequence[str], examples: Examples) -> str:
 
 
 def _source(config: Crawl) -> str:
-    return f"endpoint = {config.endpoint!r}" if config.engine == "urls" else f"queries = {config.queries!r}"
+    listed = config.engine in ("urls", "files")
+    return f"endpoint = {config.endpoint!r}" if listed else f"queries = {config.queries!r}"
