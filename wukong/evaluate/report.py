@@ -16,7 +16,7 @@ import polars as pl
 
 from wukong import run as runs
 from wukong import storage
-from wukong.config import Experiment
+from wukong.config import Crawl, Experiment
 from wukong.curate.funnel import Step, funnel, heading, of_list
 from wukong.curate.gallery import Pictures, Thumbnails, contact_sheet, pictures_of, shard_tables
 from wukong.evaluate.protocol import sentences
@@ -113,10 +113,13 @@ def render(
 
 def _settings(experiment: Experiment) -> list[tuple[str, str, str]]:
     """Key, default and value of every setting that differs from its default, or has none."""
-    needed = experiment.crawl.model_dump(mode="json", include={"queries", "endpoint"}, exclude_none=True)
+    named = experiment.crawl.model_dump(mode="json", include={"queries", "endpoint", "engine"}, exclude_defaults=True)
     told_apart = {"name", "about", "sources"}  # the page shows them elsewhere
-    defaults = Experiment.model_validate({"name": experiment.name, "crawl": needed})
-    found: dict[str, tuple[Any, Any]] = {f"crawl.{key}": ("", value) for key, value in needed.items()}
+    defaults = Experiment.model_validate({"name": experiment.name, "crawl": named})
+    engine = Crawl.model_fields["engine"].default
+    found: dict[str, tuple[Any, Any]] = {
+        f"crawl.{key}": (engine if key == "engine" else "", value) for key, value in named.items()
+    }
     found |= runs.differences(
         defaults.model_dump(mode="json", exclude=told_apart), experiment.model_dump(mode="json", exclude=told_apart)
     )

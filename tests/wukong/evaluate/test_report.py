@@ -251,6 +251,19 @@ def test_it_says_what_differs_from_the_defaults(run):
         assert equal not in table, equal
 
 
+@pytest.mark.parametrize("engine", ["searxng", "urls", "files"])
+def test_it_says_what_differs_whatever_the_engine(run, engine):
+    experiment, manifests, evaluation = run
+    crawl = {"engine": engine, "endpoint": "http://x/search" if engine == "searxng" else "file:///my/pictures"}
+    if engine == "searxng":
+        crawl["queries"] = "file:///q"
+    changed = config.parse(experiment.model_dump(mode="json") | {"crawl": crawl})
+    table = text_of(make((changed, manifests, evaluation))).split("settings that differ")[1].split("Retrieval")[0]
+    assert f"crawl.engine {engine} baidu" in table
+    assert f"crawl.endpoint {crawl['endpoint']}" in table
+    assert ("crawl.queries" in table) == (engine == "searxng")
+
+
 def of_list(run):
     experiment, manifests, evaluation = run
     crawl = manifests["crawl"].model_copy(update={"config": {"engine": "urls"}})
