@@ -37,9 +37,9 @@ def print_run(console: Console, records: list[Record], total: float, setup: floa
 
 
 def _print_funnel(console: Console, manifests: Mapping[str, Manifest]) -> None:
-    from wukong.curate.funnel import funnel, heading
+    from wukong.curate.funnel import funnel, wording
 
-    table = Table(title=heading(manifests["crawl"]), title_justify="left", box=None, pad_edge=False)
+    table = Table(title=wording(manifests["crawl"]).heading, title_justify="left", box=None, pad_edge=False)
     for column in ("", "rows", "left out"):
         table.add_column(column, justify="left" if not column else "right")
     queries = manifests["crawl"].counts.get("queries", 0)

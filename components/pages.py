@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wukong.curate.funnel import heading
+from wukong.curate.funnel import wording
 from wukong.manifest import Manifest
 
 _MAX_CLASSES = 50  # of a confusion matrix the UI still draws
@@ -11,7 +11,7 @@ _MAX_CLASSES = 50  # of a confusion matrix the UI still draws
 
 def funnel(manifests: Sequence[Manifest]) -> str:
     """The counts of stages one below the other, what was left out in between, and where each stage's data lies."""
-    title = heading(manifests[0]) if manifests else "From query to pair"
+    title = wording(manifests[0]).heading if manifests else "From query to pair"
     lines = [f"# {title}", "", "| stage | | rows |", "|---|---|---:|"]
     for manifest in manifests:
         for name, count in manifest.counts.items():

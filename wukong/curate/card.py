@@ -14,7 +14,7 @@ import polars as pl
 from wukong import manifest
 from wukong.config import Experiment, Source
 from wukong.curate import gallery
-from wukong.curate.funnel import Step, funnel, heading
+from wukong.curate.funnel import Step, funnel, wording
 from wukong.curate.statistics import PAPER, Counts, Statistics
 from wukong.manifest import Manifest
 
@@ -130,7 +130,15 @@ def of(
     contacts = gallery.contact_sheet(filtered, thumbnail, experiment.seed, shown=shown)
     steps = [*funnel(crawl, filtered), *more_steps]
     return render(
-        experiment.name, counted, steps, contacts, facts, experiment.about, experiment.sources, heading(crawl), docs
+        experiment.name,
+        counted,
+        steps,
+        contacts,
+        facts,
+        experiment.about,
+        experiment.sources,
+        wording(crawl).heading,
+        docs,
     )
 
 

@@ -37,14 +37,35 @@ class Step:
     lost: int
 
 
-def of_list(crawl: Manifest) -> bool:
-    """Whether a crawl was of a list of URLs, without any search."""
-    return crawl.config.get("engine") == "urls"
+@dataclass(frozen=True)
+class Wording:
+    """What a crawl's input is called: words to search, a list of URLs, or pictures of one's own.
+
+    Attributes:
+        heading: what the whole funnel is called.
+        results: its first step.
+        counted: the sentence that begins with how many there were; ``{}`` is the number.
+        origin: what the run was made from.
+    """
+
+    heading: str
+    results: str
+    counted: str
+    origin: str
 
 
-def heading(crawl: Manifest) -> str:
-    """What a funnel of this crawl is called."""
-    return "From list to pair" if of_list(crawl) else "From query to pair"
+_SEARCHED = Wording(
+    "From query to pair", "search results", "The queries gave {} search results", "a list of Chinese words"
+)
+_WORDINGS = {
+    "urls": Wording("From list to pair", "rows of the list", "The list has {} rows", "a list of URLs"),
+    "files": Wording("From picture to pair", "pictures named", "The data name {} pictures", "pictures of one's own"),
+}
+
+
+def wording(crawl: Manifest) -> Wording:
+    """How to speak of a crawl's input, by its engine."""
+    return _WORDINGS.get(str(crawl.config.get("engine")), _SEARCHED)
 
 
 def funnel(crawl: Manifest, filtered: Manifest) -> list[Step]:
@@ -52,7 +73,7 @@ def funnel(crawl: Manifest, filtered: Manifest) -> list[Step]:
     urls, pairs = crawl.counts.get("urls", 0), filtered.counts["pairs"]
     results = crawl.counts.get("results", urls)
     steps = [
-        Step("results", "rows of the list" if of_list(crawl) else "search results", results, 0),
+        Step("results", wording(crawl).results, results, 0),
         Step("urls", "distinct URLs", urls, results - urls),
         Step("downloaded", "pictures downloaded", pairs, urls - pairs),
     ]

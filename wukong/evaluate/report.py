@@ -17,7 +17,7 @@ import polars as pl
 from wukong import run as runs
 from wukong import storage
 from wukong.config import Crawl, Experiment
-from wukong.curate.funnel import Step, funnel, heading, of_list
+from wukong.curate.funnel import Step, funnel, wording
 from wukong.curate.gallery import Pictures, Thumbnails, contact_sheet, pictures_of, shard_tables
 from wukong.evaluate.protocol import sentences
 from wukong.manifest import Manifest
@@ -85,8 +85,8 @@ def render(
         run=run,
         docs=docs,
         settings=_settings(experiment),
-        of_list=of_list(manifests["crawl"]),
-        funnel_heading=heading(manifests["crawl"]),
+        wording=wording(manifests["crawl"]),
+        funnel_heading=wording(manifests["crawl"]).heading,
         headlines=_headlines(evaluation),
         results=steps[0].rows,
         funnel=_bars(steps[1:]),

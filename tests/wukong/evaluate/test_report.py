@@ -281,6 +281,16 @@ def test_a_list_of_urls_is_not_called_a_search(run):
     assert "The queries gave 90 search results" in text_of(make(run))
 
 
+def test_pictures_of_ones_own_are_called_so(run):
+    experiment, manifests, evaluation = run
+    crawl = manifests["crawl"].model_copy(update={"config": {"engine": "files"}})
+    text = text_of(make((experiment, manifests | {"crawl": crawl}, evaluation)))
+    assert "From pictures of one's own to" in text
+    assert "From picture to pair" in text
+    assert "The data name 90 pictures" in text
+    assert "search result" not in text
+
+
 def test_what_is_empty_is_left_out(run):
     experiment, manifests, _ = run
     filtered = manifests["filter"].model_copy(update={"dropped": {"size": 0}, "parts": ()})
