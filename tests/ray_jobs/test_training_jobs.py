@@ -120,7 +120,7 @@ def done(local_ray: None, crawl: Manifest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_features_are_what_the_tower_gives_for_each_view(done: dict[str, Manifest]) -> None:
-    settings = experiment(Path("/"))
+    settings = experiment(Path("/data"))
     trained = {part.path.split(".view")[1][:2] for part in done["features"].parts}
     assert trained == {"00", "01"}
     assert all(part.path.startswith("train/") for part in done["features"].parts)
