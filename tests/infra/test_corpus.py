@@ -423,6 +423,15 @@ def test_a_file_the_registry_lacks_is_said(registry: Registry, tmp_path: Path) -
     assert len(registry.ranges) == 1, "what is not there is not asked for again"
 
 
+@pytest.mark.parametrize("name", ["package/../../out.json", "/package/out.json"])
+def test_a_member_that_leads_outside_is_not_unpacked(registry: Registry, tmp_path: Path, name: str) -> None:
+    archive = registry.archive = archive_of({"package/a.json": b"{}", name: b"[]"})
+    wanted = replace(package(archive), keep=("package/*.json", "/package/*.json"))
+    with pytest.raises(PackageError, match="leads outside"):
+        packages.fetch(wanted, tmp_path / "cache")
+    assert not list(tmp_path.rglob("out.json"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [packages._by_apt_of_our_own, packages._by_https])
 def test_debian_archive_by_each_way_of_our_own(way: Callable[[Package, Path], Path], tmp_path: Path) -> None:
