@@ -278,6 +278,8 @@ class _Job:
                 ]
             )
         ]
+        if not blocks:
+            return []
         share = self._share(len(blocks))
         records = []
         with track("search", sum(len(block) for _, block in blocks), "queries") as advance:

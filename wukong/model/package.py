@@ -253,6 +253,8 @@ def load_for_features(uri: str) -> Package:
     if settings.embedding is not None:
         if "image_head.weight" not in state:
             raise DataError(f"{source} lacks image_head.weight: it is not a model of this project")
+        if state["image_head.weight"].ndim != 2:
+            raise DataError(f"{source}: image_head.weight is no matrix: it is not a model of this project")
         width = state["image_head.weight"].shape[1]
     model = DualEncoder(settings, tokenizer, feature_width=width, with_weights=False)
     weights.fill(model, state, source)

@@ -214,6 +214,17 @@ def test_files_that_do_not_belong_together_are_refused(
         wukong.load(uri)
 
 
+def test_a_head_that_is_no_matrix_is_refused(saved: tuple[DualEncoder, str], tmp_path: Path) -> None:
+    uri = storage.from_path(tmp_path)
+    for name in package.FILES:
+        storage.write_bytes(storage.join(uri, name), storage.read_bytes(storage.join(saved[1], name)))
+    state = load_file(tmp_path / "model.safetensors")
+    save_file(state | {"image_head.weight": torch.ones(8)}, tmp_path / "model.safetensors")
+    for read in (wukong.load, package.load_for_features):
+        with pytest.raises(DataError, match=r"image_head\.weight"):
+            read(uri)
+
+
 def test_a_damaged_or_missing_file_is_named(saved: tuple[DualEncoder, str], tmp_path: Path) -> None:
     uri = storage.from_path(tmp_path)
     for name in ("config.json", "vocab.txt"):
