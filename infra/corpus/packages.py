@@ -295,18 +295,18 @@ def _by_npm(package: Package, scratch: Path) -> Path:
 def _by_https(package: Package, scratch: Path) -> Path:
     """Download the archive by its address; what an earlier attempt received is kept."""
     partial = scratch / "archive.partial"
-    failures = []
+    failures: dict[str, str] = {}
     for url in package.urls:
         for _ in range(_ATTEMPTS):
             try:
                 _receive(url, partial, package.size)
             except (requests.RequestException, _WayError) as error:
-                failures.append(f"{url}: {error}")
+                failures[url] = str(error)  # the last of this address
                 if isinstance(error, requests.HTTPError):
                     break
             else:
                 return partial.rename(scratch / Path(package.path).name)
-    raise _WayError(failures[-1])
+    raise _WayError("; ".join(f"{url}: {error}" for url, error in failures.items()))
 
 
 _ATTEMPTS = 3
