@@ -35,6 +35,8 @@ class ApiServer:
         requests: every request, as "METHOD path".
         drop_watches: how many watches still to drop without notice, each after its first event.
         expire_watches: how many watches still to answer with an ERROR event of code 410.
+        watching: how many watches are open and wait for events; a script that needs an event to be seen waits for one,
+            since a client that reads the status first gets no event of it.
         unavailable: how many requests still to answer with 503.
         forbid: verbs to answer with 403.
         rules: what is allowed, by namespace: the rules of the Roles bound to the client; everything while empty.
@@ -48,7 +50,7 @@ class ApiServer:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.pods: list[dict[str, Any]] = []
         self.requests: list[str] = []
-        self.drop_watches = self.expire_watches = self.unavailable = 0
+        self.drop_watches = self.expire_watches = self.unavailable = self.watching = 0
         self.lose_create = False
         self.forbid: set[str] = set()
         self.rules: dict[str, list[dict[str, Any]]] = {}
@@ -248,15 +250,19 @@ class ApiServer:
             await response.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
             return response
         name = request.query["fieldSelector"].removeprefix("metadata.name=")
-        async for kind, job in self._after(int(request.query["resourceVersion"]), request):
-            if job["metadata"]["name"] != name:
-                continue
-            await response.write(json.dumps({"type": kind, "object": job}).encode() + b"\n")
-            if self.drop_watches:
-                self.drop_watches -= 1
-                assert request.transport is not None
-                request.transport.abort()
-                return response
+        self.watching += 1
+        try:
+            async for kind, job in self._after(int(request.query["resourceVersion"]), request):
+                if job["metadata"]["name"] != name:
+                    continue
+                await response.write(json.dumps({"type": kind, "object": job}).encode() + b"\n")
+                if self.drop_watches:
+                    self.drop_watches -= 1
+                    assert request.transport is not None
+                    request.transport.abort()
+                    break
+        finally:
+            self.watching -= 1
         return response
 
     async def _after(self, version: int, request: web.Request) -> AsyncIterator[tuple[str, dict[str, Any]]]:

@@ -185,12 +185,13 @@ def test_a_suspended_job_waits_for_its_quota(server: ApiServer, experiment: conf
 
 def test_dropped_and_expired_watches_are_survived(server: ApiServer, experiment: config.Experiment) -> None:
     server.drop_watches, server.expire_watches = 3, 2
+    watched = ("until", lambda: server.watching)
     drops = [
         step
         for left, status in ((2, SUBMITTED), (1, PENDING), (0, RUNNING))
-        for step in (status, ("until", lambda left=left: server.drop_watches <= left and not server.expire_watches))
+        for step in (watched, status, ("until", lambda left=left: server.drop_watches <= left))
     ]
-    server.scripts = [[NEW, ("until", lambda: not server.expire_watches), *drops, SUCCEEDED]]
+    server.scripts = [[NEW, *drops, watched, SUCCEEDED]]
     go(experiment)
     assert (server.drop_watches, server.expire_watches) == (0, 0)
     assert sum(request.startswith("WATCH") for request in server.requests) >= 6
