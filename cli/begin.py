@@ -14,8 +14,7 @@ from rich.table import Table
 from cli import own_data
 from ray_jobs import plan
 from ray_jobs.plan import Planned
-from wukong import estimate, preflight, storage
-from wukong import run as runs
+from wukong import estimate, preflight, run_records, storage
 from wukong.config import Experiment
 from wukong.errors import ConfigError
 from wukong.preflight import Machine, Size
@@ -76,7 +75,7 @@ def look(experiment: Experiment, home: Path, size: Size, urls: int | None = None
         ConfigError: something is missing or too small; the message names the key.
         StorageError: the object store cannot be reached.
     """
-    preflight.check_world(experiment, connect=runs.latest(experiment, "crawl") is None)
+    preflight.check_world(experiment, connect=run_records.latest(experiment, "crawl") is None)
     preflight.check_lists(experiment)
     low = _pictures(experiment)[0] if urls is None else urls
     machine = Machine.here(_disk(experiment, home))

@@ -16,8 +16,7 @@ from typing import Any, TextIO
 
 from pydantic import ValidationError
 
-from wukong import config, tracking
-from wukong import run as runs
+from wukong import config, run_records, tracking
 from wukong.config import Experiment
 from wukong.errors import ConfigError
 
@@ -45,7 +44,7 @@ def hold(home: Path, run: str, experiment: Experiment) -> Iterator[Path]:
     Raises:
         ConfigError: the name cannot be one, belongs to another experiment, or a process is at work under it.
     """
-    runs.check_name(run)
+    run_records.check_name(run)
     folder = home / "runs" / run
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _RUNNING).open("a+", encoding="utf-8") as stream:
@@ -53,8 +52,8 @@ def hold(home: Path, run: str, experiment: Experiment) -> Iterator[Path]:
             raise ConfigError(f"the run {run} is at work already: wait for its end, or choose another --name")
         claim = folder / _CLAIM
         with suppress(FileNotFoundError, ValidationError):
-            runs.Claim.model_validate_json(claim.read_bytes()).check(experiment, run)
-        runs.claim(experiment, run)
+            run_records.Claim.model_validate_json(claim.read_bytes()).check(experiment, run)
+        run_records.claim(experiment, run)
         value = experiment.model_dump(mode="json")
         _write(claim, {"experiment": value})
         began = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -90,8 +89,8 @@ def explain(each: Killed) -> str:
 
 def outlook(experiment: Experiment, run: str) -> str:
     """Say what a run that did not come to its end leaves for the next one."""
-    done = [record.stage for record in runs.read_all(experiment, run) if record.state == "succeeded"]
-    order = [stage for stage in runs.STAGES if stage != "release"]
+    done = [record.stage for record in run_records.read_all(experiment, run) if record.state == "succeeded"]
+    order = [stage for stage in run_records.STAGES if stage != "release"]
     stage = next((stage for stage in order if stage not in done), order[-1])
     kept = f"Finished and kept: {', '.join(done)}. " if done else ""
     return f"{kept}A run with the same config reuses what is finished, and goes on with {stage} where it stopped."

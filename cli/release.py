@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from wukong import config, environment, manifest, storage
-from wukong import run as runs
+from wukong import config, environment, manifest, run_records, storage
 from wukong.config import Experiment
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Manifest
@@ -53,7 +52,7 @@ def release(
 
         wukong release --config my.yaml --files 256 --opt-out requests.txt --output s3://public/my-set
     """
-    from wukong.curate import release as library
+    from wukong.publish import release as library
 
     values = [f"release.files={files}"] if files else []
     values += [f"release.opt_out={uri_of(opt_out)}"] if opt_out else []
@@ -108,7 +107,7 @@ def takedown(
 
         wukong takedown requests.txt --config my.yaml --reason "case 2026-17" --dry-run
     """
-    from wukong.curate import takedown as library
+    from wukong.publish import takedown as library
 
     experiment = config.load(config_file, overrides)
     place = uri_of(at).rstrip("/") if at else experiment.root
@@ -158,13 +157,13 @@ def use_embedded_store(place: str) -> None:
 
 def _validated(experiment: Experiment, run: str | None) -> Manifest:
     if run is None:
-        newest = runs.latest(experiment, "validate")
+        newest = run_records.latest(experiment, "validate")
         if newest is None:
             raise DataError(
                 f"no run of {experiment.name} has validated its data yet: `wukong run` does, or `wukong submit data`"
             )
         return manifest.load(newest)
-    record = runs.read(experiment, run, "validate")
+    record = run_records.read(experiment, run, "validate")
     if record is None or not record.manifest:
         raise ConfigError(f"run {run} of {experiment.name} has no data that passed the gate")
     return manifest.load(record.manifest)

@@ -20,9 +20,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 
 from cli import begin, hold, own_data, summary
-from ray_jobs.cancel import cancelled_with_us
-from wukong import progress, storage, tracking
-from wukong import run as runs
+from ray_jobs.launch.cancel import cancelled_with_us
+from wukong import progress, run_records, storage, tracking
 from wukong.config import Experiment
 from wukong.errors import ConfigError, WukongError
 
@@ -60,7 +59,7 @@ def run_local(
         RunError: a stage failed; the message is that stage's own.
         StackError: the embedded stack could not be started, or an image is missing.
     """
-    from components.image import DATA_IMAGE
+    from components.container_image import DATA_IMAGE
     from infra import containers as docker
     from infra import corpus, stack
 
@@ -113,11 +112,11 @@ def run_local(
         _run_pipeline(experiment, run, folder, watch, variables)
         ended = time.monotonic()
     page = folder / "report.html"
-    storage.download(runs.uri_of(experiment, run, "report.html"), page)
-    docs = runs.uri_of(experiment, run, "docs")
+    storage.download(run_records.uri_of(experiment, run, "report.html"), page)
+    docs = run_records.uri_of(experiment, run, "docs")
     for uri in storage.list_files(docs):
         storage.download(uri, folder / "docs" / uri[len(docs) :].lstrip("/"))
-    records = runs.read_all(experiment, run)
+    records = run_records.read_all(experiment, run)
     summary.print_run(console, records, total=ended - prepared, setup=prepared - started)
     console.print(f"Report    {page}", soft_wrap=True, highlight=False)
     console.print(f"MLflow    {os.environ['MLFLOW_TRACKING_URI']}", soft_wrap=True, highlight=False)
@@ -132,9 +131,9 @@ def retrying(experiment: Experiment, run: str) -> Experiment:
     Raises:
         ConfigError: nothing of this experiment was crawled yet.
     """
-    begun = runs.claimed(experiment, run)
+    begun = run_records.claimed(experiment, run)
     before = begun.experiment["crawl"] if begun else {}
-    previous = before["previous"] if before.get("retry_failed") else runs.latest(experiment, "crawl")
+    previous = before["previous"] if before.get("retry_failed") else run_records.latest(experiment, "crawl")
     if previous is None:
         raise ConfigError(
             f"--retry-failed: no crawl of the experiment {experiment.name!r} has finished at {experiment.root}, so "
@@ -160,7 +159,7 @@ def _run_pipeline(
         raise SystemExit(128 + interrupted.number) from interrupted
     except local.PipelineError as error:
         tracking.end(experiment, run, "FAILED")  # what a component that was killed could not end itself
-        failed = [record for record in runs.read_all(experiment, run) if record.state == "failed"]
+        failed = [record for record in run_records.read_all(experiment, run) if record.state == "failed"]
         where = f"The whole log: {folder / 'log.txt'}"
         if failed:
             details = f"\n{failed[0].traceback}" if failed[0].traceback else ""

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from wukong import manifest
 from wukong.manifest import Manifest
-from wukong.run import Record
+from wukong.run_records import Record
 
 
 def print_stack(services: Iterable[tuple[str, bool, str]]) -> None:
@@ -37,7 +37,7 @@ def print_run(console: Console, records: list[Record], total: float, setup: floa
 
 
 def _print_funnel(console: Console, manifests: Mapping[str, Manifest]) -> None:
-    from wukong.curate.funnel import funnel, wording
+    from wukong.report.funnel import funnel, wording
 
     table = Table(title=wording(manifests["crawl"]).heading, title_justify="left", box=None, pad_edge=False)
     for column in ("", "rows", "left out"):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components.image import DATA_IMAGE
+from components.container_image import DATA_IMAGE
 
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
@@ -41,9 +41,9 @@ def configure(
     """
     import json
 
-    from components.run import continued, experiment_of
+    from components.run_ends import continued, experiment_of
     from wukong import preflight
-    from wukong.run import claim
+    from wukong.run_records import claim
 
     values = {"pretrain.epochs": epochs, "pretrain.batch_size": batch_size, "pretrain.learning_rate": learning_rate}
     for stage in ("pretrain", "finetune"):

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.image import DATA_IMAGE
+from components.container_image import DATA_IMAGE
 
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
@@ -26,9 +26,9 @@ def data_card(
     """
     from pathlib import Path
 
-    from components.pages import funnel, numbers
     from components.stage import load_artifact
     from wukong import storage
+    from wukong.report.pages import funnel, numbers
 
     manifests = [load_artifact(entry.path) for entry in (crawl_manifest, filter_manifest, validate_manifest)]
     target = Path(page.path)

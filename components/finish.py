@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.image import DATA_IMAGE
+from components.container_image import DATA_IMAGE
 
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
@@ -24,7 +24,7 @@ def finish(
     """
     import logging
 
-    from components.run import finish as record
+    from components.run_ends import finish as record
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     record(experiment, overrides, run or job, job, status.state, status.error_message or "")

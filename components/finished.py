@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.image import DATA_IMAGE
+from components.container_image import DATA_IMAGE
 
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
@@ -22,7 +22,7 @@ def finished(
     """
     import json
 
-    from components.run import manifest_of
+    from components.run_ends import manifest_of
     from components.stage import save_artifact
     from wukong import config
     from wukong.manifest import load

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.image import DATA_IMAGE
+from components.container_image import DATA_IMAGE
 
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
@@ -22,7 +22,7 @@ def release(
     """
     from components.stage import cancellable, experiment_of, load_artifact, recorded, save_artifact
     from wukong import tracking
-    from wukong.curate import release as library
+    from wukong.publish import release as library
 
     parsed = experiment_of(experiment)
     with cancellable(), recorded(parsed, run, "release"), tracking.stage_run(parsed, run, "release") as run_id:

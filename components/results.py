@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.image import DATA_IMAGE
+from components.container_image import DATA_IMAGE
 
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
@@ -22,9 +22,9 @@ def results(
     """
     from pathlib import Path
 
-    from components.pages import confusions, scores
     from components.stage import load_artifact
     from wukong import storage
+    from wukong.report.pages import confusions, scores
 
     manifest = load_artifact(evaluate_manifest.path)
     evaluation = storage.read_json(storage.join(manifest.uri, "evaluation.json"))

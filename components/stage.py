@@ -8,10 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray_jobs import cancel
-from ray_jobs.launch import launch
-from wukong import config, manifest, storage, tracking
-from wukong import run as runs
+from ray_jobs.launch import cancel, launch
+from wukong import config, manifest, run_records, storage, tracking
 from wukong.config import Experiment
 from wukong.errors import WukongError
 from wukong.manifest import Manifest
@@ -84,12 +82,12 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
         registration: what ``register_model`` said.
         output: local path of the HTML artifact to write.
     """
-    from wukong.evaluate import report
+    from wukong.report import run_report
 
     parsed = experiment_of(experiment)
     evaluated = load_artifact(evaluation)
     with cancellable(), recorded(parsed, run, "report"):
-        records = [record for record in runs.read_all(parsed, run) if record.manifest]
+        records = [record for record in run_records.read_all(parsed, run) if record.manifest]
         manifests = {record.stage: manifest.load(record.manifest) for record in records}
         links = {}
         if address := tracking.run_url(parsed, run):
@@ -101,22 +99,22 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
         docs = _docs_beside_report(parsed, run, manifests["validate"]) if "validate" in manifests else ""
         if docs:
             links |= {"Dataset card": "docs/card.html", "Data docs": "docs/index.html"}
-        page = report.render(
+        page = run_report.render(
             parsed,
             manifests,
             storage.read_json(f"{evaluated.uri}/evaluation.json"),
             links,
-            report.pictures_of(manifests["filter"]),
+            run_report.pictures_of(manifests["filter"]),
             run,
             docs,
         )
-        storage.write_bytes(runs.uri_of(parsed, run, "report.html"), page.encode())
+        storage.write_bytes(run_records.uri_of(parsed, run, "report.html"), page.encode())
         target = Path(output)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(page, encoding="utf-8")
         tracking.log_report(parsed, run, page)
         if docs:
-            tracking.log_docs(parsed, run, runs.uri_of(parsed, run, "docs"))
+            tracking.log_docs(parsed, run, run_records.uri_of(parsed, run, "docs"))
 
 
 def _docs_beside_report(experiment: Experiment, run: str, validated: Manifest) -> str:
@@ -124,7 +122,7 @@ def _docs_beside_report(experiment: Experiment, run: str, validated: Manifest) -
 
     It is empty where that stage left none: its docs are no part of what its manifest vouches for.
     """
-    source, target = storage.join(validated.uri, "docs"), runs.uri_of(experiment, run, "docs")
+    source, target = storage.join(validated.uri, "docs"), run_records.uri_of(experiment, run, "docs")
     storage.delete(target)
     pages = storage.list_files(source)
     for uri in pages:
@@ -149,18 +147,18 @@ def recorded(experiment: Experiment, run: str, stage: str) -> Iterator[None]:
         yield
     except Exception as error:
         explained = isinstance(error, WukongError)
-        record = runs.Record(
+        record = run_records.Record(
             stage=stage,
             state="failed",
             error=str(error) if explained else f"{type(error).__name__}: {error}",
             traceback="" if explained else traceback.format_exc(),
         )
-        runs.write(experiment, run, record)
+        run_records.write(experiment, run, record)
         raise
-    runs.write(
+    run_records.write(
         experiment,
         run,
-        runs.Record(stage=stage, state="succeeded", seconds=round(time.monotonic() - started, 3)),
+        run_records.Record(stage=stage, state="succeeded", seconds=round(time.monotonic() - started, 3)),
     )
 
 

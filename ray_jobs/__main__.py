@@ -15,8 +15,8 @@ import traceback
 import ray
 import ray.exceptions
 
-from ray_jobs.cancel import end_with_parent
-from wukong import config, manifest, run, storage
+from ray_jobs.launch.cancel import end_with_parent
+from wukong import config, manifest, run_records, storage
 from wukong.errors import WukongError
 
 _STAGES = ("crawl", "filter", "validate", "pretrain", "finetune", "evaluate")
@@ -43,27 +43,27 @@ def main(arguments: list[str] | None = None) -> int:
         seconds = time.monotonic() - started
     except Exception as error:  # noqa: BLE001 - whatever ended the stage belongs into its record
         explained = _explained_cause(error)
-        record = run.Record(
+        record = run_records.Record(
             stage=options.stage,
             state="failed",
             seconds=round(time.monotonic() - started, 3),
             error=str(explained or f"{type(error).__name__}: {error}"),
             traceback="" if explained else traceback.format_exc(),
         )
-        run.write(experiment, options.run, record)
+        run_records.write(experiment, options.run, record)
         log.error("%s failed: %s", options.stage, record.error)
         if record.traceback:
             log.error("%s", record.traceback)
         return 1
     reused = _created_before(result, began)
-    record = run.Record(
+    record = run_records.Record(
         stage=options.stage,
         state="succeeded",
         manifest=storage.join(result.uri, "manifest.json"),
         reused=reused,
         seconds=round(seconds, 3),
     )
-    run.write(experiment, options.run, record)
+    run_records.write(experiment, options.run, record)
     log.info(
         "%s %s in %.1f s: %s",
         options.stage,

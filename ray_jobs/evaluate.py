@@ -14,7 +14,7 @@ from wukong.config import Experiment
 from wukong.errors import DataError
 from wukong.evaluate import measure
 from wukong.manifest import Manifest, Stage
-from wukong.model import package
+from wukong.model import saved_model
 from wukong.train import data
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
 @ray.remote(num_cpus=1, max_retries=2)
 def _measure(experiment: Experiment, filtered: Manifest, computed: Manifest, model_uri: str) -> dict[str, Any]:
     """Measure one model on every hold-out and every task."""
-    loaded = package.load_for_features(model_uri)
+    loaded = saved_model.load_for_features(model_uri)
     tables: dict[str, tuple[pa.Table, torch.Tensor]] = {}
     retrieval = []
     for holdout in experiment.filter.split.holdouts:

@@ -32,9 +32,11 @@ import ray
 
 from wukong import storage
 from wukong.config import Experiment, Filter
-from wukong.curate import clean, duplicates, frequency, names, phash, repack, rules, sensitive, split
-from wukong.curate.frequency import CaptionCounts, Hashes
+from wukong.curate import duplicates, names, phash, repack, rules, split
 from wukong.curate.pairs import read_pairs
+from wukong.curate.rules import frequency, sensitive
+from wukong.curate.rules.frequency import CaptionCounts, Hashes
+from wukong.curate.text import clean
 from wukong.data.schema import DROPPED
 from wukong.data.shards import pictures
 from wukong.errors import DataError
@@ -313,10 +315,10 @@ def _similarities(
 def _model(uri: str) -> Any:
     import torch
 
-    from wukong.model import package
+    from wukong.model import saved_model
 
     torch.set_num_threads(1)
-    return package.load(uri)
+    return saved_model.load(uri)
 
 
 def _judged_uri(stage: Stage, part: int, *, looked: bool = False) -> str:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from wukong import estimate, manifest, storage
-from wukong import run as runs
+from wukong import estimate, manifest, run_records, storage
 from wukong.config import Experiment
 from wukong.estimate import Estimate
 from wukong.manifest import Manifest, Stage
@@ -143,7 +142,7 @@ def _is_of_this_code(known: Manifest, uri: str) -> bool:
 
 
 def _before(experiment: Experiment, stage: str) -> Estimate | None:
-    latest = runs.latest(experiment, stage)
+    latest = run_records.latest(experiment, stage)
     if latest is None:
         return None
     known = manifest.load(latest)

@@ -12,7 +12,7 @@ _VERSION = 2
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     """Train a text encoder and both heads against the locked image encoder's features.
 
-    Writes ``model/`` (``wukong.model.package``), ``history.json`` and, outside the digest, ``measured.json``.
+    Writes ``model/`` (``wukong.model.saved_model``), ``history.json`` and, outside the digest, ``measured.json``.
 
     Args:
         experiment: its ``model`` and ``pretrain`` sections and seed decide the output.

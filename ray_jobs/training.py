@@ -25,9 +25,9 @@ from wukong.config import Experiment, Model, Training
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
 from wukong.manifest import Manifest, Part, Stage
-from wukong.model import package
+from wukong.model import saved_model
 from wukong.model.dual import DualEncoder
-from wukong.model.image import ImageEncoder
+from wukong.model.image_encoder import ImageEncoder
 from wukong.train import checkpoint as checkpoints
 from wukong.train import data
 from wukong.train.loop import MEASURED, Epoch, train
@@ -163,7 +163,7 @@ def _starting_point(
         views = range(settings.views + 1)
         table, stored = data.load(job["pairs"], job["features"], "train", job["shards"], views, settings.sources)
         if job["start"]:
-            start = package.load_for_features(job["start"])
+            start = saved_model.load_for_features(job["start"])
             return start.model.requires_grad_(), start.tokenizer, table, stored
         tokenizer = Tokenizer.of(model.text)
         dual = DualEncoder(model, tokenizer, feature_width=stored.shape[-1])
@@ -171,7 +171,7 @@ def _starting_point(
             dual.whiten_image_head(stored[0])
         return dual, tokenizer, table, stored
     if job["start"]:
-        start = package.load(job["start"])
+        start = saved_model.load(job["start"])
         dual, tokenizer = start.model.requires_grad_(), start.tokenizer
     else:
         tokenizer = Tokenizer.of(model.text)
@@ -191,7 +191,7 @@ def _publish(
     What was measured of the machine is written beside it, and is none of the parts.
     """
     if start:
-        loaded = package.load(start)
+        loaded = saved_model.load(start)
         tokenizer, tower = loaded.tokenizer, loaded.model.image
     else:
         tokenizer, tower = Tokenizer.of(settings.text), ImageEncoder(settings.image)
@@ -199,7 +199,7 @@ def _publish(
     with checkpoint.as_directory() as folder:
         state, history = checkpoints.load_weights(Path(folder))
     model.load_trained(state)
-    files = [f"model/{file}" for file in package.save(stage.path("model"), model, tokenizer)]
+    files = [f"model/{file}" for file in saved_model.save(stage.path("model"), model, tokenizer)]
     epochs = history["history"]
     measured = [{name: epoch[name] for name in ("epoch", *MEASURED) if name in epoch} for epoch in epochs]
     history["history"] = [{name: value for name, value in epoch.items() if name not in MEASURED} for epoch in epochs]

@@ -12,14 +12,15 @@ import ray
 
 from wukong import manifest, storage
 from wukong.config import Experiment
-from wukong.curate import card, sensitive, statistics
+from wukong.curate.rules import sensitive
 from wukong.curate.split import TRAIN
 from wukong.data.schema import PAIRS
 from wukong.errors import ConfigError, DataError, GateError
 from wukong.manifest import Manifest, Part, Stage
+from wukong.report import card, statistics
 from wukong.validate import audit, suites
-from wukong.validate import run as runner
-from wukong.validate.run import Outcome
+from wukong.validate import gate as runner
+from wukong.validate.gate import Outcome
 
 log = logging.getLogger(__name__)
 

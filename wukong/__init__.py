@@ -1,20 +1,20 @@
 """Wukong: from a list of Chinese words to an evaluated Chinese vision-language model.
 
-``wukong.load(uri)`` gives a trained model: see ``wukong.model.package``. ``wukong.connect()`` lets this process use the
-embedded stack, MLflow's own functions among it: see ``wukong.environment``.
+``wukong.load(uri)`` gives a trained model: see ``wukong.model.saved_model``. ``wukong.connect()`` lets this process use
+the embedded stack, MLflow's own functions among it: see ``wukong.environment``.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wukong.environment import connect as connect
-    from wukong.model.package import load as load
+    from wukong.model.saved_model import load as load
 
 
 def __getattr__(name: str) -> Any:
     # Only who loads a model waits for torch.
     if name == "load":
-        from wukong.model.package import load
+        from wukong.model.saved_model import load
 
         return load
     if name == "connect":

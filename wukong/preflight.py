@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from wukong import manifest, storage
-from wukong import run as runs
+from wukong import manifest, run_records, storage
 from wukong.config import Experiment, Training
 from wukong.errors import ConfigError, WukongError
 
@@ -43,12 +42,12 @@ def check_name(experiment: Experiment, run: str) -> None:
         ConfigError: it cannot.
     """
     try:
-        runs.uri_of(experiment, run, "")
+        run_records.uri_of(experiment, run, "")
     except ConfigError as error:
         raise ConfigError(f"--name: {error}") from error
 
 
-def check_stages(experiment: Experiment, stages: Collection[str] = runs.STAGES) -> None:
+def check_stages(experiment: Experiment, stages: Collection[str] = run_records.STAGES) -> None:
     """See that the experiment says all that the stages need; this reads nothing.
 
     Args:
@@ -67,7 +66,7 @@ def check_stages(experiment: Experiment, stages: Collection[str] = runs.STAGES) 
     _refuse(problems)
 
 
-def check_world(experiment: Experiment, stages: Collection[str] = runs.STAGES, *, connect: bool = False) -> None:
+def check_world(experiment: Experiment, stages: Collection[str] = run_records.STAGES, *, connect: bool = False) -> None:
     """See that what the experiment names is there, as far as the stages read it.
 
     Args:
@@ -97,8 +96,8 @@ def check_lists(experiment: Experiment) -> None:
     Raises:
         ConfigError: a line of an opt-out list is none, or the lists of sensitive words hold no word; with the key.
     """
-    from wukong.crawl.optout import OptOut
-    from wukong.curate import sensitive
+    from wukong.curate.rules import sensitive
+    from wukong.publish.optout import OptOut
 
     problems = []
     for key in ("crawl.politeness.opt_out", "release.opt_out"):
@@ -277,7 +276,7 @@ def check_model(experiment: Experiment) -> Size:
     from wukong.data.tokenizer import Tokenizer
     from wukong.model import weights
     from wukong.model.dual import DualEncoder
-    from wukong.model.image import ImageEncoder
+    from wukong.model.image_encoder import ImageEncoder
 
     model = experiment.model
     tokenizer = Tokenizer.of(model.text)

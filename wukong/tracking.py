@@ -17,7 +17,7 @@ from wukong import storage
 from wukong.config import Experiment
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Manifest, code_revision, digest_of
-from wukong.run import flatten
+from wukong.run_records import flatten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import polars as pl
 
-from wukong.curate import sensitive
+from wukong.curate.rules import sensitive
 from wukong.data.schema import CRAWLED, key_of
 
 HERE = Path(__file__).parent

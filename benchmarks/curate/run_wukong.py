@@ -13,7 +13,8 @@ import polars as pl
 from ray_jobs import filter as job
 from wukong import storage
 from wukong.config import Filter
-from wukong.curate import frequency, rules, sensitive
+from wukong.curate import rules
+from wukong.curate.rules import frequency, sensitive
 from wukong.manifest import Stage
 
 SETTINGS = Filter(mask_names=False)

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from kfp import compiler, dsl
 
-from components.image import DATA_IMAGE
+from components.container_image import DATA_IMAGE
 from infra.images import build
 
 LIMITS = {"data": 900e6, "ray": 2.5e9}

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from transformers import BertConfig, BertModel
 
 from wukong.model.loss import global_loss
-from wukong.model.text import TextEncoder
+from wukong.model.text_encoder import TextEncoder
 
 VOCABULARY, LAYERS, HEADS, WIDTH, LONGEST, EMBEDDING = 21_128, 12, 12, 768, 32, 256
 

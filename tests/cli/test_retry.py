@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cli.run import retrying
-from wukong import config, run, storage
+from wukong import config, run_records, storage
 from wukong.errors import ConfigError
 from wukong.manifest import Stage
 
@@ -20,7 +20,7 @@ def finish(experiment: config.Experiment, name: str) -> str:
     """A run whose crawl came to its end; gives the manifest's URI."""
     stage = Stage(experiment.root, "crawl", {"made by": name})
     uri = storage.join(stage.commit([]).uri, "manifest.json")
-    run.write(experiment, name, run.Record(stage="crawl", state="succeeded", manifest=uri))
+    run_records.write(experiment, name, run_records.Record(stage="crawl", state="succeeded", manifest=uri))
     return uri
 
 
@@ -37,15 +37,15 @@ def test_it_goes_on_from_the_last_crawl(experiment: config.Experiment) -> None:
 def test_a_retry_that_goes_on_under_its_name_takes_over_the_same_crawl(experiment: config.Experiment) -> None:
     finish(experiment, "first")
     begun = retrying(experiment, "retry")
-    run.claim(begun, "retry")
+    run_records.claim(begun, "retry")
     finish(experiment, "retry")  # its crawl is the newest now
     again = retrying(experiment, "retry")
     assert again == begun
-    run.claim(again, "retry")
+    run_records.claim(again, "retry")
     assert retrying(experiment, "other").crawl.previous != begun.crawl.previous
 
 
 def test_without_a_crawl_it_says_what_to_do(experiment: config.Experiment) -> None:
-    run.write(experiment, "first", run.Record(stage="crawl", state="failed", error="refused"))
+    run_records.write(experiment, "first", run_records.Record(stage="crawl", state="failed", error="refused"))
     with pytest.raises(ConfigError, match=r"no crawl of the experiment 'x' has finished .* without the option first"):
         retrying(experiment, "second")

@@ -10,7 +10,7 @@ from rich.console import Console
 from cli import summary
 from wukong import storage
 from wukong.manifest import Stage
-from wukong.run import Record
+from wukong.run_records import Record
 
 
 def printed(root: Path, engine: str, metrics: dict[str, float]) -> str:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from components import run as ends
-from wukong import config, run, storage
+from components import run_ends as ends
+from wukong import config, run_records, storage
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Stage
 
@@ -42,7 +42,7 @@ def test_a_mistake_names_its_key(tmp_path: Path) -> None:
 def finished_stage(experiment: config.Experiment, name: str, run_name: str, **settings: Any) -> str:
     made = Stage(experiment.root, name, settings).commit([])
     uri = storage.join(made.uri, "manifest.json")
-    run.write(experiment, run_name, run.Record(stage=name, state="succeeded", manifest=uri))
+    run_records.write(experiment, run_name, run_records.Record(stage=name, state="succeeded", manifest=uri))
     return uri
 
 
@@ -58,7 +58,7 @@ def test_a_run_goes_on_from_the_newest_crawl_and_model(tmp_path: Path, monkeypat
     newest = finished_stage(experiment, "crawl", "b", number=1)
     finished_stage(experiment, "crawl", "c", number=2)
     model = finished_stage(experiment, "pretrain", "a")
-    run.write(experiment, "d", run.Record(stage="crawl", state="failed", error="no"))
+    run_records.write(experiment, "d", run_records.Record(stage="crawl", state="failed", error="no"))
     made, start = ends.continued(experiment)
     assert (made.crawl.previous, start) == (newest, model)
 
@@ -66,7 +66,9 @@ def test_a_run_goes_on_from_the_newest_crawl_and_model(tmp_path: Path, monkeypat
 def test_the_manifest_of_a_run_or_why_there_is_none(tmp_path: Path) -> None:
     experiment = config.loads(text(tmp_path))
     uri = finished_stage(experiment, "filter", "good")
-    run.write(experiment, "bad", run.Record(stage="filter", state="failed", error="part 7 is truncated"))
+    run_records.write(
+        experiment, "bad", run_records.Record(stage="filter", state="failed", error="part 7 is truncated")
+    )
     assert ends.manifest_of(experiment, "good", "filter") == uri
     with pytest.raises(DataError, match="part 7 is truncated"):
         ends.manifest_of(experiment, "bad", "filter")
@@ -85,9 +87,9 @@ def test_the_manifest_of_a_run_or_why_there_is_none(tmp_path: Path) -> None:
 )
 def test_the_end_of_a_run_is_recorded(tmp_path: Path, state: str, message: str, expected: str, error: str) -> None:
     experiment = config.loads(text(tmp_path))
-    run.write(experiment, "r", run.Record(stage="filter", state="failed", error="part 7 is truncated"))
+    run_records.write(experiment, "r", run_records.Record(stage="filter", state="failed", error="part 7 is truncated"))
     ends.finish(text(tmp_path), [], "r", "job", state, message)
-    record = run.read(experiment, "r", "run")
+    record = run_records.read(experiment, "r", "run")
     assert record is not None
     assert (record.state, record.error) == (expected, error)
 
@@ -104,7 +106,7 @@ def test_the_jobs_of_a_run_on_a_cluster_are_ended(tmp_path: Path, monkeypatch: p
         ended.append((experiment.name, run_name, namespace))
         return ["left-behind"]
 
-    monkeypatch.setattr("ray_jobs.kuberay.end_run", end_run)
+    monkeypatch.setattr("ray_jobs.launch.kuberay.end_run", end_run)
     monkeypatch.setenv("WUKONG_CLUSTER", "wukong")
     ends.finish(text(tmp_path), [], "r", "job", "CANCELLED", "")
     assert ended == [("demo", "r", "wukong")]
@@ -113,14 +115,14 @@ def test_the_jobs_of_a_run_on_a_cluster_are_ended(tmp_path: Path, monkeypatch: p
 def test_a_run_that_was_refused_its_name_touches_nothing_of_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ray_jobs.kuberay.end_run", lambda *_: pytest.fail("the other's jobs are ended"))
+    monkeypatch.setattr("ray_jobs.launch.kuberay.end_run", lambda *_: pytest.fail("the other's jobs are ended"))
     monkeypatch.setenv("WUKONG_CLUSTER", "wukong")
-    run.claim(config.loads(text(tmp_path)), "r", "first")
+    run_records.claim(config.loads(text(tmp_path)), "r", "first")
     ends.finish(text(tmp_path), ["pretrain.epochs=9"], "r", "second", "FAILED", "configure failed")
-    assert run.read(config.loads(text(tmp_path)), "r", "run") is None
-    monkeypatch.setattr("ray_jobs.kuberay.end_run", lambda *_: [])
+    assert run_records.read(config.loads(text(tmp_path)), "r", "run") is None
+    monkeypatch.setattr("ray_jobs.launch.kuberay.end_run", lambda *_: [])
     ends.finish(text(tmp_path), [], "r", "first", "SUCCEEDED", "")
-    assert run.read(config.loads(text(tmp_path)), "r", "run") is not None
+    assert run_records.read(config.loads(text(tmp_path)), "r", "run") is not None
 
 
 def test_a_run_on_a_cluster_takes_its_name_first(tmp_path: Path) -> None:
@@ -137,7 +139,7 @@ def test_a_run_on_a_cluster_takes_its_name_first(tmp_path: Path) -> None:
         ConfigError, match=r"'nightly' belongs to another experiment(.|\n)*pretrain\.epochs: 4 there, 9"
     ):
         begin("three", "pretrain.epochs=9")
-    found = run.claimed(config.loads(text(tmp_path)), "nightly")
+    found = run_records.claimed(config.loads(text(tmp_path)), "nightly")
     assert found is not None and found.holder == "two"
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from kfp import dsl
 
-from components.image import DATA_IMAGE
+from components.container_image import DATA_IMAGE
 from infra import containers
 from pipelines import local
-from ray_jobs import job_api
+from ray_jobs.launch import job_api
 from wukong.errors import StackError
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from manifests import installation, named, plain, pods
 
-from components.image import DATA_IMAGE
+from components.container_image import DATA_IMAGE
 from infra import containers
 from infra.images import build
 from wukong.errors import StackError

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ray_jobs import kuberay
+from ray_jobs.launch import kuberay
 from wukong import config
 
 FOLDER = Path(__file__).parents[2] / "k8s"

@@ -137,7 +137,7 @@ def test_a_run_that_fails_is_recorded_by_its_exit_handler(tmp_path: Path) -> Non
 
     from pipelines import local
     from pipelines.evaluate import evaluate_on_cluster
-    from wukong import run, storage
+    from wukong import run_records, storage
 
     crawl = {"queries": "file:///q.txt", "endpoint": "http://site.invalid"}
     split = {"held_out_captions": 0.1, "holdouts": [{"name": "h", "source": "*", "captions": "unseen"}]}
@@ -147,6 +147,6 @@ def test_a_run_that_fails_is_recorded_by_its_exit_handler(tmp_path: Path) -> Non
     with pytest.raises(local.PipelineError):
         local.run(evaluate_on_cluster, arguments, tmp_path / "kfp", lines.append)
     assert any("run gone of experiment demo has no finished" in line for line in lines)
-    record = run.read(config.parse(experiment), "now", "run")
+    record = run_records.read(config.parse(experiment), "now", "run")
     assert record is not None
     assert record.state == "failed"

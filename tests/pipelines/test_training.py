@@ -7,7 +7,7 @@ import yaml
 from kfp import compiler
 
 from pipelines.training import training
-from wukong.run import STAGES
+from wukong.run_records import STAGES
 
 
 @pytest.fixture(scope="module")

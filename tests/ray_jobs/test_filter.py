@@ -20,9 +20,9 @@ from PIL import Image
 
 from ray_jobs import filter as job
 from wukong import storage
-from wukong.curate.funnel import funnel
 from wukong.data.schema import DROPPED, PAIRS, key_of
 from wukong.errors import DataError, StorageError
+from wukong.report.funnel import funnel
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -246,7 +246,7 @@ def test_similar_pictures_and_captions_that_do_not_fit_are_left_out(tmp_path, ma
     from wukong.config import ImageEncoder, Model
     from wukong.curate.phash import perceptual_hash
     from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
-    from wukong.model import image, package
+    from wukong.model import image_encoder, saved_model
     from wukong.model.dual import DualEncoder
 
     tower = ImageEncoder(name="vit_tiny_patch16_224", weights="random", image_size=32)
@@ -255,7 +255,7 @@ def test_similar_pictures_and_captions_that_do_not_fit_are_left_out(tmp_path, ma
     )
     tokenizer = Tokenizer(packaged_vocabulary())
     uri = storage.from_path(tmp_path / "model")
-    package.save(uri, DualEncoder(model, tokenizer, image.ImageEncoder(tower)), tokenizer)
+    saved_model.save(uri, DualEncoder(model, tokenizer, image_encoder.ImageEncoder(tower)), tokenizer)
 
     def picture(row):
         number = int(row["url"].rsplit("/", 1)[1])
@@ -279,7 +279,7 @@ def test_similar_pictures_and_captions_that_do_not_fit_are_left_out(tmp_path, ma
         {"crawl": crawl},
     )
     scores = shard_rows(everything, "train/").sort("similarity")
-    loaded = package.load(uri)
+    loaded = saved_model.load(uri)
     shown = scores.to_dicts()[7]
     with Image.open(io.BytesIO(picture(shown))) as opened:
         expected = loaded.similarity(loaded.encode_image([opened]), loaded.encode_text([shown["caption"]]))

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from ray_jobs.launch import JobError, launch
-from wukong import config, run, storage
+from wukong import config, run_records, storage
 from wukong.errors import DataError
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ def test_the_error_of_a_stage_is_the_error_of_its_launch(experiment: config.Expe
     with pytest.raises(JobError, match=r"none\.txt") as caught:
         launch("crawl", experiment, "first", [])
     assert "Traceback" not in str(caught.value), "a user's mistake needs no traceback"
-    record = run.read(experiment, "first", "crawl")
+    record = run_records.read(experiment, "first", "crawl")
     assert record is not None
     assert (record.state, record.error) == ("failed", str(caught.value))
 
@@ -39,7 +39,7 @@ def test_an_unfinished_parent_is_named(experiment: config.Experiment, tmp_path: 
     command = [sys.executable, "-m", "ray_jobs", "filter", "--experiment", uri, "--run", "r", "--parent", missing]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    record = run.read(experiment, "r", "filter")
+    record = run_records.read(experiment, "r", "filter")
     assert record is not None
     assert "the stage has not finished" in record.error
 
@@ -53,7 +53,7 @@ def test_a_job_that_is_killed_says_so(experiment: config.Experiment) -> None:
     threading.Thread(target=kill, daemon=True).start()
     with pytest.raises(JobError, match=r"crawl job was killed by SIGKILL .* run again, and it goes on"):
         launch("crawl", experiment, "first", [])
-    record = run.read(experiment, "first", "crawl")
+    record = run_records.read(experiment, "first", "crawl")
     assert record is not None
     assert (record.state, "SIGKILL" in record.error) == ("failed", True)
 

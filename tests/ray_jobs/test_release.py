@@ -23,11 +23,11 @@ from infra.stack.state import Stack
 from ray_jobs import filter as filter_job
 from ray_jobs import validate as validate_job
 from wukong import manifest, storage
-from wukong.curate import release, takedown
-from wukong.curate.funnel import funnel
 from wukong.data.schema import key_of
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Stage
+from wukong.publish import release, takedown
+from wukong.report.funnel import funnel
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -380,12 +380,14 @@ def test_the_command_takes_pairs_out_of_a_set_published_in_an_object_store(resto
     from typer.testing import CliRunner
 
     from cli.main import app
-    from wukong import run as runs
+    from wukong import run_records
 
     e, validated, released, *_ = restored
     config_file, public = tmp_path / "e.yaml", f"{object_store}/public"
     config_file.write_text(e.model_dump_json())
-    runs.write(e, "r", runs.Record(stage="validate", state="succeeded", manifest=f"{validated.uri}/manifest.json"))
+    run_records.write(
+        e, "r", run_records.Record(stage="validate", state="succeeded", manifest=f"{validated.uri}/manifest.json")
+    )
     urls = tmp_path / "urls.txt"
     urls.write_text(f"{GONE_URL}\nelsewhere.org\n")
     for command in (["release", "--output", public], ["takedown", str(urls), "--reason", "case 3", "--at", public]):
@@ -454,12 +456,14 @@ def test_the_command_releases_and_takes_down(restored, tmp_path):
     from typer.testing import CliRunner
 
     from cli.main import app
-    from wukong import run as runs
+    from wukong import run_records
 
     e, validated, _, listed, _ = restored
     config_file = tmp_path / "e.yaml"
     config_file.write_text(e.model_dump_json())
-    runs.write(e, "r", runs.Record(stage="validate", state="succeeded", manifest=f"{validated.uri}/manifest.json"))
+    run_records.write(
+        e, "r", run_records.Record(stage="validate", state="succeeded", manifest=f"{validated.uri}/manifest.json")
+    )
 
     def call(*arguments):
         result = CliRunner().invoke(app, [*arguments, "--config", str(config_file)])

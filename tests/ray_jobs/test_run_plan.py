@@ -6,7 +6,7 @@ import pytest
 
 from ray_jobs import crawl, plan, validate
 from ray_jobs import filter as filtering
-from wukong import config, run, storage
+from wukong import config, run_records, storage
 from wukong.config import Experiment
 from wukong.crawl.status import Status
 from wukong.manifest import Manifest, Stage
@@ -51,7 +51,7 @@ def states(experiment: Experiment) -> dict[str, bool]:
 
 def test_before_a_first_run_all_is_to_do(experiment: Experiment) -> None:
     planned = plan.of_run(experiment, 100, SIZE, 2)
-    assert [entry.stage for entry in planned] == [stage for stage in run.STAGES if stage != "release"]
+    assert [entry.stage for entry in planned] == [stage for stage in run_records.STAGES if stage != "release"]
     assert not any(entry.finished or entry.begun for entry in planned)
     assert planned[0].reads == (experiment.crawl.endpoint,)
     assert all(entry.estimate.bytes > 0 and entry.estimate.seconds > 0 for entry in planned)
@@ -105,8 +105,8 @@ def test_a_crawl_that_was_killed_goes_on(experiment: Experiment) -> None:
 
 def test_an_earlier_run_is_the_better_estimate(experiment: Experiment, tmp_path: Path) -> None:
     for name, manifest in finished(experiment).items():
-        record = run.Record(stage=name, state="succeeded", manifest=f"{manifest.uri}/manifest.json")
-        run.write(experiment, "first", record)
+        record = run_records.Record(stage=name, state="succeeded", manifest=f"{manifest.uri}/manifest.json")
+        run_records.write(experiment, "first", record)
     changed = parsed(tmp_path, filter={"max_length": 20})
     measured = {entry.stage: entry.measured for entry in plan.of_run(changed, 100, SIZE, 2)}
     assert {name for name, known in measured.items() if known} == {"filter", "validate"}

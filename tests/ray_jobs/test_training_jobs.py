@@ -22,7 +22,7 @@ from wukong.config import Experiment
 from wukong.crawl.shard import Spool, write_part
 from wukong.errors import DataError
 from wukong.manifest import Manifest, Stage
-from wukong.model import package
+from wukong.model import saved_model
 from wukong.train import features as stored
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("local_ray")]
@@ -129,7 +129,7 @@ def test_features_are_what_the_tower_gives_for_each_view(done: dict[str, Manifes
     assert {part.path.split(".view")[1][:2] for part in manifest.parts} == {"00"}
     keys, found = stored.read(manifest.part_uris("new-style/")[0])
     from wukong.data import images, shards
-    from wukong.model.image import ImageEncoder
+    from wukong.model.image_encoder import ImageEncoder
 
     pictures = dict(shards.pictures(done["filter"].part_uris("new-style/", ".tar")[0]))
     views = [images.evaluation_view(images.decode(pictures[key]), 64) for key in keys]
@@ -166,7 +166,7 @@ def test_the_package_gives_the_numbers_that_were_measured(done: dict[str, Manife
     """From pictures and captions alone, without cached features: the same recall as the evaluation says."""
     from wukong.data import images, shards
 
-    loaded = package.load(storage.join(done["finetune"].uri, "model"))
+    loaded = saved_model.load(storage.join(done["finetune"].uri, "model"))
     tar = done["filter"].part_uris("new-style/", ".tar")[0]
     table = storage.read_table(tar.replace(".tar", ".parquet"), ["key", "caption"]).to_pylist()
     captions = {row["key"]: row["caption"] for row in table}
@@ -246,7 +246,7 @@ def test_a_tower_trained_in_part_is_published_and_measured(
     crawl: Manifest, done: dict[str, Manifest], tmp_path: Path
 ) -> None:
     """Pre-training trains the image tower's last layer groups on pictures; fine-tuning runs that tower, locked."""
-    from wukong.model.image import ImageEncoder
+    from wukong.model.image_encoder import ImageEncoder
 
     changed = {"views": 0, "whiten_image_head": False, "lock": 3, "micro_batch": 4, "loader_workers": 1}
     locked = {"views": 0, "store_features": False, "loader_workers": 0}
@@ -256,7 +256,7 @@ def test_a_tower_trained_in_part_is_published_and_measured(
         found[name] = job.run(settings, found)
     given = ImageEncoder(settings.model.image).state_dict()
     towers = {
-        name: package.load(storage.join(found[name].uri, "model")).model.image for name in ("pretrain", "finetune")
+        name: saved_model.load(storage.join(found[name].uri, "model")).model.image for name in ("pretrain", "finetune")
     }
     states = {name: tower.state_dict() for name, tower in towers.items() if tower is not None}
     moved = {name for name, value in given.items() if not torch.equal(value, states["pretrain"][name])}
@@ -264,7 +264,7 @@ def test_a_tower_trained_in_part_is_published_and_measured(
     assert moved and moved <= late, sorted(moved - late)
     assert any("conv" in name for name in moved) and any("running_mean" in name for name in moved)
     assert all(torch.equal(value, states["pretrain"][name]) for name, value in states["finetune"].items())
-    texts = [package.load(storage.join(found[name].uri, "model")).model.text for name in ("pretrain", "finetune")]
+    texts = [saved_model.load(storage.join(found[name].uri, "model")).model.text for name in ("pretrain", "finetune")]
     assert not torch.equal(texts[0].tokens.weight, texts[1].tokens.weight)
     assert not any(parent.stage == "features" for name in ("pretrain", "finetune") for parent in found[name].parents)
     # What is measured is features of that tower, once for both models; the given tower's are another stage.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from wukong import config, preflight, run, storage
+from wukong import config, preflight, run_records, storage
 from wukong.config import Experiment
 from wukong.errors import ConfigError, StorageError
 from wukong.manifest import Stage
@@ -263,4 +263,4 @@ class TestModel:
 
 
 def test_a_run_of_that_name_is_looked_for_where_records_lie(experiment: Callable[..., Experiment]) -> None:
-    assert run.uri_of(experiment(), "first", "x.json").endswith("/data/x/runs/first/x.json")
+    assert run_records.uri_of(experiment(), "first", "x.json").endswith("/data/x/runs/first/x.json")

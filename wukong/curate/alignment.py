@@ -6,14 +6,14 @@ import polars as pl
 import torch
 
 from wukong.data import images
-from wukong.model.package import Package
+from wukong.model.saved_model import Package
 
 
 def similarities(model: Package, pictures: Sequence[bytes], captions: Sequence[str], names: Sequence[str]) -> pl.Series:
     """The model's similarity of each picture to its caption, Float32 in [-1, 1].
 
     Args:
-        model: of the project, ``wukong.model.package.load``.
+        model: of the project, ``wukong.model.saved_model.load``.
         pictures: encoded; one batch.
         captions: as many.
         names: what error messages call the pictures.

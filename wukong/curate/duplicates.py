@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from wukong.curate.frequency import Hashes
 from wukong.curate.phash import BITS
+from wukong.curate.rules.frequency import Hashes
 
 Pictures = tuple[Hashes, Hashes]
 """Values of pictures, and the keys of their pairs as numbers; the same length."""

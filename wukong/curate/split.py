@@ -18,9 +18,9 @@ import numpy as np
 import polars as pl
 
 from wukong.config import Split
-from wukong.curate.frequency import Hashes, hashes
-from wukong.curate.normalize import normalized, salted_fraction
 from wukong.curate.rules import HELD_BACK
+from wukong.curate.rules.frequency import Hashes, hashes
+from wukong.curate.text.normalize import normalized, salted_fraction
 
 TRAIN = "train"
 """Name of the training split."""

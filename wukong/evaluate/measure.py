@@ -9,7 +9,7 @@ from torch import Tensor
 from wukong.config import Classification, Holdout
 from wukong.errors import DataError
 from wukong.evaluate import classification, retrieval
-from wukong.model.package import Package
+from wukong.model.saved_model import Package
 from wukong.train.data import matching
 
 _EXAMPLES = 8

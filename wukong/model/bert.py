@@ -9,7 +9,7 @@ from torch import Tensor
 from wukong import storage
 from wukong.errors import ConfigError, DataError
 from wukong.model import weights
-from wukong.model.text import TextEncoder
+from wukong.model.text_encoder import TextEncoder
 
 HUB = "hub:"
 # Parts of a checkpoint that a text encoder has no use for: pooler, heads of pretraining tasks, stored constants.

@@ -12,10 +12,10 @@ from wukong.config import Model as Settings
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import ConfigError
 from wukong.model import bert, weights
-from wukong.model.image import ImageEncoder, ImageFeatures
+from wukong.model.image_encoder import ImageEncoder, ImageFeatures
 from wukong.model.loss import global_loss, token_loss
 from wukong.model.similarity import Scores, global_similarity, token_similarity
-from wukong.model.text import TextEncoder
+from wukong.model.text_encoder import TextEncoder
 
 
 class Texts(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wukong.errors import ConfigError, DataError
 from wukong.installed import command_for
 from wukong.model.dual import DualEncoder
-from wukong.model.package import Package
+from wukong.model.saved_model import Package
 
 IMAGE, TEXT = "image.onnx", "text.onnx"
 TOLERANCE = 1e-4

@@ -14,8 +14,8 @@ from wukong import storage
 from wukong.config import Model
 from wukong.data import images, shards
 from wukong.errors import DataError
-from wukong.model import package
-from wukong.model.image import ImageEncoder
+from wukong.model import saved_model
+from wukong.model.image_encoder import ImageEncoder
 
 _BATCH = 32
 
@@ -84,7 +84,7 @@ def _encoder(settings: str, tower: str | None) -> ImageEncoder:
 
     if tower is None:
         return ImageEncoder(Settings.model_validate_json(settings)).for_inference()
-    trained = package.load(tower).model.image
+    trained = saved_model.load(tower).model.image
     if trained is None:
         raise DataError(f"{tower} holds no image tower: train the model again")
     return trained.for_inference()

@@ -8,9 +8,9 @@ import polars as pl
 
 from wukong.config import Split
 from wukong.curate import names
-from wukong.curate.frequency import Hashes, hashes
-from wukong.curate.language import han_characters
-from wukong.curate.sensitive import SensitiveWords
+from wukong.curate.rules.frequency import Hashes, hashes
+from wukong.curate.rules.language import han_characters
+from wukong.curate.rules.sensitive import SensitiveWords
 from wukong.curate.split import TRAIN, picture_digests
 
 

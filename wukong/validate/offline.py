@@ -57,7 +57,7 @@ def without_network(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> N
 
     Args:
         folder: where Great Expectations has built them; its pictures and fonts, which no page uses then, are deleted.
-        results: batch name to the result of ``wukong.validate.run.run_suite``, for the first page.
+        results: batch name to the result of ``wukong.validate.gate.run_suite``, for the first page.
     """
     for page in sorted(folder.rglob("*.html")):
         page.write_text(_cleaned(page.read_text(encoding="utf-8")), encoding="utf-8")

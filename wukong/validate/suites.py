@@ -8,9 +8,9 @@ from typing import Any, Literal
 from great_expectations import expectations as gxe
 
 from wukong.config import Experiment
-from wukong.curate.statistics import DISTRIBUTIONS
 from wukong.data.schema import PAIRS
 from wukong.errors import ConfigError
+from wukong.report.statistics import DISTRIBUTIONS
 
 Severity = Literal["fail", "warn"]
 _GX_SEVERITY = {"fail": "critical", "warn": "warning"}

@@ -1,4 +1,4 @@
-"""Fit ``wukong/curate/name_lists/taggers.safetensors`` on the labelled captions, or show how well it generalises.
+"""Fit ``wukong/curate/names/lists/taggers.safetensors`` on the labelled captions, or show how well it generalises.
 
 The loss is the conditional random field's negative log likelihood of the labelled tags. Captions are varied as they are
 met: names give way to others of their kind, from the captions, the lists, the dictionary, or put together of a surname
@@ -29,9 +29,10 @@ from torch.nn.functional import dropout
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from wukong.curate import name_tagger, name_words, names
-from wukong.curate.name_tagger import BEGINS, ENDS, FIRST, FOLLOWS, INSIDE, LAST, OUTSIDE, SINGLE, TAGS, VECTOR, Span
-from wukong.curate.name_words import KINDS, MARKS, Found
+from wukong.curate import names
+from wukong.curate.names import tagger, word_lists
+from wukong.curate.names.tagger import BEGINS, ENDS, FIRST, FOLLOWS, INSIDE, LAST, OUTSIDE, SINGLE, TAGS, VECTOR, Span
+from wukong.curate.names.word_lists import KINDS, MARKS, Found
 
 Labelled = tuple[str, list[Span]]
 
@@ -50,7 +51,7 @@ DOTS = "·•・‧．"
 
 
 class Model(nn.Module):
-    """The tagger in torch; its parameters have the names and shapes of ``name_tagger.Tagger``'s weights."""
+    """The tagger in torch; its parameters have the names and shapes of ``tagger.Tagger``'s weights."""
 
     def __init__(self, vectors: np.ndarray, hidden: int) -> None:
         super().__init__()
@@ -125,12 +126,12 @@ class Names:
     """
 
     def __init__(self, some: Sequence[str]) -> None:
-        single, double = name_words.read_list("surnames.txt")
+        single, double = word_lists.read_list("surnames.txt")
         self._single, self._double = list(single), double.split()
-        self._japanese = set(name_words.read_list("japanese.txt"))
-        known = [word for word, _, flag in name_words.dictionary() if flag.startswith("nr") and len(word) > 1]
+        self._japanese = set(word_lists.read_list("japanese.txt"))
+        known = [word for word, _, flag in word_lists.dictionary() if flag.startswith("nr") and len(word) > 1]
         self._pools: dict[str, list[list[str]]] = defaultdict(list)
-        for pool in (list(some), name_words.read_list("people.txt"), known):
+        for pool in (list(some), word_lists.read_list("people.txt"), known):
             kinds: dict[str, list[str]] = defaultdict(list)
             for name in pool:
                 kinds[self.kind(name)].append(name)
@@ -199,7 +200,7 @@ def batch(
     captions: Sequence[Labelled],
     numbers: Mapping[str, int],
     unknown: int,
-    words: name_words.NameWords,
+    words: word_lists.NameWords,
     generator: random.Random,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What ``Model.loss`` takes, with some marks missing."""
@@ -216,7 +217,7 @@ def batch(
     kinds, start, end = words.find(together)
     kinds &= ~missing[start // length]
     kinds[np.random.default_rng(generator.getrandbits(32)).random(len(kinds)) < MISSING_ONE] = 0
-    marks = torch.from_numpy(name_words.marks(Found(kinds, start, end), len(together))).reshape(-1, length, len(MARKS))
+    marks = torch.from_numpy(word_lists.marks(Found(kinds, start, end), len(together))).reshape(-1, length, len(MARKS))
     there, tags = torch.zeros(ids.shape), torch.full(ids.shape, OUTSIDE)
     for row, (text, spans) in enumerate(captions):
         there[row, : len(text)] = 1
@@ -228,10 +229,10 @@ def batch(
 
 def plain_words() -> list[str]:
     """Words of the dictionary that are no names."""
-    people = set(name_words.read_list("people.txt"))
+    people = set(word_lists.read_list("people.txt"))
     return [
         word
-        for word, frequency, flag in name_words.dictionary()
+        for word, frequency, flag in word_lists.dictionary()
         if frequency >= 5 and 2 <= len(word) <= 4 and flag[0] in "nvail" and not flag.startswith("nr")
         if word not in people
     ]
@@ -242,8 +243,8 @@ def fit(captions: Sequence[Labelled], hidden: int, seed: int) -> dict[str, np.nd
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     generator = random.Random(seed)
-    numbers, vectors = name_tagger.characters()
-    words = name_words.load()
+    numbers, vectors = tagger.characters()
+    words = word_lists.load()
     captions = [(names.plain(text), spans) for text, spans in captions]
     plain = plain_words()
     pool = Names([text[start:end] for text, spans in captions for start, end in spans])
@@ -301,10 +302,10 @@ def main() -> None:
     options = parser.parse_args()
     weights = fit_all([caption for name, some in files.items() if name != options.held_out for caption in some])
     if not options.held_out:
-        save_file({name: value.astype(np.float16) for name, value in weights.items()}, name_tagger.WEIGHTS)
+        save_file({name: value.astype(np.float16) for name, value in weights.items()}, tagger.WEIGHTS)
         return
     captions = files[options.held_out]
-    read = name_tagger.committee(weights).read([names.plain(text) for text, _ in captions])
+    read = tagger.committee(weights).read([names.plain(text) for text, _ in captions])
     for least in np.arange(-1, 3.5, 0.5):
         found = [names.chosen(sure, least) for sure in read]
         score.show(f"{options.held_out}, least log odds {least:+.1f}", options.held_out, lambda _, found=found: found)

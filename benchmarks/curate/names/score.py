@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from wukong.curate import names
-from wukong.curate.name_tagger import Span
+from wukong.curate.names.tagger import Span
 
 Finder = Callable[[list[str]], list[list[Span]]]
 FOLDER = Path(__file__).parent

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from wukong.config import Holdout, Split
 from wukong.curate import split as splitting
-from wukong.curate.normalize import salted_fraction
 from wukong.curate.rules import HELD_BACK
+from wukong.curate.text.normalize import salted_fraction
 
 SOURCES = ("fluent", "stamps", "noto")
 HOLDOUTS = (

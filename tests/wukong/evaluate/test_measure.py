@@ -15,7 +15,7 @@ from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError
 from wukong.evaluate import measure
 from wukong.model.dual import DualEncoder
-from wukong.model.package import Package
+from wukong.model.saved_model import Package
 
 HOLDOUT = Holdout(name="test", source="*")
 PICTURES, CAPTIONS, WIDTH = 60, 5, 8

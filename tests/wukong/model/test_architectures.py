@@ -11,7 +11,7 @@ from wukong.config import Model
 from wukong.data.tokenizer import VOCABULARY_SIZE, Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError
 from wukong.model.dual import DualEncoder
-from wukong.model.image import ImageEncoder
+from wukong.model.image_encoder import ImageEncoder
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 CRAWL = {"queries": "file:///q", "endpoint": "http://site.test"}

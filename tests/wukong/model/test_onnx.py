@@ -12,23 +12,23 @@ from wukong import storage
 from wukong.config import Model
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError
-from wukong.model import onnx, package
+from wukong.model import onnx, saved_model
 from wukong.model.dual import DualEncoder
-from wukong.model.image import ImageEncoder
+from wukong.model.image_encoder import ImageEncoder
 
 pytestmark = pytest.mark.slow
 LITE0 = {"name": "tf_efficientnet_lite0", "image_size": 64}
 DINOV2 = {"name": "vit_small_patch14_dinov2", "image_size": 56, "weights": "random"}
 
 
-def saved(folder: Path, image: dict[str, object], similarity: str) -> package.Package:
+def saved(folder: Path, image: dict[str, object], similarity: str) -> saved_model.Package:
     torch.manual_seed(0)
     text = {"layers": 2, "heads": 2, "width": 16}
     settings = Model.model_validate({"image": image, "text": text, "embedding": 8, "similarity": similarity})
     tokenizer = Tokenizer(packaged_vocabulary())
     model = DualEncoder(settings, tokenizer, ImageEncoder(settings.image)).eval()
-    package.save(storage.from_path(folder), model, tokenizer)
-    return package.load(folder)
+    saved_model.save(storage.from_path(folder), model, tokenizer)
+    return saved_model.load(folder)
 
 
 @pytest.mark.parametrize(("image", "similarity"), [(LITE0, "global"), (DINOV2, "token")])

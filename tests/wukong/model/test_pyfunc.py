@@ -22,9 +22,9 @@ from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import StorageError
 from wukong.installed import normal
 from wukong.manifest import Stage
-from wukong.model import package, pyfunc
+from wukong.model import pyfunc, saved_model
 from wukong.model.dual import DualEncoder
-from wukong.model.image import ImageEncoder
+from wukong.model.image_encoder import ImageEncoder
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ def test_a_registered_model_encodes_a_table(tmp_path: Path, monkeypatch: pytest.
     tokenizer = Tokenizer(packaged_vocabulary())
     model = DualEncoder(settings, tokenizer, ImageEncoder(settings.image)).eval()
     trained = Stage(experiment.root, "finetune", {}, [])
-    files = package.save(trained.path("model"), model, tokenizer)
+    files = saved_model.save(trained.path("model"), model, tokenizer)
     finetuned = trained.commit([trained.describe(f"model/{file}") for file in files])
     measured = Stage(experiment.root, "evaluate", {}, [finetuned])
     storage.write_json(measured.path("metrics.json"), {})
@@ -97,7 +97,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     tokenizer = Tokenizer(packaged_vocabulary())
     model = DualEncoder(settings, tokenizer, ImageEncoder(settings.image)).eval()
-    package.save(storage.from_path(place / "package"), model, tokenizer)
+    saved_model.save(storage.from_path(place / "package"), model, tokenizer)
     pyfunc.save(place / "mlflow", place / "package", "global")
     return place / "mlflow"
 

@@ -4,7 +4,7 @@ import torch
 
 from wukong.config import ImageEncoder, Model, Training
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
-from wukong.model import image
+from wukong.model import image_encoder
 from wukong.model.dual import DualEncoder
 from wukong.train.data import Pairs
 
@@ -44,7 +44,7 @@ def with_tower(similarity: str = "global", lock: int | str = "none") -> DualEnco
     tower = ImageEncoder(name="vit_tiny_patch16_224", weights="random", image_size=32)
     text = {"layers": 1, "heads": 2, "width": 16}
     model = Model.model_validate({"image": tower, "text": text, "embedding": 8, "similarity": similarity})
-    dual = DualEncoder(model, Tokenizer(packaged_vocabulary()), image.ImageEncoder(tower))
+    dual = DualEncoder(model, Tokenizer(packaged_vocabulary()), image_encoder.ImageEncoder(tower))
     assert dual.image is not None
     dual.image.lock(lock)
     return dual

@@ -13,7 +13,7 @@ import great_expectations.expectations as gxe
 import polars as pl
 import pytest
 
-from wukong.validate import run as runner
+from wukong.validate import gate as runner
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,317 @@
+"""The report: complete, self-contained, safe with any caption."""
+
+import io
+import itertools
+import re
+import tarfile
+from html.parser import HTMLParser
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from wukong import config, storage
+from wukong.data.schema import DROPPED, PAIRS, key_of
+from wukong.errors import DataError
+from wukong.manifest import Stage
+from wukong.report import run_report
+from wukong.report.funnel import funnel
+
+NASTY = '<script>alert("猫")</script>&"\''
+COLOURS = {"train": "red", "new": "blue"}
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in {"meta", "img", "br"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def rows(split, count):
+    for n in range(count):
+        url = f"http://x/{split}/{n}"
+        row = dict.fromkeys(PAIRS.names) | {
+            "key": key_of(url),
+            "url": url,
+            "caption": NASTY if n == 0 else f"{split}{n}号猫",
+            "queries": [],
+            "engine": "t",
+            "status": "success",
+            "caption_original": "猫",
+            "length": 1,
+            "aspect_ratio": 1.0,
+            "caption_count": 1,
+            "split": split,
+        }
+        yield row
+
+
+@pytest.fixture
+def run(tmp_path):
+    root = storage.from_path(tmp_path)
+    crawl = Stage(root, "crawl", {})
+    crawl = crawl.commit([], counts={"results": 90, "urls": 50, "success": 40}, dropped={"timeout": 7, "corrupt": 3})
+    stage = Stage(root, "filter", {}, [crawl])
+    parts, kept = [], {}
+    for split in ("train", "new"):
+        kept[split] = list(rows(split, 12))
+        path = tmp_path / f"{split}.tar"
+        with tarfile.open(path, "w") as tar:
+            for row in kept[split]:
+                data = io.BytesIO()
+                Image.new("RGB", (300, 200), COLOURS[split]).save(data, "JPEG")
+                info = tarfile.TarInfo(f"{row['key']}.jpg")
+                info.size = len(data.getvalue())
+                tar.addfile(info, io.BytesIO(data.getvalue()))
+        storage.upload(path, stage.path(f"{split}/00000.tar"))
+        storage.write_table(stage.path(f"{split}/00000.parquet"), pa.Table.from_pylist(kept[split], schema=PAIRS))
+        parts += [stage.describe(f"{split}/00000.tar", 12), stage.describe(f"{split}/00000.parquet", 12)]
+    dropped = [
+        {**row, "dropped_by": reason}
+        for reason, row in zip(["size"] * 6 + ["sensitive"] * 4 + ["held_back"] * 6, rows("gone", 16), strict=True)
+    ]
+    storage.write_table(stage.path("dropped/00000.parquet"), pa.Table.from_pylist(dropped, schema=DROPPED))
+    parts.append(stage.describe("dropped/00000.parquet", 16))
+    counts = {"pairs": 40, "kept": 30, "train": 12, "new": 12}
+    filtered = stage.commit(parts, counts=counts, dropped={"size": 6, "sensitive": 4, "held_back": 6, "length": 0})
+    validate = Stage(root, "validate", {}, [filtered])
+    checks = [
+        {"name": "sides", "severity": "fail", "success": True, "observed": "0 of 24 rows"},
+        {"name": "chinese", "severity": "warn", "success": False, "observed": "3 of 24 rows"},
+    ]
+    storage.write_json(validate.path("results.json"), {"expectations": checks})
+    validated = validate.commit([validate.describe("results.json")])
+    experiment = config.parse(
+        {
+            "name": "demo",
+            "about": "Human-written names, not web captions.",
+            "storage": root,
+            "sources": [{"name": "Red ones", "pattern": "*/train/*", "licence": "MIT"}],
+            "crawl": {"queries": "file:///q", "endpoint": "http://x"},
+        }
+    )
+    recalls = {"r1": 0.25, "r5": 0.5, "r10": 0.75}
+    chance = {"r1": 1 / 12, "r5": 5 / 12, "r10": 10 / 12}
+    hits = [{"key": row["key"], "caption": row["caption"], "right": n == 2} for n, row in enumerate(kept["new"][:5])]
+    evaluation = {
+        "retrieval": [
+            {
+                "holdout": "new",
+                "title": "New pictures",
+                "images": 12,
+                "captions": 12,
+                "text_to_image": recalls,
+                "image_to_text": recalls,
+                "chance": {"text_to_image": chance, "image_to_text": chance},
+                "examples": [{"caption": NASTY, "rank": 2, "pictures": hits}],
+            }
+        ],
+        "classification": [
+            {
+                "name": "kinds",
+                "images": 12,
+                "top1": 0.5,
+                "chance": 0.5,
+                "classes": [{"name": "猫", "images": 6, "accuracy": 0.9}, {"name": "狗", "images": 6, "accuracy": 0.1}],
+            }
+        ],
+        "training": {"pretrain": [{"epoch": n, "loss": 5.0 / (n + 1), "broken": float("nan")} for n in range(4)]},
+    }
+    return experiment, {"crawl": crawl, "filter": filtered, "validate": validated}, evaluation
+
+
+def make(run, name="first-7", docs="s3://b/demo/validate/1/docs/index.html"):
+    experiment, manifests, evaluation = run
+    links = {"MLflow": "http://127.0.0.1:5000/"}
+    return run_report.render(
+        experiment, manifests, evaluation, links, run_report.pictures_of(manifests["filter"]), name, docs
+    )
+
+
+def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(run):
+    html = make(run)
+    page = Page(html)
+    assert page.open == []
+    for tag, attributes in page.tags:
+        assert tag not in {"script", "link", "iframe", "object", "base"}
+        assert not {name for name in attributes if name.startswith("on")}
+        if tag == "img":
+            assert attributes["src"].startswith("data:image/jpeg;base64,")
+        if tag == "a":
+            assert attributes["href"] in ("http://127.0.0.1:5000/", "docs/index.html")
+    assert not re.search(r"url\(|@import|srcset=", html)
+
+
+def test_captions_cannot_break_the_page(run):
+    html = make(run)
+    assert "<script>" not in html
+    assert html.count("&lt;script&gt;alert(&#34;猫&#34;)") >= 3
+
+
+def test_it_says_what_the_run_found(run):
+    text = " ".join(" ".join(Page(make(run)).text).split())
+    for expected in (
+        "Human-written names, not web captions.",
+        "New pictures",
+        "75.0 %",
+        "chance 83 %",
+        "8.3 %",
+        "right one at place 3",
+        "Equal captions are one, and every picture that has it is right. Pictures are shown whole, on a white square.",
+        "zero-shot top-1 of 2 classes",
+        "Red ones",
+        "MIT",
+        "timeout 7",
+        "corrupt 3",
+        "0 of 24 rows",
+        "90 search results",
+        "held back",
+        "sensitive",
+    ):
+        assert expected in text, expected
+    crawl, filtered = run[1]["crawl"], run[1]["filter"]
+    assert crawl.digest[:16] in text
+    assert filtered.digest[:16] in text
+
+
+def test_pictures_shown_are_those_of_their_pairs(run):
+    import base64
+
+    images = [a["src"] for tag, a in Page(make(run)).tags if tag == "img"]
+    assert len(images) == 5 + 12
+    for place, source in enumerate(images):
+        image = Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1])))
+        assert max(image.size) == 144
+        red, _, blue = image.getpixel((50, 50))
+        assert (blue > 200) if place < 5 else (red > 200)
+
+
+def test_the_funnel_adds_up(run):
+    steps = funnel(run[1]["crawl"], run[1]["filter"])
+    assert [step.name for step in steps][:3] == ["results", "urls", "downloaded"]
+    for before, after in itertools.pairwise(steps):
+        assert before.rows - after.lost == after.rows
+    assert steps[-1].rows == 12
+
+
+def test_a_curve_spans_its_box_and_leaves_out_what_is_no_number(run):
+    points = [a["points"] for tag, a in Page(make(run)).tags if tag == "polyline"]
+    assert len(points) == 1
+    xy = [tuple(map(float, point.split(","))) for point in points[0].split()]
+    assert xy[0] == (0, 8)
+    assert xy[-1] == (320, 112)
+
+
+def test_without_evaluation_it_is_a_report_of_the_data(run):
+    experiment, manifests, _ = run
+    html = run_report.render(experiment, manifests, {}, {}, run_report.pictures_of(manifests["filter"]))
+    assert "Retrieval" not in html
+    assert "Training pairs at random" in html
+
+
+def test_a_picture_that_is_nowhere_is_named(run):
+    with pytest.raises(DataError, match=r"no shard of .* has the pair 123"):
+        run_report.pictures_of(run[1]["filter"])("123")
+
+
+def test_equal_runs_give_equal_pages(run):
+    assert make(run) == make(run)
+
+
+def text_of(html):
+    body = re.sub(r"<style>.*</style>", "", html, flags=re.DOTALL)
+    return " ".join(" ".join(Page(body).text).split())
+
+
+def test_it_is_titled_by_experiment_and_run(run):
+    assert "<title>demo · first-7 · Wukong report</title>" in make(run)
+    assert "demo · first-7" in text_of(make(run))
+
+
+def test_it_says_what_differs_from_the_defaults(run):
+    experiment, manifests, evaluation = run
+    changed = config.parse(
+        experiment.model_dump(mode="json") | {"seed": 7, "pretrain": {"epochs": 3, "batch_size": 512}}
+    )
+    text = text_of(make((changed, manifests, evaluation)))
+    table = text.split("settings that differ")[1].split("Retrieval")[0]
+    for row in ("seed 7 0", "pretrain.epochs 3 20", "crawl.endpoint http://x", "crawl.queries file:///q"):
+        assert row in table, row
+    for equal in ("batch_size", "learning_rate", "about", "sources"):
+        assert equal not in table, equal
+
+
+@pytest.mark.parametrize("engine", ["searxng", "urls", "files"])
+def test_it_says_what_differs_whatever_the_engine(run, engine):
+    experiment, manifests, evaluation = run
+    crawl = {"engine": engine, "endpoint": "http://x/search" if engine == "searxng" else "file:///my/pictures"}
+    if engine == "searxng":
+        crawl["queries"] = "file:///q"
+    changed = config.parse(experiment.model_dump(mode="json") | {"crawl": crawl})
+    table = text_of(make((changed, manifests, evaluation))).split("settings that differ")[1].split("Retrieval")[0]
+    assert f"crawl.engine {engine} baidu" in table
+    assert f"crawl.endpoint {crawl['endpoint']}" in table
+    assert ("crawl.queries" in table) == (engine == "searxng")
+
+
+def of_list(run):
+    experiment, manifests, evaluation = run
+    crawl = manifests["crawl"].model_copy(update={"config": {"engine": "urls"}})
+    return experiment, manifests | {"crawl": crawl}, evaluation
+
+
+def test_a_list_of_urls_is_not_called_a_search(run):
+    text = text_of(make(of_list(run)))
+    assert "The list has 90 rows, which name 50 distinct URLs" in text
+    assert "From list to pair" in text
+    said = text.split("The experiment, as it was run")[0].replace("crawl.queries", "")
+    for wrong in ("search result", "query", "The queries", "Chinese words"):
+        assert wrong not in said, wrong
+    assert funnel(of_list(run)[1]["crawl"], run[1]["filter"])[0].title == "rows of the list"
+    assert "The queries gave 90 search results" in text_of(make(run))
+
+
+def test_pictures_of_ones_own_are_called_so(run):
+    experiment, manifests, evaluation = run
+    crawl = manifests["crawl"].model_copy(update={"config": {"engine": "files"}})
+    text = text_of(make((experiment, manifests | {"crawl": crawl}, evaluation)))
+    assert "From pictures of one's own to" in text
+    assert "From picture to pair" in text
+    assert "The data name 90 pictures" in text
+    assert "search result" not in text
+
+
+def test_what_is_empty_is_left_out(run):
+    experiment, manifests, _ = run
+    filtered = manifests["filter"].model_copy(update={"dropped": {"size": 0}, "parts": ()})
+    crawl = manifests["crawl"].model_copy(update={"dropped": {}})
+    bare = experiment.model_copy(update={"sources": ()})
+    html = run_report.render(bare, {"crawl": crawl, "filter": filtered}, {}, {}, run_report.pictures_of(filtered))
+    for heading in ("Retrieval", "Zero-shot", "Left out", "Not downloaded", "Training pairs", "Sources", "Validation"):
+        assert heading not in html, heading
+    assert not re.search(r"<table[^>]*>\s*(<tr>(\s*<th[^>]*>[^<]*</th>)*\s*</tr>)?\s*</table>", html)
+
+
+def test_speed_is_drawn_though_it_is_no_data(run):
+    experiment, manifests, evaluation = run
+    stage = Stage(experiment.root, "pretrain", {})
+    storage.write_json(stage.path("measured.json"), [{"epoch": n, "pairs_per_second": 100.0 + n} for n in range(4)])
+    trained = manifests | {"pretrain": stage.commit([])}
+    assert "pairs per second" in text_of(make((experiment, trained, evaluation)))
+
+
+@pytest.mark.parametrize(("value", "shown"), [(1.0, "100 %"), (0.834, "83 %"), (0.0833, "8.3 %"), (0.00068, "0.068 %")])
+def test_chance_is_shown_with_two_digits(value, shown):
+    assert run_report._chance(value) == shown

@@ -1,0 +1,255 @@
+"""The report of a run: one HTML file that needs nothing else, neither network nor script.
+
+Numbers stand beside chance, dropped pairs beside their reason, and everything leads back to manifests and config.
+"""
+
+import fnmatch
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import jinja2
+import polars as pl
+
+from wukong import run_records, storage
+from wukong.config import Crawl, Experiment
+from wukong.evaluate.protocol import sentences
+from wukong.manifest import Manifest
+from wukong.report.funnel import Step, funnel, wording
+from wukong.report.gallery import Pictures, Thumbnails, contact_sheet, pictures_of, shard_tables
+
+_DROPPED_EXAMPLES = 4
+_RETRIEVALS = 5
+_LONGEST = 90  # characters of a setting's value
+__all__ = ["pictures_of", "render"]
+
+_STAGES = ("crawl", "filter", "validate", "pretrain", "finetune", "evaluate")
+_DIRECTIONS = {"text_to_image": "text → image", "image_to_text": "image → text"}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line over the epochs of a training run, ready to be drawn in a box of 320 x 120 units."""
+
+    title: str
+    points: str
+    first: float
+    last: float
+    steps: int
+
+
+def render(
+    experiment: Experiment,
+    manifests: Mapping[str, Manifest],
+    evaluation: Mapping[str, Any],
+    links: Mapping[str, str],
+    pictures: Pictures,
+    run: str = "",
+    docs: str = "",
+) -> str:
+    """Make the report of a run.
+
+    Args:
+        experiment: what was run.
+        manifests: by stage; those of ``crawl`` and ``filter`` at least.
+        evaluation: what the evaluate stage found. ``retrieval`` lists hold-outs with recalls in both directions, chance
+            and examples; ``classification`` lists tasks with per-class accuracies; ``training`` has the histories.
+        links: titles and addresses, for instance of the MLflow run and the data docs.
+        pictures: gives a picture's bytes by its pair's key; ``pictures_of`` makes one.
+        run: the run's name.
+        docs: where the data docs lie, whose copy is at ``docs/`` beside the page; empty where there is none.
+
+    Returns:
+        A self-contained HTML page.
+
+    Raises:
+        DataError: a picture that is to be shown is in no shard.
+    """
+    filtered = manifests["filter"]
+    steps = funnel(manifests["crawl"], filtered)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("wukong.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"percent": _percent, "count": lambda n: f"{n:,}", "seconds": _seconds, "chance": _chance}
+    thumbnail = Thumbnails(pictures)
+    return environment.get_template("run_report.html.j2").render(
+        experiment=experiment,
+        run=run,
+        docs=docs,
+        settings=_settings(experiment),
+        wording=wording(manifests["crawl"]),
+        funnel_heading=wording(manifests["crawl"]).heading,
+        headlines=_headlines(evaluation),
+        results=steps[0].rows,
+        funnel=_bars(steps[1:]),
+        dropped=_dropped(filtered),
+        crawl_dropped=_sorted(manifests["crawl"].dropped),
+        retrieval=[_retrieval(entry, thumbnail) for entry in evaluation.get("retrieval", ())],
+        directions=_DIRECTIONS,
+        protocol=" ".join(sentences(experiment)),
+        classification=[_classification(entry) for entry in evaluation.get("classification", ())],
+        curves={
+            stage: curves
+            for stage in ("pretrain", "finetune")
+            if (curves := _curves(evaluation, stage, _measured(manifests.get(stage))))
+        },
+        contacts=contact_sheet(filtered, thumbnail, experiment.seed),
+        sources=_sources(experiment, filtered),
+        expectations=_expectations(manifests.get("validate")),
+        times=_times(manifests),
+        lineage=[(stage, manifests[stage]) for stage in _STAGES if stage in manifests],
+        config=experiment.model_dump_json(indent=2),
+        links=links,
+    )
+
+
+def _settings(experiment: Experiment) -> list[tuple[str, str, str]]:
+    """Key, default and value of every setting that differs from its default, or has none."""
+    named = experiment.crawl.model_dump(mode="json", include={"queries", "endpoint", "engine"}, exclude_defaults=True)
+    told_apart = {"name", "about", "sources"}  # the page shows them elsewhere
+    defaults = Experiment.model_validate({"name": experiment.name, "crawl": named})
+    engine = Crawl.model_fields["engine"].default
+    found: dict[str, tuple[Any, Any]] = {
+        f"crawl.{key}": (engine if key == "engine" else "", value) for key, value in named.items()
+    }
+    found |= run_records.differences(
+        defaults.model_dump(mode="json", exclude=told_apart), experiment.model_dump(mode="json", exclude=told_apart)
+    )
+    return [(key, _shown(default), _shown(value)) for key, (default, value) in found.items()]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        value = ", ".join(str(each.get("name", each)) if isinstance(each, dict) else str(each) for each in value)
+    return _shorten("none" if value is None else str(value), _LONGEST)
+
+
+def _measured(trained: Manifest | None) -> list[dict[str, Any]]:
+    """What a training stage measured of its machine, by epoch; it is no part of what its manifest vouches for."""
+    uri = storage.join(trained.uri, "measured.json") if trained else ""
+    return list(storage.read_json(uri)) if uri and storage.exists(uri) else []
+
+
+def _headlines(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One card a hold-out and task: the main number, what it is, its chance."""
+    found = []
+    for entry in evaluation.get("retrieval", ()):
+        recall, chance = entry["text_to_image"], entry.get("chance", {}).get("text_to_image", {})
+        title = entry.get("title") or entry["holdout"]
+        what = f"text → image R@10 of {entry['images']:,} pictures; R@1 {_percent(recall['r1'])}"
+        found.append({"title": title, "what": what, "value": recall["r10"], "chance": chance.get("r10")})
+    for entry in evaluation.get("classification", ()):
+        title = entry.get("title") or entry["name"]
+        what = f"zero-shot top-1 of {len(entry['classes'])} classes"
+        found.append({"title": title, "what": what, "value": entry["top1"], "chance": entry.get("chance")})
+    return found
+
+
+def _bars(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    most = max(step.rows for step in steps) or 1
+    return [
+        {"step": step, "width": 100 * step.rows / most, "lost": 100 * step.lost / most if number else 0}
+        for number, step in enumerate(steps)
+    ]
+
+
+def _dropped(filtered: Manifest) -> list[dict[str, Any]]:
+    """Every reason with its number and a few captions, most frequent reason first."""
+    examples: dict[str, list[str]] = {}
+    wanted = {reason for reason, rows in filtered.dropped.items() if rows}
+    for uri in filtered.part_uris("dropped/", ".parquet"):
+        if all(len(examples.get(reason, ())) >= _DROPPED_EXAMPLES for reason in wanted):
+            break
+        table = pl.DataFrame(storage.read_table(uri, ["caption", "dropped_by"])).unique(maintain_order=True)
+        for (reason,), rows in table.group_by("dropped_by", maintain_order=True):
+            known = examples.setdefault(str(reason), [])
+            new = (text for text in rows["caption"] if text not in known)
+            known += islice(new, _DROPPED_EXAMPLES - len(known))
+    return [
+        {"reason": reason, "rows": rows, "examples": [_shorten(text) for text in examples.get(reason, ())]}
+        for reason, rows in _sorted(filtered.dropped)
+    ]
+
+
+def _sorted(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(((name, rows) for name, rows in counts.items() if rows), key=lambda entry: (-entry[1], entry[0]))
+
+
+def _shorten(text: str, limit: int = 40) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _retrieval(entry: Mapping[str, Any], thumbnail: Thumbnails) -> dict[str, Any]:
+    examples = []
+    for example in list(entry.get("examples", ()))[:_RETRIEVALS]:
+        shown = [
+            {"src": thumbnail(p["key"]), "caption": p.get("caption", ""), "right": p["right"]}
+            for p in example["pictures"]
+        ]
+        examples.append({"caption": example["caption"], "rank": example.get("rank"), "pictures": shown})
+    return {**entry, "title": entry.get("title") or entry["holdout"], "examples": examples}
+
+
+def _classification(entry: Mapping[str, Any]) -> dict[str, Any]:
+    classes = sorted(entry["classes"], key=lambda each: (-each["accuracy"], each["name"]))
+    return {**entry, "title": entry.get("title") or entry["name"], "classes": classes}
+
+
+def _curves(evaluation: Mapping[str, Any], stage: str, measured: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    by_epoch = {row["epoch"]: row for row in measured}
+    history = [{**row, **by_epoch.get(row.get("epoch"), {})} for row in evaluation.get("training", {}).get(stage) or []]
+    names = [name for name, value in (history[0] if history else {}).items() if isinstance(value, int | float)]
+    curves = []
+    for name in names:
+        values = [float(row[name]) for row in history if name in row and math.isfinite(row[name])]
+        if name in ("epoch", "step", "seconds") or len(values) < 2:
+            continue
+        low, high = min(values), max(values)
+        span = (high - low) or 1.0
+        points = (
+            f"{320 * place / (len(values) - 1):.1f},{112 - 104 * (value - low) / span:.1f}"
+            for place, value in enumerate(values)
+        )
+        curves.append(Curve(name.replace("_", " "), " ".join(points), values[0], values[-1], len(values)))
+    return curves
+
+
+def _sources(experiment: Experiment, filtered: Manifest) -> list[dict[str, Any]]:
+    """The sources that the experiment names, with the pairs kept of each."""
+    counts: Counter[str] = Counter()
+    if experiment.sources:
+        for uri in shard_tables(filtered):
+            for url in storage.read_table(uri, ["url"])["url"].to_pylist():
+                counts.update(s.name for s in experiment.sources if fnmatch.fnmatchcase(url, s.pattern))
+    return [{"source": source, "pairs": counts[source.name]} for source in experiment.sources]
+
+
+def _expectations(validated: Manifest | None) -> list[dict[str, Any]]:
+    if validated is None:
+        return []
+    return list(storage.read_json(storage.join(validated.uri, "results.json"))["expectations"])
+
+
+def _times(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
+    seconds = {stage: float(manifests[stage].provenance.get("seconds", 0)) for stage in _STAGES if stage in manifests}
+    longest = max(seconds.values(), default=1) or 1
+    return [{"stage": stage, "seconds": value, "width": 100 * value / longest} for stage, value in seconds.items()]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _chance(value: float) -> str:
+    return f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.2g} %"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value < 60 else f"{int(value // 60)} min {int(value % 60):02d} s"
