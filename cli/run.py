@@ -20,8 +20,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 
 from cli import begin, hold, own_data, summary
-from ray_jobs.launch.cancel import cancelled_with_us
 from wukong import progress, run_records, storage, tracking
+from wukong.cancel import end_on_signal
 from wukong.config import Experiment
 from wukong.errors import ConfigError, WukongError
 
@@ -70,7 +70,7 @@ def run_local(
     console = Console(file=sys.stdout)  # this very stream, while the pipeline's output is led elsewhere
     started = time.monotonic()
     home = stack.home()
-    with cancelled_with_us(), ExitStack() as ends:
+    with end_on_signal(), ExitStack() as ends:
         with begin.model_being_checked(experiment) as checked:
             demo = corpus.prepare(limit=corpus_size) if corpus.serves(experiment.crawl.endpoint) else None
             own = demo is not None and (corpus_size is not None or stack.serves_another(home, demo.catalogue))

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray_jobs.launch import cancel, launch
-from wukong import config, manifest, run_records, storage, tracking
+from ray_jobs.launch import launch
+from wukong import cancel, config, manifest, run_records, storage, tracking
 from wukong.config import Experiment
 from wukong.errors import WukongError
 from wukong.manifest import Manifest
@@ -135,7 +135,7 @@ def _docs_beside_report(experiment: Experiment, run: str, validated: Manifest) -
 def cancellable() -> Iterator[None]:
     """Let a signal, or the death of the run that this component belongs to, end the block in order."""
     cancel.end_with_parent()
-    with cancel.cancelled_with_us():
+    with cancel.end_on_signal():
         yield
 
 

@@ -15,8 +15,8 @@ import traceback
 import ray
 import ray.exceptions
 
-from ray_jobs.launch.cancel import end_with_parent
 from wukong import config, manifest, run_records, storage
+from wukong.cancel import end_with_parent
 from wukong.errors import WukongError
 
 _STAGES = ("crawl", "filter", "validate", "pretrain", "finetune", "evaluate")

@@ -1,30 +1,34 @@
-"""Run a stage's Ray job and wait for it.
+"""Start a stage's Ray job, wait for its end, and read the manifest it wrote.
 
-As a process of this machine that drives the Ray cluster at ``RAY_ADDRESS``; where that is the ``http`` address of a
-dashboard, as a job of that cluster; where ``WUKONG_CLUSTER`` names a Kubernetes namespace, as a RayJob there. The
-command is the same, and so is what it leaves behind: a manifest under the stage's prefix and a record under the run's.
+``launch`` chooses one of three launchers, each a module with a function ``run_job``:
+
+- ``kuberay``: ``WUKONG_CLUSTER`` names a Kubernetes namespace; the job becomes a RayJob there.
+- ``job_api``: ``RAY_ADDRESS`` is the ``http`` address of a Ray dashboard; the job runs on that cluster's head.
+- ``local``: otherwise; the job is a process on this machine. It connects to the Ray cluster at ``RAY_ADDRESS``, or
+  starts Ray here.
+
+All three run the same command, ``python -m ray_jobs STAGE``, and leave the same results: a manifest under the stage's
+prefix and a record under the run's. This module writes the experiment to storage for the job to read, and afterwards
+reads the record.
 """
 
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
-from ray_jobs.launch.cancel import ENDS_WITH, cancelled_with_us
+from ray_jobs.launch import local
 from wukong import manifest, run_records, storage
 from wukong.config import Experiment
 from wukong.errors import WukongError
 from wukong.manifest import Manifest, digest_of
 
-# What a job on another machine is told of the run it belongs to; where things are, and credentials, it has there.
-_TOLD = ("MLFLOW_RUN_ID", "WUKONG_CONNECT_TO")
-_GRACE = 4.0  # seconds between SIGTERM and SIGKILL; the driver's death ends what it has on Ray
+# Variables that a job on another machine gets: they name the run it belongs to. Addresses of services and credentials
+# are in that machine's own environment. Never add credentials: Ray's dashboard and the RayJob show these values.
+_SENT = ("MLFLOW_RUN_ID", "WUKONG_CONNECT_TO")
 
 
 class JobError(WukongError):
-    """A stage's job ended without its manifest; the message is the error that ended it."""
+    """A stage's job ended without a manifest; the message is the error that ended the job."""
 
 
 def launch(
@@ -37,66 +41,60 @@ def launch(
     """Run one stage to its end and read its manifest.
 
     Args:
-        stage: the job's name, a module of this package.
-        experiment: what to do.
-        run_name: the pipeline run this belongs to.
+        stage: name of the stage; ``ray_jobs`` has a module of this name.
+        experiment: the experiment that the stage belongs to.
+        run_name: name of the pipeline run.
         parents: URIs of the parents' manifests.
-        environment: variables the job gets beside this process's own.
+        environment: variables for the job, in addition to those of this process.
 
     Raises:
         JobError: the job failed; the message is the job's own.
-        RayJobError: the cluster ended the job, or never began it.
-        JobApiError: Ray's job API did so.
+        RayJobError: Kubernetes or KubeRay refused the job, or ended it.
+        JobApiError: Ray's job API could not be reached or refused the job, or Ray ended the job.
     """
-    arguments = [stage, "--experiment", _stored(experiment), "--run", run_name]
+    arguments = [stage, "--experiment", _store(experiment), "--run", run_name]
     for parent in parents:
         arguments += ["--parent", parent]
     variables = {**os.environ, **(environment or {})}
-    if namespace := os.environ.get("WUKONG_CLUSTER"):
-        status = _run_on_cluster(stage, experiment, run_name, arguments, variables, namespace)
-    elif (address := os.environ.get("RAY_ADDRESS", "")).startswith("http"):
-        from ray_jobs.launch import job_api
-
-        storage.delete(run_records.uri_of(experiment, run_name, f"{stage}.json"))
-        told = {name: variables[name] for name in _TOLD if name in variables}
-        status = job_api.run_job(arguments, told, address)
-    else:
-        storage.delete(run_records.uri_of(experiment, run_name, f"{stage}.json"))
-        command = [sys.executable, "-m", "ray_jobs", *arguments]
-        variables[ENDS_WITH] = str(os.getpid())
-        with _ended_with_us(subprocess.Popen(command, env=variables)) as process:  # noqa: S603
-            status = process.wait()
+    status = _run_job(stage, experiment, run_name, arguments, variables)
     record = run_records.read(experiment, run_name, stage)
     if record is None:
-        record = run_records.Record(stage=stage, state="failed", error=_without_record(stage, status))
+        record = run_records.Record(stage=stage, state="failed", error=_explain_missing_record(stage, status))
         run_records.write(experiment, run_name, record)
     if record.state == "failed":
         raise JobError(record.error + (f"\n{record.traceback}" if record.traceback else ""))
     return manifest.load(record.manifest)
 
 
-def _run_on_cluster(
-    stage: str,
-    experiment: Experiment,
-    run_name: str,
-    arguments: Sequence[str],
-    variables: Mapping[str, str],
-    namespace: str,
+def _run_job(
+    stage: str, experiment: Experiment, run_name: str, arguments: Sequence[str], variables: Mapping[str, str]
 ) -> int:
-    from ray_jobs.launch import kuberay
+    """Choose the launcher, run the job to its end, and return its exit status (negative: the signal that killed it)."""
+    sent = {name: variables[name] for name in _SENT if name in variables}
+    if namespace := os.environ.get("WUKONG_CLUSTER"):
+        from ray_jobs.launch import kuberay
 
-    try:
-        kuberay.run_job(stage, experiment, run_name, arguments, variables, namespace)
-    except kuberay.RayJobError as error:
-        # What the stage itself says of its failure stands in its record, and is the better message.
-        record = run_records.read(experiment, run_name, stage)
-        if error.reason != "AppFailed" or record is None or record.state != "failed":
-            raise
-        return 1
-    return 0
+        try:
+            kuberay.run_job(stage, experiment, run_name, arguments, sent, namespace)
+        except kuberay.RayJobError as error:
+            # The stage's own record explains its failure better than KubeRay does.
+            record = run_records.read(experiment, run_name, stage)
+            if error.reason != "AppFailed" or record is None or record.state != "failed":
+                raise
+            return 1
+        return 0
+    # An earlier attempt's record must not be taken for this one's. The KubeRay launcher deletes it itself, and only
+    # when it makes a new RayJob: it may instead wait for one that an earlier process started.
+    storage.delete(run_records.uri_of(experiment, run_name, f"{stage}.json"))
+    if (address := os.environ.get("RAY_ADDRESS", "")).startswith("http"):
+        from ray_jobs.launch import job_api
+
+        return job_api.run_job(arguments, sent, address)
+    return local.run_job(arguments, variables)
 
 
-def _stored(experiment: Experiment) -> str:
+def _store(experiment: Experiment) -> str:
+    """Write the experiment to storage, unless it is there, and return its URI."""
     value = experiment.model_dump(mode="json")
     uri = storage.join(experiment.root, "experiments", f"{digest_of(value)[:16]}.json")
     if not storage.exists(uri):
@@ -104,8 +102,8 @@ def _stored(experiment: Experiment) -> str:
     return uri
 
 
-def _without_record(stage: str, status: int) -> str:
-    """Say how a job ended that could not say so itself."""
+def _explain_missing_record(stage: str, status: int) -> str:
+    """Say how a job ended that left no record."""
     if status >= 0:
         return f"the {stage} job ended with status {status} and left no record; its last output is in the log"
     try:
@@ -114,19 +112,3 @@ def _without_record(stage: str, status: int) -> str:
         name = f"signal {-status}"
     why = " (by a person, or by the system where memory ran out)" if name == "SIGKILL" else ""
     return f"the {stage} job was killed by {name}{why}: run again, and it goes on after what is complete"
-
-
-@contextmanager
-def _ended_with_us(process: "subprocess.Popen[bytes]") -> Iterator["subprocess.Popen[bytes]"]:
-    """A cancelled run sends SIGTERM to the component: the job must not outlive it."""
-    try:
-        with cancelled_with_us(process.terminate):
-            yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(timeout=_GRACE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()

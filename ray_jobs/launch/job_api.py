@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray_jobs.launch.cancel import cancelled_with_us
+from wukong.cancel import end_on_signal
 from wukong.errors import WukongError
 
 _SECONDS = 30.0  # for one request
@@ -65,7 +65,7 @@ def run_job(
         log.warning("cancelled: stopping Ray job %s", job)
         head.stop(job)
 
-    with cancelled_with_us(stop):
+    with end_on_signal(stop):
         status, message = head.follow(job)
     if status == "SUCCEEDED":
         return 0

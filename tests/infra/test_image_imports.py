@@ -18,20 +18,22 @@ PACKAGES = {"wukong", "components", "ray_jobs", "pipelines", "cli", "infra"}
 JOBS = (REPOSITORY / "ray_jobs").glob("[a-z]*.py")
 STARTS = {
     "data": sorted(f"components.{path.stem}" for path in (REPOSITORY / "components").glob("[a-z]*.py")),
-    "ray": ["ray_jobs.__main__", *sorted(f"ray_jobs.{path.stem}" for path in JOBS if path.stem != "kuberay")],
+    "ray": ["ray_jobs.__main__", *sorted(f"ray_jobs.{path.stem}" for path in JOBS)],
 }
 # What is imported only by a use that the image does not have.
 ALLOWED = {
     # Loading a model: `wukong.load` does, and an MLflow model when it is loaded, not when it is saved.
-    *((loader, f"wukong.model.{name}") for loader in ("wukong", "wukong.model.pyfunc") for name in ("saved_model", "dual")),
+    *(
+        (loader, f"wukong.model.{name}")
+        for loader in ("wukong", "wukong.model.pyfunc")
+        for name in ("saved_model", "dual")
+    ),
     # Building a model to see whether it can be built: the command line does.
     *(("wukong.preflight", f"wukong.model.{name}") for name in ("dual", "image_encoder", "weights")),
     *(("wukong.preflight", name) for name in ("huggingface_hub", "timm", "torch", "wukong.data.tokenizer")),
     # Counting captions in tokens: the filter job does.
     ("wukong.curate.rules.length", "tokenizers"),
     ("wukong.curate.rules.length", "wukong.data.tokenizer"),
-    # A launcher on a cluster.
-    ("ray_jobs.launch", "ray_jobs.launch.kuberay"),
     # Where CUDA's builds of torch have brought triton.
     ("wukong.model.similarity", "wukong.model.token_triton"),
 }
@@ -108,5 +110,5 @@ def test_an_image_holds_what_its_code_imports(image: str) -> None:
 
 
 def test_the_search_finds_what_functions_import() -> None:
-    assert "kubernetes" in foreign(["ray_jobs.launch.kuberay"])
+    assert "kubernetes" in foreign(["ray_jobs.launch"])
     assert "torch" in foreign(["wukong.model.saved_model"])

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ray_jobs.launch import kuberay
+from ray_jobs.launch.kuberay.manifest import job_name, make_ray_job
+from ray_jobs.launch.kuberay.settings import Settings
 from wukong import config
 
 FOLDER = Path(__file__).parents[2] / "k8s"
@@ -121,14 +122,15 @@ def ray_jobs(manifests: Installation) -> dict[str, Manifest]:
     """The RayJob of each stage, as the launcher makes it; training stages with a GPU for each worker."""
     data = named(manifests, "ConfigMap")["ray-job"]["data"]
     template = yaml.safe_load(data["template.yaml"])
-    settings = kuberay.Settings.model_validate(yaml.safe_load(data["settings.yaml"]))
+    settings = Settings.model_validate(yaml.safe_load(data["settings.yaml"]))
     with_gpus = {"workers": 2, "gpus_per_worker": 1}
     crawl = {"queries": "s3://wukong/queries.txt", "endpoint": "https://search.invalid"}
     experiment = config.parse({"name": "demo", "crawl": crawl, "pretrain": with_gpus, "finetune": with_gpus})
     made = {}
     for stage in STAGES:
-        body = kuberay.render(template, settings, experiment, stage, ["python", "-m", "ray_jobs", stage], {"A": "b"})
-        body["metadata"] |= {"name": kuberay.job_name(experiment, "nightly", stage, 1), "namespace": "wukong"}
+        entrypoint = ["python", "-m", "ray_jobs", stage]
+        body = make_ray_job(template, settings, experiment, "nightly", stage, entrypoint, {"A": "b"})
+        body["metadata"] |= {"name": job_name(experiment, "nightly", stage, 1), "namespace": "wukong"}
         made[stage] = body
     return made
 

@@ -1,4 +1,4 @@
-"""How what belongs to a run ends with it: by a signal, in order and once, or because the run's own process is gone."""
+"""End a process together with the run it belongs to: when it gets a signal, or when the run's own process is gone."""
 
 import logging
 import os
@@ -11,28 +11,35 @@ from pathlib import Path
 from types import FrameType
 
 ENDS_WITH = "WUKONG_ENDS_WITH"
-"""Names the process without which this one must not go on: a run on one machine, or a job's component."""
+"""Environment variable: the number of the process that this one must not outlive. A run on one machine sets it for its
+components, a component for its job."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""What cancels: the first is sent to a component and to a job, the second comes from a terminal to all of them."""
+"""Signals that cancel. A component and a job get SIGTERM; a terminal sends SIGINT to all processes of a run."""
 
-_LOOK_SECONDS = 0.5
-_ORDER_SECONDS = 9.0  # for an end in order, after which there is another end
+_POLL_SECONDS = 0.5
+_GRACE_SECONDS = 9.0  # between SIGTERM and SIGKILL, when the watched process is gone
 
 log = logging.getLogger(__name__)
 
 
 class _Cancelled:
-    """Whether this process is being cancelled: a second signal must not interrupt what ends it in order."""
+    """Whether this process is being cancelled: a second signal must not interrupt the cleaning up."""
 
     already = False
 
 
 @contextmanager
-def cancelled_with_us(stop: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """End the block by SystemExit at the first SIGTERM or interrupt, and call ``stop`` then; later ones are ignored.
+def end_on_signal(stop: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """End the block by SystemExit at the first SIGTERM or interrupt, after a call of ``stop``; ignore later signals.
 
-    Elsewhere than in the main thread, which alone gets signals, the block runs as it is.
+    Only the main thread gets signals. In another thread the block runs without this.
+
+    Args:
+        stop: ends what the block started.
+
+    Raises:
+        SystemExit: this process got a signal; the exit status is 128 plus the signal's number.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -55,9 +62,10 @@ def cancelled_with_us(stop: Callable[[], None] = lambda: None) -> Iterator[None]
 
 
 def end_with_parent() -> None:
-    """Watch the process that ``WUKONG_ENDS_WITH`` names, if it names one, and end this one when it is gone.
+    """Watch the process that ``WUKONG_ENDS_WITH`` names, in a thread, and end this process when that one is gone.
 
-    A process that is killed ends nothing it started. What it left would go on writing, beside the next run.
+    A process that is killed cannot end the processes it started. They would go on writing beside the next run's.
+    Without the variable nothing is watched.
     """
     named = os.environ.get(ENDS_WITH, "")
     if named.isdigit():
@@ -65,16 +73,16 @@ def end_with_parent() -> None:
 
 
 def _end_after(process: int) -> None:
-    while lives(process):
-        time.sleep(_LOOK_SECONDS)
+    while is_running(process):
+        time.sleep(_POLL_SECONDS)
     log.error("process %d, to which this one belongs, is gone: ending", process)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_ORDER_SECONDS)
+    time.sleep(_GRACE_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def lives(process: int) -> bool:
-    """Whether a process is there and has not ended; one whose parent has yet to notice its end has ended."""
+def is_running(process: int) -> bool:
+    """Whether a process exists and has not ended. One that ended and was not waited for (a zombie) has ended."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -84,5 +92,5 @@ def lives(process: int) -> bool:
     try:
         fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
     except OSError:
-        return True  # a system without /proc, or it has ended between the two looks: the next look tells
+        return True  # a system without /proc, or the process ended after os.kill: the next call returns False
     return fields[:1] not in (["Z"], ["X"])

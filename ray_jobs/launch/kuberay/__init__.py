@@ -1,0 +1,15 @@
+"""Run a stage as a RayJob of the KubeRay operator, and wait for it.
+
+- ``settings``: reads the ConfigMap in which the cluster's operator says what stages may use.
+- ``manifest``: makes the RayJob of a stage.
+- ``status``: reads from a RayJob's status and pods how it ended or why it waits.
+- ``client``: calls of the Kubernetes API.
+- ``logs``: follows the job's log.
+- ``job``: puts these together.
+"""
+
+from ray_jobs.launch.kuberay.client import Timing
+from ray_jobs.launch.kuberay.errors import RayJobError
+from ray_jobs.launch.kuberay.job import end_run, run_job
+
+__all__ = ["RayJobError", "Timing", "end_run", "run_job"]

@@ -1,0 +1,137 @@
+"""Make the RayJob manifest of one stage."""
+
+import hashlib
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from ray_jobs.launch.kuberay.errors import RayJobError
+from ray_jobs.launch.kuberay.settings import CONFIG_MAP, GpuSettings, Settings, StageSettings
+from wukong import run_records
+from wukong.config import Experiment
+from wukong.errors import ConfigError
+
+MAX_NAME = 47
+"""Characters of a RayJob's name: KubeRay appends to it, and the result must fit a label."""
+
+
+def job_name(experiment: Experiment, run_name: str, stage: str, attempt: int) -> str:
+    """Name of the RayJob of one attempt: a DNS label of at most 47 characters, equal for equal arguments.
+
+    The run's name is cut to fit. A digest of the URI of the run's records keeps apart runs whose cut names are equal.
+    """
+    digest = hashlib.sha256(run_records.uri_of(experiment, run_name, stage).encode()).hexdigest()[:8]
+    ending = f"-{stage}-{digest}-{attempt}"
+    slug = re.sub(r"[^a-z0-9]+", "-", run_name.lower()).strip("-")
+    if not slug[:1].isalpha():
+        slug = f"run-{slug}"
+    return slug[: MAX_NAME - len(ending)].rstrip("-") + ending
+
+
+def run_label(run_name: str) -> str:
+    """Value of the label ``wukong/run``: at most 63 characters, beginning and ending with a letter or digit."""
+    return run_name[:63].rstrip("._-")
+
+
+def make_ray_job(
+    template: Mapping[str, Any],
+    settings: Settings,
+    experiment: Experiment,
+    run_name: str,
+    stage: str,
+    entrypoint: Sequence[str],
+    environment: Mapping[str, str],
+) -> dict[str, Any]:
+    """Make the RayJob of a stage from the cluster's template. The caller adds name, namespace and owner.
+
+    Args:
+        template: a RayJob manifest with a head and one group of workers.
+        settings: what stages may use on this cluster.
+        experiment: the experiment; it decides how many workers a training stage has, and how many GPUs each.
+        run_name: name of the pipeline run.
+        stage: name of the stage.
+        entrypoint: the command that the head runs.
+        environment: variables of every Ray container, in addition to the template's.
+
+    Raises:
+        ConfigError: the template is no RayJob with a head and one group of workers.
+        RayJobError: a shell would change an argument of the entrypoint.
+    """
+    unsafe = [argument for argument in entrypoint if shlex.quote(argument) != argument]
+    if unsafe:
+        raise RayJobError(
+            f"{unsafe[0]!r} cannot be part of a RayJob's command: use letters, digits and ./:_- in names and URIs",
+            "InvalidArgument",
+        )
+    body: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(template)))
+    try:
+        cluster = body["spec"]["rayClusterSpec"]
+        head = cluster["headGroupSpec"]
+        (workers,) = cluster["workerGroupSpecs"]
+        pods = [head["template"], workers["template"]]
+        containers = [pod["spec"]["containers"][0] for pod in pods]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"template.yaml of the ConfigMap {CONFIG_MAP} must be a RayJob with a head and one group of workers: "
+            f"{error!r}"
+        ) from error
+    of_stage = settings.stages.get(stage, StageSettings())
+    count, gpus = _workers_and_gpus(stage, of_stage, experiment)
+    spec = body["spec"]
+    spec["entrypoint"] = shlex.join(entrypoint)
+    spec["backoffLimit"] = settings.retries
+    spec["preRunningDeadlineSeconds"] = settings.pre_running_deadline_seconds
+    spec["activeDeadlineSeconds"] = of_stage.active_deadline_seconds or settings.active_deadline_seconds
+    spec["shutdownAfterJobFinishes"] = True
+    spec["ttlSecondsAfterFinished"] = settings.ttl_seconds
+    workers |= {"replicas": count, "minReplicas": count, "maxReplicas": count}
+    image = (settings.gpu.image if gpus else None) or settings.image
+    submitter = spec.get("submitterPodTemplate")
+    for pod in [*pods, *([submitter] if submitter else [])]:
+        _labels(pod)["wukong/stage"] = stage
+        if image:
+            pod["spec"]["containers"][0]["image"] = image
+    for container in containers:
+        container.setdefault("env", []).extend({"name": name, "value": value} for name, value in environment.items())
+    _set_resources(workers["template"]["spec"], of_stage, settings.gpu, gpus)
+    _labels(body).update({"app.kubernetes.io/name": "wukong", "wukong/stage": stage, "wukong/run": run_label(run_name)})
+    body["metadata"].setdefault("annotations", {}).update(
+        {"wukong/run": run_name, "wukong/experiment": experiment.name}
+    )
+    if settings.queue:
+        _labels(body)["kueue.x-k8s.io/queue-name"] = settings.queue
+        spec["suspend"] = True
+    return body
+
+
+def _workers_and_gpus(stage: str, settings: StageSettings, experiment: Experiment) -> tuple[int, int]:
+    """How many workers a stage has, and how many GPUs each: the experiment decides both for a training stage."""
+    if stage in ("pretrain", "finetune"):
+        training = experiment.pretrain if stage == "pretrain" else experiment.finetune
+        return training.workers, training.gpus_per_worker
+    return settings.workers, 0
+
+
+def _labels(manifest: dict[str, Any]) -> dict[str, str]:
+    labels: dict[str, str] = manifest.setdefault("metadata", {}).setdefault("labels", {})
+    return labels
+
+
+def _set_resources(pod: dict[str, Any], stage: StageSettings, gpu: GpuSettings, gpus: int) -> None:
+    """Give a worker's pod the stage's resources; requests equal limits, so that Ray is not evicted or throttled."""
+    size = {"cpu": str(stage.cpus), "memory": stage.memory} | ({gpu.resource: str(gpus)} if gpus else {})
+    pod["containers"][0]["resources"] = {"requests": dict(size), "limits": dict(size)}
+    for volume in pod.get("volumes", []):
+        if volume["name"] == "shared-memory":
+            volume["emptyDir"] = {"medium": "Memory", "sizeLimit": stage.shared_memory}
+    selector = {**pod.get("nodeSelector", {}), **stage.node_selector, **(gpu.node_selector if gpus else {})}
+    tolerations = [*pod.get("tolerations", []), *stage.tolerations, *(gpu.tolerations if gpus else ())]
+    if selector:
+        pod["nodeSelector"] = selector
+    if tolerations:
+        pod["tolerations"] = [dict(toleration) for toleration in tolerations]
+    if gpus and gpu.runtime_class:
+        pod["runtimeClassName"] = gpu.runtime_class

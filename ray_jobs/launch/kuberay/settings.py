@@ -1,0 +1,106 @@
+"""What stages may use on a cluster: the ConfigMap ``ray-job`` of the namespace in which RayJobs are made.
+
+Its ``template.yaml`` is a RayJob manifest, its ``settings.yaml`` is described here by ``Settings``. Both belong to the
+cluster, not to an experiment: the same experiment makes the same data on every cluster.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from wukong.config import Positive, Strict
+from wukong.errors import ConfigError
+
+CONFIG_MAP = "ray-job"
+
+
+class StageSettings(Strict):
+    """Resources of one stage's Ray workers.
+
+    Attributes:
+        workers: number of worker pods. For a training stage the experiment's ``workers`` decides instead.
+        cpus: cores of each worker.
+        memory: of each worker, as a Kubernetes quantity.
+        shared_memory: size of each worker's ``/dev/shm``, where Ray keeps its objects; it counts as ``memory``.
+        node_selector: labels that the workers' nodes must have, in addition to the template's.
+        tolerations: taints that the workers tolerate, in addition to the template's.
+        active_deadline_seconds: for the whole job; None leaves that of ``Settings``.
+    """
+
+    workers: Positive = 1
+    cpus: Positive = 1
+    memory: str = "2Gi"
+    shared_memory: str = "1Gi"
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: tuple[dict[str, Any], ...] = ()
+    active_deadline_seconds: Positive | None = None
+
+
+class GpuSettings(Strict):
+    """What worker pods with GPUs get in addition.
+
+    Attributes:
+        resource: name of the GPU resource.
+        image: of every Ray pod of the job; None leaves that of ``Settings``.
+        runtime_class: of the workers, where the cluster needs one for GPUs.
+        node_selector: labels that the workers' nodes must have.
+        tolerations: taints that the workers tolerate.
+    """
+
+    resource: str = "nvidia.com/gpu"
+    image: str | None = None
+    runtime_class: str | None = None
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: tuple[dict[str, Any], ...] = ({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},)
+
+
+class Settings(Strict):
+    """The content of ``settings.yaml``.
+
+    Attributes:
+        image: of every Ray pod; None leaves the template's.
+        queue: Kueue's LocalQueue; the job is then created suspended, and Kueue starts it.
+        retries: how often KubeRay starts a failed job again, each time on a new Ray cluster.
+        pre_running_deadline_seconds: for nodes, images and pods to be ready.
+        active_deadline_seconds: for the whole job; a stage may have its own.
+        ttl_seconds: how long the Ray cluster stays after the job has ended, so that a person can look at it.
+        stages: by stage name.
+        gpu: for pods with GPUs.
+    """
+
+    image: str | None = None
+    queue: str | None = None
+    retries: int = Field(0, ge=0)
+    pre_running_deadline_seconds: Positive = 1800
+    active_deadline_seconds: Positive = 86_400
+    ttl_seconds: int = Field(60, ge=0)
+    stages: dict[str, StageSettings] = Field(default_factory=dict)
+    gpu: GpuSettings = GpuSettings()
+
+
+def parse(data: Mapping[str, str], namespace: str) -> tuple[dict[str, Any], Settings]:
+    """Read the ConfigMap's data.
+
+    Args:
+        data: the ConfigMap's ``data``.
+        namespace: of the ConfigMap, for messages.
+
+    Returns:
+        The template and the settings.
+
+    Raises:
+        ConfigError: the template is missing, or one of the two is not valid; the message says which.
+    """
+    where = f"of the ConfigMap {namespace}/{CONFIG_MAP}"
+    if "template.yaml" not in data:
+        raise ConfigError(f"there is no template.yaml {where}; `kubectl apply -f k8s/` brings it")
+    try:
+        template = yaml.safe_load(data["template.yaml"])
+        settings = Settings.model_validate(yaml.safe_load(data.get("settings.yaml", "")) or {})
+    except yaml.YAMLError as error:
+        raise ConfigError(f"template.yaml or settings.yaml {where} is not valid YAML: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(f"settings.yaml {where} is not valid: {error}") from error
+    return template, settings

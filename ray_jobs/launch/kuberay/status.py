@@ -1,0 +1,71 @@
+"""Read a RayJob's status and pods: whether it has ended, how, and what it waits for."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Verdict:
+    """How a RayJob ended."""
+
+    succeeded: bool
+    reason: str = ""
+    message: str = ""
+
+
+def verdict(status: Mapping[str, Any]) -> Verdict | None:
+    """Read from a RayJob's ``status`` how it ended; None while it has not ended.
+
+    A failed ``jobStatus`` is not the end, since KubeRay may start the job again; ``jobDeploymentStatus``
+    says whether it does.
+    """
+    deployment, job = status.get("jobDeploymentStatus", ""), status.get("jobStatus", "")
+    if job == "SUCCEEDED":
+        return Verdict(succeeded=True)
+    if deployment in ("Failed", "ValidationFailed"):
+        return Verdict(succeeded=False, reason=status.get("reason") or deployment, message=status.get("message", ""))
+    if deployment == "Complete":
+        return Verdict(succeeded=False, reason=status.get("reason") or job, message=status.get("message", ""))
+    return None
+
+
+def describe(status: Mapping[str, Any]) -> str:
+    """State of a job that has not ended, for the log."""
+    state = status.get("jobDeploymentStatus") or "New"
+    return f"{state}, Ray job {job}" if (job := status.get("jobStatus")) else state
+
+
+def pod_problems(pods: Iterable[Any]) -> list[str]:
+    """Why pods do not run, a line each: not schedulable, image not found, killed for memory, and so on.
+
+    Args:
+        pods: ``V1Pod`` objects of the Kubernetes client.
+    """
+    problems = []
+    for pod in pods:
+        for condition in pod.status.conditions or []:
+            if condition.type == "PodScheduled" and condition.status == "False":
+                problems.append(f"{pod.metadata.name}: {condition.reason}: {condition.message}")
+        for container in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:
+            state = container.state
+            ended = state.terminated or (container.last_state and container.last_state.terminated)
+            if state.waiting and state.waiting.reason not in ("PodInitializing", "ContainerCreating"):
+                message = f": {state.waiting.message}" if state.waiting.message else ""
+                problems.append(f"{pod.metadata.name}/{container.name}: {state.waiting.reason}{message}")
+            if ended and ended.exit_code:
+                problems.append(
+                    f"{pod.metadata.name}/{container.name}: {ended.reason}, exit status {ended.exit_code}"
+                    + (" (give the stage more memory)" if ended.reason == "OOMKilled" else "")
+                )
+    return problems
+
+
+def explain_failure(job: str, ended: Verdict, problems: Sequence[str], log_end: Sequence[str]) -> str:
+    """The message for a failed RayJob: KubeRay's reason, the pods' problems, and the last lines of the log."""
+    parts = [f"RayJob {job} failed: {ended.reason}" + (f": {ended.message}" if ended.message else "")]
+    if problems:
+        parts.append("Its pods say:\n" + "\n".join(f"  {line}" for line in problems))
+    if log_end:
+        parts.append("The end of its log:\n" + "\n".join(f"  {line}" for line in log_end))
+    return "\n".join(parts)

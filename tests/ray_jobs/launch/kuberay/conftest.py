@@ -1,0 +1,27 @@
+"""A Kubernetes API on loopback with this project's installation, and an experiment."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import api_server
+import pytest
+from api_server import ApiServer
+from played_ray_job import REPOSITORY, experiment_at, installed_config_map, read_documents
+
+from wukong import config, storage
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    with api_server.running() as api:
+        api.config_maps["ray-job"] = installed_config_map()
+        access = read_documents(REPOSITORY / "k8s" / "base" / "access.yaml")
+        api.rules = {"wukong": next(d["rules"] for d in access if d["kind"] == "Role")}
+        path = api.kubeconfig(tmp_path / "kubeconfig")
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+        yield api
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> config.Experiment:
+    return experiment_at(storage.from_path(tmp_path))

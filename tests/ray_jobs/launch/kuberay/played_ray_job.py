@@ -1,0 +1,92 @@
+"""A played RayJob: the statuses that KubeRay 1.7 writes, and the launcher run against them."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from api_server import ApiServer
+
+from ray_jobs.launch.kuberay import Timing, run_job
+from wukong import config
+
+REPOSITORY = Path(__file__).parents[4]
+FAST = Timing(watch=5, poll=0.05, patience=10.0, heartbeat=0.1, drain=5.0)
+
+# What the operator writes, step by step (ray-operator/controllers/ray/rayjob_controller.go).
+NEW = {
+    "jobDeploymentStatus": "Initializing",
+    "jobId": "job-x7k2p",
+    "jobStatus": "",
+    "rayClusterName": "job-q8z4d",
+    "startTime": "2026-01-01T00:00:00Z",
+    "failed": 0,
+    "succeeded": 0,
+}
+SUBMITTED = {"jobDeploymentStatus": "Running", "dashboardURL": "job-q8z4d-head-svc.wukong.svc.cluster.local:8265"}
+PENDING = SUBMITTED | {"jobStatus": "PENDING"}
+RUNNING = SUBMITTED | {"jobStatus": "RUNNING", "rayJobInfo": {"startTime": "2026-01-01T00:00:30Z"}}
+ENDED = {"endTime": "2026-01-01T00:01:00Z"}
+SUCCEEDED = ENDED | {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED", "succeeded": 1}
+FAILED = ENDED | {
+    "jobDeploymentStatus": "Failed",
+    "jobStatus": "FAILED",
+    "failed": 1,
+    "reason": "AppFailed",
+    "message": "Job entrypoint command failed with exit code 1, last available logs: ...",
+}
+STOPPED = ENDED | {
+    "jobDeploymentStatus": "Complete",
+    "jobStatus": "STOPPED",
+    "message": "Job was intentionally stopped.",
+}
+VALIDATION = {
+    "jobDeploymentStatus": "ValidationFailed",
+    "reason": "ValidationFailed",
+    "message": "The RayJob spec is invalid: headGroupSpec should have at least one container",
+}
+PRE_DEADLINE = ENDED | {
+    "jobDeploymentStatus": "Failed",
+    "failed": 1,
+    "reason": "PreRunningDeadlineExceeded",
+    "message": "The RayJob has passed the preRunningDeadlineSeconds. PreRunningDeadlineSeconds: 1800",
+}
+DEADLINE = ENDED | {
+    "jobDeploymentStatus": "Failed",
+    "failed": 1,
+    "reason": "DeadlineExceeded",
+    "message": "The RayJob has passed the activeDeadlineSeconds. ActiveDeadlineSeconds: 86400",
+}
+SUBMISSION = ENDED | {
+    "jobDeploymentStatus": "Failed",
+    "failed": 1,
+    "reason": "SubmissionFailed",
+    "message": "Job submission has failed. Reason: BackoffLimitExceeded.",
+}
+RETRYING = {"jobDeploymentStatus": "Retrying", "jobStatus": "FAILED", "failed": 1, "reason": "AppFailed"}
+SUSPENDED = {"jobDeploymentStatus": "Suspended", "jobStatus": ""}
+
+
+def read_documents(path: Path) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all(path.read_text(encoding="utf-8")) if document]
+
+
+def installed_config_map() -> dict[str, str]:
+    """The ConfigMap that the installation brings."""
+    found = [d for d in read_documents(REPOSITORY / "k8s" / "base" / "ray.yaml") if d["metadata"]["name"] == "ray-job"]
+    data: dict[str, str] = found[0]["data"]
+    return data
+
+
+def experiment_at(root: str, **sections: Any) -> config.Experiment:
+    crawl = {"queries": f"{root}/queries.txt", "endpoint": "http://site.invalid/search"}
+    return config.parse({"name": "demo", "storage": root, "crawl": crawl, **sections})
+
+
+def run(experiment: config.Experiment, stage: str = "filter", name: str = "Nightly_7", **environment: str) -> None:
+    arguments = [stage, "--experiment", "s3://wukong/demo/experiments/1.json", "--run", name]
+    run_job(stage, experiment, name, arguments, environment, "wukong", FAST)
+
+
+def only_job(server: ApiServer) -> dict[str, Any]:
+    (job,) = server.jobs.values()
+    return job

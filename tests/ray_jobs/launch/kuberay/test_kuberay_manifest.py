@@ -1,0 +1,63 @@
+"""The RayJob that is made of a stage."""
+
+import re
+from pathlib import Path
+
+import crd
+import pytest
+import yaml
+from api_server import ApiServer
+from hypothesis import given
+from hypothesis import strategies as st
+from played_ray_job import FAST, experiment_at, installed_config_map
+
+from ray_jobs.launch.kuberay import RayJobError, run_job
+from ray_jobs.launch.kuberay.manifest import job_name, make_ray_job
+from ray_jobs.launch.kuberay.settings import Settings
+from wukong import config, run_records, storage
+
+
+def test_a_name_that_a_shell_would_change_is_refused(server: ApiServer, experiment: config.Experiment) -> None:
+    with pytest.raises(RayJobError, match="cannot be part"):
+        run_job("filter", experiment, "r", ["filter", "--experiment", "s3://b/$(x)"], {}, "wukong", FAST)
+    assert not server.jobs
+
+
+def test_training_gets_the_experiments_workers_and_gpus(experiment: config.Experiment, tmp_path: Path) -> None:
+    with_gpus = experiment_at(storage.from_path(tmp_path), pretrain={"workers": 4, "gpus_per_worker": 2})
+    data = installed_config_map()
+    template, settings = yaml.safe_load(data["template.yaml"]), yaml.safe_load(data["settings.yaml"])
+    settings["gpu"] |= {"node_selector": {"pool": "gpu"}, "runtime_class": "nvidia"}
+    parsed = Settings.model_validate(settings)
+    body = make_ray_job(template, parsed, with_gpus, "r", "pretrain", ["python"], {})
+    assert crd.errors(body) == []
+    (group,) = body["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (4, 4, 4)
+    pod = group["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    assert pod["containers"][0]["image"].endswith("-cuda")
+    assert pod["nodeSelector"] == {"pool": "gpu"}
+    assert pod["runtimeClassName"] == "nvidia"
+    assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod["tolerations"]
+    head = body["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert "nvidia.com/gpu" not in str(head["containers"][0]["resources"])
+    on_cpus = make_ray_job(template, parsed, experiment, "r", "pretrain", ["python"], {})
+    assert "nvidia.com/gpu" not in str(on_cpus["spec"]["rayClusterSpec"]["workerGroupSpecs"])
+
+
+names = st.from_regex(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}", fullmatch=True)
+
+
+@given(name=names, stage=st.sampled_from(run_records.STAGES), attempt=st.integers(1, 99))
+def test_names_are_dns_labels_of_at_most_47_characters(name: str, stage: str, attempt: int) -> None:
+    made = job_name(experiment_at("s3://bucket"), name, stage, attempt)
+    assert len(made) <= 47
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", made)
+    assert made == job_name(experiment_at("s3://bucket"), name, stage, attempt)
+
+
+@given(first=names, second=names)
+def test_runs_never_share_a_name(first: str, second: str) -> None:
+    experiment = experiment_at("s3://bucket")
+    made = {job_name(experiment, name, "filter", 1) for name in (first, second)}
+    assert len(made) == len({first, second})
