@@ -14,7 +14,7 @@ from rich.table import Table
 from cli import own_data
 from ray_jobs import plan
 from ray_jobs.plan import Planned
-from wukong import estimate, preflight, run_records, storage
+from wukong import estimate, preflight, run_records, stages, storage
 from wukong.config import Experiment
 from wukong.errors import ConfigError
 from wukong.preflight import Machine, Size
@@ -80,7 +80,7 @@ def look(experiment: Experiment, home: Path, size: Size, urls: int | None = None
     low = _pictures(experiment)[0] if urls is None else urls
     machine = Machine.here(_disk(experiment, home))
     planned = plan.of_run(experiment, low, size, machine.cores)
-    trains = any(entry.finished is None for entry in planned if entry.stage in ("pretrain", "finetune"))
+    trains = any(entry.finished is None for entry in planned if entry.stage in stages.TRAININGS)
     needed = sum(int(entry.estimate.bytes) for entry in planned)
     if "AWS_ENDPOINT_URL_S3" in os.environ and "127.0.0.1" not in os.environ["AWS_ENDPOINT_URL_S3"]:
         needed = 0  # how much another store holds cannot be asked

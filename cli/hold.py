@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from pydantic import ValidationError
 
-from wukong import config, run_records, tracking
+from wukong import config, run_records, stages, tracking
 from wukong.config import Experiment
 from wukong.errors import ConfigError
 
@@ -90,8 +90,7 @@ def explain(each: Killed) -> str:
 def outlook(experiment: Experiment, run: str) -> str:
     """Say what a run that did not come to its end leaves for the next one."""
     done = [record.stage for record in run_records.read_all(experiment, run) if record.state == "succeeded"]
-    order = [stage for stage in run_records.STAGES if stage != "release"]
-    stage = next((stage for stage in order if stage not in done), order[-1])
+    stage = next((stage for stage in stages.WHOLE_RUN if stage not in done), stages.WHOLE_RUN[-1])
     kept = f"Finished and kept: {', '.join(done)}. " if done else ""
     return f"{kept}A run with the same config reuses what is finished, and goes on with {stage} where it stopped."
 

@@ -161,7 +161,7 @@ def up() -> None:
     """Start the embedded stack on loopback: object store, MLflow, Ray. What runs already is left alone."""
     from infra import stack
 
-    summary.print_stack(stack.up(stack.home()).status())
+    summary.print_stack(stack.status(stack.up(stack.home()).home))
 
 
 @app.command()

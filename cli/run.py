@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -20,15 +21,14 @@ from rich.spinner import Spinner
 from rich.table import Table
 
 from cli import begin, hold, own_data, summary
-from wukong import progress, run_records, storage, tracking
+from wukong import events, run_records, storage, tracking
 from wukong.cancel import end_on_signal
 from wukong.config import Experiment
 from wukong.errors import ConfigError, WukongError
+from wukong.events import Advanced, Begun, Ended, Reader
 
-_TASK_BEGINS = re.compile(r"Executing task .*?'([\w-]+)'")
-_TASK_ENDS = re.compile(r"Task .*?'([\w-]+)'.*? finished with status .*?(\w+)\b")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_TASKS = {"crawl": "crawl", "filter-pairs": "filter"}  # KFP names tasks after functions
+_LOOK_SECONDS = 0.2  # between two looks at the events
 
 
 class RunError(WukongError):
@@ -102,12 +102,14 @@ def run_local(
             console.print(f"[yellow]note:[/] {escape(hold.explain(each))}", soft_wrap=True)
         folder = ends.enter_context(hold.hold(home, run, experiment))
         ends.callback(shutil.rmtree, folder / "kfp", ignore_errors=True)
+        # In the folder that KFP mounts into each component's container, at the same path.
+        reader = ends.enter_context(events.received(folder / "kfp" / "events.jsonl"))
         variables = None
         if containers:
-            head = ends.enter_context(docker.ray_head(environment, folder))
-            variables = environment | {"RAY_ADDRESS": head}
+            head = ends.enter_context(docker.ray_head(environment, folder, reader.path.parent))
+            variables = environment | {"RAY_ADDRESS": head, events.VARIABLE: str(reader.path)}
         log = ends.enter_context((folder / "log.txt").open("a", encoding="utf-8"))
-        watch = ends.enter_context(_Watch(console, log.write).shown())
+        watch = ends.enter_context(_Watch(console, log.write, reader).shown())
         prepared = time.monotonic()
         _run_pipeline(experiment, run, folder, watch, variables)
         ended = time.monotonic()
@@ -159,6 +161,7 @@ def _run_pipeline(
         raise SystemExit(128 + interrupted.number) from interrupted
     except local.PipelineError as error:
         tracking.end(experiment, run, "FAILED")  # what a component that was killed could not end itself
+        watch.catch_up()
         failed = [record for record in run_records.read_all(experiment, run) if record.state == "failed"]
         where = f"The whole log: {folder / 'log.txt'}"
         if failed:
@@ -171,48 +174,69 @@ def _run_pipeline(
 
 
 class _Watch:
-    """Turns the lines of a run into a table of stages, or on a plain terminal into fewer lines."""
+    """Shows a run as a table of stages, or on a plain terminal as a line for each event.
 
-    def __init__(self, console: Console, log: Callable[[str], object]) -> None:
+    The run's events say what has happened. The output goes into the log; its last lines are kept for a component that
+    dies before it can write why.
+    """
+
+    def __init__(self, console: Console, log: Callable[[str], object], reader: Reader) -> None:
         self._console = console
         self._log = log
+        self._reader = reader
+        self._turn = threading.Lock()
         self._done: list[tuple[str, str, float]] = []
         self._began = time.monotonic()
-        self._step: tuple[str, int, int, str] | None = None
+        self._step: Advanced | None = None
         self._live: Live | None = None
         self.current = ""
         self.tail: deque[str] = deque(maxlen=30)
 
     @contextmanager
     def shown(self) -> Iterator["_Watch"]:
-        """Draw the table while the block runs, where the terminal can."""
-        if not self._console.is_terminal:
-            yield self
-            return
-        with Live(self, console=self._console, refresh_per_second=8, transient=True) as self._live:
+        """Follow the events while the block runs, and draw the table where the terminal can."""
+        over = threading.Event()
+        follower = threading.Thread(target=self._follow, args=(over,), name="follows-events", daemon=True)
+        with ExitStack() as ends:
+            if self._console.is_terminal:
+                self._live = ends.enter_context(Live(self, console=self._console, refresh_per_second=8, transient=True))
+            follower.start()
+            ends.callback(follower.join)
+            ends.callback(over.set)
             yield self
 
     def line(self, text: str) -> None:
         """Take one line of output."""
         self._log(text + "\n")
-        plain = _ANSI.sub("", text).strip()
-        if not plain:
-            return
-        self.tail.append(plain)
-        if begins := _TASK_BEGINS.search(plain):
-            self.current = _TASKS.get(begins[1], begins[1])
-            self._began, self._step = time.monotonic(), None
-        elif ends := _TASK_ENDS.search(plain):
-            mark = "✓" if ends[2] == "SUCCESS" else "✗"
-            seconds = time.monotonic() - self._began
-            self._done.append((mark, self.current, seconds))
-            if self._live is None:
-                self._console.print(f"{mark} {self.current}  {seconds:.1f} s", highlight=False)
+        if plain := _ANSI.sub("", text).strip():
+            self.tail.append(plain)
+
+    def catch_up(self) -> None:
+        """Take all events that have been written."""
+        with self._turn:
+            for event in self._reader.new():
+                self._take(event)
+
+    def _follow(self, over: threading.Event) -> None:
+        while not over.wait(_LOOK_SECONDS):
+            self.catch_up()
+        self.catch_up()
+
+    def _take(self, event: Begun | Ended | Advanced) -> None:
+        if isinstance(event, Begun):
+            self.current, self._began, self._step = event.stage, time.monotonic(), None
+        elif isinstance(event, Ended):
+            mark = "✓" if event.state == "succeeded" else "✗"
+            self._done.append((mark, event.stage, event.seconds))
+            self._print(f"{mark} {event.stage}  {event.seconds:.1f} s")
             self.current = ""
-        elif step := progress.parse(plain):
-            self._step = step
-            if self._live is None:
-                self._console.print(f"  {plain.rsplit(' | ', 1)[-1]}", highlight=False, soft_wrap=True)
+        else:
+            self._step = event
+            self._print(f"  {event.sentence()}")
+
+    def _print(self, text: str) -> None:
+        if self._live is None:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def __rich__(self) -> Table:
         table = Table.grid(padding=(0, 1))
@@ -222,10 +246,10 @@ class _Watch:
             seconds = time.monotonic() - self._began
             row: list[RenderableType] = [Spinner("dots"), self.current, f"{seconds:6.1f} s"]
             if self._step is not None:
-                what, done, total, unit = self._step
-                bar = Table.grid(padding=(0, 1))
+                step, bar = self._step, Table.grid(padding=(0, 1))
                 bar.add_row(
-                    ProgressBar(total=max(total, 1), completed=done, width=30), f"{what}: {done:,}/{total:,} {unit}"
+                    ProgressBar(total=max(step.total, 1), completed=step.done, width=30),
+                    f"{step.what}: {step.done:,}/{step.total:,} {step.unit}",
                 )
                 row.append(bar)
             table.add_row(*row)

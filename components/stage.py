@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ray_jobs.launch import launch
-from wukong import cancel, config, manifest, run_records, storage, tracking
+from wukong import cancel, config, events, manifest, run_records, storage, tracking
 from wukong.config import Experiment
 from wukong.errors import WukongError
 from wukong.manifest import Manifest
@@ -39,7 +39,7 @@ def run_stage(
     """
     parsed = experiment_of(experiment)
     inputs = [load_artifact(path) for path in parents]
-    with cancellable(), tracking.stage_run(parsed, run, stage) as run_id:
+    with cancellable(), events.stage(stage), tracking.stage_run(parsed, run, stage) as run_id:
         uris = [*(f"{parent.uri}/manifest.json" for parent in inputs), *earlier]
         result = launch(stage, parsed, run, uris, {"MLFLOW_RUN_ID": run_id} if run_id else None)
         tracking.log_stage(run_id, result)
@@ -141,10 +141,11 @@ def cancellable() -> Iterator[None]:
 
 @contextmanager
 def recorded(experiment: Experiment, run: str, stage: str) -> Iterator[None]:
-    """Leave the record of a stage that has no job of its own."""
+    """Write the record of a stage that has no job of its own, and its events."""
     started = time.monotonic()
     try:
-        yield
+        with events.stage(stage):
+            yield
     except Exception as error:
         explained = isinstance(error, WukongError)
         record = run_records.Record(

@@ -51,12 +51,13 @@ def check_images(*images: str) -> None:
 
 
 @contextmanager
-def ray_head(environment: Mapping[str, str], folder: Path) -> Iterator[str]:
+def ray_head(environment: Mapping[str, str], folder: Path, shared: Path | None = None) -> Iterator[str]:
     """Run a Ray head with all cores of this machine while the block lasts.
 
     Args:
         environment: what its jobs need to use the stack, with Ray's token; holds credentials.
         folder: of the run; the container is labelled with it, so that ``down`` finds one whose run was killed.
+        shared: a folder of this machine that jobs find at the same path, for instance that of the run's events.
 
     Yields:
         The address of its dashboard and job API.
@@ -85,6 +86,9 @@ def ray_head(environment: Mapping[str, str], folder: Path) -> Iterator[str]:
     # Told of an address, `ray start` would think of another cluster; its metrics would listen on every address.
     variables = {key: value for key, value in environment.items() if key != "RAY_ADDRESS"}
     variables |= {"HOME": "/tmp", "RAY_enable_metrics_collection": "0"}  # noqa: S108 - the container's own
+    mounts = [Mount(target="/tmp", source=None, type="volume")]  # noqa: S108
+    if shared is not None:
+        mounts.append(Mount(target=str(shared), source=str(shared), type="bind"))
     container = _client().containers.run(
         RAY_IMAGE,
         command,
@@ -94,7 +98,7 @@ def ray_head(environment: Mapping[str, str], folder: Path) -> Iterator[str]:
         environment=variables,
         network_mode="host",
         read_only=True,
-        mounts=[Mount(target="/tmp", source=None, type="volume")],  # noqa: S108
+        mounts=mounts,
         shm_size=min(2**31, memory // 4),
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],

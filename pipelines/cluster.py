@@ -15,6 +15,7 @@ from kfp import dsl, kubernetes
 
 from components.configure import configure
 from components.finish import finish
+from wukong import stages
 
 EXPERIMENT = json.dumps(
     yaml.safe_load((Path(__file__).parent / "experiment.yaml").read_text(encoding="utf-8")), ensure_ascii=False
@@ -29,11 +30,6 @@ SECRETS = {
     "wukong-mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
 }
 """Secrets that components get, with their keys."""
-
-STAGES = ("crawl", "filter", "validate", "pretrain", "finetune", "evaluate", "register", "report")
-"""The stages of a whole run."""
-
-_HEAVY = ("register", "report")  # they carry a model or pictures through their own memory
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ def run(
     workers: Any = -1,
     gpus_per_worker: Any = -1,
     go_on: bool = False,
-    stages: Sequence[str] = STAGES,
+    names: Sequence[str] = stages.WHOLE_RUN,
 ) -> Iterator[Run]:
     """Begin a run with a checked experiment; whatever happens to the tasks of the block, record how it ended.
 
@@ -71,10 +67,10 @@ def run(
         workers: of both trainings.
         gpus_per_worker: of both trainings.
         go_on: go on from the experiment's last run.
-        stages: that the block has; what they need must be there.
+        names: of the stages in the block; what they need must be there.
     """
     ended = finish(experiment=experiment, overrides=overrides, run=name, job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
-    prepare({"finish": ended}, {"finish": "Record how the run ended"}, retries=1)
+    prepare(ended, "Record how the run ended", retries=1)
     with dsl.ExitHandler(ended, name="The run"):
         made = configure(
             experiment=experiment,
@@ -87,34 +83,40 @@ def run(
             run=name,
             job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
             go_on=go_on,
-            stages=list(stages),
+            stages=list(names),
         )
-        prepare({"configure": made}, {"configure": "Check the experiment"}, retries=0)
+        prepare(made, "Check the experiment", retries=0)
         yield Run(made.outputs["experiment"], made.outputs["run"], made.outputs["start"])
 
 
-def prepare(tasks: Mapping[str, dsl.PipelineTask], titles: Mapping[str, str], retries: int = 2) -> None:
-    """Give tasks what their pods need: a title, settings, credentials, resources, retries.
+def prepare_stages(tasks: Mapping[str, dsl.PipelineTask]) -> None:
+    """Give the tasks of stages, by the stages' names, what their pods need, as the table of stages says."""
+    for name, task in tasks.items():
+        prepare(task, stages.of(name).title, memory=stages.of(name).memory)
 
-    A stage does its work in a RayJob and finds finished work again by its manifest, so KFP's own cache is off: it would
-    hand on a manifest whose data may be gone.
+
+def prepare(task: dsl.PipelineTask, title: str, *, retries: int = 2, memory: str = "2Gi") -> None:
+    """Give a task what its pod needs: a title, settings, credentials, resources, retries.
+
+    A stage does its work in a RayJob and finds finished work by its manifest. So KFP's own cache is off: it would hand
+    on a manifest whose data may be gone.
 
     Args:
-        tasks: by name.
-        titles: what the UI calls them, by name.
-        retries: how often a failed task is started again.
+        task: the task.
+        title: what the UI calls it.
+        retries: how often it is started again when it has failed.
+        memory: limit of its pod.
     """
-    for name, task in tasks.items():
-        task.set_display_name(titles[name])
-        task.set_caching_options(enable_caching=False)
-        task.set_cpu_request("250m").set_cpu_limit("2")
-        task.set_memory_request("512Mi").set_memory_limit("4Gi" if name in _HEAVY else "2Gi")
-        if retries:
-            task.set_retry(retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
-        kubernetes.set_image_pull_policy(task, "IfNotPresent")
-        kubernetes.use_config_map_as_env(task, "wukong-settings", {key: key for key in SETTINGS})
-        for secret, keys in SECRETS.items():
-            kubernetes.use_secret_as_env(task, secret, {key: key for key in keys})
+    task.set_display_name(title)
+    task.set_caching_options(enable_caching=False)
+    task.set_cpu_request("250m").set_cpu_limit("2")
+    task.set_memory_request("512Mi").set_memory_limit(memory)
+    if retries:
+        task.set_retry(retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
+    kubernetes.set_image_pull_policy(task, "IfNotPresent")
+    kubernetes.use_config_map_as_env(task, "wukong-settings", {key: key for key in SETTINGS})
+    for secret, keys in SECRETS.items():
+        kubernetes.use_secret_as_env(task, secret, {key: key for key in keys})
 
 
 def cached(task: dsl.PipelineTask) -> None:

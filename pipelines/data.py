@@ -2,9 +2,9 @@
 
 from kfp import dsl
 
-from components.release import release
 from pipelines import cluster
-from pipelines.training import DATA_TITLES, data_tasks, show_data
+from pipelines.training import show_data, tasks_of
+from wukong import stages
 
 
 @dsl.pipeline(name="wukong-data", description="From a crawl or a URL list to validated shards and their release.")
@@ -20,10 +20,8 @@ def data_on_cluster(
         overrides: single values of the experiment to change, for instance ["crawl.max_queries=1000"].
         run: name of this run, under which its records and its MLflow run are filed. Empty takes KFP's.
     """
-    with cluster.run(experiment, overrides, run, stages=(*DATA_TITLES, "release")) as begun:
-        tasks = data_tasks(begun.experiment, begun.name)
-        tasks["release"] = release(
-            experiment=begun.experiment, run=begun.name, validate_manifest=tasks["validate"].outputs["manifest"]
-        )
-        cluster.prepare(tasks, DATA_TITLES | {"release": "Release"})
+    names = stages.needed_for("release")
+    with cluster.run(experiment, overrides, run, names=names) as begun:
+        tasks = tasks_of(names, begun.experiment, begun.name)
+        cluster.prepare_stages(tasks)
         show_data(tasks)

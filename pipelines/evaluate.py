@@ -6,8 +6,7 @@ from components.evaluate import evaluate
 from components.finished import finished
 from pipelines import cluster
 from pipelines.training import show_results
-
-_STAGES = {"filter": "Find the data", "pretrain": "Find the pre-trained model", "finetune": "Find the fine-tuned model"}
+from wukong import stages
 
 
 @dsl.pipeline(name="wukong-evaluate", description="Measure the model of an earlier run, by other tasks or prompts.")
@@ -25,15 +24,15 @@ def evaluate_on_cluster(
         overrides: single values of the experiment to change, for instance ["evaluate.batch_size=512"].
         run: name of this run. Empty takes KFP's.
     """
-    with cluster.run(experiment, overrides, run, stages=("evaluate",)) as begun:
+    with cluster.run(experiment, overrides, run, names=("evaluate",)) as begun:
         found = {}
-        for stage in _STAGES:
+        for stage in stages.of("evaluate").parents:
             found[stage] = finished(experiment=begun.experiment, run=of_run, stage=stage)
-        cluster.prepare(found, _STAGES, retries=0)
+            cluster.prepare(found[stage], f"Find {stages.of(stage).hands_on}", retries=0)
         measured = evaluate(
             experiment=begun.experiment,
             run=begun.name,
             **{f"{stage}_manifest": task.outputs["manifest"] for stage, task in found.items()},
         )
-        cluster.prepare({"evaluate": measured}, {"evaluate": "Evaluate"})
+        cluster.prepare_stages({"evaluate": measured})
         show_results(measured)

@@ -3,7 +3,7 @@
 from kfp import dsl
 
 from pipelines import cluster
-from pipelines.training import TITLES, show_data, show_results, training_tasks
+from pipelines.training import show_data, show_results, training_tasks
 
 
 @dsl.pipeline(name="wukong-recurring", description="Crawl what is new, train on from the last model, keep the better.")
@@ -41,6 +41,6 @@ def recurring_on_cluster(
         go_on=True,
     ) as begun:
         tasks = training_tasks(begun.experiment, begun.name, begun.start)
-        cluster.prepare(tasks, TITLES)
+        cluster.prepare_stages(tasks)
         show_data(tasks)
         show_results(tasks["evaluate"])

@@ -1,37 +1,42 @@
 """The whole workflow as a KFP pipeline: from a word list to a registered model and a report."""
 
+import importlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kfp import dsl
 
-from components.crawl import crawl
 from components.data_card import data_card
-from components.evaluate import evaluate
-from components.filter import filter_pairs
-from components.finetune import finetune
-from components.pretrain import pretrain
-from components.register import register
-from components.report import report
 from components.results import results
-from components.validate import validate
 from pipelines import cluster
-
-DATA_TITLES = {"crawl": "Crawl", "filter": "Filter and split", "validate": "Validate"}
-TITLES = DATA_TITLES | {
-    "pretrain": "Pre-train",
-    "finetune": "Fine-tune",
-    "evaluate": "Evaluate",
-    "register": "Register the model",
-    "report": "Report",
-}
+from wukong import stages
 
 
-def data_tasks(experiment: Any, run: Any) -> dict[str, dsl.PipelineTask]:
-    """The tasks from the crawl to the gate, by stage."""
-    crawled = crawl(experiment=experiment, run=run)
-    filtered = filter_pairs(experiment=experiment, run=run, crawl_manifest=crawled.outputs["manifest"])
-    validated = validate(experiment=experiment, run=run, filter_manifest=filtered.outputs["manifest"])
-    return {"crawl": crawled, "filter": filtered, "validate": validated}
+def component_of(name: str) -> Any:
+    """The KFP component of a stage."""
+    module = importlib.import_module(f"components.{name}")
+    return getattr(module, stages.of(name).function or name)
+
+
+def tasks_of(
+    names: Sequence[str], experiment: Any, run: Any, arguments: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, dsl.PipelineTask]:
+    """The tasks of stages, by name, wired as the table of stages says.
+
+    Args:
+        names: of the stages, in the table's order, with all that they read.
+        experiment: the experiment as JSON.
+        run: name of the run.
+        arguments: further arguments of components, by stage.
+    """
+    tasks: dict[str, dsl.PipelineTask] = {}
+    for name in names:
+        entry = stages.of(name)
+        artifacts = {f"{parent}_manifest": tasks[parent].outputs["manifest"] for parent in entry.parents}
+        artifacts |= {parameter: tasks[stage].outputs[output] for parameter, (stage, output) in entry.inputs.items()}
+        further = (arguments or {}).get(name, {})
+        tasks[name] = component_of(name)(experiment=experiment, run=run, **artifacts, **further)
+    return tasks
 
 
 def training_tasks(experiment: Any, run: Any, start: Any = "") -> dict[str, dsl.PipelineTask]:
@@ -40,43 +45,9 @@ def training_tasks(experiment: Any, run: Any, start: Any = "") -> dict[str, dsl.
     Args:
         experiment: the experiment as JSON.
         run: name of the run.
-        start: URI of an earlier pre-training's manifest to go on from; empty to start anew.
+        start: URI of an earlier pre-training's manifest, whose model the next one starts from; empty to start anew.
     """
-    tasks = data_tasks(experiment, run)
-    filtered = tasks["filter"]
-    tasks["pretrain"] = pretrained = pretrain(
-        experiment=experiment,
-        run=run,
-        filter_manifest=filtered.outputs["manifest"],
-        validate_manifest=tasks["validate"].outputs["manifest"],
-        start=start,
-    )
-    tasks["finetune"] = finetuned = finetune(
-        experiment=experiment,
-        run=run,
-        filter_manifest=filtered.outputs["manifest"],
-        pretrain_manifest=pretrained.outputs["manifest"],
-    )
-    tasks["evaluate"] = evaluated = evaluate(
-        experiment=experiment,
-        run=run,
-        filter_manifest=filtered.outputs["manifest"],
-        pretrain_manifest=pretrained.outputs["manifest"],
-        finetune_manifest=finetuned.outputs["manifest"],
-    )
-    tasks["register"] = registered = register(
-        experiment=experiment,
-        run=run,
-        finetune_manifest=finetuned.outputs["manifest"],
-        evaluate_manifest=evaluated.outputs["manifest"],
-    )
-    tasks["report"] = report(
-        experiment=experiment,
-        run=run,
-        evaluate_manifest=evaluated.outputs["manifest"],
-        registration=registered.outputs["metrics"],
-    )
-    return tasks
+    return tasks_of(stages.WHOLE_RUN, experiment, run, {"pretrain": {"start": start}})
 
 
 @dsl.pipeline(name="wukong-training", description="From a list of Chinese words to an evaluated vision-language model.")
@@ -92,15 +63,15 @@ def training(experiment: str, run: str) -> None:
 
 def show_data(tasks: dict[str, dsl.PipelineTask]) -> None:
     """Add the page that shows what the data stages did."""
-    shown = data_card(**{f"{name}_manifest": tasks[name].outputs["manifest"] for name in DATA_TITLES})
-    cluster.prepare({"data": shown}, {"data": "Show the data"})
+    shown = data_card(**{f"{name}_manifest": tasks[name].outputs["manifest"] for name in stages.needed_for("validate")})
+    cluster.prepare(shown, "Show the data")
     cluster.cached(shown)
 
 
 def show_results(evaluated: dsl.PipelineTask) -> None:
     """Add the page that shows what was measured."""
     shown = results(evaluate_manifest=evaluated.outputs["manifest"])
-    cluster.prepare({"results": shown}, {"results": "Show the results"})
+    cluster.prepare(shown, "Show the results")
     cluster.cached(shown)
 
 
@@ -139,6 +110,6 @@ def training_on_cluster(
         gpus_per_worker=gpus_per_worker,
     ) as begun:
         tasks = training_tasks(begun.experiment, begun.name)
-        cluster.prepare(tasks, TITLES)
+        cluster.prepare_stages(tasks)
         show_data(tasks)
         show_results(tasks["evaluate"])

@@ -15,14 +15,20 @@ import traceback
 import ray
 import ray.exceptions
 
-from wukong import config, manifest, run_records, storage
+from wukong import config, events, manifest, run_records, stages, storage
 from wukong.cancel import end_with_parent
 from wukong.errors import WukongError
 
-_STAGES = ("crawl", "filter", "validate", "pretrain", "finetune", "evaluate")
-# What a job's workers need to know of where they are. Credentials are not among them: every Ray node has those in its
-# own environment, and Ray writes what it is told here into its logs.
-_PASSED_ON = ("WUKONG_CONNECT_TO", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "AWS_ENDPOINT_URL_S3", "AWS_REGION")
+# Variables that a job's workers get. Credentials are not among them: every Ray node has those in its own environment,
+# and Ray writes these variables into its logs.
+_PASSED_ON = (
+    "WUKONG_CONNECT_TO",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_RUN_ID",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    events.VARIABLE,
+)
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ray_jobs", description="Run one stage as a Ray driver.")
-    parser.add_argument("stage", choices=_STAGES)
+    parser.add_argument("stage", choices=stages.JOBS)
     parser.add_argument("--experiment", required=True, help="URI of the experiment as JSON")
     parser.add_argument("--run", required=True, help="name of the pipeline run the record is filed under")
     parser.add_argument("--parent", action="append", default=[], help="URI of a parent's manifest (repeatable)")

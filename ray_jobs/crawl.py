@@ -20,14 +20,14 @@ from typing import Any
 import ray
 
 from wukong import manifest as manifests
-from wukong import storage
+from wukong import stages, storage
 from wukong.config import Crawl, Experiment
 from wukong.crawl import plan, previous, verdict
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.decoder import Decoder
 from wukong.crawl.download import download_part
 from wukong.crawl.engines import files as own_files
-from wukong.crawl.engines import open_engine
+from wukong.crawl.engines.configured import open_engine
 from wukong.crawl.engines.urls import list_files, read_list
 from wukong.crawl.fetch import Fetcher, RobotsCache, SlowHosts
 from wukong.crawl.permits import Ledger, Permits
@@ -41,7 +41,7 @@ from wukong.progress import track
 
 logger = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = stages.of("crawl").version
 BLOCK = 100
 """Queries a search task."""
 

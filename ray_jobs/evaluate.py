@@ -9,7 +9,7 @@ import ray
 import torch
 
 from ray_jobs import features
-from wukong import storage
+from wukong import stages, storage
 from wukong.config import Experiment
 from wukong.errors import DataError
 from wukong.evaluate import measure
@@ -19,7 +19,6 @@ from wukong.train import data
 
 log = logging.getLogger(__name__)
 
-_VERSION = 3
 _MODELS = {"finetuned": "finetune", "pretrained": "pretrain"}
 
 
@@ -50,14 +49,12 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     computed = {
         name: features.run(experiment, parents, parents[parent], "holdouts") for name, parent in _MODELS.items()
     }
-    config = {
-        "evaluate": experiment.evaluate.model_dump(mode="json"),
-        "holdouts": [holdout.model_dump(mode="json") for holdout in experiment.filter.split.holdouts],
-    }
     models = [parents[stage] for stage in _MODELS.values()]
     # Models whose towers were locked share their features.
     distinct = {manifest.digest: manifest for manifest in computed.values()}
-    stage = Stage(experiment.root, "evaluate", config, [filtered, *distinct.values(), *models], version=_VERSION)
+    made_from = [filtered, *distinct.values(), *models]
+    entry = stages.of("evaluate")
+    stage = Stage(experiment.root, entry.name, entry.config(experiment), made_from, entry.version)
     if finished := stage.finished():
         return finished
     waiting = {

@@ -13,14 +13,12 @@ from typing import Literal
 
 import ray
 
-from wukong import manifest, progress, storage
+from wukong import manifest, progress, stages, storage
 from wukong.config import Experiment, Model
 from wukong.manifest import Manifest, Part, Stage
 from wukong.train import features
 
 log = logging.getLogger(__name__)
-
-_VERSION = 2
 
 
 def run(
@@ -51,7 +49,8 @@ def run(
     }
     trained = _trained_tower(model)
     tower = storage.join(trained.uri, "model") if trained else None
-    stage = Stage(experiment.root, "features", config, [m for m in (filtered, trained) if m], version=_VERSION)
+    version = stages.of("features").version
+    stage = Stage(experiment.root, "features", config, [m for m in (filtered, trained) if m], version=version)
     if finished := stage.finished():
         return finished
     work = _work(filtered, pairs, views)

@@ -30,7 +30,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import ray
 
-from wukong import storage
+from wukong import stages, storage
 from wukong.config import Experiment, Filter
 from wukong.curate import duplicates, names, phash, repack, rules, split
 from wukong.curate.pairs import read_pairs
@@ -44,7 +44,7 @@ from wukong.manifest import Manifest, Part, Stage
 
 log = logging.getLogger(__name__)
 
-_VERSION = 6
+_VERSION = stages.of("filter").version
 _GROUPS = 64
 _MAX_ROWS = 100_000
 _BINS = 1024

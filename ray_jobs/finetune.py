@@ -6,8 +6,6 @@ from ray_jobs import training
 from wukong.config import Experiment
 from wukong.manifest import Manifest
 
-_VERSION = 2
-
 
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     """Go on from the pre-trained model with the ``finetune`` section: its pairs, learning rate and epochs.
@@ -22,6 +20,4 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         ConfigError: the batch does not fit the data.
         DataError: a shard is damaged, or the loss is not finite.
     """
-    return training.run(
-        "finetune", _VERSION, experiment, experiment.finetune, parents["filter"], start=parents["pretrain"]
-    )
+    return training.run("finetune", experiment, parents["filter"], start=parents["pretrain"])

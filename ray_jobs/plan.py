@@ -4,32 +4,17 @@ A stage's key follows from what its parents wrote, so it is known only where the
 first that has not are to do. Nothing is written here.
 """
 
-import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from wukong import estimate, manifest, run_records, storage
+from wukong import manifest, run_records, stages, storage
 from wukong.config import Experiment
-from wukong.estimate import Estimate
+from wukong.estimate import Estimate, Work
 from wukong.manifest import Manifest, Stage
 from wukong.preflight import Size
-
-PARENTS: Mapping[str, tuple[str, ...]] = {
-    "crawl": (),
-    "filter": ("crawl",),
-    "validate": ("filter",),
-    "pretrain": ("filter", "validate"),
-    "finetune": ("filter", "pretrain"),
-    "evaluate": ("filter", "pretrain", "finetune"),
-    "register": ("finetune", "evaluate"),
-    "report": ("evaluate",),
-}
-"""The stages of a run in order, and of which each reads the output."""
-
-_OF_DATA = {"filter": ("crawl",), "validate": ("filter",), "pretrain": ("filter",)}
-_NO_STAGE = ("register", "report")
+from wukong.stages import Entry
 
 
 @dataclass(frozen=True)
@@ -69,28 +54,29 @@ def of_run(experiment: Experiment, pictures: int, size: Size, cores: int) -> lis
         DataError: the pictures' list cannot be read.
         StorageError: the object store cannot be read.
     """
-    roughly = estimate.of_stages(experiment, pictures, size.weights, size.image, cores)
+    work = Work(experiment, pictures, size.weights, size.image, cores)
     found: dict[str, Manifest] = {}
     planned = []
-    for stage, parents in PARENTS.items():
-        root = storage.join(experiment.root, stage)
-        reads = tuple(found[name].uri if name in found else storage.join(experiment.root, name) for name in parents)
-        finished, writes, begun = None, root, False
-        if stage == "crawl":
+    for entry in map(stages.of, stages.WHOLE_RUN):
+        name, writes = entry.name, entry.place(experiment)
+        reads = tuple(
+            found[parent].uri if parent in found else stages.of(parent).place(experiment) for parent in entry.parents
+        )
+        finished, begun = None, False
+        if name == "crawl":
             reads = tuple(value for key, value in experiment.uris().items() if key.startswith("crawl."))
             if experiment.crawl.engine not in ("urls", "files"):
                 reads = (*reads, experiment.crawl.endpoint)
             finished, writes, begun = _crawl(experiment)
-        elif stage in _NO_STAGE:
-            writes = storage.join(experiment.root, "runs") if stage == "report" else "MLflow"
-        elif all(name in found for name in parents):
-            finished = _finished(experiment, stage, [found[name] for name in _OF_DATA.get(stage, parents)])
+        elif entry.from_experiment is not None and all(parent in found for parent in entry.parents):
+            finished = _finished(experiment, entry, [found[parent] for parent in entry.key_parents])
         if finished is not None:
-            found[stage] = finished
-            planned.append(Planned(stage, finished, False, reads, finished.uri, Estimate(0, 0)))
+            found[name] = finished
+            planned.append(Planned(name, finished, False, reads, finished.uri, Estimate(0, 0)))
             continue
-        before = None if stage in _NO_STAGE else _before(experiment, stage)
-        planned.append(Planned(stage, None, begun, reads, writes, before or roughly[stage], before is not None))
+        before = _before(experiment, name) if entry.version else None
+        roughly = entry.estimate(work) if entry.estimate else Estimate(0, 0)
+        planned.append(Planned(name, None, begun, reads, writes, before or roughly, before is not None))
     return planned
 
 
@@ -106,11 +92,11 @@ def _crawl(experiment: Experiment) -> tuple[Manifest | None, str, bool]:
     return finished, stage.uri, finished is None and begun
 
 
-def _finished(experiment: Experiment, stage: str, parents: Sequence[Manifest]) -> Manifest | None:
+def _finished(experiment: Experiment, entry: Entry, parents: Sequence[Manifest]) -> Manifest | None:
     """The manifest of a stage that was made from these parents, by this experiment and this code."""
     wanted = {parent.digest for parent in parents}
-    expected = _config(experiment, stage)
-    root = storage.join(experiment.root, stage)
+    expected = entry.config(experiment)
+    root = storage.join(experiment.root, entry.name)
     for uri in storage.list_files(root, "/manifest.json"):
         if len(PurePosixPath(uri[len(root) :]).parts) != 3:
             continue
@@ -122,23 +108,11 @@ def _finished(experiment: Experiment, stage: str, parents: Sequence[Manifest]) -
     return None
 
 
-def _config(experiment: Experiment, stage: str) -> dict[str, Any]:
-    """What a stage's manifest must say of its settings; it may say more."""
-    whole: dict[str, Any] = experiment.model_dump(mode="json")
-    if stage == "filter":
-        return {**whole["filter"], "seed": experiment.seed}
-    if stage == "validate":
-        return {key: whole[key] for key in ("name", "about", "sources", "seed", "filter", "validation")}
-    if stage == "evaluate":
-        return {"evaluate": whole["evaluate"], "holdouts": whole["filter"]["split"]["holdouts"]}
-    return {"model": whole["model"], "training": whole[stage], "seed": experiment.seed}
-
-
 def _is_of_this_code(known: Manifest, uri: str) -> bool:
     """Whether this version of the stage's code gives the key that the manifest lies under."""
-    version = importlib.import_module(f"ray_jobs.{known.stage}")._VERSION
     parents: Any = known.parents  # of a parent only the digest counts
-    return PurePosixPath(uri).parent.name == Stage("", known.stage, known.config, parents, version).key
+    stage = Stage("", known.stage, known.config, parents, stages.of(known.stage).version)
+    return PurePosixPath(uri).parent.name == stage.key
 
 
 def _before(experiment: Experiment, stage: str) -> Estimate | None:

@@ -6,8 +6,6 @@ from ray_jobs import training
 from wukong.config import Experiment
 from wukong.manifest import Manifest
 
-_VERSION = 2
-
 
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     """Train a text encoder and both heads against the locked image encoder's features.
@@ -26,6 +24,4 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         ConfigError: the model cannot be built, or the batch does not fit the data.
         DataError: a shard is damaged, or the loss is not finite.
     """
-    return training.run(
-        "pretrain", _VERSION, experiment, experiment.pretrain, parents["filter"], parents.get("pretrain")
-    )
+    return training.run("pretrain", experiment, parents["filter"], start=parents.get("pretrain"))

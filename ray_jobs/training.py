@@ -20,7 +20,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from ray_jobs import features
-from wukong import storage, tracking
+from wukong import stages, storage, tracking
 from wukong.config import Experiment, Model, Training
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
@@ -37,37 +37,30 @@ _MAX_FAILURES = 3
 
 def run(
     name: str,
-    version: int,
     experiment: Experiment,
-    settings: Training,
     filtered: Manifest,
     start: Manifest | None = None,
 ) -> Manifest:
-    """Train a model as a stage and write its package and history.
+    """Train a model as a stage; write the saved model and its history.
 
-    How fast it went is measured of a machine, not made of the data: it goes to MLflow and into ``measured.json``, which
-    the manifest does not vouch for, so that equal inputs give equal digests.
+    How fast training was depends on the machine, not on the data. It goes to MLflow and into ``measured.json``, which
+    is none of the manifest's parts, so that equal inputs give equal digests.
 
-    A locked image tower is run once, by the features job; one in training, or whose features would be too many to
-    store, sees the pictures anew in every epoch.
+    The features job runs a locked image tower once. A tower that is trained, or whose features would be too many to
+    store, sees the images again in every epoch.
 
     Args:
-        name: of the stage.
-        version: of the stage's code.
-        experiment: gives the model and the seed.
-        settings: the training run.
+        name: of the stage, ``pretrain`` or ``finetune``; the experiment's section of that name says how to train.
+        experiment: gives the model, the training settings and the seed.
         filtered: the filter's manifest.
         start: manifest of the stage whose model to start from; None to start from the towers the experiment names.
 
     Raises:
         DataError: training ended without a checkpoint.
     """
+    settings = stages.training_of(experiment, name)
     computed = features.run(experiment, {"filter": filtered}, start) if settings.reads_features else None
-    config = {
-        "model": experiment.model.model_dump(mode="json"),
-        "training": settings.model_dump(mode="json"),
-        "seed": experiment.seed,
-    }
+    config, version = stages.of(name).config(experiment), stages.of(name).version
     stage = Stage(experiment.root, name, config, [p for p in (filtered, computed, start) if p], version=version)
     if finished := stage.finished():
         return finished

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import ray
 
-from wukong import manifest, storage
+from wukong import manifest, stages, storage
 from wukong.config import Experiment
 from wukong.curate.rules import sensitive
 from wukong.curate.split import TRAIN
@@ -24,7 +24,6 @@ from wukong.validate.gate import Outcome
 
 log = logging.getLogger(__name__)
 
-_VERSION = 4
 _MAX_ROWS = 100_000
 _DOCS_BATCHES = 20
 _SAMPLES = 5
@@ -57,12 +56,9 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         DataError: a shard's table cannot be read.
     """
     filtered = parents["filter"]
-    shown = experiment.model_dump(mode="json", include={"name", "about", "sources", "seed"})
-    config = {**shown, "filter": experiment.filter.model_dump(mode="json")}
-    config |= {"validation": experiment.validation.model_dump(mode="json")}
-    reference = experiment.validation.reference
-    config["reference_digest"] = manifest.load(reference).digest if reference else None
-    stage = Stage(experiment.root, "validate", config, [filtered], version=_VERSION)
+    entry, reference = stages.of("validate"), experiment.validation.reference
+    compared = {"reference_digest": manifest.load(reference).digest if reference else None}
+    stage = Stage(experiment.root, entry.name, entry.config(experiment) | compared, [filtered], entry.version)
     if finished := stage.finished():
         return finished
     suites.check_severities(experiment)

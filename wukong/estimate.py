@@ -31,6 +31,25 @@ class Estimate:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a run has to do, and with what.
+
+    Attributes:
+        experiment: what is done.
+        pairs: that come in.
+        weights: parameters of the model.
+        image: how many of them are the image tower's.
+        cores: of the machine.
+    """
+
+    experiment: Experiment
+    pairs: int
+    weights: int
+    image: int
+    cores: int
+
+
 def urls(experiment: Experiment, queries: int) -> tuple[int, int]:
     """The fewest and the most URLs that queries may be expected to find."""
     asked = min(queries, experiment.crawl.max_queries)
@@ -38,41 +57,63 @@ def urls(experiment: Experiment, queries: int) -> tuple[int, int]:
     return min(asked * LEAST_RESULTS, max(most, 1)), most
 
 
-def of_stages(experiment: Experiment, pictures: int, weights: int, image: int, cores: int) -> dict[str, Estimate]:
-    """An estimate for each stage that a run has.
+def of_crawl(work: Work) -> Estimate:
+    """Of searching and downloading."""
+    return Estimate(work.pairs * PICTURE_BYTES, _STARTING + work.pairs * _URL_SECONDS / work.cores)
 
-    Args:
-        experiment: what is done.
-        pictures: that come in.
-        weights: parameters of the model.
-        image: of them, the image tower's.
-        cores: of the machine.
-    """
-    model, pairs = experiment.model, pictures
-    width = model.text.width
-    text = 12 * model.text.layers * width**2  # no arithmetic is done with the embedding of words
+
+def of_filter(work: Work) -> Estimate:
+    """Of the rules and the repacking."""
+    return Estimate(work.pairs * PICTURE_BYTES, _STARTING + work.pairs * _PAIR_SECONDS / work.cores)
+
+
+def of_validate(work: Work) -> Estimate:
+    """Of the gate."""
+    return Estimate(1e6, _STARTING + work.pairs * _PAIR_SECONDS / work.cores)
+
+
+def of_pretrain(work: Work) -> Estimate:
+    """Of pre-training, with the features that it computes."""
+    return _training(work, work.experiment.pretrain, first=True)
+
+
+def of_finetune(work: Work) -> Estimate:
+    """Of fine-tuning, which finds the features computed."""
+    return _training(work, work.experiment.finetune, first=False)
+
+
+def of_evaluate(work: Work) -> Estimate:
+    """Of the evaluation."""
+    return Estimate(1e6, _STARTING / 2 + work.pairs * 2 * _text(work) * _TOKENS / (work.cores * _CORE_FLOPS))
+
+
+def of_register(work: Work) -> Estimate:
+    """Of the model's upload to MLflow."""
+    return Estimate(_BYTES * work.weights, 2.0)
+
+
+def of_report(_: Work) -> Estimate:
+    """Of the report."""
+    return Estimate(1e6, 3.0)
+
+
+def _text(work: Work) -> int:
+    """Weights of the text tower that arithmetic is done with: those of the embedding are only looked up."""
+    text = work.experiment.model.text
+    return int(12 * text.layers * text.width**2)
+
+
+def _training(work: Work, settings: Training, *, first: bool) -> Estimate:
+    experiment, pairs = work.experiment, work.pairs
+    model = experiment.model
     grid = (model.image.image_size / _PATCH) ** 2
     kept = model.text.width if model.similarity == "global" else model.text.width * grid
     views = 1 + max(experiment.pretrain.views, experiment.finetune.views)
-    seeing = pairs * views * 2 * image * grid
-
-    def training(settings: Training, *, first: bool) -> Estimate:
-        speed = settings.workers * _CARD_FLOPS if settings.gpus_per_worker else cores * _CORE_FLOPS
-        work = float(pairs * settings.epochs * 6 * text * _TOKENS)
-        if not settings.reads_features:
-            work += pairs * settings.epochs * (2 if settings.lock == "all" else 6) * image * grid
-        elif first:
-            work += seeing
-        features = pairs * views * kept * _BYTES if settings.reads_features and first else 0
-        return Estimate(_BYTES * weights + features, _STARTING + work / speed)
-
-    return {
-        "crawl": Estimate(pictures * PICTURE_BYTES, _STARTING + pictures * _URL_SECONDS / cores),
-        "filter": Estimate(pairs * PICTURE_BYTES, _STARTING + pairs * _PAIR_SECONDS / cores),
-        "validate": Estimate(1e6, _STARTING + pairs * _PAIR_SECONDS / cores),
-        "pretrain": training(experiment.pretrain, first=True),
-        "finetune": training(experiment.finetune, first=False),
-        "evaluate": Estimate(1e6, _STARTING / 2 + pairs * 2 * text * _TOKENS / (cores * _CORE_FLOPS)),
-        "register": Estimate(_BYTES * weights, 2.0),
-        "report": Estimate(1e6, 3.0),
-    }
+    speed = settings.workers * _CARD_FLOPS if settings.gpus_per_worker else work.cores * _CORE_FLOPS
+    flops = float(pairs * settings.epochs * 6 * _text(work) * _TOKENS)
+    if not settings.reads_features:
+        flops += pairs * settings.epochs * (2 if settings.lock == "all" else 6) * work.image * grid
+    elif first:
+        flops += pairs * views * 2 * work.image * grid
+    features = pairs * views * kept * _BYTES if settings.reads_features and first else 0
+    return Estimate(_BYTES * work.weights + features, _STARTING + flops / speed)

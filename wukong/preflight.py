@@ -15,20 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from wukong import manifest, run_records, storage
+from wukong import manifest, run_records, stages, storage
 from wukong.config import Experiment, Training
 from wukong.errors import ConfigError, WukongError
 
 log = logging.getLogger(__name__)
-
-_READ_BY = {
-    "crawl": ("crawl",),
-    "filter": ("filter",),
-    "validation": ("validate",),
-    "release": ("crawl", "release"),  # it is mostly the crawl's own list
-    "model": ("pretrain", "finetune"),
-}
-"""The stages that read what a section of the experiment names."""
 
 _CONNECT_SECONDS = 10.0
 _GIB = 2**30
@@ -47,18 +38,18 @@ def check_name(experiment: Experiment, run: str) -> None:
         raise ConfigError(f"--name: {error}") from error
 
 
-def check_stages(experiment: Experiment, stages: Collection[str] = run_records.STAGES) -> None:
+def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDED) -> None:
     """See that the experiment says all that the stages need; this reads nothing.
 
     Args:
         experiment: what is to be done.
-        stages: names of the stages that will run.
+        names: of the stages that will run.
 
     Raises:
         ConfigError: it does not; the message names every key.
     """
     problems = []
-    if "evaluate" in stages and not experiment.filter.split.holdouts:
+    if "evaluate" in names and not experiment.filter.split.holdouts:
         problems.append(
             "filter.split.holdouts: there is none, so that nothing could be measured after training; hold out captions,"
             ' for instance held_out_captions: 0.1 and holdouts: [{name: held-out, source: "*", captions: unseen}]'
@@ -66,22 +57,22 @@ def check_stages(experiment: Experiment, stages: Collection[str] = run_records.S
     _refuse(problems)
 
 
-def check_world(experiment: Experiment, stages: Collection[str] = run_records.STAGES, *, connect: bool = False) -> None:
+def check_world(experiment: Experiment, names: Collection[str] = stages.RECORDED, *, connect: bool = False) -> None:
     """See that what the experiment names is there, as far as the stages read it.
 
     Args:
         experiment: what is to be done.
-        stages: names of the stages that will run.
+        names: of the stages that will run.
         connect: see whether the search engine's address answers too.
 
     Raises:
         ConfigError: something is missing, or of another kind; the message names every key.
         StorageError: the object store cannot be reached.
     """
-    checks = _checks(experiment)
+    checks, sections = _checks(experiment), stages.sections_of(names)
     problems = []
     for key, uri in experiment.uris().items():
-        if not {*stages}.intersection(_READ_BY[key.partition(".")[0]]):
+        if key.partition(".")[0] not in sections:
             continue
         if why := checks[key](uri):
             problems.append(f"{key}: {uri} {why}")
@@ -239,28 +230,32 @@ def check_machine(experiment: Experiment, machine: Machine, needed: int, size: S
             f"{machine.free / _GIB:.1f} GiB are free there: free some space, or name a place on a larger disk (of the "
             "embedded stack: WUKONG_HOME)"
         )
-    for name, settings in (("pretrain", experiment.pretrain), ("finetune", experiment.finetune)):
-        if size is None:
-            break
-        if settings.workers > machine.cores:
-            problems.append(
-                f"{name}.workers: {settings.workers} workers need a core each and this machine has {machine.cores}, so "
-                f"they would wait for ever; at most {machine.cores} are allowed here"
-            )
-        cards = settings.workers * settings.gpus_per_worker
-        if cards > machine.gpus:
-            problems.append(
-                f"{name}.gpus_per_worker: {settings.workers} workers with {settings.gpus_per_worker} each need {cards} "
-                f"graphics cards and this machine has {machine.gpus}, so they would wait for ever; 0 trains on cores"
-            )
-        held = settings.workers * size.memory(settings)
-        if not settings.gpus_per_worker and held > machine.memory:
-            problems.append(
-                f"{name}.workers: {settings.workers} workers with a model of {size.weights:,} weights, gradients and "
-                f"the optimiser's state hold {held / _GIB:.1f} GiB, this machine has {machine.memory / _GIB:.1f} GiB: "
-                "take fewer workers or a smaller model"
-            )
+    if size is not None:
+        for name in stages.TRAININGS:
+            problems += _too_large(name, stages.training_of(experiment, name), machine, size)
     _refuse(problems)
+
+
+def _too_large(name: str, settings: Training, machine: Machine, size: Size) -> Iterator[str]:
+    """Say why a training run does not fit a machine."""
+    if settings.workers > machine.cores:
+        yield (
+            f"{name}.workers: {settings.workers} workers need a core each and this machine has {machine.cores}, so "
+            f"they would wait for ever; at most {machine.cores} are allowed here"
+        )
+    cards = settings.workers * settings.gpus_per_worker
+    if cards > machine.gpus:
+        yield (
+            f"{name}.gpus_per_worker: {settings.workers} workers with {settings.gpus_per_worker} each need {cards} "
+            f"graphics cards and this machine has {machine.gpus}, so they would wait for ever; 0 trains on cores"
+        )
+    held = settings.workers * size.memory(settings)
+    if not settings.gpus_per_worker and held > machine.memory:
+        yield (
+            f"{name}.workers: {settings.workers} workers with a model of {size.weights:,} weights, gradients and "
+            f"the optimiser's state hold {held / _GIB:.1f} GiB, this machine has {machine.memory / _GIB:.1f} GiB: "
+            "take fewer workers or a smaller model"
+        )
 
 
 def check_model(experiment: Experiment) -> Size:
@@ -287,7 +282,8 @@ def check_model(experiment: Experiment) -> Size:
         weights.packaged(model.image.name, grid=1)
     elif model.image.weights == "hub":
         _check_hub(model.image.name)
-    for name, settings in (("pretrain", experiment.pretrain), ("finetune", experiment.finetune)):
+    for name in stages.TRAININGS:
+        settings = stages.training_of(experiment, name)
         try:
             tower.lock(settings.lock)
             tower.checkpoint_activations = settings.checkpoint_activations

@@ -14,12 +14,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from wukong import config, manifest, storage
+from wukong import config, manifest, stages, storage
 from wukong.config import Experiment
 from wukong.errors import ConfigError
-
-STAGES = ("crawl", "filter", "validate", "release", "pretrain", "finetune", "evaluate", "register", "report")
-"""The pipeline's stages, in order."""
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
 _CLAIM = "experiment.json"
@@ -177,7 +174,7 @@ def read(experiment: Experiment, run: str, stage: str) -> Record | None:
 
 def read_all(experiment: Experiment, run: str) -> list[Record]:
     """The records of a run, in the pipeline's order."""
-    records = (read(experiment, run, stage) for stage in STAGES)
+    records = (read(experiment, run, stage) for stage in stages.RECORDED)
     return [record for record in records if record is not None]
 
 

@@ -95,10 +95,11 @@ def down(home: Path) -> int:
 
 
 def status(home: Path) -> list[tuple[str, bool, str]]:
-    """Name, whether it runs, and address of each service of the stack in a home."""
+    """Name, whether it runs and answers, and address of each service of the stack in a home."""
     home = home.absolute()
     with suppress(StackError):
-        return load(home).status()
+        held = load(home)
+        return [(service.title, service.runs(held), service.address(held)) for service in SERVICES]
     return [(service.title, False, "") for service in SERVICES]
 
 

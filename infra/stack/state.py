@@ -95,12 +95,6 @@ class Stack:
             "RAY_USAGE_STATS_ENABLED": "0",
         }
 
-    def status(self) -> list[tuple[str, bool, str]]:
-        """Name, whether it runs and answers, and address of each service."""
-        from infra.stack.services import SERVICES
-
-        return [(service.title, service.runs(self), service.address(self)) for service in SERVICES]
-
     def with_changes(self, **changes: Any) -> "Stack":
         """The same stack with some attributes changed."""
         if changes.get("catalogue") is not None:

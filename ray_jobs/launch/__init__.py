@@ -17,14 +17,14 @@ import signal
 from collections.abc import Mapping, Sequence
 
 from ray_jobs.launch import local
-from wukong import manifest, run_records, storage
+from wukong import events, manifest, run_records, storage
 from wukong.config import Experiment
 from wukong.errors import WukongError
 from wukong.manifest import Manifest, digest_of
 
 # Variables that a job on another machine gets: they name the run it belongs to. Addresses of services and credentials
 # are in that machine's own environment. Never add credentials: Ray's dashboard and the RayJob show these values.
-_SENT = ("MLFLOW_RUN_ID", "WUKONG_CONNECT_TO")
+_SENT = ("MLFLOW_RUN_ID", "WUKONG_CONNECT_TO", events.VARIABLE)
 
 
 class JobError(WukongError):

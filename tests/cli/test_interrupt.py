@@ -30,10 +30,12 @@ import json, sys
 from pathlib import Path
 from rich.console import Console
 from cli import hold, run
-from wukong import config
+from wukong import config, events
 experiment = config.parse(json.loads(Path(sys.argv[1]).read_text()))
 with hold.hold(Path(sys.argv[2]), "first", experiment) as folder:
-    run._run_pipeline(experiment, "first", folder, run._Watch(Console(file=sys.stdout), lambda text: None), None)
+    reader = events.Reader(folder / "events.jsonl")
+    watch = run._Watch(Console(file=sys.stdout), lambda text: None, reader)
+    run._run_pipeline(experiment, "first", folder, watch, None)
 """
 
 

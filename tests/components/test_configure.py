@@ -6,15 +6,15 @@ import pytest
 import yaml
 
 from components.configure import configure
-from pipelines.cluster import STAGES
 from wukong import storage
 from wukong.errors import ConfigError
+from wukong.stages import WHOLE_RUN
 
 HOLDOUTS = [{"name": "h", "source": "*", "captions": "unseen"}]
 
 
 def configured(
-    tmp_path: Path, overrides: list[str], *, run: str = "first", stages: tuple[str, ...] = STAGES
+    tmp_path: Path, overrides: list[str], *, run: str = "first", stages: tuple[str, ...] = WHOLE_RUN
 ) -> tuple[str, str, str]:
     (tmp_path / "urls.csv").write_text("url,caption\n")
     value = {

@@ -376,8 +376,7 @@ def s3(running: Stack, secret: str | None = None, key: str | None = None) -> obj
 @pytest.mark.slow
 class TestRunning:
     def test_every_service_runs(self, running: Stack) -> None:
-        assert [run for _, run, _ in running.status()] == [True] * 4
-        assert stack.status(running.home) == running.status()
+        assert [run for _, run, _ in stack.status(running.home)] == [True] * 4
         assert stack.load(running.home) == running
 
     def test_objects_come_back_and_strangers_do_not_get_in(self, running: Stack) -> None:
@@ -489,8 +488,8 @@ class TestRunning:
         before = marked(running.home)
         (weed,) = (pid for pid, service in before.items() if service == "seaweedfs")
         os.kill(weed, signal.SIGKILL)
-        wait_for(lambda: not running.status()[0][1])
-        assert [run for _, run, _ in running.status()] == [False, True, True, True]
+        wait_for(lambda: not stack.status(running.home)[0][1])
+        assert [run for _, run, _ in stack.status(running.home)] == [False, True, True, True]
         assert stack.up(running.home) == running
         assert s3(running).get_object(Bucket="wukong", Key="kept")["Body"].read() == b"as it was"
         after = marked(running.home)

@@ -16,12 +16,12 @@ import yaml
 from ray_jobs.launch.kuberay.manifest import job_name, make_ray_job
 from ray_jobs.launch.kuberay.settings import Settings
 from wukong import config
+from wukong.stages import JOBS
 
 FOLDER = Path(__file__).parents[2] / "k8s"
 BUILDS = ("overlays/kind", "overlays/gpu", "overlays/external-s3", "minio")
 """What `kustomize build` makes of `base`."""
 
-STAGES = ("crawl", "filter", "validate", "pretrain", "finetune", "evaluate")
 Manifest = dict[str, Any]
 
 
@@ -127,7 +127,7 @@ def ray_jobs(manifests: Installation) -> dict[str, Manifest]:
     crawl = {"queries": "s3://wukong/queries.txt", "endpoint": "https://search.invalid"}
     experiment = config.parse({"name": "demo", "crawl": crawl, "pretrain": with_gpus, "finetune": with_gpus})
     made = {}
-    for stage in STAGES:
+    for stage in JOBS:
         entrypoint = ["python", "-m", "ray_jobs", stage]
         body = make_ray_job(template, settings, experiment, "nightly", stage, entrypoint, {"A": "b"})
         body["metadata"] |= {"name": job_name(experiment, "nightly", stage, 1), "namespace": "wukong"}

@@ -18,7 +18,6 @@ import yaml
 from manifests import (
     BUILDS,
     FOLDER,
-    STAGES,
     Elsewhere,
     Installation,
     Manifest,
@@ -35,6 +34,7 @@ from manifests import (
 )
 
 from infra import cluster
+from wukong.stages import JOBS
 
 VERSIONS = ("1.30.0", kubernetes_validate.latest_version())
 PROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
@@ -128,7 +128,7 @@ def test_kuberays_schema_refuses_a_mistake() -> None:
 
 def test_there_are_settings_for_every_stage(manifests: Installation) -> None:
     data = named(manifests, "ConfigMap")["ray-job"]["data"]
-    assert set(yaml.safe_load(data["settings.yaml"])["stages"]) == set(STAGES)
+    assert set(yaml.safe_load(data["settings.yaml"])["stages"]) == set(JOBS)
 
 
 # --- references
@@ -272,7 +272,7 @@ def restricted(spec: Manifest) -> list[str]:
 def test_every_pod_meets_the_restricted_standard(manifests: Installation) -> None:
     found = {pod.owner: restricted(pod.spec) for pod in pods(manifests)}
     assert {owner: wrong for owner, wrong in found.items() if wrong} == {}
-    assert sum(owner.startswith("RayJob/") for owner in found) == 3 * len(STAGES)
+    assert sum(owner.startswith("RayJob/") for owner in found) == 3 * len(JOBS)
 
 
 def test_the_standard_refuses_a_pod_that_says_nothing() -> None:

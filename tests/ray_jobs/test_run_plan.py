@@ -1,12 +1,12 @@
 """The plan of a run: what is finished is reused, what depends on a change is not."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ray_jobs import crawl, plan, validate
-from ray_jobs import filter as filtering
-from wukong import config, run_records, storage
+from ray_jobs import crawl, plan
+from wukong import config, run_records, stages, storage
 from wukong.config import Experiment
 from wukong.crawl.status import Status
 from wukong.manifest import Manifest, Stage
@@ -39,9 +39,10 @@ def finished(experiment: Experiment) -> dict[str, Manifest]:
     nothing = dict.fromkeys(("urls", "queries", "queries_failed", "transient", *Status), 0)
     crawled = stage.commit([], counts=nothing | {"urls": 1, Status.SUCCESS: 1})
     settings = experiment.filter.model_dump(mode="json") | {"seed": experiment.seed}
-    kept = Stage(experiment.root, "filter", settings, [crawled], version=filtering._VERSION).commit([])
+    kept = Stage(experiment.root, "filter", settings, [crawled], version=stages.of("filter").version).commit([])
     shown = experiment.model_dump(mode="json", include={"name", "about", "sources", "seed", "filter", "validation"})
-    gate = Stage(experiment.root, "validate", {**shown, "reference_digest": None}, [kept], version=validate._VERSION)
+    version = stages.of("validate").version
+    gate = Stage(experiment.root, "validate", {**shown, "reference_digest": None}, [kept], version=version)
     return {"crawl": crawled, "filter": kept, "validate": gate.commit([])}
 
 
@@ -51,7 +52,7 @@ def states(experiment: Experiment) -> dict[str, bool]:
 
 def test_before_a_first_run_all_is_to_do(experiment: Experiment) -> None:
     planned = plan.of_run(experiment, 100, SIZE, 2)
-    assert [entry.stage for entry in planned] == [stage for stage in run_records.STAGES if stage != "release"]
+    assert [entry.stage for entry in planned] == list(stages.WHOLE_RUN)
     assert not any(entry.finished or entry.begun for entry in planned)
     assert planned[0].reads == (experiment.crawl.endpoint,)
     assert all(entry.estimate.bytes > 0 and entry.estimate.seconds > 0 for entry in planned)
@@ -92,7 +93,8 @@ def test_another_list_runs_everything(experiment: Experiment, tmp_path: Path) ->
 
 def test_a_newer_code_runs_again(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     finished(experiment)
-    monkeypatch.setattr(filtering, "_VERSION", filtering._VERSION + 1)
+    newer = replace(stages.of("filter"), version=stages.of("filter").version + 1)
+    monkeypatch.setitem(stages._BY_NAME, "filter", newer)
     assert {name for name, done in states(experiment).items() if done} == {"crawl"}
 
 

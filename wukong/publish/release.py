@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import polars as pl
 
-from wukong import manifest, progress, storage
+from wukong import manifest, progress, stages, storage
 from wukong.config import Experiment
 from wukong.crawl.status import FetchError
 from wukong.crawl.url import normalise
@@ -31,7 +31,7 @@ OPTED_OUT = "opted_out"
 
 SUMS, DESCRIPTION = "SHA256SUMS", "croissant.json"
 COLUMNS = ("url", "caption")
-_VERSION = 2
+_VERSION = stages.of("release").version
 _WRITERS = 4
 _NEEDED = ["key", "url", "caption", "sha256", "width", "height", "length"]
 

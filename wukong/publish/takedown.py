@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from wukong import manifest, progress, storage
+from wukong import manifest, progress, stages, storage
 from wukong.crawl.status import Status
 from wukong.curate.rules import HELD_BACK
 from wukong.data.schema import key_of
@@ -43,8 +43,8 @@ FOLDER = "takedowns"
 _PENDING = f"{FOLDER}/pending.json"
 _MANIFEST = "manifest.json"
 _RESULTS = "results.json"
-_STAGES = ("crawl", "filter", "validate", "release")
-_COMPUTED = {"crawl": "look", "filter": "features"}
+_STAGES = tuple(entry.name for entry in stages.TABLE if entry.takedown == "rewrite")
+_COMPUTED = {entry.name: entry.parents for entry in stages.TABLE if entry.takedown == "delete"}
 _THREADS = 8
 
 Item = TypeVar("Item")
@@ -360,9 +360,8 @@ def _rewrite_results(uri: str, keys: Set[str]) -> None:
 
 def _delete_computed(place: str, change: Change) -> None:
     """Delete what was computed of the pictures of a crawl or a filtered set; the next run computes it again."""
-    if change.stage not in _COMPUTED:
-        return
-    for uri in storage.list_files(storage.join(place, _COMPUTED[change.stage]), f"/{_MANIFEST}"):
+    computed = [name for name, parents in _COMPUTED.items() if change.stage in parents]
+    for uri in [uri for name in computed for uri in storage.list_files(storage.join(place, name), f"/{_MANIFEST}")]:
         if any(parent.uri == change.uri for parent in manifest.load(uri).parents):
             storage.delete(uri)
             storage.delete(uri.removesuffix(f"/{_MANIFEST}"))

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 import polars as pl
 
-from wukong import run_records, storage
+from wukong import run_records, stages, storage
 from wukong.config import Crawl, Experiment
 from wukong.evaluate.protocol import sentences
 from wukong.manifest import Manifest
@@ -26,7 +26,6 @@ _RETRIEVALS = 5
 _LONGEST = 90  # characters of a setting's value
 __all__ = ["pictures_of", "render"]
 
-_STAGES = ("crawl", "filter", "validate", "pretrain", "finetune", "evaluate")
 _DIRECTIONS = {"text_to_image": "text → image", "image_to_text": "image → text"}
 
 
@@ -97,14 +96,14 @@ def render(
         classification=[_classification(entry) for entry in evaluation.get("classification", ())],
         curves={
             stage: curves
-            for stage in ("pretrain", "finetune")
+            for stage in stages.TRAININGS
             if (curves := _curves(evaluation, stage, _measured(manifests.get(stage))))
         },
         contacts=contact_sheet(filtered, thumbnail, experiment.seed),
         sources=_sources(experiment, filtered),
         expectations=_expectations(manifests.get("validate")),
         times=_times(manifests),
-        lineage=[(stage, manifests[stage]) for stage in _STAGES if stage in manifests],
+        lineage=[(stage, manifests[stage]) for stage in stages.JOBS if stage in manifests],
         config=experiment.model_dump_json(indent=2),
         links=links,
     )
@@ -238,7 +237,9 @@ def _expectations(validated: Manifest | None) -> list[dict[str, Any]]:
 
 
 def _times(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
-    seconds = {stage: float(manifests[stage].provenance.get("seconds", 0)) for stage in _STAGES if stage in manifests}
+    seconds = {
+        stage: float(manifests[stage].provenance.get("seconds", 0)) for stage in stages.JOBS if stage in manifests
+    }
     longest = max(seconds.values(), default=1) or 1
     return [{"stage": stage, "seconds": value, "width": 100 * value / longest} for stage, value in seconds.items()]
 

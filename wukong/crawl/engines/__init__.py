@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from wukong.config import Crawl
-from wukong.errors import ConfigError, WukongError
+from wukong.errors import WukongError
 
 
 class EngineRefusedError(WukongError):
@@ -37,22 +36,6 @@ class Engine(Protocol):
             ValueError: it is not an answer of this engine.
         """
         ...
-
-
-def open_engine(config: Crawl) -> Engine:
-    """Give the configured engine.
-
-    Raises:
-        ConfigError: it is not one that is searched.
-    """
-    from wukong.crawl.engines.baidu import Baidu
-    from wukong.crawl.engines.searxng import SearXNG
-
-    if config.engine == "baidu":
-        return Baidu(config.endpoint)
-    if config.engine == "searxng":
-        return SearXNG(config.endpoint)
-    raise ConfigError(f"crawl.engine {config.engine!r} is a list, not a search engine")
 
 
 def clean(text: str) -> str:

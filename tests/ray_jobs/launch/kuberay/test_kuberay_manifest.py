@@ -14,7 +14,7 @@ from played_ray_job import FAST, experiment_at, installed_config_map
 from ray_jobs.launch.kuberay import RayJobError, run_job
 from ray_jobs.launch.kuberay.manifest import job_name, make_ray_job
 from ray_jobs.launch.kuberay.settings import Settings
-from wukong import config, run_records, storage
+from wukong import config, stages, storage
 
 
 def test_a_name_that_a_shell_would_change_is_refused(server: ApiServer, experiment: config.Experiment) -> None:
@@ -48,7 +48,7 @@ def test_training_gets_the_experiments_workers_and_gpus(experiment: config.Exper
 names = st.from_regex(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}", fullmatch=True)
 
 
-@given(name=names, stage=st.sampled_from(run_records.STAGES), attempt=st.integers(1, 99))
+@given(name=names, stage=st.sampled_from(stages.RECORDED), attempt=st.integers(1, 99))
 def test_names_are_dns_labels_of_at_most_47_characters(name: str, stage: str, attempt: int) -> None:
     made = job_name(experiment_at("s3://bucket"), name, stage, attempt)
     assert len(made) <= 47

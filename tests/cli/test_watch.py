@@ -1,0 +1,77 @@
+"""What ``wukong run`` shows of components that are processes of their own, one of which dies early."""
+
+import io
+from pathlib import Path
+
+import pytest
+from kfp import dsl
+from rich.console import Console
+
+from cli.run import _Watch
+from pipelines import local
+from wukong import events
+
+
+@dsl.component(base_image="python", install_kfp_package=False)
+def work(stage: str) -> str:
+    from wukong import events, progress
+
+    with events.stage(stage), progress.track("download", 2_000, "pictures") as advance:
+        advance(2_000)
+    return stage
+
+
+@dsl.component(base_image="python", install_kfp_package=False)
+def dies(stage: str) -> None:
+    import os
+    import signal
+
+    from wukong import events
+
+    print("\x1b[31mout of memory\x1b[0m", flush=True)
+    with events.stage(stage):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dsl.pipeline
+def two() -> None:
+    dies(stage=work(stage="crawl").output)
+
+
+@pytest.mark.slow
+def test_components_tell_what_they_do_and_the_output_is_kept(tmp_path: Path) -> None:
+    shown, log = io.StringIO(), io.StringIO()
+    with (
+        events.received(tmp_path / "kfp" / "events.jsonl") as reader,
+        _Watch(Console(file=shown, width=200), log.write, reader).shown() as watch,
+        pytest.raises(local.PipelineError),
+    ):
+        local.run(two, {}, tmp_path / "kfp", watch.line)
+    watch.catch_up()
+    lines = shown.getvalue().splitlines()
+    assert lines[0].startswith("  download: 2,000 of 2,000 pictures (")
+    assert lines[1].startswith("✓ crawl  ") and lines[1].endswith(" s")
+    assert len(lines) == 2, "the stage that died has not ended by itself"
+    assert watch.current == "crawl"
+    assert any("out of memory" in line and "\x1b" not in line for line in watch.tail)
+    assert "out of memory" in log.getvalue()
+
+
+def test_a_terminal_shows_a_table_with_a_bar(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with events.received(tmp_path / "events") as reader:
+        watch = _Watch(console, lambda text: None, reader)
+        with events.stage("crawl"):
+            pass
+        events.write(events.Begun(stage="filter"))
+        events.write(events.Advanced(what="rules", done=3, total=4_000, unit="parts", rate=1.0))
+        watch.catch_up()
+        events.write(events.Ended(stage="validate", state="failed", seconds=2.0))
+    drawn = Console(file=io.StringIO(), width=100)
+    drawn.print(watch)
+    assert isinstance(drawn.file, io.StringIO)
+    text = drawn.file.getvalue()
+    assert "✓ crawl" in text and "filter" in text and "rules: 3/4,000 parts" in text
+    watch.catch_up()
+    drawn.print(watch)
+    assert "✗ validate    2.0 s" in drawn.file.getvalue()
