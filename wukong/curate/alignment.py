@@ -6,10 +6,12 @@ import polars as pl
 import torch
 
 from wukong.data import images
-from wukong.model.saved_model import Package
+from wukong.model.saved_model import SavedModel
 
 
-def similarities(model: Package, pictures: Sequence[bytes], captions: Sequence[str], names: Sequence[str]) -> pl.Series:
+def similarities(
+    model: SavedModel, pictures: Sequence[bytes], captions: Sequence[str], names: Sequence[str]
+) -> pl.Series:
     """The model's similarity of each picture to its caption, Float32 in [-1, 1].
 
     Args:

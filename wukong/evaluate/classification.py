@@ -21,18 +21,21 @@ def class_scores(
     prompts: Sequence[str] = PROMPTS,
     batch_size: int = 256,
 ) -> Tensor:
-    """Score every picture for every class, [images, classes].
+    """Compute the score of every image for every class.
 
-    With the global similarity a class is the normalised mean of its prompts' vectors; with the token-wise one its score
-    is the mean of its prompts' similarities.
+    With the global similarity, the vector of a class is the normalised mean of its prompts' vectors. With the
+    token-wise similarity, the score of a class is the mean of the similarities of its prompts.
 
     Args:
-        model: in evaluation mode.
-        tokenizer: the model's.
-        images: embedded pictures, [images, (tokens,) d].
-        names: of the classes, in Chinese.
-        prompts: templates with one ``{}``.
-        batch_size: captions encoded at a time.
+        model: the model, in evaluation mode.
+        tokenizer: the model's tokenizer.
+        images: embedded images, [images, (tokens,) d].
+        names: names of the classes, in Chinese.
+        prompts: templates; each has one ``{}`` for the name.
+        batch_size: number of captions encoded at a time.
+
+    Returns:
+        Scores, [images, classes].
     """
     columns = []
     for name in names:
@@ -48,15 +51,17 @@ def class_scores(
 
 
 def accuracy(scores: Tensor, labels: Tensor, top: int = 1) -> float:
-    """Share of pictures whose class is among the ``top`` best; classes that score the same stand before it.
+    """Compute the top-k accuracy: the share of images whose class is among the k best.
+
+    A wrong class with the same score as the right class is ranked before it.
 
     Args:
         scores: [images, classes].
-        labels: int64 [images].
-        top: how many.
+        labels: the right classes, int64 [images].
+        top: k.
 
     Raises:
-        DataError: a score is not a number, which would count as the best.
+        DataError: a score is NaN; it would count as the best.
     """
     refuse_not_a_number(scores, "picture", "class")
     own = scores.gather(1, labels[:, None])
@@ -65,5 +70,5 @@ def accuracy(scores: Tensor, labels: Tensor, top: int = 1) -> float:
 
 
 def per_class(scores: Tensor, labels: Tensor) -> list[float]:
-    """Top-1 accuracy of each class over its own pictures; NaN where it has none."""
+    """Compute the top-1 accuracy of each class on its own images; NaN for a class without images."""
     return [accuracy(scores[labels == c], labels[labels == c]) for c in range(scores.shape[1])]

@@ -1,4 +1,4 @@
-"""Measuring a model on hold-outs from image features: what goes into ``metrics.json`` and ``evaluation.json``."""
+"""Evaluate a model on hold-outs from image features; the results go into ``metrics.json`` and ``evaluation.json``."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 from wukong.config import Classification, Holdout
 from wukong.errors import DataError
 from wukong.evaluate import classification, retrieval
-from wukong.model.saved_model import Package
+from wukong.model.saved_model import SavedModel
 from wukong.train.data import matching
 
 _EXAMPLES = 8
@@ -18,7 +18,7 @@ _SHOWN = 5
 
 @torch.inference_mode()
 def retrieval_entry(
-    package: Package,
+    saved: SavedModel,
     holdout: Holdout,
     keys: Sequence[str],
     pictures: Sequence[str],
@@ -26,33 +26,33 @@ def retrieval_entry(
     features: Tensor,
     taken: retrieval.Captions = "distinct",
 ) -> dict[str, Any]:
-    """Retrieval in both directions on one hold-out.
+    """Evaluate retrieval in both directions on one hold-out.
 
-    Text to image: the queries are the captions, the candidates the distinct pictures; a query is answered by any
-    picture that is right for it. Image to text: the queries are the distinct pictures, the candidates the captions; any
-    of the picture's captions answers it. ``wukong.evaluate.retrieval.task`` says which captions and what is right.
+    Text to image: captions are the queries and distinct images the candidates; any image that is right for the caption
+    is a hit. Image to text: distinct images are the queries and captions the candidates; any of the image's captions is
+    a hit. ``wukong.evaluate.retrieval.task`` defines which captions there are and what is right.
 
     Args:
-        package: the model.
-        holdout: names the entry.
-        keys: of the pairs.
-        pictures: of the pairs, the digest of the picture's bytes or what else tells it from others.
-        captions: of the pairs.
-        features: of the pairs' pictures, [pairs, ...].
-        taken: which captions.
+        saved: the model.
+        holdout: the hold-out; its name and title go into the result.
+        keys: keys of the pairs.
+        pictures: an identifier of each pair's image, for instance the digest of its bytes.
+        captions: captions of the pairs.
+        features: image features of the pairs, [pairs, ...].
+        taken: which captions are used.
 
     Returns:
-        ``holdout``, ``title``, ``images``, ``captions`` (how many), ``captions_taken``; for each direction ``r1``,
-        ``r5``, ``r10``; under ``chance`` the same for candidates in random order; ``examples`` with ``caption``,
-        ``rank`` (0 is first) and the first ``pictures`` (``key``, ``caption``, ``right``).
+        ``holdout``, ``title``, ``images`` and ``captions`` (their numbers), ``captions_taken``; for each direction
+        ``r1``, ``r5``, ``r10``; under ``chance`` the same for candidates in random order; ``examples`` with
+        ``caption``, ``rank`` (0 is first) and the best ``pictures`` (``key``, ``caption``, ``right``).
 
     Raises:
-        DataError: a vector or a similarity is not a number.
+        DataError: a vector is not finite or a similarity is NaN.
     """
     rows, texts, relevant = retrieval.task(pictures, captions, taken)
     chosen = rows.tolist()
-    image = _embedded(package, features[rows], [keys[row] for row in chosen])
-    scores = package.model.similarity(image, package.encode_text(texts, strict=False))
+    image = _embedded(saved, features[rows], [keys[row] for row in chosen])
+    scores = saved.model.similarity(image, saved.encode_text(texts, strict=False))
     places = {
         "text_to_image": retrieval.ranks(scores.text_to_image.T, relevant),
         "image_to_text": retrieval.ranks(scores.image_to_text, relevant.T),
@@ -78,9 +78,13 @@ def retrieval_entry(
     return entry | {name: _named(retrieval.recall(ranks)) for name, ranks in places.items()}
 
 
-def _embedded(package: Package, features: Tensor, keys: Sequence[str]) -> Tensor:
-    """Unit vectors of pictures, [pictures, (tokens,) d]; one that is not finite is an error that names its pair."""
-    image = package.model.embed_features(features.float())
+def _embedded(saved: SavedModel, features: Tensor, keys: Sequence[str]) -> Tensor:
+    """Embed image features as unit vectors, [images, (tokens,) d].
+
+    Raises:
+        DataError: a vector is not finite; the message names its pair.
+    """
+    image = saved.model.embed_features(features.float())
     finite = torch.isfinite(image).flatten(1).all(1)
     if not finite.all():
         key = keys[int((~finite).nonzero()[0])]
@@ -103,9 +107,9 @@ def _examples(
     relevant: Tensor,
     ranks: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """A few queries with their first pictures, spread evenly over all queries: found and missed as they come.
+    """Return a few queries with their best images. The queries are spread evenly over all, whether hit or missed.
 
-    A picture of several captions is shown with the query where that is right, and with its first one elsewhere.
+    If the image is right for the query, its caption here is the query; otherwise it is the image's first caption.
     """
     chosen = range(0, len(texts), max(1, len(texts) // _EXAMPLES))[:_EXAMPLES]
     best = scores.topk(min(_SHOWN, len(keys)), 1).indices.tolist()
@@ -128,7 +132,7 @@ def _examples(
 
 @torch.inference_mode()
 def classification_entry(
-    package: Package,
+    saved: SavedModel,
     task: Classification,
     keys: Sequence[str],
     pictures: Sequence[str],
@@ -136,26 +140,27 @@ def classification_entry(
     features: Tensor,
     batch_size: int,
 ) -> dict[str, Any] | None:
-    """Zero-shot classification of those pictures whose URL belongs to a class; None where none does.
+    """Evaluate zero-shot classification on the images whose URL belongs to a class.
 
-    A picture that stands in several pairs counts once in its class.
+    An image in several pairs counts once in its class.
 
     Args:
-        package: the model.
-        task: the classes; a picture belongs to the first whose pattern its URL matches.
-        keys: of the pairs.
-        pictures: of the pairs, what tells a picture from others.
-        urls: of the pairs' pictures.
-        features: of the pairs' pictures, [pairs, ...].
-        batch_size: captions encoded at a time.
+        saved: the model.
+        task: the classes; an image belongs to the first class whose pattern matches its URL.
+        keys: keys of the pairs.
+        pictures: an identifier of each pair's image.
+        urls: URLs of the pairs' images.
+        features: image features of the pairs, [pairs, ...].
+        batch_size: number of captions encoded at a time.
 
     Returns:
-        ``name``, ``title``, ``images``, ``top1``, ``top5``, their ``chance`` and ``chance_top5``, ``classes`` with
-        ``name``, ``accuracy`` and ``images``; classes without pictures stay candidates but have no entry. All classes
-        are the ``candidates``; ``confusion`` counts pictures by true class (rows) and first answer (columns).
+        ``name``, ``title``, ``images`` (their number), ``top1``, ``top5``, ``chance`` and ``chance_top5``;
+        ``candidates``, all classes; ``classes`` with ``name``, ``accuracy`` and ``images`` for each class with images;
+        ``confusion``, the number of images by true class (rows) and best class (columns). None if no image belongs to
+        a class.
 
     Raises:
-        DataError: a vector or a score is not a number.
+        DataError: a vector is not finite or a score is NaN.
     """
     names = list(task.classes)
     belongs = torch.tensor([matching(urls, [task.classes[name]]) for name in names])
@@ -165,8 +170,8 @@ def classification_entry(
         return None
     chosen = sorted(firsts.values())
     labels = torch.tensor([label_of[row] for row in chosen])
-    image = _embedded(package, features[chosen], [keys[row] for row in chosen])
-    scores = classification.class_scores(package.model, package.tokenizer, image, names, batch_size=batch_size)
+    image = _embedded(saved, features[chosen], [keys[row] for row in chosen])
+    scores = classification.class_scores(saved.model, saved.tokenizer, image, names, batch_size=batch_size)
     by_class = classification.per_class(scores, labels)
     images = torch.bincount(labels, minlength=len(names)).tolist()
     return {
@@ -190,9 +195,9 @@ def classification_entry(
 
 
 def metrics_of(retrieval_entries: Sequence[Mapping[str, Any]], tasks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Flatten entries to named numbers.
+    """Flatten the results to metrics by name.
 
-    Names are ``retrieval.HOLDOUT.DIRECTION.rK`` with ``….chance_rK``, ``retrieval.HOLDOUT.mean_recall``,
+    The names are ``retrieval.HOLDOUT.DIRECTION.rK`` with ``….chance_rK``, ``retrieval.HOLDOUT.mean_recall``,
     ``retrieval.mean_recall`` (the mean over hold-outs of the mean of both directions' recalls, the paper's MR),
     ``classification.NAME.top1``, ``….top5``, ``….chance``, and ``classification.mean_top1``.
     """

@@ -1,10 +1,10 @@
-"""Prompts for zero-shot classification (appendix A.1): CLIP's 80 for ImageNet in Chinese; ``{}`` is the class name.
+"""Prompts for zero-shot classification (appendix A.1): CLIP's 80 ImageNet prompts in Chinese; ``{}`` is the class name.
 
-They are this project's own translation of CLIP's English templates. The paper's authors translated the same templates
-by hand, mostly more freely and with repetitions; six of the 80 are theirs word for word, ``OF_THE_PAPER``.
+This project translated CLIP's English templates itself. The paper's authors translated the same templates by hand,
+mostly more freely and with repetitions. Six of the 80 are equal to theirs, ``OF_THE_PAPER``.
 
-English tells "a" from "the", Chinese does not; where two templates differ in that alone, the Chinese ones differ in
-"一个" or "这个" or in word order, so that there are 80 distinct prompts.
+Chinese has no articles. Where two English templates differ only in "a" and "the", the Chinese ones differ in "一个" and
+"这个" or in word order, so that there are 80 distinct prompts.
 """
 
 OF_THE_PAPER = (
@@ -15,7 +15,7 @@ OF_THE_PAPER = (
     "一张漂亮的{}的照片。",
     "一张奇怪的{}的照片。",
 )
-"""Those of ``PROMPTS`` that appendix A.1 has too."""
+"""The members of ``PROMPTS`` that are also in appendix A.1."""
 
 PROMPTS = (
     "一张糟糕的{}的照片。",

@@ -1,4 +1,4 @@
-"""How a run's numbers were taken, in words: the settings on which evaluations differ, for reports."""
+"""Describe the evaluation protocol of a run in sentences, for reports: the settings in which evaluations differ."""
 
 from wukong.config import Experiment
 
@@ -18,11 +18,11 @@ _CLS = {
 
 
 def sentences(experiment: Experiment) -> list[str]:
-    """What was asked of the model, a sentence a setting.
+    """Describe the evaluation protocol, one sentence for each setting.
 
     Args:
-        experiment: its ``evaluate.captions``, ``model.image.view`` and, for the token-wise similarity,
-            ``model.match_text_cls``.
+        experiment: the experiment; ``evaluate.captions``, ``model.image.view`` and, for the token-wise similarity,
+            ``model.match_text_cls`` are used.
     """
     found = [
         "Each picture is one candidate, however many captions it has.",

@@ -1,4 +1,4 @@
-"""Image-text retrieval in both directions (section 5.3): what is asked, what is right, who is found first."""
+"""Image-text retrieval in both directions (section 5.3): queries, right answers, ranks and recall."""
 
 from collections.abc import Sequence
 from math import comb
@@ -14,12 +14,13 @@ Captions: TypeAlias = Literal["distinct", "all", "first"]
 
 
 class Task(NamedTuple):
-    """What retrieval on some pairs asks.
+    """A retrieval task: distinct images, captions, and which of them belong together.
 
     Attributes:
-        pictures: int64 [pictures], of each distinct picture the row of its first pair.
+        pictures: int64 [images], the row of the first pair of each distinct image.
         texts: the captions.
-        relevant: bool [texts, pictures], which belong together; each text and each picture has at least one.
+        relevant: bool [texts, images], True where caption and image belong together; each caption and each image has at
+            least one match.
     """
 
     pictures: Tensor
@@ -28,24 +29,24 @@ class Task(NamedTuple):
 
 
 def task(pictures: Sequence[str], captions: Sequence[str], taken: Captions = "distinct") -> Task:
-    """Make distinct pictures, captions and right answers of pairs: a picture with five captions is five pairs.
+    """Build a retrieval task from pairs. An image with five captions is five pairs.
 
-    What is right for a caption, and which captions there are, is a matter of protocol:
+    The protocol ``taken`` defines which captions there are and which images are right for a caption:
 
-    - ``distinct``: equal captions are one, and every picture that has it is right. For sets of names, and of captions
-      from the web, which repeat.
-    - ``all``: every pair's caption stands by itself, and its own picture alone is right, also where another picture has
-      an equal caption, which then ties with it. The protocol of Flickr8K, Flickr30K, COCO and AIC-ICC with five
-      captions a picture.
-    - ``first``: as ``all``, with each picture's first caption alone; an evaluation with one caption a picture.
+    - ``distinct``: equal captions are one caption, and every image that has it is right. Use it for names and for
+      captions from the web, which repeat.
+    - ``all``: every pair's caption is a query of its own, and only its own image is right, even if another image has an
+      equal caption (which then ties with it). This is the protocol of Flickr8K, Flickr30K, COCO and AIC-ICC with five
+      captions an image.
+    - ``first``: like ``all``, but only with the first caption of each image: an evaluation with one caption an image.
 
     Args:
-        pictures: of each pair what tells its picture from others, for instance the digest of its bytes.
-        captions: of each pair.
-        taken: which captions.
+        pictures: an identifier of each pair's image, for instance the digest of its bytes.
+        captions: captions of the pairs.
+        taken: the protocol.
     """
     if len(pictures) != len(captions):
-        raise ValueError(f"{len(pictures)} pictures and {len(captions)} captions are no pairs")
+        raise ValueError(f"{len(pictures)} pictures and {len(captions)} captions: they must be as many")
     places: dict[str, int] = {}
     firsts: list[int] = []
     owners: list[int] = []
@@ -69,16 +70,20 @@ def task(pictures: Sequence[str], captions: Sequence[str], taken: Captions = "di
 
 
 def ranks(scores: Tensor, relevant: Tensor) -> Tensor:
-    """Place of the best relevant candidate of each query, int64 [queries]; 0 is the first.
+    """Compute the rank of the best relevant candidate of each query.
 
-    Candidates that score the same as it stand before it, so a model that tells nothing apart finds nothing.
+    A wrong candidate with the same score is ranked before it. So a model that gives all candidates the same score finds
+    nothing.
 
     Args:
         scores: [queries, candidates].
-        relevant: bool [queries, candidates]; each query has at least one.
+        relevant: bool [queries, candidates]; each query has at least one relevant candidate.
+
+    Returns:
+        Ranks, int64 [queries]; 0 is the first.
 
     Raises:
-        DataError: a score is not a number, which has no place among the others.
+        DataError: a score is NaN and so has no rank.
     """
     refuse_not_a_number(scores, "query", "candidate")
     best = scores.masked_fill(~relevant, -torch.inf).amax(1, keepdim=True)
@@ -86,32 +91,34 @@ def ranks(scores: Tensor, relevant: Tensor) -> Tensor:
 
 
 def refuse_not_a_number(scores: Tensor, row: str, column: str) -> None:
-    """Raise DataError where a score is NaN: no comparison with it holds, so that it would stand before all others.
+    """Raise DataError if a score is NaN. All comparisons with NaN are false, so it would be ranked first.
 
     Args:
         scores: [rows, columns].
-        row: what a row is, for the message.
-        column: what a column is.
+        row: what a row stands for, for the message.
+        column: what a column stands for, for the message.
     """
     if (broken := scores.isnan()).any():
         first, second = broken.nonzero()[0].tolist()
         raise DataError(
-            f"{int(broken.sum())} of {scores.numel()} similarities are not numbers, the first that of {row} {first} to "
-            f"{column} {second}: the model's weights or the features are damaged; train again, or delete the features"
+            f"{int(broken.sum())} of {scores.numel()} similarities are not numbers; the first is that of {row} {first} "
+            f"to {column} {second}: the model's weights or the features are damaged; train again, or delete the features"
         )
 
 
 def recall(places: Tensor, cutoffs: Sequence[int] = CUTOFFS) -> dict[int, float]:
-    """Recall@K: the share of queries for which any relevant candidate is among the first K (``ranks``)."""
+    """Compute Recall@K: the share of queries with a relevant candidate among the first K; ``places`` are ``ranks``."""
     return {k: (places < k).float().mean().item() for k in cutoffs}
 
 
 def chance(relevant_counts: Sequence[int], candidates: int, cutoffs: Sequence[int] = CUTOFFS) -> dict[int, float]:
-    """Expected Recall@K of candidates in random order: one minus the odds of drawing no relevant one K times.
+    """Compute the expected Recall@K if the candidates are in random order.
+
+    It is one minus the probability that none of the first K candidates is relevant.
 
     Args:
-        relevant_counts: relevant candidates of each query.
-        candidates: of all queries.
+        relevant_counts: number of relevant candidates of each query.
+        candidates: number of candidates, the same for all queries.
         cutoffs: the values of K.
     """
 

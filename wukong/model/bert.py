@@ -12,7 +12,7 @@ from wukong.model import weights
 from wukong.model.text_encoder import TextEncoder
 
 HUB = "hub:"
-# Parts of a checkpoint that a text encoder has no use for: pooler, heads of pretraining tasks, stored constants.
+# Weights in a checkpoint that the text encoder does not use: pooler, heads of pretraining tasks, stored constants.
 _UNUSED = ("pooler.", "cls.", "lm_head.", "embeddings.position_ids", "embeddings.token_type_ids")
 _LAYER = {
     "attention.output.dense": "attended",
@@ -24,19 +24,20 @@ _LAYER = {
 
 
 def start_from(encoder: TextEncoder, source: str) -> None:
-    """Fill a text encoder with the weights of a pretrained one, which must be of the same architecture.
+    """Load the weights of a pretrained text encoder, which must have the same architecture.
 
-    Our encoder has no second segment: the embedding of the first, a constant, is added to the positions, of which those
-    beyond its own maximum are left out. RoBERTa's positions begin after its padding id.
+    Our encoder has no segment embeddings. The embedding of the first segment, a constant, is added to the position
+    embeddings. Positions beyond ``max_tokens`` are not loaded. RoBERTa's positions start after its padding id.
 
     Args:
-        encoder: whose weights are replaced.
+        encoder: the text encoder whose weights are replaced.
         source: URI of a folder with ``config.json`` and ``model.safetensors``, or ``hub:NAME``.
 
     Raises:
-        ConfigError: the hub does not give it.
+        ConfigError: the model cannot be downloaded from the hub.
         StorageError: there is nothing at the URI.
-        DataError: it is no BERT or RoBERTa, of another architecture, or a weight is missing; the message names it.
+        DataError: the model is not a BERT or RoBERTa, has another architecture, or lacks a weight; the message names
+            what differs.
     """
     folder = _download(source.removeprefix(HUB)) if source.startswith(HUB) else source
     config: Any = storage.read_json(storage.join(folder, "config.json"))
@@ -45,15 +46,15 @@ def start_from(encoder: TextEncoder, source: str) -> None:
         raise DataError(f"{source} holds a model of type {kind!r}; the text encoder starts from a BERT or a RoBERTa")
     for key in ("pad_token_id", "max_position_embeddings"):
         if not isinstance(config.get(key, 0), int):
-            raise DataError(f"{source}/config.json has {key} {config[key]!r}, which is no whole number")
+            raise DataError(f"{source}/config.json has {key} {config[key]!r}, which is not a whole number")
     first = 0 if kind == "bert" else config.get("pad_token_id", 1) + 1
     _compare(encoder, config, first, source)
     given = weights.read(storage.join(folder, "model.safetensors"))
     try:
-        state = _translated(given, encoder, first, source)
+        state = _translate(given, encoder, first, source)
     except (RuntimeError, IndexError) as error:
         raise DataError(f"{source} has weights whose sizes do not belong together: {error}") from error
-    weights.fill(encoder, state, source, "names are accepted as Hugging Face's BERT and RoBERTa have them")
+    weights.fill(encoder, state, source, "accepted are the names of Hugging Face's BERT and RoBERTa")
 
 
 def _download(name: str) -> str:
@@ -63,13 +64,13 @@ def _download(name: str) -> str:
         return storage.from_path(Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"])))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{name} cannot be had from the hub ({' '.join(str(error).split())}); without a network set "
+            f"{name} cannot be downloaded from the hub ({' '.join(str(error).split())}); without a network set "
             "model.text.weights to 'random' or to the URI of a folder with its config.json and model.safetensors"
         ) from error
 
 
 def _compare(encoder: TextEncoder, config: dict[str, Any], first: int, source: str) -> None:
-    """Refuse another architecture by naming every difference, in the words of the experiment."""
+    """Raise DataError if the architectures differ; the message names each difference by its config key."""
     longest = config.get("max_position_embeddings", 512) - first
     wanted = {
         "entries of the vocabulary": (config.get("vocab_size"), encoder.tokens.num_embeddings),
@@ -85,10 +86,11 @@ def _compare(encoder: TextEncoder, config: dict[str, Any], first: int, source: s
     if longest < encoder.positions.num_embeddings:
         different.append(f"max_tokens {encoder.positions.num_embeddings} where it reads {longest}")
     if different:
-        raise DataError(f"{source} is of another architecture than model.text: {'; '.join(different)}")
+        raise DataError(f"{source} has another architecture than model.text: {'; '.join(different)}")
 
 
-def _translated(state: dict[str, Tensor], encoder: TextEncoder, first: int, source: str) -> dict[str, Tensor]:
+def _translate(state: dict[str, Tensor], encoder: TextEncoder, first: int, source: str) -> dict[str, Tensor]:
+    """Rename Hugging Face's weights to this encoder's names; ``first`` is the row of position 0."""
     bert = {}
     for name, value in state.items():
         bare = name.removeprefix("bert.").removeprefix("roberta.")

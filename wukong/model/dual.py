@@ -1,4 +1,4 @@
-"""The dual encoder of figure 1: a locked image tower, a text tower, a head on each, one learned temperature."""
+"""The dual encoder of figure 1: an image tower, a text tower, a linear head on each, and a learned temperature."""
 
 import math
 from collections.abc import Mapping
@@ -19,11 +19,12 @@ from wukong.model.text_encoder import TextEncoder
 
 
 class Texts(NamedTuple):
-    """Captions in the common space.
+    """Captions in the shared embedding space.
 
     Attributes:
         vectors: unit vectors, [texts, d], or [texts, tokens, d] for the token-wise similarity.
-        counted: bool [texts, tokens], the tokens that take part: neither [CLS], which is the first, nor padding.
+        counted: bool [texts, tokens], the tokens that count in the token-wise similarity: not padding, and not [CLS],
+            which is the first token.
     """
 
     vectors: Tensor
@@ -31,13 +32,13 @@ class Texts(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """A batch of pairs in the common space, and what makes logits of its similarities.
+    """A batch of pairs in the shared embedding space, with the scale and bias that turn similarities into logits.
 
     Attributes:
-        image: unit vectors, [pairs, d], or [pairs, tokens, d] for the token-wise similarity.
-        text: of the captions.
+        image: unit vectors of the images, [pairs, d], or [pairs, tokens, d] for the token-wise similarity.
+        text: the embedded captions.
         scale: one over the temperature, a scalar.
-        bias: of the sigmoid loss, a scalar; None for the softmax.
+        bias: bias of the sigmoid loss, a scalar; None for the softmax loss.
     """
 
     image: Tensor
@@ -47,23 +48,24 @@ class Embedded(NamedTuple):
 
 
 class DualEncoder(nn.Module):
-    """Image and text encoder with learnable linear projections to one space.
+    """An image encoder and a text encoder with learned linear projections (heads) to one embedding space.
 
-    The heads are trained also when the image tower is locked, as in section 4.4.
+    Both heads are trained, also when the image tower is locked (section 4.4).
 
     Args:
         settings: the architecture.
-        tokenizer: of the captions; gives the size of the vocabulary and the special tokens.
-        image: the image tower, or None for a model that is trained on features of it computed before; then
-            ``feature_width`` must be given.
-        feature_width: width of the image features; the tower's own unless given.
-        with_weights: start the text encoder from the weights its settings name; without, it is random until a state is
-            loaded.
+        tokenizer: the captions' tokenizer; it defines the vocabulary size and the special tokens.
+        image: the image tower; or None to use image features that were computed before. Then ``feature_width`` is
+            required.
+        feature_width: width of the image features, for a model without an image tower.
+        with_weights: load the weights that the text encoder's settings name. If False, the weights are random until
+            ``load_trained`` is called.
 
     Raises:
-        ConfigError: without projections, the towers are of different widths; or the text encoder's weights cannot be
-            had.
-        DataError: they are of another architecture.
+        ValueError: there is neither an image tower nor ``feature_width``.
+        ConfigError: the model has no projections and the towers have different widths; or the text encoder's weights
+            cannot be downloaded.
+        DataError: the text encoder's weights have another architecture.
     """
 
     def __init__(
@@ -106,49 +108,52 @@ class DualEncoder(nn.Module):
                 nn.init.zeros_(head.bias)
         elif feature_width != text.width:
             raise ConfigError(
-                f"model.embedding: without projections pictures are {feature_width} and captions {text.width} wide; "
-                "give it a width"
+                f"model.embedding: without projections the vectors of pictures have {feature_width} numbers and those "
+                f"of captions {text.width}; give it a width"
             )
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / settings.temperature)))
         self.bias = nn.Parameter(torch.tensor(settings.bias)) if settings.loss == "sigmoid" else None
 
     def load_trained(self, state: Mapping[str, Tensor]) -> None:
-        """Load a trained model's state; one that was trained on features has no image tower, which then stays as it is.
+        """Load the state of a trained model.
+
+        The state of a model that was trained on image features has no image tower; the image tower then stays as it
+        is.
 
         Raises:
-            DataError: the state is of another architecture, or a weight is missing or not a number.
+            DataError: the state has another architecture, or a weight is missing or not finite.
         """
         tower = {f"image.{name}": value for name, value in self.image.state_dict().items()} if self.image else {}
         weights.fill(self, {**tower, **state}, "the trained state")
 
     @property
     def width(self) -> int:
-        """Of the common space."""
+        """Width of the shared embedding space."""
         return self.settings.text.width if self.settings.embedding is None else self.settings.embedding
 
     @property
     def scale(self) -> Tensor:
-        """What similarities are multiplied with: one over the temperature."""
+        """The factor on similarities: one over the temperature."""
         return self.log_scale.exp()
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
-        """Bring the temperature back to its lower bound; to be called after each step of the optimiser."""
+        """Raise the temperature to its lower bound if it is below; call this after each optimiser step."""
         self.log_scale.clamp_(max=math.log(1 / self.settings.min_temperature))
 
     def select(self, features: ImageFeatures) -> Tensor:
-        """Of the image tower's output, what this model's similarity is computed from."""
+        """Select the image features that this model's similarity uses: all tokens, or the pooled feature."""
         return features.tokens if self.token_wise else features.pooled
 
     @torch.no_grad()
     def whiten_image_head(self, features: Tensor, shrinkage: float = 1.0) -> None:
-        """Set the image head to the leading principal directions of some features, each scaled to equal variance.
+        """Initialise the image head with a whitening projection: the leading principal directions of some features.
 
-        Frozen features of pictures of one kind share most of their direction; whitened, they tell pictures apart
-        before anything is learned. Directions of little variance are held back.
+        Locked features of similar images point in almost the same direction. After whitening they differ more, before
+        any training. ``shrinkage`` reduces the weight of directions with little variance.
 
         Args:
-            features: [pictures, width] or [pictures, tokens, width], of the training pictures.
+            features: features of the training images, [images, width] or [images, tokens, width].
             shrinkage: added to each variance; 1 is the mean variance of a standardised feature.
 
         Raises:
@@ -162,7 +167,7 @@ class DualEncoder(nn.Module):
         variances, directions = torch.linalg.eigh(standardised.T @ standardised / len(flat))
         kept = min(self.image_head.out_features, len(variances))
         variances, directions = variances.flip(0)[:kept], directions.flip(1)[:, :kept]
-        # An eigenvector's sign is arbitrary: fix it, so that the same features give the same head.
+        # The sign of an eigenvector is arbitrary. Fix it, so that the same features give the same head.
         signs = directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
         weight = (directions * signs / (variances + shrinkage).sqrt()).T / deviation
         weight /= ((flat - mean) @ weight.T).norm(dim=1).mean()
@@ -174,7 +179,7 @@ class DualEncoder(nn.Module):
         return self._unit(self.image_head(features))
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
-        """Encode uint8 pictures [images, 3, size, size] to unit vectors [images, (tokens,) d]."""
+        """Encode uint8 images [images, 3, size, size] to unit vectors [images, (tokens,) d]."""
         if self.image is None:
             raise ValueError("this model holds no image tower: give it features")
         return self.embed_features(self.select(self.image(pixels)))
@@ -191,10 +196,11 @@ class DualEncoder(nn.Module):
         return Texts(self._unit(self.text_head(taken)), (ids != pad) & (ids != cls))
 
     def _unit(self, vectors: Tensor) -> Tensor:
-        """Scale to unit length, in float32 at least; tokens under autocast are then what it computes in.
+        """Scale vectors to unit length in float32 or more; under autocast, convert tokens to autocast's type.
 
-        Autocast on CUDA normalises in float32 and leaves the result so; on the processor it does neither. The global
-        similarity, a product of two vectors, gets float32 of both; of the token-wise one the tokens are what costs.
+        Autocast on CUDA normalises in float32 and returns float32; autocast on the CPU does neither. The global
+        similarity is a cheap product of two vectors, so they stay float32. The token-wise similarity is expensive, so
+        its tokens use autocast's type.
         """
         unit = F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
         device = vectors.device.type
@@ -203,23 +209,23 @@ class DualEncoder(nn.Module):
         return unit
 
     def similarity(self, image: Tensor, text: Texts) -> Scores:
-        """Similarities of embedded pictures with embedded captions, not divided by the temperature."""
+        """Compute the similarities of embedded images and captions, not divided by the temperature."""
         if self.token_wise:
             return token_similarity(image, *text, self.settings.match_text_cls)
         return global_similarity(image, text.vectors)
 
     def forward(self, features: Tensor, ids: Tensor) -> Embedded:
-        """Embed the pictures and captions of a batch: what ``loss`` reads.
+        """Embed the images and captions of a batch; ``loss`` takes the result.
 
         Args:
-            features: uint8 pictures [pairs, 3, size, size], or image features computed before.
+            features: uint8 images [pairs, 3, size, size], or image features that were computed before.
             ids: token ids, int64 [pairs, tokens].
         """
         image = self.embed_pixels(features) if features.dtype == torch.uint8 else self.embed_features(features)
         return Embedded(image, self.embed_text(ids), self.scale, self.bias)
 
     def loss(self, pairs: Embedded, captions: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
-        """The loss of this worker's pairs against every worker's; see ``wukong.model.loss``."""
+        """Compute the loss of this worker's pairs against the pairs of all workers; see ``wukong.model.loss``."""
         image, text, scale, bias = pairs
         if self.token_wise:
             return token_loss(image, *text, scale, captions, label_smoothing, bias, self.settings.match_text_cls)

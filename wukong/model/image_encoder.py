@@ -1,4 +1,4 @@
-"""Image encoders over timm by one interface: a pooled feature, a grid of tokens, and locking (sections 4.2 and 4.4)."""
+"""Image encoders from timm with one interface: pooled feature, patch tokens, and locking (sections 4.2 and 4.4)."""
 
 import importlib
 import logging
@@ -22,11 +22,12 @@ log = logging.getLogger(__name__)
 
 
 class ImageFeatures(NamedTuple):
-    """What an image encoder gives.
+    """The output of an image encoder.
 
     Attributes:
-        pooled: [images, pooled width], the picture as one vector.
-        tokens: [images, tokens, token width], the patches without [CLS] or register tokens, row by row.
+        pooled: [images, pooled width], one vector for each image.
+        tokens: [images, tokens, token width], one vector for each patch, row by row, without [CLS] and register
+            tokens.
     """
 
     pooled: Tensor
@@ -36,23 +37,25 @@ class ImageFeatures(NamedTuple):
 class ImageEncoder(nn.Module):
     """A timm model as the image tower of a dual encoder.
 
-    The pooled feature is what the model was pretrained to read its classes or its common space from, without that last
-    projection, whose place the dual encoder's head takes (section 4.2): [CLS] of a ViT, the mean patch of Swin and of
-    EfficientNet, the attention pool of CLIP's ResNets. With ``block`` set it is the mean of that block's tokens.
+    The pooled feature is the input of the model's last projection, to classes or to CLIP's embedding space. The dual
+    encoder's head replaces that projection (section 4.2). It is [CLS] for a ViT, the mean of the patches for Swin and
+    EfficientNet, and the attention pool for CLIP's ResNets. If the setting ``block`` is given, it is the mean of that
+    block's tokens.
 
     Args:
-        settings: the model's timm name, the resolution, and where the weights come from.
-        with_weights: read the weights; without, they are random until a state is loaded.
+        settings: the model's timm name, the resolution, and the source of the weights.
+        with_weights: load the weights. If False, they are random until a state is loaded.
 
     Raises:
-        ConfigError: timm does not know the model, or the weights cannot be found.
-        DataError: the weights are not those of this model.
+        ConfigError: timm does not have the model, or the weights cannot be found.
+        DataError: the weights belong to another model.
 
     Attributes:
-        pooled_width: of the pooled feature.
-        token_width: of a token.
-        token_count: tokens of a picture.
-        groups: names of the layer groups, from the picture on: the stem, the blocks or stages, for some models a head.
+        pooled_width: width of the pooled feature.
+        token_width: width of a token.
+        token_count: number of tokens of an image.
+        groups: names of the layer groups, in the order of the forward pass: the stem, the blocks or stages, and for
+            some models a head.
     """
 
     def __init__(self, settings: Settings, with_weights: bool = True) -> None:
@@ -78,13 +81,13 @@ class ImageEncoder(nn.Module):
         self.pooled_width, self.token_width, self.token_count = pooled.shape[1], tokens.shape[2], tokens.shape[1]
 
     def forward(self, pixels: Tensor) -> ImageFeatures:
-        """Encode pictures.
+        """Encode images.
 
         Args:
             pixels: uint8 [images, 3, size, size], RGB.
 
         Raises:
-            DataError: they are of another type, number of channels or size.
+            DataError: the images have another type, number of channels or size.
         """
         size = self.settings.image_size
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, size, size):
@@ -111,44 +114,50 @@ class ImageEncoder(nn.Module):
 
     @property
     def is_locked(self) -> bool:
-        """Whether nothing of it is trained, so that its features can be computed once and kept."""
+        """Whether all layer groups are locked, so that the features can be computed once and stored."""
         return self._locked_groups == len(self.groups)
 
     def lock(self, groups: int | Literal["all", "none"] = "all") -> None:
-        """Keep the first layer groups as they are: no gradients, and evaluation mode for good; the others are trained.
+        """Lock the first layer groups (LiT): they get no gradients and stay in evaluation mode. Unlock all others.
 
-        In evaluation mode the statistics of batch norm stand still and nothing is dropped.
+        In evaluation mode the statistics of batch norm do not change and dropout is off.
 
         Args:
-            groups: how many of ``groups`` to lock, all or none of them.
+            groups: the number of ``groups`` to lock, or ``all`` or ``none``.
 
         Raises:
-            ConfigError: there are not so many groups.
+            ConfigError: the model has fewer groups.
         """
         total = len(self.groups)
         count = {"all": total, "none": 0}[groups] if isinstance(groups, str) else groups
         if not 0 <= count <= total:
-            raise ConfigError(f"lock: {self.settings.name} has {total} layer groups, not {count}: {self._listed()}")
+            raise ConfigError(
+                f"lock: {self.settings.name} has {total} layer groups, not {count}: {self._numbered_groups()}"
+            )
         self._locked_groups = count
         for name, parameter in self.backbone.named_parameters():
             parameter.requires_grad_(self._group_of[name] >= count)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "ImageEncoder":
-        """Set training mode, except where locked."""
+        """Set training mode (or evaluation mode) for the layers that are not locked."""
         super().train(mode and not self.is_locked)
         if mode and self._locked_groups:
-            _still(self.backbone, {name for name, group in self._group_of.items() if group < self._locked_groups})
-        self._refuse_counting_twice()
+            _set_evaluation_mode(
+                self.backbone, {name for name, group in self._group_of.items() if group < self._locked_groups}
+            )
+        self._refuse_batch_norm_with_checkpoints()
         return self
 
     @property
     def checkpoint_activations(self) -> bool:
-        """Whether the backward pass computes activations again instead of keeping them: less memory, more time.
+        """Whether the backward pass computes activations a second time instead of storing them.
+
+        This takes less memory and more time.
 
         Raises:
-            ConfigError: on setting it, or on setting training mode later, where batch norm is trained: the second pass
-                would move its running statistics a second time.
+            ConfigError: a batch norm is trained. The second forward pass would update its running statistics a second
+                time. Raised when this is set, or later when training mode is set.
         """
         return self._checkpoint_activations
 
@@ -156,25 +165,25 @@ class ImageEncoder(nn.Module):
     def checkpoint_activations(self, enable: bool) -> None:
         self._checkpoint_activations = enable
         self.backbone.set_grad_checkpointing(enable)
-        self._refuse_counting_twice()
+        self._refuse_batch_norm_with_checkpoints()
 
-    def _refuse_counting_twice(self) -> None:
+    def _refuse_batch_norm_with_checkpoints(self) -> None:
         if self._checkpoint_activations:
             for name, module in self.backbone.named_modules():
                 if isinstance(module, _BatchNorm) and module.training:
                     raise ConfigError(
                         f"checkpoint_activations: {self.settings.name} trains the batch norm {name}, whose running "
-                        "statistics a second forward pass would move again; lock more layer groups "
-                        f"({self._listed()}), or leave it off"
+                        "statistics a second forward pass would update again; lock more layer groups "
+                        f"({self._numbered_groups()}), or leave it off"
                     )
 
-    def _listed(self) -> str:
+    def _numbered_groups(self) -> str:
         return ", ".join(f"{number} {name}" for number, name in enumerate(self.groups))
 
     def for_inference(self) -> "ImageEncoder":
-        """Make the forward pass faster, in place: batch norm folded into the convolutions, channels-last layout.
+        """Make the forward pass faster, in place: fold batch norms into convolutions, use the channels-last layout.
 
-        The outputs stay the same up to rounding. The encoder cannot be trained or saved afterwards.
+        The outputs stay equal up to rounding. Afterwards the encoder cannot be trained or saved.
         """
         self.lock()
         _fold_batch_norm(self.backbone)
@@ -196,10 +205,10 @@ def _create(settings: Settings, with_weights: bool) -> Any:
         raise ConfigError(f"model.image.name: {error}") from error
     options: dict[str, Any] = {"num_classes": 0}
     if pretrained.fixed_input_size:
-        # For position embeddings and windows; convolutions take any size.
+        # The size of position embeddings and attention windows depends on it; convolutions take any image size.
         options["img_size"] = settings.image_size
     if pretrained.notes and "QuickGELU" in pretrained.notes[0] and "quickgelu" not in name:
-        log.warning("%s has GELU where its weights were trained with QuickGELU: take its _quickgelu variant", name)
+        log.warning("%s uses GELU, but its weights were trained with QuickGELU: use its _quickgelu variant", name)
     if with_weights and settings.weights == "hub":
         model = _from_hub(name, options)
     else:
@@ -221,7 +230,7 @@ def _from_hub(name: str, options: dict[str, Any]) -> Any:
         return timm.create_model(name, pretrained=True, **options)
     except (OSError, RuntimeError) as error:
         raise ConfigError(
-            f"the weights of {name} cannot be had from the hub ({' '.join(str(error).split())}); "
+            f"the weights of {name} cannot be downloaded from the hub ({' '.join(str(error).split())}); "
             "without a network set model.image.weights to the URI of a safetensors file"
         ) from error
 
@@ -235,7 +244,7 @@ def _load(model: nn.Module, settings: Settings) -> None:
         state, source = weights.read(settings.weights), settings.weights
     own = model.state_dict()
     state = weights.below_prefix(own, state)
-    # timm's own translation of other projects' names, OpenAI's and open_clip's among them, and of other resolutions.
+    # timm translates the names of other projects (OpenAI and open_clip among them) and resizes to other resolutions.
     translate: Callable[..., dict[str, Tensor]] | None = getattr(
         importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None
     )
@@ -243,30 +252,30 @@ def _load(model: nn.Module, settings: Settings) -> None:
         try:
             state = translate(state, model)
         except Exception as error:
-            # It takes the names and sizes that it looks for as given; what it fails with says nothing of them.
+            # It does not check names and sizes, so its exception does not name the weight that is wrong.
             problems = weights.misfits(model, state) or f"timm cannot translate it ({type(error).__name__}: {error})"
             raise DataError(f"{source} does not fit {settings.name}: {problems}; {_ACCEPTED}") from error
-    configuration: Any = model.pretrained_cfg  # torch's types know an attribute as a tensor or a module
+    configuration: Any = model.pretrained_cfg  # for torch's types every attribute of a module is a tensor or a module
     classifier = str(configuration["classifier"])
     state = {key: value for key, value in state.items() if key in own or not key.startswith(f"{classifier}.")}
     weights.fill(model, state, source, _ACCEPTED)
 
 
-_ACCEPTED = "names are accepted as timm, OpenAI and open_clip give them, timm's also below a prefix like visual.trunk."
+_ACCEPTED = "accepted are the names of timm, OpenAI and open_clip; timm's also below a prefix like visual.trunk."
 
 
-def _still(module: nn.Module, locked: set[str], prefix: str = "") -> None:
-    """Set evaluation mode for every part all of whose parameters are locked."""
+def _set_evaluation_mode(module: nn.Module, locked: set[str], prefix: str = "") -> None:
+    """Set evaluation mode for each submodule of which all parameters are locked."""
     for name, child in module.named_children():
         inside = [f"{prefix}{name}.{parameter}" for parameter, _ in child.named_parameters()]
         if inside and locked.issuperset(inside):
             child.eval()
         else:
-            _still(child, locked, f"{prefix}{name}.")
+            _set_evaluation_mode(child, locked, f"{prefix}{name}.")
 
 
 def _fold_batch_norm(model: nn.Module) -> None:
-    """Fold each batch norm into the convolution that stands right before it, keeping the activation that follows."""
+    """Fold each batch norm into the convolution directly before it; the activation after it stays."""
     for parent in list(model.modules()):
         children = list(parent.named_children())
         for (name, conv), (norm_name, norm) in pairwise(children):

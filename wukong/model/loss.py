@@ -1,7 +1,7 @@
-"""The contrastive objective of section 4.3 and its sigmoid variant, over one worker or several.
+"""The contrastive loss of section 4.3 and its sigmoid variant, on one worker or several.
 
-A worker holds the rows of its own pictures and captions; every other worker's are gathered with their gradient, so that
-the mean over workers is the loss, and the mean of their gradients the gradient, of one worker on the joined batch.
+Each worker holds its own pairs and gathers the vectors of all other workers, with gradients. So the mean of the
+workers' losses is the loss of the whole batch on one worker, and the mean of their gradients is its gradient.
 """
 
 from typing import Any
@@ -15,12 +15,12 @@ from wukong.model.similarity import token_similarity
 
 
 def world() -> tuple[int, int]:
-    """This worker's rank and the number of workers; (0, 1) where nothing is distributed."""
+    """Return this worker's rank and the number of workers; (0, 1) if training is not distributed."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def gathered(local: Tensor) -> Tensor:
-    """Join every worker's tensor along the first axis, in rank order; gradients flow back to each worker's part."""
+    """Join the tensors of all workers along the first axis, in rank order; gradients flow back to each worker."""
     if world()[1] == 1:
         return local
     result: Tensor = _Gather.apply(local)
@@ -28,7 +28,7 @@ def gathered(local: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """``gathered``: the gradient of a worker's part is the sum of what all workers found for it."""
+    """``gathered`` for autograd: the gradient of a worker's tensor is the sum of its gradients on all workers."""
 
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gathered_constant(local: Tensor) -> Tensor:
-    """``gathered`` for what has no gradient."""
+    """``gathered`` for tensors that need no gradient."""
     workers = world()[1]
     if workers == 1:
         return local
@@ -54,12 +54,13 @@ def gathered_constant(local: Tensor) -> Tensor:
 
 
 def contrastive(scores: Tensor, excluded: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of each row against the pair that belongs to it (one of L^I, L^T), a scalar.
+    """Softmax loss in one direction (L^I or L^T): the mean cross-entropy of each row's own candidate, a scalar.
 
     Args:
-        scores: [rows, candidates], already divided by the temperature; row r of this worker belongs to candidate
-            ``rank * rows + r``.
-        excluded: bool [rows, candidates], candidates that are no negatives of a row; a row's own is never excluded.
+        scores: [rows, candidates], already divided by the temperature; row r of this worker forms a pair with
+            candidate ``rank * rows + r``.
+        excluded: bool [rows, candidates], candidates that are not used as negatives of a row; a row's own candidate is
+            never excluded.
         label_smoothing: probability mass spread evenly over the candidates that are not excluded.
     """
     rows = len(scores)
@@ -75,12 +76,13 @@ def contrastive(scores: Tensor, excluded: Tensor | None = None, label_smoothing:
 
 
 def pairwise(scores: Tensor, excluded: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
-    """Sigmoid loss (Zhai et al. 2023, algorithm 1): is this a pair or not, summed over candidates, mean over rows.
+    """Sigmoid loss (Zhai et al. 2023, algorithm 1): binary cross-entropy, summed over candidates, mean over rows.
 
     Args:
-        scores: [rows, candidates], already divided by the temperature, the bias added; see ``contrastive``.
-        excluded: bool [rows, candidates], candidates that count for nothing; a row's own is never excluded.
-        label_smoothing: the answer is 1 - half of it for a pair and half of it for any other.
+        scores: [rows, candidates], already divided by the temperature, with the bias added; see ``contrastive``.
+        excluded: bool [rows, candidates], candidates that do not enter the loss; a row's own candidate is never
+            excluded.
+        label_smoothing: with value s, the target is 1 - s/2 for a pair and s/2 for any other combination.
     """
     rows = len(scores)
     own = torch.arange(rows, device=scores.device) + world()[0] * rows
@@ -94,15 +96,18 @@ def pairwise(scores: Tensor, excluded: Tensor | None = None, label_smoothing: fl
 
 
 def _exact(values: Tensor) -> Tensor:
-    """Losses are not summed up in half precision."""
+    """Convert to float32 or more: losses are not summed in half precision."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def same_caption(captions: Tensor) -> Tensor:
-    """Tell for this worker's rows which of all captions are equal to theirs: bool [rows, all rows].
+    """Compare this worker's captions with those of all workers.
 
     Args:
-        captions: int64 [rows], a number that two captions share when they are the same.
+        captions: int64 [rows], a number for each caption; equal captions have equal numbers.
+
+    Returns:
+        bool [rows, rows of all workers], True where the captions are equal.
     """
     return captions[:, None] == gathered_constant(captions)[None, :]
 
@@ -115,18 +120,22 @@ def global_loss(
     label_smoothing: float = 0.0,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Loss with the global similarity over this worker's rows, a scalar: (L^I + L^T) / 2, or the sigmoid loss.
+    """Compute the loss of this worker's pairs with the global similarity (CLIP).
 
     Args:
-        image: [rows, d], unit vectors; picture r and caption r are a pair.
+        image: [rows, d], unit vectors; image r and caption r are a pair.
         text: [rows, d], unit vectors.
         scale: one over the temperature, a scalar.
-        captions: int64 [rows], equal for equal captions, which are then not each other's negatives; None to let them.
+        captions: int64 [rows], equal for equal captions. Pairs with equal captions are not used as negatives of each
+            other. None to use all as negatives.
         label_smoothing: see ``contrastive`` and ``pairwise``.
-        bias: what the sigmoid loss adds to the scaled similarities, a scalar; None for the softmax over candidates.
+        bias: a scalar that the sigmoid loss adds to the scaled similarities; None for the softmax loss.
+
+    Returns:
+        A scalar: (L^I + L^T) / 2, or the sigmoid loss.
     """
     excluded = None if captions is None else same_caption(captions)
-    # Temperatures of 0.01 magnify what half precision rounds away.
+    # A temperature of 0.01 multiplies the rounding errors of half precision by 100.
     image, text = _exact(image), _exact(text)
     image_rows = scale * image @ gathered(text).T
     if bias is not None:
@@ -145,26 +154,29 @@ def token_loss(
     bias: Tensor | None = None,
     with_first: bool = False,
 ) -> Tensor:
-    """``global_loss`` with the token-wise similarity; between workers only text tokens and scores travel.
+    """Compute the loss of this worker's pairs with the token-wise similarity (FILIP); see ``global_loss``.
 
-    The sigmoid loss is the mean of that of s^I and that of s^T.
+    Workers exchange only text tokens and scores. The sigmoid loss is the mean of the losses of s^I and of s^T.
 
     Args:
         image: [rows, n1, d], unit vectors.
         text: [rows, n2, d], unit vectors; n2 may differ between workers.
-        counted: bool [rows, n2], the text tokens that take part.
+        counted: bool [rows, n2], the text tokens that count.
         scale: one over the temperature, a scalar.
         captions: see ``global_loss``.
         label_smoothing: see ``contrastive`` and ``pairwise``.
         bias: see ``global_loss``.
-        with_first: a patch may match each text's first token, [CLS], too; see ``token_similarity``.
+        with_first: whether a patch may also match the first token of a text, [CLS]; see ``token_similarity``.
+
+    Returns:
+        A scalar.
     """
     excluded = None if captions is None else same_caption(captions)
     missing = _longest(text.shape[1], text.device) - text.shape[1]
     text, counted = F.pad(text, (0, 0, 0, missing)), F.pad(counted, (0, missing))
     scores = token_similarity(image, gathered(text), gathered_constant(counted), with_first)
     if bias is not None:
-        # Each pair is judged by itself, so a worker's pictures against all captions are all it needs, from either side.
+        # The sigmoid loss has no sum over candidates, so this worker's images against all captions are enough.
         sides = (pairwise(scale * side + bias, excluded, label_smoothing) for side in scores)
         return sum(sides, start=torch.zeros((), device=image.device)) / 2
     rank, rows = world()[0], len(image)
@@ -176,7 +188,7 @@ def token_loss(
 
 
 def _longest(length: int, device: torch.device) -> int:
-    """The largest of all workers' lengths."""
+    """Return the largest length of all workers."""
     longest = torch.tensor(length, device=device)
     if world()[1] > 1:
         dist.all_reduce(longest, dist.ReduceOp.MAX)

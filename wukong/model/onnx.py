@@ -1,4 +1,4 @@
-"""Both towers of a package as ONNX files, with a batch of any size, beside the vocabulary and the settings."""
+"""Export a saved model to ONNX: one file for each tower, for batches of any size, with vocabulary and settings."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wukong.errors import ConfigError, DataError
 from wukong.installed import command_for
 from wukong.model.dual import DualEncoder
-from wukong.model.saved_model import Package
+from wukong.model.saved_model import SavedModel
 
 IMAGE, TEXT = "image.onnx", "text.onnx"
 TOLERANCE = 1e-4
@@ -37,20 +37,20 @@ class _TextTower(nn.Module):
         return vectors, counted
 
 
-def export(package: Package, folder: Path) -> dict[str, float]:
-    """Write both towers with their heads, run them by onnxruntime, and compare with torch.
+def export(saved: SavedModel, folder: Path) -> dict[str, float]:
+    """Write both towers with their heads, run them with onnxruntime, and compare the outputs with torch's.
 
-    ``image.onnx`` maps ``pixels``, uint8 [pictures, 3, size, size], to ``vectors``, float32 [pictures, (tokens,) d].
+    ``image.onnx`` maps ``pixels``, uint8 [images, 3, size, size], to ``vectors``, float32 [images, (tokens,) d].
     ``text.onnx`` maps ``ids``, int64 [captions, tokens], padded with the tokenizer's ``pad``, to ``vectors``, float32
-    [captions, (tokens,) d], and ``counted``, bool [captions, tokens]: the tokens of a token-wise similarity. How many
-    pictures, captions and tokens there are is free.
+    [captions, (tokens,) d], and ``counted``, bool [captions, tokens]: the tokens that count in a token-wise similarity.
+    The numbers of images, captions and tokens may vary.
 
     Args:
-        package: on the CPU.
-        folder: is made.
+        saved: the model, on the CPU.
+        folder: where the files are written; it is created.
 
     Returns:
-        For either file the largest difference from torch.
+        The largest difference from torch's output, for each file.
 
     Raises:
         ConfigError: onnx, onnxscript or onnxruntime is not installed.
@@ -62,20 +62,20 @@ def export(package: Package, folder: Path) -> dict[str, float]:
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed: run `{command_for('onnx')}`") from error
 
-    if package.model.image is None:
+    if saved.model.image is None:
         raise ValueError("this model holds no image tower: load it with wukong.load")
-    size, longest = package.model.settings.image.image_size, package.tokenizer.max_tokens
+    size, longest = saved.model.settings.image.image_size, saved.tokenizer.max_tokens
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (3, 3, size, size), generator=generator, dtype=torch.uint8)
-    # Of different lengths, and shorter than the longest.
-    ids = package.tokenizer(["一只猫", "红色的苹果和绿色的苹果", "雪"])
+    # Captions of different lengths, all shorter than the maximum.
+    ids = saved.tokenizer(["一只猫", "红色的苹果和绿色的苹果", "雪"])
     folder.mkdir(parents=True, exist_ok=True)
     batch = torch.export.Dim("batch")
     towers: list[tuple[str, nn.Module, Tensor, str, list[str], dict[int, object]]] = [
-        (IMAGE, _ImageTower(package.model), pixels, "pixels", ["vectors"], {0: batch}),
+        (IMAGE, _ImageTower(saved.model), pixels, "pixels", ["vectors"], {0: batch}),
         (
             TEXT,
-            _TextTower(package.model),
+            _TextTower(saved.model),
             ids,
             "ids",
             ["vectors", "counted"],
@@ -83,34 +83,37 @@ def export(package: Package, folder: Path) -> dict[str, float]:
         ),
     ]
     differences = {}
-    for file, tower, given, name, outputs, free in towers:
-        _write(tower.eval(), given, folder / file, name, outputs, free)
+    for file, tower, example, name, outputs, free in towers:
+        _write(tower.eval(), example, folder / file, name, outputs, free)
         session = onnxruntime.InferenceSession(folder / file, providers=["CPUExecutionProvider"])
         with torch.no_grad():
-            expected = tower(given)
-        found = session.run(None, {name: given.numpy()})
+            expected = tower(example)
+        found = session.run(None, {name: example.numpy()})
         wanted = expected if isinstance(expected, tuple) else (expected,)
         differences[file] = max(
             (torch.from_numpy(theirs).float() - ours.float()).abs().max().item()
             for theirs, ours in zip(found, wanted, strict=True)
         )
         if not differences[file] <= TOLERANCE:
-            raise DataError(f"{folder / file} differs from torch by {differences[file]:.1e}: it is not to be used")
-    (folder / "vocab.txt").write_text(package.tokenizer.vocabulary, encoding="utf-8", newline="\n")
-    settings = json.dumps(package.model.settings.model_dump(mode="json"), ensure_ascii=False, indent=2, sort_keys=True)
+            raise DataError(f"{folder / file} differs from torch by {differences[file]:.1e}: do not use it")
+    (folder / "vocab.txt").write_text(saved.tokenizer.vocabulary, encoding="utf-8", newline="\n")
+    settings = json.dumps(saved.model.settings.model_dump(mode="json"), ensure_ascii=False, indent=2, sort_keys=True)
     (folder / "config.json").write_text(settings + "\n", encoding="utf-8")
     return differences
 
 
-def _write(tower: nn.Module, given: Tensor, path: Path, name: str, outputs: list[str], free: dict[int, object]) -> None:
+def _write(
+    tower: nn.Module, example: Tensor, path: Path, name: str, outputs: list[str], free: dict[int, object]
+) -> None:
+    """Export one tower; ``free`` names the axes of the input whose size may vary."""
     level = logging.getLogger("torch.onnx").level
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells each of its steps
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it logs each of its steps
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+            warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
             torch.onnx.export(
                 tower,
-                (given,),
+                (example,),
                 path,
                 input_names=[name],
                 output_names=outputs,

@@ -1,7 +1,8 @@
-"""A package as an MLflow model by code: MLflow copies this file beside the package and runs it; nothing is pickled.
+"""A saved model as an MLflow model from code: MLflow stores this file with the model and runs it; nothing is pickled.
 
-The library's own code lies beside it too, and its requirements are those of that code: so a model can be loaded where
-this project is not installed, and needs no index to have it. Saving needs neither torch nor the model's memory.
+The MLflow model also holds the library code that it imports, and its requirements are what that code needs. So it can
+be loaded where this project is not installed, and no package index has to offer the project. ``save`` needs no torch
+and does not load the model.
 """
 
 import shutil
@@ -28,42 +29,43 @@ REQUIRED = (
     "torch",
     "torchvision",
 )
-"""What loading a model imports, by the names that an index has."""
+"""The distributions that loading a model imports, by their names on PyPI."""
 
 _PAIRS = 64
-_PACKAGE = "model"
+_ARTIFACT = "model"
+"""Name of the saved model among the artifacts of the MLflow model."""
 
 
 class DualEncoderModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Encode captions and pictures, a pair or one of the two a row.
+    """Encode captions and images. A row holds a pair, or only a caption, or only an image.
 
-    ``mlflow.pyfunc.load_model(uri, model_config={"device": "cuda"})`` puts it on a GPU; a device that is not there is
-    refused.
+    ``mlflow.pyfunc.load_model(uri, model_config={"device": "cuda"})`` loads it on a GPU; a device that does not exist
+    is an error.
     """
 
     def load_context(self, context: Any) -> None:
-        """Read the package that lies beside this file."""
+        """Load the saved model that is stored with this file."""
         import wukong
 
         device = (context.model_config or {}).get("device", "cpu")
-        self.package = wukong.load(Path(context.artifacts[_PACKAGE]), device)
+        self.saved = wukong.load(Path(context.artifacts[_ARTIFACT]), device)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Encode each row.
 
         Args:
-            context: MLflow's.
-            model_input: the columns ``caption`` (text) and ``image`` (an encoded picture as bytes), or one of them; a
+            context: MLflow's context; unused.
+            model_input: the columns ``caption`` (text) and ``image`` (the bytes of an image file), or one of them. A
                 value may be missing.
-            params: none are known.
+            params: unused.
 
         Returns:
-            As many rows: ``caption_vector`` and ``image_vector``, unit vectors, or for a token-wise model one for each
-            token that counts and each patch; ``similarity`` of the picture to the caption. None where a value is
-            missing.
+            A table with as many rows. ``caption_vector`` and ``image_vector`` are unit vectors; for a token-wise model
+            there is one vector for each token that counts and one for each patch. ``similarity`` is that of the image
+            to the caption. A result is None where a value it needs is missing.
 
         Raises:
-            DataError: there is neither column; or a caption or picture that ``Package`` refuses.
+            DataError: both columns are missing, or ``SavedModel`` refuses a caption or an image.
         """
         from wukong.errors import DataError
         from wukong.model.dual import Texts
@@ -75,8 +77,8 @@ class DualEncoderModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             {"caption_vector": None, "image_vector": None, "similarity": None} for _ in range(len(model_input))
         ]
         captions, pictures = captions or {}, pictures or {}
-        text = self.package.encode_text(list(captions.values()))
-        image = self.package.encode_image(list(pictures.values()))
+        text = self.saved.encode_text(list(captions.values()))
+        image = self.saved.encode_image(list(pictures.values()))
         for place, row in enumerate(captions):
             vector = text.vectors[place]
             rows[row]["caption_vector"] = (vector[text.counted[place]] if vector.ndim == 2 else vector).tolist()
@@ -88,14 +90,14 @@ class DualEncoderModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             part = both[start : start + _PAIRS]
             chosen = [caption_places[row] for row in part]
             texts = Texts(text.vectors[chosen], text.counted[chosen])
-            scores = self.package.similarity(image[[picture_places[row] for row in part]], texts).diagonal()
+            scores = self.saved.similarity(image[[picture_places[row] for row in part]], texts).diagonal()
             for row, score in zip(part, scores.tolist(), strict=True):
                 rows[row]["similarity"] = score
         return pd.DataFrame(rows, index=model_input.index)
 
 
 def signature(similarity: Literal["global", "token"]) -> ModelSignature:
-    """What the model reads and gives; see ``DualEncoderModel.predict``."""
+    """Return the MLflow signature: the columns of input and output; see ``DualEncoderModel.predict``."""
     vector = Array(DataType.float) if similarity == "global" else Array(Array(DataType.float))
     return ModelSignature(
         inputs=Schema(
@@ -111,13 +113,13 @@ def signature(similarity: Literal["global", "token"]) -> ModelSignature:
     )
 
 
-def save(folder: Path, package: Path, similarity: Literal["global", "token"]) -> None:
-    """Write a package as an MLflow model.
+def save(folder: Path, saved: Path, similarity: Literal["global", "token"]) -> None:
+    """Write a saved model as an MLflow model.
 
     Args:
-        folder: is made; must not exist.
-        package: folder of the package, which is copied.
-        similarity: the model's.
+        folder: where the MLflow model is written; it must not exist.
+        saved: folder of the saved model, which is copied.
+        similarity: the similarity that the model computes.
     """
     from wukong import installed
 
@@ -127,9 +129,9 @@ def save(folder: Path, package: Path, similarity: Literal["global", "token"]) ->
         mlflow.pyfunc.save_model(
             folder,
             python_model=str(Path(__file__)),
-            artifacts={_PACKAGE: str(package)},
+            artifacts={_ARTIFACT: str(saved)},
             signature=signature(similarity),
-            # MLflow takes over only what is among these: without it, a device asked for would be ignored.
+            # MLflow accepts only the keys named here: without this one, load_model would ignore a device.
             model_config={"device": "cpu"},
             code_paths=[str(code)],
             pip_requirements=installed.pinned(REQUIRED),
@@ -137,18 +139,18 @@ def save(folder: Path, package: Path, similarity: Literal["global", "token"]) ->
 
 
 def _not_needed(folder: str, names: list[str]) -> set[str]:
-    """What of the library no model needs when it is loaded: whole stages, and their word lists."""
+    """Return the names in a folder that loading a model does not need: other stages' code and word lists."""
     if Path(folder) == Path(__file__).parents[1]:
         return {name for name in names if Path(folder, name).is_dir() and name not in _CODE}
     return {name for name in names if name == "__pycache__"}
 
 
 _CODE = ("crawl", "data", "model")
-"""Folders of the library that ``wukong.load`` imports from; of ``crawl`` the addresses."""
+"""Folders of the library from which ``wukong.load`` imports; from ``crawl`` it imports ``addresses``."""
 
 
 def _present(table: pd.DataFrame, column: str) -> dict[int, Any] | None:
-    """The values of a column by their row, without those that are missing; None where the column is."""
+    """Return the values of a column by row number, without missing values; None if there is no such column."""
     if column not in table.columns:
         return None
     return {row: value for row, value in enumerate(table[column]) if value is not None and value == value}  # noqa: PLR0124 - not NaN

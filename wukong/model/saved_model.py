@@ -1,4 +1,4 @@
-"""A trained model as a folder: ``model.safetensors`` (the image tower too), ``config.json``, ``vocab.txt``."""
+"""A trained model saved as a folder: ``model.safetensors`` (with the image tower), ``config.json``, ``vocab.txt``."""
 
 import os
 import tempfile
@@ -31,17 +31,17 @@ _BLOCK_IMAGES, _BLOCK_TEXTS = 256, 1024
 _SHOWN = 20
 
 Picture: TypeAlias = Image.Image | npt.NDArray[np.uint8] | bytes | Path | str
-"""A PIL picture of any mode and size, a uint8 array of height x width (x 1, 3 or 4 channels), an encoded picture, or
-the path or URI of one."""
+"""An image: a PIL image of any mode and size, a uint8 array of height x width (x 1, 3 or 4 channels), the bytes of an
+image file, or the path or URI of one."""
 
 
 @dataclass(frozen=True)
-class Package:
-    """A model ready to use.
+class SavedModel:
+    """A saved model in memory, ready to use.
 
     Attributes:
-        model: in evaluation mode, with its image tower.
-        tokenizer: of the captions.
+        model: the dual encoder, in evaluation mode. It has its image tower unless ``load_for_features`` read it.
+        tokenizer: the tokenizer for captions.
     """
 
     model: DualEncoder
@@ -49,35 +49,38 @@ class Package:
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device on which the model computes."""
         return self.model.log_scale.device
 
     @torch.no_grad()
     def encode_image(self, pictures: Picture | Sequence[Picture], batch_size: int = 32) -> Tensor:
-        """Unit vectors of pictures, float32 [pictures, d], or [pictures, tokens, d] for a token-wise model, on the CPU.
+        """Encode images to unit vectors.
 
-        A picture is shown as the model's ``image.view`` says, whole on a white square or cut to the square in its
-        middle; grey ones and those with transparency become RGB.
+        The setting ``image.view`` of the model decides what the image encoder sees: the whole image on a white square,
+        or the square in the middle of the image. Grey images and images with transparency are converted to RGB.
 
         Args:
-            pictures: one or several.
-            batch_size: how many are encoded at a time.
+            pictures: one image or several.
+            batch_size: the number of images encoded at a time.
+
+        Returns:
+            Unit vectors on the CPU, float32 [images, d], or [images, tokens, d] for a token-wise model.
 
         Raises:
-            DataError: a picture is broken, of less than two pixels on a side, or an array of another type or shape; or
-                the model gives numbers that are not finite. The message names the picture.
+            DataError: an image is damaged, has a side of less than two pixels, or is an array of another type or
+                shape; or the model's output is not finite. The message names the image.
             StorageError: there is nothing at a path or URI.
         """
         given = pictures if isinstance(pictures, Sequence) and not isinstance(pictures, str | bytes) else [pictures]
         if self.model.image is None:
             raise ValueError("this model holds no image tower: load it with wukong.load")
         tower = self.model.settings.image
-        # For no pictures, their vectors' shape.
+        # The empty tensor gives the result its shape when there are no images.
         shape = (self.model.image.token_count,) if self.model.token_wise else ()
         parts = [torch.empty(0, *shape, self.model.width)]
         for start in range(0, len(given), batch_size):
             batch = [
-                images.evaluation_view(_opened(picture, f"picture {number}"), tower.image_size, tower.view)
+                images.evaluation_view(_open(picture, f"picture {number}"), tower.image_size, tower.view)
                 for number, picture in enumerate(given[start : start + batch_size], start)
             ]
             vectors = self.model.embed_pixels(images.to_tensor(batch).to(self.device)).float().cpu()
@@ -87,24 +90,28 @@ class Package:
 
     @torch.no_grad()
     def encode_text(self, captions: str | Sequence[str], batch_size: int = 256, strict: bool = True) -> Texts:
-        """Unit vectors of captions, float32 [captions, d], or [captions, tokens, d] for a token-wise model, on the CPU.
+        """Encode captions to unit vectors.
 
         Args:
-            captions: one or several.
-            batch_size: how many are encoded at a time.
-            strict: refuse captions that say nothing to the model or are longer than it reads; otherwise those are
-                encoded all the same, and the longer ones cut.
+            captions: one caption or several.
+            batch_size: the number of captions encoded at a time.
+            strict: refuse a caption that is empty, has no character in the vocabulary, or has more tokens than the
+                model reads. If False, such captions are encoded too, and those that are too long are cut.
+
+        Returns:
+            Unit vectors on the CPU, float32 [captions, d], or [captions, tokens, d] for a token-wise model; and which
+            tokens count.
 
         Raises:
-            DataError: a caption is no text, or, if ``strict``, it is empty, has no character that the vocabulary knows,
-                or is too long; or the model gives numbers that are not finite. The message names the caption.
+            DataError: a caption is not a string; ``strict`` is set and a caption is empty, has no character in the
+                vocabulary, or is too long; or the model's output is not finite. The message names the caption.
         """
         given = [captions] if isinstance(captions, str) else list(captions)
         for number, caption in enumerate(given):
             if not isinstance(caption, str):
                 raise DataError(f"caption {number} is a {type(caption).__name__} ({caption!r}): give text")
         if strict:
-            self._refuse_mute(given)
+            self._refuse_unreadable(given)
         ids = self.tokenizer(given)
         parts = [Texts(torch.empty(0, *ids.shape[1:][: self.model.token_wise], self.model.width), ids[:0].bool())]
         for start in range(0, len(given), batch_size):
@@ -115,16 +122,19 @@ class Package:
 
     @torch.no_grad()
     def similarity(self, image: Tensor, text: Texts, side: Literal["image", "text"] = "image") -> Tensor:
-        """Similarity of each encoded picture to each encoded caption, float32 [pictures, captions], on the CPU.
+        """Compute the similarity of each encoded image to each encoded caption.
 
-        It is computed block by block, so that neither side need fit on the model's device. Higher is more alike; it is
-        not divided by the temperature, ``1 / model.scale``.
+        A higher value means more similar. The value is not divided by the temperature, ``1 / model.scale``. It is
+        computed block by block, so the images and the captions need not fit on the model's device together.
 
         Args:
-            image: from ``encode_image``.
-            text: from ``encode_text``.
-            side: of a token-wise model, the picture's similarity to the captions, s^I, or the caption's to the
-                pictures, s^T; for a global one they are the same.
+            image: the output of ``encode_image``.
+            text: the output of ``encode_text``.
+            side: for a token-wise model, ``image`` for the similarity of image to caption, s^I, or ``text`` for that of
+                caption to image, s^T. For a global model both are the same.
+
+        Returns:
+            Similarities on the CPU, float32 [images, captions].
 
         Raises:
             DataError: a vector is not finite; the message names it.
@@ -141,7 +151,8 @@ class Package:
                 )
         return scores
 
-    def _refuse_mute(self, captions: Sequence[str]) -> None:
+    def _refuse_unreadable(self, captions: Sequence[str]) -> None:
+        """Raise DataError for the first caption that is empty, unknown to the vocabulary, or too long."""
         lengths, longest = self.tokenizer.lengths(captions), self.tokenizer.max_tokens
         special = {self.tokenizer.cls, self.tokenizer.sep}
         for number, (length, ids) in enumerate(zip(lengths, self.tokenizer.encode(captions), strict=True)):
@@ -160,15 +171,21 @@ class Package:
 
 
 def save(uri: str, model: DualEncoder, tokenizer: Tokenizer) -> list[str]:
-    """Write a model under a prefix and give the names of its files.
+    """Save a model in a folder.
 
     Args:
-        uri: prefix of the folder.
-        model: with its image tower, not ``for_inference``.
-        tokenizer: the model's.
+        uri: URI of the folder.
+        model: the model with its image tower, on which ``for_inference`` was not called.
+        tokenizer: the model's tokenizer.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        ValueError: the model has no image tower.
     """
     if model.image is None:
-        raise ValueError("a package holds the image tower: give the model one")
+        raise ValueError("a saved model needs its image tower, and this model has none: give it one")
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     storage.write_bytes(storage.join(uri, "model.safetensors"), save_safetensors(state))
     storage.write_bytes(storage.join(uri, "vocab.txt"), tokenizer.vocabulary.encode("utf-8"))
@@ -177,31 +194,31 @@ def save(uri: str, model: DualEncoder, tokenizer: Tokenizer) -> list[str]:
     return list(FILES)
 
 
-def load(uri: str | Path, device: str | torch.device = "cpu") -> Package:
-    """Read a model from its folder, ready to encode.
+def load(uri: str | Path, device: str | torch.device = "cpu") -> SavedModel:
+    """Load a saved model, ready to encode images and captions.
 
     Args:
-        uri: of the folder, or its path; or of a model that MLflow has, for instance ``models:/demo@champion``. What
-            lies in this machine's embedded stack is found without a word about where that is.
-        device: where it computes, for instance ``cuda``.
+        uri: URI or path of the model's folder, or the URI of a model in MLflow, for instance
+            ``models:/demo@champion``. Addresses in this machine's embedded stack work without any further settings.
+        device: the device to compute on, for instance ``cuda``.
 
     Raises:
         StorageError: a file is missing, or MLflow does not give the model.
         DataError: a file is damaged, or the files do not belong together.
-        ConfigError: there is no such device here.
+        ConfigError: this machine has no such device.
     """
     place = device_of(device)
     if isinstance(uri, str) and uri.startswith(("models:/", "runs:/")):
         with tempfile.TemporaryDirectory() as scratch:
-            return _load(storage.from_path(_fetched(uri, scratch)), place)
+            return _load(storage.from_path(_download(uri, scratch)), place)
     return _load(_uri(uri), place)
 
 
 def device_of(name: str | torch.device) -> torch.device:
-    """The device of a name.
+    """Return the torch device with this name.
 
     Raises:
-        ConfigError: it is no device's name, or the device is not here; the message says which there are.
+        ConfigError: the name is not a device's, or this machine has no such device; the message lists its devices.
     """
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     here = ", ".join(kind if kind != "cuda" else f"cuda:0 to cuda:{n - 1}" for kind, n in counts.items() if n)
@@ -214,8 +231,8 @@ def device_of(name: str | torch.device) -> torch.device:
     return device
 
 
-def _fetched(uri: str, scratch: str) -> Path:
-    """Fetch an MLflow model and give the folder in it that is ours."""
+def _download(uri: str, scratch: str) -> Path:
+    """Download an MLflow model and return the folder of the saved model inside it."""
     environment.use_for(uri)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowException, artifacts
@@ -227,25 +244,25 @@ def _fetched(uri: str, scratch: str) -> Path:
             f"MLflow does not give {uri} ({error}); `wukong status` shows the embedded server, MLFLOW_TRACKING_URI "
             "names another"
         ) from error
-    ours = folder / "artifacts" / "model"
-    if not (ours / "config.json").is_file():
+    saved = folder / "artifacts" / "model"
+    if not (saved / "config.json").is_file():
         raise DataError(
             f"{uri} is not a model that this project has registered: it holds no artifacts/model/config.json"
         )
-    return ours
+    return saved
 
 
-def _load(folder: str, device: torch.device) -> Package:
+def _load(folder: str, device: torch.device) -> SavedModel:
     settings, tokenizer = _read_settings(folder)
     tower = ImageEncoder(settings.image, with_weights=False)
     model = DualEncoder(settings, tokenizer, tower, with_weights=False)
     state = storage.join(folder, "model.safetensors")
     weights.fill(model, weights.read(state), state)
-    return Package(model.eval().requires_grad_(requires_grad=False).to(device), tokenizer)
+    return SavedModel(model.eval().requires_grad_(requires_grad=False).to(device), tokenizer)
 
 
-def load_for_features(uri: str) -> Package:
-    """Read a model without its image tower, to be given features of it; see ``load``."""
+def load_for_features(uri: str) -> SavedModel:
+    """Load a saved model without its image tower, for image features that were computed before; see ``load``."""
     settings, tokenizer = _read_settings(uri)
     source = storage.join(uri, "model.safetensors")
     state = {name: value for name, value in weights.read(source).items() if not name.startswith(_TOWER)}
@@ -254,11 +271,11 @@ def load_for_features(uri: str) -> Package:
         if "image_head.weight" not in state:
             raise DataError(f"{source} lacks image_head.weight: it is not a model of this project")
         if state["image_head.weight"].ndim != 2:
-            raise DataError(f"{source}: image_head.weight is no matrix: it is not a model of this project")
+            raise DataError(f"{source}: image_head.weight is not a matrix: it is not a model of this project")
         width = state["image_head.weight"].shape[1]
     model = DualEncoder(settings, tokenizer, feature_width=width, with_weights=False)
     weights.fill(model, state, source)
-    return Package(model.eval(), tokenizer)
+    return SavedModel(model.eval(), tokenizer)
 
 
 def _uri(place: str | Path) -> str:
@@ -272,7 +289,7 @@ def _read_settings(uri: str) -> tuple[Settings, Tokenizer]:
     try:
         described = config["model"]
         if isinstance(described, dict):
-            # A model from before there was the setting was trained so.
+            # Models saved before this setting existed were trained without it.
             described = {"match_text_cls": False, **described}
         settings = Settings.model_validate(described)
     except (KeyError, ValidationError) as error:
@@ -281,7 +298,8 @@ def _read_settings(uri: str) -> tuple[Settings, Tokenizer]:
     return settings, Tokenizer(vocabulary, settings.text.max_tokens)
 
 
-def _opened(picture: Picture, name: str) -> Image.Image:
+def _open(picture: Picture, name: str) -> Image.Image:
+    """Decode an image of any of the accepted types to RGB; ``name`` stands for it in messages."""
     if isinstance(picture, str | Path):
         uri = _uri(picture)
         opened = images.decode(storage.read_bytes(uri), f"{name}, {uri},")
@@ -300,6 +318,7 @@ def _opened(picture: Picture, name: str) -> Image.Image:
 
 
 def _refuse_not_finite(vectors: Tensor, what: str, first: int) -> None:
+    """Raise DataError if a vector is not finite; ``first`` is the number of the first vector in the message."""
     finite = torch.isfinite(vectors).flatten(1).all(1)
     if not finite.all():
         number = first + int((~finite).nonzero()[0])

@@ -1,9 +1,9 @@
-"""How alike a picture and a caption are: globally or token by token (section 4.3).
+"""The similarity of images and captions: global (CLIP) or token-wise (FILIP), section 4.3.
 
-The token-wise similarity has a backward pass of its own. Automatic differentiation would keep every product of an image
-token with a text token; here a block of products serves both directions, is reduced and forgotten, and what is kept of
-it is which token won. Since a maximum passes its gradient to the winner alone, the backward pass needs no products: it
-is four weighted sums of rows.
+The token-wise similarity has its own backward pass. Automatic differentiation would store the product of every image
+token with every text token. Here the products are computed in blocks; each block is reduced in both directions and
+freed, and only the index of the best match of each token is stored. The gradient of a maximum flows only to the best
+match, so the backward pass needs no products: it is four weighted sums of rows.
 """
 
 import logging
@@ -22,15 +22,15 @@ log = logging.getLogger(__name__)
 _HAS_TRITON = find_spec("triton") is not None
 _BLOCK_PRODUCTS = 2**22
 _BLOCK_ROWS = 2**13
-"""Products of tokens, and image tokens, in a block: 16 MiB in float32, small enough to stay near the processor."""
+"""The most products, and the most image tokens, in a block: 16 MiB in float32, so that it stays in the CPU's cache."""
 
 
 class Scores(NamedTuple):
-    """Similarities of every picture with every caption, seen from either side.
+    """The similarities of every image with every caption, in both directions.
 
     Attributes:
         image_to_text: s^I, [images, texts].
-        text_to_image: s^T, [images, texts] too: the same for the global similarity, not for the token-wise one.
+        text_to_image: s^T, also [images, texts]. It equals s^I for the global similarity, not for the token-wise one.
     """
 
     image_to_text: Tensor
@@ -38,30 +38,32 @@ class Scores(NamedTuple):
 
 
 def global_similarity(image: Tensor, text: Tensor) -> Scores:
-    """Dot products of global features: s^I = s^T.
+    """Compute the global similarity: dot products of global features, s^I = s^T.
 
     Args:
-        image: [images, d], of unit length.
-        text: [texts, d], of unit length.
+        image: [images, d], unit vectors.
+        text: [texts, d], unit vectors.
     """
     scores = image @ text.T
     return Scores(scores, scores)
 
 
 def token_similarity(image: Tensor, text: Tensor, counted: Tensor, with_first: bool = False) -> Scores:
-    """Late interaction: each token takes its best match on the other side, and a side's matches are averaged.
+    """Compute the token-wise similarity (late interaction).
 
-    On a GPU where Triton is installed and its kernels fit, ``wukong.model.token_triton`` computes it; elsewhere this
-    module's blocks do. Exact up to rounding, gradients included; where several tokens match equally well, one of them
-    gets the gradient. Scores of bfloat16 tokens are float32. Beside inputs and outputs it keeps one byte for each
-    picture, text and token of either side (two beyond 256 tokens), and nothing where no gradient is wanted.
+    Each token finds its best match on the other side; the similarity is the mean over the tokens of one side. On a GPU
+    with Triton, ``wukong.model.token_triton`` computes it if its kernels fit; otherwise this module does, in blocks.
+
+    The scores and gradients are exact up to rounding. If several tokens match equally well, one of them gets the
+    gradient. Scores of bfloat16 tokens are float32. Beside inputs and outputs, the memory is one byte for each image,
+    text and token of either side (two bytes with more than 256 tokens); none if no gradient is needed.
 
     Args:
-        image: [images, n1, d], patches without [CLS], of unit length.
-        text: [texts, n2, d], of unit length.
-        counted: bool [texts, n2], True where a token takes part: neither padding nor [CLS]. Every text has one.
-        with_first: a patch may take each text's first token, [CLS], for its match too (s^I); it has no say of its own
-            (s^T) all the same.
+        image: [images, n1, d], unit vectors of the patches without [CLS].
+        text: [texts, n2, d], unit vectors.
+        counted: bool [texts, n2], True for tokens that count: not padding and not [CLS]. Every text has at least one.
+        with_first: whether the best match of a patch (s^I) may also be a text's first token, [CLS]. [CLS] never counts
+            in s^T.
     """
     matched = counted
     if with_first:
@@ -80,22 +82,22 @@ def _kernels_run(image: Tensor) -> bool:
 
 
 def _kernels_fit(image: Tensor, text: Tensor) -> bool:
-    """Whether the kernels can be launched for these shapes on this GPU; where they cannot, say so once."""
+    """Whether the kernels can be launched for these shapes on this GPU; if not, log the reason once."""
     from wukong.model import token_triton
 
     problem = token_triton.problem(image, text)
     if problem:
-        _say_once(problem)
+        _warn_once(problem)
     return not problem
 
 
 @cache
-def _say_once(problem: str) -> None:
-    log.warning("the token-wise similarity runs without Triton's kernels, slower and in more memory: %s", problem)
+def _warn_once(problem: str) -> None:
+    log.warning("the token-wise similarity runs without Triton's kernels, slower and with more memory: %s", problem)
 
 
 class _TokenSimilarity(torch.autograd.Function):
-    """``token_similarity`` in blocks; of what is ``counted`` the first layer says what a patch may match."""
+    """``token_similarity`` in blocks; ``counted`` is bool [2, texts, n2]: what a patch may match, and what counts."""
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, text: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,18 +129,18 @@ class _TokenSimilarity(torch.autograd.Function):
     def backward(ctx: Any, to_text: Tensor, to_image: Tensor) -> tuple[Tensor, Tensor, None]:
         image, text, counted, *winners = ctx.saved_tensors
         patches = image.shape[1]
-        # Many small terms are added up: not in half precision.
+        # A sum of many small terms is not exact in half precision.
         exact = torch.promote_types(image.dtype, torch.float32)
         image_gradient, text_gradient = torch.zeros_like(image, dtype=exact), torch.zeros_like(text, dtype=exact)
         for number, (images, texts, length) in enumerate(ctx.blocks):
             rows, words = image[images].flatten(0, 1), text[texts, :length].flatten(0, 1)
             taken = counted[texts, :length]
-            # The word that each patch chose, [texts, rows], as a row of words; what it weighs.
+            # The best word of each patch, [texts, rows], as a row number in words; and its weight.
             word = winners[2 * number].flatten(1).int() + length * _count(len(texts), image)[:, None]
             weight = (to_text.T[texts, images] / patches).repeat_interleave(patches, 1)
             for_image = _sums(word.T, words, weight.T)
             for_text = _scattered_sums(word, rows, weight, len(words))
-            # The patch that each word chose, [texts * length, images], as a row of rows; what it weighs.
+            # The best patch of each word, [texts * length, images], as a row number in rows; and its weight.
             patch = winners[2 * number + 1].flatten(0, 1).int() + patches * _count(len(rows) // patches, image)
             weight = ((to_image.T[texts, images] / taken.sum(1, keepdim=True))[:, None] * taken[:, :, None]).flatten(
                 0, 1
@@ -151,7 +153,7 @@ class _TokenSimilarity(torch.autograd.Function):
 
 
 def _blocks(images: int, patches: int, matched: Tensor) -> Iterator[tuple[slice, Tensor, int]]:
-    """Some images, some texts of like length, and their tokens up to the last one: as many as keep a block small."""
+    """Divide the work into blocks: a slice of images, texts of similar length, and the length of the longest."""
     positions = torch.arange(1, matched.shape[1] + 1, device=matched.device)
     lengths = (matched * positions).amax(1).cpu()
     order = lengths.argsort(stable=True)
@@ -176,14 +178,14 @@ def _index_type(size: int) -> torch.dtype:
 
 
 def _sums(places: Tensor, values: Tensor, weight: Tensor) -> Tensor:
-    """Row r is the sum over k of ``weight[r, k] * values[places[r, k]]``: [rows, d]."""
+    """Return [rows, d]; row r is the sum over k of ``weight[r, k] * values[places[r, k]]``."""
     return F.embedding_bag(
         places.contiguous(), values, per_sample_weights=weight.to(values.dtype).contiguous(), mode="sum"
     )
 
 
 def _scattered_sums(places: Tensor, values: Tensor, weight: Tensor, rows: int) -> Tensor:
-    """The transpose of ``_sums``: row r is the sum of ``weight[k, c] * values[c]`` where ``places[k, c]`` is r."""
+    """The transpose of ``_sums``, [rows, d]; row r sums ``weight[k, c] * values[c]`` where ``places[k, c]`` is r."""
     keys, order = places.flatten().sort(stable=True)
     offsets = torch.searchsorted(keys, torch.arange(rows, device=keys.device, dtype=keys.dtype), out_int32=True)
     sources = (order % places.shape[1]).int()

@@ -1,4 +1,4 @@
-"""The text encoder of section 4.2: a BERT-like transformer whose first token, [CLS], stands for the caption."""
+"""The text encoder of section 4.2: a BERT-like transformer. The first token, [CLS], represents the whole caption."""
 
 import torch
 import torch.nn.functional as F
@@ -9,23 +9,26 @@ from wukong.errors import ConfigError, DataError
 
 
 class TextEncoder(nn.Module):
-    """Transformer encoder over word pieces, with learned positions.
+    """Transformer encoder over word pieces, with learned position embeddings.
 
-    Padding costs almost nothing: everything but attention runs on the real tokens alone, laid end to end.
+    Padding costs almost nothing: all layers except attention process only the real tokens, packed without gaps.
 
     Args:
         vocabulary_size: rows of the token embedding.
-        layers: transformer layers.
-        heads: attention heads; must divide ``width``.
-        width: of the hidden state; the feed-forward layer is four times as wide.
+        layers: number of transformer layers.
+        heads: number of attention heads; must divide ``width``.
+        width: width of the hidden states; the feed-forward layer is four times as wide.
         max_tokens: rows of the position embedding.
-        dropout: on the embeddings, attention outputs and feed-forward outputs, as in BERT.
-        padding: the token id that fills a row up.
-        norm_epsilon: of the layer norms.
+        dropout: dropout rate on embeddings, attention outputs and feed-forward outputs, as in BERT.
+        padding: the token id of padding.
+        norm_epsilon: epsilon of the layer norms.
+
+    Raises:
+        ConfigError: ``heads`` does not divide ``width``.
 
     Attributes:
-        checkpoint_activations: compute each layer a second time in the backward pass instead of keeping what it
-            computed: less memory, more time, the same gradients.
+        checkpoint_activations: whether the backward pass computes each layer a second time instead of storing its
+            activations. This takes less memory and more time; the gradients are the same.
     """
 
     def __init__(
@@ -63,12 +66,15 @@ class TextEncoder(nn.Module):
                 module.weight[module.padding_idx].zero_()
 
     def forward(self, ids: Tensor, first: bool = False) -> Tensor:
-        """Hidden states of the last layer, [captions, tokens, width]; zero where the token is padding.
+        """Encode captions.
 
         Args:
             ids: token ids, int64 [captions, tokens]; the first of each row is [CLS].
-            first: give those of [CLS] alone, [captions, width]; the last layer then does nothing for other tokens that
-                nobody reads.
+            first: return only the hidden state of [CLS]; the last layer then skips the other tokens.
+
+        Returns:
+            Hidden states of the last layer, [captions, tokens, width], zero at padding; if ``first``,
+            [captions, width].
 
         Raises:
             DataError: a row is longer than ``max_tokens``.
@@ -96,9 +102,10 @@ class TextEncoder(nn.Module):
 
 
 class _Layout:
-    """Where the real tokens of a padded batch lie.
+    """The positions of the real tokens in a padded batch.
 
-    The shapes of a graph that is exported may depend on shapes alone, so there the padding is carried along.
+    In an exported graph, shapes may depend only on other shapes, not on values. So during export nothing is packed and
+    padding is processed too.
     """
 
     def __init__(self, real: Tensor) -> None:
@@ -109,20 +116,20 @@ class _Layout:
             self.where = self.keys = None  # no padding, nothing to hide
 
     def pad(self, packed: Tensor) -> Tensor:
-        """Lay [real tokens, width] out as [rows, length, width], zero elsewhere."""
+        """Unpack [real tokens, width] to [rows, length, width], with zeros at padding."""
         if self.where is not None:
             empty = packed.new_zeros(self.rows * self.length, packed.shape[-1])
             packed = empty.index_copy(0, self.where, packed)
         return packed.view(self.rows, self.length, -1)
 
     def pack(self, padded: Tensor) -> Tensor:
-        """The inverse of ``pad``, also for [rows, length] without a width."""
+        """Pack [rows, length, width] or [rows, length] to the real tokens; the inverse of ``pad``."""
         flat = padded.flatten(0, 1)
         return flat if self.where is None else flat[self.where]
 
 
 class _Layer(nn.Module):
-    """One BERT layer: attention and feed-forward, each followed by its residual and layer norm."""
+    """One BERT layer: attention and feed-forward, each followed by a residual connection and layer norm."""
 
     def __init__(self, width: int, heads: int, dropout: float, norm_epsilon: float) -> None:
         super().__init__()

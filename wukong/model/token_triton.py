@@ -1,13 +1,16 @@
 """The token-wise similarity of ``wukong.model.similarity`` as Triton kernels, for CUDA.
 
-A program holds the products of some of one picture's tokens with one caption's in registers, reduces them in both
-directions and keeps which token won, as the blocks on the processor do; so it goes through the picture's tokens, as
-many at a time as the GPU's shared memory and registers hold. Going back, the winners of a picture and a caption make a
-matrix of weights, patches x words, that is zero but for one weight a patch and one a word; a side's gradient is the sum
-over the other side of such matrices times tokens. Nothing is added atomically: equal inputs give equal gradients.
+Forward pass: one program computes the similarity of one image and one caption. It computes the products of some image
+tokens with all caption tokens in registers, reduces them in both directions, and stores the index of each token's best
+match, like the blocks on the CPU. It repeats this for the next image tokens, as many at a time as fit into the GPU's
+shared memory and registers.
 
-Checked against the other implementation, by Triton's interpreter where there is no GPU; what shared memory the kernels
-take is checked against what Triton's compiler says; their speed is not measured.
+Backward pass: the best matches of an image and a caption define a sparse matrix of weights, [patches, words], with one
+weight for each patch and one for each word. The gradient of one side is the sum, over the other side, of these matrices
+times the tokens. No addition is atomic, so equal inputs give equal gradients.
+
+Tests compare the kernels with the other implementation, in Triton's interpreter if there is no GPU, and their shared
+memory with the size that Triton's compiler reports. Their speed is not measured.
 """
 
 from functools import cache
@@ -21,23 +24,24 @@ from torch.autograd.function import once_differentiable
 
 _MOST_WORDS = 512
 _MOST_TEXTS = 2**16 - 1
-"""Of a caption, so that its products fit into registers; and captions, by CUDA's limit on the second axis of a grid."""
+"""The most words of a caption, so that its products fit into registers; and the most captions, CUDA's limit on the
+second axis of a grid."""
 
 _INTERPRETED = 100 * 2**10
-"""Shared memory, in bytes, that is reckoned with where there is no GPU: that of GPUs for gaming."""
+"""Shared memory in bytes to assume if there is no GPU: that of consumer GPUs."""
 
 
 class Blocks(NamedTuple):
-    """How the kernels cut their work.
+    """The block sizes of the kernels.
 
     Attributes:
-        rows: image tokens whose products with a caption's tokens a program of the forward pass holds at a time.
-        depth: columns of the tokens that are multiplied at a time; tensor cores need 16 at least.
-        stages: loads in flight, each with shared memory of its own.
-        warps: of 32 threads, for a program of the forward pass.
+        rows: image tokens that a program of the forward pass multiplies with a caption's tokens at a time.
+        depth: columns of the tokens that are multiplied at a time; tensor cores need at least 16.
+        stages: loads in flight in the forward pass; each takes its own shared memory.
+        warps: warps (of 32 threads) of a program of the forward pass.
         gradient_rows: image tokens that a program of the backward pass accumulates or reads at a time.
-        gradient_columns: columns that it accumulates.
-        gradient_stages: its loads in flight.
+        gradient_columns: columns that a program of the backward pass accumulates.
+        gradient_stages: loads in flight in the backward pass.
     """
 
     rows: int
@@ -51,16 +55,19 @@ class Blocks(NamedTuple):
 
 @cache
 def blocks(patches: int, words: int, width: int, item: int, shared: int) -> Blocks | None:
-    """Choose blocks that a GPU can hold; None where there are none.
+    """Choose block sizes that fit a GPU.
 
-    Shared memory bounds what is loaded at a time, registers what is accumulated: 64 numbers a thread.
+    Shared memory limits how much is loaded at a time. Registers limit how much is accumulated: 64 numbers a thread.
 
     Args:
-        patches: image tokens of a picture.
-        words: tokens of a caption.
-        width: of a token.
+        patches: number of tokens of an image.
+        words: number of tokens of a caption.
+        width: width of a token.
         item: bytes of a number, 2 or 4.
-        shared: bytes of shared memory that a program may take.
+        shared: bytes of shared memory that a program may use.
+
+    Returns:
+        The block sizes; None if no sizes fit.
     """
     if words > _MOST_WORDS:
         return None
@@ -88,12 +95,12 @@ def blocks(patches: int, words: int, width: int, item: int, shared: int) -> Bloc
 
 
 def forward_shared(rows: int, words: int, depth: int, stages: int, item: int) -> int:
-    """Bytes of shared memory that a program of the forward pass takes at most: its loads in flight, and reductions."""
+    """Return the most shared memory, in bytes, that a program of the forward pass uses: loads and reductions."""
     return stages * (rows + words) * depth * item + _SCRATCH
 
 
 def backward_shared(rows: int, words: int, columns: int, stages: int, item: int) -> int:
-    """Bytes of shared memory that a program of the backward pass takes at most: loads, weights, and what is stored."""
+    """Return the most shared memory, in bytes, that a program of the backward pass uses: loads, weights, results."""
     loads = stages * max(rows, words) * columns * item
     return max(loads + rows * words * item, max(rows, words) * columns * 4) + _SCRATCH
 
@@ -102,18 +109,18 @@ _SCRATCH = 4 * 2**10
 
 
 def does_not_fit(patches: int, texts: int, words: int, width: int, item: int, shared: int) -> str:
-    """Why the kernels cannot be launched for these shapes; empty where they can.
+    """Explain why the kernels cannot be launched for these shapes; an empty string if they can.
 
     Args:
-        patches: image tokens of a picture.
-        texts: captions.
-        words: tokens of a caption.
-        width: of a token.
+        patches: number of tokens of an image.
+        texts: number of captions.
+        words: number of tokens of a caption.
+        width: width of a token.
         item: bytes of a number.
-        shared: bytes of shared memory that a program may take, see ``shared_memory``.
+        shared: bytes of shared memory that a program may use, see ``shared_memory``.
     """
     if texts > _MOST_TEXTS:
-        return f"{texts} captions at a time, where they take {_MOST_TEXTS}"
+        return f"{texts} captions at a time are more than the kernels take, {_MOST_TEXTS}"
     if blocks(patches, words, width, item, shared) is None:
         return (
             f"{patches} image tokens and up to {_size(words)} text tokens of {width} numbers in {8 * item} bits need "
@@ -123,24 +130,27 @@ def does_not_fit(patches: int, texts: int, words: int, width: int, item: int, sh
 
 
 def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that a program on a GPU may take."""
+    """Return the bytes of shared memory that a program on this GPU may use."""
     if device.type != "cuda":
         return _INTERPRETED
     return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
 
 
 def _halves(size: int) -> list[int]:
-    """A power of two, its half and so on down to 16."""
+    """Return a power of two, its half, and so on down to 16."""
     return [size >> shift for shift in range(size.bit_length()) if size >> shift >= 16]
 
 
 def token_similarity(image: Tensor, text: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """s^I and s^T of ``wukong.model.similarity.token_similarity``, float32 [images, texts] each.
+    """Compute the token-wise similarity on a GPU; see ``wukong.model.similarity.token_similarity``.
 
     Args:
         image: [images, n1, d].
         text: [texts, n2, d].
-        counted: bool [2, texts, n2]: the tokens that a patch may match, and those among them that count themselves.
+        counted: bool [2, texts, n2]: the tokens that a patch may match, and the tokens that count in s^T.
+
+    Returns:
+        s^I and s^T, float32 [images, texts] each.
     """
     scores: tuple[Tensor, Tensor] = _TokenSimilarity.apply(image, text, counted)
     return scores
@@ -298,7 +308,7 @@ def _weights(
     patches: tl.tensor,
     words: tl.tensor,
 ) -> tl.tensor:
-    """How much the product of patch p and word t of picture i and caption j weighs in the loss: [patches, words]."""
+    """Return the weights, [patches, words], of the products of patches p and words t of image i and caption j."""
     here = j * images + i
     taken = tl.load(counted + j * words + t, mask=t < words, other=0) != 0
     for_patch = tl.load(to_text + here) / patches

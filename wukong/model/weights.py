@@ -1,4 +1,4 @@
-"""Where pretrained weights come from, a URI or an installed package; strict loading that names what does not fit."""
+"""Read pretrained weights from a URI or an installed package, and load them strictly: messages name what is wrong."""
 
 import logging
 import math
@@ -26,7 +26,7 @@ def read(uri: str) -> dict[str, Tensor]:
 
     Raises:
         StorageError: there is nothing to read.
-        DataError: it is damaged, or not safetensors.
+        DataError: the file is damaged, or is not a safetensors file.
     """
     try:
         return load_safetensors(storage.read_bytes(uri))  # type: ignore[no-any-return]
@@ -35,16 +35,16 @@ def read(uri: str) -> dict[str, Tensor]:
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: str, accepted: str = "") -> None:
-    """Load a state that must have exactly the module's weights, each of the right shape and finite.
+    """Load a state that must have exactly the module's weights, all of the right shape and finite.
 
     Args:
-        module: what is filled.
-        state: by name.
-        source: where the weights come from, for the message.
-        accepted: which names are, for the message.
+        module: the module to load the state into.
+        state: the weights by name.
+        source: the origin of the weights, for the message.
+        accepted: which names are accepted, for the message.
 
     Raises:
-        DataError: a weight is missing, unknown, of another shape, or not a number; the message names it.
+        DataError: a weight is missing, unknown, of another shape, or not finite; the message names it.
     """
     if problems := misfits(module, state):
         raise DataError(
@@ -55,7 +55,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str, accepted: 
 
 
 def misfits(module: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """What of a state does not fit a module, by the first names of each kind; empty if all does."""
+    """Describe which weights of a state do not fit a module, with the first few names; empty if all fit."""
     own = module.state_dict()
     shapes = {name: (tuple(state[name].shape), tuple(own[name].shape)) for name in own if name in state}
     wrong = [f"{name} ({_size(its)} instead of {_size(ours)})" for name, (its, ours) in shapes.items() if its != ours]
@@ -73,12 +73,14 @@ def misfits(module: nn.Module, state: Mapping[str, Tensor]) -> str:
 
 
 def below_prefix(own: Iterable[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of a state that has a module's weights below a prefix, such as ``visual.trunk.``, those weights without it.
+    """Select the weights of a module from a state that has them below a prefix, such as ``visual.trunk.``.
 
     Args:
-        own: the module's names.
-        state: whose names may stand below a prefix, beside others, for instance of a text tower; it is taken as it is
-            where most of them stand below none.
+        own: the names of the module's weights.
+        state: weights by name, perhaps below a prefix, perhaps beside other weights, such as those of a text tower.
+
+    Returns:
+        The weights below the prefix, without it; the whole state if most of the module's names have no prefix.
     """
     names = frozenset(own)
     counts: Counter[str] = Counter()
@@ -91,19 +93,22 @@ def below_prefix(own: Iterable[str], state: Mapping[str, Tensor]) -> dict[str, T
     if not prefix:
         return dict(state)
     kept = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    log.info("took %d weights below %r and left %d others out", len(kept), prefix, len(state) - len(kept))
+    log.info("took %d weights below %r and ignored %d others", len(kept), prefix, len(state) - len(kept))
     return kept
 
 
 def packaged(name: str, grid: int) -> dict[str, Tensor]:
-    """Weights of an image encoder that an installed package carries, under timm's names; none of its code is run.
+    """Read the weights of an image encoder from an installed package, without running the package's code.
 
     Args:
         name: the encoder's timm name.
-        grid: patches along a side at the resolution that is wanted, for position embeddings; unused without them.
+        grid: number of patches along a side at the desired resolution, for the position embeddings.
+
+    Returns:
+        The weights by timm's names.
 
     Raises:
-        ConfigError: no package carries this encoder, or it is not installed.
+        ConfigError: no package has this encoder, or the package is not installed.
     """
     if name not in _PACKAGES:
         raise ConfigError(
@@ -124,7 +129,7 @@ def _some(names: list[str]) -> str:
 
 
 def _lite0(path: Path, _grid: int) -> dict[str, Tensor]:
-    """The package's tensors are timm's, in timm's order, under names of their own."""
+    """Read EfficientNet-Lite0: the package has timm's tensors in timm's order, but under other names."""
     import timm
 
     with torch.device("meta"):
@@ -147,7 +152,7 @@ _DINOV2 = {
 
 
 def _dinov2(path: Path, grid: int) -> dict[str, Tensor]:
-    """DINOv2-small out of the graph of a saliency model: the backbone's constants, the decoder's left out."""
+    """Read DINOv2-small from the ONNX graph of a saliency model: the constants of the backbone, not of the decoder."""
     try:
         import onnx
     except ModuleNotFoundError as error:
@@ -157,7 +162,7 @@ def _dinov2(path: Path, grid: int) -> dict[str, Tensor]:
     constants = {entry.name: torch.from_numpy(onnx.numpy_helper.to_array(entry).copy()) for entry in graph.initializer}
     made_by = {output: node for node in graph.node for output in node.output}
     found = {name.removeprefix("backbone."): value for name, value in constants.items() if name.startswith("backbone.")}
-    # The exporter transposed the matrices of linear layers and gave them numbers for names; the nodes kept theirs.
+    # The exporter transposed the matrices of linear layers and replaced their names by numbers; nodes have their names.
     for node in graph.node:
         if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in constants:
             module = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
@@ -168,7 +173,7 @@ def _dinov2(path: Path, grid: int) -> dict[str, Tensor]:
         patches = made_by[patches].input[0]
     positions = constants[patches].reshape(1, -1, constants[patches].shape[-1])
     side = math.isqrt(positions.shape[1])
-    # Resized as the package's own graph does it, cubic without antialiasing: what the weights were tuned with.
+    # Bicubic without antialiasing, as in the package's own graph: the weights were tuned with it.
     square = positions.view(1, side, side, -1).permute(0, 3, 1, 2)
     square = torch.nn.functional.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False)
     found["pos_embed"] = torch.cat([constants[joined.input[0]], square.flatten(2).transpose(1, 2)], 1)

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: safetensors and JSON, so that reading one never runs code."""
+"""Checkpoints of a training run. They are safetensors and JSON files, so that loading one never runs code."""
 
 import json
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ _MODEL, _OPTIMIZER, _PROGRESS = "model.safetensors", "optimizer.safetensors", "p
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-    """Write the model, the optimiser and how far the run has come into a folder.
+    """Write a checkpoint: the state of the model and of the optimiser, and the progress of the run.
 
     Args:
-        folder: exists; files of the same name are replaced.
-        model: all of whose state is written.
-        optimizer: its state by parameter and what its parameter groups hold, numbers and tensors.
+        folder: an existing folder; files of the same name are replaced.
+        model: the model to save.
+        optimizer: the optimiser to save, with the numbers and tensors in its parameter groups.
         progress: a JSON value.
     """
     state = optimizer.state_dict()
@@ -31,7 +31,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
     }
     groups = []
     for number, group in enumerate(state["param_groups"]):
-        # timm's LAMB counts its steps in a tensor of the group.
+        # timm's LAMB stores its step count as a tensor in the group.
         tensors |= {f"group.{number}.{name}": value for name, value in group.items() if isinstance(value, Tensor)}
         groups.append({name: value for name, value in group.items() if not isinstance(value, Tensor)})
     save_file({name: value.detach().contiguous() for name, value in model.state_dict().items()}, folder / _MODEL)
@@ -40,10 +40,13 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore what ``save`` wrote and give the progress back.
+    """Restore a checkpoint into a model and an optimiser.
+
+    Returns:
+        The progress that ``save`` got.
 
     Raises:
-        DataError: the checkpoint is incomplete or of another architecture.
+        DataError: the checkpoint is incomplete, or belongs to another architecture.
     """
     with _explained(folder):
         model.load_state_dict(load_file(folder / _MODEL), strict=True)
@@ -59,13 +62,14 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         optimizer.load_state_dict({"state": entries, "param_groups": value["groups"]})
     except ValueError as error:
         raise DataError(
-            f"the checkpoint in {folder} is of a run that trained other parameters ({error}): delete it and train again"
+            f"the checkpoint in {folder} belongs to a run that trained other parameters ({error}): delete it and train "
+            "again"
         ) from error
     return progress
 
 
 def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the model's state and the progress alone.
+    """Read only the model's state and the progress from a checkpoint.
 
     Raises:
         DataError: the checkpoint is incomplete.
@@ -83,4 +87,4 @@ def _explained(folder: Path) -> Iterator[None]:
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"the checkpoint in {folder} cannot be read ({error}): delete it and train again") from error
     except RuntimeError as error:
-        raise DataError(f"the checkpoint in {folder} is of another architecture: {error}") from error
+        raise DataError(f"the checkpoint in {folder} belongs to another architecture: {error}") from error

@@ -1,4 +1,4 @@
-"""What a training run reads: image features or pictures beside tokenised captions, dealt out in seeded batches."""
+"""The input of a training run: image features or images with tokenised captions, in seeded random batches."""
 
 import fnmatch
 import re
@@ -19,18 +19,19 @@ from wukong.errors import DataError
 from wukong.train.features import read_views
 
 _READERS = 8
-"""Shards that are searched for pictures at a time."""
+"""Number of shards that are indexed in parallel."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some pairs of one step.
+    """One worker's pairs of one training step.
 
     Attributes:
-        features: float [pairs, width] or [pairs, tokens, width], or uint8 pictures [pairs, 3, size, size].
-        ids: token ids, int64 [pairs, longest].
-        captions: int64 [pairs], equal for equal captions.
-        rows: int64 [pairs], which of all pairs they are.
+        features: image features, float [pairs, width] or [pairs, tokens, width]; or images, uint8
+            [pairs, 3, size, size].
+        ids: token ids, int64 [pairs, longest caption].
+        captions: int64 [pairs], equal numbers for equal captions.
+        rows: int64 [pairs], the row numbers of the pairs in the data set.
     """
 
     features: Tensor
@@ -40,15 +41,15 @@ class Batch:
 
 
 class Pictures(Dataset[Tensor]):
-    """The pictures of pairs, read from their shards when they are asked for, a new random view in each epoch.
+    """The images of pairs, read from their shards on demand, with a new random view in each epoch.
 
-    Reading, decoding and augmenting happen in processes of their own. A view depends on its picture's key and the epoch
-    alone, not on who computes it.
+    Loader processes read, decode and augment the images. A view depends only on the image's key and the epoch, not on
+    the process that computes it.
 
     Args:
-        places: of each picture: URI of its shard's tar, key, offset and bytes.
-        tower: ``image_size`` and ``view``.
-        settings: ``augmentations`` and ``loader_workers``.
+        places: for each image: the URI of its shard's tar, its key, its offset and its size in bytes.
+        tower: settings of the image encoder; ``image_size`` and ``view`` are used.
+        settings: settings of the training; ``augmentations`` and ``loader_workers`` are used.
     """
 
     def __init__(self, places: Sequence[tuple[str, str, int, int]], tower: ImageEncoder, settings: Training) -> None:
@@ -61,20 +62,20 @@ class Pictures(Dataset[Tensor]):
             batch_sampler=self._order,
             num_workers=settings.loader_workers,
             collate_fn=torch.stack,
-            generator=torch.Generator(),  # not the global one, which dropout draws from
+            generator=torch.Generator(),  # not the global generator, which dropout uses
             persistent_workers=settings.loader_workers > 0,
             multiprocessing_context="spawn" if settings.loader_workers else None,
         )
 
     def __getstate__(self) -> dict[str, object]:
-        """What a loader process needs, which is not the loader."""
+        """Return the state for a loader process, which does not need the loader itself."""
         return {name: value for name, value in vars(self).items() if name not in {"_loader", "_order"}}
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, chosen: tuple[int, int]) -> Tensor:
-        """One view of a picture, uint8 [3, size, size]; view 0 is the evaluation view."""
+        """Return one view of an image, uint8 [3, size, size]; view 0 is the evaluation view."""
         row, view = chosen
         uri, key, offset, size = self._places[row]
         with storage.open_input(uri) as stream:
@@ -88,11 +89,11 @@ class Pictures(Dataset[Tensor]):
         return images.to_tensor([shown])[0]
 
     def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
-        """The pictures of each batch in turn, uint8 [pairs, 3, size, size]; one epoch at a time.
+        """Iterate over the batches of one epoch, uint8 [pairs, 3, size, size].
 
         Args:
-            rows: of each batch, which pictures.
-            epoch: 0 for the first.
+            rows: for each batch, the row numbers of its images.
+            epoch: number of the epoch, 0 for the first.
         """
         self._order[:] = [[(row, epoch + 1) for row in batch.tolist()] for batch in rows]
         yield from self._loader
@@ -102,9 +103,9 @@ class Pairs:
     """The pairs of a training run.
 
     Args:
-        features: float16 [views, pairs, ...], or the pictures.
-        captions: one a pair.
-        tokenizer: of the captions.
+        features: image features, float16 [views, pairs, ...], or the images.
+        captions: one caption for each pair.
+        tokenizer: the captions' tokenizer.
     """
 
     def __init__(self, features: Tensor | Pictures, captions: Sequence[str], tokenizer: Tokenizer) -> None:
@@ -120,40 +121,44 @@ class Pairs:
         return len(self.captions)
 
     def mask_tokens(self, ids: Tensor, share: float) -> Tensor:
-        """Replace a random share of the word pieces, never a special token, by [MASK] (torch's global generator)."""
+        """Replace a random share of the word pieces, but no special tokens, by [MASK].
+
+        The random numbers come from torch's global generator.
+        """
         chosen = (torch.rand(ids.shape) < share) & ~torch.isin(ids, self._special)
         return ids.masked_fill(chosen, self._tokenizer.mask)
 
     def batches(self, size: int, seed: int, epoch: int, rank: int = 0, workers: int = 1) -> Iterator[Batch]:
-        """This worker's share of each batch of one epoch, in an order that seed and epoch fix; the rest is left out.
+        """Iterate over this worker's share of each batch of one epoch.
 
-        Workers' shares laid end to end are the batch that one worker would get.
+        The order of the pairs depends only on the seed and the epoch. An incomplete last batch is left out. The shares
+        of all workers, joined in rank order, are the batch that a single worker would get.
 
         Args:
-            size: pairs a batch over all workers, which divide it.
-            seed: of the run.
-            epoch: 0 for the first.
-            rank: this worker's.
-            workers: how many there are.
+            size: number of pairs in a batch over all workers; the number of workers must divide it.
+            seed: seed of the run.
+            epoch: number of the epoch, 0 for the first.
+            rank: rank of this worker.
+            workers: number of workers.
         """
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         order = torch.randperm(len(self), generator=generator)
         share = size // workers
         starts = range(rank * share, len(self) - size + 1 + rank * share, size)
-        dealt = [order[start : start + share] for start in starts]
+        batches = [order[start : start + share] for start in starts]
         if isinstance(self.features, Pictures):
-            features = self.features.batches(dealt, epoch)
+            features = self.features.batches(batches, epoch)
         else:
             stored = self.features
             views = torch.randint(len(stored), (len(self),), generator=generator)
-            features = (stored[views[rows], rows].float() for rows in dealt)
-        for rows, pixels in zip(dealt, features, strict=True):
+            features = (stored[views[rows], rows].float() for rows in batches)
+        for rows, inputs in zip(batches, features, strict=True):
             ids = self._tokenizer.collate([self._ids[row] for row in rows.tolist()])
-            yield Batch(pixels, ids, self._numbers[rows], rows)
+            yield Batch(inputs, ids, self._numbers[rows], rows)
 
 
 def matching(urls: Sequence[str], patterns: Sequence[str]) -> list[bool]:
-    """Tell which URLs match one of some shell patterns."""
+    """Return, for each URL, whether it matches one of the shell patterns."""
     match = re.compile("|".join(map(fnmatch.translate, patterns))).match
     return [match(url) is not None for url in urls]
 
@@ -166,21 +171,21 @@ def load(
     views: Sequence[int],
     sources: Sequence[str] = ("*",),
 ) -> tuple[pa.Table, Tensor]:
-    """Read the pairs of a split whose URL matches, with their features.
+    """Read the pairs of a split with their image features.
 
     Args:
-        pairs_prefix: URI of the filter stage.
-        features_prefix: URI of the features stage.
+        pairs_prefix: URI of the filter stage's output.
+        features_prefix: URI of the features stage's output.
         split: ``train`` or a hold-out's name.
-        shard_names: for instance ``00000``.
-        views: which views.
-        sources: shell patterns on the URL.
+        shard_names: names of the shards, for instance ``00000``.
+        views: numbers of the views.
+        sources: shell patterns; only pairs whose URL matches one of them are read.
 
     Returns:
         The rows (key, url, caption, sha256) and the features, float16 [views, rows, ...], in the same order.
 
     Raises:
-        DataError: a pair has no features, or no pair is left.
+        DataError: a pair has no features, or no pair matches.
     """
     table = _rows(pairs_prefix, split, shard_names, sources)
     keys, features = read_views(features_prefix, split, shard_names, views)
@@ -189,7 +194,7 @@ def load(
         rows = [places[key] for key in table["key"].to_pylist()]
     except KeyError as error:
         raise DataError(
-            f"{features_prefix} has no features of the pair {error} of {split}: delete it and run again"
+            f"{features_prefix} has no features for the pair {error} of {split}: delete it and run again"
         ) from None
     return table, features[:, rows]
 
@@ -197,27 +202,27 @@ def load(
 def load_pictures(
     pairs_prefix: str, split: str, shard_names: Sequence[str], tower: ImageEncoder, settings: Training
 ) -> tuple[pa.Table, Pictures]:
-    """Read the pairs of a split whose URL matches, and find their pictures in the shards.
+    """Read the pairs of a split, and find their images in the shards.
 
     Args:
-        pairs_prefix: URI of the filter stage.
+        pairs_prefix: URI of the filter stage's output.
         split: for instance ``train``.
-        shard_names: for instance ``00000``.
-        tower: what size of pictures it reads, and what it sees of them.
-        settings: ``sources`` and what ``Pictures`` reads.
+        shard_names: names of the shards, for instance ``00000``.
+        tower: settings of the image encoder, see ``Pictures``.
+        settings: settings of the training; ``sources`` selects pairs by their URL, for the others see ``Pictures``.
 
     Returns:
-        The rows as ``load`` gives them, and their pictures in the same order.
+        The rows (key, url, caption, sha256) and their images, in the same order.
 
     Raises:
-        DataError: a shard lacks a picture or is damaged, or no pair is left.
+        DataError: a shard lacks an image or is damaged, or no pair matches.
     """
     table = _rows(pairs_prefix, split, shard_names, settings.sources)
     places: dict[str, tuple[str, str, int, int]] = {}
     with ThreadPoolExecutor(_READERS) as readers:
         tars = [storage.join(pairs_prefix, split, f"{shard}.tar") for shard in shard_names]
-        for found in readers.map(_places, tars):
-            places |= found
+        for index in readers.map(_index, tars):
+            places |= index
     try:
         chosen = [places[key] for key in table["key"].to_pylist()]
     except KeyError as error:
@@ -227,7 +232,8 @@ def load_pictures(
     return table, Pictures(chosen, tower, settings)
 
 
-def _places(tar_uri: str) -> dict[str, tuple[str, str, int, int]]:
+def _index(tar_uri: str) -> dict[str, tuple[str, str, int, int]]:
+    """Return the place of each image in a tar by its key, as ``Pictures`` takes it."""
     return {
         member.key: (tar_uri, member.key, member.offset, member.size)
         for member in shards.members(tar_uri)
@@ -242,5 +248,5 @@ def _rows(pairs_prefix: str, split: str, shard_names: Sequence[str], sources: Se
     )
     chosen = [place for place, wanted in enumerate(matching(table["url"].to_pylist(), sources)) if wanted]
     if not chosen:
-        raise DataError(f"no pair of {split} comes from {', '.join(sources)}: mend the patterns on its URL")
+        raise DataError(f"no pair of {split} comes from {', '.join(sources)}: correct these patterns on its URL")
     return table.take(pa.array(chosen, pa.int64()))

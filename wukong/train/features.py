@@ -1,4 +1,4 @@
-"""Features of a locked image tower: computed once for each picture and view, read by every epoch of every run."""
+"""Features of a locked image tower. They are computed once for each image and view, and read in every epoch."""
 
 import io
 import json
@@ -21,26 +21,29 @@ _BATCH = 32
 
 
 def path_of(split: str, shard: str, view: int) -> str:
-    """Where one view of one shard's features lies, below the stage's prefix."""
+    """Return the path of the features of one view of one shard, relative to the stage's output."""
     return f"{split}/{shard}.view{view:02d}.safetensors"
 
 
 def compute(tar_uri: str, target_uri: str, settings: Model, view: int, tower: str | None = None) -> int:
-    """Compute one view of every picture of a shard and write it; give the number of pictures.
+    """Compute the features of one view of every image of a shard, and write them to a file.
 
-    The file holds ``features``, float16 [pictures, width] or [pictures, tokens, width] in the tar's order, and the keys
-    in its metadata. View 0 is the evaluation view; the others are random, each fixed by its picture's key and its
-    number.
+    The file holds ``features``, float16 [images, width] or [images, tokens, width] in the tar's order, and the keys in
+    its metadata. View 0 is the evaluation view. The others are random views, determined by the image's key and the
+    view's number.
 
     Args:
-        tar_uri: the shard.
-        target_uri: of the file to write.
-        settings: the image encoder and the similarity.
-        view: 0 or the number of a random one.
-        tower: URI of the model whose trained image tower to use, instead of the weights that ``settings`` names.
+        tar_uri: URI of the shard.
+        target_uri: URI of the file to write.
+        settings: the model; its image encoder and its similarity are used.
+        view: number of the view.
+        tower: URI of a saved model whose image tower to use, instead of the weights that ``settings`` names.
+
+    Returns:
+        The number of images.
 
     Raises:
-        ConfigError: the image encoder or its weights cannot be had.
+        ConfigError: the image encoder or its weights cannot be found.
         DataError: the shard is damaged or empty, or a feature is not finite.
     """
     encoder = _encoder(settings.image.model_dump_json(), tower)
@@ -72,14 +75,14 @@ def compute(tar_uri: str, target_uri: str, settings: Model, view: int, tower: st
         raise DataError(f"{tar_uri} holds no picture: delete the filter's output and run it again")
     features = torch.cat(parts)
     if not torch.isfinite(features).all():
-        raise DataError(f"the image encoder gives values that are not finite for {tar_uri}: its weights are damaged")
+        raise DataError(f"the image encoder's output for {tar_uri} is not finite: its weights are damaged")
     storage.write_bytes(target_uri, save_safetensors({"features": features}, metadata={"keys": json.dumps(keys)}))
     return len(keys)
 
 
 @lru_cache(maxsize=1)
 def _encoder(settings: str, tower: str | None) -> ImageEncoder:
-    # One process computes many shards.
+    # Cached because one process computes many shards.
     from wukong.config import ImageEncoder as Settings
 
     if tower is None:
@@ -91,17 +94,20 @@ def _encoder(settings: str, tower: str | None) -> ImageEncoder:
 
 
 def read(uri: str) -> tuple[list[str], Tensor]:
-    """Read one file of features: the pictures' keys and float16 [pictures, ...]."""
+    """Read one file of features: the images' keys and float16 [images, ...]."""
     data = storage.read_bytes(uri)
     header = json.load(io.BytesIO(data[8 : 8 + int.from_bytes(data[:8], "little")]))
     return json.loads(header["__metadata__"]["keys"]), load_safetensors(data)["features"]
 
 
 def read_views(prefix: str, split: str, shard_names: Sequence[str], views: Sequence[int]) -> tuple[list[str], Tensor]:
-    """Read several views of several shards: the keys and float16 [views, pictures, ...].
+    """Read several views of several shards.
+
+    Returns:
+        The images' keys, and their features, float16 [views, images, ...].
 
     Raises:
-        DataError: two views of a shard do not hold the same pictures.
+        DataError: two views of a shard do not hold the same images.
     """
     keys: list[str] = []
     by_shard = []

@@ -1,9 +1,10 @@
-"""The loss and the gradients of one batch, in pieces where it would not fit at once.
+"""Loss and gradients of one batch. A batch that does not fit into memory is processed in pieces.
 
-Gradient caching (Gao et al. 2021): the contrastive loss needs every pair of the batch, but only their vectors. So the
-batch is encoded piece by piece without a graph; the loss is taken over all vectors and differentiated down to them;
-then each piece is encoded once more, with a graph, and its vectors' gradients are handed back through it. Dropout falls
-as it fell the first time. Memory grows with the piece and the vectors, and the gradients are those of the whole batch.
+Gradient caching (Gao et al. 2021): the contrastive loss needs all pairs of the batch, but only their vectors. So the
+batch is encoded piece by piece without a graph. The loss is computed from all vectors, and its gradient with respect to
+the vectors. Then each piece is encoded a second time, with a graph, and the gradients of its vectors are propagated
+back. Dropout uses the same random numbers both times. The result is the gradient of the whole batch; the memory depends
+on the size of a piece and of all vectors.
 """
 
 from contextlib import nullcontext
@@ -18,16 +19,19 @@ from wukong.train.data import Batch
 
 
 def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Training) -> Tensor:
-    """Add the gradients of a batch's loss to those of the parameters, and give the loss, a scalar.
+    """Compute the loss of a batch and add its gradients to the parameters' gradients.
 
-    Over several workers the loss and, before they are averaged, the gradients are of this worker's pairs. Batch norm in
-    training mode sees ``micro_batch`` pairs at a time; everything else is as if the batch was encoded at once.
+    With several workers, the loss is that of this worker's pairs; the gradients are averaged over the workers. Batch
+    norm in training mode sees ``micro_batch`` pairs at a time; all other results do not depend on ``micro_batch``.
 
     Args:
-        model: in training mode.
-        replica: the model as it is called: itself, or its ``DistributedDataParallel``.
-        batch: this worker's share.
-        settings: ``micro_batch``, ``precision`` and the loss's options.
+        model: the model, in training mode.
+        replica: the module to call: the model itself, or its ``DistributedDataParallel``.
+        batch: this worker's share of the batch.
+        settings: settings of the training; ``micro_batch``, ``precision`` and the options of the loss are used.
+
+    Returns:
+        The loss, a scalar without a graph.
     """
     captions = batch.captions.to(model.log_scale.device) if settings.exclude_same_captions else None
     size = settings.micro_batch or len(batch.ids)
@@ -43,7 +47,7 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
         for piece in pieces:
             states.append(_random_state(model.log_scale.device))
             parts.append(_embed(model, batch, piece, settings))
-        # Running statistics are of one pass, not of two.
+        # The second pass updates the running statistics, so undo the update of the first.
         for buffer, value in zip(model.buffers(), kept, strict=True):
             buffer.copy_(value)
     whole = _joined(parts)
@@ -62,7 +66,7 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
             ]
             for output, leaf in ((embedded.scale, whole.scale), (embedded.bias, whole.bias)):
                 if output is not None and leaf is not None:
-                    # Scale and bias are the same in every piece; their gradient of the whole batch counts once.
+                    # Every piece returns the same scale and bias. Add their gradient once, with the last piece.
                     back.append((output, _gradient(leaf) if last else torch.zeros_like(leaf)))
             trained = [(output, gradient) for output, gradient in back if output.requires_grad]
             torch.autograd.backward([output for output, _ in trained], [gradient for _, gradient in trained])
@@ -77,7 +81,7 @@ def _embed(model: nn.Module, batch: Batch, piece: slice, settings: Training) -> 
 
 
 def _joined(parts: list[Embedded]) -> Embedded:
-    """All pieces' vectors, scale and bias, cut off from what they were computed from."""
+    """Join the vectors of all pieces as new leaves, without the graph that computed them."""
     scale, bias = parts[0].scale, parts[0].bias
     return Embedded(
         torch.cat([part.image for part in parts]).requires_grad_(),

@@ -1,6 +1,7 @@
 """The training loop: contrastive training of a dual encoder on one worker or several (sections 4.3, 4.4 and 5.1).
 
-It knows ``torch.distributed`` and nothing else: whoever starts the workers initialises it, or does not for one worker.
+It uses only ``torch.distributed``. The caller starts the workers and initialises the process group; for one worker
+there is none.
 """
 
 import logging
@@ -25,21 +26,21 @@ from wukong.train import checkpoint, gradients, optimizer
 from wukong.train.data import Batch, Pairs
 
 MEASURED = ("pairs_per_second",)
-"""Fields of ``Epoch`` that are measured of the machine: two equal runs differ in them, and in nothing else."""
+"""Fields of ``Epoch`` that measure the machine: only these differ between two equal runs."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """How one epoch went.
+    """The results of one epoch.
 
     Attributes:
-        epoch: 1 for the first.
-        loss: mean over its steps and workers.
-        temperature: at its end.
-        learning_rate: of its last step.
-        pairs_per_second: over all workers.
+        epoch: number of the epoch, 1 for the first.
+        loss: mean loss over the steps and workers.
+        temperature: temperature at the end of the epoch.
+        learning_rate: learning rate of the last step.
+        pairs_per_second: speed of all workers together.
     """
 
     epoch: int
@@ -57,22 +58,26 @@ def train(
     after_epoch: Callable[[Epoch, Callable[[Path], None]], None],
     resume: Path | None = None,
 ) -> list[Epoch]:
-    """Train a model in place and give the history.
+    """Train a model in place.
 
-    The same model, pairs, settings, seed and number of workers give the same weights, also when the run was cut short
+    The same model, pairs, settings, seed and number of workers give the same weights, also if the run was interrupted
     and resumed.
 
     Args:
-        model: as it starts, equal on every worker, on the device to train on; what of its image tower is locked, is.
-        pairs: what to train on, equal on every worker; each takes its share of every batch.
-        settings: the run.
-        seed: of the order, the views and dropout.
-        after_epoch: called on every worker with how the epoch went and a function that writes a checkpoint into a
-            folder.
-        resume: folder of a checkpoint to go on from.
+        model: the model to train, on the device to train on, with equal weights on every worker. Layers of the image
+            tower that are locked stay locked.
+        pairs: the training data, equal on every worker; each worker takes its share of every batch.
+        settings: settings of the training.
+        seed: seed of the order of the pairs, the views and dropout.
+        after_epoch: called on every worker with the results of the epoch and with a function that writes a checkpoint
+            into a folder.
+        resume: folder of a checkpoint from which to continue.
+
+    Returns:
+        The results of all epochs.
 
     Raises:
-        ConfigError: the batch cannot be divided between the workers, or holds more than all pairs.
+        ConfigError: the number of workers does not divide the batch size, or there are fewer pairs than a batch holds.
         DataError: a feature, the loss or a weight is not finite; the message names it and the step.
     """
     rank, workers = world()
@@ -81,14 +86,14 @@ def train(
         raise ConfigError(f"a batch of {size} pairs cannot be divided between {workers} workers: change batch_size")
     steps_an_epoch = len(pairs) // size
     if not steps_an_epoch:
-        raise ConfigError(f"batch_size {size} is more than the {len(pairs)} pairs there are: lower it")
+        raise ConfigError(f"batch_size {size} is more than there are pairs ({len(pairs)}): lower it")
     steps = steps_an_epoch * settings.epochs
 
     optimiser = optimizer.build(model, settings)
     history: list[Epoch] = []
     if resume is not None:
         history = [Epoch(**entry) for entry in checkpoint.load(resume, model, optimiser)["history"]]
-        log.info("going on after epoch %d of %d", len(history), settings.epochs)
+        log.info("continuing after epoch %d of %d", len(history), settings.epochs)
     replica: nn.Module = model
     if workers > 1:
         # An image tower may have layers that this similarity does not use.
@@ -101,8 +106,10 @@ def train(
             torch.manual_seed((seed * 1_000_003 + epoch) * workers + rank)
             model.train()
             total = torch.zeros((), device=model.log_scale.device)
-            for step, dealt in enumerate(pairs.batches(size, seed, epoch, rank, workers), epoch * steps_an_epoch):
-                batch = dealt
+            for step, pairs_of_step in enumerate(
+                pairs.batches(size, seed, epoch, rank, workers), epoch * steps_an_epoch
+            ):
+                batch = pairs_of_step
                 _check_features(batch, pairs, step, epoch)
                 for group in optimiser.param_groups:
                     group["lr"] = optimizer.learning_rate(step, steps, settings) * group.get("rate", 1.0)
@@ -136,7 +143,7 @@ def train(
 
 
 def _ignore(_count: int) -> None:
-    """The first worker alone says how far all have come."""
+    """Report no progress: only the first worker reports it, for all."""
 
 
 def _check_features(batch: Batch, pairs: Pairs, step: int, epoch: int) -> None:
@@ -150,15 +157,15 @@ def _check_features(batch: Batch, pairs: Pairs, step: int, epoch: int) -> None:
 
 
 def _explanation(model: DualEncoder, loss: float, step: int, epoch: int) -> str:
-    """Why a loss is not finite: broken weights, or what the loss is made of."""
+    """Explain why a loss is not finite: some weights are not finite, or the temperature is too low."""
     where = f"the loss is {loss} in step {step + 1} (epoch {epoch + 1})"
     if broken := _broken_weights(model):
-        return f"{where}: {broken} since the step before; lower the learning rate"
+        return f"{where}: {broken} after the step before; lower the learning rate"
     temperature = (1 / model.scale).item()
     return f"{where} though all weights are finite, at a temperature of {temperature:.3g}: raise min_temperature"
 
 
 def _broken_weights(model: nn.Module) -> str:
-    """Name the parameters that hold values that are not finite; empty if none does."""
+    """Name the parameters with values that are not finite; an empty string if there are none."""
     names = [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]
     return f"the weights {', '.join(names[:3])}{', …' if names[3:] else ''} are not finite" if names else ""

@@ -1,4 +1,4 @@
-"""The optimiser and the learning rate of section 5.1: LAMB, weight decay on matrices only, warm-up and cosine."""
+"""Optimiser and learning rate schedule of section 5.1: LAMB, weight decay on matrices only, warm-up and cosine."""
 
 import math
 from typing import Any
@@ -14,11 +14,14 @@ BETAS = (0.9, 0.999)
 
 
 def parameter_groups(model: DualEncoder, settings: Training) -> list[dict[str, Any]]:
-    """Split the trainable parameters into those with weight decay and those without, the image head's apart.
+    """Divide the trainable parameters into groups by weight decay and learning rate.
 
-    Without are biases, norms, token and position embeddings and the temperature (section 5.1): with are the matrices of
-    layers, which torch and timm call ``weight``; class tokens, positions and their biases have names of their own.
-    ``rate`` is what a group's learning rate is multiplied with.
+    Weight decay applies only to the weight matrices of layers (section 5.1). These are the parameters that torch and
+    timm name ``weight`` and that have two or more dimensions. It does not apply to biases, norms, token and position
+    embeddings, class tokens and the temperature. The image head is in a group of its own.
+
+    Returns:
+        Parameter groups for an optimiser; ``rate`` is the factor on the group's learning rate.
     """
     embeddings = {
         id(parameter)
@@ -37,11 +40,12 @@ def parameter_groups(model: DualEncoder, settings: Training) -> list[dict[str, A
 
 
 def build(model: DualEncoder, settings: Training) -> torch.optim.Optimizer:
-    """The optimiser of a training run: table 4's LAMB, or AdamW."""
+    """Create the optimiser of a training run: LAMB as in table 4, or AdamW."""
     groups = parameter_groups(model, settings)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=BETAS, eps=settings.epsilon)
-    # always_adapt: the paper scales every layer's step by its trust ratio, decayed or not; timm's default does not.
+    # always_adapt: the LAMB paper scales the step of every layer by its trust ratio; by default timm does so only for
+    # layers with weight decay.
     lamb: torch.optim.Optimizer = Lamb(
         groups, lr=settings.learning_rate, betas=BETAS, eps=settings.epsilon, max_grad_norm=None, always_adapt=True
     )
@@ -49,12 +53,12 @@ def build(model: DualEncoder, settings: Training) -> torch.optim.Optimizer:
 
 
 def learning_rate(step: int, steps: int, settings: Training) -> float:
-    """The rate of one step: linear from near zero over the warm-up, then half a cosine down to zero.
+    """Return the learning rate of one step: a linear increase during warm-up, then half a cosine down to zero.
 
     Args:
-        step: 0 for the first.
-        steps: of the whole run.
-        settings: peak and length of the warm-up.
+        step: number of the step, 0 for the first.
+        steps: number of steps of the whole run.
+        settings: settings of the training; ``learning_rate`` and ``warmup_fraction`` are used.
     """
     warmup = math.ceil(settings.warmup_fraction * steps)
     if step < warmup:

@@ -29,8 +29,8 @@ def test_there_are_80_prompts() -> None:
     assert all(prompt.count("{}") == 1 for prompt in PROMPTS)
 
 
-def test_six_prompts_are_the_papers() -> None:
-    """The paper's list as Chinese-CLIP's evaluation carries it, with a full stop at each end."""
+def test_six_prompts_equal_the_papers() -> None:
+    """The paper's prompts, from the evaluation code of Chinese-CLIP, with a full stop at the end of each."""
     carried = installed_file("cn_clip", "cn_clip/eval/cvinw_zeroshot_templates.py", "pip install cn-clip==1.6.0")
     prompts = set(re.findall(r'f"([^"{]*)\{c\}([^"]*。)"', carried.read_text(encoding="utf-8")))
     assert len(prompts) > 70
@@ -38,7 +38,7 @@ def test_six_prompts_are_the_papers() -> None:
     assert both == OF_THE_PAPER and len(both) == 6
 
 
-def test_a_class_is_the_normalised_mean_of_its_prompts() -> None:
+def test_a_class_vector_is_the_normalised_mean_of_its_prompts() -> None:
     dual, tokenizer = model("global")
     images = F.normalize(torch.randn(4, 8), dim=1)
     scores = classification.class_scores(dual, tokenizer, images, NAMES, batch_size=7)
@@ -50,7 +50,7 @@ def test_a_class_is_the_normalised_mean_of_its_prompts() -> None:
 
 
 @pytest.mark.parametrize("with_cls", [True, False])
-def test_token_wise_a_class_is_the_mean_of_its_prompts_similarities(with_cls: bool) -> None:
+def test_a_token_wise_class_score_is_the_mean_over_its_prompts(with_cls: bool) -> None:
     dual, tokenizer = model("token", match_text_cls=with_cls)
     images = F.normalize(torch.randn(4, 5, 8), dim=2)
     scores = classification.class_scores(dual, tokenizer, images, NAMES, batch_size=7)
@@ -64,7 +64,7 @@ def test_token_wise_a_class_is_the_mean_of_its_prompts_similarities(with_cls: bo
             torch.testing.assert_close(scores[:, column], torch.stack(each).mean(0), rtol=1e-4, atol=1e-5)
 
 
-def test_accuracy_counts_the_best_and_the_best_few() -> None:
+def test_top_1_and_top_5_accuracy() -> None:
     scores = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.1, 0.3], [0.2, 0.3, 0.25], [1.0, 1.0, 1.0]])
     labels = torch.tensor([1, 2, 2, 0])
     assert classification.accuracy(scores, labels) == pytest.approx(0.25)  # a tie is not won

@@ -23,6 +23,6 @@ def test_each_setting_has_a_sentence_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("key", ["evaluate.captions", "model.image.view"])
-def test_another_value_is_refused_by_its_key(key: str) -> None:
+def test_a_wrong_value_is_refused_with_its_key(key: str) -> None:
     with pytest.raises(config.ConfigError, match=key):
         experiment(f"{key}=five")

@@ -11,7 +11,7 @@ from wukong.evaluate import classification, retrieval
 
 
 @given(st.integers(1, 6), st.integers(2, 7), st.integers(0, 10_000))
-def test_recall_is_its_definition(queries: int, candidates: int, seed: int) -> None:
+def test_recall_equals_its_definition(queries: int, candidates: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(queries, candidates, generator=generator)
     relevant = torch.rand(queries, candidates, generator=generator) < 0.3
@@ -25,12 +25,12 @@ def test_recall_is_its_definition(queries: int, candidates: int, seed: int) -> N
         assert found[k] == pytest.approx(hits / queries)
 
 
-def test_a_model_that_tells_nothing_apart_finds_nothing() -> None:
+def test_a_model_with_equal_scores_finds_nothing() -> None:
     relevant = torch.eye(20, dtype=torch.bool)
     assert retrieval.recall(retrieval.ranks(torch.ones(20, 20), relevant))[10] == 0.0
 
 
-def test_chance_is_the_mean_over_all_orders() -> None:
+def test_chance_equals_the_mean_over_all_orders() -> None:
     counts, candidates = [1, 2, 3], 5
     expected = {}
     for k in (1, 2, 5):
@@ -43,14 +43,14 @@ def test_chance_is_the_mean_over_all_orders() -> None:
     assert retrieval.chance(counts, candidates, (1, 2, 5)) == pytest.approx(expected)
 
 
-def test_pictures_with_the_same_caption_are_all_right() -> None:
+def test_all_images_with_the_same_caption_are_right() -> None:
     task = retrieval.task("ABC", ["猫", "狗", "猫"])
     assert task.texts == ["猫", "狗"]
     assert task.relevant.tolist() == [[True, False, True], [False, True, False]]
     assert task.pictures.tolist() == [0, 1, 2]
 
 
-def test_captions_are_taken_as_the_protocol_says() -> None:
+def test_each_protocol_takes_its_captions() -> None:
     pictures, captions = "ABAB", ["猫", "猫", "一只猫", "狗"]
     every = retrieval.task(pictures, captions, "all")
     assert every.texts == captions
@@ -67,7 +67,7 @@ def test_captions_are_taken_as_the_protocol_says() -> None:
 def by_hand(
     image: np.ndarray, text: np.ndarray, pictures: list[int], captions: list[int], taken: str, k: int
 ) -> tuple[float, float]:
-    """Recall@K of both directions, text to image first, by its definition over pairs: loops and sorting."""
+    """Recall@K of both directions, text to image first, from its definition: loops and sorting."""
     names = sorted(set(pictures), key=pictures.index)
     if taken == "distinct":
         queries = [(captions.index(c), {p for p, its in zip(pictures, captions, strict=True) if its == c})
@@ -79,7 +79,7 @@ def by_hand(
     to_image = to_text = 0
     for row, right in queries:
         score = {name: float(text[row] @ image[pictures.index(name)]) for name in names}
-        # An equal score stands before.
+        # An equal score is ranked before.
         order = sorted(names, key=lambda name: (-score[name], name in right))
         to_image += any(name in right for name in order[:k])
     for name in names:
@@ -94,10 +94,10 @@ def by_hand(
     st.sampled_from(["distinct", "all", "first"]),
     st.integers(0, 10_000),
 )
-def test_recall_over_distinct_pictures_is_the_definition(
+def test_recall_over_distinct_images_equals_the_definition(
     pairs: list[tuple[int, int]], taken: retrieval.Captions, seed: int
 ) -> None:
-    """Pictures with several captions, captions with several pictures, whole pairs twice; scores of few values tie."""
+    """Images with several captions, captions with several images, repeated pairs; few distinct scores, so many ties."""
     numbers = np.random.default_rng(seed)
     pictures, captions = [picture for picture, _ in pairs], [caption for _, caption in pairs]
     of_picture, of_caption = numbers.integers(-2, 3, (6, 2)), numbers.integers(-2, 3, (7, 2))
@@ -114,9 +114,7 @@ def test_recall_over_distinct_pictures_is_the_definition(
 
 
 @given(st.integers(2, 6), st.integers(2, 7), st.integers(0, 10_000), st.data())
-def test_a_score_that_is_no_number_is_refused_wherever_it_stands(
-    queries: int, candidates: int, seed: int, data: st.DataObject
-) -> None:
+def test_a_nan_score_is_refused_at_any_position(queries: int, candidates: int, seed: int, data: st.DataObject) -> None:
     scores = torch.rand(queries, candidates, generator=torch.Generator().manual_seed(seed))
     relevant = torch.zeros(queries, candidates, dtype=torch.bool)
     relevant[:, 0] = True

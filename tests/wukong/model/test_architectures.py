@@ -1,4 +1,4 @@
-"""The named architectures against tables 3 and 5, written down here from the paper."""
+"""The named architectures, compared with tables 3 and 5 of the paper."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def parsed(model: object) -> Model:
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_the_papers_models_are_there(name: str) -> None:
+def test_named_models_match_the_paper(name: str) -> None:
     settings = parsed({"architecture": name})
     with torch.device("meta"):
         model = DualEncoder(settings, Tokenizer(packaged_vocabulary()), ImageEncoder(settings.image, False))
@@ -52,14 +52,14 @@ def test_the_papers_models_are_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["lite0", "dinov2-s"])
-def test_small_ones_need_no_hub(name: str) -> None:
+def test_small_models_need_no_hub(name: str) -> None:
     settings = parsed({"architecture": name})
     assert settings.image.weights == "package"
     model = DualEncoder(settings, Tokenizer(packaged_vocabulary()), ImageEncoder(settings.image))
     assert model.embed_text(torch.tensor([[101, 4344, 102]])).vectors.shape == (1, 256)
 
 
-def test_every_file_is_an_architecture_and_every_key_stands_there_once() -> None:
+def test_each_file_is_an_architecture_without_repeated_keys() -> None:
     names = {path.stem for path in (CONFIGS / "models").glob("*.yaml")}
     assert names == {*PAPER, "lite0", "dinov2-s"}
     for name in names:
@@ -68,13 +68,13 @@ def test_every_file_is_an_architecture_and_every_key_stands_there_once() -> None
         )
 
 
-def test_other_keys_change_what_the_architecture_says() -> None:
+def test_other_keys_override_the_architecture() -> None:
     changed = parsed({"architecture": "swin-l", "similarity": "global", "text": {"layers": 3}})
     plain = parsed({"architecture": "swin-l"})
     assert (changed.similarity, changed.text.layers, changed.text.width) == ("global", 3, 768)
     assert changed.image == plain.image
     by_hand = plain.model_dump(mode="json")
-    # What a stage's key is made of does not know the name, only what it stands for.
+    # A stage's key depends on the values, not on the name of the architecture.
     assert "architecture" not in by_hand
     assert Model.model_validate(by_hand).model_dump() == plain.model_dump()
     override = config.loads(

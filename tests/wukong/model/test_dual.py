@@ -1,4 +1,4 @@
-"""What the dual encoder hands to its similarity and its loss."""
+"""The inputs that the dual encoder gives to its similarity and its loss."""
 
 import pytest
 import torch
@@ -25,13 +25,13 @@ def model(**settings: object) -> tuple[DualEncoder, Tensor, Tensor]:
 
 
 def as_on_cuda(vectors: Tensor, dim: int = -1) -> Tensor:
-    """Autocast on CUDA computes a norm in float32, and what is divided by it is float32 too."""
+    """Like autocast on CUDA: the norm is computed in float32, and the normalised vectors are float32 too."""
     return vectors / vectors.float().norm(dim=dim, keepdim=True).clamp_min(1e-12)
 
 
 @pytest.mark.parametrize("embedding", [8, None], ids=["heads", "no heads"])
 @pytest.mark.parametrize("device", ["cpu", "as on cuda"])
-def test_under_autocast_the_token_wise_similarity_gets_what_autocast_computes_in(
+def test_tokens_have_autocasts_type_for_the_token_wise_similarity(
     embedding: int | None, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if device == "as on cuda":
@@ -58,7 +58,9 @@ def test_under_autocast_the_token_wise_similarity_gets_what_autocast_computes_in
 
 
 @pytest.mark.parametrize("device", ["cpu", "as on cuda"])
-def test_under_autocast_the_global_similarity_gets_all_digits(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors_are_float32_under_autocast_for_the_global_similarity(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if device == "as on cuda":
         monkeypatch.setattr(F, "normalize", as_on_cuda)
     encoder, features, ids = model()
@@ -69,15 +71,15 @@ def test_under_autocast_the_global_similarity_gets_all_digits(device: str, monke
         torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(3), rtol=1e-6, atol=1e-6)
 
 
-def test_without_autocast_a_model_in_double_precision_stays_so() -> None:
+def test_a_float64_model_computes_in_float64_without_autocast() -> None:
     encoder, features, ids = model(similarity="token")
     pairs = encoder.double()(features.double(), ids)
     assert pairs.image.dtype == pairs.text.vectors.dtype == torch.float64
 
 
 @pytest.mark.parametrize("with_cls", [True, False])
-def test_a_patch_may_match_cls_and_cls_has_no_say(with_cls: bool) -> None:
-    """Section 4.3: the text token that a patch takes is any that is not padding; s^T leaves [CLS] out."""
+def test_a_patch_may_match_cls_but_cls_does_not_count(with_cls: bool) -> None:
+    """Section 4.3: a patch may match any text token that is not padding; s^T leaves [CLS] out."""
     encoder, features, ids = model(similarity="token", match_text_cls=with_cls)
     pairs = encoder(features, ids)
     products = torch.einsum("ipd,jtd->ijpt", pairs.image, pairs.text.vectors)

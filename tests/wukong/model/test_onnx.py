@@ -21,7 +21,7 @@ LITE0 = {"name": "tf_efficientnet_lite0", "image_size": 64}
 DINOV2 = {"name": "vit_small_patch14_dinov2", "image_size": 56, "weights": "random"}
 
 
-def saved(folder: Path, image: dict[str, object], similarity: str) -> saved_model.Package:
+def saved(folder: Path, image: dict[str, object], similarity: str) -> saved_model.SavedModel:
     torch.manual_seed(0)
     text = {"layers": 2, "heads": 2, "width": 16}
     settings = Model.model_validate({"image": image, "text": text, "embedding": 8, "similarity": similarity})
@@ -32,9 +32,7 @@ def saved(folder: Path, image: dict[str, object], similarity: str) -> saved_mode
 
 
 @pytest.mark.parametrize(("image", "similarity"), [(LITE0, "global"), (DINOV2, "token")])
-def test_both_towers_give_what_torch_gives_for_any_batch(
-    tmp_path: Path, image: dict[str, object], similarity: str
-) -> None:
+def test_both_towers_equal_torch_for_any_batch_size(tmp_path: Path, image: dict[str, object], similarity: str) -> None:
     loaded = saved(tmp_path / "model", image, similarity)
     result = CliRunner().invoke(app, ["model", "export", str(tmp_path / "model"), str(tmp_path / "onnx")])
     assert result.exit_code == 0, result.output
@@ -61,7 +59,7 @@ def test_both_towers_give_what_torch_gives_for_any_batch(
     assert json.loads((tmp_path / "onnx" / "config.json").read_text())["similarity"] == similarity
 
 
-def test_a_file_that_gives_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_with_other_outputs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = saved(tmp_path / "model", LITE0, "global")
     write = onnx._write
 

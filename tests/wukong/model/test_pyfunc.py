@@ -1,4 +1,4 @@
-"""Through MLflow's own store: registered by the pipeline's code, loaded by MLflow's."""
+"""The MLflow model, in a real MLflow store: registered by this project's code and loaded by MLflow's."""
 
 import io
 import os
@@ -89,7 +89,7 @@ def test_a_registered_model_encodes_a_table(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow model as a folder."""
+    """The folder of an MLflow model."""
     place = tmp_path_factory.mktemp("saved")
     torch.manual_seed(0)
     settings = Model.model_validate(
@@ -97,8 +97,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     tokenizer = Tokenizer(packaged_vocabulary())
     model = DualEncoder(settings, tokenizer, ImageEncoder(settings.image)).eval()
-    saved_model.save(storage.from_path(place / "package"), model, tokenizer)
-    pyfunc.save(place / "mlflow", place / "package", "global")
+    saved_model.save(storage.from_path(place / "model"), model, tokenizer)
+    pyfunc.save(place / "mlflow", place / "model", "global")
     return place / "mlflow"
 
 
@@ -111,15 +111,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("meta", "not here"),
     ],
 )
-def test_a_device_that_is_not_there_is_refused(saved: Path, device: object, said: str) -> None:
+def test_a_missing_device_is_refused(saved: Path, device: object, said: str) -> None:
     with pytest.raises(Exception, match=said) as caught:
         mlflow.pyfunc.load_model(str(saved), model_config={"device": device})
     assert "allowed here: cpu" in str(caught.value)
 
 
-def test_a_device_that_is_there_is_used(saved: Path) -> None:
+def test_an_existing_device_is_used(saved: Path) -> None:
     loaded = mlflow.pyfunc.load_model(str(saved), model_config={"device": "cpu"})
-    assert loaded.unwrap_python_model().package.device == torch.device("cpu")
+    assert loaded.unwrap_python_model().saved.device == torch.device("cpu")
     assert loaded.model_config["device"] == "cpu"
 
 
@@ -138,8 +138,8 @@ def test_it_can_be_loaded_where_the_project_is_not_installed(saved: Path, tmp_pa
     assert ended.stdout.split() == [str(saved / "code" / "wukong" / "__init__.py"), "8"], ended.stderr
 
 
-def test_what_it_requires_can_be_installed(saved: Path) -> None:
-    """Each line is one that an index can have, is not another's package of our name, and is what is installed here."""
+def test_its_requirements_can_be_installed(saved: Path) -> None:
+    """Each requirement can be on an index, is not the other package named wukong, and is the version installed here."""
     lines = (saved / "requirements.txt").read_text().split()
     asked = [Requirement(line) for line in lines]
     assert not any("wukong" in requirement.name for requirement in asked)
@@ -161,5 +161,8 @@ def test_what_it_requires_can_be_installed(saved: Path) -> None:
     assert {normal(name) for name in needed} - {normal(requirement.name) for requirement in asked} <= _NOT_OURS
 
 
-_LOADED = [("model", name) for name in ("package.py", "dual.py", "image.py", "text.py", "weights.py", "similarity.py")]
+_LOADED = [
+    ("model", name)
+    for name in ("saved_model.py", "dual.py", "image_encoder.py", "text_encoder.py", "weights.py", "similarity.py")
+]
 _NOT_OURS = {"wukong", "wukong-vlm"}

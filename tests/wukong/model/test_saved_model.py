@@ -45,7 +45,7 @@ def encoded(image: Image.Image, form: str = "PNG") -> bytes:
     return target.getvalue()
 
 
-def test_a_loaded_model_is_the_one_that_was_saved(saved: tuple[DualEncoder, str]) -> None:
+def test_a_loaded_model_equals_the_saved_one(saved: tuple[DualEncoder, str]) -> None:
     model, uri = saved
     loaded = wukong.load(uri)
     captions = ["猫", "红色的苹果", "一只鸟"]
@@ -62,7 +62,7 @@ def test_a_loaded_model_is_the_one_that_was_saved(saved: tuple[DualEncoder, str]
     torch.testing.assert_close(without.encode_text(captions).vectors, text.vectors)
 
 
-def test_a_picture_is_the_same_however_it_is_given(saved: tuple[DualEncoder, str], tmp_path: Path) -> None:
+def test_all_input_types_of_an_image_give_the_same_vector(saved: tuple[DualEncoder, str], tmp_path: Path) -> None:
     loaded = wukong.load(saved[1])
     image = picture("RGB")
     (tmp_path / "图.png").write_bytes(encoded(image))
@@ -75,7 +75,7 @@ def test_a_picture_is_the_same_however_it_is_given(saved: tuple[DualEncoder, str
     assert torch.equal(loaded.encode_text("猫").vectors, loaded.encode_text(["猫"]).vectors)
 
 
-def test_similarity_in_blocks_is_that_of_the_formula(
+def test_similarity_in_blocks_equals_the_formula(
     saved: tuple[DualEncoder, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = wukong.load(Path(saved[1].removeprefix("file://")))
@@ -98,7 +98,7 @@ def test_similarity_in_blocks_is_that_of_the_formula(
     torch.testing.assert_close(loaded.similarity(image, text, side="text"), by_text)
 
 
-def test_a_model_that_sees_the_middle_of_a_picture_says_so_in_its_package(
+def test_the_saved_model_records_that_it_sees_the_middle_of_an_image(
     saved: tuple[DualEncoder, str], tmp_path: Path
 ) -> None:
     uri = storage.from_path(tmp_path)
@@ -115,7 +115,7 @@ def test_a_model_that_sees_the_middle_of_a_picture_says_so_in_its_package(
     assert not torch.allclose(cropped.encode_image(long), wukong.load(saved[1]).encode_image(long), atol=1e-2)
 
 
-def test_a_model_of_before_the_setting_leaves_cls_out(saved: tuple[DualEncoder, str], tmp_path: Path) -> None:
+def test_a_model_saved_before_the_setting_leaves_cls_out(saved: tuple[DualEncoder, str], tmp_path: Path) -> None:
     uri = storage.from_path(tmp_path)
     for name in saved_model.FILES:
         storage.write_bytes(storage.join(uri, name), storage.read_bytes(storage.join(saved[1], name)))
@@ -126,7 +126,7 @@ def test_a_model_of_before_the_setting_leaves_cls_out(saved: tuple[DualEncoder, 
     assert not wukong.load(uri).model.settings.match_text_cls
 
 
-def test_nothing_gives_nothing_of_the_right_shape(saved: tuple[DualEncoder, str]) -> None:
+def test_no_input_gives_an_empty_result_of_the_right_shape(saved: tuple[DualEncoder, str]) -> None:
     loaded = wukong.load(saved[1])
     image, text = loaded.encode_image([]), loaded.encode_text([])
     one_image, one_text = loaded.encode_image(picture("RGB")), loaded.encode_text("猫")
@@ -147,7 +147,7 @@ def test_nothing_gives_nothing_of_the_right_shape(saved: tuple[DualEncoder, str]
         (None, "caption 1 is a NoneType"),
     ],
 )
-def test_a_caption_that_says_nothing_is_named(saved: tuple[DualEncoder, str], caption: str, message: str) -> None:
+def test_an_unreadable_caption_is_named(saved: tuple[DualEncoder, str], caption: str, message: str) -> None:
     loaded = wukong.load(saved[1])
     with pytest.raises(DataError, match=message):
         loaded.encode_text(["猫", caption])
@@ -171,12 +171,12 @@ def test_a_caption_that_says_nothing_is_named(saved: tuple[DualEncoder, str], ca
         (7, "picture 1 is a int"),
     ],
 )
-def test_a_picture_that_shows_nothing_is_named(saved: tuple[DualEncoder, str], broken: object, message: str) -> None:
+def test_an_unreadable_image_is_named(saved: tuple[DualEncoder, str], broken: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         wukong.load(saved[1]).encode_image([picture("RGB"), broken])
 
 
-def test_numbers_that_are_not_finite_are_named(saved: tuple[DualEncoder, str]) -> None:
+def test_vectors_that_are_not_finite_are_named(saved: tuple[DualEncoder, str]) -> None:
     loaded = wukong.load(saved[1])
     image, text = loaded.encode_image([picture("RGB")] * 3), loaded.encode_text(["猫", "狗"])
     image[1, ..., 0] = torch.nan
@@ -214,7 +214,7 @@ def test_files_that_do_not_belong_together_are_refused(
         wukong.load(uri)
 
 
-def test_a_head_that_is_no_matrix_is_refused(saved: tuple[DualEncoder, str], tmp_path: Path) -> None:
+def test_a_head_that_is_not_a_matrix_is_refused(saved: tuple[DualEncoder, str], tmp_path: Path) -> None:
     uri = storage.from_path(tmp_path)
     for name in saved_model.FILES:
         storage.write_bytes(storage.join(uri, name), storage.read_bytes(storage.join(saved[1], name)))
@@ -236,7 +236,7 @@ def test_a_damaged_or_missing_file_is_named(saved: tuple[DualEncoder, str], tmp_
         wukong.load(uri)
 
 
-def test_without_heads_both_towers_are_of_one_width(tmp_path: Path) -> None:
+def test_without_heads_both_towers_need_the_same_width(tmp_path: Path) -> None:
     tokenizer = Tokenizer(packaged_vocabulary())
     settings = Model.model_validate({**SETTINGS, "embedding": None, "text": {"layers": 1, "heads": 2, "width": 1280}})
     model = DualEncoder(settings, tokenizer, ImageEncoder(settings.image)).eval()
@@ -247,7 +247,7 @@ def test_without_heads_both_towers_are_of_one_width(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.encode_image(picture("RGB")), expected.detach())
     assert saved_model.load_for_features(storage.from_path(tmp_path)).encode_text("猫").vectors.shape == (1, 1280)
     narrow = Model.model_validate({**SETTINGS, "embedding": None})
-    with pytest.raises(ConfigError, match="pictures are 1280 and captions 16 wide"):
+    with pytest.raises(ConfigError, match="of pictures have 1280 numbers and those of captions 16"):
         DualEncoder(narrow, tokenizer, ImageEncoder(narrow.image))
 
 
@@ -258,7 +258,7 @@ def test_importing_wukong_does_not_import_torch() -> None:
         wukong.lood  # noqa: B018
 
 
-def test_transparency_is_white() -> None:
+def test_transparent_pixels_become_white() -> None:
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     encoded = io.BytesIO()
     clear.save(encoded, "PNG")
@@ -267,7 +267,7 @@ def test_transparency_is_white() -> None:
         images.decode(encoded.getvalue()[:40], "x.jpg")
 
 
-def test_a_random_view_depends_on_picture_and_number_alone() -> None:
+def test_a_random_view_depends_only_on_image_and_number() -> None:
     image = picture("RGB", (80, 60))
     views = [images.augmented_view(image, 32, images.view_seed("ab", view)) for view in (1, 2, 1)]
     torch.manual_seed(5)

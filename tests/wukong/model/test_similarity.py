@@ -20,7 +20,7 @@ def batch(images: int, texts: int, patches: int, words: int, width: int, seed: i
 def naive(
     image: torch.Tensor, text: torch.Tensor, counted: torch.Tensor, with_first: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Section 4.3 over all products at once, differentiated by autograd."""
+    """Section 4.3, with all products in memory at once and gradients by autograd."""
     products = torch.einsum("ipd,jtd->ijpt", image, text)
     matched = torch.cat([counted[:, :1] | with_first, counted[:, 1:]], 1)
     to_text = products.masked_fill(~matched[None, :, None], -torch.inf).max(3).values.mean(2)
@@ -37,7 +37,7 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("shape", [(5, 7, 9, 6, 4), (1, 1, 1, 1, 3), (3, 4, 300, 5, 8), (4, 3, 5, 280, 8)])
 @pytest.mark.parametrize("with_first", [False, True], ids=["without [CLS]", "with [CLS]"])
-def test_scores_and_gradients_are_the_naive_ones(shape: tuple[int, int, int, int, int], with_first: bool) -> None:
+def test_scores_and_gradients_equal_the_naive_ones(shape: tuple[int, int, int, int, int], with_first: bool) -> None:
     image, text, counted = batch(*shape, seed=sum(shape))
     if shape[3] > 1:
         counted[:, 0] = False  # as [CLS]
@@ -56,7 +56,7 @@ def test_scores_and_gradients_are_the_naive_ones(shape: tuple[int, int, int, int
 
 
 @pytest.mark.usefixtures("blocks")
-def test_gradients_are_those_of_finite_differences() -> None:
+def test_gradients_equal_finite_differences() -> None:
     image, text, counted = batch(3, 4, 5, 4, 6, seed=1)
     assert torch.autograd.gradcheck(
         lambda image, text: tuple(token_similarity(image, text, counted)),
@@ -64,7 +64,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     )
 
 
-def test_scores_without_gradients_are_the_same_and_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_without_gradients_are_equal_and_store_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     image, text, counted = batch(5, 7, 9, 6, 4, seed=6)
     expected = token_similarity(image.clone().requires_grad_(), text, counted)
 
@@ -76,7 +76,7 @@ def test_scores_without_gradients_are_the_same_and_keep_nothing(monkeypatch: pyt
         torch.testing.assert_close(tuple(token_similarity(image, text, counted)), tuple(expected))
 
 
-def test_padding_has_no_influence_whatever_it_holds() -> None:
+def test_the_content_of_padding_has_no_influence() -> None:
     image, text, counted = batch(3, 4, 5, 6, 8, seed=2)
     clean = token_similarity(image, text, counted)
     text[~counted] = 100.0
@@ -92,7 +92,7 @@ def test_a_single_direction_has_its_own_gradient() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_lower_precision_is_near(dtype: torch.dtype) -> None:
+def test_lower_precision_is_close(dtype: torch.dtype) -> None:
     image, text, counted = batch(6, 7, 9, 6, 16, seed=5)
     low_image, low_text = (tensor.to(dtype).requires_grad_() for tensor in (image, text))
     found = token_similarity(low_image, low_text, counted)

@@ -48,7 +48,7 @@ def batch() -> torch.Tensor:
     return ids
 
 
-def test_hidden_states_are_those_of_bert(ours: TextEncoder, theirs: BertModel) -> None:
+def test_hidden_states_equal_bert(ours: TextEncoder, theirs: BertModel) -> None:
     ids = batch()
     real = ids != 0
     with torch.inference_mode():
@@ -58,7 +58,7 @@ def test_hidden_states_are_those_of_bert(ours: TextEncoder, theirs: BertModel) -
     assert not found[~real].any()
 
 
-def test_gradients_are_those_of_bert(ours: TextEncoder, theirs: BertModel) -> None:
+def test_gradients_equal_bert(ours: TextEncoder, theirs: BertModel) -> None:
     ids = batch()
     direction = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(2))
     (ours(ids)[:, 0] * direction).sum().backward()
@@ -68,7 +68,7 @@ def test_gradients_are_those_of_bert(ours: TextEncoder, theirs: BertModel) -> No
     torch.testing.assert_close(ours.tokens.weight.grad[1:], expected[1:], rtol=1e-3, atol=1e-4)
 
 
-def test_the_first_token_alone_is_the_same_and_so_are_its_gradients(ours: TextEncoder) -> None:
+def test_computing_only_the_first_token_changes_nothing(ours: TextEncoder) -> None:
     direction = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(2))
     for ids in (batch(), batch()[:, :1], batch().clamp(min=1)):  # padded, and twice not
         found = []
@@ -120,7 +120,7 @@ def test_checkpointing_changes_no_gradient(dropout: float) -> None:
     assert kept[1] < kept[0] / 3
 
 
-def test_training_starts_from_a_whole_bert_with_its_heads_and_old_names(tmp_path: Path) -> None:
+def test_training_can_start_from_a_bert_with_heads_and_old_names(tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = BertForMaskedLM(BertConfig(**SIZES, max_position_embeddings=64)).eval()
     theirs.save_pretrained(tmp_path)
@@ -139,7 +139,7 @@ def test_training_starts_from_a_whole_bert_with_its_heads_and_old_names(tmp_path
         torch.testing.assert_close(started(ids)[ids != 0], expected[ids != 0], rtol=1e-5, atol=1e-5)
 
 
-def test_training_starts_from_a_roberta(tmp_path: Path) -> None:
+def test_training_can_start_from_a_roberta(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = RobertaConfig(**SIZES, max_position_embeddings=18, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5)
     theirs = RobertaModel(config, add_pooling_layer=False).eval()
@@ -150,7 +150,7 @@ def test_training_starts_from_a_roberta(tmp_path: Path) -> None:
     real = ids != 0
     with torch.inference_mode():
         expected = theirs(torch.where(real, ids, 1), attention_mask=real.long()).last_hidden_state
-        # RoBERTa itself takes the token 1 for padding.
+        # RoBERTa treats token 1 as padding.
         rows = ~((ids == 1) & real).any(1)
         torch.testing.assert_close(started(ids)[rows][real[rows]], expected[rows][real[rows]], rtol=1e-5, atol=1e-5)
     assert rows.sum() >= 3
@@ -182,7 +182,7 @@ def test_another_architecture_or_a_missing_weight_is_named(theirs: BertModel, tm
 
 @pytest.mark.parametrize("name", ["position_embeddings.weight", "token_type_embeddings.weight", "query.weight"])
 @pytest.mark.parametrize("shape", [(), (3,), (0, 5), (2, 2, 2)])
-def test_weights_whose_sizes_do_not_belong_together_are_a_message(
+def test_weights_of_inconsistent_sizes_are_refused(
     theirs: BertModel, tmp_path: Path, name: str, shape: tuple[int, ...]
 ) -> None:
     theirs.save_pretrained(tmp_path)
@@ -194,9 +194,9 @@ def test_weights_whose_sizes_do_not_belong_together_are_a_message(
 
 
 @pytest.mark.parametrize("key", ["pad_token_id", "max_position_embeddings"])
-def test_a_config_with_a_word_for_a_number_is_named(theirs: BertModel, tmp_path: Path, key: str) -> None:
+def test_a_config_with_text_instead_of_a_number_is_named(theirs: BertModel, tmp_path: Path, key: str) -> None:
     theirs.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {key: "16"}))
-    with pytest.raises(DataError, match=f"{key} '16', which is no whole number"):
+    with pytest.raises(DataError, match=f"{key} '16', which is not a whole number"):
         bert.start_from(encoder(), storage.from_path(tmp_path))

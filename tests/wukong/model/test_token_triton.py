@@ -1,4 +1,4 @@
-"""The Triton kernels against the other implementation: on a GPU, or else by Triton's interpreter."""
+"""The Triton kernels compared with the other implementation, on a GPU or in Triton's interpreter."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def test_scores_and_gradients_are_the_same(
 
 
 @pytest.mark.parametrize("shared", [9_000, 12_000])
-def test_blocks_for_little_memory_give_the_same(shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_for_little_memory_give_equal_results(shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_triton, "shared_memory", lambda _device: shared)
     cut = token_triton.blocks(70, 20, 40, 4, shared)
     assert cut is not None and cut.rows < 70
@@ -63,7 +63,7 @@ def test_blocks_for_little_memory_give_the_same(shared: int, monkeypatch: pytest
 
 
 def compare(shape: tuple[int, int, int, int, int], with_first: bool, dtype: torch.dtype, tolerance: float) -> None:
-    """The kernels' scores and gradients with those of the blocks in double precision."""
+    """Compare the kernels' scores and gradients with those of the blocks in double precision."""
     image, text, counted = batch(shape, dtype)
     weights = [torch.randn(shape[:2], generator=torch.Generator().manual_seed(n)).to(DEVICE) for n in (1, 2)]
     results = []
@@ -84,7 +84,7 @@ def kernels(
     return token_triton.token_similarity(image, text, torch.stack([matched, counted]))
 
 
-def test_padding_has_no_influence_whatever_it_holds() -> None:
+def test_the_content_of_padding_has_no_influence() -> None:
     image, text, counted = batch((3, 4, 10, 6, 16), torch.float32)
     clean = kernels(image, text, counted)
     text[~counted] = 100.0
@@ -99,7 +99,7 @@ MEMORY = [64 * 1024, 99 * 1024, 163 * 1024, 227 * 1024]
 @given(
     st.integers(1, 3000), st.integers(1, 512), st.integers(1, 2048), st.sampled_from([2, 4]), st.sampled_from(MEMORY)
 )
-def test_there_are_blocks_that_fit_for_every_model(patches: int, words: int, width: int, item: int, limit: int) -> None:
+def test_blocks_fit_for_every_model(patches: int, words: int, width: int, item: int, limit: int) -> None:
     cut = token_triton.blocks(patches, words, width, item, limit)
     if (words > 256, item, limit) == (True, 4, MEMORY[0]):
         return  # the weights alone would fill it
@@ -110,7 +110,7 @@ def test_there_are_blocks_that_fit_for_every_model(patches: int, words: int, wid
     assert token_triton.forward_shared(cut.rows, n, cut.depth, cut.stages, item) <= limit
     backward = (cut.gradient_rows, n, cut.gradient_columns, cut.gradient_stages, item)
     assert token_triton.backward_shared(*backward) <= limit
-    # Numbers that a thread accumulates; it has 255 registers.
+    # The numbers that a thread accumulates must fit into its 255 registers.
     assert cut.rows * n <= 64 * 32 * cut.warps
     assert max(cut.gradient_rows * n, max(cut.gradient_rows, n) * cut.gradient_columns) <= 64 * 32 * 4
     assert token_triton.does_not_fit(patches, 65535, words, width, item, limit) == ""
@@ -119,20 +119,22 @@ def test_there_are_blocks_that_fit_for_every_model(patches: int, words: int, wid
 @pytest.mark.parametrize(
     ("patches", "texts", "words", "limit", "reason"),
     [
-        (49, 2**16, 32, MEMORY[0], "65536 captions at a time, where they take 65535"),
+        (49, 2**16, 32, MEMORY[0], "65536 captions at a time are more than the kernels take, 65535"),
         (49, 8, 513, MEMORY[3], "up to 1024 text tokens"),
         (49, 8, 32, 5_000, "more than the 5000 bytes of shared memory"),
     ],
 )
-def test_what_does_not_fit_is_said(patches: int, texts: int, words: int, limit: int, reason: str) -> None:
+def test_the_reason_why_shapes_do_not_fit_is_given(
+    patches: int, texts: int, words: int, limit: int, reason: str
+) -> None:
     assert reason in token_triton.does_not_fit(patches, texts, words, 256, 2, limit)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the kernels are reached without a GPU here")
-def test_without_room_for_the_kernels_the_blocks_compute_it_and_it_is_said_once(
+def test_without_memory_for_the_kernels_the_blocks_run_and_warn_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    similarity._say_once.cache_clear()
+    similarity._warn_once.cache_clear()
     used = []
     run = token_triton.token_similarity
 
@@ -179,7 +181,7 @@ for capability, limit, patches, words, width, item in json.loads(sys.argv[1]):
         names = kernel.arg_names
         signature = {name: "constexpr" if name in sizes else types.get(name, "i32") for name in names}
         values = {(names.index(name),): value for name, value in sizes.items()}
-        # What a launch tells the compiler too: addresses and, where it is so, the width can be divided by 16.
+        # A launch tells the compiler the same: addresses, and sometimes the width, can be divided by 16.
         whole = [name for name in names if name in types or (name == "width" and width % 16 == 0)]
         hints = {(names.index(name),): [["tt.divisibility", 16]] for name in whole}
         source = ASTSource(kernel, signature, values, hints)
@@ -203,7 +205,7 @@ COMPILED = [
 
 
 @pytest.mark.slow
-def test_kernels_compile_for_a_gpu_and_take_no_more_memory_than_reckoned() -> None:
-    """The interpreter takes Python that the compiler refuses; compiling needs no GPU."""
+def test_compiled_kernels_use_no_more_memory_than_computed() -> None:
+    """The interpreter accepts code that the compiler refuses; compiling needs no GPU."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     subprocess.run([sys.executable, "-c", COMPILE, json.dumps(COMPILED)], check=True, env=environment)

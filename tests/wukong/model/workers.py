@@ -1,4 +1,4 @@
-"""Run a function in several processes that form a gloo group, and give what each returned."""
+"""Run a function in several processes that form a gloo group, and return each process's result."""
 
 import socket
 from collections.abc import Callable

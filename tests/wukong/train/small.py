@@ -39,7 +39,7 @@ def make(dropout: float = 0.0, similarity: str = "global", loss: str = "softmax"
 
 
 def with_tower(similarity: str = "global", lock: int | str = "none") -> DualEncoder:
-    """The same with an image tower, a small ViT of random weights that reads pictures of 32 pixels."""
+    """The same model with an image tower: a small ViT with random weights for images of 32 x 32 pixels."""
     torch.manual_seed(0)
     tower = ImageEncoder(name="vit_tiny_patch16_224", weights="random", image_size=32)
     text = {"layers": 1, "heads": 2, "width": 16}

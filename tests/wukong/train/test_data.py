@@ -33,7 +33,7 @@ def encoded(number: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Two shards of pairs, as the filter leaves them."""
+    """Two shards of pairs, as the filter stage writes them."""
     folder = tmp_path_factory.mktemp("filter")
     (folder / "train").mkdir()
     for shard, numbers in (("00000", range(4)), ("00001", range(4, COUNT))):
@@ -55,7 +55,7 @@ def pictures(prefix: str, **settings: object) -> tuple[pa.Table, data.Pictures]:
     return data.load_pictures(prefix, "train", ["00000", "00001"], TOWER, training)
 
 
-def test_a_picture_is_the_view_of_its_pair_and_epoch(prefix: str) -> None:
+def test_an_image_is_the_view_of_its_pair_and_epoch(prefix: str) -> None:
     table, found = pictures(prefix)
     assert table["key"].to_pylist() == [f"k{number}" for number in range(COUNT)]
     (batch,) = found.batches([torch.tensor([5, 0])], epoch=2)
@@ -65,7 +65,7 @@ def test_a_picture_is_the_view_of_its_pair_and_epoch(prefix: str) -> None:
         assert np.array_equal(tensor.permute(1, 2, 0).numpy(), np.asarray(expected))
 
 
-def test_without_augmentations_a_picture_is_what_the_tower_is_to_see(prefix: str) -> None:
+def test_without_augmentations_an_image_is_its_evaluation_view(prefix: str) -> None:
     training = Training.model_validate({"lock": "none", "loader_workers": 0, "augmentations": []})
     tower = ImageEncoder(image_size=SIZE, view="crop")
     _, found = data.load_pictures(prefix, "train", ["00000", "00001"], tower, training)
@@ -74,7 +74,7 @@ def test_without_augmentations_a_picture_is_what_the_tower_is_to_see(prefix: str
     assert np.array_equal(batch[0].permute(1, 2, 0).numpy(), np.asarray(expected))
 
 
-def test_augmentations_are_those_asked_for(prefix: str) -> None:
+def test_only_the_configured_augmentations_are_applied(prefix: str) -> None:
     image = images.decode(encoded(1))
     whole = np.asarray(images.evaluation_view(image, SIZE))
     (plain,) = pictures(prefix, augmentations=[])[1].batches([torch.tensor([1])], epoch=4)
@@ -88,8 +88,8 @@ def test_augmentations_are_those_asked_for(prefix: str) -> None:
 
 
 @pytest.mark.slow
-def test_loader_processes_give_what_this_one_gives(prefix: str) -> None:
-    """Also in a second epoch, whose order they have not seen, and without drawing from the global generator."""
+def test_loader_processes_give_equal_images(prefix: str) -> None:
+    """Also in a second epoch, in another order; and torch's global generator is not used."""
     captions = pictures(prefix)[0]["caption"].to_pylist()
     tokenizer = Tokenizer(packaged_vocabulary())
     (here, there) = (data.Pairs(pictures(prefix, loader_workers=n)[1], captions, tokenizer) for n in (0, 2))
@@ -108,7 +108,7 @@ def test_loader_processes_give_what_this_one_gives(prefix: str) -> None:
         assert torch.equal(torch.cat([first.features, second.features]), batch.features)
 
 
-def test_pairs_of_some_sources_only(prefix: str) -> None:
+def test_only_pairs_of_some_sources_are_read(prefix: str) -> None:
     table, found = pictures(prefix, sources=["*/1/*"])
     assert table["key"].to_pylist() == ["k1", "k3", "k5"] and len(found) == 3
     with pytest.raises(DataError, match="no pair of train comes from"):
@@ -140,8 +140,8 @@ def test_a_picture_that_is_missing_or_damaged_is_named(prefix: str, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_tower_trains_on_pictures_and_goes_on_after_a_cut(prefix: str, tmp_path: Path) -> None:
-    """In pieces, in bfloat16, with activations computed twice: to the same weights with and without the cut."""
+def test_training_an_image_tower_can_be_interrupted_and_resumed(prefix: str, tmp_path: Path) -> None:
+    """With pieces, bfloat16 and activation checkpointing, the weights are the same with and without interruption."""
     settings = Training(epochs=2, batch_size=6, learning_rate=0.02, lock=12, micro_batch=4, precision="bfloat16")
     captions = pictures(prefix)[0]["caption"].to_pylist()
 

@@ -1,4 +1,4 @@
-"""Gradient caching against one graph over the whole batch."""
+"""Gradient caching, compared with one graph over the whole batch."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ def make(similarity: str, loss: str, dropout: float = 0.0) -> tuple[DualEncoder,
 
 @pytest.mark.parametrize(("similarity", "loss"), CASES)
 @pytest.mark.parametrize("micro_batch", [1, 5, 8])
-def test_gradients_in_pieces_are_those_of_the_whole(similarity: str, loss: str, micro_batch: int) -> None:
+def test_gradients_in_pieces_equal_those_of_the_whole_batch(similarity: str, loss: str, micro_batch: int) -> None:
     model, pairs = make(similarity, loss)
     whole = gradients.backward(model, model, share(pairs), Training(label_smoothing=0.1))
     expected = found(model)
@@ -44,8 +44,8 @@ def test_gradients_in_pieces_are_those_of_the_whole(similarity: str, loss: str, 
     assert set(expected) == {name for name, _ in model.named_parameters()}
 
 
-def test_dropout_falls_twice_in_the_same_places() -> None:
-    """The oracle keeps every piece's graph: the loss of the pieces joined, differentiated at once."""
+def test_dropout_is_equal_in_both_passes() -> None:
+    """The oracle keeps the graphs of all pieces and differentiates the loss of the whole batch."""
     model, pairs = make("global", "softmax", dropout=0.3)
     batch = share(pairs)
     torch.manual_seed(4)
@@ -60,7 +60,7 @@ def test_dropout_falls_twice_in_the_same_places() -> None:
     assert torch.rand(()) == after  # and what is drawn next is what would have been
 
 
-def test_bfloat16_is_near_float32() -> None:
+def test_bfloat16_is_close_to_float32() -> None:
     model, pairs = small.make()
     batch = next(pairs.batches(16, 0, 0))
     exact = gradients.backward(model.train(), model, batch, Training())
@@ -76,7 +76,7 @@ def test_bfloat16_is_near_float32() -> None:
 
 
 def _pictures(similarity: str, rank: int, count: int) -> tuple[DualEncoder, Batch]:
-    """A model whose image tower is trained in part, and this worker's pictures and captions."""
+    """A model with a partly locked image tower, and this worker's images and captions."""
     model = small.with_tower(similarity, lock=12).double().train()
     _, pairs = small.make(similarity=similarity)
     batch = share(pairs, rank, count)
@@ -100,7 +100,7 @@ def _share(rank: int, count: int) -> dict[str, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.slow
-def test_two_workers_in_pieces_equal_one_at_once(tmp_path: Path) -> None:
+def test_two_workers_in_pieces_equal_one_worker_with_the_whole_batch(tmp_path: Path) -> None:
     first, second = workers.run(2, tmp_path, _share)
     for case, alone in _share(0, 1).items():
         torch.testing.assert_close((first[case]["loss"] + second[case]["loss"]) / 2, alone["loss"], rtol=1e-10, atol=0)
@@ -112,7 +112,7 @@ def test_two_workers_in_pieces_equal_one_at_once(tmp_path: Path) -> None:
                 assert torch.equal(first[case][name], second[case][name])
 
 
-def test_batch_norm_counts_a_batch_once() -> None:
+def test_batch_norm_updates_its_statistics_once() -> None:
     model, pairs = small.make()
     norm = torch.nn.BatchNorm1d(small.WIDTH)
     model.image_head = torch.nn.Sequential(norm, model.image_head)
@@ -120,7 +120,7 @@ def test_batch_norm_counts_a_batch_once() -> None:
     assert int(norm.num_batches_tracked) == 2  # pieces, each seen twice
 
 
-def test_activations_may_be_computed_twice_in_pieces() -> None:
+def test_activation_checkpointing_works_with_pieces() -> None:
     model, pairs = make("global", "softmax", dropout=0.3)
     results = []
     for checkpointed in (False, True):

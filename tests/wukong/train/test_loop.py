@@ -18,7 +18,7 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def test_training_lowers_the_loss_and_says_how_far_it_is(caplog: pytest.LogCaptureFixture) -> None:
+def test_training_lowers_the_loss_and_logs_progress(caplog: pytest.LogCaptureFixture) -> None:
     model, pairs = small.make()
     with caplog.at_level("INFO", "wukong.progress"):
         history = train(model, pairs, small.SETTINGS, 0, ignore)
@@ -28,7 +28,7 @@ def test_training_lowers_the_loss_and_says_how_far_it_is(caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize("optimizer", ["lamb", "adamw"])
-def test_a_run_cut_short_goes_on_to_the_same_weights(tmp_path: Path, optimizer: str) -> None:
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path, optimizer: str) -> None:
     settings = small.SETTINGS.model_copy(update={"optimizer": optimizer, "token_dropout": 0.2})
     whole, pairs = small.make(dropout=0.2)
     expected = train(whole, pairs, settings, 7, ignore)
@@ -59,7 +59,7 @@ def _train_share(rank: int, count: int, similarity: str) -> dict[str, torch.Tens
 
 @pytest.mark.slow
 @pytest.mark.parametrize("similarity", ["global", "token"])
-def test_two_workers_train_the_same_model_as_one(tmp_path: Path, similarity: str) -> None:
+def test_two_workers_train_the_same_model_as_one_worker(tmp_path: Path, similarity: str) -> None:
     alone = _train_share(0, 1, similarity)
     first, second = workers.run(2, tmp_path, _train_share, similarity)
     for name, value in first.items():
@@ -104,7 +104,7 @@ def test_a_loss_that_is_not_a_number_names_the_step_and_what_broke() -> None:
         train(model, pairs, small.SETTINGS, 0, ignore)
 
 
-def test_weights_that_the_last_step_broke_are_not_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     model, pairs = small.make()
     break_at = 4 * (len(pairs) // small.SETTINGS.batch_size)
     steps = iter(range(1, break_at + 1))
@@ -124,11 +124,11 @@ def test_weights_that_the_last_step_broke_are_not_saved(monkeypatch: pytest.Monk
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     model, pairs = small.make()
-    with pytest.raises(ConfigError, match="28 pairs"):
+    with pytest.raises(ConfigError, match=r"pairs \(28\)"):
         train(model, pairs, small.SETTINGS.model_copy(update={"batch_size": 64}), 0, ignore)
 
 
-def test_the_temperature_does_not_fall_below_its_bound() -> None:
+def test_the_temperature_stays_above_its_bound() -> None:
     model, pairs = small.make()
     model.settings = model.settings.model_copy(update={"min_temperature": 0.5})
     history = train(model, pairs, small.SETTINGS, 0, ignore)

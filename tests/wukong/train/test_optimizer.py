@@ -8,7 +8,7 @@ from wukong.config import Training
 from wukong.train import optimizer
 
 
-def test_only_matrices_of_layers_and_heads_decay() -> None:
+def test_weight_decay_applies_only_to_matrices_of_layers_and_heads() -> None:
     model, _pairs = small.make()
     groups = optimizer.parameter_groups(model, Training(weight_decay=0.05, image_head_rate=0.1))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -26,7 +26,7 @@ def test_only_matrices_of_layers_and_heads_decay() -> None:
     assert sorted(names.values()) == sorted(names[id(p)] for group in groups for p in group["params"])
 
 
-def test_class_token_and_positions_of_an_image_tower_do_not_decay() -> None:
+def test_class_token_and_positions_of_an_image_tower_have_no_weight_decay() -> None:
     model = small.with_tower(lock=1)
     groups = optimizer.parameter_groups(model, Training(weight_decay=0.05))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -45,7 +45,7 @@ def test_class_token_and_positions_of_an_image_tower_do_not_decay() -> None:
     assert {"image.backbone.cls_token", "image.backbone.pos_embed", "log_scale", "text.tokens.weight"} <= free
 
 
-def test_lamb_is_the_published_update() -> None:
+def test_lamb_equals_the_published_update() -> None:
     """Algorithm 2 of You et al. 2020, written out in double precision."""
     model, _pairs = small.make()
     model.double()
@@ -72,7 +72,7 @@ def test_lamb_is_the_published_update() -> None:
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-6, atol=1e-9, msg=name)
 
 
-def test_the_rate_warms_up_and_falls_as_a_cosine() -> None:
+def test_the_learning_rate_warms_up_and_decays_as_a_cosine() -> None:
     settings = Training(learning_rate=2.0, warmup_fraction=0.1)
     rates = [optimizer.learning_rate(step, 100, settings) for step in range(100)]
     assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
