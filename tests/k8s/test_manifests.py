@@ -33,7 +33,7 @@ from manifests import (
     tag_of,
 )
 
-from infra import cluster
+from infra import cluster, install_manifest
 from wukong.stages import JOBS
 
 VERSIONS = ("1.30.0", kubernetes_validate.latest_version())
@@ -64,19 +64,26 @@ def made_secrets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
 
 
 def test_every_base_file_is_applied_and_built() -> None:
-    """`kubectl apply -f k8s/` takes the YAML files of the folder itself: links to those that kustomize builds on."""
+    """`kubectl apply -f k8s/` takes the YAML files of the folder itself; the overlays take those of ``base``."""
     base = {file.name for file in (FOLDER / "base").glob("*.yaml")} - {"kustomization.yaml"}
-    links = {file.name: file for file in FOLDER.iterdir() if file.suffix in (".yaml", ".yml", ".json")}
-    assert links.keys() == base
-    for name, link in links.items():
-        assert link.is_symlink()
-        assert link.readlink() == Path("base") / name
     listed = yaml.safe_load((FOLDER / "base" / "kustomization.yaml").read_text(encoding="utf-8"))["resources"]
-    assert set(listed) == base
+    assert listed == sorted(base)
+    assert [file.name for file in FOLDER.iterdir() if file.suffix in (".yaml", ".yml", ".json")] == ["install.yaml"]
+    apart = [
+        document
+        for name in listed
+        for document in yaml.safe_load_all((FOLDER / "base" / name).read_text(encoding="utf-8"))
+    ]
+    assert list(plain()) == apart, "k8s/install.yaml is not what k8s/base says: run `make manifests`"
+
+
+def test_the_installation_file_is_what_make_manifests_writes() -> None:
+    written = (FOLDER / "install.yaml").read_text(encoding="utf-8")
+    assert written == install_manifest.joined(FOLDER / "base"), "run `make manifests`"
 
 
 def test_the_namespace_comes_first() -> None:
-    """Applied file by file, in the order of their names."""
+    """Manifests are applied in the order of the file."""
     assert plain()[0]["kind"] == "Namespace"
     assert plain()[0]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
 

@@ -102,7 +102,7 @@ def refuse_not_a_number(scores: Tensor, row: str, column: str) -> None:
         first, second = broken.nonzero()[0].tolist()
         raise DataError(
             f"{int(broken.sum())} of {scores.numel()} similarities are not numbers; the first is that of {row} {first} "
-            f"to {column} {second}: the model's weights or the features are damaged; train again, or delete the features"
+            f"to {column} {second}: the weights or the features are damaged; train again, or delete the features"
         )
 
 

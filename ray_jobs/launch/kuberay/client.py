@@ -285,7 +285,7 @@ def _explain(error: Any) -> str:
     status = getattr(error, "status", None)
     said = _message(getattr(error, "body", None)) or str(getattr(error, "reason", "") or error)
     if status == 403:
-        return f"{said}. Bind the Role ray-job-launcher to the service account that runs components (k8s/access.yaml)"
+        return f"{said}. Bind the Role ray-job-launcher to the service account of the components (k8s/base/access.yaml)"
     if status == 404:
         return f"{said}. Is KubeRay installed, and was `kubectl apply -f k8s/` run?"
     return said

@@ -13,7 +13,8 @@ from wukong.errors import ConfigError
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
 
-CONFIGS = Path(__file__).parents[3] / "configs"
+ROOT = Path(__file__).parents[3]
+CONFIGS, ARCHITECTURES = ROOT / "configs", ROOT / "wukong" / "model" / "architectures"
 CRAWL = {"queries": "file:///q", "endpoint": "http://site.test"}
 # Image tower's parameters in millions (as published with CLIP and Swin, less the last projection), width, tokens along
 # a side, similarity.
@@ -60,12 +61,11 @@ def test_small_models_need_no_hub(name: str) -> None:
 
 
 def test_each_file_is_an_architecture_without_repeated_keys() -> None:
-    names = {path.stem for path in (CONFIGS / "models").glob("*.yaml")}
-    assert names == {*PAPER, "lite0", "dinov2-s"}
-    for name in names:
-        assert Model.model_validate(config.architecture(name)) == Model.model_validate(
-            yaml.safe_load((CONFIGS / "models" / f"{name}.yaml").read_text())
-        )
+    files = {path.stem: path for path in ARCHITECTURES.glob("*.yaml")}
+    assert files.keys() == {*PAPER, "lite0", "dinov2-s"}
+    for name, path in files.items():
+        written = config.loads(yaml.safe_dump({"name": "x", "crawl": CRAWL, "model": yaml.safe_load(path.read_text())}))
+        assert parsed({"architecture": name}) == written.model
 
 
 def test_other_keys_override_the_architecture() -> None:
@@ -84,7 +84,7 @@ def test_other_keys_override_the_architecture() -> None:
 
 
 def test_an_unknown_name_or_key_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"no architecture 'vit-b-33'; configs/models has dinov2-s, lite0, rn"):
+    with pytest.raises(ConfigError, match=r"no architecture 'vit-b-33'; allowed are dinov2-s, lite0, rn"):
         parsed({"architecture": "vit-b-33"})
     with pytest.raises(ConfigError, match=r"model\.widht: unknown key; allowed here: architecture, bias, embedding"):
         parsed({"architecture": "rn50", "widht": 3})
