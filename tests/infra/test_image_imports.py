@@ -2,6 +2,7 @@
 
 import ast
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -48,14 +49,25 @@ def held(image: str) -> set[str]:
         if (name, extra) in found:
             continue
         found.add((name, extra))
-        try:
-            required = [Requirement(line) for line in metadata.requires(name) or ()]
-        except metadata.PackageNotFoundError:  # only in images, such as PostgreSQL's client
-            continue
-        for each in required:
-            if each.marker is None or each.marker.evaluate({"extra": extra}):
-                pending += [(canonicalize_name(each.name), wanted) for wanted in ("", *each.extras)]
+        for each in required(name, extra):
+            pending += [(canonicalize_name(each.name), wanted) for wanted in ("", *each.extras)]
     return {canonicalize_name(name) for name, _ in found} | {name.split("==")[0] for name in IMAGES[image].alone}
+
+
+def required(name: str, extra: str) -> list[Requirement]:
+    """What a distribution requires for an extra, or without one for the extra ``""``."""
+    if name == DISTRIBUTION:  # from the file: what is installed may be older
+        project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        return [
+            Requirement(line)
+            for line in (project["optional-dependencies"][extra] if extra else project["dependencies"])
+        ]
+    try:
+        lines = metadata.requires(name) or ()
+    except metadata.PackageNotFoundError:  # only in images, such as PostgreSQL's client
+        return []
+    found = [Requirement(line) for line in lines]
+    return [each for each in found if each.marker is None or each.marker.evaluate({"extra": extra})]
 
 
 def file_of(module: str) -> Path | None:

@@ -13,6 +13,7 @@ import urllib3
 import yaml
 from kubernetes import client, config, watch
 from kubernetes.client import ApiException
+from tenacity import RetryError, Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.manifest import run_label
@@ -260,24 +261,28 @@ class KubernetesApi:
 
     def _repeat(self, ask: Callable[[], T], what: str) -> T:
         """Call ``ask``, again while the API server cannot be reached or is overloaded."""
-        since, pause = time.monotonic(), 0.2
-        while True:
-            try:
-                return ask()
-            except ApiException as error:
-                if error.status not in _BUSY:
-                    raise RayJobError(f"cannot {what}: {_explain(error)}", str(error.reason)) from error
-                problem: Exception = error
-            except (urllib3.exceptions.HTTPError, OSError) as error:
-                problem = error
-            if time.monotonic() - since > self.timing.patience:
-                raise RayJobError(
-                    f"cannot {what}: the Kubernetes API has not answered for {self.timing.patience:.0f} s ({problem})",
-                    "Unreachable",
-                ) from problem
-            log.debug("cannot %s yet: %s", what, problem)
-            time.sleep(pause)
-            pause = min(pause * 2, 30.0)
+        attempts = Retrying(
+            retry=retry_if_exception(_is_temporary),
+            wait=wait_exponential(0.2, max=30.0),
+            stop=stop_after_delay(self.timing.patience),
+            before_sleep=lambda state: log.debug(
+                "cannot %s yet: %s", what, state.outcome and state.outcome.exception()
+            ),
+        )
+        try:
+            return attempts(ask)
+        except RetryError as error:
+            problem = error.last_attempt.exception()
+            raise RayJobError(
+                f"cannot {what}: the Kubernetes API has not answered for {self.timing.patience:.0f} s ({problem})",
+                "Unreachable",
+            ) from problem
+        except ApiException as error:
+            raise RayJobError(f"cannot {what}: {_explain(error)}", str(error.reason)) from error
+
+
+def _is_temporary(error: BaseException) -> bool:
+    return error.status in _BUSY if isinstance(error, ApiException) else isinstance(error, API_ERRORS)
 
 
 def _explain(error: Any) -> str:

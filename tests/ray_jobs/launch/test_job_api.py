@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -135,6 +136,24 @@ def test_a_cancelled_component_stops_its_job(head: Head) -> None:
         assert process.stdout.readline() == "at work\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 128 + signal.SIGTERM
+    assert head.requests[-1] == f"POST /api/jobs/{JOB}/stop"
+
+
+def test_a_component_that_waits_for_its_head_is_cancelled_at_once(head: Head) -> None:
+    head.looks = [("RUNNING", "at work\n", "")]
+    script = (
+        "import sys; from ray_jobs.launch.job_api import Timing, run_job; "
+        "run_job(['filter'], {}, sys.argv[1], Timing(poll=0.05, patience=600.0))"
+    )
+    command = [sys.executable, "-c", script, head.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        head.unavailable = 10_000
+        while head.unavailable > 9_990:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
     assert head.requests[-1] == f"POST /api/jobs/{JOB}/stop"
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -133,18 +134,23 @@ from ray_jobs.launch import kuberay
 from wukong import config, storage
 crawl = {"queries": "file:///q", "endpoint": "http://x.invalid"}
 experiment = config.parse({"name": "demo", "storage": sys.argv[1], "crawl": crawl})
-timing = kuberay.Timing(watch=5, poll=0.05, patience=1.0)
+timing = kuberay.Timing(watch=5, poll=0.05, patience=float(sys.argv[2]))
 kuberay.run_job("filter", experiment, "r", ["filter", "--run", "r"], {}, "wukong", timing)
 """
+
+
+def start_driver(tmp_path: Path, patience: float) -> "subprocess.Popen[str]":
+    """Start a launcher in a process of its own."""
+    environment = os.environ | {"KUBECONFIG": str(tmp_path / "kubeconfig"), "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", DRIVER, storage.from_path(tmp_path), str(patience)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.fixture
 def driver(server: ApiServer, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     """A launcher in a process of its own whose job runs and does not end."""
     server.scripts = [[NEW, RUNNING, ("log", "at work")]]
-    environment = os.environ | {"KUBECONFIG": str(tmp_path / "kubeconfig"), "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-c", DRIVER, storage.from_path(tmp_path)]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with start_driver(tmp_path, 1.0) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "at work\n"
         yield process
@@ -155,6 +161,15 @@ def test_a_cancelled_run_deletes_its_job(server: ApiServer, driver: "subprocess.
     driver.send_signal(signal.SIGTERM)
     assert driver.wait(120) == 128 + signal.SIGTERM
     assert not server.jobs
+
+
+def test_a_run_that_waits_for_the_api_server_is_cancelled_at_once(server: ApiServer, tmp_path: Path) -> None:
+    server.unavailable = 10_000
+    with start_driver(tmp_path, 600.0) as process:
+        while server.unavailable > 9_997:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
 
 
 def test_the_job_of_a_killed_component_is_found_again(
