@@ -1,4 +1,4 @@
-"""What `wukong run` looks at before the first stage, and the plan that `--dry-run` prints."""
+"""The checks of `wukong run` before the first stage, and the plan that `--dry-run` prints."""
 
 import multiprocessing
 import os
@@ -23,10 +23,10 @@ _MIB, _GIB = 2**20, 2**30
 
 
 def check_experiment(experiment: Experiment, run: str, *, containers: bool = False) -> None:
-    """See what can be seen before anything is started or written.
+    """Check what can be checked before anything is started or written.
 
     Raises:
-        ConfigError: the run's name cannot be used, there is nothing to measure on, or containers cannot see the files.
+        ConfigError: the run's name is not allowed, there is no hold-out, or containers cannot see the files.
     """
     preflight.check_name(experiment, run)
     preflight.check_stages(experiment)
@@ -45,31 +45,31 @@ def check_experiment(experiment: Experiment, run: str, *, containers: bool = Fal
 
 @contextmanager
 def model_being_checked(experiment: Experiment) -> Iterator["Future[Size]"]:
-    """Build the model in a process of its own while the block starts other things; torch is slow to import and large.
+    """Check the model in another process while the block does other work: importing torch takes time and memory.
 
     Yields:
-        its size, or the ConfigError that says why it cannot be built.
+        The model's size, or the ConfigError that says why it cannot be built.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield pool.submit(_check_with_torch, experiment)
 
 
 def _check_with_torch(experiment: Experiment) -> Size:
-    """The checks whose libraries are slow to import."""
+    """Run the checks whose libraries are slow to import."""
     from wukong.validate import suites
 
     suites.check_severities(experiment)
     return preflight.check_model(experiment)
 
 
-def look(experiment: Experiment, home: Path, size: Size, urls: int | None = None) -> list[Planned]:
-    """Check that what the experiment names is there and that this machine will do, and plan the run.
+def check_and_plan(experiment: Experiment, home: Path, size: Size, urls: int | None = None) -> list[Planned]:
+    """Check that the experiment's files exist and that this machine suffices; return the plan of the run.
 
     Args:
-        experiment: what is to be done.
-        home: of the embedded stack, on whose disk its buckets lie.
+        experiment: the experiment.
+        home: of the embedded stack, whose buckets lie there.
         size: of the model.
-        urls: how many pictures come in, where that is known.
+        urls: number of images that come in, if it is known.
 
     Raises:
         ConfigError: something is missing or too small; the message names the key.
@@ -83,7 +83,7 @@ def look(experiment: Experiment, home: Path, size: Size, urls: int | None = None
     trains = any(entry.finished is None for entry in planned if entry.stage in stages.TRAININGS)
     needed = sum(int(entry.estimate.bytes) for entry in planned)
     if "AWS_ENDPOINT_URL_S3" in os.environ and "127.0.0.1" not in os.environ["AWS_ENDPOINT_URL_S3"]:
-        needed = 0  # how much another store holds cannot be asked
+        needed = 0  # another store does not tell how much it can hold
     preflight.check_machine(experiment, machine, needed, size if trains else None)
     return planned
 
@@ -91,14 +91,14 @@ def look(experiment: Experiment, home: Path, size: Size, urls: int | None = None
 def print_plan(
     console: Console, experiment: Experiment, planned: Sequence[Planned], free: int, known: int | None
 ) -> None:
-    """Print what a run would do, stage by stage, and on what these figures rest.
+    """Print what a run would do, stage by stage, and where the figures come from.
 
     Args:
-        console: where to.
-        experiment: what would be run.
-        planned: by ``look``.
+        console: prints it.
+        experiment: the experiment.
+        planned: by ``check_and_plan``.
         free: bytes free where it writes.
-        known: how many pictures come in, where that is known.
+        known: number of images that come in, if it is known.
     """
     table = Table(title=f"What a run of {experiment.name} would do", title_justify="left", box=None, pad_edge=False)
     for column in ("stage", "", "about", "about", "reads", "writes"):
@@ -141,7 +141,7 @@ def _disk(experiment: Experiment, home: Path) -> Path:
 
 
 def _pictures(experiment: Experiment) -> tuple[int, int]:
-    """The fewest and the most pictures that may be expected to come in."""
+    """Return the fewest and the most images that may be expected to come in."""
     crawl = experiment.crawl
     if crawl.engine == "files":
         count = own_data.count(experiment).pictures
@@ -158,7 +158,7 @@ _LINE_BYTES = 150
 
 
 def _rows(uri: str) -> int:
-    """Rows of a list of URLs: as Parquet says, of other files by their size."""
+    """Return the rows of a list of URLs: Parquet files say it; for others it is estimated from their size."""
     import pyarrow.parquet as pq
 
     from wukong.crawl.engines.urls import list_files

@@ -83,7 +83,7 @@ def killed(home: Path) -> list[Killed]:
 
 def explain(each: Killed) -> str:
     """End in MLflow what a killed run left as running, and say what becomes of it."""
-    tracking.end(each.experiment, each.run, "KILLED")
+    tracking.end_open_runs(each.experiment, each.run, "KILLED")
     return f"the run {each.run}, begun {each.began}, was killed. {outlook(each.experiment, each.run)}"
 
 

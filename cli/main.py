@@ -36,7 +36,7 @@ _DEMO = Path("configs/demo.yaml")
 
 
 class Runner(StrEnum):
-    """What a local run's components and Ray run in."""
+    """Where the components and Ray of a local run work."""
 
     PROCESS = "process"
     DOCKER = "docker"
@@ -203,7 +203,7 @@ def show_environment(
 
 
 def main() -> None:
-    """Run the command; a mistake that its message explains ends with that message and status 1."""
+    """Run the command; a WukongError ends it with the error's message and status 1."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         app()

@@ -1,4 +1,4 @@
-"""``wukong run --data``: the experiment of a folder or list of one's own pictures."""
+"""``wukong run --data``: make an experiment from a folder or a list of your own images."""
 
 import hashlib
 import json
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from wukong import config, storage
+from wukong import config, stages, storage
 from wukong.config import Experiment
 from wukong.errors import ConfigError
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "own-data.yaml"
-"""What is done with one's own pictures where no experiment is named."""
+"""The experiment for your own images if you name none."""
 
 _LARGEST_BATCH, _BATCHES = 256, 8
 _SHOWN = 5
@@ -21,7 +21,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Counts:
-    """What a folder or list holds: pictures, those that have a caption, and the rows that cannot be used."""
+    """Content of a folder or list: images, images with a caption, and rows that cannot be used."""
 
     pictures: int
     captioned: int
@@ -29,12 +29,12 @@ class Counts:
 
 
 def experiment_of(data: str, config_file: Path | None, overrides: Sequence[str]) -> Experiment:
-    """The experiment that trains on a folder or list.
+    """Make the experiment that trains on a folder or list.
 
     Args:
-        data: a path or a URI of a folder of pictures, or of a list of them.
-        config_file: an experiment whose crawl is replaced by these pictures; None for ``configs/own-data.yaml``, with
-            the data's name, and batches that fit it unless an override says otherwise.
+        data: path or URI of a folder of images or of a list of images.
+        config_file: an experiment whose crawl is replaced by these images. None for ``configs/own-data.yaml`` with the
+            data's name, and with batches that fit the data unless an override sets them.
         overrides: ``key.path=value`` entries.
 
     Raises:
@@ -50,7 +50,7 @@ def experiment_of(data: str, config_file: Path | None, overrides: Sequence[str])
     if config_file is None:
         captioned = count(experiment).captioned
         fitting = batch_for(captioned)
-        for stage in ("pretrain", "finetune"):
+        for stage in stages.TRAININGS:
             if not any(entry.startswith((f"{stage}.batch_size", f"{stage}=")) for entry in overrides):
                 given.append(f"{stage}.batch_size={fitting}")
         experiment = config.load(DEFAULT, [*given, *overrides])
@@ -58,19 +58,19 @@ def experiment_of(data: str, config_file: Path | None, overrides: Sequence[str])
 
 
 def name_of(uri: str) -> str:
-    """An experiment's name, from the last part of a URI."""
+    """Make an experiment's name from the last part of a URI."""
     last = unquote(uri).rstrip("/").rpartition("/")[2].partition(".")[0]
     name = re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")[:40].strip("-")
-    return name or f"own-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"  # a name in Chinese, say
+    return name or f"own-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"  # for instance, the name is Chinese
 
 
 def batch_for(pairs: int) -> int:
-    """Pairs a step: a power of two, some eight batches an epoch, 2 to 256."""
+    """Return the pairs of one step: a power of two from 2 to 256, for about eight batches in an epoch."""
     return int(2 ** max(1, min(_LARGEST_BATCH, pairs // _BATCHES).bit_length() - 1))
 
 
 def count(experiment: Experiment) -> Counts:
-    """Count the pictures that ``crawl.endpoint`` names; none of them is opened.
+    """Count the images that ``crawl.endpoint`` names, without opening them.
 
     Raises:
         DataError: there is none, or the list cannot be read at all.
@@ -88,10 +88,10 @@ def count(experiment: Experiment) -> Counts:
 
 
 def check(experiment: Experiment) -> list[str]:
-    """See that there are pairs enough, and give a line for each kind of row that will be left out.
+    """Check that there are enough pairs; return a line for each kind of row that will be left out.
 
     Raises:
-        ConfigError: there are not; the message names the key.
+        ConfigError: there are too few; the message names the key.
     """
     found, uri = count(experiment), experiment.crawl.endpoint
     if not found.captioned:

@@ -1,4 +1,4 @@
-"""``wukong run``: the pipeline on this machine, watched stage by stage."""
+"""``wukong run``: run the pipeline on this machine and show each stage."""
 
 import json
 import os
@@ -46,16 +46,16 @@ def run_local(
     """Run the workflow with the embedded stack and print its summary.
 
     Args:
-        experiment: what to do.
+        experiment: the experiment.
         name: name of the run, or None for the experiment's name and the time.
         corpus_size: serve a fixed sample of the demo corpus of about this size, or None for all of it.
-        retry_failed: crawl again what failed in the last crawl of this experiment, and take the rest from it.
-        containers: run components and Ray in containers of their images, not in processes of this environment.
-        dry_run: check everything and print what would be done; the stack is started, so that what is there is seen.
+        retry_failed: crawl again what failed in this experiment's last crawl, and take the rest from that crawl.
+        containers: run components and Ray in containers of their images, not as processes of this environment.
+        dry_run: check everything and print the plan; this starts the stack, which holds what is finished.
 
     Raises:
-        ConfigError: the experiment cannot be run, which is found before the first stage; the run's name is another
-            experiment's; or nothing of it was crawled yet, so that there is nothing to try again.
+        ConfigError: before the first stage: the experiment cannot be run; the run's name belongs to another experiment;
+            or nothing was crawled yet, so there is nothing to retry.
         RunError: a stage failed; the message is that stage's own.
         StackError: the embedded stack could not be started, or an image is missing.
     """
@@ -67,7 +67,7 @@ def run_local(
     begin.check_experiment(experiment, run, containers=containers)
     if containers:
         docker.check_images(DATA_IMAGE, docker.RAY_IMAGE)
-    console = Console(file=sys.stdout)  # this very stream, while the pipeline's output is led elsewhere
+    console = Console(file=sys.stdout)  # the present stream: during the run, sys.stdout is another
     started = time.monotonic()
     home = stack.home()
     with end_on_signal(), ExitStack() as ends:
@@ -94,7 +94,7 @@ def run_local(
         for note in own_data.check(experiment) if experiment.crawl.engine == "files" else ():
             console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
         known = len(demo.entries) if demo else None
-        planned = begin.look(experiment, home, size, known)
+        planned = begin.check_and_plan(experiment, home, size, known)
         if dry_run:
             begin.print_plan(console, experiment, planned, begin.free_at(experiment, home), known)
             return
@@ -126,9 +126,9 @@ def run_local(
 
 
 def retrying(experiment: Experiment, run: str) -> Experiment:
-    """The experiment with a crawl that takes over its last crawl and fetches again what failed there.
+    """Return the experiment with a crawl that takes over its last crawl and fetches again what failed there.
 
-    A run of that name which did so, and goes on, takes over the crawl that it took over before.
+    A run of this name that did so before and now continues takes over the same crawl as before.
 
     Raises:
         ConfigError: nothing of this experiment was crawled yet.
@@ -155,12 +155,12 @@ def _run_pipeline(
     try:
         local.run(training, {"experiment": text, "run": run}, folder / "kfp", watch.line, containers)
     except local.InterruptedRunError as interrupted:
-        tracking.end(experiment, run, "KILLED")
+        tracking.end_open_runs(experiment, run, "KILLED")
         message = f"{interrupted}; its runs in MLflow are ended as KILLED. {hold.outlook(experiment, run)}"
         Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
         raise SystemExit(128 + interrupted.number) from interrupted
     except local.PipelineError as error:
-        tracking.end(experiment, run, "FAILED")  # what a component that was killed could not end itself
+        tracking.end_open_runs(experiment, run, "FAILED")  # a killed component could not end its run
         watch.catch_up()
         failed = [record for record in run_records.read_all(experiment, run) if record.state == "failed"]
         where = f"The whole log: {folder / 'log.txt'}"

@@ -21,7 +21,7 @@ from wukong import preflight
 from wukong.config import Experiment
 from wukong.errors import ConfigError, WukongError
 
-# kfp's own waiting does not know CANCELED and would wait on.
+# kfp's own function for waiting does not know CANCELED and would wait for ever.
 _ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "STRING": str,
@@ -41,12 +41,12 @@ T = TypeVar("T")
 
 
 class SubmitError(WukongError):
-    """Kubeflow Pipelines could not be reached, refused, or the run it was given did not succeed."""
+    """Kubeflow Pipelines could not be reached or refused a request, or the run did not succeed."""
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """What was started: its identity at KFP, its name, and the address of its page."""
+    """A run or recurring run that was started: its ID in KFP, its name, and the address of its page."""
 
     identity: str
     name: str
@@ -54,12 +54,12 @@ class Submitted:
 
 
 def parameters(file: Path, experiment: Experiment, run: str, given: list[str]) -> dict[str, Any]:
-    """The parameters of a run of a compiled pipeline.
+    """Make the parameters of a run of a compiled pipeline.
 
     Args:
         file: the compiled pipeline.
-        experiment: becomes its ``experiment``.
-        run: becomes its ``run``.
+        experiment: for the parameter ``experiment``.
+        run: for the parameter ``run``.
         given: ``name=value`` entries, whose values are YAML.
 
     Raises:
@@ -116,10 +116,10 @@ class Pipelines:
         self._namespace = namespace
 
     def upload(self, file: Path) -> tuple[str, str]:
-        """Upload a compiled pipeline; the same bytes are found again rather than uploaded twice.
+        """Upload a compiled pipeline, unless the same bytes have been uploaded before.
 
         Returns:
-            Identities of the pipeline and of its version, whose name is a digest of the file.
+            The IDs of the pipeline and of its version, whose name is a digest of the file.
         """
         specification = next(yaml.safe_load_all(file.read_text(encoding="utf-8")))["pipelineInfo"]
         version = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
@@ -144,7 +144,7 @@ class Pipelines:
         return pipeline, found[0].pipeline_version_id
 
     def start(self, experiment: str, name: str, version: tuple[str, str], values: Mapping[str, Any]) -> Submitted:
-        """Start a run in an experiment of KFP, which is made where it does not exist."""
+        """Start a run in an experiment of KFP, which is made if it does not exist."""
         made = self._ask(
             "start the run",
             lambda: self._client.run_pipeline(
@@ -156,10 +156,10 @@ class Pipelines:
     def schedule(
         self, experiment: str, name: str, version: tuple[str, str], values: Mapping[str, Any], every: str
     ) -> Submitted:
-        """Make a recurring run: one at a time, and none made up for when the cluster was away.
+        """Make a recurring run: one at a time; runs missed while the cluster was down are not made up for.
 
         Args:
-            experiment: of KFP, made where it does not exist.
+            experiment: of KFP, made if it does not exist.
             name: of the recurring run.
             version: what ``upload`` returned.
             values: the parameters of each run.
@@ -195,12 +195,12 @@ class Pipelines:
 
         Args:
             run: what ``start`` returned.
-            on_change: called with a line whenever the run or one of its tasks has another state.
-            timeout: seconds to wait; the run itself goes on.
-            pause: seconds between two looks.
+            on_change: called with a line when the state of the run or of one of its tasks changes.
+            timeout: seconds to wait; the run itself continues.
+            pause: seconds between two requests.
 
         Raises:
-            SubmitError: it ended in another state than SUCCEEDED, or not in time.
+            SubmitError: it ended in a state other than SUCCEEDED, or not in time.
         """
         seen: dict[str, str] = {}
         until = time.monotonic() + timeout
@@ -227,7 +227,7 @@ class Pipelines:
             time.sleep(pause)
 
     def _probe(self, token: str | None) -> None:
-        """Look whether KFP answers: its client asks five times, five seconds apart, and logs a traceback for each."""
+        """Check that KFP answers: its client would ask five times, every five seconds, with a traceback each time."""
         import urllib3
 
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -244,7 +244,7 @@ class Pipelines:
         return str(self._client.create_experiment(name, namespace=self._namespace).experiment_id)
 
     def _ask(self, what: str, ask: Callable[[], T], patience: float = 0.0) -> T:
-        """Ask the API; explain what it answers. What kfp prints is not shown."""
+        """Call the API and explain its errors; what kfp prints is not shown."""
         import urllib3
 
         until = time.monotonic() + patience
@@ -288,11 +288,11 @@ def submit_run(
     every: str | None,
     timeout: float,
 ) -> None:
-    """Upload a pipeline and start a run of it, or make it recurring.
+    """Upload a pipeline; start a run of it or a recurring run.
 
     Args:
         pipeline: a name of ``pipelines/compiled``, or the path of a compiled pipeline.
-        experiment: what to do.
+        experiment: the experiment.
         given: ``name=value`` entries, the pipeline's parameters.
         host: see ``Pipelines``, like the next two.
         token: a bearer token.
@@ -313,7 +313,7 @@ def submit_run(
     run = name or f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
     preflight.check_name(experiment, run)
     preflight.check_stages(experiment, ("evaluate",) if file.stem in _MEASURING else ())
-    # Runs that recur take KFP's names: each must have records and jobs of its own.
+    # Recurring runs take KFP's names, because each needs its own records and jobs.
     values = parameters(file, experiment, "" if every else run, given)
     api = Pipelines(host, token, namespace)
     version = api.upload(file)

@@ -1,4 +1,4 @@
-"""What the command prints at the end: the stack, the funnel, the results beside chance, the times."""
+"""What commands print at the end: the stack, the funnel, the results with chance, the times."""
 
 from collections.abc import Iterable, Mapping
 
@@ -23,7 +23,7 @@ def print_run(console: Console, records: list[Record], total: float, setup: floa
     """Print a finished run.
 
     Args:
-        console: where to.
+        console: prints it.
         records: the run's records, in order.
         total: seconds the pipeline took.
         setup: seconds it took to fetch the corpus and start the stack.

@@ -1,4 +1,4 @@
-"""The image components run in: named when the pipeline is compiled, not in the code."""
+"""The container image of the components, which is chosen when a pipeline is compiled."""
 
 import os
 

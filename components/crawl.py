@@ -11,7 +11,7 @@ def crawl(
     run: str,
     manifest: dsl.Output[dsl.Artifact],
 ) -> None:
-    """Search for every query, download the pictures, write shards and one row a URL.
+    """Search for every query, download the images, write shards and one row for each URL.
 
     Args:
         experiment: the experiment as JSON.

@@ -1,4 +1,4 @@
-"""What became of the crawl's pairs, for the UI."""
+"""A page for the UI: how many pairs each step kept, and the dataset card."""
 
 from kfp import dsl
 

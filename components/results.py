@@ -1,4 +1,4 @@
-"""What the evaluation measured, for the UI."""
+"""A page for the UI: what the evaluation measured."""
 
 from kfp import dsl
 

@@ -1,4 +1,4 @@
-"""The two ends of a pipeline run on a cluster: the experiment made of its parameters, and how the run ended."""
+"""Begin and end of a pipeline run on a cluster: make the experiment from parameters, record how the run ended."""
 
 import json
 import logging
@@ -12,16 +12,16 @@ from wukong.errors import ConfigError, DataError
 log = logging.getLogger(__name__)
 
 AS_IS = -1
-"""A numeric parameter with this value leaves the experiment as it is."""
+"""Default of numeric parameters: the experiment's own value stays."""
 
 
 def experiment_of(text: str, overrides: Sequence[str], values: Mapping[str, float | str]) -> Experiment:
-    """Make the experiment of a pipeline's parameters.
+    """Make the experiment from a pipeline's parameters.
 
     Args:
         text: the experiment as YAML or JSON.
         overrides: ``key.path=value`` entries, applied first.
-        values: by dotted key; those that are ``AS_IS`` or empty are left out.
+        values: by dotted key; values that are ``AS_IS`` or empty change nothing.
 
     Raises:
         ConfigError: the result is not a valid experiment.
@@ -30,12 +30,12 @@ def experiment_of(text: str, overrides: Sequence[str], values: Mapping[str, floa
     return config.loads(text, [*overrides, *given], where="the pipeline's experiment")
 
 
-def continued(experiment: Experiment) -> tuple[Experiment, str]:
-    """Make an experiment go on from its own last run.
+def continue_experiment(experiment: Experiment) -> tuple[Experiment, str]:
+    """Make an experiment continue its own last run.
 
     Returns:
-        The experiment with ``crawl.previous`` set to the newest crawl, and the URI of the manifest of the newest
-        pre-training, whose model the next one starts from. On the first run nothing changes and the URI is empty.
+        The experiment with ``crawl.previous`` set to the newest crawl, and the URI of the newest pre-training's
+        manifest, whose model the next one starts from. For a first run: the experiment unchanged and an empty URI.
     """
     previous = run_records.latest(experiment, "crawl")
     if previous is None:
@@ -45,10 +45,10 @@ def continued(experiment: Experiment) -> tuple[Experiment, str]:
 
 
 def manifest_of(experiment: Experiment, run: str, stage: str) -> str:
-    """URI of the manifest that a run's stage ended with.
+    """Return the URI of the manifest that a stage of a run wrote.
 
     Raises:
-        DataError: that run has no such stage, or it failed.
+        DataError: the run has no record of the stage, or the stage failed.
     """
     record = run_records.read(experiment, run, stage)
     if record is None or not record.manifest:
@@ -57,18 +57,18 @@ def manifest_of(experiment: Experiment, run: str, stage: str) -> str:
     return record.manifest
 
 
-def finish(text: str, overrides: Sequence[str], run: str, job: str, state: str, message: str) -> None:
-    """Record how a run ended, and end what it may have left behind: RayJobs and runs in MLflow.
+def record_end_of(text: str, overrides: Sequence[str], run: str, job: str, state: str, message: str) -> None:
+    """Record how a run ended; end RayJobs and MLflow runs that it has left.
 
-    A run that was refused because its name belongs to another touches nothing under that name.
+    If the run's name belongs to another run, nothing under that name changes.
 
     Args:
         text: the experiment as YAML or JSON, as the pipeline got it.
         overrides: as the pipeline got them.
         run: name of the run.
         job: KFP's name of the run.
-        state: KFP's word for how the run ended: ``SUCCEEDED``, ``FAILED`` or ``CANCELLED``.
-        message: KFP's message, if it has one.
+        state: how the run ended, as KFP says: ``SUCCEEDED``, ``FAILED`` or ``CANCELLED``.
+        message: KFP's message, or empty.
     """
     try:
         experiment = config.loads(text, list(overrides))
@@ -91,5 +91,5 @@ def finish(text: str, overrides: Sequence[str], run: str, job: str, state: str, 
         experiment, run, run_records.Record(stage="run", state="succeeded" if succeeded else "failed", error=why)
     )
     if not succeeded:
-        tracking.end(experiment, run, "KILLED" if state == "CANCELLED" else "FAILED")
+        tracking.end_open_runs(experiment, run, "KILLED" if state == "CANCELLED" else "FAILED")
     log.info("run %s: %s %s", run, state, why)

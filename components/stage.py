@@ -1,4 +1,4 @@
-"""What every component does around its one call: track the stage, run its job, hand on its manifest."""
+"""What every stage's component does: open its MLflow run, run its job, write its manifest as an artifact."""
 
 import json
 import logging
@@ -27,12 +27,12 @@ def run_stage(
     """Run a stage's job, log it to MLflow, and write its manifest where KFP expects the output artifact.
 
     Args:
-        stage: the job's name in ``ray_jobs``.
+        stage: name of the stage, whose job runs.
         experiment: the experiment as JSON.
         run: name of the pipeline run.
         parents: local paths of the manifests handed in.
         output: local path of the manifest artifact to write.
-        earlier: URIs of manifests of earlier runs that the stage goes on from.
+        earlier: URIs of manifests of earlier runs that the stage continues from.
 
     Raises:
         JobError: the job failed; the message is the job's own.
@@ -57,7 +57,7 @@ def register_model(experiment: str, run: str, model: str, evaluation: str) -> di
         evaluation: local path of the evaluation's manifest.
 
     Returns:
-        What ``wukong.tracking.register`` says, or nothing when no tracking server is configured.
+        The result of ``wukong.tracking.register``; empty if no tracking server is configured.
     """
     parsed = experiment_of(experiment)
     evaluated = load_artifact(evaluation)
@@ -66,20 +66,20 @@ def register_model(experiment: str, run: str, model: str, evaluation: str) -> di
         with tracking.stage_run(parsed, run, "register") as run_id:
             if run_id is not None:
                 outcome = tracking.register(parsed, run_id, load_artifact(model), evaluated)
-        tracking.finish(parsed, run, evaluated.metrics)
+        tracking.complete_run(parsed, run, evaluated.metrics)
     return outcome
 
 
 def write_report(experiment: str, run: str, evaluation: str, registration: Mapping[str, float], output: str) -> None:
-    """Render the run's report; store it in the run's folder, in MLflow, and as the component's artifact.
+    """Make the run's report and store it in the run's folder, in MLflow, and as the component's artifact.
 
-    The data docs and the dataset card lie beside it, under ``docs/``, where it links to them.
+    The data docs and the dataset card lie beside the report, under ``docs/``; it links to them.
 
     Args:
         experiment: the experiment as JSON.
         run: name of the pipeline run, whose records lead to the other stages' manifests.
         evaluation: local path of the evaluation's manifest.
-        registration: what ``register_model`` said.
+        registration: the result of ``register_model``.
         output: local path of the HTML artifact to write.
     """
     from wukong.report import run_report
@@ -118,9 +118,9 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
 
 
 def _docs_beside_report(experiment: Experiment, run: str, validated: Manifest) -> str:
-    """Copy what the validate stage has under ``docs/`` into the run's folder, and give the address of its first page.
+    """Copy the validate stage's ``docs/`` into the run's folder; return the address of the first page there.
 
-    It is empty where that stage left none: its docs are no part of what its manifest vouches for.
+    The address is empty if there are no docs: they are none of the manifest's parts, so they may be missing.
     """
     source, target = storage.join(validated.uri, "docs"), run_records.uri_of(experiment, run, "docs")
     storage.delete(target)
@@ -133,7 +133,7 @@ def _docs_beside_report(experiment: Experiment, run: str, validated: Manifest) -
 
 @contextmanager
 def cancellable() -> Iterator[None]:
-    """Let a signal, or the death of the run that this component belongs to, end the block in order."""
+    """End the block in order when a signal comes or when the run that this component belongs to is gone."""
     cancel.end_with_parent()
     with cancel.end_on_signal():
         yield
@@ -164,7 +164,7 @@ def recorded(experiment: Experiment, run: str, stage: str) -> Iterator[None]:
 
 
 def load_artifact(path: str) -> Manifest:
-    """Read a manifest that an earlier component handed on."""
+    """Read a manifest that an earlier component wrote as its artifact."""
     return Manifest.model_validate_json(Path(path).read_text(encoding="utf-8"))
 
 

@@ -1,6 +1,6 @@
-"""What a pipeline has on a cluster beside its tasks: parameters to fill in, a first and a last task, pod settings.
+"""What a pipeline on a cluster has besides its stages: parameters, a first and a last task, settings of pods.
 
-Locally none of this applies: there the command line has the experiment, and the environment the addresses.
+A local run needs none of this: the command line has the experiment, and the environment the addresses.
 """
 
 import json
@@ -14,13 +14,13 @@ import yaml
 from kfp import dsl, kubernetes
 
 from components.configure import configure
-from components.finish import finish
+from components.record_end import record_end
 from wukong import stages
 
 EXPERIMENT = json.dumps(
     yaml.safe_load((Path(__file__).parent / "experiment.yaml").read_text(encoding="utf-8")), ensure_ascii=False
 )
-"""The default of every pipeline's ``experiment`` parameter; on one line, as KFP repeats it in a comment."""
+"""Default of every pipeline's ``experiment`` parameter; on one line, because KFP repeats it in a comment."""
 
 SETTINGS = ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "MLFLOW_TRACKING_URI", "WUKONG_CLUSTER", "DO_NOT_TRACK")
 """Keys of the ConfigMap ``wukong-settings`` that components get."""
@@ -34,7 +34,7 @@ SECRETS = {
 
 @dataclass(frozen=True)
 class Run:
-    """What the tasks of a run get: the experiment as JSON, the run's name, and a pre-training to start from."""
+    """Outputs of ``configure`` for the stages: the experiment as JSON, the run's name, a pre-training to start from."""
 
     experiment: Any
     name: Any
@@ -52,10 +52,10 @@ def run(
     learning_rate: Any = -1.0,
     workers: Any = -1,
     gpus_per_worker: Any = -1,
-    go_on: bool = False,
+    continue_last_run: bool = False,
     names: Sequence[str] = stages.WHOLE_RUN,
 ) -> Iterator[Run]:
-    """Begin a run with a checked experiment; whatever happens to the tasks of the block, record how it ended.
+    """Check the experiment before the tasks of the block; afterwards record how the run ended, whatever happened.
 
     Args:
         experiment: the pipeline's parameter, YAML or JSON.
@@ -66,10 +66,10 @@ def run(
         learning_rate: of pre-training.
         workers: of both trainings.
         gpus_per_worker: of both trainings.
-        go_on: go on from the experiment's last run.
+        continue_last_run: see ``components.configure``.
         names: of the stages in the block; what they need must be there.
     """
-    ended = finish(experiment=experiment, overrides=overrides, run=name, job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
+    ended = record_end(experiment=experiment, overrides=overrides, run=name, job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
     prepare(ended, "Record how the run ended", retries=1)
     with dsl.ExitHandler(ended, name="The run"):
         made = configure(
@@ -82,7 +82,7 @@ def run(
             gpus_per_worker=gpus_per_worker,
             run=name,
             job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
-            go_on=go_on,
+            continue_last_run=continue_last_run,
             stages=list(names),
         )
         prepare(made, "Check the experiment", retries=0)
@@ -120,5 +120,5 @@ def prepare(task: dsl.PipelineTask, title: str, *, retries: int = 2, memory: str
 
 
 def cached(task: dsl.PipelineTask) -> None:
-    """Let KFP reuse a task's artifacts: for pages that are made of manifests and nothing else."""
+    """Let KFP reuse a task's artifacts: for pages that depend on manifests alone."""
     task.set_caching_options(enable_caching=True)

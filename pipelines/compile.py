@@ -1,6 +1,6 @@
 """Compile the pipelines for KFP: ``python -m pipelines.compile [FOLDER]``, by default ``pipelines/compiled``.
 
-The result depends on the code and on ``WUKONG_DATA_IMAGE`` (the image of the components) alone: not on the machine, the
+The result depends only on the code and on ``WUKONG_DATA_IMAGE``, the image of the components: not on the machine, the
 time or the hash seed.
 """
 
@@ -22,7 +22,7 @@ PIPELINES = {
     "evaluate": evaluate_on_cluster,
     "recurring": recurring_on_cluster,
 }
-"""By name: of the file, and for ``wukong submit``."""
+"""The pipelines by the names that files have and ``wukong submit`` takes."""
 
 FOLDER = Path(__file__).parent / "compiled"
 

@@ -3,7 +3,7 @@
 from kfp import dsl
 
 from components.evaluate import evaluate
-from components.finished import finished
+from components.find_manifest import find_manifest
 from pipelines import cluster
 from pipelines.training import show_results
 from wukong import stages
@@ -27,7 +27,7 @@ def evaluate_on_cluster(
     with cluster.run(experiment, overrides, run, names=("evaluate",)) as begun:
         found = {}
         for stage in stages.of("evaluate").parents:
-            found[stage] = finished(experiment=begun.experiment, run=of_run, stage=stage)
+            found[stage] = find_manifest(experiment=begun.experiment, run=of_run, stage=stage)
             cluster.prepare(found[stage], f"Find {stages.of(stage).hands_on}", retries=0)
         measured = evaluate(
             experiment=begun.experiment,

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     import psutil
 
 _GRACE = 6.0
-"""Seconds that what the run has started has to end in order, before it is killed."""
+"""Seconds that components have to end in order before they are killed."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class PipelineError(RuntimeError):
-    """KFP ended the run because a component failed; what failed stands in the run's records."""
+    """A component failed, so KFP ended the run; the run's records say what failed."""
 
 
 class InterruptedRunError(RuntimeError):
-    """A signal ended the run, and with it everything the run had started.
+    """A signal ended the run and all that the run had started.
 
     Attributes:
         number: the signal's.
@@ -42,7 +42,7 @@ class InterruptedRunError(RuntimeError):
 
 
 class _Lines(io.TextIOBase):
-    """A text stream that hands on whole lines."""
+    """A text stream that passes on whole lines."""
 
     def __init__(self, on_line: Callable[[str], None]) -> None:
         self._on_line = on_line
@@ -57,7 +57,7 @@ class _Lines(io.TextIOBase):
 
 _IMAGE_USER = 1000
 _SHELLS = ("sh", "bash", "dash")
-_LABEL = "wukong.pipeline"  # by which infra.containers finds what a killed run leaves
+_LABEL = "wukong.pipeline"  # infra.containers finds containers of killed runs by it
 
 
 def run(
@@ -72,10 +72,10 @@ def run(
     Args:
         pipeline: a function decorated with ``dsl.pipeline``.
         arguments: its parameters.
-        folder: where KFP keeps the small artifacts that components hand on.
-        on_line: called with each line that KFP or a component writes.
-        containers: run each component in a container of its image, with these variables and on this machine's network;
-            None runs it in a process of this environment, with this process's variables.
+        folder: where KFP keeps the components' artifacts; containers see it at the same path.
+        on_line: called with each line of output of KFP and of components.
+        containers: environment variables for components that run in containers of their images, on this machine's
+            network. None runs them as processes of this environment, with this process's variables.
 
     Raises:
         PipelineError: a component failed.
@@ -93,11 +93,11 @@ def run(
             local.init(
                 runner=runner,
                 pipeline_root=str(folder),
-                # Another folder: KFP mounts each into containers, and one folder at one place only.
+                # KFP mounts both folders into containers, so they must differ.
                 workspace_root=str(folder / "workspace"),
                 raise_on_error=True,
             )
-            # As processes, components run in this environment and not in their image, whatever its name.
+            # As processes, components do not run in their image, so its name does not matter.
             warnings.filterwarnings("ignore", message="You may be attemping to run a task", category=RuntimeWarning)
             pipeline(**arguments)
     except InterruptedRunError:
@@ -108,10 +108,11 @@ def run(
 
 @contextlib.contextmanager
 def _interruptible(folder: Path, in_containers: bool) -> Iterator[None]:
-    """End what the run has started when a signal comes: in order first, killed after a while or at a second signal.
+    """End what the run has started when a signal comes: first in order, then by killing.
 
-    The signal is told to the components alone. KFP goes on reading what they say until they have ended, sees that one
-    failed, and ends the pipeline. What was there before, the stack's services above all, is left alone.
+    It kills what is left after a while or at a second signal. Only the components get the first signal. KFP reads their
+    output until they have ended, sees that one failed, and ends the pipeline. Processes that ran before, such as the
+    stack's services, get no signal.
     """
     started = _Containers(folder) if in_containers else _Processes()
     came: list[int] = []
@@ -146,12 +147,12 @@ def _interruptible(folder: Path, in_containers: bool) -> Iterator[None]:
         del os.environ[ENDS_WITH]
         if outside is not None:
             os.environ[ENDS_WITH] = outside
-    if came:  # as the last component ended
+    if came:  # while the last component was ending
         raise InterruptedRunError(came[0])
 
 
 class _Processes:
-    """The processes of the components of this run, and what they have started."""
+    """The processes of this run's components, and their children."""
 
     def __init__(self) -> None:
         import psutil
@@ -160,19 +161,19 @@ class _Processes:
         self._told: set[int] = set()
 
     def tell(self) -> None:
-        """Send SIGTERM to each component, once; what a component has started it ends itself."""
+        """Send SIGTERM to each component, once; a component ends its own children."""
         import psutil
 
         for process in self._started():
             with contextlib.suppress(psutil.NoSuchProcess):
-                # KFP runs a component below a shell, which would end at once and be all that KFP waits for.
+                # KFP runs a component below a shell and waits only for the shell, which would end at once.
                 for component in process.children() if process.name() in _SHELLS else [process]:
                     if component.pid not in self._told:
                         self._told.add(component.pid)
                         component.terminate()
 
     def kill(self) -> None:
-        """Send SIGKILL to components and all that they have started."""
+        """Send SIGKILL to components and their children."""
         import psutil
 
         for component in self._started():
@@ -188,7 +189,7 @@ class _Processes:
 
 
 class _Containers:
-    """The containers of the components of this run."""
+    """The containers of this run's components."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -219,9 +220,9 @@ class _Containers:
 def _runner(
     folder: Path, containers: Mapping[str, str] | None
 ) -> Iterator[local.SubprocessRunner | local.DockerRunner]:
-    """KFP's runner. Containers are as pods are: a user without rights, no capabilities, a read-only file system.
+    """Return KFP's runner. Containers run like pods: an ordinary user, no capabilities, a read-only file system.
 
-    KFP does not end a container when it is interrupted itself: whatever is left at the end is removed here.
+    KFP does not end its container when it is interrupted, so containers that are left are removed here.
     """
     if containers is None:
         yield local.SubprocessRunner(use_venv=False)

@@ -38,7 +38,7 @@ def recurring_on_cluster(
         learning_rate=learning_rate,
         workers=workers,
         gpus_per_worker=gpus_per_worker,
-        go_on=True,
+        continue_last_run=True,
     ) as begun:
         tasks = training_tasks(begun.experiment, begun.name, begun.start)
         cluster.prepare_stages(tasks)

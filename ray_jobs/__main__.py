@@ -1,7 +1,7 @@
 """Run one stage as a Ray driver: ``python -m ray_jobs STAGE --experiment URI --run NAME [--parent URI ...]``.
 
-The entry point of a RayJob on a cluster and of the local launcher. It connects to the Ray cluster that ``RAY_ADDRESS``
-names, or starts Ray on this machine, runs the stage, and leaves a record that says how it ended.
+This is the entry point of a RayJob on a cluster and of the other launchers. It connects to the Ray cluster that
+``RAY_ADDRESS`` names, or starts Ray on this machine, runs the stage, and writes a record of how the stage ended.
 """
 
 import argparse
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the stage and record how it ended; the exit status is 0 when it succeeded, 1 when it failed."""
+    """Run the stage and record how it ended; return 0 if it succeeded, 1 if it failed."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(message)s", datefmt="%H:%M:%S")
     end_with_parent()
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         started, began = time.monotonic(), time.time()
         result = job.run(experiment, parents)
         seconds = time.monotonic() - started
-    except Exception as error:  # noqa: BLE001 - whatever ended the stage belongs into its record
+    except Exception as error:  # noqa: BLE001 - the record must hold every error
         explained = _explained_cause(error)
         record = run_records.Record(
             stage=options.stage,
@@ -102,7 +102,7 @@ def _connect() -> None:
 
 
 def _explained_cause(error: BaseException) -> WukongError | None:
-    """The error of ours inside whatever Ray wrapped around it."""
+    """Return Wukong's own error inside the errors that Ray has wrapped around it; None if there is none."""
     seen: set[int] = set()
     pending: list[BaseException] = [error]
     while pending:
@@ -110,8 +110,8 @@ def _explained_cause(error: BaseException) -> WukongError | None:
         if id(current) in seen:
             continue
         seen.add(id(current))
-        # Ray raises an error that is of our class and its own at once, with a remote traceback as its text; ours,
-        # with the message as it was written, is its cause.
+        # Ray raises an error of a class derived from Wukong's and its own; its text is a remote traceback. The cause of
+        # that error is Wukong's own, with the original message.
         if isinstance(current, WukongError) and not isinstance(current, ray.exceptions.RayError):
             return current
         inner = [current.__cause__, current.__context__, getattr(current, "cause", None)]

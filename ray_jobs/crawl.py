@@ -1,10 +1,10 @@
-"""The crawl as a distributed job: blocks of queries are searched, ranges of keys planned, parts of URLs downloaded.
+"""The crawl job: it searches blocks of queries, plans ranges of keys, and downloads parts of the plan.
 
-Each block, range and part is one Ray task that writes its files and then its marker. A task finds its own marker, so a
-job killed anywhere continues where it stopped, and no process ever holds more than its own block, range or part.
+Each block, range or group of parts is one Ray task, which writes its files and then its marker. A task that finds its
+marker does nothing, so a job that was killed continues where it stopped. No process holds more than its own task.
 
-A crawl of which too much failed is no finished crawl (``wukong.crawl.verdict``). It leaves what it has, and the next
-run is another attempt, in a place of its own, which takes over all but what may end otherwise.
+A crawl of which too much failed has not finished (``wukong.crawl.verdict``). It keeps what it has stored. The next run
+makes another attempt under another key, which takes over every final outcome and tries the rest again.
 """
 
 import asyncio
@@ -43,13 +43,13 @@ logger = logging.getLogger(__name__)
 
 VERSION = stages.of("crawl").version
 BLOCK = 100
-"""Queries a search task."""
+"""Queries of one search task."""
 
 PARTS = 4
-"""Parts a download task, at most."""
+"""The most parts of one download task."""
 
 _AT_ONCE = 2
-"""Parts of a task that are under way: while one waits for its slowest hosts or is written, the next one is fetched."""
+"""Parts that a task downloads at the same time: while one waits for slow hosts or is written, another is fetched."""
 
 _READ_BYTES = 1 << 20
 _PACE = {"concurrency", "max_seconds", "max_decode_seconds", "retries", "max_transient_share", "max_unexpected_share"}
@@ -66,18 +66,18 @@ _FAILED = "failed.json"
 _SLOW_HOSTS = "slow_hosts.json"
 _TOLD_HOSTS = 5
 
-_known_rules: RobotsCache = {}  # of the worker process, which runs many parts
-_known_slow: dict[str, SlowHosts] = {}  # likewise, of the run that it works for
+_known_rules: RobotsCache = {}  # of this worker process, which runs many tasks
+_known_slow: dict[str, SlowHosts] = {}  # likewise, by run
 
 
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
-    """Crawl: search, plan, download; give the manifest of the pairs (``parts/00000.tar`` and ``.parquet``).
+    """Search, plan and download; return the manifest of the pairs (``parts/00000.tar`` and ``.parquet``).
 
     Raises:
         ConfigError: the query list cannot be read, or a setting is not allowed.
         DataError: a URL list cannot be read, or the previous crawl has not finished.
-        EngineRefusedError: the engine wants to be asked no further; what was found is kept for the next run.
-        CrawlFailedError: too much failed, or nothing was stored; the next run tries again what may end otherwise.
+        EngineRefusedError: the engine refuses further requests; the results so far are kept for the next run.
+        CrawlFailedError: too much failed, or nothing was stored; the next run tries again what may succeed then.
     """
     config = experiment.crawl
     earlier = Previous.open(config)
@@ -88,7 +88,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         return found.finished
     if found.last is not None:
         why = verdict.failure(found.last.counts, config)
-        if why is None:  # by limits that are looser now
+        if why is None:  # the limits have been raised since
             return found.failed[-1].commit(found.last.parts, counts=found.last.counts, dropped=found.last.dropped)
         if not verdict.may_end_otherwise(found.last.counts):
             raise verdict.CrawlFailedError(why)
@@ -97,7 +97,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     job = _Job(found.stage, config, ConnectTo.from_environment(), earlier)
     manifest = job.run(found.queries, found.lists)
     for left in found.failed:
-        if left.finished() is None:  # its manifest stays: from it the next run finds its way here
+        if left.finished() is None:  # its failed.json stays: through it the next run finds this attempt
             for folder in ("parts", "plan", "search"):
                 storage.delete(left.path(folder))
     return manifest
@@ -108,10 +108,10 @@ class Attempt:
     """How far an experiment's crawl is.
 
     Attributes:
-        stage: the attempt that has finished, or else the place of the next one.
+        stage: the attempt that has finished, or else the next one.
         finished: its manifest, if it has finished.
-        failed: the attempts before it, of which too much failed.
-        last: what the last of them left.
+        failed: earlier attempts, in which too much failed.
+        last: what the last of these left.
         queries: to search.
         lists: files of its list of URLs or pictures.
     """
@@ -134,13 +134,13 @@ def attempt_of(
     earlier: Previous | None,
     digests: Callable[[list[str]], list[str]],
 ) -> Attempt:
-    """Find how far an experiment's crawl is: which attempt has finished, or which would be the next.
+    """Find the attempt at an experiment's crawl that has finished, or else the next one.
 
     Args:
-        experiment: what to do.
-        parents: manifests that the crawl goes on from.
+        experiment: the experiment.
+        parents: manifests that the crawl continues from.
         earlier: the previous crawl.
-        digests: gives the SHA-256, in hex, of files.
+        digests: returns the SHA-256, in hex, of files.
     """
     config = experiment.crawl
     queries: list[str] = []
@@ -168,7 +168,7 @@ def attempt_of(
 
 
 def identity(config: Crawl, content: Sequence[str]) -> dict[str, Any]:
-    """What decides a crawl's output: its settings but for the pace, and what the lists say, not where they lie.
+    """Return what decides a crawl's output: its settings except the pace, and the lists' content, not their place.
 
     Args:
         config: the crawl's settings.
@@ -181,7 +181,7 @@ def identity(config: Crawl, content: Sequence[str]) -> dict[str, Any]:
 
 
 class _Job:
-    """The three passes over one crawl, as tasks."""
+    """The three passes of a crawl, each as Ray tasks."""
 
     def __init__(self, stage: Stage, config: Crawl, connect_to: ConnectTo, earlier: Previous | None) -> None:
         self._stage = stage
@@ -243,7 +243,7 @@ class _Job:
         return self._stage.commit(described, counts=counts, dropped=dropped)
 
     def _tell_slow_hosts(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Log what slow hosts have cost, and leave it beside the parts; it is of this run, so no part of the data."""
+        """Log the time that slow hosts cost and write it beside the parts. It differs between runs."""
         seconds: Counter[str] = Counter()
         for record in records:
             seconds.update(record["slow_hosts"])
@@ -253,7 +253,7 @@ class _Job:
         storage.write_json(self._stage.path(_SLOW_HOSTS), cost_by_host)
 
     def _take_over(self, queries: Sequence[str]) -> list[dict[str, Any]]:
-        """Copy the results of what the previous crawl searched already."""
+        """Copy the results of the queries that the previous crawl has searched."""
         if self._earlier is None:
             return []
         positions = {query: place for place, query in enumerate(queries) if query in self._earlier.queries}
@@ -299,7 +299,7 @@ class _Job:
         )
 
     def _plan(self, files: list[str], results: int) -> list[tuple[str, int, int, str, str]]:
-        """Plan every range; give each part's plan, row group, number of URLs, and first and last key."""
+        """Plan every range; return each part's plan, row group, number of URLs, and first and last key."""
         count = plan.ranges_for(results)
         shared = ray.put(files)
         records = self._each(
@@ -329,16 +329,16 @@ class _Job:
         return records
 
     def _share(self, tasks: int) -> int:
-        """How many tasks crawl at once; where a host may not be asked by all of them, they need a ledger of permits."""
+        """Return how many tasks crawl at once; if a host allows fewer, make a ledger of permits."""
         share = min(self._cores, tasks) or 1
         limit = self._config.politeness.per_host_concurrency
         if share > limit and self._ledger is None:
-            # It holds nothing that the tasks do not tell it anew, so it may be started again anywhere.
+            # It may be started again anywhere: the tasks send it everything that it holds again.
             self._ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ledger).remote(limit)
         return share
 
     def _each(self, tasks: Iterable[Any]) -> Iterator[Any]:
-        """Give the tasks' records in order, with a few more tasks submitted than can run."""
+        """Yield the tasks' records in order; submit a few more tasks than can run at once."""
         waiting: deque[Any] = deque()
         try:
             for task in tasks:
@@ -362,11 +362,11 @@ def _get(task: Any) -> Any:
 
 
 def _once(stage: Stage, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Do a unit of work unless its marker is there, then write the marker."""
-    record = stage.part(name)
+    """Do a task and write its marker, unless the marker is there."""
+    record = stage.finished_task(name)
     if record is None:
         record = work()
-        stage.commit_part(name, record)
+        stage.commit_task(name, record)
     return record
 
 
@@ -397,14 +397,14 @@ def _take_over(stage: Stage, config: Crawl, number: int, uri: str, positions: Ma
 async def _fetcher(
     run: str, config: Crawl, connect_to: ConnectTo, share: int, ledger: Any, holder: str
 ) -> AsyncIterator[Fetcher]:
-    """The fetcher of one task, whose permits are given back when it ends."""
+    """The fetcher of one task; its permits are given back when the task ends."""
 
     async def exchange(held: list[str], wanted: list[str]) -> list[str]:
         granted: list[str] = await ledger.exchange.remote(holder, held, wanted)
         return granted
 
     permits = None if ledger is None else Permits(exchange)
-    if run not in _known_slow:  # another run, which makes its own experience
+    if run not in _known_slow:  # what an earlier run found out does not count
         _known_slow.clear()
         for site in [site for site, rules in _known_rules.items() if rules.failure is not None]:
             del _known_rules[site]
@@ -490,7 +490,7 @@ def _download(
     retry_failed: bool,
     parts: list[tuple[int, str, int, list[str]]],
 ) -> list[dict[str, Any]]:
-    """Download parts: each its number, its plan and row group there, and the parts of an earlier crawl that overlap."""
+    """Download parts, given as number, plan, row group in the plan, and the overlapping parts of an earlier crawl."""
 
     async def download(
         fetcher: Fetcher, decoder: Decoder, number: int, path: str, row_group: int, earlier: list[str]
@@ -512,10 +512,10 @@ def _download(
 
         async def one(number: int, path: str, row_group: int, earlier: list[str]) -> dict[str, Any]:
             async with under_way:
-                record = stage.part(f"part-{number:05d}")
+                record = stage.finished_task(f"part-{number:05d}")
                 if record is None:
                     record = await download(fetcher, decoder, number, path, row_group, earlier)
-                    stage.commit_part(f"part-{number:05d}", record)
+                    stage.commit_task(f"part-{number:05d}", record)
                 return record
 
         async with asyncio.TaskGroup() as group:

@@ -1,4 +1,4 @@
-"""The evaluate job: zero-shot classification and retrieval on what was held out (sections 5.2 and 5.3)."""
+"""The evaluate job: zero-shot classification and retrieval on what was held out (paper, sections 5.2 and 5.3)."""
 
 import logging
 from collections.abc import Mapping
@@ -25,12 +25,12 @@ _MODELS = {"finetuned": "finetune", "pretrained": "pretrain"}
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     """Measure the fine-tuned model, and the pre-trained one beside it.
 
-    Writes ``metrics.json``, the flat numbers of ``wukong.evaluate.measure.metrics_of``, those of the pre-trained model
-    under ``pretrained.``; and ``evaluation.json``, what the report is made of:
+    Writes two files. ``metrics.json`` has the flat numbers of ``wukong.evaluate.measure.metrics_of``; those of the
+    pre-trained model begin with ``pretrained.``. ``evaluation.json`` is for the report:
 
-    - ``retrieval``: one ``measure.retrieval_entry`` a hold-out;
-    - ``classification``: one ``measure.classification_entry`` a task;
-    - ``training``: for ``pretrain`` and ``finetune`` the epochs, ``wukong.train.loop.Epoch`` but for what is measured;
+    - ``retrieval``: one ``measure.retrieval_entry`` for each hold-out;
+    - ``classification``: one ``measure.classification_entry`` for each task;
+    - ``training``: the epochs of ``pretrain`` and ``finetune``, as ``wukong.train.loop.Epoch`` without measured times;
     - ``pretrained``: ``retrieval`` and ``classification`` of the pre-trained model.
 
     Args:
@@ -119,5 +119,5 @@ def _measure(experiment: Experiment, filtered: Manifest, computed: Manifest, mod
 
 
 def _pictures(table: pa.Table) -> list[str]:
-    """What tells each pair's picture from others: the digest of its bytes; its key where a table has none."""
+    """Return what identifies each pair's image: the digest of its bytes, or the pair's key where a table has none."""
     return [digest or key for digest, key in zip(table["sha256"].to_pylist(), table["key"].to_pylist(), strict=True)]

@@ -1,9 +1,9 @@
-"""The features job: what a locked image tower gives for every picture and view, computed once.
+"""Features: the output of a locked image tower for every image and view, computed once and stored.
 
-The training pairs' are a stage of their own and the hold-outs' another, each found by the filter's manifest, the image
-encoder and the views, so that pre-training and fine-tuning, or the evaluations, in this run and later ones, read the
-same files. The jobs that need them call this one, each for what it reads; a shard's view is a task. Where a run trained
-the tower itself, what comes after it reads features of that tower.
+Features of the training pairs and of the hold-outs are two outputs of the stage. Each key consists of the filter's
+manifest, the image encoder and the views. So pre-training and fine-tuning, or all evaluations, in this run and in later
+ones, read the same files. The jobs that need features call ``run``. A view of a shard is one task. If a training stage
+trained the tower itself, later stages use features of that tower.
 """
 
 import logging
@@ -30,10 +30,10 @@ def run(
     """Compute the features of shards: the evaluation view of each, and of training shards the augmented views too.
 
     Args:
-        experiment: its ``model.image``, ``model.similarity`` and the ``views`` of its training runs decide the output.
+        experiment: its ``model.image``, ``model.similarity`` and the ``views`` of both trainings decide the output.
         parents: the filter's manifest under ``filter``.
-        model: the training stage whose model's image tower to use; None for the tower as the experiment gives it.
-        pairs: of which: what is trained on, or every hold-out.
+        model: the training stage whose image tower is used; None for the tower that the experiment names.
+        pairs: ``train`` for the training pairs, ``holdouts`` for every hold-out.
 
     Raises:
         ConfigError: the image encoder or its weights cannot be had.
@@ -59,7 +59,7 @@ def run(
     with progress.track("features", sum(rows for _, _, rows in work), "pictures") as advance:
         for tar, view, rows in work:
             target = features.path_of(tar.parent.name, tar.stem, view)
-            record = stage.part(target)
+            record = stage.finished_task(target)
             if record is None:
                 waiting[
                     _compute.remote(stage, storage.join(filtered.uri, str(tar)), target, experiment.model, view, tower)
@@ -84,7 +84,7 @@ def shards_of(filtered: Manifest, split: str) -> list[str]:
 
 
 def _trained_tower(model: Manifest | None) -> Manifest | None:
-    """The stage that last trained a model's image tower; None where all that led to the model kept it locked."""
+    """Return the last stage that trained a model's image tower; None if every stage kept it locked."""
     while model is not None and model.config["training"].get("lock", "all") == "all":
         start = next((parent for parent in model.parents if parent.stage == "pretrain"), None)
         model = manifest.load(start.uri) if start else None
@@ -92,7 +92,7 @@ def _trained_tower(model: Manifest | None) -> Manifest | None:
 
 
 def _work(filtered: Manifest, pairs: str, views: int) -> Sequence[tuple[PurePosixPath, int, int]]:
-    """The tar, view and pictures of each task, the longest first, so that workers end together."""
+    """Return tar, view and number of images of each task, the largest first, so that workers end together."""
     holdouts = [holdout["name"] for holdout in filtered.config["split"]["holdouts"]]
     splits = ["train"] if pairs == "train" else holdouts
     rows = {part.path: part.rows for part in filtered.parts}
@@ -112,5 +112,5 @@ def _compute(stage: Stage, tar_uri: str, target: str, model: Model, view: int, t
     torch.set_num_threads(1)
     rows = features.compute(tar_uri, stage.path(target), model, view, tower)
     record = stage.describe(target, rows).model_dump(mode="json")
-    stage.commit_part(target, record)
+    stage.commit_task(target, record)
     return record

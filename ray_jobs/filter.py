@@ -159,7 +159,7 @@ def _each(
     shared: Callable[[], tuple[Any, ...]],
 ) -> list[dict[str, Any]]:
     """Run a task for each unit that is not recorded as complete; what tasks share is made only if one must run."""
-    records = {unit.number: stage.part(f"{name}-{unit.number:05d}") for unit in units}
+    records = {unit.number: stage.finished_task(f"{name}-{unit.number:05d}") for unit in units}
     missing = [unit for unit in units if records[unit.number] is None]
     if missing:
         common = shared()
@@ -173,7 +173,7 @@ def _recorded(
     task: Callable[..., dict[str, Any]], name: str, stage: Stage, unit: _Group | _Piece, *shared: Any
 ) -> dict[str, Any]:
     record = task(stage, unit, *shared)
-    stage.commit_part(f"{name}-{unit.number:05d}", record)
+    stage.commit_task(f"{name}-{unit.number:05d}", record)
     return record
 
 

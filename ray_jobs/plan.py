@@ -1,7 +1,7 @@
-"""What a run would do: which stages are finished already, what each reads and writes, roughly how much and how long.
+"""The plan of a run: which stages have finished already, what each reads and writes, roughly how large and how long.
 
-A stage's key follows from what its parents wrote, so it is known only where these have finished; the stages behind the
-first that has not are to do. Nothing is written here.
+A stage's key depends on its parents' output. So a stage can only be found finished if its parents have finished; all
+others are to do. Planning writes nothing.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ class Planned:
 
     Attributes:
         stage: its name.
-        finished: the manifest of an earlier run that is reused, if there is one.
-        begun: whether parts of it are finished, so that it would go on from there.
+        finished: the manifest of an earlier run, which is reused; None if the stage is to do.
+        begun: whether some of its tasks are finished, so that it would continue after them.
         reads: URIs.
-        writes: the URI below which it writes; of its stage alone where its key is not known yet.
-        estimate: bytes and seconds; nothing where it is reused.
-        measured: whether the estimate is of an earlier run of the stage.
+        writes: the URI below which it writes; without the key where that is not known yet.
+        estimate: bytes and seconds; 0 where it is reused.
+        measured: whether the estimate was measured in an earlier run of the stage.
     """
 
     stage: str
@@ -44,13 +44,13 @@ def of_run(experiment: Experiment, pictures: int, size: Size, cores: int) -> lis
     """Plan a run.
 
     Args:
-        experiment: what is to be done.
-        pictures: that come in, or may be expected to.
+        experiment: the experiment.
+        pictures: number of images that come in, or that may be expected.
         size: of the model.
         cores: of the machine.
 
     Raises:
-        ConfigError: a list cannot be read, or the earlier crawl cannot be gone on from.
+        ConfigError: a list cannot be read, or the crawl cannot continue from the earlier crawl.
         DataError: the pictures' list cannot be read.
         StorageError: the object store cannot be read.
     """
@@ -81,7 +81,7 @@ def of_run(experiment: Experiment, pictures: int, size: Size, cores: int) -> lis
 
 
 def _crawl(experiment: Experiment) -> tuple[Manifest | None, str, bool]:
-    """The crawl's manifest if it has finished, where it writes, and whether it has begun."""
+    """Return the crawl's manifest if it has finished, where it writes, and whether it has begun."""
     from ray_jobs import crawl
     from wukong.crawl.previous import Previous
 
@@ -93,7 +93,7 @@ def _crawl(experiment: Experiment) -> tuple[Manifest | None, str, bool]:
 
 
 def _finished(experiment: Experiment, entry: Entry, parents: Sequence[Manifest]) -> Manifest | None:
-    """The manifest of a stage that was made from these parents, by this experiment and this code."""
+    """Find the manifest of a stage that this code made from these parents and this experiment."""
     wanted = {parent.digest for parent in parents}
     expected = entry.config(experiment)
     root = storage.join(experiment.root, entry.name)

@@ -1,7 +1,7 @@
 """A training run on Ray Train, for the pretrain and finetune jobs: workers, checkpoints, recovery.
 
-What is trained and how is ``wukong.train.loop``; here is where it runs. Checkpoints lie under the stage's prefix, so a
-run that was killed goes on after its last epoch, to the same weights.
+``wukong.train.loop`` trains; this module runs it on Ray. Checkpoints lie under the stage's prefix, so a run that was
+killed continues after its last complete epoch and ends with the same weights.
 """
 
 import logging
@@ -105,8 +105,8 @@ def run(
 
 
 def _worker(job: dict[str, Any]) -> None:
-    """One Ray Train worker: read the data, train, report each epoch with a checkpoint from the first worker."""
-    _log_as_the_driver_does()
+    """Run one Ray Train worker: read the data, train, report each epoch; the first worker adds a checkpoint."""
+    _log_in_drivers_format()
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     settings = Training.model_validate(job["training"])
     context = ray.train.get_context()
@@ -137,8 +137,8 @@ def _worker(job: dict[str, Any]) -> None:
             train(model, pairs, settings, job["seed"], after_epoch, Path(folder))
 
 
-def _log_as_the_driver_does() -> None:
-    """Print what the library logs in the driver's format, which the command line reads progress from."""
+def _log_in_drivers_format() -> None:
+    """Print what the library logs in the same format as the driver."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s | %(levelname)s | %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("wukong")
@@ -149,7 +149,7 @@ def _log_as_the_driver_does() -> None:
 def _starting_point(
     job: Mapping[str, Any], settings: Training
 ) -> tuple[DualEncoder, Tokenizer, pa.Table, torch.Tensor | data.Pictures]:
-    """The model to train, its tokenizer, the pairs, and of their pictures what the model reads."""
+    """Return the model to train, its tokenizer, the pairs, and what the model reads of their images."""
     model = Model.model_validate(job["model"])
     torch.manual_seed(job["seed"])
     if settings.reads_features:
@@ -179,9 +179,9 @@ def _starting_point(
 def _publish(
     stage: Stage, checkpoint: Checkpoint, settings: Model, start: str | None
 ) -> tuple[list[Part], dict[str, Any]]:
-    """Join the trained weights with the image tower, where that was locked, into a package; write the history.
+    """Write the saved model, made of the trained weights and a locked image tower, and the history of the epochs.
 
-    What was measured of the machine is written beside it, and is none of the parts.
+    Measured times are written beside the history, in a file that is none of the parts.
     """
     if start:
         loaded = saved_model.load(start)

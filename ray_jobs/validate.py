@@ -1,4 +1,4 @@
-"""The validation gate: expectations on every batch of pairs in parallel, then on the set as a whole."""
+"""The validate job: the gate checks expectations on every batch of pairs in parallel, then on the set as a whole."""
 
 import logging
 import tempfile
@@ -39,11 +39,11 @@ _DATASET_COLUMNS = {
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     """Validate what the filter kept.
 
-    Writes ``results.json`` (one entry an expectation) and the data docs under ``docs/``, also when the gate fails, and
-    the dataset card, ``docs/card.html``, and ``statistics.json`` of each split, when it does not.
+    Writes ``results.json`` (one entry for each expectation) and the data docs under ``docs/``, even if the gate fails.
+    If it does not fail, writes the dataset card, ``docs/card.html``, and ``statistics.json`` with each split.
 
     Args:
-        experiment: its ``validation`` section says what must hold, its ``filter`` section the thresholds.
+        experiment: its ``validation`` section has the expectations, its ``filter`` section the thresholds.
         parents: the filter's manifest under ``filter``.
 
     Returns:
@@ -51,8 +51,8 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
 
     Raises:
         GateError: an expectation of severity ``fail`` does not hold; there is no manifest then.
-        ConfigError: ``validation.severity`` names an expectation that does not exist, or ``validation.reference``
-            another stage.
+        ConfigError: ``validation.severity`` names an expectation that does not exist, or ``validation.reference`` is
+            the manifest of another stage.
         DataError: a shard's table cannot be read.
     """
     filtered = parents["filter"]
@@ -100,7 +100,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         "tokens_median": counted.token_median,
     }
     storage.write_json(stage.path(statistics.PATH), {name: each.as_json() for name, each in by_split.items()})
-    # The data docs carry the time they were made at, so they are no part of what the manifest vouches for.
+    # The data docs contain the time at which they were made, so they are none of the manifest's parts.
     parts = [stage.describe("results.json", len(found)), stage.describe(card.PATH), stage.describe(statistics.PATH)]
     return stage.commit(parts, counts=counts, metrics=metrics)
 
@@ -122,7 +122,7 @@ def _splits(experiment: Experiment) -> tuple[str, ...]:
 
 
 def _batches(filtered: Manifest, experiment: Experiment) -> list[tuple[str, ...]]:
-    """URIs of the tables of consecutive shards, of at most ``_MAX_ROWS`` rows together."""
+    """Return batches of URIs: tables of consecutive shards with at most ``_MAX_ROWS`` rows together."""
     splits = _splits(experiment)
     shards: list[Part] = [
         part for part in filtered.parts if part.path.split("/", 1)[0] in splits and part.path.endswith(".parquet")
@@ -162,7 +162,7 @@ def _check(
 
 
 def _with_samples(outcome: Outcome, dataset: audit.Dataset, batches: Sequence[Sequence[str]]) -> Outcome:
-    """Add example rows to a failed expectation on the whole set; they are looked for only then."""
+    """Add example rows to an expectation on the whole set, if it failed."""
     column = _DATASET_COLUMNS.get(outcome.name)
     if outcome.success or column is None:
         return outcome
@@ -178,7 +178,7 @@ def _with_samples(outcome: Outcome, dataset: audit.Dataset, batches: Sequence[Se
 def _write_docs(
     stage: Stage, experiment: Experiment, whole: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
 ) -> None:
-    # Batches that failed first: a site for every one of thousands would be of no use.
+    # Batches that failed come first; nobody reads pages of thousands of batches.
     order = sorted(range(len(results)), key=lambda number: (bool(results[number]["success"]), number))[:_DOCS_BATCHES]
     shown = {"dataset": whole} | {f"pairs-{number:05d}": results[number] for number in order}
     definitions = {

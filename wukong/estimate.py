@@ -1,7 +1,7 @@
-"""Roughly how many bytes a stage writes and how many seconds it takes, before it has run.
+"""Rough estimates of the bytes that a stage writes and the seconds that it takes, before it has run.
 
-The figures are of the demo on two cores (README) and of arithmetic: they tell minutes from days and megabytes from
-terabytes, no more. Where a stage has run before in an experiment, what it took then is the better estimate.
+They are computed from the demo's figures on two cores (README): they tell minutes from days and megabytes from
+terabytes, no more. If a stage has run before in an experiment, its size and time then are the better estimate.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class Work:
 
 
 def urls(experiment: Experiment, queries: int) -> tuple[int, int]:
-    """The fewest and the most URLs that queries may be expected to find."""
+    """Return the fewest and the most URLs that queries may be expected to find."""
     asked = min(queries, experiment.crawl.max_queries)
     most = int(asked * experiment.crawl.max_results_per_query * MOST_SHARE)
     return min(asked * LEAST_RESULTS, max(most, 1)), most

@@ -1,9 +1,8 @@
-"""What a stage hands to the next: one small manifest, written last, that makes its output believed.
+"""What a stage hands to the next: one small manifest, written last. Without ``manifest.json`` a stage has no output.
 
-A stage's output lives under ``{storage}/{experiment}/{stage}/{key}``, where the key is a digest of the stage's name
-and version, its config and its parents' digests. Equal inputs meet in the same place, so a finished stage is found
-rather than run again, and a killed one continues from the parts that are complete. Without ``manifest.json`` there is
-no output.
+A stage's output lies under ``{storage}/{experiment}/{stage}/{key}``. The key is a digest of the stage's name and
+version, its config and its parents' digests. Equal inputs give the same key, so a finished stage is found and not run
+again, and a killed stage continues after the tasks that are complete.
 """
 
 import hashlib
@@ -45,7 +44,7 @@ class Part(BaseModel):
 
 
 class Parent(BaseModel):
-    """A stage this one was made from, by the digest of its manifest."""
+    """A stage whose output this one was made from, with the digest of its manifest."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -55,17 +54,17 @@ class Parent(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a finished stage says of its output.
+    """Describes the output of a finished stage.
 
     Attributes:
         stage: the stage's name.
         uri: the prefix its parts lie under.
-        config: the part of the experiment the stage was keyed on.
-        parents: the stages it was made from.
+        config: the part of the experiment that decides the output; it is in the key.
+        parents: the stages that it was made from.
         parts: every file, with rows and digest.
         counts: named row counts (the funnel is made of them).
-        dropped: rows left out, by the name of the rule that left them out.
-        metrics: named numbers worth tracking.
+        dropped: rows that were dropped, by the rule that dropped them.
+        metrics: named numbers that go to MLflow.
         provenance: code revision, image, versions, host kind, seconds; not part of the digest.
     """
 
@@ -84,7 +83,7 @@ class Manifest(BaseModel):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything but where, when and by which code it was made."""
+        """SHA-256 of everything except where, when and by which code it was made."""
         value = self.model_dump(mode="json", exclude={"uri", "provenance"})
         value["parents"] = [parent.digest for parent in self.parents]
         return digest_of(value)
@@ -136,14 +135,14 @@ def describe(uri: str, relative: str, rows: int = 0) -> Part:
 
 
 class Stage:
-    """The place where one stage writes, and its commit.
+    """The place where one stage writes; ``commit`` makes its output valid.
 
     Args:
         root: the experiment's prefix, ``{storage}/{name}``.
         name: the stage's name.
-        config: the JSON value of everything that decides the stage's output, beside its parents.
-        parents: manifests of the stages it reads.
-        version: raised by the stage's author when its code makes other output from the same input.
+        config: a JSON value with everything that decides the stage's output, except its parents.
+        parents: manifests of the stages that it reads.
+        version: of the stage's code (``wukong.stages``).
     """
 
     def __init__(
@@ -162,20 +161,20 @@ class Stage:
         return storage.join(self.uri, relative)
 
     def finished(self) -> Manifest | None:
-        """The manifest of an earlier run with the same inputs, if that run finished."""
+        """The manifest of this key; None if no run has finished it."""
         return load(self.uri) if storage.exists(self.path(_NAME)) else None
 
-    def part(self, name: str) -> dict[str, Any] | None:
-        """What ``commit_part`` recorded for this unit of work, if it is complete."""
+    def finished_task(self, name: str) -> dict[str, Any] | None:
+        """The record that ``commit_task`` stored for a task; None if the task is not complete."""
         marker = self.path(f"_parts/{name}.json")
         return storage.read_json(marker) if storage.exists(marker) else None
 
-    def commit_part(self, name: str, record: Mapping[str, Any]) -> None:
-        """Record that a unit of work is complete; call it after all its files are written."""
+    def commit_task(self, name: str, record: Mapping[str, Any]) -> None:
+        """Store the record of a complete task; call it after all files of the task are written."""
         storage.write_json(self.path(f"_parts/{name}.json"), dict(record))
 
     def describe(self, relative: str, rows: int = 0) -> Part:
-        """Measure a file already written by this stage: its size and SHA-256."""
+        """Measure a file that this stage has written: its size and SHA-256."""
         return describe(self.uri, relative, rows)
 
     def commit(
@@ -186,7 +185,7 @@ class Stage:
         dropped: Mapping[str, int] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> Manifest:
-        """Write the manifest, after every part: from here on the output is believed."""
+        """Write the manifest, after all parts are written: it makes the output valid."""
         manifest = Manifest(
             stage=self.name,
             uri=self.uri,
@@ -203,7 +202,7 @@ class Stage:
 
 
 def provenance() -> dict[str, Any]:
-    """Where and by which code something was made: revision, image, Python, platform and time (UTC)."""
+    """Where, when (UTC) and by which code something is made."""
     return {
         "revision": code_revision(),
         "image": os.environ.get("WUKONG_IMAGE", ""),
@@ -215,7 +214,7 @@ def provenance() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def code_revision() -> str:
-    """The code's git revision: of the image it was built into or the checkout it runs from, else ``unknown``."""
+    """The code's git revision, of its image or its checkout; ``unknown`` where neither says."""
     if revision := os.environ.get("WUKONG_REVISION"):
         return revision
     result = subprocess.run(  # noqa: S603

@@ -1,9 +1,9 @@
-"""What is looked at before the first stage, so that a run does not fail an hour later on what could be known now.
+"""Checks before the first stage, so that a run does not fail after an hour for a reason that can be known now.
 
-What the values of an experiment can never mean is refused by ``wukong.config``. Here is what takes the world to tell:
-whether what the experiment names is there, whether an engine answers, whether disk, memory and graphics cards will do.
-The command line looks before it starts a run, and the first component of a pipeline before it hands the experiment on.
-Every message names the key, the value, and what is allowed.
+``wukong.config`` refuses values that are wrong in themselves. The checks here need the world: whether the files that
+the experiment names exist, whether the engine answers, whether disk, memory and GPUs suffice. The command line checks
+before it starts a run, the first component of a pipeline before it hands the experiment on. Every message names the
+key, the value, and what is allowed.
 """
 
 import logging
@@ -27,7 +27,7 @@ _OF_A_LIST = (".csv", ".tsv", ".parquet", ".jsonl", ".csv.gz", ".tsv.gz", ".json
 
 
 def check_name(experiment: Experiment, run: str) -> None:
-    """See that a run's name can be the name of a folder.
+    """Check that a run's name can be the name of a folder.
 
     Raises:
         ConfigError: it cannot.
@@ -39,14 +39,14 @@ def check_name(experiment: Experiment, run: str) -> None:
 
 
 def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDED) -> None:
-    """See that the experiment says all that the stages need; this reads nothing.
+    """Check that the experiment has all settings that the stages need; this reads no file.
 
     Args:
-        experiment: what is to be done.
+        experiment: the experiment.
         names: of the stages that will run.
 
     Raises:
-        ConfigError: it does not; the message names every key.
+        ConfigError: a setting is missing; the message names every key.
     """
     problems = []
     if "evaluate" in names and not experiment.filter.split.holdouts:
@@ -58,15 +58,15 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
 
 
 def check_world(experiment: Experiment, names: Collection[str] = stages.RECORDED, *, connect: bool = False) -> None:
-    """See that what the experiment names is there, as far as the stages read it.
+    """Check that the files and addresses exist that the experiment names and the stages read.
 
     Args:
-        experiment: what is to be done.
+        experiment: the experiment.
         names: of the stages that will run.
-        connect: see whether the search engine's address answers too.
+        connect: also check that the search engine's address answers.
 
     Raises:
-        ConfigError: something is missing, or of another kind; the message names every key.
+        ConfigError: something is missing or of another kind; the message names every key.
         StorageError: the object store cannot be reached.
     """
     checks, sections = _checks(experiment), stages.sections_of(names)
@@ -82,10 +82,10 @@ def check_world(experiment: Experiment, names: Collection[str] = stages.RECORDED
 
 
 def check_lists(experiment: Experiment) -> None:
-    """See that the lists which the experiment names can be read; this needs what the crawl and the filter need.
+    """Check that the lists that the experiment names can be read; this imports what the crawl and the filter import.
 
     Raises:
-        ConfigError: a line of an opt-out list is none, or the lists of sensitive words hold no word; with the key.
+        ConfigError: an opt-out list has a wrong line, or the lists of sensitive words have no word; names the key.
     """
     from wukong.curate.rules import sensitive
     from wukong.publish.optout import OptOut
@@ -111,7 +111,7 @@ def _refuse(problems: Collection[str]) -> None:
 
 
 def _checks(experiment: Experiment) -> Mapping[str, Callable[[str], str]]:
-    """For each key that is a URI, what tells why it will not do; empty where it will."""
+    """Return a check for each key that is a URI: it returns why the URI is wrong, or an empty text."""
     listed = _of_list if experiment.crawl.engine == "urls" else _of_pictures
     return {
         "crawl.queries": _of_file if experiment.crawl.engine in ("baidu", "searxng") else lambda _: "",
@@ -162,7 +162,7 @@ def _of_stage(uri: str, stage: str) -> str:
 
 
 def _unanswered(endpoint: str) -> Iterator[str]:
-    """Why nothing answers at a search engine's address, past any proxy, as the crawler asks it."""
+    """Yield a problem if nothing answers at a search engine's address; no proxy is used, as in the crawler."""
     from wukong.crawl.addresses import ConnectTo
 
     parts = urlsplit(endpoint)
@@ -182,7 +182,7 @@ def _unanswered(endpoint: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine has: bytes of memory, cores, graphics cards, bytes free where an experiment writes."""
+    """A machine: bytes of memory, cores, GPUs, and bytes free where an experiment writes."""
 
     memory: int
     cores: int
@@ -191,7 +191,7 @@ class Machine:
 
     @classmethod
     def here(cls, folder: Path) -> "Machine":
-        """This machine, and the disk of a folder that exists or is yet to be made."""
+        """Return this machine, with the disk of a folder, which need not exist yet."""
         while not folder.exists():
             folder = folder.parent
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -200,28 +200,28 @@ class Machine:
 
 @dataclass(frozen=True)
 class Size:
-    """How many weights a model has, and how many of them its image tower."""
+    """Number of a model's weights, and of the weights of its image tower."""
 
     weights: int
     image: int
 
     def memory(self, settings: Training) -> int:
-        """Bytes that a worker holds at the least: of what it trains weights, gradients and two moments, in float32."""
+        """Return the least bytes of a worker, in float32: weights, and for trained ones gradients and two moments."""
         trained = self.weights if settings.lock == "none" else self.weights - self.image
         return 16 * trained + (0 if settings.reads_features else 4 * (self.weights - trained))
 
 
 def check_machine(experiment: Experiment, machine: Machine, needed: int, size: Size | None = None) -> None:
-    """See that a run fits a machine.
+    """Check that a run fits a machine.
 
     Args:
-        experiment: what is to be done.
-        machine: where.
+        experiment: the experiment.
+        machine: the machine.
         needed: bytes that the stages will write.
-        size: of the model; None where none is trained.
+        size: of the model; None if none is trained.
 
     Raises:
-        ConfigError: it does not; the message names every key.
+        ConfigError: it does not fit; the message names every key.
     """
     problems = []
     if needed > machine.free:
@@ -259,12 +259,12 @@ def _too_large(name: str, settings: Training, machine: Machine, size: Size) -> I
 
 
 def check_model(experiment: Experiment) -> Size:
-    """See that the model can be built and its image tower's weights be had, and give its size.
+    """Check that the model can be built and that its image tower's weights are available; return its size.
 
-    It is built without memory for its weights; torch is needed all the same.
+    The model is built without memory for its weights. This needs torch.
 
     Raises:
-        ConfigError: it cannot; the message names the key.
+        ConfigError: it cannot be built, or weights are missing; the message names the key.
     """
     import torch
 
@@ -296,7 +296,7 @@ def check_model(experiment: Experiment) -> Size:
 
 
 def _check_hub(name: str) -> None:
-    """See that the hub, or its cache on this machine, has the weights of a timm model; they are not fetched."""
+    """Check that the hub, or its cache on this machine, has the weights of a timm model; this downloads nothing."""
     import huggingface_hub
     import timm
 
@@ -308,7 +308,7 @@ def _check_hub(name: str) -> None:
         return
     try:
         huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, file), timeout=_CONNECT_SECONDS)
-    except Exception as error:  # of whichever HTTP client the hub's package has
+    except Exception as error:  # the errors depend on the HTTP client of the hub's package
         raise ConfigError(
             f"model.image.weights: 'hub' does not give {repository} ({' '.join(str(error).split())}); without a "
             "network name the URI of a safetensors file"
@@ -316,7 +316,7 @@ def _check_hub(name: str) -> None:
 
 
 def _limit_of_group() -> int:
-    """Bytes that this process's control group may use, as a container has one; many where there is no limit."""
+    """Return the bytes that this process's control group may use, as in a container; 2**62 without a limit."""
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             text = Path(path).read_text(encoding="ascii").strip()

@@ -1,11 +1,11 @@
-"""What one pipeline run leaves behind: a small record for each stage, whether it succeeded or failed.
+"""Records of a pipeline run: a small file for each stage, which says whether it succeeded or failed.
 
-Records lie under ``{root}/runs/{run}/{stage}.json``. Stages' outputs are shared between runs with equal inputs; the
-record says what this run did: which manifest it got, whether that was there already, how long the work took, or why it
-failed. The command line and the report are made from records, never from log output.
+Records lie under ``{root}/runs/{run}/{stage}.json``. Runs with equal inputs share the stages' output. A record says
+what one run did: which manifest it got, whether that existed already, how long the work took, or why it failed. The
+command line and the report read records, never log output.
 
-Beside the records lies ``experiment.json``, what the run is of: a run's name belongs to one experiment, so that nobody
-finds the results of another under it.
+Beside the records lies ``experiment.json``. A run's name belongs to that experiment, so nobody finds the results of
+another experiment under the name.
 """
 
 import re
@@ -31,10 +31,10 @@ class Record(BaseModel):
         stage: the stage's name.
         state: ``succeeded`` or ``failed``.
         manifest: URI of the stage's manifest, when it succeeded.
-        reused: whether an earlier run had already finished it.
-        seconds: the stage's own work, without process start-up.
-        error: the message of the error that ended it.
-        traceback: where it happened, unless the error is one that its message explains.
+        reused: whether an earlier run had finished the stage already.
+        seconds: time of the stage's own work, without the start of its process.
+        error: the message of the error that ended the stage.
+        traceback: of that error; empty if the message explains the error.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,11 +49,11 @@ class Record(BaseModel):
 
 
 class Claim(BaseModel):
-    """What a run's name belongs to.
+    """Says which experiment a run's name belongs to.
 
     Attributes:
         experiment: the experiment, as JSON.
-        holder: which attempt has the name now: KFP's name of the run on a cluster, empty on one machine.
+        holder: who uses the name now: KFP's name of the run on a cluster, empty on one machine.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,10 +62,10 @@ class Claim(BaseModel):
     holder: str = ""
 
     def check(self, experiment: Experiment, run: str) -> None:
-        """Refuse another experiment than the one that has the name.
+        """Refuse any experiment except the one that the name belongs to.
 
         Raises:
-            ConfigError: it is another; the message says in what, and how to go on.
+            ConfigError: it is another; the message says what differs and what to do.
         """
         value = experiment.model_dump(mode="json")
         if self.experiment != value and (found := differences(_as_now(self.experiment), value)):
@@ -84,7 +84,7 @@ class Claim(BaseModel):
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys in which two experiments differ, with both values; None stands for a key that is not there."""
+    """Return the dotted keys in which two experiments differ, with both values; None for a key that is missing."""
     first, second = flatten(before), flatten(now)
     keys = [*second, *(key for key in first if key not in second)]
     return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
@@ -102,17 +102,17 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def claim(experiment: Experiment, run: str, holder: str = "") -> None:
-    """Take a run's name for an experiment, before anything is written under it.
+    """Take a run's name for an experiment, before anything is written under the name.
 
-    The same experiment takes its name again, to go on or to be repeated.
+    The same experiment may take the name again, to continue or to repeat the run.
 
     Args:
-        experiment: what is to be run.
+        experiment: the experiment.
         run: the name.
         holder: see ``Claim``.
 
     Raises:
-        ConfigError: the name cannot be one, or it belongs to another experiment.
+        ConfigError: the name is not allowed, or it belongs to another experiment.
     """
     if (found := claimed(experiment, run)) is not None:
         found.check(experiment, run)
@@ -121,13 +121,13 @@ def claim(experiment: Experiment, run: str, holder: str = "") -> None:
 
 
 def claimed(experiment: Experiment, run: str) -> Claim | None:
-    """What a run's name belongs to, or None when nobody has taken it."""
+    """Return who has taken a run's name, or None if nobody has."""
     uri = uri_of(experiment, run, _CLAIM)
     return Claim.model_validate(storage.read_json(uri)) if storage.exists(uri) else None
 
 
 def _as_now(experiment: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An experiment as this version writes it: keys that came since have their defaults."""
+    """Return an experiment as this version writes it: keys that are new have their defaults."""
     try:
         return config.parse(dict(experiment)).model_dump(mode="json")
     except ConfigError:
@@ -150,10 +150,10 @@ def uri_of(experiment: Experiment, run: str, name: str) -> str:
 
 
 def check_name(run: str) -> None:
-    """Refuse a run's name that is no name of a folder.
+    """Check that a run's name can be the name of a folder.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it cannot.
     """
     if not _NAME.fullmatch(run):
         raise ConfigError(
@@ -167,19 +167,19 @@ def write(experiment: Experiment, run: str, record: Record) -> None:
 
 
 def read(experiment: Experiment, run: str, stage: str) -> Record | None:
-    """A stage's record, or None when the stage did not come to an end."""
+    """Return a stage's record, or None if the stage has not ended."""
     uri = uri_of(experiment, run, f"{stage}.json")
     return Record.model_validate(storage.read_json(uri)) if storage.exists(uri) else None
 
 
 def read_all(experiment: Experiment, run: str) -> list[Record]:
-    """The records of a run, in the pipeline's order."""
+    """Return the records of a run, in the order of the table of stages."""
     records = (read(experiment, run, stage) for stage in stages.RECORDED)
     return [record for record in records if record is not None]
 
 
 def latest(experiment: Experiment, stage: str) -> str | None:
-    """URI of the newest manifest of a stage that a run of this experiment recorded, or None."""
+    """Return the URI of a stage's newest manifest that a run of this experiment recorded, or None."""
     found = [
         manifest.load(record.manifest)
         for uri in storage.list_files(storage.join(experiment.root, "runs"), f"/{stage}.json")

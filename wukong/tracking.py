@@ -1,7 +1,7 @@
-"""One way to log to MLflow: a parent run for the pipeline, a nested run for each stage, models under aliases.
+"""Logs to MLflow: a parent run for the pipeline, a nested run for each stage, registered models with aliases.
 
-Where the server is comes from ``MLFLOW_TRACKING_URI``. Without it nothing is tracked, and the log says so. A job that a
-stage starts finds its run in ``MLFLOW_RUN_ID``, which is how metrics logged on a Ray worker reach the stage's run.
+``MLFLOW_TRACKING_URI`` names the server. Without it nothing is tracked, and the log says so. In a stage's job,
+``MLFLOW_RUN_ID`` names the stage's run, so that metrics logged on a Ray worker reach that run.
 """
 
 import logging
@@ -41,10 +41,10 @@ def enabled() -> bool:
 
 @contextmanager
 def stage_run(experiment: Experiment, run: str, stage: str) -> Iterator[str | None]:
-    """Open the nested MLflow run of one stage; its parent is the pipeline's run, made by whichever stage comes first.
+    """Open the nested MLflow run of one stage. Its parent is the pipeline's run, which the first stage makes.
 
-    Yields the run's ID, for ``MLFLOW_RUN_ID`` of the job the stage starts, or None when nothing is tracked. The run
-    ends as FAILED when the block raises an error, as KILLED when it is cancelled.
+    Yields the run's ID, for ``MLFLOW_RUN_ID`` of the stage's job, or None if nothing is tracked. The run ends as FAILED
+    if the block raises an error, as KILLED if it is cancelled.
 
     Raises:
         ConfigError: the pipeline's run of that name is another experiment's.
@@ -60,7 +60,7 @@ def stage_run(experiment: Experiment, run: str, stage: str) -> Iterator[str | No
             f"the run name {run!r} belongs to another experiment called {experiment.name!r} at {_address()}, whose "
             "results it would overwrite: choose another --name, or run with the config that the name was begun with"
         )
-    if parent.info.status != "RUNNING":  # a run that ended before, and goes on under its name
+    if parent.info.status != "RUNNING":  # a run that has ended and continues under its name
         client.update_run(parent.info.run_id, status="RUNNING")
     nested = client.create_run(
         experiment_id=parent.info.experiment_id,
@@ -84,8 +84,8 @@ def stage_run(experiment: Experiment, run: str, stage: str) -> Iterator[str | No
 def log_stage(run_id: str | None, manifest: Manifest) -> None:
     """Log a finished stage: config, counts, metrics, digests, its parents as inputs, its ``docs/`` as artifacts.
 
-    Metrics that the stage's job logged step by step stay as they are: the last value once more, at step 0, would bend
-    their curves.
+    Metrics that the stage's job has logged step by step are left out: their last value again, at step 0, would spoil
+    the curves.
     """
     if run_id is None:
         return
@@ -112,20 +112,20 @@ def log_metrics(metrics: Mapping[str, float], step: int = 0) -> None:
 
 
 def register(experiment: Experiment, run_id: str, model: Manifest, evaluation: Manifest) -> dict[str, float]:
-    """Register a model as a version, and give it the alias when it beats the version that holds it.
+    """Register a model as a new version; give it the alias if it beats the version that has it.
 
-    A version of another experiment, or of pictures from elsewhere, does not compete: it keeps the alias.
-    What is registered is an MLflow model (``wukong.model.pyfunc``) with the model's folder among its artifacts.
-    A version with the same evaluation digest is found again rather than made twice.
+    If that version is of another experiment or of images from another source, the two are not compared and it keeps the
+    alias. The version is an MLflow model (``wukong.model.pyfunc``) with the saved model among its artifacts. A version
+    with the same evaluation digest is used again; no second one is made.
 
     Args:
-        experiment: says the model's name, the alias and the metric that decides; higher is better.
-        run_id: the MLflow run whose artifacts hold the model's folder.
+        experiment: names the model, the alias and the metric that decides; a higher value is better.
+        run_id: the MLflow run whose artifacts hold the saved model.
         model: manifest of the stage whose ``model/`` folder is registered.
         evaluation: manifest of the evaluation of that model.
 
     Returns:
-        ``version``, ``promoted`` (1 when this version holds the alias now), and the deciding metric under its name.
+        ``version``, ``promoted`` (1 if this version has the alias now), and the deciding metric under its name.
 
     Raises:
         DataError: the evaluation did not measure the metric that decides.
@@ -186,11 +186,11 @@ def _beats_holder(client: "MlflowClient", experiment: Experiment, version: str, 
 
 
 def _origin(experiment: Experiment) -> str:
-    """What tells whether two models are of one line of data: an experiment's name, and where its pictures come from."""
+    """Return what two models must share to be compared: the experiment's name, and where its images come from."""
     return digest_of([experiment.name, experiment.crawl.engine, experiment.crawl.endpoint])[:16]
 
 
-def finish(experiment: Experiment, run: str, metrics: Mapping[str, float]) -> None:
+def complete_run(experiment: Experiment, run: str, metrics: Mapping[str, float]) -> None:
     """Log the final metrics to the pipeline's run and end it."""
     if enabled():
         client = _client()
@@ -199,13 +199,13 @@ def finish(experiment: Experiment, run: str, metrics: Mapping[str, float]) -> No
         client.set_terminated(parent, "FINISHED")
 
 
-def end(experiment: Experiment, run: str, status: str) -> None:
-    """End the pipeline's run and what still runs below it: for a pipeline whose own components could not.
+def end_open_runs(experiment: Experiment, run: str, status: str) -> None:
+    """End the pipeline's run and its nested runs that are still open, if the components could not do so themselves.
 
-    Where the server does not answer, the log says so: what ended the pipeline must not be hidden by that.
+    If the server does not answer, the log says so and no error is raised, which would hide what ended the pipeline.
 
     Args:
-        experiment: whose run.
+        experiment: the experiment.
         run: name of the pipeline run.
         status: MLflow's word for how it ended: ``FAILED`` or ``KILLED``.
     """
@@ -227,14 +227,14 @@ def end(experiment: Experiment, run: str, status: str) -> None:
 
 
 def log_report(experiment: Experiment, run: str, page: str) -> None:
-    """Log a run's report, a HTML page, as ``report.html`` of the pipeline's run: MLflow shows what has that suffix."""
+    """Log a run's report, an HTML page, as ``report.html`` of the pipeline's run; MLflow shows files of that suffix."""
     if enabled():
         client = _client()
         client.log_text(_parent(client, experiment, run).info.run_id, page, "report.html")
 
 
 def log_docs(experiment: Experiment, run: str, docs: str) -> None:
-    """Log what lies below a prefix as ``docs/`` of the pipeline's run, where its report links to it."""
+    """Log the files below a prefix as ``docs/`` of the pipeline's run, which its report links to."""
     if enabled():
         client = _client()
         with tempfile.TemporaryDirectory() as folder:
@@ -244,7 +244,7 @@ def log_docs(experiment: Experiment, run: str, docs: str) -> None:
 
 
 def run_url(experiment: Experiment, run: str) -> str | None:
-    """Address of the pipeline run's page in MLflow, or None when nothing is tracked."""
+    """Return the address of the pipeline run's page in MLflow, or None if nothing is tracked."""
     if not enabled():
         return None
     info = _parent(_client(), experiment, run).info

@@ -48,7 +48,7 @@ def finished_stage(experiment: config.Experiment, name: str, run_name: str, **se
 
 def test_a_first_run_has_nothing_to_go_on_from(tmp_path: Path) -> None:
     experiment = config.loads(text(tmp_path))
-    assert ends.continued(experiment) == (experiment, "")
+    assert ends.continue_experiment(experiment) == (experiment, "")
 
 
 def test_a_run_goes_on_from_the_newest_crawl_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,7 @@ def test_a_run_goes_on_from_the_newest_crawl_and_model(tmp_path: Path, monkeypat
     finished_stage(experiment, "crawl", "c", number=2)
     model = finished_stage(experiment, "pretrain", "a")
     run_records.write(experiment, "d", run_records.Record(stage="crawl", state="failed", error="no"))
-    made, start = ends.continued(experiment)
+    made, start = ends.continue_experiment(experiment)
     assert (made.crawl.previous, start) == (newest, model)
 
 
@@ -88,14 +88,14 @@ def test_the_manifest_of_a_run_or_why_there_is_none(tmp_path: Path) -> None:
 def test_the_end_of_a_run_is_recorded(tmp_path: Path, state: str, message: str, expected: str, error: str) -> None:
     experiment = config.loads(text(tmp_path))
     run_records.write(experiment, "r", run_records.Record(stage="filter", state="failed", error="part 7 is truncated"))
-    ends.finish(text(tmp_path), [], "r", "job", state, message)
+    ends.record_end_of(text(tmp_path), [], "r", "job", state, message)
     record = run_records.read(experiment, "r", "run")
     assert record is not None
     assert (record.state, record.error) == (expected, error)
 
 
 def test_a_run_that_never_had_an_experiment_leaves_nothing(tmp_path: Path) -> None:
-    ends.finish("name: [", [], "r", "job", "FAILED", "")
+    ends.record_end_of("name: [", [], "r", "job", "FAILED", "")
     assert storage.list_files(storage.from_path(tmp_path)) == []
 
 
@@ -108,7 +108,7 @@ def test_the_jobs_of_a_run_on_a_cluster_are_ended(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr("ray_jobs.launch.kuberay.end_run", end_run)
     monkeypatch.setenv("WUKONG_CLUSTER", "wukong")
-    ends.finish(text(tmp_path), [], "r", "job", "CANCELLED", "")
+    ends.record_end_of(text(tmp_path), [], "r", "job", "CANCELLED", "")
     assert ended == [("demo", "r", "wukong")]
 
 
@@ -118,10 +118,10 @@ def test_a_run_that_was_refused_its_name_touches_nothing_of_the_other(
     monkeypatch.setattr("ray_jobs.launch.kuberay.end_run", lambda *_: pytest.fail("the other's jobs are ended"))
     monkeypatch.setenv("WUKONG_CLUSTER", "wukong")
     run_records.claim(config.loads(text(tmp_path)), "r", "first")
-    ends.finish(text(tmp_path), ["pretrain.epochs=9"], "r", "second", "FAILED", "configure failed")
+    ends.record_end_of(text(tmp_path), ["pretrain.epochs=9"], "r", "second", "FAILED", "configure failed")
     assert run_records.read(config.loads(text(tmp_path)), "r", "run") is None
     monkeypatch.setattr("ray_jobs.launch.kuberay.end_run", lambda *_: [])
-    ends.finish(text(tmp_path), [], "r", "first", "SUCCEEDED", "")
+    ends.record_end_of(text(tmp_path), [], "r", "first", "SUCCEEDED", "")
     assert run_records.read(config.loads(text(tmp_path)), "r", "run") is not None
 
 
@@ -130,7 +130,13 @@ def test_a_run_on_a_cluster_takes_its_name_first(tmp_path: Path) -> None:
 
     def begin(job: str, *overrides: str) -> Any:
         as_is = dict.fromkeys(("epochs", "batch_size", "learning_rate", "workers", "gpus_per_worker"), ends.AS_IS)
-        given = {"experiment": text(tmp_path), "overrides": list(overrides), "job": job, "go_on": False, "stages": []}
+        given = {
+            "experiment": text(tmp_path),
+            "overrides": list(overrides),
+            "job": job,
+            "continue_last_run": False,
+            "stages": [],
+        }
         return configure.python_func(**given, **as_is, run="nightly")
 
     assert begin("one")[1] == "nightly"
@@ -151,7 +157,7 @@ def test_a_failed_run_ends_in_mlflow_too(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     experiment = config.loads(text(tmp_path))
     with tracking.stage_run(experiment, "r", "filter") as nested:
-        ends.finish(text(tmp_path), [], "r", "job", "CANCELLED", "")
+        ends.record_end_of(text(tmp_path), [], "r", "job", "CANCELLED", "")
         assert nested is not None
         client = MlflowClient()
         killed = client.get_run(nested)

@@ -14,6 +14,7 @@ from components.container_image import DATA_IMAGE
 from infra import containers
 from pipelines import local
 from ray_jobs.launch import job_api
+from wukong import events
 from wukong.errors import StackError
 
 
@@ -64,6 +65,25 @@ def test_components_run_as_pods_do(tmp_path: Path) -> None:
     assert f"user {os.getuid() or 1000}, 悟空, code in /opt/wukong/" in said
     assert "cannot write: Read-only file system" in said
     assert "the note is written" in said
+
+
+@dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
+def tell() -> None:
+    from wukong import events
+
+    with events.stage("crawl"):
+        events.write(events.Advanced(what="download", done=1, total=2, unit="pictures", rate=1.0))
+
+
+@dsl.pipeline
+def telling() -> None:
+    tell()
+
+
+def test_components_in_containers_tell_their_events(tmp_path: Path) -> None:
+    with events.received(tmp_path / "kfp" / "events.jsonl") as reader:
+        local.run(telling, {}, tmp_path / "kfp", lambda line: None, {events.VARIABLE: str(reader.path)})
+        assert [event.kind for event in reader.new()] == ["begun", "advanced", "ended"]
 
 
 @pytest.fixture(scope="module")

@@ -54,10 +54,10 @@ def test_every_parameter_is_typed_and_explained(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_whatever_happens_the_end_is_recorded(name: str) -> None:
     specification = read(name)[0]
-    finish = specification["root"]["dag"]["tasks"]["finish"]
-    assert finish["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    ended = specification["root"]["dag"]["tasks"]["record-end"]
+    assert ended["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
     assert len(specification["root"]["dag"]["tasks"]) == 2, "nothing runs outside the exit handler"
-    assert finish["inputs"]["parameters"]["job"]["runtimeValue"]["constant"] == "{{$.pipeline_job_name}}"
+    assert ended["inputs"]["parameters"]["job"]["runtimeValue"]["constant"] == "{{$.pipeline_job_name}}"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -115,7 +115,7 @@ def test_the_ui_gets_something_to_draw() -> None:
 
 def test_recurring_runs_go_on_from_the_last() -> None:
     tasks = run_of(read("recurring")[0])
-    assert tasks["configure"]["inputs"]["parameters"]["go_on"]["runtimeValue"]["constant"] is True
+    assert tasks["configure"]["inputs"]["parameters"]["continue_last_run"]["runtimeValue"]["constant"] is True
     start = tasks["pretrain"]["inputs"]["parameters"]["start"]["taskOutputParameter"]
     assert start == {"outputParameterKey": "start", "producerTask": "configure"}
 

@@ -100,7 +100,7 @@ def test_a_newer_code_runs_again(experiment: Experiment, monkeypatch: pytest.Mon
 
 def test_a_crawl_that_was_killed_goes_on(experiment: Experiment) -> None:
     stage = crawl.attempt_of(experiment, {}, None, lambda uris: [crawl.digest_of_file(uri) for uri in uris]).stage
-    stage.commit_part("search-00000", {})
+    stage.commit_task("search-00000", {})
     first = plan.of_run(experiment, 100, SIZE, 2)[0]
     assert first.begun and first.finished is None and first.writes == stage.uri
 

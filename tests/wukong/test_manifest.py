@@ -41,10 +41,10 @@ def test_any_other_input_is_another_place(tmp_path: Path, change: str) -> None:
 def test_without_a_manifest_there_is_no_output(tmp_path: Path) -> None:
     stage = Stage(storage.from_path(tmp_path), "crawl", {})
     storage.write_bytes(stage.path("data/part.bin"), b"12345")
-    stage.commit_part("00000", {"rows": 5})
+    stage.commit_task("00000", {"rows": 5})
     assert stage.finished() is None
-    assert stage.part("00000") == {"rows": 5}
-    assert stage.part("00001") is None
+    assert stage.finished_task("00000") == {"rows": 5}
+    assert stage.finished_task("00001") is None
     with pytest.raises(DataError, match="has not finished"):
         manifest.load(stage.uri)
 

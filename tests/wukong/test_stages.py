@@ -16,7 +16,7 @@ from wukong.estimate import Work
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("wukong", "cli", "components", "pipelines", "ray_jobs", "infra")
-NO_STAGE = {"configure", "data_card", "results", "finish", "finished"}
+NO_STAGE = {"configure", "data_card", "results", "record_end", "find_manifest"}
 """Components that do no stage: the first and the last task of a run, pages for the UI, and finding an earlier stage."""
 
 

@@ -38,7 +38,7 @@ def test_stages_nest_under_one_run_of_the_pipeline(experiment: config.Experiment
     for manifest in (crawl, finished(experiment, "filter", crawl, share=0.5)):
         with tracking.stage_run(experiment, "first", manifest.stage) as run_id:
             tracking.log_stage(run_id, manifest)
-    tracking.finish(experiment, "first", {"retrieval.mean_recall": 0.4})
+    tracking.complete_run(experiment, "first", {"retrieval.mean_recall": 0.4})
     runs = mlflow.MlflowClient().search_runs([mlflow.MlflowClient().get_experiment_by_name("x").experiment_id])
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     nested = {run.info.run_name: run for run in runs if run is not parent}
@@ -96,7 +96,7 @@ def test_a_server_that_is_gone_hides_nothing_and_holds_nobody(
         monkeypatch.delenv(name)
     began = time.monotonic()
     with caplog.at_level(logging.WARNING):
-        tracking.end(experiment, "first", "KILLED")
+        tracking.end_open_runs(experiment, "first", "KILLED")
     assert "could not be ended" in caplog.text
     assert time.monotonic() - began < 60, "MLflow's own patience is minutes"
 

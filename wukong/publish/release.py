@@ -225,7 +225,7 @@ def _slices(filtered: Manifest, files: int) -> list[list[tuple[str, int, int]]]:
 
 
 def _write_file(stage: Stage, name: str, slices: Sequence[tuple[str, int, int]], listed: OptOut) -> dict[str, Any]:
-    if (record := stage.part(name)) is not None:
+    if (record := stage.finished_task(name)) is not None:
         return record
     kept, removed = [], []
     for rows in _rows(slices):
@@ -239,7 +239,7 @@ def _write_file(stage: Stage, name: str, slices: Sequence[tuple[str, int, int]],
         "left_out": len(left_out),
         "statistics": statistics.measure(left_out).as_json() if len(left_out) else None,
     }
-    stage.commit_part(name, record)
+    stage.commit_task(name, record)
     return record
 
 

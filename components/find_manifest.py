@@ -1,4 +1,4 @@
-"""A stage of an earlier run, as an artifact."""
+"""Finds the manifest of a stage of an earlier run."""
 
 from kfp import dsl
 
@@ -6,13 +6,13 @@ from components.container_image import DATA_IMAGE
 
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
-def finished(
+def find_manifest(
     experiment: str,
     run: str,
     stage: str,
     manifest: dsl.Output[dsl.Artifact],
 ) -> None:
-    """Hand on what a stage of an earlier run wrote.
+    """Find the manifest of a stage of an earlier run.
 
     Args:
         experiment: the experiment as JSON.

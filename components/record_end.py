@@ -1,4 +1,4 @@
-"""The exit handler of a run on a cluster."""
+"""The exit handler of a run on a cluster: it records how the run ended."""
 
 from kfp import dsl
 
@@ -6,14 +6,14 @@ from components.container_image import DATA_IMAGE
 
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
-def finish(
+def record_end(
     experiment: str,
     overrides: list[str],
     run: str,
     job: str,
     status: dsl.PipelineTaskFinalStatus,
 ) -> None:
-    """Record how the run ended, and end what it may have left behind.
+    """Record how the run ended; end RayJobs and MLflow runs that it has left.
 
     Args:
         experiment: the experiment as YAML or JSON, as the pipeline got it.
@@ -24,7 +24,7 @@ def finish(
     """
     import logging
 
-    from components.run_ends import finish as record
+    from components.run_ends import record_end_of
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    record(experiment, overrides, run or job, job, status.state, status.error_message or "")
+    record_end_of(experiment, overrides, run or job, job, status.state, status.error_message or "")
