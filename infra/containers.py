@@ -1,7 +1,7 @@
-"""A Ray head in a container, beside the embedded stack: what `wukong run --runner docker` runs a stage's job on.
+"""A Ray head in a container, next to the embedded stack; `wukong run --runner docker` runs the stages' jobs on it.
 
-It runs as a pod of the cluster does: the same image, user and command, no capabilities, a file system that cannot be
-written.
+It runs like a pod in a cluster: with the same image, user and command, without capabilities, and with a read-only file
+system.
 """
 
 import http.client
@@ -18,10 +18,10 @@ import psutil
 from wukong.errors import StackError
 
 RAY_IMAGE = os.environ.get("WUKONG_RAY_IMAGE", "localhost/wukong/ray:0.1.0")
-"""Set ``WUKONG_RAY_IMAGE`` for an image of your own."""
+"""The image of the Ray head; the variable ``WUKONG_RAY_IMAGE`` names another one."""
 
 LABEL = "wukong.pipeline"
-"""What containers of a local run are labelled with: a folder in the stack's home. ``pipelines.local`` does so too."""
+"""The label of a local run's containers; its value is a folder in the stack's home. ``pipelines.local`` uses it too."""
 
 _READY_SECONDS = 120.0
 _PORTS = (
@@ -35,10 +35,10 @@ _ENDED = ("exited", "dead", "removing")
 
 
 def check_images(*images: str) -> None:
-    """Refuse to begin without images that are here: a missing one would be looked for at a registry.
+    """Check that images are on this machine; otherwise Docker would look for them in a registry.
 
     Raises:
-        StackError: no Docker engine answers, or an image is missing; the message says how to make it.
+        StackError: no Docker engine answers, or an image is missing; the message says how to build it.
     """
     import docker.errors
 
@@ -52,18 +52,18 @@ def check_images(*images: str) -> None:
 
 @contextmanager
 def ray_head(environment: Mapping[str, str], folder: Path, shared: Path | None = None) -> Iterator[str]:
-    """Run a Ray head with all cores of this machine while the block lasts.
+    """Run a Ray head with all cores of this machine during the block.
 
     Args:
-        environment: what its jobs need to use the stack, with Ray's token; holds credentials.
-        folder: of the run; the container is labelled with it, so that ``down`` finds one whose run was killed.
-        shared: a folder of this machine that jobs find at the same path, for instance that of the run's events.
+        environment: environment variables for the jobs, with the stack's credentials and Ray's token.
+        folder: folder of the run; the container is labelled with it, so that ``down`` finds it if the run was killed.
+        shared: a folder of this machine that the jobs see at the same path, for instance that of the run's events.
 
     Yields:
         The address of its dashboard and job API.
 
     Raises:
-        StackError: it ends or does not answer in time; the message has the end of its log.
+        StackError: the container ends or does not answer in time; the message contains the end of its log.
     """
     from docker.types import Mount
 
@@ -83,7 +83,7 @@ def ray_head(environment: Mapping[str, str], folder: Path, shared: Path | None =
         f"--object-store-memory={min(2**30, memory // 10)}",
         "--disable-usage-stats",
     ]
-    # Told of an address, `ray start` would think of another cluster; its metrics would listen on every address.
+    # With RAY_ADDRESS, `ray start` would look for another cluster. Its metrics servers would listen on all addresses.
     variables = {key: value for key, value in environment.items() if key != "RAY_ADDRESS"}
     variables |= {"HOME": "/tmp", "RAY_enable_metrics_collection": "0"}  # noqa: S108 - the container's own
     mounts = [Mount(target="/tmp", source=None, type="volume")]  # noqa: S108
@@ -110,7 +110,11 @@ def ray_head(environment: Mapping[str, str], folder: Path, shared: Path | None =
 
 
 def down(home: Path) -> int:
-    """Remove what killed runs with this home left behind, and give its number; without an engine there is nothing."""
+    """Remove the containers that killed runs with this home left behind.
+
+    Returns:
+        The number of containers removed; 0 if no Docker engine answers.
+    """
     import docker.errors
 
     try:
@@ -120,7 +124,7 @@ def down(home: Path) -> int:
     removed = 0
     for container in client.containers.list(all=True, filters={"label": LABEL}):
         if Path(container.labels[LABEL]).is_relative_to(home.absolute()):
-            with suppress(docker.errors.APIError):  # it may be removing itself
+            with suppress(docker.errors.APIError):  # Docker may be removing it already
                 container.remove(force=True, v=True)
             removed += 1
     return removed
@@ -137,7 +141,7 @@ def _wait(container: Any, port: int, token: str) -> None:
 
 
 def _answers(port: int, token: str) -> bool:
-    """Whether the job API takes jobs: it does once the head's own agent has registered."""
+    """Return whether the job API accepts jobs; it does after the head's own agent has registered."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/api/jobs/", headers={"Authorization": f"Bearer {token}"})

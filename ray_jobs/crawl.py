@@ -90,7 +90,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         why = verdict.failure(found.last.counts, config)
         if why is None:  # the limits have been raised since
             return found.failed[-1].commit(found.last.parts, counts=found.last.counts, dropped=found.last.dropped)
-        if not verdict.may_end_otherwise(found.last.counts):
+        if not verdict.may_change_if_retried(found.last.counts):
             raise verdict.CrawlFailedError(why)
         logger.info("an earlier attempt at this crawl failed; what it stored is kept, the rest is tried again")
         earlier = Previous.of_failed(found.last)
@@ -386,7 +386,7 @@ _digest_of = ray.remote(num_cpus=1)(digest_of_file)
 def _take_over(stage: Stage, config: Crawl, number: int, uri: str, positions: Mapping[str, int]) -> dict[str, Any]:
     def copy() -> dict[str, Any]:
         path = f"search/previous-{number:05d}.parquet"
-        table = previous.found_again(uri, positions, config.max_results_per_query)
+        table = previous.reuse_results(uri, positions, config.max_results_per_query)
         write_found(stage.path(path), table)
         return _found(stage, [path], table.num_rows)
 

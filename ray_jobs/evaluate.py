@@ -15,7 +15,7 @@ from wukong.errors import DataError
 from wukong.evaluate import measure
 from wukong.manifest import Manifest, Stage
 from wukong.model import saved_model
-from wukong.train import data
+from wukong.train import training_data
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def _measure(experiment: Experiment, filtered: Manifest, computed: Manifest, mod
         if not shards:
             log.warning("the hold-out %s has no pairs: it is not measured", holdout.name)
             continue
-        table, views = data.load(filtered.uri, computed.uri, holdout.name, shards, [0])
+        table, views = training_data.load(filtered.uri, computed.uri, holdout.name, shards, [0])
         tables[holdout.name] = (table, views[0])
         keys, captions = table["key"].to_pylist(), table["caption"].to_pylist()
         taken = experiment.evaluate.captions

@@ -29,7 +29,7 @@ from wukong.model import saved_model
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
 from wukong.train import checkpoint as checkpoints
-from wukong.train import data
+from wukong.train import training_data
 from wukong.train.loop import MEASURED, Epoch, train
 
 _MAX_FAILURES = 3
@@ -111,7 +111,7 @@ def _worker(job: dict[str, Any]) -> None:
     settings = Training.model_validate(job["training"])
     context = ray.train.get_context()
     model, tokenizer, table, pictures = _starting_point(job, settings)
-    pairs = data.Pairs(pictures, table["caption"].to_pylist(), tokenizer)
+    pairs = training_data.Pairs(pictures, table["caption"].to_pylist(), tokenizer)
     for tower in (model.text, model.image):
         if tower is not None:
             tower.checkpoint_activations = settings.checkpoint_activations
@@ -148,13 +148,15 @@ def _log_in_drivers_format() -> None:
 
 def _starting_point(
     job: Mapping[str, Any], settings: Training
-) -> tuple[DualEncoder, Tokenizer, pa.Table, torch.Tensor | data.Pictures]:
+) -> tuple[DualEncoder, Tokenizer, pa.Table, torch.Tensor | training_data.Pictures]:
     """Return the model to train, its tokenizer, the pairs, and what the model reads of their images."""
     model = Model.model_validate(job["model"])
     torch.manual_seed(job["seed"])
     if settings.reads_features:
         views = range(settings.views + 1)
-        table, stored = data.load(job["pairs"], job["features"], "train", job["shards"], views, settings.sources)
+        table, stored = training_data.load(
+            job["pairs"], job["features"], "train", job["shards"], views, settings.sources
+        )
         if job["start"]:
             start = saved_model.load_for_features(job["start"])
             return start.model.requires_grad_(), start.tokenizer, table, stored
@@ -173,7 +175,7 @@ def _starting_point(
         raise DataError(f"{job['start']} holds no image tower to run: set lock: all and store_features: true")
     dual.image.lock(settings.lock)
     tower = dual.settings.image
-    return dual, tokenizer, *data.load_pictures(job["pairs"], "train", job["shards"], tower, settings)
+    return dual, tokenizer, *training_data.load_pictures(job["pairs"], "train", job["shards"], tower, settings)
 
 
 def _publish(

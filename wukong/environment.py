@@ -1,8 +1,8 @@
-"""Where the services of this machine are, for who has not said it: what a stack on it has written down.
+"""Find the services of this machine's embedded stack, for programs whose environment does not name any.
 
-A program that reads ``s3://`` or MLflow finds them in variables of its environment. Where none says which object store
-is meant, the variables are taken from ``environment.json`` in the home folder of the stack that runs here, which only
-its user may read. What the environment says of itself always counts first.
+Programs find the object store and MLflow by environment variables. If no variable names an object store, the variables
+are read from ``environment.json`` in the home folder of the stack on this machine; only its user may read this file.
+Variables that are set always take precedence.
 """
 
 import json
@@ -31,16 +31,19 @@ _NAMED_BY = (
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
     "KUBERNETES_SERVICE_HOST",
 )
-"""A variable of these says which object store is meant, or that this is no machine with a stack of its own."""
+"""If one of these variables is set, the object store is configured, or this machine has no stack of its own."""
 
 
 def home() -> Path:
-    """The home folder for a stack to start: ``$WUKONG_HOME``, ``.wukong`` here or in a folder above, or else here."""
+    """Return the home folder in which to start a stack: ``$WUKONG_HOME``, or ``.wukong`` here or in a folder above.
+
+    If there is none of these, it is ``.wukong`` here.
+    """
     return _chosen() or Path(_FOLDER).absolute()
 
 
 def find_home() -> Path | None:
-    """The home folder of a stack there is: like ``home``, or else where one was started last; None if nowhere."""
+    """Return the home folder of an existing stack: like ``home``, or else that of the last stack started; or None."""
     if (chosen := _chosen()) is not None:
         return chosen
     try:
@@ -51,22 +54,22 @@ def find_home() -> Path | None:
 
 
 def remember(folder: Path) -> None:
-    """Note where a stack was started, so that it is found from any folder."""
+    """Record where a stack was started, so that it can be found from any folder."""
     target = _last_home()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(f"{folder}\n", encoding="utf-8")
     except OSError:
-        return  # a convenience: without it, WUKONG_HOME says where
+        return  # only a convenience: without it, the user can set WUKONG_HOME
 
 
 def merged(variables: Mapping[str, str]) -> dict[str, str]:
-    """Variables joined with this process's own: of lists, what the user has named stays."""
+    """Merge variables with this process's environment: entries of list variables that the user has set are kept."""
     joined = dict(variables)
     for name in _LISTS:
         if name in joined:
-            said = os.environ.get(name) or os.environ.get(name.swapcase()) or ""
-            joined[name] = ",".join(dict.fromkeys(filter(None, [*said.split(","), *joined[name].split(",")])))
+            own_hosts = os.environ.get(name) or os.environ.get(name.swapcase()) or ""
+            joined[name] = ",".join(dict.fromkeys(filter(None, [*own_hosts.split(","), *joined[name].split(",")])))
     if CONNECT_TO in joined:
         ours = {entry.partition("=")[0].lower() for entry in joined[CONNECT_TO].split(",")}
         own = [entry.strip() for entry in os.environ.get(CONNECT_TO, "").split(",")]
@@ -75,11 +78,11 @@ def merged(variables: Mapping[str, str]) -> dict[str, str]:
     return joined
 
 
-def written(folder: Path) -> dict[str, str]:
-    """The variables that the stack in a home folder has written down.
+def read_variables(folder: Path) -> dict[str, str]:
+    """Read the variables in the ``environment.json`` of a stack's home folder.
 
     Raises:
-        ConfigError: there are none, or they cannot be read.
+        ConfigError: there is no such file, or it cannot be read.
     """
     path = folder / FILE
     try:
@@ -87,27 +90,27 @@ def written(folder: Path) -> dict[str, str]:
     except FileNotFoundError as error:
         raise ConfigError(f"no stack has run in {folder}: `wukong up` starts one, WUKONG_HOME names another") from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}): `wukong up` writes it anew") from error
+        raise ConfigError(f"{path} cannot be read ({error}): `wukong up` writes it again") from error
     if not isinstance(value, dict) or not all(isinstance(entry, str) for entry in value.values()):
-        raise ConfigError(f"{path} does not hold variables: `wukong up` writes it anew")
+        raise ConfigError(f"{path} does not contain variables: `wukong up` writes it again")
     return {str(name): entry for name, entry in value.items()}
 
 
 def is_named(place: str = "s3://") -> bool:
-    """Whether the environment itself says where an ``s3://`` or ``models:/`` address lies."""
+    """Return whether environment variables configure the service of an ``s3://`` or ``models:/`` address."""
     if place.startswith("s3://"):
         return any(name in os.environ for name in _NAMED_BY)
     return "MLFLOW_TRACKING_URI" in os.environ
 
 
 def use_for(place: str) -> None:
-    """Take over what this machine's stack has written down, if an address needs it and nothing else says where it is.
+    """Connect to this machine's stack if an address needs it and no environment variable configures its service.
 
     Args:
-        place: an address; those of files need nothing.
+        place: an address; addresses of files need no stack.
 
     Raises:
-        ConfigError: what is written down cannot be read.
+        ConfigError: the stack's ``environment.json`` cannot be read.
     """
     if place.startswith(("s3://", "models:/", "runs:/")) and not is_named(place):
         folder = find_home()
@@ -116,20 +119,20 @@ def use_for(place: str) -> None:
 
 
 def connect(folder: Path | None = None) -> None:
-    """Put the addresses and credentials of this machine's stack into this process's environment.
+    """Set this process's environment variables to the addresses and credentials of this machine's stack.
 
-    After it, MLflow, Ray and every client of S3 that this process uses find the stack.
+    Afterwards MLflow, Ray and all S3 clients in this process use the stack.
 
     Args:
-        folder: the stack's home; None for the one that ``wukong status`` shows.
+        folder: home folder of the stack; None for the stack that ``wukong status`` shows.
 
     Raises:
-        ConfigError: there is no stack, or what it has written down cannot be read.
+        ConfigError: there is no stack, or its ``environment.json`` cannot be read.
     """
     chosen = folder or find_home()
     if chosen is None:
         raise ConfigError("no stack is found from here: `wukong up` starts one, WUKONG_HOME names its home")
-    os.environ.update(merged(written(chosen)))
+    os.environ.update(merged(read_variables(chosen)))
 
 
 def _chosen() -> Path | None:

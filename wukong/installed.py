@@ -1,7 +1,7 @@
-"""What is installed: this project and what it needs, and files that other packages carry.
+"""Find files of installed packages, and the requirements of this project.
 
-On PyPI ``wukong`` is somebody else's package, so this project is distributed as ``wukong-vlm``. Until an index has it,
-no message and no model asks for it by that name: they name what it needs.
+The package ``wukong`` on PyPI is another project, so this project's distribution is named ``wukong-vlm``. It is not on
+an index yet, so messages and saved models never ask to install it; they name its requirements instead.
 """
 
 import re
@@ -15,12 +15,12 @@ from wukong.errors import ConfigError
 
 
 def installed_file(package: str, file: str, install: str = "") -> Path:
-    """Where a file of an installed package lies; the package is not imported.
+    """Return the path of a file of an installed package, without importing the package.
 
     Args:
-        package: as an index names it.
-        file: its path from the folder of installed packages.
-        install: the command that installs it, by default ``pip install PACKAGE``.
+        package: name of the package on an index.
+        file: path of the file, relative to the folder of installed packages.
+        install: the command that installs the package, by default ``pip install PACKAGE``.
 
     Raises:
         ConfigError: the package, or the file in it, is missing.
@@ -29,23 +29,23 @@ def installed_file(package: str, file: str, install: str = "") -> Path:
     try:
         path = Path(str(metadata.distribution(package).locate_file(file)))
     except metadata.PackageNotFoundError as error:
-        raise ConfigError(f"{package} is not installed, which carries {file}: run `{install}`") from error
+        raise ConfigError(f"{package} is not installed, which contains {file}: run `{install}`") from error
     if not path.is_file():
         raise ConfigError(f"{path} is missing from the package {package}: run `{install} --force-reinstall`")
     return path
 
 
 DISTRIBUTION = "wukong-vlm"
-"""The name under which this project is distributed; it is imported as ``wukong``."""
+"""The name of this project's distribution; it is imported as ``wukong``."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def requirements(extra: str = "") -> list[str]:
-    """What this project needs, as requirements that pip reads, markers left out.
+    """Return the requirements of this project in pip's format, without markers.
 
     Args:
-        extra: of the project, whose requirements are given; empty for those that it always has.
+        extra: name of an extra for its requirements; empty for the requirements without extras.
 
     Raises:
         ConfigError: the project has no such extra.
@@ -57,17 +57,17 @@ def requirements(extra: str = "") -> list[str]:
 
 
 def command_for(extra: str) -> str:
-    """The command that installs what an extra needs, from any index: the project itself is not asked for."""
+    """Return the command that installs the requirements of an extra; it does not install the project itself."""
     return f"pip install {' '.join(repr(entry) for entry in requirements(extra))}"
 
 
 def pinned(names: Iterable[str]) -> list[str]:
-    """Requirements by the name that an index has: in the version that is installed here, or as the project asks.
+    """Return requirements with the installed versions; for packages that are not installed, the project's own ones.
 
-    What torch's wheels add to a version, as in ``2.9.0+cpu``, no index has, so it is left out.
+    The local part of a version, as in ``2.9.0+cpu`` of torch, is left out, because PyPI does not have it.
 
     Args:
-        names: of what the project or one of its extras needs.
+        names: names of packages that the project or one of its extras requires.
     """
     always, extras = _declared()
     asked = {normal(_NAME.match(line)[0]): line for group in [*extras.values(), always] for line in group}  # type: ignore[index]
@@ -81,13 +81,16 @@ def pinned(names: Iterable[str]) -> list[str]:
 
 
 def normal(name: str) -> str:
-    """A distribution's name as indexes compare it."""
+    """Return the normalised name of a distribution, as indexes compare it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 @lru_cache(maxsize=1)
 def _declared() -> tuple[list[str], dict[str, list[str]]]:
-    """What the project always needs, and by extra: as it was installed, or in a checkout that was not, as it says."""
+    """Return the project's requirements without extras, and those of each extra.
+
+    They come from the installed distribution, or from ``pyproject.toml`` in a checkout that is not installed.
+    """
     try:
         lines = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:

@@ -1,9 +1,9 @@
-"""One way to open any URI: ``s3://bucket/key`` and ``file:///path``.
+"""Read and write files at URIs: ``s3://bucket/key`` and ``file:///path``.
 
-Both are pyarrow file systems, so Parquet, tars and JSON are read by the same calls from either. The S3 endpoint and its
-credentials come from the environment variables that every AWS client reads (``AWS_ENDPOINT_URL_S3`` or
-``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``), never from a config file; where
-none of them is set, from this machine's embedded stack (``wukong.environment``).
+Both are pyarrow file systems, so the same functions read Parquet, tar and JSON files from either. The S3 endpoint and
+credentials come from the environment variables that all AWS clients use (``AWS_ENDPOINT_URL_S3`` or
+``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``), never from a config file. If
+none of them is set, they come from this machine's embedded stack (``wukong.environment``).
 """
 
 import json
@@ -33,12 +33,12 @@ def join(uri: str, *parts: str) -> str:
 
 
 def from_path(path: Path) -> str:
-    """Give the ``file://`` URI of a local path, made absolute."""
+    """Return the ``file://`` URI of a local path; a relative path is made absolute."""
     return path.absolute().as_uri()
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Resolve a URI to a pyarrow file system and the path inside it.
+    """Return the pyarrow file system of a URI, and the path inside it.
 
     Raises:
         StorageError: the scheme is neither ``s3`` nor ``file``.
@@ -88,14 +88,14 @@ def _explained(action: str, uri: str) -> Iterator[None]:
 
 
 def exists(uri: str) -> bool:
-    """Tell whether a file is at this URI (a prefix or folder alone does not count)."""
+    """Return whether there is a file at this URI; a prefix or folder does not count."""
     fs, path = filesystem(uri)
     with _explained("look up", uri):
         return bool(fs.get_file_info(path).type == pafs.FileType.File)
 
 
 def list_files(uri: str, suffix: str = "") -> list[str]:
-    """List the URIs of all files below a prefix whose name ends in ``suffix``, sorted; an absent prefix is empty."""
+    """Return the sorted URIs of all files below a prefix whose name ends in ``suffix``; empty if there are none."""
     fs, path = filesystem(uri)
     with _explained("list", uri):
         infos = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
@@ -111,7 +111,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a whole file atomically: readers see the old content or the new, never a part."""
+    """Write a whole file atomically: readers see either the old content or the new."""
     with open_output(uri) as stream:
         stream.write(data)
 
@@ -120,7 +120,7 @@ def read_json(uri: str) -> Any:
     """Read and parse a JSON file.
 
     Raises:
-        StorageError: it cannot be read, or is not JSON.
+        StorageError: the file cannot be read, or is not JSON.
     """
     data = read_bytes(uri)
     try:
@@ -130,13 +130,13 @@ def read_json(uri: str) -> Any:
 
 
 def write_json(uri: str, value: Any) -> None:
-    """Write JSON with sorted keys, so that equal values are equal bytes."""
+    """Write JSON with sorted keys, so that equal values give equal bytes."""
     write_bytes(uri, (json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n").encode())
 
 
 @contextmanager
 def open_input(uri: str) -> Iterator[IO[bytes]]:
-    """Open a file for reading; the stream is seekable."""
+    """Open a file for reading, as a seekable stream."""
     fs, path = filesystem(uri)
     with _explained("read", uri):
         stream = fs.open_input_file(path)
@@ -146,7 +146,7 @@ def open_input(uri: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def open_output(uri: str) -> Iterator[IO[bytes]]:
-    """Open a file for writing that appears under its name only when the block ends without an error."""
+    """Open a file for writing; it appears under its name only if the block ends without an error."""
     fs, path = filesystem(uri)
     if isinstance(fs, pafs.LocalFileSystem):
         partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
@@ -161,8 +161,8 @@ def open_output(uri: str) -> Iterator[IO[bytes]]:
             finally:
                 partial.unlink(missing_ok=True)
         return
-    # An S3 object exists only once its upload is completed. On an error the upload must not be completed, so what
-    # is written goes to a local spool first.
+    # An S3 object exists when its upload is completed. After an error the upload must not be completed, so the data is
+    # written to a temporary local file first.
     import shutil
     import tempfile
 
@@ -176,7 +176,7 @@ def open_output(uri: str) -> Iterator[IO[bytes]]:
 
 
 def delete(uri: str) -> None:
-    """Delete a file or everything below a prefix; nothing there is no error."""
+    """Delete a file, or everything below a prefix; it is not an error if there is nothing."""
     fs, path = filesystem(uri)
     with _explained("delete", uri):
         info = fs.get_file_info(path)
@@ -195,7 +195,7 @@ def upload(local: Path, uri: str) -> None:
 
 
 def download(uri: str, local: Path) -> Path:
-    """Copy a file to a local path, whose folder is made; the path appears only when complete."""
+    """Copy a file to a local path and create its folder; the local file appears only when it is complete."""
     import shutil
 
     with open_input(uri) as source, open_output(from_path(local)) as target:
@@ -207,7 +207,7 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file.
 
     Raises:
-        StorageError: it cannot be read, is truncated, or lacks a column.
+        StorageError: the file cannot be read, is truncated, or lacks a column.
     """
     fs, path = filesystem(uri)
     try:

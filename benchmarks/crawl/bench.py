@@ -1,10 +1,10 @@
-"""The crawl beside img2dataset: same server, same pictures, same output, one run.
+"""Compare the crawl with img2dataset: same server, same images, same output, in one run.
 
     python benchmarks/crawl/bench.py [--count 8000] [--cores 2] [--skip-planning]
 
-The first run makes an environment of its own for img2dataset and scikit-image (``--work``, by default in the user's
-cache) and 1,000 pictures of about 100 KB, each served under several URLs. Everything is pinned to ``--cores`` cores,
-the server included. Results are printed and written to ``results.json`` beside the pictures.
+The first run creates, in ``--work`` (by default in the user's cache), an environment for img2dataset and scikit-image,
+and 1,000 images of about 100 KB. Each is served under several URLs. All processes, also the server, run on ``--cores``
+cores. The results are printed and written to ``results.json`` in the same folder.
 """
 
 import argparse
@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 PICTURES = 1_000
 PEERS = ("img2dataset==1.47.0", "scikit-image==0.26.0")
 THREADS = (16, 32, 64)
-"""img2dataset's thread counts; its best result counts."""
+"""Thread counts to try with img2dataset; its best result counts."""
 
 TARGETS = {
     "speed": ("images/s over img2dataset's best", 3.0, "at least"),
@@ -40,7 +40,7 @@ TARGETS = {
 
 
 class Memory(threading.Thread):
-    """Peak of the proportional set size of a process and all it started, in MiB."""
+    """Measures the peak of the proportional set size of a process and its descendants, in MiB."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -63,10 +63,10 @@ class Memory(threading.Thread):
 
 
 def run(command: list[str], watched: bool = False) -> tuple[str, float]:
-    """Run a command; give its last line of output and, where it is watched, its peak memory in MiB.
+    """Run a command and return its last line of output and, if ``watched``, its peak memory in MiB.
 
-    Watching reads every page table of every process five times a second, which takes a tenth of a core or more: what is
-    timed is not watched.
+    Watching reads all page tables of all processes five times a second, which takes a tenth of a core or more. So runs
+    that are timed are not watched.
     """
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -88,7 +88,7 @@ def run(command: list[str], watched: bool = False) -> tuple[str, float]:
 
 
 def prepare(work: Path) -> Path:
-    """Make the peers' environment and the pictures where they are not there yet; give the peers' Python."""
+    """Create the peers' environment and the images if they are missing; return the peers' Python."""
     python = work / "peers" / "bin" / "python"
     if not python.exists():
         print("making an environment for img2dataset", flush=True)
@@ -105,7 +105,7 @@ def prepare(work: Path) -> Path:
 
 
 class Server:
-    """The benchmark's web server, a process of its own."""
+    """The benchmark's web server, in a separate process."""
 
     def __init__(self, *folders: Path) -> None:
         self._process = subprocess.Popen(

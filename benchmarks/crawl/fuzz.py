@@ -1,10 +1,10 @@
-"""Mutated pictures through the crawler's own path, each of which must end with a status.
+"""Process mutated image files like the crawler does; each must get a status.
 
     python benchmarks/crawl/fuzz.py [--count 100000] [--seed 0] [--formats gif avif webp png jpeg bmp tiff]
 
-Each mutation arrives in pieces, its header is read, and it is decoded in the bounded process that the crawl uses. What
-is no status, an exception that nobody foresaw, is printed with the number that makes it again; the exit code is then 1.
-Equal seeds give equal mutations.
+Each file arrives in pieces, its header is read, and it is decoded in the crawl's child process with limits. An
+unexpected exception is printed with the number that reproduces it, and the exit code is then 1. Equal seeds give equal
+mutations.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import psutil
 from PIL import Image
 
 from wukong.config import Crawl
-from wukong.crawl import image
+from wukong.crawl import image_header
 from wukong.crawl.clock import Clock
 from wukong.crawl.decoder import Decoder
 from wukong.crawl.status import FetchError
@@ -38,7 +38,7 @@ NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x800000
 
 
 def seeds(kind: str) -> list[bytes]:
-    """Small pictures of one format, in the ways that Pillow writes it."""
+    """Return small images of one format, in all variants that Pillow can write."""
     y, x = np.mgrid[0:40, 0:48]
     smooth = np.stack([x * 5, y * 6, (x * y) % 256], axis=2).astype(np.uint8)
     colour = Image.fromarray(smooth)
@@ -76,7 +76,7 @@ def seeds(kind: str) -> list[bytes]:
 
 
 def mutate(rng: np.random.Generator, files: list[bytes], kind: str) -> bytes:
-    """Change one picture in one to eight places; half of the changes are among its first bytes."""
+    """Change an image file in one to eight places; half of the changes are in its first bytes."""
     data = bytearray(files[rng.integers(len(files))])
     for _ in range(int(rng.integers(1, 9))):
         end = max(1, len(data))
@@ -108,7 +108,7 @@ def mutate(rng: np.random.Generator, files: list[bytes], kind: str) -> bytes:
 
 
 def with_checksums(data: bytes) -> bytes:
-    """Mend the checksums of a PNG's chunks, so that what is wrong in them is looked at."""
+    """Correct the checksums of a PNG's chunks, so that a decoder reads the damaged chunks."""
     mended, place = bytearray(data), 8
     while place + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, place)
@@ -121,18 +121,18 @@ def with_checksums(data: bytes) -> bytes:
 
 
 async def outcome(data: bytes, decoder: Decoder) -> str:
-    """Take a picture as the crawl does, from its first piece to what is stored; give the status."""
-    reader, clock = image.HeaderReader(), Clock()
+    """Process an image like the crawl, from its first piece to its stored form; return the status."""
+    reader, clock = image_header.HeaderReader(), Clock()
     header = None
     try:
         for end in range(PIECE, len(data), PIECE):
             header = header or reader.read(data[:end], complete=False)
-        if header is None and image.sniff(data) == "avif":
+        if header is None and image_header.sniff(data) == "avif":
             header = await decoder.read_header(data, clock)
         if header is None:
             header = reader.read(data, complete=True)
         assert header is not None
-        image.check_size(header, CONFIG)
+        image_header.check_size(header, CONFIG)
         await decoder.store(data, header, clock)
     except FetchError as error:
         return error.status.value + (" (crash)" if "crash" in str(error) else "")
@@ -140,7 +140,7 @@ async def outcome(data: bytes, decoder: Decoder) -> str:
 
 
 def fuzz(kind: str, count: int, seed: int) -> Iterator[tuple[str, int, BaseException | None]]:
-    """Give the status of each mutation, its number, and what was raised that is no status."""
+    """Iterate over the mutations: the status, the number, and an unexpected exception or None."""
     files = seeds(kind)
     with Decoder(CONFIG) as decoder, asyncio.Runner() as loop:
         for number in range(count):
@@ -148,7 +148,7 @@ def fuzz(kind: str, count: int, seed: int) -> Iterator[tuple[str, int, BaseExcep
             data = mutate(np.random.default_rng(int.from_bytes(name[:8], "big")), files, kind)
             try:
                 yield loop.run(outcome(data, decoder)), number, None
-            except Exception as error:  # noqa: BLE001 - what is being looked for
+            except Exception as error:  # noqa: BLE001 - the fuzzer looks for these
                 yield "no status", number, error
 
 

@@ -1,6 +1,6 @@
-"""Pictures for the crawl benchmark: crops of real photographs, the size and weight of what the web serves.
+"""Make images for the crawl benchmark: crops of real photographs, with sizes as on the web.
 
-Run by an environment that holds scikit-image, whose wheel carries the photographs:
+Run it in an environment with scikit-image, whose wheel contains the photographs:
 ``python pictures.py FOLDER COUNT SEED [narrow]``.
 """
 
@@ -28,7 +28,7 @@ QUALITY = (85, 95)
 
 
 def make(folder: Path, count: int, seed: int, narrow: bool = False) -> None:
-    """Write ``count`` JPEGs of about 100 KB, all different and the same for the same seed; narrow ones are 4 : 1."""
+    """Write ``count`` different JPEGs of about 100 KB; equal seeds give equal files; narrow ones have ratio 4 : 1."""
     rng = np.random.default_rng(seed)
     source = Path(skimage_data.__file__).parent
     photographs = [Image.open(source / name).convert("RGB") for name in PHOTOGRAPHS]

@@ -1,7 +1,7 @@
-"""Plan many URLs and measure it: ``planning.py FOLDER ROWS``; prints seconds, peak memory and counts as JSON.
+"""Measure the planning of many URLs: ``planning.py FOLDER ROWS``; prints seconds, peak memory and counts as JSON.
 
-The results are those of a crawl whose queries find a fifth of all pictures twice: files of 250,000 rows, as the search
-pass leaves them. Then every range is planned, one after the other, by the code that the job runs.
+The input is that of a crawl whose queries find a fifth of all images twice: files of 250,000 rows, as the search writes
+them. Then all ranges are planned one after the other with the code of the crawl job.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""SSIM of stored pictures against a full decode with area resize: ``quality.py PICTURES TAR ...``; prints JSON.
+"""SSIM of stored images against a full decode with area resize: ``quality.py PICTURES TAR ...``; prints JSON.
 
-Run by an environment that holds scikit-image. The pictures' names are the last part of their URLs.
+Run it in an environment with scikit-image. The last part of an image's URL is its file name.
 """
 
 import io

@@ -2,9 +2,9 @@
 
     python benchmarks/crawl/query_list.py [--words 8000000] [--gigabytes 10] [--check]
 
-The vocabulary is word vectors in text form, of two to five characters. The corpus is a folder of files of 100 MB; they
-are one file under many names, so that the disk holds 100 MB, and everything is read and counted all the same.
-``--check`` counts one such file by a plain loop too and compares.
+The vocabulary is a file of word vectors in text format, with words of two to five characters. The corpus is a folder of
+files of 100 MB each. They are hard links to one file, so they take only 100 MB of disk, but all are read and counted.
+``--check`` also counts one such file with a simple loop and compares the results.
 """
 
 import argparse
@@ -27,7 +27,7 @@ HAN = np.arange(0x4E00, 0x4E00 + 6000)
 
 
 def make_words(count: int, seed: int = 0) -> list[str]:
-    """Distinct words over 6,000 characters, a few of which are in most words."""
+    """Return distinct words over 6,000 characters; a few characters are in most words."""
     rng = np.random.default_rng(seed)
     weights = 1 / np.arange(10, 10 + len(HAN))
     words: dict[str, None] = {}
@@ -42,7 +42,7 @@ def make_words(count: int, seed: int = 0) -> list[str]:
 
 
 def write_corpus(folder: Path, words: list[str], gigabytes: float) -> int:
-    """Lines of words, the first far more often than the last; gives the number of files."""
+    """Write lines of words, the first words far more often than the last; return the number of files."""
     rng = np.random.default_rng(1)
     with (folder / "00000.txt").open("w", encoding="utf-8") as stream:
         while stream.tell() < FILE_BYTES:
@@ -56,7 +56,7 @@ def write_corpus(folder: Path, words: list[str], gigabytes: float) -> int:
 
 
 def by_a_loop(path: Path, words: list[str]) -> Counter[str]:
-    """Longest match from left to right, written down as plainly as possible."""
+    """Count words by longest match from left to right, in the simplest way."""
     known, counts = set(words), Counter[str]()
     for line in path.read_text(encoding="utf-8").splitlines():
         place = 0
@@ -80,7 +80,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="wukong-queries-"))
     try:
         reader, writer = os.pipe()
-        if (child := os.fork()) == 0:  # the words are made in a process of their own, so that they do not count
+        if (child := os.fork()) == 0:  # make the words in another process, so that their memory is not measured
             words = make_words(options.words)
             with (folder / "vectors.txt").open("w", encoding="utf-8") as stream:
                 stream.write(f"{len(words)} 4\n")

@@ -1,4 +1,4 @@
-"""Decode, resize and encode alone, without network or files: ``run_decode.py FOLDER COUNT CORES``; prints images/s."""
+"""Only decode, resize and encode, without network or files: ``run_decode.py FOLDER COUNT CORES``; prints images/s."""
 
 import multiprocessing
 import sys
@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from wukong.config import Crawl
-from wukong.crawl import image
+from wukong.crawl import image_header, stored_image
 
 
 def work(folder: Path, count: int, barrier: object, seconds: object) -> None:
@@ -16,8 +16,8 @@ def work(folder: Path, count: int, barrier: object, seconds: object) -> None:
     started = time.monotonic()
     for number in range(count):
         body = bodies[number % len(bodies)]
-        header = image.read_header(body, complete=True)
-        image.store(body, header, config)
+        header = image_header.read_header(body, complete=True)
+        stored_image.store(body, header, config)
     seconds.put(time.monotonic() - started)
 
 

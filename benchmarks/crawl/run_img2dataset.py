@@ -1,4 +1,4 @@
-"""Download a list with img2dataset: ``run_img2dataset.py LIST STORE CORES THREADS``; prints what it took as JSON."""
+"""Download a list with img2dataset: ``run_img2dataset.py LIST STORE CORES THREADS``; prints time and counts as JSON."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Crawl a list with Wukong on a local Ray: ``run_wukong.py LIST STORE PORT CORES``; prints what it took as JSON."""
+"""Crawl a list with Wukong on a local Ray: ``run_wukong.py LIST STORE PORT CORES``; prints time and counts as JSON."""
 
 import json
 import logging

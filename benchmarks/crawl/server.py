@@ -1,7 +1,7 @@
-"""The benchmark's web server: pictures from memory over keep-alive HTTP/1.1, with as little work as Python allows.
+"""The benchmark's web server: images from memory over keep-alive HTTP/1.1, as fast as possible in Python.
 
-``python server.py FOLDER ...`` prints its port and serves ``/NAME?anything`` on loopback until it is ended;
-``/statistics`` tells how many requests it answered and how many bytes the answers have.
+``python server.py FOLDER ...`` prints its port and serves ``/NAME?anything`` on loopback until it is killed.
+``/statistics`` returns the number of requests and the bytes of the answers.
 """
 
 import asyncio

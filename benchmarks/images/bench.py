@@ -1,8 +1,8 @@
-"""Measure the images and what containers cost: sizes, start-up of a component, rebuilds, a whole run in both ways.
+"""Measure the container images and the cost of containers: sizes, start-up, rebuilds, and a run with and without.
 
-    python benchmarks/images/bench.py               sizes and start-up, a minute
-    python benchmarks/images/bench.py --rebuild     also builds an image twice without cache and compares the layers
-    python benchmarks/images/bench.py --runs        also runs the demo in processes and in containers, each from nothing
+    python benchmarks/images/bench.py                 sizes and start-up, takes a minute
+    python benchmarks/images/bench.py --rebuild data  also builds an image twice without cache and compares the layers
+    python benchmarks/images/bench.py --runs          also runs the demo from scratch in processes and in containers
 
 It needs Docker and the images that `make images` builds.
 """
@@ -28,7 +28,7 @@ from infra.images import build
 
 LIMITS = {"data": 900e6, "ray": 2.5e9}
 REPOSITORY = Path(__file__).parents[2]
-# As pipelines/local.py runs components.
+# The options with which pipelines/local.py runs components.
 CONTAINER = (
     "docker",
     "run",
@@ -64,7 +64,7 @@ def sizes() -> None:
 
 
 def executor() -> list[str]:
-    """The command by which KFP starts the component, from the compiled form."""
+    """Return the command with which KFP starts the component, from the compiled pipeline."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "probe.yaml"
         compiler.Compiler().compile(probe, str(file))
@@ -74,7 +74,7 @@ def executor() -> list[str]:
 
 
 def moments(command: Sequence[str]) -> tuple[float, float, float]:
-    """Seconds from the command's begin to the process's, the component's first line, and its imports' end."""
+    """Return the seconds until the process starts, the component prints its first line, and its imports are done."""
     began = time.time()
     text = output(command)
     found = [float(value) for value in re.findall(r"(?:begin|at) (\d+\.\d+)", text)]
@@ -89,7 +89,7 @@ def start_up(repeats: int) -> None:
     }
     for name, prefix in ways.items():
         command = [*prefix, *begin, *executor()]
-        moments(command)  # once for the disk's sake
+        moments(command)  # the first run reads from the disk and does not count
         measured = list(zip(*(moments(command) for _ in range(repeats)), strict=True))
         process, first, imported = (statistics.median(column) for column in measured)
         print(
@@ -108,7 +108,7 @@ def rebuild(image: str, base_image: str | None) -> None:
 
 
 def runs(arguments: Sequence[str]) -> None:
-    """The demo in processes and in containers, each with a home of its own; the two summaries and the ratio."""
+    """Run the demo in processes and in containers, each with its own home; print the summaries and the ratio."""
     seconds = {}
     for runner in ("process", "docker"):
         with tempfile.TemporaryDirectory() as home:
@@ -118,7 +118,7 @@ def runs(arguments: Sequence[str]) -> None:
             subprocess.run([wukong, "down"], env=environment, check=True)
         print(text[text.index("From query to pair") :])
         found = dict(re.findall(r"^([a-z][a-z ]*?)\s+([\d.]+)$", text, re.MULTILINE))
-        # Fetching the corpus depends on what an earlier run left in the cache.
+        # The time for the corpus depends on the cache, so it is left out.
         seconds[runner] = float(found["all"]) - float(found["corpus and stack"])
     print(f"pipeline: {seconds['process']:.0f} s in processes, {seconds['docker']:.0f} s in containers, ", end="")
     print(f"{seconds['docker'] / seconds['process'] - 1:+.1%}")

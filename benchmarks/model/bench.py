@@ -1,10 +1,10 @@
-"""What the models' losses and steps cost, beside their peers, in one run.
+"""Measure time and memory of losses and training steps, compared with other implementations in one run.
 
     python benchmarks/model/bench.py [--threads 2] [--repeats 5] [--only token caching text losses]
 
-Each figure is a ratio of two versions that are timed in turn in one process, or of the peak memory of two processes
-that do nothing else. The first run installs open_clip into a folder of its own (``--work``, by default in the user's
-cache). Results are printed, and written to ``results.json`` there.
+Each figure is a ratio: of the times of two versions that run alternately in one process, or of the peak memory of two
+processes that do nothing else. The first run installs open_clip into a separate folder in ``--work``, by default in the
+user's cache. The results are printed and written to ``results.json`` there.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import measure
 
 HERE = Path(__file__).parent
 OPEN_CLIP = ("open_clip_torch==3.3.0", "ftfy==6.3.1", "wcwidth==0.9.4")
-"""Without what they share with us: torch, timm, and what those need."""
+"""Without torch, timm and their requirements, which come from this environment."""
 
 TARGETS = {
     "token_49_memory": ("token-wise loss, 128 of 49 x 32: extra memory of the naive version's", 1 / 8),
@@ -39,14 +39,19 @@ def token_wise(threads: int, repeats: int) -> dict[str, float]:
     script, options = str(HERE / "token_loss.py"), ("--threads", threads, "--repeats", repeats)
     figures = {}
     for name, shape in (("49", (128, 49, 32)), ("256", (64, 256, 32))):
-        memory = {kind: measure.alone(script, "memory", kind, *shape, *options)["bytes"] for kind in ("naive", "ours")}
-        taken = measure.plain(script, "time", "both", *shape, *options)
+        memory = {
+            kind: measure.run_for_memory(script, "memory", kind, *shape, *options)["bytes"]
+            for kind in ("naive", "ours")
+        }
+        taken = measure.run_for_time(script, "time", "both", *shape, *options)
         figures[f"token_{name}_memory"] = memory["ours"] / memory["naive"]
         figures[f"token_{name}_time"] = taken["ours"] / taken["naive"]
         for kind in ("naive", "ours"):
             seconds, mib = taken[kind], memory[kind] / 2**20
             print(f"token-wise loss {shape}, {kind}: {seconds:.3f} s, {mib:.0f} MiB extra", flush=True)
-    figures["token_1024_mib"] = measure.alone(script, "memory", "ours", 1024, 49, 32, *options)["bytes"] / 2**20
+    figures["token_1024_mib"] = (
+        measure.run_for_memory(script, "memory", "ours", 1024, 49, 32, *options)["bytes"] / 2**20
+    )
     print(f"token-wise loss (1024, 49, 32), ours: {figures['token_1024_mib']:.0f} MiB extra", flush=True)
     return figures
 
@@ -54,7 +59,7 @@ def token_wise(threads: int, repeats: int) -> dict[str, float]:
 def caching(threads: int, _repeats: int) -> dict[str, float]:
     taken = {}
     for batch, micro_batch in ((256, 0), (4096, 256)):
-        taken[batch] = measure.alone(str(HERE / "caching.py"), batch, micro_batch, "--threads", threads)
+        taken[batch] = measure.run_for_memory(str(HERE / "caching.py"), batch, micro_batch, "--threads", threads)
         mib, rate = taken[batch]["bytes"] / 2**20, batch / taken[batch]["seconds"]
         pieces = f"pieces of {micro_batch}" if micro_batch else "at once"
         print(f"global loss, batch {batch} {pieces}: peak {mib:.0f} MiB, {rate:.1f} captions/s", flush=True)
@@ -65,7 +70,7 @@ def text(threads: int, repeats: int) -> dict[str, float]:
     figures = {}
     for lengths in ("ragged", "full"):
         options = ("--threads", threads, "--repeats", repeats)
-        taken = measure.plain(str(HERE / "text_step.py"), lengths, *options)
+        taken = measure.run_for_time(str(HERE / "text_step.py"), lengths, *options)
         figures[f"text_{lengths}"] = taken["ours"] / taken["theirs"]
         shares = f"{taken['real']} tokens of {taken['padded']} places"
         times = ", ".join(f"{side} {taken[side]:.2f} s" for side in ("ours", "theirs"))
@@ -81,7 +86,7 @@ def losses(work: Path) -> dict[str, float]:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", partial, *OPEN_CLIP]
         subprocess.run(command, check=True)
         partial.rename(folder)
-    found = measure.plain(str(HERE / "open_clip_losses.py"), python_path=folder)
+    found = measure.run_for_time(str(HERE / "open_clip_losses.py"), python_path=folder)
     print("open_clip's losses: " + ", ".join(f"{name} {value:.1e}" for name, value in found.items()), flush=True)
     return {f"loss_{name}": value for name, value in found.items()}
 

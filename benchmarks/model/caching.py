@@ -1,9 +1,9 @@
-"""One training step of the paper's text tower with the global loss: the process's peak memory and the step's seconds.
+"""Measure one training step of the paper's text tower with the global loss: peak memory and seconds.
 
     python benchmarks/model/caching.py BATCH MICRO_BATCH [--threads 2]
 
-12 layers, 768 wide, float32, LAMB, on stored image features of 1,280, captions of 3 to 12 tokens: the shorter they are,
-the less the small batch's activations hide what a large batch costs besides. ``MICRO_BATCH`` 0 is the plain step.
+12 layers of width 768, float32, LAMB, stored image features of width 1,280. Captions have only 3 to 12 tokens, so that
+activations are small and the other costs of a large batch are visible. ``MICRO_BATCH`` 0 is a step without pieces.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from wukong.config import Model, Training
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.model.dual import DualEncoder
 from wukong.train import gradients, optimizer
-from wukong.train.data import Batch
+from wukong.train.training_data import Batch
 
 FEATURES = 1_280
 

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of a piece of work, each taken in a process of its own."""
+"""Measure seconds and peak memory of a piece of work, each in a separate process."""
 
 import ctypes
 import json
@@ -12,12 +12,12 @@ from typing import Any
 
 
 def resident() -> int:
-    """Bytes this process holds in memory now."""
+    """Return the bytes of memory that this process uses now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def peak() -> int:
-    """The most bytes this process held since ``reset_peak``."""
+    """Return the most bytes of memory that this process has used since ``reset_peak``."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
@@ -28,7 +28,7 @@ def reset_peak() -> None:
 
 
 def extra_memory(work: Callable[[], Any]) -> int:
-    """Bytes the work needs at its peak beyond what is held when it starts; what it returns counts."""
+    """Return the additional bytes that the work needs at its peak; its result counts too."""
     reset_peak()
     before = resident()
     _kept = work()
@@ -36,10 +36,10 @@ def extra_memory(work: Callable[[], Any]) -> int:
 
 
 def seconds(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Wall-clock seconds of each piece of work, the best of several rounds in which they take turns.
+    """Return the elapsed seconds of each piece of work: the best of several rounds in which they alternate.
 
-    What else the machine does only ever adds to a time, so the best is nearest to the work's own. The first round, in
-    which libraries set up what they need, is not counted.
+    Other load on the machine can only increase a time, so the best is closest to the true time. The first round is not
+    counted, because libraries initialise themselves in it.
     """
     best = dict.fromkeys(works, float("inf"))
     for round_number in range(repeats + 1):
@@ -51,17 +51,17 @@ def seconds(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, floa
     return best
 
 
-def alone(script: str, *arguments: object) -> dict[str, Any]:
-    """Run this script with arguments in a process of its own; its last line of output is JSON."""
+def run_for_memory(script: str, *arguments: object) -> dict[str, Any]:
+    """Run a script in a separate process to measure memory; its last line of output is JSON."""
     command = [sys.executable, script, *map(str, arguments)]
-    # Freed blocks go back to the system at once, so that peaks are peaks of use.
+    # The allocator returns freed blocks to the system immediately, so that peaks are peaks of used memory.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def plain(script: str, *arguments: object, python_path: Path | None = None) -> dict[str, Any]:
-    """``alone`` with the allocator as it comes, for times, and with packages of a folder of their own."""
+def run_for_time(script: str, *arguments: object, python_path: Path | None = None) -> dict[str, Any]:
+    """Run a script in a separate process to measure time, with the default allocator and an additional import path."""
     command = [sys.executable, script, *map(str, arguments)]
     environment = {**os.environ, **({"PYTHONPATH": str(python_path)} if python_path else {})}
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)

@@ -1,8 +1,8 @@
-"""Our global losses and their gradients against open_clip's, in float64 on the same numbers: the largest difference.
+"""Compare the global losses and their gradients with open_clip's, in float64: print the largest differences.
 
     PYTHONPATH=FOLDER python benchmarks/model/open_clip_losses.py
 
-``FOLDER`` is where ``bench.py`` installs open_clip. Differences are relative to open_clip's largest absolute value.
+``bench.py`` installs open_clip in ``FOLDER``. Differences are relative to open_clip's largest absolute value.
 """
 
 import json

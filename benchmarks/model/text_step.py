@@ -1,11 +1,11 @@
-"""The text side of a training step, forward and backward, in our text encoder and in Hugging Face's BERT.
+"""Compare the text side of a training step, forward and backward, in our text encoder and in Hugging Face's BERT.
 
     python benchmarks/model/text_step.py ragged|full|short [--batch 32] [--threads 2] [--repeats 5]
 
-Both are 12 layers, 12 heads, 768 wide, over 21,128 word pieces, without dropout, with the same weights' sizes, the same
-head, the same loss against the same picture vectors, float32; Hugging Face's runs scaled-dot-product attention, its
-fastest here, and both get batches padded to their longest caption. The optimiser's step, the same for both, is left
-out. Lengths: ``ragged`` as in table 2 (mean 22, deviation 7, at most 32), ``full`` all 32, ``short`` 3 to 12.
+Both have 12 layers, 12 heads, width 768 and 21,128 word pieces, without dropout, in float32; with the same head and the
+same loss against the same image vectors. Hugging Face's BERT uses scaled-dot-product attention, its fastest here.
+Batches are padded to their longest caption. The optimiser's step is the same for both and left out. Lengths: ``ragged``
+as in table 2 (mean 22, deviation 7, at most 32), ``full`` all 32, ``short`` 3 to 12.
 """
 
 import argparse
@@ -24,7 +24,7 @@ VOCABULARY, LAYERS, HEADS, WIDTH, LONGEST, EMBEDDING = 21_128, 12, 12, 768, 32, 
 
 
 def captions(kind: str, batch: int) -> torch.Tensor:
-    """Token ids, padded with zeros to the longest."""
+    """Return token ids, padded with zeros to the longest caption."""
     generator = torch.Generator().manual_seed(0)
     lengths = {
         "ragged": (22 + 7 * torch.randn(batch, generator=generator)).round().long().clamp(3, LONGEST),
@@ -60,7 +60,7 @@ def main() -> None:
     )
     theirs = BertModel(config, add_pooling_layer=False).train()
     head = torch.nn.Linear(WIDTH, EMBEDDING)
-    # A mask that hides nothing is not handed over: that spares them work.
+    # Without padding pass no mask, which makes Hugging Face's BERT faster.
     mask = None if (ids != 0).all() else (ids != 0).long()
 
     def step(first: torch.Tensor) -> None:

@@ -1,9 +1,9 @@
-"""The token-wise loss, forward and backward, against the naive one: seconds and memory beyond the inputs.
+"""Compare the token-wise loss, forward and backward, with a naive one: seconds, and memory in addition to the inputs.
 
     python benchmarks/model/token_loss.py time|memory naive|ours|both BATCH PATCHES WORDS [--threads 2] [--repeats 5]
 
-Float32, width 256. The naive version is the plain reading of section 4.3: all products at once, autograd's backward.
-Its last line of output is JSON; ``bench.py`` runs it for all sizes.
+Float32, width 256. The naive version computes section 4.3 directly: all products in memory, gradients by autograd. The
+last line of output is JSON; ``bench.py`` runs the script for all sizes.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def inputs(batch: int, patches: int, words: int) -> tuple[torch.Tensor, torch.Te
 def work_of(kind: str, shape: tuple[int, int, int]) -> Callable[[], None]:
     loss = {"naive": naive_loss, "ours": token_loss}[kind]
     scale = torch.tensor(14.3)
-    loss(*inputs(4, 5, 6), scale).backward()  # what libraries set up once is not the work's
+    loss(*inputs(4, 5, 6), scale).backward()  # let libraries initialise themselves before the measurement
     image, text, counted = inputs(*shape)
 
     def work() -> None:

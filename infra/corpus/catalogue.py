@@ -183,7 +183,7 @@ def _read_all(
 
 def _fetch_all(needed: Sequence[Package], cache: Path, console: Console) -> dict[str, str]:
     """Fetch packages side by side; give what was said of those that cannot be had, by name."""
-    missing = [package for package in needed if not packages.is_there(package, cache)]
+    missing = [package for package in needed if not packages.is_complete(package, cache)]
     if not missing:
         return {}
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
@@ -195,7 +195,7 @@ def _fetch_all(needed: Sequence[Package], cache: Path, console: Console) -> dict
         pending = set(running)
         while pending:
             _, pending = wait(pending, timeout=0.25)
-            bar.update(task, completed=sum(packages.received(package, cache) for package in missing))
+            bar.update(task, completed=sum(packages.received_bytes(package, cache) for package in missing))
         for future, package in running.items():
             try:
                 future.result()

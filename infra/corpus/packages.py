@@ -1,10 +1,10 @@
-"""Fetch the published packages that the demo corpus is made from, once, into the cache.
+"""Download the published packages of the demo corpus once, into the cache.
 
-Every package is pinned to a version, a size and the SHA-256 of its archive. Nothing of them is part of this repository:
-they are downloaded to the user's machine, under their own licences.
+Every package is pinned to a version, a size and the SHA-256 of its archive. This repository does not contain them: they
+are downloaded to the user's machine, under their own licences.
 
-Each registry has several ways to download an archive, tried in order until one succeeds: the registry's own client,
-which knows the machine's mirrors and proxies, and HTTPS, which needs nothing but Python. All give the same bytes.
+For each registry there are several download methods, tried in order until one succeeds: the registry's own client,
+which uses the machine's mirrors and proxies, and HTTPS, which needs only Python. All give the same bytes.
 """
 
 import hashlib
@@ -32,25 +32,25 @@ _SCRATCH = ".fetching-"
 _DEBIAN = "http://deb.debian.org/debian"
 _DEBIAN_SUITE = "trixie"
 _DEBIAN_SNAPSHOT = "https://snapshot.debian.org/archive/debian/20251101T000000Z"
-"""Keeps every file of Debian's archive, for the time when the suite has a newer version."""
+"""Keeps every file of Debian's archive. It is used when the suite has a newer version."""
 _NPM = "https://registry.npmjs.org"
 
 
 class PackageError(WukongError):
-    """A package of the demo corpus could not be had; the message says how to mend it."""
+    """A package of the demo corpus is not available; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """A published package and what of it is kept.
+    """A published package, and which of its files are unpacked.
 
     Attributes:
         registry: where it is published: Debian's archive or npm's registry.
-        path: of the archive, below the registry's address.
-        size: bytes of the archive.
-        sha256: digest of the archive as published.
-        keep: shell patterns on the member paths to unpack.
-        files: how many members match, which is checked after unpacking and at every reuse.
+        path: path of the archive, relative to the registry's address.
+        size: size of the archive in bytes.
+        sha256: digest of the published archive.
+        keep: shell patterns on the paths of the files to unpack.
+        files: number of files that match; it is checked after unpacking and at every reuse.
     """
 
     registry: Literal["debian", "npm"]
@@ -65,12 +65,12 @@ class Package:
 
     @property
     def folder(self) -> str:
-        """The name of its folder in the cache."""
+        """Name of its folder in the cache."""
         return f"{self.name.replace('@', '').replace('/', '-')}-{self.version}"
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Addresses of the archive over HTTPS; those of the user's mirror, where the environment names one."""
+        """URLs of the archive; that of the user's mirror, if an environment variable names one."""
         registries: tuple[str, ...] = (_DEBIAN.replace("http:", "https:"), _DEBIAN_SNAPSHOT)
         if self.registry == "npm":
             registries = (os.environ.get("NPM_CONFIG_REGISTRY") or _NPM,)
@@ -148,16 +148,16 @@ CLDR_DERIVED = Package(
 
 
 def fetch(package: Package, cache: Path) -> Path:
-    """Return the folder a package lies unpacked in, fetching it when it is not there whole.
+    """Return the folder of an unpacked package; download the package if it is missing or incomplete.
 
-    The folder appears under its name only when complete, so a fetch that was killed is done again; a download over
-    HTTPS goes on where it stopped. One process at a time may work on a cache.
+    The folder appears under its name only when it is complete, so a killed call can be repeated; a download over HTTPS
+    then continues where it stopped. Only one process at a time may use a cache.
 
     Raises:
-        PackageError: it cannot be downloaded in any way, is not the pinned archive, or the disk is full.
+        PackageError: no download method succeeds, the archive is not the pinned one, or the disk is full.
     """
     target = cache / package.folder
-    if is_there(package, cache):
+    if is_complete(package, cache):
         return target
     scratch = cache / f"{_SCRATCH}{package.folder}"
     try:
@@ -171,7 +171,7 @@ def fetch(package: Package, cache: Path) -> Path:
         unpacked = scratch / "unpacked"
         shutil.rmtree(unpacked, ignore_errors=True)
         _unpack(_download(package, scratch), unpacked, package)
-        count = _members(unpacked, package)
+        count = _count_files(unpacked, package)
         if count != package.files:
             raise PackageError(f"{package.name}: {count} files unpacked instead of {package.files}; try again")
         if target.exists():
@@ -186,44 +186,44 @@ def fetch(package: Package, cache: Path) -> Path:
     return target
 
 
-def is_there(package: Package, cache: Path) -> bool:
-    """Whether a package lies unpacked and whole in the cache."""
-    return _members(cache / package.folder, package) == package.files
+def is_complete(package: Package, cache: Path) -> bool:
+    """Return whether the cache contains all unpacked files of a package."""
+    return _count_files(cache / package.folder, package) == package.files
 
 
-def received(package: Package, cache: Path) -> int:
-    """How many bytes of a package's archive have arrived, of ``package.size``; to show progress while it is fetched."""
+def received_bytes(package: Package, cache: Path) -> int:
+    """Return how many of the ``package.size`` bytes of an archive have arrived, to show progress."""
     if (cache / package.folder).exists():
         return package.size
     arrived = 0
     for folder, folders, files in os.walk(cache / f"{_SCRATCH}{package.folder}"):
         folders[:] = [name for name in folders if name not in ("unpacked", "apt")]
         for name in files:
-            with suppress(FileNotFoundError):  # the client has renamed it since
+            with suppress(FileNotFoundError):  # the client has renamed it in the meantime
                 arrived += Path(folder, name).lstat().st_size
     return min(arrived, package.size)
 
 
-def _members(folder: Path, package: Package) -> int:
-    return sum(_kept(path.relative_to(folder).as_posix(), package) for path in folder.rglob("*") if path.is_file())
+def _count_files(folder: Path, package: Package) -> int:
+    return sum(_is_kept(path.relative_to(folder).as_posix(), package) for path in folder.rglob("*") if path.is_file())
 
 
-def _kept(member: str, package: Package) -> bool:
+def _is_kept(member: str, package: Package) -> bool:
     return any(fnmatchcase(member, pattern) for pattern in package.keep)
 
 
 def _download(package: Package, scratch: Path) -> Path:
-    """Get the archive in the first way that works.
+    """Download the archive with the first method that succeeds.
 
     Raises:
-        PackageError: none works; the message says what each way said.
+        PackageError: no method succeeds; the message has the error of each.
     """
     failures = []
-    for way in _WAYS[package.registry]:
+    for method in _METHODS[package.registry]:
         try:
-            archive = way(package, scratch)
-            _check(archive, package)
-        except _WayError as error:
+            archive = method(package, scratch)
+            _check_digest(archive, package)
+        except _MethodError as error:
             failures.append(str(error))
         else:
             return archive
@@ -233,30 +233,30 @@ def _download(package: Package, scratch: Path) -> Path:
     )
 
 
-class _WayError(Exception):
-    """One way to download an archive failed; the next is tried."""
+class _MethodError(Exception):
+    """One download method failed; the next is tried."""
 
 
-def _check(archive: Path, package: Package) -> None:
+def _check_digest(archive: Path, package: Package) -> None:
     with archive.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != package.sha256:
         archive.unlink()
-        raise _WayError(
+        raise _MethodError(
             f"{archive.name} has SHA-256 {found[:12]}…, expected {package.sha256[:12]}…: "
             "the registry or a mirror serves another file"
         )
 
 
 def _by_apt(package: Package, scratch: Path) -> Path:
-    """Download a .deb by apt with the machine's own package lists, which know its mirrors; no root is needed."""
-    return _apt(package, scratch, [])
+    """Download a .deb with apt and the machine's own package lists and mirrors; this needs no root."""
+    return _apt_download(package, scratch, [])
 
 
-def _by_apt_of_our_own(package: Package, scratch: Path) -> Path:
-    """Download a .deb by apt with sources and lists of our own, on any release of Debian or of its derivatives.
+def _by_apt_with_private_lists(package: Package, scratch: Path) -> Path:
+    """Download a .deb with apt and separate package lists, on any release of Debian or its derivatives.
 
-    The list is not checked against Debian's keys, which a derivative may lack: the SHA-256 of the package is pinned.
+    The lists are not checked with Debian's keys, which a derivative may not have; the package's SHA-256 is pinned.
     """
     private = scratch / "apt"
     for name in ("lists/partial", "cache/archives/partial"):
@@ -273,53 +273,53 @@ def _by_apt_of_our_own(package: Package, scratch: Path) -> Path:
         "APT::Update::Error-Mode": "any",
     }
     options = [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
-    _client(["apt-get", "-q", *_APT, *options, "update"], scratch)
-    return _apt(package, scratch, options)
+    _run_client(["apt-get", "-q", *_APT_OPTIONS, *options, "update"], scratch)
+    return _apt_download(package, scratch, options)
 
 
-_APT = ("-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20", "-o", "APT::Sandbox::User=root")
+_APT_OPTIONS = ("-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20", "-o", "APT::Sandbox::User=root")
 
 
-def _apt(package: Package, scratch: Path, options: Sequence[str]) -> Path:
-    _client(["apt-get", "-q", *_APT, *options, "download", f"{package.name}={package.version}"], scratch)
-    return _only(scratch, "*.deb")
+def _apt_download(package: Package, scratch: Path, options: Sequence[str]) -> Path:
+    _run_client(["apt-get", "-q", *_APT_OPTIONS, *options, "download", f"{package.name}={package.version}"], scratch)
+    return _only_file(scratch, "*.deb")
 
 
 def _by_npm(package: Package, scratch: Path) -> Path:
-    """Download the .tgz that npm would install."""
+    """Download the .tgz with npm."""
     command = ["npm", "pack", f"{package.name}@{package.version}", "--silent", "--fetch-retries=1"]
-    _client([*command, "--fetch-timeout=60000", f"--cache={scratch / 'npm'}"], scratch)
-    return _only(scratch, "*.tgz")
+    _run_client([*command, "--fetch-timeout=60000", f"--cache={scratch / 'npm'}"], scratch)
+    return _only_file(scratch, "*.tgz")
 
 
 def _by_https(package: Package, scratch: Path) -> Path:
-    """Download the archive by its address; what an earlier attempt received is kept."""
+    """Download the archive over HTTPS; bytes that an earlier attempt received are kept."""
     partial = scratch / "archive.partial"
     failures: dict[str, str] = {}
     for url in package.urls:
         for _ in range(_ATTEMPTS):
             try:
                 _receive(url, partial, package.size)
-            except (requests.RequestException, _WayError) as error:
-                failures[url] = str(error)  # the last of this address
+            except (requests.RequestException, _MethodError) as error:
+                failures[url] = str(error)  # the last error of this URL
                 if isinstance(error, requests.HTTPError):
                     break
             else:
                 return partial.rename(scratch / Path(package.path).name)
-    raise _WayError("; ".join(f"{url}: {error}" for url, error in failures.items()))
+    raise _MethodError("; ".join(f"{url}: {error}" for url, error in failures.items()))
 
 
 _ATTEMPTS = 3
 _BLOCK = 2**14
-"""Bytes; of a download that breaks off, less than this much is lost."""
+"""Bytes written at a time; an interrupted download loses fewer than this."""
 
 
 def _receive(url: str, partial: Path, size: int) -> None:
-    """Add to a file what it lacks of an address's ``size`` bytes.
+    """Download the bytes that a partial file still lacks of the ``size`` bytes at a URL.
 
     Raises:
-        _WayError: the server sends another number of bytes.
-        requests.RequestException: it cannot be asked, or refuses.
+        _MethodError: the server sends another number of bytes.
+        requests.RequestException: the server cannot be reached, or answers with an error.
     """
     have = partial.stat().st_size if partial.exists() else 0
     if have < size:
@@ -328,7 +328,7 @@ def _receive(url: str, partial: Path, size: int) -> None:
         )
         with requests.get(url, headers=headers, stream=True, timeout=(10, 60)) as response:
             response.raise_for_status()
-            # A server that does not know ranges sends the whole file.
+            # A server that does not support ranges sends the whole file.
             with partial.open("ab" if response.status_code == requests.codes.partial_content else "wb") as stream:
                 for block in response.iter_content(_BLOCK):
                     stream.write(block)
@@ -338,16 +338,16 @@ def _receive(url: str, partial: Path, size: int) -> None:
     if found > size:
         partial.unlink()
     if found != size:
-        raise _WayError(f"{found} bytes received instead of {size}")
+        raise _MethodError(f"{found} bytes received instead of {size}")
 
 
-_WAYS: Mapping[str, tuple[Callable[[Package, Path], Path], ...]] = {
-    "debian": (_by_apt, _by_apt_of_our_own, _by_https),
+_METHODS: Mapping[str, tuple[Callable[[Package, Path], Path], ...]] = {
+    "debian": (_by_apt, _by_apt_with_private_lists, _by_https),
     "npm": (_by_npm, _by_https),
 }
 
 
-def _client(command: Sequence[str], folder: Path) -> None:
+def _run_client(command: Sequence[str], folder: Path) -> None:
     """Run a registry's client in a folder."""
     try:
         done = subprocess.run(  # noqa: S603
@@ -362,38 +362,40 @@ def _client(command: Sequence[str], folder: Path) -> None:
             check=False,
         )
     except FileNotFoundError as error:
-        raise _WayError(f"there is no {command[0]}") from error
+        raise _MethodError(f"there is no {command[0]}") from error
     except subprocess.TimeoutExpired as error:
-        raise _WayError(f"{command[0]} did not end within {_TIMEOUT} s") from error
+        raise _MethodError(f"{command[0]} did not end within {_TIMEOUT} s") from error
     if done.returncode:
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        said = next((line for line in lines if line.startswith(("E:", "npm error", "npm ERR!"))), (lines or ["?"])[-1])
-        raise _WayError(f"{command[0]} failed ({said.strip()[:200]})")
+        reason = next(
+            (line for line in lines if line.startswith(("E:", "npm error", "npm ERR!"))), (lines or ["?"])[-1]
+        )
+        raise _MethodError(f"{command[0]} failed ({reason.strip()[:200]})")
 
 
-def _only(folder: Path, pattern: str) -> Path:
+def _only_file(folder: Path, pattern: str) -> Path:
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
-        raise _WayError(f"{len(found)} archives {pattern} were left instead of one")
+        raise _MethodError(f"{len(found)} archives {pattern} were left instead of one")
     return found[0]
 
 
 def _unpack(archive: Path, target: Path, package: Package) -> None:
-    """Unpack the files that are kept, never a link or a path that leads outside.
+    """Unpack the files to keep, but no links and no paths outside the target folder.
 
-    Not by ``TarFile.extract(filter="data")``: Python has it from 3.11.4 on, and Debian 12 has 3.11.2.
+    ``TarFile.extract(filter="data")`` needs Python 3.11.4, and Debian 12 has 3.11.2.
     """
     target.mkdir()
-    with _opened(archive, package) as tar:
+    with _open_archive(archive, package) as tar:
         for member in tar:
             member.name = member.name.removeprefix("./")
-            stream = tar.extractfile(member) if member.isreg() and _kept(member.name, package) else None
+            stream = tar.extractfile(member) if member.isreg() and _is_kept(member.name, package) else None
             if stream is None:
                 continue
             path = target / member.name
             if not path.resolve().is_relative_to(target.resolve()):
                 raise PackageError(
-                    f"{package.name}: {member.name} leads outside its folder; the archive is not unpacked"
+                    f"{package.name}: the path {member.name} is outside its folder; the archive is not unpacked"
                 )
             path.parent.mkdir(parents=True, exist_ok=True)
             with stream, path.open("wb") as file:
@@ -401,8 +403,8 @@ def _unpack(archive: Path, target: Path, package: Package) -> None:
 
 
 @contextmanager
-def _opened(archive: Path, package: Package) -> Iterator[tarfile.TarFile]:
-    """The tar of files in an archive."""
+def _open_archive(archive: Path, package: Package) -> Iterator[tarfile.TarFile]:
+    """Open the tar of files inside an archive."""
     if package.registry == "npm":
         with tarfile.open(archive) as tar:
             yield tar
@@ -415,7 +417,7 @@ def read_json(path: Path) -> dict[str, object] | list[object]:
     """Parse a JSON file of a package.
 
     Raises:
-        PackageError: it is not JSON.
+        PackageError: the file cannot be read, or is not JSON.
     """
     try:
         value: dict[str, object] | list[object] = json.loads(path.read_text(encoding="utf-8"))

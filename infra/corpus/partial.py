@@ -1,7 +1,7 @@
-"""What a corpus that lacks a collection leaves of an experiment.
+"""Adapt an experiment to a demo corpus that lacks a collection.
 
-A collection that cannot be downloaded takes its hold-outs, its classes and its share of fine-tuning with it. The run
-goes on with the rest, and its report says which figures are then not comparable.
+If a collection cannot be downloaded, its hold-outs, its classes and its share of fine-tuning are removed from the
+experiment. The run continues with the rest, and its report says which figures are not comparable.
 """
 
 import fnmatch
@@ -12,19 +12,19 @@ from wukong.config import Classification, Experiment, Holdout
 
 
 def without_missing(experiment: Experiment, corpus: Corpus, host: str) -> tuple[Experiment, list[str]]:
-    """An experiment without what only the corpus's missing collections have.
+    """Remove from an experiment what needs the missing collections of a corpus.
 
-    Hold-outs, classes of zero-shot sets and ``sources`` of training are left out where their pattern matches no picture
-    of the corpus. A hold-out without ``captions: unseen`` is also left out when it would leave nothing to train on.
-    When no hold-out remains, one of unseen captions of all pictures takes their place: there is something to measure.
+    Hold-outs, classes of zero-shot sets and ``sources`` of training are removed if their pattern matches no image of
+    the corpus. A hold-out without ``captions: unseen`` is also removed if it would leave nothing to train on. If no
+    hold-out remains, a hold-out of unseen captions of all images replaces them, so that there is something to measure.
 
     Args:
-        experiment: what was asked for.
-        corpus: the corpus as it could be had. Nothing changes when it lacks no collection.
-        host: the host name in its pictures' URLs.
+        experiment: the experiment as configured.
+        corpus: the corpus as far as it could be downloaded. Nothing changes if no collection is missing.
+        host: the host name in the URLs of its images.
 
     Returns:
-        The experiment to run, and sentences that say what was left out; they also stand in its ``about``.
+        The experiment to run, and sentences that say what was left out; ``about`` of the experiment contains them too.
     """
     if not corpus.missing:
         return experiment, []
@@ -76,7 +76,7 @@ def without_missing(experiment: Experiment, corpus: Corpus, host: str) -> tuple[
 
 
 def _task(task: Classification, holdouts: Iterable[str], occurs: Callable[[str], bool]) -> Classification | None:
-    """A zero-shot set with the hold-outs and classes that are left; None when fewer than two classes are."""
+    """Return a zero-shot set with the remaining hold-outs and classes; None if fewer than two classes remain."""
     kept = tuple(name for name in task.holdouts if name in holdouts)
     classes = {name: pattern for name, pattern in task.classes.items() if occurs(pattern)}
     if not kept or len(classes) < 2:

@@ -1,6 +1,6 @@
-"""Draw the corpus's pictures as a web site would show them: on white, 240 to 432 px, as PNG or JPEG.
+"""Draw the corpus's images as on a web site: on white, 240 to 432 px, as PNG or JPEG.
 
-Size and format depend on the picture's path alone, so the same bytes are drawn every time.
+Size and format depend only on the image's path, so the bytes are the same every time.
 """
 
 import io
@@ -14,21 +14,25 @@ from infra.corpus.sources import Draft, spread
 
 _JPEG_QUALITY = 90
 _MARGIN = 0.92
-"""The share of the canvas a stamp fills along its longer side."""
+"""The share of the canvas that the longer side of a stamp fills."""
 
 
 def file_name(draft: Draft) -> str:
-    """The path a picture gets on the site, extension included."""
+    """Return the path of an image on the site, with its extension."""
     return draft.path if draft.how == "copy" else f"{draft.path}.{('png', 'jpg')[spread(draft.path, 'format', 2)]}"
 
 
 def side(draft: Draft) -> int:
-    """Pixels of the square canvas: 240 to 432, in steps of 8."""
+    """Return the side of the square canvas in pixels: 240 to 432, in steps of 8."""
     return 240 + 8 * spread(draft.path, "side", 25)
 
 
 def draw(draft: Draft, target: Path) -> tuple[int, int]:
-    """Draw a picture into a file, which appears only when complete, and give its width and height in pixels."""
+    """Draw an image into a file, which appears only when it is complete.
+
+    Returns:
+        Its width and height in pixels.
+    """
     pixels = side(draft)
     if draft.how == "svg":
         png = bytes(
@@ -39,7 +43,7 @@ def draw(draft: Draft, target: Path) -> tuple[int, int]:
         data = png if target.suffix == ".png" else _encode(Image.open(io.BytesIO(png)), target.suffix)
     else:
         if draft.origin is None:
-            raise ValueError(f"{draft.path} is to be drawn from a file and names none")
+            raise ValueError(f"{draft.path} should be drawn from a file, but has no origin")
         data = _encode(on_canvas(_open_stamp(draft.origin, pixels), pixels), target.suffix)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{uuid.uuid4().hex}.partial")
@@ -52,10 +56,10 @@ def draw(draft: Draft, target: Path) -> tuple[int, int]:
 
 
 def on_canvas(image: Image.Image, pixels: int) -> Image.Image:
-    """Centre a picture on a white square of so many pixels, scaled with Lanczos to fill it but for a margin."""
+    """Draw an image in the middle of a white square of ``pixels`` x ``pixels``, scaled with Lanczos, with a margin."""
     scale = pixels * _MARGIN / max(image.size)
     width, height = (max(1, round(length * scale)) for length in image.size)
-    # Colours are premultiplied while scaling, or the hidden colour of transparent pixels bleeds into the edges.
+    # Scale with premultiplied colours; otherwise the hidden colour of transparent pixels appears at the edges.
     scaled = image.convert("RGBa").resize((width, height), Image.Resampling.LANCZOS).convert("RGBA")
     canvas = Image.new("RGB", (pixels, pixels), "white")
     canvas.paste(scaled, ((pixels - width) // 2, (pixels - height) // 2), scaled)
@@ -63,7 +67,7 @@ def on_canvas(image: Image.Image, pixels: int) -> Image.Image:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """A picture as RGB, with white where it is transparent."""
+    """Convert an image to RGB; transparent pixels become white."""
     picture = image.convert("RGBA")
     canvas = Image.new("RGB", picture.size, "white")
     canvas.paste(picture, (0, 0), picture)

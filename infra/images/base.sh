@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Make a base image out of Debian's packages, for a machine that can pull none: Debian and a Python, nothing else.
+# Build a base image from Debian's packages, for a machine that cannot pull one. It contains only Debian and Python.
 #
 #   infra/images/base.sh [TAG] [PYTHON]     by default localhost/wukong/base:SUITE and the suite's own Python
 #
-# SUITE is Debian's, by default this machine's or else trixie. Where PYTHON (.venv/bin/python, say) is of another version
-# than the suite's, its installation is copied to /usr/local: images take the wheels that fit it.
-# Needs root, debootstrap and a running Docker engine. The same packages give the same image.
+# SUITE is a Debian suite, by default this machine's, or else trixie. If PYTHON (for instance .venv/bin/python) has another
+# version than the suite's, its installation is copied to /usr/local, because the images use wheels for this version.
+# It needs root, debootstrap and a running Docker engine. The same packages give the same image.
 set -euo pipefail
 
 # shellcheck source=/dev/null
@@ -39,15 +39,15 @@ if [[ -n $python && $("$python" -c "$version") != $(chroot "$root" python3 -c "$
   chroot "$root" python3 -c 'import ctypes, lzma, sqlite3, ssl, zlib'
 fi
 
-# What belongs to this very installation, and what nobody reads in a container.
+# Remove files of this one installation, and files that are not needed in a container.
 rm -rf "${root:?}"/{dev,tmp,var/cache,var/log,var/lib/apt/lists}/* \
   "$root"/etc/machine-id "$root"/etc/hostname "$root"/etc/resolv.conf \
   "$root"/usr/share/{doc,info,man,lintian,locale}/*
 find "$root" -name __pycache__ -prune -exec rm -rf {} +
-# apt and ldconfig look for these later.
+# apt and ldconfig need these folders later.
 mkdir -p "$root"/var/cache/apt/archives/partial "$root"/var/cache/ldconfig
 
-# One time for all files: only what is in them may make two images differ.
+# All files get the same time, so that two images differ only if the content differs.
 tar -C "$root" --sort=name --mtime=@0 --numeric-owner --pax-option=delete=atime,delete=ctime -c . \
   | docker import --change 'CMD ["python3"]' --change 'ENV PATH=/usr/local/bin:/usr/bin:/bin' - "$tag" >/dev/null
 docker image inspect --format '{{index .RepoTags 0}} {{.Size}} bytes' "$tag"

@@ -1,8 +1,8 @@
 """Build the container images: ``python -m infra.images.build [IMAGE ...]``, by default all three.
 
-First the project's own wheel (``build/project``) and a wheelhouse (``build/wheelhouse``): every wheel an image needs,
-in the versions that the constraints name, and for each image the list of them with their hashes. An index is asked only
-when requirements have changed. Then ``docker build``, without a network.
+It first builds the project's own wheel (``build/project``) and a wheelhouse (``build/wheelhouse``): all wheels that an
+image needs, in the versions of the constraints, and for each image a list of them with their hashes. It downloads from
+an index only if requirements have changed. Then it runs ``docker build`` without a network.
 """
 
 import argparse
@@ -30,20 +30,20 @@ ACCELERATORS = ("cpu", "cuda")
 _HERE = Path(__file__).parent
 _PROJECT = _HERE.parents[1]
 _WHEEL = installed.DISTRIBUTION.replace("-", "_")
-# pip installs itself into no image; the others build the project.
+# pip installs the wheels, and the others build the project; no image contains them.
 _TOOLS = ("pip", "setuptools", "wheel")
-# torch names each of its own parts in one exact version.
+# torch requires an exact version of each of its own parts.
 _PARTS_OF_TORCH = re.compile(r"nvidia-|cuda-|triton")
 
 
 @dataclass(frozen=True)
 class Image:
-    """What one image holds.
+    """The content of one image.
 
     Attributes:
-        extras: of the project; what they name is installed.
-        alone: what is installed without what it says it needs.
-        torch: takes the constraints of an accelerator too.
+        extras: extras of the project whose requirements are installed.
+        alone: packages that are installed without their requirements.
+        torch: whether the constraints of an accelerator are used too.
     """
 
     extras: tuple[str, ...]
@@ -52,9 +52,9 @@ class Image:
 
 
 IMAGES = {
-    # Crawling, validating and training are done on Ray: only its image has what they need.
+    # Crawling, validating and training run on Ray: only its image has their requirements.
     "data": Image(("curate", "kfp", "track", "report")),
-    # Of the packages installed alone a file each is needed: the vocabulary of the Chinese BERT, a DINOv2-small.
+    # One file of each package in ``alone`` is needed: the vocabulary of the Chinese BERT, and a DINOv2-small.
     "ray": Image(
         ("crawl", "curate", "validate", "train", "ray", "ray-head", "track"),
         alone=FILES,
@@ -62,31 +62,32 @@ IMAGES = {
     ),
     "mlflow": Image(("mlflow-server",)),
 }
-"""By name: the target in the Dockerfile, and the last part of the image's name."""
+"""The images by name; the name is the target in the Dockerfile and the last part of the image's name."""
 
 
 def version() -> str:
-    """The project's version, which is the images' tag."""
+    """Return the project's version, which is the tag of the images."""
     return str(_project()["version"])
 
 
 def tag(image: str, accelerator: str = "cpu") -> str:
-    """Name and tag of an image, as the manifests and pipelines have it.
+    """Return name and tag of an image, as manifests and pipelines use it.
 
-    Under ``localhost`` no registry of the world answers: an image that is missing is not found, rather than somebody's.
+    The name begins with ``localhost``, where no public registry answers. So a missing image is an error, and somebody
+    else's image is never used.
     """
     return f"localhost/wukong/{image}:{version()}" + ("-cuda" if accelerator == "cuda" else "")
 
 
 def make_project(folder: Path, wheelhouse: Path) -> None:
-    """Build the project's wheel from the files that git tracks, as they stand in the checkout.
+    """Build the project's wheel from the files that git tracks, with their content in the checkout.
 
     Args:
-        folder: gets the wheel, pip's, and the list ``project.txt``.
-        wheelhouse: has the tools to build it.
+        folder: where the wheel, pip's wheel, and the list ``project.txt`` are written.
+        wheelhouse: folder with the wheels of the build tools.
 
     Raises:
-        StackError: this is no git checkout, or the project cannot be built.
+        StackError: this is not a git checkout, or the project cannot be built.
     """
     tracked = _output(["git", "-C", str(_PROJECT), "ls-files", "-z"]).split("\0")
     shutil.rmtree(folder, ignore_errors=True)
@@ -105,19 +106,19 @@ def make_project(folder: Path, wheelhouse: Path) -> None:
 
 
 def make_wheelhouse(folder: Path, project: Path, image: str, accelerator: str) -> Path:
-    """Put every wheel of an image into a folder and write the list of them, unless both are there already.
+    """Put all wheels of an image into a folder and write the list of them, unless this was done before.
 
     Args:
-        folder: the wheelhouse, which images share.
-        project: where the project's wheel lies.
+        folder: the wheelhouse, which all images share.
+        project: folder of the project's wheel.
         image: name in ``IMAGES``.
-        accelerator: ``cpu`` or ``cuda``: which torch.
+        accelerator: the builds of torch, ``cpu`` or ``cuda``.
 
     Returns:
-        The list: a requirements file with one exact version and its hash a line, the project left out.
+        The list: a requirements file with an exact version and its hash on each line, without the project.
 
     Raises:
-        StackError: pip failed, or something is needed that the constraints do not name in one version.
+        StackError: pip failed, or the constraints do not pin the version of a requirement.
     """
     wanted, constraints = IMAGES[image], _constraints(image, accelerator)
     listed = folder / (f"{image}-{accelerator}.txt" if wanted.torch else f"{image}.txt")
@@ -125,18 +126,18 @@ def make_wheelhouse(folder: Path, project: Path, image: str, accelerator: str) -
     if listed.exists() and listed.read_text(encoding="utf-8").startswith(key):
         return listed
     (wheel,) = project.glob(f"{_WHEEL}-*.whl")
-    # By its path: no index has the project.
+    # The project is installed from its path, because no index has it.
     required = f"{wheel}[{','.join(wanted.extras)}]"
     into = ["wheel", f"--wheel-dir={folder}", f"--find-links={folder}"]
     bounds = [f"--constraint={file}" for file in constraints]
     if wanted.torch and accelerator == "cpu":
         _pip(*into, "--no-deps", f"--index-url={CPU_INDEX}", *bounds, "torch", "torchvision")
     _pip(*into, *bounds, required)
-    asked = ["install", "--dry-run", "--ignore-installed", "--report=-", "--no-index", f"--find-links={folder}"]
-    wheels = _chosen(_pip(*asked, *bounds, required))
+    dry_run = ["install", "--dry-run", "--ignore-installed", "--report=-", "--no-index", f"--find-links={folder}"]
+    wheels = _reported_wheels(_pip(*dry_run, *bounds, required))
     if wanted.alone:
         _pip(*into, "--no-deps", *wanted.alone)
-        wheels |= _chosen(_pip(*asked, "--no-deps", *wanted.alone))
+        wheels |= _reported_wheels(_pip(*dry_run, "--no-deps", *wanted.alone))
     del wheels[installed.DISTRIBUTION]
     (folder / wheel.name).unlink()
     pinned = _pinned([file.read_text(encoding="utf-8") for file in constraints] + list(wanted.alone))
@@ -157,8 +158,8 @@ def build(image: str, accelerator: str, base_image: str | None, cache: bool = Tr
     Args:
         image: name in ``IMAGES``.
         accelerator: ``cpu`` or ``cuda``.
-        base_image: a Debian image with the Python this runs with; None for the Dockerfile's.
-        cache: take over what an earlier build has done.
+        base_image: a Debian image with the same version of Python as this process; None for the Dockerfile's.
+        cache: whether Docker may reuse layers of an earlier build.
 
     Returns:
         The tag.
@@ -184,21 +185,21 @@ def build(image: str, accelerator: str, base_image: str | None, cache: bool = Tr
 
 
 def check_docker() -> None:
-    """See that Docker's client can build with BuildKit, which the Dockerfile needs for its mounts.
+    """Check that Docker's client can build with BuildKit, which the Dockerfile needs for its mounts.
 
-    Docker's client before version 23 brings BuildKit; later ones need the plugin buildx.
+    Docker's client before version 23 contains BuildKit; later ones need the plugin buildx.
 
     Raises:
         StackError: there is no client, or it lacks buildx; the message says what to install.
     """
-    said = _output(["docker", "--version"])
-    version = re.search(r"\d+", said)
+    reported = _output(["docker", "--version"])
+    version = re.search(r"\d+", reported)
     if version is None or int(version[0]) < _CLIENT_WITHOUT_BUILDKIT:
         return
     plugin = subprocess.run(["docker", "buildx", "version"], capture_output=True, check=False)  # noqa: S607
     if plugin.returncode:
         raise StackError(
-            f"Docker's plugin buildx is missing ({said.strip()}); the images are built with it. Install it: "
+            f"Docker's plugin buildx is missing ({reported.strip()}); the images are built with it. Install it: "
             "apt-get install docker-buildx (Debian 13, Ubuntu), docker-buildx-plugin (Docker's own packages), "
             "dnf install docker-buildx (Fedora); on Debian 12 its docker.io package needs no plugin"
         )
@@ -218,29 +219,25 @@ def _constraints(image: str, accelerator: str) -> list[Path]:
 
 
 def _key(wanted: Image, constraints: Sequence[Path]) -> str:
-    """The first line of a list, which tells whether it is still the right one."""
+    """Return the first line of a list: a digest that changes with the requirements."""
     project = _project()
-    said = [
+    inputs = [
         json.dumps([asdict(wanted), sys.version, project["dependencies"], project["optional-dependencies"]]),
         *(file.read_text(encoding="utf-8") for file in constraints),
     ]
-    return f"# {hashlib.sha256(chr(0).join(said).encode()).hexdigest()}"
+    return f"# {hashlib.sha256(chr(0).join(inputs).encode()).hexdigest()}"
 
 
 def _pinned(texts: Sequence[str]) -> set[str]:
-    """Names that constraints give in one version."""
+    """Return the names of the packages that constraints pin to one version."""
     lines = [line.split("#")[0].strip() for text in texts for line in text.splitlines()]
-    return {_normal(line.split("==")[0]) for line in lines if "==" in line}
+    return {installed.normal(line.split("==")[0].strip()) for line in lines if "==" in line}
 
 
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()
-
-
-def _chosen(report: str) -> dict[str, tuple[str, Path]]:
-    """Version and wheel by name, of what pip reports that it would install."""
+def _reported_wheels(report: str) -> dict[str, tuple[str, Path]]:
+    """Return version and wheel of each package that pip would install, from pip's report."""
     return {
-        _normal(entry["metadata"]["name"]): (
+        installed.normal(entry["metadata"]["name"]): (
             entry["metadata"]["version"],
             Path(unquote(urlsplit(entry["download_info"]["url"]).path)),
         )
@@ -257,7 +254,7 @@ def _pip(*arguments: str) -> str:
 
 
 def _output(command: Sequence[str]) -> str:
-    """What a command writes; what it complains of goes to our standard error."""
+    """Run a command and return its standard output; its standard error is not captured."""
     return _run(command, {}, subprocess.PIPE)
 
 
@@ -271,19 +268,19 @@ def _run(command: Sequence[str], environment: Mapping[str, str], output: int | N
             f"the program {command[0]!r} is not installed; images are built with git and docker"
         ) from error
     if done.returncode:
-        raise StackError(f"{' '.join(command[:4])} ... ended with status {done.returncode}; what it said is above")
+        raise StackError(f"{' '.join(command[:4])} ... ended with status {done.returncode}; its output is above")
     return done.stdout or ""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build the images that are asked for."""
+    """Build the requested images."""
     parser = argparse.ArgumentParser(prog="python -m infra.images.build", description=__doc__.split("\n", 1)[0])
     parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"of {', '.join(IMAGES)}; by default all")
     parser.add_argument("--accelerator", choices=ACCELERATORS, default="cpu", help="of the ray image (default: cpu)")
     parser.add_argument(
         "--base-image",
         default=os.environ.get("BASE_IMAGE") or None,
-        help="what all build on, by default $BASE_IMAGE or the Dockerfile's; infra/images/base.sh makes one",
+        help="base of all images, by default $BASE_IMAGE or the Dockerfile's; infra/images/base.sh builds one",
     )
     parser.add_argument("--wheelhouse-only", action="store_true", help="stop before docker build")
     options = parser.parse_args(arguments)

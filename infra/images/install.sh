@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Install wheels into /opt/wukong while an image is built: install.sh LIST [COPY]. LIST is a requirements file with a hash
-# for each; COPY a folder that gets, once more, what this run has installed, for a layer of its own.
-# No index is asked. Two runs over the same wheels leave the same files, with the same times.
+# Install wheels into /opt/wukong while an image is built: install.sh LIST [COPY]. LIST is a requirements file with hashes.
+# COPY is a folder that gets a copy of the files that this run has installed, for a separate layer.
+# No index is used. Two runs with the same wheels give the same files with the same times.
 set -euo pipefail
 
 python=/opt/wukong/bin/python
 new=(-newermt @0)
 
 [[ -x $python ]] || python3 -m venv --without-pip /opt/wukong
-# pip runs out of its own wheel: neither the base image nor the result holds one.
+# pip runs from its own wheel, because neither the base image nor the result contains pip.
 PYTHONPATH=$(echo /wheelhouse/pip-*.whl) "$python" -m pip --isolated --quiet install --root-user-action ignore \
   --no-index --find-links /wheelhouse --require-hashes --no-deps --no-compile --no-cache-dir --requirement "$1"
 
 packages=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-# Dependencies' tests, and headers for a compiler that is not there.
+# Remove the tests of dependencies, and headers for a compiler, which the image does not have.
 find "$packages" -type d \( -name tests -o -name test \) "${new[@]}" -prune -exec rm -rf {} +
 rm -rf "$packages"/{torch/include,torch/share,pyarrow/include,pyarrow/src,numpy/_core/include}
 
-# A container cannot write bytecode, so it is made now: valid whatever the files' times, and the same in each build.
-# One of torch's own test files needs a newer Python.
+# A container cannot write bytecode, so compile it now: independent of file times, and the same in each build.
+# Skip one of torch's test files, which needs a newer Python.
 find "$packages" -name '*.py' "${new[@]}" -not -name py312_intrinsics.py \
   | PYTHONHASHSEED=0 "$python" -m compileall -q -j 0 --invalidation-mode unchecked-hash -i -
 if [[ -n ${2:-} ]]; then

@@ -15,16 +15,16 @@ from wukong.errors import WukongError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until a signal ends it; the exit status is 1 where it could not start."""
+    """Serve until a signal; return the exit status, 1 if the site cannot start."""
     parser = argparse.ArgumentParser(prog="python -m infra.site", description=__doc__)
     parser.add_argument("--catalogue", type=Path, required=True, help="the Parquet file that infra.corpus wrote")
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0, the default, for any free one")
     parser.add_argument("--port-file", type=Path, help="write the port here once the site accepts connections")
-    parser.add_argument("--origin", default=f"http://{corpus.HOST}", help="what URLs in answers begin with")
-    parser.add_argument("--outlive-input", type=float, help="end so many seconds after standard input does")
+    parser.add_argument("--origin", default=f"http://{corpus.HOST}", help="the beginning of the URLs in answers")
+    parser.add_argument("--outlive-input", type=float, help="stop this many seconds after the end of standard input")
     options = parser.parse_args(arguments)
     if options.outlive_input is not None:
-        threading.Thread(target=_end_with_input, args=(options.outlive_input,), daemon=True).start()
+        threading.Thread(target=_stop_after_input, args=(options.outlive_input,), daemon=True).start()
 
     def ready(port: int) -> None:
         if options.port_file is not None:
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _end_with_input(seconds: float) -> None:
+def _stop_after_input(seconds: float) -> None:
     sys.stdin.buffer.read()
     time.sleep(seconds)
     os.kill(os.getpid(), signal.SIGTERM)

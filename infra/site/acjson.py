@@ -1,4 +1,4 @@
-"""The answers of Baidu's image search at ``/search/acjson``, written as Baidu writes them."""
+"""Answers in the format of Baidu's image search at ``/search/acjson``."""
 
 import html
 import json
@@ -13,7 +13,7 @@ _SUBSTITUTION = str.maketrans(_PLAIN, _CODED) | {ord(":"): "_z2C$q", ord("."): "
 
 @dataclass(frozen=True)
 class Found:
-    """One search result: the picture's URL, a thumbnail's, the page's, and what the engine says of the picture."""
+    """One search result: the URLs of image, thumbnail and page; and title, size and type as the engine claims them."""
 
     url: str
     thumbnail_url: str
@@ -25,18 +25,18 @@ class Found:
 
 
 def encode_url(url: str) -> str:
-    """Write a URL as ``objURL`` does: a substitution of letters and digits, and groups for ``:``, ``.`` and ``/``."""
+    """Encode a URL like ``objURL``: substitute letters and digits, and write groups for ``:``, ``.`` and ``/``."""
     return url.translate(_SUBSTITUTION)
 
 
 def answer(word: str, found: Sequence[Found], total: int, offset: int) -> str:
-    """The text of an answer. It is not strict JSON: single quotes are escaped, as Baidu does.
+    """Return the text of an answer. It is not strict JSON: single quotes are escaped, as Baidu does.
 
     Args:
-        word: what was searched for; where a title holds it, ``fromPageTitle`` marks it with ``<strong>``.
+        word: the query; ``fromPageTitle`` marks it with ``<strong>`` in titles that contain it.
         found: the results of this page.
-        total: how many results there are.
-        offset: the position of the first result of this page.
+        total: total number of results.
+        offset: position of the first result of this page.
     """
     value = {
         "queryEnc": word,

@@ -1,7 +1,7 @@
-"""What a search engine returns beside good pairs: useless titles, dead links, files that are not what they say.
+"""Noise as in the results of a real search engine: useless titles, broken links, files of the wrong type.
 
-Everything is made from the catalogue and depends on it alone. Noise is made of pictures whose bytes the catalogue holds
-too, or of none at all, so that a split by caption and picture keeps what it holds out.
+The noise depends only on the catalogue. A noise URL serves either the bytes of an image in the catalogue or no new
+image, so that a split by caption and image keeps the held-out images out of training.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ from infra.corpus.pictures import on_white
 from infra.corpus.sources import spread
 
 SHARE = 0.12
-"""Of all distinct URLs of the site."""
+"""Share of noise in all distinct URLs of the site."""
 
 RETRIED_SHARE = 0.005
-"""Of the corpus's own pictures: their first request is answered with 503."""
+"""Share of the corpus's own images whose first request is answered with 503."""
 
 
 class Kind(StrEnum):
-    """What is the matter with a URL."""
+    """What is wrong with a URL."""
 
     BOILERPLATE = "boilerplate title"
     FILE_NAME = "file name as title"
@@ -55,7 +55,7 @@ PERCENT = {
     Kind.SENSITIVE: 1,
     Kind.DISALLOWED: 2,
 }
-"""Of the noise."""
+"""Share of each kind in the noise, in percent."""
 
 _BOILERPLATE = ("查看源网页", "展开全文", "摄影部落")
 _FILE_NAMES = ("{0:03d}.jpg", "IMG_{0:04d}.JPG", "DSC{0:05d}", "微信图片_202103{0:06d}.jpg", "{1}.png")
@@ -72,8 +72,8 @@ class Listing:
     """One URL of the site.
 
     Attributes:
-        kind: None for a picture of the corpus.
-        entry: the picture of the corpus that it is, or is made from.
+        kind: the kind of noise; None for an image of the corpus.
+        entry: the image of the corpus that is served, or from which the noise is made.
     """
 
     path: str
@@ -84,14 +84,14 @@ class Listing:
 
 
 def listings(corpus: Corpus) -> list[Listing]:
-    """Every URL of the site: the corpus's pictures, then the noise."""
+    """Return all URLs of the site: the corpus's images, then the noise."""
     good = [Listing(entry.path, entry.title, entry.keywords, entry) for entry in corpus.entries]
     return good + noise(corpus.entries)
 
 
 def noise(entries: Sequence[Entry]) -> list[Listing]:
-    """The noise that goes with these pictures, in the proportions of ``PERCENT``."""
-    # Neither of the other two sources: their pictures are what is held out.
+    """Return the noise for these images, in the proportions of ``PERCENT``."""
+    # Not from the other two sources, because their images are held out.
     plain = [entry for entry in entries if entry.source in {"noto", "iconpark"}] or list(entries)
     bases = sorted(plain, key=lambda entry: (spread(entry.path, "noise", 2**32), entry.path))
     total = round(len(entries) * SHARE / (1 - SHARE))
@@ -129,7 +129,7 @@ def _title(kind: Kind, index: int, count: int, base: Entry, code: str) -> str:
 
     match kind:
         case Kind.BOILERPLATE:
-            # A title is boilerplate because it is frequent, so a small corpus has fewer of them.
+            # A title is boilerplate only if it is frequent, so a small corpus uses fewer different ones.
             return pick(_BOILERPLATE[: max(1, count // 15)])
         case Kind.FILE_NAME:
             return pick(_FILE_NAMES).format(index, code[:16])
@@ -147,11 +147,11 @@ def _title(kind: Kind, index: int, count: int, base: Entry, code: str) -> str:
 
 
 def content(listing: Listing, file: Path) -> tuple[bytes, str] | None:
-    """The bytes and MIME type served at a listing's path; None for a broken link.
+    """Return the bytes and MIME type that are served at a listing's path; None for a broken link.
 
     Args:
-        listing: what is asked for.
-        file: where the picture of its entry lies.
+        listing: the requested listing.
+        file: path of the image of its entry.
     """
     data = file.read_bytes()
     match listing.kind:
@@ -176,7 +176,7 @@ def content(listing: Listing, file: Path) -> tuple[bytes, str] | None:
 
 
 def shown_size(listing: Listing) -> tuple[int, int]:
-    """The width and height the engine claims; one time in twelve they are wrong, as Baidu's are."""
+    """Return the width and height that the engine claims; one in twelve is wrong, as on Baidu."""
     match listing.kind:
         case Kind.THUMBNAIL:
             width, height = 120, 120
@@ -190,12 +190,12 @@ def shown_size(listing: Listing) -> tuple[int, int]:
 
 
 def answers_503_first(listing: Listing) -> bool:
-    """Whether the first request for this picture fails."""
+    """Return whether the first request for this image fails."""
     return listing.kind is None and spread(listing.path, "503", 1000) < RETRIED_SHARE * 1000
 
 
 def thumbnail(data: bytes, side: int) -> bytes:
-    """A picture as a JPEG with a longer side of so many pixels."""
+    """Return an image as a JPEG whose longer side is ``side`` pixels."""
     picture = on_white(Image.open(io.BytesIO(data)))
     picture.thumbnail((side, side))
     return _jpeg(picture)

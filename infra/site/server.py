@@ -1,4 +1,4 @@
-"""The site's HTTP server: the search, the pictures, thumbnails and robots.txt."""
+"""The site's HTTP server: search, images, thumbnails and robots.txt."""
 
 import re
 import socket
@@ -18,11 +18,11 @@ _THUMBNAIL_SIDE = 180
 
 
 class Site:
-    """Answers for one corpus, whatever Host header a request carries.
+    """The site of one corpus; it ignores the Host header of requests.
 
     Args:
-        corpus: what is served.
-        origin: what the URLs in answers begin with.
+        corpus: the corpus to serve.
+        origin: the beginning of the URLs in answers.
     """
 
     def __init__(self, corpus: Corpus, origin: str = f"http://{HOST}") -> None:
@@ -34,10 +34,10 @@ class Site:
         self._failed_once: set[str] = set()
 
     def application(self) -> web.Application:
-        """The aiohttp application."""
+        """Create the aiohttp application."""
         application = web.Application()
         application.router.add_get("/search/acjson", self._search)
-        # The same by the name of a sample, by which crawls of different samples differ.
+        # The same search under the name of a sample, so that crawls of different samples have different addresses.
         application.router.add_get("/search/acjson/{sample}", self._search)
         application.router.add_get("/robots.txt", self._robots)
         application.router.add_get("/thumb/{path:.+}", self._thumbnail)
@@ -52,7 +52,7 @@ class Site:
         offset = _number(request, "pn", 0)
         rows = min(_number(request, "rn", 30), _MAX_PAGE)
         found = self._index.search(word)
-        # Baidu shows about a thousand results; what lies behind begins again.
+        # Baidu shows about a thousand results; later pages repeat them.
         begin = offset % _REPEATS_AFTER
         page = found[begin : min(begin + rows, _REPEATS_AFTER)]
         text = acjson.answer(word, [self._found(listing) for listing in page], len(found), offset)
@@ -95,15 +95,15 @@ def serve(site: Site, port: int, ready: Callable[[int], None]) -> None:
     """Serve on 127.0.0.1 until SIGTERM or SIGINT.
 
     Args:
-        site: what to serve.
-        port: 0 for any free one.
-        ready: called with the port once connections are accepted.
+        site: the site to serve.
+        port: the port; 0 for any free one.
+        ready: called with the port when connections are accepted.
 
     Raises:
         OSError: the port is in use.
     """
     listener = socket.create_server(("127.0.0.1", port), backlog=1024)
-    # The socket listens already, so whoever reads the port can connect; it is answered once the loop runs.
+    # The socket listens already, so clients can connect as soon as they know the port.
     ready(listener.getsockname()[1])
     web.run_app(site.application(), sock=listener, access_log=None, print=None, handle_signals=True)
 

@@ -1,7 +1,7 @@
 """The embedded stack: an S3 server, MLflow, Ray and the demo corpus's search site, on this machine's loopback.
 
-``up`` starts what is missing and reuses what runs; ``down`` stops everything, whatever was killed in between;
-``status`` says what runs. All is kept below a home folder: data, logs, and ``stack.json`` with ports and credentials.
+``up`` starts the services that do not run; ``down`` stops all services, also after a crash; ``status`` lists them. A
+home folder contains the data, the logs, and ``stack.json`` with ports and credentials.
 """
 
 import logging
@@ -23,28 +23,28 @@ log = logging.getLogger(__name__)
 
 
 def home() -> Path:
-    """The home folder for a stack to start: ``$WUKONG_HOME``, or ``.wukong`` here or in a folder above; absolute."""
+    """Return the home folder in which to start a stack; see ``wukong.environment.home``."""
     return environment.home()
 
 
 def found() -> Path:
-    """The home folder of a stack there is: like ``home``, or else where one was started last."""
+    """Return the home folder of an existing stack: like ``home``, or else that of the last stack started."""
     return environment.find_home() or environment.home()
 
 
 def up(home: Path, catalogue: Path | None = None, ports: Mapping[str, int] | None = None) -> Stack:
     """Start the services that do not run, wait until all answer, and create the buckets.
 
-    Data and credentials of an earlier stack in the same home are kept, and its ports too where they are still free.
+    Data and credentials of an earlier stack in the same home are kept, and its ports too if they are still free.
 
     Args:
-        home: where the stack keeps everything.
-        catalogue: a catalogue of the demo corpus; with one, its search site is started too.
-        ports: ports asked for, by name (``s3``, ``mlflow``, ``ray``, ``site``); free ones are found for the rest.
+        home: the stack's home folder.
+        catalogue: a catalogue of the demo corpus; if given, its search site is started too.
+        ports: requested ports by name (``s3``, ``mlflow``, ``ray``, ``site``); the others get free ports.
 
     Raises:
-        StackError: a service cannot start or does not answer, a port asked for is in use, there is no disk space, or
-            another process works on the same home. What this call had started is stopped again.
+        StackError: a service cannot start or does not answer, a requested port is in use, there is no disk space, or
+            another process uses the same home. Services that this call started are stopped again.
     """
     home = home.absolute()
     with locked(home, create=True):
@@ -56,11 +56,11 @@ def up(home: Path, catalogue: Path | None = None, ports: Mapping[str, int] | Non
             running.discard("site")
         for service in SERVICES:
             if service.name not in running:
-                _stop(before, service)  # what is left of it: half of it may live on, or hang
+                _stop(before, service)  # some of its processes may still run, or hang
         chosen = choose_ports(before, running, ports or {})
         if chosen != before.ports and running:
-            # Ray and MLflow carry the addresses of the others in their environment.
-            log.info("ports have changed, so that every service is started anew")
+            # Ray and MLflow have the addresses of the other services in their environment.
+            log.info("ports have changed, so all services are restarted")
             _stop(before)
             running = set()
         stack = before.with_changes(ports=chosen, catalogue=catalogue or before.catalogue)
@@ -68,7 +68,7 @@ def up(home: Path, catalogue: Path | None = None, ports: Mapping[str, int] | Non
         missing = [service for service in wanted if service.name not in running]
         try:
             services.start(stack, missing)
-        except BaseException:  # also Ctrl-C: nothing half-started is left behind
+        except BaseException:  # also Ctrl-C: do not leave services that are partly started
             for service in missing:
                 _stop(stack, service)
             raise
@@ -77,13 +77,16 @@ def up(home: Path, catalogue: Path | None = None, ports: Mapping[str, int] | Non
 
 
 def down(home: Path) -> int:
-    """Stop every process of the stack and give their number; data, logs, ports and credentials stay.
+    """Stop all processes of the stack; data, logs, ports and credentials are kept.
 
-    Processes are found by the mark in their environment, so that it does not matter who started them or what of the
-    stack was killed.
+    Processes are found by a variable in their environment, so they are found whoever started them and also if other
+    parts of the stack were killed.
+
+    Returns:
+        The number of processes.
 
     Raises:
-        StackError: another process works on the same home, or a process cannot be stopped.
+        StackError: another process uses the same home, or a process cannot be stopped.
     """
     home = home.absolute()
     if not home.is_dir():
@@ -95,7 +98,7 @@ def down(home: Path) -> int:
 
 
 def status(home: Path) -> list[tuple[str, bool, str]]:
-    """Name, whether it runs and answers, and address of each service of the stack in a home."""
+    """Return, for each service of the stack in a home, its title, whether it runs and answers, and its address."""
     home = home.absolute()
     with suppress(StackError):
         held = load(home)
@@ -104,11 +107,11 @@ def status(home: Path) -> list[tuple[str, bool, str]]:
 
 
 def serves_another(home: Path, catalogue: Path) -> bool:
-    """Whether the stack's search site runs and serves another catalogue than this one, maybe to another run."""
+    """Return whether the stack's search site runs and serves another catalogue than this one."""
     with suppress(StackError):
-        held = load(home.absolute())
+        stack = load(home.absolute())
         site = next(service for service in SERVICES if service.name == "site")
-        return held.catalogue is not None and held.catalogue != catalogue.absolute() and site.runs(held)
+        return stack.catalogue is not None and stack.catalogue != catalogue.absolute() and site.runs(stack)
     return False
 
 

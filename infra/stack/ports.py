@@ -1,4 +1,4 @@
-"""Choose the ports of a stack: those it had, where they are free; else free ones below the ephemeral range."""
+"""Choose the ports of a stack: its earlier ports if they are free, otherwise free ones below the ephemeral range."""
 
 import socket
 from collections.abc import Collection, Mapping
@@ -10,28 +10,29 @@ from infra.stack.state import Stack
 from wukong.errors import StackError
 
 _FIRST, _COUNT = 20_000, 10_000
-"""Below 32768, where Linux gives ports to outgoing connections, which could take ours while the stack is down."""
+"""Below 32768: from there on Linux uses ports for outgoing connections, which could take a port while the stack is
+down."""
 
 _WEED_GRPC_OFFSET = 10_000
-"""SeaweedFS's own worker expects the admin's gRPC port here."""
+"""Distance of the admin's gRPC port, as SeaweedFS's own worker expects it."""
 
 
-def choose_ports(stack: Stack, running: Collection[str], asked: Mapping[str, int]) -> dict[str, int]:
-    """Give a port for every name of every service.
+def choose_ports(stack: Stack, running: Collection[str], requested: Mapping[str, int]) -> dict[str, int]:
+    """Choose a port for every port name of every service.
 
     Args:
-        stack: holds the ports of last time.
+        stack: the stack with its earlier ports.
         running: names of services that run; they keep their ports.
-        asked: ports the user asks for, by name.
+        requested: ports that the user requests, by name.
 
     Raises:
-        StackError: a port asked for is not one, is in use, or its service runs on another.
+        StackError: a requested port is invalid or in use, or its service runs on another port.
     """
     names = {name: service.name for service in SERVICES for name in service.ports}
-    if unknown := set(asked) - set(names):
+    if unknown := set(requested) - set(names):
         raise StackError(f"there is no port named {', '.join(sorted(unknown))}; ask for s3, mlflow, ray or site")
     chosen: dict[str, int] = {}
-    for name, port in asked.items():
+    for name, port in requested.items():
         if names[name] not in running:
             _check(name, port)
         elif port != stack.ports.get(name):
@@ -63,7 +64,7 @@ def _usable(name: str, port: int) -> bool:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on this port of 127.0.0.1 now."""
+    """Return whether a server can listen on this port of 127.0.0.1 now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -84,7 +85,7 @@ def _check(name: str, port: int) -> None:
 
 
 def _holder(port: int) -> str:
-    """Which process listens there, where this user may know."""
+    """Return the process that listens on a port, as text; empty if this user may not know it."""
     try:
         for connection in psutil.net_connections("tcp"):
             listens = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port

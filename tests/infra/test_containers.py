@@ -1,4 +1,4 @@
-"""Components and Ray in real containers, where there is a Docker engine and `make images` was run."""
+"""Components and Ray in real containers, if there is a Docker engine and `make images` was run."""
 
 import os
 import signal
@@ -98,23 +98,23 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def test_a_real_head_runs_a_job_and_hands_on_its_log(head: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_real_head_runs_a_job_and_returns_its_log(head: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert job_api.run_job(["--help"], {"MLFLOW_RUN_ID": "abc"}, head) == 0
     assert "usage: python -m ray_jobs" in capsys.readouterr().out
 
 
-def test_a_real_head_says_that_a_command_failed(head: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_real_head_reports_a_failed_command(head: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert job_api.run_job(["no-such-stage"], {}, head) == 1
     assert "invalid choice: 'no-such-stage'" in capsys.readouterr().out
 
 
-def test_a_real_head_wants_its_token(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_head_requires_its_token(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "fedcba9876543210")
     with pytest.raises(job_api.JobApiError, match=r"answers 40[13]"):
         job_api.run_job(["--help"], {}, head)
 
 
-def test_what_a_killed_run_leaves_is_removed(tmp_path: Path) -> None:
+def test_containers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     import docker
 
     client = docker.from_env()
@@ -150,7 +150,7 @@ def napping() -> None:
 
 
 @pytest.mark.parametrize(("number", "left"), [(signal.SIGINT, 0), (signal.SIGKILL, 1)])
-def test_an_interrupted_run_takes_its_containers_along(tmp_path: Path, number: signal.Signals, left: int) -> None:
+def test_an_interrupted_run_removes_its_containers(tmp_path: Path, number: signal.Signals, left: int) -> None:
     command = [sys.executable, "-u", "-c", INTERRUPTED, str(tmp_path / "runs" / "kfp")]
     environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parents[2]}:{Path(__file__).parent}"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:

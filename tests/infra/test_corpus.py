@@ -57,7 +57,7 @@ def test_a_caption_file_in_another_encoding_is_left_out_and_counted(tmp_path: Pa
     assert reading.left_out == {"caption file not UTF-8": 1}
 
 
-def test_stamps_are_shown_by_their_size(tmp_path: Path) -> None:
+def test_stamps_are_drawn_depending_on_their_size(tmp_path: Path) -> None:
     stamps = tmp_path / "usr/share/tuxpaint/stamps"
     folder = stamps / "animals/birds/cartoon"
     write_stamp(folder, "large", (300, 201), CAPTION.encode())
@@ -139,7 +139,7 @@ def test_emoji_are_named_by_their_characters(tmp_path: Path) -> None:
     }
 
 
-def test_iconify_icons_keep_their_own_box(tmp_path: Path) -> None:
+def test_iconify_icons_keep_their_view_box(tmp_path: Path) -> None:
     (wide,) = (draft for draft in sources.read_noto(emoji_packages(tmp_path)).drafts if draft.title == "红心")
     assert wide.svg is not None
     assert 'viewBox="0 0 64 32"' in wide.svg
@@ -171,7 +171,7 @@ def test_iconpark_modules_are_drawn_in_four_colours(tmp_path: Path) -> None:
 
 
 def test_a_stamp_is_centred_on_white_without_dark_edges() -> None:
-    # Transparent pixels are black underneath; scaling must not let that show.
+    # The hidden colour of transparent pixels is black; it must not appear after scaling.
     stamp = Image.new("RGBA", (100, 50), (0, 0, 0, 0))
     stamp.paste((255, 255, 255, 255), (20, 10, 80, 40))
     page = np.asarray(pictures.on_canvas(stamp, 300))
@@ -221,7 +221,7 @@ def test_equal_sources_give_equal_bytes_also_after_an_interruption(tmp_path: Pat
     assert not list((tmp_path / "two").rglob("*.partial"))
 
 
-def test_a_catalogue_reads_back(tmp_path: Path) -> None:
+def test_a_catalogue_can_be_read_back(tmp_path: Path) -> None:
     made = prepare(tmp_path / "one")
     assert corpus.load(made.catalogue).entries == made.entries
     for entry in made.entries:
@@ -237,9 +237,7 @@ def test_a_slice_keeps_concepts_whole(tmp_path: Path) -> None:
     assert part.catalogue != whole.catalogue
 
 
-def test_a_source_that_cannot_be_had_is_reported_and_the_rest_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_source_is_reported_and_the_rest_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     origin = tmp_path / "origin.png"
     Image.new("RGB", (300, 300)).save(origin)
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
@@ -256,13 +254,13 @@ def test_a_source_that_cannot_be_had_is_reported_and_the_rest_goes_on(
         corpus.prepare(tmp_path, progress=False)
 
 
-def test_a_full_disk_is_said_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_gives_a_clear_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2**20})())
     with pytest.raises(PackageError, match=r"1 MiB free at .* WUKONG_CACHE"):
         packages.fetch(packages.NOTO, tmp_path)
 
 
-def test_a_cache_that_cannot_be_written_is_said_plainly(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_gives_a_clear_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WukongError, match="WUKONG_CACHE"):
         corpus.prepare(tmp_path / "file" / "cache", progress=False)
@@ -282,7 +280,7 @@ TGZ = archive_of({"package/a.json": b"{}", "package/b.json": b"[]", "package/c.j
 
 
 def publish(folder: Path, archive: bytes = TGZ) -> None:
-    """A fake ``npm`` whose ``pack`` leaves an archive and counts its calls."""
+    """A fake ``npm`` whose ``pack`` writes an archive and counts its calls."""
     (folder / "archive.tgz").write_bytes(archive)
     npm = folder / "bin" / "npm"
     npm.parent.mkdir(exist_ok=True)
@@ -319,7 +317,7 @@ def test_a_package_is_fetched_once_and_again_when_damaged(tmp_path: Path, monkey
 
 
 class Registry:
-    """A registry on loopback that serves one archive; its answers can break off, and it can ignore ranges."""
+    """A registry on loopback that serves one archive; it can interrupt answers and ignore ranges."""
 
     def __init__(self, archive: bytes) -> None:
         self.archive = archive
@@ -353,7 +351,7 @@ class Registry:
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
-    """A registry, on a machine without any registry's client."""
+    """A registry, on a machine without the client of any registry."""
     made = Registry(TGZ)
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", made.url)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -363,27 +361,27 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Regist
     made.server.server_close()
 
 
-def test_without_a_client_a_package_comes_over_http(registry: Registry, tmp_path: Path) -> None:
+def test_without_a_client_a_package_is_downloaded_over_http(registry: Registry, tmp_path: Path) -> None:
     assert names(packages.fetch(package(), tmp_path / "cache")) == ["a.json", "b.json"]
     assert registry.ranges == [None]
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [package().folder]
 
 
 @pytest.mark.parametrize("ignores_ranges", [False, True])
-def test_a_download_that_breaks_off_goes_on(registry: Registry, tmp_path: Path, ignores_ranges: bool) -> None:
+def test_an_interrupted_download_continues(registry: Registry, tmp_path: Path, ignores_ranges: bool) -> None:
     registry.cut, registry.ignores_ranges = [20_000], ignores_ranges
     assert names(packages.fetch(package(), tmp_path / "cache")) == ["a.json", "b.json"]
     assert registry.ranges == [None, f"bytes={packages._BLOCK}-"]
 
 
-def test_a_download_goes_on_where_a_killed_fetch_stopped(registry: Registry, tmp_path: Path) -> None:
+def test_a_download_continues_after_a_killed_fetch(registry: Registry, tmp_path: Path) -> None:
     scratch = tmp_path / "cache" / f".fetching-{package().folder}"
     scratch.mkdir(parents=True)
     (scratch / "archive.partial").write_bytes(TGZ[:5000])
-    assert packages.received(package(), tmp_path / "cache") == 5000
+    assert packages.received_bytes(package(), tmp_path / "cache") == 5000
     packages.fetch(package(), tmp_path / "cache")
     assert registry.ranges == ["bytes=5000-"]
-    assert packages.received(package(), tmp_path / "cache") == len(TGZ)
+    assert packages.received_bytes(package(), tmp_path / "cache") == len(TGZ)
 
 
 @pytest.mark.parametrize(
@@ -395,18 +393,18 @@ def test_a_download_goes_on_where_a_killed_fetch_stopped(registry: Registry, tmp
     ],
     ids=["longer", "other", "shorter"],
 )
-def test_what_is_not_the_pinned_archive_is_refused(
+def test_another_archive_than_the_pinned_one_is_refused(
     registry: Registry, tmp_path: Path, served: bytes, said: str
 ) -> None:
     registry.archive = served
     with pytest.raises(PackageError, match=rf"there is no npm.*{said}.*NPM_CONFIG_REGISTRY"):
         packages.fetch(package(), tmp_path / "cache")
-    assert not packages.is_there(package(), tmp_path / "cache")
+    assert not packages.is_complete(package(), tmp_path / "cache")
     registry.archive = TGZ
-    assert packages.fetch(package(), tmp_path / "cache").exists(), "what was received before does no harm"
+    assert packages.fetch(package(), tmp_path / "cache").exists(), "bytes received before do no harm"
 
 
-def test_a_client_that_gives_another_archive_is_passed_over(
+def test_a_client_that_gives_another_archive_is_skipped(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(tmp_path, archive_of({"package/a.json": b"{}", "package/b.json": b"other"}))
@@ -416,40 +414,40 @@ def test_a_client_that_gives_another_archive_is_passed_over(
     assert (tmp_path / "calls").read_text() == "x"
 
 
-def test_a_file_the_registry_lacks_is_said(registry: Registry, tmp_path: Path) -> None:
+def test_a_missing_file_in_the_registry_is_reported(registry: Registry, tmp_path: Path) -> None:
     wanted = replace(package(), path="@scope/thing/-/other.tgz")
     with pytest.raises(PackageError, match="404"):
         packages.fetch(wanted, tmp_path / "cache")
-    assert len(registry.ranges) == 1, "what is not there is not asked for again"
+    assert len(registry.ranges) == 1, "a missing file is not requested again"
 
 
 @pytest.mark.parametrize("name", ["package/../../out.json", "/package/out.json"])
-def test_a_member_that_leads_outside_is_not_unpacked(registry: Registry, tmp_path: Path, name: str) -> None:
+def test_a_member_with_a_path_outside_is_not_unpacked(registry: Registry, tmp_path: Path, name: str) -> None:
     archive = registry.archive = archive_of({"package/a.json": b"{}", name: b"[]"})
     wanted = replace(package(archive), keep=("package/*.json", "/package/*.json"))
-    with pytest.raises(PackageError, match="leads outside"):
+    with pytest.raises(PackageError, match="is outside its folder"):
         packages.fetch(wanted, tmp_path / "cache")
     assert not list(tmp_path.rglob("out.json"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [packages._by_apt_of_our_own, packages._by_https])
-def test_debian_archive_by_each_way_of_our_own(way: Callable[[Package, Path], Path], tmp_path: Path) -> None:
-    """The real archive. The machine's own lists are left out: they have the package on one release alone."""
-    if way is packages._by_apt_of_our_own and shutil.which("apt-get") is None:
+@pytest.mark.parametrize("way", [packages._by_apt_with_private_lists, packages._by_https])
+def test_the_debian_archive_by_each_download_method(way: Callable[[Package, Path], Path], tmp_path: Path) -> None:
+    """The real archive. The machine's own package lists are not tested: only one release has the package."""
+    if way is packages._by_apt_with_private_lists and shutil.which("apt-get") is None:
         pytest.skip("there is no apt-get")
     archive = way(packages.STAMPS, tmp_path)
-    packages._check(archive, packages.STAMPS)
+    packages._check_digest(archive, packages.STAMPS)
     packages._unpack(archive, tmp_path / "unpacked", packages.STAMPS)
-    assert packages._members(tmp_path / "unpacked", packages.STAMPS) == packages.STAMPS.files
+    assert packages._count_files(tmp_path / "unpacked", packages.STAMPS) == packages.STAMPS.files
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wanted", [packages.ICONPARK, packages.CLDR_DERIVED])
 def test_npm_archives_over_https(wanted: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real registry, by the paths that are pinned."""
+    """The real registry, with the pinned paths."""
     monkeypatch.delenv("NPM_CONFIG_REGISTRY", raising=False)
-    packages._check(packages._by_https(wanted, tmp_path), wanted)
+    packages._check_digest(packages._by_https(wanted, tmp_path), wanted)
 
 
 def test_queries_are_ranked_by_frequency(tmp_path: Path) -> None:
@@ -468,8 +466,8 @@ def test_queries_are_ranked_by_frequency(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_real_corpus_has_what_it_says() -> None:
-    """Fetches the real packages where the cache lacks them, and draws a small slice."""
+def test_the_real_corpus_has_the_expected_content() -> None:
+    """Downloads the real packages if the cache lacks them, and draws a small slice."""
     made = corpus.prepare(limit=200, progress=False)
     if made.problems:
         pytest.skip("; ".join(made.problems))

@@ -1,4 +1,4 @@
-"""The images without a Docker engine: their names, their wheelhouse, and rules for the Dockerfile."""
+"""Checks of the images without a Docker engine: their names, their wheelhouse, and rules for the Dockerfile."""
 
 import fnmatch
 import json
@@ -22,7 +22,7 @@ IMAGES = REPOSITORY / "infra" / "images"
 DOCKERFILE = (IMAGES / "Dockerfile").read_text(encoding="utf-8")
 
 
-def test_what_runs_here_and_on_a_cluster_is_what_is_built() -> None:
+def test_all_used_image_names_are_built() -> None:
     made = {build.tag(image, accelerator) for image in build.IMAGES for accelerator in build.ACCELERATORS}
     assert {DATA_IMAGE, containers.RAY_IMAGE} <= made
     used = {container["image"] for pod in pods(plain()) for container in pod.containers}
@@ -31,15 +31,15 @@ def test_what_runs_here_and_on_a_cluster_is_what_is_built() -> None:
     assert set(re.findall(r"localhost/wukong/[\w:.-]+", settings)) <= made
 
 
-def test_kuberay_is_told_of_the_ray_that_the_image_holds() -> None:
-    """By the version it decides, among others, whether probes need programs that the image does not have."""
+def test_the_ray_version_for_kuberay_is_that_of_the_image() -> None:
+    """KubeRay uses the version to decide, for instance, whether probes need programs that the image does not have."""
     template = yaml.safe_load(named(plain(), "ConfigMap")["ray-job"]["data"]["template.yaml"])
     (pinned,) = re.findall(r"^ray==(.+)$", (REPOSITORY / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
     assert template["spec"]["rayClusterSpec"]["rayVersion"] == pinned
 
 
 def stages() -> dict[str, list[tuple[str, str]]]:
-    """The Dockerfile's instructions by the name of their stage."""
+    """The instructions of the Dockerfile by stage."""
     found: dict[str, list[tuple[str, str]]] = {"": []}
     joined = re.sub(r"\\\n\s*", "", DOCKERFILE)
     for line in joined.splitlines():
@@ -59,7 +59,7 @@ def test_every_image_has_its_stage() -> None:
         assert f"build-{image}" in made, "what builds an image is not in it"
 
 
-def test_nothing_is_built_on_a_moving_or_another_base() -> None:
+def test_all_stages_use_one_pinned_base() -> None:
     made = stages()
     (base,) = [value for instruction, value in made[""] if value.startswith("BASE_IMAGE=")]
     assert re.fullmatch(r"BASE_IMAGE=python:\d+\.\d+-slim-[a-z]+", base)
@@ -70,7 +70,7 @@ def test_nothing_is_built_on_a_moving_or_another_base() -> None:
 
 
 @pytest.mark.parametrize("image", build.IMAGES)
-def test_an_image_runs_as_nobody_in_particular_and_says_what_it_is(image: str) -> None:
+def test_an_image_runs_as_an_ordinary_user_and_has_labels(image: str) -> None:
     instructions = stages()[image]
     users = [value for instruction, value in instructions if instruction == "USER"]
     assert users == ["1000:1000"]
@@ -83,7 +83,7 @@ def test_an_image_runs_as_nobody_in_particular_and_says_what_it_is(image: str) -
     assert json.loads(command), "a list, so that signals reach the program and no shell"
 
 
-def test_no_build_asks_a_network() -> None:
+def test_no_build_uses_the_network() -> None:
     for name, instructions in stages().items():
         for instruction, value in instructions:
             assert instruction != "ADD", name
@@ -100,7 +100,7 @@ def test_scripts_parse_and_stop_at_the_first_failure(script: str) -> None:
     assert (IMAGES / script).stat().st_mode & 0o100
 
 
-def test_the_wheel_holds_every_file_of_the_packages() -> None:
+def test_the_wheel_contains_all_files_of_the_packages() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     folders = [pattern.rstrip("*") for pattern in project["packages"]["find"]["include"]]
     listed = subprocess.run(
@@ -117,7 +117,7 @@ def test_the_wheel_holds_every_file_of_the_packages() -> None:
     assert {name for name in left_out if not name.startswith("infra/images/")} == set(), "add them to package-data"
 
 
-def test_both_accelerators_take_the_same_torch() -> None:
+def test_both_accelerators_use_the_same_torch_version() -> None:
     versions = [
         re.findall(r"^(\w+)={2,3}([\d.]+)", (IMAGES / f"torch-{name}.txt").read_text(encoding="utf-8"), re.MULTILINE)
         for name in build.ACCELERATORS
@@ -138,11 +138,11 @@ def test_no_package_is_pinned_twice() -> None:
     assert pinned[0] & pinned[1] == set()
 
 
-# --- the wheelhouse, from packages made here
+# --- the wheelhouse, from packages that the tests build
 
 
 def wheel(folder: Path, name: str, version: str, *metadata: str) -> None:
-    """An empty package that says what it needs."""
+    """An empty package with requirements."""
     info = f"{name}-{version}.dist-info"
     lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *metadata]
     files = {
@@ -178,9 +178,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-def test_a_wheelhouse_holds_what_the_constraints_say_and_is_made_once(
-    index: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wheelhouse_follows_the_constraints_and_is_built_once(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, project = index / "wheelhouse", index / "project"
     listed = build.make_wheelhouse(folder, project, "small", "cpu")
     _, *lines = listed.read_text().splitlines()
@@ -191,19 +189,19 @@ def test_a_wheelhouse_holds_what_the_constraints_say_and_is_made_once(
 
 
 @pytest.mark.slow
-def test_what_no_constraint_names_is_refused(index: Path) -> None:
+def test_a_requirement_without_a_constraint_is_refused(index: Path) -> None:
     (index / "constraints.txt").write_text("beta==1.5\n")
     with pytest.raises(StackError, match=r"needs alpha==2\.0: add the versions"):
         build.make_wheelhouse(index / "wheelhouse", index / "project", "small", "cpu")
 
 
-def test_without_an_engine_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_docker_engine_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
     with pytest.raises(StackError, match="no Docker engine answers"):
         containers.check_images(DATA_IMAGE)
 
 
-def test_the_installation_takes_no_image_of_ours_that_has_no_build() -> None:
+def test_all_project_images_in_the_installation_are_built() -> None:
     """Also in the overlays."""
     made = {build.tag(image, accelerator) for image in build.IMAGES for accelerator in build.ACCELERATORS}
     for overlay in ("overlays/kind", "overlays/gpu"):
@@ -220,7 +218,7 @@ def test_the_installation_takes_no_image_of_ours_that_has_no_build() -> None:
         ("podman version 4.3.1", True, None),
     ],
 )
-def test_a_client_without_buildkit_is_named_before_the_wheels_are_made(
+def test_a_client_without_buildkit_is_reported_before_wheels_are_built(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -1,4 +1,4 @@
-"""The set-up of the virtual environment, with a pip that installs nothing but says what it was asked."""
+"""The set-up of the virtual environment, with a fake pip that installs nothing and records its arguments."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Path:
-    """A virtual environment whose Python writes down its arguments."""
+    """A virtual environment whose Python records its arguments."""
     folder = tmp_path / "venv"
     (folder / "bin").mkdir(parents=True)
     python = folder / "bin" / "python"
@@ -43,7 +43,7 @@ def test_everything_is_installed_within_the_constraints(environment: Path) -> No
     assert (environment / ".torch").read_text() == "cuda\n"
 
 
-def test_newest_versions_know_no_constraints(environment: Path) -> None:
+def test_newest_versions_ignore_the_constraints(environment: Path) -> None:
     assert install.main([str(environment), "--torch", "cuda", "--newest"]) == 0
     assert not any("--constraint" in command for command in asked(environment))
 
@@ -56,14 +56,14 @@ def test_cpu_builds_come_first_from_their_own_index(environment: Path) -> None:
     assert "--index-url" not in project
 
 
-def test_builds_stay_when_none_are_named(environment: Path) -> None:
+def test_the_installed_builds_are_the_default(environment: Path) -> None:
     (environment / ".torch").write_text("cpu\n")
     assert install.builds("", environment) == "cpu"
     assert install.builds("cuda", environment) == "cuda"
 
 
 def test_other_builds_need_a_new_environment(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A torch that is there meets the requirement, so pip would keep the builds of before."""
+    """The installed torch meets the requirement, so pip would keep its builds."""
     (environment / ".torch").write_text("cuda\n")
     made: list[Path] = []
 
@@ -90,7 +90,7 @@ def test_a_failing_pip_leaves_no_stamp(environment: Path, capsys: pytest.Capture
     ("missing", "said"),
     [("git", "git is not installed"), ("ensurepip", "apt-get install python3-venv"), ("disk", "TORCH=cpu needs")],
 )
-def test_what_is_missing_is_said_before_anything_is_done(
+def test_a_missing_requirement_is_reported_before_anything_is_done(
     environment: Path, missing: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if missing == "git":
@@ -110,7 +110,7 @@ def test_what_is_missing_is_said_before_anything_is_done(
     [("", "cpu", False), ("cpu", "cpu", False), ("cuda", "cpu", True), ("cpu", None, True)],
 )
 def test_make_installs_again_for_other_builds(tmp_path: Path, torch: str, recorded: str | None, again: bool) -> None:
-    """What ``make install`` would do, of an environment that is up to date."""
+    """The commands that ``make install`` would run for an environment that is up to date."""
     (tmp_path / "infra").mkdir()
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "infra/install.py"):
         shutil.copy(REPOSITORY / name, tmp_path / name)

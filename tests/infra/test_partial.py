@@ -41,7 +41,7 @@ def test_captions_that_cannot_be_read_change_nothing() -> None:
     assert corpus.without_missing(DEMO, noted, corpus.HOST) == (DEMO, [])
 
 
-def test_a_missing_collection_takes_what_only_it_has() -> None:
+def test_a_missing_collection_removes_what_only_it_has() -> None:
     experiment, notes = adapted("tuxpaint")
     assert [holdout.name for holdout in experiment.filter.split.holdouts] == ["fluent-concept", "fluent-style"]
     assert [task.name for task in experiment.evaluate.classification] == ["emoji-groups"]
@@ -55,7 +55,7 @@ def test_a_missing_collection_takes_what_only_it_has() -> None:
 
 
 @pytest.mark.parametrize("missing", [m for n in (1, 2, 3) for m in combinations(SOURCES, n)], ids="-".join)
-def test_whatever_is_missing_there_is_something_to_train_on_and_to_measure(missing: tuple[str, ...]) -> None:
+def test_any_rest_of_the_corpus_can_be_trained_on_and_measured(missing: tuple[str, ...]) -> None:
     experiment, notes = adapted(*missing)
     urls = [f"http://{corpus.HOST}{entry.path}" for entry in corpus_without(*missing).entries]
     holdouts = experiment.filter.split.holdouts

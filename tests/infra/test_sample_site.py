@@ -1,4 +1,4 @@
-"""Two runs at once with different samples of the demo corpus: each has a site, a query list and a crawl of its own."""
+"""Two runs at a time with different samples of the demo corpus: each has its own site, query list and crawl."""
 
 import json
 import signal
@@ -39,7 +39,7 @@ def held(tmp_path: Path) -> Stack:
 
 
 def found(connect_to: str, word: str) -> int:
-    """How many pictures the site that a run is told of finds."""
+    """The number of images that a run's site finds."""
     address, port = ConnectTo.parse(connect_to).targets[corpus.HOST]
     query = urllib.parse.urlencode({"word": word, "pn": 0, "rn": 30})
     with urllib.request.urlopen(f"http://{address}:{port}/search/acjson/sample?{query}", timeout=60) as answer:
@@ -47,13 +47,13 @@ def found(connect_to: str, word: str) -> int:
 
 
 @pytest.mark.slow
-def test_two_sites_at_once_serve_what_each_run_asked_for(held: Stack, tmp_path: Path) -> None:
+def test_two_sites_at_a_time_serve_their_own_samples(held: Stack, tmp_path: Path) -> None:
     small, large = sample(tmp_path / "s", "红色"), sample(tmp_path / "l", "红色", "红色的花", "红色的山")
     with stack.sample_site(held, small.catalogue) as first, stack.sample_site(held, large.catalogue) as second:
         assert [found(first, "红色"), found(second, "红色"), found(first, "红色")] == [1, 3, 1]
         marked = processes.find(folder_id(held.home), services.scratch(held.home))
         assert [each.service for each in marked] == ["sample", "sample"], "`wukong down` finds them"
-        # What the stack says of the host, and what a run adds, as `wukong run` joins them.
+        # The stack's entry for the host and the run's entry, joined as in `wukong run`.
         assert found(f"{corpus.HOST}=127.0.0.1:9,other.test=127.0.0.1:8,{first}", "红色") == 1
     assert processes.find(folder_id(held.home), services.scratch(held.home)) == []
 
@@ -74,7 +74,7 @@ def test_a_site_whose_run_was_killed_ends(held: Stack, tmp_path: Path) -> None:
     assert psutil.wait_procs(left, timeout=120)[1] == []
 
 
-def test_samples_have_neither_list_nor_crawl_in_common(tmp_path: Path) -> None:
+def test_samples_share_neither_list_nor_crawl(tmp_path: Path) -> None:
     whole = config.parse({"name": "x", "crawl": {"queries": "s3://b/demo/queries.txt", "endpoint": ENDPOINT}})
     samples = [sample(tmp_path / "s", "红色"), sample(tmp_path / "l", "红色", "红色的花")]
     runs = [corpus.of_sample(whole, each) for each in samples]

@@ -29,7 +29,7 @@ WORDS = ("猫", "狗", "红苹果", "大象", "火车", "自行车", "太阳", "
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> corpus.Corpus:
-    """300 pictures of noise, a third of each of three sources, catalogued as the real ones are."""
+    """300 images of random noise, a third from each of three sources, in a catalogue like the real one."""
     folder = tmp_path_factory.mktemp("corpus")
     random = np.random.default_rng(0)
     entries = []
@@ -80,7 +80,7 @@ def site(small: corpus.Corpus, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def decode(coded: str) -> str:
-    """The description of Baidu's code, applied letter by letter: groups first, then the table, each once."""
+    """Baidu's code, applied letter by letter as described: groups first, then the table, each once."""
     table = dict(zip("0123456789abcdefghijklmnopqrstuvw", "7dgjmoru140852vsnkheb963wtqplifca", strict=True))
     groups = {"_z2C$q": ":", "_z&e3B": ".", "AzdH3F": "/"}
     plain = ""
@@ -91,8 +91,8 @@ def decode(coded: str) -> str:
     return plain
 
 
-def test_object_urls_are_coded_as_baidu_codes_them() -> None:
-    # The substitution worked out by hand from the table above.
+def test_object_urls_are_encoded_like_baidus() -> None:
+    # The substitution, computed by hand from the table above.
     assert acjson.encode_url("http://a.b/1.jpg") == "ippr_z2C$qAzdH3FAzdH3Fw_z&e3BkAzdH3F8_z&e3B3r2"
 
 
@@ -101,7 +101,7 @@ def test_coded_urls_decode(url: str) -> None:
     assert decode(acjson.encode_url(url)) == url
 
 
-def test_an_answer_has_the_shape_of_baidus(site: Server) -> None:
+def test_an_answer_has_baidus_format(site: Server) -> None:
     answer = site.search("猫")
     assert answer["data"][-1] == {}
     assert len(answer["data"]) == 31
@@ -117,7 +117,7 @@ def test_an_answer_has_the_shape_of_baidus(site: Server) -> None:
     assert answer["data"][0]["fromPageTitleEnc"] == "猫"
 
 
-def test_pages_go_on_and_repeat_after_a_thousand(site: Server) -> None:
+def test_pages_continue_and_repeat_after_a_thousand(site: Server) -> None:
     def urls(pn: int) -> list[str]:
         return [item["objURL"] for item in site.search("东西", pn)["data"][:-1]]
 
@@ -150,7 +150,7 @@ def test_the_crawlers_own_parser_reads_the_answers(site: Server) -> None:
     assert [result.url for result in results] == [decode(item["objURL"]) for item in site.search("猫")["data"][:-1]]
 
 
-def test_every_url_answers_as_what_it_is(small: corpus.Corpus, site: Server) -> None:
+def test_every_url_gives_the_right_kind_of_answer(small: corpus.Corpus, site: Server) -> None:
     listings = noise.listings(small)
     assert len({listing.path for listing in listings}) == len(listings)
     for listing in listings:
@@ -200,7 +200,7 @@ def test_noise_comes_in_the_stated_proportions() -> None:
     assert sum(map(noise.answers_503_first, noise.listings(corpus.Corpus(Path("c"), tuple(entries))))) in range(20, 60)
 
 
-def test_noise_is_made_of_pictures_that_may_be_trained_on(small: corpus.Corpus) -> None:
+def test_noise_is_made_only_from_images_for_training(small: corpus.Corpus) -> None:
     made = noise.noise(small.entries)
     assert {listing.entry.source for listing in made} <= {"noto", "iconpark"}
     only_held_out = [entry for entry in small.entries if entry.source == "fluent"]
@@ -252,7 +252,7 @@ def test_a_site_that_cannot_start_says_why(small: corpus.Corpus, site: Server, t
 
 
 @given(st.text(alphabet="猫狗红a \n\0", max_size=4))
-def test_a_search_finds_what_holds_the_word(word: str) -> None:
+def test_a_search_finds_all_listings_that_contain_the_word(word: str) -> None:
     from infra.site.search import Index
 
     titles = ("猫", "红猫", "狗", "A猫", "红", "狗狗红")

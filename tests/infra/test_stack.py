@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module", autouse=True)
 def noted_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Where a stack was started last is not noted for whoever runs the tests."""
+    """Do not record the last home folder in the state folder of the user who runs the tests."""
     with pytest.MonkeyPatch.context() as context:
         context.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
@@ -38,7 +38,7 @@ def marked(home: Path, service: str | None = None) -> dict[int, str]:
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a process of its own, as a user of the stack would."""
+    """Run code in a separate process, like a user of the stack."""
     return subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},
@@ -50,7 +50,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def starter(home: Path) -> subprocess.Popen[bytes]:
-    """A process that starts the stack and then stays."""
+    """A process that starts the stack and then keeps running."""
     code = f"import pathlib, time; from infra import stack; stack.up(pathlib.Path({str(home)!r})); time.sleep(600)"
     return subprocess.Popen([sys.executable, "-c", code])
 
@@ -66,12 +66,12 @@ def all_run(home: Path) -> bool:
     return all(running for name, running, _ in stack.status(home) if "search" not in name)
 
 
-# --- What needs no server ---------------------------------------------------------------------------------------------
+# --- Tests without servers --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def fake(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
-    """Start marked processes that are no services."""
+    """Start marked processes that are not services."""
     started = []
 
     def start(code: str, service: str = "mlflow") -> "subprocess.Popen[bytes]":
@@ -93,7 +93,7 @@ def fake(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
         process.wait()
 
 
-def test_down_stops_what_ignores_sigterm_and_what_lost_its_parent(
+def test_down_stops_processes_without_parent_and_those_that_ignore_sigterm(
     tmp_path: Path, fake: Callable[..., "subprocess.Popen[bytes]"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "_GRACE", 1.0)
@@ -151,7 +151,7 @@ def test_home_follows_the_environment(tmp_path: Path, monkeypatch: pytest.Monkey
     assert stack.home() == tmp_path / "elsewhere"
 
 
-def test_a_spoilt_record_says_what_to_do(tmp_path: Path) -> None:
+def test_a_damaged_record_gives_advice(tmp_path: Path) -> None:
     for text in ("", "{}", "[1]", '{"ports": {"s3": "x"}}', "\x00"):
         (tmp_path / "stack.json").write_text(text)
         with pytest.raises(StackError, match=r"delete that file"):
@@ -159,13 +159,13 @@ def test_a_spoilt_record_says_what_to_do(tmp_path: Path) -> None:
         assert stack.down(tmp_path) == 0
 
 
-def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_gives_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(services.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 2**30})())
     with pytest.raises(StackError, match=r"1\.0 GiB free .* needs 2.* WUKONG_HOME"):
         stack.up(tmp_path)
 
 
-def test_a_home_that_cannot_be_used_says_what_to_do(tmp_path: Path) -> None:
+def test_an_unusable_home_gives_advice(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for home in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(StackError, match="WUKONG_HOME"):
@@ -173,7 +173,7 @@ def test_a_home_that_cannot_be_used_says_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("program", ["weed", "mlflow", "ray"])
-def test_a_missing_program_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+def test_a_missing_program_gives_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in {"weed", "mlflow", "ray"} - {program}:
@@ -187,7 +187,9 @@ def test_a_missing_program_says_how_to_get_it(tmp_path: Path, monkeypatch: pytes
     assert marked(home) == {}
 
 
-def test_a_service_that_dies_shows_its_log_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_crashes_shows_its_log_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, script in {
@@ -205,7 +207,7 @@ def test_a_service_that_dies_shows_its_log_and_leaves_nothing(tmp_path: Path, mo
     assert not services.scratch(home).exists()
 
 
-def test_a_service_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_never_answers_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("weed", "ray", "mlflow"):
@@ -219,7 +221,7 @@ def test_a_service_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: p
     assert marked(home) == {}
 
 
-def test_another_up_at_work_is_waited_for_and_then_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_up_waits_for_another_up_and_then_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "_LOCK_SECONDS", 0.5)
     code = (
         f"import pathlib, time; from infra.stack.state import locked\n"
@@ -260,7 +262,7 @@ def test_a_port_that_listens_on_every_address_is_not_free() -> None:
         assert not ports.is_free(server.getsockname()[1])
 
 
-def test_a_port_asked_for_is_taken_or_refused(tmp_path: Path) -> None:
+def test_a_requested_port_is_used_or_refused(tmp_path: Path) -> None:
     first = ports.choose_ports(new_stack(tmp_path), (), {})
     again = new_stack(tmp_path, **first)
     wanted = first["mlflow"]
@@ -287,7 +289,7 @@ def saved_stack(home: Path) -> Stack:
     return made
 
 
-def test_a_users_hosts_stay_beside_the_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_hosts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = saved_stack(tmp_path / "home")
     site = f"{corpus.HOST}=127.0.0.1:{made.ports['site']}"
     monkeypatch.setenv("WUKONG_CONNECT_TO", "mine.test=127.0.0.1:80")
@@ -333,7 +335,7 @@ def test_env_and_status_work_from_any_folder(tmp_path: Path, named: bool) -> Non
     assert list(elsewhere.iterdir()) == []
 
 
-# --- The real servers -------------------------------------------------------------------------------------------------
+# --- Tests with the real servers --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -379,7 +381,7 @@ class TestRunning:
         assert [run for _, run, _ in stack.status(running.home)] == [True] * 4
         assert stack.load(running.home) == running
 
-    def test_objects_come_back_and_strangers_do_not_get_in(self, running: Stack) -> None:
+    def test_objects_can_be_read_back_and_need_credentials(self, running: Stack) -> None:
         from botocore.exceptions import ClientError
 
         client = s3(running)
@@ -393,7 +395,7 @@ class TestRunning:
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(f"{running.url('s3')}/wukong/?list-type=2", timeout=120)
 
-    def test_storage_uses_it_with_the_environment_alone(self, running: Stack) -> None:
+    def test_storage_needs_only_the_environment(self, running: Stack) -> None:
         code = (
             "from wukong import storage\n"
             "storage.write_json('s3://wukong/a/b.json', {'词': 1})\n"
@@ -402,7 +404,7 @@ class TestRunning:
         done = python(code, **running.environment())
         assert done.stdout.strip() == "{'词': 1} ['s3://wukong/a/b.json']", done.stderr
 
-    def test_a_program_that_was_told_nothing_finds_it_from_any_folder(self, running: Stack, tmp_path: Path) -> None:
+    def test_a_program_without_settings_finds_it_from_any_folder(self, running: Stack, tmp_path: Path) -> None:
         code = (
             "from wukong import storage; import os, wukong\n"
             "storage.write_bytes('s3://wukong/found.txt', b'x'); print(storage.read_bytes('s3://wukong/found.txt'))\n"
@@ -435,7 +437,7 @@ class TestRunning:
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(request, timeout=120)
 
-    def test_ray_runs_tasks_for_those_with_the_token(self, running: Stack) -> None:
+    def test_ray_runs_tasks_only_with_the_token(self, running: Stack) -> None:
         code = (
             "import os, ray\n"
             "ray.init(log_to_driver=False)\n"
@@ -460,11 +462,11 @@ class TestRunning:
         listening = [c for c in psutil.net_connections("inet") if c.status == psutil.CONN_LISTEN and c.pid in found]
         assert {found[c.pid] for c in listening} == {"seaweedfs", "mlflow", "ray", "site"}
         assert {c.laddr.ip for c in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-        # Ray's agent is in its optional "default" part; where that is not installed nothing listens on its port.
+        # Ray's agent is part of its extra "default"; if that is not installed, nothing listens on its port.
         used = {port for name, port in running.ports.items() if name != "ray_agent"}
         assert used <= {c.laddr.port for c in listening}
 
-    def test_secrets_are_for_their_owner_alone(self, running: Stack) -> None:
+    def test_secrets_are_readable_only_by_their_owner(self, running: Stack) -> None:
         held = (running.access_key, running.secret_key, running.ray_token)
         for pid in marked(running.home):
             command = " ".join(psutil.Process(pid).cmdline())
@@ -483,7 +485,7 @@ class TestRunning:
         with pytest.raises(StackError, match="wukong down"):
             stack.up(running.home, ports={"mlflow": 9})
 
-    def test_a_killed_service_is_started_again_where_it_was(self, running: Stack) -> None:
+    def test_a_killed_service_is_restarted_on_its_port(self, running: Stack) -> None:
         s3(running).put_object(Bucket="wukong", Key="kept", Body=b"as it was")
         before = marked(running.home)
         (weed,) = (pid for pid, service in before.items() if service == "seaweedfs")
@@ -496,7 +498,7 @@ class TestRunning:
         assert weed not in after
         assert {pid for pid, service in before.items() if service in {"mlflow", "site"}} <= set(after)
 
-    def test_another_catalogue_replaces_the_site_alone(self, running: Stack, tmp_path: Path) -> None:
+    def test_another_catalogue_restarts_only_the_site(self, running: Stack, tmp_path: Path) -> None:
         Image.new("RGB", (300, 300), "blue").save(tmp_path / "b.png")
         entry = corpus.Entry("noto", "/noto/b.png", "b.png", "蓝色", (), "MIT", 300, 300, "image/png")
         before = marked(running.home)
@@ -507,7 +509,7 @@ class TestRunning:
 
 
 @pytest.mark.slow
-def test_nothing_is_left_after_kills_and_data_survive(own_home: Path) -> None:
+def test_kills_leave_no_process_and_keep_the_data(own_home: Path) -> None:
     process = starter(own_home)
     try:
         wait_for(lambda: process.poll() is not None or all_run(own_home))
@@ -540,7 +542,7 @@ def test_nothing_is_left_after_kills_and_data_survive(own_home: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.5, 3.0])
-def test_a_starter_killed_half_way_leaves_what_down_finds(own_home: Path, seconds: float) -> None:
+def test_down_finds_the_processes_of_a_killed_start(own_home: Path, seconds: float) -> None:
     process = starter(own_home)
     wait_for(lambda: bool(marked(own_home)))
     time.sleep(seconds)
@@ -552,7 +554,7 @@ def test_a_starter_killed_half_way_leaves_what_down_finds(own_home: Path, second
 
 
 @pytest.mark.slow
-def test_two_at_once_make_one_stack(own_home: Path) -> None:
+def test_two_starts_at_a_time_give_one_stack(own_home: Path) -> None:
     code = f"import pathlib; from infra import stack; print(stack.up(pathlib.Path({str(own_home)!r})).environment())"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     answers = {process.communicate()[0] for process in both}

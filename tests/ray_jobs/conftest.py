@@ -8,7 +8,7 @@ import ray
 from crawled import Row, complete, picture_of
 
 from wukong import storage
-from wukong.crawl.shard import Spool, write_part
+from wukong.crawl.part_writer import Spool, write_part
 from wukong.manifest import Manifest, Stage
 
 

@@ -75,7 +75,7 @@ def restored(made):
 def make_crawl_with_a_plan(e):
     from crawled import picture_of
 
-    from wukong.crawl.shard import Spool, write_part
+    from wukong.crawl.part_writer import Spool, write_part
 
     stage, size, parts = Stage(e.root, "crawl", {}), 40, []
     rows = [complete(row) for row in ROWS]

@@ -19,7 +19,7 @@ from ray_jobs import evaluate, features, finetune, pretrain
 from ray_jobs import filter as filter_job
 from wukong import config, storage
 from wukong.config import Experiment
-from wukong.crawl.shard import Spool, write_part
+from wukong.crawl.part_writer import Spool, write_part
 from wukong.errors import DataError
 from wukong.manifest import Manifest, Stage
 from wukong.model import saved_model

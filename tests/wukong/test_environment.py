@@ -1,4 +1,4 @@
-"""Where services are found, by a process that has not been told."""
+"""Finding the services of the stack from a process without settings."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from wukong.errors import ConfigError
 
 @pytest.fixture(autouse=True)
 def nothing_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that no variable tells anything, in a folder of its own."""
+    """A process without the variables, in its own folder."""
     for name in list(os.environ):
         if name.startswith(("AWS_", "MLFLOW_", "WUKONG_", "KUBERNETES_")) or name.upper() == "NO_PROXY":
             monkeypatch.delenv(name)
@@ -41,7 +41,7 @@ def test_the_home_is_named_or_here_or_above(tmp_path: Path, monkeypatch: pytest.
     assert environment.home() == tmp_path / "here" / "below" / ".." / "elsewhere"
 
 
-def test_the_last_stack_is_found_from_anywhere_and_never_started_over(tmp_path: Path) -> None:
+def test_the_last_stack_is_found_but_not_used_as_a_new_home(tmp_path: Path) -> None:
     last = written(tmp_path / "project" / ".wukong")
     environment.remember(last)
     assert environment.find_home() == last
@@ -66,7 +66,7 @@ def test_a_state_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monke
         ("a.test=127.0.0.1:9", "a.test=127.0.0.1:9"),
     ],
 )
-def test_a_users_connect_to_is_kept(monkeypatch: pytest.MonkeyPatch, own: str, expected: str) -> None:
+def test_the_users_own_connect_to_is_kept(monkeypatch: pytest.MonkeyPatch, own: str, expected: str) -> None:
     monkeypatch.setenv("WUKONG_CONNECT_TO", own)
     merged = environment.merged({"WUKONG_CONNECT_TO": "a.test=127.0.0.1:9"})
     assert merged == {"WUKONG_CONNECT_TO": expected}
@@ -80,7 +80,7 @@ def test_hosts_without_a_proxy_are_joined(monkeypatch: pytest.MonkeyPatch) -> No
     assert set(joined.values()) == {"intern.example,127.0.0.1,localhost"}
 
 
-def test_what_the_environment_says_counts_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_in_the_environment_take_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path / ".wukong", AWS_ENDPOINT_URL_S3="http://127.0.0.1:1", MLFLOW_TRACKING_URI="http://127.0.0.1:2")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ROLE_ARN", "KUBERNETES_SERVICE_HOST"):
         with monkeypatch.context() as context:
@@ -91,7 +91,7 @@ def test_what_the_environment_says_counts_first(tmp_path: Path, monkeypatch: pyt
     assert "AWS_ENDPOINT_URL_S3" not in os.environ
 
 
-def test_a_spoilt_file_says_what_to_do(tmp_path: Path) -> None:
+def test_a_damaged_file_gives_advice(tmp_path: Path) -> None:
     folder = written(tmp_path / ".wukong")
     for text in ("", "[]", '{"A": 1}', "\x00"):
         (folder / environment.FILE).write_text(text)
@@ -105,8 +105,8 @@ def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_whatever_opens_an_address_finds_the_stack(tmp_path: Path) -> None:
-    """By the message of a store that does not answer: it is asked where the stack's file says."""
+def test_all_functions_that_open_an_address_find_the_stack(tmp_path: Path) -> None:
+    """The error message of a store that does not answer contains the address from the stack's file."""
     written(
         tmp_path / ".wukong",
         AWS_ENDPOINT_URL_S3="http://127.0.0.1:1",
@@ -122,7 +122,7 @@ def test_whatever_opens_an_address_finds_the_stack(tmp_path: Path) -> None:
     assert connected.stdout.strip() == "http://127.0.0.1:2", connected.stderr
 
 
-def test_a_file_needs_nothing(tmp_path: Path) -> None:
+def test_a_file_address_needs_no_stack(tmp_path: Path) -> None:
     storage.write_bytes(storage.from_path(tmp_path / "x"), b"1")
     assert storage.read_bytes(storage.from_path(tmp_path / "x")) == b"1"
     assert callable(wukong.connect)

@@ -21,7 +21,7 @@ def test_a_file_is_found_without_importing_its_package():
     assert installed_file("jieba", "jieba/dict.txt") == _JIEBA / "dict.txt"
 
 
-def test_a_missing_package_or_file_says_how_to_mend_it():
+def test_a_missing_package_or_file_gives_advice():
     with pytest.raises(ConfigError, match=r"no-such-package is not installed.*pip install no-such-package"):
         installed_file("no-such-package", "x.txt")
     with pytest.raises(ConfigError, match=r"jieba/no\.txt is missing.*pip install jieba==1 --force-reinstall"):
@@ -32,13 +32,13 @@ _PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_tex
 _TAKEN = "wukong"
 
 
-def test_the_distribution_has_a_name_of_its_own():
+def test_the_distribution_has_its_own_name():
     assert _PROJECT["name"] == installed.DISTRIBUTION != _TAKEN
     for group in _PROJECT["optional-dependencies"].values():
         assert all(Requirement(line).name != _TAKEN for line in group)
 
 
-def test_no_file_asks_an_index_for_the_name_that_is_anothers():
+def test_no_file_installs_the_other_package_of_this_name():
     root = Path(__file__).parents[2]
     tracked = subprocess.run(["git", "-C", str(root), "ls-files", "-z"], capture_output=True, text=True, check=True)
     asks = re.compile(
@@ -62,7 +62,7 @@ def test_requirements_are_the_projects_own():
         installed.requirements("onxn")
 
 
-def test_what_is_installed_is_pinned_and_what_is_not_is_as_asked(monkeypatch):
+def test_installed_packages_are_pinned_and_others_as_declared(monkeypatch):
     version = metadata.version
 
     def without_torch(name):

@@ -10,7 +10,7 @@ from wukong import storage
 from wukong.errors import StorageError
 
 
-def test_bytes_come_back_as_they_were_written(tmp_path: Path) -> None:
+def test_bytes_can_be_read_back(tmp_path: Path) -> None:
     uri = storage.join(storage.from_path(tmp_path), "深", "a b#c.bin")
     storage.write_bytes(uri, b"\x00\xff")
     assert storage.read_bytes(uri) == b"\x00\xff"
@@ -22,7 +22,7 @@ def test_join_keeps_one_slash_between_segments(parts: list[str]) -> None:
     assert storage.join("s3://bucket/", *(f"/{part}/" for part in parts)) == "/".join(["s3://bucket", *parts])
 
 
-def test_a_failed_write_leaves_the_old_content_and_no_rest(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_content_and_leaves_no_file(tmp_path: Path) -> None:
     uri = storage.from_path(tmp_path / "file")
     storage.write_bytes(uri, b"old")
     with pytest.raises(ZeroDivisionError), storage.open_output(uri) as stream:
@@ -40,7 +40,7 @@ def test_listing_is_sorted_recursive_and_empty_for_nothing(tmp_path: Path) -> No
     assert storage.list_files(storage.join(root, "absent")) == []
 
 
-def test_delete_takes_a_file_or_a_prefix_and_accepts_nothing(tmp_path: Path) -> None:
+def test_delete_removes_a_file_or_a_prefix_and_accepts_neither(tmp_path: Path) -> None:
     root = storage.from_path(tmp_path)
     storage.write_bytes(storage.join(root, "d/x"), b"")
     storage.delete(storage.join(root, "d"))
@@ -48,7 +48,7 @@ def test_delete_takes_a_file_or_a_prefix_and_accepts_nothing(tmp_path: Path) -> 
     assert storage.list_files(root) == []
 
 
-def test_parquet_is_readable_by_pyarrow_itself_and_columns_select(tmp_path: Path) -> None:
+def test_parquet_is_readable_by_pyarrow_and_columns_can_be_selected(tmp_path: Path) -> None:
     table = pa.table({"key": ["a", "b"], "caption": ["猫", "狗"]})
     uri = storage.from_path(tmp_path / "t.parquet")
     storage.write_table(uri, table)
@@ -76,7 +76,7 @@ def test_an_unknown_scheme_is_refused(uri: str) -> None:
         storage.read_bytes(uri)
 
 
-def test_what_is_not_there_is_said_so(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="nothing at that address"):
         storage.read_bytes(storage.from_path(tmp_path / "none"))
 
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
         storage.write_bytes(storage.from_path(tmp_path / "file" / "x"), b"")
 
 
-def test_an_unreachable_store_says_where_it_was_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_store_is_reported_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")

@@ -1,8 +1,8 @@
-"""Which addresses the crawler may connect to: public ones, and those the operator names host by host.
+"""The addresses that the crawler may connect to: public ones, and those that the operator configures for a host.
 
-A URL found on the web is data from a stranger. It may name a service inside the operator's network, directly, by a
-redirect, or by a name that resolves to one address when checked and to another when used. So the check is made on the
-address of each socket just before it connects, never on a name.
+A URL found on the web is not trusted. It may lead to a service inside the operator's network: directly, by a redirect,
+or by a host name that resolves to one address when it is checked and to another when it is used. So the address of each
+socket is checked just before it connects, never the host name.
 """
 
 import ipaddress
@@ -16,7 +16,7 @@ CONNECT_TO = "WUKONG_CONNECT_TO"
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _REFUSED = tuple(
-    # Blocks of IANA's special-purpose registries that not every supported Python knows to be other than global.
+    # Blocks of IANA's special-purpose registries that some supported Python versions consider global.
     ipaddress.ip_network(block)
     for block in (
         "192.0.0.0/24",
@@ -32,10 +32,10 @@ _REFUSED = tuple(
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an IP address, as text, is one that the whole Internet routes.
+    """Return whether an IP address, given as text, is public.
 
-    Refused are private, loopback, link-local, CGNAT, multicast, reserved and unspecified addresses, and IPv6 addresses
-    that carry such an IPv4 address (mapped, 6to4, NAT64); of Teredo all.
+    These are not public: private, loopback, link-local, CGNAT, multicast, reserved and unspecified addresses; IPv6
+    addresses that embed such an IPv4 address (mapped, 6to4, NAT64); all Teredo addresses.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and (embedded := _embedded(ip)) is not None:
@@ -57,18 +57,17 @@ def _embedded(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 
 @dataclass(frozen=True)
 class ConnectTo:
-    """Hosts whose connections go to an address that the operator chose, like curl's ``--connect-to``.
+    """Hosts with an address that the operator chose, like curl's ``--connect-to``.
 
     Attributes:
-        targets: host name (lower case) -> (IP address, port). Only these hosts may live at an address that is
-            not public.
+        targets: host name (lower case) -> (IP address, port). Only these hosts may have an address that is not public.
     """
 
     targets: Mapping[str, tuple[str, int]]
 
     @classmethod
     def parse(cls, text: str) -> "ConnectTo":
-        """Read ``host=address:port`` entries separated by commas; an IPv6 address is written in brackets.
+        """Parse ``host=address:port`` entries separated by commas; an IPv6 address is in brackets.
 
         Raises:
             ConfigError: an entry is malformed.
@@ -91,11 +90,11 @@ class ConnectTo:
 
     @classmethod
     def from_environment(cls) -> "ConnectTo":
-        """Read the mapping from ``WUKONG_CONNECT_TO``; empty where it is not set."""
+        """Parse the environment variable ``WUKONG_CONNECT_TO``; no hosts if it is not set."""
         return cls.parse(os.environ.get(CONNECT_TO, ""))
 
     def allows(self, host: str, address: str, port: int) -> bool:
-        """Tell whether a request for ``host`` may open a connection to this address."""
+        """Return whether a request to ``host`` may connect to this address."""
         target = self.targets.get(host)
         if target is not None:
             return (address, port) == target

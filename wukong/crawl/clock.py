@@ -1,10 +1,10 @@
-"""A clock that runs only while something is done."""
+"""A stopwatch that runs only inside its blocks."""
 
 import time
 
 
 class Clock:
-    """Adds up the time, in seconds, spent inside its blocks."""
+    """Measures the total time, in seconds, spent inside its ``with`` blocks."""
 
     def __init__(self) -> None:
         self.spent = 0.0

@@ -1,8 +1,8 @@
-"""Decoding in a process of its own, which has limits on memory and time.
+"""Decode images in a child process with limits on memory and time.
 
-A stranger's picture decides what decoding it takes: a few kilobytes can hold minutes of work or gigabytes of pixels,
-and a decoder written in C may crash. None of that may happen in a process that fetches other pictures. What is cheap
-whatever it holds (``image.is_light``) is decoded where it is; all else here.
+An image from the web is not trusted: a file of a few kilobytes can take minutes to decode or contain gigabytes of
+pixels, and a decoder written in C may crash. This must not happen in a process that downloads other images. Images that
+are cheap to decode whatever their content (``image_header.is_cheap``) are decoded in that process, all others here.
 """
 
 import asyncio
@@ -24,68 +24,71 @@ from types import TracebackType
 from typing import IO, Any
 
 from wukong.config import Crawl
-from wukong.crawl import image
+from wukong.crawl import image_header, stored_image
 from wukong.crawl.clock import Clock
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.unexpected import UnexpectedInDecoderError
 
 _FRAME = struct.Struct(">II")
-"""Before each message: bytes of its JSON, bytes of the picture after it."""
+"""The beginning of each message: the sizes in bytes of its JSON and of the image after it."""
 
 _BYTES_PER_PIXEL = 40
-"""Of the largest chain of copies: a 16-bit picture with transparency, turned into RGB."""
+"""Memory for a pixel in the worst case: the conversion of a 16-bit image with transparency to RGB, with its copies."""
 
 _FREE_BYTES = 192 * 2**20
-"""Allowed beside the pixels: tables, profiles and the coded data, which are not as large as the picture."""
+"""Memory allowed in addition to the pixels: for tables, profiles and the encoded data."""
 
 _WALL_FACTOR = 10
-"""On a busy machine, a second of processor time takes longer; something that hangs takes none."""
+"""Limit on the elapsed time, as a multiple of the processor time: on a busy machine a second of processor time takes
+longer, and a process that hangs uses none."""
 
-_PICTURES = 20_000
-"""After so many, a child is replaced, so that what its libraries leak does not add up."""
+_IMAGES_PER_CHILD = 20_000
+"""A child process is replaced after so many images, so that memory leaks of its libraries do not accumulate."""
 
 
 class Decoder:
-    """Stores pictures (``image.store``) in a child process, one at a time; use it as a context.
+    """Runs ``stored_image.store`` in a child process, one image at a time; use it as a context manager.
 
     Args:
-        config: the crawl's settings; ``max_decode_seconds`` and ``max_pixels`` bound the child.
+        config: the crawl's settings; ``max_decode_seconds`` and ``max_pixels`` limit the child process.
     """
 
     def __init__(self, config: Crawl) -> None:
         self._config = config
         self._child: subprocess.Popen[bytes] | None = None
-        self._stored = 0
+        self._requests = 0
         self._closed = False
-        # A thread waits for the child, so that the loop does not.
+        # A thread waits for the child process, so that the event loop does not.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decoder")
 
-    async def read_header(self, data: bytes, clock: Clock) -> image.Header:
-        """Read a header that takes a decoder to read; arguments and errors as of ``store``."""
-        answer, _ = await self._in_turn({"header": None}, data, clock)
-        return image.Header(**answer["header"])
+    async def read_header(self, data: bytes, clock: Clock) -> image_header.Header:
+        """Read a header that only a decoder can read; for arguments and errors see ``store``."""
+        answer, _ = await self._request_in_thread({"header": None}, data, clock)
+        return image_header.Header(**answer["header"])
 
-    async def store(self, data: bytes, header: image.Header, clock: Clock) -> image.Stored:
-        """Decode, resize and encode a picture, in its turn.
+    async def store(self, data: bytes, header: image_header.Header, clock: Clock) -> stored_image.Stored:
+        """Decode, resize and encode an image.
 
         Args:
             data: the whole file.
-            header: what it says.
-            clock: runs while the picture is decoded, but not while it waits for its turn.
+            header: the header of the file.
+            clock: runs while the image is decoded, not while it waits for the child process.
 
         Raises:
-            FetchError: as ``image.store``; (``too_costly``) it takes more memory or time than allowed; (``corrupt``)
-                it makes the decoder crash.
-            UnexpectedInDecoderError: the decoder failed in a way that nobody foresaw.
+            FetchError: see ``stored_image.store``; (``too_costly``) decoding takes more memory or time than allowed;
+                (``corrupt``) the decoder crashes.
+            UnexpectedInDecoderError: the decoder raised an unexpected exception.
         """
-        answer, picture = await self._in_turn({"header": asdict(header)}, data, clock)
-        stored = picture if answer["anew"] else data
-        return image.Stored(stored, answer["width"], answer["height"], image.Header(**answer["header"]))
+        answer, picture = await self._request_in_thread({"header": asdict(header)}, data, clock)
+        stored = picture if answer["changed"] else data
+        return stored_image.Stored(stored, answer["width"], answer["height"], image_header.Header(**answer["header"]))
 
-    async def _in_turn(self, question: Mapping[str, Any], data: bytes, clock: Clock) -> tuple[dict[str, Any], bytes]:
+    async def _request_in_thread(
+        self, message: Mapping[str, Any], data: bytes, clock: Clock
+    ) -> tuple[dict[str, Any], bytes]:
         def timed() -> tuple[dict[str, Any], bytes]:
             with clock:
-                return self._ask(question, data)
+                return self._request(message, data)
 
         answer, picture = await asyncio.get_running_loop().run_in_executor(self._thread, timed)
         if "trace" in answer:
@@ -95,12 +98,12 @@ class Decoder:
         return answer, picture
 
     def close(self) -> None:
-        """End the child, whatever it is doing."""
+        """Kill the child process."""
         self._closed = True
         if self._child is not None:
             self._child.kill()
         self._thread.shutdown(wait=True, cancel_futures=True)
-        self._end()
+        self._end_child()
 
     def __enter__(self) -> "Decoder":
         return self
@@ -108,15 +111,16 @@ class Decoder:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _ask(self, question: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+    def _request(self, message: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+        """Send a message to the child process and wait for its answer; retry once if somebody else killed it."""
         for attempt in (1, 2):
-            child = self._running()
+            child = self._running_child()
             killed = False
             try:
                 assert child.stdin is not None  # noqa: S101 - both are pipes
                 assert child.stdout is not None  # noqa: S101
-                _send(child.stdin, question, data)
-                ready = _readable(child.stdout, _WALL_FACTOR * self._config.max_decode_seconds + 30)
+                _send(child.stdin, message, data)
+                ready = _wait_readable(child.stdout, _WALL_FACTOR * self._config.max_decode_seconds + 30)
                 if ready:
                     answer = _receive(child.stdout)
                     if answer is not None:
@@ -125,20 +129,21 @@ class Decoder:
                     killed = True
             except BrokenPipeError:
                 pass
-            code = self._end()
+            code = self._end_child()
             if killed or code == -signal.SIGXCPU:
                 raise FetchError(
                     Status.TOO_COSTLY, f"decoding takes more than {self._config.max_decode_seconds:g} seconds"
                 )
             if attempt == 1 and not self._closed and code in {-signal.SIGKILL, -signal.SIGTERM}:
-                continue  # somebody else ended it, for instance the kernel, short of memory
+                continue  # another process killed it, for instance the kernel, because memory was short
             break
         name = signal.Signals(-code).name if code < 0 else f"code {code}"
         raise FetchError(Status.CORRUPT, f"the picture makes the decoder crash ({name})")
 
-    def _running(self) -> "subprocess.Popen[bytes]":
-        if self._child is not None and (self._child.poll() is not None or self._stored >= _PICTURES):
-            self._end()
+    def _running_child(self) -> "subprocess.Popen[bytes]":
+        """Return the child process; start one if there is none, or if it has ended or handled enough images."""
+        if self._child is not None and (self._child.poll() is not None or self._requests >= _IMAGES_PER_CHILD):
+            self._end_child()
         if self._child is None:
             environment = os.environ | {
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -153,20 +158,20 @@ class Decoder:
                 stderr=subprocess.DEVNULL,
                 env=environment,
             )
-            self._stored = 0
+            self._requests = 0
             assert self._child.stdin is not None  # noqa: S101 - it is a pipe
-            with contextlib.suppress(BrokenPipeError):  # it ended at once, as the question will find
+            with contextlib.suppress(BrokenPipeError):  # it has ended; sending the request will find that too
                 _send(self._child.stdin, self._config.model_dump(mode="json"), b"")
-        self._stored += 1
+        self._requests += 1
         return self._child
 
-    def _end(self) -> int:
-        """End the child and give its exit code."""
+    def _end_child(self) -> int:
+        """End the child process and return its exit code."""
         child, self._child = self._child, None
         if child is None:
             return 0
-        # A child that has died has closed its pipe, and its code says why.
-        died = child.stdout is not None and _readable(child.stdout, 0)
+        # If the child has crashed, its pipe is closed, and its exit code gives the reason.
+        died = child.stdout is not None and _wait_readable(child.stdout, 0)
         try:
             child.wait(5.0 if died else 0)
         except subprocess.TimeoutExpired:
@@ -179,9 +184,9 @@ class Decoder:
         return code
 
 
-def _readable(stream: IO[bytes], seconds: float) -> bool:
-    """Wait until there is something to read, or the end; tell whether there was."""
-    poll = select.poll()  # select's own limit on descriptors is 1,024
+def _wait_readable(stream: IO[bytes], seconds: float) -> bool:
+    """Wait until the stream has data or has ended; return False after ``seconds``."""
+    poll = select.poll()  # select.select accepts only descriptors below 1,024
     poll.register(stream, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
 
@@ -206,42 +211,42 @@ def _receive(stream: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
 
 
 def serve() -> None:
-    """The child: answer until the parent closes the pipe."""
+    """The main function of the child process: answer requests until the parent closes the pipe."""
     from PIL import AvifImagePlugin, Image
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then closes the pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and then closes the pipe
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not stand between two answers
+    os.dup2(2, 1)  # output that a library prints must not get between two answers
     first = _receive(sys.stdin.buffer)
     if first is None:
         return
     config = Crawl.model_validate(first[0])
     Image.MAX_IMAGE_PIXELS = config.max_pixels
-    while (question := _receive(sys.stdin.buffer)) is not None:
-        message, picture = _answer(question[0]["header"], question[1], config)
+    while (request := _receive(sys.stdin.buffer)) is not None:
+        message, picture = _answer(request[0]["header"], request[1], config)
         _send(answers, message, picture)
 
 
-def _answer(claimed: Mapping[str, Any] | None, data: bytes, config: Crawl) -> tuple[dict[str, Any], bytes]:
-    header = None if claimed is None else image.Header(**claimed)
-    _limit(config.max_pixels if header is None else header.width * header.height, len(data), config)
+def _answer(header_fields: Mapping[str, Any] | None, data: bytes, config: Crawl) -> tuple[dict[str, Any], bytes]:
+    header = None if header_fields is None else image_header.Header(**header_fields)
+    _set_limits(config.max_pixels if header is None else header.width * header.height, len(data), config)
     try:
         if header is None:
-            return {"header": asdict(image.read_complete_header(data))}, b""
-        stored = image.store(data, header, config)
+            return {"header": asdict(image_header.read_complete_header(data))}, b""
+        stored = stored_image.store(data, header, config)
     except FetchError as error:
         return {"status": error.status.value, "message": str(error)}, b""
-    except Exception as error:  # noqa: BLE001 - of one picture; the parent makes a status of it, and logs it
+    except Exception as error:  # noqa: BLE001 - it concerns one image; the parent turns it into a status and logs it
         return {"kind": type(error).__name__, "trace": traceback.format_exc()}, b""
     facts = {"width": stored.width, "height": stored.height, "header": asdict(stored.header)}
-    anew = stored.data is not data
-    return facts | {"anew": anew}, stored.data if anew else b""
+    changed = stored.data is not data
+    return facts | {"changed": changed}, stored.data if changed else b""
 
 
-def _limit(pixels: int, size: int, config: Crawl) -> None:
-    """Bound what the next picture may take, in memory and in seconds of processor time."""
+def _set_limits(pixels: int, size: int, config: Crawl) -> None:
+    """Limit memory and processor time for the next image."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime + config.max_decode_seconds) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
@@ -252,7 +257,7 @@ def _limit(pixels: int, size: int, config: Crawl) -> None:
 
 
 def _mapped_bytes() -> int | None:
-    """This process's address space in bytes; None where the system does not tell, so that it cannot be bounded."""
+    """Return the size of this process's address space in bytes; None if the system does not report it."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
     except (OSError, ValueError):

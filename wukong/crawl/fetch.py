@@ -1,4 +1,4 @@
-"""Polite fetching: robots.txt, the opt-out list, a pace for each host, redirects, retries."""
+"""Polite fetching: robots.txt, opt-out list, rate limit for each host, redirects and retries."""
 
 import asyncio
 import logging
@@ -28,31 +28,31 @@ MAX_REDIRECTS = 5
 _FIRST_BACKOFF = 0.5
 _RETRIED_NOW = frozenset({Status.TIMEOUT, Status.CONNECTION_ERROR, Status.INCOMPLETE, Status.DNS_ERROR})
 _RETRIED_CODES = frozenset({408, 425, 429, 500, 502, 503, 504})
-_HELD_HOSTS = 100_000
+_MAX_CACHED_ROBOTS = 100_000
 _QUICK_SECONDS = 2.0
 _QUICK_BYTES = 16 * 1024
-"""A request that takes no more than so many seconds, and one for each so many bytes it gives, is not slow."""
+"""A request is slow if it takes longer than ``_QUICK_SECONDS`` plus one second for each ``_QUICK_BYTES`` received."""
 
-_PARSED_IN_PLACE = 16 * 1024
-"""Bytes of a robots.txt: a larger one is parsed in a thread."""
+_PARSED_IN_LOOP = 16 * 1024
+"""A robots.txt with more bytes than this is parsed in a thread."""
 
-_TOLD_SECONDS = 1.0
+_MIN_REPORTED_SECONDS = 1.0
 
 RobotsCache = dict[str, robots.Rules]
 
 
 @dataclass
 class Slowness:
-    """What one host's slowness has cost this process.
+    """The time that one slow host has cost this process.
 
     Attributes:
-        seconds: so far.
-        told: how much of it ``Fetcher.slow_hosts`` has told.
-        closed_until: when the host may be asked again, on ``time.monotonic``'s clock.
+        seconds: total so far.
+        reported: the part of ``seconds`` that ``Fetcher.slow_hosts`` has returned already.
+        closed_until: time at which the host may get requests again, on the clock of ``time.monotonic``.
     """
 
     seconds: float = 0.0
-    told: float = 0.0
+    reported: float = 0.0
     closed_until: float = 0.0
 
 
@@ -61,28 +61,61 @@ SlowHosts = dict[str, Slowness]
 
 @dataclass
 class _Host:
-    """How one host is being treated: connections in use, when the next request may start, how many ask or wait to."""
+    """The state of one host.
+
+    Attributes:
+        slots: limits the number of requests at a time.
+        delay: seconds between the starts of two requests.
+        next_start: earliest start of the next request, on the clock of ``time.monotonic``.
+        users: number of requests that run or wait.
+        robots_lock: lets only one task fetch the host's robots.txt.
+    """
 
     slots: asyncio.Semaphore
     delay: float
     next_start: float = 0.0
     users: int = 0
-    asking_robots: asyncio.Lock = field(default_factory=asyncio.Lock)
+    robots_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """How to fetch one URL.
+
+    Attributes:
+        max_bytes: limit on the bytes of the body; None for the configured limit.
+        watch: called at the start of each attempt; returns the watcher of this attempt, see ``transport.Watcher``.
+        obey_robots: whether robots.txt is obeyed; None for the setting ``politeness.robots_txt``.
+        follow_redirects: whether redirects are followed; if not, a redirect is a valid answer.
+        truncate: whether a body with more than ``max_bytes`` is cut; if not, it is an error.
+    """
+
+    max_bytes: int | None = None
+    watch: Callable[[], Watcher] | None = None
+    obey_robots: bool | None = None
+    follow_redirects: bool = True
+    truncate: bool = False
+
+
+DEFAULT_OPTIONS = RequestOptions()
 
 
 class Fetcher:
-    """Fetches URLs as the operator's politeness settings say.
+    """Fetches URLs within the limits of the operator's politeness settings.
 
-    Create it inside a running loop. Its limits hold for one process: where several run at once, each gets its share,
-    and where there are more of them than a host may be asked by at once, they need permits.
+    Create it inside a running event loop. Its limits hold for one process. If several processes crawl at the same time,
+    each gets its share of the limits. If there are more processes than a host accepts requests at a time, they also
+    need permits.
 
     Args:
         config: the crawl's settings.
         connect_to: hosts whose address the operator chose.
-        share: how many processes crawl at the same time and so divide what a host is asked for.
-        rules: robots.txt rules already known; the cache is filled in place, so that a process keeps it between parts.
-        slow: what hosts have cost already; filled in place, so that a process keeps it between parts of one crawl.
-        permits: decides which processes may ask a host; needed where ``share`` is more than ``per_host_concurrency``.
+        share: number of processes that crawl at the same time and share the limits.
+        rules: cache of robots.txt rules; updated in place, so that a process can keep it between parts.
+        slow: time that hosts have cost so far; updated in place, so that a process can keep it between parts of one
+            crawl.
+        permits: decides which processes may send requests to a host; required if ``share`` is more than
+            ``per_host_concurrency``.
     """
 
     def __init__(
@@ -103,7 +136,7 @@ class Fetcher:
         self._slow: SlowHosts = {} if slow is None else slow
         self._hosts: dict[str, _Host] = {}
         self._per_host = max(1, polite.per_host_concurrency // share)
-        self._share = min(share, polite.per_host_concurrency)  # of processes that ask one host at a time
+        self._share = min(share, polite.per_host_concurrency)  # processes that send requests to one host at a time
         self._delay = polite.per_host_delay * self._share
         self._permits = permits
         self._in_flight = asyncio.Semaphore(config.concurrency)
@@ -111,7 +144,7 @@ class Fetcher:
 
     @property
     def opt_out(self) -> OptOut:
-        """The opt-out list in force."""
+        """The opt-out list of the configuration."""
         return self._opt_out
 
     def close(self) -> None:
@@ -119,64 +152,39 @@ class Fetcher:
         self._transport.close()
 
     @asynccontextmanager
-    async def get(
-        self,
-        url: str,
-        *,
-        max_bytes: int | None = None,
-        watch: Callable[[], Watcher] | None = None,
-        obey_robots: bool | None = None,
-        follow_redirects: bool = True,
-        truncate: bool = False,
-    ) -> AsyncIterator[Response]:
-        """Fetch a URL, in its turn.
+    async def get(self, url: str, options: RequestOptions = DEFAULT_OPTIONS) -> AsyncIterator[Response]:
+        """Fetch a URL as soon as the limits allow it.
 
-        The block that uses the answer counts as part of the request: no more than ``concurrency`` answers are held in
-        memory, however slowly they are used.
+        The block that uses the answer counts as part of the request, so there are never more than ``concurrency``
+        answers in memory.
 
         Args:
-            url: as found; it is normalised here.
-            max_bytes: of the body; the configured limit where None.
-            watch: makes the watcher of one attempt, see ``transport.Watcher``.
-            obey_robots: overrides ``politeness.robots_txt``.
-            follow_redirects: whether a redirect is followed or is itself the answer.
-            truncate: a body over ``max_bytes`` is cut there; else it is an error.
+            url: the URL as it was found; it is normalised here.
+            options: how to fetch it.
 
         Yields:
-            the answer with a 2xx code, or with a redirect where these are not followed.
+            The answer with a 2xx code, or with a redirect if redirects are not followed.
 
         Raises:
-            FetchError: there is none; ``status`` says why.
+            FetchError: there is no such answer; ``status`` gives the reason.
         """
-        response = await self._with_retries(url, max_bytes, watch, obey_robots, follow_redirects, truncate)
+        response = await self._get_with_retries(url, options)
         try:
             yield response
         finally:
             self._in_flight.release()
 
-    async def _with_retries(
-        self,
-        url: str,
-        max_bytes: int | None,
-        watch: Callable[[], Watcher] | None,
-        obey_robots: bool | None,
-        follow_redirects: bool,
-        truncate: bool,
-    ) -> Response:
-        if obey_robots is None:
-            obey_robots = self._config.politeness.robots_txt
-        seconds = self._config.max_seconds  # time on the wire, over all attempts and redirects
+    async def _get_with_retries(self, url: str, options: RequestOptions) -> Response:
+        seconds = self._config.max_seconds  # limit on the transfer time of all attempts and redirects together
         attempt = 0
         while True:
-            started = Clock()
+            transfer = Clock()
             try:
-                return await self._follow(
-                    url, seconds, max_bytes, watch, obey_robots, follow_redirects, truncate, started
-                )
+                return await self._get_once(url, options, seconds, transfer)
             except FetchError as error:
-                seconds -= started.spent
+                seconds -= transfer.spent
                 attempt += 1
-                if attempt > self._config.retries or seconds <= 0 or not _is_passing(error):
+                if attempt > self._config.retries or seconds <= 0 or not _can_be_retried_now(error):
                     raise
                 pause = _FIRST_BACKOFF * 2 ** (attempt - 1)
                 if error.retry_after is not None:
@@ -185,48 +193,40 @@ class Fetcher:
                     pause = max(pause, error.retry_after)
                 await asyncio.sleep(pause)
 
-    async def _follow(
-        self,
-        url: str,
-        seconds: float,
-        max_bytes: int | None,
-        watch: Callable[[], Watcher] | None,
-        obey_robots: bool,
-        follow_redirects: bool,
-        truncate: bool,
-        clock: Clock,
-    ) -> Response:
-        """Make one attempt; the answer comes with a place in flight, which the caller gives back."""
+    async def _get_once(self, url: str, options: RequestOptions, seconds: float, clock: Clock) -> Response:
+        """Make one attempt, with its redirects. The caller must release ``_in_flight`` when the answer was used."""
+        polite = self._config.politeness
+        obey_robots = polite.robots_txt if options.obey_robots is None else options.obey_robots
         target = normalise(url)
         for _ in range(MAX_REDIRECTS + 1):
             if self._opt_out.covers(target):
                 raise FetchError(Status.OPTED_OUT, "the opt-out list names this URL or its domain")
             if obey_robots:
                 await self._check_robots(target)
-            async with self._turn(target):
+            async with self._host_slot(target):
                 await self._in_flight.acquire()
                 keep = False
                 try:
                     left = seconds - clock.spent
                     if left <= 0:
                         raise FetchError(Status.TIMEOUT, "not finished in the time allowed")
-                    with clock, self._watching(target) as answer:
+                    with clock, self._charging_slowness(target) as answer:
                         response = await self._transport.get(
                             target,
                             seconds=left,
-                            max_bytes=max_bytes or self._config.max_bytes,
-                            watch=watch() if watch else None,
-                            truncate=truncate,
+                            max_bytes=options.max_bytes or self._config.max_bytes,
+                            watch=options.watch() if options.watch else None,
+                            truncate=options.truncate,
                         )
                         answer.append(response)
                     location = response.location
                     if location is None and not 200 <= response.status < 300:
                         raise self._http_error(target, response)
-                    keep = location is None or not follow_redirects
+                    keep = location is None or not options.follow_redirects
                 finally:
                     if not keep:
                         self._in_flight.release()
-            if location is None or not follow_redirects:
+            if location is None or not options.follow_redirects:
                 return response
             target = normalise(location)
         raise FetchError(Status.REDIRECT_ERROR, f"more than {MAX_REDIRECTS} redirects", http_status=response.status)
@@ -234,7 +234,7 @@ class Fetcher:
     def _http_error(self, url: str, response: Response) -> FetchError:
         wait = _retry_after(response)
         if wait is not None and response.status in {429, 503}:
-            # The server speaks for the whole host, so every other URL of it waits too, or is given up.
+            # The request to wait concerns the whole host, so all its other URLs wait too, or fail.
             host, now = self._host(url), time.monotonic()
             if wait > self._config.politeness.max_retry_after:
                 self._slowness(url).closed_until = now + wait
@@ -251,40 +251,40 @@ class Fetcher:
         return host
 
     def charge(self, url: str, seconds: float) -> None:
-        """Note that a URL's host has cost so many seconds more than it should."""
+        """Add seconds to the time that the URL's host has cost beyond what is usual."""
         if seconds > 0:
             self._slowness(url).seconds += seconds
 
     def slow_hosts(self) -> dict[str, float]:
-        """What each host has cost since last asked, in seconds; hosts that cost less than one are left out."""
-        told = {}
+        """Return the seconds that each host has cost since the last call, without hosts that cost less than one."""
+        costs = {}
         for name, slow in self._slow.items():
-            if slow.seconds - slow.told >= _TOLD_SECONDS:
-                told[name] = slow.seconds - slow.told
-                slow.told = slow.seconds
-        return told
+            if slow.seconds - slow.reported >= _MIN_REPORTED_SECONDS:
+                costs[name] = slow.seconds - slow.reported
+                slow.reported = slow.seconds
+        return costs
 
     def _slowness(self, url: str) -> Slowness:
         return self._slow.setdefault(urlsplit(url).hostname or "", Slowness())
 
     @contextmanager
-    def _watching(self, url: str) -> Iterator[list[Response]]:
-        """Charge a host for a request that is slow: wholly where it gives nothing, else for what is over the usual."""
+    def _charging_slowness(self, url: str) -> Iterator[list[Response]]:
+        """Charge the host for the time that the request in this block takes beyond what is usual for its bytes."""
         started = time.monotonic()
         answers: list[Response] = []
         try:
             yield answers
         finally:
-            # Requests that run side by side cost the crawl no more than one of them.
-            given = sum(len(answer.body) for answer in answers)
-            slow = time.monotonic() - started - _QUICK_SECONDS - given / _QUICK_BYTES
+            # Requests that run at the same time cost the crawl no more than one of them.
+            received = sum(len(answer.body) for answer in answers)
+            slow = time.monotonic() - started - _QUICK_SECONDS - received / _QUICK_BYTES
             self.charge(url, slow / self._per_host)
 
-    def _check_patience(self, url: str) -> None:
-        """Let pass a URL whose host has not used up the crawl's patience.
+    def _refuse_slow_host(self, url: str) -> None:
+        """Check that the URL's host is not too slow.
 
         Raises:
-            FetchError: (``host_too_slow``) it has, or it asked to be left alone for long.
+            FetchError: (``host_too_slow``) the host has cost too much time, or asked to wait too long.
         """
         slow = self._slow.get(urlsplit(url).hostname or "")
         if slow is None:
@@ -295,74 +295,75 @@ class Fetcher:
             raise FetchError(Status.HOST_TOO_SLOW, "the host has cost politeness.max_host_seconds")
 
     @asynccontextmanager
-    async def _turn(self, url: str) -> AsyncIterator[None]:
-        """Wait until the host's pace allows one more request.
+    async def _host_slot(self, url: str) -> AsyncIterator[None]:
+        """Wait until the limits of the URL's host allow one more request; the block is that request.
 
         Raises:
-            FetchError: (``host_too_slow``) the host has used up the crawl's patience.
+            FetchError: (``host_too_slow``) the host has cost too much time, or asked to wait too long.
         """
         host, name = self._host(url), urlsplit(url).netloc
-        self._check_patience(url)
+        self._refuse_slow_host(url)
         host.users += 1
         try:
             async with host.slots:
                 if self._permits is not None:
-                    await self._permits.take(name)
-                self._check_patience(url)
+                    await self._permits.acquire(name)
+                self._refuse_slow_host(url)
                 while (wait := host.next_start - time.monotonic()) > 0:
                     await asyncio.sleep(wait)
-                    self._check_patience(url)
+                    self._refuse_slow_host(url)
                 if host.delay:
                     host.next_start = time.monotonic() + host.delay
-                    self.charge(url, host.delay - self._delay)  # the operator's own is not the host's doing
+                    self.charge(url, host.delay - self._delay)  # the operator's own delay is not the host's fault
                 yield
         finally:
             host.users -= 1
             if self._permits is not None and not host.users:
-                self._permits.give(name)
+                self._permits.release(name)
 
     async def _check_robots(self, url: str) -> None:
         site = robots.address_of(url)
         rules = self._rules.get(site)
         if rules is None or rules.expires < time.monotonic():
             host = self._host(url)
-            async with host.asking_robots:
+            async with host.robots_lock:
                 rules = self._rules.get(site)
                 if rules is None or rules.expires < time.monotonic():
-                    rules = await self._ask_robots(site)
-                    if len(self._rules) >= _HELD_HOSTS:
+                    rules = await self._fetch_robots(site)
+                    if len(self._rules) >= _MAX_CACHED_ROBOTS:
                         self._rules.pop(next(iter(self._rules)))
                     self._rules[site] = rules
         rules.check(url, self._product)
-        asked = rules.delay(self._product)
-        if asked > self._config.politeness.max_crawl_delay:
+        crawl_delay = rules.delay(self._product)
+        if crawl_delay > self._config.politeness.max_crawl_delay:
             raise FetchError(Status.HOST_TOO_SLOW, "robots.txt asks for more than politeness.max_crawl_delay")
-        if asked:
+        if crawl_delay:
             host = self._host(url)
-            host.delay = max(host.delay, asked * self._share)
+            host.delay = max(host.delay, crawl_delay * self._share)
 
-    async def _ask_robots(self, site: str) -> robots.Rules:
+    async def _fetch_robots(self, site: str) -> robots.Rules:
+        options = RequestOptions(max_bytes=robots.MAX_BYTES + 1, obey_robots=False, truncate=True)
         try:
-            async with self.get(site, max_bytes=robots.MAX_BYTES + 1, obey_robots=False, truncate=True) as response:
+            async with self.get(site, options) as response:
                 body = bytes(response.body)
-            if len(body) <= _PARSED_IN_PLACE:
+            if len(body) <= _PARSED_IN_LOOP:
                 return robots.Rules.from_body(body, self._product)
             return await asyncio.to_thread(robots.Rules.from_body, body, self._product)
         except FetchError as error:
             return robots.Rules.from_failure(error)
         except WukongError:
             raise
-        except Exception as error:  # noqa: BLE001 - of one host, which is then not asked; it is logged
+        except Exception as error:  # noqa: BLE001 - it concerns one host, which then gets no requests; it is logged
             return robots.Rules.from_failure(unexpected(site, error))
 
 
-def _is_passing(error: FetchError) -> bool:
-    """Tell whether trying again within this run may help."""
+def _can_be_retried_now(error: FetchError) -> bool:
+    """Return whether another attempt within this run may succeed."""
     return error.status in _RETRIED_NOW or (error.status is Status.HTTP_ERROR and error.http_status in _RETRIED_CODES)
 
 
 def _retry_after(response: Response) -> float | None:
-    """Seconds that the server asks to wait, from either form of ``Retry-After``; None where it does not."""
+    """Return the seconds that the server asks to wait, from either form of ``Retry-After``; None if it does not."""
     value = response.headers.get("retry-after", "").strip()
     if not value:
         return None
@@ -371,4 +372,4 @@ def _retry_after(response: Response) -> float | None:
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError, IndexError, OSError):
-        return None  # neither form, or a date that no calendar has
+        return None  # neither form, or a date that does not exist

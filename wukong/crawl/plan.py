@@ -1,8 +1,8 @@
-"""Which URLs are fetched, and in which part: duplicates merged, split by hash, in bounded memory.
+"""Plan a crawl: merge duplicate URLs and divide them into parts, with limited memory.
 
-A URL's place depends on its hash alone, so the same set of URLs gives the same parts in whatever order it was found.
-Keys are hashes, so the key space is cut into ranges of equal width that hold about equally many URLs; each range is
-planned by itself, from the few row groups of the search files that it touches.
+The part of a URL depends only on its hash, so the same set of URLs gives the same parts in any order. Keys are hashes,
+so ranges of keys with equal width hold about the same number of URLs. Each range is planned separately, from the row
+groups of the search files that overlap it.
 """
 
 from collections.abc import Sequence
@@ -23,28 +23,28 @@ PLANNED = pa.schema(
         pa.field("page_url", pa.string()),
     ]
 )
-"""One row a URL, sorted by key; a row group is a part."""
+"""Schema of the plan: one row for each URL, sorted by key. Each row group is a part."""
 
 RANGE_ROWS = 500_000
-"""Results that one range of keys should hold: what bounds the memory of planning."""
+"""Number of results that one range of keys should hold; it limits the memory of planning."""
 
 _PREFIX = 8
 
 
 def ranges_for(results: int) -> int:
-    """How many ranges the key space is cut into for this many results."""
+    """Return the number of ranges of keys for this many results."""
     return max(1, -(-results // RANGE_ROWS))
 
 
 def bounds(index: int, count: int) -> tuple[str, str]:
-    """The first key of range ``index`` of ``count`` and the first one after it; the last bound is above all keys."""
+    """Return the first key of range ``index`` of ``count`` and the first key after it; the last one is above all."""
     space = 16**_PREFIX
     low, high = index * space // count, (index + 1) * space // count
     return f"{low:0{_PREFIX}x}", "g" if high == space else f"{high:0{_PREFIX}x}"
 
 
 def read_range(uris: Sequence[str], low: str, high: str) -> pa.Table:
-    """Read the rows with ``low <= key < high`` from files sorted by key, and only the row groups that may hold some."""
+    """Read the rows with ``low <= key < high`` from files sorted by key; other row groups are not read."""
     pieces = []
     for uri in uris:
         fs, path = storage.filesystem(uri)
@@ -60,13 +60,13 @@ def read_range(uris: Sequence[str], low: str, high: str) -> pa.Table:
 
 
 def merge(found: pa.Table) -> pa.Table:
-    """Merge results with the same URL: the caption of the first is kept, and every query that found it.
+    """Merge results with the same URL; keep the caption of the first and all queries that found it.
 
     Args:
         found: rows of ``search.FOUND``, in any order.
 
     Returns:
-        rows of ``PLANNED``, sorted by key.
+        Rows of ``PLANNED``, sorted by key.
     """
     if not found.num_rows:
         return PLANNED.empty_table()
@@ -85,13 +85,17 @@ def merge(found: pa.Table) -> pa.Table:
 
 
 def part_sizes(urls: int, part_size: int) -> list[int]:
-    """Cut a range into parts of at most ``part_size`` URLs, as equal as can be."""
+    """Divide a range into parts of at most ``part_size`` URLs, as equal as possible."""
     count = -(-urls // part_size)
     return [urls * (i + 1) // count - urls * i // count for i in range(count)]
 
 
 def write_range(uri: str, planned: pa.Table, part_size: int) -> list[tuple[int, str, str]]:
-    """Write a range's plan, one row group a part; give each part's number of URLs, first key and last key."""
+    """Write the plan of a range, one row group for each part.
+
+    Returns:
+        For each part the number of URLs, the first key and the last key.
+    """
     sizes = part_sizes(planned.num_rows, part_size)
     with storage.open_output(uri) as stream, pq.ParquetWriter(stream, PLANNED, compression="zstd") as writer:
         parts, start = [], 0
@@ -104,7 +108,7 @@ def write_range(uri: str, planned: pa.Table, part_size: int) -> list[tuple[int, 
 
 
 def read_part(uri: str, row_group: int) -> pa.Table:
-    """Read the URLs of one part from its range's plan."""
+    """Read the URLs of one part from the plan of its range."""
     fs, path = storage.filesystem(uri)
     with pq.ParquetFile(path, filesystem=fs) as file:
         return file.read_row_group(row_group)

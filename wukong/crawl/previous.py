@@ -1,4 +1,4 @@
-"""What an earlier crawl already has: its searches and its pictures are taken over instead of asked for again."""
+"""Reuse the searches and images of an earlier crawl instead of requesting them again."""
 
 import bisect
 import tarfile
@@ -32,17 +32,17 @@ _PICTURE_SETTINGS = (
     "max_bytes",
     "max_pixels",
 )
-_OF_THE_PLAN = frozenset({"key", "url", "caption", "queries", "engine", "page_url"})
+_PLAN_COLUMNS = frozenset({"key", "url", "caption", "queries", "engine", "page_url"})
 
 
 def write_queries(uri: str, queries: Sequence[str], failed: Mapping[str, str]) -> None:
-    """Write which queries a crawl asked, and why some failed."""
+    """Write the queries of a crawl, with the error of each that failed."""
     columns = {"query": list(queries), "failed": [failed.get(query) for query in queries]}
     storage.write_table(uri, pa.table(columns, schema=_QUERIES_SCHEMA))
 
 
 def write_index(uri: str, bounds: Sequence[tuple[str, str, str]]) -> None:
-    """Write which keys lie in which part: (part, first key, last key), in the order of the keys."""
+    """Write the index of the parts: (part, first key, last key), in the order of the keys."""
     columns = list(zip(*bounds, strict=True)) or [(), (), ()]
     storage.write_table(uri, pa.table([pa.array(c, pa.string()) for c in columns], schema=_INDEX_SCHEMA))
 
@@ -53,9 +53,9 @@ class Previous:
 
     Attributes:
         manifest: its manifest.
-        queries: what it asked and got an answer to.
+        queries: its queries whose results can be reused.
         index: (part, first key, last key) in the order of the keys.
-        retry_failed: whether what the network or a server made fail is tried again.
+        retry_failed: whether URLs that failed because of the network or a server are requested again.
     """
 
     manifest: Manifest
@@ -65,16 +65,16 @@ class Previous:
 
     @classmethod
     def open(cls, config: Crawl) -> "Previous | None":
-        """Open the crawl that ``crawl.previous`` names; None where it names none.
+        """Open the crawl that ``crawl.previous`` names; return None if it is not set.
 
         Raises:
-            ConfigError: it is not a crawl, or its pictures were stored with other settings.
-            DataError: it has not finished.
+            ConfigError: ``crawl.previous`` is not a crawl, or its images were stored with other settings.
+            DataError: the crawl has not finished.
         """
         if config.previous is None:
             if config.retry_failed:
                 raise ConfigError(
-                    "crawl.retry_failed needs crawl.previous, the URI of the crawl whose failures it means"
+                    "crawl.retry_failed needs crawl.previous, the URI of the crawl whose failures to retry"
                 )
             return None
         earlier = manifest.load(config.previous)
@@ -85,14 +85,14 @@ class Previous:
             if earlier.config.get(name) != settings[name]:
                 raise ConfigError(
                     f"crawl.previous: {config.previous} was made with crawl.{name} = {earlier.config.get(name)!r}, now "
-                    f"{settings[name]!r}; its pictures can be taken over only with the same settings"
+                    f"{settings[name]!r}; its pictures can be reused only with the same settings"
                 )
         same_engine = all(earlier.config.get(name) == settings[name] for name in _SEARCH_SETTINGS)
         return cls._of(earlier, same_engine, config.retry_failed)
 
     @classmethod
     def of_failed(cls, attempt: Manifest) -> "Previous":
-        """Take over from an attempt at the same crawl that failed: all but what may end otherwise."""
+        """Reuse a failed attempt at the same crawl, except for URLs and queries that may succeed if retried."""
         return cls._of(attempt, bool(attempt.counts["urls"]), retry_failed=True)
 
     @classmethod
@@ -110,23 +110,23 @@ class Previous:
         )
 
     def search_files(self) -> list[str]:
-        """URIs of its search results."""
+        """Return the URIs of its search results."""
         return self.manifest.part_uris("search/", ".parquet")
 
     def parts_between(self, first: str, last: str) -> list[str]:
-        """URIs, without suffix, of its parts that may hold keys from ``first`` to ``last``."""
+        """Return the URIs, without suffix, of its parts that may hold keys from ``first`` to ``last``."""
         start = bisect.bisect_left(self.index, first, key=lambda entry: entry[2])
         end = bisect.bisect_right(self.index, last, key=lambda entry: entry[1])
         return [storage.join(self.manifest.uri, part) for part, _, _ in self.index[start:end]]
 
 
-def found_again(uri: str, positions: Mapping[str, int], results_per_query: int) -> pa.Table:
-    """Take over the search results of queries that are asked again, placed by where these stand in the new list.
+def reuse_results(uri: str, positions: Mapping[str, int], results_per_query: int) -> pa.Table:
+    """Read the search results of queries from an earlier crawl, and renumber them for the new query list.
 
     Args:
         uri: a search file of the earlier crawl.
-        positions: query -> place in the new list, of the queries whose results are taken over.
-        results_per_query: the same in both crawls.
+        positions: query -> position in the new query list, for the queries to reuse.
+        results_per_query: maximum number of results of a query, the same in both crawls.
     """
     table = storage.read_table(uri)
     table = table.filter(pc.is_in(table["query"], pa.array(list(positions), pa.string())))
@@ -142,19 +142,22 @@ def found_again(uri: str, positions: Mapping[str, int], results_per_query: int) 
 def outcomes(
     parts: Sequence[str], keys: Collection[str], retry_failed: bool
 ) -> Iterator[tuple[str, dict[str, Any], bytes | None]]:
-    """Give what became of some URLs in an earlier crawl: key, the columns a download decides, and the stored picture.
+    """Iterate over the results of URLs in an earlier crawl.
 
     Args:
-        parts: the earlier parts that may hold them, URIs without suffix.
+        parts: the earlier parts that may hold the URLs, URIs without suffix.
         keys: the URLs' keys.
-        retry_failed: leave out those that may end otherwise when tried again.
+        retry_failed: leave out URLs that failed but may succeed if retried.
+
+    Yields:
+        The key, the columns that a download fills, and the stored image or None.
     """
     wanted = set(keys)
     for part in parts:
         rows = {}
         for row in storage.read_table(f"{part}.parquet").to_pylist():
             if row["key"] in wanted and not (retry_failed and Status(row["status"]).may_be_retried):
-                rows[row["key"]] = {name: value for name, value in row.items() if name not in _OF_THE_PLAN}
+                rows[row["key"]] = {name: value for name, value in row.items() if name not in _PLAN_COLUMNS}
         pictures = {key for key, row in rows.items() if row["status"] == Status.SUCCESS}
         yield from ((key, row, None) for key, row in rows.items() if key not in pictures)
         if pictures:

@@ -1,8 +1,8 @@
-"""The query list: words of a vocabulary, most frequent in a text corpus first (section 3).
+"""The query list: words of a vocabulary, sorted by their frequency in a text corpus (section 3).
 
-The paper takes its words from a set of word vectors and keeps those most frequent in news text. Chinese is written
-without spaces, so words are found by longest match: at each place the longest word of the vocabulary that begins there
-is taken and the search goes on behind it. A word is therefore not counted inside a longer one.
+The paper takes the words of a set of word vectors and keeps the most frequent ones in news text. Chinese is written
+without spaces, so words are found by longest match: at each position the longest word of the vocabulary that begins
+there is counted, and the search continues after it. So a word is not counted inside a longer word.
 """
 
 import gzip
@@ -24,7 +24,7 @@ from wukong.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 2**20
-"""Text searched at a time; its matches take some twenty times as much memory."""
+"""Bytes of text processed at a time; the matches take about twenty times as much memory."""
 
 _BUFFER_BYTES = 2**20
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
@@ -33,7 +33,7 @@ _VECTORS_HEADER = re.compile(r"\d+ \d+\s*")
 
 
 def read_queries(uri: str, limit: int) -> list[str]:
-    """Read the first ``limit`` distinct queries of a list: one a line; what follows a tab is not part of it.
+    """Read the first ``limit`` distinct queries of a list: one a line; a tab and the text after it are ignored.
 
     Raises:
         ConfigError: the list is not UTF-8, or holds no query.
@@ -58,21 +58,21 @@ def build(
     stop_words: str | None = None,
     text_field: str = "text",
 ) -> list[tuple[str, int]]:
-    """Rank a vocabulary by how often its words occur in a corpus.
+    """Sort the words of a vocabulary by their frequency in a corpus.
 
     Args:
-        vocabulary: URI of a file of one word a line, or of word vectors in text form (a line ``COUNT DIMENSIONS``, then
-            lines of a word and its numbers); may be gzipped.
-        corpus: URIs of text files, or of folders of them: plain text, JSON lines (``.jsonl``), each also gzipped.
-        limit: how many words are kept.
-        min_length: characters a word must have at least.
-        max_length: characters a word may have at most.
-        stop_words: URI of a file of words that are never kept, one a line.
+        vocabulary: URI of a file with one word a line, or of word vectors in text format (a line ``COUNT DIMENSIONS``,
+            then lines with a word and its numbers); it may be gzipped.
+        corpus: URIs of text files or of folders: plain text or JSON lines (``.jsonl``), which may be gzipped.
+        limit: maximum number of words in the result.
+        min_length: minimum number of characters of a word.
+        max_length: maximum number of characters of a word.
+        stop_words: URI of a file with words that are left out, one a line.
         text_field: the field of a JSON line that holds the text.
 
     Returns:
-        (word, occurrences), the most frequent first; words that occur equally often in the order of their characters;
-        words that do not occur are left out.
+        (word, occurrences), the most frequent first; equally frequent words in the order of their characters. Words
+        that do not occur are left out.
 
     Raises:
         ConfigError: the vocabulary or the corpus is empty.
@@ -87,8 +87,8 @@ def build(
     logger.info("%d words in the vocabulary", len(words))
     counts = count_words(words, _texts(corpus, text_field))
     ranked: list[tuple[str, int]] = []
-    # Stop words are counted and then left out, so that the words around them are found as in any other text.
-    order = np.argsort(-counts, kind="stable")  # words are sorted, so equal counts stay in the order of the words
+    # Stop words are counted and left out only here, so that they do not change how other words are found.
+    order = np.argsort(-counts, kind="stable")  # words are sorted, so equally frequent words stay in their order
     for place in order:
         if counts[place] == 0 or len(ranked) == limit:
             break
@@ -99,9 +99,9 @@ def build(
 
 
 def _words(vocabulary: Iterable[str], min_length: int, max_length: int) -> list[bytes]:
-    """Keep what can be a query: some Chinese, no punctuation at the ends, a length within bounds. In UTF-8, sorted.
+    """Select words that can be queries, as sorted UTF-8: Chinese, without punctuation at the ends, of allowed length.
 
-    UTF-8 sorts like the characters do, and takes less memory than strings.
+    UTF-8 has the same order as the characters, and takes less memory than strings.
     """
     kept = {
         word.encode()
@@ -116,10 +116,10 @@ def count_words(words: Sequence[bytes], texts: Iterable[bytes]) -> npt.NDArray[n
 
     Args:
         words: distinct words in UTF-8.
-        texts: pieces of text in UTF-8; a word that lies across two of them is not found.
+        texts: pieces of text in UTF-8; a word that is divided between two pieces is not found.
 
     Returns:
-        occurrences of each word (words).
+        The number of occurrences of each word, int64 [words].
     """
     automaton = ahocorasick_rs.BytesAhoCorasick(
         words,
@@ -156,7 +156,9 @@ def _lines(uri: str) -> Iterator[str]:
 
 
 def _texts(corpus: Sequence[str], text_field: str) -> Iterator[bytes]:
-    """Give the corpus in pieces of about ``CHUNK_BYTES`` that end where a line or, in longer ones, a character ends."""
+    """Iterate over the corpus in pieces of about ``CHUNK_BYTES``; a piece ends after a line, or in a longer line after
+    a character.
+    """
     files = [file for uri in corpus for file in ([uri] if storage.exists(uri) else storage.list_files(uri))]
     if not files:
         raise ConfigError(f"the corpus is empty: there are no files at {', '.join(corpus) or 'no address'}")

@@ -1,4 +1,4 @@
-"""What a site's robots.txt allows this crawler (RFC 9309), asked once per site and kept for a day."""
+"""The rules of a site's robots.txt (RFC 9309). It is fetched once for each site and cached for a day."""
 
 import codecs
 import math
@@ -12,11 +12,11 @@ from protego import Protego
 from wukong.crawl.status import FetchError, Status
 
 MAX_BYTES = 500 * 1024
-"""The part of a robots.txt that is read; RFC 9309 asks for at least 500 kibibytes."""
+"""Only this many bytes of a robots.txt are read; RFC 9309 requires at least 500 kibibytes."""
 
-_KEPT_SECONDS = 24 * 3600.0
-_FAILURE_KEPT_SECONDS = 300.0
-_SAME_FOR_PICTURES = frozenset(
+_CACHED_SECONDS = 24 * 3600.0
+_FAILURE_CACHED_SECONDS = 300.0
+_FAILURES_OF_THE_SITE = frozenset(
     {
         Status.DNS_ERROR,
         Status.FORBIDDEN_ADDRESS,
@@ -27,7 +27,7 @@ _SAME_FOR_PICTURES = frozenset(
     }
 )
 _MAX_AGENTS = 100
-"""User-agent lines that are read as they are: each costs the parser as much as all rules below it."""
+"""Up to this many user-agent lines are parsed unchanged: each line costs the parser as much as all rules below it."""
 
 _AGENT = re.compile(r"\s*user[- ]?agent\s*(?::|\s)\s*([^#]*)", re.IGNORECASE)
 _ENCODINGS = (
@@ -41,12 +41,12 @@ _ENCODINGS = (
 
 @dataclass(frozen=True)
 class Rules:
-    """One site's rules.
+    """The rules of one site.
 
     Attributes:
-        parsed: what its robots.txt says; None where it has none.
-        failure: why nothing may be fetched: the file could not be had, for a reason that may pass.
-        expires: when the site must be asked again, on ``time.monotonic``'s clock.
+        parsed: the parsed robots.txt; None if the site has none.
+        failure: status, message and HTTP code if the robots.txt could not be fetched; then no URL may be fetched.
+        expires: time at which robots.txt must be fetched again, on the clock of ``time.monotonic``.
     """
 
     parsed: Protego | None
@@ -55,39 +55,39 @@ class Rules:
 
     @classmethod
     def from_body(cls, body: bytes, product: str) -> "Rules":
-        """Read a robots.txt, for a crawler with this product token.
+        """Parse a robots.txt for a crawler with this product token.
 
-        Bytes that are no UTF-8 spoil their own line only; what a byte order mark says to be UTF-16 or UTF-32 is read
-        so. Of a file that is too large, the whole lines in its first 500 KiB count.
+        Bytes that are not UTF-8 make only their own line invalid. A file with a byte order mark of UTF-16 or UTF-32 is
+        decoded as such. Of a file that is too large, the complete lines in its first 500 KiB are used.
         """
         if len(body) > MAX_BYTES:
             body = body[: max(body.rfind(b"\n", 0, MAX_BYTES), body.rfind(b"\r", 0, MAX_BYTES)) + 1]
-        text = _relevant(_text_of(body), product)
-        return cls(Protego.parse(text), None, time.monotonic() + _KEPT_SECONDS)
+        text = _without_other_agents(_decode(body), product)
+        return cls(Protego.parse(text), None, time.monotonic() + _CACHED_SECONDS)
 
     @classmethod
     def from_failure(cls, error: FetchError) -> "Rules":
-        """Decide what the lack of an answer means (RFC 9309, 2.3.1).
+        """Derive the rules from an error (RFC 9309, 2.3.1).
 
-        A client error, or more than five redirects, means that there are no rules; 429 is a server asking to be left
-        alone. A server that fails or cannot be reached disallows everything for now, and so does all else: a redirect
-        to what is no URL, an answer that cannot be decompressed or that ends too early.
+        A client error except 429, or more than five redirects, means that there are no rules. Every other error means
+        that nothing may be fetched for now: 429, a server that fails or cannot be reached, a redirect to an invalid
+        URL, an answer that cannot be decompressed or ends too early.
         """
         code = error.http_status
         missing = error.status is Status.HTTP_ERROR and code is not None and 400 <= code < 500 and code != 429
         if missing or error.status is Status.REDIRECT_ERROR:
-            return cls(None, None, time.monotonic() + _KEPT_SECONDS)
-        if error.status in _SAME_FOR_PICTURES:  # the picture would end the same way, and this says why
+            return cls(None, None, time.monotonic() + _CACHED_SECONDS)
+        if error.status in _FAILURES_OF_THE_SITE:  # an image of the site would fail with the same status
             status, message = error.status, str(error)
         else:
             status, message = Status.ROBOTS_UNAVAILABLE, f"robots.txt: {error}"
-        return cls(None, (status, message, code), time.monotonic() + _FAILURE_KEPT_SECONDS)
+        return cls(None, (status, message, code), time.monotonic() + _FAILURE_CACHED_SECONDS)
 
     def check(self, url: str, product: str) -> None:
-        """Let pass what a crawler with this product token may fetch.
+        """Check that a crawler with this product token may fetch a URL.
 
         Raises:
-            FetchError: the rules disallow it, or they could not be had.
+            FetchError: the rules disallow it, or robots.txt could not be fetched.
         """
         if self.failure is not None:
             status, message, code = self.failure
@@ -96,20 +96,20 @@ class Rules:
             raise FetchError(Status.ROBOTS_DISALLOWED, "robots.txt disallows it")
 
     def delay(self, product: str) -> float:
-        """Seconds that the site asks to be left between requests (``Crawl-delay``), 0 where it does not."""
-        asked = 0.0 if self.parsed is None else float(self.parsed.crawl_delay(product) or 0.0)
-        return asked if math.isfinite(asked) and asked > 0 else 0.0
+        """Return the seconds between requests that the site asks for (``Crawl-delay``); 0 if it does not."""
+        seconds = 0.0 if self.parsed is None else float(self.parsed.crawl_delay(product) or 0.0)
+        return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
 
 
-def _text_of(body: bytes) -> str:
+def _decode(body: bytes) -> str:
     for mark, encoding in _ENCODINGS:
         if body.startswith(mark):
             return body.decode(encoding, errors="replace")
     return body.decode("utf-8", errors="replace")
 
 
-def _relevant(text: str, product: str) -> str:
-    """Take the names of other crawlers out of a file that lists very many, and leave their groups nameless."""
+def _without_other_agents(text: str, product: str) -> str:
+    """If a file lists very many crawlers, replace the names of all others by one, so that parsing is fast."""
     lines = text.splitlines()
     agents = [match if (match := _AGENT.match(line)) else None for line in lines]
     if sum(agent is not None for agent in agents) <= _MAX_AGENTS:
@@ -127,11 +127,11 @@ def _relevant(text: str, product: str) -> str:
 
 
 def address_of(url: str) -> str:
-    """The robots.txt that governs a URL: the one of its scheme, host and port."""
+    """Return the URL of the robots.txt for a URL: with the same scheme, host and port."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}/robots.txt"
 
 
 def product_token(user_agent: str) -> str:
-    """The name by which robots.txt calls a crawler: what its user agent says before the version."""
+    """Return a crawler's name for robots.txt: the part of its user agent before the version."""
     return user_agent.partition("/")[0].partition(" ")[0]

@@ -1,4 +1,4 @@
-"""From queries to found pictures: pages of results until a query's share is reached."""
+"""Search an engine for queries: request pages of results until each query has its maximum number of results."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from wukong import storage
 from wukong.config import Crawl
 from wukong.crawl.engines import Engine, EngineRefusedError, Result
-from wukong.crawl.fetch import Fetcher
+from wukong.crawl.fetch import Fetcher, RequestOptions
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.unexpected import unexpected
 from wukong.data.schema import key_of
@@ -29,30 +29,31 @@ FOUND = pa.schema(
         pa.field("page_url", pa.string()),
     ]
 )
-"""One row a result, sorted by key. ``order`` counts results over the whole crawl: by query, then by rank."""
+"""Schema of the results, one row for each, sorted by key. ``order`` numbers them over the whole crawl, by query and
+rank."""
 
 ROW_GROUP = 8_192
-"""Rows a row group: a reader that wants one range of keys reads little else."""
+"""Rows in a row group. It is small, so that a reader of one range of keys reads few other rows."""
 
 FoundRow = tuple[str, str, str, str | None, int, str | None]
-"""The fields of ``FOUND``, in its order."""
+"""The fields of ``FOUND``, in the same order."""
 
 _MAX_ANSWER = 8 * 2**20
-_PARSED_IN_PLACE = 1 << 20
-"""Bytes of an answer: a larger one is parsed in a thread."""
+_PARSED_IN_LOOP = 1 << 20
+"""An answer with more bytes than this is parsed in a thread."""
 
-_REFUSING = frozenset({401, 403, 429})
+_REFUSING_CODES = frozenset({401, 403, 429})
 
 
 @dataclass
 class Searched:
-    """What one block of queries gave.
+    """The results of one block of queries.
 
     Attributes:
-        table: the results (``FOUND``).
-        empty: queries that gave none.
-        failed: queries that failed, and why.
-        unexpected: how many of the failed ended in an error that nobody foresaw.
+        table: the results, with schema ``FOUND``.
+        empty: number of queries without results.
+        failed: the error message of each query that failed.
+        unexpected: number of queries that failed with an unexpected error.
     """
 
     table: pa.Table
@@ -62,20 +63,20 @@ class Searched:
 
 
 async def search_block(block: Sequence[tuple[int, str]], engine: Engine, fetcher: Fetcher, config: Crawl) -> Searched:
-    """Search for some queries, each until it has ``max_results_per_query`` results or the engine has no more.
+    """Search for each query until it has ``max_results_per_query`` results or the engine has no more.
 
     Args:
-        block: queries, each with its place in the query list.
-        engine: asked for every query.
-        fetcher: used for every request.
+        block: queries, each with its position in the query list.
+        engine: the search engine.
+        fetcher: sends all requests.
         config: the crawl's settings.
 
     Returns:
-        what they gave.
+        The results.
 
     Raises:
-        EngineRefusedError: the engine wants to be asked no further.
-        WukongError: what concerns more than one query.
+        EngineRefusedError: the engine refuses further requests.
+        WukongError: an error that concerns more than one query.
     """
     stopped: list[Exception] = []
     try:
@@ -102,27 +103,27 @@ async def search_block(block: Sequence[tuple[int, str]], engine: Engine, fetcher
 
 
 def write_found(uri: str, table: pa.Table) -> None:
-    """Write a ``FOUND`` table so that one range of keys can be read without the rest."""
+    """Write a ``FOUND`` table in small row groups, so that one range of keys can be read alone."""
     with storage.open_output(uri) as stream:
         pq.write_table(table, stream, compression="zstd", row_group_size=ROW_GROUP)
 
 
 def as_table(found: list[FoundRow]) -> pa.Table:
-    """Make a ``FOUND`` table of rows in any order."""
+    """Build a sorted ``FOUND`` table from rows in any order."""
     found.sort(key=lambda row: (row[0], row[4]))
     columns = list(zip(*found, strict=True)) or [()] * len(FOUND)
     return pa.table([pa.array(column, type=f.type) for column, f in zip(columns, FOUND, strict=True)], schema=FOUND)
 
 
 async def _search(query: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> list[Result] | FetchError:
-    """Give a query's results, or why there are none."""
+    """Return a query's results, or the error if its first page fails."""
     results: dict[str, Result] = {}
     page = 0
     while len(results) < config.max_results_per_query:
         try:
-            fresh = await _page(engine.page_url(query, page), engine, fetcher, config)
+            fresh = await _results_of_page(engine.page_url(query, page), engine, fetcher, config)
         except FetchError as error:
-            if error.status is Status.HTTP_ERROR and error.http_status in _REFUSING:
+            if error.status is Status.HTTP_ERROR and error.http_status in _REFUSING_CODES:
                 raise _refused(engine, f"HTTP {error.http_status}") from error
             if error.status is Status.ROBOTS_DISALLOWED:
                 raise EngineRefusedError(
@@ -136,33 +137,31 @@ async def _search(query: str, engine: Engine, fetcher: Fetcher, config: Crawl) -
         known = len(results)
         for result in fresh:
             results.setdefault(result.url, result)
-        if len(results) == known:  # past its last page, an engine repeats itself or is empty
+        if len(results) == known:  # after its last page, an engine repeats results or returns none
             break
         page += 1
     return list(results.values())[: config.max_results_per_query]
 
 
-async def _page(url: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> list[Result]:
+async def _results_of_page(url: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> list[Result]:
     try:
-        return await _ask(url, engine, fetcher, config)
+        return await _request_page(url, engine, fetcher, config)
     except (FetchError, WukongError):
         raise
-    except Exception as error:  # of one answer, whose status it becomes; it is logged
+    except Exception as error:  # it concerns one page, and becomes its status; it is logged
         raise unexpected(url, error) from error
 
 
-async def _ask(url: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> list[Result]:
-    async with fetcher.get(
-        url,
-        max_bytes=_MAX_ANSWER,
-        obey_robots=config.politeness.search_robots_txt,
-        follow_redirects=False,
-    ) as response:
+async def _request_page(url: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> list[Result]:
+    options = RequestOptions(
+        max_bytes=_MAX_ANSWER, obey_robots=config.politeness.search_robots_txt, follow_redirects=False
+    )
+    async with fetcher.get(url, options) as response:
         if response.location is not None:
             raise _refused(engine, f"a redirect to {response.location}")
         body = bytes(response.body)
         try:
-            if len(body) <= _PARSED_IN_PLACE:
+            if len(body) <= _PARSED_IN_LOOP:
                 return engine.parse(body)
             return await asyncio.to_thread(engine.parse, body)
         except EngineRefusedError as error:
@@ -175,6 +174,6 @@ async def _ask(url: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> lis
 
 def _refused(engine: Engine, answer: str) -> EngineRefusedError:
     return EngineRefusedError(
-        f"{engine.name} answered with {answer}: it wants to be asked no further, so searching stops. What was found "
-        "is kept; run again later and it continues from there."
+        f"{engine.name} answered with {answer}: it refuses further requests, so searching stops. The results so far "
+        "are kept; run again later to continue from there."
     )

@@ -1,14 +1,14 @@
-"""What can become of one URL: the closed list that the ``status`` column takes its values from."""
+"""The possible results of one URL: the values of the ``status`` column."""
 
 from enum import StrEnum
 
 
 class Status(StrEnum):
-    """The outcome for one URL; everything but ``SUCCESS`` is a reason why there is no picture."""
+    """The result of one URL. Each value except ``SUCCESS`` is a reason why there is no image."""
 
     SUCCESS = "success"
 
-    # The picture is not wanted: trying again gives the same answer.
+    # The image breaks a rule. A retry gives the same result.
     TOO_SMALL = "too_small"
     BAD_RATIO = "bad_ratio"
     TOO_MANY_PIXELS = "too_many_pixels"
@@ -17,14 +17,14 @@ class Status(StrEnum):
     CORRUPT = "corrupt"
     TOO_COSTLY = "too_costly"
 
-    # The address may not be asked, or its owner does not want it.
+    # The URL must not be requested, or its owner does not allow it.
     INVALID_URL = "invalid_url"
     FORBIDDEN_ADDRESS = "forbidden_address"
     ROBOTS_DISALLOWED = "robots_disallowed"
     NOAI = "noai"
     OPTED_OUT = "opted_out"
 
-    # The server or the network failed: these are what a later run may try again.
+    # The server or the network failed. A later run may retry.
     ROBOTS_UNAVAILABLE = "robots_unavailable"
     HOST_TOO_SLOW = "host_too_slow"
     HTTP_ERROR = "http_error"
@@ -35,28 +35,30 @@ class Status(StrEnum):
     CONNECTION_ERROR = "connection_error"
     INCOMPLETE = "incomplete"
 
-    # A picture of one's own is not where the list says.
+    # A file in the user's own list does not exist.
     MISSING_FILE = "missing_file"
-    # Our own code failed, in a way that nobody foresaw: the log names the URL and the exception.
+    # Wukong's own code failed with an unexpected exception. The log names the URL and the exception.
     INTERNAL_ERROR = "internal_error"
 
     @property
     def may_be_retried(self) -> bool:
-        """Whether a later run could end otherwise, because the server, the network or our own code failed."""
+        """Whether a later run may have another result, because the server, the network or Wukong's own code failed."""
         return self in _RETRIED_LATER
 
 
-_PASSING = frozenset({"robots_unavailable", "host_too_slow", "timeout", "dns_error", "connection_error", "incomplete"})
-_PASSING_CODES = frozenset({408, 425, 429, *range(500, 600)})
+_TRANSIENT = frozenset(
+    {"robots_unavailable", "host_too_slow", "timeout", "dns_error", "connection_error", "incomplete"}
+)
+_TRANSIENT_CODES = frozenset({408, 425, 429, *range(500, 600)})
 
 
 def is_transient(status: str, http_status: int | None) -> bool:
-    """Tell whether a URL failed for a reason that passes with time.
+    """Return whether a URL failed for a temporary reason, as in an outage.
 
-    A page that is gone, a certificate that has expired or a redirect in a circle is how the web is; a name that does
-    not resolve, a server that is busy or does not answer is what an outage looks like.
+    Temporary reasons are: a host name that does not resolve, a server that is busy or does not answer. Missing pages,
+    expired certificates and redirect loops are normal on the web and not temporary.
     """
-    return status in _PASSING or (status == "http_error" and http_status in _PASSING_CODES)
+    return status in _TRANSIENT or (status == "http_error" and http_status in _TRANSIENT_CODES)
 
 
 _RETRIED_LATER = frozenset(
@@ -77,9 +79,14 @@ _RETRIED_LATER = frozenset(
 
 
 class FetchError(Exception):
-    """A URL gave no usable answer; ``status`` says why, ``http_status`` is the server's code where there was one.
+    """A URL has no usable answer.
 
-    The message is written beside the URL, so it must be the same in every run: no ports, no times, no local addresses.
+    The message is stored with the URL, so it must be the same in every run: no ports, no times, no local addresses.
+
+    Attributes:
+        status: the reason.
+        http_status: the server's HTTP code, or None.
+        retry_after: seconds that the server asks to wait, or None.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""One HTTP exchange at a time over libcurl, many at once in one asyncio loop.
+"""HTTP requests over libcurl, many at a time in one asyncio event loop.
 
-libcurl gives what a crawler of the open web needs and what was measured to be fastest: keep-alive and HTTP/2, a DNS
-cache, a limit on every resource, and a call-back that sees the address of each socket before it connects.
-Redirects are not followed here: each hop is a new request that must pass the caller's checks.
+libcurl was the fastest in measurements and has what a web crawler needs: keep-alive and HTTP/2, a DNS cache, a limit on
+every resource, and a callback with the address of each socket before it connects. Redirects are not followed here: each
+one is a new request, which the caller must check.
 """
 
 import asyncio
@@ -24,7 +24,8 @@ _CONNECT_SECONDS = 10.0
 _DNS_CACHE_SECONDS = 300
 _MAX_HEADER_BYTES = 64 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
-"""Of the body of a redirect or an error, which nobody reads: up to here, reading on keeps the connection."""
+"""The body of a redirect or an error is ignored. Up to this size it is read to its end, so that the connection can be
+reused."""
 
 _CURL_STATUS: dict[int, tuple[Status, str]] = {
     pycurl.E_OPERATION_TIMEDOUT: (Status.TIMEOUT, "not finished in the time allowed"),
@@ -55,18 +56,18 @@ class Response:
 
     @property
     def location(self) -> str | None:
-        """The target of a redirect, absolute unless it is malformed; None when this is not one."""
+        """The target of a redirect, as an absolute URL unless it is malformed; None if this is not a redirect."""
         if self.status not in {301, 302, 303, 307, 308} or "location" not in self.headers:
             return None
-        target = _as_browsers_read(self.headers["location"])
+        target = _decode_location(self.headers["location"])
         try:
             return urljoin(self.url, target)
         except ValueError:
-            return target  # of which ``normalise`` says what is wrong
+            return target  # ``normalise`` will report what is wrong
 
 
-def _as_browsers_read(location: str) -> str:
-    """Read a ``Location`` that came as raw bytes: as UTF-8, and what is not UTF-8 percent-encoded byte by byte."""
+def _decode_location(location: str) -> str:
+    """Decode a ``Location`` header as browsers do: as UTF-8; if it is not UTF-8, percent-encode its bytes."""
     raw = location.encode("latin-1", errors="replace")
     try:
         return raw.decode("utf-8")
@@ -75,16 +76,17 @@ def _as_browsers_read(location: str) -> str:
 
 
 Watcher = Callable[[Response], None]
-"""Sees a 2xx answer when its headers are complete and after each piece of its body; raising ``FetchError`` ends it."""
+"""Called with a 2xx answer when its headers are complete and after each piece of its body; it may raise ``FetchError``
+to end the request."""
 
 
 class Transport:
-    """Runs exchanges over a shared pool of connections; create it inside a running loop and close it there.
+    """Sends requests over a shared pool of connections; create and close it inside one running event loop.
 
     Args:
-        user_agent: sent with every request.
+        user_agent: the user agent of every request.
         connect_to: hosts whose address the operator chose.
-        connections: how many are kept open at most.
+        connections: maximum number of open connections.
     """
 
     def __init__(self, *, user_agent: str, connect_to: ConnectTo, connections: int) -> None:
@@ -103,14 +105,14 @@ class Transport:
     async def get(
         self, url: str, *, seconds: float, max_bytes: int, watch: Watcher | None = None, truncate: bool = False
     ) -> Response:
-        """Make one GET request, to an address that was checked, without following redirects.
+        """Send one GET request without following redirects; the address of the socket is checked before it connects.
 
         Args:
-            url: as ``normalise`` gives it.
-            seconds: for the whole exchange.
-            max_bytes: of the body, decoded.
-            watch: sees the answer grow and may end the exchange by raising ``FetchError``.
-            truncate: a body over ``max_bytes`` is cut there; else it is an error.
+            url: a URL from ``normalise``.
+            seconds: time limit of the whole request.
+            max_bytes: limit on the bytes of the decoded body.
+            watch: called while the answer arrives; it may end the request by raising ``FetchError``.
+            truncate: whether a body with more than ``max_bytes`` is cut; if not, it is an error.
 
         Raises:
             FetchError: there was no complete answer, or ``watch`` raised it.
@@ -158,7 +160,7 @@ class Transport:
         return exchange.response
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close all connections."""
         if self._timer is not None:
             self._timer.cancel()
         for fd in list(self._watched):
@@ -211,7 +213,7 @@ class Transport:
             self._timer.cancel()
             self._timer = None
         if milliseconds >= 0:
-            # Never from inside this call-back: libcurl forbids calling back into itself.
+            # Not directly from this callback: libcurl forbids calls into itself from a callback.
             self._timer = self._loop.call_later(milliseconds / 1000, self._act, pycurl.SOCKET_TIMEOUT, 0)
 
     def _act(self, fd: int, events: int) -> None:
@@ -232,7 +234,7 @@ class Transport:
 
 
 class _Exchange:
-    """Collects one answer as libcurl hands it over."""
+    """Collects one answer from libcurl's callbacks."""
 
     def __init__(self, response: Response, max_bytes: int, watch: Watcher | None, truncate: bool) -> None:
         self.response = response

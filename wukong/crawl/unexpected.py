@@ -1,4 +1,4 @@
-"""What nobody foresaw while one URL, answer or robots.txt was handled: it ends that one thing, and is told once."""
+"""Unexpected exceptions for one URL, one search answer or one robots.txt: they are logged and become its status."""
 
 import logging
 
@@ -7,15 +7,15 @@ from wukong.crawl.status import FetchError, Status
 logger = logging.getLogger(__name__)
 
 _traced: set[str] = set()
-"""Kinds whose traceback this process has logged: one says where the code is wrong, a thousand hide it."""
+"""Exception types whose traceback this process has logged; each traceback is logged once."""
 
 
 class UnexpectedInDecoderError(Exception):
-    """The decoder's process met an exception that nobody foresaw.
+    """An unexpected exception in the decoder's child process.
 
     Attributes:
-        kind: its type's name.
-        trace: its traceback, as text.
+        kind: name of the exception's type.
+        trace: the traceback as text.
     """
 
     def __init__(self, kind: str, trace: str) -> None:
@@ -25,11 +25,11 @@ class UnexpectedInDecoderError(Exception):
 
 
 def unexpected(what: str, error: Exception) -> FetchError:
-    """Log an exception that was not foreseen, and give the status that stands for it.
+    """Log an unexpected exception, and return the ``FetchError`` with status ``internal_error`` for it.
 
     Args:
-        what: the URL, or the search, that was being handled.
-        error: what was raised.
+        what: the URL or the search that was processed.
+        error: the exception.
     """
     trace = ""
     if isinstance(error, UnexpectedInDecoderError):

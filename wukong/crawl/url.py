@@ -1,4 +1,4 @@
-"""The one form of a URL: what goes on the wire, and what opt-out lists and releases compare."""
+"""Normalise URLs: for requests, and to compare them in opt-out lists and releases."""
 
 import re
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -9,14 +9,14 @@ from wukong.crawl.status import FetchError, Status
 
 _MAX_URL = 8192
 _MAX_HOST = 253
-_URL_SAFE = "!#$%&'()*+,/:;=?@[]~-._"  # as browsers: reserved characters and % stay, all else is percent-encoded
+_URL_SAFE = "!#$%&'()*+,/:;=?@[]~-._"  # like browsers: reserved characters and % stay, others are percent-encoded
 
 
 def normalise(url: str) -> str:
-    """Give the URL as it goes on the wire: ASCII, percent-encoded, the host in IDNA, no fragment or credentials.
+    """Return the URL in the form for a request: ASCII, percent-encoded, host in IDNA, no fragment, no credentials.
 
     Raises:
-        FetchError: (``invalid_url``) it is not an absolute http or https URL, or too long.
+        FetchError: (``invalid_url``) it is not an absolute http or https URL, or it is too long.
     """
     url = url.strip()
     if len(url) > _MAX_URL:
@@ -33,7 +33,7 @@ def normalise(url: str) -> str:
     if not host.isascii():
         try:
             host = idna.encode(host, uts46=True).decode("ascii")
-        except (UnicodeError, ValueError, IndexError) as error:  # IDNAError is the first
+        except (UnicodeError, ValueError, IndexError) as error:  # IDNAError is a UnicodeError
             raise FetchError(Status.INVALID_URL, f"not a host name: {error}") from error
     if len(host) > _MAX_HOST or re.search(r"[\x00-\x20\x7f<>\"\\^`{|}%]", host):
         raise FetchError(Status.INVALID_URL, "not a host name")

@@ -1,4 +1,4 @@
-"""Whether what a crawl ended with is a finished crawl, or what an outage or a mistake left of one."""
+"""Decide from the counts whether a crawl is finished or has failed, for instance because of an outage."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from wukong.crawl.status import Status, is_transient
 from wukong.errors import DataError
 
 Examples = Mapping[str, Sequence[str]]
-"""Status -> a URL that ended with it, and its error."""
+"""Status -> a URL with this status, and its error."""
 
 _ADVICE = {
     Status.DNS_ERROR: "Check that this machine resolves names: DNS, proxy, network policy",
@@ -15,29 +15,32 @@ _ADVICE = {
     Status.CONNECTION_ERROR: "Check the network: firewall, proxy, network policy",
     Status.INCOMPLETE: "Check the network, and whether crawl.concurrency is more than it carries",
     Status.HTTP_ERROR: "Servers are busy or refuse: lower crawl.politeness.per_host_concurrency, or set per_host_delay",
-    Status.ROBOTS_UNAVAILABLE: "Servers fail or cannot be reached: check the network, or ask them less at once",
+    Status.ROBOTS_UNAVAILABLE: "Servers fail or cannot be reached: check the network, or send fewer requests at a time",
     Status.HOST_TOO_SLOW: "If you can wait longer, raise crawl.politeness.max_host_seconds and max_crawl_delay",
 }
 
 
 class CrawlFailedError(DataError):
-    """Too much of a crawl failed for it to count as finished; the next run tries again what may end otherwise."""
+    """Too much of a crawl failed for it to count as finished. The next run retries what may succeed."""
 
 
 def failure(counts: Mapping[str, int], config: Crawl, examples: Examples | None = None) -> str | None:
-    """Say why a crawl counts as failed; None where it is finished.
+    """Explain why a crawl counts as failed.
 
     Args:
-        counts: of its manifest: ``queries``, ``queries_failed``, ``queries_unexpected``, ``urls``, ``transient`` and
-            one a status.
-        config: the crawl's settings; ``max_transient_share`` and ``max_unexpected_share`` decide, and a crawl that
-            stored no picture is always a failure.
-        examples: named in the message where there are some.
+        counts: the counts of its manifest: ``queries``, ``queries_failed``, ``queries_unexpected``, ``urls``,
+            ``transient`` and one for each status.
+        config: the crawl's settings; ``max_transient_share`` and ``max_unexpected_share`` are the limits. A crawl that
+            stored no image has always failed.
+        examples: examples for the message.
+
+    Returns:
+        The message; None if the crawl is finished.
     """
     examples = examples or {}
     urls, stored, queries = counts["urls"], counts[Status.SUCCESS], counts["queries"]
     failed = _by_number({status: counts[status] for status in Status if status is not Status.SUCCESS})
-    kept = f"Run again: the {stored:,} pictures that are stored are kept, and the others are tried again."
+    kept = f"Run again: the {stored:,} pictures that are stored are kept, and the others are retried."
 
     for what, wrong, total in (
         ("URLs", counts[Status.INTERNAL_ERROR], urls),
@@ -55,23 +58,23 @@ def failure(counts: Mapping[str, int], config: Crawl, examples: Examples | None 
             f"the crawl has failed: {counts['queries_failed']:,} of {queries:,} searches failed, more than "
             f"crawl.max_transient_share = {config.max_transient_share:g} allows{_instance(['search'], examples)}. "
             f"Check that crawl.endpoint = {config.endpoint!r} is the engine's search address and answers. Run again: "
-            "what was found is kept, and the others are tried again."
+            "the results so far are kept, and the others are retried."
         )
     if counts["transient"] > config.max_transient_share * urls:
-        passing = [status for status, _ in failed if is_transient(status, 503)]
+        transient = [status for status, _ in failed if is_transient(status, 503)]
         return (
-            f"the crawl has failed: {counts['transient']:,} of {urls:,} URLs ended for reasons that pass "
-            f"({_listed(failed, passing)}), more than crawl.max_transient_share = {config.max_transient_share:g} "
-            f"allows{_instance(passing, examples)}. {_ADVICE[Status(passing[0])]}. {kept} If this is how these URLs "
-            "are, raise crawl.max_transient_share."
+            f"the crawl has failed: {counts['transient']:,} of {urls:,} URLs failed for temporary reasons "
+            f"({_counts(failed, transient)}), more than crawl.max_transient_share = {config.max_transient_share:g} "
+            f"allows{_instance(transient, examples)}. {_ADVICE[Status(transient[0])]}. {kept} If so many failures are "
+            "normal for these URLs, raise crawl.max_transient_share."
         )
     if stored:
         return None
     if urls:
         return (
-            f"the crawl stored no picture: {urls:,} URLs ended as {_listed(failed)}"
+            f"the crawl stored no picture: {urls:,} URLs ended as {_counts(failed)}"
             f"{_instance([status for status, _ in failed], examples)}. Check that crawl.{_source(config)} gives "
-            "pictures, and the limits of crawl.* that leave them out."
+            "pictures, and the limits of crawl.* that exclude them."
         )
     if config.engine == "urls":
         return (
@@ -85,8 +88,8 @@ def failure(counts: Mapping[str, int], config: Crawl, examples: Examples | None 
     )
 
 
-def may_end_otherwise(counts: Mapping[str, int]) -> bool:
-    """Tell whether another run has something to try again: what failed may pass, and what gave nothing may give."""
+def may_change_if_retried(counts: Mapping[str, int]) -> bool:
+    """Return whether another run may have other results: queries or URLs that may be retried failed, or none exist."""
     return not counts["urls"] or bool(counts["queries_failed"] or sum(counts[s] for s in Status if s.may_be_retried))
 
 
@@ -94,7 +97,7 @@ def _by_number(counts: Mapping[Status, int]) -> list[tuple[Status, int]]:
     return sorted(((status, number) for status, number in counts.items() if number), key=lambda entry: -entry[1])
 
 
-def _listed(failed: Sequence[tuple[Status, int]], only: Sequence[Status] | None = None) -> str:
+def _counts(failed: Sequence[tuple[Status, int]], only: Sequence[Status] | None = None) -> str:
     return ", ".join(f"{status.value} {number:,}" for status, number in failed if only is None or status in only)
 
 

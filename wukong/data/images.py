@@ -1,4 +1,4 @@
-"""From an encoded picture to what an image encoder reads: decoding, the evaluation view, augmented views."""
+"""Decode images and make the views that an image encoder reads: the evaluation view and augmented views."""
 
 import hashlib
 import io
@@ -15,29 +15,29 @@ from wukong.errors import DataError
 
 _WHITE = (255, 255, 255)
 _BICUBIC = Image.Resampling.BICUBIC
-_MOST_LONG = 20
+_MAX_ASPECT_RATIO = 20
 
 
 def decode(data: bytes, name: str = "the picture") -> Image.Image:
-    """Decode a picture to RGB, upright; transparency is laid on white.
+    """Decode an image to RGB and turn it upright; transparent pixels become white.
 
     Args:
-        data: an encoded picture.
-        name: what an error message calls it.
+        data: the bytes of an image file.
+        name: name of the image in error messages.
 
     Raises:
-        DataError: the bytes are no picture, or are truncated.
+        DataError: the bytes are not an image, or are truncated.
     """
     try:
         with Image.open(io.BytesIO(data)) as opened:
             opened.load()
             return to_rgb(ImageOps.exif_transpose(opened))
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name} cannot be decoded ({error}); leave it out or fetch it again") from error
+        raise DataError(f"{name} cannot be decoded ({error}); leave it out or download it again") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Give any PIL picture three channels; transparency is laid on white."""
+    """Convert any PIL image to RGB; transparent pixels become white."""
     if image.mode == "RGB":
         return image
     if image.has_transparency_data:
@@ -47,10 +47,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def from_array(array: npt.NDArray[np.uint8], name: str = "the picture") -> Image.Image:
-    """Wrap a uint8 array of height x width, or height x width x 1, 3 or 4 channels, as RGB.
+    """Convert a uint8 array of height x width, or height x width x 1, 3 or 4 channels, to an RGB image.
 
     Raises:
-        DataError: another type or shape.
+        DataError: the array has another type or shape.
     """
     pixels = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
     known = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in {3, 4})
@@ -62,27 +62,27 @@ def from_array(array: npt.NDArray[np.uint8], name: str = "the picture") -> Image
 
 
 def evaluation_view(image: Image.Image, size: int, view: Literal["whole", "crop"] = "whole") -> Image.Image:
-    """Show a picture as a square of ``size`` pixels, without randomness.
+    """Make the evaluation view of an image: a square, without randomness.
 
     Args:
-        image: RGB.
-        size: pixels of a side.
-        view: the ``whole`` picture on white; or ``crop``, what lies in its middle once its shorter side is ``size``, to
-            the pixel what CLIP's ``Resize`` and ``CenterCrop`` give. A picture more than 20 times as long as wide is
-            cut to its middle before, so that no size takes more memory than that.
+        image: an RGB image.
+        size: length of a side in pixels.
+        view: ``whole`` for the whole image on a white square. ``crop`` to resize the shorter side to ``size`` and take
+            the square in the middle, pixel by pixel equal to CLIP's ``Resize`` and ``CenterCrop``. An image more than
+            20 times as long as wide is first cropped to its middle, to limit the memory.
     """
     if view == "whole":
         return ImageOps.pad(image, (size, size), _BICUBIC, color=_WHITE)
-    longest = _MOST_LONG * min(image.size)
+    longest = _MAX_ASPECT_RATIO * min(image.size)
     if max(image.size) > longest:
-        image = _middle(image, min(image.width, longest), min(image.height, longest))
+        image = _crop_middle(image, min(image.width, longest), min(image.height, longest))
     shorter = min(image.size)
-    # The longer side is rounded down and the border to the nearest, as torchvision does.
+    # Like torchvision: the longer side is rounded down, and the border to the nearest number.
     width, height = (int(size * side / shorter) for side in image.size)
-    return _middle(image.resize((width, height), _BICUBIC), size, size)
+    return _crop_middle(image.resize((width, height), _BICUBIC), size, size)
 
 
-def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+def _crop_middle(image: Image.Image, width: int, height: int) -> Image.Image:
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
 
@@ -90,15 +90,16 @@ def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
 def augmented_view(
     image: Image.Image, size: int, seed: int, steps: Sequence[str] = ("crop", "flip", "autoaugment")
 ) -> Image.Image:
-    """One random view: random resized crop, flip and AutoAugment (section 5.1); the same for the same seed.
+    """Make a random view of an image: random resized crop, flip and AutoAugment (section 5.1).
 
-    The crop keeps at least half of the area: a crop of less may lose what the caption names.
+    The same seed gives the same view. The crop keeps at least half of the area; a smaller crop may lose what the
+    caption describes.
 
     Args:
-        image: RGB.
-        size: pixels of a side.
-        seed: of ``view_seed``.
-        steps: which of the three; without the crop the whole picture is fitted into the square.
+        image: an RGB image.
+        size: length of a side in pixels.
+        seed: the seed, from ``view_seed``.
+        steps: which of the three steps to apply; without the crop, the whole image is fitted into the square.
     """
     square = ImageOps.pad(image, (max(image.size),) * 2, color=_WHITE)
     with torch.random.fork_rng(devices=[]):
@@ -115,17 +116,17 @@ def augmented_view(
 
 
 def view_seed(picture: str, view: int) -> int:
-    """The seed of one augmented view of one picture, which depends on nothing else.
+    """Return the seed of one augmented view of one image; it depends only on these two.
 
     Args:
-        picture: the picture's digest or key.
-        view: 1, 2, ...; 0 is the evaluation view, which needs none.
+        picture: the image's digest or key.
+        view: number of the view, from 1; view 0 is the evaluation view, which needs no seed.
     """
     return int.from_bytes(hashlib.sha256(f"{picture}:{view}".encode()).digest()[:8], "big") >> 1
 
 
 def to_tensor(images: Sequence[Image.Image]) -> torch.Tensor:
-    """Stack RGB pictures of one size: uint8 [pictures, 3, height, width], laid out channels last."""
+    """Stack RGB images of one size to a uint8 tensor, [images, 3, height, width], with channels last in memory."""
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 

@@ -1,4 +1,4 @@
-"""Reading and writing the tars of shards, a file at a time."""
+"""Read and write the tars of shards, one file at a time."""
 
 import io
 import tarfile
@@ -12,9 +12,9 @@ _READ_BYTES = 1 << 20
 _BLOCK = tarfile.BLOCKSIZE
 
 END = bytes(2 * _BLOCK)
-"""What stands behind the last file of a tar."""
+"""The bytes after the last file of a tar."""
 
-# The fields of a header that are the same for all members (POSIX 1003.1, ustar): mode, owner, group; time; the rest.
+# Header fields that are the same for all members (POSIX 1003.1, ustar): mode, owner, group; time; the rest.
 _BEFORE_SIZE = b"0000444\0" + b"0000000\0" * 2
 _BEFORE_CHECKSUM = b"00000000000\0"
 _REST = b"0" + bytes(100) + b"ustar\x0000" + bytes(64 + 16 + 155 + 12)
@@ -26,11 +26,11 @@ class Member:
     """One file of a tar.
 
     Attributes:
-        key: the pair it belongs to.
-        suffix: what it holds: ``jpg``, ``json`` or ``txt``.
-        offset: bytes from the tar's start to its content.
-        size: bytes of its content.
-        read: gives the content; only until the next member is asked for.
+        key: key of the pair that the file belongs to.
+        suffix: the type of the content: ``jpg``, ``json`` or ``txt``.
+        offset: offset of the content in the tar, in bytes.
+        size: size of the content in bytes.
+        read: returns the content; call it before the next member is requested.
     """
 
     key: str
@@ -41,10 +41,10 @@ class Member:
 
 
 def members(tar_uri: str) -> Iterator[Member]:
-    """Stream the files of a tar in their order, reading it once from start to end.
+    """Iterate over the files of a tar; it is read once from start to end.
 
     Raises:
-        DataError: the tar is truncated or is none.
+        DataError: the file is truncated or is not a tar.
     """
     try:
         with storage.open_input(tar_uri) as stream, tarfile.open(fileobj=stream, mode="r|", bufsize=_READ_BYTES) as tar:
@@ -55,7 +55,7 @@ def members(tar_uri: str) -> Iterator[Member]:
                 if content is not None:
                     key, _, suffix = entry.name.rpartition(".")
                     yield Member(key, suffix, entry.offset_data, entry.size, content.read)
-            # A tar cut between two members looks like a shorter one, but for the two empty blocks at its end.
+            # A tar truncated between two members can be recognised only by the missing two empty blocks at its end.
             if stream.seek(0, io.SEEK_END) < end + len(END):
                 raise tarfile.ReadError("its end is missing")
     except tarfile.TarError as error:
@@ -65,27 +65,27 @@ def members(tar_uri: str) -> Iterator[Member]:
 
 
 def pictures(tar_uri: str) -> Iterator[tuple[str, bytes]]:
-    """Stream a shard's pictures as (key, encoded bytes), in the tar's order.
+    """Iterate over the images of a shard as (key, bytes of the image file), in the tar's order.
 
     Raises:
-        DataError: the tar is truncated or is none.
+        DataError: the file is truncated or is not a tar.
     """
     return ((member.key, member.read()) for member in members(tar_uri) if member.suffix == "jpg")
 
 
 def packed(name: str, data: bytes) -> bytes:
-    """One file as it stands in a tar: header, content, padding; equal files give equal bytes."""
+    """Return one file as in a tar: header, content and padding. Equal files give equal bytes."""
     return b"%b%b%b" % (header(name, len(data)), data, bytes(-len(data) % _BLOCK))
 
 
 def header(name: str, size: int) -> bytes:
-    """A USTAR header that is the same in every run: no time, no owner.
+    """Return a USTAR header without time and owner, so that it is the same in every run.
 
-    ``tarfile`` writes the same bytes, but takes a time that shows beside that of the pictures.
+    ``tarfile`` writes the same bytes, but its time would be noticeable beside that for the images.
 
     Args:
-        name: the member's name, at most 100 ASCII characters.
-        size: the member's size in bytes, below 8 GiB.
+        name: name of the member, at most 100 ASCII characters.
+        size: size of the member in bytes, below 8 GiB.
     """
     label, digits = name.encode("ascii").ljust(100, b"\0"), b"%011o\0" % size
     checksum = _CHECKSUM + sum(label) + sum(digits)

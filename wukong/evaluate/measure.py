@@ -10,7 +10,7 @@ from wukong.config import Classification, Holdout
 from wukong.errors import DataError
 from wukong.evaluate import classification, retrieval
 from wukong.model.saved_model import SavedModel
-from wukong.train.data import matching
+from wukong.train.training_data import matching
 
 _EXAMPLES = 8
 _SHOWN = 5
@@ -24,7 +24,7 @@ def retrieval_entry(
     pictures: Sequence[str],
     captions: Sequence[str],
     features: Tensor,
-    taken: retrieval.Captions = "distinct",
+    protocol: retrieval.Captions = "distinct",
 ) -> dict[str, Any]:
     """Evaluate retrieval in both directions on one hold-out.
 
@@ -39,7 +39,7 @@ def retrieval_entry(
         pictures: an identifier of each pair's image, for instance the digest of its bytes.
         captions: captions of the pairs.
         features: image features of the pairs, [pairs, ...].
-        taken: which captions are used.
+        protocol: which captions are used and which images are right, see ``retrieval.task``.
 
     Returns:
         ``holdout``, ``title``, ``images`` and ``captions`` (their numbers), ``captions_taken``; for each direction
@@ -49,7 +49,7 @@ def retrieval_entry(
     Raises:
         DataError: a vector is not finite or a similarity is NaN.
     """
-    rows, texts, relevant = retrieval.task(pictures, captions, taken)
+    rows, texts, relevant = retrieval.task(pictures, captions, protocol)
     chosen = rows.tolist()
     image = _embedded(saved, features[rows], [keys[row] for row in chosen])
     scores = saved.model.similarity(image, saved.encode_text(texts, strict=False))
@@ -64,7 +64,7 @@ def retrieval_entry(
         "title": holdout.title or holdout.name,
         "images": len(chosen),
         "captions": len(texts),
-        "captions_taken": taken,
+        "captions_taken": protocol,
         "chance": {name: _named(retrieval.chance(counts[name], sizes[name])) for name in places},
         "examples": _examples(
             texts,

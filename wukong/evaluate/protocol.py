@@ -3,9 +3,9 @@
 from wukong.config import Experiment
 
 _CAPTIONS = {
-    "distinct": "Equal captions are one, and every picture that has it is right.",
-    "all": "Every caption of a picture stands by itself, and its own picture alone is right.",
-    "first": "Of each picture the first caption alone is taken, and its own picture alone is right.",
+    "distinct": "Equal captions are one caption, and every picture that has it is right.",
+    "all": "Every caption of a picture is a separate query, and only its own picture is right.",
+    "first": "Only the first caption of each picture is used, and only its own picture is right.",
 }
 _VIEWS = {
     "whole": "Pictures are shown whole, on a white square.",
@@ -13,7 +13,7 @@ _VIEWS = {
 }
 _CLS = {
     True: "A patch may match the text's [CLS] (s^I, as in section 4.3 and the authors' code); s^T leaves [CLS] out.",
-    False: "Neither similarity knows the text's [CLS]; section 4.3 leaves it out of s^T alone.",
+    False: "Neither similarity uses the text's [CLS]; section 4.3 leaves it out of s^T only.",
 }
 
 

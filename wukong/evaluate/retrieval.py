@@ -28,10 +28,10 @@ class Task(NamedTuple):
     relevant: Tensor
 
 
-def task(pictures: Sequence[str], captions: Sequence[str], taken: Captions = "distinct") -> Task:
+def task(pictures: Sequence[str], captions: Sequence[str], protocol: Captions = "distinct") -> Task:
     """Build a retrieval task from pairs. An image with five captions is five pairs.
 
-    The protocol ``taken`` defines which captions there are and which images are right for a caption:
+    The protocol defines which captions there are and which images are right for a caption:
 
     - ``distinct``: equal captions are one caption, and every image that has it is right. Use it for names and for
       captions from the web, which repeat.
@@ -43,7 +43,7 @@ def task(pictures: Sequence[str], captions: Sequence[str], taken: Captions = "di
     Args:
         pictures: an identifier of each pair's image, for instance the digest of its bytes.
         captions: captions of the pairs.
-        taken: the protocol.
+        protocol: the protocol, see above.
     """
     if len(pictures) != len(captions):
         raise ValueError(f"{len(pictures)} pictures and {len(captions)} captions: they must be as many")
@@ -55,11 +55,11 @@ def task(pictures: Sequence[str], captions: Sequence[str], taken: Captions = "di
         if picture not in places:
             places[picture] = len(places)
             firsts.append(row)
-        elif taken == "first":
+        elif protocol == "first":
             continue
         owners.append(places[picture])
         rows.append(row)
-    if taken == "distinct":
+    if protocol == "distinct":
         numbers = {text: number for number, text in enumerate(dict.fromkeys(captions))}
         texts, asked = list(numbers), [numbers[caption] for caption in captions]
     else:

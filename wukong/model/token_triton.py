@@ -211,7 +211,7 @@ class _TokenSimilarity(torch.autograd.Function):
 
 
 def problem(image: Tensor, text: Tensor) -> str:
-    """``does_not_fit`` of tensors, on the GPU where they are."""
+    """Return ``does_not_fit`` for the shapes and the GPU of these tensors."""
     (_, patches, width), (texts, words, _) = image.shape, text.shape
     return does_not_fit(patches, texts, words, width, image.element_size(), shared_memory(image.device))
 

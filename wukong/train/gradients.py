@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wukong.config import Training
 from wukong.model.dual import DualEncoder, Embedded, Texts
-from wukong.train.data import Batch
+from wukong.train.training_data import Batch
 
 
 def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Training) -> Tensor:

@@ -23,7 +23,7 @@ from wukong.errors import ConfigError, DataError
 from wukong.model.dual import DualEncoder
 from wukong.model.loss import world
 from wukong.train import checkpoint, gradients, optimizer
-from wukong.train.data import Batch, Pairs
+from wukong.train.training_data import Batch, Pairs
 
 MEASURED = ("pairs_per_second",)
 """Fields of ``Epoch`` that measure the machine: only these differ between two equal runs."""

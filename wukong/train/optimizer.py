@@ -18,7 +18,7 @@ def parameter_groups(model: DualEncoder, settings: Training) -> list[dict[str, A
 
     Weight decay applies only to the weight matrices of layers (section 5.1). These are the parameters that torch and
     timm name ``weight`` and that have two or more dimensions. It does not apply to biases, norms, token and position
-    embeddings, class tokens and the temperature. The image head is in a group of its own.
+    embeddings, class tokens and the temperature. The image head is in a separate group.
 
     Returns:
         Parameter groups for an optimiser; ``rate`` is the factor on the group's learning rate.

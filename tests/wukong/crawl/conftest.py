@@ -1,4 +1,4 @@
-"""What the crawl tests share: a web server on loopback, settings and pictures."""
+"""Fixtures of the crawl tests: a web server on loopback, settings and images."""
 
 from collections.abc import Callable, Iterator
 

@@ -1,4 +1,4 @@
-"""Pictures and settings that the crawl tests share."""
+"""Images and settings that the crawl tests share."""
 
 import io
 from typing import Any
@@ -24,7 +24,7 @@ def make_config(**changes: Any) -> Crawl:
 
 
 def make_picture(width: int = 320, height: int = 240, kind: str = "JPEG", mode: str = "RGB", **options: Any) -> bytes:
-    """A smooth, colourful picture in any format Pillow writes."""
+    """A smooth, colourful image in any format that Pillow writes."""
     y, x = np.mgrid[0:height, 0:width]
     pixels = np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], axis=2)
     stream = io.BytesIO()

@@ -1,4 +1,4 @@
-"""A web server on loopback whose handlers write raw bytes, so that it can misbehave in every way a real one does."""
+"""A web server on loopback. Its handlers write raw bytes, so that it can misbehave like any real server."""
 
 import asyncio
 import ssl
@@ -11,7 +11,7 @@ Handler = Callable[[str, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Web:
-    """Serves ``handlers`` by path, other paths with 404; counts requests by path and remembers their headers."""
+    """Serves ``handlers`` by path and 404 for other paths; records the count and the headers of requests by path."""
 
     def __init__(self, tls: ssl.SSLContext | None = None, address: str = "127.0.0.1") -> None:
         self.handlers: dict[str, Handler] = {}
@@ -93,7 +93,7 @@ class Web:
 
 
 def answering(body: bytes, kind: str = "image/jpeg", status: str = "200 OK", **headers: str) -> Handler:
-    """A handler that answers as it should."""
+    """A handler that answers correctly."""
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", f"Content-Type: {kind}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     data = "\r\n".join([*lines, "", ""]).encode("latin-1") + body
@@ -105,7 +105,7 @@ def answering(body: bytes, kind: str = "image/jpeg", status: str = "200 OK", **h
 
 
 def raw(data: bytes, *, then_close: bool = True, reset: bool = False) -> Handler:
-    """A handler that writes these bytes and ends, or resets, the connection."""
+    """A handler that writes these bytes and then closes or resets the connection."""
 
     async def handler(_path: str, writer: asyncio.StreamWriter) -> None:
         writer.write(data)
@@ -124,7 +124,7 @@ def redirect(target: str, status: str = "302 Found") -> Handler:
 
 
 def in_turn(*handlers: Handler) -> Handler:
-    """A handler that behaves otherwise each time; the last behaviour stays."""
+    """A handler that uses the given handlers one after another; the last one stays."""
     left = list(handlers)
 
     async def handler(path: str, writer: asyncio.StreamWriter) -> None:

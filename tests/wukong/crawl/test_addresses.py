@@ -1,4 +1,4 @@
-"""Which addresses may be connected to, against the IANA special-purpose registries."""
+"""The check of addresses, compared with the IANA special-purpose registries."""
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,7 @@ from wukong.errors import ConfigError
 
 PUBLIC = ["8.8.8.8", "1.1.1.1", "220.181.38.148", "2606:4700:4700::1111", "2400:da00::6666", "::ffff:8.8.8.8"]
 
-# Of every block of the IANA IPv4 and IPv6 special-purpose registries that is not globally reachable.
+# Addresses from each block of the IANA IPv4 and IPv6 special-purpose registries that is not globally reachable.
 NOT_PUBLIC = [
     "0.0.0.0",
     "0.1.2.3",
@@ -68,13 +68,13 @@ def test_not_public(address: str) -> None:
 
 
 @given(st.ip_addresses(v=4))
-def test_an_embedded_address_is_as_public_as_itself(address) -> None:
+def test_an_embedded_address_decides_whether_an_address_is_public(address) -> None:
     mapped = is_public(f"::ffff:{address}")
     nat64 = is_public(f"64:ff9b::{address}")
     assert mapped == nat64 == is_public(str(address))
 
 
-def test_only_the_named_host_reaches_its_target() -> None:
+def test_only_the_configured_host_may_connect_to_its_target() -> None:
     connect_to = ConnectTo.parse("images.test=127.0.0.1:8080, v6.test=[::1]:81")
     assert connect_to.allows("images.test", "127.0.0.1", 8080)
     assert not connect_to.allows("images.test", "127.0.0.1", 22)

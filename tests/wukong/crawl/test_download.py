@@ -1,4 +1,4 @@
-"""One part against a web that is broken or hostile in every way: nothing lost, nothing hung, the status right."""
+"""Download one part from broken and hostile servers: no URL is lost, nothing hangs, every status is right."""
 
 import asyncio
 import gzip
@@ -37,7 +37,7 @@ def found(url: str, caption: str = "说明") -> dict[str, Any]:
 
 
 def download(urls: list[str], config: Crawl, connect_to: ConnectTo, target: Path, **options: Any) -> dict[str, dict]:
-    """Download a part; give its rows by URL."""
+    """Download a part and return its rows by URL."""
 
     async def run() -> dict[str, Any]:
         fetcher = Fetcher(config, connect_to)
@@ -64,7 +64,7 @@ def stored(target: Path, url: str) -> Image.Image:
 
 
 def huge_png() -> bytes:
-    """A valid header of a picture of 50,000 x 50,000 whose pixels would take 7.5 GB."""
+    """A valid header of an image of 50,000 x 50,000 pixels, which would take 7.5 GB."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -80,7 +80,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png_with(picture, *chunks: bytes) -> bytes:
-    """A PNG with these chunks after its header."""
+    """A PNG with the given chunks after its header."""
     png = picture(kind="PNG")
     return png[:33] + b"".join(chunks) + png[33:]
 
@@ -92,13 +92,13 @@ def small_screen(width: int, height: int) -> bytes:
 
 
 def spoilt_avif(picture) -> bytes:
-    """An AVIF whose container is whole and whose pixels are not."""
+    """An AVIF with a valid container and damaged pixels."""
     avif = picture(kind="AVIF")
     return avif[: avif.index(b"mdat") + 8] + bytes(len(avif) - avif.index(b"mdat") - 8)
 
 
 def timeless_avif(picture) -> bytes:
-    """An animated AVIF that counts time in units of 1/0 second."""
+    """An animated AVIF whose unit of time is 1/0 second."""
     stream = io.BytesIO()
     frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue")]
     frames[0].save(stream, "AVIF", save_all=True, append_images=frames[1:], duration=50)
@@ -109,13 +109,13 @@ def timeless_avif(picture) -> bytes:
 
 
 def many_scans(picture, scans: int) -> bytes:
-    """A progressive JPEG with empty scans after its own."""
+    """A progressive JPEG with additional empty scans."""
     jpeg = picture(1600, 1200, progressive=True)
     return jpeg[:-2] + b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00" * scans + b"\xff\xd9"
 
 
 def many_exifs(picture) -> bytes:
-    """A JPEG with 12 EXIF segments, each of which says 5,400 times that a value fills the segment."""
+    """A JPEG with 12 EXIF segments; each has 5,400 entries whose value fills the segment."""
     entry = struct.pack("<HHLL", 0x9286, 7, 64_000, 8)
     exif = b"Exif\0\0II*\0" + struct.pack("<LH", 8, 5_400) + entry * 5_400
     segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
@@ -124,7 +124,7 @@ def many_exifs(picture) -> bytes:
 
 
 def canvas_lies(picture) -> bytes:
-    """A WebP whose container says 320 x 240 and whose picture 16,384 x 16,384."""
+    """A WebP whose container claims 320 x 240 pixels, and whose image has 16,384 x 16,384."""
     lossless = bytearray(picture(kind="WEBP", lossless=True)[12:])
     lossless[9:13] = struct.pack("<I", 16_383 | 16_383 << 14)
     extended = b"VP8X" + struct.pack("<I", 10) + bytes(4) + (319).to_bytes(3, "little") + (239).to_bytes(3, "little")
@@ -133,16 +133,16 @@ def canvas_lies(picture) -> bytes:
 
 
 def with_header(name: str, value: bytes, status: bytes = b"302 Found") -> Any:
-    """An answer with a header of raw bytes."""
+    """An answer with one header of raw bytes."""
     return raw(b"HTTP/1.1 %b\r\n%b: %b\r\nContent-Length: 0\r\n\r\n" % (status, name.encode(), value))
 
 
 SEGMENT = b"\xff\xe1\xff\xff" + bytes(65533)
-"""A segment that a JPEG may have before its frame, as many as it likes."""
+"""A segment that may occur any number of times before the frame of a JPEG."""
 
 
 async def endless(_path: str, writer: asyncio.StreamWriter) -> None:
-    """A JPEG's beginning, then a byte now and then, for ever."""
+    """The beginning of a JPEG, then a byte from time to time, without end."""
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n\r\n\xff\xd8\xff\xe1\xff\xff")
     while True:
         writer.write(b"\x00")
@@ -162,7 +162,7 @@ async def silent(_path: str, _writer: asyncio.StreamWriter) -> None:
 
 
 async def unannounced_flood(_path: str, writer: asyncio.StreamWriter) -> None:
-    """A body without a length that never ends, as fast as it is read."""
+    """An endless body without a length, as fast as it is read."""
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nConnection: close\r\n\r\n\xff\xd8")
     while True:
         writer.write(SEGMENT)
@@ -173,7 +173,7 @@ def a_png(picture) -> bytes:
     return picture(kind="PNG")
 
 
-# name -> (path of the picture, how the server behaves, the status it must end with, the HTTP status recorded)
+# name -> (path of the image, behaviour of the server, expected status, expected HTTP status)
 JPEG_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n"
 
 
@@ -313,7 +313,7 @@ NO_SERVER = {
 
 @pytest.fixture(scope="module")
 def hostile_part(tmp_path_factory):
-    """Everything above, asked for in one part with short limits."""
+    """All URLs above, downloaded in one part with short limits."""
     web = Web()
     cases = hostile(make_picture)
     web.handlers = {path: handler for path, (handler, _, _) in cases.items()}
@@ -349,7 +349,7 @@ def test_every_bad_url_has_its_status(hostile_part, url: str) -> None:
     assert rows[url]["status"] == NO_SERVER[url], rows[url]["error"]
 
 
-def test_nothing_hangs(hostile_part) -> None:
+def test_the_part_ends_in_time(hostile_part) -> None:
     _, _, elapsed = hostile_part
     assert elapsed < 300
 
@@ -362,13 +362,13 @@ def test_only_successes_have_members(hostile_part) -> None:
     assert set(members(target)) == expected
 
 
-def test_rows_have_the_schema_and_the_messages_no_address(hostile_part) -> None:
+def test_rows_have_the_schema_and_messages_contain_no_address(hostile_part) -> None:
     rows, target, _ = hostile_part
     assert pq.read_schema(f"{target}.parquet").equals(CRAWLED)
     assert not [row["error"] for row in rows.values() if row["error"] and ("127.0.0" in row["error"])]
 
 
-def test_facts_of_the_original_are_recorded(web, crawl_config, picture, tmp_path) -> None:
+def test_size_and_type_of_the_original_are_recorded(web, crawl_config, picture, tmp_path) -> None:
     body = picture(700, 500)
     web.bytes_at("/a.jpg", body)
     web.bytes_at("/b", picture(90, 60, kind="WEBP"), "application/octet-stream")
@@ -387,7 +387,7 @@ def test_facts_of_the_original_are_recorded(web, crawl_config, picture, tmp_path
     assert facts["sha256"] == first["sha256"]
 
 
-def test_a_picture_that_fails_the_size_rule_is_not_downloaded_further(web, crawl_config, picture, tmp_path) -> None:
+def test_a_download_stops_when_the_size_rule_fails(web, crawl_config, picture, tmp_path) -> None:
     rng = np.random.default_rng(0)
     stream = io.BytesIO()
     Image.fromarray(rng.integers(0, 255, (400, 1600, 3), dtype=np.uint8)).save(stream, "JPEG", quality=95)
@@ -407,7 +407,7 @@ def test_a_picture_that_fails_the_size_rule_is_not_downloaded_further(web, crawl
     assert 0 < bytes_read < 40_000
 
 
-def test_an_opted_out_digest_is_not_kept(web, crawl_config, picture, tmp_path) -> None:
+def test_an_opted_out_digest_is_not_stored(web, crawl_config, picture, tmp_path) -> None:
     body = picture()
     (tmp_path / "out.txt").write_text(hashlib.sha256(body).hexdigest() + "\n")
     web.bytes_at("/a.jpg", body)
@@ -428,7 +428,7 @@ def test_the_same_rows_give_the_same_bytes(web, crawl_config, picture, tmp_path)
         assert (tmp_path / f"first{suffix}").read_bytes() == (tmp_path / f"second{suffix}").read_bytes()
 
 
-def test_what_is_known_is_not_asked_for(web, crawl_config, picture, tmp_path) -> None:
+def test_known_results_are_not_requested_again(web, crawl_config, picture, tmp_path) -> None:
     web.bytes_at("/new.jpg", picture())
     old = picture(111, 99)
     known = [(key_of(f"{SITE}/old.jpg"), {"status": "success", "width": 111, "height": 99}, old)]
@@ -453,7 +453,7 @@ def test_invalid_certificates_are_refused(crawl_config, picture, tmp_path) -> No
 
 
 def self_signed(folder: Path) -> Path:
-    """A certificate for ``tls.test`` that no authority signed, with its key."""
+    """A self-signed certificate for ``tls.test``, with its key."""
     import datetime
 
     from cryptography import x509
@@ -492,8 +492,8 @@ def test_x_robots_tag(value: str, expected: bool) -> None:
     assert forbids_training(value) is expected
 
 
-def test_the_loop_goes_on_while_hard_pictures_are_decoded(web, crawl_config, picture, tmp_path) -> None:
-    """Neighbours of pictures that take seconds arrive in time, and a clock in the loop never stands still."""
+def test_the_event_loop_is_not_blocked_by_slow_images(web, crawl_config, picture, tmp_path) -> None:
+    """While slow images are decoded, other images arrive in time, and a timer in the event loop is not delayed."""
     stream = io.BytesIO()
     Image.new("RGB", (6000, 5000), (9, 8, 7)).save(stream, "PNG", compress_level=1)
     web.bytes_at("/large.png", stream.getvalue(), "image/png")
@@ -529,7 +529,7 @@ def test_the_loop_goes_on_while_hard_pictures_are_decoded(web, crawl_config, pic
     assert longest < 5
 
 
-def test_where_the_decoder_finds_another_size_its_size_is_recorded(web, crawl_config, tmp_path) -> None:
+def test_the_size_that_the_decoder_finds_is_recorded(web, crawl_config, tmp_path) -> None:
     stream = io.BytesIO()
     Image.new("P", (400, 350)).save(stream, "GIF")
     gif = bytearray(stream.getvalue())

@@ -1,4 +1,4 @@
-"""What engines answer, in recorded shapes, and what a list of URLs may look like."""
+"""Parsing answers of search engines, in recorded formats, and lists of URLs."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ from wukong.errors import DataError
 
 BAIDU = Baidu("https://image.baidu.com/search/acjson")
 
-# An answer in the shape that image.baidu.com gives, shortened: an escaped quote, a tag, an empty last item.
+# A shortened answer in the format of image.baidu.com: with an escaped quote, a tag, and an empty last item.
 ACJSON = r"""{"queryEnc":"%E7%86%8A","listNum":1977,"bdFmtDispNum":"3","data":[
 {"thumbURL":"https://img0.baidu.com/it/u=1,2&fm=253","middleURL":"https://img0.baidu.com/it/u=1,2&fm=253",
 "hoverURL":"https://img0.baidu.com/it/u=1,2&fm=253","objURL":"OBJ",
@@ -62,7 +62,7 @@ def test_a_known_obj_url() -> None:
     assert decode_url("ippr_z2C$qAzdH3FAzdH3Fooo_z&e3Bkwt17_z&e3Bv54AzdH3F") == "http://www.baidu.com/"
 
 
-def test_plain_obj_urls_stay() -> None:
+def test_plain_obj_urls_are_not_changed() -> None:
     assert decode_url("http://a.com/7dg.jpg") == "http://a.com/7dg.jpg"
 
 
@@ -76,7 +76,7 @@ def test_baidu_refusals(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"data":null}', b'{"data":{"a":1}}'])
-def test_what_is_no_answer(body: bytes) -> None:
+def test_invalid_answers_are_errors(body: bytes) -> None:
     with pytest.raises(ValueError):
         BAIDU.parse(body)
     with pytest.raises(ValueError):
@@ -164,7 +164,7 @@ def test_lists_in_every_format(tmp_path: Path, name: str) -> None:
 
 
 def test_the_released_wukong_format(tmp_path: Path) -> None:
-    """Its files are CSV with the columns url and caption; captions may hold commas and line breaks."""
+    """CSV files with the columns url and caption; captions may contain commas and line breaks."""
     (tmp_path / "wukong_100m_0.csv").write_text('url,caption\nhttp://a.com/1.jpg,图\nhttp://a.com/2.jpg,"两\n行"\n')
     (table,) = read_list(storage.from_path(tmp_path / "wukong_100m_0.csv"), 0, crawl())
     assert sorted(zip(table["url"].to_pylist(), table["caption"].to_pylist(), strict=True)) == [

@@ -1,4 +1,4 @@
-"""Politeness, retries and redirects, measured from the server's side."""
+"""Politeness, retries and redirects, as the server sees them."""
 
 import asyncio
 import email.utils
@@ -28,7 +28,7 @@ OK = answering(b"ok", "text/plain")
 def fetch(
     web: Web, config: Crawl, *urls: str, hosts: tuple[str, ...] = (HOST,), **options: Any
 ) -> list[bytes | FetchError]:
-    """Fetch all URLs at once with one fetcher; give bodies, or what was raised."""
+    """Fetch all URLs at the same time with one fetcher; return bodies, or the errors."""
 
     async def one(fetcher: Fetcher, url: str) -> bytes | FetchError:
         try:
@@ -82,7 +82,9 @@ def test_robots_txt(web: Web, crawl_config: Callable[..., Crawl], path: str, all
     assert web.requests["/robots.txt"] == 1
 
 
-def test_robots_txt_for_all_holds_where_no_group_names_us(web: Web, crawl_config: Callable[..., Crawl]) -> None:
+def test_the_group_for_all_crawlers_applies_without_a_group_for_us(
+    web: Web, crawl_config: Callable[..., Crawl]
+) -> None:
     web.bytes_at("/robots.txt", ROBOTS, "text/plain")
     web.fallback = OK
     config = crawl_config(politeness={"user_agent": "research/2 (me@example.org)"})
@@ -114,7 +116,7 @@ def test_robots_txt_can_be_switched_off(web: Web, crawl_config: Callable[..., Cr
     ],
     ids=["404", "403", "429", "503", "reset", "moved", "loop", "html", "bom"],
 )
-def test_what_a_missing_robots_txt_means(web: Web, crawl_config, handler, expected: Status) -> None:
+def test_errors_of_robots_txt_give_the_right_status(web: Web, crawl_config, handler, expected: Status) -> None:
     web.handlers["/robots.txt"] = handler
     web.bytes_at("/robots2.txt", b"User-agent: *\nDisallow: /", "text/plain")
     web.fallback = OK
@@ -123,7 +125,7 @@ def test_what_a_missing_robots_txt_means(web: Web, crawl_config, handler, expect
     assert sum(web.requests[path] for path in ("/robots.txt", "/robots2.txt")) <= 6, "asked once, redirects followed"
 
 
-def test_robots_txt_is_asked_once_for_many_and_kept_by_the_process(web: Web, crawl_config) -> None:
+def test_robots_txt_is_fetched_once_and_cached(web: Web, crawl_config) -> None:
     web.bytes_at("/robots.txt", b"User-agent: *\nAllow: /", "text/plain")
     web.fallback = OK
     rules: dict[str, Any] = {}
@@ -140,7 +142,7 @@ def test_a_redirect_is_checked_like_a_new_url(web: Web, crawl_config) -> None:
     assert web.requests["/private/b"] == 0
 
 
-def test_opted_out_domains_and_urls_are_not_asked_for(web: Web, crawl_config, tmp_path) -> None:
+def test_opted_out_domains_and_urls_are_not_requested(web: Web, crawl_config, tmp_path) -> None:
     (tmp_path / "out.txt").write_text(
         f"# those who asked\nother.test   # and all below it\n{SITE}/图 片.jpg\n中国.test\n", encoding="utf-8"
     )
@@ -155,7 +157,7 @@ def test_opted_out_domains_and_urls_are_not_asked_for(web: Web, crawl_config, tm
     assert web.requests["/robots.txt"] == 2, "not even their robots.txt"
 
 
-def test_a_host_is_asked_by_no_more_than_its_share_at_once(web: Web, crawl_config) -> None:
+def test_requests_to_a_host_at_a_time_stay_within_the_share(web: Web, crawl_config) -> None:
     async def slow(path: str, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.02)
         await OK(path, writer)
@@ -175,7 +177,7 @@ def test_the_delay_between_requests_to_a_host(web: Web, crawl_config) -> None:
     assert min(b - a for a, b in itertools.pairwise(moments)) > 0.04
 
 
-def test_crawl_delay_is_followed(web: Web, crawl_config) -> None:
+def test_crawl_delay_is_obeyed(web: Web, crawl_config) -> None:
     web.bytes_at("/robots.txt", b"User-agent: *\nCrawl-delay: 0.1", "text/plain")
     web.fallback = OK
     fetch(web, crawl_config(), *(f"{SITE}/{number}" for number in range(4)))
@@ -185,7 +187,7 @@ def test_crawl_delay_is_followed(web: Web, crawl_config) -> None:
 
 @pytest.mark.parametrize("code", ["429 Too Many Requests", "503 Service Unavailable"])
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_retry_after_is_waited_for_by_the_whole_host(web: Web, crawl_config, code: str, form: str) -> None:
+def test_retry_after_applies_to_the_whole_host(web: Web, crawl_config, code: str, form: str) -> None:
     when = "1" if form == "seconds" else email.utils.formatdate(time.time() + 2, usegmt=True)
     web.handlers["/a"] = in_turn(answering(b"", status=code, Retry_After=when), OK)
     web.fallback = OK
@@ -198,7 +200,7 @@ def test_retry_after_is_waited_for_by_the_whole_host(web: Web, crawl_config, cod
     assert asked["/b"] - asked["/a"] > 0.9, "the server spoke for the host"
 
 
-def test_a_server_that_wants_an_hour_is_left_alone(web: Web, crawl_config) -> None:
+def test_a_long_retry_after_is_not_waited_for(web: Web, crawl_config) -> None:
     web.handlers["/a"] = answering(b"", status="429 Too Many Requests", Retry_After="3600")
     started = time.monotonic()
     (outcome,) = fetch(web, crawl_config(retries=3), f"{SITE}/a")
@@ -209,21 +211,21 @@ def test_a_server_that_wants_an_hour_is_left_alone(web: Web, crawl_config) -> No
 
 
 @pytest.mark.parametrize("failure", [raw(b""), raw(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nshort")])
-def test_what_passes_is_tried_again(web: Web, crawl_config, failure) -> None:
+def test_temporary_failures_are_retried(web: Web, crawl_config, failure) -> None:
     web.handlers["/a"] = in_turn(failure, failure, OK)
     assert fetch(web, crawl_config(retries=2), f"{SITE}/a") == [b"ok"]
     assert web.requests["/a"] == 3
 
 
 @pytest.mark.parametrize("code", ["404 Not Found", "403 Forbidden", "410 Gone"])
-def test_what_does_not_pass_is_not_tried_again(web: Web, crawl_config, code: str) -> None:
+def test_permanent_failures_are_not_retried(web: Web, crawl_config, code: str) -> None:
     web.handlers["/a"] = answering(b"", status=code)
     (outcome,) = fetch(web, crawl_config(retries=2), f"{SITE}/a")
     assert status_of(outcome) is Status.HTTP_ERROR
     assert web.requests["/a"] == 1
 
 
-def test_the_time_allowed_covers_all_attempts(web: Web, crawl_config) -> None:
+def test_the_time_limit_covers_all_attempts(web: Web, crawl_config) -> None:
     async def silent(_path: str, _writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(600)
 
@@ -234,7 +236,7 @@ def test_the_time_allowed_covers_all_attempts(web: Web, crawl_config) -> None:
     assert time.monotonic() - started < 90, "a second for each attempt would be 101"
 
 
-def test_connections_are_kept(web: Web, crawl_config) -> None:
+def test_connections_are_reused(web: Web, crawl_config) -> None:
     web.fallback = answering(b"x" * 1000, status="404 Not Found")
     config = crawl_config(politeness={"robots_txt": False, "per_host_concurrency": 2})
     fetch(web, config, *(f"{SITE}/{number}" for number in range(40)))
@@ -243,7 +245,7 @@ def test_connections_are_kept(web: Web, crawl_config) -> None:
 
 
 def test_a_name_that_resolves_differently_the_second_time(web: Web, crawl_config, monkeypatch) -> None:
-    """The name was public when first asked; then it points inside. The check is on the address connected to."""
+    """The name first resolves to a public address, then to an internal one. The connected address is checked."""
     inside = Web(address="127.0.0.2")
     inside.fallback = answering(b"secret", "text/plain")
     web.fallback = answering(b"ok", "text/plain", Connection="close")
@@ -316,7 +318,7 @@ def test_answers_in_use_count_as_in_flight(web: Web, crawl_config) -> None:
         ("https://[2001:4860::1]:8443/x", "https://[2001:4860::1]:8443/x"),
     ],
 )
-def test_urls_go_on_the_wire_in_ascii(url: str, expected: str) -> None:
+def test_urls_are_sent_in_ascii(url: str, expected: str) -> None:
     assert normalise(url) == expected
     assert normalise(expected) == expected
 
@@ -369,8 +371,8 @@ def test_a_relative_redirect_is_resolved_against_its_url() -> None:
         "squared",
     ],
 )
-def test_a_robots_txt_that_is_hard_to_read(web: Web, crawl_config, handler, expected: Status) -> None:
-    """RFC 9309: a client error allows all, so do rules after the first 500 KiB; nothing else that is wrong does."""
+def test_unusual_robots_txt_files(web: Web, crawl_config, handler, expected: Status) -> None:
+    """RFC 9309: a client error allows everything; rules after the first 500 KiB are ignored; other errors forbid."""
     web.handlers["/robots.txt"] = handler
     web.fallback = OK
     web.handlers["/gone.txt"] = answering(b"", status="404 Not Found")
@@ -378,8 +380,8 @@ def test_a_robots_txt_that_is_hard_to_read(web: Web, crawl_config, handler, expe
     assert status_of(outcome) is expected, outcome
 
 
-def test_a_robots_txt_with_very_many_groups_is_read_in_moments(web: Web, crawl_config) -> None:
-    """Each of 15,000 crawlers named before 15,000 rules would have them all."""
+def test_a_robots_txt_with_very_many_groups_is_parsed_fast(web: Web, crawl_config) -> None:
+    """15,000 crawlers share 15,000 rules; a simple parser would store all rules for each of them."""
     agents = b"".join(b"User-agent: a%d\n" % number for number in range(15_000))
     rules = b"".join(b"Disallow: /%d\n" % number for number in range(15_000))
     web.bytes_at("/robots.txt", agents + b"User-agent: Wukong\n" + rules, "text/plain")
@@ -390,7 +392,7 @@ def test_a_robots_txt_with_very_many_groups_is_read_in_moments(web: Web, crawl_c
     assert time.process_time() - started < 20
 
 
-def test_groups_for_others_are_left_out_only_where_there_are_very_many(web: Web, crawl_config) -> None:
+def test_groups_for_others_are_removed_only_if_there_are_very_many(web: Web, crawl_config) -> None:
     others = b"".join(b"User-agent: a%d\nDisallow: /\n\n" % number for number in range(300))
     web.bytes_at("/robots.txt", others + b"User-agent: *\nDisallow: /private", "text/plain")
     web.fallback = OK
@@ -398,7 +400,7 @@ def test_groups_for_others_are_left_out_only_where_there_are_very_many(web: Web,
     assert [status_of(o) for o in outcomes] == [Status.SUCCESS, Status.ROBOTS_DISALLOWED]
 
 
-def test_a_host_that_asks_for_a_day_between_requests_is_left_alone(web: Web, crawl_config) -> None:
+def test_a_host_with_a_crawl_delay_of_a_day_is_not_requested(web: Web, crawl_config) -> None:
     web.bytes_at("/robots.txt", b"User-agent: *\nDisallow: /no\nCrawl-delay: 86400", "text/plain")
     web.fallback = OK
     started = time.monotonic()
@@ -409,7 +411,7 @@ def test_a_host_that_asks_for_a_day_between_requests_is_left_alone(web: Web, cra
 
 
 @pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Unavailable"])
-def test_a_host_that_wants_an_hour_is_not_asked_by_the_others_either(web: Web, crawl_config, status: str) -> None:
+def test_a_long_retry_after_stops_all_requests_to_the_host(web: Web, crawl_config, status: str) -> None:
     web.fallback = answering(b"", status=status, Retry_After="3600")
     config = crawl_config(retries=2, politeness={"robots_txt": False, "per_host_concurrency": 1})
     started = time.monotonic()
@@ -419,8 +421,8 @@ def test_a_host_that_wants_an_hour_is_not_asked_by_the_others_either(web: Web, c
     assert time.monotonic() - started < 300
 
 
-def test_waiting_counts_towards_what_a_host_may_cost(web: Web, crawl_config) -> None:
-    """It asks for a second after each request; three seconds are all it gets, whatever is still to fetch."""
+def test_waiting_counts_towards_the_time_limit_of_a_host(web: Web, crawl_config) -> None:
+    """The host asks for a second after each request; after three seconds its other URLs fail."""
     web.bytes_at("/robots.txt", b"User-agent: *\nCrawl-delay: 1", "text/plain")
     web.fallback = OK
     slow: dict[str, Any] = {}
@@ -435,7 +437,7 @@ def test_waiting_counts_towards_what_a_host_may_cost(web: Web, crawl_config) -> 
     assert slow[HOST].seconds >= 3.0
 
 
-def test_a_host_that_keeps_asking_to_wait_is_given_up(web: Web, crawl_config) -> None:
+def test_a_host_that_keeps_asking_to_wait_fails(web: Web, crawl_config) -> None:
     web.fallback = answering(b"", status="503 Unavailable", Retry_After="1")
     config = crawl_config(retries=50, politeness={"robots_txt": False, "max_host_seconds": 2.5})
     started = time.monotonic()
@@ -444,7 +446,7 @@ def test_a_host_that_keeps_asking_to_wait_is_given_up(web: Web, crawl_config) ->
     assert time.monotonic() - started < 80
 
 
-def test_a_host_that_never_answers_is_given_up(web: Web, crawl_config) -> None:
+def test_a_host_that_never_answers_fails(web: Web, crawl_config) -> None:
     async def silent(_path: str, _writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(60)
 
@@ -458,7 +460,7 @@ def test_a_host_that_never_answers_is_given_up(web: Web, crawl_config) -> None:
     assert time.monotonic() - started < 55
 
 
-def test_what_slow_hosts_cost_is_told_once(web: Web, crawl_config) -> None:
+def test_the_cost_of_slow_hosts_is_reported_once(web: Web, crawl_config) -> None:
     async def run() -> list[dict[str, float]]:
         fetcher = Fetcher(crawl_config(), ConnectTo({HOST: web.connect_to}))
         fetcher.charge(f"{SITE}/a", 2.5)
@@ -472,7 +474,7 @@ def test_what_slow_hosts_cost_is_told_once(web: Web, crawl_config) -> None:
     assert asyncio.run(run()) == [{HOST: 2.5}, {}, {HOST: 1.5}]
 
 
-def test_the_operators_own_delay_is_not_the_hosts_slowness(web: Web, crawl_config) -> None:
+def test_the_configured_delay_is_not_charged_to_the_host(web: Web, crawl_config) -> None:
     web.fallback = OK
     slow: dict[str, Any] = {}
     config = crawl_config(politeness={"per_host_delay": 0.05, "robots_txt": False, "max_host_seconds": 0.1})

@@ -1,4 +1,4 @@
-"""Pictures of one's own: folders with captions beside them, lists of paths and URLs, and rows that cannot be used."""
+"""The user's own images: folders with captions, lists of paths and URLs, and rows that cannot be used."""
 
 import asyncio
 import csv
@@ -47,14 +47,14 @@ def put(folder: Path, files: dict[str, bytes | str]) -> Path:
 
 
 def found(place: Path, **changes: Any) -> list[tuple[str, str]]:
-    """Name from the folder on, and caption, of each picture."""
+    """The name, relative to the folder, and the caption of each image."""
     return [
         (picture.url.rpartition(f"{place.name}/")[2] or picture.url, picture.caption)
         for picture in pictures_of(settings_of(place, **changes))
     ]
 
 
-def test_captions_lie_beside_pictures(tmp_path: Path) -> None:
+def test_captions_are_read_from_files_beside_the_images(tmp_path: Path) -> None:
     put(
         tmp_path / "p",
         {
@@ -78,7 +78,7 @@ def test_captions_lie_beside_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_a_metadata_file_as_hugging_face_has_it(tmp_path: Path, kind: str) -> None:
+def test_a_metadata_file_in_hugging_faces_format(tmp_path: Path, kind: str) -> None:
     rows = [{"file_name": "a.jpg", "text": "猫"}, {"file_name": "sub/b.png", "text": "狗，和猫"}]
     folder = put(
         tmp_path / "p", {"train/a.jpg": b"1", "train/sub/b.png": b"2", "train/c.jpg": b"3", "train/c.txt": "鸟"}
@@ -105,7 +105,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> Path:
 
 
 @pytest.mark.parametrize("name", ["l.csv", "l.tsv", "l.jsonl", "l.parquet", "l.csv.gz", "l.jsonl.gz"])
-def test_a_list_names_paths_and_urls(tmp_path: Path, name: str) -> None:
+def test_a_list_may_have_paths_and_urls(tmp_path: Path, name: str) -> None:
     rows = [
         {"path": "a.jpg", "url": "", "caption": '猫, "两"只\n在一起'},
         {"path": "", "url": "http://site.test/b.jpg", "caption": "狗"},
@@ -124,7 +124,7 @@ def test_a_list_names_paths_and_urls(tmp_path: Path, name: str) -> None:
     ]
 
 
-def test_columns_have_other_names_where_the_config_says_so(tmp_path: Path) -> None:
+def test_column_names_can_be_configured(tmp_path: Path) -> None:
     listed = write_rows(tmp_path / "l.csv", [{"Bild": "a.jpg", "Beschreibung": "猫"}])
     with pytest.raises(DataError, match=r"columns bild, beschreibung and none of path, file_name.*crawl\.url_column"):
         list(pictures_of(settings_of(listed)))
@@ -132,7 +132,7 @@ def test_columns_have_other_names_where_the_config_says_so(tmp_path: Path) -> No
     assert picture.caption == "猫"
 
 
-def test_text_of_a_spreadsheet_on_windows_is_read(tmp_path: Path) -> None:
+def test_gb18030_text_of_a_spreadsheet_is_read(tmp_path: Path) -> None:
     put(
         tmp_path,
         {"l.csv": "path,caption\r\na.jpg,熊猫\r\n".encode("gb18030"), "b.csv": b"\xef\xbb\xbfpath,text\na.jpg,x\n"},
@@ -141,7 +141,7 @@ def test_text_of_a_spreadsheet_on_windows_is_read(tmp_path: Path) -> None:
     assert [p.caption for p in pictures_of(settings_of(tmp_path / "b.csv"))] == ["x"]
 
 
-def test_bad_rows_are_counted_not_fatal(tmp_path: Path) -> None:
+def test_bad_rows_are_counted_and_not_fatal(tmp_path: Path) -> None:
     put(
         tmp_path,
         {
@@ -177,7 +177,7 @@ def test_bad_rows_are_counted_not_fatal(tmp_path: Path) -> None:
         ("x/y.pdf", b"1", "holds no picture"),
     ],
 )
-def test_what_is_no_list_at_all_says_what_is_looked_for(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+def test_a_file_that_is_not_a_list_is_explained(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     put(tmp_path, {name: content})
     with pytest.raises(DataError, match=rf"crawl\.endpoint: .*{said}"):
         list(pictures_of(settings_of(tmp_path / name.partition("/")[0])))
@@ -190,9 +190,7 @@ def test_what_is_no_list_at_all_says_what_is_looked_for(tmp_path: Path, name: st
     data=st.one_of(st.binary(max_size=300), st.text(max_size=200).map(str.encode)),
     kind=st.sampled_from(["csv", "jsonl"]),
 )
-def test_no_list_ends_in_anything_but_pictures_or_a_message(
-    tmp_path_factory: pytest.TempPathFactory, data: bytes, kind: str
-) -> None:
+def test_any_list_gives_images_or_a_message(tmp_path_factory: pytest.TempPathFactory, data: bytes, kind: str) -> None:
     file = tmp_path_factory.mktemp("l") / f"l.{kind}"
     file.write_bytes((b"path,caption\n" if kind == "csv" else b"") + data)
     try:
@@ -205,7 +203,7 @@ def test_no_list_ends_in_anything_but_pictures_or_a_message(
 
 @settings(max_examples=60, deadline=None)
 @given(name=st.text(st.characters(exclude_characters="/\x00", exclude_categories=["Cs"]), min_size=1, max_size=20))
-def test_any_name_of_a_file_comes_back(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+def test_any_file_name_can_be_read_back(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     folder = tmp_path_factory.mktemp("n")
     try:
         (folder / f"x{name}.jpg").write_bytes(b"picture")
@@ -215,7 +213,7 @@ def test_any_name_of_a_file_comes_back(tmp_path_factory: pytest.TempPathFactory,
     assert storage.read_bytes(picture.url) == b"picture"
 
 
-def test_the_digest_tells_a_change(tmp_path: Path) -> None:
+def test_the_digest_changes_with_the_files(tmp_path: Path) -> None:
     folder = put(tmp_path / "p", {"a.jpg": b"1", "a.txt": "猫", "b.jpg": b"2"})
     digests = [digest_of(pictures_of(settings_of(folder)))]
     for change in ({"a.jpg": b"22"}, {"a.txt": "大猫"}, {"b.txt": "狗"}, {"c.jpg": b"3"}):
@@ -244,7 +242,7 @@ def download(config: Crawl, target: Path, connect_to: ConnectTo) -> dict[str, di
     return {row["url"].rpartition("/")[2]: row for row in rows}
 
 
-def test_every_row_ends_in_a_status(tmp_path: Path) -> None:
+def test_every_row_gets_a_status(tmp_path: Path) -> None:
     folder = put(
         tmp_path / "p",
         {

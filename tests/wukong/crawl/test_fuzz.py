@@ -1,4 +1,4 @@
-"""A few hundred mutations of each format, by the fuzzer that ``benchmarks/crawl`` runs for longer."""
+"""A few hundred mutated files of each format, by the fuzzer of ``benchmarks/crawl``."""
 
 import json
 import os
@@ -13,7 +13,7 @@ COUNT = 400
 
 
 @pytest.mark.parametrize("kind", ["gif", "avif", "webp", "png", "jpeg", "bmp", "tiff"])
-def test_every_mutation_ends_with_a_status(kind: str) -> None:
+def test_every_mutated_file_gets_a_status(kind: str) -> None:
     command = [sys.executable, "benchmarks/crawl/fuzz.py", "--count", str(COUNT), "--seed", "7", "--formats", kind]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

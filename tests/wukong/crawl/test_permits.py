@@ -1,4 +1,4 @@
-"""Permits for hosts: never more holders than the limit, whatever is lost or repeated, and nobody waits for ever."""
+"""Permits for hosts: never more holders than the limit, also if requests are lost or repeated, and no deadlock."""
 
 import asyncio
 import random
@@ -28,7 +28,7 @@ def test_no_host_has_more_holders_than_the_limit(limit: int, asked: list[tuple[s
             assert sum(host in hosts for hosts in held.values()) == limit
 
 
-def test_a_ledger_that_lost_its_memory_learns_it_again() -> None:
+def test_a_restarted_ledger_recovers_its_state() -> None:
     ledger = Ledger(1)
     ledger.exchange("1", [], ["a"])
     restarted = Ledger(1)
@@ -48,12 +48,12 @@ def test_many_processes_share_hosts_within_the_limit_and_all_finish() -> None:
 
         async def ask(host: str) -> None:
             for _ in range(3):
-                await permits.take(host)
+                await permits.acquire(host)
                 using[host] += 1
                 most[host] = max(most[host], using[host])
                 await asyncio.sleep(pace.random() / 500)
                 using[host] -= 1
-                permits.give(host)
+                permits.release(host)
 
         await asyncio.gather(*map(ask, HOSTS))
         await permits.close()
@@ -66,18 +66,18 @@ def test_many_processes_share_hosts_within_the_limit_and_all_finish() -> None:
     assert ledger.exchange("new", [], list(HOSTS)) == list(HOSTS)
 
 
-def test_who_waits_hears_that_the_ledger_cannot_be_reached() -> None:
+def test_waiting_tasks_fail_if_the_ledger_cannot_be_reached() -> None:
     async def broken(held: list[str], wanted: list[str]) -> list[str]:
         raise ConnectionError("the ledger is gone")
 
     async def wait() -> None:
-        await Permits(broken).take("a")
+        await Permits(broken).acquire("a")
 
     with pytest.raises(LedgerError, match="the ledger is gone"):
         asyncio.run(asyncio.wait_for(wait(), 120))
 
 
-def test_what_is_no_longer_wanted_is_given_back() -> None:
+def test_a_permit_granted_after_cancellation_is_released() -> None:
     ledger = Ledger(1)
     ledger.exchange("other", [], ["a"])
 
@@ -86,9 +86,9 @@ def test_what_is_no_longer_wanted_is_given_back() -> None:
             return ledger.exchange("me", held, wanted)
 
         permits = Permits(exchange)
-        waiting = asyncio.create_task(permits.take("a"))
+        waiting = asyncio.create_task(permits.acquire("a"))
         await asyncio.sleep(0.05)
-        permits.give("a")
+        permits.release("a")
         with pytest.raises(asyncio.CancelledError):
             await waiting
         ledger.exchange("other", [], [])

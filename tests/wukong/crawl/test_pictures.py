@@ -1,4 +1,4 @@
-"""Headers and stored forms of pictures, with Pillow's own decoding as the oracle."""
+"""Headers and stored forms of images; Pillow's own decoding is the oracle."""
 
 import io
 import struct
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from wukong.config import Crawl
-from wukong.crawl import image
+from wukong.crawl import image_header, stored_image
 from wukong.crawl.status import FetchError, Status
 
 CONFIG = Crawl(queries="q", endpoint="e", min_side=1, keep_small_jpegs=False)
@@ -33,9 +33,9 @@ def gradient(width: int = 320, height: int = 240) -> Image.Image:
 
 def store(data: bytes, **changes: Any) -> np.ndarray:
     config = CONFIG.model_copy(update={"jpeg_quality": 100, **changes})
-    header = image.read_header(data, complete=True)
+    header = image_header.read_header(data, complete=True)
     assert header is not None
-    stored = image.store(data, header, config)
+    stored = stored_image.store(data, header, config)
     pixels = np.asarray(Image.open(io.BytesIO(stored.data)).convert("RGB")).astype(int)
     assert (stored.width, stored.height) == (pixels.shape[1], pixels.shape[0])
     return pixels
@@ -62,11 +62,11 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_header_is_what_pillow_reads(name: str) -> None:
+def test_the_header_equals_pillows(name: str) -> None:
     data = FILES[name]
     with Image.open(io.BytesIO(data)) as picture:
         expected = (picture.format.lower(), picture.width, picture.height)
-    header = image.read_header(data, complete=True)
+    header = image_header.read_header(data, complete=True)
     assert header is not None
     assert (header.kind, header.width, header.height) == expected
 
@@ -74,16 +74,16 @@ def test_the_header_is_what_pillow_reads(name: str) -> None:
 @pytest.mark.parametrize("name", set(FILES) - {"avif"})
 def test_a_few_bytes_are_enough_for_the_header(name: str) -> None:
     data = FILES[name]
-    known = [size for size in range(0, len(data), 7) if image.read_header(data[:size], complete=False)]
+    known = [size for size in range(0, len(data), 7) if image_header.read_header(data[:size], complete=False)]
     assert known[0] < (41_000 if name == "exif" else 800)
-    assert len({image.read_header(data[:size], complete=False) for size in known}) == 1
+    assert len({image_header.read_header(data[:size], complete=False) for size in known}) == 1
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"", *(data[:40] for data in FILES.values())]), st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_any_bytes_give_a_header_or_a_status(tail: bytes, head: bytes, complete: bool) -> None:
     try:
-        header = image.read_header(head + tail, complete=complete)
+        header = image_header.read_header(head + tail, complete=complete)
         assert header is not None or not complete
     except FetchError as error:
         assert error.status in {Status.NOT_IMAGE, Status.CORRUPT}
@@ -94,16 +94,16 @@ def test_exif_orientation_is_applied_and_recorded(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(gradient(200, 120), "JPEG", quality=95, exif=exif)
-    header = image.read_header(data, complete=True)
+    header = image_header.read_header(data, complete=True)
     assert header is not None
     assert (header.width, header.height, header.orientation) == (200, 120, orientation)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     assert close(store(data, resize="no"), np.asarray(upright))
 
 
-def test_broken_exif_does_not_matter() -> None:
+def test_damaged_exif_is_ignored() -> None:
     data = encode(gradient(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff" + bytes(20))
-    header = image.read_header(data, complete=True)
+    header = image_header.read_header(data, complete=True)
     assert header is not None
     assert header.orientation is None
 
@@ -133,7 +133,7 @@ def exif_of(order: str, entries: list[tuple[int, int, int, bytes]], tail: bytes)
 )
 @settings(max_examples=500, deadline=None)
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_the_orientation_is_the_one_that_pillow_reads(order: str, entries, tail: bytes) -> None:
+def test_the_orientation_equals_pillows(order: str, entries, tail: bytes) -> None:
     segment = exif_of(order, entries, tail)
     tags = Image.Exif()
     try:
@@ -143,13 +143,13 @@ def test_the_orientation_is_the_one_that_pillow_reads(order: str, entries, tail:
         value = None
     if len({entry[1:] for entry in entries if entry[0] == 0x0112}) > 1:
         return  # a picture that contradicts itself
-    assert image.exif_orientation(segment) == (value if isinstance(value, int) and 1 <= value <= 8 else None)
+    assert image_header.exif_orientation(segment) == (value if isinstance(value, int) and 1 <= value <= 8 else None)
 
 
 def seconds_to_read(pieces: int, content: bytes) -> float:
-    """Processor time to read a header that does not come, as it arrives in pieces of 16 KB."""
+    """Processor time to look for a header that never comes, in data that arrives in pieces of 16 KB."""
     whole = b"\xff\xd8" + content * (pieces * 16_384 // len(content))
-    data, reader = bytearray(), image.HeaderReader()
+    data, reader = bytearray(), image_header.HeaderReader()
     started = time.process_time()
     for piece in range(pieces):
         data += whole[piece * 16_384 : (piece + 1) * 16_384]
@@ -213,14 +213,14 @@ def test_an_animation_gives_its_first_frame(kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", set(FILES) - {"exif"})
-def test_what_is_cut_short_is_corrupt(name: str) -> None:
+def test_a_truncated_file_is_corrupt(name: str) -> None:
     data = FILES[name][: len(FILES[name]) * 3 // 4]
     with pytest.raises(FetchError) as raised:
         store(data)
     assert raised.value.status is Status.CORRUPT
 
 
-def test_harmless_oddities_are_no_corruption() -> None:
+def test_harmless_extra_bytes_are_not_corrupt() -> None:
     data = encode(gradient(), "JPEG")
     scan = data.index(b"\xff\xda")
     assert close(store(data[:scan] + b"odd" + data[scan:], resize="no"), np.asarray(gradient()))
@@ -268,7 +268,7 @@ def test_scaled_decoding_is_close_to_full_decoding_with_area_resize(size: tuple[
     assert close(got, expected, 2.0), "a shift by half a pixel would cost more than that"
 
 
-def test_small_jpegs_are_stored_untouched() -> None:
+def test_small_jpegs_are_stored_unchanged() -> None:
     small, large = encode(gradient(250, 200), "JPEG"), encode(gradient(800, 600), "JPEG")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -276,9 +276,9 @@ def test_small_jpegs_are_stored_untouched() -> None:
     config = CONFIG.model_copy(update={"keep_small_jpegs": True})
 
     def bytes_of(data: bytes, used: Crawl = config) -> bytes:
-        header = image.read_header(data, complete=True)
+        header = image_header.read_header(data, complete=True)
         assert header is not None
-        return image.store(data, header, used).data
+        return stored_image.store(data, header, used).data
 
     assert bytes_of(small) == small
     assert bytes_of(large) != large

@@ -1,4 +1,4 @@
-"""Planning: duplicates merged as a naive oracle does, the same parts in any order, bounded reading."""
+"""Planning: duplicates are merged like by a naive oracle, parts do not depend on the order, reading is limited."""
 
 import itertools
 import random
@@ -27,7 +27,7 @@ def rows_of(drawn: list[tuple[int, str, str, str | None]]) -> list[FoundRow]:
 
 
 def naive(rows: list[FoundRow]) -> list[dict]:
-    """Merge in the plainest way there is."""
+    """Merge in the simplest way."""
     merged: dict[str, dict] = {}
     for key, url, caption, query, _, page in sorted(rows, key=lambda row: row[4]):
         row = merged.setdefault(key, {"key": key, "url": url, "caption": caption, "queries": [], "page_url": page})
@@ -66,14 +66,14 @@ def test_ranges_cover_every_url_once_in_any_order_of_files(tmp_path_factory, dra
 
 
 @given(st.integers(1, 3000), st.integers(1, 500))
-def test_parts_are_even_and_no_larger_than_asked(urls: int, size: int) -> None:
+def test_parts_are_even_and_within_the_limit(urls: int, size: int) -> None:
     sizes = plan.part_sizes(urls, size)
     assert sum(sizes) == urls
     assert max(sizes) <= size
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_bounds_join_without_gaps() -> None:
+def test_key_ranges_have_no_gaps() -> None:
     for count in (1, 3, 7, 256, 332):
         edges = [plan.bounds(index, count) for index in range(count)]
         assert edges[0][0] == "0" * 8
@@ -81,7 +81,7 @@ def test_bounds_join_without_gaps() -> None:
         assert all(a[1] == b[0] for a, b in itertools.pairwise(edges))
 
 
-def test_parts_are_read_back_and_known_by_their_keys(tmp_path: Path) -> None:
+def test_parts_can_be_read_back_with_their_key_bounds(tmp_path: Path) -> None:
     rows = rows_of([(number, "甲", "图", None) for number in range(25)])
     planned = plan.merge(as_table(rows))
     uri = storage.from_path(tmp_path / "0.parquet")

@@ -1,4 +1,4 @@
-"""The query list, against a plain implementation of longest match."""
+"""The query list, compared with a simple implementation of longest match."""
 
 import gzip
 import json
@@ -62,7 +62,7 @@ def test_word_vectors_are_read_as_a_vocabulary(tmp_path: Path) -> None:
     assert plain == packed == [("中国", 2), ("大学", 1)]
 
 
-def test_every_kind_of_corpus_file(tmp_path: Path) -> None:
+def test_all_formats_of_corpus_files(tmp_path: Path) -> None:
     text = "大学" * 3
     lines = json.dumps({"text": text}, ensure_ascii=False) + "\n\n" + json.dumps({"text": text}) + "\n"
     folder = tmp_path / "corpus"
@@ -91,7 +91,7 @@ def test_text_longer_than_a_chunk(tmp_path: Path, monkeypatch) -> None:
     assert all(piece.decode() is not None for piece in pieces), "no chunk ends inside a character"
 
 
-def test_what_cannot_be_used_is_explained(tmp_path: Path) -> None:
+def test_unusable_inputs_are_explained(tmp_path: Path) -> None:
     vocabulary = uri(tmp_path / "v.txt", "abc\n，\n")
     with pytest.raises(ConfigError, match="no Chinese word"):
         queries.build(vocabulary, [vocabulary])

@@ -1,4 +1,4 @@
-"""What nobody foresaw ends one URL, one answer or one host, is logged once, and nothing else suffers."""
+"""Unexpected errors: they affect one URL, one answer or one host, and are logged once."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from loopback_web import Web, answering
 
 from wukong import storage
 from wukong.config import Crawl
-from wukong.crawl import image, robots, unexpected
+from wukong.crawl import image_header, robots, stored_image, unexpected
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.download import download_part
 from wukong.crawl.engines import Result
@@ -31,7 +31,7 @@ def _nothing_logged_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def download(web: Web, urls: list[str], target: Path, config: Crawl | None = None) -> dict[str, Any]:
-    """Download a part; give its record."""
+    """Download a part and return its record."""
 
     async def run() -> dict[str, Any]:
         settings = config or make_config()
@@ -48,18 +48,18 @@ def download(web: Web, urls: list[str], target: Path, config: Crawl | None = Non
     return asyncio.run(run())
 
 
-def test_of_one_picture(web: Web, tmp_path: Path, monkeypatch, caplog) -> None:
+def test_an_unexpected_error_for_one_image(web: Web, tmp_path: Path, monkeypatch, caplog) -> None:
     web.bytes_at("/good.jpg", make_picture())
     web.bytes_at("/bad.jpg", make_picture(333, 250))
     web.bytes_at("/worse.jpg", make_picture(333, 251))
-    original = image.store_jpeg
+    original = stored_image.store_jpeg
 
-    def failing(data: bytes, header: image.Header, config: Crawl) -> image.Stored | None:
+    def failing(data: bytes, header: image_header.Header, config: Crawl) -> stored_image.Stored | None:
         if header.width == 333:
             raise AttributeError("nobody thought of this")
         return original(data, header, config)
 
-    monkeypatch.setattr(image, "store_jpeg", failing)
+    monkeypatch.setattr(stored_image, "store_jpeg", failing)
     record = download(web, [f"{SITE}/{name}.jpg" for name in ("good", "bad", "worse")], tmp_path / "0")
     assert record["statuses"] == {"internal_error": 2, "success": 1}
     assert record["examples"]["internal_error"][1] == "unexpected AttributeError"
@@ -70,8 +70,8 @@ def test_of_one_picture(web: Web, tmp_path: Path, monkeypatch, caplog) -> None:
     assert sum(r.exc_info is not None for r in logged) == 1, "one traceback of a kind"
 
 
-def test_in_the_decoder(web: Web, tmp_path: Path, monkeypatch, caplog) -> None:
-    """The child's own code fails: it finds a module that shadows one of its libraries."""
+def test_an_unexpected_error_in_the_decoder(web: Web, tmp_path: Path, monkeypatch, caplog) -> None:
+    """The child's code fails, because a module shadows one of its libraries."""
     (tmp_path / "shadow" / "simplejpeg").mkdir(parents=True)
     (tmp_path / "shadow" / "simplejpeg" / "__init__.py").write_text(
         "def encode_jpeg(*_, **__):\n    raise AttributeError('no encoder')\n"
@@ -86,7 +86,7 @@ def test_in_the_decoder(web: Web, tmp_path: Path, monkeypatch, caplog) -> None:
     assert "no encoder" in logged
 
 
-def test_of_one_robots_txt(web: Web, tmp_path: Path, monkeypatch, caplog) -> None:
+def test_an_unexpected_error_in_one_robots_txt(web: Web, tmp_path: Path, monkeypatch, caplog) -> None:
     web.fallback = answering(make_picture())
     web.bytes_at("/robots.txt", b"User-agent: *\nAllow: /", "text/plain")
 
@@ -101,7 +101,7 @@ def test_of_one_robots_txt(web: Web, tmp_path: Path, monkeypatch, caplog) -> Non
     assert logged.startswith(f"{SITE}/robots.txt: unexpected ZeroDivisionError")
 
 
-def test_a_full_disk_is_no_status(web: Web, tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_ends_the_crawl(web: Web, tmp_path: Path, monkeypatch) -> None:
     web.bytes_at("/good.jpg", make_picture())
 
     class Full:
@@ -112,7 +112,7 @@ def test_a_full_disk_is_no_status(web: Web, tmp_path: Path, monkeypatch) -> None
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr("wukong.crawl.shard.tempfile.TemporaryFile", lambda **_: Full())
+    monkeypatch.setattr("wukong.crawl.part_writer.tempfile.TemporaryFile", lambda **_: Full())
     with pytest.raises(ExceptionGroup) as raised:
         download(web, [f"{SITE}/good.jpg"], tmp_path / "0")
     (error,) = raised.value.exceptions
@@ -132,7 +132,7 @@ def search(web: Web, engine: Any, queries: list[str]) -> Searched:
     return asyncio.run(run())
 
 
-def test_of_one_search_answer(web: Web, caplog) -> None:
+def test_an_unexpected_error_in_one_search_answer(web: Web, caplog) -> None:
     class Odd:
         name = "odd"
 
@@ -175,7 +175,7 @@ def test_hostile_search_answers(web: Web, caplog, engine, answer: str) -> None:
     assert not caplog.records
 
 
-def test_one_bad_address_does_not_cost_the_others(web: Web) -> None:
+def test_one_bad_url_does_not_affect_the_others(web: Web) -> None:
     body = b'{"results":[{"img_src":"//[::1/x"},{"img_src":"//x.test/1.jpg"}]}'
     urls = [result.url for result in SearXNG(f"{SITE}/search").parse(body)]
     assert urls == ["//[::1/x", "http://x.test/1.jpg"]

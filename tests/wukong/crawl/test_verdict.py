@@ -1,4 +1,4 @@
-"""When a crawl counts as failed, and what its message says."""
+"""The verdict on a crawl and its message."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import pytest
 from crawl_samples import make_config
 
 from wukong.crawl.status import Status, is_transient
-from wukong.crawl.verdict import failure, may_end_otherwise
+from wukong.crawl.verdict import failure, may_change_if_retried
 
 
 def counts(transient: int | None = None, queries: int = 0, failed: int = 0, **statuses: int) -> dict[str, int]:
@@ -28,7 +28,7 @@ def counts(transient: int | None = None, queries: int = 0, failed: int = 0, **st
 @pytest.mark.parametrize(
     ("ended", "settings", "expected"),
     [
-        # What old lists of URLs look like: gone pages, dead hosts, servers that fail.
+        # Typical for old lists of URLs: missing pages, hosts that no longer exist, servers that fail.
         ({"success": 45, "http_error": 30, "dns_error": 12, "timeout": 8, "tls_error": 5}, {}, None),
         ({"success": 1, "http_error": 99}, {}, None),
         ({"success": 50, "dns_error": 50}, {}, None),
@@ -45,7 +45,7 @@ def counts(transient: int | None = None, queries: int = 0, failed: int = 0, **st
         ({}, {"engine": "urls", "endpoint": "file:///list.csv"}, "found nothing.*file:///list.csv.*url_column"),
     ],
 )
-def test_of_urls(ended: Mapping[str, int], settings: dict[str, Any], expected: str | None) -> None:
+def test_the_verdict_on_urls(ended: Mapping[str, int], settings: dict[str, Any], expected: str | None) -> None:
     why = failure(counts(**ended), make_config(**settings))
     if expected is None:
         assert why is None
@@ -54,7 +54,7 @@ def test_of_urls(ended: Mapping[str, int], settings: dict[str, Any], expected: s
         assert re.search(expected, why), why
 
 
-def test_codes_of_busy_servers_pass_and_others_do_not() -> None:
+def test_http_codes_of_busy_servers_are_transient() -> None:
     assert [
         code for code in (400, 403, 404, 408, 410, 425, 429, 500, 503, 599) if is_transient("http_error", code)
     ] == [
@@ -69,7 +69,7 @@ def test_codes_of_busy_servers_pass_and_others_do_not() -> None:
     assert failure(counts(transient=0, success=40, http_error=60), make_config()) is None
 
 
-def test_of_searches() -> None:
+def test_the_verdict_on_searches() -> None:
     fine = {"success": 10}
     assert failure(counts(queries=10, failed=5, **fine), make_config()) is None
     why = failure(
@@ -98,10 +98,10 @@ def test_the_message_names_examples() -> None:
     assert "u: e" not in why
 
 
-def test_what_another_run_could_end_otherwise() -> None:
-    assert may_end_otherwise(counts(dns_error=1))
-    assert may_end_otherwise(counts(http_error=1))
-    assert may_end_otherwise(counts(internal_error=1))
-    assert may_end_otherwise(counts(queries=1))
-    assert may_end_otherwise(counts(queries=2, failed=1, too_small=1))
-    assert not may_end_otherwise(counts(too_small=5, not_image=5))
+def test_which_crawls_may_change_if_retried() -> None:
+    assert may_change_if_retried(counts(dns_error=1))
+    assert may_change_if_retried(counts(http_error=1))
+    assert may_change_if_retried(counts(internal_error=1))
+    assert may_change_if_retried(counts(queries=1))
+    assert may_change_if_retried(counts(queries=2, failed=1, too_small=1))
+    assert not may_change_if_retried(counts(too_small=5, not_image=5))

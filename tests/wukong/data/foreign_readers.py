@@ -1,4 +1,4 @@
-"""What open_clip, webdataset and img2dataset make of a shard: ``foreign_readers.py SHARD TEMPORARY``; prints JSON.
+"""Read a shard with open_clip, webdataset and img2dataset: ``foreign_readers.py SHARD TEMPORARY``; prints JSON.
 
 Run by an environment that holds the three; the test that starts it compares what they read with what was written.
 """
@@ -21,7 +21,7 @@ from open_clip_train.data import get_wds_dataset
 
 
 def with_webdataset(shard: str) -> dict[str, list[str]]:
-    """Key -> caption, digest of the picture's bytes, URL."""
+    """Return, for each key, caption, digest of the image's bytes, and URL."""
     return {
         sample["__key__"]: [
             sample["txt"].decode(),
@@ -33,7 +33,7 @@ def with_webdataset(shard: str) -> dict[str, list[str]]:
 
 
 def with_open_clip(shard: str, count: int) -> dict[str, list[int]]:
-    """Caption -> height, width and mean value of the picture, as open_clip's training loader gives them."""
+    """Return, for each caption, height, width and mean value of the image in open_clip's training loader."""
     options = Namespace(
         train_data=f"{shard}.tar",
         train_data_upsampling_factors=None,
@@ -55,7 +55,7 @@ def with_open_clip(shard: str, count: int) -> dict[str, list[int]]:
 
 
 def with_img2dataset(shard: str, temporary: str) -> list[list[str]]:
-    """The (caption, URL) rows that img2dataset would download."""
+    """Return the (caption, URL) rows that img2dataset would download."""
     reader = Reader(
         url_list=f"{shard}.parquet",
         input_format="parquet",

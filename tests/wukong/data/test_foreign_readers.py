@@ -1,4 +1,4 @@
-"""Our shards read by the packages that people already have, in an environment of their own."""
+"""Shards are read by other libraries that are in common use, in a separate environment."""
 
 import hashlib
 import io
@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from wukong import storage
-from wukong.crawl.shard import Spool, write_part
+from wukong.crawl.part_writer import Spool, write_part
 from wukong.curate import repack
 from wukong.data.schema import PAIRS, key_of
 
-# open_clip 3.3 hands webdataset an option that its versions after 0.2.86 no longer know.
+# open_clip 3.3 uses an option of webdataset that its versions after 0.2.86 do not have.
 READERS = ("img2dataset==1.47.0", "open_clip_torch==3.3.0", "webdataset==0.2.86")
 COUNT = 5
 
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An interpreter that has the readers, and torch and the like from this one's packages."""
+    """An interpreter with the readers; torch and other packages come from this environment."""
     folder = tmp_path_factory.mktemp("readers")
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
@@ -41,7 +41,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures() -> dict[str, bytes]:
-    """A JPEG for each caption, each of another size and grey."""
+    """A JPEG for each caption; sizes and grey values differ."""
     made = {}
     for number in range(COUNT):
         stream = io.BytesIO()
@@ -51,7 +51,7 @@ def pictures() -> dict[str, bytes]:
 
 
 def crawled(folder: Path, pictures: dict[str, bytes]) -> Path:
-    """A part as the crawl writes it, with a row that gave no pair."""
+    """A part as the crawl writes it, with a row of a URL that failed."""
     with Spool() as spool:
         rows = []
         for number, (caption, picture) in enumerate(pictures.items()):
@@ -87,7 +87,9 @@ def repacked(folder: Path, part: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["crawled", "repacked"])
-def test_others_read_what_we_write(python: Path, pictures: dict[str, bytes], tmp_path: Path, kind: str) -> None:
+def test_other_libraries_can_read_the_shards(
+    python: Path, pictures: dict[str, bytes], tmp_path: Path, kind: str
+) -> None:
     shard = crawled(tmp_path, pictures)
     if kind == "repacked":
         shard = repacked(tmp_path, shard)

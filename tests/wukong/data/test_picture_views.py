@@ -1,4 +1,4 @@
-"""What a tower sees of a picture, against torchvision's transforms."""
+"""The views of an image, compared with torchvision's transforms."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def noise(width: int, height: int) -> Image.Image:
 @example(100, 75, 32)
 @example(75, 100, 33)
 @example(7, 140, 32)
-def test_the_crop_is_clips_to_the_pixel(width: int, height: int, size: int) -> None:
+def test_the_crop_equals_clips_pixel_by_pixel(width: int, height: int, size: int) -> None:
     if max(width, height) > 20 * min(width, height):
         return
     picture = noise(width, height)
@@ -29,9 +29,7 @@ def test_the_crop_is_clips_to_the_pixel(width: int, height: int, size: int) -> N
 
 
 @pytest.mark.parametrize("size", [(2, 60_000), (60_000, 2), (3, 61)])
-def test_no_picture_takes_more_memory_than_twenty_squares(
-    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_image_takes_limited_memory(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[int, int]] = []
     resize = Image.Image.resize
 
@@ -47,7 +45,7 @@ def test_no_picture_takes_more_memory_than_twenty_squares(
     assert shown.getpixel((16, 16))[2] > 100  # its middle
 
 
-def test_the_whole_picture_is_shown_unless_asked_otherwise() -> None:
+def test_the_default_view_is_the_whole_image() -> None:
     shown = images.evaluation_view(Image.new("RGB", (60, 30), "red"), 32)
     assert shown.getpixel((16, 2)) == (255, 255, 255) and shown.getpixel((16, 16)) == (255, 0, 0)
     assert images.evaluation_view(Image.new("RGB", (60, 30), "red"), 32, "crop").getpixel((16, 2)) == (255, 0, 0)

@@ -1,4 +1,4 @@
-"""Reading tars: what tarfile wrote comes back, and no damage goes unnoticed."""
+"""Reading tars: files that tarfile wrote can be read back, and all damage is found."""
 
 import io
 import tarfile
@@ -18,7 +18,7 @@ FILES = {"a1.jpg": b"first", "a1.txt": "一只猫".encode(), "b2.jpg": b"", "b2.
 
 @pytest.fixture(scope="module")
 def whole():
-    """The tar as tarfile writes it, without the zeros with which it fills up a record."""
+    """A tar written by tarfile, without the zeros that fill its last record."""
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in FILES.items():
@@ -34,7 +34,7 @@ def written(folder, data):
     return uri
 
 
-def test_members_are_what_was_written(tmp_path, whole):
+def test_members_can_be_read_back(tmp_path, whole):
     uri = written(tmp_path, whole)
     assert {f"{m.key}.{m.suffix}": m.read() for m in shards.members(uri)} == FILES
     assert dict(shards.pictures(uri)) == {"a1": b"first", "b2": b"", "c3": b"x" * 512}
@@ -51,7 +51,7 @@ def test_a_tar_cut_anywhere_is_an_error_that_names_it(tmp_path_factory, whole, c
         list(shards.members(uri))
 
 
-def test_what_is_no_tar_is_an_error(tmp_path):
+def test_a_file_that_is_not_a_tar_is_an_error(tmp_path):
     with pytest.raises(DataError, match="is not a complete tar"):
         list(shards.pictures(written(tmp_path, b"PAR1" + bytes(range(256)) * 8)))
 
@@ -60,13 +60,13 @@ names = st.text("0123456789abcdef._-", min_size=1, max_size=100)
 
 
 @given(names, st.integers(0, 8**11 - 1))
-def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
+def test_headers_equal_those_of_tarfile(name: str, size: int) -> None:
     info = tarfile.TarInfo(name)
     info.size, info.mtime, info.mode = size, 0, 0o444
     assert shards.header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
 
 
-def test_a_packed_file_comes_back(tmp_path: Path) -> None:
+def test_a_packed_file_can_be_read_back(tmp_path: Path) -> None:
     (tmp_path / "0.tar").write_bytes(b"".join(shards.packed(name, data) for name, data in FILES.items()) + shards.END)
     with tarfile.open(tmp_path / "0.tar") as tar:
         assert {entry.name: tar.extractfile(entry).read() for entry in tar} == FILES

@@ -20,11 +20,11 @@ def captions(count: int) -> list[str]:
     return ["".join(generator.choices(words, k=generator.randint(0, 14))) for _ in range(count)]
 
 
-def test_the_vocabulary_is_the_papers(tokenizer: Tokenizer) -> None:
+def test_the_vocabulary_has_the_papers_size(tokenizer: Tokenizer) -> None:
     assert len(tokenizer) == VOCABULARY_SIZE
 
 
-def test_ids_are_those_of_the_bert_tokenizer(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_ids_equal_those_of_the_bert_tokenizer(tokenizer: Tokenizer, tmp_path: Path) -> None:
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text(packaged_vocabulary(), encoding="utf-8")
     theirs = BertTokenizer(str(vocabulary), do_lower_case=True)
@@ -33,14 +33,14 @@ def test_ids_are_those_of_the_bert_tokenizer(tokenizer: Tokenizer, tmp_path: Pat
     assert tokenizer.encode(texts) == expected
 
 
-def test_a_batch_is_padded_to_its_longest(tokenizer: Tokenizer) -> None:
+def test_a_batch_is_padded_to_its_longest_caption(tokenizer: Tokenizer) -> None:
     ids = tokenizer(["猫", "红色的苹果", ""])
     assert ids.shape == (3, 7)
     assert ids[2].tolist() == [tokenizer.cls, tokenizer.sep, *[tokenizer.pad] * 5]
     assert tokenizer(["很" * 10_000]).shape == (1, 32)
 
 
-def test_lengths_are_of_the_whole_caption(tokenizer: Tokenizer) -> None:
+def test_lengths_count_the_whole_caption(tokenizer: Tokenizer) -> None:
     texts = [*captions(200), "很" * 10_000, "", "猫" * 30, "猫" * 31]
     whole = Tokenizer(packaged_vocabulary(), 20_000).encode(texts)
     assert tokenizer.lengths(texts) == [len(ids) for ids in whole]

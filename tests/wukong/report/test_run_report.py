@@ -169,7 +169,8 @@ def test_it_says_what_the_run_found(run):
         "chance 83 %",
         "8.3 %",
         "right one at place 3",
-        "Equal captions are one, and every picture that has it is right. Pictures are shown whole, on a white square.",
+        "Equal captions are one caption, and every picture that has it is right. "
+        "Pictures are shown whole, on a white square.",
         "zero-shot top-1 of 2 classes",
         "Red ones",
         "MIT",

@@ -6,7 +6,7 @@ from wukong.config import ImageEncoder, Model, Training
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.model import image_encoder
 from wukong.model.dual import DualEncoder
-from wukong.train.data import Pairs
+from wukong.train.training_data import Pairs
 
 WIDTH = 12
 SETTINGS = Training(epochs=4, batch_size=8, learning_rate=0.02, views=1, epsilon=1e-6)

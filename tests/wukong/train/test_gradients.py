@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from wukong.config import Training
 from wukong.model.dual import DualEncoder, Embedded, Texts
 from wukong.train import gradients
-from wukong.train.data import Batch, Pairs
+from wukong.train.training_data import Batch, Pairs
 
 CASES = [(similarity, loss) for similarity in ("global", "token") for loss in ("softmax", "sigmoid")]
 

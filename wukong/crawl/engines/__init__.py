@@ -1,4 +1,4 @@
-"""Image search engines: one file each, behind one small interface."""
+"""Image search engines, one file each, with a common interface."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,12 +7,12 @@ from wukong.errors import WukongError
 
 
 class EngineRefusedError(WukongError):
-    """The engine answered with a captcha or an anti-spider page, so it is not asked any further."""
+    """The engine answered with a captcha or an anti-crawler page, so no more requests are sent to it."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One picture that an engine found: its URL, its caption, and the page it stands on."""
+    """One image that an engine found: its URL, its caption, and the URL of the page that shows it."""
 
     url: str
     caption: str
@@ -20,25 +20,25 @@ class Result:
 
 
 class Engine(Protocol):
-    """How to ask a search engine and how to read its answer; requests, paging and pace are ``search``'s work."""
+    """How to build requests to a search engine and parse its answers; ``search`` sends the requests."""
 
     name: str
 
     def page_url(self, query: str, page: int) -> str:
-        """The address of one page of results, counted from 0."""
+        """Return the URL of one page of results; pages are numbered from 0."""
         ...
 
     def parse(self, body: bytes) -> list[Result]:
-        """Read one page; an empty list ends the query.
+        """Parse one page of results; an empty list ends the query.
 
         Raises:
-            EngineRefusedError: it is a captcha or an anti-spider answer.
-            ValueError: it is not an answer of this engine.
+            EngineRefusedError: the answer is a captcha or an anti-crawler page.
+            ValueError: the answer is not one of this engine.
         """
         ...
 
 
 def clean(text: str) -> str:
-    """Make a string from a foreign answer fit for UTF-8 and one line: no lone surrogates, no control characters."""
+    """Make external text valid UTF-8 on one line: without lone surrogates and control characters."""
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -1,4 +1,4 @@
-"""Baidu image search, through the JSON that its own result page asks for (``acjson``)."""
+"""Baidu image search, through the JSON interface of its own result page (``acjson``)."""
 
 import html
 import json
@@ -17,10 +17,10 @@ _LETTERS = str.maketrans("0123456789abcdefghijklmnopqrstuvw", "7dgjmoru140852vsn
 
 
 def decode_url(encoded: str) -> str:
-    """Undo the substitution that ``objURL`` is written in; an address that is not so written stays as it is."""
+    """Decode ``objURL``, which Baidu writes in a substitution cipher; return other URLs unchanged."""
     if encoded.startswith(("http://", "https://")):
         return encoded
-    # The groups contain letters of the alphabet below, so what is between them is translated piece by piece.
+    # The groups contain letters of the alphabet, so split at the groups and translate only the text between them.
     pattern = "|".join(re.escape(group) for group, _ in _GROUPS)
     meaning = dict(_GROUPS)
     return "".join(meaning.get(piece, piece.translate(_LETTERS)) for piece in re.split(f"({pattern})", encoded))
@@ -39,7 +39,7 @@ class Baidu:
         self._endpoint = endpoint
 
     def page_url(self, query: str, page: int) -> str:
-        """The address of one page of 30 results."""
+        """Return the URL of one page of 30 results."""
         fields = {
             "tn": "resultjson_com",
             "ipn": "rj",
@@ -53,7 +53,7 @@ class Baidu:
         return f"{self._endpoint}?{urlencode(fields)}"
 
     def parse(self, body: bytes) -> list[Result]:
-        """Read ``data[]``: ``objURL`` or what may replace it, and the page's title as caption."""
+        """Parse ``data[]``: ``objURL`` or a replacement as URL, and the page's title as caption."""
         text = body.decode("utf-8-sig", errors="replace")
         try:
             answer = _loads(text)
@@ -75,7 +75,7 @@ def _loads(text: str) -> object:
     try:
         return json.loads(text, strict=False)
     except ValueError:
-        # Baidu escapes single quotes, which JSON forbids. Escapes are read in order, so that \\' stays what it is.
+        # Baidu escapes single quotes, which JSON forbids. Escapes are read in order, so that \\' is not changed.
         return json.loads(_ESCAPE.sub(lambda m: "'" if m[1] == "'" else m[0], text), strict=False)
 
 

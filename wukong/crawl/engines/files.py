@@ -1,12 +1,12 @@
-"""Pictures of one's own in place of a search engine: a folder, or a list whose rows name files or URLs.
+"""The user's own images instead of a search engine: a folder, or a list whose rows name files or URLs.
 
-A folder's pictures have their captions beside them: ``NAME.txt`` beside ``NAME.jpg``, one caption a line, or a
-``metadata.csv`` or ``metadata.jsonl`` with ``file_name`` and ``text``, as Hugging Face's ImageFolder has it. A list is
-CSV, TSV, JSON lines or Parquet with a column ``path`` (from the list's folder), ``file_name`` or ``url``, and a column
-``caption`` or ``text``.
+The captions of a folder's images are in the same folder: in ``NAME.txt`` for ``NAME.jpg``, one caption a line, or in a
+``metadata.csv`` or ``metadata.jsonl`` with ``file_name`` and ``text``, the format of Hugging Face's ImageFolder. A list
+is a CSV, TSV, JSON lines or Parquet file with a column ``path`` (relative to the list's folder), ``file_name`` or
+``url``, and a column ``caption`` or ``text``.
 
-A row that cannot be used is not an error: it becomes a picture that is not there, with the reason in its address, so
-that it is counted and shown with all others.
+A row that cannot be used is not an error. It becomes an image that does not exist, with the reason in its URL, so that
+it is counted and reported like all others.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ import logging
 import re
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -35,10 +35,10 @@ from wukong import storage
 from wukong.config import Crawl
 from wukong.crawl.engines import clean
 from wukong.crawl.engines.urls import PIECE_ROWS
-from wukong.crawl.fetch import Fetcher
+from wukong.crawl.fetch import DEFAULT_OPTIONS, Fetcher, RequestOptions
 from wukong.crawl.search import FoundRow, as_table
 from wukong.crawl.status import FetchError, Status
-from wukong.crawl.transport import Response, Watcher
+from wukong.crawl.transport import Response
 from wukong.data.schema import key_of
 from wukong.errors import DataError, StorageError
 
@@ -46,11 +46,11 @@ PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".avif", 
 LISTS = (".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz")
 
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-_PATHS = ("path", "file_name", "filename", "file", "image")
-_CAPTIONS = ("caption", "text", "title")
-_ANOTHER = re.compile(r"#caption-\d+$")
+_PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")
+_CAPTION_COLUMNS = ("caption", "text", "title")
+_CAPTION_NUMBER = re.compile(r"#caption-\d+$")
 _ROW = "#row "
-_STATED = 1_000
+_BATCH_ROWS = 1_000
 _FIELD_BYTES = 1 << 20
 
 logger = logging.getLogger(__name__)
@@ -59,13 +59,13 @@ Rows = Iterable[tuple[int, Mapping[str, Any] | str]]
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture with one of its captions.
+    """One image with one of its captions.
 
     Attributes:
-        url: ``file://``, ``s3://`` or ``http(s)://``; a second caption of a picture has ``#caption-2`` behind it, and a
-            row that cannot be used is the list's URI with ``#row N: REASON``.
-        caption: on one line; empty where there is none.
-        stamp: size and time of the file, empty where there is none.
+        url: ``file://``, ``s3://`` or ``http(s)://``. For the second caption of an image it ends in ``#caption-2``. For
+            a row that cannot be used it is the list's URI with ``#row N: REASON``.
+        caption: the caption on one line, or empty.
+        stamp: size and modification time of the file, or empty.
     """
 
     url: str
@@ -74,10 +74,10 @@ class Picture:
 
 
 def pictures_of(config: Crawl) -> Iterator[Picture]:
-    """Give every picture of the folder or list that ``crawl.endpoint`` names, in an order that its files decide.
+    """Iterate over the images of the folder or list that ``crawl.endpoint`` names; the order depends only on its files.
 
     Raises:
-        DataError: there is none, or a list cannot be read at all; the message says what is looked for.
+        DataError: there are no images, or a list cannot be read; the message says what was looked for.
     """
     uri = config.endpoint.rstrip("/")
     fs, path = storage.filesystem(uri)
@@ -98,7 +98,7 @@ def pictures_of(config: Crawl) -> Iterator[Picture]:
 
 
 def digest_of(pictures: Iterable[Picture]) -> str:
-    """SHA-256, in hex, of what pictures are called, captioned and, by size and time of their files, look like."""
+    """Return the SHA-256 in hex over the images' URLs, captions, file sizes and modification times."""
     sha = hashlib.sha256()
     for picture in pictures:
         sha.update(json.dumps([picture.url, picture.caption, picture.stamp]).encode())
@@ -106,7 +106,7 @@ def digest_of(pictures: Iterable[Picture]) -> str:
 
 
 def read_pictures(config: Crawl) -> Iterator[pa.Table]:
-    """The pictures in pieces, each a table of ``search.FOUND`` sorted by key."""
+    """Iterate over the images in tables of schema ``search.FOUND``, each sorted by key."""
     pictures = enumerate(pictures_of(config))
     while piece := list(islice(pictures, PIECE_ROWS)):
         rows: list[FoundRow] = [(key_of(p.url), p.url, p.caption, None, order, None) for order, p in piece]
@@ -114,41 +114,24 @@ def read_pictures(config: Crawl) -> Iterator[pa.Table]:
 
 
 class PictureFetcher(Fetcher):
-    """A fetcher that reads files itself and asks for everything else as it always does."""
+    """A fetcher that also reads files."""
 
     @asynccontextmanager
-    async def get(
-        self,
-        url: str,
-        *,
-        max_bytes: int | None = None,
-        watch: Callable[[], Watcher] | None = None,
-        obey_robots: bool | None = None,
-        follow_redirects: bool = True,
-        truncate: bool = False,
-    ) -> AsyncIterator[Response]:
-        """Read a file, or fetch a URL; see ``Fetcher.get``. The answer of a file has the status 0.
+    async def get(self, url: str, options: RequestOptions = DEFAULT_OPTIONS) -> AsyncIterator[Response]:
+        """Read a file, or fetch a URL; see ``Fetcher.get``. The response of a file has the status 0.
 
         Raises:
-            FetchError: there is no such file, or it is too large; or what ``Fetcher.get`` raises.
+            FetchError: there is no such file, or it is too large; or ``Fetcher.get`` raised it.
         """
         if url.startswith(("http://", "https://")):
-            asked = super().get(
-                url,
-                max_bytes=max_bytes,
-                watch=watch,
-                obey_robots=obey_robots,
-                follow_redirects=follow_redirects,
-                truncate=truncate,
-            )
-            async with asked as response:
+            async with super().get(url, options) as response:
                 yield response
             return
         async with self._in_flight:
-            body = await asyncio.to_thread(_read, url, max_bytes or self._config.max_bytes)
+            body = await asyncio.to_thread(_read, url, options.max_bytes or self._config.max_bytes)
             response = Response(url, body=body)
-            if watch is not None and body:
-                watch()(response)
+            if options.watch is not None and body:
+                options.watch()(response)
             yield response
 
 
@@ -157,7 +140,7 @@ def _read(url: str, max_bytes: int) -> bytearray:
     if is_row:
         raise FetchError(Status.INVALID_URL, f"row {problem}")
     try:
-        with storage.open_input(_ANOTHER.sub("", url)) as stream:
+        with storage.open_input(_CAPTION_NUMBER.sub("", url)) as stream:
             body = bytearray(stream.read(max_bytes + 1))
     except (StorageError, OSError) as error:
         raise FetchError(Status.MISSING_FILE, "there is no such file, or it cannot be read") from error
@@ -192,12 +175,12 @@ def _of_folder(fs: pafs.FileSystem, folder: str, config: Crawl) -> Iterator[Pict
 def _of_list(
     uri: str, fs: pafs.FileSystem, path: str, config: Crawl, known: Mapping[str, pafs.FileInfo] | None = None
 ) -> Iterator[Picture]:
-    """The pictures of a list; files are stated many at a time, as that is one request each on an object store."""
+    """Iterate over the images of a list. File information is requested in batches, which is faster on object stores."""
     name = path.lower().removesuffix(".gz")
     if not name.endswith((".csv", ".tsv", ".jsonl", ".parquet")):
         raise DataError(f"crawl.endpoint: {uri} is neither a folder nor a list; a list is a file of {', '.join(LISTS)}")
     rows = iter(_rows(uri, fs, path, config))
-    while piece := list(islice(rows, _STATED)):
+    while piece := list(islice(rows, _BATCH_ROWS)):
         read = [_picture_in(number, row, uri, fs, path, config) for number, row in piece]
         wanted = [place for _, place, _ in read if place and place not in (known or {})]
         infos = {info.path: info for info in fs.get_file_info(wanted)} | dict(known or {})
@@ -208,10 +191,10 @@ def _of_list(
 def _picture_in(
     number: int, row: Mapping[str, Any] | str, uri: str, fs: pafs.FileSystem, path: str, config: Crawl
 ) -> tuple[str, str, str]:
-    """The URL of a row's picture, its path on the list's file system if it lies there, and its caption."""
+    """Return the URL of a row's image, its path if it is on the list's file system (else empty), and its caption."""
     if isinstance(row, str):
         return f"{uri}{_ROW}{number}: {row}", "", ""
-    value, caption = _first(row, _columns(config.url_column, (*_PATHS, "url"))), _first(row, _captions(config))
+    value, caption = _first(row, _columns(config.url_column, (*_PATH_COLUMNS, "url"))), _first(row, _captions(config))
     if not value:
         return f"{uri}{_ROW}{number}: it names no picture", "", clean(caption)
     if value.startswith(("http://", "https://")):
@@ -228,7 +211,7 @@ def _picture_in(
 
 
 def _rows(uri: str, fs: pafs.FileSystem, path: str, config: Crawl) -> Rows:
-    """Number and fields of each row, the first being 1; a text instead of fields says why a row cannot be read."""
+    """Iterate over the rows: the number, from 1, and the fields; or a message if the row cannot be read."""
     name = path.lower()
     try:
         if name.endswith(".parquet"):
@@ -248,7 +231,7 @@ def _rows(uri: str, fs: pafs.FileSystem, path: str, config: Crawl) -> Rows:
 def _rows_of_parquet(fs: pafs.FileSystem, path: str, config: Crawl, uri: str) -> Rows:
     with pq.ParquetFile(path, filesystem=fs) as file:
         columns = _check_columns(file.schema_arrow.names, uri, config)
-        batches = file.iter_batches(_STATED, columns=columns)
+        batches = file.iter_batches(_BATCH_ROWS, columns=columns)
         for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
             yield number, {key.strip().lower(): value for key, value in row.items()}
 
@@ -292,13 +275,13 @@ def _rows_of_csv(text: str, delimiter: str, uri: str, config: Crawl) -> Rows:
 
 
 def _check_columns(names: Iterable[str], uri: str, config: Crawl) -> list[str]:
-    """The columns of a list that are read.
+    """Return the columns of a list to read.
 
     Raises:
-        DataError: it has none that names pictures, or none of captions.
+        DataError: the list has no column for images, or none for captions.
     """
     given = {name.strip().lower(): name for name in names}
-    pictures, captions = _columns(config.url_column, (*_PATHS, "url")), _captions(config)
+    pictures, captions = _columns(config.url_column, (*_PATH_COLUMNS, "url")), _captions(config)
     for wanted in (pictures, captions):
         if not given.keys() & set(wanted):
             raise DataError(
@@ -309,13 +292,13 @@ def _check_columns(names: Iterable[str], uri: str, config: Crawl) -> list[str]:
 
 
 def _columns(named: str, usual: tuple[str, ...]) -> list[str]:
-    """Columns by which one is looked for: one that the config names in place of its default, then the usual ones."""
+    """Return the names to look for: the configured column unless it is the default, then the usual names."""
     own = named.strip().lower()
     return list(dict.fromkeys(([own] if own not in ("url", "caption") else []) + [*usual]))
 
 
 def _captions(config: Crawl) -> list[str]:
-    return _columns(config.caption_column, _CAPTIONS)
+    return _columns(config.caption_column, _CAPTION_COLUMNS)
 
 
 def _first(row: Mapping[str, Any], columns: Iterable[str]) -> str:
@@ -328,13 +311,13 @@ def _captions_in(fs: pafs.FileSystem, path: str) -> list[str]:
         with fs.open_input_file(path) as stream:
             data = stream.read(_FIELD_BYTES)
     except OSError as error:
-        logger.warning("%s cannot be read (%s): its picture has no caption", path, error)
+        logger.warning("%s cannot be read (%s): its picture gets no caption", path, error)
         return []
     return [caption for line in _decoded(data, path).splitlines() if (caption := clean(line))]
 
 
 def _decoded(data: bytes, name: str) -> str:
-    """Text in UTF-8, or in GB 18030, in which spreadsheets write Chinese on Windows."""
+    """Decode text as UTF-8, or else as GB 18030, which spreadsheets on Windows write for Chinese."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -347,7 +330,7 @@ def _stamp(info: pafs.FileInfo) -> str:
 
 
 def _uri(fs: pafs.FileSystem, path: str) -> str:
-    """The URI of a path, in readable form: only what would not come back is percent-encoded."""
+    """Return the URI of a path; only characters that would change when it is read back are percent-encoded."""
     if not isinstance(fs, pafs.LocalFileSystem):
         return f"s3://{path}"
     shown = "".join(c if c.isprintable() and c not in "%#?" else quote(c, errors="surrogateescape") for c in path)

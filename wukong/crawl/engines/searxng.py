@@ -1,4 +1,4 @@
-"""SearXNG, a meta search engine that one runs oneself, through its JSON API."""
+"""SearXNG, a self-hosted meta search engine, through its JSON API."""
 
 import json
 from urllib.parse import urlencode, urljoin
@@ -19,12 +19,12 @@ class SearXNG:
         self._endpoint = endpoint
 
     def page_url(self, query: str, page: int) -> str:
-        """The address of one page of results; its length is the instance's choice."""
+        """Return the URL of one page of results; the instance chooses the number of results."""
         fields = {"q": query, "categories": "images", "format": "json", "pageno": page + 1}
         return f"{self._endpoint}?{urlencode(fields)}"
 
     def parse(self, body: bytes) -> list[Result]:
-        """Read ``results[]``: ``img_src`` and ``title``."""
+        """Parse ``results[]``: ``img_src`` and ``title``."""
         answer = json.loads(body.decode("utf-8-sig", errors="replace"), strict=False)
         items = answer.get("results") if isinstance(answer, dict) else None
         if not isinstance(items, list):
@@ -41,7 +41,10 @@ class SearXNG:
 
 
 def _absolute(url: str, page: str) -> str:
-    """Complete what some engines give, //host/path; what is no URL stays, and gets its status when it is fetched."""
+    """Complete URLs of the form //host/path, which some engines return; return invalid URLs unchanged.
+
+    Invalid URLs get their status when they are fetched.
+    """
     try:
         return urljoin(page, url)
     except ValueError:

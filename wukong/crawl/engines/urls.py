@@ -1,4 +1,4 @@
-"""A list of URLs in place of a search engine: CSV, TSV, JSON lines or Parquet, such as the released Wukong data set."""
+"""A list of URLs instead of a search engine: CSV, TSV, JSON lines or Parquet, such as the released Wukong data set."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ from wukong.data.schema import key_of
 from wukong.errors import DataError
 
 PIECE_ROWS = 250_000
-"""Rows held in memory at a time, and rows of one sorted file."""
+"""Number of rows in memory at a time, and in one sorted file."""
 
 _SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
 _BLOCK_BYTES = 8 * 2**20
@@ -24,10 +24,10 @@ _FILE_ORDER = 1 << 40
 
 
 def list_files(uri: str) -> list[str]:
-    """Give the files of a list: the one at the URI, or all below it with a known suffix, sorted.
+    """Return the files of a list: the file at the URI, or all files below it with a known suffix, sorted.
 
     Raises:
-        DataError: there are none.
+        DataError: there are no files.
     """
     if storage.exists(uri):
         return [uri]
@@ -38,12 +38,12 @@ def list_files(uri: str) -> list[str]:
 
 
 def read_list(uri: str, number: int, config: Crawl) -> Iterator[pa.Table]:
-    """Read one file of a list in pieces, each a table of ``search.FOUND`` sorted by key.
+    """Read one file of a list in tables of schema ``search.FOUND``, each sorted by key.
 
     Args:
-        uri: the file.
+        uri: URI of the file.
         number: its position among the list's files, so that the first of two equal URLs is the same in every run.
-        config: names the columns.
+        config: the crawl's settings, with the names of the columns.
 
     Raises:
         DataError: the file cannot be parsed or lacks a column.

@@ -17,7 +17,7 @@ from wukong.data import images
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError
 from wukong.model.dual import DualEncoder
-from wukong.train import data
+from wukong.train import training_data
 from wukong.train.loop import Epoch, train
 
 COUNT, SIZE = 7, 24
@@ -50,9 +50,9 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> str:
     return storage.from_path(folder)
 
 
-def pictures(prefix: str, **settings: object) -> tuple[pa.Table, data.Pictures]:
+def pictures(prefix: str, **settings: object) -> tuple[pa.Table, training_data.Pictures]:
     training = Training.model_validate({"lock": "none", "loader_workers": 0, **settings})
-    return data.load_pictures(prefix, "train", ["00000", "00001"], TOWER, training)
+    return training_data.load_pictures(prefix, "train", ["00000", "00001"], TOWER, training)
 
 
 def test_an_image_is_the_view_of_its_pair_and_epoch(prefix: str) -> None:
@@ -68,7 +68,7 @@ def test_an_image_is_the_view_of_its_pair_and_epoch(prefix: str) -> None:
 def test_without_augmentations_an_image_is_its_evaluation_view(prefix: str) -> None:
     training = Training.model_validate({"lock": "none", "loader_workers": 0, "augmentations": []})
     tower = ImageEncoder(image_size=SIZE, view="crop")
-    _, found = data.load_pictures(prefix, "train", ["00000", "00001"], tower, training)
+    _, found = training_data.load_pictures(prefix, "train", ["00000", "00001"], tower, training)
     (batch,) = found.batches([torch.tensor([1])], epoch=4)
     expected = images.evaluation_view(images.decode(encoded(1)), SIZE, "crop")
     assert np.array_equal(batch[0].permute(1, 2, 0).numpy(), np.asarray(expected))
@@ -92,7 +92,7 @@ def test_loader_processes_give_equal_images(prefix: str) -> None:
     """Also in a second epoch, in another order; and torch's global generator is not used."""
     captions = pictures(prefix)[0]["caption"].to_pylist()
     tokenizer = Tokenizer(packaged_vocabulary())
-    (here, there) = (data.Pairs(pictures(prefix, loader_workers=n)[1], captions, tokenizer) for n in (0, 2))
+    (here, there) = (training_data.Pairs(pictures(prefix, loader_workers=n)[1], captions, tokenizer) for n in (0, 2))
     for epoch in (0, 1):
         torch.manual_seed(1)
         expected = list(here.batches(2, 0, epoch))
@@ -127,9 +127,9 @@ def test_a_picture_that_is_missing_or_damaged_is_named(prefix: str, tmp_path: Pa
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
 
-    def load() -> data.Pictures:
+    def load() -> training_data.Pictures:
         settings = Training(lock="none", loader_workers=0)
-        return data.load_pictures(storage.from_path(tmp_path), "train", ["00000"], TOWER, settings)[1]
+        return training_data.load_pictures(storage.from_path(tmp_path), "train", ["00000"], TOWER, settings)[1]
 
     write({"whole": encoded(0)})
     with pytest.raises(DataError, match="lack the picture 'damaged'"):
@@ -150,8 +150,10 @@ def test_training_an_image_tower_can_be_interrupted_and_resumed(prefix: str, tmp
         assert model.image is not None
         model.text.checkpoint_activations = model.image.checkpoint_activations = True
         training = Training(lock="none", loader_workers=0)
-        seen = data.load_pictures(prefix, "train", ["00000", "00001"], ImageEncoder(image_size=32), training)[1]
-        train(model, data.Pairs(seen, captions, Tokenizer(packaged_vocabulary())), settings, 0, after, resume)
+        seen = training_data.load_pictures(prefix, "train", ["00000", "00001"], ImageEncoder(image_size=32), training)[
+            1
+        ]
+        train(model, training_data.Pairs(seen, captions, Tokenizer(packaged_vocabulary())), settings, 0, after, resume)
         return model
 
     def keep_first(epoch: Epoch, write: Callable[[Path], None]) -> None:

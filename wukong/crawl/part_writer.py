@@ -1,4 +1,4 @@
-"""Writing one part of a crawl: a WebDataset tar and the Parquet file beside it."""
+"""Write one part of a crawl: a WebDataset tar and a Parquet file."""
 
 import json
 import tempfile
@@ -15,7 +15,7 @@ from wukong.errors import StorageError
 
 
 class Spool:
-    """Holds the pictures of a part on local disk until all are there, so that memory does not grow with their size."""
+    """A temporary file on local disk for the images of a part, so that they do not take memory."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="wukong-crawl-")  # noqa: SIM115
@@ -23,7 +23,7 @@ class Spool:
         self._end = 0
 
     def add(self, key: str, data: bytes) -> None:
-        """Keep a picture under its pair's key.
+        """Store an image under its pair's key.
 
         Raises:
             StorageError: the disk is full.
@@ -33,13 +33,14 @@ class Spool:
             self._file.write(data)
         except OSError as error:
             raise StorageError(
-                f"a part's pictures cannot be kept in {tempfile.gettempdir()} ({error}): make room there, or set TMPDIR"
+                f"a part's pictures cannot be written to {tempfile.gettempdir()} ({error}): free space there, or set "
+                "TMPDIR"
             ) from error
         self._places[key] = (self._end, len(data))
         self._end += len(data)
 
     def read(self, key: str) -> bytes:
-        """Give a picture back."""
+        """Return a stored image."""
         offset, size = self._places[key]
         self._file.seek(offset)
         return self._file.read(size)
@@ -55,9 +56,9 @@ def write_part(uri: str, rows: Sequence[Mapping[str, Any]], pictures: Spool) -> 
     """Write ``{uri}.tar`` and ``{uri}.parquet``; equal rows and pictures give equal bytes.
 
     Args:
-        uri: the part's address without a suffix.
-        rows: one a URL, with the columns of ``CRAWLED``, in the order they are written.
-        pictures: a JPEG for each row whose status is ``success``.
+        uri: URI of the part without a suffix.
+        rows: one row for each URL, with the columns of ``CRAWLED``, in the order in which they are written.
+        pictures: a JPEG for each row with status ``success``.
     """
     with storage.open_output(f"{uri}.tar") as stream:
         for row in rows:

@@ -1,4 +1,4 @@
-"""The tar that a part is written as, against Python's own tarfile."""
+"""The tar of a part, compared with Python's tarfile."""
 
 import tarfile
 from pathlib import Path
@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wukong import storage
-from wukong.crawl.shard import Spool, write_part
+from wukong.crawl.part_writer import Spool, write_part
 
 
 @given(st.lists(st.binary(max_size=2000), max_size=20))
-def test_a_spool_gives_back_what_it_was_given(pictures: list[bytes]) -> None:
+def test_a_spool_returns_the_stored_images(pictures: list[bytes]) -> None:
     with Spool() as spool:
         for number, data in enumerate(pictures):
             spool.add(str(number), data)
