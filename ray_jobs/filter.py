@@ -1,27 +1,31 @@
 """The filter job: sections 3.1 and 3.2 over a crawl's parts, the split, and the repacking into shards.
 
-Consecutive parts form a group, the unit of work and of recovery; a task goes through it part by part. The passes:
+This file says what Ray schedules and how a killed run continues. What is computed and decided is in
+``wukong/curate``: ``apply.py`` over tables of pairs, ``rules/`` with one file a rule, ``split.py``, ``repack.py``.
 
-1. count: caption hashes of each group, merged range by range (exact over the whole corpus);
-2. rules: compute the columns, decide, mask names (Parquet only, no picture is read);
-3. look, only where a rule asks for it: perceptual hashes and similarities of the pictures of kept pairs, in a stage of
-   its own, so that another threshold over them looks at no picture again; then decide over them, and gather over all
-   groups the pairs whose picture another pair shows;
-4. split: the pictures that training may not see and the captions that it sees, gathered over all groups;
-5. assign: the split and place of each kept pair, sorted by place; dropped pairs are written with their rule;
-6. repack: each range of places becomes shards, pictures copied byte for byte.
+Consecutive parts of the crawl form a group. A Ray task works on one group, part by part, and leaves a record when it is
+done. The passes are:
 
-A task holds a part, a group or a range, so its memory does not depend on how many there are. What every task must know
-of the whole corpus, how often the repeated captions occur and what the split withholds, lies once in the object store.
+1. count: each group writes the hashes of its captions; each range of hashes is counted (exact over the whole corpus);
+2. rules: compute the rules' columns, decide, mask names (Parquet only, no picture is read);
+3. look, only where a rule reads pictures: compute columns from the pictures of the pairs that are left, in a stage of
+   its own, so that with another threshold no picture is read again; then decide over these columns;
+4. compare, only where a rule compares pairs with each other: find the pairs that repeat an earlier one, over all
+   groups;
+5. split: gather over all groups the held-out pictures and the captions that training sees;
+6. assign: the split and the place of each kept pair, sorted by place; dropped pairs are written with their reason;
+7. repack: each range of places becomes shards, pictures are copied byte for byte.
+
+A task holds one part, one group or one range, so its memory does not depend on how many there are. What every task
+needs to know of the whole corpus lies once in Ray's object store: how often the repeated captions occur, which pairs
+repeat an earlier one, the held-out pictures.
 
 Every pass is a function of the crawl's files, the config and the seed, so a killed run continues to the same bytes.
 """
 
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -32,27 +36,22 @@ import ray
 
 from wukong import stages, storage
 from wukong.config import Experiment, Filter
-from wukong.curate import duplicates, names, phash, repack, rules, split
+from wukong.curate import apply, caption_counts, duplicates, repack, rules, split
+from wukong.curate.caption_counts import CaptionCounts, Hashes
 from wukong.curate.pairs import read_pairs
-from wukong.curate.rules import frequency, sensitive
-from wukong.curate.rules.frequency import CaptionCounts, Hashes
 from wukong.curate.text import clean
 from wukong.data.schema import DROPPED
-from wukong.data.shards import pictures
 from wukong.errors import DataError
 from wukong.manifest import Manifest, Part, Stage
 
 log = logging.getLogger(__name__)
 
-_VERSION = stages.of("filter").version
 _GROUPS = 64
 _MAX_ROWS = 100_000
 _BINS = 1024
 _RANGE_ROWS = 2_000_000
 _BAND_ROWS = 4_000_000
-_PICTURES = 64
 _ROW_GROUP = 4096
-_NOT_LOOKED_BY = {"min_similarity", "max_hash_distance", "shard_size", "split"}
 
 
 @dataclass(frozen=True)
@@ -85,36 +84,44 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
 
     Returns:
         The manifest. ``counts`` has ``pairs`` (downloaded pairs that came in), ``kept`` (passed every rule) and the
-        pairs of each split; ``dropped`` the pairs left out by each of ``RULES`` and ``held_back``.
+        pairs of each split; ``dropped`` has the pairs that each rule dropped, and those that were held back.
 
     Raises:
         DataError: a part is truncated, has another schema or lacks a picture, or nothing is left to train on.
-        ConfigError: the lists of sensitive words cannot be used.
+        ConfigError: what a rule reads, for instance its lists of words, cannot be used.
     """
     settings, crawl = experiment.filter, parents["crawl"]
-    config = settings.model_dump(mode="json") | {"seed": experiment.seed}
-    stage = Stage(experiment.root, "filter", config, [crawl], version=_VERSION)
+    entry = stages.of("filter")
+    stage = Stage(experiment.root, "filter", entry.config(experiment), [crawl], version=entry.version)
     if finished := stage.finished():
         return finished
-    sensitive.load(settings.sensitive_words, with_default=settings.default_words)
+    rules.load(settings)  # a list that cannot be used ends the job here, before any task
     groups = _groups(crawl)
 
-    decided = _each("rules", stage, _apply_rules, groups, lambda: (settings, ray.put(_count(stage, groups, settings))))
-    looked = []
-    if _looks(settings):
-        looked = _each("decide", stage, _decide, groups, lambda: (settings, _looked(experiment, crawl, groups, stage)))
-    assigned = _each(
+    judged = _run_missing(
+        "rules", stage, _apply_rules, groups, lambda: (settings, ray.put(_count(stage, groups, settings)))
+    )
+    by_pictures = []
+    if rules.needs_pictures(settings):
+        by_pictures = _run_missing(
+            "decide",
+            stage,
+            _apply_picture_rules,
+            groups,
+            lambda: (settings, _compute_from_pictures(experiment, crawl, groups, stage)),
+        )
+    assigned = _run_missing(
         "assign", stage, _assign, groups, lambda: (settings, experiment.seed, *_corpus_facts(stage, groups, settings))
     )
     pieces = _pieces([record["bins"] for record in assigned], settings.shard_size)
-    repacked = _each("repack", stage, _repack, pieces, lambda: (len(groups),))
+    repacked = _run_missing("repack", stage, _repack, pieces, lambda: (len(groups),))
 
     applied = rules.applied(settings)
     dropped = dict.fromkeys([*applied, rules.HELD_BACK], 0)
-    for record in [*decided, *looked, *assigned]:
+    for record in [*judged, *by_pictures, *assigned]:
         for rule, rows in record["dropped"].items():
             dropped[rule] += rows
-    pairs = sum(record["pairs"] for record in decided)
+    pairs = sum(record["pairs"] for record in judged)
     counts = {"pairs": pairs, "kept": pairs - sum(dropped[rule] for rule in applied)}
     for name in (split.TRAIN, *(holdout.name for holdout in settings.split.holdouts)):
         counts[name] = sum(piece.rows for piece in pieces if piece.split == name)
@@ -151,25 +158,33 @@ def _groups(crawl: Manifest) -> list[_Group]:
     return [_Group(n, low, tuple(uris[low:high])) for n, (low, high) in enumerate(zip(cuts, ends, strict=True))]
 
 
-def _each(
+def _run_missing(
     name: str,
     stage: Stage,
     task: Callable[..., dict[str, Any]],
     units: Sequence[_Group] | Sequence[_Piece],
     shared: Callable[[], tuple[Any, ...]],
 ) -> list[dict[str, Any]]:
-    """Run a task for each unit that is not recorded as complete; what tasks share is made only if one must run."""
+    """Run a task for each group or piece that has no record yet, and return the records of all.
+
+    Args:
+        name: of the pass, by which records are found again.
+        stage: that keeps the records.
+        task: takes the stage, the group or piece, and what ``shared`` returns.
+        units: all groups or pieces.
+        shared: makes what the tasks share; it is called only if a task must run.
+    """
     records = {unit.number: stage.finished_task(f"{name}-{unit.number:05d}") for unit in units}
     missing = [unit for unit in units if records[unit.number] is None]
     if missing:
         common = shared()
-        made = _map(_recorded, [(task, name, stage, unit, *common) for unit in missing])
+        made = _map(_run_and_record, [(task, name, stage, unit, *common) for unit in missing])
         records |= {unit.number: record for unit, record in zip(missing, made, strict=True)}
-    log.info("filter: %s: %d of %d groups done, the others were before", name, len(missing), len(units))
+    log.info("filter: %s: %d of %d groups done, the others were done before", name, len(missing), len(units))
     return [record for record in records.values() if record is not None]
 
 
-def _recorded(
+def _run_and_record(
     task: Callable[..., dict[str, Any]], name: str, stage: Stage, unit: _Group | _Piece, *shared: Any
 ) -> dict[str, Any]:
     record = task(stage, unit, *shared)
@@ -188,11 +203,11 @@ def _count(stage: Stage, groups: Sequence[_Group], settings: Filter) -> CaptionC
     ranges = max(1, -(-rows // _RANGE_ROWS))
     edges = [2**64 * number // ranges for number in range(ranges + 1)]
     merged = _map(_merge, [(stage, len(groups), (low, high - 1)) for low, high in pairwise(edges)])
-    return frequency.join(merged)
+    return caption_counts.join(merged)
 
 
 def _hash(stage: Stage, group: _Group, settings: Filter) -> int:
-    hashes = [frequency.hashes(clean.cleaned(read_pairs(uri)["caption"], settings)) for uri in group.parts]
+    hashes = [caption_counts.hashes(clean.cleaned(read_pairs(uri)["caption"], settings)) for uri in group.parts]
     ordered = np.sort(np.concatenate(hashes))
     # Not through the object store: Ray would keep that many small pieces in the memory of the driver. And made anew by
     # every run: another version of Polars may hash otherwise.
@@ -205,7 +220,7 @@ def _merge(stage: Stage, groups: int, bounds: tuple[int, int]) -> CaptionCounts:
     low, high = map(np.uint64, bounds)
     wanted = [("hash", ">=", low), ("hash", "<=", high)]
     pieces = (_read_some(_hashes_uri(stage, group), wanted) for group in range(groups))
-    return frequency.merge(*(piece["hash"].to_numpy() for piece in pieces))
+    return caption_counts.merge(*(piece["hash"].to_numpy() for piece in pieces))
 
 
 def _read_some(uri: str, wanted: Sequence[tuple[str, str, Any]]) -> pl.DataFrame:
@@ -215,117 +230,56 @@ def _read_some(uri: str, wanted: Sequence[tuple[str, str, Any]]) -> pl.DataFrame
 
 
 def _apply_rules(stage: Stage, group: _Group, settings: Filter, counts: CaptionCounts) -> dict[str, Any]:
-    words = sensitive.load(settings.sensitive_words, with_default=settings.default_words)
-    pairs, dropped = 0, dict.fromkeys(rules.RULES, 0)
+    loaded = rules.load(settings)
+    pairs, dropped = 0, dict.fromkeys((rule.name for rule in rules.decided("pairs", settings)), 0)
     for number, uri in enumerate(group.parts, group.first):
-        judged = _judge(read_pairs(uri), settings, counts, words)
+        judged = apply.apply_rules(read_pairs(uri), settings, counts, loaded)
         storage.write_table(_judged_uri(stage, number), judged.to_arrow())
         pairs += len(judged)
-        for rule, rows in judged["dropped_by"].drop_nulls().value_counts().iter_rows():
-            dropped[rule] += rows
+        for reason, rows in apply.count_reasons([judged], dropped).items():
+            dropped[reason] += rows
     return {"pairs": pairs, "dropped": dropped}
 
 
-def _judge(
-    pairs: pl.DataFrame, settings: Filter, counts: CaptionCounts, words: sensitive.SensitiveWords
-) -> pl.DataFrame:
-    original = pairs["caption"]
-    columns = rules.compute(pairs.with_columns(clean.cleaned(original, settings)), settings, counts, words)
-    columns = columns.with_columns(
-        dropped_by=rules.decide(columns, settings),
-        caption_original=original,
-        image_hash=pl.lit(None, pl.UInt64),
-        similarity=pl.lit(None, pl.Float32),
-    )
-    if settings.mask_names:
-        kept = columns["dropped_by"].is_null()
-        masked = pl.Series(names.mask(columns["caption"].filter(kept), settings.name_care), dtype=pl.String)
-        columns = columns.with_columns(caption=columns["caption"].scatter(kept.arg_true(), masked))
-    return columns.select(DROPPED.names)
+def _compute_from_pictures(experiment: Experiment, crawl: Manifest, groups: Sequence[_Group], stage: Stage) -> Stage:
+    """Finish the stage that holds the columns which rules compute from the pictures of the pairs that are left."""
+    config = rules.config_of(experiment.filter, exclude=rules.picture_thresholds() | {"shard_size", "split"})
+    computed = Stage(experiment.root, "look", config, [crawl], version=stages.of("look").version)
+    if not computed.finished():
+        records = _run_missing("look", computed, _read_pictures, groups, lambda: (stage, experiment.filter))
+        computed.commit([Part.model_validate(part) for record in records for part in record["parts"]])
+    return computed
 
 
-def _looks(settings: Filter) -> bool:
-    """Whether a rule must look at pictures themselves."""
-    return settings.duplicate_images == "similar" or settings.similarity_model is not None
-
-
-def _looked(experiment: Experiment, crawl: Manifest, groups: Sequence[_Group], stage: Stage) -> Stage:
-    """What the rules must know of the pictures of pairs that are kept so far, as a finished stage."""
-    config = experiment.filter.model_dump(mode="json", exclude=_NOT_LOOKED_BY)
-    look = Stage(experiment.root, "look", config, [crawl], version=_VERSION)
-    if not look.finished():
-        records = _each("look", look, _look, groups, lambda: (stage, experiment.filter))
-        look.commit([Part.model_validate(part) for record in records for part in record["parts"]])
-    return look
-
-
-def _look(look: Stage, group: _Group, stage: Stage, settings: Filter) -> dict[str, Any]:
+def _read_pictures(computed: Stage, group: _Group, stage: Stage, settings: Filter) -> dict[str, Any]:
     parts = []
     for number, uri in enumerate(group.parts, group.first):
         judged = pl.DataFrame(storage.read_table(_judged_uri(stage, number), ["key", "caption", "dropped_by"]))
-        kept = judged.filter(pl.col("dropped_by").is_null())
-        seen = _seen(dict(kept.select("key", "caption").iter_rows()), f"{uri.removesuffix('.parquet')}.tar", settings)
-        storage.write_table(look.path(_look_path(number)), seen.to_arrow())
-        parts.append(look.describe(_look_path(number), len(seen)).model_dump())
+        left = judged.filter(pl.col("dropped_by").is_null())
+        captions = dict(left.select("key", "caption").iter_rows())
+        columns = rules.compute_from_pictures(f"{uri.removesuffix('.parquet')}.tar", captions, settings)
+        storage.write_table(computed.path(_picture_columns_path(number)), columns.to_arrow())
+        parts.append(computed.describe(_picture_columns_path(number), len(columns)).model_dump())
     return {"parts": parts}
 
 
-def _decide(stage: Stage, group: _Group, settings: Filter, look: Stage) -> dict[str, Any]:
-    left_out = 0
+def _apply_picture_rules(stage: Stage, group: _Group, settings: Filter, computed: Stage) -> dict[str, Any]:
+    dropped = dict.fromkeys((rule.name for rule in rules.decided("pictures", settings)), 0)
     for number in range(group.first, group.first + len(group.parts)):
         judged = pl.DataFrame(storage.read_table(_judged_uri(stage, number)))
-        seen = pl.DataFrame(storage.read_table(look.path(_look_path(number))))
-        judged = judged.drop(seen.columns[1:]).join(seen, on="key", how="left", maintain_order="left")
-        unfit = pl.col("similarity") < settings.min_similarity
-        judged = judged.with_columns(
-            dropped_by=pl.when(pl.col("dropped_by").is_null() & unfit)
-            .then(pl.lit("similarity"))
-            .otherwise("dropped_by")
-        )
-        left_out += int((judged["dropped_by"] == "similarity").sum())
-        storage.write_table(_judged_uri(stage, number, looked=True), judged.select(DROPPED.names).to_arrow())
-    return {"dropped": {"similarity": left_out} if settings.similarity_model else {}}
+        columns = pl.DataFrame(storage.read_table(computed.path(_picture_columns_path(number))))
+        judged = apply.apply_picture_rules(judged, columns, settings)
+        for reason, rows in apply.count_reasons([judged], dropped).items():
+            dropped[reason] += rows
+        storage.write_table(_judged_uri(stage, number, by_pictures=True), judged.to_arrow())
+    return {"dropped": dropped}
 
 
-def _seen(captions: Mapping[str, str], tar: str, settings: Filter) -> pl.DataFrame:
-    """What the rules must know of the pictures of some pairs: ``key`` and the columns that are asked for."""
-    frames = [pl.DataFrame(schema={"key": pl.String})]
-    wanted = ((key, data) for key, data in pictures(tar) if key in captions)
-    while batch := list(itertools.islice(wanted, _PICTURES)):
-        keys, names = [key for key, _ in batch], [f"{key}.jpg of {tar}" for key, _ in batch]
-        columns: dict[str, Any] = {"key": keys}
-        if settings.duplicate_images == "similar":
-            hashed = [phash.perceptual_hash(data, name) for (_, data), name in zip(batch, names, strict=True)]
-            columns["image_hash"] = pl.Series(hashed, dtype=pl.UInt64)
-        if settings.similarity_model is not None:
-            columns["similarity"] = _similarities(settings.similarity_model, batch, captions, names)
-        frames.append(pl.DataFrame(columns))
-    return pl.concat(frames[1:] or frames)
+def _judged_uri(stage: Stage, part: int, *, by_pictures: bool = False) -> str:
+    return stage.path(f"_work/{'looked' if by_pictures else 'rules'}/{part:05d}.parquet")
 
 
-def _similarities(
-    model: str, batch: Sequence[tuple[str, bytes]], captions: Mapping[str, str], names: Sequence[str]
-) -> pl.Series:
-    from wukong.curate.alignment import similarities
-
-    return similarities(_model(model), [data for _, data in batch], [captions[key] for key, _ in batch], names)
-
-
-@lru_cache(maxsize=1)
-def _model(uri: str) -> Any:
-    import torch
-
-    from wukong.model import saved_model
-
-    torch.set_num_threads(1)
-    return saved_model.load(uri)
-
-
-def _judged_uri(stage: Stage, part: int, *, looked: bool = False) -> str:
-    return stage.path(f"_work/{'looked' if looked else 'rules'}/{part:05d}.parquet")
-
-
-def _look_path(part: int) -> str:
+def _picture_columns_path(part: int) -> str:
     return f"parts/{part:05d}.parquet"
 
 
@@ -337,114 +291,129 @@ def _placed_uri(stage: Stage, group: int) -> str:
     return stage.path(f"_work/placed/{group:05d}.parquet")
 
 
-def _judged(stage: Stage, group: _Group, settings: Filter, repeated: Hashes | None = None) -> Iterator[pl.DataFrame]:
-    """The rows of a group's parts as the rules decided over them.
+def _judged(
+    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Hashes] | None = None
+) -> Iterator[pl.DataFrame]:
+    """The rows of a group's parts with the decisions so far, one table a part.
 
     Args:
         stage: the filter.
         group: whose rows.
-        settings: which rules there are.
-        repeated: keys, as numbers, of the pairs whose picture another pair shows.
+        settings: which rules are on.
+        repeats: of ``_repeats``; without it, what the rules decided that compare no pairs.
     """
     for number in range(group.first, group.first + len(group.parts)):
-        frame = pl.DataFrame(storage.read_table(_judged_uri(stage, number, looked=_looks(settings))))
-        if repeated is not None and len(repeated):
-            again = pl.Series(np.isin(duplicates.numbers(frame["key"]), repeated)) & frame["dropped_by"].is_null()
-            frame = frame.with_columns(
-                dropped_by=pl.when(again).then(pl.lit("duplicate_image")).otherwise("dropped_by")
-            )
-        yield frame
+        uri = _judged_uri(stage, number, by_pictures=rules.needs_pictures(settings))
+        yield apply.apply_comparisons(pl.DataFrame(storage.read_table(uri)), repeats or {}, settings)
 
 
-def _kept(stage: Stage, group: _Group, settings: Filter, repeated: Hashes | None = None) -> Iterator[pl.DataFrame]:
-    for frame in _judged(stage, group, settings, repeated):
+def _kept(
+    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Hashes] | None = None
+) -> Iterator[pl.DataFrame]:
+    for frame in _judged(stage, group, settings, repeats):
         yield frame.filter(pl.col("dropped_by").is_null())
 
 
 def _corpus_facts(stage: Stage, groups: Sequence[_Group], settings: Filter) -> tuple[Any, Any, Any]:
-    """What ``_assign`` must know of the whole corpus, in the object store: repeated and withheld pictures, captions."""
-    repeated = ray.put(_repeated(stage, groups, settings))
-    facts = _map(_withheld_and_asked, [(stage, group, settings, repeated) for group in groups])
-    withheld, asked = (ray.put(_union(arrays)) for arrays in zip(*facts, strict=True))
-    trained = _map(_trained, [(stage, group, settings, repeated, withheld, asked) for group in groups])
-    return repeated, withheld, ray.put(_union(trained))
+    """What ``_assign`` needs of the whole corpus, in the object store: repeats, held-out pictures, trained captions."""
+    repeats = ray.put(_repeats(stage, groups, settings))
+    facts = _map(_held_out_pictures_and_asked_captions, [(stage, group, settings, repeats) for group in groups])
+    held_out, asked = (ray.put(_union(arrays)) for arrays in zip(*facts, strict=True))
+    trained = _map(_trained_captions, [(stage, group, settings, repeats, held_out, asked) for group in groups])
+    return repeats, held_out, ray.put(_union(trained))
 
 
-def _repeated(stage: Stage, groups: Sequence[_Group], settings: Filter) -> Hashes:
-    """Keys, as numbers, of the kept pairs whose picture another pair with an earlier key shows."""
-    if settings.duplicate_images == "keep":
-        return np.empty(0, np.uint64)
-    distance = settings.max_hash_distance if settings.duplicate_images == "similar" else 0
+def _repeats(stage: Stage, groups: Sequence[_Group], settings: Filter) -> dict[str, Hashes]:
+    """Find the pairs that repeat one with an earlier key, by each rule that compares pairs.
+
+    Returns:
+        By the column of the rule's comparison, the keys of these pairs as numbers.
+    """
+    found = {}
+    for rule in rules.decided("corpus", settings):
+        if rule.comparison is not None:
+            distance = rule.comparison.distance(settings)
+            found[rule.comparison.column] = _repeats_by(rule.name, distance, stage, groups, settings)
+    return found
+
+
+def _repeats_by(rule: str, distance: int, stage: Stage, groups: Sequence[_Group], settings: Filter) -> Hashes:
+    """Each group sorts its pairs into bands and ranges of values; then each range of a band is searched by itself."""
     rows, ranges = len(groups) * _MAX_ROWS, 1
     while ranges * _BAND_ROWS < rows:
         ranges *= 2
     pieces = (distance + 1) * ranges
-    sort = ray.remote(_picture_bands).options(num_returns=pieces)
-    later = ray.remote(_later)
-    sorted_ = [sort.remote(stage, group, settings, distance, ranges) for group in groups]
+    sort = ray.remote(_sort_into_bands).options(num_returns=pieces)
+    search = ray.remote(_search_range)
+    sorted_ = [sort.remote(stage, group, settings, rule, distance, ranges) for group in groups]
     by_group = sorted_ if pieces > 1 else [[reference] for reference in sorted_]
-    found = [later.remote(distance, piece // ranges, *(entry[piece] for entry in by_group)) for piece in range(pieces)]
+    found = [search.remote(distance, piece // ranges, *(entry[piece] for entry in by_group)) for piece in range(pieces)]
     return _union(ray.get(found))
 
 
-def _picture_bands(stage: Stage, group: _Group, settings: Filter, distance: int, ranges: int) -> Any:
-    frame = pl.concat(_kept(stage, group, settings)).select("key", "sha256", "image_hash")
-    similar = settings.duplicate_images == "similar"
-    values = frame["image_hash"].to_numpy() if similar else split.picture_digests(frame)
+def _sort_into_bands(stage: Stage, group: _Group, settings: Filter, name: str, distance: int, ranges: int) -> Any:
+    frame = pl.concat(_kept(stage, group, settings))
+    values = rules.compared_values(name, frame, settings)
     bands = duplicates.bands((values, duplicates.numbers(frame["key"])), distance, ranges)
     return bands if len(bands) > 1 else bands[0]
 
 
-def _later(distance: int, band: int, *pieces: duplicates.Pictures) -> Hashes:
+def _search_range(distance: int, band: int, *pieces: duplicates.Pictures) -> Hashes:
     values, keys = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
-    return duplicates.later((values, keys), distance, band)
+    return duplicates.repeats((values, keys), distance, band)
 
 
 def _union(arrays: Sequence[Hashes]) -> Hashes:
     return np.unique(np.concatenate(arrays))
 
 
-def _withheld_and_asked(stage: Stage, group: _Group, settings: Filter, repeated: Hashes) -> tuple[Hashes, Hashes]:
-    withheld, asked = [], []
-    for frame in _kept(stage, group, settings, repeated):
-        withheld.append(split.withheld_pictures(frame, settings.split))
+def _held_out_pictures_and_asked_captions(
+    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Hashes]
+) -> tuple[Hashes, Hashes]:
+    held_out, asked = [], []
+    for frame in _kept(stage, group, settings, repeats):
+        held_out.append(split.held_out_pictures(frame, settings.split))
         asked.append(split.asked_captions(frame, settings.split))
-    return _union(withheld), _union(asked)
+    return _union(held_out), _union(asked)
 
 
-def _trained(
-    stage: Stage, group: _Group, settings: Filter, repeated: Hashes, withheld: Hashes, asked: Hashes
+def _trained_captions(
+    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Hashes], held_out: Hashes, asked: Hashes
 ) -> Hashes:
-    kept = _kept(stage, group, settings, repeated)
-    found = [split.trained_captions(frame, settings.split, withheld) for frame in kept]
+    kept = _kept(stage, group, settings, repeats)
+    found = [split.trained_captions(frame, settings.split, held_out) for frame in kept]
     return np.intersect1d(_union(found), asked, assume_unique=True)
 
 
 def _assign(
-    stage: Stage, group: _Group, settings: Filter, seed: int, repeated: Hashes, withheld: Hashes, trained: Hashes
+    stage: Stage,
+    group: _Group,
+    settings: Filter,
+    seed: int,
+    repeats: Mapping[str, Hashes],
+    held_out: Hashes,
+    trained: Hashes,
 ) -> dict[str, Any]:
     placed, dropped = [], []
-    for uri, judged in zip(group.parts, _judged(stage, group, settings, repeated), strict=True):
+    for uri, judged in zip(group.parts, _judged(stage, group, settings, repeats), strict=True):
         kept = judged.filter(pl.col("dropped_by").is_null())
-        kept = kept.with_columns(split=split.assign(kept, settings.split, withheld, trained))
-        back = pl.col("split") == rules.HELD_BACK
+        kept = kept.with_columns(split=split.assign(kept, settings.split, held_out, trained))
+        kept = apply.hold_back(kept, settings)
         dropped.append(judged.filter(pl.col("dropped_by").is_not_null()))
-        dropped.append(kept.filter(back).with_columns(dropped_by=pl.col("split")).drop("split"))
-        kept = kept.filter(~back).drop("dropped_by")
+        dropped.append(kept.filter(pl.col("dropped_by").is_not_null()).drop("split"))
+        kept = kept.filter(pl.col("dropped_by").is_null()).drop("dropped_by")
         kept = kept.with_columns(position=repack.positions(kept["key"], seed))
         placed.append(repack.locate(kept, uri.removesuffix(".parquet") + ".tar"))
     pairs, out = pl.concat(placed).sort("split", "position", "key"), pl.concat(dropped)
-    # Small row groups, sorted: whoever needs a range of a split reads little else.
+    # Small row groups, sorted: a task that needs a range of a split reads little else.
     with storage.open_output(_placed_uri(stage, group.number)) as stream:
         pairs.write_parquet(stream, row_group_size=_ROW_GROUP)
     path = f"dropped/{group.number:05d}.parquet"
     storage.write_table(stage.path(path), out.select(DROPPED.names).to_arrow().cast(DROPPED))
+    reasons = (rules.HELD_BACK, *(rule.name for rule in rules.decided("corpus", settings)))
     return {
         "bins": {str(name): _histogram(rows["position"]) for (name,), rows in pairs.group_by("split")},
-        "dropped": {
-            reason: int((out["dropped_by"] == reason).sum())
-            for reason in (rules.HELD_BACK, *({"duplicate_image"} & {*rules.applied(settings)}))
-        },
+        "dropped": apply.count_reasons([out], reasons),
         "parts": [stage.describe(path, len(out)).model_dump()],
     }
 

@@ -12,7 +12,7 @@ import ray
 
 from wukong import manifest, stages, storage
 from wukong.config import Experiment
-from wukong.curate.rules import sensitive
+from wukong.curate import rules
 from wukong.curate.split import TRAIN
 from wukong.data.schema import PAIRS
 from wukong.errors import ConfigError, DataError, GateError
@@ -152,11 +152,11 @@ def _read(batch: Sequence[str]) -> pl.DataFrame:
 def _check(
     experiment: Experiment, batch: Sequence[str]
 ) -> tuple[dict[str, Any], audit.Facts, dict[str, statistics.Statistics]]:
-    pairs, rules = _read(batch), experiment.filter
+    pairs = _read(batch)
     missing = [name for name in PAIRS.names if name not in pairs.columns]
     if missing:
         raise DataError(f"{batch[0]} lacks the columns {', '.join(missing)}: run the filter again")
-    audited = audit.audit(pairs, sensitive.load(rules.sensitive_words, with_default=rules.default_words))
+    audited = audit.audit(pairs, rules.load(experiment.filter))
     result = runner.run_suite("pairs", audited, suites.pair_expectations(experiment))
     return result, audit.facts_of(pairs, experiment.filter.split), statistics.by_split(pairs)
 

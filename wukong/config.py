@@ -1,29 +1,45 @@
-"""The typed experiment: one YAML file says everything a run does; an unknown key is an error, never ignored.
+"""The typed experiment: one YAML file with everything that a run does. An unknown key is an error.
 
-What one value or several together can never mean is refused here. What needs the world to tell, files, disks, memory
-and servers, is ``wukong.preflight``'s.
+Values that cannot be meant, alone or together, are refused here. ``wukong.preflight`` checks what depends on the world:
+files, disks, memory, servers.
 """
 
 import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from wukong.curate import rules
 from wukong.errors import ConfigError
+from wukong.section import Fraction, Positive, Strict
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(gt=0)]
+if TYPE_CHECKING:
+    # The settings that the type checker knows. A rule whose settings nothing but its own file reads need not be here.
+    from wukong.curate.rules import aspect_ratio, duplicate_image, frequency, language, length, sensitive, similarity
+    from wukong.curate.rules import size as sides
 
+    class _RuleSettings(
+        sides.Settings,
+        aspect_ratio.Settings,
+        length.Settings,
+        frequency.Settings,
+        sensitive.Settings,
+        similarity.Settings,
+        duplicate_image.Settings,
+    ):
+        pass
 
-class Strict(BaseModel):
-    """A config section: immutable, no unknown keys."""
+    class _GateSettings(language.GateSettings, frequency.GateSettings):
+        pass
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+else:
+    _RuleSettings = rules.section_of("settings")
+    _GateSettings = rules.section_of("gate_settings")
 
 
 class Politeness(Strict):
@@ -111,13 +127,14 @@ class Holdout(Strict):
 
 
 class Split(Strict):
-    """Which pairs are kept from training. By caption and picture, never by file.
+    """Which pairs training must not see. The split is by caption and picture, never by file.
 
-    A caption is held out when its salted hash falls below the fraction; every pair with that caption is kept from
-    training wherever it comes from. So is every pair whose URL matches the source of a hold-out without ``captions:
-    unseen``, and every pair whose picture (by SHA-256) also stands in a pair kept from training. Of the pairs kept from
-    training, a hold-out takes those of its source, the first hold-out that fits a pair; with ``captions: unseen`` only
-    held-out captions, with ``seen`` only captions that training has. The others are counted as ``held_back``.
+    A caption is held out when its salted hash is below the fraction; training sees no pair with that caption, whatever
+    its source. Training also sees no pair whose URL matches the source of a hold-out without ``captions: unseen``, and
+    no pair with the same picture (by SHA-256) as a pair that it must not see. Of all these pairs, a hold-out takes
+    those of its source: with ``captions: unseen`` only those with held-out captions, with ``seen`` only those with
+    captions that training sees. A pair that several hold-outs could take is in the first of them. The others are
+    ``held_back``.
     """
 
     held_out_captions: Fraction = 0.0
@@ -135,61 +152,23 @@ class Split(Strict):
         return self
 
 
-class Filter(Strict):
-    """Sections 3.1 and 3.2: the thresholds that decide over the computed columns."""
+class Filter(_RuleSettings):
+    """Sections 3.1 and 3.2: the settings of the rules (``wukong/curate/rules``), and what else is done to pairs."""
 
-    min_side: int = Field(201, ge=0, description="the paper keeps images with both sides greater than 200 pixels")
-    max_aspect_ratio: float = Field(3.0, ge=1.0)
-    length_unit: Literal["character", "word", "token"] = "character"
-    min_length: int = Field(1, ge=0, description="Chinese units, inclusive")
-    max_length: int = Field(31, ge=1, description="Chinese units, inclusive: fewer than 32")
-    max_caption_count: Positive = Field(10, description="pairs whose caption occurs more often than this are left out")
-    sensitive_words: str | None = Field(
-        None, description="URI of a folder, one file a category; the default set if absent"
-    )
-    default_words: bool = Field(False, description="look for the default set too, beside that of sensitive_words")
     mask_names: bool = True
     name_care: Literal["precise", "balanced", "thorough"] = Field(
         "balanced", description="'precise' masks fewer words that are no names, 'thorough' leaves fewer names unmasked"
     )
     clean_markup: bool = Field(False, description="take HTML and emoji out of captions, before all else")
     simplify: bool = Field(False, description="turn captions into Simplified Chinese (OpenCC), before they are counted")
-    duplicate_images: Literal["keep", "equal", "similar"] = Field(
-        "keep", description="of pairs with an equal picture, or a similar one by perceptual hash, keep the first by key"
-    )
-    max_hash_distance: int = Field(3, ge=0, le=3, description="bits of 64 in which similar pictures' hashes may differ")
-    similarity_model: str | None = Field(
-        None, description="URI of a model's folder, by which pairs are left out whose caption does not fit the picture"
-    )
-    min_similarity: float = Field(0.0, ge=-1, le=1, description="by similarity_model, pairs below it are left out")
     shard_size: Positive = Field(1_000, description="pairs a training shard")
     split: Split = Split()
 
-    @model_validator(mode="after")
-    def _a_threshold_has_what_it_compares(self) -> "Filter":
-        if self.min_similarity and self.similarity_model is None:
-            raise ValueError(
-                f"min_similarity is {self.min_similarity}, but without similarity_model nothing is compared: name the "
-                "URI of a model's folder, or leave it out"
-            )
-        return self
 
-    @model_validator(mode="after")
-    def _lengths_are_a_range(self) -> "Filter":
-        if self.min_length > self.max_length:
-            raise ValueError(
-                f"min_length is {self.min_length} and max_length {self.max_length}: no caption is of that length; "
-                "min_length is at most max_length"
-            )
-        return self
-
-
-class Validation(Strict):
-    """The gate between data and training."""
+class Validation(_GateSettings):
+    """The gate between data and training: the tolerances of the rules' checks, and what else must hold."""
 
     min_pairs: Positive = 1_000
-    max_caption_count: Positive = 10
-    min_chinese_share: Fraction = Field(0.9, description="share of captions that must hold a Chinese character")
     max_unmasked_name_rate: Fraction = 0.05
     reference: str | None = Field(
         None, description="URI of an earlier validate stage's output: the distributions of its set are compared"
@@ -214,7 +193,7 @@ class Release(Strict):
 
 
 class ImageEncoder(Strict):
-    """An image tower: a timm model by name, where its weights come from, and the resolution it is fed."""
+    """An image encoder: a timm model by name, the source of its weights, and the resolution of its input."""
 
     name: str = Field("tf_efficientnet_lite0", description="timm's, for instance 'resnet50_clip.openai'")
     weights: str = Field(
@@ -390,7 +369,7 @@ class Training(Strict):
 
     @property
     def reads_features(self) -> bool:
-        """Whether training reads stored features of a locked image tower, and not pictures."""
+        """Whether training reads stored features of a locked image encoder instead of images."""
         return self.lock == "all" and self.store_features
 
     @model_validator(mode="after")
@@ -436,7 +415,7 @@ class Evaluate(Strict):
 
 
 class Registry(Strict):
-    """Where a model that beats the holder of the alias goes."""
+    """Where a model is registered that is better than the one with the alias."""
 
     model_name: str = Field(
         "", description="in MLflow; if empty, the experiment's name, so that models of other data do not compete"
@@ -465,7 +444,7 @@ class Registry(Strict):
 
 
 class Source(Strict):
-    """Where some of the pictures come from, for reports and dataset cards."""
+    """Where some of the images come from, for reports and dataset cards."""
 
     name: str
     pattern: str = Field(description="shell pattern on the image URL")
@@ -474,7 +453,7 @@ class Source(Strict):
 
 
 class Experiment(Strict):
-    """Everything one run does, from words to an evaluated model."""
+    """Everything that one run does, from words to an evaluated model."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
     about: str = Field("", description="what the data are, in a sentence or two; reports show it beside the numbers")
@@ -493,19 +472,18 @@ class Experiment(Strict):
 
     @property
     def root(self) -> str:
-        """The prefix under which every stage of this experiment writes."""
+        """The URI below which every stage of this experiment writes."""
         return f"{self.storage.rstrip('/')}/{self.name}"
 
     def uris(self) -> dict[str, str]:
-        """The URIs that the experiment reads, by the dotted name of their key; those that are not set are left out."""
-        crawl, model, rules = self.crawl, self.model, self.filter
+        """The URIs that the experiment reads, by their dotted key. Keys that are not set are left out."""
+        crawl, model = self.crawl, self.model
         named = {
             "crawl.queries": crawl.queries,
             "crawl.endpoint": crawl.endpoint if crawl.engine in ("urls", "files") else None,
             "crawl.politeness.opt_out": crawl.politeness.opt_out,
             "crawl.previous": crawl.previous,
-            "filter.sensitive_words": rules.sensitive_words,
-            "filter.similarity_model": rules.similarity_model,
+            **{f"filter.{key}": getattr(self.filter, key) for rule in rules.REGISTRY for key in rule.uris or ()},
             "validation.reference": self.validation.reference,
             "release.opt_out": self.release.opt_out,
             "model.image.weights": model.image.weights if "://" in model.image.weights else None,
@@ -526,7 +504,11 @@ class Experiment(Strict):
         problems = [f"{key}: {value!r} {why}" for key, value in self.uris().items() if (why := uri_problem(value))]
         if why := uri_problem(self.storage):
             problems.append(f"storage: {self.storage!r} {why}")
-        problems += [*_engine_problems(self.crawl), *_split_problems(self.filter.split)]
+        problems += [
+            *_engine_problems(self.crawl),
+            *_limit_problems(self.crawl, self.filter),
+            *_split_problems(self.filter.split),
+        ]
         if problems:
             raise ValueError("\n  ".join(problems))
         return self
@@ -565,7 +547,7 @@ class Experiment(Strict):
 
 
 def uri_problem(value: str) -> str:
-    """What keeps a value from being a URI that ``wukong.storage`` opens, as the end of a sentence; empty if nothing."""
+    """Return why ``wukong.storage`` cannot open a value as a URI, as the end of a sentence; empty if it can."""
     if not _SCHEME.match(value):
         return "is no URI: write file:///ABSOLUTE/PATH or s3://BUCKET/KEY"
     scheme, _, rest = value.partition("://")
@@ -582,7 +564,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def _split_problems(split: Split) -> Iterator[str]:
-    """What keeps a split from leaving something to train on, or to test."""
+    """Return why a split leaves nothing to train on, or nothing to test."""
     key = "filter.split"
     if split.held_out_captions == 1:
         yield f"{key}.held_out_captions: 1.0 holds every caption out, so nothing is trained on; give less than 1"
@@ -600,7 +582,7 @@ def _split_problems(split: Split) -> Iterator[str]:
 
 
 def _engine_problems(crawl: Crawl) -> Iterator[str]:
-    """What is wrong between ``crawl.engine`` and the keys that it reads."""
+    """Return what is wrong with the keys that ``crawl.engine`` reads."""
     if crawl.engine in ("urls", "files"):
         return
     if not crawl.queries:
@@ -619,6 +601,21 @@ def _engine_problems(crawl: Crawl) -> Iterator[str]:
             f"crawl.endpoint: {crawl.endpoint!r} is not the address of a {crawl.engine} search: write it with its "
             "scheme, https://HOST/PATH (a list of URLs has crawl.engine: urls)"
         )
+
+
+def _limit_problems(crawl: Crawl, settings: Filter) -> Iterator[str]:
+    """Return the limits of the filter that have no effect, because the crawl has already left those pictures out.
+
+    A limit that has its default value is not reported: an experiment may narrow the crawl's limit alone.
+    """
+    for rule in rules.REGISTRY:
+        for key, lets_more_pass in (rule.crawl_limits or {}).items():
+            of_filter, of_crawl = getattr(settings, key), getattr(crawl, key)
+            if lets_more_pass(of_filter, of_crawl) and of_filter != Filter.model_fields[key].default:
+                yield (
+                    f"filter.{key}: {of_filter} has no effect: the crawl has already left pictures out by crawl.{key}, "
+                    f"which is {of_crawl}. Set crawl.{key} to {of_filter} too, or filter.{key} to {of_crawl}"
+                )
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Experiment:

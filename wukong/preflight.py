@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from wukong import manifest, run_records, stages, storage
 from wukong.config import Experiment, Training
+from wukong.curate import rules
 from wukong.errors import ConfigError, WukongError
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,6 @@ def check_lists(experiment: Experiment) -> None:
     Raises:
         ConfigError: an opt-out list has a wrong line, or the lists of sensitive words have no word; names the key.
     """
-    from wukong.curate.rules import sensitive
     from wukong.publish.optout import OptOut
 
     problems = []
@@ -97,11 +97,13 @@ def check_lists(experiment: Experiment) -> None:
                 OptOut.load(uri)
             except ConfigError as error:
                 problems.append(f"{key}: {error}")
-    if words := experiment.filter.sensitive_words:
-        try:
-            sensitive.load(words, with_default=experiment.filter.default_words)
-        except ConfigError as error:
-            problems.append(f"filter.sensitive_words: {words}: {error}")
+    for rule in rules.REGISTRY:
+        named = [f"filter.{key}: {uri}" for key in rule.uris or () if (uri := getattr(experiment.filter, key))]
+        if named and rule.load is not None:
+            try:
+                rule.load(experiment.filter)
+            except ConfigError as error:
+                problems.append(f"{', '.join(named)}: {error}")
     _refuse(problems)
 
 
@@ -118,8 +120,7 @@ def _checks(experiment: Experiment) -> Mapping[str, Callable[[str], str]]:
         "crawl.endpoint": listed,
         "crawl.politeness.opt_out": _of_file,
         "crawl.previous": lambda uri: _of_stage(uri, "crawl"),
-        "filter.sensitive_words": _of_words,
-        "filter.similarity_model": lambda uri: _of_folder(uri, ("config.json", "model.safetensors", "vocab.txt")),
+        **{f"filter.{key}": check for rule in rules.REGISTRY for key, check in (rule.uris or {}).items()},
         "validation.reference": lambda uri: _of_stage(uri, "validate"),
         "release.opt_out": _of_file,
         "model.image.weights": _of_file,
@@ -142,10 +143,6 @@ def _of_list(uri: str) -> str:
 
 def _of_pictures(uri: str) -> str:
     return "" if storage.exists(uri) or storage.list_files(uri) else "has nothing; name a folder of pictures or a list"
-
-
-def _of_words(uri: str) -> str:
-    return "" if storage.list_files(uri) else "holds no list; name a folder with a file of words for each category"
 
 
 def _of_folder(uri: str, files: Collection[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from wukong import estimate
 from wukong.config import Experiment, Training
+from wukong.curate import rules
 from wukong.errors import ConfigError
 from wukong.estimate import Estimate, Work
 
@@ -78,7 +79,7 @@ class Entry:
 
 
 def _of_filter(experiment: Experiment) -> dict[str, Any]:
-    return experiment.filter.model_dump(mode="json") | {"seed": experiment.seed}
+    return rules.config_of(experiment.filter) | {"seed": experiment.seed}
 
 
 def _of_validate(experiment: Experiment) -> dict[str, Any]:

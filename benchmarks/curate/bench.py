@@ -19,7 +19,7 @@ from pathlib import Path
 
 import polars as pl
 
-from wukong.curate.rules import sensitive
+from wukong.curate import sensitive_words
 from wukong.data.schema import CRAWLED, key_of
 
 HERE = Path(__file__).parent
@@ -97,7 +97,7 @@ def main() -> None:
     some = synthetic.corpus(options.captions, 1, vocabulary, pool, 0.3)
     (work / "captions.txt").write_text("\n".join(some), encoding="utf-8")
     (work / "peer.txt").write_text("\n".join(some[: options.peer_captions]), encoding="utf-8")
-    (work / "words.txt").write_text("\n".join(sensitive.load()._words), encoding="utf-8")
+    (work / "words.txt").write_text("\n".join(sensitive_words.load()._words), encoding="utf-8")
     corpus = work / f"corpus-{options.corpus}"
     if options.corpus and not (corpus / ".complete").exists():
         print(f"making {options.corpus:,} captions", flush=True)

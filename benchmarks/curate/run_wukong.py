@@ -13,8 +13,7 @@ import polars as pl
 from ray_jobs import filter as job
 from wukong import storage
 from wukong.config import Filter
-from wukong.curate import rules
-from wukong.curate.rules import frequency, sensitive
+from wukong.curate import caption_counts, rules
 from wukong.manifest import Stage
 
 SETTINGS = Filter(mask_names=False)
@@ -24,13 +23,13 @@ def chain(file: str) -> dict[str, float]:
     """Everything of sections 3.1 and 3.2 but names: count, compute, decide."""
     captions = pl.Series("caption", Path(file).read_text(encoding="utf-8").split("\n"))
     pairs = captions.to_frame().with_columns(width=pl.lit(300, pl.Int32), height=pl.lit(300, pl.Int32))
-    words = sensitive.load()
-    words.categories(pl.Series(["赌博"]))  # jieba reads its dictionary once
+    loaded = rules.load(SETTINGS)
+    loaded["sensitive"].categories(pl.Series(["赌博"]))  # jieba reads its dictionary once
 
     def once() -> float:
         started = time.perf_counter()
-        counts = frequency.merge(frequency.hashes(captions))
-        rules.decide(rules.compute(pairs, SETTINGS, counts, words), SETTINGS)
+        counts = caption_counts.merge(caption_counts.hashes(captions))
+        rules.decide(rules.compute(pairs, SETTINGS, counts, loaded), SETTINGS)
         return time.perf_counter() - started
 
     return {"seconds": min(once() for _ in range(3)), "captions": len(captions)}
@@ -39,7 +38,7 @@ def chain(file: str) -> dict[str, float]:
 def count(folder: str) -> dict[str, float]:
     files = [storage.from_path(path) for path in sorted(Path(folder).glob("*.parquet"))]
     started = time.perf_counter()
-    counts = frequency.count(files)
+    counts = caption_counts.count(files)
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "repeated": len(counts.hashes), "most": int(counts.counts.max())}
 

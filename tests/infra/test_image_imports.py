@@ -21,6 +21,9 @@ STARTS = {
     "data": sorted(f"components.{path.stem}" for path in (REPOSITORY / "components").glob("[a-z]*.py")),
     "ray": ["ray_jobs.__main__", *sorted(f"ray_jobs.{path.stem}" for path in JOBS)],
 }
+RULES = sorted(f"wukong.curate.rules.{path.stem}" for path in (REPOSITORY / "wukong/curate/rules").glob("[a-z]*.py"))
+# The filter job runs every rule; `wukong.curate.rules` finds their files by itself.
+STARTS["ray"] += RULES
 # What is imported only by a use that the image does not have.
 ALLOWED = {
     # Loading a model: `wukong.load` does, and an MLflow model when it is loaded, not when it is saved.
@@ -33,8 +36,8 @@ ALLOWED = {
     *(("wukong.preflight", f"wukong.model.{name}") for name in ("dual", "image_encoder", "weights")),
     *(("wukong.preflight", name) for name in ("huggingface_hub", "timm", "torch", "wukong.data.tokenizer")),
     # Counting captions in tokens: the filter job does.
-    ("wukong.curate.rules.length", "tokenizers"),
-    ("wukong.curate.rules.length", "wukong.data.tokenizer"),
+    ("wukong.curate.text.units", "tokenizers"),
+    ("wukong.curate.text.units", "wukong.data.tokenizer"),
     # Where CUDA's builds of torch have brought triton.
     ("wukong.model.similarity", "wukong.model.token_triton"),
 }

@@ -191,3 +191,40 @@ def test_a_model_is_called_as_its_experiment(tmp_path: Path) -> None:
     assert config.load(file, ["registry.model_name=shared", "registry.alias=best"]).registry.model_name == "shared"
     again = config.parse(config.load(file).model_dump(mode="json"))
     assert again.registry.model_name == "small"
+
+
+@pytest.mark.parametrize("engine", ["searxng", "urls", "files"])
+@pytest.mark.parametrize(
+    ("key", "values", "named"),
+    [
+        (
+            "min_side",
+            {"filter": 100},
+            ["filter.min_side: 100", "crawl.min_side, which is 201", "crawl.min_side to 100"],
+        ),
+        ("min_side", {"filter": 250, "crawl": 300}, ["filter.min_side: 250", "crawl.min_side, which is 300"]),
+        ("min_side", {"filter": 100, "crawl": 100}, []),
+        ("min_side", {"filter": 300}, []),
+        ("min_side", {"crawl": 300}, []),
+        ("max_aspect_ratio", {"filter": 5}, ["filter.max_aspect_ratio: 5.0", "crawl.max_aspect_ratio, which is 3.0"]),
+        ("max_aspect_ratio", {"filter": 5, "crawl": 5}, []),
+        ("max_aspect_ratio", {"filter": 2}, []),
+        ("max_aspect_ratio", {"crawl": 2}, []),
+    ],
+)
+def test_a_limit_of_the_filter_that_the_crawl_has_already_applied_is_refused(
+    tmp_path: Path, engine: str, key: str, values: dict[str, int], named: list[str]
+) -> None:
+    crawl: object = {"queries": "file:///q.txt", "endpoint": "http://site.test/search", "engine": engine}
+    if engine != "searxng":
+        crawl = {"engine": engine, "endpoint": "file:///list.csv"}
+    file = write(tmp_path, {"name": "x", "crawl": crawl})
+    overrides = [f"{section}.{key}={value}" for section, value in values.items()]
+    if not named:
+        experiment = config.load(file, overrides)
+        assert config.parse(experiment.model_dump(mode="json")) == experiment
+        return
+    with pytest.raises(ConfigError) as caught:
+        config.load(file, overrides)
+    for text in named:
+        assert text in str(caught.value)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wukong import storage
+from wukong.curate.text.characters import has_han
 from wukong.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,6 @@ CHUNK_BYTES = 2**20
 """Bytes of text processed at a time; the matches take about twenty times as much memory."""
 
 _BUFFER_BYTES = 2**20
-_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
 _WORD = re.compile(r"\w(?:[\w·・\-'.&+]*\w)?")
 _VECTORS_HEADER = re.compile(r"\d+ \d+\s*")
 
@@ -106,7 +106,7 @@ def _words(vocabulary: Iterable[str], min_length: int, max_length: int) -> list[
     kept = {
         word.encode()
         for word in vocabulary
-        if min_length <= len(word) <= max_length and _HAN.search(word) and _WORD.fullmatch(word)
+        if min_length <= len(word) <= max_length and has_han(word) and _WORD.fullmatch(word)
     }
     return sorted(kept)
 

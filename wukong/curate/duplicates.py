@@ -1,9 +1,9 @@
-"""Pairs that show a picture which another pair shows already; the first by key stays.
+"""Finding pairs whose picture another pair with an earlier key has already.
 
-A picture is known by a 64-bit value: the first bits of its digest, for pictures that are equal, or its perceptual hash,
-for those that look alike. Hashes that differ in at most ``d`` bits agree in one of ``d + 1`` bands of bits, so only
-pictures that share a band are compared. Each band, and each range of its values, is worked on apart, in memory that one
-range needs, and the results are joined: a pair goes when any range says so.
+Each picture has a 64-bit value: the first bits of its digest, to find equal pictures, or its perceptual hash, to find
+similar ones. Two values that differ in at most ``d`` bits agree in at least one of ``d + 1`` bands of bits, so only
+pictures that agree in a band are compared. Each range of the values of each band is searched by itself, in the memory
+that one range needs. A pair is a repeat when the search of any range finds it.
 """
 
 from itertools import pairwise
@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from wukong.curate.caption_counts import Hashes
 from wukong.curate.phash import BITS
-from wukong.curate.rules.frequency import Hashes
 
 Pictures = tuple[Hashes, Hashes]
 """Values of pictures, and the keys of their pairs as numbers; the same length."""
@@ -27,11 +27,11 @@ def numbers(hexadecimal: pl.Series) -> Hashes:
 
 
 def bands(pictures: Pictures, distance: int, ranges: int) -> list[Pictures]:
-    """Sort pictures by each band of bits into ranges of its values: ``(distance + 1) * ranges`` lists.
+    """For each band of bits, divide the pictures into ranges of the band's values: ``(distance + 1) * ranges`` lists.
 
     Args:
         pictures: any.
-        distance: in how many bits pictures that look alike may differ.
+        distance: the number of bits in which similar pictures may differ.
         ranges: a power of two.
     """
     values, keys = pictures
@@ -44,13 +44,15 @@ def bands(pictures: Pictures, distance: int, ranges: int) -> list[Pictures]:
     return result
 
 
-def later(pictures: Pictures, distance: int, band: int) -> Hashes:
-    """Keys of the pairs whose picture differs in at most ``distance`` bits from one of an earlier key in its band.
+def repeats(pictures: Pictures, distance: int, band: int) -> Hashes:
+    """Find the pairs whose picture differs in at most ``distance`` bits from one with an earlier key.
+
+    Only pictures that agree in the band are compared.
 
     Args:
         pictures: of one range of the band.
         distance: 0 for pictures that are equal.
-        band: which of the ``distance + 1``.
+        band: number of the band, 0 to ``distance``.
     """
     values, keys = pictures
     order = np.lexsort((keys, values))

@@ -12,7 +12,7 @@ def read_pairs(uri: str) -> pl.DataFrame:
     """Read the rows of a part's Parquet file that hold a picture (``status`` is ``success``), columns of ``CRAWLED``.
 
     Raises:
-        DataError: a column is missing, of another type, null where it may not be, or not UTF-8.
+        DataError: a column is missing, has another type, is null where it must not be, or is not UTF-8.
         StorageError: the file cannot be read or is truncated.
     """
     table = storage.read_table(uri)

@@ -1,4 +1,4 @@
-"""A perceptual hash: pictures that look the same have hashes that differ in few bits."""
+"""A perceptual hash: the hashes of similar pictures differ in few bits."""
 
 import io
 
@@ -13,7 +13,9 @@ _LOW = 8
 
 
 def perceptual_hash(picture: bytes, name: str = "the picture") -> int:
-    """The 64-bit pHash: which of the 8 x 8 lowest frequencies, the mean left out, lie above their median.
+    """Compute the 64-bit pHash: one bit for each of the 8 x 8 lowest frequencies, set above their median.
+
+    The mean is not among the frequencies.
 
     Args:
         picture: encoded.
@@ -29,7 +31,7 @@ def perceptual_hash(picture: bytes, name: str = "the picture") -> int:
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} cannot be decoded ({error}); leave it out or fetch it again") from error
     low = _COSINES @ np.asarray(gray, dtype=np.float64) @ _COSINES.T
-    # What is nothing but rounding must not decide a bit: of a picture of one colour all are 0.
+    # Rounding errors must not set a bit: in a picture of one colour every frequency is 0, and so is every bit.
     bits = np.round(low, 6) > np.median(np.round(low, 6))
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 

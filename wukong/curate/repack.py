@@ -1,4 +1,4 @@
-"""Repacking kept pairs into shards: pictures are copied byte for byte, captions and metadata are written anew."""
+"""Write kept pairs into shards: pictures are copied byte for byte, captions and metadata are written anew."""
 
 import hashlib
 import json
@@ -21,12 +21,12 @@ POSITIONS = 2**62
 
 _AT_A_TIME = 64
 _READERS = 8
-# A shuffled shard takes from as many tars as it has pairs; a process may often open no more than 1,024 files.
+# The pairs of a shuffled shard can lie in as many tars as there are pairs. Many systems let a process open 1,024 files.
 _OPEN = 4 * _AT_A_TIME
 
 
 def positions(keys: pl.Series, seed: int) -> pl.Series:
-    """Give each pair its place in a global shuffle, from its key and the seed alone, in [0, ``POSITIONS``)."""
+    """Compute each pair's place in a global shuffle, in [0, ``POSITIONS``), from its key and the seed alone."""
     places = [
         int.from_bytes(hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()) % POSITIONS for key in keys
     ]
@@ -34,10 +34,10 @@ def positions(keys: pl.Series, seed: int) -> pl.Series:
 
 
 def picture_places(tar_uri: str) -> pl.DataFrame:
-    """Read through a tar once and tell where its pictures lie: ``key``, ``offset`` and ``size`` in bytes.
+    """Read a tar once and return where its pictures are: ``key``, ``offset`` and ``size`` in bytes.
 
     Raises:
-        DataError: the tar is truncated or no tar.
+        DataError: the file is truncated, or is not a tar.
     """
     rows = [(each.key, each.offset, each.size) for each in members(tar_uri) if each.suffix == "jpg"]
     schema = {"key": pl.String, "offset": pl.Int64, "size": pl.Int64}
@@ -45,7 +45,7 @@ def picture_places(tar_uri: str) -> pl.DataFrame:
 
 
 def locate(pairs: pl.DataFrame, tar_uri: str) -> pl.DataFrame:
-    """Add to the pairs of one part where each picture lies: ``tar`` (URI), ``offset``, ``size``.
+    """Add to the pairs of one part where each picture is: ``tar`` (URI), ``offset``, ``size``.
 
     Raises:
         DataError: the tar has no picture for a pair, or cannot be read.
@@ -69,7 +69,7 @@ def write_shard(uri: str, pairs: pl.DataFrame) -> None:
     """
     with storage.open_output(f"{uri}.tar") as stream:
         for row, picture in _with_pictures(pairs):
-            # The original caption holds the names that are masked: it stays out of what a training job reads.
+            # The original caption holds the names that were masked. A training job must not read it.
             metadata = {name: row[name] for name in PAIRS.names if row[name] is not None and name != "caption_original"}
             facts = json.dumps(metadata, ensure_ascii=False, sort_keys=True)
             for suffix, data in ("jpg", picture), ("json", facts.encode()), ("txt", row["caption"].encode()):
@@ -79,7 +79,7 @@ def write_shard(uri: str, pairs: pl.DataFrame) -> None:
 
 
 def balanced(rows: int, shards: int) -> list[int]:
-    """Sizes of ``shards`` shards that hold ``rows`` pairs together and differ by at most one."""
+    """Divide ``rows`` pairs among ``shards`` shards whose sizes differ by at most one; returns the sizes."""
     return [rows // shards + (number < rows % shards) for number in range(shards)]
 
 
@@ -106,7 +106,7 @@ def _with_pictures(pairs: pl.DataFrame) -> Iterator[tuple[dict[str, Any], bytes]
 
         for batch in pairs.iter_slices(_AT_A_TIME):
             for uri in batch["tar"].unique(maintain_order=True):
-                # Last in order, so that it is not among those that are closed.
+                # The tar moves to the end of the order: those at the beginning are closed.
                 tars[uri] = tars.pop(uri) if uri in tars else _Tar(uri)
             close(*list(tars)[:-_OPEN])
             rows = batch.to_dicts()

@@ -1,14 +1,14 @@
-"""Which of the kept pairs are trained on, and which test set each of the others is in (``wukong.config.Split``).
+"""The split: which kept pairs are trained on, and which test set takes each of the others (``wukong.config.Split``).
 
 The split is by caption and by picture, never by file, because a concept repeats across sources and a caption across
 pictures. A pair is trained on unless its caption is held out, its URL belongs to a source that is never trained on, or
-its picture also stands in such a pair. A test set then takes the pairs of its source: with ``captions: unseen`` those
-whose caption is held out, with ``seen`` those whose caption training has. What is neither trained on nor tested is held
-back.
+another such pair has the same picture. A test set then takes pairs of its source: with ``captions: unseen`` those whose
+caption is held out, with ``seen`` those whose caption training has. A pair that is neither trained on nor tested is
+held back.
 
-At scale this is three passes over parts, each a function here: ``withheld_pictures`` (small: only the pictures that may
-not be trained on), ``trained_captions`` (small: only those in ``asked_captions``, which ``seen`` test sets need),
-``assign``.
+For a large set there are three passes over its parts, each a function here: ``held_out_pictures`` (its result is small:
+only the pictures that training may not see), ``trained_captions`` (small: only those in ``asked_captions``, which test
+sets with ``seen`` need), ``assign``.
 """
 
 import fnmatch
@@ -18,8 +18,8 @@ import numpy as np
 import polars as pl
 
 from wukong.config import Split
+from wukong.curate.caption_counts import Hashes, hashes
 from wukong.curate.rules import HELD_BACK
-from wukong.curate.rules.frequency import Hashes, hashes
 from wukong.curate.text.normalize import normalized, salted_fraction
 
 TRAIN = "train"
@@ -33,29 +33,29 @@ def divide(pairs: pl.DataFrame, split: Split) -> pl.Series:
         pairs: one row a pair, with ``url``, ``caption`` (names masked) and ``sha256``.
         split: the hold-outs.
     """
-    withheld = withheld_pictures(pairs, split)
-    return assign(pairs, split, withheld, trained_captions(pairs, split, withheld))
+    held_out = held_out_pictures(pairs, split)
+    return assign(pairs, split, held_out, trained_captions(pairs, split, held_out))
 
 
-def withheld_pictures(pairs: pl.DataFrame, split: Split) -> Hashes:
-    """Digests (first 64 bits, sorted, distinct) of the pictures of pairs that training may not see."""
+def held_out_pictures(pairs: pl.DataFrame, split: Split) -> Hashes:
+    """The pictures that training may not see: the first 64 bits of their digests, sorted, each once."""
     kept_away = _caption_held_out(pairs, split) | _source_held_out(pairs, split)
     return np.unique(picture_digests(pairs.filter(kept_away)))
 
 
-def trained_captions(pairs: pl.DataFrame, split: Split, withheld: Hashes) -> Hashes:
-    """Hashes (sorted, distinct) of the captions that training sees.
+def trained_captions(pairs: pl.DataFrame, split: Split, held_out: Hashes) -> Hashes:
+    """Hashes of the captions that training sees, sorted, each once.
 
     Args:
         pairs: one row a pair; may be one part of the corpus.
         split: the hold-outs.
-        withheld: ``withheld_pictures`` of the whole corpus.
+        held_out: ``held_out_pictures`` of the whole corpus.
     """
-    return np.unique(hashes(pairs.filter(_trainable(pairs, split, withheld))["caption"]))
+    return np.unique(hashes(pairs.filter(_trainable(pairs, split, held_out))["caption"]))
 
 
 def asked_captions(pairs: pl.DataFrame, split: Split) -> Hashes:
-    """Hashes (sorted, distinct) of the captions of which a ``seen`` test set must know whether training sees them."""
+    """Hashes of the captions in the sources of ``seen`` test sets, sorted, each once: has training seen them?"""
     asks = pl.Series(np.zeros(len(pairs), dtype=bool))
     for holdout in split.holdouts:
         if holdout.captions == "seen":
@@ -63,8 +63,8 @@ def asked_captions(pairs: pl.DataFrame, split: Split) -> Hashes:
     return np.unique(hashes(pairs.filter(asks)["caption"]))
 
 
-def assign(pairs: pl.DataFrame, split: Split, withheld: Hashes, trained: Hashes) -> pl.Series:
-    """``divide`` for one part, given what the whole corpus withholds and trains on.
+def assign(pairs: pl.DataFrame, split: Split, held_out: Hashes, trained: Hashes) -> pl.Series:
+    """Do what ``divide`` does for one part, given the held-out pictures and the trained captions of the whole corpus.
 
     A pair that several hold-outs would take is in the first of them.
     """
@@ -78,7 +78,7 @@ def assign(pairs: pl.DataFrame, split: Split, withheld: Hashes, trained: Hashes)
         elif holdout.captions == "seen":
             takes &= ~caption_held & seen
         result = result.set(takes, holdout.name)
-    return result.set(_trainable(pairs, split, withheld), TRAIN)
+    return result.set(_trainable(pairs, split, held_out), TRAIN)
 
 
 def picture_digests(pairs: pl.DataFrame) -> Hashes:
@@ -87,8 +87,8 @@ def picture_digests(pairs: pl.DataFrame) -> Hashes:
     return digest.str.head(16).str.to_integer(base=16, dtype=pl.UInt64, strict=False).fill_null(0).to_numpy()
 
 
-def _trainable(pairs: pl.DataFrame, split: Split, withheld: Hashes) -> pl.Series:
-    picture_held = pl.Series(np.isin(picture_digests(pairs), withheld))
+def _trainable(pairs: pl.DataFrame, split: Split, held_out: Hashes) -> pl.Series:
+    picture_held = pl.Series(np.isin(picture_digests(pairs), held_out))
     return ~(_caption_held_out(pairs, split) | _source_held_out(pairs, split) | picture_held)
 
 

@@ -1,4 +1,4 @@
-"""Columns of the tables that stages hand on, and how shards are named.
+"""Columns of the tables that stages hand on, and the keys of pairs.
 
 A shard is a WebDataset tar (``KEY.jpg``, ``KEY.txt``, ``KEY.json``) beside a Parquet file of the same name with one row
 a pair. The crawl's Parquet files also hold a row for every URL that gave no pair, with the reason in ``status``.
@@ -7,6 +7,8 @@ a pair. The crawl's Parquet files also hold a row for every URL that gave no pai
 import hashlib
 
 import pyarrow as pa
+
+from wukong.curate import rules
 
 CRAWLED = pa.schema(
     [
@@ -35,23 +37,21 @@ PAIRS = pa.schema(
     [
         *CRAWLED,
         pa.field("caption_original", pa.string(), nullable=False),
-        pa.field("length", pa.int32(), nullable=False),
-        pa.field("aspect_ratio", pa.float32(), nullable=False),
-        pa.field("caption_count", pa.int64(), nullable=False),
-        pa.field("image_hash", pa.uint64()),
-        pa.field("similarity", pa.float32()),
+        *(
+            pa.field(column.name, pa.type_for_alias(column.type), nullable=column.nullable)
+            for column in rules.stored_columns()
+        ),
         pa.field("split", pa.string(), nullable=False),
     ]
 )
-"""A kept pair: ``caption`` has names masked, ``caption_original`` has not; ``length`` in the configured unit;
-``caption_count`` is how often the normalised caption occurs in the whole corpus; ``image_hash`` is perceptual and
-``similarity`` that of caption and picture by a model, null unless their rules are on; ``split`` is ``train`` or a
-hold-out."""
+"""A kept pair: ``caption`` has names masked, ``caption_original`` has not; ``split`` is ``train`` or a hold-out. The
+columns between them are those that the rules store (``wukong/curate/rules``): ``length`` in the configured unit,
+``aspect_ratio``, ``caption_count``, and ``image_hash`` and ``similarity``, which are null unless their rules are on."""
 
 DROPPED = pa.schema(
     [*(field for field in PAIRS if field.name != "split"), pa.field("dropped_by", pa.string(), nullable=False)]
 )
-"""A pair left out, with the name of the first rule that left it out."""
+"""A dropped pair, with the name of the first rule that drops it."""
 
 
 def key_of(url: str) -> str:

@@ -140,13 +140,14 @@ def save(folder: Path, saved: Path, similarity: Literal["global", "token"]) -> N
 
 def _not_needed(folder: str, names: list[str]) -> set[str]:
     """Return the names in a folder that loading a model does not need: other stages' code and word lists."""
-    if Path(folder) == Path(__file__).parents[1]:
-        return {name for name in names if Path(folder, name).is_dir() and name not in _CODE}
+    if (needed := _CODE.get(Path(folder).relative_to(Path(__file__).parents[1]).as_posix())) is not None:
+        return {name for name in names if Path(folder, name).is_dir() and name not in needed}
     return {name for name in names if name == "__pycache__"}
 
 
-_CODE = ("crawl", "data", "model")
-"""Folders of the library from which ``wukong.load`` imports; from ``crawl`` it imports ``addresses``."""
+_CODE = {".": ("crawl", "curate", "data", "model"), "curate": ("rules",)}
+"""Folders from which ``wukong.load`` imports, by the folder that holds them. Of ``crawl`` it needs ``addresses``, of
+``curate`` the rules, whose settings are part of the experiment's types."""
 
 
 def _present(table: pd.DataFrame, column: str) -> dict[int, Any] | None:

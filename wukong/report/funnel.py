@@ -2,22 +2,11 @@
 
 from dataclasses import dataclass
 
-from wukong.curate.rules import HELD_BACK, PICTURE_RULES, RULES
+from wukong.curate.rules import HELD_BACK, REGISTRY
 from wukong.curate.split import TRAIN
 from wukong.manifest import Manifest
 
-_TITLES = {
-    "size": "sides over the minimum",
-    "aspect_ratio": "aspect ratio within the limit",
-    "meaningless": "caption says something",
-    "language": "caption is Chinese",
-    "length": "caption of the right length",
-    "frequency": "caption not too frequent",
-    "sensitive": "no sensitive word",
-    "similarity": "caption fits the picture, by a model",
-    "duplicate_image": "picture not seen before",
-    HELD_BACK: "trained on or tested",
-}
+_HELD_BACK_TITLE = "trained on or tested"
 
 
 @dataclass(frozen=True)
@@ -78,9 +67,10 @@ def funnel(crawl: Manifest, filtered: Manifest) -> list[Step]:
         Step("downloaded", "pictures downloaded", pairs, urls - pairs),
     ]
     rows = pairs
-    for rule in (*RULES, *(rule for rule in PICTURE_RULES if rule in filtered.dropped), HELD_BACK):
-        lost = filtered.dropped.get(rule, 0)
+    titles = {rule.name: rule.title for rule in REGISTRY if not rule.optional or rule.name in filtered.dropped}
+    for name, title in {**titles, HELD_BACK: _HELD_BACK_TITLE}.items():
+        lost = filtered.dropped.get(name, 0)
         rows -= lost
-        steps.append(Step(rule, _TITLES[rule], rows, lost))
+        steps.append(Step(name, title, rows, lost))
     train = filtered.counts[TRAIN]
     return [*steps, Step(TRAIN, "trained on; the others are test sets", train, rows - train)]

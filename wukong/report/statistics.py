@@ -15,7 +15,8 @@ import numpy.typing as npt
 import polars as pl
 
 from wukong import storage
-from wukong.curate.rules.length import token_ids
+from wukong.curate.text.characters import HAN
+from wukong.curate.text.units import token_ids
 from wukong.errors import DataError
 
 Counts = npt.NDArray[np.int64]
@@ -38,7 +39,7 @@ _SIDE_STEP, _SIDES = 100, 21
 _RATIO_STEP, _RATIOS = 0.1, 21
 _LENGTHS = 33
 _WORDS_KEPT = 20_000
-_WORD = re.compile(r"[\u4e00-\u9fff]+")
+_WORD = re.compile(f"[{HAN}]+")
 
 
 def _zeros(size: int) -> Counts:

@@ -1,39 +1,45 @@
-"""What validation looks at, computed anew from captions and digests rather than taken from the filter's columns."""
+"""The columns that the gate checks, computed anew from captions, sizes and digests to find errors of the filter."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from wukong.config import Split
-from wukong.curate import names
-from wukong.curate.rules.frequency import Hashes, hashes
-from wukong.curate.rules.language import han_characters
-from wukong.curate.rules.sensitive import SensitiveWords
+from wukong.curate import names, rules
+from wukong.curate.caption_counts import Hashes, hashes
 from wukong.curate.split import TRAIN, picture_digests
 
+NAME_LEFT = "name_left"
+"""Column: whether a masked caption may still hold a person's name."""
 
-def audit(pairs: pl.DataFrame, words: SensitiveWords) -> pl.DataFrame:
-    """Add what row-level expectations check: ``shorter_side``, ``ratio``, ``han``, ``sensitive_word``, ``name_left``.
+
+def columns() -> list[str]:
+    """The columns that ``audit`` adds."""
+    return [*(check.column for _, check in rules.checks() if check.audit is not None), NAME_LEFT]
+
+
+def audit(pairs: pl.DataFrame, loaded: Mapping[str, Any]) -> pl.DataFrame:
+    """Add the columns that the expectations on pairs check: those of the rules' checks, and ``NAME_LEFT``.
 
     Args:
         pairs: rows of ``PAIRS``.
-        words: the sensitive words.
+        loaded: of ``wukong.curate.rules.load``.
     """
-    long, short = pl.max_horizontal("width", "height"), pl.min_horizontal("width", "height")
-    return pairs.with_columns(
-        shorter_side=short,
-        ratio=long / short,
-        han=han_characters(pl.col("caption")),
-        sensitive_word=pl.Series([_first_word(words, caption) for caption in pairs["caption"]], dtype=pl.String),
-        name_left=pl.Series(names.suspects(pairs["caption"].to_list()), dtype=pl.Boolean),
-    )
+    computed: dict[str, pl.Expr | pl.Series] = {
+        check.column: check.audit(pairs, loaded.get(rule.name))
+        for rule, check in rules.checks()
+        if check.audit is not None
+    }
+    computed[NAME_LEFT] = pl.Series(names.suspects(pairs["caption"].to_list()), dtype=pl.Boolean)
+    return pairs.with_columns(**computed)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What expectations over the whole set need of one batch of it: hashes and digests, not rows."""
+    """What the expectations on the whole set need of one batch: hashes and digests instead of rows."""
 
     rows: dict[str, int]
     keys: Hashes
@@ -46,7 +52,7 @@ class Facts:
 
 
 def facts_of(pairs: pl.DataFrame, split: Split) -> Facts:
-    """Reduce a batch of pairs to its facts."""
+    """Compute the facts of a batch of pairs."""
     unseen = [holdout.name for holdout in split.holdouts if holdout.captions == "unseen"]
     seen = [holdout.name for holdout in split.holdouts if holdout.captions == "seen"]
     train = pairs.filter(pl.col("split") == TRAIN)
@@ -64,14 +70,14 @@ def facts_of(pairs: pl.DataFrame, split: Split) -> Facts:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The whole set in one row, and the hashes of what breaks an expectation, to find example rows by."""
+    """The whole set in one row, and the hashes that break an expectation, by which example rows are found."""
 
     row: dict[str, int]
     offenders: dict[str, Hashes]
 
 
 def summarize(facts: Sequence[Facts], split: Split) -> Dataset:
-    """Join the facts of all batches: sizes, and what splits share that may not be shared."""
+    """Join the facts of all batches: the sizes of the splits, and what two splits share although they must not."""
 
     def union(name: str) -> Hashes:
         return np.unique(np.concatenate([getattr(entry, name) for entry in facts]))
@@ -94,7 +100,7 @@ def summarize(facts: Sequence[Facts], split: Split) -> Dataset:
 
 
 def offending_rows(pairs: pl.DataFrame, column: str, offenders: Hashes) -> pl.DataFrame:
-    """The rows of a batch by which ``Dataset.row[column]`` came about."""
+    """The rows of a batch that are counted in ``Dataset.row[column]``."""
     value = {
         "duplicate_keys": lambda: hashes(pairs["key"]),
         "most_frequent_caption": lambda: hashes(pairs["caption_original"]),
@@ -107,8 +113,3 @@ def offending_rows(pairs: pl.DataFrame, column: str, offenders: Hashes) -> pl.Da
 
 def _captions(pairs: pl.DataFrame) -> Hashes:
     return np.unique(hashes(pairs["caption"]))
-
-
-def _first_word(words: SensitiveWords, caption: str) -> str | None:
-    found = words.find(caption)
-    return found[0].word if found else None

@@ -1,4 +1,4 @@
-"""Running a suite with Great Expectations, and its data docs. Nothing is kept outside the folder that is given."""
+"""Run suites with Great Expectations and build their data docs. It writes only into the folder that it is given."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when the library is imported: no usage reports
+# Great Expectations reads this when it is imported. Otherwise it would send usage reports.
+os.environ["GX_ANALYTICS_ENABLED"] = "false"
 
 import great_expectations as gx
 import polars as pl
@@ -28,17 +29,17 @@ _SHOWN = ("key", "split", "caption", "url")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one expectation fared.
+    """The result of one expectation.
 
     Attributes:
         name: the expectation's name.
         severity: ``fail`` or ``warn``.
         success: whether it holds.
         expected: what was expected, in words.
-        elements: rows looked at.
+        elements: rows that were checked.
         unexpected: rows that break it (0 where the expectation is not about rows).
         observed: what was found, in words.
-        tolerated: share of the rows that may break it.
+        tolerated: the share of rows that may break it.
         samples: some rows that break it.
     """
 
@@ -87,7 +88,7 @@ def outcomes(result: Mapping[str, Any]) -> list[Outcome]:
 
 
 def merge(batches: Sequence[Sequence[Outcome]]) -> list[Outcome]:
-    """Join the outcomes of one suite over batches: rows add up, and the tolerated share is of all rows together."""
+    """Join the outcomes of one suite over all batches. Rows add up; the tolerated share is a share of all rows."""
     merged = []
     for same in zip(*batches, strict=True):
         first = same[0]
@@ -108,12 +109,12 @@ def merge(batches: Sequence[Sequence[Outcome]]) -> list[Outcome]:
 
 
 def build_docs(results: Mapping[str, Mapping[str, Any]], suites: Mapping[str, Sequence[Any]], folder: Path) -> None:
-    """Build the data docs, one static site that needs no network, from results of ``run_suite``.
+    """Build the data docs: one static site, which needs no network, from results of ``run_suite``.
 
     Args:
         results: batch name to result.
         suites: suite name to its expectations.
-        folder: where ``index.html`` and all else goes.
+        folder: gets ``index.html`` and all other files.
     """
     context = gx.get_context(mode="ephemeral")
     for name in list(context.get_site_names()):

@@ -1,8 +1,9 @@
-"""Make data docs that need no network: what Great Expectations' pages load from elsewhere is taken out of them.
+"""Make data docs that need no network.
 
-The pages load style sheets, scripts and pictures from eight hosts, and their first page is empty without the scripts.
-Here each page gets one small style sheet of its own and loses everything that is loaded; what was folded away is shown;
-the first page is written anew. A content policy in each page keeps a browser from loading whatever a caption may hold.
+The pages that Great Expectations builds load style sheets, scripts and images from eight hosts, and the first page is
+empty without the scripts. Here everything that a page loads is removed, and each page gets one small style sheet.
+Folded sections are shown, and the first page is written anew. A content policy in each page forbids a browser to load
+anything that a caption may name.
 """
 
 import html
@@ -53,10 +54,10 @@ _HEAD = re.compile(r"<head\b[^>]*>", re.IGNORECASE)
 
 
 def without_network(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Rewrite the pages of data docs so that a browser without a network shows them whole.
+    """Rewrite the pages of data docs so that a browser without a network shows all of them.
 
     Args:
-        folder: where Great Expectations has built them; its pictures and fonts, which no page uses then, are deleted.
+        folder: where Great Expectations has built them. Its images and fonts are deleted, since no page uses them.
         results: batch name to the result of ``wukong.validate.gate.run_suite``, for the first page.
     """
     for page in sorted(folder.rglob("*.html")):

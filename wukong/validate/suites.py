@@ -1,6 +1,7 @@
-"""The expectations: what must hold for each pair, and what must hold for the set as a whole.
+"""The expectations of the gate: on each pair, and on the set as a whole.
 
-Each has a name, by which ``validation.severity`` makes it a warning and a failing gate is reported.
+Each has a name. ``validation.severity`` can make an expectation of that name a warning, and messages call it so. Those
+that belong to a rule are written in the rule's file (``wukong/curate/rules``, ``Rule.check``).
 """
 
 from typing import Any, Literal
@@ -8,44 +9,40 @@ from typing import Any, Literal
 from great_expectations import expectations as gxe
 
 from wukong.config import Experiment
+from wukong.curate import rules
 from wukong.data.schema import PAIRS
 from wukong.errors import ConfigError
 from wukong.report.statistics import DISTRIBUTIONS
+from wukong.validate import audit
 
 Severity = Literal["fail", "warn"]
 _GX_SEVERITY = {"fail": "critical", "warn": "warning"}
 
 
 def pair_expectations(experiment: Experiment) -> list[Any]:
-    """Expectations on the rows of a batch, as ``wukong.validate.audit.audit`` gives them."""
-    rules, gate = experiment.filter, experiment.validation
-    splits = ["train", *(holdout.name for holdout in rules.split.holdouts)]
+    """Expectations on the rows that ``wukong.validate.audit.audit`` returns."""
+    settings, gate = experiment.filter, experiment.validation
+    splits = ["train", *(holdout.name for holdout in settings.split.holdouts)]
+    known = [*PAIRS.names, *audit.columns()]
     expectations = {
-        "columns": gxe.ExpectTableColumnsToMatchSet(column_set=[*PAIRS.names, *_AUDITED], exact_match=True),
+        "columns": gxe.ExpectTableColumnsToMatchSet(column_set=known, exact_match=True),
         "no_missing_captions": gxe.ExpectColumnValuesToNotBeNull(column="caption"),
         "no_missing_digests": gxe.ExpectColumnValuesToMatchRegex(column="sha256", regex="^[0-9a-f]{64}$"),
         "keys_well_formed": gxe.ExpectColumnValuesToMatchRegex(column="key", regex="^[0-9a-f]{20}$"),
         "downloaded": gxe.ExpectColumnValuesToBeInSet(column="status", value_set=["success"]),
         "known_splits": gxe.ExpectColumnValuesToBeInSet(column="split", value_set=splits),
-        "sides": gxe.ExpectColumnValuesToBeBetween(column="shorter_side", min_value=rules.min_side),
-        "aspect_ratio": gxe.ExpectColumnValuesToBeBetween(column="ratio", max_value=rules.max_aspect_ratio),
-        "length": gxe.ExpectColumnValuesToBeBetween(
-            column="length", min_value=rules.min_length, max_value=rules.max_length
-        ),
-        "caption_frequency": gxe.ExpectColumnValuesToBeBetween(
-            column="caption_count", min_value=1, max_value=gate.max_caption_count
-        ),
-        "chinese": gxe.ExpectColumnValuesToBeBetween(column="han", min_value=1, mostly=gate.min_chinese_share),
-        "sensitive_words": gxe.ExpectColumnValuesToBeNull(column="sensitive_word"),
-        "unmasked_names": gxe.ExpectColumnValuesToBeInSet(
-            column="name_left", value_set=[False], mostly=1 - gate.max_unmasked_name_rate
-        ),
     }
+    for _, check in rules.checks():
+        expectation = getattr(gxe, check.expectation)
+        expectations[check.name] = expectation(column=check.column, **check.arguments(settings, gate))
+    expectations["unmasked_names"] = gxe.ExpectColumnValuesToBeInSet(
+        column=audit.NAME_LEFT, value_set=[False], mostly=1 - gate.max_unmasked_name_rate
+    )
     return _named(expectations, experiment)
 
 
 def dataset_expectations(experiment: Experiment) -> list[Any]:
-    """Expectations on the one row of ``wukong.validate.audit.Dataset``."""
+    """Expectations on the one row of a ``wukong.validate.audit.Dataset``."""
     gate = experiment.validation
 
     def none(column: str) -> Any:
@@ -73,18 +70,15 @@ def dataset_expectations(experiment: Experiment) -> list[Any]:
 
 
 def check_severities(experiment: Experiment) -> None:
-    """See that every name in ``validation.severity`` is one of an expectation.
+    """Check that every name in ``validation.severity`` is the name of an expectation.
 
     Raises:
-        ConfigError: one is not; the message lists those that are.
+        ConfigError: one is not; the message lists the names that there are.
     """
     known = [each.meta["name"] for each in (*pair_expectations(experiment), *dataset_expectations(experiment))]
     for name in experiment.validation.severity:
         if name not in known:
             raise ConfigError(f"validation.severity: no expectation is called {name!r}; there are {', '.join(known)}")
-
-
-_AUDITED = ("shorter_side", "ratio", "han", "sensitive_word", "name_left")
 
 
 def _named(expectations: dict[str, Any], experiment: Experiment) -> list[Any]:

@@ -21,7 +21,7 @@ VALUE = st.integers(0, 2**64 - 1) | st.builds(
 def found(pictures, distance, ranges):
     pieces = duplicates.bands(pictures, distance, ranges)
     assert len(pieces) == (distance + 1) * ranges
-    some = [duplicates.later(piece, distance, number // ranges) for number, piece in enumerate(pieces)]
+    some = [duplicates.repeats(piece, distance, number // ranges) for number, piece in enumerate(pieces)]
     return set(np.concatenate(some).tolist())
 
 

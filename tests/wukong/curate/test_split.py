@@ -72,10 +72,10 @@ def test_training_never_sees_what_a_test_set_holds(pairs, fraction, holdouts, sa
         assert not holdouts or "/fluent/" not in row["url"]
     # Nothing is held back without a reason.
     held = lambda caption: salted_fraction(folded(caption), str(salt)) < fraction  # noqa: E731
-    withheld = {row["sha256"] for row in rows if held(row["caption"]) or (holdouts and "/fluent/" in row["url"])}
+    held_out = {row["sha256"] for row in rows if held(row["caption"]) or (holdouts and "/fluent/" in row["url"])}
     for row in rows:
         if row["split"] == HELD_BACK:
-            assert row["sha256"] in withheld
+            assert row["sha256"] in held_out
 
 
 @given(corpora(), st.lists(st.integers(1, 59), max_size=4), st.randoms())
@@ -86,12 +86,12 @@ def test_parts_and_their_order_do_not_change_the_split(pairs, cuts, random):
     edges = [0, *sorted({min(cut, len(pairs)) for cut in cuts}), len(pairs)]
     parts = [pairs.slice(low, high - low) for low, high in itertools.pairwise(edges)]
     random.shuffle(parts)
-    withheld = np.unique(np.concatenate([splitting.withheld_pictures(part, split) for part in parts]))
+    held_out = np.unique(np.concatenate([splitting.held_out_pictures(part, split) for part in parts]))
     asked = np.unique(np.concatenate([splitting.asked_captions(part, split) for part in parts]))
-    trained = np.unique(np.concatenate([splitting.trained_captions(part, split, withheld) for part in parts]))
+    trained = np.unique(np.concatenate([splitting.trained_captions(part, split, held_out) for part in parts]))
     trained = np.intersect1d(trained, asked)
     for part in parts:
-        assert [expected[url] for url in part["url"]] == splitting.assign(part, split, withheld, trained).to_list()
+        assert [expected[url] for url in part["url"]] == splitting.assign(part, split, held_out, trained).to_list()
 
 
 def test_the_fraction_is_kept_and_depends_on_the_salt():

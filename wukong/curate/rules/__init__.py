@@ -1,75 +1,216 @@
-"""The filters of sections 3.1 and 3.2: compute columns, then decide over them.
+"""The rules of sections 3.1 and 3.2, one file each: every module of this folder assigns a ``Rule`` to ``RULE``.
 
-Each rule's module computes a column and knows no threshold; ``decide`` holds the thresholds and knows no caption. So a
-threshold can change without computing anything again, and every dropped pair keeps the name of the first rule, in the
-order of ``RULES``, that dropped it. The order is the paper's, but for ``meaningless``, which comes before the language
-check so that ``000.jpg`` is named for what it is.
+To add a rule, add a file; nothing else names it. The experiment's settings, the stored columns, the filter, the gate
+and the funnel of each report read ``REGISTRY``. The order is the paper's, with two exceptions: ``meaningless`` comes
+before the language check, and the rules that must read pictures come last.
+
+Computing and deciding are apart: ``compute`` adds columns and knows no threshold, ``decide`` alone applies thresholds.
 """
 
-import polars as pl
+from __future__ import annotations
 
-from wukong.config import Filter
-from wukong.curate.rules import length, size
-from wukong.curate.rules.frequency import CaptionCounts, hashes_of_normal
-from wukong.curate.rules.language import scripts
-from wukong.curate.rules.meaningless import is_meaningless
-from wukong.curate.rules.sensitive import SensitiveWords
-from wukong.curate.text.normalize import normal_forms
+import itertools
+import pkgutil
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
-RULES = ("size", "aspect_ratio", "meaningless", "language", "length", "frequency", "sensitive")
-"""The rules by name, in the order in which they drop pairs."""
+from pydantic import create_model
 
-PICTURE_RULES = ("similarity", "duplicate_image")
-"""Rules beyond the paper's that must look at pictures; they come last, and are off by default."""
+from wukong.curate.rule import Batch, Check, Column, Decided, FromPictures, PictureBatch, Rule
+from wukong.section import Strict
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from wukong.config import Filter
+    from wukong.curate.caption_counts import CaptionCounts, Hashes
 
 HELD_BACK = "held_back"
-"""Why a pair that passed every rule is in no split: training may not see it and no hold-out takes it."""
+"""Drop reason of a pair that passed every rule and is in no split: neither training nor a test set may have it."""
+
+_PICTURES = 64
+"""Pictures that are in memory at a time."""
 
 
-def compute(pairs: pl.DataFrame, settings: Filter, counts: CaptionCounts, words: SensitiveWords) -> pl.DataFrame:
-    """Add the columns that ``decide`` decides over; never raises on any caption.
+def _registered() -> tuple[Rule[Any], ...]:
+    """The rule of every module of this folder, in the order of their places.
+
+    Raises:
+        TypeError: a module has no ``RULE``, or two rules share a name, a place, a setting or a stored column.
+    """
+    found: list[Rule[Any]] = []
+    for module in pkgutil.iter_modules(__path__):
+        rule = getattr(import_module(f"{__name__}.{module.name}"), "RULE", None)
+        if not isinstance(rule, Rule):
+            raise TypeError(f"wukong/curate/rules/{module.name}.py assigns no Rule to RULE: each file here is one rule")
+        found.append(rule)
+    found.sort(key=lambda rule: (rule.place, rule.name))
+    for first, second in itertools.combinations(found, 2):
+        if first.name == second.name or first.place == second.place:
+            raise TypeError(f"the rules {first.name!r} and {second.name!r} share a name or a place: each has its own")
+        for a, b in ((first.settings, second.settings), (first.gate_settings, second.gate_settings)):
+            if a and b and a is not b and (shared := a.model_fields.keys() & b.model_fields.keys()):
+                raise TypeError(f"the rules {first.name!r} and {second.name!r} both have the setting {min(shared)}")
+        if shared := {column.name for column in first.stored} & {column.name for column in second.stored}:
+            raise TypeError(f"the rules {first.name!r} and {second.name!r} both store the column {min(shared)}")
+    return tuple(found)
+
+
+REGISTRY = _registered()
+"""All rules, in the order in which they drop pairs."""
+
+
+def section_of(which: Literal["settings", "gate_settings"]) -> type[Strict]:
+    """The base class of a section of the experiment, with the settings of every rule.
 
     Args:
-        pairs: one row a pair, with ``caption``, ``width`` and ``height``.
-        settings: which unit captions are measured in.
-        counts: occurrences of captions in the whole corpus.
-        words: the sensitive words.
-
-    Returns:
-        ``pairs`` with ``shorter_side`` (pixels), ``aspect_ratio``, ``meaningless``, ``chinese``, ``length`` (in the
-        unit), ``caption_count`` and ``sensitive`` (category or null).
+        which: ``settings`` for the section ``filter``, ``gate_settings`` for ``validation``.
     """
-    caption = pairs["caption"]
-    normal = normal_forms(caption)
-    han, chinese = scripts(caption)
-    width, height = pl.col("width"), pl.col("height")
-    return pairs.with_columns(
-        shorter_side=size.shorter_side(width, height),
-        aspect_ratio=size.aspect_ratio(width, height),
-        meaningless=is_meaningless(pl.lit(normal)),
-        chinese=chinese,
-        length=han if settings.length_unit == "character" else length.COUNTERS[settings.length_unit](caption),
-        caption_count=pl.Series(counts.of(hashes_of_normal(normal)), dtype=pl.Int64),
-        sensitive=words.categories_of_normal(normal),
-    )
+    classes = dict.fromkeys(getattr(rule, which) for rule in REGISTRY)
+    bases = [each for each in classes if each not in (None, Strict)]
+    # pydantic takes fields from the last base first.
+    return create_model(f"Rules_{which}", __base__=tuple(reversed(bases)) or Strict)
 
 
-def decide(columns: pl.DataFrame, settings: Filter) -> pl.Series:
-    """Name, for each row that ``compute`` gave, the first rule that drops it; null where none does."""
-    drops = {
-        "size": pl.col("shorter_side") < settings.min_side,
-        "aspect_ratio": pl.col("aspect_ratio") > settings.max_aspect_ratio,
-        "meaningless": pl.col("meaningless"),
-        "language": ~pl.col("chinese") & (settings.min_length > 0),
-        "length": ~pl.col("length").is_between(settings.min_length, settings.max_length),
-        "frequency": pl.col("caption_count") > settings.max_caption_count,
-        "sensitive": pl.col("sensitive").is_not_null(),
-    }
-    first = pl.coalesce(pl.when(drops[rule]).then(pl.lit(rule)) for rule in RULES)
-    return columns.select(dropped_by=first)["dropped_by"]
+def stored_columns() -> list[Column]:
+    """The columns that the rules store with every pair, in their order."""
+    return sorted((column for rule in REGISTRY for column in rule.stored), key=lambda column: column.place)
 
 
 def applied(settings: Filter) -> tuple[str, ...]:
     """The rules that are on, by name, in the order in which they drop pairs."""
-    on = {"similarity": settings.similarity_model is not None, "duplicate_image": settings.duplicate_images != "keep"}
-    return (*RULES, *(rule for rule in PICTURE_RULES if on[rule]))
+    return tuple(rule.name for rule in REGISTRY if rule.enabled(settings))
+
+
+def decided(when: Decided, settings: Filter) -> tuple[Rule[Any], ...]:
+    """The rules that are on and decide at this time, in the order in which they drop pairs."""
+    return tuple(rule for rule in REGISTRY if rule.decided == when and rule.enabled(settings))
+
+
+def config_of(settings: Filter, *, exclude: set[str] | None = None) -> dict[str, Any]:
+    """The settings as the filter's manifest stores them, with the versions of the rules; they are part of its key.
+
+    Args:
+        settings: of the filter.
+        exclude: settings that are left out.
+
+    Returns:
+        The settings, and under ``rule_versions`` each rule that was added or has changed since version 6 of the stage.
+    """
+    versions = {rule.name: rule.version for rule in REGISTRY if rule.version}
+    return settings.model_dump(mode="json", exclude=exclude) | ({"rule_versions": versions} if versions else {})
+
+
+def load(settings: Filter) -> dict[str, Any]:
+    """Read what the rules need, for instance word lists, by the rule's name; for ``compute`` and the gate.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    return {rule.name: rule.load(settings) for rule in REGISTRY if rule.load is not None}
+
+
+def compute(pairs: pl.DataFrame, settings: Filter, counts: CaptionCounts, loaded: Mapping[str, Any]) -> pl.DataFrame:
+    """Add the columns that rules decide over, but for those of pictures; never raises on any caption.
+
+    Args:
+        pairs: one row a pair, with ``caption``, ``width`` and ``height``.
+        settings: for instance the unit in which captions are measured.
+        counts: occurrences of captions in the whole corpus.
+        loaded: of ``load``.
+
+    Returns:
+        ``pairs`` with the columns that each rule's ``compute`` names.
+    """
+    batch = Batch(pairs, counts, loaded)
+    columns: dict[str, pl.Expr | pl.Series] = {}
+    for rule in REGISTRY:
+        if rule.compute is not None:
+            columns |= rule.compute(batch, settings)
+    return pairs.with_columns(**columns)
+
+
+def checks() -> list[tuple[Rule[Any], Check[Any]]]:
+    """What the gate expects of every kept pair, each with its rule, in the order of the gate's results."""
+    found = [(rule, rule.check) for rule in REGISTRY if rule.check is not None]
+    return sorted(found, key=lambda entry: entry[1].place)
+
+
+def needs_pictures(settings: Filter) -> bool:
+    """Whether a rule must read the pictures of pairs."""
+    return bool(_from_pictures(settings))
+
+
+def picture_thresholds() -> set[str]:
+    """Settings that decide over what was computed of pictures: with another value of them no picture is read again."""
+    return {key for rule in REGISTRY if rule.from_pictures for key in rule.from_pictures.thresholds}
+
+
+def compute_from_pictures(tar: str, captions: Mapping[str, str], settings: Filter) -> pl.DataFrame:
+    """Compute the columns of the rules that read pictures.
+
+    Args:
+        tar: URI of a shard, which is read once.
+        captions: of the pairs that are wanted, by key.
+        settings: which rules are on.
+
+    Returns:
+        ``key`` and the columns that are asked for, one row a pair that is wanted and in the shard.
+
+    Raises:
+        DataError: the shard cannot be read, or a picture not be decoded.
+    """
+    import polars as pl
+
+    from wukong.data.shards import pictures
+
+    frames = [pl.DataFrame(schema={"key": pl.String})]
+    wanted = ((key, data) for key, data in pictures(tar) if key in captions)
+    while batch := list(itertools.islice(wanted, _PICTURES)):
+        keys = [key for key, _ in batch]
+        given = PictureBatch(
+            [data for _, data in batch], [captions[key] for key in keys], [f"{key}.jpg of {tar}" for key in keys]
+        )
+        computed = {each.column: each.compute(given, settings) for each in _from_pictures(settings)}
+        frames.append(pl.DataFrame({"key": keys, **computed}))
+    return pl.concat(frames[1:] or frames)
+
+
+def compared_values(name: str, pairs: pl.DataFrame, settings: Filter) -> Hashes:
+    """The 64-bit value of each pair by which a rule compares pairs with each other.
+
+    Args:
+        name: of the rule.
+        pairs: rows with the stored columns.
+        settings: of the filter.
+    """
+    (comparison,) = (rule.comparison for rule in REGISTRY if rule.name == name and rule.comparison is not None)
+    return comparison.values(pairs, settings)
+
+
+def decide(columns: pl.DataFrame, settings: Filter, when: Decided | Literal["split"] = "pairs") -> pl.Series:
+    """Name, for each row, the first rule that drops it; null where none does. No other function applies a threshold.
+
+    Args:
+        columns: what the rules decide over. Where ``dropped_by`` is among them, a reason in it stays.
+        settings: the thresholds.
+        when: the rules that decide at this time (``Decided``); ``split`` holds back the pairs that are in no split.
+    """
+    import polars as pl
+
+    if when == "split":
+        drops = {HELD_BACK: pl.col("split") == HELD_BACK}
+    else:
+        drops = {rule.name: rule.drops(settings) for rule in decided(when, settings)}
+    reasons = [pl.when(dropped).then(pl.lit(name)) for name, dropped in drops.items()]
+    earlier = [pl.col("dropped_by")] if "dropped_by" in columns.columns else []
+    first = pl.coalesce([*earlier, *reasons, pl.lit(None, pl.String)])
+    return columns.select(dropped_by=first)["dropped_by"]
+
+
+def _from_pictures(settings: Filter) -> list[FromPictures[Any]]:
+    """What the settings ask to be computed from pictures, in the order in which the columns are stored."""
+    by_column = {each.column: each for rule in REGISTRY if (each := rule.from_pictures) is not None}
+    stored = [by_column[column.name] for column in stored_columns() if column.name in by_column]
+    return [each for each in stored if each.needed(settings)]

@@ -1,102 +1,59 @@
-"""How often each caption occurs in the whole corpus (section 3.2: more than 10 times means it says little).
+"""Captions that occur too often are dropped (section 3.2: more than 10 times in the whole corpus)."""
 
-``count`` counts a corpus on one machine. The filter job does the same in three steps that fit any number of machines:
-captions become 64-bit hashes; each range of hashes is counted on its own; only captions that occur more than once are
-kept (``merge``), because most occur once. A part then looks its captions up (``CaptionCounts``). Counts are exact but
-for collisions of 64-bit hashes: in 166 million distinct captions a single one is expected with a probability of 0.0007.
-"""
+from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-import polars as pl
+from pydantic import Field
 
-from wukong import storage
-from wukong.curate.text.normalize import normal_forms
+from wukong.curate.rule import Batch, Check, Column, Rule
+from wukong.section import Positive, Strict
 
-Hashes = npt.NDArray[np.uint64]
-Counts = npt.NDArray[np.int64]
-
-_RANGE_BITS = 8
+if TYPE_CHECKING:
+    import polars as pl
 
 
-def hashes(captions: pl.Series) -> Hashes:
-    """64-bit hashes of captions in normalised form; equal within one run, not across versions of Polars."""
-    return hashes_of_normal(normal_forms(captions))
+class Settings(Strict):
+    """Keys of ``filter``."""
+
+    max_caption_count: Positive = Field(10, description="pairs whose caption occurs more often than this are left out")
 
 
-def hashes_of_normal(normal: pl.Series) -> Hashes:
-    """``hashes`` of captions that are in normalised form already."""
-    return normal.hash(0).to_numpy()
+class GateSettings(Strict):
+    """Keys of ``validation``."""
+
+    max_caption_count: Positive = 10
 
 
-@dataclass(frozen=True)
-class CaptionCounts:
-    """The captions that occur more than once, as sorted hashes, and how often each does."""
+def _compute(batch: Batch, _settings: Settings) -> dict[str, pl.Series]:
+    import polars as pl
 
-    hashes: Hashes
-    counts: Counts
+    from wukong.curate.caption_counts import hashes_of_normal
 
-    def of(self, values: Hashes) -> Counts:
-        """Occurrences in the whole corpus of captions that are part of it, by hash."""
-        if not len(self.hashes):
-            return np.ones(len(values), dtype=np.int64)
-        places = np.minimum(np.searchsorted(self.hashes, values), len(self.hashes) - 1)
-        return np.where(self.hashes[places] == values, self.counts[places], 1)
+    return {"caption_count": pl.Series(batch.counts.of(hashes_of_normal(batch.normal)), dtype=pl.Int64)}
 
 
-def merge(*pieces: Hashes) -> CaptionCounts:
-    """Count the hashes of one range, in pieces, and keep those that occur more than once."""
-    values = np.concatenate([np.empty(0, np.uint64), *pieces])
-    values.sort()
-    again = np.concatenate([[False], values[1:] == values[:-1], [False]])
-    edges = np.flatnonzero(again[1:] != again[:-1])
-    first, last = edges[::2], edges[1::2]
-    return CaptionCounts(values[first], last - first + 1)
+def _drops(settings: Settings) -> pl.Expr:
+    import polars as pl
+
+    return pl.col("caption_count") > settings.max_caption_count
 
 
-def count(files: Sequence[str], threads: int = 2) -> CaptionCounts:
-    """Count the captions of a corpus on one machine, in 8 bytes of memory a caption and those of a file at a time.
-
-    Args:
-        files: URIs of Parquet files with a column ``caption``.
-        threads: files read at a time.
-    """
-    shift = np.uint64(64 - _RANGE_BITS)
-    ranges: list[list[Hashes]] = [[] for _ in range(2**_RANGE_BITS)]
-
-    def read(uri: str) -> list[Hashes]:
-        values = np.sort(hashes(pl.Series(storage.read_table(uri, ["caption"])["caption"])))
-        edges = np.searchsorted(values >> shift, np.arange(1, len(ranges), dtype=np.uint64))
-        return [part.copy() for part in np.split(values, edges)]
-
-    def repeated(place: int) -> CaptionCounts:
-        pieces, ranges[place] = ranges[place], []
-        return merge(*pieces)
-
-    with ThreadPoolExecutor(threads) as pool:
-        for parts in _in_turn(pool, read, files, 2 * threads):
-            for place, part in enumerate(parts):
-                ranges[place].append(part)
-        return join(list(pool.map(repeated, range(len(ranges)))))
-
-
-def _in_turn(
-    pool: ThreadPoolExecutor, work: Callable[[str], list[Hashes]], files: Sequence[str], ahead: int
-) -> Iterator[list[Hashes]]:
-    waiting: deque[Future[list[Hashes]]] = deque()
-    for file in files:
-        waiting.append(pool.submit(work, file))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def join(ranges: Sequence[CaptionCounts]) -> CaptionCounts:
-    """Put merged ranges, in order of their prefix, together again."""
-    return CaptionCounts(np.concatenate([r.hashes for r in ranges]), np.concatenate([r.counts for r in ranges]))
+RULE = Rule(
+    name="frequency",
+    place=60,
+    title="caption not too frequent",
+    version=0,
+    settings=Settings,
+    gate_settings=GateSettings,
+    compute=_compute,
+    stored=(Column("caption_count", "int64", place=30),),
+    drops=_drops,
+    check=Check(
+        name="caption_frequency",
+        place=40,
+        column="caption_count",
+        expectation="ExpectColumnValuesToBeBetween",
+        arguments=lambda settings, gate: {"min_value": 1, "max_value": gate.max_caption_count},
+    ),
+)

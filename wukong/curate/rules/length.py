@@ -1,76 +1,68 @@
-"""The length of a caption in Chinese words, in one of three units (section 3.2).
+"""Captions that are too short or too long are dropped (section 3.2: at least one, fewer than 32 "Chinese words").
 
-The paper keeps captions with at least one and fewer than 32 "Chinese words" and does not say what a word is. Its
-table 2 (22 tokens a caption on average, median 24, standard deviation 7) is what a limit of 32 *characters* leaves:
-under 32 segmented words captions would run to some 50 characters. So the default unit is the character.
+The paper does not say what a word is. Its table 2 (22 tokens a caption on average, median 24, standard deviation 7) is
+what a limit of 32 *characters* leaves: under a limit of 32 segmented words captions would have some 50 characters. So
+the default unit is the character.
 """
 
-from functools import lru_cache
-from typing import Any
+from __future__ import annotations
 
-import polars as pl
+from typing import TYPE_CHECKING, Literal
 
-from wukong.curate.rules.language import han_characters
+from pydantic import Field, model_validator
 
+from wukong.curate.rule import Batch, Check, Column, Rule
+from wukong.section import Strict
 
-def characters(caption: pl.Series) -> pl.Series:
-    """Chinese characters (script Han) in each caption."""
-    return pl.select(han_characters(pl.lit(caption))).to_series()
-
-
-def words(caption: pl.Series) -> pl.Series:
-    """Words that hold a Chinese character, as jieba cuts them, in each caption."""
-    import rjieba
-
-    counts = [sum(map(_has_han, rjieba.cut(text, False))) for text in caption]
-    return pl.Series(caption.name, counts, dtype=pl.Int32)
+if TYPE_CHECKING:
+    import polars as pl
 
 
-def tokens(caption: pl.Series) -> pl.Series:
-    """WordPiece tokens of the text encoder's vocabulary in each caption, without [CLS]; 0 if none of them is Chinese.
+class Settings(Strict):
+    """Keys of ``filter``."""
 
-    Raises:
-        ConfigError: the vocabulary is not installed.
-    """
-    counts = [len(ids) for ids in token_ids(caption)]
-    return (
-        pl.Series(caption.name, counts, dtype=pl.Int32)
-        .to_frame("n")
-        .select(pl.when(characters(caption) > 0).then("n").otherwise(0).cast(pl.Int32))
-        .to_series()
-    )
+    length_unit: Literal["character", "word", "token"] = "character"
+    min_length: int = Field(1, ge=0, description="Chinese units, inclusive")
+    max_length: int = Field(31, ge=1, description="Chinese units, inclusive: fewer than 32")
 
-
-def token_ids(caption: pl.Series) -> list[list[int]]:
-    """WordPiece token ids of each caption, in the text encoder's vocabulary, without [CLS].
-
-    Raises:
-        ConfigError: the vocabulary is not installed.
-    """
-    encoded = _wordpiece().encode_batch(caption.to_list(), add_special_tokens=False)
-    return [entry.ids for entry in encoded]
+    @model_validator(mode="after")
+    def _lengths_are_a_range(self) -> Settings:
+        if self.min_length > self.max_length:
+            raise ValueError(
+                f"min_length is {self.min_length} and max_length {self.max_length}: no caption is of that length; "
+                "min_length is at most max_length"
+            )
+        return self
 
 
-COUNTERS = {"character": characters, "word": words, "token": tokens}
-"""How each value of ``filter.length_unit`` is counted: captions in, numbers out."""
+def _compute(batch: Batch, settings: Settings) -> dict[str, pl.Series]:
+    from wukong.curate.text.units import COUNTERS
+
+    # The characters have been counted for the language check.
+    characters = settings.length_unit == "character"
+    return {"length": batch.scripts[0] if characters else COUNTERS[settings.length_unit](batch.captions)}
 
 
-def _has_han(word: str) -> bool:
-    return any(_is_han(ord(character)) for character in word)
+def _drops(settings: Settings) -> pl.Expr:
+    import polars as pl
+
+    return ~pl.col("length").is_between(settings.min_length, settings.max_length)
 
 
-def _is_han(code: int) -> bool:
-    return (
-        0x4E00 <= code <= 0x9FFF or 0x3400 <= code <= 0x4DBF or 0x20000 <= code <= 0x323AF or code in (0x3005, 0x3007)
-    )
-
-
-@lru_cache(maxsize=1)
-def _wordpiece() -> Any:
-    from tokenizers import BertWordPieceTokenizer
-
-    from wukong.data.tokenizer import packaged_vocabulary
-
-    # Not splitlines: some entries are themselves line separators of Unicode.
-    entries = packaged_vocabulary().rstrip("\n").split("\n")
-    return BertWordPieceTokenizer({entry: number for number, entry in enumerate(entries)})
+RULE = Rule(
+    name="length",
+    place=50,
+    title="caption of the right length",
+    version=0,
+    settings=Settings,
+    compute=_compute,
+    stored=(Column("length", "int32", place=10),),
+    drops=_drops,
+    check=Check(
+        name="length",
+        place=30,
+        column="length",
+        expectation="ExpectColumnValuesToBeBetween",
+        arguments=lambda settings, gate: {"min_value": settings.min_length, "max_value": settings.max_length},
+    ),
+)

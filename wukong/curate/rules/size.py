@@ -1,15 +1,59 @@
-"""Image rules of section 3.1, over the size recorded when the picture was downloaded."""
+"""Pictures with a short side are dropped (section 3.1: both sides are greater than 200 pixels)."""
 
-import polars as pl
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from wukong.curate.rule import Check, Rule
+from wukong.section import Strict
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
-def shorter_side(width: pl.Expr, height: pl.Expr) -> pl.Expr:
+class Settings(Strict):
+    """Keys of ``filter``."""
+
+    min_side: int = Field(201, ge=0, description="the paper keeps images with both sides greater than 200 pixels")
+
+
+def shorter_side() -> pl.Expr:
     """Pixels of the shorter side of the original picture; 0 where the size is unknown."""
-    return pl.min_horizontal(width.fill_null(0), height.fill_null(0)).cast(pl.Int32)
+    import polars as pl
+
+    return pl.min_horizontal(pl.col("width", "height").fill_null(0)).cast(pl.Int32)
 
 
-def aspect_ratio(width: pl.Expr, height: pl.Expr) -> pl.Expr:
-    """Long side over short side, at least 1; infinite where a side is 0 or unknown."""
-    long = pl.max_horizontal(width.fill_null(0), height.fill_null(0)).cast(pl.Float32)
-    short = pl.min_horizontal(width.fill_null(0), height.fill_null(0)).cast(pl.Float32)
-    return pl.when(short > 0).then(long / short).otherwise(float("inf")).cast(pl.Float32)
+def _drops(settings: Settings) -> pl.Expr:
+    import polars as pl
+
+    return pl.col("shorter_side") < settings.min_side
+
+
+def _audited_side() -> pl.Expr:
+    import polars as pl
+
+    return pl.min_horizontal("width", "height")
+
+
+RULE = Rule(
+    name="size",
+    place=10,
+    title="sides over the minimum",
+    version=0,
+    settings=Settings,
+    compute=lambda batch, settings: {"shorter_side": shorter_side()},
+    drops=_drops,
+    check=Check(
+        name="sides",
+        place=10,
+        column="shorter_side",
+        expectation="ExpectColumnValuesToBeBetween",
+        arguments=lambda settings, gate: {"min_value": settings.min_side},
+        audit=lambda pairs, loaded: _audited_side(),
+    ),
+    crawl_limits={"min_side": operator.lt},
+)

@@ -1,7 +1,6 @@
-"""Captions put right before any rule looks at them; off by default, as the paper does none of it.
+"""Correct captions before any rule reads them: remove markup, convert to Simplified. Off by default, as in the paper.
 
-What changes nothing but the spelling of a caption belongs into ``normalize``, under which captions are compared; this
-changes what a model will read.
+This changes the captions that a model will read. ``normalize`` makes the form in which captions are only compared.
 """
 
 import html
@@ -15,7 +14,7 @@ from wukong.curate.text.simplified import traditional
 
 _ENTITY = r"&(?:[a-zA-Z][a-zA-Z0-9]{1,31}|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});"
 _TAG = r"(?s)<!--.*?-->|</?[a-zA-Z][^<>]*>"
-# Pictographs with what modifies them: variation selectors, joiners, skin tones, tags; flags; keycaps. Not © ® ™.
+# Pictographs with their modifiers (variation selectors, joiners, skin tones, tags), flags, keycaps. Not © ® ™.
 _EMOJI = (
     r"(?:[\p{Extended_Pictographic}--[©®™]][\u{FE0F}\u{200D}\u{1F3FB}-\u{1F3FF}\u{E0020}-\u{E007F}]*)+"
     r"|[\u{1F1E6}-\u{1F1FF}]+|[0-9#*]\u{FE0F}?\u{20E3}"
@@ -23,9 +22,9 @@ _EMOJI = (
 
 
 def cleaned(captions: pl.Series, settings: Filter) -> pl.Series:
-    """Captions as the settings want them: without HTML and emoji (``clean_markup``), Simplified (``simplify``).
+    """Remove HTML and emoji (``clean_markup``) and convert to Simplified Chinese (``simplify``), as the settings ask.
 
-    Never raises on any caption; what is nothing but markup becomes empty.
+    Never raises on any caption; a caption of nothing but markup becomes empty.
     """
     if settings.clean_markup:
         captions = without_markup(captions)
@@ -33,9 +32,9 @@ def cleaned(captions: pl.Series, settings: Filter) -> pl.Series:
 
 
 def without_markup(captions: pl.Series) -> pl.Series:
-    """Captions with HTML entities resolved, tags and emoji taken out, and no space doubled where they stood."""
+    """Replace HTML entities by their characters, and remove tags and emoji; no double spaces remain in their place."""
     marked = captions.str.contains(rf"[<&]|{_EMOJI}").arg_true()
-    # Twice: what is escaped twice (&amp;lt;) is common in page titles. Tags come after, as they may be escaped too.
+    # Twice, because page titles are often escaped twice (&amp;lt;). Tags are removed later: they may be escaped too.
     resolved = captions.gather(marked)
     for _ in range(2):
         entities = resolved.str.contains(_ENTITY).arg_true()
@@ -46,7 +45,7 @@ def without_markup(captions: pl.Series) -> pl.Series:
 
 
 def in_simplified(captions: pl.Series) -> pl.Series:
-    """Captions in Simplified characters, as OpenCC's ``t2s`` converts them: by phrase, then by character."""
+    """Convert captions to Simplified characters with OpenCC's ``t2s``: by phrase, then by character."""
     places, convert = traditional(captions), _opencc().convert
     return captions.clone().scatter(places, [convert(text) for text in captions.gather(places)])
 

@@ -1,17 +1,19 @@
-"""The form of a caption under which it is counted, compared and split."""
+"""The normal form of a caption, by which captions are counted, compared and split."""
 
 import hashlib
 
 import polars as pl
 
-# A Chinese character of the main block, and printable ASCII but for capitals, stand for themselves.
-_PERHAPS_NOT_NORMAL = r"[^\u4e00-\u9fff -@\[-~]|  |^ | $"
+from wukong.curate.text.characters import MAIN_BLOCK
+
+# Chinese characters of the main block, and printable ASCII without capitals, stay as they are.
+_PERHAPS_NOT_NORMAL = rf"[^{MAIN_BLOCK} -@\[-~]|  |^ | $"
 
 
 def normalized(caption: pl.Expr) -> pl.Expr:
-    """Fold what does not change a caption: width and compatibility forms (NFKC), case, spacing, invisible characters.
+    """Compute the normal form: NFKC (width, compatibility forms), lower case, single spaces, no invisible characters.
 
-    Two captions are the same caption, for frequency and for the split, when this gives the same string.
+    Two captions with the same normal form are the same caption, for their frequency and for the split.
     """
     return (
         caption.str.normalize("NFKC")
@@ -23,7 +25,7 @@ def normalized(caption: pl.Expr) -> pl.Expr:
 
 
 def normal_forms(captions: pl.Series) -> pl.Series:
-    """``normalized`` of each caption; most are in this form already, which is eight times as fast to see as to make."""
+    """Compute ``normalized`` of each caption, fast: most are in this form already, which is cheap to find out."""
     changed = captions.str.contains(_PERHAPS_NOT_NORMAL).arg_true()
     if not len(changed):
         return captions
@@ -31,6 +33,6 @@ def normal_forms(captions: pl.Series) -> pl.Series:
 
 
 def salted_fraction(text: str, salt: str) -> float:
-    """Hash a string to [0, 1), uniformly and the same on every machine and version (SHA-256 of ``salt NUL text``)."""
+    """Hash a string to a uniform number in [0, 1), equal on every machine (SHA-256 of ``salt NUL text``)."""
     data = f"{salt}\0{text}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(data).digest()[:8]) / 2**64

@@ -1,4 +1,4 @@
-"""Traditional characters as Simplified ones, one for one, so that places in a text stay what they are."""
+"""Replace each Traditional character by one Simplified character, so that offsets in a text stay valid."""
 
 from functools import lru_cache
 
@@ -12,10 +12,10 @@ _FILE = "opencc/dictionary/TSCharacters.txt"
 
 @lru_cache(maxsize=1)
 def table() -> dict[int, int]:
-    """OpenCC's character table for ``str.translate``: where a character has several Simplified forms, the first.
+    """Read OpenCC's table of characters for ``str.translate``; of several Simplified forms it takes the first.
 
     Raises:
-        ConfigError: the package that holds it is not installed.
+        ConfigError: the package that has the table is not installed.
     """
     lines = installed_file(_PACKAGE, _FILE).read_text(encoding="utf-8").splitlines()
     pairs = (line.split("\t") for line in lines)
@@ -24,7 +24,7 @@ def table() -> dict[int, int]:
 
 
 def traditional(captions: pl.Series) -> pl.Series:
-    """Places of the captions that hold a character which ``table`` replaces."""
+    """Indices of the captions that hold a character which ``table`` replaces."""
     return captions.str.contains(f"[{''.join(map(chr, table()))}]").arg_true()
 
 

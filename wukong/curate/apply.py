@@ -1,0 +1,98 @@
+"""What the filter does with a table of pairs: put captions right, compute, decide, mask names. It needs no Ray."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from wukong.config import Filter
+from wukong.curate import duplicates, names, rules
+from wukong.curate.caption_counts import CaptionCounts, Hashes
+from wukong.curate.text import clean
+from wukong.data.schema import DROPPED
+
+
+def apply_rules(
+    pairs: pl.DataFrame, settings: Filter, counts: CaptionCounts, loaded: Mapping[str, Any]
+) -> pl.DataFrame:
+    """Apply the rules that need neither pictures nor other pairs, and mask the names of persons in what is left.
+
+    Args:
+        pairs: of a crawl, ``wukong.curate.pairs.read_pairs``.
+        settings: the thresholds.
+        counts: occurrences of captions in the whole corpus.
+        loaded: of ``wukong.curate.rules.load``.
+
+    Returns:
+        The columns of ``DROPPED``; ``dropped_by`` is null for a pair that is left, and so is what comes of pictures.
+    """
+    original = pairs["caption"]
+    columns = rules.compute(pairs.with_columns(clean.cleaned(original, settings)), settings, counts, loaded)
+    columns = columns.with_columns(
+        dropped_by=rules.decide(columns, settings),
+        caption_original=original,
+        **{name: pl.lit(None, dtype) for name, dtype in _of_pictures().items()},
+    )
+    if settings.mask_names:
+        kept = columns["dropped_by"].is_null()
+        masked = pl.Series(names.mask(columns["caption"].filter(kept), settings.name_care), dtype=pl.String)
+        columns = columns.with_columns(caption=columns["caption"].scatter(kept.arg_true(), masked))
+    return columns.select(DROPPED.names)
+
+
+def apply_picture_rules(judged: pl.DataFrame, computed: pl.DataFrame, settings: Filter) -> pl.DataFrame:
+    """Apply the rules that read pictures.
+
+    Args:
+        judged: of ``apply_rules``.
+        computed: of ``wukong.curate.rules.compute_from_pictures``.
+        settings: the thresholds.
+    """
+    joined = judged.drop(computed.columns[1:]).join(computed, on="key", how="left", maintain_order="left")
+    return joined.with_columns(rules.decide(joined, settings, "pictures")).select(DROPPED.names)
+
+
+def apply_comparisons(judged: pl.DataFrame, repeats: Mapping[str, Hashes], settings: Filter) -> pl.DataFrame:
+    """Apply the rules that compare all pairs with each other.
+
+    Args:
+        judged: of ``apply_rules`` or ``apply_picture_rules``.
+        repeats: by a comparison's column, keys as numbers of the pairs that repeat an earlier one.
+        settings: which rules are on.
+    """
+    if not repeats:
+        return judged
+    keys = duplicates.numbers(judged["key"])
+    compared = judged.with_columns(**{column: pl.Series(np.isin(keys, found)) for column, found in repeats.items()})
+    return compared.with_columns(rules.decide(compared, settings, "corpus")).select(DROPPED.names)
+
+
+def hold_back(assigned: pl.DataFrame, settings: Filter) -> pl.DataFrame:
+    """Give the pairs that are in no split their drop reason.
+
+    Args:
+        assigned: pairs that passed every rule, with ``split`` of ``wukong.curate.split.assign``.
+        settings: of the filter.
+    """
+    return assigned.with_columns(rules.decide(assigned, settings, "split"))
+
+
+def count_reasons(tables: Iterable[pl.DataFrame], reasons: Iterable[str]) -> dict[str, int]:
+    """Count the rows with each of some drop reasons."""
+    counts = dict.fromkeys(reasons, 0)
+    for table in tables:
+        for reason, rows in table["dropped_by"].drop_nulls().value_counts().iter_rows():
+            if reason in counts:
+                counts[reason] += rows
+    return counts
+
+
+def _of_pictures() -> dict[str, pl.DataType]:
+    """The stored columns that come of pictures, and their types."""
+    empty = pl.DataFrame(DROPPED.empty_table())
+    return {
+        rule.from_pictures.column: empty.schema[rule.from_pictures.column]
+        for rule in rules.REGISTRY
+        if rule.from_pictures is not None
+    }

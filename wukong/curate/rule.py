@@ -1,0 +1,207 @@
+"""The type of a rule. Each rule is one file in ``wukong/curate/rules``, which assigns a ``Rule`` to ``RULE``.
+
+The experiment's types (``wukong.config``) read the rules' settings. They are imported where neither polars nor another
+large library is installed, so this module and the rules' files import such libraries inside functions only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from wukong.section import Strict
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from wukong.curate.caption_counts import CaptionCounts, Hashes
+
+S = TypeVar("S", bound=Strict)
+
+Decided = Literal["pairs", "pictures", "corpus"]
+"""When a rule decides: over what is known of each pair by itself and of how often its caption occurs (``pairs``); after
+the pictures were read (``pictures``); after all pairs that are left were compared with each other (``corpus``)."""
+
+
+class Batch:
+    """Pairs of which the rules compute their columns, and what several rules need of them, computed once.
+
+    Attributes:
+        pairs: one row a pair, with ``caption``, ``width`` and ``height``.
+        counts: how often captions occur in the whole corpus.
+        loaded: what each rule's ``load`` returned, by the rule's name.
+    """
+
+    def __init__(self, pairs: pl.DataFrame, counts: CaptionCounts, loaded: Mapping[str, Any]) -> None:
+        self.pairs = pairs
+        self.counts = counts
+        self.loaded = loaded
+
+    @property
+    def captions(self) -> pl.Series:
+        """The captions."""
+        return self.pairs["caption"]
+
+    @cached_property
+    def normal(self) -> pl.Series:
+        """The captions in normal form (``wukong.curate.text.normalize``)."""
+        from wukong.curate.text.normalize import normal_forms
+
+        return normal_forms(self.captions)
+
+    @cached_property
+    def scripts(self) -> tuple[pl.Series, pl.Series]:
+        """The number of Chinese characters in each caption, and whether the caption is Chinese."""
+        from wukong.curate.text.characters import scripts
+
+        return scripts(self.captions)
+
+
+@dataclass(frozen=True)
+class PictureBatch:
+    """Some pictures, with their captions; the lists are of one length.
+
+    Attributes:
+        pictures: encoded.
+        captions: of the pairs.
+        names: what an error message calls each picture.
+    """
+
+    pictures: Sequence[bytes]
+    captions: Sequence[str]
+    names: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that is stored with every pair, kept or dropped (``wukong.data.schema``).
+
+    Attributes:
+        name: of the column.
+        type: Arrow's name of the type, for instance ``int32``.
+        place: stored columns lie in the order of their places, and of their rules where places are equal.
+        nullable: whether the value may be missing.
+    """
+
+    name: str
+    type: str
+    place: int = 100
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class FromPictures(Generic[S]):
+    """How a rule computes its stored column from the pictures of the pairs that are left.
+
+    Attributes:
+        column: name of the stored column.
+        needed: whether the settings ask for it.
+        compute: one value a picture.
+        thresholds: settings that decide over the column and do not change it: with another value of them no picture is
+            read again.
+    """
+
+    column: str
+    needed: Callable[[S], bool]
+    compute: Callable[[PictureBatch, S], pl.Series]
+    thresholds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison(Generic[S]):
+    """How a rule compares all pairs that are left: by a value of 64 bits for each.
+
+    Attributes:
+        column: true for a pair whose value differs in at most ``distance`` bits from that of a pair with an earlier
+            key.
+        values: of the rows of a table with the stored columns.
+        distance: in bits, 0 to 3.
+    """
+
+    column: str
+    values: Callable[[pl.DataFrame, S], Hashes]
+    distance: Callable[[S], int]
+
+
+@dataclass(frozen=True)
+class Check(Generic[S]):
+    """What the gate expects of every kept pair, computed anew from its caption and size.
+
+    Attributes:
+        name: of the expectation, as ``validation.severity`` and the gate's results call it.
+        column: that is looked at: stored, or computed by ``audit``.
+        expectation: a class of Great Expectations.
+        arguments: of the expectation besides the column, from the ``filter`` and the ``validation`` section.
+        audit: computes the column, from rows of ``wukong.data.schema.PAIRS`` and what the rule's ``load`` returned;
+            null where the column is a stored one.
+        place: the gate lists expectations in the order of their places, and of their rules where places are equal.
+    """
+
+    name: str
+    column: str
+    expectation: str
+    arguments: Callable[[S, Any], Mapping[str, Any]]
+    audit: Callable[[pl.DataFrame, Any], pl.Expr | pl.Series] | None = None
+    place: int = 100
+
+
+def _always(_settings: Any) -> bool:
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(Generic[S]):
+    """Why pairs are dropped: what is computed, which settings it has, and how it decides.
+
+    Attributes:
+        name: the drop reason, as stored and counted.
+        place: rules drop pairs in the order of their places; a pair keeps the name of the first rule that drops it.
+        title: what the pairs that pass have in common, in a few words; the funnel of each report shows it.
+        version: 0 for the rules that the filter began with. Another rule begins at 1. Raise it when the rule computes
+            or decides otherwise under the same settings: filtered data of an earlier version is then not reused.
+        drops: from the settings an expression over the columns, true for a pair that is dropped. Null drops nothing.
+        settings: its keys in the ``filter`` section of the experiment.
+        gate_settings: its keys in the ``validation`` section.
+        compute: the columns that ``drops`` reads, by name; never raises on any caption.
+        stored: those of its columns that are kept with every pair.
+        enabled: whether the settings switch the rule on; a rule that is always on needs none.
+        load: reads what ``compute`` and the gate need, for instance word lists, once a task. Raises ``ConfigError``.
+        from_pictures: for a rule that reads pictures.
+        comparison: for a rule that compares each pair with all others.
+        check: what the gate expects.
+        uris: settings that are URIs, each with a function that returns why a URI cannot be used, as the end of a
+            sentence, or an empty string.
+        crawl_limits: settings that the crawl applies too, under the same name in its section, each with a function of
+            the filter's and the crawl's value that returns whether the filter's lets more pictures pass.
+    """
+
+    name: str
+    place: int
+    title: str
+    version: int
+    drops: Callable[[S], pl.Expr]
+    settings: type[S]
+    gate_settings: type[Strict] | None = None
+    compute: Callable[[Batch, S], Mapping[str, pl.Expr | pl.Series]] | None = None
+    stored: tuple[Column, ...] = ()
+    enabled: Callable[[S], bool] = _always
+    load: Callable[[S], Any] | None = None
+    from_pictures: FromPictures[S] | None = None
+    comparison: Comparison[S] | None = None
+    check: Check[S] | None = None
+    uris: Mapping[str, Callable[[str], str]] | None = None
+    crawl_limits: Mapping[str, Callable[[float, float], bool]] | None = None
+
+    @property
+    def decided(self) -> Decided:
+        """When the rule decides."""
+        if self.comparison is not None:
+            return "corpus"
+        return "pictures" if self.from_pictures is not None else "pairs"
+
+    @property
+    def optional(self) -> bool:
+        """Whether settings can switch the rule off."""
+        return self.enabled is not _always

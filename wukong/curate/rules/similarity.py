@@ -1,0 +1,94 @@
+"""Pairs whose caption does not fit the picture, by a model of this project, are dropped. Off by default."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from wukong.curate.rule import Column, FromPictures, PictureBatch, Rule
+from wukong.section import Strict
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_MODEL_FILES = ("config.json", "model.safetensors", "vocab.txt")
+
+
+class Settings(Strict):
+    """Keys of ``filter``."""
+
+    similarity_model: str | None = Field(
+        None, description="URI of a model's folder, by which pairs are left out whose caption does not fit the picture"
+    )
+    min_similarity: float = Field(0.0, ge=-1, le=1, description="by similarity_model, pairs below it are left out")
+
+    @model_validator(mode="after")
+    def _a_threshold_has_what_it_compares(self) -> Settings:
+        if self.min_similarity and self.similarity_model is None:
+            raise ValueError(
+                f"min_similarity is {self.min_similarity}, but without similarity_model nothing is compared: name the "
+                "URI of a model's folder, or leave it out"
+            )
+        return self
+
+
+def similarities(batch: PictureBatch, settings: Settings) -> pl.Series:
+    """The similarity of each picture and its caption that the model computes, Float32 in [-1, 1].
+
+    Raises:
+        DataError: a picture cannot be decoded.
+    """
+    import polars as pl
+    import torch
+
+    from wukong.data import images
+
+    model = _model(str(settings.similarity_model))
+    decoded = [images.decode(data, name) for data, name in zip(batch.pictures, batch.names, strict=True)]
+    with torch.inference_mode():
+        scores = model.similarity(model.encode_image(decoded), model.encode_text(batch.captions))
+    return pl.Series(scores.diagonal().float().numpy(), dtype=pl.Float32)
+
+
+@lru_cache(maxsize=1)
+def _model(uri: str) -> Any:
+    import torch
+
+    from wukong.model import saved_model
+
+    torch.set_num_threads(1)  # tasks run side by side
+    return saved_model.load(uri)
+
+
+def _drops(settings: Settings) -> pl.Expr:
+    import polars as pl
+
+    return pl.col("similarity") < settings.min_similarity
+
+
+def _model_problem(uri: str) -> str:
+    from wukong import storage
+
+    missing = [name for name in _MODEL_FILES if not storage.exists(storage.join(uri, name))]
+    return f"lacks {', '.join(missing)}; name a folder with {', '.join(_MODEL_FILES)}" if missing else ""
+
+
+RULE = Rule(
+    name="similarity",
+    place=80,
+    title="caption fits the picture, by a model",
+    version=0,
+    settings=Settings,
+    enabled=lambda settings: settings.similarity_model is not None,
+    stored=(Column("similarity", "float32", place=50, nullable=True),),
+    from_pictures=FromPictures(
+        column="similarity",
+        needed=lambda settings: settings.similarity_model is not None,
+        compute=similarities,
+        thresholds=("min_similarity",),
+    ),
+    drops=_drops,
+    uris={"similarity_model": _model_problem},
+)

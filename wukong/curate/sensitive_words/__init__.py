@@ -1,0 +1,175 @@
+"""Sensitive words (section 3.2): find words of several lists in captions by Aho-Corasick.
+
+A list is a text file, one word a line, named after its category; ``#`` begins a comment. The lists in
+``lists/`` are short and about content that no image-text set wants. The operator knows what else is sensitive where a
+set is released: ``filter.sensitive_words`` names a folder of lists that replace these, or with ``filter.default_words``
+are added to them.
+
+Words are searched in the normal form of a caption, in Simplified characters. A word is also found when something is
+inserted between its characters (``色 情``, ``赌*博``). It is not found where its characters only meet by chance at the
+border of two other words: ``红色情侣`` and ``路口交通`` hold no sensitive word. So a match of two characters must lie
+inside one word as jieba cuts the caption, or begin and end where words do. Longer words do not arise by chance.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ahocorasick_rs
+import polars as pl
+
+from wukong import storage
+from wukong.curate.text.characters import has_han
+from wukong.curate.text.normalize import normal_forms
+from wukong.curate.text.simplified import simplify, traditional
+from wukong.errors import ConfigError
+
+DEFAULT_LISTS = Path(__file__).parent / "lists"
+_SHORT = 2_000
+
+
+@dataclass(frozen=True)
+class Match:
+    """A word found in a caption: the word as listed, and its category."""
+
+    word: str
+    category: str
+
+
+class SensitiveWords:
+    """An automaton over all words of all categories.
+
+    Args:
+        lists: category to its words.
+
+    Raises:
+        ConfigError: no category holds a word.
+    """
+
+    def __init__(self, lists: Mapping[str, Iterable[str]]) -> None:
+        self._category: dict[str, str] = {}
+        for category in sorted(lists):
+            for word in lists[category]:
+                key = _compact(_folded(pl.Series([word], dtype=pl.String))[0])
+                if key:
+                    self._category.setdefault(key, category)
+        if not self._category:
+            raise ConfigError(
+                "the lists of sensitive words are empty: put one word a line into a file for each category"
+            )
+        self._words = list(self._category)
+        self._automaton = ahocorasick_rs.AhoCorasick(self._words)
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def categories(self, captions: pl.Series) -> pl.Series:
+        """The category of the first sensitive word in each caption, null where there is none."""
+        return self.categories_of_normal(normal_forms(captions))
+
+    def categories_of_normal(self, captions: pl.Series) -> pl.Series:
+        """``categories`` of captions that are in normalised form already."""
+        texts = _simplified(captions)
+        compact = texts.str.replace_all(r"[^\p{L}\p{N}]+", "")
+        # Short lists fit into a regular expression, which is faster.
+        short = sum(map(len, self._words)) < _SHORT
+        found_any = compact.str.contains("|".join(self._words)) if short else compact.str.contains_any(self._words)
+        suspects = found_any.arg_true()
+        matches = [self._matches(text) for text in texts.gather(suspects)]
+        found = pl.Series([first[0].category if first else None for first in matches], dtype=pl.String)
+        return (
+            pl.Series(captions.name, [None], dtype=pl.String).new_from_index(0, len(captions)).scatter(suspects, found)
+        )
+
+    def find(self, caption: str) -> list[Match]:
+        """Every sensitive word in a caption, overlapping ones included, in order of their end."""
+        return self._matches(_folded(pl.Series([caption.encode("utf-8", "replace").decode()]))[0])
+
+    def _matches(self, text: str) -> list[Match]:
+        places = [place for place, character in enumerate(text) if _is_word(character)]
+        compact = "".join(text[place] for place in places)
+        hits = self._automaton.find_matches_as_indexes(compact, overlapping=True)
+        if not hits:
+            return []
+        # Cutting a caption into words takes longer than all else, and is not needed for longer Chinese words.
+        cuts = set() if all(_is_unambiguous(self._words[index]) for index, _, _ in hits) else _cuts(text)
+        matches = []
+        for index, start, end in hits:
+            word = self._words[index]
+            if _is_the_word(text, places[start], places[end - 1] + 1, word, cuts):
+                matches.append(Match(word, self._category[word]))
+        return matches
+
+
+def load(uri: str | None = None, *, with_default: bool = False) -> SensitiveWords:
+    """Read the lists of a folder, ``CATEGORY.txt`` each; without a URI, those that come with Wukong.
+
+    Args:
+        uri: of the folder.
+        with_default: take the lists that come with Wukong too; those of one category become one.
+
+    Raises:
+        ConfigError: the folder holds no list, or a list is not UTF-8.
+    """
+    default = storage.from_path(DEFAULT_LISTS)
+    folder = uri or default
+    files = storage.list_files(folder, ".txt")
+    if not files:
+        raise ConfigError(f"filter.sensitive_words: no list (CATEGORY.txt, one word a line) in {folder}")
+    if with_default and uri:
+        files += storage.list_files(default, ".txt")
+    lists: dict[str, list[str]] = {}
+    for file in files:
+        try:
+            text = storage.read_bytes(file).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{file} is not UTF-8 ({error}): save the list of sensitive words as UTF-8") from error
+        words = lists.setdefault(Path(file).stem, [])
+        words += [line.split("#", 1)[0].strip() for line in text.splitlines()]
+    return SensitiveWords(lists)
+
+
+def _folded(captions: pl.Series) -> pl.Series:
+    """Captions in normal form and Simplified characters, in which words are searched."""
+    return _simplified(normal_forms(captions))
+
+
+def _simplified(normal: pl.Series) -> pl.Series:
+    places = traditional(normal)
+    return normal.clone().scatter(places, [simplify(text) for text in normal.gather(places)])
+
+
+def _compact(text: str) -> str:
+    return "".join(filter(_is_word, text))
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum()
+
+
+def _cuts(text: str) -> set[int]:
+    """Offsets at which jieba's words begin or end."""
+    import rjieba
+
+    return set(itertools.accumulate((len(word) for word in rjieba.cut(text, False)), initial=0))
+
+
+def _is_the_word(text: str, start: int, end: int, word: str, cuts: set[int]) -> bool:
+    """Whether ``text[start:end]`` is the word itself and not parts of its neighbours."""
+    if _is_unambiguous(word):
+        return True
+    if end - start == len(word):
+        inside = not any(start < cut < end for cut in cuts)
+        return (start in cuts and end in cuts) or (inside and has_han(word))
+    # Something is inserted between the characters: then each of them must stand alone.
+    touching = any(_is_word(text[place]) and _is_word(text[place + 1]) for place in range(start, end - 1))
+    return not (touching or _touches(text, start - 1) or _touches(text, end))
+
+
+def _is_unambiguous(word: str) -> bool:
+    return len(word) > 2 and has_han(word)
+
+
+def _touches(text: str, place: int) -> bool:
+    return 0 <= place < len(text) and _is_word(text[place])
