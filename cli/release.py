@@ -1,4 +1,4 @@
-"""``wukong release`` and ``wukong takedown``: publish a set, and take pairs out of it again."""
+"""``wukong release`` and ``wukong takedown``: publish a set, and remove pairs from it again."""
 
 import os
 from datetime import UTC, datetime
@@ -108,6 +108,7 @@ def takedown(
         wukong takedown requests.txt --config my.yaml --reason "case 2026-17" --dry-run
     """
     from wukong.publish import takedown as library
+    from wukong.publish import takedown_plan
 
     experiment = config.load(config_file, overrides)
     place = uri_of(at).rstrip("/") if at else experiment.root
@@ -116,7 +117,7 @@ def takedown(
     if (begun := library.pending(place)) is not None and not dry_run:
         console.print(f"Finishing the takedown by {escape(begun.list_name)} that was begun on {begun.when}")
         library.carry_out(place, begun)
-    planned = library.plan(place, uri_of(listed), reason, datetime.now(UTC))
+    planned = takedown_plan.plan(place, uri_of(listed), reason, datetime.now(UTC))
     entries = ", ".join(f"{count:,} {kind}" for kind, count in planned.listed.items())
     console.print(
         f"The list {escape(planned.list_name)} ({entries}) covers {len(planned.keys):,} URLs at {escape(place)}"
@@ -125,29 +126,29 @@ def takedown(
         return
     table = Table("stage", "pairs", "files", "where", box=None)
     for change in planned.changes:
-        table.add_row(change.stage, f"{change.pairs:,}", f"{len(change.files):,}", change.uri)
+        table.add_row(change.stage, f"{change.pairs:,}", f"{len(change.files) + len(change.deleted):,}", change.uri)
     console.print(table)
     if dry_run:
         console.print("Nothing was changed (--dry-run)")
         return
     library.carry_out(place, planned)
     console.print(f"Taken down. Record: {escape(storage.join(place, library.FOLDER, planned.id))}.json")
-    if pages := library.pages(place):
+    if pages := library.reports(place):
         console.print("Reports made before may still show the pictures; delete them or run the experiment again:")
         for page in pages:
             console.print(f"  {escape(page)}")
 
 
 def uri_of(place: str) -> str:
-    """The URI of a path or a URI."""
+    """Returns the URI of a place that is given as a path or as a URI."""
     return place if "://" in place else storage.from_path(Path(place))
 
 
 def use_embedded_store(place: str) -> None:
-    """Where nothing in the environment says which object store is meant, take the embedded stack's.
+    """Use the embedded stack's object store for a place on S3, unless the environment names another one.
 
     Raises:
-        StackError: there is no embedded stack.
+        StackError: the place is on S3, the environment names no object store, and there is no embedded stack.
     """
     from infra import stack
 
@@ -170,7 +171,18 @@ def _validated(experiment: Experiment, run: str | None) -> Manifest:
 
 
 def _copied(released: Manifest, target: str) -> str:
-    """Copy a release, its manifest last, and give the target."""
-    for path in [*(part.path for part in released.parts), "manifest.json"]:
+    """Copy a release, its manifest last.
+
+    The data of its card are copied too, for a takedown from the copy needs them.
+
+    Returns:
+        The target.
+    """
+    from wukong.report import card
+
+    paths = [part.path for part in released.parts]
+    if storage.exists(storage.join(released.uri, card.DATA_PATH)):
+        paths.append(card.DATA_PATH)
+    for path in [*paths, "manifest.json"]:
         storage.write_bytes(storage.join(target, path), storage.read_bytes(storage.join(released.uri, path)))
     return target

@@ -27,7 +27,7 @@ def data_card(
     from pathlib import Path
 
     from components.stage import load_artifact
-    from wukong import storage
+    from wukong.report.card import page_for_frame
     from wukong.report.pages import funnel, numbers
 
     manifests = [load_artifact(entry.path) for entry in (crawl_manifest, filter_manifest, validate_manifest)]
@@ -36,5 +36,4 @@ def data_card(
     target.write_text(funnel(manifests), encoding="utf-8")
     for name, value in numbers(manifests).items():
         metrics.log_metric(name, value)
-    (page_uri,) = manifests[-1].part_uris("docs/card.html")
-    Path(card.path).write_bytes(storage.read_bytes(page_uri))
+    Path(card.path).write_text(page_for_frame(manifests[-1].uri), encoding="utf-8")

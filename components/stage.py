@@ -97,9 +97,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             name, alias = parsed.registry.model_name, parsed.registry.alias
             links[f"Model {name} version {registration['version']:.0f}, {held} @{alias}"] = tracking.model_url(name)
         docs = _docs_beside_report(parsed, run, manifests["validate"]) if "validate" in manifests else ""
-        if docs:
-            links |= {"Dataset card": "docs/card.html", "Data docs": "docs/index.html"}
-        page = run_report.render(
+        shown = run_report.contents(
             parsed,
             manifests,
             storage.read_json(f"{evaluated.uri}/evaluation.json"),
@@ -108,11 +106,12 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             run,
             docs,
         )
-        storage.write_bytes(run_records.uri_of(parsed, run, "report.html"), page.encode())
+        storage.write_bytes(run_records.uri_of(parsed, run, "report.html"), run_report.render(shown).encode())
+        framed = run_report.render(shown, framed=True)
         target = Path(output)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(page, encoding="utf-8")
-        tracking.log_report(parsed, run, page)
+        target.write_text(framed, encoding="utf-8")
+        tracking.log_report(parsed, run, framed)
         if docs:
             tracking.log_docs(parsed, run, run_records.uri_of(parsed, run, "docs"))
 

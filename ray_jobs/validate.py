@@ -92,7 +92,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         "warnings": sum(not outcome.success for outcome in found),
     }
     counted = statistics.merge(list(by_split.values()))
-    storage.write_bytes(stage.path(card.PATH), card.of(experiment, filtered, counted, docs="index.html").encode())
+    card.write(stage.uri, card.of(experiment, filtered, counted, docs="index.html"))
     metrics = {
         "unique_tokens": float(counted.unique_tokens),
         "tokens_mean": counted.token_mean,

@@ -26,7 +26,7 @@ from wukong import manifest, storage
 from wukong.data.schema import key_of
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Stage
-from wukong.publish import release, takedown
+from wukong.publish import release, takedown, takedown_plan
 from wukong.report.funnel import funnel
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -214,13 +214,13 @@ def test_what_cannot_be_released_is_explained(restored, tmp_path):
 
 def test_a_takedown_leaves_everything_as_if_the_pairs_had_never_been_there(restored):
     e, _, _, listed, folder = restored
-    before = {found.stage: found for found in takedown._stages_at(e.root)}
+    before = {found.stage: found for found in takedown_plan.stages_at(e.root)}
     for computed, parent in ("look", "crawl"), ("features", "filter"):
         stage = Stage(e.root, computed, {}, [before[parent]])
         storage.write_bytes(stage.path("parts/00000"), b"of pictures")
         stage.commit([stage.describe("parts/00000")])
-    record = takedown.carry_out(e.root, takedown.plan(e.root, listed, "case 1", NOW))
-    after = {found.stage: found for found in takedown._stages_at(e.root)}
+    record = takedown.carry_out(e.root, takedown_plan.plan(e.root, listed, "case 1", NOW))
+    after = {found.stage: found for found in takedown_plan.stages_at(e.root)}
     assert not storage.list_files(f"{e.root}/look") + storage.list_files(f"{e.root}/features")
     assert set(record["keys"]) == {key_of(url) for url in GONE}
     for name, found in after.items():
@@ -254,7 +254,60 @@ def test_a_takedown_leaves_everything_as_if_the_pairs_had_never_been_there(resto
     folder = storage.filesystem(after["release"].uri)[1]
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
     assert f"takedowns/{record['id']}.json" in Path(folder, "SHA256SUMS").read_text()
-    assert takedown.plan(e.root, listed, "again", NOW).keys == ()
+    assert takedown_plan.plan(e.root, listed, "again", NOW).keys == ()
+
+
+SAMPLE = {"key": key_of(GONE_URL), "caption": "x"}
+OTHER = {"key": "0" * 20, "caption": "y"}
+
+
+@pytest.mark.parametrize(
+    ("samples", "unexpected", "left", "docs_stay"),
+    [
+        ([], 0, [], True),
+        ([OTHER], 1, [OTHER], True),
+        ([OTHER], 9, [OTHER], False),  # the data docs may show rows that the results do not list
+        ([OTHER, SAMPLE], 2, [OTHER], False),
+    ],
+)
+def test_data_docs_that_may_show_the_pairs_go_and_so_does_the_link_to_them(
+    restored, samples, unexpected, left, docs_stay
+):
+    e, _, _, listed, _ = restored
+    (validated,) = (found for found in takedown_plan.stages_at(e.root) if found.stage == "validate")
+    results = storage.read_json(f"{validated.uri}/results.json")
+    for outcome in results["expectations"]:
+        outcome |= {"samples": [], "unexpected": 0}
+    results["expectations"][0] |= {"samples": samples, "unexpected": unexpected}
+    storage.write_json(f"{validated.uri}/results.json", results)
+    takedown.carry_out(e.root, takedown_plan.plan(e.root, listed, "case 1", NOW))
+    assert storage.read_json(f"{validated.uri}/results.json")["expectations"][0]["samples"] == left
+    pages = {uri.removeprefix(f"{validated.uri}/docs/") for uri in storage.list_files(f"{validated.uri}/docs")}
+    assert ("index.html" in pages) == docs_stay
+    assert docs_stay or pages == {"card.html"}
+    page = storage.read_bytes(f"{validated.uri}/docs/card.html").decode()
+    assert ('href="index.html"' in page) == docs_stay
+    assert not {key_of(url) for url in GONE} & set(re.findall('data-key="(.+?)"', page))
+    (found,) = (found for found in takedown_plan.stages_at(e.root) if found.stage == "validate")
+    described = {part.path: part for part in found.parts}["docs/card.html"]
+    assert manifest.describe(found.uri, "docs/card.html") == described
+
+
+def test_a_card_whose_data_were_not_stored_goes_whole(restored):
+    e, _, _, listed, _ = restored
+    stages = {found.stage: found for found in takedown_plan.stages_at(e.root)}
+    for name in ("validate", "release"):
+        storage.delete(f"{stages[name].uri}/card.json")
+    takedown.carry_out(e.root, takedown_plan.plan(e.root, listed, "case 1", NOW))
+    after = {found.stage: found for found in takedown_plan.stages_at(e.root)}
+    for name in ("validate", "release"):
+        assert not storage.exists(f"{after[name].uri}/docs/card.html")
+        assert {part.path for part in stages[name].parts} - {part.path for part in after[name].parts} == {
+            "docs/card.html"
+        }
+        check_manifest(after[name])
+    folder = storage.filesystem(after["release"].uri)[1]
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
 
 
 def members_of(uri):
@@ -270,19 +323,19 @@ def keys_of(filtered):
 @pytest.mark.slow
 def test_a_takedown_killed_at_any_write_ends_at_the_same_bytes(restored, monkeypatch):
     e, *_, listed, folder = restored
-    monkeypatch.setattr(takedown, "_THREADS", 1)
+    monkeypatch.setattr(takedown_plan, "_THREADS", 1)
     with dying_at(-1, monkeypatch) as written:
-        takedown.carry_out(e.root, takedown.plan(e.root, listed, "case 1", NOW))
+        takedown.carry_out(e.root, takedown_plan.plan(e.root, listed, "case 1", NOW))
     undisturbed = files_below(folder / "store")
     assert len(written) > 20
     for write in range(len(written)):
         shutil.rmtree(folder / "store")
         shutil.copytree(folder / "pristine", folder / "store")
         with dying_at(write, monkeypatch), pytest.raises(KeyboardInterrupt):
-            takedown.carry_out(e.root, takedown.plan(e.root, listed, "case 1", NOW))
+            takedown.carry_out(e.root, takedown_plan.plan(e.root, listed, "case 1", NOW))
         begun = takedown.pending(e.root)
         assert (begun is None) == (write == 0)
-        takedown.carry_out(e.root, begun or takedown.plan(e.root, listed, "case 1", NOW))
+        takedown.carry_out(e.root, begun or takedown_plan.plan(e.root, listed, "case 1", NOW))
         assert files_below(folder / "store") == undisturbed, written[write]
 
 
@@ -318,7 +371,7 @@ import os, signal, sys
 from contextlib import contextmanager
 from datetime import datetime
 from wukong import storage
-from wukong.curate import takedown
+from wukong.publish import takedown, takedown_plan
 place, listed, now, writes = sys.argv[1:]
 original, begun = storage.open_output, []
 
@@ -331,7 +384,7 @@ def open_output(uri):
             os.kill(os.getpid(), signal.SIGKILL)
 
 storage.open_output = open_output
-planned = takedown.pending(place) or takedown.plan(place, listed, "case 1", datetime.fromisoformat(now))
+planned = takedown.pending(place) or takedown_plan.plan(place, listed, "case 1", datetime.fromisoformat(now))
 takedown.carry_out(place, planned)
 """
 
@@ -350,14 +403,14 @@ def test_a_takedown_in_an_object_store_killed_twice_ends_at_the_same_bytes(resto
                 storage.write_bytes(f"{object_store}/store/{path.relative_to(folder / 'pristine')}", data)
 
     put()
-    takedown.carry_out(place, takedown.plan(place, listed, "case 1", NOW))
+    takedown.carry_out(place, takedown_plan.plan(place, listed, "case 1", NOW))
     undisturbed = objects_below(place)
-    for found in takedown._stages_at(place):
+    for found in takedown_plan.stages_at(place):
         check_manifest(found)
     storage.delete(f"{object_store}/store")
 
     put()
-    files = sum(len(change.files) for change in takedown.plan(place, listed, "case 1", NOW).changes)
+    files = sum(len(change.files) for change in takedown_plan.plan(place, listed, "case 1", NOW).changes)
     code = [sys.executable, "-c", KILLED, place, listed, NOW.isoformat()]
     for writes in (files // 2, files + 2):  # among the files; among the manifests
         done = subprocess.run([*code, str(writes)], env=os.environ, cwd=Path(__file__).parents[2], check=False)
@@ -368,7 +421,7 @@ def test_a_takedown_in_an_object_store_killed_twice_ends_at_the_same_bytes(resto
     assert objects_below(place) == undisturbed
 
     # And what lies in an object store is what would lie in a folder.
-    takedown.carry_out(e.root, takedown.plan(e.root, listed, "case 1", NOW))
+    takedown.carry_out(e.root, takedown_plan.plan(e.root, listed, "case 1", NOW))
     data = (".parquet", ".tar", ".csv", ".html")
     assert {name: value for name, value in undisturbed.items() if name.endswith(data)} == {
         name: value for name, value in files_below(storage.filesystem(e.root)[1]).items() if name.endswith(data)
@@ -411,7 +464,7 @@ def test_a_copy_of_a_release_alone_can_be_taken_down_from(restored, tmp_path):
     urls = tmp_path / "urls.txt"
     urls.write_text(f"{GONE_URL}\n")
     record = takedown.carry_out(
-        storage.from_path(copy), takedown.plan(storage.from_path(copy), storage.from_path(urls), "", NOW)
+        storage.from_path(copy), takedown_plan.plan(storage.from_path(copy), storage.from_path(urls), "", NOW)
     )
     assert record["keys"] == [key_of(GONE_URL)]
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=copy, check=True)
@@ -420,9 +473,9 @@ def test_a_copy_of_a_release_alone_can_be_taken_down_from(restored, tmp_path):
     assert json.loads((copy / "takedowns" / f"{record['id']}.json").read_text())["keys"] == record["keys"]
     urls.write_text(f"{GONE_DIGEST}\n")
     with pytest.raises(ConfigError, match="no shards to find them by"):
-        takedown.plan(storage.from_path(copy), storage.from_path(urls), "", NOW)
+        takedown_plan.plan(storage.from_path(copy), storage.from_path(urls), "", NOW)
     with pytest.raises(DataError, match="neither a release"):
-        takedown.plan(storage.from_path(tmp_path / "nothing"), storage.from_path(urls), "", NOW)
+        takedown_plan.plan(storage.from_path(tmp_path / "nothing"), storage.from_path(urls), "", NOW)
 
 
 def test_the_components_hand_on_the_release_and_show_the_card(restored, tmp_path, monkeypatch):
@@ -477,7 +530,7 @@ def test_the_command_releases_and_takes_down(restored, tmp_path):
     before = files_below(storage.filesystem(e.root)[1])
     assert "Nothing was changed" in call("takedown", path, "--reason", "case 2", "--dry-run")
     assert files_below(storage.filesystem(e.root)[1]) == before
-    begun = takedown.plan(e.root, listed, "begun before", NOW)
+    begun = takedown_plan.plan(e.root, listed, "begun before", NOW)
     storage.write_json(f"{e.root}/takedowns/pending.json", begun.model_dump(mode="json"))
     output = call("takedown", path, "--reason", "case 2")
     assert "Finishing the takedown by requests.txt" in output

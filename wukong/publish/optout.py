@@ -1,8 +1,10 @@
-"""Domains, URLs and pictures whose owners asked to be left out."""
+"""The opt-out list: domains, URLs and images whose owners asked to be left out."""
 
 import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
+
+import polars as pl
 
 from wukong import storage
 from wukong.crawl.status import FetchError
@@ -17,9 +19,9 @@ class OptOut:
     """An opt-out list.
 
     Attributes:
-        domains: host names in IDNA; each stands for itself and everything below it.
-        urls: in the form that goes on the wire.
-        digests: SHA-256 of a picture's bytes as downloaded, in hex.
+        domains: host names in IDNA form. Each covers the host itself and all hosts below it.
+        urls: normalised URLs, as the crawler requests them.
+        digests: SHA-256 of an image's bytes as downloaded, in hex, lower case.
     """
 
     domains: frozenset[str] = frozenset()
@@ -28,7 +30,9 @@ class OptOut:
 
     @classmethod
     def load(cls, uri: str) -> "OptOut":
-        """Read a list: one entry a line, ``#`` starts a comment; what an entry is shows in its form.
+        """Read a list from a text file: one entry a line, ``#`` starts a comment.
+
+        An entry with ``://`` is a URL, one of 64 hex digits is a digest, every other one is a domain.
 
         Raises:
             ConfigError: a line is neither a domain, a URL nor a digest.
@@ -55,10 +59,46 @@ class OptOut:
         return cls(frozenset(domains), frozenset(urls), frozenset(digests))
 
     def covers(self, url: str) -> bool:
-        """Tell whether a URL, as it goes on the wire, or its host or a parent domain of it is listed."""
+        """Tell whether the list has a normalised URL, its host, or a domain that its host belongs to."""
         if url in self.urls:
             return True
         if not self.domains:
             return False
         labels = (urlsplit(url).hostname or "").rstrip(".").split(".")
         return any(".".join(labels[start:]) in self.domains for start in range(len(labels)))
+
+    def covers_pairs(self, pairs: pl.DataFrame) -> pl.Series:
+        """Tell which pairs the list covers, by URL, by domain, or by the digest of the image.
+
+        Args:
+            pairs: rows with ``url``, and ``sha256`` if digests of images are to be compared too.
+
+        Returns:
+            One Boolean a row.
+        """
+        found = pl.Series([False] * len(pairs), dtype=pl.Boolean)
+        if self.digests and "sha256" in pairs.columns:
+            found |= pairs["sha256"].is_in(list(self.digests)).fill_null(value=False)
+        if not (self.domains or self.urls):
+            return found
+        # Normalising is much slower than comparing. So it is done once for each host, and then only for the URLs of
+        # hosts that the list names.
+        url = pairs["url"].str.replace_all(r"[\t\r\n]", "")
+        host = url.str.extract(r"^[^/?#]*//(?:[^/?#]*@)?(\[[^\]]*\]|[^/?#:\[\]]*)").fill_null("")
+        normalised = {name: urlsplit(_normalised(f"http://{name}/")).hostname for name in host.unique()}
+        of_urls = {urlsplit(address).hostname for address in self.urls}
+        suspect = [
+            name
+            for name, known in normalised.items()
+            if not known or known in of_urls or self.covers(f"http://{known}/")
+        ]
+        hits = [place for place in host.is_in(suspect).arg_true() if self.covers(_normalised(url[place]))]
+        return found.scatter(hits, values=True) if hits else found
+
+
+def _normalised(url: str) -> str:
+    """Returns the URL as the crawler requests it, or an empty string if it is not a URL."""
+    try:
+        return normalise(url)
+    except FetchError:
+        return ""

@@ -1,35 +1,34 @@
-"""Releasing a set as the paper released its own: CSV files of ``url,caption``, and what a user of them needs.
+"""Write a release: the training pairs as CSV files of ``url,caption``, the form in which the paper published its set.
 
-Beside the CSV files lie the dataset card, a description in Croissant (the format that search engines of data sets and
-loaders read), and ``SHA256SUMS`` for ``sha256sum --check``. The rows are the training pairs in the global shuffle of
-the shards, cut into files of equal size, less those on the opt-out list. Equal inputs give equal bytes; a killed
-release goes on where it stopped.
+Beside the CSV files it writes the dataset card, a description in Croissant and ``SHA256SUMS``, which
+``sha256sum --check`` reads. The rows are the training pairs in the order of the shards, which is random, without the
+pairs on the opt-out list. All CSV files have about the same number of rows. Equal inputs give equal bytes. A release
+that was killed continues after the files that are complete.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlsplit
 
 import polars as pl
 
 from wukong import manifest, progress, stages, storage
 from wukong.config import Experiment
-from wukong.crawl.status import FetchError
-from wukong.crawl.url import normalise
 from wukong.curate.split import TRAIN
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Manifest, Part, Stage
+from wukong.publish import croissant
 from wukong.publish.optout import OptOut
 from wukong.report import card, statistics
 from wukong.report.funnel import Step
 
 OPTED_OUT = "opted_out"
-"""Why a pair of the training set is not in its release."""
+"""Name, in a manifest's ``dropped``, of the training pairs that the opt-out list covers."""
 
-SUMS, DESCRIPTION = "SHA256SUMS", "croissant.json"
+SUMS = "SHA256SUMS"
+"""Where a release stores the digests of its files."""
+
 COLUMNS = ("url", "caption")
 _VERSION = stages.of("release").version
 _WRITERS = 4
@@ -37,18 +36,18 @@ _NEEDED = ["key", "url", "caption", "sha256", "width", "height", "length"]
 
 
 def release(experiment: Experiment, validated: Manifest) -> Manifest:
-    """Write a release of the training pairs that passed the gate.
+    """Write a release of the training pairs that passed the validation gate.
 
     Args:
-        experiment: its ``release`` section says how many files and which opt-out list.
+        experiment: its ``release`` section sets the number of files and the opt-out list.
         validated: manifest of the validate stage.
 
     Returns:
-        The manifest. ``counts`` has ``pairs``; ``dropped`` those ``opted_out``.
+        The manifest. ``counts`` has ``pairs``, the number released; ``dropped`` has ``opted_out``, the number left out.
 
     Raises:
         ConfigError: the opt-out list cannot be read, or more files are asked for than there are pairs.
-        DataError: the set is not the one that passed the gate, or is damaged.
+        DataError: the filtered set has changed since it was validated, it is damaged, or every pair is left out.
     """
     filtered = filtered_of(validated)
     settings = experiment.release
@@ -76,21 +75,20 @@ def release(experiment: Experiment, validated: Manifest) -> Manifest:
     removed = [statistics.Statistics.from_json(record["statistics"]) for record in records if record["left_out"]]
     counted = of_set.without(statistics.merge(removed))
     step = Step(OPTED_OUT, "not opted out", pairs, left_out)
-    page = card.of(experiment, filtered, counted, [step], lambda rows: ~covered(rows, listed))
-    storage.write_bytes(stage.path(card.PATH), page.encode())
+    card.write(stage.uri, card.of(experiment, filtered, counted, [step], lambda rows: ~listed.covers_pairs(rows)))
     parts += [stage.describe(card.PATH)]
-    storage.write_json(stage.path(DESCRIPTION), describe(experiment, parts))
-    parts += [stage.describe(DESCRIPTION)]
+    storage.write_json(stage.path(croissant.PATH), croissant.describe(experiment, parts))
+    parts += [stage.describe(croissant.PATH)]
     storage.write_bytes(stage.path(SUMS), sums(parts))
     parts += [stage.describe(SUMS)]
     return stage.commit(parts, counts={"pairs": pairs}, dropped={OPTED_OUT: left_out})
 
 
 def filtered_of(validated: Manifest) -> Manifest:
-    """The manifest of the filter stage that a validate stage looked at.
+    """Returns the manifest of the filter stage whose output a validate stage checked.
 
     Raises:
-        DataError: what lies there now is another set.
+        DataError: the filter's output has changed since then, or the manifest is not one of a validate stage.
     """
     if validated.stage != "validate":
         raise DataError(f"{validated.uri} is the manifest of a {validated.stage} stage, not of validate")
@@ -101,46 +99,22 @@ def filtered_of(validated: Manifest) -> Manifest:
     return filtered
 
 
-def covered(pairs: pl.DataFrame, listed: OptOut) -> pl.Series:
-    """Tell which pairs an opt-out list covers, by URL, by domain, or by the digest of the picture.
-
-    Args:
-        pairs: ``url`` and, where digests are to count, ``sha256``.
-        listed: the list.
-    """
-    found = pl.Series([False] * len(pairs), dtype=pl.Boolean)
-    if listed.digests and "sha256" in pairs.columns:
-        found |= pairs["sha256"].is_in(list(listed.digests)).fill_null(value=False)
-    if not (listed.domains or listed.urls):
-        return found
-    # Normalising costs far more than comparing: it is done for each host, and for the URLs of hosts that are listed.
-    url = pairs["url"].str.replace_all(r"[\t\r\n]", "")
-    host = url.str.extract(r"^[^/?#]*//(?:[^/?#]*@)?(\[[^\]]*\]|[^/?#:\[\]]*)").fill_null("")
-    wire = {name: urlsplit(_normalised(f"http://{name}/")).hostname for name in host.unique()}
-    of_listed = {urlsplit(address).hostname for address in listed.urls}
-    suspect = [
-        name for name, known in wire.items() if not known or known in of_listed or listed.covers(f"http://{known}/")
-    ]
-    hits = [place for place in host.is_in(suspect).arg_true() if listed.covers(_normalised(url[place]))]
-    return found.scatter(hits, values=True) if hits else found
-
-
 def file_names(name: str, files: int) -> list[str]:
-    """Names of the CSV files, as ``demo-00000-of-00256.csv``."""
+    """Returns the names of the CSV files, for instance ``demo-00000-of-00256.csv``."""
     return [f"{name}-{number:05d}-of-{files:05d}.csv" for number in range(files)]
 
 
 def write_csv(uri: str, rows: pl.DataFrame) -> None:
-    """Write one file of a release: a header, then ``url,caption`` a line, UTF-8, quoted where needed (RFC 4180)."""
+    """Write one CSV file of a release: a header line, then one pair a line, in UTF-8, quoted as RFC 4180 says."""
     with storage.open_output(uri) as stream:
         rows.select(COLUMNS).write_csv(stream)
 
 
 def read_csv(uri: str) -> pl.DataFrame:
-    """Read one file of a release.
+    """Read one CSV file of a release. An empty field is read as an empty string.
 
     Raises:
-        DataError: it is not CSV with the columns ``url`` and ``caption``.
+        DataError: it is not a CSV file with the columns ``url`` and ``caption``.
     """
     try:
         rows = pl.read_csv(storage.read_bytes(uri), infer_schema=False)
@@ -150,63 +124,13 @@ def read_csv(uri: str) -> pl.DataFrame:
 
 
 def sums(parts: Sequence[Part]) -> bytes:
-    """What ``sha256sum --check`` reads, of every file but itself."""
+    """Returns the contents of ``SHA256SUMS``: one line for every file except itself."""
     listed = sorted(parts, key=lambda part: part.path)
     return "".join(f"{part.sha256}  {part.path}\n" for part in listed if part.path != SUMS).encode()
 
 
-def describe(experiment: Experiment, parts: Sequence[Part]) -> dict[str, Any]:
-    """The release in Croissant 1.0 (JSON-LD): its files with digests, its columns."""
-    value = {
-        "@context": _CONTEXT,
-        "@type": "sc:Dataset",
-        "conformsTo": "http://mlcommons.org/croissant/1.0",
-        "name": experiment.name,
-        "description": experiment.about or f"{experiment.name}: Chinese image-text pairs.",
-        "inLanguage": "zh",
-        "version": experiment.release.version,
-        "recordSet": [
-            {
-                "@type": "cr:RecordSet",
-                "@id": "pairs",
-                "name": "pairs",
-                "description": "One row a pair: the address of a picture and its caption, person names masked.",
-                "field": [_field("url", "sc:URL"), _field("caption", "sc:Text")],
-            }
-        ],
-    }
-    if experiment.release.licence:
-        value["license"] = experiment.release.licence
-    return with_files(value, parts)
-
-
-def with_files(description: dict[str, Any], parts: Sequence[Part]) -> dict[str, Any]:
-    """A description whose files are these, with their digests."""
-    files = [
-        {
-            "@type": "cr:FileObject",
-            "@id": part.path,
-            "name": part.path,
-            "contentUrl": part.path,
-            "contentSize": f"{part.bytes} B",
-            "encodingFormat": "text/csv",
-            "sha256": part.sha256,
-        }
-        for part in sorted(parts, key=lambda part: part.path)
-        if part.path.endswith(".csv")
-    ]
-    members = {
-        "@type": "cr:FileSet",
-        "@id": "files",
-        "name": "files",
-        "encodingFormat": "text/csv",
-        "includes": "*.csv",
-    }
-    return {**description, "distribution": [*files, members]}
-
-
 def _slices(filtered: Manifest, files: int) -> list[list[tuple[str, int, int]]]:
-    """For each file, which rows of which shards it takes: (URI, first row, rows)."""
+    """Returns, for each CSV file, the rows of shards that it takes: (URI of the table, first row, number of rows)."""
     shards = [part for part in filtered.parts if part.path.startswith(f"{TRAIN}/") and part.path.endswith(".parquet")]
     rows = sum(part.rows for part in shards)
     if files > rows:
@@ -229,7 +153,7 @@ def _write_file(stage: Stage, name: str, slices: Sequence[tuple[str, int, int]],
         return record
     kept, removed = [], []
     for rows in _rows(slices):
-        hit = covered(rows, listed)
+        hit = listed.covers_pairs(rows)
         kept.append(rows.filter(~hit).select(COLUMNS))
         removed.append(rows.filter(hit))
     table, left_out = pl.concat(kept), pl.concat(removed)
@@ -249,36 +173,3 @@ def _rows(slices: Sequence[tuple[str, int, int]]) -> Iterator[pl.DataFrame]:
         if len(rows) < count:
             raise DataError(f"{uri} has fewer rows than its manifest says: run the filter again")
         yield rows
-
-
-def _normalised(url: str) -> str:
-    """The URL as it goes on the wire; of what is none, nothing."""
-    try:
-        return normalise(url)
-    except FetchError:
-        return ""
-
-
-def _field(name: str, kind: str) -> dict[str, Any]:
-    return {
-        "@type": "cr:Field",
-        "@id": f"pairs/{name}",
-        "name": f"pairs/{name}",
-        "dataType": kind,
-        "source": {"fileSet": {"@id": "files"}, "extract": {"column": name}},
-    }
-
-
-_CONTEXT = json.loads("""{
-  "@language": "en", "@vocab": "https://schema.org/", "citeAs": "cr:citeAs", "column": "cr:column",
-  "conformsTo": "dct:conformsTo", "cr": "http://mlcommons.org/croissant/", "rai": "http://mlcommons.org/croissant/RAI/",
-  "data": {"@id": "cr:data", "@type": "@json"}, "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-  "dct": "http://purl.org/dc/terms/", "examples": {"@id": "cr:examples", "@type": "@json"}, "extract": "cr:extract",
-  "field": "cr:field", "fileProperty": "cr:fileProperty", "fileObject": "cr:fileObject", "fileSet": "cr:fileSet",
-  "format": "cr:format", "includes": "cr:includes", "isLiveDataset": "cr:isLiveDataset", "jsonPath": "cr:jsonPath",
-  "key": "cr:key", "md5": "cr:md5", "parentField": "cr:parentField", "path": "cr:path", "recordSet": "cr:recordSet",
-  "references": "cr:references", "regex": "cr:regex", "repeated": "cr:repeated", "replace": "cr:replace",
-  "sc": "https://schema.org/", "separator": "cr:separator", "source": "cr:source", "subField": "cr:subField",
-  "transform": "cr:transform"
-}""")
-"""Croissant's own JSON-LD context: what the short names stand for."""

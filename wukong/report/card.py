@@ -1,25 +1,31 @@
-"""The dataset card: table 2 beside the paper's, distributions, the word cloud of figure 3, random pairs, the funnel.
+"""The dataset card: one HTML page that describes a set of pairs. It needs neither a network nor a script.
 
-One HTML page that needs neither network nor script. The words are drawn as text, so their glyphs are real ones.
+It shows this set's numbers beside table 2 of the paper, histograms, a word cloud as in figure 3, the funnel, random
+pairs, sources and licences. What the page shows is stored as data too (``card.json``), so that the page can be made
+again without some of its pairs.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import polars as pl
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from wukong import manifest
+from wukong import manifest, storage
 from wukong.config import Experiment, Source
+from wukong.errors import DataError
 from wukong.manifest import Manifest
-from wukong.report import gallery
-from wukong.report.funnel import Step, funnel, wording
+from wukong.report import gallery, template
+from wukong.report.funnel import Bar, Step, bars, funnel, wording
 from wukong.report.statistics import PAPER, Counts, Statistics
 
 PATH = "docs/card.html"
-"""Where a stage leaves the card; what lies under ``docs/`` goes to MLflow."""
+"""Where a stage stores the page. ``docs/`` is logged to MLflow."""
+
+DATA_PATH = "card.json"
+"""Where a stage stores what the page shows. It is not a part of the stage's manifest."""
 
 _CLOUD_WIDTH, _CLOUD_HEIGHT = 1000, 420
 _CLOUD_WORDS = 160
@@ -29,7 +35,15 @@ _LABELS = 4
 
 @dataclass(frozen=True)
 class Word:
-    """A word of the cloud: the middle of its line and its size, in units of the drawing; ``shade`` from 0 to 4."""
+    """A word of the cloud.
+
+    Attributes:
+        text: the word.
+        x: horizontal middle of the word, in units of the drawing.
+        y: vertical middle.
+        size: font size.
+        shade: number of its colour, 0 to 4.
+    """
 
     text: str
     x: float
@@ -40,7 +54,14 @@ class Word:
 
 @dataclass(frozen=True)
 class Histogram:
-    """A drawn distribution: bars as (x, height) in percent of its box, and labels as (x, text)."""
+    """A histogram, ready to be drawn in a box of 100 x 100 units.
+
+    Attributes:
+        title: what is counted.
+        bars: left edge, height and label of each bar.
+        width: width of a bar.
+        labels: middle and text of each label of the axis.
+    """
 
     title: str
     bars: tuple[tuple[float, float, str], ...]
@@ -48,58 +69,97 @@ class Histogram:
     labels: tuple[tuple[float, str], ...]
 
 
-def render(
+@dataclass(frozen=True)
+class Pair:
+    """A pair that the card shows.
+
+    Attributes:
+        key: the pair's key.
+        src: a small image as a data URI.
+        caption: the caption.
+    """
+
+    key: str
+    src: str
+    caption: str
+
+
+class Card(BaseModel):
+    """Everything that a dataset card shows.
+
+    Attributes:
+        title: the set's name.
+        about: what the data are, in a sentence or two.
+        table: name, this set's value and the paper's value of each number.
+        histograms: distributions.
+        cloud: the word cloud.
+        funnel: steps from query to pair.
+        funnel_heading: the heading over the funnel.
+        pairs: random pairs.
+        sources: where the images come from, with their licences.
+        facts: further names and values, for instance digests.
+        docs: address of the data docs relative to the page; empty if there are none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    about: str
+    table: tuple[tuple[str, str, str], ...]
+    histograms: tuple[Histogram, ...]
+    cloud: tuple[Word, ...]
+    funnel: tuple[Bar, ...]
+    funnel_heading: str
+    pairs: tuple[Pair, ...]
+    sources: tuple[Source, ...]
+    facts: tuple[tuple[str, str], ...]
+    docs: str
+
+    def without(self, keys: Set[str]) -> "Card":
+        """Returns the card without the pairs of some keys. Its numbers stay as they are."""
+        return self.model_copy(update={"pairs": tuple(pair for pair in self.pairs if pair.key not in keys)})
+
+
+def make(
     title: str,
     statistics: Statistics,
     steps: Sequence[Step],
-    contacts: Sequence[Mapping[str, str]],
+    pairs: Sequence[Mapping[str, str]],
     facts: Mapping[str, str],
     about: str = "",
     sources: Sequence[Source] = (),
     funnel_heading: str = "From query to pair",
     docs: str = "",
-) -> str:
-    """Make the card.
+) -> Card:
+    """Make the card of a set from its numbers.
 
     Args:
         title: the set's name.
         statistics: counts over its pairs.
-        steps: the funnel.
-        contacts: random pairs, ``key``, ``src`` (data URI) and ``caption`` each.
-        facts: further lines, for instance digests.
-        about: what the data are, in a sentence or two.
-        sources: where the pictures come from, with their licences.
-        funnel_heading: what the funnel is called.
-        docs: address of the data docs as seen from the card; empty where there are none beside it.
+        steps: the funnel; its first step is not drawn.
+        pairs: random pairs, each with ``key``, ``src`` (data URI) and ``caption``.
+        facts: further names and values.
+        about: what the data are.
+        sources: where the images come from.
+        funnel_heading: the heading over the funnel.
+        docs: address of the data docs relative to the page; empty if there are none.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("wukong.report", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    most = max(step.rows for step in steps[1:]) or 1
-    return environment.get_template("card.html.j2").render(
+    return Card(
         title=title,
         about=about,
         table=_table(statistics),
-        histograms=[
-            _draw("shorter side, pixels", statistics.sides, lambda n: f"{100 * n}"),
-            _draw("long side / short side", statistics.ratios, lambda n: f"{1 + n / 10:.1f}"),
-            _draw("caption length", statistics.lengths, str),
-            _draw("tokens a caption", _without_tail(statistics.tokens, 48), str),
-        ],
-        cloud=cloud(statistics.words),
-        cloud_box=(_CLOUD_WIDTH, _CLOUD_HEIGHT),
-        funnel=[
-            {"step": step, "width": 100 * step.rows / most, "lost": 100 * step.lost / most if number else 0}
-            for number, step in enumerate(steps[1:])
-        ],
-        contacts=contacts,
-        facts=facts,
-        sources=sources,
+        histograms=(
+            _histogram("shorter side, pixels", statistics.sides, lambda n: f"{100 * n}"),
+            _histogram("long side / short side", statistics.ratios, lambda n: f"{1 + n / 10:.1f}"),
+            _histogram("caption length", statistics.lengths, str),
+            _histogram("tokens a caption", _without_tail(statistics.tokens, 48), str),
+        ),
+        cloud=tuple(cloud(statistics.words)),
+        funnel=tuple(bars(steps[1:])),
         funnel_heading=funnel_heading,
+        pairs=tuple(Pair(**pair) for pair in pairs),
+        sources=tuple(sources),
+        facts=tuple(facts.items()),
         docs=docs,
     )
 
@@ -111,29 +171,27 @@ def of(
     more_steps: Sequence[Step] = (),
     shown: Callable[[pl.DataFrame], pl.Series] | None = None,
     docs: str = "",
-) -> str:
-    """Make the card of a filtered set: ``render`` with its funnel, its sources and random pairs from its shards.
+) -> Card:
+    """Make the card of a filtered set, with its funnel, its sources and random pairs from its shards.
 
     Args:
-        experiment: its name, its ``about``, its sources and its seed are used.
+        experiment: its name, its ``about``, its sources, its seed and its licence are used.
         filtered: the filter stage's manifest.
-        counted: counts over the pairs that the card is of.
-        more_steps: of the funnel, after the filter's.
-        shown: tells which rows may be shown as examples; without it, all.
-        docs: address of the data docs as seen from the card; empty where there are none beside it.
+        counted: counts over the pairs that the card describes.
+        more_steps: steps of the funnel after the filter's.
+        shown: tells which rows may be shown as examples; by default all.
+        docs: address of the data docs relative to the page; empty if there are none.
     """
     crawl = manifest.load(filtered.parents[0].uri)
     facts = {"crawl": crawl.digest, "filter": filtered.digest}
     if experiment.release.licence:
         facts["licence of the list of URLs and captions"] = experiment.release.licence
     thumbnail = gallery.Thumbnails(gallery.pictures_of(filtered))
-    contacts = gallery.contact_sheet(filtered, thumbnail, experiment.seed, shown=shown)
-    steps = [*funnel(crawl, filtered), *more_steps]
-    return render(
+    return make(
         experiment.name,
         counted,
-        steps,
-        contacts,
+        [*funnel(crawl, filtered), *more_steps],
+        gallery.contact_sheet(filtered, thumbnail, experiment.seed, shown=shown),
         facts,
         experiment.about,
         experiment.sources,
@@ -142,10 +200,63 @@ def of(
     )
 
 
-def cloud(words: Mapping[str, int], limit: int = _CLOUD_WORDS) -> list[Word]:
-    """Lay out the most frequent words, largest in the middle; none overlaps another or the edge.
+def render(card: Card, docs_at: str = "") -> str:
+    """Returns the card as an HTML page.
 
-    A Chinese character is as wide as it is high, so places follow from sizes without a font at hand.
+    Args:
+        card: what it shows.
+        docs_at: address of the data docs, to be shown as text instead of a link. MLflow and the KFP UI show a page in a
+            frame, where a link to a file beside the page leads nowhere.
+    """
+    values = {name: getattr(card, name) for name in Card.model_fields}
+    values |= {"cloud_box": (_CLOUD_WIDTH, _CLOUD_HEIGHT), "docs_at": docs_at}
+    return template.fill("dataset_card.html.j2", values)
+
+
+def write(stage_uri: str, card: Card) -> None:
+    """Store a card with a stage's output: first its data (``card.json``), then its page (``docs/card.html``)."""
+    storage.write_json(storage.join(stage_uri, DATA_PATH), card.model_dump(mode="json"))
+    storage.write_bytes(storage.join(stage_uri, PATH), render(card).encode())
+
+
+def read(stage_uri: str) -> Card | None:
+    """Read the data of a stage's card.
+
+    Returns:
+        The card, or None if the stage stored only the page, as stages did before the data were stored.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    uri = storage.join(stage_uri, DATA_PATH)
+    if not storage.exists(uri):
+        return None
+    try:
+        return Card.model_validate(storage.read_json(uri))
+    except ValidationError as error:
+        raise DataError(f"{uri} does not hold a dataset card: {error}; run the stage again") from error
+
+
+def page_for_frame(stage_uri: str) -> str:
+    """Returns a stored card as a page for a frame (MLflow, the KFP UI), where a link to the data docs does not work.
+
+    Args:
+        stage_uri: the prefix that the stage's files lie under.
+    """
+    card = read(stage_uri)
+    if card is None:
+        return storage.read_bytes(storage.join(stage_uri, PATH)).decode()
+    return render(card, docs_at=storage.join(stage_uri, "docs", card.docs) if card.docs else "")
+
+
+def cloud(words: Mapping[str, int], limit: int = _CLOUD_WORDS) -> list[Word]:
+    """Place the most frequent words, the largest in the middle. No word overlaps another one or the edge.
+
+    A Chinese character is as wide as it is high, so a word's box follows from its font size, and no font is needed.
+
+    Args:
+        words: number of occurrences of each word.
+        limit: how many words at most.
     """
     ranked = sorted(words.items(), key=lambda entry: (-entry[1], entry[0]))[:limit]
     placed: list[Word] = []
@@ -153,7 +264,7 @@ def cloud(words: Mapping[str, int], limit: int = _CLOUD_WORDS) -> list[Word]:
     for rank, (text, count) in enumerate(ranked):
         share = math.sqrt(count / ranked[0][1])
         size = max(_SMALLEST, min(_LARGEST * share, 0.8 * _CLOUD_WIDTH / len(text)))
-        size = math.floor(10 * size) / 10  # as it is drawn: the place must be that of the word as drawn
+        size = math.floor(10 * size) / 10  # rounded as it is drawn, so that the box fits the drawn word
         box = _free_place(boxes, size * len(text), size * 1.12)
         if box is None:
             continue
@@ -166,7 +277,7 @@ def cloud(words: Mapping[str, int], limit: int = _CLOUD_WORDS) -> list[Word]:
 def _free_place(
     boxes: Sequence[tuple[float, float, float, float]], width: float, height: float
 ) -> tuple[float, float, float, float] | None:
-    """The first free place on a spiral from the middle outwards."""
+    """Returns the first free box on a spiral from the middle outwards (left, top, right, bottom), or None."""
     for turn in range(3000):
         angle, radius = 0.35 * turn, 0.16 * turn
         x = _CLOUD_WIDTH / 2 + 2.1 * radius * math.cos(angle) - width / 2
@@ -180,24 +291,25 @@ def _free_place(
     return None
 
 
-def _table(statistics: Statistics) -> list[tuple[str, str, str]]:
-    return [
+def _table(statistics: Statistics) -> tuple[tuple[str, str, str], ...]:
+    return (
         ("image-text pairs", f"{statistics.pairs:,}", f"{PAPER['pairs']:,}"),
         ("unique tokens", f"{statistics.unique_tokens:,}", f"{PAPER['unique_tokens']:,}"),
         ("tokens a caption: mean", f"{statistics.token_mean:.1f}", f"{PAPER['mean']:.0f}"),
         ("standard deviation", f"{statistics.token_sd:.1f}", f"{PAPER['sd']:.0f}"),
         ("median", f"{statistics.token_median:.0f}", f"{PAPER['median']:.0f}"),
-    ]
+    )
 
 
 def _without_tail(counts: Counts, bins: int) -> Counts:
+    """Returns the first bins of a histogram; the last of them holds all that follow too."""
     head = counts[:bins].copy()
     head[-1] += counts[bins:].sum()
     return head
 
 
-def _draw(title: str, counts: Counts, label: Any) -> Histogram:
-    """Draw a histogram; its last bin is labelled as holding what lies beyond."""
+def _histogram(title: str, counts: Counts, label: Any) -> Histogram:
+    """Make a histogram. The label of its last bar ends with ``+``: the bar counts all larger values too."""
     most = max(1, int(counts.max()))
     width = 100 / len(counts)
     bars = tuple(

@@ -1,5 +1,6 @@
 """The funnel from query to pair: how many rows are left after each step, for reports and the command line."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wukong.curate.rules import HELD_BACK, REGISTRY
@@ -24,6 +25,21 @@ class Step:
     title: str
     rows: int
     lost: int
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A step, drawn as a bar.
+
+    Attributes:
+        step: the step.
+        width: length of the bar for the rows left after it, in percent of the longest bar.
+        lost: length of the part for the rows left out, in percent.
+    """
+
+    step: Step
+    width: float
+    lost: float
 
 
 @dataclass(frozen=True)
@@ -74,3 +90,11 @@ def funnel(crawl: Manifest, filtered: Manifest) -> list[Step]:
         steps.append(Step(name, title, rows, lost))
     train = filtered.counts[TRAIN]
     return [*steps, Step(TRAIN, "trained on; the others are test sets", train, rows - train)]
+
+
+def bars(steps: Sequence[Step]) -> list[Bar]:
+    """Draw steps as bars. The first one shows no rows left out, for they were never in the drawing."""
+    most = max(step.rows for step in steps) or 1
+    return [
+        Bar(step, 100 * step.rows / most, 100 * step.lost / most if number else 0) for number, step in enumerate(steps)
+    ]

@@ -1,6 +1,7 @@
-"""The report of a run: one HTML file that needs nothing else, neither network nor script.
+"""The report of a run: one HTML page. It needs neither a network nor a script.
 
-Numbers stand beside chance, dropped pairs beside their reason, and everything leads back to manifests and config.
+It shows each score beside the score of chance, the pairs that were left out by reason, and the manifests and the config
+that everything was made from.
 """
 
 import fnmatch
@@ -11,27 +12,35 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import jinja2
 import polars as pl
 
 from wukong import run_records, stages, storage
 from wukong.config import Crawl, Experiment
 from wukong.evaluate.protocol import sentences
 from wukong.manifest import Manifest
-from wukong.report.funnel import Step, funnel, wording
+from wukong.report import template
+from wukong.report.funnel import bars, funnel, wording
 from wukong.report.gallery import Pictures, Thumbnails, contact_sheet, pictures_of, shard_tables
 
 _DROPPED_EXAMPLES = 4
 _RETRIEVALS = 5
 _LONGEST = 90  # characters of a setting's value
-__all__ = ["pictures_of", "render"]
+__all__ = ["contents", "pictures_of", "render"]
 
 _DIRECTIONS = {"text_to_image": "text → image", "image_to_text": "image → text"}
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line over the epochs of a training run, ready to be drawn in a box of 320 x 120 units."""
+    """A line over the epochs of a training run, ready to be drawn in a box of 320 x 120 units.
+
+    Attributes:
+        title: what is drawn.
+        points: the points as SVG writes them.
+        first: the first value.
+        last: the last value.
+        steps: number of values.
+    """
 
     title: str
     points: str
@@ -40,7 +49,7 @@ class Curve:
     steps: int
 
 
-def render(
+def contents(
     experiment: Experiment,
     manifests: Mapping[str, Manifest],
     evaluation: Mapping[str, Any],
@@ -48,71 +57,77 @@ def render(
     pictures: Pictures,
     run: str = "",
     docs: str = "",
-) -> str:
-    """Make the report of a run.
+) -> dict[str, Any]:
+    """Collect what the report of a run shows.
 
     Args:
         experiment: what was run.
-        manifests: by stage; those of ``crawl`` and ``filter`` at least.
-        evaluation: what the evaluate stage found. ``retrieval`` lists hold-outs with recalls in both directions, chance
-            and examples; ``classification`` lists tasks with per-class accuracies; ``training`` has the histories.
-        links: titles and addresses, for instance of the MLflow run and the data docs.
-        pictures: gives a picture's bytes by its pair's key; ``pictures_of`` makes one.
+        manifests: by stage; ``crawl`` and ``filter`` are needed.
+        evaluation: what the evaluate stage measured. ``retrieval`` lists test sets with recalls in both directions,
+            chance and examples; ``classification`` lists tasks with an accuracy for each class; ``training`` has the
+            histories.
+        links: titles and addresses, for instance of the MLflow run.
+        pictures: returns an image's bytes by its pair's key; ``pictures_of`` makes one.
         run: the run's name.
-        docs: where the data docs lie, whose copy is at ``docs/`` beside the page; empty where there is none.
+        docs: where the data docs are stored. A copy of them, and the dataset card, lie at ``docs/`` beside the page.
+            Empty if there are none.
 
     Returns:
-        A self-contained HTML page.
+        What ``render`` needs.
 
     Raises:
-        DataError: a picture that is to be shown is in no shard.
+        DataError: an image that the page shows is in no shard.
     """
     filtered = manifests["filter"]
     steps = funnel(manifests["crawl"], filtered)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("wukong.report", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"percent": _percent, "count": lambda n: f"{n:,}", "seconds": _seconds, "chance": _chance}
     thumbnail = Thumbnails(pictures)
-    return environment.get_template("run_report.html.j2").render(
-        experiment=experiment,
-        run=run,
-        docs=docs,
-        settings=_settings(experiment),
-        wording=wording(manifests["crawl"]),
-        funnel_heading=wording(manifests["crawl"]).heading,
-        headlines=_headlines(evaluation),
-        results=steps[0].rows,
-        funnel=_bars(steps[1:]),
-        dropped=_dropped(filtered),
-        crawl_dropped=_sorted(manifests["crawl"].dropped),
-        retrieval=[_retrieval(entry, thumbnail) for entry in evaluation.get("retrieval", ())],
-        directions=_DIRECTIONS,
-        protocol=" ".join(sentences(experiment)),
-        classification=[_classification(entry) for entry in evaluation.get("classification", ())],
-        curves={
+    return {
+        "experiment": experiment,
+        "run": run,
+        "docs": docs,
+        "settings": _settings(experiment),
+        "wording": wording(manifests["crawl"]),
+        "funnel_heading": wording(manifests["crawl"]).heading,
+        "headlines": _headlines(evaluation),
+        "results": steps[0].rows,
+        "funnel": bars(steps[1:]),
+        "dropped": _dropped(filtered),
+        "crawl_dropped": _sorted(manifests["crawl"].dropped),
+        "retrieval": [_retrieval(entry, thumbnail) for entry in evaluation.get("retrieval", ())],
+        "directions": _DIRECTIONS,
+        "protocol": " ".join(sentences(experiment)),
+        "classification": [_classification(entry) for entry in evaluation.get("classification", ())],
+        "curves": {
             stage: curves
             for stage in stages.TRAININGS
             if (curves := _curves(evaluation, stage, _measured(manifests.get(stage))))
         },
-        contacts=contact_sheet(filtered, thumbnail, experiment.seed),
-        sources=_sources(experiment, filtered),
-        expectations=_expectations(manifests.get("validate")),
-        times=_times(manifests),
-        lineage=[(stage, manifests[stage]) for stage in stages.JOBS if stage in manifests],
-        config=experiment.model_dump_json(indent=2),
-        links=links,
-    )
+        "contacts": contact_sheet(filtered, thumbnail, experiment.seed),
+        "sources": _sources(experiment, filtered),
+        "expectations": _expectations(manifests.get("validate")),
+        "times": _times(manifests),
+        "lineage": [(stage, manifests[stage]) for stage in stages.JOBS if stage in manifests],
+        "config": experiment.model_dump_json(indent=2),
+        "links": links,
+    }
+
+
+def render(shown: Mapping[str, Any], *, framed: bool = False) -> str:
+    """Returns the report as an HTML page.
+
+    Args:
+        shown: what ``contents`` returned.
+        framed: whether the page is for a frame. MLflow and the KFP UI show a page in a frame that blocks links, so it
+            shows their addresses as text.
+    """
+    filters = {"percent": _percent, "count": lambda n: f"{n:,}", "seconds": _seconds, "chance": _chance}
+    return template.fill("run_report.html.j2", {**shown, "framed": framed}, filters)
 
 
 def _settings(experiment: Experiment) -> list[tuple[str, str, str]]:
-    """Key, default and value of every setting that differs from its default, or has none."""
+    """Returns key, default and value of every setting that differs from its default or has no default."""
     named = experiment.crawl.model_dump(mode="json", include={"queries", "endpoint", "engine"}, exclude_defaults=True)
-    told_apart = {"name", "about", "sources"}  # the page shows them elsewhere
+    told_apart = {"name", "about", "sources"}  # shown in other places of the page
     defaults = Experiment.model_validate({"name": experiment.name, "crawl": named})
     engine = Crawl.model_fields["engine"].default
     found: dict[str, tuple[Any, Any]] = {
@@ -131,13 +146,13 @@ def _shown(value: Any) -> str:
 
 
 def _measured(trained: Manifest | None) -> list[dict[str, Any]]:
-    """What a training stage measured of its machine, by epoch; it is no part of what its manifest vouches for."""
+    """Returns what a training stage measured of its machine in each epoch. It is not a part of the stage's manifest."""
     uri = storage.join(trained.uri, "measured.json") if trained else ""
     return list(storage.read_json(uri)) if uri and storage.exists(uri) else []
 
 
 def _headlines(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One card a hold-out and task: the main number, what it is, its chance."""
+    """Returns the main number of each test set and each task, what it is, and its chance."""
     found = []
     for entry in evaluation.get("retrieval", ()):
         recall, chance = entry["text_to_image"], entry.get("chance", {}).get("text_to_image", {})
@@ -151,16 +166,8 @@ def _headlines(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _bars(steps: Sequence[Step]) -> list[dict[str, Any]]:
-    most = max(step.rows for step in steps) or 1
-    return [
-        {"step": step, "width": 100 * step.rows / most, "lost": 100 * step.lost / most if number else 0}
-        for number, step in enumerate(steps)
-    ]
-
-
 def _dropped(filtered: Manifest) -> list[dict[str, Any]]:
-    """Every reason with its number and a few captions, most frequent reason first."""
+    """Returns each reason with its number of pairs and a few captions, the most frequent reason first."""
     examples: dict[str, list[str]] = {}
     wanted = {reason for reason, rows in filtered.dropped.items() if rows}
     for uri in filtered.part_uris("dropped/", ".parquet"):
@@ -221,7 +228,7 @@ def _curves(evaluation: Mapping[str, Any], stage: str, measured: Sequence[Mappin
 
 
 def _sources(experiment: Experiment, filtered: Manifest) -> list[dict[str, Any]]:
-    """The sources that the experiment names, with the pairs kept of each."""
+    """Returns the sources that the experiment names, with the number of pairs kept of each."""
     counts: Counter[str] = Counter()
     if experiment.sources:
         for uri in shard_tables(filtered):

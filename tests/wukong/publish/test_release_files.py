@@ -55,13 +55,13 @@ def test_a_list_covers_what_the_crawler_would_leave_out(listed, urls):
         except FetchError:
             return False
 
-    found = release.covered(pl.DataFrame({"url": urls}, schema={"url": pl.String}), listed)
+    found = listed.covers_pairs(pl.DataFrame({"url": urls}, schema={"url": pl.String}))
     assert found.to_list() == [expected(url) for url in urls]
 
 
 def test_pictures_are_found_by_their_digest(listed):
     pairs = pl.DataFrame({"url": ["http://a.b/"] * 3, "sha256": ["ab" * 32, None, "cd" * 32]})
-    assert release.covered(pairs, listed).to_list() == [True, False, False]
+    assert listed.covers_pairs(pairs).to_list() == [True, False, False]
 
 
 @given(st.lists(st.tuples(TEXT, TEXT), max_size=8))

@@ -8,6 +8,7 @@ import yaml
 from wukong import config, storage
 from wukong.config import Source
 from wukong.data.schema import PAIRS
+from wukong.errors import DataError
 from wukong.manifest import Stage
 from wukong.report import card
 from wukong.report.statistics import measure
@@ -17,7 +18,8 @@ pl = pytest.importorskip("polars")
 
 def page(sources: tuple[Source, ...] = (), **more: str) -> str:
     rows = {"caption": ["一只猫"], "width": [300], "height": [300], "length": [3]}
-    return card.render("demo", measure(pl.DataFrame(rows)), [*STEPS], [], {"crawl": "abc"}, sources=sources, **more)
+    shown = card.make("demo", measure(pl.DataFrame(rows)), [*STEPS], [], {"crawl": "abc"}, sources=sources, **more)
+    return card.render(shown)
 
 
 STEPS = [card.Step("results", "search results", 9, 0), card.Step("urls", "distinct URLs", 7, 2)]
@@ -42,6 +44,47 @@ def test_the_data_docs_are_linked_where_they_lie_beside_it() -> None:
     assert "data docs" not in page()
 
 
+def test_in_a_frame_the_address_of_the_data_docs_is_text(tmp_path: Path) -> None:
+    root = storage.from_path(tmp_path)
+    card.write(root, filled(docs="index.html"))
+    framed = card.page_for_frame(root)
+    assert f"<code>{root}/docs/index.html</code>" in framed
+    assert "<a " not in framed
+    card.write(root, filled())
+    assert "data docs" not in card.page_for_frame(root)
+    (tmp_path / card.DATA_PATH).unlink()  # as an earlier version left it
+    assert card.page_for_frame(root).encode() == (tmp_path / card.PATH).read_bytes()
+
+
+def filled(docs: str = "") -> card.Card:
+    rows = pl.DataFrame({"caption": ["一只猫", "<b>猫"], "width": [300, 900], "height": [300, 301], "length": [3, 31]})
+    sources = (Source(name="Stamps", pattern="*/stamps/*", licence="GPL-2.0-only", note="<drawings>"),)
+    pairs = [{"key": f"{n:020x}", "src": "data:image/jpeg;base64,AA==", "caption": f"<第{n}只>"} for n in range(3)]
+    facts = {"filter": "b", "crawl": "a"}
+    steps = [*STEPS, card.Step("train", "trained on", 3, 4)]
+    return card.make("demo", measure(rows), steps, pairs, facts, "关于", sources, docs=docs)
+
+
+def test_what_a_card_shows_is_stored_and_gives_the_same_page_again(tmp_path: Path) -> None:
+    root = storage.from_path(tmp_path)
+    shown = filled(docs="index.html")
+    card.write(root, shown)
+    again = card.read(root)
+    assert again == shown
+    assert card.render(again).encode() == (tmp_path / card.PATH).read_bytes()
+    gone = f"{1:020x}"
+    without = card.render(again.without({gone}))
+    assert [f"{n:020x}" in without for n in range(3)] == [True, False, True]
+    page_before = card.render(shown).splitlines()
+    assert without.splitlines() == [line for line in page_before if gone not in line]
+
+
+def test_damaged_data_of_a_card_are_named(tmp_path: Path) -> None:
+    (tmp_path / card.DATA_PATH).write_text('{"title": "demo"}')
+    with pytest.raises(DataError, match=r"card\.json does not hold a dataset card"):
+        card.read(storage.from_path(tmp_path))
+
+
 def test_the_card_of_a_list_and_of_a_query_list(tmp_path: Path) -> None:
     root = storage.from_path(tmp_path)
     crawl = {"queries": "file:///q", "endpoint": "http://x"}
@@ -52,7 +95,7 @@ def test_the_card_of_a_list_and_of_a_query_list(tmp_path: Path) -> None:
         stage = Stage(root, "filter", {}, [crawled])
         storage.write_table(stage.path("train/00000.parquet"), PAIRS.empty_table())
         parts = [stage.describe("train/00000.parquet")]
-        text = card.of(experiment, stage.commit(parts, counts={"pairs": 7, "train": 7}), counted)
+        text = card.render(card.of(experiment, stage.commit(parts, counts={"pairs": 7, "train": 7}), counted))
         assert heading in text
         assert "CC-BY-4.0" in text
 

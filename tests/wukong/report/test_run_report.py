@@ -132,12 +132,12 @@ def run(tmp_path):
     return experiment, {"crawl": crawl, "filter": filtered, "validate": validated}, evaluation
 
 
-def make(run, name="first-7", docs="s3://b/demo/validate/1/docs/index.html"):
+def make(run, name="first-7", docs="s3://b/demo/validate/1/docs/index.html", framed=False):
     experiment, manifests, evaluation = run
     links = {"MLflow": "http://127.0.0.1:5000/"}
-    return run_report.render(
-        experiment, manifests, evaluation, links, run_report.pictures_of(manifests["filter"]), name, docs
-    )
+    pictures = run_report.pictures_of(manifests["filter"])
+    shown = run_report.contents(experiment, manifests, evaluation, links, pictures, name, docs)
+    return run_report.render(shown, framed=framed)
 
 
 def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(run):
@@ -150,8 +150,22 @@ def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(run):
         if tag == "img":
             assert attributes["src"].startswith("data:image/jpeg;base64,")
         if tag == "a":
-            assert attributes["href"] in ("http://127.0.0.1:5000/", "docs/index.html")
+            assert attributes["href"] in ("http://127.0.0.1:5000/", "docs/index.html", "docs/card.html")
     assert not re.search(r"url\(|@import|srcset=", html)
+
+
+def test_for_a_frame_that_blocks_links_it_shows_addresses_as_text(run):
+    assert {a["href"] for tag, a in Page(make(run)).tags if tag == "a"} == {
+        "http://127.0.0.1:5000/",
+        "docs/index.html",
+        "docs/card.html",
+    }
+    html = make(run, framed=True)
+    assert Page(html).open == []
+    assert "a" not in {tag for tag, _ in Page(html).tags}
+    for address in ("MLflow: http://127.0.0.1:5000/", "s3://b/demo/validate/1/docs/index.html"):
+        assert address in text_of(html), address
+    assert "data docs" not in text_of(make(run, docs="", framed=True)).lower()
 
 
 def test_captions_cannot_break_the_page(run):
@@ -168,7 +182,7 @@ def test_it_says_what_the_run_found(run):
         "75.0 %",
         "chance 83 %",
         "8.3 %",
-        "right one at place 3",
+        "the right one is at rank 3",
         "Equal captions are one caption, and every picture that has it is right. "
         "Pictures are shown whole, on a white square.",
         "zero-shot top-1 of 2 classes",
@@ -217,7 +231,9 @@ def test_a_curve_spans_its_box_and_leaves_out_what_is_no_number(run):
 
 def test_without_evaluation_it_is_a_report_of_the_data(run):
     experiment, manifests, _ = run
-    html = run_report.render(experiment, manifests, {}, {}, run_report.pictures_of(manifests["filter"]))
+    html = run_report.render(
+        run_report.contents(experiment, manifests, {}, {}, run_report.pictures_of(manifests["filter"]))
+    )
     assert "Retrieval" not in html
     assert "Training pairs at random" in html
 
@@ -277,7 +293,7 @@ def test_a_list_of_urls_is_not_called_a_search(run):
     text = text_of(make(of_list(run)))
     assert "The list has 90 rows, which name 50 distinct URLs" in text
     assert "From list to pair" in text
-    said = text.split("The experiment, as it was run")[0].replace("crawl.queries", "")
+    said = text.split("The experiment's full configuration")[0].replace("crawl.queries", "")
     for wrong in ("search result", "query", "The queries", "Chinese words"):
         assert wrong not in said, wrong
     assert funnel(of_list(run)[1]["crawl"], run[1]["filter"])[0].title == "rows of the list"
@@ -299,7 +315,8 @@ def test_what_is_empty_is_left_out(run):
     filtered = manifests["filter"].model_copy(update={"dropped": {"size": 0}, "parts": ()})
     crawl = manifests["crawl"].model_copy(update={"dropped": {}})
     bare = experiment.model_copy(update={"sources": ()})
-    html = run_report.render(bare, {"crawl": crawl, "filter": filtered}, {}, {}, run_report.pictures_of(filtered))
+    pictures = run_report.pictures_of(filtered)
+    html = run_report.render(run_report.contents(bare, {"crawl": crawl, "filter": filtered}, {}, {}, pictures))
     for heading in ("Retrieval", "Zero-shot", "Left out", "Not downloaded", "Training pairs", "Sources", "Validation"):
         assert heading not in html, heading
     assert not re.search(r"<table[^>]*>\s*(<tr>(\s*<th[^>]*>[^<]*</th>)*\s*</tr>)?\s*</table>", html)

@@ -1,0 +1,289 @@
+"""Plan a takedown: find the pairs that a list covers, and every file and number that changes when they go.
+
+Nothing is changed here; ``wukong.publish.takedown`` carries a plan out.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any, TypeVar
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict
+
+from wukong import manifest, progress, stages, storage
+from wukong.crawl.status import Status
+from wukong.curate.rules import HELD_BACK
+from wukong.data.schema import key_of
+from wukong.errors import ConfigError, DataError
+from wukong.manifest import Manifest, digest_of
+from wukong.publish import release
+from wukong.publish.optout import OptOut
+from wukong.report import card
+
+RESULTS = "results.json"
+"""Where a validate stage stores the outcome of each expectation, with examples."""
+
+_MANIFEST = "manifest.json"
+_STAGES = tuple(entry.name for entry in stages.TABLE if entry.takedown == "rewrite")
+_THREADS = 8
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Change(BaseModel):
+    """What a takedown changes in one stage's output.
+
+    Attributes:
+        stage: the stage's name.
+        uri: the prefix its files lie under.
+        before: digest of its manifest before the takedown.
+        files: path, below ``uri``, of each file that is rewritten, and the number of its rows that go.
+        deleted: path of each file that is deleted: pages that may show the pairs and cannot be made again without them.
+        counts: how much is taken off each of the manifest's counts.
+        dropped: how much is taken off each of the manifest's drop reasons.
+        pairs: number of pairs with an image, or of rows of a release, that go.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: str
+    uri: str
+    before: str
+    files: dict[str, int] = {}
+    deleted: tuple[str, ...] = ()
+    counts: dict[str, int] = {}
+    dropped: dict[str, int] = {}
+    pairs: int = 0
+
+
+class Plan(BaseModel):
+    """A whole takedown, before it begins.
+
+    Attributes:
+        when: when it was planned, UTC.
+        reason: the reason that the operator gave.
+        list_name: file name of the list.
+        list_sha256: digest of the list's bytes.
+        listed: number of entries of the list: domains, urls, digests.
+        keys: keys of the pairs that go, sorted.
+        changes: one for each stage that changes, parents first.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    when: str
+    reason: str
+    list_name: str
+    list_sha256: str
+    listed: dict[str, int]
+    keys: tuple[str, ...]
+    changes: tuple[Change, ...]
+
+    @property
+    def id(self) -> str:
+        """16 hex digits that name this takedown."""
+        return digest_of(self.model_dump(mode="json"))[:16]
+
+
+def plan(place: str, list_uri: str, reason: str, now: datetime) -> Plan:
+    """Find what a list of domains, URLs and digests covers. Nothing is changed.
+
+    Args:
+        place: URI of an experiment (``{storage}/{name}``) or of a single stage's output, for instance a release.
+        list_uri: the list, in the form of the crawler's opt-out list.
+        reason: stored in the record.
+        now: stored in the record.
+
+    Raises:
+        ConfigError: the list is malformed, or it has digests and there is no shard to find their images in.
+        DataError: the place has no stage that a takedown can change, or a file is damaged.
+    """
+    listed = OptOut.load(list_uri)
+    found = stages_at(place)
+    if listed.digests and not any(stage.stage in ("crawl", "filter") for stage in found):
+        raise ConfigError(
+            f"{list_uri} holds digests of pictures, and {place} has no shards to find them by: name the experiment's "
+            "own storage, or list URLs"
+        )
+    tables = [uri for stage in found for uri in _tables_with_urls(stage)]
+    covered = for_each("look for what is listed", tables, lambda uri: _covered_keys(uri, listed))
+    keys = set().union(*covered)
+    changes: list[Change] = []
+    for stage in found if keys else ():
+        above = [each for each in changes if each.before in {parent.digest for parent in stage.parents}]
+        change = _change(stage, keys, lost=any(each.pairs for each in above))
+        if change.files or change.deleted or above:
+            changes.append(change)
+    return Plan(
+        when=now.isoformat(timespec="seconds"),
+        reason=reason,
+        list_name=list_uri.rstrip("/").rsplit("/", 1)[-1],
+        list_sha256=hashlib.sha256(storage.read_bytes(list_uri)).hexdigest(),
+        listed={name: len(getattr(listed, name)) for name in ("domains", "urls", "digests")},
+        keys=tuple(sorted(keys)),
+        changes=tuple(changes),
+    )
+
+
+def stages_at(place: str) -> list[Manifest]:
+    """Returns the manifest of every finished stage that holds pairs, parents first.
+
+    ``uri`` of each is where the stage lies now, which for a copy is not where it was made.
+
+    Args:
+        place: URI of an experiment or of a single stage's output.
+
+    Raises:
+        DataError: there is none.
+    """
+    if storage.exists(storage.join(place, _MANIFEST)):
+        uris = [storage.join(place, _MANIFEST)]
+    else:
+        uris = [uri for name in _STAGES for uri in storage.list_files(storage.join(place, name), f"/{_MANIFEST}")]
+    found = [manifest.load(uri).model_copy(update={"uri": uri.removesuffix(f"/{_MANIFEST}")}) for uri in uris]
+    found = [each for each in found if each.stage in _STAGES]
+    if not found:
+        raise DataError(f"{place} holds neither a release nor the crawl or the shards of an experiment")
+    return sorted(found, key=lambda each: (_STAGES.index(each.stage), each.uri))
+
+
+def for_each(what: str, items: Sequence[Item], work: Callable[[Item], Result]) -> list[Result]:
+    """Apply a function to files in several threads, and show the progress.
+
+    Args:
+        what: what is done, for the progress display.
+        items: the files.
+        work: the function.
+
+    Returns:
+        Its results, in the order of the items.
+    """
+    results = []
+    with progress.track(what, len(items), "files") as advance, ThreadPoolExecutor(_THREADS) as pool:
+        for result in pool.map(work, items):
+            results.append(result)
+            advance(1)
+    return results
+
+
+def _tables_with_urls(stage: Manifest) -> list[str]:
+    if stage.stage == "release":
+        return stage.part_uris(suffix=".csv")
+    return stage.part_uris("parts/" if stage.stage == "crawl" else "", ".parquet")
+
+
+def _covered_keys(uri: str, listed: OptOut) -> set[str]:
+    if uri.endswith(".csv"):
+        rows = release.read_csv(uri)
+        return {key_of(url) for url in rows.filter(listed.covers_pairs(rows))["url"]}
+    rows = pl.DataFrame(storage.read_table(uri, ["key", "url", "sha256"]))
+    return set(rows.filter(listed.covers_pairs(rows))["key"])
+
+
+def _tables(stage: Manifest) -> list[str]:
+    """Returns the paths of a stage's tables and CSV files. A tar is not among them: it changes with its table."""
+    paths = [part.path for part in stage.parts if part.path.endswith((".parquet", ".csv"))]
+    if stage.stage == "crawl":
+        # The plan of a finished crawl is not a part of its output, but it is still stored and has the URLs.
+        planned = storage.list_files(storage.join(stage.uri, "plan"), ".parquet")
+        paths = [path for path in paths if path.startswith(("parts/", "search/"))]
+        paths += [uri[len(stage.uri) + 1 :] for uri in planned]
+    return paths
+
+
+def _change(stage: Manifest, keys: Set[str], *, lost: bool) -> Change:
+    """Returns how a stage's output and manifest would differ if these pairs had never been downloaded.
+
+    Args:
+        stage: its manifest.
+        keys: keys of the pairs that go.
+        lost: whether a parent of the stage loses pairs.
+    """
+    whole = Change(stage=stage.stage, uri=stage.uri, before=stage.digest)
+    changes = for_each(f"look through {stage.stage}", _tables(stage), lambda path: _change_of_table(stage, path, keys))
+    changes.append(_change_of_pages(stage, keys, lost=lost or any(change.pairs for change in changes)))
+    for change in changes:
+        whole = whole.model_copy(
+            update={
+                "files": whole.files | change.files,
+                "deleted": whole.deleted + change.deleted,
+                "counts": _sum(whole.counts, change.counts),
+                "dropped": _sum(whole.dropped, change.dropped),
+                "pairs": whole.pairs + change.pairs,
+            }
+        )
+    return whole
+
+
+def _change_of_table(stage: Manifest, path: str, keys: Set[str]) -> Change:
+    """Returns what one table or CSV file, and the tar beside it, contribute to a stage's change."""
+    uri = storage.join(stage.uri, path)
+    files, counts, dropped, pairs = {}, {}, {}, 0
+    if path.endswith(".csv"):
+        pairs = sum(key_of(url) in keys for url in release.read_csv(uri)["url"])
+        files, counts = {path: pairs}, {"pairs": pairs}
+    else:
+        folder, tar = path.split("/", 1)[0], path.removesuffix(".parquet") + ".tar"
+        reason = {"parts": "status", "dropped": "dropped_by"}.get(folder)
+        rows = pl.DataFrame(storage.read_table(uri, ["key", *([reason] if reason else [])]))
+        hit = rows.filter(pl.col("key").is_in(keys))
+        reasons = {str(name): int(number) for name, number in hit[reason].value_counts().iter_rows()} if reason else {}
+        files = {path: len(hit)}
+        if folder == "parts":
+            pairs = reasons.get(Status.SUCCESS, 0)
+            files |= {tar: pairs} if pairs else {}
+            counts = {"urls": len(hit), **reasons}
+            dropped = {status: number for status, number in reasons.items() if status != Status.SUCCESS}
+        elif folder == "search":
+            counts = {"results": len(hit)}
+        elif folder == "dropped":
+            counts, dropped = {"pairs": len(hit), "kept": reasons.get(HELD_BACK, 0)}, reasons
+        elif folder != "plan":
+            pairs = len(hit)
+            files |= {tar: pairs}
+            counts = {"pairs": pairs, "kept": pairs, folder: pairs}
+    files = {name: rows for name, rows in files.items() if rows}
+    return Change(stage=stage.stage, uri=stage.uri, before="", files=files, counts=counts, dropped=dropped, pairs=pairs)
+
+
+def _change_of_pages(stage: Manifest, keys: Set[str], *, lost: bool) -> Change:
+    """Returns what the results, the data docs and the dataset card contribute to a stage's change.
+
+    Args:
+        stage: its manifest.
+        keys: keys of the pairs that go.
+        lost: whether any of the pairs that the pages may show goes.
+    """
+    paths = {part.path for part in stage.parts}
+    rewritten: dict[str, int] = {}
+    deleted: list[str] = []
+    if RESULTS in paths:
+        results = storage.read_json(storage.join(stage.uri, RESULTS))
+        if any(sample.get("key") in keys for outcome in results["expectations"] for sample in outcome["samples"]):
+            rewritten[RESULTS] = 0
+        if rewritten or (lost and _docs_show_more(results)):
+            docs = storage.list_files(storage.join(stage.uri, "docs"))
+            deleted += [path for path in (uri[len(stage.uri) + 1 :] for uri in docs) if path != card.PATH]
+    if card.PATH in paths:
+        shown = card.read(stage.uri)
+        if shown is None:
+            # Without the card's data nobody can tell which pairs it shows.
+            deleted += [card.PATH] if lost or deleted else []
+        elif (shown.docs and deleted) or any(pair.key in keys for pair in shown.pairs):
+            rewritten[card.PATH] = 0
+    return Change(stage=stage.stage, uri=stage.uri, before="", files=rewritten, deleted=tuple(deleted))
+
+
+def _docs_show_more(results: Mapping[str, Any]) -> bool:
+    """Tell whether the data docs may show pairs that the results do not list.
+
+    The results list a few rows that break an expectation; the docs list a few for each batch of pairs.
+    """
+    return any(outcome["unexpected"] > len(outcome["samples"]) for outcome in results["expectations"])
+
+
+def _sum(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in sorted({*one, *other})}
