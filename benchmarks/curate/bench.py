@@ -1,11 +1,11 @@
-"""The text rules beside data-juicer on the same captions, the counting of 100 million captions, and memory by parts.
+"""The text rules against data-juicer on the same captions, the count of 100 million captions, and memory by parts.
 
     python benchmarks/curate/bench.py [--captions 400000] [--peer-captions 50000] [--corpus 100000000]
 
-The first run makes an environment of its own for data-juicer (``--work``, by default in the user's cache). The corpus
-to count, about 3 GB, is made before the clock starts and deleted at the end; ``--corpus 0`` leaves it out. ``--parts``
-says for which numbers of parts memory is measured. Results are printed and written to ``results.json`` in the work
-folder.
+The first run makes an environment for data-juicer in the work folder (``--work``, by default in the user's cache). The
+corpus to count, about 3 GB, is made before the measurement and deleted at the end; ``--corpus 0`` leaves it out.
+``--parts`` gives the numbers of parts at which memory is measured. Results are printed, and written to ``results.json``
+in the work folder.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from wukong.data.schema import CRAWLED, key_of
 
 HERE = Path(__file__).parent
 JUICER = "py-data-juicer==1.6.1"
-# What it declares, and aiohttp, which it imports; --no-deps, as on its first operator it would install torch.
+# Its declared requirements, and aiohttp, which it imports. It is installed with --no-deps, because its first operator
+# would install torch.
 DECLARED = (
     "beautifulsoup4", "datasets>=4.7.0", "dep-logic", "dill==0.3.8", "emoji==2.2.0", "gitpython", "httpx",
     "jsonargparse[signatures]", "jsonlines", "loguru", "lz4", "multiprocess==0.70.16", "mwparserfromhell", "numpy",
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument("--parts", type=int, nargs="+", default=[1, 10, 100])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     parser.add_argument("--work", type=Path, default=cache / "wukong" / "bench-curate")
-    parser.add_argument("--prepare", action="store_true", help="make what is measured on, and stop")
+    parser.add_argument("--prepare", action="store_true", help="make the input data, and stop")
     options = parser.parse_args()
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)

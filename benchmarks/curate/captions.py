@@ -1,9 +1,9 @@
-"""Synthetic captions: words of jieba's dictionary put together, some of them repeated as often as on the web.
+"""Synthetic captions: words of jieba's dictionary, some captions repeated as often as on the web.
 
     python benchmarks/curate/captions.py FOLDER CAPTIONS [--parts 100] [--repeated 0.3]
 
 A share of the captions is drawn from a pool whose nth caption is about 1/n as frequent as its first; the others are
-new. One in ten has a camera's file name or a site's name behind it, as web captions do.
+new. One in ten ends with a camera's file name or a site's phrase, as web captions do.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def words() -> pl.Series:
 
 
 def make(count: int, seed: int, vocabulary: pl.Series) -> pl.Series:
-    """Distinct captions but for chance: six to eight words, one in ten with what web pages add."""
+    """Captions of six to eight words, distinct except by chance; one in ten has an ending as on web pages."""
     generator = np.random.default_rng(seed)
     columns = [vocabulary.gather(generator.integers(0, len(vocabulary), count)) for _ in range(8)]
     frame = pl.DataFrame({f"w{number}": column for number, column in enumerate(columns)})
@@ -46,7 +46,7 @@ def make(count: int, seed: int, vocabulary: pl.Series) -> pl.Series:
 
 
 def corpus(count: int, seed: int, vocabulary: pl.Series, pool: pl.Series, repeated: float) -> pl.Series:
-    """Captions of which a share comes from a pool, the nth of it in proportion to 1 / n."""
+    """Captions, a share of which is drawn from a pool, the nth of it with a probability in proportion to 1 / n."""
     generator = np.random.default_rng((seed, 1))
     again = np.flatnonzero(generator.random(count) < repeated)
     ranks = np.floor(len(pool) ** generator.random(len(again))).astype(np.int64) - 1

@@ -1,6 +1,6 @@
-"""data-juicer's text_length, character_repetition and flagged_words filters over a file of captions, one process.
+"""Times data-juicer's text_length, character_repetition and flagged_words filters on a file of captions, one process.
 
-Run by ``bench.py`` in an environment of its own; prints seconds for the three filters, and for its deduplicator alone.
+``bench.py`` runs it in data-juicer's environment. It prints the seconds of the three filters, and of its deduplicator.
 """
 
 import json
@@ -30,7 +30,7 @@ def main() -> None:
         FlaggedWordFilter(lang="zh", tokenization=False, max_ratio=0.0, flagged_words_dir=str(assets), num_proc=1),
     ]
     deduplicator = DocumentDeduplicator(num_proc=1)
-    for each in (*filters, deduplicator):  # what they load when first used is not what is timed
+    for each in (*filters, deduplicator):  # the first use loads files, which is not measured
         each.run(NestedDataset(Dataset.from_dict({"text": captions[:200]})))
     dataset = NestedDataset(Dataset.from_dict({"text": captions}))
     started = time.perf_counter()

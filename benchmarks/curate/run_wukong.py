@@ -1,6 +1,6 @@
-"""One measurement of the text chain, in a process of its own: ``chain FILE``, ``count FOLDER`` or ``parts FOLDER``.
+"""One measurement of the text rules, in one process: ``chain FILE``, ``count FOLDER`` or ``parts FOLDER``.
 
-Run by ``bench.py``; prints a line of JSON. Peak memory is the process's own, by the kernel's account.
+``bench.py`` runs it. It prints a line of JSON. Peak memory is that of the process, as the kernel reports it.
 """
 
 import json
@@ -20,7 +20,7 @@ SETTINGS = Filter(mask_names=False)
 
 
 def chain(file: str) -> dict[str, float]:
-    """Everything of sections 3.1 and 3.2 but names: count, compute, decide."""
+    """All rules of sections 3.1 and 3.2 without names: count, compute, decide."""
     captions = pl.Series("caption", Path(file).read_text(encoding="utf-8").split("\n"))
     pairs = captions.to_frame().with_columns(width=pl.lit(300, pl.Int32), height=pl.lit(300, pl.Int32))
     loaded = rules.load(SETTINGS)
@@ -44,7 +44,7 @@ def count(folder: str) -> dict[str, float]:
 
 
 def parts(folder: str) -> dict[str, float]:
-    """The filter job's passes over Parquet, one of its tasks after the other in one process: count, apply the rules."""
+    """The filter job's passes over Parquet, its tasks one after another in one process: count, apply the rules."""
     files = [storage.from_path(path) for path in sorted(Path(folder).glob("*.parquet"))]
     stage = Stage(storage.from_path(Path(folder)), "filter", {})
     size = max(1, job._MAX_ROWS // pl.scan_parquet(files[0]).select(pl.len()).collect().item())

@@ -5,18 +5,17 @@ the catalogue's folder), ``title`` (Chinese, written by people), ``keywords`` (C
 by), ``licence`` (SPDX, of the picture), ``width``, ``height`` (pixels) and ``mime``.
 """
 
-import fcntl
 import hashlib
 import logging
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import pyarrow as pa
+from filelock import FileLock
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -113,7 +112,9 @@ def prepare(
     folder = (cache or cache_folder()).absolute()
     console = Console(stderr=True, quiet=not progress)
     try:
-        with _locked(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        # One process at a time works on a cache. The lock is released when the process ends, however it ends.
+        with FileLock(folder / ".lock"):
             readings, problems = _read_all(folder, from_sources, console)
             drafts = _slice([draft for _, reading in readings for draft in reading.drafts], limit)
             entries = _publish(drafts, folder, console)
@@ -141,15 +142,6 @@ def load(catalogue: Path) -> Corpus:
     rows = table.select([field.name for field in fields(Entry)]).to_pylist()
     entries = tuple(Entry(**{**row, "keywords": tuple(row["keywords"])}) for row in rows)
     return Corpus(catalogue=catalogue.absolute(), entries=entries)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time works on a cache; the lock goes with the process that holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _read_all(

@@ -1,17 +1,16 @@
 """What is remembered of a stack: ``stack.json`` in its home, readable by its user alone."""
 
-import fcntl
 import hashlib
 import json
 import os
 import secrets
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.corpus import HOST
@@ -154,35 +153,33 @@ def write_private(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(home: Path, *, create: bool = False) -> Iterator[None]:
-    """One process at a time changes a stack; another waits for it.
+    """Let one process at a time change a stack; another waits for it.
 
-    The lock is on the folder itself and ends with the process that holds it, so that none can be left behind.
+    The lock is released when the process ends, however it ends.
+
+    Args:
+        home: the home of the stack.
+        create: make the folder if it is missing.
 
     Raises:
-        StackError: the folder cannot be used, or another process holds it for too long.
+        StackError: the folder cannot be used, or another process holds the lock for a minute.
     """
+    lock = FileLock(home / ".lock", timeout=_LOCK_SECONDS)
     try:
         if create:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+        lock.acquire()
+    except Timeout as error:
+        raise StackError(
+            f"another `wukong up` or `wukong down` has been working on {home} for {_LOCK_SECONDS:.0f} s: "
+            "wait until it has ended, or end it, and try again"
+        ) from error
     except OSError as error:
         raise StackError(
-            f"cannot use {home} for the embedded stack ({error.strerror}): "
+            f"cannot use {home} for the embedded stack ({error.strerror or error}): "
             "check your rights there, or set WUKONG_HOME to another folder"
         ) from error
     try:
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise StackError(
-                        f"another `wukong up` or `wukong down` has been working on {home} for {_LOCK_SECONDS:.0f} s: "
-                        "wait until it has ended, or end it, and try again"
-                    ) from None
-                time.sleep(0.1)
         yield
     finally:
-        os.close(folder)
+        lock.release()

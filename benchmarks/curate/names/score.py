@@ -1,12 +1,11 @@
 """Person names found against the labelled captions: precision and recall with confidence intervals, jieba beside.
 
-The recogniser is fitted on ``tuning/``; ``apart`` is the part to measure with, and its errors are not listed.
+The recogniser is fitted on ``captions/train/``. ``captions/test.txt`` measures it; its errors are never listed.
 
-    python benchmarks/curate/names/score.py apart
+    python benchmarks/curate/names/score.py test
 """
 
 import argparse
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from wukong.curate import names
+from wukong.curate.names import captions
+from wukong.curate.names.captions import Labelled
 from wukong.curate.names.tagger import Span
 
 Finder = Callable[[list[str]], list[list[Span]]]
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "captions"
 
 
 @dataclass(frozen=True)
@@ -32,34 +33,21 @@ class Score:
     labelled_overlapping: int
 
 
-def tuning() -> list[Path]:
-    """The files of captions to fit on."""
-    return sorted((FOLDER / "tuning").glob("*.txt"))
+def train() -> list[Path]:
+    """The files of captions that the taggers are fitted on."""
+    return sorted((FOLDER / "train").glob("*.txt"))
 
 
-def read(part: str, kind: str = "") -> list[tuple[str, list[Span]]]:
-    """The captions of a file beside this one, of one in ``tuning/``, or with ``tuning`` of all in there.
+def read(part: str, kind: str = "") -> list[Labelled]:
+    """The captions of a part.
 
-    Returns:
-        Each caption under a heading that ends in the kind, without brackets, and the spans of the names.
+    Args:
+        part: ``test``, ``test_second_labels``, ``train`` for all files in there, or the name of one of them.
+        kind: only captions below a heading that ends in this.
     """
-    if part == "tuning":
-        return [caption for path in tuning() for caption in read(path.stem, kind)]
-    path = FOLDER / ("" if part.startswith("apart") else "tuning") / f"{part}.txt"
-    captions, heading = [], ""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#"):
-            heading = line
-        if not line or line.startswith("#") or not heading.endswith(kind):
-            continue
-        spans, text = [], ""
-        for piece in re.split(r"(\[[^\]]*\])", line):
-            bare = piece.strip("[]")
-            if piece.startswith("["):
-                spans.append((len(text), len(text) + len(bare)))
-            text += bare
-        captions.append((text, spans))
-    return captions
+    if part == "train":
+        return [caption for path in train() for caption in captions.read(path, kind)]
+    return captions.read(FOLDER / ("" if part.startswith("test") else "train") / f"{part}.txt", kind)
 
 
 def compare(labelled: Sequence[Span], found: Sequence[Span]) -> Score:
@@ -80,9 +68,10 @@ def compare(labelled: Sequence[Span], found: Sequence[Span]) -> Score:
 def measure(part: str, finder: Finder, draws: int = 2000) -> dict[str, list[float]]:
     """Precision and recall, exact and overlapping, each with its 95 % interval (bootstrap over captions), and the share
     of captions without a name in which one was found: of all, and of those of each kind that the part has."""
-    captions = read(part)
-    found = finder([text for text, _ in captions])
-    rows = np.array([list(vars(compare(spans, got)).values()) for (_, spans), got in zip(captions, found, strict=True)])
+    labelled_captions = read(part)
+    found = finder([text for text, _ in labelled_captions])
+    pairs = list(zip(labelled_captions, found, strict=True))
+    rows = np.array([list(vars(compare(spans, got)).values()) for (_, spans), got in pairs])
     generator = np.random.default_rng(0)
     sums = [rows.sum(0)] + [rows[generator.integers(0, len(rows), len(rows))].sum(0) for _ in range(draws)]
     labelled, spans, exact, found_overlapping, labelled_overlapping = np.array(sums).T.astype(float)
@@ -93,7 +82,7 @@ def measure(part: str, finder: Finder, draws: int = 2000) -> dict[str, list[floa
         "overlap recall": labelled_overlapping / labelled,
     }
     result = {name: [value[0], *np.percentile(value[1:], [2.5, 97.5])] for name, value in values.items()}
-    hit = {text: bool(got) for (text, spans), got in zip(captions, found, strict=True) if not spans}
+    hit = {text: bool(got) for (text, spans), got in pairs if not spans}
     for kind in ("", "common", "hard"):
         hits = [hit[text] for text, spans in read(part, kind) if not spans]
         if hits:
@@ -127,20 +116,20 @@ def with_jieba(texts: list[str]) -> list[list[Span]]:
 def main() -> None:
     """Print the table for one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["tuning", "apart"])
-    parser.add_argument("--errors", action="store_true", help="list the captions that differ (of the tuning part)")
+    parser.add_argument("part", choices=["train", "test"])
+    parser.add_argument("--errors", action="store_true", help="list the captions that differ (of train alone)")
     options = parser.parse_args()
-    if options.errors and options.part != "tuning":
-        parser.error("only the errors of the tuning part are listed")
-    for care in names.LEAST:
+    if options.errors and options.part != "train":
+        parser.error("only the errors in train are listed")
+    for care in names.THRESHOLDS:
         show(f"wukong, name_care: {care}", options.part, partial(names.find, care=care))
     show("jieba.posseg", options.part, with_jieba)
-    if options.part == "apart":
-        again = dict(read("apart_again"))
-        show("the second who labelled them", options.part, lambda texts: [again[text] for text in texts])
+    if options.part == "test":
+        second = dict(read("test_second_labels"))
+        show("the second labels", options.part, lambda texts: [second[text] for text in texts])
     if options.errors:
-        captions = read("tuning")
-        for (text, spans), got in zip(captions, names.find([text for text, _ in captions]), strict=True):
+        labelled = read("train")
+        for (text, spans), got in zip(labelled, names.find([text for text, _ in labelled]), strict=True):
             if set(spans) != set(got):
                 print(text, [text[a:b] for a, b in spans], "->", [text[a:b] for a, b in got])
 

@@ -1,7 +1,7 @@
-"""Captions a second that person names are found in, one thread, jieba.posseg beside.
+"""Captions a second in which person names are found, one thread, beside jieba.posseg.
 
-The captions are made of the labelled ones: exactly 15 % hold a name, and captions without one are put together with
-spaces until a caption has 17 characters on the average. A quarter of what holds no name is of the hard kind.
+The captions are made of the labelled ones: exactly 15 % have a name, and captions without a name are joined with spaces
+until the mean length is 17 characters. A quarter of the captions without a name is of the hard kind.
 
     OMP_NUM_THREADS=1 python benchmarks/curate/names/speed.py
 """
@@ -20,10 +20,10 @@ LENGTH, SHARE, HARD = 17, 0.15, 0.25
 
 
 def assembled(count: int) -> list[str]:
-    """Captions, 15 % of them with a name, of 17 characters on the average."""
-    captions = score.read("tuning")
+    """Captions with a mean length of 17 characters, 15 % of them with a name."""
+    captions = score.read("train")
     named = [text for text, spans in captions if spans]
-    nameless = {kind: [text for text, spans in score.read("tuning", kind) if not spans] for kind in ("common", "hard")}
+    nameless = {kind: [text for text, spans in score.read("train", kind) if not spans] for kind in ("common", "hard")}
     generator = np.random.default_rng(0)
 
     def without() -> str:
@@ -33,7 +33,7 @@ def assembled(count: int) -> list[str]:
     held = 0
     for number in generator.permutation(count):
         text = str(generator.choice(named)) if number < SHARE * count else without()
-        # Longer or shorter by turns, so that the average stays what it has to be.
+        # Lengthen a caption while the mean is too low.
         while held + len(text) < LENGTH * (len(result) + 1) - LENGTH / 3:
             text += " " + without()
         result.append(text)
@@ -42,7 +42,7 @@ def assembled(count: int) -> list[str]:
 
 
 def rate(finder: Callable[[list[str]], list[list[score.Span]]], captions: list[str], runs: int) -> list[float]:
-    """Captions a second in each of some runs, after one that is not counted."""
+    """Captions a second in each of some runs, after a warm-up that is not counted."""
     finder(captions[:2000])
     rates = []
     for _ in range(runs):
@@ -60,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     captions = assembled(options.captions)
     mean = sum(map(len, captions)) / len(captions)
-    print(f"{len(captions)} captions, {mean:.1f} characters on the average, {SHARE:.0%} with a name")
+    print(f"{len(captions)} captions, {mean:.1f} characters on average, {SHARE:.0%} with a name")
     for name, finder, part in (
         ("wukong", names.find, captions),
         ("jieba.posseg", score.with_jieba, captions[: options.captions // 5]),

@@ -94,7 +94,7 @@ def test_the_screen_misses_nothing_that_a_close_look_finds(text):
 
 
 def test_captions_are_cut_as_jieba_cuts_them() -> None:
-    lines = Path("benchmarks/curate/names/tuning/general.txt").read_text(encoding="utf-8").splitlines()
+    lines = Path("benchmarks/curate/names/captions/train/general.txt").read_text(encoding="utf-8").splitlines()
     captions = [line.replace("[", "").replace("]", "") for line in lines if line and not line.startswith("#")]
     assert len(captions) > 1000
     for caption in captions:

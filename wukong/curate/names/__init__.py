@@ -1,8 +1,9 @@
-"""Person names, which section 3.2 replaces by ``<人名>``.
+"""Person names in captions, which section 3.2 of the paper replaces by ``<人名>``.
 
-Taggers say how likely each string of a caption is a person's name; the set of strings that do not overlap with the
-greatest sum of log odds above a least is masked. All happens on a form of the caption in which full-width and
-Traditional characters are replaced one for one, so that places in it are places in the caption.
+The taggers (``tagger.py``) give every span of a caption a probability that it is a whole name. Weighted interval
+scheduling then chooses the spans to mask: non-overlapping spans that maximise the sum of log odds; spans below the
+threshold are not candidates. The taggers read a normalised caption, in which full-width and Traditional characters are
+replaced one for one, so that positions in it are positions in the caption.
 """
 
 import re
@@ -19,11 +20,12 @@ Care = Literal["precise", "balanced", "thorough"]
 
 MASK = "<人名>"
 
-LEAST: dict[Care, float] = {"precise": 2.0, "balanced": 0.5, "thorough": -1.0}
-"""Log odds of a name above which it is masked. What each comes to is in ``benchmarks/README.md``."""
+THRESHOLDS: dict[Care, float] = {"precise": 2.0, "balanced": 0.5, "thorough": -1.0}
+"""Log odds above which a span is masked. ``benchmarks/README.md`` lists precision and recall at each."""
 
 _HAN = re.compile("[\u3400-\u9fff]")
-# Longer captions are read in windows that overlap; a name is taken from the window in whose inner part it begins.
+# Characters of a window and of the overlap of two windows. A longer caption is read in overlapping windows; a name is
+# taken from the window in whose inner part it begins.
 _WINDOW, _OVERLAP = 128, 32
 
 
@@ -34,62 +36,84 @@ def mask(captions: Iterable[str], care: Care = "balanced") -> list[str]:
 
 
 def find(captions: Sequence[str], care: Care = "balanced") -> list[list[Span]]:
-    """Find the person names in each caption, as places of the first character and after the last, in order.
+    """Find the person names in each caption.
 
-    A caption that holds ``<人名>`` was masked before, and none is found in it: masking twice changes nothing.
+    A caption that contains ``<人名>`` has been masked before. No name is found in it, so masking twice changes nothing.
 
     Args:
         captions: any strings.
         care: ``precise`` masks fewer words that are no names, ``thorough`` leaves fewer names unmasked.
+
+    Returns:
+        For each caption the spans [start, end) of its names, in order, in characters.
     """
-    read: list[tuple[int, int, str]] = []
+    windows: list[tuple[int, int, str]] = []
     for number, caption in enumerate(captions):
         if MASK not in caption:
-            read += [(number, start, text) for start, text in _windows(plain(caption)) if _HAN.search(text)]
-    likely: list[dict[Span, float]] = [{} for _ in captions]
-    for (number, first, text), spans in zip(read, tagger.load().read([text for *_, text in read]), strict=True):
+            windows += [(number, start, text) for start, text in _windows(normalized(caption)) if _HAN.search(text)]
+    probabilities: list[dict[Span, float]] = [{} for _ in captions]
+    for (number, first, text), spans in zip(windows, tagger.load().read([w for *_, w in windows]), strict=True):
         length = len(captions[number])
-        for (start, end), sure in spans.items():
+        for (start, end), probability in spans.items():
             if _is_inner(start, text, first, length):
-                likely[number][first + start, first + end] = sure
-    return [chosen(spans, LEAST[care]) for spans in likely]
+                probabilities[number][first + start, first + end] = probability
+    return [select(spans, THRESHOLDS[care]) for spans in probabilities]
 
 
 def suspects(captions: Sequence[str]) -> list[bool]:
-    """Whether a masked caption may still hold a name: more is suspected than ``mask`` replaces."""
+    """Whether a name may be left in each masked caption, by the threshold ``thorough``, the lowest."""
     return [bool(spans) for spans in find([caption.replace(MASK, "。") for caption in captions], "thorough")]
 
 
-def chosen(likely: Mapping[Span, float], least: float) -> list[Span]:
-    """The strings to mask, of those with a probability, by the least log odds; in order."""
-    return best(list(likely), [log(sure / (1 - sure)) - least for sure in likely.values()])
+def select(probabilities: Mapping[Span, float], threshold: float) -> list[Span]:
+    """Choose the spans to mask.
+
+    Args:
+        probabilities: of each span that it is a whole name, above 0 and below 1.
+        threshold: log odds; spans at or below it are not candidates.
+
+    Returns:
+        Non-overlapping spans, in order, that maximise the sum of log odds above the threshold.
+    """
+    return best_intervals(list(probabilities), [log(p / (1 - p)) - threshold for p in probabilities.values()])
 
 
-def best(spans: Sequence[Span], scores: Sequence[float]) -> list[Span]:
-    """The spans, none overlapping another, whose scores have the greatest sum; in order."""
-    # By where the spans end: the best sum so far, the last span in it, and the number of the state before that.
-    states: list[tuple[int, float, Span, int]] = [(0, 0.0, (0, 0), 0)]
-    for (start, end), score in sorted(zip(spans, scores, strict=True), key=lambda item: item[0][1]):
-        if score <= 0:
+def best_intervals(spans: Sequence[Span], weights: Sequence[float]) -> list[Span]:
+    """Weighted interval scheduling (Kleinberg and Tardos 2005, "Algorithm Design", section 6.1).
+
+    Returns:
+        The non-overlapping spans whose weights have the greatest sum, in order. None has a weight of 0 or less.
+    """
+    # Solutions, sorted by where they end: end, sum of weights, last span, index of the solution without the last span.
+    solutions: list[tuple[int, float, Span, int]] = [(0, 0.0, (0, 0), 0)]
+    for (start, end), weight in sorted(zip(spans, weights, strict=True), key=lambda item: item[0][1]):
+        if weight <= 0:
             continue
-        before = next(number for number in range(len(states) - 1, -1, -1) if states[number][0] <= start)
-        if states[before][1] + score > states[-1][1]:
-            states.append((end, states[before][1] + score, (start, end), before))
-    found, number = [], len(states) - 1
-    while number:
-        _, _, span, number = states[number]
-        found.append(span)
-    return found[::-1]
+        before = next(index for index in range(len(solutions) - 1, -1, -1) if solutions[index][0] <= start)
+        if solutions[before][1] + weight > solutions[-1][1]:
+            solutions.append((end, solutions[before][1] + weight, (start, end), before))
+    chosen, index = [], len(solutions) - 1
+    while index:
+        _, _, span, index = solutions[index]
+        chosen.append(span)
+    return chosen[::-1]
 
 
 def _windows(text: str) -> Iterator[tuple[int, str]]:
-    """Where each window begins, and its text."""
+    """The start and the text of each window."""
     for start in range(0, max(1, len(text) - _OVERLAP), _WINDOW - _OVERLAP):
         yield start, text[start : start + _WINDOW]
 
 
 def _is_inner(start: int, window: str, first: int, length: int) -> bool:
-    """Whether a place of a window is nearer to its middle than to the middle of a neighbour."""
+    """Whether a position is in the inner part of its window: each position is in that of exactly one window.
+
+    Args:
+        start: the position in the window.
+        window: its text.
+        first: the position of the window in the caption.
+        length: of the caption.
+    """
     after_first = first == 0 or start >= _OVERLAP // 2
     before_last = first + len(window) == length or start < len(window) - _OVERLAP // 2
     return after_first and before_last
@@ -103,20 +127,20 @@ def _replace(text: str, spans: Sequence[Span]) -> str:
     return "".join([*pieces, text[end:]])
 
 
-class _Plain(dict[int, int]):
-    """Each character's half-width, Simplified form, worked out when first met."""
+class _Normalized(dict[int, int]):
+    """By code point, that of the half-width, Simplified form. Computed on first use."""
 
     def __missing__(self, code: int) -> int:
         form = "\ufffd" if 0xD800 <= code <= 0xDFFF else normalize("NFKC", chr(code))
-        plain = ord(form) if len(form) == 1 else code
-        plain = table().get(plain, plain)
-        self[code] = plain
-        return plain
+        half_width = ord(form) if len(form) == 1 else code
+        simplified = table().get(half_width, half_width)
+        self[code] = simplified
+        return simplified
 
 
-_PLAIN = _Plain()
+_NORMALIZED = _Normalized()
 
 
-def plain(caption: str) -> str:
-    """The caption with half-width and Simplified characters, one for one."""
-    return caption.translate(_PLAIN)
+def normalized(caption: str) -> str:
+    """The caption with half-width and Simplified characters; as many characters as before."""
+    return caption.translate(_NORMALIZED)

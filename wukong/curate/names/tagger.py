@@ -1,10 +1,13 @@
-"""A tagger of person names in numpy: how sure it is that each string of a text is one.
+"""A tagger of person names in numpy: the probability of each span of a text that it is a whole name.
 
-Two bidirectional GRU layers read each character's vector and what word lists know of it, and a linear-chain CRF over
-the tags outside, begins, inside, ends and single joins their scores. The characters' vectors are those of Baidu's LAC
-(Jiao et al., 2018, "Chinese Lexical Analysis with Deep Bi-GRU-CRF Network"), which jieba ships; all other weights are
-fitted by ``benchmarks/curate/names/fit.py``. Texts of equal length go through as one batch, and what the first layer
-makes of a character's vector is a table made once.
+Two bidirectional GRU layers (Cho et al. 2014, "Learning Phrase Representations using RNN Encoder-Decoder", equations 5
+to 8) read the vector and the word-list features of each character. A linear-chain CRF (Lafferty et al. 2001,
+"Conditional Random Fields") over the tags outside, begins, inside, ends and single turns their scores into
+probabilities. The character vectors are those of Baidu's LAC (Jiao et al. 2018, "Chinese Lexical Analysis with Deep
+Bi-GRU-CRF Network"), which jieba ships; ``fit.py`` fits all other weights.
+
+For speed, texts of equal length form one batch, and the first layer's product with each character vector is computed
+once, when the tagger is made.
 """
 
 import struct
@@ -29,45 +32,49 @@ Span = tuple[int, int]
 TAGS = ("outside", "begins", "inside", "ends", "single")
 OUTSIDE, BEGINS, INSIDE, ENDS, SINGLE = range(len(TAGS))
 FOLLOWS = np.array([[1, 1, 0, 0, 1], [0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [1, 1, 0, 0, 1], [1, 1, 0, 0, 1]], dtype=bool)
-"""Whether the second tag may follow the first, [tags, tags]."""
+"""Whether the second tag may follow the first, [TAGS, TAGS]."""
 FIRST = np.array([1, 1, 0, 0, 1], dtype=bool)
-"""Whether a text may begin with a tag."""
+"""Whether a text may begin with a tag, [TAGS]."""
 LAST = np.array([1, 0, 0, 1, 1], dtype=bool)
-"""Whether a text may end with a tag."""
+"""Whether a text may end with a tag, [TAGS]."""
 
 LONGEST = 20
-"""The longest name looked for, in characters."""
+"""The longest name that is found, in characters."""
 
 VECTOR = 128
+"""Length of a character vector."""
+
 WEIGHTS = Path(__file__).parent / "lists" / "taggers.safetensors"
 
-# Characters that are read at once.
+# Characters in a batch.
 _BATCH = 8192
-# Probability below which a string is not worth a mention.
-_LEAST = 0.01
-# Probability of a name, in the first tagger's eyes, that lets the others read the text.
+# Spans with a lower probability are left out of the result.
+_LOWEST_PROBABILITY = 0.01
+# The other taggers read a text if the first gives a span of it at least this probability.
 _SUSPECTED = 0.1
-_LOWEST = np.float32(-20.0)
+# A tag's score is raised to this much below the best tag's, so that products of potentials do not underflow.
+_LOWEST_SCORE = np.float32(-20.0)
 
 
 class Tagger:
-    """The tagger.
+    """One tagger; h is the number of its states in each direction.
 
     Args:
-        weights: by name, as ``fit.py`` writes them: for each layer ``N.input`` [2, inputs, 3 h], ``N.bias`` [2, 3 h],
-            ``N.gates`` [2, h, 2 h] and ``N.candidate`` [2, h, h], forward and backward; ``1.marks`` [MARKS, 6 h];
-            ``tags`` [2 h, 5] and ``tags.bias`` [5]; ``steps`` [5, 5].
-        vectors: of the characters, [characters, 128]; the last is that of an unknown one.
-        numbers: by character, its row.
-        words: the lists whose marks the weights were fitted to.
+        weights: by name, as ``fit.py`` writes them. Of each layer N, forward and backward: ``N.input`` [2, inputs,
+            3 h], ``N.bias`` [2, 3 h], ``N.gates`` [2, h, 2 h] and ``N.candidate`` [2, h, h]; of the features
+            ``1.marks`` [MARKS, 6 h]; of the CRF ``tags`` [2 h, 5], ``tags.bias`` [5] and the transitions ``steps``
+            [5, 5].
+        vectors: of the characters, [characters, 128]; the last row is for unknown characters.
+        rows: by character, the index of its vector.
+        words: the words whose features the weights were fitted to.
     """
 
     def __init__(
-        self, weights: Mapping[str, Floats], vectors: Floats, numbers: Mapping[str, int], words: NameWords
+        self, weights: Mapping[str, Floats], vectors: Floats, rows: Mapping[str, int], words: NameWords
     ) -> None:
         w = {name: np.asarray(value, np.float32) for name, value in weights.items()}
-        self._numbers, self._unknown, self._words = numbers, len(vectors) - 1, words
-        self._table = np.concatenate([vectors @ w["1.input"][way] + w["1.bias"][way] for way in (0, 1)], axis=1)
+        self._rows, self._unknown, self._words = rows, len(vectors) - 1, words
+        self._table = np.concatenate([vectors @ w["1.input"][each] + w["1.bias"][each] for each in (0, 1)], axis=1)
         self._marks = w["1.marks"]
         self._second = np.concatenate(list(w["2.input"]), axis=1), w["2.bias"].reshape(-1)
         self._layers = [(w[f"{layer}.gates"], w[f"{layer}.candidate"]) for layer in (1, 2)]
@@ -75,30 +82,37 @@ class Tagger:
         self._steps = np.where(FOLLOWS, np.exp(w["steps"]), 0).astype(np.float32)
 
     def read(self, texts: Sequence[str]) -> list[dict[Span, float]]:
-        """The probability of each string of a text that it is a whole name, where that is 0.01 and more.
+        """Tag texts.
 
         Args:
-            texts: half-width and Simplified (``names.plain``).
+            texts: in half-width and Simplified characters (``names.normalized``).
+
+        Returns:
+            For each text, the spans [start, end) that are a whole name with a probability of at least 0.01, with it.
         """
         result: list[dict[Span, float]] = [{} for _ in texts]
         by_length: dict[int, list[int]] = defaultdict(list)
-        for place, text in enumerate(texts):
+        for number, text in enumerate(texts):
             if text:
-                by_length[len(text)].append(place)
-        for length, places in by_length.items():
+                by_length[len(text)].append(number)
+        for length, numbers in by_length.items():
             size = max(1, _BATCH // length)
-            for start in range(0, len(places), size):
-                batch = places[start : start + size]
-                for row, span, sure in self._names(self.scores([texts[place] for place in batch])):
-                    result[batch[row]][span] = sure
+            for start in range(0, len(numbers), size):
+                batch = numbers[start : start + size]
+                for row, span, probability in self._names(self.scores([texts[number] for number in batch])):
+                    result[batch[row]][span] = probability
         return result
 
     def scores(self, texts: Sequence[str]) -> Floats:
-        """Scores of every tag at every character of texts of one length, [length, texts, TAGS]."""
-        numbers, unknown, length = self._numbers, self._unknown, len(texts[0])
-        # No listed string holds the mark between two texts.
+        """The score of each tag at each character, before the CRF, [length, texts, TAGS].
+
+        Args:
+            texts: all of one length.
+        """
+        rows, unknown, length = self._rows, self._unknown, len(texts[0])
+        # No word contains the newline between two texts, so no word is found across them.
         joined = "\n".join(texts) + "\n"
-        ids = np.array([numbers.get(character, unknown) for character in joined]).reshape(len(texts), length + 1)
+        ids = np.array([rows.get(character, unknown) for character in joined]).reshape(len(texts), length + 1)
         marks = word_lists.marks(self._words.find(joined), len(joined)).reshape(len(texts), length + 1, len(MARKS))
         ids, marks = ids[:, :-1].T, marks[:, :-1].transpose(1, 0, 2)
         inputs = self._table[ids]
@@ -112,16 +126,22 @@ class Tagger:
         return scores
 
     def _names(self, scores: Floats) -> Iterator[tuple[int, Span, float]]:
-        """Names in texts of one length, with their probability by the forward-backward algorithm."""
+        """The spans of texts of one length that may be names, by the forward-backward algorithm.
+
+        Args:
+            scores: [length, texts, TAGS].
+
+        Yields:
+            The index of the text, the span, and the probability that it is a whole name.
+        """
         length, texts, tags = scores.shape
-        # Far below what any decision needs, so that no product of a few vanishes.
-        potentials = np.exp(np.maximum(scores - scores.max(2, keepdims=True), _LOWEST))
+        potentials = np.exp(np.maximum(scores - scores.max(2, keepdims=True), _LOWEST_SCORE))
         forward, backward = np.empty_like(potentials), np.empty_like(potentials)
         state = potentials[0] * FIRST
         for place in range(length):
             if place:
                 state = (state @ self._steps) * potentials[place]
-            # Scaled so that forward * backward sums to 1 over the tags.
+            # Scale each step, so that forward * backward sums to 1 over the tags.
             scale = state.sum(1, keepdims=True)
             state = state / scale
             potentials[place] /= scale
@@ -133,96 +153,106 @@ class Tagger:
             state = (state * potentials[place]) @ self._steps.T
             backward[place - 1] = state
         alone = forward[:, :, SINGLE] * backward[:, :, SINGLE]
-        for place, text in zip(*(alone >= _LEAST).nonzero(), strict=True):
+        for place, text in zip(*(alone >= _LOWEST_PROBABILITY).nonzero(), strict=True):
             yield int(text), (int(place), int(place) + 1), float(alone[place, text])
-        starts, rows = (forward[:, :, BEGINS] * backward[:, :, BEGINS] >= _LEAST).nonzero()
+        starts, rows = (forward[:, :, BEGINS] * backward[:, :, BEGINS] >= _LOWEST_PROBABILITY).nonzero()
         path, before = forward[starts, rows, BEGINS], BEGINS
         for size in range(2, min(LONGEST, length) + 1):
             here = starts + size - 1
             inside = here < length
             starts, rows, path, here = starts[inside], rows[inside], path[inside], here[inside]
             ended = path * self._steps[before, ENDS] * potentials[here, rows, ENDS] * backward[here, rows, ENDS]
-            for number in (ended >= _LEAST).nonzero()[0]:
+            for number in (ended >= _LOWEST_PROBABILITY).nonzero()[0]:
                 start = int(starts[number])
                 yield int(rows[number]), (start, start + size), float(ended[number])
             path, before = path * self._steps[before, INSIDE] * potentials[here, rows, INSIDE], INSIDE
 
 
 class Committee:
-    """Taggers of which the first reads every text, and the others those in which it suspects a name.
+    """Several taggers, whose odds of each span are combined by the geometric mean.
 
-    What they make of a string is put together by the geometric mean of its odds. They differ in what they get wrong, so
-    together they are surer than each.
+    The taggers make different errors, so their mean is more accurate than one of them. For speed, the first tagger
+    reads every text, and the others only those texts in which the first suspects a name.
 
     Args:
-        members: the taggers.
+        members: the taggers, the fastest first.
     """
 
     def __init__(self, members: Sequence[Tagger]) -> None:
         self._members = tuple(members)
 
     def read(self, texts: Sequence[str]) -> list[dict[Span, float]]:
-        """As ``Tagger.read``; a text in which the first suspects no name has none."""
+        """Tag texts, as ``Tagger.read`` does; a text in which the first tagger suspects no name has no spans."""
         first, *others = self._members
         result = first.read(texts)
-        suspected = [place for place, spans in enumerate(result) if max(spans.values(), default=0) >= _SUSPECTED]
-        votes = [member.read([texts[place] for place in suspected]) for member in others]
-        joined = {place: _mean([result[place], *each]) for place, *each in zip(suspected, *votes, strict=True)}
-        return [joined.get(place, {}) for place in range(len(texts))]
+        suspected = [number for number, spans in enumerate(result) if max(spans.values(), default=0) >= _SUSPECTED]
+        votes = [member.read([texts[number] for number in suspected]) for member in others]
+        combined = {number: _mean([result[number], *each]) for number, *each in zip(suspected, *votes, strict=True)}
+        return [combined.get(number, {}) for number in range(len(texts))]
 
 
 def _mean(votes: Sequence[Mapping[Span, float]]) -> dict[Span, float]:
-    """The geometric mean of each span's odds, as a probability; where one has none, half the least is taken."""
-    result = {}
+    """The geometric mean of each span's odds, as a probability.
+
+    A tagger that did not return the span counts with half the lowest probability that it returns.
+    """
+    result, absent = {}, _LOWEST_PROBABILITY / 2
     for span in dict.fromkeys(span for vote in votes for span in vote):
-        sure = (min(max(vote.get(span, _LEAST / 2), _LEAST / 2), 1 - 1e-6) for vote in votes)
-        result[span] = 1 / (1 + exp(-sum(log(p / (1 - p)) for p in sure) / len(votes)))
+        clipped = (min(max(vote.get(span, absent), absent), 1 - 1e-6) for vote in votes)
+        result[span] = 1 / (1 + exp(-sum(log(p / (1 - p)) for p in clipped) / len(votes)))
     return result
 
 
 @lru_cache(maxsize=1)
 def load() -> Committee:
-    """The taggers with the committed weights.
+    """The taggers with the shipped weights.
 
     Raises:
-        ConfigError: the character vectors in the installed jieba are missing.
-        DataError: they are damaged.
+        ConfigError: jieba, or the file of character vectors in it, is missing.
+        DataError: the file of character vectors is damaged.
     """
     return committee(load_file(WEIGHTS))
 
 
 def committee(weights: Mapping[str, Floats]) -> Committee:
-    """Taggers of weights whose names begin with a tagger's number."""
-    numbers, vectors = characters()
+    """Make taggers of weights.
+
+    Args:
+        weights: by name; each name is the number of a tagger, a dot, and the name that ``Tagger`` takes.
+    """
+    rows, vectors = characters()
     words = word_lists.load()
-    apart: dict[int, dict[str, Floats]] = defaultdict(dict)
+    by_tagger: dict[int, dict[str, Floats]] = defaultdict(dict)
     for name, value in weights.items():
         number, rest = name.split(".", 1)
-        apart[int(number)][rest] = value
-    return Committee([Tagger(apart[number], vectors, numbers, words) for number in sorted(apart)])
+        by_tagger[int(number)][rest] = value
+    return Committee([Tagger(by_tagger[number], vectors, rows, words) for number in sorted(by_tagger)])
 
 
 def characters() -> tuple[dict[str, int], Floats]:
-    """LAC's characters with their rows, and their vectors, [characters, 128]; the last row is an unknown one's.
+    """LAC's character vectors.
+
+    Returns:
+        By character, the index of its vector; and the vectors, [characters, 128], the last for unknown characters.
 
     Raises:
-        ConfigError: a file is missing.
-        DataError: one is damaged.
+        ConfigError: jieba, or a file in it, is missing.
+        DataError: a file is damaged.
     """
     lines = installed_file("jieba", "jieba/lac_small/word.dic").read_text(encoding="utf-8").split("\n")
     pairs = (line.split("\t") for line in lines)
-    numbers = {pair[1]: int(pair[0]) for pair in pairs if len(pair) == 2}
-    unknown = numbers.pop("OOV")
+    rows = {pair[1]: int(pair[0]) for pair in pairs if len(pair) == 2}
+    unknown = rows.pop("OOV")
     file = installed_file("jieba", "jieba/lac_small/model_baseline/word_emb")
-    vectors = read_tensor(file, (max(*numbers.values(), unknown) + 1, VECTOR))
-    return numbers, np.concatenate([vectors, vectors[unknown : unknown + 1]])
+    vectors = read_tensor(file, (max(*rows.values(), unknown) + 1, VECTOR))
+    return rows, np.concatenate([vectors, vectors[unknown : unknown + 1]])
 
 
 def read_tensor(path: Path, shape: tuple[int, ...]) -> Floats:
     """Read a float32 tensor in PaddlePaddle's format: version, level of detail, a protobuf with type and shape, data.
 
     Raises:
-        DataError: the file holds another type or shape.
+        DataError: the file is truncated, or holds another type or shape.
     """
     data = path.read_bytes()
     size = 4 * int(np.prod(shape))
@@ -236,30 +266,41 @@ def read_tensor(path: Path, shape: tuple[int, ...]) -> Floats:
 
 
 def _bidirectional(inputs: Floats, gates: Floats, candidate: Floats) -> Floats:
-    """Run a layer's two directions over [length, texts, 6 h] and join their states to [length, texts, 2 h]."""
+    """Run a GRU layer in both directions.
+
+    Args:
+        inputs: the products of the input and the input weights, biases added, [length, texts, 6 h]: of the forward
+            direction update gate, reset gate and candidate, then of the backward direction.
+        gates: recurrent weights of update and reset gate, [2, h, 2 h].
+        candidate: recurrent weights of the candidate state, [2, h, h].
+
+    Returns:
+        Forward and backward states, concatenated, [length, texts, 2 h].
+    """
     length, texts, width = inputs.shape
     hidden = width // 6
-    joined = np.empty((length, texts, 2 * hidden), np.float32)
+    states = np.empty((length, texts, 2 * hidden), np.float32)
     half = np.float32(0.5)
-    for way, order in enumerate((range(length), range(length - 1, -1, -1))):
-        mine = inputs[:, :, way * 3 * hidden : (way + 1) * 3 * hidden]
+    for direction, order in enumerate((range(length), range(length - 1, -1, -1))):
+        part = inputs[:, :, direction * 3 * hidden : (direction + 1) * 3 * hidden]
         state = np.zeros((texts, hidden), np.float32)
         for place in order:
-            # The logistic function by the hyperbolic tangent, which numpy has vectorised.
-            gated = state @ gates[way]
-            gated += mine[place, :, : 2 * hidden]
+            # The logistic function is computed as 0.5 + 0.5 tanh(x / 2): numpy has a vectorised tanh.
+            gated = state @ gates[direction]
+            gated += part[place, :, : 2 * hidden]
             gated *= half
             np.tanh(gated, out=gated)
             gated *= half
             gated += half
             update, reset = gated[:, :hidden], gated[:, hidden:]
-            # The reset gate acts on the state before the product, as in Cho et al. (2014), not as in cuDNN.
+            # The reset gate multiplies the state before the product, as in Cho et al. (2014), not after it as in cuDNN.
+            # The update gate is 1 where the state is replaced; in Cho et al. it is 1 where the state stays.
             reset *= state
-            new = reset @ candidate[way]
-            new += mine[place, :, 2 * hidden :]
+            new = reset @ candidate[direction]
+            new += part[place, :, 2 * hidden :]
             np.tanh(new, out=new)
             new -= state
             new *= update
             state += new
-            joined[place, :, way * hidden : (way + 1) * hidden] = state
-    return joined
+            states[place, :, direction * hidden : (direction + 1) * hidden] = state
+    return states
