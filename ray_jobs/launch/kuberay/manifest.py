@@ -10,7 +10,7 @@ import yaml
 
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.settings import CONFIG_MAP, GpuSettings, Settings, StageSettings
-from wukong import run_records
+from wukong import run_records, stages
 from wukong.config import Experiment
 from wukong.errors import ConfigError
 
@@ -109,8 +109,8 @@ def make_ray_job(
 
 def _workers_and_gpus(stage: str, settings: StageSettings, experiment: Experiment) -> tuple[int, int]:
     """How many workers a stage has, and how many GPUs each: the experiment decides both for a training stage."""
-    if stage in ("pretrain", "finetune"):
-        training = experiment.pretrain if stage == "pretrain" else experiment.finetune
+    if stages.of(stage).trains:
+        training = stages.training_of(experiment, stage)
         return training.workers, training.gpus_per_worker
     return settings.workers, 0
 
