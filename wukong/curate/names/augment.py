@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from wukong.curate.names import normalized, word_lists
 from wukong.curate.names.captions import Labelled
+from wukong.curate.text.characters import MAIN_BLOCK
 
 _REPLACED = 0.5
 """Probability that a name is replaced."""
@@ -19,7 +20,7 @@ _REPLACED = 0.5
 _JOINTS = (" ", " ", "，", "_", " | ", "")
 _CONTEXTS = ("{}", "{}", "{}", "{}图片", "手绘{}", "{}简笔画", "一张{}的照片", "{}高清大图", "{}素材", "{}介绍")
 _DOTS = "·•・‧．"
-_HAN = re.compile("[\u4e00-\u9fff]+")
+_COMMON = re.compile(f"[{MAIN_BLOCK}]+")
 
 
 class NamePool:
@@ -57,7 +58,7 @@ class NamePool:
         """
         if any(dot in name for dot in _DOTS):
             return "dotted"
-        if _HAN.fullmatch(name) is None:
+        if _COMMON.fullmatch(name) is None:
             return "mixed"
         if name[:2] in self._double and len(name) in (3, 4):
             return f"chinese {len(name)}"

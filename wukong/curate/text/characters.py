@@ -5,7 +5,10 @@ ideographs with their extensions A to I, the compatibility ideographs, the radic
 and the Hangzhou numerals (〡 to 〩, 〸 to 〺). Kana, hangul, bopomofo, punctuation and full-width letters are others.
 
 ``HAN`` spells the script out as ranges. So Python's ``re``, which does not know scripts, and the regular expressions of
-Polars, whose version of Unicode changes with its release, agree.
+Polars, whose version of Unicode changes with its release, agree. ``HAN`` is used by the query list (a query has a
+Chinese character), the rules ``meaningless``, ``language``, ``length`` and ``sensitive``, the gate, and the words that
+reports count. ``MAIN_BLOCK`` is a part of it, for short cuts, and for the names with which training captions are
+varied.
 """
 
 import re
