@@ -20,6 +20,7 @@ from wukong.manifest import Manifest, Part, Stage
 from wukong.report import card, statistics
 from wukong.validate import audit, suites
 from wukong.validate import gate as runner
+from wukong.validate.drift import drift
 from wukong.validate.gate import Outcome
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def _drift(counted: statistics.Statistics, reference: str | None) -> dict[str, f
             f"validation.reference: {reference} is the manifest of a {other.stage} stage, not of validate"
         )
     known = statistics.read(storage.join(other.uri, statistics.PATH))[TRAIN]
-    return {f"drift_{name}": round(value, 6) for name, value in statistics.drift(counted, known).items()}
+    return {f"drift_{name}": round(value, 6) for name, value in drift(counted, known).items()}
 
 
 def _splits(experiment: Experiment) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The funnel from query to pair: how many rows are left after each step, for reports and the command line."""
+"""The funnel from query to pair: the rows left after each step, for reports and the command line."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ class Step:
     """One step of the funnel.
 
     Attributes:
-        name: the rule's or stage's name.
-        title: what the rows that are left have in common.
-        rows: how many are left after this step.
-        lost: how many the step left out.
+        name: the name of a rule or of a count.
+        title: what is true of the rows that are left, in words.
+        rows: number of rows left after this step.
+        lost: number of rows that the step left out.
     """
 
     name: str
@@ -29,12 +29,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Bar:
-    """A step, drawn as a bar.
+    """A step of the funnel, drawn as a bar.
 
     Attributes:
         step: the step.
-        width: length of the bar for the rows left after it, in percent of the longest bar.
-        lost: length of the part for the rows left out, in percent.
+        width: length of the bar, in percent of the first step's.
+        lost: length of its lighter end, for the rows left out, in the same percent.
     """
 
     step: Step
@@ -44,12 +44,12 @@ class Bar:
 
 @dataclass(frozen=True)
 class Wording:
-    """What a crawl's input is called: words to search, a list of URLs, or pictures of one's own.
+    """The words that pages use for a crawl's input: a search, a list of URLs, or images of one's own.
 
     Attributes:
-        heading: what the whole funnel is called.
-        results: its first step.
-        counted: the sentence that begins with how many there were; ``{}`` is the number.
+        heading: the heading over the funnel.
+        results: title of the funnel's first step.
+        counted: beginning of a sentence with the number of its rows, which replaces ``{}``.
         origin: what the run was made from.
     """
 
@@ -69,12 +69,17 @@ _WORDINGS = {
 
 
 def wording(crawl: Manifest) -> Wording:
-    """How to speak of a crawl's input, by its engine."""
+    """Returns the words for a crawl's input, by its engine."""
     return _WORDINGS.get(str(crawl.config.get("engine")), _SEARCHED)
 
 
 def funnel(crawl: Manifest, filtered: Manifest) -> list[Step]:
-    """Give the steps in order: search results or rows of a list, distinct URLs, downloaded, after each rule, split."""
+    """Returns the steps in order: results of the input, distinct URLs, downloaded images, each rule, the split.
+
+    Args:
+        crawl: manifest of the crawl stage.
+        filtered: manifest of the filter stage.
+    """
     urls, pairs = crawl.counts.get("urls", 0), filtered.counts["pairs"]
     results = crawl.counts.get("results", urls)
     steps = [
@@ -93,7 +98,7 @@ def funnel(crawl: Manifest, filtered: Manifest) -> list[Step]:
 
 
 def bars(steps: Sequence[Step]) -> list[Bar]:
-    """Draw steps as bars. The first one shows no rows left out, for they were never in the drawing."""
+    """Returns steps as bars. The first one has no lighter end: the longest bar is the rows left after that step."""
     most = max(step.rows for step in steps) or 1
     return [
         Bar(step, 100 * step.rows / most, 100 * step.lost / most if number else 0) for number, step in enumerate(steps)

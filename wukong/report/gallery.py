@@ -1,4 +1,4 @@
-"""Pictures of a filtered set for pages: read from its shards by key, made small, drawn at random."""
+"""Images of a filtered set for pages: read from its shards by key, made small, and chosen at random."""
 
 import base64
 import io
@@ -21,7 +21,10 @@ _SHARDS = 6
 
 
 def pictures_of(filtered: Manifest) -> Pictures:
-    """Read pictures by key from the shards a filter stage wrote; a shard is indexed when it is first needed."""
+    """Returns a function that reads an image by its pair's key from the shards of a filter stage.
+
+    A shard is indexed when it is first needed. The function raises DataError for a key that no shard has.
+    """
     tars: dict[str, str] = {}
     places: dict[str, dict[str, tuple[int, int]]] = {}
     tables = iter(shard_tables(filtered))
@@ -48,21 +51,29 @@ def pictures_of(filtered: Manifest) -> Pictures:
 
 
 def shard_tables(filtered: Manifest) -> list[str]:
-    """URIs of the tables of all shards, hold-outs before training: those are few, and asked for most."""
+    """Returns the URIs of the tables of all shards, test sets first: they are few, and most images come from them."""
     kept = [part for part in filtered.parts if part.path.endswith(".parquet") and not part.path.startswith("dropped/")]
     kept.sort(key=lambda part: (part.path.startswith(f"{TRAIN}/"), part.path))
     return [storage.join(filtered.uri, part.path) for part in kept]
 
 
 class Thumbnails:
-    """Small pictures as data URIs, each made once."""
+    """Small images as data URIs. Each is made once.
+
+    Args:
+        pictures: returns an image's bytes by its pair's key.
+    """
 
     def __init__(self, pictures: Pictures) -> None:
         self._pictures = pictures
         self._made: dict[str, str] = {}
 
     def __call__(self, key: str) -> str:
-        """The picture of a pair, at most 144 pixels a side."""
+        """Returns the image of a pair as a data URI, with sides of at most 144 pixels.
+
+        Raises:
+            DataError: the image cannot be decoded.
+        """
         if key not in self._made:
             try:
                 image = Image.open(io.BytesIO(self._pictures(key))).convert("RGB")
@@ -84,14 +95,17 @@ def contact_sheet(
     pairs: int = 48,
     shown: Callable[[pl.DataFrame], pl.Series] | None = None,
 ) -> list[dict[str, str]]:
-    """Training pairs at random, by data and seed alone: ``key``, ``src`` (data URI) and ``caption`` of each.
+    """Choose training pairs at random. Equal data and an equal seed give the same pairs.
 
     Args:
         filtered: the filter stage's manifest.
-        thumbnail: makes the pictures small.
-        seed: decides which pairs.
-        pairs: how many.
-        shown: tells which rows may be shown; without it, all.
+        thumbnail: makes the images small.
+        seed: decides which pairs are chosen.
+        pairs: how many are chosen.
+        shown: tells which rows may be shown; by default all.
+
+    Returns:
+        ``key``, ``src`` (data URI) and ``caption`` of each pair.
     """
     generator = random.Random(seed)
     uris = filtered.part_uris(f"{TRAIN}/", ".parquet")

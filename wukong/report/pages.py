@@ -1,4 +1,4 @@
-"""Markdown for the KFP UI: the funnel and the scores."""
+"""Markdown pages for the KFP UI: the funnel and the scores."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from wukong.manifest import Manifest
 from wukong.report.funnel import wording
 
-_MAX_CLASSES = 50  # of a confusion matrix the UI still draws
+_MAX_CLASSES = 50  # the UI cannot draw larger confusion matrices
 
 
 def funnel(manifests: Sequence[Manifest]) -> str:
-    """The counts of stages one below the other, what was left out in between, and where each stage's data lies."""
+    """Returns a page with the counts of each stage, the rows that it left out, and the address of its data."""
     title = wording(manifests[0]).heading if manifests else "From query to pair"
     lines = [f"# {title}", "", "| stage | | rows |", "|---|---|---:|"]
     for manifest in manifests:
@@ -24,7 +24,7 @@ def funnel(manifests: Sequence[Manifest]) -> str:
 
 
 def numbers(manifests: Sequence[Manifest]) -> dict[str, float]:
-    """The counts of stages as named numbers: ``STAGE.NAME`` and ``STAGE.dropped.NAME``."""
+    """Returns the counts of stages as named numbers: ``STAGE.NAME`` and ``STAGE.dropped.NAME``."""
     found: dict[str, float] = {}
     for manifest in manifests:
         found |= {f"{manifest.stage}.{name}": float(count) for name, count in manifest.counts.items()}
@@ -33,7 +33,7 @@ def numbers(manifests: Sequence[Manifest]) -> dict[str, float]:
 
 
 def scores(evaluation: Mapping[str, Any]) -> str:
-    """Retrieval and classification of ``evaluation.json``, beside chance."""
+    """Returns a page with the scores of ``evaluation.json`` beside the scores of chance."""
     lines = ["# On held-out pairs"]
     if evaluation["retrieval"]:
         lines += ["", "| hold-out | direction | R@1 | R@5 | R@10 | chance R@1 |", "|---|---|---:|---:|---:|---:|"]
@@ -51,7 +51,10 @@ def scores(evaluation: Mapping[str, Any]) -> str:
 
 
 def confusions(evaluation: Mapping[str, Any]) -> tuple[list[str], list[list[int]]] | None:
-    """Class names and confusion matrix (rows are the truth) of the first classification set that has one to draw."""
+    """Returns the class names and the confusion matrix of the first classification set that has a matrix.
+
+    A row of the matrix is a true class, a column a predicted one. None if no set has a matrix that the UI can draw.
+    """
     for task in evaluation["classification"]:
         matrix = task.get("confusion")
         if matrix and len(matrix) <= _MAX_CLASSES:

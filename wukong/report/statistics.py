@@ -1,6 +1,6 @@
-"""What a set looks like in numbers: table 2 of the paper, and the distributions its figure 3 and a card show.
+"""Statistics of a set of pairs: the numbers of table 2 of the paper, histograms, and the words of its figure 3.
 
-Everything is counted per batch and added up, so a set of any size takes the memory of one batch.
+They are counted for each batch and added up, so a set of any size needs the memory of one batch.
 """
 
 import math
@@ -22,7 +22,7 @@ from wukong.errors import DataError
 Counts = npt.NDArray[np.int64]
 
 PATH = "statistics.json"
-"""Where a validate stage leaves the statistics of each split."""
+"""Where a validate stage stores the statistics of each split."""
 
 PAPER = {"pairs": 101_483_885, "unique_tokens": 20_442, "mean": 22.0, "sd": 7.0, "median": 24.0}
 """Table 2: the released Wukong set."""
@@ -31,7 +31,7 @@ HISTOGRAMS = ("tokens", "used", "sides", "ratios", "lengths")
 """The counts of ``Statistics`` that are histograms."""
 
 DISTRIBUTIONS = ("tokens", "sides", "ratios", "lengths")
-"""Those of them that say what a set is like, whatever its words."""
+"""The histograms that do not depend on which words occur; ``wukong.validate.drift`` compares them."""
 
 _VOCABULARY = 21_128
 _MAX_TOKENS = 512
@@ -48,16 +48,16 @@ def _zeros(size: int) -> Counts:
 
 @dataclass
 class Statistics:
-    """Counts over a set of pairs; the last bin of each histogram holds what lies beyond.
+    """Counts over a set of pairs. The last bin of each histogram also counts all larger values.
 
     Attributes:
-        pairs: rows.
-        tokens: captions by their number of tokens.
-        used: occurrences of each entry of the vocabulary.
-        sides: pictures by shorter side, bins of 100 pixels.
-        ratios: pictures by long side over short side, bins of 0.1 from 1.
-        lengths: captions by the filter's length.
-        words: occurrences of words of Chinese characters, as jieba cuts captions.
+        pairs: number of pairs.
+        tokens: number of captions with 0, 1, ... tokens.
+        used: number of occurrences of each entry of the vocabulary.
+        sides: number of images by their shorter side, in bins of 100 pixels.
+        ratios: number of images by long side / short side, in bins of 0.1 that begin at 1.
+        lengths: number of captions by their length as the filter counts it.
+        words: number of occurrences of each word of Chinese characters; jieba cuts captions into words.
     """
 
     pairs: int = 0
@@ -70,36 +70,36 @@ class Statistics:
 
     @property
     def unique_tokens(self) -> int:
-        """Entries of the vocabulary that occur."""
+        """Number of entries of the vocabulary that occur."""
         return int((self.used > 0).sum())
 
     @property
     def token_mean(self) -> float:
-        """Mean tokens a caption."""
+        """Mean number of tokens a caption."""
         return float(np.arange(_MAX_TOKENS) @ self.tokens / max(1, self.pairs))
 
     @property
     def token_sd(self) -> float:
-        """Standard deviation of tokens a caption, over the whole set."""
+        """Standard deviation of the number of tokens a caption, of the whole set."""
         squares = float(np.arange(_MAX_TOKENS) ** 2 @ self.tokens / max(1, self.pairs))
         return math.sqrt(max(0.0, squares - self.token_mean**2))
 
     @property
     def token_median(self) -> float:
-        """Median tokens a caption: the lower of the two middle ones where there are two."""
+        """Median number of tokens a caption; of two middle values, the lower one."""
         return float(np.searchsorted(np.cumsum(self.tokens), max(1, self.pairs) / 2))
 
     def as_json(self) -> dict[str, Any]:
-        """The counts as a JSON value; of the histograms only what is not 0."""
+        """Returns the counts as a JSON value, without the empty bins of the histograms."""
         bins = {name: {str(n): int(counts[n]) for n in np.flatnonzero(counts)} for name, counts in self._histograms()}
         return {"pairs": self.pairs, **bins, "words": dict(sorted(self.words.items()))}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Statistics":
-        """Read back what ``as_json`` gave.
+        """Read what ``as_json`` returned.
 
         Raises:
-            DataError: it is something else.
+            DataError: the value is something else.
         """
         found = cls()
         try:
@@ -114,10 +114,10 @@ class Statistics:
         return found
 
     def without(self, others: "Statistics") -> "Statistics":
-        """The counts of this set once some of its pairs are left out.
+        """Returns the counts of this set without some of its pairs.
 
         Args:
-            others: counts of the pairs left out.
+            others: counts of the pairs that are left out.
         """
         theirs = dict(others._histograms())
         bins = {name: counts - theirs[name] for name, counts in self._histograms()}
@@ -147,18 +147,18 @@ def measure(pairs: pl.DataFrame) -> Statistics:
 
 
 def by_split(pairs: pl.DataFrame) -> dict[str, Statistics]:
-    """``measure`` for each split that has rows in a batch."""
+    """Returns the counts of each split that has rows in a batch."""
     return {str(name): measure(rows) for (name,), rows in pairs.group_by("split", maintain_order=True)}
 
 
 def read(uri: str) -> dict[str, Statistics]:
-    """The statistics of each split, as a validate stage left them.
+    """Read the statistics of each split that a validate stage stored.
 
     Args:
-        uri: of its ``statistics.json``.
+        uri: URI of its ``statistics.json``.
 
     Raises:
-        DataError: it is something else.
+        DataError: the file holds something else.
         StorageError: it cannot be read.
     """
     value = storage.read_json(uri)
@@ -167,26 +167,8 @@ def read(uri: str) -> dict[str, Statistics]:
     return {str(name): Statistics.from_json(entry) for name, entry in value.items()}
 
 
-def drift(one: Statistics, other: Statistics) -> dict[str, float]:
-    """How far two sets are apart, by each distribution of ``DISTRIBUTIONS``: Jensen-Shannon divergence in bits.
-
-    0 for equal distributions, 1 for those that share no bin (J. Lin, Divergence measures based on the Shannon entropy,
-    1991). The sizes of the sets do not count; an empty set is as far from any other as can be.
-    """
-    return {name: _divergence(getattr(one, name), getattr(other, name)) for name in DISTRIBUTIONS}
-
-
-def _divergence(one: Counts, other: Counts) -> float:
-    if not one.sum() or not other.sum():
-        return float(one.sum() != other.sum())
-    p, q = one / one.sum(), other / other.sum()
-    middle = (p + q) / 2
-    terms = [(share[share > 0] * np.log2(share[share > 0] / middle[share > 0])).sum() for share in (p, q)]
-    return min(1.0, max(0.0, float(sum(terms)) / 2))
-
-
 def merge(batches: Sequence[Statistics]) -> Statistics:
-    """Add up the counts of batches; of the words, the most frequent are kept."""
+    """Add up the counts of batches. Only the most frequent words are kept."""
     batches = [Statistics(), *batches]
     words: Counter[str] = Counter()
     for batch in batches:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import statistics as stdlib
 
 import numpy as np
@@ -105,27 +104,3 @@ def test_an_empty_set_has_a_card():
 def test_other_json_is_no_statistics(value):
     with pytest.raises(DataError, match="not the statistics"):
         statistics.Statistics.from_json(value)
-
-
-@given(st.lists(st.integers(0, 50), min_size=21, max_size=21), st.lists(st.integers(0, 50), min_size=21, max_size=21))
-@settings(deadline=None)
-def test_drift_is_the_divergence_of_the_definition(one, other):
-    if not sum(one) or not sum(other):
-        return
-    a, b = (statistics.Statistics(sides=np.array(counts)) for counts in (one, other))
-    p, q = np.array(one) / sum(one), np.array(other) / sum(other)
-
-    def entropy(shares):
-        return -sum(share * math.log2(share) for share in shares if share)
-
-    expected = entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
-    assert statistics.drift(a, b)["sides"] == pytest.approx(expected, abs=1e-9)
-    assert statistics.drift(b, a)["sides"] == pytest.approx(expected, abs=1e-9)
-    assert statistics.drift(a, a)["sides"] == pytest.approx(0, abs=1e-12)
-    assert statistics.drift(a, b)["tokens"] == 0
-
-
-def test_sets_that_share_nothing_are_one_bit_apart():
-    one, other = statistics.measure(pairs(["猫"], 300, 200)), statistics.measure(pairs(["猫"], 900, 800))
-    assert statistics.drift(one, other)["sides"] == 1
-    assert statistics.drift(one, statistics.Statistics())["sides"] == 1

@@ -1,0 +1,48 @@
+"""The description of a release, read by MLCommons' own reader of Croissant."""
+
+import json
+from pathlib import Path
+
+import mlcroissant
+import polars as pl
+import pytest
+
+from wukong import config, manifest, storage
+from wukong.publish import croissant, release
+
+ROWS = [
+    ("http://a.cn/1.jpg?q=a,b", '一只"猫",\n两行'),
+    ("http://a.cn/2.jpg", "狗"),
+    ("http://图片.cn/猫", "<人名>的花"),
+]
+
+
+@pytest.fixture
+def described(tmp_path: Path) -> Path:
+    """A release of two CSV files with its description."""
+    settings = {"version": "1.2.0", "licence": "CC-BY-4.0"}
+    crawl = {"queries": "file:///q", "endpoint": "http://x"}
+    experiment = config.parse({"name": "demo", "storage": "file:///s", "crawl": crawl, "release": settings})
+    root, parts = storage.from_path(tmp_path), []
+    for name, rows in zip(release.file_names("demo", 2), (ROWS[:2], ROWS[2:]), strict=True):
+        release.write_csv(f"{root}/{name}", pl.DataFrame(rows, schema=["url", "caption"], orient="row"))
+        parts.append(manifest.describe(root, name, len(rows)))
+    storage.write_json(f"{root}/{croissant.PATH}", croissant.describe(experiment, parts))
+    return tmp_path / croissant.PATH
+
+
+def test_the_reader_finds_no_error_and_reads_the_pairs(described: Path) -> None:
+    dataset = mlcroissant.Dataset(described)  # raises ValidationError
+    assert not dataset.metadata.ctx.issues.errors
+    assert (dataset.metadata.name, dataset.metadata.version) == ("demo", "1.2.0")
+    assert dataset.metadata.license == ["CC-BY-4.0"]
+    found = [(row["pairs/url"].decode(), row["pairs/caption"].decode()) for row in dataset.records("pairs")]
+    assert found == ROWS
+
+
+def test_the_reader_refuses_a_description_that_is_wrong(described: Path) -> None:
+    value = json.loads(described.read_text())
+    value["recordSet"][0]["field"][0]["source"]["fileSet"]["@id"] = "other"
+    described.write_text(json.dumps(value))
+    with pytest.raises(mlcroissant.ValidationError):
+        mlcroissant.Dataset(described)
