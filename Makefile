@@ -63,6 +63,14 @@ test: lint ## Lint, types, import rules, and all tests with an end-to-end run of
 pipelines: $(INSTALLED) ## Compile the pipelines for the KFP UI into pipelines/compiled
 	$(BIN)/python -m pipelines.compile
 
+.PHONY: configuration
+configuration: $(INSTALLED) ## Write docs/configuration.md from the types in wukong/config.py
+	$(BIN)/python -m wukong.config_reference
+
+.PHONY: docs
+docs: $(INSTALLED) ## Build the docs site into build/site; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 .PHONY: manifests
 manifests: $(INSTALLED) ## Write k8s/install.yaml, what `kubectl apply -f k8s/` applies, from k8s/base
 	$(BIN)/python -m infra.install_manifest

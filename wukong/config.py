@@ -45,12 +45,12 @@ else:
 class Politeness(Strict):
     """How the crawler treats the sites it visits; every relaxation is the operator's decision."""
 
-    robots_txt: bool = True
+    robots_txt: bool = Field(True, description="obey the robots.txt of each host that images are fetched from")
     search_robots_txt: bool = Field(
         True, description="obey the search engine's robots.txt too; switch it off only where you may query the engine"
     )
     respect_noai: bool = Field(True, description="leave out images whose X-Robots-Tag says noai or noimageai")
-    per_host_concurrency: Positive = 8
+    per_host_concurrency: Positive = Field(8, description="requests to one host at the same time, in the whole cluster")
     per_host_delay: float = Field(0.0, ge=0.0, description="seconds between two requests to one host")
     max_crawl_delay: float = Field(
         60.0, gt=0, description="seconds: a host whose robots.txt asks for a longer Crawl-delay is left alone"
@@ -64,7 +64,10 @@ class Politeness(Strict):
         description="that one host's slowness may cost each process: its Crawl-delay and Retry-After, requests that "
         "fail or crawl, pictures that are hard to decode; after that it is left alone",
     )
-    user_agent: str = "wukong-crawler/0.1 (+https://github.com/wukong/wukong; dataset research)"
+    user_agent: str = Field(
+        "wukong-crawler/0.1 (+https://github.com/wukong/wukong; dataset research)",
+        description="sent with each request, and the name that robots.txt rules are looked up by",
+    )
     opt_out: str | None = Field(None, description="URI of a file of domains, URLs and SHA-256 digests to leave out")
 
 
@@ -74,7 +77,7 @@ class Crawl(Strict):
     queries: str = Field(
         "", description="URI of the query list: one word a line, most frequent first; for engines that are searched"
     )
-    max_queries: Positive = 200_000
+    max_queries: Positive = Field(200_000, description="only the first of the list are searched; the paper has 200,000")
     engine: Literal["baidu", "searxng", "urls", "files"] = Field(
         "baidu",
         description="a search engine; 'urls', a list of URLs; or 'files', pictures of one's own (docs/own-data.md)",
@@ -82,26 +85,32 @@ class Crawl(Strict):
     endpoint: str = Field(
         description="the engine's search URL; for 'urls' the URI of the list; for 'files' of a folder or a list"
     )
-    max_results_per_query: Positive = 1_000
+    max_results_per_query: Positive = Field(1_000, description="search results taken for one query, as in the paper")
     part_size: Positive = Field(1_000, description="URLs a part, that is a task, a tar and a Parquet file")
     concurrency: Positive = Field(64, description="requests in flight for each process")
     min_side: int = Field(
         201, ge=0, description="header-first: pictures with a smaller side are not downloaded further"
     )
-    max_aspect_ratio: float = Field(3.0, ge=1.0)
-    resize: Literal["keep_ratio", "center_crop", "border", "no"] = "keep_ratio"
+    max_aspect_ratio: float = Field(
+        3.0, ge=1.0, description="longer side over shorter side; above it an image is not kept"
+    )
+    resize: Literal["keep_ratio", "center_crop", "border", "no"] = Field(
+        "keep_ratio",
+        description="'keep_ratio' makes the shorter side image_size and never enlarges; 'center_crop' and 'border' "
+        "give a square, cut or padded with white; 'no' leaves the image as it is",
+    )
     image_size: Positive = Field(256, description="pixels of the shorter side after resizing")
-    jpeg_quality: int = Field(95, ge=1, le=100)
+    jpeg_quality: int = Field(95, ge=1, le=100, description="of images that are encoded anew")
     keep_small_jpegs: bool = Field(True, description="a JPEG that needs no resizing is stored untouched")
     url_column: str = Field("url", description="of a URL list")
     caption_column: str = Field("caption", description="of a URL list")
-    max_bytes: Positive = 32 * 2**20
+    max_bytes: Positive = Field(32 * 2**20, description="an image with a larger file is left out")
     max_seconds: float = Field(30.0, gt=0, description="on the wire, over all attempts and redirects of one picture")
-    max_pixels: Positive = 64_000_000
+    max_pixels: Positive = Field(64_000_000, description="an image with more pixels is not decoded")
     max_decode_seconds: float = Field(
         10.0, gt=0, description="of processor time, to decode one picture, resize and encode it"
     )
-    retries: int = Field(2, ge=0)
+    retries: int = Field(2, ge=0, description="further attempts after a failure that may pass")
     previous: str | None = Field(
         None, description="URI of an earlier crawl: only what it does not have is searched and fetched"
     )
@@ -120,10 +129,12 @@ class Crawl(Strict):
 class Holdout(Strict):
     """A test set: pairs from some sources, whose captions training has seen or has not (see ``Split``)."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="of the test set; also its folder")
     title: str = Field("", description="how reports call it")
     source: str = Field(description="shell pattern on the image URL, for instance '*/fluent/*'")
-    captions: Literal["seen", "unseen", "any"] = "any"
+    captions: Literal["seen", "unseen", "any"] = Field(
+        "any", description="take pairs whose captions training has ('seen'), pairs whose captions are held out, or both"
+    )
 
 
 class Split(Strict):
@@ -137,9 +148,9 @@ class Split(Strict):
     ``held_back``.
     """
 
-    held_out_captions: Fraction = 0.0
-    salt: str = "wukong"
-    holdouts: tuple[Holdout, ...] = ()
+    held_out_captions: Fraction = Field(0.0, description="share of the distinct captions that are held out")
+    salt: str = Field("wukong", description="another text holds out other captions")
+    holdouts: tuple[Holdout, ...] = Field((), description="the test sets")
 
     @model_validator(mode="after")
     def _names_are_folders(self) -> "Split":
@@ -155,7 +166,7 @@ class Split(Strict):
 class Filter(_RuleSettings):
     """Sections 3.1 and 3.2: the settings of the rules (``wukong/curate/rules``), and what else is done to pairs."""
 
-    mask_names: bool = True
+    mask_names: bool = Field(True, description="replace names of persons in captions by '<人名>', as in the paper")
     name_care: Literal["precise", "balanced", "thorough"] = Field(
         "balanced", description="'precise' masks fewer words that are no names, 'thorough' leaves fewer names unmasked"
     )
@@ -168,8 +179,10 @@ class Filter(_RuleSettings):
 class Validation(_GateSettings):
     """The gate between data and training: the tolerances of the rules' checks, and what else must hold."""
 
-    min_pairs: Positive = 1_000
-    max_unmasked_name_rate: Fraction = 0.05
+    min_pairs: Positive = Field(1_000, description="pairs that the set must have")
+    max_unmasked_name_rate: Fraction = Field(
+        0.05, description="share of captions in which a name of a person may be left, by the recogniser's own count"
+    )
     reference: str | None = Field(
         None, description="URI of an earlier validate stage's output: the distributions of its set are compared"
     )
@@ -189,7 +202,7 @@ class Release(Strict):
         None, description="URI of a file of domains, URLs and SHA-256 digests to leave out; if absent, the crawler's"
     )
     licence: str = Field("", description="of the list of URLs and captions, a name or an address")
-    version: str = "1.0.0"
+    version: str = Field("1.0.0", description="of the released set")
 
 
 class ImageEncoder(Strict):
@@ -201,7 +214,7 @@ class ImageEncoder(Strict):
         description="'package' (tf_efficientnet_lite0 and vit_small_patch14_dinov2 have one), 'hub', 'random', or the "
         "URI of a safetensors file in timm's, OpenAI's or open_clip's naming",
     )
-    image_size: Positive = 224
+    image_size: Positive = Field(224, description="pixels of a side of the square that the tower sees")
     view: Literal["whole", "crop"] = Field(
         "whole",
         description="what the tower sees of a picture that is not augmented: the 'whole' of it on a white square, or "
@@ -222,11 +235,11 @@ class ImageEncoder(Strict):
 class TextEncoder(Strict):
     """A BERT-like text tower (section 4.2) over a WordPiece vocabulary of 21,128."""
 
-    layers: Positive = 12
-    heads: Positive = 12
-    width: Positive = 768
-    max_tokens: Positive = 32
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    layers: Positive = Field(12, description="transformer layers")
+    heads: Positive = Field(12, description="attention heads of a layer; they divide width")
+    width: Positive = Field(768, description="of a token's vector")
+    max_tokens: Positive = Field(32, description="of a caption, [CLS] and [SEP] included; more are cut off")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of values set to zero in training")
     pooling: Literal["cls", "mean"] = Field(
         "cls", description="what stands for a caption: [CLS], as in the paper, or the mean of its tokens"
     )
@@ -279,7 +292,9 @@ class Model(Strict):
         description="width of the common space (table 3), to which each side is projected; null for no projections, "
         "where the towers are of one width",
     )
-    similarity: Literal["global", "token"] = "global"
+    similarity: Literal["global", "token"] = Field(
+        "global", description="of one vector an image and a caption, or of all their tokens (section 4.3)"
+    )
     match_text_cls: bool = Field(
         True,
         description="of the token-wise similarity: whether a patch may take the text's [CLS] for its match (s^I), as "
@@ -323,15 +338,15 @@ def architecture(name: str) -> dict[str, Any]:
 class Training(Strict):
     """One training run (section 5.1, table 4)."""
 
-    epochs: Positive = 20
+    epochs: Positive = Field(20, description="times that all pairs are trained on")
     batch_size: Positive = Field(512, description="pairs a step, over all workers")
-    optimizer: Literal["lamb", "adamw"] = "lamb"
+    optimizer: Literal["lamb", "adamw"] = Field("lamb", description="LAMB, as in the paper, or AdamW")
     epsilon: float = Field(1e-2, gt=0, description="the optimiser's (table 4)")
-    learning_rate: float = Field(3e-3, gt=0)
-    warmup_fraction: Fraction = 0.1
-    weight_decay: float = Field(0.05, ge=0)
-    workers: Positive = 2
-    gpus_per_worker: int = Field(0, ge=0)
+    learning_rate: float = Field(3e-3, gt=0, description="the highest, at the end of the warm-up")
+    warmup_fraction: Fraction = Field(0.1, description="share of the steps over which the learning rate rises")
+    weight_decay: float = Field(0.05, ge=0, description="of the layers' matrices")
+    workers: Positive = Field(2, description="processes that train together")
+    gpus_per_worker: int = Field(0, ge=0, description="0 trains on processors")
     views: int = Field(
         0, ge=0, description="augmented views of each picture, beside the plain one, whose locked features are cached"
     )
@@ -344,7 +359,7 @@ class Training(Strict):
     image_head_rate: float = Field(1.0, ge=0, description="learning rate of the image head, as a share of the others'")
     token_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of word pieces replaced by [MASK]")
     exclude_same_captions: bool = Field(True, description="equal captions in a batch are not each other's negatives")
-    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="share of each answer given to the other pairs")
     lock: Literal["all", "none"] | Positive = Field(
         "all",
         description="of the image tower: 'all', as in the paper, 'none', or how many of its first layer groups",
@@ -396,22 +411,22 @@ class Training(Strict):
 class Classification(Strict):
     """A zero-shot classification set: pictures of a hold-out, classes by a pattern on their URL."""
 
-    name: str
-    title: str = ""
-    holdouts: tuple[str, ...]
+    name: str = Field(description="of the task, as it stands in the metrics")
+    title: str = Field("", description="how reports call it")
+    holdouts: tuple[str, ...] = Field(description="names of the test sets whose images are classified")
     classes: dict[str, str] = Field(description="Chinese class name -> shell pattern on the image URL")
 
 
 class Evaluate(Strict):
     """Section 5.2 and 5.3: what is measured."""
 
-    batch_size: Positive = 256
+    batch_size: Positive = Field(256, description="images or captions encoded at once")
     captions: Literal["distinct", "all", "first"] = Field(
         "distinct",
         description="of retrieval: 'distinct' takes equal captions as one, 'all' every pair's caption by itself, as "
         "for Flickr30K or COCO with five captions a picture, 'first' each picture's first caption alone",
     )
-    classification: tuple[Classification, ...] = ()
+    classification: tuple[Classification, ...] = Field((), description="zero-shot classification tasks")
 
 
 class Registry(Strict):
@@ -420,7 +435,7 @@ class Registry(Strict):
     model_name: str = Field(
         "", description="in MLflow; if empty, the experiment's name, so that models of other data do not compete"
     )
-    alias: str = "champion"
+    alias: str = Field("champion", description="what MLflow calls the best version of the model")
     metric: str = Field(
         "retrieval.mean_recall", description="name of the evaluation metric that decides; higher is better"
     )
@@ -446,20 +461,22 @@ class Registry(Strict):
 class Source(Strict):
     """Where some of the images come from, for reports and dataset cards."""
 
-    name: str
+    name: str = Field(description="how reports call it")
     pattern: str = Field(description="shell pattern on the image URL")
-    licence: str = ""
-    note: str = ""
+    licence: str = Field("", description="of these images, a name or an address")
+    note: str = Field("", description="what else reports say about it")
 
 
 class Experiment(Strict):
     """Everything that one run does, from words to an evaluated model."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="of the experiment and its model; also its folder in storage"
+    )
     about: str = Field("", description="what the data are, in a sentence or two; reports show it beside the numbers")
-    sources: tuple[Source, ...] = ()
-    storage: str = Field("s3://wukong", pattern=r"^(s3|file)://.+")
-    seed: int = Field(0, ge=0)
+    sources: tuple[Source, ...] = Field((), description="where the images come from")
+    storage: str = Field("s3://wukong", pattern=r"^(s3|file)://.+", description="URI below which all stages write")
+    seed: int = Field(0, ge=0, description="of all that is drawn at random")
     crawl: Crawl
     filter: Filter = Filter()
     validation: Validation = Validation()

@@ -33,6 +33,9 @@ PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{file.name}" for file in
 DATA = {"csv", "mermaid", "text", "yaml"}
 """Languages of blocks that are read, not executed."""
 
+IMAGES = {"wukong/data", "wukong/mlflow", "wukong/ray"}
+"""Names of images, which look like files."""
+
 CLUSTER = "needs a Kubernetes cluster; tests/k8s checks the manifests and the jobs"
 NOT_EXECUTED = {
     ("README.md", "make run"): "the whole workflow; tests/end_to_end/test_workflow.py runs it on a sample",
@@ -112,6 +115,12 @@ BLOCKS = _blocks()
 EXECUTED = [block for block in BLOCKS if block.language in ("sh", "python") and block.reason is None]
 
 
+def _spans(page: str) -> list[str]:
+    """What stands in running text and tables as code."""
+    tokens = MarkdownIt().enable("table").parse((ROOT / page).read_text(encoding="utf-8"))
+    return [child.content for token in tokens for child in token.children or [] if child.type == "code_inline"]
+
+
 def _commands(text: str) -> list[list[str]]:
     """The words of each command of a shell text, comments left out."""
     lines = (shlex.split(line, comments=True) for line in text.replace("\\\n", " ").splitlines())
@@ -141,11 +150,15 @@ def test_the_words_of_a_shell_block_exist(block: Block) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_in_running_text_exist(page: str) -> None:
-    tokens = MarkdownIt().enable("table").parse((ROOT / page).read_text(encoding="utf-8"))
-    spans = [child.content for token in tokens for child in token.children or [] if child.type == "code_inline"]
-    for span in spans:
+    for span in _spans(page):
         if re.match(r"(\.venv/bin/)?(wukong|make) [a-z]", span):
             _check_command(shlex.split(span), complete=False)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_named_in_running_text_exist(page: str) -> None:
+    for span in _spans(page):
+        _check_files([span])
 
 
 def test_a_wrong_command_is_found() -> None:
@@ -185,9 +198,17 @@ def _check_command(words: list[str], complete: bool = True) -> None:
         assert planned.returncode == 0, planned.stderr
     elif name.startswith("python") and arguments[:1] == ["-m"]:
         assert importlib.util.find_spec(arguments[1]) is not None, f"there is no module {arguments[1]}"
-    for word in arguments:
+    _check_files(arguments)
+
+
+def _check_files(words: list[str]) -> None:
+    """Fail when one of the words is a path below a folder of this repository, and there is no such file."""
+    for word in words:
         folder, slash, rest = word.partition("/")
-        if slash and (ROOT / folder).is_dir() and re.fullmatch(r"[\w./*-]*", rest):
+        if not slash or folder == "build" or word in IMAGES or not (ROOT / folder).is_dir():
+            continue
+        placeholder = re.search(r"\b[A-Z][A-Z_]+\b(?!\.md)", rest)
+        if re.fullmatch(r"[\w./*-]*", rest) and not placeholder:
             assert list(ROOT.glob(word.rstrip("/"))), f"there is no {word}"
 
 

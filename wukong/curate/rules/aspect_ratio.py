@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Settings(Strict):
     """Keys of ``filter``."""
 
-    max_aspect_ratio: float = Field(3.0, ge=1.0)
+    max_aspect_ratio: float = Field(3.0, ge=1.0, description="longer side over shorter side, as in the paper")
 
 
 def aspect_ratio() -> pl.Expr:

@@ -22,7 +22,7 @@ class Settings(Strict):
 class GateSettings(Strict):
     """Keys of ``validation``."""
 
-    max_caption_count: Positive = 10
+    max_caption_count: Positive = Field(10, description="pairs that may have the same caption")
 
 
 def _compute(batch: Batch, _settings: Settings) -> dict[str, pl.Series]:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 class Settings(Strict):
     """Keys of ``filter``."""
 
-    length_unit: Literal["character", "word", "token"] = "character"
+    length_unit: Literal["character", "word", "token"] = Field(
+        "character", description="what min_length and max_length count: Chinese characters, words or tokens"
+    )
     min_length: int = Field(1, ge=0, description="Chinese units, inclusive")
     max_length: int = Field(31, ge=1, description="Chinese units, inclusive: fewer than 32")
 
