@@ -29,7 +29,10 @@ from infra import corpus, stack
 from wukong import config, storage
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")))
+PAGES = (
+    *("README.md", "CONTRIBUTING.md", "examples/README.md"),
+    *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")),
+)
 DATA = {"csv", "mermaid", "text", "yaml"}
 """Languages of blocks that are read, not executed."""
 
@@ -40,6 +43,9 @@ CLUSTER = "needs a Kubernetes cluster; tests/k8s checks the manifests and the jo
 NOT_EXECUTED = {
     ("README.md", "make run"): "the whole workflow; tests/end_to_end/test_workflow.py runs it on a sample",
     ("CONTRIBUTING.md", "make install"): "installs, runs and tests everything; continuous integration does so",
+    ("CONTRIBUTING.md", "pipx install"): "installs a program and a hook into git",
+    ("docs/index.md", "make run"): "the README's two commands",
+    ("examples/README.md", ".venv/bin/python examples/"): "tests/examples/test_examples.py runs each example",
     ("docs/cluster.md", "make images"): "builds images with Docker; tests/infra/images builds the parts",
     ("docs/cluster.md", "make run-containers"): "needs the images and Docker",
     ("docs/cluster.md", ".venv/bin/python -m infra.pin_images"): "asks registries; tests/k8s/test_pin_images.py",
