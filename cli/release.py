@@ -33,8 +33,8 @@ def release(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Leave out what it lists: a domain, a URL or a picture's SHA-256 a line. A path or a URI; by default "
-            "the list that the crawl was given.",
+            help="Leave out the pairs that it lists: a domain, a URL or a picture's SHA-256 a line. A path or a URI; "
+            "by default the crawl's own list.",
         ),
     ] = None,
     run: Annotated[
@@ -46,7 +46,7 @@ def release(
 ) -> None:
     """Write the training pairs as a set to publish: CSV files of url,caption, as the paper published its own.
 
-    Beside them lie the dataset card (docs/card.html), a description in Croissant (croissant.json) and SHA256SUMS, which
+    It also writes the dataset card (docs/card.html), a description in Croissant (croissant.json) and SHA256SUMS, which
     `sha256sum --check SHA256SUMS` reads. Only a set that has passed the validation gate is released; person names are
     masked. The same set, list and number of files give the same bytes. Example:
 
@@ -80,29 +80,29 @@ def takedown(
         str,
         typer.Argument(
             metavar="LIST",
-            help="What is to go: a domain (with all below it), a URL, or the SHA-256 of a picture as downloaded, one a "
-            "line; # begins a comment. A path or a URI.",
+            help="The list of what to remove: a domain (with all hosts below it), a URL, or the SHA-256 of a picture "
+            "as downloaded, one a line; # begins a comment. A path or a URI.",
         ),
     ],
-    reason: Annotated[str, typer.Option(help="Why, for the record; name a case, not a person.")],
+    reason: Annotated[str, typer.Option(help="The reason, for the record; name a case, not a person.")],
     config_file: ConfigOption = _DEMO,
     overrides: SetOption = None,
     at: Annotated[
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="Only this release, or this stage's output: a path or a URI. By default all there is.",
+            help="Change only this release, or this stage's output: a path or a URI. By default the whole experiment.",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, and change nothing.")] = False,
 ) -> None:
-    """Take pairs out of a released set, and out of the crawl and the shards that it was made from.
+    """Remove pairs from a released set, and from the crawl and the shards that it was made from.
 
     Rows and pictures are removed; counts, checksums and manifests are brought in line; what is left is copied byte for
     byte. It can be killed and run again: a takedown that was begun is finished first. The record under takedowns/ says
-    when, why, by which list, and which pairs; it holds hashes, no URL. Let nothing else work on the experiment then.
+    when, why, by which list, and which pairs; it has hashes, no URL. Run nothing else on the experiment meanwhile.
 
-    Not touched are trained models, reports, and MLflow's copies of pages. Name the same list in
+    Trained models, reports, and MLflow's copies of pages are not changed. Name the same list in
     crawl.politeness.opt_out, so that the next crawl does not fetch the pictures again. Example:
 
         wukong takedown requests.txt --config my.yaml --reason "case 2026-17" --dry-run
