@@ -238,7 +238,7 @@ class TestModel:
             (["model.image.name=resnet18"], r"model\.image\.weights: no package holds resnet18"),
             (["model.image.name=resnet1"], r"model\.image\.name: timm has no model 'resnet1'"),
             (["model.image.block=99"], r"model\.image\.block"),
-            (["model.embedding=null"], r"pictures are 1280 and captions 768 wide"),
+            (["model.embedding=null"], r"model\.embedding: .* pictures have 1280 numbers and those of captions 768"),
             (["finetune.lock=99"], r"finetune\.lock: .* layer groups, not 99"),
         ],
     )
