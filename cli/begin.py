@@ -117,7 +117,7 @@ def print_plan(
         f"{experiment.root}/. Rough: only figures with * come from an earlier run.",
         highlight=False,
     )
-    if known is None and experiment.crawl.engine in ("baidu", "searxng") and planned[0].finished is None:
+    if known is None and experiment.crawl.searched and planned[0].finished is None:
         _, most = _pictures(experiment)
         console.print(
             f"How much a search finds is not known before: at most some {most:,} pictures, "
@@ -161,7 +161,7 @@ def _rows(uri: str) -> int:
     """Return the rows of a list of URLs: Parquet files say it; for others it is estimated from their size."""
     import pyarrow.parquet as pq
 
-    from wukong.crawl.engines.urls import list_files
+    from wukong.crawl.url_list import list_files
 
     rows = 0
     for file in list_files(uri):

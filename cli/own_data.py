@@ -75,7 +75,7 @@ def count(experiment: Experiment) -> Counts:
     Raises:
         DataError: there is none, or the list cannot be read at all.
     """
-    from wukong.crawl.engines.files import pictures_of
+    from wukong.crawl.own_files import pictures_of
 
     pictures, captioned, bad = 0, 0, []
     for picture in pictures_of(experiment.crawl):

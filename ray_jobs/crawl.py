@@ -22,19 +22,18 @@ import ray
 from wukong import manifest as manifests
 from wukong import stages, storage
 from wukong.config import Crawl, Experiment
-from wukong.crawl import plan, previous, verdict
+from wukong.crawl import own_files, plan, previous, verdict
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.decoder import Decoder
 from wukong.crawl.download import download_part
-from wukong.crawl.engines import files as own_files
-from wukong.crawl.engines.configured import open_engine
-from wukong.crawl.engines.urls import list_files, read_list
+from wukong.crawl.engines import REGISTRY
 from wukong.crawl.fetch import Fetcher, RobotsCache, SlowHosts
 from wukong.crawl.permits import Ledger, Permits
 from wukong.crawl.previous import Previous
 from wukong.crawl.queries import read_queries
 from wukong.crawl.search import search_block, write_found
 from wukong.crawl.status import Status
+from wukong.crawl.url_list import list_files, read_list
 from wukong.errors import WukongError
 from wukong.manifest import Manifest, Part, Stage, digest_of
 from wukong.progress import track
@@ -434,7 +433,7 @@ def _search(
 
     async def search() -> dict[str, Any]:
         async with _fetcher(run, config, connect_to, share, ledger, name) as fetcher:
-            searched = await search_block(block, open_engine(config), fetcher, config)
+            searched = await search_block(block, REGISTRY[config.engine](config.endpoint), fetcher, config)
         path = f"search/{number:05d}.parquet"
         write_found(stage.path(path), searched.table)
         record = _found(stage, [path], searched.table.num_rows)

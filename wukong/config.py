@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from wukong.crawl import engines
 from wukong.curate import rules
 from wukong.errors import ConfigError
 from wukong.section import Fraction, Positive, Strict
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     class _GateSettings(language.GateSettings, frequency.GateSettings):
         pass
 
+    Engine = str
 else:
+    Engine = Literal[(*engines.REGISTRY, "urls", "files")]
     _RuleSettings = rules.section_of("settings")
     _GateSettings = rules.section_of("gate_settings")
 
@@ -78,7 +81,7 @@ class Crawl(Strict):
         "", description="URI of the query list: one word a line, most frequent first; for engines that are searched"
     )
     max_queries: Positive = Field(200_000, description="only the first of the list are searched; the paper has 200,000")
-    engine: Literal["baidu", "searxng", "urls", "files"] = Field(
+    engine: Engine = Field(
         "baidu",
         description="a search engine; 'urls', a list of URLs; or 'files', pictures of one's own (docs/own-data.md)",
     )
@@ -124,6 +127,11 @@ class Crawl(Strict):
         0.1, description="of URLs, and of searches, that may end in an error of our own code; with more the crawl fails"
     )
     politeness: Politeness = Politeness()
+
+    @property
+    def searched(self) -> bool:
+        """Whether the engine is a search engine, which is asked for the query list's words, and not a list."""
+        return self.engine in engines.REGISTRY
 
 
 class Holdout(Strict):
@@ -475,7 +483,9 @@ class Experiment(Strict):
     )
     about: str = Field("", description="what the data are, in a sentence or two; reports show it beside the numbers")
     sources: tuple[Source, ...] = Field((), description="where the images come from")
-    storage: str = Field("s3://wukong", pattern=r"^(s3|file)://.+", description="URI below which all stages write")
+    storage: str = Field(
+        "s3://wukong", pattern=r"^(s3|file)://.+", description="where all stages write: s3://BUCKET or file:///FOLDER"
+    )
     seed: int = Field(0, ge=0, description="of all that is drawn at random")
     crawl: Crawl
     filter: Filter = Filter()
@@ -497,7 +507,7 @@ class Experiment(Strict):
         crawl, model = self.crawl, self.model
         named = {
             "crawl.queries": crawl.queries,
-            "crawl.endpoint": crawl.endpoint if crawl.engine in ("urls", "files") else None,
+            "crawl.endpoint": None if crawl.searched else crawl.endpoint,
             "crawl.politeness.opt_out": crawl.politeness.opt_out,
             "crawl.previous": crawl.previous,
             **{f"filter.{key}": getattr(self.filter, key) for rule in rules.REGISTRY for key in rule.uris or ()},
@@ -600,7 +610,7 @@ def _split_problems(split: Split) -> Iterator[str]:
 
 def _engine_problems(crawl: Crawl) -> Iterator[str]:
     """Return what is wrong with the keys that ``crawl.engine`` reads."""
-    if crawl.engine in ("urls", "files"):
+    if not crawl.searched:
         return
     if not crawl.queries:
         yield (

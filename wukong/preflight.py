@@ -77,7 +77,7 @@ def check_world(experiment: Experiment, names: Collection[str] = stages.RECORDED
             continue
         if why := checks[key](uri):
             problems.append(f"{key}: {uri} {why}")
-    if connect and experiment.crawl.engine in ("baidu", "searxng"):
+    if connect and experiment.crawl.searched:
         problems += _unanswered(experiment.crawl.endpoint)
     _refuse(problems)
 
@@ -116,7 +116,7 @@ def _checks(experiment: Experiment) -> Mapping[str, Callable[[str], str]]:
     """Return a check for each key that is a URI: it returns why the URI is wrong, or an empty text."""
     listed = _of_list if experiment.crawl.engine == "urls" else _of_pictures
     return {
-        "crawl.queries": _of_file if experiment.crawl.engine in ("baidu", "searxng") else lambda _: "",
+        "crawl.queries": _of_file if experiment.crawl.searched else lambda _: "",
         "crawl.endpoint": listed,
         "crawl.politeness.opt_out": _of_file,
         "crawl.previous": lambda uri: _of_stage(uri, "crawl"),

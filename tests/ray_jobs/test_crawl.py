@@ -27,7 +27,7 @@ from ray_jobs import crawl
 from wukong import config, storage
 from wukong.config import Experiment
 from wukong.crawl.addresses import CONNECT_TO
-from wukong.crawl.engines import EngineRefusedError
+from wukong.crawl.engine import EngineRefusedError
 from wukong.crawl.verdict import CrawlFailedError
 from wukong.data.schema import CRAWLED, key_of
 from wukong.errors import ConfigError, DataError

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from wukong import storage
 from wukong.config import Crawl
-from wukong.crawl.engines import Engine, EngineRefusedError, Result
+from wukong.crawl.engine import Engine, EngineRefusedError, Result
 from wukong.crawl.fetch import Fetcher, RequestOptions
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.unexpected import unexpected

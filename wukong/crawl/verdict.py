@@ -107,5 +107,4 @@ def _instance(statuses: Sequence[str], examples: Examples) -> str:
 
 
 def _source(config: Crawl) -> str:
-    listed = config.engine in ("urls", "files")
-    return f"endpoint = {config.endpoint!r}" if listed else f"queries = {config.queries!r}"
+    return f"queries = {config.queries!r}" if config.searched else f"endpoint = {config.endpoint!r}"

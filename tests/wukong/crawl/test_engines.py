@@ -2,6 +2,10 @@
 
 import gzip
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -11,12 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import wukong
 from wukong import storage
 from wukong.config import Crawl
-from wukong.crawl.engines import EngineRefusedError, Result, clean
+from wukong.crawl.engine import EngineRefusedError, Result, clean
 from wukong.crawl.engines.baidu import Baidu, decode_url
 from wukong.crawl.engines.searxng import SearXNG
-from wukong.crawl.engines.urls import list_files, read_list
+from wukong.crawl.url_list import list_files, read_list
 from wukong.errors import DataError
 
 BAIDU = Baidu("https://image.baidu.com/search/acjson")
@@ -185,3 +190,52 @@ def test_files_of_a_list(tmp_path: Path) -> None:
     assert [uri.rpartition("/")[2] for uri in list_files(storage.from_path(tmp_path))] == ["a.parquet", "b.csv"]
     with pytest.raises(DataError, match="no URL list"):
         list_files(storage.from_path(tmp_path / "absent"))
+
+
+TOY = """
+from wukong.crawl.engine import Result
+
+
+class Toy:
+    name = "toy"
+
+    def __init__(self, endpoint):
+        self._endpoint = endpoint
+
+    def page_url(self, query, page):
+        return f"{self._endpoint}?q={query}&page={page}"
+
+    def parse(self, body):
+        return [Result(line, "", None) for line in body.decode().split()]
+
+
+ENGINE = Toy
+"""
+
+USE_TOY = """
+from wukong import config
+from wukong.crawl.engines import REGISTRY
+
+crawl = {"engine": "toy", "endpoint": "https://toy.test/search", "queries": "file:///q.txt"}
+experiment = config.parse({"name": "x", "crawl": crawl})
+assert experiment.crawl.searched
+print(REGISTRY[experiment.crawl.engine](experiment.crawl.endpoint).page_url("cat", 2))
+try:
+    config.parse({"name": "x", "crawl": {**crawl, "engine": "none"}})
+except config.ConfigError as error:
+    print(error)
+"""
+
+
+def test_an_engine_is_one_file(tmp_path: Path) -> None:
+    shutil.copytree(Path(wukong.__file__).parent, tmp_path / "wukong", ignore=shutil.ignore_patterns("names", "*.pyc"))
+    engines = tmp_path / "wukong" / "crawl" / "engines"
+    (engines / "toy.py").write_text(TOY)
+    command = [sys.executable, "-c", USE_TOY]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("https://toy.test/search?q=cat&page=2\n")
+    assert "'baidu', 'searxng', 'toy', 'urls' or 'files'" in done.stdout
+    (engines / "toy.py").write_text(TOY.replace('name = "toy"', 'name = "play"'))
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert "engines/toy.py assigns no class with the name 'toy' to ENGINE" in done.stderr

@@ -14,7 +14,7 @@ from wukong.config import Crawl
 from wukong.crawl import image_header, robots, stored_image, unexpected
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.download import download_part
-from wukong.crawl.engines import Result
+from wukong.crawl.engine import Result
 from wukong.crawl.engines.baidu import Baidu
 from wukong.crawl.engines.searxng import SearXNG
 from wukong.crawl.fetch import Fetcher

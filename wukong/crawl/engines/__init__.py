@@ -1,44 +1,31 @@
-"""Image search engines, one file each, with a common interface."""
+"""Image search engines, one file each: every module of this folder assigns its class to ``ENGINE``.
 
-from dataclasses import dataclass
-from typing import Protocol
+To add an engine, add a file; nothing else names it. ``wukong/crawl/engine.py`` is the interface.
+"""
 
-from wukong.errors import WukongError
+import pkgutil
+from importlib import import_module
 
-
-class EngineRefusedError(WukongError):
-    """The engine answered with a captcha or an anti-crawler page, so no more requests are sent to it."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """One image that an engine found: its URL, its caption, and the URL of the page that shows it."""
-
-    url: str
-    caption: str
-    page_url: str | None = None
+from wukong.crawl.engine import Engine
 
 
-class Engine(Protocol):
-    """How to build requests to a search engine and parse its answers; ``search`` sends the requests."""
+def _registered() -> dict[str, type[Engine]]:
+    """The class of every module of this folder by the engine's name, which is the module's.
 
-    name: str
+    Raises:
+        TypeError: a module has no ``ENGINE``, or its name is not the module's.
+    """
+    found: dict[str, type[Engine]] = {}
+    for module in pkgutil.iter_modules(__path__):
+        engine = getattr(import_module(f"{__name__}.{module.name}"), "ENGINE", None)
+        if engine is None or engine.name != module.name:
+            raise TypeError(
+                f"wukong/crawl/engines/{module.name}.py assigns no class with the name {module.name!r} to ENGINE: each "
+                "file here is one search engine"
+            )
+        found[module.name] = engine
+    return found
 
-    def page_url(self, query: str, page: int) -> str:
-        """Return the URL of one page of results; pages are numbered from 0."""
-        ...
 
-    def parse(self, body: bytes) -> list[Result]:
-        """Parse one page of results; an empty list ends the query.
-
-        Raises:
-            EngineRefusedError: the answer is a captcha or an anti-crawler page.
-            ValueError: the answer is not one of this engine.
-        """
-        ...
-
-
-def clean(text: str) -> str:
-    """Make external text valid UTF-8 on one line: without lone surrogates and control characters."""
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+REGISTRY = _registered()
+"""All search engines by the name that ``crawl.engine`` gives them; each is made with ``crawl.endpoint``."""

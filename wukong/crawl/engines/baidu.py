@@ -5,7 +5,7 @@ import json
 import re
 from urllib.parse import urlencode
 
-from wukong.crawl.engines import EngineRefusedError, Result, clean
+from wukong.crawl.engine import EngineRefusedError, Result, clean
 
 PAGE = 30
 _CAPTCHA = ("wappass.baidu.com", "百度安全验证", "captcha")
@@ -106,3 +106,6 @@ def _address(item: dict[str, object]) -> str | None:
         if isinstance(other, str) and other.startswith(("http://", "https://")):
             return clean(other)
     return None
+
+
+ENGINE = Baidu

@@ -3,7 +3,7 @@
 import json
 from urllib.parse import urlencode, urljoin
 
-from wukong.crawl.engines import Result, clean
+from wukong.crawl.engine import Result, clean
 
 
 class SearXNG:
@@ -49,3 +49,6 @@ def _absolute(url: str, page: str) -> str:
         return urljoin(page, url)
     except ValueError:
         return url
+
+
+ENGINE = SearXNG

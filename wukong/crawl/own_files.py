@@ -33,12 +33,12 @@ import pyarrow.parquet as pq
 
 from wukong import storage
 from wukong.config import Crawl
-from wukong.crawl.engines import clean
-from wukong.crawl.engines.urls import PIECE_ROWS
+from wukong.crawl.engine import clean
 from wukong.crawl.fetch import DEFAULT_OPTIONS, Fetcher, RequestOptions
 from wukong.crawl.search import FoundRow, as_table
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.transport import Response
+from wukong.crawl.url_list import PIECE_ROWS
 from wukong.data.schema import key_of
 from wukong.errors import DataError, StorageError
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from wukong import storage
 from wukong.config import Crawl
-from wukong.crawl.engines import clean
+from wukong.crawl.engine import clean
 from wukong.crawl.search import FoundRow, as_table
 from wukong.data.schema import key_of
 from wukong.errors import DataError
