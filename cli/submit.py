@@ -244,27 +244,38 @@ class Pipelines:
         return str(self._client.create_experiment(name, namespace=self._namespace).experiment_id)
 
     def _ask(self, what: str, ask: Callable[[], T], patience: float = 0.0) -> T:
-        """Call the API and explain its errors; what kfp prints is not shown."""
-        import urllib3
+        """Call the API and explain its errors; what kfp prints is not shown.
 
-        until = time.monotonic() + patience
-        while True:
-            try:
-                with contextlib.redirect_stdout(io.StringIO()):
-                    return ask()
-            except self._api_error as error:
-                if error.status in (429, 502, 503, 504) and time.monotonic() < until:
-                    time.sleep(2)
-                    continue
-                raise SubmitError(f"cannot {what} at {self._host}: {_said(error)}") from error
-            except (urllib3.exceptions.HTTPError, OSError) as error:
-                if time.monotonic() < until:
-                    time.sleep(2)
-                    continue
-                raise SubmitError(
-                    f"cannot {what}: nothing answers at {self._host} ({error}). In a cluster of your own: "
-                    "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80, then --host http://localhost:8080"
-                ) from error
+        Args:
+            what: the request in words, for the message.
+            ask: sends the request.
+            patience: seconds in which it is repeated while the server is busy or does not answer.
+
+        Raises:
+            SubmitError: the server refused it, or did not answer in time.
+        """
+        import urllib3
+        from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
+
+        unanswered = (urllib3.exceptions.HTTPError, OSError)
+
+        def may_pass(error: BaseException) -> bool:
+            busy = isinstance(error, self._api_error) and error.status in (429, 502, 503, 504)
+            return busy or isinstance(error, unanswered)
+
+        repeat = Retrying(
+            retry=retry_if_exception(may_pass), stop=stop_after_delay(patience), wait=wait_fixed(2), reraise=True
+        )
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                return repeat(ask)
+        except self._api_error as error:
+            raise SubmitError(f"cannot {what} at {self._host}: {_said(error)}") from error
+        except unanswered as error:
+            raise SubmitError(
+                f"cannot {what}: nothing answers at {self._host} ({error}). In a cluster of your own: "
+                "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80, then --host http://localhost:8080"
+            ) from error
 
 
 def _said(error: Any) -> str:

@@ -76,23 +76,29 @@ def make_buckets(names: list[str], patience: float = 600.0) -> None:
         StorageError: it did not come up, or refuses.
     """
     import pyarrow.fs
+    from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay, wait_fixed
+
+    def make_bucket(name: str) -> bool:
+        filesystem, path = storage.filesystem(f"s3://{name}")
+        missing = bool(filesystem.get_file_info(path).type == pyarrow.fs.FileType.NotFound)
+        if missing:
+            filesystem.create_dir(path, recursive=False)
+        return missing
 
     until = time.monotonic() + patience
     for name in names:
-        filesystem, path = storage.filesystem(f"s3://{name}")
-        while True:
-            try:
-                missing = filesystem.get_file_info(path).type == pyarrow.fs.FileType.NotFound
-                if missing:
-                    filesystem.create_dir(path, recursive=False)
-            except OSError as error:
-                if time.monotonic() > until:
-                    raise StorageError(f"cannot make the bucket {name}: {error}") from error
-                log.info("waiting for the object store: %s", error)
-                time.sleep(3)
-            else:
-                log.info("bucket %s %s", name, "made" if missing else "is there")
-                break
+        repeat = Retrying(
+            retry=retry_if_exception_type(OSError),
+            stop=stop_after_delay(max(until - time.monotonic(), 0.0)),
+            wait=wait_fixed(3),
+            before_sleep=before_sleep_log(log, logging.INFO),
+            reraise=True,
+        )
+        try:
+            made = repeat(make_bucket, name)
+        except OSError as error:
+            raise StorageError(f"cannot make the bucket {name}: {error}") from error
+        log.info("bucket %s %s", name, "made" if made else "is there")
 
 
 def back_up(source: str, target: str, keep_days: int, now: datetime | None = None) -> str:

@@ -346,6 +346,8 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
         picture.save(pictures / f"{number}.png")
         (pictures / f"{number}.txt").write_text(f"{colour}的{shape}\n", encoding="utf-8")
         rows.append(f"{pictures}/{number}.png,{colour}的{shape}")
+    (pictures / "broken.jpg").write_bytes(b"no picture")
+    (pictures / "broken.txt").write_text("坏的图片", encoding="utf-8")
     (made.folder / "pictures.csv").write_text("\n".join(rows), encoding="utf-8")
     (made.folder / "my.yaml").write_text((ROOT / "configs" / "own-data.yaml").read_text().replace("256", "16"))
     for animal in ("cat", "dog"):
@@ -373,7 +375,9 @@ def test_a_block_does_what_it_says_with_the_stack(
         # The run of the demo is that of tests/end_to_end: here it is only checked.
         text = re.sub(r"(--config configs/demo\.yaml)", r"\1 --dry-run", text)
         said = user.execute(block, text)
-        assert "held-out.text to image" in said
+        assert re.search(r"held-out\.text to image +\d\.\d{3}", said)
+        assert "Not downloaded: not image 1" in said
         assert said.count("Nothing was run") == 2
+        assert list((user.folder / ".wukong" / "runs").glob("pictures-*/report.html"))
     else:
         user.execute(block, text, dry=how == DRY)

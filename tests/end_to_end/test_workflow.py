@@ -1,6 +1,5 @@
 """The pipeline on a small sample of the demo corpus, by the command a user types, through the real servers."""
 
-import itertools
 import json
 import os
 import re
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from PIL import Image
 
 from infra import corpus
 from infra.corpus import packages
@@ -202,50 +200,6 @@ def test_the_plan_of_a_change_says_what_is_reused(wukong: Wukong, first: subproc
     assert states["report"] == "to do"
     assert "Nothing was run" in planned.stdout
     assert not (wukong.home / "runs" / "planned").exists()
-
-
-def test_a_folder_of_pictures_becomes_a_measured_model(
-    wukong: Wukong, first: subprocess.CompletedProcess[str], tmp_path: Path
-) -> None:
-    folder = tmp_path / "My pictures"
-    folder.mkdir()
-    colours = {"红色": (220, 20, 30), "绿色": (20, 160, 40), "蓝色": (30, 40, 220), "黄色": (230, 220, 40)}
-    shapes = (
-        "方块",
-        "圆形",
-        "三角形",
-        "条纹",
-        "星形",
-        "心形",
-        "箭头",
-        "云朵",
-        "山峰",
-        "波浪",
-        "房子",
-        "树木",
-        "桥梁",
-        "船只",
-    )
-    for number, (colour, shape) in enumerate(itertools.product(colours, shapes)):
-        picture = Image.new("RGB", (96, 64), colours[colour])
-        picture.paste((number, 255 - number, number * 4), (number % 60, 4, number % 60 + 30, 50))
-        picture.save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"{colour}的{shape}\n", encoding="utf-8")
-    (folder / "broken.jpg").write_bytes(b"no picture")
-    (folder / "broken.txt").write_text("坏的图片")
-    small = [
-        "pretrain.epochs=1",
-        "finetune.epochs=1",
-        "model.image.image_size=64",
-        "filter.split.held_out_captions=0.2",
-    ]
-    small += ["model.text.width=32", "model.text.heads=2"]
-    settings = [part for override in small for part in ("--set", override)]
-    ended = wukong("run", "--data", str(folder), "--name", "own", *settings)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert re.search(r"held-out\.text to image +\d\.\d{3}", ended.stdout)
-    assert "Not downloaded: not image 1" in ended.stdout
-    assert (wukong.home / "runs" / "own" / "report.html").exists()
 
 
 def test_a_failing_gate_ends_the_run_with_its_own_message(

@@ -62,10 +62,12 @@ def test_own_rule(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_own_encoder() -> None:
     assert set(run("own_encoder/train_small.py")) == {"red: 红色", "green: 绿色", "blue: 蓝色", "yellow: 黄色"}
 
 
+@pytest.mark.slow
 def test_load_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     text = {"layers": 1, "heads": 2, "width": 16}

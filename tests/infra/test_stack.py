@@ -404,6 +404,15 @@ class TestRunning:
         done = python(code, **running.environment())
         assert done.stdout.strip() == "{'词': 1} ['s3://wukong/a/b.json']", done.stderr
 
+    def test_buckets_that_are_missing_are_made_once(self, running: Stack) -> None:
+        code = (
+            "import logging; from infra import cluster\n"
+            "logging.basicConfig(level='INFO'); cluster.make_buckets(['new'])"
+        )
+        said = [python(code, **running.environment()).stderr for _ in range(2)]
+        assert ["bucket new made" in said[0], "bucket new is there" in said[1]] == [True, True], said
+        assert "new" in {bucket["Name"] for bucket in s3(running).list_buckets()["Buckets"]}
+
     def test_a_program_without_settings_finds_it_from_any_folder(self, running: Stack, tmp_path: Path) -> None:
         code = (
             "from wukong import storage; import os, wukong\n"
