@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 from infra.corpus.catalogue import Corpus
 from wukong.config import Classification, Experiment, Holdout
+from wukong.stages import TRAININGS
 
 
 def without_missing(experiment: Experiment, corpus: Corpus, host: str) -> tuple[Experiment, list[str]]:
@@ -62,7 +63,7 @@ def without_missing(experiment: Experiment, corpus: Corpus, host: str) -> tuple[
             update={"classification": tuple(task for task in tasks if task is not None)}
         ),
     }
-    for stage in ("pretrain", "finetune"):
+    for stage in TRAININGS:
         training = getattr(experiment, stage)
         kept_sources = tuple(filter(occurs, training.sources))
         gone = ", ".join(pattern for pattern in training.sources if pattern not in kept_sources)

@@ -46,7 +46,7 @@ NOT_EXECUTED = {
     ("CONTRIBUTING.md", "pipx install"): "installs a program and a hook into git",
     ("docs/index.md", "make run"): "the README's two commands",
     ("examples/README.md", ".venv/bin/python examples/"): "tests/examples/test_examples.py runs each example",
-    ("docs/cluster.md", "make images"): "builds images with Docker; tests/infra/images builds the parts",
+    ("docs/cluster.md", "make images"): "builds images with Docker; tests/infra/test_images.py tests how",
     ("docs/cluster.md", "make run-containers"): "needs the images and Docker",
     ("docs/cluster.md", ".venv/bin/python -m infra.pin_images"): "asks registries; tests/k8s/test_pin_images.py",
     ("docs/cluster.md", "kubectl apply -f k8s/ "): CLUSTER,
