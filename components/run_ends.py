@@ -11,6 +11,11 @@ from wukong.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
+_SUCCEEDED = ("SUCCEEDED", "COMPLETE", "CACHED")
+_CANCELLED = ("CANCELLED", "CANCELED", "RUNNING", "NEW")
+"""The exit handler gets the state of the run's execution in ML Metadata: COMPLETE for a run that succeeded; RUNNING for
+one that was terminated, whose execution nobody ended."""
+
 AS_IS = -1
 """Default of numeric parameters: the experiment's own value stays."""
 
@@ -60,36 +65,42 @@ def manifest_of(experiment: Experiment, run: str, stage: str) -> str:
 def record_end_of(text: str, overrides: Sequence[str], run: str, job: str, state: str, message: str) -> None:
     """Record how a run ended; end RayJobs and MLflow runs that it has left.
 
-    If the run's name belongs to another run, nothing under that name changes.
+    If the run's name belongs to another run, nothing under that name changes. What cannot be ended is logged and stops
+    nothing else: an exit handler that fails would show a run as failed that succeeded.
 
     Args:
         text: the experiment as YAML or JSON, as the pipeline got it.
         overrides: as the pipeline got them.
         run: name of the run.
         job: KFP's name of the run.
-        state: how the run ended, as KFP says: ``SUCCEEDED``, ``FAILED`` or ``CANCELLED``.
+        state: how the run ended, as KFP says it, of itself or of the run's execution in ML Metadata.
         message: KFP's message, or empty.
     """
     try:
         experiment = config.loads(text, list(overrides))
+        run_records.check_name(run)
     except ConfigError as error:
-        log.error("nothing to record, the run never had a valid experiment: %s", error)
+        log.error("nothing to record, the run never had a valid experiment and name: %s", error)
         return
     holder = run_records.claimed(experiment, run)
     if holder is not None and holder.holder != job:
         log.error("nothing to record, the name %s belongs to the run %s", run, holder.holder or "of another machine")
         return
-    succeeded = state == "SUCCEEDED"
+    succeeded, cancelled = state in _SUCCEEDED, state in _CANCELLED
     if namespace := os.environ.get("WUKONG_CLUSTER"):
         from ray_jobs.launch import kuberay
 
-        for name in kuberay.end_run(experiment, run, namespace):
-            log.warning("RayJob %s was still there and is deleted", name)
+        try:
+            for name in kuberay.end_run(experiment, run, namespace):
+                log.warning("RayJob %s was still there and is deleted", name)
+        except kuberay.RayJobError as error:
+            log.error("RayJobs of the run may be left: %s", error)
     failed = [record for record in run_records.read_all(experiment, run) if record.state == "failed"]
-    why = "" if succeeded else message or "; ".join(f"{entry.stage}: {entry.error}" for entry in failed) or state
+    why = "; ".join(f"{entry.stage}: {entry.error}" for entry in failed)
+    why = "" if succeeded else message or why or ("terminated" if cancelled else state)
     run_records.write(
         experiment, run, run_records.Record(stage="run", state="succeeded" if succeeded else "failed", error=why)
     )
     if not succeeded:
-        tracking.end_open_runs(experiment, run, "KILLED" if state == "CANCELLED" else "FAILED")
+        tracking.end_open_runs(experiment, run, "KILLED" if cancelled else "FAILED")
     log.info("run %s: %s %s", run, state, why)

@@ -69,7 +69,10 @@ def run(
         continue_last_run: see ``components.configure``.
         names: of the stages in the block; what they need must be there.
     """
-    ended = record_end(experiment=experiment, overrides=overrides, run=name, job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
+    # The resource name: the other placeholder gives the name shown in the UI, "Run of training (8f1e9)", which neither
+    # a label nor a folder can have.
+    job = dsl.PIPELINE_JOB_RESOURCE_NAME_PLACEHOLDER
+    ended = record_end(experiment=experiment, overrides=overrides, run=name, job=job)
     prepare(ended, "Record how the run ended", retries=1)
     with dsl.ExitHandler(ended, name="The run"):
         made = configure(
@@ -81,7 +84,7 @@ def run(
             workers=workers,
             gpus_per_worker=gpus_per_worker,
             run=name,
-            job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
+            job=job,
             continue_last_run=continue_last_run,
             stages=list(names),
         )

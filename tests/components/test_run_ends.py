@@ -83,6 +83,8 @@ def test_the_manifest_of_a_run_or_why_there_is_none(tmp_path: Path) -> None:
         ("FAILED", "", "failed", "filter: part 7 is truncated"),
         ("FAILED", "node lost", "failed", "node lost"),
         ("CANCELLED", "", "failed", "filter: part 7 is truncated"),
+        ("COMPLETE", "", "succeeded", ""),
+        ("RUNNING", "", "failed", "filter: part 7 is truncated"),
     ],
 )
 def test_the_end_of_a_run_is_recorded(tmp_path: Path, state: str, message: str, expected: str, error: str) -> None:
@@ -97,6 +99,33 @@ def test_the_end_of_a_run_is_recorded(tmp_path: Path, state: str, message: str, 
 def test_a_run_that_never_had_an_experiment_leaves_nothing(tmp_path: Path) -> None:
     ends.record_end_of("name: [", [], "r", "job", "FAILED", "")
     assert storage.list_files(storage.from_path(tmp_path)) == []
+
+
+def test_a_terminated_run_says_so(tmp_path: Path) -> None:
+    ends.record_end_of(text(tmp_path), [], "r", "job", "RUNNING", "")
+    record = run_records.read(config.loads(text(tmp_path)), "r", "run")
+    assert record is not None and record.error == "terminated"
+
+
+def test_a_name_that_no_run_can_have_ends_nothing(tmp_path: Path) -> None:
+    ends.record_end_of(text(tmp_path), [], "Run of training (8f1e9)", "job", "FAILED", "")
+    assert storage.list_files(storage.from_path(tmp_path)) == []
+
+
+def test_jobs_that_cannot_be_ended_do_not_hide_how_the_run_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ray_jobs.launch import kuberay
+
+    def end_run(*_: object) -> list[str]:
+        raise kuberay.RayJobError("the API server has not answered for 60 s")
+
+    monkeypatch.setattr("ray_jobs.launch.kuberay.end_run", end_run)
+    monkeypatch.setenv("WUKONG_CLUSTER", "wukong")
+    ends.record_end_of(text(tmp_path), [], "r", "job", "COMPLETE", "")
+    record = run_records.read(config.loads(text(tmp_path)), "r", "run")
+    assert record is not None and record.state == "succeeded"
+    assert "may be left: the API server has not answered" in caplog.text
 
 
 def test_the_jobs_of_a_run_on_a_cluster_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +186,7 @@ def test_a_failed_run_ends_in_mlflow_too(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     experiment = config.loads(text(tmp_path))
     with tracking.stage_run(experiment, "r", "filter") as nested:
-        ends.record_end_of(text(tmp_path), [], "r", "job", "CANCELLED", "")
+        ends.record_end_of(text(tmp_path), [], "r", "job", "RUNNING", "")
         assert nested is not None
         client = MlflowClient()
         killed = client.get_run(nested)

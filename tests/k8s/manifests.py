@@ -198,6 +198,8 @@ def _is(peer: Mapping[str, Any], other: Pod | Elsewhere) -> bool:
         if not isinstance(other, Elsewhere) or not other.address:
             return False
         address = ipaddress.ip_address(other.address)
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped  # the kernel sends an IPv4 packet
         return address in ipaddress.ip_network(block["cidr"]) and not any(
             address in ipaddress.ip_network(left_out) for left_out in block.get("except", [])
         )

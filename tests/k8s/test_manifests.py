@@ -1,5 +1,6 @@
 """The installation without a cluster: schemas, and the rules that a schema cannot say."""
 
+import ipaddress
 import json
 import re
 import subprocess
@@ -433,6 +434,31 @@ SETUP = f"Job/setup-{PROJECT.replace('.', '-')}"
 def test_who_may_reach_whom(source: str | Elsewhere, target: str | Elsewhere, port: int, expected: bool) -> None:
     ends = [pod_of(plain(), end) if isinstance(end, str) else end for end in (source, target)]
     assert allowed(plain(), *ends, port) is expected
+
+
+def test_exceptions_are_strict_subsets_as_the_api_server_reads_them(manifests: Installation) -> None:
+    """Kubernetes' ValidateIPBlock; Go reads an IPv4-mapped network as the IPv4 network that it maps."""
+
+    def read(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+        network = ipaddress.ip_network(text)
+        if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped:
+            return ipaddress.IPv4Network((network.network_address.ipv4_mapped, network.prefixlen - 96))
+        return network
+
+    blocks = [
+        peer["ipBlock"]
+        for policy in named(manifests, "NetworkPolicy").values()
+        for rule in [*policy["spec"].get("egress", []), *policy["spec"].get("ingress", [])]
+        for peer in [*rule.get("to", []), *rule.get("from", [])]
+        if "ipBlock" in peer
+    ]
+    assert blocks
+    for block in blocks:
+        whole = read(block["cidr"])
+        for text in block.get("except", []):
+            part = read(text)
+            assert part.version == whole.version, text
+            assert part != whole and part.subnet_of(whole), text  # type: ignore[arg-type]
 
 
 def test_every_pod_is_denied_by_default(manifests: Installation) -> None:

@@ -57,7 +57,7 @@ def test_whatever_happens_the_end_is_recorded(name: str) -> None:
     ended = specification["root"]["dag"]["tasks"]["record-end"]
     assert ended["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
     assert len(specification["root"]["dag"]["tasks"]) == 2, "nothing runs outside the exit handler"
-    assert ended["inputs"]["parameters"]["job"]["runtimeValue"]["constant"] == "{{$.pipeline_job_name}}"
+    assert ended["inputs"]["parameters"]["job"]["runtimeValue"]["constant"] == "{{$.pipeline_job_resource_name}}"
 
 
 @pytest.mark.parametrize("name", NAMES)

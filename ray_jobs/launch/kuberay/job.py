@@ -12,7 +12,7 @@ from ray_jobs.launch.kuberay import settings
 from ray_jobs.launch.kuberay.client import KubernetesApi, Timing
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.logs import JobLog, end_of_head_log
-from ray_jobs.launch.kuberay.manifest import job_name, make_ray_job
+from ray_jobs.launch.kuberay.manifest import images_of, job_name, make_ray_job
 from ray_jobs.launch.kuberay.status import Verdict, describe, explain_failure, pod_problems, verdict
 from wukong import run_records, storage
 from wukong.cancel import end_on_signal
@@ -36,8 +36,8 @@ def run_job(
     """Run one stage as a RayJob to its end; its log goes to standard output.
 
     A component that was restarted waits for the RayJob that the component before it created: the run's first RayJob of
-    this stage that has not failed is used, and one is created where there is none. When this process gets SIGTERM or an
-    interrupt, the job is deleted.
+    this stage that does the same work and has not failed is used, and one is created where there is none. When this
+    process gets SIGTERM or an interrupt, the job is deleted.
 
     Args:
         stage: name of the stage.
@@ -102,12 +102,12 @@ class _StageJob:
     def find_or_create(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> bool:
         """Find the first RayJob that has not failed, or create one; returns whether it is new."""
         owner = _this_pod(self.api.namespace)
-        body: dict[str, Any] | None = None
+        body = self._make(entrypoint, environment, owner)
+        work = [*entrypoint, *images_of(body)]
         for attempt in range(1, _MAX_ATTEMPTS + 1):
-            name = job_name(self.experiment, self.run_name, self.stage, attempt)
+            name = job_name(self.experiment, self.run_name, self.stage, attempt, work)
             existing = self.api.get_job(name)
             if existing is None:
-                body = body or self._make(entrypoint, environment, owner)
                 body["metadata"] |= {"name": name, "namespace": self.api.namespace}
                 # An earlier attempt's record must not be taken for this one's.
                 storage.delete(run_records.uri_of(self.experiment, self.run_name, f"{self.stage}.json"))

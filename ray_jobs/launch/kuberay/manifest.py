@@ -18,17 +18,33 @@ MAX_NAME = 47
 """Characters of a RayJob's name: KubeRay appends to it, and the result must fit a label."""
 
 
-def job_name(experiment: Experiment, run_name: str, stage: str, attempt: int) -> str:
+def job_name(experiment: Experiment, run_name: str, stage: str, attempt: int, work: Sequence[str] = ()) -> str:
     """Name of the RayJob of one attempt: a DNS label of at most 47 characters, equal for equal arguments.
 
-    The run's name is cut to fit. A digest of the URI of the run's records keeps apart runs whose cut names are equal.
+    The run's name is cut to fit. A digest keeps apart runs whose cut names are equal, and jobs that do other work.
+
+    Args:
+        experiment: the experiment.
+        run_name: name of the pipeline run.
+        stage: name of the stage.
+        attempt: its number.
+        work: what decides the job's work: its arguments, which name the experiment's content and the parents'
+            manifests, and its images. A run that is repeated with another experiment must not find the old job.
     """
-    digest = hashlib.sha256(run_records.uri_of(experiment, run_name, stage).encode()).hexdigest()[:8]
+    identity = "\n".join([run_records.uri_of(experiment, run_name, stage), *work])
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     ending = f"-{stage}-{digest}-{attempt}"
     slug = re.sub(r"[^a-z0-9]+", "-", run_name.lower()).strip("-")
     if not slug[:1].isalpha():
         slug = f"run-{slug}"
     return slug[: MAX_NAME - len(ending)].rstrip("-") + ending
+
+
+def images_of(body: Mapping[str, Any]) -> list[str]:
+    """The images of a RayJob's head and workers."""
+    cluster = body["spec"]["rayClusterSpec"]
+    pods = [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
+    return [container.get("image", "") for pod in pods for container in pod["spec"]["containers"]]
 
 
 def run_label(run_name: str) -> str:

@@ -45,6 +45,25 @@ def test_a_job_that_succeeds(server: ApiServer, experiment: config.Experiment, c
     assert {"name": "MLFLOW_RUN_ID", "value": "abc"} in _head_container(job)["env"]
 
 
+@pytest.mark.parametrize("changed", ["experiment", "parent", "image"])
+def test_a_run_repeated_with_other_work_does_not_find_the_old_job(
+    server: ApiServer, experiment: config.Experiment, changed: str
+) -> None:
+    server.scripts = [[NEW, RUNNING, SUCCEEDED], [NEW, RUNNING, SUCCEEDED]]
+    arguments = ["filter", "--experiment", "s3://wukong/demo/experiments/1.json", "--run", "r", "--parent", "s3://a"]
+    run_job("filter", experiment, "r", arguments, {}, "wukong", FAST)
+    run_job("filter", experiment, "r", arguments, {}, "wukong", FAST)
+    assert len(server.jobs) == 1
+    if changed == "image":
+        data = server.config_maps["ray-job"]
+        data["settings.yaml"] = data["settings.yaml"].replace("ray:0.1.0", "ray:0.2.0")
+    else:
+        old, new = {"experiment": ("1.json", "2.json"), "parent": ("s3://a", "s3://b")}[changed]
+        arguments = [argument.replace(old, new) for argument in arguments]
+    run_job("filter", experiment, "r", arguments, {}, "wukong", FAST)
+    assert len(server.jobs) == 2
+
+
 def _head_container(job: dict[str, Any]) -> dict[str, Any]:
     container: dict[str, Any] = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     return container
@@ -179,7 +198,7 @@ def test_the_job_of_a_killed_component_is_found_again(
     driver.wait(120)
     (job,) = server.jobs.values()
     job["status"] |= SUCCEEDED
-    run_job("filter", experiment_at(storage.from_path(tmp_path)), "r", ["filter"], {}, "wukong", FAST)
+    run_job("filter", experiment_at(storage.from_path(tmp_path)), "r", ["filter", "--run", "r"], {}, "wukong", FAST)
     assert sum(request.startswith("POST") for request in server.requests) == 1
 
 
