@@ -3,6 +3,7 @@
 The page has every key of an experiment.
 """
 
+import html
 import json
 import re
 import sys
@@ -55,7 +56,7 @@ def _section(paths: list[str], title: str, model: dict[str, Any], models: dict[s
         meaning = _text(value.get("description", ""))
         if name:
             meaning = f"{meaning or _first_sentence(models[name])}: a list with the keys below"
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in (*cells, meaning)) + " |"
+        yield "| " + " | ".join(map(_cell, (*cells, meaning))) + " |"
     yield ""
     for name, keys in inner.items():
         listed = "items" in model["properties"][keys[0]]
@@ -125,6 +126,12 @@ def _text(description: str) -> str:
     """A docstring or description as one paragraph of Markdown, values as code."""
     text = re.sub(r"\s+", " ", description).replace("``", "`").strip()
     return re.sub(r"(?<!\w)'([^'\s]+)'(?!\w)", r"`\1`", text)
+
+
+def _cell(text: str) -> str:
+    """Write a bar so that it ends no cell, neither in the repository's page nor on the site, also inside code."""
+    text = re.sub(r"`([^`]*\|[^`]*)`", lambda code: f"<code>{html.escape(code[1])}</code>", text)
+    return text.replace("|", "&#124;")
 
 
 def main() -> int:
