@@ -1,25 +1,54 @@
-"""What the cluster's own jobs run, against an object store that does not answer."""
+"""What the cluster's own jobs run, with an object store that does not answer at once."""
 
-import socket
-import time
+from pathlib import Path
+from typing import Any
 
+import pyarrow.fs
 import pytest
 
 from infra import cluster
 from wukong.errors import StorageError
 
 
-def test_a_store_that_does_not_answer_is_asked_again_and_then_reported(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        caplog.set_level("INFO")
-        started = time.monotonic()
-        with pytest.raises(StorageError, match="cannot make the bucket none"):
-            cluster.make_buckets(["none"], patience=4.0)
-    assert time.monotonic() - started > 3
-    assert "Retrying" in caplog.text
+class Away:
+    """A folder as a file system that refuses its first requests, as an object store does while it starts."""
+
+    def __init__(self, refused: int) -> None:
+        self.left = refused
+        self._local = pyarrow.fs.LocalFileSystem()
+
+    def get_file_info(self, path: str) -> Any:
+        self.left -= 1
+        if self.left >= 0:
+            raise OSError("connection refused")
+        return self._local.get_file_info(path)
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        self._local.create_dir(path, recursive=recursive)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _seconds: None)
+    return tmp_path
+
+
+def at(folder: Path, store: Away, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        cluster.storage, "filesystem", lambda uri: (store, str(folder / uri.removeprefix("s3://"))), raising=True
+    )
+
+
+def test_buckets_are_made_once_the_store_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Away(3)
+    at(folder, store, monkeypatch)
+    for _ in range(2):
+        cluster.make_buckets(["one", "two"], patience=600)
+    assert sorted(path.name for path in folder.iterdir()) == ["one", "two"]
+    assert store.left == -4, "three refusals, and each of two buckets was looked for twice"
+
+
+def test_a_store_that_stays_away_is_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at(folder, Away(1_000_000), monkeypatch)
+    with pytest.raises(StorageError, match="cannot make the bucket one: connection refused"):
+        cluster.make_buckets(["one"], patience=0.2)

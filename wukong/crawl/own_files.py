@@ -199,6 +199,8 @@ def _picture_in(
         return f"{uri}{_ROW}{number}: it names no picture", "", clean(caption)
     if value.startswith(("http://", "https://")):
         return clean(value), "", clean(caption)
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        return f"{uri}{_ROW}{number}: {clean(value)!r} has a character that no path has", "", ""
     if "://" in value:
         if value.startswith(("file:///", "s3://")):
             return value, "", clean(caption)

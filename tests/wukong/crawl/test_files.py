@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from loopback_web import Web
 from PIL import Image
@@ -185,7 +185,19 @@ def test_a_file_that_is_not_a_list_is_explained(tmp_path: Path, name: str, conte
         list(pictures_of(settings_of(tmp_path / "none")))
 
 
+@pytest.mark.parametrize("path", ["a\0b.jpg", "file:///a\0b.jpg", "\ud800.jpg", "s3://wukong/\udfff.jpg"])
+def test_a_path_that_no_file_can_have_is_a_row_with_its_reason(tmp_path: Path, path: str) -> None:
+    file = tmp_path / "l.jsonl"
+    file.write_text(json.dumps({"path": path, "caption": "猫"}) + "\n" + json.dumps({"path": "b.jpg"}))
+    first, second = pictures_of(settings_of(file))
+    assert first.url.startswith(f"{storage.from_path(file)}#row 1: ") and "no path has" in first.url
+    assert first.url.isprintable()
+    assert second.url == storage.from_path(tmp_path / "b.jpg")
+
+
 @settings(max_examples=150, deadline=None)
+@example(data=b"\x00,", kind="csv")
+@example(data=b'{"path": "\\ud800.jpg"}', kind="jsonl")
 @given(
     data=st.one_of(st.binary(max_size=300), st.text(max_size=200).map(str.encode)),
     kind=st.sampled_from(["csv", "jsonl"]),
