@@ -8,39 +8,37 @@ makes another attempt under another key, which takes over every final outcome an
 """
 
 import asyncio
-import hashlib
 import logging
 import uuid
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from wukong import manifest as manifests
-from wukong import stages, storage
+from wukong import storage
 from wukong.config import Crawl, Experiment
-from wukong.crawl import own_files, plan, previous, verdict
+from wukong.crawl import attempt, own_files, plan, previous, verdict
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.decoder import Decoder
 from wukong.crawl.download import download_part
 from wukong.crawl.engines import REGISTRY
 from wukong.crawl.fetch import Fetcher, RobotsCache, SlowHosts
+from wukong.crawl.found import write_found
 from wukong.crawl.permits import Ledger, Permits
+from wukong.crawl.picture_fetcher import PictureFetcher
 from wukong.crawl.previous import Previous
-from wukong.crawl.queries import read_queries
-from wukong.crawl.search import search_block, write_found
+from wukong.crawl.search import search_block
 from wukong.crawl.status import Status
-from wukong.crawl.url_list import list_files, read_list
+from wukong.crawl.url_list import read_list
 from wukong.errors import WukongError
-from wukong.manifest import Manifest, Part, Stage, digest_of
+from wukong.manifest import Manifest, Part, Stage
 from wukong.progress import track
 
 logger = logging.getLogger(__name__)
 
-VERSION = stages.of("crawl").version
 BLOCK = 100
 """Queries of one search task."""
 
@@ -49,18 +47,6 @@ PARTS = 4
 
 _AT_ONCE = 2
 """Parts that a task downloads at the same time: while one waits for slow hosts or is written, another is fetched."""
-
-_READ_BYTES = 1 << 20
-_PACE = {"concurrency", "max_seconds", "max_decode_seconds", "retries", "max_transient_share", "max_unexpected_share"}
-_PACE_POLITE = {
-    "per_host_concurrency",
-    "per_host_delay",
-    "max_crawl_delay",
-    "max_retry_after",
-    "max_host_seconds",
-}
-_FAILED = "failed.json"
-"""The manifest of an attempt that failed."""
 
 _SLOW_HOSTS = "slow_hosts.json"
 _TOLD_HOSTS = 5
@@ -80,8 +66,11 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     """
     config = experiment.crawl
     earlier = Previous.open(config)
-    found = attempt_of(
-        experiment, parents, earlier, lambda uris: [_get(task) for task in [_digest_of.remote(uri) for uri in uris]]
+    found = attempt.of(
+        experiment,
+        parents,
+        earlier.manifest if earlier else None,
+        lambda uris: [_get(task) for task in [_digest_of.remote(uri) for uri in uris]],
     )
     if found.finished is not None:
         return found.finished
@@ -100,83 +89,6 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
             for folder in ("parts", "plan", "search"):
                 storage.delete(left.path(folder))
     return manifest
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """How far an experiment's crawl is.
-
-    Attributes:
-        stage: the attempt that has finished, or else the next one.
-        finished: its manifest, if it has finished.
-        failed: earlier attempts, in which too much failed.
-        last: what the last of these left.
-        queries: to search.
-        lists: files of its list of URLs or pictures.
-    """
-
-    stage: Stage
-    finished: Manifest | None
-    failed: tuple[Stage, ...]
-    last: Manifest | None
-    queries: Sequence[str]
-    lists: Sequence[str]
-
-
-def _failed(stage: Stage) -> Manifest | None:
-    return manifests.load(stage.path(_FAILED)) if storage.exists(stage.path(_FAILED)) else None
-
-
-def attempt_of(
-    experiment: Experiment,
-    parents: Mapping[str, Manifest],
-    earlier: Previous | None,
-    digests: Callable[[list[str]], list[str]],
-) -> Attempt:
-    """Find the attempt at an experiment's crawl that has finished, or else the next one.
-
-    Args:
-        experiment: the experiment.
-        parents: manifests that the crawl continues from.
-        earlier: the previous crawl.
-        digests: returns the SHA-256, in hex, of files.
-    """
-    config = experiment.crawl
-    queries: list[str] = []
-    lists: list[str] = []
-    if config.engine == "urls":
-        lists = list_files(config.endpoint)
-        content = digests(lists)
-    elif config.engine == "files":
-        lists = [config.endpoint]
-        content = [own_files.digest_of(own_files.pictures_of(config))]
-    else:
-        content = queries = read_queries(config.queries, config.max_queries)
-    made_from = [*parents.values(), *([earlier.manifest] if earlier else [])]
-    identified = identity(config, content)
-    stage = Stage(experiment.root, "crawl", identified, made_from, VERSION)
-    failed: list[Stage] = []
-    last: Manifest | None = None
-    while (attempt := stage.finished() or _failed(stage)) is not None:
-        if stage.finished() is not None and verdict.failure(attempt.counts, config) is None:
-            return Attempt(stage, attempt, tuple(failed), last, queries, lists)
-        failed.append(stage)
-        last = attempt
-        stage = Stage(experiment.root, "crawl", identified | {"again": attempt.digest}, made_from, VERSION)
-    return Attempt(stage, None, tuple(failed), last, queries, lists)
-
-
-def identity(config: Crawl, content: Sequence[str]) -> dict[str, Any]:
-    """Return what decides a crawl's output: its settings except the pace, and the lists' content, not their place.
-
-    Args:
-        config: the crawl's settings.
-        content: the queries; for a URL list, the digests of its files.
-    """
-    left_out = {"queries", "max_queries", "previous", *_PACE, *({"endpoint"} if config.engine == "urls" else ())}
-    value = config.model_dump(mode="json", exclude=left_out)
-    value["politeness"] = {k: v for k, v in value["politeness"].items() if k not in _PACE_POLITE}
-    return value | {"content_sha256": digest_of(list(content))}
 
 
 class _Job:
@@ -227,7 +139,7 @@ class _Job:
             examples = record["examples"] | examples
         why = verdict.failure(counts, self._config, examples)
         if why is not None:
-            attempt = Manifest(
+            failed_attempt = Manifest(
                 stage=self._stage.name,
                 uri=self._stage.uri,
                 config=self._stage.config,
@@ -237,7 +149,7 @@ class _Job:
                 dropped=dropped,
                 provenance=manifests.provenance(),
             )
-            storage.write_json(self._stage.path(_FAILED), attempt.model_dump(mode="json"))
+            storage.write_json(self._stage.path(attempt.FAILED), failed_attempt.model_dump(mode="json"))
             raise verdict.CrawlFailedError(why)
         return self._stage.commit(described, counts=counts, dropped=dropped)
 
@@ -369,16 +281,7 @@ def _once(stage: Stage, name: str, work: Callable[[], dict[str, Any]]) -> dict[s
     return record
 
 
-def digest_of_file(uri: str) -> str:
-    """SHA-256, in hex, of a file."""
-    sha = hashlib.sha256()
-    with storage.open_input(uri) as stream:
-        while chunk := stream.read(_READ_BYTES):
-            sha.update(chunk)
-    return sha.hexdigest()
-
-
-_digest_of = ray.remote(num_cpus=1)(digest_of_file)
+_digest_of = ray.remote(num_cpus=1)(attempt.digest_of_file)
 
 
 @ray.remote(num_cpus=1)
@@ -408,7 +311,7 @@ async def _fetcher(
         for site in [site for site, rules in _known_rules.items() if rules.failure is not None]:
             del _known_rules[site]
     slow = _known_slow.setdefault(run, {})
-    kind = own_files.PictureFetcher if config.engine == "files" else Fetcher
+    kind = PictureFetcher if config.engine == "files" else Fetcher
     fetcher = kind(config, connect_to, share=share, rules=_known_rules, slow=slow, permits=permits)
     try:
         yield fetcher

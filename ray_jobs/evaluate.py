@@ -9,17 +9,15 @@ import ray
 import torch
 
 from ray_jobs import features
-from wukong import stages, storage
+from wukong import places, storage
 from wukong.config import Experiment
 from wukong.errors import DataError
 from wukong.evaluate import measure
-from wukong.manifest import Manifest, Stage
+from wukong.manifest import Manifest
 from wukong.model import saved_model
 from wukong.train import training_data
 
 log = logging.getLogger(__name__)
-
-_MODELS = {"finetuned": "finetune", "pretrained": "pretrain"}
 
 
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
@@ -47,26 +45,22 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     if not any(features.shards_of(filtered, holdout.name) for holdout in experiment.filter.split.holdouts):
         raise DataError("every hold-out is empty: mend the sources in filter.split.holdouts, or crawl more")
     computed = {
-        name: features.run(experiment, parents, parents[parent], "holdouts") for name, parent in _MODELS.items()
+        name: features.run(experiment, parents, parents[parent], "holdouts")
+        for name, parent in places.EVALUATED.items()
     }
-    models = [parents[stage] for stage in _MODELS.values()]
-    # Models whose towers were locked share their features.
-    distinct = {manifest.digest: manifest for manifest in computed.values()}
-    made_from = [filtered, *distinct.values(), *models]
-    entry = stages.of("evaluate")
-    stage = Stage(experiment.root, entry.name, entry.config(experiment), made_from, entry.version)
+    stage = places.evaluation(experiment, parents, list(computed.values()))
     if finished := stage.finished():
         return finished
     waiting = {
         name: _measure.remote(experiment, filtered, computed[name], storage.join(parents[parent].uri, "model"))
-        for name, parent in _MODELS.items()
+        for name, parent in places.EVALUATED.items()
     }
     found: dict[str, Any] = {name: ray.get(reference) for name, reference in waiting.items()}
     metrics = {name: measure.metrics_of(entry["retrieval"], entry["classification"]) for name, entry in found.items()}
     flat = metrics["finetuned"] | {f"pretrained.{name}": value for name, value in metrics["pretrained"].items()}
     histories = {
         parent: storage.read_json(storage.join(parents[parent].uri, "history.json"))["history"]
-        for parent in _MODELS.values()
+        for parent in places.EVALUATED.values()
     }
     storage.write_json(stage.path("metrics.json"), flat)
     storage.write_json(

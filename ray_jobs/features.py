@@ -13,7 +13,7 @@ from typing import Literal
 
 import ray
 
-from wukong import manifest, progress, stages, storage
+from wukong import places, progress, storage
 from wukong.config import Experiment, Model
 from wukong.manifest import Manifest, Part, Stage
 from wukong.train import features
@@ -40,17 +40,9 @@ def run(
         DataError: a shard is damaged.
     """
     filtered = parents["filter"]
-    views = max(experiment.pretrain.views, experiment.finetune.views) if pairs == "train" else 0
-    config = {
-        "image": experiment.model.image.model_dump(mode="json"),
-        "kind": "tokens" if experiment.model.similarity == "token" else "pooled",
-        "views": views,
-        "pairs": pairs,
-    }
-    trained = _trained_tower(model)
+    stage, trained = places.features(experiment, filtered, model, pairs), places.trained_tower(model)
+    views = int(stage.config["views"])
     tower = storage.join(trained.uri, "model") if trained else None
-    version = stages.of("features").version
-    stage = Stage(experiment.root, "features", config, [m for m in (filtered, trained) if m], version=version)
     if finished := stage.finished():
         return finished
     work = _work(filtered, pairs, views)
@@ -81,14 +73,6 @@ def shards_of(filtered: Manifest, split: str) -> list[str]:
         for part in filtered.parts
         if part.path.startswith(f"{split}/") and part.path.endswith(".parquet") and part.rows
     ]
-
-
-def _trained_tower(model: Manifest | None) -> Manifest | None:
-    """Return the last stage that trained a model's image tower; None if every stage kept it locked."""
-    while model is not None and model.config["training"].get("lock", "all") == "all":
-        start = next((parent for parent in model.parents if parent.stage == "pretrain"), None)
-        model = manifest.load(start.uri) if start else None
-    return model
 
 
 def _work(filtered: Manifest, pairs: str, views: int) -> Sequence[tuple[PurePosixPath, int, int]]:

@@ -34,7 +34,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import ray
 
-from wukong import stages, storage
+from wukong import places, stages, storage
 from wukong.config import Experiment, Filter
 from wukong.curate import apply, caption_counts, duplicates, repack, rules, split
 from wukong.curate.caption_counts import CaptionCounts, Hashes
@@ -91,8 +91,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         ConfigError: what a rule reads, for instance its lists of words, cannot be used.
     """
     settings, crawl = experiment.filter, parents["crawl"]
-    entry = stages.of("filter")
-    stage = Stage(experiment.root, "filter", entry.config(experiment), [crawl], version=entry.version)
+    stage = places.filtering(experiment, crawl)
     if finished := stage.finished():
         return finished
     rules.load(settings)  # a list that cannot be used ends the job here, before any task

@@ -4,17 +4,13 @@ A stage's key depends on its parents' output. So a stage can only be found finis
 others are to do. Planning writes nothing.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any
 
-from wukong import manifest, run_records, stages, storage
+from wukong import manifest, places, run_records, stages, storage
 from wukong.config import Experiment
 from wukong.estimate import Estimate, Work
-from wukong.manifest import Manifest, Stage
+from wukong.manifest import Manifest
 from wukong.preflight import Size
-from wukong.stages import Entry
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ def of_run(experiment: Experiment, pictures: int, size: Size, cores: int) -> lis
                 reads = (*reads, experiment.crawl.endpoint)
             finished, writes, begun = _crawl(experiment)
         elif entry.from_experiment is not None and all(parent in found for parent in entry.parents):
-            finished = _finished(experiment, entry, [found[parent] for parent in entry.key_parents])
+            finished = places.finished(name, experiment, {parent: found[parent] for parent in entry.parents})
         if finished is not None:
             found[name] = finished
             planned.append(Planned(name, finished, False, reads, finished.uri, Estimate(0, 0)))
@@ -82,37 +78,10 @@ def of_run(experiment: Experiment, pictures: int, size: Size, cores: int) -> lis
 
 def _crawl(experiment: Experiment) -> tuple[Manifest | None, str, bool]:
     """Return the crawl's manifest if it has finished, where it writes, and whether it has begun."""
-    from ray_jobs import crawl
-    from wukong.crawl.previous import Previous
-
-    earlier = Previous.open(experiment.crawl)
-    attempt = crawl.attempt_of(experiment, {}, earlier, lambda uris: [crawl.digest_of_file(uri) for uri in uris])
+    attempt = places.crawl(experiment)
     stage, finished = attempt.stage, attempt.finished
     begun = attempt.last is not None or bool(storage.list_files(stage.path("_parts")))
     return finished, stage.uri, finished is None and begun
-
-
-def _finished(experiment: Experiment, entry: Entry, parents: Sequence[Manifest]) -> Manifest | None:
-    """Find the manifest of a stage that this code made from these parents and this experiment."""
-    wanted = {parent.digest for parent in parents}
-    expected = entry.config(experiment)
-    root = storage.join(experiment.root, entry.name)
-    for uri in storage.list_files(root, "/manifest.json"):
-        if len(PurePosixPath(uri[len(root) :]).parts) != 3:
-            continue
-        known = manifest.load(uri)
-        if not wanted <= {parent.digest for parent in known.parents}:
-            continue
-        if all(known.config.get(key) == value for key, value in expected.items()) and _is_of_this_code(known, uri):
-            return known
-    return None
-
-
-def _is_of_this_code(known: Manifest, uri: str) -> bool:
-    """Whether this version of the stage's code gives the key that the manifest lies under."""
-    parents: Any = known.parents  # of a parent only the digest counts
-    stage = Stage("", known.stage, known.config, parents, stages.of(known.stage).version)
-    return PurePosixPath(uri).parent.name == stage.key
 
 
 def _before(experiment: Experiment, stage: str) -> Estimate | None:

@@ -20,7 +20,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from ray_jobs import features
-from wukong import stages, storage, tracking
+from wukong import places, stages, storage, tracking
 from wukong.config import Experiment, Model, Training
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
@@ -60,14 +60,13 @@ def run(
     """
     settings = stages.training_of(experiment, name)
     computed = features.run(experiment, {"filter": filtered}, start) if settings.reads_features else None
-    config, version = stages.of(name).config(experiment), stages.of(name).version
-    stage = Stage(experiment.root, name, config, [p for p in (filtered, computed, start) if p], version=version)
+    stage = places.training(name, experiment, filtered, computed, start)
     if finished := stage.finished():
         return finished
     start_model = storage.join(start.uri, "model") if start else None
     job = {
-        "model": config["model"],
-        "training": config["training"],
+        "model": stage.config["model"],
+        "training": stage.config["training"],
         "seed": experiment.seed,
         "pairs": filtered.uri,
         "features": computed.uri if computed else None,

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import ray
 
-from wukong import manifest, stages, storage
+from wukong import manifest, places, storage
 from wukong.config import Experiment
 from wukong.curate import rules
 from wukong.curate.split import TRAIN
@@ -57,9 +57,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         DataError: a shard's table cannot be read.
     """
     filtered = parents["filter"]
-    entry, reference = stages.of("validate"), experiment.validation.reference
-    compared = {"reference_digest": manifest.load(reference).digest if reference else None}
-    stage = Stage(experiment.root, entry.name, entry.config(experiment) | compared, [filtered], entry.version)
+    stage, reference = places.validation(experiment, filtered), experiment.validation.reference
     if finished := stage.finished():
         return finished
     suites.check_severities(experiment)

@@ -104,6 +104,18 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     return sorted(join(uri, file[len(base) :]) for file in files)
 
 
+def sizes(uri: str) -> dict[str, int]:
+    """Return the bytes of the file at a URI, or of every file below it, by URI; empty if there are none."""
+    fs, path = filesystem(uri)
+    with _explained("list", uri):
+        found = fs.get_file_info(path)
+        if found.type == pafs.FileType.File:
+            return {uri: found.size}
+        infos = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    base = path.rstrip("/")
+    return {join(uri, info.path[len(base) :]): info.size for info in infos if info.type == pafs.FileType.File}
+
+
 def read_bytes(uri: str) -> bytes:
     """Read a whole file."""
     with open_input(uri) as stream, _explained("read", uri):

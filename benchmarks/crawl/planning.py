@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from wukong import storage
 from wukong.crawl import plan
-from wukong.crawl.search import FOUND, write_found
+from wukong.crawl.found import FOUND, write_found
 from wukong.data.schema import key_of
 
 FILE_ROWS = 250_000

@@ -1,6 +1,8 @@
 """Start a stage's Ray job, wait for its end, and read the manifest it wrote.
 
-``launch`` chooses one of three launchers, each a module with a function ``run_job``:
+A stage that has finished already costs no job: ``launch`` looks for its manifest first, under the key that the job
+would compute (``wukong.places``). Otherwise it chooses one of three launchers, each a module with a function
+``run_job``:
 
 - ``kuberay``: ``WUKONG_CLUSTER`` names a Kubernetes namespace; the job becomes a RayJob there.
 - ``job_api``: ``RAY_ADDRESS`` is the ``http`` address of a Ray dashboard; the job runs on that cluster's head.
@@ -12,12 +14,14 @@ prefix and a record under the run's. This module writes the experiment to storag
 reads the record.
 """
 
+import logging
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 
 from ray_jobs.launch import local
-from wukong import events, manifest, run_records, storage
+from wukong import events, manifest, places, run_records, storage
 from wukong.config import Experiment
 from wukong.errors import WukongError
 from wukong.manifest import Manifest, digest_of
@@ -25,6 +29,9 @@ from wukong.manifest import Manifest, digest_of
 # Variables that a job on another machine gets: they name the run it belongs to. Addresses of services and credentials
 # are in that machine's own environment. Never add credentials: Ray's dashboard and the RayJob show these values.
 _SENT = ("MLFLOW_RUN_ID", "WUKONG_CONNECT_TO", events.VARIABLE)
+
+
+log = logging.getLogger(__name__)
 
 
 class JobError(WukongError):
@@ -52,6 +59,8 @@ def launch(
         RayJobError: Kubernetes or KubeRay refused the job, or ended it.
         JobApiError: Ray's job API could not be reached or refused the job, or Ray ended the job.
     """
+    if (known := _find_finished(stage, experiment, run_name, parents)) is not None:
+        return known
     arguments = [stage, "--experiment", _store(experiment), "--run", run_name]
     for parent in parents:
         arguments += ["--parent", parent]
@@ -64,6 +73,28 @@ def launch(
     if record.state == "failed":
         raise JobError(record.error + (f"\n{record.traceback}" if record.traceback else ""))
     return manifest.load(record.manifest)
+
+
+def _find_finished(stage: str, experiment: Experiment, run_name: str, parents: Sequence[str]) -> Manifest | None:
+    """Return the manifest that the stage's job would find, and record it as reused; None if there is work to do.
+
+    What cannot be read from here is left to the job, which may be on a machine that can.
+    """
+    began = time.monotonic()
+    try:
+        handed_on = {parent.stage: parent for parent in map(manifest.load, parents)}
+        found = places.finished(stage, experiment, handed_on)
+    except WukongError as error:
+        log.info("whether %s has finished is left to its job: %s", stage, error)
+        return None
+    if found is None:
+        return None
+    seconds = time.monotonic() - began
+    uri = storage.join(found.uri, "manifest.json")
+    record = run_records.Record(stage=stage, state="succeeded", manifest=uri, reused=True, seconds=round(seconds, 3))
+    run_records.write(experiment, run_name, record)
+    log.info("%s was finished already, found in %.1f s: %s", stage, seconds, found.uri)
+    return found
 
 
 def _run_job(

@@ -16,9 +16,9 @@ from infra import corpus, stack
 from infra.corpus import Corpus, catalogue
 from infra.stack import processes, services
 from infra.stack.state import Stack, folder_id
-from ray_jobs.crawl import identity
 from wukong import config
 from wukong.crawl.addresses import ConnectTo
+from wukong.crawl.attempt import identity
 
 ENDPOINT = f"http://{corpus.HOST}/search/acjson"
 

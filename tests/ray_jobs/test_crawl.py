@@ -24,7 +24,7 @@ from loopback_web import Web, answering
 from PIL import Image
 
 from ray_jobs import crawl
-from wukong import config, storage
+from wukong import config, places, storage
 from wukong.config import Experiment
 from wukong.crawl.addresses import CONNECT_TO
 from wukong.crawl.engine import EngineRefusedError
@@ -178,6 +178,8 @@ def test_a_finished_crawl_is_found_again(site: Site, experiment) -> None:
     first = crawl.run(experiment(), {})
     site.requested()
     again = crawl.run(experiment(concurrency=3, retries=1), {})
+    assert places.finished("crawl", experiment(concurrency=3, retries=1), {}) == first
+    assert places.finished("crawl", experiment(image_size=128), {}) is None
     assert again.digest == first.digest, "the pace does not change what is crawled"
     assert not site.requested()
 
@@ -201,9 +203,11 @@ def test_failures_are_tried_again(site: Site, experiment) -> None:
     site.requested()
     was_missing, site.missing = site.missing, set()
     again = crawl.run(experiment(previous=first.uri, retry_failed=True), {})
+    assert places.finished("crawl", experiment(previous=first.uri, retry_failed=True), {}) == again
     assert site.requested() == {"picture": first.dropped["http_error"]}
     assert again.counts["success"] == first.counts["urls"]
     kept = crawl.run(experiment(previous=first.uri), {})
+    assert places.finished("crawl", experiment(previous=first.uri), {}) == kept
     assert kept.counts["http_error"] == first.dropped["http_error"]
     assert not site.requested()
     assert was_missing
@@ -287,7 +291,7 @@ def test_queries_without_an_answer_are_counted(site: Site, experiment) -> None:
     assert site.requested()["search"] == 4
 
 
-def test_a_list_of_urls(site: Site, experiment, tmp_path: Path) -> None:
+def test_a_list_of_urls(site: Site, experiment, tmp_path: Path, monkeypatch) -> None:
     folder = tmp_path / "lists"
     folder.mkdir()
     urls = [f"http://{HOST}/{number}.jpg" for number in range(PICTURES)]
@@ -297,6 +301,9 @@ def test_a_list_of_urls(site: Site, experiment, tmp_path: Path) -> None:
     (folder / "b.csv").write_text("\n".join(lines))
     settings = {"engine": "urls", "endpoint": storage.from_path(folder), "url_column": "link", "caption_column": "alt"}
     manifest = crawl.run(experiment(**settings), {})
+    assert places.finished("crawl", experiment(**settings), {}) == manifest
+    monkeypatch.setattr(places, "_MOST_BYTES", 10)
+    assert places.finished("crawl", experiment(**settings), {}) is None, "a long list is its job's to read"
     captioned = {row["url"]: row["caption"] for row in rows(manifest)}
     assert captioned == {u: c if n < 70 else f"{c}, 又" for n, (u, c) in enumerate(zip(urls, captions, strict=True))}
     moved = tmp_path / "elsewhere"

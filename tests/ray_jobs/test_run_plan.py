@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ray_jobs import crawl, plan
-from wukong import config, run_records, stages, storage
+from ray_jobs import plan
+from wukong import config, places, run_records, stages, storage
 from wukong.config import Experiment
+from wukong.crawl import attempt
 from wukong.crawl.status import Status
 from wukong.manifest import Manifest, Stage
 from wukong.preflight import Size
@@ -35,7 +36,7 @@ def parsed(tmp_path: Path, **changes: object) -> Experiment:
 
 def finished(experiment: Experiment) -> dict[str, Manifest]:
     """Crawl, filter and validate as their jobs leave them, without their work."""
-    stage = crawl.attempt_of(experiment, {}, None, lambda uris: [crawl.digest_of_file(uri) for uri in uris]).stage
+    stage = places.crawl(experiment).stage
     nothing = dict.fromkeys(("urls", "queries", "queries_failed", "transient", *Status), 0)
     crawled = stage.commit([], counts=nothing | {"urls": 1, Status.SUCCESS: 1})
     settings = experiment.filter.model_dump(mode="json") | {"seed": experiment.seed}
@@ -99,7 +100,7 @@ def test_a_newer_code_runs_again(experiment: Experiment, monkeypatch: pytest.Mon
 
 
 def test_a_crawl_that_was_killed_goes_on(experiment: Experiment) -> None:
-    stage = crawl.attempt_of(experiment, {}, None, lambda uris: [crawl.digest_of_file(uri) for uri in uris]).stage
+    stage = places.crawl(experiment).stage
     stage.commit_task("search-00000", {})
     first = plan.of_run(experiment, 100, SIZE, 2)[0]
     assert first.begun and first.finished is None and first.writes == stage.uri
@@ -116,8 +117,8 @@ def test_an_earlier_run_is_the_better_estimate(experiment: Experiment, tmp_path:
 
 def test_a_crawl_that_failed_goes_on(experiment: Experiment) -> None:
     """Its first attempt left what it has; the plan is of the next one, in another place."""
-    digests = [crawl.digest_of_file(experiment.crawl.endpoint)]
-    first = crawl.attempt_of(experiment, {}, None, lambda _: digests).stage
+    digests = [attempt.digest_of_file(experiment.crawl.endpoint)]
+    first = attempt.of(experiment, {}, None, lambda _: digests).stage
     counts = dict.fromkeys(("urls", "queries", "queries_failed", "transient", *Status), 0)
     stage = Stage(experiment.root, "other", {})
     left = stage.commit([], counts=counts | {"urls": 9, "transient": 9, Status.DNS_ERROR: 9})

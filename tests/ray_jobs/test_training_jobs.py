@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from ray_jobs import evaluate, features, finetune, pretrain
 from ray_jobs import filter as filter_job
-from wukong import config, storage
+from wukong import config, places, storage
 from wukong.config import Experiment
 from wukong.crawl.part_writer import Spool, write_part
 from wukong.errors import DataError
@@ -117,6 +117,16 @@ def done(local_ray: None, crawl: Manifest, tmp_path_factory: pytest.TempPathFact
     found["features"] = features.run(settings, found)
     found["holdout features"] = features.run(settings, found, pairs="holdouts")
     return found
+
+
+def test_what_has_finished_is_found_without_a_job(done: dict[str, Manifest], crawl: Manifest, tmp_path: Path) -> None:
+    settings = experiment(Path(storage.filesystem(done["filter"].uri)[1]).parents[2])
+    parents = {"filter": {"crawl": crawl}, "pretrain": {"filter": done["filter"]}}
+    for name in ("filter", "pretrain", "finetune", "evaluate"):
+        assert places.finished(name, settings, parents.get(name, done)) == done[name]
+        assert places.finished(name, experiment(tmp_path), parents.get(name, done)) is None
+    other = experiment(Path(storage.filesystem(done["filter"].uri)[1]).parents[2], epochs=9)
+    assert places.finished("pretrain", other, parents["pretrain"]) is None
 
 
 def test_features_are_what_the_tower_gives_for_each_view(done: dict[str, Manifest]) -> None:

@@ -6,7 +6,7 @@ from crawled import corpus, experiment
 
 from ray_jobs import filter as filter_job
 from ray_jobs import validate as job
-from wukong import storage
+from wukong import places, storage
 from wukong.data.schema import PAIRS
 from wukong.errors import ConfigError, GateError
 
@@ -40,6 +40,7 @@ def test_what_the_filter_keeps_passes(tmp_path, filtered):
     page = storage.read_bytes(f"{manifest.uri}/docs/index.html").decode()
     assert "pairs-00000" in page
     assert job.run(gate(tmp_path), {"filter": filtered}) == manifest
+    assert places.finished("validate", gate(tmp_path), {"filter": filtered}) == manifest
     card = storage.read_bytes(f"{manifest.uri}/docs/card.html").decode()
     assert f"{manifest.counts['pairs']:,}" in card
     assert "101,483,885" in card

@@ -9,7 +9,6 @@ A row that cannot be used is not an error. It becomes an image that does not exi
 it is counted and reported like all others.
 """
 
-import asyncio
 import csv
 import gzip
 import hashlib
@@ -19,8 +18,7 @@ import logging
 import re
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -34,10 +32,8 @@ import pyarrow.parquet as pq
 from wukong import storage
 from wukong.config import Crawl
 from wukong.crawl.engine import clean
-from wukong.crawl.fetch import DEFAULT_OPTIONS, Fetcher, RequestOptions
-from wukong.crawl.search import FoundRow, as_table
+from wukong.crawl.found import FoundRow, as_table
 from wukong.crawl.status import FetchError, Status
-from wukong.crawl.transport import Response
 from wukong.crawl.url_list import PIECE_ROWS
 from wukong.data.schema import key_of
 from wukong.errors import DataError, StorageError
@@ -106,36 +102,20 @@ def digest_of(pictures: Iterable[Picture]) -> str:
 
 
 def read_pictures(config: Crawl) -> Iterator[pa.Table]:
-    """Iterate over the images in tables of schema ``search.FOUND``, each sorted by key."""
+    """Iterate over the images in tables of schema ``found.FOUND``, each sorted by key."""
     pictures = enumerate(pictures_of(config))
     while piece := list(islice(pictures, PIECE_ROWS)):
         rows: list[FoundRow] = [(key_of(p.url), p.url, p.caption, None, order, None) for order, p in piece]
         yield as_table(rows)
 
 
-class PictureFetcher(Fetcher):
-    """A fetcher that also reads files."""
+def read_picture(url: str, max_bytes: int) -> bytearray:
+    """Read the file of an image.
 
-    @asynccontextmanager
-    async def get(self, url: str, options: RequestOptions = DEFAULT_OPTIONS) -> AsyncIterator[Response]:
-        """Read a file, or fetch a URL; see ``Fetcher.get``. The response of a file has the status 0.
-
-        Raises:
-            FetchError: there is no such file, or it is too large; or ``Fetcher.get`` raised it.
-        """
-        if url.startswith(("http://", "https://")):
-            async with super().get(url, options) as response:
-                yield response
-            return
-        async with self._in_flight:
-            body = await asyncio.to_thread(_read, url, options.max_bytes or self._config.max_bytes)
-            response = Response(url, body=body)
-            if options.watch is not None and body:
-                options.watch()(response)
-            yield response
-
-
-def _read(url: str, max_bytes: int) -> bytearray:
+    Raises:
+        FetchError: there is no such file, or it has more than ``max_bytes``; or the URL is that of a row which cannot
+            be used.
+    """
     _, is_row, problem = url.partition(_ROW)
     if is_row:
         raise FetchError(Status.INVALID_URL, f"row {problem}")

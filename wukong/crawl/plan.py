@@ -63,7 +63,7 @@ def merge(found: pa.Table) -> pa.Table:
     """Merge results with the same URL; keep the caption of the first and all queries that found it.
 
     Args:
-        found: rows of ``search.FOUND``, in any order.
+        found: rows of ``found.FOUND``, in any order.
 
     Returns:
         Rows of ``PLANNED``, sorted by key.

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from wukong import manifest, storage
 from wukong.config import Crawl
-from wukong.crawl.search import FOUND
+from wukong.crawl.found import FOUND
 from wukong.crawl.status import Status
 from wukong.errors import ConfigError
 from wukong.manifest import Manifest
@@ -47,6 +47,30 @@ def write_index(uri: str, bounds: Sequence[tuple[str, str, str]]) -> None:
     storage.write_table(uri, pa.table([pa.array(c, pa.string()) for c in columns], schema=_INDEX_SCHEMA))
 
 
+def manifest_of(config: Crawl) -> Manifest | None:
+    """Return the manifest of the crawl that ``crawl.previous`` names; None if it is not set.
+
+    Raises:
+        ConfigError: ``crawl.previous`` is not a crawl, or its images were stored with other settings.
+        DataError: the crawl has not finished.
+    """
+    if config.previous is None:
+        if config.retry_failed:
+            raise ConfigError("crawl.retry_failed needs crawl.previous, the URI of the crawl whose failures to retry")
+        return None
+    earlier = manifest.load(config.previous)
+    if earlier.stage != "crawl":
+        raise ConfigError(f"crawl.previous: {config.previous} is the manifest of a {earlier.stage!r} stage")
+    settings = config.model_dump(mode="json")
+    for name in _PICTURE_SETTINGS:
+        if earlier.config.get(name) != settings[name]:
+            raise ConfigError(
+                f"crawl.previous: {config.previous} was made with crawl.{name} = {earlier.config.get(name)!r}, now "
+                f"{settings[name]!r}; its pictures can be reused only with the same settings"
+            )
+    return earlier
+
+
 @dataclass(frozen=True)
 class Previous:
     """An earlier crawl.
@@ -71,22 +95,10 @@ class Previous:
             ConfigError: ``crawl.previous`` is not a crawl, or its images were stored with other settings.
             DataError: the crawl has not finished.
         """
-        if config.previous is None:
-            if config.retry_failed:
-                raise ConfigError(
-                    "crawl.retry_failed needs crawl.previous, the URI of the crawl whose failures to retry"
-                )
+        earlier = manifest_of(config)
+        if earlier is None:
             return None
-        earlier = manifest.load(config.previous)
-        if earlier.stage != "crawl":
-            raise ConfigError(f"crawl.previous: {config.previous} is the manifest of a {earlier.stage!r} stage")
         settings = config.model_dump(mode="json")
-        for name in _PICTURE_SETTINGS:
-            if earlier.config.get(name) != settings[name]:
-                raise ConfigError(
-                    f"crawl.previous: {config.previous} was made with crawl.{name} = {earlier.config.get(name)!r}, now "
-                    f"{settings[name]!r}; its pictures can be reused only with the same settings"
-                )
         same_engine = all(earlier.config.get(name) == settings[name] for name in _SEARCH_SETTINGS)
         return cls._of(earlier, same_engine, config.retry_failed)
 

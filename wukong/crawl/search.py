@@ -6,37 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from wukong import storage
 from wukong.config import Crawl
 from wukong.crawl.engine import Engine, EngineRefusedError, Result
 from wukong.crawl.fetch import Fetcher, RequestOptions
+from wukong.crawl.found import FOUND, FoundRow, as_table
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.unexpected import unexpected
 from wukong.data.schema import key_of
 from wukong.errors import WukongError
 
 logger = logging.getLogger(__name__)
-
-FOUND = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("url", pa.string(), nullable=False),
-        pa.field("caption", pa.string(), nullable=False),
-        pa.field("query", pa.string()),
-        pa.field("order", pa.int64(), nullable=False),
-        pa.field("page_url", pa.string()),
-    ]
-)
-"""Schema of the results, one row for each, sorted by key. ``order`` numbers them over the whole crawl, by query and
-rank."""
-
-ROW_GROUP = 8_192
-"""Rows in a row group. It is small, so that a reader of one range of keys reads few other rows."""
-
-FoundRow = tuple[str, str, str, str | None, int, str | None]
-"""The fields of ``FOUND``, in the same order."""
 
 _MAX_ANSWER = 8 * 2**20
 _PARSED_IN_LOOP = 1 << 20
@@ -100,19 +80,6 @@ async def search_block(block: Sequence[tuple[int, str]], engine: Engine, fetcher
             found.append((key_of(result.url), result.url, result.caption, query, order, result.page_url))
     searched.table = as_table(found)
     return searched
-
-
-def write_found(uri: str, table: pa.Table) -> None:
-    """Write a ``FOUND`` table in small row groups, so that one range of keys can be read alone."""
-    with storage.open_output(uri) as stream:
-        pq.write_table(table, stream, compression="zstd", row_group_size=ROW_GROUP)
-
-
-def as_table(found: list[FoundRow]) -> pa.Table:
-    """Build a sorted ``FOUND`` table from rows in any order."""
-    found.sort(key=lambda row: (row[0], row[4]))
-    columns = list(zip(*found, strict=True)) or [()] * len(FOUND)
-    return pa.table([pa.array(column, type=f.type) for column, f in zip(columns, FOUND, strict=True)], schema=FOUND)
 
 
 async def _search(query: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> list[Result] | FetchError:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from wukong import storage
 from wukong.config import Crawl
 from wukong.crawl.engine import clean
-from wukong.crawl.search import FoundRow, as_table
+from wukong.crawl.found import FoundRow, as_table
 from wukong.data.schema import key_of
 from wukong.errors import DataError
 
@@ -38,7 +38,7 @@ def list_files(uri: str) -> list[str]:
 
 
 def read_list(uri: str, number: int, config: Crawl) -> Iterator[pa.Table]:
-    """Read one file of a list in tables of schema ``search.FOUND``, each sorted by key.
+    """Read one file of a list in tables of schema ``found.FOUND``, each sorted by key.
 
     Args:
         uri: URI of the file.

@@ -22,7 +22,8 @@ from wukong import storage
 from wukong.config import Crawl
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.download import download_part
-from wukong.crawl.own_files import PictureFetcher, digest_of, pictures_of, read_pictures
+from wukong.crawl.own_files import digest_of, pictures_of, read_pictures
+from wukong.crawl.picture_fetcher import PictureFetcher
 from wukong.data.schema import key_of
 from wukong.errors import DataError
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from wukong import storage
 from wukong.crawl import plan
-from wukong.crawl.search import FOUND, FoundRow, as_table, write_found
+from wukong.crawl.found import FOUND, FoundRow, as_table, write_found
 from wukong.data.schema import key_of
 
 results = st.lists(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from wukong.config import Classification, Evaluate, Holdout, Model
 from wukong.crawl import plan
-from wukong.crawl.search import FOUND
+from wukong.crawl.found import FOUND
 from wukong.crawl.url import normalise
 from wukong.data.schema import key_of
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary

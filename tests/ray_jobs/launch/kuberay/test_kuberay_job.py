@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ from played_ray_job import (
 
 from ray_jobs import launch
 from ray_jobs.launch.kuberay import RayJobError, end_run, run_job
-from wukong import config, manifest, run_records, storage
+from wukong import config, manifest, places, run_records, stages, storage
+from wukong.crawl.status import Status
+from wukong.manifest import Manifest
 
 
 def test_a_job_that_succeeds(server: ApiServer, experiment: config.Experiment, capsys: Any) -> None:
@@ -226,3 +228,51 @@ def test_the_stages_own_error_is_the_launchs_error(server: ApiServer, experiment
     server.scripts = [[NEW, RUNNING, ("call", partial(run_records.write, experiment, "r", record)), FAILED]]
     with pytest.raises(launch.JobError, match="part 7 is truncated"):
         launch.launch("filter", experiment, "r", [])
+
+
+def finish(name: str, experiment: config.Experiment, parents: Mapping[str, Manifest]) -> Manifest:
+    """Leave what a stage's job leaves, without its work."""
+    if name == "crawl":
+        nothing = dict.fromkeys(("urls", "queries", "queries_failed", "transient", *Status), 0)
+        return places.crawl(experiment).stage.commit([], counts=nothing | {"urls": 1, Status.SUCCESS: 1})
+    if name == "filter":
+        return places.filtering(experiment, parents["crawl"]).commit([])
+    filtered = parents["filter"]
+    if name == "validate":
+        return places.validation(experiment, filtered).commit([])
+    if name == "evaluate":
+        computed = places.features(experiment, filtered, pairs="holdouts").commit([])
+        return places.evaluation(experiment, parents, [computed]).commit([])
+    computed = places.features(experiment, filtered).commit([])
+    return places.training(name, experiment, filtered, computed, parents.get("pretrain")).commit([])
+
+
+@pytest.mark.usefixtures("on_cluster")
+def test_a_run_whose_stages_have_finished_makes_no_rayjob(
+    server: ApiServer, experiment: config.Experiment, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    (tmp_path / "queries.txt").write_text("猫\n狗\n", encoding="utf-8")
+
+    def run_all(run_name: str) -> dict[str, Manifest]:
+        found: dict[str, Manifest] = {}
+        for name in stages.JOBS:
+            parents = {parent: found[parent] for parent in stages.of(name).parents}
+
+            def work(name: str = name, parents: Mapping[str, Manifest] = parents) -> None:
+                uri = finish(name, experiment, parents).uri
+                record = run_records.Record(stage=name, state="succeeded", manifest=f"{uri}/manifest.json")
+                run_records.write(experiment, run_name, record)
+
+            server.scripts = [[NEW, RUNNING, ("call", work), SUCCEEDED]]
+            found[name] = launch.launch(name, experiment, run_name, [parent.uri for parent in parents.values()])
+        return found
+
+    first = run_all("first")
+    assert len(server.jobs) == len(stages.JOBS)
+    asked = len(server.requests)
+    assert run_all("second") == first
+    assert len(server.requests) == asked, "a finished stage asks Kubernetes for nothing"
+    records = run_records.read_all(experiment, "second")
+    assert [(record.stage, record.reused) for record in records] == [(name, True) for name in stages.JOBS]
+    assert f"crawl was finished already, found in 0.0 s: {first['crawl'].uri}" in caplog.text

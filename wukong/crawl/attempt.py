@@ -1,0 +1,121 @@
+"""Where a crawl writes: its key, and which attempt has finished or comes next.
+
+A crawl of which too much failed has not finished (``wukong.crawl.verdict``). It leaves ``failed.json`` instead of its
+manifest, and the next attempt has a key of its own, which names the failed one.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wukong import manifest as manifests
+from wukong import stages, storage
+from wukong.config import Crawl, Experiment
+from wukong.crawl import own_files, verdict
+from wukong.crawl.queries import read_queries
+from wukong.crawl.url_list import list_files
+from wukong.manifest import Manifest, Stage, digest_of
+
+FAILED = "failed.json"
+"""The manifest of an attempt that failed."""
+
+_PACE = {"concurrency", "max_seconds", "max_decode_seconds", "retries", "max_transient_share", "max_unexpected_share"}
+_PACE_POLITE = {
+    "per_host_concurrency",
+    "per_host_delay",
+    "max_crawl_delay",
+    "max_retry_after",
+    "max_host_seconds",
+}
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How far an experiment's crawl is.
+
+    Attributes:
+        stage: the attempt that has finished, or else the next one.
+        finished: its manifest, if it has finished.
+        failed: earlier attempts, in which too much failed.
+        last: what the last of these left.
+        queries: to search.
+        lists: files of its list of URLs or pictures.
+    """
+
+    stage: Stage
+    finished: Manifest | None
+    failed: tuple[Stage, ...]
+    last: Manifest | None
+    queries: Sequence[str]
+    lists: Sequence[str]
+
+
+def of(
+    experiment: Experiment,
+    parents: Mapping[str, Manifest],
+    earlier: Manifest | None,
+    digests: Callable[[list[str]], list[str]],
+) -> Attempt:
+    """Find the attempt at an experiment's crawl that has finished, or else the next one.
+
+    Args:
+        experiment: the experiment.
+        parents: manifests that the crawl continues from.
+        earlier: manifest of the previous crawl, which ``crawl.previous`` names.
+        digests: returns the SHA-256, in hex, of files.
+
+    Raises:
+        ConfigError: the query list cannot be read.
+        DataError: a list of URLs or images cannot be read.
+    """
+    config, version = experiment.crawl, stages.of("crawl").version
+    queries: list[str] = []
+    lists: list[str] = []
+    if config.engine == "urls":
+        lists = list_files(config.endpoint)
+        content = digests(lists)
+    elif config.engine == "files":
+        lists = [config.endpoint]
+        content = [own_files.digest_of(own_files.pictures_of(config))]
+    else:
+        content = queries = read_queries(config.queries, config.max_queries)
+    made_from = [*parents.values(), *([earlier] if earlier else [])]
+    identified = identity(config, content)
+    stage = Stage(experiment.root, "crawl", identified, made_from, version)
+    failed: list[Stage] = []
+    last: Manifest | None = None
+    while (attempt := stage.finished() or _failed(stage)) is not None:
+        if stage.finished() is not None and verdict.failure(attempt.counts, config) is None:
+            return Attempt(stage, attempt, tuple(failed), last, queries, lists)
+        failed.append(stage)
+        last = attempt
+        stage = Stage(experiment.root, "crawl", identified | {"again": attempt.digest}, made_from, version)
+    return Attempt(stage, None, tuple(failed), last, queries, lists)
+
+
+def identity(config: Crawl, content: Sequence[str]) -> dict[str, Any]:
+    """Return what decides a crawl's output: its settings except the pace, and the lists' content, not their place.
+
+    Args:
+        config: the crawl's settings.
+        content: the queries; for a URL list, the digests of its files.
+    """
+    left_out = {"queries", "max_queries", "previous", *_PACE, *({"endpoint"} if config.engine == "urls" else ())}
+    value = config.model_dump(mode="json", exclude=left_out)
+    value["politeness"] = {k: v for k, v in value["politeness"].items() if k not in _PACE_POLITE}
+    return value | {"content_sha256": digest_of(list(content))}
+
+
+def digest_of_file(uri: str) -> str:
+    """SHA-256, in hex, of a file."""
+    sha = hashlib.sha256()
+    with storage.open_input(uri) as stream:
+        while chunk := stream.read(_READ_BYTES):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def _failed(stage: Stage) -> Manifest | None:
+    return manifests.load(stage.path(FAILED)) if storage.exists(stage.path(FAILED)) else None

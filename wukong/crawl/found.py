@@ -1,0 +1,38 @@
+"""The table of what a search, a list or a folder found: its schema, and how it is made and written."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wukong import storage
+
+FOUND = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("query", pa.string()),
+        pa.field("order", pa.int64(), nullable=False),
+        pa.field("page_url", pa.string()),
+    ]
+)
+"""Schema of the results, one row for each, sorted by key. ``order`` numbers them over the whole crawl, by query and
+rank."""
+
+ROW_GROUP = 8_192
+"""Rows in a row group. It is small, so that a reader of one range of keys reads few other rows."""
+
+FoundRow = tuple[str, str, str, str | None, int, str | None]
+"""The fields of ``FOUND``, in the same order."""
+
+
+def write_found(uri: str, table: pa.Table) -> None:
+    """Write a ``FOUND`` table in small row groups, so that one range of keys can be read alone."""
+    with storage.open_output(uri) as stream:
+        pq.write_table(table, stream, compression="zstd", row_group_size=ROW_GROUP)
+
+
+def as_table(found: list[FoundRow]) -> pa.Table:
+    """Build a sorted ``FOUND`` table from rows in any order."""
+    found.sort(key=lambda row: (row[0], row[4]))
+    columns = list(zip(*found, strict=True)) or [()] * len(FOUND)
+    return pa.table([pa.array(column, type=f.type) for column, f in zip(columns, FOUND, strict=True)], schema=FOUND)

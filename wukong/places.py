@@ -1,0 +1,167 @@
+"""Where each stage writes, and its manifest if it has finished: computed without Ray, torch or the stage's work.
+
+A job finds its place here, and so does everything that asks for the job's output before a job is started. So both
+compute the same key. Parents are given as a job gets them: manifests, by the name of their stage.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from wukong import manifest, stages, storage
+from wukong.config import Crawl, Experiment
+from wukong.errors import ConfigError
+from wukong.manifest import Manifest, Stage
+
+if TYPE_CHECKING:
+    from wukong.crawl.attempt import Attempt
+
+_MOST_BYTES = 2 << 30
+_MOST_FILES = 2_000
+"""More than this of a crawl's lists is not read only to see whether the crawl has finished: its job reads them."""
+
+log = logging.getLogger(__name__)
+
+
+def finished(name: str, experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest | None:
+    """Return the manifest of a stage that is a job, if the job would find it and do nothing; else None.
+
+    What it returns is exactly what the job would return. None does not mean that the job has work to do: a crawl's
+    lists may be too large to be read here, and of a training stage the features may be gone and the model still there.
+
+    Args:
+        name: of the stage.
+        experiment: the experiment.
+        parents: what the job gets.
+
+    Raises:
+        ConfigError: no job has that name, or the crawl's list of queries cannot be read.
+        DataError: a list or a manifest cannot be read.
+        StorageError: the store cannot be read.
+    """
+    if not parents.keys() >= {*stages.of(name).key_parents}:
+        return None  # the job says which is missing
+    match name:
+        case "crawl":
+            return crawl(experiment, parents).finished if _is_quickly_read(experiment.crawl) else None
+        case "filter":
+            return filtering(experiment, parents["crawl"]).finished()
+        case "validate":
+            return validation(experiment, parents["filter"]).finished()
+        case "pretrain" | "finetune":
+            filtered, start = parents["filter"], parents.get("pretrain")
+            if not stages.training_of(experiment, name).reads_features:
+                return training(name, experiment, filtered, None, start).finished()
+            computed = features(experiment, filtered, start).finished()
+            return training(name, experiment, filtered, computed, start).finished() if computed else None
+        case "evaluate":
+            found = [
+                features(experiment, parents["filter"], parents[model], "holdouts").finished()
+                for model in EVALUATED.values()
+            ]
+            known = [entry for entry in found if entry is not None]
+            return evaluation(experiment, parents, known).finished() if len(known) == len(found) else None
+    raise ConfigError(f"{name} is no job; the jobs are {', '.join(stages.JOBS)}")
+
+
+EVALUATED = {"finetuned": "finetune", "pretrained": "pretrain"}
+"""The models that are evaluated, and the stage that each comes from."""
+
+
+def crawl(experiment: Experiment, parents: Mapping[str, Manifest] | None = None) -> "Attempt":
+    """The attempt at the crawl that has finished, or the next; it reads the lists that the crawl is made of."""
+    from wukong.crawl import attempt, previous  # of no use to the other stages' components
+
+    earlier = previous.manifest_of(experiment.crawl)
+    return attempt.of(experiment, parents or {}, earlier, lambda uris: [attempt.digest_of_file(uri) for uri in uris])
+
+
+def filtering(experiment: Experiment, crawled: Manifest) -> Stage:
+    """The place of the filter stage."""
+    entry = stages.of("filter")
+    return Stage(experiment.root, entry.name, entry.config(experiment), [crawled], entry.version)
+
+
+def validation(experiment: Experiment, filtered: Manifest) -> Stage:
+    """The place of the validate stage; the validation that ``validation.reference`` names is compared with."""
+    entry, reference = stages.of("validate"), experiment.validation.reference
+    compared = {"reference_digest": manifest.load(reference).digest if reference else None}
+    return Stage(experiment.root, entry.name, entry.config(experiment) | compared, [filtered], entry.version)
+
+
+def features(
+    experiment: Experiment,
+    filtered: Manifest,
+    model: Manifest | None = None,
+    pairs: Literal["train", "holdouts"] = "train",
+) -> Stage:
+    """The place of the features of the training pairs or of all hold-outs.
+
+    Args:
+        experiment: its ``model.image``, ``model.similarity`` and the ``views`` of both trainings decide the output.
+        filtered: the filter's manifest.
+        model: the training stage whose image tower is used; None for the tower that the experiment names.
+        pairs: ``train`` for the training pairs, ``holdouts`` for every hold-out.
+    """
+    views = max(experiment.pretrain.views, experiment.finetune.views) if pairs == "train" else 0
+    config = {
+        "image": experiment.model.image.model_dump(mode="json"),
+        "kind": "tokens" if experiment.model.similarity == "token" else "pooled",
+        "views": views,
+        "pairs": pairs,
+    }
+    trained = trained_tower(model)
+    version = stages.of("features").version
+    return Stage(experiment.root, "features", config, [m for m in (filtered, trained) if m], version)
+
+
+def trained_tower(model: Manifest | None) -> Manifest | None:
+    """The last stage that trained a model's image tower; None if every stage kept it locked."""
+    while model is not None and model.config["training"].get("lock", "all") == "all":
+        start = next((parent for parent in model.parents if parent.stage == "pretrain"), None)
+        model = manifest.load(start.uri) if start else None
+    return model
+
+
+def training(
+    name: str, experiment: Experiment, filtered: Manifest, computed: Manifest | None, start: Manifest | None
+) -> Stage:
+    """The place of a training stage.
+
+    Args:
+        name: of the stage, ``pretrain`` or ``finetune``.
+        experiment: its ``model`` section, the section of the stage's name and the seed decide the output.
+        filtered: the filter's manifest.
+        computed: that of the features, where the stage reads them.
+        start: that of the stage whose model it starts from, if any.
+    """
+    entry = stages.of(name)
+    made_from = [parent for parent in (filtered, computed, start) if parent]
+    return Stage(experiment.root, name, entry.config(experiment), made_from, entry.version)
+
+
+def evaluation(experiment: Experiment, parents: Mapping[str, Manifest], computed: Sequence[Manifest]) -> Stage:
+    """The place of the evaluate stage.
+
+    Args:
+        experiment: its ``evaluate`` section and the filter's hold-outs decide the output.
+        parents: the manifests of ``filter``, ``pretrain`` and ``finetune``.
+        computed: features of the hold-outs, one manifest for each of ``EVALUATED``.
+    """
+    # Models whose towers were locked share their features.
+    distinct = {entry.digest: entry for entry in computed}
+    made_from = [parents["filter"], *distinct.values(), *(parents[stage] for stage in EVALUATED.values())]
+    entry = stages.of("evaluate")
+    return Stage(experiment.root, entry.name, entry.config(experiment), made_from, entry.version)
+
+
+def _is_quickly_read(config: Crawl) -> bool:
+    """Whether what a crawl's key is made of can be read here in seconds."""
+    if config.searched:
+        return True
+    sizes = storage.sizes(config.endpoint)
+    is_folder = config.engine == "files" and len(sizes) > 1  # whose captions are read, and no image
+    if len(sizes) <= _MOST_FILES and (is_folder or sum(sizes.values()) <= _MOST_BYTES):
+        return True
+    log.info("the list at %s is large: the crawl's job reads it and sees whether it has finished", config.endpoint)
+    return False
