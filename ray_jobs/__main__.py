@@ -30,6 +30,15 @@ _PASSED_ON = (
     events.VARIABLE,
 )
 
+# Ray's errors after the loss of a node. Errors of the tasks' own code, and processes that were killed for memory, are
+# none of them: they would come again.
+_LOST = (
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.ActorUnavailableError,
+    ConnectionError,  # of ray.init: the head is gone
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -55,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
             seconds=round(time.monotonic() - started, 3),
             error=str(explained or f"{type(error).__name__}: {error}"),
             traceback="" if explained else traceback.format_exc(),
+            infrastructure=isinstance(error, _LOST)
+            and not isinstance(error, (WukongError, ray.exceptions.RayTaskError)),
         )
         run_records.write(experiment, options.run, record)
         log.error("%s failed: %s", options.stage, record.error)

@@ -23,6 +23,13 @@ _GRACE_SECONDS = 9.0  # between SIGTERM and SIGKILL, when the watched process is
 log = logging.getLogger(__name__)
 
 
+class JobLeftError(SystemExit):
+    """This process is being ended and its stage's job goes on, so that a later process takes it over.
+
+    It is a ``SystemExit``, and not a failure of the stage: what is open for the stage stays open.
+    """
+
+
 class _Cancelled:
     """Whether this process is being cancelled: a second signal must not interrupt the cleaning up."""
 
@@ -36,7 +43,7 @@ def end_on_signal(stop: Callable[[], None] = lambda: None) -> Iterator[None]:
     Only the main thread gets signals. In another thread the block runs without this.
 
     Args:
-        stop: ends what the block started.
+        stop: ends what the block started, or raises ``JobLeftError`` where that is to go on.
 
     Raises:
         SystemExit: this process got a signal; the exit status is 128 plus the signal's number.

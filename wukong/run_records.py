@@ -35,6 +35,8 @@ class Record(BaseModel):
         seconds: time of the stage's own work, without the start of its process.
         error: the message of the error that ended the stage.
         traceback: of that error; empty if the message explains the error.
+        infrastructure: whether a node or process was lost and not the stage's own work failed, so that the same job may
+            succeed elsewhere.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +48,7 @@ class Record(BaseModel):
     seconds: float = 0.0
     error: str = ""
     traceback: str = ""
+    infrastructure: bool = False
 
 
 class Claim(BaseModel):

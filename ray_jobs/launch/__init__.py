@@ -110,7 +110,7 @@ def _run_job(
         except kuberay.RayJobError as error:
             # The stage's own record explains its failure better than KubeRay does.
             record = run_records.read(experiment, run_name, stage)
-            if error.reason != "AppFailed" or record is None or record.state != "failed":
+            if error.reason not in kuberay.INFRASTRUCTURE or record is None or record.state != "failed":
                 raise
             return 1
         return 0

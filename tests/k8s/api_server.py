@@ -20,6 +20,7 @@ from aiohttp import web
 
 _ENDED = ("Complete", "Failed", "ValidationFailed")
 RAYJOBS = "/apis/ray.io/v1/namespaces/{namespace}/rayjobs"
+WORKFLOWS = "/apis/argoproj.io/v1alpha1/namespaces/{namespace}/workflows"
 
 
 class ApiServer:
@@ -32,6 +33,7 @@ class ApiServer:
             ``("delete",)``.
         config_maps: by name.
         jobs: RayJobs by name.
+        workflows: Argo's Workflows by name; ``change_workflow`` changes them.
         requests: every request, as "METHOD path".
         drop_watches: how many watches still to drop without notice, each after its first event.
         expire_watches: how many watches still to answer with an ERROR event of code 410.
@@ -48,6 +50,7 @@ class ApiServer:
         self.scripts: list[list[Any]] = []
         self.config_maps: dict[str, dict[str, str]] = {}
         self.jobs: dict[str, dict[str, Any]] = {}
+        self.workflows: dict[str, dict[str, Any]] = {}
         self.pods: list[dict[str, Any]] = []
         self.requests: list[str] = []
         self.drop_watches = self.expire_watches = self.unavailable = self.watching = 0
@@ -100,6 +103,8 @@ class ApiServer:
         application.router.add_get(RAYJOBS + "/{name}", self._get)
         application.router.add_delete(RAYJOBS + "/{name}", self._delete)
         application.router.add_patch(RAYJOBS + "/{name}", self._patch)
+        application.router.add_get(WORKFLOWS, self._watch_workflow)
+        application.router.add_get(WORKFLOWS + "/{name}", self._get_workflow)
         application.router.add_get("/api/v1/namespaces/{namespace}/configmaps/{name}", self._config_map)
         for kind in ("secrets", "configmaps"):
             application.router.add_post(f"/api/v1/namespaces/{{namespace}}/{kind}", self._create_small)
@@ -263,6 +268,30 @@ class ApiServer:
                     break
         finally:
             self.watching -= 1
+        return response
+
+    def change_workflow(self, name: str, spec: dict[str, Any]) -> None:
+        """Make or change a Workflow; whoever watches it is told."""
+        kind = "MODIFIED" if name in self.workflows else "ADDED"
+        workflow = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"name": name}, "spec": spec}
+        self.workflows[name] = workflow
+        asyncio.run_coroutine_threadsafe(self._notify(kind, workflow), self._loop).result(60)
+
+    async def _get_workflow(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name not in self.workflows:
+            return _status(404, "NotFound", f'workflows.argoproj.io "{name}" not found')
+        return web.json_response(self.workflows[name])
+
+    async def _watch_workflow(self, request: web.Request) -> web.StreamResponse:
+        """A watch without a version begins with what is there."""
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        name = request.query["fieldSelector"].removeprefix("metadata.name=")
+        async for kind, found in self._after(0, request):
+            if found["kind"] == "Workflow" and found["metadata"]["name"] == name:
+                await response.write(json.dumps({"type": kind, "object": found}).encode() + b"\n")
         return response
 
     async def _after(self, version: int, request: web.Request) -> AsyncIterator[tuple[str, dict[str, Any]]]:

@@ -5,11 +5,13 @@
 - ``status``: reads from a RayJob's status and pods how it ended or why it waits.
 - ``client``: calls of the Kubernetes API.
 - ``logs``: follows the job's log.
+- ``pipeline_run``: whether the run of the pipeline goes on without this pod.
 - ``job``: puts these together.
 """
 
 from ray_jobs.launch.kuberay.client import Timing
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.job import end_run, run_job
+from ray_jobs.launch.kuberay.status import INFRASTRUCTURE
 
-__all__ = ["RayJobError", "Timing", "end_run", "run_job"]
+__all__ = ["INFRASTRUCTURE", "RayJobError", "Timing", "end_run", "run_job"]

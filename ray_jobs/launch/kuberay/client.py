@@ -38,6 +38,8 @@ class Timing:
         patience: for an API server that cannot be reached.
         heartbeat: between two lines that say what a job waits for.
         drain: for the rest of the log after the job has ended.
+        backoff: before the first RayJob that is made again; twice as long before each further one.
+        max_backoff: the longest such wait.
     """
 
     watch: int = 300
@@ -45,6 +47,8 @@ class Timing:
     patience: float = 600.0
     heartbeat: float = 60.0
     drain: float = 10.0
+    backoff: float = 10.0
+    max_backoff: float = 120.0
 
 
 class KubernetesApi:
@@ -122,17 +126,6 @@ class KubernetesApi:
 
         return self._repeat(ask, f"create RayJob {body['metadata']['name']}")
 
-    def set_owner(self, job: Mapping[str, Any], owner: Mapping[str, Any]) -> None:
-        """Make an object the only owner of a RayJob. When this fails, the job keeps its owner and the log says so."""
-        metadata = job["metadata"]
-        patch = {"metadata": {"ownerReferences": [owner], "resourceVersion": metadata["resourceVersion"]}}
-        try:
-            self._custom.patch_namespaced_custom_object(
-                **self._where, name=metadata["name"], body=patch, _request_timeout=(5, 30)
-            )
-        except API_ERRORS as error:
-            log.warning("RayJob %s keeps its old owner: %s", metadata["name"], _explain(error))
-
     def delete_job(self, name: str) -> None:
         """Delete a RayJob, and with it its Ray cluster. A failure is only logged, and a job that is gone is none."""
         try:
@@ -142,7 +135,7 @@ class KubernetesApi:
         except ApiException as error:
             if error.status != 404:
                 log.error("RayJob %s could not be deleted: %s", name, _explain(error))
-        except Exception as error:  # noqa: BLE001 - this process is being ended; Kubernetes deletes the job with its owner
+        except Exception as error:  # noqa: BLE001 - this process is being ended; the exit handler deletes the job
             log.error("RayJob %s could not be deleted: %s", name, error)
 
     def statuses(self, name: str) -> Iterator[dict[str, Any]]:

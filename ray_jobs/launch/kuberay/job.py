@@ -1,24 +1,24 @@
 """Run one stage as a RayJob to its end."""
 
+import itertools
 import logging
-import os
+import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ray_jobs.launch.kuberay import settings
+from ray_jobs.launch.kuberay import pipeline_run, settings
 from ray_jobs.launch.kuberay.client import KubernetesApi, Timing
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.logs import JobLog, end_of_head_log
 from ray_jobs.launch.kuberay.manifest import images_of, job_name, make_ray_job
 from ray_jobs.launch.kuberay.status import Verdict, describe, explain_failure, pod_problems, verdict
 from wukong import run_records, storage
-from wukong.cancel import end_on_signal
+from wukong.cancel import JobLeftError, end_on_signal
 from wukong.config import Experiment
 
-_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _MAX_ATTEMPTS = 99
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,13 @@ def run_job(
     """Run one stage as a RayJob to its end; its log goes to standard output.
 
     A component that was restarted waits for the RayJob that the component before it created: the run's first RayJob of
-    this stage that does the same work and has not failed is used, and one is created where there is none. When this
-    process gets SIGTERM or an interrupt, the job is deleted.
+    this stage that does the same work and has not failed is used, and one is created where there is none. When a head,
+    a submitter or a node was lost, another RayJob is made, as often as the cluster's settings say; a failure of the
+    stage's own work is not repeated.
+
+    When this process gets SIGTERM or an interrupt, the job is deleted, unless this is a pod of a pipeline run that goes
+    on (``pipeline_run``): then the next attempt of the component takes it over. No pod owns a RayJob, since Kubernetes
+    deletes what a deleted pod owns. What a run has left, its exit handler deletes.
 
     Args:
         stage: name of the stage.
@@ -51,33 +56,38 @@ def run_job(
     Raises:
         ConfigError: the namespace's ConfigMap ``ray-job`` is incomplete or not valid.
         RayJobError: the job did not succeed; the message has KubeRay's reason, the pods' problems and the log's end.
+        JobLeftError: this process is being ended, and the job goes on.
     """
     api = KubernetesApi(namespace, timing or Timing())
-    job = _StageJob(api, stage, experiment, run_name)
+    run = pipeline_run.of_this_pod()
+    job = _StageJob(api, stage, experiment, run_name, run)
+    over = threading.Event()
     with end_on_signal(job.cancel):
-        created = job.find_or_create(["python", "-m", "ray_jobs", *arguments], environment)
-        log.info("%s %s RayJob %s/%s", stage, "created" if created else "goes on with", namespace, job.name)
-        with JobLog(api, job.name) as job_log:
-            ended, status = job.wait()
-            job_log.drain()
-    if not ended.succeeded:
-        lines = list(job_log.last_lines) or end_of_head_log(api, status)
-        problems = pod_problems(api.cluster_pods(status))
-        raise RayJobError(explain_failure(f"{namespace}/{job.name}", ended, problems, lines), ended.reason)
+        if run is not None:
+            run.end_when_terminated(over)
+        try:
+            job.run(["python", "-m", "ray_jobs", *arguments], environment)
+        finally:
+            over.set()
 
 
 def end_run(experiment: Experiment, run_name: str, namespace: str) -> list[str]:
     """Delete the RayJobs of a run that have not ended, and return their names.
 
-    A pipeline's exit handler calls it: a component that was killed could not delete its job.
+    A pipeline's exit handler calls it: a component that was killed could not delete its job, and one that was ended may
+    have left it to a next attempt that never came. RayJobs that have ended and that no rule deletes (``manifest``) go
+    too.
     """
     api = KubernetesApi(namespace, Timing(patience=60))
     ended = []
     for job in api.jobs_of_run(run_name):
-        same = job["metadata"].get("annotations", {}).get("wukong/experiment") == experiment.name
-        if same and verdict(job.get("status", {})) is None:
-            api.delete_job(job["metadata"]["name"])
-            ended.append(job["metadata"]["name"])
+        if job["metadata"].get("annotations", {}).get("wukong/experiment") != experiment.name:
+            continue
+        name, how = job["metadata"]["name"], verdict(job.get("status", {}))
+        if how is None:
+            ended.append(name)
+        if how is None or "deletionStrategy" not in job["spec"]:
+            api.delete_job(name)
     return ended
 
 
@@ -90,6 +100,7 @@ class _StageJob:
         stage: name of the stage.
         experiment: the experiment that the stage belongs to.
         run_name: name of the pipeline run.
+        run_of_pod: the pipeline run that this pod belongs to, if it is a pod of one.
         name: of the RayJob; set just before the RayJob is created, so that a cancelled creation is cleaned up too.
     """
 
@@ -97,12 +108,42 @@ class _StageJob:
     stage: str
     experiment: Experiment
     run_name: str
+    run_of_pod: pipeline_run.PipelineRun | None = None
     name: str = ""
 
-    def find_or_create(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> bool:
-        """Find the first RayJob that has not failed, or create one; returns whether it is new."""
-        owner = _this_pod(self.api.namespace)
-        body = self._make(entrypoint, environment, owner)
+    def run(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Run the job to its end, on further RayJobs after the loss of infrastructure."""
+        for repeated in itertools.count(1):
+            retries = self.find_or_create(entrypoint, environment)
+            with JobLog(self.api, self.name) as job_log:
+                ended, status = self.wait()
+                job_log.drain()
+            record = run_records.read(self.experiment, self.run_name, self.stage)
+            if ended.succeeded or (ended.is_infrastructure and record is not None and record.state == "succeeded"):
+                return  # the driver had done its work before the head or the submitter was lost
+            where = f"{self.api.namespace}/{self.name}"
+            lines = list(job_log.last_lines) or end_of_head_log(self.api, status)
+            problems = pod_problems(self.api.cluster_pods(status))
+            error = RayJobError(explain_failure(where, ended, problems, lines), ended.reason)
+            if ended.stays_for_ever:
+                self.api.delete_job(self.name)
+            is_lost = ended.is_infrastructure and (record is None or record.infrastructure)
+            if not is_lost or repeated > retries:
+                raise error
+            seconds = min(self.api.timing.backoff * 2 ** (repeated - 1), self.api.timing.max_backoff)
+            log.warning("%s\nanother RayJob is made in %.0f s (%d of at most %d)", error, seconds, repeated, retries)
+            # With its Ray cluster: a driver that the head has only lost sight of must not write beside the next one.
+            self.api.delete_job(self.name)
+            self.name = ""
+            time.sleep(seconds)
+
+    def find_or_create(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> int:
+        """Find the first RayJob that has not failed, or create one.
+
+        Returns:
+            How often a RayJob may be made again after the loss of infrastructure.
+        """
+        body, retries = self._make(entrypoint, environment)
         work = [*entrypoint, *images_of(body)]
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             name = job_name(self.experiment, self.run_name, self.stage, attempt, work)
@@ -113,7 +154,8 @@ class _StageJob:
                 storage.delete(run_records.uri_of(self.experiment, self.run_name, f"{self.stage}.json"))
                 self.name = name
                 if self.api.create_job(body):
-                    return True
+                    log.info("%s created RayJob %s/%s", self.stage, self.api.namespace, name)
+                    return retries
                 # Another process was faster, or an earlier request arrived after all, whose answer was lost.
                 existing = self.api.get_job(name)
                 if existing is None:
@@ -121,12 +163,14 @@ class _StageJob:
             ended = verdict(existing.get("status", {}))
             if existing.get("metadata", {}).get("deletionTimestamp"):
                 log.info("RayJob %s is being deleted; a new one is made", name)
-            elif ended is None or ended.succeeded:
-                self.name = name
-                self._take_over(existing, owner)
-                return False
-            else:
+            elif ended is not None and not ended.succeeded:
                 log.info("RayJob %s failed before (%s)", name, ended.reason)
+            elif ended is not None and not self._has_its_output():
+                log.info("RayJob %s succeeded before, and its output is gone; a new one is made", name)
+            else:
+                log.info("%s goes on with RayJob %s/%s", self.stage, self.api.namespace, name)
+                self.name = name
+                return retries
         raise RayJobError(
             f"{self.stage} of run {self.run_name} failed {_MAX_ATTEMPTS} times; give the run another name"
         )
@@ -149,36 +193,25 @@ class _StageJob:
         raise AssertionError("statuses end only with the job")
 
     def cancel(self) -> None:
-        """Delete the RayJob, if this process has created or found one."""
-        if self.name:
-            log.warning("cancelled: deleting RayJob %s", self.name)
-            self.api.delete_job(self.name)
+        """Delete the RayJob, if this process has created or found one and the pipeline run does not go on.
 
-    def _make(
-        self, entrypoint: Sequence[str], environment: Mapping[str, str], owner: Mapping[str, Any] | None
-    ) -> dict[str, Any]:
+        Raises:
+            JobLeftError: the run goes on, and the next attempt of the component takes the job over.
+        """
+        if not self.name:
+            return
+        if self.run_of_pod is not None and self.run_of_pod.goes_on():
+            log.warning("this pod is being ended and its run goes on: RayJob %s is left to the next attempt", self.name)
+            raise JobLeftError(128 + signal.SIGTERM)
+        log.warning("cancelled: deleting RayJob %s", self.name)
+        self.api.delete_job(self.name)
+
+    def _make(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> tuple[dict[str, Any], int]:
         data = self.api.read_config_map(settings.CONFIG_MAP)
         template, allowed = settings.parse(data, self.api.namespace)
         body = make_ray_job(template, allowed, self.experiment, self.run_name, self.stage, entrypoint, environment)
-        if owner:
-            body["metadata"]["ownerReferences"] = [owner]
-        return body
+        return body, allowed.retries
 
-    def _take_over(self, existing: Mapping[str, Any], owner: Mapping[str, Any] | None) -> None:
-        """Make this pod the owner of a job that another pod created.
-
-        Kubernetes deletes an object with its owner: the job must end with this pod, not with the other one.
-        """
-        owners = existing.get("metadata", {}).get("ownerReferences", [])
-        if owner and all(other.get("uid") != owner["uid"] for other in owners):
-            self.api.set_owner(existing, owner)
-
-
-def _this_pod(namespace: str) -> dict[str, Any] | None:
-    """This pod as an owner reference; None outside a pod or in another namespace, where Kubernetes allows no owner."""
-    name, uid = os.environ.get("KFP_POD_NAME"), os.environ.get("KFP_POD_UID")
-    if not name or not uid or not _NAMESPACE_FILE.exists():
-        return None
-    if _NAMESPACE_FILE.read_text(encoding="utf-8").strip() != namespace:
-        return None
-    return {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid, "blockOwnerDeletion": False}
+    def _has_its_output(self) -> bool:
+        record = run_records.read(self.experiment, self.run_name, self.stage)
+        return record is not None and bool(record.manifest) and storage.exists(record.manifest)

@@ -61,7 +61,7 @@ def make_ray_job(
     entrypoint: Sequence[str],
     environment: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Make the RayJob of a stage from the cluster's template. The caller adds name, namespace and owner.
+    """Make the RayJob of a stage from the cluster's template. The caller adds name and namespace.
 
     Args:
         template: a RayJob manifest with a head and one group of workers.
@@ -98,11 +98,10 @@ def make_ray_job(
     count, gpus = _workers_and_gpus(stage, of_stage, experiment)
     spec = body["spec"]
     spec["entrypoint"] = shlex.join(entrypoint)
-    spec["backoffLimit"] = settings.retries
+    spec["backoffLimit"] = 0  # KubeRay repeats every failure, also a stage's own; the launcher repeats what may help
     spec["preRunningDeadlineSeconds"] = settings.pre_running_deadline_seconds
     spec["activeDeadlineSeconds"] = of_stage.active_deadline_seconds or settings.active_deadline_seconds
-    spec["shutdownAfterJobFinishes"] = True
-    spec["ttlSecondsAfterFinished"] = settings.ttl_seconds
+    spec.update(_deletion(settings))
     workers |= {"replicas": count, "minReplicas": count, "maxReplicas": count}
     image = (settings.gpu.image if gpus else None) or settings.image
     submitter = spec.get("submitterPodTemplate")
@@ -121,6 +120,29 @@ def make_ray_job(
         _labels(body)["kueue.x-k8s.io/queue-name"] = settings.queue
         spec["suspend"] = True
     return body
+
+
+def _deletion(settings: Settings) -> dict[str, Any]:
+    """The fields of a RayJob that say when KubeRay deletes what.
+
+    Rules delete the Ray cluster of a job that succeeded at once, and RayJobs after a while. Kueue and KubeRay allow no
+    rules with ``suspend``; then the cluster goes at once, however the job ended, and the run's exit handler deletes the
+    RayJobs.
+    """
+    if settings.queue:
+        return {"shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": 0}
+
+    def rule(policy: str, seconds: int, **condition: str) -> dict[str, Any]:
+        return {"policy": policy, "condition": {**condition, "ttlSeconds": seconds}}
+
+    kept = settings.keep_failed_seconds
+    rules = [
+        rule("DeleteCluster", 0, jobStatus="SUCCEEDED"),
+        rule("DeleteSelf", settings.keep_succeeded_seconds, jobStatus="SUCCEEDED"),
+        rule("DeleteCluster", min(settings.ttl_seconds, kept), jobDeploymentStatus="Failed"),
+        rule("DeleteSelf", kept, jobDeploymentStatus="Failed"),
+    ]
+    return {"shutdownAfterJobFinishes": False, "deletionStrategy": {"deletionRules": rules}}
 
 
 def _workers_and_gpus(stage: str, settings: StageSettings, experiment: Experiment) -> tuple[int, int]:

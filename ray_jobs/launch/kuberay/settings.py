@@ -62,20 +62,26 @@ class Settings(Strict):
     Attributes:
         image: of every Ray pod; None leaves the template's.
         queue: Kueue's LocalQueue; the job is then created suspended, and Kueue starts it.
-        retries: how often KubeRay starts a failed job again, each time on a new Ray cluster.
+        retries: how often the launcher makes a new RayJob after the loss of a head, a submitter or a node. A failure of
+            the stage's own work, a deadline and a job that a person ended are not repeated.
         pre_running_deadline_seconds: for nodes, images and pods to be ready.
         active_deadline_seconds: for the whole job; a stage may have its own.
-        ttl_seconds: how long the Ray cluster stays after the job has ended, so that a person can look at it.
+        ttl_seconds: how long the Ray cluster of a failed job stays, so that a person can look at it. That of a job that
+            succeeded goes at once. With a ``queue``, both go at once.
+        keep_succeeded_seconds: how long the RayJob of a job that succeeded stays, with its submitter's log.
+        keep_failed_seconds: the same for a job that failed.
         stages: by stage name.
         gpu: for pods with GPUs.
     """
 
     image: str | None = None
     queue: str | None = None
-    retries: int = Field(0, ge=0)
+    retries: int = Field(2, ge=0)
     pre_running_deadline_seconds: Positive = 1800
     active_deadline_seconds: Positive = 86_400
     ttl_seconds: int = Field(60, ge=0)
+    keep_succeeded_seconds: int = Field(86_400, ge=0)
+    keep_failed_seconds: int = Field(604_800, ge=0)
     stages: dict[str, StageSettings] = Field(default_factory=dict)
     gpu: GpuSettings = GpuSettings()
 

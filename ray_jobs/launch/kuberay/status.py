@@ -4,6 +4,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+INFRASTRUCTURE = (
+    "AppFailed",
+    "JobDeploymentStatusTransitionGracePeriodExceeded",
+    "JobStatusCheckTimeoutExceeded",
+    "SubmissionFailed",
+)
+"""KubeRay's reasons for a failure that another Ray cluster may mend, unless the stage left a record of its own error:
+the driver is gone with its node or its head (AppFailed), the head did not answer, the submitter was lost. Not among
+them: the deadlines, ValidationFailed, and jobs that a person stopped or deleted."""
+
+_KEPT_BY_KUBERAY = ("STOPPED", "ValidationFailed")
+"""Ends of a RayJob that no deletion rule can name."""
+
 
 @dataclass
 class Verdict:
@@ -12,6 +25,16 @@ class Verdict:
     succeeded: bool
     reason: str = ""
     message: str = ""
+
+    @property
+    def is_infrastructure(self) -> bool:
+        """Whether the job may succeed on another Ray cluster, unless its stage says that its own work failed."""
+        return not self.succeeded and self.reason in INFRASTRUCTURE
+
+    @property
+    def stays_for_ever(self) -> bool:
+        """Whether KubeRay deletes neither the RayJob nor its Ray cluster."""
+        return self.reason in _KEPT_BY_KUBERAY
 
 
 def verdict(status: Mapping[str, Any]) -> Verdict | None:

@@ -16,7 +16,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
     with api_server.running() as api:
         api.config_maps["ray-job"] = installed_config_map()
         access = read_documents(REPOSITORY / "k8s" / "base" / "access.yaml")
-        api.rules = {"wukong": next(d["rules"] for d in access if d["kind"] == "Role")}
+        # What Kubeflow's Role `pipeline-runner` allows a component in its own namespace, as far as it is used here.
+        workflows = {"apiGroups": ["argoproj.io"], "resources": ["workflows"], "verbs": ["get", "list", "watch"]}
+        api.rules = {"wukong": next(d["rules"] for d in access if d["kind"] == "Role"), "kubeflow": [workflows]}
         path = api.kubeconfig(tmp_path / "kubeconfig")
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
         yield api

@@ -10,7 +10,7 @@ from ray_jobs.launch.kuberay import Timing, run_job
 from wukong import config
 
 REPOSITORY = Path(__file__).parents[4]
-FAST = Timing(watch=5, poll=0.05, patience=10.0, heartbeat=0.1, drain=5.0)
+FAST = Timing(watch=5, poll=0.05, patience=10.0, heartbeat=0.1, drain=5.0, backoff=0.01)
 
 # What the operator writes, step by step (ray-operator/controllers/ray/rayjob_controller.go).
 NEW = {
@@ -62,6 +62,13 @@ SUBMISSION = ENDED | {
     "reason": "SubmissionFailed",
     "message": "Job submission has failed. Reason: BackoffLimitExceeded.",
 }
+UNREACHABLE = ENDED | {
+    "jobDeploymentStatus": "Failed",
+    "jobStatus": "RUNNING",
+    "failed": 1,
+    "reason": "JobStatusCheckTimeoutExceeded",
+    "message": "Job status checks have been failing since 2026-01-01 00:00:30; exceeded timeout of 300s",
+}
 RETRYING = {"jobDeploymentStatus": "Retrying", "jobStatus": "FAILED", "failed": 1, "reason": "AppFailed"}
 SUSPENDED = {"jobDeploymentStatus": "Suspended", "jobStatus": ""}
 
@@ -75,6 +82,12 @@ def installed_config_map() -> dict[str, str]:
     found = [d for d in read_documents(REPOSITORY / "k8s" / "base" / "ray.yaml") if d["metadata"]["name"] == "ray-job"]
     data: dict[str, str] = found[0]["data"]
     return data
+
+
+def change_settings(server: ApiServer, **changes: Any) -> None:
+    """Change the cluster's ``settings.yaml``."""
+    data = server.config_maps["ray-job"]
+    data["settings.yaml"] = yaml.safe_dump(yaml.safe_load(data["settings.yaml"]) | changes)
 
 
 def experiment_at(root: str, **sections: Any) -> config.Experiment:

@@ -14,14 +14,20 @@ import pytest
 import yaml
 from api_server import ApiServer
 from played_ray_job import (
+    DEADLINE,
     FAILED,
     FAST,
     NEW,
     PENDING,
+    PRE_DEADLINE,
     REPOSITORY,
     RUNNING,
+    SUBMISSION,
     SUBMITTED,
     SUCCEEDED,
+    UNREACHABLE,
+    VALIDATION,
+    change_settings,
     experiment_at,
     only_job,
     run,
@@ -29,6 +35,7 @@ from played_ray_job import (
 
 from ray_jobs import launch
 from ray_jobs.launch.kuberay import RayJobError, end_run, run_job
+from ray_jobs.launch.kuberay.pipeline_run import is_ending
 from wukong import config, manifest, places, run_records, stages, storage
 from wukong.crawl.status import Status
 from wukong.manifest import Manifest
@@ -51,7 +58,8 @@ def test_a_job_that_succeeds(server: ApiServer, experiment: config.Experiment, c
 def test_a_run_repeated_with_other_work_does_not_find_the_old_job(
     server: ApiServer, experiment: config.Experiment, changed: str
 ) -> None:
-    server.scripts = [[NEW, RUNNING, SUCCEEDED], [NEW, RUNNING, SUCCEEDED]]
+    done = [NEW, RUNNING, ("call", partial(leave_output, experiment, "r")), SUCCEEDED]
+    server.scripts = [done, done]
     arguments = ["filter", "--experiment", "s3://wukong/demo/experiments/1.json", "--run", "r", "--parent", "s3://a"]
     run_job("filter", experiment, "r", arguments, {}, "wukong", FAST)
     run_job("filter", experiment, "r", arguments, {}, "wukong", FAST)
@@ -71,29 +79,70 @@ def _head_container(job: dict[str, Any]) -> dict[str, Any]:
     return container
 
 
-def test_jobs_that_succeed_are_left_for_their_time_to_live(server: ApiServer, experiment: config.Experiment) -> None:
+def test_what_kuberay_deletes_and_when(server: ApiServer, experiment: config.Experiment) -> None:
     server.scripts = [[NEW, RUNNING, SUCCEEDED]]
     run(experiment)
     spec = only_job(server)["spec"]
-    assert (spec["shutdownAfterJobFinishes"], spec["ttlSecondsAfterFinished"]) == (True, 300)
+    rules: dict[str, dict[str, int]] = {"SUCCEEDED": {}, "Failed": {}}
+    for rule in spec["deletionStrategy"]["deletionRules"]:
+        condition = rule["condition"]
+        ended = condition.get("jobStatus") or condition["jobDeploymentStatus"]
+        rules[ended][rule["policy"]] = condition["ttlSeconds"]
+    assert rules == {
+        "SUCCEEDED": {"DeleteCluster": 0, "DeleteSelf": 86_400},
+        "Failed": {"DeleteCluster": 300, "DeleteSelf": 604_800},
+    }
+    # KubeRay refuses rules beside these (ray-operator/controllers/ray/utils/validation.go).
+    assert (spec["shutdownAfterJobFinishes"], "ttlSecondsAfterFinished" in spec) == (False, False)
     assert not any(request.startswith("DELETE") for request in server.requests)
+
+
+def test_a_queued_job_has_no_rules_which_kuberay_refuses_with_suspend(
+    server: ApiServer, experiment: config.Experiment
+) -> None:
+    change_settings(server, queue="training")
+    server.scripts = [[NEW, RUNNING, SUCCEEDED]]
+    run(experiment)
+    spec = only_job(server)["spec"]
+    assert (spec["suspend"], spec["shutdownAfterJobFinishes"], spec["ttlSecondsAfterFinished"]) == (True, True, 0)
+    assert "deletionStrategy" not in spec
+    assert end_run(experiment, "Nightly_7", "wukong") == [], "it has ended"
+    assert not server.jobs, "nothing else would delete it"
 
 
 def test_a_job_whose_creation_was_answered_too_late_is_found(server: ApiServer, experiment: config.Experiment) -> None:
     server.lose_create = True
-    server.scripts = [[NEW, RUNNING, SUCCEEDED]]
+    server.scripts = [[NEW, RUNNING, ("call", partial(leave_output, experiment)), SUCCEEDED]]
     run(experiment)
     assert len(server.jobs) == 1
 
 
+def leave_output(experiment: config.Experiment, run_name: str = "Nightly_7") -> None:
+    """Do what the job of a stage does last: write a manifest, and a record that names it."""
+    written = manifest.Stage(experiment.root, "filter", {}).commit([])
+    record = run_records.Record(stage="filter", state="succeeded", manifest=f"{written.uri}/manifest.json")
+    run_records.write(experiment, run_name, record)
+
+
 def test_a_restarted_component_goes_on_with_the_job(server: ApiServer, experiment: config.Experiment) -> None:
-    server.scripts = [[NEW, RUNNING, SUCCEEDED]]
+    server.scripts = [[NEW, RUNNING, ("call", partial(leave_output, experiment)), SUCCEEDED]]
     run(experiment)
     run(experiment)
     assert sum(request.startswith("POST") for request in server.requests) == 1
 
 
+def test_a_job_that_succeeded_is_made_again_when_its_output_is_gone(
+    server: ApiServer, experiment: config.Experiment
+) -> None:
+    server.scripts = [[NEW, RUNNING, ("call", partial(leave_output, experiment)), SUCCEEDED], [NEW, RUNNING, SUCCEEDED]]
+    run(experiment)
+    storage.delete(storage.join(experiment.root, "filter"))
+    run(experiment)
+    assert sorted(name[-2:] for name in server.jobs) == ["-1", "-2"]
+
+
 def test_after_a_failed_attempt_comes_the_next(server: ApiServer, experiment: config.Experiment) -> None:
+    change_settings(server, retries=0)
     server.scripts = [[NEW, RUNNING, FAILED], [NEW, RUNNING, SUCCEEDED]]
     with pytest.raises(RayJobError):
         run(experiment)
@@ -110,25 +159,68 @@ def test_the_stages_own_record_of_an_earlier_attempt_is_not_believed(
     assert run_records.read(experiment, "Nightly_7", "filter") is None
 
 
-def test_a_pod_of_the_same_namespace_owns_its_job(
-    server: ApiServer, experiment: config.Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+LOST = [FAILED, SUBMISSION, UNREACHABLE]
+
+
+@pytest.mark.parametrize("lost", LOST, ids=lambda status: str(status["reason"]))
+def test_what_infrastructure_did_is_repeated_on_a_new_cluster(
+    server: ApiServer, experiment: config.Experiment, lost: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "namespace").write_text("wukong\n")
-    monkeypatch.setattr("ray_jobs.launch.kuberay.job._NAMESPACE_FILE", tmp_path / "namespace")
-    server.scripts = [[NEW, RUNNING, SUCCEEDED]]
-    for name in ("component-1", "component-2"):
-        monkeypatch.setenv("KFP_POD_NAME", name)
-        monkeypatch.setenv("KFP_POD_UID", f"uid-{name}")
+    change_settings(server, retries=2)
+    server.scripts = [[NEW, RUNNING, lost], [NEW, RUNNING, lost], [NEW, RUNNING, SUCCEEDED]]
+    run(experiment)
+    assert sum(request.startswith("POST") for request in server.requests) == 3
+    assert len(server.jobs) == 1, "the lost ones are deleted: their drivers may still write"
+    assert lost["reason"] in caplog.text
+    assert "another RayJob is made in 0 s (2 of at most 2)" in caplog.text
+
+
+def test_infrastructure_that_is_lost_again_and_again_ends_the_stage(
+    server: ApiServer, experiment: config.Experiment
+) -> None:
+    change_settings(server, retries=1)
+    server.scripts = [[NEW, SUBMITTED, SUBMISSION]] * 3
+    with pytest.raises(RayJobError, match="BackoffLimitExceeded") as caught:
         run(experiment)
-        (owner,) = only_job(server)["metadata"]["ownerReferences"]
-        assert (owner["kind"], owner["uid"]) == ("Pod", f"uid-{name}"), "who goes on with a job takes it over"
+    assert caught.value.reason == "SubmissionFailed"
+    assert sum(request.startswith("POST") for request in server.requests) == 2
+    assert only_job(server)["spec"]["backoffLimit"] == 0, "KubeRay itself repeats nothing"
 
 
-def test_a_pod_of_another_namespace_cannot_own_it(
-    server: ApiServer, experiment: config.Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ended", [*LOST, DEADLINE, PRE_DEADLINE, VALIDATION], ids=lambda status: str(status["reason"]))
+def test_a_stages_own_failure_and_a_deadline_are_not_repeated(
+    server: ApiServer, experiment: config.Experiment, ended: dict[str, Any]
 ) -> None:
-    (tmp_path / "namespace").write_text("kubeflow")
-    monkeypatch.setattr("ray_jobs.launch.kuberay.job._NAMESPACE_FILE", tmp_path / "namespace")
+    record = run_records.Record(stage="filter", state="failed", error="part 7 is truncated")
+    own = [("call", partial(run_records.write, experiment, "Nightly_7", record))] if ended in LOST else []
+    server.scripts = [[NEW, RUNNING, *own, ended], [NEW, RUNNING, SUCCEEDED]]
+    with pytest.raises(RayJobError):
+        run(experiment)
+    assert sum(request.startswith("POST") for request in server.requests) == 1
+
+
+def test_the_loss_of_a_node_that_the_driver_recorded_is_repeated(
+    server: ApiServer, experiment: config.Experiment
+) -> None:
+    record = run_records.Record(stage="filter", state="failed", error="NodeDiedError: ...", infrastructure=True)
+    write = ("call", partial(run_records.write, experiment, "Nightly_7", record))
+    server.scripts = [[NEW, RUNNING, write, FAILED], [NEW, RUNNING, SUCCEEDED]]
+    run(experiment)
+    assert run_records.read(experiment, "Nightly_7", "filter") is None, (
+        "the lost attempt's record is not the next one's"
+    )
+
+
+def test_a_driver_that_was_done_before_its_head_was_lost_has_succeeded(
+    server: ApiServer, experiment: config.Experiment
+) -> None:
+    server.scripts = [[NEW, RUNNING, ("call", partial(leave_output, experiment)), UNREACHABLE]]
+    run(experiment)
+    assert len(server.jobs) == 1
+
+
+def test_no_pod_owns_a_job(server: ApiServer, experiment: config.Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes deletes what a deleted pod owns, and a component's pod may be deleted at any time."""
     monkeypatch.setenv("KFP_POD_NAME", "component-1")
     monkeypatch.setenv("KFP_POD_UID", "uid-1")
     server.scripts = [[NEW, RUNNING, SUCCEEDED]]
@@ -151,19 +243,25 @@ def test_the_jobs_of_a_run_that_have_not_ended_are_ended(server: ApiServer, expe
 
 DRIVER = """
 import sys
+from pathlib import Path
 from ray_jobs.launch import kuberay
+from ray_jobs.launch.kuberay import pipeline_run
 from wukong import config, storage
 crawl = {"queries": "file:///q", "endpoint": "http://x.invalid"}
 experiment = config.parse({"name": "demo", "storage": sys.argv[1], "crawl": crawl})
+pipeline_run.NAMESPACE_FILE = Path(sys.argv[3])
 timing = kuberay.Timing(watch=5, poll=0.05, patience=float(sys.argv[2]))
 kuberay.run_job("filter", experiment, "r", ["filter", "--run", "r"], {}, "wukong", timing)
 """
 
 
-def start_driver(tmp_path: Path, patience: float) -> "subprocess.Popen[str]":
-    """Start a launcher in a process of its own."""
+def start_driver(tmp_path: Path, patience: float, workflow: str = "") -> "subprocess.Popen[str]":
+    """Start a launcher in a process of its own, as in a pod of a Workflow where one is named."""
     environment = os.environ | {"KUBECONFIG": str(tmp_path / "kubeconfig"), "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-c", DRIVER, storage.from_path(tmp_path), str(patience)]
+    if workflow:
+        environment["ARGO_WORKFLOW_NAME"] = workflow
+        (tmp_path / "namespace").write_text("kubeflow\n")
+    command = [sys.executable, "-c", DRIVER, storage.from_path(tmp_path), str(patience), str(tmp_path / "namespace")]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -199,9 +297,83 @@ def test_the_job_of_a_killed_component_is_found_again(
     driver.kill()
     driver.wait(120)
     (job,) = server.jobs.values()
+    leave_output(experiment_at(storage.from_path(tmp_path)), "r")
     job["status"] |= SUCCEEDED
     run_job("filter", experiment_at(storage.from_path(tmp_path)), "r", ["filter", "--run", "r"], {}, "wukong", FAST)
     assert sum(request.startswith("POST") for request in server.requests) == 1
+
+
+@pytest.fixture
+def component(server: ApiServer, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A launcher as in the pod of a pipeline run that goes on; its job runs and does not end."""
+    server.change_workflow("run-x7k2p", {"entrypoint": "entrypoint"})
+    server.scripts = [[NEW, RUNNING, ("log", "at work")]]
+    with start_driver(tmp_path, 1.0, "run-x7k2p") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        yield process
+        process.kill()
+
+
+def test_the_job_of_a_component_that_is_drained_goes_on_and_the_next_takes_it_over(
+    server: ApiServer, component: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    component.send_signal(signal.SIGTERM)
+    assert component.wait(60) == 128 + signal.SIGTERM
+    (job,) = server.jobs.values()
+    leave_output(experiment_at(storage.from_path(tmp_path)), "r")
+    job["status"] |= SUCCEEDED
+    run_job("filter", experiment_at(storage.from_path(tmp_path)), "r", ["filter", "--run", "r"], {}, "wukong", FAST)
+    assert sum(request.startswith("POST") for request in server.requests) == 1
+    assert not any(request.startswith("DELETE") for request in server.requests)
+
+
+def test_a_terminated_run_deletes_its_job_before_argo_signals_it(
+    server: ApiServer, component: "subprocess.Popen[str]"
+) -> None:
+    began = time.monotonic()
+    server.change_workflow("run-x7k2p", {"activeDeadlineSeconds": 0})
+    assert component.wait(60) == 128 + signal.SIGTERM
+    assert not server.jobs
+    assert time.monotonic() - began < 10
+
+
+def test_a_run_that_cannot_be_read_counts_as_going_on(server: ApiServer, component: "subprocess.Popen[str]") -> None:
+    server.rules["kubeflow"] = []
+    component.send_signal(signal.SIGTERM)
+    assert component.wait(60) == 128 + signal.SIGTERM
+    assert len(server.jobs) == 1
+
+
+def test_a_terminated_run_that_cannot_be_watched_is_asked_for(server: ApiServer, tmp_path: Path) -> None:
+    server.change_workflow("run-x7k2p", {})
+    server.rules["kubeflow"][0]["verbs"] = ["get"]
+    server.scripts = [[NEW, RUNNING, ("log", "at work")]]
+    with start_driver(tmp_path, 1.0, "run-x7k2p") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        server.change_workflow("run-x7k2p", {"activeDeadlineSeconds": 0})
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert not server.jobs
+
+
+@pytest.mark.parametrize(
+    ("workflow", "ending"),
+    [
+        ({}, False),
+        ({"spec": {"activeDeadlineSeconds": 0}}, True),
+        ({"spec": {"activeDeadlineSeconds": 60}}, False),
+        ({"spec": {"activeDeadlineSeconds": 60}, "status": {"startedAt": "2026-01-01T00:00:00Z"}}, True),
+        ({"spec": {"activeDeadlineSeconds": 10**10}, "status": {"startedAt": "2026-01-01T00:00:00Z"}}, False),
+        ({"spec": {"shutdown": "Terminate"}}, True),
+        ({"status": {"phase": "Running"}}, False),
+        ({"status": {"phase": "Failed"}}, True),
+        ({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, True),
+    ],
+)
+def test_when_a_workflow_is_ending(workflow: dict[str, Any], ending: bool) -> None:
+    assert is_ending(workflow) == ending
 
 
 @pytest.fixture
