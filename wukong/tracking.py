@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wukong import storage
+from wukong.cancel import JobLeftError
 from wukong.config import Experiment
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Manifest, code_revision, digest_of
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 RUN_TAG = "wukong.run"
 _EXPERIMENT_TAG = "wukong.experiment"
 _PARENT_TAG = "mlflow.parentRunId"
+_STAGE_TAG = "wukong.stage"
 _REVISION_TAG = "mlflow.source.git.commit"
 _HURRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}  # by default, minutes
 _MAX_PARAM = 6000  # characters of a parameter's value; what is longer is cut, the manifest holds it whole
@@ -44,7 +46,9 @@ def stage_run(experiment: Experiment, run: str, stage: str) -> Iterator[str | No
     """Open the nested MLflow run of one stage. Its parent is the pipeline's run, which the first stage makes.
 
     Yields the run's ID, for ``MLFLOW_RUN_ID`` of the stage's job, or None if nothing is tracked. The run ends as FAILED
-    if the block raises an error, as KILLED if it is cancelled.
+    if the block raises an error, as KILLED if it is cancelled. If this process is ended and leaves its job to a
+    later one (``JobLeftError``), or is killed, the run stays open, and the later one goes on with it: the job logs to
+    it.
 
     Raises:
         ConfigError: the pipeline's run of that name is another experiment's.
@@ -62,17 +66,14 @@ def stage_run(experiment: Experiment, run: str, stage: str) -> Iterator[str | No
         )
     if parent.info.status != "RUNNING":  # a run that has ended and continues under its name
         client.update_run(parent.info.run_id, status="RUNNING")
-    nested = client.create_run(
-        experiment_id=parent.info.experiment_id,
-        run_name=stage,
-        tags={
-            "mlflow.parentRunId": parent.info.run_id,
-            "wukong.stage": stage,
-            "mlflow.source.git.commit": code_revision(),
-        },
-    ).info.run_id
+    tags = {_PARENT_TAG: parent.info.run_id, _STAGE_TAG: stage, _REVISION_TAG: code_revision()}
+    same = " and ".join([f"tags.`{name}` = '{value}'" for name, value in tags.items()])
+    left = client.search_runs([parent.info.experiment_id], f"{same} and attributes.status = 'RUNNING'", max_results=1)
+    nested = (left[0] if left else client.create_run(parent.info.experiment_id, run_name=stage, tags=tags)).info.run_id
     try:
         yield nested
+    except JobLeftError:
+        raise
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         client.set_terminated(nested, status)

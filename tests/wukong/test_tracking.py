@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from wukong import config, storage, tracking
+from wukong.cancel import JobLeftError
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Manifest, Stage
 
@@ -200,3 +201,22 @@ def test_without_a_server_nothing_is_tracked_and_the_log_says_so(
         tracking.log_metrics({"loss": 1.0})
     assert run_id is None
     assert "not tracked" in caplog.text
+
+
+def test_a_component_that_takes_a_job_over_goes_on_with_the_run_that_the_job_logs_to(
+    experiment: config.Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(JobLeftError), tracking.stage_run(experiment, "first", "pretrain") as left:
+        monkeypatch.setenv("MLFLOW_RUN_ID", str(left))
+        tracking.log_metrics({"loss": 2.0}, step=1)
+        raise JobLeftError(143)
+    assert {run.info.status for run in runs_of(experiment).values()} == {"RUNNING"}
+    with tracking.stage_run(experiment, "first", "pretrain") as taken_over:
+        tracking.log_metrics({"loss": 1.0}, step=2)
+        tracking.log_stage(taken_over, finished(experiment, "pretrain"))
+    assert taken_over == left
+    assert runs_of(experiment)["pretrain"].info.status == "FINISHED"
+    assert [entry.value for entry in mlflow.MlflowClient().get_metric_history(left, "loss")] == [2.0, 1.0]
+    with tracking.stage_run(experiment, "first", "pretrain") as again:
+        pass
+    assert again != left, "a stage that has ended is another run when it is repeated"
