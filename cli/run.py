@@ -1,6 +1,5 @@
 """``wukong run``: run the pipeline on this machine and show each stage."""
 
-import json
 import os
 import re
 import shutil
@@ -21,7 +20,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 
 from cli import begin, hold, own_data, summary
-from wukong import events, run_records, storage, tracking
+from wukong import events, experiments, run_records, storage, tracking
 from wukong.cancel import end_on_signal
 from wukong.config import Experiment
 from wukong.errors import ConfigError, WukongError
@@ -151,9 +150,9 @@ def _run_pipeline(
     from pipelines import local
     from pipelines.training import training
 
-    text = json.dumps(experiment.model_dump(mode="json"), ensure_ascii=False)
+    arguments = {"experiment": experiments.store(experiment), "run": run}
     try:
-        local.run(training, {"experiment": text, "run": run}, folder / "kfp", watch.line, containers)
+        local.run(training, arguments, folder / "kfp", watch.line, containers)
     except local.InterruptedRunError as interrupted:
         tracking.end_open_runs(experiment, run, "KILLED")
         message = f"{interrupted}; its runs in MLflow are ended as KILLED. {hold.outlook(experiment, run)}"

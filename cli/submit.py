@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import yaml
 from rich.console import Console
 
+from components import run_ends
 from wukong import preflight
 from wukong.config import Experiment
 from wukong.errors import ConfigError, WukongError
@@ -58,17 +59,18 @@ def parameters(file: Path, experiment: Experiment, run: str, given: list[str]) -
 
     Args:
         file: the compiled pipeline.
-        experiment: for the parameter ``experiment``.
+        experiment: for the parameter ``experiment``, which gets what its file and ``--set`` have set.
         run: for the parameter ``run``.
         given: ``name=value`` entries, whose values are YAML.
 
     Raises:
-        ConfigError: the pipeline has no such parameter, the value is of another type, or one it needs is missing.
+        ConfigError: the pipeline has no such parameter, the value is of another type, one it needs is missing, or they
+            make no valid experiment.
     """
     specification = next(yaml.safe_load_all(file.read_text(encoding="utf-8")))
     known = specification["root"]["inputDefinitions"]["parameters"]
     made: dict[str, Any] = {
-        "experiment": json.dumps(experiment.model_dump(mode="json"), ensure_ascii=False),
+        "experiment": experiment.model_dump(mode="json", exclude_unset=True),
         "run": run,
     }
     for entry in given:
@@ -86,6 +88,8 @@ def parameters(file: Path, experiment: Experiment, run: str, given: list[str]) -
     missing = [name for name, definition in known.items() if name not in made and "defaultValue" not in definition]
     if missing:
         raise ConfigError(f"the {file.stem} pipeline needs --param {missing[0]}=…: {known[missing[0]]['description']}")
+    numbers = {name: made[name] for name in run_ends.NUMBERS if name in made}
+    run_ends.experiment_of(made["experiment"], made.get("overrides", []), numbers)  # as the first component does
     return made
 
 
@@ -138,7 +142,9 @@ class Pipelines:
         if not found:
             uploaded = self._ask(
                 "upload the pipeline's version",
-                lambda: self._client.upload_pipeline_version(str(file), version, pipeline_id=pipeline),
+                lambda: self._client.upload_pipeline_version(
+                    str(file), version, pipeline_id=pipeline, description=description
+                ),
             )
             return pipeline, uploaded.pipeline_version_id
         return pipeline, found[0].pipeline_version_id

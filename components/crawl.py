@@ -14,7 +14,7 @@ def crawl(
     """Search for every query, download the images, write shards and one row for each URL.
 
     Args:
-        experiment: the experiment as JSON.
+        experiment: URI of the experiment.
         run: name of the pipeline run.
         manifest: what the stage wrote, and where.
     """

@@ -17,7 +17,7 @@ def evaluate(
     """Measure zero-shot classification and retrieval on what was held out.
 
     Args:
-        experiment: the experiment as JSON.
+        experiment: URI of the experiment.
         run: name of the pipeline run.
         filter_manifest: manifest of the filter stage.
         pretrain_manifest: manifest of the pretrain stage.

@@ -15,7 +15,7 @@ def filter_pairs(
     """Apply the image and text rules, split, and repack the kept pairs.
 
     Args:
-        experiment: the experiment as JSON.
+        experiment: URI of the experiment.
         run: name of the pipeline run.
         crawl_manifest: manifest of the crawl stage.
         manifest: what the stage wrote, and where.

@@ -15,18 +15,16 @@ def find_manifest(
     """Find the manifest of a stage of an earlier run.
 
     Args:
-        experiment: the experiment as JSON.
+        experiment: URI of the experiment.
         run: name of the earlier run.
         stage: name of the stage.
         manifest: what that stage wrote, and where.
     """
-    import json
-
     from components.run_ends import manifest_of
     from components.stage import save_artifact
-    from wukong import config
+    from wukong import experiments
     from wukong.manifest import load
 
-    result = load(manifest_of(config.parse(json.loads(experiment)), run, stage))
+    result = load(manifest_of(experiments.load(experiment), run, stage))
     save_artifact(result, manifest.path)
     manifest.metadata["digest"] = result.digest

@@ -16,7 +16,7 @@ def finetune(
     """Fine-tune the pre-trained model for retrieval.
 
     Args:
-        experiment: the experiment as JSON.
+        experiment: URI of the experiment.
         run: name of the pipeline run.
         filter_manifest: manifest of the filter stage.
         pretrain_manifest: manifest of the pretrain stage.

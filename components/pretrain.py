@@ -17,7 +17,7 @@ def pretrain(
     """Train the text encoder against the locked image encoder.
 
     Args:
-        experiment: the experiment as JSON.
+        experiment: URI of the experiment.
         run: name of the pipeline run.
         filter_manifest: manifest of the filter stage.
         validate_manifest: manifest of the validate stage.

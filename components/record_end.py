@@ -1,5 +1,7 @@
 """The exit handler of a run on a cluster: it records how the run ended."""
 
+from typing import Any
+
 from kfp import dsl
 
 from components.container_image import DATA_IMAGE
@@ -7,7 +9,7 @@ from components.container_image import DATA_IMAGE
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
 def record_end(
-    experiment: str,
+    experiment: dict[str, Any],
     overrides: list[str],
     run: str,
     job: str,
@@ -16,15 +18,17 @@ def record_end(
     """Record how the run ended; end RayJobs and MLflow runs that it has left.
 
     Args:
-        experiment: the experiment as YAML or JSON, as the pipeline got it.
+        experiment: as the pipeline got it.
         overrides: as the pipeline got them.
         run: name of the run; empty for KFP's.
         job: KFP's name of the run.
         status: how the run ended; KFP fills it in.
     """
+    import json
     import logging
 
     from components.run_ends import record_end_of
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    record_end_of(experiment, overrides, run or job, job, status.state, status.error_message or "")
+    text = json.dumps(experiment, ensure_ascii=False)
+    record_end_of(text, overrides, run.strip() or job, job, status.state, status.error_message or "")

@@ -16,7 +16,7 @@ def register(
     """Register the model in MLflow, under the alias when it beats the model that holds it.
 
     Args:
-        experiment: the experiment as JSON.
+        experiment: URI of the experiment.
         run: name of the pipeline run.
         finetune_manifest: manifest of the finetune stage, whose model is registered.
         evaluate_manifest: manifest of the evaluate stage, whose metrics decide.

@@ -15,7 +15,7 @@ def release(
     """Write the training pairs that passed the gate as a set to publish.
 
     Args:
-        experiment: the experiment as JSON.
+        experiment: URI of the experiment.
         run: name of the pipeline run.
         validate_manifest: manifest of the validate stage.
         manifest: what was written, and where.
@@ -24,7 +24,7 @@ def release(
     from wukong import tracking
     from wukong.publish import release as library
 
-    parsed = experiment_of(experiment)
+    parsed = experiment_of(experiment, "release", run)
     with cancellable(), recorded(parsed, run, "release"), tracking.stage_run(parsed, run, "release") as run_id:
         released = library.release(parsed, load_artifact(validate_manifest.path))
         tracking.log_stage(run_id, released)

@@ -16,7 +16,7 @@ def report(
     """Make one page of the whole run: funnel, results beside chance, examples, times, lineage.
 
     Args:
-        experiment: the experiment as JSON.
+        experiment: URI of the experiment.
         run: name of the pipeline run.
         evaluate_manifest: manifest of the evaluate stage; the others are found through it.
         registration: what the register stage decided.

@@ -4,8 +4,9 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from wukong import config, run_records, tracking
+from wukong import config, experiments, preflight, run_records, stages, tracking
 from wukong.config import Experiment
 from wukong.errors import ConfigError, DataError
 
@@ -16,23 +17,85 @@ _CANCELLED = ("CANCELLED", "CANCELED", "RUNNING", "NEW")
 """The exit handler gets the state of the run's execution in ML Metadata: COMPLETE for a run that succeeded; RUNNING for
 one that was terminated, whose execution nobody ended."""
 
-AS_IS = -1
-"""Default of numeric parameters: the experiment's own value stays."""
+NUMBERS: Mapping[str, tuple[type[int] | type[float], tuple[str, ...]]] = {
+    "epochs": (int, ("pretrain.epochs",)),
+    "batch_size": (int, ("pretrain.batch_size",)),
+    "learning_rate": (float, ("pretrain.learning_rate",)),
+    "workers": (int, tuple(f"{stage}.workers" for stage in stages.TRAININGS)),
+    "gpus_per_worker": (int, tuple(f"{stage}.gpus_per_worker" for stage in stages.TRAININGS)),
+}
+"""Parameters that stand for a number of the experiment: its type, and the keys that it sets."""
 
 
-def experiment_of(text: str, overrides: Sequence[str], values: Mapping[str, float | str]) -> Experiment:
+def experiment_of(given: Mapping[str, Any], overrides: Sequence[str], numbers: Mapping[str, str]) -> Experiment:
     """Make the experiment from a pipeline's parameters.
 
     Args:
-        text: the experiment as YAML or JSON.
+        given: the parameter ``experiment``.
         overrides: ``key.path=value`` entries, applied first.
-        values: by dotted key; values that are ``AS_IS`` or empty change nothing.
+        numbers: parameters of ``NUMBERS``, as texts; an empty one leaves the experiment's own value.
 
     Raises:
-        ConfigError: the result is not a valid experiment.
+        ConfigError: the result is not a valid experiment, or a text is no number; the message says what to write.
     """
-    given = [f"{key}={json.dumps(value)}" for key, value in values.items() if value not in (AS_IS, "")]
-    return config.loads(text, [*overrides, *given], where="the pipeline's experiment")
+    changes = []
+    for name, text in numbers.items():
+        kind, keys = NUMBERS[name]
+        if not text.strip():
+            continue
+        try:
+            value = kind(text)
+        except ValueError as error:
+            what = "a whole number" if kind is int else "a number"
+            raise ConfigError(f"{name}: {text!r} is not {what}; leave it empty for the experiment's own") from error
+        changes += [f"{key}={value!r}" for key in keys]
+    where = "the pipeline's parameter experiment"
+    return config.loads(json.dumps(given, ensure_ascii=False), [*overrides, *changes], where=where)
+
+
+def configured(
+    given: Mapping[str, Any],
+    overrides: Sequence[str],
+    numbers: Mapping[str, str],
+    name: str,
+    job: str,
+    names: Sequence[str],
+    continue_last_run: bool,
+) -> tuple[str, str, str]:
+    """Check what a run is asked to do, store its experiment, and take the run's name for it.
+
+    Args:
+        given: see ``experiment_of``, like the next two.
+        overrides: ``key.path=value`` entries.
+        numbers: parameters of ``NUMBERS``.
+        name: of the run; empty for ``job``.
+        job: KFP's name of the run.
+        names: of the stages that will run.
+        continue_last_run: whether the experiment continues its own last run.
+
+    Returns:
+        URI of the experiment, the run's name, and the URI of the pre-training to start from, empty for none.
+
+    Raises:
+        ConfigError: the run cannot be done as it is asked for; the message says what to change.
+    """
+    run = name.strip() or job
+    try:
+        run_records.check_name(run)
+    except ConfigError as error:
+        raise ConfigError(f"run: {error}; or leave the parameter run empty for KFP's name of the run") from error
+    experiment, start = experiment_of(given, overrides, numbers), ""
+    log.info("Check: the run %s of experiment %s: %s", run, experiment.name, ", ".join(names))
+    preflight.check_stages(experiment, names)
+    preflight.check_world(experiment, names)
+    if "crawl" in names:  # a pipeline that crawls reads the lists, another reads none
+        preflight.check_lists(experiment)
+    if continue_last_run:
+        experiment, start = continue_experiment(experiment)
+    run_records.claim(experiment, run, job)
+    uri = experiments.store(experiment)
+    log.info("the run %s does what %s says", run, uri)
+    return uri, run, start
 
 
 def continue_experiment(experiment: Experiment) -> tuple[Experiment, str]:

@@ -9,16 +9,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ray_jobs.launch import launch
-from wukong import cancel, config, events, manifest, run_records, storage, tracking
+from wukong import cancel, events, experiments, manifest, run_records, stages, storage, tracking
 from wukong.config import Experiment
 from wukong.errors import WukongError
 from wukong.manifest import Manifest
 
+log = logging.getLogger(__name__)
 
-def experiment_of(text: str) -> Experiment:
-    """Parse the pipeline's ``experiment`` parameter, the experiment as JSON."""
+
+def experiment_of(uri: str, stage: str, run: str) -> Experiment:
+    """Read the experiment of a stage's component, and say in the log's first line what the component does.
+
+    Args:
+        uri: the component's ``experiment``, which ``configure`` or the command line has stored.
+        stage: the component's stage.
+        run: name of the pipeline run.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(message)s", datefmt="%H:%M:%S")
-    return config.parse(json.loads(text), where="the pipeline's experiment parameter")
+    entry = stages.of(stage)
+    log.info("%s: makes %s for the run %s, as %s says", entry.title, entry.hands_on, run, uri)
+    return experiments.load(uri)
 
 
 def run_stage(
@@ -28,7 +38,7 @@ def run_stage(
 
     Args:
         stage: name of the stage, whose job runs.
-        experiment: the experiment as JSON.
+        experiment: URI of the experiment.
         run: name of the pipeline run.
         parents: local paths of the manifests handed in.
         output: local path of the manifest artifact to write.
@@ -37,7 +47,7 @@ def run_stage(
     Raises:
         JobError: the job failed; the message is the job's own.
     """
-    parsed = experiment_of(experiment)
+    parsed = experiment_of(experiment, stage, run)
     inputs = [load_artifact(path) for path in parents]
     with cancellable(), events.stage(stage), tracking.stage_run(parsed, run, stage) as run_id:
         uris = [*(f"{parent.uri}/manifest.json" for parent in inputs), *earlier]
@@ -51,7 +61,7 @@ def register_model(experiment: str, run: str, model: str, evaluation: str) -> di
     """Register the fine-tuned model in MLflow and end the pipeline's run with its final metrics.
 
     Args:
-        experiment: the experiment as JSON.
+        experiment: URI of the experiment.
         run: name of the pipeline run.
         model: local path of the manifest whose ``model/`` folder is registered.
         evaluation: local path of the evaluation's manifest.
@@ -59,7 +69,7 @@ def register_model(experiment: str, run: str, model: str, evaluation: str) -> di
     Returns:
         The result of ``wukong.tracking.register``; empty if no tracking server is configured.
     """
-    parsed = experiment_of(experiment)
+    parsed = experiment_of(experiment, "register", run)
     evaluated = load_artifact(evaluation)
     outcome: dict[str, float] = {}
     with cancellable(), recorded(parsed, run, "register"):
@@ -76,7 +86,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
     The data docs and the dataset card lie beside the report, under ``docs/``; it links to them.
 
     Args:
-        experiment: the experiment as JSON.
+        experiment: URI of the experiment.
         run: name of the pipeline run, whose records lead to the other stages' manifests.
         evaluation: local path of the evaluation's manifest.
         registration: the result of ``register_model``.
@@ -84,7 +94,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
     """
     from wukong.report import run_report
 
-    parsed = experiment_of(experiment)
+    parsed = experiment_of(experiment, "report", run)
     evaluated = load_artifact(evaluation)
     with cancellable(), recorded(parsed, run, "report"):
         records = [record for record in run_records.read_all(parsed, run) if record.manifest]

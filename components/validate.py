@@ -15,7 +15,7 @@ def validate(
     """Check the kept pairs against the expectations; a failing one stops the pipeline.
 
     Args:
-        experiment: the experiment as JSON.
+        experiment: URI of the experiment.
         run: name of the pipeline run.
         filter_manifest: manifest of the filter stage.
         manifest: what the stage wrote, and where.

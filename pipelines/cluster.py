@@ -3,11 +3,11 @@
 A local run needs none of this: the command line has the experiment, and the environment the addresses.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -17,10 +17,30 @@ from components.configure import configure
 from components.record_end import record_end
 from wukong import stages
 
-EXPERIMENT = json.dumps(
-    yaml.safe_load((Path(__file__).parent / "experiment.yaml").read_text(encoding="utf-8")), ensure_ascii=False
-)
-"""Default of every pipeline's ``experiment`` parameter; on one line, because KFP repeats it in a comment."""
+EXPERIMENT: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "experiment.yaml").read_text(encoding="utf-8"))
+"""Default of every pipeline's ``experiment`` parameter. As a mapping, which KFP's page opens in an editor."""
+
+FILL_IN = """
+Press **Open Json Editor** at `experiment` and replace its queries and endpoint; `wukong config` prints all keys.
+
+`overrides` changes single values, for instance `["crawl.max_queries=1000"]`.
+
+`run` names the records, the MLflow run and the report; empty takes KFP's name of the run.
+"""
+"""How to fill in the parameters that every pipeline has: KFP's page shows descriptions of pipelines alone."""
+
+NUMBERS = """
+`epochs`, `batch_size`, `learning_rate`: of pre-training. Empty takes the experiment's.
+
+`workers`, `gpus_per_worker`: Ray workers of both trainings, and GPUs of each. Empty takes the experiment's.
+"""
+"""How to fill in the numbers. They are texts, because a number on KFP's page cannot be left empty."""
+
+WITHOUT_COLOURS = {"NO_COLOR": "1", "RAY_COLOR_PREFIX": "0"}
+"""Environment variables of components: KFP's page shows the codes of colours as boxes."""
+
+STAY = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
+"""Annotations of components' pods: whoever saves nodes does not move them."""
 
 SETTINGS = ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "MLFLOW_TRACKING_URI", "WUKONG_CLUSTER", "DO_NOT_TRACK")
 """Keys of the ConfigMap ``wukong-settings`` that components get."""
@@ -34,7 +54,7 @@ SECRETS = {
 
 @dataclass(frozen=True)
 class Run:
-    """Outputs of ``configure`` for the stages: the experiment as JSON, the run's name, a pre-training to start from."""
+    """Outputs of ``configure`` for the stages: the experiment's URI, the run's name, a pre-training to start from."""
 
     experiment: Any
     name: Any
@@ -47,48 +67,39 @@ def run(
     overrides: Any,
     name: Any,
     *,
-    epochs: Any = -1,
-    batch_size: Any = -1,
-    learning_rate: Any = -1.0,
-    workers: Any = -1,
-    gpus_per_worker: Any = -1,
+    numbers: Mapping[str, Any] = MappingProxyType({}),
     continue_last_run: bool = False,
     names: Sequence[str] = stages.WHOLE_RUN,
 ) -> Iterator[Run]:
     """Check the experiment before the tasks of the block; afterwards record how the run ended, whatever happened.
 
+    The check stands before the exit handler: a run that is refused there has written nothing that wants an end, and
+    the stages' tasks get its outputs alone.
+
     Args:
-        experiment: the pipeline's parameter, YAML or JSON.
+        experiment: the pipeline's parameter.
         overrides: the pipeline's parameter.
         name: the pipeline's parameter; empty for KFP's name of the run.
-        epochs: see ``components.configure``, like the next four.
-        batch_size: of pre-training.
-        learning_rate: of pre-training.
-        workers: of both trainings.
-        gpus_per_worker: of both trainings.
+        numbers: parameters of the pipeline that stand for numbers of the experiment, see ``components.configure``.
         continue_last_run: see ``components.configure``.
         names: of the stages in the block; what they need must be there.
     """
     # The resource name: the other placeholder gives the name shown in the UI, "Run of training (8f1e9)", which neither
     # a label nor a folder can have.
     job = dsl.PIPELINE_JOB_RESOURCE_NAME_PLACEHOLDER
+    made = configure(
+        experiment=experiment,
+        overrides=overrides,
+        run=name,
+        job=job,
+        stages=list(names),
+        continue_last_run=continue_last_run,
+        **numbers,
+    )
+    prepare(made, "Check the experiment", retries=0)
     ended = record_end(experiment=experiment, overrides=overrides, run=name, job=job)
     prepare(ended, "Record how the run ended", retries=1)
     with dsl.ExitHandler(ended, name="The run"):
-        made = configure(
-            experiment=experiment,
-            overrides=overrides,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            workers=workers,
-            gpus_per_worker=gpus_per_worker,
-            run=name,
-            job=job,
-            continue_last_run=continue_last_run,
-            stages=list(names),
-        )
-        prepare(made, "Check the experiment", retries=0)
         yield Run(made.outputs["experiment"], made.outputs["run"], made.outputs["start"])
 
 
@@ -104,18 +115,26 @@ def prepare(task: dsl.PipelineTask, title: str, *, retries: int = 2, memory: str
     A stage does its work in a RayJob and finds finished work by its manifest. So KFP's own cache is off: it would hand
     on a manifest whose data may be gone.
 
+    KFP starts a task again only when its pod was lost (its workflows' ``retryPolicy`` is ``OnError``), not when the
+    component has failed: what can be tried again there, the launcher tries. Argo counts ``backoff_max_duration`` from
+    the start of the first attempt and starts none after it, so it is longer than any stage.
+
     Args:
         task: the task.
         title: what the UI calls it.
-        retries: how often it is started again when it has failed.
+        retries: how often it is started again when its pod was lost.
         memory: limit of its pod.
     """
     task.set_display_name(title)
     task.set_caching_options(enable_caching=False)
-    task.set_cpu_request("250m").set_cpu_limit("2")
-    task.set_memory_request("512Mi").set_memory_limit(memory)
+    task.set_cpu_request("100m").set_cpu_limit("2")
+    task.set_memory_request("256Mi").set_memory_limit(memory)
     if retries:
-        task.set_retry(retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
+        task.set_retry(retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="365d")
+    for variable, value in WITHOUT_COLOURS.items():
+        task.set_env_variable(variable, value)
+    for annotation, value in STAY.items():
+        kubernetes.add_pod_annotation(task, annotation, value)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
     kubernetes.use_config_map_as_env(task, "wukong-settings", {key: key for key in SETTINGS})
     for secret, keys in SECRETS.items():

@@ -5,6 +5,7 @@ time or the hash seed.
 """
 
 import argparse
+import itertools
 import sys
 import warnings
 from pathlib import Path
@@ -37,6 +38,10 @@ def compile_all(folder: Path = FOLDER) -> list[Path]:
             # Components come with the image, KFP included: nothing is installed when they start.
             warnings.simplefilter("ignore", category=FutureWarning)
             compiler.Compiler().compile(pipeline, str(files[-1]))
+        # KFP's comment repeats the default experiment, with its keys in another order each time.
+        lines = files[-1].read_text(encoding="utf-8").splitlines(keepends=True)
+        text = "".join(itertools.dropwhile(lambda line: line.startswith("#"), lines))
+        files[-1].write_text(f"# Made by python -m pipelines.compile: do not edit.\n{text}", encoding="utf-8")
     return files
 
 

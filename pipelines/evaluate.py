@@ -1,5 +1,7 @@
 """Measure the model of an earlier run again, as a KFP pipeline for a cluster."""
 
+from typing import Any
+
 from kfp import dsl
 
 from components.evaluate import evaluate
@@ -9,10 +11,15 @@ from pipelines.training import show_results
 from wukong import stages
 
 
-@dsl.pipeline(name="wukong-evaluate", description="Measure the model of an earlier run, by other tasks or prompts.")
+@dsl.pipeline(
+    name="wukong-evaluate",
+    description="Measure the model of an earlier run, by other tasks or prompts.\n\n"
+    "`of_run` is the name of that run, and `experiment` its experiment; the `evaluate` section says what is measured.\n"
+    + cluster.FILL_IN,
+)
 def evaluate_on_cluster(
     of_run: str,
-    experiment: str = cluster.EXPERIMENT,
+    experiment: dict[str, Any] = cluster.EXPERIMENT,
     overrides: list[str] = [],  # noqa: B006 - KFP reads the default, nobody changes it
     run: str = "",
 ) -> None:
@@ -20,7 +27,7 @@ def evaluate_on_cluster(
 
     Args:
         of_run: name of the run whose data and models are measured.
-        experiment: the experiment of that run, YAML or JSON; its `evaluate` section says what is measured.
+        experiment: the experiment of that run; its `evaluate` section says what is measured.
         overrides: single values of the experiment to change, for instance ["evaluate.batch_size=512"].
         run: name of this run. Empty takes KFP's.
     """

@@ -25,7 +25,7 @@ def tasks_of(
 
     Args:
         names: of the stages, in the table's order, with all that they read.
-        experiment: the experiment as JSON.
+        experiment: URI of the experiment.
         run: name of the run.
         arguments: further arguments of components, by stage.
     """
@@ -43,7 +43,7 @@ def training_tasks(experiment: Any, run: Any, start: Any = "") -> dict[str, dsl.
     """All tasks of the workflow, by stage.
 
     Args:
-        experiment: the experiment as JSON.
+        experiment: URI of the experiment.
         run: name of the run.
         start: URI of an earlier pre-training's manifest, whose model the next one starts from; empty to start anew.
     """
@@ -55,7 +55,7 @@ def training(experiment: str, run: str) -> None:
     """Crawl, filter, validate, pre-train, fine-tune, evaluate, register, report.
 
     Args:
-        experiment: the experiment as JSON, as ``wukong config`` prints it.
+        experiment: URI of the experiment in storage.
         run: name of this run, under which its records, its MLflow run and its report are filed.
     """
     training_tasks(experiment, run)
@@ -75,39 +75,46 @@ def show_results(evaluated: dsl.PipelineTask) -> None:
     cluster.cached(shown)
 
 
-@dsl.pipeline(name="wukong-training", description="From a list of Chinese words to an evaluated vision-language model.")
+@dsl.pipeline(
+    name="wukong-training",
+    description="From a list of Chinese words to an evaluated vision-language model.\n"
+    + cluster.FILL_IN
+    + cluster.NUMBERS,
+)
 def training_on_cluster(
-    experiment: str = cluster.EXPERIMENT,
+    experiment: dict[str, Any] = cluster.EXPERIMENT,
     overrides: list[str] = [],  # noqa: B006 - KFP reads the default, nobody changes it
-    epochs: int = -1,
-    batch_size: int = -1,
-    learning_rate: float = -1.0,
-    workers: int = -1,
-    gpus_per_worker: int = -1,
+    epochs: str = "",
+    batch_size: str = "",
+    learning_rate: str = "",
+    workers: str = "",
+    gpus_per_worker: str = "",
     run: str = "",
 ) -> None:
     """Crawl, filter, validate, pre-train, fine-tune, evaluate, register, report.
 
     Args:
-        experiment: the experiment, YAML or JSON (`wukong config` prints one in full). Stages whose inputs have not
+        experiment: the experiment (`wukong config` prints one in full). Stages whose inputs have not
             changed since an earlier run are found again, not repeated.
         overrides: single values of the experiment to change, for instance ["crawl.max_queries=1000"].
-        epochs: of pre-training. -1 takes the experiment's.
-        batch_size: pairs a step of pre-training, over all workers. -1 takes the experiment's.
-        learning_rate: of pre-training. -1 takes the experiment's.
-        workers: Ray workers of pre-training and fine-tuning. -1 takes the experiment's.
-        gpus_per_worker: GPUs of each of those workers, 0 for none. -1 takes the experiment's.
+        epochs: of pre-training. Empty takes the experiment's.
+        batch_size: pairs a step of pre-training, over all workers. Empty takes the experiment's.
+        learning_rate: of pre-training. Empty takes the experiment's.
+        workers: Ray workers of pre-training and fine-tuning. Empty takes the experiment's.
+        gpus_per_worker: GPUs of each of those workers, 0 for none. Empty takes the experiment's.
         run: name of this run, under which its records, its MLflow run and its report are filed. Empty takes KFP's.
     """
     with cluster.run(
         experiment,
         overrides,
         run,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        workers=workers,
-        gpus_per_worker=gpus_per_worker,
+        numbers={
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "workers": workers,
+            "gpus_per_worker": gpus_per_worker,
+        },
     ) as begun:
         tasks = training_tasks(begun.experiment, begun.name)
         cluster.prepare_stages(tasks)

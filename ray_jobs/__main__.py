@@ -15,7 +15,7 @@ import traceback
 import ray
 import ray.exceptions
 
-from wukong import config, events, manifest, run_records, stages, storage
+from wukong import events, experiments, manifest, run_records, stages, storage
 from wukong.cancel import end_with_parent
 from wukong.errors import WukongError
 
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(message)s", datefmt="%H:%M:%S")
     end_with_parent()
-    experiment = config.parse(storage.read_json(options.experiment), where=options.experiment)
+    experiment = experiments.load(options.experiment)
     started = time.monotonic()
     try:
         parents = {parent.stage: parent for parent in map(manifest.load, options.parent)}

@@ -18,7 +18,8 @@ from wukong import config, manifest, stages, storage
 from wukong.config import Experiment
 from wukong.errors import ConfigError
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
+# What a folder and, on a cluster, a label's value may be.
+_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?")
 _CLAIM = "experiment.json"
 _SHOWN = 5  # keys that differ, in a message
 _LONGEST = 60  # characters of a value, in a message
@@ -160,7 +161,8 @@ def check_name(run: str) -> None:
     """
     if not _NAME.fullmatch(run):
         raise ConfigError(
-            f"run name {run!r}: use up to 63 letters, digits, '.', '_' and '-', beginning with a letter or digit"
+            f"run name {run!r}: use up to 63 letters, digits, '.', '_' and '-', of which the first and the last are "
+            "letters or digits"
         )
 
 

@@ -21,10 +21,10 @@ import time
 from collections.abc import Mapping, Sequence
 
 from ray_jobs.launch import local
-from wukong import events, manifest, places, run_records, storage
+from wukong import events, experiments, manifest, places, run_records, storage
 from wukong.config import Experiment
 from wukong.errors import WukongError
-from wukong.manifest import Manifest, digest_of
+from wukong.manifest import Manifest
 
 # Variables that a job on another machine gets: they name the run it belongs to. Addresses of services and credentials
 # are in that machine's own environment. Never add credentials: Ray's dashboard and the RayJob show these values.
@@ -61,7 +61,7 @@ def launch(
     """
     if (known := _find_finished(stage, experiment, run_name, parents)) is not None:
         return known
-    arguments = [stage, "--experiment", _store(experiment), "--run", run_name]
+    arguments = [stage, "--experiment", experiments.store(experiment), "--run", run_name]
     for parent in parents:
         arguments += ["--parent", parent]
     variables = {**os.environ, **(environment or {})}
@@ -122,15 +122,6 @@ def _run_job(
 
         return job_api.run_job(arguments, sent, address)
     return local.run_job(arguments, variables)
-
-
-def _store(experiment: Experiment) -> str:
-    """Write the experiment to storage, unless it is there, and return its URI."""
-    value = experiment.model_dump(mode="json")
-    uri = storage.join(experiment.root, "experiments", f"{digest_of(value)[:16]}.json")
-    if not storage.exists(uri):
-        storage.write_json(uri, value)
-    return uri
 
 
 def _explain_missing_record(stage: str, status: int) -> str:

@@ -1,12 +1,13 @@
 """The first task of a pipeline: what cannot be run ends here, before any pod of a stage."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
 
 from components.configure import configure
-from wukong import storage
+from wukong import experiments, storage
 from wukong.errors import ConfigError
 from wukong.stages import WHOLE_RUN
 
@@ -14,23 +15,26 @@ HOLDOUTS = [{"name": "h", "source": "*", "captions": "unseen"}]
 
 
 def configured(
-    tmp_path: Path, overrides: list[str], *, run: str = "first", stages: tuple[str, ...] = WHOLE_RUN
+    tmp_path: Path, overrides: list[str], *, run: str = "first", stages: tuple[str, ...] = WHOLE_RUN, **numbers: str
 ) -> tuple[str, str, str]:
     (tmp_path / "urls.csv").write_text("url,caption\n")
-    value = {
+    value: dict[str, Any] = {
         "name": "x",
         "storage": storage.from_path(tmp_path / "data"),
         "crawl": {"engine": "urls", "endpoint": storage.from_path(tmp_path / "urls.csv")},
         "filter": {"split": {"held_out_captions": 0.1, "holdouts": HOLDOUTS}},
     }
-    text = yaml.safe_dump(value)
-    return configure.python_func(text, overrides, -1, -1, -1.0, -1, -1, run, "kfps-own", False, list(stages))
+    made: tuple[str, str, str] = configure.python_func(value, overrides, run, "kfps-own", list(stages), **numbers)
+    return made
 
 
 def test_what_can_be_run_is_handed_on(tmp_path: Path) -> None:
-    _, run, start = configured(tmp_path, [])
+    uri, run, start = configured(tmp_path, ["seed=3"], epochs="5")
     assert (run, start) == ("first", "")
-    assert configured(tmp_path, [], run="")[1] == "kfps-own"
+    experiment = experiments.load(uri)
+    assert (experiment.seed, experiment.pretrain.epochs) == (3, 5)
+    assert uri.startswith(f"{experiment.root}/experiments/")
+    assert configured(tmp_path, [], run=" ")[1] == "kfps-own"
 
 
 @pytest.mark.parametrize(
@@ -47,9 +51,19 @@ def test_what_cannot_be_run_is_named(tmp_path: Path, override: str, named: str) 
         configured(tmp_path, [override])
 
 
-def test_a_name_that_is_no_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"run name '\.\./x'"):
-        configured(tmp_path, [], run="../x")
+@pytest.mark.parametrize("name", ["../x", "Run of training (8f1e9)", "ends-with-", "x" * 64])
+def test_a_name_that_is_no_folder_or_label_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"run: run name {re.escape(repr(name))}(.|\n)*leave the parameter run empty"
+    ):
+        configured(tmp_path, [], run=name)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_list_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out.txt").write_text("a b c d\n")
+    with pytest.raises(ConfigError, match=r"release\.opt_out: "):
+        configured(tmp_path, [f"release.opt_out={storage.from_path(tmp_path / 'out.txt')}"])
 
 
 def test_a_data_set_needs_neither_hold_out_nor_weights(tmp_path: Path) -> None:

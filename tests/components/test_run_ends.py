@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from components import run_ends as ends
 from wukong import config, run_records, storage
@@ -20,23 +21,44 @@ pretrain: {{epochs: 4}}
 """
 
 
-def test_parameters_change_the_experiment_and_as_is_does_not(tmp_path: Path) -> None:
-    values = {"pretrain.epochs": 7, "pretrain.batch_size": ends.AS_IS, "pretrain.learning_rate": -1.0}
-    made = ends.experiment_of(text(tmp_path), ["pretrain.epochs=5", "crawl.max_queries=3"], values)
+def mapping(root: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(text(root)))
+
+
+def test_parameters_change_the_experiment_and_empty_ones_do_not(tmp_path: Path) -> None:
+    numbers = {"epochs": " 7", "batch_size": "", "learning_rate": "1e-4", "workers": "4"}
+    made = ends.experiment_of(mapping(tmp_path), ["pretrain.epochs=5", "crawl.max_queries=3"], numbers)
     given = config.loads(text(tmp_path))
     assert (made.pretrain.epochs, made.crawl.max_queries) == (7, 3)
     assert made.pretrain.batch_size == given.pretrain.batch_size
-    assert made.pretrain.learning_rate == given.pretrain.learning_rate
+    assert made.pretrain.learning_rate == 0.0001
+    assert (made.pretrain.workers, made.finetune.workers) == (4, 4)
 
 
 def test_zero_gpus_are_zero_gpus(tmp_path: Path) -> None:
-    made = ends.experiment_of(text(tmp_path), ["pretrain.gpus_per_worker=1"], {"pretrain.gpus_per_worker": 0})
+    made = ends.experiment_of(mapping(tmp_path), ["pretrain.gpus_per_worker=1"], {"gpus_per_worker": "0"})
     assert made.pretrain.gpus_per_worker == 0
 
 
-def test_a_mistake_names_its_key(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"pretrain\.epochs"):
-        ends.experiment_of(text(tmp_path), [], {"pretrain.epochs": 0})
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("epochs", "0", r"pretrain\.epochs"),
+        ("epochs", "three", "epochs: 'three' is not a whole number; leave it empty"),
+        ("workers", "1.5", "workers: '1.5' is not a whole number"),
+        ("learning_rate", "fast", "learning_rate: 'fast' is not a number"),
+        ("learning_rate", "nan", r"pretrain\.learning_rate"),
+    ],
+)
+def test_a_mistake_names_its_key(name: str, text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ends.experiment_of(mapping(tmp_path), [], {name: text})
+
+
+def test_a_mapping_from_kfp_makes_the_experiment_of_the_file(tmp_path: Path) -> None:
+    """KFP hands on every number of a mapping as a floating-point number."""
+    given = mapping(tmp_path) | {"seed": 3.0, "pretrain": {"epochs": 4.0}}
+    assert ends.experiment_of(given, [], {}) == config.loads(text(tmp_path), ["seed=3"])
 
 
 def finished_stage(experiment: config.Experiment, name: str, run_name: str, **settings: Any) -> str:
@@ -158,15 +180,8 @@ def test_a_run_on_a_cluster_takes_its_name_first(tmp_path: Path) -> None:
     from components.configure import configure
 
     def begin(job: str, *overrides: str) -> Any:
-        as_is = dict.fromkeys(("epochs", "batch_size", "learning_rate", "workers", "gpus_per_worker"), ends.AS_IS)
-        given = {
-            "experiment": text(tmp_path),
-            "overrides": list(overrides),
-            "job": job,
-            "continue_last_run": False,
-            "stages": [],
-        }
-        return configure.python_func(**given, **as_is, run="nightly")
+        given = {"experiment": mapping(tmp_path), "overrides": list(overrides), "job": job, "stages": []}
+        return configure.python_func(**given, run="nightly")
 
     assert begin("one")[1] == "nightly"
     begin("two")  # the same experiment

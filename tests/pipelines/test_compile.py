@@ -1,5 +1,6 @@
 """The compiled pipelines: fresh, the same everywhere, and what the UI and a cluster need of them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,10 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
+from kfp import compiler, components, dsl
 from manifests import named, plain
 
+from components.find_manifest import find_manifest
+from pipelines import cluster, local
 from pipelines import compile as compiling
-from wukong import config
+from wukong import config, experiments, run_records, storage
 
 NAMES = ("training", "data", "evaluate", "recurring")
 
@@ -44,11 +48,40 @@ def test_the_committed_files_are_what_the_code_compiles_to(seed: str, tmp_path: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_is_typed_and_explained(name: str) -> None:
+    """The form of KFP's page is valid when it opens only if each parameter has a default, optional or not."""
     parameters = read(name)[0]["root"]["inputDefinitions"]["parameters"]
     for parameter, definition in parameters.items():
         assert definition["description"], parameter
         assert parameter == "of_run" or "defaultValue" in definition, parameter
-    assert config.loads(parameters["experiment"]["defaultValue"]).name == "wukong"
+    types = {parameter: definition["parameterType"] for parameter, definition in parameters.items()}
+    assert (types.pop("experiment"), types.pop("overrides")) == ("STRUCT", "LIST"), "the page has an editor for them"
+    assert set(types.values()) == {"STRING"}, "nothing else can be left empty"
+    written = yaml.safe_load((compiling.FOLDER.parent / "experiment.yaml").read_text(encoding="utf-8"))
+    assert config.parse(parameters["experiment"]["defaultValue"]) == config.parse(written)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_pipelines_description_explains_the_form(name: str) -> None:
+    """KFP's page shows no parameter's own description."""
+    specification = read(name)[0]
+    shown = specification["pipelineInfo"]["description"]
+    for parameter in specification["root"]["inputDefinitions"]["parameters"]:
+        assert f"`{parameter}`" in shown
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_experiment_is_handed_on_by_its_uri(name: str) -> None:
+    specification = read(name)[0]
+    whole = [
+        component
+        for component, definition in specification["components"].items()
+        if "STRUCT" in {each["parameterType"] for each in definition["inputDefinitions"].get("parameters", {}).values()}
+    ]
+    assert whole == ["comp-configure", "comp-record-end"]
+    for task in run_of(specification).values():
+        if "experiment" in task["inputs"].get("parameters", {}):
+            source = task["inputs"]["parameters"]["experiment"]["componentInputParameter"]
+            assert source == "pipelinechannel--configure-experiment"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,14 +89,16 @@ def test_whatever_happens_the_end_is_recorded(name: str) -> None:
     specification = read(name)[0]
     ended = specification["root"]["dag"]["tasks"]["record-end"]
     assert ended["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
-    assert len(specification["root"]["dag"]["tasks"]) == 2, "nothing runs outside the exit handler"
+    assert ended["dependentTasks"] == ["exit-handler-1"], "the first of them says how the run ended"
+    others = specification["root"]["dag"]["tasks"].keys() - {"record-end", "exit-handler-1"}
+    assert others == {"configure"}, "nothing that must be recorded runs outside the exit handler"
     assert ended["inputs"]["parameters"]["job"]["runtimeValue"]["constant"] == "{{$.pipeline_job_resource_name}}"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_task_is_named_for_people_and_sized(name: str) -> None:
     specification, _ = read(name)
-    for task in run_of(specification).values():
+    for task in (run_of(specification) | specification["root"]["dag"]["tasks"]).values():
         assert " " in task["taskInfo"]["name"] or task["taskInfo"]["name"][0].isupper()
     for executor in specification["deploymentSpec"]["executors"].values():
         resources = executor["container"]["resources"]
@@ -71,6 +106,8 @@ def test_every_task_is_named_for_people_and_sized(name: str) -> None:
             resources
         )
         assert executor["container"]["image"] == "localhost/wukong/data:0.1.0"
+        variables = {entry["name"]: entry["value"] for entry in executor["container"]["env"]}
+        assert variables["NO_COLOR"] == "1"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -91,6 +128,10 @@ def test_components_find_settings_and_credentials(name: str) -> None:
         assert {entry["configMapKey"] for entry in of_map["keyToEnv"]} <= settings.keys()
         assert "WUKONG_CLUSTER" in {entry["envVar"] for entry in of_map["keyToEnv"]}
         assert {entry["secretName"] for entry in executor["secretAsEnv"]} == {"wukong-s3", "wukong-mlflow"}
+        assert executor["podMetadata"]["annotations"] == {
+            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+            "karpenter.sh/do-not-disrupt": "true",
+        }
 
 
 def test_only_pages_are_cached() -> None:
@@ -100,9 +141,11 @@ def test_only_pages_are_cached() -> None:
 
 
 def test_stages_are_repeated_and_checks_are_not() -> None:
-    tasks = run_of(read("training")[0])
-    assert tasks["pretrain"]["retryPolicy"]["maxRetryCount"] == 2
-    assert "retryPolicy" not in tasks["configure"], "a wrong experiment stays wrong"
+    specification = read("training")[0]
+    retry = run_of(specification)["pretrain"]["retryPolicy"]
+    assert retry["maxRetryCount"] == 2
+    assert int(retry["backoffMaxDuration"].removesuffix("s")) > 90 * 86_400, "it counts from the stage's beginning"
+    assert "retryPolicy" not in specification["root"]["dag"]["tasks"]["configure"], "a wrong experiment stays wrong"
 
 
 def test_the_ui_gets_something_to_draw() -> None:
@@ -114,10 +157,11 @@ def test_the_ui_gets_something_to_draw() -> None:
 
 
 def test_recurring_runs_go_on_from_the_last() -> None:
-    tasks = run_of(read("recurring")[0])
-    assert tasks["configure"]["inputs"]["parameters"]["continue_last_run"]["runtimeValue"]["constant"] is True
-    start = tasks["pretrain"]["inputs"]["parameters"]["start"]["taskOutputParameter"]
-    assert start == {"outputParameterKey": "start", "producerTask": "configure"}
+    specification = read("recurring")[0]
+    begun = specification["root"]["dag"]["tasks"]["configure"]
+    assert begun["inputs"]["parameters"]["continue_last_run"]["runtimeValue"]["constant"] is True
+    start = run_of(specification)["pretrain"]["inputs"]["parameters"]["start"]
+    assert start == {"componentInputParameter": "pipelinechannel--configure-start"}
 
 
 def test_the_cluster_and_the_local_run_do_the_same_stages() -> None:
@@ -125,32 +169,61 @@ def test_the_cluster_and_the_local_run_do_the_same_stages() -> None:
 
     local = set(training.pipeline_spec.root.dag.tasks)
     on_cluster = set(run_of(read("training")[0]))
-    assert on_cluster - local == {"configure", "data-card", "results"}
+    assert on_cluster - local == {"data-card", "results"}
     assert local <= on_cluster
+
+
+def tiny(folder: Path) -> dict[str, Any]:
+    """An experiment that passes the checks of a run that evaluates."""
+    crawl = {"queries": "file:///q.txt", "endpoint": "http://site.invalid"}
+    split = {"held_out_captions": 0.1, "holdouts": [{"name": "h", "source": "*", "captions": "unseen"}]}
+    return {"name": "demo", "storage": storage.from_path(folder), "crawl": crawl, "filter": {"split": split}}
+
+
+def as_named(file: Path, name: str) -> Any:
+    """A compiled pipeline with KFP's name of the run, whose placeholder KFP's local runner does not know."""
+    text = file.read_text(encoding="utf-8").replace("{{$.pipeline_job_resource_name}}", name)
+    return components.load_component_from_text(text)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Task .* have no effect in the current local runner")
 def test_a_run_that_fails_is_recorded_by_its_exit_handler(tmp_path: Path) -> None:
     """The pipeline itself, by KFP's local runner: a checked experiment, a stage that fails, the record of the end."""
-    import json
-
-    from kfp import components
-
-    from pipelines import local
-    from wukong import run_records, storage
-
-    crawl = {"queries": "file:///q.txt", "endpoint": "http://site.invalid"}
-    split = {"held_out_captions": 0.1, "holdouts": [{"name": "h", "source": "*", "captions": "unseen"}]}
-    experiment = {"name": "demo", "storage": storage.from_path(tmp_path), "crawl": crawl, "filter": {"split": split}}
-    arguments = {"experiment": json.dumps(experiment), "of_run": "gone", "run": "now", "overrides": ["seed=3"]}
+    experiment = tiny(tmp_path)
+    arguments = {"experiment": experiment, "of_run": "gone", "run": "now", "overrides": ["seed=3"]}
     lines: list[str] = []
-    # Unlike KFP's backend, its local runner does not know the placeholder of the run's resource name.
-    text = (compiling.FOLDER / "evaluate.yaml").read_text(encoding="utf-8")
-    pipeline = components.load_component_from_text(text.replace("{{$.pipeline_job_resource_name}}", "evaluate-7"))
+    pipeline = as_named(compiling.FOLDER / "evaluate.yaml", "evaluate-7")
     with pytest.raises(local.PipelineError):
         local.run(pipeline, arguments, tmp_path / "kfp", lines.append)
     assert any("run gone of experiment demo has no finished" in line for line in lines)
     record = run_records.read(config.parse(experiment), "now", "run")
     assert record is not None
     assert record.state == "failed"
+
+
+@dsl.pipeline
+def checked_alone(experiment: dict[str, Any], epochs: str = "", workers: str = "", run: str = "") -> None:
+    numbers = {"epochs": epochs, "workers": workers}
+    with cluster.run(experiment, [], run, numbers=numbers, names=("evaluate",)) as begun:
+        found = find_manifest(experiment=begun.experiment, run=begun.name, stage="filter")
+        cluster.prepare(found, "Find the data", retries=0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Task .* have no effect in the current local runner")
+def test_numbers_that_are_left_empty_stay_the_experiments(tmp_path: Path) -> None:
+    """By KFP's local runner: a mapping, one number that is given, one that is not, and a name that is not."""
+    experiment = tiny(tmp_path) | {"pretrain": {"epochs": 7, "learning_rate": 0.5}}
+    compiler.Compiler().compile(checked_alone, str(tmp_path / "alone.yaml"))
+    lines: list[str] = []
+    pipeline = as_named(tmp_path / "alone.yaml", "alone-7")
+    with pytest.raises(local.PipelineError):
+        local.run(pipeline, {"experiment": experiment, "workers": "2"}, tmp_path / "kfp", lines.append)
+    claimed = run_records.claimed(config.parse(experiment), "alone-7")
+    assert claimed is not None and claimed.holder == "alone-7"
+    made = config.parse(claimed.experiment)
+    assert made == config.loads(json.dumps(experiment), ["pretrain.workers=2", "finetune.workers=2"])
+    (uri,) = storage.list_files(storage.join(made.root, "experiments"))
+    assert experiments.load(uri) == made
+    assert any(f'"experiment": "{uri}"' in line for line in lines), "later components get the URI"

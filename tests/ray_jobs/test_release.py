@@ -22,7 +22,7 @@ from infra.stack import ports, processes, services
 from infra.stack.state import Stack
 from ray_jobs import filter as filter_job
 from ray_jobs import validate as validate_job
-from wukong import manifest, storage
+from wukong import experiments, manifest, storage
 from wukong.data.schema import key_of
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Stage
@@ -500,7 +500,7 @@ def test_the_components_hand_on_the_release_and_show_the_card(restored, tmp_path
     data_card.python_func(**inputs, page=page, metrics=artifact(dsl.Metrics, tmp_path / "m"), card=card)
     assert "101,483,885" in (tmp_path / "card.html").read_text()
     out = artifact(dsl.Artifact, tmp_path / "released.json")
-    component.python_func(e.model_dump_json(), "run-1", inputs["validate_manifest"], out)
+    component.python_func(experiments.store(e), "run-1", inputs["validate_manifest"], out)
     assert manifest.Manifest.model_validate_json((tmp_path / "released.json").read_text()).digest == released.digest
     assert storage.read_json(f"{e.root}/runs/run-1/release.json")["state"] == "succeeded"
 

@@ -45,7 +45,7 @@ def test_training_gets_the_experiments_workers_and_gpus(experiment: config.Exper
     assert "nvidia.com/gpu" not in str(on_cpus["spec"]["rayClusterSpec"]["workerGroupSpecs"])
 
 
-names = st.from_regex(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}", fullmatch=True)
+names = st.from_regex(r"[a-zA-Z0-9]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?", fullmatch=True)
 
 
 @given(name=names, stage=st.sampled_from(stages.RECORDED), attempt=st.integers(1, 99))
