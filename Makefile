@@ -11,6 +11,8 @@ INSTALLED := $(VENV)/.installed
 TORCH ?=
 # Set: the newest versions that pyproject.toml allows, instead of those in constraints.txt.
 NEWEST ?=
+# What `make cluster` and `make cluster-test` install.
+OVERLAY ?= k8s/overlays/kind
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -58,6 +60,11 @@ unit: $(INSTALLED) ## The tests that take seconds
 test: lint ## Lint, types, import rules, and all tests with an end-to-end run of the pipeline
 	$(BIN)/pytest -m 'not slow' $(ARGS)
 	$(BIN)/pytest -m slow $(ARGS)
+
+.PHONY: cluster-test
+cluster-test: $(INSTALLED) ## Try everything on the cluster that KUBECONFIG names, changing it; OVERLAY=..., ARGS='-k training'
+	test -n "$${KUBECONFIG:-}" || { echo "set KUBECONFIG to the cluster to try: it is changed" >&2; exit 1; }
+	WUKONG_CLUSTER_TEST=1 OVERLAY='$(OVERLAY)' $(BIN)/pytest tests/cluster --timeout 0 -s $(ARGS)
 
 .PHONY: pipelines
 pipelines: $(INSTALLED) ## Compile the pipelines for the KFP UI into pipelines/compiled

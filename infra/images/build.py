@@ -105,14 +105,45 @@ def make_project(folder: Path, wheelhouse: Path) -> None:
         shutil.copy2(pip, folder)
 
 
-def make_wheelhouse(folder: Path, project: Path, image: str, accelerator: str) -> Path:
+def torch_builds(folder: Path, image: str, accelerator: str, index: str = CPU_INDEX) -> str:
+    """Return which builds of torch an image gets: those of its accelerator, or CUDA's where CPU builds cannot be had.
+
+    CPU builds are in an index of PyTorch's own, which many networks refuse. CUDA builds are on PyPI and run on CPUs
+    too, so the image gets these then; its name stays the same. Wheels that were fetched before need no index.
+
+    Args:
+        folder: the wheelhouse.
+        image: name in ``IMAGES``.
+        accelerator: ``cpu`` or ``cuda``.
+        index: of the CPU builds.
+    """
+    if accelerator != "cpu" or not IMAGES[image].torch or _listed(folder, image, "cpu")[1]:
+        return accelerator
+    asked = [sys.executable, "-m", "pip", "--disable-pip-version-check", "index", "versions", "torch"]
+    done = subprocess.run(  # noqa: S603
+        [*asked, f"--index-url={index}", "--retries=1", "--timeout=15"], capture_output=True, text=True, check=False
+    )
+    if not done.returncode:
+        return "cpu"
+    said = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+    sys.stderr.write(
+        f"note: {index} gives no CPU builds of torch ({said}). The {image} image gets PyPI's CUDA builds, which run on "
+        f"CPUs too: it has {_CUDA_GIGABYTES} GB, most of them libraries that CPUs do not use\n"
+    )
+    return "cuda"
+
+
+_CUDA_GIGABYTES = 6.4  # of the ray image
+
+
+def make_wheelhouse(folder: Path, project: Path, image: str, builds: str) -> Path:
     """Put all wheels of an image into a folder and write the list of them, unless this was done before.
 
     Args:
         folder: the wheelhouse, which all images share.
         project: folder of the project's wheel.
         image: name in ``IMAGES``.
-        accelerator: the builds of torch, ``cpu`` or ``cuda``.
+        builds: the builds of torch, ``cpu`` or ``cuda``.
 
     Returns:
         The list: a requirements file with an exact version and its hash on each line, without the project.
@@ -120,17 +151,16 @@ def make_wheelhouse(folder: Path, project: Path, image: str, accelerator: str) -
     Raises:
         StackError: pip failed, or the constraints do not pin the version of a requirement.
     """
-    wanted, constraints = IMAGES[image], _constraints(image, accelerator)
-    listed = folder / (f"{image}-{accelerator}.txt" if wanted.torch else f"{image}.txt")
-    key = _key(wanted, constraints)
-    if listed.exists() and listed.read_text(encoding="utf-8").startswith(key):
+    wanted, constraints = IMAGES[image], _constraints(image, builds)
+    listed, complete = _listed(folder, image, builds)
+    if complete:
         return listed
     (wheel,) = project.glob(f"{_WHEEL}-*.whl")
     # The project is installed from its path, because no index has it.
     required = f"{wheel}[{','.join(wanted.extras)}]"
     into = ["wheel", f"--wheel-dir={folder}", f"--find-links={folder}"]
     bounds = [f"--constraint={file}" for file in constraints]
-    if wanted.torch and accelerator == "cpu":
+    if wanted.torch and builds == "cpu":
         _pip(*into, "--no-deps", f"--index-url={CPU_INDEX}", *bounds, "torch", "torchvision")
     _pip(*into, *bounds, required)
     dry_run = ["install", "--dry-run", "--ignore-installed", "--report=-", "--no-index", f"--find-links={folder}"]
@@ -148,18 +178,27 @@ def make_wheelhouse(folder: Path, project: Path, image: str, accelerator: str) -
             f"add the versions you want to {_HERE.relative_to(_PROJECT)}/constraints.txt"
         )
     lines = [_line(name, found, wheel) for name, (found, wheel) in sorted(wheels.items())]
-    listed.write_text("\n".join([key, *lines]) + "\n", encoding="utf-8")
+    listed.write_text("\n".join([_key(wanted, constraints), *lines]) + "\n", encoding="utf-8")
     return listed
 
 
-def build(image: str, accelerator: str, base_image: str | None, cache: bool = True) -> str:
+def _listed(folder: Path, image: str, builds: str) -> tuple[Path, bool]:
+    """Return the list of an image's wheels, and whether it is complete for the requirements as they are now."""
+    wanted = IMAGES[image]
+    listed = folder / (f"{image}-{builds}.txt" if wanted.torch else f"{image}.txt")
+    key = _key(wanted, _constraints(image, builds))
+    return listed, listed.exists() and listed.read_text(encoding="utf-8").startswith(key)
+
+
+def build(image: str, accelerator: str, base_image: str | None, cache: bool = True, builds: str = "") -> str:
     """Build one image from the wheelhouse and tag it.
 
     Args:
         image: name in ``IMAGES``.
-        accelerator: ``cpu`` or ``cuda``.
+        accelerator: ``cpu`` or ``cuda``, which the tag says.
         base_image: a Debian image with the same version of Python as this process; None for the Dockerfile's.
         cache: whether Docker may reuse layers of an earlier build.
+        builds: of torch, if they are not the accelerator's own (see ``torch_builds``).
 
     Returns:
         The tag.
@@ -172,7 +211,7 @@ def build(image: str, accelerator: str, base_image: str | None, cache: bool = Tr
         "VERSION": version(),
         "REVISION": code_revision(),
         "SOURCE_DATE_EPOCH": _output(["git", "-C", str(_PROJECT), "log", "-1", "--format=%ct"]).strip(),
-        **({"ACCELERATOR": accelerator} if IMAGES[image].torch else {}),
+        **({"ACCELERATOR": builds or accelerator} if IMAGES[image].torch else {}),
         **({"BASE_IMAGE": base_image} if base_image else {}),
     }
     command = ["docker", "build", f"--file={_HERE / 'Dockerfile'}", f"--target={image}", "--network=none"]
@@ -294,10 +333,11 @@ def main(arguments: list[str] | None = None) -> int:
             _pip("wheel", f"--wheel-dir={wheelhouse}", f"--constraint={_HERE / 'constraints.txt'}", *_TOOLS)
         make_project(project, wheelhouse)
         for image in options.images or IMAGES:
-            listed = make_wheelhouse(wheelhouse, project, image, options.accelerator)
+            builds = torch_builds(wheelhouse, image, options.accelerator)
+            listed = make_wheelhouse(wheelhouse, project, image, builds)
             sys.stdout.write(f"{listed.relative_to(_PROJECT)}\n")
             if not options.wheelhouse_only:
-                sys.stdout.write(f"{build(image, options.accelerator, options.base_image)}\n")
+                sys.stdout.write(f"{build(image, options.accelerator, options.base_image, builds=builds)}\n")
             sys.stdout.flush()
     except StackError as error:
         sys.stderr.write(f"error: {error}\n")

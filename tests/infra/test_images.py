@@ -4,8 +4,11 @@ import fnmatch
 import json
 import re
 import subprocess
+import threading
 import tomllib
 import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -193,6 +196,53 @@ def test_a_requirement_without_a_constraint_is_refused(index: Path) -> None:
     (index / "constraints.txt").write_text("beta==1.5\n")
     with pytest.raises(StackError, match=r"needs alpha==2\.0: add the versions"):
         build.make_wheelhouse(index / "wheelhouse", index / "project", "small", "cpu")
+
+
+@pytest.fixture
+def torch_index() -> Iterator[str]:
+    """An index of PyTorch's kind below ``/whl``, and a network that refuses it below ``/refused``."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            has = self.path == "/whl/torch/"
+            body = b'<a href="torch-2.13.0-py3-none-any.whl">torch-2.13.0-py3-none-any.whl</a>' if has else b"refused"
+            self.send_response(200 if has else 403)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.slow
+def test_an_image_for_cpus_gets_cuda_builds_where_the_network_refuses_the_others(
+    torch_index: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("PIP_NO_INDEX", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
+        monkeypatch.delenv(name, raising=False)
+    assert build.torch_builds(tmp_path, "ray", "cpu", f"{torch_index}/whl") == "cpu"
+    assert capsys.readouterr().err == ""
+    assert build.torch_builds(tmp_path, "ray", "cpu", f"{torch_index}/refused") == "cuda"
+    said = capsys.readouterr().err
+    assert f"{torch_index}/refused" in said
+    assert "run on CPUs" in said
+
+
+def test_no_index_is_asked_for_an_image_without_torch_or_with_complete_wheels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build.subprocess, "run", lambda *_, **__: pytest.fail("an index was asked"))
+    assert build.torch_builds(tmp_path, "data", "cpu") == "cpu"
+    assert build.torch_builds(tmp_path, "ray", "cuda") == "cuda"
+    (tmp_path / "ray-cpu.txt").write_text(build._key(build.IMAGES["ray"], build._constraints("ray", "cpu")) + "\n")
+    assert build.torch_builds(tmp_path, "ray", "cpu") == "cpu"
 
 
 def test_a_missing_docker_engine_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,76 @@
+"""What earlier phases and sessions have done on this cluster, so that each phase can be tried by itself."""
+
+import json
+import time
+from typing import Any
+
+import runs
+import table
+
+from wukong import manifest, storage
+from wukong.config import Experiment
+
+STATE = table.FOLDER / "state.json"
+TRAINING_SECONDS = 240.0
+"""That the longer training lasts, so that six things can be deleted while it goes on."""
+
+
+class State:
+    """What an earlier phase or session has done on this cluster; in ``build/cluster-test/state.json``."""
+
+    def __init__(self, cluster: str) -> None:
+        stored = json.loads(STATE.read_text(encoding="utf-8")) if STATE.exists() else {}
+        self.values: dict[str, Any] = stored if stored.get("cluster") == cluster else {"cluster": cluster}
+
+    def begin(self) -> None:
+        """Forget it, and take an experiment's name that no session has had."""
+        self.values = {"cluster": self.values["cluster"], "experiment": f"cluster-test-{time.strftime('%m%d-%H%M%S')}"}
+        self.save()
+
+    def save(self, **values: Any) -> None:
+        self.values |= values
+        STATE.parent.mkdir(parents=True, exist_ok=True)
+        STATE.write_text(json.dumps(self.values, indent=1), encoding="utf-8")
+
+
+def first_run(services: runs.Services, kept: State) -> runs.Run:
+    """Run the workflow from the search to the report under a new experiment's name."""
+    kept.begin()
+    made = runs.experiment(kept.values["experiment"])
+    run = runs.start(services, made, f"first-{time.strftime('%H%M%S')}")
+    runs.succeed(services, run)
+    kept.save(first=vars(run))
+    return run
+
+
+def experiment_of(kept: State, *overrides: str) -> Experiment:
+    """The session's experiment, as a run with these values stores it."""
+    return runs.experiment(kept.values["experiment"], *overrides)
+
+
+def undisturbed(services: runs.Services, kept: State, stamp: str) -> tuple[runs.Run, int]:
+    """A run of the first run's experiment with more epochs: of an earlier phase, or made now."""
+    made = experiment_of(kept)
+    if not (epochs := kept.values.get("epochs")):
+        epochs = epochs_for(made, runs.Run(**kept.values["first"]), TRAINING_SECONDS)
+        kept.save(epochs=epochs)
+    if stored := kept.values.get("clone"):
+        return runs.Run(**stored), epochs
+    run = runs.start(services, made, f"clone-{stamp}", f"epochs={epochs}")
+    runs.succeed(services, run)
+    kept.save(clone=vars(run), clone_digests=runs.digests(clone_of(kept, epochs), run))
+    return run, epochs
+
+
+def epochs_for(made: Experiment, run: runs.Run, seconds: float) -> int:
+    """The number of epochs that take some seconds, by what the first run measured."""
+    record = runs.records(made, run)["pretrain"]
+    measured = storage.read_json(storage.join(manifest.load(record.manifest).uri, "measured.json"))
+    slowest = [entry["seconds"] for entry in measured if "seconds" in entry]
+    each = max(0.3, min(slowest) if slowest else 0.0)
+    return max(30, min(2000, round(seconds / (each + 0.5))))
+
+
+def clone_of(kept: State, epochs: int) -> Experiment:
+    """The experiment of the run with more epochs."""
+    return experiment_of(kept, f"pretrain.epochs={epochs}")

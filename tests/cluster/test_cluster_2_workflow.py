@@ -1,0 +1,85 @@
+"""The workflow on a cluster, from an image search to the report, and how long the machinery around it takes."""
+
+import itertools
+
+import kube
+import pytest
+import runs
+from session import State, experiment_of, first_run
+
+from wukong import stages
+
+
+@pytest.fixture(scope="module")
+def workflow(services: runs.Services, search: None, session_state: State) -> runs.Run:
+    """A run of an experiment that is new."""
+    return first_run(services, session_state)
+
+
+@pytest.mark.cluster(
+    claim="A run goes from an image search to the report; each stage that is a job is one real RayJob, its pods are "
+    "gone when it has succeeded",
+    how="the training pipeline on 80 pictures of a search in the cluster, submitted by KFP's API",
+)
+def test_from_the_search_to_the_report(
+    workflow: runs.Run, services: runs.Services, session_state: State, found: list[str]
+) -> None:
+    made = experiment_of(session_state)
+    records = runs.records(made, workflow)
+    assert {name for name, record in records.items() if record.state == "succeeded"} >= set(stages.WHOLE_RUN)
+    jobs = runs.ray_jobs(workflow)
+    assert [job["metadata"]["labels"]["wukong/stage"] for job in jobs] == [
+        name for name in stages.WHOLE_RUN if name in stages.JOBS
+    ]
+    assert {job["status"]["jobStatus"] for job in jobs} == {"SUCCEEDED"}
+    digests = runs.digests(made, workflow)
+    session_state.save(digests=digests)
+    for stage, digest in digests.items():
+        found.append(f"{stage} {digest[:16]}, {records[stage].seconds:.0f} s of work")
+    assert runs.ended(made, workflow)["state"] == "succeeded"
+    assert set(runs.mlflow_states(services, made, workflow).values()) == {"FINISHED"}
+    left = [
+        pod["metadata"]["name"]
+        for pod in kube.listed("pods", "ray.io/node-type in (head,worker)")
+        if any(pod["metadata"]["name"].startswith(job["metadata"]["name"][:20]) for job in jobs)
+        and "deletionTimestamp" not in pod["metadata"]
+    ]
+    found.append(f"Ray pods that are left: {len(left)}")
+    assert not left, left
+
+
+@pytest.mark.cluster(
+    claim="Between the start of a component's container and its RayJob pass at most 5 seconds",
+    how="`startedAt` of the container and `creationTimestamp` of the RayJob, both in whole seconds",
+)
+def test_the_seconds_of_ours_before_a_ray_job(workflow: runs.Run, found: list[str]) -> None:
+    taken = {}
+    for job in runs.ray_jobs(workflow):
+        stage = job["metadata"]["labels"]["wukong/stage"]
+        pod = runs.component_pod(workflow, stage)
+        assert pod is not None, stage
+        began = runs.started(pod)
+        assert began is not None, stage
+        taken[stage] = runs.moment(job["metadata"]["creationTimestamp"]) - began
+    found.append(", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in taken.items()))
+    assert max(taken.values()) <= 5
+
+
+@pytest.mark.cluster(
+    claim="Time from submitting to the crawl's first log line, and between stages",
+    how="times of the RayJobs, and of the first line of the crawl's own log",
+)
+def test_the_time_around_the_stages(workflow: runs.Run, found: list[str]) -> None:
+    jobs = runs.ray_jobs(workflow)
+    first = runs.first_line_of_job(jobs[0]["metadata"]["name"])
+    assert first is not None, "the crawl's log has no line of the crawl's"
+    found.append(f"to the crawl's first line {first - workflow.submitted:.0f} s")
+    idle = []
+    for before, after in itertools.pairwise(jobs):
+        name = after["metadata"]["labels"]["wukong/stage"]
+        ended = runs.moment(before["status"]["endTime"])
+        made = runs.moment(after["metadata"]["creationTimestamp"]) - ended
+        began = runs.moment(after["status"]["startTime"]) - ended
+        idle.append(f"before {name} {made:.0f} s to its RayJob, {began:.0f} s to its start")
+    found += idle
+    assert len(idle) == len(jobs) - 1

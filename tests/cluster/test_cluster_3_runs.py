@@ -1,0 +1,105 @@
+"""Further runs of an experiment on a cluster: nothing is done twice, and a run that is ended ends at once."""
+
+import time
+
+import kube
+import pytest
+import runs
+from session import State, clone_of, experiment_of, undisturbed
+
+EARLIER = ("crawl", "filter", "validate")
+RETRAINED = ("pretrain", "finetune", "evaluate")
+
+
+@pytest.mark.cluster(
+    claim="A run with an empty `run` gets KFP's resource name, finds every stage and makes no RayJob",
+    how="the first run's experiment again, by the API",
+)
+def test_an_empty_run(
+    first: runs.Run, services: runs.Services, session_state: State, found: list[str], stamp: str
+) -> None:
+    made = experiment_of(session_state)
+    run = runs.start(services, made, "", shown=f"Run of training ({stamp})")
+    runs.succeed(services, run)
+    taken = time.time() - run.submitted
+    assert all(record.reused for name, record in runs.records(made, run).items() if name in (*EARLIER, *RETRAINED))
+    assert runs.ended(made, run)["state"] == "succeeded"
+    jobs = [job["metadata"]["name"] for job in runs.ray_jobs(run)]
+    found.append(f"{run.name}: {taken:.0f} s, RayJobs: {len(jobs)}")
+    assert not jobs, jobs
+
+
+@pytest.mark.cluster(
+    claim="A clone with another `pretrain.epochs` trains anew; earlier stages are reused and make no RayJob",
+    how="the first run's experiment with the parameter `epochs`",
+)
+def test_a_clone_with_other_epochs(
+    first: runs.Run, services: runs.Services, session_state: State, found: list[str], stamp: str
+) -> None:
+    session_state.save(clone=None)
+    run, epochs = undisturbed(services, session_state, stamp)
+    made = clone_of(session_state, epochs)
+    reused = {name: record.reused for name, record in runs.records(made, run).items()}
+    assert {name: reused[name] for name in (*EARLIER, *RETRAINED)} == {
+        **dict.fromkeys(EARLIER, True),
+        **dict.fromkeys(RETRAINED, False),
+    }
+    before, after = session_state.values.get("digests") or {}, runs.digests(made, run)
+    assert after["pretrain"] != before.get("pretrain")
+    made_jobs = [job["metadata"]["labels"]["wukong/stage"] for job in runs.ray_jobs(run)]
+    found.append(f"{epochs} epochs, {time.time() - run.submitted:.0f} s; RayJobs: {', '.join(made_jobs)}")
+    assert made_jobs == list(RETRAINED)
+
+
+@pytest.mark.cluster(
+    claim="A repeated run of what is finished makes no RayJob at all", how="the clone once more, under another name"
+)
+def test_a_repeated_run(
+    first: runs.Run, services: runs.Services, session_state: State, found: list[str], stamp: str
+) -> None:
+    _, epochs = undisturbed(services, session_state, stamp)
+    run = runs.start(services, experiment_of(session_state), f"again-{stamp}", f"epochs={epochs}")
+    runs.succeed(services, run)
+    jobs = [job["metadata"]["name"] for job in runs.ray_jobs(run)]
+    found.append(f"{time.time() - run.submitted:.0f} s, RayJobs: {len(jobs)}")
+    assert not jobs, jobs
+
+
+@pytest.mark.cluster(
+    claim="Terminating a run deletes its RayJob within 10 seconds and records the run as killed, here and in MLflow",
+    how="KFP's terminate while pre-training has written a checkpoint",
+)
+def test_terminating(
+    first: runs.Run, services: runs.Services, session_state: State, found: list[str], stamp: str
+) -> None:
+    epochs = 1000 + int(time.time()) % 1000
+    made = experiment_of(session_state, f"pretrain.epochs={epochs}")
+    before = runs.checkpoint(made)
+    run = runs.start(services, experiment_of(session_state), f"ended-{stamp}", f"epochs={epochs}")
+    kube.until("a checkpoint", lambda: runs.checkpoint(made) not in ("", before), 1200, 3)
+    (job,) = runs.ray_jobs(run, "pretrain")
+    name = job["metadata"]["name"]
+    services.client.terminate_run(run.identity)
+    asked = time.monotonic()
+    kube.until(f"the end of RayJob {name}", lambda: kube.get("rayjob", name) is None, 120, 0.5)
+    gone = time.monotonic() - asked
+    found.append(f"RayJob gone after {gone:.1f} s")
+    pods = f"ray.io/cluster={job['status']['rayClusterName']}"
+    kube.until("the end of its pods", lambda: not kube.listed("pods", pods), 300, 2)
+    found.append(f"its pods after {time.monotonic() - asked:.0f} s")
+    runs.finish(services, run, 600)
+
+    def recorded() -> dict[str, object] | None:
+        try:
+            return runs.ended(made, run)
+        except Exception:  # noqa: BLE001 - not written yet
+            return None
+
+    record = kube.until("the record of the run's end", recorded, 180)
+    states = runs.mlflow_states(services, made, run)
+    found.append(f"run.json: {record['state']}, {record['error']}; MLflow: {states}")
+    assert record["state"] != "succeeded"
+    assert "terminated" in str(record["error"]) or record["state"] == "killed"
+    assert "KILLED" in states.values()
+    assert set(states.values()) <= {"KILLED", "FINISHED"}
+    assert gone <= 10

@@ -1,0 +1,89 @@
+"""Whatever pod is lost while a model is trained, the run succeeds, with the weights of a run that lost none."""
+
+import time
+from collections.abc import Callable
+
+import kube
+import pytest
+import runs
+from session import State, clone_of, experiment_of, undisturbed
+
+from wukong import storage
+
+LOST: dict[str, Callable[[runs.Run, str], tuple[str, str]]] = {
+    "the component's pod": lambda run, _: ("kubeflow", _named(runs.component_pod(run, "pretrain"))),
+    "a Ray worker": lambda _, cluster: ("wukong", _pod(f"ray.io/cluster={cluster},ray.io/node-type=worker")),
+    "the Ray head": lambda _, cluster: ("wukong", _pod(f"ray.io/cluster={cluster},ray.io/node-type=head")),
+    "the KubeRay operator": lambda *_: _anywhere("app.kubernetes.io/component=kuberay-operator"),
+    "the object store": lambda *_: ("wukong", "object-store-0"),
+    "MLflow": lambda *_: ("wukong", _pod("app.kubernetes.io/name=wukong,app.kubernetes.io/component=mlflow")),
+}
+"""What is lost, in this order: namespace and name of its pod, of a run and the name of its Ray cluster."""
+
+
+def _named(pod: kube.Object | None) -> str:
+    assert pod is not None, "the component has no pod"
+    return str(pod["metadata"]["name"])
+
+
+def _pod(selector: str) -> str:
+    return _anywhere(selector, "wukong")[1]
+
+
+def _anywhere(selector: str, namespace: str = "*") -> tuple[str, str]:
+    pods = [pod for pod in kube.listed("pods", selector, namespace) if "deletionTimestamp" not in pod["metadata"]]
+    assert pods, f"there is no pod {selector}"
+    return pods[-1]["metadata"]["namespace"], pods[-1]["metadata"]["name"]
+
+
+@pytest.mark.cluster(
+    claim="A run whose component's pod, Ray worker, Ray head, KubeRay operator, object store and MLflow were deleted "
+    "one after the other while it trained succeeds, with the digests of the undisturbed run",
+    how="what the undisturbed run trained is deleted and trained again; each pod is deleted after new checkpoints were "
+    "seen",
+)
+def test_what_is_lost_while_training(
+    first: runs.Run, services: runs.Services, session_state: State, found: list[str], stamp: str
+) -> None:
+    calm, epochs = undisturbed(services, session_state, stamp)
+    made = clone_of(session_state, epochs)
+    expected = session_state.values["clone_digests"]
+    for stage in ("pretrain", "finetune", "evaluate"):
+        record = runs.records(made, calm).get(stage)
+        if record is not None and record.manifest and storage.exists(record.manifest):
+            storage.delete(record.manifest.rpartition("/")[0])
+    run = runs.start(services, experiment_of(session_state), f"lost-{stamp}", f"epochs={epochs}")
+    _goes_on(made, run, services, 1200)
+    for what, pod_of in LOST.items():
+        jobs = runs.ray_jobs(run, "pretrain")
+        cluster = jobs[-1].get("status", {}).get("rayClusterName", "")
+        namespace, name = pod_of(run, cluster)
+        print(f"deleting {what}: {namespace}/{name}", flush=True)
+        kube.kubectl("-n", namespace, "delete", "pod", name, "--wait=false")
+        began = time.monotonic()
+        _goes_on(made, run, services, 900)
+        found.append(f"{what}: new checkpoints after {time.monotonic() - began:.0f} s")
+    runs.succeed(services, run)
+    jobs = [job["metadata"]["name"] for job in runs.ray_jobs(run, "pretrain")]
+    found.append(f"{epochs} epochs, {time.time() - run.submitted:.0f} s; RayJobs of pretrain: {len(jobs)}")
+    digests = runs.digests(made, run)
+    assert digests == expected
+    found.append(f"pretrain {digests['pretrain'][:16]}, evaluate {digests['evaluate'][:16]}, as undisturbed")
+
+
+def _goes_on(made: runs.Experiment, run: runs.Run, services: runs.Services, seconds: float) -> None:
+    """Wait until the training has written two more checkpoints than now."""
+    # Deleting takes effect within a moment: a checkpoint that was under way is not one that came after it.
+    time.sleep(3)
+    before, seen = runs.checkpoint(made), set()
+
+    def more() -> bool:
+        seen.add(runs.checkpoint(made))
+        state = runs.state(services, run.identity)
+        assert state not in runs.ENDED, f"run {run.name} ended as {state}\n{runs.why(run)}"
+        record = runs.records_or_none(made, run).get("pretrain")
+        assert record is None or record.state == "succeeded", f"pretrain failed: {record.error}"
+        assert record is None, "the training ended before everything was lost: raise TRAINING_SECONDS in session.py"
+        return len(seen - {"", before}) >= 2
+
+    kube.until("new checkpoints", more, seconds, 2)

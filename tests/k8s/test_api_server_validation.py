@@ -1,0 +1,268 @@
+"""The installation as a real API server judges it: defaults, strict fields, admission, the restricted standard.
+
+etcd and kube-apiserver are taken from the folder ``WUKONG_APISERVER_BIN`` or from PATH (``setup-envtest``, a tool of
+controller-runtime, brings both). Nothing is started by what is applied: there is no controller and no node.
+"""
+
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import crd
+import pytest
+from manifests import BUILDS, Installation, Manifest, installation, named, plain, pods, ray_jobs
+
+pytestmark = pytest.mark.slow
+
+PROGRAMS = ("etcd", "kube-apiserver")
+TOKEN = "of-a-server-that-lives-for-this-test"
+READY_SECONDS = 90.0
+
+
+def programs() -> list[str]:
+    """The two programs; the test is skipped where they cannot be had."""
+    folder = os.environ.get("WUKONG_APISERVER_BIN")
+    found = [shutil.which(name, path=folder or None) for name in PROGRAMS]
+    missing = [name for name, path in zip(PROGRAMS, found, strict=True) if path is None]
+    if missing:
+        lacking, both = " and ".join(missing), " and ".join(PROGRAMS)
+        pytest.skip(f"{lacking} not in {folder or 'PATH'}: set WUKONG_APISERVER_BIN to a folder with {both}")
+    return [path for path in found if path]
+
+
+@dataclass
+class Server:
+    """An API server: its address, and the resources that it knows by kind."""
+
+    port: int
+    _resources: dict[tuple[str, str], tuple[str, bool]] = field(default_factory=dict)
+
+    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """One request; the answer as JSON.
+
+        Raises:
+            urllib.error.HTTPError: the server refuses.
+        """
+        request = urllib.request.Request(f"https://127.0.0.1:{self.port}{path}", method=method)
+        request.add_header("Authorization", f"Bearer {TOKEN}")
+        if body is not None:
+            request.data = json.dumps(body).encode()
+            request.add_header("Content-Type", "application/json")
+        # The certificate is made by the server as it starts, on loopback.
+        with urllib.request.urlopen(request, timeout=20, context=ssl._create_unverified_context()) as answer:
+            return json.loads(answer.read() or "{}")
+
+    def create(self, manifest: Manifest, *, dry_run: bool = True) -> str:
+        """Make an object, or let the server judge it as if; the server's refusal, empty if it accepts."""
+        version, kind = manifest["apiVersion"], manifest["kind"]
+        group = f"/api/{version}" if "/" not in version else f"/apis/{version}"
+        if (version, kind) not in self._resources:
+            for entry in self.ask("GET", group)["resources"]:
+                if "/" not in entry["name"]:
+                    self._resources[version, entry["kind"]] = (entry["name"], entry["namespaced"])
+        plural, namespaced = self._resources[version, kind]
+        place = f"/namespaces/{manifest['metadata'].get('namespace', 'default')}" if namespaced else ""
+        options = "fieldValidation=Strict" + ("&dryRun=All" if dry_run else "")
+        try:
+            self.ask("POST", f"{group}{place}/{plural}?{options}", manifest)
+        except urllib.error.HTTPError as error:
+            name = manifest["metadata"].get("name", "")
+            return f"{kind} {name}: {json.loads(error.read()).get('message', error)}"
+        return ""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running API server with KubeRay's resources, our namespaces and service accounts."""
+    etcd, apiserver = programs()
+    folder = tmp_path_factory.mktemp("api-server")
+    with ExitStack() as stack:
+        client, peer, port = (_free_port() for _ in range(3))
+        stack.enter_context(
+            _process(
+                [
+                    etcd,
+                    f"--data-dir={folder / 'etcd'}",
+                    f"--listen-client-urls=http://127.0.0.1:{client}",
+                    f"--advertise-client-urls=http://127.0.0.1:{client}",
+                    f"--listen-peer-urls=http://127.0.0.1:{peer}",
+                    f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}",
+                    f"--initial-cluster=default=http://127.0.0.1:{peer}",
+                    "--unsafe-no-fsync",
+                ],
+                folder / "etcd.log",
+            )
+        )
+        (folder / "tokens.csv").write_text(f"{TOKEN},admin,admin,system:masters\n", encoding="ascii")
+        key = _service_account_key(folder / "service-accounts.key")
+        process = stack.enter_context(
+            _process(
+                [
+                    apiserver,
+                    f"--etcd-servers=http://127.0.0.1:{client}",
+                    f"--secure-port={port}",
+                    "--bind-address=127.0.0.1",
+                    "--advertise-address=127.0.0.1",
+                    f"--cert-dir={folder / 'certificates'}",
+                    f"--token-auth-file={folder / 'tokens.csv'}",
+                    "--authorization-mode=RBAC",
+                    f"--service-account-key-file={key}",
+                    f"--service-account-signing-key-file={key}",
+                    "--service-account-issuer=https://kubernetes.default.svc",
+                    "--service-cluster-ip-range=10.0.0.0/24",
+                ],
+                folder / "api-server.log",
+            )
+        )
+        running = Server(port)
+        _wait(running, process, folder / "api-server.log")
+        _prepare(running)
+        yield running
+
+
+def _prepare(server: Server) -> None:
+    """Make for real what the rest refers to: kinds, namespaces, service accounts."""
+    for kind in ("RayJob", "RayCluster"):
+        assert server.create(_definition(kind), dry_run=False) == ""
+    given = named(plain(), "Namespace")["wukong"]
+    for namespace in (given, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubeflow"}}):
+        assert server.create(namespace, dry_run=False) == ""
+    for account in named(plain(), "ServiceAccount").values():
+        assert server.create(account, dry_run=False) == ""
+    until = time.monotonic() + READY_SECONDS
+    while True:
+        try:
+            if server.ask("GET", "/apis/ray.io/v1")["resources"]:
+                return
+        except urllib.error.HTTPError:
+            pass
+        assert time.monotonic() < until, "the server does not serve ray.io/v1"
+        time.sleep(0.2)
+
+
+def _definition(kind: str) -> Manifest:
+    """KubeRay's CustomResourceDefinition, around its schema in this folder."""
+    schema = json.loads((crd.FOLDER / f"{kind.lower()}.json").read_text(encoding="utf-8"))
+    plural = f"{kind.lower()}s"
+    version = {
+        "name": "v1",
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": schema},
+        "subresources": {"status": {}},
+    }
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.ray.io"},
+        "spec": {
+            "group": "ray.io",
+            "names": {"kind": kind, "listKind": f"{kind}List", "plural": plural, "singular": kind.lower()},
+            "scope": "Namespaced",
+            "versions": [version],
+        },
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def _process(command: list[str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _service_account_key(path: Path) -> Path:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+        )
+    )
+    return path
+
+
+def _wait(server: Server, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    until = time.monotonic() + READY_SECONDS
+    while True:
+        try:
+            server.ask("GET", "/api/v1/namespaces/default")
+        except OSError:
+            ended = process.poll() is not None
+            assert not ended and time.monotonic() < until, log.read_text(encoding="utf-8", errors="replace")[-3000:]
+            time.sleep(0.3)
+        else:
+            return
+
+
+@pytest.fixture(scope="module", params=["plain", *BUILDS])
+def manifests(request: pytest.FixtureRequest) -> Installation:
+    return installation(request.param)
+
+
+def test_the_installation_is_accepted(server: Server, manifests: Installation) -> None:
+    made = {"Namespace", "ServiceAccount"}
+    refused = [server.create(manifest) for manifest in manifests if manifest["kind"] not in made]
+    assert [message for message in refused if message] == []
+
+
+def test_ray_jobs_are_accepted(server: Server, manifests: Installation) -> None:
+    assert [message for job in ray_jobs(manifests).values() if (message := server.create(job))] == []
+
+
+def test_every_pod_meets_the_standard_of_its_namespace(server: Server, manifests: Installation) -> None:
+    """The server warns of a Deployment and refuses its pods, so the pods themselves are asked for."""
+    refused = []
+    for pod in pods(manifests):
+        metadata = {"name": "tried", "namespace": "wukong", "labels": dict(pod.labels)}
+        spec = {**pod.spec, "volumes": _without_claims(pod.volumes)}
+        refused.append(server.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}))
+    assert refused
+    assert [message for message in refused if message] == []
+
+
+def _without_claims(volumes: list[Manifest]) -> list[Manifest]:
+    return [{"name": entry["name"], "emptyDir": {}} if "persistentVolumeClaim" in entry else entry for entry in volumes]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hostNetwork": True}, "violates PodSecurity"),
+        ({"nodeSelektor": {}}, "unknown field"),
+        ({"serviceAccountName": "nobody"}, "not found"),
+    ],
+)
+def test_a_wrong_pod_is_refused(server: Server, change: Manifest, said: str) -> None:
+    pod = next(pod for pod in pods(plain()) if pod.owner == "Deployment/mlflow")
+    metadata = {"name": "tried", "namespace": "wukong"}
+    spec = {**pod.spec, **change}
+    assert said in server.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+
+
+def test_an_exception_that_schemas_accept_is_refused(server: Server) -> None:
+    """The server reads this block as IPv4, and an exception must lie inside its block."""
+    policy = json.loads(json.dumps(named(plain(), "NetworkPolicy")["crawler"]))
+    policy["spec"]["egress"][0]["to"][1]["ipBlock"]["except"].append("::ffff:0:0/96")
+    assert "subset" in server.create(policy)
