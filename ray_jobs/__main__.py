@@ -15,9 +15,10 @@ import traceback
 import ray
 import ray.exceptions
 
-from wukong import events, experiments, manifest, run_records, stages, storage
+from wukong import events, experiments, fence, manifest, run_records, stages, storage
 from wukong.cancel import end_with_parent
 from wukong.errors import WukongError
+from wukong.fence import FencedError
 
 # Variables that a job's workers get. Credentials are not among them: every Ray node has those in its own environment,
 # and Ray writes these variables into its logs.
@@ -28,6 +29,7 @@ _PASSED_ON = (
     "AWS_ENDPOINT_URL_S3",
     "AWS_REGION",
     events.VARIABLE,
+    fence.VARIABLE,
 )
 
 # Ray's errors after the loss of a node. Errors of the tasks' own code, and processes that were killed for memory, are
@@ -51,13 +53,18 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.monotonic()
     try:
         parents = {parent.stage: parent for parent in map(manifest.load, options.parent)}
+        fence.claim(experiment.root, options.run, options.stage)
         _connect()
         job = importlib.import_module(f"ray_jobs.{options.stage}")
         started, began = time.monotonic(), time.time()
         result = job.run(experiment, parents)
         seconds = time.monotonic() - started
+        fence.check()
     except Exception as error:  # noqa: BLE001 - the record must hold every error
         explained = _explained_cause(error)
+        if isinstance(explained, FencedError):
+            log.error("%s", explained)  # the record belongs to the newer attempt
+            return 1
         record = run_records.Record(
             stage=options.stage,
             state="failed",

@@ -17,8 +17,8 @@ from typing import Any
 
 import ray
 
+from wukong import fence, storage
 from wukong import manifest as manifests
-from wukong import storage
 from wukong.config import Crawl, Experiment
 from wukong.crawl import attempt, own_files, plan, previous, verdict
 from wukong.crawl.addresses import ConnectTo
@@ -149,6 +149,7 @@ class _Job:
                 dropped=dropped,
                 provenance=manifests.provenance(),
             )
+            fence.check()
             storage.write_json(self._stage.path(attempt.FAILED), failed_attempt.model_dump(mode="json"))
             raise verdict.CrawlFailedError(why)
         return self._stage.commit(described, counts=counts, dropped=dropped)

@@ -1,7 +1,9 @@
 """A training run on Ray Train, for the pretrain and finetune jobs: workers, checkpoints, recovery.
 
 ``wukong.train.loop`` trains; this module runs it on Ray. Checkpoints lie under the stage's prefix, so a run that was
-killed continues after its last complete epoch and ends with the same weights.
+killed continues after its last complete epoch and ends with the same weights. Each attempt (``wukong.fence``) has a
+folder of its own for them and begins from the last checkpoint of those before it, so that an old driver which is still
+alive overwrites none.
 """
 
 import logging
@@ -16,11 +18,11 @@ import pyarrow.fs as pafs
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ray_jobs import features
-from wukong import places, stages, storage, tracking
+from wukong import fence, places, stages, storage, tracking
 from wukong.config import Experiment, Model, Training
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
@@ -33,6 +35,8 @@ from wukong.train import training_data
 from wukong.train.loop import MEASURED, Epoch, train
 
 _MAX_FAILURES = 3
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -74,6 +78,9 @@ def run(
         "start": start_model,
     }
     filesystem, path = storage.filesystem(stage.path("_checkpoints"))
+    run_name = "-".join(filter(None, [name, fence.attempt()]))
+    earlier = _last_checkpoint(stage, run_name)
+    job |= {"earlier": earlier.path if earlier else None, "output": stage.uri}
     if isinstance(filesystem, pafs.LocalFileSystem):
         Path(path).mkdir(parents=True, exist_ok=True)
     result = TorchTrainer(
@@ -85,22 +92,50 @@ def run(
             resources_per_worker={"CPU": 1, **({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {})},
         ),
         run_config=RunConfig(
-            name=name,
+            name=run_name,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=_MAX_FAILURES, controller_failure_limit=_MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     ).fit()
-    if result.checkpoint is None:
+    checkpoint = result.checkpoint or earlier  # an earlier attempt may have trained to the end
+    if checkpoint is None:
         raise DataError(f"{name} ended without a checkpoint: its epochs are {settings.epochs}, its log is above")
-    parts, history = _publish(stage, result.checkpoint, experiment.model, start_model)
+    fence.check()
+    parts, history = _publish(stage, checkpoint, experiment.model, start_model)
     storage.delete(stage.path("_checkpoints"))
     return stage.commit(
         parts,
         counts={"pairs": history["pairs"]},
         metrics={name: history["history"][-1][name] for name in ("loss", "temperature")},
     )
+
+
+def _last_checkpoint(stage: Stage, run_name: str) -> Checkpoint | None:
+    """Return the last complete checkpoint of the other attempts at a training stage; None if there is none.
+
+    Args:
+        stage: the training stage.
+        run_name: Ray Train's name of this attempt, which Ray continues by itself.
+    """
+    folder = stage.path("_checkpoints")
+    filesystem, path = storage.filesystem(folder)
+    found: list[tuple[int, Checkpoint]] = []
+    attempts = {uri[len(folder) :].split("/")[1] for uri in storage.list_files(folder)}
+    for attempt in sorted(attempts - {run_name}):
+        try:
+            left = Result.from_path(f"{path}/{attempt}", storage_filesystem=filesystem)
+        except (OSError, RuntimeError) as error:  # it was ended before its first checkpoint
+            log.info("the attempt %s left no checkpoint: %s", attempt, error)
+            continue
+        if left.checkpoint is not None and left.metrics is not None:
+            found.append((int(left.metrics["epoch"]), left.checkpoint))
+    if not found:
+        return None
+    epoch, checkpoint = max(found, key=lambda entry: entry[0])
+    log.info("training goes on after epoch %d of an earlier attempt (%s)", epoch, checkpoint.path)
+    return checkpoint
 
 
 def _worker(job: dict[str, Any]) -> None:
@@ -120,6 +155,7 @@ def _worker(job: dict[str, Any]) -> None:
     model = model.to(device)
 
     def after_epoch(epoch: Epoch, write: Callable[[Path], None]) -> None:
+        fence.check()
         metrics = asdict(epoch)
         if context.get_world_rank():
             ray.train.report(metrics)
@@ -129,7 +165,10 @@ def _worker(job: dict[str, Any]) -> None:
             write(Path(folder))
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
-    if (checkpoint := ray.train.get_checkpoint()) is None:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None and job["earlier"]:
+        checkpoint = Checkpoint(job["earlier"], storage.filesystem(job["output"])[0])
+    if checkpoint is None:
         train(model, pairs, settings, job["seed"], after_epoch)
     else:
         with checkpoint.as_directory() as folder:

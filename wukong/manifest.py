@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from wukong import storage
+from wukong import fence, storage
 from wukong.errors import DataError
 
 SCHEMA_VERSION = 1
@@ -170,7 +170,12 @@ class Stage:
         return storage.read_json(marker) if storage.exists(marker) else None
 
     def commit_task(self, name: str, record: Mapping[str, Any]) -> None:
-        """Store the record of a complete task; call it after all files of the task are written."""
+        """Store the record of a complete task; call it after all files of the task are written.
+
+        Raises:
+            FencedError: a newer attempt at the stage has begun (``wukong.fence``).
+        """
+        fence.check()
         storage.write_json(self.path(f"_parts/{name}.json"), dict(record))
 
     def describe(self, relative: str, rows: int = 0) -> Part:
@@ -185,7 +190,12 @@ class Stage:
         dropped: Mapping[str, int] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> Manifest:
-        """Write the manifest, after all parts are written: it makes the output valid."""
+        """Write the manifest, after all parts are written: it makes the output valid.
+
+        Raises:
+            FencedError: a newer attempt at the stage has begun (``wukong.fence``).
+        """
+        fence.check()
         manifest = Manifest(
             stage=self.name,
             uri=self.uri,

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from ray_jobs import evaluate, features, finetune, pretrain
 from ray_jobs import filter as filter_job
-from wukong import config, places, storage
+from wukong import config, fence, places, storage
 from wukong.config import Experiment
 from wukong.crawl.part_writer import Spool, write_part
 from wukong.errors import DataError
@@ -189,8 +189,13 @@ def test_the_package_gives_the_numbers_that_were_measured(done: dict[str, Manife
 
 
 def test_a_second_run_gives_the_same_digests_though_it_was_killed(
-    tmp_path: Path, crawl: Manifest, done: dict[str, Manifest]
+    tmp_path: Path,
+    crawl: Manifest,
+    done: dict[str, Manifest],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv(fence.VARIABLE, "")
     settings = experiment(tmp_path)
     filtered = filter_job.run(settings, {"crawl": crawl})
     saved = tmp_path / "experiment.json"
@@ -199,9 +204,10 @@ def test_a_second_run_gives_the_same_digests_though_it_was_killed(
         "import sys, json, ray\n"
         "from pathlib import Path\n"
         "from ray_jobs import pretrain as job\n"
-        "from wukong import config, manifest\n"
+        "from wukong import config, fence, manifest\n"
         "ray.init(address=sys.argv[3], log_to_driver=False, configure_logging=False)\n"
         "e = config.parse(json.loads(Path(sys.argv[1]).read_text()))\n"
+        "fence.claim(e.root, 'r', 'pretrain')\n"
         "job.run(e, {'filter': manifest.load(sys.argv[2])})\n"
     )
     root = Path(__file__).parents[2]
@@ -213,7 +219,10 @@ def test_a_second_run_gives_the_same_digests_though_it_was_killed(
     assert process.poll() is None, "the run ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
+    fence.claim(settings.root, "r", "pretrain")
+    caplog.set_level("INFO")
     continued = pretrain.run(settings, {"filter": filtered})
+    assert "training goes on after epoch" in caplog.text
     again = {"filter": filtered, "pretrain": continued}
     for name, job in (("finetune", finetune), ("evaluate", evaluate)):
         again[name] = job.run(settings, again)

@@ -1,0 +1,136 @@
+"""Of two attempts at a stage only the newer writes, on a file system and on a real S3 server."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.stack import processes, services
+from infra.stack.ports import choose_ports
+from infra.stack.state import Stack
+from wukong import fence, storage
+from wukong.fence import FencedError
+from wukong.manifest import Stage
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(fence.VARIABLE, "")
+    return storage.from_path(tmp_path)
+
+
+def as_attempt(monkeypatch: pytest.MonkeyPatch, claimed: str) -> None:
+    monkeypatch.setenv(fence.VARIABLE, claimed)
+
+
+def test_the_older_of_two_attempts_is_refused(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(root, "filter", {})
+    fence.claim(root, "r", "filter")
+    old = os.environ[fence.VARIABLE]
+    stage.commit_task("part-0", {"rows": 1})
+    fence.claim(root, "r", "filter")
+    new = os.environ[fence.VARIABLE]
+    as_attempt(monkeypatch, old)
+    with pytest.raises(FencedError, match=r"attempt 00001-\w{8} writes no more: attempt 00002-\w{8} has begun"):
+        stage.commit_task("part-0", {"rows": 2})
+    with pytest.raises(FencedError):
+        stage.commit([])
+    assert stage.finished() is None and stage.finished_task("part-0") == {"rows": 1}
+    as_attempt(monkeypatch, new)
+    stage.commit_task("part-1", {"rows": 3})
+    assert stage.commit([]) == stage.finished()
+
+
+def test_two_claims_of_one_moment_have_one_winner(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "list_files", lambda *_: [])
+    names = {fence.claim(root, "r", "filter"): os.environ[fence.VARIABLE] for _ in range(2)}
+    monkeypatch.undo()
+    assert {name[:5] for name in names} == {"00001"}
+    refused = []
+    for name, claimed in names.items():
+        as_attempt(monkeypatch, claimed)
+        try:
+            fence.check()
+        except FencedError:
+            refused.append(name)
+    assert refused == [min(names)]
+
+
+def test_runs_and_stages_do_not_fence_each_other(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fence.claim(root, "a", "filter")
+    claimed = os.environ[fence.VARIABLE]
+    fence.claim(root, "b", "filter")
+    fence.claim(root, "a", "crawl")
+    as_attempt(monkeypatch, claimed)
+    fence.check()
+
+
+def test_nothing_is_fenced_without_a_claim(root: str) -> None:
+    fence.check()
+    assert fence.attempt() == ""
+    Stage(root, "filter", {}).commit([])
+
+
+DRIVER = """
+import sys
+from wukong import fence
+from wukong.manifest import Stage
+root = sys.argv[1]
+name = fence.claim(root, "r", "filter")
+print(name, flush=True)
+for number, _ in enumerate(sys.stdin):
+    try:
+        Stage(root, "filter", {}).commit_task(f"part-{number}", {"by": name})
+        print("written", flush=True)
+    except fence.FencedError:
+        print("refused", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of clients of a real S3 server."""
+    stack = Stack.load_or_new(tmp_path_factory.mktemp("home"))
+    stack = stack.with_changes(ports=choose_ports(stack, (), {}))
+    services.start(stack, [services.ObjectStore()])
+    yield stack.variables()
+    processes.stop(lambda: processes.find(stack.identity, services.scratch(stack.home)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_an_old_driver_is_refused_by_a_real_s3_server(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(fence.VARIABLE, "")
+
+    def start() -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", DRIVER, "s3://wukong/demo"]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def answer(driver: "subprocess.Popen[str]", request: str = "") -> str:
+        assert driver.stdin is not None
+        assert driver.stdout is not None
+        if request:
+            driver.stdin.write(f"{request}\n")
+            driver.stdin.flush()
+        return driver.stdout.readline().strip()
+
+    with start() as old:
+        assert answer(old).startswith("00001-")
+        assert answer(old, "go") == "written"
+        with start() as new:
+            name = answer(new)
+            assert name.startswith("00002-")
+            assert answer(old, "go") == "refused"
+            assert [answer(new, "go"), answer(new, "go")] == ["written", "written"]
+            assert answer(old, "go") == "refused"
+            assert new.stdin is not None
+            new.stdin.close()
+        assert old.stdin is not None
+        old.stdin.close()
+    stage = Stage("s3://wukong/demo", "filter", {})
+    assert [stage.finished_task(f"part-{number}") for number in range(3)] == [{"by": name}, {"by": name}, None]
