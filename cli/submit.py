@@ -122,17 +122,21 @@ class Pipelines:
     def upload(self, file: Path) -> tuple[str, str]:
         """Upload a compiled pipeline, unless the same bytes have been uploaded before.
 
+        The version's description is the pipeline's in full, which says how to fill in the form.
+
         Returns:
             The IDs of the pipeline and of its version, whose name is a digest of the file.
         """
         specification = next(yaml.safe_load_all(file.read_text(encoding="utf-8")))["pipelineInfo"]
         version = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
         name, description = specification["name"], specification.get("description", "")
+        # A pipeline keeps the description of its first upload, and lists show one line of it.
+        summary = description.partition("\n")[0]
         pipeline = self._ask("look up the pipeline", lambda: self._client.get_pipeline_id(name))
         if pipeline is None:
             pipeline = self._ask(
                 "upload the pipeline",
-                lambda: self._client.upload_pipeline(str(file), name, description, namespace=self._namespace),
+                lambda: self._client.upload_pipeline(str(file), name, summary, namespace=self._namespace),
             ).pipeline_id
         predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": version}
         found = self._ask(

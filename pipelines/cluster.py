@@ -96,9 +96,9 @@ def run(
         continue_last_run=continue_last_run,
         **numbers,
     )
-    prepare(made, "Check the experiment", retries=0)
+    prepare(made, "Check the run", retries=0)
     ended = record_end(experiment=experiment, overrides=overrides, run=name, job=job)
-    prepare(ended, "Record how the run ended", retries=1)
+    prepare(ended, "Record the end", retries=1)
     with dsl.ExitHandler(ended, name="The run"):
         yield Run(made.outputs["experiment"], made.outputs["run"], made.outputs["start"])
 
@@ -121,7 +121,7 @@ def prepare(task: dsl.PipelineTask, title: str, *, retries: int = 2, memory: str
 
     Args:
         task: the task.
-        title: what the UI calls it.
+        title: what the UI calls it; the graph shows about 17 characters.
         retries: how often it is started again when its pod was lost.
         memory: limit of its pod.
     """

@@ -80,11 +80,14 @@ class _Handler(BaseHTTPRequestHandler):
         path = address.path.removeprefix("/apis/v2beta1/")
         if path == "pipelines/upload":
             made = {"pipeline_id": f"p{len(kfp.pipelines)}", "display_name": query["name"]}
+            made |= {"description": query["description"]}
             kfp.pipelines.append(made)
             return self._answer(made)
         if path == "pipelines/upload_version":
             made = {"pipeline_id": query["pipelineid"], "pipeline_version_id": f"v{len(kfp.versions)}"}
-            kfp.versions.append(made | {"display_name": query["name"], "file": body})
+            kfp.versions.append(
+                made | {"display_name": query["name"], "description": query["description"], "file": body}
+            )
             return self._answer(made)
         value = json.loads(body)
         kind, key = {
@@ -178,6 +181,12 @@ def test_the_same_pipeline_is_uploaded_once(kfp: Kfp, file: Path) -> None:
     for _ in range(2):
         call(kfp, file, "data", "--no-wait")
     assert (len(kfp.pipelines), len(kfp.versions), len(kfp.runs), len(kfp.experiments)) == (1, 1, 2, 1)
+
+
+def test_the_version_says_how_to_fill_in_the_form(kfp: Kfp, file: Path) -> None:
+    call(kfp, file, "training", "--no-wait")
+    assert kfp.pipelines[0]["description"] == "From a list of Chinese words to an evaluated vision-language model."
+    assert "`epochs`" in kfp.versions[0]["description"]
 
 
 def test_a_changed_pipeline_is_a_new_version(kfp: Kfp, file: Path, tmp_path: Path) -> None:
