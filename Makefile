@@ -61,6 +61,14 @@ test: lint ## Lint, types, import rules, and all tests with an end-to-end run of
 	$(BIN)/pytest -m 'not slow' $(ARGS)
 	$(BIN)/pytest -m slow $(ARGS)
 
+.PHONY: cluster
+cluster: $(INSTALLED) ## Make a cluster on this machine with kind, Kubeflow Pipelines, KubeRay and Wukong; again: bring it up to date
+	$(BIN)/python -m infra.laptop_cluster up --overlay '$(OVERLAY)'
+
+.PHONY: cluster-down
+cluster-down: $(INSTALLED) ## Delete the cluster that `make cluster` made, with its data
+	$(BIN)/python -m infra.laptop_cluster down
+
 .PHONY: cluster-test
 cluster-test: $(INSTALLED) ## Try everything on the cluster that KUBECONFIG names, changing it; OVERLAY=..., ARGS='-k training'
 	test -n "$${KUBECONFIG:-}" || { echo "set KUBECONFIG to the cluster to try: it is changed" >&2; exit 1; }

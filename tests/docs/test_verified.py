@@ -1,0 +1,53 @@
+"""docs/verified.md has every claim of the cluster's tests, as it was seen last, and says what was not tried."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+CLUSTER = Path(__file__).parents[1] / "cluster"
+sys.path.append(str(CLUSTER))
+
+import verified  # noqa: E402 - of a folder that no other test imports from
+from table import Row, merge  # noqa: E402
+
+ROWS = [
+    Row("a::one", 3, "it applies", "apply", "yes", "40 objects", 2.0, "2026-11-26 12:00", {"Kubernetes": "1.34"}),
+    Row("a::two", 9, "a | b", "x", "no", "it\nfailed", 1.0, "2026-11-26 13:00", {"images": "0123456789abcdef"}),
+]
+
+
+def test_every_claim_has_its_row_in_the_page() -> None:
+    page = verified.PAGE.read_text(encoding="utf-8")
+    shown = page.partition(verified.BEGIN)[2].partition(verified.END)[0]
+    said = verified.claims()
+    assert len(said) > 15
+    rows = [line for line in shown.splitlines() if line.startswith("| ") and not line.startswith("| claim")]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in rows] == [row.claim for row in said]
+    assert all("**yes**" in line or "**no**" in line or "**not tried**" in line for line in rows)
+
+
+def test_a_page_is_made_of_rows() -> None:
+    text = verified.render([*ROWS, Row("b::three", 1, "later", "y", "not tried", date="")])
+    assert text.splitlines()[0] == (
+        "Kubernetes 1.34. From 2026-11-26 12:00 to 2026-11-26 13:00 UTC. 3 claims: 1 yes, 1 no, 1 not tried."
+    )
+    assert "| it applies | apply | **yes**: 40 objects | 2026-11-26 |" in text
+    assert "| a \\| b | x | **no**: it; failed | 0123456789ab 2026-11-26 |" in text
+    assert "| later | y | **not tried** |  |" in text
+    assert verified.replaced(f"a\n{verified.BEGIN}old{verified.END}\nb", "new") == (
+        f"a\n{verified.BEGIN}\n\nnew\n\n{verified.END}\nb"
+    )
+    with pytest.raises(ValueError, match="lacks"):
+        verified.replaced("nothing", "new")
+
+
+def test_a_claim_that_has_changed_was_not_tried() -> None:
+    said = [Row("a::one", 3, "it applies twice", "apply", "not tried", date=""), ROWS[1]]
+    assert [row.result for row in verified.whole(said, ROWS)] == ["not tried", "no"]
+
+
+def test_rows_of_a_phase_that_ran_again_replace_the_old_ones() -> None:
+    again = Row("a::one", 3, "it applies", "apply", "no")
+    assert [row.result for row in merge(ROWS, [again])] == ["no", "no"]
+    assert [row.test for row in merge([ROWS[1]], [ROWS[0]])] == ["a::one", "a::two"]
