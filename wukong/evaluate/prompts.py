@@ -1,11 +1,14 @@
 """Prompts for zero-shot classification (appendix A.1): CLIP's 80 ImageNet prompts in Chinese; ``{}`` is the class name.
 
-This project translated CLIP's English templates itself. The paper's authors translated the same templates by hand,
-mostly more freely and with repetitions. Six of the 80 are equal to theirs, ``OF_THE_PAPER``.
+There are two translations: ``AUTHORS``, by the paper's authors, and ``PROMPTS``, by this project. The authors
+translated by hand, mostly more freely and with repetitions: 78 of their 80 are distinct. Six of ours are equal to
+theirs, ``OF_THE_PAPER``.
 
 Chinese has no articles. Where two English templates differ only in "a" and "the", the Chinese ones differ in "一个" and
 "这个" or in word order, so that there are 80 distinct prompts.
 """
+
+from wukong.errors import DataError
 
 OF_THE_PAPER = (
     "一张干净的{}的照片。",
@@ -99,3 +102,107 @@ PROMPTS = (
     "一张小{}的照片。",
     "这个{}的纹身。",
 )
+"""This project's prompts."""
+
+AUTHORS = (
+    "{}的照片。",
+    "质量差的{}的照片。",
+    "许多{}的照片。",
+    "{}的雕塑。",
+    "难以看到{}的照片。",
+    "{}的低分辨率照片。",
+    "{}的渲染。",
+    "涂鸦{}。",
+    "{}的糟糕照片。",
+    "{}的裁剪照片。",
+    "{}的纹身。",
+    "{}的刺绣照片。",
+    "很难看到{}的照片。",
+    "{}的明亮照片。",
+    "一张干净的{}的照片。",
+    "一张包含{}的照片。",
+    "{}的深色照片。",
+    "{}的手绘画。",
+    "我的{}的照片。",
+    "不自然的{}的照片。",
+    "一张酷的{}的照片。",
+    "{}的特写照片。",
+    "{}的黑白照片。",
+    "一幅{}的画。",
+    "一幅{}的绘画。",
+    "一张{}的像素照片。",
+    "{}的雕像。",
+    "一张{}的明亮照片。",
+    "{}的裁剪照片。",
+    "人造的{}的照片。",
+    "一张关于{}的照片。",
+    "损坏的{}的jpeg照片。",
+    "{}的模糊照片。",
+    "{}的相片。",
+    "一张{}的好照片。",
+    "{}的渲染照。",
+    "视频游戏中的{}。",
+    "一张{}的照片。",
+    "{}的涂鸦。",
+    "{}的近距离照片。",
+    "{}的折纸。",
+    "{}在视频游戏中。",
+    "{}的草图。",
+    "{}的涂鸦照。",
+    "{}的折纸形状。",
+    "低分辨率的{}的照片。",
+    "玩具{}。",
+    "{}的副本。",
+    "{}的干净的照片。",
+    "一张大{}的照片。",
+    "{}的重现。",
+    "一张漂亮的{}的照片。",
+    "一张奇怪的{}的照片。",
+    "模糊的{}的照片。",
+    "卡通{}。",
+    "{}的艺术作品。",
+    "{}的素描。",
+    "刺绣{}。",
+    "{}的像素照。",
+    "{}的拍照。",
+    "{}的损坏的照片。",
+    "高质量的{}的照片。",
+    "毛绒玩具{}。",
+    "漂亮的{}的照片。",
+    "小{}的照片。",
+    "照片是奇怪的{}。",
+    "漫画{}。",
+    "{}的艺术照。",
+    "{}的图形。",
+    "大{}的照片。",
+    "黑白的{}的照片。",
+    "{}毛绒玩具。",
+    "一张{}的深色照片。",
+    "{}的摄影图。",
+    "{}的涂鸦照。",
+    "玩具形状的{}。",
+    "拍了{}的照片。",
+    "酷酷的{}的照片。",
+    "照片里的小{}。",
+    "{}的刺青。",
+)
+"""The authors' prompts, in the order of Chinese-CLIP's ``imagenet_zeroshot_templates.py`` (MIT), which has them from
+the authors' evaluation code. Two stand twice, and so have twice the weight in a mean."""
+
+_BY_NAME = {"authors": AUTHORS, "ours": PROMPTS}
+NAMES = tuple(_BY_NAME)
+"""The names of the two sets of prompts."""
+
+
+def of(name: str) -> tuple[str, ...]:
+    """Return a set of prompts, in its order, repetitions included.
+
+    Args:
+        name: one of ``NAMES``.
+
+    Raises:
+        DataError: there is no such set.
+    """
+    if name not in _BY_NAME:
+        raise DataError(f"there are no prompts {name!r}; there are: {', '.join(NAMES)}")
+    return _BY_NAME[name]
