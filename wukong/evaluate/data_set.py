@@ -1,0 +1,363 @@
+"""The interface of an evaluation set: what it is, how to get it, and what reading it gives.
+
+The sets are in ``wukong/evaluate/sets/``, one file each; how their files are laid out is read by
+``wukong/evaluate/formats/``. Nothing is downloaded here, nothing is unpickled, and images are decoded one at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from wukong.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from wukong.evaluate.class_names import ClassName
+
+Metric: TypeAlias = Literal["top1", "mean_per_class"]
+
+
+class NotThereError(DataError):
+    """A file or folder of a set is not where it should be."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+@dataclass(frozen=True)
+class HowToGet:
+    """Where a set comes from. Most of these sets only their owner may pass on, so nothing is downloaded here.
+
+    Attributes:
+        download: what to download, with its address, one entry for each file or archive.
+        place: where the unpacked files go, relative to the set's folder.
+        licence: under which terms the owner publishes it.
+    """
+
+    download: tuple[str, ...]
+    place: str
+    licence: str
+
+    def __str__(self) -> str:
+        return f"Download {'; '.join(self.download)}. Put it so that the set's folder has {self.place}."
+
+
+class Images(Protocol):
+    """Images that are decoded when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, i: int) -> Image.Image:
+        """Decode image ``i`` to RGB.
+
+        Raises:
+            DataError: it cannot be read or decoded.
+        """
+        ...
+
+
+class Labelled(NamedTuple):
+    """What the reader of a classification set finds: an id, a label and an image each, in the owner's order."""
+
+    ids: Sequence[str]
+    labels: Sequence[int] | npt.NDArray[np.int64]
+    images: Images
+
+
+class Caption(NamedTuple):
+    """One published caption or query.
+
+    Attributes:
+        text: as published, without white space at its ends.
+        images: numbers of the images that are right for it; none where the owner keeps the answers.
+    """
+
+    text: str
+    images: tuple[int, ...]
+
+
+class Captioned(NamedTuple):
+    """What the reader of a retrieval set finds: images and captions, in the owner's order."""
+
+    image_ids: Sequence[str]
+    captions: Sequence[Caption]
+    images: Images
+
+
+class Counts(NamedTuple):
+    """Numbers of images and captions of a split, as in Table 8."""
+
+    images: int
+    captions: int
+
+
+@dataclass(frozen=True)
+class ClassificationData:
+    """One split of a classification set. Only ids and labels are in memory.
+
+    Attributes:
+        name: name of the set.
+        split: name of the split.
+        classes: ids of the classes, as their owner names them; a label is a place in this list.
+        ids: an id of each image, unique within the split.
+        labels: int64 [images].
+    """
+
+    name: str
+    split: str
+    classes: Sequence[str]
+    ids: Sequence[str]
+    labels: npt.NDArray[np.int64]
+    images: Images = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def image(self, i: int) -> Image.Image:
+        """Decode image ``i`` to RGB.
+
+        Raises:
+            DataError: it cannot be read or decoded.
+        """
+        return self.images.image(i)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the set's name, its split, its classes, and the id and label of each image."""
+        return _digest([self.name, self.split, list(self.classes), list(self.ids), self.labels.tolist()])
+
+
+@dataclass(frozen=True)
+class RetrievalData:
+    """One split of a retrieval set. Every published caption is here, equal ones too. Images are not in memory.
+
+    Attributes:
+        name: name of the set.
+        split: name of the split.
+        image_ids: the id of each image, unique within the split.
+        captions: each with the images that are right for it. An image may have several captions and a caption several
+            images.
+        text_to_image_only: whether only images are searched by text (MUGE).
+    """
+
+    name: str
+    split: str
+    image_ids: Sequence[str]
+    captions: Sequence[Caption]
+    text_to_image_only: bool
+    images: Images = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def image(self, i: int) -> Image.Image:
+        """Decode image ``i`` to RGB.
+
+        Raises:
+            DataError: it cannot be read or decoded.
+        """
+        return self.images.image(i)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the owner publishes which images are right; no recall can be computed otherwise."""
+        return any(caption.images for caption in self.captions)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the set's name, its split, the image ids and the captions with their images."""
+        return _digest([self.name, self.split, list(self.image_ids), [[text, *of] for text, of in self.captions]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """A set of images with one label each.
+
+    Attributes:
+        name: as in ``wukong.evaluate.class_names``.
+        title: as Table 5 has it.
+        splits: number of images of each split in the owner's form.
+        split: the split that is measured where nothing else is said.
+        note: which splits the owner publishes, which ones others use, and what the paper says about it.
+        how_to_get: what to download and where to put it.
+        read_published: reads the owner's form: gets the set's folder, the split and the class ids.
+        metric: the paper's, which is top-1 accuracy for all sets.
+        elevater_metric: that of CLIP and ELEVATER, which take the mean over classes for four sets.
+        webdataset: number of images of each split in CLIP_benchmark's form; None where it has the owner's splits.
+        webdataset_order: the classes in the order of that form's labels, from the class ids; None where it is the same.
+            Images of classes that are not in the set are left out.
+        names: id, English and Chinese name of each class; None for those in ``class_names``.
+    """
+
+    name: str
+    title: str
+    splits: Mapping[str, int]
+    split: str = "test"
+    note: str = ""
+    how_to_get: HowToGet
+    read_published: Callable[[Path, str, Sequence[str]], Labelled] = field(repr=False)
+    metric: Metric = "top1"
+    elevater_metric: Metric = "top1"
+    webdataset: Mapping[str, int] | None = None
+    webdataset_order: Callable[[Sequence[str]], Sequence[str]] | None = field(default=None, repr=False)
+    names: tuple[tuple[str, str, str], ...] | None = field(default=None, repr=False)
+
+    @property
+    def classes(self) -> Sequence[ClassName]:
+        """The classes with their Chinese and English names, in the order of the labels."""
+        from wukong.evaluate import class_names
+
+        if self.names is None:
+            return class_names.of(self.name)
+        return [class_names.ClassName(label, *names, "ours") for label, names in enumerate(self.names)]
+
+    def read(self, folder: Path, split: str | None = None) -> ClassificationData:
+        """Read one split, in the owner's form or in CLIP_benchmark's WebDataset form, whichever the folder has.
+
+        Args:
+            folder: the set's folder, see ``how_to_get``.
+            split: name of the split. None for ``split``; in the WebDataset form for ``test``, if it has no such split.
+
+        Raises:
+            DataError: a file is missing or damaged, or the numbers of images or classes are not the published ones.
+        """
+        from wukong.evaluate.formats import webdataset
+
+        ids = tuple(each.id for each in self.classes) if self.names is None else tuple(each[0] for each in self.names)
+        _require_folder(self, folder)
+        if webdataset.is_here(folder):
+            expected = self.splits if self.webdataset is None else self.webdataset
+            chosen = split or (self.split if self.split in expected else "test")
+            _require_split(self, expected, chosen)
+            order = ids if self.webdataset_order is None else self.webdataset_order(ids)
+            found = _reading(self, lambda: webdataset.read(folder, chosen, len(order)))
+            _require_count(self, chosen, folder, "images", expected[chosen], len(found.ids))
+            if order is not ids:
+                found = webdataset.relabelled(found, order, ids)
+        else:
+            chosen = split or self.split
+            _require_split(self, self.splits, chosen)
+            found = _reading(self, lambda: self.read_published(folder, chosen, ids))
+            _require_count(self, chosen, folder, "images", self.splits[chosen], len(found.ids))
+        labels = np.asarray(found.labels, np.int64)
+        _require_unique(self, found.ids)
+        return ClassificationData(self.name, chosen, ids, found.ids, labels, found.images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """A set of images and captions.
+
+    Attributes:
+        name: for instance ``coco-cn``.
+        title: as Table 8 has it.
+        splits: numbers of images and captions of each split, those of Table 8.
+        split: the split that the paper measures.
+        note: what others measure, and what is special in the files.
+        how_to_get: what to download and where to put it.
+        read_published: reads the owner's form: gets the set's folder and the split.
+        text_to_image_only: whether only images are searched by text.
+        metric: of the paper: Recall@1, @5 and @10 in each direction, and their mean.
+    """
+
+    name: str
+    title: str
+    splits: Mapping[str, Counts]
+    split: str = "test"
+    note: str = ""
+    how_to_get: HowToGet
+    read_published: Callable[[Path, str], Captioned] = field(repr=False)
+    text_to_image_only: bool = False
+    metric: Literal["recall"] = "recall"
+
+    def read(self, folder: Path, split: str | None = None) -> RetrievalData:
+        """Read one split, in the owner's form or in Chinese-CLIP's, whichever the folder has.
+
+        Args:
+            folder: the set's folder, see ``how_to_get``.
+            split: name of the split; None for ``split``.
+
+        Raises:
+            DataError: a file is missing or damaged, or the numbers of images or captions are not those of Table 8.
+        """
+        from wukong.evaluate.formats import chinese_clip
+
+        _require_folder(self, folder)
+        chosen = split or self.split
+        _require_split(self, self.splits, chosen)
+        if chinese_clip.is_here(folder, chosen):
+            found = _reading(self, lambda: chinese_clip.read(folder, chosen))
+        else:
+            found = _reading(self, lambda: self.read_published(folder, chosen))
+        _require_count(self, chosen, folder, "images", self.splits[chosen].images, len(found.image_ids))
+        _require_count(self, chosen, folder, "captions", self.splits[chosen].captions, len(found.captions))
+        _require_unique(self, found.image_ids)
+        data = RetrievalData(self.name, chosen, found.image_ids, found.captions, self.text_to_image_only, found.images)
+        if data.answered:
+            self._require_answers(data)
+        return data
+
+    def _require_answers(self, data: RetrievalData) -> None:
+        """Raise DataError if a caption has no image, or if an image that must be found has no caption."""
+        for number, caption in enumerate(data.captions):
+            if not caption.images:
+                raise DataError(f"{self.title}, split {data.split}: caption {number}, {caption.text!r}, has no image")
+        if not self.text_to_image_only:
+            described = {image for caption in data.captions for image in caption.images}
+            if missing := [each for i, each in enumerate(data.image_ids) if i not in described]:
+                raise DataError(
+                    f"{self.title}, split {data.split}: {len(missing)} images have no caption, the first is "
+                    f"{missing[0]}: the file of captions is incomplete or of another version; download it again"
+                )
+
+
+_Found = TypeVar("_Found", Labelled, Captioned)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
+
+
+def _reading(data_set: Classification | Retrieval, read: Callable[[], _Found]) -> _Found:
+    """Read; where something is not there, say how to get it."""
+    try:
+        return read()
+    except NotThereError as error:
+        raise NotThereError(f"{data_set.title}: {error.message}. {data_set.how_to_get}") from error
+
+
+def _require_folder(data_set: Classification | Retrieval, folder: Path) -> None:
+    if not folder.is_dir():
+        raise NotThereError(f"{data_set.title}: the folder {folder} is not there. {data_set.how_to_get}")
+
+
+def _require_split(data_set: Classification | Retrieval, splits: Mapping[str, object], split: str) -> None:
+    if split not in splits:
+        raise DataError(f"{data_set.title} has no split {split!r}: take one of {', '.join(splits)}")
+
+
+def _require_count(
+    data_set: Classification | Retrieval, split: str, folder: Path, what: str, expected: int, found: int
+) -> None:
+    if found != expected:
+        raise DataError(
+            f"{data_set.title} ({data_set.name}), split {split}: {found:,} {what} in {folder}, but {expected:,} are "
+            f"published: files are missing, there are other files, or it is another version. {data_set.how_to_get}"
+        )
+
+
+def _require_unique(data_set: Classification | Retrieval, ids: Sequence[str]) -> None:
+    if len(set(ids)) != len(ids):
+        ((first, times),) = Counter(ids).most_common(1)
+        raise DataError(f"{data_set.title}: the image {first} is there {times} times; download the set again")

@@ -1,0 +1,128 @@
+"""Decode images of evaluation sets from files, from parts of larger files, and from arrays."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from wukong.errors import DataError
+
+
+def decode(data: bytes, name: str) -> Image.Image:
+    """Decode an image to RGB as torchvision, CLIP_benchmark and Chinese-CLIP do, so that all see the same pixels.
+
+    The EXIF orientation is not applied and transparency is ignored. 16-bit gray is scaled to 8 bits, where those would
+    cut off all values above 255.
+
+    Args:
+        data: the bytes of an image file.
+        name: name of the image in error messages.
+
+    Raises:
+        DataError: the bytes are not an image, or are truncated.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.load()
+            if opened.mode.startswith("I"):
+                wide = np.asarray(opened).astype(np.int64)
+                return Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+            return opened.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name} cannot be decoded ({error}): download the set again") from error
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images that are files of their own.
+
+    Attributes:
+        root: the folder they are in.
+        paths: of each image, relative to the folder.
+    """
+
+    root: Path
+    paths: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def image(self, i: int) -> Image.Image:
+        """Decode image ``i`` to RGB.
+
+        Raises:
+            DataError: it cannot be read or decoded.
+        """
+        path = self.root / self.paths[i]
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}): download the set again") from error
+        return decode(data, str(path))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Images that are parts of larger files: members of tars, or fields of a table.
+
+    Attributes:
+        files: the larger files.
+        of: int64 [images, 3]: number of the file, offset and length in bytes.
+        unpack: makes an image file of the bytes, for instance from base64; None where they are one.
+    """
+
+    files: Sequence[Path]
+    of: npt.NDArray[np.int64]
+    unpack: Callable[[bytes], bytes] | None = None
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    def image(self, i: int) -> Image.Image:
+        """Decode image ``i`` to RGB.
+
+        Raises:
+            DataError: it cannot be read or decoded.
+        """
+        number, offset, length = self.of[i].tolist()
+        path = self.files[number]
+        name = f"image {i} (byte {offset} of {path})"
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(length)
+        if len(data) != length:
+            raise DataError(f"{name} is truncated: download the set again")
+        try:
+            unpacked = data if self.unpack is None else self.unpack(data)
+        except ValueError as error:
+            raise DataError(f"{name} is damaged ({error}): download the set again") from error
+        return decode(unpacked, name)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images that are arrays of pixels, for instance rows of a file that is mapped into memory.
+
+    Attributes:
+        pixels: one or more arrays, uint8 [images, height, width] or [images, 3, height, width].
+    """
+
+    pixels: Sequence[npt.NDArray[np.uint8]]
+
+    def __len__(self) -> int:
+        return sum(len(each) for each in self.pixels)
+
+    def image(self, i: int) -> Image.Image:
+        """Image ``i`` as RGB."""
+        for each in self.pixels:
+            if i < len(each):
+                pixels = np.array(each[i])
+                return Image.fromarray(pixels if pixels.ndim == 2 else pixels.transpose(1, 2, 0).copy()).convert("RGB")
+            i -= len(each)
+        raise IndexError(i)

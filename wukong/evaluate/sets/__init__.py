@@ -1,0 +1,56 @@
+"""Evaluation sets, one file each: every module of this folder assigns a ``Classification`` or ``Retrieval`` to ``SET``.
+
+To add a set, add a file and, for a classification set, its class names; nothing else names it. The interface is
+``wukong/evaluate/data_set.py``. ``docs/evaluation-sets.md`` says how to get each set.
+"""
+
+import pkgutil
+from importlib import import_module
+from pathlib import Path
+
+from wukong.errors import ConfigError
+from wukong.evaluate.data_set import Classification, ClassificationData, Retrieval, RetrievalData
+
+
+def _registered() -> dict[str, Classification | Retrieval]:
+    """The set of every module of this folder by its name: the module's, with - for _.
+
+    Raises:
+        TypeError: a module has no ``SET``, or its name is not the module's.
+    """
+    found: dict[str, Classification | Retrieval] = {}
+    for module in pkgutil.iter_modules(__path__):
+        name = module.name.replace("_", "-")
+        data_set = getattr(import_module(f"{__name__}.{module.name}"), "SET", None)
+        if not isinstance(data_set, Classification | Retrieval) or data_set.name != name:
+            raise TypeError(
+                f"wukong/evaluate/sets/{module.name}.py assigns no set with the name {name!r} to SET: each file here "
+                "is one evaluation set"
+            )
+        found[name] = data_set
+    return found
+
+
+REGISTRY = _registered()
+"""All evaluation sets by their names."""
+
+
+def of(name: str) -> Classification | Retrieval:
+    """The set with this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in REGISTRY:
+        raise ConfigError(f"there is no evaluation set {name!r}: take one of {', '.join(REGISTRY)}")
+    return REGISTRY[name]
+
+
+def read(name: str, root: Path, split: str | None = None) -> ClassificationData | RetrievalData:
+    """Read a set from its folder below the folder that holds all sets, ``ROOT/NAME``.
+
+    Raises:
+        ConfigError: there is no such set.
+        DataError: it cannot be read, see ``Classification.read`` and ``Retrieval.read``.
+    """
+    return of(name).read(root / name, split)

@@ -1,0 +1,52 @@
+"""AIC-ICC (AI Challenger image captions): five Chinese captions an image, in one JSON list."""
+
+from itertools import islice
+from pathlib import Path
+
+from wukong.errors import DataError
+from wukong.evaluate.data_set import Caption, Captioned, Counts, HowToGet, Retrieval
+from wukong.evaluate.formats import json_list
+from wukong.evaluate.formats.folders import find, require
+
+_NAMES = {"train": ("train", "20170902"), "val": ("validation", "20170910"), "val-10k": ("validation", "20170910")}
+_FIRST = {"val-10k": 10_000}
+
+
+def _read(folder: Path, split: str) -> Captioned:
+    part, date = _NAMES[split]
+    name = f"caption_{part}_annotations_{date}.json"
+    source = find(folder, name, f"ai_challenger_caption_{part}_{date}/{name}")
+    ids: list[str] = []
+    captions: list[Caption] = []
+    for place, entry in enumerate(islice(json_list.elements(source), _FIRST.get(split))):
+        if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), str):
+            raise DataError(f"entry {place} of {source} has no image_id: download it again")
+        texts = entry.get("caption")
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise DataError(f"entry {place} of {source}, {entry['image_id']}, has no captions: download it again")
+        ids.append(entry["image_id"])
+        captions += [Caption(text.strip(), (place,)) for text in texts]
+    return Captioned(ids, captions, require(source.parent / f"caption_{part}_images_{date}", ids, source))
+
+
+SET = Retrieval(
+    name="aic-icc",
+    title="AIC-ICC",
+    splits={
+        "train": Counts(210_000, 1_050_000),
+        "val": Counts(30_000, 150_000),
+        "val-10k": Counts(10_000, 50_000),
+    },
+    split="val-10k",
+    note=(
+        "val-10k has the first 10,000 images of the validation part in the order of the file and their captions, which "
+        "the paper and WenLan 2.0 measure. The captions of test-1 and test-2 were never published."
+    ),
+    how_to_get=HowToGet(
+        ("ai_challenger_caption_validation_20170910.zip (AI Challenger 2017, image Chinese captioning)",),
+        "ai_challenger_caption_validation_20170910/ with caption_validation_annotations_20170910.json and "
+        "caption_validation_images_20170910/",
+        "the terms of AI Challenger",
+    ),
+    read_published=_read,
+)

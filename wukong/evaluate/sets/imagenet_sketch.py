@@ -1,0 +1,25 @@
+"""ImageNet-Sketch: sketches of the 1,000 classes, one folder a class named by its WordNet id."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from wukong.evaluate.data_set import Classification, HowToGet, Labelled
+from wukong.evaluate.formats.folders import class_folders, find
+
+
+def _read(folder: Path, _split: str, classes: Sequence[str]) -> Labelled:
+    return class_folders(find(folder, "sketch", "ImageNet-Sketch/sketch", "ImageNet-Sketch"), classes)
+
+
+SET = Classification(
+    name="imagenet-sketch",
+    title="ImageNet-s",
+    splits={"test": 50_889},
+    note="All images, 1,000 classes; most have 51, some fewer.",
+    how_to_get=HowToGet(
+        ("ImageNet-Sketch.zip of https://github.com/HaohanWang/ImageNet-Sketch",),
+        "sketch/n01440764/",
+        "none stated",
+    ),
+    read_published=_read,
+)
