@@ -25,29 +25,42 @@ _LETTERS = string.ascii_letters + string.digits
 # What a bucket's data is found again by. The data itself (tars, Parquet, weights) is not copied.
 _SMALL = ("manifest.json", "/experiments/", "/runs/")
 _ARCHIVE = "manifests-%Y%m%dT%H%M%SZ.tar"
+_MADE_HERE = {"app.kubernetes.io/managed-by": "wukong-setup"}
+_S3_ACTIONS = {  # what each S3 key may do, in SeaweedFS' words
+    "wukong-s3": ["Read:wukong", "Write:wukong", "List:wukong", "Tagging:wukong"],
+    "mlflow-s3": ["Read:mlflow", "Write:mlflow", "List:mlflow", "Tagging:mlflow"],
+    "setup-s3": ["Admin", "Read", "Write", "List", "Tagging"],
+}
 
 log = logging.getLogger(__name__)
 
 
-def make_credentials(namespace: str, kfp_namespace: str) -> None:
+def make_credentials(namespace: str, kfp_namespace: str, one_s3_key: bool = False) -> None:
     """Make the Secrets that are missing, and copy into KFP's namespace what components need.
 
     A Secret that exists is kept as it is, so a second run changes nothing, and one that the operator made first (an S3
     key of their own) is used. What follows from another Secret is made from that one's values as they stand, so a run
     that was cut short continues where it stopped.
 
+    There are three S3 keys: ``wukong-s3`` of components and Ray, for the bucket ``wukong``; ``mlflow-s3`` of MLflow's
+    server, for the bucket ``mlflow``; ``setup-s3`` of the setup job, which makes buckets. If the operator made
+    ``wukong-s3``, the other two are copies of it unless they exist as well.
+
+    The copies in KFP's namespace belong to the ConfigMap ``wukong-settings`` there, and are deleted with it.
+
     Args:
         namespace: where the platform runs.
         kfp_namespace: where pipelines' components run.
+        one_s3_key: all three S3 keys are the same, for a store that cannot be told which keys there are.
 
     Raises:
         StackError: the Kubernetes API refuses, or a Secret lacks a key.
     """
     cluster = _Secrets()
-    s3 = cluster.get_or_create(
-        namespace, "wukong-s3", lambda: {"AWS_ACCESS_KEY_ID": _random(20), "AWS_SECRET_ACCESS_KEY": _random(40)}
-    )
-    cluster.get_or_create(namespace, "object-store", lambda: {"s3.json": _identities(s3)})
+    s3 = cluster.get_or_create(namespace, "wukong-s3", _s3_key)
+    shared = one_s3_key or not cluster.made_here(namespace, "wukong-s3")
+    keys = {name: cluster.get_or_create(namespace, name, lambda: s3 if shared else _s3_key()) for name in _S3_ACTIONS}
+    cluster.put(namespace, "object-store", _identities(cluster.get(namespace, "object-store") or {}, keys))
     mlflow = cluster.get_or_create(
         namespace,
         "wukong-mlflow",
@@ -56,8 +69,7 @@ def make_credentials(namespace: str, kfp_namespace: str) -> None:
     postgres = cluster.get_or_create(namespace, "postgres", lambda: {"POSTGRES_PASSWORD": _random(32)})
     cluster.get_or_create(namespace, "mlflow-server", lambda: _mlflow_server(postgres["POSTGRES_PASSWORD"]))
     for name, value in (("wukong-s3", s3), ("wukong-mlflow", mlflow)):
-        cluster.put(kfp_namespace, name, value)
-    cluster.copy_settings(namespace, kfp_namespace, "wukong-settings")
+        cluster.put(kfp_namespace, name, value, owner="wukong-settings")
     # KFP's own manifests make this Secret; where its database is somebody else's, its backup is too.
     kfp = cluster.get(kfp_namespace, "mysql-secret")
     if kfp is None:
@@ -155,10 +167,30 @@ def _random(length: int) -> str:
     return "".join(secrets.choice(_LETTERS) for _ in range(length))
 
 
-def _identities(s3: Mapping[str, str]) -> str:
-    credentials = [{"accessKey": s3["AWS_ACCESS_KEY_ID"], "secretKey": s3["AWS_SECRET_ACCESS_KEY"]}]
-    actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    return json.dumps({"identities": [{"name": "wukong", "credentials": credentials, "actions": actions}]})
+def _s3_key() -> dict[str, str]:
+    return {"AWS_ACCESS_KEY_ID": _random(20), "AWS_SECRET_ACCESS_KEY": _random(40)}
+
+
+def _identities(known: Mapping[str, str], keys: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """SeaweedFS' file of identities: ours, after those that somebody else added to the file as it is known.
+
+    Args:
+        known: the Secret that holds the file, or nothing.
+        keys: the S3 keys by the names of their Secrets. Keys that are the same are one identity, which may do all that
+            these may.
+    """
+    ours: dict[str, dict[str, Any]] = {}
+    for name, key in keys.items():
+        access = key["AWS_ACCESS_KEY_ID"]
+        credentials = [{"accessKey": access, "secretKey": key["AWS_SECRET_ACCESS_KEY"]}]
+        identity = ours.setdefault(access, {"name": name, "credentials": credentials, "actions": []})
+        identity["actions"] += [action for action in _S3_ACTIONS[name] if action not in identity["actions"]]
+    others = [
+        identity
+        for identity in json.loads(known.get("s3.json", "{}")).get("identities", [])
+        if identity["name"] not in {"wukong", *_S3_ACTIONS}  # "wukong": the one identity of earlier installations
+    ]
+    return {"s3.json": json.dumps({"identities": [*others, *ours.values()]})}
 
 
 def _mlflow_server(password: str) -> dict[str, str]:
@@ -176,7 +208,7 @@ def _mlflow_server(password: str) -> dict[str, str]:
 
 
 class _Secrets:
-    """The few calls on Secrets and ConfigMaps that setting up needs."""
+    """The few calls on Secrets that setting up needs."""
 
     def __init__(self) -> None:
         from kubernetes import client, config
@@ -189,13 +221,8 @@ class _Secrets:
 
     def get(self, namespace: str, name: str) -> dict[str, str] | None:
         """A Secret's values, or None."""
-        try:
-            found = self._core.read_namespaced_secret(name, namespace)
-        except self._gone as error:
-            if error.status == 404:
-                return None
-            raise StackError(f"cannot read Secret {namespace}/{name}: {error.reason} ({error.body})") from error
-        return {key: base64.b64decode(value).decode() for key, value in (found.data or {}).items()}
+        found = self._read(namespace, name)
+        return None if found is None else _decoded(found)
 
     def get_or_create(self, namespace: str, name: str, make: Any) -> dict[str, str]:
         """A Secret's values as they stand; made when there is none."""
@@ -212,28 +239,53 @@ class _Secrets:
         log.info("Secret %s/%s is there and stays as it is", namespace, name)
         return value
 
-    def put(self, namespace: str, name: str, value: Mapping[str, str]) -> None:
-        """Make a Secret equal to a value, by a change only when it differs."""
-        if self.get(namespace, name) == dict(value):
-            return
-        if not self._create(namespace, name, value):
-            self._ask(self._core.patch_namespaced_secret, namespace, name, {"stringData": dict(value)})
+    def put(self, namespace: str, name: str, value: Mapping[str, str], owner: str | None = None) -> None:
+        """Make a Secret equal to a value, by a change only when it differs.
+
+        Args:
+            namespace: of the Secret.
+            name: of the Secret.
+            value: its keys and values.
+            owner: a ConfigMap of the namespace; the Secret is deleted when it is.
+        """
+        owners = [self._reference(namespace, owner)] if owner else []
+        found = self._read(namespace, name)
+        if found is not None:
+            held = {reference.uid for reference in found.metadata.owner_references or []}
+            if _decoded(found) == dict(value) and {reference["uid"] for reference in owners} <= held:
+                return
+        if not self._create(namespace, name, value, owners):
+            body = {"stringData": dict(value)} | ({"metadata": {"ownerReferences": owners}} if owners else {})
+            self._ask(self._core.patch_namespaced_secret, namespace, name, body)
         log.info("Secret %s/%s written", namespace, name)
 
-    def copy_settings(self, namespace: str, to: str, name: str) -> None:
-        """Copy a ConfigMap into another namespace, by a change only when it differs."""
-        settings = self._core.read_namespaced_config_map(name, namespace).data
-        body = {"metadata": _metadata(name), "data": settings}
-        try:
-            if self._core.read_namespaced_config_map(name, to).data != settings:
-                self._ask(self._core.patch_namespaced_config_map, to, name, body)
-        except self._gone as error:
-            if error.status != 404:
-                raise StackError(f"cannot read ConfigMap {to}/{name}: {error.reason} ({error.body})") from error
-            self._core.create_namespaced_config_map(to, body)
+    def made_here(self, namespace: str, name: str) -> bool:
+        """Whether a Secret was made by this program and not by the operator."""
+        found = self._read(namespace, name)
+        return found is not None and _MADE_HERE.items() <= (found.metadata.labels or {}).items()
 
-    def _create(self, namespace: str, name: str, value: Mapping[str, str]) -> bool:
-        body = {"metadata": _metadata(name), "stringData": dict(value), "type": "Opaque"}
+    def _read(self, namespace: str, name: str) -> Any:
+        try:
+            return self._core.read_namespaced_secret(name, namespace)
+        except self._gone as error:
+            if error.status == 404:
+                return None
+            raise StackError(f"cannot read Secret {namespace}/{name}: {error.reason} ({error.body})") from error
+
+    def _reference(self, namespace: str, name: str) -> dict[str, str]:
+        try:
+            found = self._core.read_namespaced_config_map(name, namespace)
+        except self._gone as error:
+            raise StackError(f"cannot read ConfigMap {namespace}/{name}: {error.reason} ({error.body})") from error
+        return {"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": found.metadata.uid}
+
+    def _create(
+        self, namespace: str, name: str, value: Mapping[str, str], owners: list[dict[str, str]] | None = None
+    ) -> bool:
+        metadata = {"name": name, "labels": {"app.kubernetes.io/name": "wukong", **_MADE_HERE}}
+        if owners:
+            metadata["ownerReferences"] = owners
+        body = {"metadata": metadata, "stringData": dict(value), "type": "Opaque"}
         try:
             self._core.create_namespaced_secret(namespace, body)
         except self._gone as error:
@@ -249,11 +301,8 @@ class _Secrets:
             raise StackError(f"cannot change {namespace}/{name}: {error.reason} ({error.body})") from error
 
 
-def _metadata(name: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "labels": {"app.kubernetes.io/name": "wukong", "app.kubernetes.io/managed-by": "wukong-setup"},
-    }
+def _decoded(secret: Any) -> dict[str, str]:
+    return {key: base64.b64decode(value).decode() for key, value in (secret.data or {}).items()}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -264,6 +313,7 @@ def main(arguments: list[str] | None = None) -> int:
     credentials = commands.add_parser("credentials", help="make the Secrets that are missing")
     credentials.add_argument("--namespace", required=True)
     credentials.add_argument("--kfp-namespace", required=True)
+    credentials.add_argument("--one-s3-key", action="store_true", help="one S3 key does everything")
     commands.add_parser("buckets", help="make the buckets that WUKONG_BUCKETS names")
     backup = commands.add_parser("back-up", help="copy manifests and records into one tar")
     backup.add_argument("source")
@@ -274,7 +324,7 @@ def main(arguments: list[str] | None = None) -> int:
     restored.add_argument("target")
     options = parser.parse_args(arguments)
     if options.command == "credentials":
-        make_credentials(options.namespace, options.kfp_namespace)
+        make_credentials(options.namespace, options.kfp_namespace, options.one_s3_key)
     elif options.command == "buckets":
         make_buckets(os.environ["WUKONG_BUCKETS"].split(","))
     elif options.command == "back-up":

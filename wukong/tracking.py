@@ -249,16 +249,21 @@ def run_url(experiment: Experiment, run: str) -> str | None:
     if not enabled():
         return None
     info = _parent(_client(), experiment, run).info
-    return f"{_address()}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+    return f"{_public_address()}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
 
 
 def model_url(name: str) -> str:
     """Address of a registered model's page in MLflow."""
-    return f"{_address()}/#/models/{name}"
+    return f"{_public_address()}/#/models/{name}"
 
 
 def _address() -> str:
     return os.environ["MLFLOW_TRACKING_URI"].rstrip("/")
+
+
+def _public_address() -> str:
+    """Where a person's browser finds the server; the address that programs use may have a meaning in a cluster only."""
+    return os.environ.get("MLFLOW_PUBLIC_URL", "").rstrip("/") or _address()
 
 
 def _client() -> "MlflowClient":

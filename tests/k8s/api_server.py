@@ -43,6 +43,7 @@ class ApiServer:
         forbid: verbs to answer with 403.
         rules: what is allowed, by namespace: the rules of the Roles bound to the client; everything while empty.
         secrets: values by "namespace/name".
+        metadata: of Secrets that were made through the API, by "namespace/name".
         settings: ConfigMaps' data by "namespace/name", beside those of ``config_maps``.
     """
 
@@ -58,6 +59,7 @@ class ApiServer:
         self.forbid: set[str] = set()
         self.rules: dict[str, list[dict[str, Any]]] = {}
         self.secrets: dict[str, dict[str, str]] = {}
+        self.metadata: dict[str, dict[str, Any]] = {}
         self.settings: dict[str, dict[str, str]] = {}
         self.kuberay_installed = True
         self.url = ""
@@ -307,18 +309,22 @@ class ApiServer:
 
     async def _config_map(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        data = self.config_maps.get(name) or self.settings.get(f"{request.match_info['namespace']}/{name}")
+        key = f"{request.match_info['namespace']}/{name}"
+        data = self.config_maps.get(name) or self.settings.get(key)
         if data is None:
             return _status(404, "NotFound", f'configmaps "{name}" not found')
-        return web.json_response({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data})
+        metadata = {"name": name, "uid": f"uid of {key}"}
+        return web.json_response({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
 
     async def _secret(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        value = self.secrets.get(f"{request.match_info['namespace']}/{name}")
+        key = f"{request.match_info['namespace']}/{name}"
+        value = self.secrets.get(key)
         if value is None:
             return _status(404, "NotFound", f'secrets "{name}" not found')
         data = {key: base64.b64encode(entry.encode()).decode() for key, entry in value.items()}
-        return web.json_response({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data})
+        metadata = {**self.metadata.get(key, {}), "name": name}
+        return web.json_response({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data})
 
     async def _create_small(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -327,6 +333,7 @@ class ApiServer:
         if key in store:
             return _status(409, "AlreadyExists", f'"{key}" already exists')
         store[key] = body.get("stringData") or body["data"]
+        self.metadata[key] = body["metadata"]
         return web.json_response({"metadata": body["metadata"]}, status=201)
 
     async def _patch_small(self, request: web.Request) -> web.Response:
@@ -336,6 +343,7 @@ class ApiServer:
         key = f"{request.match_info['namespace']}/{request.match_info['name']}"
         store = self.secrets if "/secrets" in request.path else self.settings
         store[key] = {**store[key], **(body.get("stringData") or body["data"])}
+        self.metadata[key] = {**self.metadata.get(key, {}), **body.get("metadata", {})}
         return web.json_response({"metadata": {"name": request.match_info["name"]}})
 
     async def _list_pods(self, request: web.Request) -> web.Response:

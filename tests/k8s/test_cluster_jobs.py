@@ -27,7 +27,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
     with api_server.running() as api:
         api.rules = {role["metadata"]["namespace"]: role["rules"] for role in roles}
         api.secrets["kubeflow/mysql-secret"] = {"username": "root", "password": ""}
-        api.settings["wukong/wukong-settings"] = {"AWS_REGION": "us-east-1"}
+        api.settings["kubeflow/wukong-settings"] = {"AWS_REGION": "us-east-1"}
         path = api.kubeconfig(tmp_path / "kubeconfig")
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
         yield api
@@ -40,17 +40,19 @@ def changes(server: ApiServer) -> list[str]:
 def test_credentials_are_made_and_fit_together(server: ApiServer) -> None:
     cluster.make_credentials("wukong", "kubeflow")
     made = server.secrets
-    (identity,) = json.loads(made["wukong/object-store"]["s3.json"])["identities"]
-    (key,) = identity["credentials"]
-    assert key["accessKey"] == made["wukong/wukong-s3"]["AWS_ACCESS_KEY_ID"]
-    assert key["secretKey"] == made["wukong/wukong-s3"]["AWS_SECRET_ACCESS_KEY"]
+    identities = json.loads(made["wukong/object-store"]["s3.json"])["identities"]
+    assert {identity["name"] for identity in identities} == {"wukong-s3", "mlflow-s3", "setup-s3"}
+    for identity in identities:
+        (key,) = identity["credentials"]
+        assert key["accessKey"] == made[f"wukong/{identity['name']}"]["AWS_ACCESS_KEY_ID"]
+        assert key["secretKey"] == made[f"wukong/{identity['name']}"]["AWS_SECRET_ACCESS_KEY"]
     password = made["wukong/postgres"]["POSTGRES_PASSWORD"]
     assert f":{password}@postgres:" in made["wukong/mlflow-server"]["MLFLOW_BACKEND_STORE_URI"]
     assert made["kubeflow/wukong-s3"] == made["wukong/wukong-s3"]
     assert made["kubeflow/wukong-mlflow"] == made["wukong/wukong-mlflow"]
     assert made["wukong/kfp-mysql"] == {"username": "root", "password": ""}
-    assert server.settings["kubeflow/wukong-settings"] == {"AWS_REGION": "us-east-1"}
-    assert len({value for secret in ("wukong-s3", "postgres") for value in made[f"wukong/{secret}"].values()}) == 3
+    secret = ("wukong-s3", "mlflow-s3", "setup-s3", "postgres")
+    assert len({value for name in secret for value in made[f"wukong/{name}"].values()}) == 7
 
 
 def test_the_servers_file_is_what_mlflow_reads(
@@ -97,19 +99,67 @@ def test_the_operators_own_s3_key_is_used(server: ApiServer) -> None:
     server.secrets["wukong/wukong-s3"] = own
     cluster.make_credentials("wukong", "kubeflow")
     assert server.secrets["wukong/wukong-s3"] == server.secrets["kubeflow/wukong-s3"] == own
+    assert server.secrets["wukong/mlflow-s3"] == server.secrets["wukong/setup-s3"] == own
+    (identity,) = json.loads(server.secrets["wukong/object-store"]["s3.json"])["identities"]
+    assert {"Admin", "Write:wukong", "Write:mlflow"} <= set(identity["actions"])
+
+
+def test_the_operators_own_keys_for_each_use_are_kept(server: ApiServer) -> None:
+    own = {
+        name: {"AWS_ACCESS_KEY_ID": name, "AWS_SECRET_ACCESS_KEY": "mine"}
+        for name in ("wukong/wukong-s3", "wukong/mlflow-s3")
+    }
+    server.secrets |= own
+    cluster.make_credentials("wukong", "kubeflow")
+    assert {name: server.secrets[name] for name in own} == own
+    assert server.secrets["wukong/setup-s3"] == own["wukong/wukong-s3"]
+
+
+def test_one_key_for_a_store_that_knows_one(server: ApiServer) -> None:
+    cluster.main(["credentials", "--namespace", "wukong", "--kfp-namespace", "kubeflow", "--one-s3-key"])
+    made = server.secrets
+    assert made["wukong/wukong-s3"] == made["wukong/mlflow-s3"] == made["wukong/setup-s3"]
+
+
+def test_an_installation_with_one_key_gets_one_for_each_use(server: ApiServer) -> None:
+    """The key of components stays, may no longer do everything, and what the operator added stays too."""
+    cluster.make_credentials("wukong", "kubeflow")
+    kept = server.secrets["wukong/wukong-s3"]
+    for name in ("mlflow-s3", "setup-s3"):
+        del server.secrets[f"wukong/{name}"]
+    others = [{"name": "wukong", "credentials": [], "actions": ["Admin"]}, {"name": "a person", "actions": ["Read"]}]
+    server.secrets["wukong/object-store"] = {"s3.json": json.dumps({"identities": others})}
+    cluster.make_credentials("wukong", "kubeflow")
+    assert server.secrets["wukong/wukong-s3"] == kept
+    identities = json.loads(server.secrets["wukong/object-store"]["s3.json"])["identities"]
+    assert [identity["name"] for identity in identities] == ["a person", "wukong-s3", "mlflow-s3", "setup-s3"]
+    assert "Admin" not in identities[1]["actions"]
+
+
+def test_the_components_copies_are_deleted_with_their_settings(server: ApiServer) -> None:
+    """By Kubernetes' garbage collector, through the owner. Copies that an earlier version made get it as well."""
+    server.secrets["kubeflow/wukong-s3"] = {"AWS_ACCESS_KEY_ID": "old", "AWS_SECRET_ACCESS_KEY": "old"}
+    cluster.make_credentials("wukong", "kubeflow")
+    for name in ("kubeflow/wukong-s3", "kubeflow/wukong-mlflow"):
+        (owner,) = server.metadata[name]["ownerReferences"]
+        assert (owner["kind"], owner["name"], owner["uid"]) == (
+            "ConfigMap",
+            "wukong-settings",
+            "uid of kubeflow/wukong-settings",
+        )
+    assert not any("ownerReferences" in server.metadata[name] for name in server.metadata if name.startswith("wukong/"))
+
+
+def test_without_the_components_settings_it_says_so(server: ApiServer) -> None:
+    del server.settings["kubeflow/wukong-settings"]
+    with pytest.raises(StackError, match="cannot read ConfigMap kubeflow/wukong-settings"):
+        cluster.make_credentials("wukong", "kubeflow")
 
 
 def test_a_secret_without_its_key_is_named(server: ApiServer) -> None:
     server.secrets["wukong/wukong-s3"] = {"AWS_ACCESS_KEY_ID": "AKIA"}
     with pytest.raises(StackError, match="wukong/wukong-s3 lacks AWS_SECRET_ACCESS_KEY"):
         cluster.make_credentials("wukong", "kubeflow")
-
-
-def test_changed_settings_reach_the_components(server: ApiServer) -> None:
-    cluster.make_credentials("wukong", "kubeflow")
-    server.settings["wukong/wukong-settings"] = {"AWS_REGION": "eu-west-1"}
-    cluster.make_credentials("wukong", "kubeflow")
-    assert server.settings["kubeflow/wukong-settings"] == {"AWS_REGION": "eu-west-1"}
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ from wukong.stages import JOBS
 
 VERSIONS = ("1.30.0", kubernetes_validate.latest_version())
 PROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+(SETUP,) = (f"Job/{manifest['metadata']['name']}" for manifest in plain() if manifest["kind"] == "Job")
 ELSEWHERE = {  # what KFP brings
     ("kubeflow", "ServiceAccount", "pipeline-runner"),
 }
@@ -53,7 +54,7 @@ def manifests(request: pytest.FixtureRequest) -> Installation:
 def made_secrets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, str]]]:
     """The Secrets that the setup job makes, by making them."""
     with api_server.running() as api, pytest.MonkeyPatch.context() as patch:
-        api.settings["wukong/wukong-settings"] = {}
+        api.settings["kubeflow/wukong-settings"] = {"A": "b"}
         api.secrets["kubeflow/mysql-secret"] = {"username": "root", "password": ""}
         path = api.kubeconfig(tmp_path_factory.mktemp("cluster") / "kubeconfig")
         patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
@@ -79,8 +80,13 @@ def test_every_base_file_is_applied_and_built() -> None:
 
 
 def test_the_installation_file_is_what_make_manifests_writes() -> None:
-    written = (FOLDER / "install.yaml").read_text(encoding="utf-8")
-    assert written == install_manifest.joined(FOLDER / "base"), "run `make manifests`"
+    base = FOLDER / "base"
+    made = {
+        base / install_manifest.COMPONENTS_SETTINGS: install_manifest.settings_of_components(base),
+        base / "setup.yaml": install_manifest.named_by_content(base),
+        FOLDER / "install.yaml": install_manifest.joined(base),
+    }
+    assert {file: file.read_text(encoding="utf-8") for file in made} == made, "run `make manifests`"
 
 
 def test_the_namespace_comes_first() -> None:
@@ -202,6 +208,7 @@ def test_every_secret_config_map_and_key_exists(
             if (claim := volume.get("persistentVolumeClaim", {}).get("claimName")) not in (None, "own"):
                 assert claim in claims, pod.owner
     unused = secrets.keys() - used
+    # Where the store is not SeaweedFS, nothing reads its identities, and MinIO's root is the setup's key.
     assert unused <= {"object-store"}, "a credential that nobody needs should not be made"
 
 
@@ -301,7 +308,7 @@ def test_pods_are_bounded_and_cannot_write_their_image(manifests: Installation) 
 
 def test_only_the_setup_job_gets_a_token(manifests: Installation) -> None:
     with_token = {pod.owner for pod in pods(manifests) if pod.spec.get("automountServiceAccountToken", True)}
-    assert with_token == {f"Job/setup-{PROJECT.replace('.', '-')}"}
+    assert with_token == {SETUP}
 
 
 def test_services_are_probed(manifests: Installation) -> None:
@@ -330,6 +337,62 @@ def test_shared_memory_fits_the_memory_limit(manifests: Installation) -> None:
                 assert _bytes(volume["emptyDir"]["sizeLimit"]) <= _bytes(limit) / 2, pod.owner
 
 
+def test_rays_objects_fit_in_shared_memory(manifests: Installation) -> None:
+    """Ray gives its object store this share of a pod's memory; where /dev/shm is smaller, the store is on the disk."""
+    from ray._private.ray_constants import DEFAULT_OBJECT_STORE_MEMORY_PROPORTION as SHARE
+
+    for pod in pods(manifests):
+        for volume in pod.volumes:
+            if volume["name"] == "shared-memory":
+                limit = pod.containers[0]["resources"]["limits"]["memory"]
+                assert _bytes(volume["emptyDir"]["sizeLimit"]) >= SHARE * _bytes(limit), pod.owner
+
+
+def _cores(quantity: str) -> float:
+    return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
+
+
+def _requests(found: list[Pod]) -> tuple[float, float]:
+    """Cores and GiB that the scheduler counts: of each pod, its containers together or its largest init container."""
+    cores = memory = 0.0
+    for pod in found:
+        asked = [
+            (_cores(container["resources"]["requests"]["cpu"]), _bytes(container["resources"]["requests"]["memory"]))
+            for container in pod.spec["containers"]
+        ]
+        first = [
+            (_cores(container["resources"]["requests"]["cpu"]), _bytes(container["resources"]["requests"]["memory"]))
+            for container in pod.spec.get("initContainers", [])
+        ]
+        cores += max([sum(cpu for cpu, _ in asked), *(cpu for cpu, _ in first)])
+        memory += max([sum(size for _, size in asked), *(size for _, size in first)])
+    return cores, memory / 1024**3
+
+
+def test_a_laptop_of_two_cores_has_room() -> None:
+    """At rest, and for any stage beside: KFP and the system's own pods need the remainder."""
+    manifests = installation("overlays/kind")
+    at_rest = [pod for pod in pods(manifests) if pod.owner.startswith(("Deployment/", "StatefulSet/"))]
+    assert {pod.owner for pod in at_rest} == {"Deployment/mlflow", "StatefulSet/object-store", "StatefulSet/postgres"}
+    cores, memory = _requests(at_rest)
+    assert cores <= 0.5
+    assert memory <= 1.5
+    for stage in JOBS:
+        cores, _ = _requests([pod for pod in pods(manifests) if pod.owner.startswith(f"RayJob/{stage}/")])
+        assert cores <= 1.5, stage
+
+
+def test_go_programs_know_their_memory(manifests: Installation) -> None:
+    (store,) = [pod for pod in pods(manifests) if pod.labels["app.kubernetes.io/component"] == "object-store"] or [None]
+    if store is None:
+        return
+    (container,) = store.containers
+    (known,) = [entry["value"] for entry in container["env"] if entry["name"] == "GOMEMLIMIT"]
+    assert known.endswith("iB")
+    share = _bytes(known.removesuffix("B")) / _bytes(container["resources"]["limits"]["memory"])
+    assert 0.5 <= share <= 0.75, "room for what Go does not count: mapped files, stacks, the program"
+
+
 def _bytes(quantity: str) -> int:
     number, unit = re.fullmatch(r"(\d+)([KMGT]i)?", quantity).groups()  # type: ignore[union-attr]
     return int(number) * 1024 ** (" KMGT".index(unit[0]) if unit else 0)
@@ -350,7 +413,27 @@ def test_images_have_a_fixed_tag(manifests: Installation) -> None:
 
 def test_a_new_version_brings_a_new_setup_job(manifests: Installation) -> None:
     """A Job's template cannot be changed, so an upgrade must not try to."""
-    assert list(named(manifests, "Job")) == [f"setup-{PROJECT.replace('.', '-')}"]
+    (name,) = named(manifests, "Job")
+    assert re.fullmatch(rf"setup-{PROJECT.replace('.', '-')}-[0-9a-f]{{8}}", name)
+
+
+def test_what_the_setup_job_does_is_in_its_name(tmp_path: Path) -> None:
+    """So a pinned image or a changed setting brings a new Job, and what it does not read brings none."""
+    for file in ("setup.yaml", "settings.yaml"):
+        (tmp_path / file).write_text((FOLDER / "base" / file).read_text())
+    seen = [install_manifest.named_by_content(tmp_path)]
+    for file, old, new in [
+        ("setup.yaml", "wukong/data:", "wukong/other:"),
+        ("settings.yaml", "us-east-1", "eu-west-1"),
+        ("settings.yaml", "# Where things are", "# Where everything is"),
+    ]:
+        text = (tmp_path / file).read_text()
+        assert old in text
+        (tmp_path / file).write_text(text.replace(old, new))
+        seen.append(install_manifest.named_by_content(tmp_path))
+    names = [next(yaml.safe_load_all(text))["metadata"]["name"] for text in seen]
+    assert len(set(names)) == 3
+    assert names[2] == names[3]
 
 
 def test_no_secret_is_in_git(manifests: Installation) -> None:
@@ -380,7 +463,6 @@ DNS = Elsewhere("kube-system", {"k8s-app": "kube-dns"})
 MYSQL = Elsewhere("kubeflow", {"app": "mysql"})
 PROMETHEUS = Elsewhere("monitoring", {"app": "prometheus"})
 WEB, METADATA, PRIVATE = Elsewhere(address="93.184.216.34"), Elsewhere(address="169.254.169.254"), "10.1.2.3"
-SETUP = f"Job/setup-{PROJECT.replace('.', '-')}"
 
 
 @pytest.mark.parametrize(
@@ -515,7 +597,9 @@ def test_mlflow_knows_its_options() -> None:
 
     container = named(plain(), "Deployment")["mlflow"]["spec"]["template"]["spec"]["containers"][0]
     known = {option for parameter in server.params for option in parameter.opts}
-    assert {argument.split("=")[0] for argument in container["args"]} <= known
+    (script,) = container["args"]
+    used = set(re.findall(r" (--[a-z-]+)=", script))
+    assert {"--allowed-hosts", "--cors-allowed-origins"} <= used <= known
     variables = {parameter.envvar for parameter in server.params if parameter.envvar}
     assert "MLFLOW_BACKEND_STORE_URI" in variables
 
@@ -538,7 +622,9 @@ def test_the_jobs_own_commands_parse(manifests: Installation, monkeypatch: pytes
         for container in pod.containers:
             if container.get("command", [])[:3] == ["python", "-m", "infra.cluster"]:
                 cluster.main(container["command"][3:])
-    expected = [("s3://wukong", "file:///backups/manifests", 30), ("wukong", "kubeflow"), (["wukong", "mlflow"],)]
+    one_key = "minio" in named(manifests, "StatefulSet")
+    made = ("wukong", "kubeflow", one_key)
+    expected = [("s3://wukong", "file:///backups/manifests", 30), made, (["wukong", "mlflow"],)]
     assert sorted(map(str, calls)) == sorted(map(str, expected))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ray_jobs.launch.kuberay.errors import RayJobError
-from ray_jobs.launch.kuberay.settings import CONFIG_MAP, GpuSettings, Settings, StageSettings
+from ray_jobs.launch.kuberay.settings import CONFIG_MAP, GpuSettings, HeadSettings, Settings, StageSettings
 from wukong import run_records, stages
 from wukong.config import Experiment
 from wukong.errors import ConfigError
@@ -111,6 +111,8 @@ def make_ray_job(
             pod["spec"]["containers"][0]["image"] = image
     for container in containers:
         container.setdefault("env", []).extend({"name": name, "value": value} for name, value in environment.items())
+    if settings.head:
+        _set_head_resources(head["template"]["spec"], settings.head)
     _set_resources(workers["template"]["spec"], of_stage, settings.gpu, gpus)
     _labels(body).update({"app.kubernetes.io/name": "wukong", "wukong/stage": stage, "wukong/run": run_label(run_name)})
     body["metadata"].setdefault("annotations", {}).update(
@@ -158,13 +160,24 @@ def _labels(manifest: dict[str, Any]) -> dict[str, str]:
     return labels
 
 
+def _set_head_resources(pod: dict[str, Any], head: HeadSettings) -> None:
+    resources = pod["containers"][0].setdefault("resources", {})
+    resources.setdefault("requests", {}).update({"cpu": head.cpu, "memory": head.memory})
+    resources.setdefault("limits", {})["memory"] = head.memory
+    _set_shared_memory(pod, head.shared_memory)
+
+
+def _set_shared_memory(pod: dict[str, Any], size: str) -> None:
+    for volume in pod.get("volumes", []):
+        if volume["name"] == "shared-memory":
+            volume["emptyDir"] = {"medium": "Memory", "sizeLimit": size}
+
+
 def _set_resources(pod: dict[str, Any], stage: StageSettings, gpu: GpuSettings, gpus: int) -> None:
     """Give a worker's pod the stage's resources; requests equal limits, so that Ray is not evicted or throttled."""
     size = {"cpu": str(stage.cpus), "memory": stage.memory} | ({gpu.resource: str(gpus)} if gpus else {})
     pod["containers"][0]["resources"] = {"requests": dict(size), "limits": dict(size)}
-    for volume in pod.get("volumes", []):
-        if volume["name"] == "shared-memory":
-            volume["emptyDir"] = {"medium": "Memory", "sizeLimit": stage.shared_memory}
+    _set_shared_memory(pod, stage.shared_memory)
     selector = {**pod.get("nodeSelector", {}), **stage.node_selector, **(gpu.node_selector if gpus else {})}
     tolerations = [*pod.get("tolerations", []), *stage.tolerations, *(gpu.tolerations if gpus else ())]
     if selector:

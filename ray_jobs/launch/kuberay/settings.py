@@ -38,6 +38,20 @@ class StageSettings(Strict):
     active_deadline_seconds: Positive | None = None
 
 
+class HeadSettings(Strict):
+    """Resources of a job's head. It schedules, and runs the stage's driver; no task of the stage runs there.
+
+    Attributes:
+        cpu: cores that are kept for it, as a Kubernetes quantity; it may use more where there are more.
+        memory: as a Kubernetes quantity.
+        shared_memory: size of its ``/dev/shm``, where Ray keeps its objects; it counts as ``memory``.
+    """
+
+    cpu: str = "500m"
+    memory: str = "4Gi"
+    shared_memory: str = "1280Mi"
+
+
 class GpuSettings(Strict):
     """What worker pods with GPUs get in addition.
 
@@ -70,6 +84,7 @@ class Settings(Strict):
             succeeded goes at once. With a ``queue``, both go at once.
         keep_succeeded_seconds: how long the RayJob of a job that succeeded stays, with its submitter's log.
         keep_failed_seconds: the same for a job that failed.
+        head: of every job; None leaves the template's.
         stages: by stage name.
         gpu: for pods with GPUs.
     """
@@ -82,6 +97,7 @@ class Settings(Strict):
     ttl_seconds: int = Field(60, ge=0)
     keep_succeeded_seconds: int = Field(86_400, ge=0)
     keep_failed_seconds: int = Field(604_800, ge=0)
+    head: HeadSettings | None = None
     stages: dict[str, StageSettings] = Field(default_factory=dict)
     gpu: GpuSettings = GpuSettings()
 
