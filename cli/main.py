@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from cli import model, queries, release, summary
-from wukong import config
+from wukong import config, patient_store
 from wukong.errors import WukongError
 
 app = typer.Typer(
@@ -205,6 +205,7 @@ def show_environment(
 def main() -> None:
     """Run the command; a WukongError ends it with the error's message and status 1."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    patient_store.set_default(patient_store.PEOPLE)
     try:
         app()
     except WukongError as error:

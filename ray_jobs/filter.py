@@ -224,8 +224,9 @@ def _merge(stage: Stage, groups: int, bounds: tuple[int, int]) -> CaptionCounts:
 
 def _read_some(uri: str, wanted: Sequence[tuple[str, str, Any]]) -> pl.DataFrame:
     """Rows of a sorted table, of which little else is read."""
-    filesystem, path = storage.filesystem(uri)
-    return pl.DataFrame(pq.read_table(path, filesystem=filesystem, filters=list(wanted)))
+    return pl.DataFrame(
+        storage.read_with(uri, lambda store, path: pq.read_table(path, filesystem=store, filters=list(wanted)))
+    )
 
 
 def _apply_rules(stage: Stage, group: _Group, settings: Filter, counts: CaptionCounts) -> dict[str, Any]:

@@ -4,27 +4,32 @@ Both are pyarrow file systems, so the same functions read Parquet, tar and JSON 
 credentials come from the environment variables that all AWS clients use (``AWS_ENDPOINT_URL_S3`` or
 ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``), never from a config file. If
 none of them is set, they come from this machine's embedded stack (``wukong.environment``).
+
+While an object store is away, all of these functions wait for it (``wukong.patient_store``). A local file system is not
+waited for.
 """
 
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from wukong import environment
+from wukong import environment, patient_store
 from wukong.errors import StorageError
 
 _SCHEMES = ("s3", "file")
-_COPY_BYTES = 1 << 20
+_COPY_BYTES = patient_store.COPY_BYTES
+
+_Answer = TypeVar("_Answer")
 
 
 def join(uri: str, *parts: str) -> str:
@@ -38,36 +43,55 @@ def from_path(path: Path) -> str:
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Return the pyarrow file system of a URI, and the path inside it.
+    """Return the pyarrow file system of a URI, and the path inside it. That of an object store waits while it is away.
+
+    It reads through Python, one piece at a time. ``read_with`` is faster for a function that reads one file.
 
     Raises:
         StorageError: the scheme is neither ``s3`` nor ``file``.
     """
+    store, path = _bare(uri)
+    return (store if isinstance(store, pafs.LocalFileSystem) else patient_store.patient(store)), path
+
+
+def read_with(uri: str, read: Callable[[pafs.FileSystem, str], _Answer]) -> _Answer:
+    """Return what a function reads at a URI; the function is called again if an object store goes away meanwhile.
+
+    Args:
+        uri: what to read.
+        read: gets pyarrow's own file system, which does not wait, and the path inside it.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    store, path = _bare(uri)
+    with _explained("read", uri):
+        return patient_store.until_answered(lambda: read(store, path))
+
+
+def _bare(uri: str) -> tuple[pafs.FileSystem, str]:
     parts = urlsplit(uri, allow_fragments=False)
     if parts.scheme == "file":
         return pafs.LocalFileSystem(), unquote(parts.path)
     if parts.scheme == "s3":
+        configured = environment.is_named(uri)
         environment.use_for(uri)
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        return _s3(endpoint, os.environ.get("AWS_ACCESS_KEY_ID")), uri.removeprefix("s3://")
+        if not configured and environment.is_named(uri):  # a person's program: stages are told where their store is
+            patient_store.set_default(patient_store.PEOPLE)
+        region = os.environ.get("AWS_REGION", "us-east-1")
+        return _s3(_endpoint(), region, os.environ.get("AWS_ACCESS_KEY_ID")), uri.removeprefix("s3://")
     raise StorageError(
         f"cannot open {uri!r}: the scheme must be one of {', '.join(_SCHEMES)} (for a folder: file:///…)"
     )
 
 
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
 @lru_cache(maxsize=8)
-def _s3(endpoint: str | None, _access_key: str | None) -> pafs.FileSystem:
-    options: dict[str, Any] = {
-        "region": os.environ.get("AWS_REGION", "us-east-1"),
-        "connect_timeout": 5,
-        "request_timeout": 60,
-        "allow_bucket_creation": True,
-        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=4),
-    }
-    if endpoint:
-        parts = urlsplit(endpoint)
-        options |= {"endpoint_override": parts.netloc, "scheme": parts.scheme}
-    return pafs.S3FileSystem(**options)
+def _s3(endpoint: str | None, region: str, _access_key: str | None) -> pafs.FileSystem:
+    return patient_store.connect(endpoint, region)
 
 
 @contextmanager
@@ -77,14 +101,17 @@ def _explained(action: str, uri: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise StorageError(f"cannot {action} {uri}: there is nothing at that address") from error
     except OSError as error:
-        where = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
-        hint = (
-            f"Is the object store at {where} running and are its credentials in the environment? "
-            "On one machine, `wukong status` shows the embedded one and `wukong up` starts it."
-            if uri.startswith("s3://")
-            else "Check that the folder exists, that you may write to it, and that the disk is not full."
-        )
-        raise StorageError(f"cannot {action} {uri}: {error}. {hint}") from error
+        raise _cannot(action, uri, error) from error
+
+
+def _cannot(action: str, uri: str, error: OSError) -> StorageError:
+    hint = (
+        f"Is the object store at {_endpoint() or 'AWS'} running and are its credentials in the environment? "
+        "On one machine, `wukong status` shows the embedded one and `wukong up` starts it."
+        if uri.startswith("s3://")
+        else "Check that the folder exists, that you may write to it, and that the disk is not full."
+    )
+    return StorageError(f"cannot {action} {uri}: {error}. {hint}")
 
 
 def exists(uri: str) -> bool:
@@ -118,8 +145,12 @@ def sizes(uri: str) -> dict[str, int]:
 
 def read_bytes(uri: str) -> bytes:
     """Read a whole file."""
-    with open_input(uri) as stream, _explained("read", uri):
-        return bytes(stream.read())
+
+    def read(store: pafs.FileSystem, path: str) -> bytes:
+        with store.open_input_file(path) as stream:
+            return bytes(stream.read())
+
+    return read_with(uri, read)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -153,13 +184,16 @@ def open_input(uri: str) -> Iterator[IO[bytes]]:
     with _explained("read", uri):
         stream = fs.open_input_file(path)
     with stream:
-        yield stream
+        try:
+            yield stream
+        except patient_store.StoreAwayError as error:
+            raise _cannot("read", uri, error) from error
 
 
 @contextmanager
 def open_output(uri: str) -> Iterator[IO[bytes]]:
     """Open a file for writing; it appears under its name only if the block ends without an error."""
-    fs, path = filesystem(uri)
+    fs, path = _bare(uri)
     if isinstance(fs, pafs.LocalFileSystem):
         partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
         with _explained("write", uri):
@@ -175,16 +209,14 @@ def open_output(uri: str) -> Iterator[IO[bytes]]:
         return
     # An S3 object exists when its upload is completed. After an error the upload must not be completed, so the data is
     # written to a temporary local file first.
-    import shutil
     import tempfile
 
     with tempfile.TemporaryFile() as spool:
         yield spool
-        spool.seek(0)
         with _explained("write", uri):
-            fs.create_dir(path.split("/", 1)[0], recursive=False)
-            with fs.open_output_stream(path) as target:
-                shutil.copyfileobj(spool, target, _COPY_BYTES)
+            bucket = path.split("/", 1)[0]
+            patient_store.until_answered(lambda: fs.create_dir(bucket, recursive=False))
+            patient_store.put(fs, path, spool)
 
 
 def delete(uri: str) -> None:
@@ -221,10 +253,8 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     Raises:
         StorageError: the file cannot be read, is truncated, or lacks a column.
     """
-    fs, path = filesystem(uri)
     try:
-        with _explained("read", uri):
-            return pq.read_table(path, columns=columns, filesystem=fs)
+        return read_with(uri, lambda store, path: pq.read_table(path, columns=columns, filesystem=store))
     except pa.ArrowInvalid as error:
         raise StorageError(
             f"{uri} is not a readable Parquet file ({error}); delete it and run its stage again"

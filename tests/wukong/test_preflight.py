@@ -178,6 +178,7 @@ def test_an_object_store_that_does_not_answer_says_so(
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("WUKONG_STORE_PATIENCE", "0")
     with pytest.raises(StorageError, match=f"127.0.0.1:{port}"):
         preflight.check_world(experiment("crawl.queries=s3://wukong/queries.txt"))
 

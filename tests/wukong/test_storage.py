@@ -98,6 +98,7 @@ def test_an_unreachable_store_is_reported_with_its_address(monkeypatch: pytest.M
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    monkeypatch.setenv("WUKONG_STORE_PATIENCE", "0")
     with pytest.raises(StorageError, match=r"object store at http://127\.0\.0\.1:1 running") as caught:
         storage.exists("s3://bucket/key")
     assert "nothing" not in str(caught.value).replace("there is nothing", "")

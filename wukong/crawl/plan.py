@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from wukong import storage
@@ -45,18 +46,21 @@ def bounds(index: int, count: int) -> tuple[str, str]:
 
 def read_range(uris: Sequence[str], low: str, high: str) -> pa.Table:
     """Read the rows with ``low <= key < high`` from files sorted by key; other row groups are not read."""
-    pieces = []
-    for uri in uris:
-        fs, path = storage.filesystem(uri)
-        with pq.ParquetFile(path, filesystem=fs) as file:
+
+    def pieces(store: pafs.FileSystem, path: str) -> list[pa.Table]:
+        found = []
+        with pq.ParquetFile(path, filesystem=store) as file:
             for group in range(file.num_row_groups):
                 statistics = file.metadata.row_group(group).column(0).statistics
                 if statistics is not None and (statistics.max < low or statistics.min >= high):
                     continue
                 rows = file.read_row_group(group)
                 keys = rows["key"]
-                pieces.append(rows.filter(pc.and_(pc.greater_equal(keys, low), pc.less(keys, high))))
-    return pa.concat_tables(pieces) if pieces else pa.table({})
+                found.append(rows.filter(pc.and_(pc.greater_equal(keys, low), pc.less(keys, high))))
+        return found
+
+    tables = [table for uri in uris for table in storage.read_with(uri, pieces)]
+    return pa.concat_tables(tables) if tables else pa.table({})
 
 
 def merge(found: pa.Table) -> pa.Table:
@@ -109,6 +113,9 @@ def write_range(uri: str, planned: pa.Table, part_size: int) -> list[tuple[int, 
 
 def read_part(uri: str, row_group: int) -> pa.Table:
     """Read the URLs of one part from the plan of its range."""
-    fs, path = storage.filesystem(uri)
-    with pq.ParquetFile(path, filesystem=fs) as file:
-        return file.read_row_group(row_group)
+
+    def read(store: pafs.FileSystem, path: str) -> pa.Table:
+        with pq.ParquetFile(path, filesystem=store) as file:
+            return file.read_row_group(row_group)
+
+    return storage.read_with(uri, read)

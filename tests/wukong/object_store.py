@@ -1,0 +1,111 @@
+"""The real SeaweedFS server, with a bucket, that a test can kill and start again."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+ACCESS_KEY, SECRET_KEY = "tester", "of-tests-only"
+_PORTS = ("s3", "s3_grpc", "master", "master_grpc", "volume", "volume_grpc", "filer", "filer_grpc")
+_READY_SECONDS = 60.0
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class ObjectStore:
+    """A server on free ports of loopback; its data lies in a folder and outlives it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._port = {name: free_port() for name in _PORTS}
+        self._process: subprocess.Popen[bytes] | None = None
+        (folder / "data").mkdir(parents=True)
+        keys = {"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}
+        identity = {"name": "tester", "credentials": [keys], "actions": ["Admin"]}
+        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._port['s3']}"
+
+    def variables(self) -> dict[str, str]:
+        """The environment of a client."""
+        return {
+            "AWS_ENDPOINT_URL_S3": self.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_REGION": "us-east-1",
+        }
+
+    def start(self) -> None:
+        port = self._port
+        with (self.folder / "log.txt").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    str(Path(sys.executable).with_name("weed")),
+                    "-logtostderr=true",
+                    "server",
+                    f"-dir={self.folder / 'data'}",
+                    "-ip=127.0.0.1",
+                    "-ip.bind=127.0.0.1",
+                    "-master.telemetry=false",
+                    "-master.volumeSizeLimitMB=256",
+                    "-master.volumePreallocate=false",
+                    "-volume.max=0",
+                    f"-master.port={port['master']}",
+                    f"-master.port.grpc={port['master_grpc']}",
+                    f"-volume.port={port['volume']}",
+                    f"-volume.port.grpc={port['volume_grpc']}",
+                    "-filer",
+                    f"-filer.port={port['filer']}",
+                    f"-filer.port.grpc={port['filer_grpc']}",
+                    "-s3",
+                    f"-s3.port={port['s3']}",
+                    f"-s3.port.grpc={port['s3_grpc']}",
+                    f"-s3.config={self.folder / 's3.json'}",
+                    "-s3.iam=false",
+                    "-s3.port.iceberg=0",
+                    "-s3.port.lance=0",
+                ],
+                stdout=log,
+                stderr=log,
+                env={"PATH": os.environ["PATH"], "HOME": str(self.folder), "GOMEMLIMIT": "400MiB"},
+            )
+
+    def wait_ready(self, bucket: str) -> None:
+        """Wait until an object can be written and read in a bucket, which is made."""
+        until = time.monotonic() + _READY_SECONDS
+        store = pafs.S3FileSystem(
+            access_key=ACCESS_KEY,
+            secret_key=SECRET_KEY,
+            region="us-east-1",
+            endpoint_override=self.endpoint.removeprefix("http://"),
+            scheme="http",
+            allow_bucket_creation=True,
+            retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),
+        )
+        while True:
+            try:
+                store.create_dir(bucket, recursive=False)
+                with store.open_output_stream(f"{bucket}/ready") as stream:
+                    stream.write(b"ready")
+            except OSError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+            else:
+                return
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
