@@ -11,7 +11,7 @@ from wukong.evaluate.data_set import Classification
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation-sets.md").read_text("utf-8")
 SECTIONS = {
     name: " ".join(section.split())
-    for name, section in re.findall(r"^### .*: `([a-z0-9-]+)`\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    for name, section in re.findall(r"^### [^\n]*: `([a-z0-9-]+)`\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL)
 }
 
 

@@ -1,15 +1,34 @@
-"""Zero-shot classification with prompts (section 5.2)."""
+"""Zero-shot classification with prompts (section 5.2).
 
-from collections.abc import Sequence
+``class_scores``, ``accuracy`` and ``per_class`` serve the evaluate stage. ``embed``, ``scores`` and ``measured`` serve
+the named protocols: for any ``wukong.evaluate.model.Model``, in pieces that fit in memory, with intervals.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from wukong.data.tokenizer import Tokenizer
+from wukong.errors import DataError
+from wukong.evaluate import interval
+from wukong.evaluate.interval import Interval
+from wukong.evaluate.model import Model, refuse_collapsed, refuse_not_finite
 from wukong.evaluate.prompts import PROMPTS
-from wukong.evaluate.retrieval import refuse_not_a_number
-from wukong.model.dual import DualEncoder
+from wukong.evaluate.protocol import Metric, Protocol, Ties
+from wukong.evaluate.retrieval import hits, refuse_not_a_number
+from wukong.model.dual import DualEncoder, Texts
+
+_FORMAT = 1
+_PIECE_CLASSES = 50
+_BLOCK_PRODUCTS = 2**23
+"""The most products of image tokens and text tokens in a block: 32 MiB in float32."""
 
 
 @torch.inference_mode()
@@ -72,3 +91,211 @@ def accuracy(scores: Tensor, labels: Tensor, top: int = 1) -> float:
 def per_class(scores: Tensor, labels: Tensor) -> list[float]:
     """Compute the top-1 accuracy of each class on its own images; NaN for a class without images."""
     return [accuracy(scores[labels == c], labels[labels == c]) for c in range(scores.shape[1])]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Embedded classes, in pieces of a few classes on disk or in memory.
+
+    Attributes:
+        names: the names, in label order.
+        prompts: number of prompts of each class.
+        vectors: unit vectors [classes, d] of a model with global vectors; None for a token-wise one.
+        pieces: files with the texts of some classes each, class by class and prompt by prompt, for a token-wise model.
+    """
+
+    names: tuple[str, ...]
+    prompts: int
+    vectors: Tensor | None
+    pieces: tuple[Path, ...] = ()
+
+    def texts(self) -> Iterator[Texts]:
+        """Read the pieces in order: the texts of ``len(vectors) // prompts`` classes each, [texts, tokens, d]."""
+        for piece in self.pieces:
+            stored = load_file(piece)
+            yield Texts(stored["vectors"], stored["counted"])
+
+
+def key(model: Model, names: Sequence[str], prompts: Sequence[str], protocol: Protocol) -> str:
+    """Compute the digest by which embedded classes are found again: of all that they depend on."""
+    parts = [_FORMAT, model.digest, model.token_wise, list(names), list(prompts), protocol.context, protocol.writing]
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
+
+
+@torch.inference_mode()
+def embed(model: Model, names: Sequence[str], prompts: Sequence[str], protocol: Protocol, cache: Path) -> Classes:
+    """Embed the classes, or find them in the cache.
+
+    The vector of a class of a global model is the normalised mean of its prompts' vectors. Of a token-wise model, the
+    vectors of all tokens are stored: those of 1,000 classes and 80 prompts are about 1 GB at 256 numbers a token, so
+    they are written and read in pieces of 50 classes.
+
+    Args:
+        model: the model.
+        names: names of the classes, in label order; equal names are allowed (太阳镜 stands twice in ImageNet).
+        prompts: templates, each with one ``{}`` for the name.
+        protocol: how texts are written and cut.
+        cache: folder of embedded classes; a piece is written whole or not at all.
+
+    Raises:
+        DataError: there are fewer than two classes or no prompt; the vectors are not finite or all equal.
+    """
+    if len(set(names)) < 2 or not prompts or any(prompt.count("{}") != 1 for prompt in prompts):
+        raise DataError(
+            f"{len(set(names))} classes and {len(prompts)} prompts: give two or more classes, and prompts with one {{}}"
+        )
+    folder = cache / key(model, names, prompts, protocol)
+    pieces = [folder / f"{first:06d}.safetensors" for first in range(0, len(names), _PIECE_CLASSES)]
+    for first, piece in zip(range(0, len(names), _PIECE_CLASSES), pieces, strict=True):
+        if not piece.exists():
+            part = names[first : first + _PIECE_CLASSES]
+            texts = model.encode_texts([prompt.format(name) for name in part for prompt in prompts], protocol)
+            refuse_not_finite(texts.vectors, "text")
+            _save(piece, texts if model.token_wise else _means(texts.vectors, len(part)))
+    if model.token_wise:
+        stored = [load_file(piece) for piece in pieces[:1]]
+        refuse_collapsed(stored[0]["vectors"].float(), "text", stored[0]["counted"])
+        return Classes(tuple(names), len(prompts), None, tuple(pieces))
+    vectors = torch.cat([load_file(piece)["vectors"] for piece in pieces])
+    refuse_collapsed(vectors, "class")
+    return Classes(tuple(names), len(prompts), vectors)
+
+
+def _means(vectors: Tensor, classes: int) -> Tensor:
+    return F.normalize(F.normalize(vectors, dim=-1).view(classes, -1, vectors.shape[-1]).mean(1), dim=-1)
+
+
+def _save(piece: Path, found: Texts | Tensor) -> None:
+    piece.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"vectors": found} if isinstance(found, Tensor) else found._asdict()
+    partial = piece.with_suffix(".partial")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+    partial.replace(piece)
+
+
+@torch.inference_mode()
+def scores(model: Model, images: Tensor, classes: Classes, protocol: Protocol) -> Tensor:
+    """Compute the score of every image for every class, float32 [images, classes].
+
+    With global vectors it is the dot product with the class's vector. Token-wise it is the mean over prompts of the
+    similarity of image to text, s^I, or of its softmax over classes, as the protocol says. One block of texts at a time
+    is in memory.
+
+    Args:
+        model: the model that encoded both.
+        images: unit vectors, [images, (tokens,) d].
+        classes: from ``embed``.
+        protocol: how the prompts of a class become one token-wise score.
+
+    Raises:
+        DataError: the images' vectors are not finite or all equal, or a score is NaN.
+    """
+    refuse_collapsed(images, "image")
+    if classes.vectors is not None:
+        found = images @ classes.vectors.T
+    elif protocol.aggregation == "softmax":
+        found = _mean_softmax(model, images, classes)
+    else:
+        columns = [
+            _similarity(model, images, texts).view(len(images), -1, classes.prompts).mean(2)
+            for texts in classes.texts()
+        ]
+        found = torch.cat(columns, 1)
+    refuse_not_a_number(found, "image", "class")
+    return found
+
+
+def _similarity(model: Model, images: Tensor, texts: Texts) -> Tensor:
+    return model.similarity(images, texts).image_to_text.float()
+
+
+def _mean_softmax(model: Model, images: Tensor, classes: Classes) -> Tensor:
+    """Mean over prompts of the softmax over classes; the similarities of some images at a time are in memory."""
+    step = max(1, _BLOCK_PRODUCTS // (len(classes.names) * classes.prompts))
+    parts = []
+    for block in images.split(step):
+        each = torch.cat([_similarity(model, block, texts) for texts in classes.texts()], 1)
+        logits = model.scale * each.view(len(block), len(classes.names), classes.prompts)
+        parts.append(logits.softmax(1).mean(2))
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Results of a classification set, with intervals.
+
+    Attributes:
+        metric: which one is the protocol's number.
+        top1: share of images whose class is the best.
+        top5: share of images whose class is among the best five; None with fewer than five classes.
+        mean_per_class: mean over classes of the share of its images whose class is the best.
+        right: bool [images], whether each image's class is the best, for comparing two models.
+        classes: top-1 of each class, whose mean is ``mean_per_class``.
+    """
+
+    metric: Metric
+    top1: Interval
+    top5: Interval | None
+    mean_per_class: Interval
+    right: Tensor
+    classes: tuple[float, ...]
+
+    @property
+    def value(self) -> Interval:
+        """The protocol's number."""
+        return self.top1 if self.metric == "top1" else self.mean_per_class
+
+
+def right(found: Tensor, labels: Tensor, ties: Ties) -> Tensor:
+    """Compute whether each image's class is the best and among the best five: bool [images, 2].
+
+    Args:
+        found: scores, [images, classes], none of them NaN.
+        labels: int64 [images].
+        ties: the rule for equal scores. ``topk`` takes both from one call for five classes, as Chinese-CLIP and
+            CLIP_benchmark do.
+    """
+    best = min(5, found.shape[1])
+    if ties == "topk":
+        first = found.topk(best, 1).indices == labels[:, None]
+        return torch.stack([first[:, 0], first.any(1)], 1)
+    wanted = F.one_hot(labels, found.shape[1]).bool()
+    return hits(found, wanted, ties, cutoffs=(1, best)) > 0
+
+
+def measured(found: Tensor, labels: Tensor, protocol: Protocol, data_set: str, seed: int = 0) -> Measured:
+    """Compute top-1, top-5 and the mean over classes, with intervals.
+
+    Args:
+        found: scores, [images, classes].
+        labels: the right classes, int64 [images].
+        protocol: fixes the metric and how equal scores rank.
+        data_set: name of the set.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: there are not as many labels as images, a label is no class, a class has no image, or a score is NaN.
+    """
+    if labels.shape != found.shape[:1]:
+        raise DataError(f"{data_set}: {len(found)} images have scores and {len(labels)} have labels: they differ")
+    counts = torch.bincount(labels.clamp_min(0), minlength=found.shape[1])
+    if not len(labels) or int(labels.min()) < 0 or len(counts) > found.shape[1]:
+        raise DataError(
+            f"{data_set}: labels reach from {int(labels.min()) if len(labels) else 0} to {len(counts) - 1}, and there "
+            f"are {found.shape[1]} classes: the class names are of another set, or images are missing"
+        )
+    if not counts.all():
+        raise DataError(f"{data_set}: class {int((counts == 0).nonzero()[0])} has no image: images are missing")
+    refuse_not_a_number(found, "image", "class")
+    answers = right(found, labels, protocol.classification_ties)
+    best = right(found, labels, protocol.mean_ties)[:, 0]
+    top1, top5 = interval.of(answers.double().numpy(), seed=seed)
+    shares = torch.bincount(labels, best.double(), minlength=found.shape[1]) / counts
+    return Measured(
+        protocol.metric(data_set),
+        top1,
+        top5 if found.shape[1] >= 5 else None,
+        interval.mean_per_class(best.numpy(), labels.numpy(), seed=seed),
+        answers[:, 0],
+        tuple(shares.tolist()),
+    )

@@ -1,6 +1,199 @@
-"""Describe the evaluation protocol of a run in sentences, for reports: the settings in which evaluations differ."""
+"""Evaluation protocols: the settings in which evaluations differ.
+
+``PROTOCOLS`` has the named protocols of ``wukong evaluate``. ``sentences`` describes the settings of an experiment's
+own evaluate stage, for reports.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal, TypeAlias
 
 from wukong.config import Experiment
+from wukong.errors import ConfigError
+
+Transform: TypeAlias = Literal["squash", "crop"]
+Writing: TypeAlias = Literal["published", "lower", "lower, straight quotes"]
+Metric: TypeAlias = Literal["top1", "mean_per_class"]
+Ties: TypeAlias = Literal["against", "first", "topk", "id"]
+Aggregation: TypeAlias = Literal["similarity", "softmax"]
+Hit: TypeAlias = Literal["any", "share"]
+
+_TRANSFORMS = {
+    "squash": "Pictures are squashed to the square (bicubic).",
+    "crop": "Pictures are resized by their shorter side (bicubic) and cut to the square in their middle.",
+}
+_WRITINGS = {
+    "published": "Texts go to the model's tokenizer as they are published.",
+    "lower": "Texts are lower-cased.",
+    "lower, straight quotes": "Texts are lower-cased, and Chinese quotation marks become straight ones.",
+}
+_TIES = {
+    "against": "An equal wrong score ranks before the right one.",
+    "first": "Of equal scores the first in the files' order ranks first.",
+    "topk": "Equal scores rank as torch.topk leaves them.",
+    "id": "Of equal scores the larger id, compared as text, ranks first.",
+}
+_AGGREGATIONS = {
+    "similarity": "The token-wise score of a class is the mean of its prompts' similarities.",
+    "softmax": "The token-wise score of a class is the mean over prompts of the softmax over classes.",
+}
+_HITS = {
+    "any": "A query is hit if any right answer is among the first K.",
+    "share": "A query counts the share of its right answers that are among the first K.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """All settings of an evaluation that change its numbers.
+
+    Attributes:
+        name: as on the command line.
+        source: whose practice it is.
+        transform: how a picture becomes the square that the model reads.
+        context: most tokens of a text, with [CLS] and [SEP]; None for as many as the model reads.
+        writing: how texts are changed before the tokenizer.
+        class_names: name of the list of class names.
+        prompts: name of the prompts.
+        splits: the split of each set that is not measured on its ``test`` part.
+        per_class: the sets whose number is the mean over classes; all others have plain top-1.
+        text_to_image_only: the sets without image-to-text retrieval.
+        hit: what counts as found.
+        classification_ties: how equal scores of classes rank for top-1 and top-5.
+        mean_ties: how they rank for the mean over classes.
+        retrieval_ties: how equal scores of candidates rank.
+        aggregation: how the prompts of a class become one token-wise score.
+        remarks: in what else its source differs and this project does not follow.
+    """
+
+    name: str
+    source: str
+    transform: Transform
+    context: int | None
+    writing: Writing
+    class_names: str
+    prompts: str
+    splits: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    per_class: frozenset[str] = frozenset()
+    text_to_image_only: frozenset[str] = frozenset({"muge"})
+    hit: Hit = "any"
+    classification_ties: Ties
+    mean_ties: Ties
+    retrieval_ties: Ties
+    aggregation: Aggregation = "similarity"
+    remarks: tuple[str, ...] = ()
+
+    def split(self, data_set: str) -> str:
+        """Return the split of a set that is measured."""
+        return self.splits.get(data_set, "test")
+
+    def metric(self, data_set: str) -> Metric:
+        """Return the metric of a classification set."""
+        return "mean_per_class" if data_set in self.per_class else "top1"
+
+    def written(self, text: str) -> str:
+        """Return a text as it goes to the model's tokenizer."""
+        if self.writing == "published":
+            return text
+        lower = text.lower()
+        return lower if self.writing == "lower" else lower.replace("“", '"').replace("”", '"')
+
+    def describe(self) -> list[str]:
+        """Describe the protocol, one sentence for each setting; this is printed with every number."""
+        cut = f"cut at {self.context} tokens" if self.context else "cut where the model's tokenizer cuts them"
+        per_class = f"; the mean over classes for {', '.join(sorted(self.per_class))}" if self.per_class else ""
+        splits = ", ".join(f"{split} of {name}" for name, split in sorted(self.splits.items()))
+        return [
+            f"Protocol {self.name}: {self.source}.",
+            _TRANSFORMS[self.transform],
+            f"{_WRITINGS[self.writing]} They are {cut}.",
+            f"Class names: {self.class_names}; prompts: {self.prompts}.",
+            "The vector of a class is the normalised mean of its prompts' normalised vectors. "
+            + _AGGREGATIONS[self.aggregation],
+            f"Split: test{'; ' + splits if splits else ''}.",
+            f"Classification: top-1{per_class}. {_TIES[self.classification_ties]}"
+            + ("" if self.mean_ties == self.classification_ties else f" For the mean: {_TIES[self.mean_ties]}"),
+            f"Retrieval: {_HITS[self.hit]} {_TIES[self.retrieval_ties]} "
+            f"Only text to image: {', '.join(sorted(self.text_to_image_only)) or 'none'}.",
+            *self.remarks,
+        ]
+
+
+# The test parts of the first three have no public answers; the others have no official parts.
+_SPLITS: Mapping[str, str] = MappingProxyType(
+    {"imagenet": "val", "aic-icc": "val-10k", "muge": "val", "caltech101": "all", "caltech256": "all", "eurosat": "all"}
+)
+
+PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
+    {
+        protocol.name: protocol
+        for protocol in (
+            Protocol(
+                name="paper",
+                source="Wukong (Gu et al., 2022), sections 5.2 and 5.3",
+                transform="crop",
+                context=32,
+                writing="lower",
+                class_names="authors",
+                prompts="authors",
+                splits=_SPLITS,
+                classification_ties="against",
+                mean_ties="against",
+                retrieval_ties="against",
+                remarks=(
+                    "The paper does not say how equal scores rank; here they count as wrong. The authors' code "
+                    "averages the softmax over prompts where the paper averages similarities.",
+                ),
+            ),
+            Protocol(
+                name="cn-clip",
+                source="Chinese-CLIP 1.6, with ELEVATER's metrics",
+                transform="squash",
+                context=52,
+                writing="lower, straight quotes",
+                class_names="authors",
+                prompts="authors",
+                splits=_SPLITS,
+                per_class=frozenset({"caltech101", "flowers102", "pets", "aircraft"}),
+                classification_ties="topk",
+                mean_ties="first",
+                retrieval_ties="first",
+                remarks=(
+                    "Chinese-CLIP has class names of its own, which differ on 241 of ImageNet's 1,000, and prompts of "
+                    "its own for flowers102, food101, aircraft and eurosat; those are not used here.",
+                ),
+            ),
+            Protocol(
+                name="clip-benchmark",
+                source="CLIP_benchmark 1.6 with language cn",
+                transform="crop",
+                context=None,
+                writing="published",
+                class_names="authors",
+                prompts="authors",
+                splits=MappingProxyType({**_SPLITS, "sun397": "all"}),
+                classification_ties="topk",
+                mean_ties="first",
+                retrieval_ties="topk",
+                remarks=("CLIP_benchmark has Chinese class names for ImageNet alone; the other sets use ours.",),
+            ),
+        )
+    }
+)
+"""The named protocols."""
+
+
+def named(name: str) -> Protocol:
+    """Return the protocol with this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in PROTOCOLS:
+        raise ConfigError(f"protocol: there is no {name!r}; allowed: {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
 
 _CAPTIONS = {
     "distinct": "Equal captions are one caption, and every picture that has it is right.",

@@ -1,13 +1,25 @@
-"""Image-text retrieval in both directions (section 5.3): queries, right answers, ranks and recall."""
+"""Image-text retrieval in both directions (section 5.3): queries, right answers, ranks and recall.
 
-from collections.abc import Sequence
+``task``, ``ranks`` and ``recall`` work on one matrix of scores. ``search`` computes scores block by block and keeps
+only the best candidates of each query, so 30,000 images and 150,000 captions fit in memory.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import comb
 from typing import Literal, NamedTuple, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from wukong.errors import DataError
+from wukong.evaluate import interval
+from wukong.evaluate.interval import Interval
+from wukong.evaluate.protocol import Hit, Ties
+from wukong.model.dual import Texts
+from wukong.model.similarity import Scores
 
 CUTOFFS = (1, 5, 10)
 Captions: TypeAlias = Literal["distinct", "all", "first"]
@@ -126,3 +138,325 @@ def chance(relevant_counts: Sequence[int], candidates: int, cutoffs: Sequence[in
         return comb(candidates - count, min(k, candidates)) / comb(candidates, min(k, candidates))
 
     return {k: 1 - sum(miss(count, k) for count in relevant_counts) / max(1, len(relevant_counts)) for k in cutoffs}
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Which captions and images belong together. A caption may have several images and an image several captions.
+
+    Attributes:
+        text: int64 [pairs], numbers of captions, ascending.
+        image: int64 [pairs], numbers of images.
+        texts: number of captions.
+        images: number of images.
+    """
+
+    text: Tensor
+    image: Tensor
+    texts: int
+    images: int
+
+    @classmethod
+    def of(cls, images_of_texts: Sequence[Sequence[int]], images: int, every_image: bool = True) -> "Pairs":
+        """Make the pairs from the numbers of the images of each caption.
+
+        Args:
+            images_of_texts: for each caption the numbers of its images.
+            images: number of images.
+            every_image: whether each image must have a caption; False for text-to-image retrieval only, where images
+                without a caption are candidates too.
+
+        Raises:
+            DataError: a caption has no image, an image has no caption though it must, or there is no such image.
+        """
+        wanted = [(text, image) for text, of in enumerate(images_of_texts) for image in sorted(set(of))]
+        if empty := [text for text, of in enumerate(images_of_texts) if not of]:
+            raise DataError(f"{len(empty)} captions have no image, the first is caption {empty[0]}: nothing is right")
+        if strange := [pair for pair in wanted if not 0 <= pair[1] < images]:
+            raise DataError(
+                f"caption {strange[0][0]} belongs to image {strange[0][1]}, and there are {images} images: images are "
+                "missing, or the captions are of another set"
+            )
+        if every_image and (alone := set(range(images)) - {image for _, image in wanted}):
+            raise DataError(f"{len(alone)} images have no caption, the first is image {min(alone)}: nothing is right")
+        table = torch.tensor(wanted, dtype=torch.int64).reshape(-1, 2)
+        return cls(table[:, 0].contiguous(), table[:, 1].contiguous(), len(images_of_texts), images)
+
+    def turned(self) -> "Pairs":
+        """Return the pairs with images as captions and captions as images."""
+        order = (self.image * self.texts + self.text).argsort()
+        return Pairs(self.image[order], self.text[order], self.images, self.texts)
+
+    def block(self, texts: slice, images: slice, device: torch.device | None = None) -> Tensor:
+        """Return the pairs of some captions and images as bool [captions, images]."""
+        bounds = torch.searchsorted(self.text, torch.tensor([texts.start, texts.stop]))
+        row, column = (part[int(bounds[0]) : int(bounds[1])] for part in (self.text, self.image))
+        inside = (column >= images.start) & (column < images.stop)
+        found = torch.zeros(texts.stop - texts.start, images.stop - images.start, dtype=torch.bool, device=device)
+        found[(row[inside] - texts.start).to(device), (column[inside] - images.start).to(device)] = True
+        return found
+
+
+class _Best:
+    """The best candidates of each query, of all blocks added so far, in an order without ties.
+
+    A candidate is one integer: its score's bits in an order that integers compare as floats do, then its place among
+    equal scores, then whether it is right. So the best K of two blocks are exactly the best K of both together.
+    """
+
+    def __init__(self, queries: int, kept: int, device: torch.device | None = None) -> None:
+        self.keys = torch.full((queries, kept), torch.iinfo(torch.int64).min, device=device)
+
+    def add(self, rows: slice, scores: Tensor, right: Tensor, places: Tensor | None) -> None:
+        """Add candidates: float32 scores [rows, candidates], which are right, and places of equal ones."""
+        kept = self.keys.shape[1]
+        place = (~right).long() if places is None else places[None, :].expand_as(right)
+        bits = (scores + 0.0).contiguous().view(torch.int32)  # -0.0 becomes 0.0, its equal
+        ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
+        keys = (ordered << 32) | (place << 1) | right.long()
+        self.keys[rows] = torch.cat([self.keys[rows], keys], 1).topk(kept, 1).values
+
+    def found(self, cutoffs: Sequence[int]) -> Tensor:
+        """Count the right candidates among the first K, int64 [queries, cutoffs]."""
+        held = self.keys > torch.iinfo(torch.int64).min
+        right = ((self.keys & 1).bool() & held).cumsum(1)
+        return torch.stack([right[:, min(k, right.shape[1]) - 1] for k in cutoffs], 1).cpu()
+
+
+def hits(
+    scores: Tensor,
+    right: Tensor,
+    ties: Ties = "against",
+    ids: Sequence[str] | None = None,
+    cutoffs: Sequence[int] = CUTOFFS,
+) -> Tensor:
+    """Count the right candidates among the first K of each query, from one matrix of scores.
+
+    Equal scores rank as ``ties`` says: wrong ones before right ones (``against``), by their order (``first``, as
+    Chinese-CLIP sorts), as ``torch.topk`` leaves them (``topk``, CLIP_benchmark), or the larger id first (``id``, MTEB,
+    whose trec_eval compares ids as text and scores as float32).
+
+    Args:
+        scores: float32 [queries, candidates].
+        right: bool [queries, candidates].
+        ties: the rule for equal scores.
+        ids: the candidates' ids, for the rule ``id``.
+        cutoffs: the values of K.
+
+    Returns:
+        int64 [queries, cutoffs].
+
+    Raises:
+        DataError: a score is NaN.
+    """
+    refuse_not_a_number(scores, "query", "candidate")
+    if ties == "topk":
+        return _topk_hits(scores, right, cutoffs)
+    best = _Best(len(scores), max(cutoffs), scores.device)
+    best.add(slice(0, len(scores)), scores, right, _places(ties, ids, scores.shape[1], scores.device))
+    return best.found(cutoffs)
+
+
+def _topk_hits(scores: Tensor, right: Tensor, cutoffs: Sequence[int]) -> Tensor:
+    # One call for each K: torch.topk may order equal scores differently for another K.
+    first = [scores.topk(min(k, scores.shape[1]), 1).indices for k in cutoffs]
+    return torch.stack([right.gather(1, each).sum(1) for each in first], 1).cpu()
+
+
+def _places(ties: Ties, ids: Sequence[str] | None, candidates: int, device: torch.device) -> Tensor | None:
+    """Return the place of each candidate among equal scores, the highest first; None if being right decides."""
+    if ties == "against":
+        return None
+    if ties == "first":
+        return torch.arange(candidates - 1, -1, -1, device=device)
+    if ids is None or len(ids) != candidates:
+        raise ValueError(f"ties by id need the ids of the {candidates} candidates")
+    places = torch.empty(candidates, dtype=torch.int64)
+    places[torch.tensor(sorted(range(candidates), key=ids.__getitem__), dtype=torch.int64)] = torch.arange(candidates)
+    return places.to(device)
+
+
+class Found(NamedTuple):
+    """How many right candidates are among the first K of each query.
+
+    Attributes:
+        text_to_image: int64 [texts, cutoffs].
+        image_to_text: int64 [images, cutoffs]; None for text-to-image retrieval only.
+        cutoffs: the values of K.
+    """
+
+    text_to_image: Tensor
+    image_to_text: Tensor | None
+    cutoffs: tuple[int, ...]
+
+
+@torch.inference_mode()
+def search(
+    images: Tensor,
+    texts: Texts,
+    pairs: Pairs,
+    similarity: Callable[[Tensor, Texts], Scores],
+    ties: Ties = "against",
+    *,
+    both: bool = True,
+    image_ids: Sequence[str] | None = None,
+    text_ids: Sequence[str] | None = None,
+    cutoffs: Sequence[int] = CUTOFFS,
+    block: int = 2048,
+    device: torch.device | str | None = None,
+) -> Found:
+    """Search images by texts and texts by images, block by block.
+
+    Each block of scores is reduced to the best candidates of its queries and freed. Memory beside the vectors is a few
+    blocks, and 8 bytes for each query and K. The rule ``topk`` needs whole rows; then a block has few queries, and the
+    scores are computed once for each direction.
+
+    Args:
+        images: unit vectors, [images, (tokens,) d].
+        texts: encoded captions.
+        pairs: which belong together.
+        similarity: computes the scores of a block, for instance ``Model.similarity``.
+        ties: the rule for equal scores, see ``hits``.
+        both: whether texts are searched by images too.
+        image_ids: for the rule ``id``.
+        text_ids: for the rule ``id``, if ``both``.
+        cutoffs: the values of K.
+        block: number of images and of captions in a block.
+        device: where blocks are computed; None for a GPU if there is one.
+
+    Raises:
+        DataError: a similarity is NaN; vectors are not as many as the pairs say.
+    """
+    if (len(images), len(texts.vectors)) != (pairs.images, pairs.texts):
+        raise DataError(
+            f"{len(images)} images and {len(texts.vectors)} captions are encoded, and the pairs are of {pairs.images} "
+            f"images and {pairs.texts} captions: one was encoded from other data"
+        )
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    turned = pairs.turned() if both else None
+    if ties == "topk":
+        rows = max(1, block * block // max(len(images), len(texts.vectors)))
+        of_texts = [
+            _topk_hits(scores.text_to_image.T, pairs.block(part, slice(0, pairs.images), where), cutoffs)
+            for part in _slices(pairs.texts, rows)
+            for scores in (_scores(images, texts, slice(0, pairs.images), part, similarity, where),)
+        ]
+        of_images = turned and [
+            _topk_hits(scores.image_to_text, turned.block(part, slice(0, pairs.texts), where), cutoffs)
+            for part in _slices(pairs.images, rows)
+            for scores in (_scores(images, texts, part, slice(0, pairs.texts), similarity, where),)
+        ]
+        return Found(torch.cat(of_texts), torch.cat(of_images) if of_images else None, tuple(cutoffs))
+    image_places = _places(ties, image_ids, pairs.images, where)
+    text_places = _places(ties, text_ids, pairs.texts, where) if both else None
+    of_text = _Best(pairs.texts, max(cutoffs), where)
+    of_image = _Best(pairs.images, max(cutoffs), where)
+    for column in _slices(pairs.texts, block):
+        for row in _slices(pairs.images, block):
+            scores = _scores(images, texts, row, column, similarity, where)
+            right = pairs.block(column, row, where)
+            of_text.add(column, scores.text_to_image.T, right, None if image_places is None else image_places[row])
+            if both:
+                places = None if text_places is None else text_places[column]
+                of_image.add(row, scores.image_to_text, right.T, places)
+    return Found(of_text.found(cutoffs), of_image.found(cutoffs) if both else None, tuple(cutoffs))
+
+
+def _slices(size: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def _scores(
+    images: Tensor,
+    texts: Texts,
+    row: slice,
+    column: slice,
+    similarity: Callable[[Tensor, Texts], Scores],
+    device: torch.device,
+) -> Scores:
+    """Compute the scores of a block, float32 [images, texts].
+
+    Raises:
+        DataError: a score is NaN.
+    """
+    counted = texts.counted[column]
+    if texts.vectors.ndim == 3:
+        # Padding beyond the block's longest text would only be computed and thrown away.
+        longest = int(counted.any(0).nonzero().max()) + 1
+        part = Texts(texts.vectors[column, :longest].to(device), counted[:, :longest].to(device))
+    else:
+        part = Texts(texts.vectors[column].to(device), counted.to(device))
+    found = similarity(images[row].to(device), part)
+    for scores in found[: 1 if found.image_to_text is found.text_to_image else 2]:
+        if scores.isnan().any():
+            first, second = scores.isnan().nonzero()[0].tolist()
+            raise DataError(
+                f"the similarity of image {row.start + first} and caption {column.start + second} is not a number: the "
+                "weights or the features are damaged"
+            )
+    return Scores(found.image_to_text.float(), found.text_to_image.float())
+
+
+@dataclass(frozen=True)
+class Result:
+    """Recalls with their intervals.
+
+    Attributes:
+        text_to_image: Recall@K for each K.
+        image_to_text: the same for texts searched by images; empty for text-to-image retrieval only.
+        mean: the mean of all of them (MR).
+    """
+
+    text_to_image: dict[int, Interval]
+    image_to_text: dict[int, Interval]
+    mean: Interval
+
+
+def result(found: Found, pairs: Pairs, hit: Hit = "any", seed: int = 0) -> Result:
+    """Compute recalls and their bootstrap intervals.
+
+    The units are images where each caption has one image, so that the captions of an image are drawn together, and both
+    directions of one draw give the mean recall. Where captions have several images, they are units themselves, and the
+    two directions are drawn apart.
+
+    Args:
+        found: from ``search``.
+        pairs: which belong together.
+        hit: ``any`` for 1 if any right candidate is among the first K; ``share`` for the share of the right candidates.
+        seed: of the bootstrap.
+    """
+    answers = _answers(found.text_to_image, torch.bincount(pairs.text, minlength=pairs.texts), hit)
+    turned = None
+    if found.image_to_text is not None:
+        turned = _answers(found.image_to_text, torch.bincount(pairs.image, minlength=pairs.images), hit)
+    draws: list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
+    if len(pairs.text) == pairs.texts:
+        owner = pairs.image.numpy()
+        count = np.bincount(owner, minlength=pairs.images)
+        sums = np.stack([np.bincount(owner, each, pairs.images) for each in answers.T], 1)
+        weights = np.repeat(count[:, None], sums.shape[1], 1).astype(np.float64)
+        if turned is not None:
+            sums, weights = np.concatenate([sums, turned], 1), np.concatenate([weights, np.ones_like(turned)], 1)
+        kept = weights.sum(1) > 0
+        draws = [(sums[kept], weights[kept])]
+    else:
+        draws = [(each, np.ones_like(each)) for each in (answers, turned) if each is not None]
+    intervals = [each for sums, weights in draws for each in interval.of(sums, weights, seed=seed)]
+    replicates = [interval.replicates(*draw, seed=seed + n) for n, draw in enumerate(draws)]
+    mean = float(np.mean([each.value for each in intervals]))
+    if all(each.value == intervals[0].value for each in intervals) and mean in {0.0, 1.0}:
+        overall = intervals[0]
+    else:
+        drawn = np.concatenate(replicates, 1).mean(1)
+        overall = interval.of_replicates(mean, drawn, sum(len(draw[0]) for draw in draws))
+    size = len(found.cutoffs)
+    return Result(
+        dict(zip(found.cutoffs, intervals[:size], strict=True)),
+        dict(zip(found.cutoffs, intervals[size:], strict=True)) if turned is not None else {},
+        overall,
+    )
+
+
+def _answers(found: Tensor, right: Tensor, hit: Hit) -> npt.NDArray[np.float64]:
+    counted = (found > 0).double() if hit == "any" else found.double() / right[:, None]
+    return counted.numpy()

@@ -1,0 +1,137 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from wukong.errors import DataError
+from wukong.evaluate import interval
+
+SIMULATIONS = 1000
+"""More than 500, in which a true coverage of 95 % is measured only to one per cent (standard error)."""
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+@pytest.mark.parametrize("truth", [0.15, 0.4, 0.8])
+def test_95_of_100_intervals_of_a_share_hold_the_true_value(truth: float, method: interval.Method) -> None:
+    numbers = np.random.default_rng(1)
+    held = 0
+    for seed in range(SIMULATIONS):
+        (found,) = interval.of(numbers.random(400) < truth, resamples=500, seed=seed, method=method)
+        held += found.low <= truth <= found.high
+    assert 0.93 <= held / SIMULATIONS <= 0.97
+
+
+def test_95_of_100_intervals_hold_where_captions_of_an_image_are_hit_together() -> None:
+    numbers = np.random.default_rng(2)
+    held = naive = 0
+    for seed in range(SIMULATIONS):
+        easy = numbers.beta(0.6, 0.9, 300)  # the mean is 0.4; five captions of an image share it
+        hits = numbers.random((300, 5)) < easy[:, None]
+        (found,) = interval.of(hits.sum(1), np.full(300, 5), resamples=500, seed=seed)
+        (apart,) = interval.of(hits.ravel(), resamples=500, seed=seed)
+        held += found.low <= 0.4 <= found.high
+        naive += apart.low <= 0.4 <= apart.high
+    assert 0.93 <= held / SIMULATIONS <= 0.97
+    assert naive / SIMULATIONS < 0.85  # as if captions were independent: too narrow
+
+
+@pytest.mark.parametrize("images", [5, 40])
+def test_95_of_100_intervals_of_the_mean_per_class_hold(images: int) -> None:
+    numbers = np.random.default_rng(3)
+    labels = np.repeat(np.arange(20), numbers.integers(images, 2 * images, 20))
+    truth = numbers.uniform(0.2, 0.8, 20)
+    held = 0
+    for seed in range(SIMULATIONS):
+        hits = numbers.random(len(labels)) < truth[labels]
+        found = interval.mean_per_class(hits, labels, resamples=500, seed=seed)
+        held += found.low <= truth.mean() <= found.high
+    assert 0.93 <= held / SIMULATIONS <= 0.97
+
+
+def test_95_of_100_intervals_of_a_paired_difference_hold() -> None:
+    numbers = np.random.default_rng(4)
+    held, narrower = 0, 0
+    for seed in range(SIMULATIONS):
+        hard = numbers.random(300)
+        first, second = hard < 0.5, hard + numbers.normal(0, 0.1, 300) < 0.4
+        found = interval.difference(first, second, resamples=500, seed=seed)
+        held += found.low <= 0.1 <= found.high  # 0.5 less the integral below
+        alone = [interval.of(each, resamples=500, seed=seed)[0] for each in (first, second)]
+        narrower += found.high - found.low < math.hypot(*(each.high - each.low for each in alone))
+    # P(hard + noise < 0.4) for hard uniform on [0, 1]: the integral of the normal's distribution function.
+    x = np.linspace(0, 1, 100_001)
+    assert np.trapezoid(stats.norm.cdf((0.4 - x) / 0.1), x) == pytest.approx(0.4, abs=1e-4)
+    assert 0.93 <= held / SIMULATIONS <= 0.97
+    assert narrower == SIMULATIONS
+
+
+@given(st.integers(2, 60), st.integers(0, 100))
+def test_draws_over_distinct_rows_have_the_moments_of_draws_of_units(units: int, seed: int) -> None:
+    numbers = np.random.default_rng(seed)
+    values = numbers.integers(0, 3, units).astype(float)
+    drawn = interval.replicates(values, resamples=4000, seed=seed)[:, 0]
+    error = values.std() / math.sqrt(units)
+    assert drawn.mean() == pytest.approx(values.mean(), abs=6 * error / math.sqrt(4000) + 1e-9)
+    assert drawn.std() == pytest.approx(error, rel=0.1, abs=1e-9)
+
+
+def test_percentile_and_bca_agree_with_scipys() -> None:
+    values = np.random.default_rng(5).exponential(size=80)
+    for ours, theirs in (("percentile", "percentile"), ("bca", "BCa")):
+        (found,) = interval.of(values, resamples=20_000, method=ours)
+        expected = stats.bootstrap(
+            (values,), np.mean, n_resamples=20_000, method=theirs, rng=np.random.default_rng(1)
+        ).confidence_interval
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.01)
+
+
+def test_where_all_answers_are_equal_the_interval_is_exact() -> None:
+    (perfect,) = interval.of(np.ones(50))
+    (nothing,) = interval.of(np.zeros(50))
+    exact = stats.binomtest(50, 50).proportion_ci(0.95)
+    assert (perfect.value, perfect.low, perfect.high) == (1.0, pytest.approx(exact.low), 1.0)
+    assert (nothing.value, nothing.low, nothing.high) == (0.0, 0.0, pytest.approx(1 - exact.low))
+    both = interval.mean_per_class(np.ones(50), np.arange(50) % 5)
+    assert (both.low, both.high) == (pytest.approx(exact.low), 1.0)
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 9))
+def test_mcnemar_is_the_two_sided_binomial_test(only_first: int, only_second: int, both: int) -> None:
+    first = [True] * only_first + [False] * only_second + [True] * both
+    second = [False] * only_first + [True] * only_second + [True] * both
+    found = interval.mcnemar(first, second)
+    assert (found.only_first, found.only_second, found.exact) == (only_first, only_second, True)
+    expected = stats.binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
+    assert found.p == pytest.approx(expected)
+
+
+def test_mcnemar_of_many_items_is_chi_square() -> None:
+    found = interval.mcnemar([True] * 800 + [False] * 700, [False] * 800 + [True] * 700)
+    assert not found.exact
+    assert found.p == pytest.approx(stats.chi2.sf(99**2 / 1500, 1))
+    assert found.p == pytest.approx(stats.binomtest(700, 1500).pvalue, rel=0.02)
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    hits = np.random.default_rng(0).random((99, 7)).sum(1)
+    assert interval.of(hits, seed=3) == interval.of(hits, seed=3) != interval.of(hits, seed=4)
+
+
+@pytest.mark.parametrize(
+    ("sums", "weights", "told"),
+    [([], None, "at least one"), ([1.0, math.nan], None, "not finite"), ([0.0, 0.0], [0.0, 0.0], "share of nothing")],
+)
+def test_what_has_no_result_is_refused(sums: list[float], weights: list[float] | None, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        interval.of(sums, weights)
+
+
+def test_models_that_were_measured_on_other_items_are_not_compared() -> None:
+    for compare in (interval.difference, interval.mcnemar):
+        with pytest.raises(DataError, match="same items"):
+            compare([True, False], [True])
+    with pytest.raises(DataError, match="class 1 has no image"):
+        interval.mean_per_class([1, 0], [0, 2])

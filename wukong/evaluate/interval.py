@@ -1,0 +1,303 @@
+"""Confidence intervals of evaluation results by the bootstrap, and tests of the difference between two models.
+
+A result is a ratio of sums over units: for top-1, the sum of right answers over the number of images. The unit is what
+was drawn independently, an image for instance: its five captions are one unit, because they are hit or missed together.
+
+Units with equal numbers are interchangeable. So a resample is one draw of a multinomial over the *distinct* rows of
+numbers, and 2,000 resamples of 50,000 images with three answers each take milliseconds (Efron and Tibshirani, An
+Introduction to the Bootstrap, chapters 13 and 14).
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from wukong.errors import DataError
+
+Method: TypeAlias = Literal["percentile", "bca"]
+Numbers: TypeAlias = npt.NDArray[np.float64]
+RESAMPLES = 2000
+LEVEL = 0.95
+_EXACT_DISCORDANT = 1000
+_BLOCK = 2**22
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A result with its confidence interval.
+
+    Attributes:
+        value: the result.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        level: the share of such intervals that hold the true value.
+        units: number of independent units behind the result.
+    """
+
+    value: float
+    low: float
+    high: float
+    level: float
+    units: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """McNemar's test of two models on the same items.
+
+    Attributes:
+        only_first: number of items that only the first model gets right.
+        only_second: number of items that only the second model gets right.
+        p: two-sided p-value of the hypothesis that both models are right equally often.
+        exact: whether p is from the binomial distribution; otherwise from chi-square with continuity correction.
+    """
+
+    only_first: int
+    only_second: int
+    p: float
+    exact: bool
+
+
+def of(
+    sums: npt.ArrayLike,
+    weights: npt.ArrayLike | None = None,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    method: Method = "percentile",
+) -> list[Interval]:
+    """Compute results and their bootstrap intervals: each result is ``sums.sum() / weights.sum()`` over the units.
+
+    If all units have equal numbers, the bootstrap has width 0, although the units are few. Then the interval is the
+    exact one of Clopper and Pearson for 0 or n of n, where the result is a share.
+
+    Args:
+        sums: [units] or [units, results]: for instance 1 for a right answer, or the number of a unit's right answers.
+        weights: the same shape: the number of a unit's answers; None for 1.
+        level: the level, between 0 and 1.
+        resamples: number of resamples.
+        seed: the same seed gives the same interval.
+        method: ``percentile``, or ``bca`` (bias-corrected and accelerated).
+
+    Returns:
+        One interval for each result.
+
+    Raises:
+        DataError: there is no unit, a number is not finite, or a result has no weight.
+    """
+    rows = _rows(sums, weights)
+    drawn = _drawn(rows, resamples, seed)
+    return [_interval(rows, column, drawn[:, column], level, method) for column in range(drawn.shape[1])]
+
+
+def replicates(
+    sums: npt.ArrayLike, weights: npt.ArrayLike | None = None, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Numbers:
+    """Compute the results of each resample, float64 [resamples, results]; see ``of`` for the arguments.
+
+    All results of a resample are from the same draw of units, so a function of them, such as their mean, can be taken
+    row by row.
+    """
+    return _drawn(_rows(sums, weights), resamples, seed)
+
+
+def of_replicates(value: float, drawn: Numbers, units: int, level: float = LEVEL) -> Interval:
+    """Make the percentile interval of a result from its resamples, [resamples]."""
+    low, high = _quantiles(drawn, (1 - level) / 2, (1 + level) / 2)
+    return Interval(value, low, high, level, units)
+
+
+def mean_per_class(
+    hits: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Compute the mean over classes of the share of right answers, and its interval.
+
+    Images are resampled within their class. The number of right answers of a resampled class is binomial, so no image
+    needs to be drawn. A resample of n images varies too little by the factor (n - 1) / n in the variance, which is much
+    for classes of a few images; the deviations are scaled to correct it.
+
+    Args:
+        hits: bool or 0 and 1, [images].
+        labels: number of each image's class, int [images].
+        level: as in ``of``.
+        resamples: as in ``of``.
+        seed: as in ``of``.
+
+    Raises:
+        DataError: there is no image, or a class between 0 and the largest label has none.
+    """
+    right, label = np.asarray(hits, np.float64), np.asarray(labels, np.int64)
+    if right.shape != label.shape or not right.size:
+        raise DataError(f"{right.shape} answers and {label.shape} labels: give one label for each of several answers")
+    counts = np.bincount(label)
+    if not counts.all():
+        raise DataError(f"class {int(np.argmin(counts))} has no image: the mean over classes does not exist")
+    shares = np.bincount(label, right) / counts
+    scale = np.sqrt(counts / np.maximum(1, counts - 1))
+    numbers = np.random.default_rng(seed)
+    drawn = np.empty(resamples)
+    step = max(1, _BLOCK // len(counts))
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        shifts = numbers.binomial(counts, shares, (size, len(counts))) / counts - shares
+        drawn[start : start + size] = np.clip((shares + shifts * scale).mean(1), 0, 1)
+    value = float(shares.mean())
+    if np.isin(shares, (0, 1)).all():
+        # No image varies within its class: the exact interval of the plain share is the honest one.
+        return _same_everywhere(value, right.size, level)
+    return of_replicates(value, drawn, right.size, level)
+
+
+def difference(
+    first: npt.ArrayLike,
+    second: npt.ArrayLike,
+    weights: npt.ArrayLike | None = None,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Compute the difference of two models' results, first minus second, by the paired bootstrap.
+
+    A resample draws the same units for both models, so what is hard for both cancels out.
+
+    Args:
+        first: [units], as in ``of``; the first model's.
+        second: [units], the second model's on the same units in the same order.
+        weights: [units]; None for 1.
+        level: as in ``of``.
+        resamples: as in ``of``.
+        seed: as in ``of``.
+
+    Raises:
+        DataError: the models were measured on different numbers of units, or as in ``of``.
+    """
+    one, other = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if one.ndim != 1 or one.shape != other.shape:
+        raise DataError(
+            f"the models have {one.shape} and {other.shape} answers: compare them on the same items in one order"
+        )
+    both = np.stack([one, other], 1)
+    of_both = None if weights is None else np.stack([np.asarray(weights, np.float64)] * 2, 1)
+    rows = _rows(both, of_both)
+    drawn = _drawn(rows, resamples, seed)
+    totals = rows.counts @ rows.sums / (rows.counts @ rows.weights)
+    return of_replicates(float(totals[0] - totals[1]), drawn[:, 0] - drawn[:, 1], len(one), level)
+
+
+def mcnemar(first: npt.ArrayLike, second: npt.ArrayLike) -> McNemar:
+    """Test whether two models are right equally often on the same items (McNemar, 1947).
+
+    Only items where one model is right and the other is wrong count. Up to 1,000 of them the test is exact (binomial);
+    above, it is chi-square with Edwards' continuity correction.
+
+    Args:
+        first: bool [items], whether the first model is right.
+        second: bool [items], the second model on the same items in the same order.
+
+    Raises:
+        DataError: the models were measured on different numbers of items.
+    """
+    one, other = np.asarray(first, bool), np.asarray(second, bool)
+    if one.ndim != 1 or one.shape != other.shape:
+        raise DataError(
+            f"the models have {one.shape} and {other.shape} answers: compare them on the same items in one order"
+        )
+    only_first, only_second = int((one & ~other).sum()), int((other & ~one).sum())
+    discordant, fewer = only_first + only_second, min(only_first, only_second)
+    if discordant <= _EXACT_DISCORDANT:
+        tail = sum(math.comb(discordant, k) for k in range(fewer + 1))
+        return McNemar(only_first, only_second, min(1.0, 2 * (tail / 2**discordant)), exact=True)
+    square = (abs(only_first - only_second) - 1) ** 2 / discordant
+    return McNemar(only_first, only_second, math.erfc(math.sqrt(max(0.0, square) / 2)), exact=False)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Distinct rows of numbers, and how many units have each."""
+
+    sums: Numbers
+    weights: Numbers
+    counts: npt.NDArray[np.int64]
+
+
+def _rows(sums: npt.ArrayLike, weights: npt.ArrayLike | None) -> _Rows:
+    values = np.asarray(sums, np.float64)
+    values = values[:, None] if values.ndim == 1 else values
+    heavy = np.ones_like(values) if weights is None else np.asarray(weights, np.float64).reshape(values.shape)
+    if values.ndim != 2 or not values.size:
+        raise DataError(f"numbers of shape {values.shape} have no interval: give at least one unit")
+    if not (np.isfinite(values).all() and np.isfinite(heavy).all()):
+        raise DataError("a unit's number is not finite: the scores behind it are damaged")
+    if not heavy.sum(0).all():
+        raise DataError("a result has no answers: it is the share of nothing")
+    distinct, counts = np.unique(np.concatenate([values, heavy], 1), axis=0, return_counts=True)
+    return _Rows(distinct[:, : values.shape[1]], distinct[:, values.shape[1] :], counts)
+
+
+def _drawn(rows: _Rows, resamples: int, seed: int) -> Numbers:
+    numbers = np.random.default_rng(seed)
+    units = int(rows.counts.sum())
+    drawn = np.empty((resamples, rows.sums.shape[1]))
+    step = max(1, _BLOCK // len(rows.counts))
+    for start in range(0, resamples, step):
+        counts = numbers.multinomial(units, rows.counts / units, min(step, resamples - start)).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            drawn[start : start + len(counts)] = (counts @ rows.sums) / (counts @ rows.weights)
+    return drawn
+
+
+def _interval(rows: _Rows, column: int, drawn: Numbers, level: float, method: Method) -> Interval:
+    units = int(rows.counts.sum())
+    sums, weights = rows.sums[:, column], rows.weights[:, column]
+    value = float(rows.counts @ sums / (rows.counts @ weights))
+    if value in {0.0, 1.0} and ((sums == 0) | (sums == weights)).all():
+        return _same_everywhere(value, int((rows.counts * (weights > 0)).sum()), level)
+    low, high = (1 - level) / 2, (1 + level) / 2
+    if method == "bca":
+        low, high = _bca(rows, column, value, drawn, low), _bca(rows, column, value, drawn, high)
+    ends = _quantiles(drawn, low, high)
+    return Interval(value, *ends, level, units)
+
+
+def _quantiles(drawn: Numbers, low: float, high: float) -> tuple[float, float]:
+    # Where a resample has no answer at all, there is no result in it.
+    first, second = np.nanquantile(drawn, [low, high])
+    return float(first), float(second)
+
+
+def _same_everywhere(value: float, units: int, level: float) -> Interval:
+    """The interval of Clopper and Pearson where every unit has the same answer."""
+    far = ((1 - level) / 2) ** (1 / units)
+    low, high = {0.0: (0.0, 1 - far), 1.0: (far, 1.0)}.get(value, (value, value))
+    return Interval(value, low, high, level, units)
+
+
+def _bca(rows: _Rows, column: int, value: float, drawn: Numbers, quantile: float) -> float:
+    """Return the quantile of the resamples that the BCa method takes in place of ``quantile``."""
+    below = (np.mean(drawn < value) + np.mean(drawn <= value)) / 2
+    edge = 0.5 / len(drawn)
+    bias = _NORMAL.inv_cdf(float(np.clip(below, edge, 1 - edge)))
+    total, weight = rows.counts @ rows.sums[:, column], rows.counts @ rows.weights[:, column]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        without = (total - rows.sums[:, column]) / (weight - rows.weights[:, column])
+    without = np.where(np.isfinite(without), without, value)
+    centred = np.average(without, weights=rows.counts) - without
+    spread = float(rows.counts @ centred**2)
+    skew = float(rows.counts @ centred**3) / (6 * spread**1.5) if spread else 0.0
+    shifted = bias + _NORMAL.inv_cdf(quantile)
+    return _NORMAL.cdf(bias + shifted / (1 - skew * shifted))

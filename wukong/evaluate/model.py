@@ -1,0 +1,206 @@
+"""What an evaluation needs of a model: the interface, this project's models behind it, and checks of their vectors."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol as Interface
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from wukong.data import images
+from wukong.data.tokenizer import Tokenizer
+from wukong.errors import DataError
+from wukong.evaluate.protocol import Protocol
+from wukong.model.dual import Texts
+from wukong.model.saved_model import SavedModel
+from wukong.model.similarity import Scores
+
+_SAME = 1e-6
+_MAX_UNKNOWN = 0.5
+
+
+class Model(Interface):
+    """A model that can be evaluated. Whoever wraps a foreign model gives these members."""
+
+    @property
+    def name(self) -> str:
+        """How reports call it, for instance its URI."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """What identifies weights and vocabulary; embedded classes are cached by it."""
+        ...
+
+    @property
+    def token_wise(self) -> bool:
+        """Whether images and texts have one vector for each token (FILIP) or one vector (CLIP)."""
+        ...
+
+    @property
+    def scale(self) -> float:
+        """The factor on similarities before a softmax."""
+        ...
+
+    def encode_images(self, pictures: Sequence[Image.Image], protocol: Protocol) -> Tensor:
+        """Encode RGB images, transformed as the protocol says: unit vectors, float32 [images, (tokens,) d]."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str], protocol: Protocol) -> Texts:
+        """Encode texts, cut and cased as the protocol says: unit vectors, and which tokens count."""
+        ...
+
+    def similarity(self, image: Tensor, text: Texts) -> Scores:
+        """Compute the similarities of encoded images and texts in both directions, [images, texts]."""
+        ...
+
+
+class OwnModel:
+    """A model of this project, from ``wukong.load``, behind the interface ``Model``.
+
+    Args:
+        saved: the model with its image tower.
+        name: how reports call it.
+
+    Raises:
+        DataError: tokenizer and text encoder have different vocabularies.
+    """
+
+    def __init__(self, saved: SavedModel, name: str) -> None:
+        refuse_other_vocabulary(saved)
+        self._saved = saved
+        self.name = name
+        self.token_wise = saved.model.token_wise
+        self.scale = float(saved.model.scale.detach())
+        self.digest = _digest(saved)
+
+    def encode_images(self, pictures: Sequence[Image.Image], protocol: Protocol) -> Tensor:
+        """Encode RGB images; see ``Model``.
+
+        Raises:
+            DataError: a vector is not finite.
+        """
+        size = self._saved.model.settings.image.image_size
+        # A square of the encoder's size passes through either of the model's own views unchanged.
+        return self._saved.encode_image([square(picture, size, protocol) for picture in pictures])
+
+    def encode_texts(self, texts: Sequence[str], protocol: Protocol) -> Texts:
+        """Encode texts; see ``Model``. A model that reads fewer tokens than the protocol's context cuts at its own.
+
+        Raises:
+            DataError: a vector is not finite, or most words are unknown to the vocabulary.
+        """
+        tokenizer = self._saved.tokenizer
+        longest = min(protocol.context or tokenizer.max_tokens, tokenizer.max_tokens)
+        asked = [protocol.written(text) for text in texts]
+        sequences = tokenizer.encode(asked)
+        refuse_unknown(sequences, tokenizer)
+        cut = [ids if len(ids) <= longest else [*ids[: longest - 1], tokenizer.sep] for ids in sequences]
+        parts = []
+        for start in range(0, len(cut), 256):
+            ids = tokenizer.collate(cut[start : start + 256])
+            with torch.inference_mode():
+                vectors, counted = self._saved.model.embed_text(ids.to(self._saved.device))
+            parts.append(Texts(vectors.float().cpu(), counted.cpu()))
+        joined = concatenate(parts)
+        refuse_not_finite(joined.vectors, "text")
+        return joined
+
+    def similarity(self, image: Tensor, text: Texts) -> Scores:
+        """Compute the similarities in both directions; see ``Model``."""
+        return self._saved.model.similarity(image, text)
+
+
+def square(picture: Image.Image, size: int, protocol: Protocol) -> Image.Image:
+    """Make the square that the image encoder reads, [size, size]: squashed, or resized and cropped to its middle."""
+    if protocol.transform == "squash":
+        return picture.resize((size, size), Image.Resampling.BICUBIC)
+    return images.evaluation_view(picture, size, "crop")
+
+
+def concatenate(parts: Sequence[Texts]) -> Texts:
+    """Join encoded texts of different padded lengths; the padding does not count."""
+    if parts[0].vectors.ndim == 2:
+        length = max(part.counted.shape[1] for part in parts)
+        padded = [torch.nn.functional.pad(part.counted, (0, length - part.counted.shape[1])) for part in parts]
+        return Texts(torch.cat([part.vectors for part in parts]), torch.cat(padded))
+    length = max(part.vectors.shape[1] for part in parts)
+    total = sum(len(part.vectors) for part in parts)
+    vectors = parts[0].vectors.new_zeros(total, length, parts[0].vectors.shape[2])
+    counted = parts[0].counted.new_zeros(total, length)
+    start = 0
+    for part in parts:
+        end, width = start + len(part.vectors), part.vectors.shape[1]
+        vectors[start:end, :width], counted[start:end, :width] = part
+        start = end
+    return Texts(vectors, counted)
+
+
+def refuse_not_finite(vectors: Tensor, what: str) -> None:
+    """Raise DataError if a vector is not finite; ``what`` names an item in the message."""
+    broken = ~torch.isfinite(vectors.flatten(1)).all(1)
+    if broken.any():
+        raise DataError(
+            f"the vectors of {int(broken.sum())} of {len(vectors)} {what}s are not finite, the first is {what} "
+            f"{int(broken.nonzero()[0])}: the model's weights or the features are damaged"
+        )
+
+
+def refuse_collapsed(vectors: Tensor, what: str, counted: Tensor | None = None) -> None:
+    """Raise DataError if all vectors are equal up to rounding: every ranking of them would be an accident.
+
+    Args:
+        vectors: [items, d] or [items, tokens, d].
+        what: names an item in the message.
+        counted: bool [items, tokens], the tokens that count; None for all.
+    """
+    refuse_not_finite(vectors, what)
+    if len(vectors) < 2:
+        return
+    each = vectors
+    if vectors.ndim == 3:
+        weight = torch.ones(vectors.shape[:2]) if counted is None else counted.to(vectors.dtype)
+        each = (vectors * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
+    each = each.double()
+    spread = (each - each.mean(0)).square().sum(1).mean() / each.square().sum(1).mean().clamp_min(1e-30)
+    if spread < _SAME:
+        raise DataError(
+            f"the vectors of all {len(vectors)} {what}s are equal (relative variance {float(spread):.1e}): the model "
+            "has collapsed, or it was given one input again and again; nothing can be ranked by them"
+        )
+
+
+def refuse_unknown(sequences: Sequence[Sequence[int]], tokenizer: Tokenizer) -> None:
+    """Raise DataError if more than half of all words are unknown: the vocabulary is of another language or model."""
+    special = {tokenizer.cls, tokenizer.sep, tokenizer.pad}
+    words = [number for ids in sequences for number in ids if number not in special]
+    unknown = sum(number == tokenizer.unknown for number in words)
+    if not words or unknown > _MAX_UNKNOWN * len(words):
+        raise DataError(
+            f"the vocabulary knows {len(words) - unknown} of {len(words)} words of {len(sequences)} texts: it is the "
+            "vocabulary of another language or of another model; give the model the vocab.txt it was trained with"
+        )
+
+
+def refuse_other_vocabulary(saved: SavedModel) -> None:
+    """Raise DataError if the tokenizer is not the one that the text encoder was built with."""
+    tokenizer, model = saved.tokenizer, saved.model
+    rows = int(model.text.tokens.num_embeddings)
+    if len(tokenizer) != rows or (tokenizer.pad, tokenizer.cls) != model.special:
+        raise DataError(
+            f"the tokenizer has {len(tokenizer)} entries with [PAD] {tokenizer.pad} and [CLS] {tokenizer.cls}, the "
+            f"text encoder {rows} with {model.special[0]} and {model.special[1]}: they do not belong together; give "
+            "the model the vocab.txt it was trained with"
+        )
+
+
+def _digest(saved: SavedModel) -> str:
+    """SHA-256 over the text side of a model: its weights, settings and vocabulary."""
+    found = hashlib.sha256(saved.model.settings.model_dump_json().encode())
+    found.update(f"{saved.tokenizer.max_tokens}\n{saved.tokenizer.vocabulary}".encode())
+    for name, value in sorted(saved.model.state_dict().items()):
+        if not name.startswith("image."):
+            found.update(name.encode())
+            found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
