@@ -26,6 +26,7 @@ _LETTERS = string.ascii_letters + string.digits
 _SMALL = ("manifest.json", "/experiments/", "/runs/")
 _ARCHIVE = "manifests-%Y%m%dT%H%M%SZ.tar"
 _MADE_HERE = {"app.kubernetes.io/managed-by": "wukong-setup"}
+_ONE_FOR_ALL = "wukong"  # the identity of installations with one S3 key
 _S3_ACTIONS = {  # what each S3 key may do, in SeaweedFS' words
     "wukong-s3": ["Read:wukong", "Write:wukong", "List:wukong", "Tagging:wukong"],
     "mlflow-s3": ["Read:mlflow", "Write:mlflow", "List:mlflow", "Tagging:mlflow"],
@@ -44,7 +45,8 @@ def make_credentials(namespace: str, kfp_namespace: str, one_s3_key: bool = Fals
 
     There are three S3 keys: ``wukong-s3`` of components and Ray, for the bucket ``wukong``; ``mlflow-s3`` of MLflow's
     server, for the bucket ``mlflow``; ``setup-s3`` of the setup job, which makes buckets. If the operator made
-    ``wukong-s3``, the other two are copies of it unless they exist as well.
+    ``wukong-s3``, the other two are copies of it unless they exist as well. So they are where an earlier version made
+    one key for all: the store, which runs, knows no other until it is started again.
 
     The copies in KFP's namespace belong to the ConfigMap ``wukong-settings`` there, and are deleted with it.
 
@@ -58,9 +60,13 @@ def make_credentials(namespace: str, kfp_namespace: str, one_s3_key: bool = Fals
     """
     cluster = _Secrets()
     s3 = cluster.get_or_create(namespace, "wukong-s3", _s3_key)
-    shared = one_s3_key or not cluster.made_here(namespace, "wukong-s3")
-    keys = {name: cluster.get_or_create(namespace, name, lambda: s3 if shared else _s3_key()) for name in _S3_ACTIONS}
-    cluster.put(namespace, "object-store", _identities(cluster.get(namespace, "object-store") or {}, keys))
+    known = json.loads((cluster.get(namespace, "object-store") or {}).get("s3.json", "{}")).get("identities", [])
+    earlier = any(identity["name"] == _ONE_FOR_ALL for identity in known)
+    shared = one_s3_key or earlier or not cluster.made_here(namespace, "wukong-s3")
+    others = (name for name in _S3_ACTIONS if name != "wukong-s3")
+    make = (lambda: s3) if shared else _s3_key
+    keys = {"wukong-s3": s3} | {name: cluster.get_or_create(namespace, name, make) for name in others}
+    cluster.put(namespace, "object-store", {"s3.json": json.dumps({"identities": _identities(known, keys)})})
     mlflow = cluster.get_or_create(
         namespace,
         "wukong-mlflow",
@@ -171,11 +177,11 @@ def _s3_key() -> dict[str, str]:
     return {"AWS_ACCESS_KEY_ID": _random(20), "AWS_SECRET_ACCESS_KEY": _random(40)}
 
 
-def _identities(known: Mapping[str, str], keys: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """SeaweedFS' file of identities: ours, after those that somebody else added to the file as it is known.
+def _identities(known: list[dict[str, Any]], keys: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
+    """SeaweedFS' identities: ours, after those that somebody else added.
 
     Args:
-        known: the Secret that holds the file, or nothing.
+        known: the identities as they are.
         keys: the S3 keys by the names of their Secrets. Keys that are the same are one identity, which may do all that
             these may.
     """
@@ -185,12 +191,8 @@ def _identities(known: Mapping[str, str], keys: Mapping[str, Mapping[str, str]])
         credentials = [{"accessKey": access, "secretKey": key["AWS_SECRET_ACCESS_KEY"]}]
         identity = ours.setdefault(access, {"name": name, "credentials": credentials, "actions": []})
         identity["actions"] += [action for action in _S3_ACTIONS[name] if action not in identity["actions"]]
-    others = [
-        identity
-        for identity in json.loads(known.get("s3.json", "{}")).get("identities", [])
-        if identity["name"] not in {"wukong", *_S3_ACTIONS}  # "wukong": the one identity of earlier installations
-    ]
-    return {"s3.json": json.dumps({"identities": [*others, *ours.values()]})}
+    others = [identity for identity in known if identity["name"] not in {_ONE_FOR_ALL, *_S3_ACTIONS}]
+    return [*others, *ours.values()]
 
 
 def _mlflow_server(password: str) -> dict[str, str]:

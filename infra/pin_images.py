@@ -1,4 +1,4 @@
-"""Pin the images of manifests to digests: ``python -m infra.pin_images FOLDER [--unpin]``.
+"""Pin the images of manifests to digests: ``python -m infra.pin_images FOLDER... [--unpin]``, then ``make manifests``.
 
 It gets the digests from the registry with crane, skopeo or docker, whichever is installed. It replaces
 ``image: NAME:TAG`` by ``image: NAME:TAG@sha256:...`` in every YAML file of the folder, also in manifests that are text
@@ -15,6 +15,7 @@ from pathlib import Path
 from wukong.errors import StackError
 
 _IMAGE = re.compile(r"(?P<key>\bimage: )(?P<name>[\w./:-]*[\w-]:[\w.-]+)(?P<digest>@sha256:[0-9a-f]{64})?")
+_LOCAL = re.compile(r"\blocalhost/[\w./-]+:[\w.-]+")  # a name that never leads to a registry
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TOOLS = {
     "crane": ("crane", "digest", "{image}"),
@@ -23,16 +24,23 @@ _TOOLS = {
 }
 
 
-def pin(folder: Path) -> dict[str, str]:
-    """Pin every image in a folder's YAML files; digests that are already there are updated.
+def pin(*folders: Path) -> dict[str, str]:
+    """Pin every image in the YAML files of folders; digests that are already there are updated.
 
     Returns:
         The digest of each image.
 
     Raises:
-        StackError: no tool is installed, or a registry does not have an image. Then no file is changed.
+        StackError: an image has the default name, which is in no registry; no tool is installed; or a registry does not
+            have an image. Then no file is changed.
     """
-    texts = {file: file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.yaml"))}
+    texts = {file: file.read_text(encoding="utf-8") for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    local = _LOCAL.search("".join(texts.values()))
+    if local:
+        raise StackError(
+            f"{local[0]} is in no registry, so it has no digest: push the images to your registry, write its name into "
+            'the manifests (docs/cluster.md, "Images"), and pin them then'
+        )
     images = sorted({match["name"] for text in texts.values() for match in _IMAGE.finditer(text)})
     digests = {image: _digest(image) for image in images}
     for file, text in texts.items():
@@ -42,9 +50,9 @@ def pin(folder: Path) -> dict[str, str]:
     return digests
 
 
-def unpin(folder: Path) -> None:
+def unpin(*folders: Path) -> None:
     """Remove the digests."""
-    for file in sorted(folder.glob("*.yaml")):
+    for file in [file for folder in folders for file in sorted(folder.glob("*.yaml"))]:
         text = file.read_text(encoding="utf-8")
         file.write_text(_IMAGE.sub(lambda match: match["key"] + match["name"], text), encoding="utf-8")
 
@@ -64,13 +72,13 @@ def _digest(image: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Pin or unpin the images, and print the digests."""
     parser = argparse.ArgumentParser(prog="python -m infra.pin_images", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="k8s/base, and the overlay in use")
     parser.add_argument("--unpin", action="store_true", help="remove the digests")
     options = parser.parse_args(arguments)
     if options.unpin:
-        unpin(options.folder)
+        unpin(*options.folders)
         return 0
-    for image, digest in pin(options.folder).items():
+    for image, digest in pin(*options.folders).items():
         sys.stdout.write(f"{image}@{digest}\n")
     return 0
 

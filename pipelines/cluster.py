@@ -42,7 +42,14 @@ WITHOUT_COLOURS = {"NO_COLOR": "1", "RAY_COLOR_PREFIX": "0"}
 STAY = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 """Annotations of components' pods: whoever saves nodes does not move them."""
 
-SETTINGS = ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "MLFLOW_TRACKING_URI", "WUKONG_CLUSTER", "DO_NOT_TRACK")
+SETTINGS = (
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_PUBLIC_URL",
+    "WUKONG_CLUSTER",
+    "DO_NOT_TRACK",
+)
 """Keys of the ConfigMap ``wukong-settings`` that components get."""
 
 SECRETS = {

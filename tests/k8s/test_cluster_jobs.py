@@ -121,19 +121,31 @@ def test_one_key_for_a_store_that_knows_one(server: ApiServer) -> None:
     assert made["wukong/wukong-s3"] == made["wukong/mlflow-s3"] == made["wukong/setup-s3"]
 
 
-def test_an_installation_with_one_key_gets_one_for_each_use(server: ApiServer) -> None:
-    """The key of components stays, may no longer do everything, and what the operator added stays too."""
+def test_an_installation_with_one_key_goes_on_with_it(server: ApiServer) -> None:
+    """Its store runs and knows no other. When the copies are deleted, each use gets its own."""
     cluster.make_credentials("wukong", "kubeflow")
-    kept = server.secrets["wukong/wukong-s3"]
+    one = server.secrets["wukong/wukong-s3"]
     for name in ("mlflow-s3", "setup-s3"):
         del server.secrets[f"wukong/{name}"]
-    others = [{"name": "wukong", "credentials": [], "actions": ["Admin"]}, {"name": "a person", "actions": ["Read"]}]
+    key = [{"accessKey": one["AWS_ACCESS_KEY_ID"], "secretKey": one["AWS_SECRET_ACCESS_KEY"]}]
+    others = [{"name": "wukong", "credentials": key, "actions": ["Admin"]}, {"name": "a person", "actions": ["Read"]}]
     server.secrets["wukong/object-store"] = {"s3.json": json.dumps({"identities": others})}
+    for _ in range(2):
+        cluster.make_credentials("wukong", "kubeflow")
+        assert {json.dumps(server.secrets[f"wukong/{use}-s3"]) for use in ("wukong", "mlflow", "setup")} == {
+            json.dumps(one)
+        }
+        person, ours = json.loads(server.secrets["wukong/object-store"]["s3.json"])["identities"]
+        assert person["name"] == "a person"
+        assert ours["credentials"] == key
+        assert "Admin" in ours["actions"]
+    for name in ("mlflow-s3", "setup-s3"):
+        del server.secrets[f"wukong/{name}"]
     cluster.make_credentials("wukong", "kubeflow")
-    assert server.secrets["wukong/wukong-s3"] == kept
-    identities = json.loads(server.secrets["wukong/object-store"]["s3.json"])["identities"]
-    assert [identity["name"] for identity in identities] == ["a person", "wukong-s3", "mlflow-s3", "setup-s3"]
-    assert "Admin" not in identities[1]["actions"]
+    assert server.secrets["wukong/wukong-s3"] == one
+    _, *apart = json.loads(server.secrets["wukong/object-store"]["s3.json"])["identities"]
+    assert [identity["name"] for identity in apart] == ["wukong-s3", "mlflow-s3", "setup-s3"]
+    assert "Admin" not in apart[0]["actions"]
 
 
 def test_the_components_copies_are_deleted_with_their_settings(server: ApiServer) -> None:

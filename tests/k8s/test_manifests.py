@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -24,6 +25,7 @@ from manifests import (
     Manifest,
     Pod,
     allowed,
+    build,
     installation,
     named,
     plain,
@@ -448,6 +450,22 @@ def test_no_secret_is_in_git(manifests: Installation) -> None:
                 assert "value" not in entry or not sensitive.search(entry["name"]), (pod.owner, entry["name"])
 
 
+def test_only_pods_that_need_a_credential_hold_it(manifests: Installation) -> None:
+    """A crawler reads what strangers send. Its key opens one bucket; no pod of Ray or KFP may make buckets."""
+    held: dict[str, set[str]] = {}
+    for pod in pods(manifests):
+        for container in pod.containers:
+            sources = [source["secretRef"]["name"] for source in container.get("envFrom", []) if "secretRef" in source]
+            entries = [entry.get("valueFrom", {}).get("secretKeyRef", {}) for entry in container.get("env", [])]
+            for name in [*sources, *(entry["name"] for entry in entries if entry)]:
+                held.setdefault(name, set()).add(pod.owner.removesuffix("/head").removesuffix("/worker"))
+    training = {"RayJob/pretrain", "RayJob/finetune"}
+    assert held["wukong-s3"] == {*(f"RayJob/{stage}" for stage in JOBS), "CronJob/backup-manifests"}
+    assert held["wukong-mlflow"] == training | {"Deployment/mlflow"}
+    assert held["mlflow-s3"] == {"Deployment/mlflow"}
+    assert held["setup-s3"] <= {SETUP, "StatefulSet/minio"}
+
+
 # --- network
 
 
@@ -635,3 +653,76 @@ def test_the_dashboard_is_one(manifests: Installation) -> None:
     assert len(identities) == len(set(identities))
     for panel in dashboard["panels"]:
         assert all(target["expr"].count("(") == target["expr"].count(")") for target in panel["targets"])
+
+
+# --- components for overlays
+
+
+def component(tmp_path: Path, name: str) -> Installation:
+    """The base with one component, as an overlay of somebody's own takes it."""
+    for folder in ("base", f"components/{name}"):
+        shutil.copytree(FOLDER / folder, tmp_path / "k8s" / folder)
+    own = tmp_path / "k8s" / "own"
+    own.mkdir()
+    content = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": ["../base"],
+        "components": [f"../components/{name}"],
+    }
+    (own / "kustomization.yaml").write_text(yaml.safe_dump(content))
+    return build(str(own))
+
+
+def test_a_pull_secret_reaches_every_pod(tmp_path: Path) -> None:
+    manifests = component(tmp_path, "pull-secret")
+    accounts = named(manifests, "ServiceAccount")
+    assert {pod.spec["serviceAccountName"] for pod in pods(manifests)} <= set(accounts)
+    for name, account in accounts.items():
+        assert account["imagePullSecrets"] == [{"name": "registry"}], name
+
+
+def test_monitors_find_the_pods_that_tell_metrics(tmp_path: Path) -> None:
+    """Those that say so by annotation to other Prometheus installations, at the port that the policies open."""
+    manifests = component(tmp_path, "pod-monitors")
+    found = set()
+    for name, monitor in named(manifests, "PodMonitor").items():
+        (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        selected = [pod for pod in pods(manifests) if selects(monitor["spec"]["selector"], pod.labels)]
+        for pod in selected:
+            assert allowed(manifests, PROMETHEUS, pod, pod.ports[endpoint["port"]]), (name, pod.owner)
+        found |= {pod.owner for pod in selected}
+    rays = {f"RayJob/{stage}/{role}" for stage in JOBS for role in ("head", "worker")}
+    assert found == rays | {"StatefulSet/object-store"}
+
+
+# --- what is kept
+
+
+def test_the_data_outlives_the_deletion_of_the_manifests(manifests: Installation) -> None:
+    """Claims of stateful sets stay by their own policy; the rest the API server refuses, and `-l` leaves out."""
+    for name, workload in named(manifests, "StatefulSet").items():
+        kept = workload["spec"]["persistentVolumeClaimRetentionPolicy"]
+        assert kept == {"whenDeleted": "Retain", "whenScaled": "Retain"}, name
+    (policy,) = named(manifests, "ValidatingAdmissionPolicy").values()
+    (binding,) = named(manifests, "ValidatingAdmissionPolicyBinding").values()
+    assert binding["spec"] == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
+    constraints = policy["spec"]["matchConstraints"]
+    (rule,) = constraints["resourceRules"]
+    assert rule["operations"] == ["DELETE"]
+    assert rule["resources"] == ["namespaces", "persistentvolumeclaims"]
+    (namespace,) = named(manifests, "Namespace").values()
+    assert selects(constraints["namespaceSelector"], namespace["metadata"]["labels"])
+    kinds = {m["kind"] for m in manifests if m["metadata"]["labels"].get("wukong/keep") == "data"}
+    assert kinds == {"Namespace", "PersistentVolumeClaim", policy["kind"], binding["kind"]}
+
+
+def test_components_read_the_settings_of_the_installation(manifests: Installation) -> None:
+    settings = [named(manifests, "ConfigMap", namespace)["wukong-settings"] for namespace in ("wukong", "kubeflow")]
+    assert settings[0]["data"] == settings[1]["data"]
+
+
+def test_an_installation_says_which_overlay_it_is(request: pytest.FixtureRequest, manifests: Installation) -> None:
+    name = request.node.callspec.params["manifests"].rpartition("/")[2]
+    (namespace,) = named(manifests, "Namespace").values()
+    assert namespace["metadata"]["labels"]["wukong/overlay"] == {"plain": "base"}.get(name, name)

@@ -28,6 +28,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tools / name).symlink_to(str(shutil.which(name)))
     monkeypatch.setenv("PATH", str(tools))
     shutil.copytree(FOLDER / "base", tmp_path / "base")
+    for file in (tmp_path / "base").glob("*.yaml"):
+        file.write_text(file.read_text().replace("localhost/", "registry.example/"))
     return tmp_path / "base"
 
 
@@ -60,3 +62,20 @@ def test_without_a_registry_client_it_says_what_to_install(folder: Path, monkeyp
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(StackError, match="install one of crane, skopeo, docker"):
         pin_images.pin(folder)
+
+
+def test_the_default_names_are_refused_with_the_way_on(folder: Path) -> None:
+    """They lead to no registry, so that a cluster never pulls somebody else's image under such a name."""
+    shutil.copy(FOLDER / "base" / "setup.yaml", folder / "setup.yaml")
+    before = {file.name: file.read_text() for file in folder.iterdir()}
+    with pytest.raises(StackError, match=r"localhost/wukong/data:\S+ is in no registry.*push the images"):
+        pin_images.pin(folder)
+    assert {file.name: file.read_text() for file in folder.iterdir()} == before
+
+
+def test_several_folders_are_pinned_at_once(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "overlay").mkdir()
+    (tmp_path / "overlay" / "ray-job.yaml").write_text("data: {settings.yaml: 'image: mine/ray:1'}\n")
+    pin_images.pin(folder, tmp_path / "overlay")
+    assert "image: mine/ray:1@sha256:" in (tmp_path / "overlay" / "ray-job.yaml").read_text()
+    assert "wukong/data:" in (folder / "setup.yaml").read_text()

@@ -220,3 +220,14 @@ def test_a_component_that_takes_a_job_over_goes_on_with_the_run_that_the_job_log
     with tracking.stage_run(experiment, "first", "pretrain") as again:
         pass
     assert again != left, "a stage that has ended is another run when it is repeated"
+
+
+def test_links_lead_where_people_open_the_server(
+    experiment: config.Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = tracking.run_url(experiment, "first")
+    assert inside is not None
+    monkeypatch.setenv("MLFLOW_PUBLIC_URL", "https://mlflow.example.org/")
+    public = tracking.run_url(experiment, "first")
+    assert public == "https://mlflow.example.org/" + inside[inside.index("#") :]
+    assert tracking.model_url("wukong") == "https://mlflow.example.org/#/models/wukong"

@@ -14,6 +14,7 @@ from wukong import run_records, stages
 from wukong.config import Experiment
 from wukong.errors import ConfigError
 
+_MLFLOW = "wukong-mlflow"  # the Secret; of all Ray's pods only those that train log to MLflow
 MAX_NAME = 47
 """Characters of a RayJob's name: KubeRay appends to it, and the result must fit a label."""
 
@@ -110,6 +111,8 @@ def make_ray_job(
         if image:
             pod["spec"]["containers"][0]["image"] = image
     for container in containers:
+        if not stages.of(stage).trains:
+            _without_secret(container, _MLFLOW)
         container.setdefault("env", []).extend({"name": name, "value": value} for name, value in environment.items())
     if settings.head:
         _set_head_resources(head["template"]["spec"], settings.head)
@@ -158,6 +161,12 @@ def _workers_and_gpus(stage: str, settings: StageSettings, experiment: Experimen
 def _labels(manifest: dict[str, Any]) -> dict[str, str]:
     labels: dict[str, str] = manifest.setdefault("metadata", {}).setdefault("labels", {})
     return labels
+
+
+def _without_secret(container: dict[str, Any], name: str) -> None:
+    """Keep a Secret from a container whose variables it would be among."""
+    sources = container.get("envFrom", [])
+    container["envFrom"] = [source for source in sources if source.get("secretRef", {}).get("name") != name]
 
 
 def _set_head_resources(pod: dict[str, Any], head: HeadSettings) -> None:

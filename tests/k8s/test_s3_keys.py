@@ -1,0 +1,110 @@
+"""What each S3 key opens: the identities that the setup job makes, with the real object store on loopback."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+from manifests import named, plain
+
+from infra import cluster
+
+KEYS = {
+    name: {"AWS_ACCESS_KEY_ID": f"{name}-access-key", "AWS_SECRET_ACCESS_KEY": f"{name}-secret"}
+    for name in ("wukong-s3", "mlflow-s3", "setup-s3")
+}
+PORTS = ("-s3.port", "-s3.port.grpc", "-master.port", "-volume.port", "-filer.port", "-master.port.grpc")
+PORTS += ("-volume.port.grpc", "-filer.port.grpc", "-metricsPort")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The store, started with the manifest's own arguments, on free ports of this machine alone."""
+    folder = tmp_path_factory.mktemp("store")
+    (folder / "s3.json").write_text(json.dumps({"identities": cluster._identities([], KEYS)}))
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
+    ports = dict(zip(PORTS, (each.getsockname()[1] for each in sockets), strict=True))
+    for each in sockets:
+        each.close()
+    container = named(plain(), "StatefulSet")["object-store"]["spec"]["template"]["spec"]["containers"][0]
+    changed = {
+        **ports,
+        "-dir": folder,
+        "-s3.config": folder / "s3.json",
+        "-s3.ip.bind": "127.0.0.1",
+        "-metricsIp": "127.0.0.1",
+        "-master.volumeSizeLimitMB": 64,
+    }
+    kept = [argument for argument in container["args"] if argument.split("=")[0] not in changed]
+    arguments = [*kept, *(f"{name}={value}" for name, value in changed.items())]
+    with (folder / "log").open("wb") as log:
+        weed = str(Path(sys.executable).parent / "weed")
+        server = subprocess.Popen([weed, *arguments], stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + 50
+        while not healthy(url := f"http://127.0.0.1:{ports['-s3.port']}"):
+            assert server.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < until, (folder / "log").read_text()
+            time.sleep(0.1)
+        for bucket in ("wukong", "mlflow"):
+            client(url, "setup-s3").create_bucket(Bucket=bucket)
+        yield url
+    finally:
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+
+
+def healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/healthz", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def client(url: str, name: str) -> Any:
+    key = KEYS[name]
+    return boto3.client(
+        "s3",
+        endpoint_url=url,
+        region_name="us-east-1",
+        aws_access_key_id=key["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=key["AWS_SECRET_ACCESS_KEY"],
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "own", "other"), [("wukong-s3", "wukong", "mlflow"), ("mlflow-s3", "mlflow", "wukong")]
+)
+def test_a_key_opens_its_bucket_and_no_other(address: str, name: str, own: str, other: str) -> None:
+    store = client(address, name)
+    store.put_object(Bucket=own, Key="a/b", Body=b"x", IfNoneMatch="*")
+    assert store.get_object(Bucket=own, Key="a/b")["Body"].read() == b"x"
+    assert [entry["Key"] for entry in store.list_objects_v2(Bucket=own)["Contents"]] == ["a/b"]
+    store.head_bucket(Bucket=own)
+    store.delete_object(Bucket=own, Key="a/b")
+    client(address, "setup-s3").put_object(Bucket=other, Key="theirs", Body=b"x")
+    refused = {
+        "put": lambda: store.put_object(Bucket=other, Key="a/b", Body=b"x"),
+        "get": lambda: store.get_object(Bucket=other, Key="theirs"),
+        "list": lambda: store.list_objects_v2(Bucket=other),
+        "delete": lambda: store.delete_object(Bucket=other, Key="theirs"),
+        "copy": lambda: store.copy_object(Bucket=own, Key="c", CopySource={"Bucket": other, "Key": "theirs"}),
+        "make": lambda: store.create_bucket(Bucket="more"),
+        "drop": lambda: store.delete_bucket(Bucket=own),
+    }
+    for what, ask in refused.items():
+        with pytest.raises(ClientError) as error:
+            ask()
+        assert error.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403, what
+    client(address, "setup-s3").delete_object(Bucket=other, Key="theirs")
