@@ -38,10 +38,14 @@ def configure(
 
     Returns:
         URI of the experiment, the run's name, and the URI of the pre-training to start from, empty for none.
+
+    Raises:
+        SystemExit: the run cannot be started; the log ends with what to change, without a traceback.
     """
     import logging
 
     from components.run_ends import configured
+    from wukong.errors import WukongError
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     numbers = {
@@ -51,4 +55,7 @@ def configure(
         "workers": workers,
         "gpus_per_worker": gpus_per_worker,
     }
-    return configured(experiment, overrides, numbers, run, job, stages, continue_last_run)
+    try:
+        return configured(experiment, overrides, numbers, run, job, stages, continue_last_run)
+    except WukongError as error:
+        raise SystemExit(f"this run cannot be started: {error}") from None

@@ -8,7 +8,6 @@ import pytest
 
 from components.configure import configure
 from wukong import experiments, storage
-from wukong.errors import ConfigError
 from wukong.stages import WHOLE_RUN
 
 HOLDOUTS = [{"name": "h", "source": "*", "captions": "unseen"}]
@@ -47,22 +46,20 @@ def test_what_can_be_run_is_handed_on(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_run_is_named(tmp_path: Path, override: str, named: str) -> None:
-    with pytest.raises(ConfigError, match=named):
+    with pytest.raises(SystemExit, match=named):
         configured(tmp_path, [override])
 
 
 @pytest.mark.parametrize("name", ["../x", "Run of training (8f1e9)", "ends-with-", "x" * 64])
 def test_a_name_that_is_no_folder_or_label_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=rf"run: run name {re.escape(repr(name))}(.|\n)*leave the parameter run empty"
-    ):
+    with pytest.raises(SystemExit, match=rf"run: run name {re.escape(repr(name))}(.|\n)*leave the parameter run empty"):
         configured(tmp_path, [], run=name)
     assert not (tmp_path / "data").exists()
 
 
 def test_a_list_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out.txt").write_text("a b c d\n")
-    with pytest.raises(ConfigError, match=r"release\.opt_out: "):
+    with pytest.raises(SystemExit, match=r"release\.opt_out: "):
         configured(tmp_path, [f"release.opt_out={storage.from_path(tmp_path / 'out.txt')}"])
 
 

@@ -185,9 +185,7 @@ def test_a_run_on_a_cluster_takes_its_name_first(tmp_path: Path) -> None:
 
     assert begin("one")[1] == "nightly"
     begin("two")  # the same experiment
-    with pytest.raises(
-        ConfigError, match=r"'nightly' belongs to another experiment(.|\n)*pretrain\.epochs: 4 there, 9"
-    ):
+    with pytest.raises(SystemExit, match=r"'nightly' belongs to another experiment(.|\n)*pretrain\.epochs: 4 there, 9"):
         begin("three", "pretrain.epochs=9")
     found = run_records.claimed(config.loads(text(tmp_path)), "nightly")
     assert found is not None and found.holder == "two"
