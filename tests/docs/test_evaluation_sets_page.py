@@ -31,4 +31,5 @@ def test_the_section_has_notes_numbers_and_how_to_get_it(name):
             assert f"{split} {' / '.join(f'{number:,}' for number in numbers)}" in section
     if isinstance(data_set, Classification) and data_set.webdataset:
         stated = ", ".join(f"{split} {count:,}" for split, count in data_set.webdataset.items())
-        assert f"WebDataset form: {stated}." in section
+        lies = "".join(f"; {split} lies in {folder}" for split, folder in data_set.webdataset_folders.items())
+        assert f"WebDataset form: {stated}{lies}." in section

@@ -197,7 +197,7 @@ def scores(model: Model, images: Tensor, classes: Classes, protocol: Protocol) -
         found = _mean_softmax(model, images, classes)
     else:
         columns = [
-            _similarity(model, images, texts).view(len(images), -1, classes.prompts).mean(2)
+            model.image_to_text(images, texts).view(len(images), -1, classes.prompts).mean(2)
             for texts in classes.texts()
         ]
         found = torch.cat(columns, 1)
@@ -205,16 +205,12 @@ def scores(model: Model, images: Tensor, classes: Classes, protocol: Protocol) -
     return found
 
 
-def _similarity(model: Model, images: Tensor, texts: Texts) -> Tensor:
-    return model.similarity(images, texts).image_to_text.float()
-
-
 def _mean_softmax(model: Model, images: Tensor, classes: Classes) -> Tensor:
     """Mean over prompts of the softmax over classes; the similarities of some images at a time are in memory."""
     step = max(1, _BLOCK_PRODUCTS // (len(classes.names) * classes.prompts))
     parts = []
     for block in images.split(step):
-        each = torch.cat([_similarity(model, block, texts) for texts in classes.texts()], 1)
+        each = torch.cat([model.image_to_text(block, texts) for texts in classes.texts()], 1)
         logits = model.scale * each.view(len(block), len(classes.names), classes.prompts)
         parts.append(logits.softmax(1).mean(2))
     return torch.cat(parts)

@@ -195,6 +195,7 @@ class Classification:
         metric: the paper's, which is top-1 accuracy for all sets.
         elevater_metric: that of CLIP and ELEVATER, which take the mean over classes for four sets.
         webdataset: number of images of each split in CLIP_benchmark's form; None where it has the owner's splits.
+        webdataset_folders: the folder that a split has in that form, where it has another name.
         webdataset_order: the classes in the order of that form's labels, from the class ids; None where it is the same.
             Images of classes that are not in the set are left out.
         names: id, English and Chinese name of each class; None for those in ``class_names``.
@@ -210,6 +211,7 @@ class Classification:
     metric: Metric = "top1"
     elevater_metric: Metric = "top1"
     webdataset: Mapping[str, int] | None = None
+    webdataset_folders: Mapping[str, str] = field(default_factory=dict)
     webdataset_order: Callable[[Sequence[str]], Sequence[str]] | None = field(default=None, repr=False)
     names: tuple[tuple[str, str, str], ...] | None = field(default=None, repr=False)
 
@@ -241,7 +243,9 @@ class Classification:
             chosen = split or (self.split if self.split in expected else "test")
             _require_split(self, expected, chosen)
             order = ids if self.webdataset_order is None else self.webdataset_order(ids)
-            found = _reading(self, lambda: webdataset.read(folder, chosen, len(order)))
+            found = _reading(
+                self, lambda: webdataset.read(folder, self.webdataset_folders.get(chosen, chosen), len(order))
+            )
             _require_count(self, chosen, folder, "images", expected[chosen], len(found.ids))
             if order is not ids:
                 found = webdataset.relabelled(found, order, ids)

@@ -18,6 +18,8 @@ from wukong.model.similarity import Scores
 
 _SAME = 1e-6
 _MAX_UNKNOWN = 0.5
+_BLOCK_TOKENS, _BLOCK_IMAGES = 2048, 100
+"""Text tokens and images in a block: with 49 patches 40 MB of products, which are large products of matrices."""
 
 
 class Model(Interface):
@@ -53,6 +55,10 @@ class Model(Interface):
 
     def similarity(self, image: Tensor, text: Texts) -> Scores:
         """Compute the similarities of encoded images and texts in both directions, [images, texts]."""
+        ...
+
+    def image_to_text(self, image: Tensor, text: Texts) -> Tensor:
+        """Compute s^I alone, float32 [images, texts], for classification; ``best_words`` is a quick way to."""
         ...
 
 
@@ -110,6 +116,46 @@ class OwnModel:
     def similarity(self, image: Tensor, text: Texts) -> Scores:
         """Compute the similarities in both directions; see ``Model``."""
         return self._saved.model.similarity(image, text)
+
+    def image_to_text(self, image: Tensor, text: Texts) -> Tensor:
+        """Compute s^I alone; see ``Model``."""
+        if not self.token_wise or self._saved.device.type != "cpu":
+            return self.similarity(image, text).image_to_text.float()
+        return best_words(image, text, self._saved.model.settings.match_text_cls)
+
+
+def best_words(image: Tensor, text: Texts, with_first: bool = False, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Compute s^I on the CPU: the mean over patches of the similarity to the text's best token.
+
+    Texts of equal length lie behind one another, so that one product of matrices serves many texts and patches without
+    any padding, and the maximum over tokens runs along whole rows. The text side's direction is not computed.
+
+    Args:
+        image: unit vectors, [images, patches, d].
+        text: unit vectors, [texts, tokens, d], and the tokens that count, which are one piece of each row.
+        with_first: whether [CLS], the first token, may be the best one.
+        dtype: of the products. bfloat16 takes half the time; a similarity is then off by at most 2^-8.
+
+    Returns:
+        float32 [images, texts].
+    """
+    images, patches, _ = image.shape
+    columns = image.to(dtype).flatten(0, 1).T
+    start = torch.zeros_like(text.counted[:, 0], dtype=torch.int64) if with_first else text.counted.int().argmax(1)
+    places = torch.arange(1, text.counted.shape[1] + 1)
+    end = (text.counted * places).amax(1)
+    found = torch.empty(images, len(text.vectors))
+    for first, last in torch.stack([start, end], 1).unique(dim=0).tolist():
+        alike = ((start == first) & (end == last)).nonzero().squeeze(1)
+        length = last - first
+        for rows in alike.split(max(1, _BLOCK_TOKENS // length)):
+            tokens = text.vectors[rows, first:last].to(dtype).flatten(0, 1)
+            for begin in range(0, images, _BLOCK_IMAGES):
+                part = slice(begin, min(begin + _BLOCK_IMAGES, images))
+                products = tokens @ columns[:, part.start * patches : part.stop * patches]
+                best = products.view(len(rows), length, -1).amax(1)
+                found[part, rows] = best.view(len(rows), -1, patches).mean(2, dtype=torch.float32).T
+    return found
 
 
 def square(picture: Image.Image, size: int, protocol: Protocol) -> Image.Image:

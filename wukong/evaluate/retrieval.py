@@ -210,10 +210,20 @@ class _Best:
     def add(self, rows: slice, scores: Tensor, right: Tensor, places: Tensor | None) -> None:
         """Add candidates: float32 scores [rows, candidates], which are right, and places of equal ones."""
         kept = self.keys.shape[1]
-        place = (~right).long() if places is None else places[None, :].expand_as(right)
-        bits = (scores + 0.0).contiguous().view(torch.int32)  # -0.0 becomes 0.0, its equal
-        ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
-        keys = (ordered << 32) | (place << 1) | right.long()
+        scores = scores.contiguous()
+        # Only candidates that reach the worst one held can be among the best of all.
+        least = _score_of(self.keys[rows, -1])
+        if least.isneginf().any():
+            least = scores.topk(min(kept, scores.shape[1]), 1).values[:, -1]
+        row, column = (scores >= least[:, None]).nonzero(as_tuple=True)
+        counts = torch.bincount(row, minlength=len(scores))
+        if not len(row):
+            return
+        is_right = right[row, column]
+        place = (~is_right).long() if places is None else places[column]
+        keys = torch.full((len(scores), int(counts.max())), torch.iinfo(torch.int64).min, device=scores.device)
+        before = (counts.cumsum(0) - counts)[row]
+        keys[row, torch.arange(len(row), device=row.device) - before] = _keys(scores[row, column], is_right, place)
         self.keys[rows] = torch.cat([self.keys[rows], keys], 1).topk(kept, 1).values
 
     def found(self, cutoffs: Sequence[int]) -> Tensor:
@@ -221,6 +231,22 @@ class _Best:
         held = self.keys > torch.iinfo(torch.int64).min
         right = ((self.keys & 1).bool() & held).cumsum(1)
         return torch.stack([right[:, min(k, right.shape[1]) - 1] for k in cutoffs], 1).cpu()
+
+
+def _keys(scores: Tensor, right: Tensor, place: Tensor) -> Tensor:
+    bits = (scores + 0.0).contiguous().view(torch.int32)  # -0.0 becomes 0.0, its equal
+    return (_ordered(bits).long() << 32) | (place << 1) | right.long()
+
+
+def _score_of(keys: Tensor) -> Tensor:
+    """Return the scores of candidates; minus infinity where there is none."""
+    scores = _ordered((keys >> 32).to(torch.int32)).view(torch.float32)
+    return scores.masked_fill(keys == torch.iinfo(torch.int64).min, -torch.inf)
+
+
+def _ordered(bits: Tensor) -> Tensor:
+    """Turn a float's bits into an integer in the floats' order, and back."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 def hits(

@@ -75,13 +75,9 @@ def test_names_are_clean(set_name: str, names: str) -> None:
 def test_a_name_that_stands_twice_is_explained(set_name: str, names: str) -> None:
     found = class_names.of(set_name, names)
     twice = {name for name, count in Counter(name.chinese for name in found).items() if count > 1}
-    if names == "cn-clip":
-        assert len(twice) == 3  # the list of another project, as it is
-    else:
-        assert all(name.note for name in found if name.chinese in twice)
-        assert twice == (
-            {"太阳镜"} if (set_name, names) in {("imagenet", "paper"), ("imagenet-sketch", "paper")} else set()
-        )
+    assert all(name.note for name in found if name.chinese in twice)
+    official_twice = names == "authors" and set_name in {"imagenet", "imagenet-sketch"}
+    assert twice == ({"太阳镜"} if official_twice else set())
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +91,12 @@ def test_a_model_can_tell_the_names_apart(set_name: str, names: str, tokenizer: 
     found = class_names.of(set_name, names)
     encoded = [tuple(ids) for ids in tokenizer.encode([name.chinese for name in found])]
     alike = {name.chinese for name, ids in zip(found, encoded, strict=True) if encoded.count(ids) > 1}
-    if names == "paper" and set_name.startswith("imagenet"):
+    if names == "authors" and set_name.startswith("imagenet"):
         # Written with characters outside the vocabulary: each is two unknown tokens.
         unknown = {"蝾螈", "鹟䴕", "猞猁", "犰狳"}
         expected = {"imagenet-r": set(), "imagenet-a": {"猞猁", "犰狳"}}.get(set_name, unknown | {"太阳镜"})
         assert alike == expected
-    elif names != "cn-clip":
+    else:
         assert not alike
     for name, ids in zip(found, encoded, strict=True):
         assert tokenizer.unknown not in ids or name.mark != "ours" or name.note, f"{name} and no note says why"
@@ -152,22 +148,50 @@ def test_dogs_are_the_dogs_of_imagenet() -> None:
         assert name.mark == ("derived" if of_imagenet.mark == "official" else "ours")
 
 
-def test_corrected_names_say_why_and_cn_clip_differs_on_241() -> None:
-    paper = class_names.of("imagenet")
+def test_corrected_names_say_why() -> None:
+    authors = class_names.of("imagenet")
     corrected = class_names.of("imagenet", "corrected")
-    changed = [(old, new) for old, new in zip(paper, corrected, strict=True) if old.chinese != new.chinese]
+    changed = [(old, new) for old, new in zip(authors, corrected, strict=True) if old.chinese != new.chinese]
     assert len(changed) > 200
     assert all(new.mark == "ours" and new.note and old.mark == "official" for old, new in changed)
     assert not [name.chinese for name in corrected if re.search("[；（(]", name.chinese)]
-    other = class_names.of("imagenet", "cn-clip")
-    assert sum(old.chinese != new.chinese for old, new in zip(paper, other, strict=True)) == 241
 
 
 def test_an_unknown_set_or_list_is_refused_with_what_there_is() -> None:
     with pytest.raises(DataError, match=r"no class names of 'mnist'; the sets are: cifar10, .*aircraft"):
         class_names.of("mnist")
-    with pytest.raises(DataError, match=r"pets has no class names 'corrected'; there are: paper$"):
+    with pytest.raises(DataError, match=r"pets has no class names 'corrected'; there are: authors$"):
         class_names.of("pets", "corrected")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("label\tid\tenglish\n", r"damaged.tsv, line 1: the columns are \('label', 'id', 'english'\)"),
+        ("{header}\n0\ta\ta\t甲\tours\t\n2\tb\tb\t乙\tours\t\n", "line 3: this is not class 1: '2"),
+        ("{header}\n0\ta\ta\t甲\tours\n", "line 2: this is not class 0"),
+        ("{header}\n0\ta\ta\t甲\tmine\t\n", "line 2: this is not class 0"),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, message: str) -> None:
+    header = "label\tid\tenglish\tchinese\tmark\tnote"
+    (tmp_path / "damaged.tsv").write_text(content.replace("{header}", header), encoding="utf-8")
+    monkeypatch.setattr(class_names, "SETS", ("damaged",))
+    monkeypatch.setattr(class_names, "_FOLDER", tmp_path)
+    class_names._rows.cache_clear()
+    with pytest.raises(DataError, match=message):
+        class_names.of("damaged")
+
+
+def test_the_page_lists_what_differs_and_every_note() -> None:
+    page = (Path(__file__).parents[3] / "docs/class-names.md").read_text(encoding="utf-8")
+    for old, new in zip(class_names.of("imagenet"), class_names.of("imagenet", "corrected"), strict=True):
+        row = f"| {old.label} | {old.english} | {old.chinese} | {new.chinese} | {new.note} |"
+        assert (row in page) == (old.chinese != new.chinese), row
+    for set_name in class_names.SETS:
+        for name in class_names.of(set_name):
+            if name.mark == "ours" and name.note and set_name != "dogs":
+                assert f"| {set_name} | {name.english} | {name.chinese} | {name.note} |" in page
 
 
 def test_sets_of_folders_are_in_the_order_of_torchvision(tmp_path: Path) -> None:

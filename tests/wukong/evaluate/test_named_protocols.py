@@ -53,6 +53,9 @@ class Fake:
     def similarity(self, image: Tensor, text: Texts) -> Scores:
         return token_similarity(image, *text) if self.token_wise else global_similarity(image, text.vectors)
 
+    def image_to_text(self, image: Tensor, text: Texts) -> Tensor:
+        return model.best_words(image, text) if self.token_wise else self.similarity(image, text).image_to_text
+
 
 def images(token_wise: bool, count: int = 9) -> Tensor:
     torch.manual_seed(1)

@@ -41,5 +41,6 @@ SET = Classification(
         "CC BY 4.0",
     ),
     read_published=_read,
-    webdataset={"test": 30_607},
+    webdataset={"all": 30_607},
+    webdataset_folders={"all": "test"},
 )

@@ -62,5 +62,6 @@ SET = Classification(
         "research only, see https://image-net.org/download",
     ),
     read_published=_read,
-    webdataset={"test": 50_000},
+    webdataset={"val": 50_000},
+    webdataset_folders={"val": "test"},
 )

@@ -53,5 +53,6 @@ SET = Classification(
         "research only",
     ),
     read_published=_read,
-    webdataset={"test": 108_754},
+    webdataset={"all": 108_754},
+    webdataset_folders={"all": "test"},
 )

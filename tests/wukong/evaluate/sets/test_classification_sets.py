@@ -1,5 +1,6 @@
 """Readers of the classification sets: each on its owner's form with its traps, against the truth and torchvision."""
 
+import re
 import shutil
 import tarfile
 from dataclasses import replace
@@ -13,6 +14,7 @@ from torchvision import datasets
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import sets
 from wukong.evaluate.data_set import Classification, NotThereError, Retrieval
+from wukong.evaluate.formats import folders
 
 CLASSIFICATION = [name for name, each in sets.REGISTRY.items() if isinstance(each, Classification)]
 IMAGES = 11
@@ -239,7 +241,9 @@ def web(name: str, folder: Path, suffix: str = "webp") -> list[int]:
 @pytest.mark.parametrize("name", [name for name in CLASSIFICATION if name != "caltech101"])
 def test_webdataset_form_of_each(name, tmp_path):
     labels = web(name, tmp_path / "set")
-    data = small(name, split="test").read(tmp_path / "set", "test")
+    data_set = small(name, split="test")
+    split = next((split for split, place in data_set.webdataset_folders.items() if place == "test"), "test")
+    data = data_set.read(tmp_path / "set", split)
     assert data.labels.tolist() == labels
     assert list(data.ids) == [f"s{i:07d}" for i in range(IMAGES)]
 
@@ -256,6 +260,15 @@ def test_without_its_own_split_the_webdataset_form_is_read_from_test(tmp_path):
     labels = web("eurosat", tmp_path)
     data = small("eurosat").read(tmp_path)
     assert (data.split, data.labels.tolist()) == ("test", labels)
+
+
+def test_a_split_of_other_images_is_not_taken_from_the_webdataset_form(tmp_path):
+    web("caltech101", tmp_path / "caltech101")
+    with pytest.raises(DataError, match="Caltech101 has no split 'all': take one of train, test"):
+        small("caltech101").read(tmp_path / "caltech101", "all")
+    web("sun397", tmp_path / "sun397")
+    with pytest.raises(DataError, match="SUN397 has no split 'test': take one of all"):
+        small("sun397").read(tmp_path / "sun397")
 
 
 def test_caltech101_of_tensorflow_datasets_has_another_order_and_the_background(tmp_path):
@@ -289,3 +302,9 @@ def test_damaged_webdatasets_are_refused(tmp_path):
         tar.addfile(tarfile.TarInfo("s0000099.jpg"))
     with pytest.raises(DataError, match=r"s0000099 in .* has an image or a label, but not both"):
         small("dtd").read(tmp_path / "half")
+
+
+@pytest.mark.parametrize("name", CLASSIFICATION)
+def test_no_two_classes_are_one_when_they_are_compared(name):
+    ids = [each.id for each in sets.of(name).classes]
+    assert len({folders.plain(re.sub(r"^[0-9]{3}\.|^/[a-z]/", "", each)) for each in ids}) == len(ids)

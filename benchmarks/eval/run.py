@@ -1,0 +1,154 @@
+"""One measured piece of work of bench.py, in a process of its own; the last line of output is JSON.
+
+    python benchmarks/eval/run.py retrieval IMAGES TEXTS [--token-wise] [--limit TEXTS]
+    python benchmarks/eval/run.py {ours,half,loop} IMAGES CLASSES PROMPTS
+
+Seconds are elapsed, ``cpu`` are those of all cores together, which other work on the machine changes less.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
+import measure
+
+from wukong.evaluate import classification, model, retrieval
+from wukong.evaluate.prompts import PROMPTS
+from wukong.evaluate.protocol import PROTOCOLS, Protocol
+from wukong.model.dual import Texts
+from wukong.model.similarity import Scores, global_similarity, token_similarity
+
+WIDTH, PATCHES, CONTEXT = 256, 49, 32
+"""Width of the paper's embedding, patches of a 224 px picture at ViT-B/32, tokens of a text at most."""
+
+
+class Random:
+    """A model whose texts have random vectors, one for each character, [CLS] and [SEP]."""
+
+    name, digest, scale = "random", "0", 20.0
+
+    def __init__(self, token_wise: bool, dtype: torch.dtype = torch.float32) -> None:
+        self.token_wise, self.dtype = token_wise, dtype
+
+    def encode_images(self, pictures: Sequence[object], protocol: Protocol) -> Tensor:
+        raise NotImplementedError
+
+    def encode_texts(self, texts: Sequence[str], protocol: Protocol) -> Texts:
+        lengths = torch.tensor([min(len(text) + 2, CONTEXT) for text in texts])
+        return random_texts(lengths, self.token_wise)
+
+    def similarity(self, image: Tensor, text: Texts) -> Scores:
+        if self.token_wise:
+            return token_similarity(image, *text)
+        return global_similarity(image, text.vectors)
+
+    def image_to_text(self, image: Tensor, text: Texts) -> Tensor:
+        return model.best_words(image, text, dtype=self.dtype)
+
+
+def random_texts(lengths: Tensor, token_wise: bool) -> Texts:
+    counted = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
+    counted[:, 0] = False
+    if not token_wise:
+        return Texts(F.normalize(torch.randn(len(lengths), WIDTH), dim=-1), counted)
+    vectors = torch.empty(*counted.shape, WIDTH).normal_()
+    for part in vectors.split(1024):
+        part.div_(part.norm(dim=-1, keepdim=True))
+    return Texts(vectors, counted)
+
+
+def random_images(count: int, token_wise: bool) -> Tensor:
+    vectors = torch.empty(count, *((PATCHES,) if token_wise else ()), WIDTH).normal_()
+    for part in vectors.split(1024):
+        part.div_(part.norm(dim=-1, keepdim=True))
+    return vectors
+
+
+def search(images: int, texts: int, token_wise: bool, limit: int) -> dict[str, float]:
+    """Search in both directions; ``limit`` texts are searched, and the time of all is in proportion."""
+    lengths = torch.randint(12, 23, (texts,))  # table 2: a caption has 22 tokens in the mean
+    random = Random(token_wise)
+    image, text = random_images(images, token_wise), random_texts(lengths, token_wise)
+    if limit < texts:
+        text = Texts(text.vectors[:limit], text.counted[:limit])
+    pairs = retrieval.Pairs.of(
+        [[number * images // len(text.vectors)] for number in range(len(text.vectors))], images, False
+    )
+    started, cpu = time.perf_counter(), time.process_time()
+    found = retrieval.search(image, text, pairs, random.similarity)
+    result = retrieval.result(found, pairs)
+    taken = time.perf_counter() - started
+    share = len(text.vectors) / texts
+    return {
+        "seconds": taken / share,
+        "cpu": (time.process_time() - cpu) / share,
+        "share": share,
+        "mean": result.mean.value,
+    }
+
+
+def names(count: int) -> list[str]:
+    return [f"第{number}种物品" for number in range(count)]
+
+
+def ours(images: int, classes: int, prompts: int, cache: Path, dtype: torch.dtype) -> dict[str, float]:
+    random, rules = Random(token_wise=True, dtype=dtype), PROTOCOLS["paper"]
+    image = random_images(images, token_wise=True)
+    held = classification.embed(random, names(classes), PROMPTS[:prompts], rules, cache)
+    started, cpu = time.perf_counter(), time.process_time()
+    classification.scores(random, image, held, rules)
+    return {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu}
+
+
+def loop(images: int, classes: int, prompts: int) -> dict[str, float]:
+    """The usual way: for each template all classes at the full context, every product masked and reduced."""
+    random, rules = Random(token_wise=True), PROTOCOLS["paper"]
+    image = random_images(images, token_wise=True)
+    total = torch.zeros(images, classes)
+    taken = spent = 0.0
+    for prompt in PROMPTS[:prompts]:
+        text = random.encode_texts([prompt.format(name) for name in names(classes)], rules)
+        more = CONTEXT - text.vectors.shape[1]
+        vectors, counted = F.pad(text.vectors, (0, 0, 0, more)), F.pad(text.counted, (0, more))
+        started, cpu = time.perf_counter(), time.process_time()
+        for first in range(0, images, 25):  # 200 MB of products
+            products = torch.einsum("ipd,ctd->icpt", image[first : first + 25], vectors)
+            products = products.masked_fill(~counted[None, :, None], -torch.inf)
+            total[first : first + 25] += products.amax(3).mean(2)
+        taken += time.perf_counter() - started
+        spent += time.process_time() - cpu
+    return {"seconds": taken, "cpu": spent}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", choices=["retrieval", "ours", "half", "loop"])
+    parser.add_argument("sizes", type=int, nargs="+")
+    parser.add_argument("--token-wise", action="store_true")
+    parser.add_argument("--limit", type=int, default=sys.maxsize)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    measure.reset_peak()
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.work == "retrieval":
+            found = search(*options.sizes, options.token_wise, options.limit)
+        elif options.work in {"ours", "half"}:
+            found = ours(*options.sizes, Path(scratch), torch.bfloat16 if options.work == "half" else torch.float32)
+        else:
+            found = loop(*options.sizes)
+    print(json.dumps({**found, "bytes": measure.peak()}))
+
+
+if __name__ == "__main__":
+    main()
