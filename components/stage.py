@@ -73,7 +73,7 @@ def register_model(experiment: str, run: str, model: str, evaluation: str) -> di
     evaluated = load_artifact(evaluation)
     outcome: dict[str, float] = {}
     with cancellable(), recorded(parsed, run, "register"):
-        with tracking.stage_run(parsed, run, "register") as run_id:
+        with tracking.stage_run(parsed, run, "register", needed=True) as run_id:
             if run_id is not None:
                 outcome = tracking.register(parsed, run_id, load_artifact(model), evaluated)
         tracking.complete_run(parsed, run, evaluated.metrics)

@@ -2,21 +2,30 @@
 
 ``MLFLOW_TRACKING_URI`` names the server. Without it nothing is tracked, and the log says so. In a stage's job,
 ``MLFLOW_RUN_ID`` names the stage's run, so that metrics logged on a Ray worker reach that run.
+
+A server that is away (it cannot be reached, does not answer in time, or has an internal error) ends no stage. Each call
+is bounded in time; the log says what is left out. Metrics of a training that could not be sent are sent with the next
+ones, or at the end from the manifest. Only ``register`` needs MLflow: it waits, as for an object store
+(``wukong.patient_store``). An error of another kind, for instance a refused password, is raised.
 """
 
 import logging
 import os
+import ssl
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from wukong import storage
+from wukong import patient_store, storage
 from wukong.cancel import JobLeftError
 from wukong.config import Experiment
-from wukong.errors import ConfigError, DataError
+from wukong.errors import ConfigError, DataError, StorageError
 from wukong.manifest import Manifest, code_revision, digest_of
 from wukong.run_records import flatten
 
@@ -29,11 +38,29 @@ _EXPERIMENT_TAG = "wukong.experiment"
 _PARENT_TAG = "mlflow.parentRunId"
 _STAGE_TAG = "wukong.stage"
 _REVISION_TAG = "mlflow.source.git.commit"
-_HURRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}  # by default, minutes
+_HURRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
+# MLflow's own defaults, 7 retries of 120 s each with pauses, hold a call for minutes if nothing listens, and for a
+# quarter of an hour if the server hangs. A server may need most of the time below to pass a model on to the store.
+_BOUNDS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+_PROBE_SECONDS = 5.0
+_PAUSE = 2.0  # seconds between two probes
+_AT_START = 10.0  # seconds that a stage waits for MLflow before it runs untracked
+_LOG_EVERY = 30.0
+_AT_END = 60.0  # seconds that a finished stage waits for MLflow before its results are left out
+_HISTORY = "history.json"  # of a training stage: its epochs
 _MAX_PARAM = 6000  # characters of a parameter's value; what is longer is cut, the manifest holds it whole
 _MAX_PARAMS = 100  # parameters in one request
 
+_Answer = TypeVar("_Answer")
+_Unsent = tuple[str, "list[Metric]"]
+
 log = logging.getLogger(__name__)
+_unsent: list[_Unsent] = []
+"""What this process could not send: the run's ID and its metrics, the oldest first."""
 
 
 def enabled() -> bool:
@@ -42,22 +69,53 @@ def enabled() -> bool:
 
 
 @contextmanager
-def stage_run(experiment: Experiment, run: str, stage: str) -> Iterator[str | None]:
+def stage_run(experiment: Experiment, run: str, stage: str, *, needed: bool = False) -> Iterator[str | None]:
     """Open the nested MLflow run of one stage. Its parent is the pipeline's run, which the first stage makes.
 
     Yields the run's ID, for ``MLFLOW_RUN_ID`` of the stage's job, or None if nothing is tracked. The run ends as FAILED
     if the block raises an error, as KILLED if it is cancelled. If this process is ended and leaves its job to a
     later one (``JobLeftError``), or is killed, the run stays open, and the later one goes on with it: the job logs to
-    it.
+    it. If MLflow is away, the stage runs untracked.
+
+    Args:
+        experiment: the experiment.
+        run: name of the pipeline run.
+        stage: name of the stage.
+        needed: whether the stage can do nothing without MLflow. Then it waits for it.
 
     Raises:
         ConfigError: the pipeline's run of that name is another experiment's.
+        StorageError: MLflow is needed and was away for longer than ``patient_store.patience``.
     """
     if not enabled():
         log.warning("MLFLOW_TRACKING_URI is not set: the %s stage is not tracked", stage)
         yield None
         return
     client = _client()
+    if needed:
+        parent, nested = _until_answered(lambda: _open(client, experiment, run, stage), f"the {stage} stage")
+    else:
+        opened = _unless_away(
+            lambda: _open(client, experiment, run, stage), f"the {stage} stage is not tracked", _AT_START
+        )
+        if opened is None:
+            yield None
+            return
+        parent, nested = opened
+    try:
+        yield nested
+    except JobLeftError:
+        raise
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        for ended in (nested, parent):
+            _unless_away(partial(client.set_terminated, ended, status), f"the end of {stage} as {status} is left out")
+        raise
+    _unless_away(lambda: client.set_terminated(nested, "FINISHED"), f"the end of {stage} is left out")
+
+
+def _open(client: "MlflowClient", experiment: Experiment, run: str, stage: str) -> tuple[str, str]:
+    """Return the IDs of the pipeline's run and of the nested run of a stage: one that was left open, or a new one."""
     parent = _parent(client, experiment, run)
     if parent.data.tags.get(_EXPERIMENT_TAG) not in (None, digest_of(experiment.model_dump(mode="json"))):
         raise ConfigError(
@@ -69,17 +127,91 @@ def stage_run(experiment: Experiment, run: str, stage: str) -> Iterator[str | No
     tags = {_PARENT_TAG: parent.info.run_id, _STAGE_TAG: stage, _REVISION_TAG: code_revision()}
     same = " and ".join([f"tags.`{name}` = '{value}'" for name, value in tags.items()])
     left = client.search_runs([parent.info.experiment_id], f"{same} and attributes.status = 'RUNNING'", max_results=1)
-    nested = (left[0] if left else client.create_run(parent.info.experiment_id, run_name=stage, tags=tags)).info.run_id
+    nested = left[0] if left else client.create_run(parent.info.experiment_id, run_name=stage, tags=tags)
+    return parent.info.run_id, nested.info.run_id
+
+
+def _is_away(error: BaseException) -> bool:
+    """Return whether an error means that MLflow cannot be reached, is overloaded, or fails inside."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()  # of an error that never reached the server: 500
+    elif isinstance(error, RequestException):
+        status = 500 if error.response is None else error.response.status_code
+    else:
+        return False
+    return status >= 500 or status in (408, 429)
+
+
+def _answers(within: float) -> bool:
+    """Return whether MLflow answers within some seconds. A store that is no server is not asked."""
+    if not _address().startswith(("http://", "https://")):
+        return True
+    until = time.monotonic() + within
+    while True:
+        try:
+            with urllib.request.urlopen(f"{_address()}/health", timeout=_PROBE_SECONDS):  # noqa: S310 - http, as above
+                return True
+        except urllib.error.HTTPError as error:
+            if error.code < 500:
+                return True  # whatever is wrong, the request proper says it better
+        except ssl.SSLError:
+            return True  # MLflow has settings of its own for certificates
+        except OSError as error:
+            if isinstance(error, urllib.error.URLError) and isinstance(error.reason, ssl.SSLError):
+                return True
+        left = until - time.monotonic()
+        if left <= 0:
+            return False
+        time.sleep(min(_PAUSE, left))
+
+
+def _unless_away(request: Callable[[], _Answer], left_out: str, within: float = 0.0) -> _Answer | None:
+    """Return the answer to a request; if MLflow is away, log what is left out and return None.
+
+    Args:
+        request: is made if MLflow answers.
+        left_out: a clause for the log.
+        within: seconds to wait for MLflow. Whether it answers is asked once at least, so that a request does not hang.
+    """
+    if not _answers(within):
+        log.warning("MLflow at %s does not answer: %s", _address(), left_out)
+        return None
     try:
-        yield nested
-    except JobLeftError:
-        raise
-    except BaseException as error:
-        status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        client.set_terminated(nested, status)
-        client.set_terminated(parent.info.run_id, status)
-        raise
-    client.set_terminated(nested, "FINISHED")
+        return request()
+    except Exception as error:
+        if not _is_away(error):
+            raise
+        log.warning("MLflow at %s is away: %s (%s)", _address(), left_out, error)
+        return None
+
+
+def _until_answered(request: Callable[[], _Answer], what: str) -> _Answer:
+    """Make a request that can be repeated, again and again while MLflow is away, for as long as for an object store."""
+    began: float | None = None
+    while True:
+        try:
+            answer = request()
+        except Exception as error:
+            if not _is_away(error):
+                raise
+            now = time.monotonic()
+            began = began or now
+            allowed = patient_store.patience()
+            if now - began >= allowed:
+                raise StorageError(
+                    f"{what} needs MLflow, and {_address()} was away for {now - began:.0f} s "
+                    f"({patient_store.VARIABLE}={allowed:g}): {error}. Is it running? On one machine, `wukong status` "
+                    "shows it and `wukong up` starts it."
+                ) from error
+            log.warning("MLflow at %s is away: %s waits for up to %.0f s (%s)", _address(), what, allowed, error)
+            _answers(max(min(began + allowed - now, _LOG_EVERY), _PAUSE))
+        else:
+            if began is not None:
+                log.warning("MLflow is back after %.0f s", time.monotonic() - began)
+            return answer
 
 
 def log_stage(run_id: str | None, manifest: Manifest) -> None:
@@ -90,13 +222,19 @@ def log_stage(run_id: str | None, manifest: Manifest) -> None:
     """
     if run_id is None:
         return
-    client = _client()
+    left_out = f"results of the {manifest.stage} stage are left out; {manifest.uri} holds them"
+    _unless_away(lambda: _log_stage(_client(), run_id, manifest), left_out, _AT_END)
+
+
+def _log_stage(client: "MlflowClient", run_id: str, manifest: Manifest) -> None:
     tags = {"wukong.manifest": manifest.uri, "wukong.digest": manifest.digest}
     tags |= {f"wukong.parent.{parent.stage}": parent.digest for parent in manifest.parents}
     metrics = {f"count.{name}": float(count) for name, count in manifest.counts.items()}
     metrics |= {f"dropped.{name}": float(count) for name, count in manifest.dropped.items()}
     metrics |= manifest.metrics
-    logged = client.get_run(run_id).data.metrics
+    logged = set(client.get_run(run_id).data.metrics)
+    if logged:
+        _log_missing_epochs(client, run_id, manifest)
     metrics = {name: value for name, value in metrics.items() if name not in logged}
     client.log_batch(run_id, metrics=_metrics(metrics, 0), tags=_tags(tags))
     _log_params(client, run_id, manifest.config)
@@ -105,11 +243,35 @@ def log_stage(run_id: str | None, manifest: Manifest) -> None:
         client.log_inputs(run_id, [_dataset(parent.stage, parent.uri, parent.digest) for parent in manifest.parents])
 
 
+def _log_missing_epochs(client: "MlflowClient", run_id: str, manifest: Manifest) -> None:
+    """Log the epochs of a training that its worker could not log while MLflow was away."""
+    if not any(part.path == _HISTORY for part in manifest.parts):
+        return
+    there = {entry.step for entry in client.get_metric_history(run_id, "loss")}
+    for epoch in storage.read_json(storage.join(manifest.uri, _HISTORY))["history"]:
+        if epoch["epoch"] not in there:
+            values = {name: value for name, value in epoch.items() if name != "epoch"}
+            client.log_batch(run_id, metrics=_metrics(values, epoch["epoch"]))
+
+
 def log_metrics(metrics: Mapping[str, float], step: int = 0) -> None:
-    """Log metrics to the run that ``MLFLOW_RUN_ID`` names; without one this does nothing."""
+    """Log metrics to the run that ``MLFLOW_RUN_ID`` names; without one this does nothing.
+
+    What cannot be sent, because MLflow is away, is kept and sent with the next metrics.
+    """
     run_id = os.environ.get("MLFLOW_RUN_ID")
-    if enabled() and run_id:
-        _client().log_batch(run_id, metrics=_metrics(metrics, step))
+    if not enabled() or not run_id:
+        return
+    _unsent.append((run_id, _metrics(metrics, step)))
+    _unless_away(_send, f"metrics are kept for later, {len(_unsent)} sets so far")
+
+
+def _send() -> None:
+    client = _client()
+    while _unsent:
+        run_id, values = _unsent[0]
+        client.log_batch(run_id, metrics=values)
+        del _unsent[0]
 
 
 def register(experiment: Experiment, run_id: str, model: Manifest, evaluation: Manifest) -> dict[str, float]:
@@ -135,8 +297,14 @@ def register(experiment: Experiment, run_id: str, model: Manifest, evaluation: M
     if registry.metric not in evaluation.metrics:
         known = ", ".join(sorted(evaluation.metrics))
         raise DataError(f"registry.metric is {registry.metric!r}, but the evaluation measured only: {known}")
+    return _until_answered(lambda: _register(_client(), experiment, run_id, model, evaluation), "the registration")
+
+
+def _register(
+    client: "MlflowClient", experiment: Experiment, run_id: str, model: Manifest, evaluation: Manifest
+) -> dict[str, float]:
+    registry = experiment.registry
     value = evaluation.metrics[registry.metric]
-    client = _client()
     if not client.search_registered_models(f"name = '{registry.model_name}'"):
         client.create_registered_model(registry.model_name, description="Chinese dual encoders trained by Wukong")
     tags = {
@@ -192,12 +360,27 @@ def _origin(experiment: Experiment) -> str:
 
 
 def complete_run(experiment: Experiment, run: str, metrics: Mapping[str, float]) -> None:
-    """Log the final metrics to the pipeline's run and end it."""
-    if enabled():
+    """Log the final metrics to the pipeline's run and end it, and nested runs whose end could not be sent.
+
+    Raises:
+        StorageError: MLflow was away for longer than ``patient_store.patience``.
+    """
+
+    def complete() -> None:
         client = _client()
-        parent = _parent(client, experiment, run).info.run_id
-        client.log_batch(parent, metrics=_metrics(metrics, 0))
-        client.set_terminated(parent, "FINISHED")
+        parent = _parent(client, experiment, run).info
+        client.log_batch(parent.run_id, metrics=_metrics(metrics, 0))
+        for info in [*_nested(client, parent), parent]:
+            if info.status == "RUNNING" or info is parent:
+                client.set_terminated(info.run_id, "FINISHED")
+
+    if enabled():
+        _until_answered(complete, "the end of the run")
+
+
+def _nested(client: "MlflowClient", parent: Any) -> list[Any]:
+    found = client.search_runs([parent.experiment_id], f"tags.`{_PARENT_TAG}` = '{parent.run_id}'")
+    return [entry.info for entry in found]
 
 
 def end_open_runs(experiment: Experiment, run: str, status: str) -> None:
@@ -210,46 +393,59 @@ def end_open_runs(experiment: Experiment, run: str, status: str) -> None:
         run: name of the pipeline run.
         status: MLflow's word for how it ended: ``FAILED`` or ``KILLED``.
     """
-    if not enabled():
-        return
-    for name, value in _HURRY.items():
-        os.environ.setdefault(name, value)
-    client = _client()
-    from mlflow.exceptions import MlflowException
 
-    try:
+    def end() -> None:
+        client = _client()
         parent = _parent(client, experiment, run).info
-        nested = client.search_runs([parent.experiment_id], f"tags.`{_PARENT_TAG}` = '{parent.run_id}'")
-        for info in [*(entry.info for entry in nested), parent]:
+        for info in [*_nested(client, parent), parent]:
             if info.status == "RUNNING":
                 client.set_terminated(info.run_id, status)
-    except MlflowException as error:
-        log.warning("the runs of %s could not be ended at %s as %s: %s", run, _address(), status, error)
+
+    if enabled():
+        for name, value in _HURRY.items():
+            os.environ.setdefault(name, value)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            _unless_away(end, f"the runs of {run} could not be ended as {status}")
+        except MlflowException as error:
+            log.warning("the runs of %s could not be ended at %s as %s: %s", run, _address(), status, error)
 
 
 def log_report(experiment: Experiment, run: str, page: str) -> None:
     """Log a run's report, an HTML page, as ``report.html`` of the pipeline's run; MLflow shows files of that suffix."""
-    if enabled():
+
+    def send() -> None:
         client = _client()
         client.log_text(_parent(client, experiment, run).info.run_id, page, "report.html")
+
+    if enabled():
+        _unless_away(send, "the report is left out", _AT_END)
 
 
 def log_docs(experiment: Experiment, run: str, docs: str) -> None:
     """Log the files below a prefix as ``docs/`` of the pipeline's run, which its report links to."""
-    if enabled():
-        client = _client()
-        with tempfile.TemporaryDirectory() as folder:
-            for uri in storage.list_files(docs):
-                storage.download(uri, Path(folder, uri[len(docs) :].lstrip("/")))
+    if not enabled():
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for uri in storage.list_files(docs):
+            storage.download(uri, Path(folder, uri[len(docs) :].lstrip("/")))
+
+        def send() -> None:
+            client = _client()
             client.log_artifacts(_parent(client, experiment, run).info.run_id, folder, "docs")
+
+        _unless_away(send, "the data docs are left out")
 
 
 def run_url(experiment: Experiment, run: str) -> str | None:
-    """Return the address of the pipeline run's page in MLflow, or None if nothing is tracked."""
+    """Return the address of the pipeline run's page in MLflow, or None if nothing is tracked or MLflow is away."""
     if not enabled():
         return None
-    info = _parent(_client(), experiment, run).info
-    return f"{_public_address()}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+    found = _unless_away(
+        lambda: _parent(_client(), experiment, run).info, "the report has no link to its run", _AT_START
+    )
+    return f"{_public_address()}/#/experiments/{found.experiment_id}/runs/{found.run_id}" if found else None
 
 
 def model_url(name: str) -> str:
@@ -270,6 +466,8 @@ def _client() -> "MlflowClient":
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for name, value in _BOUNDS.items():
+        os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
     return MlflowClient()

@@ -1,0 +1,168 @@
+"""Stages go on while a real MLflow server is killed and started again, or never answers."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wukong import config, patient_store, storage, tracking
+from wukong.errors import StorageError
+from wukong.manifest import Manifest, Stage
+
+mlflow = pytest.importorskip("mlflow")
+pytestmark = pytest.mark.slow
+
+
+class Server:
+    """MLflow's server on one port, over one database."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            self.port = closed.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [str(Path(sys.executable).with_name("mlflow")), "server", "--workers=1", f"--port={self.port}"]
+        command += [f"--backend-store-uri=sqlite:///{self.folder}/mlflow.db", "--host=127.0.0.1"]
+        command += [f"--artifacts-destination={self.folder}/artifacts"]
+        with (self.folder / "log.txt").open("ab") as log:
+            environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+            environment.pop("MLFLOW_TRACKING_URI", None)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+    def wait_ready(self) -> None:
+        until = time.monotonic() + 90
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.address}/health", timeout=2):
+                    return
+            except OSError:
+                assert time.monotonic() < until, (self.folder / "log.txt").read_text()
+                time.sleep(0.2)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    server = Server(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    for name in tracking._BOUNDS:
+        monkeypatch.setenv(name, "")  # so that what is set below does not outlast the test
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(tracking, "_AT_START", 0.5)
+    monkeypatch.setattr(tracking, "_AT_END", 0.5)
+    monkeypatch.setattr(tracking, "_unsent", [])
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> config.Experiment:
+    crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
+    return config.parse({"name": "x", "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
+
+
+def trained(experiment: config.Experiment) -> Manifest:
+    stage = Stage(experiment.root, "pretrain", {"seed": 1}, [])
+    history = [{"epoch": epoch, "loss": 1 / epoch, "temperature": 0.5} for epoch in (1, 2, 3, 4)]
+    storage.write_json(stage.path("history.json"), {"pairs": 7, "history": history})
+    return stage.commit([stage.describe("history.json")], counts={"pairs": 7}, metrics={"loss": 0.25})
+
+
+def test_a_server_killed_during_a_stage_gets_its_metrics_later(
+    server: Server,
+    experiment: config.Experiment,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server.start()
+    server.wait_ready()
+    with caplog.at_level(logging.WARNING), tracking.stage_run(experiment, "first", "pretrain") as run_id:
+        assert run_id
+        monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+        tracking.log_metrics({"loss": 1.0, "speed": 7.0}, 1)
+        server.kill()
+        began = time.monotonic()
+        tracking.log_metrics({"loss": 1 / 2, "speed": 8.0}, 2)
+        assert time.monotonic() - began < 5, "training does not wait"
+        assert "metrics are kept for later, 1 sets so far" in caplog.text
+        server.start()
+        server.wait_ready()
+        tracking.log_metrics({"loss": 1 / 3, "speed": 9.0}, 3)
+        client = mlflow.MlflowClient()
+        assert [(entry.step, entry.value) for entry in client.get_metric_history(run_id, "speed")] == [
+            (1, 7.0),
+            (2, 8.0),
+            (3, 9.0),
+        ]
+        tracking.log_stage(run_id, trained(experiment))  # the worker could not send its last epoch
+    history = client.get_metric_history(run_id, "loss")
+    assert [(entry.step, entry.value) for entry in history] == [(1, 1.0), (2, 1 / 2), (3, 1 / 3), (4, 1 / 4)]
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+    with tracking.stage_run(experiment, "first", "evaluate") as run_id:
+        server.kill()
+        tracking.log_stage(run_id, trained(experiment))
+    assert "results of the pretrain stage are left out" in caplog.text
+    assert "the end of evaluate is left out" in caplog.text
+    assert tracking.run_url(experiment, "first") is None
+    tracking.log_report(experiment, "first", "<p>")
+    with pytest.raises(ZeroDivisionError), tracking.stage_run(experiment, "first", "evaluate") as run_id:
+        assert run_id is None
+        raise ZeroDivisionError
+
+    monkeypatch.setenv(patient_store.VARIABLE, "60")
+    threading.Timer(1.0, server.start).start()
+    with tracking.stage_run(experiment, "first", "register", needed=True) as run_id:
+        assert run_id, "it has waited"
+    tracking.complete_run(experiment, "first", {"recall": 0.5})
+    found = client.search_runs([client.get_experiment_by_name("x").experiment_id])
+    assert {run.info.run_name: run.info.status for run in found} == dict.fromkeys(
+        ("first", "pretrain", "evaluate", "register"), "FINISHED"
+    )
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_server_that_never_answers_holds_a_stage_for_seconds(
+    server: Server,
+    experiment: config.Experiment,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    hangs: bool,
+) -> None:
+    monkeypatch.setattr(tracking, "_PROBE_SECONDS", 0.5)
+    monkeypatch.setenv(patient_store.VARIABLE, "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    listening = socket.create_server(("127.0.0.1", server.port)) if hangs else None
+    began = time.monotonic()
+    try:
+        with tracking.stage_run(experiment, "first", "crawl") as run_id:
+            assert run_id is None
+        assert "the crawl stage is not tracked" in caplog.text
+        needed = tracking.stage_run(experiment, "first", "register", needed=True)
+        with (
+            pytest.raises(StorageError, match=r"the register stage needs MLflow, and http.* was away for \d+ s"),
+            needed,
+        ):
+            pytest.fail("it began")
+    finally:
+        if listening:
+            listening.close()
+    assert time.monotonic() - began < 30
