@@ -713,7 +713,7 @@ def test_the_data_outlives_the_deletion_of_the_manifests(manifests: Installation
     assert rule["resources"] == ["namespaces", "persistentvolumeclaims"]
     (namespace,) = named(manifests, "Namespace").values()
     assert selects(constraints["namespaceSelector"], namespace["metadata"]["labels"])
-    kinds = {m["kind"] for m in manifests if m["metadata"]["labels"].get("wukong/keep") == "data"}
+    kinds = {m["kind"] for m in manifests if m["metadata"].get("labels", {}).get("wukong/keep") == "data"}
     assert kinds == {"Namespace", "PersistentVolumeClaim", policy["kind"], binding["kind"]}
 
 

@@ -80,7 +80,7 @@ class SavedModel:
         parts = [torch.empty(0, *shape, self.model.width)]
         for start in range(0, len(given), batch_size):
             batch = [
-                images.evaluation_view(_open(picture, f"picture {number}"), tower.image_size, tower.view)
+                images.evaluation_view(open_picture(picture, f"picture {number}"), tower.image_size, tower.view)
                 for number, picture in enumerate(given[start : start + batch_size], start)
             ]
             vectors = self.model.embed_pixels(images.to_tensor(batch).to(self.device)).float().cpu()
@@ -298,7 +298,7 @@ def _read_settings(uri: str) -> tuple[Settings, Tokenizer]:
     return settings, Tokenizer(vocabulary, settings.text.max_tokens)
 
 
-def _open(picture: Picture, name: str) -> Image.Image:
+def open_picture(picture: Picture, name: str = "the picture") -> Image.Image:
     """Decode an image of any of the accepted types to RGB; ``name`` stands for it in messages."""
     if isinstance(picture, str | Path):
         uri = _uri(picture)
