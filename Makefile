@@ -124,6 +124,10 @@ bench-images: $(INSTALLED) ## Measure the images and what containers cost; ARGS=
 bench-curate: $(INSTALLED) ## Time the text rules beside data-juicer, count 100 million captions, weigh memory by parts
 	$(BIN)/python benchmarks/curate/bench.py $(ARGS)
 
+.PHONY: bench-eval
+bench-eval: $(INSTALLED) ## Compare recall and accuracy with Chinese-CLIP, CLIP_benchmark and MTEB; time scoring and retrieval
+	$(BIN)/python benchmarks/eval/bench.py $(ARGS)
+
 .PHONY: bench-store
 bench-store: $(INSTALLED) ## Measure the memory of the object store under a run's load, by limit of Go's heap
 	$(BIN)/python benchmarks/store/memory.py $(ARGS)

@@ -284,7 +284,7 @@ class _Secrets:
     def _create(
         self, namespace: str, name: str, value: Mapping[str, str], owners: list[dict[str, str]] | None = None
     ) -> bool:
-        metadata = {"name": name, "labels": {"app.kubernetes.io/name": "wukong", **_MADE_HERE}}
+        metadata: dict[str, Any] = {"name": name, "labels": {"app.kubernetes.io/name": "wukong", **_MADE_HERE}}
         if owners:
             metadata["ownerReferences"] = owners
         body = {"metadata": metadata, "stringData": dict(value), "type": "Opaque"}

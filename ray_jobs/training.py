@@ -8,6 +8,7 @@ alive overwrites none.
 
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +36,7 @@ from wukong.train import training_data
 from wukong.train.loop import MEASURED, Epoch, train
 
 _MAX_FAILURES = 3
+_READS = 3
 
 log = logging.getLogger(__name__)
 
@@ -124,18 +126,34 @@ def _last_checkpoint(stage: Stage, run_name: str) -> Checkpoint | None:
     found: list[tuple[int, Checkpoint]] = []
     attempts = {uri[len(folder) :].split("/")[1] for uri in storage.list_files(folder)}
     for attempt in sorted(attempts - {run_name}):
-        try:
-            left = Result.from_path(f"{path}/{attempt}", storage_filesystem=filesystem)
-        except (OSError, RuntimeError) as error:  # it was ended before its first checkpoint
-            log.info("the attempt %s left no checkpoint: %s", attempt, error)
-            continue
-        if left.checkpoint is not None and left.metrics is not None:
+        left = _left_by(f"{path}/{attempt}", filesystem)
+        if left is not None and left.checkpoint is not None and left.metrics is not None:
             found.append((int(left.metrics["epoch"]), left.checkpoint))
     if not found:
         return None
     epoch, checkpoint = max(found, key=lambda entry: entry[0])
     log.info("training goes on after epoch %d of an earlier attempt (%s)", epoch, checkpoint.path)
     return checkpoint
+
+
+def _left_by(path: str, filesystem: pafs.FileSystem) -> Result | None:
+    """Return what an attempt at training has left; None if it has not come to a checkpoint that can be used.
+
+    An old driver may still be replacing a checkpoint, of which it writes first and deletes then; so it is read again.
+    """
+    for remaining in reversed(range(_READS)):
+        try:
+            return Result.from_path(path, storage_filesystem=filesystem)
+        except OSError:
+            raise
+        except RuntimeError as error:
+            log.info("an attempt has left no checkpoint: %s", error)
+            return None
+        except Exception as error:  # noqa: BLE001 - Ray has no public class for it
+            if not remaining:
+                log.warning("training does not go on after the checkpoints at %s: %s", path, error)
+            time.sleep(1)
+    return None
 
 
 def _worker(job: dict[str, Any]) -> None:

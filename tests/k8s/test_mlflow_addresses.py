@@ -47,7 +47,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
             [*container["command"], script], env=environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        until = time.monotonic() + 50
+        until = time.monotonic() + 100
         while ask(number, "localhost", path="/health") != 200:
             assert server.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < until, (folder / "log").read_text()
@@ -75,7 +75,7 @@ def ask(port: int, host: str, origin: str | None = None, path: str = "/ajax-api/
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(150)
 def test_every_name_it_is_reached_by_is_answered_and_no_other(port: int) -> None:
     names = ["mlflow", "mlflow.wukong", "mlflow.wukong.svc", "mlflow.wukong.svc.cluster.local", SERVICE_IP]
     ours = [*names, *(f"{name}:5000" for name in names), "mlflow.example.org"]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ KEYS = {
     name: {"AWS_ACCESS_KEY_ID": f"{name}-access-key", "AWS_SECRET_ACCESS_KEY": f"{name}-secret"}
     for name in ("wukong-s3", "mlflow-s3", "setup-s3")
 }
-PORTS = ("-s3.port", "-s3.port.grpc", "-master.port", "-volume.port", "-filer.port", "-master.port.grpc")
-PORTS += ("-volume.port.grpc", "-filer.port.grpc", "-metricsPort")
+PORTS = (
+    *("-s3.port", "-s3.port.grpc", "-master.port", "-volume.port", "-filer.port", "-master.port.grpc"),
+    *("-volume.port.grpc", "-filer.port.grpc", "-metricsPort"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def test_a_key_opens_its_bucket_and_no_other(address: str, name: str, own: str, 
     store.head_bucket(Bucket=own)
     store.delete_object(Bucket=own, Key="a/b")
     client(address, "setup-s3").put_object(Bucket=other, Key="theirs", Body=b"x")
-    refused = {
+    refused: dict[str, Callable[[], Any]] = {
         "put": lambda: store.put_object(Bucket=other, Key="a/b", Body=b"x"),
         "get": lambda: store.get_object(Bucket=other, Key="theirs"),
         "list": lambda: store.list_objects_v2(Bucket=other),

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import sys
 import threading
 from collections import deque
@@ -12,6 +13,8 @@ from typing import Any
 from ray_jobs.launch.kuberay.client import API_ERRORS, KubernetesApi
 
 _KEPT_LINES = 40
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""``ray job submit`` colours its lines wherever it writes, and KFP's page shows the codes as boxes."""
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +66,12 @@ class JobLog:
                     if name in complete or phase == "Pending":
                         continue
                     seen = last.get(name)
-                    for moment, line in self.api.follow_log(name, seen):
+                    for moment, coloured in self.api.follow_log(name, seen):
                         if self._closed.is_set():
                             return
                         if seen is None or _comparable(moment) > _comparable(seen):
                             last[name] = moment
+                            line = _COLOURS.sub("", coloured)
                             self.last_lines.append(line)
                             sys.stdout.write(line + "\n")
                             sys.stdout.flush()

@@ -15,7 +15,7 @@ from torchvision import transforms
 from wukong.config import Model as Settings
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError, DataError
-from wukong.evaluate import classification, model, protocol
+from wukong.evaluate import classification, model, prompts, protocol, sets
 from wukong.evaluate.protocol import PROTOCOLS, Protocol
 from wukong.model.dual import DualEncoder, Texts
 from wukong.model.image_encoder import ImageEncoder
@@ -259,3 +259,11 @@ def test_each_protocol_is_described_and_found_by_name() -> None:
     assert (PAPER.split("muge"), PAPER.split("coco-cn")) == ("val", "test")
     assert PROTOCOLS["cn-clip"].written("“A”猫") == '"a"猫'
     assert PROTOCOLS["clip-benchmark"].written("“A”猫") == "“A”猫"
+
+
+def test_a_protocols_splits_and_prompts_are_there() -> None:
+    for rules in PROTOCOLS.values():
+        assert prompts.of(rules.prompts)
+        for name, data_set in sets.REGISTRY.items():
+            assert rules.split(name) in data_set.splits
+        assert rules.per_class | set(rules.splits) | rules.text_to_image_only <= set(sets.REGISTRY)

@@ -20,3 +20,10 @@ def test_no_line_of_the_log_is_lost_or_comes_twice(
     run(experiment)
     assert capsys.readouterr().out.split("\n")[:-1] == [f"line {number}" for number in range(40)]
     assert sum(request.endswith("-submitter/log") for request in server.requests) > 3
+
+
+def test_the_log_has_no_colours(server: ApiServer, experiment: config.Experiment, capsys: Any) -> None:
+    coloured = "\x1b[36m(RayTrainWorker pid=121)\x1b[0m epoch 1 [rank=0]"
+    server.scripts = [[NEW, RUNNING, ("log", coloured), SUCCEEDED]]
+    run(experiment)
+    assert "(RayTrainWorker pid=121) epoch 1 [rank=0]\n" in capsys.readouterr().out

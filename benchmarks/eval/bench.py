@@ -1,0 +1,136 @@
+"""Compare evaluation results with other evaluators, and measure time and memory of scoring and retrieval.
+
+    python benchmarks/eval/bench.py [--threads 2] [--only peers classes retrieval token] [--record]
+
+The first run installs Chinese-CLIP, CLIP_benchmark and MTEB into a separate folder in ``--work``, by default in the
+user's cache. ``--record`` writes what they make of made-up scores to the tests' ``peers.json``. Token-wise retrieval
+and scoring are measured on a slice, and the time of the whole is in proportion; memory is that of the whole. Results
+are printed and written to ``results.json``.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "model"))
+import measure  # noqa: E402
+
+from wukong.evaluate import retrieval  # noqa: E402
+
+RECORD = HERE.parents[1] / "tests" / "wukong" / "evaluate" / "peers.json"
+PEERS = (
+    "clip-benchmark==1.6.2", "cn-clip==1.6.0", "mteb==2.26.24", "pytrec-eval-terrier==0.5.11", "datasets==5.2.0",
+    "sentence-transformers==6.2.0", "scikit-learn==1.9.1", "dill==0.4.1", "multiprocess==0.70.19", "xxhash==4.1.0",
+    "tqdm==4.70.1", "joblib==1.6.0", "threadpoolctl==3.8.0", "numpy==2.3.5",
+)  # fmt: skip
+"""Without torch and transformers, which come from this environment. CLIP_benchmark 1.6.2 fails with numpy 2.4."""
+SLICE_CLASSES, SLICE_TEXTS = 20, 200
+TARGETS = {
+    "peers": ("results that differ from another evaluator's", 0),
+    "classes_time": ("1,000 images x 1,000 classes x 80 prompts: CPU time of the loop over templates'", 1 / 5),
+    "classes_half_time": ("the same with bfloat16 products", 1 / 5),
+    "classes_mib": ("the same: peak memory, MiB", 2048),
+    "retrieval_seconds": ("retrieval 5,000 x 25,000, global: seconds", 20),
+    "token_mib": ("retrieval 10,000 x 50,000, token-wise: peak memory, MiB", 2048),
+}
+
+
+def peers(work: Path, record: bool) -> dict[str, float]:
+    folder = work / "peers"
+    if not folder.exists():
+        print("installing Chinese-CLIP, CLIP_benchmark and MTEB", flush=True)
+        partial = work / "peers.partial"
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", partial, *PEERS]
+        subprocess.run(command, check=True)
+        partial.rename(folder)
+    found = measure.run_for_time(str(HERE / "peers.py"), python_path=folder)
+    if record:
+        RECORD.write_text(json.dumps(found) + "\n")
+    different = sum(differences(case) for case in found["cases"].values())
+    print(f"{found['versions']}: {different} recalls differ", flush=True)
+    return {"peers": different}
+
+
+def differences(case: dict[str, Any]) -> int:
+    """Count the recalls of one case that are not the peers', to the last digit that they print."""
+    scores = torch.tensor(case["scores"])
+    right = torch.zeros(scores.shape, dtype=torch.bool)
+    for text, images in enumerate(case["images_of_texts"]):
+        right[text, images] = True
+    different = 0
+    for direction, one, of, ids in (
+        ("text_to_image", scores, right, case["image_ids"]),
+        ("image_to_text", scores.T, right.T, case["text_ids"]),
+    ):
+        first, topk, by_id = (
+            retrieval.hits(one, of, ties, [str(each) for each in ids]) > 0 for ties in ("first", "topk", "id")
+        )
+        for peer, ours in (
+            ("chinese_clip", (first.double().mean(0) * 100).tolist()),
+            ("clip_benchmark", topk.float().mean(0).tolist()),
+            ("mteb", [round(each, 5) for each in by_id.double().mean(0).tolist()]),
+        ):
+            different += sum(a != b for a, b in zip(ours, case["peers"][peer][direction], strict=True))
+    return different
+
+
+def run(threads: int, *arguments: object) -> dict[str, Any]:
+    found = measure.run_for_memory(str(HERE / "run.py"), *arguments, "--threads", threads)
+    print(f"{' '.join(map(str, arguments))}: {found}", flush=True)
+    return found
+
+
+def classes(threads: int) -> dict[str, float]:
+    taken = {kind: run(threads, kind, 1000, SLICE_CLASSES, 80) for kind in ("ours", "half", "loop")}
+    return {
+        "classes_time": taken["ours"]["cpu"] / taken["loop"]["cpu"],
+        "classes_half_time": taken["half"]["cpu"] / taken["loop"]["cpu"],
+        "classes_cpu_seconds": taken["ours"]["cpu"] * 1000 / SLICE_CLASSES,
+        "classes_mib": taken["ours"]["bytes"] / 2**20,
+    }
+
+
+def global_retrieval(threads: int) -> dict[str, float]:
+    found = run(threads, "retrieval", 5000, 25_000)
+    return {"retrieval_seconds": found["seconds"], "retrieval_mib": found["bytes"] / 2**20}
+
+
+def token_retrieval(threads: int) -> dict[str, float]:
+    found = run(threads, "retrieval", 10_000, 50_000, "--token-wise", "--limit", SLICE_TEXTS)
+    return {"token_cpu_seconds": found["cpu"], "token_mib": found["bytes"] / 2**20}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("~/.cache/wukong/bench-eval").expanduser())
+    parser.add_argument("--only", nargs="+", choices=["peers", "classes", "retrieval", "token"])
+    parser.add_argument("--record", action="store_true")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    wanted = options.only or ["peers", "classes", "retrieval", "token"]
+    figures: dict[str, float] = {"load": os.getloadavg()[0], "threads": options.threads}
+    if "peers" in wanted:
+        figures |= peers(options.work, options.record)
+    for name, part in (("classes", classes), ("retrieval", global_retrieval), ("token", token_retrieval)):
+        if name in wanted:
+            figures |= part(options.threads)
+    (options.work / "results.json").write_text(json.dumps(figures, indent=2) + "\n")
+    missed = 0
+    for name, (what, target) in TARGETS.items():
+        if name in figures:
+            missed += figures[name] > target
+            word = "MISSED" if figures[name] > target else "met   "
+            print(f"{word} {what}: {figures[name]:.3g} (at most {target:.4g})")
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
