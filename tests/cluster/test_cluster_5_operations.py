@@ -1,6 +1,7 @@
 """What an operator does with a cluster that holds data: recurring runs, backups, upgrades, removing and coming back."""
 
 import json
+import os
 import re
 import subprocess
 import time
@@ -264,15 +265,19 @@ def test_removing_and_coming_back(
         pytest.skip("docs/removing.md does not say how")
     made = experiment_of(session_state)
     before = (runs.digests(made, first), kube.secret("wukong-s3"), runs.mlflow_states(services, made, first))
-    for heading in ("Remove the platform and keep the data", "Install again"):
+    for heading in ("Remove the platform, keep the data", "Install again on the kept volumes"):
         blocks = _blocks(heading)
         assert blocks, f"docs/removing.md has no commands below {heading!r}"
         for block in blocks:
-            script = block.replace("k8s/overlays/kind", overlay)
             done = subprocess.run(
-                ["bash", "-euxo", "pipefail", "-c", script], capture_output=True, text=True, timeout=1200, check=False
+                ["bash", "-euxo", "pipefail", "-c", block],
+                env={**os.environ, "OVERLAY": overlay},
+                capture_output=True,
+                text=True,
+                timeout=1200,
+                check=False,
             )
-            assert done.returncode == 0, f"{script}\n{done.stderr[-3000:]}"
+            assert done.returncode == 0, f"{block}\n{done.stderr[-3000:]}"
         if heading.startswith("Remove"):
             left = kube.listed("pods", "app.kubernetes.io/name=wukong")
             kube.until("the end of the pods", lambda: not kube.listed("pods", "app.kubernetes.io/name=wukong"), 300)
