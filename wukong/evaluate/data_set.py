@@ -12,27 +12,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from wukong.errors import DataError
+from wukong.evaluate import class_names
+from wukong.evaluate.class_names import ClassName
+from wukong.evaluate.formats import chinese_clip, webdataset
+from wukong.evaluate.published import Caption, Captioned, Images, Labelled, NotThereError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from wukong.evaluate.class_names import ClassName
-
 Metric: TypeAlias = Literal["top1", "mean_per_class"]
-
-
-class NotThereError(DataError):
-    """A file or folder of a set is not where it should be."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
 
 
 @dataclass(frozen=True)
@@ -51,48 +45,6 @@ class HowToGet:
 
     def __str__(self) -> str:
         return f"Download {'; '.join(self.download)}. Put it so that the set's folder has {self.place}."
-
-
-class Images(Protocol):
-    """Images that are decoded when they are asked for."""
-
-    def __len__(self) -> int: ...
-
-    def image(self, i: int) -> Image.Image:
-        """Decode image ``i`` to RGB.
-
-        Raises:
-            DataError: it cannot be read or decoded.
-        """
-        ...
-
-
-class Labelled(NamedTuple):
-    """What the reader of a classification set finds: an id, a label and an image each, in the owner's order."""
-
-    ids: Sequence[str]
-    labels: Sequence[int] | npt.NDArray[np.int64]
-    images: Images
-
-
-class Caption(NamedTuple):
-    """One published caption or query.
-
-    Attributes:
-        text: as published, without white space at its ends.
-        images: numbers of the images that are right for it; none where the owner keeps the answers.
-    """
-
-    text: str
-    images: tuple[int, ...]
-
-
-class Captioned(NamedTuple):
-    """What the reader of a retrieval set finds: images and captions, in the owner's order."""
-
-    image_ids: Sequence[str]
-    captions: Sequence[Caption]
-    images: Images
 
 
 class Counts(NamedTuple):
@@ -218,11 +170,9 @@ class Classification:
     @property
     def classes(self) -> Sequence[ClassName]:
         """The classes with their Chinese and English names, in the order of the labels."""
-        from wukong.evaluate import class_names
-
         if self.names is None:
             return class_names.of(self.name)
-        return [class_names.ClassName(label, *names, "ours") for label, names in enumerate(self.names)]
+        return [ClassName(label, *names, "ours") for label, names in enumerate(self.names)]
 
     def read(self, folder: Path, split: str | None = None) -> ClassificationData:
         """Read one split, in the owner's form or in CLIP_benchmark's WebDataset form, whichever the folder has.
@@ -234,8 +184,6 @@ class Classification:
         Raises:
             DataError: a file is missing or damaged, or the numbers of images or classes are not the published ones.
         """
-        from wukong.evaluate.formats import webdataset
-
         ids = tuple(each.id for each in self.classes) if self.names is None else tuple(each[0] for each in self.names)
         _require_folder(self, folder)
         if webdataset.is_here(folder):
@@ -295,8 +243,6 @@ class Retrieval:
         Raises:
             DataError: a file is missing or damaged, or the numbers of images or captions are not those of Table 8.
         """
-        from wukong.evaluate.formats import chinese_clip
-
         _require_folder(self, folder)
         chosen = split or self.split
         _require_split(self, self.splits, chosen)

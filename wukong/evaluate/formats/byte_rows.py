@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from wukong.errors import DataError
-from wukong.evaluate.data_set import Labelled, NotThereError
 from wukong.evaluate.formats.pictures import Arrays
+from wukong.evaluate.published import Labelled, NotThereError
 
 _SIDE = 32
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wukong.errors import DataError
-from wukong.evaluate.data_set import Caption
 from wukong.evaluate.formats.folders import lines
+from wukong.evaluate.published import Caption
 
 _LINE = re.compile(r"(?P<image>[^\s#]+)(?:#(?P<kind>[^\s#]+))?#(?P<number>[0-9]+)(?:\s(?P<text>.*))?", re.DOTALL)
 _PART_OF_SPEECH = re.compile(r":[A-Za-z]+$")

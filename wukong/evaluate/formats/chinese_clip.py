@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from wukong.errors import DataError
-from wukong.evaluate.data_set import Caption, Captioned, NotThereError
 from wukong.evaluate.formats.pictures import Parts
+from wukong.evaluate.published import Caption, Captioned, NotThereError
 
 _OTHER_NAMES = {"val": "valid"}
 

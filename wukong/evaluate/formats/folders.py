@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from wukong.errors import DataError
-from wukong.evaluate.data_set import Labelled, NotThereError
 from wukong.evaluate.formats.pictures import Files
+from wukong.evaluate.published import Labelled, NotThereError
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 

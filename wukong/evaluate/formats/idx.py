@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wukong.errors import DataError
-from wukong.evaluate.data_set import NotThereError
+from wukong.evaluate.published import NotThereError
 
 _UNSIGNED_BYTES = 8
 

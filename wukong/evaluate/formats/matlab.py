@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wukong.errors import DataError
-from wukong.evaluate.data_set import NotThereError
+from wukong.evaluate.published import NotThereError
 
 
 def variable(path: Path, name: str) -> Any:

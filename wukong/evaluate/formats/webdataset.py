@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from wukong.errors import DataError
-from wukong.evaluate.data_set import Labelled, NotThereError
 from wukong.evaluate.formats.folders import find, listed, plain
 from wukong.evaluate.formats.pictures import Parts
+from wukong.evaluate.published import Labelled, NotThereError
 
 _IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
 

@@ -4,9 +4,10 @@ from itertools import islice
 from pathlib import Path
 
 from wukong.errors import DataError
-from wukong.evaluate.data_set import Caption, Captioned, Counts, HowToGet, Retrieval
+from wukong.evaluate.data_set import Counts, HowToGet, Retrieval
 from wukong.evaluate.formats import json_list
 from wukong.evaluate.formats.folders import find, require
+from wukong.evaluate.published import Caption, Captioned
 
 _NAMES = {"train": ("train", "20170902"), "val": ("validation", "20170910"), "val-10k": ("validation", "20170910")}
 _FIRST = {"val-10k": 10_000}

@@ -4,9 +4,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from wukong.evaluate.data_set import Classification, HowToGet, Labelled
+from wukong.evaluate.data_set import Classification, HowToGet
 from wukong.evaluate.formats.folders import class_folders, find
 from wukong.evaluate.formats.pictures import Files
+from wukong.evaluate.published import Labelled
 
 _CLUTTER = "257.clutter"
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from wukong.evaluate.data_set import Classification, HowToGet, Labelled
+from wukong.evaluate.data_set import Classification, HowToGet
 from wukong.evaluate.formats import byte_rows
 from wukong.evaluate.formats.folders import find, labels_of, listed
+from wukong.evaluate.published import Labelled
 
 
 def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:

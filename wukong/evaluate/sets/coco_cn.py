@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from wukong.errors import DataError
-from wukong.evaluate.data_set import Captioned, Counts, HowToGet, Retrieval
+from wukong.evaluate.data_set import Counts, HowToGet, Retrieval
 from wukong.evaluate.formats import caption_lines
 from wukong.evaluate.formats.folders import find, listed, require
+from wukong.evaluate.published import Captioned
 
 _FOLDER = "coco-cn-version1805v1.1"
 _PLACES = {"COCO_train2014": "train2014", "COCO_val2014": "val2014"}

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from wukong.errors import DataError
-from wukong.evaluate.data_set import Classification, HowToGet, Labelled
+from wukong.evaluate.data_set import Classification, HowToGet
 from wukong.evaluate.formats import matlab
 from wukong.evaluate.formats.folders import find, labels_of, require
+from wukong.evaluate.published import Labelled
 
 
 def _wnid(name: str) -> str:

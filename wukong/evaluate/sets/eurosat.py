@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from wukong.evaluate.data_set import Classification, HowToGet, Labelled
+from wukong.evaluate.data_set import Classification, HowToGet
 from wukong.evaluate.formats.folders import class_folders, find
+from wukong.evaluate.published import Labelled
 
 
 def _read(folder: Path, _split: str, classes: Sequence[str]) -> Labelled:

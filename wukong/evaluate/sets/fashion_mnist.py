@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from wukong.errors import DataError
-from wukong.evaluate.data_set import Classification, HowToGet, Labelled
+from wukong.evaluate.data_set import Classification, HowToGet
 from wukong.evaluate.formats import idx
 from wukong.evaluate.formats.folders import find
 from wukong.evaluate.formats.pictures import Arrays
+from wukong.evaluate.published import Labelled
 
 _PARTS = {"train": "train", "test": "t10k"}
 

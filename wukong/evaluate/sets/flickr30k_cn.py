@@ -3,9 +3,10 @@
 from functools import partial
 from pathlib import Path
 
-from wukong.evaluate.data_set import Captioned, Counts, HowToGet, Retrieval
+from wukong.evaluate.data_set import Counts, HowToGet, Retrieval
 from wukong.evaluate.formats import caption_lines
 from wukong.evaluate.formats.folders import find, listed, require
+from wukong.evaluate.published import Captioned
 
 _FOLDERS = {"train": "flickr30kzhbbosontrain", "val": "flickr30kzhbbosonval", "test": "flickr30kzhmbosontest"}
 

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from wukong.evaluate.data_set import Captioned, Counts, HowToGet, Retrieval
+from wukong.evaluate.data_set import Counts, HowToGet, Retrieval
 from wukong.evaluate.formats import caption_lines
 from wukong.evaluate.formats.folders import find, listed, require
+from wukong.evaluate.published import Captioned
 
 _PARTS = ("train", "val", "test")
 _IMAGES = ("Flicker8k_Dataset", "Flickr8k_Dataset", "images")

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from wukong.errors import DataError
-from wukong.evaluate.data_set import Classification, HowToGet, Labelled
+from wukong.evaluate.data_set import Classification, HowToGet
 from wukong.evaluate.formats import matlab
 from wukong.evaluate.formats.folders import find, require
+from wukong.evaluate.published import Labelled
 
 _VARIABLES = {"train": "trnid", "val": "valid", "test": "tstid"}
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from wukong.errors import DataError
-from wukong.evaluate.data_set import Classification, HowToGet, Labelled
+from wukong.evaluate.data_set import Classification, HowToGet
 from wukong.evaluate.formats import matlab
 from wukong.evaluate.formats.folders import class_folders, find, labels_of, lines, listed, names_in
 from wukong.evaluate.formats.pictures import Files
+from wukong.evaluate.published import Labelled
 
 _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _KAGGLE = "LOC_val_solution.csv"

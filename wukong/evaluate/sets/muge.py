@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from wukong.evaluate.data_set import Captioned, Counts, HowToGet, Retrieval
+from wukong.evaluate.data_set import Counts, HowToGet, Retrieval
 from wukong.evaluate.formats import chinese_clip
 from wukong.evaluate.formats.folders import find
+from wukong.evaluate.published import Captioned
 
 _NAMES = {"train": "train", "val": "valid", "test": "test"}
 

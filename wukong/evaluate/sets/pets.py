@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wukong.errors import DataError
-from wukong.evaluate.data_set import Classification, HowToGet, Labelled
+from wukong.evaluate.data_set import Classification, HowToGet
 from wukong.evaluate.formats.folders import find, listed, plain, require
+from wukong.evaluate.published import Labelled
 
 
 def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:

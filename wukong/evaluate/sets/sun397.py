@@ -4,9 +4,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from wukong.evaluate.data_set import Classification, HowToGet, Labelled
+from wukong.evaluate.data_set import Classification, HowToGet
 from wukong.evaluate.formats.folders import find, labels_of, listed, names_in, require
 from wukong.evaluate.formats.pictures import Files
+from wukong.evaluate.published import Labelled
 
 _PARTITIONS = [f"{number:02d}" for number in range(1, 11)]
 _FILES = {"train": "Training", "test": "Testing"}

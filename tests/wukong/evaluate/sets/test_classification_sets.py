@@ -13,8 +13,9 @@ from torchvision import datasets
 
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import sets
-from wukong.evaluate.data_set import Classification, NotThereError, Retrieval
+from wukong.evaluate.data_set import Classification, Retrieval
 from wukong.evaluate.formats import folders
+from wukong.evaluate.published import NotThereError
 
 CLASSIFICATION = [name for name, each in sets.REGISTRY.items() if isinstance(each, Classification)]
 IMAGES = 11

@@ -10,7 +10,8 @@ import pytest
 
 from wukong.errors import DataError
 from wukong.evaluate import sets
-from wukong.evaluate.data_set import Counts, NotThereError, Retrieval
+from wukong.evaluate.data_set import Counts, Retrieval
+from wukong.evaluate.published import NotThereError
 
 IMAGES = 7
 CAPTIONS = {"flickr8k-cn": 35, "flickr30k-cn": 35, "coco-cn": 10, "aic-icc": 35, "muge": 3}

@@ -1,0 +1,64 @@
+"""What the readers of published files give: images, labels and captions, in their owner's order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from wukong.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class NotThereError(DataError):
+    """A file or folder of a set is not where it should be."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class Images(Protocol):
+    """Images that are decoded when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, i: int) -> Image.Image:
+        """Decode image ``i`` to RGB.
+
+        Raises:
+            DataError: it cannot be read or decoded.
+        """
+        ...
+
+
+class Labelled(NamedTuple):
+    """What the reader of a classification set finds: an id, a label and an image each, in the owner's order."""
+
+    ids: Sequence[str]
+    labels: Sequence[int] | npt.NDArray[np.int64]
+    images: Images
+
+
+class Caption(NamedTuple):
+    """One published caption or query.
+
+    Attributes:
+        text: as published, without white space at its ends.
+        images: numbers of the images that are right for it; none where the owner keeps the answers.
+    """
+
+    text: str
+    images: tuple[int, ...]
+
+
+class Captioned(NamedTuple):
+    """What the reader of a retrieval set finds: images and captions, in the owner's order."""
+
+    image_ids: Sequence[str]
+    captions: Sequence[Caption]
+    images: Images
