@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cli import align, model, queries, release, summary
+from cli import align, evaluate, model, queries, release, summary
 from wukong import config, patient_store
 from wukong.errors import WukongError
 
@@ -147,6 +147,7 @@ def submit(
 
 
 app.command()(align.align)
+app.command()(evaluate.evaluate)
 app.command()(release.release)
 app.command()(release.takedown)
 

@@ -145,6 +145,18 @@ CLDR_DERIVED = Package(
     keep=("package/annotationsDerived/zh/annotations.json",),
     files=1,
 )
+FASHION_MNIST = Package(
+    registry="debian",
+    name="dataset-fashion-mnist",
+    version="0.0~git20200523.55506a9-1",
+    path="pool/main/d/dataset-fashion-mnist/dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+    size=30_900_652,
+    sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+    licence="MIT",
+    keep=("usr/share/datasets/fashion-mnist/*-ubyte.gz",),
+    files=4,
+)
+"""An evaluation set, not a part of the corpus."""
 
 
 def fetch(package: Package, cache: Path) -> Path:

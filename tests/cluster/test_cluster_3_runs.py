@@ -36,7 +36,9 @@ def test_an_empty_run(
 def test_a_clone_with_other_epochs(
     first: runs.Run, services: runs.Services, session_state: State, found: list[str], stamp: str
 ) -> None:
-    session_state.save(clone=None)
+    # A clone of an earlier session has trained for as many epochs.
+    epochs = session_state.values.get("epochs")
+    session_state.save(clone=None, epochs=epochs and epochs + 1)
     run, epochs = undisturbed(services, session_state, stamp)
     made = clone_of(session_state, epochs)
     reused = {name: record.reused for name, record in runs.records(made, run).items()}

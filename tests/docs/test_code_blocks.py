@@ -58,6 +58,7 @@ NOT_EXECUTED = {
     ("docs/cluster.md", "kubectl -n wukong port-forward svc/object-store"): CLUSTER,
     ("docs/cluster.md", "kubectl apply -f k8s/base/00-namespace.yaml"): CLUSTER,
     ("docs/cluster.md", "kubectl -n wukong scale"): CLUSTER,
+    ("docs/operating.md", "for image in data ray mlflow"): "needs the images, Docker and a registry",
     ("docs/removing.md", "kubectl -n wukong delete rayjobs --all  "): CLUSTER,
     ("docs/removing.md", "kubectl apply -k $OVERLAY"): CLUSTER,
     ("docs/removing.md", "kubectl -n wukong get secret"): CLUSTER,

@@ -41,6 +41,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "eurosat": ("AnnualCrop", "Forest", "SeaLake"),
     "aircraft": ("707-320", "C-130", "F/A-18"),
     "fashion-mnist": ("T-shirt/top", "Trouser", "Ankle boot"),
+    "tuxpaint": ("animals", "food", "town/houses"),
 }
 """Ids of the classes of small sets, in the order of their labels."""
 
@@ -317,6 +318,25 @@ def fashion_mnist(folder: Path, classes: Sequence[str], images: int, _write: Wri
     with gzip.open(folder / "t10k-labels-idx1-ubyte.gz", "wb", 1) as file:
         file.write(struct.pack(">HBBI", 0, 8, 1, images) + labels.astype(np.uint8).tobytes())
     return [(f"test#{i}", int(label)) for i, label in enumerate(labels)]
+
+
+def tuxpaint(folder: Path, classes: Sequence[str], images: int, _write: Write) -> Truth:
+    """Stamps are cut out: what is transparent is white, whatever colour it has. Each has a caption, some an SVG too."""
+    truth: Truth = []
+    for label, name in enumerate(classes):
+        count = images // len(classes) + (label < images % len(classes))
+        for stamp in sorted(f"{name}/{'birds/' if i % 2 else ''}{i:03d}.png" for i in range(count)):
+            path = folder / "stamps" / stamp
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.zeros((24, 24, 4), np.uint8)
+            pixels[12:] = (*colour(len(truth)), 255)
+            Image.fromarray(pixels).save(path)
+            path.with_suffix(".txt").write_text("x", "utf-8")
+            path.with_suffix(".svg").write_text("<svg/>", "utf-8")
+            truth.append((stamp, label))
+    (folder / "stamps" / "seasonal").mkdir()
+    (folder / "stamps" / "seasonal" / "tree.png").write_bytes(b"of no class")
+    return truth
 
 
 def classification(name: str) -> Callable[[Path, Sequence[str], int, Write], Truth]:

@@ -48,7 +48,7 @@ def test_all_22_sets_are_read_within_a_minute(tmp_path):
     took: dict[str, float] = {}
     start = time.perf_counter()
     for name, data_set in sets.REGISTRY.items():
-        if name == "fashion-mnist":
+        if name in {"fashion-mnist", "tuxpaint"}:
             continue
         write = published.Linked(tmp_path / "picture.jpg")
         read = classified if isinstance(data_set, Classification) else retrieved
