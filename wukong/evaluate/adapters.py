@@ -83,7 +83,7 @@ class ClipModel:
         self._size = size
         self._mean, self._std = (torch.tensor(each).view(1, 3, 1, 1) for each in (mean, std))
         self.name = name
-        scale: Tensor = self._module.logit_scale
+        scale: Any = self._module.logit_scale
         self.scale = float(scale.detach().exp())
         self.digest = digest_of(module)
 
