@@ -59,16 +59,29 @@ def test_what_is_lost_while_training(
         cluster = jobs[-1].get("status", {}).get("rayClusterName", "")
         namespace, name = pod_of(run, cluster)
         print(f"deleting {what}: {namespace}/{name}", flush=True)
-        kube.kubectl("-n", namespace, "delete", "pod", name, "--wait=false")
+        before = (kube.get("pod", name, namespace) or {})["metadata"]["uid"]
+        # A lost node takes its pods at once; the component's pod is ended in order, as by a drain.
+        hurry = [] if what == "the component's pod" else ["--grace-period=1"]
+        kube.kubectl("-n", namespace, "delete", "pod", name, "--wait=false", *hurry)
         began = time.monotonic()
+        kube.until("the pod's end", lambda n=name, s=namespace, u=before: _is_gone(n, s, u), 180, 1)
         _goes_on(made, run, services, 900)
         found.append(f"{what}: new checkpoints after {time.monotonic() - began:.0f} s")
+        if what == "the component's pod":
+            assert runs.ray_jobs(run, "pretrain")[-1]["metadata"]["uid"] == jobs[-1]["metadata"]["uid"], (
+                "the RayJob went with the component's pod"
+            )
     runs.succeed(services, run)
     jobs = [job["metadata"]["name"] for job in runs.ray_jobs(run, "pretrain")]
     found.append(f"{epochs} epochs, {time.time() - run.submitted:.0f} s; RayJobs of pretrain: {len(jobs)}")
     digests = runs.digests(made, run)
     assert digests == expected
     found.append(f"pretrain {digests['pretrain'][:16]}, evaluate {digests['evaluate'][:16]}, as undisturbed")
+
+
+def _is_gone(name: str, namespace: str, uid: str) -> bool:
+    found = kube.get("pod", name, namespace)
+    return found is None or found["metadata"]["uid"] != uid
 
 
 def _goes_on(made: runs.Experiment, run: runs.Run, services: runs.Services, seconds: float) -> None:

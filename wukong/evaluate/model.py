@@ -212,8 +212,8 @@ def refuse_collapsed(vectors: Tensor, what: str, counted: Tensor | None = None) 
     spread = (each - each.mean(0)).square().sum(1).mean() / each.square().sum(1).mean().clamp_min(1e-30)
     if spread < _SAME:
         raise DataError(
-            f"the vectors of all {len(vectors)} {what}s are equal (relative variance {float(spread):.1e}): the model "
-            "has collapsed, or it was given one input again and again; nothing can be ranked by them"
+            f"the vectors of all {len(vectors)} items ({what}) are equal (relative variance {float(spread):.1e}): the "
+            "model has collapsed, or it was given one input again and again; nothing can be ranked by them"
         )
 
 

@@ -4,9 +4,10 @@ A component's pod gets the same SIGTERM when a person terminates the run and whe
 drained, it is evicted, somebody deletes it. In the first case the RayJob must go. In the second the next attempt of the
 component takes it over, and days of training with it. The pod's own deletion time stamp does not tell them apart for
 certain: a node that shuts down may signal its pods without one. So the run decides. It is a Workflow of Argo in the
-pod's namespace, which ``ARGO_WORKFLOW_NAME`` names in every pod; Kubeflow Pipelines terminates it by
-``spec.activeDeadlineSeconds: 0``, Argo's own tools by ``spec.shutdown``. Kubeflow's Role ``pipeline-runner`` may read
-it. Where it cannot be read, the RayJob stays, and the run's exit handler deletes it (``end_run``).
+pod's namespace. Argo names it only in its own containers of the pod; a component's container has ``ARGO_NODE_ID``, the
+Workflow's name, a hyphen and a number. Kubeflow Pipelines terminates it by ``spec.activeDeadlineSeconds: 0``, Argo's
+own tools by ``spec.shutdown``. Kubeflow's Role ``pipeline-runner`` may read it. Where it cannot be read, the RayJob
+stays, and the run's exit handler deletes it (``end_run``).
 
 A component that gets SIGTERM has a second at most: Argo signals the whole process group, KFP's launcher ends at once,
 and the container ends with it. So the Workflow is watched from the beginning, and the RayJob of a terminated run is
@@ -27,7 +28,7 @@ import urllib3
 from kubernetes import client, watch
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-_WORKFLOW = "ARGO_WORKFLOW_NAME"
+_NODE = "ARGO_NODE_ID"
 _ENDED = ("Succeeded", "Failed", "Error")
 _API_ERRORS: tuple[type[Exception], ...] = (client.ApiException, urllib3.exceptions.HTTPError, OSError, ValueError)
 _RETRY_SECONDS = 2.0
@@ -96,7 +97,7 @@ class PipelineRun:
 
 def of_this_pod() -> PipelineRun | None:
     """The pipeline run that this pod belongs to; None outside one, for instance on a laptop."""
-    name = os.environ.get(_WORKFLOW)
+    name = os.environ.get(_NODE, "").rpartition("-")[0]
     if not name or not NAMESPACE_FILE.exists():
         return None
     return PipelineRun(name, NAMESPACE_FILE.read_text(encoding="utf-8").strip())

@@ -165,7 +165,7 @@ def test_damaged_collapsed_and_miscounted_inputs_are_errors(tmp_path: Path) -> N
     fake = Fake(token_wise=False)
     classes = classification.embed(fake, NAMES, PROMPTS, PAPER, tmp_path)
     shown = images(token_wise=False)
-    with pytest.raises(DataError, match="all 9 images are equal"):
+    with pytest.raises(DataError, match=r"all 9 items \(image\) are equal"):
         classification.scores(fake, shown[:1].repeat(9, 1), classes, PAPER)
     broken = shown.clone()
     broken[4, 3] = torch.inf

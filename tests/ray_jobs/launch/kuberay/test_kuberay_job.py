@@ -259,7 +259,7 @@ def start_driver(tmp_path: Path, patience: float, workflow: str = "") -> "subpro
     """Start a launcher in a process of its own, as in a pod of a Workflow where one is named."""
     environment = os.environ | {"KUBECONFIG": str(tmp_path / "kubeconfig"), "PYTHONPATH": str(REPOSITORY)}
     if workflow:
-        environment["ARGO_WORKFLOW_NAME"] = workflow
+        environment["ARGO_NODE_ID"] = f"{workflow}-3104409763"  # as Argo names it in a component's container
         (tmp_path / "namespace").write_text("kubeflow\n")
     command = [sys.executable, "-c", DRIVER, storage.from_path(tmp_path), str(patience), str(tmp_path / "namespace")]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
