@@ -156,11 +156,16 @@ def record_end_of(text: str, overrides: Sequence[str], run: str, job: str, state
         try:
             for name in kuberay.end_run(experiment, run, namespace):
                 log.warning("RayJob %s was still there and is deleted", name)
+            cancelled = cancelled or (not succeeded and kuberay.was_terminated(namespace))
         except kuberay.RayJobError as error:
             log.error("RayJobs of the run may be left: %s", error)
     failed = [record for record in run_records.read_all(experiment, run) if record.state == "failed"]
     why = "; ".join(f"{entry.stage}: {entry.error}" for entry in failed)
-    why = "" if succeeded else message or why or ("terminated" if cancelled else state)
+    why = message or why or state
+    if cancelled:
+        why = "terminated" if why == state else f"terminated; {why}"
+    elif succeeded:
+        why = ""
     run_records.write(
         experiment, run, run_records.Record(stage="run", state="succeeded" if succeeded else "failed", error=why)
     )

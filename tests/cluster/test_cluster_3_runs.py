@@ -7,6 +7,8 @@ import pytest
 import runs
 from session import State, clone_of, experiment_of, undisturbed
 
+from wukong.config import Experiment
+
 EARLIER = ("crawl", "filter", "validate")
 RETRAINED = ("pretrain", "finetune", "evaluate")
 
@@ -67,18 +69,59 @@ def test_a_repeated_run(
     assert not jobs, jobs
 
 
+@pytest.fixture(scope="module")
+def long_run(first: runs.Run, services: runs.Services, session_state: State) -> tuple[runs.Run, Experiment]:
+    """A run that trains for longer than anybody waits, and has written a checkpoint."""
+    epochs = 1000 + int(time.time()) % 1000
+    made = experiment_of(session_state, f"pretrain.epochs={epochs}")
+    before = runs.checkpoint(made)
+    name = f"long-{time.strftime('%H%M%S')}"
+    run = runs.start(services, experiment_of(session_state), name, f"epochs={epochs}")
+    kube.until("a checkpoint", lambda: runs.checkpoint(made) not in ("", before), 1200, 3)
+    return run, made
+
+
+@pytest.mark.cluster(
+    claim="A component's pod that is deleted leaves its RayJob, and the next attempt of the component takes it over",
+    how="the pod of pre-training's component deleted after a checkpoint; the RayJob's uid before and after",
+)
+def test_a_components_pod_is_deleted(
+    long_run: tuple[runs.Run, Experiment], services: runs.Services, found: list[str]
+) -> None:
+    run, made = long_run
+    (job,) = runs.ray_jobs(run, "pretrain")
+    pod = runs.component_pod(run, "pretrain")
+    assert pod is not None
+    name = pod["metadata"]["name"]
+    kube.kubectl("-n", "kubeflow", "delete", "pod", name, "--wait=false")
+    began = time.monotonic()
+    kube.until("the pod's end", lambda: kube.get("pod", name, "kubeflow") is None, 120, 1)
+    checkpoint = runs.checkpoint(made)
+
+    def next_attempt() -> str | None:
+        newer = runs.component_pod(run, "pretrain")
+        if newer is None or newer["metadata"]["name"] == name or not runs.started(newer):
+            return None
+        log = kube.kubectl("-n", "kubeflow", "logs", newer["metadata"]["name"], "-c", "main")
+        return next((line for line in log.splitlines() if "goes on with RayJob" in line), None)
+
+    line = kube.until("the next attempt, which takes the RayJob over", next_attempt, 400, 3)
+    assert job["metadata"]["name"] in line
+    kube.until("newer checkpoints", lambda: runs.checkpoint(made) > checkpoint, 300, 2)
+    (after,) = runs.ray_jobs(run, "pretrain")
+    assert after["metadata"]["uid"] == job["metadata"]["uid"]
+    assert after["status"].get("rayClusterName") == job["status"]["rayClusterName"]
+    found.append(
+        f"taken over after {time.monotonic() - began:.0f} s, the same RayJob and Ray cluster, training went on"
+    )
+
+
 @pytest.mark.cluster(
     claim="Terminating a run deletes its RayJob within 10 seconds and records the run as killed, here and in MLflow",
     how="KFP's terminate while pre-training has written a checkpoint",
 )
-def test_terminating(
-    first: runs.Run, services: runs.Services, session_state: State, found: list[str], stamp: str
-) -> None:
-    epochs = 1000 + int(time.time()) % 1000
-    made = experiment_of(session_state, f"pretrain.epochs={epochs}")
-    before = runs.checkpoint(made)
-    run = runs.start(services, experiment_of(session_state), f"ended-{stamp}", f"epochs={epochs}")
-    kube.until("a checkpoint", lambda: runs.checkpoint(made) not in ("", before), 1200, 3)
+def test_terminating(long_run: tuple[runs.Run, Experiment], services: runs.Services, found: list[str]) -> None:
+    run, made = long_run
     (job,) = runs.ray_jobs(run, "pretrain")
     name = job["metadata"]["name"]
     services.client.terminate_run(run.identity)

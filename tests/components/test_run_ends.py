@@ -104,9 +104,9 @@ def test_the_manifest_of_a_run_or_why_there_is_none(tmp_path: Path) -> None:
         ("SUCCEEDED", "", "succeeded", ""),
         ("FAILED", "", "failed", "filter: part 7 is truncated"),
         ("FAILED", "node lost", "failed", "node lost"),
-        ("CANCELLED", "", "failed", "filter: part 7 is truncated"),
+        ("CANCELLED", "", "failed", "terminated; filter: part 7 is truncated"),
         ("COMPLETE", "", "succeeded", ""),
-        ("RUNNING", "", "failed", "filter: part 7 is truncated"),
+        ("RUNNING", "", "failed", "terminated; filter: part 7 is truncated"),
     ],
 )
 def test_the_end_of_a_run_is_recorded(tmp_path: Path, state: str, message: str, expected: str, error: str) -> None:
@@ -127,6 +127,17 @@ def test_a_terminated_run_says_so(tmp_path: Path) -> None:
     ends.record_end_of(text(tmp_path), [], "r", "job", "RUNNING", "")
     record = run_records.read(config.loads(text(tmp_path)), "r", "run")
     assert record is not None and record.error == "terminated"
+
+
+def test_a_run_that_kfp_calls_failed_was_terminated_when_its_workflow_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_jobs.launch.kuberay.end_run", lambda *_: [])
+    monkeypatch.setattr("ray_jobs.launch.kuberay.was_terminated", lambda _: True)
+    monkeypatch.setenv("WUKONG_CLUSTER", "wukong")
+    ends.record_end_of(text(tmp_path), [], "r", "job", "FAILED", "")
+    record = run_records.read(config.loads(text(tmp_path)), "r", "run")
+    assert record is not None and (record.state, record.error) == ("failed", "terminated")
 
 
 def test_a_name_that_no_run_can_have_ends_nothing(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@
 
 from ray_jobs.launch.kuberay.client import Timing
 from ray_jobs.launch.kuberay.errors import RayJobError
-from ray_jobs.launch.kuberay.job import end_run, run_job
+from ray_jobs.launch.kuberay.job import end_run, run_job, was_terminated
 from ray_jobs.launch.kuberay.status import INFRASTRUCTURE
 
-__all__ = ["INFRASTRUCTURE", "RayJobError", "Timing", "end_run", "run_job"]
+__all__ = ["INFRASTRUCTURE", "RayJobError", "Timing", "end_run", "run_job", "was_terminated"]

@@ -91,6 +91,19 @@ def end_run(experiment: Experiment, run_name: str, namespace: str) -> list[str]:
     return ended
 
 
+def was_terminated(namespace: str) -> bool:
+    """Whether the pipeline run of this pod was terminated; False outside one.
+
+    KFP gives an exit handler FAILED for a run that failed and for one that was terminated.
+
+    Args:
+        namespace: of the RayJobs.
+    """
+    KubernetesApi(namespace, Timing(patience=60))  # loads the credentials of this pod
+    pipeline = pipeline_run.of_this_pod()
+    return pipeline is not None and pipeline.was_terminated()
+
+
 @dataclass
 class _StageJob:
     """The RayJob of one stage of one run.

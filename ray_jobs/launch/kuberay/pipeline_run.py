@@ -65,6 +65,16 @@ class PipelineRun:
             return True
         return not is_ending(found)
 
+    def was_terminated(self) -> bool:
+        """Whether somebody has ended the run before its end; False where that cannot be found out, as the log says."""
+        try:
+            found = self._custom.get_namespaced_custom_object(**self._where, name=self._name, _request_timeout=(5, 30))
+        except _API_ERRORS as error:
+            log.warning("the pipeline run %s cannot be read, so it counts as not terminated: %s", self._name, error)
+            return False
+        spec = found.get("spec") or {}
+        return bool(spec.get("shutdown")) or spec.get("activeDeadlineSeconds") == 0
+
     def end_when_terminated(self, ended: threading.Event) -> None:
         """Send this process SIGTERM when the run is terminated, from a thread, until ``ended`` is set."""
         threading.Thread(target=self._watch, args=(ended,), name="pipeline run", daemon=True).start()

@@ -3,12 +3,13 @@
 import io
 import struct
 import time
+import warnings
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -132,15 +133,19 @@ def exif_of(order: str, entries: list[tuple[int, int, int, bytes]], tail: bytes)
     st.binary(max_size=8),
 )
 @settings(max_examples=500, deadline=None)
-@pytest.mark.filterwarnings("ignore::UserWarning")
+@example("<", [(0x010F, 4, 2, bytes([0, 1, 0, 0])), (0x0112, 3, 1, bytes([1, 0, 0, 0]))], b"")
 def test_the_orientation_equals_pillows(order: str, entries, tail: bytes) -> None:
     segment = exif_of(order, entries, tail)
     tags = Image.Exif()
-    try:
-        tags.load(segment)
-        value = tags.get(0x0112)
-    except (SyntaxError, ValueError, TypeError, KeyError, struct.error, OSError):
-        value = None
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            tags.load(segment)
+            value = tags.get(0x0112)
+        except (SyntaxError, ValueError, TypeError, KeyError, struct.error, OSError):
+            value = None
+    if any("Truncated" in str(warning.message) for warning in said):
+        return  # Pillow 13 reads nothing after an entry whose data is missing; we and older ones read on
     if len({entry[1:] for entry in entries if entry[0] == 0x0112}) > 1:
         return  # a picture that contradicts itself
     assert image_header.exif_orientation(segment) == (value if isinstance(value, int) and 1 <= value <= 8 else None)

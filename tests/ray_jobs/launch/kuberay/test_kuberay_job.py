@@ -34,7 +34,7 @@ from played_ray_job import (
 )
 
 from ray_jobs import launch
-from ray_jobs.launch.kuberay import RayJobError, end_run, run_job
+from ray_jobs.launch.kuberay import RayJobError, end_run, pipeline_run, run_job, was_terminated
 from ray_jobs.launch.kuberay.pipeline_run import is_ending
 from wukong import config, manifest, places, run_records, stages, storage
 from wukong.crawl.status import Status
@@ -239,6 +239,21 @@ def test_the_jobs_of_a_run_that_have_not_ended_are_ended(server: ApiServer, expe
     server.jobs |= {"left-behind": running, "another-run": other}
     assert end_run(experiment, "Nightly_7", "wukong") == ["left-behind"]
     assert set(server.jobs) == {finished["metadata"]["name"], "another-run"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "terminated"),
+    [({"activeDeadlineSeconds": 0}, True), ({"shutdown": "Terminate"}, True), ({}, False), (None, False)],
+)
+def test_a_terminated_run_is_told_from_a_failed_one(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: dict[str, Any] | None, terminated: bool
+) -> None:
+    if spec is not None:
+        server.change_workflow("wukong-training-x", spec)
+    (tmp_path / "namespace").write_text("kubeflow\n")
+    monkeypatch.setattr(pipeline_run, "NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.setenv("ARGO_NODE_ID", "wukong-training-x-3104409763")
+    assert was_terminated("wukong") == terminated
 
 
 DRIVER = """
