@@ -15,8 +15,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> Path:
-    """A virtual environment whose Python records its arguments."""
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A virtual environment whose Python records its arguments, on a disk with room."""
+    monkeypatch.setattr(install.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100 * 10**9})())
     folder = tmp_path / "venv"
     (folder / "bin").mkdir(parents=True)
     python = folder / "bin" / "python"
