@@ -12,6 +12,7 @@ ones, or at the end from the manifest. Only ``register`` needs MLflow: it waits,
 import logging
 import os
 import ssl
+import sys
 import tempfile
 import time
 import urllib.error
@@ -22,30 +23,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from wukong import patient_store, storage
+from wukong import mlflow_rest, patient_store, storage
 from wukong.cancel import JobLeftError
 from wukong.config import Experiment
 from wukong.errors import ConfigError, DataError, StorageError
 from wukong.manifest import Manifest, code_revision, digest_of
+from wukong.mlflow_rest import Metric, MlflowError, Run, Server
 from wukong.run_records import flatten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
 
 RUN_TAG = "wukong.run"
 _EXPERIMENT_TAG = "wukong.experiment"
 _PARENT_TAG = "mlflow.parentRunId"
 _STAGE_TAG = "wukong.stage"
 _REVISION_TAG = "mlflow.source.git.commit"
-_HURRY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
-# MLflow's own defaults, 7 retries of 120 s each with pauses, hold a call for minutes if nothing listens, and for a
-# quarter of an hour if the server hangs. A server may need most of the time below to pass a model on to the store.
-_BOUNDS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-}
 _PROBE_SECONDS = 5.0
 _PAUSE = 2.0  # seconds between two probes
 _AT_START = 10.0  # seconds that a stage waits for MLflow before it runs untracked
@@ -53,10 +46,9 @@ _LOG_EVERY = 30.0
 _AT_END = 60.0  # seconds that a finished stage waits for MLflow before its results are left out
 _HISTORY = "history.json"  # of a training stage: its epochs
 _MAX_PARAM = 6000  # characters of a parameter's value; what is longer is cut, the manifest holds it whole
-_MAX_PARAMS = 100  # parameters in one request
 
 _Answer = TypeVar("_Answer")
-_Unsent = tuple[str, "list[Metric]"]
+_Unsent = tuple[str, list[Metric]]
 
 log = logging.getLogger(__name__)
 _unsent: list[_Unsent] = []
@@ -91,12 +83,12 @@ def stage_run(experiment: Experiment, run: str, stage: str, *, needed: bool = Fa
         log.warning("MLFLOW_TRACKING_URI is not set: the %s stage is not tracked", stage)
         yield None
         return
-    client = _client()
+    server = Server()
     if needed:
-        parent, nested = _until_answered(lambda: _open(client, experiment, run, stage), f"the {stage} stage")
+        parent, nested = _until_answered(lambda: _open(server, experiment, run, stage), f"the {stage} stage")
     else:
         opened = _unless_away(
-            lambda: _open(client, experiment, run, stage), f"the {stage} stage is not tracked", _AT_START
+            lambda: _open(server, experiment, run, stage), f"the {stage} stage is not tracked", _AT_START
         )
         if opened is None:
             yield None
@@ -109,34 +101,36 @@ def stage_run(experiment: Experiment, run: str, stage: str, *, needed: bool = Fa
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         for ended in (nested, parent):
-            _unless_away(partial(client.set_terminated, ended, status), f"the end of {stage} as {status} is left out")
+            _unless_away(partial(server.end, ended, status), f"the end of {stage} as {status} is left out")
         raise
-    _unless_away(lambda: client.set_terminated(nested, "FINISHED"), f"the end of {stage} is left out")
+    _unless_away(lambda: server.end(nested, "FINISHED"), f"the end of {stage} is left out")
 
 
-def _open(client: "MlflowClient", experiment: Experiment, run: str, stage: str) -> tuple[str, str]:
+def _open(server: Server, experiment: Experiment, run: str, stage: str) -> tuple[str, str]:
     """Return the IDs of the pipeline's run and of the nested run of a stage: one that was left open, or a new one."""
-    parent = _parent(client, experiment, run)
-    if parent.data.tags.get(_EXPERIMENT_TAG) not in (None, digest_of(experiment.model_dump(mode="json"))):
+    parent = _parent(server, experiment, run)
+    if parent.tags.get(_EXPERIMENT_TAG) not in (None, digest_of(experiment.model_dump(mode="json"))):
         raise ConfigError(
-            f"the run name {run!r} belongs to another experiment called {experiment.name!r} at {_address()}, whose "
+            f"the run name {run!r} belongs to another experiment called {experiment.name!r} at {server.address}, whose "
             "results it would overwrite: choose another --name, or run with the config that the name was begun with"
         )
-    if parent.info.status != "RUNNING":  # a run that has ended and continues under its name
-        client.update_run(parent.info.run_id, status="RUNNING")
-    tags = {_PARENT_TAG: parent.info.run_id, _STAGE_TAG: stage, _REVISION_TAG: code_revision()}
+    if parent.status != "RUNNING":  # a run that has ended and continues under its name
+        server.resume(parent.run_id)
+    tags = {_PARENT_TAG: parent.run_id, _STAGE_TAG: stage, _REVISION_TAG: code_revision()}
     same = " and ".join([f"tags.`{name}` = '{value}'" for name, value in tags.items()])
-    left = client.search_runs([parent.info.experiment_id], f"{same} and attributes.status = 'RUNNING'", max_results=1)
-    nested = left[0] if left else client.create_run(parent.info.experiment_id, run_name=stage, tags=tags)
-    return parent.info.run_id, nested.info.run_id
+    left = server.search_runs(parent.experiment_id, f"{same} and attributes.status = 'RUNNING'", most=1)
+    nested = left[0] if left else server.create_run(parent.experiment_id, stage, tags)
+    return parent.run_id, nested.run_id
 
 
 def _is_away(error: BaseException) -> bool:
     """Return whether an error means that MLflow cannot be reached, is overloaded, or fails inside."""
-    from mlflow.exceptions import MlflowException
     from requests import RequestException
 
-    if isinstance(error, MlflowException):
+    exceptions = sys.modules.get("mlflow.exceptions")  # what is not imported has raised nothing
+    if isinstance(error, MlflowError):
+        status = error.status
+    elif exceptions is not None and isinstance(error, exceptions.MlflowException):
         status = error.get_http_status_code()  # of an error that never reached the server: 500
     elif isinstance(error, RequestException):
         status = 500 if error.response is None else error.response.status_code
@@ -146,13 +140,11 @@ def _is_away(error: BaseException) -> bool:
 
 
 def _answers(within: float) -> bool:
-    """Return whether MLflow answers within some seconds. A store that is no server is not asked."""
-    if not _address().startswith(("http://", "https://")):
-        return True
+    """Return whether MLflow answers within some seconds."""
     until = time.monotonic() + within
     while True:
         try:
-            with urllib.request.urlopen(f"{_address()}/health", timeout=_PROBE_SECONDS):  # noqa: S310 - http, as above
+            with urllib.request.urlopen(f"{mlflow_rest.address()}/health", timeout=_PROBE_SECONDS):  # noqa: S310 - http, as checked
                 return True
         except urllib.error.HTTPError as error:
             if error.code < 500:
@@ -177,14 +169,14 @@ def _unless_away(request: Callable[[], _Answer], left_out: str, within: float = 
         within: seconds to wait for MLflow. Whether it answers is asked once at least, so that a request does not hang.
     """
     if not _answers(within):
-        log.warning("MLflow at %s does not answer: %s", _address(), left_out)
+        log.warning("MLflow at %s does not answer: %s", mlflow_rest.address(), left_out)
         return None
     try:
         return request()
     except Exception as error:
         if not _is_away(error):
             raise
-        log.warning("MLflow at %s is away: %s (%s)", _address(), left_out, error)
+        log.warning("MLflow at %s is away: %s (%s)", mlflow_rest.address(), left_out, error)
         return None
 
 
@@ -202,11 +194,13 @@ def _until_answered(request: Callable[[], _Answer], what: str) -> _Answer:
             allowed = patient_store.patience()
             if now - began >= allowed:
                 raise StorageError(
-                    f"{what} needs MLflow, and {_address()} was away for {now - began:.0f} s "
+                    f"{what} needs MLflow, and {mlflow_rest.address()} was away for {now - began:.0f} s "
                     f"({patient_store.VARIABLE}={allowed:g}): {error}. Is it running? On one machine, `wukong status` "
                     "shows it and `wukong up` starts it."
                 ) from error
-            log.warning("MLflow at %s is away: %s waits for up to %.0f s (%s)", _address(), what, allowed, error)
+            log.warning(
+                "MLflow at %s is away: %s waits for up to %.0f s (%s)", mlflow_rest.address(), what, allowed, error
+            )
             _answers(max(min(began + allowed - now, _LOG_EVERY), _PAUSE))
         else:
             if began is not None:
@@ -223,35 +217,34 @@ def log_stage(run_id: str | None, manifest: Manifest) -> None:
     if run_id is None:
         return
     left_out = f"results of the {manifest.stage} stage are left out; {manifest.uri} holds them"
-    _unless_away(lambda: _log_stage(_client(), run_id, manifest), left_out, _AT_END)
+    _unless_away(lambda: _log_stage(Server(), run_id, manifest), left_out, _AT_END)
 
 
-def _log_stage(client: "MlflowClient", run_id: str, manifest: Manifest) -> None:
+def _log_stage(server: Server, run_id: str, manifest: Manifest) -> None:
     tags = {"wukong.manifest": manifest.uri, "wukong.digest": manifest.digest}
     tags |= {f"wukong.parent.{parent.stage}": parent.digest for parent in manifest.parents}
     metrics = {f"count.{name}": float(count) for name, count in manifest.counts.items()}
     metrics |= {f"dropped.{name}": float(count) for name, count in manifest.dropped.items()}
     metrics |= manifest.metrics
-    logged = set(client.get_run(run_id).data.metrics)
+    logged = set(server.run(run_id).metrics)
     if logged:
-        _log_missing_epochs(client, run_id, manifest)
+        _log_missing_epochs(server, run_id, manifest)
     metrics = {name: value for name, value in metrics.items() if name not in logged}
-    client.log_batch(run_id, metrics=_metrics(metrics, 0), tags=_tags(tags))
-    _log_params(client, run_id, manifest.config)
-    _log_parts(client, run_id, manifest, "docs/")
+    server.log(run_id, metrics=_metrics(metrics, 0), params=_params(manifest.config), tags=tags)
+    _log_parts(run_id, manifest, "docs/")
     if manifest.parents:
-        client.log_inputs(run_id, [_dataset(parent.stage, parent.uri, parent.digest) for parent in manifest.parents])
+        server.log_inputs(run_id, {parent.stage: (parent.uri, parent.digest[:36]) for parent in manifest.parents})
 
 
-def _log_missing_epochs(client: "MlflowClient", run_id: str, manifest: Manifest) -> None:
+def _log_missing_epochs(server: Server, run_id: str, manifest: Manifest) -> None:
     """Log the epochs of a training that its worker could not log while MLflow was away."""
     if not any(part.path == _HISTORY for part in manifest.parts):
         return
-    there = {entry.step for entry in client.get_metric_history(run_id, "loss")}
+    there = {entry.step for entry in server.metric_history(run_id, "loss")}
     for epoch in storage.read_json(storage.join(manifest.uri, _HISTORY))["history"]:
         if epoch["epoch"] not in there:
             values = {name: value for name, value in epoch.items() if name != "epoch"}
-            client.log_batch(run_id, metrics=_metrics(values, epoch["epoch"]))
+            server.log(run_id, metrics=_metrics(values, epoch["epoch"]))
 
 
 def log_metrics(metrics: Mapping[str, float], step: int = 0) -> None:
@@ -267,10 +260,10 @@ def log_metrics(metrics: Mapping[str, float], step: int = 0) -> None:
 
 
 def _send() -> None:
-    client = _client()
+    server = Server()
     while _unsent:
         run_id, values = _unsent[0]
-        client.log_batch(run_id, metrics=values)
+        server.log(run_id, metrics=values)
         del _unsent[0]
 
 
@@ -367,20 +360,19 @@ def complete_run(experiment: Experiment, run: str, metrics: Mapping[str, float])
     """
 
     def complete() -> None:
-        client = _client()
-        parent = _parent(client, experiment, run).info
-        client.log_batch(parent.run_id, metrics=_metrics(metrics, 0))
-        for info in [*_nested(client, parent), parent]:
-            if info.status == "RUNNING" or info is parent:
-                client.set_terminated(info.run_id, "FINISHED")
+        server = Server()
+        parent = _parent(server, experiment, run)
+        server.log(parent.run_id, metrics=_metrics(metrics, 0))
+        for entry in [*_nested(server, parent), parent]:
+            if entry.status == "RUNNING" or entry is parent:
+                server.end(entry.run_id, "FINISHED")
 
     if enabled():
         _until_answered(complete, "the end of the run")
 
 
-def _nested(client: "MlflowClient", parent: Any) -> list[Any]:
-    found = client.search_runs([parent.experiment_id], f"tags.`{_PARENT_TAG}` = '{parent.run_id}'")
-    return [entry.info for entry in found]
+def _nested(server: Server, parent: Run) -> list[Run]:
+    return server.search_runs(parent.experiment_id, f"tags.`{_PARENT_TAG}` = '{parent.run_id}'")
 
 
 def end_open_runs(experiment: Experiment, run: str, status: str) -> None:
@@ -395,29 +387,24 @@ def end_open_runs(experiment: Experiment, run: str, status: str) -> None:
     """
 
     def end() -> None:
-        client = _client()
-        parent = _parent(client, experiment, run).info
-        for info in [*_nested(client, parent), parent]:
-            if info.status == "RUNNING":
-                client.set_terminated(info.run_id, status)
+        server = Server()
+        parent = _parent(server, experiment, run)
+        for entry in [*_nested(server, parent), parent]:
+            if entry.status == "RUNNING":
+                server.end(entry.run_id, status)
 
     if enabled():
-        for name, value in _HURRY.items():
-            os.environ.setdefault(name, value)
-        from mlflow.exceptions import MlflowException
-
         try:
             _unless_away(end, f"the runs of {run} could not be ended as {status}")
-        except MlflowException as error:
-            log.warning("the runs of %s could not be ended at %s as %s: %s", run, _address(), status, error)
+        except (MlflowError, ConfigError) as error:
+            log.warning("the runs of %s could not be ended as %s: %s", run, status, error)
 
 
 def log_report(experiment: Experiment, run: str, page: str) -> None:
     """Log a run's report, an HTML page, as ``report.html`` of the pipeline's run; MLflow shows files of that suffix."""
 
     def send() -> None:
-        client = _client()
-        client.log_text(_parent(client, experiment, run).info.run_id, page, "report.html")
+        _client().log_text(_parent(Server(), experiment, run).run_id, page, "report.html")
 
     if enabled():
         _unless_away(send, "the report is left out", _AT_END)
@@ -432,8 +419,7 @@ def log_docs(experiment: Experiment, run: str, docs: str) -> None:
             storage.download(uri, Path(folder, uri[len(docs) :].lstrip("/")))
 
         def send() -> None:
-            client = _client()
-            client.log_artifacts(_parent(client, experiment, run).info.run_id, folder, "docs")
+            _client().log_artifacts(_parent(Server(), experiment, run).run_id, folder, "docs")
 
         _unless_away(send, "the data docs are left out")
 
@@ -442,9 +428,7 @@ def run_url(experiment: Experiment, run: str) -> str | None:
     """Return the address of the pipeline run's page in MLflow, or None if nothing is tracked or MLflow is away."""
     if not enabled():
         return None
-    found = _unless_away(
-        lambda: _parent(_client(), experiment, run).info, "the report has no link to its run", _AT_START
-    )
+    found = _unless_away(lambda: _parent(Server(), experiment, run), "the report has no link to its run", _AT_START)
     return f"{_public_address()}/#/experiments/{found.experiment_id}/runs/{found.run_id}" if found else None
 
 
@@ -453,57 +437,53 @@ def model_url(name: str) -> str:
     return f"{_public_address()}/#/models/{name}"
 
 
-def _address() -> str:
-    return os.environ["MLFLOW_TRACKING_URI"].rstrip("/")
-
-
 def _public_address() -> str:
     """Where a person's browser finds the server; the address that programs use may have a meaning in a cluster only."""
-    return os.environ.get("MLFLOW_PUBLIC_URL", "").rstrip("/") or _address()
+    return os.environ.get("MLFLOW_PUBLIC_URL", "").rstrip("/") or mlflow_rest.address()
 
 
 def _client() -> "MlflowClient":
+    """MLflow's own client, for artifacts and models; its import takes seconds."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    for name, value in _BOUNDS.items():
+    for name, value in mlflow_rest.BOUNDS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
     return MlflowClient()
 
 
-def _parent(client: "MlflowClient", experiment: Experiment, run: str) -> Any:
-    found = client.get_experiment_by_name(experiment.name)
-    experiment_id = found.experiment_id if found else client.create_experiment(experiment.name)
-    runs = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{run}'", max_results=1)
+def _parent(server: Server, experiment: Experiment, run: str) -> Run:
+    """The pipeline's run, which is made if there is none."""
+    experiment_id = server.experiment(experiment.name)
+    runs = server.search_runs(experiment_id, f"tags.`{RUN_TAG}` = '{run}'", most=1)
     if runs:
         return runs[0]
     value = experiment.model_dump(mode="json")
-    parent = client.create_run(
-        experiment_id,
-        run_name=run,
-        tags={RUN_TAG: run, _REVISION_TAG: code_revision(), _EXPERIMENT_TAG: digest_of(value)},
-    )
-    _log_params(client, parent.info.run_id, value)
+    tags = {RUN_TAG: run, _REVISION_TAG: code_revision(), _EXPERIMENT_TAG: digest_of(value)}
+    parent = server.create_run(experiment_id, run, tags)
+    server.log(parent.run_id, params=_params(value))
     return parent
 
 
-def _metrics(metrics: Mapping[str, float], step: int) -> "list[Metric]":
-    from mlflow.entities import Metric
-
-    now = int(time.time() * 1000)
+def _metrics(metrics: Mapping[str, float], step: int) -> list[Metric]:
+    now = mlflow_rest.now()
     return [Metric(name, float(value), now, step) for name, value in metrics.items()]
 
 
-def _log_parts(client: "MlflowClient", run_id: str, manifest: Manifest, prefix: str) -> None:
+def _params(value: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(entry)[:_MAX_PARAM] for name, entry in flatten(value).items()}
+
+
+def _log_parts(run_id: str, manifest: Manifest, prefix: str) -> None:
     parts = [part.path for part in manifest.parts if part.path.startswith(prefix)]
     if not parts:
         return
     with tempfile.TemporaryDirectory() as folder:
         for path in parts:
             storage.download(storage.join(manifest.uri, path), Path(folder, path))
-        client.log_artifacts(run_id, str(Path(folder, prefix)), prefix.rstrip("/"))
+        _client().log_artifacts(run_id, str(Path(folder, prefix)), prefix.rstrip("/"))
 
 
 def _log_model(client: "MlflowClient", run_id: str, manifest: Manifest) -> None:
@@ -517,24 +497,3 @@ def _log_model(client: "MlflowClient", run_id: str, manifest: Manifest) -> None:
         similarity = storage.read_json(storage.join(manifest.uri, "model", "config.json"))["model"]["similarity"]
         pyfunc.save(Path(folder, "mlflow"), Path(folder, "model"), similarity)
         client.log_artifacts(run_id, str(Path(folder, "mlflow")), "model")
-
-
-def _log_params(client: "MlflowClient", run_id: str, value: Mapping[str, Any]) -> None:
-    from mlflow.entities import Param
-
-    params = [Param(name, str(entry)[:_MAX_PARAM]) for name, entry in flatten(value).items()]
-    for first in range(0, len(params), _MAX_PARAMS):
-        client.log_batch(run_id, params=params[first : first + _MAX_PARAMS])
-
-
-def _tags(tags: Mapping[str, str]) -> list[Any]:
-    from mlflow.entities import RunTag
-
-    return [RunTag(name, value) for name, value in tags.items()]
-
-
-def _dataset(name: str, uri: str, digest: str) -> Any:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    dataset = Dataset(name=name, digest=digest[:36], source_type="uri", source=f'{{"uri": "{uri}"}}')
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", name)])

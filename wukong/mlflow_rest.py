@@ -1,0 +1,296 @@
+"""Runs of an MLflow server, by its REST API, version 2.0.
+
+MLflow's own client does the same, but its import takes seconds of a core. A component opens its stage's run before its
+job exists, so nothing else is done in that time. ``wukong.tracking`` uses this module for runs, and MLflow's client for
+artifacts and models.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from time import time
+from typing import TYPE_CHECKING, Any
+
+from wukong.errors import ConfigError, WukongError
+
+if TYPE_CHECKING:
+    from requests import Response, Session
+
+BOUNDS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+"""Bounds of a request, for this module and for MLflow's client: retries, seconds to an answer, factor of the pauses.
+
+MLflow's own defaults, 7 retries of 120 s each with pauses, hold a call for minutes if nothing listens, and for a
+quarter of an hour if the server hangs. A server may need most of the time above to pass a model on to the store.
+Variables of these names in the environment take precedence.
+"""
+
+MOST_PARAMS = 100
+"""Parameters in one request."""
+
+_BUSY = (408, 429, 500, 502, 503, 504)
+_MOST_RUNS = 1000
+
+
+class MlflowError(WukongError):
+    """MLflow's server answered with an error.
+
+    Attributes:
+        status: HTTP's.
+        code: MLflow's, for instance ``RESOURCE_DOES_NOT_EXIST``; empty if the answer has none.
+    """
+
+    def __init__(self, message: str, status: int, code: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as the server describes it.
+
+    Attributes:
+        run_id: of the run.
+        experiment_id: of its experiment.
+        name: of the run.
+        status: ``RUNNING``, ``FINISHED``, ``FAILED``, ``KILLED``, ``SCHEDULED``.
+        tags: by name.
+        metrics: the last value of each.
+    """
+
+    run_id: str
+    experiment_id: str
+    name: str
+    status: str
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value of a metric at a step, and when it was measured, in milliseconds since 1970."""
+
+    key: str
+    value: float
+    timestamp: int
+    step: int
+
+
+def address() -> str:
+    """Return the server's address, without a slash at its end.
+
+    Raises:
+        ConfigError: ``MLFLOW_TRACKING_URI`` is not the address of a server.
+    """
+    found = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
+    if not found.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI is {found!r}; it must be the address of an MLflow server, http://… or https://…"
+        )
+    return found
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return int(time() * 1000)
+
+
+class Server:
+    """The server that ``MLFLOW_TRACKING_URI`` names.
+
+    Each request is repeated as ``BOUNDS`` says while the server cannot be reached or is overloaded. The variables of
+    MLflow's client for credentials and certificates are obeyed: ``MLFLOW_TRACKING_USERNAME`` and ``…_PASSWORD`` or
+    ``MLFLOW_TRACKING_TOKEN``, ``…_SERVER_CERT_PATH``, ``…_CLIENT_CERT_PATH``, ``…_INSECURE_TLS``.
+
+    All methods raise ``MlflowError`` if the server answers with an error, and ``requests.RequestException`` if it
+    cannot be reached.
+    """
+
+    def __init__(self) -> None:
+        self.address = address()
+
+    def experiment(self, name: str) -> str:
+        """Return the ID of an experiment, which is made if there is none."""
+        try:
+            return self._experiment_id(name)
+        except MlflowError as error:
+            if error.code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        try:
+            return str(self._ask("POST", "experiments/create", {"name": name})["experiment_id"])
+        except MlflowError as error:
+            if error.code != "RESOURCE_ALREADY_EXISTS":  # somebody was faster, or the answer to this request was lost
+                raise
+        return self._experiment_id(name)
+
+    def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> Run:
+        """Create a run, which is running from now on."""
+        body = {"experiment_id": experiment_id, "run_name": name, "start_time": now(), "tags": _pairs(tags)}
+        return _run(self._ask("POST", "runs/create", body)["run"])
+
+    def run(self, run_id: str) -> Run:
+        """A run by its ID."""
+        return _run(self._ask("GET", "runs/get", {"run_id": run_id})["run"])
+
+    def search_runs(self, experiment_id: str, condition: str, most: int = _MOST_RUNS) -> list[Run]:
+        """Runs of an experiment that meet a condition, the newest first.
+
+        Args:
+            experiment_id: of the experiment.
+            condition: in MLflow's language of filters.
+            most: how many are returned at most.
+        """
+        body = {"experiment_ids": [experiment_id], "filter": condition, "max_results": most}
+        return [_run(entry) for entry in self._ask("POST", "runs/search", body).get("runs", [])]
+
+    def resume(self, run_id: str) -> None:
+        """Let a run that has ended be running again."""
+        self._ask("POST", "runs/update", {"run_id": run_id, "status": "RUNNING"})
+
+    def end(self, run_id: str, status: str) -> None:
+        """End a run now, with one of MLflow's words for how it ended."""
+        self._ask("POST", "runs/update", {"run_id": run_id, "status": status, "end_time": now()})
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        metrics: Iterable[Metric] = (),
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Log to a run. A parameter that has been logged may be logged again with the same value."""
+        given = list((params or {}).items())
+        body = {"run_id": run_id, "metrics": [_metric(entry) for entry in metrics], "tags": _pairs(tags or {})}
+        self._ask("POST", "runs/log-batch", body | {"params": _pairs(dict(given[:MOST_PARAMS]))})
+        for first in range(MOST_PARAMS, len(given), MOST_PARAMS):
+            more = _pairs(dict(given[first : first + MOST_PARAMS]))
+            self._ask("POST", "runs/log-batch", {"run_id": run_id, "params": more})
+
+    def log_inputs(self, run_id: str, inputs: Mapping[str, tuple[str, str]]) -> None:
+        """Log what a run was made from.
+
+        Args:
+            run_id: of the run.
+            inputs: URI and digest (36 characters at most) by name.
+        """
+        datasets = [
+            {
+                "tags": [{"key": "mlflow.data.context", "value": name}],
+                "dataset": {"name": name, "digest": digest, "source_type": "uri", "source": f'{{"uri": "{uri}"}}'},
+            }
+            for name, (uri, digest) in inputs.items()
+        ]
+        self._ask("POST", "runs/log-inputs", {"run_id": run_id, "datasets": datasets})
+
+    def metric_history(self, run_id: str, key: str) -> list[Metric]:
+        """All values of a metric."""
+        found = self._ask("GET", "metrics/get-history", {"run_id": run_id, "metric_key": key}).get("metrics", [])
+        return [
+            Metric(entry["key"], float(entry["value"]), int(entry["timestamp"]), int(entry.get("step", 0)))
+            for entry in found
+        ]
+
+    def _experiment_id(self, name: str) -> str:
+        return str(
+            self._ask("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]["experiment_id"]
+        )
+
+    def _ask(self, method: str, endpoint: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        response = _session().request(
+            method,
+            f"{self.address}/api/2.0/mlflow/{endpoint}",
+            params=dict(values) if method == "GET" else None,
+            json=None if method == "GET" else dict(values),
+            timeout=float(_bound("MLFLOW_HTTP_REQUEST_TIMEOUT")),
+            **_identity(),
+        )
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if response.ok and isinstance(answer, dict):
+            return answer
+        raise _explained(endpoint, response, answer if isinstance(answer, dict) else {})
+
+
+def _bound(name: str) -> str:
+    return os.environ.get(name) or BOUNDS[name]
+
+
+@lru_cache(maxsize=1)
+def _session() -> "Session":
+    """Connections, which are kept open: each new one costs a round trip, and a password's check on some servers."""
+    import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3.util import Retry
+
+    retries = Retry(
+        total=int(_bound("MLFLOW_HTTP_REQUEST_MAX_RETRIES")),
+        backoff_factor=float(_bound("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR")),
+        status_forcelist=_BUSY,
+        allowed_methods=None,
+        raise_on_status=False,
+        respect_retry_after_header=False,
+    )
+    session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=retries))
+    return session
+
+
+def _identity() -> dict[str, Any]:
+    """Credentials and certificates, as arguments of a request."""
+    given = os.environ.get
+    user, password, token = (given(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD", "TOKEN"))
+    arguments: dict[str, Any] = {}
+    if user and password:
+        arguments["auth"] = (user, password)
+    elif token:
+        arguments["headers"] = {"Authorization": f"Bearer {token}"}
+    if given("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true"):
+        arguments["verify"] = False
+    elif certificates := given("MLFLOW_TRACKING_SERVER_CERT_PATH"):
+        arguments["verify"] = certificates
+    if client := given("MLFLOW_TRACKING_CLIENT_CERT_PATH"):
+        arguments["cert"] = client
+    return arguments
+
+
+def _explained(endpoint: str, response: "Response", answer: Mapping[str, Any]) -> MlflowError:
+    code = str(answer.get("error_code", ""))
+    said = answer.get("message") or response.text[:500] or response.reason
+    hint = ". Are MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD right?" if response.status_code == 401 else ""
+    text = (
+        f"MLflow at {address()} answers {endpoint} with {' '.join([str(response.status_code), code]).strip()}: {said}"
+    )
+    return MlflowError(text + hint, response.status_code, code)
+
+
+def _metric(value: Metric) -> dict[str, Any]:
+    """A metric as JSON. What is no number in JSON is a text, as protocol buffers write it."""
+    texts = {math.inf: "Infinity", -math.inf: "-Infinity"}
+    number = value.value if math.isfinite(value.value) else texts.get(value.value, "NaN")
+    return {"key": value.key, "value": number, "timestamp": value.timestamp, "step": value.step}
+
+
+def _pairs(values: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"key": key, "value": value} for key, value in values.items()]
+
+
+def _run(value: Mapping[str, Any]) -> Run:
+    info, data = value["info"], value.get("data", {})
+    return Run(
+        run_id=info["run_id"],
+        experiment_id=str(info["experiment_id"]),
+        name=info.get("run_name", ""),
+        status=info["status"],
+        tags={entry["key"]: entry["value"] for entry in data.get("tags", [])},
+        metrics={entry["key"]: float(entry["value"]) for entry in data.get("metrics", [])},
+    )
