@@ -1,6 +1,6 @@
-"""What the cluster's own jobs run: make credentials and buckets, back up and restore manifests.
+"""What the cluster's own jobs run: make credentials, buckets and MLflow's user, back up and restore manifests.
 
-``python -m infra.cluster credentials|buckets|back-up|restore``; the Jobs and CronJobs are in ``k8s/base``.
+``python -m infra.cluster credentials|buckets|mlflow-user|back-up|restore``; the Jobs and CronJobs are in ``k8s/base``.
 """
 
 import argparse
@@ -13,13 +13,13 @@ import secrets
 import string
 import sys
 import tarfile
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from wukong import storage
+from wukong import storage, tracking
 from wukong.errors import StackError, StorageError
+from wukong.mlflow_rest import MlflowError, Server
 
 _LETTERS = string.ascii_letters + string.digits
 # What a bucket's data is found again by. The data itself (tars, Parquet, weights) is not copied.
@@ -48,6 +48,10 @@ def make_credentials(namespace: str, kfp_namespace: str, one_s3_key: bool = Fals
     ``wukong-s3``, the other two are copies of it unless they exist as well. So they are where an earlier version made
     one key for all: the store, which runs, knows no other until it is started again.
 
+    There are two users of MLflow: its administrator (``mlflow-admin``), and the user ``stages`` of components and Ray
+    (``wukong-mlflow``), which ``make_mlflow_user`` makes. If ``wukong-mlflow`` is there and ``mlflow-admin`` is not, an
+    earlier version made one user for all, who stays both.
+
     The copies in KFP's namespace belong to the ConfigMap ``wukong-settings`` there, and are deleted with it.
 
     Args:
@@ -67,11 +71,9 @@ def make_credentials(namespace: str, kfp_namespace: str, one_s3_key: bool = Fals
     make = (lambda: s3) if shared else _s3_key
     keys = {"wukong-s3": s3} | {name: cluster.get_or_create(namespace, name, make) for name in others}
     cluster.put(namespace, "object-store", {"s3.json": json.dumps({"identities": _identities(known, keys)})})
-    mlflow = cluster.get_or_create(
-        namespace,
-        "wukong-mlflow",
-        lambda: {"MLFLOW_TRACKING_USERNAME": "wukong", "MLFLOW_TRACKING_PASSWORD": _random(32)},
-    )
+    one_user = cluster.get(namespace, "wukong-mlflow")
+    cluster.get_or_create(namespace, "mlflow-admin", lambda: one_user or _mlflow_user("admin"))
+    mlflow = cluster.get_or_create(namespace, "wukong-mlflow", lambda: _mlflow_user("stages"))
     postgres = cluster.get_or_create(namespace, "postgres", lambda: {"POSTGRES_PASSWORD": _random(32)})
     cluster.get_or_create(namespace, "mlflow-server", lambda: _mlflow_server(postgres["POSTGRES_PASSWORD"]))
     for name, value in (("wukong-s3", s3), ("wukong-mlflow", mlflow)):
@@ -83,40 +85,61 @@ def make_credentials(namespace: str, kfp_namespace: str, one_s3_key: bool = Fals
     cluster.put(namespace, "kfp-mysql", kfp or {"username": "root", "password": ""})
 
 
-def make_buckets(names: list[str], patience: float = 600.0) -> None:
-    """Make the buckets that are missing, waiting for the object store to come up.
+def make_buckets(names: list[str]) -> None:
+    """Make the buckets that are missing. While the object store comes up, this waits (``wukong.patient_store``).
 
     Args:
         names: of the buckets.
-        patience: seconds to wait for the object store.
 
     Raises:
         StorageError: it did not come up, or refuses.
     """
     import pyarrow.fs
-    from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay, wait_fixed
 
-    def make_bucket(name: str) -> bool:
-        filesystem, path = storage.filesystem(f"s3://{name}")
-        missing = bool(filesystem.get_file_info(path).type == pyarrow.fs.FileType.NotFound)
-        if missing:
-            filesystem.create_dir(path, recursive=False)
-        return missing
-
-    until = time.monotonic() + patience
     for name in names:
-        repeat = Retrying(
-            retry=retry_if_exception_type(OSError),
-            stop=stop_after_delay(max(until - time.monotonic(), 0.0)),
-            wait=wait_fixed(3),
-            before_sleep=before_sleep_log(log, logging.INFO),
-            reraise=True,
-        )
+        filesystem, path = storage.filesystem(f"s3://{name}")
         try:
-            made = repeat(make_bucket, name)
+            missing = bool(filesystem.get_file_info(path).type == pyarrow.fs.FileType.NotFound)
+            if missing:
+                filesystem.create_dir(path, recursive=False)
         except OSError as error:
             raise StorageError(f"cannot make the bucket {name}: {error}") from error
-        log.info("bucket %s %s", name, "made" if made else "is there")
+        log.info("bucket %s %s", name, "made" if missing else "is there")
+
+
+def make_mlflow_user(name: str, password: str) -> None:
+    """Give components and Ray a user of MLflow's server, and what stages need of it. It waits for the server.
+
+    The user may make experiments and models, read and change all of them, and delete none that another has made. It
+    gives nobody permissions and makes no users. ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD`` are the
+    administrator's. An administrator of the same name is left as it is.
+
+    Args:
+        name: of the user.
+        password: which a user that exists gets too.
+
+    Raises:
+        StorageError: the server did not come up.
+        MlflowError: it refuses.
+    """
+    if name == os.environ.get("MLFLOW_TRACKING_USERNAME"):
+        log.warning("stages use MLflow's administrator, %s; docs/cluster.md, \"Upgrade\", says how to change that", name)
+        return
+    server = Server()
+
+    def make() -> None:
+        try:
+            server.ask("POST", "users/create", {"username": name, "password": password})
+        except MlflowError as error:
+            if error.code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            server.ask("PATCH", "users/update-password", {"username": name, "password": password})
+        for kind in ("experiment", "registered_model"):
+            grant = {"username": name, "resource_type": kind, "resource_id": "*", "permission": "EDIT"}
+            server.ask("POST", "users/permissions/grant", grant, version="3.0")
+
+    tracking.until_answered(make, "the user of stages")
+    log.info("MLflow's user %s has what stages need", name)
 
 
 def back_up(source: str, target: str, keep_days: int, now: datetime | None = None) -> str:
@@ -195,12 +218,17 @@ def _identities(known: list[dict[str, Any]], keys: Mapping[str, Mapping[str, str
     return [*others, *ours.values()]
 
 
+def _mlflow_user(name: str) -> dict[str, str]:
+    return {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": _random(32)}
+
+
 def _mlflow_server(password: str) -> dict[str, str]:
     server = f"postgresql://mlflow:{password}@postgres:5432"
     auth = {
         "default_permission": "NO_PERMISSIONS",
         "database_uri": f"{server}/mlflow_auth",
         "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+        "auth_cache_ttl_seconds": "60",  # to check a password takes longer than most requests
     }
     return {
         "MLFLOW_BACKEND_STORE_URI": f"{server}/mlflow",
@@ -317,6 +345,7 @@ def main(arguments: list[str] | None = None) -> int:
     credentials.add_argument("--kfp-namespace", required=True)
     credentials.add_argument("--one-s3-key", action="store_true", help="one S3 key does everything")
     commands.add_parser("buckets", help="make the buckets that WUKONG_BUCKETS names")
+    commands.add_parser("mlflow-user", help="make MLflow's user STAGES_USERNAME, with STAGES_PASSWORD")
     backup = commands.add_parser("back-up", help="copy manifests and records into one tar")
     backup.add_argument("source")
     backup.add_argument("target")
@@ -329,6 +358,8 @@ def main(arguments: list[str] | None = None) -> int:
         make_credentials(options.namespace, options.kfp_namespace, options.one_s3_key)
     elif options.command == "buckets":
         make_buckets(os.environ["WUKONG_BUCKETS"].split(","))
+    elif options.command == "mlflow-user":
+        make_mlflow_user(os.environ["STAGES_USERNAME"], os.environ["STAGES_PASSWORD"])
     elif options.command == "back-up":
         back_up(options.source, options.target, options.keep_days)
     else:

@@ -123,7 +123,7 @@ class Server:
             if error.code != "RESOURCE_DOES_NOT_EXIST":
                 raise
         try:
-            return str(self._ask("POST", "experiments/create", {"name": name})["experiment_id"])
+            return str(self.ask("POST", "experiments/create", {"name": name})["experiment_id"])
         except MlflowError as error:
             if error.code != "RESOURCE_ALREADY_EXISTS":  # somebody was faster, or the answer to this request was lost
                 raise
@@ -132,11 +132,11 @@ class Server:
     def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> Run:
         """Create a run, which is running from now on."""
         body = {"experiment_id": experiment_id, "run_name": name, "start_time": now(), "tags": _pairs(tags)}
-        return _run(self._ask("POST", "runs/create", body)["run"])
+        return _run(self.ask("POST", "runs/create", body)["run"])
 
     def run(self, run_id: str) -> Run:
         """A run by its ID."""
-        return _run(self._ask("GET", "runs/get", {"run_id": run_id})["run"])
+        return _run(self.ask("GET", "runs/get", {"run_id": run_id})["run"])
 
     def search_runs(self, experiment_id: str, condition: str, most: int = _MOST_RUNS) -> list[Run]:
         """Runs of an experiment that meet a condition, the newest first.
@@ -147,15 +147,15 @@ class Server:
             most: how many are returned at most.
         """
         body = {"experiment_ids": [experiment_id], "filter": condition, "max_results": most}
-        return [_run(entry) for entry in self._ask("POST", "runs/search", body).get("runs", [])]
+        return [_run(entry) for entry in self.ask("POST", "runs/search", body).get("runs", [])]
 
     def resume(self, run_id: str) -> None:
         """Let a run that has ended be running again."""
-        self._ask("POST", "runs/update", {"run_id": run_id, "status": "RUNNING"})
+        self.ask("POST", "runs/update", {"run_id": run_id, "status": "RUNNING"})
 
     def end(self, run_id: str, status: str) -> None:
         """End a run now, with one of MLflow's words for how it ended."""
-        self._ask("POST", "runs/update", {"run_id": run_id, "status": status, "end_time": now()})
+        self.ask("POST", "runs/update", {"run_id": run_id, "status": status, "end_time": now()})
 
     def log(
         self,
@@ -168,10 +168,10 @@ class Server:
         """Log to a run. A parameter that has been logged may be logged again with the same value."""
         given = list((params or {}).items())
         body = {"run_id": run_id, "metrics": [_metric(entry) for entry in metrics], "tags": _pairs(tags or {})}
-        self._ask("POST", "runs/log-batch", body | {"params": _pairs(dict(given[:MOST_PARAMS]))})
+        self.ask("POST", "runs/log-batch", body | {"params": _pairs(dict(given[:MOST_PARAMS]))})
         for first in range(MOST_PARAMS, len(given), MOST_PARAMS):
             more = _pairs(dict(given[first : first + MOST_PARAMS]))
-            self._ask("POST", "runs/log-batch", {"run_id": run_id, "params": more})
+            self.ask("POST", "runs/log-batch", {"run_id": run_id, "params": more})
 
     def log_inputs(self, run_id: str, inputs: Mapping[str, tuple[str, str]]) -> None:
         """Log what a run was made from.
@@ -187,25 +187,28 @@ class Server:
             }
             for name, (uri, digest) in inputs.items()
         ]
-        self._ask("POST", "runs/log-inputs", {"run_id": run_id, "datasets": datasets})
+        self.ask("POST", "runs/log-inputs", {"run_id": run_id, "datasets": datasets})
 
     def metric_history(self, run_id: str, key: str) -> list[Metric]:
         """All values of a metric."""
-        found = self._ask("GET", "metrics/get-history", {"run_id": run_id, "metric_key": key}).get("metrics", [])
+        found = self.ask("GET", "metrics/get-history", {"run_id": run_id, "metric_key": key}).get("metrics", [])
         return [
             Metric(entry["key"], float(entry["value"]), int(entry["timestamp"]), int(entry.get("step", 0)))
             for entry in found
         ]
 
-    def _experiment_id(self, name: str) -> str:
-        return str(
-            self._ask("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]["experiment_id"]
-        )
+    def ask(self, method: str, endpoint: str, values: Mapping[str, Any], version: str = "2.0") -> dict[str, Any]:
+        """Make a request and return the answer's JSON.
 
-    def _ask(self, method: str, endpoint: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        Args:
+            method: HTTP's.
+            endpoint: below ``/api/VERSION/mlflow/``.
+            values: in the address for GET, otherwise the JSON that is sent.
+            version: of the API.
+        """
         response = _session().request(
             method,
-            f"{self.address}/api/2.0/mlflow/{endpoint}",
+            f"{self.address}/api/{version}/mlflow/{endpoint}",
             params=dict(values) if method == "GET" else None,
             json=None if method == "GET" else dict(values),
             timeout=float(_bound("MLFLOW_HTTP_REQUEST_TIMEOUT")),
@@ -219,6 +222,10 @@ class Server:
             return answer
         raise _explained(endpoint, response, answer if isinstance(answer, dict) else {})
 
+    def _experiment_id(self, name: str) -> str:
+        return str(
+            self.ask("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]["experiment_id"]
+        )
 
 def _bound(name: str) -> str:
     return os.environ.get(name) or BOUNDS[name]

@@ -85,7 +85,7 @@ def stage_run(experiment: Experiment, run: str, stage: str, *, needed: bool = Fa
         return
     server = Server()
     if needed:
-        parent, nested = _until_answered(lambda: _open(server, experiment, run, stage), f"the {stage} stage")
+        parent, nested = until_answered(lambda: _open(server, experiment, run, stage), f"the {stage} stage")
     else:
         opened = _unless_away(
             lambda: _open(server, experiment, run, stage), f"the {stage} stage is not tracked", _AT_START
@@ -180,8 +180,16 @@ def _unless_away(request: Callable[[], _Answer], left_out: str, within: float = 
         return None
 
 
-def _until_answered(request: Callable[[], _Answer], what: str) -> _Answer:
-    """Make a request that can be repeated, again and again while MLflow is away, for as long as for an object store."""
+def until_answered(request: Callable[[], _Answer], what: str) -> _Answer:
+    """Make a request that can be repeated, again and again while MLflow is away, for as long as for an object store.
+
+    Args:
+        request: the whole of what is repeated.
+        what: needs the answer; for messages.
+
+    Raises:
+        StorageError: MLflow was away for longer than ``patient_store.patience``.
+    """
     began: float | None = None
     while True:
         try:
@@ -290,7 +298,7 @@ def register(experiment: Experiment, run_id: str, model: Manifest, evaluation: M
     if registry.metric not in evaluation.metrics:
         known = ", ".join(sorted(evaluation.metrics))
         raise DataError(f"registry.metric is {registry.metric!r}, but the evaluation measured only: {known}")
-    return _until_answered(lambda: _register(_client(), experiment, run_id, model, evaluation), "the registration")
+    return until_answered(lambda: _register(_client(), experiment, run_id, model, evaluation), "the registration")
 
 
 def _register(
@@ -368,7 +376,7 @@ def complete_run(experiment: Experiment, run: str, metrics: Mapping[str, float])
                 server.end(entry.run_id, "FINISHED")
 
     if enabled():
-        _until_answered(complete, "the end of the run")
+        until_answered(complete, "the end of the run")
 
 
 def _nested(server: Server, parent: Run) -> list[Run]:

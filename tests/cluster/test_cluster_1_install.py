@@ -169,7 +169,7 @@ OPEN = {
         {"app.kubernetes.io/component": "backup"},
         {"object store", "PostgreSQL", "KFP's MySQL"},
     ),
-    "setup": ("wukong", {"app.kubernetes.io/component": "setup"}, {"object store", "Kubernetes API"}),
+    "setup": ("wukong", {"app.kubernetes.io/component": "setup"}, {"object store", "MLflow", "Kubernetes API"}),
     "a pod without labels": ("wukong", {}, set()),
     "component": ("kubeflow", {}, {"object store", "MLflow", "Kubernetes API", "ML Metadata", "KFP's MySQL"}),
     "operator": (

@@ -460,7 +460,8 @@ def test_only_pods_that_need_a_credential_hold_it(manifests: Installation) -> No
                 held.setdefault(name, set()).add(pod.owner.removesuffix("/head").removesuffix("/worker"))
     training = {"RayJob/pretrain", "RayJob/finetune"}
     assert held["wukong-s3"] == {*(f"RayJob/{stage}" for stage in JOBS), "CronJob/backup-manifests"}
-    assert held["wukong-mlflow"] == training | {"Deployment/mlflow"}
+    assert held["wukong-mlflow"] == training | {SETUP}
+    assert held["mlflow-admin"] == {"Deployment/mlflow", SETUP}
     assert held["mlflow-s3"] == {"Deployment/mlflow"}
     assert held["setup-s3"] <= {SETUP, "StatefulSet/minio"}
 
@@ -502,6 +503,8 @@ WEB, METADATA, PRIVATE = Elsewhere(address="93.184.216.34"), Elsewhere(address="
         ("CronJob/backup-manifests", "StatefulSet/object-store", 8333, True),
         (SETUP, Elsewhere(address="10.96.0.1"), 443, True),
         (SETUP, "StatefulSet/object-store", 8333, True),
+        (SETUP, "Deployment/mlflow", 5000, True),
+        (SETUP, "StatefulSet/postgres", 5432, False),
         (COMPONENT, "StatefulSet/object-store", 8333, True),
         (COMPONENT, "Deployment/mlflow", 5000, True),
         (COMPONENT, "StatefulSet/postgres", 5432, False),

@@ -1,0 +1,66 @@
+"""The real MLflow server, which a test can kill and start again."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+_READY_SECONDS = 300.0
+
+
+class MlflowServer:
+    """A server on a free port of loopback; its database and artifacts lie in a folder and outlive it."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            self.port = int(closed.getsockname()[1])
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *options: str, environment: Mapping[str, str] | None = None) -> None:
+        """Start it, with further options of ``mlflow server`` and variables."""
+        command = [sys.executable, "-m", "mlflow", "server", "--workers=1", "--host=127.0.0.1", f"--port={self.port}"]
+        command += [f"--backend-store-uri=sqlite:///{self.folder}/mlflow.db"]
+        command += [f"--artifacts-destination={self.folder}/artifacts", *options]
+        variables = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        variables.pop("MLFLOW_TRACKING_URI", None)
+        with (self.folder / "log.txt").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=variables | dict(environment or {}), start_new_session=True
+            )
+
+    def wait_ready(self) -> None:
+        until = time.monotonic() + _READY_SECONDS
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.address}/health", timeout=2):
+                    return
+            except OSError:
+                assert self._process is None or self._process.poll() is None, (self.folder / "log.txt").read_text()
+                assert time.monotonic() < until, (self.folder / "log.txt").read_text()
+                time.sleep(0.1)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[MlflowServer]:
+    """A server that answers, for the time of the block."""
+    server = MlflowServer(folder)
+    server.start()
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        server.kill()

@@ -1,0 +1,170 @@
+"""MLflow's users, with the real server and its users on loopback: what stages may do, and what they may not."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import api_server
+import pytest
+from mlflow_server import MlflowServer
+
+from infra import cluster
+from wukong import config, storage, tracking
+from wukong.manifest import Manifest, Stage
+from wukong.mlflow_rest import MlflowError, Server
+
+mlflow = pytest.importorskip("mlflow")
+pytest.importorskip("flask_wtf", reason="MLflow's server with users needs Flask-WTF: pip install 'mlflow[auth]'")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[str, str]]:
+    """The Secrets that the setup job makes, by making them."""
+    with api_server.running() as api, pytest.MonkeyPatch.context() as patch:
+        api.settings["kubeflow/wukong-settings"] = {"A": "b"}
+        path = api.kubeconfig(tmp_path_factory.mktemp("cluster") / "kubeconfig")
+        patch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+        cluster.make_credentials("wukong", "kubeflow")
+        return dict(api.secrets)
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, secrets: Mapping[str, Mapping[str, str]]
+) -> Iterator[MlflowServer]:
+    """The server with users, as the container starts it; SQLite stands in for PostgreSQL."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    started, held = MlflowServer(folder), secrets["wukong/mlflow-server"]
+    lines = held["auth.ini"].splitlines()
+    assert [line for line in lines if line.startswith("database_uri = postgresql://")]
+    local = [f"database_uri = sqlite:///{folder}/auth.db" if "database_uri" in line else line for line in lines]
+    (folder / "auth.ini").write_text("\n".join(local))
+    admin = secrets["wukong/mlflow-admin"]
+    variables = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": held["MLFLOW_FLASK_SERVER_SECRET_KEY"],
+        "MLFLOW_AUTH_ADMIN_USERNAME": admin["MLFLOW_TRACKING_USERNAME"],
+        "MLFLOW_AUTH_ADMIN_PASSWORD": admin["MLFLOW_TRACKING_PASSWORD"],
+    }
+    started.start("--app-name=basic-auth", environment=variables)
+    try:
+        started.wait_ready()
+        yield started
+    finally:
+        started.kill()
+
+
+@pytest.fixture
+def stages(
+    server: MlflowServer, secrets: Mapping[str, Mapping[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> Mapping[str, str]:
+    """The setup job's last step has run, and this process is the user of stages."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+    become(secrets["wukong/mlflow-admin"], monkeypatch)
+    given = secrets["kubeflow/wukong-mlflow"]
+    monkeypatch.setenv("STAGES_USERNAME", given["MLFLOW_TRACKING_USERNAME"])
+    monkeypatch.setenv("STAGES_PASSWORD", given["MLFLOW_TRACKING_PASSWORD"])
+    cluster.main(["mlflow-user"])
+    become(given, monkeypatch)
+    return given
+
+
+def become(user: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in user.items():
+        monkeypatch.setenv(name, value)
+
+
+def experiment_at(folder: Path, name: str) -> config.Experiment:
+    crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
+    return config.parse({"name": name, "storage": storage.from_path(folder), "crawl": crawl})
+
+
+def finished(experiment: config.Experiment, name: str, *parents: Manifest, **metrics: float) -> Manifest:
+    stage = Stage(experiment.root, name, {"seed": 1}, parents)
+    storage.write_json(stage.path("model/config.json"), {"model": {"similarity": "global"}})
+    storage.write_bytes(stage.path("docs/index.html"), b"<p>")
+    parts = [stage.describe("model/config.json"), stage.describe("docs/index.html")]
+    return stage.commit(parts, counts={"pairs": 7}, metrics=metrics)
+
+
+@pytest.mark.timeout(300)
+def test_stages_do_their_work_without_being_administrators(
+    stages: Mapping[str, str],
+    secrets: Mapping[str, Mapping[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert stages["MLFLOW_TRACKING_USERNAME"] == "stages"
+    become(secrets["wukong/mlflow-admin"], monkeypatch)
+    theirs = Server().experiment("theirs")  # what an earlier version's stages, who were administrators, have made
+    become(stages, monkeypatch)
+    for name in ("mine", "theirs"):
+        experiment = experiment_at(tmp_path, name)
+        with tracking.stage_run(experiment, "first", "finetune") as run_id:
+            model = finished(experiment, "finetune")
+            monkeypatch.setenv("MLFLOW_RUN_ID", str(run_id))
+            tracking.log_metrics({"loss": 1.0}, 1)
+            tracking.log_stage(run_id, model)
+        with tracking.stage_run(experiment, "first", "register", needed=True) as run_id:
+            evaluation = finished(experiment, "evaluate", model, **{"retrieval.mean_recall": 0.5})
+            assert tracking.register(experiment, str(run_id), model, evaluation)["promoted"] == 1
+        tracking.log_report(experiment, "first", "<p>")
+        tracking.complete_run(experiment, "first", evaluation.metrics)
+    runs = Server().search_runs(theirs, "")
+    assert {run.name: run.status for run in runs} == dict.fromkeys(("first", "finetune", "register"), "FINISHED")
+    client = mlflow.MlflowClient()
+    assert client.get_model_version_by_alias("theirs", "champion").tags["wukong.model"] == model.uri
+    (finetune,) = (run.run_id for run in runs if run.name == "finetune")
+    assert [file.path for file in client.list_artifacts(finetune, "docs")] == ["docs/index.html"]
+
+
+@pytest.mark.parametrize(
+    ("method", "endpoint", "values", "version"),
+    [
+        ("POST", "users/create", {"username": "another", "password": "of twelve letters"}, "2.0"),
+        ("PATCH", "users/update-admin", {"username": "stages", "is_admin": True}, "2.0"),
+        ("PATCH", "users/update-password", {"username": "admin", "password": "of twelve letters"}, "2.0"),
+        (
+            "POST",
+            "users/permissions/grant",
+            {"username": "stages", "resource_type": "experiment", "resource_id": "*", "permission": "MANAGE"},
+            "3.0",
+        ),
+        ("POST", "experiments/delete", {"experiment_id": "0"}, "2.0"),
+    ],
+)
+def test_stages_may_do_nothing_else(
+    stages: Mapping[str, str], method: str, endpoint: str, values: Mapping[str, object], version: str
+) -> None:
+    with pytest.raises(MlflowError) as refused:
+        Server().ask(method, endpoint, values, version)
+    assert refused.value.status == 403
+
+
+def test_who_has_no_password_reaches_nothing(stages: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+    with pytest.raises(MlflowError, match=r"401.*MLFLOW_TRACKING_PASSWORD") as refused:
+        Server().experiment("mine")
+    assert refused.value.status == 401
+    assert not tracking._is_away(refused.value), "to wait does not mend it"
+
+
+def test_a_new_password_is_taken_over(
+    stages: Mapping[str, str], secrets: Mapping[str, Mapping[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    become(secrets["wukong/mlflow-admin"], monkeypatch)
+    cluster.make_mlflow_user("stages", "a new one, renewed")
+    become(stages | {"MLFLOW_TRACKING_PASSWORD": "a new one, renewed"}, monkeypatch)
+    assert Server().experiment("mine")
+    become(stages, monkeypatch)
+    with pytest.raises(MlflowError) as refused:
+        Server().experiment("mine")
+    assert refused.value.status == 401
+
+
+def test_an_administrator_who_is_the_stages_user_too_is_left_alone(
+    server: MlflowServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "wukong")
+    cluster.make_mlflow_user("wukong", "unused")
+    assert "stages use MLflow's administrator" in caplog.text
