@@ -123,7 +123,7 @@ def make_mlflow_user(name: str, password: str) -> None:
         MlflowError: it refuses.
     """
     if name == os.environ.get("MLFLOW_TRACKING_USERNAME"):
-        log.warning("stages use MLflow's administrator, %s; docs/cluster.md, \"Upgrade\", says how to change that", name)
+        log.warning("stages use MLflow's administrator, %s; the page on clusters, Upgrade, says how to end that", name)
         return
     server = Server()
 

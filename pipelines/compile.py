@@ -8,6 +8,7 @@ import argparse
 import itertools
 import sys
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 from kfp import compiler
@@ -27,6 +28,9 @@ PIPELINES = {
 
 FOLDER = Path(__file__).parent / "compiled"
 
+_EXECUTORS = ("python3 -m kfp.dsl.executor_main ", "python3 -m components.executor ")
+"""KFP's program that runs a component's function, and ours, which takes its place."""
+
 
 def compile_all(folder: Path = FOLDER) -> list[Path]:
     """Write every pipeline as KFP's YAML; return the files."""
@@ -41,6 +45,9 @@ def compile_all(folder: Path = FOLDER) -> list[Path]:
         # KFP's comment repeats the default experiment, with its keys in another order each time.
         lines = files[-1].read_text(encoding="utf-8").splitlines(keepends=True)
         text = "".join(itertools.dropwhile(lambda line: line.startswith("#"), lines))
+        if _EXECUTORS[0] not in text:
+            raise RuntimeError(f"KFP {version('kfp')} starts components by another program than {_EXECUTORS[0]}")
+        text = text.replace(*_EXECUTORS)
         files[-1].write_text(f"# Made by python -m pipelines.compile: do not edit.\n{text}", encoding="utf-8")
     return files
 

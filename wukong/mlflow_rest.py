@@ -223,9 +223,8 @@ class Server:
         raise _explained(endpoint, response, answer if isinstance(answer, dict) else {})
 
     def _experiment_id(self, name: str) -> str:
-        return str(
-            self.ask("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]["experiment_id"]
-        )
+        return str(self.ask("GET", "experiments/get-by-name", {"experiment_name": name})["experiment"]["experiment_id"])
+
 
 def _bound(name: str) -> str:
     return os.environ.get(name) or BOUNDS[name]

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -30,42 +29,11 @@ REPOSITORY = Path(__file__).parents[2]
 sys.path += [str(REPOSITORY / "tests" / folder) for folder in ("k8s", "wukong", "ray_jobs/launch/kuberay")]
 
 import api_server  # noqa: E402 - the tests' folders are on the path only now
+import mlflow_server  # noqa: E402
 import played_ray_job  # noqa: E402
 from object_store import ObjectStore  # noqa: E402
 
 TICKS = os.sysconf("SC_CLK_TCK")
-
-
-@contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    command = [str(Path(sys.executable).with_name("mlflow")), "server", "--workers=1", "--host=127.0.0.1"]
-    command += [f"--port={address.rsplit(':', 1)[1]}", f"--backend-store-uri=sqlite:///{folder}/mlflow.db"]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "mlflow.txt").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    try:
-        wait_for(f"{address}/health")
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_for(address: str) -> None:
-    import requests
-
-    until = time.monotonic() + 120
-    while True:
-        try:
-            if requests.get(address, timeout=2).ok:
-                return
-        except requests.ConnectionError:
-            pass
-        if time.monotonic() > until:
-            raise SystemExit(f"{address} does not answer")
-        time.sleep(0.2)
 
 
 @contextmanager
@@ -130,7 +98,7 @@ def measure(times: int) -> list[tuple[float, float]]:
         stack.callback(store.kill)
         store.start()
         store.wait_ready("wukong")
-        address = stack.enter_context(mlflow_server(folder))
+        address = stack.enter_context(mlflow_server.running(folder)).address
         api = stack.enter_context(api_server.running())
         api.config_maps["ray-job"] = played_ray_job.installed_config_map()
         os.environ.update(store.variables())

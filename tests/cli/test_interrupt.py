@@ -64,15 +64,17 @@ def silent() -> Iterator[Silent]:
 
 
 @pytest.fixture
-def experiment(tmp_path: Path, silent: Silent, monkeypatch: pytest.MonkeyPatch) -> config.Experiment:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+def experiment(
+    tmp_path: Path, silent: Silent, mlflow_address: str, monkeypatch: pytest.MonkeyPatch
+) -> config.Experiment:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
     monkeypatch.setenv("WUKONG_CONNECT_TO", f"site.test=127.0.0.1:{silent.port}")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (tmp_path / "queries.txt").write_text("猫\n狗\n", encoding="utf-8")
     crawl = {"queries": storage.from_path(tmp_path / "queries.txt"), "endpoint": "http://site.test/search"}
     crawl |= {"max_seconds": 600}
-    mlflow.MlflowClient().create_experiment("x", artifact_location=storage.from_path(tmp_path / "artifacts"))
-    return config.parse({"name": "x", "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
+    name = f"x-{uuid.uuid4().hex[:8]}"
+    return config.parse({"name": name, "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
 
 
 @pytest.fixture
@@ -116,19 +118,19 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-def statuses() -> dict[str, str]:
+def statuses(experiment: config.Experiment) -> dict[str, str]:
     client = mlflow.MlflowClient()
-    found = client.search_runs([client.get_experiment_by_name("x").experiment_id])
+    found = client.search_runs([client.get_experiment_by_name(experiment.name).experiment_id])
     return {run.info.run_name: run.info.status for run in found}
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_ends_all_that_belongs_to_the_run(
-    at_work: "tuple[subprocess.Popen[str], str]", tmp_path: Path, name: str
+    at_work: "tuple[subprocess.Popen[str], str]", tmp_path: Path, experiment: config.Experiment, name: str
 ) -> None:
     process, mark = at_work
     assert len(marked(mark)) > 3, "the run, a component, its job, Ray"
-    assert set(statuses().values()) == {"RUNNING"}
+    assert set(statuses(experiment).values()) == {"RUNNING"}
     began = time.monotonic()
     if name == "SIGINT":
         os.killpg(process.pid, signal.SIGINT)  # a terminal tells all of them at once
@@ -138,7 +140,7 @@ def test_a_signal_ends_all_that_belongs_to_the_run(
     wait_for(lambda: not marked(mark), 60)
     print(f"all ended {time.monotonic() - began:.1f} s after {name}")  # below 10 where the machine is not busy
     assert process.returncode == 128 + signal.Signals[name]
-    assert statuses() == {"first": "KILLED", "crawl": "KILLED"}
+    assert statuses(experiment) == {"first": "KILLED", "crawl": "KILLED"}
     assert f"interrupted by {name}; its runs in MLflow are ended as KILLED" in said
     assert "goes on with crawl where it stopped" in said
     assert "Traceback" not in said
@@ -159,7 +161,7 @@ def test_of_a_run_that_is_killed_nothing_goes_on_and_the_next_one_says_so(
     (found,) = hold.killed(home)
     assert (found.run, found.experiment) == ("first", experiment)
     said = hold.explain(found)
-    assert statuses() == {"first": "KILLED", "crawl": "KILLED"}
+    assert statuses(experiment) == {"first": "KILLED", "crawl": "KILLED"}
     assert "the run first, begun 20" in said and "was killed" in said and "goes on with crawl" in said
     assert hold.killed(home) == [], "it is said once"
 

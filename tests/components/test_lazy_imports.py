@@ -13,6 +13,7 @@ def test_a_component_begins_without_what_only_jobs_need() -> None:
 
 
 def test_what_makes_a_rayjob_needs_the_kubernetes_client_and_nothing_else_that_is_large() -> None:
-    script = "import sys, components.stage, wukong.places, ray_jobs.launch.kuberay; print(' '.join(sys.modules))"
+    modules = "components.stage, wukong.places, wukong.mlflow_rest, requests, ray_jobs.launch.kuberay"
+    script = f"import sys, {modules}; print(' '.join(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
     assert [name for name in HEAVY if name in loaded] == ["kubernetes"]

@@ -202,12 +202,13 @@ def test_a_run_on_a_cluster_takes_its_name_first(tmp_path: Path) -> None:
     assert found is not None and found.holder == "two"
 
 
-def test_a_failed_run_ends_in_mlflow_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_a_failed_run_ends_in_mlflow_too(tmp_path: Path, mlflow_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
     from wukong import tracking
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
     experiment = config.loads(text(tmp_path))
     with tracking.stage_run(experiment, "r", "filter") as nested:
         ends.record_end_of(text(tmp_path), [], "r", "job", "RUNNING", "")

@@ -1,14 +1,18 @@
-"""Against MLflow's own SQL store, without a server; the end-to-end test goes through the server."""
+"""Against a real MLflow server; MLflow's own client says what has arrived."""
 
 import logging
+import math
 import socket
+import subprocess
+import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from wukong import config, storage, tracking
+from wukong import config, mlflow_rest, storage, tracking
 from wukong.cancel import JobLeftError
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Manifest, Stage
@@ -18,14 +22,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.Experiment:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+def experiment(tmp_path: Path, mlflow_address: str, monkeypatch: pytest.MonkeyPatch) -> config.Experiment:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    client = mlflow.MlflowClient()
-    for name in ("x", "y"):  # MLflow's own choice would be the folder that the tests run in
-        client.create_experiment(name, artifact_location=storage.from_path(tmp_path / "artifacts" / name))
     crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
-    return config.parse({"name": "x", "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
+    name = f"x-{uuid.uuid4().hex[:8]}"
+    return config.parse({"name": name, "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
 
 
 def finished(experiment: config.Experiment, name: str, *parents: Manifest, **metrics: float) -> Manifest:
@@ -40,7 +42,7 @@ def test_stages_nest_under_one_run_of_the_pipeline(experiment: config.Experiment
         with tracking.stage_run(experiment, "first", manifest.stage) as run_id:
             tracking.log_stage(run_id, manifest)
     tracking.complete_run(experiment, "first", {"retrieval.mean_recall": 0.4})
-    runs = mlflow.MlflowClient().search_runs([mlflow.MlflowClient().get_experiment_by_name("x").experiment_id])
+    runs = runs_of(experiment).values()
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     nested = {run.info.run_name: run for run in runs if run is not parent}
     assert {run.data.tags["mlflow.parentRunId"] for run in nested.values()} == {parent.info.run_id}
@@ -56,8 +58,7 @@ def test_stages_nest_under_one_run_of_the_pipeline(experiment: config.Experiment
 def test_a_stage_that_raises_ends_as_failed(experiment: config.Experiment) -> None:
     with pytest.raises(ZeroDivisionError), tracking.stage_run(experiment, "first", "crawl"):
         raise ZeroDivisionError
-    runs = mlflow.MlflowClient().search_runs([mlflow.MlflowClient().get_experiment_by_name("x").experiment_id])
-    assert {run.info.status for run in runs} == {"FAILED"}
+    assert {run.info.status for run in runs_of(experiment).values()} == {"FAILED"}
 
 
 def test_metrics_of_a_worker_reach_the_run_it_was_told(
@@ -92,9 +93,6 @@ def test_a_server_that_is_gone_hides_nothing_and_holds_nobody(
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
-        monkeypatch.setenv(name, "")  # so that what is set below does not outlast the test
-        monkeypatch.delenv(name)
     began = time.monotonic()
     with caplog.at_level(logging.WARNING):
         tracking.end_open_runs(experiment, "first", "KILLED")
@@ -152,11 +150,11 @@ def test_the_alias_moves_only_to_a_better_model(experiment: config.Experiment) -
 
     assert register(0.5)["promoted"] == 1
     assert register(0.4)["promoted"] == 0
-    assert str(client.get_model_version_by_alias("x", "champion").version) == "1"
+    assert str(client.get_model_version_by_alias(experiment.name, "champion").version) == "1"
     assert register(0.6)["promoted"] == 1
-    assert str(client.get_model_version_by_alias("x", "champion").version) == "3"
+    assert str(client.get_model_version_by_alias(experiment.name, "champion").version) == "3"
     assert register(0.6)["version"] == 3, "the same evaluation is not registered twice"
-    version = client.get_model_version("x", "3")
+    version = client.get_model_version(experiment.name, "3")
     assert version.tags["wukong.model"] == model.uri
     files = {file.path for file in client.list_artifacts(version.run_id, "model")}
     assert {"model/MLmodel", "model/pyfunc.py"} <= files and not any(file.endswith(".pkl") for file in files)
@@ -167,9 +165,10 @@ def test_the_alias_moves_only_to_a_better_model(experiment: config.Experiment) -
 def test_models_of_other_data_do_not_compete(experiment: config.Experiment) -> None:
     client = mlflow.MlflowClient()
     value = experiment.model_dump(mode="json")
-    other = config.parse(value | {"name": "y", "registry": {}})
+    name = f"{experiment.name}-other"
+    other = config.parse(value | {"name": name, "registry": {}})
     moved = config.parse(value | {"crawl": value["crawl"] | {"endpoint": "http://other.test"}})
-    shared = config.parse(value | {"name": "y", "registry": {"model_name": "x"}})
+    shared = config.parse(value | {"name": name, "registry": {"model_name": experiment.name}})
 
     def register(of: config.Experiment, run: str, measured: float) -> float:
         model = finished(of, "finetune")
@@ -179,10 +178,10 @@ def test_models_of_other_data_do_not_compete(experiment: config.Experiment) -> N
 
     assert register(experiment, "first", 0.5) == 1
     assert register(other, "second", 0.1) == 1, "an experiment has a champion of its own"
-    assert str(client.get_model_version_by_alias("y", "champion").version) == "1"
+    assert str(client.get_model_version_by_alias(name, "champion").version) == "1"
     assert register(moved, "third", 0.9) == 0
     assert register(shared, "fourth", 0.9) == 0
-    assert str(client.get_model_version_by_alias("x", "champion").version) == "1"
+    assert str(client.get_model_version_by_alias(experiment.name, "champion").version) == "1"
     assert register(experiment, "fifth", 0.6) == 1
 
 
@@ -231,3 +230,59 @@ def test_links_lead_where_people_open_the_server(
     public = tracking.run_url(experiment, "first")
     assert public == "https://mlflow.example.org/" + inside[inside.index("#") :]
     assert tracking.model_url("wukong") == "https://mlflow.example.org/#/models/wukong"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_is_logged(
+    experiment: config.Experiment, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    with tracking.stage_run(experiment, "first", "pretrain") as run_id:
+        monkeypatch.setenv("MLFLOW_RUN_ID", str(run_id))
+        tracking.log_metrics({"loss": value}, step=1)
+    (entry,) = mlflow.MlflowClient().get_metric_history(run_id, "loss")
+    # The server's database has no infinite numbers: it keeps the largest.
+    assert math.isnan(entry.value) if math.isnan(value) else entry.value == math.copysign(sys.float_info.max, value)
+    (ours,) = mlflow_rest.Server().metric_history(str(run_id), "loss")
+    assert (math.isnan(ours.value), ours.step) == (math.isnan(value), 1)
+
+
+def test_parameters_beyond_one_request_arrive(experiment: config.Experiment) -> None:
+    server = mlflow_rest.Server()
+    run = server.create_run(server.experiment(experiment.name), "first", {})
+    params = {f"p{number}": "x" * number for number in range(1, 2 * mlflow_rest.MOST_PARAMS + 2)}
+    server.log(run.run_id, params=params)
+    server.log(run.run_id, params=params)  # by a component that goes on after another
+    assert mlflow.MlflowClient().get_run(run.run_id).data.params == params
+
+
+def test_an_address_that_is_no_servers_is_named(experiment: config.Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    refused = pytest.raises(ConfigError, match=r"MLFLOW_TRACKING_URI is 'sqlite:.*must be the address")
+    with refused, tracking.stage_run(experiment, "first", "crawl"):
+        pytest.fail("it began")
+
+
+def test_a_page_instead_of_an_answer_is_shown(experiment: config.Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{mlflow_rest.address()}/static-files")
+    with pytest.raises(mlflow_rest.MlflowError, match=r"answers experiments/get-by-name with \d+: "):
+        mlflow_rest.Server().experiment(experiment.name)
+
+
+def test_a_stage_is_tracked_without_an_import_of_mlflow(experiment: config.Experiment) -> None:
+    script = """
+import sys
+from wukong import config, storage, tracking
+from wukong.manifest import Stage
+experiment = config.parse(storage.read_json(sys.argv[1]))
+with tracking.stage_run(experiment, "first", "filter") as run_id:
+    stage = Stage(experiment.root, "filter", {"seed": 1})
+    storage.write_json(stage.path("a.json"), {})
+    tracking.log_stage(run_id, stage.commit([stage.describe("a.json")], counts={"pairs": 7}))
+tracking.complete_run(experiment, "first", {})
+print(" ".join({"mlflow", "torch", "pandas", "ray"} & sys.modules.keys()))
+"""
+    uri = storage.join(experiment.storage, "experiment.json")
+    storage.write_json(uri, experiment.model_dump(mode="json"))
+    loaded = subprocess.run([sys.executable, "-c", script, uri], check=True, capture_output=True, text=True)
+    assert loaded.stdout.split() == []
+    assert runs_of(experiment)["filter"].data.metrics == {"count.pairs": 7.0}

@@ -1,20 +1,16 @@
 """Stages go on while a real MLflow server is killed and started again, or never answers."""
 
 import logging
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow_server import MlflowServer
 
-from wukong import config, patient_store, storage, tracking
+from wukong import config, mlflow_rest, patient_store, storage, tracking
 from wukong.errors import StorageError
 from wukong.manifest import Manifest, Stage
 
@@ -22,48 +18,12 @@ mlflow = pytest.importorskip("mlflow")
 pytestmark = pytest.mark.slow
 
 
-class Server:
-    """MLflow's server on one port, over one database."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as closed:
-            self.port = closed.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self.port}"
-        self.folder = folder
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [str(Path(sys.executable).with_name("mlflow")), "server", "--workers=1", f"--port={self.port}"]
-        command += [f"--backend-store-uri=sqlite:///{self.folder}/mlflow.db", "--host=127.0.0.1"]
-        command += [f"--artifacts-destination={self.folder}/artifacts"]
-        with (self.folder / "log.txt").open("ab") as log:
-            environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-            environment.pop("MLFLOW_TRACKING_URI", None)
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-
-    def wait_ready(self) -> None:
-        until = time.monotonic() + 300
-        while True:
-            try:
-                with urllib.request.urlopen(f"{self.address}/health", timeout=2):
-                    return
-            except OSError:
-                assert time.monotonic() < until, (self.folder / "log.txt").read_text()
-                time.sleep(0.2)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    server = Server(tmp_path)
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    for name in tracking._BOUNDS:
+    for name in mlflow_rest.BOUNDS:
         monkeypatch.setenv(name, "")  # so that what is set below does not outlast the test
         monkeypatch.delenv(name)
     monkeypatch.setattr(tracking, "_AT_START", 0.5)
@@ -87,7 +47,7 @@ def trained(experiment: config.Experiment) -> Manifest:
 
 
 def test_a_server_killed_during_a_stage_gets_its_metrics_later(
-    server: Server,
+    server: MlflowServer,
     experiment: config.Experiment,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -135,7 +95,7 @@ def test_a_server_killed_during_a_stage_gets_its_metrics_later(
 
 @pytest.mark.parametrize("hangs", [False, True])
 def test_a_server_that_never_answers_holds_a_stage_for_seconds(
-    server: Server,
+    server: MlflowServer,
     experiment: config.Experiment,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

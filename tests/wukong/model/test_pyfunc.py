@@ -38,13 +38,14 @@ def picture(seed: int) -> bytes:
 
 
 @pytest.mark.parametrize("similarity", ["global", "token"])
-def test_a_registered_model_encodes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, similarity: str) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+def test_a_registered_model_encodes_a_table(
+    tmp_path: Path, mlflow_address: str, monkeypatch: pytest.MonkeyPatch, similarity: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    client = mlflow.MlflowClient()
-    client.create_experiment("x", artifact_location=storage.from_path(tmp_path / "artifacts"))
+    name = f"pyfunc-{similarity}"
     crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
-    experiment = config.parse({"name": "x", "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
+    experiment = config.parse({"name": name, "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
 
     torch.manual_seed(0)
     text = {"layers": 1, "heads": 2, "width": 16}
@@ -61,7 +62,7 @@ def test_a_registered_model_encodes_a_table(tmp_path: Path, monkeypatch: pytest.
     with tracking.stage_run(experiment, "first", "register") as run_id:
         tracking.register(experiment, str(run_id), finetuned, evaluation)
 
-    loaded = mlflow.pyfunc.load_model("models:/x@champion", model_config={"device": "cpu"})
+    loaded = mlflow.pyfunc.load_model(f"models:/{name}@champion", model_config={"device": "cpu"})
     assert [(column.name, column.required) for column in loaded.metadata.get_input_schema()] == [
         ("caption", False),
         ("image", False),
@@ -82,7 +83,7 @@ def test_a_registered_model_encodes_a_table(tmp_path: Path, monkeypatch: pytest.
     np.testing.assert_allclose(alone["caption_vector"][0], one, rtol=1e-3, atol=1e-5)
     with pytest.raises(Exception, match="caption 0, '', is empty"):
         loaded.predict(pd.DataFrame({"caption": [""]}))
-    torch.testing.assert_close(wukong.load("models:/x@champion").encode_text("雪").vectors, texts.vectors[1:])
+    torch.testing.assert_close(wukong.load(f"models:/{name}@champion").encode_text("雪").vectors, texts.vectors[1:])
     with pytest.raises(StorageError, match="MLflow does not give models:/none@champion"):
         wukong.load("models:/none@champion")
 
