@@ -116,6 +116,10 @@ policies: .venv-checkov/bin/checkov ## Scan k8s/ with checkov, infra/images with
 bench-crawl: $(INSTALLED) ## Time the crawl beside img2dataset: same server, same pictures, one run
 	$(BIN)/python benchmarks/crawl/bench.py $(ARGS)
 
+.PHONY: bench-components
+bench-components: $(INSTALLED) ## Time a component until its RayJob is made, on a machine as it is; ARGS='--busy 4' makes it busy
+	$(BIN)/python benchmarks/components/bench.py $(ARGS)
+
 .PHONY: bench-images
 bench-images: $(INSTALLED) ## Measure the images and what containers cost; ARGS='--rebuild data' and ARGS=--runs measure more
 	$(BIN)/python benchmarks/images/bench.py $(ARGS)

@@ -127,16 +127,22 @@ def make_mlflow_user(name: str, password: str) -> None:
         return
     server = Server()
 
-    def make() -> None:
+    def is_new(method: str, endpoint: str, values: Mapping[str, str], version: str = "2.0") -> bool:
         try:
-            server.ask("POST", "users/create", {"username": name, "password": password})
+            server.ask(method, endpoint, values, version)
         except MlflowError as error:
             if error.code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            server.ask("PATCH", "users/update-password", {"username": name, "password": password})
+            return False
+        return True
+
+    def make() -> None:
+        user = {"username": name, "password": password}
+        if not is_new("POST", "users/create", user):
+            server.ask("PATCH", "users/update-password", user)
         for kind in ("experiment", "registered_model"):
             grant = {"username": name, "resource_type": kind, "resource_id": "*", "permission": "EDIT"}
-            server.ask("POST", "users/permissions/grant", grant, version="3.0")
+            is_new("POST", "users/permissions/grant", grant, "3.0")
 
     tracking.until_answered(make, "the user of stages")
     log.info("MLflow's user %s has what stages need", name)

@@ -54,19 +54,25 @@ def server(
         started.kill()
 
 
-@pytest.fixture
-def stages(
-    server: MlflowServer, secrets: Mapping[str, Mapping[str, str]], monkeypatch: pytest.MonkeyPatch
-) -> Mapping[str, str]:
-    """The setup job's last step has run, and this process is the user of stages."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
-    become(secrets["wukong/mlflow-admin"], monkeypatch)
+@pytest.fixture(scope="module")
+def made(server: MlflowServer, secrets: Mapping[str, Mapping[str, str]]) -> Mapping[str, str]:
+    """The setup job's last step has run; the credentials that it has made."""
     given = secrets["kubeflow/wukong-mlflow"]
-    monkeypatch.setenv("STAGES_USERNAME", given["MLFLOW_TRACKING_USERNAME"])
-    monkeypatch.setenv("STAGES_PASSWORD", given["MLFLOW_TRACKING_PASSWORD"])
-    cluster.main(["mlflow-user"])
-    become(given, monkeypatch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", server.address)
+        become(secrets["wukong/mlflow-admin"], patch)
+        patch.setenv("STAGES_USERNAME", given["MLFLOW_TRACKING_USERNAME"])
+        patch.setenv("STAGES_PASSWORD", given["MLFLOW_TRACKING_PASSWORD"])
+        cluster.main(["mlflow-user"])
     return given
+
+
+@pytest.fixture
+def stages(server: MlflowServer, made: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
+    """This process is the user of stages."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+    become(made, monkeypatch)
+    return made
 
 
 def become(user: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,18 +104,19 @@ def test_stages_do_their_work_without_being_administrators(
     become(secrets["wukong/mlflow-admin"], monkeypatch)
     theirs = Server().experiment("theirs")  # what an earlier version's stages, who were administrators, have made
     become(stages, monkeypatch)
-    for name in ("mine", "theirs"):
-        experiment = experiment_at(tmp_path, name)
-        with tracking.stage_run(experiment, "first", "finetune") as run_id:
-            model = finished(experiment, "finetune")
-            monkeypatch.setenv("MLFLOW_RUN_ID", str(run_id))
-            tracking.log_metrics({"loss": 1.0}, 1)
-            tracking.log_stage(run_id, model)
-        with tracking.stage_run(experiment, "first", "register", needed=True) as run_id:
-            evaluation = finished(experiment, "evaluate", model, **{"retrieval.mean_recall": 0.5})
-            assert tracking.register(experiment, str(run_id), model, evaluation)["promoted"] == 1
-        tracking.log_report(experiment, "first", "<p>")
-        tracking.complete_run(experiment, "first", evaluation.metrics)
+    with tracking.stage_run(experiment_at(tmp_path, "mine"), "first", "crawl"):
+        pass
+    experiment = experiment_at(tmp_path, "theirs")
+    with tracking.stage_run(experiment, "first", "finetune") as run_id:
+        model = finished(experiment, "finetune")
+        monkeypatch.setenv("MLFLOW_RUN_ID", str(run_id))
+        tracking.log_metrics({"loss": 1.0}, 1)
+        tracking.log_stage(run_id, model)
+    with tracking.stage_run(experiment, "first", "register", needed=True) as run_id:
+        evaluation = finished(experiment, "evaluate", model, **{"retrieval.mean_recall": 0.5})
+        assert tracking.register(experiment, str(run_id), model, evaluation)["promoted"] == 1
+    tracking.log_report(experiment, "first", "<p>")
+    tracking.complete_run(experiment, "first", evaluation.metrics)
     runs = Server().search_runs(theirs, "")
     assert {run.name: run.status for run in runs} == dict.fromkeys(("first", "finetune", "register"), "FINISHED")
     client = mlflow.MlflowClient()
@@ -154,7 +161,7 @@ def test_a_new_password_is_taken_over(
 ) -> None:
     become(secrets["wukong/mlflow-admin"], monkeypatch)
     cluster.make_mlflow_user("stages", "a new one, renewed")
-    become(stages | {"MLFLOW_TRACKING_PASSWORD": "a new one, renewed"}, monkeypatch)
+    become({**stages, "MLFLOW_TRACKING_PASSWORD": "a new one, renewed"}, monkeypatch)
     assert Server().experiment("mine")
     become(stages, monkeypatch)
     with pytest.raises(MlflowError) as refused:
