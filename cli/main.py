@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from cli import align, evaluate, model, queries, release, summary
-from wukong import config, patient_store
+from wukong import config, patience
 from wukong.errors import WukongError
 
 app = typer.Typer(
@@ -207,7 +207,7 @@ def show_environment(
 def main() -> None:
     """Run the command; a WukongError ends it with the error's message and status 1."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    patient_store.set_default(patient_store.PEOPLE)
+    patience.set_default(patience.PEOPLE)
     try:
         app()
     except WukongError as error:

@@ -20,7 +20,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 
 from cli import begin, hold, own_data, summary
-from wukong import events, experiments, patient_store, run_records, storage, tracking
+from wukong import events, experiments, patience, run_records, storage, tracking
 from wukong.cancel import end_on_signal
 from wukong.config import Experiment
 from wukong.errors import ConfigError, WukongError
@@ -109,7 +109,7 @@ def run_local(
             variables = environment | {"RAY_ADDRESS": head, events.VARIABLE: str(reader.path)}
         log = ends.enter_context((folder / "log.txt").open("a", encoding="utf-8"))
         watch = ends.enter_context(_Watch(console, log.write, reader).shown())
-        patient_store.set_default(patient_store.STAGES)  # from here on nobody waits for an answer
+        patience.set_default(patience.STAGES)  # from here on nobody waits for an answer
         prepared = time.monotonic()
         _run_pipeline(experiment, run, folder, watch, variables)
         ended = time.monotonic()

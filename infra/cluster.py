@@ -144,7 +144,7 @@ def make_mlflow_user(name: str, password: str) -> None:
             grant = {"username": name, "resource_type": kind, "resource_id": "*", "permission": "EDIT"}
             is_new("POST", "users/permissions/grant", grant, "3.0")
 
-    tracking.until_answered(make, "the user of stages")
+    tracking.until_answered(make)
     log.info("MLflow's user %s has what stages need", name)
 
 

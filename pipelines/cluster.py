@@ -36,9 +36,6 @@ NUMBERS = """
 """
 """How to fill in the numbers. They are texts, because a number on KFP's page cannot be left empty."""
 
-WITHOUT_COLOURS = {"NO_COLOR": "1", "RAY_COLOR_PREFIX": "0"}
-"""Environment variables of components: KFP's page shows the codes of colours as boxes."""
-
 STAY = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 """Annotations of components' pods: whoever saves nodes does not move them."""
 
@@ -49,6 +46,8 @@ SETTINGS = (
     "MLFLOW_PUBLIC_URL",
     "WUKONG_CLUSTER",
     "DO_NOT_TRACK",
+    "NO_COLOR",
+    "RAY_COLOR_PREFIX",
 )
 """Keys of the ConfigMap ``wukong-settings`` that components get."""
 
@@ -138,8 +137,6 @@ def prepare(task: dsl.PipelineTask, title: str, *, retries: int = 2, memory: str
     task.set_memory_request("256Mi").set_memory_limit(memory)
     if retries:
         task.set_retry(retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="365d")
-    for variable, value in WITHOUT_COLOURS.items():
-        task.set_env_variable(variable, value)
     for annotation, value in STAY.items():
         kubernetes.add_pod_annotation(task, annotation, value)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")

@@ -15,7 +15,7 @@ import traceback
 import ray
 import ray.exceptions
 
-from wukong import events, experiments, fence, manifest, patient_store, run_records, stages, storage
+from wukong import events, experiments, fence, manifest, patience, run_records, stages, storage
 from wukong.cancel import end_with_parent
 from wukong.errors import WukongError
 from wukong.fence import FencedError
@@ -28,7 +28,7 @@ _PASSED_ON = (
     "MLFLOW_RUN_ID",
     "AWS_ENDPOINT_URL_S3",
     "AWS_REGION",
-    patient_store.VARIABLE,
+    patience.VARIABLE,
     events.VARIABLE,
     fence.VARIABLE,
 )

@@ -1,20 +1,13 @@
-"""Wait for an object store that is away: what fails because of that is tried again until it answers or time is up.
+"""An object store that is waited for while it is away (``wukong.patience``).
 
 A store is away if it cannot be reached, breaks connections, does not answer in time, or answers that it is overloaded
 or has an internal error. All other errors (no permission, no such bucket, nothing at the address) end a request at
 once.
-
-``WUKONG_STORE_PATIENCE`` says for how many seconds a request is repeated after it first failed. Without it, stages and
-all other programs wait ten minutes. The command line waits a few seconds, because a person waits for its answer.
 """
 
-import logging
 import os
-import random
 import re
 import tempfile
-import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import IO, Any, TypeVar
@@ -23,19 +16,10 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from wukong.errors import ConfigError, StorageError
-
-VARIABLE = "WUKONG_STORE_PATIENCE"
-STAGES = 600.0
-"""Seconds that a stage waits."""
-PEOPLE = 5.0
-"""Seconds that a command waits whose answer a person waits for."""
+from wukong import patience
 
 COPY_BYTES = 1 << 20
 
-_FIRST_PAUSE = 0.25  # seconds
-_LONGEST_PAUSE = 5.0
-_LOG_EVERY = 30.0
 _SPOOL_BYTES = 8 << 20  # what is written stays in memory up to this size
 # The SDK tries each request twice in quick succession, so that a listing of many pages need not begin anew. A server
 # that accepts connections and sends nothing is noticed after twice the request timeout.
@@ -51,41 +35,12 @@ _NEVER_AWAY = re.compile(r"curlCode: (1|3|51|53|54|58|59|60|66|77|80|82|83|90|91
 
 _Answer = TypeVar("_Answer")
 
-log = logging.getLogger(__name__)
-_default = STAGES
-
-
-class StoreAwayError(StorageError, OSError):
-    """The store was away for longer than the patience."""
-
-
-def patience() -> float:
-    """Return for how many seconds a request is repeated after it first failed.
-
-    Raises:
-        ConfigError: ``WUKONG_STORE_PATIENCE`` is not a number of seconds.
-    """
-    text = os.environ.get(VARIABLE, "").strip()
-    if not text:
-        return _default
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise ConfigError(f"{VARIABLE} is {text!r}; it must be a number of seconds, 0 or more (stages: {STAGES:.0f})")
-    return seconds
-
-
-def set_default(seconds: float) -> None:
-    """Choose the patience of this process, and not of those it starts; ``WUKONG_STORE_PATIENCE`` takes precedence."""
-    global _default  # noqa: PLW0603 - of the process, like the environment
-    _default = seconds
+_outage = patience.Outage("the object store")
 
 
 def is_away(error: BaseException) -> bool:
     """Return whether an error means that the store cannot be reached or asks for a pause."""
-    if isinstance(error, StoreAwayError | FileNotFoundError) or not isinstance(error, OSError):
+    if isinstance(error, patience.AwayError | FileNotFoundError) or not isinstance(error, OSError):
         return False
     text = str(error)
     return bool(_AWAY.search(text)) and not _NEVER_AWAY.search(text)
@@ -100,66 +55,23 @@ def until_answered(request: Callable[[], _Answer], *, deletes: bool = False) -> 
             the thing, and only its answer was lost.
 
     Raises:
-        StoreAwayError: the store was away for longer than ``patience``.
+        AwayError: the store was away for longer than the patience.
     """
-    try:
-        return request()
-    except OSError as error:
-        if not is_away(error):
-            raise
-        failure = error
-    began, pause, allowed = time.monotonic(), _FIRST_PAUSE, patience()
-    while (left := began + allowed - time.monotonic()) > 0:
-        _outage.goes_on(failure, allowed)
-        time.sleep(min(left, pause * random.uniform(0.5, 1.0)))
-        pause = min(2 * pause, _LONGEST_PAUSE)
+    failed = False
+
+    def ask() -> _Answer:
+        nonlocal failed
         try:
-            answer = request()
+            return request()
         except FileNotFoundError:
-            _outage.ends()
-            if not deletes:
-                raise
-            return None  # type: ignore[return-value]  # a request that deletes answers nothing
-        except OSError as error:
-            if not is_away(error):
-                raise
-            failure = error
-        else:
-            _outage.ends()
-            return answer
-    waited = time.monotonic() - began
-    raise StoreAwayError(f"{failure}; so it was for {waited:.0f} s ({VARIABLE}={allowed:g})") from failure
+            if deletes and failed:
+                return None  # type: ignore[return-value]  # a request that deletes answers nothing
+            raise
+        except OSError:
+            failed = True
+            raise
 
-
-class _Outage:
-    """What this process's log says about an outage: one line at its start, one every 30 s, one at its end."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._began: float | None = None
-        self._said = 0.0
-
-    def goes_on(self, error: BaseException, allowed: float) -> None:
-        with self._lock:
-            now = time.monotonic()
-            if self._began is None:
-                self._began = now
-                text = "the object store is away (%s); what needs it is repeated for up to %.0f s"
-                log.warning(text, error, allowed)
-            elif now - self._said >= _LOG_EVERY:
-                log.warning("the object store has been away for %.0f s: %s", now - self._began, error)
-            else:
-                return
-            self._said = now
-
-    def ends(self) -> None:
-        with self._lock:
-            if self._began is not None:
-                log.warning("the object store is back after %.1f s", time.monotonic() - self._began)
-            self._began = None
-
-
-_outage = _Outage()
+    return patience.until_answered(ask, is_away, _outage)
 
 
 def connect(endpoint: str | None, region: str) -> pafs.S3FileSystem:
@@ -332,7 +244,7 @@ def put(store: pafs.FileSystem, path: str, content: IO[bytes], metadata: Any = N
         metadata: pyarrow's metadata of the object, or None.
 
     Raises:
-        StoreAwayError: the store was away for longer than ``patience``.
+        AwayError: the store was away for longer than the patience.
     """
 
     def send() -> None:

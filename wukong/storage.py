@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from wukong import environment, patient_store
+from wukong import environment, patience, patient_store
 from wukong.errors import StorageError
 
 _SCHEMES = ("s3", "file")
@@ -77,7 +77,7 @@ def _bare(uri: str) -> tuple[pafs.FileSystem, str]:
         configured = environment.is_named(uri)
         environment.use_for(uri)
         if not configured and environment.is_named(uri):  # a person's program: stages are told where their store is
-            patient_store.set_default(patient_store.PEOPLE)
+            patience.set_default(patience.PEOPLE)
         region = os.environ.get("AWS_REGION", "us-east-1")
         return _s3(_endpoint(), region, os.environ.get("AWS_ACCESS_KEY_ID")), uri.removeprefix("s3://")
     raise StorageError(
@@ -186,7 +186,7 @@ def open_input(uri: str) -> Iterator[IO[bytes]]:
     with stream:
         try:
             yield stream
-        except patient_store.StoreAwayError as error:
+        except patience.AwayError as error:
             raise _cannot("read", uri, error) from error
 
 

@@ -6,7 +6,7 @@
 A server that is away (it cannot be reached, does not answer in time, or has an internal error) ends no stage. Each call
 is bounded in time; the log says what is left out. Metrics of a training that could not be sent are sent with the next
 ones, or at the end from the manifest. Only ``register`` needs MLflow: it waits, as for an object store
-(``wukong.patient_store``). An error of another kind, for instance a refused password, is raised.
+(``wukong.patience``). An error of another kind, for instance a refused password, is raised.
 """
 
 import logging
@@ -23,10 +23,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from wukong import mlflow_rest, patient_store, storage
+from wukong import mlflow_rest, patience, storage
 from wukong.cancel import JobLeftError
 from wukong.config import Experiment
-from wukong.errors import ConfigError, DataError, StorageError
+from wukong.errors import ConfigError, DataError
 from wukong.manifest import Manifest, code_revision, digest_of
 from wukong.mlflow_rest import Metric, MlflowError, Run, Server
 from wukong.run_records import flatten
@@ -42,7 +42,6 @@ _REVISION_TAG = "mlflow.source.git.commit"
 _PROBE_SECONDS = 5.0
 _PAUSE = 2.0  # seconds between two probes
 _AT_START = 10.0  # seconds that a stage waits for MLflow before it runs untracked
-_LOG_EVERY = 30.0
 _AT_END = 60.0  # seconds that a finished stage waits for MLflow before its results are left out
 _HISTORY = "history.json"  # of a training stage: its epochs
 _MAX_PARAM = 6000  # characters of a parameter's value; what is longer is cut, the manifest holds it whole
@@ -51,6 +50,9 @@ _Answer = TypeVar("_Answer")
 _Unsent = tuple[str, list[Metric]]
 
 log = logging.getLogger(__name__)
+_outage = patience.Outage(
+    "MLflow", ". Is it running? On one machine, `wukong status` shows it and `wukong up` starts it."
+)
 _unsent: list[_Unsent] = []
 """What this process could not send: the run's ID and its metrics, the oldest first."""
 
@@ -77,7 +79,7 @@ def stage_run(experiment: Experiment, run: str, stage: str, *, needed: bool = Fa
 
     Raises:
         ConfigError: the pipeline's run of that name is another experiment's.
-        StorageError: MLflow is needed and was away for longer than ``patient_store.patience``.
+        AwayError: MLflow is needed and was away for longer than the patience.
     """
     if not enabled():
         log.warning("MLFLOW_TRACKING_URI is not set: the %s stage is not tracked", stage)
@@ -85,7 +87,7 @@ def stage_run(experiment: Experiment, run: str, stage: str, *, needed: bool = Fa
         return
     server = Server()
     if needed:
-        parent, nested = until_answered(lambda: _open(server, experiment, run, stage), f"the {stage} stage")
+        parent, nested = until_answered(lambda: _open(server, experiment, run, stage))
     else:
         opened = _unless_away(
             lambda: _open(server, experiment, run, stage), f"the {stage} stage is not tracked", _AT_START
@@ -180,40 +182,19 @@ def _unless_away(request: Callable[[], _Answer], left_out: str, within: float = 
         return None
 
 
-def until_answered(request: Callable[[], _Answer], what: str) -> _Answer:
+def until_answered(request: Callable[[], _Answer]) -> _Answer:
     """Make a request that can be repeated, again and again while MLflow is away, for as long as for an object store.
 
-    Args:
-        request: the whole of what is repeated.
-        what: needs the answer; for messages.
-
     Raises:
-        StorageError: MLflow was away for longer than ``patient_store.patience``.
+        AwayError: MLflow was away for longer than the patience (``wukong.patience``).
     """
-    began: float | None = None
-    while True:
-        try:
-            answer = request()
-        except Exception as error:
-            if not _is_away(error):
-                raise
-            now = time.monotonic()
-            began = began or now
-            allowed = patient_store.patience()
-            if now - began >= allowed:
-                raise StorageError(
-                    f"{what} needs MLflow, and {mlflow_rest.address()} was away for {now - began:.0f} s "
-                    f"({patient_store.VARIABLE}={allowed:g}): {error}. Is it running? On one machine, `wukong status` "
-                    "shows it and `wukong up` starts it."
-                ) from error
-            log.warning(
-                "MLflow at %s is away: %s waits for up to %.0f s (%s)", mlflow_rest.address(), what, allowed, error
-            )
-            _answers(max(min(began + allowed - now, _LOG_EVERY), _PAUSE))
-        else:
-            if began is not None:
-                log.warning("MLflow is back after %.0f s", time.monotonic() - began)
-            return answer
+
+    def ask() -> _Answer:
+        if not _answers(0):  # known after seconds; a request proper to a server that hangs takes minutes
+            raise MlflowError(f"{mlflow_rest.address()} does not answer", 503)
+        return request()
+
+    return patience.until_answered(ask, _is_away, _outage)
 
 
 def log_stage(run_id: str | None, manifest: Manifest) -> None:
@@ -298,7 +279,7 @@ def register(experiment: Experiment, run_id: str, model: Manifest, evaluation: M
     if registry.metric not in evaluation.metrics:
         known = ", ".join(sorted(evaluation.metrics))
         raise DataError(f"registry.metric is {registry.metric!r}, but the evaluation measured only: {known}")
-    return until_answered(lambda: _register(_client(), experiment, run_id, model, evaluation), "the registration")
+    return until_answered(lambda: _register(_client(), experiment, run_id, model, evaluation))
 
 
 def _register(
@@ -364,7 +345,7 @@ def complete_run(experiment: Experiment, run: str, metrics: Mapping[str, float])
     """Log the final metrics to the pipeline's run and end it, and nested runs whose end could not be sent.
 
     Raises:
-        StorageError: MLflow was away for longer than ``patient_store.patience``.
+        AwayError: MLflow was away for longer than the patience.
     """
 
     def complete() -> None:
@@ -376,7 +357,7 @@ def complete_run(experiment: Experiment, run: str, metrics: Mapping[str, float])
                 server.end(entry.run_id, "FINISHED")
 
     if enabled():
-        until_answered(complete, "the end of the run")
+        until_answered(complete)
 
 
 def _nested(server: Server, parent: Run) -> list[Run]:

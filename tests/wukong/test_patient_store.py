@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from object_store import ObjectStore
 
-from wukong import patient_store, storage
-from wukong.errors import ConfigError, StorageError
+from wukong import patience, patient_store, storage
+from wukong.errors import StorageError
 
 _LONG = os.urandom(1 << 20) * 16  # bytes; at 1 MiB a piece some are read before the server is killed, most after
 _TABLE = pa.table({"row": range(100_000), "text": [f"文{row % 1000}" for row in range(100_000)]})
@@ -42,7 +42,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
 def root(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in store.variables().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv(patient_store.VARIABLE, "60")
+    monkeypatch.setenv(patience.VARIABLE, "60")
     return "s3://bucket"
 
 
@@ -116,7 +116,7 @@ def test_what_goes_on_while_the_server_is_killed_succeeds(
         assert all(future.result(60) for future in repeated)
     for name in ("streamed", "written", "checkpoint/weights"):
         assert storage.read_bytes(f"{root}/{name}") == _LONG, name
-    lines = [record.getMessage() for record in caplog.records if record.name == patient_store.__name__]
+    lines = [record.getMessage() for record in caplog.records if record.name == patience.__name__]
     assert re.search(r"the object store is away \(.*\); what needs it is repeated for up to 60 s", lines[0])
     (back,) = (line for line in lines if "is back after" in line)
     assert _AWAY_SECONDS - 1 < float(back.split()[-2]) < 60
@@ -193,7 +193,7 @@ def test_an_overloaded_store_is_asked_again(
 ) -> None:
     monkeypatch.setattr(patient_store, "_ATTEMPTS", 1)  # so that the SDK leaves it to us
     storage._s3.cache_clear()
-    monkeypatch.setenv(patient_store.VARIABLE, "30")
+    monkeypatch.setenv(patience.VARIABLE, "30")
     answers((status, code), (status, code), (200, ""))
     assert storage.exists("s3://bucket/key")
 
@@ -205,7 +205,7 @@ def test_an_overloaded_store_is_asked_again(
 def test_a_refusal_is_an_error_at_once(
     answers: Callable[..., None], monkeypatch: pytest.MonkeyPatch, status: int, code: str
 ) -> None:
-    monkeypatch.setenv(patient_store.VARIABLE, "30")
+    monkeypatch.setenv(patience.VARIABLE, "30")
     answers((status, code), (200, ""))
     with pytest.raises(StorageError, match="cannot look up"):
         storage.exists("s3://bucket/key")
@@ -220,7 +220,7 @@ def test_a_store_that_stays_away_is_an_error_that_names_the_time(monkeypatch: py
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{closed_port()}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    monkeypatch.setenv(patient_store.VARIABLE, "1")
+    monkeypatch.setenv(patience.VARIABLE, "1")
     began = time.monotonic()
     with pytest.raises(StorageError, match=r"cannot read .*so it was for [1-9] s .*Is the object store") as caught:
         storage.read_bytes("s3://bucket/key")
@@ -229,7 +229,7 @@ def test_a_store_that_stays_away_is_an_error_that_names_the_time(monkeypatch: py
 
 
 def test_a_local_file_system_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(patient_store.VARIABLE, "600")
+    monkeypatch.setenv(patience.VARIABLE, "600")
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="you may write to it"):
         storage.write_bytes(storage.from_path(tmp_path / "file" / "x"), b"")
@@ -250,7 +250,7 @@ def away() -> OSError:
 
 
 def test_a_deletion_whose_answer_was_lost_has_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(patient_store.VARIABLE, "30")
+    monkeypatch.setenv(patience.VARIABLE, "30")
     assert patient_store.until_answered(failing([away()])) == "answer"
     assert patient_store.until_answered(failing([away(), FileNotFoundError()]), deletes=True) is None
     with pytest.raises(FileNotFoundError):
@@ -262,17 +262,3 @@ def test_a_deletion_whose_answer_was_lost_has_succeeded(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("code", [60, 3])
 def test_a_wrong_certificate_or_address_is_not_waited_for(code: int) -> None:
     assert not patient_store.is_away(OSError(f"AWS Error NETWORK_CONNECTION during X: curlCode: {code}, text"))
-
-
-def test_the_patience_is_the_processes_unless_the_variable_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(patient_store.VARIABLE, raising=False)
-    monkeypatch.setattr(patient_store, "_default", patient_store.STAGES)
-    assert patient_store.patience() == 600
-    patient_store.set_default(patient_store.PEOPLE)
-    assert patient_store.patience() == 5
-    monkeypatch.setenv(patient_store.VARIABLE, "7.5")
-    assert patient_store.patience() == 7.5
-    for wrong in ("-1", "inf", "ten", "nan"):
-        monkeypatch.setenv(patient_store.VARIABLE, wrong)
-        with pytest.raises(ConfigError, match=f"WUKONG_STORE_PATIENCE is '{wrong}'; it must be a number of seconds"):
-            patient_store.patience()

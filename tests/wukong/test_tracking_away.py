@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow_server import MlflowServer
 
-from wukong import config, mlflow_rest, patient_store, storage, tracking
+from wukong import config, mlflow_rest, patience, storage, tracking
 from wukong.errors import StorageError
 from wukong.manifest import Manifest, Stage
 
@@ -75,7 +75,7 @@ def test_a_server_killed_during_a_stage_gets_its_metrics_later(
             assert untracked is None
             raise ZeroDivisionError
 
-        monkeypatch.setenv(patient_store.VARIABLE, "300")
+        monkeypatch.setenv(patience.VARIABLE, "300")
         threading.Timer(1.0, server.start).start()
         with tracking.stage_run(experiment, "first", "register", needed=True) as waited:
             assert waited
@@ -102,7 +102,7 @@ def test_a_server_that_never_answers_holds_a_stage_for_seconds(
     hangs: bool,
 ) -> None:
     monkeypatch.setattr(tracking, "_PROBE_SECONDS", 0.5)
-    monkeypatch.setenv(patient_store.VARIABLE, "1")
+    monkeypatch.setenv(patience.VARIABLE, "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     listening = socket.create_server(("127.0.0.1", server.port)) if hangs else None
     began = time.monotonic()
@@ -112,7 +112,9 @@ def test_a_server_that_never_answers_holds_a_stage_for_seconds(
         assert "the crawl stage is not tracked" in caplog.text
         needed = tracking.stage_run(experiment, "first", "register", needed=True)
         with (
-            pytest.raises(StorageError, match=r"the register stage needs MLflow, and http.* was away for \d+ s"),
+            pytest.raises(
+                StorageError, match=r"MLflow is away: http.* does not answer; so it was for \d+ s .*`wukong up`"
+            ),
             needed,
         ):
             pytest.fail("it began")

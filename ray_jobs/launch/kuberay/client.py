@@ -51,30 +51,42 @@ class Timing:
     max_backoff: float = 120.0
 
 
+def load_credentials(namespace: str) -> None:
+    """Let clients of Kubernetes be the service account of this pod, or else the kubeconfig's user.
+
+    Args:
+        namespace: which ``WUKONG_CLUSTER`` names; for the message.
+
+    Raises:
+        RayJobError: there is neither a service account nor a kubeconfig.
+    """
+    try:
+        config.load_incluster_config()
+    except config.ConfigException:
+        try:
+            config.load_kube_config()
+        except config.ConfigException as error:
+            raise RayJobError(
+                f"WUKONG_CLUSTER names the namespace {namespace!r}, but there is neither a service account nor a "
+                f"kubeconfig here to reach a cluster with: {error}",
+                "NoCluster",
+            ) from error
+
+
 class KubernetesApi:
-    """The Kubernetes API, as the service account of this pod or else as the kubeconfig of this user.
+    """The Kubernetes API, with the credentials that ``load_credentials`` finds.
 
     Args:
         namespace: of the RayJobs.
         timing: how long to wait.
 
     Raises:
-        RayJobError: there is neither a service account nor a kubeconfig.
+        RayJobError: there are no credentials.
     """
 
     def __init__(self, namespace: str, timing: Timing) -> None:
         self.namespace, self.timing = namespace, timing
-        try:
-            config.load_incluster_config()
-        except config.ConfigException:
-            try:
-                config.load_kube_config()
-            except config.ConfigException as error:
-                raise RayJobError(
-                    f"WUKONG_CLUSTER names the namespace {namespace!r}, but there is neither a service account nor a "
-                    f"kubeconfig here to reach a cluster with: {error}",
-                    "NoCluster",
-                ) from error
+        load_credentials(namespace)
         self._core, self._custom = client.CoreV1Api(), client.CustomObjectsApi()
         self._where = {"group": _GROUP, "version": _VERSION, "namespace": namespace, "plural": _PLURAL}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_jobs.launch.kuberay import pipeline_run, settings
-from ray_jobs.launch.kuberay.client import KubernetesApi, Timing
+from ray_jobs.launch.kuberay.client import KubernetesApi, Timing, load_credentials
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.logs import JobLog, end_of_head_log
 from ray_jobs.launch.kuberay.manifest import images_of, job_name, make_ray_job
@@ -97,9 +97,9 @@ def was_terminated(namespace: str) -> bool:
     KFP gives an exit handler FAILED for a run that failed and for one that was terminated.
 
     Args:
-        namespace: of the RayJobs.
+        namespace: which ``WUKONG_CLUSTER`` names.
     """
-    KubernetesApi(namespace, Timing(patience=60))  # loads the credentials of this pod
+    load_credentials(namespace)
     pipeline = pipeline_run.of_this_pod()
     return pipeline is not None and pipeline.was_terminated()
 

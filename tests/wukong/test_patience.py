@@ -1,0 +1,89 @@
+"""Waiting for a service that is away, without a service."""
+
+import logging
+from collections.abc import Callable
+
+import pytest
+
+from wukong import patience
+from wukong.errors import ConfigError
+
+
+class GoneError(Exception):
+    pass
+
+
+def is_away(error: BaseException) -> bool:
+    return isinstance(error, GoneError)
+
+
+def failing(failures: list[Exception]) -> Callable[[], str]:
+    def request() -> str:
+        if failures:
+            raise failures.pop(0)
+        return "answer"
+
+    return request
+
+
+@pytest.fixture
+def outage() -> patience.Outage:
+    return patience.Outage("the service", ". Start it.")
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses so far; the clock goes on by them and by nothing else."""
+    slept: list[float] = []
+    monkeypatch.setattr(patience.time, "sleep", slept.append)
+    monkeypatch.setattr(patience.time, "monotonic", lambda: 100.0 + sum(slept))
+    monkeypatch.setenv(patience.VARIABLE, "60")
+    return slept
+
+
+def test_a_request_is_repeated_until_it_is_answered_and_the_log_says_so_twice(
+    outage: patience.Outage, pauses: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert patience.until_answered(failing([GoneError("gone")] * 6), is_away, outage) == "answer"
+    assert len(pauses) == 6
+    limits = [0.25, 0.5, 1, 2, 4, 5]
+    assert all(limit / 2 <= pause <= limit for pause, limit in zip(pauses, limits, strict=True))
+    begun, over = (record.getMessage() for record in caplog.records)
+    assert begun == "the service is away (gone); what needs it is repeated for up to 60 s"
+    assert over.startswith("the service is back after")
+
+
+def test_after_the_patience_the_error_says_what_failed_how_long_and_what_to_do(
+    outage: patience.Outage, pauses: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = r"the service is away: gone; so it was for 60 s \(WUKONG_STORE_PATIENCE=60\)\. Start it\."
+    with caplog.at_level(logging.WARNING), pytest.raises(patience.AwayError, match=expected):
+        patience.until_answered(failing([GoneError("gone")] * 1000), is_away, outage)
+    assert sum(pauses) == pytest.approx(60)
+    assert [record.getMessage()[:26] for record in caplog.records][1:] == ["the service has been away "], "each 30 s"
+
+
+def test_another_error_is_an_answer(
+    outage: patience.Outage, pauses: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        patience.until_answered(failing([ZeroDivisionError()]), is_away, outage)
+    assert (pauses, caplog.records) == ([], [])
+    with pytest.raises(ZeroDivisionError):
+        patience.until_answered(failing([GoneError(), ZeroDivisionError()]), is_away, outage)
+    assert caplog.records[-1].getMessage().startswith("the service is back")
+
+
+def test_the_patience_is_the_processes_unless_the_variable_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(patience.VARIABLE, raising=False)
+    monkeypatch.setattr(patience, "_default", patience.STAGES)
+    assert patience.seconds() == 600
+    patience.set_default(patience.PEOPLE)
+    assert patience.seconds() == 5
+    monkeypatch.setenv(patience.VARIABLE, "7.5")
+    assert patience.seconds() == 7.5
+    for wrong in ("-1", "inf", "ten", "nan"):
+        monkeypatch.setenv(patience.VARIABLE, wrong)
+        with pytest.raises(ConfigError, match=f"WUKONG_STORE_PATIENCE is '{wrong}'; it must be a number of seconds"):
+            patience.seconds()
