@@ -154,6 +154,13 @@ def succeed(services: Services, run: Run, seconds: float = A_RUN) -> None:
     assert ended == "SUCCEEDED", f"run {run.name} ended as {ended}\n{why(run)}"
 
 
+def complete(services: Services, made: Experiment, name: str, *given: str, shown: str = "") -> Run:
+    """Start a run of the training pipeline and wait for its end; it must succeed. Arguments as of ``start``."""
+    run = start(services, made, name, *given, shown=shown)
+    succeed(services, run)
+    return run
+
+
 def why(run: Run) -> str:
     """What the components of a run that failed said last."""
     lines = []

@@ -37,8 +37,7 @@ def first_run(services: runs.Services, kept: State) -> runs.Run:
     """Run the workflow from the search to the report under a new experiment's name."""
     kept.begin()
     made = runs.experiment(kept.values["experiment"])
-    run = runs.start(services, made, f"first-{time.strftime('%H%M%S')}")
-    runs.succeed(services, run)
+    run = runs.complete(services, made, f"first-{time.strftime('%H%M%S')}")
     kept.save(first=vars(run))
     return run
 
@@ -56,8 +55,7 @@ def undisturbed(services: runs.Services, kept: State, stamp: str) -> tuple[runs.
         kept.save(epochs=epochs)
     if stored := kept.values.get("clone"):
         return runs.Run(**stored), epochs
-    run = runs.start(services, made, f"clone-{stamp}", f"epochs={epochs}")
-    runs.succeed(services, run)
+    run = runs.complete(services, made, f"clone-{stamp}", f"epochs={epochs}")
     kept.save(clone=vars(run), clone_digests=runs.digests(clone_of(kept, epochs), run))
     return run, epochs
 

@@ -21,8 +21,7 @@ def test_an_empty_run(
     first: runs.Run, services: runs.Services, session_state: State, found: list[str], stamp: str
 ) -> None:
     made = experiment_of(session_state)
-    run = runs.start(services, made, "", shown=f"Run of training ({stamp})")
-    runs.succeed(services, run)
+    run = runs.complete(services, made, "", shown=f"Run of training ({stamp})")
     taken = time.time() - run.submitted
     assert all(record.reused for name, record in runs.records(made, run).items() if name in (*EARLIER, *RETRAINED))
     assert runs.ended(made, run)["state"] == "succeeded"
@@ -62,8 +61,7 @@ def test_a_repeated_run(
     first: runs.Run, services: runs.Services, session_state: State, found: list[str], stamp: str
 ) -> None:
     _, epochs = undisturbed(services, session_state, stamp)
-    run = runs.start(services, experiment_of(session_state), f"again-{stamp}", f"epochs={epochs}")
-    runs.succeed(services, run)
+    run = runs.complete(services, experiment_of(session_state), f"again-{stamp}", f"epochs={epochs}")
     jobs = [job["metadata"]["name"] for job in runs.ray_jobs(run)]
     found.append(f"{time.time() - run.submitted:.0f} s, RayJobs: {len(jobs)}")
     assert not jobs, jobs
