@@ -50,6 +50,10 @@ def test_credentials_are_made_and_fit_together(server: ApiServer) -> None:
     assert f":{password}@postgres:" in made["wukong/mlflow-server"]["MLFLOW_BACKEND_STORE_URI"]
     assert made["kubeflow/wukong-s3"] == made["wukong/wukong-s3"]
     assert made["kubeflow/wukong-mlflow"] == made["wukong/wukong-mlflow"]
+    admin, stages = made["wukong/mlflow-admin"], made["wukong/wukong-mlflow"]
+    assert (admin["MLFLOW_TRACKING_USERNAME"], stages["MLFLOW_TRACKING_USERNAME"]) == ("admin", "stages")
+    assert admin["MLFLOW_TRACKING_PASSWORD"] != stages["MLFLOW_TRACKING_PASSWORD"]
+    assert "kubeflow/mlflow-admin" not in made
     assert made["wukong/kfp-mysql"] == {"username": "root", "password": ""}
     secret = ("wukong-s3", "mlflow-s3", "setup-s3", "postgres")
     assert len({value for name in secret for value in made[f"wukong/{name}"].values()}) == 7
@@ -113,6 +117,20 @@ def test_the_operators_own_keys_for_each_use_are_kept(server: ApiServer) -> None
     cluster.make_credentials("wukong", "kubeflow")
     assert {name: server.secrets[name] for name in own} == own
     assert server.secrets["wukong/setup-s3"] == own["wukong/wukong-s3"]
+
+
+def test_an_installation_whose_components_are_mlflows_administrator_goes_on_so(server: ApiServer) -> None:
+    """MLflow's database knows that administrator. When the Secret is deleted, components get a user of their own."""
+    one = {"MLFLOW_TRACKING_USERNAME": "wukong", "MLFLOW_TRACKING_PASSWORD": "of both"}
+    server.secrets["wukong/wukong-mlflow"] = one
+    for _ in range(2):
+        cluster.make_credentials("wukong", "kubeflow")
+        assert server.secrets["wukong/mlflow-admin"] == server.secrets["wukong/wukong-mlflow"] == one
+    del server.secrets["wukong/wukong-mlflow"]
+    cluster.make_credentials("wukong", "kubeflow")
+    assert server.secrets["wukong/mlflow-admin"] == one
+    assert server.secrets["wukong/wukong-mlflow"]["MLFLOW_TRACKING_USERNAME"] == "stages"
+    assert server.secrets["kubeflow/wukong-mlflow"] == server.secrets["wukong/wukong-mlflow"]
 
 
 def test_one_key_for_a_store_that_knows_one(server: ApiServer) -> None:

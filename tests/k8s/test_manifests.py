@@ -635,8 +635,10 @@ def test_shell_scripts_parse(manifests: Installation) -> None:
 def test_the_jobs_own_commands_parse(manifests: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     """The arguments of `python -m infra.cluster` are those it takes."""
     calls: list[tuple[Any, ...]] = []
-    for name in ("make_credentials", "make_buckets", "back_up"):
+    for name in ("make_credentials", "make_buckets", "make_mlflow_user", "back_up"):
         monkeypatch.setattr(cluster, name, lambda *given: calls.append(given))
+    monkeypatch.setenv("STAGES_USERNAME", "stages")
+    monkeypatch.setenv("STAGES_PASSWORD", "password")
     monkeypatch.setenv("WUKONG_BUCKETS", named(manifests, "ConfigMap")["wukong-settings"]["data"]["WUKONG_BUCKETS"])
     for pod in pods(manifests):
         for container in pod.containers:
@@ -644,7 +646,7 @@ def test_the_jobs_own_commands_parse(manifests: Installation, monkeypatch: pytes
                 cluster.main(container["command"][3:])
     one_key = "minio" in named(manifests, "StatefulSet")
     made = ("wukong", "kubeflow", one_key)
-    expected = [("s3://wukong", "file:///backups/manifests", 30), made, (["wukong", "mlflow"],)]
+    expected = [("s3://wukong", "file:///backups/manifests", 30), made, (["wukong", "mlflow"],), ("stages", "password")]
     assert sorted(map(str, calls)) == sorted(map(str, expected))
 
 
