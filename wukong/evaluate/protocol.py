@@ -153,15 +153,15 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 context=52,
                 writing="lower, straight quotes",
                 class_names="authors",
-                prompts="authors",
+                prompts="cn-clip",
                 splits=_SPLITS,
                 per_class=frozenset({"caltech101", "flowers102", "pets", "aircraft"}),
                 classification_ties="topk",
                 mean_ties="first",
                 retrieval_ties="first",
                 remarks=(
-                    "Chinese-CLIP has class names of its own, which differ on 241 of ImageNet's 1,000, and prompts of "
-                    "its own for flowers102, food101, aircraft and eurosat; those are not used here.",
+                    "Chinese-CLIP has class names of its own, which differ on 241 of ImageNet's 1,000; its package "
+                    "does not carry them, and they are not used here.",
                 ),
             ),
             Protocol(

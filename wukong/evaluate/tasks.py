@@ -98,7 +98,7 @@ class ZeroShot:
         """Measure top-1, top-5 and the mean over classes; see ``Evaluator``."""
         names = _names(data.name, protocol)
         labels = torch.from_numpy(data.labels)
-        embedded = classification.embed(model, names, prompts.of(protocol.prompts), protocol, cache)
+        embedded = classification.embed(model, names, prompts.of(protocol.prompts, data.name), protocol, cache)
         scores = classification.scores(model, _encoded(model, data, protocol), embedded, protocol)
         found = classification.measured(scores, labels, protocol, data.name)
         results = {"top1": found.top1, "mean_per_class": found.mean_per_class}

@@ -82,6 +82,7 @@ class DualEncoder(nn.Module):
         self.settings = settings
         self.token_wise = settings.similarity == "token"
         self.special = (tokenizer.pad, tokenizer.cls)
+        self.vocabulary = tokenizer.digest
         self.image = image
         if image is not None:
             feature_width = image.token_width if self.token_wise else image.pooled_width

@@ -253,7 +253,10 @@ def _load(model: nn.Module, settings: Settings) -> None:
             state = translate(state, model)
         except Exception as error:
             # It does not check names and sizes, so its exception does not name the weight that is wrong.
-            problems = weights.misfits(model, state) or f"timm cannot translate it ({type(error).__name__}: {error})"
+            problems = (
+                weights.misfits(model.state_dict(), state)
+                or f"timm cannot translate it ({type(error).__name__}: {error})"
+            )
             raise DataError(f"{source} does not fit {settings.name}: {problems}; {_ACCEPTED}") from error
     configuration: Any = model.pretrained_cfg  # for torch's types every attribute of a module is a tensor or a module
     classifier = str(configuration["classifier"])

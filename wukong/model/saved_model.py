@@ -1,5 +1,6 @@
 """A trained model saved as a folder: ``model.safetensors`` (with the image tower), ``config.json``, ``vocab.txt``."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -18,15 +19,18 @@ from torch import Tensor
 from wukong import environment, storage
 from wukong.config import Model as Settings
 from wukong.data import images
-from wukong.data.tokenizer import Tokenizer
+from wukong.data.tokenizer import PACKAGED_DIGEST, Tokenizer
 from wukong.errors import ConfigError, DataError, StorageError
 from wukong.model import weights
 from wukong.model.dual import DualEncoder, Texts
 from wukong.model.image_encoder import ImageEncoder
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
 FILES = ("config.json", "model.safetensors", "vocab.txt")
 _TOWER = "image."
+_PACKAGED = "package"
 _BLOCK_IMAGES, _BLOCK_TEXTS = 256, 1024
 _SHOWN = 20
 
@@ -182,14 +186,25 @@ def save(uri: str, model: DualEncoder, tokenizer: Tokenizer) -> list[str]:
         The names of the files.
 
     Raises:
-        ValueError: the model has no image tower.
+        ValueError: the model has no image tower, or was built for another tokenizer.
+        DataError: the vocabulary is not the packaged one, and the settings say that it is.
     """
     if model.image is None:
         raise ValueError("a saved model needs its image tower, and this model has none: give it one")
+    if tokenizer.digest != model.vocabulary:
+        raise ValueError("the model was built for a tokenizer with another vocabulary: give the one it was built with")
+    packaged = model.settings.text.vocabulary == _PACKAGED
+    if packaged and tokenizer.digest != PACKAGED_DIGEST:
+        raise DataError(
+            f"the model was built with a vocabulary of its own (SHA-256 {tokenizer.digest[:8]}…), and its settings say "
+            "'package': set model.text.vocabulary to the URI of its vocab.txt"
+        )
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     storage.write_bytes(storage.join(uri, "model.safetensors"), save_safetensors(state))
     storage.write_bytes(storage.join(uri, "vocab.txt"), tokenizer.vocabulary.encode("utf-8"))
     config = {"format": FORMAT, "model": model.settings.model_dump(mode="json")}
+    if not packaged:
+        config["vocabulary_sha256"] = tokenizer.digest
     storage.write_json(storage.join(uri, "config.json"), config)
     return list(FILES)
 
@@ -295,7 +310,16 @@ def _read_settings(uri: str) -> tuple[Settings, Tokenizer]:
     except (KeyError, ValidationError) as error:
         raise DataError(f"{uri}/config.json does not describe a model: {error}") from error
     vocabulary = storage.read_bytes(storage.join(uri, "vocab.txt")).decode("utf-8")
-    return settings, Tokenizer(vocabulary, settings.text.max_tokens)
+    tokenizer = Tokenizer(vocabulary, settings.text.max_tokens)
+    digest = PACKAGED_DIGEST if settings.text.vocabulary == _PACKAGED else config.get("vocabulary_sha256")
+    if digest is None:
+        log.warning("%s was saved before vocabularies of one's own were recorded: its vocab.txt is not checked", uri)
+    elif tokenizer.digest != digest:
+        raise DataError(
+            f"{uri} was trained with the vocabulary of SHA-256 {str(digest)[:8]}…, and its vocab.txt, of "
+            f"{len(tokenizer)} entries, has {tokenizer.digest[:8]}…: put the vocab.txt there that it was trained with"
+        )
+    return settings, tokenizer
 
 
 def open_picture(picture: Picture, name: str = "the picture") -> Image.Image:

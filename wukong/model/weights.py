@@ -1,7 +1,9 @@
 """Read pretrained weights from a URI or an installed package, and load them strictly: messages name what is wrong."""
 
+import io
 import logging
 import math
+import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,6 +21,11 @@ from wukong.installed import installed_file
 log = logging.getLogger(__name__)
 
 _NAMED = 5
+_DAMAGED = (
+    *(AssertionError, AttributeError, EOFError, LookupError),
+    *(OSError, RuntimeError, TypeError, ValueError),
+)
+"""What ``torch.load`` raises for a damaged file, beside ``UnpicklingError``."""
 
 
 def read(uri: str) -> dict[str, Tensor]:
@@ -34,6 +41,40 @@ def read(uri: str) -> dict[str, Tensor]:
         raise DataError(f"{uri} is damaged, or not a safetensors file ({error}): write it again") from error
 
 
+def read_checkpoint(uri: str) -> dict[str, Tensor]:
+    """Read the weights of a checkpoint that ``torch.save`` wrote, or of a safetensors file.
+
+    No code of the file runs. torch's restricted unpickler makes tensors, numbers, texts, lists and dicts, and refuses
+    a file that asks for anything else.
+
+    Args:
+        uri: URI of the file. Its weights are a dict of tensors, at its top or below ``state_dict``.
+
+    Raises:
+        StorageError: there is nothing to read.
+        DataError: the file is damaged, asks for more than tensors and plain values, or holds no dict of tensors.
+    """
+    data = storage.read_bytes(uri)
+    if data[8:9] == b"{":
+        return read(uri)
+    try:
+        found: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise DataError(
+            f"{uri} is damaged, or asks for more than tensors and plain values, and is not read further "
+            f"({str(error).splitlines()[0]}); if you trust its source, write its dict of tensors with "
+            "safetensors.torch.save_file where nothing secret is, and give that file"
+        ) from error
+    except _DAMAGED as error:
+        raise DataError(f"{uri} is damaged, or not a checkpoint of torch ({error}): fetch it again") from error
+    state = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise DataError(
+            f"{uri} holds no dict of tensors, at its top or below state_dict: it is no checkpoint of a model"
+        )
+    return {str(name): value for name, value in state.items()}
+
+
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: str, accepted: str = "") -> None:
     """Load a state that must have exactly the module's weights, all of the right shape and finite.
 
@@ -46,7 +87,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str, accepted: 
     Raises:
         DataError: a weight is missing, unknown, of another shape, or not finite; the message names it.
     """
-    if problems := misfits(module, state):
+    if problems := misfits(module.state_dict(), state):
         raise DataError(
             f"{source} does not fit a {type(module).__name__} of these settings: {problems}"
             + (f"; {accepted}" if accepted else "")
@@ -54,9 +95,8 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str, accepted: 
     module.load_state_dict(state, strict=True)
 
 
-def misfits(module: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """Describe which weights of a state do not fit a module, with the first few names; empty if all fit."""
-    own = module.state_dict()
+def misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """Describe which weights of a state do not fit a model's own, with the first few names; empty if all fit."""
     shapes = {name: (tuple(state[name].shape), tuple(own[name].shape)) for name in own if name in state}
     wrong = [f"{name} ({_size(its)} instead of {_size(ours)})" for name, (its, ours) in shapes.items() if its != ours]
     problems = [

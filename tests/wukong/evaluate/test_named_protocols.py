@@ -62,7 +62,7 @@ def images(token_wise: bool, count: int = 9) -> Tensor:
     return F.normalize(torch.randn(count, *((5,) if token_wise else ()), 16), dim=-1)
 
 
-def own_model(size: int = 32, **more: object) -> SavedModel:
+def own_model(size: int = 32, vocabulary: str = "", **more: object) -> SavedModel:
     torch.manual_seed(0)
     settings = Settings.model_validate(
         {
@@ -73,7 +73,7 @@ def own_model(size: int = 32, **more: object) -> SavedModel:
             **more,
         }
     )
-    tokenizer = Tokenizer(packaged_vocabulary())
+    tokenizer = Tokenizer(vocabulary or packaged_vocabulary())
     tower = ImageEncoder(settings.image, with_weights=False)
     return SavedModel(DualEncoder(settings, tokenizer, tower).eval(), tokenizer)
 
@@ -205,9 +205,17 @@ def test_a_tokenizer_of_another_vocabulary_is_refused() -> None:
     with pytest.raises(DataError, match=r"31 entries.*vocab\.txt"):
         model.OwnModel(SavedModel(saved.model, Tokenizer(english)), "x")
     entries = packaged_vocabulary().rstrip("\n").split("\n")
+    permuted = "\n".join([*entries[:670], *reversed(entries[670:])])
+    with pytest.raises(DataError, match=r"21128 entries.*do not belong together"):
+        model.OwnModel(SavedModel(saved.model, Tokenizer(permuted)), "x")
+
+
+def test_a_vocabulary_of_another_language_is_refused() -> None:
+    entries = packaged_vocabulary().rstrip("\n").split("\n")
     latin = "\n".join([*entries[:670], *(f"word{number}" for number in range(len(entries) - 670))])
+    saved = own_model(vocabulary=latin)
     with pytest.raises(DataError, match="another language"):
-        model.OwnModel(SavedModel(saved.model, Tokenizer(latin)), "x").encode_texts(["一只猫", "一条狗"], PAPER)
+        model.OwnModel(saved, "x").encode_texts(["一只猫", "一条狗"], PAPER)
 
 
 def test_our_models_follow_the_protocol() -> None:

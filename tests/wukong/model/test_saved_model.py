@@ -1,3 +1,4 @@
+import hashlib
 import io
 import subprocess
 import sys
@@ -212,6 +213,57 @@ def test_files_that_do_not_belong_together_are_refused(
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(DataError, match=message):
         wukong.load(uri)
+
+
+def permuted(vocabulary: str) -> str:
+    """The same entries, the special ones at their places and all others in another order."""
+    entries = vocabulary.rstrip("\n").split("\n")
+    return "\n".join([*entries[:106], *reversed(entries[106:])])
+
+
+@pytest.mark.parametrize("read", [wukong.load, saved_model.load_for_features])
+def test_a_permuted_vocabulary_of_the_same_size_is_refused(
+    saved: tuple[DualEncoder, str], tmp_path: Path, read: Callable[[str], object]
+) -> None:
+    uri = storage.from_path(tmp_path)
+    for name in saved_model.FILES:
+        storage.write_bytes(storage.join(uri, name), storage.read_bytes(storage.join(saved[1], name)))
+    read(uri)
+    (tmp_path / "vocab.txt").write_bytes(permuted(packaged_vocabulary()).encode("utf-8"))
+    with pytest.raises(DataError, match=r"trained with the vocabulary of SHA-256 45bbac6b….*21128 entries"):
+        read(uri)
+
+
+def test_a_vocabulary_of_ones_own_is_recorded_and_compared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = {**SETTINGS["text"], "vocabulary": "file:///nowhere/vocab.txt"}
+    settings, uri = Model.model_validate({**SETTINGS, "text": text}), storage.from_path(tmp_path)
+    tokenizer = Tokenizer(permuted(packaged_vocabulary()))
+    saved_model.save(uri, DualEncoder(settings, tokenizer, ImageEncoder(settings.image)), tokenizer)
+    wukong.load(uri)
+    config = storage.read_json(storage.join(uri, "config.json"))
+    assert config["vocabulary_sha256"] == hashlib.sha256((tmp_path / "vocab.txt").read_bytes()).hexdigest()
+    (tmp_path / "vocab.txt").write_bytes(packaged_vocabulary().encode("utf-8"))
+    with pytest.raises(DataError, match="trained with the vocabulary of SHA-256"):
+        wukong.load(uri)
+    del config["vocabulary_sha256"]  # as before it was recorded
+    storage.write_json(storage.join(uri, "config.json"), config)
+    wukong.load(uri)
+    assert "vocab.txt is not checked" in caplog.text
+
+
+def test_a_model_is_not_saved_with_another_tokenizer(tmp_path: Path) -> None:
+    settings, other = Model.model_validate(SETTINGS), Tokenizer(permuted(packaged_vocabulary()))
+    ours = DualEncoder(settings, Tokenizer(packaged_vocabulary()), ImageEncoder(settings.image))
+    with pytest.raises(ValueError, match="another vocabulary"):
+        saved_model.save(storage.from_path(tmp_path), ours, other)
+    with pytest.raises(DataError, match="its settings say"):
+        saved_model.save(storage.from_path(tmp_path), DualEncoder(settings, other, ImageEncoder(settings.image)), other)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_packaged_vocabulary_adds_nothing_to_the_saved_settings(saved: tuple[DualEncoder, str]) -> None:
+    """Models that exist keep their bytes."""
+    assert storage.read_json(storage.join(saved[1], "config.json")).keys() == {"format", "model"}
 
 
 def test_a_head_that_is_not_a_matrix_is_refused(saved: tuple[DualEncoder, str], tmp_path: Path) -> None:
