@@ -4,18 +4,35 @@ Not in ``tests/``: that folder would come before the packages whose names its fo
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from mlflow_server import MlflowServer
 
 settings.register_profile("wukong", deadline=None)
 settings.load_profile("wukong")
 
 
 @pytest.fixture(scope="session")
-def mlflow_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a real MLflow server without users, which starts in ten seconds: each test needs names of its own."""
+def mlflow_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator["MlflowServer"]:
+    """A real MLflow server without users, which takes ten seconds to start."""
     from mlflow_server import running
 
     with running(tmp_path_factory.mktemp("mlflow")) as server:
-        yield server.address
+        yield server
+
+
+@pytest.fixture
+def mlflow_server(mlflow_of_all: "MlflowServer") -> Iterator["MlflowServer"]:
+    """That server, which a test may kill and start again. Each test needs names of its own."""
+    yield mlflow_of_all
+    mlflow_of_all.ensure_ready()
+
+
+@pytest.fixture
+def mlflow_address(mlflow_server: "MlflowServer") -> str:
+    """Its address."""
+    return mlflow_server.address

@@ -257,7 +257,7 @@ def _identity() -> dict[str, Any]:
     user, password, token = (given(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD", "TOKEN"))
     arguments: dict[str, Any] = {}
     if user and password:
-        arguments["auth"] = (user, password)
+        arguments["auth"] = (user.encode(), password.encode())  # of texts requests would allow Latin-1 alone
     elif token:
         arguments["headers"] = {"Authorization": f"Bearer {token}"}
     if given("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true"):

@@ -47,6 +47,12 @@ class MlflowServer:
                 assert time.monotonic() < until, (self.folder / "log.txt").read_text()
                 time.sleep(0.1)
 
+    def ensure_ready(self) -> None:
+        """Start it, if a test has killed it and started it no more."""
+        if self._process is None:
+            self.start()
+            self.wait_ready()
+
     def kill(self) -> None:
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)

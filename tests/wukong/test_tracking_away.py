@@ -4,13 +4,12 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow_server import MlflowServer
 
-from wukong import config, mlflow_rest, patience, storage, tracking
+from wukong import config, patience, storage, tracking
 from wukong.errors import StorageError
 from wukong.manifest import Manifest, Stage
 
@@ -19,24 +18,18 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+def settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The waits of this process are short."""
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    for name in mlflow_rest.BOUNDS:
-        monkeypatch.setenv(name, "")  # so that what is set below does not outlast the test
-        monkeypatch.delenv(name)
     monkeypatch.setattr(tracking, "_AT_START", 0.5)
     monkeypatch.setattr(tracking, "_AT_END", 0.5)
     monkeypatch.setattr(tracking, "_unsent", [])
-    yield server
-    server.kill()
 
 
 @pytest.fixture
 def experiment(tmp_path: Path) -> config.Experiment:
     crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
-    return config.parse({"name": "x", "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
+    return config.parse({"name": "away", "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
 
 
 def trained(experiment: config.Experiment) -> Manifest:
@@ -46,21 +39,21 @@ def trained(experiment: config.Experiment) -> Manifest:
     return stage.commit([stage.describe("history.json")], counts={"pairs": 7}, metrics={"loss": 0.25})
 
 
+@pytest.mark.usefixtures("settings")
 def test_a_server_killed_during_a_stage_gets_its_metrics_later(
-    server: MlflowServer,
+    mlflow_server: MlflowServer,
     experiment: config.Experiment,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    server.start()
-    server.wait_ready()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.address)
     client = mlflow.MlflowClient()
     with caplog.at_level(logging.WARNING), tracking.stage_run(experiment, "first", "pretrain") as run_id:
         assert run_id
         monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
         tracking.log_metrics({"loss": 1.0, "speed": 7.0}, 1)
         with tracking.stage_run(experiment, "first", "evaluate") as other:
-            server.kill()
+            mlflow_server.kill()
             tracking.log_stage(other, trained(experiment))
         assert "results of the pretrain stage are left out" in caplog.text
         assert "the end of evaluate is left out" in caplog.text
@@ -76,7 +69,7 @@ def test_a_server_killed_during_a_stage_gets_its_metrics_later(
             raise ZeroDivisionError
 
         monkeypatch.setenv(patience.VARIABLE, "300")
-        threading.Timer(1.0, server.start).start()
+        threading.Timer(1.0, mlflow_server.start).start()
         with tracking.stage_run(experiment, "first", "register", needed=True) as waited:
             assert waited
 
@@ -87,15 +80,15 @@ def test_a_server_killed_during_a_stage_gets_its_metrics_later(
     history = client.get_metric_history(run_id, "loss")
     assert [(entry.step, entry.value) for entry in history] == [(1, 1.0), (2, 1 / 2), (3, 1 / 3), (4, 1 / 4)]
     tracking.complete_run(experiment, "first", {"recall": 0.5})
-    found = client.search_runs([client.get_experiment_by_name("x").experiment_id])
+    found = client.search_runs([client.get_experiment_by_name("away").experiment_id])
     assert {run.info.run_name: run.info.status for run in found} == dict.fromkeys(
         ("first", "pretrain", "evaluate", "register"), "FINISHED"
     )
 
 
+@pytest.mark.usefixtures("settings")
 @pytest.mark.parametrize("hangs", [False, True])
 def test_a_server_that_never_answers_holds_a_stage_for_seconds(
-    server: MlflowServer,
     experiment: config.Experiment,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -104,7 +97,10 @@ def test_a_server_that_never_answers_holds_a_stage_for_seconds(
     monkeypatch.setattr(tracking, "_PROBE_SECONDS", 0.5)
     monkeypatch.setenv(patience.VARIABLE, "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    listening = socket.create_server(("127.0.0.1", server.port)) if hangs else None
+    listening = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{listening.getsockname()[1]}")
+    if not hangs:
+        listening.close()
     began = time.monotonic()
     try:
         with tracking.stage_run(experiment, "first", "crawl") as run_id:
@@ -119,6 +115,5 @@ def test_a_server_that_never_answers_holds_a_stage_for_seconds(
         ):
             pytest.fail("it began")
     finally:
-        if listening:
-            listening.close()
+        listening.close()
     assert time.monotonic() - began < 30

@@ -45,19 +45,19 @@ def test_training_gets_the_experiments_workers_and_gpus(experiment: config.Exper
     assert "nvidia.com/gpu" not in str(on_cpus["spec"]["rayClusterSpec"]["workerGroupSpecs"])
 
 
+EXPERIMENT = experiment_at("s3://bucket")
 names = st.from_regex(r"[a-zA-Z0-9]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?", fullmatch=True)
 
 
 @given(name=names, stage=st.sampled_from(stages.RECORDED), attempt=st.integers(1, 99))
 def test_names_are_dns_labels_of_at_most_47_characters(name: str, stage: str, attempt: int) -> None:
-    made = job_name(experiment_at("s3://bucket"), name, stage, attempt)
+    made = job_name(EXPERIMENT, name, stage, attempt)
     assert len(made) <= 47
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", made)
-    assert made == job_name(experiment_at("s3://bucket"), name, stage, attempt)
+    assert made == job_name(EXPERIMENT, name, stage, attempt)
 
 
 @given(first=names, second=names)
 def test_runs_never_share_a_name(first: str, second: str) -> None:
-    experiment = experiment_at("s3://bucket")
-    made = {job_name(experiment, name, "filter", 1) for name in (first, second)}
+    made = {job_name(EXPERIMENT, name, "filter", 1) for name in (first, second)}
     assert len(made) == len({first, second})
