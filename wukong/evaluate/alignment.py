@@ -4,7 +4,7 @@
 lies in the quarter of a collage that shows it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
@@ -18,7 +18,7 @@ from wukong.data import images
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import interval
 from wukong.evaluate.interval import Interval
-from wukong.model.saved_model import SavedModel
+from wukong.model.saved_model import Picture, SavedModel, open_picture
 
 _FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts",
                  "/System/Library/Fonts", "/Library/Fonts", "C:/Windows/Fonts")  # fmt: skip
@@ -26,6 +26,7 @@ _FONTS = ("NotoSansCJK-Regular*", "NotoSansSC*", "SourceHanSans*", "wqy-*", "Dro
           "Hiragino Sans GB*", "msyh*", "simhei*", "NotoSerifCJK-Regular*")  # fmt: skip
 _RED, _GREY, _BLACK, _WHITE = (200, 16, 16), (90, 90, 90), (0, 0, 0), (255, 255, 255)
 _SIDE, _LEGEND, _MARGIN = 640, 300, 20
+_MAX_DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,12 @@ class Pointing:
 
 @torch.inference_mode()
 def pointing_game(
-    saved: SavedModel, pictures: Sequence[Image.Image], words: Sequence[str], collages: int = 200, seed: int = 0
+    saved: SavedModel,
+    pictures: Sequence[Picture],
+    words: Sequence[str],
+    marks: Sequence[Collection[str]] | None = None,
+    collages: int = 200,
+    seed: int = 0,
 ) -> Pointing:
     """Play the pointing game on collages of four pictures: ask for each one's word, look where its best patch lies.
 
@@ -218,45 +224,57 @@ def pointing_game(
     border of two quarters are left out, so that chance is a quarter. The four words of a collage are one unit of the
     interval, because they share the collage.
 
+    A word can be right in one quarter only: two pictures that share a mark are never in one collage. So 猫 and 猫脸 do
+    not meet, whose pictures show the same thing.
+
     Args:
         saved: a token-wise model with its image tower.
-        pictures: RGB images.
-        words: the word of each picture; a collage has four different ones.
+        pictures: the pictures.
+        words: the word of each picture.
+        marks: what tells each picture's word from others; None for the characters of the word.
         collages: number of collages.
         seed: which pictures are together, and the bootstrap's.
 
     Raises:
-        DataError: the model is not token-wise, there are not as many words as pictures, or fewer than four words.
+        DataError: the model is not token-wise, there are not as many words or marks as pictures, or no four pictures
+            without a common mark are found.
     """
     side = _side(saved)
-    if len(pictures) != len(words) or len(set(words)) < 4:
-        raise DataError(
-            f"{len(pictures)} pictures and {len(set(words))} different of {len(words)} words: give one word for each "
-            "picture, and at least four different ones"
-        )
+    told = [frozenset(each) for each in (words if marks is None else marks)]
+    if len(pictures) != len(words) or len(words) != len(told):
+        raise DataError(f"{len(pictures)} pictures, {len(words)} words and {len(told)} marks: give one of each")
     half = saved.model.settings.image.image_size // 2
     quarter = _quarters(side)
     numbers = np.random.default_rng(seed)
-    places_of: dict[str, list[int]] = {}
-    for place, word in enumerate(words):
-        places_of.setdefault(word, []).append(place)
-    distinct = list(places_of)
-    encoded: dict[str, Tensor] = {}
+    tokens: dict[str, Tensor] = {}
     hits = np.zeros(collages)
     for collage in range(collages):
-        asked = [distinct[n] for n in numbers.choice(len(distinct), 4, replace=False)]
+        chosen = _told_apart(told, numbers)
         page = Image.new("RGB", (2 * half, 2 * half), _WHITE)
-        for corner, word in enumerate(asked):
-            shown = pictures[places_of[word][int(numbers.integers(len(places_of[word])))]]
-            page.paste(images.evaluation_view(shown, half, "whole"), (half * (corner % 2), half * (corner // 2)))
+        for corner, place in enumerate(chosen):
+            shown = images.evaluation_view(open_picture(pictures[place]), half, "whole")
+            page.paste(shown, (half * (corner % 2), half * (corner // 2)))
         patches = saved.encode_image([page])[0]
-        for corner, word in enumerate(asked):
-            if word not in encoded:
-                encoded[word] = _text(saved, word)[1][1:-1]
-            scores = (patches @ encoded[word].T).mean(1).masked_fill(quarter < 0, -torch.inf)
+        for corner, place in enumerate(chosen):
+            word = words[place]
+            if word not in tokens:
+                tokens[word] = _text(saved, word)[1][1:-1]
+            scores = (patches @ tokens[word].T).mean(1).masked_fill(quarter < 0, -torch.inf)
             hits[collage] += int(quarter[int(scores.argmax())]) == corner
     (found,) = interval.of(hits, np.full(collages, 4.0), seed=seed)
     return Pointing(found, 4 * collages)
+
+
+def _told_apart(marks: Sequence[frozenset[str]], numbers: np.random.Generator) -> list[int]:
+    """Draw four places without a common mark."""
+    for _ in range(_MAX_DRAWS if len(marks) >= 4 else 0):
+        chosen: list[int] = numbers.choice(len(marks), 4, replace=False).tolist()
+        if len(frozenset.union(*(marks[place] for place in chosen))) == sum(len(marks[place]) for place in chosen):
+            return chosen
+    raise DataError(
+        f"of {len(marks)} pictures, no four were found of which no two share a character or another mark: give more "
+        "pictures, of different things"
+    )
 
 
 def _quarters(side: int) -> Tensor:

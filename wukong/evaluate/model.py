@@ -18,8 +18,8 @@ from wukong.model.similarity import Scores
 
 _SAME = 1e-6
 _MAX_UNKNOWN = 0.5
-_BLOCK_TOKENS, _BLOCK_IMAGES = 2048, 100
-"""Text tokens and images in a block: with 49 patches 40 MB of products, which are large products of matrices."""
+_BLOCK_TOKENS, _BLOCK_IMAGES = 4096, 20
+"""Text tokens and images in a block: with 49 patches 16 MB of products, which are large products of matrices."""
 
 
 class Model(Interface):
@@ -141,6 +141,9 @@ def best_words(image: Tensor, text: Texts, with_first: bool = False, dtype: torc
     places = torch.arange(1, text.counted.shape[1] + 1)
     end = (text.counted * places).amax(1)
     found = torch.empty(images, len(text.vectors))
+    # One buffer for all blocks: a fresh one of this size comes from the system page by page each time.
+    longest = max(_BLOCK_TOKENS, text.counted.shape[1])
+    buffer = torch.empty(longest * min(images, _BLOCK_IMAGES) * patches, dtype=dtype)
     for first, last in torch.stack([start, end], 1).unique(dim=0).tolist():
         alike = ((start == first) & (end == last)).nonzero().squeeze(1)
         length = last - first
@@ -148,8 +151,9 @@ def best_words(image: Tensor, text: Texts, with_first: bool = False, dtype: torc
             tokens = text.vectors[rows, first:last].to(dtype).flatten(0, 1)
             for begin in range(0, images, _BLOCK_IMAGES):
                 part = slice(begin, min(begin + _BLOCK_IMAGES, images))
-                products = tokens @ columns[:, part.start * patches : part.stop * patches]
-                best = products.view(len(rows), length, -1).amax(1)
+                block = columns[:, part.start * patches : part.stop * patches]
+                products = buffer[: len(tokens) * block.shape[1]].view(len(tokens), -1)
+                best = torch.mm(tokens, block, out=products).view(len(rows), length, -1).amax(1)
                 found[part, rows] = best.view(len(rows), -1, patches).mean(2, dtype=torch.float32).T
     return found
 

@@ -468,18 +468,11 @@ def result(found: Found, pairs: Pairs, hit: Hit = "any", seed: int = 0) -> Resul
     else:
         draws = [(each, np.ones_like(each)) for each in (answers, turned) if each is not None]
     intervals = [each for sums, weights in draws for each in interval.of(sums, weights, seed=seed)]
-    replicates = [interval.replicates(*draw, seed=seed + n) for n, draw in enumerate(draws)]
-    mean = float(np.mean([each.value for each in intervals]))
-    if all(each.value == intervals[0].value for each in intervals) and mean in {0.0, 1.0}:
-        overall = intervals[0]
-    else:
-        drawn = np.concatenate(replicates, 1).mean(1)
-        overall = interval.of_replicates(mean, drawn, sum(len(draw[0]) for draw in draws))
     size = len(found.cutoffs)
     return Result(
         dict(zip(found.cutoffs, intervals[:size], strict=True)),
         dict(zip(found.cutoffs, intervals[size:], strict=True)) if turned is not None else {},
-        overall,
+        interval.mean(draws, seed=seed),
     )
 
 

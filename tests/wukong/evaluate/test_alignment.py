@@ -136,8 +136,12 @@ def test_what_cannot_be_aligned_is_refused() -> None:
         alignment.align(trained("global"), halves(), "红")
     with pytest.raises(DataError, match="'狗' is not in '一只猫'"):
         alignment.align(trained(), halves(), "一只猫", "狗")
-    with pytest.raises(DataError, match="at least four different"):
-        alignment.pointing_game(trained(), [halves()] * 4, ["红", "红", "蓝", "绿"])
+    with pytest.raises(DataError, match="no four were found"):
+        alignment.pointing_game(trained(), [halves()] * 4, ["红", "红花", "蓝", "绿"])
+    with pytest.raises(DataError, match="no four were found"):
+        alignment.pointing_game(trained(), [halves()] * 4, ["红", "花", "蓝", "绿"], [["a"], ["b", "a"], ["c"], ["d"]])
+    with pytest.raises(DataError, match="4 pictures, 3 words"):
+        alignment.pointing_game(trained(), [halves()] * 4, ["红", "蓝", "绿"])
 
 
 def test_the_command_writes_a_png_and_prints_the_words(tmp_path: Path) -> None:

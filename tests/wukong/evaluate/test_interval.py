@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,16 +11,15 @@ from wukong.errors import DataError
 from wukong.evaluate import interval
 
 SIMULATIONS = 1000
-"""More than 500, in which a true coverage of 95 % is measured only to one per cent (standard error)."""
+"""In 500, a true coverage of 95 % is measured only to one per cent (standard error)."""
 
 
-@pytest.mark.parametrize("method", ["percentile", "bca"])
-@pytest.mark.parametrize("truth", [0.15, 0.4, 0.8])
-def test_95_of_100_intervals_of_a_share_hold_the_true_value(truth: float, method: interval.Method) -> None:
+@pytest.mark.parametrize(("truth", "units"), [(0.153, 400), (0.801, 400), (0.0417, 300), (0.413, 50)])
+def test_95_of_100_intervals_of_a_share_hold_the_true_value(truth: float, units: int) -> None:
     numbers = np.random.default_rng(1)
     held = 0
     for seed in range(SIMULATIONS):
-        (found,) = interval.of(numbers.random(400) < truth, resamples=500, seed=seed, method=method)
+        (found,) = interval.of(numbers.random(units) < truth, resamples=500, seed=seed)
         held += found.low <= truth <= found.high
     assert 0.93 <= held / SIMULATIONS <= 0.97
 
@@ -72,20 +72,71 @@ def test_95_of_100_intervals_of_a_paired_difference_hold() -> None:
 def test_draws_over_distinct_rows_have_the_moments_of_draws_of_units(units: int, seed: int) -> None:
     numbers = np.random.default_rng(seed)
     values = numbers.integers(0, 3, units).astype(float)
-    drawn = interval.replicates(values, resamples=4000, seed=seed)[:, 0]
+    drawn = interval._drawn(interval._rows(values, None), 4000, seed)[:, 0]
     error = values.std() / math.sqrt(units)
     assert drawn.mean() == pytest.approx(values.mean(), abs=6 * error / math.sqrt(4000) + 1e-9)
     assert drawn.std() == pytest.approx(error, rel=0.1, abs=1e-9)
 
 
-def test_percentile_and_bca_agree_with_scipys() -> None:
-    values = np.random.default_rng(5).exponential(size=80)
-    for ours, theirs in (("percentile", "percentile"), ("bca", "BCa")):
-        (found,) = interval.of(values, resamples=20_000, method=ours)
-        expected = stats.bootstrap(
-            (values,), np.mean, n_resamples=20_000, method=theirs, rng=np.random.default_rng(1)
-        ).confidence_interval
-        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.01)
+@pytest.mark.parametrize("units", [12, 80])
+def test_the_interval_is_scipys(units: int) -> None:
+    values = np.random.default_rng(5).exponential(size=units)
+    (found,) = interval.of(values, resamples=40_000)
+    rng = np.random.default_rng(1)
+    expected = stats.bootstrap(
+        (values,), np.mean, confidence_level=expanded(units), n_resamples=40_000, method="BCa", rng=rng
+    )
+    assert_alike(found, expected.confidence_interval)
+
+
+def test_the_intervals_of_a_mean_and_of_a_difference_are_scipys() -> None:
+    numbers = np.random.default_rng(6)
+    hits = numbers.exponential(size=(60, 3)) * numbers.exponential(size=(60, 1))  # not on a lattice of few values
+    shares = numbers.exponential(size=(40, 1))
+
+    def overall(one: np.ndarray, two: np.ndarray, three: np.ndarray, axis: int) -> np.ndarray:
+        return (one.mean(axis) + two.mean(axis) + three.mean(axis)) / 3
+
+    found = interval.mean([(hits, np.ones_like(hits))], resamples=40_000)
+    rng = np.random.default_rng(1)
+    expected = stats.bootstrap(
+        hits.T, overall, paired=True, confidence_level=expanded(60), n_resamples=40_000, method="BCa", rng=rng
+    )
+    assert found.value == pytest.approx(hits.mean())
+    assert_alike(found, expected.confidence_interval)
+
+    found = interval.mean([(hits[:, :1], np.ones((60, 1))), (shares, np.ones((40, 1)))], resamples=40_000)
+    expected = stats.bootstrap(
+        (hits[:, 0], shares[:, 0]), lambda a, b, axis: (a.mean(axis) + b.mean(axis)) / 2,
+        confidence_level=expanded(40), n_resamples=40_000, method="BCa", rng=rng,
+    )  # fmt: skip
+    assert found.units == 100
+    assert_alike(found, expected.confidence_interval)
+
+    found = interval.difference(hits[:, 0], hits[:, 1], resamples=40_000)
+    expected = stats.bootstrap(
+        hits[:, :2].T, lambda a, b, axis: a.mean(axis) - b.mean(axis),
+        paired=True, confidence_level=expanded(60), n_resamples=40_000, method="BCa", rng=rng,
+    )  # fmt: skip
+    assert_alike(found, expected.confidence_interval)
+
+
+def expanded(units: int) -> float:
+    """The level of the plain interval that is as wide as one of 95 % corrected for few units (Hesterberg, 2015)."""
+    return 1 - 2 * float(stats.norm.cdf(math.sqrt(units / (units - 1)) * stats.t.ppf(0.025, units - 1)))
+
+
+def assert_alike(found: interval.Interval, expected: Any) -> None:
+    width = expected.high - expected.low
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.04 * width)
+
+
+def test_one_unit_and_very_uneven_units_have_an_interval_too() -> None:
+    (one,) = interval.of([2.0], [5.0])
+    assert (one.low, one.value, one.high) == (0.4, 0.4, 0.4)
+    (uneven,) = interval.of([0.0, 0.0, 1.0])
+    assert 0.0 <= uneven.low <= uneven.value <= uneven.high <= 1.0
+    assert interval.mean([([1.0] * 3, [1.0] * 3), ([1.0], [1.0])]) == interval.of([1.0] * 3)[0]
 
 
 def test_where_all_answers_are_equal_the_interval_is_exact() -> None:

@@ -85,6 +85,8 @@ def test_class_scores_equal_a_loop_over_prompts(
 ) -> None:
     monkeypatch.setattr(classification, "_PIECE_CLASSES", 3)
     monkeypatch.setattr(classification, "_BLOCK_PRODUCTS", 50)
+    monkeypatch.setattr(model, "_BLOCK_TOKENS", 20)
+    monkeypatch.setattr(model, "_BLOCK_IMAGES", 4)  # of nine images, so the last block is smaller
     fake, rules = Fake(token_wise), replace(PAPER, aggregation=aggregation)
     shown = images(token_wise)
     found = classification.scores(fake, shown, classification.embed(fake, NAMES, PROMPTS, rules, tmp_path), rules)

@@ -1,0 +1,231 @@
+"""Measure a trained model: the pointing game on the demo corpus, and its results under each named protocol.
+
+    python benchmarks/eval/trained.py pointing --model MODEL [--collages 200] [--picture FILE.png --titles 猫 …]
+    python benchmarks/eval/trained.py protocols --model MODEL [--config configs/demo.yaml] [--limit IMAGES]
+
+``MODEL`` is what ``wukong evaluate --model`` takes: a folder, or for instance ``models:/demo@champion`` after
+``make run``. The pointing game needs a token-wise model: ``make run ARGS='--set model.similarity=token'``. Hold-outs
+are those of the newest run of the experiment in ``--config``. Tables are printed in Markdown; the last line of output
+is JSON.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import wukong
+from infra import corpus
+from infra.corpus import packages
+from wukong import config, environment, manifest, run_records, storage
+from wukong.data import images, shards
+from wukong.evaluate import adapters, alignment, classification, prompts, retrieval, sets
+from wukong.evaluate.data_set import Classification
+from wukong.evaluate.interval import Interval
+from wukong.evaluate.model import Model
+from wukong.evaluate.protocol import PROTOCOLS, Protocol
+from wukong.model.saved_model import SavedModel
+
+BATCH = 64
+GROUPS = {
+    "trained on, but for a fifth of the words: Noto emoji, IconPark, Tux Paint": ("noto", "iconpark", "tuxpaint"),
+    "never trained on: Fluent 3D emoji": ("fluent",),
+}
+EMBEDDED = {
+    "fashion-mnist": (packages.FASHION_MNIST, "usr/share/datasets/fashion-mnist"),
+    "tuxpaint": (packages.STAMPS, "usr/share/tuxpaint"),
+}
+
+Measure = Callable[[Model, Protocol], dict[str, Interval]]
+Seen = dict[str, Tensor]
+
+
+def pointing(saved: SavedModel, collages: int, seed: int) -> dict[str, Any]:
+    """Play the pointing game on collages of each group of the demo corpus."""
+    demo = corpus.prepare(progress=False)
+    found = {}
+    print("| pictures | words | best patch in the right quarter | 95 % interval | chance |\n|---|---|---|---|---|")
+    for title, sources in GROUPS.items():
+        entries = [each for each in demo.entries if each.source in sources and readable(saved, each.title)]
+        game = alignment.pointing_game(
+            saved,
+            [demo.file(each) for each in entries],
+            [each.title for each in entries],
+            [marks(each) for each in entries],
+            collages,
+            seed,
+        )
+        low, value, high = (f"{100 * share:.1f} %" for share in (game.right.low, game.right.value, game.right.high))
+        print(f"| {title} | {game.words} | {value} | {low} to {high} | 25 % |", flush=True)
+        found[title] = {"pictures": len(entries), **asdict(game)}
+    return found
+
+
+def readable(saved: SavedModel, word: str) -> bool:
+    """Whether the model reads the whole word: it is not too long, and the vocabulary has each character."""
+    (ids,) = saved.tokenizer.encode([word])
+    return 2 < len(ids) <= saved.tokenizer.max_tokens and saved.tokenizer.unknown not in ids
+
+
+def marks(entry: corpus.Entry) -> set[str]:
+    """Return what tells a picture from others: each character of its title and of its keywords."""
+    return {character for text in (entry.title, *entry.keywords) for character in text if not character.isspace()}
+
+
+def collage(saved: SavedModel, word: str, others: Sequence[str], file: Path, font: Path | None) -> None:
+    """Draw the alignment of one word on a collage of its picture and three others, all named by their titles."""
+    demo = corpus.prepare(progress=False)
+    half = saved.model.settings.image.image_size // 2
+    page = Image.new("RGB", (2 * half, 2 * half), (255, 255, 255))
+    for corner, title in enumerate((word, *others)):
+        entry = next((each for each in demo.entries if each.title == title), None)
+        if entry is None:
+            raise SystemExit(f"no picture of the demo corpus has the title {title}")
+        with Image.open(demo.file(entry)) as opened:
+            shown = images.evaluation_view(images.to_rgb(opened), half, "whole")
+        page.paste(shown, (half * (corner % 2), half * (corner // 2)))
+    alignment.draw(alignment.align(saved, page, "".join((word, *others)), word), font).save(file)
+    print(f"alignment picture in {file}")
+
+
+def protocols(model: Model, experiment: config.Experiment, limit: int, cache: Path) -> dict[str, Any]:
+    """Measure the embedded sets and the hold-outs under each protocol, and print one row for each result."""
+    measures = {**embedded(limit, cache), **holdouts(experiment)}
+    found: dict[str, Any] = {}
+    print(f"| set | result | {' | '.join(PROTOCOLS)} |\n|---|---|{'---|' * len(PROTOCOLS)}")
+    for title, measure in measures.items():
+        by_protocol = {name: measure(model, protocol) for name, protocol in PROTOCOLS.items()}
+        for result in next(iter(by_protocol.values())):
+            cells = [cell(by_protocol[name][result]) for name in PROTOCOLS]
+            print(f"| {title} | {result} | {' | '.join(cells)} |", flush=True)
+        found[title] = {
+            name: {result: asdict(value) for result, value in results.items()} for name, results in by_protocol.items()
+        }
+    return found
+
+
+def cell(value: Interval) -> str:
+    return f"{100 * value.value:.1f} ({100 * value.low:.1f}-{100 * value.high:.1f})"
+
+
+def embedded(limit: int, cache: Path) -> dict[str, Measure]:
+    """Return how to measure each embedded set: the first ``limit`` images of fashion-mnist, all of tuxpaint."""
+    found: dict[str, Measure] = {}
+    for name, (package, place) in EMBEDDED.items():
+        data_set = sets.of(name)
+        assert isinstance(data_set, Classification)
+        folder = packages.fetch(package, corpus.cache_folder() / "packages") / place
+        seen: Seen = {}
+
+        def measure(
+            model: Model,
+            protocol: Protocol,
+            name: str = name,
+            data_set: Classification = data_set,
+            folder: Path = folder,
+            seen: Seen = seen,
+        ) -> dict[str, Interval]:
+            data = data_set.read(folder, protocol.split(name))
+            size = min(limit, len(data)) if name == "fashion-mnist" else len(data)
+            shown = encode(seen, model, (data.image(i) for i in range(size)), protocol)
+            names = [each.chinese for each in data_set.classes]
+            classes = classification.embed(model, names, prompts.of(protocol.prompts), protocol, cache)
+            scores = classification.scores(model, shown, classes, protocol)
+            results = classification.measured(scores, torch.from_numpy(data.labels[:size]), protocol, name)
+            return {"top-1": results.top1, "mean per class": results.mean_per_class}
+
+        found[data_set.title] = measure
+    return found
+
+
+def holdouts(experiment: config.Experiment) -> dict[str, Measure]:
+    """Return how to measure each hold-out of the newest run: every pair's caption is a query."""
+    environment.use_for(experiment.root)
+    newest = run_records.latest(experiment, "filter")
+    if newest is None:
+        raise SystemExit(f"no run of {experiment.name} has filtered yet at {experiment.root}: make run")
+    filtered = manifest.load(newest)
+    found: dict[str, Measure] = {}
+    for holdout in experiment.filter.split.holdouts:
+        rows: list[dict[str, str]] = []
+        bytes_of: dict[str, bytes] = {}
+        for uri in filtered.part_uris(f"{holdout.name}/", ".parquet"):
+            rows += storage.read_table(uri, ["key", "caption", "sha256"]).to_pylist()
+            bytes_of |= dict(shards.pictures(uri.removesuffix(".parquet") + ".tar"))
+        task = retrieval.task([row["sha256"] for row in rows], [row["caption"] for row in rows], "all")
+        keys = [rows[row]["key"] for row in task.pictures.tolist()]
+        seen: Seen = {}
+
+        def measure(
+            model: Model,
+            protocol: Protocol,
+            task: retrieval.Task = task,
+            keys: Sequence[str] = keys,
+            bytes_of: dict[str, bytes] = bytes_of,
+            seen: Seen = seen,
+        ) -> dict[str, Interval]:
+            pairs = retrieval.Pairs.of([row.nonzero()[0].tolist() for row in task.relevant.numpy()], len(keys))
+            shown = encode(seen, model, (images.decode(bytes_of[key], key) for key in keys), protocol)
+            texts = model.encode_texts(task.texts, protocol)
+            searched = retrieval.search(shown, texts, pairs, model.similarity, protocol.retrieval_ties)
+            result = retrieval.result(searched, pairs, protocol.hit)
+            return {
+                "R@1, text to image": result.text_to_image[1],
+                "R@1, image to text": result.image_to_text[1],
+                "mean recall": result.mean,
+            }
+
+        found[holdout.title or holdout.name] = measure
+    return found
+
+
+def encode(seen: Seen, model: Model, pictures: Iterable[Image.Image], protocol: Protocol) -> Tensor:
+    """Encode a set's images; protocols with the same transform share them."""
+    if protocol.transform not in seen:
+        seen[protocol.transform] = encoded(model, pictures, protocol)
+    return seen[protocol.transform]
+
+
+def encoded(model: Model, pictures: Iterable[Image.Image], protocol: Protocol) -> Tensor:
+    parts: list[Tensor] = []
+    batch: list[Image.Image] = []
+    for picture in pictures:
+        batch.append(picture)
+        if len(batch) == BATCH:
+            parts.append(model.encode_images(batch, protocol))
+            batch = []
+    return torch.cat([*parts, *([model.encode_images(batch, protocol)] if batch else [])])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", choices=["pointing", "protocols"])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--collages", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--titles", nargs=4, help="of the collage in --picture; the first is the word asked for")
+    parser.add_argument("--font", type=Path, help="with Chinese characters, where the system has none")
+    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"))
+    parser.add_argument("--limit", type=int, default=10_000, help="images of fashion-mnist")
+    options = parser.parse_args()
+    if options.work == "pointing":
+        saved = wukong.load(options.model)
+        found = pointing(saved, options.collages, options.seed)
+        if options.picture:
+            collage(saved, options.titles[0], options.titles[1:], options.picture, options.font)
+    else:
+        model = adapters.load(options.model)
+        cache = corpus.cache_folder().with_name("classes")
+        found = protocols(model, config.load(options.config, []), options.limit, cache)
+    print(json.dumps(found, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
