@@ -59,6 +59,7 @@ def _check_with_torch(experiment: Experiment) -> Size:
     from wukong.validate import suites
 
     suites.check_severities(experiment)
+    preflight.check_sets(experiment)
     return preflight.check_model(experiment)
 
 

@@ -1,20 +1,20 @@
 """``wukong evaluate``: measure a model on evaluation sets under a named protocol."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from wukong import storage
+from wukong import config, environment, manifest, run_records, storage, tracking
+from wukong.errors import DataError
+from wukong.evaluate.results import ROLES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from wukong.evaluate.protocol import Protocol
-    from wukong.evaluate.tasks import Outcome
-
+    from wukong.config import Experiment
+    from wukong.manifest import Manifest
 
 _WIDTH = 120  # a narrower table would break its lines
 
@@ -29,16 +29,43 @@ def evaluate(
         ),
     ],
     tasks: Annotated[
-        str, typer.Option("--tasks", help="Names of evaluation sets with commas between them, or all that are there.")
+        str,
+        typer.Option(
+            "--tasks",
+            help="Names of evaluation sets, and of the hold-outs of --config, with commas between them; or all that "
+            "are there.",
+        ),
     ] = "all",
     protocol: Annotated[
-        str, typer.Option("--protocol", help="paper, cn-clip or clip-benchmark; docs/evaluation.md compares them.")
-    ] = "paper",
+        str | None,
+        typer.Option(
+            "--protocol",
+            help="paper, cn-clip, clip-benchmark or own; docs/evaluation.md compares them. By default paper, and own "
+            "for hold-outs.",
+        ),
+    ] = None,
+    fine_tuned: Annotated[
+        str | None,
+        typer.Option("--fine-tuned", help="A model that was fine-tuned from the other one, measured beside it."),
+    ] = None,
     data: Annotated[
         Path, typer.Option("--data", help="The folder that holds a folder for each set, see docs/evaluation-sets.md.")
     ] = Path("~/evaluation"),
+    config_file: Annotated[
+        Path | None, typer.Option("--config", "-c", help="An experiment, whose hold-outs can be measured too.")
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="Take the hold-outs of this run of --config; by default the newest.")
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write all results to this file, those of each class too.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Also write an HTML page with the paper's numbers beside these.")
+    ] = None,
+    experiment: Annotated[
+        str | None,
+        typer.Option("--mlflow", metavar="EXPERIMENT", help="Also log to this experiment of MLFLOW_TRACKING_URI."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="Where the model computes, for instance cuda.")] = "cpu",
 ) -> None:
@@ -51,28 +78,70 @@ def evaluate(
         wukong evaluate --model models:/demo@champion --tasks fashion-mnist,tuxpaint --protocol paper
     """
     from infra.corpus import catalogue
-    from wukong.evaluate import adapters
-    from wukong.evaluate import tasks as runs
-    from wukong.evaluate.protocol import named
+    from wukong.evaluate import adapters, results
+    from wukong.evaluate import tasks as tasks_to_run
+    from wukong.evaluate.model import OwnModel
+    from wukong.evaluate.protocol import OWN, named
+    from wukong.evaluate.results import MeasuredModel
+    from wukong.report import evaluation as page
 
-    rules, root = named(protocol), data.expanduser()
-    folders = _embedded([name for name in runs.chosen(tasks) if not (root / name).is_dir()], catalogue.cache_folder())
-    there = runs.read(tasks, folders, root, rules)
-    loaded = adapters.load(model, device)
-    outcomes = []
-    for name, found in there.data.items():
-        typer.echo(f"{name}: {len(found):,} images", err=True)
-        cache = catalogue.cache_folder().with_name("classes")
-        outcomes.append(runs.measure(loaded, name, found, rules, cache))
-    _print(loaded.name, rules, outcomes)
+    if experiment is not None:
+        environment.use_for("models:/")
+        tracking.refuse_untracked()
+    settings = config.load(config_file) if config_file else None
+    rules, root = named(protocol or "paper"), data.expanduser()
+    held = settings.held_out_tasks if settings else []
+    names = tasks_to_run.chosen(tasks, held)
+    published = [name for name in names if name not in held]
+    folders = _embedded([name for name in published if not (root / name).is_dir()], catalogue.cache_folder())
+    skip = tasks.strip() == tasks_to_run.ALL
+    there = tasks_to_run.read(published, folders, root, rules, skip=skip)
+    work = [(found, rules) for found in there.data.values()]
+    if settings and (asked := [name for name in names if name in held]):
+        own = (named(protocol) if protocol else OWN).for_pairs(settings.evaluate.captions)
+        work += [(found, own) for found in _held_out(settings, run, asked, skip=skip)]
+    if not work:
+        raise DataError(
+            f"none of the {len(names)} sets is in {root}: each needs a folder with its name there, for instance "
+            f"{root / names[0]}; docs/evaluation-sets.md says how to get them"
+        )
+    models, entries, alignments = [], [], []
+    pictures: dict[str, dict[str, str]] = {}
+    for role, uri in (("pretrained", model), ("finetuned", fine_tuned)):
+        if uri is None:
+            continue
+        loaded = adapters.load(uri, device)
+        models.append(MeasuredModel(role, loaded.name, loaded.digest, loaded.token_wise))
+        for found, protocol_of in work:
+            typer.echo(f"{found.name}: {len(found):,} images", err=True)
+            cache = catalogue.cache_folder().with_name("classes")
+            outcome = tasks_to_run.measure(loaded, found, protocol_of, cache)
+            entries.append(outcome.as_json(role))
+            shown = pictures.setdefault(found.name, {})
+            if report or experiment:
+                shown |= page.pictures(found, outcome, shown)
+                if loaded.token_wise and isinstance(loaded, OwnModel):
+                    drawn, squares = page.aligned(loaded.saved, found, outcome, role)
+                    alignments += drawn
+                    shown |= squares
+    described = {each.name: each.describe() for _, each in work}
+    missing = page.missing({found.name for found, _ in work})
+    document = results.document(models, described, entries, missing, alignments)
+    _print(document)
     for message in there.missing.values():
         typer.echo(f"NOT MEASURED: {message}", err=True)
     if json_file is not None:
-        storage.write_json(storage.from_path(json_file), runs.as_json(loaded, rules, outcomes, there.missing))
+        storage.write_json(storage.from_path(json_file), document)
         typer.echo(f"Results in {json_file}")
+    if report is not None:
+        storage.write_bytes(storage.from_path(report), page.render(document, pictures).encode())
+        typer.echo(f"Page in {report}")
+    if experiment is not None:
+        for address in tracking.log_evaluation(experiment, document, page.render(document, pictures)):
+            typer.echo(f"Logged to {address}")
 
 
-def _embedded(names: "Sequence[str]", cache: Path) -> dict[str, Path]:
+def _embedded(names: Sequence[str], cache: Path) -> dict[str, Path]:
     """Fetch the packages of the embedded sets among these; return the folders of those sets."""
     from infra.corpus import packages
 
@@ -87,24 +156,59 @@ def _embedded(names: "Sequence[str]", cache: Path) -> dict[str, Path]:
     }
 
 
-def _print(model: str, protocol: "Protocol", outcomes: "Sequence[Outcome]") -> None:
-    """Print the protocol and a table with a line for each result; each line names its protocol."""
+def _held_out(experiment: "Experiment", run: str | None, names: Sequence[str], *, skip: bool) -> list[Any]:
+    """Read hold-outs of an experiment, of a run or of the newest one; ``skip`` leaves out empty ones.
+
+    Raises:
+        DataError: no run has filtered pairs yet, or a hold-out is empty.
+    """
+    from wukong.evaluate import holdouts
+
+    filtered = _filtered(experiment, run)
+    found = {name: holdouts.read(experiment, filtered, name) for name in names}
+    if not skip and (empty := [name for name, data in found.items() if data is None]):
+        raise DataError(f"{', '.join(empty)}: nothing is held out for it in {filtered.uri}; leave it out of --tasks")
+    return [data for data in found.values() if data is not None]
+
+
+def _filtered(experiment: "Experiment", run: str | None) -> "Manifest":
+    environment.use_for(experiment.storage)
+    if run is None:
+        uri = run_records.latest(experiment, "filter")
+    else:
+        record = run_records.read(experiment, run, "filter")
+        uri = record.manifest if record else None
+    if not uri:
+        what = f"run {run} of {experiment.name} has no" if run else f"no run of {experiment.name} has"
+        raise DataError(f"{what} filtered pairs at {experiment.root}: `wukong run` makes them")
+    return manifest.load(uri)
+
+
+def _print(document: Mapping[str, Any]) -> None:
+    """Print the protocols and a table with a line for each result; each line names its protocol."""
     console = Console(width=max(_WIDTH, Console().width))
-    console.print(f"Model {model}", highlight=False, markup=False, soft_wrap=True)
-    for sentence in protocol.describe():
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-    table = Table("Set", "Split", "Items", "Result", "%", "95 % interval", "Chance", "Protocol")
-    for each in outcomes:
-        for number, (name, value) in enumerate(each.results.items()):
-            sizes = ", ".join(f"{count:,} {what}" for what, count in each.sizes.items())
-            table.add_row(
-                *((each.title, each.split, sizes) if not number else ("", "", "")),
-                f"{name} *" if name == each.headline else name,
-                f"{100 * value.value:.2f}",
-                f"{100 * value.low:.2f} to {100 * value.high:.2f}",
-                f"{100 * each.chance[name]:.2f}" if name in each.chance else "",
-                protocol.name,
-            )
-        table.add_section()
-    console.print(table)
+    several = len(document["models"]) > 1
+    for model in document["models"]:
+        setting = f", {ROLES[model['role']]}" if several else ""
+        console.print(f"Model {model['name']}{setting}", highlight=False, markup=False, soft_wrap=True)
+    for sentences in document["protocols"].values():
+        for sentence in sentences:
+            console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    for model in document["models"]:
+        if several:
+            console.print(f"{ROLES[model['role']]}:", highlight=False)
+        table = Table("Set", "Split", "Items", "Result", "%", "95 % interval", "Chance", "Protocol")
+        for each in (task for task in document["tasks"] if task["model"] == model["role"]):
+            for number, (name, value) in enumerate(each["results"].items()):
+                sizes = ", ".join(f"{count:,} {what}" for what, count in each["sizes"].items())
+                table.add_row(
+                    *((each["title"], each["split"], sizes) if not number else ("", "", "")),
+                    f"{name} *" if name == each["headline"] else name,
+                    f"{100 * value['value']:.2f}",
+                    f"{100 * value['low']:.2f} to {100 * value['high']:.2f}",
+                    f"{100 * each['chance'][name]:.2f}" if name in each["chance"] else "",
+                    each["protocol"],
+                )
+            table.add_section()
+        console.print(table)
     console.print("* the protocol's number for this set")

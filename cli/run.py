@@ -115,6 +115,7 @@ def run_local(
         ended = time.monotonic()
     page = folder / "report.html"
     storage.download(run_records.uri_of(experiment, run, "report.html"), page)
+    storage.download(run_records.uri_of(experiment, run, "evaluation.html"), folder / "evaluation.html")
     docs = run_records.uri_of(experiment, run, "docs")
     for uri in storage.list_files(docs):
         storage.download(uri, folder / "docs" / uri[len(docs) :].lstrip("/"))

@@ -1,11 +1,13 @@
 """What commands print at the end: the stack, the funnel, the results with chance, the times."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from wukong import manifest
+from wukong import manifest, storage
+from wukong.evaluate.results import tasks_of
 from wukong.manifest import Manifest
 from wukong.run_records import Record
 
@@ -32,7 +34,7 @@ def print_run(console: Console, records: list[Record], total: float, setup: floa
     if "filter" in manifests:
         _print_funnel(console, manifests)
     if "evaluate" in manifests:
-        _print_results(console, manifests["evaluate"].metrics)
+        _print_results(console, storage.read_json(storage.join(manifests["evaluate"].uri, "evaluation.json")))
     _print_times(console, records, total, setup)
 
 
@@ -53,26 +55,22 @@ def _print_funnel(console: Console, manifests: Mapping[str, Manifest]) -> None:
     console.print()
 
 
-def _print_results(console: Console, metrics: Mapping[str, float]) -> None:
+def _print_results(console: Console, evaluation: Mapping[str, Any]) -> None:
     table = Table(title="On held-out pairs", title_justify="left", box=None, pad_edge=False)
     for column in ("", "R@1", "R@5", "R@10", "chance R@1"):
         table.add_column(column, justify="left" if not column else "right")
-    for prefix in sorted(
-        {name.rsplit(".", 1)[0] for name in metrics if name.startswith("retrieval.") and ".r1" in name}
-    ):
-        row = [
-            f"{metrics[f'{prefix}.{key}']:.3f}" if f"{prefix}.{key}" in metrics else "" for key in ("r1", "r5", "r10")
-        ]
-        chance = metrics.get(f"{prefix}.chance_r1")
-        table.add_row(prefix.removeprefix("retrieval.").replace("_", " "), *row, f"{chance:.4f}" if chance else "")
+    for entry in tasks_of(evaluation, "retrieval"):
+        for direction in ("image_to_text", "text_to_image"):
+            found = [entry["results"].get(f"{direction}_r{k}") for k in (1, 5, 10)]
+            if all(found):
+                shown = [f"{each['value']:.3f}" for each in found]
+                chance = f"{entry['chance'][f'{direction}_r1']:.4f}"
+                table.add_row(f"{entry['task']}.{direction.replace('_', ' ')}", *shown, chance)
     classes = Table(box=None, pad_edge=False)
     for column in ("Zero-shot classes", "top-1", "chance"):
         classes.add_column(column, justify="left" if column.startswith("Zero") else "right")
-    for name in sorted(name for name in metrics if name.startswith("classification.") and name.endswith(".top1")):
-        prefix = name.removesuffix(".top1")
-        chance = metrics.get(f"{prefix}.chance")
-        shown = f"{chance:.3f}" if chance else ""
-        classes.add_row(prefix.removeprefix("classification."), f"{metrics[name]:.3f}", shown)
+    for entry in tasks_of(evaluation, "classification"):
+        classes.add_row(entry["task"], f"{entry['results']['top1']['value']:.3f}", f"{entry['chance']['top1']:.3f}")
     for each in (table, classes):
         if each.row_count:
             console.print(each)

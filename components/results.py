@@ -17,7 +17,7 @@ def results(
     Args:
         evaluate_manifest: manifest of the evaluate stage.
         page: tables of recalls and accuracies.
-        metrics: every number of the evaluation.
+        metrics: every number of the fine-tuned model.
         classes: the confusion matrix, where the evaluation has one.
     """
     from pathlib import Path
@@ -32,6 +32,7 @@ def results(
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(scores(evaluation), encoding="utf-8")
     for name, value in manifest.metrics.items():
-        metrics.log_metric(name, value)
+        if name.startswith("eval/"):  # those of the pre-trained model stand on the report's page
+            metrics.log_metric(name, value)
     if found := confusions(evaluation):
         classes.log_confusion_matrix(*found)

@@ -77,14 +77,16 @@ def register_model(experiment: str, run: str, model: str, evaluation: str) -> di
         with tracking.stage_run(parsed, run, "register", needed=True) as run_id:
             if run_id is not None:
                 outcome = tracking.register(parsed, run_id, load_artifact(model), evaluated)
-        tracking.complete_run(parsed, run, evaluated.metrics)
+        metrics = {name: value for name, value in evaluated.metrics.items() if name.startswith("eval/")}
+        tracking.complete_run(parsed, run, metrics)
     return outcome
 
 
 def write_report(experiment: str, run: str, evaluation: str, registration: Mapping[str, float], output: str) -> None:
     """Make the run's report and store it in the run's folder, in MLflow, and as the component's artifact.
 
-    The data docs and the dataset card lie beside the report, under ``docs/``; it links to them.
+    The data docs and the dataset card lie beside the report, under ``docs/``, and the page of the evaluation as
+    ``evaluation.html``; it links to them.
 
     Args:
         experiment: URI of the experiment.
@@ -118,11 +120,14 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             docs,
         )
         storage.write_bytes(run_records.uri_of(parsed, run, "report.html"), run_report.render(shown).encode())
+        measured = storage.read_bytes(f"{evaluated.uri}/evaluation.html")
+        storage.write_bytes(run_records.uri_of(parsed, run, "evaluation.html"), measured)
         framed = run_report.render(shown, framed=True)
         target = Path(output)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(framed, encoding="utf-8")
-        tracking.log_report(parsed, run, framed)
+        tracking.log_page(parsed, run, framed, "report.html")
+        tracking.log_page(parsed, run, measured.decode(), "evaluation.html")
         if docs:
             tracking.log_docs(parsed, run, run_records.uri_of(parsed, run, "docs"))
 

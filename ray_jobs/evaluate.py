@@ -1,21 +1,33 @@
-"""The evaluate job: zero-shot classification and retrieval on what was held out (paper, sections 5.2 and 5.3)."""
+"""The evaluate job: the hold-outs, and published sets under a named protocol (paper, sections 5.2 to 5.4).
+
+Each hold-out, classification set and published set is a Ray task that measures both models and writes a record, so a
+job that was killed goes on after the finished ones.
+"""
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import pyarrow as pa
 import ray
 import torch
+from torch import Tensor
 
 from ray_jobs import features
-from wukong import places, storage
+from wukong import places, progress, storage
 from wukong.config import Experiment
+from wukong.data import shards
 from wukong.errors import DataError
-from wukong.evaluate import measure
-from wukong.manifest import Manifest
+from wukong.evaluate import holdouts, results, set_folders, sets, tasks
+from wukong.evaluate.data_set import ClassificationData, RetrievalData
+from wukong.evaluate.model import OwnModel
+from wukong.evaluate.protocol import OWN, Protocol, named
+from wukong.evaluate.results import MeasuredModel
+from wukong.manifest import Manifest, Stage
 from wukong.model import saved_model
-from wukong.train import training_data
+from wukong.report import evaluation as page
+from wukong.train.features import read_views
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +35,10 @@ log = logging.getLogger(__name__)
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     """Measure the fine-tuned model, and the pre-trained one beside it.
 
-    Writes two files. ``metrics.json`` has the flat numbers of ``wukong.evaluate.measure.metrics_of``; those of the
-    pre-trained model begin with ``pretrained.``. ``evaluation.json`` is for the report:
-
-    - ``retrieval``: one ``measure.retrieval_entry`` for each hold-out;
-    - ``classification``: one ``measure.classification_entry`` for each task;
-    - ``training``: the epochs of ``pretrain`` and ``finetune``, as ``wukong.train.loop.Epoch`` without measured times;
-    - ``pretrained``: ``retrieval`` and ``classification`` of the pre-trained model.
+    Writes three files. ``evaluation.json`` is the document of ``wukong.evaluate.results``, with the epochs of
+    ``pretrain`` and ``finetune`` under ``training`` (as ``wukong.train.loop.Epoch``, without measured times).
+    ``evaluation.html`` is the page that shows it. ``metrics.json`` has the flat numbers of ``results.metrics_of``;
+    those of the pre-trained model begin with ``pretrained/`` in place of ``eval/``.
 
     Args:
         experiment: its ``evaluate`` section and the filter's hold-outs say what is measured.
@@ -39,79 +48,134 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         The manifest; ``metrics`` has what ``metrics.json`` has.
 
     Raises:
-        DataError: every hold-out is empty.
+        DataError: every hold-out is empty; a published set is missing or damaged.
     """
     filtered = parents["filter"]
-    if not any(features.shards_of(filtered, holdout.name) for holdout in experiment.filter.split.holdouts):
+    if not any(shards.names_of(filtered, holdout.name) for holdout in experiment.filter.split.holdouts):
         raise DataError("every hold-out is empty: mend the sources in filter.split.holdouts, or crawl more")
     computed = {
-        name: features.run(experiment, parents, parents[parent], "holdouts")
-        for name, parent in places.EVALUATED.items()
+        role: features.run(experiment, parents, parents[parent], "holdouts")
+        for role, parent in places.EVALUATED.items()
     }
     stage = places.evaluation(experiment, parents, list(computed.values()))
     if finished := stage.finished():
         return finished
-    waiting = {
-        name: _measure.remote(experiment, filtered, computed[name], storage.join(parents[parent].uri, "model"))
-        for name, parent in places.EVALUATED.items()
-    }
-    found: dict[str, Any] = {name: ray.get(reference) for name, reference in waiting.items()}
-    metrics = {name: measure.metrics_of(entry["retrieval"], entry["classification"]) for name, entry in found.items()}
-    flat = metrics["finetuned"] | {f"pretrained.{name}": value for name, value in metrics["pretrained"].items()}
+    records = _records(stage, experiment, parents, computed)
+    entries = [entry for role in places.EVALUATED for record in records for entry in record["tasks"].get(role, [])]
     histories = {
         parent: storage.read_json(storage.join(parents[parent].uri, "history.json"))["history"]
         for parent in places.EVALUATED.values()
     }
-    storage.write_json(stage.path("metrics.json"), flat)
-    storage.write_json(
-        stage.path("evaluation.json"),
-        {**found["finetuned"], "pretrained": found["pretrained"], "training": histories},
-    )
-    parts = [stage.describe(name) for name in ("evaluation.json", "metrics.json")]
-    images = {entry["holdout"]: entry["images"] for entry in found["finetuned"]["retrieval"]}
-    return stage.commit(parts, counts=images, metrics=flat)
+    used = [named(experiment.evaluate.protocol)] if experiment.evaluate.tasks else []
+    protocols = {rules.name: rules.describe() for rules in (*used, _of_holdouts(experiment))}
+    alignments = [each for record in records for each in record["alignments"]]
+    models = [
+        MeasuredModel(
+            role, f"{experiment.name}, {results.ROLES[role]}", parents[parent].digest, _is_token_wise(experiment)
+        )
+        for role, parent in places.EVALUATED.items()
+    ]
+    missing = page.missing({entry["task"] for entry in entries})
+    found = results.document(models, protocols, entries, missing, alignments) | {"training": histories}
+    metrics = results.metrics_of(entries, "finetuned")
+    before = results.metrics_of(entries, "pretrained")
+    metrics |= {f"pretrained/{name.partition('/')[2]}": value for name, value in before.items()}
+    pictures = {record["name"]: record["pictures"] for record in records}
+    storage.write_json(stage.path("metrics.json"), metrics)
+    storage.write_json(stage.path("evaluation.json"), found)
+    storage.write_bytes(stage.path("evaluation.html"), page.render(found, pictures).encode())
+    parts = [stage.describe(name) for name in ("evaluation.html", "evaluation.json", "metrics.json")]
+    images = {entry["task"]: entry["sizes"]["images"] for entry in entries if entry["model"] == "finetuned"}
+    return stage.commit(parts, counts=images, metrics=metrics)
+
+
+def _records(
+    stage: Stage, experiment: Experiment, parents: Mapping[str, Manifest], computed: Mapping[str, Manifest]
+) -> list[dict[str, Any]]:
+    """Return the record of each task, in the experiment's order; those of an earlier attempt are not made again."""
+    names = [*experiment.held_out_tasks, *experiment.evaluate.tasks]
+    records = {name: record for name in names if (record := stage.finished_task(name)) is not None}
+    waiting = {
+        _measure.remote(stage, experiment, dict(parents), dict(computed), name): name
+        for name in names
+        if name not in records
+    }
+    with progress.track("evaluate", len(names), "tasks") as advance:
+        advance(len(records))
+        while waiting:
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            records[waiting.pop(done)] = ray.get(done)
+            advance(1)
+    return [records[name] for name in names]
 
 
 @ray.remote(num_cpus=1, max_retries=2)
-def _measure(experiment: Experiment, filtered: Manifest, computed: Manifest, model_uri: str) -> dict[str, Any]:
-    """Measure one model on every hold-out and every task."""
-    loaded = saved_model.load_for_features(model_uri)
-    tables: dict[str, tuple[pa.Table, torch.Tensor]] = {}
-    retrieval = []
+def _measure(
+    stage: Stage, experiment: Experiment, parents: dict[str, Manifest], computed: dict[str, Manifest], name: str
+) -> dict[str, Any]:
+    """Measure both models on one task; return its record.
+
+    A record has ``name``; ``tasks``, by model the entries of the results; ``pictures``, the small images of the page by
+    their ids; and ``alignments``.
+    """
+    record: dict[str, Any] = {"name": name, "tasks": {}, "pictures": {}, "alignments": []}
+    if name in experiment.held_out_tasks:
+        if (held := holdouts.read(experiment, parents["filter"], name)) is not None:
+            _measured(record, experiment, parents, computed, held, _of_holdouts(experiment))
+    else:
+        rules = named(experiment.evaluate.protocol)
+        with set_folders.local(experiment.evaluate.sets, name) as folder:
+            _measured(record, experiment, parents, None, sets.of(name).read(folder, rules.split(name)), rules)
+    stage.commit_task(name, record)
+    return record
+
+
+def _measured(
+    record: dict[str, Any],
+    experiment: Experiment,
+    parents: Mapping[str, Manifest],
+    computed: Mapping[str, Manifest] | None,
+    data: ClassificationData | RetrievalData,
+    rules: Protocol,
+) -> None:
+    """Measure both models and add to the record; ``computed`` are features of hold-outs, None for a published set."""
+    for role, parent in places.EVALUATED.items():
+        uri = storage.join(parents[parent].uri, "model")
+        loaded = saved_model.load_for_features(uri) if computed is not None else saved_model.load(uri)
+        model = OwnModel(loaded, results.ROLES[role])
+        encoded = None
+        if computed is not None:
+            encoded = model.encode_features(_features(experiment, parents["filter"], computed[role], data))
+        with TemporaryDirectory() as cache:
+            outcome = tasks.measure(model, data, rules, Path(cache), encoded)
+        record["tasks"][role] = [outcome.as_json(role)]
+        record["pictures"] |= page.pictures(data, outcome, record["pictures"])
+        if role == "finetuned" and model.token_wise:
+            whole = saved_model.load(uri) if computed is not None else loaded
+            drawn, squares = page.aligned(whole, data, outcome, role)
+            record["alignments"] += drawn
+            record["pictures"] |= squares
+
+
+def _features(
+    experiment: Experiment, filtered: Manifest, computed: Manifest, data: ClassificationData | RetrievalData
+) -> Tensor:
+    """Read the stored features of a hold-out's images, in the data's order."""
+    ids = data.ids if isinstance(data, ClassificationData) else data.image_ids
+    rows: dict[str, Tensor] = {}
     for holdout in experiment.filter.split.holdouts:
-        shards = features.shards_of(filtered, holdout.name)
-        if not shards:
-            log.warning("the hold-out %s has no pairs: it is not measured", holdout.name)
-            continue
-        table, views = training_data.load(filtered.uri, computed.uri, holdout.name, shards, [0])
-        tables[holdout.name] = (table, views[0])
-        keys, captions = table["key"].to_pylist(), table["caption"].to_pylist()
-        taken = experiment.evaluate.captions
-        retrieval.append(measure.retrieval_entry(loaded, holdout, keys, _pictures(table), captions, views[0], taken))
-    classification = []
-    for task in experiment.evaluate.classification:
-        chosen = [tables[name] for name in task.holdouts if name in tables]
-        rows = pa.concat_tables(table for table, _ in chosen) if chosen else None
-        entry = (
-            measure.classification_entry(
-                loaded,
-                task,
-                rows["key"].to_pylist(),
-                _pictures(rows),
-                rows["url"].to_pylist(),
-                torch.cat([stored for _, stored in chosen]),
-                experiment.evaluate.batch_size,
-            )
-            if rows is not None
-            else None
-        )
-        if entry is None:
-            log.warning("no held-out picture belongs to a class of %s: it is not measured", task.name)
-        else:
-            classification.append(entry)
-    return {"retrieval": retrieval, "classification": classification}
+        names = shards.names_of(filtered, holdout.name)
+        if names:
+            keys, views = read_views(computed.uri, holdout.name, names, [0])
+            rows |= zip(keys, views[0], strict=True)
+    if lost := [key for key in ids if key not in rows]:
+        raise DataError(f"{computed.uri} has no features for the pair {lost[0]}: delete it and run again")
+    return torch.stack([rows[key] for key in ids])
 
 
-def _pictures(table: pa.Table) -> list[str]:
-    """Return what identifies each pair's image: the digest of its bytes, or the pair's key where a table has none."""
-    return [digest or key for digest, key in zip(table["sha256"].to_pylist(), table["key"].to_pylist(), strict=True)]
+def _of_holdouts(experiment: Experiment) -> Protocol:
+    return OWN.for_pairs(experiment.evaluate.captions)
+
+
+def _is_token_wise(experiment: Experiment) -> bool:
+    return experiment.model.similarity == "token"

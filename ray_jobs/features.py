@@ -15,6 +15,7 @@ import ray
 
 from wukong import places, progress, storage
 from wukong.config import Experiment, Model
+from wukong.data import shards
 from wukong.manifest import Manifest, Part, Stage
 from wukong.train import features
 
@@ -66,15 +67,6 @@ def run(
     return stage.commit(parts, counts={"pictures": sum(part.rows for part in parts)})
 
 
-def shards_of(filtered: Manifest, split: str) -> list[str]:
-    """Names of the shards of one split, for instance ``00000``."""
-    return [
-        PurePosixPath(part.path).stem
-        for part in filtered.parts
-        if part.path.startswith(f"{split}/") and part.path.endswith(".parquet") and part.rows
-    ]
-
-
 def _work(filtered: Manifest, pairs: str, views: int) -> Sequence[tuple[PurePosixPath, int, int]]:
     """Return tar, view and number of images of each task, the largest first, so that workers end together."""
     holdouts = [holdout["name"] for holdout in filtered.config["split"]["holdouts"]]
@@ -83,7 +75,7 @@ def _work(filtered: Manifest, pairs: str, views: int) -> Sequence[tuple[PurePosi
     work = [
         (PurePosixPath(split, f"{shard}.tar"), view, rows[f"{split}/{shard}.parquet"])
         for split in splits
-        for shard in shards_of(filtered, split)
+        for shard in shards.names_of(filtered, split)
         for view in range(views + 1)
     ]
     return sorted(work, key=lambda task: -task[2])

@@ -25,6 +25,7 @@ from ray.train.torch import TorchTrainer
 from ray_jobs import features
 from wukong import fence, places, stages, storage, tracking
 from wukong.config import Experiment, Model, Training
+from wukong.data import shards
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
 from wukong.manifest import Manifest, Part, Stage
@@ -76,7 +77,7 @@ def run(
         "seed": experiment.seed,
         "pairs": filtered.uri,
         "features": computed.uri if computed else None,
-        "shards": features.shards_of(filtered, "train"),
+        "shards": shards.names_of(filtered, "train"),
         "start": start_model,
     }
     filesystem, path = storage.filesystem(stage.path("_checkpoints"))

@@ -435,6 +435,24 @@ class Evaluate(Strict):
         "for Flickr30K or COCO with five captions a picture, 'first' each picture's first caption alone",
     )
     classification: tuple[Classification, ...] = Field((), description="zero-shot classification tasks")
+    tasks: tuple[str, ...] = Field(
+        (), description="published evaluation sets that are measured too, for instance [coco-cn, imagenet]"
+    )
+    protocol: Literal["paper", "cn-clip", "clip-benchmark", "own"] = Field(
+        "paper", description="how the published sets are measured; hold-outs are always measured by `own`"
+    )
+    sets: str = Field(
+        "", description="URI of the folder that holds a folder for each published set; needed if `tasks` names any"
+    )
+
+    @model_validator(mode="after")
+    def _sets_have_a_place(self) -> "Evaluate":
+        if self.tasks and not self.sets:
+            raise ValueError(
+                f"evaluate.sets is empty, and evaluate.tasks names {', '.join(self.tasks)}: give the URI of the folder "
+                "that holds them, file:///FOLDER or s3://BUCKET/PREFIX"
+            )
+        return self
 
 
 class Registry(Strict):
@@ -445,7 +463,8 @@ class Registry(Strict):
     )
     alias: str = Field("champion", description="what MLflow calls the best version of the model")
     metric: str = Field(
-        "retrieval.mean_recall", description="name of the evaluation metric that decides; higher is better"
+        "eval/retrieval/holdouts/mean_recall",
+        description="name of the evaluation metric that decides; higher is better",
     )
 
     @field_validator("model_name")
@@ -502,6 +521,12 @@ class Experiment(Strict):
         """The URI below which every stage of this experiment writes."""
         return f"{self.storage.rstrip('/')}/{self.name}"
 
+    @property
+    def held_out_tasks(self) -> list[str]:
+        """The names of what is measured on hold-outs: retrieval on each, then the classification sets."""
+        holdouts = [holdout.name for holdout in self.filter.split.holdouts]
+        return [*holdouts, *(task.name for task in self.evaluate.classification)]
+
     def uris(self) -> dict[str, str]:
         """The URIs that the experiment reads, by their dotted key. Keys that are not set are left out."""
         crawl, model = self.crawl, self.model
@@ -513,6 +538,7 @@ class Experiment(Strict):
             **{f"filter.{key}": getattr(self.filter, key) for rule in rules.REGISTRY for key in rule.uris or ()},
             "validation.reference": self.validation.reference,
             "release.opt_out": self.release.opt_out,
+            "evaluate.sets": self.evaluate.sets if self.evaluate.tasks else None,
             "model.image.weights": model.image.weights if "://" in model.image.weights else None,
             "model.text.vocabulary": model.text.vocabulary if "://" in model.text.vocabulary else None,
             "model.text.weights": model.text.weights if "://" in model.text.weights else None,
@@ -543,17 +569,35 @@ class Experiment(Strict):
     @model_validator(mode="after")
     def _the_deciding_metric_is_measured(self) -> "Experiment":
         holdouts = [holdout.name for holdout in self.filter.split.holdouts]
-        tasks = [task.name for task in self.evaluate.classification]
-        kind, _, rest = self.registry.metric.removeprefix("pretrained.").partition(".")
-        known = {"retrieval": ["mean_recall", *holdouts], "classification": ["mean_top1", *tasks]}
+        classified = [task.name for task in self.evaluate.classification]
+        group, kind, task, result = [*self.registry.metric.split("/"), "", "", ""][:4]
+        known = {"retrieval": ["holdouts", *holdouts], "classification": ["holdouts", *classified]}
+        named = [*known.get(kind, []), *self.evaluate.tasks]
         # A data set may be made without a hold-out; what trains asks for one (wukong.preflight).
-        if rest.partition(".")[0] in known.get(kind, []) or (kind in known and not holdouts):
+        if (
+            group in ("eval", "pretrained")
+            and result in (_MEANS if task == "holdouts" else _RESULTS).get(kind, ())
+            and (task in named or not holdouts)
+        ):
             return self
-        named = [f"{first}.{second}" for first, seconds in known.items() for second in seconds]
+        measured = [f"eval/{first}/{second}" for first, seconds in known.items() for second in seconds]
         raise ValueError(
-            f"registry.metric is {self.registry.metric!r}, which the evaluation does not measure; it measures "
-            f"{', '.join(named)}, and of a hold-out or task for instance retrieval.NAME.mean_recall"
+            f"registry.metric is {self.registry.metric!r}, which the evaluation does not measure; of retrieval it "
+            f"measures {', '.join(_RESULTS['retrieval'])}, of classification {', '.join(_RESULTS['classification'])}, "
+            f"of all hold-outs together eval/retrieval/holdouts/mean_recall and eval/classification/holdouts/top1; a "
+            f"name begins with one of {', '.join(measured)}"
         )
+
+    @model_validator(mode="after")
+    def _tasks_have_names_of_their_own(self) -> "Experiment":
+        # "holdouts" stands for all of them in the name of a metric.
+        names = [*self.held_out_tasks, *self.evaluate.tasks, "holdouts"]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"{', '.join(twice)}: the hold-outs in filter.split.holdouts, the sets in evaluate.classification and "
+                "those in evaluate.tasks need different names, and none is 'holdouts'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _holdouts_exist(self) -> "Experiment":
@@ -586,6 +630,13 @@ def uri_problem(value: str) -> str:
         return "names nothing; write file:///ABSOLUTE/PATH or s3://BUCKET/KEY"
     return "names no bucket: write s3://BUCKET/KEY" if scheme == "s3" and rest.startswith("/") else ""
 
+
+_RESULTS = {
+    "retrieval": ("mean_recall", *(f"{way}_r{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10))),
+    "classification": ("top1", "top5", "mean_per_class"),
+}
+_MEANS = {"retrieval": ("mean_recall",), "classification": ("top1",)}
+"""The results of the evaluation, and those whose mean over hold-outs is a metric too (wukong.evaluate.results)."""
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from wukong import manifest, stages, storage
 from wukong.config import Crawl, Experiment
 from wukong.errors import ConfigError
+from wukong.evaluate import set_folders
 from wukong.manifest import Manifest, Stage
 
 if TYPE_CHECKING:
@@ -144,15 +145,20 @@ def evaluation(experiment: Experiment, parents: Mapping[str, Manifest], computed
     """The place of the evaluate stage.
 
     Args:
-        experiment: its ``evaluate`` section and the filter's hold-outs decide the output.
+        experiment: its ``evaluate`` section, the files of the published sets that it names and the filter's hold-outs
+            decide the output.
         parents: the manifests of ``filter``, ``pretrain`` and ``finetune``.
         computed: features of the hold-outs, one manifest for each of ``EVALUATED``.
+
+    Raises:
+        DataError: a published set is not there.
     """
     # Models whose towers were locked share their features.
     distinct = {entry.digest: entry for entry in computed}
     made_from = [parents["filter"], *distinct.values(), *(parents[stage] for stage in EVALUATED.values())]
-    entry = stages.of("evaluate")
-    return Stage(experiment.root, entry.name, entry.config(experiment), made_from, entry.version)
+    entry, asked = stages.of("evaluate"), experiment.evaluate
+    sets = {name: set_folders.digest_of(asked.sets, name) for name in asked.tasks}
+    return Stage(experiment.root, entry.name, entry.config(experiment) | {"sets": sets}, made_from, entry.version)
 
 
 def _is_quickly_read(config: Crawl) -> bool:

@@ -19,6 +19,7 @@ from wukong import manifest, run_records, stages, storage
 from wukong.config import Experiment, Training
 from wukong.curate import rules
 from wukong.errors import ConfigError, WukongError
+from wukong.evaluate import set_folders
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,17 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
             "filter.split.holdouts: there is none, so that nothing could be measured after training; hold out captions,"
             ' for instance held_out_captions: 0.1 and holdouts: [{name: held-out, source: "*", captions: unseen}]'
         )
+    if "evaluate" in names:
+        problems += [
+            f"evaluate.tasks: there is no evaluation set {name!r}; there are {', '.join(set_folders.NAMES)}"
+            for name in experiment.evaluate.tasks
+            if name not in set_folders.NAMES
+        ]
+        problems += [
+            f"evaluate.tasks: {name!r} is the name of a published set, so a hold-out needs another one"
+            for name in experiment.held_out_tasks
+            if name in set_folders.NAMES
+        ]
     _refuse(problems)
 
 
@@ -123,6 +135,7 @@ def _checks(experiment: Experiment) -> Mapping[str, Callable[[str], str]]:
         **{f"filter.{key}": check for rule in rules.REGISTRY for key, check in (rule.uris or {}).items()},
         "validation.reference": lambda uri: _of_stage(uri, "validate"),
         "release.opt_out": _of_file,
+        "evaluate.sets": lambda uri: _of_sets(uri, experiment.evaluate.tasks),
         "model.image.weights": _of_file,
         "model.text.vocabulary": _of_file,
         "model.text.weights": lambda uri: _of_folder(uri, ("config.json", "model.safetensors")),
@@ -148,6 +161,16 @@ def _of_pictures(uri: str) -> str:
 def _of_folder(uri: str, files: Collection[str]) -> str:
     missing = [name for name in files if not storage.exists(storage.join(uri, name))]
     return f"lacks {', '.join(missing)}; name a folder with {', '.join(files)}" if missing else ""
+
+
+def _of_sets(uri: str, names: Collection[str]) -> str:
+    """Check that there are files of each set; whether it is the published one, ``check_sets`` says."""
+    if missing := [name for name in names if not storage.list_files(storage.join(uri, name))]:
+        return (
+            f"has nothing in {', '.join(f'{name}/' for name in missing)}; docs/evaluation-sets.md says what to "
+            "download and what the folder of a set holds"
+        )
+    return ""
 
 
 def _of_stage(uri: str, stage: str) -> str:
@@ -290,6 +313,29 @@ def check_model(experiment: Experiment) -> Size:
         tower.checkpoint_activations = False
     count = [sum(parameter.numel() for parameter in module.parameters()) for module in (built, tower)]
     return Size(*count)
+
+
+def check_sets(experiment: Experiment) -> None:
+    """Check that the published sets in folders of this machine are complete; those in an object store its job reads.
+
+    Ids, labels and captions are read, no pictures. This needs torch.
+
+    Raises:
+        ConfigError: a set is missing, damaged, or not the published one; or the protocol's prompts are not installed.
+    """
+    from wukong.evaluate import prompts, sets
+    from wukong.evaluate.protocol import named
+
+    asked, problems = experiment.evaluate, []
+    if asked.tasks:
+        prompts.of(named(asked.protocol).prompts)
+    for name in asked.tasks if asked.sets.startswith("file://") else ():
+        with set_folders.local(asked.sets, name) as folder:
+            try:
+                sets.of(name).read(folder, named(asked.protocol).split(name))
+            except WukongError as error:
+                problems.append(f"evaluate.tasks: {error}")
+    _refuse(problems)
 
 
 def _check_hub(name: str) -> None:

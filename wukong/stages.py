@@ -90,7 +90,9 @@ def _of_validate(experiment: Experiment) -> dict[str, Any]:
 
 def _of_evaluate(experiment: Experiment) -> dict[str, Any]:
     holdouts = [holdout.model_dump(mode="json") for holdout in experiment.filter.split.holdouts]
-    return {"evaluate": experiment.evaluate.model_dump(mode="json"), "holdouts": holdouts}
+    # Where the published sets lie decides nothing; what they are does (wukong.places).
+    settings = experiment.evaluate.model_dump(mode="json", exclude={"sets"})
+    return {"evaluate": settings, "holdouts": holdouts}
 
 
 def _of_training(experiment: Experiment, settings: Training) -> dict[str, Any]:
@@ -195,8 +197,9 @@ TABLE = (
         hands_on="what was measured",
         parents=("filter", "pretrain", "finetune"),
         key_parents=("filter", "pretrain", "finetune"),
-        version=3,
+        version=4,
         from_experiment=_of_evaluate,
+        sections=("evaluate",),
         estimate=estimate.of_evaluate,
     ),
     Entry(

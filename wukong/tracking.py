@@ -9,8 +9,10 @@ ones, or at the end from the manifest. Only ``register`` needs MLflow: it waits,
 (``wukong.patience``). An error of another kind, for instance a refused password, is raised.
 """
 
+import json
 import logging
 import os
+import re
 import ssl
 import sys
 import tempfile
@@ -26,7 +28,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from wukong import mlflow_rest, patience, storage
 from wukong.cancel import JobLeftError
 from wukong.config import Experiment
-from wukong.errors import ConfigError, DataError
+from wukong.errors import ConfigError, DataError, StorageError
+from wukong.evaluate.results import HOLDOUT, HOLDOUTS, metrics_of
 from wukong.manifest import Manifest, code_revision, digest_of
 from wukong.mlflow_rest import Metric, MlflowError, Run, Server
 from wukong.run_records import flatten
@@ -44,6 +47,10 @@ _PAUSE = 2.0  # seconds between two probes
 _AT_START = 10.0  # seconds that a stage waits for MLflow before it runs untracked
 _AT_END = 60.0  # seconds that a finished stage waits for MLflow before its results are left out
 _HISTORY = "history.json"  # of a training stage: its epochs
+_EVALUATION = "evaluation.json"  # of the evaluate stage: the document of wukong.evaluate.results
+_MODEL_TAG = "wukong.digest"  # of a model that MLflow knows by its metrics
+_LONGEST_DIGEST = 36  # characters of a data set's digest in MLflow
+_MOST_METRICS = 500  # in one request
 _MAX_PARAM = 6000  # characters of a parameter's value; what is longer is cut, the manifest holds it whole
 
 _Answer = TypeVar("_Answer")
@@ -60,6 +67,14 @@ _unsent: list[_Unsent] = []
 def enabled() -> bool:
     """Tell whether a tracking server is configured."""
     return bool(os.environ.get("MLFLOW_TRACKING_URI"))
+
+
+def refuse_untracked() -> None:
+    """Raise ConfigError if no tracking server is configured, for what is asked to be logged."""
+    if not enabled():
+        raise ConfigError(
+            "MLFLOW_TRACKING_URI is not set: give it the address of MLflow, or start one with `wukong up`"
+        )
 
 
 @contextmanager
@@ -214,15 +229,101 @@ def _log_stage(server: Server, run_id: str, manifest: Manifest) -> None:
     tags |= {f"wukong.parent.{parent.stage}": parent.digest for parent in manifest.parents}
     metrics = {f"count.{name}": float(count) for name, count in manifest.counts.items()}
     metrics |= {f"dropped.{name}": float(count) for name, count in manifest.dropped.items()}
-    metrics |= manifest.metrics
+    evaluated = any(part.path == _EVALUATION for part in manifest.parts)
+    metrics |= {} if evaluated else manifest.metrics
     logged = set(server.run(run_id).metrics)
     if logged:
         _log_missing_epochs(server, run_id, manifest)
     metrics = {name: value for name, value in metrics.items() if name not in logged}
     server.log(run_id, metrics=_metrics(metrics, 0), params=_params(manifest.config), tags=tags)
+    if evaluated:
+        _log_document(_client(), run_id, storage.read_json(storage.join(manifest.uri, _EVALUATION)))
     _log_parts(run_id, manifest, "docs/")
     if manifest.parents:
-        server.log_inputs(run_id, {parent.stage: (parent.uri, parent.digest[:36]) for parent in manifest.parents})
+        server.log_inputs(
+            run_id, {parent.stage: (parent.uri, parent.digest[:_LONGEST_DIGEST]) for parent in manifest.parents}
+        )
+
+
+def log_evaluation(name: str, document: Mapping[str, Any], page: str) -> list[str]:
+    """Log an evaluation to an experiment of MLflow, a run for each model, which the compare view shows side by side.
+
+    Args:
+        name: of MLflow's experiment, which is made where there is none.
+        document: of ``wukong.evaluate.results.document``.
+        page: of ``wukong.report.evaluation.render``.
+
+    Returns:
+        The addresses of the runs.
+
+    Raises:
+        ConfigError: no tracking server is configured.
+        StorageError: MLflow does not answer.
+    """
+    refuse_untracked()
+    if not _answers(_AT_START):
+        raise StorageError(f"MLflow at {mlflow_rest.address()} does not answer: start it, and log the evaluation again")
+    server, client, addresses = Server(), _client(), []
+    experiment_id = server.experiment(name)
+    for model in document["models"]:
+        run = server.create_run(experiment_id, model["name"], {_REVISION_TAG: code_revision()})
+        try:
+            # In a run of its own each model has the names that begin with eval/.
+            tasks = [task for task in document["tasks"] if task["model"] == model["role"]]
+            mine = [{**task, "model": "finetuned"} for task in tasks]
+            _log_document(client, run.run_id, {**document, "models": [{**model, "role": "finetuned"}], "tasks": mine})
+            client.log_text(run.run_id, page, "evaluation.html")
+            client.log_dict(run.run_id, dict(document), _EVALUATION)
+        except BaseException:
+            server.end(run.run_id, "FAILED")
+            raise
+        server.end(run.run_id, "FINISHED")
+        addresses.append(f"{_public_address()}/#/experiments/{experiment_id}/runs/{run.run_id}")
+    return addresses
+
+
+def _log_document(client: "MlflowClient", run_id: str, document: Mapping[str, Any]) -> None:
+    """Log the results of an evaluation to a run: each metric with the ID of its model and the digest of its set.
+
+    The fine-tuned model's metrics begin with ``eval/``, those of the pre-trained one with ``pretrained/``.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
+    from mlflow.entities import Metric as LinkedMetric
+
+    experiment_id, now = client.get_run(run_id).info.experiment_id, mlflow_rest.now()
+    sets = {task["task"]: task for task in document["tasks"]}
+    digests = {name: task["digest"] for name, task in sets.items()}
+    held = sorted(task["digest"] for task in sets.values() if task["split"] == HOLDOUT)
+    digests[HOLDOUTS] = digest_of(held)
+    metrics, models = [], []
+    for model in document["models"]:
+        model_id = _logged_model(client, experiment_id, run_id, model)
+        models.append(LoggedModelInput(model_id))
+        for name, value in metrics_of(document["tasks"], model["role"]).items():
+            group, kind, of, result = name.split("/")
+            group = group if model["role"] == "finetuned" else model["role"]
+            known = {"model_id": model_id, "dataset_name": of, "dataset_digest": digests[of][:_LONGEST_DIGEST]}
+            metrics.append(LinkedMetric(f"{group}/{kind}/{of}/{result}", value, now, 0, **known))
+    for first in range(0, len(metrics), _MOST_METRICS):
+        client.log_batch(run_id, metrics=metrics[first : first + _MOST_METRICS])
+    inputs = []
+    for name, task in sets.items():
+        source = json.dumps({"uri": f"{name}, split {task['split']}, protocol {task['protocol']}"})
+        data_set = Dataset(name, task["digest"][:_LONGEST_DIGEST], "uri", source)
+        inputs.append(DatasetInput(data_set, [InputTag("mlflow.data.context", "evaluation")]))
+    client.log_inputs(run_id, inputs, models)
+    client.set_tag(run_id, "wukong.protocols", ", ".join(sorted(document["protocols"])))
+
+
+def _logged_model(client: "MlflowClient", experiment_id: str, run_id: str, model: Mapping[str, Any]) -> str:
+    """Return the ID of the model in MLflow that has this digest, or of a new one."""
+    found = client.search_logged_models([experiment_id], f"tags.`{_MODEL_TAG}` = '{model['digest']}'", max_results=1)
+    if found:
+        return str(found[0].model_id)
+    name = re.sub(r"[^\w@ -]+", "-", model["name"])  # MLflow refuses a path's characters
+    made = client.create_logged_model(experiment_id, name, run_id, tags={_MODEL_TAG: model["digest"]})
+    client.finalize_logged_model(made.model_id, "READY")
+    return str(made.model_id)
 
 
 def _log_missing_epochs(server: Server, run_id: str, manifest: Manifest) -> None:
@@ -389,14 +490,14 @@ def end_open_runs(experiment: Experiment, run: str, status: str) -> None:
             log.warning("the runs of %s could not be ended as %s: %s", run, status, error)
 
 
-def log_report(experiment: Experiment, run: str, page: str) -> None:
-    """Log a run's report, an HTML page, as ``report.html`` of the pipeline's run; MLflow shows files of that suffix."""
+def log_page(experiment: Experiment, run: str, page: str, name: str) -> None:
+    """Log an HTML page as a file of the pipeline's run; MLflow shows files with the suffix ``.html``."""
 
     def send() -> None:
-        _client().log_text(_parent(Server(), experiment, run).run_id, page, "report.html")
+        _client().log_text(_parent(Server(), experiment, run).run_id, page, name)
 
     if enabled():
-        _unless_away(send, "the report is left out", _AT_END)
+        _unless_away(send, f"{name} is left out", _AT_END)
 
 
 def log_docs(experiment: Experiment, run: str, docs: str) -> None:

@@ -1,24 +1,30 @@
 """``wukong evaluate`` on a set that lies in a folder, with a tiny model saved on disk."""
 
+import io
 import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from cli.main import app
+from wukong import config, run_records, storage
 from wukong.config import Model as Settings
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
-from wukong.errors import ConfigError
+from wukong.errors import ConfigError, DataError
 from wukong.evaluate import sets
 from wukong.evaluate.published import NotThereError
+from wukong.manifest import Stage
 from wukong.model import saved_model
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
+from wukong.run_records import Record
 
 
 @pytest.fixture
@@ -78,3 +84,85 @@ def test_an_unknown_protocol_is_refused(model: str, data: Path) -> None:
     result = CliRunner().invoke(app, ["evaluate", "--model", model, "--protocol", "elevater", "--data", str(data)])
     assert isinstance(result.exception, ConfigError)
     assert "allowed: paper, cn-clip, clip-benchmark" in str(result.exception)
+
+
+def test_two_models_stand_beside_each_other_on_the_page_and_in_the_json(model: str, data: Path, tmp_path: Path) -> None:
+    written, page = tmp_path / "results.json", tmp_path / "page.html"
+    result = CliRunner().invoke(
+        app,
+        ["evaluate", "--model", model, "--fine-tuned", model, "--tasks", "tuxpaint", "--data", str(data),
+         "--json", str(written), "--report", str(page)],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert f"Model {model}, zero-shot" in result.output and f"Model {model}, fine-tuned" in result.output
+    found = json.loads(written.read_text("utf-8"))
+    first, second = found["tasks"]
+    assert (first["model"], second["model"]) == ("pretrained", "finetuned") and first["results"] == second["results"]
+    assert set(found["missing"]) == set(sets.REGISTRY) - {"tuxpaint"} and "Download" in found["missing"]["muge"]
+    assert [model["digest"] for model in found["models"]] == [found["models"][0]["digest"]] * 2
+    html = page.read_text("utf-8")
+    assert "Tux Paint categories" in html and html.count("data:image/jpeg;base64,") == len(first["examples"])
+
+
+def test_with_all_and_nothing_there_it_says_where_sets_belong(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tuxpaint", "fashion-mnist"):  # these would be fetched
+        monkeypatch.delitem(sets.REGISTRY, name)
+    result = CliRunner().invoke(app, ["evaluate", "--model", model, "--data", str(tmp_path / "none")])
+    assert isinstance(result.exception, DataError) and "none of the 22 sets is in" in str(result.exception)
+
+
+def test_hold_outs_of_an_experiment_are_measured_by_their_own_protocol(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WUKONG_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        f"name: x\nstorage: {(tmp_path / 'store').as_uri()}\ncrawl: {{queries: file:///q, endpoint: http://x}}\n"
+        "filter: {split: {held_out_captions: 0.1, holdouts: [{name: new, source: '*/held/*'}]}}\n"
+    )
+    asked = ["evaluate", "--model", model, "--tasks", "new", "--config", str(file), "--json", str(tmp_path / "r.json")]
+    early = CliRunner().invoke(app, asked)
+    assert isinstance(early.exception, DataError) and "no run of x has filtered pairs" in str(early.exception)
+    stage = Stage(f"{(tmp_path / 'store').as_uri()}/x", "filter", {})
+    captions = ["红色的猫", "绿色的船", "蓝色的天空"]
+    rows = []
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for number, caption in enumerate(captions):
+            picture = io.BytesIO()
+            pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(picture, "JPEG")
+            rows.append({"key": f"k{number}", "url": f"http://x/{number}", "caption": caption, "sha256": str(number)})
+            member = tarfile.TarInfo(f"k{number}.jpg")
+            member.size = len(picture.getvalue())
+            tar.addfile(member, io.BytesIO(picture.getvalue()))
+    storage.upload(tmp_path / "shard.tar", stage.path("new/00000.tar"))
+    storage.write_table(stage.path("new/00000.parquet"), pa.Table.from_pylist(rows))
+    found = stage.commit([stage.describe(f"new/00000.{end}", 3) for end in ("tar", "parquet")])
+    record = Record(stage="filter", state="succeeded", manifest=f"{found.uri}/manifest.json")
+    run_records.write(config.load(file), "first", record)
+    result = CliRunner().invoke(app, [*asked, "--run", "first"])
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "r.json").read_text("utf-8"))
+    (entry,) = written["tasks"]
+    assert (entry["task"], entry["split"], entry["protocol"]) == ("new", "holdout", "own")
+    assert entry["sizes"] == {"images": 3, "captions": 3}
+    assert "Hold-outs: Equal captions are one caption" in " ".join(written["protocols"]["own"])
+    squashed = CliRunner().invoke(app, [*asked, "--protocol", "cn-clip"])
+    assert squashed.exit_code == 0, squashed.output
+    (entry,) = json.loads((tmp_path / "r.json").read_text("utf-8"))["tasks"]
+    assert entry["protocol"] == "cn-clip"
+    other = CliRunner().invoke(app, [*asked, "--run", "second"])
+    assert "run second of x has no filtered pairs" in str(other.exception)
+
+
+def test_without_a_tracking_server_there_is_no_logging(
+    model: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("WUKONG_HOME", str(tmp_path / "none"))
+    result = CliRunner().invoke(
+        app, ["evaluate", "--model", model, "--tasks", "tuxpaint", "--data", str(data), "--mlflow", "x"]
+    )
+    assert isinstance(result.exception, ConfigError) and "MLFLOW_TRACKING_URI is not set" in str(result.exception)

@@ -13,12 +13,14 @@ from wukong.manifest import Stage
 from wukong.run_records import Record
 
 
-def printed(root: Path, engine: str, metrics: dict[str, float]) -> str:
+def printed(root: Path, engine: str, tasks: list[dict[str, Any]]) -> str:
     uri = storage.from_path(root)
     counts: dict[str, Any] = {"results": 9, "urls": 7, "queries": 0 if engine == "urls" else 4}
     crawl = Stage(uri, "crawl", {"engine": engine}).commit([], counts=counts)
     kept = Stage(uri, "filter", {}, [crawl]).commit([], counts={"pairs": 5, "train": 5})
-    measured = Stage(uri, "evaluate", {}, [kept]).commit([], metrics=metrics)
+    evaluate = Stage(uri, "evaluate", {}, [kept])
+    storage.write_json(evaluate.path("evaluation.json"), {"tasks": tasks})
+    measured = evaluate.commit([])
     records = [
         Record(stage=each.stage, state="succeeded", manifest=f"{each.uri}/manifest.json")
         for each in (crawl, kept, measured)
@@ -28,19 +30,28 @@ def printed(root: Path, engine: str, metrics: dict[str, float]) -> str:
     return stream.getvalue()
 
 
-RETRIEVAL = {"retrieval.new.text_to_image.r1": 0.5, "retrieval.new.text_to_image.chance_r1": 0.1}
-CLASSES = {"classification.kinds.top1": 0.5, "classification.kinds.chance": 0.25}
+RETRIEVAL = {
+    **{"model": "finetuned", "kind": "retrieval", "task": "new"},
+    "results": {f"text_to_image_r{k}": {"value": 0.5} for k in (1, 5, 10)},
+    "chance": {"text_to_image_r1": 0.1},
+}
+CLASSES = {
+    **{"model": "finetuned", "kind": "classification", "task": "kinds"},
+    "results": {"top1": {"value": 0.5}},
+    "chance": {"top1": 0.25},
+}
 
 
-@pytest.mark.parametrize("metrics", [{}, RETRIEVAL, CLASSES, RETRIEVAL | CLASSES])
-def test_tables_without_rows_are_left_out(tmp_path: Path, metrics: dict[str, float]) -> None:
-    text = printed(tmp_path, "baidu", metrics)
-    assert ("On held-out pairs" in text) == ("retrieval.new.text_to_image.r1" in metrics)
-    assert ("Zero-shot classes" in text) == ("classification.kinds.top1" in metrics)
+@pytest.mark.parametrize("tasks", [[], [RETRIEVAL], [CLASSES], [RETRIEVAL, CLASSES]])
+def test_tables_without_rows_are_left_out(tmp_path: Path, tasks: list[dict[str, Any]]) -> None:
+    text = printed(tmp_path, "baidu", tasks)
+    assert ("On held-out pairs" in text) == ("new.text to image  0.500  0.500  0.500      0.1000" in text)
+    assert ("On held-out pairs" in text) == (RETRIEVAL in tasks)
+    assert ("Zero-shot classes" in text) == (CLASSES in tasks)
 
 
 def test_a_list_of_urls_is_not_called_a_search(tmp_path: Path) -> None:
-    listed, searched = (printed(tmp_path / engine, engine, {}) for engine in ("urls", "baidu"))
+    listed, searched = (printed(tmp_path / engine, engine, []) for engine in ("urls", "baidu"))
     assert "From list to pair" in listed and "rows of the list" in listed
     assert "search" not in listed and "quer" not in listed
     assert "From query to pair" in searched and "search results" in searched

@@ -122,6 +122,7 @@ def test_pairs_are_accounted_for(first: subprocess.CompletedProcess[str], stack_
 def test_the_report_is_one_page_that_needs_nothing_else(
     wukong: Wukong, first: subprocess.CompletedProcess[str]
 ) -> None:
+    assert "Table 5" in (wukong.home / "runs" / "first" / "evaluation.html").read_text(encoding="utf-8")
     page = (wukong.home / "runs" / "first" / "report.html").read_text(encoding="utf-8")
     assert re.search(r"""(?:src|href)=["'](?!data:|#|docs/|http://127\.0\.0\.1)""", page) is None
     for beside in re.findall(r'href="(docs/[^"]+)"', page):
@@ -144,12 +145,14 @@ def test_mlflow_holds_the_run_and_the_model(
     nested = client.search_runs([found.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert {run.info.status for run in (parent, *nested)} == {"FINISHED"}
     assert {run.info.run_name for run in nested} >= {"crawl", "filter", "validate", "pretrain", "finetune", "evaluate"}
-    assert "retrieval.mean_recall" in parent.data.metrics
-    assert {"report.html", "docs"} <= {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert "eval/retrieval/holdouts/mean_recall" in parent.data.metrics
+    assert {"report.html", "evaluation.html", "docs"} <= {
+        file.path for file in client.list_artifacts(parent.info.run_id)
+    }
     (trained,) = (run for run in nested if run.info.run_name == "pretrain")
     assert [entry.step for entry in client.get_metric_history(trained.info.run_id, "loss")] == [1, 2, 3]
     version = client.get_model_version_by_alias("small", "champion")
-    assert version.tags["wukong.metric"] == "retrieval.mean_recall"
+    assert version.tags["wukong.metric"] == "eval/retrieval/holdouts/mean_recall"
 
 
 def test_a_second_run_reuses_what_is_finished(wukong: Wukong, first: subprocess.CompletedProcess[str]) -> None:

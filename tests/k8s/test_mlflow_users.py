@@ -112,15 +112,31 @@ def test_stages_do_their_work_without_being_administrators(
         monkeypatch.setenv("MLFLOW_RUN_ID", str(run_id))
         tracking.log_metrics({"loss": 1.0}, 1)
         tracking.log_stage(run_id, model)
+    value = {"value": 0.5}
+    task = {"task": "new", "kind": "retrieval", "split": "holdout", "digest": "d" * 64, "protocol": "own"}
+    found = {
+        "models": [{"role": "finetuned", "name": "theirs", "digest": model.digest, "token_wise": False}],
+        "protocols": {"own": []},
+        "tasks": [{**task, "model": "finetuned", "results": {"mean_recall": value}}],
+    }
+    with tracking.stage_run(experiment, "first", "evaluate") as run_id:
+        stage = Stage(experiment.root, "evaluate", {"seed": 1}, [model])
+        storage.write_json(stage.path("evaluation.json"), found)
+        metrics = {"eval/retrieval/holdouts/mean_recall": 0.5}
+        evaluation = stage.commit([stage.describe("evaluation.json")], metrics=metrics)
+        tracking.log_stage(run_id, evaluation)
     with tracking.stage_run(experiment, "first", "register", needed=True) as run_id:
-        evaluation = finished(experiment, "evaluate", model, **{"retrieval.mean_recall": 0.5})
         assert tracking.register(experiment, str(run_id), model, evaluation)["promoted"] == 1
-    tracking.log_report(experiment, "first", "<p>")
+    tracking.log_page(experiment, "first", "<p>", "report.html")
     tracking.complete_run(experiment, "first", evaluation.metrics)
     runs = Server().search_runs(theirs, "")
-    assert {run.name: run.status for run in runs} == dict.fromkeys(("first", "finetune", "register"), "FINISHED")
+    assert {run.name: run.status for run in runs} == dict.fromkeys(
+        ("first", "finetune", "evaluate", "register"), "FINISHED"
+    )
     client = mlflow.MlflowClient()
     assert client.get_model_version_by_alias("theirs", "champion").tags["wukong.model"] == model.uri
+    (known,) = client.search_logged_models([theirs])
+    assert {metric.key for metric in known.metrics or []} >= {"eval/retrieval/new/mean_recall"}
     (finetune,) = (run.run_id for run in runs if run.name == "finetune")
     assert [file.path for file in client.list_artifacts(finetune, "docs")] == ["docs/index.html"]
 

@@ -174,14 +174,44 @@ def test_what_values_can_never_mean_is_refused(tmp_path: Path, override: str, na
         assert text in str(caught.value)
 
 
-@pytest.mark.parametrize("metric", ["retrieval.mean_recal", "retrieval.other.mean_recall", "recall", "loss"])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "retrieval.mean_recall",
+        "eval/retrieval/a/mean_recal",
+        "eval/retrieval/other/mean_recall",
+        "eval/retrieval/holdouts/text_to_image_r1",
+        "eval/classification/a/top1",
+        "loss",
+    ],
+)
 def test_a_metric_that_is_not_measured_cannot_decide(tmp_path: Path, metric: str) -> None:
     split = {"held_out_captions": 0.1, "holdouts": [{"name": "a", "source": "*", "captions": "unseen"}]}
     file = write(tmp_path, {**MINIMAL, "filter": {"split": split}})
-    with pytest.raises(ConfigError, match=r"registry\.metric is .* it measures retrieval\.mean_recall, retrieval\.a"):
+    with pytest.raises(ConfigError, match=r"registry\.metric is .* begins with one of .*eval/retrieval/a"):
         config.load(file, [f"registry.metric={metric}"])
-    for known in ("retrieval.mean_recall", "retrieval.a.text_to_image.r1", "pretrained.retrieval.mean_recall"):
+    for known in (
+        "eval/retrieval/holdouts/mean_recall",
+        "eval/retrieval/a/text_to_image_r1",
+        "pretrained/retrieval/a/mean_recall",
+    ):
         assert config.load(file, [f"registry.metric={known}"]).registry.metric == known
+
+
+def test_published_sets_need_a_place_and_names_of_their_own(tmp_path: Path) -> None:
+    split = {"held_out_captions": 0.1, "holdouts": [{"name": "muge", "source": "*", "captions": "unseen"}]}
+    file = write(tmp_path, {**MINIMAL, "filter": {"split": split}})
+    with pytest.raises(ConfigError, match=r"evaluate\.sets is empty, and evaluate\.tasks names coco-cn"):
+        config.load(file, ["evaluate.tasks=[coco-cn]"])
+    with pytest.raises(ConfigError, match=r"muge: the hold-outs in .* need different names"):
+        config.load(file, ["evaluate.tasks=[muge]", "evaluate.sets=file:///sets"])
+    with pytest.raises(ConfigError, match=r"evaluate\.sets: 'sets' is no URI"):
+        config.load(file, ["evaluate.tasks=[coco-cn]", "evaluate.sets=sets"])
+    with pytest.raises(ConfigError, match=r"evaluate\.protocol.*'paper', 'cn-clip', 'clip-benchmark' or 'own'"):
+        config.load(file, ["evaluate.protocol=elevater"])
+    found = config.load(file, ["evaluate.tasks=[coco-cn]", "evaluate.sets=s3://sets/all"])
+    assert found.uris()["evaluate.sets"] == "s3://sets/all"
+    assert found.held_out_tasks == ["muge"]
 
 
 def test_a_model_is_called_as_its_experiment(tmp_path: Path) -> None:

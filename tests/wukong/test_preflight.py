@@ -104,7 +104,7 @@ def test_every_key_that_is_a_uri_is_looked_at() -> None:
                 found.append(f"{prefix}{name}")
         return found
 
-    covered = {named[0] for _, named in MISSING}
+    covered = {named[0] for _, named in MISSING} | {"evaluate.sets"}  # of a test of its own
     assert set(keys(Experiment, "")) == covered
 
 
@@ -265,3 +265,22 @@ class TestModel:
 
 def test_a_run_of_that_name_is_looked_for_where_records_lie(experiment: Callable[..., Experiment]) -> None:
     assert run_records.uri_of(experiment(), "first", "x.json").endswith("/data/x/runs/first/x.json")
+
+
+def test_published_sets_must_have_names_and_be_there(experiment: Callable[..., Experiment], tmp_path: Path) -> None:
+    folder = f"evaluate.sets={storage.from_path(tmp_path)}"
+    with pytest.raises(ConfigError, match=r"evaluate\.tasks: there is no evaluation set 'coco'; .*coco-cn"):
+        preflight.check_stages(experiment("evaluate.tasks=[coco]", folder))
+    with pytest.raises(ConfigError, match="'dtd' is the name of a published set"):
+        preflight.check_stages(experiment("filter.split.holdouts=[{name: dtd, source: '*', captions: unseen}]"))
+    named = experiment("evaluate.tasks=[coco-cn, dtd]", folder)
+    preflight.check_stages(named)
+    with pytest.raises(ConfigError, match=r"evaluate\.sets: .* has nothing in coco-cn/, dtd/; docs/evaluation-sets"):
+        preflight.check_world(named)
+    preflight.check_world(named, ("crawl", "filter", "validate"))
+    for name in ("coco-cn", "dtd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README").touch()
+    preflight.check_world(named)
+    with pytest.raises(ConfigError, match=r"evaluate\.tasks: COCO-CN: (?s:.*)Download(?s:.*)evaluate\.tasks: .*DTD"):
+        preflight.check_sets(named)

@@ -13,7 +13,9 @@ import pytest
 
 from wukong import config, storage, tracking
 from wukong.cancel import JobLeftError
-from wukong.errors import ConfigError, DataError
+from wukong.errors import ConfigError, DataError, StorageError
+from wukong.evaluate.interval import Interval
+from wukong.evaluate.results import MeasuredModel, Outcome, document
 from wukong.manifest import Manifest, Stage
 
 mlflow = pytest.importorskip("mlflow")
@@ -40,7 +42,7 @@ def test_stages_nest_under_one_run_of_the_pipeline(experiment: config.Experiment
     for manifest in (crawl, finished(experiment, "filter", crawl, share=0.5)):
         with tracking.stage_run(experiment, "first", manifest.stage) as run_id:
             tracking.log_stage(run_id, manifest)
-    tracking.complete_run(experiment, "first", {"retrieval.mean_recall": 0.4})
+    tracking.complete_run(experiment, "first", {"eval/retrieval/holdouts/mean_recall": 0.4})
     runs = runs_of(experiment).values()
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     nested = {run.info.run_name: run for run in runs if run is not parent}
@@ -50,7 +52,7 @@ def test_stages_nest_under_one_run_of_the_pipeline(experiment: config.Experiment
     assert nested["filter"].data.tags["wukong.parent.crawl"] == crawl.digest
     assert nested["filter"].inputs.dataset_inputs[0].dataset.digest == crawl.digest[:36]
     assert parent.data.params["crawl.endpoint"] == "http://site.test"
-    assert parent.data.metrics == {"retrieval.mean_recall": 0.4}
+    assert parent.data.metrics == {"eval/retrieval/holdouts/mean_recall": 0.4}
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
@@ -129,7 +131,7 @@ def test_the_last_value_of_a_curve_is_logged_once(
 def test_the_report_has_a_suffix_that_mlflow_shows(experiment: config.Experiment, tmp_path: Path) -> None:
     storage.write_bytes(storage.from_path(tmp_path / "docs" / "validations" / "a.html"), b"<p>a</p>")
     with tracking.stage_run(experiment, "first", "report"):
-        tracking.log_report(experiment, "first", "<p>悟空</p>")
+        tracking.log_page(experiment, "first", "<p>悟空</p>", "report.html")
         tracking.log_docs(experiment, "first", storage.from_path(tmp_path / "docs"))
     client, parent = mlflow.MlflowClient(), runs_of(experiment)["first"].info.run_id
     assert {file.path for file in client.list_artifacts(parent)} == {"report.html", "docs"}
@@ -148,7 +150,7 @@ def test_the_alias_moves_only_to_a_better_model(experiment: config.Experiment, m
     client = mlflow.MlflowClient()
 
     def register(value: float) -> dict[str, float]:
-        evaluation = finished(experiment, f"evaluate{value}", model, **{"retrieval.mean_recall": value})
+        evaluation = finished(experiment, f"evaluate{value}", model, **{"eval/retrieval/holdouts/mean_recall": value})
         with tracking.stage_run(experiment, f"run{value}", "register") as run_id:
             return tracking.register(experiment, str(run_id), model, evaluation)
 
@@ -179,7 +181,7 @@ def test_models_of_other_data_do_not_compete(experiment: config.Experiment, monk
 
     def register(of: config.Experiment, run: str, measured: float) -> float:
         model = finished(of, "finetune")
-        evaluation = finished(of, f"evaluate-{run}", model, **{"retrieval.mean_recall": measured})
+        evaluation = finished(of, f"evaluate-{run}", model, **{"eval/retrieval/holdouts/mean_recall": measured})
         with tracking.stage_run(of, run, "register") as run_id:
             return tracking.register(of, str(run_id), model, evaluation)["promoted"]
 
@@ -194,7 +196,7 @@ def test_models_of_other_data_do_not_compete(experiment: config.Experiment, monk
 
 def test_a_metric_that_was_not_measured_is_named(experiment: config.Experiment) -> None:
     evaluation = finished(experiment, "evaluate", accuracy=0.5)
-    with pytest.raises(DataError, match=r"'retrieval\.mean_recall'.*accuracy"):
+    with pytest.raises(DataError, match=r"'eval/retrieval/holdouts/mean_recall'.*accuracy"):
         tracking.register(experiment, "no-run", evaluation, evaluation)
 
 
@@ -264,3 +266,72 @@ print(" ".join({"mlflow", "torch", "pandas", "ray"} & sys.modules.keys()))
     loaded = subprocess.run([sys.executable, "-c", script, uri], check=True, capture_output=True, text=True)
     assert loaded.stdout.split() == []
     assert runs_of(experiment)["filter"].data.metrics == {"count.pairs": 7.0}
+
+
+def evaluation(value: float) -> dict[str, Any]:
+    """The document of two models on a published set and a hold-out."""
+    held = Interval(value, value, value, 0.95, 10)
+
+    def outcome(task: str, split: str) -> Outcome:
+        results = {"mean_recall": held, "text_to_image_r1": held}
+        sizes = {"images": 2, "captions": 2}
+        return Outcome(task, task, "retrieval", split, f"{task}-digest".ljust(64, "0"), "paper", sizes, "mean_recall",
+                       results, {"text_to_image_r1": 0.1})  # fmt: skip
+
+    models = [MeasuredModel(role, f"a/b:{role}", role * 8, token_wise=False) for role in ("pretrained", "finetuned")]
+    tasks = [outcome(*each).as_json(model.role) for model in models for each in (("dtd", "val"), ("new", "holdout"))]
+    return document(models, {"paper": ["Protocol paper."]}, tasks, {})
+
+
+def test_each_metric_of_the_evaluate_stage_has_its_model_and_its_data_set(experiment: config.Experiment) -> None:
+    stage = Stage(experiment.root, "evaluate", {})
+    found = evaluation(0.25)
+    storage.write_json(stage.path("evaluation.json"), found)
+    manifest = stage.commit([stage.describe("evaluation.json")], metrics={"eval/retrieval/dtd/mean_recall": 0.25})
+    with tracking.stage_run(experiment, "first", "evaluate") as run_id:
+        tracking.log_stage(run_id, manifest)
+    client = mlflow.MlflowClient()
+    run = client.get_run(run_id)
+    names = [f"{task}/{name}" for task in ("dtd", "new") for name in ("mean_recall", "text_to_image_r1")]
+    names.append("holdouts/mean_recall")
+    assert run.data.metrics == {f"{group}/retrieval/{name}": 0.25 for group in ("eval", "pretrained") for name in names}
+    digests = {"dtd": "dtd-digest".ljust(36, "0"), "new": "new-digest".ljust(36, "0")}
+    models = {model.tags["wukong.digest"]: model for model in client.search_logged_models([run.info.experiment_id])}
+    assert set(models) == {"pretrained" * 8, "finetuned" * 8}
+    for role, group in (("pretrained", "pretrained"), ("finetuned", "eval")):
+        logged = models[role * 8]
+        assert logged.name == f"a-b-{role}" and logged.status == "READY"
+        of = {metric.key: (metric.dataset_name, metric.dataset_digest) for metric in logged.metrics or []}
+        assert set(of) == {f"{group}/retrieval/{name}" for name in names}
+        assert of[f"{group}/retrieval/dtd/mean_recall"] == ("dtd", digests["dtd"])
+        assert of[f"{group}/retrieval/holdouts/mean_recall"][0] == "holdouts"
+    inputs = {each.dataset.name: each.dataset for each in run.inputs.dataset_inputs}
+    assert {name: each.digest for name, each in inputs.items()} == digests
+    assert "split val, protocol paper" in inputs["dtd"].source
+    assert {each.model_id for each in run.inputs.model_inputs} == {each.model_id for each in models.values()}
+
+
+def test_an_evaluation_is_a_run_for_each_model_and_a_model_is_known_again(experiment: config.Experiment) -> None:
+    tracking.log_evaluation(experiment.name, evaluation(0.25), "<p>悟空</p>")
+    addresses = tracking.log_evaluation(experiment.name, evaluation(0.5), "<p>悟空</p>")
+    client = mlflow.MlflowClient()
+    known = client.get_experiment_by_name(experiment.name)
+    runs = client.search_runs([known.experiment_id])
+    assert len(runs) == 4 and {run.info.status for run in runs} == {"FINISHED"}
+    assert len(client.search_logged_models([known.experiment_id])) == 2
+    newest = [run for run in runs if run.info.run_id in "".join(addresses)]
+    assert {run.info.run_name for run in newest} == {"a/b:pretrained", "a/b:finetuned"}
+    for run in newest:
+        assert run.data.metrics["eval/retrieval/dtd/mean_recall"] == 0.5, "the compare view has one name for both"
+        assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"evaluation.html", "evaluation.json"}
+
+
+def test_an_evaluation_is_not_logged_to_a_server_that_is_away(
+    experiment: config.Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_AT_START", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    with pytest.raises(StorageError, match="does not answer"):
+        tracking.log_evaluation("y", evaluation(0.5), "")

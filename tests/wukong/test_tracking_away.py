@@ -63,7 +63,7 @@ def test_a_server_killed_during_a_stage_gets_its_metrics_later(
         assert time.monotonic() - began < 5, "training does not wait"
         assert "metrics are kept for later, 1 sets so far" in caplog.text
         assert tracking.run_url(experiment, "first") is None
-        tracking.log_report(experiment, "first", "<p>")
+        tracking.log_page(experiment, "first", "<p>", "report.html")
         with pytest.raises(ZeroDivisionError), tracking.stage_run(experiment, "first", "filter") as untracked:
             assert untracked is None
             raise ZeroDivisionError

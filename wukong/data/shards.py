@@ -4,9 +4,11 @@ import io
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from wukong import storage
 from wukong.errors import DataError
+from wukong.manifest import Manifest
 
 _READ_BYTES = 1 << 20
 _BLOCK = tarfile.BLOCKSIZE
@@ -38,6 +40,20 @@ class Member:
     offset: int
     size: int
     read: Callable[[], bytes]
+
+
+def names_of(filtered: Manifest, split: str) -> list[str]:
+    """Return the names of a split's shards that have pairs, for instance ``00000``.
+
+    Args:
+        filtered: manifest of the filter stage.
+        split: ``train`` or a hold-out's name.
+    """
+    return [
+        PurePosixPath(part.path).stem
+        for part in filtered.parts
+        if part.path.startswith(f"{split}/") and part.path.endswith(".parquet") and part.rows
+    ]
 
 
 def members(tar_uri: str) -> Iterator[Member]:

@@ -1,7 +1,7 @@
-"""Zero-shot classification with prompts (section 5.2).
+"""Zero-shot classification with prompts (section 5.2), of any ``wukong.evaluate.model.Model``.
 
-``class_scores``, ``accuracy`` and ``per_class`` serve the evaluate stage. ``embed``, ``scores`` and ``measured`` serve
-the named protocols: for any ``wukong.evaluate.model.Model``, in pieces that fit in memory, with intervals.
+``embed`` encodes the classes, ``scores`` compares images with them, ``measured`` gives results with intervals. All work
+in pieces that fit in memory.
 """
 
 import hashlib
@@ -15,82 +15,18 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
 from wukong.evaluate import interval
 from wukong.evaluate.interval import Interval
 from wukong.evaluate.model import Model, refuse_collapsed, refuse_not_finite
-from wukong.evaluate.prompts import PROMPTS
 from wukong.evaluate.protocol import Metric, Protocol, Ties
 from wukong.evaluate.retrieval import hits, refuse_not_a_number
-from wukong.model.dual import DualEncoder, Texts
+from wukong.model.dual import Texts
 
 _FORMAT = 1
 _PIECE_CLASSES = 50
 _BLOCK_PRODUCTS = 2**23
 """The most products of image tokens and text tokens in a block: 32 MiB in float32."""
-
-
-@torch.inference_mode()
-def class_scores(
-    model: DualEncoder,
-    tokenizer: Tokenizer,
-    images: Tensor,
-    names: Sequence[str],
-    prompts: Sequence[str] = PROMPTS,
-    batch_size: int = 256,
-) -> Tensor:
-    """Compute the score of every image for every class.
-
-    With the global similarity, the vector of a class is the normalised mean of its prompts' vectors. With the
-    token-wise similarity, the score of a class is the mean of the similarities of its prompts.
-
-    Args:
-        model: the model, in evaluation mode.
-        tokenizer: the model's tokenizer.
-        images: embedded images, [images, (tokens,) d].
-        names: names of the classes, in Chinese.
-        prompts: templates; each has one ``{}`` for the name.
-        batch_size: number of captions encoded at a time.
-
-    Returns:
-        Scores, [images, classes].
-    """
-    columns = []
-    for name in names:
-        ids = tokenizer([prompt.format(name) for prompt in prompts])
-        texts = [model.embed_text(ids[start : start + batch_size]) for start in range(0, len(ids), batch_size)]
-        if model.token_wise:
-            scores = torch.cat([model.similarity(images, text).image_to_text for text in texts], 1)
-            columns.append(scores.mean(1))
-        else:
-            mean = torch.cat([text.vectors for text in texts]).mean(0)
-            columns.append(images @ F.normalize(mean, dim=0))
-    return torch.stack(columns, 1)
-
-
-def accuracy(scores: Tensor, labels: Tensor, top: int = 1) -> float:
-    """Compute the top-k accuracy: the share of images whose class is among the k best.
-
-    A wrong class with the same score as the right class is ranked before it.
-
-    Args:
-        scores: [images, classes].
-        labels: the right classes, int64 [images].
-        top: k.
-
-    Raises:
-        DataError: a score is NaN; it would count as the best.
-    """
-    refuse_not_a_number(scores, "picture", "class")
-    own = scores.gather(1, labels[:, None])
-    before = (scores >= own).sum(1) - 1
-    return (before < top).float().mean().item()
-
-
-def per_class(scores: Tensor, labels: Tensor) -> list[float]:
-    """Compute the top-1 accuracy of each class on its own images; NaN for a class without images."""
-    return [accuracy(scores[labels == c], labels[labels == c]) for c in range(scores.shape[1])]
 
 
 @dataclass(frozen=True)
@@ -226,7 +162,7 @@ class Measured:
         top5: share of images whose class is among the best five; None with fewer than five classes.
         mean_per_class: mean over classes of the share of its images whose class is the best.
         right: bool [images], whether each image's class is the best, for comparing two models.
-        classes: top-1 of each class, whose mean is ``mean_per_class``.
+        classes: top-1 of each class, whose mean is ``mean_per_class``; NaN for a class without images.
     """
 
     metric: Metric
@@ -259,7 +195,9 @@ def right(found: Tensor, labels: Tensor, ties: Ties) -> Tensor:
     return hits(found, wanted, ties, cutoffs=(1, best)) > 0
 
 
-def measured(found: Tensor, labels: Tensor, protocol: Protocol, data_set: str, seed: int = 0) -> Measured:
+def measured(
+    found: Tensor, labels: Tensor, protocol: Protocol, data_set: str, seed: int = 0, *, every_class: bool = True
+) -> Measured:
     """Compute top-1, top-5 and the mean over classes, with intervals.
 
     Args:
@@ -268,9 +206,11 @@ def measured(found: Tensor, labels: Tensor, protocol: Protocol, data_set: str, s
         protocol: fixes the metric and how equal scores rank.
         data_set: name of the set.
         seed: of the bootstrap.
+        every_class: whether a class without an image is an error. If not, the mean is over the classes with images.
 
     Raises:
-        DataError: there are not as many labels as images, a label is no class, a class has no image, or a score is NaN.
+        DataError: there are not as many labels as images, a label is no class, a class has no image though it must, or
+            a score is NaN.
     """
     if labels.shape != found.shape[:1]:
         raise DataError(f"{data_set}: {len(found)} images have scores and {len(labels)} have labels: they differ")
@@ -280,7 +220,7 @@ def measured(found: Tensor, labels: Tensor, protocol: Protocol, data_set: str, s
             f"{data_set}: labels reach from {int(labels.min()) if len(labels) else 0} to {len(counts) - 1}, and there "
             f"are {found.shape[1]} classes: the class names are of another set, or images are missing"
         )
-    if not counts.all():
+    if every_class and not counts.all():
         raise DataError(f"{data_set}: class {int((counts == 0).nonzero()[0])} has no image: images are missing")
     refuse_not_a_number(found, "image", "class")
     answers = right(found, labels, protocol.classification_ties)
@@ -291,7 +231,7 @@ def measured(found: Tensor, labels: Tensor, protocol: Protocol, data_set: str, s
         protocol.metric(data_set),
         top1,
         top5 if found.shape[1] >= 5 else None,
-        interval.mean_per_class(best.numpy(), labels.numpy(), seed=seed),
+        interval.mean_per_class(best.numpy(), labels.unique(return_inverse=True)[1].numpy(), seed=seed),
         answers[:, 0],
         tuple(shares.tolist()),
     )

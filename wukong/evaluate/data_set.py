@@ -64,6 +64,9 @@ class ClassificationData:
         classes: ids of the classes, as their owner names them; a label is a place in this list.
         ids: an id of each image, unique within the split.
         labels: int64 [images].
+        title: how reports call the set.
+        names: the Chinese name of each class; None where the protocol says which list is taken.
+        every_class: whether a class without an image means that the set is damaged.
     """
 
     name: str
@@ -72,6 +75,9 @@ class ClassificationData:
     ids: Sequence[str]
     labels: npt.NDArray[np.int64]
     images: Images = field(repr=False)
+    title: str
+    names: Sequence[str] | None = None
+    every_class: bool = True
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -101,6 +107,7 @@ class RetrievalData:
         captions: each with the images that are right for it. An image may have several captions and a caption several
             images.
         text_to_image_only: whether only images are searched by text (MUGE).
+        title: how reports call the set.
     """
 
     name: str
@@ -109,6 +116,7 @@ class RetrievalData:
     captions: Sequence[Caption]
     text_to_image_only: bool
     images: Images = field(repr=False)
+    title: str
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -204,7 +212,8 @@ class Classification:
             _require_count(self, chosen, folder, "images", self.splits[chosen], len(found.ids))
         labels = np.asarray(found.labels, np.int64)
         _require_unique(self, found.ids)
-        return ClassificationData(self.name, chosen, ids, found.ids, labels, found.images)
+        names = None if self.names is None else tuple(chinese for _, _, chinese in self.names)
+        return ClassificationData(self.name, chosen, ids, found.ids, labels, found.images, self.title, names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +262,9 @@ class Retrieval:
         _require_count(self, chosen, folder, "images", self.splits[chosen].images, len(found.image_ids))
         _require_count(self, chosen, folder, "captions", self.splits[chosen].captions, len(found.captions))
         _require_unique(self, found.image_ids)
-        data = RetrievalData(self.name, chosen, found.image_ids, found.captions, self.text_to_image_only, found.images)
+        data = RetrievalData(
+            self.name, chosen, found.image_ids, found.captions, self.text_to_image_only, found.images, self.title
+        )
         if data.answered:
             self._require_answers(data)
         return data

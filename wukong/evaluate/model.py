@@ -81,15 +81,33 @@ class OwnModel:
         self.scale = float(saved.model.scale.detach())
         self.digest = _digest(saved)
 
+    @property
+    def saved(self) -> SavedModel:
+        """The model itself, for what the interface does not have."""
+        return self._saved
+
     def encode_images(self, pictures: Sequence[Image.Image], protocol: Protocol) -> Tensor:
         """Encode RGB images; see ``Model``.
 
         Raises:
             DataError: a vector is not finite.
         """
+        if protocol.transform == "model":
+            return self._saved.encode_image(list(pictures))
         size = self._saved.model.settings.image.image_size
         # A square of the encoder's size passes through either of the model's own views unchanged.
         return self._saved.encode_image([square(picture, size, protocol) for picture in pictures])
+
+    def encode_features(self, features: Tensor) -> Tensor:
+        """Encode features that the model's image tower gave before, [images, ...], as ``encode_images`` the images.
+
+        Raises:
+            DataError: a vector is not finite.
+        """
+        with torch.inference_mode():
+            found = self._saved.model.embed_features(features.float().to(self._saved.device)).float().cpu()
+        refuse_not_finite(found, "image")
+        return found
 
     def encode_texts(self, texts: Sequence[str], protocol: Protocol) -> Texts:
         """Encode texts; see ``Model``. A model that reads fewer tokens than the protocol's context cuts at its own.
@@ -253,11 +271,10 @@ def refuse_other_vocabulary(saved: SavedModel) -> None:
 
 
 def _digest(saved: SavedModel) -> str:
-    """SHA-256 over the text side of a model: its weights, settings and vocabulary."""
+    """SHA-256 over a model's settings and vocabulary, and all weights that are in memory."""
     found = hashlib.sha256(saved.model.settings.model_dump_json().encode())
     found.update(f"{saved.tokenizer.max_tokens}\n{saved.tokenizer.vocabulary}".encode())
     for name, value in sorted(saved.model.state_dict().items()):
-        if not name.startswith("image."):
-            found.update(name.encode())
-            found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        found.update(name.encode())
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

@@ -5,14 +5,14 @@ own evaluate stage, for reports.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from wukong.config import Experiment
 from wukong.errors import ConfigError
 
-Transform: TypeAlias = Literal["squash", "crop"]
+Transform: TypeAlias = Literal["squash", "crop", "model"]
 Writing: TypeAlias = Literal["published", "lower", "lower, straight quotes"]
 Metric: TypeAlias = Literal["top1", "mean_per_class"]
 Ties: TypeAlias = Literal["against", "first", "topk", "id"]
@@ -22,6 +22,8 @@ Hit: TypeAlias = Literal["any", "share"]
 _TRANSFORMS = {
     "squash": "Pictures are squashed to the square (bicubic).",
     "crop": "Pictures are resized by their shorter side (bicubic) and cut to the square in their middle.",
+    "model": "Pictures are shown as the model was trained to see them (`model.image.view`); those of other projects' "
+    "models are cut to the square in their middle.",
 }
 _WRITINGS = {
     "published": "Texts go to the model's tokenizer as they are published.",
@@ -98,6 +100,10 @@ class Protocol:
             return text
         lower = text.lower()
         return lower if self.writing == "lower" else lower.replace("“", '"').replace("”", '"')
+
+    def for_pairs(self, captions: str) -> "Protocol":
+        """Return the protocol with the rule for captions of hold-outs (``evaluate.captions``) among its remarks."""
+        return replace(self, remarks=(*self.remarks, f"Hold-outs: {_CAPTIONS[captions]}"))
 
     def describe(self) -> list[str]:
         """Describe the protocol, one sentence for each setting; this is printed with every number."""
@@ -181,7 +187,23 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
         )
     }
 )
-"""The named protocols."""
+"""The protocols that other evaluations can be compared by."""
+
+OWN = Protocol(
+    name="own",
+    source="this project's own, for the hold-outs of an experiment",
+    transform="model",
+    context=None,
+    writing="published",
+    class_names="authors",
+    prompts="ours",
+    splits=_SPLITS,
+    classification_ties="against",
+    mean_ties="against",
+    retrieval_ties="against",
+    remarks=("The classes of a hold-out have the names that the experiment gives them.",),
+)
+"""The protocol of the hold-outs, whose pictures and captions are like those that the model was trained on."""
 
 
 def named(name: str) -> Protocol:
@@ -190,9 +212,10 @@ def named(name: str) -> Protocol:
     Raises:
         ConfigError: there is none.
     """
-    if name not in PROTOCOLS:
-        raise ConfigError(f"protocol: there is no {name!r}; allowed: {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
+    known = {**PROTOCOLS, OWN.name: OWN}
+    if name not in known:
+        raise ConfigError(f"protocol: there is no {name!r}; allowed: {', '.join(known)}")
+    return known[name]
 
 
 _CAPTIONS = {

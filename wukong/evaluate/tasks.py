@@ -1,11 +1,12 @@
-"""Run evaluation tasks: a model, a set and a named protocol give results with intervals.
+"""Run evaluation tasks: a model, a set or hold-out, and a protocol give results with intervals.
 
-A task is one set of ``wukong.evaluate.sets``. An ``Evaluator`` measures all sets of one kind; ``EVALUATORS`` has them.
+An ``Evaluator`` measures everything of one kind; ``EVALUATORS`` has them. ``wukong evaluate`` and the evaluate stage
+both measure here.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from typing import Protocol as Interface
@@ -16,49 +17,24 @@ from torch import Tensor
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import class_names, classification, prompts, retrieval, sets
 from wukong.evaluate.data_set import Classification, ClassificationData, Retrieval, RetrievalData
-from wukong.evaluate.interval import Interval
 from wukong.evaluate.model import Model, refuse_collapsed
 from wukong.evaluate.protocol import Protocol
 from wukong.evaluate.published import NotThereError
+from wukong.evaluate.results import Candidate, Classified, ClassResult, Outcome, Query
+from wukong.model.dual import Texts
 
 log = logging.getLogger(__name__)
 
 ALL = "all"
-FORMAT = 1
 _BATCH_IMAGES, _LOGGED_IMAGES = 64, 5000
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The results of one task.
-
-    Attributes:
-        task: name of the set.
-        title: its title.
-        kind: name of the evaluator, which is part of the metrics' names.
-        split: the split that was measured.
-        digest: SHA-256 of what was measured: ids, and labels or captions.
-        sizes: numbers of images, and of classes or captions.
-        headline: name of the result that is the protocol's number.
-        results: each result with its interval, as shares of 1.
-        chance: the result of a random order, for some of the results.
-        classes: Chinese name, number of images and top-1 of each class, in label order; empty for retrieval.
-    """
-
-    task: str
-    title: str
-    kind: str
-    split: str
-    digest: str
-    sizes: Mapping[str, int]
-    headline: str
-    results: Mapping[str, Interval]
-    chance: Mapping[str, float]
-    classes: Sequence[tuple[str, int, float]] = ()
+_EXAMPLES = 4  # of right ones, and as many of wrong ones
+_SHOWN = 5  # images of a query
+_MOST_CONFUSED = 50  # classes of a set whose confusions are kept
+_BLOCK = 1000
 
 
 class Evaluator(Interface):
-    """Measures all sets of one kind. A new kind of evaluation is one more of these in ``EVALUATORS``."""
+    """Measures everything of one kind. A new kind of evaluation is one more of these in ``EVALUATORS``."""
 
     @property
     def kind(self) -> str:
@@ -69,15 +45,17 @@ class Evaluator(Interface):
         """Whether it measures sets that are read as this."""
         ...
 
-    def measure(self, model: Model, data: Any, title: str, protocol: Protocol, cache: Path) -> Outcome:
+    def measure(
+        self, model: Model, data: Any, protocol: Protocol, cache: Path, encoded: Tensor | None = None
+    ) -> Outcome:
         """Measure a model.
 
         Args:
             model: the model.
-            data: what ``read`` of a set returns; ``takes`` accepts it.
-            title: the set's title.
+            data: what ``read`` of a set returns, or a hold-out of ``wukong.evaluate.holdouts``; ``takes`` accepts it.
             protocol: the protocol.
             cache: folder of embedded classes.
+            encoded: the images' vectors, in the data's order, where they are known; None to encode the images.
 
         Raises:
             DataError: a vector is not finite, all are equal, or the set cannot be measured; no result is made up.
@@ -94,30 +72,59 @@ class ZeroShot:
         """See ``Evaluator``."""
         return isinstance(data, ClassificationData)
 
-    def measure(self, model: Model, data: ClassificationData, title: str, protocol: Protocol, cache: Path) -> Outcome:
+    def measure(
+        self, model: Model, data: ClassificationData, protocol: Protocol, cache: Path, encoded: Tensor | None = None
+    ) -> Outcome:
         """Measure top-1, top-5 and the mean over classes; see ``Evaluator``."""
-        names = _names(data.name, protocol)
+        names = data.names or [each.chinese for each in class_names.of(data.name, protocol.class_names)]
         labels = torch.from_numpy(data.labels)
         embedded = classification.embed(model, names, prompts.of(protocol.prompts, data.name), protocol, cache)
-        scores = classification.scores(model, _encoded(model, data, protocol), embedded, protocol)
-        found = classification.measured(scores, labels, protocol, data.name)
+        images = _encoded(model, data, protocol) if encoded is None else encoded
+        scores = classification.scores(model, images, embedded, protocol)
+        found = classification.measured(scores, labels, protocol, data.name, every_class=data.every_class)
         results = {"top1": found.top1, "mean_per_class": found.mean_per_class}
         chance = {"top1": 1 / len(names), "mean_per_class": 1 / len(names)}
         if found.top5 is not None:
             results["top5"], chance["top5"] = found.top5, 5 / len(names)
-        counts = torch.bincount(labels, minlength=len(names)).tolist()
+        # What a wrong image is taken for; where the right class ties with another, the other.
+        wrong = scores.scatter(1, labels[:, None], -torch.inf).argmax(1)
+        best = torch.where(found.right, labels, wrong)
+        confusion = torch.bincount(labels * len(names) + best, minlength=len(names) ** 2).view(len(names), -1)
+        few = len(names) <= _MOST_CONFUSED
+        right, missed = found.right.nonzero().squeeze(1).tolist(), (~found.right).nonzero().squeeze(1).tolist()
         return Outcome(
             data.name,
-            title,
+            data.title,
             self.kind,
             data.split,
             data.digest,
+            protocol.name,
             {"images": len(data), "classes": len(names)},
             found.metric,
             results,
             chance,
-            tuple(zip(names, counts, found.classes, strict=True)),
+            _classes(names, confusion, found.classes),
+            confusion.tolist() if few else (),
+            tuple(names) if few else (),
+            tuple(
+                Classified(data.ids[i], names[int(labels[i])], names[int(best[i])], bool(found.right[i]))
+                for i in (*_spread(right, _EXAMPLES), *_spread(missed, _EXAMPLES))
+            ),
         )
+
+
+def _classes(names: Sequence[str], confusion: Tensor, shares: Sequence[float]) -> tuple[ClassResult, ...]:
+    """Return the result of each class that has images."""
+    others = confusion.clone()
+    others.fill_diagonal_(0)
+    most, second = others.max(1)
+    return tuple(
+        ClassResult(name, count, share, names[other] if times else None)
+        for name, count, share, times, other in zip(
+            names, confusion.sum(1).tolist(), shares, most.tolist(), second.tolist(), strict=True
+        )
+        if count
+    )
 
 
 class ImageTextRetrieval:
@@ -129,13 +136,15 @@ class ImageTextRetrieval:
         """See ``Evaluator``."""
         return isinstance(data, RetrievalData)
 
-    def measure(self, model: Model, data: RetrievalData, title: str, protocol: Protocol, cache: Path) -> Outcome:
+    def measure(
+        self, model: Model, data: RetrievalData, protocol: Protocol, cache: Path, encoded: Tensor | None = None
+    ) -> Outcome:
         """Measure Recall@1, @5 and @10 in each direction and their mean; see ``Evaluator``."""
         if not data.answered:
-            raise DataError(f"{title}, split {data.split}: its owner keeps the right answers; measure another split")
+            raise DataError(f"{data.title}, split {data.split}: its owner keeps the right answers; measure another one")
         both = not (data.text_to_image_only or data.name in protocol.text_to_image_only)
         pairs = retrieval.Pairs.of([caption.images for caption in data.captions], len(data), every_image=both)
-        images = _encoded(model, data, protocol)
+        images = _encoded(model, data, protocol) if encoded is None else encoded
         refuse_collapsed(images, "image")
         texts = model.encode_texts([caption.text for caption in data.captions], protocol)
         refuse_collapsed(texts.vectors, "caption", texts.counted if texts.vectors.ndim == 3 else None)
@@ -157,21 +166,54 @@ class ImageTextRetrieval:
         if both:
             random = retrieval.chance(torch.bincount(pairs.image, minlength=pairs.images).tolist(), pairs.texts)
             chance |= {f"image_to_text_r{k}": value for k, value in random.items()}
+        first = found.text_to_image[:, 0] > 0
+        right, missed = first.nonzero().squeeze(1).tolist(), (~first).nonzero().squeeze(1).tolist()
         return Outcome(
             data.name,
-            title,
+            data.title,
             self.kind,
             data.split,
             data.digest,
+            protocol.name,
             {"images": len(data), "captions": pairs.texts},
             "mean_recall",
             {**results, "mean_recall": result.mean},
             chance,
+            examples=_queries(model, data, images, texts, [*_spread(right, _EXAMPLES), *_spread(missed, _EXAMPLES)]),
         )
 
 
+def _queries(
+    model: Model, data: RetrievalData, images: Tensor, texts: Texts, numbers: Sequence[int]
+) -> tuple[Query, ...]:
+    """Search images by some of the captions, for the report. A caption of each image stands with it."""
+    asked = Texts(texts.vectors[numbers], texts.counted[numbers])
+    scores = torch.cat([model.similarity(block, asked).text_to_image.T.float() for block in images.split(_BLOCK)], 1)
+    first: dict[int, str] = {}
+    for caption in data.captions:
+        for image in caption.images:
+            first.setdefault(image, caption.text)
+    queries = []
+    for row, number in zip(scores, numbers, strict=True):
+        caption = data.captions[number]
+        right = torch.zeros(len(data), dtype=torch.bool)
+        right[list(caption.images)] = True
+        rank = int(((row >= row[right].max()) & ~right).sum())
+        candidates = tuple(
+            Candidate(data.image_ids[i], caption.text if right[i] else first.get(i, ""), bool(right[i]))
+            for i in row.topk(min(_SHOWN, len(data))).indices.tolist()
+        )
+        queries.append(Query(caption.text, rank, candidates))
+    return tuple(queries)
+
+
+def _spread(numbers: Sequence[int], count: int) -> list[int]:
+    """Choose some of the numbers, spread evenly over all."""
+    return list(numbers[:: max(1, len(numbers) // count)][:count]) if numbers else []
+
+
 EVALUATORS: tuple[Evaluator, ...] = (ZeroShot(), ImageTextRetrieval())
-"""All evaluators. The first that takes a set's data measures it."""
+"""All evaluators. The first that takes the data measures it."""
 
 
 @dataclass(frozen=True)
@@ -187,57 +229,65 @@ class Read:
     missing: Mapping[str, str]
 
 
-def chosen(tasks: str) -> list[str]:
-    """Return the names of the sets in a comma-separated list, or all for ``all``, in the registry's order.
-
-    Raises:
-        ConfigError: there is no such set, or no name.
-    """
-    asked = [name.strip() for name in tasks.split(",") if name.strip()]
-    if not asked:
-        raise ConfigError(f"tasks: {tasks!r} names none; allowed: {ALL}, or some of {', '.join(sets.REGISTRY)}")
-    if asked == [ALL]:
-        return list(sets.REGISTRY)
-    for name in asked:
-        sets.of(name)
-    return [name for name in sets.REGISTRY if name in asked]
-
-
-def read(tasks: str, folders: Mapping[str, Path], root: Path, protocol: Protocol) -> Read:
-    """Read the sets of the chosen tasks before any model works: ids and labels, no images.
+def chosen(tasks: str, holdouts: Sequence[str] = ()) -> list[str]:
+    """Return the names in a comma-separated list, or all for ``all``: sets in the registry's order, then hold-outs.
 
     Args:
-        tasks: ``all``, or names of sets with commas between them.
+        tasks: the list.
+        holdouts: names of the hold-outs' tasks, of an experiment.
+
+    Raises:
+        ConfigError: there is no such task, or no name.
+    """
+    known = [*sets.REGISTRY, *holdouts]
+    asked = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not asked:
+        raise ConfigError(f"tasks: {tasks!r} names none; allowed: {ALL}, or some of {', '.join(known)}")
+    if asked == [ALL]:
+        return known
+    for name in asked:
+        if name not in known:
+            hint = "" if holdouts else "; hold-outs are those of --config"
+            raise ConfigError(f"tasks: there is no evaluation set {name!r}: take some of {', '.join(known)}{hint}")
+    return [name for name in known if name in asked]
+
+
+def read(names: Sequence[str], folders: Mapping[str, Path], root: Path, protocol: Protocol, *, skip: bool) -> Read:
+    """Read sets before any model works: ids and labels, no images.
+
+    Args:
+        names: of sets.
         folders: folders of some sets; the others' is the folder with their name below ``root``.
         root: the folder that holds all sets.
         protocol: says which split is read.
+        skip: whether a set that is not there is left out, and not an error.
 
     Raises:
-        ConfigError: there is no such task.
-        NotThereError: a set that was named is not there, or with ``all``, no set is.
+        ConfigError: there is no such set.
+        NotThereError: a set is not there.
         DataError: a set is damaged, or is not the published one.
     """
     found: dict[str, ClassificationData | RetrievalData] = {}
     missing: dict[str, str] = {}
-    names = chosen(tasks)
     for name in names:
         data_set: Classification | Retrieval = sets.of(name)
         try:
             found[name] = data_set.read(folders.get(name, root / name), protocol.split(name))
         except NotThereError as error:
-            if tasks.strip() != ALL:
+            if not skip:
                 raise
             missing[name] = str(error)
-    if not found:
-        raise NotThereError(
-            f"none of the {len(names)} sets is in {root}: each needs a folder with its name there, for instance "
-            f"{root / names[0]}; docs/evaluation-sets.md says how to get them"
-        )
     return Read(found, missing)
 
 
-def measure(model: Model, name: str, data: object, protocol: Protocol, cache: Path) -> Outcome:
-    """Measure one task with the evaluator that takes its data.
+def measure(
+    model: Model,
+    data: ClassificationData | RetrievalData,
+    protocol: Protocol,
+    cache: Path,
+    encoded: Tensor | None = None,
+) -> Outcome:
+    """Measure one task with the evaluator that takes its data; see ``Evaluator.measure``.
 
     Raises:
         DataError: see ``Evaluator.measure``.
@@ -246,53 +296,8 @@ def measure(model: Model, name: str, data: object, protocol: Protocol, cache: Pa
     for evaluator in EVALUATORS:
         if evaluator.takes(data):
             with torch.inference_mode():
-                return evaluator.measure(model, data, sets.of(name).title, protocol, cache)
-    raise ConfigError(f"no evaluator takes {name}, which is read as {type(data).__name__}")
-
-
-def as_json(
-    model: Model, protocol: Protocol, outcomes: Sequence[Outcome], missing: Mapping[str, str]
-) -> dict[str, Any]:
-    """Return all results as JSON: the model, the protocol's sentences, each task's results with their intervals."""
-    return {
-        "format": FORMAT,
-        "model": {"name": model.name, "digest": model.digest, "token_wise": model.token_wise},
-        "protocol": {"name": protocol.name, "settings": protocol.describe()},
-        "tasks": [
-            {
-                "task": each.task,
-                "title": each.title,
-                "kind": each.kind,
-                "split": each.split,
-                "digest": each.digest,
-                "protocol": protocol.name,
-                "sizes": dict(each.sizes),
-                "headline": each.headline,
-                "results": {name: asdict(value) for name, value in each.results.items()},
-                "chance": dict(each.chance),
-                "classes": [{"name": name, "images": images, "top1": share} for name, images, share in each.classes],
-            }
-            for each in outcomes
-        ],
-        "missing": dict(missing),
-    }
-
-
-def metrics_of(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Flatten results to metrics with stable names: ``eval/KIND/TASK/RESULT``, and ``…_low``, ``…_high``."""
-    return {
-        f"eval/{each.kind}/{each.task}/{name}{suffix}": number
-        for each in outcomes
-        for name, value in each.results.items()
-        for suffix, number in (("", value.value), ("_low", value.low), ("_high", value.high))
-    }
-
-
-def _names(name: str, protocol: Protocol) -> list[str]:
-    data_set = sets.of(name)
-    if isinstance(data_set, Classification) and data_set.names is not None:
-        return [each.chinese for each in data_set.classes]  # a set that is not in the paper has one list
-    return [each.chinese for each in class_names.of(name, protocol.class_names)]
+                return evaluator.measure(model, data, protocol, cache, encoded)
+    raise ConfigError(f"no evaluator takes {data.name}, which is read as {type(data).__name__}")
 
 
 def _encoded(model: Model, data: ClassificationData | RetrievalData, protocol: Protocol) -> Tensor:

@@ -70,8 +70,13 @@ def carry_out(place: str, planned: Plan) -> dict[str, Any]:
 
 
 def reports(place: str) -> list[str]:
-    """Returns the URIs of the HTML pages of earlier runs. They may show images that were taken down since."""
-    return storage.list_files(storage.join(place, "runs"), ".html")
+    """Returns the URIs of the pages of earlier runs and evaluations, and of the records that evaluations are made from.
+
+    They may show images that were taken down since.
+    """
+    evaluations = storage.list_files(storage.join(place, "evaluate"))
+    shown = [uri for uri in evaluations if uri.endswith(".html") or "/_parts/" in uri]
+    return [*storage.list_files(storage.join(place, "runs"), ".html"), *shown]
 
 
 def _rewrite_files(planned: Plan) -> None:

@@ -81,11 +81,16 @@ class Thumbnails:
                 raise DataError(
                     f"the picture of the pair {key} cannot be decoded: {error}; run the crawl again"
                 ) from error
-            image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-            target = io.BytesIO()
-            image.save(target, "JPEG", quality=80)
-            self._made[key] = "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode()
+            self._made[key] = data_uri(image)
         return self._made[key]
+
+
+def data_uri(image: Image.Image, side: int = _THUMBNAIL) -> str:
+    """Returns an RGB image as a data URI, with sides of at most so many pixels; the image itself is made small too."""
+    image.thumbnail((side, side))
+    target = io.BytesIO()
+    image.save(target, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode()
 
 
 def contact_sheet(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wukong.evaluate.results import tasks_of
 from wukong.manifest import Manifest
 from wukong.report.funnel import wording
 
@@ -33,20 +34,32 @@ def numbers(manifests: Sequence[Manifest]) -> dict[str, float]:
 
 
 def scores(evaluation: Mapping[str, Any]) -> str:
-    """Returns a page with the scores of ``evaluation.json`` beside the scores of chance."""
-    lines = ["# On held-out pairs"]
-    if evaluation["retrieval"]:
-        lines += ["", "| hold-out | direction | R@1 | R@5 | R@10 | chance R@1 |", "|---|---|---:|---:|---:|---:|"]
-    for entry in evaluation["retrieval"]:
+    """Returns a page with the scores of an evaluation (``wukong.evaluate.results``) beside the scores of chance."""
+    lines = ["# What was measured"]
+    searched, classified = tasks_of(evaluation, "retrieval"), tasks_of(evaluation, "classification")
+    if searched:
+        lines += [
+            "",
+            "| set | direction | R@1 | R@5 | R@10 | chance R@1 | protocol |",
+            "|---|---|---:|---:|---:|---:|---|",
+        ]
+    for entry in searched:
         for direction in ("text_to_image", "image_to_text"):
-            found, chance = entry[direction], entry["chance"][direction]
-            row = [entry["title"], _words(direction), *(f"{found[key]:.3f}" for key in ("r1", "r5", "r10"))]
-            lines.append(f"| {' | '.join(row)} | {chance['r1']:.4f} |")
-    if evaluation["classification"]:
-        lines += ["", "| zero-shot set | pictures | top-1 | top-5 | chance |", "|---|---:|---:|---:|---:|"]
-    for task in evaluation["classification"]:
-        row = [task["title"], f"{task['images']:,}", *(f"{task[key]:.3f}" for key in ("top1", "top5", "chance"))]
-        lines.append(f"| {' | '.join(row)} |")
+            found = [entry["results"].get(f"{direction}_r{k}") for k in (1, 5, 10)]
+            if all(found):
+                row = [entry["title"], _words(direction), *(f"{each['value']:.3f}" for each in found)]
+                chance = entry["chance"][f"{direction}_r1"]
+                lines.append(f"| {' | '.join(row)} | {chance:.4f} | {entry['protocol']} |")
+    if classified:
+        lines += [
+            "",
+            "| zero-shot set | pictures | top-1 | top-5 | chance | protocol |",
+            "|---|---:|---:|---:|---:|---|",
+        ]
+    for entry in classified:
+        top = [f"{entry['results'][key]['value']:.3f}" if key in entry["results"] else "" for key in ("top1", "top5")]
+        row = [entry["title"], f"{entry['sizes']['images']:,}", *top, f"{entry['chance']['top1']:.3f}"]
+        lines.append(f"| {' | '.join(row)} | {entry['protocol']} |")
     return "\n".join(lines) + "\n"
 
 
@@ -55,10 +68,9 @@ def confusions(evaluation: Mapping[str, Any]) -> tuple[list[str], list[list[int]
 
     A row of the matrix is a true class, a column a predicted one. None if no set has a matrix that the UI can draw.
     """
-    for task in evaluation["classification"]:
-        matrix = task.get("confusion")
-        if matrix and len(matrix) <= _MAX_CLASSES:
-            return list(task["candidates"]), matrix
+    for entry in tasks_of(evaluation, "classification"):
+        if entry["confusion"] and len(entry["confusion"]) <= _MAX_CLASSES:
+            return list(entry["candidates"]), entry["confusion"]
     return None
 
 

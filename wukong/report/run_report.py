@@ -17,6 +17,7 @@ import polars as pl
 from wukong import run_records, stages, storage
 from wukong.config import Crawl, Experiment
 from wukong.evaluate.protocol import sentences
+from wukong.evaluate.results import HOLDOUT, tasks_of
 from wukong.manifest import Manifest
 from wukong.report import template
 from wukong.report.funnel import bars, funnel, wording
@@ -63,9 +64,8 @@ def contents(
     Args:
         experiment: what was run.
         manifests: by stage; ``crawl`` and ``filter`` are needed.
-        evaluation: what the evaluate stage measured. ``retrieval`` lists test sets with recalls in both directions,
-            chance and examples; ``classification`` lists tasks with an accuracy for each class; ``training`` has the
-            histories.
+        evaluation: what the evaluate stage measured: a document of ``wukong.evaluate.results``, of which the fine-tuned
+            model is shown, with the histories under ``training``. Empty if nothing was measured.
         links: titles and addresses, for instance of the MLflow run.
         pictures: returns an image's bytes by its pair's key; ``pictures_of`` makes one.
         run: the run's name.
@@ -93,10 +93,9 @@ def contents(
         "funnel": bars(steps[1:]),
         "dropped": _dropped(filtered),
         "crawl_dropped": _sorted(manifests["crawl"].dropped),
-        "retrieval": [_retrieval(entry, thumbnail) for entry in evaluation.get("retrieval", ())],
-        "directions": _DIRECTIONS,
+        "retrieval": [_retrieval(entry, thumbnail) for entry in tasks_of(evaluation, "retrieval")],
         "protocol": " ".join(sentences(experiment)),
-        "classification": [_classification(entry) for entry in evaluation.get("classification", ())],
+        "classification": [_classification(entry) for entry in tasks_of(evaluation, "classification")],
         "curves": {
             stage: curves
             for stage in stages.TRAININGS
@@ -108,6 +107,7 @@ def contents(
         "times": _times(manifests),
         "lineage": [(stage, manifests[stage]) for stage in stages.JOBS if stage in manifests],
         "config": experiment.model_dump_json(indent=2),
+        "evaluated": bool(evaluation),
         "links": links,
     }
 
@@ -154,15 +154,15 @@ def _measured(trained: Manifest | None) -> list[dict[str, Any]]:
 def _headlines(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns the main number of each test set and each task, what it is, and its chance."""
     found = []
-    for entry in evaluation.get("retrieval", ()):
-        recall, chance = entry["text_to_image"], entry.get("chance", {}).get("text_to_image", {})
-        title = entry.get("title") or entry["holdout"]
-        what = f"text → image R@10 of {entry['images']:,} pictures; R@1 {_percent(recall['r1'])}"
-        found.append({"title": title, "what": what, "value": recall["r10"], "chance": chance.get("r10")})
-    for entry in evaluation.get("classification", ()):
-        title = entry.get("title") or entry["name"]
-        what = f"zero-shot top-1 of {len(entry['classes'])} classes"
-        found.append({"title": title, "what": what, "value": entry["top1"], "chance": entry.get("chance")})
+    for entry in tasks_of(evaluation, "retrieval"):
+        first, tenth = (entry["results"][f"text_to_image_r{k}"]["value"] for k in (1, 10))
+        what = f"text → image R@10 of {entry['sizes']['images']:,} pictures; R@1 {_percent(first)}"
+        chance = entry["chance"]["text_to_image_r10"]
+        found.append({"title": entry["title"], "what": what, "value": tenth, "chance": chance})
+    for entry in tasks_of(evaluation, "classification"):
+        what = f"zero-shot top-1 of {entry['sizes']['classes']} classes"
+        value = entry["results"]["top1"]["value"]
+        found.append({"title": entry["title"], "what": what, "value": value, "chance": entry["chance"]["top1"]})
     return found
 
 
@@ -194,18 +194,22 @@ def _shorten(text: str, limit: int = 40) -> str:
 
 def _retrieval(entry: Mapping[str, Any], thumbnail: Thumbnails) -> dict[str, Any]:
     examples = []
-    for example in list(entry.get("examples", ()))[:_RETRIEVALS]:
-        shown = [
-            {"src": thumbnail(p["key"]), "caption": p.get("caption", ""), "right": p["right"]}
-            for p in example["pictures"]
-        ]
-        examples.append({"caption": example["caption"], "rank": example.get("rank"), "pictures": shown})
-    return {**entry, "title": entry.get("title") or entry["holdout"], "examples": examples}
+    # The shards that the report reads have the pictures of hold-outs; those of other sets are on the evaluation's page.
+    for example in _shown_queries(entry["examples"]) if entry["split"] == HOLDOUT else ():
+        shown = [{**picture, "src": thumbnail(picture["image"])} for picture in example["images"]]
+        examples.append({**example, "pictures": shown})
+    return {**entry, "directions": {d: t for d, t in _DIRECTIONS.items() if f"{d}_r1" in entry["results"]}} | {
+        "examples": examples
+    }
+
+
+def _shown_queries(examples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns a few queries; the found ones stand first among the examples, so both ends are taken."""
+    return [*examples[: _RETRIEVALS // 2], *examples[_RETRIEVALS // 2 :][-(_RETRIEVALS - _RETRIEVALS // 2) :]]
 
 
 def _classification(entry: Mapping[str, Any]) -> dict[str, Any]:
-    classes = sorted(entry["classes"], key=lambda each: (-each["accuracy"], each["name"]))
-    return {**entry, "title": entry.get("title") or entry["name"], "classes": classes}
+    return {**entry, "classes": sorted(entry["classes"], key=lambda each: (-each["top1"], each["name"]))}
 
 
 def _curves(evaluation: Mapping[str, Any], stage: str, measured: Sequence[Mapping[str, Any]]) -> list[Curve]:

@@ -1,5 +1,6 @@
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,10 +8,14 @@ import torch.nn.functional as F
 
 from wukong.config import Model
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
+from wukong.errors import DataError
 from wukong.evaluate import classification
+from wukong.evaluate.model import OwnModel
 from wukong.evaluate.prompts import OF_THE_PAPER, PROMPTS
+from wukong.evaluate.protocol import OWN
 from wukong.installed import installed_file
 from wukong.model.dual import DualEncoder
+from wukong.model.saved_model import SavedModel
 
 NAMES = ("猫", "红色的苹果", "月亮")
 
@@ -18,7 +23,12 @@ NAMES = ("猫", "红色的苹果", "月亮")
 def model(similarity: str, **more: object) -> tuple[DualEncoder, Tokenizer]:
     torch.manual_seed(0)
     settings = Model.model_validate(
-        {"text": {"layers": 1, "heads": 2, "width": 16}, "embedding": 8, "similarity": similarity, **more}
+        {
+            "text": {"layers": 1, "heads": 2, "width": 16, "pooling": "mean"},
+            "embedding": 8,
+            "similarity": similarity,
+            **more,
+        }
     )
     tokenizer = Tokenizer(packaged_vocabulary())
     return DualEncoder(settings, tokenizer, feature_width=12).eval(), tokenizer
@@ -38,10 +48,17 @@ def test_six_prompts_equal_the_papers() -> None:
     assert both == OF_THE_PAPER and len(both) == 6
 
 
-def test_a_class_vector_is_the_normalised_mean_of_its_prompts() -> None:
+def scored(dual: DualEncoder, tokenizer: Tokenizer, images: torch.Tensor, cache: Path) -> torch.Tensor:
+    with torch.no_grad():
+        dual.text.tokens.weight.mul_(50)  # random weights alone give all texts nearly one vector
+    own = OwnModel(SavedModel(dual, tokenizer), "random")
+    return classification.scores(own, images, classification.embed(own, NAMES, PROMPTS, OWN, cache), OWN)
+
+
+def test_a_class_vector_is_the_normalised_mean_of_its_prompts(tmp_path: Path) -> None:
     dual, tokenizer = model("global")
     images = F.normalize(torch.randn(4, 8), dim=1)
-    scores = classification.class_scores(dual, tokenizer, images, NAMES, batch_size=7)
+    scores = scored(dual, tokenizer, images, tmp_path)
     with torch.inference_mode():
         for column, name in enumerate(NAMES):
             vectors = torch.cat([dual.embed_text(tokenizer([prompt.format(name)])).vectors for prompt in PROMPTS])
@@ -50,10 +67,10 @@ def test_a_class_vector_is_the_normalised_mean_of_its_prompts() -> None:
 
 
 @pytest.mark.parametrize("with_cls", [True, False])
-def test_a_token_wise_class_score_is_the_mean_over_its_prompts(with_cls: bool) -> None:
+def test_a_token_wise_class_score_is_the_mean_over_its_prompts(with_cls: bool, tmp_path: Path) -> None:
     dual, tokenizer = model("token", match_text_cls=with_cls)
     images = F.normalize(torch.randn(4, 5, 8), dim=2)
-    scores = classification.class_scores(dual, tokenizer, images, NAMES, batch_size=7)
+    scores = scored(dual, tokenizer, images, tmp_path)
     with torch.inference_mode():
         for column, name in enumerate(NAMES):
             each = []
@@ -64,11 +81,19 @@ def test_a_token_wise_class_score_is_the_mean_over_its_prompts(with_cls: bool) -
             torch.testing.assert_close(scores[:, column], torch.stack(each).mean(0), rtol=1e-4, atol=1e-5)
 
 
-def test_top_1_and_top_5_accuracy() -> None:
+def test_accuracy_of_images_and_of_classes() -> None:
     scores = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.1, 0.3], [0.2, 0.3, 0.25], [1.0, 1.0, 1.0]])
     labels = torch.tensor([1, 2, 2, 0])
-    assert classification.accuracy(scores, labels) == pytest.approx(0.25)  # a tie is not won
-    assert classification.accuracy(scores, labels, 2) == pytest.approx(0.75)
-    by_class = classification.per_class(scores[:3], labels[:3])
-    assert math.isnan(by_class[0])
-    assert by_class[1:] == [1.0, 0.0]
+    found = classification.measured(scores, labels, OWN, "x")
+    assert found.top1.value == pytest.approx(0.25)  # a tie is not won
+    assert found.classes == (0.0, 1.0, 0.0) and found.mean_per_class.value == pytest.approx(1 / 3)
+    few = classification.measured(scores[:3], labels[:3], OWN, "x", every_class=False)
+    assert math.isnan(few.classes[0]) and few.classes[1:] == (1.0, 0.0) and few.mean_per_class.value == 0.5
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (2, 1), (3, 2)])
+def test_a_score_that_is_no_number_is_refused(row: int, column: int) -> None:
+    scores = torch.rand(4, 3)
+    scores[row, column] = torch.nan
+    with pytest.raises(DataError, match=f"image {row} to class {column}"):
+        classification.measured(scores, torch.tensor([0, 1, 2, 0]), OWN, "x")

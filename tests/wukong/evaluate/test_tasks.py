@@ -1,6 +1,5 @@
 """Tasks: sets of pictures with known answers, measured by models whose results are known."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,10 @@ from torch import Tensor
 
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import sets, tasks
-from wukong.evaluate.data_set import Classification, Counts, Retrieval
+from wukong.evaluate.data_set import Classification, ClassificationData, Counts, Retrieval
 from wukong.evaluate.protocol import PROTOCOLS, Protocol
 from wukong.evaluate.published import Caption, Captioned, Labelled, NotThereError
+from wukong.evaluate.results import Classified, ClassResult, Outcome, Query
 from wukong.model.dual import Texts
 from wukong.model.similarity import Scores, global_similarity
 
@@ -93,10 +93,10 @@ def captioned(monkeypatch: pytest.MonkeyPatch, name: str, only: bool) -> list[st
     return words
 
 
-def measured(model: Knowing, name: str, root: Path) -> tasks.Outcome:
+def measured(model: Knowing, name: str, root: Path) -> Outcome:
     (root / name).mkdir(parents=True, exist_ok=True)
-    there = tasks.read(name, {}, root, PAPER)
-    return tasks.measure(model, name, there.data[name], PAPER, root / f"cache{model.shift}{model.sign}")
+    there = tasks.read([name], {}, root, PAPER, skip=False)
+    return tasks.measure(model, there.data[name], PAPER, root / f"cache{model.shift}{model.sign}")
 
 
 def test_classification_by_a_model_that_knows_and_by_one_that_is_always_wrong(
@@ -107,9 +107,16 @@ def test_classification_by_a_model_that_knows_and_by_one_that_is_always_wrong(
     assert (right.headline, right.results["top1"].value, right.results["mean_per_class"].value) == ("top1", 1, 1)
     assert right.results["top1"].low < 1 and right.results["top1"].units == 40
     assert right.sizes == {"images": 40, "classes": 10} and right.chance["top5"] == 0.5
-    assert list(right.classes) == [(name, 4, 1.0) for name in names]
+    assert list(right.classes) == [ClassResult(name, 4, 1.0) for name in names]
+    assert right.confusion == [[4 * (row == column) for column in range(10)] for row in range(10)]
+    assert len(right.examples) == 4 and all(isinstance(each, Classified) and each.right for each in right.examples)
     wrong = measured(Knowing(names, shift=1), "fashion-mnist", tmp_path)
     assert wrong.results["top1"].value == 0 and wrong.digest == right.digest
+    following = dict(zip(names, [*names[1:], names[0]], strict=True))
+    assert {each.name: each.mistaken_for for each in wrong.classes} == following
+    for each in wrong.examples:
+        assert isinstance(each, Classified) and not each.right
+        assert (each.label, each.found) == (names[int(each.image) % 10], following[each.label])
 
 
 @pytest.mark.parametrize(("name", "only"), [("coco-cn", False), ("muge", True)])
@@ -123,8 +130,15 @@ def test_retrieval_by_a_model_that_knows_and_by_one_that_is_always_wrong(
     assert all(each.value == 1 for each in right.results.values())
     assert right.sizes == {"images": 6, "captions": 7}
     assert right.chance["text_to_image_r1"] == pytest.approx(1 / 6)
+    for query in right.examples:
+        assert isinstance(query, Query) and query.rank == 0 and len(query.images) == 5
+        assert [each.right for each in query.images] == [True, False, False, False, False]
+        assert query.images[0].caption == query.caption
+        other = query.images[1]
+        assert words[int(other.image)] in other.caption, "another picture stands with a caption of its own"
     wrong = measured(Knowing(words, sign=-1), name, tmp_path)
     assert wrong.results["text_to_image_r1"].value == 0
+    assert all(isinstance(query, Query) and query.rank == 5 for query in wrong.examples)
 
 
 def test_collapsed_images_give_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,13 +157,11 @@ def test_a_named_set_that_is_not_there_is_an_error_and_one_of_all_is_listed(
     classified(monkeypatch)
     (tmp_path / "fashion-mnist").mkdir()
     with pytest.raises(NotThereError, match=r"CIFAR10.*Download"):
-        tasks.read("fashion-mnist,cifar10", {}, tmp_path, PAPER)
-    there = tasks.read("all", {}, tmp_path, PAPER)
+        tasks.read(tasks.chosen("fashion-mnist,cifar10"), {}, tmp_path, PAPER, skip=False)
+    there = tasks.read(tasks.chosen("all"), {}, tmp_path, PAPER, skip=True)
     assert list(there.data) == ["fashion-mnist"]
     assert set(there.missing) == set(sets.REGISTRY) - {"fashion-mnist"}
     assert all("Download" in message for message in there.missing.values())
-    with pytest.raises(NotThereError, match="none of the 24 sets"):
-        tasks.read("all", {}, tmp_path / "empty", PAPER)
 
 
 def test_a_damaged_set_is_an_error_for_all_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +170,7 @@ def test_a_damaged_set_is_an_error_for_all_too(tmp_path: Path, monkeypatch: pyte
     broken = replace(sets.of("fashion-mnist"), splits={"test": 41})
     monkeypatch.setitem(sets.REGISTRY, "fashion-mnist", broken)
     with pytest.raises(DataError, match=r"40 images .* but 41 are published"):
-        tasks.read("all", {}, tmp_path, PAPER)
+        tasks.read(tasks.chosen("all"), {}, tmp_path, PAPER, skip=True)
 
 
 @pytest.mark.parametrize(("asked", "message"), [("mnist", "no evaluation set 'mnist'"), (" , ", "names none")])
@@ -167,16 +179,30 @@ def test_tasks_that_do_not_exist_are_refused(asked: str, message: str) -> None:
         tasks.chosen(asked)
 
 
-def test_the_json_and_the_metrics_hold_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Knowing(classified(monkeypatch))
-    outcome = measured(model, "fashion-mnist", tmp_path)
-    written = json.loads(json.dumps(tasks.as_json(model, PAPER, [outcome], {"dtd": "not there"})))
-    (entry,) = written["tasks"]
-    assert entry["results"]["top1"] == {"value": 1, "low": outcome.results["top1"].low, "high": 1, "level": 0.95,
-                                        "units": 40}  # fmt: skip
-    assert (entry["protocol"], entry["digest"], len(entry["classes"])) == ("paper", outcome.digest, 10)
-    assert written["protocol"]["settings"] == PAPER.describe() and written["missing"] == {"dtd": "not there"}
-    flat = tasks.metrics_of([outcome])
-    assert flat["eval/classification/fashion-mnist/top1"] == 1
-    assert flat["eval/classification/fashion-mnist/top1_low"] == outcome.results["top1"].low
-    assert len(flat) == 9
+def test_hold_outs_stand_behind_the_sets() -> None:
+    assert tasks.chosen("mine,cifar10", ["mine", "yours"]) == ["cifar10", "mine"]
+    assert tasks.chosen("all", ["mine"]) == [*sets.REGISTRY, "mine"]
+    with pytest.raises(ConfigError, match=r"'mine'.*hold-outs are those of --config"):
+        tasks.chosen("mine")
+
+
+def test_a_class_without_images_is_an_error_in_a_published_set_and_left_out_of_a_hold_out(tmp_path: Path) -> None:
+    names = ("猫", "狗", "鸟")
+    labels = np.array([0, 0, 2, 2])
+    data = ClassificationData("mine", "holdout", names, list("abcd"), labels, Pixels([0, 2, 2, 2]), "Mine", names)
+    with pytest.raises(DataError, match="class 1 has no image"):
+        tasks.measure(Knowing(names), data, PAPER, tmp_path)
+    found = tasks.measure(Knowing(names), replace(data, every_class=False), PAPER, tmp_path)
+    assert found.results["top1"].value == 0.75
+    assert found.results["mean_per_class"].value == (0.5 + 1) / 2
+    assert [(each.name, each.images, each.top1) for each in found.classes] == [("猫", 2, 0.5), ("鸟", 2, 1.0)]
+
+
+def test_vectors_that_are_known_are_not_computed_again(tmp_path: Path) -> None:
+    class Unseeing(Knowing):
+        def encode_images(self, pictures: Sequence[Image.Image], protocol: Protocol) -> Tensor:
+            raise AssertionError
+
+    names = ("猫", "狗")
+    data = ClassificationData("mine", "holdout", names, ["a", "b"], np.array([0, 1]), Pixels([0, 1]), "Mine", names)
+    assert tasks.measure(Unseeing(names), data, PAPER, tmp_path, torch.eye(2)).results["top1"].value == 1

@@ -58,7 +58,9 @@ def test_a_registered_model_encodes_a_table(
     finetuned = trained.commit([trained.describe(f"model/{file}") for file in files])
     measured = Stage(experiment.root, "evaluate", {}, [finetuned])
     storage.write_json(measured.path("metrics.json"), {})
-    evaluation = measured.commit([measured.describe("metrics.json")], metrics={"retrieval.mean_recall": 0.5})
+    evaluation = measured.commit(
+        [measured.describe("metrics.json")], metrics={"eval/retrieval/holdouts/mean_recall": 0.5}
+    )
     with tracking.stage_run(experiment, "first", "register") as run_id:
         tracking.register(experiment, str(run_id), finetuned, evaluation)
 

@@ -19,21 +19,30 @@ def test_the_funnel_reads_from_top_to_bottom() -> None:
 
 
 def test_scores_stand_beside_chance() -> None:
-    recall = {"r1": 0.5, "r5": 0.75, "r10": 1.0}
-    chance = {"r1": 0.01, "r5": 0.05, "r10": 0.1}
-    both = ("text_to_image", "image_to_text")
-    entry = {"title": "Unseen", "chance": dict.fromkeys(both, chance)} | dict.fromkeys(both, recall)
-    task = {"title": "衣服", "images": 2000, "top1": 0.3, "top5": 0.8, "chance": 0.1}
-    page = pages.scores({"retrieval": [entry], "classification": [task]})
-    assert "| Unseen | text to image | 0.500 | 0.750 | 1.000 | 0.0100 |" in page
-    assert "| 衣服 | 2,000 | 0.300 | 0.800 | 0.100 |" in page
+    ways = ("text_to_image", "image_to_text")
+    entry = {
+        **{"model": "finetuned", "kind": "retrieval", "title": "Unseen", "protocol": "own"},
+        "results": {f"{way}_r{k}": {"value": v} for way in ways for k, v in ((1, 0.5), (5, 0.75), (10, 1.0))},
+        "chance": {f"{way}_r{k}": k / 100 for way in ways for k in (1, 5, 10)},
+    }
+    text_only = {**entry, "title": "MUGE", "results": {k: v for k, v in entry["results"].items() if k.startswith("t")}}
+    task = {
+        **{"model": "finetuned", "kind": "classification", "title": "衣服", "protocol": "paper"},
+        "sizes": {"images": 2000},
+        "results": {"top1": {"value": 0.3}, "top5": {"value": 0.8}},
+        "chance": {"top1": 0.1},
+    }
+    page = pages.scores({"tasks": [entry, text_only, task, {**task, "model": "pretrained", "title": "before"}]})
+    assert "| Unseen | text to image | 0.500 | 0.750 | 1.000 | 0.0100 | own |" in page
+    assert "| 衣服 | 2,000 | 0.300 | 0.800 | 0.100 | paper |" in page
+    assert page.count("| MUGE |") == 1 and "before" not in page
     for table in page.split("\n\n"):
         widths = {line.count("|") for line in table.splitlines() if line.startswith("|")}
         assert len(widths) <= 1, "every row has its table's columns"
 
 
 def test_what_was_not_measured_has_no_table() -> None:
-    assert "|" not in pages.scores({"retrieval": [], "classification": []})
+    assert "|" not in pages.scores({"tasks": []})
 
 
 def test_a_list_of_urls_is_no_query() -> None:
@@ -44,7 +53,8 @@ def test_a_list_of_urls_is_no_query() -> None:
 
 
 def test_a_confusion_matrix_is_drawn_where_there_is_one() -> None:
-    drawn = {"candidates": ["猫", "狗"], "confusion": [[3, 1], [0, 4]]}
-    assert pages.confusions({"classification": [{}, drawn]}) == (["猫", "狗"], [[3, 1], [0, 4]])
-    large = {"candidates": ["x"] * 1000, "confusion": [[0]] * 1000}
-    assert pages.confusions({"classification": [large]}) is None
+    one = {"model": "finetuned", "kind": "classification", "candidates": [], "confusion": []}
+    drawn = {**one, "candidates": ["猫", "狗"], "confusion": [[3, 1], [0, 4]]}
+    assert pages.confusions({"tasks": [one, drawn]}) == (["猫", "狗"], [[3, 1], [0, 4]])
+    large = {**one, "candidates": ["x"] * 1000, "confusion": [[0]] * 1000}
+    assert pages.confusions({"tasks": [large]}) is None

@@ -102,30 +102,33 @@ def run(tmp_path):
             "crawl": {"queries": "file:///q", "endpoint": "http://x"},
         }
     )
-    recalls = {"r1": 0.25, "r5": 0.5, "r10": 0.75}
-    chance = {"r1": 1 / 12, "r5": 5 / 12, "r10": 10 / 12}
-    hits = [{"key": row["key"], "caption": row["caption"], "right": n == 2} for n, row in enumerate(kept["new"][:5])]
+    ways = ("text_to_image", "image_to_text")
+    recalls = {f"{way}_r{k}": {"value": value} for way in ways for k, value in ((1, 0.25), (5, 0.5), (10, 0.75))}
+    hits = [{"image": row["key"], "caption": row["caption"], "right": n == 2} for n, row in enumerate(kept["new"][:5])]
     evaluation = {
-        "retrieval": [
+        "tasks": [
             {
-                "holdout": "new",
+                "model": "finetuned",
+                "kind": "retrieval",
+                "task": "new",
                 "title": "New pictures",
-                "images": 12,
-                "captions": 12,
-                "text_to_image": recalls,
-                "image_to_text": recalls,
-                "chance": {"text_to_image": chance, "image_to_text": chance},
-                "examples": [{"caption": NASTY, "rank": 2, "pictures": hits}],
-            }
-        ],
-        "classification": [
+                "split": "holdout",
+                "sizes": {"images": 12, "captions": 12},
+                "results": recalls,
+                "chance": {f"{way}_r{k}": k / 12 for way in ways for k in (1, 5, 10)},
+                "examples": [{"caption": NASTY, "rank": 2, "images": hits}],
+            },
             {
-                "name": "kinds",
-                "images": 12,
-                "top1": 0.5,
-                "chance": 0.5,
-                "classes": [{"name": "猫", "images": 6, "accuracy": 0.9}, {"name": "狗", "images": 6, "accuracy": 0.1}],
-            }
+                "model": "finetuned",
+                "kind": "classification",
+                "task": "kinds",
+                "title": "Kinds",
+                "split": "holdout",
+                "sizes": {"images": 12, "classes": 2},
+                "results": {"top1": {"value": 0.5}},
+                "chance": {"top1": 0.5},
+                "classes": [{"name": "猫", "images": 6, "top1": 0.9}, {"name": "狗", "images": 6, "top1": 0.1}],
+            },
         ],
         "training": {"pretrain": [{"epoch": n, "loss": 5.0 / (n + 1), "broken": float("nan")} for n in range(4)]},
     }
@@ -150,20 +153,26 @@ def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(run):
         if tag == "img":
             assert attributes["src"].startswith("data:image/jpeg;base64,")
         if tag == "a":
-            assert attributes["href"] in ("http://127.0.0.1:5000/", "docs/index.html", "docs/card.html")
+            known = ("http://127.0.0.1:5000/", "evaluation.html", "docs/index.html", "docs/card.html")
+            assert attributes["href"] in known
     assert not re.search(r"url\(|@import|srcset=", html)
 
 
 def test_for_a_frame_that_blocks_links_it_shows_addresses_as_text(run):
     assert {a["href"] for tag, a in Page(make(run)).tags if tag == "a"} == {
         "http://127.0.0.1:5000/",
+        "evaluation.html",
         "docs/index.html",
         "docs/card.html",
     }
     html = make(run, framed=True)
     assert Page(html).open == []
     assert "a" not in {tag for tag, _ in Page(html).tags}
-    for address in ("MLflow: http://127.0.0.1:5000/", "s3://b/demo/validate/1/docs/index.html"):
+    for address in (
+        "MLflow: http://127.0.0.1:5000/",
+        "evaluation.html among the artifacts",
+        "s3://b/demo/validate/1/docs/index.html",
+    ):
         assert address in text_of(html), address
     assert "data docs" not in text_of(make(run, docs="", framed=True)).lower()
 
@@ -234,7 +243,7 @@ def test_without_evaluation_it_is_a_report_of_the_data(run):
     html = run_report.render(
         run_report.contents(experiment, manifests, {}, {}, run_report.pictures_of(manifests["filter"]))
     )
-    assert "Retrieval" not in html
+    assert "Retrieval" not in html and "evaluation.html" not in html
     assert "Training pairs at random" in html
 
 

@@ -1,0 +1,42 @@
+"""The report's component: what lies beside the report of a run, and what the page links to."""
+
+from pathlib import Path
+
+import pytest
+
+from components import stage as components
+from wukong import config, run_records, storage
+from wukong.manifest import Manifest, Stage
+from wukong.run_records import Record
+
+
+def test_the_page_of_the_evaluation_lies_beside_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
+    experiment = config.parse({"name": "x", "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
+    uri = storage.from_path(tmp_path / "experiment.json")
+    storage.write_json(uri, experiment.model_dump(mode="json"))
+
+    def commit(name: str, *parents: Manifest) -> Manifest:
+        stage = Stage(experiment.root, name, {}, parents)
+        parts = []
+        if name == "evaluate":
+            storage.write_json(stage.path("evaluation.json"), {"tasks": []})
+            storage.write_bytes(stage.path("evaluation.html"), "<p>表五</p>".encode())
+            parts = [stage.describe(each) for each in ("evaluation.html", "evaluation.json")]
+        made = stage.commit(parts, counts={"results": 3, "urls": 3, "success": 3, "pairs": 3, "train": 3})
+        record = Record(stage=name, state="succeeded", manifest=f"{made.uri}/manifest.json")
+        run_records.write(experiment, "first", record)
+        return made
+
+    crawled = commit("crawl")
+    filtered = commit("filter", crawled)
+    evaluated = commit("evaluate", filtered)
+    components.save_artifact(evaluated, str(tmp_path / "evaluate"))
+    components.write_report(uri, "first", str(tmp_path / "evaluate"), {}, str(tmp_path / "page.html"))
+    beside = storage.read_bytes(run_records.uri_of(experiment, "first", "evaluation.html")).decode()
+    assert beside == "<p>表五</p>"
+    report = storage.read_bytes(run_records.uri_of(experiment, "first", "report.html")).decode()
+    assert '<a href="evaluation.html">' in report
+    framed = (tmp_path / "page.html").read_text("utf-8")
+    assert "<a " not in framed and "evaluation.html</code> among the artifacts" in framed

@@ -1,0 +1,227 @@
+"""The page of an evaluation: complete, self-contained, safe with any caption, and readable in a narrow window."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from wukong.evaluate import alignment, paper, results
+from wukong.evaluate.data_set import ClassificationData, RetrievalData
+from wukong.evaluate.interval import Interval
+from wukong.evaluate.published import Caption
+from wukong.evaluate.results import Candidate, Classified, ClassResult, MeasuredModel, Outcome, Query
+from wukong.report import evaluation
+
+NASTY = '<script>alert("猫")</script>&"\''
+MODELS = (MeasuredModel("pretrained", "mine, zero-shot", "1" * 64, True),
+          MeasuredModel("finetuned", "mine, fine-tuned", "2" * 64, True))  # fmt: skip
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in {"meta", "img", "br"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+class Colours:
+    """Image ``i`` is of the colour ``i``."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def image(self, i: int) -> Image.Image:
+        return Image.new("RGB", (300, 200), (20 * i, 0, 0))
+
+
+def text_of(html: str) -> str:
+    body = re.sub(r"<style>.*</style>", "", html, flags=re.DOTALL)
+    return " ".join(" ".join(Page(body).texts).split())
+
+
+def interval(value: float) -> Interval:
+    return Interval(value, value - 0.015, value + 0.015, 0.95, 100)
+
+
+def outcomes(value: float) -> tuple[Outcome, Outcome, Outcome]:
+    names = [f"类{n:02d}" for n in range(20)]
+    classes = tuple(ClassResult(name, 5, (20 - n) / 20, "猫") for n, name in enumerate(names))
+    examples = (Classified("a", "猫", "猫", right=True), Classified("b", NASTY, "狗", right=False))
+    top = {"top1": interval(value), "top5": interval(0.9), "mean_per_class": interval(value)}
+    kinds = Outcome("imagenet", "ImageNet", "classification", "val", "d" * 64, "paper", {"images": 100, "classes": 20},
+                    "top1", top, {"top1": 0.05}, classes, examples=examples)  # fmt: skip
+    recalls = {
+        f"{way}_r{k}": interval(value + k / 50) for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)
+    }
+    queries = (
+        Query("一只猫", 0, (Candidate("a", "一只猫", right=True), Candidate("b", NASTY, right=False))),
+        Query(NASTY, 1233, (Candidate("b", "一只狗", right=False),)),
+    )
+    pairs = Outcome("coco-cn", "COCO-CN", "retrieval", "test", "e" * 64, "paper", {"images": 2, "captions": 2},
+                    "mean_recall", {**recalls, "mean_recall": interval(value)}, {"text_to_image_r1": 0.5},
+                    examples=queries)  # fmt: skip
+    held = Outcome("new", "New pictures", "retrieval", "holdout", "f" * 64, "own", {"images": 2, "captions": 2},
+                   "mean_recall", {**recalls, "mean_recall": interval(0.25)}, {}, examples=queries)  # fmt: skip
+    return kinds, pairs, held
+
+
+def data(name: str) -> ClassificationData | RetrievalData:
+    if name == "imagenet":
+        return ClassificationData(name, "val", ("x",), ["a", "b"], np.array([0, 0]), Colours(2), name)
+    return RetrievalData(name, "test", ["a", "b"], [Caption("一只猫", (0,))], False, Colours(2), name)
+
+
+@pytest.fixture
+def made() -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+    both = {"pretrained": outcomes(0.4), "finetuned": outcomes(0.5)}
+    shown: dict[str, dict[str, str]] = {}
+    for outcome in both["finetuned"]:
+        shown[outcome.task] = evaluation.pictures(data(outcome.task), outcome)
+    aligned = {"task": "coco-cn", "model": "finetuned", "image": "a", "text": NASTY, "tokens": ["[CLS]", "猫", "[SEP]"],
+               "highlighted": [1], "best": [[0, 1, 1], [0, 1, 1], [2, 2, 2]]}  # fmt: skip
+    shown["coco-cn"]["square of a"] = shown["coco-cn"]["a"]
+    entries = [outcome.as_json(role) for role, each in both.items() for outcome in each]
+    protocols = {"paper": ["Protocol paper: Wukong."], "own": ["Protocol own: ours."]}
+    missing = evaluation.missing({"imagenet", "coco-cn"})
+    return json.loads(json.dumps(results.document(MODELS, protocols, entries, missing, [aligned]))), shown
+
+
+def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(made: Any) -> None:
+    html = evaluation.render(*made)
+    page = Page(html)
+    assert page.open == []
+    for tag, attributes in page.tags:
+        assert tag not in {"script", "link", "iframe", "object", "base", "a"}
+        assert not {name for name in attributes if name.startswith("on")}
+        if tag in {"img", "image"}:
+            assert (attributes.get("src") or attributes.get("href") or "").startswith("data:image/jpeg;base64,")
+    assert not re.search(r"url\(|@import|srcset=", html)
+    assert "<script>" not in html and html.count("&lt;script&gt;alert(&#34;猫&#34;)") >= 4
+    assert html == evaluation.render(*made)
+
+
+def test_the_papers_numbers_stand_in_the_rows_of_those_measured_here(made: Any) -> None:
+    text = text_of(evaluation.render(*made))
+    row = "ImageNet 40.0 38.5–41.5 50.0 48.5–51.5 paper, val 28.3 32.8 33.2 38.3 44.8 54.0 54.3 43.6 58.5"
+    assert row in text
+    assert "Average – – 34.2 38.4 45.8 50.1 54.4 60.6 61.5 50.6 59.5" in text
+    sixth, seventh = text.split("Table 6: ")[1].split("Table 7: ")
+    assert "COCO-CN zero-shot, paper 42.0" in sixth and "Wukong ViT 56.9 82.4 90.9 52.7 79.9 88.6 75.2" in sixth
+    assert "MUGE not measured" in sixth
+    assert "COCO-CN fine-tuned, paper 52.0" in seventh and "MULE – – – – – – 75.9*" in seventh
+    assert all(f"{method}" in text for method in paper.MODELS_OF_TABLE_5)
+
+
+def test_each_set_says_what_was_measured_and_how(made: Any) -> None:
+    text = text_of(evaluation.render(*made))
+    for expected in (
+        "coco-cn · split test · 2 images · 2 captions · protocol paper · data " + "e" * 16,
+        "the right one is at rank 1,234",
+        "✗ 狗 is " + NASTY,
+        "类00",  # the best class
+        "类19 5 % of 5 猫",  # the worst, and what it is taken for
+        "mine, fine-tuned token-wise " + "2" * 16,
+        "New pictures 2 images, 2 captions mean recall 25.0",
+        "Protocol own: ours.",
+        "22 sets",
+    ):
+        assert expected in text, expected
+    assert "Download" in text.split("Not measured")[1]
+
+
+def test_a_word_is_drawn_on_its_patches(made: Any) -> None:
+    html = evaluation.render(*made)
+    tags = Page(html).tags
+    assert sum(tag == "rect" for tag, _ in tags) == 4
+    assert sum(tag == "text" for tag, _ in tags) == 9
+    assert "1 猫 ×4" in text_of(html).replace("\xa0", " ")
+
+
+def test_one_global_model_has_one_column_and_no_table_7(made: Any) -> None:
+    entries = [each.as_json("pretrained") for each in outcomes(0.4)]
+    model = MeasuredModel("pretrained", "theirs", "3" * 64, token_wise=False)
+    text = text_of(evaluation.render(results.document([model], {"paper": ["Paper."]}, entries, {}), made[1]))
+    assert "No fine-tuned model was measured." in text and "fine-tuned, %" not in text
+    assert "one vector for a picture" in text and "Not measured" not in text
+
+
+def test_small_images_are_made_once() -> None:
+    kinds, *_ = outcomes(0.5)
+    first = evaluation.pictures(data("imagenet"), kinds)
+    assert set(first) == {"a", "b"} and first["a"] != first["b"]
+    assert evaluation.pictures(data("imagenet"), kinds, first) == {}
+
+
+def test_pictures_that_are_right_are_aligned_and_texts_that_cannot_be_read_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from wukong.errors import DataError
+
+    def align(saved: object, picture: Image.Image, text: str) -> alignment.Alignment:
+        if text == "长":
+            raise DataError("too long")
+        best = torch.tensor([[0, 1], [1, 2]])
+        return alignment.Alignment(("[CLS]", text, "[SEP]"), frozenset({1}), best, best.float(), picture)
+
+    monkeypatch.setattr(alignment, "align", align)
+    _, pairs, _ = outcomes(0.5)
+    queries = [Query(text, 0, (Candidate("a", text, right=True),)) for text in ("长", "猫", "狗", "鸟")]
+    wrong = Query("马", 3, (Candidate("b", "马", right=False),))
+    saved: Any = None
+    changed = Outcome(**{**vars(pairs), "examples": (wrong, *queries)})
+    found, squares = evaluation.aligned(saved, data("coco-cn"), changed, "finetuned")
+    assert [each["text"] for each in found] == ["猫", "狗"] and found[0]["best"] == [[0, 1], [1, 2]]
+    assert list(squares) == ["square of a"] and "too long" in caplog.text
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no chromium here")
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_browser_shows_it_without_scrolling_sideways(made: Any, width: int, tmp_path: Path) -> None:
+    """A narrow window is a frame: chromium's own windows are at least 500 pixels wide."""
+    page = tmp_path / "evaluation.html"
+    page.write_text(evaluation.render(*made), "utf-8")
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f'<iframe id="f" src="evaluation.html" style="width:{width}px;height:900px;border:0"></iframe>'
+        '<p id="said"></p><script>const f = document.getElementById("f"); f.onload = () => {'
+        "const d = f.contentDocument, r = d.documentElement;"
+        "const wide = [...d.querySelectorAll('h1,h2,h3,p,figure,svg,.note,.query')]"
+        ".filter(e => e.getBoundingClientRect().right > r.clientWidth + 1).map(e => e.tagName + '.' + e.className);"
+        'document.getElementById("said").textContent = `${r.scrollWidth} of ${r.clientWidth} [${wide}]`; }</script>'
+    )
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'user'}", "--dump-dom"]
+    options += ["--allow-file-access-from-files", "--virtual-time-budget=5000", "--window-size=1400,1000"]
+    shown = subprocess.run(
+        ["chromium", *options, frame.as_uri()], capture_output=True, text=True, timeout=240, check=True
+    ).stdout
+    found = re.search(r'<p id="said">(\d+) of (\d+) \[(.*)\]</p>', shown)
+    assert found, shown[-500:]
+    assert int(found[1]) <= int(found[2]) and int(found[2]) > width - 20, found[0]
+    assert found[3] == ""

@@ -1,0 +1,146 @@
+"""The hold-outs of an experiment as evaluation tasks: what ``wukong.evaluate.tasks`` measures, read from shards."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from wukong import storage
+from wukong.config import Classification, Experiment, Holdout
+from wukong.data import images, shards
+from wukong.errors import DataError
+from wukong.evaluate import retrieval
+from wukong.evaluate.data_set import ClassificationData, RetrievalData
+from wukong.evaluate.published import Caption
+from wukong.evaluate.results import HOLDOUT
+from wukong.manifest import Manifest
+from wukong.train.training_data import matching
+
+log = logging.getLogger(__name__)
+_COLUMNS = ["key", "url", "caption", "sha256"]
+
+
+class Pictures:
+    """The images of pairs, read from their shards when they are asked for. A shard is indexed once.
+
+    Args:
+        tars: for each image the URI of its shard's tar.
+        keys: for each image the key of its pair.
+    """
+
+    def __init__(self, tars: Sequence[str], keys: Sequence[str]) -> None:
+        self._tars, self._keys = list(tars), list(keys)
+        self._places: dict[str, dict[str, tuple[int, int]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def image(self, i: int) -> Image.Image:
+        """Decode image ``i`` to RGB.
+
+        Raises:
+            DataError: it is not in its shard, or cannot be decoded.
+        """
+        tar, key = self._tars[i], self._keys[i]
+        if tar not in self._places:
+            members = [each for each in shards.members(tar) if each.suffix == "jpg"]
+            self._places[tar] = {each.key: (each.offset, each.size) for each in members}
+        if key not in self._places[tar]:
+            raise DataError(f"{tar} lacks the picture of the pair {key}: delete the shards and run the filter again")
+        offset, size = self._places[tar][key]
+        with storage.open_input(tar) as stream:
+            stream.seek(offset)
+            return images.decode(stream.read(size), f"{key}.jpg of {tar}")
+
+
+def read(experiment: Experiment, filtered: Manifest, name: str) -> RetrievalData | ClassificationData | None:
+    """Read a task of an experiment's hold-outs: keys, captions and labels, no images.
+
+    Args:
+        experiment: has the hold-outs, and in its section ``evaluate`` the classification sets.
+        filtered: manifest of the filter stage.
+        name: one of ``experiment.held_out_tasks``.
+
+    Returns:
+        The data. None, with a warning, where there is nothing to measure: the hold-out is empty, or no picture belongs
+        to a class.
+
+    Raises:
+        KeyError: there is no such task.
+        DataError: a shard is damaged.
+    """
+    retrievals = {each.name: each for each in experiment.filter.split.holdouts}
+    if name in retrievals:
+        return _retrieval(filtered, retrievals[name], experiment.evaluate.captions)
+    return _classification(filtered, {each.name: each for each in experiment.evaluate.classification}[name])
+
+
+def _retrieval(filtered: Manifest, holdout: Holdout, taken: retrieval.Captions) -> RetrievalData | None:
+    """Read a hold-out for retrieval. Each distinct image is one candidate; ``retrieval.task`` says what is right."""
+    found = _rows(filtered, [holdout.name])
+    if found is None:
+        log.warning("the hold-out %s has no pairs: it is not measured", holdout.name)
+        return None
+    table, tars = found
+    keys = table["key"].to_pylist()
+    rows, texts, relevant = retrieval.task(_identities(table), table["caption"].to_pylist(), taken)
+    chosen = rows.tolist()
+    wanted: list[list[int]] = [[] for _ in texts]
+    for text, image in relevant.nonzero().tolist():
+        wanted[text].append(image)
+    return RetrievalData(
+        holdout.name,
+        HOLDOUT,
+        [keys[row] for row in chosen],
+        [Caption(text, tuple(of)) for text, of in zip(texts, wanted, strict=True)],
+        False,
+        Pictures([tars[row] for row in chosen], [keys[row] for row in chosen]),
+        holdout.title or holdout.name,
+    )
+
+
+def _classification(filtered: Manifest, task: Classification) -> ClassificationData | None:
+    """Read hold-outs for classification. An image belongs to the first class whose pattern matches its URL.
+
+    An image in several pairs counts once in its class.
+    """
+    found = _rows(filtered, task.holdouts)
+    urls = found[0]["url"].to_pylist() if found else []
+    belongs = np.array([matching(urls, [pattern]) for pattern in task.classes.values()])
+    if found is None or not belongs.any():
+        log.warning("no held-out picture belongs to a class of %s: it is not measured", task.name)
+        return None
+    table, tars = found
+    keys, identities = table["key"].to_pylist(), _identities(table)
+    label_of = belongs.argmax(0).tolist()
+    firsts = {(identities[row], label_of[row]): row for row in reversed(np.flatnonzero(belongs.any(0)).tolist())}
+    chosen = sorted(firsts.values())
+    return ClassificationData(
+        task.name,
+        HOLDOUT,
+        tuple(task.classes),
+        [keys[row] for row in chosen],
+        np.array([label_of[row] for row in chosen], np.int64),
+        Pictures([tars[row] for row in chosen], [keys[row] for row in chosen]),
+        task.title or task.name,
+        tuple(task.classes),
+        every_class=False,
+    )
+
+
+def _rows(filtered: Manifest, splits: Sequence[str]) -> tuple[pa.Table, list[str]] | None:
+    """Read the pairs of some hold-outs, and the tar of each pair; None if there are none."""
+    tables, tars = [], []
+    for split in splits:
+        for shard in shards.names_of(filtered, split):
+            table = storage.read_table(storage.join(filtered.uri, split, f"{shard}.parquet"), _COLUMNS)
+            tables.append(table)
+            tars += [storage.join(filtered.uri, split, f"{shard}.tar")] * len(table)
+    return (pa.concat_tables(tables), tars) if tables else None
+
+
+def _identities(table: pa.Table) -> list[str]:
+    """Return what identifies each pair's image: the digest of its bytes, or the pair's key where a table has none."""
+    return [digest or key for digest, key in zip(table["sha256"].to_pylist(), table["key"].to_pylist(), strict=True)]

@@ -1,0 +1,244 @@
+"""What an evaluation hands on: results with intervals, as one JSON document in the shape of the paper's Tables 5 to 7.
+
+``wukong evaluate --json`` and the evaluate stage write this document; the report and MLflow are made from it. Nothing
+here needs torch.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from wukong.evaluate import paper
+from wukong.evaluate.interval import Interval
+
+FORMAT = 2
+HOLDOUT = "holdout"
+"""The split of an experiment's hold-outs; published sets have other splits."""
+HOLDOUTS = "holdouts"
+"""Stands for all hold-outs in the name of a metric, where the mean over them is meant."""
+
+ROLES: Mapping[str, str] = {"pretrained": "zero-shot", "finetuned": "fine-tuned"}
+"""The models that are measured side by side, by role, and the paper's words for their settings."""
+
+_DIRECTIONS = ("image_to_text", "text_to_image")
+_CUTOFFS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """The result of one class.
+
+    Attributes:
+        name: in Chinese.
+        images: number of its images.
+        top1: share of them whose best class it is.
+        mistaken_for: the class that most of its other images are taken for; None if there are none.
+    """
+
+    name: str
+    images: int
+    top1: float
+    mistaken_for: str | None = None
+
+
+@dataclass(frozen=True)
+class Classified:
+    """An image of a classification set, for the report.
+
+    Attributes:
+        image: its id.
+        label: its class.
+        found: its best class; of a tie with the right class, another one.
+        right: whether it counts as right.
+    """
+
+    image: str
+    label: str
+    found: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An image that a query found: its id, a caption of it, and whether it is right for the query."""
+
+    image: str
+    caption: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query of a retrieval set, for the report.
+
+    Attributes:
+        caption: the query.
+        rank: of the first right image; 0 is the first.
+        images: the best ones, the best first.
+    """
+
+    caption: str
+    rank: int
+    images: Sequence[Candidate]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The results of one task.
+
+    Attributes:
+        task: name of the set or hold-out.
+        title: its title.
+        kind: name of the evaluator, which is part of the metrics' names.
+        split: the split that was measured.
+        digest: SHA-256 of what was measured: ids, and labels or captions.
+        protocol: name of the protocol.
+        sizes: numbers of images, and of classes or captions.
+        headline: name of the result that is the protocol's number.
+        results: each result with its interval, as shares of 1.
+        chance: the result of a random order, for some of the results.
+        classes: each class that has images, in label order; empty for retrieval.
+        confusion: number of images by class (rows) and best class (columns), of all classes in label order; empty where
+            there are many classes, and for retrieval.
+        candidates: names of all classes, in label order; empty where ``confusion`` is.
+        examples: some images or queries, right and wrong ones.
+    """
+
+    task: str
+    title: str
+    kind: str
+    split: str
+    digest: str
+    protocol: str
+    sizes: Mapping[str, int]
+    headline: str
+    results: Mapping[str, Interval]
+    chance: Mapping[str, float]
+    classes: Sequence[ClassResult] = ()
+    confusion: Sequence[Sequence[int]] = ()
+    candidates: Sequence[str] = ()
+    examples: Sequence[Classified | Query] = ()
+
+    def as_json(self, role: str) -> dict[str, Any]:
+        """Return the task's entry in the document; ``model`` in it says which model was measured."""
+        return {"model": role, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """A model that was measured.
+
+    Attributes:
+        role: one of ``ROLES``.
+        name: how reports call it.
+        digest: what identifies it.
+        token_wise: whether it has a vector for each token.
+    """
+
+    role: str
+    name: str
+    digest: str
+    token_wise: bool
+
+
+def document(
+    models: Sequence[MeasuredModel],
+    protocols: Mapping[str, Sequence[str]],
+    tasks: Sequence[Mapping[str, Any]],
+    missing: Mapping[str, str],
+    alignments: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Make the document of an evaluation.
+
+    Args:
+        models: those that were measured.
+        protocols: the sentences of each protocol that a task names.
+        tasks: entries of ``Outcome.as_json``.
+        missing: for each set that was not measured, what it needs.
+        alignments: entries of ``wukong.report.evaluation.aligned``.
+
+    Returns:
+        ``format``, ``models``, ``protocols``, ``tasks``, ``missing``, ``alignments``, and ``tables``: the paper's
+        Tables 5, 6 and 7 with the numbers measured here beside them, all in %.
+    """
+    return {
+        "format": FORMAT,
+        "models": [asdict(model) for model in models],
+        "protocols": {name: list(sentences) for name, sentences in protocols.items()},
+        "tasks": [dict(task) for task in tasks],
+        "missing": dict(missing),
+        "alignments": [dict(each) for each in alignments],
+        "tables": {"5": _table_5(models, tasks), **{n: _recalls(n, tasks) for n in ("6", "7")}},
+    }
+
+
+def _table_5(models: Sequence[MeasuredModel], tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    for name, published in paper.TABLE_5.items():
+        ours = {
+            model.role: _percent(task["results"][task["headline"]]) | {"metric": task["headline"], **_how(task)}
+            for model in models
+            for task in _of(tasks, model.role, name)
+        }
+        rows.append({"set": name, "paper": dict(zip(paper.MODELS_OF_TABLE_5, published, strict=True)), "ours": ours})
+    averages = {
+        model.role: {"value": sum(row["ours"][model.role]["value"] for row in rows) / len(rows)}
+        for model in models
+        if all(model.role in row["ours"] for row in rows)
+    }
+    average = dict(zip(paper.MODELS_OF_TABLE_5, paper.AVERAGE_OF_TABLE_5, strict=True))
+    return {"rows": rows, "average": {"paper": average, "ours": averages}}
+
+
+def _recalls(number: str, tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Make Table 6 or 7. Table 6 is of the zero-shot model, Table 7 of the fine-tuned one."""
+    published, role = (paper.TABLE_6, "pretrained") if number == "6" else (paper.TABLE_7, "finetuned")
+    rows = []
+    for name in paper.TABLE_7:  # it has all sets; Table 6 leaves one out
+        methods = [{"method": method, **row._asdict()} for method, row in published.get(name, {}).items()]
+        ours = []
+        for task in _of(tasks, role, name):
+            found = {key: _percent(value) for key, value in task["results"].items()}
+            recalls = {
+                direction: [found[f"{direction}_r{k}"] for k in _CUTOFFS] if f"{direction}_r1" in found else None
+                for direction in _DIRECTIONS
+            }
+            ours.append({**recalls, "mean_recall": found["mean_recall"], **_how(task)})
+        rows.append({"set": name, "paper": methods, "ours": ours[0] if ours else None})
+    return {"rows": rows}
+
+
+def _of(tasks: Iterable[Mapping[str, Any]], role: str, name: str) -> list[Mapping[str, Any]]:
+    return [task for task in tasks if (task["model"], task["task"]) == (role, name) and task["split"] != HOLDOUT]
+
+
+def _how(task: Mapping[str, Any]) -> dict[str, str]:
+    return {"protocol": task["protocol"], "split": task["split"]}
+
+
+def _percent(value: Mapping[str, float]) -> dict[str, float]:
+    return {key: 100 * value[key] for key in ("value", "low", "high")}
+
+
+def tasks_of(found: Mapping[str, Any], kind: str, role: str = "finetuned") -> list[dict[str, Any]]:
+    """Return a model's entries of one kind in a document, which may be empty."""
+    return [task for task in found.get("tasks", ()) if (task["kind"], task["model"]) == (kind, role)]
+
+
+def metrics_of(tasks: Iterable[Mapping[str, Any]], role: str) -> dict[str, float]:
+    """Return a model's results as metrics with stable names: ``eval/KIND/TASK/RESULT``, shares of 1.
+
+    ``eval/retrieval/holdouts/mean_recall`` and ``eval/classification/holdouts/top1`` are the means over an experiment's
+    hold-outs, where there are some. Intervals and chance are in the document alone.
+    """
+    mine = [task for task in tasks if task["model"] == role]
+    found = {
+        f"eval/{task['kind']}/{task['task']}/{name}": float(value["value"])
+        for task in mine
+        for name, value in task["results"].items()
+    }
+    for kind, result in (("retrieval", "mean_recall"), ("classification", "top1")):
+        held = [task["results"][result]["value"] for task in mine if (task["kind"], task["split"]) == (kind, HOLDOUT)]
+        if held:
+            found[f"eval/{kind}/{HOLDOUTS}/{result}"] = sum(held) / len(held)
+    return found

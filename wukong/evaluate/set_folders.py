@@ -1,0 +1,71 @@
+"""The folders that hold published evaluation sets: ``ROOT/NAME`` for each, on a disk or in an object store.
+
+Nothing here needs torch, so that the checks before a run and the key of the evaluate stage can ask for it.
+"""
+
+import hashlib
+import json
+import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from urllib.parse import unquote, urlsplit
+
+from wukong import storage
+from wukong.errors import DataError
+
+NAMES = tuple(module.name.replace("_", "-") for module in pkgutil.iter_modules([str(Path(__file__).with_name("sets"))]))
+"""The names of all evaluation sets, those of ``wukong.evaluate.sets.REGISTRY``."""
+
+_PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+_MOST_BYTES = 64 * 2**20
+
+
+def digest_of(root: str, name: str) -> str:
+    """Compute what identifies the files of a set: SHA-256 over their names and sizes, and over lists and captions.
+
+    Pictures, and files of more than 64 MiB, go in by name and size alone; of all others the content goes in, because
+    labels and captions can be mended without changing a size.
+
+    Args:
+        root: URI of the folder that holds the sets.
+        name: of the set.
+
+    Raises:
+        DataError: there is no file.
+        StorageError: the store cannot be read.
+    """
+    folder = storage.join(root, name)
+    entries = []
+    for uri, size in sorted(_files(folder).items()):
+        read = PurePosixPath(uri).suffix.lower() not in _PICTURES and size <= _MOST_BYTES
+        content = hashlib.sha256(storage.read_bytes(uri)).hexdigest() if read else None
+        entries.append([uri[len(folder) :].lstrip("/"), size, content])
+    if not entries:
+        raise DataError(
+            f"evaluate.tasks: the set {name} is not at {folder}; docs/evaluation-sets.md says what to download, and "
+            "evaluate.sets names the folder that holds a folder for each set"
+        )
+    return hashlib.sha256(json.dumps(entries, ensure_ascii=False).encode()).hexdigest()
+
+
+@contextmanager
+def local(root: str, name: str) -> Iterator[Path]:
+    """Give the folder of a set as a path; of a set in an object store it is a copy that is deleted afterwards.
+
+    Raises:
+        StorageError: the store cannot be read.
+    """
+    folder = storage.join(root, name)
+    if folder.startswith("file://"):
+        yield Path(unquote(urlsplit(folder).path))
+        return
+    with TemporaryDirectory(prefix=f"wukong-{name}-") as scratch:
+        for uri in _files(folder):
+            storage.download(uri, Path(scratch, uri[len(folder) :].lstrip("/")))
+        yield Path(scratch)
+
+
+def _files(folder: str) -> dict[str, int]:
+    return {uri: size for uri, size in storage.sizes(folder).items() if uri != folder}
