@@ -180,13 +180,20 @@ def _tasks(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) 
         entries = {entry["model"]: entry for entry in document["tasks"] if entry["task"] == name}
         role = next(each for each in ("finetuned", "pretrained") if each in entries)
         task |= {
-            "names": {key: _NAMES.get(key, key.replace("_", " ")) for key in task["results"]},
+            "names": {key: _NAMES.get(key, key.replace("_", " ")) for key in sorted(task["results"], key=_place)},
+            "sizes": {what: task["sizes"][what] for what in sorted(task["sizes"], key=_place)},
             "shown_model": ROLES[role],
             "pictures": shown.get(name, {}),
             "examples": entries[role]["examples"],
             **_best_and_worst(entries[role]["classes"]),
         }
     return list(found.values())
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Return the place of a result or a size on the page: a document that was read from a file has sorted keys."""
+    order = [*_NAMES, "images"]
+    return (order.index(name) if name in order else len(order), name)
 
 
 def _best_and_worst(classes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -127,6 +127,13 @@ def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(made: Any) ->
     assert html == evaluation.render(*made)
 
 
+def test_stored_records_make_the_same_page(made: Any) -> None:
+    """A stage that was killed reads the records of its finished tasks, and files have sorted keys."""
+    document, shown = made
+    stored = [json.loads(json.dumps(entry, sort_keys=True)) for entry in document["tasks"]]
+    assert evaluation.render({**document, "tasks": stored}, shown) == evaluation.render(document, shown)
+
+
 def test_the_papers_numbers_stand_in_the_rows_of_those_measured_here(made: Any) -> None:
     text = text_of(evaluation.render(*made))
     row = "ImageNet 40.0 38.5–41.5 50.0 48.5–51.5 paper, val 28.3 32.8 33.2 38.3 44.8 54.0 54.3 43.6 58.5"
