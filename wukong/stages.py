@@ -97,7 +97,9 @@ def _of_evaluate(experiment: Experiment) -> dict[str, Any]:
 
 def _of_training(experiment: Experiment, settings: Training) -> dict[str, Any]:
     model = experiment.model.model_dump(mode="json")
-    return {"model": model, "training": settings.model_dump(mode="json"), "seed": experiment.seed}
+    # How often a run is looked at and stored does not change its model.
+    training = settings.model_dump(mode="json", exclude={"checkpoint", "log_every", "min_workers"})
+    return {"model": model, "training": training, "seed": experiment.seed}
 
 
 TABLE = (
@@ -173,7 +175,7 @@ TABLE = (
         hands_on="the pre-trained model",
         parents=("filter", "validate"),
         key_parents=("filter",),  # it waits for the gate and takes nothing from it
-        version=2,
+        version=3,
         from_experiment=lambda experiment: _of_training(experiment, experiment.pretrain),
         sections=("model",),
         trains=True,
@@ -185,7 +187,7 @@ TABLE = (
         hands_on="the fine-tuned model",
         parents=("filter", "pretrain"),
         key_parents=("filter", "pretrain"),
-        version=2,
+        version=3,
         from_experiment=lambda experiment: _of_training(experiment, experiment.finetune),
         sections=("model",),
         trains=True,

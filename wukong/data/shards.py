@@ -32,6 +32,7 @@ class Member:
         suffix: the type of the content: ``jpg``, ``json`` or ``txt``.
         offset: offset of the content in the tar, in bytes.
         size: size of the content in bytes.
+        end: where the next file begins, in bytes.
         read: returns the content; call it before the next member is requested.
     """
 
@@ -39,6 +40,7 @@ class Member:
     suffix: str
     offset: int
     size: int
+    end: int
     read: Callable[[], bytes]
 
 
@@ -56,21 +58,29 @@ def names_of(filtered: Manifest, split: str) -> list[str]:
     ]
 
 
-def members(tar_uri: str) -> Iterator[Member]:
-    """Iterate over the files of a tar; it is read once from start to end.
+def members(tar_uri: str, start: int = 0) -> Iterator[Member]:
+    """Iterate over the files of a tar; it is read once, in order, up to its end.
+
+    Args:
+        tar_uri: URI of the tar.
+        start: where to begin, in bytes: 0, or the ``end`` of a member.
 
     Raises:
         DataError: the file is truncated or is not a tar.
     """
     try:
-        with storage.open_input(tar_uri) as stream, tarfile.open(fileobj=stream, mode="r|", bufsize=_READ_BYTES) as tar:
-            end = 0
-            for entry in tar:
-                end = entry.offset_data + -(-entry.size // _BLOCK) * _BLOCK
-                content = tar.extractfile(entry)
-                if content is not None:
-                    key, _, suffix = entry.name.rpartition(".")
-                    yield Member(key, suffix, entry.offset_data, entry.size, content.read)
+        with storage.open_input(tar_uri) as stream:
+            stream.seek(start)
+            end = start
+            # Not tarfile's mode for streams, which copies what is left of its buffer at every read.
+            buffered = io.BufferedReader(stream, _READ_BYTES)  # type: ignore[type-var]
+            with tarfile.open(fileobj=buffered, mode="r:") as tar:
+                for entry in tar:
+                    content = tar.extractfile(entry)
+                    end = entry.offset_data + -(-entry.size // _BLOCK) * _BLOCK
+                    if content is not None:
+                        key, _, suffix = entry.name.rpartition(".")
+                        yield Member(key, suffix, entry.offset_data, entry.size, end, content.read)
             # A tar truncated between two members can be recognised only by the missing two empty blocks at its end.
             if stream.seek(0, io.SEEK_END) < end + len(END):
                 raise tarfile.ReadError("its end is missing")

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from tokenizers import BertWordPieceTokenizer
 
@@ -97,7 +98,7 @@ class Tokenizer:
 
     def collate(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
         """Pad token ids to the length of the longest: int64 [sequences, length of the longest]."""
-        ids = torch.full((len(sequences), max(map(len, sequences), default=0)), self.pad)
+        ids = np.full((len(sequences), max(map(len, sequences), default=0)), self.pad)
         for row, sequence in zip(ids, sequences, strict=True):
-            row[: len(sequence)] = torch.tensor(sequence)
-        return ids
+            row[: len(sequence)] = sequence
+        return torch.from_numpy(ids)

@@ -1,7 +1,19 @@
-"""Checkpoints of a training run. They are safetensors and JSON files, so that loading one never runs code."""
+"""Checkpoints of a training run. They are safetensors and JSON files, so that loading one never runs code.
+
+A checkpoint is a folder whose name contains the step, below a folder of the attempt (``wukong.fence``) that wrote it.
+Its ``checkpoint.json`` is written last and names the other files with their sizes: without it there is no checkpoint.
+So a run that is killed while it writes one goes on from the one before it, and an older attempt that is still alive
+overwrites nothing.
+"""
 
 import json
-from collections.abc import Iterator
+import logging
+import re
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,45 +23,180 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from wukong.errors import DataError
+from wukong import fence, storage
+from wukong.errors import DataError, StorageError
 
-_MODEL, _OPTIMIZER, _PROGRESS = "model.safetensors", "optimizer.safetensors", "progress.json"
+_MODEL, _OPTIMIZER, _PROGRESS, _MANIFEST = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "progress.json",
+    "checkpoint.json",
+)
+_FOLDER = re.compile(r"/checkpoint_(\d+)-[0-9a-f]+/checkpoint\.json$")
+
+log = logging.getLogger(__name__)
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-    """Write a checkpoint: the state of the model and of the optimiser, and the progress of the run.
+def newest(uri: str) -> str | None:
+    """Return the URI of the complete checkpoint with the highest step, of all attempts; None if there is none."""
+    found = [(int(match[1]), file) for file in storage.list_files(uri, _MANIFEST) if (match := _FOLDER.search(file))]
+    return max(found)[1].removesuffix(f"/{_MANIFEST}") if found else None
+
+
+class Writer:
+    """Writes the checkpoints of a run beside its training.
 
     Args:
-        folder: an existing folder; files of the same name are replaced.
-        model: the model to save.
-        optimizer: the optimiser to save, with the numbers and tensors in its parameter groups.
-        progress: a JSON value.
+        uri: the prefix of the run's checkpoints, of all attempts.
+        keep: number of checkpoints of this attempt that are kept, the newest.
+
+    Attributes:
+        seconds: for how long ``save`` has stopped the training so far.
     """
+
+    def __init__(self, uri: str, keep: int = 2) -> None:
+        self._uri = storage.join(uri, fence.attempt() or "one")
+        self._keep = keep
+        self._held: dict[str, Tensor] = {}
+        self._uploader = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._upload: Future[None] | None = None
+        self.seconds = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether the last checkpoint is still being written."""
+        return self._upload is not None and not self._upload.done()
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Get the memory for the copies beside the training; without this, the first ``save`` waits for it.
+
+        Args:
+            model: the model that will be saved.
+            optimizer: its optimiser, after its first step.
+        """
+        files = {_MODEL: _trained(model), _OPTIMIZER: _state(optimizer)[0]}
+
+        def allocate() -> None:
+            for file, tensors in files.items():
+                for name, value in tensors.items():
+                    self._memory(f"{file}:{name}", value)
+
+        self._upload = self._uploader.submit(allocate)
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, progress: dict[str, Any]) -> None:
+        """Copy the state of a run to memory of its own, and begin to write it; wait for the checkpoint before it.
+
+        Args:
+            model: the model to save.
+            optimizer: the optimiser to save, with the numbers and tensors in its parameter groups.
+            step: number of steps that were taken.
+            progress: a JSON value.
+
+        Raises:
+            FencedError: a newer attempt has begun, so the checkpoint before it was not completed.
+            StorageError: the checkpoint before it could not be written.
+        """
+        began = time.monotonic()
+        self.wait()
+        tensors, groups = _state(optimizer)
+        files = {_MODEL: self._copied(_MODEL, _trained(model)), _OPTIMIZER: self._copied(_OPTIMIZER, tensors)}
+        if any(value.is_cuda for value in model.parameters()):
+            torch.cuda.synchronize()
+        text = json.dumps({"progress": progress, "groups": groups})
+        self._upload = self._uploader.submit(self._write, files, text, step)
+        self.seconds += time.monotonic() - began
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is complete.
+
+        Raises:
+            FencedError: a newer attempt has begun.
+            StorageError: it cannot be written.
+        """
+        if self._upload is not None:
+            self._upload.result()
+
+    def close(self) -> None:
+        """Give the thread and the memory back. A checkpoint that is being written becomes complete in its own time."""
+        self._uploader.shutdown(wait=False)
+        self._held = {}
+
+    def _copied(self, file: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            name: self._memory(f"{file}:{name}", value).copy_(value.detach(), non_blocking=True)
+            for name, value in tensors.items()
+        }
+
+    def _memory(self, key: str, like: Tensor) -> Tensor:
+        """Return memory for a copy. It is used again: getting it from the system takes longer than the copy."""
+        held = self._held.get(key)
+        if held is None or held.shape != like.shape or held.dtype != like.dtype:
+            held = self._held[key] = torch.zeros(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
+        return held
+
+    def _write(self, files: Mapping[str, dict[str, Tensor]], progress: str, step: int) -> None:
+        folder = storage.join(self._uri, f"checkpoint_{step:09d}-{uuid.uuid4().hex[:8]}")
+        sizes = {}
+        with tempfile.TemporaryDirectory() as local:
+            for name, tensors in files.items():
+                path = Path(local, name)
+                save_file(tensors, path)
+                storage.upload(path, storage.join(folder, name))
+                sizes[name] = path.stat().st_size
+                path.unlink()
+        data = progress.encode()
+        storage.write_bytes(storage.join(folder, _PROGRESS), data)
+        fence.check()
+        storage.write_json(storage.join(folder, _MANIFEST), {"step": step, "bytes": {**sizes, _PROGRESS: len(data)}})
+        complete = [file for file in storage.list_files(self._uri, _MANIFEST) if _FOLDER.search(file)]
+        for old in sorted(complete)[: -self._keep]:
+            storage.delete(old)  # first, so that what remains is no checkpoint
+            storage.delete(old.removesuffix(f"/{_MANIFEST}"))
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state of a model without that of a tower which is locked as a whole: training does not change it."""
+    locked = {
+        name
+        for name, tower in model.named_children()
+        if any(True for _ in tower.parameters()) and not any(weight.requires_grad for weight in tower.parameters())
+    }
+    return {name: value for name, value in model.state_dict().items() if name.split(".")[0] not in locked}
+
+
+def _state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Return the state of an optimiser as tensors by name, and the JSON values of its parameter groups."""
     state = optimizer.state_dict()
     tensors = {
-        f"state.{number}.{name}": value for number, entry in state["state"].items() for name, value in entry.items()
+        f"state.{number}.{name}": torch.as_tensor(value)
+        for number, entry in state["state"].items()
+        for name, value in entry.items()
     }
     groups = []
     for number, group in enumerate(state["param_groups"]):
         # timm's LAMB stores its step count as a tensor in the group.
         tensors |= {f"group.{number}.{name}": value for name, value in group.items() if isinstance(value, Tensor)}
         groups.append({name: value for name, value in group.items() if not isinstance(value, Tensor)})
-    save_file({name: value.detach().contiguous() for name, value in model.state_dict().items()}, folder / _MODEL)
-    save_file({name: torch.as_tensor(value).contiguous() for name, value in tensors.items()}, folder / _OPTIMIZER)
-    (folder / _PROGRESS).write_text(json.dumps({"progress": progress, "groups": groups}), encoding="utf-8")
+    return tensors, groups
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load(uri: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Restore a checkpoint into a model and an optimiser.
 
+    Args:
+        uri: of the checkpoint, from ``newest``.
+        model: of the architecture that was saved.
+        optimizer: for the same parameters.
+
     Returns:
-        The progress that ``save`` got.
+        The progress that ``Writer.save`` got.
 
     Raises:
         DataError: the checkpoint is incomplete, or belongs to another architecture.
     """
-    with _explained(folder):
-        model.load_state_dict(load_file(folder / _MODEL), strict=True)
+    with _explained(uri), _local(uri, _MODEL, _OPTIMIZER, _PROGRESS) as folder:
+        locked = {name: value for name, value in model.state_dict().items() if name not in _trained(model)}
+        model.load_state_dict({**locked, **load_file(folder / _MODEL)}, strict=True)
         tensors = load_file(folder / _OPTIMIZER)
         value = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
         entries: dict[int, dict[str, Any]] = {}
@@ -62,29 +209,43 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         optimizer.load_state_dict({"state": entries, "param_groups": value["groups"]})
     except ValueError as error:
         raise DataError(
-            f"the checkpoint in {folder} belongs to a run that trained other parameters ({error}): delete it and train "
-            "again"
+            f"the checkpoint {uri} belongs to a run that trained other parameters ({error}): delete it and train again"
         ) from error
     return progress
 
 
-def load_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_weights(uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read only the model's state and the progress from a checkpoint.
 
     Raises:
         DataError: the checkpoint is incomplete.
     """
-    with _explained(folder):
-        state = load_file(folder / _MODEL)
+    with _explained(uri), _local(uri, _MODEL, _PROGRESS) as folder:
         progress: dict[str, Any] = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))["progress"]
-        return state, progress
+        return load_file(folder / _MODEL), progress
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def _local(uri: str, *names: str) -> Iterator[Path]:
+    """Copy files of a checkpoint to a folder of this machine."""
+    sizes = storage.read_json(storage.join(uri, _MANIFEST))["bytes"]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            path = storage.download(storage.join(uri, name), Path(folder, name))
+            if path.stat().st_size != sizes[name]:
+                raise ValueError(f"{name} has {path.stat().st_size} bytes, not {sizes[name]}")
+        yield Path(folder)
+
+
+@contextmanager
+def _explained(uri: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DataError(f"the checkpoint in {folder} cannot be read ({error}): delete it and train again") from error
+    except StorageError:
+        raise
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise DataError(
+            f"the checkpoint {uri} cannot be read ({error}): delete it, and training goes on from the one before it"
+        ) from error
     except RuntimeError as error:
-        raise DataError(f"the checkpoint in {folder} belongs to another architecture: {error}") from error
+        raise DataError(f"the checkpoint {uri} belongs to another architecture: {error}") from error

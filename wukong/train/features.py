@@ -100,6 +100,28 @@ def read(uri: str) -> tuple[list[str], Tensor]:
     return json.loads(header["__metadata__"]["keys"]), load_safetensors(data)["features"]
 
 
+def read_rows(uri: str, start: int, stop: int) -> tuple[list[str], Tensor]:
+    """Read consecutive rows of a file of features, and no other rows: their keys and float16 [rows, ...].
+
+    Raises:
+        DataError: the file is damaged or has fewer rows.
+    """
+    try:
+        with storage.open_input(uri) as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+            keys = json.loads(header["__metadata__"]["keys"])[start:stop]
+            rows, *shape = header["features"]["shape"]
+            begin, end = header["features"]["data_offsets"]
+            row_bytes = (end - begin) // rows
+            stream.seek(8 + length + begin + start * row_bytes)
+            data = bytearray(stream.read((stop - start) * row_bytes))
+        # A file that is cut short gives fewer bytes than the shape takes.
+        return keys, torch.frombuffer(data, dtype=torch.float16).reshape(stop - start, *shape)
+    except (ValueError, KeyError, RuntimeError, OverflowError, MemoryError) as error:
+        raise DataError(f"{uri} is damaged ({error}): delete the output of the features stage and run again") from error
+
+
 def read_views(prefix: str, split: str, shard_names: Sequence[str], views: Sequence[int]) -> tuple[list[str], Tensor]:
     """Read several views of several shards.
 

@@ -2,19 +2,23 @@
 
 It uses only ``torch.distributed``. The caller starts the workers and initialises the process group; for one worker
 there is none.
+
+Every ``log_every`` steps, and where an epoch or a checkpoint ends, all workers look at what the steps since then gave:
+they exchange their losses, check them and the weights, and report. Between two looks nothing waits for a GPU.
 """
 
 import logging
+import math
+import resource
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from pathlib import Path
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wukong import progress
@@ -23,7 +27,7 @@ from wukong.errors import ConfigError, DataError
 from wukong.model.dual import DualEncoder
 from wukong.model.loss import world
 from wukong.train import checkpoint, gradients, optimizer
-from wukong.train.training_data import Batch, Pairs
+from wukong.train.training_data import Pairs
 
 MEASURED = ("pairs_per_second",)
 """Fields of ``Epoch`` that measure the machine: only these differ between two equal runs."""
@@ -50,18 +54,76 @@ class Epoch:
     pairs_per_second: float
 
 
+@dataclass(frozen=True)
+class Look:
+    """What was measured in the steps since the last look. Rates and times are those of the first worker.
+
+    Attributes:
+        step: number of steps taken so far in the run.
+        loss: mean loss of the steps, over all workers.
+        temperature: after the last step.
+        learning_rate: of the last step.
+        gradient_norm: of the last step, over all trained weights; the gradient of the whole batch.
+        samples_per_second: pairs a second, of all workers together.
+        waiting_share: share of the time in which training waited for data.
+        checkpoint_seconds: seconds for which checkpoints have stopped training, since the run was started or resumed.
+        memory_gib: largest memory of the process so far, in GiB; on a GPU, that of the GPU.
+        broken_pictures: pictures that could not be decoded, in the whole run.
+        seconds_left: until the last step, at this speed.
+    """
+
+    step: int
+    loss: float
+    temperature: float
+    learning_rate: float
+    gradient_norm: float
+    samples_per_second: float
+    waiting_share: float
+    checkpoint_seconds: float
+    memory_gib: float
+    broken_pictures: int
+    seconds_left: float
+
+
+@dataclass
+class _State:
+    """Where a run is, as a checkpoint stores it. Dropout and masking need no state: their seed depends on the step.
+
+    Attributes:
+        epoch: number of the epoch, 0 for the first.
+        sample: number of samples of the epoch that were seen.
+        data: digest of the data.
+        pairs: number of pairs.
+        total: sum of the losses of the steps of this epoch.
+        seconds: that the steps of this epoch took.
+        broken: pictures that could not be decoded.
+        history: the epochs that have ended.
+    """
+
+    data: str
+    pairs: int
+    epoch: int = 0
+    sample: int = 0
+    total: float = 0.0
+    seconds: float = 0.0
+    broken: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
 def train(
     model: DualEncoder,
     pairs: Pairs,
     settings: Training,
     seed: int,
-    after_epoch: Callable[[Epoch, Callable[[Path], None]], None],
-    resume: Path | None = None,
+    after_epoch: Callable[[Epoch], None] | None = None,
+    after_look: Callable[[Look], None] | None = None,
+    checkpoints: checkpoint.Writer | None = None,
+    resume: str | None = None,
 ) -> list[Epoch]:
     """Train a model in place.
 
-    The same model, pairs, settings, seed and number of workers give the same weights, also if the run was interrupted
-    and resumed.
+    The same model, pairs, settings, seed and number of workers give the same weights on a CPU, byte for byte, also if
+    the run was interrupted at any step and resumed.
 
     Args:
         model: the model to train, on the device to train on, with equal weights on every worker. Layers of the image
@@ -69,98 +131,174 @@ def train(
         pairs: the training data, equal on every worker; each worker takes its share of every batch.
         settings: settings of the training.
         seed: seed of the order of the pairs, the views and dropout.
-        after_epoch: called on every worker with the results of the epoch and with a function that writes a checkpoint
-            into a folder.
-        resume: folder of a checkpoint from which to continue.
+        after_epoch: called on every worker with the results of an epoch.
+        after_look: called on the first worker with what was measured.
+        checkpoints: writes checkpoints, on the first worker; None for none.
+        resume: URI of a checkpoint from which to continue, the same on every worker.
 
     Returns:
         The results of all epochs.
 
     Raises:
         ConfigError: the number of workers does not divide the batch size, or there are fewer pairs than a batch holds.
-        DataError: a feature, the loss or a weight is not finite; the message names it and the step.
+        DataError: a feature, the loss or a weight is not finite, too many pictures are broken, or the checkpoint is of
+            other data; the message names what, and the step.
     """
     rank, workers = world()
-    size = settings.batch_size
+    size, device = settings.batch_size, model.log_scale.device
     if size % workers:
         raise ConfigError(f"a batch of {size} pairs cannot be divided between {workers} workers: change batch_size")
-    steps_an_epoch = len(pairs) // size
+    steps_an_epoch, left_out = divmod(len(pairs), size)
     if not steps_an_epoch:
         raise ConfigError(f"batch_size {size} is more than there are pairs ({len(pairs)}): lower it")
     steps = steps_an_epoch * settings.epochs
+    if not rank and left_out:
+        log.info("each epoch leaves out %d of %d pairs, which do not fill a batch of %d", left_out, len(pairs), size)
 
     optimiser = optimizer.build(model, settings)
-    history: list[Epoch] = []
+    state = _State(pairs.digest, len(pairs))
     if resume is not None:
-        history = [Epoch(**entry) for entry in checkpoint.load(resume, model, optimiser)["history"]]
-        log.info("continuing after epoch %d of %d", len(history), settings.epochs)
+        state = _resumed(checkpoint.load(resume, model, optimiser), state, resume)
+        log.info("continuing after %d pairs of epoch %d of %d", state.sample, state.epoch + 1, settings.epochs)
+    first = state.epoch * steps_an_epoch + state.sample // size
     replica: nn.Module = model
     if workers > 1:
-        # An image tower may have layers that this similarity does not use.
-        replica = DistributedDataParallel(model, find_unused_parameters=model.image is not None)
+        # A tower that is trained may have layers that this similarity does not use.
+        trained = model.image is not None and any(weight.requires_grad for weight in model.image.parameters())
+        replica = DistributedDataParallel(model, find_unused_parameters=trained)
+    model.train()
+    if not rank:
+        log.info("training on %d workers, step %d to %d", workers, first + 1, steps)
 
-    remaining = steps_an_epoch * size * (settings.epochs - len(history))
-    with nullcontext(_ignore) if rank else progress.track("training", remaining, "pairs") as advance:
-        for epoch in range(len(history), settings.epochs):
-            started = time.monotonic()
-            torch.manual_seed((seed * 1_000_003 + epoch) * workers + rank)
-            model.train()
-            total = torch.zeros((), device=model.log_scale.device)
-            for step, pairs_of_step in enumerate(
-                pairs.batches(size, seed, epoch, rank, workers), epoch * steps_an_epoch
-            ):
-                batch = pairs_of_step
-                _check_features(batch, pairs, step, epoch)
-                for group in optimiser.param_groups:
-                    group["lr"] = optimizer.learning_rate(step, steps, settings) * group.get("rate", 1.0)
-                if settings.token_dropout:
-                    batch = replace(batch, ids=pairs.mask_tokens(batch.ids, settings.token_dropout))
-                optimiser.zero_grad()
-                loss = gradients.backward(model, replica, batch, settings)
-                if not torch.isfinite(loss):
-                    raise DataError(_explanation(model, loss.item(), step, epoch))
+    losses: list[Tensor] = []
+    broken, waited = 0, 0.0
+    looked, stored = time.monotonic(), time.monotonic()
+    tracked = nullcontext(_ignore) if rank else progress.track("training", (steps - first) * size, "pairs")
+    with closing(pairs.batches(size, seed, first, rank, workers, steps)) as batches, tracked as advance:
+        for step in range(first, steps):
+            if step == first + 1 and checkpoints is not None and not rank:
+                checkpoints.prepare(model, optimiser)
+            began = time.monotonic()
+            batch = next(batches).to(device)
+            waited += time.monotonic() - began
+            broken += batch.broken
+            torch.manual_seed((seed * 1_000_003 + step) * workers + rank)
+            if settings.token_dropout:
+                batch = replace(batch, ids=pairs.mask_tokens(batch.ids, settings.token_dropout))
+            for group in optimiser.param_groups:
+                group["lr"] = optimizer.learning_rate(step, steps, settings) * group.get("rate", 1.0)
+            optimiser.zero_grad()
+            losses.append(gradients.backward(model, replica, batch, settings))
+
+            epoch, place = divmod(step + 1, steps_an_epoch)
+            due = settings.checkpoint.steps and (step + 1) % settings.checkpoint.steps == 0
+            if place and not due and (step + 1) % settings.log_every:
                 optimiser.step()
                 model.clamp_temperature()
-                total += loss
                 advance(size)
-            if workers > 1:
-                dist.all_reduce(total)
-                total /= workers
-            if broken := _broken_weights(model):
-                raise DataError(f"{broken} after epoch {epoch + 1}: lower the learning rate")
-            history.append(
-                Epoch(
-                    epoch=epoch + 1,
-                    loss=total.item() / steps_an_epoch,
-                    temperature=1 / model.scale.item(),
-                    learning_rate=optimiser.param_groups[0]["lr"],
-                    pairs_per_second=steps_an_epoch * size / (time.monotonic() - started),
+                continue
+
+            norm = nn.utils.get_total_norm(weight.grad for weight in model.parameters() if weight.grad is not None)
+            optimiser.step()
+            model.clamp_temperature()
+            advance(size)
+            joined, newly_broken = _joined(losses, broken)
+            _check(model, joined, step, epoch if not place else epoch + 1)
+            state.broken += newly_broken
+            if state.broken > settings.max_broken_pictures:
+                raise DataError(
+                    f"{state.broken} pictures could not be decoded up to step {step + 1}, and max_broken_pictures is "
+                    f"{settings.max_broken_pictures}: the log names them; mend the shards or raise it"
                 )
-            )
-            state = {"history": [asdict(entry) for entry in history], "pairs": len(pairs)}
-            after_epoch(history[-1], partial(checkpoint.save, model=model, optimizer=optimiser, progress=state))
-    return history
+            state.epoch, state.sample = epoch, place * size
+            for loss in joined:  # one by one, so that the sum does not depend on where the looks were
+                state.total += loss
+            now = time.monotonic()
+            state.seconds += now - looked
+            rate = len(losses) * size / max(now - looked, 1e-9)
+            temperature, lr = 1 / model.scale.item(), optimiser.param_groups[0]["lr"]
+            if after_look is not None and not rank:
+                after_look(
+                    Look(
+                        step=step + 1,
+                        loss=math.fsum(joined) / len(joined),
+                        temperature=temperature,
+                        learning_rate=lr,
+                        gradient_norm=norm.item(),
+                        samples_per_second=rate,
+                        waiting_share=waited / max(now - looked, 1e-9),
+                        checkpoint_seconds=checkpoints.seconds if checkpoints else 0.0,
+                        memory_gib=_memory(device),
+                        broken_pictures=state.broken,
+                        seconds_left=(steps - step - 1) * size / rate,
+                    )
+                )
+            losses, broken, waited, looked = [], 0, 0.0, now
+            if not place:
+                speed = steps_an_epoch * size / max(state.seconds, 1e-9)
+                ended = Epoch(epoch, state.total / steps_an_epoch, temperature, lr, speed)
+                state.history.append(asdict(ended))
+                state.total = state.seconds = 0.0
+                if after_epoch is not None:
+                    after_epoch(ended)
+            if checkpoints is not None and not rank:
+                late = settings.checkpoint.minutes and now - stored >= 60 * settings.checkpoint.minutes
+                if step + 1 == steps or ((due or late or not place) and not checkpoints.busy):
+                    checkpoints.save(model, optimiser, step + 1, asdict(state))
+                    stored = time.monotonic()
+    if checkpoints is not None and not rank:
+        checkpoints.wait()
+    return [Epoch(**entry) for entry in state.history]
 
 
 def _ignore(_count: int) -> None:
     """Report no progress: only the first worker reports it, for all."""
 
 
-def _check_features(batch: Batch, pairs: Pairs, step: int, epoch: int) -> None:
-    if batch.features.is_floating_point() and not torch.isfinite(batch.features).all():
-        place = int((~torch.isfinite(batch.features)).flatten(1).any(1).nonzero()[0])
-        caption = pairs.captions[int(batch.rows[place])]
+def _resumed(stored: dict[str, Any], state: _State, where: str) -> _State:
+    """Return the state of a checkpoint, which must be of the same data."""
+    resumed = _State(**stored)
+    if (resumed.data, resumed.pairs) != (state.data, state.pairs):
         raise DataError(
-            f"the image features of the pair with the caption {caption!r} are not finite, in step {step + 1} "
-            f"(epoch {epoch + 1}): delete the output of the features stage and run again"
+            f"the checkpoint {where} is of {resumed.pairs} pairs with the digest {resumed.data[:16]}, and the data has "
+            f"{state.pairs} with {state.data[:16]}: delete it and train again"
         )
+    return resumed
+
+
+def _joined(losses: list[Tensor], broken: int) -> tuple[list[float], int]:
+    """Return the mean loss over the workers of each step, and the sum of their broken pictures."""
+    local = torch.cat([torch.stack(losses).double(), torch.tensor([float(broken)], device=losses[0].device)])
+    workers = world()[1]
+    if workers == 1:
+        return local[:-1].tolist(), broken
+    parts = [torch.empty_like(local) for _ in range(workers)]
+    dist.all_gather(parts, local)
+    total = torch.stack(parts).sum(0)
+    return (total[:-1] / workers).tolist(), int(total[-1])
+
+
+def _check(model: DualEncoder, losses: list[float], step: int, epoch: int) -> None:
+    """Check that the losses of the last steps, and the weights after them, are finite."""
+    for number, loss in enumerate(losses, step + 1 - len(losses)):
+        if not math.isfinite(loss):
+            raise DataError(_explanation(model, loss, number, epoch - 1))
+    if broken := _broken_weights(model):
+        raise DataError(f"{broken} after step {step + 1} (epoch {epoch}): lower the learning rate")
+
+
+def _memory(device: torch.device) -> float:
+    """Return the largest memory so far in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _explanation(model: DualEncoder, loss: float, step: int, epoch: int) -> str:
     """Explain why a loss is not finite: some weights are not finite, or the temperature is too low."""
     where = f"the loss is {loss} in step {step + 1} (epoch {epoch + 1})"
     if broken := _broken_weights(model):
-        return f"{where}: {broken} after the step before; lower the learning rate"
+        return f"{where}: {broken} now; lower the learning rate"
     temperature = (1 / model.scale).item()
     return f"{where} though all weights are finite, at a temperature of {temperature:.3g}: raise min_temperature"
 

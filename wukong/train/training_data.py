@@ -1,11 +1,22 @@
-"""The input of a training run: image features or images with tokenised captions, in seeded random batches."""
+"""The input of a training run: image features or images with tokenised captions, batch after batch.
+
+``wukong.train.stream`` decides the order and reads pieces of shards. This module says what a piece holds, and makes
+batches of it.
+"""
 
 import fnmatch
+import hashlib
+import logging
 import re
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -16,10 +27,22 @@ from wukong.config import ImageEncoder, Training
 from wukong.data import images, shards
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
+from wukong.train import features, stream
 from wukong.train.features import read_views
+from wukong.train.stream import Order, Piece, Sample
 
 _READERS = 8
-"""Number of shards that are indexed in parallel."""
+"""Tables that are read in parallel to count rows."""
+_AHEAD = 4
+"""Batches of stored features that are made before they are needed."""
+
+_Item = TypeVar("_Item")
+_Encoded = tuple[bytes, str, int, str]
+"""An image file, its key, the number of its view, and its name for messages."""
+_Shown = tuple[Tensor, list[int], list[str]]
+"""Views, for each the place in the batch of the pair that it belongs to, and what is wrong with those left out."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,57 +53,360 @@ class Batch:
         features: image features, float [pairs, width] or [pairs, tokens, width]; or images, uint8
             [pairs, 3, size, size].
         ids: token ids, int64 [pairs, longest caption].
-        captions: int64 [pairs], equal numbers for equal captions.
-        rows: int64 [pairs], the row numbers of the pairs in the data set.
+        captions: int64 [pairs], equal numbers for equal captions: 64 bits of a hash.
+        rows: int64 [pairs], the numbers of the pairs in the corpus.
+        broken: images that could not be decoded; another pair of the batch stands in the place of each.
     """
 
     features: Tensor
     ids: Tensor
     captions: Tensor
     rows: Tensor
+    broken: int = 0
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy the batch to a device; a GPU copies beside its other work."""
+        if device.type == "cpu":
+            return self
+        features, ids, captions = (
+            (each if each.is_pinned() else each.pin_memory()).to(device, non_blocking=True)
+            for each in (self.features, self.ids, self.captions)
+        )
+        return Batch(features, ids, captions, self.rows, self.broken)
 
 
-class Pictures(Dataset[Tensor]):
-    """The images of pairs, read from their shards on demand, with a new random view in each epoch.
+@dataclass(frozen=True)
+class Corpus:
+    """The pairs that a training run reads, as the filter stage wrote them.
 
-    Loader processes read, decode and augment the images. A view depends only on the image's key and the epoch, not on
-    the process that computes it.
-
-    Args:
-        places: for each image: the URI of its shard's tar, its key, its offset and its size in bytes.
-        tower: settings of the image encoder; ``image_size`` and ``view`` are used.
-        settings: settings of the training; ``augmentations`` and ``loader_workers`` are used.
+    Attributes:
+        prefix: URI of the filter stage's output.
+        names: names of the shards, for instance ``00000``.
+        rows: number of pairs of each shard that are trained on.
+        digest: digest of the data; it decides the order.
+        sources: shell patterns; only pairs whose URL matches one of them are trained on.
+        split: ``train``.
     """
 
-    def __init__(self, places: Sequence[tuple[str, str, int, int]], tower: ImageEncoder, settings: Training) -> None:
-        self._places = list(places)
-        self._tower = tower
-        self._augmentations = settings.augmentations
-        self._order: list[list[tuple[int, int]]] = []
-        self._loader = DataLoader(
-            self,
-            batch_sampler=self._order,
-            num_workers=settings.loader_workers,
-            collate_fn=torch.stack,
-            generator=torch.Generator(),  # not the global generator, which dropout uses
-            persistent_workers=settings.loader_workers > 0,
-            multiprocessing_context="spawn" if settings.loader_workers else None,
-        )
+    prefix: str
+    names: tuple[str, ...]
+    rows: tuple[int, ...]
+    digest: str
+    sources: tuple[str, ...] = ("*",)
+    split: str = "train"
 
-    def __getstate__(self) -> dict[str, object]:
-        """Return the state for a loader process, which does not need the loader itself."""
-        return {name: value for name, value in vars(self).items() if name not in {"_loader", "_order"}}
+    def uri(self, shard: int, suffix: str) -> str:
+        """Return the URI of a shard's ``.parquet`` or ``.tar``."""
+        return storage.join(self.prefix, self.split, f"{self.names[shard]}{suffix}")
+
+    def pairs(self, piece: Piece) -> tuple[list[int], list[str], list[str]]:
+        """Read the pairs of a piece: their rows in the shard's table, their keys and their captions.
+
+        Raises:
+            DataError: the table has another number of pairs than it had when they were counted.
+        """
+        uri = self.uri(piece.shard, ".parquet")
+        columns = ["key", "caption"] if self.sources == ("*",) else ["key", "caption", "url"]
+        table = storage.read_table(uri, columns)
+        rows = list(range(len(table))) if self.sources == ("*",) else _chosen(table, self.sources)
+        if len(rows) != self.rows[piece.shard]:
+            raise DataError(
+                f"{uri} has {len(rows)} pairs to train on and had {self.rows[piece.shard]} when they were counted: the "
+                "shard was replaced; start the training again"
+            )
+        rows = rows[piece.start : piece.stop]
+        taken = table.take(pa.array(rows, pa.int64()))
+        return rows, taken["key"].to_pylist(), taken["caption"].to_pylist()
+
+
+def count_rows(prefix: str, split: str, names: Sequence[str], sources: Sequence[str]) -> list[int]:
+    """Count the pairs of each shard whose URL matches one of some shell patterns.
+
+    Raises:
+        DataError: no pair matches.
+    """
+
+    def count(name: str) -> int:
+        table = storage.read_table(storage.join(prefix, split, f"{name}.parquet"), ["url"])
+        return len(_chosen(table, sources))
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        rows = list(readers.map(count, names))
+    if not sum(rows):
+        raise _no_match(split, sources)
+    return rows
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The pairs of a piece, in memory.
+
+    Attributes:
+        first: number of the first pair in the corpus.
+        keys: the pairs' keys.
+        ids: token ids of each caption, without padding.
+        captions: for each caption 64 bits of its hash, as a signed number.
+        pictures: image features, float16 [views, pairs, ...]; or the bytes of each image file.
+        where: URI of what was read, for messages.
+    """
+
+    first: int
+    keys: list[str]
+    ids: list[list[int]]
+    captions: list[int]
+    pictures: Tensor | list[bytes]
+    where: str = ""
+
+
+class Pairs(ABC):
+    """The pairs of a training run.
+
+    Args:
+        rows: number of pairs of each shard.
+        digest: digest of the data.
+        tokenizer: the captions' tokenizer.
+    """
+
+    def __init__(self, rows: Sequence[int], digest: str, tokenizer: Tokenizer) -> None:
+        self.rows, self.digest = tuple(rows), digest
+        self._firsts = np.cumsum([0, *rows]).tolist()
+        self._tokenizer = tokenizer
+        self._special = torch.tensor([tokenizer.pad, tokenizer.cls, tokenizer.sep])
 
     def __len__(self) -> int:
-        return len(self._places)
+        return sum(self.rows)
 
-    def __getitem__(self, chosen: tuple[int, int]) -> Tensor:
+    @abstractmethod
+    def load(self, piece: Piece) -> Loaded:
+        """Read the pairs of a piece; several threads call this at a time.
+
+        Raises:
+            DataError: what is stored is damaged.
+            StorageError: it cannot be read.
+        """
+
+    @abstractmethod
+    def _made(self, steps: Generator[list[Sample[Loaded]]]) -> Generator[Batch]:
+        """Make the batches of steps."""
+
+    def batches(
+        self, size: int, seed: int, first: int = 0, rank: int = 0, workers: int = 1, last: int | None = None
+    ) -> Generator[Batch]:
+        """Iterate over this worker's share of the batches of a run; close the iterator to end the reading.
+
+        The order is that of ``wukong.train.stream``.
+
+        Args:
+            size: number of pairs in a batch over all workers; the number of workers must divide it.
+            seed: seed of the run.
+            first: step of the run to begin with; epochs follow one another.
+            rank: rank of this worker.
+            workers: number of workers.
+            last: step of the run to end before; None for the end of the first step's epoch.
+        """
+        order = Order(self.rows, self.digest, seed, size)
+        if last is None:
+            last = (first // order.steps + 1) * order.steps if order.steps else 0
+        with closing(self._made(stream.read(order, self.load, first, last, rank, workers))) as made:
+            yield from made
+
+    def mask_tokens(self, ids: Tensor, share: float) -> Tensor:
+        """Replace a random share of the word pieces, but no special tokens, by [MASK].
+
+        The random numbers come from torch's global generator of the device of the token ids.
+        """
+        chosen = (torch.rand(ids.shape, device=ids.device) < share) & ~torch.isin(ids, self._special.to(ids.device))
+        return ids.masked_fill(chosen, self._tokenizer.mask)
+
+    def _loaded(
+        self, piece: Piece, keys: list[str], captions: list[str], pictures: Tensor | list[bytes], where: str = ""
+    ) -> Loaded:
+        hashes = (hashlib.blake2b(caption.encode(), digest_size=8).digest() for caption in captions)
+        numbers = [int.from_bytes(digest, "little", signed=True) for digest in hashes]
+        first = self._firsts[piece.shard] + piece.start
+        return Loaded(first, keys, self._tokenizer.encode(captions), numbers, pictures, where)
+
+    def _batch(self, samples: Sequence[Sample[Loaded]], pictures: Tensor, broken: int = 0) -> Batch:
+        return Batch(
+            pictures,
+            self._tokenizer.collate([sample.piece.ids[sample.row] for sample in samples]),
+            torch.tensor([sample.piece.captions[sample.row] for sample in samples]),
+            torch.tensor([sample.piece.first + sample.row for sample in samples]),
+            broken,
+        )
+
+
+class FeaturePairs(Pairs):
+    """Pairs with stored features of their images; each epoch chooses one of the views at random for each pair.
+
+    Args:
+        corpus: the pairs.
+        tokenizer: the captions' tokenizer.
+        prefix: URI of the features stage's output.
+        views: numbers of the views to choose from.
+    """
+
+    def __init__(self, corpus: Corpus, tokenizer: Tokenizer, prefix: str, views: Sequence[int]) -> None:
+        super().__init__(corpus.rows, corpus.digest, tokenizer)
+        self._corpus, self._prefix, self._views = corpus, prefix, tuple(views)
+
+    def load(self, piece: Piece) -> Loaded:  # noqa: D102 - as above
+        rows, keys, captions = self._corpus.pairs(piece)
+        views = [self._view(piece.shard, rows, keys, view) for view in self._views]
+        return self._loaded(piece, keys, captions, torch.stack(views))
+
+    def _view(self, shard: int, rows: list[int], keys: list[str], view: int) -> Tensor:
+        uri = storage.join(self._prefix, features.path_of(self._corpus.split, self._corpus.names[shard], view))
+        stored, values = features.read_rows(uri, rows[0], rows[-1] + 1)
+        within = [row - rows[0] for row in rows]
+        if [stored[row] for row in within] != keys:
+            raise DataError(
+                f"{uri} has the features of other pairs than {self._corpus.uri(shard, '.parquet')}: delete "
+                f"{self._prefix} and run it again"
+            )
+        values = values if len(within) == len(values) else values[within]
+        finite = torch.isfinite(values).flatten(1).all(1)
+        if not finite.all():
+            key = keys[int((~finite).nonzero()[0])]
+            raise DataError(
+                f"the image features of the pair {key} in {uri} are not finite: delete the output of the features "
+                "stage and run again"
+            )
+        return values
+
+    def sample(self, count: int, view: int = 0) -> Tensor:
+        """Read features of one view of the first pairs, float16 [pairs, ...].
+
+        Shards hold pairs in random order, so the first pairs are a random sample.
+
+        Args:
+            count: number of pairs; fewer if the corpus has fewer.
+            view: number of the view.
+        """
+        found: list[Tensor] = []
+        left = count
+        for shard, rows in enumerate(self.rows):
+            if rows and left:
+                taken, keys, _ = self._corpus.pairs(Piece(shard, 0, min(rows, left)))
+                found.append(self._view(shard, taken, keys, view))
+                left -= len(taken)
+        return torch.cat(found)
+
+    def _made(self, steps: Generator[list[Sample[Loaded]]]) -> Generator[Batch]:
+        def made() -> Generator[Batch]:
+            with closing(steps):
+                for samples in steps:
+                    yield self._batch(samples, _chosen_views(samples))
+
+        return _ahead(made(), _AHEAD)
+
+
+def _chosen_views(samples: Sequence[Sample[Loaded]]) -> Tensor:
+    """Return the features of one view of each sample, float [samples, ...]."""
+    places: dict[int, list[int]] = {}
+    for place, sample in enumerate(samples):
+        places.setdefault(id(sample.piece), []).append(place)
+    found = torch.empty(0)
+    for chosen in places.values():
+        of_piece = [samples[place] for place in chosen]
+        stored = of_piece[0].piece.pictures
+        assert isinstance(stored, Tensor)  # noqa: S101 - for mypy
+        views, rows = [sample.drawn % len(stored) for sample in of_piece], [sample.row for sample in of_piece]
+        if not len(found):
+            found = torch.empty(len(samples), *stored.shape[2:])
+        found[chosen] = stored[views, rows].float()
+    return found
+
+
+class PicturePairs(Pairs):
+    """Pairs with their images, which loader processes decode and augment, with a new random view in each epoch.
+
+    A view depends only on the image's key and the epoch, not on the process that computes it.
+
+    Args:
+        corpus: the pairs.
+        tokenizer: the captions' tokenizer.
+        tower: settings of the image encoder; ``image_size`` and ``view`` are used.
+        settings: settings of the training; ``augmentations``, ``loader_workers`` and ``max_broken_pictures`` are used.
+    """
+
+    def __init__(self, corpus: Corpus, tokenizer: Tokenizer, tower: ImageEncoder, settings: Training) -> None:
+        super().__init__(corpus.rows, corpus.digest, tokenizer)
+        self._corpus = corpus
+        self._views = _Views(tower, settings.augmentations, skip_broken=settings.max_broken_pictures > 0)
+        self._workers = settings.loader_workers
+        self._ends: dict[int, tuple[int, int]] = {}
+
+    def load(self, piece: Piece) -> Loaded:  # noqa: D102 - as above
+        rows, keys, captions = self._corpus.pairs(piece)
+        uri = self._corpus.uri(piece.shard, ".tar")
+        # Of a shard that is read in several pieces, the next begins where this one ends.
+        number, start = self._ends.pop(piece.shard, (0, 0))
+        if number > rows[0]:
+            number, start = 0, 0
+        wanted = set(rows)
+        found: list[bytes] = []
+        for member in shards.members(uri, start):
+            if member.suffix == "jpg":
+                if number in wanted:
+                    if member.key != keys[len(found)]:
+                        raise self._lacks(keys[len(found)], uri)
+                    found.append(member.read())
+                number += 1
+                if number > rows[-1]:
+                    if piece.stop < self.rows[piece.shard]:
+                        self._ends[piece.shard] = (number, member.end)
+                    break
+        if len(found) < len(keys):
+            raise self._lacks(keys[len(found)], uri)
+        return self._loaded(piece, keys, captions, found, uri)
+
+    def _lacks(self, key: str, uri: str) -> DataError:
+        return DataError(
+            f"{uri} lacks the picture of the pair {key}, or has it in another place than its table: delete the shard "
+            "and run the filter again"
+        )
+
+    def _made(self, steps: Generator[list[Sample[Loaded]]]) -> Generator[Batch]:
+        waiting: deque[list[Sample[Loaded]]] = deque()
+
+        def orders() -> Iterator[list[_Encoded]]:
+            for samples in steps:
+                waiting.append(samples)
+                yield [_encoded(sample) for sample in samples]
+
+        loader = DataLoader(
+            self._views,
+            batch_sampler=orders(),
+            num_workers=self._workers,
+            collate_fn=_with_stand_ins,
+            generator=torch.Generator(),  # not the global generator, which dropout uses
+            multiprocessing_context="spawn" if self._workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+        with closing(steps):
+            for views, places, broken in loader:
+                samples = waiting.popleft()
+                for problem in broken:
+                    log.warning("another pair takes the place of one: %s", problem)
+                yield self._batch([samples[place] for place in places], views, len(broken))
+
+
+class _Views(Dataset["Tensor | str"]):
+    """The views of images, as a loader process makes them; the text of the error in the place of a broken image."""
+
+    def __init__(self, tower: ImageEncoder, augmentations: Sequence[str], *, skip_broken: bool) -> None:
+        self._tower, self._augmentations, self._skip_broken = tower, augmentations, skip_broken
+
+    def __getitem__(self, encoded: _Encoded) -> "Tensor | str":
         """Return one view of an image, uint8 [3, size, size]; view 0 is the evaluation view."""
-        row, view = chosen
-        uri, key, offset, size = self._places[row]
-        with storage.open_input(uri) as stream:
-            stream.seek(offset)
-            picture = images.decode(stream.read(size), f"{key}.jpg of {uri}")
+        data, key, view, name = encoded
+        try:
+            picture = images.decode(data, name)
+        except DataError as error:
+            if not self._skip_broken:
+                raise
+            return str(error)
         side = self._tower.image_size
         if view and self._augmentations:
             shown = images.augmented_view(picture, side, images.view_seed(key, view), self._augmentations)
@@ -88,73 +414,41 @@ class Pictures(Dataset[Tensor]):
             shown = images.evaluation_view(picture, side, self._tower.view)
         return images.to_tensor([shown])[0]
 
-    def batches(self, rows: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
-        """Iterate over the batches of one epoch, uint8 [pairs, 3, size, size].
 
-        Args:
-            rows: for each batch, the row numbers of its images.
-            epoch: number of the epoch, 0 for the first.
-        """
-        self._order[:] = [[(row, epoch + 1) for row in batch.tolist()] for batch in rows]
-        yield from self._loader
+def _encoded(sample: Sample[Loaded]) -> _Encoded:
+    piece, row = sample.piece, sample.row
+    data = piece.pictures[row]
+    assert isinstance(data, bytes)  # noqa: S101 - for mypy
+    return data, piece.keys[row], sample.epoch + 1, f"{piece.keys[row]}.jpg of {piece.where}"
 
 
-class Pairs:
-    """The pairs of a training run.
+def _with_stand_ins(shown: Sequence["Tensor | str"]) -> _Shown:
+    """Join the views of a batch; in the place of a broken image stands the last whole one before it, or the next."""
+    broken = [problem for problem in shown if isinstance(problem, str)]
+    whole = [place for place, view in enumerate(shown) if isinstance(view, Tensor)]
+    if not whole:
+        raise DataError(f"no picture of a batch can be decoded: {broken[0]}")
+    places = [max((other for other in whole if other <= place), default=whole[0]) for place in range(len(shown))]
+    return (
+        torch.stack([view for view in (shown[place] for place in places) if isinstance(view, Tensor)]),
+        places,
+        broken,
+    )
 
-    Args:
-        features: image features, float16 [views, pairs, ...], or the images.
-        captions: one caption for each pair.
-        tokenizer: the captions' tokenizer.
-    """
 
-    def __init__(self, features: Tensor | Pictures, captions: Sequence[str], tokenizer: Tokenizer) -> None:
-        self.features = features
-        self.captions = list(captions)
-        self._tokenizer = tokenizer
-        self._ids = tokenizer.encode(captions)
-        numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
-        self._special = torch.tensor([tokenizer.pad, tokenizer.cls, tokenizer.sep])
-        self._numbers = torch.tensor([numbers[caption] for caption in captions])
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-    def mask_tokens(self, ids: Tensor, share: float) -> Tensor:
-        """Replace a random share of the word pieces, but no special tokens, by [MASK].
-
-        The random numbers come from torch's global generator.
-        """
-        chosen = (torch.rand(ids.shape) < share) & ~torch.isin(ids, self._special)
-        return ids.masked_fill(chosen, self._tokenizer.mask)
-
-    def batches(self, size: int, seed: int, epoch: int, rank: int = 0, workers: int = 1) -> Iterator[Batch]:
-        """Iterate over this worker's share of each batch of one epoch.
-
-        The order of the pairs depends only on the seed and the epoch. An incomplete last batch is left out. The shares
-        of all workers, joined in rank order, are the batch that a single worker would get.
-
-        Args:
-            size: number of pairs in a batch over all workers; the number of workers must divide it.
-            seed: seed of the run.
-            epoch: number of the epoch, 0 for the first.
-            rank: rank of this worker.
-            workers: number of workers.
-        """
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self), generator=generator)
-        share = size // workers
-        starts = range(rank * share, len(self) - size + 1 + rank * share, size)
-        batches = [order[start : start + share] for start in starts]
-        if isinstance(self.features, Pictures):
-            features = self.features.batches(batches, epoch)
-        else:
-            stored = self.features
-            views = torch.randint(len(stored), (len(self),), generator=generator)
-            features = (stored[views[rows], rows].float() for rows in batches)
-        for rows, inputs in zip(batches, features, strict=True):
-            ids = self._tokenizer.collate([self._ids[row] for row in rows.tolist()])
-            yield Batch(inputs, ids, self._numbers[rows], rows)
+def _ahead(items: Generator[_Item], count: int) -> Generator[_Item]:
+    """Iterate over items that a thread makes, up to ``count`` before they are needed."""
+    maker = ThreadPoolExecutor(1, thread_name_prefix="batches")
+    waiting = deque(maker.submit(next, items, None) for _ in range(count))
+    try:
+        while (item := waiting.popleft().result()) is not None:
+            waiting.append(maker.submit(next, items, None))
+            yield item
+    finally:
+        for future in waiting:
+            future.cancel()
+        maker.submit(items.close)
+        maker.shutdown(wait=False)
 
 
 def matching(urls: Sequence[str], patterns: Sequence[str]) -> list[bool]:
@@ -199,54 +493,21 @@ def load(
     return table, features[:, rows]
 
 
-def load_pictures(
-    pairs_prefix: str, split: str, shard_names: Sequence[str], tower: ImageEncoder, settings: Training
-) -> tuple[pa.Table, Pictures]:
-    """Read the pairs of a split, and find their images in the shards.
-
-    Args:
-        pairs_prefix: URI of the filter stage's output.
-        split: for instance ``train``.
-        shard_names: names of the shards, for instance ``00000``.
-        tower: settings of the image encoder, see ``Pictures``.
-        settings: settings of the training; ``sources`` selects pairs by their URL, for the others see ``Pictures``.
-
-    Returns:
-        The rows (key, url, caption, sha256) and their images, in the same order.
-
-    Raises:
-        DataError: a shard lacks an image or is damaged, or no pair matches.
-    """
-    table = _rows(pairs_prefix, split, shard_names, settings.sources)
-    places: dict[str, tuple[str, str, int, int]] = {}
-    with ThreadPoolExecutor(_READERS) as readers:
-        tars = [storage.join(pairs_prefix, split, f"{shard}.tar") for shard in shard_names]
-        for index in readers.map(_index, tars):
-            places |= index
-    try:
-        chosen = [places[key] for key in table["key"].to_pylist()]
-    except KeyError as error:
-        raise DataError(
-            f"the shards of {split} below {pairs_prefix} lack the picture {error}: delete them and run the filter again"
-        ) from None
-    return table, Pictures(chosen, tower, settings)
-
-
-def _index(tar_uri: str) -> dict[str, tuple[str, str, int, int]]:
-    """Return the place of each image in a tar by its key, as ``Pictures`` takes it."""
-    return {
-        member.key: (tar_uri, member.key, member.offset, member.size)
-        for member in shards.members(tar_uri)
-        if member.suffix == "jpg"
-    }
-
-
 def _rows(pairs_prefix: str, split: str, shard_names: Sequence[str], sources: Sequence[str]) -> pa.Table:
     columns = ["key", "url", "caption", "sha256"]
     table = pa.concat_tables(
         storage.read_table(storage.join(pairs_prefix, split, f"{shard}.parquet"), columns) for shard in shard_names
     )
-    chosen = [place for place, wanted in enumerate(matching(table["url"].to_pylist(), sources)) if wanted]
+    chosen = _chosen(table, sources)
     if not chosen:
-        raise DataError(f"no pair of {split} comes from {', '.join(sources)}: correct these patterns on its URL")
+        raise _no_match(split, sources)
     return table.take(pa.array(chosen, pa.int64()))
+
+
+def _chosen(table: pa.Table, sources: Sequence[str]) -> list[int]:
+    """Return the rows of a table whose URL matches one of the patterns."""
+    return [row for row, wanted in enumerate(matching(table["url"].to_pylist(), sources)) if wanted]
+
+
+def _no_match(split: str, sources: Sequence[str]) -> DataError:
+    return DataError(f"no pair of {split} comes from {', '.join(sources)}: correct these patterns on its URL")

@@ -6,7 +6,8 @@ from wukong.config import ImageEncoder, Model, Training
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.model import image_encoder
 from wukong.model.dual import DualEncoder
-from wukong.train.training_data import Pairs
+from wukong.train.stream import Piece
+from wukong.train.training_data import FeaturePairs, Loaded, Pairs
 
 WIDTH = 12
 SETTINGS = Training(epochs=4, batch_size=8, learning_rate=0.02, views=1, epsilon=1e-6)
@@ -28,14 +29,30 @@ CAPTIONS = [
 ] * 2
 
 
-def make(dropout: float = 0.0, similarity: str = "global", loss: str = "softmax") -> tuple[DualEncoder, Pairs]:
+class InMemory(FeaturePairs):
+    """Pairs whose features, float16 [views, pairs, ...], and captions are given, in shards of ten."""
+
+    def __init__(self, features: torch.Tensor, captions: list[str], tokenizer: Tokenizer) -> None:
+        rows = [min(10, len(captions) - start) for start in range(0, len(captions), 10)]
+        Pairs.__init__(self, rows, "digest", tokenizer)
+        self.features, self.captions = features, captions
+
+    def load(self, piece: Piece) -> Loaded:
+        rows = slice(10 * piece.shard + piece.start, 10 * piece.shard + piece.stop)
+        captions = self.captions[rows]
+        return self._loaded(
+            piece, [f"k{number}" for number in range(rows.start, rows.stop)], captions, self.features[:, rows]
+        )
+
+
+def make(dropout: float = 0.0, similarity: str = "global", loss: str = "softmax") -> tuple[DualEncoder, InMemory]:
     torch.manual_seed(0)
     text = {"layers": 1, "heads": 2, "width": 16, "dropout": dropout}
     model = Model.model_validate({"text": text, "embedding": 8, "similarity": similarity, "loss": loss})
     tokenizer = Tokenizer(packaged_vocabulary())
     dual = DualEncoder(model, tokenizer, feature_width=WIDTH)
     shape = (2, len(CAPTIONS), WIDTH) if similarity == "global" else (2, len(CAPTIONS), 4, WIDTH)
-    return dual, Pairs(torch.randn(shape).half(), CAPTIONS, tokenizer)
+    return dual, InMemory(torch.randn(shape).half(), CAPTIONS, tokenizer)
 
 
 def with_tower(similarity: str = "global", lock: int | str = "none") -> DualEncoder:

@@ -1,16 +1,29 @@
-from collections.abc import Callable
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import small
 import torch
 import workers
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 
+from wukong import storage
+from wukong.config import Training
 from wukong.errors import ConfigError, DataError
-from wukong.train.loop import Epoch, train
+from wukong.train import checkpoint
+from wukong.train.loop import Epoch, Look, train
+
+EVERY_STEP = small.SETTINGS.model_copy(update={"log_every": 1})
 
 
-def ignore(_epoch: Epoch, _write: Callable[[Path], None]) -> None:
+class KilledError(Exception):
     pass
 
 
@@ -18,43 +31,115 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+def storing(steps: int, **changed: object) -> Training:
+    """Settings that store a checkpoint every so many steps."""
+    stored = small.SETTINGS.checkpoint.model_copy(update={"steps": steps})
+    return small.SETTINGS.model_copy(update={"token_dropout": 0.2, "checkpoint": stored, **changed})
+
+
 def test_training_lowers_the_loss_and_logs_progress(caplog: pytest.LogCaptureFixture) -> None:
     model, pairs = small.make()
-    with caplog.at_level("INFO", "wukong.progress"):
-        history = train(model, pairs, small.SETTINGS, 0, ignore)
+    with caplog.at_level("INFO"):
+        history = train(model, pairs, small.SETTINGS, 0)
     assert caplog.messages[-1].startswith("training: 96 of 96 pairs (")  # 3 batches of 8, 4 times
+    assert "each epoch leaves out 4 of 28 pairs, which do not fill a batch of 8" in caplog.messages
     assert [epoch.epoch for epoch in history] == [1, 2, 3, 4]
     assert history[-1].loss < 0.8 * history[0].loss
 
 
-@pytest.mark.parametrize("optimizer", ["lamb", "adamw"])
-def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path, optimizer: str) -> None:
-    settings = small.SETTINGS.model_copy(update={"optimizer": optimizer, "token_dropout": 0.2})
-    whole, pairs = small.make(dropout=0.2)
-    expected = train(whole, pairs, settings, 7, ignore)
+def run_until(step: int, uri: str, settings: Training) -> None:
+    """Train from the newest checkpoint, and die after a step."""
+    model, pairs = small.make(dropout=0.2)
+    writer = checkpoint.Writer(uri)
+    clamp, steps = model.clamp_temperature, iter(range(1, step + 1))
 
-    class KilledError(Exception):
-        pass
-
-    def kill_after_two(epoch: Epoch, write: Callable[[Path], None]) -> None:
-        write(tmp_path)
-        if epoch.epoch == 2:
+    def clamp_or_die() -> None:
+        clamp()
+        if next(steps) == step:
             raise KilledError
 
-    cut, pairs = small.make(dropout=0.2)
+    model.clamp_temperature = clamp_or_die  # type: ignore[method-assign]
     with pytest.raises(KilledError):
-        train(cut, pairs, settings, 7, kill_after_two)
+        train(model, pairs, settings, 7, checkpoints=writer, resume=checkpoint.newest(uri))
+    writer.wait()
+    writer.close()
+
+
+@pytest.mark.parametrize("optimizer", ["lamb", "adamw"])
+@examples(max_examples=4, deadline=None)
+@given(cuts=st.lists(st.integers(1, 12), min_size=1, max_size=3), every=st.integers(1, 5))
+def test_a_run_cut_anywhere_and_resumed_ends_with_the_same_weights(
+    tmp_path_factory: pytest.TempPathFactory, optimizer: str, cuts: list[int], every: int
+) -> None:
+    settings = storing(every, optimizer=optimizer)
+    whole, pairs = small.make(dropout=0.2)
+    expected = train(whole, pairs, settings, 7)
+    uri = storage.from_path(tmp_path_factory.mktemp("checkpoints"))
+    taken = 0
+    for cut in cuts:
+        found = checkpoint.newest(uri)
+        taken = int(found.rpartition("checkpoint_")[2][:9]) if found else 0
+        if taken + cut <= 12:
+            run_until(cut, uri, settings)
     resumed, pairs = small.make(dropout=0.2)
-    history = train(resumed, pairs, settings, 7, ignore, resume=tmp_path)
-    assert [epoch.loss for epoch in history] == [epoch.loss for epoch in expected]
+    history = train(resumed, pairs, settings, 7, resume=checkpoint.newest(uri))
+    assert [(e.epoch, e.loss, e.temperature) for e in history] == [(e.epoch, e.loss, e.temperature) for e in expected]
     for name, value in weights(resumed).items():
         assert torch.equal(value, whole.state_dict()[name]), name
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_run_killed_twice_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    """SIGKILL of the whole process, also while a checkpoint is written."""
+    code = (
+        "import sys, small, torch\n"
+        "from safetensors.torch import save_file\n"
+        "from test_loop import storing\n"
+        "from wukong.train import checkpoint\n"
+        "from wukong.train.loop import train\n"
+        "torch.set_num_threads(1)\n"
+        "settings = storing(1, epochs=100)\n"
+        "model, pairs = small.make(dropout=0.2)\n"
+        "writer = checkpoint.Writer(sys.argv[1])\n"
+        "train(model, pairs, settings, 7, checkpoints=writer, resume=checkpoint.newest(sys.argv[1]))\n"
+        "writer.close()\n"
+        "save_file(model.state_dict(), sys.argv[2])\n"
+    )
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent / "model"), str(Path(__file__).parents[3])])
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        command = [
+            sys.executable,
+            "-c",
+            code,
+            storage.from_path(tmp_path / name),
+            str(tmp_path / f"{name}.safetensors"),
+        ]
+        return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path})
+
+    assert start("calm").wait() == 0
+    kills = 0
+    for wait in (0.0, 0.05):
+        process = start("killed")
+        before = checkpoint.newest(storage.from_path(tmp_path / "killed"))
+        while process.poll() is None and checkpoint.newest(storage.from_path(tmp_path / "killed")) == before:
+            time.sleep(0.01)
+        time.sleep(wait)
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert kills == 2, "the run ended before it could be killed"
+    assert start("killed").wait() == 0
+    assert (tmp_path / "killed.safetensors").read_bytes() == (tmp_path / "calm.safetensors").read_bytes()
+
+
 def _train_share(rank: int, count: int, similarity: str) -> dict[str, torch.Tensor]:
     model, pairs = small.make(similarity=similarity)
-    train(model, pairs, small.SETTINGS, 0, ignore)
-    return weights(model)
+    history = train(model, pairs, small.SETTINGS, 0)
+    return weights(model) | {"loss": torch.tensor([epoch.loss for epoch in history])}
 
 
 @pytest.mark.slow
@@ -67,44 +152,88 @@ def test_two_workers_train_the_same_model_as_one_worker(tmp_path: Path, similari
         torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-4)
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
+def _resize(rank: int, count: int, uri: str) -> dict[str, torch.Tensor]:
+    """Train on as many workers as there are, up to the end or the first epoch."""
     model, pairs = small.make()
-    train(model, pairs, small.SETTINGS.model_copy(update={"epochs": 1}), 0, lambda _epoch, write: write(tmp_path))
-    other, pairs = small.make(similarity="token")
+    writer = checkpoint.Writer(uri)
+    found = checkpoint.newest(uri)
+
+    def stop(epoch: Epoch) -> None:
+        if count == 2 and epoch.epoch == 2:
+            raise KilledError
+
+    history: list[Epoch] = []
+    try:
+        history = train(model, pairs, small.SETTINGS, 0, stop, checkpoints=writer, resume=found)
+    except KilledError:
+        writer.wait()
+    writer.close()
+    return {"loss": torch.tensor([epoch.loss for epoch in history], dtype=torch.float64)}
+
+
+@pytest.mark.slow
+def test_a_run_on_two_workers_goes_on_with_one(tmp_path: Path) -> None:
+    uri = storage.from_path(tmp_path / "checkpoints")
+    workers.run(2, tmp_path, _resize, uri)
+    assert checkpoint.newest(uri) is not None
+    resized = _resize(0, 1, uri)["loss"]
+    model, pairs = small.make()
+    alone = [epoch.loss for epoch in train(model, pairs, small.SETTINGS, 0)]
+    assert resized.tolist() == pytest.approx(alone, abs=1e-5)
+
+
+def test_checkpoints_of_something_else_are_refused(tmp_path: Path) -> None:
+    uri = storage.from_path(tmp_path)
+    writer = checkpoint.Writer(uri)
+    model, pairs = small.make()
+    train(model, pairs, small.SETTINGS.model_copy(update={"epochs": 1}), 0, checkpoints=writer)
+    writer.close()
+    found = checkpoint.newest(uri)
+    assert found is not None and "checkpoint_000000003-" in found
+    other, _ = small.make(similarity="token")
     other.image_head = torch.nn.Linear(small.WIDTH, 4)
     with pytest.raises(DataError, match="another architecture"):
-        train(other, pairs, small.SETTINGS, 0, ignore, resume=tmp_path)
+        train(other, pairs, small.SETTINGS, 0, resume=found)
     model, pairs = small.make()
     with pytest.raises(DataError, match="trained other parameters"):
-        train(model, pairs, small.SETTINGS.model_copy(update={"image_head_rate": 0.1}), 0, ignore, resume=tmp_path)
-    (tmp_path / "optimizer.safetensors").write_bytes(b"cut short")
-    with pytest.raises(DataError, match="cannot be read"):
-        train(model, pairs, small.SETTINGS, 0, ignore, resume=tmp_path)
+        train(model, pairs, small.SETTINGS.model_copy(update={"image_head_rate": 0.1}), 0, resume=found)
+    model, pairs = small.make()
+    pairs.digest = "another"
+    with pytest.raises(DataError, match="28 pairs with the digest digest, and the data has 28 with another"):
+        train(model, pairs, small.SETTINGS, 0, resume=found)
 
 
 def test_features_that_are_not_numbers_end_the_run() -> None:
     model, pairs = small.make()
     pairs.features[0, 3] = torch.nan
-    with pytest.raises(DataError, match=r"caption '绿色的苹果' are not finite, in step \d \(epoch [12]\)"):
-        train(model, pairs, small.SETTINGS, 0, ignore)
+    pairs.features[1, 3] = torch.nan
+    with pytest.raises(DataError, match=r"loss is nan in step [123] \(epoch 1\)"):
+        train(model, pairs, small.SETTINGS.model_copy(update={"batch_size": 28}), 0)
 
 
 def test_a_loss_that_is_not_a_number_names_the_step_and_what_broke() -> None:
     model, pairs = small.make()
     model.text_head.weight.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(DataError, match=r"the weights text_head.weight are not finite after step 1 \(epoch 1\)"):
+        train(model, pairs, EVERY_STEP, 0)
+    model, pairs = small.make()
+    model.text_head.weight.register_hook(lambda gradient: gradient * torch.nan)
     with pytest.raises(
-        DataError, match=r"loss is nan in step 2 \(epoch 1\): the weights text_head.weight are not finite"
+        DataError, match=r"loss is nan in step 2 \(epoch 1\): the weights log_scale, .* are not finite now"
     ):
-        train(model, pairs, small.SETTINGS, 0, ignore)
+        train(model, pairs, small.SETTINGS, 0)
     model, pairs = small.make()
     model.settings = model.settings.model_copy(update={"min_temperature": 1e-45})
     with torch.no_grad():
         model.log_scale.fill_(89.0)  # beyond the largest float32
+    model.requires_grad_(False)
+    model.log_scale.requires_grad_()
+    model.log_scale.register_hook(torch.zeros_like)
     with pytest.raises(DataError, match=r"step 1 \(epoch 1\) though all weights are finite, at a temperature of 0"):
-        train(model, pairs, small.SETTINGS, 0, ignore)
+        train(model, pairs, EVERY_STEP, 0)
 
 
-def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_not_finite_are_not_saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model, pairs = small.make()
     break_at = 4 * (len(pairs) // small.SETTINGS.batch_size)
     steps = iter(range(1, break_at + 1))
@@ -117,19 +246,43 @@ def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(monkeypat
 
     monkeypatch.setattr(model, "clamp_temperature", clamp_and_break)
     seen: list[int] = []
-    with pytest.raises(DataError, match=r"text_head.weight are not finite after epoch 4"):
-        train(model, pairs, small.SETTINGS, 0, lambda epoch, _write: seen.append(epoch.epoch))
+    writer = checkpoint.Writer(storage.from_path(tmp_path))
+    with pytest.raises(DataError, match=r"text_head.weight are not finite after step 12 \(epoch 4\)"):
+        train(model, pairs, small.SETTINGS, 0, lambda epoch: seen.append(epoch.epoch), checkpoints=writer)
+    writer.wait()
+    writer.close()
     assert seen == [1, 2, 3]
+    assert "checkpoint_000000012" not in (checkpoint.newest(storage.from_path(tmp_path)) or "")
 
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     model, pairs = small.make()
     with pytest.raises(ConfigError, match=r"pairs \(28\)"):
-        train(model, pairs, small.SETTINGS.model_copy(update={"batch_size": 64}), 0, ignore)
+        train(model, pairs, small.SETTINGS.model_copy(update={"batch_size": 64}), 0)
 
 
 def test_the_temperature_stays_above_its_bound() -> None:
     model, pairs = small.make()
     model.settings = model.settings.model_copy(update={"min_temperature": 0.5})
-    history = train(model, pairs, small.SETTINGS, 0, ignore)
+    history = train(model, pairs, small.SETTINGS, 0)
     assert all(epoch.temperature > 0.499 for epoch in history)
+
+
+def test_what_is_measured_is_reported_every_few_steps() -> None:
+    looks: list[Look] = []
+    model, pairs = small.make()
+    gradients: list[float] = []
+    clamp = model.clamp_temperature
+
+    def clamp_and_measure() -> None:
+        squares = [weight.grad.square().sum() for weight in model.parameters() if weight.grad is not None]
+        gradients.append(math.sqrt(sum(squares)))
+        clamp()
+
+    model.clamp_temperature = clamp_and_measure  # type: ignore[method-assign]
+    history = train(model, pairs, small.SETTINGS.model_copy(update={"log_every": 2}), 0, None, looks.append)
+    assert [look.step for look in looks] == [2, 3, 4, 6, 8, 9, 10, 12]
+    assert [look.gradient_norm for look in looks] == pytest.approx([gradients[look.step - 1] for look in looks])
+    assert (2 * looks[0].loss + looks[1].loss) / 3 == pytest.approx(history[0].loss)
+    assert looks[-1].seconds_left == 0 and all(0 <= look.waiting_share <= 1 for look in looks)
+    assert all(look.samples_per_second > 0 and look.memory_gib > 0 for look in looks)

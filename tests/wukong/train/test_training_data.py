@@ -1,7 +1,9 @@
 import io
+import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -10,18 +12,22 @@ import pytest
 import small
 import torch
 from PIL import Image
+from safetensors.torch import save
 
 from wukong import storage
 from wukong.config import ImageEncoder, Training
-from wukong.data import images
+from wukong.data import images, shards
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
-from wukong.errors import DataError
+from wukong.errors import DataError, StorageError
 from wukong.model.dual import DualEncoder
-from wukong.train import training_data
+from wukong.train import checkpoint, features, stream, training_data
 from wukong.train.loop import Epoch, train
+from wukong.train.stream import Piece
+from wukong.train.training_data import Corpus, FeaturePairs, PicturePairs
 
 COUNT, SIZE = 7, 24
 TOWER = ImageEncoder(image_size=SIZE)
+TOKENIZER = Tokenizer(packaged_vocabulary())
 
 
 def encoded(number: int) -> bytes:
@@ -50,35 +56,51 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> str:
     return storage.from_path(folder)
 
 
-def pictures(prefix: str, **settings: object) -> tuple[pa.Table, training_data.Pictures]:
+def corpus(prefix: str, sources: tuple[str, ...] = ("*",), names: tuple[str, ...] = ("00000", "00001")) -> Corpus:
+    rows = training_data.count_rows(prefix, "train", names, sources)
+    return Corpus(prefix, names, tuple(rows), "digest", sources)
+
+
+def pictures(prefix: str, tower: ImageEncoder = TOWER, of: Corpus | None = None, **settings: object) -> PicturePairs:
     training = Training.model_validate({"lock": "none", "loader_workers": 0, **settings})
-    return training_data.load_pictures(prefix, "train", ["00000", "00001"], TOWER, training)
+    return PicturePairs(of or corpus(prefix), TOKENIZER, tower, training)
+
+
+def shown(pairs: PicturePairs, number: int, epoch: int) -> np.ndarray:
+    """The view of one pair in an epoch, as height x width x 3."""
+    steps = len(pairs)
+    for batch in pairs.batches(1, 0, epoch * steps, last=(epoch + 1) * steps):
+        if int(batch.rows[0]) == number:
+            return batch.features[0].permute(1, 2, 0).numpy()
+    raise AssertionError(f"pair {number} was not seen")
 
 
 def test_an_image_is_the_view_of_its_pair_and_epoch(prefix: str) -> None:
-    table, found = pictures(prefix)
-    assert table["key"].to_pylist() == [f"k{number}" for number in range(COUNT)]
-    (batch,) = found.batches([torch.tensor([5, 0])], epoch=2)
-    for row, tensor in zip((5, 0), batch, strict=True):
-        picture = images.decode(encoded(row))
-        expected = images.augmented_view(picture, SIZE, images.view_seed(f"k{row}", 3))
-        assert np.array_equal(tensor.permute(1, 2, 0).numpy(), np.asarray(expected))
+    pairs = pictures(prefix)
+    assert len(pairs) == COUNT
+    for number in (5, 0):
+        expected = images.augmented_view(images.decode(encoded(number)), SIZE, images.view_seed(f"k{number}", 3))
+        assert np.array_equal(shown(pairs, number, epoch=2), np.asarray(expected))
+
+
+def test_captions_stand_beside_their_images(prefix: str) -> None:
+    batches = list(pictures(prefix).batches(7, 0))
+    ids = TOKENIZER([f"图{number}" for number in batches[0].rows.tolist()])
+    assert torch.equal(batches[0].ids, ids)
+    same = FeaturePairs._loaded(pictures(prefix), Piece(0, 0, 3), ["a", "b", "c"], ["猫", "狗", "猫"], []).captions
+    assert same[0] == same[2] != same[1]
 
 
 def test_without_augmentations_an_image_is_its_evaluation_view(prefix: str) -> None:
-    training = Training.model_validate({"lock": "none", "loader_workers": 0, "augmentations": []})
-    tower = ImageEncoder(image_size=SIZE, view="crop")
-    _, found = training_data.load_pictures(prefix, "train", ["00000", "00001"], tower, training)
-    (batch,) = found.batches([torch.tensor([1])], epoch=4)
+    pairs = pictures(prefix, ImageEncoder(image_size=SIZE, view="crop"), augmentations=[])
     expected = images.evaluation_view(images.decode(encoded(1)), SIZE, "crop")
-    assert np.array_equal(batch[0].permute(1, 2, 0).numpy(), np.asarray(expected))
+    assert np.array_equal(shown(pairs, 1, epoch=4), np.asarray(expected))
 
 
 def test_only_the_configured_augmentations_are_applied(prefix: str) -> None:
     image = images.decode(encoded(1))
     whole = np.asarray(images.evaluation_view(image, SIZE))
-    (plain,) = pictures(prefix, augmentations=[])[1].batches([torch.tensor([1])], epoch=4)
-    assert np.array_equal(plain[0].permute(1, 2, 0).numpy(), whole)
+    assert np.array_equal(shown(pictures(prefix, augmentations=[]), 1, epoch=4), whole)
     square = np.asarray(images.augmented_view(image, SIZE, 0, ["flip"]))
     flips = {images.augmented_view(image, SIZE, seed, ["flip"]).tobytes() for seed in range(20)}
     assert flips == {square.tobytes(), square[:, ::-1].tobytes()}
@@ -90,78 +112,209 @@ def test_only_the_configured_augmentations_are_applied(prefix: str) -> None:
 @pytest.mark.slow
 def test_loader_processes_give_equal_images(prefix: str) -> None:
     """Also in a second epoch, in another order; and torch's global generator is not used."""
-    captions = pictures(prefix)[0]["caption"].to_pylist()
-    tokenizer = Tokenizer(packaged_vocabulary())
-    (here, there) = (training_data.Pairs(pictures(prefix, loader_workers=n)[1], captions, tokenizer) for n in (0, 2))
-    for epoch in (0, 1):
-        torch.manual_seed(1)
-        expected = list(here.batches(2, 0, epoch))
-        drawn = torch.rand(())
-        torch.manual_seed(1)
-        found = list(there.batches(2, 0, epoch))
-        assert torch.rand(()) == drawn
-        assert len(found) == COUNT // 2
-        for batch, other in zip(found, expected, strict=True):
-            assert torch.equal(batch.features, other.features) and torch.equal(batch.rows, other.rows)
+    here, there = (pictures(prefix, loader_workers=n) for n in (0, 2))
+    torch.manual_seed(1)
+    expected = list(here.batches(2, 0, last=6))
+    drawn = torch.rand(())
+    torch.manual_seed(1)
+    found = list(there.batches(2, 0, last=6))
+    assert torch.rand(()) == drawn
+    assert len(found) == 2 * (COUNT // 2)
+    for batch, other in zip(found, expected, strict=True):
+        assert torch.equal(batch.features, other.features) and torch.equal(batch.rows, other.rows)
     shares = [list(here.batches(2, 0, 0, rank, 2)) for rank in (0, 1)]
     for first, second, batch in zip(*shares, here.batches(2, 0, 0), strict=True):
         assert torch.equal(torch.cat([first.features, second.features]), batch.features)
 
 
 def test_only_pairs_of_some_sources_are_read(prefix: str) -> None:
-    table, found = pictures(prefix, sources=["*/1/*"])
-    assert table["key"].to_pylist() == ["k1", "k3", "k5"] and len(found) == 3
+    some = corpus(prefix, ("*/1/*",))
+    assert some.rows == (2, 1)
+    numbers = {}
+    for batch in pictures(prefix, of=some, augmentations=[]).batches(1, 0):
+        numbers[int(batch.rows[0])] = batch.features[0].permute(1, 2, 0).numpy()
+    assert sorted(numbers) == [0, 1, 2]
+    for row, number in enumerate((1, 3, 5)):
+        whole = images.evaluation_view(images.decode(encoded(number)), SIZE)
+        assert np.array_equal(numbers[row], np.asarray(whole))
     with pytest.raises(DataError, match="no pair of train comes from"):
-        pictures(prefix, sources=["*/2/*"])
+        corpus(prefix, ("*/2/*",))
 
 
-def test_a_picture_that_is_missing_or_damaged_is_named(prefix: str, tmp_path: Path) -> None:
-    (tmp_path / "train").mkdir()
-    rows = [{"key": key, "url": "http://x/1.jpg", "caption": "图", "sha256": "0"} for key in ("whole", "damaged")]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train" / "00000.parquet")
+@mock.patch.multiple(stream, WHOLE=0, WINDOW=2, LANE=1)  # so that few pairs have several lanes and windows
+def test_pairs_of_many_windows_are_their_images_after_any_cut(prefix: str) -> None:
+    pairs = pictures(prefix, augmentations=[])
+    whole = list(pairs.batches(2, 0, last=6))
+    for epoch in (0, 1):
+        numbers = [row for batch in whole[3 * epoch : 3 * epoch + 3] for row in batch.rows.tolist()]
+        assert len(set(numbers)) == 6
+    for batch in whole:
+        assert torch.equal(batch.ids, TOKENIZER([f"图{row}" for row in batch.rows.tolist()]))
+        for row, view in zip(batch.rows.tolist(), batch.features, strict=True):
+            expected = images.evaluation_view(images.decode(encoded(row)), SIZE)
+            assert np.array_equal(view.permute(1, 2, 0).numpy(), np.asarray(expected))
+    for cut in range(6):
+        rest = [batch.rows.tolist() for batch in pairs.batches(2, 0, cut, last=6)]
+        assert rest == [batch.rows.tolist() for batch in whole[cut:]]
 
-    def write(members: dict[str, bytes]) -> None:
-        with tarfile.open(tmp_path / "train" / "00000.tar", "w") as tar:
-            for key, content in members.items():
-                entry = tarfile.TarInfo(f"{key}.jpg")
-                entry.size = len(content)
-                tar.addfile(entry, io.BytesIO(content))
 
-    def load() -> training_data.Pictures:
-        settings = Training(lock="none", loader_workers=0)
-        return training_data.load_pictures(storage.from_path(tmp_path), "train", ["00000"], TOWER, settings)[1]
+def write(folder: Path, members: dict[str, bytes], keys: Sequence[str]) -> PicturePairs:
+    """One shard with a table of some pairs and a tar of some images."""
+    (folder / "train").mkdir(exist_ok=True)
+    rows = [{"key": key, "url": "http://x/1.jpg", "caption": key, "sha256": "0"} for key in keys]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "train" / "00000.parquet")
+    with tarfile.open(folder / "train" / "00000.tar", "w") as tar:
+        for key, content in members.items():
+            entry = tarfile.TarInfo(f"{key}.jpg")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    prefix = storage.from_path(folder)
+    return pictures(prefix, of=corpus(prefix, names=("00000",)))
 
-    write({"whole": encoded(0)})
-    with pytest.raises(DataError, match="lack the picture 'damaged'"):
-        load()
-    write({"whole": encoded(0), "damaged": encoded(1)[:300]})
+
+def test_a_picture_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
+    keys = ["whole", "damaged"]
+    with pytest.raises(DataError, match=r"00000\.tar lacks the picture of the pair damaged"):
+        list(write(tmp_path, {"whole": encoded(0)}, keys).batches(2, 0))
+    swapped = {"damaged": encoded(0), "whole": encoded(1)}
+    with pytest.raises(DataError, match=r"00000\.tar lacks the picture of the pair whole"):
+        list(write(tmp_path, swapped, keys).batches(2, 0))
+    pairs = write(tmp_path, {"whole": encoded(0), "damaged": encoded(1)[:300]}, keys)
     with pytest.raises(DataError, match=r"damaged\.jpg of .*00000\.tar cannot be decoded"):
-        list(load().batches([torch.tensor([0, 1])], 0))
+        list(pairs.batches(2, 0))
+    (tmp_path / "train" / "00000.tar").unlink()
+    with pytest.raises(StorageError, match=r"00000\.tar: there is nothing at that address"):
+        list(pairs.batches(2, 0))
+
+
+def test_a_pair_takes_the_place_of_one_whose_picture_is_broken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = {f"p{number}": encoded(number) for number in range(6)} | {"p2": b"no picture", "p4": b"none"}
+    write(tmp_path, members, list(members))
+    prefix = storage.from_path(tmp_path)
+    of = corpus(prefix, names=("00000",))
+    (plain,) = pictures(prefix, of=of, max_broken_pictures=9, augmentations=[]).batches(6, 0)
+    assert plain.broken == 2
+    assert set(plain.rows.tolist()) == {0, 1, 3, 5}
+    for row, view in zip(plain.rows.tolist(), plain.features, strict=True):
+        expected = images.evaluation_view(images.decode(encoded(row)), SIZE)
+        assert np.array_equal(view.permute(1, 2, 0).numpy(), np.asarray(expected))
+    assert torch.equal(plain.ids, TOKENIZER([f"p{row}" for row in plain.rows.tolist()]))
+    assert sum("p2.jpg" in message for message in caplog.messages) == 1
+
+
+def test_too_many_broken_pictures_end_the_run(tmp_path: Path) -> None:
+    members = {f"p{number}": encoded(number) for number in range(5)} | {"p2": b"no picture"}
+    write(tmp_path, members, list(members))
+    prefix = storage.from_path(tmp_path)
+    settings = Training(epochs=3, workers=1, batch_size=5, learning_rate=0.02, max_broken_pictures=2, loader_workers=0)
+    seen = pictures(prefix, ImageEncoder(image_size=32), of=corpus(prefix, names=("00000",)), max_broken_pictures=2)
+    model = small.with_tower(lock=12)
+    with pytest.raises(DataError, match=r"3 pictures could not be decoded up to step 3, and max_broken_pictures is 2"):
+        train(model, seen, settings, 0)
+
+
+def test_a_shard_is_read_in_pieces_that_follow_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = {f"p{number}": encoded(number) for number in range(9)}
+    pairs = write(tmp_path, members, list(members))
+    begins: list[int] = []
+    original = shards.members
+
+    def counted(uri: str, start: int = 0) -> Iterator[shards.Member]:
+        begins.append(start)
+        return original(uri, start)
+
+    monkeypatch.setattr(shards, "members", counted)
+    found = [pairs.load(Piece(0, start, start + 3)) for start in (0, 3, 6)]
+    assert [len(piece.pictures) for piece in found] == [3, 3, 3]
+    assert [data for piece in found for data in piece.pictures] == [encoded(number) for number in range(9)]
+    assert begins[0] == 0 < begins[1] < begins[2]
+    assert pairs.load(Piece(0, 4, 5)).pictures == [encoded(4)]  # in any order
+    assert begins[3] == 0
+
+
+def stored_features(folder: Path, keys: Sequence[str], values: torch.Tensor, view: int) -> None:
+    target = storage.join(storage.from_path(folder), features.path_of("train", "00000", view))
+    data = save({"features": values}, metadata={"keys": json.dumps(list(keys))})
+    storage.write_bytes(target, data)
+
+
+def test_stored_features_are_those_of_their_pairs(tmp_path: Path) -> None:
+    keys = [f"p{number}" for number in range(8)]
+    (tmp_path / "pairs").mkdir()
+    write(tmp_path / "pairs", {}, keys)
+    prefix = storage.from_path(tmp_path / "pairs")
+    values = torch.randn(2, 8, 3, 4, generator=torch.Generator().manual_seed(0)).half()
+    for view in (0, 1):
+        stored_features(tmp_path, keys, values[view], view)
+    of = corpus(prefix, names=("00000",))
+    pairs = FeaturePairs(of, TOKENIZER, storage.from_path(tmp_path), (0, 1))
+    views = set()
+    for batch in pairs.batches(4, 0, last=40):
+        for row, found in zip(batch.rows.tolist(), batch.features, strict=True):
+            (view,) = [view for view in (0, 1) if torch.equal(values[view, row].float(), found)]
+            views.add((row, view))
+    assert len(views) == 16  # each view of each pair is chosen in some epoch
+    assert torch.equal(pairs.load(Piece(0, 2, 5)).pictures, values[:, 2:5])
+    assert torch.equal(pairs.sample(5, view=1), values[1, :5])
+
+
+def test_features_of_other_pairs_or_not_finite_or_cut_short_are_refused(tmp_path: Path) -> None:
+    keys = ["a", "b", "c"]
+    (tmp_path / "pairs").mkdir()
+    write(tmp_path / "pairs", {}, keys)
+    prefix = storage.from_path(tmp_path)
+    pairs = FeaturePairs(corpus(f"{prefix}/pairs", names=("00000",)), TOKENIZER, prefix, (0,))
+    stored_features(tmp_path, ["a", "c", "b"], torch.ones(3, 4).half(), 0)
+    with pytest.raises(DataError, match="features of other pairs than"):
+        list(pairs.batches(3, 0))
+    stored_features(tmp_path, keys, torch.tensor([[1.0], [torch.inf], [2.0]]).half(), 0)
+    with pytest.raises(DataError, match=r"the pair b in .*view00.safetensors are not finite"):
+        list(pairs.batches(3, 0))
+    stored_features(tmp_path, keys, torch.ones(3, 400).half(), 0)
+    path = tmp_path / features.path_of("train", "00000", 0)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(DataError, match=r"view00.safetensors is damaged"):
+        list(pairs.batches(3, 0))
+
+
+def test_a_shard_that_was_replaced_is_named(tmp_path: Path) -> None:
+    pairs = write(tmp_path, {"a": encoded(0)}, ["a"])
+    write(tmp_path, {"a": encoded(0), "b": encoded(1)}, ["a", "b"])
+    with pytest.raises(DataError, match=r"00000\.parquet has 2 pairs to train on and had 1"):
+        list(pairs.batches(1, 0))
 
 
 @pytest.mark.slow
 def test_training_an_image_tower_can_be_interrupted_and_resumed(prefix: str, tmp_path: Path) -> None:
     """With pieces, bfloat16 and activation checkpointing, the weights are the same with and without interruption."""
     settings = Training(epochs=2, batch_size=6, learning_rate=0.02, lock=12, micro_batch=4, precision="bfloat16")
-    captions = pictures(prefix)[0]["caption"].to_pylist()
+    uri = storage.from_path(tmp_path)
 
-    def run(after: Callable[[Epoch, Callable[[Path], None]], None], resume: Path | None = None) -> DualEncoder:
+    def run(epochs_until_cut: int, resume: str | None = None) -> DualEncoder:
         model = small.with_tower(lock=12)
         assert model.image is not None
         model.text.checkpoint_activations = model.image.checkpoint_activations = True
-        training = Training(lock="none", loader_workers=0)
-        seen = training_data.load_pictures(prefix, "train", ["00000", "00001"], ImageEncoder(image_size=32), training)[
-            1
-        ]
-        train(model, training_data.Pairs(seen, captions, Tokenizer(packaged_vocabulary())), settings, 0, after, resume)
+        writer = checkpoint.Writer(uri)
+
+        def cut(epoch: Epoch) -> None:
+            if epoch.epoch > epochs_until_cut:
+                raise KeyboardInterrupt
+
+        seen = pictures(prefix, ImageEncoder(image_size=32))
+        try:
+            train(model, seen, settings, 0, cut, checkpoints=writer, resume=resume)
+        except KeyboardInterrupt:
+            writer.wait()
+        writer.close()
         return model
 
-    def keep_first(epoch: Epoch, write: Callable[[Path], None]) -> None:
-        if epoch.epoch == 1:
-            write(tmp_path)
-
-    whole, given = run(keep_first).state_dict(), small.with_tower().state_dict()
-    resumed = run(lambda _epoch, _write: None, tmp_path).state_dict()
+    run(1)
+    after_first = checkpoint.newest(uri)
+    assert after_first is not None and "checkpoint_000000001-" in after_first
+    whole, given = run(2).state_dict(), small.with_tower().state_dict()
+    resumed = run(2, after_first).state_dict()
     moved = {name for name, value in given.items() if not torch.equal(value, whole[name])}
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     trained = {name for name in moved if name.startswith("image.backbone")}

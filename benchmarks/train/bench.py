@@ -1,0 +1,384 @@
+"""Measure the stream of a training and its checkpoints: ``make bench-train``.
+
+Each row runs in a process of its own and prints what it measured. The corpora are synthetic manifests: every shard of
+them is the same file, so that a corpus of 100 million pairs takes no room, while each piece is really read.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from wukong import storage
+from wukong.config import ImageEncoder, Model, Training
+from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
+from wukong.model.dual import DualEncoder
+from wukong.train import checkpoint, features, stream
+from wukong.train.loop import train
+from wukong.train.stream import Order, Piece
+from wukong.train.training_data import Corpus, FeaturePairs, Loaded, PicturePairs
+
+ROWS = ("resume", "memory", "shuffle", "checkpoint", "kills", "resize")
+SHARD, SIDE, WIDTH = 1000, 256, 768
+
+
+def shard(folder: Path) -> str:
+    """Write one shard of 1,000 pairs: images of about 30 KB, a table, features. Return its prefix."""
+    (folder / "train").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    keys = [f"{number:020x}" for number in range(SHARD)]
+    noise = generator.integers(0, 256, (SIDE // 4, SIDE // 4, 3), np.uint8)
+    picture = io.BytesIO()
+    Image.fromarray(noise).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(picture, "JPEG", quality=95)
+    with tarfile.open(folder / "train" / "00000.tar", "w") as tar:
+        for key in keys:
+            for suffix, content in (("jpg", picture.getvalue()), ("json", b"{}" * 300), ("txt", "一只猫".encode())):
+                entry = tarfile.TarInfo(f"{key}.{suffix}")
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    characters = [chr(0x4E00 + number) for number in range(2000)]
+    captions = ["".join(generator.choice(characters, 22)) for _ in keys]
+    urls = [f"http://pictures.example/{key}.jpg" for key in keys]
+    pq.write_table(pa.table({"key": keys, "url": urls, "caption": captions}), folder / "train" / "00000.parquet")
+    values = torch.randn(SHARD, WIDTH, generator=torch.Generator().manual_seed(0)).half()
+    path = folder / features.path_of("train", "00000", 0)
+    save_file({"features": values}, path, metadata={"keys": json.dumps(keys)})
+    return storage.from_path(folder)
+
+
+def corpus(prefix: str, pairs: int) -> Corpus:
+    shards = pairs // SHARD
+    return Corpus(prefix, ("00000",) * shards, (SHARD,) * shards, "digest")
+
+
+def peak_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def resume(prefix: str) -> None:
+    """Time to the first batch in the middle of an epoch of 1 million pairs, from a process that has just started."""
+    settings = Training(lock="none", loader_workers=0, workers=1)
+    for name in ("images", "features"):
+        began, used = time.perf_counter(), time.process_time()
+        pairs = _pairs(name, corpus(prefix, 10**6), settings)
+        needed = next(stream.read(Order(pairs.rows, pairs.digest, 0, 256), lambda piece: piece, 2345, 10**6))
+        batches = pairs.batches(256, 0, first=2345, last=10**6)
+        next(batches)
+        took, used = time.perf_counter() - began, time.process_time() - used
+        shards = {sample.piece.shard for sample in needed}
+        print(
+            f"{name}: first batch of 256 after {took:.2f} s ({used:.2f} of processor, with what is read ahead), from "
+            f"{len(shards)} shards",
+            flush=True,
+        )
+        batches.close()
+
+
+def _pairs(name: str, of: Corpus, settings: Training) -> PicturePairs | FeaturePairs:
+    tokenizer = Tokenizer(packaged_vocabulary())
+    if name == "features":
+        return FeaturePairs(of, tokenizer, of.prefix, (0,))
+    return PicturePairs(of, tokenizer, ImageEncoder(image_size=224), settings)
+
+
+def memory(prefix: str) -> None:
+    """Peak memory of a worker of 40 and of one alone, on 1 and on 100 million pairs."""
+    for name in ("features", "images"):
+        for pairs, workers, size in ((10**6, 1, 256), (10**8, 1, 256), (10**8, 40, 10_240)):
+            command = [sys.executable, __file__, "--measure", prefix, name, str(pairs), str(workers), str(size)]
+            print(subprocess.run(command, check=True, capture_output=True, text=True).stdout, end="", flush=True)
+
+
+def measure(prefix: str, name: str, pairs: int, workers: int, size: int) -> None:
+    before = peak_gib()
+    torch.set_num_threads(1)
+    data = _pairs(name, corpus(prefix, pairs), Training(lock="none", loader_workers=0, workers=1))
+    steps, first = 100, min(10**5, pairs // size // 2)
+    if name == "features":
+        for _ in data.batches(size, 0, first, 0, workers, first + steps):
+            pass
+    else:  # what is read, without what loader processes make of it
+        order = Order(data.rows, data.digest, 0, size)
+        for _ in stream.read(order, data.load, first, first + steps, 0, workers):
+            pass
+    after = peak_gib()
+    print(
+        f"{name}: {pairs:,} pairs, batches of {size} for {workers} workers: {after:.2f} GiB, {after - before:.2f} more "
+        "than after the imports"
+    )
+
+
+def shuffle() -> None:
+    """Mean displacement of a sample, from its place in the manifest and from the epoch before, over n / 3."""
+    for pairs in (100_000, 1_000_000):
+        rows = [SHARD] * (pairs // SHARD)
+        found = []
+        for seed in range(3):
+            order = Order(rows, "digest", seed, 256)
+            first, second = (flat(order, epoch) for epoch in (0, 1))
+            place = np.full(pairs, -1)
+            place[first] = np.arange(len(first))
+            again = place[second]
+            found.append(
+                [
+                    3 * np.abs(first - np.arange(len(first))).mean() / pairs,
+                    3 * np.abs(again - np.arange(len(again)))[again >= 0].mean() / pairs,
+                ]
+            )
+        print(f"{pairs:,} pairs: {np.mean(found, 0).round(3).tolist()}, least {np.min(found, 0).round(3).tolist()}")
+
+
+def flat(order: Order, epoch: int) -> np.ndarray:
+    """The rows of an epoch in their order."""
+
+    def load(piece: Piece) -> int:
+        return piece.shard * SHARD + piece.start
+
+    steps = stream.read(order, load, epoch * order.steps, (epoch + 1) * order.steps)
+    return np.array([sample.piece + sample.row for samples in steps for sample in samples])
+
+
+def of_100_million() -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A model of 100 million weights, and its optimiser after a step."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(21_128, 768), *(nn.Linear(2048, 2048) for _ in range(20)))
+    optimizer = torch.optim.AdamW(model.parameters())
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    return model, optimizer
+
+
+def store() -> None:
+    """Seconds for which a checkpoint of 100 million parameters stops the training, and those until it is complete."""
+    model, optimizer = of_100_million()
+    print(f"{sum(weight.numel() for weight in model.parameters()):,} parameters")
+    with tempfile.TemporaryDirectory() as folder:
+        writer = checkpoint.Writer(storage.from_path(Path(folder)))
+        writer.prepare(model, optimizer)
+        writer.wait()
+        for number in range(1, 4):
+            before, began, used = writer.seconds, time.perf_counter(), time.thread_time()
+            writer.save(model, optimizer, number, {})
+            blocked, used = writer.seconds - before, time.thread_time() - used
+            writer.wait()
+            took = time.perf_counter() - began
+            print(
+                f"checkpoint {number}: blocks {blocked:.3f} s ({used:.3f} of processor), complete after {took:.2f} s",
+                flush=True,
+            )
+        writer.close()
+
+
+class Small(FeaturePairs):
+    """300 pairs in memory."""
+
+    def __init__(self) -> None:
+        super().__init__(Corpus("", tuple("abcdef"), (50,) * 6, "digest"), Tokenizer(packaged_vocabulary()), "", (0, 1))
+        self._features = torch.randn(2, 300, 12, generator=torch.Generator().manual_seed(0)).half()
+
+    def load(self, piece: Piece) -> Loaded:
+        numbers = range(50 * piece.shard + piece.start, 50 * piece.shard + piece.stop)
+        keys = [str(number) for number in numbers]
+        captions = [f"第{number}张图" for number in numbers]
+        return self._loaded(piece, keys, captions, self._features[:, numbers.start : numbers.stop])
+
+
+def train_small(uri: str, target: str) -> None:
+    """Train a small model with dropout and masking from the newest checkpoint, storing one after each step."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    text = {"layers": 1, "heads": 2, "width": 16, "dropout": 0.2}
+    model = Model.model_validate({"text": text, "embedding": 8})
+    dual = DualEncoder(model, Tokenizer(packaged_vocabulary()), feature_width=12)
+    settings = Training.model_validate(
+        {"epochs": 40, "batch_size": 32, "workers": 1, "token_dropout": 0.2, "views": 1, "checkpoint": {"steps": 1}}
+    )
+    writer = checkpoint.Writer(uri)
+    train(dual, Small(), settings, 7, checkpoints=writer, resume=checkpoint.newest(uri))
+    writer.close()
+    save_file(dual.state_dict(), target)
+
+
+def kills(count: int) -> None:
+    """SIGKILL of a training twice in a row, at random moments, ``count`` times; the weights afterwards."""
+    drawn = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+
+        def start(name: str) -> subprocess.Popen[bytes]:
+            uri = storage.from_path(Path(folder, name))
+            return subprocess.Popen(
+                [sys.executable, __file__, "--train", uri, str(Path(folder, f"{name}.safetensors"))]
+            )
+
+        began = time.perf_counter()
+        if start("calm").wait():
+            raise SystemExit("the undisturbed run failed")
+        print(f"undisturbed: {time.perf_counter() - began:.1f} s", flush=True)
+        expected = hashlib.sha256(Path(folder, "calm.safetensors").read_bytes()).hexdigest()
+        equal, steps = 0, []
+        for number in range(count):
+            name = f"run{number}"
+            uri = storage.from_path(Path(folder, name))
+            for _ in range(2):
+                process = start(name)
+                left = drawn.randint(1, 120)
+                begun = checkpoint.newest(uri)
+                first = int(begun.rsplit("_", 1)[1][:9]) if begun else 0
+                while process.poll() is None:
+                    found = checkpoint.newest(uri)
+                    if found and int(found.rsplit("_", 1)[1][:9]) >= first + left:
+                        break
+                    time.sleep(drawn.random() / 50)
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                newest = checkpoint.newest(uri)
+                steps.append(int(newest.rsplit("_", 1)[1][:9]) if newest else 0)
+            if start(name).wait():
+                raise SystemExit(f"{name} failed")
+            equal += hashlib.sha256(Path(folder, f"{name}.safetensors").read_bytes()).hexdigest() == expected
+        print(f"{equal} of {count} runs ended with the bytes of the undisturbed one; killed after steps {steps}")
+        assert load_file(Path(folder, "calm.safetensors"))
+
+
+def resize(folder: str) -> None:
+    """A run of Ray Train on one worker, then on two, then on one: a node joins the cluster and leaves it again.
+
+    The losses are compared with those of a run on one worker throughout.
+    """
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from ray_jobs import training
+    from wukong import config, stages
+    from wukong.manifest import Stage
+
+    training._RESIZE_SECONDS = 2.0
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    ray.init(address=cluster.address, configure_logging=False)
+
+    def experiment(name: str, **changed: object) -> config.Experiment:
+        section = {"epochs": 60, "batch_size": 50, "workers": 1, "log_every": 5, "checkpoint": {"steps": 5}, **changed}
+        text = {"layers": 2, "heads": 2, "width": 64, "dropout": 0.0}
+        model = {"image": {"image_size": 64}, "text": text, "embedding": 32}
+        return config.parse(
+            {
+                "name": name,
+                "storage": storage.from_path(Path(folder)),
+                "crawl": {"queries": "file:///none", "endpoint": "http://127.0.0.1:1"},
+                "model": model,
+                "pretrain": section,
+            }
+        )
+
+    def losses(made: config.Experiment) -> list[float]:
+        filtered = Stage(made.root, "filter", stages.of("filter").config(made))
+        shard(Path(storage.filesystem(filtered.uri)[1]))
+        parts = [filtered.describe(f"train/00000{suffix}", SHARD) for suffix in (".tar", ".parquet")]
+        trained = training.run("pretrain", made, filtered.commit(parts))
+        history = storage.read_json(storage.join(trained.uri, "history.json"))["history"]
+        return [epoch["loss"] for epoch in history]
+
+    ended, sizes = threading.Event(), []
+
+    def nodes() -> None:
+        def moved() -> bool:
+            files = storage.list_files(storage.join(storage.from_path(Path(folder)), "resized"), "checkpoint.json")
+            found = max((int(file.rsplit("checkpoint_", 1)[1][:9]) for file in files), default=0)
+            new = found > seen[0]
+            seen[0] = max(seen[0], found)
+            return new
+
+        def until(workers: int) -> None:
+            count = 0
+            while not ended.is_set() and count < 2:
+                alive = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0.0)
+                count = count + 1 if alive == workers and moved() else count
+                time.sleep(0.2)
+            sizes.append(workers)
+
+        seen = [0]
+        until(1)
+        node = cluster.add_node(num_cpus=1)
+        until(2)
+        cluster.remove_node(node)
+        until(1)
+
+    alone = losses(experiment("alone"))
+    resized: list[float] = []
+
+    def train_resized() -> None:
+        try:
+            resized.extend(losses(experiment("resized", workers=2, min_workers=1)))
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=train_resized)
+    thread.start()
+    nodes()  # here, because a node can be started only in the main thread
+    thread.join()
+    difference = max(abs(one - other) for one, other in zip(alone, resized, strict=True))
+    print(f"workers {sizes}, {len(alone)} epochs, largest difference of an epoch's loss {difference:.2g}")
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=ROWS)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--resume", help=argparse.SUPPRESS)
+    parser.add_argument("--resize", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        prefix, name, *numbers = arguments.measure
+        measure(prefix, name, *map(int, numbers))
+    elif arguments.train:
+        train_small(*arguments.train)
+    elif arguments.resume:
+        resume(arguments.resume)
+    elif arguments.resize:
+        resize(arguments.resize)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            prefix = shard(Path(folder, "pairs"))
+            for row in arguments.only:
+                print(f"## {row}", flush=True)
+                if row == "resume":
+                    subprocess.run([sys.executable, __file__, "--resume", prefix], check=True)
+                elif row == "memory":
+                    memory(prefix)
+                elif row == "shuffle":
+                    shuffle()
+                elif row == "checkpoint":
+                    store()
+                elif row == "kills":
+                    kills(arguments.kills)
+                else:
+                    subprocess.run([sys.executable, __file__, "--resize", str(Path(folder, "resize"))], check=True)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.fspath(Path(__file__).parents[2]))
+    main()
