@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cli import align, evaluate, model, queries, release, summary
+from cli import align, evaluate, model, plan, queries, release, summary
 from wukong import config, patience
 from wukong.errors import WukongError
 
@@ -150,6 +150,7 @@ app.command()(align.align)
 app.command()(evaluate.evaluate)
 app.command()(release.release)
 app.command()(release.takedown)
+app.command()(plan.plan)
 
 
 @app.command("config")

@@ -154,8 +154,10 @@ def _corpus(stage: Stage, filtered: Manifest, settings: Training) -> Corpus:
 def _worker(job: dict[str, Any]) -> None:
     """Run one Ray Train worker: train on this worker's share of the pairs; the first worker logs and stores."""
     _log_in_drivers_format()
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
     settings = Training.model_validate(job["training"])
+    torch.use_deterministic_algorithms(mode=settings.deterministic, warn_only=True)
+    if settings.precision == "tf32":
+        torch.set_float32_matmul_precision("high")
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -164,6 +166,9 @@ def _worker(job: dict[str, Any]) -> None:
     for tower in (model.text, model.image):
         if tower is not None:
             tower.checkpoint_activations = settings.checkpoint_activations
+    model = model.to(device)
+    if settings.compile:
+        model.compile_towers()
     writer = checkpoints.Writer(job["checkpoints"], settings.checkpoint.keep)
 
     # MLflow may be slow to answer or away: training does not wait for it.
@@ -184,7 +189,7 @@ def _worker(job: dict[str, Any]) -> None:
         send(measured, look.step)
 
     try:
-        train(model.to(device), pairs, settings, job["seed"], log_epoch, log_look, writer, resume or None)
+        train(model, pairs, settings, job["seed"], log_epoch, log_look, writer, resume or None)
         for future in sent:
             future.result()
     finally:

@@ -405,7 +405,19 @@ class Training(Strict):
     micro_batch: int = Field(
         0, ge=0, description="pairs a worker encodes at once; the gradients stay the batch's. 0 for all of its share"
     )
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the towers' and heads' arithmetic")
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32",
+        description="of the towers' and heads' arithmetic; 'tf32' lets GPUs round the factors of float32 products",
+    )
+    clip_gradient_norm: float = Field(
+        0.0, ge=0, description="the largest norm of a step's gradient, over all parameters; 0 for no limit"
+    )
+    deterministic: bool = Field(
+        True,
+        description="equal inputs give equal weights, to the bit; false lets torch and the token-wise kernels choose "
+        "the fastest algorithms",
+    )
+    compile: bool = Field(False, description="compile the towers with torch.compile; the first steps take much longer")
     checkpoint_activations: bool = Field(
         False, description="compute each layer a second time in the backward pass instead of keeping what it computed"
     )

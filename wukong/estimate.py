@@ -2,9 +2,13 @@
 
 They are computed from the demo's figures on two cores (README): they tell minutes from days and megabytes from
 terabytes, no more. If a stage has run before in an experiment, its size and time then are the better estimate.
+
+``training`` is finer: it plans a training from rates that were measured (``wukong.train.rates``) or told.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from wukong.config import Experiment, Training
 
@@ -117,3 +121,124 @@ def _training(work: Work, settings: Training, *, first: bool) -> Estimate:
         flops += pairs * views * 2 * work.image * grid
     features = pairs * views * kept * _BYTES if settings.reads_features and first else 0
     return Estimate(_BYTES * work.weights + features, _STARTING + flops / speed)
+
+
+RateName = Literal["text_step", "tower", "decode", "augment"]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How fast one worker is at one thing.
+
+    Attributes:
+        per_second: pairs or pictures a second: of ``text_step`` training on stored features, of ``tower`` the image
+            tower's forward pass; of ``decode`` decoding to the evaluation view, of ``augment`` to an augmented view,
+            both on one core.
+        source: ``measured`` on this machine, ``told`` by the user, or ``computed`` from the speed of a GPU that the
+            user told.
+    """
+
+    per_second: float
+    source: Literal["measured", "told", "computed"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train.
+
+    Attributes:
+        bytes: of stored features.
+        fill_seconds: to compute them.
+        train_seconds: of all epochs.
+        read_bytes: from the store, of all epochs.
+        bound_by: the rate that most of the time goes to, or ``store``.
+    """
+
+    bytes: float
+    fill_seconds: float
+    train_seconds: float
+    read_bytes: float
+    bound_by: RateName | Literal["store"]
+
+    @property
+    def seconds(self) -> float:
+        """All of the time."""
+        return self.fill_seconds + self.train_seconds
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a training takes.
+
+    Attributes:
+        pair_bytes: of the pairs as they are stored.
+        cached: with stored features in float16; None if the image tower is trained.
+        cached_int8_bytes: of the features if they were stored in 8 bits.
+        streamed: with the image tower in each epoch.
+    """
+
+    pair_bytes: float
+    cached: Way | None
+    cached_int8_bytes: float
+    streamed: Way
+
+    @property
+    def faster(self) -> Literal["cached", "streamed"]:
+        """The way that takes less time."""
+        return "cached" if self.cached is not None and self.cached.seconds <= self.streamed.seconds else "streamed"
+
+
+def training(
+    settings: Training,
+    pairs: int,
+    feature_numbers: int,
+    cores: int,
+    rates: Mapping[RateName, Rate],
+    store: float | None = None,
+) -> TrainingPlan:
+    """Plan a training from the rates of one worker.
+
+    On GPUs, loader processes decode while the GPU computes, and the slower of both decides. On processors, both need
+    the same cores, so their times add up.
+
+    Args:
+        settings: of the training.
+        pairs: number of pairs.
+        feature_numbers: numbers in the features of an image.
+        cores: of a worker; only for a training on processors.
+        rates: all of them.
+        store: bytes a second that all workers together read from the store; None if it is never too slow.
+    """
+    on_gpus = settings.gpus_per_worker > 0
+    decoders = max(1, settings.loader_workers) if on_gpus else cores
+
+    def way(stored: float, fill: list[RateName], repeats: float, train: list[RateName], read: float) -> Way:
+        first, fill_costs = _per_item(fill, rates, decoders, overlapped=on_gpus)
+        each, train_costs = _per_item(train, rates, decoders, overlapped=on_gpus)
+        views, epochs = pairs * repeats / settings.workers, pairs * settings.epochs / settings.workers
+        costs: list[tuple[float, RateName]] = [(views * cost, name) for name, cost in fill_costs.items()]
+        costs += [(epochs * cost, name) for name, cost in train_costs.items()]
+        read_bytes = float(pairs * settings.epochs) * read
+        filling, training = views * first, epochs * each
+        reading = read_bytes / store if store else 0.0
+        bound = "store" if reading > filling + training else max(costs)[1]
+        return Way(stored, filling, max(training, reading), read_bytes, bound)
+
+    cached = None
+    numbers = pairs * (1 + settings.views) * feature_numbers
+    if settings.lock == "all":
+        prepare: RateName = "augment" if settings.views else "decode"
+        cached = way(numbers * 2.0, [prepare, "tower"], 1 + settings.views, ["text_step"], feature_numbers * 2.0)
+    seen: RateName = "augment" if settings.augmentations else "decode"
+    streamed = way(0, [], 0, [seen, "tower", "text_step"], PICTURE_BYTES)
+    return TrainingPlan(pairs * float(PICTURE_BYTES), cached, float(numbers), streamed)
+
+
+def _per_item(
+    names: list[RateName], rates: Mapping[RateName, Rate], decoders: int, *, overlapped: bool
+) -> tuple[float, dict[RateName, float]]:
+    """Return the seconds that a worker takes for one pair, and those of each rate."""
+    costs = {name: 1 / rates[name].per_second / (decoders if name in {"decode", "augment"} else 1) for name in names}
+    decoding = sum(cost for name, cost in costs.items() if name in {"decode", "augment"})
+    computing = sum(costs.values()) - decoding
+    return (max(decoding, computing) if overlapped else decoding + computing), costs

@@ -1,6 +1,6 @@
 """Measure time and memory of losses and training steps, compared with other implementations in one run.
 
-    python benchmarks/model/bench.py [--threads 2] [--repeats 5] [--only token caching text losses]
+    python benchmarks/model/bench.py [--threads 2] [--repeats 5] [--only token caching text losses gpu]
 
 Each figure is a ratio: of the times of two versions that run alternately in one process, or of the peak memory of two
 processes that do nothing else. The first run installs open_clip into a separate folder in ``--work``, by default in the
@@ -20,6 +20,8 @@ import measure
 HERE = Path(__file__).parent
 OPEN_CLIP = ("open_clip_torch==3.3.0", "ftfy==6.3.1", "wcwidth==0.9.4")
 """Without torch, timm and their requirements, which come from this environment."""
+
+MAXSIM = ("late-interaction-kernels==0.4.5",)
 
 TARGETS = {
     "token_49_memory": ("token-wise loss, 128 of 49 x 32: extra memory of the naive version's", 1 / 8),
@@ -78,14 +80,33 @@ def text(threads: int, repeats: int) -> dict[str, float]:
     return figures
 
 
-def losses(work: Path) -> dict[str, float]:
-    folder = work / "open_clip"
+def installed(work: Path, name: str, packages: tuple[str, ...]) -> Path:
+    """Return a folder with packages, without their requirements."""
+    folder = work / name
     if not folder.exists():
-        print("installing open_clip", flush=True)
-        partial = work / "open_clip.partial"
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", partial, *OPEN_CLIP]
+        print(f"installing {name}", flush=True)
+        partial = work / f"{name}.partial"
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", partial, *packages]
         subprocess.run(command, check=True)
         partial.rename(folder)
+    return folder
+
+
+def gpu(work: Path) -> dict[str, float]:
+    """Print the figures of a GPU, or that they were not measured."""
+    script = str(HERE / "gpu.py")
+    import torch
+
+    folder = installed(work, "maxsim", MAXSIM) if torch.cuda.is_available() else None
+    found = measure.run_for_time(script, python_path=folder)
+    print(f"on {found.pop('device')}, milliseconds, forward and backward; MFU as a share:")
+    for row, value in found.items():
+        print(f"{row}: {'not measured' if value is None else f'{value:.4g}'}", flush=True)
+    return {f"gpu: {row}": value for row, value in found.items() if value is not None}
+
+
+def losses(work: Path) -> dict[str, float]:
+    folder = installed(work, "open_clip", OPEN_CLIP)
     found = measure.run_for_time(str(HERE / "open_clip_losses.py"), python_path=folder)
     print("open_clip's losses: " + ", ".join(f"{name} {value:.1e}" for name, value in found.items()), flush=True)
     return {f"loss_{name}": value for name, value in found.items()}
@@ -96,10 +117,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--work", type=Path, default=Path("~/.cache/wukong/bench-model").expanduser())
-    parser.add_argument("--only", nargs="+", choices=["token", "caching", "text", "losses"])
+    parser.add_argument("--only", nargs="+", choices=["token", "caching", "text", "losses", "gpu"])
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    wanted = options.only or ["token", "caching", "text", "losses"]
+    wanted = options.only or ["token", "caching", "text", "losses", "gpu"]
     figures: dict[str, float] = {"load": os.getloadavg()[0], "threads": options.threads}
     print(f"{options.threads} threads, load {figures['load']:.1f}", flush=True)
     for name, part in (("token", token_wise), ("caching", caching), ("text", text)):
@@ -107,6 +128,8 @@ def main() -> None:
             figures |= part(options.threads, options.repeats)
     if "losses" in wanted:
         figures |= losses(options.work)
+    if "gpu" in wanted:
+        figures |= gpu(options.work)
     figures["when"] = time.time()
     (options.work / "results.json").write_text(json.dumps(figures, indent=2) + "\n")
     print()

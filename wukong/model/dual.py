@@ -127,6 +127,20 @@ class DualEncoder(nn.Module):
         tower = {f"image.{name}": value for name, value in self.image.state_dict().items()} if self.image else {}
         weights.fill(self, {**tower, **state}, "the trained state")
 
+    def compile_towers(self, backend: str = "inductor") -> None:
+        """Compile the towers with ``torch.compile``, in place; the names of the weights do not change.
+
+        The image tower is one graph. Of the text tower, each layer is one, for any number of captions and tokens: how
+        many tokens are real is known only when captions are packed, which is outside of the layers.
+
+        Args:
+            backend: torch's name of the compiler's last part.
+        """
+        if self.image is not None:
+            self.image.compile(backend=backend)
+        for layer in self.text.layers:
+            layer.compile(backend=backend, dynamic=True)
+
     @property
     def width(self) -> int:
         """Width of the shared embedding space."""

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -176,6 +177,28 @@ class ImageEncoder(nn.Module):
                         "statistics a second forward pass would update again; lock more layer groups "
                         f"({self._numbered_groups()}), or leave it off"
                     )
+
+    def synchronise_batch_norm(self) -> None:
+        """Compute the statistics of trained batch norms over the images of all workers, on GPUs, in place.
+
+        On processors torch cannot do so: a warning says that each worker uses the statistics of its own images. The
+        names of the weights do not change. Without a trained batch norm nothing is done.
+        """
+        trained = [
+            name
+            for name, module in self.backbone.named_modules()
+            if isinstance(module, _BatchNorm) and any(weight.requires_grad for weight in module.parameters())
+        ]
+        if trained and self.mean.device.type == "cpu":
+            log.warning(
+                "%s trains the batch norm %s%s: each worker computes its statistics from its own images, because torch "
+                "synchronises them only on GPUs; with workers: 1 they are those of the whole batch",
+                self.settings.name,
+                trained[0],
+                f" and {len(trained) - 1} others" if trained[1:] else "",
+            )
+        elif trained:
+            self.backbone = convert_sync_batchnorm(self.backbone)
 
     def _numbered_groups(self) -> str:
         return ", ".join(f"{number} {name}" for number, name in enumerate(self.groups))

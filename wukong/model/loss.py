@@ -2,6 +2,11 @@
 
 Each worker holds its own pairs and gathers the vectors of all other workers, with gradients. So the mean of the
 workers' losses is the loss of the whole batch on one worker, and the mean of their gradients is its gradient.
+
+No worker gets more than it uses. The scores of a worker's captions with all images come from the workers that hold the
+images, each its block (all-to-all). The gradients of gathered vectors are summed and divided in one step
+(reduce-scatter), so that a worker gets the sums of its own rows only. Gloo, for processors, computes the same sums, in
+some of its versions by an all-reduce.
 """
 
 from typing import Any
@@ -37,10 +42,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous()
-        dist.all_reduce(total)
-        rank = world()[0]
-        return total[rank * ctx.rows : (rank + 1) * ctx.rows]
+        own = gradient.new_empty(ctx.rows, *gradient.shape[1:])
+        dist.reduce_scatter_tensor(own, gradient.contiguous())
+        return own
 
 
 def gathered_constant(local: Tensor) -> Tensor:
@@ -48,9 +52,46 @@ def gathered_constant(local: Tensor) -> Tensor:
     workers = world()[1]
     if workers == 1:
         return local
-    parts = [torch.empty_like(local) for _ in range(workers)]
-    dist.all_gather(parts, local.contiguous())
-    return torch.cat(parts)
+    whole = local.new_empty(workers * len(local), *local.shape[1:])
+    dist.all_gather_into_tensor(whole, local.contiguous())
+    return whole
+
+
+def exchanged(scores: Tensor) -> Tensor:
+    """Turn this worker's images against all captions into this worker's captions against all images, with gradients.
+
+    Args:
+        scores: [rows, rows of all workers], of this worker's images with the captions of all workers in rank order.
+
+    Returns:
+        [rows, rows of all workers], of this worker's captions with the images of all workers in rank order.
+    """
+    if world()[1] == 1:
+        return scores.T
+    result: Tensor = _Exchange.apply(scores)
+    return result
+
+
+class _Exchange(torch.autograd.Function):
+    """``exchanged`` for autograd: it moves each number once, so the gradients move back the same way."""
+
+    @staticmethod
+    def forward(_ctx: Any, scores: Tensor) -> Tensor:
+        return _transposed(scores)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        return _transposed(gradient)
+
+
+def _transposed(local: Tensor) -> Tensor:
+    """Return this worker's rows of the transpose of the matrix whose rows the workers hold in rank order."""
+    rows, workers = len(local), world()[1]
+    # Block w of the rows, transposed, goes to worker w.
+    sent = local.view(rows, workers, rows).permute(1, 2, 0).contiguous()
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent)
+    return received.transpose(0, 1).reshape(rows, workers * rows)
 
 
 def contrastive(scores: Tensor, excluded: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
@@ -156,7 +197,8 @@ def token_loss(
 ) -> Tensor:
     """Compute the loss of this worker's pairs with the token-wise similarity (FILIP); see ``global_loss``.
 
-    Workers exchange only text tokens and scores. The sigmoid loss is the mean of the losses of s^I and of s^T.
+    Workers exchange only text tokens and the scores of their own captions. The sigmoid loss is the mean of the losses
+    of s^I and of s^T.
 
     Args:
         image: [rows, n1, d], unit vectors.
@@ -179,8 +221,7 @@ def token_loss(
         # The sigmoid loss has no sum over candidates, so this worker's images against all captions are enough.
         sides = (pairwise(scale * side + bias, excluded, label_smoothing) for side in scores)
         return sum(sides, start=torch.zeros((), device=image.device)) / 2
-    rank, rows = world()[0], len(image)
-    text_rows = gathered(scores.text_to_image)[:, rank * rows : (rank + 1) * rows].T
+    text_rows = exchanged(scores.text_to_image)
     return (
         contrastive(scale * scores.image_to_text, excluded, label_smoothing)
         + contrastive(scale * text_rows, excluded, label_smoothing)

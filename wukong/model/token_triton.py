@@ -1,132 +1,189 @@
 """The token-wise similarity of ``wukong.model.similarity`` as Triton kernels, for CUDA.
 
-Forward pass: one program computes the similarity of one image and one caption. It computes the products of some image
-tokens with all caption tokens in registers, reduces them in both directions, and stores the index of each token's best
-match, like the blocks on the CPU. It repeats this for the next image tokens, as many at a time as fit into the GPU's
-shared memory and registers.
+All kernels take a group of captions at a time: its rows are the tokens of ``rows // N2`` captions, each padded to
+``N2`` tokens, a power of two. So one product of matrices serves several short captions.
+
+Forward pass: a program keeps the tokens of its group on the chip and reads one image after the other, some patches at a
+time. It reduces the products in both directions in registers and stores the index of each token's best match. Programs
+with neighbouring numbers have other captions and the same images, so the images come from the GPU's L2 cache.
 
 Backward pass: the best matches of an image and a caption define a sparse matrix of weights, [patches, words], with one
 weight for each patch and one for each word. The gradient of one side is the sum, over the other side, of these matrices
-times the tokens. No addition is atomic, so equal inputs give equal gradients.
+times the tokens. A program builds each weight once if it accumulates whole rows of the gradient; the block sizes say
+whether it does. No addition is atomic, so equal inputs give equal gradients.
 
-Tests compare the kernels with the other implementation, in Triton's interpreter if there is no GPU, and their shared
-memory with the size that Triton's compiler reports. Their speed is not measured.
+Products of float32 tokens are exact (IEEE) unless torch's matrix products may use TF32
+(``torch.set_float32_matmul_precision``). Those of bfloat16 and float16 are summed in float32.
+
+The block sizes are the fastest of the first few of a list, by a measurement at the first call; with
+``torch.use_deterministic_algorithms`` they are the first that fit, so that every process computes the same bits.
+
+Tests compare the kernels with the other implementation, in Triton's interpreter if there is no GPU, and compile them
+for several GPUs, with limits on registers, spills and shared memory. Their speed is not measured.
 """
 
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any, Literal, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from triton.runtime.errors import OutOfResources
 
 _MOST_WORDS = 512
-_MOST_TEXTS = 2**16 - 1
-"""The most words of a caption, so that its products fit into registers; and the most captions, CUDA's limit on the
-second axis of a grid."""
+"""The most words of a caption, so that its products fit into registers."""
 
 _INTERPRETED = 100 * 2**10
 """Shared memory in bytes to assume if there is no GPU: that of consumer GPUs."""
 
+_TRIED = 4
+"""Number of block sizes that are measured at the first call."""
+
+_PROGRAMS = 2**11
+"""Programs of the forward pass that fill a GPU; if there were more, each takes several images."""
+
+Kernel = Literal["scores", "image_gradient", "text_gradient"]
+Precision = Literal["half", "tf32", "ieee"]
+"""How tokens are multiplied: float16 or bfloat16, or float32 rounded to TF32, or exact float32."""
+
 
 class Blocks(NamedTuple):
-    """The block sizes of the kernels.
+    """The block sizes of one kernel.
 
     Attributes:
-        rows: image tokens that a program of the forward pass multiplies with a caption's tokens at a time.
-        depth: columns of the tokens that are multiplied at a time; tensor cores need at least 16.
-        stages: loads in flight in the forward pass; each takes its own shared memory.
-        warps: warps (of 32 threads) of a program of the forward pass.
-        gradient_rows: image tokens that a program of the backward pass accumulates or reads at a time.
-        gradient_columns: columns that a program of the backward pass accumulates.
-        gradient_stages: loads in flight in the backward pass.
+        rows: text tokens at a time, those of ``rows // N2`` captions.
+        patches: image tokens at a time.
+        depth: columns at a time: in the forward pass of the tokens that are multiplied, in the backward pass of the
+            gradient that is accumulated. If they are all columns, the forward pass keeps the text tokens on the chip,
+            and the backward pass builds each weight once.
+        warps: warps (of 32 threads) of a program.
+        stages: loads in flight; each takes its own shared memory.
     """
 
     rows: int
+    patches: int
     depth: int
-    stages: int
     warps: int
-    gradient_rows: int
-    gradient_columns: int
-    gradient_stages: int
+    stages: int
+
+
+# Tensor cores. The first entries are for captions of 32 tokens and a width of 256 on an A100 or H100, the last ones for
+# long captions and for GPUs with little shared memory.
+_FORWARD = ((128, 64, 8), (64, 64, 4), (64, 32, 4), (32, 32, 4), (32, 16, 4), (16, 16, 4), (256, 32, 8), (512, 16, 8))
+_BACKWARD = ((64, 64, 8), (32, 64, 8), (64, 32, 8), (32, 32, 4), (128, 32, 8), (16, 16, 4), (256, 16, 8), (512, 16, 8))
+# Exact products of float32 run on the ordinary cores and take their operands from registers.
+_FORWARD_EXACT = ((64, 64, 8), (32, 64, 4), (32, 32, 4), (16, 16, 4), (128, 32, 8), (256, 16, 8), (512, 16, 16))
+_BACKWARD_EXACT = ((32, 32, 4), (16, 16, 4), (64, 16, 4), (128, 16, 8), (256, 16, 8), (512, 16, 16))
+"""Rows, patches and warps of the blocks, the best guess first."""
 
 
 @cache
-def blocks(patches: int, words: int, width: int, item: int, shared: int) -> Blocks | None:
-    """Choose block sizes that fit a GPU.
-
-    Shared memory limits how much is loaded at a time. Registers limit how much is accumulated: 64 numbers a thread.
+def blocks(kernel: Kernel, words: int, width: int, precision: Precision, shared: int) -> tuple[Blocks, ...]:
+    """Return block sizes that fit a GPU, the best guess first; empty if none fit.
 
     Args:
-        patches: number of tokens of an image.
-        words: number of tokens of a caption.
+        kernel: which of the three kernels.
+        words: number of tokens of a caption, padding included.
         width: width of a token.
-        item: bytes of a number, 2 or 4.
+        precision: of the products.
         shared: bytes of shared memory that a program may use.
-
-    Returns:
-        The block sizes; None if no sizes fit.
     """
     if words > _MOST_WORDS:
-        return None
-    n = _size(words)
-    whole = _size(patches)
-    rows = min(whole if whole <= 256 else 128, 2**15 // n)
-    forward = (
-        (m, k, stages)
-        for m in _halves(rows)
-        for stages in (3, 2, 1)
-        for k in _halves(32 if item == 4 else 64)
-        if forward_shared(m, n, k, stages, item) <= shared
+        return ()
+    n, item = _size(words), 2 if precision == "half" else 4
+    choices = _forward_choices if kernel == "scores" else _backward_choices
+    sized = (
+        Blocks(*choice, stages)
+        for choice in choices(kernel, n, width, precision)
+        for stages in _most_stages(kernel, choice, width, item, shared)
     )
-    backward = (
-        (m, d, stages)
-        for m in _halves(min(64, whole, 2**13 // n))
-        for d in _halves(min(128, _size(width), max(16, 2**13 // n)))
-        for stages in (3, 2, 1)
-        if backward_shared(m, n, d, stages, item) <= shared
-    )
-    scores, gradients = next(forward, None), next(backward, None)
-    if scores is None or gradients is None:
-        return None
-    return Blocks(*scores, min(16, max(4, scores[0] * n // 1024)), *gradients)
+    return tuple(islice(sized, _TRIED))
 
 
-def forward_shared(rows: int, words: int, depth: int, stages: int, item: int) -> int:
-    """Return the most shared memory, in bytes, that a program of the forward pass uses: loads and reductions."""
-    return stages * (rows + words) * depth * item + _SCRATCH
+_Choice = tuple[int, int, int, int]
+"""Rows, patches, depth and warps of ``Blocks``."""
 
 
-def backward_shared(rows: int, words: int, columns: int, stages: int, item: int) -> int:
-    """Return the most shared memory, in bytes, that a program of the backward pass uses: loads, weights, results."""
-    loads = stages * max(rows, words) * columns * item
-    return max(loads + rows * words * item, max(rows, words) * columns * 4) + _SCRATCH
+def _forward_choices(_kernel: Kernel, n: int, width: int, precision: Precision) -> Iterator[_Choice]:
+    exact, whole = precision == "ieee", _size(width)
+    tiles = [tile for tile in (_FORWARD_EXACT if exact else _FORWARD) if tile[0] >= n]
+    if not exact:
+        for rows, patches, warps in tiles:
+            # An A100 keeps the text tokens in registers, which must hold the products too.
+            if rows * whole * (2 if precision == "half" else 4) <= 2**9 * 32 * warps:
+                yield rows, patches, whole, warps
+    for depth in (32, 16) if exact else (64, 32, 16):
+        for rows, patches, warps in tiles:
+            yield rows, patches, depth, warps
 
 
-_SCRATCH = 4 * 2**10
+def _backward_choices(kernel: Kernel, n: int, width: int, precision: Precision) -> Iterator[_Choice]:
+    exact = precision == "ieee"
+    most = 32 if exact else 64  # numbers that a thread accumulates; it has 255 registers, for weights and addresses too
+    for halves in range(5):
+        for rows, patches, warps in _BACKWARD_EXACT if exact else _BACKWARD:
+            accumulated = patches if kernel == "image_gradient" else rows
+            depth = min(256, _size(width), most * 32 * warps // accumulated) >> halves
+            if rows >= n and depth >= 16:
+                yield rows, patches, depth, warps
 
 
-def does_not_fit(patches: int, texts: int, words: int, width: int, item: int, shared: int) -> str:
-    """Explain why the kernels cannot be launched for these shapes; an empty string if they can.
+def _most_stages(kernel: Kernel, choice: _Choice, width: int, item: int, shared: int) -> Iterator[int]:
+    """Yield the most loads in flight that fit, at most three; nothing if none fit."""
+    # Text tokens that stay on the chip are no gain if the images are then loaded and multiplied in turn.
+    allowed = (3, 2) if kernel == "scores" and choice[2] >= width else (3, 2, 1)
+    fitting = (stages for stages in allowed if shared_bytes(kernel, Blocks(*choice, stages), width, item) <= shared)
+    return islice(fitting, 1)
+
+
+def shared_bytes(kernel: Kernel, cut: Blocks, width: int, item: int) -> int:
+    """Return the most shared memory, in bytes, that a program uses with these block sizes.
 
     Args:
-        patches: number of tokens of an image.
-        texts: number of captions.
-        words: number of tokens of a caption.
+        kernel: which of the three kernels.
+        cut: the block sizes.
         width: width of a token.
-        item: bytes of a number.
+        item: bytes of a number of a token, 2 or 4.
+    """
+    if kernel == "scores":
+        kept = cut.rows * cut.depth * item
+        streamed = cut.patches * cut.depth * item
+        loads = kept + cut.stages * streamed if cut.depth >= width else cut.stages * (kept + streamed)
+        return loads + _SCRATCH
+    streamed, accumulated = (cut.rows, cut.patches) if kernel == "image_gradient" else (cut.patches, cut.rows)
+    loads = cut.stages * streamed * cut.depth * item
+    return max(loads + cut.rows * cut.patches * 4, accumulated * cut.depth * 4) + _SCRATCH
+
+
+_SCRATCH = 8 * 2**10
+
+
+def problem(image: Tensor, text: Tensor) -> str:
+    """Explain why the kernels cannot be launched for these tokens on their GPU; an empty string if they can."""
+    words, width = text.shape[1:]
+    return does_not_fit(words, width, precision_of(image), shared_memory(image.device))
+
+
+def does_not_fit(words: int, width: int, precision: Precision, shared: int) -> str:
+    """Explain why the kernels cannot be launched; an empty string if they can.
+
+    Args:
+        words: number of tokens of a caption, padding included.
+        width: width of a token.
+        precision: of the products.
         shared: bytes of shared memory that a program may use, see ``shared_memory``.
     """
-    if texts > _MOST_TEXTS:
-        return f"{texts} captions at a time are more than the kernels take, {_MOST_TEXTS}"
-    if blocks(patches, words, width, item, shared) is None:
-        return (
-            f"{patches} image tokens and up to {_size(words)} text tokens of {width} numbers in {8 * item} bits need "
-            f"more than the {shared} bytes of shared memory that this GPU has, or are more than {_MOST_WORDS} of a text"
-        )
-    return ""
+    kernels: tuple[Kernel, ...] = ("scores", "image_gradient", "text_gradient")
+    if all(blocks(kernel, words, width, precision, shared) for kernel in kernels):
+        return ""
+    return (
+        f"captions of {words} tokens of {width} numbers ({precision}) need more than the {shared} bytes of shared "
+        f"memory that this GPU has, or are more than {_MOST_WORDS} tokens"
+    )
 
 
 def shared_memory(device: torch.device) -> int:
@@ -136,9 +193,11 @@ def shared_memory(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
 
 
-def _halves(size: int) -> list[int]:
-    """Return a power of two, its half, and so on down to 16."""
-    return [size >> shift for shift in range(size.bit_length()) if size >> shift >= 16]
+def precision_of(tokens: Tensor) -> Precision:
+    """Return how tokens of this type are multiplied, as torch's matrix products would be."""
+    if tokens.dtype != torch.float32:
+        return "half"
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def token_similarity(image: Tensor, text: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,12 +205,17 @@ def token_similarity(image: Tensor, text: Tensor, counted: Tensor) -> tuple[Tens
 
     Args:
         image: [images, n1, d].
-        text: [texts, n2, d].
+        text: [texts, n2, d], of the same type.
         counted: bool [2, texts, n2]: the tokens that a patch may match, and the tokens that count in s^T.
 
     Returns:
         s^I and s^T, float32 [images, texts] each.
+
+    Raises:
+        ValueError: the kernels cannot be launched for these shapes, see ``problem``.
     """
+    if reason := problem(image, text):
+        raise ValueError(reason)
     scores: tuple[Tensor, Tensor] = _TokenSimilarity.apply(image, text, counted)
     return scores
 
@@ -166,27 +230,37 @@ class _TokenSimilarity(torch.autograd.Function):
         kept = (texts, images) if any(ctx.needs_input_grad) else (0, 0)
         word = image.new_empty(*kept, patches, dtype=_index_type(words))
         patch = image.new_empty(*kept, words, dtype=_index_type(patches))
-        cut = _blocks_for(image, text)
-        _scores[(images, texts)](
-            image,
-            text,
-            matched,
-            counted,
-            to_text,
-            to_image,
-            word,
-            patch,
-            images,
-            patches,
-            words,
-            width,
-            M=cut.rows,
-            N2=_size(words),
-            K=cut.depth,
-            KEEP=kept != (0, 0),
-            num_warps=cut.warps,
-            num_stages=cut.stages,
-        )
+        ctx.precision = precision_of(image)
+
+        def launch(cut: Blocks) -> None:
+            groups = triton.cdiv(texts, cut.rows // _size(words))
+            span = images_of_a_program(images, groups)
+            _scores[(groups * triton.cdiv(images, span),)](
+                image,
+                text,
+                matched,
+                counted,
+                to_text,
+                to_image,
+                word,
+                patch,
+                images,
+                texts,
+                patches,
+                words,
+                span,
+                WIDTH=width,
+                N2=_size(words),
+                G=cut.rows // _size(words),
+                P=cut.patches,
+                K=cut.depth,
+                KEEP=kept != (0, 0),
+                PRECISION=_dot_precision(ctx.precision),
+                num_warps=cut.warps,
+                num_stages=cut.stages,
+            )
+
+        launch(_chosen("scores", image, text, ctx.precision, launch))
         ctx.save_for_backward(image, text, counted, word, patch)
         return to_text.T, to_image.T
 
@@ -195,33 +269,80 @@ class _TokenSimilarity(torch.autograd.Function):
     def backward(ctx: Any, to_text: Tensor, to_image: Tensor) -> tuple[Tensor, Tensor, None]:
         image, text, counted, word, patch = ctx.saved_tensors
         (images, patches, width), (texts, words, _) = image.shape, text.shape
-        flowing = (to_text.T.float().contiguous(), to_image.T.float().contiguous())
+        # The weight of each patch and of each word that counts.
+        of_patch = (to_text.T.float() / patches).contiguous()
+        of_word = (to_image.T.float() / counted.sum(1, keepdim=True)).contiguous()
         image_gradient, text_gradient = torch.empty_like(image), torch.empty_like(text)
-        cut = _blocks_for(image, text)
-        block, columns = cut.gradient_rows, cut.gradient_columns
-        sizes = (images, texts, patches, words, width)
-        blocks = {"M": block, "N2": _size(words), "D": columns, "num_stages": cut.gradient_stages}
-        _image_gradient[(images, triton.cdiv(patches, block), triton.cdiv(width, columns))](
-            text, counted, *flowing, word, patch, image_gradient, *sizes, **blocks
-        )
-        _text_gradient[(texts, triton.cdiv(width, columns))](
-            image, counted, *flowing, word, patch, text_gradient, *sizes, **blocks
-        )
+        given = (counted, of_patch, of_word, word, patch)
+        sizes = (images, texts, patches, words)
+
+        def launch(kernel: Any, tokens: Tensor, gradient: Tensor, cut: Blocks, programs: int) -> None:
+            kernel[(programs * triton.cdiv(width, cut.depth),)](
+                tokens,
+                *given,
+                gradient,
+                *sizes,
+                WIDTH=width,
+                N2=_size(words),
+                G=cut.rows // _size(words),
+                P=cut.patches,
+                D=cut.depth,
+                PRECISION=_dot_precision(ctx.precision),
+                num_warps=cut.warps,
+                num_stages=cut.stages,
+            )
+
+        def launch_image(cut: Blocks) -> None:
+            launch(_image_gradient, text, image_gradient, cut, images * triton.cdiv(patches, cut.patches))
+
+        def launch_text(cut: Blocks) -> None:
+            launch(_text_gradient, image, text_gradient, cut, triton.cdiv(texts, cut.rows // _size(words)))
+
+        launch_image(_chosen("image_gradient", image, text, ctx.precision, launch_image))
+        launch_text(_chosen("text_gradient", image, text, ctx.precision, launch_text))
         return image_gradient, text_gradient, None
 
 
-def problem(image: Tensor, text: Tensor) -> str:
-    """Return ``does_not_fit`` for the shapes and the GPU of these tensors."""
-    (_, patches, width), (texts, words, _) = image.shape, text.shape
-    return does_not_fit(patches, texts, words, width, image.element_size(), shared_memory(image.device))
+def images_of_a_program(images: int, groups: int) -> int:
+    """Return how many images a program of the forward pass takes, one after the other.
+
+    A grid has at most 2^31 - 1 programs, so their number is limited too.
+
+    Args:
+        images: number of images.
+        groups: number of groups of captions; there is a program for each group and each span of images.
+    """
+    return max(1, min(images, images * groups // _PROGRAMS))
 
 
-def _blocks_for(image: Tensor, text: Tensor) -> Blocks:
-    (_, patches, width), words = image.shape, text.shape[1]
-    cut = blocks(patches, words, width, image.element_size(), shared_memory(image.device))
-    if cut is None:
-        raise ValueError(problem(image, text))
-    return cut
+_fastest: dict[tuple[object, ...], Blocks] = {}
+
+
+def _chosen(
+    kernel: Kernel, image: Tensor, text: Tensor, precision: Precision, launch: Callable[[Blocks], None]
+) -> Blocks:
+    """Return the block sizes of a kernel: the fastest measured, or the first if the choice must not vary."""
+    (images, patches, width), (texts, words, _) = image.shape, text.shape
+    cuts = blocks(kernel, words, width, precision, shared_memory(image.device))
+    if not image.is_cuda or torch.are_deterministic_algorithms_enabled():
+        return cuts[0]
+    # Batches of about the same size share a measurement.
+    about = (images.bit_length(), texts.bit_length(), patches, _size(words), width)
+    key = (kernel, image.device, image.dtype, precision, *about)
+    if key not in _fastest:
+
+        def milliseconds(cut: Blocks) -> float:
+            try:
+                return float(triton.testing.do_bench(lambda: launch(cut), warmup=5, rep=20))
+            except OutOfResources:
+                return float("inf")  # this version of the compiler needs more than computed
+
+        _fastest[key] = min(cuts, key=milliseconds)
+    return _fastest[key]
+
+
+def _dot_precision(precision: Precision) -> str:
+    return "tf32" if precision == "tf32" else "ieee"
 
 
 def _size(count: int) -> int:
@@ -243,89 +364,91 @@ def _scores(
     word: tl.tensor,
     patch: tl.tensor,
     images: tl.tensor,
+    texts: tl.tensor,
     patches: tl.tensor,
     words: tl.tensor,
-    width: tl.tensor,
-    M: tl.constexpr,
+    span: tl.tensor,
+    WIDTH: tl.constexpr,
     N2: tl.constexpr,
+    G: tl.constexpr,
+    P: tl.constexpr,
     K: tl.constexpr,
     KEEP: tl.constexpr,
+    PRECISION: tl.constexpr,
 ) -> None:
-    i, j = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    t = tl.arange(0, N2)
-    allowed = tl.load(matched + j * words + t, mask=t < words, other=0) != 0
-    taken = tl.load(counted + j * words + t, mask=t < words, other=0) != 0
-    here = j * images + i
-    total = 0.0
-    best = tl.full((N2,), float("-inf"), tl.float32)
-    place = tl.zeros((N2,), tl.int32)
-    for first in range(0, patches, M):
-        p = first + tl.arange(0, M)
-        products = tl.zeros((M, N2), tl.float32)
-        for start in range(0, width, K):
-            k = start + tl.arange(0, K)
-            rows = tl.load(
-                image + (i * patches + p[:, None]) * width + k[None, :],
-                mask=(p[:, None] < patches) & (k[None, :] < width),
-                other=0.0,
-            )
-            columns = tl.load(
-                text + (j * words + t[None, :]) * width + k[:, None],
-                mask=(t[None, :] < words) & (k[:, None] < width),
-                other=0.0,
-            )
-            products = tl.dot(rows, columns, products, input_precision="ieee")
+    groups = tl.cdiv(texts, G)
+    program = tl.program_id(0)
+    group = program % groups
+    first = program // groups * span
+    tiles = tl.cdiv(patches, P)
 
-        by_patch = tl.where(allowed[None, :], products, float("-inf"))
-        total += tl.sum(tl.where(p < patches, tl.max(by_patch, 1), 0.0), 0)
-        if KEEP:
-            tl.store(word + here * patches + p, tl.argmax(by_patch, 1), mask=p < patches)
+    n = tl.arange(0, G * N2)
+    j = (group * G + n // N2).to(tl.int64)
+    t = n % N2
+    real = (j < texts) & (t < words)
+    allowed = tl.load(matched + j * words + t, mask=real, other=0) != 0
+    taken = tl.load(counted + j * words + t, mask=real, other=0) != 0
+    count = tl.maximum(tl.sum(tl.reshape(taken.to(tl.float32), (G, N2)), 1), 1.0)  # padded texts have no word
+    texts_of_group = group * G + tl.arange(0, G)
+    of_group = texts_of_group.to(tl.int64) * images
+    k = tl.arange(0, K)
+    rows = text + (j * words + t)[:, None] * WIDTH
+    if K >= WIDTH:
+        kept = tl.load(rows + k[None, :], mask=real[:, None] & (k < WIDTH)[None, :], other=0.0)
 
-        by_word = tl.where(p[:, None] < patches, products, float("-inf"))
-        nearest = tl.max(by_word, 0)
+    total = tl.zeros((G,), tl.float32)
+    best = tl.full((G * N2,), float("-inf"), tl.float32)
+    place = tl.zeros((G * N2,), tl.int32)
+    # One loop over the images and their patches, so that the next image is loaded while this one is multiplied.
+    for step in range(0, (tl.minimum(first + span, images) - first) * tiles):
+        i = (first + step // tiles).to(tl.int64)
+        tile = step % tiles
+        p = tile * P + tl.arange(0, P)
+        inside = p < patches
+        columns = image + (i * patches + p)[None, :] * WIDTH
+        if K >= WIDTH:
+            part = tl.load(columns + k[:, None], mask=inside[None, :] & (k < WIDTH)[:, None], other=0.0)
+            products = tl.dot(kept, part, input_precision=PRECISION)
+        else:
+            products = tl.zeros((G * N2, P), tl.float32)
+            for start in range(0, WIDTH, K):
+                d = start + k
+                left = tl.load(rows + d[None, :], mask=real[:, None] & (d < WIDTH)[None, :], other=0.0)
+                part = tl.load(columns + d[:, None], mask=inside[None, :] & (d < WIDTH)[:, None], other=0.0)
+                products = tl.dot(left, part, products, input_precision=PRECISION)
+
+        by_patch = tl.reshape(tl.where(allowed[:, None], products, float("-inf")), (G, N2, P))
         if KEEP:
-            place = tl.where(nearest > best, tl.argmax(by_word, 0) + first, place)
+            nearest_word, which = tl.max(by_patch, 1, return_indices=True)
+            at = word + (of_group + i)[:, None] * patches + p[None, :]
+            tl.store(at, which, mask=(texts_of_group < texts)[:, None] & inside[None, :])
+        else:
+            nearest_word = tl.max(by_patch, 1)
+        total = tl.where(tile == 0, 0.0, total) + tl.sum(tl.where(inside[None, :], nearest_word, 0.0), 1)
+
+        by_word = tl.where(inside[None, :], products, float("-inf"))
+        best = tl.where(tile == 0, float("-inf"), best)
+        if KEEP:
+            nearest, where = tl.max(by_word, 1, return_indices=True)
+            place = tl.where(nearest > best, where + tile * P, place)
+        else:
+            nearest = tl.max(by_word, 1)
         best = tl.maximum(best, nearest)
-    tl.store(to_text + here, total / patches)
-    count = tl.sum(taken.to(tl.float32), 0)
-    tl.store(to_image + here, tl.sum(tl.where(taken, best, 0.0), 0) / count)
-    if KEEP:
-        tl.store(patch + here * words + t, place, mask=t < words)
 
-
-@triton.jit
-def _weights(
-    counted: tl.tensor,
-    to_text: tl.tensor,
-    to_image: tl.tensor,
-    word: tl.tensor,
-    patch: tl.tensor,
-    i: tl.tensor,
-    j: tl.tensor,
-    p: tl.tensor,
-    t: tl.tensor,
-    images: tl.tensor,
-    patches: tl.tensor,
-    words: tl.tensor,
-) -> tl.tensor:
-    """Return the weights, [patches, words], of the products of patches p and words t of image i and caption j."""
-    here = j * images + i
-    taken = tl.load(counted + j * words + t, mask=t < words, other=0) != 0
-    for_patch = tl.load(to_text + here) / patches
-    for_word = tl.load(to_image + here) / tl.sum(taken.to(tl.float32), 0)
-    chosen_word = tl.load(word + here * patches + p, mask=p < patches, other=0).to(tl.int32)
-    chosen_patch = tl.load(patch + here * words + t, mask=t < words, other=0).to(tl.int32)
-    of_patch = (chosen_word[:, None] == t[None, :]) & (p[:, None] < patches)
-    of_word = (chosen_patch[None, :] == p[:, None]) & taken[None, :]
-    return tl.where(of_patch, for_patch, 0.0) + tl.where(of_word, for_word, 0.0)
+        ended = tl.where(tile == tiles - 1, texts, 0)  # captions whose scores with this image are complete
+        tl.store(to_text + of_group + i, total / patches, mask=texts_of_group < ended)
+        mean = tl.sum(tl.reshape(tl.where(taken, best, 0.0), (G, N2)), 1) / count
+        tl.store(to_image + of_group + i, mean, mask=texts_of_group < ended)
+        if KEEP:
+            tl.store(patch + (j * images + i) * words + t, place, mask=(j < ended) & (t < words))
 
 
 @triton.jit
 def _image_gradient(
     text: tl.tensor,
     counted: tl.tensor,
-    to_text: tl.tensor,
-    to_image: tl.tensor,
+    of_patch: tl.tensor,
+    of_word: tl.tensor,
     word: tl.tensor,
     patch: tl.tensor,
     gradient: tl.tensor,
@@ -333,33 +456,51 @@ def _image_gradient(
     texts: tl.tensor,
     patches: tl.tensor,
     words: tl.tensor,
-    width: tl.tensor,
-    M: tl.constexpr,
+    WIDTH: tl.constexpr,
     N2: tl.constexpr,
+    G: tl.constexpr,
+    P: tl.constexpr,
     D: tl.constexpr,
+    PRECISION: tl.constexpr,
 ) -> None:
-    i = tl.program_id(0).to(tl.int64)
-    p, t = tl.program_id(1) * M + tl.arange(0, M), tl.arange(0, N2).to(tl.int64)
-    d = tl.program_id(2) * D + tl.arange(0, D)
-    total = tl.zeros((M, D), tl.float32)
-    for j in range(texts):
-        weights = _weights(counted, to_text, to_image, word, patch, i, j, p, t, images, patches, words)
+    tiles = tl.cdiv(patches, P)
+    column, program = tl.program_id(0) % tl.cdiv(WIDTH, D), tl.program_id(0) // tl.cdiv(WIDTH, D)
+    i, p = (program // tiles).to(tl.int64), program % tiles * P + tl.arange(0, P)
+    d = column * D + tl.arange(0, D)
+    g, t, n = tl.arange(0, G), tl.arange(0, N2), tl.arange(0, G * N2)
+    total = tl.zeros((P, D), tl.float32)
+    for first in range(0, texts, G):
+        j = (first + g).to(tl.int64)
+        inside, pair = j < texts, j * images + i
+        real = inside[:, None] & (t < words)[None, :]
+        for_patch = tl.load(of_patch + pair, mask=inside, other=0.0)
+        for_word = tl.load(of_word + pair, mask=inside, other=0.0)
+        taken = tl.load(counted + j[:, None] * words + t[None, :], mask=real, other=0) != 0
+        for_word = tl.where(taken, for_word[:, None], 0.0)
+        best_word = tl.load(
+            word + pair[None, :] * patches + p[:, None], mask=inside[None, :] & (p < patches)[:, None], other=0
+        ).to(tl.int32)
+        best_patch = tl.load(patch + pair[:, None] * words + t[None, :], mask=real, other=0).to(tl.int32)
+        weights = tl.where(best_word[:, :, None] == t[None, None, :], for_patch[None, :, None], 0.0)
+        weights += tl.where(best_patch[None, :, :] == p[:, None, None], for_word[None, :, :], 0.0)
+
+        jn, tn = (first + n // N2).to(tl.int64), n % N2
         rows = tl.load(
-            text + (j * words + t[:, None]) * width + d[None, :],
-            mask=(t[:, None] < words) & (d[None, :] < width),
+            text + (jn * words + tn)[:, None] * WIDTH + d[None, :],
+            mask=((jn < texts) & (tn < words))[:, None] & (d < WIDTH)[None, :],
             other=0.0,
         )
-        total = tl.dot(weights.to(rows.dtype), rows, total, input_precision="ieee")
-    where = gradient + (i * patches + p[:, None]) * width + d[None, :]
-    tl.store(where, total, mask=(p[:, None] < patches) & (d[None, :] < width))
+        total = tl.dot(tl.reshape(weights, (P, G * N2)).to(rows.dtype), rows, total, input_precision=PRECISION)
+    at = gradient + (i * patches + p)[:, None] * WIDTH + d[None, :]
+    tl.store(at, total, mask=(p < patches)[:, None] & (d < WIDTH)[None, :])
 
 
 @triton.jit
 def _text_gradient(
     image: tl.tensor,
     counted: tl.tensor,
-    to_text: tl.tensor,
-    to_image: tl.tensor,
+    of_patch: tl.tensor,
+    of_word: tl.tensor,
     word: tl.tensor,
     patch: tl.tensor,
     gradient: tl.tensor,
@@ -367,23 +508,40 @@ def _text_gradient(
     texts: tl.tensor,
     patches: tl.tensor,
     words: tl.tensor,
-    width: tl.tensor,
-    M: tl.constexpr,
+    WIDTH: tl.constexpr,
     N2: tl.constexpr,
+    G: tl.constexpr,
+    P: tl.constexpr,
     D: tl.constexpr,
+    PRECISION: tl.constexpr,
 ) -> None:
-    j = tl.program_id(0).to(tl.int64)
-    t, d = tl.arange(0, N2), tl.program_id(1) * D + tl.arange(0, D)
-    total = tl.zeros((N2, D), tl.float32)
-    for i in range(images):
-        for start in range(0, patches, M):
-            p = start + tl.arange(0, M).to(tl.int64)
-            weights = _weights(counted, to_text, to_image, word, patch, i, j, p, t, images, patches, words)
-            rows = tl.load(
-                image + (i * patches + p[:, None]) * width + d[None, :],
-                mask=(p[:, None] < patches) & (d[None, :] < width),
-                other=0.0,
-            )
-            total = tl.dot(tl.trans(weights).to(rows.dtype), rows, total, input_precision="ieee")
-    where = gradient + (j * words + t[:, None]) * width + d[None, :]
-    tl.store(where, total, mask=(t[:, None] < words) & (d[None, :] < width))
+    tiles = tl.cdiv(patches, P)
+    column, group = tl.program_id(0) % tl.cdiv(WIDTH, D), tl.program_id(0) // tl.cdiv(WIDTH, D)
+    d = column * D + tl.arange(0, D)
+    j, t, n = (group * G + tl.arange(0, G)).to(tl.int64), tl.arange(0, N2), tl.arange(0, G * N2)
+    inside = j < texts
+    real = inside[:, None] & (t < words)[None, :]
+    taken = tl.load(counted + j[:, None] * words + t[None, :], mask=real, other=0) != 0
+    total = tl.zeros((G * N2, D), tl.float32)
+    for step in range(0, images * tiles):
+        i, p = (step // tiles).to(tl.int64), step % tiles * P + tl.arange(0, P)
+        pair = j * images + i
+        for_patch = tl.load(of_patch + pair, mask=inside, other=0.0)
+        for_word = tl.load(of_word + pair, mask=inside, other=0.0)
+        for_word = tl.where(taken, for_word[:, None], 0.0)
+        best_word = tl.load(
+            word + pair[:, None] * patches + p[None, :], mask=inside[:, None] & (p < patches)[None, :], other=0
+        ).to(tl.int32)
+        best_patch = tl.load(patch + pair[:, None] * words + t[None, :], mask=real, other=0).to(tl.int32)
+        weights = tl.where(best_word[:, None, :] == t[None, :, None], for_patch[:, None, None], 0.0)
+        weights += tl.where(best_patch[:, :, None] == p[None, None, :], for_word[:, :, None], 0.0)
+
+        rows = tl.load(
+            image + (i * patches + p)[:, None] * WIDTH + d[None, :],
+            mask=(p < patches)[:, None] & (d < WIDTH)[None, :],
+            other=0.0,
+        )
+        total = tl.dot(tl.reshape(weights, (G * N2, P)).to(rows.dtype), rows, total, input_precision=PRECISION)
+    jn, tn = (group * G + n // N2).to(tl.int64), n % N2
+    at = gradient + (jn * words + tn)[:, None] * WIDTH + d[None, :]
+    tl.store(at, total, mask=((jn < texts) & (tn < words))[:, None] & (d < WIDTH)[None, :])

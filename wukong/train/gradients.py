@@ -5,6 +5,8 @@ batch is encoded piece by piece without a graph. The loss is computed from all v
 the vectors. Then each piece is encoded a second time, with a graph, and the gradients of its vectors are propagated
 back. Dropout uses the same random numbers both times. The result is the gradient of the whole batch; the memory depends
 on the size of a piece and of all vectors.
+
+A locked image tower needs no graph, so it runs once: its features are kept for the second time.
 """
 
 from contextlib import nullcontext
@@ -19,16 +21,18 @@ from wukong.train.training_data import Batch
 
 
 def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Training) -> Tensor:
-    """Compute the loss of a batch and add its gradients to the parameters' gradients.
+    """Compute the loss of a batch and add its gradients to the parameters' gradients, then clip their norm.
 
     With several workers, the loss is that of this worker's pairs; the gradients are averaged over the workers. Batch
     norm in training mode sees ``micro_batch`` pairs at a time; all other results do not depend on ``micro_batch``.
+    Clipped is the norm over all parameters of the whole batch's gradient, equally on every worker.
 
     Args:
         model: the model, in training mode.
         replica: the module to call: the model itself, or its ``DistributedDataParallel``.
         batch: this worker's share of the batch.
-        settings: settings of the training; ``micro_batch``, ``precision`` and the options of the loss are used.
+        settings: settings of the training; ``micro_batch``, ``precision``, ``clip_gradient_norm`` and the options of
+            the loss are used.
 
     Returns:
         The loss, a scalar without a graph.
@@ -37,16 +41,18 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
     size = settings.micro_batch or len(batch.ids)
     pieces = [slice(start, start + size) for start in range(0, len(batch.ids), size)]
     if len(pieces) == 1:
-        loss = model.loss(_embed(replica, batch, pieces[0], settings), captions, settings.label_smoothing)
+        loss = model.loss(_embed(replica, batch.features, batch.ids, settings), captions, settings.label_smoothing)
         loss.backward()
+        _clip(model, settings)
         return loss.detach()
 
     kept = [buffer.clone() for buffer in model.buffers()]
-    states, parts = [], []
+    states, inputs, parts = [], [], []
     with torch.no_grad():
         for piece in pieces:
             states.append(_random_state(model.log_scale.device))
-            parts.append(_embed(model, batch, piece, settings))
+            inputs.append(_without_locked_tower(model, batch.features[piece], settings))
+            parts.append(_embed(model, inputs[-1], batch.ids[piece], settings))
         # The second pass updates the running statistics, so undo the update of the first.
         for buffer, value in zip(model.buffers(), kept, strict=True):
             buffer.copy_(value)
@@ -54,12 +60,12 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
     loss = model.loss(whole, captions, settings.label_smoothing)
     loss.backward()
 
-    for piece, state in zip(pieces, states, strict=True):
+    for piece, state, features in zip(pieces, states, inputs, strict=True):
         last = piece is pieces[-1]
         wait = replica.no_sync() if isinstance(replica, DistributedDataParallel) and not last else nullcontext()
         with wait:
             _set_random_state(model.log_scale.device, state)
-            embedded = _embed(replica, batch, piece, settings)
+            embedded = _embed(replica, features, batch.ids[piece], settings)
             back = [
                 (embedded.image, _gradient(whole.image)[piece]),
                 (embedded.text.vectors, _gradient(whole.text.vectors)[piece]),
@@ -70,14 +76,33 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
                     back.append((output, _gradient(leaf) if last else torch.zeros_like(leaf)))
             trained = [(output, gradient) for output, gradient in back if output.requires_grad]
             torch.autograd.backward([output for output, _ in trained], [gradient for _, gradient in trained])
+    _clip(model, settings)
     return loss.detach()
 
 
-def _embed(model: nn.Module, batch: Batch, piece: slice, settings: Training) -> Embedded:
+def _embed(model: nn.Module, features: Tensor, ids: Tensor, settings: Training) -> Embedded:
     device = next(model.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-        embedded: Embedded = model(batch.features[piece].to(device), batch.ids[piece].to(device))
+    with _precision(device, settings):
+        embedded: Embedded = model(features.to(device, non_blocking=True), ids.to(device, non_blocking=True))
     return embedded
+
+
+def _without_locked_tower(model: DualEncoder, features: Tensor, settings: Training) -> Tensor:
+    """Return what the trained layers read: the features of images if the image tower is locked, else the inputs."""
+    if features.dtype != torch.uint8 or model.image is None or not model.image.is_locked:
+        return features
+    device = model.log_scale.device
+    with _precision(device, settings):
+        return model.select(model.image(features.to(device, non_blocking=True)))
+
+
+def _precision(device: torch.device, settings: Training) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
+
+
+def _clip(model: nn.Module, settings: Training) -> None:
+    if settings.clip_gradient_norm:
+        nn.utils.clip_grad_norm_(model.parameters(), settings.clip_gradient_norm)
 
 
 def _joined(parts: list[Embedded]) -> Embedded:

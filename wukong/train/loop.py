@@ -163,9 +163,11 @@ def train(
     first = state.epoch * steps_an_epoch + state.sample // size
     replica: nn.Module = model
     if workers > 1:
-        # A tower that is trained may have layers that this similarity does not use.
-        trained = model.image is not None and any(weight.requires_grad for weight in model.image.parameters())
-        replica = DistributedDataParallel(model, find_unused_parameters=trained)
+        if model.image is not None:
+            model.image.synchronise_batch_norm()
+        # An image tower that is trained may have layers that this similarity does not use.
+        trains_tower = model.image is not None and not model.image.is_locked
+        replica = DistributedDataParallel(model, find_unused_parameters=trains_tower)
     model.train()
     if not rank:
         log.info("training on %d workers, step %d to %d", workers, first + 1, steps)

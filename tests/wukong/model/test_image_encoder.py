@@ -259,6 +259,33 @@ def test_checkpointing_changes_no_gradient_and_refuses_to_train_batch_norm() -> 
         convolutional.train()
 
 
+@pytest.mark.parametrize("name", [RN50, LITE0])
+def test_trained_batch_norms_are_synchronised_and_keep_their_names_and_activations(name: str) -> None:
+    encoder = random_encoder(name, image_size=64)
+    encoder.lock(2)
+    before = {key: value.requires_grad for key, value in encoder.named_parameters()}
+    expected = encoder.eval()(pictures(64))
+    state = encoder.state_dict()
+    encoder.to("meta").synchronise_batch_norm()  # torch's synchronised batch norm cannot be trained on the CPU
+    kinds = {type(module).__name__ for module in encoder.modules() if "BatchNorm" in type(module).__name__}
+    assert kinds <= {"SyncBatchNorm", "SyncBatchNormAct"} and kinds
+    assert {key: value.requires_grad for key, value in encoder.named_parameters()} == before
+    encoder.load_state_dict(state, assign=True)
+    encoder.mean, encoder.std = (torch.tensor(values).view(1, 3, 1, 1) for values in ENCODERS[name][3])
+    torch.testing.assert_close(encoder.eval()(pictures(64)), expected)
+
+
+def test_batch_norm_on_processors_is_not_synchronised_and_a_warning_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    encoder = random_encoder(LITE0, image_size=64)
+    encoder.synchronise_batch_norm()
+    assert "trains the batch norm bn1 and " in caplog.text and "only on GPUs" in caplog.text
+    caplog.clear()
+    encoder.lock()
+    encoder.synchronise_batch_norm()
+    assert not caplog.records
+    assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in encoder.modules())
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 96, 96), (1, 3, 1, 1), (3, 96, 96), (1, 3, 224, 224)])
 def test_pictures_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     encoder = ImageEncoder(Settings(image_size=96))

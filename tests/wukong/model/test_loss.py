@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import workers
 
-from wukong.model.loss import contrastive, global_loss, pairwise, token_loss
+from wukong.model.loss import contrastive, exchanged, global_loss, pairwise, token_loss
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -132,12 +132,12 @@ def test_equal_captions_do_not_enter_the_sigmoid_loss() -> None:
 
 
 def _share(rank: int, count: int, kind: str, objective: str) -> dict[str, torch.Tensor]:
-    rows = 8 // count
+    rows = 12 // count
     mine = slice(rank * rows, (rank + 1) * rows)
     scale, bias = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (9.0, -4.0))
-    captions = torch.tensor([1, 2, 1, 3, 4, 5, 6, 3])[mine]
+    captions = torch.tensor([1, 2, 1, 3, 4, 5, 6, 3, 7, 7, 8, 1])[mine]
     options = (scale, captions, 0.1, bias if objective == "sigmoid" else None)
-    image, text, counted = token_batch(8)
+    image, text, counted = token_batch(12)
     if kind == "global":
         image, text = image[:, 0], text[:, 0]
     image, text = image[mine].requires_grad_(), text[mine].requires_grad_()
@@ -159,7 +159,7 @@ def _shares(rank: int, count: int) -> dict[str, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, 3, 4])
 def test_several_workers_equal_one(tmp_path: Path, count: int) -> None:
     found = workers.run(count, tmp_path, _shares)
     for case, alone in _shares(0, 1).items():
@@ -184,6 +184,7 @@ def _bytes_sent() -> int:
 
 
 ROWS, PATCHES, WORDS, WIDTH = 16, 400, 8, 64
+SCORES = 256
 
 
 def _traffic(rank: int, count: int) -> dict[str, torch.Tensor]:
@@ -197,6 +198,11 @@ def _traffic(rank: int, count: int) -> dict[str, torch.Tensor]:
         before = _bytes_sent()
         token_loss(image, text, counted, scale, captions, 0.0, bias).backward()
         sent[name] = torch.tensor(_bytes_sent() - before)
+    scores = torch.randn(SCORES, count * SCORES)
+    dist.barrier()
+    before = _bytes_sent()
+    exchanged(scores)
+    sent["exchange"] = torch.tensor(_bytes_sent() - before)
     return sent
 
 
@@ -207,3 +213,5 @@ def test_workers_exchange_only_text_tokens_and_scores(tmp_path: Path) -> None:
     text, scores, image = 4 * ROWS * WORDS * WIDTH, 4 * ROWS * 2 * ROWS, 4 * ROWS * PATCHES * WIDTH
     for sent in workers.run(2, tmp_path, _traffic):
         assert 2 * text < sent["sigmoid"] < sent["softmax"] < 3 * (text + scores) + 5_000 < image / 10
+        # A worker sends the scores of the other's captions, not also those of its own.
+        assert 1 <= sent["exchange"] / (4 * SCORES**2) < 1.1

@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +22,26 @@ if DEVICE == "cpu" and os.environ.setdefault("TRITON_INTERPRET", "1") and "trito
 pytest.importorskip("triton")
 
 from wukong.model import similarity, token_triton  # noqa: E402
+from wukong.model.token_triton import Kernel, Precision  # noqa: E402
 
-# The interpreter multiplies the bits of bfloat16, not its values.
-LOW = torch.bfloat16 if DEVICE == "cuda" else torch.float16
+KERNELS: tuple[Kernel, ...] = ("scores", "image_gradient", "text_gradient")
+
+
+@pytest.fixture(autouse=True)
+def bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The interpreter multiplies the bits of bfloat16, not its values: convert them to float32, which is exact."""
+    if DEVICE == "cpu":
+        import triton.language as tl
+        from triton.runtime.interpreter import InterpreterBuilder
+
+        dot: Callable[..., Any] = InterpreterBuilder.create_dot
+
+        def exact(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
+            a, b = (builder.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+            return dot(builder, a, b, *rest)
+
+        monkeypatch.setattr(InterpreterBuilder, "create_dot", exact)
+    yield
 
 
 def batch(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -34,12 +54,12 @@ def batch(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> tuple[to
     return image.to(DEVICE, dtype), text.to(DEVICE, dtype), counted.to(DEVICE)
 
 
-# Images, texts, patches, words, width; 257 and 577 patches are several blocks.
+# Images, texts, patches, words, width; 257 and 576 patches are several blocks, and so are 5 texts.
 SHAPES = [
-    (3, 4, 49, 32, 256),
+    (3, 5, 49, 32, 256),
     (2, 3, 5, 7, 12),
     (2, 2, 257, 20, 40),
-    (1, 2, 577, 9, 24),
+    (1, 2, 576, 9, 24),
     (2, 2, 20, 300, 16),
     (1, 1, 1, 1, 3),
 ]
@@ -47,19 +67,110 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("with_first", [False, True], ids=["without [CLS]", "with [CLS]"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (LOW, 2e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_scores_and_gradients_are_the_same(
     shape: tuple[int, int, int, int, int], with_first: bool, dtype: torch.dtype, tolerance: float
 ) -> None:
     compare(shape, with_first, dtype, tolerance)
 
 
-@pytest.mark.parametrize("shared", [9_000, 12_000])
-def test_blocks_for_little_memory_give_equal_results(shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_for_little_memory_give_equal_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = 18_000
     monkeypatch.setattr(token_triton, "shared_memory", lambda _device: shared)
-    cut = token_triton.blocks(70, 20, 40, 4, shared)
-    assert cut is not None and cut.rows < 70
+    for kernel in KERNELS:
+        cut = token_triton.blocks(kernel, 20, 40, "ieee", shared)[0]
+        assert cut.patches < 70 and cut.depth < 40
     compare((2, 2, 70, 20, 40), True, torch.float32, 1e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_all_blocks_that_are_measured_give_equal_results(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks for tensor cores, too, which float32 tokens use where TF32 is allowed."""
+    first = token_triton.blocks
+    cuts = first(kernel, 20, 40, "tf32", 100_000)
+    assert len(cuts) == 4
+    for cut in cuts:
+        chosen = {other: first(other, 20, 40, "ieee", 100_000) for other in KERNELS} | {kernel: (cut,)}
+        monkeypatch.setattr(token_triton, "blocks", lambda other, *_shape, chosen=chosen: chosen[other])
+        compare((2, 3, 70, 20, 40), False, torch.float32, 1e-5)
+
+
+def test_the_fastest_blocks_are_measured_once_and_never_where_the_choice_must_not_vary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuts = token_triton.blocks("scores", 32, 256, "half", MEMORY[3])
+    tokens = SimpleNamespace(is_cuda=True, shape=(8, 49, 256), device="cuda:0", dtype=torch.bfloat16)
+    times = {cuts[0]: 3.0, cuts[1]: 2.0, cuts[2]: 1.0, cuts[3]: None}
+    launched: list[token_triton.Blocks] = []
+
+    def measure(work: Callable[[], None], **_options: int) -> float:
+        work()
+        taken = times[launched[-1]]
+        if taken is None:
+            raise token_triton.OutOfResources(300_000, MEMORY[3], "shared memory")
+        return taken
+
+    monkeypatch.setattr(token_triton, "_fastest", {})
+    monkeypatch.setattr(token_triton, "shared_memory", lambda _device: MEMORY[3])
+    monkeypatch.setattr(token_triton.triton, "testing", SimpleNamespace(do_bench=measure))
+    given: Any = ("scores", tokens, SimpleNamespace(shape=(8, 32, 256)), "half", launched.append)
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        torch.use_deterministic_algorithms(mode=True, warn_only=True)
+        assert token_triton._chosen(*given) == cuts[0]
+        assert not launched
+        torch.use_deterministic_algorithms(mode=False)
+        assert token_triton._chosen(*given) == cuts[2]
+        assert token_triton._chosen(*given) == cuts[2]
+        assert launched == list(cuts)
+    finally:
+        torch.use_deterministic_algorithms(mode=before[0], warn_only=before[1])
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="only the interpreter runs single programs")
+def test_the_last_of_more_texts_than_a_grids_second_axis_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run two of many programs: the one with the last text and the last image, and one in the middle."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    images, texts = 3, 70_001
+    image, text, counted = batch((images, texts, 5, 2, 8), torch.float32)
+    grids: list[int] = []
+    programs: list[int] = []
+    kernel = token_triton._scores
+
+    class Watched:
+        def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+            grids[:] = grid
+            programs[:] = [grid[0] // 2, grid[0] - 1]
+            launched: Callable[..., None] = kernel[(2,)]
+            return launched
+
+    def number(builder: InterpreterBuilder, x: int, y: int, z: int) -> None:
+        builder.grid_idx = (programs[x], y, z)
+
+    monkeypatch.setattr(token_triton, "_scores", Watched())
+    monkeypatch.setattr(InterpreterBuilder, "set_grid_idx", number)
+    found = kernels(image, text, counted)
+    (count,) = grids
+    cut = token_triton.blocks("scores", 2, 8, "ieee", token_triton.shared_memory(image.device))[0]
+    group = cut.rows // 16
+    groups = -(-texts // group)
+    span = token_triton.images_of_a_program(images, groups)
+    assert groups > 2**12 and span > 1
+    assert count == groups * -(-images // span) < 2**31
+    middle = count // 2 % groups * group
+    for j in (texts - 1, middle, middle + group - 1):
+        expected = similarity.token_similarity(image, text[j : j + 1], counted[j : j + 1])
+        own = slice(count // 2 // groups * span, None) if j != texts - 1 else slice((images - 1) // span * span, None)
+        for side, right in zip(found, expected, strict=True):
+            torch.testing.assert_close(side[own, j][:span], right[own, 0][:span], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("images", "texts"), [(1, 1), (256, 10_240), (512, 512), (40_000, 10**7), (10**6, 10**6)])
+def test_a_grid_is_never_too_large(images: int, texts: int) -> None:
+    span = token_triton.images_of_a_program(images, texts)  # one text a group, the most programs
+    assert 1 <= span <= images
+    assert texts * -(-images // span) < 2**31
 
 
 def compare(shape: tuple[int, int, int, int, int], with_first: bool, dtype: torch.dtype, tolerance: float) -> None:
@@ -96,38 +207,51 @@ def test_the_content_of_padding_has_no_influence() -> None:
 MEMORY = [64 * 1024, 99 * 1024, 163 * 1024, 227 * 1024]
 
 
-@given(
-    st.integers(1, 3000), st.integers(1, 512), st.integers(1, 2048), st.sampled_from([2, 4]), st.sampled_from(MEMORY)
-)
-def test_blocks_fit_for_every_model(patches: int, words: int, width: int, item: int, limit: int) -> None:
-    cut = token_triton.blocks(patches, words, width, item, limit)
-    if (words > 256, item, limit) == (True, 4, MEMORY[0]):
+@given(st.integers(1, 512), st.integers(1, 2048), st.sampled_from(["half", "tf32", "ieee"]), st.sampled_from(MEMORY))
+def test_blocks_fit_for_every_model(words: int, width: int, precision: Precision, limit: int) -> None:
+    if (words > 256, precision == "half", limit) == (True, False, MEMORY[0]):
         return  # the weights alone would fill it
-    assert cut is not None
-    n = 1 << max(4, (words - 1).bit_length())
-    for size in (cut.rows, cut.depth, cut.gradient_rows, cut.gradient_columns):
-        assert size >= 16 and size & (size - 1) == 0  # what tensor cores and Triton take
-    assert token_triton.forward_shared(cut.rows, n, cut.depth, cut.stages, item) <= limit
-    backward = (cut.gradient_rows, n, cut.gradient_columns, cut.gradient_stages, item)
-    assert token_triton.backward_shared(*backward) <= limit
-    # The numbers that a thread accumulates must fit into its 255 registers.
-    assert cut.rows * n <= 64 * 32 * cut.warps
-    assert max(cut.gradient_rows * n, max(cut.gradient_rows, n) * cut.gradient_columns) <= 64 * 32 * 4
-    assert token_triton.does_not_fit(patches, 65535, words, width, item, limit) == ""
+    assert token_triton.does_not_fit(words, width, precision, limit) == ""
+    n, item = 1 << max(4, (words - 1).bit_length()), 2 if precision == "half" else 4
+    for kernel in KERNELS:
+        for cut in token_triton.blocks(kernel, words, width, precision, limit):
+            for size in (cut.rows, cut.patches, cut.depth):
+                assert size >= 16 and size & (size - 1) == 0  # what tensor cores and Triton take
+            assert cut.rows % n == 0
+            assert token_triton.shared_bytes(kernel, cut, width, item) <= limit
+            # The numbers that a thread accumulates must fit into its 255 registers, beside others.
+            accumulated = {
+                "scores": cut.rows * cut.patches,
+                "image_gradient": cut.patches * cut.depth,
+                "text_gradient": cut.rows * cut.depth,
+            }[kernel]
+            assert accumulated <= 64 * 32 * cut.warps
+
+
+@pytest.mark.parametrize("limit", MEMORY[2:], ids=["A100", "H100"])
+def test_an_h100_and_an_a100_build_weights_once_and_keep_texts(limit: int) -> None:
+    for kernel in KERNELS:
+        assert token_triton.blocks(kernel, 32, 256, "half", limit)[0].depth == 256
+
+
+def test_float32_is_exact_unless_torch_may_round_to_tf32() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        assert token_triton.precision_of(torch.ones(1)) == "ieee"
+        torch.set_float32_matmul_precision("high")
+        assert token_triton.precision_of(torch.ones(1)) == "tf32"
+        assert token_triton.precision_of(torch.ones(1, dtype=torch.bfloat16)) == "half"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize(
-    ("patches", "texts", "words", "limit", "reason"),
-    [
-        (49, 2**16, 32, MEMORY[0], "65536 captions at a time are more than the kernels take, 65535"),
-        (49, 8, 513, MEMORY[3], "up to 1024 text tokens"),
-        (49, 8, 32, 5_000, "more than the 5000 bytes of shared memory"),
-    ],
+    ("words", "limit", "reason"),
+    [(513, MEMORY[3], "captions of 513 tokens"), (32, 5_000, "more than the 5000 bytes of shared memory")],
 )
-def test_the_reason_why_shapes_do_not_fit_is_given(
-    patches: int, texts: int, words: int, limit: int, reason: str
-) -> None:
-    assert reason in token_triton.does_not_fit(patches, texts, words, 256, 2, limit)
+def test_the_reason_why_shapes_do_not_fit_is_given(words: int, limit: int, reason: str) -> None:
+    assert reason in token_triton.does_not_fit(words, 256, "half", limit)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the kernels are reached without a GPU here")
@@ -143,7 +267,7 @@ def test_without_memory_for_the_kernels_the_blocks_run_and_warn_once(
         return run(*given)
 
     monkeypatch.setattr(token_triton, "token_similarity", watched)
-    for words in (600, 601, 30):
+    for words in (600, 600, 30):
         image, text, counted = batch((2, 2, 5, words, 12), torch.float32)
         expected = similarity.token_similarity(image, text, counted)
         with monkeypatch.context() as patched:
@@ -151,61 +275,83 @@ def test_without_memory_for_the_kernels_the_blocks_run_and_warn_once(
             torch.testing.assert_close(tuple(similarity.token_similarity(image, text, counted)), tuple(expected))
     assert used == [30]
     (said,) = [record.getMessage() for record in caplog.records if "without Triton's kernels" in record.getMessage()]
-    assert "up to 1024 text tokens" in said
+    assert "captions of 600 tokens" in said
 
 
 COMPILE = """
-import json, sys
+import json, re, subprocess, sys, tempfile
+from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from wukong.model import token_triton
 
-REAL = {2: "*bf16", 4: "*fp32"}
-for capability, limit, patches, words, width, item in json.loads(sys.argv[1]):
-    cut = token_triton.blocks(patches, words, width, item, limit)
-    types = dict.fromkeys(("image", "text", "gradient"), REAL[item]) | {"counted": "*i1", "matched": "*i1"}
-    types |= {"word": "*u8", "patch": "*i16", "to_text": "*fp32", "to_image": "*fp32"}
-    n = token_triton._size(words)
-    forward = {"M": cut.rows, "N2": n, "K": cut.depth, "KEEP": 1}
-    backward = {"M": cut.gradient_rows, "N2": n, "D": cut.gradient_columns}
-    most = (
-        token_triton.forward_shared(cut.rows, n, cut.depth, cut.stages, item),
-        token_triton.backward_shared(cut.gradient_rows, n, cut.gradient_columns, cut.gradient_stages, item),
-    )
-    for kernel, sizes, warps, stages, reckoned in (
-        (token_triton._scores, forward, cut.warps, cut.stages, most[0]),
-        (token_triton._image_gradient, backward, 4, cut.gradient_stages, most[1]),
-        (token_triton._text_gradient, backward, 4, cut.gradient_stages, most[1]),
-    ):
+TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+for capability, limit, patches, words, width, precision, most_registers in json.loads(sys.argv[1]):
+    real, n = "*bf16" if precision == "half" else "*fp32", token_triton._size(words)
+    types = dict.fromkeys(("image", "text", "gradient"), real) | {"counted": "*i1", "matched": "*i1"}
+    types |= dict.fromkeys(("to_text", "to_image", "of_patch", "of_word"), "*fp32")
+    types |= {"word": "*u8" if words <= 256 else "*i16", "patch": "*u8" if patches <= 256 else "*i16"}
+    for name in ("scores", "image_gradient", "text_gradient"):
+        kernel = getattr(token_triton, "_" + name)
+        cut = token_triton.blocks(name, words, width, precision, limit)[0]
+        sizes = {"WIDTH": width, "N2": n, "G": cut.rows // n, "P": cut.patches}
+        sizes |= {"PRECISION": token_triton._dot_precision(precision)}
+        sizes |= {"K": cut.depth, "KEEP": True} if name == "scores" else {"D": cut.depth}
         names = kernel.arg_names
         signature = {name: "constexpr" if name in sizes else types.get(name, "i32") for name in names}
         values = {(names.index(name),): value for name, value in sizes.items()}
-        # A launch tells the compiler the same: addresses, and sometimes the width, can be divided by 16.
-        whole = [name for name in names if name in types or (name == "width" and width % 16 == 0)]
-        hints = {(names.index(name),): [["tt.divisibility", 16]] for name in whole}
+        # A launch tells the compiler the same: addresses can be divided by 16.
+        hints = {(names.index(name),): [["tt.divisibility", 16]] for name in names if name in types}
         source = ASTSource(kernel, signature, values, hints)
-        options = {"num_warps": warps, "num_stages": stages}
+        options = {"num_warps": cut.warps, "num_stages": cut.stages}
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-        what = f"{kernel.__name__} {patches} x {words} x {width} {item} sm_{capability}"
-        assert compiled.metadata.shared <= reckoned <= limit, (what, compiled.metadata.shared, reckoned, limit, cut)
-        if item == 2:
-            assert "mma" in compiled.asm["ptx"], f"{what}: no tensor cores"
-        print(what, compiled.metadata.shared, reckoned, limit, cut, flush=True)
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            Path(file.name).write_bytes(compiled.asm["cubin"])
+            usage = subprocess.run([TOOL, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        registers, spilled = map(int, re.search(r"REG:(\\d+) STACK:(\\d+)", usage).groups())
+        print(json.dumps({
+            "what": f"{name} {precision} sm_{capability} {patches} x {words} x {width}",
+            "registers": registers,
+            "most_registers": most_registers,
+            "spilled": spilled,
+            "shared": compiled.metadata.shared,
+            "computed": token_triton.shared_bytes(name, cut, width, 2 if precision == "half" else 4),
+            "limit": limit,
+            "instructions": [name for name in ("wgmma", "mma.sync", "cp.async") if name in compiled.asm["ptx"]],
+            "blocks": cut,
+        }), flush=True)
 """
 
-# Compute capability, its shared memory, patches (577 is 336 pixels in patches of 14, with one to spare), words, width,
-# bytes a number.
+# Compute capability, its shared memory, patches (576 is 336 pixels in patches of 14), words, width, products, and the
+# most registers of a thread.
 COMPILED = [
-    (90, MEMORY[3], 256, 32, 256, 2),
-    (90, MEMORY[3], 577, 32, 256, 2),
-    (86, MEMORY[1], 577, 32, 256, 4),
-    (80, MEMORY[2], 49, 300, 100, 2),
+    (90, MEMORY[3], 256, 32, 256, "half", 200),
+    (80, MEMORY[2], 576, 32, 256, "half", 200),
+    (90, MEMORY[3], 576, 32, 256, "tf32", 255),
+    (80, MEMORY[2], 49, 300, 100, "half", 255),
+    (86, MEMORY[1], 576, 32, 256, "ieee", 200),
 ]
 
 
 @pytest.mark.slow
-def test_compiled_kernels_use_no_more_memory_than_computed() -> None:
-    """The interpreter accepts code that the compiler refuses; compiling needs no GPU."""
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler for CUDA is for Linux")
+def test_compiled_kernels_keep_to_registers_and_shared_memory() -> None:
+    """The interpreter accepts code that the compiler refuses; compiling needs no GPU.
+
+    Registers are of one thread; spilled are the bytes of a thread that do not fit into them.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    subprocess.run([sys.executable, "-c", COMPILE, json.dumps(COMPILED)], check=True, env=environment)
+    command = [sys.executable, "-c", COMPILE, json.dumps(COMPILED)]
+    output = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
+    lines = [json.loads(line) for line in output.splitlines()]
+    assert len(lines) == 3 * len(COMPILED)
+    for found in lines:
+        assert found["shared"] <= found["computed"] <= found["limit"], found
+        assert found["spilled"] == 0, found
+        assert found["registers"] <= found["most_registers"], found
+        if "ieee" not in found["what"]:
+            wanted = "wgmma" if "sm_90" in found["what"] else "mma.sync"
+            assert wanted in found["instructions"], found
+        if " 300 " not in found["what"]:
+            assert "cp.async" in found["instructions"], found

@@ -55,10 +55,10 @@ def make(dropout: float = 0.0, similarity: str = "global", loss: str = "softmax"
     return dual, InMemory(torch.randn(shape).half(), CAPTIONS, tokenizer)
 
 
-def with_tower(similarity: str = "global", lock: int | str = "none") -> DualEncoder:
+def with_tower(similarity: str = "global", lock: int | str = "none", block: int | None = None) -> DualEncoder:
     """The same model with an image tower: a small ViT with random weights for images of 32 x 32 pixels."""
     torch.manual_seed(0)
-    tower = ImageEncoder(name="vit_tiny_patch16_224", weights="random", image_size=32)
+    tower = ImageEncoder(name="vit_tiny_patch16_224", weights="random", image_size=32, block=block)
     text = {"layers": 1, "heads": 2, "width": 16}
     model = Model.model_validate({"image": tower, "text": text, "embedding": 8, "similarity": similarity})
     dual = DualEncoder(model, Tokenizer(packaged_vocabulary()), image_encoder.ImageEncoder(tower))

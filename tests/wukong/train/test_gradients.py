@@ -75,9 +75,9 @@ def test_bfloat16_is_close_to_float32() -> None:
             assert (value - expected[name]).norm() < 0.05 * expected[name].norm() + 1e-6, name
 
 
-def _pictures(similarity: str, rank: int, count: int) -> tuple[DualEncoder, Batch]:
-    """A model with a partly locked image tower, and this worker's images and captions."""
-    model = small.with_tower(similarity, lock=12).double().train()
+def _pictures(similarity: str, rank: int, count: int, lock: int | str = 12) -> tuple[DualEncoder, Batch]:
+    """A model with a wholly or partly locked image tower, and this worker's images and captions."""
+    model = small.with_tower(similarity, lock).double().train()
     _, pairs = small.make(similarity=similarity)
     batch = share(pairs, rank, count)
     pixels = torch.randint(0, 256, (28, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -94,7 +94,7 @@ def _share(rank: int, count: int) -> dict[str, dict[str, torch.Tensor]]:
             batch = share(pairs, rank, count)
         find = model.image is not None
         replica = DistributedDataParallel(model, find_unused_parameters=find) if count > 1 else model
-        settings = Training(micro_batch=3 if count > 1 else 0)
+        settings = Training(micro_batch=3 if count > 1 else 0, clip_gradient_norm=0.01)
         shares[f"{similarity}, {loss}"] = {"loss": gradients.backward(model, replica, batch, settings), **found(model)}
     return shares
 
@@ -112,12 +112,74 @@ def test_two_workers_in_pieces_equal_one_worker_with_the_whole_batch(tmp_path: P
                 assert torch.equal(first[case][name], second[case][name])
 
 
+@pytest.mark.parametrize("micro_batch", [0, 5])
+@pytest.mark.parametrize("share_of_norm", [0.25, 4.0])
+def test_a_long_gradient_is_shortened_like_torchs_clip(micro_batch: int, share_of_norm: float) -> None:
+    model, pairs = make("global", "softmax")
+    batch = share(pairs)
+    embedded = model(batch.features, batch.ids)
+    model.loss(embedded, batch.captions).backward()
+    norm = torch.stack([value.grad.norm() for value in model.parameters() if value.grad is not None]).norm()
+    limit = share_of_norm * float(norm)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+    expected = found(model)
+    model.zero_grad()
+    gradients.backward(model, model, batch, Training(micro_batch=micro_batch, clip_gradient_norm=limit))
+    torch.testing.assert_close(found(model), expected, rtol=1e-6, atol=1e-12)
+    length = torch.stack([value.norm() for value in found(model).values()]).norm()
+    assert float(length) == pytest.approx(min(1.0, share_of_norm) * float(norm), rel=1e-5)
+
+
+@pytest.mark.parametrize("similarity", ["global", "token"])
+@pytest.mark.parametrize(("lock", "images"), [("all", 16), (12, 32)], ids=["locked", "partly locked"])
+def test_a_locked_tower_sees_each_image_once(similarity: str, lock: int | str, images: int) -> None:
+    model, batch = _pictures(similarity, 0, 1, lock)
+    whole = gradients.backward(model, model, batch, Training())
+    expected = found(model)
+    model.zero_grad()
+    assert model.image is not None
+    seen: list[int] = []
+    model.image.register_forward_pre_hook(lambda _tower, given: seen.append(len(given[0])))
+    pieces = gradients.backward(model, model, batch, Training(micro_batch=5))
+    assert sum(seen) == images
+    torch.testing.assert_close(pieces, whole, rtol=1e-10, atol=0)
+    torch.testing.assert_close(found(model), expected, rtol=1e-8, atol=1e-12)
+
+
 def test_batch_norm_updates_its_statistics_once() -> None:
     model, pairs = small.make()
     norm = torch.nn.BatchNorm1d(small.WIDTH)
     model.image_head = torch.nn.Sequential(norm, model.image_head)
     gradients.backward(model.train(), model, next(pairs.batches(16, 0, 0)), Training(micro_batch=8))
     assert int(norm.num_batches_tracked) == 2  # pieces, each seen twice
+
+
+@pytest.mark.slow
+def test_compiled_towers_give_equal_gradients() -> None:
+    """Batches of several lengths, for which each layer is compiled once. The image tower has one block, for speed.
+
+    The graphs of both passes run as they are: to generate code for processors takes minutes.
+    """
+    results = []
+    for compiled in (False, True):
+        model = small.with_tower(block=0).train()
+        if compiled:
+            model.compile_towers("aot_eager")
+        names, shares = list(model.state_dict()), []
+        rows = 6
+        for number, lengths in enumerate(((6, 3, 1), (5, 2, 2), (7, 6, 3))):
+            generator = torch.Generator().manual_seed(number)
+            pixels = torch.randint(0, 256, (rows, 3, 32, 32), generator=generator, dtype=torch.uint8)
+            ids = torch.randint(200, 9_000, (rows, max(lengths)), generator=generator)
+            real = torch.tensor([lengths[row % 3] for row in range(rows)])
+            ids = ids.masked_fill(torch.arange(max(lengths)) >= real[:, None], 0)
+            batch = Batch(pixels, ids, torch.arange(rows), torch.arange(rows))
+            model.zero_grad()
+            shares.append({"loss": gradients.backward(model, model, batch, Training()), **found(model)})
+        results.append((names, shares))
+    (names, expected), (compiled_names, shares) = results
+    assert compiled_names == names
+    torch.testing.assert_close(shares, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_activation_checkpointing_works_with_pieces() -> None:

@@ -1,0 +1,217 @@
+"""``wukong plan``: storage and hours of a training, from rates measured on this machine and rates that are told."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+
+from wukong import config, estimate
+from wukong.config import Experiment, Training
+from wukong.errors import ConfigError
+from wukong.estimate import Rate, RateName, TrainingPlan
+
+if TYPE_CHECKING:
+    from wukong.train.rates import Shape
+
+_GPU, _STORE = "gpu", "store"
+_PARTS: tuple[RateName, ...] = get_args(RateName)
+
+
+def plan(
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="Number of pairs to train on.")],
+    config_file: Annotated[Path, typer.Option("--config", "-c", help="The experiment, a YAML file.")] = Path(
+        "configs/demo.yaml"
+    ),
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. pretrain.epochs=3 (repeatable)."),
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option("--gpus", min=0, help="Number of GPUs, one a worker; 0 for none. Default: the config's."),
+    ] = None,
+    told: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rate",
+            metavar="NAME=NUMBER",
+            help="Use this rate instead of measuring it (repeatable). Of one worker a second: text_step=PAIRS, "
+            "tower=PICTURES; of one core a second: decode=PICTURES, augment=PICTURES. gpu=TFLOPS is what a GPU "
+            "sustains; text_step and tower are computed from it. store=GB is what all workers together read a second.",
+        ),
+    ] = None,
+    caption_tokens: Annotated[int, typer.Option("--tokens", min=3, help="Mean number of tokens of a caption.")] = 22,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Plan the pre-training: storage, and hours with stored features and without.
+
+    Rates that are not told are measured on this machine, which takes about half a minute; the output says which are
+    which. Example:
+
+        wukong plan --config configs/paper.yaml --pairs 100000000 --gpus 40 --rate gpu=300
+    """
+    experiment = config.load(config_file, overrides)
+    settings = experiment.pretrain
+    if gpus is not None:
+        changes = {"workers": gpus, "gpus_per_worker": 1} if gpus else {"gpus_per_worker": 0}
+        settings = _changed(settings, changes)
+    given = parse_rates(told or [])
+    shape, rates = find_rates(experiment, settings, given, caption_tokens)
+    store = given[_STORE] * 1e9 if _STORE in given else None
+    found = estimate.training(settings, pairs, shape.tokens * shape.width, cores_of_a_worker(settings), rates, store)
+    if as_json:
+        typer.echo(json.dumps(_as_json(found, rates, pairs, settings), indent=2))
+    else:
+        _print(found, rates, pairs, settings, experiment)
+
+
+def _changed(settings: Training, changes: Mapping[str, int]) -> Training:
+    values = {**settings.model_dump(), **changes}
+    workers = values["workers"]
+    # A plan is not refused because a batch of another size would be needed.
+    values["batch_size"] = -(-values["batch_size"] // workers) * workers
+    return Training.model_validate(values)
+
+
+def cores_of_a_worker(settings: Training) -> int:
+    """Return the cores of this machine for each worker of a training on processors."""
+    return max(1, (os.cpu_count() or 1) // settings.workers)
+
+
+def parse_rates(told: Sequence[str]) -> dict[str, float]:
+    """Read ``--rate`` values.
+
+    Raises:
+        ConfigError: a value is not NAME=NUMBER with a known name and a positive number.
+    """
+    rates: dict[str, float] = {}
+    for entry in told:
+        name, _, number = entry.partition("=")
+        try:
+            value = float(number.replace(",", ""))
+        except ValueError:
+            value = 0.0
+        if name not in {*_PARTS, _GPU, _STORE} or not 0 < value < float("inf"):
+            raise ConfigError(
+                f"--rate: {entry!r} is not NAME=NUMBER with a number above 0 and one of the names "
+                f"{', '.join((*_PARTS, _GPU, _STORE))}"
+            )
+        rates[name] = value
+    return rates
+
+
+def find_rates(
+    experiment: Experiment, settings: Training, told: Mapping[str, float], caption_tokens: int
+) -> "tuple[Shape, dict[RateName, Rate]]":
+    """Return the shape of an image's features, and all rates: told, computed, or else measured on this machine.
+
+    Args:
+        experiment: gives the model.
+        settings: of the training.
+        told: see ``parse_rates``.
+        caption_tokens: mean number of tokens of a caption.
+
+    Raises:
+        ConfigError: a rate of a GPU is not told, and this machine has no GPU; or the model cannot be built.
+    """
+    import torch
+
+    from wukong.train import rates
+
+    model, on_gpu = experiment.model, settings.gpus_per_worker > 0
+    missing = [name for name in ("text_step", "tower") if name not in told]
+    if on_gpu and missing and _GPU not in told and not torch.cuda.is_available():
+        raise ConfigError(
+            f"--rate: this machine has no GPU to measure {' and '.join(missing)} on. Give them for one GPU, such as "
+            f"{' '.join(f'--rate {name}=500' for name in missing)}, or give --rate gpu=TFLOPS for what it sustains"
+        )
+    device = torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
+    shape = rates.feature_shape(model)
+    measures: dict[RateName, Callable[[], float]] = {
+        "text_step": lambda: rates.text_step(model, settings, shape, device, caption_tokens),
+        "tower": lambda: rates.tower(model, settings, device),
+        "decode": lambda: rates.decode(model.image, ()),
+        "augment": lambda: rates.decode(model.image, settings.augmentations),
+    }
+    work: dict[RateName, Callable[[], float]] = {
+        "text_step": lambda: rates.text_step_flops(model, settings, shape, caption_tokens),
+        "tower": lambda: rates.tower_flops(model),
+    }
+    threads = torch.get_num_threads()
+    found: dict[RateName, Rate] = {}
+    try:
+        if device.type == "cpu":
+            torch.set_num_threads(cores_of_a_worker(settings))
+        for name, measure in measures.items():
+            if name in told:
+                found[name] = Rate(told[name], "told")
+            elif name in work and _GPU in told:
+                found[name] = Rate(told[_GPU] * 1e12 / work[name](), "computed")
+            else:
+                found[name] = Rate(measure(), "measured")
+    finally:
+        torch.set_num_threads(threads)
+    return shape, found
+
+
+def _as_json(found: TrainingPlan, rates: Mapping[RateName, Rate], pairs: int, settings: Training) -> dict[str, object]:
+    values = asdict(found)
+    for name, way in (("cached", found.cached), ("streamed", found.streamed)):
+        if way is not None:
+            values[name]["hours"] = way.seconds / 3600
+    return {
+        "pairs": pairs,
+        "workers": settings.workers,
+        "gpus": settings.workers * settings.gpus_per_worker,
+        "epochs": settings.epochs,
+        "rates": {name: asdict(rate) for name, rate in rates.items()},
+        **values,
+        "faster": found.faster,
+    }
+
+
+_UNITS: dict[RateName, str] = {
+    "text_step": "pairs/s of a worker, on stored features",
+    "tower": "pictures/s of a worker, forward",
+    "decode": "pictures/s of a core, plain view",
+    "augment": "pictures/s of a core, augmented view",
+}
+_SOURCES = {"measured": "measured here", "told": "told", "computed": "computed from gpu"}
+
+
+def _print(
+    found: TrainingPlan, rates: Mapping[RateName, Rate], pairs: int, settings: Training, experiment: Experiment
+) -> None:
+    where = f"{settings.workers} GPUs" if settings.gpus_per_worker else f"{settings.workers} workers without GPUs"
+    typer.echo(f"{pairs:,} pairs, {settings.epochs} epochs, {where}, {experiment.model.image.name}")
+    typer.echo("\nRates")
+    for name, rate in rates.items():
+        typer.echo(f"  {name:<10}{rate.per_second:>10,.1f}  {_UNITS[name]:<40}{_SOURCES[rate.source]}")
+    typer.echo(f"\n{'Ways':<12}{'features':>12}{'fill':>12}{'epochs':>12}{'together':>12}{'reads':>14}  most of it")
+    for title, way in (("cached", found.cached), ("streamed", found.streamed)):
+        if way is not None:
+            fill = _time(way.fill_seconds) if way.fill_seconds else "-"
+            row = (_size(way.bytes) if way.bytes else "-", fill, _time(way.train_seconds), _time(way.seconds))
+            reads = f"{_size(way.read_bytes / way.train_seconds)}/s"
+            typer.echo(f"  {title:<10}{''.join(f'{cell:>12}' for cell in row)}{reads:>14}  {way.bound_by}")
+    typer.echo(f"\nThe pairs themselves take about {_size(found.pair_bytes)}.")
+    if found.cached is not None:
+        typer.echo(f"Features are in 16 bits; in 8 bits they would take {_size(found.cached_int8_bytes)}.")
+    typer.echo(f"Faster: {found.faster}.")
+
+
+def _size(count: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count / 1e3:,.1f} KB"
+
+
+def _time(seconds: float) -> str:
+    if seconds >= 3600:
+        return f"{seconds / 3600:,.1f} h"
+    return f"{seconds / 60:,.1f} min" if seconds >= 60 else f"{seconds:.1f} s"

@@ -1,0 +1,64 @@
+"""Plans of a training, compared with sums written out by hand."""
+
+import pytest
+
+from wukong import estimate
+from wukong.config import Training
+from wukong.estimate import Rate, RateName
+
+
+def rates(**per_second: float) -> dict[RateName, Rate]:
+    values = {"text_step": 100.0, "tower": 20.0, "decode": 50.0, "augment": 10.0, **per_second}
+    return {name: Rate(value, "told") for name, value in values.items()}  # type: ignore[misc]
+
+
+def test_on_processors_decoding_and_computing_take_turns() -> None:
+    settings = Training(epochs=3, batch_size=8, workers=2, views=0, loader_workers=5)
+    plan = estimate.training(settings, 1_000, 7, 4, rates())
+    assert plan.cached is not None
+    # 500 pairs a worker; decoding runs on the worker's 4 cores.
+    assert plan.cached.fill_seconds == pytest.approx(500 * (1 / 200 + 1 / 20))
+    assert plan.cached.train_seconds == pytest.approx(3 * 500 / 100)
+    assert plan.cached.bound_by == "tower"
+    assert plan.streamed.seconds == pytest.approx(3 * 500 * (1 / 40 + 1 / 20 + 1 / 100))
+    assert (plan.cached.bytes, plan.cached_int8_bytes) == (1_000 * 7 * 2, 1_000 * 7)
+    assert plan.pair_bytes == 1_000 * estimate.PICTURE_BYTES
+    assert plan.faster == "cached"
+
+
+def test_on_gpus_the_slower_of_loaders_and_gpu_decides() -> None:
+    settings = Training(epochs=3, batch_size=8, workers=2, gpus_per_worker=1, views=2, loader_workers=3)
+    plan = estimate.training(settings, 1_000, 7, 64, rates())
+    assert plan.cached is not None
+    # Three views of 500 pictures; loaders give 30 a second, the tower takes 20.
+    assert plan.cached.fill_seconds == pytest.approx(3 * 500 / 20)
+    assert plan.cached.bytes == 3 * 1_000 * 7 * 2
+    # The GPU needs 1/20 + 1/100 seconds for a pair, the loaders 1/30.
+    assert plan.streamed.seconds == pytest.approx(3 * 500 * 0.06)
+    plan = estimate.training(settings, 1_000, 7, 64, rates(augment=1.0))
+    assert plan.streamed.seconds == pytest.approx(3 * 500 / 3)
+    assert plan.streamed.bound_by == "augment"
+
+
+def test_a_slow_store_decides_what_is_faster() -> None:
+    settings = Training(epochs=3, batch_size=8, workers=2)
+    plan = estimate.training(settings, 1_000, 100_000, 4, rates(), store=1e6)
+    assert plan.cached is not None
+    assert plan.cached.read_bytes == 3 * 1_000 * 100_000 * 2
+    assert plan.cached.train_seconds == pytest.approx(3 * 1_000 * 0.2)  # 200 KB a pair
+    assert plan.cached.bound_by == "store"
+    assert plan.streamed.read_bytes == 3 * 1_000 * estimate.PICTURE_BYTES
+    assert plan.streamed.bound_by == "tower"
+    assert plan.faster == "streamed"
+
+
+def test_a_trained_tower_has_no_stored_features() -> None:
+    plan = estimate.training(Training(lock="none", batch_size=8), 1_000, 7, 1, rates())
+    assert plan.cached is None
+    assert plan.faster == "streamed"
+
+
+def test_streaming_is_faster_where_filling_takes_longer_than_it_saves() -> None:
+    settings = Training(epochs=1, batch_size=8, workers=1, views=9, augmentations=())
+    plan = estimate.training(settings, 1_000, 7, 1, rates())
+    assert plan.faster == "streamed"
