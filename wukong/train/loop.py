@@ -63,7 +63,7 @@ class Look:
         loss: mean loss of the steps, over all workers.
         temperature: after the last step.
         learning_rate: of the last step.
-        gradient_norm: of the last step, over all trained weights; the gradient of the whole batch.
+        gradient_norm: of the last step, over all trained weights, after clipping; the gradient of the whole batch.
         samples_per_second: pairs a second, of all workers together.
         waiting_share: share of the time in which training waited for data.
         checkpoint_seconds: seconds for which checkpoints have stopped training, since the run was started or resumed.
