@@ -41,8 +41,13 @@ ROWS = ("resume", "memory", "shuffle", "checkpoint", "kills", "resize")
 SHARD, SIDE, WIDTH = 1000, 256, 768
 
 
-def shard(folder: Path) -> str:
-    """Write one shard of 1,000 pairs: images of about 30 KB, a table, features. Return its prefix."""
+def shard(folder: Path, *, distinct: bool = False) -> str:
+    """Write one shard of 1,000 pairs: images of about 45 KB, a table, features. Return its prefix.
+
+    Args:
+        folder: where to write it.
+        distinct: whether each pair has an image of its own, of one colour, and not all the same.
+    """
     (folder / "train").mkdir(parents=True)
     generator = np.random.default_rng(0)
     keys = [f"{number:020x}" for number in range(SHARD)]
@@ -51,6 +56,10 @@ def shard(folder: Path) -> str:
     Image.fromarray(noise).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(picture, "JPEG", quality=95)
     with tarfile.open(folder / "train" / "00000.tar", "w") as tar:
         for key in keys:
+            if distinct:
+                picture = io.BytesIO()
+                colour = tuple(int(value) for value in generator.integers(0, 256, 3))
+                Image.new("RGB", (SIDE, SIDE), colour).save(picture, "JPEG")
             for suffix, content in (("jpg", picture.getvalue()), ("json", b"{}" * 300), ("txt", "一只猫".encode())):
                 entry = tarfile.TarInfo(f"{key}.{suffix}")
                 entry.size = len(content)
@@ -292,7 +301,7 @@ def resize(folder: str) -> None:
 
     def losses(made: config.Experiment) -> list[float]:
         filtered = Stage(made.root, "filter", stages.of("filter").config(made))
-        shard(Path(storage.filesystem(filtered.uri)[1]))
+        shard(Path(storage.filesystem(filtered.uri)[1]), distinct=True)
         parts = [filtered.describe(f"train/00000{suffix}", SHARD) for suffix in (".tar", ".parquet")]
         trained = training.run("pretrain", made, filtered.commit(parts))
         history = storage.read_json(storage.join(trained.uri, "history.json"))["history"]
