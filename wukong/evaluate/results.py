@@ -1,15 +1,17 @@
 """What an evaluation hands on: results with intervals, as one JSON document in the shape of the paper's Tables 5 to 7.
 
 ``wukong evaluate --json`` and the evaluate stage write this document; the report and MLflow are made from it. Nothing
-here needs torch.
+here needs torch or SciPy.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wukong.evaluate import paper
-from wukong.evaluate.interval import Interval
+
+if TYPE_CHECKING:
+    from wukong.evaluate.interval import Interval
 
 FORMAT = 2
 HOLDOUT = "holdout"
@@ -112,7 +114,7 @@ class Outcome:
     protocol: str
     sizes: Mapping[str, int]
     headline: str
-    results: Mapping[str, Interval]
+    results: Mapping[str, "Interval"]
     chance: Mapping[str, float]
     classes: Sequence[ClassResult] = ()
     confusion: Sequence[Sequence[int]] = ()

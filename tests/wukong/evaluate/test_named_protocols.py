@@ -141,10 +141,15 @@ def test_a_perfect_a_random_and_an_adversarial_model() -> None:
         assert adversarial.top5 is not None
         for each in (adversarial.top1, adversarial.top5, adversarial.mean_per_class):
             assert (each.value, each.low) == (0.0, 0.0)
-        random = classification.measured(torch.rand(600, 20), labels, rules, "caltech101")
-        assert random.top5 is not None
-        for each, chance in ((random.top1, 0.05), (random.top5, 0.25), (random.mean_per_class, 0.05)):
-            assert each.low <= chance <= each.high
+        held = {"top1": 0, "top5": 0, "mean_per_class": 0}
+        for _ in range(10):
+            random = classification.measured(torch.rand(600, 20), labels, rules, "caltech101")
+            assert random.top5 is not None
+            held["top1"] += random.top1.low <= 0.05 <= random.top1.high
+            held["top5"] += random.top5.low <= 0.25 <= random.top5.high
+            held["mean_per_class"] += random.mean_per_class.low <= 0.05 <= random.mean_per_class.high
+        # One interval in twenty lacks the true value: of ten, fewer than seven hold it once in a thousand times.
+        assert min(held.values()) >= 7
 
 
 def test_the_protocol_chooses_the_metric() -> None:
