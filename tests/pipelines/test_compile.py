@@ -179,8 +179,9 @@ def tiny(folder: Path) -> dict[str, Any]:
 
 
 def as_named(file: Path, name: str) -> Any:
-    """A compiled pipeline with KFP's name of the run, whose placeholder KFP's local runner does not know."""
+    """A compiled pipeline for KFP's local runner, which knows neither the name's placeholder nor our executor."""
     text = file.read_text(encoding="utf-8").replace("{{$.pipeline_job_resource_name}}", name)
+    text = text.replace("python3 -m components.executor", "python3 -m kfp.dsl.executor_main")
     return components.load_component_from_text(text)
 
 
