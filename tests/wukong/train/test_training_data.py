@@ -290,9 +290,10 @@ def test_a_shard_that_was_replaced_is_named(tmp_path: Path) -> None:
 def test_training_an_image_tower_can_be_interrupted_and_resumed(prefix: str, tmp_path: Path) -> None:
     """With pieces, bfloat16 and activation checkpointing, the weights are the same with and without interruption."""
     settings = Training(epochs=2, batch_size=6, learning_rate=0.02, lock=12, micro_batch=4, precision="bfloat16")
-    uri = storage.from_path(tmp_path)
+    # A folder each: a writer keeps the newest checkpoints of its folder only.
+    cut_short, undisturbed, continued = (storage.from_path(tmp_path / name) for name in ("cut", "whole", "continued"))
 
-    def run(epochs_until_cut: int, resume: str | None = None) -> DualEncoder:
+    def run(epochs_until_cut: int, uri: str, resume: str | None = None) -> DualEncoder:
         model = small.with_tower(lock=12)
         assert model.image is not None
         model.text.checkpoint_activations = model.image.checkpoint_activations = True
@@ -310,11 +311,11 @@ def test_training_an_image_tower_can_be_interrupted_and_resumed(prefix: str, tmp
         writer.close()
         return model
 
-    run(1)
-    after_first = checkpoint.newest(uri)
+    run(1, cut_short)
+    after_first = checkpoint.newest(cut_short)
     assert after_first is not None and "checkpoint_000000001-" in after_first
-    whole, given = run(2).state_dict(), small.with_tower().state_dict()
-    resumed = run(2, after_first).state_dict()
+    whole, given = run(2, undisturbed).state_dict(), small.with_tower().state_dict()
+    resumed = run(2, continued, after_first).state_dict()
     moved = {name for name, value in given.items() if not torch.equal(value, whole[name])}
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     trained = {name for name in moved if name.startswith("image.backbone")}
