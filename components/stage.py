@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray_jobs.launch import launch, prepare
+from ray_jobs.launch import launch
 from wukong import cancel, events, experiments, manifest, run_records, stages, storage, tracking
 from wukong.config import Experiment
 from wukong.errors import WukongError
@@ -47,7 +47,6 @@ def run_stage(
     Raises:
         JobError: the job failed; the message is the job's own.
     """
-    prepare()
     parsed = experiment_of(experiment, stage, run)
     inputs = [load_artifact(path) for path in parents]
     with cancellable(), events.stage(stage), tracking.stage_run(parsed, run, stage) as run_id:

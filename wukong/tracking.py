@@ -142,14 +142,13 @@ def _open(server: Server, experiment: Experiment, run: str, stage: str) -> tuple
 
 def _is_away(error: BaseException) -> bool:
     """Return whether an error means that MLflow cannot be reached, is overloaded, or fails inside."""
-    from requests import RequestException
-
-    exceptions = sys.modules.get("mlflow.exceptions")  # what is not imported has raised nothing
+    # What is not imported has raised nothing.
+    exceptions, requests = sys.modules.get("mlflow.exceptions"), sys.modules.get("requests.exceptions")
     if isinstance(error, MlflowError):
         status = error.status
     elif exceptions is not None and isinstance(error, exceptions.MlflowException):
         status = error.get_http_status_code()  # of an error that never reached the server: 500
-    elif isinstance(error, RequestException):
+    elif requests is not None and isinstance(error, requests.RequestException):
         status = 500 if error.response is None else error.response.status_code
     else:
         return False

@@ -14,11 +14,9 @@ prefix and a record under the run's. This module writes the experiment to storag
 reads the record.
 """
 
-import importlib
 import logging
 import os
 import signal
-import threading
 import time
 from collections.abc import Mapping, Sequence
 
@@ -38,16 +36,6 @@ log = logging.getLogger(__name__)
 
 class JobError(WukongError):
     """A stage's job ended without a manifest; the message is the error that ended the job."""
-
-
-def prepare() -> None:
-    """Begin to import the client of Kubernetes, in a thread, if the job will be a RayJob.
-
-    It takes a second of a busy core. Meanwhile the caller reads what ``launch`` needs from servers, and waits for them.
-    """
-    if os.environ.get("WUKONG_CLUSTER"):
-        needed = f"{__name__}.kuberay"
-        threading.Thread(target=importlib.import_module, args=(needed,), name="imports", daemon=True).start()
 
 
 def launch(
