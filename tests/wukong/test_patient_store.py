@@ -118,7 +118,8 @@ def test_what_goes_on_while_the_server_is_killed_succeeds(
         assert storage.read_bytes(f"{root}/{name}") == _LONG, name
     lines = [record.getMessage() for record in caplog.records if record.name == patience.__name__]
     assert re.search(r"the object store is away \(.*\); what needs it is repeated for up to 60 s", lines[0])
-    (back,) = (line for line in lines if "is back after" in line)
+    # A server that starts may answer one request and refuse the next: that is an outage more.
+    back = next(line for line in lines if "is back after" in line)
     assert _AWAY_SECONDS / 2 < float(back.split()[-2]) < 60
     assert len(lines) < 6, "many requests fail many times, and one line in 30 s says so"
 
