@@ -11,6 +11,8 @@ INSTALLED := $(VENV)/.installed
 TORCH ?=
 # Set: the newest versions that pyproject.toml allows, instead of those in constraints.txt.
 NEWEST ?=
+# The tests that take seconds use one core each; those marked slow use all that there are.
+TWO_FILES_AT_A_TIME := --numprocesses 2 --dist loadfile
 # What `make cluster` and `make cluster-test` install.
 OVERLAY ?= k8s/overlays/kind
 
@@ -54,11 +56,11 @@ lint: $(INSTALLED) ## Lint, formatting, types, import rules
 
 .PHONY: unit
 unit: $(INSTALLED) ## The tests that take seconds
-	$(BIN)/pytest -m 'not slow' $(ARGS)
+	$(BIN)/pytest -m 'not slow' $(TWO_FILES_AT_A_TIME) $(ARGS)
 
 .PHONY: test
 test: lint ## Lint, types, import rules, and all tests with an end-to-end run of the pipeline
-	$(BIN)/pytest -m 'not slow' $(ARGS)
+	$(BIN)/pytest -m 'not slow' $(TWO_FILES_AT_A_TIME) $(ARGS)
 	$(BIN)/pytest -m slow $(ARGS)
 
 .PHONY: cluster

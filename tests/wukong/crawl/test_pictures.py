@@ -72,7 +72,7 @@ def test_the_header_equals_pillows(name: str) -> None:
     assert (header.kind, header.width, header.height) == expected
 
 
-@pytest.mark.parametrize("name", set(FILES) - {"avif"})
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"avif"}))
 def test_a_few_bytes_are_enough_for_the_header(name: str) -> None:
     data = FILES[name]
     known = [size for size in range(0, len(data), 7) if image_header.read_header(data[:size], complete=False)]
@@ -217,7 +217,7 @@ def test_an_animation_gives_its_first_frame(kind: str) -> None:
     assert close(store(data, resize="no"), np.full((40, 50, 3), (255, 0, 0)), 5.0)
 
 
-@pytest.mark.parametrize("name", set(FILES) - {"exif"})
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"exif"}))
 def test_a_truncated_file_is_corrupt(name: str) -> None:
     data = FILES[name][: len(FILES[name]) * 3 // 4]
     with pytest.raises(FetchError) as raised:
