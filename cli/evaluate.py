@@ -14,6 +14,7 @@ from wukong.evaluate.results import ROLES
 
 if TYPE_CHECKING:
     from wukong.config import Experiment
+    from wukong.evaluate.answers import Answers
     from wukong.manifest import Manifest
 
 _WIDTH = 120  # a narrower table would break its lines
@@ -78,7 +79,7 @@ def evaluate(
         wukong evaluate --model models:/demo@champion --tasks fashion-mnist,tuxpaint --protocol paper
     """
     from infra.corpus import catalogue
-    from wukong.evaluate import adapters, results
+    from wukong.evaluate import adapters, results, two_models
     from wukong.evaluate import tasks as tasks_to_run
     from wukong.evaluate.model import OwnModel
     from wukong.evaluate.protocol import OWN, named
@@ -105,7 +106,8 @@ def evaluate(
             f"none of the {len(names)} sets is in {root}: each needs a folder with its name there, for instance "
             f"{root / names[0]}; docs/evaluation-sets.md says how to get them"
         )
-    models, entries, alignments = [], [], []
+    models, entries, alignments, comparisons = [], [], [], []
+    answered: dict[str, Answers] = {}
     pictures: dict[str, dict[str, str]] = {}
     for role, uri in (("pretrained", model), ("finetuned", fine_tuned)):
         if uri is None:
@@ -117,6 +119,11 @@ def evaluate(
             cache = catalogue.cache_folder().with_name("classes")
             outcome = tasks_to_run.measure(loaded, found, protocol_of, cache)
             entries.append(outcome.as_json(role))
+            if outcome.answers is not None and found.name in answered:
+                before = ("pretrained", answered[found.name])
+                comparisons += two_models.compared(found.name, before, (role, outcome.answers))
+            elif outcome.answers is not None:
+                answered[found.name] = outcome.answers
             shown = pictures.setdefault(found.name, {})
             if report or experiment:
                 shown |= page.pictures(found, outcome, shown)
@@ -126,7 +133,7 @@ def evaluate(
                     shown |= squares
     described = {each.name: each.describe() for _, each in work}
     missing = page.missing({found.name for found, _ in work})
-    document = results.document(models, described, entries, missing, alignments)
+    document = results.document(models, described, entries, missing, alignments, comparisons)
     _print(document)
     for message in there.missing.values():
         typer.echo(f"NOT MEASURED: {message}", err=True)
@@ -212,3 +219,25 @@ def _print(document: Mapping[str, Any]) -> None:
             table.add_section()
         console.print(table)
     console.print("* the protocol's number for this set")
+    if document["comparisons"]:
+        console.print(_differences(document))
+
+
+def _differences(document: Mapping[str, Any]) -> Table:
+    titles = {each["task"]: each["title"] for each in document["tasks"]}
+    table = Table(
+        "Set", "Result", "Points", "95 % interval", "Only zero-shot right", "Only fine-tuned right", "McNemar p"
+    )
+    table.title = "Fine-tuned less zero-shot, on the same queries"
+    last = None
+    for each in document["comparisons"]:
+        difference, test = each["difference"], each["mcnemar"]
+        table.add_row(
+            titles[each["task"]] if each["task"] != last else "",
+            each["result"],
+            f"{100 * difference['value']:+.2f}",
+            f"{100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}",
+            *((str(test["only_first"]), str(test["only_second"]), f"{test['p']:.3g}") if test else ("", "", "")),
+        )
+        last = each["task"]
+    return table

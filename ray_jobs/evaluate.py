@@ -19,7 +19,7 @@ from wukong import places, progress, storage
 from wukong.config import Experiment
 from wukong.data import shards
 from wukong.errors import DataError
-from wukong.evaluate import holdouts, results, set_folders, sets, tasks
+from wukong.evaluate import answers, holdouts, results, set_folders, sets, tasks, two_models
 from wukong.evaluate.data_set import ClassificationData, RetrievalData
 from wukong.evaluate.model import OwnModel
 from wukong.evaluate.protocol import OWN, Protocol, named
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     """Measure the fine-tuned model, and the pre-trained one beside it.
 
-    Writes three files. ``evaluation.json`` is the document of ``wukong.evaluate.results``, with the epochs of
+    Writes ``answers/TASK.parquet`` for each task (``wukong.evaluate.answers``), and three files. ``evaluation.json`` is the document of ``wukong.evaluate.results``, with the epochs of
     ``pretrain`` and ``finetune`` under ``training`` (as ``wukong.train.loop.Epoch``, without measured times).
     ``evaluation.html`` is the page that shows it. ``metrics.json`` has the flat numbers of ``results.metrics_of``;
     those of the pre-trained model begin with ``pretrained/`` in place of ``eval/``.
@@ -76,7 +76,8 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         for role, parent in places.EVALUATED.items()
     ]
     missing = page.missing({entry["task"] for entry in entries})
-    found = results.document(models, protocols, entries, missing, alignments) | {"training": histories}
+    comparisons = [each for record in records for each in record["comparisons"]]
+    found = results.document(models, protocols, entries, missing, alignments, comparisons) | {"training": histories}
     metrics = results.metrics_of(entries, "finetuned")
     before = results.metrics_of(entries, "pretrained")
     metrics |= {f"pretrained/{name.partition('/')[2]}": value for name, value in before.items()}
@@ -85,6 +86,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     storage.write_json(stage.path("evaluation.json"), found)
     storage.write_bytes(stage.path("evaluation.html"), page.render(found, pictures).encode())
     parts = [stage.describe(name) for name in ("evaluation.html", "evaluation.json", "metrics.json")]
+    parts += [stage.describe(record["answers"], record["queries"]) for record in records if "answers" in record]
     images = {entry["task"]: entry["sizes"]["images"] for entry in entries if entry["model"] == "finetuned"}
     return stage.commit(parts, counts=images, metrics=metrics)
 
@@ -116,21 +118,23 @@ def _measure(
     """Measure both models on one task; return its record.
 
     A record has ``name``; ``tasks``, by model the entries of the results; ``pictures``, the small images of the page by
-    their ids; and ``alignments``.
+    their ids; ``alignments``; ``comparisons`` of both models; and ``answers`` and ``queries``, the path of the task's
+    answers and their number.
     """
-    record: dict[str, Any] = {"name": name, "tasks": {}, "pictures": {}, "alignments": []}
+    record: dict[str, Any] = {"name": name, "tasks": {}, "pictures": {}, "alignments": [], "comparisons": []}
     if name in experiment.held_out_tasks:
         if (held := holdouts.read(experiment, parents["filter"], name)) is not None:
-            _measured(record, experiment, parents, computed, held, _of_holdouts(experiment))
+            _measured(stage, record, experiment, parents, computed, held, _of_holdouts(experiment))
     else:
         rules = named(experiment.evaluate.protocol)
         with set_folders.local(experiment.evaluate.sets, name) as folder:
-            _measured(record, experiment, parents, None, sets.of(name).read(folder, rules.split(name)), rules)
+            _measured(stage, record, experiment, parents, None, sets.of(name).read(folder, rules.split(name)), rules)
     stage.commit_task(name, record)
     return record
 
 
 def _measured(
+    stage: Stage,
     record: dict[str, Any],
     experiment: Experiment,
     parents: Mapping[str, Manifest],
@@ -138,7 +142,11 @@ def _measured(
     data: ClassificationData | RetrievalData,
     rules: Protocol,
 ) -> None:
-    """Measure both models and add to the record; ``computed`` are features of hold-outs, None for a published set."""
+    """Measure both models, store their answers and add to the record.
+
+    ``computed`` are features of hold-outs; None for a published set.
+    """
+    answered = {}
     for role, parent in places.EVALUATED.items():
         uri = storage.join(parents[parent].uri, "model")
         loaded = saved_model.load_for_features(uri) if computed is not None else saved_model.load(uri)
@@ -149,12 +157,20 @@ def _measured(
         with TemporaryDirectory() as cache:
             outcome = tasks.measure(model, data, rules, Path(cache), encoded)
         record["tasks"][role] = [outcome.as_json(role)]
+        if outcome.answers is not None:
+            answered[role] = outcome.answers
         record["pictures"] |= page.pictures(data, outcome, record["pictures"])
         if role == "finetuned" and model.token_wise:
             whole = saved_model.load(uri) if computed is not None else loaded
             drawn, squares = page.aligned(whole, data, outcome, role)
             record["alignments"] += drawn
             record["pictures"] |= squares
+    if len(answered) == len(places.EVALUATED):
+        record["comparisons"] = two_models.compared(data.name, *answered.items())
+    if answered:
+        stored = answers.table(answered, task=data.name, digest=data.digest, protocol=rules.name)
+        record |= {"answers": f"{answers.FOLDER}/{data.name}.parquet", "queries": stored.num_rows}
+        storage.write_table(stage.path(record["answers"]), stored)
 
 
 def _features(

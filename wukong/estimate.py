@@ -22,6 +22,8 @@ _STARTING = 8.0
 _URL_SECONDS = 0.008  # of a core
 _PAIR_SECONDS = 0.002  # of a core, for the rules and for the gate
 _CORE_FLOPS, _CARD_FLOPS = 4e10, 5e13
+_DECODING_SECONDS = 0.01  # of a core
+_MODELS, _PROMPTS = 2, 80  # of an evaluation
 _PATCH = 32
 _TOKENS = 16
 _BYTES = 4
@@ -87,8 +89,31 @@ def of_finetune(work: Work) -> Estimate:
 
 
 def of_evaluate(work: Work) -> Estimate:
-    """Of the evaluation."""
-    return Estimate(1e6, _STARTING / 2 + work.pairs * 2 * _text(work) * _TOKENS / (work.cores * _CORE_FLOPS))
+    """Of the evaluation: of the hold-outs, whose features are there, and of the published sets, by both models.
+
+    An unknown set counts nothing: the checks before a run refuse it.
+    """
+    from wukong.evaluate import protocol, sets  # here, because every command reads the table of stages
+    from wukong.evaluate.data_set import Classification
+
+    model, settings = work.experiment.model, work.experiment.evaluate
+    grid = (model.image.image_size / _PATCH) ** 2
+    tokens = 1.0 if model.similarity == "global" else grid
+    flops, decoding = float(work.pairs * 2 * _text(work) * _TOKENS), 0.0
+    for name in settings.tasks:
+        data_set = sets.REGISTRY.get(name)
+        split = protocol.named(settings.protocol).split(name)
+        if data_set is None or split not in data_set.splits:
+            continue
+        if isinstance(data_set, Classification):
+            images, texts, directions = data_set.splits[split], len(data_set.classes) * _PROMPTS, 1
+        else:
+            (images, texts), directions = data_set.splits[split], 2
+        words = 1 if tokens == 1 else _TOKENS
+        products = directions * images * tokens * texts * words * (model.embedding or model.text.width)
+        flops += _MODELS * 2 * (images * work.image * grid + texts * _text(work) * _TOKENS + products)
+        decoding += _MODELS * images * _DECODING_SECONDS
+    return Estimate(1e6, _STARTING / 2 + flops / (work.cores * _CORE_FLOPS) + decoding / work.cores)
 
 
 def of_register(work: Work) -> Estimate:

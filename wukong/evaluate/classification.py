@@ -6,6 +6,7 @@ in pieces that fit in memory.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,16 @@ from wukong.evaluate.interval import Interval
 from wukong.evaluate.model import Model, refuse_collapsed, refuse_not_finite
 from wukong.evaluate.protocol import Metric, Protocol, Ties
 from wukong.evaluate.retrieval import hits, refuse_not_a_number
+from wukong.evaluate.vectors import Rows, slices
 from wukong.model.dual import Texts
 
 _FORMAT = 1
 _PIECE_CLASSES = 50
 _BLOCK_PRODUCTS = 2**23
 """The most products of image tokens and text tokens in a block: 32 MiB in float32."""
+_BEST = 5
+_COMPUTED_AGAIN, _ERRORS, _WORTH_WHILE = 16, 4096, 1 / 4
+"""Rough scores computed again at least: of an image, and in all; and the share of the classes that the first may be."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +115,17 @@ def _save(piece: Path, found: Texts | Tensor) -> None:
 
 
 @torch.inference_mode()
-def scores(model: Model, images: Tensor, classes: Classes, protocol: Protocol) -> Tensor:
+def scores(model: Model, images: Rows, classes: Classes, protocol: Protocol) -> Tensor:
     """Compute the score of every image for every class, float32 [images, classes].
 
     With global vectors it is the dot product with the class's vector. Token-wise it is the mean over prompts of the
-    similarity of image to text, s^I, or of its softmax over classes, as the protocol says. One block of texts at a time
-    is in memory.
+    similarity of image to text, s^I, or of its softmax over classes, as the protocol says. One block of images and of
+    texts at a time is in memory.
+
+    Where there are many images and classes, token-wise scores are first computed roughly (``best_words.rough``), and
+    again in float32 for each class that may be among an image's best five: whose rough score is not below the fifth
+    best by more than twice the largest error of any score computed twice, of which there are thousands. So the best
+    five, their order and their scores are those of float32. Scores further down stay rough.
 
     Args:
         model: the model that encoded both.
@@ -128,17 +138,61 @@ def scores(model: Model, images: Tensor, classes: Classes, protocol: Protocol) -
     """
     refuse_collapsed(images, "image")
     if classes.vectors is not None:
-        found = images @ classes.vectors.T
-    elif protocol.aggregation == "softmax":
-        found = _mean_softmax(model, images, classes)
+        found = images[0 : len(images)] @ classes.vectors.T
     else:
-        columns = [
-            model.image_to_text(images, texts).view(len(images), -1, classes.prompts).mean(2)
-            for texts in classes.texts()
-        ]
-        found = torch.cat(columns, 1)
+        one = _mean_softmax if protocol.aggregation == "softmax" else _mean_similarity
+        found = torch.cat([one(model, images[rows], classes) for rows in slices(len(images))])
     refuse_not_a_number(found, "image", "class")
     return found
+
+
+def _mean_similarity(model: Model, images: Tensor, classes: Classes) -> Tensor:
+    """Mean over prompts of the similarity, of some images; of the best classes in float32."""
+    names = len(classes.names)
+    again = max(_COMPUTED_AGAIN, math.ceil(_ERRORS / len(images)))
+    found = None if again > names * _WORTH_WHILE else _rough(model, images, classes)
+    if found is None:
+        columns = [_mean_of_prompts(model.image_to_text(images, texts), classes) for texts in classes.texts()]
+        return torch.cat(columns, 1)
+    done = torch.zeros_like(found, dtype=torch.bool)
+    wanted = done.scatter(1, found.topk(again, 1).indices, True)
+    error = 0.0
+    while wanted.any():
+        error = max(error, _compute_again(model, images, classes, wanted, found))
+        done |= wanted
+        fifth = found.masked_fill(~done, -torch.inf).topk(_BEST, 1).values[:, -1:]
+        wanted = (found >= fifth - 2 * error) & ~done
+    return found
+
+
+def _rough(model: Model, images: Tensor, classes: Classes) -> Tensor | None:
+    columns = []
+    for texts in classes.texts():
+        each = model.rough_image_to_text(images, texts)
+        if each is None:
+            return None
+        columns.append(_mean_of_prompts(each, classes))
+    return torch.cat(columns, 1)
+
+
+def _mean_of_prompts(similarities: Tensor, classes: Classes) -> Tensor:
+    return similarities.view(len(similarities), -1, classes.prompts).mean(2)
+
+
+def _compute_again(model: Model, images: Tensor, classes: Classes, wanted: Tensor, found: Tensor) -> float:
+    """Put scores in float32 where they are wanted, bool [images, classes]; return the largest change."""
+    number, error = 0, 0.0
+    for texts in classes.texts():
+        for first in range(0, len(texts.vectors), classes.prompts):
+            rows = wanted[:, number].nonzero().squeeze(1)
+            if len(rows):
+                prompts = slice(first, first + classes.prompts)
+                part = Texts(texts.vectors[prompts], texts.counted[prompts])
+                score = model.image_to_text(images[rows], part).mean(1)
+                error = max(error, float((score - found[rows, number]).abs().max()))
+                found[rows, number] = score
+            number += 1
+    return error
 
 
 def _mean_softmax(model: Model, images: Tensor, classes: Classes) -> Tensor:
@@ -187,7 +241,7 @@ def right(found: Tensor, labels: Tensor, ties: Ties) -> Tensor:
         ties: the rule for equal scores. ``topk`` takes both from one call for five classes, as Chinese-CLIP and
             CLIP_benchmark do.
     """
-    best = min(5, found.shape[1])
+    best = min(_BEST, found.shape[1])
     if ties == "topk":
         first = found.topk(best, 1).indices == labels[:, None]
         return torch.stack([first[:, 0], first.any(1)], 1)
@@ -230,7 +284,7 @@ def measured(
     return Measured(
         protocol.metric(data_set),
         top1,
-        top5 if found.shape[1] >= 5 else None,
+        top5 if found.shape[1] >= _BEST else None,
         interval.mean_per_class(best.numpy(), labels.unique(return_inverse=True)[1].numpy(), seed=seed),
         answers[:, 0],
         tuple(shares.tolist()),

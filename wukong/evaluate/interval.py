@@ -126,17 +126,50 @@ def mean(
     Raises:
         DataError: as in ``of``.
     """
+    return with_mean(samples, level=level, resamples=resamples, seed=seed)[1]
+
+
+def with_mean(
+    samples: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]],
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[list[Interval], Interval]:
+    """Compute the results of ``of`` for each sample, and their ``mean``, from one draw of each sample.
+
+    Args:
+        samples: sums and weights of each sample, as in ``of``.
+        level: as in ``of``.
+        resamples: as in ``of``.
+        seed: as in ``mean``.
+
+    Returns:
+        The results of all samples in order, and their mean.
+
+    Raises:
+        DataError: as in ``of``.
+    """
     rows = [_rows(*each) for each in samples]
-    results = np.concatenate([each.results() for each in rows])
+    drawn = [_drawn(each, resamples, seed + n) for n, each in enumerate(rows)]
+    each = [
+        _interval(one, column, of[:, column], level)
+        for one, of in zip(rows, drawn, strict=True)
+        for column in range(of.shape[1])
+    ]
+    results = np.concatenate([one.results() for one in rows])
     if results[0] in {0.0, 1.0} and (results == results[0]).all():
-        return _same_everywhere(float(results[0]), rows[0].units, level)
-    units = min(each.units for each in rows)
-    drawn = np.concatenate([_drawn(each, resamples, seed + n) for n, each in enumerate(rows)], 1).mean(1)
-    shifts = [each.shifts().sum(1) / len(results) for each in rows]
+        return each, _same_everywhere(float(results[0]), rows[0].units, level)
+    shifts = [one.shifts().sum(1) / len(results) for one in rows]
     ends = _bca(
-        float(results.mean()), drawn, np.concatenate(shifts), np.concatenate([e.counts for e in rows]), units, level
+        float(results.mean()),
+        np.concatenate(drawn, 1).mean(1),
+        np.concatenate(shifts),
+        np.concatenate([one.counts for one in rows]),
+        min(one.units for one in rows),
+        level,
     )
-    return Interval(float(results.mean()), *ends, level, sum(each.units for each in rows))
+    return each, Interval(float(results.mean()), *ends, level, sum(one.units for one in rows))
 
 
 def mean_per_class(
@@ -248,6 +281,19 @@ def mcnemar(first: npt.ArrayLike, second: npt.ArrayLike) -> McNemar:
         return McNemar(only_first, only_second, min(1.0, 2 * (tail / 2**discordant)), exact=True)
     square = (abs(only_first - only_second) - 1) ** 2 / discordant
     return McNemar(only_first, only_second, math.erfc(math.sqrt(max(0.0, square) / 2)), exact=False)
+
+
+def of_draws(value: float, drawn: Numbers, shifts: Numbers, *, level: float = LEVEL) -> Interval:
+    """Make the BCa interval of a statistic whose resamples are there already.
+
+    Args:
+        value: the statistic.
+        drawn: the statistic in each resample, [resamples].
+        shifts: by how much it falls when a unit is left out (jackknife), [units].
+        level: as in ``of``.
+    """
+    counts = np.ones(len(shifts), np.int64)
+    return Interval(value, *_bca(value, drawn, shifts, counts, len(shifts), level), level, len(shifts))
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from torch import Tensor
 from wukong.data import images
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
+from wukong.evaluate import best_words
 from wukong.evaluate.protocol import Protocol
+from wukong.evaluate.vectors import Rows, slices
 from wukong.model.dual import Texts
 from wukong.model.saved_model import SavedModel
 from wukong.model.similarity import Scores
 
 _SAME = 1e-6
 _MAX_UNKNOWN = 0.5
-_BLOCK_TOKENS, _BLOCK_IMAGES = 4096, 20
-"""Text tokens and images in a block: with 49 patches 16 MB of products, which are large products of matrices."""
 
 
 class Model(Interface):
@@ -58,7 +58,11 @@ class Model(Interface):
         ...
 
     def image_to_text(self, image: Tensor, text: Texts) -> Tensor:
-        """Compute s^I alone, float32 [images, texts], for classification; ``best_words`` is a quick way to."""
+        """Compute s^I alone, float32 [images, texts], for classification; ``best_words.exact`` is a quick way to."""
+        ...
+
+    def rough_image_to_text(self, image: Tensor, text: Texts) -> Tensor | None:
+        """Compute s^I roughly and in less time, as ``best_words.rough`` does; None where that is not quicker."""
         ...
 
 
@@ -133,47 +137,16 @@ class OwnModel:
 
     def image_to_text(self, image: Tensor, text: Texts) -> Tensor:
         """Compute s^I alone; see ``Model``."""
-        if not self.token_wise or self._saved.device.type != "cpu":
-            return self.similarity(image, text).image_to_text.float()
-        return best_words(image, text, self._saved.model.settings.match_text_cls)
+        if self.token_wise and self._saved.device.type == "cpu":
+            return best_words.exact(image, text, self._saved.model.settings.match_text_cls)
+        there = Texts(*(each.to(self._saved.device) for each in text))
+        return self.similarity(image.to(self._saved.device), there).image_to_text.float().cpu()
 
-
-def best_words(image: Tensor, text: Texts, with_first: bool = False, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Compute s^I on the CPU: the mean over patches of the similarity to the text's best token.
-
-    Texts of equal length lie behind one another, so that one product of matrices serves many texts and patches without
-    any padding, and the maximum over tokens runs along whole rows. The text side's direction is not computed.
-
-    Args:
-        image: unit vectors, [images, patches, d].
-        text: unit vectors, [texts, tokens, d], and the tokens that count, which are one piece of each row.
-        with_first: whether [CLS], the first token, may be the best one.
-        dtype: of the products. bfloat16 takes half the time; a similarity is then off by at most 2^-8.
-
-    Returns:
-        float32 [images, texts].
-    """
-    images, patches, _ = image.shape
-    columns = image.to(dtype).flatten(0, 1).T
-    start = torch.zeros_like(text.counted[:, 0], dtype=torch.int64) if with_first else text.counted.int().argmax(1)
-    places = torch.arange(1, text.counted.shape[1] + 1)
-    end = (text.counted * places).amax(1)
-    found = torch.empty(images, len(text.vectors))
-    # One buffer for all blocks: a fresh one of this size comes from the system page by page each time.
-    longest = max(_BLOCK_TOKENS, text.counted.shape[1])
-    buffer = torch.empty(longest * min(images, _BLOCK_IMAGES) * patches, dtype=dtype)
-    for first, last in torch.stack([start, end], 1).unique(dim=0).tolist():
-        alike = ((start == first) & (end == last)).nonzero().squeeze(1)
-        length = last - first
-        for rows in alike.split(max(1, _BLOCK_TOKENS // length)):
-            tokens = text.vectors[rows, first:last].to(dtype).flatten(0, 1)
-            for begin in range(0, images, _BLOCK_IMAGES):
-                part = slice(begin, min(begin + _BLOCK_IMAGES, images))
-                block = columns[:, part.start * patches : part.stop * patches]
-                products = buffer[: len(tokens) * block.shape[1]].view(len(tokens), -1)
-                best = torch.mm(tokens, block, out=products).view(len(rows), length, -1).amax(1)
-                found[part, rows] = best.view(len(rows), -1, patches).mean(2, dtype=torch.float32).T
-    return found
+    def rough_image_to_text(self, image: Tensor, text: Texts) -> Tensor | None:
+        """Compute s^I roughly; see ``Model``."""
+        if not self.token_wise or self._saved.device.type != "cpu" or not best_words.rough_is_quicker():
+            return None
+        return best_words.rough(image, text, self._saved.model.settings.match_text_cls)
 
 
 def square(picture: Image.Image, size: int, protocol: Protocol) -> Image.Image:
@@ -205,32 +178,49 @@ def refuse_not_finite(vectors: Tensor, what: str) -> None:
     """Raise DataError if a vector is not finite; ``what`` names an item in the message."""
     broken = ~torch.isfinite(vectors.flatten(1)).all(1)
     if broken.any():
-        raise DataError(
-            f"the vectors of {int(broken.sum())} of {len(vectors)} {what}s are not finite, the first is {what} "
-            f"{int(broken.nonzero()[0])}: the model's weights or the features are damaged"
-        )
+        raise DataError(_not_finite(int(broken.sum()), len(vectors), int(broken.nonzero()[0]), what))
 
 
-def refuse_collapsed(vectors: Tensor, what: str, counted: Tensor | None = None) -> None:
+def _not_finite(broken: int, items: int, first: int, what: str) -> str:
+    return (
+        f"the vectors of {broken} of {items} {what}s are not finite, the first is {what} {first}: the model's weights "
+        "or the features are damaged"
+    )
+
+
+def refuse_collapsed(vectors: Rows, what: str, counted: Tensor | None = None) -> None:
     """Raise DataError if all vectors are equal up to rounding: every ranking of them would be an accident.
 
     Args:
         vectors: [items, d] or [items, tokens, d].
         what: names an item in the message.
         counted: bool [items, tokens], the tokens that count; None for all.
+
+    Raises:
+        DataError: all are equal, or one is not finite.
     """
-    refuse_not_finite(vectors, what)
-    if len(vectors) < 2:
+    items, broken, first = len(vectors), 0, -1
+    total, squares = torch.zeros((), dtype=torch.float64), 0.0
+    for rows in slices(items):
+        each = vectors[rows]
+        wrong = ~torch.isfinite(each.flatten(1)).all(1)
+        if wrong.any():
+            first = first if broken else rows.start + int(wrong.nonzero()[0])
+            broken += int(wrong.sum())
+        if each.ndim == 3:
+            weight = torch.ones(each.shape[:2]) if counted is None else counted[rows, : each.shape[1]].float()
+            each = torch.einsum("itd,it->id", each, weight) / weight.sum(1, keepdim=True)
+        total = total + each.double().sum(0)
+        squares += float(each.double().square().sum())
+    if broken:
+        raise DataError(_not_finite(broken, items, first, what))
+    if items < 2:
         return
-    each = vectors
-    if vectors.ndim == 3:
-        weight = torch.ones(vectors.shape[:2]) if counted is None else counted.to(vectors.dtype)
-        each = (vectors * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
-    each = each.double()
-    spread = (each - each.mean(0)).square().sum(1).mean() / each.square().sum(1).mean().clamp_min(1e-30)
+    square = max(squares / items, 1e-30)
+    spread = (square - float((total / items).square().sum())) / square
     if spread < _SAME:
         raise DataError(
-            f"the vectors of all {len(vectors)} items ({what}) are equal (relative variance {float(spread):.1e}): the "
+            f"the vectors of all {items} items ({what}) are equal (relative variance {max(0.0, spread):.1e}): the "
             "model has collapsed, or it was given one input again and again; nothing can be ranked by them"
         )
 

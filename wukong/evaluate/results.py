@@ -5,12 +5,13 @@ here needs torch or SciPy.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from wukong.evaluate import paper
 
 if TYPE_CHECKING:
+    from wukong.evaluate.answers import Answers
     from wukong.evaluate.interval import Interval
 
 FORMAT = 2
@@ -104,6 +105,7 @@ class Outcome:
             there are many classes, and for retrieval.
         candidates: names of all classes, in label order; empty where ``confusion`` is.
         examples: some images or queries, right and wrong ones.
+        answers: query by query; not in the document.
     """
 
     task: str
@@ -120,10 +122,13 @@ class Outcome:
     confusion: Sequence[Sequence[int]] = ()
     candidates: Sequence[str] = ()
     examples: Sequence[Classified | Query] = ()
+    answers: "Answers | None" = None
 
     def as_json(self, role: str) -> dict[str, Any]:
         """Return the task's entry in the document; ``model`` in it says which model was measured."""
-        return {"model": role, **asdict(self)}
+        entry = asdict(replace(self, answers=None))
+        del entry["answers"]
+        return {"model": role, **entry}
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,7 @@ def document(
     tasks: Sequence[Mapping[str, Any]],
     missing: Mapping[str, str],
     alignments: Sequence[Mapping[str, Any]] = (),
+    comparisons: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Make the document of an evaluation.
 
@@ -158,10 +164,11 @@ def document(
         tasks: entries of ``Outcome.as_json``.
         missing: for each set that was not measured, what it needs.
         alignments: entries of ``wukong.report.evaluation.aligned``.
+        comparisons: entries of ``wukong.evaluate.two_models.compared``.
 
     Returns:
-        ``format``, ``models``, ``protocols``, ``tasks``, ``missing``, ``alignments``, and ``tables``: the paper's
-        Tables 5, 6 and 7 with the numbers measured here beside them, all in %.
+        ``format``, ``models``, ``protocols``, ``tasks``, ``missing``, ``alignments``, ``comparisons``, and ``tables``:
+        the paper's Tables 5, 6 and 7 with the numbers measured here beside them, all in %.
     """
     return {
         "format": FORMAT,
@@ -170,6 +177,7 @@ def document(
         "tasks": [dict(task) for task in tasks],
         "missing": dict(missing),
         "alignments": [dict(each) for each in alignments],
+        "comparisons": [dict(each) for each in comparisons],
         "tables": {"5": _table_5(models, tasks), **{n: _recalls(n, tasks) for n in ("6", "7")}},
     }
 

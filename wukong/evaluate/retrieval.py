@@ -18,6 +18,8 @@ from wukong.errors import DataError
 from wukong.evaluate import interval
 from wukong.evaluate.interval import Interval
 from wukong.evaluate.protocol import Hit, Ties
+from wukong.evaluate.vectors import Rows, StoredTexts, slices
+from wukong.evaluate.vectors import block as text_block
 from wukong.model.dual import Texts
 from wukong.model.similarity import Scores
 
@@ -318,8 +320,8 @@ class Found(NamedTuple):
 
 @torch.inference_mode()
 def search(
-    images: Tensor,
-    texts: Texts,
+    images: Rows,
+    texts: Texts | StoredTexts,
     pairs: Pairs,
     similarity: Callable[[Tensor, Texts], Scores],
     ties: Ties = "against",
@@ -334,8 +336,9 @@ def search(
     """Search images by texts and texts by images, block by block.
 
     Each block of scores is reduced to the best candidates of its queries and freed. Memory beside the vectors is a few
-    blocks, and 8 bytes for each query and K. The rule ``topk`` needs whole rows; then a block has few queries, and the
-    scores are computed once for each direction.
+    blocks, and 8 bytes for each query and K; vectors in files (``wukong.evaluate.vectors``) are read block by block.
+    The rule ``topk`` needs whole rows; then few queries are searched at a time, and the scores are computed once for
+    each direction.
 
     Args:
         images: unit vectors, [images, (tokens,) d].
@@ -361,24 +364,41 @@ def search(
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     turned = pairs.turned() if both else None
     if ties == "topk":
-        rows = max(1, block * block // max(len(images), len(texts.vectors)))
         of_texts = [
-            _topk_hits(scores.text_to_image.T, pairs.block(part, slice(0, pairs.images), where), cutoffs)
-            for part in _slices(pairs.texts, rows)
-            for scores in (_scores(images, texts, slice(0, pairs.images), part, similarity, where),)
+            _topk_hits(
+                torch.cat(
+                    [
+                        _scores(images, texts, row, part, similarity, where).text_to_image.T
+                        for row in slices(pairs.images, block)
+                    ],
+                    1,
+                ),
+                pairs.block(part, slice(0, pairs.images), where),
+                cutoffs,
+            )
+            for part in slices(pairs.texts, max(1, block * block // len(images)))
         ]
         of_images = turned and [
-            _topk_hits(scores.image_to_text, turned.block(part, slice(0, pairs.texts), where), cutoffs)
-            for part in _slices(pairs.images, rows)
-            for scores in (_scores(images, texts, part, slice(0, pairs.texts), similarity, where),)
+            _topk_hits(
+                torch.cat(
+                    [
+                        _scores(images, texts, part, column, similarity, where).image_to_text
+                        for column in slices(pairs.texts, block)
+                    ],
+                    1,
+                ),
+                turned.block(part, slice(0, pairs.texts), where),
+                cutoffs,
+            )
+            for part in slices(pairs.images, max(1, block * block // len(texts.vectors)))
         ]
         return Found(torch.cat(of_texts), torch.cat(of_images) if of_images else None, tuple(cutoffs))
     image_places = _places(ties, image_ids, pairs.images, where)
     text_places = _places(ties, text_ids, pairs.texts, where) if both else None
     of_text = _Best(pairs.texts, max(cutoffs), where)
     of_image = _Best(pairs.images, max(cutoffs), where)
-    for column in _slices(pairs.texts, block):
-        for row in _slices(pairs.images, block):
+    for column in slices(pairs.texts, block):
+        for row in slices(pairs.images, block):
             scores = _scores(images, texts, row, column, similarity, where)
             right = pairs.block(column, row, where)
             of_text.add(column, scores.text_to_image.T, right, None if image_places is None else image_places[row])
@@ -388,13 +408,9 @@ def search(
     return Found(of_text.found(cutoffs), of_image.found(cutoffs) if both else None, tuple(cutoffs))
 
 
-def _slices(size: int, step: int) -> list[slice]:
-    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
-
-
 def _scores(
-    images: Tensor,
-    texts: Texts,
+    images: Rows,
+    texts: Texts | StoredTexts,
     row: slice,
     column: slice,
     similarity: Callable[[Tensor, Texts], Scores],
@@ -405,13 +421,7 @@ def _scores(
     Raises:
         DataError: a score is NaN.
     """
-    counted = texts.counted[column]
-    if texts.vectors.ndim == 3:
-        # Padding beyond the block's longest text would only be computed and thrown away.
-        longest = int(counted.any(0).nonzero().max()) + 1
-        part = Texts(texts.vectors[column, :longest].to(device), counted[:, :longest].to(device))
-    else:
-        part = Texts(texts.vectors[column].to(device), counted.to(device))
+    part = Texts(*(each.to(device) for each in text_block(texts, column)))
     found = similarity(images[row].to(device), part)
     for scores in found[: 1 if found.image_to_text is found.text_to_image else 2]:
         if scores.isnan().any():
@@ -467,12 +477,12 @@ def result(found: Found, pairs: Pairs, hit: Hit = "any", seed: int = 0) -> Resul
         draws = [(sums[kept], weights[kept])]
     else:
         draws = [(each, np.ones_like(each)) for each in (answers, turned) if each is not None]
-    intervals = [each for sums, weights in draws for each in interval.of(sums, weights, seed=seed)]
+    intervals, mean = interval.with_mean(draws, seed=seed)
     size = len(found.cutoffs)
     return Result(
         dict(zip(found.cutoffs, intervals[:size], strict=True)),
         dict(zip(found.cutoffs, intervals[size:], strict=True)) if turned is not None else {},
-        interval.mean(draws, seed=seed),
+        mean,
     )
 
 

@@ -5,32 +5,35 @@ both measure here.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from typing import Protocol as Interface
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wukong.errors import ConfigError, DataError
-from wukong.evaluate import class_names, classification, prompts, retrieval, sets
+from wukong.evaluate import answers, class_names, classification, prompts, retrieval, sets, vectors
 from wukong.evaluate.data_set import Classification, ClassificationData, Retrieval, RetrievalData
-from wukong.evaluate.model import Model, refuse_collapsed
+from wukong.evaluate.model import Model, concatenate, refuse_collapsed
 from wukong.evaluate.protocol import Protocol
 from wukong.evaluate.published import NotThereError
 from wukong.evaluate.results import Candidate, Classified, ClassResult, Outcome, Query
+from wukong.evaluate.vectors import Rows, StoredTexts, Tokens
 from wukong.model.dual import Texts
 
 log = logging.getLogger(__name__)
 
 ALL = "all"
-_BATCH_IMAGES, _LOGGED_IMAGES = 64, 5000
+_BATCH_IMAGES, _BATCH_TEXTS, _LOGGED_IMAGES = 64, 4096, 5000
 _EXAMPLES = 4  # of right ones, and as many of wrong ones
 _SHOWN = 5  # images of a query
 _MOST_CONFUSED = 50  # classes of a set whose confusions are kept
-_BLOCK = 1000
 
 
 class Evaluator(Interface):
@@ -79,7 +82,7 @@ class ZeroShot:
         names = data.names or [each.chinese for each in class_names.of(data.name, protocol.class_names)]
         labels = torch.from_numpy(data.labels)
         embedded = classification.embed(model, names, prompts.of(protocol.prompts, data.name), protocol, cache)
-        images = _encoded(model, data, protocol) if encoded is None else encoded
+        images = _encoded(model, data, protocol, cache) if encoded is None else encoded
         scores = classification.scores(model, images, embedded, protocol)
         found = classification.measured(scores, labels, protocol, data.name, every_class=data.every_class)
         results = {"top1": found.top1, "mean_per_class": found.mean_per_class}
@@ -110,7 +113,17 @@ class ZeroShot:
                 Classified(data.ids[i], names[int(labels[i])], names[int(best[i])], bool(found.right[i]))
                 for i in (*_spread(right, _EXAMPLES), *_spread(missed, _EXAMPLES))
             ),
+            answers.of_images(data.ids, data.labels, _by_image(scores, labels, protocol)),
         )
+
+
+def _by_image(scores: Tensor, labels: Tensor, protocol: Protocol) -> dict[str, Tensor]:
+    """Return whether each image counts as right, by result."""
+    best = classification.right(scores, labels, protocol.classification_ties)
+    same = protocol.mean_ties == protocol.classification_ties
+    mean = best if same else classification.right(scores, labels, protocol.mean_ties)
+    found = {"top1": best[:, 0], "mean_per_class": mean[:, 0]}
+    return found | ({"top5": best[:, 1]} if scores.shape[1] >= 5 else {})
 
 
 def _classes(names: Sequence[str], confusion: Tensor, shares: Sequence[float]) -> tuple[ClassResult, ...]:
@@ -144,9 +157,9 @@ class ImageTextRetrieval:
             raise DataError(f"{data.title}, split {data.split}: its owner keeps the right answers; measure another one")
         both = not (data.text_to_image_only or data.name in protocol.text_to_image_only)
         pairs = retrieval.Pairs.of([caption.images for caption in data.captions], len(data), every_image=both)
-        images = _encoded(model, data, protocol) if encoded is None else encoded
+        images = _encoded(model, data, protocol, cache) if encoded is None else encoded
         refuse_collapsed(images, "image")
-        texts = model.encode_texts([caption.text for caption in data.captions], protocol)
+        texts = _encoded_texts(model, [caption.text for caption in data.captions], protocol, cache)
         refuse_collapsed(texts.vectors, "caption", texts.counted if texts.vectors.ndim == 3 else None)
         found = retrieval.search(
             images,
@@ -180,15 +193,19 @@ class ImageTextRetrieval:
             {**results, "mean_recall": result.mean},
             chance,
             examples=_queries(model, data, images, texts, [*_spread(right, _EXAMPLES), *_spread(missed, _EXAMPLES)]),
+            answers=answers.of_retrieval(found, pairs, data.image_ids, share=protocol.hit == "share"),
         )
 
 
 def _queries(
-    model: Model, data: RetrievalData, images: Tensor, texts: Texts, numbers: Sequence[int]
+    model: Model, data: RetrievalData, images: Rows, texts: Texts | StoredTexts, numbers: Sequence[int]
 ) -> tuple[Query, ...]:
     """Search images by some of the captions, for the report. A caption of each image stands with it."""
-    asked = Texts(texts.vectors[numbers], texts.counted[numbers])
-    scores = torch.cat([model.similarity(block, asked).text_to_image.T.float() for block in images.split(_BLOCK)], 1)
+    if not numbers:
+        return ()
+    asked = concatenate([vectors.block(texts, slice(number, number + 1)) for number in numbers])
+    blocks = [model.similarity(images[rows], asked).text_to_image.T.float() for rows in vectors.slices(len(images))]
+    scores = torch.cat(blocks, 1)
     first: dict[int, str] = {}
     for caption in data.captions:
         for image in caption.images:
@@ -300,12 +317,33 @@ def measure(
     raise ConfigError(f"no evaluator takes {data.name}, which is read as {type(data).__name__}")
 
 
-def _encoded(model: Model, data: ClassificationData | RetrievalData, protocol: Protocol) -> Tensor:
-    """Encode all images of a set; a batch of them is decoded at a time."""
-    parts = []
+def _encoded(model: Model, data: ClassificationData | RetrievalData, protocol: Protocol, cache: Path) -> Rows:
+    """Encode all images of a set; a batch of them is decoded at a time. Vectors of tokens go to a file in the cache."""
+    parts: list[Tensor] = []
+    stored = Tokens(cache) if model.token_wise else None
     for start in range(0, len(data), _BATCH_IMAGES):
         pictures = [data.image(i) for i in range(start, min(start + _BATCH_IMAGES, len(data)))]
-        parts.append(model.encode_images(pictures, protocol))
+        found = model.encode_images(pictures, protocol)
+        if stored is None:
+            parts.append(found)
+        else:
+            stored.append(found)
         if start // _LOGGED_IMAGES != (start + len(pictures)) // _LOGGED_IMAGES:
             log.info("%s: %d of %d images encoded", data.name, start + len(pictures), len(data))
-    return torch.cat(parts)
+    return torch.cat(parts) if stored is None else stored
+
+
+def _encoded_texts(model: Model, texts: Sequence[str], protocol: Protocol, cache: Path) -> Texts | StoredTexts:
+    """Encode texts. Vectors of tokens go to a file in the cache, some thousand texts at a time."""
+    if not model.token_wise:
+        return model.encode_texts(texts, protocol)
+    stored, counted = Tokens(cache), []
+    # Parts of one size: a model refuses texts of which it knows few words, and a part of few texts may be of such.
+    for rows in np.array_split(np.arange(len(texts)), math.ceil(len(texts) / _BATCH_TEXTS)):
+        found = model.encode_texts([texts[row] for row in rows], protocol)
+        ends = (found.counted * torch.arange(1, found.counted.shape[1] + 1)).amax(1)
+        stored.append(found.vectors, ends)
+        counted.append(found.counted)
+    longest = max(each.shape[1] for each in counted)
+    padded = [F.pad(each, (0, longest - each.shape[1])) for each in counted]
+    return StoredTexts(stored, torch.cat(padded))

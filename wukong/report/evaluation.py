@@ -5,7 +5,7 @@ script. What it shows is the document of ``wukong.evaluate.results`` and small i
 """
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from wukong.errors import DataError
@@ -159,7 +159,7 @@ def render(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) 
         "token_wise": any(model["token_wise"] for model in document["models"]),
         "missing": document["missing"],
     }
-    return template.fill("evaluation.html.j2", values, {"number": _number, "interval": _interval, "count": _count})
+    return template.fill("evaluation.html.j2", values, _FILTERS)
 
 
 def _in_paper(name: str) -> bool:
@@ -184,6 +184,7 @@ def _tasks(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) 
             "sizes": {what: task["sizes"][what] for what in sorted(task["sizes"], key=_place)},
             "shown_model": ROLES[role],
             "pictures": shown.get(name, {}),
+            "differences": {each["result"]: each for each in document.get("comparisons", ()) if each["task"] == name},
             "examples": entries[role]["examples"],
             **_best_and_worst(entries[role]["classes"]),
         }
@@ -227,5 +228,17 @@ def _interval(value: Mapping[str, float], scale: float = 1.0) -> str:
     return f"{scale * value['low']:.1f}–{scale * value['high']:.1f}"
 
 
+def _signed(value: float) -> str:
+    return f"{value:+.1f}"
+
+
 def _count(value: int) -> str:
     return f"{value:,}"
+
+
+_FILTERS: Mapping[str, Callable[..., str]] = {
+    "number": _number,
+    "interval": _interval,
+    "signed": _signed,
+    "count": _count,
+}

@@ -15,7 +15,7 @@ from torchvision import transforms
 from wukong.config import Model as Settings
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError, DataError
-from wukong.evaluate import classification, model, prompts, protocol, sets
+from wukong.evaluate import best_words, classification, model, prompts, protocol, sets
 from wukong.evaluate.protocol import PROTOCOLS, Protocol
 from wukong.model.dual import DualEncoder, Texts
 from wukong.model.image_encoder import ImageEncoder
@@ -54,7 +54,10 @@ class Fake:
         return token_similarity(image, *text) if self.token_wise else global_similarity(image, text.vectors)
 
     def image_to_text(self, image: Tensor, text: Texts) -> Tensor:
-        return model.best_words(image, text) if self.token_wise else self.similarity(image, text).image_to_text
+        return best_words.exact(image, text) if self.token_wise else self.similarity(image, text).image_to_text
+
+    def rough_image_to_text(self, image: Tensor, text: Texts) -> Tensor | None:
+        return best_words.rough(image, text)
 
 
 def images(token_wise: bool, count: int = 9) -> Tensor:
@@ -85,8 +88,8 @@ def test_class_scores_equal_a_loop_over_prompts(
 ) -> None:
     monkeypatch.setattr(classification, "_PIECE_CLASSES", 3)
     monkeypatch.setattr(classification, "_BLOCK_PRODUCTS", 50)
-    monkeypatch.setattr(model, "_BLOCK_TOKENS", 20)
-    monkeypatch.setattr(model, "_BLOCK_IMAGES", 4)  # of nine images, so the last block is smaller
+    monkeypatch.setattr(best_words, "_BLOCK_TOKENS", 20)
+    monkeypatch.setattr(best_words, "_BLOCK_IMAGES", 4)  # of nine images, so the last block is smaller
     fake, rules = Fake(token_wise), replace(PAPER, aggregation=aggregation)
     shown = images(token_wise)
     found = classification.scores(fake, shown, classification.embed(fake, NAMES, PROMPTS, rules, tmp_path), rules)
@@ -109,6 +112,41 @@ def test_class_scores_equal_a_loop_over_prompts(
     else:
         expected = torch.stack(each).mean(0)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("apart", [1.0, 1e-3])
+def test_the_best_five_of_many_classes_are_those_of_a_loop_in_float64(
+    apart: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The smaller ``apart`` is, the nearer are the scores: then rounding to 8 bits changes the order of most."""
+    monkeypatch.setattr(classification, "_COMPUTED_AGAIN", 6)
+    monkeypatch.setattr(classification, "_ERRORS", 300)
+
+    class Near(Fake):
+        def encode_texts(self, texts: Sequence[str], protocol: Protocol) -> Texts:
+            found = super().encode_texts(texts, protocol)
+            torch.manual_seed(0)
+            common = torch.randn(found.vectors.shape[1:])
+            return Texts(F.normalize(common + apart * found.vectors, dim=-1), found.counted)
+
+    fake, names = Near(token_wise=True), [f"类{number:03d}" for number in range(100)]
+    shown = images(token_wise=True, count=50)
+    classes = classification.embed(fake, names, PROMPTS, PAPER, tmp_path)
+    found = classification.scores(fake, shown, classes, PAPER)
+    columns = []
+    for vectors, counted in classes.texts():
+        each = [(shown.double() @ vectors[n, counted[n]].double().T).amax(2).mean(1) for n in range(len(vectors))]
+        columns.append(torch.stack(each, 1).view(50, -1, 3).mean(2))
+    expected = torch.cat(columns, 1)
+    rough = torch.cat([best_words.rough(shown, texts).view(50, -1, 3).mean(2) for texts in classes.texts()], 1)
+    best = expected.topk(5, 1)
+    assert (rough.topk(5, 1).indices != best.indices).any()  # so the first pass alone would not do
+    # Scores that float32 cannot tell apart may be in either order.
+    torch.testing.assert_close(found.topk(5, 1).values.double(), best.values, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.gather(1, best.indices).double(), best.values, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=5e-3)
+    monkeypatch.setattr(fake, "rough_image_to_text", lambda *_: None)  # as on a processor without VNNI
+    torch.testing.assert_close(classification.scores(fake, shown, classes, PAPER).double(), expected, rtol=0, atol=1e-6)
 
 
 def test_classes_are_found_again_by_model_names_prompts_and_protocol(tmp_path: Path) -> None:

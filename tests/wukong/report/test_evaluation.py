@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,12 @@ def made() -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
     entries = [outcome.as_json(role) for role, each in both.items() for outcome in each]
     protocols = {"paper": ["Protocol paper: Wukong."], "own": ["Protocol own: ours."]}
     missing = evaluation.missing({"imagenet", "coco-cn"})
-    return json.loads(json.dumps(results.document(MODELS, protocols, entries, missing, [aligned]))), shown
+    compared = {"task": "coco-cn", "result": "mean_recall", "first": "pretrained", "second": "finetuned",
+                "difference": asdict(Interval(0.1, 0.042, 0.158, 0.95, 2)), "mcnemar": None}  # fmt: skip
+    tested = {**compared, "result": "image_to_text_r1",
+              "mcnemar": {"only_first": 31, "only_second": 57, "p": 0.0072, "exact": True}}  # fmt: skip
+    made = results.document(MODELS, protocols, entries, missing, [aligned], [compared, tested])
+    return json.loads(json.dumps(made)), shown
 
 
 def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(made: Any) -> None:
@@ -161,6 +167,12 @@ def test_each_set_says_what_was_measured_and_how(made: Any) -> None:
     ):
         assert expected in text, expected
     assert "Download" in text.split("Not measured")[1]
+
+
+def test_the_difference_of_two_models_has_its_interval_and_its_test(made: Any) -> None:
+    text = text_of(evaluation.render(*made))
+    assert "+10.0 +4.2 to +15.8" in text and "0.0072 57 : 31" in text
+    assert text.count("fine-tuned less zero-shot") == 1  # at the set that has one
 
 
 def test_a_word_is_drawn_on_its_patches(made: Any) -> None:

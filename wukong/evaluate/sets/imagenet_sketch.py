@@ -20,7 +20,7 @@ SET = Classification(
     how_to_get=HowToGet(
         ("ImageNet-Sketch.zip of https://github.com/HaohanWang/ImageNet-Sketch",),
         "sketch/n01440764/",
-        "none stated",
+        "MIT (the list); the images are of their authors",
     ),
     read_published=_read,
 )

@@ -1,0 +1,58 @@
+"""The difference of two models that were measured on one task: the paired bootstrap, and McNemar's test beside it."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from wukong.errors import DataError
+from wukong.evaluate import interval, paired
+from wukong.evaluate.answers import PER_CLASS, Answers
+
+
+def compared(task: str, first: tuple[str, Answers], second: tuple[str, Answers]) -> list[dict[str, Any]]:
+    """Compare two models by their answers to the same queries.
+
+    McNemar's test takes queries as independent. It is left out where they are not, because several captions belong to
+    one image, where an answer is a share, and for means: the mean over classes and the mean recall. The bootstrap,
+    which draws the captions of an image together, is right for all of them.
+
+    Args:
+        task: name of the set or hold-out.
+        first: the first model's role and its answers.
+        second: the second model's.
+
+    Returns:
+        For each result ``task``, ``result``, ``first`` and ``second`` (roles), ``difference`` (an interval: the second
+        model's result less the first one's) and ``mcnemar`` (``only_first``, ``only_second``, ``p``, ``exact``; or
+        None).
+
+    Raises:
+        DataError: the models did not answer the same queries.
+    """
+    (one, before), (other, after) = first, second
+    if before.queries != after.queries or not np.array_equal(before.units, after.units):
+        raise DataError(f"{task}: the two models did not answer the same queries: measure both on the same data")
+    (differences,) = paired.differences(before.scores(), [after.scores()])
+    return [
+        {
+            "task": task,
+            "result": name,
+            "first": one,
+            "second": other,
+            "difference": asdict(difference),
+            "mcnemar": _mcnemar(name, before, after),
+        }
+        for name, difference in differences.items()
+    ]
+
+
+def _mcnemar(name: str, before: Answers, after: Answers) -> dict[str, Any] | None:
+    if name == PER_CLASS or name not in before.results:
+        return None
+    counts = np.isfinite(before.results[name])
+    answers = [each.results[name][counts] for each in (before, after)]
+    units = before.units[counts]
+    if len(np.unique(units)) < len(units) or not all(np.isin(each, (0, 1)).all() for each in answers):
+        return None
+    return asdict(interval.mcnemar(*answers))
