@@ -11,8 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
-import torch
-from torch import Tensor
 
 from ray_jobs import features
 from wukong import places, progress, storage
@@ -27,7 +25,6 @@ from wukong.evaluate.results import MeasuredModel
 from wukong.manifest import Manifest, Stage
 from wukong.model import saved_model
 from wukong.report import evaluation as page
-from wukong.train.features import read_views
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +150,7 @@ def _measured(
         model = OwnModel(loaded, results.ROLES[role])
         encoded = None
         if computed is not None:
-            encoded = model.encode_features(_features(experiment, parents["filter"], computed[role], data))
+            encoded = model.encode_features(holdouts.features(experiment, parents["filter"], computed[role].uri, data))
         with TemporaryDirectory() as cache:
             outcome = tasks.measure(model, data, rules, Path(cache), encoded)
         record["tasks"][role] = [outcome.as_json(role)]
@@ -171,22 +168,6 @@ def _measured(
         stored = answers.table(answered, task=data.name, digest=data.digest, protocol=rules.name)
         record |= {"answers": f"{answers.FOLDER}/{data.name}.parquet", "queries": stored.num_rows}
         storage.write_table(stage.path(record["answers"]), stored)
-
-
-def _features(
-    experiment: Experiment, filtered: Manifest, computed: Manifest, data: ClassificationData | RetrievalData
-) -> Tensor:
-    """Read the stored features of a hold-out's images, in the data's order."""
-    ids = data.ids if isinstance(data, ClassificationData) else data.image_ids
-    rows: dict[str, Tensor] = {}
-    for holdout in experiment.filter.split.holdouts:
-        names = shards.names_of(filtered, holdout.name)
-        if names:
-            keys, views = read_views(computed.uri, holdout.name, names, [0])
-            rows |= zip(keys, views[0], strict=True)
-    if lost := [key for key in ids if key not in rows]:
-        raise DataError(f"{computed.uri} has no features for the pair {lost[0]}: delete it and run again")
-    return torch.stack([rows[key] for key in ids])
 
 
 def _of_holdouts(experiment: Experiment) -> Protocol:

@@ -3,42 +3,44 @@
 ``wukong.train.loop`` trains; this module runs it on Ray. Checkpoints lie under the stage's prefix, so a run that was
 killed continues after the last one and ends with the same weights. Each attempt (``wukong.fence``) has a folder of its
 own for them and begins from the last checkpoint of all attempts, so that an old driver which is still alive overwrites
-none. Ray Train starts the workers again where one was lost; each group of workers finds the last checkpoint by itself.
+none. Where a worker was lost, Ray Train starts a new group of workers, which finds the last checkpoint by itself; so
+it does after each failure that may not come again, until it fails too often without a new checkpoint.
 """
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
+import ray
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
 from ray_jobs import features
-from wukong import fence, places, stages, storage, tracking
+from wukong import config, fence, places, stages, storage, tracking
 from wukong.config import Experiment, Model, Training
 from wukong.data import shards
 from wukong.data.tokenizer import Tokenizer
-from wukong.errors import DataError
+from wukong.errors import ConfigError, DataError, StorageError, WukongError
 from wukong.manifest import Manifest, Part, Stage, digest_of
 from wukong.model import saved_model
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
 from wukong.model.loss import world
 from wukong.train import checkpoint as checkpoints
-from wukong.train import training_data
-from wukong.train.loop import MEASURED, Epoch, Look, train
+from wukong.train import system_metrics, training_data, validation
+from wukong.train.loop import MEASURED, Epoch, Look, Validate, Validated, train
 from wukong.train.training_data import Corpus, FeaturePairs, Pairs, PicturePairs
 
-_MAX_FAILURES = 3
 _RESIZE_SECONDS = 60.0
 """Between two looks at whether there are machines for more workers (``min_workers``)."""
 _WHITENED = 16_384
@@ -78,6 +80,14 @@ def run(
     if finished := stage.finished():
         return finished
     start_model = storage.join(start.uri, "model") if start else None
+    validated: dict[str, Any] | None = None
+    if settings.validation.every_steps:
+        stored = features.run(experiment, {"filter": filtered}, start, "holdouts") if computed else None
+        validated = {
+            "experiment": experiment.model_dump(mode="json"),
+            "filter": filtered.model_dump(mode="json"),
+            "features": stored.uri if stored else None,
+        }
     job = {
         "name": name,
         "model": stage.config["model"],
@@ -87,6 +97,7 @@ def run(
         "features": computed.uri if computed else None,
         "start": start_model,
         "checkpoints": stage.path("_checkpoints"),
+        "validated": validated,
     }
     filesystem, path = storage.filesystem(stage.path("_ray"))
     if earlier := checkpoints.newest(stage.path("_checkpoints")):
@@ -101,32 +112,95 @@ def run(
     if settings.min_workers:
         elastic = {"num_workers": (settings.min_workers, settings.workers)}
         scaling = replace(scaling, **elastic, elastic_resize_monitor_interval_s=_RESIZE_SECONDS)
-    TorchTrainer(
-        _worker,
-        train_loop_config=job,
-        scaling_config=scaling,
-        run_config=RunConfig(
-            name="-".join(filter(None, [name, fence.attempt()])),
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=_MAX_FAILURES, controller_failure_limit=_MAX_FAILURES),
-        ),
-    ).fit()
+
+    def fit(attempt: int) -> None:
+        TorchTrainer(
+            _worker,
+            train_loop_config=job,
+            scaling_config=scaling,
+            run_config=RunConfig(
+                name="-".join(filter(None, [name, fence.attempt(), str(attempt)])),
+                storage_path=path,
+                storage_filesystem=filesystem,
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            ),
+        ).fit()
+
+    _until_trained(fit, name, settings, stage.path("_checkpoints"))
     checkpoint = checkpoints.newest(stage.path("_checkpoints"))
     if checkpoint is None:
         raise DataError(f"{name} ended without a checkpoint: its epochs are {settings.epochs}, its log is above")
     fence.check()
     state, progress = checkpoints.load_weights(checkpoint)
     history = {name: progress[name] for name in ("history", "pairs")}
-    if len(history["history"]) != settings.epochs:
+    found = progress["validations"]
+    if len(history["history"]) != settings.epochs and not found["stopped"]:
         raise DataError(f"{name} ended after {len(history['history'])} of {settings.epochs} epochs; its log is above")
+    metrics = {name: history["history"][-1][name] for name in ("loss", "temperature")}
+    if settings.validation.decides:
+        if found["best"] is None:
+            raise DataError(f"{name} never told what {settings.validation.metric} asks apart; its log is above")
+        history["validations"] = {"metric": settings.validation.metric, "kept": settings.validation.keep}
+        history["validations"] |= {key: found[key] for key in ("best", "step", "stopped", "history")}
+        metrics |= {"validation/best": found["best"], "validation/best_step": float(found["step"])}
+    if settings.validation.keep == "best":
+        log.info("the model is that of step %d, with %s %.4f", found["step"], settings.validation.metric, found["best"])
+        state, _ = checkpoints.load_weights(found["checkpoint"])
     parts = _publish(stage, state, history, experiment.model, start_model)
     for work in ("_checkpoints", "_ray", _ROWS):
         storage.delete(stage.path(work))
-    return stage.commit(
-        parts,
-        counts={"pairs": history["pairs"]},
-        metrics={name: history["history"][-1][name] for name in ("loss", "temperature")},
+    return stage.commit(parts, counts={"pairs": history["pairs"]}, metrics=metrics)
+
+
+def _until_trained(fit: Callable[[int], None], name: str, settings: Training, uri: str) -> None:
+    """Train, and begin again after a failure that may not come again, until it fails too often without progress.
+
+    Args:
+        fit: trains from the newest checkpoint; gets the number of the failures so far.
+        name: of the stage.
+        settings: ``max_failures`` is used.
+        uri: the prefix of the checkpoints.
+
+    Raises:
+        WukongError: an error in settings or data, which would come again, at once.
+        ConfigError: the workers could not be started, too often.
+        TrainingFailedError: another failure, too often.
+    """
+    failed, in_a_row, newest = 0, 0, checkpoints.newest(uri)
+    while True:
+        try:
+            return fit(failed)
+        except (WorkerGroupError, ControllerError) as error:
+            if isinstance(error, WorkerGroupError):
+                for cause in error.worker_failures.values():
+                    # A store that was away for long may be back.
+                    if isinstance(cause, WukongError) and not isinstance(cause, StorageError):
+                        raise cause from error
+            fence.check()
+            found = checkpoints.newest(uri)
+            failed, in_a_row, newest = failed + 1, 1 if found != newest else in_a_row + 1, found
+            if in_a_row > settings.max_failures:
+                if isinstance(error, ControllerError):
+                    raise _not_started(name, settings, error) from error
+                raise
+            log.warning(
+                "%s failed and goes on from %s; failure %d of at most %d without a new checkpoint: %s",
+                name,
+                found or "its start",
+                in_a_row,
+                settings.max_failures,
+                error,
+            )
+
+
+def _not_started(name: str, settings: Training, error: ControllerError) -> ConfigError:
+    """Return the error that names what the cluster lacks."""
+    wanted = f"{settings.min_workers or settings.workers} workers of {name}, with one core"
+    wanted += f" and {settings.gpus_per_worker} GPUs each" if settings.gpus_per_worker else " each"
+    there = ray.cluster_resources()
+    return ConfigError(
+        f"{wanted}, could not be started: the cluster has {there.get('CPU', 0):g} cores and {there.get('GPU', 0):g} "
+        f"GPUs ({error.controller_failure}). Add machines, or set {name}.workers or {name}.min_workers lower"
     )
 
 
@@ -162,7 +236,7 @@ def _worker(job: dict[str, Any]) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     resume = _agreed(checkpoints.newest(job["checkpoints"]) or "", device)
-    model, pairs = _starting_point(job, settings, whiten=not resume)
+    model, pairs, tokenizer = _starting_point(job, settings, whiten=not resume)
     for tower in (model.text, model.image):
         if tower is not None:
             tower.checkpoint_activations = settings.checkpoint_activations
@@ -185,16 +259,54 @@ def _worker(job: dict[str, Any]) -> None:
             send({name: value for name, value in asdict(epoch).items() if name != "epoch"}, epoch.epoch)
 
     def log_look(look: Look) -> None:
+        rank = world()[0]
+        used = {f"system/worker_{rank}/{name}": value for name, value in system_metrics.read(device).items()}
         measured = {f"{job['name']}/{name}": value for name, value in asdict(look).items() if name != "step"}
-        send(measured, look.step)
+        send(used if rank else measured | used, look.step)
+
+    def log_validation(found: Validated) -> None:
+        send({f"{job['name']}/validation/{name}": value for name, value in found.metrics.items()}, found.step)
 
     try:
-        train(model, pairs, settings, job["seed"], log_epoch, log_look, writer, resume or None)
+        with _validation(job, settings, model, tokenizer) as validate:
+            train(
+                model,
+                pairs,
+                settings,
+                job["seed"],
+                log_epoch,
+                log_look,
+                writer,
+                resume or None,
+                validate,
+                log_validation,
+            )
         for future in sent:
             future.result()
     finally:
         writer.close()
         sender.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _validation(
+    job: Mapping[str, Any], settings: Training, model: DualEncoder, tokenizer: Tokenizer
+) -> Iterator[Validate | None]:
+    """Give what measures the model while it is trained; None if nothing is to be measured."""
+    asked = job["validated"]
+    if asked is None:
+        yield None
+        return
+    experiment, tower = config.parse(asked["experiment"]), None
+    if model.image is None and not {*settings.validation.tasks} <= {*experiment.held_out_tasks}:
+        given = saved_model.load(job["start"]).model.image if job["start"] else ImageEncoder(model.settings.image)
+        tower = given.for_inference().to(model.log_scale.device) if given is not None else None
+    filtered = Manifest.model_validate(asked["filter"])
+    with validation.prepared(
+        experiment, filtered, settings.validation, model, tokenizer, asked["features"], tower
+    ) as validate:
+        del tower  # it has done its work
+        yield validate
 
 
 def _agreed(uri: str, device: torch.device) -> str:
@@ -217,8 +329,10 @@ def _log_in_drivers_format() -> None:
     logger.setLevel(logging.INFO)
 
 
-def _starting_point(job: Mapping[str, Any], settings: Training, *, whiten: bool) -> tuple[DualEncoder, Pairs]:
-    """Return the model to train and the pairs.
+def _starting_point(
+    job: Mapping[str, Any], settings: Training, *, whiten: bool
+) -> tuple[DualEncoder, Pairs, Tokenizer]:
+    """Return the model to train, the pairs, and the captions' tokenizer.
 
     Args:
         job: of ``run``.
@@ -231,14 +345,18 @@ def _starting_point(job: Mapping[str, Any], settings: Training, *, whiten: bool)
         views = range(settings.views + 1)
         if job["start"]:
             start = saved_model.load_for_features(job["start"])
-            return start.model.requires_grad_(), FeaturePairs(corpus, start.tokenizer, job["features"], views)
+            return (
+                start.model.requires_grad_(),
+                FeaturePairs(corpus, start.tokenizer, job["features"], views),
+                start.tokenizer,
+            )
         tokenizer = Tokenizer.of(model.text)
         stored = FeaturePairs(corpus, tokenizer, job["features"], views)
         few = stored.sample(_WHITENED if settings.whiten_image_head and whiten else 1)
         dual = DualEncoder(model, tokenizer, feature_width=few.shape[-1])
         if settings.whiten_image_head and whiten:
             dual.whiten_image_head(few)
-        return dual, stored
+        return dual, stored, tokenizer
     if job["start"]:
         start = saved_model.load(job["start"])
         dual, tokenizer = start.model.requires_grad_(), start.tokenizer
@@ -248,7 +366,7 @@ def _starting_point(job: Mapping[str, Any], settings: Training, *, whiten: bool)
     if dual.image is None:
         raise DataError(f"{job['start']} holds no image tower to run: set lock: all and store_features: true")
     dual.image.lock(settings.lock)
-    return dual, PicturePairs(corpus, tokenizer, dual.settings.image, settings)
+    return dual, PicturePairs(corpus, tokenizer, dual.settings.image, settings), tokenizer
 
 
 def _publish(

@@ -6,7 +6,7 @@ files, disks, memory, servers.
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -352,6 +352,43 @@ class Checkpointing(Strict):
     keep: Positive = Field(2, description="newest checkpoints that are kept")
 
 
+class Validating(Strict):
+    """Measuring a model while it is trained, by the evaluators of the evaluate stage."""
+
+    every_steps: int = Field(
+        0, ge=0, description="steps between two validations; 0 for none. The last step is validated too"
+    )
+    tasks: tuple[str, ...] = Field(
+        (),
+        description="hold-outs, sets of `evaluate.classification`, or published sets (`evaluate.sets` has them); if "
+        "empty, all but the published sets",
+    )
+    protocol: Literal["paper", "cn-clip", "clip-benchmark", "own"] = Field(
+        "paper", description="how the published sets are measured; hold-outs are always measured by `own`"
+    )
+    metric: str = Field(
+        "retrieval/holdouts/mean_recall",
+        description="KIND/TASK/RESULT that decides which model is best; higher is better",
+    )
+    keep: Literal["last", "best"] = Field("last", description="the model that training ends with")
+    patience: int = Field(
+        0, ge=0, description="validations in a row without a better metric after which training ends; 0 for no end"
+    )
+    min_delta: float = Field(0.0, ge=0, description="by how much a metric must be better to count for `patience`")
+
+    @property
+    def decides(self) -> bool:
+        """Whether the trained model depends on what is measured."""
+        return self.keep == "best" or self.patience > 0
+
+    @model_validator(mode="after")
+    def _what_decides_is_measured(self) -> "Validating":
+        if self.decides and not self.every_steps:
+            key = "keep: best" if self.keep == "best" else f"patience: {self.patience}"
+            raise ValueError(f"{key} needs a model to be measured: set every_steps to a number above 0")
+        return self
+
+
 class Training(Strict):
     """One training run (section 5.1, table 4)."""
 
@@ -422,6 +459,13 @@ class Training(Strict):
         False, description="compute each layer a second time in the backward pass instead of keeping what it computed"
     )
     checkpoint: Checkpointing = Checkpointing()
+    validation: Validating = Validating()
+    max_failures: int = Field(
+        5,
+        ge=0,
+        description="times in a row that training is started again after a failure, such as a lost machine; a new "
+        "checkpoint starts the count again. Errors in settings or data end it at once",
+    )
     log_every: Positive = Field(
         50,
         description="steps between two looks at the loss: what is measured is logged, what is not finite ends the run",
@@ -569,6 +613,13 @@ class Experiment(Strict):
         holdouts = [holdout.name for holdout in self.filter.split.holdouts]
         return [*holdouts, *(task.name for task in self.evaluate.classification)]
 
+    @property
+    def published_sets(self) -> list[str]:
+        """The names of the published sets that are measured, at the end or while a model is trained."""
+        validated = [name for each in (self.pretrain, self.finetune) for name in each.validation.tasks]
+        known = {*self.held_out_tasks}
+        return list(dict.fromkeys([*self.evaluate.tasks, *(name for name in validated if name not in known)]))
+
     def uris(self) -> dict[str, str]:
         """The URIs that the experiment reads, by their dotted key. Keys that are not set are left out."""
         crawl, model = self.crawl, self.model
@@ -580,7 +631,7 @@ class Experiment(Strict):
             **{f"filter.{key}": getattr(self.filter, key) for rule in rules.REGISTRY for key in rule.uris or ()},
             "validation.reference": self.validation.reference,
             "release.opt_out": self.release.opt_out,
-            "evaluate.sets": self.evaluate.sets if self.evaluate.tasks else None,
+            "evaluate.sets": self.evaluate.sets if self.published_sets else None,
             "model.image.weights": model.image.weights if "://" in model.image.weights else None,
             "model.text.vocabulary": model.text.vocabulary if "://" in model.text.vocabulary else None,
             "model.text.weights": model.text.weights if "://" in model.text.weights else None,
@@ -610,25 +661,57 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _the_deciding_metric_is_measured(self) -> "Experiment":
-        holdouts = [holdout.name for holdout in self.filter.split.holdouts]
-        classified = [task.name for task in self.evaluate.classification]
-        group, kind, task, result = [*self.registry.metric.split("/"), "", "", ""][:4]
-        known = {"retrieval": ["holdouts", *holdouts], "classification": ["holdouts", *classified]}
-        named = [*known.get(kind, []), *self.evaluate.tasks]
-        # A data set may be made without a hold-out; what trains asks for one (wukong.preflight).
-        if (
-            group in ("eval", "pretrained")
-            and result in (_MEANS if task == "holdouts" else _RESULTS).get(kind, ())
-            and (task in named or not holdouts)
-        ):
+        group, _, metric = self.registry.metric.partition("/")
+        if group in ("eval", "pretrained") and self._is_measured(metric, self.evaluate.tasks):
             return self
-        measured = [f"eval/{first}/{second}" for first, seconds in known.items() for second in seconds]
+        measured = self._measured_tasks()
         raise ValueError(
             f"registry.metric is {self.registry.metric!r}, which the evaluation does not measure; of retrieval it "
             f"measures {', '.join(_RESULTS['retrieval'])}, of classification {', '.join(_RESULTS['classification'])}, "
             f"of all hold-outs together eval/retrieval/holdouts/mean_recall and eval/classification/holdouts/top1; a "
-            f"name begins with one of {', '.join(measured)}"
+            f"name begins with one of "
+            f"{', '.join(f'eval/{kind}/{name}' for kind, names in measured.items() for name in names)}"
         )
+
+    @model_validator(mode="after")
+    def _validation_measures_what_decides(self) -> "Experiment":
+        for key, settings in (("pretrain", self.pretrain), ("finetune", self.finetune)):
+            asked = settings.validation
+            published = [name for name in asked.tasks if name not in self.held_out_tasks]
+            if published and not self.evaluate.sets:
+                raise ValueError(
+                    f"evaluate.sets is empty, and {key}.validation.tasks names {', '.join(published)}, besides the "
+                    f"tasks of hold-outs ({', '.join(self.held_out_tasks) or 'there are none'}): give the URI of the "
+                    "folder that holds published sets, or name a hold-out"
+                )
+            known = asked.tasks or tuple(self.held_out_tasks)
+            if asked.decides and not self._is_measured(asked.metric, published, known):
+                raise ValueError(
+                    f"{key}.validation.metric is {asked.metric!r}, which is not measured with the tasks "
+                    f"{', '.join(known)}; write KIND/TASK/RESULT, for instance retrieval/holdouts/mean_recall or "
+                    "classification/imagenet/top1"
+                )
+        return self
+
+    def _measured_tasks(self) -> dict[str, list[str]]:
+        """The tasks of hold-outs by their kind; ``holdouts`` stands for all of a kind."""
+        held = [holdout.name for holdout in self.filter.split.holdouts]
+        classified = [task.name for task in self.evaluate.classification]
+        return {"retrieval": ["holdouts", *held], "classification": ["holdouts", *classified]}
+
+    def _is_measured(self, metric: str, published: Sequence[str], tasks: Sequence[str] | None = None) -> bool:
+        """Whether KIND/TASK/RESULT is a result of the published sets or of hold-outs; ``tasks`` None for all of them.
+
+        A data set may be made without a hold-out; what trains asks for one (wukong.preflight).
+        """
+        kind, task, result = [*metric.split("/"), "", ""][:3]
+        held = self._measured_tasks().get(kind, [])
+        if tasks is not None:
+            held = [name for name in held if name in tasks]
+            held += ["holdouts"] if held else []
+        if result not in (_MEANS if task == "holdouts" else _RESULTS).get(kind, ()):
+            return False
+        return task in (*held, *published) or not self.filter.split.holdouts
 
     @model_validator(mode="after")
     def _tasks_have_names_of_their_own(self) -> "Experiment":

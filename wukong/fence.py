@@ -5,10 +5,15 @@ driver that was started in its place. So each driver claims an attempt before it
 task's marker, a manifest, a record, a checkpoint) is written only by a process whose claim is the newest.
 
 A claim is a file under ``runs/RUN/attempts/STAGE/``, whose name orders it: a number one above those that are there, and
-a random part that decides between two claims of the same moment. So no conditional write is needed, which pyarrow's S3
-does not have. Between the look at the claims and the write there is a moment in which a newer claim goes unseen. What
-is written in it does no harm: attempts at a stage write the same bytes to the same places, except checkpoints, and each
-attempt has its own folder for those.
+a random part that decides between two claims of the same moment.
+
+``publish`` looks at the claims, and then writes only if the file is still as it was before that look (``If-Match``,
+``If-None-Match``; on a file system a link or a lock). So what a newer attempt has written is never replaced by an older
+one, however long the older one was held up between its look and its write. Before the newer attempt has written the
+file, the older one may still write it in that moment; the newer one then replaces it. With a store that has no
+conditional writes, the log says so once, and an older attempt can also replace a file in that moment. Large files are
+written without a condition: an attempt's checkpoints have a folder of their own, and the attempts at a stage write the
+same bytes to the same places, except a model that is trained on GPUs.
 
 Runs that share a stage's output do not fence each other.
 """
@@ -16,8 +21,11 @@ Runs that share a stage's output do not fence each other.
 import logging
 import os
 import uuid
+from functools import lru_cache
+from typing import Any
 
 from wukong import storage
+from wukong.conditional_store import ChangedError, UnconditionalError
 from wukong.errors import WukongError
 
 VARIABLE = "WUKONG_ATTEMPT"
@@ -68,6 +76,52 @@ def check() -> None:
             f"attempt {_name(claimed)} writes no more: attempt {newest} has begun in its place ({folder}). Where the "
             "first one's node or head was thought lost, nothing is to be done"
         )
+
+
+def publish(uri: str, value: Any) -> None:
+    """Write JSON that makes output valid, unless a newer attempt has begun; see above.
+
+    Args:
+        uri: of the file.
+        value: a JSON value.
+
+    Raises:
+        FencedError: a newer attempt has begun.
+        StorageError: the file cannot be written.
+    """
+    claimed, data = os.environ.get(VARIABLE), storage.json_bytes(value)
+    if not claimed or not _is_conditional(claimed):
+        check()
+        storage.write_bytes(uri, data)
+        return
+    while True:
+        seen = storage.version(uri)
+        check()
+        try:
+            storage.write_if(uri, data, seen)
+        except ChangedError:
+            continue  # by whom, the next check finds out
+        return
+
+
+@lru_cache(maxsize=8)
+def _is_conditional(claimed: str) -> bool:
+    """Return whether the store of a claim heeds conditions: asked to make the claim anew, it must refuse."""
+    if claimed.startswith("file://"):
+        return True
+    why = "it ignores If-None-Match"
+    try:
+        storage.write_if(claimed, storage.read_bytes(claimed), None)
+    except ChangedError:
+        return True
+    except UnconditionalError as error:
+        why = str(error)
+    log.warning(
+        "the object store has no conditional writes (%s): an older attempt that is held up for long between its look "
+        "at the newer claims and its write could replace a manifest",
+        why,
+    )
+    return False
 
 
 def _name(uri: str) -> str:

@@ -175,8 +175,7 @@ class Stage:
         Raises:
             FencedError: a newer attempt at the stage has begun (``wukong.fence``).
         """
-        fence.check()
-        storage.write_json(self.path(f"_parts/{name}.json"), dict(record))
+        fence.publish(self.path(f"_parts/{name}.json"), dict(record))
 
     def describe(self, relative: str, rows: int = 0) -> Part:
         """Measure a file that this stage has written: its size and SHA-256."""
@@ -195,7 +194,6 @@ class Stage:
         Raises:
             FencedError: a newer attempt at the stage has begun (``wukong.fence``).
         """
-        fence.check()
         manifest = Manifest(
             stage=self.name,
             uri=self.uri,
@@ -207,7 +205,7 @@ class Stage:
             metrics=dict(metrics or {}),
             provenance=provenance() | {"seconds": round(time.time() - self._started, 3)},
         )
-        storage.write_json(self.path(_NAME), manifest.model_dump(mode="json"))
+        fence.publish(self.path(_NAME), manifest.model_dump(mode="json"))
         return manifest
 
 

@@ -135,10 +135,16 @@ def training(
         filtered: the filter's manifest.
         computed: that of the features, where the stage reads them.
         start: that of the stage whose model it starts from, if any.
+
+    Raises:
+        DataError: a published set that decides which model is best is not there.
     """
-    entry = stages.of(name)
+    entry, asked = stages.of(name), stages.training_of(experiment, name).validation
     made_from = [parent for parent in (filtered, computed, start) if parent]
-    return Stage(experiment.root, name, entry.config(experiment), made_from, entry.version)
+    published = [task for task in asked.tasks if task not in experiment.held_out_tasks] if asked.decides else []
+    sets = {task: set_folders.digest_of(experiment.evaluate.sets, task) for task in published}
+    config = entry.config(experiment) | ({"sets": sets} if sets else {})
+    return Stage(experiment.root, name, config, made_from, entry.version)
 
 
 def evaluation(experiment: Experiment, parents: Mapping[str, Manifest], computed: Sequence[Manifest]) -> Stage:

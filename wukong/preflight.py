@@ -56,6 +56,14 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
             "filter.split.holdouts: there is none, so that nothing could be measured after training; hold out captions,"
             ' for instance held_out_captions: 0.1 and holdouts: [{name: held-out, source: "*", captions: unseen}]'
         )
+    problems += [
+        f"{training}.validation.tasks: there is no hold-out and no evaluation set {name!r}; there are "
+        f"{', '.join([*experiment.held_out_tasks, *set_folders.NAMES])}"
+        for training in stages.TRAININGS
+        if training in names
+        for name in stages.training_of(experiment, training).validation.tasks
+        if name not in {*experiment.held_out_tasks, *set_folders.NAMES}
+    ]
     if "evaluate" in names:
         problems += [
             f"evaluate.tasks: there is no evaluation set {name!r}; there are {', '.join(set_folders.NAMES)}"
@@ -135,7 +143,7 @@ def _checks(experiment: Experiment) -> Mapping[str, Callable[[str], str]]:
         **{f"filter.{key}": check for rule in rules.REGISTRY for key, check in (rule.uris or {}).items()},
         "validation.reference": lambda uri: _of_stage(uri, "validate"),
         "release.opt_out": _of_file,
-        "evaluate.sets": lambda uri: _of_sets(uri, experiment.evaluate.tasks),
+        "evaluate.sets": lambda uri: _of_sets(uri, experiment.published_sets),
         "model.image.weights": _of_file,
         "model.text.vocabulary": _of_file,
         "model.text.weights": lambda uri: _of_folder(uri, ("config.json", "model.safetensors")),

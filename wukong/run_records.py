@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from wukong import config, manifest, stages, storage
+from wukong import config, fence, manifest, stages, storage
 from wukong.config import Experiment
 from wukong.errors import ConfigError
 
@@ -167,8 +167,12 @@ def check_name(run: str) -> None:
 
 
 def write(experiment: Experiment, run: str, record: Record) -> None:
-    """Store a stage's record."""
-    storage.write_json(uri_of(experiment, run, f"{record.stage}.json"), record.model_dump(mode="json"))
+    """Store a stage's record.
+
+    Raises:
+        FencedError: a newer attempt at the stage has begun (``wukong.fence``).
+    """
+    fence.publish(uri_of(experiment, run, f"{record.stage}.json"), record.model_dump(mode="json"))
 
 
 def read(experiment: Experiment, run: str, stage: str) -> Record | None:

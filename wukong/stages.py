@@ -97,8 +97,14 @@ def _of_evaluate(experiment: Experiment) -> dict[str, Any]:
 
 def _of_training(experiment: Experiment, settings: Training) -> dict[str, Any]:
     model = experiment.model.model_dump(mode="json")
-    # How often a run is looked at and stored does not change its model.
-    training = settings.model_dump(mode="json", exclude={"checkpoint", "log_every", "min_workers"})
+    # How often a run is looked at, measured and stored does not change its model, unless what is measured decides.
+    unimportant = {"checkpoint", "log_every", "min_workers", "max_failures", "validation"}
+    training = settings.model_dump(mode="json", exclude=unimportant)
+    if settings.validation.decides:
+        training["validation"] = settings.validation.model_dump(mode="json") | {
+            "captions": experiment.evaluate.captions,
+            "classification": [task.model_dump(mode="json") for task in experiment.evaluate.classification],
+        }
     return {"model": model, "training": training, "seed": experiment.seed}
 
 

@@ -9,8 +9,11 @@ While an object store is away, all of these functions wait for it (``wukong.pati
 waited for.
 """
 
+import fcntl
+import hashlib
 import json
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,11 +26,13 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from wukong import environment, patience, patient_store
+from wukong import conditional_store, environment, patience, patient_store
+from wukong.conditional_store import ChangedError
 from wukong.errors import StorageError
 
 _SCHEMES = ("s3", "file")
 _COPY_BYTES = patient_store.COPY_BYTES
+_LOCK_SECONDS = 60.0
 
 _Answer = TypeVar("_Answer")
 
@@ -78,8 +83,7 @@ def _bare(uri: str) -> tuple[pafs.FileSystem, str]:
         environment.use_for(uri)
         if not configured and environment.is_named(uri):  # a person's program: stages are told where their store is
             patience.set_default(patience.PEOPLE)
-        region = os.environ.get("AWS_REGION", "us-east-1")
-        return _s3(_endpoint(), region, os.environ.get("AWS_ACCESS_KEY_ID")), uri.removeprefix("s3://")
+        return _s3(_endpoint(), _region(), os.environ.get("AWS_ACCESS_KEY_ID")), uri.removeprefix("s3://")
     raise StorageError(
         f"cannot open {uri!r}: the scheme must be one of {', '.join(_SCHEMES)} (for a folder: file:///…)"
     )
@@ -87,6 +91,10 @@ def _bare(uri: str) -> tuple[pafs.FileSystem, str]:
 
 def _endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def _region() -> str:
+    return os.environ.get("AWS_REGION", "us-east-1")
 
 
 @lru_cache(maxsize=8)
@@ -174,7 +182,98 @@ def read_json(uri: str) -> Any:
 
 def write_json(uri: str, value: Any) -> None:
     """Write JSON with sorted keys, so that equal values give equal bytes."""
-    write_bytes(uri, (json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n").encode())
+    write_bytes(uri, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return the bytes that ``write_json`` writes."""
+    return (json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n").encode()
+
+
+def version(uri: str) -> str | None:
+    """Return what identifies the present content of a file, for ``write_if``; None if there is no file."""
+    store, path = _bare(uri)
+    if not isinstance(store, pafs.LocalFileSystem):
+        return conditional_store.version(_endpoint(), _region(), path)
+    with _explained("read", uri):
+        return _digest(Path(path))
+
+
+def write_if(uri: str, data: bytes, expected: str | None) -> None:
+    """Write a whole file atomically, if it is as it was seen.
+
+    On a file system a new file is linked to its name, which only one can do. A file that is there is replaced under a
+    lock of its folder.
+
+    Args:
+        uri: of the file.
+        data: its whole content.
+        expected: from ``version``; None to write a file that was not there.
+
+    Raises:
+        ChangedError: it is not as it was seen.
+        UnconditionalError: the object store says that it has no conditional writes. One that ignores conditions says
+            nothing, and writes.
+        StorageError: it cannot be written.
+    """
+    store, path = _bare(uri)
+    if not isinstance(store, pafs.LocalFileSystem):
+        conditional_store.write(_endpoint(), _region(), path, data, expected)
+        return
+    target, partial = Path(path), Path(f"{path}.{uuid.uuid4().hex}.partial")
+    with _explained("write", uri):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            written = _linked(partial, target) if expected is None else _replaced(partial, target, expected)
+        finally:
+            partial.unlink(missing_ok=True)
+    if not written:
+        raise ChangedError(f"{uri} was written by somebody else")
+
+
+def _linked(partial: Path, target: Path) -> bool:
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _replaced(partial: Path, target: Path, expected: str) -> bool:
+    with _locked(target.parent):
+        if _digest(target) != expected:
+            return False
+        partial.replace(target)
+    return True
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; a process that is stopped while it holds it is not waited for without end."""
+    descriptor, until = os.open(folder, os.O_RDONLY), time.monotonic() + _LOCK_SECONDS
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -28,16 +28,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from wukong import storage
+from wukong import config, fence, stages, storage
 from wukong.config import ImageEncoder, Model, Training
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
+from wukong.manifest import Manifest, Stage
 from wukong.model.dual import DualEncoder
 from wukong.train import checkpoint, features, stream
 from wukong.train.loop import train
 from wukong.train.stream import Order, Piece
 from wukong.train.training_data import Corpus, FeaturePairs, Loaded, PicturePairs
 
-ROWS = ("resume", "memory", "shuffle", "checkpoint", "kills", "resize")
+ROWS = ("resume", "memory", "shuffle", "checkpoint", "kills", "ray-kills", "resize", "validation")
 SHARD, SIDE, WIDTH = 1000, 256, 768
 
 
@@ -269,7 +270,104 @@ def kills(count: int) -> None:
         assert load_file(Path(folder, "calm.safetensors"))
 
 
-def resize(folder: str) -> None:
+def on_ray(name: str, folder: str, **changed: object) -> config.Experiment:
+    """An experiment whose pre-training reads one shard of images of one colour each."""
+    section = {"epochs": 60, "batch_size": 50, "workers": 1, "log_every": 5, "checkpoint": {"steps": 5}, **changed}
+    text = {"layers": 2, "heads": 2, "width": 64, "dropout": 0.0}
+    return config.parse(
+        {
+            "name": name,
+            "storage": storage.from_path(Path(folder)),
+            "crawl": {"queries": "file:///none", "endpoint": "http://127.0.0.1:1"},
+            "model": {"image": {"image_size": 64}, "text": text, "embedding": 32},
+            "pretrain": section,
+        }
+    )
+
+
+def pretrain(made: config.Experiment) -> Manifest:
+    """Pre-train on one shard, which is written first where it is not there."""
+    from ray_jobs import training
+
+    filtered = Stage(made.root, "filter", stages.of("filter").config(made))
+    if (finished := filtered.finished()) is None:
+        shard(Path(storage.filesystem(filtered.uri)[1]), distinct=True)
+        parts = [filtered.describe(f"train/00000{suffix}", SHARD) for suffix in (".tar", ".parquet")]
+        finished = filtered.commit(parts)
+    return training.run("pretrain", made, finished)
+
+
+def drive(name: str, folder: str, address: str) -> None:
+    """Pre-train as the driver of an attempt, on a Ray that runs."""
+    import ray
+
+    ray.init(address=address, configure_logging=False, log_to_driver=False)
+    made = on_ray(name, folder, epochs=15)
+    fence.claim(made.root, "run", "pretrain")
+    trained = pretrain(made)
+    print(f"{name}: {trained.digest[:16]}", flush=True)
+
+
+def ray_kills(folder: str, count: int) -> None:
+    """SIGKILL of a Ray Train worker, of the driver, and of both, twice in a row each, after checkpoints at random."""
+    import psutil
+    import ray
+
+    ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    address, drawn = ray.get_runtime_context().gcs_address, random.Random(0)
+    end = "manifest.json"
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, __file__, "--drive", name, folder, address])
+
+    def place(name: str) -> str:
+        return storage.join(storage.from_path(Path(folder)), name, "pretrain")
+
+    def step(name: str) -> int:
+        files = storage.list_files(place(name), "checkpoint.json")
+        return max((int(file.rsplit("checkpoint_", 1)[1][:9]) for file in files), default=0)
+
+    def kill_worker() -> None:
+        for process in psutil.Process().children(recursive=True):
+            if "RayTrainWorker" in process.name() or "RayTrainWorker" in " ".join(process.cmdline()):
+                process.kill()
+
+    def digest(name: str) -> str:
+        (found,) = [file for file in storage.list_files(place(name), end) if "_checkpoints" not in file]
+        return str(storage.read_json(found)["parts"])
+
+    if start("calm").wait():
+        raise SystemExit("the undisturbed run failed")
+    for what in ("worker", "driver", "both"):
+        equal, steps = 0, []
+        for number in range(count):
+            name = f"{what}{number}"
+            driver = start(name)
+            for _ in range(2):
+                until = step(name) + drawn.randint(5, 100)
+                while driver.poll() is None and step(name) < until:
+                    time.sleep(0.1)
+                if driver.poll() is not None:
+                    raise SystemExit(f"{name} ended before it could be killed")
+                steps.append(step(name))
+                if what != "driver":
+                    kill_worker()
+                if what != "worker":
+                    driver.kill()
+                    driver.wait()
+                    driver = start(name)
+                else:  # the next kill is of the next worker
+                    before = steps[-1]
+                    while driver.poll() is None and step(name) <= before:
+                        time.sleep(0.1)
+            if driver.wait():
+                raise SystemExit(f"{name} failed")
+            equal += digest(name) == digest("calm")
+        print(f"{what}: {equal} of {count} runs ended with the bytes of the undisturbed one; killed after {steps}")
+    ray.shutdown()
+
+
+def resize(folder: str, epochs: int) -> None:
     """A run of Ray Train on one worker, then on two, then on one: a node joins the cluster and leaves it again.
 
     The losses are compared with those of a run on one worker throughout.
@@ -278,33 +376,13 @@ def resize(folder: str) -> None:
     from ray.cluster_utils import Cluster
 
     from ray_jobs import training
-    from wukong import config, stages
-    from wukong.manifest import Stage
 
     training._RESIZE_SECONDS = 2.0
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     ray.init(address=cluster.address, configure_logging=False)
 
-    def experiment(name: str, **changed: object) -> config.Experiment:
-        section = {"epochs": 60, "batch_size": 50, "workers": 1, "log_every": 5, "checkpoint": {"steps": 5}, **changed}
-        text = {"layers": 2, "heads": 2, "width": 64, "dropout": 0.0}
-        model = {"image": {"image_size": 64}, "text": text, "embedding": 32}
-        return config.parse(
-            {
-                "name": name,
-                "storage": storage.from_path(Path(folder)),
-                "crawl": {"queries": "file:///none", "endpoint": "http://127.0.0.1:1"},
-                "model": model,
-                "pretrain": section,
-            }
-        )
-
     def losses(made: config.Experiment) -> list[float]:
-        filtered = Stage(made.root, "filter", stages.of("filter").config(made))
-        shard(Path(storage.filesystem(filtered.uri)[1]), distinct=True)
-        parts = [filtered.describe(f"train/00000{suffix}", SHARD) for suffix in (".tar", ".parquet")]
-        trained = training.run("pretrain", made, filtered.commit(parts))
-        history = storage.read_json(storage.join(trained.uri, "history.json"))["history"]
+        history = storage.read_json(storage.join(pretrain(made).uri, "history.json"))["history"]
         return [epoch["loss"] for epoch in history]
 
     ended, sizes = threading.Event(), []
@@ -332,12 +410,12 @@ def resize(folder: str) -> None:
         cluster.remove_node(node)
         until(1)
 
-    alone = losses(experiment("alone"))
+    alone = losses(on_ray("alone", folder, epochs=epochs))
     resized: list[float] = []
 
     def train_resized() -> None:
         try:
-            resized.extend(losses(experiment("resized", workers=2, min_workers=1)))
+            resized.extend(losses(on_ray("resized", folder, epochs=epochs, workers=2, min_workers=1)))
         finally:
             ended.set()
 
@@ -355,6 +433,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=60, help="of the row resize")
+    parser.add_argument("--drive", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--ray-kills", help=argparse.SUPPRESS)
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--resume", help=argparse.SUPPRESS)
@@ -368,7 +449,11 @@ def main() -> None:
     elif arguments.resume:
         resume(arguments.resume)
     elif arguments.resize:
-        resize(arguments.resize)
+        resize(arguments.resize, arguments.epochs)
+    elif arguments.drive:
+        drive(*arguments.drive)
+    elif arguments.ray_kills:
+        ray_kills(arguments.ray_kills, arguments.kills)
     else:
         with tempfile.TemporaryDirectory() as folder:
             prefix = shard(Path(folder, "pairs"))
@@ -384,8 +469,12 @@ def main() -> None:
                     store()
                 elif row == "kills":
                     kills(arguments.kills)
+                elif row == "validation":
+                    subprocess.run([sys.executable, str(Path(__file__).with_name("validation.py"))], check=True)
                 else:
-                    subprocess.run([sys.executable, __file__, "--resize", str(Path(folder, "resize"))], check=True)
+                    command = [sys.executable, __file__, f"--{row}", str(Path(folder, row))]
+                    command += ["--epochs", str(arguments.epochs), "--kills", str(arguments.kills)]
+                    subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

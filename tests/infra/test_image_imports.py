@@ -38,6 +38,8 @@ ALLOWED = {
     # Counting captions in tokens: the filter job does.
     ("wukong.curate.text.units", "tokenizers"),
     ("wukong.curate.text.units", "wukong.data.tokenizer"),
+    # What a job's attempt publishes; components make no attempt.
+    *(("wukong.conditional_store", name) for name in ("boto3", "botocore.config", "botocore.exceptions")),
     # Where CUDA's builds of torch have brought triton.
     ("wukong.model.similarity", "wukong.model.token_triton"),
 }

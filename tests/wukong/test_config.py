@@ -200,6 +200,30 @@ def test_a_metric_that_is_not_measured_cannot_decide(tmp_path: Path, metric: str
         assert config.load(file, [f"registry.metric={known}"]).registry.metric == known
 
 
+def test_a_validation_that_decides_measures_its_metric(tmp_path: Path) -> None:
+    split = {"held_out_captions": 0.1, "holdouts": [{"name": "a", "source": "*", "captions": "unseen"}]}
+    file = write(tmp_path, {**MINIMAL, "filter": {"split": split}})
+
+    def asked(**changed: object) -> list[str]:
+        return [f"pretrain.validation={yaml.safe_dump(changed, default_flow_style=True).strip()}"]
+
+    with pytest.raises(ConfigError, match=r"keep: best needs a model to be measured: set every_steps"):
+        config.load(file, asked(keep="best"))
+    with pytest.raises(ConfigError, match=r"patience: 3 needs a model to be measured"):
+        config.load(file, asked(patience=3))
+    for metric in ("retrieval/b/mean_recall", "retrieval/a/top1", "mean_recall", "eval/retrieval/a/mean_recall"):
+        with pytest.raises(ConfigError, match=r"pretrain\.validation\.metric is .*not measured with the tasks a;"):
+            config.load(file, asked(keep="best", every_steps=5, metric=metric))
+    with pytest.raises(ConfigError, match=r"evaluate\.sets is empty, and pretrain\.validation\.tasks names imagenet"):
+        config.load(file, asked(every_steps=5, tasks=["imagenet"]))
+    published = [*asked(every_steps=5, tasks=["imagenet"], keep="best"), "evaluate.sets=file:///sets"]
+    with pytest.raises(ConfigError, match=r"'retrieval/holdouts/mean_recall', which is not measured"):
+        config.load(file, published)
+    found = config.load(file, [*published, "pretrain.validation.metric=classification/imagenet/top1"])
+    assert found.published_sets == ["imagenet"] and found.uris()["evaluate.sets"] == "file:///sets"
+    assert config.load(file, asked(every_steps=5, keep="best", metric="retrieval/a/mean_recall")).published_sets == []
+
+
 def test_published_sets_need_a_place_and_names_of_their_own(tmp_path: Path) -> None:
     split = {"held_out_captions": 0.1, "holdouts": [{"name": "muge", "source": "*", "captions": "unseen"}]}
     file = write(tmp_path, {**MINIMAL, "filter": {"split": split}})

@@ -12,6 +12,7 @@ from infra.stack import processes, services
 from infra.stack.ports import choose_ports
 from infra.stack.state import Stack
 from wukong import fence, storage
+from wukong.conditional_store import ChangedError
 from wukong.fence import FencedError
 from wukong.manifest import Stage
 
@@ -74,6 +75,68 @@ def test_nothing_is_fenced_without_a_claim(root: str) -> None:
     Stage(root, "filter", {}).commit([])
 
 
+def publish_while_a_newer_attempt_does(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The older attempt is held up after its look at the claims; the newer one publishes; then the older one writes."""
+    uri = storage.join(root, "filter", "manifest.json")
+    fence.claim(root, "r", "filter")
+    check = fence.check
+
+    def held_up() -> None:
+        old = os.environ[fence.VARIABLE]
+        check()
+        monkeypatch.setattr(fence, "check", check)
+        fence.claim(root, "r", "filter")
+        fence.publish(uri, {"by": fence.attempt()})
+        as_attempt(monkeypatch, old)
+
+    for before in (None, {"by": "the older one"}):
+        if before:
+            fence.publish(uri, before)
+        old = fence.attempt()
+        monkeypatch.setattr(fence, "check", held_up)
+        with pytest.raises(FencedError, match=f"attempt {old} writes no more"):
+            fence.publish(uri, {"by": old})
+        newer = f"{int(old[:5]) + 1:05d}-"
+        assert storage.read_json(uri)["by"].startswith(newer)
+        fence.claim(root, "r", "filter")
+        storage.delete(uri)
+
+
+def test_an_older_attempt_replaces_nothing_after_its_look(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_while_a_newer_attempt_does(root, monkeypatch)
+
+
+def test_an_attempt_publishes_again_what_it_published(root: str) -> None:
+    fence.claim(root, "r", "filter")
+    for number in range(2):
+        fence.publish(f"{root}/record.json", {"number": number})
+        assert storage.read_json(f"{root}/record.json") == {"number": number}
+
+
+def test_a_store_without_conditional_writes_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store that ignores conditions, in memory: the fence's look is all there is."""
+    objects = {"s3://b/e/runs/r/attempts/s/00001-aaaaaaaa.json": b"{}"}
+    monkeypatch.setattr(storage, "write_bytes", objects.__setitem__)
+    monkeypatch.setattr(storage, "write_if", lambda uri, data, _expected: objects.__setitem__(uri, data))
+    monkeypatch.setattr(storage, "read_bytes", objects.__getitem__)
+    monkeypatch.setattr(storage, "list_files", lambda *_: sorted(uri for uri in objects if "attempts" in uri))
+    as_attempt(monkeypatch, next(iter(objects)))
+    fence._is_conditional.cache_clear()
+    for number in range(2):
+        fence.publish("s3://b/e/manifest.json", number)
+    assert objects["s3://b/e/manifest.json"] == b"1\n"
+    assert objects["s3://b/e/runs/r/attempts/s/00001-aaaaaaaa.json"] == b"{}"
+    assert [record.message for record in caplog.records if "no conditional writes" in record.message] == [
+        "the object store has no conditional writes (it ignores If-None-Match): an older attempt that is held up for "
+        "long between its look at the newer claims and its write could replace a manifest"
+    ]
+    objects["s3://b/e/runs/r/attempts/s/00002-aaaaaaaa.json"] = b"{}"
+    with pytest.raises(FencedError):
+        fence.publish("s3://b/e/manifest.json", 2)
+
+
 DRIVER = """
 import sys
 from wukong import fence
@@ -98,6 +161,28 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     services.start(stack, [services.ObjectStore()])
     yield stack.variables()
     processes.stop(lambda: processes.find(stack.identity, services.scratch(stack.home)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_real_s3_server_heeds_conditions(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(fence.VARIABLE, "")
+    uri = "s3://wukong/conditions/one.json"
+    assert storage.version(uri) is None
+    storage.write_if(uri, b"first", None)
+    with pytest.raises(ChangedError):
+        storage.write_if(uri, b"second", None)
+    seen = storage.version(uri)
+    assert seen is not None
+    storage.write_bytes(uri, b"other")
+    with pytest.raises(ChangedError):
+        storage.write_if(uri, b"third", seen)
+    assert storage.read_bytes(uri) == b"other"
+    storage.write_if(uri, b"fourth", storage.version(uri))
+    assert storage.read_bytes(uri) == b"fourth"
+    publish_while_a_newer_attempt_does("s3://wukong/held-up", monkeypatch)
 
 
 @pytest.mark.slow

@@ -141,6 +141,23 @@ def test_the_config_of_a_stage_changes_with_what_decides_it_alone() -> None:
         json.dumps(entry.config(before))  # it is stored
 
 
+def test_a_validation_is_in_the_key_only_if_it_decides() -> None:
+    entry, plain = stages.of("pretrain"), experiment(pretrain={})
+    assert entry.config(experiment(pretrain={"validation": {"every_steps": 9}, "max_failures": 9})) == entry.config(
+        plain
+    )
+    deciding = {"every_steps": 9, "metric": "retrieval/a/mean_recall", "keep": "best"}
+    split = {"held_out_captions": 0.1, "holdouts": [{"name": "a", "source": "*", "captions": "unseen"}]}
+
+    def keyed(captions: str, **changed: object) -> str:
+        made = experiment(
+            pretrain={"validation": deciding | changed}, filter={"split": split}, evaluate={"captions": captions}
+        )
+        return json.dumps(entry.config(made))
+
+    assert len({keyed("distinct"), keyed("all"), keyed("distinct", every_steps=8), keyed("distinct", patience=2)}) == 4
+
+
 def test_estimates_grow_with_the_pairs() -> None:
     few, many = (Work(experiment(), pairs, 10_000_000, 5_000_000, 2) for pairs in (1_000, 1_000_000))
     for name in stages.WHOLE_RUN:

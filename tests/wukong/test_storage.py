@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wukong import storage
+from wukong.conditional_store import ChangedError
 from wukong.errors import StorageError
 
 
@@ -102,3 +104,33 @@ def test_an_unreachable_store_is_reported_with_its_address(monkeypatch: pytest.M
     with pytest.raises(StorageError, match=r"object store at http://127\.0\.0\.1:1 running") as caught:
         storage.exists("s3://bucket/key")
     assert "nothing" not in str(caught.value).replace("there is nothing", "")
+
+
+def test_a_file_is_written_only_as_it_was_seen(tmp_path: Path) -> None:
+    uri = storage.from_path(tmp_path / "folder" / "one")
+    assert storage.version(uri) is None
+    storage.write_if(uri, b"first", None)
+    with pytest.raises(ChangedError, match="one was written by somebody else"):
+        storage.write_if(uri, b"second", None)
+    seen = storage.version(uri)
+    storage.write_bytes(uri, b"other")
+    with pytest.raises(ChangedError):
+        storage.write_if(uri, b"third", seen)
+    storage.write_if(uri, b"fourth", storage.version(uri))
+    assert storage.read_bytes(uri) == b"fourth"
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["one"]
+
+
+def test_of_many_writers_of_a_new_file_one_succeeds(tmp_path: Path) -> None:
+    uri = storage.from_path(tmp_path / "one")
+
+    def write(number: int) -> bool:
+        try:
+            storage.write_if(uri, str(number).encode(), None)
+        except ChangedError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as writers:
+        succeeded = list(writers.map(write, range(32)))
+    assert storage.read_bytes(uri) == str(succeeded.index(True)).encode() and sum(succeeded) == 1

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import torch
 from PIL import Image
+from torch import Tensor
 
 from wukong import storage
 from wukong.config import Classification, Experiment, Holdout
@@ -16,6 +18,7 @@ from wukong.evaluate.data_set import ClassificationData, RetrievalData
 from wukong.evaluate.published import Caption
 from wukong.evaluate.results import HOLDOUT
 from wukong.manifest import Manifest
+from wukong.train.features import read_views
 from wukong.train.training_data import matching
 
 log = logging.getLogger(__name__)
@@ -75,6 +78,32 @@ def read(experiment: Experiment, filtered: Manifest, name: str) -> RetrievalData
     if name in retrievals:
         return _retrieval(filtered, retrievals[name], experiment.evaluate.captions)
     return _classification(filtered, {each.name: each for each in experiment.evaluate.classification}[name])
+
+
+def features(
+    experiment: Experiment, filtered: Manifest, computed: str, data: ClassificationData | RetrievalData
+) -> Tensor:
+    """Read the stored features of a task's images, float16 [images, ...], in the data's order.
+
+    Args:
+        experiment: has the hold-outs.
+        filtered: manifest of the filter stage.
+        computed: URI of the features of the hold-outs.
+        data: from ``read``.
+
+    Raises:
+        DataError: an image has no features.
+    """
+    ids = data.ids if isinstance(data, ClassificationData) else data.image_ids
+    rows: dict[str, Tensor] = {}
+    for holdout in experiment.filter.split.holdouts:
+        names = shards.names_of(filtered, holdout.name)
+        if names:
+            keys, views = read_views(computed, holdout.name, names, [0])
+            rows |= zip(keys, views[0], strict=True)
+    if lost := [key for key in ids if key not in rows]:
+        raise DataError(f"{computed} has no features for the pair {lost[0]}: delete it and run again")
+    return torch.stack([rows[key] for key in ids])
 
 
 def _retrieval(filtered: Manifest, holdout: Holdout, taken: retrieval.Captions) -> RetrievalData | None:

@@ -22,6 +22,10 @@ _SAME = 1e-6
 _MAX_UNKNOWN = 0.5
 
 
+class CollapsedError(DataError):
+    """All vectors of a kind are equal, so that every ranking of them would be an accident."""
+
+
 class Model(Interface):
     """A model that can be evaluated. Whoever wraps a foreign model gives these members."""
 
@@ -189,7 +193,7 @@ def _not_finite(broken: int, items: int, first: int, what: str) -> str:
 
 
 def refuse_collapsed(vectors: Rows, what: str, counted: Tensor | None = None) -> None:
-    """Raise DataError if all vectors are equal up to rounding: every ranking of them would be an accident.
+    """Raise CollapsedError if all vectors are equal up to rounding: every ranking of them would be an accident.
 
     Args:
         vectors: [items, d] or [items, tokens, d].
@@ -197,7 +201,8 @@ def refuse_collapsed(vectors: Rows, what: str, counted: Tensor | None = None) ->
         counted: bool [items, tokens], the tokens that count; None for all.
 
     Raises:
-        DataError: all are equal, or one is not finite.
+        CollapsedError: all are equal.
+        DataError: one is not finite.
     """
     items, broken, first = len(vectors), 0, -1
     total, squares = torch.zeros((), dtype=torch.float64), 0.0
@@ -219,7 +224,7 @@ def refuse_collapsed(vectors: Rows, what: str, counted: Tensor | None = None) ->
     square = max(squares / items, 1e-30)
     spread = (square - float((total / items).square().sum())) / square
     if spread < _SAME:
-        raise DataError(
+        raise CollapsedError(
             f"the vectors of all {items} items ({what}) are equal (relative variance {max(0.0, spread):.1e}): the "
             "model has collapsed, or it was given one input again and again; nothing can be ranked by them"
         )

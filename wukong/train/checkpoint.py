@@ -48,7 +48,7 @@ class Writer:
 
     Args:
         uri: the prefix of the run's checkpoints, of all attempts.
-        keep: number of checkpoints of this attempt that are kept, the newest.
+        keep: number of checkpoints of this attempt that are kept, the newest. The best one is kept too.
 
     Attributes:
         seconds: for how long ``save`` has stopped the training so far.
@@ -83,7 +83,19 @@ class Writer:
 
         self._upload = self._uploader.submit(allocate)
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, progress: dict[str, Any]) -> None:
+    def place(self, step: int) -> str:
+        """Return a URI for the checkpoint of a step; no two are equal."""
+        return storage.join(self._uri, f"checkpoint_{step:09d}-{uuid.uuid4().hex[:8]}")
+
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        progress: dict[str, Any],
+        uri: str | None = None,
+        best: str | None = None,
+    ) -> None:
         """Copy the state of a run to memory of its own, and begin to write it; wait for the checkpoint before it.
 
         Args:
@@ -91,6 +103,8 @@ class Writer:
             optimizer: the optimiser to save, with the numbers and tensors in its parameter groups.
             step: number of steps that were taken.
             progress: a JSON value.
+            uri: of the checkpoint, from ``place``, where the progress names it; None for a new one.
+            best: URI of the checkpoint that is kept though it is not among the newest; None if there is none.
 
         Raises:
             FencedError: a newer attempt has begun, so the checkpoint before it was not completed.
@@ -103,7 +117,7 @@ class Writer:
         if any(value.is_cuda for value in model.parameters()):
             torch.cuda.synchronize()
         text = json.dumps({"progress": progress, "groups": groups})
-        self._upload = self._uploader.submit(self._write, files, text, step)
+        self._upload = self._uploader.submit(self._write, files, text, step, uri or self.place(step), best)
         self.seconds += time.monotonic() - began
 
     def wait(self) -> None:
@@ -134,24 +148,31 @@ class Writer:
             held = self._held[key] = torch.zeros(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
         return held
 
-    def _write(self, files: Mapping[str, dict[str, Tensor]], progress: str, step: int) -> None:
-        folder = storage.join(self._uri, f"checkpoint_{step:09d}-{uuid.uuid4().hex[:8]}")
+    def _write(
+        self, files: Mapping[str, dict[str, Tensor]], progress: str, step: int, folder: str, best: str | None
+    ) -> None:
         sizes = {}
         with tempfile.TemporaryDirectory() as local:
             for name, tensors in files.items():
                 path = Path(local, name)
-                save_file(tensors, path)
+                try:
+                    save_file(tensors, path)
+                except (OSError, SafetensorError) as error:
+                    raise StorageError(
+                        f"the checkpoint of step {step} cannot be written to {local}: {error}. Free space there, or "
+                        "name another folder for temporary files by TMPDIR"
+                    ) from error
                 storage.upload(path, storage.join(folder, name))
                 sizes[name] = path.stat().st_size
                 path.unlink()
         data = progress.encode()
         storage.write_bytes(storage.join(folder, _PROGRESS), data)
-        fence.check()
-        storage.write_json(storage.join(folder, _MANIFEST), {"step": step, "bytes": {**sizes, _PROGRESS: len(data)}})
+        fence.publish(storage.join(folder, _MANIFEST), {"step": step, "bytes": {**sizes, _PROGRESS: len(data)}})
         complete = [file for file in storage.list_files(self._uri, _MANIFEST) if _FOLDER.search(file)]
         for old in sorted(complete)[: -self._keep]:
-            storage.delete(old)  # first, so that what remains is no checkpoint
-            storage.delete(old.removesuffix(f"/{_MANIFEST}"))
+            if old.removesuffix(f"/{_MANIFEST}") != best:
+                storage.delete(old)  # first, so that what remains is no checkpoint
+                storage.delete(old.removesuffix(f"/{_MANIFEST}"))
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:

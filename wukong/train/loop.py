@@ -5,16 +5,20 @@ there is none.
 
 Every ``log_every`` steps, and where an epoch or a checkpoint ends, all workers look at what the steps since then gave:
 they exchange their losses, check them and the weights, and report. Between two looks nothing waits for a GPU.
+
+Every ``validation.every_steps`` steps, and after the last, the caller's evaluators measure the model. That changes
+neither the weights nor the order of the pairs, and each step seeds its own random numbers. What validation has found so
+far is part of a checkpoint.
 """
 
 import logging
 import math
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -22,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wukong import progress
-from wukong.config import Training
+from wukong.config import Training, Validating
 from wukong.errors import ConfigError, DataError
 from wukong.model.dual import DualEncoder
 from wukong.model.loss import world
@@ -32,12 +36,15 @@ from wukong.train.training_data import Pairs
 MEASURED = ("pairs_per_second",)
 """Fields of ``Epoch`` that measure the machine: only these differ between two equal runs."""
 
+Validate: TypeAlias = Callable[[DualEncoder], Mapping[str, float]]
+"""Measures a model that is in evaluation mode: called on every worker, returns the same metrics on each."""
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """The results of one epoch.
+    """The results of one epoch; early stopping may end the last one before its end.
 
     Attributes:
         epoch: number of the epoch, 1 for the first.
@@ -56,7 +63,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Look:
-    """What was measured in the steps since the last look. Rates and times are those of the first worker.
+    """What was measured in the steps since the last look. Shares, times and memory are those of this worker.
 
     Attributes:
         step: number of steps taken so far in the run.
@@ -67,6 +74,7 @@ class Look:
         samples_per_second: pairs a second, of all workers together.
         waiting_share: share of the time in which training waited for data.
         checkpoint_seconds: seconds for which checkpoints have stopped training, since the run was started or resumed.
+        validation_seconds: the same of validations.
         memory_gib: largest memory of the process so far, in GiB; on a GPU, that of the GPU.
         broken_pictures: pictures that could not be decoded, in the whole run.
         seconds_left: until the last step, at this speed.
@@ -80,9 +88,74 @@ class Look:
     samples_per_second: float
     waiting_share: float
     checkpoint_seconds: float
+    validation_seconds: float
     memory_gib: float
     broken_pictures: int
     seconds_left: float
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What a validation has measured.
+
+    Attributes:
+        step: number of steps taken so far in the run.
+        metrics: by name, ``KIND/TASK/RESULT``.
+        seconds: for which training waited.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+    seconds: float
+
+
+@dataclass
+class Validations:
+    """What the validations of a run have found so far, as a checkpoint stores it.
+
+    Attributes:
+        best: the best value of the metric that decides; None before the first validation.
+        step: of the best value, the first of equal ones.
+        checkpoint: URI of the checkpoint of that step, where the best model is kept.
+        goal: the value that the next ones must exceed by ``min_delta`` to count for ``patience``.
+        waited: number of validations since one has counted.
+        stopped: whether training has ended because of them.
+        history: step and metrics of each.
+    """
+
+    best: float | None = None
+    step: int = 0
+    checkpoint: str = ""
+    goal: float | None = None
+    waited: int = 0
+    stopped: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def judge(self, step: int, metrics: Mapping[str, float], settings: Validating) -> bool:
+        """Take up what a validation has measured; return whether the model is the best so far.
+
+        A model that cannot be measured yet, because it tells nothing apart, is worse than any other.
+
+        Raises:
+            DataError: its task was measured, and the metric that decides is none of the results.
+        """
+        self.history.append({"step": step, "metrics": dict(metrics)})
+        if not settings.decides:
+            return False
+        value = metrics.get(settings.metric, -math.inf)
+        task = settings.metric.rpartition("/")[0]
+        if value == -math.inf and (others := sorted(name for name in metrics if name.startswith(f"{task}/"))):
+            raise DataError(
+                f"validation.metric is {settings.metric!r}, and step {step} measured {', '.join(others)}: take one of "
+                "them"
+            )
+        counts = value > (-math.inf if self.goal is None else self.goal + settings.min_delta)
+        self.goal, self.waited = (value, 0) if counts else (self.goal, self.waited + 1)
+        self.stopped = 0 < settings.patience <= self.waited
+        is_best = value > (-math.inf if self.best is None else self.best)
+        if is_best:
+            self.best, self.step = value, step
+        return is_best
 
 
 @dataclass
@@ -98,6 +171,7 @@ class _State:
         seconds: that the steps of this epoch took.
         broken: pictures that could not be decoded.
         history: the epochs that have ended.
+        validations: what they have found.
     """
 
     data: str
@@ -108,6 +182,7 @@ class _State:
     seconds: float = 0.0
     broken: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    validations: Validations = field(default_factory=Validations)
 
 
 def train(
@@ -119,11 +194,14 @@ def train(
     after_look: Callable[[Look], None] | None = None,
     checkpoints: checkpoint.Writer | None = None,
     resume: str | None = None,
+    validate: Validate | None = None,
+    after_validation: Callable[[Validated], None] | None = None,
 ) -> list[Epoch]:
     """Train a model in place.
 
     The same model, pairs, settings, seed and number of workers give the same weights on a CPU, byte for byte, also if
-    the run was interrupted at any step and resumed.
+    the run was interrupted at any step and resumed, and with and without validation. With ``validation.keep: best`` the
+    model has the last weights; the best are in the checkpoint that ``Validations`` names.
 
     Args:
         model: the model to train, on the device to train on, with equal weights on every worker. Layers of the image
@@ -132,9 +210,11 @@ def train(
         settings: settings of the training.
         seed: seed of the order of the pairs, the views and dropout.
         after_epoch: called on every worker with the results of an epoch.
-        after_look: called on the first worker with what was measured.
+        after_look: called on every worker with what was measured.
         checkpoints: writes checkpoints, on the first worker; None for none.
         resume: URI of a checkpoint from which to continue, the same on every worker.
+        validate: measures the model as ``settings.validation`` says; None for no validation.
+        after_validation: called on the first worker with what was measured.
 
     Returns:
         The results of all epochs.
@@ -160,6 +240,8 @@ def train(
     if resume is not None:
         state = _resumed(checkpoint.load(resume, model, optimiser), state, resume)
         log.info("continuing after %d pairs of epoch %d of %d", state.sample, state.epoch + 1, settings.epochs)
+    if state.validations.stopped:
+        return [Epoch(**entry) for entry in state.history]
     first = state.epoch * steps_an_epoch + state.sample // size
     replica: nn.Module = model
     if workers > 1:
@@ -173,7 +255,7 @@ def train(
         log.info("training on %d workers, step %d to %d", workers, first + 1, steps)
 
     losses: list[Tensor] = []
-    broken, waited = 0, 0.0
+    broken, waited, validating = 0, 0.0, 0.0
     looked, stored = time.monotonic(), time.monotonic()
     tracked = nullcontext(_ignore) if rank else progress.track("training", (steps - first) * size, "pairs")
     with closing(pairs.batches(size, seed, first, rank, workers, steps)) as batches, tracked as advance:
@@ -194,7 +276,9 @@ def train(
 
             epoch, place = divmod(step + 1, steps_an_epoch)
             due = settings.checkpoint.steps and (step + 1) % settings.checkpoint.steps == 0
-            if place and not due and (step + 1) % settings.log_every:
+            every = settings.validation.every_steps if validate is not None else 0
+            validated = every and ((step + 1) % every == 0 or step + 1 == steps)
+            if place and not due and not validated and (step + 1) % settings.log_every:
                 optimiser.step()
                 model.clamp_temperature()
                 advance(size)
@@ -219,7 +303,7 @@ def train(
             state.seconds += now - looked
             rate = len(losses) * size / max(now - looked, 1e-9)
             temperature, lr = 1 / model.scale.item(), optimiser.param_groups[0]["lr"]
-            if after_look is not None and not rank:
+            if after_look is not None:
                 after_look(
                     Look(
                         step=step + 1,
@@ -230,24 +314,44 @@ def train(
                         samples_per_second=rate,
                         waiting_share=waited / max(now - looked, 1e-9),
                         checkpoint_seconds=checkpoints.seconds if checkpoints else 0.0,
+                        validation_seconds=validating,
                         memory_gib=_memory(device),
                         broken_pictures=state.broken,
                         seconds_left=(steps - step - 1) * size / rate,
                     )
                 )
             losses, broken, waited, looked = [], 0, 0.0, now
-            if not place:
-                speed = steps_an_epoch * size / max(state.seconds, 1e-9)
-                ended = Epoch(epoch, state.total / steps_an_epoch, temperature, lr, speed)
+            found, is_best = state.validations, False
+            if validated and validate is not None:
+                model.eval()
+                measured = Validated(step + 1, validate(model), time.monotonic() - now)
+                model.train()
+                is_best = found.judge(step + 1, measured.metrics, settings.validation)
+                validating += measured.seconds
+                looked = time.monotonic()
+                if not rank:
+                    _log_validation(measured, found, settings.validation)
+                    if after_validation is not None:
+                        after_validation(measured)
+            if not place or found.stopped:
+                taken = place or steps_an_epoch
+                speed = taken * size / max(state.seconds, 1e-9)
+                ended = Epoch(epoch + bool(place), state.total / taken, temperature, lr, speed)
                 state.history.append(asdict(ended))
                 state.total = state.seconds = 0.0
                 if after_epoch is not None:
                     after_epoch(ended)
             if checkpoints is not None and not rank:
                 late = settings.checkpoint.minutes and now - stored >= 60 * settings.checkpoint.minutes
-                if step + 1 == steps or ((due or late or not place) and not checkpoints.busy):
-                    checkpoints.save(model, optimiser, step + 1, asdict(state))
+                kept = is_best and settings.validation.keep == "best"
+                needed = kept or found.stopped or step + 1 == steps
+                if needed or ((due or late or not place) and not checkpoints.busy):
+                    uri = checkpoints.place(step + 1)
+                    found.checkpoint = uri if kept else found.checkpoint
+                    checkpoints.save(model, optimiser, step + 1, asdict(state), uri, found.checkpoint)
                     stored = time.monotonic()
+            if found.stopped:
+                break
     if checkpoints is not None and not rank:
         checkpoints.wait()
     return [Epoch(**entry) for entry in state.history]
@@ -257,9 +361,24 @@ def _ignore(_count: int) -> None:
     """Report no progress: only the first worker reports it, for all."""
 
 
+def _log_validation(measured: Validated, found: Validations, settings: Validating) -> None:
+    decides = {settings.metric} if settings.decides else set(measured.metrics)
+    shown = [f"{name} {value:.4f}" for name, value in measured.metrics.items() if name in decides]
+    values = ", ".join(shown) or "nothing could be measured yet"
+    best = f"; the best is {found.best:.4f} of step {found.step}" if found.best is not None else ""
+    log.info("validation after step %d, %.2f s: %s%s", measured.step, measured.seconds, values, best)
+    if found.stopped:
+        log.info(
+            "training ends early: %s was not better by more than %g in %d validations",
+            settings.metric,
+            settings.min_delta,
+            found.waited,
+        )
+
+
 def _resumed(stored: dict[str, Any], state: _State, where: str) -> _State:
     """Return the state of a checkpoint, which must be of the same data."""
-    resumed = _State(**stored)
+    resumed = _State(**{**stored, "validations": Validations(**stored.get("validations", {}))})
     if (resumed.data, resumed.pairs) != (state.data, state.pairs):
         raise DataError(
             f"the checkpoint {where} is of {resumed.pairs} pairs with the digest {resumed.data[:16]}, and the data has "

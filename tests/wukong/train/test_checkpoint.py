@@ -1,4 +1,6 @@
+import errno
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +10,7 @@ import torch
 from torch import nn
 
 from wukong import fence, storage
-from wukong.errors import DataError
+from wukong.errors import DataError, StorageError
 from wukong.train import checkpoint
 
 
@@ -90,6 +92,32 @@ def test_weights_that_change_during_the_upload_do_not_reach_it(tmp_path: Path, m
         assert torch.equal(restored_optimizer.state_dict()["state"][0]["exp_avg"], moments)
     writer.close()
     assert writer.seconds > 0
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    writer = checkpoint.Writer(storage.from_path(tmp_path / "checkpoints"))
+    writer.save(*make(), 3, {})
+    with pytest.raises(StorageError, match=rf"step 3 cannot be written to {tmp_path}/.*No space left.*TMPDIR"):
+        writer.wait()
+    writer.close()
+    assert checkpoint.newest(storage.from_path(tmp_path / "checkpoints")) is None
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    writer = checkpoint.Writer(storage.from_path(tmp_path), keep=1)
+    model, optimizer = make()
+    best = writer.place(2)
+    for step in range(1, 6):
+        writer.save(model, optimizer, step, {}, best if step == 2 else None, best if step >= 2 else None)
+    writer.wait()
+    writer.close()
+    kept = {file.split("checkpoint_")[1][:9] for file in storage.list_files(storage.from_path(tmp_path))}
+    assert kept == {"000000002", "000000005"} and storage.exists(f"{best}/checkpoint.json")
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:

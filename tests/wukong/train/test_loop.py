@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,11 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from wukong import storage
-from wukong.config import Training
+from wukong.config import Training, Validating
+from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError, DataError
-from wukong.train import checkpoint
-from wukong.train.loop import Epoch, Look, train
+from wukong.train import checkpoint, loop
+from wukong.train.loop import Epoch, Look, Validate, Validated, Validations, train
 
 EVERY_STEP = small.SETTINGS.model_copy(update={"log_every": 1})
 
@@ -47,7 +49,7 @@ def test_training_lowers_the_loss_and_logs_progress(caplog: pytest.LogCaptureFix
     assert history[-1].loss < 0.8 * history[0].loss
 
 
-def run_until(step: int, uri: str, settings: Training) -> None:
+def run_until(step: int, uri: str, settings: Training, validate: Validate | None = None) -> None:
     """Train from the newest checkpoint, and die after a step."""
     model, pairs = small.make(dropout=0.2)
     writer = checkpoint.Writer(uri)
@@ -60,7 +62,7 @@ def run_until(step: int, uri: str, settings: Training) -> None:
 
     model.clamp_temperature = clamp_or_die  # type: ignore[method-assign]
     with pytest.raises(KilledError):
-        train(model, pairs, settings, 7, checkpoints=writer, resume=checkpoint.newest(uri))
+        train(model, pairs, settings, 7, checkpoints=writer, resume=checkpoint.newest(uri), validate=validate)
     writer.wait()
     writer.close()
 
@@ -286,3 +288,128 @@ def test_what_is_measured_is_reported_every_few_steps() -> None:
     assert (2 * looks[0].loss + looks[1].loss) / 3 == pytest.approx(history[0].loss)
     assert looks[-1].seconds_left == 0 and all(0 <= look.waiting_share <= 1 for look in looks)
     assert all(look.samples_per_second > 0 and look.memory_gib > 0 for look in looks)
+
+
+def test_captions_of_a_step_are_as_long_as_the_longest_of_them() -> None:
+    _, pairs = small.make()
+    tokenizer = Tokenizer(packaged_vocabulary())
+    lengths = []
+    for batch in pairs.batches(8, 0):
+        wanted = tokenizer.lengths([small.CAPTIONS[row] for row in batch.rows.tolist()])
+        assert batch.ids.shape == (8, max(wanted))
+        lengths.append(max(wanted))
+    assert max(lengths) < tokenizer.max_tokens
+
+
+def test_a_batch_that_the_workers_cannot_divide_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pairs = small.make()
+    monkeypatch.setattr(loop, "world", lambda: (0, 3))
+    with pytest.raises(ConfigError, match="a batch of 8 pairs cannot be divided between 3 workers: change batch_size"):
+        train(model, pairs, small.SETTINGS, 0)
+
+
+def of_weights(model: torch.nn.Module) -> dict[str, float]:
+    """A metric that is a function of the weights; measuring it draws random numbers, as an evaluator may."""
+    assert not model.training
+    torch.rand(3)
+    return {"retrieval/holdouts/mean_recall": math.sin(1000 * float(model.text_head.weight.detach().double().sum()))}
+
+
+def validating(**changed: object) -> Training:
+    settings = storing(4)
+    return settings.model_copy(update={"validation": Validating.model_validate({"every_steps": 2, **changed})})
+
+
+def test_validation_does_not_change_the_weights() -> None:
+    plain, pairs = small.make(dropout=0.2)
+    expected = train(plain, pairs, storing(4), 7)
+    model, pairs = small.make(dropout=0.2)
+    found: list[Validated] = []
+    history = train(model, pairs, validating(every_steps=5), 7, validate=of_weights, after_validation=found.append)
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in weights(model).items())
+    assert [(e.epoch, e.loss) for e in history] == [(e.epoch, e.loss) for e in expected]
+    assert model.training and [each.step for each in found] == [5, 10, 12]
+    assert dict(found[-1].metrics) == of_weights(model.eval())
+
+
+@pytest.mark.parametrize("cuts", [[5], [3, 2], [8, 1]])
+def test_the_best_model_is_kept_and_found_again_after_cuts(tmp_path: Path, cuts: list[int]) -> None:
+    settings = validating(keep="best")
+    whole, pairs = small.make(dropout=0.2)
+    seen: dict[int, tuple[float, dict[str, torch.Tensor]]] = {}
+
+    def measure(model: torch.nn.Module) -> dict[str, float]:
+        metrics = of_weights(model)
+        seen[len(seen)] = (*metrics.values(), weights(model))
+        return metrics
+
+    train(whole, pairs, settings, 7, validate=measure)
+    best = max(seen, key=lambda number: (seen[number][0], -number))
+    uri = storage.from_path(tmp_path)
+    for cut in cuts:
+        run_until(cut, uri, settings, of_weights)
+    model, pairs = small.make(dropout=0.2)
+    writer = checkpoint.Writer(uri, keep=1)
+    train(model, pairs, settings, 7, checkpoints=writer, resume=checkpoint.newest(uri), validate=of_weights)
+    writer.close()
+    last = checkpoint.newest(uri)
+    assert last is not None
+    progress = checkpoint.load_weights(last)[1]["validations"]
+    assert (progress["best"], progress["step"]) == (seen[best][0], 2 * best + 2)
+    assert [entry["step"] for entry in progress["history"]] == [2, 4, 6, 8, 10, 12]
+    state, _ = checkpoint.load_weights(progress["checkpoint"])
+    assert all(torch.equal(value, seen[best][1][name]) for name, value in state.items())
+    kept = {file.split("checkpoint_")[1][:9] for file in storage.list_files(uri, "checkpoint.json")}
+    assert kept == {f"{2 * best + 2:09d}", "000000012"}
+
+
+def test_training_ends_early_and_stays_ended(tmp_path: Path) -> None:
+    values = [0.1, 0.4, 0.405, 0.409, 0.9]
+
+    def falling(left: list[float]) -> Callable[[torch.nn.Module], dict[str, float]]:
+        return lambda _: {"retrieval/holdouts/mean_recall": left.pop(0)}
+
+    settings = validating(keep="best", patience=2, min_delta=0.01)
+    uri = storage.from_path(tmp_path)
+    run_until(5, uri, settings, falling(list(values)))  # the checkpoint of step 4 has waited for none yet
+    model, pairs = small.make(dropout=0.2)
+    writer = checkpoint.Writer(uri)
+    history = train(
+        model, pairs, settings, 7, checkpoints=writer, resume=checkpoint.newest(uri), validate=falling(values[2:])
+    )
+    writer.close()
+    whole, pairs = small.make(dropout=0.2)
+    expected = train(whole, pairs, settings, 7, validate=falling(list(values)))
+    assert [(e.epoch, e.loss) for e in history] == [(e.epoch, e.loss) for e in expected]
+    assert [epoch.epoch for epoch in history] == [
+        1,
+        2,
+        3,
+    ]  # the third is a part: 8 steps are 2 epochs of 3, and 2 steps
+    last = checkpoint.newest(uri)
+    assert last is not None and "checkpoint_000000008-" in last
+    progress = checkpoint.load_weights(last)[1]["validations"]
+    # The best counts by itself; patience counts what is better by more than min_delta.
+    assert progress["stopped"] and (progress["best"], progress["step"], progress["goal"]) == (0.409, 8, 0.4)
+    again, pairs = small.make(dropout=0.2)
+    assert train(again, pairs, settings, 7, resume=last, validate=falling([])) == history
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in weights(again).items())
+
+
+def test_a_metric_that_its_task_does_not_have_is_named() -> None:
+    model, pairs = small.make()
+    with pytest.raises(
+        DataError, match=r"'retrieval/holdouts/top1', and step 2 measured retrieval/holdouts/mean_recal"
+    ):
+        train(model, pairs, validating(keep="best", metric="retrieval/holdouts/top1"), 0, validate=of_weights)
+
+
+def test_a_model_that_cannot_be_measured_yet_is_worse_than_any() -> None:
+    settings = validating(keep="best", patience=3).validation
+    found = Validations()
+    metric = "retrieval/holdouts/mean_recall"
+    judged = [found.judge(step, values, settings) for step, values in enumerate([{}, {metric: 0.0}, {}, {metric: 0.0}])]
+    assert judged == [False, True, False, False]
+    assert (found.best, found.step, found.waited, found.stopped) == (0.0, 1, 2, False)
+    found.judge(4, {}, settings)
+    assert found.stopped

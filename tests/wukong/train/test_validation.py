@@ -1,0 +1,136 @@
+"""Validation by real evaluators: the numbers are those of the evaluators alone, on one worker and on two."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+import torch
+import workers
+from PIL import Image
+
+from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
+from wukong.evaluate import results, tasks
+from wukong.evaluate.data_set import ClassificationData, RetrievalData
+from wukong.evaluate.model import OwnModel
+from wukong.evaluate.protocol import OWN
+from wukong.evaluate.published import Caption
+from wukong.model.dual import DualEncoder
+from wukong.model.saved_model import SavedModel
+from wukong.train.loop import train
+from wukong.train.validation import Task, Validator, _run, _share
+
+CAPTIONS = ["猫", "一只红色的狗", "红色的苹果", "绿色的苹果", "月亮", "太阳", "一只鸟", "房子", "树"]
+
+
+class Squares:
+    """Images of one colour each."""
+
+    def __len__(self) -> int:
+        return len(CAPTIONS)
+
+    def image(self, i: int) -> Image.Image:
+        return Image.new("RGB", (40, 40), (25 * i, 255 - 20 * i, 7 * i))
+
+
+def retrieval() -> RetrievalData:
+    ids = [f"k{number}" for number in range(len(CAPTIONS))]
+    captions = [Caption(text, (number,)) for number, text in enumerate(CAPTIONS)]
+    return RetrievalData("held", "holdout", ids, captions, False, Squares(), "held")
+
+
+def classification() -> ClassificationData:
+    ids = [f"k{number}" for number in range(len(CAPTIONS))]
+    labels = np.arange(len(CAPTIONS)) % 3
+    names = ("猫", "狗", "苹果")
+    return ClassificationData("named", "holdout", names, ids, labels, Squares(), "named", names, every_class=False)
+
+
+def features(similarity: str) -> torch.Tensor:
+    shape = (len(CAPTIONS), small.WIDTH) if similarity == "global" else (len(CAPTIONS), 4, small.WIDTH)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(5)).half()
+
+
+def telling(similarity: str) -> DualEncoder:
+    """A model with random weights so large that it tells captions apart."""
+    dual, _ = small.make(similarity=similarity)
+    with torch.no_grad():
+        for weight in dual.text.parameters():
+            if weight.ndim == 2:
+                weight.mul_(20)
+    return dual.eval()
+
+
+def validator(similarity: str) -> Validator:
+    stored = features(similarity)[_share(len(CAPTIONS))]
+    tokenizer = Tokenizer(packaged_vocabulary())
+    return Validator([Task(data, OWN, stored) for data in (retrieval(), classification())], tokenizer)
+
+
+def expected(similarity: str, folder: Path) -> dict[str, float]:
+    """What the evaluators find without any validation."""
+    model = OwnModel(SavedModel(telling(similarity), Tokenizer(packaged_vocabulary())), "model")
+    encoded = model.encode_features(features(similarity))
+    outcomes = [tasks.measure(model, data, OWN, folder, encoded) for data in (retrieval(), classification())]
+    return results.metrics_of([outcome.as_json("finetuned") for outcome in outcomes], "finetuned")
+
+
+def _measure(_rank: int, _count: int, similarity: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    dual, _ = small.make(similarity=similarity)
+    dual.load_state_dict(state)
+    found = validator(similarity)(dual.eval())
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+
+
+@pytest.mark.parametrize("similarity", ["global", "token"])
+def test_the_metrics_are_those_of_the_evaluators(tmp_path: Path, similarity: str) -> None:
+    wanted = expected(similarity, tmp_path)
+    found = _measure(0, 1, similarity, telling(similarity).state_dict())
+    assert {f"eval/{name}": float(value) for name, value in found.items()} == wanted
+    assert "retrieval/holdouts/mean_recall" in found and "classification/named/top1" in found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("similarity", ["global", "token"])
+def test_workers_measure_together_what_one_measures(tmp_path: Path, similarity: str) -> None:
+    """Nine images and captions, and two or four workers: their shares are not equal."""
+    state = telling(similarity).state_dict()
+    alone = _measure(0, 1, similarity, state)
+    for count in (2, 4):
+        for found in workers.run(count, tmp_path, _measure, similarity, state):
+            assert {name: float(value) for name, value in found.items()} == pytest.approx(
+                {name: float(value) for name, value in alone.items()}
+            )
+
+
+def test_a_locked_tower_runs_once_and_gives_the_same_vectors() -> None:
+    dual = small.with_tower(lock="all").eval()
+    assert dual.image is not None
+    tokenizer, protocol = Tokenizer(packaged_vocabulary()), OWN
+    stored = _run(dual.image, dual, retrieval(), protocol)
+    direct = Validator([Task(retrieval(), protocol)], tokenizer)(dual)
+    kept = Validator([Task(retrieval(), protocol, stored)], tokenizer)(dual)
+    assert kept == direct
+    model = OwnModel(SavedModel(dual, tokenizer), "model")
+    pictures = [Squares().image(number) for number in range(len(CAPTIONS))]
+    torch.testing.assert_close(
+        model.encode_features(stored), model.encode_images(pictures, protocol), rtol=1e-2, atol=2e-3
+    )
+
+
+def test_a_model_that_tells_nothing_apart_is_not_measured(caplog: pytest.LogCaptureFixture) -> None:
+    dual, _ = small.make()
+    torch.nn.init.zeros_(dual.text_head.weight)
+    torch.nn.init.ones_(dual.text_head.bias)
+    assert validator("global")(dual.eval()) == {}
+    assert "held is not measured" in caplog.text and "named is not measured" in caplog.text
+
+
+def test_real_evaluators_do_not_change_the_training() -> None:
+    settings = small.SETTINGS.model_copy(update={"token_dropout": 0.2})
+    plain, pairs = small.make(dropout=0.2)
+    train(plain, pairs, settings, 7)
+    every = settings.validation.model_copy(update={"every_steps": 2})
+    model, pairs = small.make(dropout=0.2)
+    train(model, pairs, settings.model_copy(update={"validation": every}), 7, validate=validator("global"))
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in plain.state_dict().items())

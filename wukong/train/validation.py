@@ -1,0 +1,244 @@
+"""Validation while a model is trained: the evaluators of ``wukong.evaluate`` on all workers together.
+
+Each worker encodes its share of the images and texts, and gets the vectors of the others. What a locked image tower
+gives for the images never changes, so it is computed once and kept in memory. All workers compute the metrics; those of
+the first count, so that all workers decide alike.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from wukong.config import Experiment, Validating
+from wukong.data import images
+from wukong.data.tokenizer import Tokenizer
+from wukong.errors import DataError
+from wukong.evaluate import holdouts, results, set_folders, sets, tasks
+from wukong.evaluate.data_set import ClassificationData, RetrievalData
+from wukong.evaluate.model import CollapsedError, OwnModel, square
+from wukong.evaluate.protocol import OWN, Protocol, named
+from wukong.manifest import Manifest
+from wukong.model.dual import DualEncoder, Texts
+from wukong.model.image_encoder import ImageEncoder
+from wukong.model.loss import world
+from wukong.model.saved_model import SavedModel
+from wukong.train.loop import Validate
+
+_BATCH = 64
+_READERS = 4
+"""Images that are decoded at a time."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is measured.
+
+    Attributes:
+        data: the hold-out or the published set.
+        protocol: how it is measured.
+        features: what a locked image tower gave for this worker's share of the images, float16 [share, ...]; None to
+            run the model's own tower each time.
+    """
+
+    data: ClassificationData | RetrievalData
+    protocol: Protocol
+    features: Tensor | None = None
+
+
+@contextmanager
+def prepared(
+    experiment: Experiment,
+    filtered: Manifest,
+    settings: Validating,
+    model: DualEncoder,
+    tokenizer: Tokenizer,
+    computed: str | None,
+    tower: ImageEncoder | None,
+) -> Iterator[Validate]:
+    """Read what is measured, and run a locked image tower on this worker's share of it.
+
+    Args:
+        experiment: has the hold-outs, the classification sets, and the folder of the published sets.
+        filtered: manifest of the filter stage.
+        settings: say what is measured, and how.
+        model: the model that will be trained; the width of its features, and whether its tower is locked, are used.
+        tokenizer: the captions' tokenizer.
+        computed: URI of the hold-outs' stored features, for a model that is trained on features; None otherwise.
+        tower: the locked image tower that gives the features of published sets, for a model that is trained on
+            features; None otherwise.
+
+    Yields:
+        A function for ``wukong.train.loop.train``.
+
+    Raises:
+        DataError: a set is missing or damaged, or the hold-out that decides is empty.
+        StorageError: the store cannot be read.
+    """
+    published = named(settings.protocol)
+    locked = model.image if model.image is not None and model.image.is_locked else tower
+    found: list[Task] = []
+    with ExitStack() as folders:
+        for name in settings.tasks or experiment.held_out_tasks:
+            data: ClassificationData | RetrievalData | None
+            if name in experiment.held_out_tasks:
+                protocol, data = OWN.for_pairs(experiment.evaluate.captions), holdouts.read(experiment, filtered, name)
+            else:
+                protocol = published
+                folder = folders.enter_context(set_folders.local(experiment.evaluate.sets, name))
+                data = sets.of(name).read(folder, protocol.split(name))
+            if data is None:
+                if settings.decides and name in settings.metric.split("/"):
+                    raise DataError(
+                        f"validation.metric is {settings.metric!r}, and {name} has no pictures: name another metric, "
+                        "or mend the hold-out"
+                    )
+                continue  # the log says so
+            features = None
+            if computed is not None and name in experiment.held_out_tasks:
+                rows = _share(len(data))
+                features = holdouts.features(experiment, filtered, computed, data)[rows]
+            elif locked is not None:
+                features = _run(locked, model, data, protocol)
+            found.append(Task(data, protocol, features))
+        yield Validator(found, tokenizer)
+
+
+class Validator:
+    """Measures a model; see ``wukong.train.loop.Validate``.
+
+    Args:
+        measured: the tasks, the same on every worker.
+        tokenizer: the captions' tokenizer.
+    """
+
+    def __init__(self, measured: Sequence[Task], tokenizer: Tokenizer) -> None:
+        self._tasks, self._tokenizer = measured, tokenizer
+
+    def __call__(self, model: DualEncoder) -> Mapping[str, float]:
+        """Measure a model that is in evaluation mode.
+
+        Returns:
+            The metrics of ``wukong.evaluate.results.metrics_of`` without ``eval/``: ``KIND/TASK/RESULT``, shares of 1.
+            Without those of a task whose images, captions or classes the model cannot tell apart yet, and then
+            without means over hold-outs.
+
+        Raises:
+            DataError: a vector is not finite.
+        """
+        shared = _SharedModel(model, self._tokenizer)
+        entries, all_measured = [], True
+        for task in self._tasks:
+            encoded = shared.encode_share(task)
+            try:
+                with TemporaryDirectory() as cache:
+                    outcome = tasks.measure(shared, task.data, task.protocol, Path(cache), encoded)
+                entries.append(outcome.as_json("finetuned"))
+            except CollapsedError as error:
+                all_measured = False
+                log.warning("%s is not measured: %s", task.data.name, error)
+        metrics = {
+            name.removeprefix("eval/"): value
+            for name, value in results.metrics_of(entries, "finetuned").items()
+            if all_measured or name.split("/")[2] != results.HOLDOUTS
+        }
+        return _of_the_first(metrics, model)
+
+
+class _SharedModel(OwnModel):
+    """A model that is trained, with which all workers encode together; each must call the same methods."""
+
+    def __init__(self, model: DualEncoder, tokenizer: Tokenizer) -> None:
+        self._saved = SavedModel(model, tokenizer)
+        self.name, self.digest = "the model in training", ""  # embedded classes are not kept
+        self.token_wise = model.token_wise
+        self.scale = float(model.scale.detach())
+
+    def encode_share(self, task: Task) -> Tensor:
+        """Encode the images of a task: unit vectors, float32 [images, (tokens,) d], on the CPU."""
+        parts = []
+        if task.features is not None:
+            parts = [self.encode_features(block) for block in task.features.split(_BATCH)]
+        else:
+            for pictures in _pictures(task.data):
+                parts.append(self.encode_images(pictures, task.protocol))
+        return _gathered(torch.cat(parts), self._saved.device)[: len(task.data)]
+
+    def encode_texts(self, texts: Sequence[str], protocol: Protocol) -> Texts:
+        """Encode texts; see ``wukong.evaluate.model.Model``."""
+        mine = super().encode_texts([texts[row] for row in _share(len(texts))], protocol)
+        if world()[1] == 1:
+            return mine
+        device = self._saved.device
+        longest = torch.tensor(mine.counted.shape[1], device=device)
+        dist.all_reduce(longest, dist.ReduceOp.MAX)
+        missing = int(longest) - mine.counted.shape[1]
+        vectors = F.pad(mine.vectors, (0, 0, 0, missing)) if mine.vectors.ndim == 3 else mine.vectors
+        counted = F.pad(mine.counted, (0, missing)).to(torch.uint8)
+        return Texts(_gathered(vectors, device)[: len(texts)], _gathered(counted, device)[: len(texts)].to(torch.bool))
+
+
+def _share(count: int) -> list[int]:
+    """Return this worker's share of some rows. All workers have as many; the last row fills up what is missing."""
+    rank, workers = world()
+    each = math.ceil(count / workers)
+    return [min(row, count - 1) for row in range(rank * each, (rank + 1) * each)]
+
+
+def _pictures(data: ClassificationData | RetrievalData) -> Iterator[list[images.Image.Image]]:
+    """Decode this worker's share of the images, a batch at a time."""
+    rows = _share(len(data))
+    with ThreadPoolExecutor(_READERS) as readers:
+        for start in range(0, len(rows), _BATCH):
+            yield list(readers.map(data.image, rows[start : start + _BATCH]))
+
+
+@torch.inference_mode()
+def _run(
+    tower: ImageEncoder, model: DualEncoder, data: ClassificationData | RetrievalData, protocol: Protocol
+) -> Tensor:
+    """Run a locked tower on this worker's share of the images: float16 [share, ...], as stored features are."""
+    log.info("%s: the image tower runs once on its %d images", data.name, len(data))
+    tower.eval()
+    device = next(tower.parameters()).device
+    settings, parts = model.settings.image, []
+    for pictures in _pictures(data):
+        shown = [
+            picture if protocol.transform == "model" else square(picture, settings.image_size, protocol)
+            for picture in pictures
+        ]
+        views = [images.evaluation_view(picture, settings.image_size, settings.view) for picture in shown]
+        parts.append(model.select(tower(images.to_tensor(views).to(device))).to(torch.float16).cpu())
+    return torch.cat(parts)
+
+
+def _gathered(mine: Tensor, device: torch.device) -> Tensor:
+    """Join the rows of all workers, on the CPU; each has as many."""
+    workers = world()[1]
+    if workers == 1:
+        return mine
+    local = mine.to(device).contiguous()
+    parts = [torch.empty_like(local) for _ in range(workers)]
+    dist.all_gather(parts, local)
+    return torch.cat(parts).cpu()
+
+
+def _of_the_first(metrics: Mapping[str, float], model: DualEncoder) -> dict[str, float]:
+    """Return the first worker's values on every worker: machines of other kinds round differently."""
+    if world()[1] == 1:
+        return dict(metrics)
+    names = sorted(metrics)
+    values = torch.tensor([metrics[name] for name in names], dtype=torch.float64, device=model.log_scale.device)
+    dist.broadcast(values, 0)
+    return dict(zip(names, values.tolist(), strict=True))
