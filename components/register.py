@@ -13,7 +13,7 @@ def register(
     evaluate_manifest: dsl.Input[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
-    """Register the model in MLflow, under the alias when it beats the model that holds it.
+    """Register the model in MLflow; it takes the alias if it is better than the holder by more than noise.
 
     Args:
         experiment: URI of the experiment.

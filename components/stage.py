@@ -67,7 +67,7 @@ def register_model(experiment: str, run: str, model: str, evaluation: str) -> di
         evaluation: local path of the evaluation's manifest.
 
     Returns:
-        The result of ``wukong.tracking.register``; empty if no tracking server is configured.
+        The result of ``wukong.model_registry.register``; empty if no tracking server is configured.
     """
     parsed = experiment_of(experiment, "register", run)
     evaluated = load_artifact(evaluation)
@@ -75,7 +75,9 @@ def register_model(experiment: str, run: str, model: str, evaluation: str) -> di
     with cancellable(), recorded(parsed, run, "register"):
         with tracking.stage_run(parsed, run, "register", needed=True) as run_id:
             if run_id is not None:
-                outcome = tracking.register(parsed, run_id, load_artifact(model), evaluated)
+                from wukong import model_registry  # its libraries are of no use to the other components
+
+                outcome = model_registry.register(parsed, run_id, load_artifact(model), evaluated)
         metrics = {name: value for name, value in evaluated.metrics.items() if name.startswith("eval/")}
         tracking.complete_run(parsed, run, metrics)
     return outcome

@@ -32,10 +32,11 @@ log = logging.getLogger(__name__)
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     """Measure the fine-tuned model, and the pre-trained one beside it.
 
-    Writes ``answers/TASK.parquet`` for each task (``wukong.evaluate.answers``), and three files. ``evaluation.json`` is the document of ``wukong.evaluate.results``, with the epochs of
-    ``pretrain`` and ``finetune`` under ``training`` (as ``wukong.train.loop.Epoch``, without measured times).
-    ``evaluation.html`` is the page that shows it. ``metrics.json`` has the flat numbers of ``results.metrics_of``;
-    those of the pre-trained model begin with ``pretrained/`` in place of ``eval/``.
+    Writes ``answers/TASK.parquet`` for each task (``wukong.evaluate.answers``), and three files. ``evaluation.json`` is
+    the document of ``wukong.evaluate.results``, with the epochs of ``pretrain`` and ``finetune`` under ``training`` (as
+    ``wukong.train.loop.Epoch``, without measured times). ``evaluation.html`` is the page that shows it.
+    ``metrics.json`` has the flat numbers of ``results.metrics_of``; those of the pre-trained model begin with
+    ``pretrained/`` in place of ``eval/``.
 
     Args:
         experiment: its ``evaluate`` section and the filter's hold-outs say what is measured.

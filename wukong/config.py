@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
@@ -541,6 +541,17 @@ class Evaluate(Strict):
         return self
 
 
+class Webhook(Strict):
+    """Who is told, by a POST of JSON, when the alias moves or stays."""
+
+    url: str = Field("", pattern=r"^(https?://[^@\s]+)?$", description="address; empty to tell nobody")
+    secret_env: str = Field(
+        "WUKONG_WEBHOOK_SECRET",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$|^$",
+        description="environment variable with the secret of the signature (HMAC-SHA256); empty to send without one",
+    )
+
+
 class Registry(Strict):
     """Where a model is registered that is better than the one with the alias."""
 
@@ -552,6 +563,24 @@ class Registry(Strict):
         "eval/retrieval/holdouts/mean_recall",
         description="name of the evaluation metric that decides; higher is better",
     )
+    level: float = Field(
+        0.04,
+        gt=0,
+        lt=0.5,
+        description="probability that a model that is no better takes the alias, over all attempts at one holder on "
+        "one test set",
+    )
+    guards: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
+        {},
+        description="by metric the margin, a share of 1, by which a model must be shown not to be worse than the "
+        "holder, e.g. {eval/classification/holdouts/top1: 0.02}",
+    )
+    first: Literal["above-chance", "any"] = Field(
+        "above-chance",
+        description="what the first model of all must be to take the alias: better than chance by more than noise, or "
+        "nothing, for trials with so few pairs that no model can show it",
+    )
+    webhook: Webhook = Webhook()
 
     @field_validator("model_name")
     @classmethod
@@ -661,17 +690,23 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _the_deciding_metric_is_measured(self) -> "Experiment":
-        group, _, metric = self.registry.metric.partition("/")
-        if group in ("eval", "pretrained") and self._is_measured(metric, self.evaluate.tasks):
-            return self
-        measured = self._measured_tasks()
-        raise ValueError(
-            f"registry.metric is {self.registry.metric!r}, which the evaluation does not measure; of retrieval it "
-            f"measures {', '.join(_RESULTS['retrieval'])}, of classification {', '.join(_RESULTS['classification'])}, "
-            f"of all hold-outs together eval/retrieval/holdouts/mean_recall and eval/classification/holdouts/top1; a "
-            f"name begins with one of "
-            f"{', '.join(f'eval/{kind}/{name}' for kind, names in measured.items() for name in names)}"
-        )
+        asked = [
+            ("registry.metric", self.registry.metric),
+            *(("registry.guards", each) for each in self.registry.guards),
+        ]
+        for key, metric in asked:
+            group, _, name = metric.partition("/")
+            if group in ("eval", "pretrained") and self._is_measured(name, self.evaluate.tasks):
+                continue
+            measured = self._measured_tasks()
+            raise ValueError(
+                f"{key} is {metric!r}, which the evaluation does not measure; of retrieval it measures "
+                f"{', '.join(_RESULTS['retrieval'])}, of classification {', '.join(_RESULTS['classification'])}, "
+                f"of all hold-outs together eval/retrieval/holdouts/mean_recall and eval/classification/holdouts/top1; "
+                f"a name begins with one of "
+                f"{', '.join(f'eval/{kind}/{task}' for kind, tasks in measured.items() for task in tasks)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _validation_measures_what_decides(self) -> "Experiment":

@@ -193,9 +193,7 @@ class Server:
 
         place = urlsplit(run.artifacts)
         if place.scheme != "mlflow-artifacts":
-            raise MlflowError(
-                f"MLflow at {self.address} does not pass files on; those of {run.name} lie elsewhere", 501
-            )
+            raise MlflowError(f"MLflow at {self.address} passes no files on: those of {run.name} lie elsewhere", 501)
         below = quote(f"{place.path.strip('/')}/{path}")
         response = _session().request(
             method,

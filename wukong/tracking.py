@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 RUN_TAG = "wukong.run"
 _EXPERIMENT_TAG = "wukong.experiment"
+_SWEEP_TAG, _SWEEP_DIGEST = "wukong.sweep", "wukong.sweep.digest"
 _PARENT_TAG = "mlflow.parentRunId"
 _STAGE_TAG = "wukong.stage"
 _REVISION_TAG = "mlflow.source.git.commit"
@@ -356,21 +357,20 @@ def _send() -> None:
         del _unsent[0]
 
 
-def register(experiment: Experiment, run_id: str, model: Manifest, evaluation: Manifest) -> dict[str, float]:
-    """Register a model as a new version; give it the alias if it beats the version that has it.
+def register(
+    experiment: Experiment, run_id: str, model: Manifest, evaluation: Manifest, tags: Mapping[str, str]
+) -> str:
+    """Register a model as a new version and return its number. ``wukong.model_registry`` gives it the alias.
 
-    If that version is of another experiment or of images from another source, the two are not compared and it keeps the
-    alias. The version is an MLflow model (``wukong.model.pyfunc``) with the saved model among its artifacts. A version
-    with the same evaluation digest is used again; no second one is made.
+    The version is an MLflow model (``wukong.model.pyfunc``) with the saved model among its artifacts. A version with
+    the same evaluation digest is used again; no second one is made.
 
     Args:
-        experiment: names the model, the alias and the metric that decides; a higher value is better.
+        experiment: names the model and the metric that decides.
         run_id: the MLflow run whose artifacts hold the saved model.
         model: manifest of the stage whose ``model/`` folder is registered.
         evaluation: manifest of the evaluation of that model.
-
-    Returns:
-        ``version``, ``promoted`` (1 if this version has the alias now), and the deciding metric under its name.
+        tags: further tags of the version.
 
     Raises:
         DataError: the evaluation did not measure the metric that decides.
@@ -379,61 +379,27 @@ def register(experiment: Experiment, run_id: str, model: Manifest, evaluation: M
     if registry.metric not in evaluation.metrics:
         known = ", ".join(sorted(evaluation.metrics))
         raise DataError(f"registry.metric is {registry.metric!r}, but the evaluation measured only: {known}")
-    return until_answered(lambda: _register(_client(), experiment, run_id, model, evaluation))
-
-
-def _register(
-    client: "MlflowClient", experiment: Experiment, run_id: str, model: Manifest, evaluation: Manifest
-) -> dict[str, float]:
-    registry = experiment.registry
-    value = evaluation.metrics[registry.metric]
-    if not client.search_registered_models(f"name = '{registry.model_name}'"):
-        client.create_registered_model(registry.model_name, description="Chinese dual encoders trained by Wukong")
-    tags = {
+    own = {
         "wukong.evaluation": evaluation.digest,
         "wukong.origin": _origin(experiment),
         "wukong.data": next((p.digest for p in evaluation.parents if p.stage == "filter"), ""),
         "wukong.model": model.uri,
         "wukong.metric": registry.metric,
-        "wukong.value": repr(value),
+        "wukong.value": repr(evaluation.metrics[registry.metric]),
         "wukong.revision": code_revision(),
     }
-    known_as = f"name = '{registry.model_name}' and tags.`wukong.evaluation` = '{evaluation.digest}'"
+    return until_answered(lambda: _register(_client(), registry.model_name, run_id, model, {**own, **tags}))
+
+
+def _register(client: "MlflowClient", name: str, run_id: str, model: Manifest, tags: Mapping[str, str]) -> str:
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name, description="Chinese dual encoders trained by Wukong")
+    known_as = f"name = '{name}' and tags.`wukong.evaluation` = '{tags['wukong.evaluation']}'"
     versions = client.search_model_versions(known_as)
     if versions:
-        version = versions[0]
-    else:
-        _log_model(client, run_id, model)
-        version = client.create_model_version(registry.model_name, f"runs:/{run_id}/model", run_id, tags=tags)
-    promoted = _beats_holder(client, experiment, version.version, value, tags["wukong.data"])
-    if promoted:
-        client.set_registered_model_alias(registry.model_name, registry.alias, version.version)
-    return {"version": float(version.version), "promoted": float(promoted), registry.metric: value}
-
-
-def _beats_holder(client: "MlflowClient", experiment: Experiment, version: str, value: float, data: str) -> bool:
-    registry = experiment.registry
-    aliases = client.get_registered_model(registry.model_name).aliases
-    holder_version = aliases.get(registry.alias)
-    if holder_version is None or str(holder_version) == str(version):
-        return True
-    holder = client.get_model_version(registry.model_name, holder_version)
-    if holder.tags.get("wukong.metric") != registry.metric:
-        log.warning("version %s holds %r by another metric; the new model takes it", holder_version, registry.alias)
-        return True
-    if holder.tags.get("wukong.origin", origin := _origin(experiment)) != origin:
-        log.warning(
-            "version %s, which holds %r, is of other data and does not compete: give registry.model_name another name",
-            holder_version,
-            registry.alias,
-        )
-        return False
-    if holder.tags.get("wukong.data") != data:
-        log.warning("version %s was measured on other data; the values are compared all the same", holder_version)
-    best = float(holder.tags["wukong.value"])
-    verdict = "beats" if value > best else "does not beat"
-    log.info("%s %.4f %s version %s with %.4f", registry.metric, value, verdict, holder_version, best)
-    return value > best
+        return str(versions[0].version)
+    _log_model(client, run_id, model)
+    return str(client.create_model_version(name, f"runs:/{run_id}/model", run_id, tags=dict(tags)).version)
 
 
 def _origin(experiment: Experiment) -> str:
@@ -499,6 +465,62 @@ def log_page(experiment: Experiment, run: str, page: str, name: str) -> None:
         _unless_away(send, f"{name} is left out", _AT_END)
 
 
+def sweep_run(server: Server, base: Experiment, name: str, settings: Mapping[str, Any]) -> Run:
+    """Return the run of a sweep, open: the one that an earlier attempt began, or a new one.
+
+    Args:
+        server: MLflow's.
+        base: the experiment that the sweep's trials start from.
+        name: of the sweep.
+        settings: the sweep as JSON.
+
+    Raises:
+        ConfigError: another sweep has the name.
+    """
+    experiment_id, digest = server.experiment(base.name), digest_of([dict(settings), base.model_dump(mode="json")])
+    runs = server.search_runs(experiment_id, f"tags.`{_SWEEP_TAG}` = '{name}'", most=1)
+    if not runs:
+        run = server.create_run(experiment_id, name, {_SWEEP_TAG: name, _SWEEP_DIGEST: digest})
+        server.log(run.run_id, params=_params({"sweep": settings}))
+        return run
+    if runs[0].tags.get(_SWEEP_DIGEST) != digest:
+        raise ConfigError(
+            f"the name {name!r} belongs to another sweep of {base.name!r} at {server.address}: give this one a new name"
+        )
+    server.resume(runs[0].run_id)
+    return runs[0]
+
+
+def trial_run(server: Server, sweep: Run, experiment: Experiment, run: str) -> Run:
+    """Return the run of a sweep's trial, nested below the sweep's run; its stages' runs are nested below it."""
+    runs = server.search_runs(sweep.experiment_id, f"tags.`{RUN_TAG}` = '{run}'", most=1)
+    return (
+        runs[0] if runs else _create_parent(server, sweep.experiment_id, experiment, run, {_PARENT_TAG: sweep.run_id})
+    )
+
+
+def log_best(server: Server, sweep: Run, run: str, metric: str, value: float, values: Mapping[str, Any]) -> None:
+    """Log to a sweep's run which trial is the best, and with which values."""
+    tags = {"wukong.best": run, **{f"wukong.best.{key}": str(each) for key, each in values.items()}}
+    server.log(sweep.run_id, metrics=_metrics({metric: value}, 0), tags=tags)
+
+
+def log_files(server: Server, run: Run, files: Mapping[str, str]) -> str:
+    """Log texts as files of a run and return the address of the run's page.
+
+    Args:
+        server: MLflow's.
+        run: the run.
+        files: by the path below the run's artifacts what is in the file.
+    """
+    for path, text in files.items():
+        if run.artifacts.startswith("mlflow-artifacts:"):
+            server.write_file(run, path, text.encode())
+        else:  # the server does not pass files on, so its client writes to their store
+            _client().log_text(run.run_id, text, path)
+    return f"{_public_address()}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+
+
 def log_docs(experiment: Experiment, run: str, docs: str) -> None:
     """Log the files below a prefix as ``docs/`` of the pipeline's run, which its report links to."""
     if not enabled():
@@ -549,9 +571,15 @@ def _parent(server: Server, experiment: Experiment, run: str) -> Run:
     runs = server.search_runs(experiment_id, f"tags.`{RUN_TAG}` = '{run}'", most=1)
     if runs:
         return runs[0]
+    return _create_parent(server, experiment_id, experiment, run, {})
+
+
+def _create_parent(
+    server: Server, experiment_id: str, experiment: Experiment, run: str, tags: Mapping[str, str]
+) -> Run:
     value = experiment.model_dump(mode="json")
-    tags = {RUN_TAG: run, _REVISION_TAG: code_revision(), _EXPERIMENT_TAG: digest_of(value)}
-    parent = server.create_run(experiment_id, run, tags)
+    own = {RUN_TAG: run, _REVISION_TAG: code_revision(), _EXPERIMENT_TAG: digest_of(value)}
+    parent = server.create_run(experiment_id, run, {**own, **tags})
     server.log(parent.run_id, params=_params(value))
     return parent
 

@@ -46,6 +46,9 @@ NOT_EXECUTED = {
     ("CONTRIBUTING.md", "pipx install"): "installs a program and a hook into git",
     ("docs/index.md", "make run"): "the README's two commands",
     ("examples/README.md", ".venv/bin/python examples/"): "tests/examples/test_examples.py runs each example",
+    ("docs/comparing.md", "wukong compare"): "needs runs; tests/cli/test_compare_command.py compares some",
+    ("docs/comparing.md", "wukong promote"): "needs versions; tests/wukong/test_model_registry.py promotes some",
+    ("docs/comparing.md", "wukong run"): "trains the demo; tests/wukong/test_sweep.py reads the sweep",
     ("docs/cluster.md", "make images"): "builds images with Docker; tests/infra/test_images.py tests how",
     ("docs/cluster.md", "make run-containers"): "needs the images and Docker",
     ("docs/cluster.md", ".venv/bin/python -m infra.pin_images"): "asks registries; tests/k8s/test_pin_images.py",
@@ -89,7 +92,7 @@ USAGE_ERROR = typer.BadParameter.__mro__[1]
 
 SMALL = (
     *("pretrain.epochs=1", "finetune.epochs=1", "model.image.image_size=64", "model.text.width=32"),
-    *("model.text.heads=2", "filter.split.held_out_captions=0.2"),
+    *("model.text.heads=2", "filter.split.held_out_captions=0.2", "registry.first=any"),
 )
 
 

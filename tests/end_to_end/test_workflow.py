@@ -30,6 +30,7 @@ SMALL = [
     "model.text.heads=2",
     "model.image.image_size=96",
     "crawl.part_size=150",
+    "registry.first=any",
 ]
 
 

@@ -4,11 +4,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import api_server
+import measured
+import numpy as np
 import pytest
 from mlflow_server import MlflowServer
 
 from infra import cluster
-from wukong import config, storage, tracking
+from wukong import config, model_registry, storage, tracking
 from wukong.manifest import Manifest, Stage
 from wukong.mlflow_rest import MlflowError, Server
 
@@ -112,21 +114,12 @@ def test_stages_do_their_work_without_being_administrators(
         monkeypatch.setenv("MLFLOW_RUN_ID", str(run_id))
         tracking.log_metrics({"loss": 1.0}, 1)
         tracking.log_stage(run_id, model)
-    value = {"value": 0.5}
-    task = {"task": "new", "kind": "retrieval", "split": "holdout", "digest": "d" * 64, "protocol": "own"}
-    found = {
-        "models": [{"role": "finetuned", "name": "theirs", "digest": model.digest, "token_wise": False}],
-        "protocols": {"own": []},
-        "tasks": [{**task, "model": "finetuned", "results": {"mean_recall": value}}],
-    }
     with tracking.stage_run(experiment, "first", "evaluate") as run_id:
-        stage = Stage(experiment.root, "evaluate", {"seed": 1}, [model])
-        storage.write_json(stage.path("evaluation.json"), found)
-        metrics = {"eval/retrieval/holdouts/mean_recall": 0.5}
-        evaluation = stage.commit([stage.describe("evaluation.json")], metrics=metrics)
+        half = measured.searched("new", np.arange(400) % 2 == 0)
+        evaluation = measured.evaluation(experiment.root, [half], [model])
         tracking.log_stage(run_id, evaluation)
     with tracking.stage_run(experiment, "first", "register", needed=True) as run_id:
-        assert tracking.register(experiment, str(run_id), model, evaluation)["promoted"] == 1
+        assert model_registry.register(experiment, str(run_id), model, evaluation)["promoted"] == 1
     tracking.log_page(experiment, "first", "<p>", "report.html")
     tracking.complete_run(experiment, "first", evaluation.metrics)
     runs = Server().search_runs(theirs, "")

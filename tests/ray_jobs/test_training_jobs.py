@@ -175,7 +175,10 @@ def test_the_model_finds_unseen_pictures_and_is_measured(done: dict[str, Manifes
 
 
 def test_the_stage_writes_the_page_with_its_pictures(done: dict[str, Manifest]) -> None:
-    assert {part.path for part in done["evaluate"].parts} == {"evaluation.html", "evaluation.json", "metrics.json"}
+    assert {part.path for part in done["evaluate"].parts} == {
+        "evaluation.html", "evaluation.json", "metrics.json",
+        *(f"answers/{task}.parquet" for task in ("colours", "new-style", "new-words")),
+    }  # fmt: skip
     page = storage.read_bytes(storage.join(done["evaluate"].uri, "evaluation.html")).decode()
     assert "Table 5" in page and "<h3>new-style</h3>" in page
     report = storage.read_json(storage.join(done["evaluate"].uri, "evaluation.json"))

@@ -140,64 +140,10 @@ def test_the_report_has_a_suffix_that_mlflow_shows(experiment: config.Experiment
     assert Path(page).read_text(encoding="utf-8") == "<p>悟空</p>"
 
 
-def no_files(folder: Path, *_: object) -> None:
-    """Stands for ``pyfunc.save``: a version's sixty files take longer than all else here."""
-    folder.mkdir()
-
-
-def test_the_alias_moves_only_to_a_better_model(experiment: config.Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = finished(experiment, "finetune")
-    client = mlflow.MlflowClient()
-
-    def register(value: float) -> dict[str, float]:
-        evaluation = finished(experiment, f"evaluate{value}", model, **{"eval/retrieval/holdouts/mean_recall": value})
-        with tracking.stage_run(experiment, f"run{value}", "register") as run_id:
-            return tracking.register(experiment, str(run_id), model, evaluation)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("wukong.model.pyfunc.save", no_files)
-        assert register(0.5)["promoted"] == 1
-        assert register(0.4)["promoted"] == 0
-    assert str(client.get_model_version_by_alias(experiment.name, "champion").version) == "1"
-    assert register(0.6)["promoted"] == 1
-    assert str(client.get_model_version_by_alias(experiment.name, "champion").version) == "3"
-    assert register(0.6)["version"] == 3, "the same evaluation is not registered twice"
-    version = client.get_model_version(experiment.name, "3")
-    assert version.tags["wukong.model"] == model.uri
-    files = {file.path for file in client.list_artifacts(version.run_id, "model")}
-    assert {"model/MLmodel", "model/pyfunc.py"} <= files and not any(file.endswith(".pkl") for file in files)
-    artifacts = client.list_artifacts(version.run_id, "model/artifacts/model")
-    assert [file.path for file in artifacts] == ["model/artifacts/model/config.json"]
-
-
-def test_models_of_other_data_do_not_compete(experiment: config.Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wukong.model.pyfunc.save", no_files)
-    client = mlflow.MlflowClient()
-    value = experiment.model_dump(mode="json")
-    name = f"{experiment.name}-other"
-    other = config.parse(value | {"name": name, "registry": {}})
-    moved = config.parse(value | {"crawl": value["crawl"] | {"endpoint": "http://other.test"}})
-    shared = config.parse(value | {"name": name, "registry": {"model_name": experiment.name}})
-
-    def register(of: config.Experiment, run: str, measured: float) -> float:
-        model = finished(of, "finetune")
-        evaluation = finished(of, f"evaluate-{run}", model, **{"eval/retrieval/holdouts/mean_recall": measured})
-        with tracking.stage_run(of, run, "register") as run_id:
-            return tracking.register(of, str(run_id), model, evaluation)["promoted"]
-
-    assert register(experiment, "first", 0.5) == 1
-    assert register(other, "second", 0.1) == 1, "an experiment has a champion of its own"
-    assert str(client.get_model_version_by_alias(name, "champion").version) == "1"
-    assert register(moved, "third", 0.9) == 0
-    assert register(shared, "fourth", 0.9) == 0
-    assert str(client.get_model_version_by_alias(experiment.name, "champion").version) == "1"
-    assert register(experiment, "fifth", 0.6) == 1
-
-
 def test_a_metric_that_was_not_measured_is_named(experiment: config.Experiment) -> None:
     evaluation = finished(experiment, "evaluate", accuracy=0.5)
     with pytest.raises(DataError, match=r"'eval/retrieval/holdouts/mean_recall'.*accuracy"):
-        tracking.register(experiment, "no-run", evaluation, evaluation)
+        tracking.register(experiment, "no-run", evaluation, evaluation, {})
 
 
 def test_without_a_server_nothing_is_tracked_and_the_log_says_so(

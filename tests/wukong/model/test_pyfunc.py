@@ -8,6 +8,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import measured
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +17,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 import wukong
-from wukong import config, storage, tracking
+from wukong import config, model_registry, storage, tracking
 from wukong.config import Model
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import StorageError
@@ -56,13 +57,10 @@ def test_a_registered_model_encodes_a_table(
     trained = Stage(experiment.root, "finetune", {}, [])
     files = saved_model.save(trained.path("model"), model, tokenizer)
     finetuned = trained.commit([trained.describe(f"model/{file}") for file in files])
-    measured = Stage(experiment.root, "evaluate", {}, [finetuned])
-    storage.write_json(measured.path("metrics.json"), {})
-    evaluation = measured.commit(
-        [measured.describe("metrics.json")], metrics={"eval/retrieval/holdouts/mean_recall": 0.5}
-    )
+    found_half = measured.searched("x", np.arange(400) % 2 == 0)
+    evaluation = measured.evaluation(experiment.root, [found_half], [finetuned])
     with tracking.stage_run(experiment, "first", "register") as run_id:
-        tracking.register(experiment, str(run_id), finetuned, evaluation)
+        model_registry.register(experiment, str(run_id), finetuned, evaluation)
 
     loaded = mlflow.pyfunc.load_model(f"models:/{name}@champion", model_config={"device": "cpu"})
     assert [(column.name, column.required) for column in loaded.metadata.get_input_schema()] == [

@@ -1,0 +1,124 @@
+"""``wukong compare``: what differs between runs, and by more than noise."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from wukong import comparison, environment, storage, tracking
+from wukong.errors import ConfigError
+from wukong.mlflow_rest import Server
+from wukong.report import comparison as page
+
+_WIDTH = 120  # a narrower table would break its lines
+_LONGEST = 40  # characters of a parameter's value
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN RUN...", help="Names of runs, or MLflow's IDs. The first is the baseline."),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the page to a file.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="RUN", help="The run that the page is logged to; by default the newest of them."),
+    ] = None,
+    log: Annotated[bool, typer.Option("--log/--no-log", help="Log the page to MLflow, or only print.")] = True,
+) -> None:
+    """Compare runs: the parameters that differ, and each metric's difference with its paired interval.
+
+    ▲ is better and ▼ worse by more than noise, ≈ is within the noise. What was measured on other data or by another
+    protocol is not compared (≠). Example:
+
+        wukong compare demo-20261101-0900 demo-20261102-0900
+    """
+    environment.use_for("models:/")
+    tracking.refuse_untracked()
+    environment.use_for("s3://")
+    if len(runs) < 2:
+        raise ConfigError("wukong compare takes two runs or more: `wukong compare FIRST SECOND`")
+    server = Server()
+    found = comparison.find(server, [*runs, *([to] if to and to not in runs else [])])
+    compared = found[: len(runs)]
+    target = found[-1] if to and to not in runs else None
+    if to in runs:
+        target = compared[runs.index(to)]
+    document = comparison.compare(comparison.read(server, compared))
+    rendered = page.render(document)
+    if as_json:
+        typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
+    else:
+        print_comparison(Console(), document)
+    if html is not None:
+        storage.write_bytes(storage.from_path(html), rendered.encode())
+        typer.echo(f"Page in {html}", err=as_json)
+    if log:
+        newest = target or max(compared, key=lambda run: run.started)
+        files = {"comparison.html": rendered, "comparison.json": json.dumps(document, ensure_ascii=False)}
+        typer.echo(f"Logged as comparison.html to {tracking.log_files(server, newest, files)}", err=as_json)
+
+
+def print_comparison(console: Console, document: Mapping[str, Any]) -> None:
+    """Print the parameters that differ, and a table for each data set."""
+    console = Console(file=console.file, width=max(_WIDTH, console.width))
+    names = [run["name"] for run in document["runs"]]
+    console.print(f"Baseline: {document['baseline']}", highlight=False, markup=False)
+    if document["parameters"]:
+        table = Table(title="Parameters that differ", title_justify="left", box=None, pad_edge=False)
+        keys = list(document["parameters"])
+        for column in ("run", *keys):
+            table.add_column(column, overflow="fold")
+        for n, name in enumerate(names):
+            table.add_row(name, *(_short(document["parameters"][key][n]) for key in keys))
+        console.print(table)
+    else:
+        console.print("The runs have the same parameters.")
+    for each in document["sets"]:
+        console.print()
+        console.print(_table(each, names))
+    notes = {e["note"] for each in document["sets"] for row in each["results"].values() for e in row if e["note"]}
+    for note in sorted(notes):
+        console.print(note, style="dim", highlight=False, markup=False)
+    signs = ", ".join(f"{comparison.SIGNS[verdict]} {words}" for verdict, words in page.WORDS.items())
+    console.print(f"{signs}. Differences in percentage points, 95 % intervals.", style="dim", highlight=False)
+
+
+def _table(each: Mapping[str, Any], names: list[str]) -> Table:
+    sizes = ", ".join(f"{count:,} {what}" for what, count in each["sizes"].items())
+    about = " · ".join(filter(None, [each["title"], sizes, f"protocol {each['protocol']}"]))
+    table = Table(title=about, title_justify="left", box=None, pad_edge=False)
+    table.add_column("run")
+    headline = each["headline"]
+    others = [result for result in each["results"] if result != headline]
+    table.add_column(f"{page.name(headline)}, %", justify="right")
+    table.add_column("difference")
+    for result in others:
+        table.add_column(page.name(result), justify="right")
+    for n, name in enumerate(names):
+        entry = each["results"][headline][n]
+        change = page.difference(entry["difference"]) if entry["difference"] else entry["note"]
+        style = "dim" if entry["verdict"] in ("noise", "incomparable", "missing") else ""
+        cells = [_cell(each["results"][result][n]) for result in others]
+        table.add_row(name, _cell(entry), f"[{style}]{change}[/]" if style and change else change, *cells)
+    return table
+
+
+def _cell(entry: Mapping[str, Any]) -> str:
+    sign = comparison.SIGNS[entry["verdict"]]
+    if entry["value"] is None:
+        return sign
+    text = f"{100 * entry['value']:.1f} {sign or ' '}"
+    styles = {"better": "green", "worse": "red", "noise": "dim", "incomparable": "dim"}
+    style = styles.get(entry["verdict"])
+    return f"[{style}]{text}[/]" if style else text
+
+
+def _short(value: str | None) -> str:
+    text = "-" if value is None else value
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

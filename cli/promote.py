@@ -1,0 +1,70 @@
+"""``wukong promote`` and ``wukong rollback``: move the alias of a registered model."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from wukong import environment, tracking
+from wukong.config import Registry
+from wukong.errors import ConfigError
+from wukong.mlflow_rest import Server
+from wukong.model_registry import ModelRegistry
+
+AliasOption = Annotated[str, typer.Option("--alias", help="The alias that moves.")]
+_ALIAS = str(Registry.model_fields["alias"].default)
+
+
+def promote(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL[/VERSION]", help="A registered model; without a version its newest one.")
+    ],
+    alias: AliasOption = _ALIAS,
+    force: Annotated[bool, typer.Option("--force", help="Move the alias without asking the gate.")] = False,
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is recorded. --force needs it.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the decision as JSON.")] = False,
+) -> None:
+    """Give the alias to a model if it is better than the one that holds it by more than noise.
+
+    Both must have answered the same queries. Each attempt on one test set makes the test stricter. The decision is a
+    page of the model's run in MLflow. The command ends with status 1 if the alias stays where it is. Example:
+
+        wukong promote demo/7
+    """
+    if force and not reason.strip():
+        raise ConfigError("--force needs --reason: it is recorded with the move")
+    if reason and not force:
+        raise ConfigError("--reason goes with --force; without it the gate's own reasons are recorded")
+    name, _, version = model.partition("/")
+    decision = _registry(name, alias).promote(version, forced=reason.strip())
+    if as_json:
+        typer.echo(json.dumps(decision.as_json(), ensure_ascii=False, indent=2))
+    else:
+        verb = "holds" if decision.promoted else "does not take"
+        typer.echo(f"{name}/{decision.candidate} {verb} @{alias}. {decision.says}")
+        if not decision.promoted and decision.holder:
+            typer.echo(f"{name}/{decision.holder} keeps it.")
+    if not decision.promoted:
+        raise typer.Exit(1)
+
+
+def rollback(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A registered model.")],
+    alias: AliasOption = _ALIAS,
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is recorded.")] = "",
+) -> None:
+    """Give the alias back to the version that held it before. Only --force gives it to the one it leaves again.
+
+    Example, with the reason that is recorded:
+
+        wukong rollback demo --reason "slower than allowed"
+    """
+    left, to = _registry(model, alias).rollback(reason.strip())
+    typer.echo(f"{model}/{to} holds @{alias} again; {model}/{left} was rolled back.")
+
+
+def _registry(model: str, alias: str) -> ModelRegistry:
+    environment.use_for("models:/")
+    tracking.refuse_untracked()
+    environment.use_for("s3://")
+    return ModelRegistry(Server(), model, alias)

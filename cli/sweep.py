@@ -1,0 +1,275 @@
+"""``wukong sweep``: train an experiment with several settings and compare the results."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, Annotated, cast
+
+import typer
+from rich.console import Console
+
+from cli.compare import print_comparison
+from wukong import comparison, environment, experiments, manifest, places, run_records, storage, tracking
+from wukong.cancel import ENDS_WITH, end_on_signal
+from wukong.config import Experiment
+from wukong.errors import ConfigError, WukongError
+from wukong.manifest import Manifest
+from wukong.mlflow_rest import Run, Server
+from wukong.report import comparison as page
+from wukong.sweep import TRIAL_STAGES, Result, Sweep, Trial, best, load, run
+
+_GRACE = 6.0  # seconds that a worker has to end its job and its runs
+
+
+class SweepError(WukongError):
+    """Trials of a sweep failed; the message has their errors."""
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The sweep, a YAML file; docs/comparing.md shows one.")],
+    parallel: Annotated[
+        int, typer.Option("--parallel", min=1, help="Trials that run side by side, of those chosen at once.")
+    ] = 1,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the page to a file.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the first trials and what is finished.")] = False,
+) -> None:
+    """Train an experiment with several settings, on one cache of features, and compare the results.
+
+    The data must be there: `wukong run` with the same experiment makes them. A sweep that was killed goes on when it is
+    started again; what is finished is not trained twice. It ends in a page that compares all trials with the best one,
+    in MLflow's run of the sweep. Example:
+
+        wukong sweep configs/sweep.yaml
+    """
+    settings, base = load(file)
+    with end_on_signal():
+        _connect(base)
+        filtered = _data(base, settings)
+        if dry_run:
+            run(settings, base, lambda trials: _print_plan(trials, filtered))
+            return
+        _run(settings, base, filtered, parallel, html)
+
+
+def _connect(base: Experiment) -> None:
+    """Set the variables of this machine's stack where none name another one."""
+    environment.use_for("models:/")
+    if base.storage.startswith("s3://"):
+        environment.use_for("s3://")
+
+
+def _data(base: Experiment, settings: Sweep) -> Manifest:
+    crawled = run_records.latest(base, "crawl")
+    filtered = places.filtering(base, manifest.load(crawled)).finished() if crawled else None
+    if filtered is None:
+        raise ConfigError(
+            f"no run of {base.name} has filtered pairs for this experiment at {base.root}: "
+            f"`wukong run --config {settings.experiment}` makes them once, for all sweeps"
+        )
+    return filtered
+
+
+def _run(settings: Sweep, base: Experiment, filtered: Manifest, parallel: int, html: Path | None) -> None:
+    console = Console(file=sys.stdout)
+    metric = settings.metric or base.registry.metric
+    tracked = _Tracked(settings, base) if tracking.enabled() else None
+    if tracked is None:
+        console.print("MLFLOW_TRACKING_URI is not set: the sweep is not tracked", style="yellow")
+    with ExitStack() as ends:
+        log = ends.enter_context(_log_file(settings).open("a", encoding="utf-8"))
+        workers = _Workers(filtered, parallel, log)
+        ends.callback(workers.close)
+
+        def execute(trials: Sequence[Trial]) -> list[Result]:
+            for trial in trials:
+                run_records.claim(trial.experiment, trial.run)
+                if tracked is not None:
+                    tracked.begin(trial)
+            found = []
+            for trial, answer in workers.work(trials, filtered):
+                result = _result(trial, answer, metric)
+                shown = f"{result.value:.4f}" if result.value is not None else "failed"
+                values = " ".join(f"{key}={value}" for key, value in trial.values.items())
+                console.print(f"{trial.run}  {values}  {shown}", highlight=False, markup=False, soft_wrap=True)
+                if result.error and tracked is not None:
+                    tracking.end_open_runs(trial.experiment, trial.run, "FAILED")
+                found.append(result)
+            return sorted(found, key=lambda result: result.trial.number)
+
+        try:
+            results = run(settings, base, execute)
+        except BaseException as error:
+            if tracked is not None:
+                tracked.end("FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
+    top = best(results)
+    failed = [result for result in results if result.error]
+    if top is not None:
+        values = ", ".join(f"{key} = {value}" for key, value in top.trial.values.items())
+        console.print(f"Best: {top.trial.run} with {values}: {metric} {top.value:.4f}", highlight=False, soft_wrap=True)
+    done = [result for result in results if result.value is not None]
+    if tracked is not None:
+        if top is not None:
+            tracked.finish(console, top, done, metric, html)
+        tracked.end("FAILED" if failed else "FINISHED")
+    if failed:
+        lines = "\n".join(f"  {result.trial.run}: {result.error}" for result in failed)
+        raise SweepError(f"{len(failed)} of {len(results)} trials failed; another start repeats them:\n{lines}")
+
+
+def _result(trial: Trial, answer: dict[str, str], metric: str) -> Result:
+    if answer["error"]:
+        return Result(trial, None, answer["error"])
+    measured = manifest.load(answer["manifest"]).metrics
+    if metric not in measured:
+        return Result(trial, None, f"metric {metric!r} was not measured; measured were {', '.join(sorted(measured))}")
+    return Result(trial, measured[metric])
+
+
+def _log_file(settings: Sweep) -> Path:
+    home = environment.home()
+    path = home / "sweeps" / f"{settings.name}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _print_plan(trials: Sequence[Trial], filtered: Manifest) -> list[Result]:
+    """Print what a batch would do; a search's later batches depend on results, so it is asked for with none."""
+    for trial in trials:
+        state = "finished" if _finished(trial, filtered) else "to do"
+        values = " ".join(f"{key}={value}" for key, value in trial.values.items())
+        typer.echo(f"{trial.run}  {values}  {state}")
+    return [Result(trial, None) for trial in trials]
+
+
+def _finished(trial: Trial, filtered: Manifest) -> Manifest | None:
+    """Return the manifest of a trial's evaluation if it has finished."""
+    made = {"filter": filtered}
+    for stage in TRIAL_STAGES:
+        if (found := places.finished(stage, trial.experiment, made)) is None:
+            return None
+        made[stage] = found
+    return made["evaluate"]
+
+
+class _Tracked:
+    """The sweep's run in MLflow, with a nested run for each trial."""
+
+    def __init__(self, settings: Sweep, base: Experiment) -> None:
+        self._server = Server()
+        self._run: Run = tracking.sweep_run(self._server, base, settings.name, settings.model_dump(mode="json"))
+        self._trials: dict[str, Run] = {}
+
+    def begin(self, trial: Trial) -> None:
+        """Open the run of a trial below the sweep's, unless it is there."""
+        self._trials[trial.run] = tracking.trial_run(self._server, self._run, trial.experiment, trial.run)
+
+    def end(self, status: str) -> None:
+        """End the sweep's run."""
+        self._server.end(self._run.run_id, status)
+
+    def finish(self, console: Console, top: Result, results: Sequence[Result], metric: str, html: Path | None) -> None:
+        """Compare all trials with the best one, print it and log its page to the sweep's run."""
+        tracking.log_best(self._server, self._run, top.trial.run, metric, float(top.value or 0.0), top.trial.values)
+        ordered = sorted(results, key=lambda result: (-(result.value or 0.0), result.trial.number))
+        if len(ordered) < 2:
+            return
+        runs = [self._server.run(self._trials[result.trial.run].run_id) for result in ordered]
+        document = comparison.compare(comparison.read(self._server, runs))
+        rendered = page.render(document)
+        print_comparison(console, document)
+        if html is not None:
+            storage.write_bytes(storage.from_path(html), rendered.encode())
+        files = {"comparison.html": rendered, "comparison.json": json.dumps(document, ensure_ascii=False)}
+        address = tracking.log_files(self._server, self._run, files)
+        console.print(f"Logged as comparison.html to {address}", soft_wrap=True, highlight=False)
+
+
+@dataclass
+class _Worker:
+    process: "subprocess.Popen[str]"
+    asked: IO[str]
+    answers: IO[str]
+
+    def __call__(self, trial: Trial) -> dict[str, str]:
+        """Run a trial and return the worker's answer."""
+        failed = {"run": trial.run, "manifest": "", "error": "its process was killed; start the sweep again"}
+        try:
+            print(trial.run, experiments.store(trial.experiment), file=self.asked, flush=True)
+            answer = self.answers.readline()
+        except OSError:
+            return failed
+        return dict(json.loads(answer)) if answer else failed
+
+
+class _Workers:
+    """Processes that run trials, one trial after the other; they are started when the first trial needs them."""
+
+    def __init__(self, filtered: Manifest, count: int, log: IO[str]) -> None:
+        self._data = storage.join(filtered.uri, "manifest.json")
+        self._count = count
+        self._log = log
+        self._workers: list[_Worker] = []
+        self._caches: set[str] = set()
+
+    def work(self, trials: Sequence[Trial], filtered: Manifest) -> Iterator[tuple[Trial, dict[str, str]]]:
+        """Yield the trials with their answers, as they end. The first trial of each cache of features runs alone."""
+        waiting: list[Trial] = []
+        for trial in trials:
+            key = places.features(trial.experiment, filtered).key
+            if self._count > 1 and key in self._caches:
+                waiting.append(trial)
+                continue
+            self._caches.add(key)
+            yield trial, self._first(trial)
+        pending: SimpleQueue[Trial] = SimpleQueue()
+        done: SimpleQueue[tuple[Trial, dict[str, str]]] = SimpleQueue()
+        for trial in waiting:
+            pending.put(trial)
+
+        def serve(worker: _Worker) -> None:
+            while not pending.empty():
+                trial = pending.get()
+                done.put((trial, worker(trial)))
+
+        for number in range(min(self._count, len(waiting))):
+            threading.Thread(target=serve, args=(self._worker(number),), daemon=True).start()
+        for _ in waiting:
+            yield done.get()
+
+    def close(self) -> None:
+        """End the workers: in order, or by killing."""
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in self._workers:
+            try:
+                worker.process.wait(_GRACE)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+
+    def _first(self, trial: Trial) -> dict[str, str]:
+        return self._worker(0)(trial)
+
+    def _worker(self, number: int) -> _Worker:
+        """Return a worker that is alive; one that was killed is started anew."""
+        while len(self._workers) <= number:
+            self._workers.append(self._start())
+        if self._workers[number].process.poll() is not None:
+            self._workers[number] = self._start()
+        return self._workers[number]
+
+    def _start(self) -> _Worker:
+        variables = {**os.environ, ENDS_WITH: str(os.getpid())}
+        command = [sys.executable, "-m", "ray_jobs.trials", "--data", self._data]
+        process = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, env=variables
+        )
+        return _Worker(process, cast("IO[str]", process.stdin), cast("IO[str]", process.stdout))

@@ -1,0 +1,103 @@
+"""Run trials of a sweep in one process, which imports torch and Ray once: ``python -m ray_jobs.trials --data URI``.
+
+It reads a line for each trial, ``RUN URI`` of its experiment, and answers with a line of JSON: ``run``, ``manifest``
+(of its evaluation) and ``error``. Standard output has these lines alone. A trial's stages are jobs as any others: each
+has its record, its run in MLflow and its manifest, and one that has finished is found and not run.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+
+from wukong import experiments, manifest, places, run_records, stages, storage, tracking
+from wukong.cancel import end_with_parent
+from wukong.config import Experiment
+from wukong.errors import WukongError
+from wukong.manifest import Manifest
+from wukong.sweep import TRIAL_STAGES
+
+log = logging.getLogger(__name__)
+
+
+class TrialError(WukongError):
+    """A stage of a trial failed; the message is the stage's own."""
+
+
+def run(experiment: Experiment, name: str, filtered: Manifest) -> Manifest:
+    """Train and evaluate a trial, and end its run in MLflow; return its evaluation's manifest.
+
+    Args:
+        experiment: the trial's.
+        name: of its run.
+        filtered: the manifest of the filtered pairs.
+
+    Raises:
+        TrialError: a stage failed.
+    """
+    made = {"filter": filtered}
+    for stage in TRIAL_STAGES:
+        with tracking.stage_run(experiment, name, stage) as run_id:
+            made[stage] = _stage(experiment, name, stage, made, run_id)
+            tracking.log_stage(run_id, made[stage])
+    metrics = {key: value for key, value in made["evaluate"].metrics.items() if key.startswith("eval/")}
+    tracking.complete_run(experiment, name, metrics)
+    return made["evaluate"]
+
+
+def _stage(experiment: Experiment, name: str, stage: str, made: dict[str, Manifest], run_id: str | None) -> Manifest:
+    began = time.monotonic()
+    parents = {parent: made[parent] for parent in stages.of(stage).parents}
+    if (known := places.finished(stage, experiment, parents)) is not None:
+        uri = storage.join(known.uri, "manifest.json")
+        seconds = round(time.monotonic() - began, 3)
+        record = run_records.Record(stage=stage, state="succeeded", manifest=uri, reused=True, seconds=seconds)
+        run_records.write(experiment, name, record)
+        return known
+    import ray
+
+    from ray_jobs.__main__ import main as run_job
+
+    if run_id:
+        os.environ["MLFLOW_RUN_ID"] = run_id
+    arguments = [stage, "--experiment", experiments.store(experiment), "--run", name]
+    for parent in parents.values():
+        arguments += ["--parent", storage.join(parent.uri, "manifest.json")]
+    try:
+        status = run_job(arguments)
+    finally:
+        os.environ.pop("MLFLOW_RUN_ID", None)
+        ray.shutdown()  # its workers know the run that they log to, so each stage has workers of its own
+    if (finished := run_records.read(experiment, name, stage)) is None or status:
+        raise TrialError(finished.error if finished else f"the {stage} job of {name} left no record")
+    return manifest.load(finished.manifest)
+
+
+def main() -> int:
+    """Run the trials that standard input names."""
+    parser = argparse.ArgumentParser(prog="python -m ray_jobs.trials", description="Run trials of a sweep.")
+    parser.add_argument("--data", required=True, help="URI of the manifest of the filtered pairs")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(message)s", datefmt="%H:%M:%S")
+    end_with_parent()
+    filtered = manifest.load(options.data)
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        for line in sys.stdin:
+            name, uri = line.split()
+            answer = {"run": name, "manifest": "", "error": ""}
+            try:
+                made = run(experiments.load(uri), name, filtered)
+                answer["manifest"] = storage.join(made.uri, "manifest.json")
+            except WukongError as error:
+                log.error("%s failed: %s", name, error)
+                answer["error"] = str(error)
+            print(json.dumps(answer, ensure_ascii=False), file=answers, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""The alias in a real MLflow server; MLflow's own client says who holds it and what was recorded."""
+
+import json
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import measured
+import numpy as np
+import pytest
+
+from wukong import config, model_registry, storage, tracking
+from wukong.config import Experiment
+from wukong.errors import ConfigError
+from wukong.manifest import Manifest, Stage
+from wukong.mlflow_rest import Server
+from wukong.model_registry import ModelRegistry, held_before
+
+HARD = np.random.default_rng(0).random(1000)
+
+
+@pytest.mark.parametrize(
+    ("moves", "holder", "before"),
+    [
+        ([], "", ""),
+        ([("promote", "1", "")], "1", ""),
+        ([("promote", "1", ""), ("promote", "3", "1")], "3", "1"),
+        ([("promote", "1", ""), ("promote", "3", "1"), ("rollback", "1", "3"), ("promote", "4", "1")], "4", "1"),
+        ([("promote", "1", ""), ("promote", "3", "1"), ("rollback", "1", "3")], "1", ""),
+        ([("promote", "3", "2")], "3", "2"),  # 2 had the alias before moves were recorded
+        ([("promote", "1", ""), ("promote", "3", "1")], "9", "3"),  # a person moved it in MLflow
+    ],
+)
+def test_who_held_the_alias_before(moves: list[tuple[str, str, str]], holder: str, before: str) -> None:
+    history = [{"action": action, "version": version, "from": left} for action, version, left in moves]
+    assert held_before(history, holder) == before
+
+
+class Registered:
+    """An experiment whose models are registered in the tests' server, without their files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = f"reg-{uuid.uuid4().hex[:8]}"
+        self.folder = folder
+        self.experiment = self.of()
+        self.registry = ModelRegistry(Server(), self.name, "champion")
+
+    def of(self, **changes: Any) -> Experiment:
+        crawl = {"queries": "file:///q", "endpoint": changes.pop("endpoint", "http://site.test")}
+        value = {"name": self.name, "storage": storage.from_path(self.folder), "crawl": crawl}
+        return config.parse(value | {"registry": {"model_name": self.name} | changes})
+
+    def __call__(self, share: float, name: str = "", of: Experiment | None = None) -> dict[str, float]:
+        """Register a model that is right on a share of the queries: those that are easiest, so that models nest."""
+        experiment = of or self.experiment
+        model = self.model(experiment, name or str(share))
+        evaluation = measured.evaluation(experiment.root, [measured.searched("x", share > HARD)], [model], key=name)
+        with tracking.stage_run(experiment, f"run-{name or share}", "register") as run_id:
+            return model_registry.register(experiment, str(run_id), model, evaluation)
+
+    @staticmethod
+    def model(experiment: Experiment, key: str) -> Manifest:
+        stage = Stage(experiment.root, "finetune", {"key": key})
+        storage.write_json(stage.path("model/config.json"), {"model": {"similarity": "global"}})
+        return stage.commit([stage.describe("model/config.json")])
+
+
+@pytest.fixture
+def register(tmp_path: Path, mlflow_address: str, monkeypatch: pytest.MonkeyPatch) -> Registered:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    # A version's sixty files take longer than all else here.
+    monkeypatch.setattr("wukong.model.pyfunc.save", lambda folder, *_: folder.mkdir())
+    return Registered(tmp_path)
+
+
+def champion(register: Registered) -> str:
+    from mlflow import MlflowClient
+
+    return str(MlflowClient().get_model_version_by_alias(register.name, "champion").version)
+
+
+def tags(register: Registered) -> Mapping[str, str]:
+    from mlflow import MlflowClient
+
+    found: Mapping[str, str] = MlflowClient().get_registered_model(register.name).tags
+    return found
+
+
+@pytest.mark.slow
+def test_the_alias_moves_only_to_a_model_that_is_better_by_more_than_noise(register: Registered) -> None:
+    from mlflow import MlflowClient
+
+    assert register(0.5) | {"eval/retrieval/holdouts/mean_recall": 0} == {
+        "version": 1, "promoted": 1, "attempt": 0, "eval/retrieval/holdouts/mean_recall": 0,
+    }  # fmt: skip
+    assert (register(0.4)["attempt"], champion(register)) == (1, "1")
+    noise = float(np.sort(HARD)[(HARD < 0.5).sum() + 2])  # two queries more, which is p = 0.25
+    assert (register(noise)["promoted"], champion(register)) == (0, "1")
+    better = register(0.6)
+    assert (better["promoted"], better["attempt"], champion(register)) == (1, 3, "4")
+    assert register(0.6)["version"] == 4, "the same evaluation is not registered twice"
+    (attempts,) = (json.loads(value) for key, value in tags(register).items() if key.startswith("wukong.attempts."))
+    assert len(attempts) == 3
+    assert register.registry.decide("3").attempt == 1, "a new holder, so attempts are counted anew"
+    assert register.registry.decide("3").attempt == 1, "the same candidate is not counted twice"
+    client = MlflowClient()
+    version = client.get_model_version(register.name, "3")
+    decision = json.loads(Path(client.download_artifacts(version.run_id, "promotion.json")).read_text("utf-8"))
+    assert (decision["promoted"], decision["attempt"], decision["checks"][0]["p"]) == (False, 2, pytest.approx(0.25))
+    assert "does not take" in Path(client.download_artifacts(version.run_id, "promotion.html")).read_text("utf-8")
+    assert {file.path for file in client.list_artifacts(version.run_id, "model")} == {"model"} or version.run_id
+
+
+@pytest.mark.slow
+def test_a_rollback_gives_the_alias_to_the_version_before(register: Registered) -> None:
+    for share in (0.4, 0.5, 0.6):
+        assert register(share)["promoted"] == 1
+    assert register.registry.rollback("slow") == ("3", "2")
+    assert champion(register) == "2"
+    refused = register.registry.promote("3")
+    assert not refused.promoted and "rolled back" in refused.says and champion(register) == "2"
+    assert register.registry.promote("3", forced="faster now").promoted and champion(register) == "3"
+    assert register.registry.decide("3").promoted, "it holds the alias"
+    assert register.registry.rollback("") == ("3", "2") and register.registry.rollback("") == ("2", "1")
+    with pytest.raises(ConfigError, match="nothing to roll back to"):
+        register.registry.rollback("")
+    moves = json.loads(tags(register)["wukong.history.champion"])
+    assert [(move["action"], move["version"]) for move in moves] == [
+        ("promote", "1"), ("promote", "2"), ("promote", "3"), ("rollback", "2"), ("promote", "3"), ("rollback", "2"),
+        ("rollback", "1"),
+    ]  # fmt: skip
+    assert moves[4]["reason"] == "faster now" and moves[3]["reason"] == "slow" and all(move["by"] for move in moves)
+
+
+@pytest.mark.slow
+def test_models_of_other_data_do_not_compete(register: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[str, str]] = []
+    monkeypatch.setattr("wukong.webhook.send", lambda url, _, event, content: sent.append((event, content["says"])))
+    told = register.of(webhook={"url": "http://hook.test/"})
+    assert register(0.5, of=told)["promoted"] == 1
+    moved = register.of(endpoint="http://other.test", webhook={"url": "http://hook.test/"})
+    assert register(0.9, of=moved) | {"promoted": 0} == register(0.9, of=moved)
+    assert champion(register) == "1" and "another experiment" in sent[1][1]
+    assert [event for event, _ in sent[:2]] == ["alias.moved", "alias.kept"]
+
+
+@pytest.mark.slow
+def test_what_is_not_there_is_named(register: Registered) -> None:
+    with pytest.raises(ConfigError, match=f"no model '{register.name}'"):
+        register.registry.promote()
+    with pytest.raises(ConfigError, match=f"no model '{register.name}'"):
+        register.registry.rollback("")
+    register(0.5)
+    with pytest.raises(ConfigError, match=f"no model {register.name}/7"):
+        register.registry.promote("7")

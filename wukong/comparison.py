@@ -1,0 +1,311 @@
+"""Compare runs: the parameters that differ, and each metric's difference with its interval.
+
+Runs are read from MLflow and from the records that they left. The first run is the baseline. Where two runs were
+measured on the same data by the same protocol, and both stored their answers (``wukong.evaluate.answers``), differences
+are paired. Without stored answers they are of two independent intervals, which are wider. Metrics of other data or of
+another protocol are not compared.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from wukong import storage
+from wukong.errors import ConfigError, StorageError
+from wukong.evaluate import answers, stored
+from wukong.evaluate.results import HOLDOUT, HOLDOUTS
+from wukong.evaluate.stored import Evaluation
+from wukong.mlflow_rest import MlflowError, Run, Server
+
+if TYPE_CHECKING:
+    from wukong.evaluate.answers import Scores
+    from wukong.evaluate.interval import Interval
+
+FORMAT = 1
+RUN_TAG, PARENT_TAG = "wukong.run", "mlflow.parentRunId"
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_READERS = 8
+_MEANS = {"retrieval": "mean_recall", "classification": "top1"}
+
+Verdict: TypeAlias = Literal["baseline", "better", "worse", "noise", "incomparable", "missing"]
+SIGNS: Mapping[str, str] = {
+    "baseline": "",
+    "better": "▲",
+    "worse": "▼",
+    "noise": "≈",
+    "incomparable": "≠",
+    "missing": "-",
+}
+"""What stands beside a number, so that no meaning is in a colour alone."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run of MLflow and its evaluation."""
+
+    run: Run
+    evaluation: Evaluation
+
+
+def find(server: Server, names: Sequence[str]) -> list[Run]:
+    """Find runs by name or by MLflow's ID; the ID of a stage's run stands for the run that it belongs to.
+
+    Raises:
+        ConfigError: there is no such run, several have the name, or a run is named twice.
+    """
+    ids = [name for name in names if _RUN_ID.fullmatch(name)]
+    named = [name for name in names if name not in ids]
+    found: dict[str, Run] = {}
+    with ThreadPoolExecutor(_READERS) as pool:
+        found |= zip(ids, pool.map(lambda run_id: _by_id(server, run_id), ids), strict=True)
+    if named:
+        for name in named:
+            if set(name) & set("'\"\\"):
+                raise ConfigError(
+                    f"run {name!r}: a run's name has no quotes; `wukong compare` takes names or MLflow's IDs"
+                )
+        listed = ", ".join(f"'{name}'" for name in named)
+        there = server.search_everywhere(f"attributes.run_name IN ({listed})")
+        for name in named:
+            own = [run for run in there if run.name == name and not _is_stage(run)]
+            if not own:
+                raise ConfigError(f"MLflow at {server.address} has no run {name!r}: give the name of a run, or its ID")
+            if len(own) > 1:
+                known = "\n  ".join(f"{run.run_id}  of experiment {run.experiment_id}" for run in own)
+                raise ConfigError(
+                    f"{len(own)} runs are named {name!r}: name the one that you mean by its ID:\n  {known}"
+                )
+            found[name] = own[0]
+    runs = [found[name] for name in names]
+    if len({run.run_id for run in runs}) != len(runs):
+        raise ConfigError(f"a run is named twice in {' '.join(names)}: name different ones")
+    return runs
+
+
+def _is_stage(run: Run) -> bool:
+    """Whether a run is a stage of another one. A sweep's trials are nested too, and are whole runs."""
+    return PARENT_TAG in run.tags and RUN_TAG not in run.tags
+
+
+def _by_id(server: Server, run_id: str) -> Run:
+    try:
+        run = server.run(run_id)
+        return server.run(run.tags[PARENT_TAG]) if _is_stage(run) else run
+    except MlflowError as error:
+        if error.code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise ConfigError(
+            f"MLflow at {server.address} has no run with the ID {run_id}: `wukong compare` takes names too"
+        ) from error
+
+
+def read(server: Server, runs: Sequence[Run]) -> list[Measured]:
+    """Read what the evaluations of some runs left.
+
+    Raises:
+        StorageError: the store cannot be read.
+        DataError: an evaluation's file is damaged.
+    """
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(lambda run: _read(server, run), runs))
+
+
+def _read(server: Server, run: Run) -> Measured:
+    if RUN_TAG not in run.tags:  # an evaluation that was logged alone
+        try:
+            return Measured(run, Evaluation(json.loads(server.read_file(run, stored.DOCUMENT))))
+        except MlflowError as error:
+            if error.status not in (404, 501):
+                raise
+            return Measured(run, Evaluation())
+    record = storage.join(_root(run), "runs", run.tags[RUN_TAG], "evaluate.json")
+    if not storage.exists(record) or not (uri := storage.read_json(record)["manifest"]):
+        return Measured(run, Evaluation())
+    return Measured(run, stored.read(uri))
+
+
+def _root(run: Run) -> str:
+    """The experiment's prefix, from the parameters that are logged with each run."""
+    try:
+        return f"{run.params['storage'].rstrip('/')}/{run.params['name']}"
+    except KeyError as error:
+        raise StorageError(
+            f"the run {run.name} ({run.run_id}) has no parameter {error} in MLflow, which says where its data lie: it "
+            "was logged by something else, or its first stage could not reach MLflow"
+        ) from error
+
+
+def compare(measured: Sequence[Measured], seed: int = 0) -> dict[str, Any]:
+    """Compare runs with the first of them.
+
+    Args:
+        measured: the runs; two at least.
+        seed: of the bootstrap.
+
+    Returns:
+        ``format``. ``baseline``: the first run's name. ``runs``: of each ``name``, ``run_id``, ``experiment_id``,
+        ``model`` (its digest) and ``manifest``. ``parameters``: those that differ, each with a value for every run,
+        None where a run has none. ``sets``: for the means over hold-outs and for each data set ``task``, ``title``,
+        ``kind``, ``split``, ``digest``, ``protocol``, ``headline``, ``sizes``, and under ``results`` by name an entry
+        for every run: ``value``, ``low``, ``high``; ``difference`` from the baseline (``value``, ``low``, ``high``,
+        ``level``, ``units``, ``paired``) or None; ``verdict``, a key of ``SIGNS``; ``note``, why there is no paired
+        difference.
+
+    Raises:
+        ConfigError: there are fewer than two runs.
+    """
+    if len(measured) < 2:
+        raise ConfigError("one run has nothing to be compared with: name two runs or more")
+    names = list(dict.fromkeys(task for each in measured for task in each.evaluation.tasks()))
+    sets = [_compared(measured, name, seed) for name in names]
+    means = [mean for kind in _MEANS if (mean := _means(measured, kind, seed)) is not None]
+    return {
+        "format": FORMAT,
+        "baseline": measured[0].run.name,
+        "runs": [
+            {
+                "name": each.run.name,
+                "run_id": each.run.run_id,
+                "experiment_id": each.run.experiment_id,
+                "model": next(
+                    (m["digest"] for m in each.evaluation.document.get("models", ()) if m["role"] == "finetuned"), None
+                ),
+                "manifest": each.evaluation.uri,
+            }
+            for each in measured
+        ],
+        "parameters": differing([each.run.params for each in measured]),
+        "sets": [*means, *sets],
+    }
+
+
+def differing(parameters: Sequence[Mapping[str, str]]) -> dict[str, list[str | None]]:
+    """Return the parameters whose values are not the same in all runs, each with a value for every run."""
+    keys = dict.fromkeys(key for each in parameters for key in each)
+    values = {key: [each.get(key) for each in parameters] for key in keys}
+    return {key: found for key, found in values.items() if len(set(found)) > 1}
+
+
+def _compared(measured: Sequence[Measured], name: str, seed: int) -> dict[str, Any]:
+    """Compare the runs on one data set."""
+    tasks = [each.evaluation.tasks().get(name) for each in measured]
+    first = tasks[0]
+    shown = first or next(task for task in tasks if task is not None)
+    notes: list[str] = []
+    scores: list[Scores | None] = []
+    for each, task in zip(measured, tasks, strict=True):
+        notes.append(_why_incomparable(first, task))
+        scores.append(None if notes[-1] or task is None else each.evaluation.scores(task))
+    paired = _paired(scores, seed)
+    results: dict[str, list[dict[str, Any]]] = {}
+    for result in shown["results"]:
+        row = []
+        for n, task in enumerate(tasks):
+            value = task["results"].get(result) if task else None
+            if value is None:
+                row.append(_entry(None, "missing", notes[n] or f"{result} was not measured"))
+            elif notes[n]:
+                row.append(_entry(value, "incomparable", notes[n]))
+            elif n == 0:
+                row.append(_entry(value, "baseline"))
+            elif result in paired[n]:
+                row.append(_with(value, paired[n][result], paired=True))
+            elif first is None or result not in first["results"]:
+                row.append(_entry(value, "incomparable", "not comparable: the first run has no such result"))
+            else:
+                row.append(_with(value, _unpaired(value, first["results"][result]), paired=False))
+        results[result] = row
+    known = ("task", "title", "kind", "split", "digest", "protocol", "headline", "sizes")
+    return {**{key: shown[key] for key in known}, "results": results}
+
+
+def _why_incomparable(first: Mapping[str, Any] | None, task: Mapping[str, Any] | None) -> str:
+    if task is None:
+        return "not measured"
+    if first is None:
+        return "not comparable: the first run was not measured on it"
+    if first["digest"] != task["digest"]:
+        return f"not comparable: other data ({first['digest'][:8]} and {task['digest'][:8]})"
+    if first["protocol"] != task["protocol"]:
+        return f"not comparable: protocols {first['protocol']} and {task['protocol']}"
+    return ""
+
+
+def _paired(scores: Sequence["Scores | None"], seed: int) -> list[dict[str, "Interval"]]:
+    """Return each run's paired differences from the first, by result; empty where there are none."""
+    from wukong.evaluate.paired import differences
+
+    found: list[dict[str, Interval]] = [{} for _ in scores]
+    first = scores[0]
+    with_answers = [(n, each) for n, each in enumerate(scores) if n and each is not None]
+    if first is not None and with_answers:
+        computed = differences(first, [each for _, each in with_answers], seed=seed)
+        for (n, _), each in zip(with_answers, computed, strict=True):
+            found[n] = each
+    return found
+
+
+def _means(measured: Sequence[Measured], kind: str, seed: int) -> dict[str, Any] | None:
+    """Compare the means over hold-outs; None where the first run has fewer than two."""
+    result = _MEANS[kind]
+    held = [
+        [t for t in each.evaluation.tasks().values() if (t["kind"], t["split"]) == (kind, HOLDOUT)] for each in measured
+    ]
+    if len(held[0]) < 2:
+        return None
+    wanted = [(t["task"], t["digest"], t["protocol"]) for t in held[0]]
+    scores: list[Scores | None] = []
+    notes = []
+    for each, tasks in zip(measured, held, strict=True):
+        same = [(t["task"], t["digest"], t["protocol"]) for t in tasks] == wanted
+        parts = [each.evaluation.scores(task) for task in tasks] if same else []
+        there = [part for part in parts if part is not None]
+        scores.append(answers.mean_of(there, result) if same and len(there) == len(parts) else None)
+        notes.append("" if same else "not comparable: other hold-outs" if tasks else "not measured")
+    paired = _paired(scores, seed)
+    row = []
+    for n, tasks in enumerate(held):
+        values = [t["results"][result]["value"] for t in tasks]
+        value = {"value": sum(values) / len(values), "low": None, "high": None} if values else None
+        if value is None:
+            row.append(_entry(None, "missing", notes[n]))
+        elif notes[n]:
+            row.append(_entry(value, "incomparable", notes[n]))
+        elif n == 0:
+            row.append(_entry(value, "baseline"))
+        elif result in paired[n]:
+            row.append(_with(value, paired[n][result], paired=True))
+        else:
+            row.append(_entry(value, "incomparable", "no interval: a run has stored no answers"))
+    return {
+        "task": HOLDOUTS,
+        "title": f"All {len(wanted)} hold-outs of {kind}",
+        "kind": kind,
+        "split": HOLDOUT,
+        "digest": "",
+        "protocol": wanted[0][2],
+        "headline": result,
+        "sizes": {},
+        "results": {result: row},
+    }
+
+
+def _unpaired(value: Mapping[str, Any], first: Mapping[str, Any]) -> "Interval":
+    from wukong.evaluate.interval import Interval
+    from wukong.evaluate.paired import unpaired
+
+    return unpaired(Interval(**value), Interval(**first))
+
+
+def _entry(value: Mapping[str, Any] | None, verdict: Verdict, note: str = "") -> dict[str, Any]:
+    ends = {key: value[key] if value else None for key in ("value", "low", "high")}
+    return {**ends, "difference": None, "verdict": verdict, "note": note}
+
+
+def _with(value: Mapping[str, Any], difference: "Interval", *, paired: bool) -> dict[str, Any]:
+    verdict: Verdict = "better" if difference.low > 0 else "worse" if difference.high < 0 else "noise"
+    note = "" if paired else "unpaired: a run has stored no answers"
+    return _entry(value, verdict, note) | {"difference": {**asdict(difference), "paired": paired}}

@@ -1,0 +1,76 @@
+"""A finished evaluation as its stage left it: the document of its results and the answers that they were made from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from wukong import manifest, storage
+from wukong.errors import DataError
+from wukong.evaluate import answers
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from wukong.evaluate.answers import Scores
+
+DOCUMENT = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation left.
+
+    Attributes:
+        document: of ``wukong.evaluate.results``; empty where nothing was measured.
+        tables: by task the table of answers, for tasks that have one.
+        uri: of the manifest; empty where the evaluation was not a stage.
+    """
+
+    document: Mapping[str, Any] = field(default_factory=dict)
+    tables: Mapping[str, "pa.Table"] = field(default_factory=dict)
+    uri: str = ""
+
+    def tasks(self, role: str = "finetuned") -> dict[str, Mapping[str, Any]]:
+        """The entries of a model in the document, by task."""
+        return {entry["task"]: entry for entry in self.document.get("tasks", ()) if entry["model"] == role}
+
+    def scores(self, task: Mapping[str, Any]) -> "Scores | None":
+        """Return a model's answers on a task, or None if none are stored.
+
+        Args:
+            task: one of ``tasks``.
+
+        Raises:
+            DataError: the answers are of other data than the results.
+        """
+        if (stored := self.tables.get(task["task"])) is None:
+            return None
+        about = answers.metadata(stored)
+        if (about["digest"], about["protocol"]) != (task["digest"], task["protocol"]):
+            raise DataError(
+                f"{self.uri}: the answers on {task['task']} are not of the data or the protocol of its results; delete "
+                "the stage's folder and evaluate again"
+            )
+        return answers.read(stored, task["model"]).scores()
+
+
+def read(uri: str, tasks: Sequence[str] | None = None) -> Evaluation:
+    """Read an evaluation by its manifest's URI.
+
+    Args:
+        uri: of the manifest, or its stage's prefix.
+        tasks: those whose answers are read; None for all.
+
+    Raises:
+        DataError: there is no such manifest.
+        StorageError: the store cannot be read.
+    """
+    evaluated = manifest.load(uri)
+    if not any(part.path == DOCUMENT for part in evaluated.parts):
+        return Evaluation(uri=uri)
+    places = {
+        place.rpartition("/")[2].removesuffix(".parquet"): place
+        for place in evaluated.part_uris(f"{answers.FOLDER}/", ".parquet")
+    }
+    tables = {name: storage.read_table(place) for name, place in places.items() if tasks is None or name in tasks}
+    return Evaluation(storage.read_json(storage.join(evaluated.uri, DOCUMENT)), tables, uri)

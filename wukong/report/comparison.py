@@ -1,0 +1,43 @@
+"""The page of a comparison of runs: the parameters that differ, and each result beside its difference, set by set."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from wukong.comparison import SIGNS
+from wukong.report import template
+
+WORDS: Mapping[str, str] = {
+    "better": "better by more than noise",
+    "worse": "worse by more than noise",
+    "noise": "within the noise",
+    "incomparable": "not comparable",
+    "missing": "not measured",
+}
+"""What each sign means, as the legend says it."""
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """Returns the page.
+
+    Args:
+        document: of ``wukong.comparison.compare``.
+    """
+    values = {**document, "signs": SIGNS, "words": WORDS}
+    filters = {"percent": _percent, "difference": difference, "name": name, "count": lambda n: f"{n:,}"}
+    return template.fill("comparison.html.j2", values, filters)
+
+
+def name(result: str) -> str:
+    """A result's name for people."""
+    words = result.replace("text_to_image_r", "text → image R@").replace("image_to_text_r", "image → text R@")
+    return words.replace("top1", "top-1").replace("top5", "top-5").replace("_", " ")
+
+
+def difference(found: Mapping[str, Any]) -> str:
+    """A difference and its interval in percentage points."""
+    ends = f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
+    return f"{100 * found['value']:+.1f} ({ends})"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"

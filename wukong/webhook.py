@@ -1,0 +1,81 @@
+"""Tell another program that an alias has moved: a POST of JSON, signed, repeated, never in the way of what it tells."""
+
+import hashlib
+import hmac
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+_ATTEMPTS = 3
+_PAUSE = 1.0  # seconds before the second attempt; each further pause is twice as long
+_TIMEOUT = 10.0
+
+log = logging.getLogger(__name__)
+
+
+def sign(secret: str, timestamp: str, body: bytes) -> str:
+    """HMAC-SHA256, in hex, of ``TIMESTAMP.BODY``: the receiver computes it too and refuses old timestamps."""
+    return hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+
+
+def send(url: str, secret_env: str, event: str, content: Mapping[str, Any]) -> bool:
+    """Send an event. A failure is logged and returned, never raised.
+
+    The request has the headers ``X-Wukong-Event``, ``X-Wukong-Delivery`` (the same for each repetition),
+    ``X-Wukong-Timestamp`` (seconds since 1970) and ``X-Wukong-Signature`` (``sha256=`` and ``sign``). It is repeated
+    when nobody answers, and after 408, 429 and 5xx. Redirects are not followed.
+
+    Args:
+        url: where to.
+        secret_env: the environment variable that holds the secret; empty to send without a signature.
+        event: its name.
+        content: what it says.
+
+    Returns:
+        Whether the receiver took it.
+    """
+    host = urlsplit(url).hostname
+    secret = os.environ.get(secret_env, "") if secret_env else ""
+    if secret_env and not secret:
+        log.warning(
+            "the webhook at %s is not sent: the variable %s, which holds its secret, is not set", host, secret_env
+        )
+        return False
+    body = json.dumps({"event": event, **content}, ensure_ascii=False, sort_keys=True).encode()
+    timestamp = str(int(time.time()))
+    headers = {
+        "Content-Type": "application/json",
+        "X-Wukong-Event": event,
+        "X-Wukong-Delivery": hashlib.sha256(body).hexdigest()[:32],
+        "X-Wukong-Timestamp": timestamp,
+    }
+    if secret:
+        headers["X-Wukong-Signature"] = f"sha256={sign(secret, timestamp, body)}"
+    problem = ""
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(_PAUSE * 2 ** (attempt - 1))
+        problem, again = _post(url, body, headers)
+        if not problem:
+            return True
+        if not again:
+            break
+    log.warning("the webhook at %s did not take %s: %s", host, event, problem)
+    return False
+
+
+def _post(url: str, body: bytes, headers: Mapping[str, str]) -> tuple[str, bool]:
+    """Return what went wrong, empty if nothing did, and whether another attempt may help."""
+    import requests
+
+    try:
+        response = requests.post(url, data=body, headers=dict(headers), timeout=_TIMEOUT, allow_redirects=False)
+    except requests.RequestException as error:
+        return type(error).__name__, True  # its text has the whole address, which may hold a token
+    if response.status_code < 300:
+        return "", False
+    return f"HTTP {response.status_code}", response.status_code >= 500 or response.status_code in (408, 429)
