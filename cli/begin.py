@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cli import own_data
+from infra import corpus
+from infra.corpus import Corpus
 from ray_jobs import plan
 from ray_jobs.plan import Planned
 from wukong import estimate, preflight, run_records, stages, storage
@@ -41,6 +43,26 @@ def check_experiment(experiment: Experiment, run: str, *, containers: bool = Fal
             + "\n  "
             + "\n  ".join(seen)
         )
+
+
+def on_the_demo(experiment: Experiment, demo: Corpus, *, of_sample: bool) -> tuple[Experiment, list[str]]:
+    """Return the experiment as it can be run on the demo corpus, and what its reader must know.
+
+    The query list is written to storage.
+
+    Args:
+        experiment: the experiment, on the whole corpus.
+        demo: the corpus, or a sample of it.
+        of_sample: whether the experiment's crawl is of this corpus alone, with an address of its own.
+
+    Raises:
+        StorageError: the query list cannot be written.
+    """
+    if of_sample:
+        experiment = corpus.of_sample(experiment, demo)
+    experiment, left_out = corpus.without_missing(experiment, demo, corpus.HOST)
+    corpus.upload_queries(demo, experiment.crawl.queries)
+    return experiment, [*demo.problems, *left_out]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cli.output import JsonOption, print_json
 from wukong import config, environment, manifest, run_records, storage, tracking
 from wukong.errors import DataError
 from wukong.evaluate.results import ROLES
@@ -58,8 +59,9 @@ def evaluate(
     run: Annotated[
         str | None, typer.Option("--run", help="Take the hold-outs of this run of --config; by default the newest.")
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write all results to this file, those of each class too.")
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Also write all results to this JSON file, those of each class too."),
     ] = None,
     report: Annotated[
         Path | None, typer.Option("--report", help="Also write an HTML page with the paper's numbers beside these.")
@@ -69,6 +71,7 @@ def evaluate(
         typer.Option("--mlflow", metavar="EXPERIMENT", help="Also log to this experiment of MLFLOW_TRACKING_URI."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="Where the model computes, for instance cuda.")] = "cpu",
+    as_json: JsonOption = False,
 ) -> None:
     """Measure a model on evaluation sets under a named protocol: the paper's 22, and two that are fetched when asked.
 
@@ -134,18 +137,21 @@ def evaluate(
     described = {each.name: each.describe() for _, each in work}
     missing = page.missing({found.name for found, _ in work})
     document = results.document(models, described, entries, missing, alignments, comparisons)
-    _print(document)
+    if as_json:
+        print_json(document)
+    else:
+        _print(document)
     for message in there.missing.values():
         typer.echo(f"NOT MEASURED: {message}", err=True)
-    if json_file is not None:
-        storage.write_json(storage.from_path(json_file), document)
-        typer.echo(f"Results in {json_file}")
+    if output is not None:
+        storage.write_json(storage.from_path(output), document)
+        typer.echo(f"Results in {output}", err=as_json)
     if report is not None:
         storage.write_bytes(storage.from_path(report), page.render(document, pictures).encode())
-        typer.echo(f"Page in {report}")
+        typer.echo(f"Page in {report}", err=as_json)
     if experiment is not None:
         for address in tracking.log_evaluation(experiment, document, page.render(document, pictures)):
-            typer.echo(f"Logged to {address}")
+            typer.echo(f"Logged to {address}", err=as_json)
 
 
 def _embedded(names: Sequence[str], cache: Path) -> dict[str, Path]:

@@ -1,6 +1,5 @@
 """The ``wukong`` command."""
 
-import json
 import logging
 import shlex
 import sys
@@ -9,23 +8,53 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import typer.core
 from rich.console import Console
 
-from cli import align, compare, evaluate, model, plan, promote, queries, release, summary, sweep
-from wukong import config, patience
+from cli import align, compare, evaluate, model, panels, plan, promote, queries, release, runs, show, summary, sweep
+from cli.output import JsonOption, print_json
+from wukong import config, environment, installed, patience
 from wukong.errors import WukongError
+
+
+class _InPanels(typer.core.TyperGroup):
+    """Lists the commands panel by panel, in each in the order in which they were added."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        """The names of the commands, sorted by panel."""
+        order = {panel: number for number, panel in enumerate(panels.ORDER)}
+        place = {name: getattr(command, "rich_help_panel", None) for name, command in self.commands.items()}
+        return sorted(self.commands, key=lambda name: order.get(place[name], len(order)))
+
 
 app = typer.Typer(
     name="wukong",
-    help="From a list of Chinese words to an evaluated Chinese vision-language model.",
-    epilog="Begin with `wukong run`: it starts a local object store, MLflow and Ray, and runs the whole workflow.",
+    cls=_InPanels,
+    epilog="Begin with `wukong run`: it starts a local object store, MLflow and Ray, and runs the whole workflow. "
+    "`wukong COMMAND --help` explains one command, with an example.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-app.add_typer(queries.app, name="queries")
-app.add_typer(model.app, name="model")
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"wukong {installed.version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def wukong(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end."),
+    ] = False,
+) -> None:
+    """From a list of Chinese words to an evaluated Chinese vision-language model."""
+
+
+app.add_typer(queries.app, name="queries", rich_help_panel=panels.DATA)
+app.add_typer(model.app, name="model", rich_help_panel=panels.SERVE)
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experiment, a YAML file.")]
 SetOption = Annotated[
@@ -42,7 +71,7 @@ class Runner(StrEnum):
     DOCKER = "docker"
 
 
-@app.command()
+@app.command(rich_help_panel=panels.TRAIN)
 def run(
     config_file: Annotated[
         Path | None,
@@ -58,8 +87,8 @@ def run(
         typer.Option(
             "--data",
             metavar="FOLDER_OR_LIST",
-            help="Train on pictures of your own: a folder with captions beside them, or a CSV of paths or URLs and "
-            "captions. docs/own-data.md.",
+            help="Train on pictures of your own: a folder with captions beside them, a CSV of paths or URLs and "
+            "captions, or a folder of such CSVs. docs/own-data.md.",
         ),
     ] = None,
     dry_run: Annotated[
@@ -103,7 +132,7 @@ def run(
     run_local(experiment, name, corpus_size, retry_failed, containers=runner is Runner.DOCKER, dry_run=dry_run)
 
 
-@app.command()
+@app.command(rich_help_panel=panels.CLUSTER)
 def submit(
     pipeline: Annotated[
         str, typer.Argument(help="training, data, evaluate or recurring; or a compiled pipeline's file.")
@@ -146,34 +175,47 @@ def submit(
     )
 
 
-app.command()(align.align)
-app.command()(evaluate.evaluate)
-app.command()(compare.compare)
-app.command()(sweep.sweep)
-app.command()(promote.promote)
-app.command()(promote.rollback)
-app.command()(release.release)
-app.command()(release.takedown)
-app.command()(plan.plan)
+app.command(rich_help_panel=panels.EVALUATE)(evaluate.evaluate)
+app.command(rich_help_panel=panels.EVALUATE)(align.align)
+app.command(rich_help_panel=panels.DATA)(release.release)
+app.command(rich_help_panel=panels.DATA)(release.takedown)
+app.command(rich_help_panel=panels.TRAIN)(plan.plan)
+app.command(rich_help_panel=panels.EVALUATE)(compare.compare)
+app.command(rich_help_panel=panels.EVALUATE)(promote.promote)
+app.command(rich_help_panel=panels.EVALUATE)(promote.rollback)
+app.command(rich_help_panel=panels.TRAIN)(sweep.sweep)
+app.command(rich_help_panel=panels.LOOK)(runs.runs)
+app.command(rich_help_panel=panels.LOOK)(runs.report)
+app.command(rich_help_panel=panels.LOOK)(show.show)
 
 
-@app.command("config")
+@app.command("config", rich_help_panel=panels.TRAIN)
 def show_config(config_file: ConfigOption = _DEMO, overrides: SetOption = None) -> None:
-    """Check an experiment and print it in full, as the JSON that the pipeline's `experiment` parameter takes."""
-    typer.echo(json.dumps(config.load(config_file, overrides).model_dump(mode="json"), ensure_ascii=False, indent=2))
+    """Check an experiment and print it in full, as the JSON that the pipeline's `experiment` parameter takes.
+
+    docs/configuration.md explains each key. Example:
+
+        wukong config --config my.yaml --set pretrain.epochs=3
+    """
+    print_json(config.load(config_file, overrides).model_dump(mode="json"))
 
 
-@app.command()
+@app.command(rich_help_panel=panels.STACK)
 def up() -> None:
-    """Start the embedded stack on loopback: object store, MLflow, Ray. What runs already is left alone."""
+    """Start the embedded stack on loopback: object store, MLflow, Ray. What runs already is left alone.
+
+    WUKONG_HOME names the folder of its data; by default it is .wukong, here or in a folder above. Example:
+
+        WUKONG_HOME=/data/wukong wukong up
+    """
     from infra import stack
 
-    summary.print_stack(stack.status(stack.up(stack.home()).home))
+    summary.print_stack(stack.status(stack.up(environment.home()).home))
 
 
-@app.command()
+@app.command(rich_help_panel=panels.STACK)
 def down() -> None:
-    """Stop every process of the embedded stack; its data stays."""
+    """Stop every process of the embedded stack; its data stays, for the next `wukong up` or `wukong run`."""
     from infra import containers, stack
 
     home = stack.found()
@@ -181,21 +223,32 @@ def down() -> None:
     typer.echo(f"Stopped {stopped} processes of {home}." if stopped else f"Nothing of {home} was running.")
 
 
-@app.command()
-def status() -> None:
-    """Show which services of the embedded stack run, where, and its home folder; from any folder."""
+@app.command(rich_help_panel=panels.STACK)
+def status(as_json: JsonOption = False) -> None:
+    """Show which services of the embedded stack run, where, and its home folder.
+
+    It finds the stack from any folder: that of WUKONG_HOME, of a folder above, or the last one started. Example:
+
+        wukong status --json
+    """
     from infra import stack
 
     home = stack.found()
-    summary.print_stack(stack.status(home))
+    services = stack.status(home)
+    if as_json:
+        described = [{"name": name, "running": running, "address": address} for name, running, address in services]
+        print_json({"home": str(home), "services": described})
+        return
+    summary.print_stack(services)
     typer.echo(f"\nHome  {home}" + ("" if home.is_dir() else " (nothing there yet)"))
 
 
-@app.command("env")
+@app.command("env", rich_help_panel=panels.STACK)
 def show_environment(
     shell: Annotated[
         bool, typer.Option("--shell", help='Print commands for a shell: eval "$(wukong env --shell)".')
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Print the addresses and credentials of the embedded stack, as variables that S3 clients, MLflow and Ray read.
 
@@ -205,7 +258,11 @@ def show_environment(
     """
     from infra import stack
 
-    for name, value in stack.load(stack.found()).environment().items():
+    variables = stack.load(stack.found()).environment()
+    if as_json:
+        print_json(variables)
+        return
+    for name, value in variables.items():
         typer.echo(f"export {name}={shlex.quote(value)}" if shell else f"{name}={value}")
 
 

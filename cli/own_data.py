@@ -17,6 +17,8 @@ DEFAULT = Path(__file__).parents[1] / "configs" / "own-data.yaml"
 
 _LARGEST_BATCH, _BATCHES = 256, 8
 _SHOWN = 5
+_LINE_BYTES = 150  # of a URL with its caption
+_DEAD = 4  # of so many URLs of an old list at least one gives a picture, as a rule
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ def experiment_of(data: str, config_file: Path | None, overrides: Sequence[str])
     """Make the experiment that trains on a folder or list.
 
     Args:
-        data: path or URI of a folder of images or of a list of images.
+        data: path or URI of a folder of images, of a list of images, or of a folder of lists of URLs.
         config_file: an experiment whose crawl is replaced by these images. None for ``configs/own-data.yaml`` with the
             data's name, and with batches that fit the data unless an override sets them.
         overrides: ``key.path=value`` entries.
@@ -42,19 +44,39 @@ def experiment_of(data: str, config_file: Path | None, overrides: Sequence[str])
     """
     uri = data if "://" in data else storage.from_path(Path(data).resolve())
     if "://" not in data and not Path(data).exists():
-        raise ConfigError(f"--data {data}: there is nothing; name a folder of pictures, or a list (.csv, .jsonl)")
-    given = ["crawl.engine=files", f"crawl.endpoint={json.dumps(uri)}"]
+        raise ConfigError(
+            f"--data {data}: there is nothing; name a folder of pictures, a list (.csv, .jsonl), or a folder of lists"
+        )
+    engine = "urls" if _is_set_of_lists(uri) else "files"
+    given = [f"crawl.engine={engine}", f"crawl.endpoint={json.dumps(uri)}"]
     if config_file is None:
         given.append(f"name={json.dumps(name_of(uri))}")
     experiment = config.load(config_file or DEFAULT, [*given, *overrides])
     if config_file is None:
-        captioned = count(experiment).captioned
-        fitting = batch_for(captioned)
+        fitting = batch_for(count(experiment).captioned if engine == "files" else _rows(uri) // _DEAD)
         for stage in stages.TRAININGS:
             if not any(entry.startswith((f"{stage}.batch_size", f"{stage}=")) for entry in overrides):
                 given.append(f"{stage}.batch_size={fitting}")
         experiment = config.load(DEFAULT, [*given, *overrides])
     return experiment
+
+
+def _is_set_of_lists(uri: str) -> bool:
+    """Return whether a folder holds lists and no picture, as the released Wukong data set does: its lists name URLs."""
+    from wukong.crawl.own_files import LISTS, METADATA, PICTURES
+
+    names = [file.lower() for file in storage.sizes(uri) if file != uri]
+    if any(name.endswith(PICTURES) or name.rsplit("/", 1)[1] in METADATA for name in names):
+        return False
+    return any(name.endswith(LISTS) for name in names)
+
+
+def _rows(uri: str) -> int:
+    """Return about how many rows the lists in a folder have."""
+    return sum(
+        size // (_LINE_BYTES // 3 if file.endswith((".gz", ".parquet")) else _LINE_BYTES)
+        for file, size in storage.sizes(uri).items()
+    )
 
 
 def name_of(uri: str) -> str:

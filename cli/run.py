@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -10,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -20,7 +22,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 
 from cli import begin, hold, own_data, summary
-from wukong import events, experiments, patience, run_records, storage, tracking
+from cli.runs import fetch_report
+from ray_jobs import plan
+from wukong import environment, events, experiments, patience, run_records, stages, storage, tracking
 from wukong.cancel import end_on_signal
 from wukong.config import Experiment
 from wukong.errors import ConfigError, WukongError
@@ -68,61 +72,67 @@ def run_local(
         docker.check_images(DATA_IMAGE, docker.RAY_IMAGE)
     console = Console(file=sys.stdout)  # the present stream: during the run, sys.stdout is another
     started = time.monotonic()
-    home = stack.home()
+    home = environment.home()
     with end_on_signal(), ExitStack() as ends:
-        with begin.model_being_checked(experiment) as checked:
+        # An earlier run's home may hold all that this run would make: then neither Ray, the site nor torch is started.
+        looks_first = environment.is_home(home) and not (containers or dry_run)
+        with ExitStack() as checks:
+            checked = None if looks_first else checks.enter_context(begin.model_being_checked(experiment))
             demo = corpus.prepare(limit=corpus_size) if corpus.serves(experiment.crawl.endpoint) else None
             own = demo is not None and (corpus_size is not None or stack.serves_another(home, demo.catalogue))
-            services = stack.up(home, catalogue=demo.catalogue if demo and not own else None)
-            size = checked.result()
-        environment = services.environment()
-        if demo is not None and own:
+            catalogue = demo.catalogue if demo and not own else None
+            services = stack.up(home, catalogue, only=stack.STORES if looks_first else None)
+            variables = services.environment()
+            os.environ.update(variables)
+            notes: list[str] = []
+            if demo is not None:
+                experiment, notes = begin.on_the_demo(experiment, demo, of_sample=own)
+            if retry_failed:
+                experiment = retrying(experiment, run)
+            reused = looks_first and plan.finished_jobs(experiment) is not None
+            if looks_first and not reused:
+                checked = checks.enter_context(begin.model_being_checked(experiment))
+                services = stack.up(home, catalogue)
+                variables = services.environment()
+            size = checked.result() if checked else None
+        if demo is not None and own and not reused:
             address = ends.enter_context(stack.sample_site(services, demo.catalogue))
-            environment["WUKONG_CONNECT_TO"] += f",{address}"  # of two entries for a host, the last counts
-            experiment = corpus.of_sample(experiment, demo)
-        os.environ.update(environment)
-        if demo is not None:
-            for problem in demo.problems:
-                console.print(f"[yellow]note:[/] {escape(problem)}", soft_wrap=True)
-            experiment, left_out = corpus.without_missing(experiment, demo, corpus.HOST)
-            for note in left_out:
-                console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
-            corpus.upload_queries(demo, experiment.crawl.queries)
-        if retry_failed:
-            experiment = retrying(experiment, run)
-        for note in own_data.check(experiment) if experiment.crawl.engine == "files" else ():
+            variables["WUKONG_CONNECT_TO"] += f",{address}"  # of two entries for a host, the last counts
+        os.environ.update(variables)
+        notes += own_data.check(experiment) if experiment.crawl.engine == "files" else []
+        for note in notes:
             console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
-        known = len(demo.entries) if demo else None
-        planned = begin.check_and_plan(experiment, home, size, known)
-        if dry_run:
-            begin.print_plan(console, experiment, planned, begin.free_at(experiment, home), known)
-            return
+        if size is not None:
+            known = len(demo.entries) if demo else None
+            planned = begin.check_and_plan(experiment, home, size, known)
+            if dry_run:
+                begin.print_plan(console, experiment, planned, begin.free_at(experiment, home), known)
+                return
         for each in hold.killed(home):
             console.print(f"[yellow]note:[/] {escape(hold.explain(each))}", soft_wrap=True)
         folder = ends.enter_context(hold.hold(home, run, experiment))
         ends.callback(shutil.rmtree, folder / "kfp", ignore_errors=True)
         # In the folder that KFP mounts into each component's container, at the same path.
         reader = ends.enter_context(events.received(folder / "kfp" / "events.jsonl"))
-        variables = None
+        inside = None
         if containers:
-            head = ends.enter_context(docker.ray_head(environment, folder, reader.path.parent))
-            variables = environment | {"RAY_ADDRESS": head, events.VARIABLE: str(reader.path)}
+            head = ends.enter_context(docker.ray_head(variables, folder, reader.path.parent))
+            inside = variables | {"RAY_ADDRESS": head, events.VARIABLE: str(reader.path)}
         log = ends.enter_context((folder / "log.txt").open("a", encoding="utf-8"))
         watch = ends.enter_context(_Watch(console, log.write, reader).shown())
         patience.set_default(patience.STAGES)  # from here on nobody waits for an answer
         prepared = time.monotonic()
-        _run_pipeline(experiment, run, folder, watch, variables)
+        if reused:
+            work = partial(_repeat, folder=folder)
+        else:
+            work = partial(_run_pipeline, folder=folder, watch=watch, containers=inside)
+        with _ended_in_order(experiment, run, folder, watch):
+            work(experiments.store(experiment), run)
         ended = time.monotonic()
-    page = folder / "report.html"
-    storage.download(run_records.uri_of(experiment, run, "report.html"), page)
-    storage.download(run_records.uri_of(experiment, run, "evaluation.html"), folder / "evaluation.html")
-    docs = run_records.uri_of(experiment, run, "docs")
-    for uri in storage.list_files(docs):
-        storage.download(uri, folder / "docs" / uri[len(docs) :].lstrip("/"))
+    page = fetch_report(storage.join(experiment.root, "runs", run), folder)
     records = run_records.read_all(experiment, run)
     summary.print_run(console, records, total=ended - prepared, setup=prepared - started)
-    console.print(f"Report    {page}", soft_wrap=True, highlight=False)
-    console.print(f"MLflow    {os.environ['MLFLOW_TRACKING_URI']}", soft_wrap=True, highlight=False)
+    summary.print_pages(console, page, tracking.pages(experiment, run))
     console.print("The stack keeps running, so that you can look around; `wukong down` ends it.", style="dim")
 
 
@@ -147,19 +157,39 @@ def retrying(experiment: Experiment, run: str) -> Experiment:
 
 
 def _run_pipeline(
-    experiment: Experiment, run: str, folder: Path, watch: "_Watch", containers: Mapping[str, str] | None
+    experiment: str, run: str, folder: Path, watch: "_Watch", containers: Mapping[str, str] | None
 ) -> None:
     from pipelines import local
     from pipelines.training import training
 
-    arguments = {"experiment": experiments.store(experiment), "run": run}
+    local.run(training, {"experiment": experiment, "run": run}, folder / "kfp", watch.line, containers)
+
+
+def _repeat(experiment: str, run: str, folder: Path) -> None:
+    from pipelines import reuse
+
+    reuse.run(stages.WHOLE_RUN, experiment, run, folder / "kfp", folder / "log.txt")
+
+
+@contextmanager
+def _ended_in_order(experiment: Experiment, run: str, folder: Path, watch: "_Watch") -> Iterator[None]:
+    """End the run's MLflow runs when the block is interrupted or fails, and say what happened and what goes on.
+
+    Raises:
+        RunError: a stage failed.
+        SystemExit: a signal came.
+    """
+    from pipelines import local
+
     try:
-        local.run(training, arguments, folder / "kfp", watch.line, containers)
-    except local.InterruptedRunError as interrupted:
+        yield
+    except (local.InterruptedRunError, SystemExit) as error:
+        number = error.number if isinstance(error, local.InterruptedRunError) else _signal_of(error)
         tracking.end_open_runs(experiment, run, "KILLED")
-        message = f"{interrupted}; its runs in MLflow are ended as KILLED. {hold.outlook(experiment, run)}"
+        name = signal.Signals(number).name
+        message = f"interrupted by {name}; its runs in MLflow are ended as KILLED. {hold.outlook(experiment, run)}"
         Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
-        raise SystemExit(128 + interrupted.number) from interrupted
+        raise SystemExit(128 + number) from error
     except local.PipelineError as error:
         tracking.end_open_runs(experiment, run, "FAILED")  # a killed component could not end its run
         watch.catch_up()
@@ -172,6 +202,11 @@ def _run_pipeline(
             tail = "\n".join(watch.tail)
             message = f"{watch.current or 'the pipeline'} failed without saying why. Its last lines:\n{tail}\n{where}"
         raise RunError(message) from error
+
+
+def _signal_of(ended: SystemExit) -> int:
+    """The signal that ``cancel.end_on_signal`` has made this exit of."""
+    return ended.code - 128 if isinstance(ended.code, int) and ended.code > 128 else signal.SIGTERM
 
 
 class _Watch:

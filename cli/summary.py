@@ -1,6 +1,7 @@
 """What commands print at the end: the stack, the funnel, the results with chance, the times."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from wukong import manifest, storage
 from wukong.evaluate.results import tasks_of
 from wukong.manifest import Manifest
 from wukong.run_records import Record
+from wukong.tracking import Pages
 
 
 def print_stack(services: Iterable[tuple[str, bool, str]]) -> None:
@@ -36,6 +38,24 @@ def print_run(console: Console, records: list[Record], total: float, setup: floa
     if "evaluate" in manifests:
         _print_results(console, storage.read_json(storage.join(manifests["evaluate"].uri, "evaluation.json")))
     _print_times(console, records, total, setup)
+
+
+def print_pages(console: Console, report: Path, pages: Pages | None) -> None:
+    """Print where the pages of a run are, the ones about this run first.
+
+    Args:
+        console: prints it.
+        report: path of the report.
+        pages: in MLflow; None if the run is not tracked there.
+    """
+    beside = {"Card": report.parent / "docs" / "card.html", "Data docs": report.parent / "docs" / "index.html"}
+    shown: dict[str, str] = {"Report": str(report)}
+    shown |= {title: str(path) for title, path in beside.items() if path.is_file()}
+    if pages is not None:
+        shown |= {"MLflow run": pages.run, "All runs": pages.experiment}
+        shown |= {"Compare": pages.compare} if pages.compare else {}
+    for title, place in shown.items():
+        console.print(f"{title:<12}{place}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _print_funnel(console: Console, manifests: Mapping[str, Manifest]) -> None:

@@ -12,6 +12,7 @@ from ray_jobs.launch import launch
 from wukong import cancel, events, experiments, manifest, run_records, stages, storage, tracking
 from wukong.config import Experiment
 from wukong.errors import WukongError
+from wukong.evaluate.results import headlines_of
 from wukong.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -78,8 +79,8 @@ def register_model(experiment: str, run: str, model: str, evaluation: str) -> di
                 from wukong import model_registry  # its libraries are of no use to the other components
 
                 outcome = model_registry.register(parsed, run_id, load_artifact(model), evaluated)
-        metrics = {name: value for name, value in evaluated.metrics.items() if name.startswith("eval/")}
-        tracking.complete_run(parsed, run, metrics)
+        document = storage.read_json(storage.join(evaluated.uri, "evaluation.json"))
+        tracking.complete_run(parsed, run, headlines_of(document))
     return outcome
 
 
@@ -104,8 +105,12 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
         records = [record for record in run_records.read_all(parsed, run) if record.manifest]
         manifests = {record.stage: manifest.load(record.manifest) for record in records}
         links = {}
-        if address := tracking.run_url(parsed, run):
-            links["MLflow run"] = address
+        pages = tracking.pages(parsed, run)
+        if pages:
+            links["MLflow run"] = pages.run
+            links["All runs"] = pages.experiment
+        if pages and pages.compare:
+            links["Compare with earlier runs"] = pages.compare
         if registration:
             held = "holds" if registration["promoted"] else "does not hold"
             name, alias = parsed.registry.model_name, parsed.registry.alias
@@ -131,6 +136,19 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
         tracking.log_page(parsed, run, measured.decode(), "evaluation.html")
         if docs:
             tracking.log_docs(parsed, run, run_records.uri_of(parsed, run, "docs"))
+        if pages:
+            note = _note(pages, links, docs=bool(docs))
+            model = next((parent.digest for parent in evaluated.parents if parent.stage == "finetune"), "")
+            tracking.describe_run(parsed, run, note, registration, model)
+
+
+def _note(pages: tracking.Pages, links: Mapping[str, str], *, docs: bool) -> str:
+    """Markdown for the page of the run in MLflow: links to the model, the report and what lies beside it."""
+    files = {"Report": "report.html", "Evaluation, beside the paper's numbers": "evaluation.html"}
+    files |= {"Dataset card": "docs/card.html", "Data docs": "docs/index.html"} if docs else {}
+    shown = {title: pages.artifact(path) for title, path in files.items()}
+    shown |= {title: address for title, address in links.items() if address not in (pages.run, pages.experiment)}
+    return "\n".join(f"- [{title}]({address})" for title, address in shown.items())
 
 
 def _docs_beside_report(experiment: Experiment, run: str, validated: Manifest) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from wukong import manifest, places, run_records, stages, storage
 from wukong.config import Experiment
+from wukong.errors import WukongError
 from wukong.estimate import Estimate, Work
 from wukong.manifest import Manifest
 from wukong.preflight import Size
@@ -34,6 +35,20 @@ class Planned:
     writes: str
     estimate: Estimate
     measured: bool = False
+
+
+def finished_jobs(experiment: Experiment) -> dict[str, Manifest] | None:
+    """Return the manifests of all jobs of a whole run, by stage; None if one has work to do or cannot be looked up."""
+    found: dict[str, Manifest] = {}
+    for entry in (stages.of(name) for name in stages.JOBS if stages.of(name).in_whole_run):
+        try:
+            known = places.finished(entry.name, experiment, {parent: found[parent] for parent in entry.parents})
+        except WukongError:
+            return None  # the checks before a run explain it
+        if known is None:
+            return None
+        found[entry.name] = known
+    return found
 
 
 def of_run(experiment: Experiment, pictures: int, size: Size, cores: int) -> list[Planned]:

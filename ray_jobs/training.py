@@ -256,7 +256,8 @@ def _worker(job: dict[str, Any]) -> None:
 
     def log_epoch(epoch: Epoch) -> None:
         if not world()[0]:
-            send({name: value for name, value in asdict(epoch).items() if name != "epoch"}, epoch.epoch)
+            values = {name: value for name, value in asdict(epoch).items() if name != "epoch"}
+            send({tracking.epoch_metric(job["name"], name): value for name, value in values.items()}, epoch.epoch)
 
     def log_look(look: Look) -> None:
         rank = world()[0]

@@ -50,7 +50,12 @@ def find_home() -> Path | None:
         last = Path(_last_home().read_text(encoding="utf-8").strip())
     except (OSError, UnicodeDecodeError):
         return None
-    return last if (last / FILE).is_file() else None
+    return last if is_home(last) else None
+
+
+def is_home(folder: Path) -> bool:
+    """Return whether a stack has been started in a folder."""
+    return (folder / FILE).is_file()
 
 
 def remember(folder: Path) -> None:
@@ -114,7 +119,7 @@ def use_for(place: str) -> None:
     """
     if place.startswith(("s3://", "models:/", "runs:/")) and not is_named(place):
         folder = find_home()
-        if folder is not None and (folder / FILE).is_file():
+        if folder is not None and is_home(folder):
             connect(folder)
 
 

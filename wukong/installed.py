@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from wukong.errors import ConfigError
 
@@ -37,6 +38,15 @@ def installed_file(package: str, file: str, install: str = "") -> Path:
 
 DISTRIBUTION = "wukong-vlm"
 """The name of this project's distribution; it is imported as ``wukong``."""
+
+
+def version() -> str:
+    """Return the version of this project."""
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        return str(_project()["version"])
+
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -85,6 +95,12 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def _project() -> dict[str, Any]:
+    """Return the section of ``pyproject.toml`` about the project, in a checkout."""
+    found: dict[str, Any] = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+    return found
+
+
 @lru_cache(maxsize=1)
 def _declared() -> tuple[list[str], dict[str, list[str]]]:
     """Return the project's requirements without extras, and those of each extra.
@@ -94,7 +110,7 @@ def _declared() -> tuple[list[str], dict[str, list[str]]]:
     try:
         lines = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
-        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        project = _project()
         others = {
             name: [line for line in group if normal(line).partition("[")[0] != DISTRIBUTION]
             for name, group in project["optional-dependencies"].items()

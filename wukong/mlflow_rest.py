@@ -7,7 +7,7 @@ artifacts and models.
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from time import time
@@ -32,6 +32,9 @@ Variables of these names in the environment take precedence.
 
 MOST_PARAMS = 100
 """Parameters in one request."""
+
+MOST_METRICS = 500
+"""Values of metrics in one request."""
 
 _BUSY = (408, 429, 500, 502, 503, 504)
 _MOST_RUNS = 1000
@@ -123,17 +126,31 @@ class Server:
 
     def experiment(self, name: str) -> str:
         """Return the ID of an experiment, which is made if there is none."""
-        try:
-            return self._experiment_id(name)
-        except MlflowError as error:
-            if error.code != "RESOURCE_DOES_NOT_EXIST":
-                raise
+        if known := self.find_experiment(name):
+            return known
         try:
             return str(self.ask("POST", "experiments/create", {"name": name})["experiment_id"])
         except MlflowError as error:
             if error.code != "RESOURCE_ALREADY_EXISTS":  # somebody was faster, or the answer to this request was lost
                 raise
         return self._experiment_id(name)
+
+    def find_experiment(self, name: str) -> str | None:
+        """Return the ID of an experiment, or None if there is none."""
+        try:
+            return self._experiment_id(name)
+        except MlflowError as error:
+            if error.code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+
+    def model_tags(self, name: str, version: str) -> dict[str, str]:
+        """Tags of a registered model's version, which is a number or ``@ALIAS``."""
+        if version.startswith("@"):
+            found = self.ask("GET", "registered-models/alias", {"name": name, "alias": version[1:]})
+        else:
+            found = self.ask("GET", "model-versions/get", {"name": name, "version": version})
+        return {entry["key"]: entry["value"] for entry in found["model_version"].get("tags", [])}
 
     def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> Run:
         """Create a run, which is running from now on."""
@@ -223,12 +240,14 @@ class Server:
         tags: Mapping[str, str] | None = None,
     ) -> None:
         """Log to a run. A parameter that has been logged may be logged again with the same value."""
-        given = list((params or {}).items())
-        body = {"run_id": run_id, "metrics": [_metric(entry) for entry in metrics], "tags": _pairs(tags or {})}
+        given, values = list((params or {}).items()), [_metric(entry) for entry in metrics]
+        body = {"run_id": run_id, "metrics": values[:MOST_METRICS], "tags": _pairs(tags or {})}
         self.ask("POST", "runs/log-batch", body | {"params": _pairs(dict(given[:MOST_PARAMS]))})
         for first in range(MOST_PARAMS, len(given), MOST_PARAMS):
             more = _pairs(dict(given[first : first + MOST_PARAMS]))
             self.ask("POST", "runs/log-batch", {"run_id": run_id, "params": more})
+        for first in range(MOST_METRICS, len(values), MOST_METRICS):
+            self.ask("POST", "runs/log-batch", {"run_id": run_id, "metrics": values[first : first + MOST_METRICS]})
 
     def log_inputs(self, run_id: str, inputs: Mapping[str, tuple[str, str]]) -> None:
         """Log what a run was made from.
@@ -245,6 +264,19 @@ class Server:
             for name, (uri, digest) in inputs.items()
         ]
         self.ask("POST", "runs/log-inputs", {"run_id": run_id, "datasets": datasets})
+
+    def logged_models(self, experiment_id: str, condition: str) -> list[str]:
+        """IDs of the models of an experiment that meet a condition, the newest first."""
+        body = {"experiment_ids": [experiment_id], "filter": condition}
+        found = self.ask("POST", "logged-models/search", body).get("models", [])
+        return [str(entry["info"]["model_id"]) for entry in found]
+
+    def log_outputs(self, run_id: str, model_ids: Sequence[str]) -> None:
+        """Log models as what a run has made; one that it has already is left out."""
+        outputs = self.ask("GET", "runs/get", {"run_id": run_id})["run"].get("outputs", {}).get("model_outputs", [])
+        known = {entry["model_id"] for entry in outputs}
+        if new := [{"model_id": model_id, "step": 0} for model_id in model_ids if model_id not in known]:
+            self.ask("POST", "runs/outputs", {"run_id": run_id, "models": new})
 
     def metric_history(self, run_id: str, key: str) -> list[Metric]:
         """All values of a metric."""

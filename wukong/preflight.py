@@ -108,7 +108,7 @@ def check_lists(experiment: Experiment) -> None:
     Raises:
         ConfigError: an opt-out list has a wrong line, or the lists of sensitive words have no word; names the key.
     """
-    from wukong.publish.optout import OptOut
+    from wukong.crawl.optout import OptOut
 
     problems = []
     for key in ("crawl.politeness.opt_out", "release.opt_out"):

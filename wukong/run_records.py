@@ -159,11 +159,16 @@ def check_name(run: str) -> None:
     Raises:
         ConfigError: it cannot.
     """
-    if not _NAME.fullmatch(run):
+    if not is_name(run):
         raise ConfigError(
             f"run name {run!r}: use up to 63 letters, digits, '.', '_' and '-', of which the first and the last are "
             "letters or digits"
         )
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text can be a run's name."""
+    return _NAME.fullmatch(text) is not None
 
 
 def write(experiment: Experiment, run: str, record: Record) -> None:

@@ -19,17 +19,19 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlencode
 
 from wukong import mlflow_rest, patience, storage
 from wukong.cancel import JobLeftError
 from wukong.config import Experiment
 from wukong.errors import ConfigError, DataError, StorageError
-from wukong.evaluate.results import HOLDOUT, HOLDOUTS, metrics_of
+from wukong.evaluate.results import HOLDOUT, HOLDOUTS, ROLES, metrics_of
 from wukong.manifest import Manifest, code_revision, digest_of
 from wukong.mlflow_rest import Metric, MlflowError, Run, Server
 from wukong.run_records import flatten
@@ -42,6 +44,10 @@ _EXPERIMENT_TAG = "wukong.experiment"
 _SWEEP_TAG, _SWEEP_DIGEST = "wukong.sweep", "wukong.sweep.digest"
 _PARENT_TAG = "mlflow.parentRunId"
 _STAGE_TAG = "wukong.stage"
+_DIGEST_TAG = "wukong.digest"  # of a stage's manifest, or of a model that MLflow knows by its metrics
+_MANIFEST_TAG = "wukong.manifest"
+_MODEL_TAG = "wukong.model"  # of the pipeline's run: models:/NAME/VERSION
+_NOTE_TAG = "mlflow.note.content"  # Markdown, which MLflow shows on the run's page
 _REVISION_TAG = "mlflow.source.git.commit"
 _PROBE_SECONDS = 5.0
 _PAUSE = 2.0  # seconds between two probes
@@ -49,9 +55,9 @@ _AT_START = 10.0  # seconds that a stage waits for MLflow before it runs untrack
 _AT_END = 60.0  # seconds that a finished stage waits for MLflow before its results are left out
 _HISTORY = "history.json"  # of a training stage: its epochs
 _EVALUATION = "evaluation.json"  # of the evaluate stage: the document of wukong.evaluate.results
-_MODEL_TAG = "wukong.digest"  # of a model that MLflow knows by its metrics
 _LONGEST_DIGEST = 36  # characters of a data set's digest in MLflow
 _MOST_METRICS = 500  # in one request
+_COMPARED = 5  # runs in the compare view
 _MAX_PARAM = 6000  # characters of a parameter's value; what is longer is cut, the manifest holds it whole
 
 _Answer = TypeVar("_Answer")
@@ -215,8 +221,10 @@ def until_answered(request: Callable[[], _Answer]) -> _Answer:
 def log_stage(run_id: str | None, manifest: Manifest) -> None:
     """Log a finished stage: config, counts, metrics, digests, its parents as inputs, its ``docs/`` as artifacts.
 
-    Metrics that the stage's job has logged step by step are left out: their last value again, at step 0, would spoil
-    the curves.
+    All metrics but those of an evaluation begin with the stage's name: ``crawl/count/urls``, ``filter/dropped/RULE``,
+    ``pretrain/loss``. Metrics that the stage's job has logged step by step are left out: their last value again, at
+    step 0, would spoil the curves. A training that is reused gets the curve of its loss from the run that trained it,
+    and the pipeline's run gets it from either, so that two runs can be compared.
     """
     if run_id is None:
         return
@@ -225,19 +233,21 @@ def log_stage(run_id: str | None, manifest: Manifest) -> None:
 
 
 def _log_stage(server: Server, run_id: str, manifest: Manifest) -> None:
-    tags = {"wukong.manifest": manifest.uri, "wukong.digest": manifest.digest}
+    tags = {_MANIFEST_TAG: manifest.uri, _DIGEST_TAG: manifest.digest}
     tags |= {f"wukong.parent.{parent.stage}": parent.digest for parent in manifest.parents}
-    metrics = {f"count.{name}": float(count) for name, count in manifest.counts.items()}
-    metrics |= {f"dropped.{name}": float(count) for name, count in manifest.dropped.items()}
+    stage = manifest.stage
+    metrics = {f"{stage}/count/{name}": float(count) for name, count in manifest.counts.items()}
+    metrics |= {f"{stage}/dropped/{name}": float(count) for name, count in manifest.dropped.items()}
     evaluated = any(part.path == _EVALUATION for part in manifest.parts)
-    metrics |= {} if evaluated else manifest.metrics
+    metrics |= {} if evaluated else {f"{stage}/{name}": value for name, value in manifest.metrics.items()}
+    if any(part.path == _HISTORY for part in manifest.parts):
+        _log_curves(server, server.run(run_id), manifest)
     logged = set(server.run(run_id).metrics)
-    if logged:
-        _log_missing_epochs(server, run_id, manifest)
     metrics = {name: value for name, value in metrics.items() if name not in logged}
     server.log(run_id, metrics=_metrics(metrics, 0), params=_params(manifest.config), tags=tags)
     if evaluated:
-        _log_document(_client(), run_id, storage.read_json(storage.join(manifest.uri, _EVALUATION)))
+        _log_document(_client(), run_id, document := storage.read_json(storage.join(manifest.uri, _EVALUATION)))
+        _log_pretrained(server, run_id, document, tags)
     _log_parts(run_id, manifest, "docs/")
     if manifest.parents:
         server.log_inputs(
@@ -268,10 +278,7 @@ def log_evaluation(name: str, document: Mapping[str, Any], page: str) -> list[st
     for model in document["models"]:
         run = server.create_run(experiment_id, model["name"], {_REVISION_TAG: code_revision()})
         try:
-            # In a run of its own each model has the names that begin with eval/.
-            tasks = [task for task in document["tasks"] if task["model"] == model["role"]]
-            mine = [{**task, "model": "finetuned"} for task in tasks]
-            _log_document(client, run.run_id, {**document, "models": [{**model, "role": "finetuned"}], "tasks": mine})
+            _log_document(client, run.run_id, document, model["role"])
             client.log_text(run.run_id, page, "evaluation.html")
             client.log_dict(run.run_id, dict(document), _EVALUATION)
         except BaseException:
@@ -282,10 +289,20 @@ def log_evaluation(name: str, document: Mapping[str, Any], page: str) -> list[st
     return addresses
 
 
-def _log_document(client: "MlflowClient", run_id: str, document: Mapping[str, Any]) -> None:
-    """Log the results of an evaluation to a run: each metric with the ID of its model and the digest of its set.
+def _log_pretrained(server: Server, run_id: str, document: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+    """Log what the pre-trained model reached to a run beside that of the stage, under the same names."""
+    if any(model["role"] == "pretrained" for model in document["models"]):
+        of_stage = server.run(run_id)
+        kept = {name: value for name, value in of_stage.tags.items() if name in (_PARENT_TAG, _REVISION_TAG)}
+        beside = server.create_run(of_stage.experiment_id, f"{of_stage.name} {ROLES['pretrained']}", {**kept, **tags})
+        _log_document(_client(), beside.run_id, document, "pretrained")
+        server.end(beside.run_id, "FINISHED")
 
-    The fine-tuned model's metrics begin with ``eval/``, those of the pre-trained one with ``pretrained/``.
+
+def _log_document(client: "MlflowClient", run_id: str, document: Mapping[str, Any], role: str = "finetuned") -> None:
+    """Log one model's results to a run: each metric with the ID of the model and the digest of its set.
+
+    Each model has a run of its own, in which its metrics have the names of ``results.metrics_of``.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
     from mlflow.entities import Metric as LinkedMetric
@@ -296,14 +313,13 @@ def _log_document(client: "MlflowClient", run_id: str, document: Mapping[str, An
     held = sorted(task["digest"] for task in sets.values() if task["split"] == HOLDOUT)
     digests[HOLDOUTS] = digest_of(held)
     metrics, models = [], []
-    for model in document["models"]:
+    for model in (model for model in document["models"] if model["role"] == role):
         model_id = _logged_model(client, experiment_id, run_id, model)
         models.append(LoggedModelInput(model_id))
-        for name, value in metrics_of(document["tasks"], model["role"]).items():
-            group, kind, of, result = name.split("/")
-            group = group if model["role"] == "finetuned" else model["role"]
+        for name, value in metrics_of(document["tasks"], role).items():
+            of = name.split("/")[2]
             known = {"model_id": model_id, "dataset_name": of, "dataset_digest": digests[of][:_LONGEST_DIGEST]}
-            metrics.append(LinkedMetric(f"{group}/{kind}/{of}/{result}", value, now, 0, **known))
+            metrics.append(LinkedMetric(name, value, now, 0, **known))
     for first in range(0, len(metrics), _MOST_METRICS):
         client.log_batch(run_id, metrics=metrics[first : first + _MOST_METRICS])
     inputs = []
@@ -317,24 +333,40 @@ def _log_document(client: "MlflowClient", run_id: str, document: Mapping[str, An
 
 def _logged_model(client: "MlflowClient", experiment_id: str, run_id: str, model: Mapping[str, Any]) -> str:
     """Return the ID of the model in MLflow that has this digest, or of a new one."""
-    found = client.search_logged_models([experiment_id], f"tags.`{_MODEL_TAG}` = '{model['digest']}'", max_results=1)
+    found = client.search_logged_models([experiment_id], f"tags.`{_DIGEST_TAG}` = '{model['digest']}'", max_results=1)
     if found:
         return str(found[0].model_id)
     name = re.sub(r"[^\w@ -]+", "-", model["name"])  # MLflow refuses a path's characters
-    made = client.create_logged_model(experiment_id, name, run_id, tags={_MODEL_TAG: model["digest"]})
+    made = client.create_logged_model(experiment_id, name, run_id, tags={_DIGEST_TAG: model["digest"]})
     client.finalize_logged_model(made.model_id, "READY")
     return str(made.model_id)
 
 
-def _log_missing_epochs(server: Server, run_id: str, manifest: Manifest) -> None:
-    """Log the epochs of a training that its worker could not log while MLflow was away."""
-    if not any(part.path == _HISTORY for part in manifest.parts):
-        return
-    there = {entry.step for entry in server.metric_history(run_id, "loss")}
+def _log_curves(server: Server, run: Run, manifest: Manifest) -> None:
+    """Log what the run of a training lacks: its epochs, if MLflow was away, and the loss, if the training is reused.
+
+    The pipeline's run gets the curve of the loss too.
+    """
+    loss, of_epoch = f"{manifest.stage}/loss", epoch_metric(manifest.stage, "loss")
+    there = {entry.step for entry in server.metric_history(run.run_id, of_epoch)} if of_epoch in run.metrics else set()
     for epoch in storage.read_json(storage.join(manifest.uri, _HISTORY))["history"]:
         if epoch["epoch"] not in there:
-            values = {name: value for name, value in epoch.items() if name != "epoch"}
-            server.log(run_id, metrics=_metrics(values, epoch["epoch"]))
+            values = {epoch_metric(manifest.stage, name): value for name, value in epoch.items() if name != "epoch"}
+            server.log(run.run_id, metrics=_metrics(values, epoch["epoch"]))
+    if loss in run.metrics:
+        curve = server.metric_history(run.run_id, loss)
+    else:
+        same = f"tags.`{_DIGEST_TAG}` = '{manifest.digest}'"
+        found = [entry for entry in server.search_runs(run.experiment_id, same) if loss in entry.metrics]
+        curve = server.metric_history(found[-1].run_id, loss) if found else []
+        server.log(run.run_id, metrics=curve)
+    if parent := run.tags.get(_PARENT_TAG):
+        server.log(parent, metrics=curve)
+
+
+def epoch_metric(stage: str, name: str) -> str:
+    """Name of a metric of a training's epochs, whose steps are epochs: ``pretrain/epoch/loss``."""
+    return f"{stage}/epoch/{name}"
 
 
 def log_metrics(metrics: Mapping[str, float], step: int = 0) -> None:
@@ -367,7 +399,7 @@ def register(
 
     Args:
         experiment: names the model and the metric that decides.
-        run_id: the MLflow run whose artifacts hold the saved model.
+        run_id: the stage's MLflow run. The artifacts of the pipeline's run, its parent, hold the saved model.
         model: manifest of the stage whose ``model/`` folder is registered.
         evaluation: manifest of the evaluation of that model.
         tags: further tags of the version.
@@ -398,8 +430,10 @@ def _register(client: "MlflowClient", name: str, run_id: str, model: Manifest, t
     versions = client.search_model_versions(known_as)
     if versions:
         return str(versions[0].version)
-    _log_model(client, run_id, model)
-    return str(client.create_model_version(name, f"runs:/{run_id}/model", run_id, tags=dict(tags)).version)
+    # MLflow shows a version on the page of the run that it belongs to: that of the pipeline.
+    owner = client.get_run(run_id).data.tags.get(_PARENT_TAG, run_id)
+    _log_model(client, owner, model)
+    return str(client.create_model_version(name, f"runs:/{owner}/model", owner, tags=dict(tags)).version)
 
 
 def _origin(experiment: Experiment) -> str:
@@ -535,12 +569,168 @@ def log_docs(experiment: Experiment, run: str, docs: str) -> None:
         _unless_away(send, "the data docs are left out")
 
 
-def run_url(experiment: Experiment, run: str) -> str | None:
-    """Return the address of the pipeline run's page in MLflow, or None if nothing is tracked or MLflow is away."""
+@dataclass(frozen=True)
+class Pages:
+    """Addresses of pages in MLflow that are about one pipeline run.
+
+    Attributes:
+        experiment: of all runs of the experiment.
+        run: of the pipeline's run.
+        compare: of this run beside the ones before it; empty if it is the first.
+    """
+
+    experiment: str
+    run: str
+    compare: str = ""
+
+    def artifact(self, path: str) -> str:
+        """Address of the page that shows one file of the run."""
+        return f"{self.run}/artifacts/{path}"
+
+
+def pages(experiment: Experiment, run: str) -> Pages | None:
+    """Return the addresses of a pipeline run's pages in MLflow, or None if nothing is tracked or MLflow is away.
+
+    The compare view is of the last runs that have finished, five at most.
+    """
     if not enabled():
         return None
-    found = _unless_away(lambda: _parent(Server(), experiment, run), "the report has no link to its run", _AT_START)
-    return f"{_public_address()}/#/experiments/{found.experiment_id}/runs/{found.run_id}" if found else None
+
+    def ask() -> Pages:
+        server = Server()
+        found = _parent(server, experiment, run)
+        ended = f"tags.`{RUN_TAG}` LIKE '%' AND attributes.status = 'FINISHED'"
+        last = [entry.run_id for entry in server.search_runs(found.experiment_id, ended, most=_COMPARED)]
+        base = f"{_public_address()}/#/experiments/{found.experiment_id}"
+        compared = list(dict.fromkeys([found.run_id, *last]))[:_COMPARED]
+        return Pages(
+            base,
+            f"{base}/runs/{found.run_id}",
+            compare_url(found.experiment_id, compared) if len(compared) > 1 else "",
+        )
+
+    return _unless_away(ask, "there are no links to the run's pages", _AT_START)
+
+
+def compare_url(experiment_id: str, run_ids: Sequence[str]) -> str:
+    """Address of MLflow's page that compares some runs of an experiment."""
+    asked = {"runs": list(run_ids), "experiments": [experiment_id]}
+    query = urlencode({name: json.dumps(value, separators=(",", ":")) for name, value in asked.items()})
+    return f"{_public_address()}/#/compare-runs?{query}"
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What MLflow knows of a pipeline run.
+
+    Attributes:
+        status: in MLflow's words, for instance ``KILLED``.
+        model: ``models:/NAME/VERSION``, if the run registered a model.
+        url: of its page.
+    """
+
+    status: str
+    model: str | None
+    url: str
+
+
+def tracked_runs(name: str) -> dict[str, Tracked]:
+    """Return the pipeline runs of an experiment that MLflow knows, by name; none if it is away or not configured."""
+
+    def ask() -> dict[str, Tracked]:
+        server = Server()
+        experiment_id = server.find_experiment(name)
+        runs = server.search_runs(experiment_id, f"tags.`{RUN_TAG}` LIKE '%'") if experiment_id else []
+        return {
+            run.tags[RUN_TAG]: Tracked(
+                run.status,
+                run.tags.get(_MODEL_TAG),
+                f"{_public_address()}/#/experiments/{run.experiment_id}/runs/{run.run_id}",
+            )
+            for run in runs
+        }
+
+    return (_unless_away(ask, "what it knows of the runs is left out") or {}) if enabled() else {}
+
+
+def storage_of_run(run_id: str) -> str:
+    """Return the URI of what a run of MLflow left: the manifest of a stage, or the folder of a pipeline run.
+
+    Raises:
+        ConfigError: no tracking server is configured.
+        DataError: the run is not one of Wukong's.
+        MlflowError: the server has no such run.
+    """
+    refuse_untracked()
+    server = Server()
+    run = server.run(run_id)
+    if uri := run.tags.get(_MANIFEST_TAG):
+        return storage.join(uri, "manifest.json")
+    if (name := run.tags.get(RUN_TAG)) and {"storage", "name"} <= run.params.keys():
+        return storage.join(run.params["storage"], run.params["name"], "runs", name)
+    raise DataError(f"the run {run_id} at {server.address} has no manifest: it is not a finished stage of Wukong's")
+
+
+def file_of_run(run_id: str, path: str) -> str:
+    """Download a file or folder among the artifacts of a run of MLflow; return the URI of the copy in a new folder.
+
+    Raises:
+        ConfigError: no tracking server is configured.
+        DataError: the run has no such file.
+    """
+    refuse_untracked()
+    client = _client()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        copy = client.download_artifacts(run_id, path, tempfile.mkdtemp(prefix="wukong-show-"))
+    except (MlflowException, OSError) as error:
+        raise DataError(f"the run {run_id} at {mlflow_rest.address()} has no file {path}: {error}") from error
+    return storage.from_path(Path(copy))
+
+
+def storage_of_model(name: str, version: str) -> str:
+    """Return the URI of the folder of a registered model.
+
+    Args:
+        name: of the model in MLflow.
+        version: a number, or ``@ALIAS``.
+
+    Raises:
+        ConfigError: no tracking server is configured.
+        DataError: the model was not registered by Wukong.
+        MlflowError: the server has no such model or version.
+    """
+    refuse_untracked()
+    tags = Server().model_tags(name, version)
+    if uri := tags.get("wukong.model"):
+        return storage.join(uri, "model")
+    raise DataError(f"models:/{name}/{version} does not say where its files are: it was not registered by Wukong")
+
+
+def describe_run(experiment: Experiment, run: str, note: str, registration: Mapping[str, float], digest: str) -> None:
+    """Say on the page of the pipeline's run which model it made, and where its pages are.
+
+    Args:
+        experiment: names the registered model.
+        run: name of the pipeline run.
+        note: Markdown.
+        registration: what ``register`` returned; empty if nothing was registered.
+        digest: of the manifest of the model, under which the evaluation has logged it.
+    """
+
+    def send() -> None:
+        server = Server()
+        parent = _parent(server, experiment, run)
+        tags = {_NOTE_TAG: note}
+        if registration:
+            tags[_MODEL_TAG] = f"models:/{experiment.registry.model_name}/{registration['version']:.0f}"
+        server.log(parent.run_id, tags=tags)
+        known = server.logged_models(parent.experiment_id, f"tags.`{_DIGEST_TAG}` = '{digest}'")
+        server.log_outputs(parent.run_id, known[:1])
+
+    if enabled():
+        _unless_away(send, f"the description of {run} is left out", _AT_END)
 
 
 def model_url(name: str) -> str:

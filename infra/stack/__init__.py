@@ -5,34 +5,34 @@ home folder contains the data, the logs, and ``stack.json`` with ports and crede
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from infra.stack import processes, services
 from infra.stack.ports import choose_ports
 from infra.stack.sample import sample_site
-from infra.stack.services import SERVICES, Service
+from infra.stack.services import SERVICES, STORES, Service
 from infra.stack.state import Stack, folder_id, load, locked
 from wukong import environment
 from wukong.errors import StackError
 
-__all__ = ["Stack", "down", "found", "home", "load", "sample_site", "serves_another", "status", "up"]
+__all__ = ["STORES", "Stack", "down", "found", "load", "sample_site", "serves_another", "status", "up"]
 
 log = logging.getLogger(__name__)
 
 
-def home() -> Path:
-    """Return the home folder in which to start a stack; see ``wukong.environment.home``."""
-    return environment.home()
-
-
 def found() -> Path:
-    """Return the home folder of an existing stack: like ``home``, or else that of the last stack started."""
+    """Return the home folder of an existing stack, or else the one in which a stack would be started."""
     return environment.find_home() or environment.home()
 
 
-def up(home: Path, catalogue: Path | None = None, ports: Mapping[str, int] | None = None) -> Stack:
+def up(
+    home: Path,
+    catalogue: Path | None = None,
+    ports: Mapping[str, int] | None = None,
+    only: Collection[str] | None = None,
+) -> Stack:
     """Start the services that do not run, wait until all answer, and create the buckets.
 
     Data and credentials of an earlier stack in the same home are kept, and its ports too if they are still free.
@@ -41,6 +41,7 @@ def up(home: Path, catalogue: Path | None = None, ports: Mapping[str, int] | Non
         home: the stack's home folder.
         catalogue: a catalogue of the demo corpus; if given, its search site is started too.
         ports: requested ports by name (``s3``, ``mlflow``, ``ray``, ``site``); the others get free ports.
+        only: names of services, for instance ``STORES``; the others are left as they are. None for all.
 
     Raises:
         StackError: a service cannot start or does not answer, a requested port is in use, there is no disk space, or
@@ -50,12 +51,13 @@ def up(home: Path, catalogue: Path | None = None, ports: Mapping[str, int] | Non
     with locked(home, create=True):
         services.check_disk(home)
         before = Stack.load_or_new(home)
-        wanted = [service for service in SERVICES if service.needed(catalogue or before.catalogue)]
-        running = {service.name for service in wanted if service.runs(before)}
+        needed = [service for service in SERVICES if service.needed(catalogue or before.catalogue)]
+        running = {service.name for service in needed if service.runs(before)}
+        wanted = [service for service in needed if only is None or service.name in only]
         if catalogue is not None and before.catalogue != catalogue.absolute():
             running.discard("site")
         for service in SERVICES:
-            if service.name not in running:
+            if service.name not in running and (only is None or service.name in only):
                 _stop(before, service)  # some of its processes may still run, or hang
         chosen = choose_ports(before, running, ports or {})
         if chosen != before.ports and running:

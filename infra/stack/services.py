@@ -6,12 +6,14 @@ import logging
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import urlsplit
@@ -179,6 +181,12 @@ class Tracking(Service):
     title = "MLflow"
     ports = ("mlflow",)
 
+    def prepare(self, stack: Stack) -> None:
+        """Delete a database with nothing in it: MLflow does not go on where the creation of one was interrupted."""
+        database = stack.home / "mlflow.db"
+        if database.exists() and not _holds_something(database):
+            database.unlink()
+
     def command(self, stack: Stack) -> list[str]:
         """Return the command ``mlflow server`` with one worker. Each further worker would take 270 MB."""
         port = stack.ports["mlflow"]
@@ -200,6 +208,19 @@ class Tracking(Service):
     def answers(self, stack: Stack) -> bool:
         """Return whether its health check succeeds."""
         return get(stack.ports["mlflow"], "/health") == 200
+
+
+def _holds_something(database: Path) -> bool:
+    """Return whether a database of MLflow has a run, a model or a trace."""
+    with closing(sqlite3.connect(database)) as connection:
+        for table in ("runs", "registered_models", "trace_info"):
+            try:
+                if connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone():  # noqa: S608 - names from above
+                    return True
+            except sqlite3.OperationalError as error:
+                if "no such table" not in str(error):
+                    return True
+    return False
 
 
 class Compute(Service):
@@ -286,6 +307,9 @@ class SearchSite(Service):
 
 
 SERVICES: tuple[Service, ...] = (ObjectStore(), Tracking(), Compute(), SearchSite())
+
+STORES = (ObjectStore.name, Tracking.name)
+"""The services that hold what runs have made, without those that runs work with."""
 
 
 def start(stack: Stack, missing: Sequence[Service]) -> None:

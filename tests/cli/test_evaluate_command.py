@@ -65,7 +65,7 @@ def test_each_number_is_printed_with_its_protocol(protocol: str, model: str, dat
     result = CliRunner().invoke(
         app,
         ["evaluate", "--model", model, "--tasks", "tuxpaint", "--protocol", protocol, "--data", str(data),
-         "--json", str(written)],
+         "--output", str(written)],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     lines = [line for line in result.output.splitlines() if " to " in line and "\u2502" in line]
@@ -91,7 +91,7 @@ def test_two_models_stand_beside_each_other_on_the_page_and_in_the_json(model: s
     result = CliRunner().invoke(
         app,
         ["evaluate", "--model", model, "--fine-tuned", model, "--tasks", "tuxpaint", "--data", str(data),
-         "--json", str(written), "--report", str(page)],
+         "--output", str(written), "--report", str(page)],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert f"Model {model}, zero-shot" in result.output and f"Model {model}, fine-tuned" in result.output
@@ -128,7 +128,17 @@ def test_hold_outs_of_an_experiment_are_measured_by_their_own_protocol(
         f"name: x\nstorage: {(tmp_path / 'store').as_uri()}\ncrawl: {{queries: file:///q, endpoint: http://x}}\n"
         "filter: {split: {held_out_captions: 0.1, holdouts: [{name: new, source: '*/held/*'}]}}\n"
     )
-    asked = ["evaluate", "--model", model, "--tasks", "new", "--config", str(file), "--json", str(tmp_path / "r.json")]
+    asked = [
+        "evaluate",
+        "--model",
+        model,
+        "--tasks",
+        "new",
+        "--config",
+        str(file),
+        "--output",
+        str(tmp_path / "r.json"),
+    ]
     early = CliRunner().invoke(app, asked)
     assert isinstance(early.exception, DataError) and "no run of x has filtered pairs" in str(early.exception)
     stage = Stage(f"{(tmp_path / 'store').as_uri()}/x", "filter", {})

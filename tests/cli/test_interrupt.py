@@ -30,12 +30,13 @@ import json, sys
 from pathlib import Path
 from rich.console import Console
 from cli import hold, run
-from wukong import config, events
+from wukong import config, events, experiments
 experiment = config.parse(json.loads(Path(sys.argv[1]).read_text()))
 with hold.hold(Path(sys.argv[2]), "first", experiment) as folder:
     reader = events.Reader(folder / "events.jsonl")
     watch = run._Watch(Console(file=sys.stdout), lambda text: None, reader)
-    run._run_pipeline(experiment, "first", folder, watch, None)
+    with run._ended_in_order(experiment, "first", folder, watch):
+        run._run_pipeline(experiments.store(experiment), "first", folder, watch, None)
 """
 
 

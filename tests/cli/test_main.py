@@ -1,11 +1,17 @@
 import json
+import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 import yaml
 
+from cli import panels
+from cli.main import app
 from wukong import config
 
 
@@ -43,8 +49,44 @@ def test_the_config_command_prints_what_the_pipeline_takes(experiment: Path) -> 
     assert config.parse(json.loads(printed.stdout)) == config.load(experiment, ["pretrain.epochs=3"])
 
 
-def test_help_teaches_every_command() -> None:
+def test_help_is_a_map_of_panels() -> None:
     text = wukong("--help").stdout
-    for command in ("run", "submit", "config", "queries", "up", "down", "status"):
-        assert command in text
-        assert wukong(command, "--help").returncode == 0
+    assert [line.strip("╭─╮ ") for line in text.splitlines() if line.startswith("╭─")] == ["Options", *panels.ORDER]
+    assert wukong("run", "--help").returncode == 0
+
+
+def commands() -> dict[str, Any]:
+    """Every command by its words."""
+    group = typer.main.get_command(app)
+    found = {}
+    for name, command in group.commands.items():
+        below = getattr(command, "commands", {})
+        found |= {f"{name} {other}": inner for other, inner in below.items()} if below else {name: command}
+    return found
+
+
+@pytest.mark.parametrize("name", commands())
+def test_the_help_of_every_command_has_an_example_or_takes_nothing(name: str) -> None:
+    command = commands()[name]
+    assert "Example:" in command.help or not [option for option in command.params if option.name != "help"]
+    assert getattr(command, "rich_help_panel", "") in panels.ORDER or " " in name
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    printed = wukong("--version")
+    assert (printed.returncode, printed.stdout) == (0, f"wukong {metadata.version('wukong-vlm')}\n")
+
+
+def test_what_programs_read_is_json_on_standard_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WUKONG_HOME", str(tmp_path))
+    found = json.loads(wukong("status", "--json").stdout)
+    assert found["home"] == str(tmp_path) and {service["running"] for service in found["services"]} == {False}
+    refused = wukong("env", "--json")
+    assert (refused.returncode, refused.stdout) == (1, "") and "no stack in" in refused.stderr
+
+
+def test_a_shell_can_complete_the_commands() -> None:
+    command = [str(Path(sys.executable).with_name("wukong"))]
+    asked = {"_WUKONG_COMPLETE": "complete_bash", "COMP_WORDS": "wukong ru", "COMP_CWORD": "1"}
+    done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["run", "runs"]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cli import own_data
 from wukong import config, storage
+from wukong.crawl import own_files, url_list
 from wukong.errors import ConfigError
 
 
@@ -28,6 +29,34 @@ def test_a_folder_becomes_an_experiment(tmp_path: Path) -> None:
     assert (made.crawl.engine, made.crawl.endpoint) == ("files", storage.from_path(folder))
     assert made.pretrain.batch_size == made.finetune.batch_size == 8
     assert [holdout.captions for holdout in made.filter.split.holdouts] == ["unseen"]
+    assert own_data.check(made) == []
+
+
+def test_a_folder_of_lists_is_the_released_set(tmp_path: Path) -> None:
+    """As ``wukong_release.zip`` is: 256 files of ``url,caption``."""
+    folder = tmp_path / "wukong_release"
+    folder.mkdir()
+    for part in range(2):
+        rows = (f'https://site.test/{part}/{n}.jpg,"第{n}张图片，在第{part}个文件"\n' for n in range(1000))
+        (folder / f"wukong_100m_{part}.csv").write_text("url,caption\n" + "".join(rows), encoding="utf-8")
+    made = own_data.experiment_of(str(folder), None, [])
+    assert (made.name, made.crawl.engine) == ("wukong-release", "urls")
+    assert made.pretrain.batch_size == 16, "of an old list most URLs may be dead"
+    files = url_list.list_files(made.crawl.endpoint)
+    found = [table for number, file in enumerate(files) for table in url_list.read_list(file, number, made.crawl)]
+    assert sum(table.num_rows for table in found) == 2000
+    assert found[1].column("caption").to_pylist()[0].endswith("在第1个文件")
+    (folder / "a.png").write_bytes(b"1")
+    assert own_data.experiment_of(str(folder), None, []).crawl.engine == "files", "a picture makes it a folder of them"
+
+
+def test_a_list_of_urls_is_fetched_row_by_row(tmp_path: Path) -> None:
+    lines = "".join(f"https://site.test/{n}.jpg,第{n}张图片\n" for n in range(80))
+    (tmp_path / "my list.csv").write_text(f"url,caption\n{lines}", encoding="utf-8")
+    made = own_data.experiment_of(str(tmp_path / "my list.csv"), None, [])
+    assert (made.name, made.crawl.engine, made.pretrain.batch_size) == ("my-list", "files", 8)
+    first = next(own_files.pictures_of(made.crawl))
+    assert (first.url, first.caption) == ("https://site.test/0.jpg", "第0张图片")
     assert own_data.check(made) == []
 
 

@@ -11,6 +11,7 @@ from cli import summary
 from wukong import storage
 from wukong.manifest import Stage
 from wukong.run_records import Record
+from wukong.tracking import Pages
 
 
 def printed(root: Path, engine: str, tasks: list[dict[str, Any]]) -> str:
@@ -55,3 +56,18 @@ def test_a_list_of_urls_is_not_called_a_search(tmp_path: Path) -> None:
     assert "From list to pair" in listed and "rows of the list" in listed
     assert "search" not in listed and "quer" not in listed
     assert "From query to pair" in searched and "search results" in searched
+
+
+def test_the_pages_of_a_run_are_named(tmp_path: Path) -> None:
+    report = tmp_path / "a run" / "report.html"
+    (report.parent / "docs").mkdir(parents=True)
+    (report.parent / "docs" / "card.html").write_text("")
+    pages = Pages("http://m/#/experiments/1", "http://m/#/experiments/1/runs/2", "http://m/#/compare-runs?runs=%5B%5D")
+    stream = io.StringIO()
+    for known in (None, Pages(pages.experiment, pages.run), pages):
+        summary.print_pages(Console(file=stream, width=40), report, known)
+    lines = [line.split(maxsplit=1)[0] for line in stream.getvalue().splitlines()]
+    untracked, first = ["Report", "Card"], ["Report", "Card", "MLflow", "All"]
+    assert lines == [*untracked, *first, *first, "Compare"]
+    assert f"Report      {report}\n" in stream.getvalue(), "an address is on one line, to be opened"
+    assert pages.compare in stream.getvalue()

@@ -45,6 +45,8 @@ NOT_EXECUTED = {
     ("CONTRIBUTING.md", "make install"): "installs, runs and tests everything; continuous integration does so",
     ("CONTRIBUTING.md", "pipx install"): "installs a program and a hook into git",
     ("docs/index.md", "make run"): "the README's two commands",
+    ("docs/tutorial.md", "make run"): "the README's command",
+    ("docs/tutorial.md", ".venv/bin/wukong run"): "tests/end_to_end/test_workflow.py changes this key",
     ("examples/README.md", ".venv/bin/python examples/"): "tests/examples/test_examples.py runs each example",
     ("docs/comparing.md", "wukong compare"): "needs runs; tests/cli/test_compare_command.py compares some",
     ("docs/comparing.md", "wukong promote"): "needs versions; tests/wukong/test_model_registry.py promotes some",
@@ -80,6 +82,9 @@ WITH_THE_STACK = (
     ("docs/models.md", "import wukong", REAL),
     ("docs/models.md", "import mlflow", REAL),
     ("docs/own-data.md", "import wukong", REAL),
+    ("docs/tutorial.md", ".venv/bin/wukong report", REAL),
+    ("docs/tutorial.md", ".venv/bin/wukong show", REAL),
+    ("docs/tutorial.md", "import wukong", REAL),
     ("README.md", ".venv/bin/wukong status", REAL),
 )
 """Blocks that need the embedded stack, in the order in which they are executed in one home.
@@ -362,6 +367,10 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     (pictures / "broken.jpg").write_bytes(b"no picture")
     (pictures / "broken.txt").write_text("坏的图片", encoding="utf-8")
     (made.folder / "pictures.csv").write_text("\n".join(rows), encoding="utf-8")
+    lists = made.user / "wukong_release"
+    lists.mkdir()
+    urls = "".join(f"https://site.test/{number}.jpg,第{number}张图片\n" for number in range(400))
+    (lists / "wukong_100m_0.csv").write_text(f"url,caption\n{urls}", encoding="utf-8")
     (made.folder / "my.yaml").write_text((ROOT / "configs" / "own-data.yaml").read_text().replace("256", "16"))
     for animal in ("cat", "dog"):
         picture.save(made.folder / f"{animal}.jpg")

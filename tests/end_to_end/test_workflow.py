@@ -151,7 +151,12 @@ def test_mlflow_holds_the_run_and_the_model(
         file.path for file in client.list_artifacts(parent.info.run_id)
     }
     (trained,) = (run for run in nested if run.info.run_name == "pretrain")
-    assert [entry.step for entry in client.get_metric_history(trained.info.run_id, "loss")] == [1, 2, 3]
+    assert [entry.step for entry in client.get_metric_history(trained.info.run_id, "pretrain/epoch/loss")] == [1, 2, 3]
+    curve = client.get_metric_history(parent.info.run_id, "pretrain/loss")
+    assert curve and curve == client.get_metric_history(trained.info.run_id, "pretrain/loss")
+    assert len(parent.data.metrics) <= 20, "a person who compares runs sees the few that matter"
+    assert parent.data.tags["wukong.model"] == "models:/small/1" and len(parent.outputs.model_outputs) == 1
+    assert "artifacts/docs/card.html" in parent.data.tags["mlflow.note.content"]
     version = client.get_model_version_by_alias("small", "champion")
     assert version.tags["wukong.metric"] == "eval/retrieval/holdouts/mean_recall"
 

@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -20,6 +22,7 @@ from infra import corpus, stack
 from infra.corpus import catalogue
 from infra.stack import ports, processes, services, state
 from infra.stack.state import Stack, folder_id
+from wukong import environment
 from wukong.errors import StackError
 
 pytestmark = pytest.mark.timeout(600)
@@ -113,6 +116,38 @@ def test_down_stops_processes_without_parent_and_those_that_ignore_sigterm(
         stranger.wait()
 
 
+def test_only_what_is_asked_for_is_started_and_the_rest_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, stopped = [], []
+    monkeypatch.setattr(services.Service, "runs", lambda self, _stack: self.name == "seaweedfs" and bool(started))
+    monkeypatch.setattr(services, "start", lambda _stack, missing: started.append([each.name for each in missing]))
+    monkeypatch.setattr(stack, "_stop", lambda _stack, service=None: stopped.append(service.name if service else "all"))
+    ports = stack.up(tmp_path).ports
+    stopped.clear()
+    assert stack.up(tmp_path, only=stack.STORES).ports == ports
+    assert stopped == ["mlflow"], "what may run beside the stores is left alone"
+    stack.up(tmp_path)
+    assert started == [["seaweedfs", "mlflow", "ray"], ["mlflow"], ["mlflow", "ray"]]
+
+
+@pytest.mark.parametrize(
+    ("made", "stays"),
+    [
+        ("", False),
+        ("CREATE TABLE runs (id)", False),
+        ("CREATE TABLE runs (id); INSERT INTO runs VALUES (1)", True),
+        ("CREATE TABLE runs (id); CREATE TABLE registered_models (id); INSERT INTO registered_models VALUES (1)", True),
+    ],
+)
+def test_a_database_with_nothing_in_it_is_made_again(tmp_path: Path, made: str, stays: bool) -> None:
+    """An interrupted creation leaves some of MLflow's tables, which MLflow does not go on from."""
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
+        connection.executescript(made)
+    services.Tracking().prepare(Stack(tmp_path, "a", "b", "c", {}))
+    assert (tmp_path / "mlflow.db").exists() == stays
+
+
 def test_ray_workers_are_found_by_the_session_they_write_to(tmp_path: Path) -> None:
     # Ray's workers overwrite their environment with their title, so the mark cannot be read from them.
     session = services.scratch(tmp_path) / "ray"
@@ -146,9 +181,9 @@ def test_without_a_stack(tmp_path: Path) -> None:
 def test_home_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WUKONG_HOME", raising=False)
-    assert stack.home() == tmp_path / ".wukong"
+    assert environment.home() == tmp_path / ".wukong"
     monkeypatch.setenv("WUKONG_HOME", "elsewhere")
-    assert stack.home() == tmp_path / "elsewhere"
+    assert environment.home() == tmp_path / "elsewhere"
 
 
 def test_a_damaged_record_gives_advice(tmp_path: Path) -> None:

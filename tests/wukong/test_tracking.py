@@ -1,5 +1,6 @@
 """Against a real MLflow server; MLflow's own client says what has arrived."""
 
+import json
 import logging
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import time
 import uuid
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -47,7 +49,7 @@ def test_stages_nest_under_one_run_of_the_pipeline(experiment: config.Experiment
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     nested = {run.info.run_name: run for run in runs if run is not parent}
     assert {run.data.tags["mlflow.parentRunId"] for run in nested.values()} == {parent.info.run_id}
-    assert nested["filter"].data.metrics == {"count.pairs": 7.0, "share": 0.5}
+    assert nested["filter"].data.metrics == {"filter/count/pairs": 7.0, "filter/share": 0.5}
     assert nested["filter"].data.params == {"seed": "1", "nested.b": "2"}
     assert nested["filter"].data.tags["wukong.parent.crawl"] == crawl.digest
     assert nested["filter"].inputs.dataset_inputs[0].dataset.digest == crawl.digest[:36]
@@ -113,19 +115,36 @@ def test_a_name_of_another_experiment_is_refused(experiment: config.Experiment) 
     assert len(runs_of(experiment)) == 2
 
 
-def test_the_last_value_of_a_curve_is_logged_once(
+def trained(experiment: config.Experiment) -> Manifest:
+    stage = Stage(experiment.root, "pretrain", {"seed": 1})
+    history = [{"epoch": epoch, "loss": 4.0 / epoch, "temperature": 0.5} for epoch in (1, 2)]
+    storage.write_json(stage.path("history.json"), {"pairs": 7, "history": history})
+    return stage.commit([stage.describe("history.json")], metrics={"loss": 2.0, "temperature": 0.5})
+
+
+def test_the_curve_of_a_loss_is_in_the_run_that_trains_in_one_that_reuses_it_and_in_their_parents(
     experiment: config.Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = finished(experiment, "pretrain", loss=1.0, temperature=0.5)
+    stage, curve = trained(experiment), [(4, 3.0), (8, 2.0), (12, 1.0)]
     with tracking.stage_run(experiment, "first", "pretrain") as run_id:
         monkeypatch.setenv("MLFLOW_RUN_ID", str(run_id))
-        for step, loss in enumerate((3.0, 2.0, 1.0), 1):
-            tracking.log_metrics({"loss": loss}, step)
+        for step, loss in curve:
+            tracking.log_metrics({"pretrain/loss": loss}, step)
+        tracking.log_metrics({"pretrain/epoch/loss": 4.0, "pretrain/epoch/temperature": 0.5}, 1)
         tracking.log_stage(run_id, stage)
+    with tracking.stage_run(experiment, "second", "pretrain") as reused:
+        tracking.log_stage(reused, stage)
+        tracking.log_stage(reused, stage)
     client = mlflow.MlflowClient()
-    history = client.get_metric_history(run_id, "loss")
-    assert [(entry.step, entry.value) for entry in history] == [(1, 3.0), (2, 2.0), (3, 1.0)]
-    assert [entry.value for entry in client.get_metric_history(run_id, "temperature")] == [0.5], "of a reused stage"
+    runs = [run_id, reused, *(runs_of(experiment)[name].info.run_id for name in ("first", "second"))]
+    for run in runs:
+        history = client.get_metric_history(run, "pretrain/loss")
+        assert [(entry.step, entry.value) for entry in history] == curve
+    for run in (run_id, reused):
+        epochs = client.get_metric_history(run, "pretrain/epoch/loss")
+        assert [(entry.step, entry.value) for entry in epochs] == [(1, 4.0), (2, 2.0)]
+        assert [entry.value for entry in client.get_metric_history(run, "pretrain/temperature")] == [0.5]
+    assert set(runs_of(experiment)["second"].data.metrics) == {"pretrain/loss"}, "the few that matter"
 
 
 def test_the_report_has_a_suffix_that_mlflow_shows(experiment: config.Experiment, tmp_path: Path) -> None:
@@ -179,12 +198,42 @@ def test_a_component_that_takes_a_job_over_goes_on_with_the_run_that_the_job_log
 def test_links_lead_where_people_open_the_server(
     experiment: config.Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inside = tracking.run_url(experiment, "first")
-    assert inside is not None
+    inside = tracking.pages(experiment, "first")
+    assert inside is not None and inside.compare == "", "there is nothing to compare it with"
     monkeypatch.setenv("MLFLOW_PUBLIC_URL", "https://mlflow.example.org/")
-    public = tracking.run_url(experiment, "first")
-    assert public == "https://mlflow.example.org/" + inside[inside.index("#") :]
+    public = tracking.pages(experiment, "first")
+    assert public is not None
+    assert public.run == "https://mlflow.example.org/" + inside.run[inside.run.index("#") :]
+    assert public.artifact("docs/card.html") == f"{public.run}/artifacts/docs/card.html"
     assert tracking.model_url("wukong") == "https://mlflow.example.org/#/models/wukong"
+
+
+def test_the_compare_view_is_of_this_run_and_the_last_that_finished(experiment: config.Experiment) -> None:
+    for name in ("first", "killed", "second"):
+        with tracking.stage_run(experiment, name, "crawl"):
+            pass
+        if name != "killed":
+            tracking.complete_run(experiment, name, {})
+    tracking.end_open_runs(experiment, "killed", "KILLED")
+    pages, runs = tracking.pages(experiment, "second"), runs_of(experiment)
+    assert pages is not None
+    asked = parse_qs(urlsplit(urlsplit(pages.compare).fragment).query)
+    assert json.loads(asked["runs"][0]) == [runs[name].info.run_id for name in ("second", "first")]
+    assert json.loads(asked["experiments"][0]) == [runs["first"].info.experiment_id]
+
+
+def test_the_page_of_a_run_shows_its_model(experiment: config.Experiment) -> None:
+    stage = Stage(experiment.root, "evaluate", {})
+    storage.write_json(stage.path("evaluation.json"), evaluation(0.25))
+    with tracking.stage_run(experiment, "first", "evaluate") as run_id:
+        tracking.log_stage(run_id, stage.commit([stage.describe("evaluation.json")]))
+    for _ in range(2):
+        tracking.describe_run(experiment, "first", "- [Report](x)", {"version": 3.0, "promoted": 1.0}, "finetuned" * 8)
+    run, client = runs_of(experiment)["first"], mlflow.MlflowClient()
+    assert run.data.tags["wukong.model"] == f"models:/{experiment.registry.model_name}/3"
+    assert run.data.tags["mlflow.note.content"] == "- [Report](x)"
+    (made,) = client.get_run(run.info.run_id).outputs.model_outputs
+    assert client.get_logged_model(made.model_id).tags["wukong.digest"] == "finetuned" * 8
 
 
 def test_an_address_that_is_no_servers_is_named(experiment: config.Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +260,7 @@ print(" ".join({"mlflow", "torch", "pandas", "ray"} & sys.modules.keys()))
     storage.write_json(uri, experiment.model_dump(mode="json"))
     loaded = subprocess.run([sys.executable, "-c", script, uri], check=True, capture_output=True, text=True)
     assert loaded.stdout.split() == []
-    assert runs_of(experiment)["filter"].data.metrics == {"count.pairs": 7.0}
+    assert runs_of(experiment)["filter"].data.metrics == {"filter/count/pairs": 7.0}
 
 
 def evaluation(value: float) -> dict[str, Any]:
@@ -240,21 +289,24 @@ def test_each_metric_of_the_evaluate_stage_has_its_model_and_its_data_set(experi
     run = client.get_run(run_id)
     names = [f"{task}/{name}" for task in ("dtd", "new") for name in ("mean_recall", "text_to_image_r1")]
     names.append("holdouts/mean_recall")
-    assert run.data.metrics == {f"{group}/retrieval/{name}": 0.25 for group in ("eval", "pretrained") for name in names}
+    beside = client.get_run(runs_of(experiment)["evaluate zero-shot"].info.run_id)
+    assert beside.data.tags["mlflow.parentRunId"] == runs_of(experiment)["first"].info.run_id
     digests = {"dtd": "dtd-digest".ljust(36, "0"), "new": "new-digest".ljust(36, "0")}
     models = {model.tags["wukong.digest"]: model for model in client.search_logged_models([run.info.experiment_id])}
     assert set(models) == {"pretrained" * 8, "finetuned" * 8}
-    for role, group in (("pretrained", "pretrained"), ("finetuned", "eval")):
+    for role, logged_to in (("pretrained", beside), ("finetuned", run)):
+        assert logged_to.info.status == "FINISHED"
+        assert logged_to.data.metrics == {f"eval/retrieval/{name}": 0.25 for name in names}, "one name for both"
         logged = models[role * 8]
+        assert [each.model_id for each in logged_to.inputs.model_inputs] == [logged.model_id]
         assert logged.name == f"a-b-{role}" and logged.status == "READY"
         of = {metric.key: (metric.dataset_name, metric.dataset_digest) for metric in logged.metrics or []}
-        assert set(of) == {f"{group}/retrieval/{name}" for name in names}
-        assert of[f"{group}/retrieval/dtd/mean_recall"] == ("dtd", digests["dtd"])
-        assert of[f"{group}/retrieval/holdouts/mean_recall"][0] == "holdouts"
+        assert set(of) == {f"eval/retrieval/{name}" for name in names}
+        assert of["eval/retrieval/dtd/mean_recall"] == ("dtd", digests["dtd"])
+        assert of["eval/retrieval/holdouts/mean_recall"][0] == "holdouts"
     inputs = {each.dataset.name: each.dataset for each in run.inputs.dataset_inputs}
     assert {name: each.digest for name, each in inputs.items()} == digests
     assert "split val, protocol paper" in inputs["dtd"].source
-    assert {each.model_id for each in run.inputs.model_inputs} == {each.model_id for each in models.values()}
 
 
 def test_an_evaluation_is_a_run_for_each_model_and_a_model_is_known_again(experiment: config.Experiment) -> None:

@@ -51,7 +51,7 @@ def test_a_server_killed_during_a_stage_gets_its_metrics_later(
     with caplog.at_level(logging.WARNING), tracking.stage_run(experiment, "first", "pretrain") as run_id:
         assert run_id
         monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
-        tracking.log_metrics({"loss": 1.0, "speed": 7.0}, 1)
+        tracking.log_metrics({"pretrain/epoch/loss": 1.0, "speed": 7.0}, 1)
         with tracking.stage_run(experiment, "first", "evaluate") as other:
             mlflow_server.kill()
             tracking.log_stage(other, trained(experiment))
@@ -59,10 +59,10 @@ def test_a_server_killed_during_a_stage_gets_its_metrics_later(
         assert "the end of evaluate is left out" in caplog.text
 
         began = time.monotonic()
-        tracking.log_metrics({"loss": 1 / 2, "speed": 8.0}, 2)
+        tracking.log_metrics({"pretrain/epoch/loss": 1 / 2, "speed": 8.0}, 2)
         assert time.monotonic() - began < 5, "training does not wait"
         assert "metrics are kept for later, 1 sets so far" in caplog.text
-        assert tracking.run_url(experiment, "first") is None
+        assert tracking.pages(experiment, "first") is None
         tracking.log_page(experiment, "first", "<p>", "report.html")
         with pytest.raises(ZeroDivisionError), tracking.stage_run(experiment, "first", "filter") as untracked:
             assert untracked is None
@@ -73,11 +73,11 @@ def test_a_server_killed_during_a_stage_gets_its_metrics_later(
         with tracking.stage_run(experiment, "first", "register", needed=True) as waited:
             assert waited
 
-        tracking.log_metrics({"loss": 1 / 3, "speed": 9.0}, 3)
+        tracking.log_metrics({"pretrain/epoch/loss": 1 / 3, "speed": 9.0}, 3)
         speed = client.get_metric_history(run_id, "speed")
         assert [(entry.step, entry.value) for entry in speed] == [(1, 7.0), (2, 8.0), (3, 9.0)]
         tracking.log_stage(run_id, trained(experiment))  # the worker could not send its last epoch
-    history = client.get_metric_history(run_id, "loss")
+    history = client.get_metric_history(run_id, "pretrain/epoch/loss")
     assert [(entry.step, entry.value) for entry in history] == [(1, 1.0), (2, 1 / 2), (3, 1 / 3), (4, 1 / 4)]
     tracking.complete_run(experiment, "first", {"recall": 0.5})
     found = client.search_runs([client.get_experiment_by_name("away").experiment_id])

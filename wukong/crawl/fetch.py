@@ -14,13 +14,13 @@ from wukong.config import Crawl
 from wukong.crawl import robots
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.clock import Clock
+from wukong.crawl.optout import OptOut
 from wukong.crawl.permits import Permits
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.transport import Response, Transport, Watcher
 from wukong.crawl.unexpected import unexpected
 from wukong.crawl.url import normalise
 from wukong.errors import WukongError
-from wukong.publish.optout import OptOut
 
 logger = logging.getLogger(__name__)
 

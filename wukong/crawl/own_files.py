@@ -41,7 +41,7 @@ from wukong.errors import DataError, StorageError
 PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".avif", ".tif", ".tiff")
 LISTS = (".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz")
 
-_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")
 _CAPTION_COLUMNS = ("caption", "text", "title")
 _CAPTION_NUMBER = re.compile(r"#caption-\d+$")
@@ -137,7 +137,7 @@ def _of_folder(fs: pafs.FileSystem, folder: str, config: Crawl) -> Iterator[Pict
     }
     named: set[str] = set()
     for path in infos:
-        if PurePosixPath(path).name in _METADATA:
+        if PurePosixPath(path).name in METADATA:
             for picture in _of_list(_uri(fs, path), fs, path, config, infos):
                 named.add(picture.url)
                 yield picture

@@ -1,6 +1,6 @@
 """What an evaluation hands on: results with intervals, as one JSON document in the shape of the paper's Tables 5 to 7.
 
-``wukong evaluate --json`` and the evaluate stage write this document; the report and MLflow are made from it. Nothing
+``wukong evaluate --output`` and the evaluate stage write this document; the report and MLflow are made from it. Nothing
 here needs torch or SciPy.
 """
 
@@ -252,3 +252,11 @@ def metrics_of(tasks: Iterable[Mapping[str, Any]], role: str) -> dict[str, float
         if held:
             found[f"eval/{kind}/{HOLDOUTS}/{result}"] = sum(held) / len(held)
     return found
+
+
+def headlines_of(found: Mapping[str, Any], role: str = "finetuned") -> dict[str, float]:
+    """Return the few of ``metrics_of`` that sum up a document: each task's headline, and the means over hold-outs."""
+    mine = [task for task in found.get("tasks", ()) if task["model"] == role]
+    wanted = {f"eval/{task['kind']}/{task['task']}/{task['headline']}" for task in mine}
+    metrics = metrics_of(mine, role).items()
+    return {name: value for name, value in metrics if name in wanted or name.split("/")[2] == HOLDOUTS}

@@ -15,11 +15,11 @@ import polars as pl
 
 from wukong import manifest, progress, stages, storage
 from wukong.config import Experiment
+from wukong.crawl.optout import OptOut
 from wukong.curate.split import TRAIN
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Manifest, Part, Stage
 from wukong.publish import croissant
-from wukong.publish.optout import OptOut
 from wukong.report import card, statistics
 from wukong.report.funnel import Step
 

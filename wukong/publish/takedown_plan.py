@@ -13,13 +13,13 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from wukong import manifest, progress, stages, storage
+from wukong.crawl.optout import OptOut
 from wukong.crawl.status import Status
 from wukong.curate.rules import HELD_BACK
 from wukong.data.schema import key_of
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Manifest, digest_of
 from wukong.publish import release
-from wukong.publish.optout import OptOut
 from wukong.report import card
 
 RESULTS = "results.json"

@@ -118,3 +118,9 @@ def test_metrics_have_stable_names_and_no_chance_or_intervals() -> None:
     assert found["eval/retrieval/holdouts/mean_recall"] == pytest.approx(0.5)
     assert found["eval/classification/holdouts/top1"] == 0.5, "a published set is no hold-out"
     assert results.metrics_of(entries, "pretrained") == {}
+    few = results.headlines_of({"tasks": entries})
+    assert few == {name: found[name] for name in few}
+    assert {name.removeprefix("eval/") for name in few} == {
+        *(f"retrieval/{task}/mean_recall" for task in ("mine", "yours", "holdouts")),
+        *(f"classification/{task}/top1" for task in ("kinds", "imagenet", "holdouts")),
+    }

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wukong import storage
+from wukong.crawl.optout import OptOut
 from wukong.crawl.status import FetchError
 from wukong.crawl.url import normalise
 from wukong.errors import DataError
 from wukong.publish import release
-from wukong.publish.optout import OptOut
 
 LIST = """
 example.com

@@ -1,0 +1,147 @@
+"""``wukong runs`` and ``wukong report``: what was run, and the page about one run."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cli.output import JsonOption, print_json
+from wukong import environment, stages, storage
+from wukong.config import Experiment
+from wukong.errors import DataError
+from wukong.runs import Found, Summary
+
+STORAGE = str(Experiment.model_fields["storage"].default)
+"""Where experiments are stored that name no other place."""
+
+StorageOption = Annotated[
+    str, typer.Option("--storage", metavar="URI", help="The storage of the experiments, their key `storage`.")
+]
+_COLOURS = {"finished": "green", "failed": "red", "killed": "red", "running": "cyan"}
+
+
+def runs(
+    experiment: Annotated[
+        str | None, typer.Argument(metavar="EXPERIMENT", help="Only the runs of this experiment; by default of all.")
+    ] = None,
+    last: Annotated[int, typer.Option("--last", "-n", min=1, help="How many runs, the newest first.")] = 20,
+    place: StorageOption = STORAGE,
+    as_json: JsonOption = False,
+) -> None:
+    """List runs, the newest first: state, stages done and reused, the main metrics, and the model's version.
+
+    The metrics are the means over the experiment's hold-outs. `wukong show RUN` says more about one. Example:
+
+        wukong runs demo --last 5
+    """
+    from wukong import runs as library
+
+    environment.use_for(place)
+    roots = [storage.join(place, experiment)] if experiment else library.experiments_in(place)
+    found = [run for root in roots for run in library.of_experiment(root)]
+    if experiment and not found:
+        known = ", ".join(uri.rsplit("/", 1)[1] for uri in library.experiments_in(place))
+        raise DataError(f"no run of an experiment {experiment!r} in {place}; there are runs of: {known or 'none'}")
+    found.sort(key=lambda run: run.begun, reverse=True)
+    listed = library.summaries(found[:last])
+    if as_json:
+        print_json([asdict(run) for run in listed])
+    elif listed:
+        _print(listed, len(found))
+    else:
+        typer.echo(f"No runs in {place} yet: `wukong run` makes one.")
+
+
+def report(
+    name: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="The run's name; by default the newest that has a report.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Where the page is put; by default in the stack's home."),
+    ] = None,
+    browse: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+    place: StorageOption = STORAGE,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch the report of a run, with the pages beside it, and print its path.
+
+    The dataset card, the data docs and the page of the evaluation lie beside it; none needs a network. Example:
+
+        wukong report demo-20261126-072750 --open
+    """
+    from wukong import runs as library
+
+    environment.use_for(place)
+    found = library.find(name, place) if name else _newest(place)
+    folder = output or environment.home() / "runs" / found.name
+    page = fetch_report(found.uri, folder)
+    if as_json:
+        print_json({"run": found.name, "report": str(page), "uri": storage.join(found.uri, "report.html")})
+    else:
+        typer.echo(page)
+    if browse:
+        typer.launch(page.as_uri())
+
+
+def fetch_report(run: str, folder: Path) -> Path:
+    """Copy the report of a run and what lies beside it into a folder; return the path of the page.
+
+    Args:
+        run: URI of the run's folder.
+        folder: is made if it is missing.
+
+    Raises:
+        DataError: the run has no report.
+    """
+    files = storage.list_files(run, ".html")
+    page = storage.join(run, "report.html")
+    if page not in files:
+        raise DataError(f"the run {run.rsplit('/', 1)[1]} has no report: it has not ended; run it again under its name")
+    docs = storage.list_files(storage.join(run, "docs"))
+    for uri in dict.fromkeys([*files, *docs]):
+        storage.download(uri, folder / uri[len(run) :].lstrip("/"))
+    return folder / "report.html"
+
+
+def _newest(place: str) -> Found:
+    from wukong import runs as library
+
+    found = [run for root in library.experiments_in(place) for run in library.of_experiment(root)]
+    for run in sorted(found, key=lambda run: run.begun, reverse=True):
+        if storage.exists(storage.join(run.uri, "report.html")):
+            return run
+    raise DataError(f"no run in {place} has a report yet: `wukong run` makes one, `wukong runs` lists what was begun")
+
+
+def _print(listed: Sequence[Summary], found: int) -> None:
+    names = list(dict.fromkeys(name for run in listed for name in run.metrics))
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "experiment", "begun", "state", "stages"):
+        table.add_column(column, overflow="fold")
+    for name in names:
+        table.add_column(" ".join([name.split("/")[1], name.rsplit("/", 1)[1].replace("_", " ")]), justify="right")
+    table.add_column("model", overflow="fold")
+    for run in listed:
+        begun = datetime.fromisoformat(run.begun).astimezone()
+        reused = sum(state == "reused" for state in run.stages.values())
+        ended = f"{len(run.stages)} of {len(stages.WHOLE_RUN)}" + (f", {reused} reused" if reused else "")
+        failed = [stage for stage, state in run.stages.items() if state == "failed"]
+        table.add_row(
+            run.name,
+            run.experiment,
+            f"{begun:%Y-%m-%d %H:%M}",
+            f"[{_COLOURS.get(run.state, 'yellow')}]{run.state}[/]",
+            ended + (f", failed: {', '.join(failed)}" if failed else ""),
+            *(f"{run.metrics[name]:.3f}" if name in run.metrics else "" for name in names),
+            run.model or "",
+        )
+    console = Console()
+    console.print(table)
+    if found > len(listed):
+        console.print(f"{found - len(listed)} older ones: --last {found}", style="dim")
