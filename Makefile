@@ -88,6 +88,10 @@ configuration: $(INSTALLED) ## Write docs/configuration.md from the types in wuk
 docs: $(INSTALLED) ## Build the docs site into build/site; a link that leads nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+.PHONY: notebooks
+notebooks: $(INSTALLED) ## Run the notebooks on the last run and write them as pages into build/notebooks; WUKONG_RUN=... names a run
+	$(BIN)/jupyter nbconvert --to html --execute --output-dir build/notebooks notebooks/*.ipynb
+
 .PHONY: manifests
 manifests: $(INSTALLED) ## Write k8s/install.yaml, what `kubectl apply -f k8s/` applies, from k8s/base
 	$(BIN)/python -m infra.install_manifest

@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 
+from ray_jobs import metrics
 from wukong import fence, storage
 from wukong import manifest as manifests
 from wukong.config import Crawl, Experiment
@@ -229,7 +230,9 @@ class _Job:
         share = self._share(len(groups))
         retry_failed = self._earlier is not None and self._earlier.retry_failed
         records: list[dict[str, Any]] = []
-        with track("download", sum(urls for _, _, urls, _, _ in planned), "pictures") as advance:
+        left = sum(urls for _, _, urls, _, _ in planned)
+        metrics.show("wukong_crawl_queue", left)
+        with track("download", left, "pictures") as advance:
             for done in self._each(
                 _download.remote(
                     self._stage, self._run, self._config, self._connect_to, share, self._ledger, retry_failed, group
@@ -238,6 +241,12 @@ class _Job:
             ):
                 records += done
                 advance(sum(record["urls"] for record in done))
+                left -= sum(record["urls"] for record in done)
+                metrics.show("wukong_crawl_queue", left)
+                for record in done:
+                    metrics.add("wukong_crawl_bytes", sum(part["bytes"] for part in record["described"]))
+                    for status, urls in record["statuses"].items():
+                        metrics.add("wukong_crawl_urls", urls, status=str(status))
         return records
 
     def _share(self, tasks: int) -> int:

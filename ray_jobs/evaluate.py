@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from ray_jobs import features
+from ray_jobs import features, metrics
 from wukong import places, progress, storage
 from wukong.config import Experiment
 from wukong.data import shards
@@ -102,10 +102,13 @@ def _records(
     }
     with progress.track("evaluate", len(names), "tasks") as advance:
         advance(len(records))
+        metrics.show("wukong_evaluate_tasks", len(names), state="all")
+        metrics.show("wukong_evaluate_tasks", len(records), state="done")
         while waiting:
             (done,), _ = ray.wait(list(waiting), num_returns=1)
             records[waiting.pop(done)] = ray.get(done)
             advance(1)
+            metrics.show("wukong_evaluate_tasks", len(records), state="done")
     return [records[name] for name in names]
 
 

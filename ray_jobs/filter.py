@@ -34,6 +34,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import ray
 
+from ray_jobs import metrics
 from wukong import places, stages, storage
 from wukong.config import Experiment, Filter
 from wukong.curate import apply, caption_counts, duplicates, repack, rules, split
@@ -100,6 +101,8 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     judged = _run_missing(
         "rules", stage, _apply_rules, groups, lambda: (settings, ray.put(_count(stage, groups, settings)))
     )
+    metrics.add("wukong_filter_rows", sum(record["pairs"] for record in judged))
+    _show_dropped(judged)
     by_pictures = []
     if rules.needs_pictures(settings):
         by_pictures = _run_missing(
@@ -109,9 +112,11 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
             groups,
             lambda: (settings, _compute_from_pictures(experiment, crawl, groups, stage)),
         )
+        _show_dropped(by_pictures)
     assigned = _run_missing(
         "assign", stage, _assign, groups, lambda: (settings, experiment.seed, *_corpus_facts(stage, groups, settings))
     )
+    _show_dropped(assigned)
     pieces = _pieces([record["bins"] for record in assigned], settings.shard_size)
     repacked = _run_missing("repack", stage, _repack, pieces, lambda: (len(groups),))
 
@@ -139,6 +144,12 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     manifest = stage.commit(parts, counts=counts, dropped=dropped)
     storage.delete(stage.path("_work"))
     return manifest
+
+
+def _show_dropped(records: Sequence[Mapping[str, Any]]) -> None:
+    for record in records:
+        for rule, rows in record["dropped"].items():
+            metrics.add("wukong_filter_dropped", rows, rule=rule)
 
 
 def _groups(crawl: Manifest) -> list[_Group]:

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
-from ray_jobs import features
+from ray_jobs import features, metrics
 from wukong import config, fence, places, stages, storage, tracking
 from wukong.config import Experiment, Model, Training
 from wukong.data import shards
@@ -212,17 +212,14 @@ def _corpus(stage: Stage, filtered: Manifest, settings: Training) -> Corpus:
         filtered: the filter's manifest.
         settings: settings of the training.
     """
-    names = shards.names_of(filtered, "train")
-    parts = {part.path: part for part in filtered.parts if part.path.startswith("train/")}
-    rows = [parts[f"train/{name}.parquet"].rows for name in names]
+    rows = None
     if settings.sources != ("*",):
         uri = stage.path(_ROWS)
         if not storage.exists(uri):
+            names = shards.names_of(filtered, "train")
             storage.write_json(uri, training_data.count_rows(filtered.uri, "train", names, settings.sources))
         rows = storage.read_json(uri)
-    identity = [[part.path, part.rows, part.sha256] for part in parts.values()]
-    digest = digest_of([identity, settings.sources])
-    return Corpus(filtered.uri, tuple(names), tuple(rows), digest, settings.sources)
+    return Corpus.of(filtered, settings.sources, rows)
 
 
 def _worker(job: dict[str, Any]) -> None:
@@ -264,6 +261,8 @@ def _worker(job: dict[str, Any]) -> None:
         used = {f"system/worker_{rank}/{name}": value for name, value in system_metrics.read(device).items()}
         measured = {f"{job['name']}/{name}": value for name, value in asdict(look).items() if name != "step"}
         send(used if rank else measured | used, look.step)
+        if not rank:
+            metrics.show_look(job["name"], look, world()[1], settings.workers)
 
     def log_validation(found: Validated) -> None:
         send({f"{job['name']}/validation/{name}": value for name, value in found.metrics.items()}, found.step)

@@ -27,6 +27,8 @@ from wukong.errors import StackError
 
 log = logging.getLogger(__name__)
 
+METRICS_PORT = "WUKONG_METRICS_PORT"
+"""Names the port on loopback where Ray gives out metrics, if the packages of ``ray[default]`` are installed."""
 BUCKETS = ("wukong", "mlflow")
 CPUS = os.cpu_count() or 1
 
@@ -257,11 +259,12 @@ class Compute(Service):
             "--include-dashboard=false",
             "--disable-usage-stats",
             "--log-color=false",
+            *([f"--metrics-export-port={port}"] if (port := os.environ.get(METRICS_PORT)) else []),
         ]
 
     def environment(self, stack: Stack) -> dict[str, str]:
-        """Switch off Ray's metrics servers, because they listen on all addresses."""
-        return {"RAY_enable_metrics_collection": "0"}
+        """Switch off Ray's metrics servers, unless ``WUKONG_METRICS_PORT`` asks for them."""
+        return {} if os.environ.get(METRICS_PORT) else {"RAY_enable_metrics_collection": "0"}
 
     def alive(self, found: Sequence[Marked]) -> bool:
         """Return whether its control service and its scheduler run."""

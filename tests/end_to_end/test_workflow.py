@@ -8,8 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbformat
 import psutil
 import pytest
+from nbclient import NotebookClient
 
 from infra import corpus
 from infra.corpus import packages
@@ -18,6 +20,7 @@ from wukong import storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 SMALL = [
     "name=small",
     "validation.min_pairs=50",
@@ -159,6 +162,24 @@ def test_mlflow_holds_the_run_and_the_model(
     assert "artifacts/docs/card.html" in parent.data.tags["mlflow.note.content"]
     version = client.get_model_version_by_alias("small", "champion")
     assert version.tags["wukong.metric"] == "eval/retrieval/holdouts/mean_recall"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_to_its_conclusion(
+    wukong: Wukong, first: subprocess.CompletedProcess[str], notebook: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the home and the run in its environment alone, as `make notebooks` starts it."""
+    assert first.returncode == 0
+    monkeypatch.setenv("WUKONG_HOME", str(wukong.home))
+    monkeypatch.setenv("WUKONG_RUN", "first")
+    document = nbformat.read(notebook, as_version=4)
+    memory = "import resource; assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 * 2**20, 'over 2 GiB'"
+    document.cells.append(nbformat.v4.new_code_cell(memory))
+    NotebookClient(document, timeout=300, resources={"metadata": {"path": str(notebook.parent)}}).execute()
+    images = [
+        output for cell in document.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})
+    ]
+    assert len(images) >= 2, "a story has plots"
 
 
 def test_a_second_run_reuses_what_is_finished(wukong: Wukong, first: subprocess.CompletedProcess[str]) -> None:

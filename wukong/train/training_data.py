@@ -27,6 +27,7 @@ from wukong.config import ImageEncoder, Training
 from wukong.data import images, shards
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
+from wukong.manifest import Manifest, digest_of
 from wukong.train import features, stream
 from wukong.train.features import read_views
 from wukong.train.stream import Order, Piece, Sample
@@ -94,6 +95,28 @@ class Corpus:
     digest: str
     sources: tuple[str, ...] = ("*",)
     split: str = "train"
+
+    @classmethod
+    def of(cls, filtered: Manifest, sources: tuple[str, ...] = ("*",), rows: Sequence[int] | None = None) -> "Corpus":
+        """Return the training pairs of a filter stage.
+
+        Args:
+            filtered: the filter's manifest.
+            sources: shell patterns; only pairs whose URL matches one of them are trained on.
+            rows: number of those pairs of each shard, from ``count_rows``; None to count them here, which reads the
+                tables of all shards unless all sources are wanted.
+
+        Raises:
+            DataError: no pair matches.
+        """
+        names = shards.names_of(filtered, "train")
+        parts = {part.path: part for part in filtered.parts if part.path.startswith("train/")}
+        if rows is None and sources == ("*",):
+            rows = [parts[f"train/{name}.parquet"].rows for name in names]
+        elif rows is None:
+            rows = count_rows(filtered.uri, "train", names, sources)
+        identity = [[part.path, part.rows, part.sha256] for part in parts.values()]
+        return cls(filtered.uri, tuple(names), tuple(rows), digest_of([identity, sources]), sources)
 
     def uri(self, shard: int, suffix: str) -> str:
         """Return the URI of a shard's ``.parquet`` or ``.tar``."""

@@ -1,6 +1,7 @@
 """The hold-outs of an experiment as tasks, measured from stored features: against the same protocol in numpy."""
 
 import io
+import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save
 
 from wukong import config, storage
 from wukong.config import Experiment, Model
@@ -164,6 +166,25 @@ def test_the_rule_first_takes_the_first_caption_of_each_image(saved: SavedModel,
     first = measured(saved, experiment("first"), filtered(tmp_path, keys, captions, pictures), features, tmp_path)
     pairs = filtered(tmp_path / "few", keys[few], captions[few], pictures[few])
     assert first == measured(saved, experiment("all"), pairs, features, tmp_path)
+
+
+def test_stored_features_are_given_in_the_order_of_the_images(tmp_path: Path) -> None:
+    keys = ["a", "b", "c"]
+    pairs = filtered(tmp_path, keys, ["猫", "狗", "鸟"], ["1", "2", "3"])
+    data = holdouts.read(experiment(), pairs, "test")
+    assert isinstance(data, RetrievalData)
+    stage = Stage(storage.from_path(tmp_path), "features", {})
+    values = {key: torch.full((2,), float(place)).half() for place, key in enumerate("cab")}
+    stored = save({"features": torch.stack([*values.values()])}, metadata={"keys": json.dumps([*values])})
+    storage.write_bytes(stage.path("test/00000.view00.safetensors"), stored)
+    computed = stage.commit([])
+    found = holdouts.features(experiment(), pairs, computed.uri, data)
+    assert torch.equal(found, torch.stack([values[key] for key in data.image_ids]))
+    other = filtered(tmp_path / "other", ["z"], ["猫"], ["1"])
+    missing = holdouts.read(experiment(), other, "test")
+    assert missing is not None
+    with pytest.raises(DataError, match="no features for the pair z"):
+        holdouts.features(experiment(), other, computed.uri, missing)
 
 
 def test_an_image_counts_once_in_its_class_and_has_its_own_name(saved: SavedModel, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from wukong.config import ImageEncoder, Training
 from wukong.data import images, shards
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError, StorageError
+from wukong.manifest import Manifest, Part
 from wukong.model.dual import DualEncoder
 from wukong.train import checkpoint, features, stream, training_data
 from wukong.train.loop import Epoch, train
@@ -139,6 +140,24 @@ def test_only_pairs_of_some_sources_are_read(prefix: str) -> None:
         assert np.array_equal(numbers[row], np.asarray(whole))
     with pytest.raises(DataError, match="no pair of train comes from"):
         corpus(prefix, ("*/2/*",))
+
+
+def test_a_corpus_is_the_training_pairs_of_a_filter_stage(prefix: str) -> None:
+    parts = [
+        Part(path=f"train/{shard}.{suffix}", rows=rows, bytes=1, sha256=f"{shard}{suffix}")
+        for shard, rows in (("00000", 4), ("00001", 3))
+        for suffix in ("parquet", "tar")
+    ]
+    held = Part(path="test/00000.parquet", rows=9, bytes=1, sha256="held")
+    filtered = Manifest(stage="filter", uri=prefix, config={}, parts=(*parts, held))
+    whole, some = Corpus.of(filtered), Corpus.of(filtered, ("*/1/*",))
+    assert (whole.names, whole.rows, some.rows) == (("00000", "00001"), (4, 3), (2, 1))
+    assert Corpus.of(filtered, ("*/1/*",), [2, 1]) == some
+    assert whole.digest != some.digest
+    others = filtered.model_copy(update={"parts": (*parts, held.model_copy(update={"sha256": "other"}))})
+    assert Corpus.of(others).digest == whole.digest, "test sets do not decide the order of training"
+    changed = [parts[0].model_copy(update={"sha256": "other"}), *parts[1:]]
+    assert Corpus.of(filtered.model_copy(update={"parts": tuple(changed)})).digest != whole.digest
 
 
 @mock.patch.multiple(stream, WHOLE=0, WINDOW=2, LANE=1)  # so that few pairs have several lanes and windows

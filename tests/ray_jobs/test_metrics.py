@@ -1,0 +1,214 @@
+"""What jobs tell Prometheus, read by a real Prometheus from a real Ray; every query of the dashboard is asked."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_alerts import RULES, program
+
+from ray_jobs import metrics
+
+ROOT = Path(__file__).parents[2]
+REPORTS = ROOT / "build" / "ray-default"
+"""Where ``.ci/run`` puts the packages of ``ray[default]`` that give out metrics; the environment lacks them."""
+SOURCES = {"Jobs", "Ray"}
+"""Rows of the dashboard whose metrics are there; the search server's is one with ``WUKONG_SERVE_METRICS=HOST:PORT``."""
+
+_JOB = """
+import sys, time, ray
+from ray_jobs import metrics
+from wukong.train.loop import Look
+
+@ray.remote
+def train():  # a worker that waits for data most of the time
+    for step in range(1, 120):
+        look = Look(step, 5 - 0.01 * step, 0.07, 0.001, 1.5, 250.0, 0.8, 0.1 * step, 1.0, 0, 60.0)
+        metrics.show_look("pretrain", look, workers=1, wanted=2)
+        time.sleep(0.5)
+
+ray.init(address=sys.argv[1], configure_logging=False, log_to_driver=False)
+training = train.remote()
+for count in range(120):
+    metrics.show("wukong_crawl_queue", 1000 - count)
+    metrics.add("wukong_crawl_urls", 9, status="success")
+    metrics.add("wukong_crawl_urls", 1, status="timeout")
+    metrics.add("wukong_crawl_bytes", 3e5)
+    metrics.add("wukong_filter_rows", 10)
+    metrics.add("wukong_filter_dropped", 2, rule="language")
+    metrics.show("wukong_evaluate_tasks", 5, state="all")
+    metrics.show("wukong_evaluate_tasks", 1, state="done")
+    time.sleep(0.5)
+"""
+
+
+def panels() -> list[tuple[str, str, str]]:
+    """Row, title and query of every panel of the dashboard."""
+    manifest = yaml.safe_load((ROOT / "k8s" / "base" / "dashboards.yaml").read_text(encoding="utf-8"))
+    found, row = [], ""
+    for panel in json.loads(manifest["data"]["wukong.json"])["panels"]:
+        row = panel["title"] if panel["type"] == "row" else row
+        found += [(row, panel["title"], target["expr"]) for target in panel.get("targets", ())]
+    return found
+
+
+def test_the_dashboard_shows_every_metric_and_the_page_explains_it() -> None:
+    page = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    jobs = " ".join(query for row, _, query in panels() if row == "Jobs")
+    for name, metric in metrics.METRICS.items():
+        told = f"ray_{name}_total" if metric.kind == "counter" else f"ray_{name}"
+        assert re.search(rf"\b{told}\b", jobs), told
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        assert f"| `{name}` | {metric.kind} | {labels}{' ' if labels else ''}| {metric.about} |" in page
+
+
+def test_no_query_names_a_metric_that_no_job_has() -> None:
+    known = {f"ray_{name}{'_total' * (metric.kind == 'counter')}" for name, metric in metrics.METRICS.items()}
+    rules = RULES.read_text(encoding="utf-8")
+    for text in (rules, *(query for _, _, query in panels())):
+        assert set(re.findall(r"\bray_wukong_\w+", text)) <= known
+
+
+def test_without_a_ray_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics.ray, "is_initialized", lambda: False)
+    metrics.add("wukong_crawl_urls", 1, status="success")
+    metrics.show("wukong_crawl_queue", 1)
+    with pytest.raises(KeyError):
+        metrics.show("wukong_crawl_nothing", 1)
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    """A running Prometheus that reads a running Ray."""
+
+    address: str
+
+    def ask(self, path: str, **query: str) -> Any:
+        with urllib.request.urlopen(
+            f"{self.address}/api/v1/{path}?{urllib.parse.urlencode(query)}", timeout=30
+        ) as answer:
+            return json.load(answer)["data"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(true: Callable[[], bool], seconds: float = 120.0) -> bool:
+    """Whether something becomes true in time."""
+    end = time.monotonic() + seconds
+    while not (found := true()) and time.monotonic() < end:
+        time.sleep(0.5)
+    return found
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    server = program("prometheus")
+    if not REPORTS.is_dir():
+        pytest.skip(f"{REPORTS} is not there (.ci/run makes it): metrics and dashboard are NOT checked with a real Ray")
+    folder = tmp_path_factory.mktemp("metrics")
+    told, asked, client, agent, head = (free_port() for _ in range(5))
+    # Alerts without their waiting time, so that a fault raises one at once.
+    rules = yaml.safe_load(RULES.read_text(encoding="utf-8"))["spec"]
+    for group in rules["groups"]:
+        group["rules"] = [{**rule, "for": "0s"} for rule in group["rules"]]
+    (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
+    targets = [f"127.0.0.1:{told}", *filter(None, [os.environ.get("WUKONG_SERVE_METRICS")])]
+    settings = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": ["rules.yaml"],
+        "scrape_configs": [{"job_name": "here", "static_configs": [{"targets": targets}]}],
+    }
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(settings))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(REPORTS)]),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray takes another address than loopback
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_metrics_report_interval_ms": "1000",
+        "RAY_memory_monitor_refresh_ms": "0",
+    }
+    start = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
+    start += [f"--port={head}", f"--metrics-export-port={told}", f"--ray-client-server-port={client}"]
+    start += [f"--dashboard-agent-listen-port={agent}", "--include-dashboard=false", "--num-cpus=2"]
+    start += ["--object-store-memory=100000000", "--disable-usage-stats"]
+    commands = [
+        start,
+        [server, f"--config.file={folder}/prometheus.yaml", f"--storage.tsdb.path={folder}/data",
+         f"--web.listen-address=127.0.0.1:{asked}"],
+        [sys.executable, "-c", _JOB, f"127.0.0.1:{head}"],
+    ]  # fmt: skip
+    running = []
+    try:
+        for number, command in enumerate(commands):
+            with (folder / f"{number}.log").open("wb") as log:
+                running.append(
+                    subprocess.Popen(
+                        command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
+                    )
+                )
+            if number == 0:
+                assert until(lambda: answers(head)), (folder / "0.log").read_text()
+        found = Prometheus(f"http://127.0.0.1:{asked}")
+        assert until(lambda: answers(asked)), (folder / "1.log").read_text()
+        # Two readings of a counter, so that it has a rate.
+        rate = "rate(ray_wukong_filter_rows_total[5m])"
+        came = until(lambda: bool(found.ask("query", query=rate)["result"]))
+        assert came, "\n".join(path.read_text() for path in sorted(folder.glob("*.log")))
+        yield found
+    finally:
+        for process in reversed(running):
+            process.terminate()
+        for process in reversed(running):
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_every_query_of_the_dashboard_returns_something(prometheus: Prometheus) -> None:
+    there = SOURCES | ({"Search server"} if os.environ.get("WUKONG_SERVE_METRICS") else set())
+    asked = [(title, query) for row, title, query in panels() if row in there]
+    assert len(asked) > 15
+
+    def empty() -> list[str]:
+        return [title for title, query in asked if not prometheus.ask("query", query=query)["result"]]
+
+    until(lambda: not empty(), 30)
+    assert empty() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_training_that_waits_for_data_raises_its_alert(prometheus: Prometheus) -> None:
+    def raised() -> set[str]:
+        return {
+            alert["labels"]["alertname"] for alert in prometheus.ask("alerts")["alerts"] if alert["state"] == "firing"
+        }
+
+    assert until(lambda: {"WukongTrainingWaits", "WukongTrainingLacksWorkers"} <= raised(), 30)
+    assert "WukongCrawlFails" not in raised(), "nine of ten URLs succeed"
