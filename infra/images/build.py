@@ -56,7 +56,7 @@ IMAGES = {
     "data": Image(("curate", "kfp", "track", "report")),
     # One file of each package in ``alone`` is needed: the vocabulary of the Chinese BERT, and a DINOv2-small.
     "ray": Image(
-        ("crawl", "curate", "validate", "train", "ray", "ray-head", "track"),
+        ("crawl", "curate", "validate", "train", "ray", "ray-head", "ray-serve", "serve", "track"),
         alone=FILES,
         torch=True,
     ),

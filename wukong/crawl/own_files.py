@@ -109,6 +109,11 @@ def read_pictures(config: Crawl) -> Iterator[pa.Table]:
         yield as_table(rows)
 
 
+def file_of(url: str) -> str:
+    """Return the URL of an image's file, which is the same for all of its captions."""
+    return _CAPTION_NUMBER.sub("", url)
+
+
 def read_picture(url: str, max_bytes: int) -> bytearray:
     """Read the file of an image.
 
@@ -120,7 +125,7 @@ def read_picture(url: str, max_bytes: int) -> bytearray:
     if is_row:
         raise FetchError(Status.INVALID_URL, f"row {problem}")
     try:
-        with storage.open_input(_CAPTION_NUMBER.sub("", url)) as stream:
+        with storage.open_input(file_of(url)) as stream:
             body = bytearray(stream.read(max_bytes + 1))
     except (StorageError, OSError) as error:
         raise FetchError(Status.MISSING_FILE, "there is no such file, or it cannot be read") from error

@@ -1,0 +1,63 @@
+"""``wukong serve``: the search page over a model and a collection of pictures."""
+
+import logging
+import socket
+from typing import Annotated
+
+import typer
+
+from wukong.errors import ConfigError
+
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+def serve(
+    model: Annotated[str, typer.Option("--model", help="The model's folder or URI, or models:/NAME@ALIAS in MLflow.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data", help="Output of a filter or crawl stage, a folder of pictures with captions, or a list of them."
+        ),
+    ],
+    index: Annotated[
+        str | None,
+        typer.Option("--index", help="URI under which indexes are kept; by default indexes/ in the stack's home."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any that is free.")] = 8500,
+    device: Annotated[str, typer.Option(help="Device that the model computes on, for instance cuda.")] = "cpu",
+) -> None:
+    """Serve a page on which people search pictures by Chinese text and captions by picture.
+
+    The first start encodes the collection, and goes on where it stopped if it is ended. Example:
+
+        wukong serve --model models:/demo@champion --data s3://wukong/demo/filter/KEY
+    """
+    logging.getLogger("wukong").setLevel(logging.INFO)
+    listening = _listen(host, port)
+    with listening:
+        import uvicorn
+
+        from wukong.serve import start
+
+        service = start.service(model, data, index, device)
+        hosts = _LOOPBACK if host in _LOOPBACK else ("*",)
+        app = start.application(service, hosts)
+        shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - what the user gave
+        address = f"http://{shown}:{listening.getsockname()[1]}"
+        typer.echo(f"{len(service.index.keys)} pictures at {address} (Ctrl-C ends it)")
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run([listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port before anything that takes long."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        raise ConfigError(f"cannot listen on {host}, port {port} ({error.strerror}): give another --port") from error
+    found.listen(2048)
+    return found

@@ -1,0 +1,77 @@
+"""The search page's component: KubeRay's schema, the restricted Pod Security, and the arguments that the code takes."""
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+from manifests import FOLDER
+
+HERE = FOLDER / "components" / "serve"
+ROOT = FOLDER.parent
+(SERVICE,) = yaml.safe_load_all((HERE / "search.yaml").read_text(encoding="utf-8"))
+POD = SERVICE["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]
+
+
+def test_kuberay_accepts_the_cluster() -> None:
+    """A RayService's cluster has the schema of a RayCluster."""
+    schema = json.loads((Path(__file__).parent / "schemas" / "raycluster.json").read_text(encoding="utf-8"))
+    jsonschema.validate({"spec": SERVICE["spec"]["rayClusterConfig"]}, schema)
+
+
+def test_the_pod_is_restricted() -> None:
+    """What the namespace's Pod Security asks for, and a root file system that nobody can write to."""
+    spec = POD["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    (container,) = spec["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
+
+
+def test_its_cluster_and_image_are_those_of_the_jobs() -> None:
+    template = next(
+        yaml.safe_load(each["data"]["template.yaml"])
+        for each in yaml.safe_load_all((FOLDER / "base" / "ray.yaml").read_text(encoding="utf-8"))
+        if each["kind"] == "ConfigMap" and "template.yaml" in each["data"]
+    )
+    jobs = template["spec"]["rayClusterSpec"]
+    assert SERVICE["spec"]["rayClusterConfig"]["rayVersion"] == jobs["rayVersion"]
+    (container,) = POD["spec"]["containers"]
+    assert container["image"] == jobs["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
+
+
+def test_the_application_exists_and_takes_these_arguments() -> None:
+    (application,) = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])["applications"]
+    module, name = application["import_path"].split(":")
+    tree = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8"))
+    assert name in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    needed = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_NEEDED"
+    )
+    assert set(needed) <= set(application["args"]) <= {*needed, "replicas", "cpus"}
+
+
+def test_the_network_lets_people_in_and_only_the_store_and_mlflow_out() -> None:
+    policies = list(yaml.safe_load_all((HERE / "network.yaml").read_text(encoding="utf-8")))
+    mine = next(each["spec"] for each in policies if each["metadata"]["name"] == "search")
+    labels = POD["metadata"]["labels"]
+    assert mine["podSelector"]["matchLabels"].items() <= labels.items()
+    ports: dict[str, Any] = {port["name"]: port["containerPort"] for port in POD["spec"]["containers"][0]["ports"]}
+    (people,) = [rule for rule in mine["ingress"] if "wukong/search" in str(rule)]
+    assert people["ports"] == [{"protocol": "TCP", "port": ports["serve"]}]
+    reached = {
+        peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
+        for rule in mine["egress"]
+        for peer in rule["to"]
+    }
+    assert reached == {"search", "mlflow", "object-store"}

@@ -1,0 +1,77 @@
+"""The search page under Ray Serve gives the bytes that uvicorn gives: skipped, and said so, without ``ray[serve]``."""
+
+import importlib.util
+import socket
+from pathlib import Path
+
+import pytest
+
+HAS_SERVE = all(map(importlib.util.find_spec, ("grpc_reflection", "fastapi", "watchfiles")))
+pytestmark = pytest.mark.skipif(not HAS_SERVE, reason="Ray Serve is not installed: pip install 'ray[serve]'")
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"model": "m", "data": "d"}, {"model": "m", "data": "d", "index": "i", "x": 1}]
+)
+def test_wrong_arguments_are_refused(arguments: dict[str, object]) -> None:
+    from ray_jobs.serve import search
+    from wukong.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="give model, data and index"):
+        search(arguments)
+
+
+@pytest.mark.slow
+def test_answers_are_those_of_uvicorn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "wukong" / "serve"))
+    import colours
+    import torch
+    from ray import serve
+    from search_site import Site, served
+
+    from ray_jobs.serve import search
+    from wukong import storage
+    from wukong.config import Model as Settings
+    from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
+    from wukong.model import saved_model
+    from wukong.model.dual import DualEncoder
+    from wukong.model.image_encoder import ImageEncoder
+    from wukong.serve import start
+
+    torch.manual_seed(0)
+    settings = Settings.model_validate(
+        {
+            "image": {"name": "resnet18", "weights": "random", "image_size": 64},
+            "text": {"layers": 1, "heads": 2, "width": 16},
+            "embedding": 8,
+            "similarity": "token",
+        }
+    )
+    tokenizer = Tokenizer(packaged_vocabulary())
+    model, data, index = (str(tmp_path / name) for name in ("model", "pictures", "indexes"))
+    image = ImageEncoder(settings.image, with_weights=False)
+    saved_model.save(storage.from_path(Path(model)), DualEncoder(settings, tokenizer, image), tokenizer)
+    colours.every_pair(Path(data))
+    service = start.service(model, data, index)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        serve.run(search({"model": model, "data": data, "index": index, "cpus": 1}), route_prefix="/")
+        ray_site = Site(f"http://127.0.0.1:{port}", service)
+        with served(service) as plain:
+            picture = colours.encoded(colours.picture("红", "蓝"))
+            for path, body, query in (
+                ("/api/search", None, {"q": "紅色"}),
+                ("/api/captions", picture, {}),
+                ("/api/align", picture, {"text": "红蓝"}),
+                ("/api/classify", picture, {"label": ["红", "蓝"]}),
+                ("/", None, {"q": "红"}),
+                ("/api/search", None, {}),
+                ("/api/captions", b"x", {}),
+            ):
+                one, other = plain.ask(path, body, **query), ray_site.ask(path, body, **query)
+                assert (one.status, one.body) == (other.status, other.body), path
+    finally:
+        serve.shutdown()

@@ -1,0 +1,90 @@
+"""The search page on a real server, uvicorn on loopback, over pictures of colours."""
+
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import colours
+import uvicorn
+
+from wukong import storage
+from wukong.serve import app, collection, index
+from wukong.serve.service import Service
+from wukong.serve.uploads import Limits
+
+HOSTILE = """<script>alert(1)</script>"' onerror=alert(2) {{7*7}} </main>黑"""
+LIMITS = Limits(upload_bytes=200_000, upload_seconds=1.0, pixels=4_000_000, labels=4, characters=60)
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Any
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+
+@dataclass(frozen=True)
+class Site:
+    address: str
+    service: Service
+
+    def ask(self, path: str, body: bytes | None = None, headers: dict[str, str] | None = None, **query: Any) -> Answer:
+        url = f"{self.address}{path}" + (f"?{urlencode(query, doseq=True)}" if query else "")
+        request = urllib.request.Request(url, body, headers or {}, method="POST" if body is not None else "GET")
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return Answer(answer.status, answer.headers, answer.read())
+        except urllib.error.HTTPError as error:
+            return Answer(error.code, error.headers, error.read())
+
+    @property
+    def key_of_hostile(self) -> str:
+        return next(key for row, key in enumerate(self.service.index.keys) if HOSTILE in self.service.captions_of(row))
+
+
+@contextmanager
+def running(root: Path, similarity: str = "token") -> Iterator[Site]:
+    """Every pair of colours, with calibration; one picture has a hostile caption, one has none."""
+    uri = colours.every_pair(root / "pictures")
+    black = {"hostile.png": colours.encoded(colours.picture("黑")), "none.png": colours.encoded(colours.picture("黄"))}
+    colours.folder(root / "pictures", {"hostile.png": [HOSTILE]}, black)
+    model = colours.model(similarity)
+    found = collection.of(uri)
+    made = index.build(found, model, storage.from_path(root / "indexes"))
+    with served(Service(found, model, made, LIMITS)) as site:
+        yield site
+
+
+@contextmanager
+def served(service: Service) -> Iterator[Site]:
+    """A server on loopback, which answers only under this name, until the block ends."""
+    application = app.create_app(service, ("127.0.0.1",))
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(application, log_level="warning"))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield Site(f"http://127.0.0.1:{listening.getsockname()[1]}", service)
+        finally:
+            server.should_exit = True
+            thread.join(30)

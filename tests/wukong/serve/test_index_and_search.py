@@ -1,0 +1,180 @@
+"""Index and search against a comparison of everything with everything, in numpy."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import colours
+import numpy as np
+import pytest
+import torch
+
+from wukong import storage
+from wukong.serve import calibration, collection, index, search
+from wukong.serve.query import search_forms
+from wukong.serve.search import Searcher
+
+
+@pytest.fixture(scope="module", params=["global", "token"])
+def searcher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Searcher:
+    root = tmp_path_factory.mktemp("serve")
+    model = colours.model(request.param)
+    found = collection.of(colours.every_pair(root / "pictures"))
+    made = index.build(found, model, storage.from_path(root / "indexes"))
+    return Searcher(index.open_index(made, model), model)
+
+
+def captions_of(searcher: Searcher, rows: list[int]) -> list[str]:
+    return [searcher.index.captions[each] for row in rows for each in searcher.index.captions_of[row]]
+
+
+def test_the_two_colours_of_a_text_find_the_two_pictures_that_have_both(searcher: Searcher) -> None:
+    (hits,) = searcher.pictures_of_texts(["红蓝"], 3)
+    assert sorted(captions_of(searcher, [hit.row for hit in hits[:2]])) == ["红色和蓝色", "蓝色和红色"]
+    assert hits[1].score > hits[2].score
+
+
+def test_ranks_are_those_of_every_picture_compared(searcher: Searcher) -> None:
+    model = searcher.model
+    files = list(colours.COLOURS)
+    shown = [colours.picture(a, b) for a in files for b in files if a != b]
+    by_caption = {f"{a}色和{b}色": row for row, (a, b) in enumerate((a, b) for a in files for b in files if a != b)}
+    image = model.saved.encode_image(shown)
+    for query in ("红", "黄色和黑色", "猫"):
+        text = model.saved.encode_text([query])
+        if model.token_wise:
+            products = np.einsum("ipd,td->ipt", image.numpy(), text.vectors[0].numpy())
+            counted = text.counted[0].numpy()
+            expected = products.max(1)[:, counted].mean(1)
+        else:
+            expected = image.numpy() @ text.vectors[0].numpy()
+        (hits,) = searcher.pictures_of_texts([query], len(shown))
+        found = {by_caption[captions_of(searcher, [hit.row])[0]]: hit.score for hit in hits}
+        assert len(found) == len(shown)
+        # Stored tokens are float16.
+        assert [found[row] for row in range(len(shown))] == pytest.approx(expected.tolist(), abs=1e-3)
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_a_picture_finds_its_caption_and_itself(searcher: Searcher) -> None:
+    vectors = searcher.model.saved.encode_image([colours.picture("绿", "黄")])[0]
+    best = [searcher.index.captions[hit.row] for hit in searcher.captions_of_picture(vectors, 2)]
+    assert set(best) == {"绿色和黄色", "黄色和绿色"}
+    first, *_ = searcher.similar_pictures(vectors, 3)
+    assert captions_of(searcher, [first.row])[0] in best
+    assert first.score == pytest.approx(1.0, abs=1e-3)
+    assert torch.allclose(searcher.stored_picture(first.row).mean(0), vectors.mean(0), atol=1e-3)
+
+
+def test_labels_share_the_probability(searcher: Searcher) -> None:
+    vectors = searcher.model.saved.encode_image([colours.picture("绿")])[0]
+    scores, probabilities = searcher.label_scores(vectors, ["红", "绿", "蓝"])
+    assert int(scores.argmax()) == 1
+    assert float(probabilities.sum()) == pytest.approx(1.0)
+    ratio = np.exp(searcher.model.scale * float(scores[1] - scores[0]))
+    assert float(probabilities[1] / probabilities[0]) == pytest.approx(ratio, rel=1e-3)
+
+
+def test_blocks_change_nothing(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["红", "蓝黄", "绿色和黑色"]
+    whole = searcher.pictures_of_texts(texts, 5)
+    monkeypatch.setattr(search, "_BLOCK_SCORES", 9)
+    assert searcher.pictures_of_texts(texts, 5) == whole
+    assert [searcher.pictures_of_texts([text], 5)[0] for text in texts] == whole
+
+
+def test_equal_scores_are_in_the_order_of_the_rows() -> None:
+    scores = torch.tensor([[0.5, 0.50000001, 0.7, 0.5]])
+    hits = search._ranked(scores[0], torch.tensor([9, 3, 5, 4]), 3)
+    assert [(hit.row, hit.score) for hit in hits] == [(5, 0.7), (3, 0.5), (4, 0.5)]
+    same = search._best(torch.ones(1, 1), torch.tensor([[0.5], [0.5], [0.7], [0.5]]), 2)[0]
+    assert [hit.row for hit in same] == [2, 0]
+
+
+def test_the_best_of_many_vectors_are_found() -> None:
+    numbers = np.random.default_rng(0)
+    vectors, queries = numbers.standard_normal((5000, 16), np.float32), numbers.standard_normal((7, 16), np.float32)
+    found = search._best(torch.from_numpy(queries), torch.from_numpy(vectors), 20)
+    assert [[hit.row for hit in hits] for hits in found] == np.argsort(-(queries @ vectors.T), 1)[:, :20].tolist()
+
+
+@pytest.mark.parametrize(
+    ("written", "form"),
+    [
+        ("紅色的蘋果", "红色的苹果"),
+        ("红色的苹果", "红色的苹果"),
+        ("ＡＰＰＬＥ　手機", "apple 手机"),
+        ("紅色\u200b的苹果 ", "红色的苹果"),
+        ("乾隆皇帝", "乾隆皇帝"),  # by phrase: 乾 alone is 干
+    ],
+)
+def test_every_way_to_write_a_query_is_one(written: str, form: str) -> None:
+    assert search_forms([written]) == [form]
+
+
+def test_an_index_is_made_once_and_goes_on_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index that was interrupted after its first piece has the same bytes as one that was not."""
+    model = colours.model("token")
+    pairs = [
+        (f"{number:020d}", f"{a}和{b}", colours.encoded(colours.picture(a, b), "JPEG"), f"{a}{b}")
+        for number, (a, b) in enumerate((a, b) for a in colours.COLOURS for b in colours.COLOURS if a != b)
+    ]
+    data = collection.of(colours.stage(tmp_path, {"train/00000": pairs[:9], "train/00001": pairs[9:]}).uri)
+    monkeypatch.setattr(index, "_BLOCK", 4)
+    whole = index.build(data, model, storage.from_path(tmp_path / "whole"))
+    encode: Callable[..., object] = index._encode_piece
+    calls: list[str] = []
+
+    def killed(stage: object, found: object, piece: collection.Piece, *rest: object) -> object:
+        calls.append(piece.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(stage, found, piece, *rest)
+
+    monkeypatch.setattr(index, "_encode_piece", killed)
+    with pytest.raises(KeyboardInterrupt):
+        index.build(data, model, storage.from_path(tmp_path / "killed"))
+    again = index.build(data, model, storage.from_path(tmp_path / "killed"))
+    assert calls == ["train-00000", "train-00001", "train-00001"]
+    assert (again.digest, again.parts) == (whole.digest, whole.parts)
+    assert index.build(data, model, storage.from_path(tmp_path / "killed")) == again
+    assert len(calls) == 3
+    opened = index.open_index(again, model)
+    assert list(opened.keys) == [pair[0] for pair in pairs]
+    shown = [colours.encoded(colours.picture(a, b), "JPEG") for a in colours.COLOURS for b in colours.COLOURS if a != b]
+    assert opened.picture_tokens is not None
+    stored = opened.picture_tokens.read(torch.tensor([17, 0, 9]))
+    expected = model.saved.encode_image([shown[17], shown[0], shown[9]])
+    torch.testing.assert_close(stored, expected.half().float())
+
+
+def test_what_cannot_be_decoded_in_a_folder_is_left_out_and_counted(tmp_path: Path) -> None:
+    data = colours.encoded(colours.picture("红"))
+    uri = colours.folder(tmp_path / "p", {"a.png": ["红"], "b.png": ["坏"]}, {"a.png": data, "b.png": data[:60]})
+    made = index.build(collection.of(uri), colours.model("global"), storage.from_path(tmp_path / "i"))
+    assert made.counts == {"pictures": 1, "captions": 2, "left_out": 1}
+
+
+def test_meaningless_texts_find_nothing_and_captions_their_pictures(tmp_path: Path) -> None:
+    """40 captions of one colour each; texts of their characters mixed with others are far from every picture."""
+    model = colours.model("global")
+    pictures, captions = {}, {}
+    for number in range(40):
+        colour = list(colours.COLOURS)[number % 5]
+        pictures[f"{number}.png"] = colours.encoded(colours.picture(colour, size=(64, 64 + number)))
+        captions[f"{number}.png"] = [colour * (2 + number // 5) + "一二三四五六七八九十百千"[number % 12]]
+    made = index.build(
+        collection.of(colours.folder(tmp_path / "p", captions, pictures)), model, storage.from_path(tmp_path / "i")
+    )
+    found = index.open_index(made, model).calibration
+    assert found["texts"] == 40
+    assert 0 <= found["false_alarms"] <= 0.3
+    assert found["misses"] < 0.5
+    assert -1 < found["threshold"] < 1
+    assert calibration.calibrate(index.open_index(made, model), model) == found
+
+
+def test_too_few_captions_give_no_threshold(searcher: Searcher, tmp_path: Path) -> None:
+    data = colours.encoded(colours.picture("红"))
+    uri = colours.folder(tmp_path / "p", {"a.png": ["红"]}, {"a.png": data})
+    made = index.build(collection.of(uri), searcher.model, storage.from_path(tmp_path / "i"))
+    assert index.open_index(made, searcher.model).calibration == {}

@@ -1,0 +1,100 @@
+"""What the JSON API answers."""
+
+from pydantic import BaseModel, Field
+
+
+class Problem(BaseModel):
+    """Why a request is refused."""
+
+    error: str = Field(description="What is wrong and how to mend it.")
+
+
+class PictureHit(BaseModel):
+    """A picture that was found."""
+
+    picture: str = Field(description="Its key, for the parameter `picture` of other requests.")
+    url: str = Field(description="Path of its file on this server.")
+    score: float = Field(description="Similarity, -1 to 1; not a probability.")
+    captions: list[str] = Field(description="Its captions, as they are in the data.")
+
+
+class SearchAnswer(BaseModel):
+    """The pictures that are most similar to a text."""
+
+    query: str
+    read_as: str = Field(description="The text as the model reads it: half width, lower case, Simplified characters.")
+    cut: bool = Field(description="Whether the model reads only the beginning of the text, because it is too long.")
+    nothing_similar: bool = Field(description="Whether even the best score is below the threshold.")
+    threshold: float | None = Field(description="Calibrated on the data (`/api/about`); null where it could not be.")
+    results: list[PictureHit]
+
+
+class CaptionHit(BaseModel):
+    """A caption that was found."""
+
+    caption: str
+    score: float = Field(description="Similarity, -1 to 1.")
+    pictures: list[str] = Field(description="Keys of the pictures with this caption, at most 10.")
+
+
+class CaptionsAnswer(BaseModel):
+    """The captions, and the pictures, that are most similar to a picture."""
+
+    captions: list[CaptionHit]
+    similar: list[PictureHit]
+
+
+class AlignAnswer(BaseModel):
+    """Which token of a text each patch of a picture matches best (section 5.4 of the paper)."""
+
+    tokens: list[str] = Field(description="The text's tokens, with [CLS] and [SEP].")
+    highlighted: list[int] = Field(description="Places of the tokens of the word, or of all words.")
+    best: list[list[int]] = Field(description="For each patch the place of its best token, row by row.")
+    similarity: list[list[float]] = Field(description="For each patch its similarity to that token, -1 to 1.")
+    shown: str = Field(description="The square that the model sees: a data URL of a JPEG.")
+
+
+class LabelHit(BaseModel):
+    """A label of a zero-shot classification."""
+
+    label: str
+    score: float = Field(description="Similarity of the picture to the label in a prompt, -1 to 1.")
+    probability: float = Field(description="Softmax over the given labels.")
+
+
+class ClassifyAnswer(BaseModel):
+    """The labels, the best one first."""
+
+    labels: list[LabelHit]
+
+
+class Calibrated(BaseModel):
+    """The threshold below which nothing is similar, and its measured error rates."""
+
+    threshold: float
+    false_alarms: float = Field(description="Share of meaningless texts that find something all the same.")
+    misses: float = Field(description="Share of the collection's captions that find nothing.")
+    texts: int = Field(description="Texts of each kind that were searched.")
+    rule: str
+
+
+class AboutAnswer(BaseModel):
+    """What is searched, with what, and what a request may hold."""
+
+    model: str
+    model_digest: str
+    data: str
+    data_digest: str
+    pictures: int
+    captions: int
+    left_out: int = Field(description="Files that could not be decoded.")
+    token_wise: bool = Field(description="Whether `/api/align` has an answer.")
+    max_tokens: int = Field(description="Tokens of a text that the model reads, with [CLS] and [SEP].")
+    calibration: Calibrated | None
+    limits: dict[str, float]
+
+
+class Health(BaseModel):
+    """The server answers."""
+
+    status: str

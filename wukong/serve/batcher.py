@@ -1,0 +1,65 @@
+"""Requests that wait at the same time are computed together, by one thread."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Generic, TypeVar
+
+from wukong.serve.uploads import RefusedError
+
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
+
+
+class Batcher(Generic[Asked, Answer]):
+    """Computes answers in batches: what arrives while one is computed is in the next.
+
+    Args:
+        compute: gives an answer for each question, in their order; it is called in a thread of ``pool``.
+        pool: the threads.
+        most: questions of a batch.
+        waiting: questions that wait at a time; more are refused.
+    """
+
+    def __init__(
+        self, compute: Callable[[Sequence[Asked]], Sequence[Answer]], pool: Executor, most: int, waiting: int
+    ) -> None:
+        self._compute = compute
+        self._pool = pool
+        self._most = most
+        self._limit = waiting
+        self._waiting: deque[tuple[Asked, asyncio.Future[Answer]]] = deque()
+        self._running: asyncio.Task[None] | None = None
+
+    async def __call__(self, asked: Asked) -> Answer:
+        """Wait for the answer to one question.
+
+        Raises:
+            RefusedError: (503) too many wait.
+        """
+        if len(self._waiting) >= self._limit:
+            raise RefusedError(503, "too many requests wait at this moment: try again in a second")
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((asked, future))
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._run())
+        return await future
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+            batch = [(asked, future) for asked, future in batch if not future.cancelled()]
+            if not batch:
+                continue
+            try:
+                answers = await loop.run_in_executor(self._pool, self._compute, [asked for asked, _ in batch])
+            except Exception as error:  # noqa: BLE001 - it belongs to those who asked
+                for _, future in batch:
+                    if not future.cancelled():
+                        future.set_exception(error)
+                continue
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if not future.cancelled():
+                    future.set_result(answer)

@@ -1,0 +1,74 @@
+// What the page cannot do without a script: send a picture, and show the patches of one word.
+
+const upload = document.querySelector("[data-upload]");
+const input = document.querySelector("#file");
+const status = document.querySelector("[data-status]");
+let picture = null;
+
+/** Sends the picture, with what is asked about it, and shows the page that the server makes of it. */
+async function ask(questions) {
+  if (picture.size > Number(input.dataset.most)) {
+    status.textContent = `The picture has more than ${Number(input.dataset.most) / 2 ** 20} MiB: choose a smaller one.`;
+    return;
+  }
+  status.textContent = "Looking at the picture …";
+  try {
+    const answer = await fetch(`/pictures?${new URLSearchParams(questions)}`, { method: "POST", body: picture });
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const content = page.querySelector("main");
+    if (!content) {
+      status.textContent = "The server gave no answer that can be shown: try again.";
+      return;
+    }
+    document.querySelector("main").replaceWith(content);
+    document.title = page.title;
+    status.textContent = "";
+    content.focus();
+  } catch {
+    status.textContent = "The server does not answer: is it still running?";
+  }
+}
+
+function take(file) {
+  if (file) {
+    picture = file;
+    ask({});
+  }
+}
+
+upload.hidden = false;
+input.addEventListener("change", () => take(input.files[0]));
+
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("dropping");
+});
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) document.body.classList.remove("dropping");
+});
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dropping");
+  take(event.dataTransfer.files[0]);
+});
+
+// A question about the picture that was sent: it is sent again, because the server keeps none.
+document.addEventListener("submit", (event) => {
+  if ("sent" in event.target.dataset) {
+    event.preventDefault();
+    ask(Object.fromEntries(new FormData(event.target)));
+  }
+});
+
+document.addEventListener("click", (event) => {
+  const word = event.target.closest(".word");
+  if (!word) return;
+  const pressed = word.getAttribute("aria-pressed") !== "true";
+  const alignment = word.closest("[data-alignment]");
+  for (const other of alignment.querySelectorAll(".word")) other.setAttribute("aria-pressed", "false");
+  word.setAttribute("aria-pressed", String(pressed));
+  for (const patch of alignment.querySelectorAll(".patch")) {
+    patch.dataset.first ??= String(patch.classList.contains("on"));
+    patch.classList.toggle("on", pressed ? patch.dataset.word === word.dataset.word : patch.dataset.first === "true");
+  }
+});

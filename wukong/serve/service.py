@@ -1,0 +1,273 @@
+"""The answers of the search page and its JSON API: checks of requests, and the model's work in threads."""
+
+import asyncio
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import ParamSpec, TypeVar
+
+from PIL import Image
+from torch import Tensor
+
+from wukong.crawl import image_header
+from wukong.data import images
+from wukong.errors import DataError
+from wukong.evaluate import alignment
+from wukong.evaluate.model import OwnModel
+from wukong.manifest import Manifest
+from wukong.serve import answers, index
+from wukong.serve.batcher import Batcher
+from wukong.serve.collection import Collection
+from wukong.serve.query import search_forms
+from wukong.serve.search import DIGITS, Hit, Searcher
+from wukong.serve.uploads import Limits, RefusedError, UploadDecoder, data_url
+
+_BATCH = 32
+_READERS = 4
+_PICTURES_OF_A_CAPTION = 10
+_KINDS = {"jpeg": "image/jpeg", "png": "image/png", "gif": "image/gif", "webp": "image/webp"}
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is asked about.
+
+    Attributes:
+        row: its row in the index; None for one that was sent.
+        data: the bytes of its file.
+    """
+
+    row: int | None
+    data: bytes
+
+
+class Service:
+    """Answers requests. The model has one thread for texts and one for pictures; others read files.
+
+    Args:
+        collection: what is searched.
+        model: the model, with its image tower.
+        found: manifest of the index of both.
+        limits: what a request may hold.
+    """
+
+    def __init__(self, collection: Collection, model: OwnModel, found: Manifest, limits: Limits) -> None:
+        self.limits = limits
+        self.index = index.open_index(found, model)
+        self._collection, self._model, self._counts = collection, model, found.counts
+        self._row_of = {key: row for row, key in enumerate(self.index.keys)}
+        self._searcher = Searcher(self.index, model)
+        self._decoder = UploadDecoder(limits)
+        self._texts = ThreadPoolExecutor(1, thread_name_prefix="texts")
+        self._pictures = ThreadPoolExecutor(1, thread_name_prefix="pictures")
+        self._files = ThreadPoolExecutor(_READERS, thread_name_prefix="files")
+        self._search = Batcher(self._searched, self._texts, _BATCH, limits.waiting)
+        self._asked_of_pictures = 0
+
+    def close(self) -> None:
+        """End the threads and the child process."""
+        for pool in (self._texts, self._pictures, self._files):
+            pool.shutdown(cancel_futures=True)
+        self._decoder.__exit__(None, None, None)
+
+    # --- what is asked
+
+    def about(self) -> answers.AboutAnswer:
+        """Describe collection, model and limits."""
+        calibration = self.index.calibration
+        return answers.AboutAnswer(
+            model=self._model.name,
+            model_digest=self._model.digest,
+            data=self._collection.uri,
+            data_digest=self._collection.digest,
+            pictures=len(self.index.keys),
+            captions=len(self.index.captions),
+            left_out=self._counts.get("left_out", 0),
+            token_wise=self._model.token_wise,
+            max_tokens=self._model.saved.tokenizer.max_tokens,
+            calibration=answers.Calibrated.model_validate(calibration) if calibration else None,
+            limits=asdict(self.limits),
+        )
+
+    async def search(self, query: str, count: int) -> answers.SearchAnswer:
+        """Find pictures for a text.
+
+        Raises:
+            RefusedError: (422) the text has nothing that the model can read, or is too long; (503) too many wait.
+        """
+        (form,), cut = self._readable([query], "query")
+        hits = (await self._search((form, count)))[:count]
+        threshold = self.index.calibration.get("threshold")
+        return answers.SearchAnswer(
+            query=query,
+            read_as=form,
+            cut=cut,
+            nothing_similar=threshold is not None and (not hits or hits[0].score < threshold),
+            threshold=threshold,
+            results=self._shown(hits),
+        )
+
+    async def captions(self, picture: Picture, count: int) -> answers.CaptionsAnswer:
+        """Find captions and other pictures for a picture.
+
+        Raises:
+            RefusedError: (422) the picture cannot be encoded; (503) too many wait.
+        """
+
+        def work() -> tuple[list[Hit], list[Hit]]:
+            vectors = self._encoded(picture)
+            similar = self._searcher.similar_pictures(vectors, count + 1)
+            return self._searcher.captions_of_picture(vectors, count), similar
+
+        captions, similar = await self._of_picture(work)
+        return answers.CaptionsAnswer(
+            captions=[
+                answers.CaptionHit(
+                    caption=self.index.captions[hit.row],
+                    score=hit.score,
+                    pictures=[self.index.keys[row] for row in self.index.pictures_of[hit.row][:_PICTURES_OF_A_CAPTION]],
+                )
+                for hit in captions
+            ],
+            similar=self._shown([hit for hit in similar if hit.row != picture.row][:count]),
+        )
+
+    async def align(self, picture: Picture, text: str, word: str | None = None) -> answers.AlignAnswer:
+        """Find the best token of each patch of a picture.
+
+        Raises:
+            RefusedError: (422) the model is not token-wise, the text cannot be read or is too long, or the word is not
+                in it; (503) too many wait.
+        """
+        if not self._model.token_wise:
+            raise RefusedError(
+                422, "this model has one vector for a picture, so no patch can be compared: serve a token-wise model"
+            )
+        (form,), cut = self._readable([text], "text")
+        if cut:
+            most = self._model.saved.tokenizer.max_tokens
+            raise RefusedError(422, f"text: the model reads {most} tokens, with [CLS] and [SEP]: shorten the text")
+        part = search_forms([word])[0] if word else None
+
+        def work() -> answers.AlignAnswer:
+            found = alignment.align(self._model.saved, images.decode(picture.data), form, part)
+            return answers.AlignAnswer(
+                tokens=list(found.tokens),
+                highlighted=sorted(found.highlighted),
+                best=found.best.tolist(),
+                similarity=[[round(value, DIGITS) for value in row] for row in found.similarity.tolist()],
+                shown=data_url(_jpeg(found.shown)),
+            )
+
+        return await self._of_picture(work)
+
+    async def classify(self, picture: Picture, labels: Sequence[str]) -> answers.ClassifyAnswer:
+        """Compare a picture with labels.
+
+        Raises:
+            RefusedError: (422) there are too many labels or fewer than two, or one cannot be read; (503) too many wait.
+        """
+        given = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
+        if not 2 <= len(given) <= self.limits.labels:
+            raise RefusedError(422, f"label: {len(given)} different labels are given: give 2 to {self.limits.labels}")
+        self._readable(given, "label")
+
+        def work() -> tuple[Tensor, Tensor]:
+            return self._searcher.label_scores(self._encoded(picture), given)
+
+        scores, probabilities = await self._of_picture(work)
+        rows = sorted(zip(given, scores.tolist(), probabilities.tolist(), strict=True), key=lambda row: -row[1])
+        return answers.ClassifyAnswer(
+            labels=[
+                answers.LabelHit(label=label, score=round(score, DIGITS), probability=round(probability, DIGITS))
+                for label, score, probability in rows
+            ]
+        )
+
+    async def stored(self, key: str) -> Picture:
+        """Read a picture of the collection.
+
+        Raises:
+            RefusedError: (404) there is none with this key.
+        """
+        row = self._row_of.get(key)
+        if row is None:
+            raise RefusedError(404, "picture: the collection has no picture with this key: search for one")
+        return Picture(row, await self._in(self._files, self._collection.read, self.index.places[row]))
+
+    async def sent(self, data: bytes) -> Picture:
+        """Decode a picture that was sent; see ``UploadDecoder.decode`` for errors."""
+        return Picture(None, await self._decoder.decode(data))
+
+    async def file(self, picture: Picture) -> tuple[bytes, str]:
+        """Return a picture's file as a browser can show it, and its type; large ones are made small."""
+        kind = _KINDS.get(image_header.sniff(picture.data[:16]) or "")
+        if kind is not None and picture.row is not None and self.index.places[picture.row].size:
+            return picture.data, kind
+        return await self._decoder.decode(picture.data), "image/jpeg"
+
+    def captions_of(self, row: int) -> list[str]:
+        """The captions of a picture of the collection."""
+        return [self.index.captions[each] for each in self.index.captions_of[row]]
+
+    # --- how it is computed
+
+    def _searched(self, asked: Sequence[tuple[str, int]]) -> list[list[Hit]]:
+        return self._searcher.pictures_of_texts([form for form, _ in asked], max(count for _, count in asked))
+
+    def _encoded(self, picture: Picture) -> Tensor:
+        if picture.row is not None:
+            return self._searcher.stored_picture(picture.row)
+        return self._model.saved.encode_image([images.decode(picture.data)])[0]
+
+    def _shown(self, hits: Sequence[Hit]) -> list[answers.PictureHit]:
+        return [
+            answers.PictureHit(
+                picture=self.index.keys[hit.row],
+                url=f"/pictures/{self.index.keys[hit.row]}/file",
+                score=hit.score,
+                captions=self.captions_of(hit.row),
+            )
+            for hit in hits
+        ]
+
+    def _readable(self, texts: Sequence[str], name: str) -> tuple[list[str], bool]:
+        """Return the forms of texts in which they are searched, and whether the model reads less than all of one."""
+        forms = search_forms(texts)
+        tokenizer = self._model.saved.tokenizer
+        special = {tokenizer.cls, tokenizer.sep}
+        cut = False
+        for text, ids, length in zip(texts, tokenizer.encode(forms), tokenizer.lengths(forms), strict=True):
+            if len(text) > self.limits.characters:
+                raise RefusedError(422, f"{name}: it has {len(text)} characters: give at most {self.limits.characters}")
+            words = set(ids) - special
+            if not words:
+                raise RefusedError(422, f"{name}: there is nothing to read in it: give a word")
+            if words == {tokenizer.unknown}:
+                raise RefusedError(422, f"{name}: the model's vocabulary knows none of its characters: give another")
+            cut = cut or length > tokenizer.max_tokens
+        return forms, cut
+
+    async def _of_picture(self, work: Callable[[], T]) -> T:
+        if self._asked_of_pictures >= self.limits.waiting:
+            raise RefusedError(503, "too many requests wait at this moment: try again in a second")
+        self._asked_of_pictures += 1
+        try:
+            return await self._in(self._pictures, work)
+        except DataError as error:
+            raise RefusedError(422, str(error)) from error
+        finally:
+            self._asked_of_pictures -= 1
+
+    async def _in(self, pool: ThreadPoolExecutor, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, lambda: work(*arguments, **named))
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    target = io.BytesIO()
+    image.save(target, "JPEG", quality=90)
+    return target.getvalue()

@@ -1,0 +1,133 @@
+"""Pictures that people send: read up to a limit, and decoded in a child process with limits on memory and time."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from types import TracebackType
+
+from wukong.config import Crawl
+from wukong.crawl import image_header
+from wukong.crawl.clock import Clock
+from wukong.crawl.decoder import Decoder
+from wukong.crawl.status import FetchError, Status
+from wukong.crawl.unexpected import UnexpectedInDecoderError
+
+TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/avif")
+_KINDS = "JPEG, PNG, WebP, GIF, BMP or AVIF"
+_TOO_LARGE = frozenset({Status.TOO_MANY_PIXELS, Status.TOO_COSTLY})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may hold.
+
+    Attributes:
+        upload_bytes: of a picture.
+        upload_seconds: until all of it has arrived.
+        pixels: of a picture, before it is made smaller.
+        characters: of a text.
+        labels: of a classification.
+        results: of an answer.
+        waiting: requests that wait for the model at a time.
+    """
+
+    upload_bytes: int = 10 * 2**20
+    upload_seconds: float = 30.0
+    pixels: int = 50_000_000
+    characters: int = 200
+    labels: int = 32
+    results: int = 100
+    waiting: int = 256
+
+
+class RefusedError(Exception):
+    """A request that is wrong or too much: the HTTP status, and what is wrong and how to mend it."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+async def read(chunks: AsyncIterator[bytes], declared: str | None, limits: Limits) -> bytes:
+    """Read a picture that is sent; stop as soon as it is too large.
+
+    Args:
+        chunks: the body.
+        declared: the header ``Content-Length``.
+        limits: the limits.
+
+    Raises:
+        RefusedError: (413) it is too large; (408) it arrives too slowly; (400) it is empty.
+    """
+    most = limits.upload_bytes
+    too_large = RefusedError(413, f"the picture has more than {most / 2**20:g} MiB: send a smaller one")
+    if declared is not None and declared.isdecimal() and int(declared) > most:
+        raise too_large
+    found = bytearray()
+    try:
+        async with asyncio.timeout(limits.upload_seconds):
+            async for chunk in chunks:
+                found += chunk
+                if len(found) > most:
+                    raise too_large
+    except TimeoutError as error:
+        raise RefusedError(
+            408, f"the picture did not arrive within {limits.upload_seconds:g} seconds: send a smaller one"
+        ) from error
+    if not found:
+        raise RefusedError(400, f"there is no picture in the request: send the bytes of a {_KINDS} file as its body")
+    return bytes(found)
+
+
+class UploadDecoder:
+    """Decodes pictures as the crawl does, with its child process; use it as a context manager.
+
+    The picture is upright, RGB and small afterwards. Of an animation the first frame is taken, and transparent pixels
+    become white. The child has limits on memory and processor time, so a decompression bomb ends it and nothing else.
+
+    Args:
+        limits: the limits.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._config = Crawl(
+            endpoint="", min_side=2, max_aspect_ratio=1000.0, max_pixels=limits.pixels, max_decode_seconds=5.0
+        )
+        self._decoder = Decoder(self._config)
+
+    async def decode(self, data: bytes) -> bytes:
+        """Return the picture as a JPEG with a shorter side of at most 256 pixels.
+
+        Raises:
+            RefusedError: (415) it is of no known type; (413) it has too many pixels or costs too much to decode; (422)
+                it is damaged or has a side below two pixels.
+        """
+        try:
+            if image_header.sniff(data[:16]) == "avif":  # its header is read by a decoder
+                header = await self._decoder.read_header(data, Clock())
+            else:
+                header = image_header.read_complete_header(data)
+            image_header.check_size(header, self._config)
+            return (await self._decoder.store(data, header, Clock())).data
+        except UnexpectedInDecoderError as error:
+            raise RefusedError(422, "the picture cannot be decoded: send another one") from error
+        except FetchError as error:
+            if error.status is Status.NOT_IMAGE:
+                raise RefusedError(415, f"this is no picture of a known type: send {_KINDS}") from error
+            if error.status in _TOO_LARGE:
+                raise RefusedError(
+                    413, f"the picture costs too much to decode ({error}): send a smaller one"
+                ) from error
+            raise RefusedError(422, f"the picture cannot be used ({error}): send another one") from error
+
+    def __enter__(self) -> "UploadDecoder":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._decoder.__exit__(kind, value, tb)
+
+
+def data_url(jpeg: bytes) -> str:
+    """Return a JPEG as the address of an image in a page."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
