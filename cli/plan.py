@@ -2,20 +2,17 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import Annotated, get_args
 
 import typer
 
 from wukong import config, estimate
-from wukong.config import Experiment, Training
+from wukong.config import Dtype, Experiment, Training
 from wukong.errors import ConfigError
 from wukong.estimate import Rate, RateName, TrainingPlan
-
-if TYPE_CHECKING:
-    from wukong.train.rates import Shape
 
 _GPU, _STORE = "gpu", "store"
 _PARTS: tuple[RateName, ...] = get_args(RateName)
@@ -60,13 +57,22 @@ def plan(
         changes = {"workers": gpus, "gpus_per_worker": 1} if gpus else {"gpus_per_worker": 0}
         settings = _changed(settings, changes)
     given = parse_rates(told or [])
-    shape, rates = find_rates(experiment, settings, given, caption_tokens)
+    check_rates(settings, given)
+
+    from wukong.train import rates  # torch takes seconds to import
+
+    shape = rates.feature_shape(experiment.model)
+    found_rates = rates.find(experiment.model, settings, given, caption_tokens)
     store = given[_STORE] * 1e9 if _STORE in given else None
-    found = estimate.training(settings, pairs, shape.tokens * shape.width, cores_of_a_worker(settings), rates, store)
+    sizes = {dtype: estimate.feature_bytes(*shape, dtype) for dtype in get_args(Dtype)}
+    found = estimate.training(
+        settings, pairs, sizes[experiment.features.dtype], os.cpu_count() or 1, found_rates, store
+    )
+    all_views = {dtype: pairs * (1 + settings.views) * size for dtype, size in sizes.items()}
     if as_json:
-        typer.echo(json.dumps(_as_json(found, rates, pairs, settings), indent=2))
+        typer.echo(json.dumps(_as_json(found, found_rates, pairs, settings), indent=2))
     else:
-        _print(found, rates, pairs, settings, experiment)
+        _print(found, found_rates, pairs, settings, experiment, all_views)
 
 
 def _changed(settings: Training, changes: Mapping[str, int]) -> Training:
@@ -75,11 +81,6 @@ def _changed(settings: Training, changes: Mapping[str, int]) -> Training:
     # A plan is not refused because a batch of another size would be needed.
     values["batch_size"] = -(-values["batch_size"] // workers) * workers
     return Training.model_validate(values)
-
-
-def cores_of_a_worker(settings: Training) -> int:
-    """Return the cores of this machine for each worker of a training on processors."""
-    return max(1, (os.cpu_count() or 1) // settings.workers)
 
 
 def parse_rates(told: Sequence[str]) -> dict[str, float]:
@@ -104,58 +105,20 @@ def parse_rates(told: Sequence[str]) -> dict[str, float]:
     return rates
 
 
-def find_rates(
-    experiment: Experiment, settings: Training, told: Mapping[str, float], caption_tokens: int
-) -> "tuple[Shape, dict[RateName, Rate]]":
-    """Return the shape of an image's features, and all rates: told, computed, or else measured on this machine.
-
-    Args:
-        experiment: gives the model.
-        settings: of the training.
-        told: see ``parse_rates``.
-        caption_tokens: mean number of tokens of a caption.
+def check_rates(settings: Training, told: Mapping[str, float]) -> None:
+    """Check that the rates which are not told can be measured on this machine.
 
     Raises:
-        ConfigError: a rate of a GPU is not told, and this machine has no GPU; or the model cannot be built.
+        ConfigError: a rate of a GPU is not told, and this machine has no GPU.
     """
     import torch
 
-    from wukong.train import rates
-
-    model, on_gpu = experiment.model, settings.gpus_per_worker > 0
     missing = [name for name in ("text_step", "tower") if name not in told]
-    if on_gpu and missing and _GPU not in told and not torch.cuda.is_available():
+    if settings.gpus_per_worker and missing and _GPU not in told and not torch.cuda.is_available():
         raise ConfigError(
             f"--rate: this machine has no GPU to measure {' and '.join(missing)} on. Give them for one GPU, such as "
             f"{' '.join(f'--rate {name}=500' for name in missing)}, or give --rate gpu=TFLOPS for what it sustains"
         )
-    device = torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
-    shape = rates.feature_shape(model)
-    measures: dict[RateName, Callable[[], float]] = {
-        "text_step": lambda: rates.text_step(model, settings, shape, device, caption_tokens),
-        "tower": lambda: rates.tower(model, settings, device),
-        "decode": lambda: rates.decode(model.image, ()),
-        "augment": lambda: rates.decode(model.image, settings.augmentations),
-    }
-    work: dict[RateName, Callable[[], float]] = {
-        "text_step": lambda: rates.text_step_flops(model, settings, shape, caption_tokens),
-        "tower": lambda: rates.tower_flops(model),
-    }
-    threads = torch.get_num_threads()
-    found: dict[RateName, Rate] = {}
-    try:
-        if device.type == "cpu":
-            torch.set_num_threads(cores_of_a_worker(settings))
-        for name, measure in measures.items():
-            if name in told:
-                found[name] = Rate(told[name], "told")
-            elif name in work and _GPU in told:
-                found[name] = Rate(told[_GPU] * 1e12 / work[name](), "computed")
-            else:
-                found[name] = Rate(measure(), "measured")
-    finally:
-        torch.set_num_threads(threads)
-    return shape, found
 
 
 def _as_json(found: TrainingPlan, rates: Mapping[RateName, Rate], pairs: int, settings: Training) -> dict[str, object]:
@@ -184,7 +147,12 @@ _SOURCES = {"measured": "measured here", "told": "told", "computed": "computed f
 
 
 def _print(
-    found: TrainingPlan, rates: Mapping[RateName, Rate], pairs: int, settings: Training, experiment: Experiment
+    found: TrainingPlan,
+    rates: Mapping[RateName, Rate],
+    pairs: int,
+    settings: Training,
+    experiment: Experiment,
+    sizes: Mapping[Dtype, int],
 ) -> None:
     where = f"{settings.workers} GPUs" if settings.gpus_per_worker else f"{settings.workers} workers without GPUs"
     typer.echo(f"{pairs:,} pairs, {settings.epochs} epochs, {where}, {experiment.model.image.name}")
@@ -200,7 +168,9 @@ def _print(
             typer.echo(f"  {title:<10}{''.join(f'{cell:>12}' for cell in row)}{reads:>14}  {way.bound_by}")
     typer.echo(f"\nThe pairs themselves take about {_size(found.pair_bytes)}.")
     if found.cached is not None:
-        typer.echo(f"Features are in 16 bits; in 8 bits they would take {_size(found.cached_int8_bytes)}.")
+        dtype = experiment.features.dtype
+        (other,) = set(sizes) - {dtype}
+        typer.echo(f"Features are stored as {dtype}; as {other} they would take {_size(sizes[other])}.")
     typer.echo(f"Faster: {found.faster}.")
 
 

@@ -1,25 +1,55 @@
 """Features: the output of a locked image tower for every image and view, computed once and stored.
 
 Features of the training pairs and of the hold-outs are two outputs of the stage. Each key consists of the filter's
-manifest, the image encoder and the views. So pre-training and fine-tuning, or all evaluations, in this run and in later
-ones, read the same files. The jobs that need features call ``run``. A view of a shard is one task. If a training stage
-trained the tower itself, later stages use features of that tower.
+manifest, the image encoder, the views and how features are stored. So pre-training and fine-tuning, or all
+evaluations, in this run and in later ones, read the same files, whatever their text towers are. The jobs that need
+features call ``run``. A view of a shard is one file, and a task computes one file on a core, or several on a GPU. A job
+that was killed goes on after the finished files. If a training stage trained the tower itself, later stages use
+features of that tower.
+
+``decide`` decides for ``store_features: auto`` whether a training stores features at all.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
-from typing import Literal
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
 
 import ray
 
-from wukong import places, progress, storage
-from wukong.config import Experiment, Model
+from wukong import estimate, places, progress, stages, storage
+from wukong.config import Experiment, Features, Model, Training
 from wukong.data import shards
+from wukong.estimate import Rate, RateName
 from wukong.manifest import Manifest, Part, Stage
 from wukong.train import features
+from wukong.train.features import File
+
+_AT_ONCE = 256
+"""Tasks that wait or run at a time; more would only make Ray slower."""
+_READERS = 32
+_FILES_ON_A_GPU = 64
+"""Most files of a task on a GPU: loading the tower takes as long as some files do."""
+_ROOM = 0.9
+"""Share of the free room that features may take."""
+_GIB = 2**30
 
 log = logging.getLogger(__name__)
+
+
+class _Work(NamedTuple):
+    """A file to compute, and the number of its images."""
+
+    tar: PurePosixPath
+    view: int
+    rows: int
+
+    @property
+    def target(self) -> str:
+        return features.path_of(self.tar.parent.name, self.tar.stem, self.view)
 
 
 def run(
@@ -27,14 +57,18 @@ def run(
     parents: Mapping[str, Manifest],
     model: Manifest | None = None,
     pairs: Literal["train", "holdouts"] = "train",
+    *,
+    on_gpus: bool = False,
 ) -> Manifest:
     """Compute the features of shards: the evaluation view of each, and of training shards the augmented views too.
 
     Args:
-        experiment: its ``model.image``, ``model.similarity`` and the ``views`` of both trainings decide the output.
+        experiment: its ``model.image``, ``model.similarity``, ``features.dtype`` and ``pretrain.precision``, and the
+            ``views`` of both trainings decide the output.
         parents: the filter's manifest under ``filter``.
         model: the training stage whose image tower is used; None for the tower that the experiment names.
         pairs: ``train`` for the training pairs, ``holdouts`` for every hold-out.
+        on_gpus: whether there will be GPUs; those that Ray has already are used in any case.
 
     Raises:
         ConfigError: the image encoder or its weights cannot be had.
@@ -42,51 +76,200 @@ def run(
     """
     filtered = parents["filter"]
     stage, trained = places.features(experiment, filtered, model, pairs), places.trained_tower(model)
-    views = int(stage.config["views"])
-    tower = storage.join(trained.uri, "model") if trained else None
     if finished := stage.finished():
+        log.info("the features of the %s are stored already: %s", pairs, stage.uri)
         return finished
-    work = _work(filtered, pairs, views)
-    waiting = {}
-    parts: list[Part] = []
-    with progress.track("features", sum(rows for _, _, rows in work), "pictures") as advance:
-        for tar, view, rows in work:
-            target = features.path_of(tar.parent.name, tar.stem, view)
-            record = stage.finished_task(target)
-            if record is None:
-                waiting[
-                    _compute.remote(stage, storage.join(filtered.uri, str(tar)), target, experiment.model, view, tower)
-                ] = rows
-            else:
-                parts.append(Part.model_validate(record))
-                advance(rows)
-        while waiting:
+    tower = storage.join(trained.uri, "model") if trained else None
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    task = _on_gpu if gpus or on_gpus else _on_core
+    decoders = experiment.pretrain.loader_workers
+    work = _work(filtered, pairs, int(stage.config["views"]))
+    parts = _finished(stage, work)
+    left = [entry for entry in work if entry.target not in parts]
+    with progress.track("features", sum(entry.rows for entry in work), "pictures") as advance:
+        advance(sum(part.rows for part in parts.values()))
+        groups = _groups(left, max(gpus, 1) if task is _on_gpu else 0)
+        waiting: dict[Any, None] = {}
+        while True:
+            while len(waiting) < _AT_ONCE and (group := next(groups, None)):
+                waiting[task.remote(stage, filtered.uri, group, experiment.model, tower, decoders)] = None
+            if not waiting:
+                break
             (done,), _ = ray.wait(list(waiting), num_returns=1)
-            parts.append(Part.model_validate(ray.get(done)))
-            advance(waiting.pop(done))
-    return stage.commit(parts, counts={"pictures": sum(part.rows for part in parts)})
+            del waiting[done]
+            for record in ray.get(done):
+                part = Part.model_validate(record)
+                parts[part.path] = part
+                advance(part.rows)
+    return stage.commit([*parts.values()], counts={"pictures": sum(part.rows for part in parts.values())})
 
 
-def _work(filtered: Manifest, pairs: str, views: int) -> Sequence[tuple[PurePosixPath, int, int]]:
-    """Return tar, view and number of images of each task, the largest first, so that workers end together."""
+def _work(filtered: Manifest, pairs: str, views: int) -> Sequence[_Work]:
+    """Return all files, the largest first, so that workers end together."""
     holdouts = [holdout["name"] for holdout in filtered.config["split"]["holdouts"]]
     splits = ["train"] if pairs == "train" else holdouts
     rows = {part.path: part.rows for part in filtered.parts}
     work = [
-        (PurePosixPath(split, f"{shard}.tar"), view, rows[f"{split}/{shard}.parquet"])
+        _Work(PurePosixPath(split, f"{shard}.tar"), view, rows[f"{split}/{shard}.parquet"])
         for split in splits
         for shard in shards.names_of(filtered, split)
         for view in range(views + 1)
     ]
-    return sorted(work, key=lambda task: -task[2])
+    return sorted(work, key=lambda entry: -entry.rows)
+
+
+def _finished(stage: Stage, work: Sequence[_Work]) -> dict[str, Part]:
+    """Return the files that an earlier attempt has finished, by path. One listing says which those are."""
+    there = {*storage.list_files(stage.path("_parts"), ".json")}
+    targets = [entry.target for entry in work if stage.path(f"_parts/{entry.target}.json") in there]
+    with ThreadPoolExecutor(_READERS) as readers:
+        records = list(readers.map(stage.finished_task, targets))
+    return {target: Part.model_validate(record) for target, record in zip(targets, records, strict=True)}
+
+
+def _groups(work: Sequence[_Work], gpus: int) -> Iterator[Sequence[_Work]]:
+    """Cut work into what a task does: one file on a core; on GPUs several, and at least four tasks for each."""
+    size = min(_FILES_ON_A_GPU, max(1, len(work) // (4 * gpus))) if gpus else 1
+    return (work[start : start + size] for start in range(0, len(work), size))
+
+
+def _compute(
+    stage: Stage,
+    filtered_uri: str,
+    work: Sequence[_Work],
+    model: Model,
+    tower: str | None,
+    device: str,
+    decoders: int,
+) -> list[dict[str, object]]:
+    """Compute files that are not finished yet; commit each when it is. Return the records of all."""
+    import torch
+
+    precision = stage.config.get("precision", "float32")
+    if precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    records = {entry.target: stage.finished_task(entry.target) for entry in work}
+    files = [
+        File(storage.join(filtered_uri, str(entry.tar)), entry.view, stage.path(entry.target))
+        for entry in work
+        if records[entry.target] is None
+    ]
+    dtype = stage.config.get("dtype", "float16")
+    for file, rows in features.compute(files, model, dtype, precision, tower, torch.device(device), decoders):
+        target = file.target.removeprefix(f"{stage.uri}/")
+        record = stage.describe(target, rows).model_dump(mode="json")
+        stage.commit_task(target, record)
+        records[target] = record
+    return [record for record in records.values() if record is not None]
 
 
 @ray.remote(num_cpus=1, max_retries=2)
-def _compute(stage: Stage, tar_uri: str, target: str, model: Model, view: int, tower: str | None) -> dict[str, object]:
+def _on_core(
+    stage: Stage, filtered_uri: str, work: Sequence[_Work], model: Model, tower: str | None, _decoders: int
+) -> list[dict[str, object]]:
     import torch
 
     torch.set_num_threads(1)
-    rows = features.compute(tar_uri, stage.path(target), model, view, tower)
-    record = stage.describe(target, rows).model_dump(mode="json")
-    stage.commit_task(target, record)
-    return record
+    return _compute(stage, filtered_uri, work, model, tower, "cpu", 0)
+
+
+# Ray ends the process of a task with a GPU after the task, so that the GPU's memory is free for the training.
+@ray.remote(num_cpus=1, num_gpus=1, max_retries=2)
+def _on_gpu(
+    stage: Stage, filtered_uri: str, work: Sequence[_Work], model: Model, tower: str | None, decoders: int
+) -> list[dict[str, object]]:
+    return _compute(stage, filtered_uri, work, model, tower, "cuda", decoders)
+
+
+class Decision(NamedTuple):
+    """What was decided: the experiment with it in the place of ``auto``, and the record that says why."""
+
+    experiment: Experiment
+    record: dict[str, Any]
+
+
+def decide(name: str, experiment: Experiment, filtered: Manifest, start: Manifest | None = None) -> Decision | None:
+    """Decide whether a training stage with ``store_features: auto`` stores features.
+
+    The first run decides and writes down what and why; all later runs with the same inputs, and one that was killed and
+    goes on, read that. Features that are there already are used. Else they are stored if there is room and the plan of
+    ``wukong.estimate.training`` is faster with them, by rates that are measured where the training will run.
+
+    Args:
+        name: of the training stage.
+        experiment: as of the stage.
+        filtered: the filter's manifest.
+        start: that of the stage whose model it starts from, if any.
+
+    Returns:
+        What was decided; None if nothing is to be decided.
+    """
+    settings = stages.training_of(experiment, name)
+    if not settings.is_undecided:
+        return None
+    uri = places.decision(name, experiment, filtered, start)
+    if not storage.exists(uri):
+        storage.write_json(uri, _decision(settings, experiment, filtered, start))
+    found = storage.read_json(uri)
+    way = "features are stored" if found["store"] else "the image tower runs in the training"
+    log.info("store_features: auto: %s, because %s (%s)", way, found["why"], uri)
+    decided = places.decided(name, experiment, filtered, start)
+    assert decided is not None  # noqa: S101 - for mypy
+    return Decision(decided, found)
+
+
+def _decision(
+    settings: Training, experiment: Experiment, filtered: Manifest, start: Manifest | None
+) -> dict[str, object]:
+    """Return what is decided, ``store``, and ``why``, with the numbers that decided it."""
+    cache = places.features(experiment, filtered, start)
+    if cache.finished():
+        return {"store": True, "why": f"they are there already: {cache.uri}"}
+    from wukong.train import rates
+
+    shape, dtype = rates.feature_shape(experiment.model), experiment.features.dtype
+    image_bytes = estimate.feature_bytes(*shape, dtype)
+    pairs = sum(rows for _, view, rows in _work(filtered, "train", 0) if not view)
+    needed = pairs * (1 + int(cache.config["views"])) * image_bytes
+    room = room_for_features(experiment.storage, experiment.features)
+    known: dict[str, object] = {"pairs": pairs, "gib": needed / _GIB, "room_gib": None if room is None else room / _GIB}
+    if room is None:
+        why = f"the room at {experiment.storage} is not known; features.room_gib tells it"
+        return {"store": False, "why": why, **known}
+    if needed > _ROOM * room:
+        why = f"they take {needed / _GIB:,.3g} GiB and there is room for {_ROOM * room / _GIB:,.3g} GiB"
+        return {"store": False, "why": why, **known}
+    options = {"num_gpus": 1} if settings.gpus_per_worker else {"num_cpus": 1}
+    measured: dict[RateName, Rate] = ray.get(_measure.options(**options).remote(experiment.model, settings))
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    plan = estimate.training(settings, pairs, image_bytes, cores, measured)
+    assert plan.cached is not None  # noqa: S101 - for mypy
+    stored, streamed = plan.cached.seconds, plan.streamed.seconds
+    better = "takes less time" if plan.faster == "cached" else "takes more time"
+    return {
+        "store": plan.faster == "cached",
+        "why": f"by measured rates storing them {better}: {stored:,.0f} s in place of {streamed:,.0f} s",
+        "seconds": {"stored": stored, "streamed": streamed},
+        "rates": {name: asdict(rate) for name, rate in measured.items()},
+        **known,
+    }
+
+
+def room_for_features(uri: str, settings: Features) -> float | None:
+    """Return the bytes that are free for features at a URI; None if neither the store nor the settings say."""
+    if settings.room_gib is not None:
+        return settings.room_gib * _GIB
+    filesystem, path = storage.filesystem(uri)
+    if filesystem.type_name != "local":
+        return None
+    folder = Path(path)
+    while not folder.exists():
+        folder = folder.parent
+    return float(shutil.disk_usage(folder).free)
+
+
+@ray.remote(max_retries=2)
+def _measure(model: Model, settings: Training) -> dict[RateName, Rate]:
+    from wukong.train import rates
+
+    return rates.find(model, settings)

@@ -74,8 +74,14 @@ def run(
     Raises:
         DataError: training ended without a checkpoint.
     """
+    decision = features.decide(name, experiment, filtered, start)
+    if decision is not None:
+        experiment = decision.experiment
     settings = stages.training_of(experiment, name)
-    computed = features.run(experiment, {"filter": filtered}, start) if settings.reads_features else None
+    computed = None
+    if settings.reads_features:
+        on_gpus = settings.gpus_per_worker > 0
+        computed = features.run(experiment, {"filter": filtered}, start, on_gpus=on_gpus)
     stage = places.training(name, experiment, filtered, computed, start)
     if finished := stage.finished():
         return finished
@@ -149,7 +155,12 @@ def run(
     parts = _publish(stage, state, history, experiment.model, start_model)
     for work in ("_checkpoints", "_ray", _ROWS):
         storage.delete(stage.path(work))
-    return stage.commit(parts, counts={"pairs": history["pairs"]}, metrics=metrics)
+    return stage.commit(
+        parts,
+        counts={"pairs": history["pairs"]},
+        metrics=metrics,
+        notes={"store_features": decision.record} if decision else None,
+    )
 
 
 def _until_trained(fit: Callable[[int], None], name: str, settings: Training, uri: str) -> None:

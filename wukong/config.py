@@ -46,6 +46,10 @@ else:
     _GateSettings = rules.section_of("gate_settings")
 
 
+Dtype = Literal["float16", "int8"]
+"""Of the numbers in stored features."""
+
+
 class Politeness(Strict):
     """How the crawler treats the sites it visits; every relaxation is the operator's decision."""
 
@@ -344,6 +348,19 @@ def architecture(name: str) -> dict[str, Any]:
     return value
 
 
+class Features(Strict):
+    """How stored features are kept (store_features). The tower computes them in pretrain.precision."""
+
+    dtype: Dtype = Field(
+        "float16", description="of the stored numbers; 'int8' has a scale for each vector and takes half of the room"
+    )
+    room_gib: float | None = Field(
+        None,
+        gt=0,
+        description="for store_features: auto, room for features in a store that cannot say how much is free, like S3",
+    )
+
+
 class Checkpointing(Strict):
     """When the state of a training run is stored, to resume it: at the end of each epoch, and more often."""
 
@@ -423,10 +440,11 @@ class Training(Strict):
         "all",
         description="of the image tower: 'all', as in the paper, 'none', or how many of its first layer groups",
     )
-    store_features: bool = Field(
+    store_features: bool | Literal["auto"] = Field(
         True,
         description="run a locked image tower once for each picture and read what it gave in every epoch; false runs "
-        "it anew each epoch, for more pictures than there is room for",
+        "it anew each epoch, for more pictures than there is room for; 'auto' takes the faster way, by rates that are "
+        "measured before the first epoch, if there is room",
     )
     augmentations: tuple[Literal["crop", "flip", "autoaugment"], ...] = Field(
         ("crop", "flip", "autoaugment"),
@@ -473,8 +491,18 @@ class Training(Strict):
 
     @property
     def reads_features(self) -> bool:
-        """Whether training reads stored features of a locked image encoder instead of images."""
-        return self.lock == "all" and self.store_features
+        """Whether training reads stored features of a locked image encoder; not while it is still to be decided."""
+        return self.lock == "all" and self.store_features is True
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether it is to be decided if features are stored (``store_features: auto``)."""
+        return self.lock == "all" and self.store_features == "auto"
+
+    def decided(self, *, store: bool) -> "Training":
+        """Return the settings of an undecided training after the decision; a tower in the loop has no stored views."""
+        changed = {"store_features": store} if store else {"store_features": store, "views": 0}
+        return self.model_copy(update=changed)
 
     @model_validator(mode="after")
     def _a_batch_divides_between_the_workers(self) -> "Training":
@@ -492,7 +520,11 @@ class Training(Strict):
 
     @model_validator(mode="after")
     def _features_are_of_a_locked_tower(self) -> "Training":
-        if not self.reads_features:
+        if self.is_undecided and self.whiten_image_head:
+            raise ValueError(
+                "whiten_image_head needs stored features: leave it out, or set store_features: true in place of auto"
+            )
+        if not (self.reads_features or self.is_undecided):
             for name, value in (("views", self.views), ("whiten_image_head", self.whiten_image_head)):
                 if value:
                     raise ValueError(
@@ -626,6 +658,7 @@ class Experiment(Strict):
     validation: Validation = Validation()
     release: Release = Release()
     model: Model = Model()
+    features: Features = Features()
     pretrain: Training = Training()
     finetune: Training = Training()
     evaluate: Evaluate = Evaluate()

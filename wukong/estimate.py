@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from wukong.config import Experiment, Training
+from wukong.config import Dtype, Experiment, Training
 
 PICTURE_BYTES = 30_000
 """Of a JPEG of 256 pixels, with its row and caption."""
@@ -197,14 +197,12 @@ class TrainingPlan:
 
     Attributes:
         pair_bytes: of the pairs as they are stored.
-        cached: with stored features in float16; None if the image tower is trained.
-        cached_int8_bytes: of the features if they were stored in 8 bits.
+        cached: with stored features; None if the image tower is trained.
         streamed: with the image tower in each epoch.
     """
 
     pair_bytes: float
     cached: Way | None
-    cached_int8_bytes: float
     streamed: Way
 
     @property
@@ -213,57 +211,73 @@ class TrainingPlan:
         return "cached" if self.cached is not None and self.cached.seconds <= self.streamed.seconds else "streamed"
 
 
+def feature_bytes(tokens: int, width: int, dtype: Dtype) -> int:
+    """Return the bytes of the stored features of an image: ``tokens`` vectors, of int8 with a scale of float32 each."""
+    return tokens * (width + 4) if dtype == "int8" else tokens * width * 2
+
+
 def training(
     settings: Training,
     pairs: int,
-    feature_numbers: int,
+    image_bytes: int,
     cores: int,
     rates: Mapping[RateName, Rate],
     store: float | None = None,
 ) -> TrainingPlan:
     """Plan a training from the rates of one worker.
 
-    On GPUs, loader processes decode while the GPU computes, and the slower of both decides. On processors, both need
-    the same cores, so their times add up.
+    On GPUs, loader processes decode while the GPU computes, and the slower of both decides. On processors, a worker
+    computes with one thread. Loader processes decode beside it if a worker has more cores than that, else the times add
+    up. Features are computed by a task on each GPU, or on each core.
 
     Args:
         settings: of the training.
         pairs: number of pairs.
-        feature_numbers: numbers in the features of an image.
-        cores: of a worker; only for a training on processors.
+        image_bytes: bytes of the features of one view of an image, see ``feature_bytes``.
+        cores: of all machines together; only for a training on processors.
         rates: all of them.
         store: bytes a second that all workers together read from the store; None if it is never too slow.
     """
     on_gpus = settings.gpus_per_worker > 0
-    decoders = max(1, settings.loader_workers) if on_gpus else cores
+    spare = settings.loader_workers if on_gpus else min(settings.loader_workers, cores // settings.workers - 1)
+    views = 1 + settings.views
 
-    def way(stored: float, fill: list[RateName], repeats: float, train: list[RateName], read: float) -> Way:
-        first, fill_costs = _per_item(fill, rates, decoders, overlapped=on_gpus)
-        each, train_costs = _per_item(train, rates, decoders, overlapped=on_gpus)
-        views, epochs = pairs * repeats / settings.workers, pairs * settings.epochs / settings.workers
-        costs: list[tuple[float, RateName]] = [(views * cost, name) for name, cost in fill_costs.items()]
-        costs += [(epochs * cost, name) for name, cost in train_costs.items()]
+    def way(stored: float, fill: list[RateName], train: list[RateName], read: float) -> Way:
+        tasks = settings.workers if on_gpus else max(cores, 1)
+        first, fill_costs = _per_item(fill, rates, max(1, spare) if on_gpus else 0)
+        each, train_costs = _per_item(train, rates, max(1, spare) if on_gpus else spare)
+        filled, seen = pairs * views / tasks, pairs * settings.epochs / settings.workers
+        costs: list[tuple[float, RateName]] = [(filled * cost, name) for name, cost in fill_costs.items()]
+        costs += [(seen * cost, name) for name, cost in train_costs.items()]
         read_bytes = float(pairs * settings.epochs) * read
-        filling, training = views * first, epochs * each
+        filling, training = filled * first, seen * each
         reading = read_bytes / store if store else 0.0
         bound = "store" if reading > filling + training else max(costs)[1]
         return Way(stored, filling, max(training, reading), read_bytes, bound)
 
     cached = None
-    numbers = pairs * (1 + settings.views) * feature_numbers
     if settings.lock == "all":
         prepare: RateName = "augment" if settings.views else "decode"
-        cached = way(numbers * 2.0, [prepare, "tower"], 1 + settings.views, ["text_step"], feature_numbers * 2.0)
+        # All views of a pair are read, and one of them is used.
+        read = float(views * image_bytes)
+        cached = way(pairs * read, [prepare, "tower"], ["text_step"], read)
     seen: RateName = "augment" if settings.augmentations else "decode"
-    streamed = way(0, [], 0, [seen, "tower", "text_step"], PICTURE_BYTES)
-    return TrainingPlan(pairs * float(PICTURE_BYTES), cached, float(numbers), streamed)
+    streamed = way(0, [], [seen, "tower", "text_step"], PICTURE_BYTES)
+    return TrainingPlan(pairs * float(PICTURE_BYTES), cached, streamed)
 
 
 def _per_item(
-    names: list[RateName], rates: Mapping[RateName, Rate], decoders: int, *, overlapped: bool
+    names: list[RateName], rates: Mapping[RateName, Rate], decoders: int
 ) -> tuple[float, dict[RateName, float]]:
-    """Return the seconds that a worker takes for one pair, and those of each rate."""
-    costs = {name: 1 / rates[name].per_second / (decoders if name in {"decode", "augment"} else 1) for name in names}
-    decoding = sum(cost for name, cost in costs.items() if name in {"decode", "augment"})
+    """Return the seconds that a worker takes for one pair, and those of each rate.
+
+    Args:
+        names: of the rates.
+        rates: all of them.
+        decoders: cores that decode while the worker computes; 0 or less if it decodes and computes in turn.
+    """
+    decode = {"decode", "augment"}
+    costs = {name: 1 / rates[name].per_second / (max(1, decoders) if name in decode else 1) for name in names}
+    decoding = sum(cost for name, cost in costs.items() if name in decode)
     computing = sum(costs.values()) - decoding
-    return (max(decoding, computing) if overlapped else decoding + computing), costs
+    return (max(decoding, computing) if decoders > 0 else decoding + computing), costs

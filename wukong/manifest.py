@@ -188,8 +188,11 @@ class Stage:
         counts: Mapping[str, int] | None = None,
         dropped: Mapping[str, int] | None = None,
         metrics: Mapping[str, float] | None = None,
+        notes: Mapping[str, Any] | None = None,
     ) -> Manifest:
         """Write the manifest, after all parts are written: it makes the output valid.
+
+        ``notes`` go into the provenance, which is not part of the digest.
 
         Raises:
             FencedError: a newer attempt at the stage has begun (``wukong.fence``).
@@ -203,7 +206,7 @@ class Stage:
             counts=dict(counts or {}),
             dropped=dict(dropped or {}),
             metrics=dict(metrics or {}),
-            provenance=provenance() | {"seconds": round(time.time() - self._started, 3)},
+            provenance=provenance() | {"seconds": round(time.time() - self._started, 3)} | dict(notes or {}),
         )
         fence.publish(self.path(_NAME), manifest.model_dump(mode="json"))
         return manifest

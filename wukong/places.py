@@ -51,6 +51,10 @@ def finished(name: str, experiment: Experiment, parents: Mapping[str, Manifest])
             return validation(experiment, parents["filter"]).finished()
         case "pretrain" | "finetune":
             filtered, start = parents["filter"], parents.get("pretrain")
+            settled = decided(name, experiment, filtered, start)
+            if settled is None:
+                return None
+            experiment = settled
             if not stages.training_of(experiment, name).reads_features:
                 return training(name, experiment, filtered, None, start).finished()
             computed = features(experiment, filtered, start).finished()
@@ -99,7 +103,8 @@ def features(
     """The place of the features of the training pairs or of all hold-outs.
 
     Args:
-        experiment: its ``model.image``, ``model.similarity`` and the ``views`` of both trainings decide the output.
+        experiment: its ``model.image``, ``model.similarity``, ``features.dtype`` and ``pretrain.precision``, and the
+            ``views`` of both trainings decide the output.
         filtered: the filter's manifest.
         model: the training stage whose image tower is used; None for the tower that the experiment names.
         pairs: ``train`` for the training pairs, ``holdouts`` for every hold-out.
@@ -111,9 +116,44 @@ def features(
         "views": views,
         "pairs": pairs,
     }
+    # Hold-outs are measured in float32 and not rounded further. Keys without these entries are from before they were.
+    if pairs == "train" and experiment.features.dtype != "float16":
+        config["dtype"] = experiment.features.dtype
+    if pairs == "train" and experiment.pretrain.precision != "float32":
+        config["precision"] = experiment.pretrain.precision
     trained = trained_tower(model)
     version = stages.of("features").version
     return Stage(experiment.root, "features", config, [m for m in (filtered, trained) if m], version)
+
+
+def decision(name: str, experiment: Experiment, filtered: Manifest, start: Manifest | None) -> str:
+    """The URI of the decision whether a training with ``store_features: auto`` stores features.
+
+    Trainings with equal inputs have one decision, which the first of them takes (``ray_jobs.features``).
+
+    Args:
+        name: of the training stage.
+        experiment: as of the stage.
+        filtered: the filter's manifest.
+        start: that of the stage whose model it starts from, if any.
+    """
+    undecided, cache = training(name, experiment, filtered, None, start), features(experiment, filtered, start)
+    key = manifest.digest_of([undecided.key, cache.key])[:16]
+    return storage.join(experiment.root, "features", "_decisions", f"{key}.json")
+
+
+def decided(name: str, experiment: Experiment, filtered: Manifest, start: Manifest | None) -> Experiment | None:
+    """Return the experiment with what was decided in the place of ``auto``; None if nothing was decided yet.
+
+    A training that leaves nothing to decide stays as it is. For the arguments see ``decision``.
+    """
+    settings = stages.training_of(experiment, name)
+    if not settings.is_undecided:
+        return experiment
+    uri = decision(name, experiment, filtered, start)
+    if not storage.exists(uri):
+        return None
+    return experiment.model_copy(update={name: settings.decided(store=storage.read_json(uri)["store"])})
 
 
 def trained_tower(model: Manifest | None) -> Manifest | None:

@@ -10,7 +10,6 @@ user's cache. The results are printed and written to ``results.json`` there.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,9 +17,6 @@ from pathlib import Path
 import measure
 
 HERE = Path(__file__).parent
-OPEN_CLIP = ("open_clip_torch==3.3.0", "ftfy==6.3.1", "wcwidth==0.9.4")
-"""Without torch, timm and their requirements, which come from this environment."""
-
 MAXSIM = ("late-interaction-kernels==0.4.5",)
 
 TARGETS = {
@@ -80,34 +76,24 @@ def text(threads: int, repeats: int) -> dict[str, float]:
     return figures
 
 
-def installed(work: Path, name: str, packages: tuple[str, ...]) -> Path:
-    """Return a folder with packages, without their requirements."""
-    folder = work / name
-    if not folder.exists():
-        print(f"installing {name}", flush=True)
-        partial = work / f"{name}.partial"
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", partial, *packages]
-        subprocess.run(command, check=True)
-        partial.rename(folder)
-    return folder
-
-
 def gpu(work: Path) -> dict[str, float]:
     """Print the figures of a GPU, or that they were not measured."""
     script = str(HERE / "gpu.py")
     import torch
 
-    folder = installed(work, "maxsim", MAXSIM) if torch.cuda.is_available() else None
-    found = measure.run_for_time(script, python_path=folder)
-    print(f"on {found.pop('device')}, milliseconds, forward and backward; MFU as a share:")
+    folders = []
+    if torch.cuda.is_available():
+        folders = [measure.installed(work, "maxsim", MAXSIM), measure.installed(work, "open_clip", measure.OPEN_CLIP)]
+    found = measure.run_for_time(script, python_path=folders)
+    print(f"on {found.pop('device')}, milliseconds, forward and backward; MFU as a share; pairs a second:")
     for row, value in found.items():
         print(f"{row}: {'not measured' if value is None else f'{value:.4g}'}", flush=True)
     return {f"gpu: {row}": value for row, value in found.items() if value is not None}
 
 
 def losses(work: Path) -> dict[str, float]:
-    folder = installed(work, "open_clip", OPEN_CLIP)
-    found = measure.run_for_time(str(HERE / "open_clip_losses.py"), python_path=folder)
+    folder = measure.installed(work, "open_clip", measure.OPEN_CLIP)
+    found = measure.run_for_time(str(HERE / "open_clip_losses.py"), python_path=[folder])
     print("open_clip's losses: " + ", ".join(f"{name} {value:.1e}" for name, value in found.items()), flush=True)
     return {f"loss_{name}": value for name, value in found.items()}
 

@@ -1,17 +1,25 @@
-"""Measure on a GPU the token-wise similarity, forward and backward, and the text step's share of the GPU's speed (MFU).
+"""Measure on a GPU the token-wise similarity, forward and backward, the text step's share of the GPU's speed (MFU), and
+pairs a second of a training with ViT-L/14 locked.
 
-    PYTHONPATH=FOLDER python benchmarks/model/gpu.py [--repeats 20] [--peak 989]
+    PYTHONPATH=FOLDERS python benchmarks/model/gpu.py [--repeats 20] [--peak 989]
 
 Tokens are bfloat16 of width 256. ``blocks`` is the implementation that runs without Triton, ``naive`` keeps all
-products, ``maxsim`` is late-interaction-kernels, which ``bench.py`` installs in ``FOLDER``; it computes one direction,
-so it is called twice. ``--peak`` is the most TFLOP/s of the GPU in bfloat16 without sparsity: 989 for an H100 SXM, 312
-for an A100. Without a GPU every row says "not measured".
+products, ``maxsim`` is late-interaction-kernels, which ``bench.py`` installs in one of ``FOLDERS``; it computes one
+direction, so it is called twice. ``--peak`` is the most TFLOP/s of the GPU in bfloat16 without sparsity: 989 for an
+H100 SXM, 312 for an A100. The trainings, in bfloat16, are those of ``benchmarks/train/peers.py``: ours reads pictures
+that loader processes decode, or stored features; open_clip gets tensors that are ready. Without a GPU every row says
+"not measured".
 """
 
 import argparse
 import json
+import os
+import statistics
 import sys
+import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +34,8 @@ SHAPES = [(128, 128, 49, 32), (128, 128, 256, 32), (256, 10_240, 256, 32)]
 MOST_NAIVE = 2**30
 """The most products that the naive version keeps."""
 
-CAPTION_TOKENS = 22
+PAIRS = 256
+"""Of a batch of the trainings with the image tower."""
 
 
 def naive(image: torch.Tensor, text: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
@@ -114,9 +123,33 @@ def utilisation(peak: float) -> dict[str, float | None]:
         if torch.cuda.is_available():
             model = Model.model_validate({"architecture": "vit-l-14", "similarity": kind})
             settings = Training(batch_size=1_024, workers=1, precision="bfloat16", deterministic=False)
-            shape = rates.feature_shape(model)
-            rate = rates.text_step(model, settings, shape, torch.device("cuda"), CAPTION_TOKENS)
-            found[row] = rate * rates.text_step_flops(model, settings, shape, CAPTION_TOKENS) / (peak * 1e12)
+            device, tokens = torch.device("cuda"), rates.CAPTION_TOKENS
+            rate = rates.measure(model, settings, ["text_step"], device, tokens)["text_step"]
+            done = rate * rates.text_step_flops(model, settings, rates.feature_shape(model), tokens)
+            found[row] = done / (peak * 1e12)
+    return found
+
+
+def trainings(repeats: int) -> dict[str, float | None]:
+    """Return pairs a second with ViT-L/14 locked and a text tower of 12 layers: ours and open_clip's, in turn."""
+    rows = ("from pictures", "from stored features", "open_clip, from tensors")
+    found: dict[str, float | None] = {f"pairs/s, ViT-L/14 locked, {row}, batch {PAIRS}": None for row in rows}
+    if torch.cuda.is_available():
+        sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
+        import peers
+
+        with tempfile.TemporaryDirectory() as folder:
+            works = peers.on_a_gpu("l-14", PAIRS, Path(folder), loaders=min(16, os.cpu_count() or 1))
+            times: list[list[float]] = [[] for _ in works]
+            for number in range(repeats + 3):
+                for work, each in zip(works, times, strict=True):
+                    torch.cuda.synchronize()
+                    began = time.perf_counter()
+                    work()
+                    torch.cuda.synchronize()
+                    if number > 2:  # before, the loader processes start
+                        each.append(time.perf_counter() - began)
+        found = {row: PAIRS / statistics.median(each) for row, each in zip(found, times, strict=True)}
     return found
 
 
@@ -127,9 +160,9 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     print(device, flush=True)
-    found = token_wise(options.repeats) | utilisation(options.peak)
+    found = token_wise(options.repeats) | utilisation(options.peak) | trainings(options.repeats)
     for row, value in found.items():
-        unit = "" if row.startswith("MFU") else " ms"
+        unit = "" if row.startswith(("MFU", "pairs/s")) else " ms"
         print(f"{row}: {'not measured' if value is None else f'{value:.4g}{unit}'}")
     sys.stdout.write(json.dumps({"device": device, **found}) + "\n")
 

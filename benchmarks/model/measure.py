@@ -6,9 +6,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+OPEN_CLIP = ("open_clip_torch==3.3.0", "ftfy==6.3.1", "wcwidth==0.9.4")
+CN_CLIP = ("cn-clip==1.6.0",)
+"""Without torch, timm and their requirements, which come from this environment."""
 
 
 def resident() -> int:
@@ -51,6 +55,18 @@ def seconds(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, floa
     return best
 
 
+def installed(work: Path, name: str, packages: Sequence[str]) -> Path:
+    """Return a folder with packages, without their requirements, which come from this environment."""
+    folder = work / name
+    if not folder.exists():
+        print(f"installing {name}", flush=True)
+        partial = work / f"{name}.partial"
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", partial, *packages]
+        subprocess.run(command, check=True)
+        partial.rename(folder)
+    return folder
+
+
 def run_for_memory(script: str, *arguments: object) -> dict[str, Any]:
     """Run a script in a separate process to measure memory; its last line of output is JSON."""
     command = [sys.executable, script, *map(str, arguments)]
@@ -60,9 +76,10 @@ def run_for_memory(script: str, *arguments: object) -> dict[str, Any]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def run_for_time(script: str, *arguments: object, python_path: Path | None = None) -> dict[str, Any]:
-    """Run a script in a separate process to measure time, with the default allocator and an additional import path."""
+def run_for_time(script: str, *arguments: object, python_path: Sequence[Path] = ()) -> dict[str, Any]:
+    """Run a script in a separate process to measure time, with the default allocator and additional import paths."""
     command = [sys.executable, script, *map(str, arguments)]
-    environment = {**os.environ, **({"PYTHONPATH": str(python_path)} if python_path else {})}
+    paths = [*map(str, python_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})}
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return json.loads(result.stdout.splitlines()[-1])

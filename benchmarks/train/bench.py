@@ -38,7 +38,18 @@ from wukong.train.loop import train
 from wukong.train.stream import Order, Piece
 from wukong.train.training_data import Corpus, FeaturePairs, Loaded, PicturePairs
 
-ROWS = ("resume", "memory", "shuffle", "checkpoint", "kills", "ray-kills", "resize", "validation")
+ROWS = (
+    "resume",
+    "memory",
+    "shuffle",
+    "checkpoint",
+    "kills",
+    "ray-kills",
+    "resize",
+    "validation",
+    "peers",
+    "plan",
+)
 SHARD, SIDE, WIDTH = 1000, 256, 768
 
 
@@ -469,8 +480,8 @@ def main() -> None:
                     store()
                 elif row == "kills":
                     kills(arguments.kills)
-                elif row == "validation":
-                    subprocess.run([sys.executable, str(Path(__file__).with_name("validation.py"))], check=True)
+                elif row in {"validation", "peers", "plan"}:
+                    subprocess.run([sys.executable, str(Path(__file__).with_name(f"{row}.py"))], check=True)
                 else:
                     command = [sys.executable, __file__, f"--{row}", str(Path(folder, row))]
                     command += ["--epochs", str(arguments.epochs), "--kills", str(arguments.kills)]

@@ -113,6 +113,20 @@ def test_stored_features_are_not_asked_of_a_tower_in_training(tmp_path: Path) ->
         config.load(file, ["pretrain.lock=-1"])
 
 
+def test_whether_features_are_stored_may_be_left_to_the_run(tmp_path: Path) -> None:
+    file = write(tmp_path, MINIMAL)
+    undecided = config.load(file, ["pretrain.store_features=auto", "pretrain.views=2"]).pretrain
+    assert undecided.is_undecided and not undecided.reads_features
+    stored, streamed = (undecided.decided(store=store) for store in (True, False))
+    assert (stored.reads_features, stored.views) == (True, 2)
+    assert (streamed.reads_features, streamed.views) == (False, 0)
+    assert not config.load(file, ["pretrain.store_features=auto", "pretrain.lock=none"]).pretrain.is_undecided
+    with pytest.raises(ConfigError, match="whiten_image_head needs stored features"):
+        config.load(file, ["pretrain.store_features=auto", "pretrain.whiten_image_head=true"])
+    with pytest.raises(ConfigError, match=r"pretrain\.store_features"):
+        config.load(file, ["pretrain.store_features=sometimes"])
+
+
 LISTED = {"name": "small", "crawl": {"engine": "urls", "endpoint": "file:///list.csv"}}
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from wukong import estimate
-from wukong.config import Experiment, Training
+from wukong.config import Dtype, Experiment, Training
 from wukong.estimate import Rate, RateName, Work
 
 
@@ -12,43 +12,56 @@ def rates(**per_second: float) -> dict[RateName, Rate]:
     return {name: Rate(value, "told") for name, value in values.items()}  # type: ignore[misc]
 
 
-def test_on_processors_decoding_and_computing_take_turns() -> None:
+def test_on_processors_features_are_computed_on_all_cores_and_training_has_one_thread_a_worker() -> None:
     settings = Training(epochs=3, batch_size=8, workers=2, views=0, loader_workers=5)
-    plan = estimate.training(settings, 1_000, 7, 4, rates())
+    plan = estimate.training(settings, 1_000, 7, 8, rates())
     assert plan.cached is not None
-    # 500 pairs a worker; decoding runs on the worker's 4 cores.
-    assert plan.cached.fill_seconds == pytest.approx(500 * (1 / 200 + 1 / 20))
+    # A task on each of 8 cores decodes and encodes in turn.
+    assert plan.cached.fill_seconds == pytest.approx(1_000 / 8 * (1 / 50 + 1 / 20))
     assert plan.cached.train_seconds == pytest.approx(3 * 500 / 100)
-    assert plan.cached.bound_by == "tower"
-    assert plan.streamed.seconds == pytest.approx(3 * 500 * (1 / 40 + 1 / 20 + 1 / 100))
-    assert (plan.cached.bytes, plan.cached_int8_bytes) == (1_000 * 7 * 2, 1_000 * 7)
+    assert plan.cached.bound_by == "text_step"
+    # Each worker has 3 cores beside its own: they decode 30 a second while it computes.
+    assert plan.streamed.seconds == pytest.approx(3 * 500 * max(1 / 30, 1 / 20 + 1 / 100))
+    assert plan.cached.bytes == 1_000 * 7
     assert plan.pair_bytes == 1_000 * estimate.PICTURE_BYTES
     assert plan.faster == "cached"
 
 
+@pytest.mark.parametrize(("cores", "loaders"), [(2, 5), (8, 0), (1, 2)])
+def test_without_cores_to_spare_or_loaders_a_worker_decodes_and_computes_in_turn(cores: int, loaders: int) -> None:
+    settings = Training(epochs=3, batch_size=8, workers=2, loader_workers=loaders)
+    plan = estimate.training(settings, 1_000, 7, cores, rates())
+    assert plan.streamed.seconds == pytest.approx(3 * 500 * (1 / 10 + 1 / 20 + 1 / 100))
+
+
 def test_on_gpus_the_slower_of_loaders_and_gpu_decides() -> None:
     settings = Training(epochs=3, batch_size=8, workers=2, gpus_per_worker=1, views=2, loader_workers=3)
-    plan = estimate.training(settings, 1_000, 7, 64, rates())
+    plan = estimate.training(settings, 1_000, 14, 64, rates())
     assert plan.cached is not None
     # Three views of 500 pictures; loaders give 30 a second, the tower takes 20.
     assert plan.cached.fill_seconds == pytest.approx(3 * 500 / 20)
-    assert plan.cached.bytes == 3 * 1_000 * 7 * 2
+    assert plan.cached.bytes == 3 * 1_000 * 14
     # The GPU needs 1/20 + 1/100 seconds for a pair, the loaders 1/30.
     assert plan.streamed.seconds == pytest.approx(3 * 500 * 0.06)
-    plan = estimate.training(settings, 1_000, 7, 64, rates(augment=1.0))
+    plan = estimate.training(settings, 1_000, 14, 64, rates(augment=1.0))
     assert plan.streamed.seconds == pytest.approx(3 * 500 / 3)
     assert plan.streamed.bound_by == "augment"
 
 
+@pytest.mark.parametrize(("dtype", "expected"), [("float16", 50 * 768 * 2), ("int8", 50 * (768 + 4))])
+def test_features_take_bytes_for_each_number_and_in_int8_for_each_scale(dtype: Dtype, expected: int) -> None:
+    assert estimate.feature_bytes(50, 768, dtype) == expected
+
+
 def test_a_slow_store_decides_what_is_faster() -> None:
     settings = Training(epochs=3, batch_size=8, workers=2)
-    plan = estimate.training(settings, 1_000, 100_000, 4, rates(), store=1e6)
+    plan = estimate.training(settings, 1_000, 200_000, 4, rates(), store=1e6)
     assert plan.cached is not None
-    assert plan.cached.read_bytes == 3 * 1_000 * 100_000 * 2
+    assert plan.cached.read_bytes == 3 * 1_000 * 200_000
     assert plan.cached.train_seconds == pytest.approx(3 * 1_000 * 0.2)  # 200 KB a pair
     assert plan.cached.bound_by == "store"
     assert plan.streamed.read_bytes == 3 * 1_000 * estimate.PICTURE_BYTES
-    assert plan.streamed.bound_by == "tower"
+    assert plan.streamed.bound_by == "augment"
     assert plan.faster == "streamed"
 
 

@@ -1,23 +1,46 @@
-"""Features of a locked image tower. They are computed once for each image and view, and read in every epoch."""
+"""Features of a locked image tower. They are computed once for each image and view, and read in every epoch.
 
-import io
+A file holds one view of one shard. ``features`` is [images, width] or [images, tokens, width], in the order of the
+shard's table; the keys are in the metadata. With ``dtype: float16`` that is all. With ``dtype: int8`` a vector x is
+stored as round(127 x / max|x|), and ``scales``, float32 [images] or [images, tokens], holds max|x| / 127. A component
+is then off by at most half a scale.
+"""
+
 import json
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from functools import lru_cache
+from itertools import groupby, islice
+from typing import IO, NamedTuple
 
 import torch
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from wukong import storage
-from wukong.config import Model
-from wukong.data import images, shards
+from wukong.config import Dtype, Model
+from wukong.data import shards
+from wukong.data.views import Encoded, Views
 from wukong.errors import DataError
 from wukong.model import saved_model
 from wukong.model.image_encoder import ImageEncoder
 
 _BATCH = 32
+"""Images of a forward pass on processors; on GPUs more, see ``compute``."""
+_BATCH_ON_GPU = 256
+_PROCESSOR = torch.device("cpu")
+_AUGMENTATIONS = ("crop", "flip", "autoaugment")
+"""Of the augmented views (section 5.1)."""
+_LARGEST = 127
+
+
+class File(NamedTuple):
+    """A file of features to compute: the URI of the shard's tar, the number of the view, the URI to write."""
+
+    tar: str
+    view: int
+    target: str
 
 
 def path_of(split: str, shard: str, view: int) -> str:
@@ -25,83 +48,188 @@ def path_of(split: str, shard: str, view: int) -> str:
     return f"{split}/{shard}.view{view:02d}.safetensors"
 
 
-def compute(tar_uri: str, target_uri: str, settings: Model, view: int, tower: str | None = None) -> int:
-    """Compute the features of one view of every image of a shard, and write them to a file.
+def compute(
+    files: Iterable[File],
+    model: Model,
+    dtype: Dtype = "float16",
+    precision: str = "float32",
+    tower: str | None = None,
+    device: torch.device = _PROCESSOR,
+    decoders: int = 0,
+) -> Iterator[tuple[File, int]]:
+    """Compute files of features one after another; images are read, decoded and encoded as a stream.
 
-    The file holds ``features``, float16 [images, width] or [images, tokens, width] in the tar's order, and the keys in
-    its metadata. View 0 is the evaluation view. The others are random views, determined by the image's key and the
-    view's number.
+    In memory is no more than a few batches, however large a shard is. View 0 is the evaluation view. The others are
+    random views, determined by the image's key and the view's number. On a device the same bytes come out in every run,
+    also with another number of decoders.
 
     Args:
-        tar_uri: URI of the shard.
-        target_uri: URI of the file to write.
-        settings: the model; its image encoder and its similarity are used.
-        view: number of the view.
-        tower: URI of a saved model whose image tower to use, instead of the weights that ``settings`` names.
+        files: what to compute.
+        model: its image encoder and its similarity are used.
+        dtype: of what is stored.
+        precision: of the tower's arithmetic, as in the settings of a training.
+        tower: URI of a saved model whose image tower to use, instead of the weights that ``model`` names.
+        device: where the tower runs.
+        decoders: processes that decode beside the tower; 0 to decode between its batches.
 
-    Returns:
-        The number of images.
+    Yields:
+        Each file when it is complete, and the number of its images.
 
     Raises:
         ConfigError: the image encoder or its weights cannot be found.
-        DataError: the shard is damaged or empty, or a feature is not finite.
+        DataError: a shard is damaged, empty or differs from its table, or a feature is not finite.
     """
-    encoder = _encoder(settings.image.model_dump_json(), tower)
-    size = settings.image.image_size
-    keys: list[str] = []
-    parts: list[Tensor] = []
-    pending: list[Tensor] = []
+    encoder = _encoder(model.image.model_dump_json(), tower, device)
+    size = _BATCH if device.type == "cpu" else _BATCH_ON_GPU
+    read: deque[tuple[int, File, list[str]]] = deque()
+    """Of each batch: the file's number, the file, and the keys of all of its images."""
 
-    def flush() -> None:
-        if pending:
-            with torch.inference_mode():
-                pooled, tokens = encoder(torch.cat(pending))
-            parts.append((tokens if settings.similarity == "token" else pooled).to(torch.float16))
-            pending.clear()
+    def batches() -> Iterator[list[Encoded]]:
+        for number, file in enumerate(files):
+            keys: list[str] = storage.read_table(_table(file), ["key"])["key"].to_pylist()
+            found = 0
+            pictures = shards.pictures(file.tar)
+            while batch := list(islice(pictures, size)):
+                if [key for key, _ in batch] != keys[found : found + len(batch)]:
+                    raise _differs(file)
+                found += len(batch)
+                read.append((number, file, keys))
+                yield [(data, key, file.view, f"{key}.jpg of {file.tar}") for key, data in batch]
+            if not found:
+                raise DataError(f"{file.tar} holds no picture: delete the filter's output and run it again")
+            if found < len(keys):
+                raise _differs(file)
 
-    for key, data in shards.pictures(tar_uri):
-        image = images.decode(data, f"{key}.jpg of {tar_uri}")
-        shown = (
-            images.augmented_view(image, size, images.view_seed(key, view))
-            if view
-            else images.evaluation_view(image, size, settings.image.view)
-        )
-        keys.append(key)
-        pending.append(images.to_tensor([shown]))
-        if len(pending) == _BATCH:
-            flush()
-    flush()
-    if not keys:
-        raise DataError(f"{tar_uri} holds no picture: delete the filter's output and run it again")
-    features = torch.cat(parts)
-    if not torch.isfinite(features).all():
-        raise DataError(f"the image encoder's output for {tar_uri} is not finite: its weights are damaged")
-    storage.write_bytes(target_uri, save_safetensors({"features": features}, metadata={"keys": json.dumps(keys)}))
-    return len(keys)
+    loader = DataLoader(
+        Views(model.image, _AUGMENTATIONS),
+        batch_sampler=batches(),
+        num_workers=decoders,
+        collate_fn=_joined,
+        generator=torch.Generator(),
+        multiprocessing_context="spawn" if decoders else None,
+        pin_memory=device.type == "cuda",
+    )
+    encoded = ((*read.popleft(), _features(encoder, views, model, precision, device)) for views in loader)
+    with closing(encoded):
+        for (_, file, keys), parts in groupby(encoded, lambda part: part[:3]):
+            with storage.open_output(file.target) as stream:
+                target = _Target(stream, keys, dtype)
+                for *_, features in parts:
+                    target.write(features, file.tar)
+            yield file, len(keys)
+
+
+def _table(file: File) -> str:
+    return f"{file.tar.removesuffix('.tar')}.parquet"
+
+
+def _differs(file: File) -> DataError:
+    return DataError(f"{file.tar} has other pictures than {_table(file)}: delete the shard and run the filter again")
+
+
+def _joined(views: Sequence[Tensor]) -> Tensor:
+    return torch.cat([view[None] for view in views])
+
+
+def _features(encoder: ImageEncoder, views: Tensor, model: Model, precision: str, device: torch.device) -> Tensor:
+    bfloat16 = precision == "bfloat16"
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        pooled, tokens = encoder(views.to(device, non_blocking=True))
+        features: Tensor = tokens if model.similarity == "token" else pooled
+        return features.to(torch.float16).cpu()
+
+
+class _Target:
+    """A file of features that is written piece by piece, with the bytes that the safetensors library would write.
+
+    Args:
+        stream: where to write; it can seek.
+        keys: of all images.
+        dtype: of what is stored.
+    """
+
+    def __init__(self, stream: IO[bytes], keys: Sequence[str], dtype: Dtype) -> None:
+        self._stream, self._keys, self._dtype = stream, keys, dtype
+        self._scales = self._features = 0
+
+    def write(self, features: Tensor, where: str) -> None:
+        """Append the features of the next images, float16 [images, ...]; ``where`` is for messages."""
+        if not torch.isfinite(features).all():
+            raise DataError(f"the image encoder's output for {where} is not finite: its weights are damaged")
+        if not self._features:
+            self._begin(features.shape[1:])
+        if self._dtype == "int8":
+            features, scales = quantise(features)
+            self._scales = self._write(scales, self._scales)
+        self._features = self._write(features, self._features)
+
+    def _begin(self, shape: torch.Size) -> None:
+        """Write the header, for features of a shape; the places of all rows follow from it."""
+        images = len(self._keys)
+        vectors = images * shape[:-1].numel()
+        tensors: list[tuple[str, str, list[int], int]] = []
+        if self._dtype == "int8":
+            tensors.append(("scales", "F32", [images, *shape[:-1]], 4 * vectors))
+        each = 1 if self._dtype == "int8" else 2
+        tensors.append(("features", "I8" if each == 1 else "F16", [images, *shape], each * vectors * shape[-1]))
+        header: dict[str, object] = {"__metadata__": {"keys": json.dumps(self._keys)}}
+        end = 0
+        for name, dtype, size, count in tensors:
+            header[name] = {"dtype": dtype, "shape": size, "data_offsets": [end, end + count]}
+            end += count
+        encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        self._stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        self._scales = self._stream.tell()
+        self._features = self._scales + end - tensors[-1][-1]
+
+    def _write(self, values: Tensor, start: int) -> int:
+        self._stream.seek(start)
+        return start + self._stream.write(values.contiguous().numpy().tobytes())
+
+
+def quantise(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return features, [..., width], as int8 [..., width], and the scale of each vector, float32 [...]."""
+    values = features.float()
+    scales = values.abs().amax(-1) / _LARGEST
+    divided = values / scales.where(scales > 0, torch.ones(()))[..., None]
+    return divided.round().to(torch.int8), scales
+
+
+def dequantise(stored: Tensor, scales: Tensor) -> Tensor:
+    """Return features, float16 [..., width], from what ``quantise`` returned."""
+    return (stored.float() * scales[..., None]).half()
 
 
 @lru_cache(maxsize=1)
-def _encoder(settings: str, tower: str | None) -> ImageEncoder:
+def _encoder(settings: str, tower: str | None, device: torch.device) -> ImageEncoder:
     # Cached because one process computes many shards.
     from wukong.config import ImageEncoder as Settings
 
     if tower is None:
-        return ImageEncoder(Settings.model_validate_json(settings)).for_inference()
+        return ImageEncoder(Settings.model_validate_json(settings)).for_inference().to(device)
     trained = saved_model.load(tower).model.image
     if trained is None:
         raise DataError(f"{tower} holds no image tower: train the model again")
-    return trained.for_inference()
+    return trained.for_inference().to(device)
 
 
 def read(uri: str) -> tuple[list[str], Tensor]:
-    """Read one file of features: the images' keys and float16 [images, ...]."""
-    data = storage.read_bytes(uri)
-    header = json.load(io.BytesIO(data[8 : 8 + int.from_bytes(data[:8], "little")]))
-    return json.loads(header["__metadata__"]["keys"]), load_safetensors(data)["features"]
+    """Read one file of features: the images' keys and float16 [images, ...].
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    return read_rows(uri, 0, None)
 
 
-def read_rows(uri: str, start: int, stop: int) -> tuple[list[str], Tensor]:
+def read_rows(uri: str, start: int, stop: int | None) -> tuple[list[str], Tensor]:
     """Read consecutive rows of a file of features, and no other rows: their keys and float16 [rows, ...].
+
+    Args:
+        uri: of the file.
+        start: the first row.
+        stop: the row after the last; None for all.
 
     Raises:
         DataError: the file is damaged or has fewer rows.
@@ -111,15 +239,28 @@ def read_rows(uri: str, start: int, stop: int) -> tuple[list[str], Tensor]:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
             keys = json.loads(header["__metadata__"]["keys"])[start:stop]
-            rows, *shape = header["features"]["shape"]
-            begin, end = header["features"]["data_offsets"]
-            row_bytes = (end - begin) // rows
-            stream.seek(8 + length + begin + start * row_bytes)
-            data = bytearray(stream.read((stop - start) * row_bytes))
-        # A file that is cut short gives fewer bytes than the shape takes.
-        return keys, torch.frombuffer(data, dtype=torch.float16).reshape(stop - start, *shape)
+            rows = header["features"]["shape"][0]
+            stop = rows if stop is None else stop
+            values = _rows(stream, header["features"], 8 + length, start, stop)
+            if "scales" in header:
+                values = dequantise(values, _rows(stream, header["scales"], 8 + length, start, stop))
+            return keys, values
     except (ValueError, KeyError, RuntimeError, OverflowError, MemoryError) as error:
         raise DataError(f"{uri} is damaged ({error}): delete the output of the features stage and run again") from error
+
+
+_DTYPES = {"F16": torch.float16, "F32": torch.float32, "I8": torch.int8}
+
+
+def _rows(stream: IO[bytes], tensor: dict[str, list[int]], data: int, start: int, stop: int) -> Tensor:
+    """Read rows of one tensor of a safetensors file, whose data begins at ``data``."""
+    rows, *shape = tensor["shape"]
+    begin, end = tensor["data_offsets"]
+    row_bytes = (end - begin) // rows
+    stream.seek(data + begin + start * row_bytes)
+    found = bytearray(stream.read((stop - start) * row_bytes))
+    # A file that is cut short gives fewer bytes than the shape takes.
+    return torch.frombuffer(found, dtype=_DTYPES[str(tensor["dtype"])]).reshape(stop - start, *shape)
 
 
 def read_views(prefix: str, split: str, shard_names: Sequence[str], views: Sequence[int]) -> tuple[list[str], Tensor]:

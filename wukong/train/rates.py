@@ -1,12 +1,14 @@
 """Measure how fast this machine trains: the rates with which ``wukong.estimate.training`` plans a training.
 
-Each rate is measured for some seconds on random inputs and random weights, which take as long as real ones.
+They are measured on random inputs and random weights, which take as long as real ones.
 """
 
 import io
+import statistics
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -15,16 +17,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wukong.config import ImageEncoder as Tower
 from wukong.config import Model, Training
-from wukong.data import images
 from wukong.data.tokenizer import Tokenizer
+from wukong.data.views import Views
+from wukong.estimate import Rate, RateName
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
 from wukong.train import gradients, optimizer
 from wukong.train.training_data import Batch
 
-_MOST_PAIRS = 64
-"""Pairs of a measured step on processors; the time grows with their number, but for the optimiser's."""
+RATES: tuple[RateName, ...] = get_args(RateName)
+GPU = "gpu"
+"""Name of what a GPU is told to sustain, in TFLOP/s."""
+CAPTION_TOKENS = 22
+"""Mean number of tokens of a caption (table 2: 22 characters)."""
 
+_FEWEST_PAIRS, _LONG = 16, 0.5
+"""Pairs, and at most about how many seconds, of a measured step on processors."""
+_ROUNDS = 5
 _IMAGES = 32
 _DEVIATION = 1 / 3
 """Deviation of the captions' lengths, as a share of the mean, as in table 2 of the paper."""
@@ -50,46 +59,135 @@ def feature_shape(model: Model) -> Shape:
     return Shape(1, tower.pooled_width)
 
 
-def text_step(
-    model: Model, settings: Training, shape: Shape, device: torch.device, caption_tokens: int, seconds: float = 5.0
-) -> float:
-    """Return the pairs a second of training steps on stored features: forward, backward and the optimiser.
+def find(
+    model: Model,
+    settings: Training,
+    told: Mapping[str, float] | None = None,
+    caption_tokens: int = CAPTION_TOKENS,
+    seconds: float = 20.0,
+) -> dict[RateName, Rate]:
+    """Return all rates of a training: told, computed from what a GPU is told to sustain, or else measured here.
+
+    On processors one thread is measured, which a worker of Ray Train and a task that computes features have.
 
     Args:
         model: the architecture.
-        settings: of the training; a step has a worker's share of the batch.
-        shape: of the features of an image.
-        device: where to compute.
+        settings: of the training.
+        told: rates by their names; ``gpu`` is the TFLOP/s that a GPU sustains.
         caption_tokens: mean number of tokens of a caption.
-        seconds: that the measurement takes about, beside the model's construction.
+        seconds: that the measurement takes about, beside the models' construction.
+
+    Raises:
+        ConfigError: the model cannot be built.
+    """
+    told, shape = told or {}, feature_shape(model)
+    device = torch.device("cuda" if settings.gpus_per_worker and torch.cuda.is_available() else "cpu")
+    operations: dict[RateName, Callable[[], float]] = {
+        "text_step": lambda: text_step_flops(model, settings, shape, caption_tokens),
+        "tower": lambda: tower_flops(model),
+    }
+    found: dict[RateName, Rate] = {}
+    for name in RATES:
+        if name in told:
+            found[name] = Rate(told[name], "told")
+        elif name in operations and GPU in told:
+            found[name] = Rate(told[GPU] * 1e12 / operations[name](), "computed")
+    if missing := [name for name in RATES if name not in found]:
+        threads = torch.get_num_threads()
+        try:
+            if device.type == "cpu":
+                torch.set_num_threads(1)
+            measured = measure(model, settings, missing, device, caption_tokens, seconds)
+        finally:
+            torch.set_num_threads(threads)
+        found |= {name: Rate(rate, "measured") for name, rate in measured.items()}
+    return {name: found[name] for name in RATES}
+
+
+def measure(
+    model: Model,
+    settings: Training,
+    names: Sequence[RateName],
+    device: torch.device,
+    caption_tokens: int = CAPTION_TOKENS,
+    seconds: float = 20.0,
+) -> dict[RateName, float]:
+    """Measure rates, in items a second (``wukong.estimate.Rate``).
+
+    Everything is measured in turn, in several rounds, and the median round counts: other programs change the speed of a
+    machine from second to second.
+
+    Args:
+        model: the architecture.
+        settings: of the training; a text step has a worker's share of the batch, on stored features.
+        names: of the rates.
+        device: where the towers run.
+        caption_tokens: mean number of tokens of a caption.
+        seconds: that all measurements take about, beside the models' construction.
     """
     torch.manual_seed(0)
+    works: dict[str, Callable[[], object]] = {}
+    pairs, share = 1, settings.batch_size // settings.workers
+    if "text_step" in names:
+        pairs, works["text_step"], works["optimiser"] = _text_step(model, settings, device, caption_tokens)
+    if "tower" in names:
+        works["tower"] = _tower(model, settings, device)
+    if "decode" in names:
+        works["decode"] = _decoding(model.image, ())
+    if "augment" in names:
+        works["augment"] = _decoding(model.image, settings.augmentations)
+    times = _medians(works, device, seconds)
+    if "text_step" in names:
+        # The optimiser's work does not depend on the number of pairs.
+        times["text_step"] = (times["text_step"] / pairs * share + times["optimiser"]) / share
+    if "tower" in names:
+        times["tower"] /= _IMAGES
+    return {name: 1 / times[name] for name in names}
+
+
+def _text_step(
+    model: Model, settings: Training, device: torch.device, caption_tokens: int
+) -> tuple[int, Callable[[], object], Callable[[], object]]:
+    """Return a step on stored features, forward and backward, the number of its pairs, and the optimiser's step.
+
+    On processors the step has as many pairs of the worker's share as it can within half a second.
+    """
+    shape = feature_shape(model)
     tokenizer = Tokenizer.of(model.text)
     dual = DualEncoder(model, tokenizer, feature_width=shape.width, with_weights=False).to(device).train()
     dual.text.checkpoint_activations = settings.checkpoint_activations
     if settings.compile:
         dual.compile_towers()
     optimiser = optimizer.build(dual, settings)
+
+    def step(pairs: int) -> Callable[[], object]:
+        deviation = 1 + _DEVIATION * torch.randn(pairs)
+        lengths = (caption_tokens * deviation).round().long().clamp(3, model.text.max_tokens)
+        ids = torch.randint(5, len(tokenizer), (pairs, int(lengths.max())))
+        ids = ids.masked_fill(torch.arange(ids.shape[1]) >= lengths[:, None], tokenizer.pad)
+        ids[:, 0] = tokenizer.cls
+        features = torch.randn(pairs, *(shape if model.similarity == "token" else (shape.width,)))
+        batch = Batch(features, ids, torch.arange(pairs), torch.arange(pairs))
+
+        def forward_and_backward() -> None:
+            dual.zero_grad()
+            gradients.backward(dual, dual, batch, settings)
+
+        return forward_and_backward
+
     share = settings.batch_size // settings.workers
-    pairs = share if device.type == "cuda" else min(share, _MOST_PAIRS)
-    lengths = (caption_tokens * (1 + _DEVIATION * torch.randn(pairs))).round().long().clamp(3, model.text.max_tokens)
-    ids = torch.randint(5, len(tokenizer), (pairs, int(lengths.max())))
-    ids = ids.masked_fill(torch.arange(ids.shape[1]) >= lengths[:, None], tokenizer.pad)
-    ids[:, 0] = tokenizer.cls
-    features = torch.randn(pairs, *(shape if model.similarity == "token" else (shape.width,)))
-    batch = Batch(features, ids, torch.arange(pairs), torch.arange(pairs))
-
-    def forward_and_backward() -> None:
-        dual.zero_grad()
-        gradients.backward(dual, dual, batch, settings)
-
-    step = _seconds(forward_and_backward, device, 0.7 * seconds)
-    return share / (share * step / pairs + _seconds(optimiser.step, device, 0.3 * seconds))
+    pairs = share if device.type == "cuda" else min(share, _FEWEST_PAIRS)
+    work = step(pairs)
+    work()
+    while pairs < share and _seconds(work, 1, device) < _LONG / 2:
+        pairs = min(2 * pairs, share)
+        work = step(pairs)
+        work()
+    return pairs, work, optimiser.step
 
 
-def tower(model: Model, settings: Training, device: torch.device, seconds: float = 5.0) -> float:
-    """Return the images a second of the locked image tower's forward pass; see ``text_step``."""
-    torch.manual_seed(0)
+def _tower(model: Model, settings: Training, device: torch.device) -> Callable[[], object]:
+    """Return the locked image tower's forward pass on ``_IMAGES`` images."""
     encoder = ImageEncoder(model.image, with_weights=False).for_inference().to(device)
     size = model.image.image_size
     pixels = torch.randint(0, 256, (_IMAGES, 3, size, size), dtype=torch.uint8, device=device)
@@ -99,32 +197,19 @@ def tower(model: Model, settings: Training, device: torch.device, seconds: float
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             encoder(pixels)
 
-    return _IMAGES / _seconds(forward, device, seconds)
+    return forward
 
 
-def decode(model: Tower, augmentations: tuple[str, ...], seconds: float = 2.0) -> float:
-    """Return the JPEG images of 256 pixels a second that one core decodes to views.
-
-    Args:
-        model: the image encoder; its image size and view are used.
-        augmentations: of an augmented view; none for the evaluation view.
-        seconds: that the measurement takes about.
-    """
+def _decoding(model: Tower, augmentations: tuple[str, ...]) -> Callable[[], object]:
+    """Return the decoding of a JPEG image of 256 pixels to a view; no augmentations for the evaluation view."""
     files = [photograph(number) for number in range(8)]
-    number = 0
+    views, numbers = Views(model, augmentations), count(1)
 
     def one() -> None:
-        nonlocal number
-        number += 1
-        picture = images.decode(files[number % len(files)])
-        if augmentations:
-            seed = images.view_seed(str(number), 1)
-            shown = images.augmented_view(picture, model.image_size, seed, augmentations)
-        else:
-            shown = images.evaluation_view(picture, model.image_size, model.view)
-        images.to_tensor([shown])
+        number = next(numbers)
+        views[files[number % len(files)], str(number), 1 if augmentations else 0, ""]
 
-    return 1 / _seconds(one, torch.device("cpu"), seconds)
+    return one
 
 
 def tower_flops(model: Model) -> float:
@@ -154,16 +239,25 @@ def text_step_flops(model: Model, settings: Training, shape: Shape, caption_toke
     return 3.0 * (layers * caption_tokens + heads + similarity)
 
 
-def _seconds(work: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Return the mean seconds of a piece of work, of as many repetitions as take the given time, at least three."""
-    work()
-    _wait(device)
-    started, count = time.perf_counter(), 0
-    while count < 3 or time.perf_counter() - started < seconds:
+def _medians(works: Mapping[str, Callable[[], object]], device: torch.device, seconds: float) -> dict[str, float]:
+    """Return the seconds of each piece of work: the median of ``_ROUNDS`` rounds, in each of which all take turns."""
+    slice_seconds = seconds / _ROUNDS / max(1, len(works))
+    repeats = {}
+    for name, work in works.items():
         work()
-        _wait(device)
-        count += 1
-    return (time.perf_counter() - started) / count
+        repeats[name] = max(1, int(slice_seconds / _seconds(work, 1, device)))
+    rounds = [{name: _seconds(work, repeats[name], device) for name, work in works.items()} for _ in range(_ROUNDS)]
+    return {name: statistics.median(each[name] for each in rounds) for name in works}
+
+
+def _seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Return the mean seconds of a piece of work."""
+    _wait(device)
+    started = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    _wait(device)
+    return (time.perf_counter() - started) / repeats
 
 
 def _wait(device: torch.device) -> None:

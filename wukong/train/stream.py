@@ -192,13 +192,15 @@ def read(
         pieces = _Pieces(load, readers)
         shares = order.lanes(rank, workers)
         lanes = [_Lane(order, lane, first, last, pieces) for lane, _, _ in shares]
-        for lane in lanes:
-            lane.request_next()
         for step in range(first, last):
             samples: list[Sample[_Loaded]] = []
             for lane, (number, start, stop) in zip(lanes, shares, strict=True):
                 begin = step % order.steps * order.width(number)
                 samples += lane.samples(step // order.steps, begin + start, begin + stop)
+            if step == first:
+                # Not before: what is read ahead would make the first batch wait.
+                for lane in lanes:
+                    lane.read_ahead()
             yield samples
     finally:
         readers.shutdown(wait=False, cancel_futures=True)
@@ -228,14 +230,14 @@ class _Pieces(Generic[_Loaded]):
 
 
 class _Lane(Generic[_Loaded]):
-    """A lane while it is read: the window in use, and the next, which is being read."""
+    """A lane while it is read: the window in use, and the next, which is being read after the first step."""
 
     def __init__(self, order: Order, lane: int, first: int, last: int, pieces: _Pieces[_Loaded]) -> None:
         self._order, self._lane, self._pieces = order, lane, pieces
         self._windows = self._all_windows(first, last)
-        self._next = next(self._windows, None)
-        self._reading = pieces.request(self._next[1]) if self._next else []
         self._used: tuple[int, Window] | None = None
+        self._next: tuple[int, Window] | None = None
+        self.read_ahead()
 
     def _all_windows(self, first: int, last: int) -> Iterator[tuple[int, Window]]:
         steps, width = self._order.steps, self._order.width(self._lane)
@@ -244,25 +246,31 @@ class _Lane(Generic[_Loaded]):
             yield from ((epoch, window) for window in self._order.windows(epoch, self._lane, place))
             place = 0
 
-    def request_next(self) -> None:
-        """Take the window that was being read into use, and begin to read the one after it."""
-        before, self._used, futures = self._used, self._next, self._reading
-        if self._used is None:
+    def read_ahead(self) -> None:
+        """Begin to read the next window, unless it is being read already."""
+        if self._next is None:
+            self._next = next(self._windows, None)
+            self._reading = self._pieces.request(self._next[1]) if self._next else []
+
+    def use_next(self) -> None:
+        """Take the next window into use."""
+        self.read_ahead()
+        if self._next is None:
             raise IndexError(f"lane {self._lane} has ended")
+        before, self._used, self._futures = self._used, self._next, self._reading
+        self._next, self._reading = None, []
         epoch, window = self._used
-        self._next = next(self._windows, None)
-        self._reading = self._pieces.request(self._next[1]) if self._next else []
-        self._futures = futures
         self._rows, self._drawn = self._order.shuffled(epoch, self._lane, window)
         self._starts = np.cumsum([0, *(piece.stop - piece.start for piece in window.pieces)])
         if before is not None:
+            self.read_ahead()  # before the release: a piece that both windows need is not read twice
             self._pieces.release(before[1])
 
     def samples(self, epoch: int, start: int, stop: int) -> Iterator[Sample[_Loaded]]:
         """Iterate over the samples at places of the lane; places are asked for in ascending order."""
         while start < stop:
             while self._used is None or epoch != self._used[0] or start >= self._used[1].stop:
-                self.request_next()
+                self.use_next()
             window = self._used[1]
             end = min(stop, window.stop)
             chosen = slice(start - window.start, end - window.start)

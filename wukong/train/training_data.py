@@ -20,12 +20,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from wukong import storage
 from wukong.config import ImageEncoder, Training
-from wukong.data import images, shards
+from wukong.data import shards
 from wukong.data.tokenizer import Tokenizer
+from wukong.data.views import Encoded, Views
 from wukong.errors import DataError
 from wukong.manifest import Manifest, digest_of
 from wukong.train import features, stream
@@ -38,8 +39,6 @@ _AHEAD = 4
 """Batches of stored features that are made before they are needed."""
 
 _Item = TypeVar("_Item")
-_Encoded = tuple[bytes, str, int, str]
-"""An image file, its key, the number of its view, and its name for messages."""
 _Shown = tuple[Tensor, list[int], list[str]]
 """Views, for each the place in the batch of the pair that it belongs to, and what is wrong with those left out."""
 
@@ -356,7 +355,7 @@ class PicturePairs(Pairs):
     def __init__(self, corpus: Corpus, tokenizer: Tokenizer, tower: ImageEncoder, settings: Training) -> None:
         super().__init__(corpus.rows, corpus.digest, tokenizer)
         self._corpus = corpus
-        self._views = _Views(tower, settings.augmentations, skip_broken=settings.max_broken_pictures > 0)
+        self._views = Views(tower, settings.augmentations, skip_broken=settings.max_broken_pictures > 0)
         self._workers = settings.loader_workers
         self._ends: dict[int, tuple[int, int]] = {}
 
@@ -393,7 +392,7 @@ class PicturePairs(Pairs):
     def _made(self, steps: Generator[list[Sample[Loaded]]]) -> Generator[Batch]:
         waiting: deque[list[Sample[Loaded]]] = deque()
 
-        def orders() -> Iterator[list[_Encoded]]:
+        def orders() -> Iterator[list[Encoded]]:
             for samples in steps:
                 waiting.append(samples)
                 yield [_encoded(sample) for sample in samples]
@@ -415,30 +414,7 @@ class PicturePairs(Pairs):
                 yield self._batch([samples[place] for place in places], views, len(broken))
 
 
-class _Views(Dataset["Tensor | str"]):
-    """The views of images, as a loader process makes them; the text of the error in the place of a broken image."""
-
-    def __init__(self, tower: ImageEncoder, augmentations: Sequence[str], *, skip_broken: bool) -> None:
-        self._tower, self._augmentations, self._skip_broken = tower, augmentations, skip_broken
-
-    def __getitem__(self, encoded: _Encoded) -> "Tensor | str":
-        """Return one view of an image, uint8 [3, size, size]; view 0 is the evaluation view."""
-        data, key, view, name = encoded
-        try:
-            picture = images.decode(data, name)
-        except DataError as error:
-            if not self._skip_broken:
-                raise
-            return str(error)
-        side = self._tower.image_size
-        if view and self._augmentations:
-            shown = images.augmented_view(picture, side, images.view_seed(key, view), self._augmentations)
-        else:
-            shown = images.evaluation_view(picture, side, self._tower.view)
-        return images.to_tensor([shown])[0]
-
-
-def _encoded(sample: Sample[Loaded]) -> _Encoded:
+def _encoded(sample: Sample[Loaded]) -> Encoded:
     piece, row = sample.piece, sample.row
     data = piece.pictures[row]
     assert isinstance(data, bytes)  # noqa: S101 - for mypy

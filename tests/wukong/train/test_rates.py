@@ -1,6 +1,7 @@
 """Operations counted by formula, compared with torch's counter and with published figures; and measured rates."""
 
 import io
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -57,30 +58,68 @@ def test_the_shape_of_features_is_that_of_the_tower() -> None:
     assert rates.feature_shape(SMALL.model_copy(update={"similarity": "token"})) == Shape(4, 192)
 
 
+class Clock:
+    """A clock that stands still but while work runs, which takes the given seconds each time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def work(self, seconds: Iterator[float]) -> Callable[[], None]:
+        def run() -> None:
+            self.now += next(seconds)
+
+        return run
+
+
+def test_a_rate_is_that_of_the_median_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(rates, "time", clock)
+    # Two runs before the first round; then five rounds, two of which another program makes slow.
+    works = {"a": clock.work(iter([9, 1, 1, 30, 1, 1.5, 40])), "b": clock.work(iter([9, 2, 2, 2, 60, 2, 3]))}
+    assert rates._medians(works, torch.device("cpu"), seconds=1e-6) == {"a": 1.5, "b": 2}
+
+
+def test_short_work_is_repeated_to_fill_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, ran = Clock(), []
+    monkeypatch.setattr(rates, "time", clock)
+
+    def work() -> None:
+        ran.append(clock.now)
+        clock.now += 0.25
+
+    assert rates._medians({"work": work}, torch.device("cpu"), seconds=20.0) == {"work": 0.25}
+    assert len(ran) == 2 + 5 * 16
+
+
 def test_a_text_step_is_work_for_each_pair_and_the_optimisers(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = iter([0.5, 0.25])
-    ran = []
-
-    def clock(work: object, _device: torch.device, _seconds: float) -> float:
-        assert callable(work)
-        work()
-        ran.append(work)
-        return next(taken)
-
-    monkeypatch.setattr(rates, "_seconds", clock)
+    """The measured step has 16 pairs, because it takes long; a worker's share has 256."""
+    monkeypatch.setattr(rates, "_seconds", lambda work, *_: work() or 0.5)
+    monkeypatch.setattr(rates, "_medians", lambda works, *_: dict(zip(works, (0.5, 0.25), strict=True)))
     settings = Training(batch_size=512, workers=2)
-    found = rates.text_step(SMALL, settings, Shape(1, 192), torch.device("cpu"), 10)
-    assert found == 256 / (256 / 64 * 0.5 + 0.25)  # 64 pairs were measured, 256 are a worker's share
-    assert len(ran) == 2
+    found = rates.measure(SMALL, settings, ["text_step"], torch.device("cpu"), 10)
+    assert found == {"text_step": 256 / (256 / 16 * 0.5 + 0.25)}
+    monkeypatch.setattr(rates, "_seconds", lambda work, *_: work() or 0.01)
+    found = rates.measure(SMALL, settings, ["text_step"], torch.device("cpu"), 10)
+    assert found == {"text_step": 256 / (0.5 + 0.25)}
 
 
-@pytest.mark.parametrize("augmentations", [(), ("crop", "flip")])
-def test_rates_are_repetitions_by_seconds(augmentations: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter(range(1_000))
-    monkeypatch.setattr(rates.time, "perf_counter", lambda: float(next(now)))
-    # Each look at the clock is a second: one at the start, one in each repetition after the third, one at the end.
-    assert rates.decode(SMALL.image, augmentations, seconds=4.0) == pytest.approx(7 / 6, rel=0.35)
-    assert rates.tower(SMALL, Training(), torch.device("cpu"), seconds=0.0) > 0
+def test_rates_that_are_not_told_are_measured_or_computed() -> None:
+    told = {"text_step": 10.0, "tower": 5.0, "decode": 4.0}
+    settings = Training(augmentations=("crop", "flip"))
+    found = rates.find(SMALL, settings, told, seconds=0.1)
+    assert [(name, rate.source) for name, rate in found.items()] == [
+        ("text_step", "told"),
+        ("tower", "told"),
+        ("decode", "told"),
+        ("augment", "measured"),
+    ]
+    assert found["tower"].per_second == 5.0 and 1 < found["augment"].per_second < 1e5
+    computed = rates.find(SMALL, settings, {"gpu": 2.0, "decode": 1.0, "augment": 1.0})
+    assert computed["tower"].source == "computed"
+    assert computed["tower"].per_second == pytest.approx(2e12 / rates.tower_flops(SMALL))
 
 
 def test_the_measured_picture_is_as_large_as_a_photograph() -> None:

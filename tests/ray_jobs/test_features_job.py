@@ -1,0 +1,225 @@
+"""The feature cache: what is computed again, what is shared, and what is decided for ``store_features: auto``."""
+
+import io
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ray_jobs import features
+from wukong import config, places, stages, storage
+from wukong.config import Experiment
+from wukong.estimate import Rate
+from wukong.manifest import Manifest, Part, Stage
+from wukong.train.rates import RATES
+
+IMAGE = {"name": "vit_tiny_patch16_224", "weights": "random", "image_size": 32}
+SHARDS = {"00000": 3, "00001": 2}
+
+
+def experiment(root: Path, **changed: object) -> Experiment:
+    sections = {
+        "name": "test",
+        "storage": storage.from_path(root),
+        "crawl": {"queries": "file:///none", "endpoint": "http://127.0.0.1:1"},
+        "model": {"image": IMAGE, "text": {"layers": 1, "heads": 2, "width": 32}, "embedding": 16},
+        "pretrain": {"batch_size": 2, "views": 1, "workers": 1, "store_features": "auto"},
+    }
+    return config.parse({**sections, **changed})
+
+
+@pytest.fixture
+def filtered(tmp_path: Path) -> Manifest:
+    made = experiment(tmp_path)
+    stage = Stage(made.root, "filter", stages.of("filter").config(made))
+    folder = Path(storage.filesystem(stage.uri)[1]) / "train"
+    folder.mkdir(parents=True)
+    parts = []
+    for shard, count in SHARDS.items():
+        keys = [f"{shard}-{number}" for number in range(count)]
+        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
+            for number, key in enumerate(keys):
+                picture = io.BytesIO()
+                Image.new("RGB", (40, 30), (50 * number, 90, len(shard))).save(picture, "JPEG")
+                entry = tarfile.TarInfo(f"{key}.jpg")
+                entry.size = len(picture.getvalue())
+                tar.addfile(entry, io.BytesIO(picture.getvalue()))
+        pq.write_table(pa.table({"key": keys}), folder / f"{shard}.parquet")
+        parts += [stage.describe(f"train/{shard}{suffix}", count) for suffix in (".tar", ".parquet")]
+    return stage.commit(parts)
+
+
+def written(uri: str) -> dict[str, tuple[int, bytes]]:
+    """When each file of features was written, and what it holds."""
+    folder = Path(storage.filesystem(uri)[1])
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*.safetensors")}
+
+
+class PlayedRay:
+    """Ray that runs each task when it is asked for, here."""
+
+    def __init__(self, gpus: int = 0) -> None:
+        self.gpus = gpus
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0, **({"GPU": float(self.gpus)} if self.gpus else {})}
+
+    def wait(self, waiting: list[object], num_returns: int) -> tuple[list[object], list[object]]:
+        return waiting[:num_returns], waiting[num_returns:]
+
+    def get(self, answer: "Answer") -> object:
+        return answer.value
+
+
+@dataclass(eq=False)
+class Answer:
+    value: object
+
+
+TASKS = {name: getattr(features, name)._function for name in ("_on_core", "_on_gpu")}
+
+
+def play(monkeypatch: pytest.MonkeyPatch, gpus: int = 0) -> None:
+    monkeypatch.setattr(features, "ray", PlayedRay(gpus))
+    for name, task in TASKS.items():
+        remote = SimpleNamespace(remote=lambda *arguments, task=task: Answer(task(*arguments)))
+        monkeypatch.setattr(features, name, remote)
+
+
+@pytest.fixture(params=["played", pytest.param("real", marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
+def some_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "real":
+        request.getfixturevalue("local_ray")
+    else:
+        play(monkeypatch)
+
+
+@pytest.mark.usefixtures("some_ray")
+def test_only_what_is_missing_is_computed_and_other_text_towers_share_it(tmp_path: Path, filtered: Manifest) -> None:
+    settings = experiment(tmp_path)
+    found = features.run(settings, {"filter": filtered})
+    assert found.counts == {"pictures": 10}  # five, in two views
+    before = written(found.uri)
+    assert set(before) == {f"{shard}.view0{view}.safetensors" for shard in SHARDS for view in (0, 1)}
+
+    # As after a kill: the manifest is not there, one file is not there, and of another only the record is not.
+    storage.delete(storage.join(found.uri, "manifest.json"))
+    storage.delete(storage.join(found.uri, "_parts/train/00000.view01.safetensors.json"))
+    storage.delete(storage.join(found.uri, "_parts/train/00001.view00.safetensors.json"))
+    storage.delete(storage.join(found.uri, "train/00001.view00.safetensors"))
+    again = features.run(settings, {"filter": filtered})
+    after = written(found.uri)
+    assert again.digest == found.digest
+    assert {name: data for name, (_, data) in after.items()} == {name: data for name, (_, data) in before.items()}
+    computed = {name for name in after if after[name][0] != before[name][0]}
+    assert computed == {"00000.view01.safetensors", "00001.view00.safetensors"}
+
+    text = {"layers": 3, "heads": 4, "width": 64, "pooling": "mean"}
+    model = {"image": IMAGE, "text": text, "embedding": 8, "temperature": 0.5}
+    training = {"batch_size": 4, "epochs": 7, "views": 1, "workers": 1, "store_features": "auto"}
+    other = experiment(tmp_path, model=model, pretrain=training, seed=3)
+    assert features.run(other, {"filter": filtered}) == again
+    assert written(found.uri) == after
+    # A sweep's further run decides in no time, because the features are there.
+    decision = features.decide("pretrain", other, filtered)
+    assert decision is not None and decision.record["store"] is True and "there already" in decision.record["why"]
+
+    small = experiment(tmp_path, features={"dtype": "int8"})
+    rounded = features.run(small, {"filter": filtered})
+    assert rounded.uri != found.uri
+    # A vector of 192 numbers and a scale, in place of 192 numbers of two bytes; the keys are in both.
+    saved = {part.path: part.bytes for part in found.parts}
+    for part in rounded.parts:
+        assert abs(saved[part.path] - part.bytes - part.rows * (2 * 192 - 196)) < 100
+
+
+@pytest.mark.parametrize(("epochs", "store"), [(20, True), (1, False)])
+def test_rates_decide_once(
+    tmp_path: Path, filtered: Manifest, epochs: int, store: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features of two views do not pay for one epoch; for twenty they do."""
+    training = {"batch_size": 2, "views": 1, "workers": 1, "epochs": epochs, "store_features": "auto"}
+    settings = experiment(tmp_path, pretrain=training)
+    play(monkeypatch)
+    asked = []
+
+    class Measured:
+        def options(self, **resources: int) -> "Measured":
+            asked.append(resources)
+            return self
+
+        def remote(self, *_: object) -> Answer:
+            return Answer({name: Rate(100.0 if name == "text_step" else 10.0, "measured") for name in RATES})
+
+    monkeypatch.setattr(features, "_measure", Measured())
+    decision = features.decide("pretrain", settings, filtered)
+    assert decision is not None and asked == [{"num_cpus": 1}]
+    assert decision.record["store"] is store
+    assert decision.experiment.pretrain.store_features is store
+    assert decision.experiment.pretrain.views == (1 if store else 0)
+    # A run that goes on, when the machine is another: the decision stays.
+    monkeypatch.setattr(features, "_measure", None)
+    assert features.decide("pretrain", settings, filtered) == decision
+    assert places.decided("pretrain", settings, filtered, None) == decision.experiment
+    # It is the run that a config with the same setting in the place of auto would be.
+    plain = training | {"store_features": store, "views": 1 if store else 0}
+    explicit = experiment(tmp_path, pretrain=plain)
+    assert places.training("pretrain", decision.experiment, filtered, None, None).key == (
+        places.training("pretrain", explicit, filtered, None, None).key
+    )
+
+
+def test_gpus_get_several_files_a_task_and_processes_that_decode(
+    tmp_path: Path, filtered: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "_FILES_ON_A_GPU", 3)
+    given = []
+
+    def compute(*arguments: object) -> list[dict[str, object]]:
+        work, device, decoders = arguments[2], *arguments[5:]
+        assert isinstance(work, list)
+        given.append(([entry.target for entry in work], device, decoders))
+        return [Part(path=entry.target, rows=1, bytes=0, sha256="").model_dump() for entry in work]
+
+    monkeypatch.setattr(features, "_compute", compute)
+    play(monkeypatch, gpus=1)
+    features.run(experiment(tmp_path), {"filter": filtered})
+    assert [device for _, device, _ in given] == ["cuda"] * 4
+    assert [target for targets, _, _ in given for target in targets] == [
+        f"train/{shard}.view0{view}.safetensors" for shard in SHARDS for view in (0, 1)
+    ]
+    assert {decoders for _, _, decoders in given} == {2}
+    play(monkeypatch)
+    storage.delete(f"{experiment(tmp_path).root}/features")
+    features.run(experiment(tmp_path), {"filter": filtered}, on_gpus=True)
+    assert {device for _, device, _ in given[4:]} == {"cuda"}
+
+
+def test_without_room_nothing_is_measured(tmp_path: Path, filtered: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_measure", None)
+    assert places.finished("pretrain", experiment(tmp_path), {"filter": filtered}) is None
+    small = experiment(tmp_path, features={"room_gib": 1e-9})
+    decision = features.decide("pretrain", small, filtered)
+    assert decision is not None and decision.record["store"] is False
+    assert "there is room for 9e-10 GiB" in decision.record["why"]
+    # 5 pictures, 2 views of 192 numbers of two bytes.
+    assert decision.record["gib"] == 5 * 2 * 192 * 2 / 2**30
+    assert features.decide("pretrain", experiment(tmp_path, pretrain={"workers": 1}), filtered) is None
+
+
+def test_the_room_of_an_object_store_must_be_told(tmp_path: Path) -> None:
+    told, untold = config.Features(room_gib=3), config.Features()
+    assert features.room_for_features("s3://bucket", told) == 3 * 2**30
+    assert features.room_for_features("s3://bucket", untold) is None
+    free = features.room_for_features(storage.from_path(tmp_path / "not" / "there"), untold)
+    assert free is not None and free > 0
+
+
+@pytest.mark.parametrize(("files", "gpus", "sizes"), [(5, 0, [1] * 5), (10, 1, [2] * 5), (1_000, 1, [64] * 15 + [40])])
+def test_tasks_on_gpus_have_several_files(files: int, gpus: int, sizes: list[int]) -> None:
+    assert [len(group) for group in features._groups([None] * files, gpus)] == sizes  # type: ignore[list-item]

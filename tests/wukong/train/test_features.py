@@ -1,0 +1,154 @@
+"""Files of features, compared with what the safetensors library writes and with the tower's own output."""
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load, save
+
+from wukong import storage
+from wukong.config import Dtype, Model
+from wukong.data import images
+from wukong.errors import DataError
+from wukong.estimate import feature_bytes
+from wukong.train import features
+from wukong.train.features import File
+
+SIDE = 32
+IMAGE = {"name": "vit_tiny_patch16_224", "weights": "random", "image_size": SIDE}
+MODELS = {kind: Model.model_validate({"image": IMAGE, "similarity": kind}) for kind in ("global", "token")}
+KEYS = [f"k{number}" for number in range(7)]
+
+
+def encoded(number: int) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 256, (30, 40, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def shard(folder: Path, name: str = "00000", keys: Sequence[str] = KEYS, table: Sequence[str] = KEYS) -> str:
+    """Write a tar and its table; return the tar's URI."""
+    with tarfile.open(folder / f"{name}.tar", "w") as tar:
+        for number, key in enumerate(keys):
+            for suffix, content in (("jpg", encoded(number)), ("txt", b"-")):
+                entry = tarfile.TarInfo(f"{key}.{suffix}")
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    pq.write_table(pa.table({"key": list(table)}), folder / f"{name}.parquet")
+    return storage.from_path(folder / f"{name}.tar")
+
+
+def given(model: Model, view: int) -> torch.Tensor:
+    """What the tower gives for a view of all images, in float32."""
+    tower = features._encoder(model.image.model_dump_json(), None, torch.device("cpu"))
+    shown = [
+        images.augmented_view(images.decode(encoded(number)), SIDE, images.view_seed(key, view))
+        if view
+        else images.evaluation_view(images.decode(encoded(number)), SIDE, model.image.view)
+        for number, key in enumerate(KEYS)
+    ]
+    with torch.inference_mode():
+        pooled, tokens = tower(images.to_tensor(shown))
+    found: torch.Tensor = tokens if model.similarity == "token" else pooled
+    return found.clone()
+
+
+@pytest.fixture(autouse=True)
+def batches_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_BATCH", 3)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_file_has_the_bytes_that_the_library_writes(kind: str, dtype: Dtype, tmp_path: Path) -> None:
+    """Two shards and both kinds of view in one stream, in batches that do not fill."""
+    tars = [shard(tmp_path), shard(tmp_path, "00001")]
+    files = [
+        File(tar, view, storage.from_path(tmp_path / f"{number}.{view}"))
+        for number, tar in enumerate(tars)
+        for view in (0, 1)
+    ]
+    assert list(features.compute(files, MODELS[kind], dtype)) == [(file, 7) for file in files]
+    for file in files:
+        data = storage.read_bytes(file.target)
+        found = load(data)
+        assert data == save(found, metadata={"keys": json.dumps(KEYS)})
+        keys, values = features.read(file.target)
+        expected = given(MODELS[kind], file.view)
+        assert keys == KEYS and values.dtype == torch.float16 and values.shape == expected.shape
+        # Half of a step of int8 is 1 / 254 of the largest component.
+        error = (values.float() - expected).abs() / expected.abs().amax(-1, keepdim=True)
+        assert error.max() < (1 / 254 if dtype == "int8" else 0) + 1e-3
+        tokens = 1 if kind == "global" else expected.shape[1]
+        size = sum(value.numel() * value.element_size() for value in found.values())
+        assert size == 7 * feature_bytes(tokens, expected.shape[-1], dtype)
+        some, part = features.read_rows(file.target, 2, 5)
+        assert some == KEYS[2:5] and torch.equal(part, values[2:5])
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_int8_rounds_each_vector_on_its_own_scale() -> None:
+    vectors = torch.tensor([[12.7, -0.14, 0.16, 5.0], [0.0, 0.0, 0.0, 0.0], [-254.0, 2.9, 3.1, 127.0]]).half()
+    stored, scales = features.quantise(vectors)
+    assert stored.tolist() == [[127, -1, 2, 50], [0, 0, 0, 0], [-127, 1, 2, 64]]
+    torch.testing.assert_close(scales, torch.tensor([0.1, 0.0, 2.0]), rtol=1e-3, atol=0)
+    back = features.dequantise(stored, scales)
+    torch.testing.assert_close(back[2], torch.tensor([-254.0, 2.0, 4.0, 128.0]).half())
+    assert not back[1].any()
+
+
+def test_int8_vectors_point_where_the_exact_ones_do() -> None:
+    """A uniform error of a step h has the deviation h / sqrt(12); of normal numbers the cosine follows from it."""
+    vectors = torch.randn(200, 768, generator=torch.Generator().manual_seed(0))
+    found = features.dequantise(*features.quantise(vectors)).float()
+    cosine = torch.nn.functional.cosine_similarity(vectors, found)
+    step = vectors.abs().amax(1) / 127
+    expected = 1 - step**2 / 12 / vectors.pow(2).mean(1) / 2
+    torch.testing.assert_close(cosine, expected, rtol=0, atol=1e-5)
+    assert cosine.min() > 0.9998
+
+
+@pytest.mark.slow
+def test_processes_that_decode_change_no_byte(tmp_path: Path) -> None:
+    tars = [shard(tmp_path), shard(tmp_path, "00001")]
+    read = []
+    for decoders in (0, 2):
+        files = [File(tar, 1, storage.from_path(tmp_path / f"{n}.{decoders}")) for n, tar in enumerate(tars)]
+        assert [rows for _, rows in features.compute(files, MODELS["global"], decoders=decoders)] == [7, 7]
+        read.append([storage.read_bytes(file.target) for file in files])
+    assert read[0] == read[1]
+
+
+@pytest.mark.parametrize(
+    ("keys", "table", "message"),
+    [
+        (KEYS[:5], KEYS, r"00000.tar has other pictures than .*00000.parquet"),
+        (KEYS, KEYS[:5], "has other pictures"),
+        (["other", *KEYS[1:]], KEYS, "has other pictures"),
+        ([], KEYS, "holds no picture"),
+    ],
+)
+def test_a_shard_that_differs_from_its_table_leaves_no_file(
+    keys: list[str], table: list[str], message: str, tmp_path: Path
+) -> None:
+    file = File(shard(tmp_path, keys=keys, table=table), 0, storage.from_path(tmp_path / "out"))
+    with pytest.raises(DataError, match=message):
+        list(features.compute([file], MODELS["global"]))
+    assert {path.name for path in tmp_path.iterdir()} == {"00000.tar", "00000.parquet"}
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_features", lambda *_: torch.full((3, 4), torch.inf))
+    file = File(shard(tmp_path), 0, storage.from_path(tmp_path / "out"))
+    with pytest.raises(DataError, match=r"output for .*00000.tar is not finite"):
+        list(features.compute([file], MODELS["global"]))
+    assert not (tmp_path / "out").exists()
