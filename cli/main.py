@@ -11,7 +11,22 @@ import typer
 import typer.core
 from rich.console import Console
 
-from cli import align, compare, evaluate, model, panels, plan, promote, queries, release, runs, serve, show, summary, sweep
+from cli import (
+    align,
+    compare,
+    evaluate,
+    model,
+    panels,
+    plan,
+    promote,
+    queries,
+    release,
+    runs,
+    serve,
+    show,
+    summary,
+    sweep,
+)
 from cli.output import JsonOption, print_json
 from wukong import config, environment, installed, patience
 from wukong.errors import WukongError

@@ -31,7 +31,7 @@ from wukong.config import Experiment, Model, Training
 from wukong.data import shards
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import ConfigError, DataError, StorageError, WukongError
-from wukong.manifest import Manifest, Part, Stage, digest_of
+from wukong.manifest import Manifest, Part, Stage
 from wukong.model import saved_model
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
