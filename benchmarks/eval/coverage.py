@@ -1,6 +1,6 @@
 """Measure how many of 500 confidence intervals hold the true value, for results whose true value is known.
 
-    python benchmarks/eval/coverage.py [--simulations 500]
+    python benchmarks/eval/coverage.py [--simulations 500] [--cases 0 1 …]
 
 Each simulation draws a test set from a world where each image, or caption of an image, has a known chance to be right,
 and measures it by the functions that ``wukong evaluate`` calls. Every case has a seed of its own. The last line of
@@ -101,10 +101,14 @@ def cases() -> Iterator[tuple[str, Truths, Case]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=500)
-    simulations = parser.parse_args().simulations
+    parser.add_argument("--cases", type=int, nargs="+", help="numbers of the rows that are measured; by default all")
+    options = parser.parse_args()
+    simulations = options.simulations
     torch.set_num_threads(1)
     shares: dict[str, float] = {}
     for seed, (title, truths, simulated) in enumerate(cases(), FIRST_SEED):
+        if options.cases is not None and seed - FIRST_SEED not in options.cases:
+            continue
         numbers = np.random.default_rng(seed)
         held = dict.fromkeys(truths, 0)
         for _ in range(simulations):

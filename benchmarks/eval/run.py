@@ -28,7 +28,7 @@ import measure
 from wukong.evaluate import best_words, classification, retrieval
 from wukong.evaluate.prompts import PROMPTS
 from wukong.evaluate.protocol import PROTOCOLS, Protocol
-from wukong.evaluate.vectors import Rows, StoredTexts, Tokens, block, slices
+from wukong.evaluate.vectors import BLOCK, Rows, StoredTexts, Tokens, block, slices
 from wukong.model.dual import Texts
 from wukong.model.similarity import Scores, global_similarity, token_similarity
 
@@ -82,14 +82,19 @@ def random_images(count: int, token_wise: bool) -> Tensor:
 
 
 def stored(images: int, lengths: Tensor, folder: Path) -> tuple[Tokens, StoredTexts]:
-    """Write vectors of tokens to files as an encoder gives them, a thousand images or texts at a time."""
-    image, text, counted = Tokens(folder), Tokens(folder), torch.zeros(len(lengths), int(lengths.max())).bool()
-    for rows in slices(images):
-        image.append(random_images(rows.stop - rows.start, token_wise=True))
-    for rows in slices(len(lengths)):
-        part = random_texts(lengths[rows], token_wise=True)
-        text.append(part.vectors, lengths[rows])
-        counted[rows, : part.counted.shape[1]] = part.counted
+    """Write vectors of tokens to files as an encoder gives them, a thousand images or texts at a time.
+
+    A thousand are drawn; the numbers of the next thousand are the same, turned by one place.
+    """
+    image, text, longest = Tokens(folder), Tokens(folder), int(lengths.max())
+    drawn = random_images(BLOCK, token_wise=True)
+    for number, rows in enumerate(slices(images)):
+        image.append(drawn[: rows.stop - rows.start].roll(number, 2))
+    drawn = random_texts(torch.full((BLOCK,), longest), token_wise=True).vectors
+    for number, rows in enumerate(slices(len(lengths))):
+        text.append(drawn[: rows.stop - rows.start].roll(number, 2), lengths[rows])
+    counted = torch.arange(longest)[None, :] < lengths[:, None]
+    counted[:, 0] = False
     return image, StoredTexts(text, counted)
 
 

@@ -194,21 +194,25 @@ def holdouts(names: Sequence[str], experiment: config.Experiment) -> dict[str, M
 
 
 def encode(seen: Seen, model: Model, pictures: Iterable[Image.Image], protocol: Protocol) -> Tensor:
-    """Encode a set's images; protocols with the same transform share them."""
+    """Encode a set's images; protocols with the same transform share them, and all do where every picture is square."""
     if protocol.transform not in seen:
-        seen[protocol.transform] = encoded(model, pictures, protocol)
+        found, square = encoded(model, pictures, protocol)
+        seen |= dict.fromkeys(("crop", "squash") if square else (protocol.transform,), found)
     return seen[protocol.transform]
 
 
-def encoded(model: Model, pictures: Iterable[Image.Image], protocol: Protocol) -> Tensor:
+def encoded(model: Model, pictures: Iterable[Image.Image], protocol: Protocol) -> tuple[Tensor, bool]:
+    """Return the images' vectors, and whether every picture is square: then to cut and to squash it are the same."""
     parts: list[Tensor] = []
     batch: list[Image.Image] = []
+    square = True
     for picture in pictures:
         batch.append(picture)
+        square = square and picture.width == picture.height
         if len(batch) == BATCH:
             parts.append(model.encode_images(batch, protocol))
             batch = []
-    return torch.cat([*parts, *([model.encode_images(batch, protocol)] if batch else [])])
+    return torch.cat([*parts, *([model.encode_images(batch, protocol)] if batch else [])]), square
 
 
 def main() -> None:

@@ -42,13 +42,13 @@ def exact(image: Tensor, text: Texts, with_first: bool = False) -> Tensor:
     # One buffer for all blocks: a fresh one of this size comes from the system page by page each time.
     longest = max(_BLOCK_TOKENS, text.counted.shape[1])
     buffer = torch.empty(longest * min(images, _BLOCK_IMAGES) * patches)
-    for rows, first, last in _alike(text, with_first, _BLOCK_TOKENS):
-        tokens = text.vectors[rows, first:last].float().flatten(0, 1)
+    for rows, places in _alike(text, with_first, _BLOCK_TOKENS):
+        tokens = text.vectors[rows[:, None], places].float().flatten(0, 1)
         for begin in range(0, images, _BLOCK_IMAGES):
             part = slice(begin, min(begin + _BLOCK_IMAGES, images))
             block = columns[:, part.start * patches : part.stop * patches]
             products = buffer[: len(tokens) * block.shape[1]].view(len(tokens), -1)
-            best = torch.mm(tokens, block, out=products).view(len(rows), last - first, -1).amax(1)
+            best = torch.mm(tokens, block, out=products).view(*places.shape, -1).amax(1)
             found[part, rows] = best.view(len(rows), -1, patches).mean(2).T
     return found
 
@@ -65,10 +65,11 @@ def rough(image: Tensor, text: Texts, with_first: bool = False) -> Tensor:
         with_first: as in ``exact``.
 
     Returns:
-        float32 [images, texts], off by at most half a step of the image times the sum of a token's numbers, and the
-        same the other way round; in the mean over many patches and prompts by far less.
+        float32 [images, texts], off by at most half a step of the image times the sum of the sizes of a token's
+        numbers, and the same the other way round; in the mean over many patches and prompts by far less.
     """
-    images, patches, _ = image.shape
+    images, patches, width = image.shape
+    whole = torch.int32 if patches * width * _LARGEST**2 < torch.iinfo(torch.int32).max else torch.int64
     image_steps = _steps(image)
     columns = [
         _rounded(part, steps).flatten(0, 1).T.contiguous()
@@ -77,27 +78,39 @@ def rough(image: Tensor, text: Texts, with_first: bool = False) -> Tensor:
     found = torch.empty(images, len(text.vectors))
     longest = max(_ROUGH_TOKENS, text.counted.shape[1])
     buffer = torch.empty(longest * min(images, _BLOCK_IMAGES) * patches, dtype=torch.int32)
-    for rows, first, last in _alike(text, with_first, _ROUGH_TOKENS):
-        vectors = text.vectors[rows, first:last]
+    for rows, places in _alike(text, with_first, _ROUGH_TOKENS):
+        vectors = text.vectors[rows[:, None], places]
         steps = _steps(vectors)
         tokens = _rounded(vectors, steps).flatten(0, 1)
         for begin, block in zip(range(0, images, _BLOCK_IMAGES), columns, strict=True):
             part = slice(begin, min(begin + _BLOCK_IMAGES, images))
             products = buffer[: len(tokens) * block.shape[1]].view(len(tokens), -1)
-            best = torch._int_mm(tokens, block, out=products).view(len(rows), last - first, -1).amax(1)
-            found[part, rows] = best.view(len(rows), -1, patches).sum(2).T * steps * (image_steps[part, None] / patches)
+            best = torch._int_mm(tokens, block, out=products).view(*places.shape, -1).amax(1)
+            total = best.view(len(rows), -1, patches).sum(2, dtype=whole)
+            found[part, rows] = total.T * steps * (image_steps[part, None] / patches)
     return found
 
 
-def _alike(text: Texts, with_first: bool, most: int) -> Iterator[tuple[Tensor, int, int]]:
-    """Iterate over texts whose tokens that may match lie at the same places: their rows, the first and the end."""
+def _alike(text: Texts, with_first: bool, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over texts of equal length, in blocks of at most so many tokens.
+
+    So few texts that they are one block stay together: the last token of a shorter one stands for its padding, which
+    changes no maximum.
+
+    Returns:
+        The texts' rows, [texts], and the places of their tokens that may match, [texts, tokens].
+    """
     start = torch.zeros_like(text.counted[:, 0], dtype=torch.int64) if with_first else text.counted.int().argmax(1)
-    places = torch.arange(1, text.counted.shape[1] + 1)
-    end = (text.counted * places).amax(1)
-    for first, last in torch.stack([start, end], 1).unique(dim=0).tolist():
-        alike = ((start == first) & (end == last)).nonzero().squeeze(1)
-        for rows in alike.split(max(1, most // (last - first))):
-            yield rows, first, last
+    end = (text.counted * torch.arange(1, text.counted.shape[1] + 1)).amax(1)
+    length = end - start
+    longest = int(length.max())
+    if longest * len(length) <= most:
+        places = start[:, None] + torch.arange(longest)
+        yield torch.arange(len(length)), torch.minimum(places, end[:, None] - 1)
+        return
+    for size in length.unique().tolist():
+        for rows in (length == size).nonzero().squeeze(1).split(max(1, most // size)):
+            yield rows, start[rows, None] + torch.arange(size)
 
 
 def _steps(vectors: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from wukong.model.dual import Texts
 from wukong.model.similarity import Scores
 
 CUTOFFS = (1, 5, 10)
+_BLOCK, _BLOCK_OF_TOKENS = 2048, 512
 Captions: TypeAlias = Literal["distinct", "all", "first"]
 
 
@@ -330,7 +331,7 @@ def search(
     image_ids: Sequence[str] | None = None,
     text_ids: Sequence[str] | None = None,
     cutoffs: Sequence[int] = CUTOFFS,
-    block: int = 2048,
+    block: int | None = None,
     device: torch.device | str | None = None,
 ) -> Found:
     """Search images by texts and texts by images, block by block.
@@ -350,7 +351,8 @@ def search(
         image_ids: for the rule ``id``.
         text_ids: for the rule ``id``, if ``both``.
         cutoffs: the values of K.
-        block: number of images and of captions in a block.
+        block: number of images and of captions in a block; None for 2,048, or 512 with vectors of tokens, which are
+            many for each.
         device: where blocks are computed; None for a GPU if there is one.
 
     Raises:
@@ -363,6 +365,7 @@ def search(
         )
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     turned = pairs.turned() if both else None
+    block = block or (_BLOCK if texts.vectors.ndim == 2 else _BLOCK_OF_TOKENS)
     if ties == "topk":
         of_texts = [
             _topk_hits(

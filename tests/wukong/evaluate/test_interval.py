@@ -139,6 +139,16 @@ def test_one_unit_and_very_uneven_units_have_an_interval_too() -> None:
     assert interval.mean([([1.0] * 3, [1.0] * 3), ([1.0], [1.0])]) == interval.of([1.0] * 3)[0]
 
 
+def test_one_draw_gives_the_results_and_their_mean() -> None:
+    numbers = np.random.default_rng(3)
+    hits, shares = (numbers.random((80, 2)) < 0.3).astype(float), numbers.random((50, 3))
+    samples = [(hits, np.ones_like(hits)), (shares, np.ones_like(shares))]
+    each, mean = interval.with_mean(samples, seed=5)
+    assert each == [*interval.of(hits, seed=5), *interval.of(shares, seed=6)]
+    assert mean == interval.mean(samples, seed=5)
+    assert mean.value == pytest.approx(np.mean([one.value for one in each]))
+
+
 def test_where_all_answers_are_equal_the_interval_is_exact() -> None:
     (perfect,) = interval.of(np.ones(50))
     (nothing,) = interval.of(np.zeros(50))
