@@ -17,6 +17,7 @@ import ray.exceptions
 
 from wukong import events, experiments, fence, manifest, patience, run_records, stages, storage
 from wukong.cancel import end_with_parent
+from wukong.config import Experiment
 from wukong.errors import WukongError
 from wukong.fence import FencedError
 
@@ -75,7 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
             infrastructure=isinstance(error, _LOST)
             and not isinstance(error, (WukongError, ray.exceptions.RayTaskError)),
         )
-        run_records.write(experiment, options.run, record)
+        if not _recorded(experiment, options.run, record):
+            return 1
         log.error("%s failed: %s", options.stage, record.error)
         if record.traceback:
             log.error("%s", record.traceback)
@@ -88,7 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
         reused=reused,
         seconds=round(seconds, 3),
     )
-    run_records.write(experiment, options.run, record)
+    if not _recorded(experiment, options.run, record):
+        return 1
     log.info(
         "%s %s in %.1f s: %s",
         options.stage,
@@ -97,6 +100,16 @@ def main(arguments: list[str] | None = None) -> int:
         result.uri,
     )
     return 0
+
+
+def _recorded(experiment: Experiment, run: str, record: run_records.Record) -> bool:
+    """Write the record; return whether no newer attempt has begun, whose record it would be."""
+    try:
+        run_records.write(experiment, run, record)
+    except FencedError as error:
+        log.error("%s", error)
+        return False
+    return True
 
 
 def _parser() -> argparse.ArgumentParser:

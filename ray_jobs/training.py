@@ -38,7 +38,7 @@ from wukong.model.image_encoder import ImageEncoder
 from wukong.model.loss import world
 from wukong.train import checkpoint as checkpoints
 from wukong.train import system_metrics, training_data, validation
-from wukong.train.loop import MEASURED, Epoch, Look, Validate, Validated, train
+from wukong.train.loop import MEASURED, Epoch, Look, Validate, Validated, Validations, train
 from wukong.train.training_data import Corpus, FeaturePairs, Pairs, PicturePairs
 
 _RESIZE_SECONDS = 60.0
@@ -139,19 +139,19 @@ def run(
     fence.check()
     state, progress = checkpoints.load_weights(checkpoint)
     history = {name: progress[name] for name in ("history", "pairs")}
-    found = progress["validations"]
-    if len(history["history"]) != settings.epochs and not found["stopped"]:
+    found = Validations(**progress.get("validations", {}))
+    if len(history["history"]) != settings.epochs and not found.stopped:
         raise DataError(f"{name} ended after {len(history['history'])} of {settings.epochs} epochs; its log is above")
     metrics = {name: history["history"][-1][name] for name in ("loss", "temperature")}
     if settings.validation.decides:
-        if found["best"] is None:
+        if found.best is None:
             raise DataError(f"{name} never told what {settings.validation.metric} asks apart; its log is above")
         history["validations"] = {"metric": settings.validation.metric, "kept": settings.validation.keep}
-        history["validations"] |= {key: found[key] for key in ("best", "step", "stopped", "history")}
-        metrics |= {"validation/best": found["best"], "validation/best_step": float(found["step"])}
+        history["validations"] |= {key: getattr(found, key) for key in ("best", "step", "stopped", "history")}
+        metrics |= {"validation/best": found.best, "validation/best_step": float(found.step)}
     if settings.validation.keep == "best":
-        log.info("the model is that of step %d, with %s %.4f", found["step"], settings.validation.metric, found["best"])
-        state, _ = checkpoints.load_weights(found["checkpoint"])
+        log.info("the model is that of step %d, with %s %.4f", found.step, settings.validation.metric, found.best)
+        state, _ = checkpoints.load_weights(found.checkpoint)
     parts = _publish(stage, state, history, experiment.model, start_model)
     for work in ("_checkpoints", "_ray", _ROWS):
         storage.delete(stage.path(work))

@@ -8,16 +8,17 @@ import argparse
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import random
 import resource
-import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
 import threading
 import time
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from wukong import config, fence, stages, storage
@@ -241,44 +242,48 @@ def train_small(uri: str, target: str) -> None:
 
 
 def kills(count: int) -> None:
-    """SIGKILL of a training twice in a row, at random moments, ``count`` times; the weights afterwards."""
-    drawn = random.Random(0)
+    """SIGKILL of a training twice in a row, at random moments, ``count`` times; the weights afterwards.
+
+    Each training is a process that is forked after the imports, so that a kill hits its work and not its start.
+    """
+    drawn, fork = random.Random(0), multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
 
-        def start(name: str) -> subprocess.Popen[bytes]:
-            uri = storage.from_path(Path(folder, name))
-            return subprocess.Popen(
-                [sys.executable, __file__, "--train", uri, str(Path(folder, f"{name}.safetensors"))]
-            )
+        def place(name: str) -> str:
+            return storage.from_path(Path(folder, name))
+
+        def start(name: str) -> ForkProcess:
+            process = fork.Process(target=train_small, args=(place(name), str(Path(folder, f"{name}.safetensors"))))
+            process.start()
+            return process
+
+        def step(name: str) -> int:
+            newest = checkpoint.newest(place(name))
+            return int(newest.rsplit("_", 1)[1][:9]) if newest else 0
+
+        def finish(name: str) -> str:
+            process = start(name)
+            process.join()
+            if process.exitcode:
+                raise SystemExit(f"{name} failed")
+            return hashlib.sha256(Path(folder, f"{name}.safetensors").read_bytes()).hexdigest()
 
         began = time.perf_counter()
-        if start("calm").wait():
-            raise SystemExit("the undisturbed run failed")
+        expected = finish("calm")
         print(f"undisturbed: {time.perf_counter() - began:.1f} s", flush=True)
-        expected = hashlib.sha256(Path(folder, "calm.safetensors").read_bytes()).hexdigest()
         equal, steps = 0, []
         for number in range(count):
             name = f"run{number}"
-            uri = storage.from_path(Path(folder, name))
             for _ in range(2):
-                process = start(name)
-                left = drawn.randint(1, 120)
-                begun = checkpoint.newest(uri)
-                first = int(begun.rsplit("_", 1)[1][:9]) if begun else 0
-                while process.poll() is None:
-                    found = checkpoint.newest(uri)
-                    if found and int(found.rsplit("_", 1)[1][:9]) >= first + left:
-                        break
+                process, until = start(name), step(name) + drawn.randint(1, 120)
+                while process.is_alive() and step(name) < until:
                     time.sleep(drawn.random() / 50)
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                newest = checkpoint.newest(uri)
-                steps.append(int(newest.rsplit("_", 1)[1][:9]) if newest else 0)
-            if start(name).wait():
-                raise SystemExit(f"{name} failed")
-            equal += hashlib.sha256(Path(folder, f"{name}.safetensors").read_bytes()).hexdigest() == expected
-        print(f"{equal} of {count} runs ended with the bytes of the undisturbed one; killed after steps {steps}")
-        assert load_file(Path(folder, "calm.safetensors"))
+                process.kill()
+                process.join()
+                steps.append(step(name))
+            equal += finish(name) == expected
+            print(f"{equal} of {number + 1} runs ended with the bytes of the undisturbed one", flush=True)
+        print(f"killed after steps {steps}")
 
 
 def on_ray(name: str, folder: str, **changed: object) -> config.Experiment:
@@ -448,15 +453,12 @@ def main() -> None:
     parser.add_argument("--drive", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--ray-kills", help=argparse.SUPPRESS)
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
-    parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--resume", help=argparse.SUPPRESS)
     parser.add_argument("--resize", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         prefix, name, *numbers = arguments.measure
         measure(prefix, name, *map(int, numbers))
-    elif arguments.train:
-        train_small(*arguments.train)
     elif arguments.resume:
         resume(arguments.resume)
     elif arguments.resize:

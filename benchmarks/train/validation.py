@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -26,7 +27,7 @@ class _None:
     def __len__(self) -> int:
         return 0
 
-    def image(self, i: int) -> object:
+    def image(self, i: int) -> Image.Image:
         raise IndexError(i)
 
 

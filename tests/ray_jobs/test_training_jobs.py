@@ -21,10 +21,7 @@ from wukong import config, fence, places, storage
 from wukong.config import Experiment
 from wukong.crawl.part_writer import Spool, write_part
 from wukong.errors import DataError
-from wukong.evaluate import holdouts, tasks
 from wukong.evaluate.data_set import Classification
-from wukong.evaluate.model import OwnModel
-from wukong.evaluate.protocol import OWN
 from wukong.evaluate.results import tasks_of
 from wukong.manifest import Manifest, Stage
 from wukong.model import saved_model
@@ -331,46 +328,6 @@ def test_a_pre_training_goes_on_from_an_earlier_one(done: dict[str, Manifest], t
     further = pretrain.run(settings, {"filter": done["filter"], "pretrain": done["pretrain"]})
     assert further.metrics["loss"] < anew.metrics["loss"]
     assert done["pretrain"].digest in {parent.digest for parent in further.parents}
-
-
-def test_the_best_model_by_validation_is_packed(done: dict[str, Manifest], tmp_path: Path) -> None:
-    """The training is that of ``done``, and the last validation finds what the evaluation found of that model."""
-    settings = experiment(tmp_path, validation={"every_steps": 3, "keep": "best"})
-    trained = pretrain.run(settings, {"filter": done["filter"]})
-    history = storage.read_json(storage.join(trained.uri, "history.json"))
-    plain = storage.read_json(storage.join(done["pretrain"].uri, "history.json"))
-    assert history["history"] == plain["history"] and "validations" not in plain
-    found = history["validations"]
-    last = {f"pretrained/{name}": value for name, value in found["history"][-1]["metrics"].items()}
-    evaluated = {name: value for name, value in done["evaluate"].metrics.items() if name.startswith("pretrained/")}
-    assert last == pytest.approx(evaluated)
-    measured = {entry["step"]: entry["metrics"]["retrieval/holdouts/mean_recall"] for entry in found["history"]}
-    assert trained.metrics["validation/best"] == found["best"] == max(measured.values())
-    assert trained.metrics["validation/best_step"] == min(s for s, value in measured.items() if value == found["best"])
-    assert trained.config["training"]["validation"]["keep"] == found["kept"] == "best"
-    packed = OwnModel(saved_model.load_for_features(storage.join(trained.uri, "model")), "packed")
-    recalls = []
-    for name in ("new-words", "new-style"):
-        held = holdouts.read(settings, done["filter"], name)
-        assert held is not None
-        computed = holdouts.features(settings, done["filter"], done["holdout features"].uri, held)
-        outcome = tasks.measure(packed, held, OWN, tmp_path, packed.encode_features(computed))
-        recalls.append(outcome.results["mean_recall"].value)
-    assert sum(recalls) / 2 == pytest.approx(found["best"])
-
-
-def test_training_ends_early_and_errors_in_data_end_it_at_once(
-    done: dict[str, Manifest], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    asked = {"every_steps": 2, "patience": 1, "min_delta": 1.0}
-    trained = pretrain.run(experiment(tmp_path, validation=asked), {"filter": done["filter"]})
-    history = storage.read_json(storage.join(trained.uri, "history.json"))
-    assert [entry["step"] for entry in history["validations"]["history"]] == [2, 4] and len(history["history"]) < 4
-    assert history["validations"]["stopped"]
-    unmeasured = {"every_steps": 2, "keep": "best", "metric": "classification/none/top1"}  # a set without pictures
-    with pytest.raises(DataError, match="'classification/none/top1', and none has no pictures"):
-        pretrain.run(experiment(tmp_path, validation=unmeasured), {"filter": done["filter"]})
-    assert "failed and goes on from" not in caplog.text
 
 
 def test_confusions_add_up_to_the_accuracy(done: dict[str, Manifest]) -> None:

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from wukong.config import Experiment, Validating
@@ -196,7 +197,7 @@ def _share(count: int) -> list[int]:
     return [min(row, count - 1) for row in range(rank * each, (rank + 1) * each)]
 
 
-def _pictures(data: ClassificationData | RetrievalData) -> Iterator[list[images.Image.Image]]:
+def _pictures(data: ClassificationData | RetrievalData) -> Iterator[list[Image.Image]]:
     """Decode this worker's share of the images, a batch at a time."""
     rows = _share(len(data))
     with ThreadPoolExecutor(_READERS) as readers:

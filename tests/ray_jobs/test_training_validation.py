@@ -1,0 +1,189 @@
+"""A training stage with validation, from stored features, with its one worker in this process in place of Ray Train."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ray_jobs import training
+from wukong import config, fence, places, storage, tracking
+from wukong.config import Experiment
+from wukong.errors import DataError
+from wukong.evaluate import holdouts, tasks
+from wukong.evaluate.model import OwnModel
+from wukong.evaluate.protocol import OWN
+from wukong.manifest import Manifest, Stage
+from wukong.model import saved_model
+from wukong.model.image_encoder import ImageEncoder
+from wukong.train import features
+
+NAMES = [f"{colour}色的{shape}" for colour in "红绿蓝黄黑灰紫橙" for shape in ("圆", "方块", "三角", "星星")]
+MODEL = {
+    "image": {"image_size": 64, "block": 2},
+    "text": {"layers": 1, "heads": 2, "width": 32, "pooling": "mean"},
+    "embedding": 16,
+}
+
+
+class Given(NamedTuple):
+    """What the stage reads: the filter's output and the features of its pairs and of its hold-out."""
+
+    filtered: Manifest
+    trained: Manifest
+    held: Manifest
+
+
+def experiment(root: str, **validation: object) -> Experiment:
+    split = {"held_out_captions": 0.1, "holdouts": [{"name": "held", "source": "*/held/*", "captions": "any"}]}
+    classes = {"红": "*/红*", "绿": "*/绿*", "蓝": "*/蓝*"}
+    empty = {"name": "cats", "holdouts": ["held"], "classes": {"猫": "*/cat/*"}}
+    return config.parse(
+        {
+            "name": "test",
+            "storage": root,
+            "crawl": {"queries": "file:///none", "endpoint": "http://127.0.0.1:1"},
+            "filter": {"split": split},
+            "model": MODEL,
+            "pretrain": {
+                "epochs": 3,
+                "batch_size": 16,
+                "learning_rate": 0.02,
+                "workers": 1,
+                "log_every": 4,
+                "validation": validation,
+            },
+            "evaluate": {"classification": [{"name": "colours", "holdouts": ["held"], "classes": classes}, empty]},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
+    root = storage.from_path(tmp_path_factory.mktemp("given"))
+    settings = experiment(root)
+    width = ImageEncoder(settings.model.image).pooled_width
+    drawn = torch.Generator().manual_seed(0)
+    of_name = torch.randn(len(NAMES), width, generator=drawn)
+    filtered, parts = Stage(root, "filter", {}), []
+    stored: dict[str, Stage] = {name: Stage(root, f"features-{name}", {}) for name in ("train", "held")}
+    for split, copies in (("train", 3), ("held", 1)):
+        captions = NAMES * copies
+        keys = [f"{split}{number:016x}" for number in range(len(captions))]
+        urls = [f"http://x/{split}/{caption}.jpg" for caption in captions]
+        table = pa.table({"key": keys, "url": urls, "caption": captions, "sha256": keys})
+        storage.write_table(filtered.path(f"{split}/00000.parquet"), table)
+        storage.write_bytes(filtered.path(f"{split}/00000.tar"), b"")
+        parts += [filtered.describe(f"{split}/00000{suffix}", len(keys)) for suffix in (".parquet", ".tar")]
+        noisy = of_name.repeat(copies, 1) + torch.randn(len(keys), width, generator=drawn)
+        path = Path(storage.filesystem(stored[split].path(features.path_of(split, "00000", 0)))[1])
+        path.parent.mkdir(parents=True)
+        save_file({"features": noisy.half()}, path, metadata={"keys": json.dumps(keys)})
+    made = {
+        name: stage.commit([stage.describe(features.path_of(name, "00000", 0), len(NAMES))])
+        for name, stage in stored.items()
+    }
+    return Given(filtered.commit(parts), made["train"], made["held"])
+
+
+class InProcess:
+    """What this stage needs of Ray Train's trainer: it runs the worker's function here."""
+
+    fits = 0
+
+    def __init__(self, worker: Any, *, train_loop_config: Mapping[str, Any], **_: object) -> None:
+        self._run = lambda: worker(dict(train_loop_config))
+
+    def fit(self) -> None:
+        InProcess.fits += 1
+        self._run()
+
+
+@pytest.fixture
+def logged(given: Given, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, dict[int, float]]]:
+    """Metrics that the worker logs, by name and step."""
+    found: dict[str, dict[int, float]] = {}
+
+    def log(metrics: Mapping[str, float], step: int = 0) -> None:
+        for name, value in metrics.items():
+            found.setdefault(name, {})[step] = value
+
+    def computed(_experiment: object, _parents: object, _model: object = None, pairs: str = "train") -> Manifest:
+        return given.trained if pairs == "train" else given.held
+
+    monkeypatch.setenv(fence.VARIABLE, "")
+    monkeypatch.setattr(training, "TorchTrainer", InProcess)
+    monkeypatch.setattr(training, "_log_in_drivers_format", lambda: None)
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(training.features, "run", computed)
+    monkeypatch.setattr(tracking, "log_metrics", log)
+    InProcess.fits = 0
+    yield found
+    torch.use_deterministic_algorithms(mode=False)
+
+
+def history_of(trained: Manifest) -> dict[str, Any]:
+    found: dict[str, Any] = storage.read_json(storage.join(trained.uri, "history.json"))
+    return found
+
+
+def test_the_best_model_is_packed_and_measured_as_the_evaluation_does(
+    given: Given, tmp_path: Path, logged: dict[str, dict[int, float]]
+) -> None:
+    root, metric = storage.from_path(tmp_path), "retrieval/held/mean_recall"
+    asked = experiment(root, every_steps=5, keep="best", metric=metric)
+    trained = training.run("pretrain", asked, given.filtered)
+    found = history_of(trained)["validations"]
+    measured = {entry["step"]: entry["metrics"][metric] for entry in found["history"]}
+    assert list(measured) == [5, 10, 15, 18]  # 96 pairs are 6 steps an epoch
+    best = max(measured.values())
+    assert found["best"] == trained.metrics["validation/best"] == best
+    assert trained.metrics["validation/best_step"] == min(step for step, value in measured.items() if value == best)
+    assert (found["kept"], found["metric"], found["stopped"]) == ("best", metric, False)
+    assert logged[f"pretrain/validation/{metric}"] == measured
+    assert set(logged["pretrain/validation/classification/colours/top1"]) == set(measured)
+    # What lies in the package gives that number.
+    packed = OwnModel(saved_model.load_for_features(storage.join(trained.uri, "model")), "packed")
+    held = holdouts.read(asked, given.filtered, "held")
+    assert held is not None
+    stored = packed.encode_features(holdouts.features(asked, given.filtered, given.held.uri, held))
+    assert tasks.measure(packed, held, OWN, tmp_path, stored).results["mean_recall"].value == pytest.approx(best)
+    assert not storage.list_files(storage.join(trained.uri, "_checkpoints"))
+    assert places.training("pretrain", asked, given.filtered, given.trained, None).finished() == trained
+
+
+def test_validation_alone_changes_neither_place_nor_bytes(
+    given: Given, tmp_path: Path, logged: dict[str, dict[int, float]]
+) -> None:
+    plain = training.run("pretrain", experiment(storage.from_path(tmp_path / "plain")), given.filtered)
+    assert not [name for name in logged if "validation/" in name]
+    root = storage.from_path(tmp_path / "validated")
+    validated = training.run("pretrain", experiment(root, every_steps=2), given.filtered)
+    assert validated.digest == plain.digest
+    assert validated.uri.rpartition("/")[2] == plain.uri.rpartition("/")[2]
+    assert set(logged["pretrain/validation/retrieval/held/mean_recall"]) == set(range(2, 19, 2))
+    assert logged["pretrain/validation_seconds"][18] > 0
+    assert len(logged["system/worker_0/cpu_percent"]) > 3 and logged["system/worker_0/memory_gib"][18] > 0
+
+
+def test_training_ends_early(given: Given, tmp_path: Path, logged: dict[str, dict[int, float]]) -> None:
+    settings = experiment(storage.from_path(tmp_path), every_steps=4, patience=1, min_delta=1.0)
+    trained = training.run("pretrain", settings, given.filtered)
+    found = history_of(trained)
+    assert [entry["step"] for entry in found["validations"]["history"]] == [4, 8] and found["validations"]["stopped"]
+    assert [epoch["epoch"] for epoch in found["history"]] == [1, 2]
+    assert found["validations"]["kept"] == "last" and trained.metrics["loss"] == found["history"][-1]["loss"]
+
+
+def test_a_set_without_pictures_cannot_decide(
+    given: Given, tmp_path: Path, logged: dict[str, dict[int, float]]
+) -> None:
+    asked = {"every_steps": 4, "keep": "best", "metric": "classification/cats/top1"}
+    settings = experiment(storage.from_path(tmp_path), **asked)
+    with pytest.raises(DataError, match=r"'classification/cats/top1', and cats has no pictures"):
+        training.run("pretrain", settings, given.filtered)
+    assert InProcess.fits == 1
