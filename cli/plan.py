@@ -12,10 +12,9 @@ import typer
 from wukong import config, estimate
 from wukong.config import Dtype, Experiment, Training
 from wukong.errors import ConfigError
-from wukong.estimate import Rate, RateName, TrainingPlan
+from wukong.estimate import CAPTION_TOKENS, GPU, RATES, Rate, RateName, TrainingPlan
 
-_GPU, _STORE = "gpu", "store"
-_PARTS: tuple[RateName, ...] = get_args(RateName)
+_STORE = "store"
 
 
 def plan(
@@ -41,7 +40,9 @@ def plan(
             "sustains; text_step and tower are computed from it. store=GB is what all workers together read a second.",
         ),
     ] = None,
-    caption_tokens: Annotated[int, typer.Option("--tokens", min=3, help="Mean number of tokens of a caption.")] = 22,
+    caption_tokens: Annotated[
+        int, typer.Option("--tokens", min=3, help="Mean number of tokens of a caption.")
+    ] = CAPTION_TOKENS,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Plan the pre-training: storage, and hours with stored features and without.
@@ -96,10 +97,10 @@ def parse_rates(told: Sequence[str]) -> dict[str, float]:
             value = float(number.replace(",", ""))
         except ValueError:
             value = 0.0
-        if name not in {*_PARTS, _GPU, _STORE} or not 0 < value < float("inf"):
+        if name not in {*RATES, GPU, _STORE} or not 0 < value < float("inf"):
             raise ConfigError(
                 f"--rate: {entry!r} is not NAME=NUMBER with a number above 0 and one of the names "
-                f"{', '.join((*_PARTS, _GPU, _STORE))}"
+                f"{', '.join((*RATES, GPU, _STORE))}"
             )
         rates[name] = value
     return rates
@@ -114,7 +115,7 @@ def check_rates(settings: Training, told: Mapping[str, float]) -> None:
     import torch
 
     missing = [name for name in ("text_step", "tower") if name not in told]
-    if settings.gpus_per_worker and missing and _GPU not in told and not torch.cuda.is_available():
+    if settings.gpus_per_worker and missing and GPU not in told and not torch.cuda.is_available():
         raise ConfigError(
             f"--rate: this machine has no GPU to measure {' and '.join(missing)} on. Give them for one GPU, such as "
             f"{' '.join(f'--rate {name}=500' for name in missing)}, or give --rate gpu=TFLOPS for what it sustains"

@@ -8,7 +8,7 @@ terabytes, no more. If a stage has run before in an experiment, its size and tim
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from wukong.config import Dtype, Experiment, Training
 
@@ -149,6 +149,13 @@ def _training(work: Work, settings: Training, *, first: bool) -> Estimate:
 
 
 RateName = Literal["text_step", "tower", "decode", "augment"]
+RATES: tuple[RateName, ...] = get_args(RateName)
+
+GPU = "gpu"
+"""Name of what a GPU is told to sustain, in TFLOP/s."""
+
+CAPTION_TOKENS = 22
+"""Mean number of tokens of a caption (table 2: 22 characters)."""
 
 
 @dataclass(frozen=True)

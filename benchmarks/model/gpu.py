@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from wukong.config import Model, Training
+from wukong.estimate import CAPTION_TOKENS
 from wukong.model import similarity
 from wukong.train import rates
 
@@ -123,7 +124,7 @@ def utilisation(peak: float) -> dict[str, float | None]:
         if torch.cuda.is_available():
             model = Model.model_validate({"architecture": "vit-l-14", "similarity": kind})
             settings = Training(batch_size=1_024, workers=1, precision="bfloat16", deterministic=False)
-            device, tokens = torch.device("cuda"), rates.CAPTION_TOKENS
+            device, tokens = torch.device("cuda"), CAPTION_TOKENS
             rate = rates.measure(model, settings, ["text_step"], device, tokens)["text_step"]
             done = rate * rates.text_step_flops(model, settings, rates.feature_shape(model), tokens)
             found[row] = done / (peak * 1e12)

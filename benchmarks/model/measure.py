@@ -72,7 +72,7 @@ def run_for_memory(script: str, *arguments: object) -> dict[str, Any]:
     command = [sys.executable, script, *map(str, arguments)]
     # The allocator returns freed blocks to the system immediately, so that peaks are peaks of used memory.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return json.loads(result.stdout.splitlines()[-1])
 
 
@@ -81,5 +81,5 @@ def run_for_time(script: str, *arguments: object, python_path: Sequence[Path] = 
     command = [sys.executable, script, *map(str, arguments)]
     paths = [*map(str, python_path), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})}
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return json.loads(result.stdout.splitlines()[-1])

@@ -290,8 +290,6 @@ def sides(tower: str, context: str, rounds: int, seconds: float) -> dict[str, di
             dual = DualEncoder(model, tokenizer, locked, with_weights=False)
             works["streamed"] = ours(dual, pictures, settings)
             works |= {peer: step for peer, (_, step) in peers.items()}
-            floats = torch.randn(images, 3, 224, 224)
-            works |= {f"{peer} forward": forward_of(library.visual, floats) for peer, (library, _) in peers.items()}
             features._encoder = lambda *_: encoder  # the tower of the bare forward pass
             paths = [storage.join(corpus.prefix, features.path_of("train", "00000", view)) for view in range(VIEWS)]
             files = [File(corpus.uri(0, ".tar"), view, path) for view, path in enumerate(paths)]
@@ -300,8 +298,12 @@ def sides(tower: str, context: str, rounds: int, seconds: float) -> dict[str, di
             cached = DualEncoder(model, tokenizer, feature_width=locked.pooled_width, with_weights=False)
             works["cached"] = ours(cached, FeaturePairs(corpus, tokenizer, corpus.prefix, range(VIEWS)), settings)
         else:
-            floats = torch.randn(images, 3, 224, 224)
-            works |= {peer: forward_of(library.visual, floats) for peer, (library, _) in peers.items()}
+            # What the peers would do with this tower in place of the smaller one.
+            smaller = {"open_clip": open_clip("b-32", 77, ids), "cn_clip": cn_clip("b-32", 52, ids)}
+            floats, more = torch.randn(images, 3, 224, 224), torch.randn(BATCH, 3, 224, 224)
+            for peer in PEERS:
+                works[peer] = forward_of(peers[peer][0], floats)
+                works[f"{peer} b-32"] = forward_of(smaller[peer][0], more)
         return measured(works, rounds, seconds)
 
 
@@ -439,7 +441,7 @@ def compare(part: str, kind: str, found: dict[str, Any]) -> None:
     if "l-14" in found:
         scale = BATCH / TOWERS["l-14"][2]
         # A step with the larger tower: one with the smaller, and the difference of the forward passes.
-        peer = min(of(name) + scale * of(name, "l-14") - of(f"{name} forward") for name in PEERS)
+        peer = min(of(name) + scale * of(name, "l-14") - of(f"{name} b-32", "l-14") for name in PEERS)
         fill += scale * of("forward", "l-14") - of("forward")
         ratio = EPOCHS * peer / (VIEWS * fill + EPOCHS * of("cached"))
         say(f"cached over {EPOCHS} epochs at ViT-L/14 is {ratio:.2f} x, computed")
@@ -484,10 +486,10 @@ def main() -> None:
     sys.stdout.write(json.dumps(result) + "\n")
 
 
-def forward_of(visual: nn.Module, pictures: Tensor) -> Step:
+def forward_of(library: nn.Module, pictures: Tensor) -> Step:
     def forward() -> None:
         with torch.no_grad():
-            visual(pictures)
+            library.visual(pictures)
 
     return forward
 

@@ -14,9 +14,8 @@ from PIL import Image
 from ray_jobs import features
 from wukong import config, places, stages, storage
 from wukong.config import Experiment
-from wukong.estimate import Rate
+from wukong.estimate import RATES, Rate
 from wukong.manifest import Manifest, Part, Stage
-from wukong.train.rates import RATES
 
 IMAGE = {"name": "vit_tiny_patch16_224", "weights": "random", "image_size": 32}
 SHARDS = {"00000": 3, "00001": 2}

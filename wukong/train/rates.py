@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,17 +19,11 @@ from wukong.config import ImageEncoder as Tower
 from wukong.config import Model, Training
 from wukong.data.tokenizer import Tokenizer
 from wukong.data.views import Views
-from wukong.estimate import Rate, RateName
+from wukong.estimate import CAPTION_TOKENS, GPU, RATES, Rate, RateName
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
 from wukong.train import gradients, optimizer
 from wukong.train.training_data import Batch
-
-RATES: tuple[RateName, ...] = get_args(RateName)
-GPU = "gpu"
-"""Name of what a GPU is told to sustain, in TFLOP/s."""
-CAPTION_TOKENS = 22
-"""Mean number of tokens of a caption (table 2: 22 characters)."""
 
 _FEWEST_PAIRS, _LONG = 16, 0.5
 """Pairs, and at most about how many seconds, of a measured step on processors."""
