@@ -40,7 +40,6 @@ def compare(
     """
     environment.use_for("models:/")
     tracking.refuse_untracked()
-    environment.use_for("s3://")
     if len(runs) < 2:
         raise ConfigError("wukong compare takes two runs or more: `wukong compare FIRST SECOND`")
     server = Server()

@@ -66,5 +66,4 @@ def rollback(
 def _registry(model: str, alias: str) -> ModelRegistry:
     environment.use_for("models:/")
     tracking.refuse_untracked()
-    environment.use_for("s3://")
     return ModelRegistry(Server(), model, alias)

@@ -1,21 +1,23 @@
 """``wukong sweep``: train an experiment with several settings and compare the results."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import IO, Annotated, cast
 
 import typer
 from rich.console import Console
 
 from cli.compare import print_comparison
+from ray_jobs.trials import STAGES
 from wukong import comparison, environment, experiments, manifest, places, run_records, storage, tracking
 from wukong.cancel import ENDS_WITH, end_on_signal
 from wukong.config import Experiment
@@ -23,7 +25,7 @@ from wukong.errors import ConfigError, WukongError
 from wukong.manifest import Manifest
 from wukong.mlflow_rest import Run, Server
 from wukong.report import comparison as page
-from wukong.sweep import TRIAL_STAGES, Result, Sweep, Trial, best, load, run
+from wukong.sweep import Result, Sweep, Trial, best, load, run
 
 _GRACE = 6.0  # seconds that a worker has to end its job and its runs
 
@@ -68,9 +70,9 @@ def _connect(base: Experiment) -> None:
 def _data(base: Experiment, settings: Sweep) -> Manifest:
     crawled = run_records.latest(base, "crawl")
     filtered = places.filtering(base, manifest.load(crawled)).finished() if crawled else None
-    if filtered is None:
+    if filtered is None or places.validation(base, filtered).finished() is None:
         raise ConfigError(
-            f"no run of {base.name} has filtered pairs for this experiment at {base.root}: "
+            f"no run of {base.name} has filtered pairs that passed the gate for this experiment at {base.root}: "
             f"`wukong run --config {settings.experiment}` makes them once, for all sweeps"
         )
     return filtered
@@ -88,13 +90,19 @@ def _run(settings: Sweep, base: Experiment, filtered: Manifest, parallel: int, h
         ends.callback(workers.close)
 
         def execute(trials: Sequence[Trial]) -> list[Result]:
+            waiting, ended = [], []
             for trial in trials:
                 run_records.claim(trial.experiment, trial.run)
-                if tracked is not None:
-                    tracked.begin(trial)
+                known = _recorded(trial, filtered)
+                if (tracked is None or tracked.begin(trial)) and known:
+                    ended.append((trial, {"run": trial.run, "manifest": known, "error": ""}))
+                else:
+                    waiting.append(trial)
             found = []
-            for trial, answer in workers.work(trials, filtered):
+            for trial, answer in itertools.chain(ended, workers.work(waiting, filtered)):
                 result = _result(trial, answer, metric)
+                if tracked is not None:
+                    tracked.open.pop(trial.run, None)
                 shown = f"{result.value:.4f}" if result.value is not None else "failed"
                 values = " ".join(f"{key}={value}" for key, value in trial.values.items())
                 console.print(f"{trial.run}  {values}  {shown}", highlight=False, markup=False, soft_wrap=True)
@@ -149,10 +157,18 @@ def _print_plan(trials: Sequence[Trial], filtered: Manifest) -> list[Result]:
     return [Result(trial, None) for trial in trials]
 
 
+def _recorded(trial: Trial, filtered: Manifest) -> str:
+    """Return the URI of the manifest that a trial's run has recorded, if the trial has finished; else an empty text."""
+    record = run_records.read(trial.experiment, trial.run, STAGES[-1])
+    found = _finished(trial, filtered) if record and record.manifest else None
+    same = found is not None and record is not None and record.manifest == storage.join(found.uri, "manifest.json")
+    return record.manifest if record and same else ""
+
+
 def _finished(trial: Trial, filtered: Manifest) -> Manifest | None:
     """Return the manifest of a trial's evaluation if it has finished."""
     made = {"filter": filtered}
-    for stage in TRIAL_STAGES:
+    for stage in STAGES:
         if (found := places.finished(stage, trial.experiment, made)) is None:
             return None
         made[stage] = found
@@ -166,13 +182,18 @@ class _Tracked:
         self._server = Server()
         self._run: Run = tracking.sweep_run(self._server, base, settings.name, settings.model_dump(mode="json"))
         self._trials: dict[str, Run] = {}
+        self.open: dict[str, Trial] = {}
 
-    def begin(self, trial: Trial) -> None:
-        """Open the run of a trial below the sweep's, unless it is there."""
-        self._trials[trial.run] = tracking.trial_run(self._server, self._run, trial.experiment, trial.run)
+    def begin(self, trial: Trial) -> bool:
+        """Open the run of a trial below the sweep's, unless it is there; return whether it has finished."""
+        found = tracking.trial_run(self._server, self._run, trial.experiment, trial.run)
+        self._trials[trial.run], self.open[trial.run] = found, trial
+        return found.status == "FINISHED"
 
     def end(self, status: str) -> None:
-        """End the sweep's run."""
+        """End the sweep's run, and the runs of trials that have not ended."""
+        for trial in self.open.values():
+            tracking.end_open_runs(trial.experiment, trial.run, status)
         self._server.end(self._run.run_id, status)
 
     def finish(self, console: Console, top: Result, results: Sequence[Result], metric: str, html: Path | None) -> None:
@@ -234,13 +255,17 @@ class _Workers:
         for trial in waiting:
             pending.put(trial)
 
-        def serve(worker: _Worker) -> None:
-            while not pending.empty():
-                trial = pending.get()
-                done.put((trial, worker(trial)))
+        def serve(number: int) -> None:
+            with suppress(Empty):
+                while True:
+                    trial = pending.get_nowait()
+                    done.put((trial, self._worker(number)(trial)))
 
-        for number in range(min(self._count, len(waiting))):
-            threading.Thread(target=serve, args=(self._worker(number),), daemon=True).start()
+        several = range(min(self._count, len(waiting)))
+        for number in several:
+            self._worker(number)  # all are in the list before threads replace one that was killed
+        for number in several:
+            threading.Thread(target=serve, args=(number,), daemon=True).start()
         for _ in waiting:
             yield done.get()
 

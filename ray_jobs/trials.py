@@ -18,7 +18,9 @@ from wukong.cancel import end_with_parent
 from wukong.config import Experiment
 from wukong.errors import WukongError
 from wukong.manifest import Manifest
-from wukong.sweep import TRIAL_STAGES
+
+STAGES = (*stages.TRAININGS, "evaluate")
+"""The stages of a trial."""
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ def run(experiment: Experiment, name: str, filtered: Manifest) -> Manifest:
         TrialError: a stage failed.
     """
     made = {"filter": filtered}
-    for stage in TRIAL_STAGES:
+    for stage in STAGES:
         with tracking.stage_run(experiment, name, stage) as run_id:
             made[stage] = _stage(experiment, name, stage, made, run_id)
             tracking.log_stage(run_id, made[stage])

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from wukong import storage
+from wukong import environment, storage
 from wukong.errors import ConfigError, StorageError
 from wukong.evaluate import answers, stored
 from wukong.evaluate.results import HOLDOUT, HOLDOUTS
@@ -28,6 +28,7 @@ FORMAT = 1
 RUN_TAG, PARENT_TAG = "wukong.run", "mlflow.parentRunId"
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _READERS = 8
+_RESAMPLES = 1000
 _MEANS = {"retrieval": "mean_recall", "classification": "top1"}
 
 Verdict: TypeAlias = Literal["baseline", "better", "worse", "noise", "incomparable", "missing"]
@@ -56,33 +57,27 @@ def find(server: Server, names: Sequence[str]) -> list[Run]:
     Raises:
         ConfigError: there is no such run, several have the name, or a run is named twice.
     """
-    ids = [name for name in names if _RUN_ID.fullmatch(name)]
-    named = [name for name in names if name not in ids]
-    found: dict[str, Run] = {}
+    experiments = [] if all(map(_RUN_ID.fullmatch, names)) else server.experiments()
     with ThreadPoolExecutor(_READERS) as pool:
-        found |= zip(ids, pool.map(lambda run_id: _by_id(server, run_id), ids), strict=True)
-    if named:
-        for name in named:
-            if set(name) & set("'\"\\"):
-                raise ConfigError(
-                    f"run {name!r}: a run's name has no quotes; `wukong compare` takes names or MLflow's IDs"
-                )
-        listed = ", ".join(f"'{name}'" for name in named)
-        there = server.search_everywhere(f"attributes.run_name IN ({listed})")
-        for name in named:
-            own = [run for run in there if run.name == name and not _is_stage(run)]
-            if not own:
-                raise ConfigError(f"MLflow at {server.address} has no run {name!r}: give the name of a run, or its ID")
-            if len(own) > 1:
-                known = "\n  ".join(f"{run.run_id}  of experiment {run.experiment_id}" for run in own)
-                raise ConfigError(
-                    f"{len(own)} runs are named {name!r}: name the one that you mean by its ID:\n  {known}"
-                )
-            found[name] = own[0]
-    runs = [found[name] for name in names]
+        runs = list(pool.map(lambda name: _find(server, experiments, name), names))
     if len({run.run_id for run in runs}) != len(runs):
         raise ConfigError(f"a run is named twice in {' '.join(names)}: name different ones")
     return runs
+
+
+def _find(server: Server, experiments: Sequence[str], name: str) -> Run:
+    if _RUN_ID.fullmatch(name):
+        return _by_id(server, name)
+    if set(name) & set("'\"\\"):
+        raise ConfigError(f"run {name!r}: a run's name has no quotes; `wukong compare` takes names or MLflow's IDs")
+    found = server.search_runs(experiments, f"attributes.run_name = '{name}'")
+    own = [run for run in found if not _is_stage(run)]
+    if not own:
+        raise ConfigError(f"MLflow at {server.address} has no run {name!r}: give the name of a run, or its ID")
+    if len(own) > 1:
+        known = "\n  ".join(f"{run.run_id}  of experiment {run.experiment_id}" for run in own)
+        raise ConfigError(f"{len(own)} runs are named {name!r}: name the one that you mean by its ID:\n  {known}")
+    return own[0]
 
 
 def _is_stage(run: Run) -> bool:
@@ -121,7 +116,9 @@ def _read(server: Server, run: Run) -> Measured:
             if error.status not in (404, 501):
                 raise
             return Measured(run, Evaluation())
-    record = storage.join(_root(run), "runs", run.tags[RUN_TAG], "evaluate.json")
+    root = _root(run)
+    environment.use_for(root)
+    record = storage.join(root, "runs", run.tags[RUN_TAG], "evaluate.json")
     if not storage.exists(record) or not (uri := storage.read_json(record)["manifest"]):
         return Measured(run, Evaluation())
     return Measured(run, stored.read(uri))
@@ -160,8 +157,11 @@ def compare(measured: Sequence[Measured], seed: int = 0) -> dict[str, Any]:
     if len(measured) < 2:
         raise ConfigError("one run has nothing to be compared with: name two runs or more")
     names = list(dict.fromkeys(task for each in measured for task in each.evaluation.tasks()))
-    sets = [_compared(measured, name, seed) for name in names]
-    means = [mean for kind in _MEANS if (mean := _means(measured, kind, seed)) is not None]
+    scores = [
+        {name: each.evaluation.scores(task) for name, task in each.evaluation.tasks().items()} for each in measured
+    ]
+    sets = [_compared(measured, scores, name, seed) for name in names]
+    means = [mean for kind in _MEANS if (mean := _means(measured, scores, kind, seed)) is not None]
     return {
         "format": FORMAT,
         "baseline": measured[0].run.name,
@@ -189,16 +189,20 @@ def differing(parameters: Sequence[Mapping[str, str]]) -> dict[str, list[str | N
     return {key: found for key, found in values.items() if len(set(found)) > 1}
 
 
-def _compared(measured: Sequence[Measured], name: str, seed: int) -> dict[str, Any]:
+_Scores: TypeAlias = Sequence[Mapping[str, "Scores | None"]]
+"""By run and by task the answers, or None where none are stored."""
+
+
+def _compared(measured: Sequence[Measured], known: _Scores, name: str, seed: int) -> dict[str, Any]:
     """Compare the runs on one data set."""
     tasks = [each.evaluation.tasks().get(name) for each in measured]
     first = tasks[0]
     shown = first or next(task for task in tasks if task is not None)
     notes: list[str] = []
     scores: list[Scores | None] = []
-    for each, task in zip(measured, tasks, strict=True):
+    for each, task in zip(known, tasks, strict=True):
         notes.append(_why_incomparable(first, task))
-        scores.append(None if notes[-1] or task is None else each.evaluation.scores(task))
+        scores.append(None if notes[-1] else each[name])
     paired = _paired(scores, seed)
     results: dict[str, list[dict[str, Any]]] = {}
     for result in shown["results"]:
@@ -242,13 +246,13 @@ def _paired(scores: Sequence["Scores | None"], seed: int) -> list[dict[str, "Int
     first = scores[0]
     with_answers = [(n, each) for n, each in enumerate(scores) if n and each is not None]
     if first is not None and with_answers:
-        computed = differences(first, [each for _, each in with_answers], seed=seed)
+        computed = differences(first, [each for _, each in with_answers], resamples=_RESAMPLES, seed=seed)
         for (n, _), each in zip(with_answers, computed, strict=True):
             found[n] = each
     return found
 
 
-def _means(measured: Sequence[Measured], kind: str, seed: int) -> dict[str, Any] | None:
+def _means(measured: Sequence[Measured], known: _Scores, kind: str, seed: int) -> dict[str, Any] | None:
     """Compare the means over hold-outs; None where the first run has fewer than two."""
     result = _MEANS[kind]
     held = [
@@ -259,9 +263,9 @@ def _means(measured: Sequence[Measured], kind: str, seed: int) -> dict[str, Any]
     wanted = [(t["task"], t["digest"], t["protocol"]) for t in held[0]]
     scores: list[Scores | None] = []
     notes = []
-    for each, tasks in zip(measured, held, strict=True):
+    for each, tasks in zip(known, held, strict=True):
         same = [(t["task"], t["digest"], t["protocol"]) for t in tasks] == wanted
-        parts = [each.evaluation.scores(task) for task in tasks] if same else []
+        parts = [each[task["task"]] for task in tasks] if same else []
         there = [part for part in parts if part is not None]
         scores.append(answers.mean_of(there, result) if same and len(there) == len(parts) else None)
         notes.append("" if same else "not comparable: other hold-outs" if tasks else "not measured")

@@ -161,28 +161,28 @@ class Server:
         """A run by its ID."""
         return _run(self.ask("GET", "runs/get", {"run_id": run_id})["run"])
 
-    def search_runs(self, experiment_id: str, condition: str, most: int = _MOST_RUNS) -> list[Run]:
+    def search_runs(self, experiment_id: str | Sequence[str], condition: str, most: int = _MOST_RUNS) -> list[Run]:
         """Runs of an experiment that meet a condition, the newest first.
 
         Args:
-            experiment_id: of the experiment.
+            experiment_id: of the experiment, or several.
             condition: in MLflow's language of filters.
             most: how many are returned at most.
         """
-        body = {"experiment_ids": [experiment_id], "filter": condition, "max_results": most}
+        ids = [experiment_id] if isinstance(experiment_id, str) else list(experiment_id)
+        body = {"experiment_ids": ids, "filter": condition, "max_results": most}
         return [_run(entry) for entry in self.ask("POST", "runs/search", body).get("runs", [])]
 
-    def search_everywhere(self, condition: str) -> list[Run]:
-        """Runs of all experiments that meet a condition, the newest first."""
-        known = self.ask("POST", "experiments/search", {"max_results": _MOST_RUNS}).get("experiments", [])
-        found: list[Run] = []
-        body = {"experiment_ids": [entry["experiment_id"] for entry in known], "filter": condition}
+    def experiments(self) -> list[str]:
+        """The IDs of all experiments."""
+        found: list[str] = []
+        body: dict[str, Any] = {"max_results": _MOST_RUNS}
         while True:
-            answer = self.ask("POST", "runs/search", body | {"max_results": _MOST_RUNS})
-            found += [_run(entry) for entry in answer.get("runs", [])]
+            answer = self.ask("POST", "experiments/search", body)
+            found += [str(entry["experiment_id"]) for entry in answer.get("experiments", [])]
             if not (page := answer.get("next_page_token")):
                 return found
-            body |= {"page_token": page}
+            body["page_token"] = page
 
     def write_file(self, run: Run, path: str, data: bytes) -> None:
         """Log a file of a run, where the server passes files on to its store.

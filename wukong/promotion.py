@@ -324,9 +324,10 @@ def _measured(evaluation: Evaluation, metric: str) -> _Measured:
     there = [each for each in scores if each is not None]
     chances = [_chance(task, result) for task in tasks]
     levels = [
-        replace(each, sums=each.weights * chance)
+        replace(alone, sums=alone.weights * chance / alone.weights.shape[1])
         for each, chance in zip(there, chances, strict=False)
         if chance is not None
+        for alone in (each.only(result),)
     ]
     complete = len(there) == len(tasks)
     return _Measured(

@@ -8,6 +8,7 @@ for the same trials as before, and the finished ones cost nothing.
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 SECTIONS = ("model", *stages.TRAININGS)
 """The sections of an experiment that a sweep may change: they decide neither the data nor what is measured."""
-
-TRIAL_STAGES = tuple(name for name in stages.needed_for("evaluate") if "filter" in stages.of(name).parents)
-"""The stages of a trial: those that work on the filtered pairs, to the evaluation."""
 
 Value: TypeAlias = bool | int | float | str
 
@@ -233,7 +231,9 @@ def _searched_batches(sweep: Sweep, base: Experiment) -> Iterator[tuple[list[Tri
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=sweep.seed)
     if sweep.sampler == "tpe":
-        sampler = optuna.samplers.TPESampler(seed=sweep.seed, constant_liar=sweep.batch > 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(seed=sweep.seed, constant_liar=sweep.batch > 1)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     wanted = int(sweep.trials or 0)
     for start in range(0, wanted, sweep.batch):

@@ -99,8 +99,13 @@ class Scores:
         return found
 
     def only(self, name: str) -> "Scores":
-        """The same with one result alone."""
-        return Scores((name,), self.sums, self.weights, self.mixed[:, [self._place(name)]])
+        """The same with one result alone; columns with equal weights are added up, as they have one denominator."""
+        shares = self.mixed[:, self._place(name)]
+        used = np.flatnonzero(shares)
+        weights, group = np.unique(self.weights[:, used], axis=1, return_inverse=True)
+        group = group.reshape(-1)
+        sums = np.stack([self.sums[:, used[group == n]] @ shares[used[group == n]] for n in range(weights.shape[1])], 1)
+        return Scores((name,), sums, weights, np.ones((weights.shape[1], 1)))
 
     def _place(self, name: str) -> int:
         if name not in self.names:
@@ -110,14 +115,14 @@ class Scores:
 
 def mean_of(scores: Sequence[Scores], name: str) -> Scores:
     """The mean of one result over several tasks, whose units are different ones."""
-    columns = [each.sums.shape[1] for each in scores]
-    sums, weights = np.zeros((2, sum(len(each.sums) for each in scores), sum(columns)))
+    alone = [each.only(name) for each in scores]
+    sums, weights = np.zeros((2, sum(len(each.sums) for each in alone), sum(each.sums.shape[1] for each in alone)))
     row = column = 0
-    for each in scores:
+    for each in alone:
         place = slice(row, row + len(each.sums)), slice(column, column + each.sums.shape[1])
         sums[place], weights[place] = each.sums, each.weights
         row, column = place[0].stop, place[1].stop
-    return Scores((name,), sums, weights, np.concatenate([each.only(name).mixed for each in scores]) / len(scores))
+    return Scores((name,), sums, weights, np.concatenate([each.mixed for each in alone]) / len(alone))
 
 
 def of_images(ids: Sequence[str], labels: npt.ArrayLike, results: Mapping[str, npt.ArrayLike]) -> Answers:

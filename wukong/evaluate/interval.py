@@ -17,12 +17,12 @@ What Teachers Should Know About the Bootstrap, 2015, section 5.3).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
 
 from wukong.errors import DataError
 
@@ -31,6 +31,7 @@ RESAMPLES = 2000
 LEVEL = 0.95
 _EXACT_DISCORDANT = 1000
 _BLOCK = 2**22
+_MANY = 1000
 _NORMAL = NormalDist()
 _SAME = 1e-12
 """Equal results differ by rounding, because their sums are taken in another order."""
@@ -283,17 +284,18 @@ def mcnemar(first: npt.ArrayLike, second: npt.ArrayLike) -> McNemar:
     return McNemar(only_first, only_second, math.erfc(math.sqrt(max(0.0, square) / 2)), exact=False)
 
 
-def of_draws(value: float, drawn: Numbers, shifts: Numbers, *, level: float = LEVEL) -> Interval:
-    """Make the BCa interval of a statistic whose resamples are there already.
+def of_draws(values: Numbers, drawn: Numbers, shifts: Numbers, *, level: float = LEVEL) -> list[Interval]:
+    """Make the BCa intervals of statistics whose resamples are there already.
 
     Args:
-        value: the statistic.
-        drawn: the statistic in each resample, [resamples].
-        shifts: by how much it falls when a unit is left out (jackknife), [units].
+        values: the statistics, [statistics].
+        drawn: each statistic in each resample, [statistics, resamples].
+        shifts: by how much each falls when a unit is left out (jackknife), [statistics, units].
         level: as in ``of``.
     """
-    counts = np.ones(len(shifts), np.int64)
-    return Interval(value, *_bca(value, drawn, shifts, counts, len(shifts), level), level, len(shifts))
+    units = shifts.shape[1]
+    ends = _bca_of_all(values, drawn, shifts, np.ones(units, np.int64), units, level)
+    return [Interval(float(value), *each, level, units) for value, each in zip(values, ends.tolist(), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -357,8 +359,35 @@ def _interval(rows: _Rows, column: int, drawn: Numbers, level: float) -> Interva
 
 def _quantiles(drawn: Numbers, low: float, high: float) -> tuple[float, float]:
     # Where a resample has no answer at all, there is no result in it.
-    first, second = np.nanquantile(drawn, [low, high])
+    first, second = np.quantile(drawn[np.isfinite(drawn)], [low, high])
     return float(first), float(second)
+
+
+@lru_cache
+def student(degrees: int, probability: float) -> float:
+    """Compute a quantile of Student's distribution. The import of SciPy takes longer than all intervals of a task.
+
+    With ``t = sqrt(degrees) tan(u)`` the density of u is that of a power of its cosine, which a Gauss-Legendre rule
+    integrates to the last digits; Newton's method finds u.
+
+    Args:
+        degrees: of freedom, 1 at least.
+        probability: between 0.5 and 1.
+    """
+    places, weights = np.polynomial.legendre.leggauss(96)
+    if degrees < _MANY:
+        scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(math.pi)
+    else:  # the series of the ratio of the gamma functions, whose logarithms are too large to be subtracted
+        series = 1 - 1 / (4 * degrees) + 1 / (32 * degrees**2) + 5 / (128 * degrees**3)
+        scale = math.sqrt(degrees / (2 * math.pi)) * series
+    u = math.atan(_NORMAL.inv_cdf(probability) / math.sqrt(degrees))
+    for _ in range(60):
+        below = scale * u / 2 * float(weights @ np.cos(u / 2 * (places + 1)) ** (degrees - 1))
+        step = (below - (probability - 0.5)) / (scale * math.cos(u) ** (degrees - 1))
+        u = min(max(u - step, u / 2), (u + math.pi / 2) / 2)
+        if abs(step) < 1e-15:
+            break
+    return math.sqrt(degrees) * math.tan(u)
 
 
 def _same_everywhere(value: float, units: int, level: float) -> Interval:
@@ -381,22 +410,36 @@ def _bca(
         units: number of units of the smallest sample.
         level: the level.
     """
-    if units < 2:
-        return _quantiles(drawn, 0.0, 1.0)
-    edge = 0.5 / len(drawn)
-    there = drawn[np.isfinite(drawn)]
-    # A resample with the result itself lies half below it: shares of few units are often equal.
-    below = (np.mean(there < value - _SAME) + np.mean(there <= value + _SAME)) / 2
-    bias = _NORMAL.inv_cdf(float(np.clip(below, edge, 1 - edge)))
-    centred = shifts - np.average(shifts, weights=counts)
-    spread = float(counts @ centred**2)
-    skew = float(counts @ centred**3) / (6 * spread**1.5) if spread > _SAME**2 else 0.0
-    places = []
-    wide = math.sqrt(units / (units - 1)) * float(stdtrit(units - 1, (1 + level) / 2))
-    for quantile in (-wide, wide):
-        shifted = bias + quantile
-        if skew * shifted < 1:
-            places.append(_NORMAL.cdf(bias + shifted / (1 - skew * shifted)))
-        else:  # so few and uneven units that the end lies beyond all resamples
-            places.append(1.0 if shifted > 0 else 0.0)
-    return _quantiles(drawn, *places)
+    found = _bca_of_all(np.array([value]), drawn[None], shifts[None], counts, units, level)
+    return float(found[0, 0]), float(found[0, 1])
+
+
+def _bca_of_all(
+    values: Numbers, drawn: Numbers, shifts: Numbers, counts: npt.NDArray[np.int64], units: int, level: float
+) -> Numbers:
+    """Return the ends of the BCa intervals of results, [results, 2]; arguments as those of ``_bca``, a row a result."""
+    there = np.isfinite(drawn)  # where a resample has no answer at all, there is no result in it
+    number = np.maximum(there.sum(1), 1)
+    places = np.tile([0.0, 1.0], (len(values), 1))
+    if units >= 2:
+        edge = 0.5 / drawn.shape[1]
+        # A resample with the result itself lies half below it: shares of few units are often equal.
+        below = ((drawn < values[:, None] - _SAME).sum(1) + (drawn <= values[:, None] + _SAME).sum(1)) / (2 * number)
+        centred = shifts - (shifts @ counts / counts.sum())[:, None]
+        spread, cubes = centred**2 @ counts, centred**3 @ counts
+        wide = math.sqrt(units / (units - 1)) * student(units - 1, (1 + level) / 2)
+        for row, share in enumerate(np.clip(below, edge, 1 - edge).tolist()):
+            bias = _NORMAL.inv_cdf(share)
+            skew = float(cubes[row] / (6 * spread[row] ** 1.5)) if spread[row] > _SAME**2 else 0.0
+            for end, quantile in enumerate((-wide, wide)):
+                shifted = bias + quantile
+                if skew * shifted < 1:
+                    places[row, end] = _NORMAL.cdf(bias + shifted / (1 - skew * shifted))
+                else:  # so few and uneven units that the end lies beyond all resamples
+                    places[row, end] = 1.0 if shifted > 0 else 0.0
+    ordered = np.sort(np.where(there, drawn, np.inf), 1)
+    exact = places * (number - 1)[:, None]
+    before = np.floor(exact).astype(np.int64)
+    low, high = (np.take_along_axis(ordered, each, 1) for each in (before, np.minimum(before + 1, number[:, None] - 1)))
+    found: Numbers = low + (high - low) * (exact - before)
+    return found

@@ -47,18 +47,14 @@ def differences(
     drawn = _drawn(models, resamples, seed)
     values = np.stack([each.values() for each in models])
     shifts = np.stack([_shifts(each) for each in models])
-    return [
-        {
-            name: of_draws(
-                float(values[n, place] - values[0, place]),
-                drawn[n, :, place] - drawn[0, :, place],
-                shifts[n, :, place] - shifts[0, :, place],
-                level=level,
-            )
-            for place, name in enumerate(baseline.names)
-        }
-        for n in range(1, len(models))
-    ]
+    size, names = len(baseline.weights), baseline.names
+    found = of_draws(
+        (values[1:] - values[0]).ravel(),
+        (drawn[1:] - drawn[0]).swapaxes(1, 2).reshape(-1, resamples),
+        (shifts[1:] - shifts[0]).swapaxes(1, 2).reshape(-1, size),
+        level=level,
+    )
+    return [dict(zip(names, found[n * len(names) :][: len(names)], strict=True)) for n in range(len(others))]
 
 
 def unpaired(first: Interval, second: Interval) -> Interval:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from wukong import manifest, storage
-from wukong.errors import DataError
+from wukong import environment, manifest, storage
+from wukong.errors import DataError, StorageError
 from wukong.evaluate import answers
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def read(uri: str, tasks: Sequence[str] | None = None) -> Evaluation:
         DataError: there is no such manifest.
         StorageError: the store cannot be read.
     """
+    environment.use_for(uri)
     evaluated = manifest.load(uri)
     if not any(part.path == DOCUMENT for part in evaluated.parts):
         return Evaluation(uri=uri)
@@ -72,5 +73,18 @@ def read(uri: str, tasks: Sequence[str] | None = None) -> Evaluation:
         place.rpartition("/")[2].removesuffix(".parquet"): place
         for place in evaluated.part_uris(f"{answers.FOLDER}/", ".parquet")
     }
-    tables = {name: storage.read_table(place) for name, place in places.items() if tasks is None or name in tasks}
+    tables = {name: _read(place) for name, place in places.items() if tasks is None or name in tasks}
     return Evaluation(storage.read_json(storage.join(evaluated.uri, DOCUMENT)), tables, uri)
+
+
+def _read(uri: str) -> "pa.Table":
+    """Read a small Parquet file at once: what ``storage.read_table`` can do with large ones takes longer than this."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri))).read(use_threads=False)
+    except pa.ArrowInvalid as error:
+        raise StorageError(
+            f"{uri} is no Parquet file ({error}): delete its stage's folder, and evaluate again"
+        ) from error

@@ -112,3 +112,9 @@ def test_a_mean_over_tasks_counts_each_task_once() -> None:
 def test_independent_intervals_add_like_standard_errors() -> None:
     found = paired.unpaired(Interval(0.5, 0.47, 0.53, 0.95, 100), Interval(0.4, 0.36, 0.44, 0.95, 90))
     assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.05, 0.15))
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 10, 49, 1999, 49_999])
+@pytest.mark.parametrize("probability", [0.55, 0.95, 0.975, 0.9999])
+def test_students_quantiles_are_scipys(degrees: int, probability: float) -> None:
+    assert interval.student(degrees, probability) == pytest.approx(stats.t.ppf(probability, degrees), rel=1e-9)

@@ -1,0 +1,114 @@
+"""``wukong sweep`` with a real MLflow server and trials that train nothing; ``make bench-sweep`` trains real ones."""
+
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import measured
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from cli import sweep as command
+from cli.main import app
+from wukong import run_records, storage, tracking
+from wukong.manifest import Manifest, Stage
+from wukong.run_records import Record
+from wukong.sweep import Trial
+
+pytestmark = pytest.mark.slow
+HARD = np.random.default_rng(0).random(400)
+
+
+class Trained:
+    """Stands for the processes that train: more epochs give more right answers; ``killed`` ends it early."""
+
+    runs: ClassVar[list[str]] = []
+    made: ClassVar[dict[str, Manifest]] = {}
+    killed = 100
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def work(self, trials: Sequence[Trial], _filtered: Manifest) -> Iterator[tuple[Trial, dict[str, str]]]:
+        for trial in trials:
+            if len(self.runs) == self.killed:
+                raise KeyboardInterrupt
+            self.runs.append(trial.run)
+            if trial.experiment.pretrain.epochs == 13:
+                yield trial, {"run": trial.run, "manifest": "", "error": "no memory"}
+                continue
+            hits = 0.2 + trial.experiment.pretrain.epochs / 100 > HARD
+            made = measured.evaluation(trial.experiment.root, [measured.searched("x", hits)], key=trial.run)
+            self.made[trial.run] = made
+            record = Record(stage="evaluate", state="succeeded", manifest=f"{made.uri}/manifest.json")
+            run_records.write(trial.experiment, trial.run, record)
+            tracking.complete_run(trial.experiment, trial.run, made.metrics)
+            yield trial, {"run": trial.run, "manifest": f"{made.uri}/manifest.json", "error": ""}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, mlflow_address: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
+    monkeypatch.setenv("WUKONG_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(command, "_Workers", Trained)
+    monkeypatch.setattr(command, "_data", lambda *_: Stage(storage.from_path(tmp_path), "filter", {}).commit([]))
+    monkeypatch.setattr(command, "_finished", lambda trial, _: Trained.made.get(trial.run))
+    monkeypatch.setattr(Trained, "runs", [])
+    monkeypatch.setattr(Trained, "made", {})
+    crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
+    name = f"sw-{uuid.uuid4().hex[:8]}"
+    value = {"name": name, "storage": storage.from_path(tmp_path / "data"), "crawl": crawl}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(value), encoding="utf-8")
+
+    def run(*epochs: int) -> Any:
+        file = tmp_path / "sweep.yaml"
+        settings = {"name": name, "experiment": "x.yaml", "parameters": {"pretrain.epochs": list(epochs)}}
+        file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        return CliRunner().invoke(app, ["sweep", str(file), "--html", str(tmp_path / "page.html")])
+
+    run.name = name  # type: ignore[attr-defined]
+    return run
+
+
+def test_a_killed_sweep_goes_on_and_ends_in_one_page(
+    sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    monkeypatch.setattr(Trained, "killed", 2)
+    assert sweep(3, 30, 5).exit_code != 0
+    found = client.get_experiment_by_name(sweep.name)
+    assert found is not None
+    states = {run.info.run_name: run.info.status for run in client.search_runs([found.experiment_id])}
+    assert states[sweep.name] == "KILLED" and sorted(states.values()) == ["FINISHED", "FINISHED", "KILLED", "KILLED"]
+    monkeypatch.setattr(Trained, "killed", 100)
+    ended = sweep(3, 30, 5)
+    assert ended.exit_code == 0, ended.output
+    assert len(Trained.runs) == len(set(Trained.runs)) == 3, "no configuration ran twice"
+    best = Trained.runs[1]
+    assert f"Best: {best} with pretrain.epochs = 30" in ended.output and f"Baseline: {best}" in ended.output
+    (parent,) = client.search_runs([found.experiment_id], "tags.`wukong.sweep` != ''")
+    trials = client.search_runs([found.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert {run.info.run_name for run in trials} == set(Trained.runs)
+    assert {run.info.status for run in (parent, *trials)} == {"FINISHED"}
+    assert parent.data.tags["wukong.best"] == best and parent.data.tags["wukong.best.pretrain.epochs"] == "30"
+    document = json.loads(Path(client.download_artifacts(parent.info.run_id, "comparison.json")).read_text("utf-8"))
+    assert document["parameters"] == {"pretrain.epochs": ["30", "5", "3"]}, "the best first"
+    verdicts = [entry["verdict"] for entry in document["sets"][0]["results"]["mean_recall"]]
+    assert verdicts == ["baseline", "worse", "worse"]
+    assert best in (tmp_path / "page.html").read_text("utf-8")
+
+
+def test_a_trial_that_fails_does_not_end_the_others(sweep: Any) -> None:
+    ended = sweep(13, 4, 6)
+    assert len(Trained.runs) == 3 and "1 of 3 trials failed" in str(ended.exception)
+    assert "no memory" in str(ended.exception) and "Best:" in ended.output
+    assert "another sweep" in str(sweep(1, 2).exception), "the name belongs to the first sweep"
