@@ -5,7 +5,7 @@ import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import typer.core
@@ -35,9 +35,9 @@ from wukong.errors import WukongError
 class _InPanels(typer.core.TyperGroup):
     """Lists the commands panel by panel, in each in the order in which they were added."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """The names of the commands, sorted by panel."""
-        order = {panel: number for number, panel in enumerate(panels.ORDER)}
+        order: dict[str | None, int] = {panel: number for number, panel in enumerate(panels.ORDER)}
         place = {name: getattr(command, "rich_help_panel", None) for name, command in self.commands.items()}
         return sorted(self.commands, key=lambda name: order.get(place[name], len(order)))
 

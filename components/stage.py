@@ -114,7 +114,8 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
         if registration:
             held = "holds" if registration["promoted"] else "does not hold"
             name, alias = parsed.registry.model_name, parsed.registry.alias
-            links[f"Model {name} version {registration['version']:.0f}, {held} @{alias}"] = tracking.model_url(name)
+            version = int(registration["version"])
+            links[f"Model {name} version {version}, {held} @{alias}"] = tracking.model_url(name, version)
         docs = _docs_beside_report(parsed, run, manifests["validate"]) if "validate" in manifests else ""
         shown = run_report.contents(
             parsed,
@@ -144,10 +145,11 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
 
 def _note(pages: tracking.Pages, links: Mapping[str, str], *, docs: bool) -> str:
     """Markdown for the page of the run in MLflow: links to the model, the report and what lies beside it."""
+    shown = {title: address for title, address in links.items() if title.startswith("Model ")}
     files = {"Report": "report.html", "Evaluation, beside the paper's numbers": "evaluation.html"}
     files |= {"Dataset card": "docs/card.html", "Data docs": "docs/index.html"} if docs else {}
-    shown = {title: pages.artifact(path) for title, path in files.items()}
-    shown |= {title: address for title, address in links.items() if address not in (pages.run, pages.experiment)}
+    shown |= {title: pages.artifact(path) for title, path in files.items()}
+    shown |= {"Compare with earlier runs": pages.compare} if pages.compare else {}
     return "\n".join(f"- [{title}]({address})" for title, address in shown.items())
 
 

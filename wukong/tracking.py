@@ -222,9 +222,9 @@ def log_stage(run_id: str | None, manifest: Manifest) -> None:
     """Log a finished stage: config, counts, metrics, digests, its parents as inputs, its ``docs/`` as artifacts.
 
     All metrics but those of an evaluation begin with the stage's name: ``crawl/count/urls``, ``filter/dropped/RULE``,
-    ``pretrain/loss``. Metrics that the stage's job has logged step by step are left out: their last value again, at
-    step 0, would spoil the curves. A training that is reused gets the curve of its loss from the run that trained it,
-    and the pipeline's run gets it from either, so that two runs can be compared.
+    ``pretrain/loss``. Counts of 0 are left out, and metrics that the stage's job has logged step by step: their last
+    value again, at step 0, would spoil the curves. A training that is reused gets the curve of its loss from the run
+    that trained it, and the pipeline's run gets it from either, so that two runs can be compared.
     """
     if run_id is None:
         return
@@ -236,8 +236,9 @@ def _log_stage(server: Server, run_id: str, manifest: Manifest) -> None:
     tags = {_MANIFEST_TAG: manifest.uri, _DIGEST_TAG: manifest.digest}
     tags |= {f"wukong.parent.{parent.stage}": parent.digest for parent in manifest.parents}
     stage = manifest.stage
-    metrics = {f"{stage}/count/{name}": float(count) for name, count in manifest.counts.items()}
-    metrics |= {f"{stage}/dropped/{name}": float(count) for name, count in manifest.dropped.items()}
+    # There is a count for each reason that a rule or the crawl knows, and most of them are 0.
+    metrics = {f"{stage}/count/{name}": float(count) for name, count in manifest.counts.items() if count}
+    metrics |= {f"{stage}/dropped/{name}": float(count) for name, count in manifest.dropped.items() if count}
     evaluated = any(part.path == _EVALUATION for part in manifest.parts)
     metrics |= {} if evaluated else {f"{stage}/{name}": value for name, value in manifest.metrics.items()}
     if any(part.path == _HISTORY for part in manifest.parts):
@@ -733,9 +734,9 @@ def describe_run(experiment: Experiment, run: str, note: str, registration: Mapp
         _unless_away(send, f"the description of {run} is left out", _AT_END)
 
 
-def model_url(name: str) -> str:
-    """Address of a registered model's page in MLflow."""
-    return f"{_public_address()}/#/models/{name}"
+def model_url(name: str, version: int | None = None) -> str:
+    """Address of a registered model's page in MLflow, or of the page of one version."""
+    return f"{_public_address()}/#/models/{name}" + (f"/versions/{version}" if version is not None else "")
 
 
 def _public_address() -> str:

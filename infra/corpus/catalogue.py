@@ -6,12 +6,13 @@ by), ``licence`` (SPDX, of the picture), ``width``, ``height`` (pixels) and ``mi
 """
 
 import hashlib
+import json
 import logging
 import multiprocessing
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -115,21 +116,50 @@ def prepare(
         folder.mkdir(parents=True, exist_ok=True)
         # One process at a time works on a cache. The lock is released when the process ends, however it ends.
         with FileLock(folder / ".lock"):
+            # Reading all sources again to come to the same catalogue takes seconds of a core.
+            remembered = folder / f"prepared-{_identity(limit)}.json" if from_sources is SOURCES else None
+            if remembered is not None and (known := _remembered(remembered, folder)) is not None:
+                return known
             readings, problems = _read_all(folder, from_sources, console)
             drafts = _slice([draft for _, reading in readings for draft in reading.drafts], limit)
             entries = _publish(drafts, folder, console)
-            return Corpus(
+            made = Corpus(
                 catalogue=_write(entries, folder),
                 entries=tuple(entries),
                 problems=problems,
                 missing=tuple(s.name for s in from_sources if s.name not in {source.name for source, _ in readings}),
                 left_out={source.name: reading.left_out for source, reading in readings},
             )
+            if remembered is not None and not made.missing:
+                value = {"catalogue": made.catalogue.name, "problems": problems, "left_out": made.left_out}
+                storage.write_json(storage.from_path(remembered), value)
+            return made
     except OSError as error:
         raise WukongError(
             f"cannot keep the demo corpus in {folder}: {error.strerror or error}; "
             "check the disk and your rights there, or set WUKONG_CACHE to another folder"
         ) from error
+
+
+def _identity(limit: int | None) -> str:
+    """What the catalogue of all sources follows from: the packages, the limit, and this code."""
+    sha = hashlib.sha256(repr([(source.name, source.packages) for source in SOURCES]).encode() + repr(limit).encode())
+    for file in sorted(Path(__file__).parent.iterdir()):
+        if file.is_file():
+            sha.update(file.read_bytes())
+    return sha.hexdigest()[:16]
+
+
+def _remembered(file: Path, folder: Path) -> Corpus | None:
+    """The corpus that an earlier call made, if all its pictures are still there."""
+    try:
+        value = json.loads(file.read_bytes())
+        made = load(folder / value["catalogue"])
+    except (OSError, ValueError, KeyError, WukongError):
+        return None
+    if not all(made.file(entry).exists() for entry in made.entries):
+        return None
+    return replace(made, problems=tuple(value["problems"]), left_out=value["left_out"])
 
 
 def load(catalogue: Path) -> Corpus:

@@ -57,8 +57,8 @@ def test_help_is_a_map_of_panels() -> None:
 
 def commands() -> dict[str, Any]:
     """Every command by its words."""
-    group = typer.main.get_command(app)
-    found = {}
+    group: Any = typer.main.get_command(app)
+    found: dict[str, Any] = {}
     for name, command in group.commands.items():
         below = getattr(command, "commands", {})
         found |= {f"{name} {other}": inner for other, inner in below.items()} if below else {name: command}

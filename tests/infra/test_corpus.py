@@ -6,7 +6,7 @@ import shutil
 import sys
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from infra import corpus
-from infra.corpus import packages, pictures, querylist, sources
+from infra.corpus import catalogue, packages, pictures, querylist, sources
 from infra.corpus.packages import Package, PackageError
 from infra.corpus.sources import Draft, Reading, Source
 from wukong.errors import WukongError
@@ -235,6 +235,29 @@ def test_a_slice_keeps_concepts_whole(tmp_path: Path) -> None:
     titles = {entry.title for entry in part.entries}
     assert set(part.entries) == {entry for entry in whole.entries if entry.title in titles}
     assert part.catalogue != whole.catalogue
+
+
+def test_a_corpus_that_is_complete_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin = tmp_path / "origin.png"
+    read: list[Mapping[str, Path]] = []
+    Image.new("RGB", (300, 300)).save(origin)
+
+    def reading(folders: Mapping[str, Path]) -> Reading:
+        read.append(folders)
+        return drafts_of(origin)
+
+    all_sources = (Source("a", (), 12, reading),)
+    monkeypatch.setattr(catalogue, "SOURCES", all_sources)
+
+    def prepare(limit: int | None = None) -> corpus.Corpus:
+        return corpus.prepare(tmp_path, progress=False, from_sources=all_sources, limit=limit)
+
+    first = prepare()
+    assert prepare() == first and len(read) == 1
+    assert prepare(limit=7) != first and len(read) == 2, "a slice is another catalogue"
+    first.file(first.entries[0]).unlink()
+    assert prepare() == first and len(read) == 3, "a picture that is gone is drawn again"
+    assert first.file(first.entries[0]).is_file()
 
 
 def test_a_missing_source_is_reported_and_the_rest_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,8 @@ def test_down_stops_processes_without_parent_and_those_that_ignore_sigterm(
 def test_only_what_is_asked_for_is_started_and_the_rest_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started, stopped = [], []
+    started: list[list[str]] = []
+    stopped: list[str] = []
     monkeypatch.setattr(services.Service, "runs", lambda self, _stack: self.name == "seaweedfs" and bool(started))
     monkeypatch.setattr(services, "start", lambda _stack, missing: started.append([each.name for each in missing]))
     monkeypatch.setattr(stack, "_stop", lambda _stack, service=None: stopped.append(service.name if service else "all"))

@@ -1,6 +1,7 @@
-"""Components in one process, with stages' names and functions of our own in place of the real components."""
+"""Components in one process: some of our own under stages' names, then the real ones of a run that has finished."""
 
 import logging
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,12 @@ from kfp import dsl
 
 from pipelines import reuse
 from pipelines.local import PipelineError
+from ray_jobs import plan
+from wukong import config, experiments, places, run_records, stages, storage
+from wukong.config import Experiment
+from wukong.crawl.status import Status
 from wukong.errors import DataError
+from wukong.manifest import Manifest, Stage
 
 NAMES = ("crawl", "filter", "validate")
 
@@ -69,3 +75,53 @@ def test_a_component_that_fails_ends_the_run(
     components["validate"] = lambda **_: pytest.fail("it went on")
     with pytest.raises(PipelineError, match=said):
         reuse.run(NAMES, "s3://e", "first", tmp_path / "kfp", tmp_path / "log.txt")
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    """An experiment whose jobs have all finished: each place holds the least that the next components read."""
+    for name in ("MLFLOW_TRACKING_URI", "WUKONG_CLUSTER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WUKONG_REVISION", "r")
+    (tmp_path / "queries.txt").write_text("猫\n", encoding="utf-8")
+    crawl = {"queries": storage.from_path(tmp_path / "queries.txt"), "endpoint": "http://site.test"}
+    made = config.parse({"name": "x", "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
+    nothing = [*Status, "queries_failed", "queries_unexpected", "transient"]
+    counts = dict.fromkeys(nothing, 0) | dict.fromkeys(("queries", "results", "urls", "success", "pairs", "train"), 3)
+
+    def commit(stage: Stage, *files: str) -> Manifest:
+        for file in files:
+            value: Any = {"tasks": []} if file == "evaluation.json" else {"expectations": [], "history": []}
+            storage.write_json(stage.path(file), value)
+        return stage.commit([stage.describe(file) for file in files], counts=counts)
+
+    crawled = commit(places.crawl(made).stage)
+    filtered = commit(places.filtering(made, crawled))
+    commit(places.validation(made, filtered), "results.json")
+    features = commit(places.features(made, filtered))
+    pretrained = commit(places.training("pretrain", made, filtered, features, None), "history.json")
+    finetuned = commit(places.training("finetune", made, filtered, features, pretrained), "history.json")
+    held = commit(places.features(made, filtered, pretrained, "holdouts"))
+    parents = {"filter": filtered, "pretrain": pretrained, "finetune": finetuned}
+    commit(places.evaluation(made, parents, [held]), "evaluation.json", "evaluation.html")
+    return made
+
+
+def test_a_run_in_which_all_is_reused_starts_no_process(
+    tmp_path: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = plan.finished_jobs(experiment)
+    assert found is not None and list(found) == list(stages.JOBS)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    reuse.run(stages.WHOLE_RUN, experiments.store(experiment), "again", tmp_path / "kfp", tmp_path / "log.txt")
+    records = run_records.read_all(experiment, "again")
+    assert {record.stage: record.state for record in records} == dict.fromkeys(stages.WHOLE_RUN, "succeeded")
+    assert [record.stage for record in records if record.reused] == list(stages.JOBS)
+    assert storage.exists(run_records.uri_of(experiment, "again", "report.html"))
+    assert "x" in (tmp_path / "kfp" / "report" / "page").read_text(encoding="utf-8")
+
+
+def test_a_stage_with_work_to_do_is_seen(experiment: Experiment) -> None:
+    changed = experiment.model_copy(update={"evaluate": experiment.evaluate.model_copy(update={"captions": "all"})})
+    assert plan.finished_jobs(changed) is None
+    assert plan.finished_jobs(experiment.model_copy(update={"name": "another"})) is None

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from wukong import config, describe, run_records, storage
-from wukong.errors import ConfigError, DataError
+from wukong.errors import ConfigError, DataError, StorageError
 from wukong.manifest import Stage
 from wukong.run_records import Record
 
@@ -91,7 +91,7 @@ def test_a_tar_a_picture_a_text_and_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["x.parquet", "x.safetensors", "x.tar", "x.jpg", "x.json"])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\xff" * 700)
-    with pytest.raises((DataError, storage.StorageError), match=name):
+    with pytest.raises((DataError, StorageError), match=name):
         describe.describe(at(tmp_path / name))
 
 
@@ -137,7 +137,7 @@ def test_what_mlflow_knows_leads_to_what_was_stored(
     pages, client = tracking.pages(experiment, "first"), MlflowClient(mlflow_address)
     assert pages is not None
     client.create_registered_model("described")
-    client.create_model_version("described", "runs:/x/model", tags={"wukong.model": made.uri})
+    client.create_model_version("described", f"runs:/{run_id}/model", run_id, tags={"wukong.model": made.uri})
     client.set_registered_model_alias("described", "champion", "1")
     for place in (
         "models:/described/1",
