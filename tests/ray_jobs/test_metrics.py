@@ -1,5 +1,6 @@
 """What jobs tell Prometheus, read by a real Prometheus from a real Ray; every query of the dashboard is asked."""
 
+import importlib.util
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +18,18 @@ from typing import Any
 
 import pytest
 import yaml
+from crawled import corpus, experiment
 from test_alerts import RULES, program
 
 from ray_jobs import metrics
+from wukong.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
 REPORTS = ROOT / "build" / "ray-default"
 """Where ``.ci/run`` puts the packages of ``ray[default]`` that give out metrics; the environment lacks them."""
-SOURCES = {"Jobs", "Ray"}
-"""Rows of the dashboard whose metrics are there; the search server's is one with ``WUKONG_SERVE_METRICS=HOST:PORT``."""
+SERVES = importlib.util.find_spec("wukong.serve") is not None
+SOURCES = {"Jobs", "Ray"} | ({"Search server"} if SERVES else set())
+"""Rows of the dashboard whose metrics are there."""
 
 _JOB = """
 import sys, time, ray
@@ -53,6 +58,23 @@ for count in range(120):
 """
 
 
+_SERVER = """
+import http.server, sys
+from wukong.serve.metrics import Metrics
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    metrics = Metrics(22)
+
+    def do_GET(self):
+        self.metrics.observe("/api/search", 200, 0.02)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.metrics.text())
+
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answers).serve_forever()
+"""
+
+
 def panels() -> list[tuple[str, str, str]]:
     """Row, title and query of every panel of the dashboard."""
     manifest = yaml.safe_load((ROOT / "k8s" / "base" / "dashboards.yaml").read_text(encoding="utf-8"))
@@ -78,6 +100,30 @@ def test_no_query_names_a_metric_that_no_job_has() -> None:
     rules = RULES.read_text(encoding="utf-8")
     for text in (rules, *(query for _, _, query in panels())):
         assert set(re.findall(r"\bray_wukong_\w+", text)) <= known
+
+
+def test_each_metric_is_told_by_a_job() -> None:
+    jobs = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "ray_jobs").glob("*.py")}
+    module = jobs.pop("metrics.py")
+    assert "metrics.show_look(" in jobs["training.py"]
+    for name in metrics.METRICS:
+        of_look = name.removeprefix("wukong_training_") in metrics._OF_LOOK or f'show("{name}"' in module
+        assert of_look or any(f'("{name}"' in text for text in jobs.values()), name
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_filter_tells_what_its_manifest_says(
+    make_crawl: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray_jobs import filter as job
+
+    told: Counter[tuple[str, ...]] = Counter()
+    monkeypatch.setattr(metrics, "add", lambda name, amount, **labels: told.update({(name, *labels.values()): amount}))
+    filtered = job.run(experiment(tmp_path), {"crawl": make_crawl([row for row in corpus() if "status" not in row])})
+    assert told.pop(("wukong_filter_rows",)) == filtered.counts["pairs"]
+    dropped = {("wukong_filter_dropped", rule): rows for rule, rows in filtered.dropped.items() if rows}
+    assert +told == dropped
 
 
 def test_without_a_ray_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,13 +167,13 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     if not REPORTS.is_dir():
         pytest.skip(f"{REPORTS} is not there (.ci/run makes it): metrics and dashboard are NOT checked with a real Ray")
     folder = tmp_path_factory.mktemp("metrics")
-    told, asked, client, agent, head = (free_port() for _ in range(5))
+    told, asked, client, agent, head, answered = (free_port() for _ in range(6))
     # Alerts without their waiting time, so that a fault raises one at once.
     rules = yaml.safe_load(RULES.read_text(encoding="utf-8"))["spec"]
     for group in rules["groups"]:
         group["rules"] = [{**rule, "for": "0s"} for rule in group["rules"]]
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
-    targets = [f"127.0.0.1:{told}", *filter(None, [os.environ.get("WUKONG_SERVE_METRICS")])]
+    targets = [f"127.0.0.1:{told}", *([f"127.0.0.1:{answered}"] if SERVES else [])]
     settings = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": ["rules.yaml"],
@@ -151,6 +197,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         [server, f"--config.file={folder}/prometheus.yaml", f"--storage.tsdb.path={folder}/data",
          f"--web.listen-address=127.0.0.1:{asked}"],
         [sys.executable, "-c", _JOB, f"127.0.0.1:{head}"],
+        *([[sys.executable, "-c", _SERVER, str(answered)]] if SERVES else []),
     ]  # fmt: skip
     running = []
     try:
@@ -191,8 +238,7 @@ def answers(port: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_every_query_of_the_dashboard_returns_something(prometheus: Prometheus) -> None:
-    there = SOURCES | ({"Search server"} if os.environ.get("WUKONG_SERVE_METRICS") else set())
-    asked = [(title, query) for row, title, query in panels() if row in there]
+    asked = [(title, query) for row, title, query in panels() if row in SOURCES]
     assert len(asked) > 15
 
     def empty() -> list[str]:
