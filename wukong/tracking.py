@@ -360,8 +360,9 @@ def _log_curves(server: Server, run: Run, manifest: Manifest) -> None:
         same = f"tags.`{_DIGEST_TAG}` = '{manifest.digest}'"
         found = [entry for entry in server.search_runs(run.experiment_id, same) if loss in entry.metrics]
         curve = server.metric_history(found[-1].run_id, loss) if found else []
-        server.log(run.run_id, metrics=curve)
-    if parent := run.tags.get(_PARENT_TAG):
+        if curve:
+            server.log(run.run_id, metrics=curve)
+    if curve and (parent := run.tags.get(_PARENT_TAG)):
         server.log(parent, metrics=curve)
 
 

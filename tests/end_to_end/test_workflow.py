@@ -186,6 +186,9 @@ def test_a_second_run_reuses_what_is_finished(wukong: Wukong, first: subprocess.
     again = wukong.run("again")
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("(reused)") == 6
+    assert "compare-runs?runs=" in again.stdout
+    log = (wukong.home / "runs" / "again" / "log.txt").read_text(encoding="utf-8")
+    assert "crawl was finished already" in log and "KFP Executor" not in log, "no component was a process"
 
 
 def test_changing_one_value_runs_only_what_depends_on_it(
