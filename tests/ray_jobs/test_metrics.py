@@ -12,7 +12,7 @@ import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from crawled import corpus, experiment
 from test_alerts import RULES, program
 
 from ray_jobs import metrics
+from wukong.config import Crawl
+from wukong.crawl.status import Status
 from wukong.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
@@ -33,13 +35,14 @@ SOURCES = {"Jobs", "Ray"} | ({"Search server"} if SERVES else set())
 
 _JOB = """
 import sys, time, ray
+from types import SimpleNamespace
 from ray_jobs import metrics
-from wukong.train.loop import Look
 
 @ray.remote
 def train():  # a worker that waits for data most of the time
     for step in range(1, 120):
-        look = Look(step, 5 - 0.01 * step, 0.07, 0.001, 1.5, 250.0, 0.8, 0.1 * step, 1.0, 0, 60.0)
+        look = SimpleNamespace(step=step, loss=5 - 0.01 * step, samples_per_second=250.0, waiting_share=0.8,
+                               checkpoint_seconds=0.1 * step, gradient_norm=1.5)
         metrics.show_look("pretrain", look, workers=1, wanted=2)
         time.sleep(0.5)
 
@@ -124,6 +127,41 @@ def test_a_filter_tells_what_its_manifest_says(
     assert told.pop(("wukong_filter_rows",)) == filtered.counts["pairs"]
     dropped = {("wukong_filter_dropped", rule): rows for rule, rows in filtered.dropped.items() if rows}
     assert +told == dropped
+
+
+def test_a_training_tells_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wukong.train.loop import Look
+
+    measured = {field.name: float(number) for number, field in enumerate(fields(Look))}
+    told: dict[str, float] = {}
+    monkeypatch.setattr(metrics, "show", lambda name, value, **labels: told.update({name: value}))
+    metrics.show_look("pretrain", Look(**measured), workers=4, wanted=8)
+    names = {name for name in metrics.METRICS if name.startswith("wukong_training_")}
+    looked = {f"wukong_training_{name}": value for name, value in measured.items()}
+    looked |= {"wukong_training_workers": 4, "wukong_training_workers_wanted": 8}
+    assert told == {name: looked[name] for name in names}
+
+
+def test_a_crawl_tells_what_its_tasks_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray_jobs import crawl
+
+    told: list[tuple[object, ...]] = []
+    monkeypatch.setattr(metrics, "add", lambda name, amount, **labels: told.append((name, amount, *labels.values())))
+    monkeypatch.setattr(metrics, "show", lambda name, value: told.append((name, value)))
+    described = [{"bytes": 700}, {"bytes": 50}]
+    record = {"urls": 3, "statuses": {Status.SUCCESS: 2, "timeout": 1}, "described": described}
+    job = object.__new__(crawl._Job)
+    job._config = Crawl.model_validate({"queries": "file:///none", "endpoint": "http://127.0.0.1:1"})
+    job._cores, job._earlier, job._ledger = 1, None, None
+    monkeypatch.setattr(job, "_each", lambda tasks: iter([[record]]))
+    assert job._download([("plan/0.parquet", 0, 3, "a", "z"), ("plan/0.parquet", 1, 4, "z", "zz")]) == [record]
+    assert told == [
+        ("wukong_crawl_queue", 7),
+        ("wukong_crawl_queue", 4),
+        ("wukong_crawl_bytes", 750),
+        ("wukong_crawl_urls", 2, "success"),
+        ("wukong_crawl_urls", 1, "timeout"),
+    ]
 
 
 def test_without_a_ray_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,14 +177,13 @@ def test_stored_features_are_given_in_the_order_of_the_images(tmp_path: Path) ->
     values = {key: torch.full((2,), float(place)).half() for place, key in enumerate("cab")}
     stored = save({"features": torch.stack([*values.values()])}, metadata={"keys": json.dumps([*values])})
     storage.write_bytes(stage.path("test/00000.view00.safetensors"), stored)
-    computed = stage.commit([])
-    found = holdouts.features(experiment(), pairs, computed.uri, data)
+    found = holdouts.features(experiment(), pairs, stage.uri, data)
     assert torch.equal(found, torch.stack([values[key] for key in data.image_ids]))
     other = filtered(tmp_path / "other", ["z"], ["猫"], ["1"])
     missing = holdouts.read(experiment(), other, "test")
     assert missing is not None
     with pytest.raises(DataError, match="no features for the pair z"):
-        holdouts.features(experiment(), other, computed.uri, missing)
+        holdouts.features(experiment(), other, stage.uri, missing)
 
 
 def test_an_image_counts_once_in_its_class_and_has_its_own_name(saved: SavedModel, tmp_path: Path) -> None:
