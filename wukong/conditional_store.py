@@ -65,7 +65,12 @@ def write(endpoint: str | None, region: str, path: str, data: bytes, expected: s
     """
     bucket, key = path.split("/", 1)
     condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
-    _answer(path, lambda: _client(endpoint, region, _who()).put_object(Bucket=bucket, Key=key, Body=data, **condition))
+    try:
+        _answer(
+            path, lambda: _client(endpoint, region, _who()).put_object(Bucket=bucket, Key=key, Body=data, **condition)
+        )
+    except FileNotFoundError as error:  # what was seen has been deleted
+        raise ChangedError(f"s3://{path} was deleted by somebody else") from error
 
 
 def _answer(path: str, request: Callable[[], _Answer]) -> _Answer:

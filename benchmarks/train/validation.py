@@ -38,9 +38,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer = Tokenizer(packaged_vocabulary())
+    known = [token for token in tokenizer.vocabulary.split("\n") if len(token) == 1 and "一" <= token <= "龥"]
     captions = [
-        "".join(chr(0x4E00 + (31 * number + 7 * place) % 2000) for place in range(22))
-        for number in range(arguments.pairs)
+        "".join(known[(31 * number + 7 * place) % 2000] for place in range(22)) for number in range(arguments.pairs)
     ]
     ids = [str(number) for number in range(arguments.pairs)]
     relevant = [Caption(text, (number,)) for number, text in enumerate(captions)]

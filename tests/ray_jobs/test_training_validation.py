@@ -8,15 +8,17 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from ray_jobs import training
 from wukong import config, fence, places, storage, tracking
 from wukong.config import Experiment
 from wukong.errors import DataError
-from wukong.evaluate import holdouts, tasks
+from wukong.evaluate import holdouts, sets, tasks
+from wukong.evaluate.data_set import Classification
 from wukong.evaluate.model import OwnModel
-from wukong.evaluate.protocol import OWN
+from wukong.evaluate.protocol import OWN, named
 from wukong.manifest import Manifest, Stage
 from wukong.model import saved_model
 from wukong.model.image_encoder import ImageEncoder
@@ -38,7 +40,7 @@ class Given(NamedTuple):
     held: Manifest
 
 
-def experiment(root: str, **validation: object) -> Experiment:
+def experiment(root: str, sets: str = "", **validation: object) -> Experiment:
     split = {"held_out_captions": 0.1, "holdouts": [{"name": "held", "source": "*/held/*", "captions": "any"}]}
     classes = {"红": "*/红*", "绿": "*/绿*", "蓝": "*/蓝*"}
     empty = {"name": "cats", "holdouts": ["held"], "classes": {"猫": "*/cat/*"}}
@@ -57,7 +59,10 @@ def experiment(root: str, **validation: object) -> Experiment:
                 "log_every": 4,
                 "validation": validation,
             },
-            "evaluate": {"classification": [{"name": "colours", "holdouts": ["held"], "classes": classes}, empty]},
+            "evaluate": {
+                "classification": [{"name": "colours", "holdouts": ["held"], "classes": classes}, empty],
+                "sets": sets,
+            },
         }
     )
 
@@ -187,3 +192,29 @@ def test_a_set_without_pictures_cannot_decide(
     with pytest.raises(DataError, match=r"'classification/cats/top1', and cats has no pictures"):
         training.run("pretrain", settings, given.filtered)
     assert InProcess.fits == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_published_set_is_measured_with_the_locked_tower(
+    given: Given, tmp_path: Path, logged: dict[str, dict[int, float]]
+) -> None:
+    """The tower runs once beside a training on features; the package with its tower gives the same number."""
+    stamps, rules = sets.of("tuxpaint"), named("cn-clip")
+    assert isinstance(stamps, Classification) and stamps.names is not None
+    for number in range(stamps.splits["test"]):
+        category = stamps.names[number % len(stamps.names)][0]
+        target = tmp_path / "sets" / "tuxpaint" / "stamps" / category / f"{number:03d}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (number % 200, 255 - number % 250, number % 7 * 30)).save(target)
+    asked = {"every_steps": 9, "tasks": ["tuxpaint"], "protocol": "cn-clip", "keep": "best"}
+    metric = "classification/tuxpaint/top1"
+    folder = storage.from_path(tmp_path / "sets")
+    settings = experiment(storage.from_path(tmp_path / "out"), folder, metric=metric, **asked)
+    trained = training.run("pretrain", settings, given.filtered)
+    assert set(logged[f"pretrain/validation/{metric}"]) == {9, 18}
+    assert trained.config["sets"].keys() == {"tuxpaint"}
+    packed = OwnModel(saved_model.load(storage.join(trained.uri, "model")), "packed")
+    data = stamps.read(tmp_path / "sets" / "tuxpaint", rules.split("tuxpaint"))
+    found = tasks.measure(packed, data, rules, tmp_path / "cache").results["top1"].value
+    assert found == pytest.approx(trained.metrics["validation/best"], abs=0.005)  # features have 16 bits

@@ -182,6 +182,11 @@ def test_a_real_s3_server_heeds_conditions(s3: dict[str, str], monkeypatch: pyte
     assert storage.read_bytes(uri) == b"other"
     storage.write_if(uri, b"fourth", storage.version(uri))
     assert storage.read_bytes(uri) == b"fourth"
+    seen = storage.version(uri)
+    storage.delete(uri)
+    with pytest.raises(ChangedError):
+        storage.write_if(uri, b"fifth", seen)
+    assert not storage.exists(uri)
     publish_while_a_newer_attempt_does("s3://wukong/held-up", monkeypatch)
 
 

@@ -119,6 +119,11 @@ def test_a_file_is_written_only_as_it_was_seen(tmp_path: Path) -> None:
     storage.write_if(uri, b"fourth", storage.version(uri))
     assert storage.read_bytes(uri) == b"fourth"
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["one"]
+    seen = storage.version(uri)
+    storage.delete(uri)
+    with pytest.raises(ChangedError):
+        storage.write_if(uri, b"fifth", seen)
+    assert not storage.exists(uri)
 
 
 def test_of_many_writers_of_a_new_file_one_succeeds(tmp_path: Path) -> None:

@@ -124,8 +124,15 @@ class OwnModel:
             DataError: a vector is not finite, or most words are unknown to the vocabulary.
         """
         tokenizer = self._saved.tokenizer
-        cut = token_ids(tokenizer, [protocol.written(text) for text in texts], protocol.context)
-        parts = []
+        return self.encode_ids(token_ids(tokenizer, [protocol.written(text) for text in texts], protocol.context))
+
+    def encode_ids(self, cut: Sequence[Sequence[int]]) -> Texts:
+        """Encode texts that ``token_ids`` has cut, as ``encode_texts`` does.
+
+        Raises:
+            DataError: a vector is not finite.
+        """
+        tokenizer, parts = self._saved.tokenizer, []
         for start in range(0, len(cut), 256):
             ids = tokenizer.collate(cut[start : start + 256])
             with torch.inference_mode():

@@ -26,7 +26,7 @@ from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
 from wukong.evaluate import holdouts, results, set_folders, sets, tasks
 from wukong.evaluate.data_set import ClassificationData, RetrievalData
-from wukong.evaluate.model import CollapsedError, OwnModel, square
+from wukong.evaluate.model import CollapsedError, OwnModel, square, token_ids
 from wukong.evaluate.protocol import OWN, Protocol, named
 from wukong.manifest import Manifest
 from wukong.model.dual import DualEncoder, Texts
@@ -178,7 +178,9 @@ class _SharedModel(OwnModel):
 
     def encode_texts(self, texts: Sequence[str], protocol: Protocol) -> Texts:
         """Encode texts; see ``wukong.evaluate.model.Model``."""
-        mine = super().encode_texts([texts[row] for row in _share(len(texts))], protocol)
+        # What is unknown to the vocabulary is judged by all texts, not by a worker's few.
+        cut = token_ids(self._saved.tokenizer, [protocol.written(text) for text in texts], protocol.context)
+        mine = self.encode_ids([cut[row] for row in _share(len(texts))])
         if world()[1] == 1:
             return mine
         device = self._saved.device
