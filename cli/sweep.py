@@ -224,10 +224,12 @@ class _Worker:
         failed = {"run": trial.run, "manifest": "", "error": "its process was killed; start the sweep again"}
         try:
             print(trial.run, experiments.store(trial.experiment), file=self.asked, flush=True)
-            answer = self.answers.readline()
+            while answer := self.answers.readline():
+                if answer.startswith('{"run": '):  # a library may write there too
+                    return dict(json.loads(answer))
         except OSError:
-            return failed
-        return dict(json.loads(answer)) if answer else failed
+            pass
+        return failed
 
 
 class _Workers:

@@ -222,8 +222,8 @@ def _compared(measured: Sequence[Measured], known: _Scores, name: str, seed: int
             else:
                 row.append(_with(value, _unpaired(value, first["results"][result]), paired=False))
         results[result] = row
-    known = ("task", "title", "kind", "split", "digest", "protocol", "headline", "sizes")
-    return {**{key: shown[key] for key in known}, "results": results}
+    about = ("task", "title", "kind", "split", "digest", "protocol", "headline", "sizes")
+    return {**{key: shown[key] for key in about}, "results": results}
 
 
 def _why_incomparable(first: Mapping[str, Any] | None, task: Mapping[str, Any] | None) -> str:

@@ -221,7 +221,7 @@ class Server:
         )
         if not response.ok:
             raise _explained(f"{method} {below}", response, {})
-        return response.content
+        return bytes(response.content)
 
     def resume(self, run_id: str) -> None:
         """Let a run that has ended be running again."""

@@ -89,9 +89,8 @@ def _in_steps(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         if np.abs(whole).sum() > _MOST_EXACT:
             break
         if np.abs(parts * ratios - whole).max() < 1e-6:
-            return whole.astype(np.int64)
-    steps: npt.NDArray[np.int64] = np.rint(values / (np.abs(values).sum() / _LATTICE)).astype(np.int64)
-    return steps
+            return np.asarray(whole, np.int64)
+    return np.asarray(np.rint(values / (np.abs(values).sum() / _LATTICE)), np.int64)
 
 
 @dataclass(frozen=True)

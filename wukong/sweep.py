@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -254,7 +254,7 @@ def _suggested(trial: "optuna.Trial", sweep: Sweep) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for key, values in sweep.parameters.items():
         if isinstance(values, list):
-            found[key] = trial.suggest_categorical(key, values)
+            found[key] = cast("Value", trial.suggest_categorical(key, values))
         elif isinstance(values.low, int) and isinstance(values.high, int):
             found[key] = trial.suggest_int(key, values.low, values.high, log=values.log)
         else:

@@ -10,6 +10,7 @@ from pathlib import Path
 import measured
 import numpy as np
 import pytest
+from mlflow_server import MlflowServer
 from typer.testing import CliRunner
 
 from cli.main import app
@@ -23,9 +24,9 @@ RUNS = 50
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, mlflow_of_all: object) -> tuple[str, list[str]]:
+def runs(tmp_path_factory: pytest.TempPathFactory, mlflow_of_all: MlflowServer) -> tuple[str, list[str]]:
     """Fifty runs with three hold-outs and two classification sets each; return MLflow's address and the runs' names."""
-    address = str(mlflow_of_all.address)
+    address = mlflow_of_all.address
     folder, rng, tag = tmp_path_factory.mktemp("runs"), np.random.default_rng(0), uuid.uuid4().hex[:6]
     hard = rng.random(600)
     names = [f"run-{tag}-{number}" for number in range(RUNS)]

@@ -49,7 +49,11 @@ NOT_EXECUTED = {
     ("docs/tutorial.md", ".venv/bin/wukong run"): "tests/end_to_end/test_workflow.py changes this key",
     ("examples/README.md", ".venv/bin/python examples/"): "tests/examples/test_examples.py runs each example",
     ("docs/comparing.md", "wukong compare"): "needs runs; tests/cli/test_compare_command.py compares some",
-    ("docs/comparing.md", "wukong promote"): "needs versions; tests/wukong/test_model_registry.py promotes some",
+    (
+        "docs/comparing.md",
+        "wukong promote demo/7 --force",
+    ): "needs models; tests/wukong/test_model_registry.py has some",
+    ("docs/comparing.md", "wukong promote demo/7  "): "needs models; tests/wukong/test_model_registry.py has some",
     ("docs/comparing.md", "wukong run"): "trains the demo; tests/wukong/test_sweep.py reads the sweep",
     ("docs/cluster.md", "make images"): "builds images with Docker; tests/infra/test_images.py tests how",
     ("docs/cluster.md", "make run-containers"): "needs the images and Docker",

@@ -22,9 +22,11 @@ HARD = RNG.random(1000)
 WEAK, SAME, STRONG = HARD < 0.50, np.roll(HARD, 500) < 0.50, HARD < 0.54
 
 
-def run(name: str, tmp_path: Path, *outcomes: Outcome, stored: bool = True, **params: str) -> Measured:
+def run(
+    name: str, tmp_path: Path, *outcomes: Outcome, stored: bool = True, params: dict[str, str] | None = None
+) -> Measured:
     made = measured.evaluation(storage.from_path(tmp_path), outcomes, key=name, stored=stored)
-    return Measured(Run(name * 32, "1", name, "FINISHED", {}, {}, params), stored_evaluation.read(made.uri))
+    return Measured(Run(name * 32, "1", name, "FINISHED", {}, {}, params or {}), stored_evaluation.read(made.uri))
 
 
 def entry(document: dict[str, Any], task: str, result: str, place: int = 1) -> dict[str, Any]:
@@ -89,9 +91,9 @@ def test_the_mean_over_holdouts_is_compared_where_they_are_the_same(tmp_path: Pa
 
 def test_only_parameters_that_differ_are_shown(tmp_path: Path) -> None:
     sets = measured.classified("groups", WEAK)
-    runs = [run("a", tmp_path, sets, seed="1", **{"pretrain.epochs": "3"}),
-            run("b", tmp_path, sets, seed="1", **{"pretrain.epochs": "5"}),
-            run("c", tmp_path, sets, **{"pretrain.epochs": "5"})]  # fmt: skip
+    runs = [run("a", tmp_path, sets, params={"seed": "1", "pretrain.epochs": "3"}),
+            run("b", tmp_path, sets, params={"seed": "1", "pretrain.epochs": "5"}),
+            run("c", tmp_path, sets, params={"pretrain.epochs": "5"})]  # fmt: skip
     found = comparison.compare(runs)
     assert found["parameters"] == {"seed": ["1", "1", None], "pretrain.epochs": ["3", "5", "5"]}
 
@@ -103,9 +105,9 @@ def test_one_run_alone_is_refused(tmp_path: Path) -> None:
 
 def test_the_page_marks_noise_by_a_sign(tmp_path: Path) -> None:
     nasty = "<script>alert(1)</script>"
-    runs = [run("a", tmp_path, measured.classified("groups", WEAK), x=nasty),
-            run("b", tmp_path, measured.classified("groups", STRONG), x="1"),
-            run("c", tmp_path, measured.classified("groups", SAME), x="2")]  # fmt: skip
+    runs = [run("a", tmp_path, measured.classified("groups", WEAK), params={"x": nasty}),
+            run("b", tmp_path, measured.classified("groups", STRONG), params={"x": "1"}),
+            run("c", tmp_path, measured.classified("groups", SAME), params={"x": "2"})]  # fmt: skip
     document = comparison.compare(runs)
     shown = page.render(document)
     assert nasty not in shown and "&lt;script&gt;" in shown

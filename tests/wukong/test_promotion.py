@@ -88,7 +88,7 @@ def test_of_20_equal_candidates_in_a_row_none_is_promoted_in_95_percent_of_all_r
     for _ in range(rows):
         holder = rng.random(500) < 0.5
         candidates = answers(rng, np.tile(holder, (20, 1)), 0.5, 0.08, 0.08)
-        wrong += (p_values(holder, candidates) <= levels).any()
+        wrong += bool((p_values(holder, candidates) <= levels).any())
     assert wrong / rows <= 0.05, wrong
     assert stats.binomtest(wrong, rows, LEVEL, alternative="greater").pvalue > 0.01
 

@@ -295,7 +295,10 @@ def of_draws(values: Numbers, drawn: Numbers, shifts: Numbers, *, level: float =
     """
     units = shifts.shape[1]
     ends = _bca_of_all(values, drawn, shifts, np.ones(units, np.int64), units, level)
-    return [Interval(float(value), *each, level, units) for value, each in zip(values, ends.tolist(), strict=True)]
+    return [
+        Interval(value, low, high, level, units)
+        for value, (low, high) in zip(values.tolist(), ends.tolist(), strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The page of a comparison of runs: the parameters that differ, and each result beside its difference, set by set."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from wukong.comparison import SIGNS
@@ -23,8 +23,13 @@ def render(document: Mapping[str, Any]) -> str:
         document: of ``wukong.comparison.compare``.
     """
     values = {**document, "signs": SIGNS, "words": WORDS}
-    filters = {"percent": _percent, "difference": difference, "name": name, "count": lambda n: f"{n:,}"}
-    return template.fill("comparison.html.j2", values, filters)
+    filters: dict[str, Callable[..., str]] = {
+        "percent": _percent,
+        "difference": difference,
+        "name": name,
+        "count": "{:,}".format,
+    }
+    return template.fill("comparison.html.j2", values, filters | {"count": "{:,}".format})
 
 
 def name(result: str) -> str:

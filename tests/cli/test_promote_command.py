@@ -1,0 +1,73 @@
+"""``wukong promote`` and ``wukong rollback``: what they ask the registry for, and how they end."""
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cli import promote as command
+from cli.main import app
+from wukong.errors import ConfigError
+from wukong.promotion import Decision, Rules
+
+
+class Played:
+    """Stands for the registry, which tests/wukong/test_model_registry.py tries with a real server."""
+
+    def __init__(self, promoted: bool = True) -> None:
+        self.promoted = promoted
+        self.asked: list[Any] = []
+
+    def __call__(self, model: str, alias: str) -> "Played":
+        self.asked.append((model, alias))
+        return self
+
+    def promote(self, version: str, *, forced: str) -> Decision:
+        self.asked.append((version, forced))
+        rules = Rules("eval/retrieval/holdouts/mean_recall", 0.04, {})
+        return Decision(self.promoted, "It is so.", "demo", "champion", version or "9", "3", "", 1, rules, (), forced)
+
+    def rollback(self, reason: str) -> tuple[str, str]:
+        self.asked.append(reason)
+        return "7", "3"
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Played:
+    made = Played()
+    monkeypatch.setattr(command, "_registry", made)
+    return made
+
+
+def test_the_gate_is_asked_about_a_version_or_about_the_newest(played: Played) -> None:
+    ended = CliRunner().invoke(app, ["promote", "demo/7"])
+    assert (ended.exit_code, ended.output) == (0, "demo/7 holds @champion. It is so.\n")
+    assert CliRunner().invoke(app, ["promote", "demo", "--alias", "best"]).exit_code == 0
+    assert played.asked == [("demo", "champion"), ("7", ""), ("demo", "best"), ("", "")]
+
+
+def test_an_alias_that_stays_ends_with_status_1(played: Played) -> None:
+    played.promoted = False
+    ended = CliRunner().invoke(app, ["promote", "demo/7"])
+    assert ended.exit_code == 1 and "demo/7 does not take @champion" in ended.output
+    assert "demo/3 keeps it" in ended.output
+    ended = CliRunner().invoke(app, ["promote", "demo/7", "--json"])
+    assert json.loads(ended.stdout)["promoted"] is False and ended.exit_code == 1
+
+
+def test_force_needs_a_reason(played: Played) -> None:
+    for arguments, words in (
+        (["--force"], "--force needs --reason"),
+        (["--reason", "x"], "--reason goes with --force"),
+    ):
+        refused = CliRunner().invoke(app, ["promote", "demo/7", *arguments])
+        assert isinstance(refused.exception, ConfigError) and words in str(refused.exception)
+    assert played.asked == []
+    CliRunner().invoke(app, ["promote", "demo/7", "--force", "--reason", "by hand"])
+    assert played.asked[-1] == ("7", "by hand")
+
+
+def test_a_rollback_says_who_holds_the_alias(played: Played) -> None:
+    ended = CliRunner().invoke(app, ["rollback", "demo", "--reason", "slow"])
+    assert ended.output == "demo/3 holds @champion again; demo/7 was rolled back.\n" and played.asked[-1] == "slow"
