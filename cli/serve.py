@@ -39,10 +39,11 @@ def serve(
         import uvicorn
 
         from wukong.serve import start
+        from wukong.serve.app import create_app
 
         service = start.service(model, data, index, device)
         hosts = _LOOPBACK if host in _LOOPBACK else ("*",)
-        app = start.application(service, hosts)
+        app = create_app(service, hosts)
         shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - what the user gave
         address = f"http://{shown}:{listening.getsockname()[1]}"
         typer.echo(f"{len(service.index.keys)} pictures at {address} (Ctrl-C ends it)")

@@ -36,8 +36,9 @@ def search(arguments: Mapping[str, Any]) -> serve.Application:
 
     def application() -> Any:
         from wukong.serve import start
+        from wukong.serve.app import create_app
 
-        return start.application(start.service(model, data, index, cores=cpus))
+        return create_app(start.service(model, data, index, cores=cpus))
 
     return serve.deployment(
         serve.ingress(application)(),

@@ -24,8 +24,11 @@ class SearchAnswer(BaseModel):
     query: str
     read_as: str = Field(description="The text as the model reads it: half width, lower case, Simplified characters.")
     cut: bool = Field(description="Whether the model reads only the beginning of the text, because it is too long.")
-    nothing_similar: bool = Field(description="Whether even the best score is below the threshold.")
-    threshold: float | None = Field(description="Calibrated on the data (`/api/about`); null where it could not be.")
+    nothing_similar: bool = Field(description="Whether even the best picture stands out by less than the threshold.")
+    stands_out: float = Field(
+        description="By how much the best score exceeds the mean score of pictures in general for this text."
+    )
+    threshold: float | None = Field(description="Calibrated on the data (`/api/about`); null where none is used.")
     results: list[PictureHit]
 
 
@@ -69,13 +72,13 @@ class ClassifyAnswer(BaseModel):
 
 
 class Calibrated(BaseModel):
-    """The threshold below which nothing is similar, and its measured error rates."""
+    """The threshold of `stands_out` below which nothing is similar, and its measured error rates."""
 
     threshold: float
     false_alarms: float = Field(description="Share of meaningless texts that find something all the same.")
     misses: float = Field(description="Share of the collection's captions that find nothing.")
     texts: int = Field(description="Texts of each kind that were searched.")
-    rule: str
+    used: bool = Field(description="Whether it is used: not if it misses more than half of the captions.")
 
 
 class AboutAnswer(BaseModel):

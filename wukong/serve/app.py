@@ -164,8 +164,7 @@ def _add_api(app: FastAPI, service: Service, metrics: Metrics) -> None:
     label = Query(min_length=2, max_length=limits.labels, description="Two or more labels; repeat the parameter.")
 
     async def sent(request: Request) -> Picture:
-        data = await uploads.read(request.stream(), request.headers.get("content-length"), limits)
-        return await service.sent(data)
+        return await service.sent(request.stream(), request.headers.get("content-length"))
 
     @app.get("/api/search", responses=_REFUSALS, tags=["search"])
     async def search(q: Annotated[str, text], top: Annotated[int, count] = 20) -> answers.SearchAnswer:
@@ -259,8 +258,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
     @app.post("/pictures", include_in_schema=False)
     async def sent_picture(request: Request, text: str = "", labels: str = "") -> HTMLResponse:
         try:
-            data = await uploads.read(request.stream(), request.headers.get("content-length"), service.limits)
-            asked = await service.sent(data)
+            asked = await service.sent(request.stream(), request.headers.get("content-length"))
         except RefusedError as error:
             return page("home.html.j2", error.status, found=None, problem=str(error))
         return await picture_page(asked, "", text, labels)

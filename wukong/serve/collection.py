@@ -1,10 +1,10 @@
 """The pictures and captions that are searched: shards of a stage, a folder of pictures, or a list of them."""
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -127,18 +127,12 @@ def of(uri: str) -> Collection:
         DataError: there are no pictures; a list or a table cannot be read.
         StorageError: there is nothing at the URI.
     """
-    named = uri if "://" in uri else storage.from_path(_path(uri))
+    named = uri if "://" in uri else storage.from_path(Path(uri).expanduser())
     if named.endswith(f"/{_MANIFEST}"):
         named = named.removesuffix(f"/{_MANIFEST}")
     if storage.exists(storage.join(named, _MANIFEST)):
         return _of_stage(named)
     return _of_files(named)
-
-
-def _path(text: str) -> "os.PathLike[str]":
-    from pathlib import Path
-
-    return Path(text).expanduser()
 
 
 def _of_stage(uri: str) -> Collection:
@@ -194,7 +188,7 @@ def _of_files(uri: str) -> Collection:
         if picture.caption and picture.caption not in mine:
             mine.append(picture.caption)
     urls = iter(captions)
-    pieces = []
+    pieces: list[Piece] = []
     while some := list(islice(urls, _FOLDER_PIECE)):
         keys = {key_of(url): url for url in some}
         pieces.append(

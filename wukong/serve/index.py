@@ -1,4 +1,4 @@
-"""Encode a collection once and keep the vectors: made in a stream, block by block, and resumed after a kill.
+"""The stored vectors of a collection, in memory and on the disk; ``wukong.serve.encode`` makes them.
 
 An index is an output like that of a stage (``wukong.manifest``): its key is a digest of the model's and the data's
 digests, finished pieces have markers, and the manifest is written last. It holds
@@ -11,10 +11,9 @@ digests, finished pieces have markers, and the manifest is written last. It hold
 """
 
 import json
-import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,26 +23,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from wukong import progress, storage
+from wukong import storage
 from wukong.errors import DataError
 from wukong.evaluate.model import OwnModel
-from wukong.manifest import Manifest, Part, Stage
+from wukong.manifest import Manifest, Part
 from wukong.model.dual import Texts
-from wukong.model.saved_model import open_picture
-from wukong.serve.collection import Collection, Piece, Place
+from wukong.serve.collection import Place
 from wukong.serve.query import search_forms
 
-log = logging.getLogger(__name__)
-
-STAGE = "index"
-_VERSION = 1
-_BLOCK = 2_048
-_BATCH_PICTURES, _BATCH_TEXTS = 32, 256
-_CALIBRATION = "calibration.json"
-_PLACES = pa.schema(
+CALIBRATION = "calibration.json"
+PLACES = pa.schema(
     [
         ("key", pa.string()),
         ("file", pa.string()),
@@ -52,7 +43,7 @@ _PLACES = pa.schema(
         ("captions", pa.list_(pa.string())),
     ]
 )
-_CAPTIONS = pa.schema([("caption", pa.string()), ("form", pa.string()), ("counted", pa.int32())])
+CAPTIONS = pa.schema([("caption", pa.string()), ("form", pa.string()), ("counted", pa.int32())])
 
 
 @dataclass(frozen=True)
@@ -143,58 +134,6 @@ class TokenVectors:
             os.close(self._files.pop())
 
 
-def build(collection: Collection, model: OwnModel, root: str) -> Manifest:
-    """Encode what is not encoded yet, and write the manifest; a finished index is found and not made again.
-
-    Args:
-        collection: what is searched.
-        model: the model with its image tower.
-        root: URI under which indexes are kept.
-
-    Raises:
-        DataError: a shard is damaged; no picture can be decoded; the model's vectors are not finite.
-        StorageError: the collection cannot be read, or the index cannot be written.
-    """
-    stage = Stage(root, STAGE, {"data": collection.digest, "model": model.digest}, version=_VERSION)
-    if finished := stage.finished():
-        return finished
-    parts: list[Part] = []
-    left_out = 0
-    with progress.track("index", collection.pictures, "pictures") as advance:
-        for piece in collection.pieces:
-            record = stage.finished_task(piece.name)
-            if record is None:
-                record = _encode_piece(stage, collection, piece, model, advance)
-                stage.commit_task(piece.name, record)
-            else:
-                advance(len(piece.captions))
-            parts += map(Part.model_validate, record["parts"])
-            left_out += record["left_out"]
-    texts = _distinct(collection)
-    pairs = list(texts.items())
-    blocks = [pairs[start : start + _BLOCK] for start in range(0, len(pairs), _BLOCK)]
-    with progress.track("index", len(texts), "captions") as advance:
-        for number, block in enumerate(blocks):
-            name = f"captions-{number:05d}"
-            record = stage.finished_task(name)
-            if record is None:
-                record = {"parts": _encode_captions(stage, f"captions/{number:05d}", block, model)}
-                stage.commit_task(name, record)
-            advance(len(block))
-            parts += map(Part.model_validate, record["parts"])
-    pictures = sum(part.rows for part in parts if part.path.startswith("pictures/") and part.path.endswith(".parquet"))
-    if not pictures:
-        raise DataError(f"no picture of {collection.uri} can be decoded: give --data other pictures")
-    counts = {"pictures": pictures, "captions": len(texts), "left_out": left_out}
-    index = _open(stage.uri, parts, model)
-    from wukong.serve import calibration
-
-    found = calibration.calibrate(index, model)
-    storage.write_json(stage.path(_CALIBRATION), found)
-    parts.append(stage.describe(_CALIBRATION))
-    return stage.commit(parts, counts=counts)
-
-
 def open_index(found: Manifest, model: OwnModel) -> Index:
     """Open a finished index.
 
@@ -205,128 +144,15 @@ def open_index(found: Manifest, model: OwnModel) -> Index:
     Raises:
         DataError: the index is damaged.
     """
-    return _open(found.uri, found.parts, model)
+    return open_parts(found.uri, found.parts, model)
 
 
-def _distinct(collection: Collection) -> dict[str, str]:
-    """The distinct captions, in the order of the collection: the form that is searched, and the caption as shown."""
-    found: dict[str, str] = {}
-    for piece in collection.pieces:
-        shown = [caption for captions in piece.captions.values() for caption in captions]
-        for form, caption in zip(search_forms(shown), shown, strict=True):
-            if form:
-                found.setdefault(form, caption)
-    return found
-
-
-def _encode_piece(
-    stage: Stage, collection: Collection, piece: Piece, model: OwnModel, advance: Callable[[int], None]
-) -> dict[str, Any]:
-    """Encode the pictures of a piece in blocks; those of a folder that cannot be decoded are left out and counted."""
-    parts: list[Part] = []
-    left_out = 0
-    block: list[tuple[str, Place]] = []
-    vectors: list[Tensor] = []
-    batch: list[Any] = []
-
-    def encode() -> None:
-        if batch:
-            found = model.saved.encode_image(batch, len(batch))
-            vectors.append(found.half() if model.token_wise else found)
-            batch.clear()
-
-    def write() -> None:
-        encode()
-        if not block:
-            return
-        name = f"pictures/{piece.name}-{len(parts) // 2:03d}"
-        rows = [(key, place.file, place.offset, place.size, piece.captions[key]) for key, place in block]
-        table = pa.table([list(column) for column in zip(*rows, strict=True)], _PLACES)
-        parts.extend(_written(stage, name, _means(torch.cat(vectors), model), table))
-        block.clear()
-        vectors.clear()
-
-    for key, place, data in collection.read_piece(piece):
-        advance(1)
-        try:
-            batch.append(open_picture(data, f"the picture {key}"))
-        except DataError as error:
-            if piece.files is None:
-                raise
-            log.warning("%s is left out: %s", place.file, error)
-            left_out += 1
-            continue
-        block.append((key, place))
-        if len(batch) == _BATCH_PICTURES:
-            encode()
-        if len(block) == _BLOCK:
-            write()
-    write()
-    return {"parts": [part.model_dump(mode="json") for part in parts], "left_out": left_out}
-
-
-def _encode_captions(
-    stage: Stage, name: str, block: Sequence[tuple[str, str]], model: OwnModel
-) -> list[dict[str, Any]]:
-    forms = [form for form, _ in block]
-    tokens = model.saved.tokenizer.max_tokens
-    found, counted = [], []
-    for start in range(0, len(forms), _BATCH_TEXTS):
-        some = forms[start : start + _BATCH_TEXTS]
-        texts = model.saved.encode_text(some, _BATCH_TEXTS, strict=False)
-        counted += texts.counted.sum(1).tolist()
-        if model.token_wise:
-            padded = texts.vectors.new_zeros(len(some), tokens, texts.vectors.shape[2], dtype=torch.float16)
-            padded[:, : texts.vectors.shape[1]] = texts.vectors * _not_padding(texts)
-            found.append(padded)
-        else:
-            found.append(texts.vectors)
-    table = pa.table([[caption for _, caption in block], forms, counted], _CAPTIONS)
-    vectors = torch.cat(found)
-    if model.token_wise:
-        weight = _counted(torch.tensor(counted), tokens)[..., None]
-        means = (vectors.float() * weight).sum(1) / weight.sum(1).clamp_min(1)
-        stored = {"vectors": means, "tokens": vectors}
-    else:
-        stored = {"vectors": vectors}
-    return [part.model_dump(mode="json") for part in _written(stage, name, stored, table)]
-
-
-def _not_padding(texts: Texts) -> Tensor:
-    """[texts, tokens, 1], 1 for [CLS] and the tokens that count, 0 for padding."""
-    kept = texts.counted.clone()
-    kept[:, 0] = True
-    return kept[..., None]
-
-
-def _counted(lengths: Tensor, tokens: int) -> Tensor:
-    places = torch.arange(tokens)
-    return (places > 0) & (places <= lengths[:, None])
-
-
-def _means(vectors: Tensor, model: OwnModel) -> dict[str, Tensor]:
-    if model.token_wise:
-        return {"vectors": vectors.float().mean(1), "tokens": vectors}
-    return {"vectors": vectors}
-
-
-def _written(stage: Stage, name: str, tensors: dict[str, Tensor], table: pa.Table) -> list[Part]:
-    """Write a block; its tokens are a file of their own, because they are read from the disk row by row."""
-    parts = []
-    for suffix, key in ("", "vectors"), (".tokens", "tokens"):
-        if key in tensors:
-            path = f"{name}{suffix}.safetensors"
-            storage.write_bytes(stage.path(path), save_tensors({key: tensors[key].contiguous()}))
-            parts.append(stage.describe(path, len(table)))
-    storage.write_table(stage.path(f"{name}.parquet"), table)
-    return [*parts, stage.describe(f"{name}.parquet", len(table))]
-
-
-def _open(uri: str, parts: Sequence[Part], model: OwnModel) -> Index:
+def open_parts(uri: str, parts: Sequence[Part], model: OwnModel) -> Index:
+    """Open an index whose manifest is not written yet, by its parts; see ``open_index``."""
     width = model.saved.model.width
-    pictures = _tables(uri, parts, "pictures/")
-    captions = _tables(uri, parts, "captions/")
-    row_of = {form: row for row, form in enumerate(captions["form"].to_pylist())} if captions else {}
+    pictures = _tables(uri, parts, "pictures/", PLACES)
+    captions = _tables(uri, parts, "captions/", CAPTIONS)
+    row_of = {form: row for row, form in enumerate(captions["form"].to_pylist())}
     shown = pictures["captions"].to_pylist()
     forms = iter(search_forms([caption for each in shown for caption in each]))
     captions_of: list[tuple[int, ...]] = []
@@ -336,20 +162,20 @@ def _open(uri: str, parts: Sequence[Part], model: OwnModel) -> Index:
         captions_of.append(rows)
         for row in rows:
             pictures_of[row].append(picture)
-    calibrated = any(part.path == _CALIBRATION for part in parts)
+    calibrated = any(part.path == CALIBRATION for part in parts)
     return Index(
         uri=uri,
         keys=tuple(pictures["key"].to_pylist()),
         places=tuple(map(Place, *(pictures[name].to_pylist() for name in ("file", "offset", "size")))),
-        captions=tuple(captions["caption"].to_pylist()) if captions else (),
+        captions=tuple(captions["caption"].to_pylist()),
         captions_of=tuple(captions_of),
         pictures_of=tuple(map(tuple, pictures_of)),
         picture_vectors=_vectors(uri, parts, "pictures/", width),
         caption_vectors=_vectors(uri, parts, "captions/", width),
         picture_tokens=_token_files(uri, parts, "pictures/") if model.token_wise else None,
         caption_tokens=_token_files(uri, parts, "captions/") if model.token_wise else None,
-        counted=torch.tensor(captions["counted"].to_pylist() if captions else [], dtype=torch.int64),
-        calibration=storage.read_json(storage.join(uri, _CALIBRATION)) if calibrated else {},
+        counted=torch.tensor(captions["counted"].to_pylist(), dtype=torch.int64),
+        calibration=storage.read_json(storage.join(uri, CALIBRATION)) if calibrated else {},
     )
 
 
@@ -359,9 +185,9 @@ def _of_kind(parts: Sequence[Part], prefix: str, suffix: str) -> Iterator[Part]:
     return iter(sorted(mine, key=lambda part: part.path.partition(".")[0]))
 
 
-def _tables(uri: str, parts: Sequence[Part], prefix: str) -> pa.Table | None:
+def _tables(uri: str, parts: Sequence[Part], prefix: str, schema: pa.Schema) -> pa.Table:
     tables = [storage.read_table(storage.join(uri, part.path)) for part in _of_kind(parts, prefix, ".parquet")]
-    return pa.concat_tables(tables) if tables else None
+    return pa.concat_tables([schema.empty_table(), *tables])
 
 
 def _vectors(uri: str, parts: Sequence[Part], prefix: str, width: int) -> Tensor:

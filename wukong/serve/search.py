@@ -21,6 +21,8 @@ from wukong.serve.query import search_forms
 FIRST_PASS = 200
 DIGITS = 4
 _BLOCK_SCORES = 2**24
+_REFERENCE = 256
+"""Pictures, spread over the index, whose scores say how a text scores in general."""
 _PROMPT = "一张{}的照片。"
 """The paper's prompt for a class name (appendix A.1)."""
 
@@ -31,6 +33,20 @@ class Hit:
 
     row: int
     score: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a text finds.
+
+    Attributes:
+        hits: the best pictures, the best first.
+        stands_out: by how much the best score exceeds the mean score of pictures in general for the same text. Scores
+            of different texts cannot be compared: some texts are near to every picture.
+    """
+
+    hits: list[Hit]
+    stands_out: float
 
 
 class Searcher:
@@ -46,13 +62,15 @@ class Searcher:
         self.model = model
         vectors = index.picture_vectors
         self._unit_vectors = vectors if index.picture_tokens is None else F.normalize(vectors, dim=-1)
+        spread = torch.linspace(0, len(vectors) - 1, min(_REFERENCE, len(vectors))).round().long()
+        self._reference = vectors[spread] if index.picture_tokens is None else index.picture_tokens.read(spread)
 
     def encode_texts(self, texts: Sequence[str]) -> Texts:
         """Encode texts in the form in which they are searched; those that are too long for the model are cut."""
         return self.model.saved.encode_text(search_forms(texts), strict=False)
 
     @torch.inference_mode()
-    def pictures_of_texts(self, texts: Sequence[str], count: int) -> list[list[Hit]]:
+    def pictures_of_texts(self, texts: Sequence[str], count: int) -> list[Found]:
         """Find the pictures that are most similar to each text, the best first.
 
         Args:
@@ -61,11 +79,16 @@ class Searcher:
         """
         encoded = self.encode_texts(texts)
         if self.index.picture_tokens is None:
-            return _best(encoded.vectors, self.index.picture_vectors, count)
-        first = _best(_mean(encoded), self.index.picture_vectors, max(FIRST_PASS, count))
+            found = _best(encoded.vectors, self.index.picture_vectors, count)
+        else:
+            first = _best(_mean(encoded), self.index.picture_vectors, max(FIRST_PASS, count))
+            found = [
+                self.rank(Texts(encoded.vectors[row : row + 1], encoded.counted[row : row + 1]), hits, count)
+                for row, hits in enumerate(first)
+            ]
+        means = self.model.similarity(self._reference, encoded).text_to_image.mean(0)
         return [
-            self.rank(Texts(encoded.vectors[number : number + 1], encoded.counted[number : number + 1]), hits, count)
-            for number, hits in enumerate(first)
+            Found(hits, round(hits[0].score - mean, DIGITS)) for hits, mean in zip(found, means.tolist(), strict=True)
         ]
 
     @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import ParamSpec, TypeVar
@@ -16,11 +16,11 @@ from wukong.errors import DataError
 from wukong.evaluate import alignment
 from wukong.evaluate.model import OwnModel
 from wukong.manifest import Manifest
-from wukong.serve import answers, index
+from wukong.serve import answers, index, uploads
 from wukong.serve.batcher import Batcher
 from wukong.serve.collection import Collection
 from wukong.serve.query import search_forms
-from wukong.serve.search import DIGITS, Hit, Searcher
+from wukong.serve.search import DIGITS, Found, Hit, Searcher
 from wukong.serve.uploads import Limits, RefusedError, UploadDecoder, data_url
 
 _BATCH = 32
@@ -66,7 +66,7 @@ class Service:
         self._pictures = ThreadPoolExecutor(1, thread_name_prefix="pictures")
         self._files = ThreadPoolExecutor(_READERS, thread_name_prefix="files")
         self._search = Batcher(self._searched, self._texts, _BATCH, limits.waiting)
-        self._asked_of_pictures = 0
+        self._asked_of_pictures = self._sent = 0
 
     def close(self) -> None:
         """End the threads and the child process."""
@@ -100,15 +100,17 @@ class Service:
             RefusedError: (422) the text has nothing that the model can read, or is too long; (503) too many wait.
         """
         (form,), cut = self._readable([query], "query")
-        hits = (await self._search((form, count)))[:count]
-        threshold = self.index.calibration.get("threshold")
+        found = await self._search((form, count))
+        calibration = self.index.calibration
+        threshold = calibration["threshold"] if calibration.get("used") else None
         return answers.SearchAnswer(
             query=query,
             read_as=form,
             cut=cut,
-            nothing_similar=threshold is not None and (not hits or hits[0].score < threshold),
+            nothing_similar=threshold is not None and found.stands_out < threshold,
+            stands_out=found.stands_out,
             threshold=threshold,
-            results=self._shown(hits),
+            results=self._shown(found.hits[:count]),
         )
 
     async def captions(self, picture: Picture, count: int) -> answers.CaptionsAnswer:
@@ -199,9 +201,19 @@ class Service:
             raise RefusedError(404, "picture: the collection has no picture with this key: search for one")
         return Picture(row, await self._in(self._files, self._collection.read, self.index.places[row]))
 
-    async def sent(self, data: bytes) -> Picture:
-        """Decode a picture that was sent; see ``UploadDecoder.decode`` for errors."""
-        return Picture(None, await self._decoder.decode(data))
+    async def sent(self, chunks: AsyncIterator[bytes], declared: str | None) -> Picture:
+        """Receive and decode a picture; for arguments and errors see ``uploads.read`` and ``UploadDecoder.decode``.
+
+        Raises:
+            RefusedError: (503) too many pictures are sent at this moment.
+        """
+        if self._sent >= self.limits.uploads:
+            raise RefusedError(503, "too many pictures are sent at this moment: try again in a second")
+        self._sent += 1
+        try:
+            return Picture(None, await self._decoder.decode(await uploads.read(chunks, declared, self.limits)))
+        finally:
+            self._sent -= 1
 
     async def file(self, picture: Picture) -> tuple[bytes, str]:
         """Return a picture's file as a browser can show it, and its type; large ones are made small."""
@@ -216,7 +228,7 @@ class Service:
 
     # --- how it is computed
 
-    def _searched(self, asked: Sequence[tuple[str, int]]) -> list[list[Hit]]:
+    def _searched(self, asked: Sequence[tuple[str, int]]) -> list[Found]:
         return self._searcher.pictures_of_texts([form for form, _ in asked], max(count for _, count in asked))
 
     def _encoded(self, picture: Picture) -> Tensor:

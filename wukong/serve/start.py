@@ -1,21 +1,16 @@
-"""Load a model, open or make the index, and make the application: what ``wukong serve`` and Ray Serve share."""
+"""Load a model, and open or make the index: the start of a server, by ``wukong serve`` or Ray Serve."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 import wukong
 from wukong import environment, storage
 from wukong.evaluate.model import OwnModel
-from wukong.serve import collection, index
+from wukong.serve import collection, encode
 from wukong.serve.service import Service
 from wukong.serve.uploads import Limits
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
 
 
 def service(
@@ -46,15 +41,8 @@ def service(
     found = collection.of(data)
     loaded = OwnModel(wukong.load(model, device), model)
     place = storage.from_path(environment.home() / "indexes") if root is None else _uri(root)
-    made = index.build(found, loaded, place)
+    made = encode.build(found, loaded, place)
     return Service(found, loaded, made, limits or Limits())
-
-
-def application(answers: Service, hosts: Sequence[str] = ("*",)) -> "FastAPI":
-    """Make the ASGI application; see ``wukong.serve.app.create_app``."""
-    from wukong.serve.app import create_app
-
-    return create_app(answers, hosts)
 
 
 def _uri(place: str) -> str:

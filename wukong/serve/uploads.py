@@ -30,6 +30,7 @@ class Limits:
         labels: of a classification.
         results: of an answer.
         waiting: requests that wait for the model at a time.
+        uploads: pictures that are received and decoded at a time.
     """
 
     upload_bytes: int = 10 * 2**20
@@ -39,6 +40,7 @@ class Limits:
     labels: int = 32
     results: int = 100
     waiting: int = 256
+    uploads: int = 16
 
 
 class RefusedError(Exception):

@@ -17,7 +17,7 @@ import colours
 import uvicorn
 
 from wukong import storage
-from wukong.serve import app, collection, index
+from wukong.serve import app, collection, encode
 from wukong.serve.service import Service
 from wukong.serve.uploads import Limits
 
@@ -67,7 +67,7 @@ def running(root: Path, similarity: str = "token") -> Iterator[Site]:
     colours.folder(root / "pictures", {"hostile.png": [HOSTILE]}, black)
     model = colours.model(similarity)
     found = collection.of(uri)
-    made = index.build(found, model, storage.from_path(root / "indexes"))
+    made = encode.build(found, model, storage.from_path(root / "indexes"))
     with served(Service(found, model, made, LIMITS)) as site:
         yield site
 

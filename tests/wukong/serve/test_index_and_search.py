@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from wukong import storage
-from wukong.serve import calibration, collection, index, search
+from wukong.serve import calibration, collection, encode, index, search
 from wukong.serve.query import search_forms
 from wukong.serve.search import Searcher
 
@@ -19,7 +19,7 @@ def searcher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     root = tmp_path_factory.mktemp("serve")
     model = colours.model(request.param)
     found = collection.of(colours.every_pair(root / "pictures"))
-    made = index.build(found, model, storage.from_path(root / "indexes"))
+    made = encode.build(found, model, storage.from_path(root / "indexes"))
     return Searcher(index.open_index(made, model), model)
 
 
@@ -28,7 +28,7 @@ def captions_of(searcher: Searcher, rows: list[int]) -> list[str]:
 
 
 def test_the_two_colours_of_a_text_find_the_two_pictures_that_have_both(searcher: Searcher) -> None:
-    (hits,) = searcher.pictures_of_texts(["红蓝"], 3)
+    hits = searcher.pictures_of_texts(["红蓝"], 3)[0].hits
     assert sorted(captions_of(searcher, [hit.row for hit in hits[:2]])) == ["红色和蓝色", "蓝色和红色"]
     assert hits[1].score > hits[2].score
 
@@ -47,12 +47,15 @@ def test_ranks_are_those_of_every_picture_compared(searcher: Searcher) -> None:
             expected = products.max(1)[:, counted].mean(1)
         else:
             expected = image.numpy() @ text.vectors[0].numpy()
-        (hits,) = searcher.pictures_of_texts([query], len(shown))
+        (answer,) = searcher.pictures_of_texts([query], len(shown))
+        hits = answer.hits
         found = {by_caption[captions_of(searcher, [hit.row])[0]]: hit.score for hit in hits}
         assert len(found) == len(shown)
         # Stored tokens are float16.
         assert [found[row] for row in range(len(shown))] == pytest.approx(expected.tolist(), abs=1e-3)
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+        # All pictures are the reference.
+        assert answer.stands_out == pytest.approx(expected.max() - expected.mean(), abs=2e-3)
 
 
 def test_a_picture_finds_its_caption_and_itself(searcher: Searcher) -> None:
@@ -119,24 +122,24 @@ def test_an_index_is_made_once_and_goes_on_after_a_kill(tmp_path: Path, monkeypa
         for number, (a, b) in enumerate((a, b) for a in colours.COLOURS for b in colours.COLOURS if a != b)
     ]
     data = collection.of(colours.stage(tmp_path, {"train/00000": pairs[:9], "train/00001": pairs[9:]}).uri)
-    monkeypatch.setattr(index, "_BLOCK", 4)
-    whole = index.build(data, model, storage.from_path(tmp_path / "whole"))
-    encode: Callable[..., object] = index._encode_piece
+    monkeypatch.setattr(encode, "_BLOCK", 4)
+    whole = encode.build(data, model, storage.from_path(tmp_path / "whole"))
+    encoded: Callable[..., object] = encode._encode_piece
     calls: list[str] = []
 
     def killed(stage: object, found: object, piece: collection.Piece, *rest: object) -> object:
         calls.append(piece.name)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return encode(stage, found, piece, *rest)
+        return encoded(stage, found, piece, *rest)
 
-    monkeypatch.setattr(index, "_encode_piece", killed)
+    monkeypatch.setattr(encode, "_encode_piece", killed)
     with pytest.raises(KeyboardInterrupt):
-        index.build(data, model, storage.from_path(tmp_path / "killed"))
-    again = index.build(data, model, storage.from_path(tmp_path / "killed"))
+        encode.build(data, model, storage.from_path(tmp_path / "killed"))
+    again = encode.build(data, model, storage.from_path(tmp_path / "killed"))
     assert calls == ["train-00000", "train-00001", "train-00001"]
     assert (again.digest, again.parts) == (whole.digest, whole.parts)
-    assert index.build(data, model, storage.from_path(tmp_path / "killed")) == again
+    assert encode.build(data, model, storage.from_path(tmp_path / "killed")) == again
     assert len(calls) == 3
     opened = index.open_index(again, model)
     assert list(opened.keys) == [pair[0] for pair in pairs]
@@ -150,7 +153,7 @@ def test_an_index_is_made_once_and_goes_on_after_a_kill(tmp_path: Path, monkeypa
 def test_what_cannot_be_decoded_in_a_folder_is_left_out_and_counted(tmp_path: Path) -> None:
     data = colours.encoded(colours.picture("红"))
     uri = colours.folder(tmp_path / "p", {"a.png": ["红"], "b.png": ["坏"]}, {"a.png": data, "b.png": data[:60]})
-    made = index.build(collection.of(uri), colours.model("global"), storage.from_path(tmp_path / "i"))
+    made = encode.build(collection.of(uri), colours.model("global"), storage.from_path(tmp_path / "i"))
     assert made.counts == {"pictures": 1, "captions": 2, "left_out": 1}
 
 
@@ -162,19 +165,18 @@ def test_meaningless_texts_find_nothing_and_captions_their_pictures(tmp_path: Pa
         colour = list(colours.COLOURS)[number % 5]
         pictures[f"{number}.png"] = colours.encoded(colours.picture(colour, size=(64, 64 + number)))
         captions[f"{number}.png"] = [colour * (2 + number // 5) + "一二三四五六七八九十百千"[number % 12]]
-    made = index.build(
+    made = encode.build(
         collection.of(colours.folder(tmp_path / "p", captions, pictures)), model, storage.from_path(tmp_path / "i")
     )
     found = index.open_index(made, model).calibration
     assert found["texts"] == 40
     assert 0 <= found["false_alarms"] <= 0.3
-    assert found["misses"] < 0.5
-    assert -1 < found["threshold"] < 1
+    assert found["used"] is (found["misses"] <= 0.5)
     assert calibration.calibrate(index.open_index(made, model), model) == found
 
 
 def test_too_few_captions_give_no_threshold(searcher: Searcher, tmp_path: Path) -> None:
     data = colours.encoded(colours.picture("红"))
     uri = colours.folder(tmp_path / "p", {"a.png": ["红"]}, {"a.png": data})
-    made = index.build(collection.of(uri), searcher.model, storage.from_path(tmp_path / "i"))
+    made = encode.build(collection.of(uri), searcher.model, storage.from_path(tmp_path / "i"))
     assert index.open_index(made, searcher.model).calibration == {}

@@ -12,7 +12,10 @@ import pytest
 from search_site import HOSTILE, Site, running
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = pytest.mark.slow
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PATIENCE = 120_000
+"""Milliseconds, for a busy machine."""
 WIDTHS = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 360, "height": 740}}
 
 
@@ -28,7 +31,7 @@ def browser() -> Iterator[Any]:
         warnings.warn("NO CHROMIUM: the search page is not tested in a browser", stacklevel=1)
         pytest.skip("no Chromium on this machine: install chromium to test the search page")
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        started = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"], timeout=PATIENCE)
         yield started
         started.close()
 
@@ -37,6 +40,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any, site: Site) -> Iterator[Any]:
     """A page that fetches nothing from elsewhere and has no error of a script."""
     context = browser.new_context(viewport=WIDTHS["desktop"], base_url=site.address)
+    context.set_default_timeout(PATIENCE)
     opened = context.new_page()
     elsewhere: list[str] = []
     errors: list[str] = []
@@ -119,7 +123,7 @@ def test_a_picture_is_sent_and_asked_about(page: Any, tmp_path: Path) -> None:
     assert page.locator(".labels th[lang]").first.inner_text() == "绿色"
     page.fill("#text", "黑绿")
     page.press("#text", "Enter")
-    page.wait_for_function("document.querySelectorAll('.word')[1].textContent === '黑'")
+    page.locator("tr:nth-child(2) .word", has_text="黑").wait_for()
     assert page.locator(".labels th[lang]").first.inner_text() == "绿色"
     assert findings(page) == []
 
@@ -147,7 +151,7 @@ def test_what_is_no_picture_is_refused_in_words(page: Any, tmp_path: Path) -> No
     assert "send JPEG, PNG, WebP" in page.locator(".problem").inner_text()
     file.write_bytes(bytes(250_000))
     page.set_input_files("#file", str(file))
-    page.wait_for_function("document.querySelector('[data-status]').textContent.includes('smaller')")
+    page.locator("[data-status]", has_text="choose a smaller one").wait_for()
 
 
 def test_a_hostile_caption_is_shown_as_text(page: Any, site: Site) -> None:
@@ -161,6 +165,7 @@ def test_a_hostile_caption_is_shown_as_text(page: Any, site: Site) -> None:
 
 def test_without_a_script_everything_but_sending_works(browser: Any, site: Site) -> None:
     context = browser.new_context(java_script_enabled=False, base_url=site.address)
+    context.set_default_timeout(PATIENCE)
     opened = context.new_page()
     opened.goto("/")
     assert not opened.locator("#file").is_visible()
