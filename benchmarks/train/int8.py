@@ -36,12 +36,12 @@ def largest_catalogue() -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=1024)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=8, help="0 for the cosines alone")
     parser.add_argument("--catalogue", type=Path)
     options = parser.parse_args()
     catalogue = options.catalogue or largest_catalogue()
     torch.set_num_threads(1)
-    overrides = ["pretrain.workers=1", f"pretrain.epochs={options.epochs}", "pretrain.whiten_image_head=false"]
+    overrides = ["pretrain.workers=1", f"pretrain.epochs={max(1, options.epochs)}", "pretrain.whiten_image_head=false"]
     experiment = config.load(Path("configs/demo.yaml"), [*overrides, "pretrain.batch_size=128"])
     model, settings = experiment.model, experiment.pretrain
     rows = pq.read_table(catalogue, columns=["file", "title"]).to_pylist()
@@ -66,6 +66,8 @@ def main() -> None:
         cosine = F.cosine_similarity(values.float(), stored[kind].float(), dim=-1)
         print(f"{kind}: cosine of {cosine.numel():,} vectors: mean {cosine.mean():.6f}, least {cosine.min():.6f}")
 
+    if not options.epochs:
+        return
     tokenizer = Tokenizer.of(model.text)
     captions = [row["title"] for row in rows]
     losses: dict[tuple[str, int], float] = {}

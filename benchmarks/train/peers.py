@@ -133,7 +133,7 @@ def open_clip(
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "peer.json").write_text(json.dumps(config))
         library.add_model_config(folder)
-        model = library.create_model("peer", precision=precision, device=device)
+        model = library.create_model("peer", precision=precision, device=device, output_dict=True)
     model.lock_image_tower(unlocked_groups=0, freeze_bn_stats=True)
     adam = torch.optim.AdamW((weight for weight in model.parameters() if weight.requires_grad), lr=1e-4)
     loss = library.ClipLoss(local_loss=False, gather_with_grad=False, cache_labels=True, rank=0, world_size=1)
@@ -198,7 +198,7 @@ def cn_clip(tower: str, context: int, ids: Tensor) -> tuple[nn.Module, Step]:
         ((F.cross_entropy(logits[0], truth) + F.cross_entropy(logits[1], truth)) / 2).backward()
         adam.step()
         model.logit_scale.data = torch.clamp(model.logit_scale.data, 0, math.log(100))
-        float(scale)
+        scale.item()
 
     return model, step
 

@@ -197,11 +197,11 @@ def read(
             for lane, (number, start, stop) in zip(lanes, shares, strict=True):
                 begin = step % order.steps * order.width(number)
                 samples += lane.samples(step // order.steps, begin + start, begin + stop)
+            yield samples
             if step == first:
                 # Not before: what is read ahead would make the first batch wait.
                 for lane in lanes:
                     lane.read_ahead()
-            yield samples
     finally:
         readers.shutdown(wait=False, cancel_futures=True)
 
