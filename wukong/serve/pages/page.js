@@ -37,6 +37,8 @@ function take(file) {
 }
 
 upload.hidden = false;
+// A browser says nothing when the same file is chosen again.
+input.addEventListener("click", () => { input.value = ""; });
 input.addEventListener("change", () => take(input.files[0]));
 
 document.addEventListener("dragover", (event) => {
