@@ -22,6 +22,11 @@ NAME = "wukong"
 KUBECONFIG = Path("build/cluster/kubeconfig")
 KFP = "github.com/kubeflow/pipelines/manifests/kustomize/{folder}?ref=2.17.0"
 KUBERAY = "github.com/ray-project/kuberay/ray-operator/config/default?ref=v1.7.0"
+WORKFLOW_DEFAULTS = (
+    *("--namespace=kubeflow", "patch", "configmap", "workflow-controller-configmap"),
+    *("--type=merge", "--patch-file=k8s/kubeflow/workflow-defaults.yaml"),
+)
+"""Arguments of kubectl that let KFP try a component again whose pod was ended from outside."""
 PAGE = 8080
 """Port of this machine on which the KFP UI is forwarded."""
 
@@ -86,6 +91,7 @@ def steps(clusters: Collection[str], images: Collection[str], overlay: str = "k8
         Step("Installing Kubeflow Pipelines", (*apply, "-k", KFP.format(folder="cluster-scoped-resources")), 3),
         Step("", wait),
         Step("", (*apply, "-k", KFP.format(folder="env/platform-agnostic")), 3),
+        Step("", (*kubectl, *WORKFLOW_DEFAULTS)),
         Step("Waiting for KubeRay", _rollout(kubectl, "default", "deployment/kuberay-operator")),
         Step("Waiting for Kubeflow Pipelines", _rollout(kubectl, "kubeflow", "deployment/mysql")),
         Step("", _rollout(kubectl, "kubeflow", "deployment/ml-pipeline")),

@@ -121,8 +121,8 @@ def prepare(task: dsl.PipelineTask, title: str, *, retries: int = 2, memory: str
     A stage does its work in a RayJob and finds finished work by its manifest. So KFP's own cache is off: it would hand
     on a manifest whose data may be gone.
 
-    KFP starts a task again only when its pod was lost (its workflows' ``retryPolicy`` is ``OnError``), not when the
-    component has failed: what can be tried again there, the launcher tries. Argo counts ``backoff_max_duration`` from
+    KFP starts a task again only when its pod was lost (``k8s/kubeflow/workflow-defaults.yaml``), not when the component
+    has failed: what can be tried again there, the launcher tries. Argo counts ``backoff_max_duration`` from
     the start of the first attempt and starts none after it, so it is longer than any stage.
 
     Args:

@@ -17,6 +17,8 @@ import runs
 import table
 from session import State, first_run
 
+from infra.laptop_cluster import WORKFLOW_DEFAULTS
+
 collect_ignore_glob = [] if os.environ.get("WUKONG_CLUSTER_TEST") else ["test_*.py"]
 
 SEARCH = "wukong-cluster-test"
@@ -109,6 +111,7 @@ def installed(overlay: str) -> str:
     """The platform, which was installed by the first phase or by an earlier session."""
     if kube.get("configmap", "wukong-settings") is None:
         kube.kubectl("apply", "-k", overlay)
+    kube.kubectl(*WORKFLOW_DEFAULTS)
     kube.rollout("statefulset/object-store", "statefulset/postgres", "deployment/mlflow")
     return overlay
 

@@ -270,14 +270,34 @@ def mlflow_states(services: Services, made: Experiment, run: Run) -> dict[str, s
     return {entry["info"]["run_name"]: entry["info"]["status"] for entry in (*found, *nested)}
 
 
-def checkpoint(made: Experiment, stage: str = "pretrain") -> str:
-    """The newest checkpoint of a training; empty if there is none, or the store does not answer."""
+def checkpoints(made: Experiment, stage: str = "pretrain") -> set[str] | None:
+    """The complete checkpoints of all trainings of a stage, each as attempt and folder; None while the store is away.
+
+    A training that was ended leaves its own, so a new one is one that was not there before, not one of a later step.
+    """
     try:
-        files = storage.list_files(storage.join(made.root, stage), "progress.json")
+        files = storage.list_files(storage.join(made.root, stage), "checkpoint.json")
     except Exception as error:  # noqa: BLE001 - the store may be away: that is what is tried
         print(f"the store does not answer: {type(error).__name__}", flush=True)
-        return ""
-    return max(re.findall(r"checkpoint_[^/]+", "\n".join(files)), default="")
+        return None
+    return set(re.findall(r"[^/]+/checkpoint_[^/]+", "\n".join(files)))
+
+
+class NewCheckpoints:
+    """The checkpoints of a stage that were not there when the store was first asked."""
+
+    def __init__(self, made: Experiment, stage: str = "pretrain") -> None:
+        self._made, self._stage = made, stage
+        self._before = checkpoints(made, stage)
+        self._new: set[str] = set()
+
+    def seen(self) -> set[str]:
+        """Ask the store; all that were seen so far, also those that the training has deleted since."""
+        now = checkpoints(self._made, self._stage)
+        if now is not None:
+            self._before = now if self._before is None else self._before
+            self._new |= now - self._before
+        return self._new
 
 
 def parameters_of(pipeline: Path) -> Sequence[str]:

@@ -88,15 +88,14 @@ def _goes_on(made: runs.Experiment, run: runs.Run, services: runs.Services, seco
     """Wait until the training has written two more checkpoints than now."""
     # Deleting takes effect within a moment: a checkpoint that was under way is not one that came after it.
     time.sleep(3)
-    before, seen = runs.checkpoint(made), set()
+    checkpoints = runs.NewCheckpoints(made)
 
     def more() -> bool:
-        seen.add(runs.checkpoint(made))
         state = runs.state(services, run.identity)
         assert state not in runs.ENDED, f"run {run.name} ended as {state}\n{runs.why(run)}"
         record = runs.records_or_none(made, run).get("pretrain")
         assert record is None or record.state == "succeeded", f"pretrain failed: {record.error}"
         assert record is None, "the training ended before everything was lost: raise TRAINING_SECONDS in session.py"
-        return len(seen - {"", before}) >= 2
+        return len(checkpoints.seen()) >= 2
 
     kube.until("new checkpoints", more, seconds, 2)

@@ -2,11 +2,13 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from infra import laptop_cluster
 from infra.images import build
@@ -47,6 +49,22 @@ def test_the_versions_are_those_of_the_page() -> None:
         assert laptop_cluster.KFP.format(folder=folder) in DOCS
     (version,) = re.findall(r"kuberay-operator --version (\S+)", DOCS)
     assert laptop_cluster.KUBERAY.endswith(f"?ref=v{version}")
+
+
+def test_kfp_tries_again_what_was_ended_from_outside() -> None:
+    made = commands([], [])
+    patch = " ".join(laptop_cluster.WORKFLOW_DEFAULTS)
+    (patched,) = [number for number, command in enumerate(made) if patch in command]
+    assert "env/platform-agnostic" in made[patched - 1]
+    assert f"kubectl {patch}" in DOCS
+    # An apply by the manager that has applied KFP's manifests would take away the other keys.
+    assert " patch configmap " in patch and "--type=merge" in patch
+    defaults = yaml.safe_load(Path(patch.rpartition("=")[2]).read_text(encoding="utf-8"))
+    assert list(defaults["data"]) == ["workflowDefaults"]
+    retries = yaml.safe_load(defaults["data"]["workflowDefaults"])["spec"]["templateDefaults"]["retryStrategy"]
+    ended = [str(128 + number) for number in (signal.SIGKILL, signal.SIGTERM)]
+    assert retries["retryPolicy"] == "Always"
+    assert retries["expression"] == f"lastRetry.status == 'Error' || lastRetry.exitCode in {ended}"
 
 
 def test_missing_programs_are_named_with_where_to_get_them() -> None:

@@ -18,6 +18,7 @@ from ray_jobs.launch.kuberay.status import Verdict, describe, explain_failure, p
 from wukong import run_records, storage
 from wukong.cancel import JobLeftError, end_on_signal
 from wukong.config import Experiment
+from wukong.errors import WukongError
 
 _MAX_ATTEMPTS = 99
 
@@ -218,6 +219,16 @@ class _StageJob:
             raise JobLeftError(128 + signal.SIGTERM)
         log.warning("cancelled: deleting RayJob %s", self.name)
         self.api.delete_job(self.name)
+        if self.run_of_pod is not None and self.run_of_pod.was_terminated():
+            self.record_termination()
+
+    def record_termination(self) -> None:
+        """Record that the run was terminated, as its exit handler does, whose pod Argo may end like this one."""
+        try:
+            record = run_records.Record(stage="run", state="failed", error="terminated")
+            run_records.write(self.experiment, self.run_name, record)
+        except WukongError as error:
+            log.error("that the run was terminated is not recorded: %s", error)
 
     def _make(self, entrypoint: Sequence[str], environment: Mapping[str, str]) -> tuple[dict[str, Any], int]:
         data = self.api.read_config_map(settings.CONFIG_MAP)

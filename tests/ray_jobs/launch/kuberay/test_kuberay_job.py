@@ -341,16 +341,19 @@ def test_the_job_of_a_component_that_is_drained_goes_on_and_the_next_takes_it_ov
     run_job("filter", experiment_at(storage.from_path(tmp_path)), "r", ["filter", "--run", "r"], {}, "wukong", FAST)
     assert sum(request.startswith("POST") for request in server.requests) == 1
     assert not any(request.startswith("DELETE") for request in server.requests)
+    assert run_records.read(experiment_at(storage.from_path(tmp_path)), "r", "run") is None
 
 
 def test_a_terminated_run_deletes_its_job_before_argo_signals_it(
-    server: ApiServer, component: "subprocess.Popen[str]"
+    server: ApiServer, component: "subprocess.Popen[str]", tmp_path: Path
 ) -> None:
     began = time.monotonic()
     server.change_workflow("run-x7k2p", {"activeDeadlineSeconds": 0})
     assert component.wait(60) == 128 + signal.SIGTERM
     assert not server.jobs
     assert time.monotonic() - began < 10
+    record = run_records.read(experiment_at(storage.from_path(tmp_path)), "r", "run")
+    assert record == run_records.Record(stage="run", state="failed", error="terminated")
 
 
 def test_a_run_that_cannot_be_read_counts_as_going_on(server: ApiServer, component: "subprocess.Popen[str]") -> None:
