@@ -55,7 +55,7 @@ def rollback(
 ) -> None:
     """Give the alias back to the version that held it before. Only --force gives it to the one it leaves again.
 
-    Example, with the reason that is recorded:
+    The reason is recorded. Example:
 
         wukong rollback demo --reason "slower than allowed"
     """
