@@ -12,7 +12,7 @@ TORCH ?=
 # Set: the newest versions that pyproject.toml allows, instead of those in constraints.txt.
 NEWEST ?=
 # The tests that take seconds use one core each; those marked slow use all that there are.
-TWO_FILES_AT_A_TIME := --numprocesses 2 --dist loadfile
+TWO_FILES_AT_A_TIME := --numprocesses 2 --dist loadgroup
 # What `make cluster` and `make cluster-test` install.
 OVERLAY ?= k8s/overlays/kind
 

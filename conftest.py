@@ -1,9 +1,10 @@
-"""What all tests share: no property test fails because the machine is busy; one MLflow server.
+"""What all tests share: no property test fails because the machine is busy; processes; variables; one MLflow server.
 
 Not in ``tests/``: that folder would come before the packages whose names its folders have.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,23 @@ if TYPE_CHECKING:
 
 settings.register_profile("wukong", deadline=None)
 settings.load_profile("wukong")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Give a file's tests to one process. Two that start Ray at once may choose the same port, so only one does."""
+    for item in items:
+        group = "ray" if "ray_jobs" in item.path.parts else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(autouse=True)
+def own_variables() -> Iterator[None]:
+    """Environment variables that a test sets, or what it calls, are gone after it."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

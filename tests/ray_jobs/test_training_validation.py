@@ -117,7 +117,9 @@ def logged(given: Given, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, 
         for name, value in metrics.items():
             found.setdefault(name, {})[step] = value
 
-    def computed(_experiment: object, _parents: object, _model: object = None, pairs: str = "train") -> Manifest:
+    def computed(
+        _experiment: object, _parents: object, _model: object = None, pairs: str = "train", **_: object
+    ) -> Manifest:
         return given.trained if pairs == "train" else given.held
 
     monkeypatch.setenv(fence.VARIABLE, "")

@@ -5,7 +5,7 @@ here needs torch or SciPy.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from wukong.evaluate import paper
@@ -122,7 +122,7 @@ class Outcome:
     confusion: Sequence[Sequence[int]] = ()
     candidates: Sequence[str] = ()
     examples: Sequence[Classified | Query] = ()
-    answers: "Answers | None" = None
+    answers: "Answers | None" = field(default=None, compare=False)
 
     def as_json(self, role: str) -> dict[str, Any]:
         """Return the task's entry in the document; ``model`` in it says which model was measured."""

@@ -234,11 +234,15 @@ def _create(settings: Settings, with_weights: bool) -> Any:
         log.warning("%s uses GELU, but its weights were trained with QuickGELU: use its _quickgelu variant", name)
     if with_weights and settings.weights == "hub":
         model = _from_hub(name, options)
+    elif with_weights and settings.weights == "random":
+        log.warning("the image encoder %s has random weights, as model.image.weights asks", name)
+        # The same ones in every process: those that store features and those that train have to agree.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = timm.create_model(name, pretrained=False, **options)
     else:
         model = timm.create_model(name, pretrained=False, **options)
-        if with_weights and settings.weights == "random":
-            log.warning("the image encoder %s has random weights, as model.image.weights asks", name)
-        elif with_weights:
+        if with_weights:
             _load(model, settings)
     if settings.block is not None:
         try:
