@@ -9,9 +9,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cli.output import JsonOption, print_json
 from wukong import comparison, environment, storage, tracking
 from wukong.errors import ConfigError
-from wukong.mlflow_rest import Server
+from wukong.mlflow_rest import Run, Server
 from wukong.report import comparison as page
 
 _WIDTH = 120  # a narrower table would break its lines
@@ -23,7 +24,7 @@ def compare(
         list[str],
         typer.Argument(metavar="RUN RUN...", help="Names of runs, or MLflow's IDs. The first is the baseline."),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+    as_json: JsonOption = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the page to a file.")] = None,
     to: Annotated[
         str | None,
@@ -49,18 +50,33 @@ def compare(
     if to in runs:
         target = compared[runs.index(to)]
     document = comparison.compare(comparison.read(server, compared))
-    rendered = page.render(document)
     if as_json:
-        typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
+        print_json(document)
     else:
         print_comparison(Console(), document)
+    newest = target or max(compared, key=lambda run: run.started)
+    keep_page(server, newest if log else None, document, html, err=as_json)
+
+
+def keep_page(
+    server: Server, run: Run | None, document: Mapping[str, Any], html: Path | None, *, err: bool = False
+) -> None:
+    """Write the page of a comparison to a file and log it to a run, and say where it is.
+
+    Args:
+        server: MLflow's.
+        run: the run that it is logged to; None for none.
+        document: of ``wukong.comparison.compare``.
+        html: the file; None for none.
+        err: whether standard error is told, because standard output has JSON.
+    """
+    rendered = page.render(document)
     if html is not None:
         storage.write_bytes(storage.from_path(html), rendered.encode())
-        typer.echo(f"Page in {html}", err=as_json)
-    if log:
-        newest = target or max(compared, key=lambda run: run.started)
+        typer.echo(f"Page in {html}", err=err)
+    if run is not None:
         files = {"comparison.html": rendered, "comparison.json": json.dumps(document, ensure_ascii=False)}
-        typer.echo(f"Logged as comparison.html to {tracking.log_files(server, newest, files)}", err=as_json)
+        typer.echo(f"Logged as comparison.html to {tracking.log_files(server, run, files)}", err=err)
 
 
 def print_comparison(console: Console, document: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """``wukong plan``: storage and hours of a training, from rates measured on this machine and rates that are told."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,6 +8,7 @@ from typing import Annotated, get_args
 
 import typer
 
+from cli.output import print_json
 from wukong import config, estimate
 from wukong.config import Dtype, Experiment, Training
 from wukong.errors import ConfigError
@@ -71,7 +71,7 @@ def plan(
     )
     all_views = {dtype: pairs * (1 + settings.views) * size for dtype, size in sizes.items()}
     if as_json:
-        typer.echo(json.dumps(_as_json(found, found_rates, pairs, settings), indent=2))
+        print_json(_as_json(found, found_rates, pairs, settings))
     else:
         _print(found, found_rates, pairs, settings, experiment, all_views)
 

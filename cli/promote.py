@@ -1,10 +1,10 @@
 """``wukong promote`` and ``wukong rollback``: move the alias of a registered model."""
 
-import json
 from typing import Annotated
 
 import typer
 
+from cli.output import JsonOption, print_json
 from wukong import environment, tracking
 from wukong.config import Registry
 from wukong.errors import ConfigError
@@ -22,7 +22,7 @@ def promote(
     alias: AliasOption = _ALIAS,
     force: Annotated[bool, typer.Option("--force", help="Move the alias without asking the gate.")] = False,
     reason: Annotated[str, typer.Option("--reason", help="Why; it is recorded. --force needs it.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the decision as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Give the alias to a model if it is better than the one that holds it by more than noise.
 
@@ -38,7 +38,7 @@ def promote(
     name, _, version = model.partition("/")
     decision = _registry(name, alias).promote(version, forced=reason.strip())
     if as_json:
-        typer.echo(json.dumps(decision.as_json(), ensure_ascii=False, indent=2))
+        print_json(decision.as_json())
     else:
         verb = "holds" if decision.promoted else "does not take"
         typer.echo(f"{name}/{decision.candidate} {verb} @{alias}. {decision.says}")

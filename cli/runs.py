@@ -42,12 +42,10 @@ def runs(
     from wukong import runs as library
 
     environment.use_for(place)
-    roots = [storage.join(place, experiment)] if experiment else library.experiments_in(place)
-    found = [run for root in roots for run in library.of_experiment(root)]
+    found = library.of_experiment(storage.join(place, experiment)) if experiment else library.in_storage(place)
     if experiment and not found:
         known = ", ".join(uri.rsplit("/", 1)[1] for uri in library.experiments_in(place))
         raise DataError(f"no run of an experiment {experiment!r} in {place}; there are runs of: {known or 'none'}")
-    found.sort(key=lambda run: run.begun, reverse=True)
     listed = library.summaries(found[:last])
     if as_json:
         print_json([asdict(run) for run in listed])
@@ -112,8 +110,7 @@ def fetch_report(run: str, folder: Path) -> Path:
 def _newest(place: str) -> Found:
     from wukong import runs as library
 
-    found = [run for root in library.experiments_in(place) for run in library.of_experiment(root)]
-    for run in sorted(found, key=lambda run: run.begun, reverse=True):
+    for run in library.in_storage(place):
         if storage.exists(storage.join(run.uri, "report.html")):
             return run
     raise DataError(f"no run in {place} has a report yet: `wukong run` makes one, `wukong runs` lists what was begun")

@@ -16,7 +16,7 @@ from typing import IO, Annotated, cast
 import typer
 from rich.console import Console
 
-from cli.compare import print_comparison
+from cli.compare import keep_page, print_comparison
 from ray_jobs.trials import STAGES
 from wukong import comparison, environment, experiments, manifest, places, run_records, storage, tracking
 from wukong.cancel import ENDS_WITH, end_on_signal
@@ -24,7 +24,6 @@ from wukong.config import Experiment
 from wukong.errors import ConfigError, WukongError
 from wukong.manifest import Manifest
 from wukong.mlflow_rest import Run, Server
-from wukong.report import comparison as page
 from wukong.sweep import Result, Sweep, Trial, best, load, run
 
 _GRACE = 6.0  # seconds that a worker has to end its job and its runs
@@ -204,13 +203,8 @@ class _Tracked:
             return
         runs = [self._server.run(self._trials[result.trial.run].run_id) for result in ordered]
         document = comparison.compare(comparison.read(self._server, runs))
-        rendered = page.render(document)
         print_comparison(console, document)
-        if html is not None:
-            storage.write_bytes(storage.from_path(html), rendered.encode())
-        files = {"comparison.html": rendered, "comparison.json": json.dumps(document, ensure_ascii=False)}
-        address = tracking.log_files(self._server, self._run, files)
-        console.print(f"Logged as comparison.html to {address}", soft_wrap=True, highlight=False)
+        keep_page(self._server, self._run, document, html)
 
 
 @dataclass
@@ -251,7 +245,7 @@ class _Workers:
                 waiting.append(trial)
                 continue
             self._caches.add(key)
-            yield trial, self._first(trial)
+            yield trial, self._worker(0)(trial)
         pending: SimpleQueue[Trial] = SimpleQueue()
         done: SimpleQueue[tuple[Trial, dict[str, str]]] = SimpleQueue()
         for trial in waiting:
@@ -281,9 +275,6 @@ class _Workers:
             except subprocess.TimeoutExpired:
                 worker.process.kill()
                 worker.process.wait()
-
-    def _first(self, trial: Trial) -> dict[str, str]:
-        return self._worker(0)(trial)
 
     def _worker(self, number: int) -> _Worker:
         """Return a worker that is alive; one that was killed is started anew."""

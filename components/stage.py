@@ -12,7 +12,7 @@ from ray_jobs.launch import launch
 from wukong import cancel, events, experiments, manifest, run_records, stages, storage, tracking
 from wukong.config import Experiment
 from wukong.errors import WukongError
-from wukong.evaluate.results import headlines_of
+from wukong.evaluate.results import DOCUMENT, headlines_of
 from wukong.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def register_model(experiment: str, run: str, model: str, evaluation: str) -> di
                 from wukong import model_registry  # its libraries are of no use to the other components
 
                 outcome = model_registry.register(parsed, run_id, load_artifact(model), evaluated)
-        document = storage.read_json(storage.join(evaluated.uri, "evaluation.json"))
+        document = storage.read_json(storage.join(evaluated.uri, DOCUMENT))
         tracking.complete_run(parsed, run, headlines_of(document))
     return outcome
 
@@ -120,7 +120,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
         shown = run_report.contents(
             parsed,
             manifests,
-            storage.read_json(f"{evaluated.uri}/evaluation.json"),
+            storage.read_json(storage.join(evaluated.uri, DOCUMENT)),
             links,
             run_report.pictures_of(manifests["filter"]),
             run,

@@ -81,9 +81,9 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     metrics |= {f"pretrained/{name.partition('/')[2]}": value for name, value in before.items()}
     pictures = {record["name"]: record["pictures"] for record in records}
     storage.write_json(stage.path("metrics.json"), metrics)
-    storage.write_json(stage.path("evaluation.json"), found)
+    storage.write_json(stage.path(results.DOCUMENT), found)
     storage.write_bytes(stage.path("evaluation.html"), page.render(found, pictures).encode())
-    parts = [stage.describe(name) for name in ("evaluation.html", "evaluation.json", "metrics.json")]
+    parts = [stage.describe(name) for name in ("evaluation.html", results.DOCUMENT, "metrics.json")]
     parts += [stage.describe(record["answers"], record["queries"]) for record in records if "answers" in record]
     images = {entry["task"]: entry["sizes"]["images"] for entry in entries if entry["model"] == "finetuned"}
     return stage.commit(parts, counts=images, metrics=metrics)

@@ -229,7 +229,7 @@ def _decision(
 
     shape, dtype = rates.feature_shape(experiment.model), experiment.features.dtype
     image_bytes = estimate.feature_bytes(*shape, dtype)
-    pairs = sum(rows for _, view, rows in _work(filtered, "train", 0) if not view)
+    pairs = sum(entry.rows for entry in _work(filtered, "train", 0))
     needed = pairs * (1 + int(cache.config["views"])) * image_bytes
     room = room_for_features(experiment.storage, experiment.features)
     known: dict[str, object] = {"pairs": pairs, "gib": needed / _GIB, "room_gib": None if room is None else room / _GIB}

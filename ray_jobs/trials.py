@@ -17,6 +17,7 @@ from wukong import experiments, manifest, places, run_records, stages, storage, 
 from wukong.cancel import end_with_parent
 from wukong.config import Experiment
 from wukong.errors import WukongError
+from wukong.evaluate.results import DOCUMENT, headlines_of
 from wukong.manifest import Manifest
 
 STAGES = (*stages.TRAININGS, "evaluate")
@@ -45,8 +46,8 @@ def run(experiment: Experiment, name: str, filtered: Manifest) -> Manifest:
         with tracking.stage_run(experiment, name, stage) as run_id:
             made[stage] = _stage(experiment, name, stage, made, run_id)
             tracking.log_stage(run_id, made[stage])
-    metrics = {key: value for key, value in made["evaluate"].metrics.items() if key.startswith("eval/")}
-    tracking.complete_run(experiment, name, metrics)
+    document = storage.read_json(storage.join(made["evaluate"].uri, DOCUMENT))
+    tracking.complete_run(experiment, name, headlines_of(document))
     return made["evaluate"]
 
 
@@ -54,10 +55,7 @@ def _stage(experiment: Experiment, name: str, stage: str, made: dict[str, Manife
     began = time.monotonic()
     parents = {parent: made[parent] for parent in stages.of(stage).parents}
     if (known := places.finished(stage, experiment, parents)) is not None:
-        uri = storage.join(known.uri, "manifest.json")
-        seconds = round(time.monotonic() - began, 3)
-        record = run_records.Record(stage=stage, state="succeeded", manifest=uri, reused=True, seconds=seconds)
-        run_records.write(experiment, name, record)
+        run_records.write_reused(experiment, name, known, time.monotonic() - began)
         return known
     import ray
 

@@ -13,19 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from wukong import environment, storage
+from wukong import environment, storage, tracking
 from wukong.errors import ConfigError, StorageError
 from wukong.evaluate import answers, stored
-from wukong.evaluate.results import HOLDOUT, HOLDOUTS
+from wukong.evaluate.results import DOCUMENT, HOLDOUT, HOLDOUTS
 from wukong.evaluate.stored import Evaluation
 from wukong.mlflow_rest import MlflowError, Run, Server
+from wukong.tracking import PARENT_TAG, RUN_TAG
 
 if TYPE_CHECKING:
     from wukong.evaluate.answers import Scores
     from wukong.evaluate.interval import Interval
 
 FORMAT = 1
-RUN_TAG, PARENT_TAG = "wukong.run", "mlflow.parentRunId"
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _READERS = 8
 _RESAMPLES = 1000
@@ -111,28 +111,21 @@ def read(server: Server, runs: Sequence[Run]) -> list[Measured]:
 def _read(server: Server, run: Run) -> Measured:
     if RUN_TAG not in run.tags:  # an evaluation that was logged alone
         try:
-            return Measured(run, Evaluation(json.loads(server.read_file(run, stored.DOCUMENT))))
+            return Measured(run, Evaluation(json.loads(server.read_file(run, DOCUMENT))))
         except MlflowError as error:
             if error.status not in (404, 501):
                 raise
             return Measured(run, Evaluation())
-    root = _root(run)
-    environment.use_for(root)
-    record = storage.join(root, "runs", run.tags[RUN_TAG], "evaluate.json")
+    if (folder := tracking.folder_of(run)) is None:
+        raise StorageError(
+            f"the run {run.name} ({run.run_id}) has no parameters `storage` and `name` in MLflow, which say where its "
+            "data lie: it was logged by something else, or its first stage could not reach MLflow"
+        )
+    environment.use_for(folder)
+    record = storage.join(folder, "evaluate.json")
     if not storage.exists(record) or not (uri := storage.read_json(record)["manifest"]):
         return Measured(run, Evaluation())
     return Measured(run, stored.read(uri))
-
-
-def _root(run: Run) -> str:
-    """The experiment's prefix, from the parameters that are logged with each run."""
-    try:
-        return f"{run.params['storage'].rstrip('/')}/{run.params['name']}"
-    except KeyError as error:
-        raise StorageError(
-            f"the run {run.name} ({run.run_id}) has no parameter {error} in MLflow, which says where its data lie: it "
-            "was logged by something else, or its first stage could not reach MLflow"
-        ) from error
 
 
 def compare(measured: Sequence[Measured], seed: int = 0) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from wukong import config, fence, manifest, stages, storage
 from wukong.config import Experiment
 from wukong.errors import ConfigError
+from wukong.manifest import Manifest
 
 # What a folder and, on a cluster, a label's value may be.
 _NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?")
@@ -178,6 +179,20 @@ def write(experiment: Experiment, run: str, record: Record) -> None:
         FencedError: a newer attempt at the stage has begun (``wukong.fence``).
     """
     fence.publish(uri_of(experiment, run, f"{record.stage}.json"), record.model_dump(mode="json"))
+
+
+def write_reused(experiment: Experiment, run: str, found: Manifest, seconds: float) -> None:
+    """Store the record of a stage whose output was found and not made.
+
+    Args:
+        experiment: the experiment.
+        run: name of the run.
+        found: the stage's manifest.
+        seconds: that finding it took.
+    """
+    uri = storage.join(found.uri, "manifest.json")
+    record = Record(stage=found.stage, state="succeeded", manifest=uri, reused=True, seconds=round(seconds, 3))
+    write(experiment, run, record)
 
 
 def read(experiment: Experiment, run: str, stage: str) -> Record | None:

@@ -86,6 +86,12 @@ def of_experiment(root: str) -> list[Found]:
         return sorted((run for run in found if run), key=lambda run: run.begun, reverse=True)
 
 
+def in_storage(place: str) -> list[Found]:
+    """Return the runs of all experiments in a storage, the newest first."""
+    found = [run for root in experiments_in(place) for run in of_experiment(root)]
+    return sorted(found, key=lambda run: run.begun, reverse=True)
+
+
 def find(name: str, place: str) -> Found:
     """Find a run by its name; of several, the newest.
 
@@ -96,8 +102,7 @@ def find(name: str, place: str) -> Found:
     Raises:
         DataError: there is no such run; the message names the newest ones.
     """
-    runs = [run for root in experiments_in(place) for run in of_experiment(root)]
-    runs.sort(key=lambda run: run.begun, reverse=True)
+    runs = in_storage(place)
     if (run := next((run for run in runs if run.name == name), None)) is not None:
         return run
     newest = ", ".join(run.name for run in runs[:5])

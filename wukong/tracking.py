@@ -31,7 +31,7 @@ from wukong import mlflow_rest, patience, storage
 from wukong.cancel import JobLeftError
 from wukong.config import Experiment
 from wukong.errors import ConfigError, DataError, StorageError
-from wukong.evaluate.results import HOLDOUT, HOLDOUTS, ROLES, metrics_of
+from wukong.evaluate.results import DOCUMENT, HOLDOUT, HOLDOUTS, ROLES, metrics_of
 from wukong.manifest import Manifest, code_revision, digest_of
 from wukong.mlflow_rest import Metric, MlflowError, Run, Server
 from wukong.run_records import flatten
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 RUN_TAG = "wukong.run"
 _EXPERIMENT_TAG = "wukong.experiment"
 _SWEEP_TAG, _SWEEP_DIGEST = "wukong.sweep", "wukong.sweep.digest"
-_PARENT_TAG = "mlflow.parentRunId"
+PARENT_TAG = "mlflow.parentRunId"
 _STAGE_TAG = "wukong.stage"
 _DIGEST_TAG = "wukong.digest"  # of a stage's manifest, or of a model that MLflow knows by its metrics
 _MANIFEST_TAG = "wukong.manifest"
@@ -54,7 +54,6 @@ _PAUSE = 2.0  # seconds between two probes
 _AT_START = 10.0  # seconds that a stage waits for MLflow before it runs untracked
 _AT_END = 60.0  # seconds that a finished stage waits for MLflow before its results are left out
 _HISTORY = "history.json"  # of a training stage: its epochs
-_EVALUATION = "evaluation.json"  # of the evaluate stage: the document of wukong.evaluate.results
 _LONGEST_DIGEST = 36  # characters of a data set's digest in MLflow
 _MOST_METRICS = 500  # in one request
 _COMPARED = 5  # runs in the compare view
@@ -140,7 +139,7 @@ def _open(server: Server, experiment: Experiment, run: str, stage: str) -> tuple
         )
     if parent.status != "RUNNING":  # a run that has ended and continues under its name
         server.resume(parent.run_id)
-    tags = {_PARENT_TAG: parent.run_id, _STAGE_TAG: stage, _REVISION_TAG: code_revision()}
+    tags = {PARENT_TAG: parent.run_id, _STAGE_TAG: stage, _REVISION_TAG: code_revision()}
     same = " and ".join([f"tags.`{name}` = '{value}'" for name, value in tags.items()])
     left = server.search_runs(parent.experiment_id, f"{same} and attributes.status = 'RUNNING'", most=1)
     nested = left[0] if left else server.create_run(parent.experiment_id, stage, tags)
@@ -239,7 +238,7 @@ def _log_stage(server: Server, run_id: str, manifest: Manifest) -> None:
     # There is a count for each reason that a rule or the crawl knows, and most of them are 0.
     metrics = {f"{stage}/count/{name}": float(count) for name, count in manifest.counts.items() if count}
     metrics |= {f"{stage}/dropped/{name}": float(count) for name, count in manifest.dropped.items() if count}
-    evaluated = any(part.path == _EVALUATION for part in manifest.parts)
+    evaluated = any(part.path == DOCUMENT for part in manifest.parts)
     metrics |= {} if evaluated else {f"{stage}/{name}": value for name, value in manifest.metrics.items()}
     if any(part.path == _HISTORY for part in manifest.parts):
         _log_curves(server, server.run(run_id), manifest)
@@ -247,7 +246,7 @@ def _log_stage(server: Server, run_id: str, manifest: Manifest) -> None:
     metrics = {name: value for name, value in metrics.items() if name not in logged}
     server.log(run_id, metrics=_metrics(metrics, 0), params=_params(manifest.config), tags=tags)
     if evaluated:
-        _log_document(_client(), run_id, document := storage.read_json(storage.join(manifest.uri, _EVALUATION)))
+        _log_document(_client(), run_id, document := storage.read_json(storage.join(manifest.uri, DOCUMENT)))
         _log_pretrained(server, run_id, document, tags)
     _log_parts(run_id, manifest, "docs/")
     if manifest.parents:
@@ -281,12 +280,12 @@ def log_evaluation(name: str, document: Mapping[str, Any], page: str) -> list[st
         try:
             _log_document(client, run.run_id, document, model["role"])
             client.log_text(run.run_id, page, "evaluation.html")
-            client.log_dict(run.run_id, dict(document), _EVALUATION)
+            client.log_dict(run.run_id, dict(document), DOCUMENT)
         except BaseException:
             server.end(run.run_id, "FAILED")
             raise
         server.end(run.run_id, "FINISHED")
-        addresses.append(f"{_public_address()}/#/experiments/{experiment_id}/runs/{run.run_id}")
+        addresses.append(_page_of(run))
     return addresses
 
 
@@ -294,7 +293,7 @@ def _log_pretrained(server: Server, run_id: str, document: Mapping[str, Any], ta
     """Log what the pre-trained model reached to a run beside that of the stage, under the same names."""
     if any(model["role"] == "pretrained" for model in document["models"]):
         of_stage = server.run(run_id)
-        kept = {name: value for name, value in of_stage.tags.items() if name in (_PARENT_TAG, _REVISION_TAG)}
+        kept = {name: value for name, value in of_stage.tags.items() if name in (PARENT_TAG, _REVISION_TAG)}
         beside = server.create_run(of_stage.experiment_id, f"{of_stage.name} {ROLES['pretrained']}", {**kept, **tags})
         _log_document(_client(), beside.run_id, document, "pretrained")
         server.end(beside.run_id, "FINISHED")
@@ -362,7 +361,7 @@ def _log_curves(server: Server, run: Run, manifest: Manifest) -> None:
         curve = server.metric_history(found[-1].run_id, loss) if found else []
         if curve:
             server.log(run.run_id, metrics=curve)
-    if curve and (parent := run.tags.get(_PARENT_TAG)):
+    if curve and (parent := run.tags.get(PARENT_TAG)):
         server.log(parent, metrics=curve)
 
 
@@ -433,7 +432,7 @@ def _register(client: "MlflowClient", name: str, run_id: str, model: Manifest, t
     if versions:
         return str(versions[0].version)
     # MLflow shows a version on the page of the run that it belongs to: that of the pipeline.
-    owner = client.get_run(run_id).data.tags.get(_PARENT_TAG, run_id)
+    owner = client.get_run(run_id).data.tags.get(PARENT_TAG, run_id)
     _log_model(client, owner, model)
     return str(client.create_model_version(name, f"runs:/{owner}/model", owner, tags=dict(tags)).version)
 
@@ -463,7 +462,7 @@ def complete_run(experiment: Experiment, run: str, metrics: Mapping[str, float])
 
 
 def _nested(server: Server, parent: Run) -> list[Run]:
-    return server.search_runs(parent.experiment_id, f"tags.`{_PARENT_TAG}` = '{parent.run_id}'")
+    return server.search_runs(parent.experiment_id, f"tags.`{PARENT_TAG}` = '{parent.run_id}'")
 
 
 def end_open_runs(experiment: Experiment, run: str, status: str) -> None:
@@ -530,9 +529,7 @@ def sweep_run(server: Server, base: Experiment, name: str, settings: Mapping[str
 def trial_run(server: Server, sweep: Run, experiment: Experiment, run: str) -> Run:
     """Return the run of a sweep's trial, nested below the sweep's run; its stages' runs are nested below it."""
     runs = server.search_runs(sweep.experiment_id, f"tags.`{RUN_TAG}` = '{run}'", most=1)
-    return (
-        runs[0] if runs else _create_parent(server, sweep.experiment_id, experiment, run, {_PARENT_TAG: sweep.run_id})
-    )
+    return runs[0] if runs else _create_parent(server, sweep.experiment_id, experiment, run, {PARENT_TAG: sweep.run_id})
 
 
 def log_best(server: Server, sweep: Run, run: str, metric: str, value: float, values: Mapping[str, Any]) -> None:
@@ -554,7 +551,7 @@ def log_files(server: Server, run: Run, files: Mapping[str, str]) -> str:
             server.write_file(run, path, text.encode())
         else:  # the server does not pass files on, so its client writes to their store
             _client().log_text(run.run_id, text, path)
-    return f"{_public_address()}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+    return _page_of(run)
 
 
 def log_docs(experiment: Experiment, run: str, docs: str) -> None:
@@ -647,7 +644,7 @@ def tracked_runs(name: str) -> dict[str, Tracked]:
             run.tags[RUN_TAG]: Tracked(
                 run.status,
                 run.tags.get(_MODEL_TAG),
-                f"{_public_address()}/#/experiments/{run.experiment_id}/runs/{run.run_id}",
+                _page_of(run),
             )
             for run in runs
         }
@@ -668,9 +665,16 @@ def storage_of_run(run_id: str) -> str:
     run = server.run(run_id)
     if uri := run.tags.get(_MANIFEST_TAG):
         return storage.join(uri, "manifest.json")
-    if (name := run.tags.get(RUN_TAG)) and {"storage", "name"} <= run.params.keys():
-        return storage.join(run.params["storage"], run.params["name"], "runs", name)
+    if folder := folder_of(run):
+        return folder
     raise DataError(f"the run {run_id} at {server.address} has no manifest: it is not a finished stage of Wukong's")
+
+
+def folder_of(run: Run) -> str | None:
+    """Return the URI of the folder of a pipeline's run, which its parameters tell; None if they do not."""
+    if RUN_TAG not in run.tags or not {"storage", "name"} <= run.params.keys():
+        return None
+    return storage.join(run.params["storage"], run.params["name"], "runs", run.tags[RUN_TAG])
 
 
 def file_of_run(run_id: str, path: str) -> str:
@@ -738,6 +742,11 @@ def describe_run(experiment: Experiment, run: str, note: str, registration: Mapp
 def model_url(name: str, version: int | None = None) -> str:
     """Address of a registered model's page in MLflow, or of the page of one version."""
     return f"{_public_address()}/#/models/{name}" + (f"/versions/{version}" if version is not None else "")
+
+
+def _page_of(run: Run) -> str:
+    """Address of a run's page in MLflow."""
+    return f"{_public_address()}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
 
 
 def _public_address() -> str:

@@ -90,9 +90,7 @@ def _find_finished(stage: str, experiment: Experiment, run_name: str, parents: S
     if found is None:
         return None
     seconds = time.monotonic() - began
-    uri = storage.join(found.uri, "manifest.json")
-    record = run_records.Record(stage=stage, state="succeeded", manifest=uri, reused=True, seconds=round(seconds, 3))
-    run_records.write(experiment, run_name, record)
+    run_records.write_reused(experiment, run_name, found, seconds)
     log.info("%s was finished already, found in %.1f s: %s", stage, seconds, found.uri)
     return found
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from wukong.evaluate.interval import Interval
 
 FORMAT = 2
+DOCUMENT = "evaluation.json"
+"""The file of the document in the evaluate stage's output."""
 HOLDOUT = "holdout"
 """The split of an experiment's hold-outs; published sets have other splits."""
 HOLDOUTS = "holdouts"

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 from wukong import environment, manifest, storage
 from wukong.errors import DataError, StorageError
 from wukong.evaluate import answers
+from wukong.evaluate.results import DOCUMENT
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from wukong.evaluate.answers import Scores
-
-DOCUMENT = "evaluation.json"
 
 
 @dataclass(frozen=True)

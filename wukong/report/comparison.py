@@ -29,7 +29,7 @@ def render(document: Mapping[str, Any]) -> str:
         "name": name,
         "count": "{:,}".format,
     }
-    return template.fill("comparison.html.j2", values, filters | {"count": "{:,}".format})
+    return template.fill("comparison.html.j2", values, filters)
 
 
 def name(result: str) -> str:
