@@ -58,7 +58,7 @@ def peers(work: Path, record: bool) -> dict[str, float]:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", partial, *PEERS]
         subprocess.run(command, check=True)
         partial.rename(folder)
-    found = measure.run_for_time(str(HERE / "peers.py"), python_path=folder)
+    found = measure.run_for_time(str(HERE / "peers.py"), python_path=[folder])
     if record:
         RECORD.write_text(json.dumps(found) + "\n")
     different = sum(differences(case) for case in found["cases"].values())
