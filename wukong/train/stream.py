@@ -15,7 +15,8 @@ What always holds:
 
 An epoch lays the shards in a random order, end to end, and cuts this sequence into lanes of equal length. A lane fills
 the same ``LANE`` places of every batch, so it belongs to one worker. A lane is read window by window, and the rows of a
-window are shuffled. A batch of 10,240 so mixes 320 windows of 1,024 rows, from as many shards. The shuffle needs
+window are shuffled. A batch of 10,240 so mixes 320 windows of 256 rows, from as many shards. Rows that are far apart
+in one shard do not meet in a window: the filter stage has put the pairs into a random order. The shuffle needs
 several shards for each lane: a sample of the only shard of its lane is in the same part of every epoch. A corpus of at
 most ``WHOLE`` rows is a single window: its order is a uniform shuffle, and it is read once and kept.
 """
@@ -33,8 +34,8 @@ import numpy.typing as npt
 LANE = 32
 """Places of a batch that a lane fills; the last lanes of a batch size that it does not divide are smaller."""
 
-WINDOW = 1024
-"""Most rows that are shuffled among one another."""
+WINDOW = 256
+"""Most rows that are shuffled among one another. A worker holds two windows a lane: with images of 45 KB, 23 MB."""
 
 WHOLE = 16_384
 """Most rows of a corpus that is one window."""
