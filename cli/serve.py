@@ -1,12 +1,11 @@
 """``wukong serve``: the search page over a model and a collection of pictures."""
 
 import logging
-import socket
 from typing import Annotated
 
 import typer
 
-from wukong.errors import ConfigError
+from wukong import garbage
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -34,31 +33,18 @@ def serve(
         wukong serve --model models:/demo@champion --data s3://wukong/demo/filter/KEY
     """
     logging.getLogger("wukong").setLevel(logging.INFO)
-    listening = _listen(host, port)
-    with listening:
-        import uvicorn
+    from wukong.serve.listening import listen
 
-        from wukong.serve import start
-        from wukong.serve.app import create_app
+    with listen(host, port) as listening:
+        with garbage.kept():
+            import uvicorn
 
-        service = start.service(model, data, index, device)
-        hosts = _LOOPBACK if host in _LOOPBACK else ("*",)
-        app = create_app(service, hosts)
+            from wukong.serve import start
+            from wukong.serve.app import create_app
+
+            service = start.service(model, data, index, device)
+            app = create_app(service, _LOOPBACK if host in _LOOPBACK else ("*",))
         shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - what the user gave
         address = f"http://{shown}:{listening.getsockname()[1]}"
         typer.echo(f"{len(service.index.keys)} pictures at {address} (Ctrl-C ends it)")
         uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run([listening])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Take the port before anything that takes long."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        found.bind((host, port))
-    except OSError as error:
-        found.close()
-        raise ConfigError(f"cannot listen on {host}, port {port} ({error.strerror}): give another --port") from error
-    found.listen(2048)
-    return found

@@ -9,6 +9,7 @@ from typing import Any
 
 from ray import serve
 
+from wukong import garbage
 from wukong.errors import ConfigError
 
 _NEEDED = ("model", "data", "index")
@@ -35,10 +36,11 @@ def search(arguments: Mapping[str, Any]) -> serve.Application:
     cpus = int(arguments.get("cpus", 2))
 
     def application() -> Any:
-        from wukong.serve import start
-        from wukong.serve.app import create_app
+        with garbage.kept():
+            from wukong.serve import start
+            from wukong.serve.app import create_app
 
-        return create_app(start.service(model, data, index, cores=cpus))
+            return create_app(start.service(model, data, index, cores=cpus))
 
     return serve.deployment(
         serve.ingress(application)(),

@@ -45,6 +45,7 @@ from wukong.model.image_encoder import ImageEncoder
 from wukong.serve import collection, encode, index
 from wukong.serve.search import FIRST_PASS, Hit, Searcher
 
+PLACES = ("model", "pictures", "indexes")
 CAPTIONS = 2_048
 WORDS = "红绿蓝黄黑白猫狗鸟鱼马牛羊山水花草树木天地人车船飞机火箭苹果香蕉房子桌椅书笔大小高低新旧"
 TARGETS = {
@@ -104,32 +105,17 @@ def make(folder: Path, similarity: str, pictures: int) -> None:
     stage.commit(parts, counts={"pictures": pictures, "captions": len(distinct), "left_out": 0})
 
 
-def served(folder: Path, cores: int) -> None:
-    """The server's process; it prints its port when it listens."""
-    import uvicorn
-
-    from wukong.serve import start
-    from wukong.serve.app import create_app
-
-    service = start.service(
-        storage.from_path(folder / "model"), str(folder / "pictures"), str(folder / "indexes"), cores=cores
-    )
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(2048)
-        print(listening.getsockname()[1], flush=True)
-        configured = uvicorn.Config(create_app(service), log_level="warning", access_log=False)
-        uvicorn.Server(configured).run([listening])
-
-
 @contextmanager
 def server(folder: Path, cores: int) -> Iterator[tuple[str, int]]:
-    """A server in a process of its own: its address and process id."""
-    command = [sys.executable, __file__, "--serve", str(folder), "--cores", str(cores)]
+    """``wukong serve`` on some cores: its address and process id."""
+    model, pictures, indexes = (str(folder / name) for name in PLACES)
+    command = ["taskset", "--cpu-list", f"0-{cores - 1}", sys.executable, "-m", "cli.main", "serve", "--port=0"]
+    command += ["--model", model, "--data", pictures, "--index", indexes]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
         assert started.stdout is not None
         try:
-            yield f"http://127.0.0.1:{int(started.stdout.readline())}", started.pid
+            said = started.stdout.readline()
+            yield said.partition(" at ")[2].partition(" ")[0], started.pid
         finally:
             started.terminate()
 
@@ -222,11 +208,15 @@ def ranked(folder: Path, cores: int) -> float:
 
 def under_ray(folder: Path, cores: int) -> dict[str, float]:
     """The same application under Ray Serve: whether the bytes are equal, and the difference of the medians."""
+    import ray
     from ray import serve
 
     from ray_jobs.serve import search
 
-    arguments = {"model": str(folder / "model"), "data": str(folder / "pictures"), "index": str(folder / "indexes")}
+    # One of its own, whatever Ray runs on this machine.
+    ray.init("local", num_cpus=cores, include_dashboard=False, configure_logging=False, log_to_driver=False)
+
+    arguments = {key: str(folder / name) for key, name in zip(("model", "data", "index"), PLACES, strict=True)}
     words, medians, bodies = queries(100), {}, {}
 
     def ask(name: str, address: str) -> None:
@@ -246,6 +236,7 @@ def under_ray(folder: Path, cores: int) -> dict[str, float]:
     serve.run(search(arguments | {"cpus": cores}), route_prefix="/")
     ask("ray", f"http://127.0.0.1:{port}")
     serve.shutdown()
+    ray.shutdown()
     same = sum(one == other for one, other in zip(bodies["uvicorn"], bodies["ray"], strict=True))
     return {"ray_more_ms": medians["ray"] - medians["uvicorn"], "ray_same_bytes": same / len(words)}
 
@@ -259,11 +250,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("build/bench-serve/results.json"))
-    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve:
-        served(options.serve, options.cores)
-        return
     results: dict[str, dict[str, float]] = {}
     for kind in options.only:
         similarity = "token" if kind == "token" else "global"

@@ -29,7 +29,7 @@ def service(
         root: URI under which indexes are kept; None for ``indexes`` in the stack's home.
         device: the device that the model computes on.
         limits: what a request may hold; None for the usual limits.
-        cores: processor cores to compute with; None for all of this machine.
+        cores: processor cores to compute with; None for all that this process may use.
 
     Raises:
         DataError: model, collection or index is damaged.
@@ -37,7 +37,7 @@ def service(
         ConfigError: this machine has no such device.
     """
     # Texts and pictures have a thread each, and each of them computes with its share of the cores.
-    torch.set_num_threads(max(1, (cores or os.cpu_count() or 2) // 2))
+    torch.set_num_threads(max(1, (cores or len(os.sched_getaffinity(0))) // 2))
     found = collection.of(data)
     loaded = OwnModel(wukong.load(model, device), model)
     place = storage.from_path(environment.home() / "indexes") if root is None else _uri(root)

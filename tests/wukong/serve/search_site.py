@@ -1,7 +1,6 @@
 """The search page on a real server, uvicorn on loopback, over pictures of colours."""
 
 import json
-import socket
 import threading
 import time
 import urllib.error
@@ -18,6 +17,7 @@ import uvicorn
 
 from wukong import storage
 from wukong.serve import app, collection, encode
+from wukong.serve.listening import listen
 from wukong.serve.service import Service
 from wukong.serve.uploads import Limits
 
@@ -76,8 +76,7 @@ def running(root: Path, similarity: str = "token") -> Iterator[Site]:
 def served(service: Service) -> Iterator[Site]:
     """A server on loopback, which answers only under this name, until the block ends."""
     application = app.create_app(service, ("127.0.0.1",))
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
+    with listen("127.0.0.1", 0) as listening:
         server = uvicorn.Server(uvicorn.Config(application, log_level="warning"))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
