@@ -101,10 +101,11 @@ class Scores:
     def only(self, name: str) -> "Scores":
         """The same with one result alone; columns with equal weights are added up, as they have one denominator."""
         shares = self.mixed[:, self._place(name)]
-        used = np.flatnonzero(shares)
-        weights, group = np.unique(self.weights[:, used], axis=1, return_inverse=True)
-        group = group.reshape(-1)
-        sums = np.stack([self.sums[:, used[group == n]] @ shares[used[group == n]] for n in range(weights.shape[1])], 1)
+        groups: dict[bytes, list[int]] = {}
+        for column in np.flatnonzero(shares).tolist():
+            groups.setdefault(self.weights[:, column].tobytes(), []).append(column)
+        weights = np.stack([self.weights[:, columns[0]] for columns in groups.values()], 1)
+        sums = np.stack([self.sums[:, columns] @ shares[columns] for columns in groups.values()], 1)
         return Scores((name,), sums, weights, np.ones((weights.shape[1], 1)))
 
     def _place(self, name: str) -> int:
