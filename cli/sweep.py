@@ -212,18 +212,21 @@ class _Worker:
     process: "subprocess.Popen[str]"
     asked: IO[str]
     answers: IO[str]
+    log: str
 
     def __call__(self, trial: Trial) -> dict[str, str]:
         """Run a trial and return the worker's answer."""
-        failed = {"run": trial.run, "manifest": "", "error": "its process was killed; start the sweep again"}
         try:
             print(trial.run, experiments.store(trial.experiment), file=self.asked, flush=True)
             while answer := self.answers.readline():
                 if answer.startswith('{"run": '):  # a library may write there too
                     return dict(json.loads(answer))
         except OSError:
-            pass
-        return failed
+            pass  # it has ended
+        status = self.process.wait(_GRACE)
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        error = f"its process {how}, {self.log} may say why; start the sweep again"
+        return {"run": trial.run, "manifest": "", "error": error}
 
 
 class _Workers:
@@ -290,4 +293,4 @@ class _Workers:
         process = subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, env=variables
         )
-        return _Worker(process, cast("IO[str]", process.stdin), cast("IO[str]", process.stdout))
+        return _Worker(process, cast("IO[str]", process.stdin), cast("IO[str]", process.stdout), self._log.name)

@@ -39,9 +39,13 @@ def run(experiment: Experiment, name: str, filtered: Manifest) -> Manifest:
         filtered: the manifest of the filtered pairs.
 
     Raises:
-        TrialError: a stage failed.
+        TrialError: a stage failed, or the pairs have not passed the trial's gate.
     """
-    made = {"filter": filtered}
+    if (validated := places.validation(experiment, filtered).finished()) is None:
+        raise TrialError(
+            f"the pairs at {filtered.uri} have not passed the gate of {name}: sweep settings of training only"
+        )
+    made = {"filter": filtered, "validate": validated}
     for stage in STAGES:
         with tracking.stage_run(experiment, name, stage) as run_id:
             made[stage] = _stage(experiment, name, stage, made, run_id)

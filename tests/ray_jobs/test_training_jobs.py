@@ -14,8 +14,9 @@ import ray
 import torch
 from crawled import complete
 from PIL import Image, ImageDraw
+from ray.train.torch import TorchTrainer
 
-from ray_jobs import evaluate, features, finetune, pretrain
+from ray_jobs import evaluate, features, finetune, pretrain, training
 from ray_jobs import filter as filter_job
 from wukong import config, fence, places, storage
 from wukong.config import Experiment
@@ -373,3 +374,10 @@ def test_a_tower_trained_in_part_is_published_and_measured(
     computed = storage.list_files(f"{settings.root}/features", ".safetensors")
     assert computed and not [uri for uri in computed if "/train/" in uri]
     assert "eval/retrieval/new-style/text_to_image_r1" in found["evaluate"].metrics
+
+
+def test_a_training_without_a_dashboard_does_not_wait_for_an_answer_of_it() -> None:
+    def callbacks(of: type[TorchTrainer]) -> set[str]:
+        return {type(each).__name__ for each in of(lambda: None)._create_default_callbacks()}
+
+    assert callbacks(TorchTrainer) - callbacks(training._Trainer) == {"PlacementGroupCleanerCallback"}

@@ -11,7 +11,7 @@ from wukong.serve.listening import listen
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_answers_are_sent_at_once(host: str) -> None:
-    """As asyncio accepts connections, which uvicorn does: without TCP_NODELAY, two parts of an answer are 40 ms apart."""
+    """As asyncio accepts connections, which uvicorn does: without TCP_NODELAY, parts of an answer are 40 ms apart."""
 
     async def accepted() -> bool:
         asked: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
