@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 TORCH ?=
 # Set: the newest versions that pyproject.toml allows, instead of those in constraints.txt.
 NEWEST ?=
-# The tests that take seconds use one core each; those marked slow use all that there are.
+# One process has all tests that start Ray (conftest.py).
 TWO_FILES_AT_A_TIME := --numprocesses 2 --dist loadgroup
 # What `make cluster` and `make cluster-test` install.
 OVERLAY ?= k8s/overlays/kind
@@ -61,7 +61,7 @@ unit: $(INSTALLED) ## The tests that take seconds
 .PHONY: test
 test: lint ## Lint, types, import rules, and all tests with an end-to-end run of the pipeline
 	$(BIN)/pytest -m 'not slow' $(TWO_FILES_AT_A_TIME) $(ARGS)
-	$(BIN)/pytest -m slow $(ARGS)
+	$(BIN)/pytest -m slow $(TWO_FILES_AT_A_TIME) $(ARGS)
 
 .PHONY: cluster
 cluster: $(INSTALLED) ## Make a cluster on this machine with kind, Kubeflow Pipelines, KubeRay and Wukong; again: bring it up to date

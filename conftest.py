@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 settings.register_profile("wukong", deadline=None)
 settings.load_profile("wukong")
 
+_SLOW_WITH_RAY = ("cli", "docs", "end_to_end", "infra")
+"""Folders whose slow tests start Ray, most of them with the whole stack."""
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     """Give a file's tests to one process. Two that start Ray at once may choose the same port, so only one does."""
     for item in items:
-        group = "ray" if "ray_jobs" in item.path.parts else str(item.path)
+        start_ray = {"ray_jobs", *(_SLOW_WITH_RAY if item.get_closest_marker("slow") else ())}
+        group = str(item.path) if start_ray.isdisjoint(item.path.parts) else "ray"
         item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -71,6 +71,8 @@ TEXT = {"layers": 3, "heads": 12, "width": 768}
 EMBEDDING, VOCABULARY = 512, 21_128
 OURS = {"batch_size": BATCH, "workers": 1, "optimizer": "adamw"}
 PEERS = ("open_clip", "cn_clip")
+SHARED = (64, 256)
+"""Pairs of a step that two workers share. Gradients and the optimiser take the same time for any number."""
 
 CPU = torch.device("cpu")
 Step = Callable[[], object]
@@ -353,7 +355,7 @@ class InMemory(FeaturePairs):
         return self._loaded(piece, [str(row) for row in rows], captions, self._features[:, rows.start : rows.stop])
 
 
-def worker(rank: int, workers: int, port: int, orders: Connection) -> None:
+def worker(rank: int, workers: int, size: int, port: int, orders: Connection) -> None:
     """Train on stored features with one thread, a step at each order; answer with the seconds of processor it took."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -361,7 +363,7 @@ def worker(rank: int, workers: int, port: int, orders: Connection) -> None:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
     model = Model.model_validate({"text": TEXT, "embedding": EMBEDDING})
     tokenizer = Tokenizer.of(model.text)
-    settings = Training.model_validate(OURS | {"batch_size": 2 * BATCH, "workers": workers})
+    settings = Training.model_validate(OURS | {"batch_size": size, "workers": workers})
     dual = DualEncoder(model, tokenizer, feature_width=768, with_weights=False)
     replica = DistributedDataParallel(dual) if workers > 1 else dual
     optimiser = optimizer.build(dual, settings)
@@ -376,8 +378,8 @@ def worker(rank: int, workers: int, port: int, orders: Connection) -> None:
         orders.send(time.process_time() - used)
 
 
-def two_workers(rounds: int) -> dict[str, dict[str, float]]:
-    """Measure a step of one process on one core and of two on two, in turn: 64 pairs, stored features."""
+def two_workers(rounds: int, size: int) -> dict[str, dict[str, float]]:
+    """Measure a step of one process on one core and of two on two, in turn, on ``size`` pairs with stored features."""
     spawn = multiprocessing.get_context("spawn")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -387,7 +389,7 @@ def two_workers(rounds: int) -> dict[str, dict[str, float]]:
         groups[name] = []
         for rank in range(workers):
             here, there = spawn.Pipe()
-            process = spawn.Process(target=worker, args=(rank, workers, port, there), daemon=True)
+            process = spawn.Process(target=worker, args=(rank, workers, size, port, there), daemon=True)
             process.start()
             groups[name].append((process, here))
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in groups}
@@ -416,11 +418,11 @@ def report(found: dict[str, Any]) -> None:
         for part in ("own-context", "context-32"):
             if part in found:
                 compare(part, kind, found)
-        if "workers" in found:
-            one, two = (found["workers"][name][kind] for name in ("one", "two"))
+        for size in SHARED if "workers" in found else ():
+            one, two = (found["workers"][f"{name}, {size} pairs"][kind] for name in ("one", "two"))
             # By processor time: two cores would do the work of a step in half of it.
             ratio = one / two if kind == "elapsed" else 2 * one / two
-            print(f"workers, {kind}: two workers are {ratio:.2f} x one")
+            print(f"workers, {kind}, {size} pairs: two workers are {ratio:.2f} x one")
     for row, share in found.get("waiting", {}).items():
         print(f"waiting, {row}: {100 * share:.1f} % of the time")
 
@@ -478,7 +480,9 @@ def main() -> None:
     if options.measure == "waiting":
         result: dict[str, Any] = waiting(3 + 3 * options.rounds)
     elif options.measure == "workers":
-        result = two_workers(3 * options.rounds)
+        result = {}
+        for size in SHARED:
+            result |= {f"{name}, {size} pairs": each for name, each in two_workers(options.rounds, size).items()}
     else:
         tower = "l-14" if options.measure == "l-14" else "b-32"
         context = "32" if options.measure == "context-32" else "own"
