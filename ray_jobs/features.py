@@ -23,6 +23,7 @@ import ray
 from wukong import estimate, places, progress, stages, storage
 from wukong.config import Experiment, Features, Model, Training
 from wukong.data import shards
+from wukong.errors import ConfigError
 from wukong.estimate import Rate, RateName
 from wukong.manifest import Manifest, Part, Stage
 from wukong.train import features
@@ -33,6 +34,8 @@ _AT_ONCE = 256
 _READERS = 32
 _FILES_ON_A_GPU = 64
 """Most files of a task on a GPU: loading the tower takes as long as some files do."""
+_LOOK_SECONDS = 60.0
+"""Between two looks at whether a GPU has come."""
 _ROOM = 0.9
 """Share of the free room that features may take."""
 _GIB = 2**30
@@ -71,7 +74,7 @@ def run(
         on_gpus: whether there will be GPUs; those that Ray has already are used in any case.
 
     Raises:
-        ConfigError: the image encoder or its weights cannot be had.
+        ConfigError: the image encoder or its weights cannot be had, or GPUs are needed and do not come.
         DataError: a shard is damaged.
     """
     filtered = parents["filter"]
@@ -95,13 +98,44 @@ def run(
                 waiting[task.remote(stage, filtered.uri, group, experiment.model, tower, decoders)] = None
             if not waiting:
                 break
-            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            done = _first_done(list(waiting), experiment.pretrain.max_failures, on_gpus=task is _on_gpu)
             del waiting[done]
             for record in ray.get(done):
                 part = Part.model_validate(record)
                 parts[part.path] = part
                 advance(part.rows)
     return stage.commit([*parts.values()], counts={"pictures": sum(part.rows for part in parts.values())})
+
+
+def _first_done(waiting: Sequence[Any], most: int, *, on_gpus: bool) -> Any:
+    """Wait for one of some tasks. Ray waits for GPUs for ever; this does for some minutes.
+
+    Args:
+        waiting: the tasks.
+        most: minutes without a GPU, beside the first one.
+        on_gpus: whether each task needs a GPU.
+
+    Raises:
+        ConfigError: the cluster had no GPU for longer.
+    """
+    missing = 0
+    while True:
+        done, _ = ray.wait(waiting, num_returns=1, timeout=_LOOK_SECONDS)
+        if done:
+            return done[0]
+        there = ray.cluster_resources()
+        if not on_gpus or there.get("GPU", 0) >= 1:
+            missing = 0
+            continue
+        missing += 1
+        none = ConfigError(
+            f"a task of the features asks for a GPU, and none came for {missing * _LOOK_SECONDS:.0f} seconds: the "
+            f"cluster has {there.get('CPU', 0):g} cores and {there.get('GPU', 0):g} GPUs. Add machines with GPUs, or "
+            "set gpus_per_worker: 0"
+        )
+        if missing > most:
+            raise none
+        log.warning("%s", none)
 
 
 def _work(filtered: Manifest, pairs: str, views: int) -> Sequence[_Work]:
@@ -240,7 +274,9 @@ def _decision(
         why = f"they take {needed / _GIB:,.3g} GiB and there is room for {_ROOM * room / _GIB:,.3g} GiB"
         return {"store": False, "why": why, **known}
     options = {"num_gpus": 1} if settings.gpus_per_worker else {"num_cpus": 1}
-    measured: dict[RateName, Rate] = ray.get(_measure.options(**options).remote(experiment.model, settings))
+    asked = _measure.options(**options).remote(experiment.model, settings)
+    done = _first_done([asked], settings.max_failures, on_gpus=settings.gpus_per_worker > 0)
+    measured: dict[RateName, Rate] = ray.get(done)
     cores = int(ray.cluster_resources().get("CPU", 1))
     plan = estimate.training(settings, pairs, image_bytes, cores, measured)
     assert plan.cached is not None  # noqa: S101 - for mypy

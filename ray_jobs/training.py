@@ -8,6 +8,7 @@ it does after each failure that may not come again, until it fails too often wit
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,6 +44,8 @@ from wukong.train.training_data import Corpus, FeaturePairs, Pairs, PicturePairs
 
 _RESIZE_SECONDS = 60.0
 """Between two looks at whether there are machines for more workers (``min_workers``)."""
+_START_SECONDS = 60.0
+"""For which machines are waited for before that counts as a failure, as Ray Train does."""
 _WHITENED = 16_384
 """Pairs whose features decide the whitening of the image head."""
 _LONGEST_URI = 4096
@@ -51,7 +54,7 @@ _ROWS = "_rows.json"
 log = logging.getLogger(__name__)
 
 
-class _Trainer(TorchTrainer):
+class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray publishes no types
     """Ray's trainer, without the process that removes placement groups where that cannot work.
 
     That process asks the dashboard whether the controller is alive. Where there is none, each question takes 40
@@ -124,20 +127,14 @@ def run(
         log.info("training goes on from the checkpoint %s", earlier)
     if isinstance(filesystem, pafs.LocalFileSystem):
         Path(path).mkdir(parents=True, exist_ok=True)
-    scaling = ScalingConfig(
-        num_workers=settings.workers,
-        use_gpu=settings.gpus_per_worker > 0,
-        resources_per_worker={"CPU": 1, **({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {})},
-    )
-    if settings.min_workers:
-        elastic = {"num_workers": (settings.min_workers, settings.workers)}
-        scaling = replace(scaling, **elastic, elastic_resize_monitor_interval_s=_RESIZE_SECONDS)
 
     def fit(attempt: int) -> None:
+        if settings.min_workers:
+            _wait_for_machines(name, settings)
         _Trainer(
             _worker,
             train_loop_config=job,
-            scaling_config=scaling,
+            scaling_config=_scaling(settings),
             run_config=RunConfig(
                 name="-".join(filter(None, [name, fence.attempt(), str(attempt)])),
                 storage_path=path,
@@ -153,6 +150,13 @@ def run(
     fence.check()
     state, progress = checkpoints.load_weights(checkpoint)
     history = {name: progress[name] for name in ("history", "pairs")}
+    counts = {"pairs": history["pairs"]}
+    if broken := progress["broken"]:
+        log.warning("%s: %d times another pair took the place of one whose picture is broken", name, broken)
+        counts["broken_pictures"] = broken
+    if lost := [job["corpus"]["names"][number] for number in progress.get("lost", [])]:
+        log.warning("%s: other pairs took the places of those of the shards %s", name, ", ".join(lost))
+        counts["lost_shards"] = len(lost)
     found = Validations(**progress.get("validations", {}))
     if len(history["history"]) != settings.epochs and not found.stopped:
         raise DataError(f"{name} ended after {len(history['history'])} of {settings.epochs} epochs; its log is above")
@@ -171,7 +175,7 @@ def run(
         storage.delete(stage.path(work))
     return stage.commit(
         parts,
-        counts={"pairs": history["pairs"]},
+        counts=counts,
         metrics=metrics,
         notes={"store_features": decision.record} if decision else None,
     )
@@ -204,29 +208,96 @@ def _until_trained(fit: Callable[[int], None], name: str, settings: Training, ur
             fence.check()
             found = checkpoints.newest(uri)
             failed, in_a_row, newest = failed + 1, 1 if found != newest else in_a_row + 1, found
+            why: Exception = error
+            if isinstance(error, ControllerError):
+                why = _not_started(name, settings, str(error.controller_failure))
+            else:
+                away = (cause for cause in error.worker_failures.values() if isinstance(cause, StorageError))
+                why = next(away, error)  # in the place of all workers' tracebacks
             if in_a_row > settings.max_failures:
-                if isinstance(error, ControllerError):
-                    raise _not_started(name, settings, error) from error
-                raise
+                if why is error:
+                    raise
+                raise why from error
             log.warning(
                 "%s failed and goes on from %s; failure %d of at most %d without a new checkpoint: %s",
                 name,
                 found or "its start",
                 in_a_row,
                 settings.max_failures,
-                error,
+                why,
             )
 
 
-def _not_started(name: str, settings: Training, error: ControllerError) -> ConfigError:
+def _not_started(name: str, settings: Training, why: str) -> ConfigError:
     """Return the error that names what the cluster lacks."""
     wanted = f"{settings.min_workers or settings.workers} workers of {name}, with one core"
     wanted += f" and {settings.gpus_per_worker} GPUs each" if settings.gpus_per_worker else " each"
     there = ray.cluster_resources()
     return ConfigError(
         f"{wanted}, could not be started: the cluster has {there.get('CPU', 0):g} cores and {there.get('GPU', 0):g} "
-        f"GPUs ({error.controller_failure}). Add machines, or set {name}.workers or {name}.min_workers lower"
+        f"GPUs ({why}). Add machines, or set {name}.workers or {name}.min_workers lower"
     )
+
+
+def _scaling(settings: Training) -> ScalingConfig:
+    """Return how many workers Ray Train starts, and what Ray reserves for each."""
+    scaling = ScalingConfig(
+        num_workers=settings.workers,
+        use_gpu=settings.gpus_per_worker > 0,
+        resources_per_worker=_reserved(settings),
+    )
+    if settings.min_workers:
+        elastic = {"num_workers": (settings.min_workers, settings.workers)}
+        scaling = replace(scaling, **elastic, elastic_resize_monitor_interval_s=_RESIZE_SECONDS)
+    return scaling
+
+
+def _reserved(settings: Training) -> dict[str, float]:
+    """Return what Ray reserves for a worker: a core, one for each of its loader processes, and its GPUs.
+
+    Machines with fewer cores are not waited for: the worker and its loader processes then share those that there are,
+    so many for each worker that all workers have room, or that one has where machines are missing.
+    """
+    loaders = 0 if settings.reads_features else settings.loader_workers
+    gpus = {"GPU": float(settings.gpus_per_worker)} if settings.gpus_per_worker else {}
+    wanted = settings.workers if _places(_minimum(settings)) >= settings.workers else 1
+    for cores in range(1 + loaders, 0, -1):
+        found = {"CPU": float(cores), **gpus}
+        if _places(found) >= wanted:
+            break
+    if cores < 1 + loaders:
+        log.info("%d loader processes of each worker share %d cores with it: the machines have no more", loaders, cores)
+    return found
+
+
+def _minimum(settings: Training) -> dict[str, float]:
+    """Return what a worker cannot do without."""
+    return {"CPU": 1.0, **({"GPU": float(settings.gpus_per_worker)} if settings.gpus_per_worker else {})}
+
+
+def _places(reserved: Mapping[str, float]) -> int:
+    """Return for how many workers the machines of the cluster have room."""
+    machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
+    return sum(min(int(there.get(name, 0) // needed) for name, needed in reserved.items()) for there in machines)
+
+
+def _wait_for_machines(name: str, settings: Training) -> None:
+    """Wait until there are machines for ``min_workers``; Ray Train would wait for them without an end or a word.
+
+    Raises:
+        ConfigError: there were none for as many minutes as there may be failures, and one more.
+    """
+    for minute in range(settings.max_failures + 1):
+        until = time.monotonic() + _START_SECONDS
+        while _places(_minimum(settings)) < settings.min_workers:
+            if time.monotonic() > until:
+                break
+            time.sleep(1)
+        else:
+            return
+        missing = _not_started(name, settings, f"none came for {(minute + 1) * _START_SECONDS:.0f} seconds")
+        log.warning("%s", missing)
+    raise missing
 
 
 def _corpus(stage: Stage, filtered: Manifest, settings: Training) -> Corpus:
@@ -251,12 +322,7 @@ def _worker(job: dict[str, Any]) -> None:
     """Run one Ray Train worker: train on this worker's share of the pairs; the first worker logs and stores."""
     _log_in_drivers_format()
     settings = Training.model_validate(job["training"])
-    torch.use_deterministic_algorithms(mode=settings.deterministic, warn_only=True)
-    if settings.precision == "tf32":
-        torch.set_float32_matmul_precision("high")
-    device = ray.train.torch.get_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = _own_device(settings)
     resume = _agreed(checkpoints.newest(job["checkpoints"]) or "", device)
     model, pairs, tokenizer = _starting_point(job, settings, whiten=not resume)
     for tower in (model.text, model.image):
@@ -311,6 +377,20 @@ def _worker(job: dict[str, Any]) -> None:
     finally:
         writer.close()
         sender.shutdown(wait=False, cancel_futures=True)
+
+
+def _own_device(settings: Training) -> torch.device:
+    """Choose how this worker computes, and return the processor or the GPU that is its own on this machine."""
+    # Ray tells torch to use all of its reserved cores, which are the loader processes'; and another number of threads
+    # rounds otherwise.
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(mode=settings.deterministic, warn_only=True)
+    if settings.precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    device: torch.device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 @contextmanager
@@ -372,11 +452,11 @@ def _starting_point(
             start = saved_model.load_for_features(job["start"])
             return (
                 start.model.requires_grad_(),
-                FeaturePairs(corpus, start.tokenizer, job["features"], views),
+                FeaturePairs(corpus, start.tokenizer, job["features"], views, settings.max_lost_shards),
                 start.tokenizer,
             )
         tokenizer = Tokenizer.of(model.text)
-        stored = FeaturePairs(corpus, tokenizer, job["features"], views)
+        stored = FeaturePairs(corpus, tokenizer, job["features"], views, settings.max_lost_shards)
         few = stored.sample(_WHITENED if settings.whiten_image_head and whiten else 1)
         dual = DualEncoder(model, tokenizer, feature_width=few.shape[-1])
         if settings.whiten_image_head and whiten:

@@ -456,6 +456,12 @@ class Training(Strict):
         description="pictures that may fail to decode, each time counted, before training ends; another pair takes the "
         "place of each",
     )
+    max_lost_shards: int = Field(
+        0,
+        ge=0,
+        description="shards that may be missing or damaged before training ends, each counted once; other pairs stand "
+        "in the places of theirs",
+    )
     loader_workers: int = Field(2, ge=0, description="processes a worker that decode pictures for a tower in the loop")
     micro_batch: int = Field(
         0, ge=0, description="pairs a worker encodes at once; the gradients stay the batch's. 0 for all of its share"

@@ -100,6 +100,8 @@ def _of_training(experiment: Experiment, settings: Training) -> dict[str, Any]:
     # How often a run is looked at, measured and stored does not change its model, unless what is measured decides.
     unimportant = {"checkpoint", "log_every", "min_workers", "max_failures", "validation"}
     training = settings.model_dump(mode="json", exclude=unimportant)
+    if not settings.max_lost_shards:
+        del training["max_lost_shards"]  # keys without it are from before it was
     if settings.validation.decides:
         training["validation"] = settings.validation.model_dump(mode="json") | {
             "captions": experiment.evaluate.captions,

@@ -9,6 +9,7 @@ While an object store is away, all of these functions wait for it (``wukong.pati
 waited for.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -311,7 +312,16 @@ def open_output(uri: str) -> Iterator[IO[bytes]]:
     import tempfile
 
     with tempfile.TemporaryFile() as spool:
-        yield spool
+        try:
+            yield spool
+            spool.flush()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise StorageError(
+                f"cannot write {uri}: there is no room for its temporary copy in {tempfile.gettempdir()} ({error}). "
+                "Free space there, or name another folder for temporary files by TMPDIR"
+            ) from error
         with _explained("write", uri):
             bucket = path.split("/", 1)[0]
             patient_store.until_answered(lambda: fs.create_dir(bucket, recursive=False))

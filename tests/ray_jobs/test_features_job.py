@@ -14,6 +14,7 @@ from PIL import Image
 from ray_jobs import features
 from wukong import config, places, stages, storage
 from wukong.config import Experiment
+from wukong.errors import ConfigError
 from wukong.estimate import RATES, Rate
 from wukong.manifest import Manifest, Part, Stage
 
@@ -68,7 +69,7 @@ class PlayedRay:
     def cluster_resources(self) -> dict[str, float]:
         return {"CPU": 2.0, **({"GPU": float(self.gpus)} if self.gpus else {})}
 
-    def wait(self, waiting: list[object], num_returns: int) -> tuple[list[object], list[object]]:
+    def wait(self, waiting: list[object], num_returns: int, timeout: float) -> tuple[list[object], list[object]]:
         return waiting[:num_returns], waiting[num_returns:]
 
     def get(self, answer: "Answer") -> object:
@@ -197,6 +198,34 @@ def test_gpus_get_several_files_a_task_and_processes_that_decode(
     storage.delete(f"{experiment(tmp_path).root}/features")
     features.run(experiment(tmp_path), {"filter": filtered}, on_gpus=True)
     assert {device for _, device, _ in given[4:]} == {"cuda"}
+
+
+def test_gpus_that_never_come_are_named(
+    tmp_path: Path, filtered: Manifest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = {"batch_size": 2, "workers": 1, "store_features": "auto", "gpus_per_worker": 1, "max_failures": 2}
+    settings = experiment(tmp_path, pretrain=training)
+    play(monkeypatch)
+    monkeypatch.setattr(features, "_on_gpu", SimpleNamespace(remote=lambda *_: object()))
+    asked = SimpleNamespace(remote=lambda *_: object())
+    monkeypatch.setattr(features, "_measure", SimpleNamespace(options=lambda **_: asked))
+    looks: list[float] = []
+
+    def wait(_self: object, waiting: list[object], num_returns: int, timeout: float) -> tuple[list[object], ...]:
+        looks.append(timeout)
+        return [], waiting
+
+    monkeypatch.setattr(PlayedRay, "wait", wait)
+    for ask in (
+        lambda: features.run(settings, {"filter": filtered}, on_gpus=True),
+        lambda: features.decide("pretrain", settings, filtered),
+    ):
+        looks.clear()
+        caplog.clear()
+        with pytest.raises(ConfigError, match="none came for 180 seconds: the cluster has 2 cores and 0 GPUs"):
+            ask()
+        assert looks == [60.0] * 3
+        assert [f"none came for {seconds} seconds" in caplog.text for seconds in (60, 120, 180)] == [True, True, False]
 
 
 def test_without_room_nothing_is_measured(tmp_path: Path, filtered: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:

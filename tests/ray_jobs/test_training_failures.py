@@ -1,5 +1,10 @@
 """What a training run does after a failure: which ones end it, and when it has failed too often."""
 
+import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -67,6 +72,12 @@ def test_a_store_that_was_away_is_asked_again(uri: str) -> None:
     training._until_trained(failing(iter([away, None])), "pretrain", SETTINGS, uri)
 
 
+def test_a_store_that_stays_away_is_named(uri: str) -> None:
+    away = [WorkerGroupError("all tracebacks", {0: StorageError("the object store is away")}) for _ in range(3)]
+    with pytest.raises(StorageError, match=r"^the object store is away$"):
+        training._until_trained(failing(iter(away)), "pretrain", SETTINGS, uri)
+
+
 def test_an_older_attempt_does_not_begin_again(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = storage.from_path(tmp_path / "root")
     fence.claim(root, "run", "pretrain")
@@ -77,7 +88,9 @@ def test_an_older_attempt_does_not_begin_again(uri: str, tmp_path: Path, monkeyp
         training._until_trained(failing(iter([lost()])), "pretrain", SETTINGS, uri)
 
 
-def test_machines_that_never_come_are_named(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machines_that_never_come_are_named(
+    uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0})
     never = [ControllerError(TimeoutError("timed out after 60 seconds")) for _ in range(3)]
     settings = Training(max_failures=2, workers=4, gpus_per_worker=1)
@@ -87,3 +100,88 @@ def test_machines_that_never_come_are_named(uri: str, monkeypatch: pytest.Monkey
         "4 workers of finetune, with one core and 1 GPUs each, could not be started: the cluster has 16 cores and 0 "
         "GPUs (timed out after 60 seconds). Add machines, or set finetune.workers or finetune.min_workers lower"
     )
+    assert sum(str(caught.value) in message for message in caplog.messages) == 2, "each failure's line names them, too"
+
+
+def machines(*resources: dict[str, float]) -> Callable[[], list[dict[str, object]]]:
+    """What Ray tells of the machines of a cluster, one of which has died."""
+    dead = {"Alive": False, "Resources": {"CPU": 99.0, "GPU": 99.0}}
+    return lambda: [dead, *({"Alive": True, "Resources": each} for each in resources)]
+
+
+def test_an_elastic_training_does_not_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(training, "_START_SECONDS", 0.01)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
+    monkeypatch.setattr(ray, "nodes", machines({"CPU": 4.0, "GPU": 1.0}))
+    settings = Training(max_failures=1, workers=4, min_workers=2, gpus_per_worker=1, batch_size=12)
+    with pytest.raises(ConfigError, match=r"^2 workers of pretrain.* 1 GPUs each, .* 4 cores and 1 GPUs \(none came"):
+        training._wait_for_machines("pretrain", settings)
+    assert len(caplog.messages) == 2 and all("2 workers of pretrain" in message for message in caplog.messages)
+    monkeypatch.setattr(ray, "nodes", machines({"CPU": 4.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 2.0}))
+    training._wait_for_machines("pretrain", settings)
+
+
+@pytest.mark.parametrize(
+    ("changed", "there", "cores"),
+    [
+        ({}, [{"CPU": 2.0}], 1),  # stored features: no loader processes
+        ({"lock": "none"}, [{"CPU": 6.0}], 3),
+        ({"lock": "none"}, [{"CPU": 5.0}], 2),  # they share what there is, and both workers have room
+        ({"lock": "none"}, [{"CPU": 2.0}], 1),
+        ({"lock": "none"}, [{"CPU": 4.0}, {"CPU": 2.0}], 2),
+        ({"lock": "none", "loader_workers": 8}, [{"CPU": 4.0}, {"CPU": 4.0}], 4),
+        ({"lock": "none", "loader_workers": 0}, [{"CPU": 4.0}], 1),
+        ({"lock": "none", "gpus_per_worker": 1}, [{"CPU": 64.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}], 2),
+        ({"lock": "none", "gpus_per_worker": 1}, [{"CPU": 2.0, "GPU": 1.0}], 2),  # a machine is missing
+        ({"lock": "none"}, [], 1),
+    ],
+)
+def test_loader_processes_have_cores(
+    monkeypatch: pytest.MonkeyPatch, changed: dict[str, object], there: list[dict[str, float]], cores: int
+) -> None:
+    monkeypatch.setattr(ray, "nodes", machines(*there))
+    settings = Training.model_validate({"workers": 2, "loader_workers": 2} | changed)
+    expected = {"CPU": cores} | ({"GPU": 1} if "gpus_per_worker" in changed else {})
+    assert training._scaling(settings).resources_per_worker == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_workers_of_a_machine_share_it(tmp_path: Path) -> None:
+    """On a real Ray which is told that it has seven cores: each worker has three of them, and computes with one."""
+    code = (
+        "import json, os, sys, time\n"
+        "from pathlib import Path\n"
+        "import ray, ray.train, torch\n"
+        "from ray.train.torch import TorchTrainer\n"
+        "from ray_jobs import training\n"
+        "from wukong.config import Training\n"
+        "settings = Training(lock='none', workers=2, loader_workers=2)\n"
+        "def work(folder):\n"
+        "    device = training._own_device(settings)\n"
+        "    torch.distributed.barrier()\n"
+        "    found = {'threads': torch.get_num_threads(), 'device': str(device),\n"
+        "             'neighbours': os.environ['LOCAL_WORLD_SIZE'],\n"
+        "             'reserved': ray.get_runtime_context().get_assigned_resources()}\n"
+        "    Path(folder['to'], str(ray.train.get_context().get_local_rank())).write_text(json.dumps(found))\n"
+        "    time.sleep(3)\n"  # until the resources are known that are left
+        "    Path(folder['to'], 'left').write_text(str(ray.available_resources().get('CPU', 0)))\n"
+        "    torch.distributed.barrier()\n"
+        "ray.init('local', num_cpus=7, include_dashboard=False, configure_logging=False, log_to_driver=False)\n"
+        "TorchTrainer(work, train_loop_config={'to': sys.argv[1]}, scaling_config=training._scaling(settings)).fit()\n"
+    )
+    script, root = tmp_path / "share.py", Path(__file__).parents[2]
+    script.write_text(code)
+    (tmp_path / "found").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"PYTHONPATH": str(root), "HOME": str(tmp_path)}
+    command = [sys.executable, str(script), str(tmp_path / "found")]
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True, timeout=280)
+    for rank in ("0", "1"):
+        found = json.loads((tmp_path / "found" / rank).read_text())
+        assert found["threads"] == 1 and found["neighbours"] == "2" and found["device"] == "cpu"
+        assert found["reserved"]["CPU"] == 3
+    assert float((tmp_path / "found" / "left").read_text()) == 1

@@ -126,6 +126,7 @@ def logged(given: Given, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, 
     monkeypatch.setattr(training, "TorchTrainer", InProcess)
     monkeypatch.setattr(training, "_log_in_drivers_format", lambda: None)
     monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("ray.nodes", list)
     monkeypatch.setattr(training.features, "run", computed)
     monkeypatch.setattr(tracking, "log_metrics", log)
     InProcess.fits = 0
@@ -175,6 +176,23 @@ def test_validation_alone_changes_neither_place_nor_bytes(
     assert set(logged["pretrain/validation/retrieval/held/mean_recall"]) == set(range(2, 19, 2))
     assert logged["pretrain/validation_seconds"][18] > 0
     assert len(logged["system/worker_0/cpu_percent"]) > 3 and logged["system/worker_0/memory_gib"][18] > 0
+
+
+def test_broken_pictures_and_lost_shards_are_counted(
+    given: Given, tmp_path: Path, logged: dict[str, dict[int, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = training.run("pretrain", experiment(storage.from_path(tmp_path / "plain")), given.filtered)
+    assert plain.counts == {"pairs": 96}
+    assert set(logged["pretrain/lost_shards"].values()) == set(logged["pretrain/broken_pictures"].values()) == {0}
+    load = training.checkpoints.load_weights
+
+    def with_losses(uri: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        state, progress = load(uri)
+        return state, progress | {"broken": 2, "lost": [0]}
+
+    monkeypatch.setattr(training.checkpoints, "load_weights", with_losses)
+    found = training.run("pretrain", experiment(storage.from_path(tmp_path / "lost")), given.filtered)
+    assert found.counts == {"pairs": 96, "broken_pictures": 2, "lost_shards": 1}
 
 
 def test_training_ends_early(given: Given, tmp_path: Path, logged: dict[str, dict[int, float]]) -> None:

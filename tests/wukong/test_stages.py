@@ -141,6 +141,13 @@ def test_the_config_of_a_stage_changes_with_what_decides_it_alone() -> None:
         json.dumps(entry.config(before))  # it is stored
 
 
+def test_shards_that_may_be_lost_are_in_the_key_only_if_there_are_any() -> None:
+    entry = stages.of("pretrain")
+    plain, some = (entry.config(experiment(pretrain=changed))["training"] for changed in ({}, {"max_lost_shards": 2}))
+    assert "max_lost_shards" not in plain, "keys of earlier runs have none"
+    assert some == plain | {"max_lost_shards": 2}
+
+
 def test_a_validation_is_in_the_key_only_if_it_decides() -> None:
     entry, plain = stages.of("pretrain"), experiment(pretrain={})
     assert entry.config(experiment(pretrain={"validation": {"every_steps": 9}, "max_failures": 9})) == entry.config(

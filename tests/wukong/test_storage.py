@@ -1,3 +1,5 @@
+import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,6 +34,16 @@ def test_a_failed_write_keeps_the_old_content_and_leaves_no_file(tmp_path: Path)
         raise ZeroDivisionError
     assert storage.read_bytes(uri) == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_for_temporary_copies_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    no_room = r"s3://bucket/file: there is no room for its temporary copy in .*TMPDIR"
+    with pytest.raises(StorageError, match=no_room), storage.open_output("s3://bucket/file"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(PermissionError), storage.open_output("s3://bucket/file"):
+        raise PermissionError
 
 
 def test_listing_is_sorted_recursive_and_empty_for_nothing(tmp_path: Path) -> None:

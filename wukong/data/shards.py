@@ -4,7 +4,9 @@ import io
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
+from typing import IO
 
 from wukong import storage
 from wukong.errors import DataError
@@ -33,7 +35,7 @@ class Member:
         offset: offset of the content in the tar, in bytes.
         size: size of the content in bytes.
         end: where the next file begins, in bytes.
-        read: returns the content; call it before the next member is requested.
+        read: returns the content; call it before the next member is requested. Raises DataError if the tar ends in it.
     """
 
     key: str
@@ -80,14 +82,29 @@ def members(tar_uri: str, start: int = 0) -> Iterator[Member]:
                     end = entry.offset_data + -(-entry.size // _BLOCK) * _BLOCK
                     if content is not None:
                         key, _, suffix = entry.name.rpartition(".")
-                        yield Member(key, suffix, entry.offset_data, entry.size, end, content.read)
+                        yield Member(
+                            key, suffix, entry.offset_data, entry.size, end, partial(_whole, content, entry, tar_uri)
+                        )
             # A tar truncated between two members can be recognised only by the missing two empty blocks at its end.
             if stream.seek(0, io.SEEK_END) < end + len(END):
                 raise tarfile.ReadError("its end is missing")
     except tarfile.TarError as error:
-        raise DataError(
-            f"{tar_uri} is not a complete tar ({error}): delete its stage's output and run that stage again"
-        ) from error
+        raise _incomplete(tar_uri, str(error)) from error
+
+
+def _whole(content: IO[bytes], entry: tarfile.TarInfo, tar_uri: str) -> bytes:
+    """Return the content of a member; ``tarfile`` returns less where the tar ends in it, or raises its own error."""
+    try:
+        data = content.read()
+    except tarfile.TarError as error:
+        raise _incomplete(tar_uri, f"{entry.name}: {error}") from error
+    if len(data) < entry.size:
+        raise _incomplete(tar_uri, f"{entry.name} has {len(data)} of its {entry.size} bytes")
+    return data
+
+
+def _incomplete(tar_uri: str, why: str) -> DataError:
+    return DataError(f"{tar_uri} is not a complete tar ({why}): delete its stage's output and run that stage again")
 
 
 def pictures(tar_uri: str) -> Iterator[tuple[str, bytes]]:

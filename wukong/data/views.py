@@ -1,16 +1,38 @@
-"""Views of image files, as loader processes of torch make them."""
+"""Views of image files, as loader processes of torch make them.
 
-from collections.abc import Sequence
+The processes hand over their batches in shared memory, which is a file system of its own: ``/dev/shm``, with 64 MiB in
+many containers.
+"""
 
+import errno
+import multiprocessing.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from wukong.config import ImageEncoder
 from wukong.data import images
-from wukong.errors import DataError
+from wukong.errors import ConfigError, DataError, StorageError
 
 Encoded = tuple[bytes, str, int, str]
 """An image file, its key, the number of its view, and its name for messages."""
+
+_SHARED = Path("/dev/shm")  # noqa: S108 - where Linux has shared memory
+_PREFETCHED = 2
+"""Batches that each loader process makes before they are needed."""
+_IN_USE = 2
+"""Batches that the training holds: the one of this step, and the next when it arrives."""
+_MIB = 2**20
+
+_Joined = TypeVar("_Joined")
 
 
 class Views(Dataset["Tensor | str"]):
@@ -20,10 +42,14 @@ class Views(Dataset["Tensor | str"]):
         tower: settings of the image encoder; ``image_size`` and ``view`` are used.
         augmentations: of all views but view 0, which is the evaluation view; none for only evaluation views.
         skip_broken: whether a broken image gives a text; else it is an error.
+
+    Attributes:
+        bytes_each: bytes of a view.
     """
 
     def __init__(self, tower: ImageEncoder, augmentations: Sequence[str], *, skip_broken: bool = False) -> None:
         self._tower, self._augmentations, self._skip_broken = tower, augmentations, skip_broken
+        self.bytes_each = 3 * tower.image_size**2
 
     def __getitem__(self, encoded: Encoded) -> "Tensor | str":
         """Return one view of an image, uint8 [3, size, size].
@@ -44,3 +70,103 @@ class Views(Dataset["Tensor | str"]):
         else:
             shown = images.evaluation_view(picture, side, self._tower.view)
         return images.to_tensor([shown])[0]
+
+
+def batches(
+    views: Views,
+    orders: Iterable[list[Encoded]],
+    join: Callable[[Sequence["Tensor | str"]], _Joined],
+    most: int,
+    processes: int,
+    *,
+    pin: bool = False,
+) -> Iterator[_Joined]:
+    """Make batches of views in loader processes, in the order in which they are asked for.
+
+    Args:
+        views: makes each view.
+        orders: the image files of each batch; they are asked for in this process, some batches ahead.
+        join: makes a batch, a tensor or a tuple that begins with one, of its views; it is called where they are made.
+        most: largest number of images of a batch.
+        processes: number of loader processes; 0 to make the views in this process when they are needed.
+        pin: whether the batches are to lie in pinned memory, for a GPU.
+
+    Raises:
+        ConfigError: the shared memory is too small or full. It is looked at before the processes are started.
+        DataError: an image cannot be decoded.
+        StorageError: the disk for temporary files is full.
+    """
+    needed = (_PREFETCHED * processes + _IN_USE) * most * views.bytes_each
+    if processes:
+        _check_shared_memory(needed, processes, most)
+    loader = DataLoader(
+        views,
+        batch_sampler=orders,
+        num_workers=processes,
+        collate_fn=_Handed(join),
+        generator=torch.Generator(),  # not the global generator, which dropout uses
+        multiprocessing_context="spawn" if processes else None,
+        prefetch_factor=_PREFETCHED if processes else None,
+        pin_memory=pin,
+    )
+    try:
+        if processes:
+            # The processes have sockets there. Where one of them cannot make the folder, its batches never come.
+            multiprocessing.util.get_temp_dir()
+        yield from loader
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        # The locks between the processes lie in shared memory, too.
+        if processes and shutil.disk_usage(_SHARED).free < os.sysconf("SC_PAGE_SIZE"):
+            raise _too_small(needed, processes, most) from error
+        raise StorageError(
+            f"there is no room for temporary files of the loader processes in {tempfile.gettempdir()} ({error}): free "
+            "space there, or name another folder by TMPDIR"
+        ) from error
+    except RuntimeError as error:
+        text = str(error)
+        if "shared memory" in text or "Bus error" in text:
+            raise _too_small(needed, processes, most) from error
+        raise
+
+
+@dataclass(frozen=True)
+class _Handed(Generic[_Joined]):
+    """Joins a batch, and in a loader process puts it into shared memory.
+
+    Else torch does so in a thread, after this: if that fails, nobody gets the error, and the training waits for ever.
+    """
+
+    join: Callable[[Sequence["Tensor | str"]], _Joined]
+
+    def __call__(self, shown: Sequence["Tensor | str"]) -> _Joined:
+        joined = self.join(shown)
+        first = joined[0] if isinstance(joined, tuple) else joined
+        if get_worker_info() is not None and isinstance(first, Tensor):
+            first.share_memory_()
+        return joined
+
+
+def _check_shared_memory(needed: int, processes: int, most: int) -> None:
+    """Check that the shared memory has room for a training worker's batches, and in all for those of its neighbours."""
+    if _SHARED.is_dir():
+        room = shutil.disk_usage(_SHARED)
+        if needed > room.free or needed * _neighbours() > room.total:
+            raise _too_small(needed, processes, most)
+
+
+def _neighbours() -> int:
+    """Return the number of workers on this machine, as torch's launchers and Ray Train tell it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
+def _too_small(needed: int, processes: int, most: int) -> ConfigError:
+    room = shutil.disk_usage(_SHARED)
+    workers = f" by each of {_neighbours()} workers on this machine" if _neighbours() > 1 else ""
+    return ConfigError(
+        f"{_SHARED} has {room.total / _MIB:,.0f} MiB, of which {room.free / _MIB:,.0f} MiB are free. {processes} "
+        f"loader processes hand over batches of up to {most:,} images there, for which {needed / _MIB:,.0f} MiB are "
+        f"needed{workers}. Make it larger (in Kubernetes an emptyDir with medium: Memory, which is shared_memory in "
+        "the ConfigMap ray-job; in Docker --shm-size), or set loader_workers lower: 0 needs none"
+    )

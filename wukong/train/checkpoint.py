@@ -264,7 +264,12 @@ def _explained(uri: str) -> Iterator[None]:
         yield
     except StorageError:
         raise
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
+    except OSError as error:
+        raise StorageError(
+            f"the checkpoint {uri} cannot be copied to {tempfile.gettempdir()}: {error}. Free space there, or name "
+            "another folder for temporary files by TMPDIR"
+        ) from error
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise DataError(
             f"the checkpoint {uri} cannot be read ({error}): delete it, and training goes on from the one before it"
         ) from error

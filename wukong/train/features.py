@@ -16,11 +16,10 @@ from typing import IO, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from wukong import storage
 from wukong.config import Dtype, Model
-from wukong.data import shards
+from wukong.data import shards, views
 from wukong.data.views import Encoded, Views
 from wukong.errors import DataError
 from wukong.model import saved_model
@@ -84,7 +83,7 @@ def compute(
     read: deque[tuple[int, File, list[str]]] = deque()
     """Of each batch: the file's number, the file, and the keys of all of its images."""
 
-    def batches() -> Iterator[list[Encoded]]:
+    def orders() -> Iterator[list[Encoded]]:
         for number, file in enumerate(files):
             keys: list[str] = storage.read_table(_table(file), ["key"])["key"].to_pylist()
             found = 0
@@ -100,16 +99,9 @@ def compute(
             if found < len(keys):
                 raise _differs(file)
 
-    loader = DataLoader(
-        Views(model.image, _AUGMENTATIONS),
-        batch_sampler=batches(),
-        num_workers=decoders,
-        collate_fn=_joined,
-        generator=torch.Generator(),
-        multiprocessing_context="spawn" if decoders else None,
-        pin_memory=device.type == "cuda",
-    )
-    encoded = ((*read.popleft(), _features(encoder, views, model, precision, device)) for views in loader)
+    pin = device.type == "cuda"
+    loader = views.batches(Views(model.image, _AUGMENTATIONS), orders(), _joined, size, decoders, pin=pin)
+    encoded = ((*read.popleft(), _features(encoder, shown, model, precision, device)) for shown in loader)
     with closing(encoded):
         for (_, file, keys), parts in groupby(encoded, lambda part: part[:3]):
             with storage.open_output(file.target) as stream:
@@ -127,8 +119,8 @@ def _differs(file: File) -> DataError:
     return DataError(f"{file.tar} has other pictures than {_table(file)}: delete the shard and run the filter again")
 
 
-def _joined(views: Sequence[Tensor]) -> Tensor:
-    return torch.cat([view[None] for view in views])
+def _joined(shown: Sequence[Tensor | str]) -> Tensor:
+    return torch.stack([view for view in shown if isinstance(view, Tensor)])
 
 
 def _features(encoder: ImageEncoder, views: Tensor, model: Model, precision: str, device: torch.device) -> Tensor:
@@ -223,13 +215,14 @@ def read(uri: str) -> tuple[list[str], Tensor]:
     return read_rows(uri, 0, None)
 
 
-def read_rows(uri: str, start: int, stop: int | None) -> tuple[list[str], Tensor]:
+def read_rows(uri: str, start: int, stop: int | None, at_least: int = 0) -> tuple[list[str], Tensor]:
     """Read consecutive rows of a file of features, and no other rows: their keys and float16 [rows, ...].
 
     Args:
         uri: of the file.
         start: the first row.
         stop: the row after the last; None for all.
+        at_least: bytes to read where the file has more rows than those, which are then read too.
 
     Raises:
         DataError: the file is damaged or has fewer rows.
@@ -238,9 +231,9 @@ def read_rows(uri: str, start: int, stop: int | None) -> tuple[list[str], Tensor
         with storage.open_input(uri) as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
-            keys = json.loads(header["__metadata__"]["keys"])[start:stop]
             rows = header["features"]["shape"][0]
-            stop = rows if stop is None else stop
+            stop = rows if stop is None else max(stop, min(rows, start + at_least // _row_bytes(header["features"])))
+            keys = json.loads(header["__metadata__"]["keys"])[start:stop]
             values = _rows(stream, header["features"], 8 + length, start, stop)
             if "scales" in header:
                 values = dequantise(values, _rows(stream, header["scales"], 8 + length, start, stop))
@@ -254,13 +247,17 @@ _DTYPES = {"F16": torch.float16, "F32": torch.float32, "I8": torch.int8}
 
 def _rows(stream: IO[bytes], tensor: dict[str, list[int]], data: int, start: int, stop: int) -> Tensor:
     """Read rows of one tensor of a safetensors file, whose data begins at ``data``."""
-    rows, *shape = tensor["shape"]
-    begin, end = tensor["data_offsets"]
-    row_bytes = (end - begin) // rows
-    stream.seek(data + begin + start * row_bytes)
+    _, *shape = tensor["shape"]
+    row_bytes = _row_bytes(tensor)
+    stream.seek(data + tensor["data_offsets"][0] + start * row_bytes)
     found = bytearray(stream.read((stop - start) * row_bytes))
     # A file that is cut short gives fewer bytes than the shape takes.
     return torch.frombuffer(found, dtype=_DTYPES[str(tensor["dtype"])]).reshape(stop - start, *shape)
+
+
+def _row_bytes(tensor: dict[str, list[int]]) -> int:
+    begin, end = tensor["data_offsets"]
+    return (end - begin) // tensor["shape"][0]
 
 
 def read_views(prefix: str, split: str, shard_names: Sequence[str], views: Sequence[int]) -> tuple[list[str], Tensor]:

@@ -77,6 +77,7 @@ class Look:
         validation_seconds: the same of validations.
         memory_gib: largest memory of the process so far, in GiB; on a GPU, that of the GPU.
         broken_pictures: pictures that could not be decoded, in the whole run.
+        lost_shards: shards that could not be read, in the whole run and by all workers, each counted once.
         seconds_left: until the last step, at this speed.
     """
 
@@ -91,6 +92,7 @@ class Look:
     validation_seconds: float
     memory_gib: float
     broken_pictures: int
+    lost_shards: int
     seconds_left: float
 
 
@@ -170,6 +172,7 @@ class _State:
         total: sum of the losses of the steps of this epoch.
         seconds: that the steps of this epoch took.
         broken: pictures that could not be decoded.
+        lost: numbers of the shards that could not be read.
         history: the epochs that have ended.
         validations: what they have found.
     """
@@ -181,6 +184,7 @@ class _State:
     total: float = 0.0
     seconds: float = 0.0
     broken: int = 0
+    lost: list[int] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     validations: Validations = field(default_factory=Validations)
 
@@ -221,8 +225,8 @@ def train(
 
     Raises:
         ConfigError: the number of workers does not divide the batch size, or there are fewer pairs than a batch holds.
-        DataError: a feature, the loss or a weight is not finite, too many pictures are broken, or the checkpoint is of
-            other data; the message names what, and the step.
+        DataError: a feature, the loss or a weight is not finite, too many pictures are broken or shards lost, or the
+            checkpoint is of other data; the message names what, and the step.
     """
     rank, workers = world()
     size, device = settings.batch_size, model.log_scale.device
@@ -255,7 +259,7 @@ def train(
         log.info("training on %d workers, step %d to %d", workers, first + 1, steps)
 
     losses: list[Tensor] = []
-    broken, waited, validating = 0, 0.0, 0.0
+    broken, lost, waited, validating = 0, set[int](), 0.0, 0.0
     looked, stored = time.monotonic(), time.monotonic()
     tracked = nullcontext(_ignore) if rank else progress.track("training", (steps - first) * size, "pairs")
     with closing(pairs.batches(size, seed, first, rank, workers, steps)) as batches, tracked as advance:
@@ -266,6 +270,7 @@ def train(
             batch = next(batches).to(device)
             waited += time.monotonic() - began
             broken += batch.broken
+            lost |= batch.lost
             torch.manual_seed((seed * 1_000_003 + step) * workers + rank)
             if settings.token_dropout:
                 batch = replace(batch, ids=pairs.mask_tokens(batch.ids, settings.token_dropout))
@@ -288,13 +293,19 @@ def train(
             optimiser.step()
             model.clamp_temperature()
             advance(size)
-            joined, newly_broken = _joined(losses, broken)
+            joined, newly_broken, newly_lost = _joined(losses, broken, lost, len(pairs.rows))
             _check(model, joined, step, epoch if not place else epoch + 1)
             state.broken += newly_broken
             if state.broken > settings.max_broken_pictures:
                 raise DataError(
                     f"{state.broken} pictures could not be decoded up to step {step + 1}, and max_broken_pictures is "
                     f"{settings.max_broken_pictures}: the log names them; mend the shards or raise it"
+                )
+            state.lost = sorted(newly_lost.union(state.lost))
+            if len(state.lost) > settings.max_lost_shards:
+                raise DataError(
+                    f"{len(state.lost)} shards could not be read up to step {step + 1}, and max_lost_shards is "
+                    f"{settings.max_lost_shards}: the workers' logs name them; put them back or raise it"
                 )
             state.epoch, state.sample = epoch, place * size
             for loss in joined:  # one by one, so that the sum does not depend on where the looks were
@@ -317,10 +328,11 @@ def train(
                         validation_seconds=validating,
                         memory_gib=_memory(device),
                         broken_pictures=state.broken,
+                        lost_shards=len(state.lost),
                         seconds_left=(steps - step - 1) * size / rate,
                     )
                 )
-            losses, broken, waited, looked = [], 0, 0.0, now
+            losses, broken, lost, waited, looked = [], 0, set(), 0.0, now
             found, is_best = state.validations, False
             if validated and validate is not None:
                 model.eval()
@@ -387,16 +399,23 @@ def _resumed(stored: dict[str, Any], state: _State, where: str) -> _State:
     return resumed
 
 
-def _joined(losses: list[Tensor], broken: int) -> tuple[list[float], int]:
-    """Return the mean loss over the workers of each step, and the sum of their broken pictures."""
-    local = torch.cat([torch.stack(losses).double(), torch.tensor([float(broken)], device=losses[0].device)])
+def _joined(losses: list[Tensor], broken: int, lost: set[int], shards: int) -> tuple[list[float], int, set[int]]:
+    """Return each step's mean loss over the workers, the sum of their broken pictures, and all of their lost shards."""
+    device = losses[0].device
+    counts = torch.tensor([float(broken), float(len(lost))], device=device)
+    local = torch.cat([torch.stack(losses).double(), counts])
     workers = world()[1]
     if workers == 1:
-        return local[:-1].tolist(), broken
+        return local[:-2].tolist(), broken, lost
     parts = [torch.empty_like(local) for _ in range(workers)]
     dist.all_gather(parts, local)
     total = torch.stack(parts).sum(0)
-    return (total[:-1] / workers).tolist(), int(total[-1])
+    if total[-1]:
+        mask = torch.zeros(shards, dtype=torch.uint8, device=device)
+        mask[sorted(lost)] = 1
+        dist.all_reduce(mask, dist.ReduceOp.MAX)
+        lost = {*mask.nonzero().flatten().tolist()}
+    return (total[:-2] / workers).tolist(), int(total[-2]), lost
 
 
 def _check(model: DualEncoder, losses: list[float], step: int, epoch: int) -> None:

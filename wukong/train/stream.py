@@ -9,13 +9,15 @@ What always holds:
 - The shares of all workers, joined in rank order, are the batch that a single worker would get.
 - An epoch gives each sample at most once. Only the samples that do not fill the last batch are left out
   (``Order.left_out``), other ones in each epoch.
+- Where rows cannot be read, what the caller's ``load`` gives stands in their places (``training_data``); all others
+  stay in theirs.
 - Before the first step nothing is read. The order is computed from the numbers of rows of the shards.
 - Shards are read in pieces of consecutive rows. Unless lanes are shared, no two workers read the same piece.
 - A worker holds two windows of at most ``WINDOW`` rows for each of its lanes, however large the corpus is.
 
 An epoch lays the shards in a random order, end to end, and cuts this sequence into lanes of equal length. A lane fills
 the same ``LANE`` places of every batch, so it belongs to one worker. A lane is read window by window, and the rows of a
-window are shuffled. A batch of 10,240 so mixes 320 windows of 256 rows, from as many shards. Rows that are far apart
+window are shuffled. A batch of 10,240 so mixes 320 windows of 128 rows, from as many shards. Rows that are far apart
 in one shard do not meet in a window: the filter stage has put the pairs into a random order. The shuffle needs
 several shards for each lane: a sample of the only shard of its lane is in the same part of every epoch. A corpus of at
 most ``WHOLE`` rows is a single window: its order is a uniform shuffle, and it is read once and kept.
@@ -34,8 +36,8 @@ import numpy.typing as npt
 LANE = 32
 """Places of a batch that a lane fills; the last lanes of a batch size that it does not divide are smaller."""
 
-WINDOW = 256
-"""Most rows that are shuffled among one another. A worker holds two windows a lane: with images of 45 KB, 23 MB."""
+WINDOW = 128
+"""Most rows that are shuffled among one another. A worker holds two windows a lane: with images of 45 KB, 12 MB."""
 
 WHOLE = 16_384
 """Most rows of a corpus that is one window."""

@@ -13,28 +13,32 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from itertools import chain
+from threading import Lock
+from typing import Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from wukong import storage
 from wukong.config import ImageEncoder, Training
 from wukong.data import shards
 from wukong.data.tokenizer import Tokenizer
-from wukong.data.views import Encoded, Views
-from wukong.errors import DataError
+from wukong.data.views import Encoded, Views, batches
+from wukong.errors import DataError, StorageError
 from wukong.manifest import Manifest, digest_of
+from wukong.patience import AwayError
 from wukong.train import features, stream
 from wukong.train.features import read_views
 from wukong.train.stream import Order, Piece, Sample
 
 _READERS = 8
 """Tables that are read in parallel to count rows."""
+_BLOCK_BYTES = 2 << 20
+"""What is read at a time of a file of features."""
 _AHEAD = 4
 """Batches of stored features that are made before they are needed."""
 
@@ -56,6 +60,8 @@ class Batch:
         captions: int64 [pairs], equal numbers for equal captions: 64 bits of a hash.
         rows: int64 [pairs], the numbers of the pairs in the corpus.
         broken: images that could not be decoded; another pair of the batch stands in the place of each.
+        lost: numbers of shards that could not be read and have places in this batch, or were to stand in them; see
+            ``Pairs.load_or_replace``.
     """
 
     features: Tensor
@@ -63,6 +69,7 @@ class Batch:
     captions: Tensor
     rows: Tensor
     broken: int = 0
+    lost: frozenset[int] = frozenset()
 
     def to(self, device: torch.device) -> "Batch":
         """Copy the batch to a device; a GPU copies beside its other work."""
@@ -72,7 +79,7 @@ class Batch:
             (each if each.is_pinned() else each.pin_memory()).to(device, non_blocking=True)
             for each in (self.features, self.ids, self.captions)
         )
-        return Batch(features, ids, captions, self.rows, self.broken)
+        return Batch(features, ids, captions, self.rows, self.broken, self.lost)
 
 
 @dataclass(frozen=True)
@@ -121,22 +128,28 @@ class Corpus:
         """Return the URI of a shard's ``.parquet`` or ``.tar``."""
         return storage.join(self.prefix, self.split, f"{self.names[shard]}{suffix}")
 
-    def pairs(self, piece: Piece) -> tuple[list[int], list[str], list[str]]:
-        """Read the pairs of a piece: their rows in the shard's table, their keys and their captions.
+    def pairs(self, shard: int) -> tuple[list[int], list[str], list[str]]:
+        """Read the pairs of a shard: their rows in its table, their keys and their captions.
 
         Raises:
-            DataError: the table has another number of pairs than it had when they were counted.
+            DataError: the table is damaged, or has another number of pairs than it had when they were counted.
+            StorageError: it cannot be read.
         """
-        uri = self.uri(piece.shard, ".parquet")
+        uri = self.uri(shard, ".parquet")
+        try:
+            return self._pairs(uri, shard)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{uri} is damaged ({error}); delete it and run its stage again") from error
+
+    def _pairs(self, uri: str, shard: int) -> tuple[list[int], list[str], list[str]]:
         columns = ["key", "caption"] if self.sources == ("*",) else ["key", "caption", "url"]
         table = storage.read_table(uri, columns)
         rows = list(range(len(table))) if self.sources == ("*",) else _chosen(table, self.sources)
-        if len(rows) != self.rows[piece.shard]:
+        if len(rows) != self.rows[shard]:
             raise DataError(
-                f"{uri} has {len(rows)} pairs to train on and had {self.rows[piece.shard]} when they were counted: the "
+                f"{uri} has {len(rows)} pairs to train on and had {self.rows[shard]} when they were counted: the "
                 "shard was replaced; start the training again"
             )
-        rows = rows[piece.start : piece.stop]
         taken = table.take(pa.array(rows, pa.int64()))
         return rows, taken["key"].to_pylist(), taken["caption"].to_pylist()
 
@@ -159,25 +172,63 @@ def count_rows(prefix: str, split: str, names: Sequence[str], sources: Sequence[
     return rows
 
 
+class _Kept(Generic[_Item]):
+    """What was read of shards beyond one piece, until their next pieces are read; beyond ``most`` the oldest goes."""
+
+    def __init__(self) -> None:
+        self.most = 2
+        self._items: dict[object, _Item] = {}
+        self._lock = Lock()
+
+    def take(self, of: object) -> _Item | None:
+        """Return what is kept of something, and keep it no longer."""
+        with self._lock:
+            return self._items.pop(of, None)
+
+    def keep(self, of: object, item: _Item) -> None:
+        """Keep an item until it is taken."""
+        with self._lock:
+            self._items[of] = item
+            while len(self._items) > self.most:
+                del self._items[next(iter(self._items))]
+
+
 @dataclass(frozen=True)
 class Loaded:
     """The pairs of a piece, in memory.
 
     Attributes:
-        first: number of the first pair in the corpus.
+        numbers: of the pairs in the corpus.
         keys: the pairs' keys.
         ids: token ids of each caption, without padding.
         captions: for each caption 64 bits of its hash, as a signed number.
         pictures: image features, float16 [views, pairs, ...]; or the bytes of each image file.
         where: URI of what was read, for messages.
+        lost: numbers of the shards in whose place the pairs stand.
     """
 
-    first: int
+    numbers: Sequence[int]
     keys: list[str]
     ids: list[list[int]]
     captions: list[int]
     pictures: Tensor | list[bytes]
     where: str = ""
+    lost: tuple[int, ...] = ()
+
+    def stretched(self, count: int, lost: Sequence[int]) -> "Loaded":
+        """Return so many pairs, beginning again after the last, which stand in the place of those of lost shards."""
+        if count == len(self.keys):
+            return replace(self, lost=tuple(lost))
+        rows = [row % len(self.keys) for row in range(count)]
+        return Loaded(
+            [self.numbers[row] for row in rows],
+            [self.keys[row] for row in rows],
+            [self.ids[row] for row in rows],
+            [self.captions[row] for row in rows],
+            self.pictures[:, rows] if isinstance(self.pictures, Tensor) else [self.pictures[row] for row in rows],
+            self.where,
+            tuple(lost),
+        )
 
 
 class Pairs(ABC):
@@ -187,10 +238,13 @@ class Pairs(ABC):
         rows: number of pairs of each shard.
         digest: digest of the data.
         tokenizer: the captions' tokenizer.
+        max_lost_shards: shards that may be missing or damaged.
     """
 
-    def __init__(self, rows: Sequence[int], digest: str, tokenizer: Tokenizer) -> None:
+    def __init__(self, rows: Sequence[int], digest: str, tokenizer: Tokenizer, max_lost_shards: int = 0) -> None:
         self.rows, self.digest = tuple(rows), digest
+        self._max_lost, self._lost, self._lock = max_lost_shards, set[int](), Lock()
+        self._tables: _Kept[tuple[list[int], list[str], list[str]]] = _Kept()
         self._firsts = np.cumsum([0, *rows]).tolist()
         self._tokenizer = tokenizer
         self._special = torch.tensor([tokenizer.pad, tokenizer.cls, tokenizer.sep])
@@ -207,9 +261,51 @@ class Pairs(ABC):
             StorageError: it cannot be read.
         """
 
+    def load_or_replace(self, piece: Piece) -> Loaded:
+        """Read the pairs of a piece; if its shard is lost, read pairs of another that stand in their places.
+
+        A shard is lost if what is asked of it is missing, cut off or altered; not if the whole store is away. As many
+        pairs of the next shard that can be read stand in the places of the piece's pairs, at the same rows if it has
+        as many; a smaller one is repeated. So the number of steps and the places of all other pairs stay as they are.
+        What stands in a place depends neither on the number of workers nor on where a run was interrupted, only on
+        what can be read. Each piece is tried anew: a shard that was put back is read again.
+
+        Raises:
+            DataError: more shards are lost than may be.
+            StorageError: the store is away.
+        """
+        count, lost = piece.stop - piece.start, list[int]()
+        for shard in (*range(piece.shard, len(self.rows)), *range(piece.shard)):
+            taken = min(count, self.rows[shard])
+            start = min(piece.start, self.rows[shard] - taken)
+            if taken:
+                try:
+                    loaded = self.load(Piece(shard, start, start + taken))
+                    return loaded.stretched(count, lost) if lost else loaded
+                except (DataError, StorageError) as error:
+                    self._lose(shard, error)
+                    lost.append(shard)
+        raise DataError(f"none of the {len(lost)} shards can be read; the log says why")
+
+    def _lose(self, shard: int, error: DataError | StorageError) -> None:
+        """Take note of a shard that is lost, and raise an error if these are too many."""
+        if isinstance(error, AwayError) or isinstance(error.__cause__, AwayError):
+            raise error
+        with self._lock:
+            known = shard in self._lost
+            self._lost.add(shard)
+            lost = len(self._lost)
+        if lost > self._max_lost:
+            raise DataError(
+                f"{error}. Shards that cannot be read: {lost}; max_lost_shards allows {self._max_lost}. Put back the "
+                "files, or raise it: then other pairs stand in the places of theirs"
+            ) from error
+        if not known:
+            log.warning("other pairs stand in the places of those of a shard: %s", error)
+
     @abstractmethod
-    def _made(self, steps: Generator[list[Sample[Loaded]]]) -> Generator[Batch]:
-        """Make the batches of steps."""
+    def _made(self, steps: Generator[list[Sample[Loaded]]], share: int) -> Generator[Batch]:
+        """Make the batches of steps; each has ``share`` samples."""
 
     def batches(
         self, size: int, seed: int, first: int = 0, rank: int = 0, workers: int = 1, last: int | None = None
@@ -229,8 +325,23 @@ class Pairs(ABC):
         order = Order(self.rows, self.digest, seed, size)
         if last is None:
             last = (first // order.steps + 1) * order.steps if order.steps else 0
-        with closing(self._made(stream.read(order, self.load, first, last, rank, workers))) as made:
+        self._keep(2 * len(order.lanes(rank, workers)))
+        steps = stream.read(order, self.load_or_replace, first, last, rank, workers)
+        with closing(self._made(steps, size // workers)) as made:
             yield from made
+
+    def _keep(self, shards_in_use: int) -> None:
+        """Keep what is read beyond a piece for so many shards."""
+        self._tables.most = shards_in_use
+
+    def _pairs(self, corpus: Corpus, piece: Piece) -> tuple[list[int], list[str], list[str]]:
+        """Read the pairs of a piece: their rows in the shard's table, their keys and their captions."""
+        found = self._tables.take(piece.shard) or corpus.pairs(piece.shard)
+        if piece.stop < self.rows[piece.shard]:
+            self._tables.keep(piece.shard, found)
+        rows, keys, captions = found
+        chosen = slice(piece.start, piece.stop)
+        return rows[chosen], keys[chosen], captions[chosen]
 
     def mask_tokens(self, ids: Tensor, share: float) -> Tensor:
         """Replace a random share of the word pieces, but no special tokens, by [MASK].
@@ -244,18 +355,27 @@ class Pairs(ABC):
         self, piece: Piece, keys: list[str], captions: list[str], pictures: Tensor | list[bytes], where: str = ""
     ) -> Loaded:
         hashes = (hashlib.blake2b(caption.encode(), digest_size=8).digest() for caption in captions)
-        numbers = [int.from_bytes(digest, "little", signed=True) for digest in hashes]
-        first = self._firsts[piece.shard] + piece.start
-        return Loaded(first, keys, self._tokenizer.encode(captions), numbers, pictures, where)
+        hashed = [int.from_bytes(digest, "little", signed=True) for digest in hashes]
+        first = self._firsts[piece.shard]
+        numbers = range(first + piece.start, first + piece.stop)
+        return Loaded(numbers, keys, self._tokenizer.encode(captions), hashed, pictures, where)
 
-    def _batch(self, samples: Sequence[Sample[Loaded]], pictures: Tensor, broken: int = 0) -> Batch:
+    def _batch(
+        self, samples: Sequence[Sample[Loaded]], pictures: Tensor, lost: frozenset[int], broken: int = 0
+    ) -> Batch:
         return Batch(
             pictures,
             self._tokenizer.collate([sample.piece.ids[sample.row] for sample in samples]),
             torch.tensor([sample.piece.captions[sample.row] for sample in samples]),
-            torch.tensor([sample.piece.first + sample.row for sample in samples]),
+            torch.tensor([sample.piece.numbers[sample.row] for sample in samples]),
             broken,
+            lost,
         )
+
+
+def _lost(samples: Sequence[Sample[Loaded]]) -> frozenset[int]:
+    """Return the numbers of the shards in whose place some samples stand."""
+    return frozenset(chain.from_iterable({sample.piece.lost for sample in samples}))
 
 
 class FeaturePairs(Pairs):
@@ -266,27 +386,41 @@ class FeaturePairs(Pairs):
         tokenizer: the captions' tokenizer.
         prefix: URI of the features stage's output.
         views: numbers of the views to choose from.
+        max_lost_shards: shards that may be missing or damaged.
     """
 
-    def __init__(self, corpus: Corpus, tokenizer: Tokenizer, prefix: str, views: Sequence[int]) -> None:
-        super().__init__(corpus.rows, corpus.digest, tokenizer)
+    def __init__(
+        self, corpus: Corpus, tokenizer: Tokenizer, prefix: str, views: Sequence[int], max_lost_shards: int = 0
+    ) -> None:
+        super().__init__(corpus.rows, corpus.digest, tokenizer, max_lost_shards)
         self._corpus, self._prefix, self._views = corpus, prefix, tuple(views)
+        self._blocks: _Kept[tuple[int, list[str], Tensor]] = _Kept()
+
+    def _keep(self, shards_in_use: int) -> None:
+        super()._keep(shards_in_use)
+        self._blocks.most = shards_in_use * len(self._views)
 
     def load(self, piece: Piece) -> Loaded:  # noqa: D102 - as above
-        rows, keys, captions = self._corpus.pairs(piece)
+        rows, keys, captions = self._pairs(self._corpus, piece)
         views = [self._view(piece.shard, rows, keys, view) for view in self._views]
         return self._loaded(piece, keys, captions, torch.stack(views))
 
     def _view(self, shard: int, rows: list[int], keys: list[str], view: int) -> Tensor:
         uri = storage.join(self._prefix, features.path_of(self._corpus.split, self._corpus.names[shard], view))
-        stored, values = features.read_rows(uri, rows[0], rows[-1] + 1)
-        within = [row - rows[0] for row in rows]
+        first, stop = rows[0], rows[-1] + 1
+        if (kept := self._blocks.take(uri)) is not None and kept[0] <= first and stop <= kept[0] + len(kept[1]):
+            first, stored, values = kept
+        else:
+            stored, values = features.read_rows(uri, first, stop, _BLOCK_BYTES)
+        if stop < first + len(stored):
+            self._blocks.keep(uri, (first, stored, values))
+        within = [row - first for row in rows]
         if [stored[row] for row in within] != keys:
             raise DataError(
                 f"{uri} has the features of other pairs than {self._corpus.uri(shard, '.parquet')}: delete "
                 f"{self._prefix} and run it again"
             )
-        values = values if len(within) == len(values) else values[within]
+        values = values[within]
         finite = torch.isfinite(values).flatten(1).all(1)
         if not finite.all():
             key = keys[int((~finite).nonzero()[0])]
@@ -304,21 +438,29 @@ class FeaturePairs(Pairs):
         Args:
             count: number of pairs; fewer if the corpus has fewer.
             view: number of the view.
+
+        Raises:
+            DataError: more shards are lost than may be.
         """
         found: list[Tensor] = []
         left = count
         for shard, rows in enumerate(self.rows):
             if rows and left:
-                taken, keys, _ = self._corpus.pairs(Piece(shard, 0, min(rows, left)))
-                found.append(self._view(shard, taken, keys, view))
-                left -= len(taken)
+                try:
+                    taken, keys, _ = self._pairs(self._corpus, Piece(shard, 0, min(rows, left)))
+                    found.append(self._view(shard, taken, keys, view))
+                    left -= len(taken)
+                except (DataError, StorageError) as error:
+                    self._lose(shard, error)
+        if not found:
+            raise DataError(f"none of the {len(self.rows)} shards can be read; the log says why")
         return torch.cat(found)
 
-    def _made(self, steps: Generator[list[Sample[Loaded]]]) -> Generator[Batch]:
+    def _made(self, steps: Generator[list[Sample[Loaded]]], _share: int) -> Generator[Batch]:
         def made() -> Generator[Batch]:
             with closing(steps):
                 for samples in steps:
-                    yield self._batch(samples, _chosen_views(samples))
+                    yield self._batch(samples, _chosen_views(samples), _lost(samples))
 
         return _ahead(made(), _AHEAD)
 
@@ -349,21 +491,26 @@ class PicturePairs(Pairs):
         corpus: the pairs.
         tokenizer: the captions' tokenizer.
         tower: settings of the image encoder; ``image_size`` and ``view`` are used.
-        settings: settings of the training; ``augmentations``, ``loader_workers`` and ``max_broken_pictures`` are used.
+        settings: settings of the training; ``augmentations``, ``loader_workers``, ``max_broken_pictures`` and
+            ``max_lost_shards`` are used.
     """
 
     def __init__(self, corpus: Corpus, tokenizer: Tokenizer, tower: ImageEncoder, settings: Training) -> None:
-        super().__init__(corpus.rows, corpus.digest, tokenizer)
+        super().__init__(corpus.rows, corpus.digest, tokenizer, settings.max_lost_shards)
         self._corpus = corpus
         self._views = Views(tower, settings.augmentations, skip_broken=settings.max_broken_pictures > 0)
         self._workers = settings.loader_workers
-        self._ends: dict[int, tuple[int, int]] = {}
+        self._ends: _Kept[tuple[int, int]] = _Kept()
+
+    def _keep(self, shards_in_use: int) -> None:
+        super()._keep(shards_in_use)
+        self._ends.most = shards_in_use
 
     def load(self, piece: Piece) -> Loaded:  # noqa: D102 - as above
-        rows, keys, captions = self._corpus.pairs(piece)
+        rows, keys, captions = self._pairs(self._corpus, piece)
         uri = self._corpus.uri(piece.shard, ".tar")
         # Of a shard that is read in several pieces, the next begins where this one ends.
-        number, start = self._ends.pop(piece.shard, (0, 0))
+        number, start = self._ends.take(piece.shard) or (0, 0)
         if number > rows[0]:
             number, start = 0, 0
         wanted = set(rows)
@@ -377,7 +524,7 @@ class PicturePairs(Pairs):
                 number += 1
                 if number > rows[-1]:
                     if piece.stop < self.rows[piece.shard]:
-                        self._ends[piece.shard] = (number, member.end)
+                        self._ends.keep(piece.shard, (number, member.end))
                     break
         if len(found) < len(keys):
             raise self._lacks(keys[len(found)], uri)
@@ -389,7 +536,7 @@ class PicturePairs(Pairs):
             "and run the filter again"
         )
 
-    def _made(self, steps: Generator[list[Sample[Loaded]]]) -> Generator[Batch]:
+    def _made(self, steps: Generator[list[Sample[Loaded]]], share: int) -> Generator[Batch]:
         waiting: deque[list[Sample[Loaded]]] = deque()
 
         def orders() -> Iterator[list[Encoded]]:
@@ -397,21 +544,13 @@ class PicturePairs(Pairs):
                 waiting.append(samples)
                 yield [_encoded(sample) for sample in samples]
 
-        loader = DataLoader(
-            self._views,
-            batch_sampler=orders(),
-            num_workers=self._workers,
-            collate_fn=_with_stand_ins,
-            generator=torch.Generator(),  # not the global generator, which dropout uses
-            multiprocessing_context="spawn" if self._workers else None,
-            pin_memory=torch.cuda.is_available(),
-        )
+        pin = torch.cuda.is_available()
         with closing(steps):
-            for views, places, broken in loader:
+            for views, places, broken in batches(self._views, orders(), _with_stand_ins, share, self._workers, pin=pin):
                 samples = waiting.popleft()
                 for problem in broken:
                     log.warning("another pair takes the place of one: %s", problem)
-                yield self._batch([samples[place] for place in places], views, len(broken))
+                yield self._batch([samples[place] for place in places], views, _lost(samples), len(broken))
 
 
 def _encoded(sample: Sample[Loaded]) -> Encoded:

@@ -51,6 +51,16 @@ def test_a_tar_cut_anywhere_is_an_error_that_names_it(tmp_path_factory, whole, c
         list(shards.members(uri))
 
 
+@given(cut=st.integers(0))
+@settings(deadline=None, max_examples=50)
+def test_no_content_is_cut_short_without_an_error(tmp_path_factory, whole, cut):
+    uri, read = written(tmp_path_factory.getbasetemp(), whole[: cut % len(whole)]), {}
+    with pytest.raises(DataError, match=r"shard\.tar is not a complete tar"):
+        for member in shards.members(uri):
+            read[f"{member.key}.{member.suffix}"] = member.read()
+    assert read == {name: FILES[name] for name in read}
+
+
 def test_a_file_that_is_not_a_tar_is_an_error(tmp_path):
     with pytest.raises(DataError, match="is not a complete tar"):
         list(shards.pictures(written(tmp_path, b"PAR1" + bytes(range(256)) * 8)))

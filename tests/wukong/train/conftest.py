@@ -1,4 +1,6 @@
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "model")]
+_TESTS = Path(__file__).parents[1]
+
+sys.path[:0] = [str(_TESTS / "train"), str(_TESTS / "model"), str(_TESTS)]

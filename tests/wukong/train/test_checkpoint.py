@@ -149,6 +149,31 @@ def test_one_that_is_cut_short_is_named(tmp_path: Path, name: str) -> None:
         checkpoint.load(found, *make())
 
 
+def test_a_list_of_files_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    written(storage.from_path(tmp_path), [1])
+    found = checkpoint.newest(storage.from_path(tmp_path))
+    assert found is not None
+    path = Path(storage.filesystem(found)[1], "checkpoint.json")
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(StorageError, match=r"checkpoint_000000001-.*/checkpoint.json is not valid JSON.*delete it"):
+        checkpoint.load(found, *make())
+
+
+def test_a_full_disk_under_a_checkpoint_that_is_read_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(storage.from_path(tmp_path), [1])
+    found = checkpoint.newest(storage.from_path(tmp_path))
+    assert found is not None
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+    with pytest.raises(StorageError, match=r"cannot be copied to .*No space left.*TMPDIR"):
+        checkpoint.load(found, *make())
+
+
 def test_an_older_attempt_completes_no_checkpoint(tmp_path: Path) -> None:
     root = storage.from_path(tmp_path / "root")
     uri = storage.from_path(tmp_path / "checkpoints")

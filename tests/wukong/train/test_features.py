@@ -93,6 +93,11 @@ def test_a_file_has_the_bytes_that_the_library_writes(kind: str, dtype: Dtype, t
         assert size == 7 * feature_bytes(tokens, expected.shape[-1], dtype)
         some, part = features.read_rows(file.target, 2, 5)
         assert some == KEYS[2:5] and torch.equal(part, values[2:5])
+        some, part = features.read_rows(file.target, 2, 4, at_least=1 << 20)
+        assert some == KEYS[2:] and torch.equal(part, values[2:])
+        row_bytes = found["features"][0].numel() * found["features"].element_size()
+        some, part = features.read_rows(file.target, 1, 3, at_least=3 * row_bytes)
+        assert some == KEYS[1:4] and torch.equal(part, values[1:4])
     assert not list(tmp_path.glob("*.partial"))
 
 

@@ -12,13 +12,13 @@ import pytest
 import small
 import torch
 from PIL import Image
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 
 from wukong import storage
 from wukong.config import ImageEncoder, Training
 from wukong.data import images, shards
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
-from wukong.errors import DataError, StorageError
+from wukong.errors import DataError
 from wukong.manifest import Manifest, Part
 from wukong.model.dual import DualEncoder
 from wukong.train import checkpoint, features, stream, training_data
@@ -177,6 +177,37 @@ def test_pairs_of_many_windows_are_their_images_after_any_cut(prefix: str) -> No
         assert rest == [batch.rows.tolist() for batch in whole[cut:]]
 
 
+@mock.patch.multiple(stream, WHOLE=0, WINDOW=8, LANE=4)
+def test_a_shard_of_many_windows_is_read_in_large_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train").mkdir()
+    names, each = [f"{number:05d}" for number in range(6)], 40
+    for shard, name in enumerate(names):
+        keys = [f"{name}-{row:02d}" for row in range(each)]
+        table = pa.table({"key": keys, "url": keys, "caption": keys})
+        pq.write_table(table, tmp_path / "train" / f"{name}.parquet")
+        values = torch.arange(each)[:, None] + 100.0 * shard
+        file = tmp_path / features.path_of("train", name, 0)
+        save_file({"features": values.half()}, file, metadata={"keys": json.dumps(keys)})
+    prefix = storage.from_path(tmp_path)
+    of = Corpus(prefix, tuple(names), (each,) * len(names), "digest")
+    reads: list[str] = []
+    for module, name in ((training_data.storage, "read_table"), (training_data.features, "read_rows")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda uri, *rest, _real=real: reads.append(uri) or _real(uri, *rest))
+
+    pairs = FeaturePairs(of, TOKENIZER, prefix, (0,))
+    batches = list(pairs.batches(8, 0, last=60))  # two epochs of 240 pairs, two lanes
+    for batch in batches:
+        shards, rows = batch.rows // each, batch.rows % each
+        assert torch.equal(batch.features[:, 0], 100.0 * shards + rows)
+    # Each table and each file once an epoch, and once more the shard that both lanes share.
+    assert len(reads) <= 2 * 2 * (len(names) + 1)
+    monkeypatch.setattr(training_data, "_BLOCK_BYTES", 0)
+    again = FeaturePairs(of, TOKENIZER, prefix, (0,)).batches(8, 0, last=60)
+    for batch, other in zip(batches, again, strict=True):
+        assert torch.equal(batch.features, other.features) and torch.equal(batch.rows, other.rows)
+
+
 def write(folder: Path, members: dict[str, bytes], keys: Sequence[str]) -> PicturePairs:
     """One shard with a table of some pairs and a tar of some images."""
     (folder / "train").mkdir(exist_ok=True)
@@ -202,7 +233,7 @@ def test_a_picture_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"damaged\.jpg of .*00000\.tar cannot be decoded"):
         list(pairs.batches(2, 0))
     (tmp_path / "train" / "00000.tar").unlink()
-    with pytest.raises(StorageError, match=r"00000\.tar: there is nothing at that address"):
+    with pytest.raises(DataError, match=r"00000\.tar: there is nothing at that address"):
         list(pairs.batches(2, 0))
 
 
