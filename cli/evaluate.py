@@ -14,6 +14,8 @@ from wukong.errors import DataError
 from wukong.evaluate.results import ROLES
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from wukong.config import Experiment
     from wukong.evaluate.answers import Answers
     from wukong.manifest import Manifest
@@ -83,6 +85,7 @@ def evaluate(
     """
     from infra.corpus import catalogue
     from wukong.evaluate import adapters, results, two_models
+    from wukong.evaluate import answers as answers_of
     from wukong.evaluate import tasks as tasks_to_run
     from wukong.evaluate.model import OwnModel
     from wukong.evaluate.protocol import OWN, named
@@ -111,6 +114,7 @@ def evaluate(
         )
     models, entries, alignments, comparisons = [], [], [], []
     answered: dict[str, Answers] = {}
+    tables: dict[str, dict[str, pa.Table]] = {"pretrained": {}, "finetuned": {}}
     pictures: dict[str, dict[str, str]] = {}
     for role, uri in (("pretrained", model), ("finetuned", fine_tuned)):
         if uri is None:
@@ -122,6 +126,10 @@ def evaluate(
             cache = catalogue.cache_folder().with_name("classes")
             outcome = tasks_to_run.measure(loaded, found, protocol_of, cache)
             entries.append(outcome.as_json(role))
+            if outcome.answers is not None and experiment:
+                tables[role][found.name] = answers_of.table(
+                    {role: outcome.answers}, task=found.name, digest=found.digest, protocol=protocol_of.name
+                )
             if outcome.answers is not None and found.name in answered:
                 before = ("pretrained", answered[found.name])
                 comparisons += two_models.compared(found.name, before, (role, outcome.answers))
@@ -150,7 +158,7 @@ def evaluate(
         storage.write_bytes(storage.from_path(report), page.render(document, pictures).encode())
         typer.echo(f"Page in {report}", err=as_json)
     if experiment is not None:
-        for address in tracking.log_evaluation(experiment, document, page.render(document, pictures)):
+        for address in tracking.log_evaluation(experiment, document, page.render(document, pictures), tables):
             typer.echo(f"Logged to {address}", err=as_json)
 
 

@@ -1,13 +1,20 @@
 """``wukong promote`` and ``wukong rollback``: move the alias of a registered model."""
 
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from cli.output import JsonOption, print_json
+from ray_jobs.launch import evaluate_champion
 from wukong import environment, tracking
-from wukong.config import Registry
+from wukong.cancel import end_on_signal
+from wukong.config import Experiment, Registry
 from wukong.errors import ConfigError
+from wukong.manifest import Manifest
 from wukong.mlflow_rest import Server
 from wukong.model_registry import ModelRegistry
 
@@ -26,7 +33,8 @@ def promote(
 ) -> None:
     """Give the alias to a model if it is better than the one that holds it by more than noise.
 
-    Both must have answered the same queries. Each attempt on one test set makes the test stricter. The decision is a
+    Both must have answered the same queries: a holder that was measured on another test set is evaluated on the model's
+    first, which takes as long as an evaluation. Each attempt at one holder makes the test stricter. The decision is a
     page of the model's run in MLflow. The command ends with status 1 if the alias stays where it is. Example:
 
         wukong promote demo/7
@@ -36,12 +44,15 @@ def promote(
     if reason and not force:
         raise ConfigError("--reason goes with --force; without it the gate's own reasons are recorded")
     name, _, version = model.partition("/")
-    decision = _registry(name, alias).promote(version, forced=reason.strip())
+    with end_on_signal(), _output_to_stderr():
+        decision = _registry(name, alias).promote(version, forced=reason.strip())
     if as_json:
         print_json(decision.as_json())
     else:
         verb = "holds" if decision.promoted else "does not take"
         typer.echo(f"{name}/{decision.candidate} {verb} @{alias}. {decision.says}")
+        if decision.anew:
+            typer.echo(f"{name}/{decision.holder} was evaluated anew for this: {decision.anew.evaluation}")
         if not decision.promoted and decision.holder:
             typer.echo(f"{name}/{decision.holder} keeps it.")
     if not decision.promoted:
@@ -63,7 +74,26 @@ def rollback(
     typer.echo(f"{model}/{to} holds @{alias} again; {model}/{left} was rolled back.")
 
 
+@contextmanager
+def _output_to_stderr() -> Iterator[None]:
+    """Let what this process and its children print go to standard error: a job's log is no part of the answer."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def _registry(model: str, alias: str) -> ModelRegistry:
     environment.use_for("models:/")
     tracking.refuse_untracked()
-    return ModelRegistry(Server(), model, alias)
+    return ModelRegistry(Server(), model, alias, _evaluate)
+
+
+def _evaluate(experiment: Experiment, run: str, parents: Sequence[str]) -> Manifest:
+    typer.echo("The holder has not answered the model's queries: it is evaluated on them first …", err=True)
+    return evaluate_champion(experiment, run, parents)

@@ -15,6 +15,8 @@ def register(
 ) -> None:
     """Register the model in MLflow; it takes the alias if it is better than the holder by more than noise.
 
+    A holder that was measured on another test set is evaluated on this one first.
+
     Args:
         experiment: URI of the experiment.
         run: name of the pipeline run.

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray_jobs.launch import launch
+from ray_jobs.launch import evaluate_champion, launch
 from wukong import cancel, events, experiments, manifest, run_records, stages, storage, tracking
 from wukong.config import Experiment
 from wukong.errors import WukongError
@@ -61,6 +61,9 @@ def run_stage(
 def register_model(experiment: str, run: str, model: str, evaluation: str) -> dict[str, float]:
     """Register the fine-tuned model in MLflow and end the pipeline's run with its final metrics.
 
+    If the model that holds the alias was measured on another test set, it is evaluated on this one, as the evaluate
+    stage does it.
+
     Args:
         experiment: URI of the experiment.
         run: name of the pipeline run.
@@ -78,7 +81,7 @@ def register_model(experiment: str, run: str, model: str, evaluation: str) -> di
             if run_id is not None:
                 from wukong import model_registry  # its libraries are of no use to the other components
 
-                outcome = model_registry.register(parsed, run_id, load_artifact(model), evaluated)
+                outcome = model_registry.register(parsed, run_id, load_artifact(model), evaluated, evaluate_champion)
         document = storage.read_json(storage.join(evaluated.uri, DOCUMENT))
         tracking.complete_run(parsed, run, headlines_of(document))
     return outcome

@@ -51,11 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(message)s", datefmt="%H:%M:%S")
     end_with_parent()
-    experiment = experiments.load(options.experiment)
+    experiment, filed_as = experiments.load(options.experiment), options.filed_as or options.stage
     started = time.monotonic()
     try:
         parents = {parent.stage: parent for parent in map(manifest.load, options.parent)}
-        fence.claim(experiment.root, options.run, options.stage)
+        fence.claim(experiment.root, options.run, filed_as)
         _connect()
         job = importlib.import_module(f"ray_jobs.{options.stage}")
         started, began = time.monotonic(), time.time()
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
             log.error("%s", explained)  # the record belongs to the newer attempt
             return 1
         record = run_records.Record(
-            stage=options.stage,
+            stage=filed_as,
             state="failed",
             seconds=round(time.monotonic() - started, 3),
             error=str(explained or f"{type(error).__name__}: {error}"),
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     reused = _created_before(result, began)
     record = run_records.Record(
-        stage=options.stage,
+        stage=filed_as,
         state="succeeded",
         manifest=storage.join(result.uri, "manifest.json"),
         reused=reused,
@@ -117,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", choices=stages.JOBS)
     parser.add_argument("--experiment", required=True, help="URI of the experiment as JSON")
     parser.add_argument("--run", required=True, help="name of the pipeline run the record is filed under")
+    parser.add_argument("--filed-as", default="", help="name of the record, by default the stage's")
     parser.add_argument("--parent", action="append", default=[], help="URI of a parent's manifest (repeatable)")
     return parser
 

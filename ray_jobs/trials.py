@@ -59,7 +59,7 @@ def _stage(experiment: Experiment, name: str, stage: str, made: dict[str, Manife
     began = time.monotonic()
     parents = {parent: made[parent] for parent in stages.of(stage).parents}
     if (known := places.finished(stage, experiment, parents)) is not None:
-        run_records.write_reused(experiment, name, known, time.monotonic() - began)
+        run_records.write_reused(experiment, name, stage, known, time.monotonic() - began)
         return known
     import ray
 

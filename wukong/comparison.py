@@ -110,12 +110,16 @@ def read(server: Server, runs: Sequence[Run]) -> list[Measured]:
 
 def _read(server: Server, run: Run) -> Measured:
     if RUN_TAG not in run.tags:  # an evaluation that was logged alone
-        try:
-            return Measured(run, Evaluation(json.loads(server.read_file(run, DOCUMENT))))
-        except MlflowError as error:
-            if error.status not in (404, 501):
-                raise
+        if (data := _file(server, run, DOCUMENT)) is None:
             return Measured(run, Evaluation())
+        document = json.loads(data)
+        role = run.tags.get(tracking.ROLE_TAG) or document["models"][-1]["role"]
+        tables = {}
+        for name in {task["task"] for task in document["tasks"] if task["model"] == role}:
+            path = f"{answers.FOLDER}/{name}.parquet"
+            if (data := _file(server, run, path)) is not None:
+                tables[name] = stored.parse(data, f"{path} of the run {run.name}")
+        return Measured(run, Evaluation(document, tables, role=role))
     if (folder := tracking.folder_of(run)) is None:
         raise StorageError(
             f"the run {run.name} ({run.run_id}) has no parameters `storage` and `name` in MLflow, which say where its "
@@ -126,6 +130,16 @@ def _read(server: Server, run: Run) -> Measured:
     if not storage.exists(record) or not (uri := storage.read_json(record)["manifest"]):
         return Measured(run, Evaluation())
     return Measured(run, stored.read(uri))
+
+
+def _file(server: Server, run: Run, path: str) -> bytes | None:
+    """Read a file of a run; None if there is none, or if the server does not pass files on."""
+    try:
+        return server.read_file(run, path)
+    except MlflowError as error:
+        if error.status not in (404, 501):
+            raise
+        return None
 
 
 def compare(measured: Sequence[Measured], seed: int = 0) -> dict[str, Any]:
@@ -164,7 +178,12 @@ def compare(measured: Sequence[Measured], seed: int = 0) -> dict[str, Any]:
                 "run_id": each.run.run_id,
                 "experiment_id": each.run.experiment_id,
                 "model": next(
-                    (m["digest"] for m in each.evaluation.document.get("models", ()) if m["role"] == "finetuned"), None
+                    (
+                        model["digest"]
+                        for model in each.evaluation.document.get("models", ())
+                        if model["role"] == each.evaluation.role
+                    ),
+                    None,
                 ),
                 "manifest": each.evaluation.uri,
             }

@@ -605,8 +605,7 @@ class Registry(Strict):
         0.04,
         gt=0,
         lt=0.5,
-        description="probability that a model that is no better takes the alias, over all attempts at one holder on "
-        "one test set",
+        description="probability that a model that is no better takes the alias, over all attempts at one holder",
     )
     guards: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
         {},

@@ -7,7 +7,7 @@ Variables that are set always take precedence.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from wukong.crawl.addresses import CONNECT_TO
@@ -108,8 +108,19 @@ def is_named(place: str = "s3://") -> bool:
     return "MLFLOW_TRACKING_URI" in os.environ
 
 
+_SERVICES: Mapping[str, Callable[[], bool]] = {
+    "AWS_": lambda: is_named("s3://"),
+    "MLFLOW_": lambda: is_named("models:/"),
+    "RAY_": lambda: "RAY_ADDRESS" in os.environ,
+}
+"""By the prefix of its variables whether a service is configured."""
+
+
 def use_for(place: str) -> None:
     """Connect to this machine's stack if an address needs it and no environment variable configures its service.
+
+    Variables of other services that are configured stay as they are: whoever has an MLflow of their own and opens an
+    address in the stack's object store keeps that MLflow.
 
     Args:
         place: an address; addresses of files need no stack.
@@ -120,7 +131,9 @@ def use_for(place: str) -> None:
     if place.startswith(("s3://", "models:/", "runs:/")) and not is_named(place):
         folder = find_home()
         if folder is not None and is_home(folder):
-            connect(folder)
+            own = tuple(prefix for prefix, named in _SERVICES.items() if named())
+            variables = read_variables(folder)
+            os.environ.update(merged({name: variables[name] for name in variables if not name.startswith(own)}))
 
 
 def connect(folder: Path | None = None) -> None:

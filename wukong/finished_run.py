@@ -1,15 +1,14 @@
 """Open what a finished run on this machine left: its experiment, and the manifests of its stages."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from wukong import config, environment, manifest, run_records, stages, storage
+from wukong import environment, manifest, run_records, runs, stages, storage
 from wukong.config import Experiment
 from wukong.errors import ConfigError
 from wukong.manifest import Manifest
 
-_REPORT, _CLAIM = "report.html", "experiment.json"  # of the run's folder below the home; the report is written last
+_REPORT = "report.html"  # of the run's folder below the home; it is written last
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ def find(name: str = "", home: Path | None = None) -> FinishedRun:
 
     Raises:
         ConfigError: there is no stack, or no finished run of that name.
+        DataError: the run is of another version of Wukong.
         StorageError: the store does not answer.
     """
     chosen = home or environment.find_home()
@@ -61,8 +61,7 @@ def find(name: str = "", home: Path | None = None) -> FinishedRun:
     if run not in folders:
         raise ConfigError(f"no run {run!r} has finished in {chosen}; finished are {', '.join(folders)}")
     environment.connect(chosen)
-    claim = folders[run] / _CLAIM
-    experiment = config.parse(json.loads(claim.read_bytes())["experiment"], where=str(claim))
+    experiment = runs.experiment_of(storage.from_path(folders[run]))
     records = run_records.read_all(experiment, run)
     found = {record.stage: manifest.load(record.manifest) for record in records if record.manifest}
     return FinishedRun(run, experiment, folders[run], {name: found[name] for name in stages.JOBS if name in found})

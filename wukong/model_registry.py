@@ -1,7 +1,7 @@
 """The alias of a registered model in MLflow: who holds it, how it moves, and what is recorded of that.
 
 Tags of the registered model hold the record: ``wukong.attempts.KEY`` the evaluations that were compared with one
-holder, on one test set, by one metric; ``wukong.history.ALIAS`` each move of the alias. Tags of a version say what
+holder by one metric; ``wukong.history.ALIAS`` each move of the alias. Tags of a version say what
 decides about it: ``wukong.evaluation.uri``, ``wukong.gate`` (``Gate``) and ``wukong.origin``. MLflow has no locks: two
 candidates at the same moment may count as one attempt.
 """
@@ -9,25 +9,29 @@ candidates at the same moment may count as one attempt.
 import getpass
 import json
 import logging
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from wukong import promotion, storage, tracking, webhook
+from wukong import manifest, places, promotion, runs, storage, tracking, webhook
 from wukong.config import Experiment, Registry, Webhook
-from wukong.errors import ConfigError, DataError, WukongError
+from wukong.errors import ConfigError, DataError, StorageError, WukongError
 from wukong.evaluate import stored
+from wukong.evaluate.stored import Evaluation
 from wukong.manifest import Manifest, digest_of
 from wukong.mlflow_rest import MlflowError, Server
-from wukong.promotion import Decision, Rules
+from wukong.patience import AwayError
+from wukong.promotion import Anew, Decision, Rules
 
 EVALUATION, GATE, ORIGIN, ROLLED_BACK = "wukong.evaluation.uri", "wukong.gate", "wukong.origin", "wukong.rolled_back"
-_DIGEST = "wukong.evaluation"
+_DIGEST, _MODEL = "wukong.evaluation", "wukong.model"
 _ATTEMPTS, _HISTORY = "wukong.attempts.", "wukong.history."
 _MOST_MOVES = 200  # of a history, whose tag holds 100,000 characters
+_SHOWN = 600  # characters of an error
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +58,13 @@ class Gate(BaseModel):
         return Rules(self.metric, self.level, self.guards, self.first)
 
 
-def register(experiment: Experiment, run_id: str, model: Manifest, evaluation: Manifest) -> dict[str, float]:
+Evaluate = Callable[[Experiment, str, Sequence[str]], Manifest]
+"""Runs the evaluate stage: the experiment, the name of the run, and the URIs of the parents' manifests."""
+
+
+def register(
+    experiment: Experiment, run_id: str, model: Manifest, evaluation: Manifest, evaluate: Evaluate | None = None
+) -> dict[str, float]:
     """Register a model as a new version, and give it the alias if the gate says so.
 
     Args:
@@ -62,6 +72,7 @@ def register(experiment: Experiment, run_id: str, model: Manifest, evaluation: M
         run_id: the MLflow run whose artifacts hold the saved model.
         model: manifest of the stage whose ``model/`` folder is registered.
         evaluation: manifest of the evaluation of that model.
+        evaluate: see ``ModelRegistry``.
 
     Returns:
         ``version``; ``promoted``, 1 if this version has the alias now; ``attempt``, see ``wukong.promotion``; and the
@@ -77,7 +88,7 @@ def register(experiment: Experiment, run_id: str, model: Manifest, evaluation: M
         GATE: Gate.of(registry).model_dump_json(),
     }
     version = tracking.register(experiment, run_id, model, evaluation, tags)
-    registered = ModelRegistry(Server(), registry.model_name, registry.alias)
+    registered = ModelRegistry(Server(), registry.model_name, registry.alias, evaluate)
     by = f"the pipeline of {experiment.name}"
     decision = tracking.until_answered(lambda: registered.promote(version, by=by))
     log.info("version %s of %s: %s", version, registry.model_name, decision.says)
@@ -96,14 +107,17 @@ class ModelRegistry:
         server: MLflow's.
         model: the registered model's name.
         alias: the alias that moves.
+        evaluate: evaluates the version that holds the alias on the candidate's test set, where it was measured on
+            another one; None to compare with what is there alone.
 
     All methods raise ``MlflowError`` if the server answers with an error.
     """
 
-    def __init__(self, server: Server, model: str, alias: str) -> None:
+    def __init__(self, server: Server, model: str, alias: str, evaluate: Evaluate | None = None) -> None:
         self._server = server
         self.model = model
         self.alias = alias
+        self._evaluate = evaluate
 
     def version(self, number: str = "") -> dict[str, Any]:
         """A version, or the newest one: ``version``, ``run_id`` and ``tags``.
@@ -144,7 +158,8 @@ class ModelRegistry:
     def decide(self, number: str = "") -> Decision:
         """Ask the gate about a version, the newest by default, and count the attempt. The alias does not move.
 
-        A version that was asked about before keeps the number of its attempt.
+        A version that was asked about before keeps the number of its attempt. If the holder of the alias did not answer
+        the candidate's queries, it is evaluated on them first.
 
         Raises:
             ConfigError: there is no such version.
@@ -174,18 +189,26 @@ class ModelRegistry:
                 f"Version {holder}, which holds the alias, is of another experiment or of images from another source, "
                 "so the two do not compete: give registry.model_name another name."
             )
-        try:
-            theirs = stored.read(held["tags"][EVALUATION])
-        except (KeyError, DataError):
-            return no(
-                f"The evaluation of version {holder}, which holds the alias, is not there, so the two cannot be "
-                "paired: use `wukong promote --force --reason`."
-            )
+        theirs, why = _evaluation_of(held, evaluation, rules)
+        anew = None
+        if why:
+            try:
+                theirs = self._evaluated_anew(candidate, held, evaluation)
+            except WukongError as error:
+                gone = isinstance(error, MlflowError) and error.code == "RESOURCE_DOES_NOT_EXIST"
+                if isinstance(error, AwayError | MlflowError) and not gone:
+                    raise
+                return no(
+                    f"Version {holder}, which holds the alias, has no answers to the candidate's queries ({why}), and "
+                    f"cannot be evaluated on them: {_shortened(error)} Mend that and run `wukong promote "
+                    f"{self.model}/{name}`, or use `wukong promote --force --reason`."
+                )
+            anew = Anew.of(why, theirs)
         first = promotion.decide(rules, evaluation, theirs, **known, held_by=holder)
         if not first.attempt:  # not comparable: nothing was tested
-            return first
+            return replace(first, anew=anew)
         attempt = self._attempt(tags, first, candidate["tags"].get(_DIGEST) or digest_of(evaluation.document))
-        return promotion.decide(rules, evaluation, theirs, **known, held_by=holder, attempt=attempt)
+        return replace(promotion.decide(rules, evaluation, theirs, **known, held_by=holder, attempt=attempt), anew=anew)
 
     def promote(self, number: str = "", *, forced: str = "", by: str = "") -> Decision:
         """Ask the gate about a version, the newest by default, and move the alias if it says yes.
@@ -242,9 +265,31 @@ class ModelRegistry:
         self._tell(left, content, "alias.rolled_back")
         return holder, before
 
+    def _evaluated_anew(
+        self, candidate: Mapping[str, Any], held: Mapping[str, Any], evaluation: Evaluation
+    ) -> Evaluation:
+        """Evaluate a version on the test set of a candidate's evaluation, under the candidate's run.
+
+        Raises:
+            WukongError: it cannot be done.
+        """
+        if self._evaluate is None:
+            raise DataError("this program compares only evaluations that are there")
+        if _MODEL not in held["tags"]:
+            raise DataError(f"version {held['version']} does not say where its files are")
+        model = manifest.load(held["tags"][_MODEL])
+        run = self._server.run(candidate["run_id"])
+        if (folder := tracking.folder_of(run)) is None:
+            raise DataError(f"MLflow does not say where the folder of the candidate's run {run.name} is")
+        evaluated = manifest.load(evaluation.uri)
+        experiment, parents = places.rematch(runs.experiment_of(folder), evaluated, model)
+        log.info("version %s of %s is evaluated on the test set of %s", held["version"], self.model, evaluation.uri)
+        made = self._evaluate(experiment, run.tags[tracking.RUN_TAG], parents)
+        return stored.read(storage.join(made.uri, "manifest.json"))
+
     def _attempt(self, tags: Mapping[str, str], decision: Decision, candidate: str) -> int:
         """Return the number of an attempt, which is counted before its outcome is used."""
-        key = digest_of([decision.test_set, decision.holder, self.alias, decision.rules.metric])[:16]
+        key = digest_of([decision.holder, self.alias, decision.rules.metric])[:16]
         made = json.loads(tags.get(_ATTEMPTS + key, "[]"))
         if (short := candidate[:16]) not in made:
             made.append(short)
@@ -318,6 +363,19 @@ def held_before(history: list[dict[str, Any]], holder: str) -> str:
     return held[-1] if held else ""
 
 
+def _evaluation_of(held: Mapping[str, Any], candidate: Evaluation, rules: Rules) -> tuple[Evaluation, str]:
+    """Return a version's own evaluation, and why it cannot be compared with a candidate's; empty if it can."""
+    if EVALUATION not in held["tags"]:
+        return Evaluation(), "it was registered without the address of its evaluation"
+    try:
+        found = stored.read(held["tags"][EVALUATION])
+    except AwayError:
+        raise
+    except (DataError, StorageError):
+        return Evaluation(), "its evaluation is gone"
+    return found, promotion.unpaired(rules, candidate, found)
+
+
 def _version(found: Mapping[str, Any]) -> dict[str, Any]:
     tags = {entry["key"]: entry["value"] for entry in found.get("tags", [])}
     return {"version": str(found["version"]), "run_id": found.get("run_id", ""), "tags": tags}
@@ -331,6 +389,11 @@ def _gate(version: Mapping[str, Any]) -> Gate:
         return Gate.model_validate_json(version["tags"][GATE])
     except ValueError as error:
         raise WukongError(f"version {version['version']}: its tag {GATE} cannot be read: {error}") from error
+
+
+def _shortened(error: Exception) -> str:
+    """The beginning of an error's message in one line, as a sentence."""
+    return textwrap.shorten(str(error), _SHOWN, placeholder=" …").rstrip(".") + "."
 
 
 def _now() -> str:

@@ -8,9 +8,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import ValidationError
+
 from wukong import manifest, stages, storage
-from wukong.config import Crawl, Experiment
-from wukong.errors import ConfigError
+from wukong.config import Crawl, Experiment, Model
+from wukong.errors import ConfigError, DataError
 from wukong.evaluate import set_folders
 from wukong.manifest import Manifest, Stage
 
@@ -205,6 +207,41 @@ def evaluation(experiment: Experiment, parents: Mapping[str, Manifest], computed
     entry, asked = stages.of("evaluate"), experiment.evaluate
     sets = {name: set_folders.digest_of(asked.sets, name) for name in asked.tasks}
     return Stage(experiment.root, entry.name, entry.config(experiment) | {"sets": sets}, made_from, entry.version)
+
+
+def rematch(experiment: Experiment, evaluated: Manifest, model: Manifest) -> tuple[Experiment, list[str]]:
+    """What the evaluate stage is given to measure another run's models on the test set of an evaluation.
+
+    Args:
+        experiment: that of the evaluation. Its hold-outs, tasks and protocols are kept.
+        evaluated: the evaluation's manifest.
+        model: that of the stage whose model is measured, ``finetune`` of the other run.
+
+    Returns:
+        The experiment with the other run's ``model`` section, and the URIs of the manifests of ``filter``, ``pretrain``
+        and ``finetune``.
+
+    Raises:
+        DataError: a manifest that is needed is gone, or the pairs have changed since the evaluation.
+        ConfigError: this version does not know the model's settings, for instance its tower.
+    """
+    used = next((parent for parent in evaluated.parents if parent.stage == "filter"), None)
+    start = next((parent for parent in model.parents if parent.stage == "pretrain"), None)
+    if used is None or start is None:
+        lacks = f"{evaluated.uri} names no pairs" if used is None else f"{model.uri} names no pre-trained model"
+        raise DataError(f"{lacks}: it is not of this project's pipeline")
+    if manifest.load(used.uri).digest != used.digest:
+        raise DataError(
+            f"the pairs at {used.uri} have changed since they were measured on, for instance by a takedown: run the "
+            "pipeline again, which measures its model on them as they are now"
+        )
+    manifest.load(start.uri)
+    try:
+        settings = Model.model_validate(model.config["model"])
+    except (KeyError, ValidationError) as error:
+        raise ConfigError(f"{model.uri} has a model that this version of Wukong does not know: {error}") from error
+    given = [storage.join(parent, "manifest.json") for parent in (used.uri, start.uri, model.uri)]
+    return experiment.model_copy(update={"model": settings}), given
 
 
 def _is_quickly_read(config: Crawl) -> bool:

@@ -1,14 +1,15 @@
 """The gate of the registry: whether a model takes the alias from the one that holds it, and why.
 
 A candidate takes the alias if it is better on the gate's metric by more than noise, and on no guarded metric worse than
-the holder by more than a margin. Both models must have answered the same queries.
+the holder by more than a margin. Both models must have answered the same queries. Where they did not,
+``wukong.model_registry`` has the holder evaluated on those of the candidate first.
 
 - *Better* is a one-sided sign-flip test of the units' differences (Fisher's randomisation test of paired data). If the
   models are equal, each unit's difference could as well have the other sign. For answers that are right or wrong it is
   McNemar's exact test.
-- *Attempts are counted.* Attempt k at one holder, on one test set, by one metric is tested at the level
-  ``6 level / (pi k)^2``. These levels sum up to ``level``, so of any number of attempts with equal models one is
-  promoted with at most that probability.
+- *Attempts are counted.* Attempt k at one holder by one metric is tested at the level ``6 level / (pi k)^2``. These
+  levels sum up to ``level``, so of any number of attempts with equal models one is promoted with at most that
+  probability. Attempts on other test sets count too: those of successive crawls have most of their queries in common.
 - *Not worse* is a test of non-inferiority: the lower end of the paired 90 % interval is above minus the margin
   (one-sided 5 %).
 - The first model has nobody to beat: the lower end of the 95 % interval of its metric must be above chance.
@@ -138,6 +139,28 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Anew:
+    """The evaluation of the holder that was made for a decision, on the candidate's test set.
+
+    Attributes:
+        why: the holder's own evaluation was not enough, a clause.
+        evaluation: URI of the new one's manifest.
+        measured: what the holder was measured on, by task: ``title``, ``sizes``, ``digest`` and ``protocol``.
+    """
+
+    why: str
+    evaluation: str
+    measured: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, why: str, evaluation: Evaluation) -> "Anew":
+        """Describe an evaluation that was made because of ``why``."""
+        keys = ("title", "sizes", "digest", "protocol")
+        tasks = evaluation.tasks().items()
+        return cls(why, evaluation.uri, {name: {key: task[key] for key in keys} for name, task in tasks})
+
+
+@dataclass(frozen=True)
 class Decision:
     """Whether a model takes the alias, and the reasons.
 
@@ -149,10 +172,11 @@ class Decision:
         candidate: the candidate's version.
         holder: the version that held the alias; empty if none did.
         test_set: digest of what the gate's metric was measured on; empty if it was not compared.
-        attempt: number of the attempt at this holder, on this test set, by this metric; 0 for no attempt.
+        attempt: number of the attempt at this holder by this metric; 0 for no attempt.
         rules: what was asked for.
         checks: the conditions.
         forced: why a person moved the alias without the gate; empty otherwise.
+        anew: the holder's new evaluation; None if its own was compared.
     """
 
     promoted: bool
@@ -166,6 +190,7 @@ class Decision:
     rules: Rules
     checks: tuple[Check, ...] = ()
     forced: str = ""
+    anew: Anew | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the decision as JSON, with ``format``."""
@@ -197,6 +222,32 @@ def measures(evaluation: Evaluation, metric: str) -> bool:
     return bool(tasks) and all(result in task["results"] for task in tasks)
 
 
+def unpaired(rules: Rules, candidate: Evaluation, holder: Evaluation) -> str:
+    """Return why two evaluations cannot be compared query by query, as a clause about the holder; empty if they can.
+
+    What the candidate itself lacks is no reason: another evaluation of the holder would not help.
+
+    Args:
+        rules: name the metrics that are compared.
+        candidate: its evaluation.
+        holder: that of the holder.
+
+    Raises:
+        DataError: an evaluation is damaged.
+    """
+    for metric in (rules.metric, *rules.guards):
+        if not measures(candidate, metric) or (ours := _measured(candidate, metric)).scores is None:
+            continue
+        if not measures(holder, metric):
+            return f"{metric} of it was not measured"
+        theirs = _measured(holder, metric)
+        if theirs.digest != ours.digest:
+            return "it was measured on other data or by another protocol"
+        if theirs.scores is None:
+            return "its answers are not stored"
+    return ""
+
+
 def decide(
     rules: Rules,
     candidate: Evaluation,
@@ -219,7 +270,7 @@ def decide(
         alias: the alias.
         version: the candidate's.
         held_by: the holder's version.
-        attempt: the number of this attempt at the holder, on this test set, by this metric.
+        attempt: the number of this attempt at the holder by this metric.
         seed: of the bootstrap.
 
     Raises:
@@ -260,7 +311,7 @@ def _better(rules: Rules, ours: _Measured, holder: Evaluation, attempt: int, see
     elif ours.scores is None or theirs.scores is None:
         why = "not comparable: the answers of one of the models are not stored, so they cannot be paired"
     if theirs is None or ours.scores is None or theirs.scores is None or why:
-        hint = "evaluate the holder on the present test set, or use `wukong promote --force --reason`"
+        hint = "use `wukong promote --force --reason`"
         return Check(metric, "better", False, f"{why}; {hint}.", ours.value, theirs.value if theirs else None)
     level = level_of(attempt, rules.level)
     gains = ours.scores.shares(ours.scores.names[0]) - theirs.scores.shares(theirs.scores.names[0])

@@ -30,7 +30,7 @@ class Record(BaseModel):
     """How one stage of one run ended.
 
     Attributes:
-        stage: the stage's name.
+        stage: the stage's name; ``champion`` for the evaluation of the champion on this run's test set.
         state: ``succeeded`` or ``failed``.
         manifest: URI of the stage's manifest, when it succeeded.
         reused: whether an earlier run had finished the stage already.
@@ -181,17 +181,18 @@ def write(experiment: Experiment, run: str, record: Record) -> None:
     fence.publish(uri_of(experiment, run, f"{record.stage}.json"), record.model_dump(mode="json"))
 
 
-def write_reused(experiment: Experiment, run: str, found: Manifest, seconds: float) -> None:
+def write_reused(experiment: Experiment, run: str, name: str, found: Manifest, seconds: float) -> None:
     """Store the record of a stage whose output was found and not made.
 
     Args:
         experiment: the experiment.
         run: name of the run.
+        name: of the record, mostly the stage's.
         found: the stage's manifest.
         seconds: that finding it took.
     """
     uri = storage.join(found.uri, "manifest.json")
-    record = Record(stage=found.stage, state="succeeded", manifest=uri, reused=True, seconds=round(seconds, 3))
+    record = Record(stage=name, state="succeeded", manifest=uri, reused=True, seconds=round(seconds, 3))
     write(experiment, run, record)
 
 

@@ -112,16 +112,21 @@ def find(name: str, place: str) -> Found:
     )
 
 
-def experiment_of(run: Found) -> Experiment:
+def experiment_of(uri: str) -> Experiment:
     """Return the experiment that a run's name belongs to.
+
+    Args:
+        uri: of the run's folder.
 
     Raises:
         DataError: it is of another version of Wukong, which this one cannot read.
+        StorageError: the run's folder has no experiment.
     """
+    claim = storage.join(uri, _CLAIM)
     try:
-        return config.parse(storage.read_json(storage.join(run.uri, _CLAIM))["experiment"])
+        return config.parse(storage.read_json(claim)["experiment"], where=claim)
     except (ConfigError, KeyError, TypeError) as error:
-        raise DataError(f"{run.uri} is of another version of Wukong: {error}") from error
+        raise DataError(f"{uri} is of another version of Wukong: {error}") from error
 
 
 def summaries(runs: Sequence[Found]) -> list[Summary]:

@@ -37,9 +37,11 @@ from wukong.mlflow_rest import Metric, MlflowError, Run, Server
 from wukong.run_records import flatten
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from mlflow import MlflowClient
 
 RUN_TAG = "wukong.run"
+ROLE_TAG = "wukong.role"  # of the model that a run of an evaluation logged alone is about
 _EXPERIMENT_TAG = "wukong.experiment"
 _SWEEP_TAG, _SWEEP_DIGEST = "wukong.sweep", "wukong.sweep.digest"
 PARENT_TAG = "mlflow.parentRunId"
@@ -255,13 +257,16 @@ def _log_stage(server: Server, run_id: str, manifest: Manifest) -> None:
         )
 
 
-def log_evaluation(name: str, document: Mapping[str, Any], page: str) -> list[str]:
+def log_evaluation(
+    name: str, document: Mapping[str, Any], page: str, tables: Mapping[str, Mapping[str, "pa.Table"]]
+) -> list[str]:
     """Log an evaluation to an experiment of MLflow, a run for each model, which the compare view shows side by side.
 
     Args:
         name: of MLflow's experiment, which is made where there is none.
         document: of ``wukong.evaluate.results.document``.
         page: of ``wukong.report.evaluation.render``.
+        tables: by the model's role and by task the answers (``wukong.evaluate.answers.table``), which pair two runs.
 
     Returns:
         The addresses of the runs.
@@ -276,17 +281,31 @@ def log_evaluation(name: str, document: Mapping[str, Any], page: str) -> list[st
     server, client, addresses = Server(), _client(), []
     experiment_id = server.experiment(name)
     for model in document["models"]:
-        run = server.create_run(experiment_id, model["name"], {_REVISION_TAG: code_revision()})
+        tags = {_REVISION_TAG: code_revision(), ROLE_TAG: model["role"]}
+        run = server.create_run(experiment_id, model["name"], tags)
         try:
             _log_document(client, run.run_id, document, model["role"])
             client.log_text(run.run_id, page, "evaluation.html")
             client.log_dict(run.run_id, dict(document), DOCUMENT)
+            _log_answers(client, run.run_id, tables.get(model["role"], {}))
         except BaseException:
             server.end(run.run_id, "FAILED")
             raise
         server.end(run.run_id, "FINISHED")
         addresses.append(_page_of(run))
     return addresses
+
+
+def _log_answers(client: "MlflowClient", run_id: str, tables: Mapping[str, "pa.Table"]) -> None:
+    """Log answers to a run as the evaluate stage stores them, a Parquet file for each task."""
+    from wukong.evaluate.answers import FOLDER
+
+    if not tables:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for task, table in tables.items():
+            storage.write_table(storage.from_path(Path(folder, f"{task}.parquet")), table)
+        client.log_artifacts(run_id, folder, FOLDER)
 
 
 def _log_pretrained(server: Server, run_id: str, document: Mapping[str, Any], tags: Mapping[str, str]) -> None:

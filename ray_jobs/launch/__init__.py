@@ -44,6 +44,8 @@ def launch(
     run_name: str,
     parents: Sequence[str],
     environment: Mapping[str, str] | None = None,
+    *,
+    filed_as: str = "",
 ) -> Manifest:
     """Run one stage to its end and read its manifest.
 
@@ -53,29 +55,52 @@ def launch(
         run_name: name of the pipeline run.
         parents: URIs of the parents' manifests.
         environment: variables for the job, in addition to those of this process.
+        filed_as: name of the run's record of this job, where the run does the stage more than once; empty for the
+            stage's.
 
     Raises:
         JobError: the job failed; the message is the job's own.
         RayJobError: Kubernetes or KubeRay refused the job, or ended it.
         JobApiError: Ray's job API could not be reached or refused the job, or Ray ended the job.
     """
-    if (known := _find_finished(stage, experiment, run_name, parents)) is not None:
+    record_name = filed_as or stage
+    if (known := _find_finished(stage, experiment, run_name, parents, record_name)) is not None:
         return known
     arguments = [stage, "--experiment", experiments.store(experiment), "--run", run_name]
+    if filed_as:
+        arguments += ["--filed-as", filed_as]
     for parent in parents:
         arguments += ["--parent", parent]
     variables = {**os.environ, **(environment or {})}
-    status = _run_job(stage, experiment, run_name, arguments, variables)
-    record = run_records.read(experiment, run_name, stage)
+    status = _run_job(stage, experiment, run_name, arguments, variables, record_name)
+    record = run_records.read(experiment, run_name, record_name)
     if record is None:
-        record = run_records.Record(stage=stage, state="failed", error=_explain_missing_record(stage, status))
+        record = run_records.Record(stage=record_name, state="failed", error=_explain_missing_record(stage, status))
         run_records.write(experiment, run_name, record)
     if record.state == "failed":
         raise JobError(record.error + (f"\n{record.traceback}" if record.traceback else ""))
     return manifest.load(record.manifest)
 
 
-def _find_finished(stage: str, experiment: Experiment, run_name: str, parents: Sequence[str]) -> Manifest | None:
+def evaluate_champion(experiment: Experiment, run_name: str, parents: Sequence[str]) -> Manifest:
+    """Evaluate a registered model on the test set of a run's own model; the run files it as ``champion``.
+
+    It is the evaluate stage with other parents (``wukong.places.rematch``), so an evaluation that is there is found.
+
+    Args:
+        experiment: that of ``rematch``.
+        run_name: name of the run whose model competes with the registered one.
+        parents: URIs of the parents' manifests.
+
+    Raises:
+        JobError: as of ``launch``, like the other errors.
+    """
+    return launch("evaluate", experiment, run_name, parents, filed_as="champion")
+
+
+def _find_finished(
+    stage: str, experiment: Experiment, run_name: str, parents: Sequence[str], record_name: str
+) -> Manifest | None:
     """Return the manifest that the stage's job would find, and record it as reused; None if there is work to do.
 
     What cannot be read from here is left to the job, which may be on a machine that can.
@@ -90,13 +115,18 @@ def _find_finished(stage: str, experiment: Experiment, run_name: str, parents: S
     if found is None:
         return None
     seconds = time.monotonic() - began
-    run_records.write_reused(experiment, run_name, found, seconds)
+    run_records.write_reused(experiment, run_name, record_name, found, seconds)
     log.info("%s was finished already, found in %.1f s: %s", stage, seconds, found.uri)
     return found
 
 
 def _run_job(
-    stage: str, experiment: Experiment, run_name: str, arguments: Sequence[str], variables: Mapping[str, str]
+    stage: str,
+    experiment: Experiment,
+    run_name: str,
+    arguments: Sequence[str],
+    variables: Mapping[str, str],
+    record_name: str,
 ) -> int:
     """Choose the launcher, run the job to its end, and return its exit status (negative: the signal that killed it)."""
     sent = {name: variables[name] for name in _SENT if name in variables}
@@ -104,17 +134,17 @@ def _run_job(
         from ray_jobs.launch import kuberay
 
         try:
-            kuberay.run_job(stage, experiment, run_name, arguments, sent, namespace)
+            kuberay.run_job(stage, experiment, run_name, arguments, sent, namespace, record_name=record_name)
         except kuberay.RayJobError as error:
             # The stage's own record explains its failure better than KubeRay does.
-            record = run_records.read(experiment, run_name, stage)
+            record = run_records.read(experiment, run_name, record_name)
             if error.reason not in kuberay.INFRASTRUCTURE or record is None or record.state != "failed":
                 raise
             return 1
         return 0
     # An earlier attempt's record must not be taken for this one's. The KubeRay launcher deletes it itself, and only
     # when it makes a new RayJob: it may instead wait for one that an earlier process started.
-    storage.delete(run_records.uri_of(experiment, run_name, f"{stage}.json"))
+    storage.delete(run_records.uri_of(experiment, run_name, f"{record_name}.json"))
     if (address := os.environ.get("RAY_ADDRESS", "")).startswith("http"):
         from ray_jobs.launch import job_api
 

@@ -1,6 +1,7 @@
 """``wukong promote`` and ``wukong rollback``: what they ask the registry for, and how they end."""
 
 import json
+import os
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ class Played:
 
     def promote(self, version: str, *, forced: str) -> Decision:
         self.asked.append((version, forced))
+        os.write(1, b"a line of a job\n")
         rules = Rules("eval/retrieval/holdouts/mean_recall", 0.04, {})
         return Decision(self.promoted, "It is so.", "demo", "champion", version or "9", "3", "", 1, rules, (), forced)
 
@@ -54,6 +56,12 @@ def test_an_alias_that_stays_ends_with_status_1(played: Played) -> None:
     assert "demo/3 keeps it" in ended.output
     ended = CliRunner().invoke(app, ["promote", "demo/7", "--json"])
     assert json.loads(ended.stdout)["promoted"] is False and ended.exit_code == 1
+
+
+def test_the_log_of_a_job_is_no_part_of_the_answer(played: Played, capfd: pytest.CaptureFixture[str]) -> None:
+    json.loads(CliRunner().invoke(app, ["promote", "demo/7", "--json"]).stdout)
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "a line of a job\n")
 
 
 def test_force_needs_a_reason(played: Played) -> None:

@@ -97,4 +97,4 @@ def test_the_newest_report_is_fetched_with_what_lies_beside_it(place: str, tmp_p
 def test_a_run_that_does_not_exist_is_told_from_those_that_do(place: str) -> None:
     with pytest.raises(DataError, match=r"no run 'frist' in .*the newest are other, stopped, second, first"):
         runs.find("frist", place)
-    assert runs.experiment_of(runs.find("other", place)).name == "two"
+    assert runs.experiment_of(runs.find("other", place).uri).name == "two"

@@ -15,7 +15,7 @@ TO_THE_RAYJOB = """
 import sys
 from ray_jobs.launch import kuberay
 
-def run_job(*given):
+def run_job(*given, **named):
     print(" ".join(sys.modules))
     sys.exit()
 

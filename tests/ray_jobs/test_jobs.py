@@ -25,11 +25,12 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.Experi
 
 def test_the_error_of_a_stage_is_the_error_of_its_launch(experiment: config.Experiment) -> None:
     with pytest.raises(JobError, match=r"none\.txt") as caught:
-        launch("crawl", experiment, "first", [])
+        launch("crawl", experiment, "first", [], filed_as="second-crawl")
     assert "Traceback" not in str(caught.value), "a user's mistake needs no traceback"
-    record = run_records.read(experiment, "first", "crawl")
+    record = run_records.read(experiment, "first", "second-crawl")
     assert record is not None
     assert (record.state, record.error) == ("failed", str(caught.value))
+    assert run_records.read(experiment, "first", "crawl") is None, "it is another record"
 
 
 def test_an_unfinished_parent_is_named(experiment: config.Experiment, tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ from wukong import config, fence, places, storage
 from wukong.config import Experiment
 from wukong.crawl.part_writer import Spool, write_part
 from wukong.errors import DataError
+from wukong.evaluate import holdouts
 from wukong.evaluate.data_set import Classification
 from wukong.evaluate.results import tasks_of
-from wukong.manifest import Manifest, Stage
+from wukong.manifest import Manifest, Stage, load
 from wukong.model import saved_model
 from wukong.train import features as stored
 
@@ -236,6 +237,36 @@ def test_published_sets_are_measured_beside_the_hold_outs(done: dict[str, Manife
     next(stamps.rglob("000.png")).write_bytes(b"")
     computed = [features.run(settings, done, done[name], "holdouts") for name in ("finetune", "pretrain")]
     assert places.evaluation(settings, done, computed).key != found.uri.rsplit("/", 1)[1]
+
+
+def test_a_model_is_measured_on_the_test_set_of_another_run(
+    done: dict[str, Manifest], crawl: Manifest, tmp_path: Path
+) -> None:
+    """As the champion is, when a later run has other hold-outs and another text tower."""
+    plain = experiment(tmp_path)
+    later = plain.model_copy(
+        update={
+            "model": plain.model.model_copy(update={"text": plain.model.text.model_copy(update={"layers": 2})}),
+            "filter": plain.filter.model_copy(
+                update={"split": plain.filter.split.model_copy(update={"held_out_captions": 0.4})}
+            ),
+        }
+    )
+    filtered = filter_job.run(later, {"crawl": crawl})
+    evaluated = Stage(later.root, "evaluate", {}, [filtered]).commit([])
+    given, uris = places.rematch(later, evaluated, done["finetune"])
+    parents = {parent.stage: parent for parent in map(load, uris)}
+    found = evaluate.run(given, parents)
+    assert places.finished("evaluate", given, parents) == found
+    digests = []
+    for each in (found, done["evaluate"]):
+        report = storage.read_json(storage.join(each.uri, "evaluation.json"))
+        (words,) = (task for task in tasks_of(report, "retrieval") if task["task"] == "new-words")
+        digests.append(words["digest"])
+    data = holdouts.read(later, filtered, "new-words")
+    assert data is not None and digests[0] == data.digest != digests[1]
+    assert done["finetune"].digest in [parent.digest for parent in found.parents]
+    assert found.part_uris("answers/new-words", ".parquet")
 
 
 def test_empty_hold_outs_end_the_evaluation_before_anything_is_computed(

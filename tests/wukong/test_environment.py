@@ -91,6 +91,28 @@ def test_variables_in_the_environment_take_precedence(tmp_path: Path, monkeypatc
     assert "AWS_ENDPOINT_URL_S3" not in os.environ
 
 
+@pytest.mark.parametrize(
+    ("place", "own", "comes"),
+    [
+        ("s3://wukong/x", "MLFLOW_TRACKING_URI", {"AWS_ENDPOINT_URL_S3", "RAY_ADDRESS"}),
+        ("models:/demo/1", "AWS_PROFILE", {"MLFLOW_TRACKING_URI", "RAY_ADDRESS"}),
+        ("runs:/x", "RAY_ADDRESS", {"AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI"}),
+    ],
+)
+def test_a_service_of_ones_own_stays_when_the_stack_gives_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, own: str, comes: set[str]
+) -> None:
+    names = ("AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
+    written(tmp_path / ".wukong", **dict.fromkeys(names, "the stack's"))
+    for name in names:  # what the call sets is taken back afterwards
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(own, "my own")
+    environment.use_for(place)
+    assert {name for name in names if os.environ.get(name) == "the stack's"} == comes
+    assert os.environ[own] == "my own"
+
+
 def test_a_damaged_file_gives_advice(tmp_path: Path) -> None:
     folder = written(tmp_path / ".wukong")
     for text in ("", "[]", '{"A": 1}', "\x00"):

@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import measured
 import numpy as np
 import pytest
 
-from wukong import config, model_registry, storage, tracking
+from wukong import config, manifest, model_registry, run_records, storage, tracking
 from wukong.config import Experiment
 from wukong.errors import ConfigError
 from wukong.manifest import Manifest, Stage
@@ -44,26 +44,50 @@ class Registered:
         self.name = f"reg-{uuid.uuid4().hex[:8]}"
         self.folder = folder
         self.experiment = self.of()
-        self.registry = ModelRegistry(Server(), self.name, "champion")
+        self.asked: list[tuple[str, str, int]] = []
+        self.registry = ModelRegistry(Server(), self.name, "champion", self.evaluate)
 
     def of(self, **changes: Any) -> Experiment:
         crawl = {"queries": "file:///q", "endpoint": changes.pop("endpoint", "http://site.test")}
-        value = {"name": self.name, "storage": storage.from_path(self.folder), "crawl": crawl}
+        model = {"text": {"layers": changes.pop("layers", 12)}}
+        value = {"name": self.name, "storage": storage.from_path(self.folder), "crawl": crawl, "model": model}
         return config.parse(value | {"registry": {"model_name": self.name} | changes})
 
-    def __call__(self, share: float, name: str = "", of: Experiment | None = None) -> dict[str, float]:
+    def __call__(
+        self, share: float, name: str = "", of: Experiment | None = None, crawl: str = "first"
+    ) -> dict[str, float]:
         """Register a model that is right on a share of the queries: those that are easiest, so that models nest."""
-        experiment = of or self.experiment
-        model = self.model(experiment, name or str(share))
-        evaluation = measured.evaluation(experiment.root, [measured.searched("x", share > HARD)], [model], key=name)
-        with tracking.stage_run(experiment, f"run-{name or share}", "register") as run_id:
-            return model_registry.register(experiment, str(run_id), model, evaluation)
+        experiment, run = of or self.experiment, f"run-{name or share}"
+        model = self.model(experiment, share, name)
+        filtered = Stage(experiment.root, "filter", {"crawl": crawl}).commit([])
+        run_records.claim(experiment, run)
+        with tracking.stage_run(experiment, run, "register") as run_id:
+            evaluated = self.evaluation(experiment, filtered, model)
+            return model_registry.register(experiment, str(run_id), model, evaluated, self.evaluate)
 
     @staticmethod
-    def model(experiment: Experiment, key: str) -> Manifest:
-        stage = Stage(experiment.root, "finetune", {"key": key})
+    def model(experiment: Experiment, share: float, name: str) -> Manifest:
+        stage = Stage(
+            experiment.root,
+            "finetune",
+            {"share": share, "name": name, "model": experiment.model.model_dump(mode="json")},
+            [Stage(experiment.root, "pretrain", {}).commit([])],
+        )
         storage.write_json(stage.path("model/config.json"), {"model": {"similarity": "global"}})
         return stage.commit([stage.describe("model/config.json")])
+
+    @staticmethod
+    def evaluation(experiment: Experiment, filtered: Manifest, model: Manifest) -> Manifest:
+        """Measure a model on the queries of a crawl."""
+        crawl = filtered.config["crawl"]
+        found = measured.searched("x", model.config["share"] > HARD, digest=crawl.ljust(64, "0"))
+        return measured.evaluation(experiment.root, [found], [filtered, model], key=f"{crawl}{model.config['name']}")
+
+    def evaluate(self, experiment: Experiment, run: str, parents: Sequence[str]) -> Manifest:
+        """Stands for the evaluate job."""
+        made = {parent.stage: parent for parent in map(manifest.load, parents)}
+        self.asked.append((run, made["filter"].config["crawl"], experiment.model.text.layers))
+        return self.evaluation(experiment, made["filter"], made["finetune"])
 
 
 @pytest.fixture
@@ -145,6 +169,47 @@ def test_models_of_other_data_do_not_compete(register: Registered, monkeypatch: 
     assert register(0.9, of=moved) | {"promoted": 0} == register(0.9, of=moved)
     assert champion(register) == "1" and "another experiment" in sent[1][1]
     assert [event for event, _ in sent[:2]] == ["alias.moved", "alias.kept"]
+
+
+@pytest.mark.slow
+def test_a_holder_is_evaluated_on_the_test_set_of_the_candidate(register: Registered) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    assert register(0.5, of=register.of(layers=2))["promoted"] == 1 and not register.asked
+    assert (register(0.51)["promoted"], register.asked) == (1, []), "the same queries: nothing is evaluated"
+    assert register(0.4)["attempt"] == 1
+    lucky = float(np.sort(HARD)[(HARD < 0.51).sum() + 2])  # two queries more: p = 0.25
+    found = register(lucky, crawl="second")
+    assert (found["promoted"], found["attempt"]) == (0, 2), "another test set does not begin the count anew"
+    assert champion(register) == "2" and register.asked[0] == (f"run-{lucky}", "second", 12)
+    better = register(0.6, crawl="second")
+    assert (better["promoted"], better["attempt"], champion(register)) == (1, 3, "5")
+    version = client.get_model_version(register.name, "5")
+    decision = json.loads(Path(client.download_artifacts(version.run_id, "promotion.json")).read_text("utf-8"))
+    gained = int(((HARD < 0.6) & (HARD >= 0.51)).sum())
+    assert decision["checks"][0]["p"] == pytest.approx(max(0.5**gained, 1e-12))
+    assert "other data" in decision["anew"]["why"] and decision["anew"]["measured"]["x"]["digest"][:6] == "second"
+    shown = Path(client.download_artifacts(version.run_id, "promotion.html")).read_text("utf-8")
+    assert f"{register.name}/2 was evaluated anew" in shown and decision["anew"]["evaluation"] in shown
+    # A version that was registered before the address of its evaluation was kept.
+    client.delete_model_version_tag(register.name, "5", "wukong.evaluation.uri")
+    asked = register.registry.decide("4")
+    assert asked.attempt == 1 and asked.anew is not None and "without the address" in asked.anew.why
+
+
+@pytest.mark.slow
+def test_a_holder_that_cannot_be_evaluated_keeps_the_alias(register: Registered) -> None:
+    assert register(0.5)["promoted"] == 1
+    model = register.model(register.experiment, 0.5, "")
+    storage.delete(storage.join(model.uri, "manifest.json"))
+    assert register(0.9, crawl="second")["promoted"] == 0 and champion(register) == "1"
+    refused = register.registry.decide("2")
+    assert (refused.promoted, refused.attempt, register.asked) == (False, 0, [])
+    for words in ("other data", f"no manifest at {model.uri}", f"`wukong promote {register.name}/2`", "--force"):
+        assert words in refused.says
+    register.model(register.experiment, 0.5, "")  # somebody has put it back
+    assert register.registry.decide("2").promoted
 
 
 @pytest.mark.slow

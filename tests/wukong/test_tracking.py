@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import measured
+import numpy as np
 import pytest
 
-from wukong import config, storage, tracking
+from wukong import comparison, config, storage, tracking
 from wukong.cancel import JobLeftError
 from wukong.errors import ConfigError, DataError, StorageError
+from wukong.evaluate import answers, interval
 from wukong.evaluate.interval import Interval
 from wukong.evaluate.results import MeasuredModel, Outcome, document
 from wukong.manifest import Manifest, Stage
+from wukong.mlflow_rest import Server
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = pytest.mark.slow
@@ -310,8 +314,8 @@ def test_each_metric_of_the_evaluate_stage_has_its_model_and_its_data_set(experi
 
 
 def test_an_evaluation_is_a_run_for_each_model_and_a_model_is_known_again(experiment: config.Experiment) -> None:
-    tracking.log_evaluation(experiment.name, evaluation(0.25), "<p>悟空</p>")
-    addresses = tracking.log_evaluation(experiment.name, evaluation(0.5), "<p>悟空</p>")
+    tracking.log_evaluation(experiment.name, evaluation(0.25), "<p>悟空</p>", {})
+    addresses = tracking.log_evaluation(experiment.name, evaluation(0.5), "<p>悟空</p>", {})
     client = mlflow.MlflowClient()
     known = client.get_experiment_by_name(experiment.name)
     runs = client.search_runs([known.experiment_id])
@@ -324,6 +328,33 @@ def test_an_evaluation_is_a_run_for_each_model_and_a_model_is_known_again(experi
         assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"evaluation.html", "evaluation.json"}
 
 
+def test_two_evaluations_that_were_logged_alone_are_compared_query_by_query(experiment: config.Experiment) -> None:
+    """The model of each run is the one that the run is of, and its answers pair the two."""
+    hard = np.random.default_rng(0).random(1000)
+    right = {"weak": hard < 0.50, "strong": hard < 0.54}
+    addresses = []
+    for name, hits in right.items():
+        outcome = measured.classified("birds", hits)
+        assert outcome.answers is not None
+        logged = document(
+            [MeasuredModel("pretrained", name, name * 8, token_wise=False)],
+            {"own": ["Protocol own."]},
+            [outcome.as_json("pretrained")],
+            {},
+        )
+        table = answers.table({"pretrained": outcome.answers}, task="birds", digest=outcome.digest, protocol="own")
+        addresses += tracking.log_evaluation(experiment.name, logged, "", {"pretrained": {"birds": table}})
+    server = Server()
+    runs = comparison.find(server, [address.rsplit("/", 1)[1] for address in addresses])
+    found = comparison.compare(comparison.read(server, runs))
+    assert [run["model"] for run in found["runs"]] == ["weak" * 8, "strong" * 8]
+    (birds,) = found["sets"]
+    difference = birds["results"]["top1"][1]["difference"]
+    known = interval.difference(right["strong"], right["weak"], resamples=20_000)
+    assert difference["paired"] and difference["value"] == pytest.approx(known.value)
+    assert (difference["low"], difference["high"]) == pytest.approx((known.low, known.high), abs=2e-3)
+
+
 def test_an_evaluation_is_not_logged_to_a_server_that_is_away(
     experiment: config.Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,4 +363,4 @@ def test_an_evaluation_is_not_logged_to_a_server_that_is_away(
         port = closed.getsockname()[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     with pytest.raises(StorageError, match="does not answer"):
-        tracking.log_evaluation("y", evaluation(0.5), "")
+        tracking.log_evaluation("y", evaluation(0.5), "", {})

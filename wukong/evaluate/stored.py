@@ -23,15 +23,18 @@ class Evaluation:
         document: of ``wukong.evaluate.results``; empty where nothing was measured.
         tables: by task the table of answers, for tasks that have one.
         uri: of the manifest; empty where the evaluation was not a stage.
+        role: of the model that the evaluation stands for, where the document has two.
     """
 
     document: Mapping[str, Any] = field(default_factory=dict)
     tables: Mapping[str, "pa.Table"] = field(default_factory=dict)
     uri: str = ""
+    role: str = "finetuned"
 
-    def tasks(self, role: str = "finetuned") -> dict[str, Mapping[str, Any]]:
-        """The entries of a model in the document, by task."""
-        return {entry["task"]: entry for entry in self.document.get("tasks", ()) if entry["model"] == role}
+    def tasks(self, role: str = "") -> dict[str, Mapping[str, Any]]:
+        """The entries of a model in the document, by task; by default of the one that the evaluation stands for."""
+        wanted = role or self.role
+        return {entry["task"]: entry for entry in self.document.get("tasks", ()) if entry["model"] == wanted}
 
     def scores(self, task: Mapping[str, Any]) -> "Scores | None":
         """Return a model's answers on a task, or None if none are stored.
@@ -72,18 +75,28 @@ def read(uri: str, tasks: Sequence[str] | None = None) -> Evaluation:
         place.rpartition("/")[2].removesuffix(".parquet"): place
         for place in evaluated.part_uris(f"{answers.FOLDER}/", ".parquet")
     }
-    tables = {name: _read(place) for name, place in places.items() if tasks is None or name in tasks}
+    tables = {
+        name: parse(storage.read_bytes(place), place)
+        for name, place in places.items()
+        if tasks is None or name in tasks
+    }
     return Evaluation(storage.read_json(storage.join(evaluated.uri, DOCUMENT)), tables, uri)
 
 
-def _read(uri: str) -> "pa.Table":
-    """Read a small Parquet file at once: what ``storage.read_table`` can do with large ones takes longer than this."""
+def parse(data: bytes, name: str) -> "pa.Table":
+    """Read answers from a Parquet file's bytes: what ``storage.read_table`` can do with large ones takes longer.
+
+    Args:
+        data: the file.
+        name: what a message calls it.
+
+    Raises:
+        StorageError: it is no Parquet file.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri))).read(use_threads=False)
+        return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     except pa.ArrowInvalid as error:
-        raise StorageError(
-            f"{uri} is no Parquet file ({error}): delete its stage's folder, and evaluate again"
-        ) from error
+        raise StorageError(f"{name} is no Parquet file ({error}): delete it, and evaluate again") from error

@@ -75,10 +75,13 @@ class Calibrated(BaseModel):
     """The threshold of `stands_out` below which nothing is similar, and its measured error rates."""
 
     threshold: float
-    false_alarms: float = Field(description="Share of meaningless texts that find something all the same.")
+    false_alarms: float = Field(description="Share of texts about other things that find something all the same.")
     misses: float = Field(description="Share of the collection's captions that find nothing.")
     texts: int = Field(description="Texts of each kind that were searched.")
-    used: bool = Field(description="Whether it is used: not if it misses more than half of the captions.")
+    p: float | None = Field(
+        None, description="Of Fisher's exact test that texts about other things find nothing more often than captions."
+    )
+    used: bool = Field(description="Whether it is used: only if p is at most 0.01, else there is no threshold.")
 
 
 class AboutAnswer(BaseModel):

@@ -1,29 +1,37 @@
-"""From when on something is similar: calibrated on the collection, so that meaningless texts find nothing.
+"""From when on something is similar: calibrated on the collection, so that the page rarely says "nothing" wrongly.
 
 The best of many pictures always has some score, and it says little by itself: some texts score high with every picture.
 So it is asked how far the best score stands out from the scores of pictures in general for the same text
 (``search.Found``). Two kinds of texts are searched in the collection. Captions of the collection have a picture there.
-Meaningless texts have none: they are as long as those captions and made of the characters of all captions, drawn at
-random. The threshold is what a share of ``FALSE_ALARMS`` of meaningless texts exceeds, determined on one half of the
-texts. The other half gives the error rates that are stored beside it. If most captions miss the threshold, the model
-does not tell captions of this collection from meaningless texts, and the threshold is not used.
+Texts about other things have none: they are as long as those captions and made of common words that no caption has.
+(Captions with their characters mixed would not do: 旗 and any other character find flags, and rightly so.)
+
+The threshold is what all captions but a share of ``MISSES`` reach, determined on one half of the texts: the rule "95 %
+true positives" of out-of-distribution detection. The other half gives the error rates that are stored beside it. There
+is a threshold only if, by Fisher's exact test on that half, more texts about other things than captions find nothing:
+a weak model tells the two kinds apart for none or few of the texts.
 """
 
 import random
+from itertools import islice
 from typing import Any
 
 import torch
 
+from wukong.curate.names import word_lists
 from wukong.evaluate.model import OwnModel
 from wukong.serve.index import Index
 from wukong.serve.query import search_forms
 from wukong.serve.search import Searcher
 
-FALSE_ALARMS = 0.05
+MISSES = 0.05
+SIGNIFICANCE = 0.01
 TEXTS = 1_000
 _LEAST_TEXTS = 20
-_MOST_MISSES = 0.5
 _AT_A_TIME = 64
+_COMMON = 100
+"""Least frequency, in jieba's dictionary, of the words that texts about other things are made of."""
+_WORDS = 2_000
 
 
 def calibrate(index: Index, model: OwnModel, seed: int = 0) -> dict[str, Any]:
@@ -32,38 +40,67 @@ def calibrate(index: Index, model: OwnModel, seed: int = 0) -> dict[str, Any]:
     Args:
         index: the index, not calibrated yet.
         model: the model that it was made with.
-        seed: decides which captions are taken and which meaningless texts are made.
+        seed: decides which captions are taken and which texts about other things are made.
 
     Returns:
-        ``threshold``; ``false_alarms``, the share of meaningless texts that find something; ``misses``, the share of
-        captions that find nothing; ``texts``, how many of each kind were searched; ``used``, whether the threshold is
-        used. Empty where the collection has fewer than 20 captions.
+        ``threshold``; ``false_alarms``, the share of texts about other things that find something; ``misses``, the
+        share of captions that find nothing; ``texts``, how many of each kind were searched; ``p``, of the test;
+        ``used``, whether the threshold is used. Empty where the collection has fewer than 20 captions, or nearly every
+        common word.
     """
     captions = search_forms(index.captions)
     if len(captions) < _LEAST_TEXTS:
         return {}
     numbers = random.Random(seed)
     taken = numbers.sample(captions, min(TEXTS, len(captions)))
-    characters = "".join(captions)
-    meaningless = ["".join(numbers.choices(characters, k=len(caption))) for caption in taken]
+    words = _words_of_none(captions, numbers)
+    if len(words) < _LEAST_TEXTS:
+        return {}
     searcher = Searcher(index, model)
-    stands_out = [
-        torch.tensor(
-            [
-                found.stands_out
-                for start in range(0, len(texts), _AT_A_TIME)
-                for found in searcher.pictures_of_texts(texts[start : start + _AT_A_TIME], 1)
-            ]
-        )
-        for texts in (taken, meaningless)
-    ]
+    about_others = [_text(words, len(caption), numbers) for caption in taken]
+    there, foreign = _stand_out(searcher, taken), _stand_out(searcher, about_others)
     half = len(taken) // 2
-    threshold = round(float(torch.quantile(stands_out[1][:half], 1 - FALSE_ALARMS)), 4)
-    misses = float((stands_out[0][half:] < threshold).float().mean())
+    threshold = round(float(torch.quantile(there[:half], MISSES)), 4)
+    missed, refused = there[half:] < threshold, foreign[half:] < threshold
+    p = _more(int(refused.sum()), int(missed.sum()), len(taken) - half)
     return {
         "threshold": threshold,
-        "false_alarms": round(float((stands_out[1][half:] >= threshold).float().mean()), 4),
-        "misses": round(misses, 4),
+        "false_alarms": round(1 - float(refused.float().mean()), 4),
+        "misses": round(float(missed.float().mean()), 4),
         "texts": len(taken),
-        "used": misses <= _MOST_MISSES,
+        "p": p,
+        "used": p <= SIGNIFICANCE,
     }
+
+
+def _words_of_none(captions: list[str], numbers: random.Random) -> list[str]:
+    """Draw common words that no caption has."""
+    common = [word for word, frequency, _ in word_lists.dictionary() if len(word) > 1 and frequency >= _COMMON]
+    numbers.shuffle(common)
+    written = "\n".join(captions)
+    return list(islice((word for word in common if word not in written), _WORDS))
+
+
+def _text(words: list[str], length: int, numbers: random.Random) -> str:
+    """Make a text of some words, two characters long at least."""
+    text = ""
+    while len(text) < max(2, length):
+        text += numbers.choice(words)
+    return text[: max(2, length)]
+
+
+def _stand_out(searcher: Searcher, texts: list[str]) -> torch.Tensor:
+    return torch.tensor(
+        [
+            found.stands_out
+            for start in range(0, len(texts), _AT_A_TIME)
+            for found in searcher.pictures_of_texts(texts[start : start + _AT_A_TIME], 1)
+        ]
+    )
+
+
+def _more(one: int, other: int, of: int) -> float:
+    """Compute the one-sided p-value of Fisher's exact test: ``one`` of ``of`` is not more often than ``other``."""
+    from scipy.stats import fisher_exact  # its import takes a second
+
+    return float(fisher_exact([[one, of - one], [other, of - other]], alternative="greater").pvalue)

@@ -15,6 +15,7 @@ from wukong.crawl.status import FetchError
 from wukong.data import shards
 from wukong.data.schema import key_of
 from wukong.errors import DataError
+from wukong.publish import takedown
 
 _MANIFEST = "manifest.json"
 _NOT_KEPT = "dropped/"
@@ -138,6 +139,7 @@ def of(uri: str) -> Collection:
 def _of_stage(uri: str) -> Collection:
     """Each distinct picture belongs to its first pair, in the order of the manifest."""
     found = manifest.load(uri)
+    _refuse_half_taken_down(uri)
     parts = {part.path for part in found.parts}
     owner: dict[str, str] = {}
     captions: dict[str, dict[str, None]] = defaultdict(dict)
@@ -164,6 +166,16 @@ def _of_stage(uri: str) -> Collection:
             "output of filter or crawl, or a folder of pictures"
         )
     return Collection(uri, found.digest, pieces)
+
+
+def _refuse_half_taken_down(uri: str) -> None:
+    """Raise DataError if a takedown has begun that changes this stage, and has not ended."""
+    for place in (uri, uri.rsplit("/", 2)[0]):
+        if begun := takedown.pending(place):
+            raise DataError(
+                f"a takedown at {place}, begun on {begun.when}, has not ended: run `wukong takedown` again, which "
+                "finishes it, and then start the server"
+            )
 
 
 def _rows(uri: str) -> pa.Table:

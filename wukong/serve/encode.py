@@ -1,4 +1,9 @@
-"""Encode a collection once and keep the vectors: in a stream, block by block, and resumed after a kill."""
+"""Encode a collection once and keep the vectors: in a stream, block by block, and resumed after a kill.
+
+An index names its collection in ``collection.json``, which is written first. When the collection has changed, for
+instance by a takedown, its earlier indexes are deleted, the unfinished ones too: they hold captions and vectors of what
+is not there any more.
+"""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -24,12 +29,15 @@ log = logging.getLogger(__name__)
 
 STAGE = "index"
 _VERSION = 1
+_COLLECTION = "collection.json"
 _BLOCK = 2_048
 _BATCH_PICTURES, _BATCH_TEXTS = 32, 256
 
 
 def build(collection: Collection, model: OwnModel, root: str) -> Manifest:
     """Encode what is not encoded yet, and write the manifest; a finished index is found and not made again.
+
+    Indexes of what the collection was before are deleted.
 
     Args:
         collection: what is searched.
@@ -41,8 +49,10 @@ def build(collection: Collection, model: OwnModel, root: str) -> Manifest:
         StorageError: the collection cannot be read, or the index cannot be written.
     """
     stage = Stage(root, STAGE, {"data": collection.digest, "model": model.digest}, version=_VERSION)
+    _delete_superseded(root, collection)
     if finished := stage.finished():
         return finished
+    storage.write_json(stage.path(_COLLECTION), {"uri": collection.uri, "digest": collection.digest})
     parts: list[Part] = []
     left_out = 0
     with progress.track("index", collection.pictures, "pictures") as advance:
@@ -74,8 +84,22 @@ def build(collection: Collection, model: OwnModel, root: str) -> Manifest:
     index = open_parts(stage.uri, parts, model)
     found = calibration.calibrate(index, model)
     storage.write_json(stage.path(CALIBRATION), found)
-    parts.append(stage.describe(CALIBRATION))
+    parts += [stage.describe(CALIBRATION), stage.describe(_COLLECTION)]
     return stage.commit(parts, counts=counts)
+
+
+def _delete_superseded(root: str, collection: Collection) -> None:
+    """Delete the indexes of this collection, by any model, that were made before it changed."""
+    for uri in storage.list_files(storage.join(root, STAGE), f"/{_COLLECTION}"):
+        made_of = storage.read_json(uri)
+        if made_of["uri"] == collection.uri and made_of["digest"] != collection.digest:
+            place = uri.removesuffix(f"/{_COLLECTION}")
+            log.info("%s is deleted: %s has changed since it was made", place, collection.uri)
+            storage.delete(storage.join(place, "manifest.json"))  # first: a part of an index must not look finished
+            # Last: a deletion that is killed goes on at the next start.
+            for file in [file for file in storage.list_files(place) if file != uri]:
+                storage.delete(file)
+            storage.delete(place)
 
 
 def _distinct(collection: Collection) -> dict[str, str]:

@@ -33,6 +33,8 @@ def run_job(
     environment: Mapping[str, str],
     namespace: str,
     timing: Timing | None = None,
+    *,
+    record_name: str = "",
 ) -> None:
     """Run one stage as a RayJob to its end; its log goes to standard output.
 
@@ -53,6 +55,7 @@ def run_job(
         environment: variables of the job's containers. Everyone who may read the RayJob sees them: no credentials.
         namespace: where the RayJob is made.
         timing: how long to wait.
+        record_name: of the record that the job writes; empty for the stage's.
 
     Raises:
         ConfigError: the namespace's ConfigMap ``ray-job`` is incomplete or not valid.
@@ -61,7 +64,7 @@ def run_job(
     """
     api = KubernetesApi(namespace, timing or Timing())
     run = pipeline_run.of_this_pod()
-    job = _StageJob(api, stage, experiment, run_name, run)
+    job = _StageJob(api, stage, experiment, run_name, record_name or stage, run)
     over = threading.Event()
     with end_on_signal(job.cancel):
         if run is not None:
@@ -114,6 +117,7 @@ class _StageJob:
         stage: name of the stage.
         experiment: the experiment that the stage belongs to.
         run_name: name of the pipeline run.
+        record_name: of the record that the job writes.
         run_of_pod: the pipeline run that this pod belongs to, if it is a pod of one.
         name: of the RayJob; set just before the RayJob is created, so that a cancelled creation is cleaned up too.
     """
@@ -122,6 +126,7 @@ class _StageJob:
     stage: str
     experiment: Experiment
     run_name: str
+    record_name: str
     run_of_pod: pipeline_run.PipelineRun | None = None
     name: str = ""
 
@@ -132,7 +137,7 @@ class _StageJob:
             with JobLog(self.api, self.name) as job_log:
                 ended, status = self.wait()
                 job_log.drain()
-            record = run_records.read(self.experiment, self.run_name, self.stage)
+            record = run_records.read(self.experiment, self.run_name, self.record_name)
             if ended.succeeded or (ended.is_infrastructure and record is not None and record.state == "succeeded"):
                 return  # the driver had done its work before the head or the submitter was lost
             where = f"{self.api.namespace}/{self.name}"
@@ -160,12 +165,12 @@ class _StageJob:
         body, retries = self._make(entrypoint, environment)
         work = [*entrypoint, *images_of(body)]
         for attempt in range(1, _MAX_ATTEMPTS + 1):
-            name = job_name(self.experiment, self.run_name, self.stage, attempt, work)
+            name = job_name(self.experiment, self.run_name, self.record_name, attempt, work)
             existing = self.api.get_job(name)
             if existing is None:
                 body["metadata"] |= {"name": name, "namespace": self.api.namespace}
                 # An earlier attempt's record must not be taken for this one's.
-                storage.delete(run_records.uri_of(self.experiment, self.run_name, f"{self.stage}.json"))
+                storage.delete(run_records.uri_of(self.experiment, self.run_name, f"{self.record_name}.json"))
                 self.name = name
                 if self.api.create_job(body):
                     log.info("%s created RayJob %s/%s", self.stage, self.api.namespace, name)
@@ -237,5 +242,5 @@ class _StageJob:
         return body, allowed.retries
 
     def _has_its_output(self) -> bool:
-        record = run_records.read(self.experiment, self.run_name, self.stage)
+        record = run_records.read(self.experiment, self.run_name, self.record_name)
         return record is not None and bool(record.manifest) and storage.exists(record.manifest)

@@ -117,6 +117,7 @@ def stage(root: Path, shards: Mapping[str, Sequence[tuple[str, str, bytes, str]]
                     tar.addfile(info, io.BytesIO(content))
         storage.upload(target, made.path(f"{path}.tar"))
         columns = {name: [pair[place] for pair in pairs] for name, place in (("key", 0), ("caption", 1), ("sha256", 3))}
+        columns["url"] = [f"http://site.test/{pair[0]}.jpg" for pair in pairs]
         table = pa.table({column: pa.array(values, pa.string()) for column, values in columns.items()})
         storage.write_table(made.path(f"{path}.parquet"), table)
         parts += [made.describe(f"{path}.{suffix}", len(pairs)) for suffix in ("tar", "parquet")]

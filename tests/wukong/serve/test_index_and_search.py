@@ -1,14 +1,20 @@
 """Index and search against a comparison of everything with everything, in numpy."""
 
+import random
 from collections.abc import Callable
+from datetime import UTC, datetime
+from math import comb
 from pathlib import Path
 
 import colours
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 
 from wukong import storage
+from wukong.errors import DataError
+from wukong.publish import takedown, takedown_plan
 from wukong.serve import calibration, collection, encode, index, search
 from wukong.serve.query import search_forms
 from wukong.serve.search import Searcher
@@ -150,6 +156,41 @@ def test_an_index_is_made_once_and_goes_on_after_a_kill(tmp_path: Path, monkeypa
     torch.testing.assert_close(stored, expected.half().float())
 
 
+def test_what_was_taken_down_is_in_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three indexes, one of them unfinished, none is left; the new one is made of what the takedown left."""
+    pairs = [
+        (f"{number:020d}", f"{colour}的画", colours.encoded(colours.picture(colour), "JPEG"), colour)
+        for number, colour in enumerate(colours.COLOURS)
+    ]
+    pairs.append(("9" * 20, "不要看的画", colours.encoded(colours.picture("红", "黑"), "JPEG"), "secret"))
+    uri, root = colours.stage(tmp_path / "x", {"train/00000": pairs}).uri, storage.from_path(tmp_path / "indexes")
+    other = colours.stage(tmp_path / "y", {"train/00000": pairs}).uri
+    model = colours.model("token")
+    for each, of in ((model, uri), (colours.model("global"), uri), (model, other)):
+        encode.build(collection.of(of), each, root)
+    monkeypatch.setattr(encode, "_VERSION", 0)  # one that lacks its manifest, as after a kill
+    storage.delete(storage.join(encode.build(collection.of(uri), model, root).uri, "manifest.json"))
+    monkeypatch.undo()
+    (tmp_path / "listed.txt").write_text(f"http://site.test/{'9' * 20}.jpg\n", encoding="utf-8")
+    place = storage.from_path(tmp_path / "x")
+    planned = takedown_plan.plan(
+        place, storage.from_path(tmp_path / "listed.txt"), "case 1", datetime(2026, 11, 1, tzinfo=UTC)
+    )
+    storage.write_json(storage.join(place, "takedowns", "pending.json"), planned.model_dump(mode="json"))
+    with pytest.raises(DataError, match=r"has not ended: run `wukong takedown` again"):
+        collection.of(uri)
+    takedown.carry_out(place, planned)
+
+    made = encode.build(collection.of(uri), model, root)
+    searcher = Searcher(index.open_index(made, model), model)
+    assert "不要看的画" not in searcher.index.captions and len(searcher.index.keys) == 5
+    assert "9" * 20 not in [searcher.index.keys[hit.row] for hit in searcher.pictures_of_texts(["红黑"], 9)[0].hits]
+    kept = {encode.build(collection.of(other), model, root).uri, made.uri}
+    assert {file.rsplit("/", 1)[0] for file in storage.list_files(root, "/manifest.json")} == kept
+    left = [file for file in storage.list_files(root) if not file.startswith(tuple(kept))]
+    assert left == [], "nothing of the earlier indexes of this collection"
+
+
 def test_what_cannot_be_decoded_in_a_folder_is_left_out_and_counted(tmp_path: Path) -> None:
     data = colours.encoded(colours.picture("红"))
     uri = colours.folder(tmp_path / "p", {"a.png": ["红"], "b.png": ["坏"]}, {"a.png": data, "b.png": data[:60]})
@@ -157,8 +198,8 @@ def test_what_cannot_be_decoded_in_a_folder_is_left_out_and_counted(tmp_path: Pa
     assert made.counts == {"pictures": 1, "captions": 2, "left_out": 1}
 
 
-def test_meaningless_texts_find_nothing_and_captions_their_pictures(tmp_path: Path) -> None:
-    """40 captions of one colour each; texts of their characters mixed with others are far from every picture."""
+def test_texts_about_other_things_find_nothing_and_captions_their_pictures(tmp_path: Path) -> None:
+    """40 captions of one colour each; a word that names no colour is far from every picture."""
     model = colours.model("global")
     pictures, captions = {}, {}
     for number in range(40):
@@ -170,9 +211,35 @@ def test_meaningless_texts_find_nothing_and_captions_their_pictures(tmp_path: Pa
     )
     found = index.open_index(made, model).calibration
     assert found["texts"] == 40
-    assert 0 <= found["false_alarms"] <= 0.3
-    assert found["used"] is (found["misses"] <= 0.5)
+    assert found["false_alarms"] <= 0.3 and found["misses"] <= 0.3 and found["used"]
     assert calibration.calibrate(index.open_index(made, model), model) == found
+
+
+@pytest.mark.parametrize(("one", "other"), [(8, 1), (12, 9), (0, 0), (3, 7)])
+def test_kinds_of_texts_are_told_apart_by_the_hypergeometric_law(one: int, other: int) -> None:
+    drawn, of = one + other, 20
+    ways = [comb(of, k) * comb(of, drawn - k) for k in range(one, min(drawn, of) + 1)]
+    assert calibration._more(one, other, of) == pytest.approx(sum(ways) / comb(2 * of, drawn))
+
+
+def test_a_model_that_tells_nothing_apart_has_no_threshold(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every text stands out by chance alone. By the test's level, one in a hundred such models has a threshold."""
+    numbers = np.random.default_rng(7)
+
+    def by_chance(_: Searcher, texts: list[str], _count: int) -> list[search.Found]:
+        return [search.Found([], float(each)) for each in numbers.random(len(texts))]
+
+    monkeypatch.setattr(Searcher, "pictures_of_texts", by_chance)
+    monkeypatch.setattr(calibration, "_words_of_none", lambda *_: ["词语"] * 20)  # the dictionary is long
+    used = [calibration.calibrate(searcher.index, searcher.model, seed)["used"] for seed in range(60)]
+    assert sum(used) <= binom.ppf(0.999, 60, calibration.SIGNIFICANCE)
+
+
+def test_texts_about_other_things_have_words_of_no_caption(searcher: Searcher) -> None:
+    numbers = random.Random(0)
+    words = calibration._words_of_none(["我们去公园", "天气"], numbers)
+    assert len(set(words)) == 2000 and not {"我们", "公园", "天气"} & set(words)
+    assert [len(calibration._text(words, length, numbers)) for length in (1, 2, 9)] == [2, 2, 9]
 
 
 def test_too_few_captions_give_no_threshold(searcher: Searcher, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,7 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from search_site import HOSTILE, LIMITS, Site, running
+from search_site import HOSTILE, LIMITS, Site, running, served
+
+from wukong import manifest
+from wukong.serve.service import Service
 
 RED = colours.encoded(colours.picture("红"))
 
@@ -210,6 +214,20 @@ def test_nothing_similar_is_said_below_the_threshold(site: Site) -> None:
     assert far["stands_out"] < threshold <= near["stands_out"]
     assert (far["nothing_similar"], near["nothing_similar"]) == (True, False)
     assert "Nothing here is similar" in site.ask("/", q="猫狗").text
+
+
+@pytest.mark.parametrize(
+    ("used", "words"), [(False, "there is no score that tells"), (None, "has too few captions to find a score")]
+)
+def test_a_page_without_a_threshold_says_so(site: Site, used: bool | None, words: str) -> None:
+    index = site.service.index
+    service = Service(site.service._collection, site.service._model, manifest.load(index.uri), LIMITS)
+    found = {} if used is None else {**index.calibration, "used": used, "p": 0.4}
+    service.index = replace(index, calibration=found)
+    with served(service) as other:
+        assert words in other.ask("/").text
+        answer = other.ask("/api/search", q="猫狗").json
+        assert (answer["nothing_similar"], answer["threshold"]) == (False, None)
 
 
 def test_another_host_is_refused(site: Site) -> None:

@@ -413,6 +413,28 @@ def test_launching_on_a_cluster_hands_on_the_stages_manifest(server: ApiServer, 
 
 
 @pytest.mark.usefixtures("on_cluster")
+def test_the_champions_evaluation_is_filed_beside_the_runs_own(
+    server: ApiServer, experiment: config.Experiment
+) -> None:
+    made = [manifest.Stage(experiment.root, "evaluate", {"of": of}).commit([]) for of in ("candidate", "champion")]
+    names = ["evaluate", "champion"]
+    own, champion = (
+        run_records.Record(stage=name, state="succeeded", manifest=f"{found.uri}/manifest.json")
+        for name, found in zip(names, made, strict=True)
+    )
+    server.scripts = [
+        [NEW, RUNNING, ("call", partial(run_records.write, experiment, "r", record)), SUCCEEDED]
+        for record in (own, champion)
+    ]
+    assert launch.launch("evaluate", experiment, "r", []) == made[0]
+    assert launch.evaluate_champion(experiment, "r", []) == made[1]
+    assert run_records.read(experiment, "r", "evaluate") == own
+    jobs = list(server.jobs.values())
+    assert len(jobs) == 2 and [job["metadata"]["labels"]["wukong/stage"] for job in jobs] == ["evaluate", "evaluate"]
+    assert "--filed-as champion" in jobs[1]["spec"]["entrypoint"] and "--filed-as" not in jobs[0]["spec"]["entrypoint"]
+
+
+@pytest.mark.usefixtures("on_cluster")
 def test_the_stages_own_error_is_the_launchs_error(server: ApiServer, experiment: config.Experiment) -> None:
     record = run_records.Record(stage="filter", state="failed", error="part 7 is truncated; crawl again")
     server.scripts = [[NEW, RUNNING, ("call", partial(run_records.write, experiment, "r", record)), FAILED]]
