@@ -76,9 +76,9 @@ def core_seconds() -> float:
 
 def prepare(folder: Path, epochs: int, copies: int) -> tuple[Experiment, Manifest]:
     """Make the data of an experiment; return the experiment and the manifest of the filtered pairs."""
-    made = experiment(folder, epochs=epochs, batch_size=32)
+    usual = experiment(folder, epochs=epochs, batch_size=32)
     # A caption of as many pictures is no advertisement here.
-    base = made.model_copy(update={"filter": made.filter.model_copy(update={"max_caption_count": copies + 1})})
+    base = usual.model_copy(update={"filter": usual.filter.model_copy(update={"max_caption_count": copies + 1})})
     crawled = crawl(base.root, copies)
     filtered = filter_job.run(base, {"crawl": crawled})
     places.validation(base, filtered).commit([])  # shapes in eight colours would not pass the gate
