@@ -230,7 +230,8 @@ def _until_trained(fit: Callable[[int], None], name: str, settings: Training, ur
 
 def _not_started(name: str, settings: Training, why: str) -> ConfigError:
     """Return the error that names what the cluster lacks."""
-    wanted = f"{settings.min_workers or settings.workers} workers of {name}, with one core"
+    number = f"{settings.min_workers} to {settings.workers}" if settings.min_workers else settings.workers
+    wanted = f"{number} workers of {name}, with one core"
     wanted += f" and {settings.gpus_per_worker} GPUs each" if settings.gpus_per_worker else " each"
     there = ray.cluster_resources()
     return ConfigError(

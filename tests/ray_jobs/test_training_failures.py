@@ -117,9 +117,11 @@ def test_an_elastic_training_does_not_wait_for_ever(
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
     monkeypatch.setattr(ray, "nodes", machines({"CPU": 4.0, "GPU": 1.0}))
     settings = Training(max_failures=1, workers=4, min_workers=2, gpus_per_worker=1, batch_size=12)
-    with pytest.raises(ConfigError, match=r"^2 workers of pretrain.* 1 GPUs each, .* 4 cores and 1 GPUs \(none came"):
+    with pytest.raises(
+        ConfigError, match=r"^2 to 4 workers of pretrain.* 1 GPUs each, .* 4 cores and 1 GPUs \(none came"
+    ):
         training._wait_for_machines("pretrain", settings)
-    assert len(caplog.messages) == 2 and all("2 workers of pretrain" in message for message in caplog.messages)
+    assert len(caplog.messages) == 2 and all("2 to 4 workers of pretrain" in message for message in caplog.messages)
     monkeypatch.setattr(ray, "nodes", machines({"CPU": 4.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 2.0}))
     training._wait_for_machines("pretrain", settings)
 
