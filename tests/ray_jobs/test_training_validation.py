@@ -123,7 +123,7 @@ def logged(given: Given, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, 
         return given.trained if pairs == "train" else given.held
 
     monkeypatch.setenv(fence.VARIABLE, "")
-    monkeypatch.setattr(training, "TorchTrainer", InProcess)
+    monkeypatch.setattr(training, "_Trainer", InProcess)
     monkeypatch.setattr(training, "_log_in_drivers_format", lambda: None)
     monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr("ray.nodes", list)

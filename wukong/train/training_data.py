@@ -173,10 +173,9 @@ def count_rows(prefix: str, split: str, names: Sequence[str], sources: Sequence[
 
 
 class _Kept(Generic[_Item]):
-    """What was read of shards beyond one piece, until their next pieces are read; beyond ``most`` the oldest goes."""
+    """What was read of shards beyond one piece, until their next pieces are read."""
 
     def __init__(self) -> None:
-        self.most = 2
         self._items: dict[object, _Item] = {}
         self._lock = Lock()
 
@@ -185,11 +184,11 @@ class _Kept(Generic[_Item]):
         with self._lock:
             return self._items.pop(of, None)
 
-    def keep(self, of: object, item: _Item) -> None:
-        """Keep an item until it is taken."""
+    def keep(self, of: object, item: _Item, most: int) -> None:
+        """Keep an item until it is taken; if there are more than ``most`` then, the oldest go."""
         with self._lock:
             self._items[of] = item
-            while len(self._items) > self.most:
+            while len(self._items) > most:
                 del self._items[next(iter(self._items))]
 
 
@@ -245,6 +244,7 @@ class Pairs(ABC):
         self.rows, self.digest = tuple(rows), digest
         self._max_lost, self._lost, self._lock = max_lost_shards, set[int](), Lock()
         self._tables: _Kept[tuple[list[int], list[str], list[str]]] = _Kept()
+        self._shards_in_use = 2
         self._firsts = np.cumsum([0, *rows]).tolist()
         self._tokenizer = tokenizer
         self._special = torch.tensor([tokenizer.pad, tokenizer.cls, tokenizer.sep])
@@ -325,20 +325,16 @@ class Pairs(ABC):
         order = Order(self.rows, self.digest, seed, size)
         if last is None:
             last = (first // order.steps + 1) * order.steps if order.steps else 0
-        self._keep(2 * len(order.lanes(rank, workers)))
+        self._shards_in_use = 2 * len(order.lanes(rank, workers))
         steps = stream.read(order, self.load_or_replace, first, last, rank, workers)
         with closing(self._made(steps, size // workers)) as made:
             yield from made
-
-    def _keep(self, shards_in_use: int) -> None:
-        """Keep what is read beyond a piece for so many shards."""
-        self._tables.most = shards_in_use
 
     def _pairs(self, corpus: Corpus, piece: Piece) -> tuple[list[int], list[str], list[str]]:
         """Read the pairs of a piece: their rows in the shard's table, their keys and their captions."""
         found = self._tables.take(piece.shard) or corpus.pairs(piece.shard)
         if piece.stop < self.rows[piece.shard]:
-            self._tables.keep(piece.shard, found)
+            self._tables.keep(piece.shard, found, self._shards_in_use)
         rows, keys, captions = found
         chosen = slice(piece.start, piece.stop)
         return rows[chosen], keys[chosen], captions[chosen]
@@ -396,10 +392,6 @@ class FeaturePairs(Pairs):
         self._corpus, self._prefix, self._views = corpus, prefix, tuple(views)
         self._blocks: _Kept[tuple[int, list[str], Tensor]] = _Kept()
 
-    def _keep(self, shards_in_use: int) -> None:
-        super()._keep(shards_in_use)
-        self._blocks.most = shards_in_use * len(self._views)
-
     def load(self, piece: Piece) -> Loaded:  # noqa: D102 - as above
         rows, keys, captions = self._pairs(self._corpus, piece)
         views = [self._view(piece.shard, rows, keys, view) for view in self._views]
@@ -413,7 +405,7 @@ class FeaturePairs(Pairs):
         else:
             stored, values = features.read_rows(uri, first, stop, _BLOCK_BYTES)
         if stop < first + len(stored):
-            self._blocks.keep(uri, (first, stored, values))
+            self._blocks.keep(uri, (first, stored, values), self._shards_in_use * len(self._views))
         within = [row - first for row in rows]
         if [stored[row] for row in within] != keys:
             raise DataError(
@@ -502,10 +494,6 @@ class PicturePairs(Pairs):
         self._workers = settings.loader_workers
         self._ends: _Kept[tuple[int, int]] = _Kept()
 
-    def _keep(self, shards_in_use: int) -> None:
-        super()._keep(shards_in_use)
-        self._ends.most = shards_in_use
-
     def load(self, piece: Piece) -> Loaded:  # noqa: D102 - as above
         rows, keys, captions = self._pairs(self._corpus, piece)
         uri = self._corpus.uri(piece.shard, ".tar")
@@ -524,7 +512,7 @@ class PicturePairs(Pairs):
                 number += 1
                 if number > rows[-1]:
                     if piece.stop < self.rows[piece.shard]:
-                        self._ends.keep(piece.shard, (number, member.end))
+                        self._ends.keep(piece.shard, (number, member.end), self._shards_in_use)
                     break
         if len(found) < len(keys):
             raise self._lacks(keys[len(found)], uri)
