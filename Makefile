@@ -12,7 +12,7 @@ TORCH ?=
 # Set: the newest versions that pyproject.toml allows, instead of those in constraints.txt.
 NEWEST ?=
 # One process has all tests that start Ray (conftest.py).
-TWO_FILES_AT_A_TIME := --numprocesses 2 --dist loadgroup
+TWO_FILES_AT_A_TIME := --numprocesses 2 --dist loadscope
 # What `make cluster` and `make cluster-test` install.
 OVERLAY ?= k8s/overlays/kind
 

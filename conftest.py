@@ -4,8 +4,8 @@ Not in ``tests/``: that folder would come before the packages whose names its fo
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -16,17 +16,26 @@ if TYPE_CHECKING:
 settings.register_profile("wukong", deadline=None)
 settings.load_profile("wukong")
 
-_SLOW_WITH_RAY = ("cli", "docs", "end_to_end", "infra")
-"""Folders whose slow tests start Ray, most of them with the whole stack."""
+_WITH_RAY = ("tests/ray_jobs/",)
+_SLOW_WITH_RAY = (*_WITH_RAY, "tests/cli/", "tests/docs/", "tests/end_to_end/", "tests/infra/")
+"""Folders whose tests start Ray, those that are slow most often with the whole stack."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Give a file's tests to one process. Two that start Ray at once may choose the same port, so only one does."""
-    for item in items:
-        start_ray = {"ray_jobs", *(_SLOW_WITH_RAY if item.get_closest_marker("slow") else ())}
-        group = str(item.path) if start_ray.isdisjoint(item.path.parts) else "ray"
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give a file's tests to one process. Two that start Ray at once may choose the same port, so only one does.
+
+    xdist's groups do nothing with pytest 9.2: xdist 3.8 writes them where this pytest does not read.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    start_ray = _SLOW_WITH_RAY if config.option.markexpr == "slow" else _WITH_RAY
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if nodeid.startswith(start_ray) else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
