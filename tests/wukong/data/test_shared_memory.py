@@ -103,9 +103,12 @@ def test_errors_of_orders_stay_as_they_are() -> None:
 def reader(processes: int, fill_after: int) -> None:
     """Read batches, and fill the shared memory after some; print each, and the error. For a process of its own."""
     made = views.batches(Plain(), orders(12), stacked, MOST, processes)
+    kept = []  # what was freed would make room for others
     try:
         for number, (images, _) in enumerate(made):
             print("batch", int(images[0, 0, 0, 0]), flush=True)
+            if 0 <= fill_after <= number:
+                kept.append(images)
             if number == fill_after:
                 with suppress(OSError), Path("/dev/shm/other").open("wb", buffering=0) as stream:
                     while True:
