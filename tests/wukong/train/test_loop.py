@@ -145,13 +145,14 @@ def _train_share(rank: int, count: int, similarity: str) -> dict[str, torch.Tens
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("similarity", ["global", "token"])
-def test_two_workers_train_the_same_model_as_one_worker(tmp_path: Path, similarity: str) -> None:
+@pytest.mark.parametrize(("similarity", "count"), [("global", 2), ("token", 2), ("global", 4)])
+def test_workers_train_the_same_model_as_one_worker(tmp_path: Path, similarity: str, count: int) -> None:
     alone = _train_share(0, 1, similarity)
-    first, second = workers.run(2, tmp_path, _train_share, similarity)
+    first, *others = workers.run(count, tmp_path, _train_share, similarity)
     for name, value in first.items():
-        assert torch.equal(value, second[name]), name
+        assert all(torch.equal(value, other[name]) for other in others), name
         torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(first["loss"], alone["loss"], rtol=0, atol=1e-5)
 
 
 def _resize(rank: int, count: int, uri: str) -> dict[str, torch.Tensor]:
