@@ -223,10 +223,18 @@ class _Worker:
                     return dict(json.loads(answer))
         except OSError:
             pass  # it has ended
-        status = self.process.wait(_GRACE)
+        status = self.wait()
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         error = f"its process {how}, {self.log} may say why; start the sweep again"
         return {"run": trial.run, "manifest": "", "error": error}
+
+    def wait(self) -> int:
+        """Wait until the process has ended, kill it if that takes long, and return its status."""
+        try:
+            return self.process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
 
 
 class _Workers:
@@ -273,11 +281,7 @@ class _Workers:
         for worker in self._workers:
             worker.process.terminate()
         for worker in self._workers:
-            try:
-                worker.process.wait(_GRACE)
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
+            worker.wait()
 
     def _worker(self, number: int) -> _Worker:
         """Return a worker that is alive; one that was killed is started anew."""
