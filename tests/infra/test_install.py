@@ -1,13 +1,17 @@
 """The set-up of the virtual environment, with a fake pip that installs nothing and records its arguments."""
 
+import importlib.metadata
 import json
+import re
 import shutil
 import stat
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from infra import install
 
@@ -42,6 +46,26 @@ def test_everything_is_installed_within_the_constraints(environment: Path) -> No
     assert "--no-deps" in files
     assert (environment / ".installed").exists()
     assert (environment / ".torch").read_text() == "cuda\n"
+
+
+def test_every_pin_can_be_installed_on_the_oldest_python() -> None:
+    """With one that cannot, pip tries every version of torch before it gives up."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    oldest = f"{project['requires-python'].removeprefix('>=')}.0"
+    pins = re.findall(r"^([\w.-]+)==(.+)$", (REPOSITORY / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    told, refused = 0, []
+    for name, version in pins:
+        try:
+            metadata = importlib.metadata.metadata(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # an environment of the newest versions, or an extra that is not installed
+        if metadata["Version"] == version:
+            told += 1
+            if not SpecifierSet(metadata.get("Requires-Python") or "").contains(oldest):
+                refused.append(f"{name}=={version} needs Python {metadata['Requires-Python']}")
+    assert refused == []
+    if told < len(pins) / 2:
+        pytest.skip("this environment has other versions than the pinned ones")
 
 
 def test_newest_versions_ignore_the_constraints(environment: Path) -> None:
