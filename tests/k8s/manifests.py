@@ -94,7 +94,7 @@ class Pod:
 
 @cache
 def pods(manifests: Installation) -> list[Pod]:
-    """Every pod the installation brings, those of RayJobs included."""
+    """Every pod the installation brings, those of RayJobs and RayServices included."""
     found = []
     for manifest in manifests:
         owner = f"{manifest['kind']}/{manifest['metadata']['name']}"
@@ -103,6 +103,10 @@ def pods(manifests: Installation) -> list[Pod]:
                 template = manifest["spec"]["template"]
             case "CronJob":
                 template = manifest["spec"]["jobTemplate"]["spec"]["template"]
+            case "RayService":
+                head = manifest["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]
+                labels = {**head["metadata"]["labels"], "ray.io/node-type": "head"}
+                template = {**head, "metadata": {**head["metadata"], "labels": labels}}
             case _:
                 continue
         spec = dict(template["spec"])

@@ -662,9 +662,9 @@ def test_the_dashboard_is_one(manifests: Installation) -> None:
 # --- components for overlays
 
 
-def component(tmp_path: Path, name: str) -> Installation:
-    """The base with one component, as an overlay of somebody's own takes it."""
-    for folder in ("base", f"components/{name}"):
+def component(tmp_path: Path, *names: str) -> Installation:
+    """The base with some components, as an overlay of somebody's own takes them."""
+    for folder in ("base", *(f"components/{name}" for name in names)):
         shutil.copytree(FOLDER / folder, tmp_path / "k8s" / folder)
     own = tmp_path / "k8s" / "own"
     own.mkdir()
@@ -672,7 +672,7 @@ def component(tmp_path: Path, name: str) -> Installation:
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": ["../base"],
-        "components": [f"../components/{name}"],
+        "components": [f"../components/{name}" for name in names],
     }
     (own / "kustomization.yaml").write_text(yaml.safe_dump(content))
     return build(str(own))
@@ -688,7 +688,7 @@ def test_a_pull_secret_reaches_every_pod(tmp_path: Path) -> None:
 
 def test_monitors_find_the_pods_that_tell_metrics(tmp_path: Path) -> None:
     """Those that say so by annotation to other Prometheus installations, at the port that the policies open."""
-    manifests = component(tmp_path, "pod-monitors")
+    manifests = component(tmp_path, "serve", "pod-monitors")
     found = set()
     for name, monitor in named(manifests, "PodMonitor").items():
         (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
@@ -697,7 +697,7 @@ def test_monitors_find_the_pods_that_tell_metrics(tmp_path: Path) -> None:
             assert allowed(manifests, PROMETHEUS, pod, pod.ports[endpoint["port"]]), (name, pod.owner)
         found |= {pod.owner for pod in selected}
     rays = {f"RayJob/{stage}/{role}" for stage in JOBS for role in ("head", "worker")}
-    assert found == rays | {"StatefulSet/object-store"}
+    assert found == rays | {"StatefulSet/object-store", "RayService/search"}
 
 
 # --- what is kept

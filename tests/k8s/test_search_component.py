@@ -2,12 +2,14 @@
 
 import ast
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import yaml
-from manifests import FOLDER
+from manifests import FOLDER, build, named
 
 HERE = FOLDER / "components" / "serve"
 ROOT = FOLDER.parent
@@ -75,3 +77,18 @@ def test_the_network_lets_people_in_and_only_the_store_and_mlflow_out() -> None:
         for peer in rule["to"]
     }
     assert reached == {"search", "mlflow", "object-store"}
+
+
+def test_the_overlay_of_the_docs_builds(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    (overlay,) = re.findall(r"```text\n# k8s/overlays/mine/kustomization.yaml\n(.*?)```", page, re.DOTALL)
+    for folder in ("base", "components", "overlays"):
+        shutil.copytree(FOLDER / folder, tmp_path / "k8s" / folder)
+    mine = tmp_path / "k8s" / "overlays" / "mine"
+    mine.mkdir()
+    (mine / "kustomization.yaml").write_text(overlay, encoding="utf-8")
+    (service,) = named(build(str(mine)), "RayService").values()
+    patched, shipped = (yaml.safe_load(each["spec"]["serveConfigV2"]) for each in (service, SERVICE))
+    assert patched == shipped
+    (container,) = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert container["resources"]["requests"] == {"cpu": "500m", "memory": "4Gi"}

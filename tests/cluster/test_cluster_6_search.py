@@ -1,0 +1,263 @@
+"""The search page on a cluster: a RayService, by the overlay of docs/serving.md, of a run's model and pictures."""
+
+import json
+import os
+import re
+import shutil
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import image_search
+import kube
+import pytest
+import runs
+import table
+from session import State, experiment_of
+
+from wukong import manifest, storage
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "serving.md"
+FOLDER = table.FOLDER / "search"
+ADDRESS = "http://search-serve-svc.wukong:8000"
+VISITORS, STRANGERS, PROMETHEUS = "wukong-cluster-visitors", "wukong-cluster-strangers", "monitoring"
+LABELS = {VISITORS: {"wukong/search": "true"}, STRANGERS: {}, PROMETHEUS: {}}
+"""Namespaces that ask the page, with their labels."""
+INDEXES = "s3://wukong/indexes"
+QUERY = "紅色的小貓"  # the titles of the pictures are in Simplified characters
+ASK = """
+import json, sys, time, urllib.error, urllib.parse, urllib.request
+time.sleep(15)  # until the policies for this pod are in force
+for url in sys.argv[1:]:
+    try:
+        with urllib.request.urlopen(urllib.parse.quote(url, safe=":/?&="), timeout=60) as answer:
+            said = answer.read().decode()
+    except urllib.error.HTTPError as error:
+        said = error.read().decode()
+    except OSError as error:
+        said = f"unreachable: {error}"
+    print(json.dumps(said))
+"""
+
+
+@dataclass
+class Served:
+    """What the page is made of.
+
+    Attributes:
+        folder: the overlay that is installed.
+        trained: URI of the model that the run has registered.
+        other: URI of another model, that of the run's pre-training.
+        data: URI of the filter's output.
+        seconds: from `kubectl apply` until the page was ready.
+    """
+
+    folder: Path
+    trained: str
+    other: str
+    data: str
+    seconds: float
+
+
+def _write_overlay(overlay: str, model: str, data: str) -> Path:
+    """The overlay of docs/serving.md, with a cluster's own overlay and a run's URIs."""
+    text = PAGE.read_text(encoding="utf-8")
+    found = re.search(r"```text\n# k8s/overlays/mine/kustomization.yaml\n(.*?)```", text, re.DOTALL)
+    assert found, "docs/serving.md has no overlay"
+    replaced = {
+        "../../components/serve": os.path.relpath(ROOT / "k8s" / "components" / "serve", FOLDER),
+        "../kind": os.path.relpath(ROOT / overlay, FOLDER),
+        "models:/demo@champion": model,
+        "s3://wukong/demo/filter/KEY": data,
+    }
+    written = found[1]
+    for before, after in replaced.items():
+        assert before in written, f"the overlay of docs/serving.md has no {before}"
+        written = written.replace(before, after)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / "kustomization.yaml").write_text(written, encoding="utf-8")
+    return FOLDER
+
+
+def _ask(namespace: str, *paths: str) -> list[str]:
+    """What a pod of a namespace is answered."""
+    output = kube.run_in_pod(ASK, [ADDRESS + path for path in paths], namespace=namespace, seconds=400)
+    answers = [json.loads(line) for line in output.splitlines()]
+    assert len(answers) == len(paths), output
+    return answers
+
+
+def _ready() -> bool:
+    conditions = (kube.get("rayservice", "search") or {}).get("status", {}).get("conditions", [])
+    return any(entry["type"] == "Ready" and entry["status"] == "True" for entry in conditions)
+
+
+@pytest.fixture(scope="module")
+def page(first: runs.Run, services: runs.Services, session_state: State, overlay: str) -> Iterator[Served]:
+    """The page of the first run's model and pictures, and namespaces that may ask it and that may not."""
+    made = experiment_of(session_state)
+    records = runs.records(made, first)
+    outputs = {stage: manifest.load(record.manifest).uri for stage, record in records.items() if record.manifest}
+    models = [storage.join(outputs[stage], "model") for stage in ("finetune", "pretrain")]
+    missing = [name for name in LABELS if kube.get("namespace", name) is None]
+    for name in missing:
+        kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": LABELS[name]}})
+    folder = _write_overlay(overlay, f"models:/{made.registry.model_name}@{made.registry.alias}", outputs["filter"])
+    began = time.monotonic()
+    kube.kubectl("apply", "-k", str(folder))
+    try:
+        kube.until("the search page", _ready, 900)
+        yield Served(folder, *models, outputs["filter"], time.monotonic() - began)
+    finally:
+        if not os.environ.get("KEEP"):
+            kube.kubectl("-n", "wukong", "delete", "rayservice", "search", "--ignore-not-found")
+            kube.kubectl("-n", "wukong", "delete", "networkpolicy", "search", "from-search", "--ignore-not-found")
+            for name in missing:
+                kube.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def expected(page: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the same application answers in this process, with an index of its own, by path."""
+    from fastapi.testclient import TestClient
+
+    from wukong.serve import start
+    from wukong.serve.app import create_app
+
+    made = start.service(page.trained, page.data, str(tmp_path_factory.mktemp("indexes")))
+    key = made.index.keys[0]
+    questions = (
+        f"/api/search?q={QUERY}",
+        f"/api/captions?picture={key}",
+        f"/api/align?picture={key}&text={QUERY}",
+        f"/api/classify?picture={key}&label=小猫&label=小狗",
+        "/api/search?q=",
+    )
+    with TestClient(create_app(made)) as client:
+        return {path: client.get(path).text for path in questions}
+
+
+@pytest.mark.cluster(
+    claim="The search page runs as a RayService: pods of a namespace with its label are answered as by `wukong serve`, "
+    "others not",
+    how="the overlay of docs/serving.md with the run's champion and pictures; requests from pods; the same application "
+    "in the test's process with an index of its own",
+)
+def test_the_page_answers(page: Served, expected: dict[str, str], found: list[str]) -> None:
+    found.append(f"ready {page.seconds:.0f} s after `kubectl apply`")
+    about = json.loads(_ask(VISITORS, "/api/about")[0])
+    found.append(f"{about['pictures']} pictures, {about['captions']} captions")
+    assert about["pictures"] > len(image_search.WORDS)
+    answers = dict(zip(expected, _ask(VISITORS, *expected), strict=True))
+    assert answers == expected
+    found.append(f"{len(expected)} answers")
+    refused = _ask(STRANGERS, "/healthz")[0]
+    assert refused.startswith("unreachable"), refused
+    (metrics,) = _ask(PROMETHEUS, "/metrics")
+    assert f"wukong_serve_index_pictures {about['pictures']}.0" in metrics.splitlines()
+
+
+@pytest.mark.cluster(
+    claim="In a browser the page on the cluster shows pictures for a text, and the alignment of one that is clicked",
+    how="Chromium, through a forwarded port",
+)
+def test_the_page_in_a_browser(page: Served, found: list[str]) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    forward = kube.Forward("wukong", "svc/search-serve-svc", 8000).open()
+    try:
+        with playwright.sync_playwright() as driver:
+            started = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+            opened = started.new_page(base_url=f"http://127.0.0.1:{forward.port}")
+            opened.set_default_timeout(120_000)
+            opened.goto("/")
+            opened.fill("input[name=q]", QUERY)
+            opened.keyboard.press("Enter")
+            opened.wait_for_selector(".grid img")
+            shown = "[...document.querySelectorAll('.grid img')].filter(each => each.naturalWidth).length"
+            opened.wait_for_function(f"{shown} > 3")
+            pictures = opened.evaluate(shown)
+            opened.screenshot(path=str(FOLDER / "search.png"))
+            opened.locator(".grid a").first.click()
+            opened.wait_for_selector(".patches")
+            opened.screenshot(path=str(FOLDER / "picture.png"), full_page=True)
+            started.close()
+    finally:
+        forward.close()
+    found.append(f"{pictures} pictures of the first page are loaded")
+
+
+@pytest.fixture
+def address(page: Served) -> Iterator[str]:
+    """The page on this machine."""
+    forward = kube.Forward("wukong", "svc/search-serve-svc", 8000).open()
+    try:
+        yield f"http://127.0.0.1:{forward.port}"
+    finally:
+        forward.close()
+
+
+def _about(address: str) -> dict[str, object] | None:
+    try:
+        with urllib.request.urlopen(f"{address}/api/about", timeout=30) as answer:
+            found: dict[str, object] = json.loads(answer.read())
+            return found
+    except OSError:  # no pod, or one without the application
+        return None
+
+
+def _head() -> str:
+    (pod,) = [
+        pod
+        for pod in kube.listed("pods", "app.kubernetes.io/component=search,ray.io/node-type=head")
+        if "deletionTimestamp" not in pod["metadata"]
+    ]
+    return str(pod["metadata"]["uid"])
+
+
+@pytest.mark.cluster(
+    claim="When its pod is deleted the page comes back with the same answers",
+    how="the Ray head deleted; the time until `/api/about` answers; the requests from a pod as before",
+)
+def test_the_page_comes_back(page: Served, expected: dict[str, str], address: str, found: list[str]) -> None:
+    before, uid = _about(address), _head()
+    assert before is not None
+    kube.kubectl("-n", "wukong", "delete", "pod", "-l", "app.kubernetes.io/component=search,ray.io/node-type=head")
+    began = time.monotonic()
+    kube.until("another pod", lambda: _or_none(_head) not in (None, uid), 300)
+    kube.until("the page", lambda: _about(address) == before, 900)
+    found.append(f"after {time.monotonic() - began:.0f} s")
+    assert dict(zip(expected, _ask(VISITORS, *expected), strict=True)) == expected
+
+
+def _or_none(ask: Callable[[], str]) -> str | None:
+    try:
+        return ask()
+    except ValueError:  # none or two
+        return None
+
+
+@pytest.mark.cluster(
+    claim="Another model in the overlay replaces the served one, in the same pod",
+    how="the overlay with the model of the run's pre-training; `/api/about` before and after",
+)
+def test_another_model(page: Served, overlay: str, address: str, found: list[str]) -> None:
+    before, uid = _about(address), _head()
+    assert before is not None
+    folder = _write_overlay(overlay, page.other, page.data)
+    kube.kubectl("apply", "-k", str(folder))
+    began = time.monotonic()
+    after = kube.until("the other model", lambda: _other(_about(address), before), 900)
+    found.append(f"after {time.monotonic() - began:.0f} s")
+    assert after["model"] == page.other
+    assert after["pictures"] == before["pictures"]
+    assert _head() == uid
+
+
+def _other(about: dict[str, object] | None, before: dict[str, object]) -> dict[str, object] | None:
+    return about if about and about["model_digest"] != before["model_digest"] else None
