@@ -1,6 +1,7 @@
 """Checks of the images without a Docker engine: their names, their wheelhouse, and rules for the Dockerfile."""
 
 import fnmatch
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 from manifests import installation, named, plain, pods
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from components.container_image import DATA_IMAGE
 from infra import containers
@@ -139,6 +142,34 @@ def test_no_package_is_pinned_twice() -> None:
         for file in (REPOSITORY / "constraints.txt", IMAGES / "constraints.txt")
     ]
     assert pinned[0] & pinned[1] == set()
+
+
+@pytest.mark.parametrize("image", build.IMAGES)
+def test_what_an_image_needs_is_pinned(image: str) -> None:
+    """As far as the packages that are installed here say what they need; what is not installed says nothing."""
+    pinned = {
+        canonicalize_name(line.split("==")[0])
+        for file in (REPOSITORY / "constraints.txt", IMAGES / "constraints.txt", IMAGES / "torch-cuda.txt")
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if "==" in line
+    }
+    todo = [(canonicalize_name(build.installed.DISTRIBUTION), extra) for extra in build.IMAGES[image].extras]
+    seen = set(todo)
+    while todo:
+        name, extra = todo.pop()
+        try:
+            needs = map(Requirement, importlib.metadata.requires(name) or [])
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for need in needs:
+            if need.marker is None or need.marker.evaluate({"extra": extra}):
+                found = {(canonicalize_name(need.name), each) for each in ("", *need.extras)} - seen
+                seen |= found
+                todo += found
+    names = {name for name, _ in seen} - {canonicalize_name(build.installed.DISTRIBUTION)}
+    assert len(names) > 20
+    loose = {name for name in names - pinned if not re.match(r"nvidia-|cuda-|triton", name)}
+    assert loose == set(), "add them to infra/images/constraints.txt"
 
 
 # --- the wheelhouse, from packages that the tests build
