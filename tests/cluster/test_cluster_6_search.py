@@ -9,12 +9,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import image_search
 import kube
 import pytest
 import runs
 import table
+import yaml
 from session import State, experiment_of
 
 from wukong import manifest, storage
@@ -62,13 +64,15 @@ class Served:
     seconds: float
 
 
-def _write_overlay(overlay: str, model: str, data: str) -> Path:
-    """The overlay of docs/serving.md, with a cluster's own overlay and a run's URIs."""
+def _write_overlay(overlay: str, model: str, data: str, *more: str) -> Path:
+    """The overlay of docs/serving.md, with a cluster's own overlay, a run's URIs and more components."""
     text = PAGE.read_text(encoding="utf-8")
     found = re.search(r"```text\n# k8s/overlays/mine/kustomization.yaml\n(.*?)```", text, re.DOTALL)
     assert found, "docs/serving.md has no overlay"
     replaced = {
-        "../../components/serve": os.path.relpath(ROOT / "k8s" / "components" / "serve", FOLDER),
+        "../../components/serve": ", ".join(
+            os.path.relpath(ROOT / "k8s" / "components" / name, FOLDER) for name in ("serve", *more)
+        ),
         "../kind": os.path.relpath(ROOT / overlay, FOLDER),
         "models:/demo@champion": model,
         "s3://wukong/demo/filter/KEY": data,
@@ -106,6 +110,8 @@ def page(first: runs.Run, services: runs.Services, session_state: State, overlay
     for name in missing:
         kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": LABELS[name]}})
     folder = _write_overlay(overlay, f"models:/{made.registry.model_name}@{made.registry.alias}", outputs["filter"])
+    # One of an earlier session would answer until the new one is ready.
+    kube.kubectl("-n", "wukong", "delete", "rayservice", "search", "--ignore-not-found")
     began = time.monotonic()
     kube.kubectl("apply", "-k", str(folder))
     try:
@@ -222,16 +228,16 @@ def _head() -> str:
 
 @pytest.mark.cluster(
     claim="When its pod is deleted the page comes back with the same answers",
-    how="the Ray head deleted; the time until `/api/about` answers; the requests from a pod as before",
+    how="the Ray head deleted; the seconds until `/api/about` answers; the requests from a pod as before",
 )
 def test_the_page_comes_back(page: Served, expected: dict[str, str], address: str, found: list[str]) -> None:
     before, uid = _about(address), _head()
     assert before is not None
-    kube.kubectl("-n", "wukong", "delete", "pod", "-l", "app.kubernetes.io/component=search,ray.io/node-type=head")
     began = time.monotonic()
+    kube.kubectl("-n", "wukong", "delete", "pod", "-l", "app.kubernetes.io/component=search,ray.io/node-type=head")
     kube.until("another pod", lambda: _or_none(_head) not in (None, uid), 300)
     kube.until("the page", lambda: _about(address) == before, 900)
-    found.append(f"after {time.monotonic() - began:.0f} s")
+    found.append(f"{time.monotonic() - began:.0f} s after `kubectl delete`")
     assert dict(zip(expected, _ask(VISITORS, *expected), strict=True)) == expected
 
 
@@ -261,3 +267,59 @@ def test_another_model(page: Served, overlay: str, address: str, found: list[str
 
 def _other(about: dict[str, object] | None, before: dict[str, object]) -> dict[str, object] | None:
     return about if about and about["model_digest"] != before["model_digest"] else None
+
+
+@pytest.mark.cluster(
+    claim="A Prometheus of the Prometheus operator reads the page, Ray and the object store, and evaluates every alert",
+    how="the components `pod-monitors` and `alerts` beside the page; Prometheus's own API: targets, rules, "
+    "`wukong_serve_index_pictures`",
+)
+def test_prometheus_reads_the_page(page: Served, overlay: str, address: str, found: list[str]) -> None:
+    servers = kube.listed("services", "operated-prometheus=true", PROMETHEUS)
+    if not servers:
+        pytest.skip("no Prometheus of the Prometheus operator in the namespace monitoring")
+    folder = _write_overlay(overlay, page.other, page.data, "pod-monitors", "alerts")
+    kube.kubectl("apply", "-k", str(folder))
+    forward = kube.Forward(PROMETHEUS, f"svc/{servers[0]['metadata']['name']}", 9090).open()
+    try:
+        where = f"http://127.0.0.1:{forward.port}/api/v1"
+        kube.until("the targets", lambda: _all_are_read(where), 300)
+        rules = kube.until("the alerts", lambda: _evaluated(where), 300)
+        (read,) = _prometheus(where, "query?query=wukong_serve_index_pictures")["result"]
+    finally:
+        forward.close()
+    about = _about(address)
+    assert about is not None
+    assert float(read["value"][1]) == about["pictures"]
+    alerts = ROOT / "k8s" / "components" / "alerts" / "alerts.yaml"
+    groups = yaml.safe_load(alerts.read_text(encoding="utf-8"))["spec"]["groups"]
+    assert set(rules) == {rule["alert"] for group in groups for rule in group["rules"]}
+    assert set(rules.values()) == {"ok"}, rules
+    found.append(f"{len(rules)} alerts are evaluated; {about['pictures']} pictures")
+
+
+def _prometheus(where: str, path: str) -> Any:
+    with urllib.request.urlopen(f"{where}/{path}", timeout=30) as answer:
+        return json.loads(answer.read())["data"]
+
+
+def _all_are_read(where: str) -> bool:
+    targets = [
+        target
+        for target in _prometheus(where, "targets?state=active")["activeTargets"]
+        if target["scrapePool"].startswith("podMonitor/wukong/")
+    ]
+    pools = {target["scrapePool"].split("/")[2] for target in targets}
+    return pools == {"ray", "search", "object-store"} and {target["health"] for target in targets} == {"up"}
+
+
+def _evaluated(where: str) -> dict[str, str] | None:
+    """The health of each alert of ours, once all were evaluated."""
+    groups = _prometheus(where, "rules?type=alert")["groups"]
+    health = {
+        rule["name"]: rule["health"]
+        for group in groups
+        if group["name"].startswith("wukong-")
+        for rule in group["rules"]
+    }
+    return health if health and "unknown" not in health.values() else None
