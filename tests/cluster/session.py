@@ -65,7 +65,7 @@ def epochs_for(made: Experiment, run: runs.Run, seconds: float) -> int:
     record = runs.records(made, run)["pretrain"]
     trained = manifest.load(record.manifest)
     measured = storage.read_json(storage.join(trained.uri, "measured.json"))
-    fastest = max(entry["pairs_per_second"] for entry in measured)
+    fastest = max(float(entry["pairs_per_second"]) for entry in measured)
     pairs, batch = int(trained.counts["pairs"]), made.pretrain.batch_size
     return round(seconds * fastest / (pairs // batch * batch))
 

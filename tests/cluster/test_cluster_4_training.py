@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import kube
 import pytest
@@ -9,6 +10,7 @@ import runs
 from session import State, clone_of, experiment_of, undisturbed
 
 from wukong import storage
+from wukong.config import Experiment
 
 LOST: dict[str, Callable[[runs.Run, str], tuple[str, str]]] = {
     "the component's pod": lambda run, _: ("kubeflow", _named(runs.component_pod(run, "pretrain"))),
@@ -64,7 +66,7 @@ def test_what_is_lost_while_training(
         hurry = [] if what == "the component's pod" else ["--grace-period=1"]
         kube.kubectl("-n", namespace, "delete", "pod", name, "--wait=false", *hurry)
         began = time.monotonic()
-        kube.until("the pod's end", lambda n=name, s=namespace, u=before: _is_gone(n, s, u), 180, 1)
+        kube.until("the pod's end", partial(_is_gone, name, namespace, before), 180, 1)
         _goes_on(made, run, services, 900)
         found.append(f"{what}: new checkpoints after {time.monotonic() - began:.0f} s")
         if what == "the component's pod":
@@ -84,7 +86,7 @@ def _is_gone(name: str, namespace: str, uid: str) -> bool:
     return found is None or found["metadata"]["uid"] != uid
 
 
-def _goes_on(made: runs.Experiment, run: runs.Run, services: runs.Services, seconds: float) -> None:
+def _goes_on(made: Experiment, run: runs.Run, services: runs.Services, seconds: float) -> None:
     """Wait until the training has written two more checkpoints than now."""
     # Deleting takes effect within a moment: a checkpoint that was under way is not one that came after it.
     time.sleep(3)

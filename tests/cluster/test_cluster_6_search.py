@@ -105,7 +105,7 @@ def page(first: runs.Run, services: runs.Services, session_state: State, overlay
     made = experiment_of(session_state)
     records = runs.records(made, first)
     outputs = {stage: manifest.load(record.manifest).uri for stage, record in records.items() if record.manifest}
-    models = [storage.join(outputs[stage], "model") for stage in ("finetune", "pretrain")]
+    trained, other = (storage.join(outputs[stage], "model") for stage in ("finetune", "pretrain"))
     missing = [name for name in LABELS if kube.get("namespace", name) is None]
     for name in missing:
         kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": LABELS[name]}})
@@ -116,7 +116,7 @@ def page(first: runs.Run, services: runs.Services, session_state: State, overlay
     kube.kubectl("apply", "-k", str(folder))
     try:
         kube.until("the search page", _ready, 900)
-        yield Served(folder, *models, outputs["filter"], time.monotonic() - began)
+        yield Served(folder, trained, other, outputs["filter"], time.monotonic() - began)
     finally:
         if not os.environ.get("KEEP"):
             kube.kubectl("-n", "wukong", "delete", "rayservice", "search", "--ignore-not-found")
