@@ -69,6 +69,7 @@ NOT_EXECUTED = {
     ("docs/cluster.md", "kubectl -n wukong scale"): CLUSTER,
     ("docs/serving.md", ".venv/bin/wukong serve"): "serves until it is ended; tests/wukong/serve has servers",
     ("docs/serving.md", "kubectl apply -k $OVERLAY"): CLUSTER,
+    ("docs/serving.md", "kubectl -n wukong delete rayservice"): CLUSTER,
     ("docs/serving.md", "serve run"): "needs Ray Serve, and serves until it is ended",
     ("docs/operating.md", "for image in data ray mlflow"): "needs the images, Docker and a registry",
     ("docs/removing.md", "kubectl -n wukong delete rayjobs --all  "): CLUSTER,
