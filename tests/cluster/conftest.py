@@ -15,6 +15,7 @@ import kube
 import pytest
 import runs
 import table
+from prometheus import NAMESPACE, Prometheus, install, service
 from session import State, first_run
 
 from infra.laptop_cluster import WORKFLOW_DEFAULTS
@@ -140,6 +141,20 @@ def services(installed: str) -> Iterator[runs.Services]:
                 os.environ[name] = before[name]
         for forward in forwards.values():
             forward.close()
+
+
+@pytest.fixture(scope="session")
+def prometheus(installed: str) -> Iterator[Prometheus]:
+    """A Prometheus of the Prometheus operator in the namespace ``monitoring``, which reads what the components name."""
+    name = service()
+    if name is None:
+        pytest.skip("no Prometheus of the Prometheus operator in the namespace monitoring")
+    install(installed)
+    forward = kube.Forward(NAMESPACE, f"svc/{name}", 9090).open()
+    try:
+        yield Prometheus(f"http://127.0.0.1:{forward.port}")
+    finally:
+        forward.close()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import time
 import kube
 import pytest
 import runs
+from prometheus import Prometheus, shipped_alerts
 from session import State, clone_of, experiment_of, undisturbed
 
 from wukong.config import Experiment
@@ -112,6 +113,32 @@ def test_a_components_pod_is_deleted(
     found.append(
         f"taken over after {time.monotonic() - began:.0f} s, the same RayJob and Ray cluster, training went on"
     )
+
+
+@pytest.mark.cluster(
+    claim="A Prometheus of the Prometheus operator reads the metrics of a training on Ray, and evaluates every alert",
+    how="the components `pod-monitors` and `alerts`; Prometheus's own API: targets, rules, and twice "
+    "`ray_wukong_training_step`",
+)
+def test_prometheus_reads_a_training(
+    long_run: tuple[runs.Run, Experiment], prometheus: Prometheus, found: list[str]
+) -> None:
+    step = 'max(ray_wukong_training_step{stage="pretrain"})'
+    begun = kube.until("the training's step", lambda: prometheus.value(step), 300)
+    later = kube.until("a later step", lambda: _above(prometheus.value(step), begun), 120)
+    found.append(f"step {begun:.0f}, then {later:.0f}")
+    loss = prometheus.value('ray_wukong_training_loss{stage="pretrain"}')
+    assert loss is not None
+    assert loss > 0
+    everything = {"ray": {"up"}, "object-store": {"up"}}
+    kube.until("the targets", lambda: prometheus.health() == everything, 120)
+    kube.until("the alerts", lambda: "unknown" not in (prometheus.alerts() or {"none": "unknown"}).values(), 300)
+    assert prometheus.alerts() == dict.fromkeys(shipped_alerts(), "ok")
+    found.append(f"{len(shipped_alerts())} alerts are evaluated")
+
+
+def _above(value: float | None, least: float) -> float | None:
+    return value if value is not None and value > least else None
 
 
 @pytest.mark.cluster(

@@ -9,14 +9,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import image_search
 import kube
 import pytest
 import runs
 import table
-import yaml
+from prometheus import NAMESPACE as MONITORING
+from prometheus import Prometheus
 from session import State, experiment_of
 
 from wukong import manifest, storage
@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "serving.md"
 FOLDER = table.FOLDER / "search"
 ADDRESS = "http://search-serve-svc.wukong:8000"
-VISITORS, STRANGERS, PROMETHEUS = "wukong-cluster-visitors", "wukong-cluster-strangers", "monitoring"
-LABELS = {VISITORS: {"wukong/search": "true"}, STRANGERS: {}, PROMETHEUS: {}}
+VISITORS, STRANGERS = "wukong-cluster-visitors", "wukong-cluster-strangers"
+LABELS = {VISITORS: {"wukong/search": "true"}, STRANGERS: {}, MONITORING: {}}
 """Namespaces that ask the page, with their labels."""
 INDEXES = "s3://wukong/indexes"
 QUERY = "紅色的小貓"  # the titles of the pictures are in Simplified characters
@@ -64,15 +64,13 @@ class Served:
     seconds: float
 
 
-def _write_overlay(overlay: str, model: str, data: str, *more: str) -> Path:
-    """The overlay of docs/serving.md, with a cluster's own overlay, a run's URIs and more components."""
+def _write_overlay(overlay: str, model: str, data: str) -> Path:
+    """The overlay of docs/serving.md, with a cluster's own overlay and a run's URIs."""
     text = PAGE.read_text(encoding="utf-8")
     found = re.search(r"```text\n# k8s/overlays/mine/kustomization.yaml\n(.*?)```", text, re.DOTALL)
     assert found, "docs/serving.md has no overlay"
     replaced = {
-        "../../components/serve": ", ".join(
-            os.path.relpath(ROOT / "k8s" / "components" / name, FOLDER) for name in ("serve", *more)
-        ),
+        "../../components/serve": os.path.relpath(ROOT / "k8s" / "components" / "serve", FOLDER),
         "../kind": os.path.relpath(ROOT / overlay, FOLDER),
         "models:/demo@champion": model,
         "s3://wukong/demo/filter/KEY": data,
@@ -162,7 +160,7 @@ def test_the_page_answers(page: Served, expected: dict[str, str], found: list[st
     found.append(f"{len(expected)} answers")
     refused = _ask(STRANGERS, "/healthz")[0]
     assert refused.startswith("unreachable"), refused
-    (metrics,) = _ask(PROMETHEUS, "/metrics")
+    (metrics,) = _ask(MONITORING, "/metrics")
     assert f"wukong_serve_index_pictures {about['pictures']}.0" in metrics.splitlines()
 
 
@@ -270,56 +268,14 @@ def _other(about: dict[str, object] | None, before: dict[str, object]) -> dict[s
 
 
 @pytest.mark.cluster(
-    claim="A Prometheus of the Prometheus operator reads the page, Ray and the object store, and evaluates every alert",
-    how="the components `pod-monitors` and `alerts` beside the page; Prometheus's own API: targets, rules, "
-    "`wukong_serve_index_pictures`",
+    claim="A Prometheus of the Prometheus operator reads the page's metrics",
+    how="the component `pod-monitors` beside the page; Prometheus's own API: targets and `wukong_serve_index_pictures`",
 )
-def test_prometheus_reads_the_page(page: Served, overlay: str, address: str, found: list[str]) -> None:
-    servers = kube.listed("services", "operated-prometheus=true", PROMETHEUS)
-    if not servers:
-        pytest.skip("no Prometheus of the Prometheus operator in the namespace monitoring")
-    folder = _write_overlay(overlay, page.other, page.data, "pod-monitors", "alerts")
-    kube.kubectl("apply", "-k", str(folder))
-    forward = kube.Forward(PROMETHEUS, f"svc/{servers[0]['metadata']['name']}", 9090).open()
-    try:
-        where = f"http://127.0.0.1:{forward.port}/api/v1"
-        kube.until("the targets", lambda: _all_are_read(where), 300)
-        rules = kube.until("the alerts", lambda: _evaluated(where), 300)
-        (read,) = _prometheus(where, "query?query=wukong_serve_index_pictures")["result"]
-    finally:
-        forward.close()
+def test_prometheus_reads_the_page(page: Served, prometheus: Prometheus, address: str, found: list[str]) -> None:
+    read = kube.until("the page's metrics", lambda: prometheus.value("wukong_serve_index_pictures"), 300)
     about = _about(address)
     assert about is not None
-    assert float(read["value"][1]) == about["pictures"]
-    alerts = ROOT / "k8s" / "components" / "alerts" / "alerts.yaml"
-    groups = yaml.safe_load(alerts.read_text(encoding="utf-8"))["spec"]["groups"]
-    assert set(rules) == {rule["alert"] for group in groups for rule in group["rules"]}
-    assert set(rules.values()) == {"ok"}, rules
-    found.append(f"{len(rules)} alerts are evaluated; {about['pictures']} pictures")
-
-
-def _prometheus(where: str, path: str) -> Any:
-    with urllib.request.urlopen(f"{where}/{path}", timeout=30) as answer:
-        return json.loads(answer.read())["data"]
-
-
-def _all_are_read(where: str) -> bool:
-    targets = [
-        target
-        for target in _prometheus(where, "targets?state=active")["activeTargets"]
-        if target["scrapePool"].startswith("podMonitor/wukong/")
-    ]
-    pools = {target["scrapePool"].split("/")[2] for target in targets}
-    return pools == {"ray", "search", "object-store"} and {target["health"] for target in targets} == {"up"}
-
-
-def _evaluated(where: str) -> dict[str, str] | None:
-    """The health of each alert of ours, once all were evaluated."""
-    groups = _prometheus(where, "rules?type=alert")["groups"]
-    health = {
-        rule["name"]: rule["health"]
-        for group in groups
-        if group["name"].startswith("wukong-")
-        for rule in group["rules"]
-    }
-    return health if health and "unknown" not in health.values() else None
+    assert read == about["pictures"]
+    everything = {"ray": {"up"}, "search": {"up"}, "object-store": {"up"}}
+    kube.until("the targets", lambda: prometheus.health() == everything, 120)
+    found.append(f"{read:.0f} pictures")
