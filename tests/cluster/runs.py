@@ -252,8 +252,8 @@ def ended(made: Experiment, run: Run) -> dict[str, Any]:
     return found
 
 
-def mlflow_states(services: Services, made: Experiment, run: Run) -> dict[str, str]:
-    """The state of a run and its stages in MLflow, by name."""
+def _mlflow_runs(services: Services, made: Experiment, run: Run) -> list[dict[str, Any]]:
+    """A run and its stages, as MLflow tells them."""
     known = services.ask_mlflow(f"experiments/get-by-name?experiment_name={made.name}")["experiment"]["experiment_id"]
     found = services.ask_mlflow(
         "runs/search", {"experiment_ids": [known], "filter": f"tags.`wukong.run` = '{run.name}'", "max_results": 100}
@@ -267,7 +267,18 @@ def mlflow_states(services: Services, made: Experiment, run: Run) -> dict[str, s
             {"experiment_ids": [known], "filter": f"tags.`mlflow.parentRunId` = '{parent}'", "max_results": 100},
         ).get("runs", [])
     ]
-    return {entry["info"]["run_name"]: entry["info"]["status"] for entry in (*found, *nested)}
+    return [*found, *nested]
+
+
+def mlflow_states(services: Services, made: Experiment, run: Run) -> dict[str, str]:
+    """The state of a run and its stages in MLflow, by name."""
+    return {entry["info"]["run_name"]: entry["info"]["status"] for entry in _mlflow_runs(services, made, run)}
+
+
+def mlflow_metrics(services: Services, made: Experiment, run: Run, stage: str) -> dict[str, float]:
+    """The last value of each metric of a run's stage in MLflow."""
+    (entry,) = (each for each in _mlflow_runs(services, made, run) if each["info"]["run_name"] == stage)
+    return {metric["key"]: float(metric["value"]) for metric in entry["data"].get("metrics", [])}
 
 
 def checkpoints(made: Experiment, stage: str = "pretrain") -> set[str] | None:

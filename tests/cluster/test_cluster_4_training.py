@@ -9,7 +9,7 @@ import pytest
 import runs
 from session import State, clone_of, experiment_of, undisturbed
 
-from wukong import storage
+from wukong import manifest, storage
 from wukong.config import Experiment
 
 LOST: dict[str, Callable[[runs.Run, str], tuple[str, str]]] = {
@@ -101,3 +101,32 @@ def _goes_on(made: Experiment, run: runs.Run, services: runs.Services, seconds: 
         return len(checkpoints.seen()) >= 2
 
     kube.until("new checkpoints", more, seconds, 2)
+
+
+@pytest.mark.cluster(
+    claim="A training whose features are stored in int8, if that is faster, is validated every four steps and ends "
+    "with its best model",
+    how="the first run's experiment with `features.dtype`, `store_features: auto` and `validation.keep: best`; the "
+    "manifest of pre-training and MLflow's metrics",
+)
+def test_validation_while_training(
+    first: runs.Run, services: runs.Services, session_state: State, found: list[str], stamp: str
+) -> None:
+    made = experiment_of(
+        session_state,
+        "features.dtype=int8",
+        "features.room_gib=1",
+        "pretrain.store_features=auto",
+        "pretrain.epochs=10",
+        "pretrain.validation={every_steps: 4, keep: best}",
+    )
+    run = runs.complete(services, made, f"validated-{stamp}")
+    trained = manifest.load(runs.records(made, run)["pretrain"].manifest)
+    decided = trained.provenance["store_features"]
+    found.append(f"store_features: {decided['store']}, {decided['why']}")
+    best, at = trained.metrics["validation/best"], trained.metrics["validation/best_step"]
+    found.append(f"best mean recall {best:.3f} at step {at:.0f}")
+    told = runs.mlflow_metrics(services, made, run, "pretrain")
+    assert told["pretrain/validation/retrieval/holdouts/mean_recall"] <= best
+    evaluated = runs.mlflow_metrics(services, made, run, "evaluate")
+    assert evaluated, "the evaluate stage has no metrics in MLflow"
