@@ -183,9 +183,9 @@ def test_the_page_in_a_browser(page: Served, found: list[str]) -> None:
             opened.fill("input[name=q]", QUERY)
             opened.keyboard.press("Enter")
             opened.wait_for_selector(".grid img")
+            # The page's policy lets no script evaluate text, which Playwright's own waiting does.
             shown = "[...document.querySelectorAll('.grid img')].filter(each => each.naturalWidth).length"
-            opened.wait_for_function(f"{shown} > 3")
-            pictures = opened.evaluate(shown)
+            pictures = kube.until("pictures that are loaded", lambda: opened.evaluate(shown), 60, 0.5)
             opened.screenshot(path=str(FOLDER / "search.png"))
             opened.locator(".grid a").first.click()
             opened.wait_for_selector(".patches")
