@@ -177,10 +177,10 @@ def search(services: runs.Services, versions: dict[str, str]) -> Iterator[None]:
     code = Path(image_search.__file__).read_text(encoding="utf-8")
     own = {"namespace": SEARCH}
     crawler = {"matchLabels": {"app.kubernetes.io/component": "ray", "wukong/stage": "crawl"}}
+    kube.make_namespace(SEARCH)
     # A pod of an earlier session may have an older image.
     kube.kubectl("-n", SEARCH, "delete", "pod", "image-search", "--ignore-not-found")
     kube.apply(
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SEARCH}},
         {
             "apiVersion": "v1",
             "kind": "ConfigMap",

@@ -38,6 +38,17 @@ def apply(*manifests: Object) -> None:
     kubectl("apply", "-f", "-", given=yaml.safe_dump_all(manifests))
 
 
+def make_namespace(name: str, labels: Mapping[str, str] | None = None) -> None:
+    """Make a namespace; one of that name that is being deleted, by an earlier session, is waited for."""
+
+    def is_usable() -> bool:
+        found = get("namespace", name)
+        return found is None or "deletionTimestamp" not in found["metadata"]
+
+    until(f"namespace {name}", is_usable, 300, 1)
+    apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": dict(labels or {})}})
+
+
 def get(kind: str, name: str, namespace: str = "wukong") -> Object | None:
     """One object, or None if there is none."""
     text = kubectl("-n", namespace, "get", kind, name, "-o", "json", "--ignore-not-found")

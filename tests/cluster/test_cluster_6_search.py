@@ -104,9 +104,9 @@ def page(first: runs.Run, services: runs.Services, session_state: State, overlay
     records = runs.records(made, first)
     outputs = {stage: manifest.load(record.manifest).uri for stage, record in records.items() if record.manifest}
     trained, other = (storage.join(outputs[stage], "model") for stage in ("finetune", "pretrain"))
-    missing = [name for name in LABELS if kube.get("namespace", name) is None]
-    for name in missing:
-        kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": LABELS[name]}})
+    ours = [name for name in LABELS if name != MONITORING or kube.get("namespace", name) is None]
+    for name in ours:
+        kube.make_namespace(name, LABELS[name])
     folder = _write_overlay(overlay, f"models:/{made.registry.model_name}@{made.registry.alias}", outputs["filter"])
     # One of an earlier session would answer until the new one is ready.
     kube.kubectl("-n", "wukong", "delete", "rayservice", "search", "--ignore-not-found")
@@ -119,7 +119,7 @@ def page(first: runs.Run, services: runs.Services, session_state: State, overlay
         if not os.environ.get("KEEP"):
             kube.kubectl("-n", "wukong", "delete", "rayservice", "search", "--ignore-not-found")
             kube.kubectl("-n", "wukong", "delete", "networkpolicy", "search", "from-search", "--ignore-not-found")
-            for name in missing:
+            for name in ours:
                 kube.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
 
 
