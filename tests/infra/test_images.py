@@ -16,7 +16,6 @@ import pytest
 import yaml
 from manifests import installation, named, plain, pods
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from components.container_image import DATA_IMAGE
 from infra import containers
@@ -147,13 +146,9 @@ def test_no_package_is_pinned_twice() -> None:
 @pytest.mark.parametrize("image", build.IMAGES)
 def test_what_an_image_needs_is_pinned(image: str) -> None:
     """As far as the packages that are installed here say what they need; what is not installed says nothing."""
-    pinned = {
-        canonicalize_name(line.split("==")[0])
-        for file in (REPOSITORY / "constraints.txt", IMAGES / "constraints.txt", IMAGES / "torch-cuda.txt")
-        for line in file.read_text(encoding="utf-8").splitlines()
-        if "==" in line
-    }
-    todo = [(canonicalize_name(build.installed.DISTRIBUTION), extra) for extra in build.IMAGES[image].extras]
+    files = (REPOSITORY / "constraints.txt", IMAGES / "constraints.txt", IMAGES / "torch-cuda.txt")
+    pinned = build._pinned([file.read_text(encoding="utf-8") for file in files])
+    todo = [(build.installed.normal(build.installed.DISTRIBUTION), extra) for extra in build.IMAGES[image].extras]
     seen = set(todo)
     while todo:
         name, extra = todo.pop()
@@ -163,12 +158,12 @@ def test_what_an_image_needs_is_pinned(image: str) -> None:
             continue
         for need in needs:
             if need.marker is None or need.marker.evaluate({"extra": extra}):
-                found = {(canonicalize_name(need.name), each) for each in ("", *need.extras)} - seen
+                found = {(build.installed.normal(need.name), each) for each in ("", *need.extras)} - seen
                 seen |= found
                 todo += found
-    names = {name for name, _ in seen} - {canonicalize_name(build.installed.DISTRIBUTION)}
+    names = {name for name, _ in seen} - {build.installed.normal(build.installed.DISTRIBUTION)}
     assert len(names) > 20
-    loose = {name for name in names - pinned if not re.match(r"nvidia-|cuda-|triton", name)}
+    loose = {name for name in names - pinned if not build._PARTS_OF_TORCH.match(name)}
     assert loose == set(), "add them to infra/images/constraints.txt"
 
 
