@@ -1,19 +1,25 @@
 """``wukong release`` and ``wukong takedown``: publish a set, and remove pairs from it again."""
 
+import json
 import os
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from wukong import config, environment, manifest, run_records, storage
+from wukong import config, environment, manifest, run_records, storage, tracking
 from wukong.config import Experiment
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Manifest
+
+if TYPE_CHECKING:
+    from wukong.publish.traces import Traces
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experiment, a YAML file.")]
 SetOption = Annotated[
@@ -102,8 +108,9 @@ def takedown(
     byte. It can be killed and run again: a takedown that was begun is finished first. The record under takedowns/ says
     when, why, by which list, and which pairs; it has hashes, no URL. Run nothing else on the experiment meanwhile.
 
-    Trained models, reports, and MLflow's copies of pages are not changed. Name the same list in
-    crawl.politeness.opt_out, so that the next crawl does not fetch the pictures again. Example:
+    Reports and pages that show the pairs are deleted, also in MLflow and on this machine; `wukong run` makes those of
+    a run anew. Trained models and measured numbers stay. Name the same list in crawl.politeness.opt_out, so that
+    the next crawl does not fetch the pictures again. Example:
 
         wukong takedown requests.txt --config my.yaml --reason "case 2026-17" --dry-run
     """
@@ -114,9 +121,11 @@ def takedown(
     place = uri_of(at).rstrip("/") if at else experiment.root
     use_embedded_store(place)
     console = Console(highlight=False, soft_wrap=True)
+    tell = partial(console.print, "Deleted", markup=False)
+    copies = [] if at else _copies(experiment.name)
     if (begun := library.pending(place)) is not None and not dry_run:
         console.print(f"Finishing the takedown by {escape(begun.list_name)} that was begun on {begun.when}")
-        library.carry_out(place, begun)
+        library.carry_out(place, begun, copies, tell)
     planned = takedown_plan.plan(place, uri_of(listed), reason, datetime.now(UTC))
     entries = ", ".join(f"{count:,} {kind}" for kind, count in planned.listed.items())
     console.print(
@@ -128,15 +137,33 @@ def takedown(
     for change in planned.changes:
         table.add_row(change.stage, f"{change.pairs:,}", f"{len(change.files) + len(change.deleted):,}", change.uri)
     console.print(table)
+    if planned.traced or planned.unfinished:
+        console.print(
+            f"{len(planned.traced):,} records, pages and answers name them, and {len(planned.unfinished):,} folders of "
+            "killed attempts go"
+        )
     if dry_run:
         console.print("Nothing was changed (--dry-run)")
         return
-    library.carry_out(place, planned)
+    library.carry_out(place, planned, copies, tell)
     console.print(f"Taken down. Record: {escape(storage.join(place, library.FOLDER, planned.id))}.json")
-    if pages := library.reports(place):
-        console.print("Reports made before may still show the pictures; delete them or run the experiment again:")
-        for page in pages:
-            console.print(f"  {escape(page)}")
+    if not at and not tracking.enabled():
+        console.print("MLFLOW_TRACKING_URI is not set: MLflow's copies of pages were not looked at")
+
+
+def _copies(name: str) -> list[Callable[["Traces"], Sequence[str]]]:
+    """Return what removes traces from the copies that an experiment has in MLflow and in the home of the stack."""
+    from wukong.publish import mlflow_copies, takedown_plan
+    from wukong.publish import takedown as library
+
+    def of_home(traces: "Traces") -> list[str]:
+        home = environment.find_home()
+        runs = sorted(home.glob("runs/*/experiment.json")) if home else []
+        names = {each: json.loads(each.read_bytes())["experiment"]["name"] for each in runs}
+        own = [storage.from_path(each.parent) for each in runs if names[each] == name]
+        return [page for run in own for page in library.remove_traces(takedown_plan.traced(run, traces), traces)]
+
+    return [*([partial(mlflow_copies.remove_traces, name)] if tracking.enabled() else []), of_home]
 
 
 def uri_of(place: str) -> str:

@@ -7,7 +7,7 @@ artifacts and models.
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from time import time
@@ -173,16 +173,51 @@ class Server:
         body = {"experiment_ids": ids, "filter": condition, "max_results": most}
         return [_run(entry) for entry in self.ask("POST", "runs/search", body).get("runs", [])]
 
-    def experiments(self) -> list[str]:
-        """The IDs of all experiments."""
-        found: list[str] = []
-        body: dict[str, Any] = {"max_results": _MOST_RUNS}
+    def experiments(self, view: str = "ACTIVE_ONLY") -> list[str]:
+        """The IDs of all experiments; with the view ``ALL`` also of those that were deleted."""
+        body = {"max_results": _MOST_RUNS, "view_type": view}
+        return [str(entry["experiment_id"]) for entry in self._pages("experiments/search", body, "experiments")]
+
+    def every_run(self, experiment_id: str) -> Iterator[Run]:
+        """Iterate over all runs of an experiment, also those that were deleted."""
+        body = {"experiment_ids": [experiment_id], "run_view_type": "ALL", "max_results": _MOST_RUNS}
+        return (_run(entry) for entry in self._pages("runs/search", body, "runs"))
+
+    def _pages(self, what: str, body: dict[str, Any], name: str) -> Iterator[Any]:
+        """Iterate over the entries of all pages of a search."""
         while True:
-            answer = self.ask("POST", "experiments/search", body)
-            found += [str(entry["experiment_id"]) for entry in answer.get("experiments", [])]
+            answer = self.ask("POST", what, body)
+            yield from answer.get(name, [])
             if not (page := answer.get("next_page_token")):
-                return found
-            body["page_token"] = page
+                return
+            body = body | {"page_token": page}
+
+    def files(self, run: Run, below: str = "") -> Iterator[str]:
+        """Iterate over the paths of a run's files, below its artifacts.
+
+        Args:
+            run: the run.
+            below: the folder to list; empty for all.
+        """
+        page = ""
+        while True:
+            asked = {"run_id": run.run_id, "path": below, "page_token": page}
+            answer = self.ask("GET", "artifacts/list", {name: value for name, value in asked.items() if value})
+            for entry in answer.get("files", []):
+                if entry.get("is_dir"):
+                    yield from self.files(run, entry["path"])
+                else:
+                    yield entry["path"]
+            if not (page := answer.get("next_page_token", "")):
+                return
+
+    def delete_file(self, run: Run, path: str) -> None:
+        """Delete a file of a run, where the server passes files on to its store.
+
+        Raises:
+            MlflowError: also where the server does not pass files on.
+        """
+        self._file(run, path, "DELETE", None)
 
     def write_file(self, run: Run, path: str, data: bytes) -> None:
         """Log a file of a run, where the server passes files on to its store.

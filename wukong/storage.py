@@ -16,7 +16,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -368,6 +368,16 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
         raise StorageError(
             f"{uri} is not a readable Parquet file ({error}); delete it and run its stage again"
         ) from error
+
+
+def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
+    """Read those of some columns that a Parquet file has.
+
+    Raises:
+        StorageError: as of ``read_table``.
+    """
+    there = read_with(uri, lambda store, path: pq.read_schema(path, filesystem=store)).names
+    return read_table(uri, [name for name in columns if name in there])
 
 
 def write_table(uri: str, table: pa.Table) -> None:

@@ -55,6 +55,7 @@ NOT_EXECUTED = {
     ): "needs models; tests/wukong/test_model_registry.py has some",
     ("docs/comparing.md", "wukong promote demo/7  "): "needs models; tests/wukong/test_model_registry.py has some",
     ("docs/comparing.md", "wukong run"): "trains the demo; tests/wukong/test_sweep.py reads the sweep",
+    ("docs/how-to.md", "wukong takedown"): "changes a set; tests/end_to_end/test_workflow.py takes pairs out of one",
     ("docs/cluster.md", "make images"): "builds images with Docker; tests/infra/test_images.py tests how",
     ("docs/cluster.md", "make run-containers"): "needs the images and Docker",
     ("docs/cluster.md", ".venv/bin/python -m infra.pin_images"): "asks registries; tests/k8s/test_pin_images.py",

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import nbformat
 import psutil
 import pytest
 from nbclient import NotebookClient
+from trace_search import found, rows_of_database
 
 from infra import corpus
 from infra.corpus import packages
@@ -244,6 +246,56 @@ def test_a_failing_gate_ends_the_run_with_its_own_message(
     assert "1000000" in stopped.stderr.replace(",", "")
     assert "Traceback" not in stopped.stderr
     assert "Inner task" not in stopped.stderr
+
+
+def test_after_a_takedown_only_its_record_names_the_pairs(
+    wukong: Wukong, first: subprocess.CompletedProcess[str], stack_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """In all objects of all buckets, in MLflow's database and in the home; pairs of all kinds of pages and records."""
+    import boto3
+
+    from wukong import manifest
+
+    client = boto3.client("s3", endpoint_url=stack_environment["AWS_ENDPOINT_URL_S3"])
+
+    def everything() -> Iterator[tuple[str, bytes]]:
+        for bucket in client.list_buckets()["Buckets"]:
+            for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket["Name"]):
+                for entry in page.get("Contents", []):
+                    body = client.get_object(Bucket=bucket["Name"], Key=entry["Key"])["Body"].read()
+                    yield f"{bucket['Name']}/{entry['Key']}", body
+        yield from rows_of_database(wukong.home / "mlflow.db")
+        yield from ((str(file), file.read_bytes()) for file in (wukong.home / "runs").rglob("*") if file.is_file())
+
+    def of(stage: str) -> manifest.Manifest:
+        return manifest.load(storage.read_json(f"s3://wukong/small/runs/first/{stage}.json")["manifest"])
+
+    tables = [storage.read_table(uri) for uri in of("crawl").part_uris("parts/", ".parquet")]
+    rows = {row["key"]: row for table in tables for row in table.to_pylist()}
+    captions = Counter(row["caption"] for row in rows.values())
+    page = (wukong.home / "runs" / "first" / "report.html").read_text(encoding="utf-8")
+    measured = (wukong.home / "runs" / "first" / "evaluation.html").read_text(encoding="utf-8")
+    card = storage.read_json(f"{of('validate').uri}/card.json")
+    chosen = [re.findall(r'data-key="(\w+)"', each)[0] for each in (page, measured)]
+    chosen += [card["pairs"][0]["key"], min(rows), next(key for key in rows if rows[key]["status"] != "success")]
+    chosen += [key for key in rows if rows[key]["status"] == "success" and captions[rows[key]["caption"]] == 1][-2:]
+    gone = [rows[key] for key in chosen if key in rows]
+    assert len(gone) == len(chosen)
+    wanted = {row["key"]: row["key"] for row in gone} | {row["url"]: row["url"] for row in gone}
+    wanted |= {f"digest of {row['key']}": row["sha256"] for row in gone if row["sha256"]}
+    alone = [row["caption"] for row in gone if captions[row["caption"]] == 1 and len(row["caption"]) > 3]
+    wanted |= {caption: caption for caption in alone}
+    before = {name for name, _ in found(everything(), wanted)}
+    assert {name.split("/")[0] for name in before} >= {"wukong", "mlflow", ""}
+    listed = tmp_path / "requests.txt"
+    listed.write_text("\n".join(row["sha256"] or row["url"] for row in gone), encoding="utf-8")
+    done = wukong("takedown", str(listed), "--reason", "case 1", "--config", "configs/demo.yaml", "--set", "name=small")
+    assert done.returncode == 0, done.stdout + done.stderr
+    left = found(everything(), wanted)
+    assert left and all(name.startswith("wukong/small/takedowns/") for name, _ in left), sorted(left)
+    evaluated = of("evaluate")
+    for part in evaluated.parts:
+        assert manifest.describe(evaluated.uri, part.path, part.rows) == part
 
 
 def test_a_missing_collection_changes_the_demo_and_does_not_break_it(tmp_path: Path) -> None:

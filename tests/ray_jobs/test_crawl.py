@@ -10,6 +10,7 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -22,6 +23,7 @@ import pytest
 import ray
 from loopback_web import Web, answering
 from PIL import Image
+from trace_search import found
 
 from ray_jobs import crawl
 from wukong import config, places, storage
@@ -32,6 +34,7 @@ from wukong.crawl.verdict import CrawlFailedError
 from wukong.data.schema import CRAWLED, key_of
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Manifest
+from wukong.publish import takedown, takedown_plan
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -538,3 +541,72 @@ def test_a_part_that_waits_for_a_slow_host_does_not_hold_up_the_next(
     site.web.handlers[urlsplit(slow).path] = after_the_next_part
     manifest = crawl.run(experiment(name="slow", concurrency=64, politeness={"per_host_concurrency": 128}), {})
     assert manifest.counts["success"] == len(urls)
+
+
+def take_down(e: Experiment, tmp_path: Path, numbers: list[int]) -> dict[str, Any]:
+    listed = tmp_path / "requests.txt"
+    listed.write_text("\n".join(f"http://{HOST}/{number}.jpg" for number in numbers))
+    when = datetime(2026, 11, 28, tzinfo=UTC)
+    planned = takedown_plan.plan(e.root, storage.from_path(listed), "case 1", when)
+    assert len(planned.keys) == len(numbers)
+    return takedown.carry_out(e.root, planned)
+
+
+def traces(e: Experiment, numbers: list[int]) -> set[tuple[str, str]]:
+    words = {url: url for url in (f"http://{HOST}/{number}.jpg" for number in numbers)}
+    words |= {f"key of {url}": key_of(url) for url in list(words)}
+    files = [uri for uri in storage.list_files(e.root) if "/takedowns/" not in uri]
+    return found(((uri, storage.read_bytes(uri)) for uri in files), words)
+
+
+def first_of_a_part(manifest: Manifest) -> int:
+    """The number of a picture whose key the index of the parts names."""
+    index = storage.read_table(storage.join(manifest.uri, "index.parquet")).to_pydict()
+    return next(n for n in range(PICTURES) if key_of(f"http://{HOST}/{n}.jpg") in index["first_key"])
+
+
+def test_a_takedown_leaves_of_a_killed_crawl_what_it_leaves_of_a_whole_one(site: Site, experiment, tmp_path) -> None:
+    whole = crawl.run(experiment(name="whole", part_size=5), {})
+    e = experiment(name="killed", part_size=5)
+    killed = crawl.run(e, {})
+    gone = [11, 20, 47, first_of_a_part(whole)]  # 20 is missing on the site, and an example in a marker
+    parts = [part.path.removesuffix(".tar") for part in killed.parts if part.path.endswith(".tar")]
+    for name in ("manifest.json", "index.parquet", "queries.parquet", "slow_hosts.json", f"{parts[1]}.parquet"):
+        storage.delete(storage.join(killed.uri, name))  # the tar stays, as of a task that is killed between the two
+    for part in parts[1::2]:
+        storage.delete(storage.join(killed.uri, f"_parts/part-{part[-5:]}.json"))
+    assert len(traces(e, gone)) > 8
+    take_down(e, tmp_path, gone)
+    assert traces(e, gone) == set()
+    site.requested()
+    resumed = crawl.run(e, {})
+    assert 0 < site.requested()["picture"] < PICTURES * 0.7, "what was complete is kept"
+    take_down(experiment(name="whole", part_size=5), tmp_path, gone)
+    expected = places.finished("crawl", experiment(name="whole", part_size=5), {})
+    assert expected is not None
+    assert rows(resumed) == rows(expected)
+    tars = [
+        {path: digest for path, digest in digests(each).items() if path.endswith(".tar")}
+        for each in (resumed, expected)
+    ]
+    assert tars[0] == tars[1]
+    assert {**resumed.counts, "requested": 0} == {**expected.counts, "requested": 0}
+
+
+def test_a_takedown_from_a_failed_attempt_keeps_what_came_after_it(site: Site, experiment, tmp_path: Path) -> None:
+    everything, site.missing = site.missing, set(range(1, PICTURES))
+    e = experiment(part_size=5, max_transient_share=0.0)
+    site.web.handlers["/3.jpg"] = answering(b"", status="503 Service Unavailable")
+    with pytest.raises(CrawlFailedError):
+        crawl.run(e, {})
+    gone = [0, 7]
+    take_down(e, tmp_path, gone)
+    assert traces(e, gone) == set()
+    site.missing = everything
+    del site.web.handlers["/3.jpg"]
+    finished = crawl.run(e, {})
+    assert finished.counts["success"] > 0
+    assert not {key_of(f"http://{HOST}/{number}.jpg") for number in gone} & {row["key"] for row in rows(finished)}
+    take_down(e, tmp_path, [11])
+    again = places.finished("crawl", e, {})
+    assert again is not None and again.uri == finished.uri

@@ -20,6 +20,9 @@ from wukong.manifest import Manifest, Stage, digest_of
 FAILED = "failed.json"
 """The manifest of an attempt that failed."""
 
+FIRST_DIGEST = "first_digest"
+"""Name, in the provenance of such a manifest, of the digest that it had before a takedown."""
+
 _PACE = {"concurrency", "max_seconds", "max_decode_seconds", "retries", "max_transient_share", "max_unexpected_share"}
 _PACE_POLITE = {
     "per_host_concurrency",
@@ -91,7 +94,8 @@ def of(
             return Attempt(stage, attempt, tuple(failed), last, queries, lists)
         failed.append(stage)
         last = attempt
-        stage = Stage(experiment.root, "crawl", identified | {"again": attempt.digest}, made_from, version)
+        again = attempt.provenance.get(FIRST_DIGEST, attempt.digest)
+        stage = Stage(experiment.root, "crawl", identified | {"again": again}, made_from, version)
     return Attempt(stage, None, tuple(failed), last, queries, lists)
 
 

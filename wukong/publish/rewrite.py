@@ -1,13 +1,17 @@
 """Replace one file of a stage by what is left of it after a takedown. Images are copied byte for byte."""
 
-from collections.abc import Set
+from collections import Counter
+from collections.abc import Collection, Set
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wukong import storage
+from wukong import manifest, storage
+from wukong.crawl import previous
+from wukong.crawl.status import Status
 from wukong.data.schema import key_of
 from wukong.data.shards import END, members, packed
 from wukong.errors import DataError
@@ -29,7 +33,9 @@ def without_pairs(stage_uri: str, path: str, keys: Set[str], *, docs_deleted: bo
         DataError: the file is damaged, or of another kind.
     """
     uri = storage.join(stage_uri, path)
-    if path.endswith(".parquet"):
+    if path == previous.INDEX:
+        _rewrite_index(stage_uri)
+    elif path.endswith(".parquet"):
         _rewrite_table(uri, keys)
     elif path.endswith(".tar"):
         _rewrite_tar(uri, keys)
@@ -41,6 +47,70 @@ def without_pairs(stage_uri: str, path: str, keys: Set[str], *, docs_deleted: bo
         _rewrite_card(stage_uri, keys, docs_deleted=docs_deleted)
     else:
         raise DataError(f"{uri}: a takedown cannot rewrite a file of this kind")
+
+
+def markers(stage_uri: str, changed: Collection[str]) -> None:
+    """Bring the markers of a crawl that was killed in line with its tables, so that the crawl can go on.
+
+    A tar without a table is left of a task that was killed; it is deleted. A second call changes nothing.
+
+    Args:
+        stage_uri: the prefix that the crawl's files lie under.
+        changed: paths of the files that were rewritten, below it.
+    """
+    for tar in storage.list_files(storage.join(stage_uri, "parts"), ".tar"):
+        if not storage.exists(tar.removesuffix(".tar") + ".parquet"):
+            storage.delete(tar)
+    for uri in storage.list_files(storage.join(stage_uri, "_parts"), ".json"):
+        record = storage.read_json(uri)
+        if not {record.get("plan"), *(part["path"] for part in record.get("described", ()))} & set(changed):
+            continue
+        updated = record | (_planned(stage_uri, record) if "plan" in record else _stored(stage_uri, record))
+        if updated != record:
+            storage.write_json(uri, updated)
+
+
+def _planned(stage_uri: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Return the parts that a plan has now: number of URLs, first and last key."""
+    parts = []
+    with storage.open_input(storage.join(stage_uri, record["plan"])) as source:
+        table = pq.ParquetFile(source)
+        for number in range(table.num_row_groups):
+            keys = table.read_row_group(number, ["key"])["key"].to_pylist()
+            parts.append([len(keys), keys[0], keys[-1]] if keys else [0, "", ""])
+    return {"parts": parts}
+
+
+def _stored(stage_uri: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Return what the marker of a search or a download says of its files now."""
+    described, statuses, rows = [], Counter[str](), 0
+    for part in record["described"]:
+        number = part["rows"]
+        if part["path"].endswith(".parquet"):
+            table = storage.read_columns(storage.join(stage_uri, part["path"]), ("key", "status"))
+            rows += table.num_rows
+            if "status" in table.column_names:
+                statuses.update(table["status"].to_pylist())
+                number = table.num_rows
+        described.append(part | {"rows": number})
+    for part in described:
+        if part["path"].endswith(".tar"):
+            part["rows"] = statuses[Status.SUCCESS]
+    described = [manifest.describe(stage_uri, part["path"], part["rows"]).model_dump(mode="json") for part in described]
+    if "statuses" not in record:
+        return {"described": described, "results": rows}
+    counts = {"urls": rows, "requested": min(rows, record["requested"]), "transient": min(rows, record["transient"])}
+    return {"described": described, "statuses": dict(sorted(statuses.items())), "examples": {}, **counts}
+
+
+def _rewrite_index(stage_uri: str) -> None:
+    index = storage.read_table(storage.join(stage_uri, previous.INDEX)).to_pydict()
+    bounds = []
+    for part in index["part"]:
+        keys = storage.read_table(storage.join(stage_uri, f"{part}.parquet"), ["key"])["key"].to_pylist()
+        if keys:
+            bounds.append((part, min(keys), max(keys)))
+    previous.write_index(storage.join(stage_uri, previous.INDEX), bounds)
 
 
 def _rewrite_table(uri: str, keys: Set[str]) -> None:

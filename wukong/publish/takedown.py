@@ -1,31 +1,40 @@
-"""Take pairs down: remove them from a release, and from the crawl and the shards that it was made from.
+"""Take pairs down: remove them from a release, and from all that an experiment stored of them.
 
 A takedown is planned first (``wukong.publish.takedown_plan``). Before anything changes, the plan, which lists every
 file that changes, is stored as ``takedowns/pending.json``; a later takedown carries out a pending plan before its own.
-Each file is replaced as a whole by what is left of it. Then the manifests are replaced, parents first, and last the
-record is written. So a takedown that was killed and is run again gives the same bytes as one that was not killed.
+Each file is replaced as a whole by what is left of it. Then the manifests are replaced, parents first, then what else
+names the pairs (``wukong.publish.traces``) goes, here and in copies elsewhere, and last the record is written. So a
+takedown that was killed and is run again gives the same bytes as one that was not killed.
 
 Afterwards the data are as if the pairs had never been downloaded: rows and counts are smaller, and the manifests have
-other digests. The record, ``takedowns/ID.json``, stores when, why and by which list, and the digests of each manifest
-before and after. It stores no URL. It names a pair by its key, the first 20 hex digits of the SHA-256 of its URL, so
-that holders of copies can find the rows to remove. What was computed of the images (hashes, similarities, features) is
-deleted, and so are data docs that may show the pairs. Statistics, and the numbers on the dataset card, stay those from
-before. Trained models, reports of runs and copies elsewhere are not changed.
+other digests. So it is with crawls that failed or were killed. The record, ``takedowns/ID.json``, stores when, why and
+by which list, and the digests of each manifest before and after. It stores no URL. It names a pair by its key, the
+first 20 hex digits of the SHA-256 of its URL, so that holders of copies can find the rows to remove. What was computed
+of the images (hashes, similarities, features) is deleted, and so are data docs that may show the pairs. Measured
+numbers, statistics, and the numbers on the dataset card stay those from before, and so do trained models.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from wukong import manifest, stages, storage
+from wukong.crawl import attempt
+from wukong.evaluate import results
 from wukong.manifest import Part
 from wukong.publish import croissant, release, rewrite
 from wukong.publish.takedown_plan import Change, Plan, for_each
+from wukong.publish.traces import Traces
+from wukong.report import evaluation as evaluation_page
 
 TAKEN_DOWN = "taken_down"
 """Name, in a manifest's ``dropped``, of the pairs that takedowns removed from it."""
 
 FOLDER = "takedowns"
 """Where the plan and the records are stored, below the place of the takedown."""
+
+log = logging.getLogger(__name__)
 
 _PENDING = f"{FOLDER}/pending.json"
 _MANIFEST = "manifest.json"
@@ -38,12 +47,19 @@ def pending(place: str) -> Plan | None:
     return Plan.model_validate(storage.read_json(uri)) if storage.exists(uri) else None
 
 
-def carry_out(place: str, planned: Plan) -> dict[str, Any]:
+def carry_out(
+    place: str,
+    planned: Plan,
+    copies: Sequence[Callable[[Traces], Sequence[str]]] = (),
+    tell: Callable[[str], None] = log.info,
+) -> dict[str, Any]:
     """Carry out a plan. If it is killed at any moment and called again, it gives the same bytes.
 
     Args:
         place: the plan's place.
         planned: the plan.
+        copies: functions that remove what names the pairs from copies in other places, and return what they deleted.
+        tell: gets the address of each page that is deleted.
 
     Returns:
         The record: the plan's request and keys, ``id``, and for each stage its digests before and after.
@@ -54,14 +70,24 @@ def carry_out(place: str, planned: Plan) -> dict[str, Any]:
     """
     storage.write_json(storage.join(place, _PENDING), planned.model_dump(mode="json"))
     _rewrite_files(planned)
-    record = planned.model_dump(mode="json", exclude={"changes"}) | {"id": planned.id}
+    record = planned.record
     told = []
     after: dict[str, str] = {}
     for change in planned.changes:
+        if not change.manifest:
+            rewrite.markers(change.uri, change.files)
+            continue
         _delete_computed(place, change)
         after[change.before] = _rewrite_manifest(change, after, record)
+        storage.delete(storage.join(change.uri, "_parts"))  # of use only to an attempt that goes on
         facts = change.model_dump(include={"stage", "uri", "pairs"})
         told.append(facts | {"digest_before": change.before, "digest_after": after[change.before]})
+    for folder in planned.unfinished:
+        storage.delete(folder)
+    removers: list[Callable[[Traces], Sequence[str]]] = [partial(remove_traces, planned.traced), *copies]
+    for remove in removers:
+        for page in remove(planned.traces):
+            tell(page)
     record |= {"stages": told}
     if not any(change.uri == place for change in planned.changes):
         storage.write_json(storage.join(place, FOLDER, f"{planned.id}.json"), record)
@@ -69,14 +95,63 @@ def carry_out(place: str, planned: Plan) -> dict[str, Any]:
     return record
 
 
-def reports(place: str) -> list[str]:
-    """Returns the URIs of the pages of earlier runs and evaluations, and of the records that evaluations are made from.
+def remove_traces(files: Sequence[str], traces: Traces) -> list[str]:
+    """Remove what names pairs from files; a second call changes nothing.
 
-    They may show images that were taken down since.
+    Args:
+        files: URIs of records, pages and stored answers.
+        traces: what names the pairs.
+
+    Returns:
+        The URIs of the pages that were deleted.
     """
-    evaluations = storage.list_files(storage.join(place, "evaluate"))
-    shown = [uri for uri in evaluations if uri.endswith(".html") or "/_parts/" in uri]
-    return [*storage.list_files(storage.join(place, "runs"), ".html"), *shown]
+    deleted = []
+    evaluations = sorted({folder for uri in files if (folder := _evaluation_of(uri))})
+    for uri in files:
+        if uri.endswith(".html"):
+            if not _evaluation_of(uri):
+                storage.delete(uri)
+                deleted.append(uri)
+        elif storage.exists(uri) and (left := traces.without_in_file(uri, storage.read_bytes(uri))) is not None:
+            storage.write_bytes(uri, left)
+    for folder in evaluations:
+        deleted += _describe_evaluation(folder, traces)
+    return deleted
+
+
+def _evaluation_of(uri: str) -> str:
+    """Return the folder of the evaluate stage that a file belongs to; empty if to none."""
+    before, found, below = uri.rpartition("/evaluate/")
+    return f"{before}{found}{below.split('/', 1)[0]}" if found and "/" in below else ""
+
+
+def _describe_evaluation(folder: str, traces: Traces) -> list[str]:
+    """Make the page of an evaluation again from its rewritten records, and describe its files in its manifest.
+
+    Its parents stay those that it measured.
+
+    Returns:
+        The page's URI, if it could not be made and was deleted.
+    """
+    measured = manifest.load(folder)
+    page, deleted = storage.join(folder, "evaluation.html"), []
+    if storage.exists(page) and traces.in_page(storage.read_bytes(page)):
+        document = storage.read_json(storage.join(folder, results.DOCUMENT))
+        records = [storage.read_json(uri) for uri in storage.list_files(storage.join(folder, "_parts"), ".json")]
+        shown = {record["name"]: record["pictures"] for record in records}
+        if {task["task"] for task in document["tasks"]} <= shown.keys():
+            storage.write_bytes(page, evaluation_page.render(document, shown).encode())
+        else:
+            storage.delete(page)
+            deleted.append(page)
+    parts = [
+        manifest.describe(folder, part.path, part.rows)
+        for part in measured.parts
+        if storage.exists(storage.join(folder, part.path))
+    ]
+    updated = measured.model_copy(update={"parts": tuple(parts)})
+    storage.write_json(storage.join(folder, _MANIFEST), updated.model_dump(mode="json"))
+    return deleted
 
 
 def _rewrite_files(planned: Plan) -> None:
@@ -117,7 +192,8 @@ def _rewrite_manifest(change: Change, after: Mapping[str, str], record: Mapping[
     Returns:
         The manifest's new digest.
     """
-    old = manifest.load(change.uri)
+    uri = storage.join(change.uri, change.manifest)
+    old = manifest.load(uri)
     if old.digest != change.before:
         return old.digest  # this takedown replaced it before it was killed
     parts = {part.path: part for part in old.parts if part.path not in change.deleted}
@@ -138,7 +214,10 @@ def _rewrite_manifest(change: Change, after: Mapping[str, str], record: Mapping[
             | ({TAKEN_DOWN: old.dropped.get(TAKEN_DOWN, 0) + change.pairs} if change.pairs else {}),
         }
     )
-    storage.write_json(storage.join(change.uri, _MANIFEST), updated.model_dump(mode="json"))
+    if change.stage == "crawl":  # the key of the attempt after one that failed has the digest that this one had
+        named = {attempt.FIRST_DIGEST: old.provenance.get(attempt.FIRST_DIGEST, old.digest)}
+        updated = updated.model_copy(update={"provenance": old.provenance | named})
+    storage.write_json(uri, updated.model_dump(mode="json"))
     return updated.digest
 
 

@@ -13,6 +13,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from wukong import manifest, progress, stages, storage
+from wukong.crawl import attempt, previous
 from wukong.crawl.optout import OptOut
 from wukong.crawl.status import Status
 from wukong.curate.rules import HELD_BACK
@@ -20,6 +21,7 @@ from wukong.data.schema import key_of
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Manifest, digest_of
 from wukong.publish import release
+from wukong.publish.traces import Traces
 from wukong.report import card
 
 RESULTS = "results.json"
@@ -27,10 +29,16 @@ RESULTS = "results.json"
 
 _MANIFEST = "manifest.json"
 _STAGES = tuple(entry.name for entry in stages.TABLE if entry.takedown == "rewrite")
+_OF_TABLES = {entry.name for entry in stages.TABLE if entry.takedown != "keep"} | {"takedowns", "experiments"}
+"""Folders whose files a plan lists one by one or deletes, or that name no pair."""
+_TRACED = (".json", ".html", ".parquet")
 _THREADS = 8
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+_NOT_RECORDED = {"unfinished", "traced", "words", "captions"}
 
 
 class Change(BaseModel):
@@ -40,6 +48,8 @@ class Change(BaseModel):
         stage: the stage's name.
         uri: the prefix its files lie under.
         before: digest of its manifest before the takedown.
+        manifest: name of its manifest: ``manifest.json``, that of a crawl that failed, or empty for a crawl that was
+            killed and has none.
         files: path, below ``uri``, of each file that is rewritten, and the number of its rows that go.
         deleted: path of each file that is deleted: pages that may show the pairs and cannot be made again without them.
         counts: how much is taken off each of the manifest's counts.
@@ -52,6 +62,7 @@ class Change(BaseModel):
     stage: str
     uri: str
     before: str
+    manifest: str = _MANIFEST
     files: dict[str, int] = {}
     deleted: tuple[str, ...] = ()
     counts: dict[str, int] = {}
@@ -70,6 +81,11 @@ class Plan(BaseModel):
         listed: number of entries of the list: domains, urls, digests.
         keys: keys of the pairs that go, sorted.
         changes: one for each stage that changes, parents first.
+        unfinished: URIs of folders that attempts at stages behind the crawl left, which were killed. They are deleted:
+            the crawl has another digest afterwards, so no attempt goes on from them.
+        traced: URIs of other files that name the pairs.
+        words: URLs of the pairs and digests of their images. They are not in the record.
+        captions: captions of the pairs that no other pair has. They are not in the record.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -81,11 +97,25 @@ class Plan(BaseModel):
     listed: dict[str, int]
     keys: tuple[str, ...]
     changes: tuple[Change, ...]
+    unfinished: tuple[str, ...] = ()
+    traced: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
         """16 hex digits that name this takedown."""
-        return digest_of(self.model_dump(mode="json"))[:16]
+        return digest_of(self.model_dump(mode="json", exclude=_NOT_RECORDED))[:16]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is stored of it for good: no URL, no caption."""
+        return self.model_dump(mode="json", exclude=_NOT_RECORDED | {"changes"}) | {"id": self.id}
+
+    @property
+    def traces(self) -> Traces:
+        """What names its pairs."""
+        return Traces(self.keys, self.words, self.captions)
 
 
 def plan(place: str, list_uri: str, reason: str, now: datetime) -> Plan:
@@ -102,21 +132,26 @@ def plan(place: str, list_uri: str, reason: str, now: datetime) -> Plan:
         DataError: the place has no stage that a takedown can change, or a file is damaged.
     """
     listed = OptOut.load(list_uri)
-    found = stages_at(place)
-    if listed.digests and not any(stage.stage in ("crawl", "filter") for stage in found):
+    finished = stages_at(place)
+    outputs = [*_unfinished_crawls(place), *((stage, _MANIFEST) for stage in finished)]
+    if not outputs:
+        raise DataError(f"{place} holds neither a release nor the crawl or the shards of an experiment")
+    if listed.digests and not any(stage.stage in ("crawl", "filter") for stage, _ in outputs):
         raise ConfigError(
             f"{list_uri} holds digests of pictures, and {place} has no shards to find them by: name the experiment's "
             "own storage, or list URLs"
         )
-    tables = [uri for stage in found for uri in _tables_with_urls(stage)]
+    tables = [uri for stage, _ in outputs for uri in _tables_with_urls(stage)]
     covered = for_each("look for what is listed", tables, lambda uri: _covered_keys(uri, listed))
     keys = set().union(*covered)
     changes: list[Change] = []
-    for stage in found if keys else ():
+    for stage, name in outputs if keys else ():
         above = [each for each in changes if each.before in {parent.digest for parent in stage.parents}]
-        change = _change(stage, keys, lost=any(each.pairs for each in above))
+        change = _change(stage, keys, lost=any(each.pairs for each in above)).model_copy(update={"manifest": name})
         if change.files or change.deleted or above:
             changes.append(change)
+    words, captions = _texts_of([stage for stage, _ in outputs], keys) if keys else (set(), set())
+    whole = bool(keys) and not storage.exists(storage.join(place, _MANIFEST))
     return Plan(
         when=now.isoformat(timespec="seconds"),
         reason=reason,
@@ -125,7 +160,90 @@ def plan(place: str, list_uri: str, reason: str, now: datetime) -> Plan:
         listed={name: len(getattr(listed, name)) for name in ("domains", "urls", "digests")},
         keys=tuple(sorted(keys)),
         changes=tuple(changes),
+        unfinished=_unfinished(place) if whole else (),
+        traced=tuple(traced(place, Traces(keys, words, captions))) if whole else (),
+        words=tuple(sorted(words)),
+        captions=tuple(sorted(captions)),
     )
+
+
+def traced(place: str, traces: Traces) -> list[str]:
+    """Return the URIs of the records, pages and answers below a place that name pairs; tables of pairs are not read.
+
+    Args:
+        place: URI of an experiment, or of any other folder.
+        traces: what names the pairs.
+    """
+    files = [
+        uri
+        for uri in storage.list_files(place)
+        if uri.endswith(_TRACED)
+        and not uri.endswith(("/manifest.json", "/experiment.json"))
+        and uri[len(place) :].lstrip("/").split("/", 1)[0] not in _OF_TABLES
+    ]
+    hits = for_each("look for what names them", files, lambda uri: traces.in_file(uri, storage.read_bytes(uri)))
+    return [uri for uri, hit in zip(files, hits, strict=True) if hit]
+
+
+def _folders(place: str, name: str) -> dict[str, list[str]]:
+    """Return the folders that attempts at a stage have left, each with its files."""
+    folders: dict[str, list[str]] = {}
+    for uri in storage.list_files(storage.join(place, name)):
+        key = uri[len(storage.join(place, name)) :].lstrip("/").split("/", 1)[0]
+        folders.setdefault(storage.join(place, name, key), []).append(uri)
+    return folders
+
+
+def _unfinished_crawls(place: str) -> list[tuple[Manifest, str]]:
+    """Return the crawls that failed, or were killed, with the names of their manifests."""
+    found = []
+    for folder, files in sorted(_folders(place, "crawl").items()):
+        if storage.join(folder, _MANIFEST) in files:
+            continue
+        if storage.join(folder, attempt.FAILED) in files:
+            failed = manifest.load(storage.join(folder, attempt.FAILED))
+            found.append((failed.model_copy(update={"uri": folder}), attempt.FAILED))
+        else:
+            found.append((Manifest(stage="crawl", uri=folder, config={}), ""))
+    return found
+
+
+def _unfinished(place: str) -> tuple[str, ...]:
+    """Return the folders of attempts at stages behind the crawl that left no manifest."""
+    names = [entry.name for entry in stages.TABLE if entry.takedown != "keep" and entry.name != "crawl"]
+    return tuple(
+        folder
+        for name in [*names, "evaluate"]
+        for folder, files in sorted(_folders(place, name).items())
+        if storage.join(folder, _MANIFEST) not in files
+    )
+
+
+def _texts_of(outputs: Sequence[Manifest], keys: Set[str]) -> tuple[set[str], set[str]]:
+    """Return the URLs and digests of pairs, and those of their captions that no other pair has."""
+    tables = [
+        storage.join(stage.uri, path)
+        for stage in outputs
+        if stage.stage in ("crawl", "filter")
+        for path in _tables(stage)
+    ]
+    columns = ("key", "url", "sha256", "caption", "caption_original")
+
+    def read(uri: str) -> pl.DataFrame:
+        return pl.DataFrame(storage.read_columns(uri, columns))
+
+    words: set[str] = set()
+    captions: set[str] = set()
+    for rows in for_each("read what goes", tables, lambda uri: read(uri).filter(pl.col("key").is_in(keys))):
+        words |= {word for name in ("url", "sha256") if name in rows.columns for word in rows[name] if word}
+        captions |= {text for name in rows.columns if name.startswith("caption") for text in rows[name] if text}
+
+    def others(uri: str) -> set[str]:
+        rows = read(uri).filter(~pl.col("key").is_in(keys))
+        texts = (rows[name] for name in rows.columns if name.startswith("caption"))
+        return {text for column in texts for text in column.filter(column.is_in(captions))}
+
+    return words, captions.difference(*for_each("read what stays", tables, others))
 
 
 def stages_at(place: str) -> list[Manifest]:
@@ -135,9 +253,6 @@ def stages_at(place: str) -> list[Manifest]:
 
     Args:
         place: URI of an experiment or of a single stage's output.
-
-    Raises:
-        DataError: there is none.
     """
     if storage.exists(storage.join(place, _MANIFEST)):
         uris = [storage.join(place, _MANIFEST)]
@@ -145,8 +260,6 @@ def stages_at(place: str) -> list[Manifest]:
         uris = [uri for name in _STAGES for uri in storage.list_files(storage.join(place, name), f"/{_MANIFEST}")]
     found = [manifest.load(uri).model_copy(update={"uri": uri.removesuffix(f"/{_MANIFEST}")}) for uri in uris]
     found = [each for each in found if each.stage in _STAGES]
-    if not found:
-        raise DataError(f"{place} holds neither a release nor the crawl or the shards of an experiment")
     return sorted(found, key=lambda each: (_STAGES.index(each.stage), each.uri))
 
 
@@ -172,26 +285,26 @@ def for_each(what: str, items: Sequence[Item], work: Callable[[Item], Result]) -
 def _tables_with_urls(stage: Manifest) -> list[str]:
     if stage.stage == "release":
         return stage.part_uris(suffix=".csv")
-    return stage.part_uris("parts/" if stage.stage == "crawl" else "", ".parquet")
+    # What a finished search has found is in the plan too.
+    left_out = "search/" if stage.stage == "crawl" and stage.parts else "\0"
+    return [storage.join(stage.uri, path) for path in _tables(stage) if not path.startswith(left_out)]
 
 
 def _covered_keys(uri: str, listed: OptOut) -> set[str]:
     if uri.endswith(".csv"):
         rows = release.read_csv(uri)
         return {key_of(url) for url in rows.filter(listed.covers_pairs(rows))["url"]}
-    rows = pl.DataFrame(storage.read_table(uri, ["key", "url", "sha256"]))
+    rows = pl.DataFrame(storage.read_columns(uri, ("key", "url", "sha256")))
     return set(rows.filter(listed.covers_pairs(rows))["key"])
 
 
 def _tables(stage: Manifest) -> list[str]:
     """Returns the paths of a stage's tables and CSV files. A tar is not among them: it changes with its table."""
-    paths = [part.path for part in stage.parts if part.path.endswith((".parquet", ".csv"))]
     if stage.stage == "crawl":
-        # The plan of a finished crawl is not a part of its output, but it is still stored and has the URLs.
-        planned = storage.list_files(storage.join(stage.uri, "plan"), ".parquet")
-        paths = [path for path in paths if path.startswith(("parts/", "search/"))]
-        paths += [uri[len(stage.uri) + 1 :] for uri in planned]
-    return paths
+        # The plan of a crawl is not a part of its output, and an attempt that was killed has no parts.
+        folders = [storage.join(stage.uri, folder) for folder in ("parts", "plan", "search")]
+        return [uri[len(stage.uri) + 1 :] for folder in folders for uri in storage.list_files(folder, ".parquet")]
+    return [part.path for part in stage.parts if part.path.endswith((".parquet", ".csv"))]
 
 
 def _change(stage: Manifest, keys: Set[str], *, lost: bool) -> Change:
@@ -205,6 +318,8 @@ def _change(stage: Manifest, keys: Set[str], *, lost: bool) -> Change:
     whole = Change(stage=stage.stage, uri=stage.uri, before=stage.digest)
     changes = for_each(f"look through {stage.stage}", _tables(stage), lambda path: _change_of_table(stage, path, keys))
     changes.append(_change_of_pages(stage, keys, lost=lost or any(change.pairs for change in changes)))
+    if stage.stage == "crawl" and _is_bound(storage.join(stage.uri, previous.INDEX), keys):
+        changes.append(Change(stage=stage.stage, uri=stage.uri, before="", files={previous.INDEX: 0}))
     for change in changes:
         whole = whole.model_copy(
             update={
@@ -216,6 +331,14 @@ def _change(stage: Manifest, keys: Set[str], *, lost: bool) -> Change:
             }
         )
     return whole
+
+
+def _is_bound(index_uri: str, keys: Set[str]) -> bool:
+    """Return whether a crawl's index of its parts names a key as the first or the last of a part."""
+    if not storage.exists(index_uri):
+        return False
+    index = storage.read_table(index_uri)
+    return not keys.isdisjoint([*index["first_key"].to_pylist(), *index["last_key"].to_pylist()])
 
 
 def _change_of_table(stage: Manifest, path: str, keys: Set[str]) -> Change:

@@ -1,0 +1,60 @@
+"""Remove what names pairs from the files of MLflow's runs: pages, records and stored answers.
+
+All runs are looked through, also deleted ones: their files are still stored. Models are not read, they name no pair.
+"""
+
+from wukong import mlflow_rest, progress
+from wukong.errors import StorageError
+from wukong.mlflow_rest import MlflowError, Server
+from wukong.publish.traces import Traces
+
+_LOOKED_AT = (".json", ".html", ".parquet")
+_MODEL = "model/"
+
+
+def remove_traces(name: str, traces: Traces) -> list[str]:
+    """Remove what names pairs from MLflow; a second call changes nothing.
+
+    Args:
+        name: of the experiment that the pairs are of. Its pages that show pictures and do not say of which pairs are
+            deleted as well.
+        traces: what names the pairs.
+
+    Returns:
+        The pages that were deleted: the run's ID and the path among its files.
+
+    Raises:
+        StorageError: MLflow does not answer, or does not pass on the files of a run.
+    """
+    import requests
+
+    server = Server()
+    try:
+        runs = [run for experiment in server.experiments("ALL") for run in server.every_run(experiment)]
+        own = server.find_experiment(name)
+        deleted: list[str] = []
+        with progress.track("look through MLflow", len(runs), "runs") as advance:
+            for run in runs:
+                deleted += _of_run(server, run, traces, unsaid=run.experiment_id == own)
+                advance(1)
+    except (MlflowError, requests.RequestException) as error:
+        raise StorageError(
+            f"MLflow at {mlflow_rest.address()} may still show what is taken down ({error}). Run the takedown again "
+            "when it answers: it goes on where it stopped"
+        ) from error
+    return deleted
+
+
+def _of_run(server: Server, run: mlflow_rest.Run, traces: Traces, *, unsaid: bool) -> list[str]:
+    deleted = []
+    for path in server.files(run):
+        if not path.endswith(_LOOKED_AT) or path.startswith(_MODEL):
+            continue
+        data = server.read_file(run, path)
+        if path.endswith(".html"):
+            if traces.in_page(data, unsaid=unsaid):
+                server.delete_file(run, path)
+                deleted.append(f"{run.run_id}/{path}")
+        elif (left := traces.without_in_file(path, data)) is not None:
+            server.write_file(run, path, left)
+    return deleted

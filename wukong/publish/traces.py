@@ -1,0 +1,156 @@
+"""Find and remove what still names pairs that were taken down: in records, pages and answers, beside the tables.
+
+A pair is named by its key, its URL, the digest of its image, or its caption if no other pair has that caption.
+
+- JSON is rewritten: the record of an example, an alignment or an error that names such a pair goes.
+- The ids of images in stored answers are replaced by ``taken-down-N``, the same for every model, so that answers can
+  still be compared query by query.
+- A page (HTML) that names a pair, or shows pictures and does not say of which pairs, is deleted.
+"""
+
+import html
+import json
+from collections.abc import Collection, Iterable
+from functools import cached_property
+from typing import Any
+
+import ahocorasick_rs
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wukong import storage
+
+TAKEN_DOWN = "taken-down"
+"""What an id in stored answers is replaced by, with the number of its row."""
+
+_GONE = object()
+_CAPTIONS = {"caption", "caption_original", "text"}  # the fields of records that hold captions
+_SHORT = 4
+_SHOWN = 40  # characters of a caption that pages show
+
+
+class Traces:
+    """What names pairs that were taken down.
+
+    Args:
+        keys: keys of the pairs.
+        words: their URLs and the digests of their images.
+        captions: captions that no other pair has.
+    """
+
+    def __init__(self, keys: Collection[str], words: Collection[str] = (), captions: Collection[str] = ()) -> None:
+        self._keys = frozenset(keys)
+        self._words = tuple(sorted({*keys, *words} - {""}))
+        self._captions = frozenset(captions) - {""}
+
+    @cached_property
+    def _in_records(self) -> Any:
+        return ahocorasick_rs.AhoCorasick(self._words)
+
+    @cached_property
+    def _in_pages(self) -> Any:
+        # A caption of one or two characters is part of many words; alone it stands between marks of HTML.
+        patterns: list[str] = []
+        for caption in self._captions:
+            shown = caption if len(caption) <= _SHOWN else caption[: _SHOWN - 1]
+            if len(caption) > _SHORT:
+                patterns.append(shown)
+            else:
+                patterns += [f">{caption}<", f'"{caption}"', f" {caption}<", f"{caption}:"]
+        return ahocorasick_rs.AhoCorasick([*self._words, *patterns])
+
+    def named_in(self, text: str) -> bool:
+        """Return whether a text holds a key, a URL or a digest."""
+        return bool(self._words) and bool(self._in_records.find_matches_as_indexes(text))
+
+    def in_page(self, page: bytes, *, unsaid: bool = True) -> bool:
+        """Return whether a page names a pair.
+
+        Args:
+            page: HTML. The pages of this project have the key of each picture in an attribute ``data-key``.
+            unsaid: the answer for a page that shows pictures and does not say of which pairs.
+        """
+        text = page.decode("utf-8", "replace")
+        if unsaid and "data:image/" in text and "data-key=" not in text:
+            return True
+        return bool(self._in_pages.find_matches_as_indexes(text)) or bool(
+            self._in_pages.find_matches_as_indexes(html.unescape(text))
+        )
+
+    def in_file(self, name: str, data: bytes) -> bool:
+        """Return whether a record, a page or stored answers name a pair; other tables are not looked at.
+
+        Args:
+            name: of the file; its end says what it is.
+            data: its content.
+        """
+        return self.in_page(data) if name.endswith(".html") else self.without_in_file(name, data) is not None
+
+    def without_in_file(self, name: str, data: bytes) -> bytes | None:
+        """Return a record or stored answers without what names the pairs; None if nothing does."""
+        return self.without_in_json(data) if name.endswith(".json") else self.without_in_answers(data)
+
+    def without(self, value: Any) -> Any:
+        """Return a JSON value without what names the pairs; equal to the value if nothing does.
+
+        An object goes whole if a text of it names a pair, and so does a row (a list of texts and numbers). An entry
+        whose name or value goes is left out.
+        """
+        left = self._left(value)
+        return None if left is _GONE else left
+
+    def _left(self, value: Any, field: str = "") -> Any:
+        if isinstance(value, str):
+            named = (field in _CAPTIONS and value in self._captions) or self.named_in(value)
+            return _GONE if named else value
+        if isinstance(value, list):
+            left = [self._left(each, field) for each in value]
+            if any(after is _GONE and isinstance(before, str) for before, after in zip(value, left, strict=True)):
+                return _GONE
+            return [each for each in left if each is not _GONE]
+        if isinstance(value, dict):
+            entries = {name: self._left(each, name) for name, each in value.items() if not self.named_in(name)}
+            if any(each is _GONE and isinstance(value[name], str) for name, each in entries.items()):
+                return _GONE
+            return {name: each for name, each in entries.items() if each is not _GONE}
+        return value
+
+    def without_in_json(self, data: bytes) -> bytes | None:
+        """Return the bytes of a JSON file without what names the pairs; None if nothing does."""
+        value = json.loads(data)
+        left = self.without(value)
+        return None if left == value else storage.json_bytes(left)
+
+    def without_in_answers(self, data: bytes) -> bytes | None:
+        """Return stored answers with other ids for the images of the pairs; None if there is none of them.
+
+        Args:
+            data: a Parquet file of ``wukong.evaluate.answers``.
+        """
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+        if "query" not in table.column_names:
+            return None
+        queries = table["query"].to_pylist()
+        if self._keys.isdisjoint(queries):
+            return None
+        numbers = _numbers_within(table["model"].to_pylist())
+        renamed = [
+            f"{TAKEN_DOWN}-{number}" if query in self._keys else query
+            for query, number in zip(queries, numbers, strict=True)
+        ]
+        place = table.column_names.index("query")
+        target = pa.BufferOutputStream()
+        pq.write_table(
+            table.set_column(place, table.schema.field(place), pa.array(renamed)), target, compression="zstd"
+        )
+        return bytes(target.getvalue())
+
+
+def _numbers_within(groups: Iterable[str]) -> list[int]:
+    """Return for each row its number among the rows of its group."""
+    seen: dict[str, int] = {}
+    numbers = []
+    for group in groups:
+        numbers.append(seen.get(group, 0))
+        seen[group] = numbers[-1] + 1
+    return numbers
