@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wukong import storage
+from wukong.errors import DataError
 
 TAKEN_DOWN = "taken-down"
 """What an id in stored answers is replaced by, with the number of its row."""
@@ -116,8 +117,18 @@ class Traces:
         return value
 
     def without_in_json(self, data: bytes) -> bytes | None:
-        """Return the bytes of a JSON file without what names the pairs; None if nothing does."""
-        value = json.loads(data)
+        """Return the bytes of a JSON file without what names the pairs; None if nothing does.
+
+        Raises:
+            DataError: it names a pair and is not valid JSON.
+        """
+        text = data.decode("utf-8", "replace")
+        try:
+            value = json.loads(text)
+        except ValueError as error:  # for instance an empty file, as of a lock
+            if self.named_in(text):
+                raise DataError(f"a file names pairs and is not valid JSON ({error}): {text[:80]!r}") from error
+            return None
         left = self.without(value)
         return None if left == value else storage.json_bytes(left)
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from wukong import storage
+from wukong.errors import DataError
 from wukong.evaluate import answers
 from wukong.publish import takedown_plan
 from wukong.publish.traces import Traces
@@ -54,6 +55,12 @@ def test_records_lose_what_names_a_pair_and_nothing_else(value: object, left: ob
 )
 def test_a_page_that_names_a_pair_is_recognised(page: str, named: bool) -> None:
     assert TRACES.in_page(page.encode()) == named
+
+
+def test_a_file_that_is_no_json_is_left_unless_it_names_a_pair() -> None:
+    assert TRACES.without_in_json(b"") is None
+    with pytest.raises(DataError, match="not valid JSON"):
+        TRACES.without_in_json(f'{{"key": "{KEY}'.encode())
 
 
 def test_a_page_of_another_experiment_is_not_taken_for_one_that_does_not_say() -> None:
