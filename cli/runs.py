@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.output import JsonOption, print_json
-from wukong import environment, stages, storage
+from wukong import environment, stages, storage, tracking
 from wukong.config import Experiment
 from wukong.errors import DataError
 from wukong.runs import Found, Summary
@@ -136,9 +136,11 @@ def _print(listed: Sequence[Summary], found: int) -> None:
             f"[{_COLOURS.get(run.state, 'yellow')}]{run.state}[/]",
             ended + (f", failed: {', '.join(failed)}" if failed else ""),
             *(f"{run.metrics[name]:.3f}" if name in run.metrics else "" for name in names),
-            run.model or "",
+            (run.model or "") + (" †" if run.is_doubtful else ""),
         )
     console = Console()
     console.print(table)
+    if any(run.is_doubtful for run in listed):
+        console.print(f"† {tracking.DOUBTFUL}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     if found > len(listed):
         console.print(f"{found - len(listed)} older ones: --last {found}", style="dim")

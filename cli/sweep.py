@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from cli.compare import keep_page, print_comparison
 from ray_jobs.trials import STAGES
-from wukong import comparison, environment, experiments, manifest, places, run_records, storage, tracking
+from wukong import choices, comparison, environment, experiments, manifest, places, run_records, storage, tracking
 from wukong.cancel import ENDS_WITH, end_on_signal
 from wukong.config import Experiment
 from wukong.errors import ConfigError, WukongError
@@ -99,7 +100,7 @@ def _run(settings: Sweep, base: Experiment, filtered: Manifest, parallel: int, h
                     waiting.append(trial)
             found = []
             for trial, answer in itertools.chain(ended, workers.work(waiting, filtered)):
-                result = _result(trial, answer, metric)
+                result = _result(settings, trial, answer, metric)
                 if tracked is not None:
                     tracked.open.pop(trial.run, None)
                 shown = f"{result.value:.4f}" if result.value is not None else "failed"
@@ -131,12 +132,16 @@ def _run(settings: Sweep, base: Experiment, filtered: Manifest, parallel: int, h
         raise SweepError(f"{len(failed)} of {len(results)} trials failed; another start repeats them:\n{lines}")
 
 
-def _result(trial: Trial, answer: dict[str, str], metric: str) -> Result:
+def _result(settings: Sweep, trial: Trial, answer: dict[str, str], metric: str) -> Result:
     if answer["error"]:
         return Result(trial, None, answer["error"])
-    measured = manifest.load(answer["manifest"]).metrics
+    evaluated = manifest.load(answer["manifest"])
+    measured = evaluated.metrics
     if metric not in measured:
         return Result(trial, None, f"metric {metric!r} was not measured; measured were {', '.join(sorted(measured))}")
+    if not math.isfinite(measured[metric]):
+        return Result(trial, None, f"metric {metric!r} is {measured[metric]}, which is no result")
+    choices.record_trial(trial.experiment.root, settings.name, metric, trial.run, evaluated)
     return Result(trial, measured[metric])
 
 

@@ -107,7 +107,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
     with cancellable(), recorded(parsed, run, "report"):
         records = [record for record in run_records.read_all(parsed, run) if record.manifest]
         manifests = {record.stage: manifest.load(record.manifest) for record in records}
-        links = {}
+        links, notes = {}, []
         pages = tracking.pages(parsed, run)
         if pages:
             links["MLflow run"] = pages.run
@@ -119,6 +119,8 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             name, alias = parsed.registry.model_name, parsed.registry.alias
             version = int(registration["version"])
             links[f"Model {name} version {version}, {held} @{alias}"] = tracking.model_url(name, version)
+            if holder := tracking.doubtful_holder(name, alias):
+                notes.append(f"Model {name} version {holder}, which holds @{alias}, {tracking.DOUBTFUL}.")
         docs = _docs_beside_report(parsed, run, manifests["validate"]) if "validate" in manifests else ""
         shown = run_report.contents(
             parsed,
@@ -128,6 +130,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             run_report.pictures_of(manifests["filter"]),
             run,
             docs,
+            notes,
         )
         storage.write_bytes(run_records.uri_of(parsed, run, "report.html"), run_report.render(shown).encode())
         measured = storage.read_bytes(f"{evaluated.uri}/evaluation.html")

@@ -3,10 +3,12 @@
 Runs are read from MLflow and from the records that they left. The first run is the baseline. Where two runs were
 measured on the same data by the same protocol, and both stored their answers (``wukong.evaluate.answers``), differences
 are paired. Without stored answers they are of two independent intervals, which are wider. Metrics of other data or of
-another protocol are not compared.
+another protocol are not compared, nor are intervals of earlier versions that could not be made anew
+(``wukong.evaluate.stored``).
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +31,7 @@ FORMAT = 1
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _READERS = 8
 _RESAMPLES = 1000
+_OUTDATED = "not comparable: an interval of an earlier version, which is too narrow; evaluate that run again"
 _MEANS = {"retrieval": "mean_recall", "classification": "top1"}
 
 Verdict: TypeAlias = Literal["baseline", "better", "worse", "noise", "incomparable", "missing"]
@@ -119,7 +122,7 @@ def _read(server: Server, run: Run) -> Measured:
             path = f"{answers.FOLDER}/{name}.parquet"
             if (data := _file(server, run, path)) is not None:
                 tables[name] = stored.parse(data, f"{path} of the run {run.name}")
-        return Measured(run, Evaluation(document, tables, role=role))
+        return Measured(run, stored.current(Evaluation(document, tables, role=role)))
     if (folder := tracking.folder_of(run)) is None:
         raise StorageError(
             f"the run {run.name} ({run.run_id}) has no parameters `storage` and `name` in MLflow, which say where its "
@@ -212,8 +215,9 @@ def _compared(measured: Sequence[Measured], known: _Scores, name: str, seed: int
     shown = first or next(task for task in tasks if task is not None)
     notes: list[str] = []
     scores: list[Scores | None] = []
-    for each, task in zip(known, tasks, strict=True):
-        notes.append(_why_incomparable(first, task))
+    outdated = [name in each.evaluation.outdated for each in measured]
+    for each, task, old in zip(known, tasks, outdated, strict=True):
+        notes.append(_why_incomparable(first, task) or (_OUTDATED if old or outdated[0] else ""))
         scores.append(None if notes[-1] else each[name])
     paired = _paired(scores, seed)
     results: dict[str, list[dict[str, Any]]] = {}
@@ -221,12 +225,14 @@ def _compared(measured: Sequence[Measured], known: _Scores, name: str, seed: int
         row = []
         for n, task in enumerate(tasks):
             value = task["results"].get(result) if task else None
+            if outdated[n] and value is not None:
+                value = {"value": value["value"], "low": None, "high": None}
             if value is None:
                 row.append(_entry(None, "missing", notes[n] or f"{result} was not measured"))
+            elif n == 0:
+                row.append(_entry(value, "baseline", notes[n]))
             elif notes[n]:
                 row.append(_entry(value, "incomparable", notes[n]))
-            elif n == 0:
-                row.append(_entry(value, "baseline"))
             elif result in paired[n]:
                 row.append(_with(value, paired[n][result], paired=True))
             elif first is None or result not in first["results"]:
@@ -323,5 +329,7 @@ def _entry(value: Mapping[str, Any] | None, verdict: Verdict, note: str = "") ->
 
 def _with(value: Mapping[str, Any], difference: "Interval", *, paired: bool) -> dict[str, Any]:
     verdict: Verdict = "better" if difference.low > 0 else "worse" if difference.high < 0 else "noise"
+    if not math.isfinite(difference.low + difference.high):  # no comparison with NaN is true
+        return _entry(value, "incomparable", "not comparable: the difference is not a number")
     note = "" if paired else "unpaired: a run has stored no answers"
     return _entry(value, verdict, note) | {"difference": {**asdict(difference), "paired": paired}}

@@ -2,8 +2,8 @@
 
 Tags of the registered model hold the record: ``wukong.attempts.KEY`` the evaluations that were compared with one
 holder by one metric; ``wukong.history.ALIAS`` each move of the alias. Tags of a version say what
-decides about it: ``wukong.evaluation.uri``, ``wukong.gate`` (``Gate``) and ``wukong.origin``. MLflow has no locks: two
-candidates at the same moment may count as one attempt.
+decides about it: ``wukong.evaluation.uri``, ``wukong.gate`` (``Gate``), ``wukong.origin`` and ``wukong.chosen``
+(``wukong.choices``). MLflow has no locks: two candidates at the same moment may count as one attempt.
 """
 
 import getpass
@@ -15,12 +15,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from wukong import manifest, places, promotion, runs, storage, tracking, webhook
+from wukong import choices, manifest, places, promotion, runs, storage, tracking, webhook
+from wukong.choices import Choice
 from wukong.config import Experiment, Registry, Webhook
 from wukong.errors import ConfigError, DataError, StorageError, WukongError
 from wukong.evaluate import stored
+from wukong.evaluate.answers import UNITS
 from wukong.evaluate.stored import Evaluation
 from wukong.manifest import Manifest, digest_of
 from wukong.mlflow_rest import MlflowError, Server
@@ -28,10 +30,12 @@ from wukong.patience import AwayError
 from wukong.promotion import Anew, Decision, Rules
 
 EVALUATION, GATE, ORIGIN, ROLLED_BACK = "wukong.evaluation.uri", "wukong.gate", "wukong.origin", "wukong.rolled_back"
+CHOSEN = "wukong.chosen"
 _DIGEST, _MODEL = "wukong.evaluation", "wukong.model"
-_ATTEMPTS, _HISTORY = "wukong.attempts.", "wukong.history."
+_ATTEMPTS, _HISTORY = "wukong.attempts.", tracking.HISTORY_TAG
 _MOST_MOVES = 200  # of a history, whose tag holds 100,000 characters
 _SHOWN = 600  # characters of an error
+_CHOICES = TypeAdapter(list[Choice])
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +90,7 @@ def register(
     tags = {
         EVALUATION: storage.join(evaluation.uri, "manifest.json"),
         GATE: Gate.of(registry).model_dump_json(),
+        CHOSEN: _CHOICES.dump_json(choices.of_model(experiment.root, model)).decode(),
     }
     version = tracking.register(experiment, run_id, model, evaluation, tags)
     registered = ModelRegistry(Server(), registry.model_name, registry.alias, evaluate)
@@ -180,7 +185,13 @@ class ModelRegistry:
         if EVALUATION not in candidate["tags"]:
             return no("It was registered without the address of its evaluation, so it cannot be compared.")
         evaluation = stored.read(candidate["tags"][EVALUATION])
-        known = {"model": self.model, "alias": self.alias, "version": name}
+        try:
+            chosen = _chosen(candidate)
+        except AwayError:
+            raise
+        except (DataError, StorageError) as error:
+            return no(f"It does not say from how many models it was chosen, and its training is gone: {error}")
+        known = {"model": self.model, "alias": self.alias, "version": name, "choices": chosen}
         if not holder:
             return promotion.decide(rules, evaluation, None, **known)
         held = self.version(holder)
@@ -288,20 +299,23 @@ class ModelRegistry:
         return stored.read(storage.join(made.uri, "manifest.json"))
 
     def _attempt(self, tags: Mapping[str, str], decision: Decision, candidate: str) -> int:
-        """Return the number of an attempt, which is counted before its outcome is used."""
+        """Return the number of an attempt, which is counted before its outcome is used.
+
+        What was chosen from several is as many attempts, ``DIGESTxCOUNT`` in the tag.
+        """
         key = digest_of([decision.holder, self.alias, decision.rules.metric])[:16]
         made = json.loads(tags.get(_ATTEMPTS + key, "[]"))
-        if (short := candidate[:16]) not in made:
+        if (short := candidate[:16] + (f"x{decision.count}" if decision.count > 1 else "")) not in made:
             made.append(short)
             self._tag(_ATTEMPTS + key, json.dumps(made, separators=(",", ":")))
-        return int(made.index(short)) + 1
+        return 1 + sum(int(each.partition("x")[2] or 1) for each in made[: made.index(short)])
 
     def _move(self, action: str, version: Mapping[str, Any], holder: str, reason: str, by: str) -> None:
         _, tags = self.state()
         history = json.loads(tags.get(_HISTORY + self.alias, "[]"))
         what = {"action": action, "version": version["version"], "from": holder}
         if not history or {key: history[-1].get(key) for key in what} != what:  # it may be an answer that was lost
-            history.append(what | {"at": _now(), "by": by or _user(), "reason": reason[:300]})
+            history.append(what | {"at": _now(), "by": by or _user(), "reason": reason[:300], "units": UNITS})
         # The history first: a move without a record could not be rolled back.
         self._tag(_HISTORY + self.alias, json.dumps(history[-_MOST_MOVES:], ensure_ascii=False))
         if action == "promote" and ROLLED_BACK in version["tags"]:
@@ -374,6 +388,16 @@ def _evaluation_of(held: Mapping[str, Any], candidate: Evaluation, rules: Rules)
     except (DataError, StorageError):
         return Evaluation(), "its evaluation is gone"
     return found, promotion.unpaired(rules, candidate, found)
+
+
+def _chosen(version: Mapping[str, Any]) -> list[Choice]:
+    """The choices that led to a version; those of one registered without them are read from its training."""
+    if CHOSEN in version["tags"]:
+        return _CHOICES.validate_json(version["tags"][CHOSEN])
+    if _MODEL not in version["tags"]:
+        raise DataError("it does not say where its files are")
+    model = manifest.load(version["tags"][_MODEL])
+    return choices.of_model(model.uri.rsplit("/", 2)[0], model)
 
 
 def _version(found: Mapping[str, Any]) -> dict[str, Any]:

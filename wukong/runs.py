@@ -52,6 +52,7 @@ class Summary:
         model: ``models:/NAME/VERSION``, if a model was registered.
         report: URI of its report, if it has one.
         mlflow: address of its page in MLflow, if it is tracked there.
+        is_doubtful: whether the model took an alias by a test of an earlier version, which promoted too often.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Summary:
     model: str | None
     report: str | None
     mlflow: str | None
+    is_doubtful: bool = False
 
 
 def experiments_in(place: str) -> list[str]:
@@ -157,6 +159,7 @@ def _summary(run: Found, tracked: dict[str, Tracked]) -> Summary:
         model=known.model if known else None,
         report=report,
         mlflow=known.url if known else None,
+        is_doubtful=known is not None and known.is_doubtful,
     )
 
 

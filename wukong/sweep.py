@@ -263,5 +263,7 @@ def _suggested(trial: "optuna.Trial", sweep: Sweep) -> dict[str, Value]:
 
 
 def best(results: Sequence[Result]) -> Result | None:
-    """The result with the largest value, the first of equal ones; None if no trial has a value."""
-    return max((each for each in results if each.value is not None), key=lambda each: each.value or 0.0, default=None)
+    """The result with the largest value, the first of equal ones; None if no trial has a finite value."""
+    values = [-math.inf if each.value is None or not math.isfinite(each.value) else each.value for each in results]
+    largest = max(values, default=-math.inf)
+    return results[values.index(largest)] if largest > -math.inf else None

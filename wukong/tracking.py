@@ -42,9 +42,16 @@ if TYPE_CHECKING:
 
 RUN_TAG = "wukong.run"
 ROLE_TAG = "wukong.role"  # of the model that a run of an evaluation logged alone is about
+DOUBTFUL = (
+    "took an alias by a test of an earlier version, which counted pairs twice where captions have several images. So "
+    "it promoted models that are no better too often: compare it with the version that held the alias before "
+    "(`wukong compare`), and `wukong rollback` if it is not better"
+)
+"""What is said of ``doubtful_versions``."""
 _EXPERIMENT_TAG = "wukong.experiment"
 _SWEEP_TAG, _SWEEP_DIGEST = "wukong.sweep", "wukong.sweep.digest"
 PARENT_TAG = "mlflow.parentRunId"
+HISTORY_TAG = "wukong.history."  # of a registered model, with an alias behind it: each move of the alias
 _STAGE_TAG = "wukong.stage"
 _DIGEST_TAG = "wukong.digest"  # of a stage's manifest, or of a model that MLflow knows by its metrics
 _MANIFEST_TAG = "wukong.manifest"
@@ -645,11 +652,13 @@ class Tracked:
         status: in MLflow's words, for instance ``KILLED``.
         model: ``models:/NAME/VERSION``, if the run registered a model.
         url: of its page.
+        is_doubtful: whether its model took an alias by a test of an earlier version, see ``doubtful_versions``.
     """
 
     status: str
     model: str | None
     url: str
+    is_doubtful: bool = False
 
 
 def tracked_runs(name: str) -> dict[str, Tracked]:
@@ -659,16 +668,56 @@ def tracked_runs(name: str) -> dict[str, Tracked]:
         server = Server()
         experiment_id = server.find_experiment(name)
         runs = server.search_runs(experiment_id, f"tags.`{RUN_TAG}` LIKE '%'") if experiment_id else []
+        models = [run.tags[_MODEL_TAG] for run in runs if _MODEL_TAG in run.tags]
+        names = sorted({model.removeprefix("models:/").rpartition("/")[0] for model in models})
+        doubtful = {f"models:/{name}/{version}" for name in names for version in doubtful_versions(server, name)}
         return {
             run.tags[RUN_TAG]: Tracked(
-                run.status,
-                run.tags.get(_MODEL_TAG),
-                _page_of(run),
+                run.status, run.tags.get(_MODEL_TAG), _page_of(run), run.tags.get(_MODEL_TAG) in doubtful
             )
             for run in runs
         }
 
     return (_unless_away(ask, "what it knows of the runs is left out") or {}) if enabled() else {}
+
+
+def doubtful_versions(server: Server, model: str) -> set[str]:
+    """Return the versions of a model that took an alias by a test of retrieval with the units of an earlier version.
+
+    Those units counted pairs twice, so models that are no better were promoted too often. A version that takes the
+    alias again by today's test is no longer among them. Nor is one that a person has forced.
+    """
+    try:
+        found = server.ask("GET", "registered-models/get", {"name": model})["registered_model"]
+    except MlflowError as error:
+        if error.code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return set()
+    doubtful: set[str] = set()
+    for tag in found.get("tags", []):
+        for move in json.loads(tag["value"]) if tag["key"].startswith(HISTORY_TAG) else []:
+            if move["action"] == "promote":
+                tested = "/retrieval/" in move["reason"] and "by more than noise" in move["reason"]
+                (doubtful.add if tested and "units" not in move else doubtful.discard)(move["version"])
+    return doubtful
+
+
+def doubtful_holder(model: str, alias: str) -> str:
+    """Return the version that holds an alias if it is one of ``doubtful_versions``; empty otherwise, or without MLflow.
+
+    Args:
+        model: the registered model's name.
+        alias: the alias.
+    """
+
+    def ask() -> str:
+        server = Server()
+        doubtful = doubtful_versions(server, model)
+        found = server.ask("GET", "registered-models/get", {"name": model})["registered_model"] if doubtful else {}
+        held = (str(entry["version"]) for entry in found.get("aliases", []) if entry["alias"] == alias)
+        return next((version for version in held if version in doubtful), "")
+
+    return (_unless_away(ask, "who holds the alias is left out") or "") if enabled() else ""
 
 
 def storage_of_run(run_id: str) -> str:

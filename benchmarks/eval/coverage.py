@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from wukong.evaluate import classification, interval, retrieval
+from wukong.evaluate import answers, classification, interval, retrieval
 from wukong.evaluate.interval import Interval
 from wukong.evaluate.protocol import PROTOCOLS
 
@@ -50,6 +50,7 @@ def classes(images: int, truths: np.ndarray) -> tuple[Truths, Case]:
 def captions(images: int, alpha: float, beta: float) -> tuple[Truths, Case]:
     """R@1 both ways and the mean recall; an image's five captions share its chance to be hit, a beta variable."""
     pairs = retrieval.Pairs.of([[number // CAPTIONS] for number in range(images * CAPTIONS)], images)
+    texts, ids = [f"caption {n}" for n in range(images * CAPTIONS)], [str(n) for n in range(images)]
     more = np.array([0.0, 0.3, 0.5])  # R@5 and R@10 find some of what R@1 misses
 
     def hit(numbers: np.random.Generator, chance: np.ndarray) -> torch.Tensor:
@@ -59,11 +60,11 @@ def captions(images: int, alpha: float, beta: float) -> tuple[Truths, Case]:
     def simulated(numbers: np.random.Generator) -> dict[str, Interval]:
         easy = numbers.beta(alpha, beta, images)
         found = retrieval.Found(hit(numbers, np.repeat(easy, CAPTIONS)), hit(numbers, easy), retrieval.CUTOFFS)
-        result = retrieval.result(found, pairs)
+        result = answers.of_retrieval(found, pairs, texts, ids, share=False).intervals()
         return {
-            "R@1, text to image": result.text_to_image[1],
-            "R@1, image to text": result.image_to_text[1],
-            "mean recall": result.mean,
+            "R@1, text to image": result["text_to_image_r1"],
+            "R@1, image to text": result["image_to_text_r1"],
+            "mean recall": result["mean_recall"],
         }
 
     first = alpha / (alpha + beta)

@@ -25,7 +25,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 import measure
 
-from wukong.evaluate import best_words, classification, retrieval
+from wukong.evaluate import answers, best_words, classification, retrieval
 from wukong.evaluate.prompts import PROMPTS
 from wukong.evaluate.protocol import PROTOCOLS, Protocol
 from wukong.evaluate.vectors import BLOCK, Rows, StoredTexts, Tokens, block, slices
@@ -117,14 +117,15 @@ def search(images: int, texts: int, token_wise: bool, limit: tuple[int, int], fo
     owners = [[number * len(searched) // len(asked.counted)] for number in range(len(asked.counted))]
     pairs = retrieval.Pairs.of(owners, len(searched), every_image=False)
     found = retrieval.search(searched, asked, pairs, random.similarity)
-    result = retrieval.result(found, pairs)
+    names = [[str(number) for number in range(count)] for count in (pairs.texts, pairs.images)]
+    result = answers.of_retrieval(found, pairs, *names, share=False).intervals()
     taken = time.perf_counter() - started
     share = len(searched) * len(asked.counted) / (images * texts)
     return {
         "seconds": taken / share,
         "cpu": (time.process_time() - cpu) / share,
         "share": share,
-        "mean": result.mean.value,
+        "mean": result["mean_recall"].value,
     }
 
 

@@ -26,7 +26,7 @@ from infra import corpus
 from infra.corpus import packages
 from wukong import config, environment, manifest, run_records, storage
 from wukong.data import images, shards
-from wukong.evaluate import adapters, alignment, classification, prompts, retrieval, sets
+from wukong.evaluate import adapters, alignment, answers, classification, prompts, retrieval, sets
 from wukong.evaluate.data_set import Classification
 from wukong.evaluate.interval import Interval
 from wukong.evaluate.model import Model
@@ -182,11 +182,12 @@ def holdouts(names: Sequence[str], experiment: config.Experiment) -> dict[str, M
             shown = encode(seen, model, (images.decode(bytes_of[key], key) for key in keys), protocol)
             texts = model.encode_texts(task.texts, protocol)
             searched = retrieval.search(shown, texts, pairs, model.similarity, protocol.retrieval_ties)
-            result = retrieval.result(searched, pairs, protocol.hit)
+            answered = answers.of_retrieval(searched, pairs, task.texts, keys, share=protocol.hit == "share")
+            result = answered.intervals()
             return {
-                "R@1, text to image": result.text_to_image[1],
-                "R@1, image to text": result.image_to_text[1],
-                "mean recall": result.mean,
+                "R@1, text to image": result["text_to_image_r1"],
+                "R@1, image to text": result["image_to_text_r1"],
+                "mean recall": result["mean_recall"],
             }
 
         found[holdout.title or holdout.name] = measure

@@ -1,8 +1,10 @@
 """``wukong sweep`` with a real MLflow server and trials that train nothing; ``make bench-sweep`` trains real ones."""
 
 import json
+import math
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 
 from cli import sweep as command
 from cli.main import app
-from wukong import run_records, storage, tracking
+from wukong import choices, run_records, storage, tracking
 from wukong.manifest import Manifest, Stage
 from wukong.run_records import Record
 from wukong.sweep import Trial
@@ -42,7 +44,8 @@ class Trained:
                 yield trial, {"run": trial.run, "manifest": "", "error": "no memory"}
                 continue
             hits = 0.2 + trial.experiment.pretrain.epochs / 100 > HARD
-            made = measured.evaluation(trial.experiment.root, [measured.searched("x", hits)], key=trial.run)
+            model = Stage(trial.experiment.root, "finetune", {"run": trial.run}).commit([])
+            made = measured.evaluation(trial.experiment.root, [measured.searched("x", hits)], [model], key=trial.run)
             self.made[trial.run] = made
             record = Record(stage="evaluate", state="succeeded", manifest=f"{made.uri}/manifest.json")
             run_records.write(trial.experiment, trial.run, record)
@@ -105,6 +108,28 @@ def test_a_killed_sweep_goes_on_and_ends_in_one_page(
     verdicts = [entry["verdict"] for entry in document["sets"][0]["results"]["mean_recall"]]
     assert verdicts == ["baseline", "worse", "worse"]
     assert best in (tmp_path / "page.html").read_text("utf-8")
+    # The gate counts each trial, those before the sweep was killed too.
+    root = storage.join(storage.from_path(tmp_path / "data"), sweep.name)
+    model = Stage(root, "finetune", {"run": best}).finished()
+    assert model is not None
+    assert choices.of_model(root, model) == [
+        choices.Choice(by=f"the sweep {sweep.name}", of=3, metric="retrieval/holdouts/mean_recall")
+    ]
+
+
+def test_a_trial_whose_metric_is_not_a_number_has_failed(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = measured.searched
+
+    def broken(task: str, hits: Any) -> Any:
+        found = searched(task, hits)
+        if hits.mean() < 0.25:
+            found.results["mean_recall"] = replace(found.results["mean_recall"], value=math.nan)  # type: ignore[index]
+        return found
+
+    monkeypatch.setattr(measured, "searched", broken)
+    ended = sweep(2, 20, 30)
+    assert "1 of 3 trials failed" in str(ended.exception) and "is nan, which is no result" in str(ended.exception)
+    assert f"Best: {Trained.runs[2]} with pretrain.epochs = 30" in ended.output
 
 
 def test_a_trial_that_fails_does_not_end_the_others(sweep: Any) -> None:

@@ -40,3 +40,10 @@ def test_the_page_of_the_evaluation_lies_beside_the_report(tmp_path: Path, monke
     assert '<a href="evaluation.html">' in report
     framed = (tmp_path / "page.html").read_text("utf-8")
     assert "<a " not in framed and "evaluation.html</code> among the artifacts" in framed
+    monkeypatch.setenv("MLFLOW_PUBLIC_URL", "http://mlflow.test")
+    monkeypatch.setattr("wukong.tracking.doubtful_holder", lambda model, alias: "7")
+    registration = {"version": 8.0, "promoted": 0.0, "attempt": 1.0}
+    components.write_report(uri, "first", str(tmp_path / "evaluate"), registration, str(tmp_path / "page.html"))
+    report = storage.read_bytes(run_records.uri_of(experiment, "first", "report.html")).decode()
+    name = experiment.registry.model_name
+    assert f'<p class="note">Model {name} version 7, which holds @champion, took an alias by a test of an' in report

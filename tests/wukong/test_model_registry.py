@@ -10,7 +10,7 @@ import measured
 import numpy as np
 import pytest
 
-from wukong import config, manifest, model_registry, run_records, storage, tracking
+from wukong import choices, config, manifest, model_registry, run_records, storage, tracking
 from wukong.config import Experiment
 from wukong.errors import ConfigError
 from wukong.manifest import Manifest, Stage
@@ -221,3 +221,71 @@ def test_what_is_not_there_is_named(register: Registered) -> None:
     register(0.5)
     with pytest.raises(ConfigError, match=f"no model {register.name}/7"):
         register.registry.promote("7")
+
+
+@pytest.mark.slow
+def test_the_best_of_a_sweep_counts_as_all_its_trials_and_can_still_be_promoted(register: Registered) -> None:
+    from mlflow import MlflowClient
+
+    register(0.5)
+
+    def swept(share: float, name: str, trials: int) -> Manifest:
+        """Record a sweep of several models, of which the named one is registered later."""
+        filtered = Stage(register.experiment.root, "filter", {"crawl": "first"}).commit([])
+        best = register.model(register.experiment, share, name)
+        for number in range(trials):
+            model = register.model(register.experiment, 0.1, f"{name}-{number}") if number else best
+            evaluated = register.evaluation(register.experiment, filtered, model)
+            metric = register.experiment.registry.metric
+            choices.record_trial(register.experiment.root, f"sweep-{name}", metric, f"run-{number}", evaluated)
+        return best
+
+    # 5 queries more: p = 0.031 would pass at no level, 6 at that of a first attempt, which a best of 12 is not.
+    lucky = float(np.sort(HARD)[(HARD < 0.5).sum() + 6])
+    swept(lucky, "lucky", 12)
+    found = register(lucky, "lucky")
+    assert (found["promoted"], found["attempt"]) == (0, 1)
+    assert register(0.4)["attempt"] == 13, "the sweep's trials are attempts 1 to 12"
+    swept(0.54, "better", 50)
+    better = register(0.54, "better")
+    assert (better["promoted"], better["attempt"], champion(register)) == (1, 14, "4")
+    version = MlflowClient().get_model_version(register.name, "4")
+    assert json.loads(version.tags["wukong.chosen"]) == [
+        {"by": "the sweep sweep-better", "of": 50, "metric": "retrieval/holdouts/mean_recall", "tasks": []}
+    ]
+    decision = json.loads(Path(MlflowClient().download_artifacts(version.run_id, "promotion.json")).read_text("utf-8"))
+    assert (decision["attempt"], decision["count"], decision["units"]) == (14, 50, "components")
+    assert "attempts 14 to 63" in decision["says"]
+    # A version that was registered before choices were recorded: its training says it.
+    MlflowClient().delete_model_version_tag(register.name, "2", "wukong.chosen")
+    asked = register.registry.decide("2")
+    assert (asked.attempt, asked.count) == (1, 12)
+    assert register.registry.decide("3").attempt == 13
+
+
+@pytest.mark.slow
+def test_a_model_that_was_promoted_by_the_test_of_an_earlier_version_is_named(register: Registered) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    for share in (0.4, 0.5, 0.6):
+        assert register(share)["promoted"] == 1
+    assert tracking.doubtful_versions(Server(), register.name) == set()
+    assert tracking.doubtful_holder(register.name, "champion") == ""
+    moves = json.loads(tags(register)["wukong.history.champion"])
+    assert all(move["units"] == "components" for move in moves)
+    # As that version wrote them; a person forced the second one.
+    old = [{key: value for key, value in move.items() if key != "units"} for move in moves]
+    old[1]["reason"] = "the first one is slow"
+    client.set_registered_model_tag(register.name, "wukong.history.champion", json.dumps(old))
+    assert tracking.doubtful_versions(Server(), register.name) == {"1", "3"}
+    assert tracking.doubtful_holder(register.name, "champion") == "3"
+    assert tracking.doubtful_versions(Server(), "no such model") == set()
+    listed = tracking.tracked_runs(register.name)
+    assert {run.model: run.is_doubtful for run in listed.values()} == {None: False}
+    experiment = register.experiment
+    tracking.describe_run(experiment, "run-0.6", "", {"version": 3.0, "promoted": 1.0}, "")
+    assert tracking.tracked_runs(register.name)["run-0.6"].is_doubtful
+    register.registry.rollback("compared again")
+    assert register.registry.promote("3", forced="it is better").promoted
+    assert tracking.doubtful_versions(Server(), register.name) == {"1"}

@@ -1,5 +1,6 @@
 """Sweeps: which trials there are, what is refused, and that a search begun again asks for the same trials."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,15 @@ def test_equal_values_have_one_run(tmp_path: Path) -> None:
     first, later = (sweeps.trial_of(settings, base, number, {"pretrain.epochs": 3}) for number in (0, 5))
     assert first.run == later.run
     assert first.run != sweeps.trial_of(settings, base, 0, {"pretrain.epochs": 4}).run
+
+
+def test_the_best_has_the_largest_value_whatever_is_not_a_number() -> None:
+    trial = sweeps.trial_of(Sweep(name="s", experiment="x", parameters={"pretrain.epochs": [1]}),
+                            Experiment.model_validate(EXPERIMENT), 0, {"pretrain.epochs": 3})  # fmt: skip
+    for values, best in (
+        ([math.nan, 0.2, 0.5, None], 2), ([0.1, math.nan], 0), ([-0.5, None, -0.25], 2), ([0.5, 0.5], 0),
+        ([math.inf, 0.1], 1),
+    ):  # fmt: skip
+        results = [Result(trial, value) for value in values]
+        assert sweeps.best(results) is results[best], values
+    assert sweeps.best([Result(trial, math.nan), Result(trial, None)]) is None

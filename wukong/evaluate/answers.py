@@ -1,13 +1,15 @@
 """A model's answers on one task, query by query. Two models that answered the same queries are compared by them.
 
 The evaluate stage writes them beside its results, a Parquet file for each task: ``answers/TASK.parquet``. A row is a
-query of a model: ``model`` (its role), ``query`` (the image's id, or the caption's number), ``unit`` and ``label`` (see
-``Answers``), and a column for each result with the query's answer: 1 or 0, or a share; null where the query does not
-count for the result. The file's metadata name what was measured: ``task``, ``digest``, ``protocol``.
+query of a model: ``model`` (its role), ``query`` (the image's id, or the caption's number), ``unit``, ``identity`` and
+``label`` (see ``Answers``), and a column for each result with the query's answer: 1 or 0, or a share; null where the
+query does not count for the result. The file's metadata name what was measured, ``task``, ``digest`` and ``protocol``,
+and how units were made, ``units``: files without it are of earlier versions, whose units were too small.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,15 +17,22 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from wukong.errors import DataError
+from wukong.evaluate import interval
 
 if TYPE_CHECKING:
+    from wukong.evaluate.interval import Interval
     from wukong.evaluate.retrieval import Found, Pairs
 
 Numbers = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 FOLDER = "answers"
-_OWN = ("model", "query", "unit", "label")
+UNITS = "components"
+"""How the units of stored answers were made, in their metadata."""
+_OWN = ("model", "query", "unit", "identity", "label")
 _METADATA = ("task", "digest", "protocol")
 _NO_LABEL = -1
+_FEWEST = 6 - 1e-9  # units
+_NO_LINKS = np.empty((0, 2), np.int64)
 MEAN_RECALL, PER_CLASS = "mean_recall", "mean_per_class"
 
 
@@ -34,15 +43,18 @@ class Answers:
     Attributes:
         queries: what was asked: ids of images, or numbers of captions.
         units: int64 [queries], the number of the unit that a query belongs to. Units are drawn independently, queries
-            of a unit together: the five captions of an image, and the image itself.
+            of a unit together: what hangs together by captions and images, see ``units_of``.
         labels: int64 [queries], each image's class; -1 where there is none.
         results: by the result's name its answers, float64 [queries]; NaN for queries that do not count for it.
+        identities: int64 [queries], a digest of the caption or of the image, equal in all tasks; None where it is not
+            known. Then nothing is taken to be in another task too.
     """
 
     queries: tuple[str, ...]
-    units: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
+    units: Integers
+    labels: Integers
     results: Mapping[str, Numbers]
+    identities: Integers | None = None
 
     def scores(self) -> "Scores":
         """Sum the answers over each unit.
@@ -65,7 +77,21 @@ class Answers:
         if recalls:
             shares[MEAN_RECALL] = dict.fromkeys(recalls, 1 / len(recalls))
         mixed = np.array([[share.get(name, 0.0) for share in shares.values()] for name in self.results])
-        return Scores(tuple(shares), sums, weights, mixed)
+        links = _NO_LINKS if self.identities is None else np.stack([self.units, self.identities], 1)
+        return Scores(tuple(shares), sums, weights, mixed, links)
+
+    def intervals(self, seed: int = 0) -> dict[str, "Interval"]:
+        """Compute each recall and ``mean_recall`` with their intervals, by one draw of the units.
+
+        Of a result with too few units (``Scores.too_few``) nothing is known: its interval is from 0 to 1.
+
+        Args:
+            seed: of the bootstrap.
+        """
+        scores = self.scores()
+        each, mean = interval.with_mean([(scores.sums, scores.weights)], seed=seed)
+        found = zip([*self.results, MEAN_RECALL], [*each, mean], scores.too_few(), strict=True)
+        return {name: replace(value, low=0.0, high=1.0) if few else value for name, value, few in found}
 
 
 @dataclass(frozen=True)
@@ -77,12 +103,14 @@ class Scores:
         sums: float64 [units, columns], the sum of a unit's answers.
         weights: float64 [units, columns], the number of a unit's answers, or their weight.
         mixed: float64 [columns, results], the weights of the columns in each result.
+        links: int64 [links, 2], units and the identities of their queries, as far as they are known.
     """
 
     names: tuple[str, ...]
     sums: Numbers
     weights: Numbers
     mixed: Numbers
+    links: Integers = field(default_factory=lambda: _NO_LINKS)
 
     def values(self) -> Numbers:
         """The results, [results]."""
@@ -98,6 +126,15 @@ class Scores:
         found: Numbers = (self.sums / self.weights.sum(0)) @ self.mixed[:, self._place(name)]
         return found
 
+    def too_few(self) -> list[bool]:
+        """Whether each result has so few units that no interval can be had.
+
+        Where nothing differs, all of five units point one way in 1 of 16 cases. Units of unequal weight count as fewer
+        equal ones (Kish, Survey Sampling, 1965, section 11.7): the square of their sum over the sum of their squares.
+        """
+        shares = (self.weights / self.weights.sum(0)) @ self.mixed
+        return [bool(each < _FEWEST) for each in 1 / (shares**2).sum(0)]
+
     def only(self, name: str) -> "Scores":
         """The same with one result alone; columns with equal weights are added up, as they have one denominator."""
         shares = self.mixed[:, self._place(name)]
@@ -106,7 +143,7 @@ class Scores:
             groups.setdefault(self.weights[:, column].tobytes(), []).append(column)
         weights = np.stack([self.weights[:, columns[0]] for columns in groups.values()], 1)
         sums = np.stack([self.sums[:, columns] @ shares[columns] for columns in groups.values()], 1)
-        return Scores((name,), sums, weights, np.ones((weights.shape[1], 1)))
+        return Scores((name,), sums, weights, np.ones((weights.shape[1], 1)), self.links)
 
     def _place(self, name: str) -> int:
         if name not in self.names:
@@ -115,47 +152,61 @@ class Scores:
 
 
 def mean_of(scores: Sequence[Scores], name: str) -> Scores:
-    """The mean of one result over several tasks, whose units are different ones."""
+    """The mean of one result over several tasks. Units that have a caption or an image in common are one unit."""
     alone = [each.only(name) for each in scores]
-    sums, weights = np.zeros((2, sum(len(each.sums) for each in alone), sum(each.sums.shape[1] for each in alone)))
-    row = column = 0
-    for each in alone:
-        place = slice(row, row + len(each.sums)), slice(column, column + each.sums.shape[1])
-        sums[place], weights[place] = each.sums, each.weights
-        row, column = place[0].stop, place[1].stop
-    return Scores((name,), sums, weights, np.concatenate([each.mixed for each in alone]) / len(alone))
+    starts = np.cumsum([0, *(len(each.sums) for each in alone)])
+    links = np.concatenate([each.links + np.array([start, 0]) for each, start in zip(alone, starts, strict=False)])
+    identities, numbers = np.unique(links[:, 1], return_inverse=True)
+    size = int(starts[-1])
+    units = _in_order(components(links[:, 0], size + numbers, size + len(identities))[:size])
+    sums, weights = np.zeros((2, int(units.max()) + 1, sum(each.sums.shape[1] for each in alone)))
+    column = 0
+    for each, start in zip(alone, starts, strict=False):
+        columns = slice(column, column + each.sums.shape[1])
+        np.add.at(sums[:, columns], units[start : start + len(each.sums)], each.sums)
+        np.add.at(weights[:, columns], units[start : start + len(each.sums)], each.weights)
+        column = columns.stop
+    mixed = np.concatenate([each.mixed for each in alone]) / len(alone)
+    return Scores((name,), sums, weights, mixed, np.stack([units[links[:, 0]], links[:, 1]], 1))
 
 
-def of_images(ids: Sequence[str], labels: npt.ArrayLike, results: Mapping[str, npt.ArrayLike]) -> Answers:
-    """Answers of a classification task: each image is a query and a unit.
+def of_images(
+    ids: Sequence[str], labels: npt.ArrayLike, results: Mapping[str, npt.ArrayLike], pictures: Sequence[str] = ()
+) -> Answers:
+    """Answers of a classification task: each image is a query and, unless it is there twice, a unit.
 
     Args:
         ids: of the images.
         labels: their classes, int [images].
         results: by name whether each image counts as right, [images].
+        pictures: digests of the images' bytes; empty where only the ids are known.
     """
     values = {name: np.asarray(each, np.float64) for name, each in results.items()}
-    return Answers(tuple(ids), np.arange(len(ids)), np.asarray(labels, np.int64), values)
+    units, identities = units_of((), pictures or ids, (), ())
+    return Answers(tuple(ids), units, np.asarray(labels, np.int64), values, identities)
 
 
-def of_retrieval(found: "Found", pairs: "Pairs", image_ids: Sequence[str], *, share: bool) -> Answers:
+def of_retrieval(
+    found: "Found",
+    pairs: "Pairs",
+    texts: Sequence[str],
+    image_ids: Sequence[str],
+    *,
+    share: bool,
+    pictures: Sequence[str] = (),
+) -> Answers:
     """Answers of a retrieval task: each caption is a query, and each image where images are queries too.
-
-    Where each caption has one image, the image is the unit of its captions and of itself. Where captions have several
-    images, each query is a unit.
 
     Args:
         found: from ``retrieval.search``.
         pairs: which belong together.
+        texts: the captions.
         image_ids: of the images.
         share: whether an answer is the share of the right candidates that are found; otherwise 1 if any is.
+        pictures: digests of the images' bytes; empty where only the ids are known.
     """
-    own = len(pairs.text) == pairs.texts
     captions, images = pairs.texts, pairs.images if found.image_to_text is not None else 0
-    units = pairs.image.numpy() if own else np.arange(captions)
-    if images:
-        units = np.concatenate([units, np.arange(images) + (0 if own else captions)])
-    units = np.unique(units, return_inverse=True)[1].astype(np.int64)
+    units, identities = units_of(texts, pictures or image_ids, pairs.text.numpy(), pairs.image.numpy())
     results: dict[str, Numbers] = {}
     for direction, hits, asked, start in (
         ("text_to_image", found.text_to_image, pairs.text, 0),
@@ -170,7 +221,67 @@ def of_retrieval(found: "Found", pairs: "Pairs", image_ids: Sequence[str], *, sh
             results[f"{direction}_r{k}"] = np.full(captions + images, np.nan)
             results[f"{direction}_r{k}"][start : start + len(values)] = values[:, column]
     queries = (*(str(number) for number in range(captions)), *(image_ids if images else ()))
-    return Answers(queries, units, np.full(captions + images, _NO_LABEL), results)
+    asked_units, known = _in_order(units[: len(queries)]), identities[: len(queries)]
+    return Answers(queries, asked_units, np.full(len(queries), _NO_LABEL), results, known)
+
+
+def units_of(
+    texts: Sequence[str], pictures: Sequence[str], text: npt.ArrayLike, image: npt.ArrayLike
+) -> tuple[Integers, Integers]:
+    """Find the units of a task: the connected components of the graph of its captions and images.
+
+    A caption hangs together with all images that it belongs to, equal captions with each other, and so on from these.
+    So no two units have a caption or an image in common, and a model's answers to one tell nothing of those to another.
+
+    Args:
+        texts: the captions.
+        pictures: what identifies each image.
+        text: for each pair the number of its caption, int [pairs].
+        image: for each pair the number of its image, int [pairs].
+
+    Returns:
+        Units and identities (see ``Answers``) of all captions, then of all images.
+    """
+    identities = np.concatenate([_identities("caption", texts), _identities("image", pictures)])
+    nodes = np.unique(identities, return_inverse=True)[1].astype(np.int64)
+    ends = nodes[np.asarray(text, np.int64)], nodes[len(texts) + np.asarray(image, np.int64)]
+    return _in_order(components(*ends, len(nodes))[nodes]), identities
+
+
+def components(first: Integers, second: Integers, size: int) -> Integers:
+    """Find the connected components of an undirected graph, as SciPy does, which not all images have.
+
+    Args:
+        first: one end of each edge, int64 [edges].
+        second: the other end.
+        size: number of nodes.
+
+    Returns:
+        For each node the least node of its component, int64 [size].
+    """
+    least = np.arange(size)
+    while True:
+        before = least.copy()
+        lower = np.minimum(least[first], least[second])
+        for end in (least[first], least[second], first, second):  # the roots of both ends too, so that trees join
+            np.minimum.at(least, end, lower)
+        least = least[least]
+        if np.array_equal(least, before):
+            return least
+
+
+def _in_order(values: Integers) -> Integers:
+    """Number values by the order in which they come first, from 0."""
+    _, firsts, numbers = np.unique(values, return_index=True, return_inverse=True)
+    places = np.empty(len(firsts), np.int64)
+    places[np.argsort(firsts)] = np.arange(len(firsts))
+    found: Integers = places[numbers]
+    return found
+
+
+def _identities(kind: str, values: Sequence[str]) -> Integers:
+    digests = (hashlib.blake2b(f"{kind} {value}".encode(), digest_size=8).digest() for value in values)
+    return np.frombuffer(b"".join(digests), np.int64)
 
 
 def table(found: Mapping[str, Answers], *, task: str, digest: str, protocol: str) -> pa.Table:
@@ -184,17 +295,19 @@ def table(found: Mapping[str, Answers], *, task: str, digest: str, protocol: str
     """
     parts = []
     for role, answers in found.items():
+        nothing = pa.nulls(len(answers.queries))
         columns: dict[str, pa.Array] = {
             "model": pa.array([role] * len(answers.queries)).dictionary_encode(),
             "query": pa.array(answers.queries, pa.string()),
             "unit": pa.array(answers.units, pa.int32()),
+            "identity": pa.array(answers.identities if answers.identities is not None else nothing, pa.int64()),
             "label": pa.array(answers.labels, pa.int32(), mask=answers.labels == _NO_LABEL),
         }
         for name, values in answers.results.items():
             columns[name] = pa.array(values, pa.float64(), mask=~np.isfinite(values))
         parts.append(pa.table(columns))
     whole = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
-    return whole.replace_schema_metadata({"task": task, "digest": digest, "protocol": protocol})
+    return whole.replace_schema_metadata({"task": task, "digest": digest, "protocol": protocol, "units": UNITS})
 
 
 def read(stored: pa.Table, role: str) -> Answers:
@@ -212,7 +325,31 @@ def read(stored: pa.Table, role: str) -> Answers:
     names = [name for name in rows.column_names if name not in _OWN]
     values = {name: np.asarray(rows[name].to_numpy(zero_copy_only=False), np.float64) for name in names}
     values = {name: each for name, each in values.items() if np.isfinite(each).any()}
-    return Answers(tuple(rows["query"].to_pylist()), rows["unit"].to_numpy().astype(np.int64), labels, values)
+    known = "identity" in rows.column_names and not rows["identity"].null_count
+    identities = rows["identity"].to_numpy().astype(np.int64) if known else None
+    units = rows["unit"].to_numpy().astype(np.int64)
+    return Answers(tuple(rows["query"].to_pylist()), units, labels, values, identities)
+
+
+def has_right_units(stored: pa.Table) -> bool:
+    """Whether a table's units are made as ``units_of`` makes them; those of earlier versions are not."""
+    return (stored.schema.metadata or {}).get(b"units") == UNITS.encode()
+
+
+def with_units(stored: pa.Table, queries: Sequence[str], units: Integers, identities: Integers) -> pa.Table | None:
+    """Return a task's table with other units and identities; None if its answers are not of these queries.
+
+    Args:
+        stored: the table.
+        queries: those that each model answered.
+        units: see ``Answers``.
+        identities: see ``Answers``.
+    """
+    each = {role: read(stored, role) for role in stored["model"].cast(pa.string()).unique().to_pylist()}
+    if any(answers.queries != tuple(queries) for answers in each.values()):
+        return None
+    scored = {role: replace(answers, units=units, identities=identities) for role, answers in each.items()}
+    return table(scored, **metadata(stored))
 
 
 def metadata(stored: pa.Table) -> dict[str, str]:

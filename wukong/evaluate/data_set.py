@@ -67,6 +67,7 @@ class ClassificationData:
         title: how reports call the set.
         names: the Chinese name of each class; None where the protocol says which list is taken.
         every_class: whether a class without an image means that the set is damaged.
+        pictures: digest of each image's bytes; empty where it is not known.
     """
 
     name: str
@@ -78,6 +79,7 @@ class ClassificationData:
     title: str
     names: Sequence[str] | None = None
     every_class: bool = True
+    pictures: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -108,6 +110,7 @@ class RetrievalData:
             images.
         text_to_image_only: whether only images are searched by text (MUGE).
         title: how reports call the set.
+        pictures: digest of each image's bytes; empty where it is not known.
     """
 
     name: str
@@ -117,6 +120,7 @@ class RetrievalData:
     text_to_image_only: bool
     images: Images = field(repr=False)
     title: str
+    pictures: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from wukong import storage
+from wukong import manifest, storage
 from wukong.config import Classification, Experiment, Holdout
 from wukong.data import images, shards
 from wukong.errors import DataError
@@ -80,6 +80,35 @@ def read(experiment: Experiment, filtered: Manifest, name: str) -> RetrievalData
     return _classification(filtered, {each.name: each for each in experiment.evaluate.classification}[name])
 
 
+def of_evaluation(evaluated: Manifest, name: str) -> RetrievalData | ClassificationData | None:
+    """Read a task of the hold-outs that an evaluation was made of, as ``read`` does.
+
+    Args:
+        evaluated: manifest of the evaluate stage.
+        name: of the task.
+
+    Returns:
+        The data; None if the evaluation has no such task, or nothing was held out for it.
+
+    Raises:
+        DataError: the pairs are gone, or have changed since.
+    """
+    parent = next((parent for parent in evaluated.parents if parent.stage == "filter"), None)
+    if parent is None:
+        raise DataError(f"{evaluated.uri} names no pairs: it is not of this project's pipeline")
+    filtered = manifest.load(parent.uri)
+    if filtered.digest != parent.digest:
+        raise DataError(f"the pairs at {parent.uri} have changed since they were measured on")
+    asked = evaluated.config["evaluate"]
+    for holdout in evaluated.config["holdouts"]:
+        if holdout["name"] == name:
+            return _retrieval(filtered, Holdout.model_validate(holdout), asked["captions"])
+    for task in asked["classification"]:
+        if task["name"] == name:
+            return _classification(filtered, Classification.model_validate(task))
+    return None
+
+
 def features(
     experiment: Experiment, filtered: Manifest, computed: str, data: ClassificationData | RetrievalData
 ) -> Tensor:
@@ -113,8 +142,8 @@ def _retrieval(filtered: Manifest, holdout: Holdout, taken: retrieval.Captions) 
         log.warning("the hold-out %s has no pairs: it is not measured", holdout.name)
         return None
     table, tars = found
-    keys = table["key"].to_pylist()
-    rows, texts, relevant = retrieval.task(_identities(table), table["caption"].to_pylist(), taken)
+    keys, identities = table["key"].to_pylist(), _identities(table)
+    rows, texts, relevant = retrieval.task(identities, table["caption"].to_pylist(), taken)
     chosen = rows.tolist()
     wanted: list[list[int]] = [[] for _ in texts]
     for text, image in relevant.nonzero().tolist():
@@ -127,6 +156,7 @@ def _retrieval(filtered: Manifest, holdout: Holdout, taken: retrieval.Captions) 
         False,
         Pictures([tars[row] for row in chosen], [keys[row] for row in chosen]),
         holdout.title or holdout.name,
+        [identities[row] for row in chosen],
     )
 
 
@@ -156,6 +186,7 @@ def _classification(filtered: Manifest, task: Classification) -> ClassificationD
         task.title or task.name,
         tuple(task.classes),
         every_class=False,
+        pictures=[identities[row] for row in chosen],
     )
 
 

@@ -7,6 +7,7 @@ difference (Efron and Tibshirani, An Introduction to the Bootstrap, section 8.3;
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,6 +27,8 @@ def differences(
     seed: int = 0,
 ) -> list[dict[str, Interval]]:
     """Compute by how much the results of other models exceed those of a baseline, with paired intervals.
+
+    Of a result with too few units (``Scores.too_few``) nothing is known: its interval is from -1 to 1.
 
     Args:
         baseline: a model's answers.
@@ -54,6 +57,8 @@ def differences(
         (shifts[1:] - shifts[0]).swapaxes(1, 2).reshape(-1, size),
         level=level,
     )
+    unknown = baseline.too_few() * len(others)
+    found = [replace(each, low=-1.0, high=1.0) if few else each for each, few in zip(found, unknown, strict=True)]
     return [dict(zip(names, found[n * len(names) :][: len(names)], strict=True)) for n in range(len(others))]
 
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from wukong.evaluate.answers import Answers
     from wukong.evaluate.interval import Interval
 
-FORMAT = 2
+FORMAT = 3
+"""Intervals of retrieval in documents of earlier formats are too narrow: their units were too small."""
 DOCUMENT = "evaluation.json"
 """The file of the document in the evaluate stage's output."""
 HOLDOUT = "holdout"

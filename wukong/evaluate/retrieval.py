@@ -9,15 +9,11 @@ from dataclasses import dataclass
 from math import comb
 from typing import Literal, NamedTuple, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from wukong.errors import DataError
-from wukong.evaluate import interval
-from wukong.evaluate.interval import Interval
-from wukong.evaluate.protocol import Hit, Ties
+from wukong.evaluate.protocol import Ties
 from wukong.evaluate.vectors import Rows, StoredTexts, slices
 from wukong.evaluate.vectors import block as text_block
 from wukong.model.dual import Texts
@@ -434,61 +430,3 @@ def _scores(
                 "weights or the features are damaged"
             )
     return Scores(found.image_to_text.float(), found.text_to_image.float())
-
-
-@dataclass(frozen=True)
-class Result:
-    """Recalls with their intervals.
-
-    Attributes:
-        text_to_image: Recall@K for each K.
-        image_to_text: the same for texts searched by images; empty for text-to-image retrieval only.
-        mean: the mean of all of them (MR).
-    """
-
-    text_to_image: dict[int, Interval]
-    image_to_text: dict[int, Interval]
-    mean: Interval
-
-
-def result(found: Found, pairs: Pairs, hit: Hit = "any", seed: int = 0) -> Result:
-    """Compute recalls and their bootstrap intervals.
-
-    The units are images where each caption has one image, so that the captions of an image are drawn together, and both
-    directions of one draw give the mean recall. Where captions have several images, they are units themselves, and the
-    two directions are drawn apart.
-
-    Args:
-        found: from ``search``.
-        pairs: which belong together.
-        hit: ``any`` for 1 if any right candidate is among the first K; ``share`` for the share of the right candidates.
-        seed: of the bootstrap.
-    """
-    answers = _answers(found.text_to_image, torch.bincount(pairs.text, minlength=pairs.texts), hit)
-    turned = None
-    if found.image_to_text is not None:
-        turned = _answers(found.image_to_text, torch.bincount(pairs.image, minlength=pairs.images), hit)
-    draws: list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
-    if len(pairs.text) == pairs.texts:
-        owner = pairs.image.numpy()
-        count = np.bincount(owner, minlength=pairs.images)
-        sums = np.stack([np.bincount(owner, each, pairs.images) for each in answers.T], 1)
-        weights = np.repeat(count[:, None], sums.shape[1], 1).astype(np.float64)
-        if turned is not None:
-            sums, weights = np.concatenate([sums, turned], 1), np.concatenate([weights, np.ones_like(turned)], 1)
-        kept = weights.sum(1) > 0
-        draws = [(sums[kept], weights[kept])]
-    else:
-        draws = [(each, np.ones_like(each)) for each in (answers, turned) if each is not None]
-    intervals, mean = interval.with_mean(draws, seed=seed)
-    size = len(found.cutoffs)
-    return Result(
-        dict(zip(found.cutoffs, intervals[:size], strict=True)),
-        dict(zip(found.cutoffs, intervals[size:], strict=True)) if turned is not None else {},
-        mean,
-    )
-
-
-def _answers(found: Tensor, right: Tensor, hit: Hit) -> npt.NDArray[np.float64]:
-    counted = (found > 0).double() if hit == "any" else found.double() / right[:, None]
-    return counted.numpy()

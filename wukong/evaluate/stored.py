@@ -1,18 +1,30 @@
-"""A finished evaluation as its stage left it: the document of its results and the answers that they were made from."""
+"""A finished evaluation as its stage left it: the document of its results and the answers that they were made from.
 
+Units of earlier versions were too small (``wukong.evaluate.answers.units_of``), so differences looked surer than they
+were. What such a version stored is scored anew when it is read: the units are made from the pairs that it was measured
+on. Where that cannot be done, its answers are left out and its intervals are not used.
+"""
+
+import importlib.util
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from wukong import environment, manifest, storage
 from wukong.errors import DataError, StorageError
 from wukong.evaluate import answers
-from wukong.evaluate.results import DOCUMENT
+from wukong.evaluate.results import DOCUMENT, FORMAT, HOLDOUT
+from wukong.patience import AwayError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from wukong.evaluate.answers import Scores
+    from wukong.evaluate.data_set import ClassificationData, RetrievalData
+    from wukong.manifest import Manifest
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,12 +36,14 @@ class Evaluation:
         tables: by task the table of answers, for tasks that have one.
         uri: of the manifest; empty where the evaluation was not a stage.
         role: of the model that the evaluation stands for, where the document has two.
+        outdated: the tasks whose intervals have the units of an earlier version, and could not be made anew.
     """
 
     document: Mapping[str, Any] = field(default_factory=dict)
     tables: Mapping[str, "pa.Table"] = field(default_factory=dict)
     uri: str = ""
     role: str = "finetuned"
+    outdated: frozenset[str] = frozenset()
 
     def tasks(self, role: str = "") -> dict[str, Mapping[str, Any]]:
         """The entries of a model in the document, by task; by default of the one that the evaluation stands for."""
@@ -80,7 +94,79 @@ def read(uri: str, tasks: Sequence[str] | None = None) -> Evaluation:
         for name, place in places.items()
         if tasks is None or name in tasks
     }
-    return Evaluation(storage.read_json(storage.join(evaluated.uri, DOCUMENT)), tables, uri)
+    return current(Evaluation(storage.read_json(storage.join(evaluated.uri, DOCUMENT)), tables, uri), evaluated)
+
+
+def current(found: Evaluation, evaluated: "Manifest | None" = None) -> Evaluation:
+    """Score the answers of an earlier version anew, with the units of this one; others stay as they are.
+
+    Args:
+        found: what was stored.
+        evaluated: the evaluation's manifest, which leads to the pairs; None where there is none.
+    """
+    tables, anew, outdated = dict(found.tables), set[str](), set[str]()
+    for task in {task["task"]: task for task in found.document.get("tasks", ())}.values():
+        name, retrieves, table = task["task"], task["kind"] == "retrieval", found.tables.get(task["task"])
+        if table is None:
+            if retrieves and found.document["format"] < FORMAT:
+                outdated.add(name)
+        elif not answers.has_right_units(table) and (retrieves or task["split"] == HOLDOUT):
+            del tables[name]
+            scored = _scored_anew(table, name, evaluated) if evaluated and task["split"] == HOLDOUT else None
+            if scored is not None:
+                tables[name] = scored
+                anew |= {name} if retrieves else set()
+            elif retrieves:
+                outdated.add(name)
+    if outdated:
+        log.warning(
+            "%s: %s measured by an earlier version, whose intervals were too narrow, and cannot be scored anew: "
+            "evaluate again",
+            found.uri or "an evaluation",
+            f"{', '.join(sorted(outdated))} {'were' if len(outdated) > 1 else 'was'}",
+        )
+    entries = [
+        {**task, "results": _intervals(tables[task["task"]], task["model"])} if task["task"] in anew else task
+        for task in found.document.get("tasks", ())
+    ]
+    document = {**found.document, "tasks": entries} if anew else found.document
+    return replace(found, document=document, tables=tables, outdated=frozenset(outdated))
+
+
+def _intervals(table: "pa.Table", role: str) -> dict[str, Any]:
+    return {name: asdict(each) for name, each in answers.read(table, role).intervals().items()}
+
+
+def _scored_anew(table: "pa.Table", name: str, evaluated: "Manifest") -> "pa.Table | None":
+    """Return answers on a hold-out with the units of this version; None if its pairs cannot be read any more."""
+    if importlib.util.find_spec("torch") is None:  # an image without it has the model evaluated anew
+        return None
+    from pydantic import ValidationError
+
+    from wukong.evaluate import holdouts
+
+    try:
+        data = holdouts.of_evaluation(evaluated, name)
+    except AwayError:
+        raise
+    except (DataError, StorageError, ValidationError, KeyError) as error:
+        log.warning("%s: the answers on %s cannot be scored anew: %s", evaluated.uri, name, error)
+        return None
+    return answers.with_units(table, *_units(data)) if data is not None else None
+
+
+def _units(
+    data: "RetrievalData | ClassificationData",
+) -> "tuple[Sequence[str], answers.Integers, answers.Integers]":
+    """Return the queries of a task, their units and their identities."""
+    from wukong.evaluate.data_set import ClassificationData
+
+    if isinstance(data, ClassificationData):
+        return data.ids, *answers.units_of((), data.pictures, (), ())
+    texts = [caption.text for caption in data.captions]
+    text = [number for number, caption in enumerate(data.captions) for _ in caption.images]
+    image = [image for caption in data.captions for image in caption.images]
+    return [*map(str, range(len(texts))), *data.image_ids], *answers.units_of(texts, data.pictures, text, image)
 
 
 def parse(data: bytes, name: str) -> "pa.Table":

@@ -113,7 +113,7 @@ class ZeroShot:
                 Classified(data.ids[i], names[int(labels[i])], names[int(best[i])], bool(found.right[i]))
                 for i in (*_spread(right, _EXAMPLES), *_spread(missed, _EXAMPLES))
             ),
-            answers.of_images(data.ids, data.labels, _by_image(scores, labels, protocol)),
+            answers.of_images(data.ids, data.labels, _by_image(scores, labels, protocol), data.pictures),
         )
 
 
@@ -171,9 +171,14 @@ class ImageTextRetrieval:
             image_ids=data.image_ids,
             text_ids=[str(number) for number in range(pairs.texts)],
         )
-        result = retrieval.result(found, pairs, protocol.hit)
-        results = {f"text_to_image_r{k}": value for k, value in result.text_to_image.items()}
-        results |= {f"image_to_text_r{k}": value for k, value in result.image_to_text.items()}
+        answered = answers.of_retrieval(
+            found,
+            pairs,
+            [caption.text for caption in data.captions],
+            data.image_ids,
+            share=protocol.hit == "share",
+            pictures=data.pictures,
+        )
         random = retrieval.chance(torch.bincount(pairs.text, minlength=pairs.texts).tolist(), pairs.images)
         chance = {f"text_to_image_r{k}": value for k, value in random.items()}
         if both:
@@ -190,10 +195,10 @@ class ImageTextRetrieval:
             protocol.name,
             {"images": len(data), "captions": pairs.texts},
             "mean_recall",
-            {**results, "mean_recall": result.mean},
+            answered.intervals(),
             chance,
             examples=_queries(model, data, images, texts, [*_spread(right, _EXAMPLES), *_spread(missed, _EXAMPLES)]),
-            answers=answers.of_retrieval(found, pairs, data.image_ids, share=protocol.hit == "share"),
+            answers=answered,
         )
 
 

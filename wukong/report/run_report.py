@@ -58,6 +58,7 @@ def contents(
     pictures: Pictures,
     run: str = "",
     docs: str = "",
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Collect what the report of a run shows.
 
@@ -71,6 +72,7 @@ def contents(
         run: the run's name.
         docs: where the data docs are stored. A copy of them, and the dataset card, lie at ``docs/`` beside the page.
             Empty if there are none.
+        notes: sentences that stand at the head of the page.
 
     Returns:
         What ``render`` needs.
@@ -109,6 +111,7 @@ def contents(
         "config": experiment.model_dump_json(indent=2),
         "evaluated": bool(evaluation),
         "links": links,
+        "notes": notes,
     }
 
 

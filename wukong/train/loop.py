@@ -139,12 +139,14 @@ class Validations:
         A model that cannot be measured yet, because it tells nothing apart, is worse than any other.
 
         Raises:
-            DataError: its task was measured, and the metric that decides is none of the results.
+            DataError: its task was measured, and the metric that decides is none of the results, or is not a number.
         """
         self.history.append({"step": step, "metrics": dict(metrics)})
         if not settings.decides:
             return False
         value = metrics.get(settings.metric, -math.inf)
+        if math.isnan(value):
+            raise DataError(f"validation.metric {settings.metric!r} is not a number after step {step}")
         task = settings.metric.rpartition("/")[0]
         if value == -math.inf and (others := sorted(name for name in metrics if name.startswith(f"{task}/"))):
             raise DataError(

@@ -28,24 +28,24 @@ def test_a_retrieval_task_gives_its_recalls_back() -> None:
     relevant[pairs.text, pairs.image] = True
     counted = [retrieval.hits(each, wanted) for each, wanted in ((scores.T, relevant), (scores, relevant.T))]
     found = retrieval.Found(counted[0], counted[1], (1, 5, 10))
-    result = retrieval.result(found, pairs)
-    stored = answers.of_retrieval(found, pairs, list("abcd"), share=False)
+    stored = answers.of_retrieval(found, pairs, list("uvwxyz"), list("abcd"), share=False)
+    result = stored.intervals()
     assert stored.queries == (*"012345", *"abcd")
     assert stored.units.tolist() == [0, 0, 1, 2, 2, 3, 0, 1, 2, 3], "an image's captions are drawn with it"
     values = dict(zip(stored.scores().names, stored.scores().values(), strict=True))
     ranks = retrieval.ranks(scores.T, relevant)
     assert values["text_to_image_r1"] == pytest.approx((ranks < 1).float().mean().item())
-    assert values["image_to_text_r1"] == pytest.approx(result.image_to_text[1].value)
-    assert values["mean_recall"] == pytest.approx(result.mean.value)
+    assert values["image_to_text_r1"] == pytest.approx(result["image_to_text_r1"].value)
+    assert values["mean_recall"] == pytest.approx(result["mean_recall"].value)
 
 
 def test_a_share_of_several_right_images_is_an_answer() -> None:
     pairs = retrieval.Pairs.of([[0, 1], [2]], 3)
     found = retrieval.Found(torch.tensor([[1, 2, 2], [0, 1, 1]]), None, (1, 5, 10))
-    stored = answers.of_retrieval(found, pairs, list("abc"), share=True)
+    stored = answers.of_retrieval(found, pairs, list("xy"), list("abc"), share=True)
     assert stored.results["text_to_image_r1"].tolist() == [0.5, 0]
     assert stored.units.tolist() == [0, 1]
-    whole = answers.of_retrieval(found, pairs, list("abc"), share=False)
+    whole = answers.of_retrieval(found, pairs, list("xy"), list("abc"), share=False)
     assert whole.results["text_to_image_r1"].tolist() == [1, 0]
 
 

@@ -1,4 +1,4 @@
-"""Retrieval in blocks, on any model: ``retrieval.search`` and ``retrieval.result``."""
+"""Retrieval in blocks, on any model: ``retrieval.search``, and the recalls of what it finds."""
 
 from typing import get_args
 
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wukong.errors import DataError
-from wukong.evaluate import retrieval
+from wukong.evaluate import answers, retrieval
+from wukong.evaluate.interval import Interval
 from wukong.evaluate.protocol import Ties
 from wukong.evaluate.retrieval import Pairs
 from wukong.model.dual import Texts
@@ -83,16 +84,21 @@ def test_blocks_give_what_one_matrix_gives(ties: Ties, tokens: tuple[int, ...]) 
     assert torch.equal(found.image_to_text, retrieval.hits(scores.image_to_text, right.T, ties, ids))
 
 
+def recalls(found: retrieval.Found, pairs: Pairs, *, share: bool = False) -> dict[str, Interval]:
+    captions, ids = ([f"{what} {n}" for n in range(count)] for what, count in (("c", pairs.texts), ("i", pairs.images)))
+    return answers.of_retrieval(found, pairs, captions, ids, share=share).intervals()
+
+
 def test_a_perfect_model_finds_all_and_an_adversarial_one_nothing() -> None:
     torch.manual_seed(0)
     image = F.normalize(torch.randn(60, 128), dim=-1)
     pairs = Pairs.of([[number // 5] for number in range(300)], 60)
     own = image.repeat_interleave(5, 0)
-    perfect = retrieval.result(retrieval.search(image, texts(own), pairs, similarity), pairs)
-    for each in (*perfect.text_to_image.values(), *perfect.image_to_text.values(), perfect.mean):
+    perfect = recalls(retrieval.search(image, texts(own), pairs, similarity), pairs)
+    for each in perfect.values():
         assert (each.value, each.high) == (1.0, 1.0) and 0.9 < each.low < 1
-    adversarial = retrieval.result(retrieval.search(image, texts(-own), pairs, similarity), pairs)
-    for each in (*adversarial.text_to_image.values(), *adversarial.image_to_text.values(), adversarial.mean):
+    adversarial = recalls(retrieval.search(image, texts(-own), pairs, similarity), pairs)
+    for each in adversarial.values():
         assert (each.value, each.low) == (0.0, 0.0) and 0 < each.high < 0.1
 
 
@@ -100,15 +106,15 @@ def test_a_random_models_intervals_hold_chance() -> None:
     torch.manual_seed(1)
     pairs = Pairs.of([[number // 5] for number in range(1000)], 200)
     image, text = F.normalize(torch.randn(200, 64), dim=-1), F.normalize(torch.randn(1000, 64), dim=-1)
-    found = retrieval.result(retrieval.search(image, texts(text), pairs, similarity), pairs)
+    found = recalls(retrieval.search(image, texts(text), pairs, similarity), pairs)
     of_texts, of_images = retrieval.chance([1], 200), retrieval.chance([5], 1000)
     for k in retrieval.CUTOFFS:
-        assert found.text_to_image[k].low <= of_texts[k] <= found.text_to_image[k].high
-        assert found.image_to_text[k].low <= of_images[k] <= found.image_to_text[k].high
-    assert found.mean.low <= (sum(of_texts.values()) + sum(of_images.values())) / 6 <= found.mean.high
-    assert found.text_to_image[1].units == 200  # images, each with its five captions
-    values = [*found.text_to_image.values(), *found.image_to_text.values()]
-    assert found.mean.value == pytest.approx(sum(each.value for each in values) / 6)
+        assert found[f"text_to_image_r{k}"].low <= of_texts[k] <= found[f"text_to_image_r{k}"].high
+        assert found[f"image_to_text_r{k}"].low <= of_images[k] <= found[f"image_to_text_r{k}"].high
+    mean = found.pop("mean_recall")
+    assert mean.low <= (sum(of_texts.values()) + sum(of_images.values())) / 6 <= mean.high
+    assert mean.units == 200  # images, each with its five captions
+    assert mean.value == pytest.approx(sum(each.value for each in found.values()) / 6)
 
 
 def test_text_to_image_only_where_a_caption_has_several_images() -> None:
@@ -119,11 +125,10 @@ def test_text_to_image_only_where_a_caption_has_several_images() -> None:
     found = retrieval.search(image, texts(text), pairs, similarity, both=False, cutoffs=(1, 2, 3))
     assert found.text_to_image.tolist() == [[0, 1, 2], [0, 0, 1]]
     assert found.image_to_text is None
-    any_hit, share = retrieval.result(found, pairs), retrieval.result(found, pairs, "share")
-    assert [each.value for each in any_hit.text_to_image.values()] == [0.0, 0.5, 1.0]
-    assert [each.value for each in share.text_to_image.values()] == [0.0, 0.25, 1.0]
-    assert any_hit.image_to_text == {} and any_hit.mean.value == pytest.approx(0.5)
-    assert any_hit.text_to_image[1].units == 2
+    any_hit, share = recalls(found, pairs), recalls(found, pairs, share=True)
+    assert [each.value for each in any_hit.values()] == [0.0, 0.5, 1.0, pytest.approx(0.5)]
+    assert [each.value for each in share.values()][:3] == [0.0, 0.25, 1.0]
+    assert any_hit["text_to_image_r1"].units == 2
 
 
 def test_a_nan_is_an_error_that_names_its_place() -> None:

@@ -414,3 +414,5 @@ def test_a_model_that_cannot_be_measured_yet_is_worse_than_any() -> None:
     assert (found.best, found.step, found.waited, found.stopped) == (0.0, 1, 2, False)
     found.judge(4, {}, settings)
     assert found.stopped
+    with pytest.raises(DataError, match="is not a number after step 5"):
+        found.judge(5, {metric: math.nan}, settings)
