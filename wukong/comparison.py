@@ -268,7 +268,12 @@ def _means(measured: Sequence[Measured], known: _Scores, kind: str, seed: int) -
     """Compare the means over hold-outs; None where the first run has fewer than two."""
     result = _MEANS[kind]
     held = [
-        [t for t in each.evaluation.tasks().values() if (t["kind"], t["split"]) == (kind, HOLDOUT)] for each in measured
+        [
+            task
+            for _, task in sorted(each.evaluation.tasks().items())
+            if (task["kind"], task["split"]) == (kind, HOLDOUT)
+        ]
+        for each in measured
     ]
     if len(held[0]) < 2:
         return None

@@ -1,9 +1,10 @@
 """A model's answers on one task, query by query. Two models that answered the same queries are compared by them.
 
 The evaluate stage writes them beside its results, a Parquet file for each task: ``answers/TASK.parquet``. A row is a
-query of a model: ``model`` (its role), ``query`` (the image's id, or the caption's number), ``unit`` and ``label`` (see
-``Answers``), and a column for each result with the query's answer: 1 or 0, or a share; null where the query does not
-count for the result. The file's metadata name what was measured: ``task``, ``digest``, ``protocol``.
+query of a model: ``model`` (its role), ``query`` (the image's id, or the caption's number in the order of
+``RetrievalData.order``), ``unit`` and ``label`` (see ``Answers``), and a column for each result with the query's
+answer: 1 or 0, or a share; null where the query does not count for the result. The file's metadata name what was
+measured: ``task``, ``digest``, ``protocol``. Rows are in an order that does not depend on that of the set's rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,19 @@ class Answers:
             shares[MEAN_RECALL] = dict.fromkeys(recalls, 1 / len(recalls))
         mixed = np.array([[share.get(name, 0.0) for share in shares.values()] for name in self.results])
         return Scores(tuple(shares), sums, weights, mixed)
+
+    def ordered(self, order: Sequence[int], queries: Sequence[str]) -> "Answers":
+        """The same answers in another order; units are numbered as they come.
+
+        Args:
+            order: the numbers of the queries.
+            queries: what they are called, in the new order.
+        """
+        rows = np.asarray(order, np.int64)
+        _, first, unit = np.unique(self.units[rows], return_index=True, return_inverse=True)
+        units = np.argsort(np.argsort(first))[unit]
+        results = {name: values[rows] for name, values in self.results.items()}
+        return Answers(tuple(queries), units.astype(np.int64), self.labels[rows], results)
 
 
 @dataclass(frozen=True)

@@ -160,14 +160,22 @@ def _classification(filtered: Manifest, task: Classification) -> ClassificationD
 
 
 def _rows(filtered: Manifest, splits: Sequence[str]) -> tuple[pa.Table, list[str]] | None:
-    """Read the pairs of some hold-outs, and the tar of each pair; None if there are none."""
+    """Read the pairs of some hold-outs in the order of their keys, and the tar of each pair; None if there are none.
+
+    The order of pairs in shards decides nothing: neither which pair stands for an image that several pairs have, nor
+    which caption of an image is its first, nor the order of the answers.
+    """
     tables, tars = [], []
     for split in splits:
         for shard in shards.names_of(filtered, split):
             table = storage.read_table(storage.join(filtered.uri, split, f"{shard}.parquet"), _COLUMNS)
             tables.append(table)
             tars += [storage.join(filtered.uri, split, f"{shard}.tar")] * len(table)
-    return (pa.concat_tables(tables), tars) if tables else None
+    if not tables:
+        return None
+    whole = pa.concat_tables(tables)
+    order = np.argsort(np.array(whole["key"].to_pylist(), object), kind="stable")
+    return whole.take(order), [tars[row] for row in order.tolist()]
 
 
 def _identities(table: pa.Table) -> list[str]:

@@ -113,7 +113,9 @@ class ZeroShot:
                 Classified(data.ids[i], names[int(labels[i])], names[int(best[i])], bool(found.right[i]))
                 for i in (*_spread(right, _EXAMPLES), *_spread(missed, _EXAMPLES))
             ),
-            answers.of_images(data.ids, data.labels, _by_image(scores, labels, protocol)),
+            answers.of_images(data.ids, data.labels, _by_image(scores, labels, protocol)).ordered(
+                data.order, sorted(data.ids)
+            ),
         )
 
 
@@ -181,6 +183,12 @@ class ImageTextRetrieval:
             chance |= {f"image_to_text_r{k}": value for k, value in random.items()}
         first = found.text_to_image[:, 0] > 0
         right, missed = first.nonzero().squeeze(1).tolist(), (~first).nonzero().squeeze(1).tolist()
+        answered = answers.of_retrieval(found, pairs, data.image_ids, share=protocol.hit == "share")
+        captions, pictures = data.order
+        order, queries = captions, [str(number) for number in range(pairs.texts)]
+        if both:
+            order = [*captions, *(pairs.texts + i for i in pictures)]
+            queries += [data.image_ids[i] for i in pictures]
         return Outcome(
             data.name,
             data.title,
@@ -193,7 +201,7 @@ class ImageTextRetrieval:
             {**results, "mean_recall": result.mean},
             chance,
             examples=_queries(model, data, images, texts, [*_spread(right, _EXAMPLES), *_spread(missed, _EXAMPLES)]),
-            answers=answers.of_retrieval(found, pairs, data.image_ids, share=protocol.hit == "share"),
+            answers=answered.ordered(order, queries),
         )
 
 
