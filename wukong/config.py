@@ -476,8 +476,8 @@ class Training(Strict):
     )
     deterministic: bool = Field(
         True,
-        description="equal inputs give equal weights, to the bit; false lets torch and the token-wise kernels choose "
-        "the fastest algorithms",
+        description="equal inputs give equal weights, to the bit; an operation that has no such version is an error; "
+        "false lets torch and the token-wise kernels choose the fastest algorithms",
     )
     compile: bool = Field(False, description="compile the towers with torch.compile; the first steps take much longer")
     checkpoint_activations: bool = Field(
