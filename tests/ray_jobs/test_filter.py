@@ -84,10 +84,14 @@ def test_training_shards_are_shuffled_and_equal_in_size(tmp_path, make_crawl):
     assert max(sizes) - min(sizes) <= 1
     urls = shard_rows(manifest, "train/")["url"].to_list()
     assert urls != sorted(urls)
-    other = job.run(experiment(tmp_path, shard_size=20).model_copy(update={"seed": 1}), {"crawl": crawl})
+    other = job.run(experiment(tmp_path, shard_size=20, seed=1), {"crawl": crawl})
     again = shard_rows(other, "train/")["url"].to_list()
     assert urls != again
     assert sorted(urls) == sorted(again)
+    for name in (holdout["name"] for holdout in manifest.config["split"]["holdouts"]):
+        assert set(shard_rows(manifest, f"{name}/")["key"]) == set(shard_rows(other, f"{name}/")["key"])
+    trained_anew = experiment(tmp_path, shard_size=20).model_copy(update={"seed": 1})
+    assert job.run(trained_anew, {"crawl": crawl}) == manifest, "the seed of training makes no other data"
 
 
 def test_a_name_is_masked_in_the_text_and_the_metadata_of_the_shard(tmp_path, make_crawl):
