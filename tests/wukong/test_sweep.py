@@ -168,6 +168,14 @@ def test_the_sweep_in_the_docs_is_the_one_in_configs() -> None:
     assert len(first.runs) == 2
 
 
+def test_the_sweep_over_seeds_in_the_docs_is_the_one_in_configs() -> None:
+    root = Path(__file__).parents[2]
+    text = (root / "configs" / "sweeps" / "seeds.yaml").read_text("utf-8").split("\n", 1)[1]
+    assert f"```text\n{text}```" in (root / "docs" / "comparing.md").read_text("utf-8")
+    settings, base = sweeps.load(root / "configs" / "sweeps" / "seeds.yaml")
+    assert [each["seed"] for each in sweeps.grid(settings)] == [0, 1, 2] and base.name == "demo"
+
+
 def test_equal_values_have_one_run(tmp_path: Path) -> None:
     settings = Sweep(name="s", experiment="x", parameters={"pretrain.epochs": [1]})
     base = Experiment.model_validate(EXPERIMENT)
