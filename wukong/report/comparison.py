@@ -30,7 +30,7 @@ def render(document: Mapping[str, Any]) -> str:
         document: of ``wukong.comparison.compare``.
     """
     values = {**document, "signs": SIGNS, "words": WORDS, "about_seeds": OVER_SEEDS}
-    filters: dict[str, Callable[..., str]] = {
+    filters: dict[str, Callable[..., object]] = {
         "percent": _percent,
         "difference": difference,
         "over_seeds": over_seeds,
