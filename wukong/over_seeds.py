@@ -81,8 +81,8 @@ def entries(row: Sequence[Mapping[str, Any]], grouped: Sequence[Configuration]) 
 
     Returns:
         For each configuration ``seeds``, those whose runs have a result that can be compared; ``value``, their mean;
-        ``sd``, the standard deviation over them; ``low`` and ``high``, Student's interval of the mean; the last three
-        are None for one seed. ``difference`` from the first configuration over the seeds that both have, each seed
+        ``sd``, the standard deviation over them; ``low`` and ``high``, Student's interval of the mean, of which what no
+        share can be is cut off; the last three are None for one seed. ``difference`` from the first configuration over the seeds that both have, each seed
         with itself: an interval as of runs, or None; ``verdict`` and ``note`` as of runs.
     """
     values = [_values(row, configuration) for configuration in grouped]
@@ -97,7 +97,8 @@ def entries(row: Sequence[Mapping[str, Any]], grouped: Sequence[Configuration]) 
         entry["value"] = statistics.fmean(own.values())
         if len(own) >= _LEAST:
             interval = mean([*own.values()])
-            entry |= {"sd": statistics.stdev(own.values()), "low": interval.low, "high": interval.high}
+            low, high = max(0.0, interval.low), min(1.0, interval.high)
+            entry |= {"sd": statistics.stdev(own.values()), "low": low, "high": high}
         shared = [seed for seed in own if seed in values[0]]
         if number and len(shared) >= _LEAST:
             gained = mean([own[seed] - values[0][seed] for seed in shared])

@@ -92,6 +92,12 @@ def test_only_seeds_that_both_have_are_paired(tmp_path: Path) -> None:
     assert third["verdict"] == "incomparable" and "fewer than two seeds" in third["note"]
 
 
+def test_an_interval_holds_no_share_that_there_cannot_be(tmp_path: Path) -> None:
+    runs, _ = of_seeds(tmp_path, {"0.1": [0.1, 0.9]})
+    (entry,) = entries(comparison.compare(runs))
+    assert (entry["low"], entry["high"]) == (0, 1), "two seeds so far apart tell nothing"
+
+
 def test_runs_on_other_data_are_left_out(tmp_path: Path) -> None:
     ours, values = of_seeds(tmp_path, {"0.1": [0.5, 0.5]})
     others, _ = of_seeds(tmp_path / "b", {"0.2": [0.6, 0.6]}, digest="f" * 64)
