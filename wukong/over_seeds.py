@@ -82,8 +82,9 @@ def entries(row: Sequence[Mapping[str, Any]], grouped: Sequence[Configuration]) 
     Returns:
         For each configuration ``seeds``, those whose runs have a result that can be compared; ``value``, their mean;
         ``sd``, the standard deviation over them; ``low`` and ``high``, Student's interval of the mean, of which what no
-        share can be is cut off; the last three are None for one seed. ``difference`` from the first configuration over the seeds that both have, each seed
-        with itself: an interval as of runs, or None; ``verdict`` and ``note`` as of runs.
+        share can be is cut off; the last three are None for one seed. ``difference`` from the first configuration over
+        the seeds that both have, each seed with itself: an interval as of runs, or None; ``verdict`` and ``note`` as
+        of runs.
     """
     values = [_values(row, configuration) for configuration in grouped]
     found = []
