@@ -138,7 +138,7 @@ def _table(each: Mapping[str, Any], names: list[str]) -> Table:
     sizes = ", ".join(f"{count:,} {what}" for what, count in each["sizes"].items())
     about = " · ".join(filter(None, [each["title"], sizes, f"protocol {each['protocol']}"]))
     table = Table(title=about, title_justify="left", box=None, pad_edge=False)
-    table.add_column("run")
+    table.add_column("run", overflow="fold")
     headline = each["headline"]
     others = [result for result in each["results"] if result != headline]
     table.add_column(f"{page.name(headline)}, %", justify="right")
