@@ -61,6 +61,8 @@ def test_mean_spread_and_paired_differences_are_scipys(tmp_path: Path) -> None:
     assert (difference["low"], difference["high"]) == pytest.approx((known.low, known.high))
     assert (difference["units"], found[1]["verdict"], found[0]["verdict"]) == (4, "better", "baseline")
     assert found[0]["difference"] is None
+    shown = page.render(document)
+    assert page.difference(difference) in shown and page.over_seeds(found[1])[2] in shown
     # The mean over hold-outs too: here every query is right on one of the two.
     assert [each["value"] for each in entries(document, "holdouts", "mean_recall")] == pytest.approx([0.5, 0.5])
 
