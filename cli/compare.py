@@ -35,7 +35,8 @@ def compare(
     """Compare runs: the parameters that differ, and each metric's difference with its paired interval.
 
     ▲ is better and ▼ worse by more than noise, ≈ is within the noise. What was measured on other data or by another
-    protocol is not compared (≠). Example:
+    protocol is not compared (≠). Runs that differ in their seed alone are also shown together: mean, standard deviation
+    and intervals over seeds. Example:
 
         wukong compare demo-20261101-0900 demo-20261102-0900
     """
@@ -94,6 +95,10 @@ def print_comparison(console: Console, document: Mapping[str, Any]) -> None:
         console.print(table)
     else:
         console.print("The runs have the same parameters.")
+    if document["configurations"]:
+        console.print()
+        console.print(_over_seeds(document))
+        console.print(f"Mean and standard deviation over seeds, {page.OVER_SEEDS}", style="dim", highlight=False)
     for each in document["sets"]:
         console.print()
         console.print(_table(each, names))
@@ -104,11 +109,36 @@ def print_comparison(console: Console, document: Mapping[str, Any]) -> None:
     console.print(f"{signs}. Differences in percentage points, 95 % intervals.", style="dim", highlight=False)
 
 
+def _over_seeds(document: Mapping[str, Any]) -> Table:
+    """A line for each set and configuration, with the set's headline."""
+    configurations = document["configurations"]
+    seeds = ", ".join(dict.fromkeys(seed for each in configurations for seed in each["runs"]))
+    table = Table(title=f"Over seeds {seeds}", title_justify="left", box=None, pad_edge=False)
+    several = len(configurations) > 1
+    table.add_column("set")
+    if several:
+        table.add_column("configuration", overflow="fold")
+    for column in ("seeds", "mean, %", "sd"):
+        table.add_column(column, justify="right")
+    table.add_column("interval")
+    if several:
+        table.add_column("difference")
+    for each in document["sets"]:
+        shown = f"{each['task']}, {page.name(each['headline'])}"
+        for configuration, entry in zip(configurations, each["over_seeds"][each["headline"]], strict=True):
+            change = page.difference(entry["difference"]) if entry["difference"] else entry["note"]
+            own = [configuration["name"]] if several else []
+            compared = [f"{change} {comparison.SIGNS[entry['verdict']]}".strip()] if several else []
+            table.add_row(shown, *own, str(len(entry["seeds"])), *page.over_seeds(entry), *compared)
+            shown = ""
+    return table
+
+
 def _table(each: Mapping[str, Any], names: list[str]) -> Table:
     sizes = ", ".join(f"{count:,} {what}" for what, count in each["sizes"].items())
     about = " · ".join(filter(None, [each["title"], sizes, f"protocol {each['protocol']}"]))
     table = Table(title=about, title_justify="left", box=None, pad_edge=False)
-    table.add_column("run")
+    table.add_column("run", overflow="fold")
     headline = each["headline"]
     others = [result for result in each["results"] if result != headline]
     table.add_column(f"{page.name(headline)}, %", justify="right")

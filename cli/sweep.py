@@ -25,7 +25,8 @@ from wukong.config import Experiment
 from wukong.errors import ConfigError, WukongError
 from wukong.manifest import Manifest
 from wukong.mlflow_rest import Run, Server
-from wukong.sweep import Result, Sweep, Trial, best, load, run
+from wukong.over_seeds import SEED
+from wukong.sweep import Result, Sweep, Trial, by_configuration, load, mean_of, run
 
 _GRACE = 6.0  # seconds that a worker has to end its job and its runs
 
@@ -42,7 +43,7 @@ def sweep(
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the page to a file.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the first trials and what is finished.")] = False,
 ) -> None:
-    """Train an experiment with several settings, on one cache of features, and compare the results.
+    """Train an experiment with several settings or seeds, on one cache of features, and compare the results.
 
     The data must be there: `wukong run` with the same experiment makes them. A sweep that was killed goes on when it is
     started again; what is finished is not trained twice. It ends in a page that compares all trials with the best one,
@@ -117,19 +118,28 @@ def _run(settings: Sweep, base: Experiment, filtered: Manifest, parallel: int, h
             if tracked is not None:
                 tracked.end("FAILED" if isinstance(error, Exception) else "KILLED")
             raise
-    top = best(results)
+    ranked = by_configuration(results)
     failed = [result for result in results if result.error]
-    if top is not None:
-        values = ", ".join(f"{key} = {value}" for key, value in top.trial.values.items())
-        console.print(f"Best: {top.trial.run} with {values}: {metric} {top.value:.4f}", highlight=False, soft_wrap=True)
-    done = [result for result in results if result.value is not None]
+    if ranked:
+        console.print(_best(ranked, metric), highlight=False, soft_wrap=True)
     if tracked is not None:
-        if top is not None:
-            tracked.finish(console, top, done, metric, html)
+        if ranked:
+            tracked.finish(console, ranked, metric, html)
         tracked.end("FAILED" if failed else "FINISHED")
     if failed:
         lines = "\n".join(f"  {result.trial.run}: {result.error}" for result in failed)
         raise SweepError(f"{len(failed)} of {len(results)} trials failed; another start repeats them:\n{lines}")
+
+
+def _best(ranked: Sequence[Sequence[Result]], metric: str) -> str:
+    """Say which configuration is the best, and its value or its mean over seeds."""
+    top = ranked[0]
+    values = ", ".join(f"{key} = {value}" for key, value in top[0].trial.values.items() if key != SEED)
+    said = f"{metric} {mean_of(top):.4f}"
+    if SEED in top[0].trial.values:
+        said += f", the mean of {len(top)} {'seed' if len(top) == 1 else 'seeds'}"
+        return f"Best: {values}: {said}" if values else said
+    return f"Best: {top[0].trial.run} with {values}: {said}"
 
 
 def _result(settings: Sweep, trial: Trial, answer: dict[str, str], metric: str) -> Result:
@@ -200,10 +210,12 @@ class _Tracked:
             tracking.end_open_runs(trial.experiment, trial.run, status)
         self._server.end(self._run.run_id, status)
 
-    def finish(self, console: Console, top: Result, results: Sequence[Result], metric: str, html: Path | None) -> None:
-        """Compare all trials with the best one, print it and log its page to the sweep's run."""
-        tracking.log_best(self._server, self._run, top.trial.run, metric, float(top.value or 0.0), top.trial.values)
-        ordered = sorted(results, key=lambda result: (-(result.value or 0.0), result.trial.number))
+    def finish(self, console: Console, ranked: Sequence[Sequence[Result]], metric: str, html: Path | None) -> None:
+        """Compare all trials with the best configuration, print it and log its page to the sweep's run."""
+        first = ranked[0][0].trial
+        values = {key: value for key, value in first.values.items() if key != SEED}
+        tracking.log_best(self._server, self._run, first.run, metric, mean_of(ranked[0]), values)
+        ordered = list(itertools.chain.from_iterable(ranked))
         if len(ordered) < 2:
             return
         runs = [self._server.run(self._trials[result.trial.run].run_id) for result in ordered]

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 import ray
 
 from wukong import estimate, places, progress, stages, storage
+from wukong.conditional_store import ChangedError, UnconditionalError
 from wukong.config import Experiment, Features, Model, Training
 from wukong.data import shards
 from wukong.errors import ConfigError
@@ -225,9 +226,10 @@ class Decision(NamedTuple):
 def decide(name: str, experiment: Experiment, filtered: Manifest, start: Manifest | None = None) -> Decision | None:
     """Decide whether a training stage with ``store_features: auto`` stores features.
 
-    The first run decides and writes down what and why; all later runs with the same inputs, and one that was killed and
-    goes on, read that. Features that are there already are used. Else they are stored if there is room and the plan of
-    ``wukong.estimate.training`` is faster with them, by rates that are measured where the training will run.
+    The first run decides and writes down what and why; all other runs with the same inputs, also those with another
+    seed, one that runs at the same time and one that was killed and goes on, read that. Features that are there already
+    are used. Else they are stored if there is room and the plan of ``wukong.estimate.training`` is faster with them, by
+    rates that are measured where the training will run.
 
     Args:
         name: of the training stage.
@@ -243,13 +245,18 @@ def decide(name: str, experiment: Experiment, filtered: Manifest, start: Manifes
         return None
     uri = places.decision(name, experiment, filtered, start)
     if not storage.exists(uri):
-        storage.write_json(uri, _decision(settings, experiment, filtered, start))
+        decided = storage.json_bytes(_decision(settings, experiment, filtered, start))
+        try:
+            storage.write_if(uri, decided, None)
+        except ChangedError:
+            log.info("store_features: auto: another run has decided meanwhile")
+        except UnconditionalError:
+            if not storage.exists(uri):
+                storage.write_bytes(uri, decided)
     found = storage.read_json(uri)
     way = "features are stored" if found["store"] else "the image tower runs in the training"
     log.info("store_features: auto: %s, because %s (%s)", way, found["why"], uri)
-    decided = places.decided(name, experiment, filtered, start)
-    assert decided is not None  # noqa: S101 - for mypy
-    return Decision(decided, found)
+    return Decision(experiment.model_copy(update={name: settings.decided(store=found["store"])}), found)
 
 
 def _decision(

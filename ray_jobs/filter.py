@@ -20,7 +20,7 @@ A task holds one part, one group or one range, so its memory does not depend on 
 needs to know of the whole corpus lies once in Ray's object store: how often the repeated captions occur, which pairs
 repeat an earlier one, the held-out pictures.
 
-Every pass is a function of the crawl's files, the config and the seed, so a killed run continues to the same bytes.
+Every pass is a function of the crawl's files and the config, so a killed run continues to the same bytes.
 """
 
 import logging
@@ -80,7 +80,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     """Filter a crawl.
 
     Args:
-        experiment: its ``filter`` section and seed decide the output.
+        experiment: its ``filter`` section decides the output.
         parents: the crawl's manifest under ``crawl``.
 
     Returns:
@@ -114,7 +114,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         )
         _show_dropped(by_pictures)
     assigned = _run_missing(
-        "assign", stage, _assign, groups, lambda: (settings, experiment.seed, *_corpus_facts(stage, groups, settings))
+        "assign", stage, _assign, groups, lambda: (settings, *_corpus_facts(stage, groups, settings))
     )
     _show_dropped(assigned)
     pieces = _pieces([record["bins"] for record in assigned], settings.shard_size)
@@ -254,7 +254,7 @@ def _apply_rules(stage: Stage, group: _Group, settings: Filter, counts: CaptionC
 
 def _compute_from_pictures(experiment: Experiment, crawl: Manifest, groups: Sequence[_Group], stage: Stage) -> Stage:
     """Finish the stage that holds the columns which rules compute from the pictures of the pairs that are left."""
-    config = rules.config_of(experiment.filter, exclude=rules.picture_thresholds() | {"shard_size", "split"})
+    config = rules.config_of(experiment.filter, exclude=rules.picture_thresholds() | {"shard_size", "seed", "split"})
     computed = Stage(experiment.root, "look", config, [crawl], version=stages.of("look").version)
     if not computed.finished():
         records = _run_missing("look", computed, _read_pictures, groups, lambda: (stage, experiment.filter))
@@ -400,7 +400,6 @@ def _assign(
     stage: Stage,
     group: _Group,
     settings: Filter,
-    seed: int,
     repeats: Mapping[str, Hashes],
     held_out: Hashes,
     trained: Hashes,
@@ -413,7 +412,7 @@ def _assign(
         dropped.append(judged.filter(pl.col("dropped_by").is_not_null()))
         dropped.append(kept.filter(pl.col("dropped_by").is_not_null()).drop("split"))
         kept = kept.filter(pl.col("dropped_by").is_null()).drop("dropped_by")
-        kept = kept.with_columns(position=repack.positions(kept["key"], seed))
+        kept = kept.with_columns(position=repack.positions(kept["key"], settings.seed))
         placed.append(repack.locate(kept, uri.removesuffix(".parquet") + ".tar"))
     pairs, out = pl.concat(placed).sort("split", "position", "key"), pl.concat(dropped)
     # Small row groups, sorted: a task that needs a range of a split reads little else.

@@ -38,7 +38,7 @@ from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
 from wukong.model.loss import world
 from wukong.train import checkpoint as checkpoints
-from wukong.train import system_metrics, training_data, validation
+from wukong.train import determinism, system_metrics, training_data, validation
 from wukong.train.loop import MEASURED, Epoch, Look, Validate, Validated, Validations, train
 from wukong.train.training_data import Corpus, FeaturePairs, Pairs, PicturePairs
 
@@ -360,7 +360,7 @@ def _worker(job: dict[str, Any]) -> None:
         send({f"{job['name']}/validation/{name}": value for name, value in found.metrics.items()}, found.step)
 
     try:
-        with _validation(job, settings, model, tokenizer) as validate:
+        with determinism.explained(job["name"]), _validation(job, settings, model, tokenizer) as validate:
             train(
                 model,
                 pairs,
@@ -385,7 +385,7 @@ def _own_device(settings: Training) -> torch.device:
     # Ray tells torch to use all of its reserved cores, which are the loader processes'; and another number of threads
     # rounds otherwise.
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(mode=settings.deterministic, warn_only=True)
+    determinism.ask(deterministic=settings.deterministic)
     if settings.precision == "tf32":
         torch.set_float32_matmul_precision("high")
     device: torch.device = ray.train.torch.get_device()

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from wukong import environment, storage, tracking
+from wukong import environment, over_seeds, storage, tracking
 from wukong.errors import ConfigError, StorageError
 from wukong.evaluate import answers, stored
 from wukong.evaluate.results import DOCUMENT, HOLDOUT, HOLDOUTS
@@ -159,7 +159,9 @@ def compare(measured: Sequence[Measured], seed: int = 0) -> dict[str, Any]:
         ``kind``, ``split``, ``digest``, ``protocol``, ``headline``, ``sizes``, and under ``results`` by name an entry
         for every run: ``value``, ``low``, ``high``; ``difference`` from the baseline (``value``, ``low``, ``high``,
         ``level``, ``units``, ``paired``) or None; ``verdict``, a key of ``SIGNS``; ``note``, why there is no paired
-        difference.
+        difference. Where runs differ in their seed alone: ``configurations``, each with ``name``, ``parameters`` and by
+        seed its ``runs``; and in each set under ``over_seeds`` by result an entry for each configuration, as
+        ``wukong.over_seeds`` makes them. Both are empty where no two runs do.
 
     Raises:
         ConfigError: there are fewer than two runs.
@@ -172,6 +174,10 @@ def compare(measured: Sequence[Measured], seed: int = 0) -> dict[str, Any]:
     ]
     sets = [_compared(measured, scores, name, seed) for name in names]
     means = [mean for kind in _MEANS if (mean := _means(measured, scores, kind, seed)) is not None]
+    grouped = over_seeds.configurations([each.run.params for each in measured])
+    for each in [*means, *sets]:
+        results = each["results"].items() if grouped else ()
+        each["over_seeds"] = {result: over_seeds.entries(row, grouped) for result, row in results}
     return {
         "format": FORMAT,
         "baseline": measured[0].run.name,
@@ -193,6 +199,14 @@ def compare(measured: Sequence[Measured], seed: int = 0) -> dict[str, Any]:
             for each in measured
         ],
         "parameters": differing([each.run.params for each in measured]),
+        "configurations": [
+            {
+                "name": each.name,
+                "parameters": dict(each.parameters),
+                "runs": {seed: measured[number].run.name for seed, number in each.runs.items()},
+            }
+            for each in grouped
+        ],
         "sets": [*means, *sets],
     }
 
@@ -274,7 +288,12 @@ def _means(measured: Sequence[Measured], known: _Scores, kind: str, seed: int) -
     """Compare the means over hold-outs; None where the first run has fewer than two."""
     result = _MEANS[kind]
     held = [
-        [t for t in each.evaluation.tasks().values() if (t["kind"], t["split"]) == (kind, HOLDOUT)] for each in measured
+        [
+            task
+            for _, task in sorted(each.evaluation.tasks().items())
+            if (task["kind"], task["split"]) == (kind, HOLDOUT)
+        ]
+        for each in measured
     ]
     if len(held[0]) < 2:
         return None

@@ -186,6 +186,7 @@ class Filter(_RuleSettings):
     clean_markup: bool = Field(False, description="take HTML and emoji out of captions, before all else")
     simplify: bool = Field(False, description="turn captions into Simplified Chinese (OpenCC), before they are counted")
     shard_size: Positive = Field(1_000, description="pairs a training shard")
+    seed: int = Field(0, ge=0, description="of the order of pairs in shards, and of the examples on cards and reports")
     split: Split = Split()
 
 
@@ -475,8 +476,8 @@ class Training(Strict):
     )
     deterministic: bool = Field(
         True,
-        description="equal inputs give equal weights, to the bit; false lets torch and the token-wise kernels choose "
-        "the fastest algorithms",
+        description="equal inputs give equal weights, to the bit; an operation that has no such version is an error; "
+        "false lets torch and the token-wise kernels choose the fastest algorithms",
     )
     compile: bool = Field(False, description="compile the towers with torch.compile; the first steps take much longer")
     checkpoint_activations: bool = Field(
@@ -657,7 +658,9 @@ class Experiment(Strict):
     storage: str = Field(
         "s3://wukong", pattern=r"^(s3|file)://.+", description="where all stages write: s3://BUCKET or file:///FOLDER"
     )
-    seed: int = Field(0, ge=0, description="of all that is drawn at random")
+    seed: int = Field(
+        0, ge=0, description="of training: first weights, order of batches, dropout; the data have `filter.seed`"
+    )
     crawl: Crawl
     filter: Filter = Filter()
     validation: Validation = Validation()

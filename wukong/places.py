@@ -131,7 +131,8 @@ def features(
 def decision(name: str, experiment: Experiment, filtered: Manifest, start: Manifest | None) -> str:
     """The URI of the decision whether a training with ``store_features: auto`` stores features.
 
-    Trainings with equal inputs have one decision, which the first of them takes (``ray_jobs.features``).
+    Trainings with equal inputs have one decision, which the first of them takes (``ray_jobs.features``). So have those
+    that differ in their seed, or start from weights of another seed, as long as they read the same features.
 
     Args:
         name: of the training stage.
@@ -139,7 +140,9 @@ def decision(name: str, experiment: Experiment, filtered: Manifest, start: Manif
         filtered: the filter's manifest.
         start: that of the stage whose model it starts from, if any.
     """
-    undecided, cache = training(name, experiment, filtered, None, start), features(experiment, filtered, start)
+    of_all_seeds = experiment.model_copy(update={"seed": 0})
+    undecided = training(name, of_all_seeds, filtered, None, trained_tower(start))
+    cache = features(experiment, filtered, start)
     key = manifest.digest_of([undecided.key, cache.key])[:16]
     return storage.join(experiment.root, "features", "_decisions", f"{key}.json")
 

@@ -448,6 +448,7 @@ def _parts(evaluation: Evaluation, metric: str) -> tuple[str, list[Mapping[str, 
 
 def _measured(evaluation: Evaluation, metric: str) -> _Measured:
     _, tasks, result = _parts(evaluation, metric)
+    tasks = sorted(tasks, key=lambda task: str(task["task"]))  # the same tasks in another order are the same test set
     if not measures(evaluation, metric):
         known = ", ".join(sorted(task["task"] for task in evaluation.tasks().values())) or "nothing"
         raise DataError(f"the evaluation {evaluation.uri} has no metric {metric!r}; it measured {known}")

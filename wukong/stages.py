@@ -79,12 +79,13 @@ class Entry:
 
 
 def _of_filter(experiment: Experiment) -> dict[str, Any]:
-    return rules.config_of(experiment.filter) | {"seed": experiment.seed}
+    return rules.config_of(experiment.filter)
 
 
 def _of_validate(experiment: Experiment) -> dict[str, Any]:
-    shown = experiment.model_dump(mode="json", include={"name", "about", "sources", "seed"})
-    shown |= {"filter": experiment.filter.model_dump(mode="json")}
+    shown = experiment.model_dump(mode="json", include={"name", "about", "sources"})
+    # The seed stood beside the filter's settings when it was that of training too; so keys stay what they were.
+    shown |= {"seed": experiment.filter.seed, "filter": experiment.filter.model_dump(mode="json", exclude={"seed"})}
     return shown | {"validation": experiment.validation.model_dump(mode="json")}
 
 

@@ -1,9 +1,10 @@
 """Sweeps: train one experiment with several settings, by a grid or a search, and choose the next ones by the results.
 
-A sweep changes only how a model is built and trained. So all trials have the same data, and those with the same image
-tower one cache of features. A trial is an experiment of its own, whose stages lie under keys of their settings: a trial
-that has finished is found by its manifests, whatever happened to the sweep. A search is replayed from its seed: it asks
-for the same trials as before, and the finished ones cost nothing.
+A sweep changes only how a model is built and trained, and the seed. So all trials have the same data, and those with
+the same image tower one cache of features. Where ``seed`` is among the parameters, each configuration of the others is
+trained with all seeds and judged by its mean over them. A trial is an experiment of its own, whose stages lie under
+keys of their settings: a trial that has finished is found by its manifests, whatever happened to the sweep. A search is
+replayed from its seed: it asks for the same trials as before, and the finished ones cost nothing.
 """
 
 import itertools
@@ -21,6 +22,7 @@ from wukong import config, run_records, stages
 from wukong.config import Experiment
 from wukong.errors import ConfigError
 from wukong.manifest import digest_of
+from wukong.over_seeds import SEED
 
 if TYPE_CHECKING:
     import optuna
@@ -61,10 +63,10 @@ class Sweep(BaseModel):
         name: of the sweep and of its run in MLflow; trials have it before a digest of their settings.
         experiment: the experiment that trials start from: a YAML file, beside the sweep's or absolute.
         set: ``key=value`` changes of that experiment for all trials.
-        parameters: by dotted key a list of values, or a range.
+        parameters: by dotted key a list of values, or a range; ``seed`` has a list.
         metric: what is to be large; empty for the experiment's ``registry.metric``.
         sampler: ``grid`` for all combinations of lists; ``random``; ``tpe``, Optuna's tree-structured Parzen estimator.
-        trials: how many, of a search; a grid has all its combinations.
+        trials: how many, of a search, each with all seeds; a grid has all its combinations.
         batch: how many trials a search chooses at once. Those of a batch may run side by side.
         seed: of the search.
     """
@@ -84,17 +86,23 @@ class Sweep(BaseModel):
     @model_validator(mode="after")
     def _values_agree(self) -> "Sweep":
         for key, values in self.parameters.items():
-            if key.partition(".")[0] not in SECTIONS or "." not in key:
+            if key != SEED and (key.partition(".")[0] not in SECTIONS or "." not in key):
                 raise ValueError(
-                    f"parameters: {key!r} is not in {', '.join(SECTIONS)}: a sweep changes no data, so that its trials "
-                    "can be compared and share the features"
+                    f"parameters: {key!r} is not in {', '.join(SECTIONS)}, and is not {SEED}: a sweep changes no data, "
+                    "so that its trials can be compared and share the features"
                 )
+            if key == SEED and isinstance(values, Range):
+                raise ValueError(f"parameters: {SEED} is a range: list the seeds, all of which are trained")
             if isinstance(values, list) and (not values or len(set(map(repr, values))) < len(values)):
                 raise ValueError(f"parameters: {key} has no values, or one of them twice: {values}")
             if isinstance(values, Range) and self.sampler == "grid":
                 raise ValueError(f"parameters: {key} is a range, and sampler is grid: list its values, or take tpe")
         if self.sampler == "grid" and self.trials is not None:
             raise ValueError("trials: a grid has all combinations of its values; take random or tpe for fewer")
+        if self.sampler != "grid" and not {*self.parameters} - {SEED}:
+            raise ValueError(
+                f"sampler: {self.sampler} searches, and only {SEED} is given, whose values are all trained"
+            )
         if self.sampler != "grid" and self.trials is None:
             raise ValueError(f"trials: missing; the sampler {self.sampler} does not end by itself")
         return self
@@ -235,17 +243,22 @@ def _searched_batches(sweep: Sweep, base: Experiment) -> Iterator[tuple[list[Tri
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(seed=sweep.seed, constant_liar=sweep.batch > 1)
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    wanted = int(sweep.trials or 0)
+    wanted, listed = int(sweep.trials or 0), sweep.parameters.get(SEED)
+    seeds: list[dict[str, Value]] = [{SEED: seed} for seed in listed] if isinstance(listed, list) else [{}]
     for start in range(0, wanted, sweep.batch):
         asked = [study.ask() for _ in range(min(sweep.batch, wanted - start))]
-        batch = [trial_of(sweep, base, each.number, _suggested(each, sweep)) for each in asked]
+        batch = [
+            trial_of(sweep, base, each.number * len(seeds) + n, values | seed)
+            for each, values in [(each, _suggested(each, sweep)) for each in asked]
+            for n, seed in enumerate(seeds)
+        ]
 
         def tell(results: Sequence[Result], asked: "list[optuna.Trial]" = asked) -> None:
-            for each, result in zip(asked, results, strict=True):
-                if result.value is None or not math.isfinite(result.value):
-                    study.tell(each, state=TrialState.FAIL)
+            for n, each in enumerate(asked):
+                if top := by_configuration(results[n * len(seeds) :][: len(seeds)]):
+                    study.tell(each, mean_of(top[0]))
                 else:
-                    study.tell(each, result.value)
+                    study.tell(each, state=TrialState.FAIL)
 
         yield batch, tell
 
@@ -253,6 +266,8 @@ def _searched_batches(sweep: Sweep, base: Experiment) -> Iterator[tuple[list[Tri
 def _suggested(trial: "optuna.Trial", sweep: Sweep) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for key, values in sweep.parameters.items():
+        if key == SEED:
+            continue
         if isinstance(values, list):
             found[key] = cast("Value", trial.suggest_categorical(key, values))
         elif isinstance(values.low, int) and isinstance(values.high, int):
@@ -262,8 +277,25 @@ def _suggested(trial: "optuna.Trial", sweep: Sweep) -> dict[str, Value]:
     return found
 
 
+def by_configuration(results: Sequence[Result]) -> list[list[Result]]:
+    """Put results of one configuration, with all its seeds, together; those without a finite value are left out.
+
+    Returns:
+        The configurations, that with the largest mean first, the earliest of equal ones.
+    """
+    groups: dict[str, list[Result]] = {}
+    for each in results:
+        if each.value is not None and math.isfinite(each.value):
+            values = {key: value for key, value in each.trial.values.items() if key != SEED}
+            groups.setdefault(digest_of(values), []).append(each)
+    return sorted(groups.values(), key=lambda group: -mean_of(group))
+
+
+def mean_of(results: Sequence[Result]) -> float:
+    """The mean of the values of some results, each of which has one."""
+    return math.fsum(each.value for each in results if each.value is not None) / len(results)
+
+
 def best(results: Sequence[Result]) -> Result | None:
-    """The result with the largest value, the first of equal ones; None if no trial has a finite value."""
-    values = [-math.inf if each.value is None or not math.isfinite(each.value) else each.value for each in results]
-    largest = max(values, default=-math.inf)
-    return results[values.index(largest)] if largest > -math.inf else None
+    """The first result of the configuration with the largest mean over its seeds; None if no trial has a value."""
+    return next((group[0] for group in by_configuration(results)), None)

@@ -43,7 +43,7 @@ class Trained:
             if trial.experiment.pretrain.epochs == 13:
                 yield trial, {"run": trial.run, "manifest": "", "error": "no memory"}
                 continue
-            hits = 0.2 + trial.experiment.pretrain.epochs / 100 > HARD
+            hits = 0.2 + trial.experiment.pretrain.epochs / 100 + trial.experiment.seed / 50 > HARD
             model = Stage(trial.experiment.root, "finetune", {"run": trial.run}).commit([])
             made = measured.evaluation(trial.experiment.root, [measured.searched("x", hits)], [model], key=trial.run)
             self.made[trial.run] = made
@@ -70,9 +70,10 @@ def sweep(tmp_path: Path, mlflow_address: str, monkeypatch: pytest.MonkeyPatch) 
     value = {"name": name, "storage": storage.from_path(tmp_path / "data"), "crawl": crawl}
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(value), encoding="utf-8")
 
-    def run(*epochs: int) -> Any:
+    def run(*epochs: int, seeds: Sequence[int] = ()) -> Any:
         file = tmp_path / "sweep.yaml"
-        settings = {"name": name, "experiment": "x.yaml", "parameters": {"pretrain.epochs": list(epochs)}}
+        parameters = ({"pretrain.epochs": list(epochs)} if epochs else {}) | ({"seed": [*seeds]} if seeds else {})
+        settings = {"name": name, "experiment": "x.yaml", "parameters": parameters}
         file.write_text(yaml.safe_dump(settings), encoding="utf-8")
         return CliRunner().invoke(app, ["sweep", str(file), "--html", str(tmp_path / "page.html")])
 
@@ -137,3 +138,28 @@ def test_a_trial_that_fails_does_not_end_the_others(sweep: Any) -> None:
     assert len(Trained.runs) == 3 and "1 of 3 trials failed" in str(ended.exception)
     assert "no memory" in str(ended.exception) and "Best:" in ended.output
     assert "another sweep" in str(sweep(1, 2).exception), "the name belongs to the first sweep"
+
+
+@pytest.mark.parametrize("epochs", [(), (3, 30)])
+def test_a_sweep_over_seeds_ends_in_a_table_over_seeds(sweep: Any, tmp_path: Path, epochs: Sequence[int]) -> None:
+    from mlflow import MlflowClient
+
+    ended = sweep(*epochs, seeds=(0, 1, 2))
+    assert ended.exit_code == 0, ended.output
+    assert len(Trained.runs) == 3 * max(len(epochs), 1)
+    of_best = [0.2 + (epochs[-1] if epochs else 20) / 100 + seed / 50 for seed in range(3)]
+    expected = [float((share > HARD).mean()) for share in of_best]
+    mean, spread = 100 * np.mean(expected), 100 * np.std(expected, ddof=1)
+    assert "Over seeds 0, 1, 2" in ended.output and f"{mean:.1f}" in ended.output and f"{spread:.2f}" in ended.output
+    said = "Best: pretrain.epochs = 30: " if epochs else ""
+    assert f"{said}eval/retrieval/holdouts/mean_recall {mean / 100:.4f}, the mean of 3 seeds" in ended.output
+    client = MlflowClient()
+    found = client.get_experiment_by_name(sweep.name)
+    assert found is not None
+    (parent,) = client.search_runs([found.experiment_id], "tags.`wukong.sweep` != ''")
+    document = json.loads(Path(client.download_artifacts(parent.info.run_id, "comparison.json")).read_text("utf-8"))
+    assert len(document["configurations"]) == max(len(epochs), 1)
+    first, *others = document["sets"][0]["over_seeds"]["mean_recall"]
+    assert (first["value"], first["sd"]) == pytest.approx((np.mean(expected), np.std(expected, ddof=1)))
+    assert [each["verdict"] for each in others] == ["worse"] * (len(epochs) - 1 if epochs else 0)
+    assert "Over seeds, %" in (tmp_path / "page.html").read_text("utf-8")

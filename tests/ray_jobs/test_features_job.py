@@ -13,6 +13,7 @@ from PIL import Image
 
 from ray_jobs import features
 from wukong import config, places, stages, storage
+from wukong.conditional_store import UnconditionalError
 from wukong.config import Experiment
 from wukong.errors import ConfigError
 from wukong.estimate import RATES, Rate
@@ -166,12 +167,55 @@ def test_rates_decide_once(
     monkeypatch.setattr(features, "_measure", None)
     assert features.decide("pretrain", settings, filtered) == decision
     assert places.decided("pretrain", settings, filtered, None) == decision.experiment
+    seeded = features.decide("pretrain", experiment(tmp_path, pretrain=training, seed=3), filtered)
+    assert seeded is not None and seeded.record == decision.record, "seeds are trained in one way"
     # It is the run that a config with the same setting in the place of auto would be.
     plain = training | {"store_features": store, "views": 1 if store else 0}
     explicit = experiment(tmp_path, pretrain=plain)
     assert places.training("pretrain", decision.experiment, filtered, None, None).key == (
         places.training("pretrain", explicit, filtered, None, None).key
     )
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_of_two_runs_that_decide_at_once_one_decides_for_both(
+    tmp_path: Path, filtered: Manifest, conditional: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second run looks, measures and writes while the first still measures, and has found other rates."""
+    settings, decided = experiment(tmp_path), []
+
+    def measured(*_: object) -> dict[str, object]:
+        first = not decided
+        decided.append(None)
+        if first:
+            decided[0] = features.decide("pretrain", settings, filtered)
+        return {"store": first, "why": f"{first}"}
+
+    def refused(*_: object) -> None:
+        raise UnconditionalError("501 NotImplemented")
+
+    monkeypatch.setattr(features, "_decision", measured)
+    if not conditional:
+        monkeypatch.setattr(storage, "write_if", refused)
+    last = features.decide("pretrain", settings, filtered)
+    (early, _) = decided
+    assert last is not None and early is not None
+    assert last.record == early.record == {"store": False, "why": "False"}
+    assert last.experiment == early.experiment and last.experiment.pretrain.store_features is False
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_trainings_from_weights_of_several_seeds_have_one_decision_if_they_have_the_same_features(
+    tmp_path: Path, filtered: Manifest, locked: bool
+) -> None:
+    training = {"batch_size": 2, "views": 1, "workers": 1, "lock": "all" if locked else "none"}
+    training |= {} if locked else {"store_features": False, "views": 0}
+    addresses = set()
+    for seed in range(3):
+        settings = experiment(tmp_path, seed=seed, pretrain=training, finetune={"store_features": "auto"})
+        start = places.training("pretrain", settings, filtered, None, None).commit([])
+        addresses.add(places.decision("finetune", settings, filtered, start))
+    assert len(addresses) == (1 if locked else 3)
 
 
 def test_gpus_get_several_files_a_task_and_processes_that_decode(

@@ -22,6 +22,7 @@ from ray_jobs import filter as job
 from wukong import storage
 from wukong.data.schema import DROPPED, PAIRS, key_of
 from wukong.errors import DataError, StorageError
+from wukong.evaluate import holdouts
 from wukong.report.funnel import funnel
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -84,10 +85,16 @@ def test_training_shards_are_shuffled_and_equal_in_size(tmp_path, make_crawl):
     assert max(sizes) - min(sizes) <= 1
     urls = shard_rows(manifest, "train/")["url"].to_list()
     assert urls != sorted(urls)
-    other = job.run(experiment(tmp_path, shard_size=20).model_copy(update={"seed": 1}), {"crawl": crawl})
+    other = job.run(experiment(tmp_path, shard_size=20, seed=1), {"crawl": crawl})
     again = shard_rows(other, "train/")["url"].to_list()
     assert urls != again
     assert sorted(urls) == sorted(again)
+    for name in (holdout["name"] for holdout in manifest.config["split"]["holdouts"]):
+        sets = [holdouts.read(experiment(tmp_path), made, name) for made in (manifest, other)]
+        assert sets[0] is not None and sets[1] is not None
+        assert sets[0].digest == sets[1].digest, "the same test set in other shards"
+    trained_anew = experiment(tmp_path, shard_size=20).model_copy(update={"seed": 1})
+    assert job.run(trained_anew, {"crawl": crawl}) == manifest, "the seed of training makes no other data"
 
 
 def test_a_name_is_masked_in_the_text_and_the_metadata_of_the_shard(tmp_path, make_crawl):

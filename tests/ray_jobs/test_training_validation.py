@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from ray_jobs import training
 from wukong import config, fence, places, storage, tracking
 from wukong.config import Experiment
-from wukong.errors import DataError
+from wukong.errors import ConfigError, DataError
 from wukong.evaluate import holdouts, sets, tasks
 from wukong.evaluate.data_set import Classification
 from wukong.evaluate.model import OwnModel
@@ -193,6 +193,35 @@ def test_broken_pictures_and_lost_shards_are_counted(
     monkeypatch.setattr(training.checkpoints, "load_weights", with_losses)
     found = training.run("pretrain", experiment(storage.from_path(tmp_path / "lost")), given.filtered)
     assert found.counts == {"pairs": 96, "broken_pictures": 2, "lost_shards": 1}
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.usefixtures("logged")
+def test_an_operation_without_a_deterministic_version_ends_a_deterministic_training(
+    deterministic: bool, given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``put_`` is one that has none on processors either."""
+    make = training._starting_point
+
+    def with_put(*arguments: Any, **options: Any) -> Any:
+        model, pairs, tokenizer = make(*arguments, **options)
+
+        def put(*_: object) -> None:
+            torch.zeros(2).put_(torch.tensor([1]), torch.ones(1))
+
+        model.register_forward_pre_hook(put)
+        return model, pairs, tokenizer
+
+    monkeypatch.setattr(training, "_starting_point", with_put)
+    settings = experiment(storage.from_path(tmp_path))
+    changed = settings.pretrain.model_copy(update={"deterministic": deterministic})
+    settings = settings.model_copy(update={"pretrain": changed})
+    if not deterministic:
+        assert training.run("pretrain", settings, given.filtered).counts["pairs"] == 96
+        return
+    with pytest.raises(ConfigError, match=r"pretrain.deterministic is true.* version of put_ .*set pretrain.determin"):
+        training.run("pretrain", settings, given.filtered)
+    assert InProcess.fits == 1, "it is not tried again"
 
 
 def test_training_ends_early(given: Given, tmp_path: Path, logged: dict[str, dict[int, float]]) -> None:

@@ -8,7 +8,7 @@ import measured
 import numpy as np
 import pytest
 
-from wukong import comparison, storage
+from wukong import comparison, promotion, storage
 from wukong.comparison import Measured
 from wukong.errors import ConfigError
 from wukong.evaluate import interval
@@ -87,6 +87,19 @@ def test_the_mean_over_holdouts_is_compared_where_they_are_the_same(tmp_path: Pa
     assert mean["difference"]["value"] == pytest.approx(sum(gains) / 2)
     assert mean["difference"]["high"] - mean["difference"]["low"] == pytest.approx(2 * 1.96 * error, rel=0.1)
     assert entry(found, "holdouts", "mean_recall", 2)["note"] == "not comparable: other hold-outs"
+
+
+def test_hold_outs_in_another_order_are_the_same_hold_outs(tmp_path: Path) -> None:
+    birds, cats = measured.searched("birds", WEAK), measured.searched("cats", STRONG[:300])
+    found = comparison.compare([run("a", tmp_path, birds, cats), run("b", tmp_path, cats, birds)])
+    mean = entry(found, "holdouts", "mean_recall")
+    assert (mean["verdict"], mean["note"]) == ("noise", "")
+    assert {mean["difference"][end] for end in ("value", "low", "high")} == {0}
+    rules = promotion.Rules("eval/retrieval/holdouts/mean_recall", 0.04, {})
+    ours, theirs = (
+        run(name, tmp_path, *each).evaluation for name, each in {"c": (birds, cats), "d": (cats, birds)}.items()
+    )
+    assert promotion.unpaired(rules, ours, theirs) == ""
 
 
 def test_only_parameters_that_differ_are_shown(tmp_path: Path) -> None:

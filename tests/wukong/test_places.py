@@ -1,11 +1,11 @@
-"""What the evaluate stage is given to measure a registered model on another run's test set."""
+"""What the seeds decide; what the evaluate stage is given to measure a registered model on another run's test set."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from wukong import config, places, storage
+from wukong import config, places, stages, storage
 from wukong.config import Experiment
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Manifest, Stage, load
@@ -60,3 +60,40 @@ def test_what_prevents_an_evaluation_is_named(tmp_path: Path) -> None:
     storage.delete(own["pretrain"].uri)
     with pytest.raises(DataError, match="no manifest at"):
         places.rematch(settings, complete(settings, "three")["evaluate"], own["finetune"])
+
+
+def test_the_seed_of_training_is_in_no_key_before_training(tmp_path: Path) -> None:
+    """Three trainings of one set of pairs share all that is made before them, to the card of the data."""
+    (tmp_path / "q").write_text("猫\n", encoding="utf-8")
+    crawl = {"queries": storage.from_path(tmp_path / "q"), "endpoint": "http://site.test"}
+    first, second = (experiment(tmp_path, seed=seed, crawl=crawl) for seed in (0, 1))
+    crawled = Stage(first.root, "crawl", {}).commit([])
+    filtered = places.filtering(first, crawled).commit([])
+    for place in (
+        lambda settings: places.crawl(settings).stage,
+        lambda settings: places.filtering(settings, crawled),
+        lambda settings: places.validation(settings, filtered),
+        lambda settings: places.features(settings, filtered),
+        lambda settings: places.features(settings, filtered, pairs="holdouts"),
+    ):
+        assert place(first).key == place(second).key
+    keys = {places.training("pretrain", settings, filtered, None, None).key for settings in (first, second)}
+    assert len(keys) == 2
+
+
+def test_the_seed_of_the_data_is_in_the_keys_of_the_data(tmp_path: Path) -> None:
+    first, second = (experiment(tmp_path, filter={"seed": seed}) for seed in (0, 1))
+    crawled = Stage(first.root, "crawl", {}).commit([])
+    assert places.filtering(first, crawled).key != places.filtering(second, crawled).key
+    filtered = places.filtering(first, crawled).commit([])
+    assert places.validation(first, filtered).key != places.validation(second, filtered).key, "its card shows others"
+
+
+def test_keys_of_the_data_are_those_of_the_one_seed_that_there_was(tmp_path: Path) -> None:
+    """One seed was of the data and of training; the filter's stands where it stood, so data of then are found."""
+    settings = experiment(tmp_path, seed=5)
+    assert stages.of("filter").config(settings)["seed"] == 0
+    gate = stages.of("validate").config(settings)
+    assert gate["seed"] == 0 and "seed" not in gate["filter"]
+    later = experiment(tmp_path, filter={"seed": 7})
+    assert (stages.of("filter").config(later)["seed"], stages.of("validate").config(later)["seed"]) == (7, 7)

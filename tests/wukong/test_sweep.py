@@ -72,6 +72,45 @@ def test_a_search_begun_again_asks_for_the_same_trials(tmp_path: Path, sampler: 
     assert set(other.runs) != set(whole.runs)
 
 
+def test_seeds_share_a_grid_and_the_best_is_the_best_in_the_mean(tmp_path: Path) -> None:
+    """The luckiest seed of all is of the configuration that is worse."""
+    values = {"model.text.layers": [1, 2], "seed": [0, 1, 2]}
+    settings, base = sweeps.load(written(tmp_path, parameters=values))
+    lucky = {(1, 0): 0.1, (1, 1): 0.9, (1, 2): 0.1, (2, 0): 0.5, (2, 1): 0.4, (2, 2): 0.45}
+
+    def trained(trials: Sequence[Trial]) -> list[Result]:
+        return [Result(each, lucky[each.experiment.model.text.layers, each.experiment.seed]) for each in trials]
+
+    results = sweeps.run(settings, base, trained)
+    ranked = sweeps.by_configuration([*results, Result(results[0].trial, None, "no memory")])
+    assert [[each.value for each in group] for group in ranked] == [[0.5, 0.4, 0.45], [0.1, 0.9, 0.1]]
+    assert [sweeps.mean_of(group) for group in ranked] == pytest.approx([0.45, 1.1 / 3])
+    assert sweeps.best(results) == ranked[0][0]
+    assert len({each.trial.run for each in results}) == 6 and {
+        each.trial.experiment.filter.seed for each in results
+    } == {0}
+
+
+def test_a_search_is_told_the_mean_over_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    optuna = pytest.importorskip("optuna")
+    told, tell = [], optuna.study.Study.tell
+    monkeypatch.setattr(
+        optuna.study.Study, "tell", lambda *given, **options: told.append(given[2:]) or tell(*given, **options)
+    )
+    values = {"model.text.layers": [1, 2, 3], "seed": [4, 5]}
+    settings, base = sweeps.load(written(tmp_path, parameters=values, sampler="random", trials=4, batch=2))
+    asked: list[list[tuple[int, int]]] = []
+
+    def trained(trials: Sequence[Trial]) -> list[Result]:
+        asked.append([(each.experiment.model.text.layers, each.experiment.seed) for each in trials])
+        return [Result(each, each.experiment.model.text.layers + each.experiment.seed / 10) for each in trials]
+
+    results = sweeps.run(settings, base, trained)
+    assert all([seed for _, seed in batch] == [4, 5] * (len(batch) // 2) for batch in asked)
+    assert len(told) == 4 and {value for (value,) in told} <= {1.45, 2.45, 3.45}
+    assert len(results) == 2 * len({layers for batch in asked for layers, _ in batch})
+
+
 def test_a_search_runs_no_configuration_twice(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     file = written(tmp_path, parameters={"model.text.layers": [1, 2]}, sampler="random", trials=10, batch=2)
@@ -98,7 +137,10 @@ def test_trials_whose_stage_failed_are_left_out_of_the_search(tmp_path: Path) ->
             {"parameters": {"filter.min_similarity": [0.1]}},
             "'filter.min_similarity' is not in model, pre",
         ),
-        ({"parameters": {"seed": [1, 2]}}, "'seed' is not in"),
+        ({"parameters": {"filter.seed": [1, 2]}}, "'filter.seed' is not in"),
+        ({"parameters": {"seed": [1, -2]}}, "seed cannot be -2"),
+        ({"parameters": {"seed": {"low": 0, "high": 2}}}, "seed is a range: list the seeds"),
+        ({"parameters": {"seed": [1, 2]}, "sampler": "random", "trials": 2}, "only seed is given"),
         ({"parameters": {"pretrain.epoch": [1]}}, "pretrain.epoch cannot be 1: there is no pretrain.epoch"),
         ({"parameters": {"pretrain.epochs": [1, -1]}}, "pretrain.epochs cannot be -1.*greater than"),
         ({"parameters": {"pretrain.epochs": []}}, "has no values"),
@@ -125,6 +167,14 @@ def test_the_sweep_in_the_docs_is_the_one_in_configs() -> None:
     first = Trained()
     sweeps.run(settings.model_copy(update={"trials": 2}), base, first)
     assert len(first.runs) == 2
+
+
+def test_the_sweep_over_seeds_in_the_docs_is_the_one_in_configs() -> None:
+    root = Path(__file__).parents[2]
+    text = (root / "configs" / "sweeps" / "seeds.yaml").read_text("utf-8").split("\n", 1)[1]
+    assert f"```text\n{text}```" in (root / "docs" / "comparing.md").read_text("utf-8")
+    settings, base = sweeps.load(root / "configs" / "sweeps" / "seeds.yaml")
+    assert [each["seed"] for each in sweeps.grid(settings)] == [0, 1, 2] and base.name == "demo"
 
 
 def test_equal_values_have_one_run(tmp_path: Path) -> None:

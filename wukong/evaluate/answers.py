@@ -1,9 +1,10 @@
 """A model's answers on one task, query by query. Two models that answered the same queries are compared by them.
 
 The evaluate stage writes them beside its results, a Parquet file for each task: ``answers/TASK.parquet``. A row is a
-query of a model: ``model`` (its role), ``query`` (the image's id, or the caption's number), ``unit``, ``identity`` and
-``label`` (see ``Answers``), and a column for each result with the query's answer: 1 or 0, or a share; null where the
-query does not count for the result. The file's metadata name what was measured, ``task``, ``digest`` and ``protocol``,
+query of a model: ``model`` (its role), ``query`` (the image's id, or the caption's number in the order of
+``RetrievalData.order``), ``unit``, ``identity`` and ``label`` (see ``Answers``), and a column for each result with the
+query's answer: 1 or 0, or a share; null where the query does not count for the result. Rows are in an order that does
+not depend on that of the set's rows. The file's metadata name what was measured, ``task``, ``digest`` and ``protocol``,
 and how units were made, ``units``: files without it are of earlier versions, whose units were too small.
 """
 
@@ -92,6 +93,18 @@ class Answers:
         each, mean = interval.with_mean([(scores.sums, scores.weights)], seed=seed)
         found = zip([*self.results, MEAN_RECALL], [*each, mean], scores.too_few(), strict=True)
         return {name: replace(value, low=0.0, high=1.0) if few else value for name, value, few in found}
+
+    def ordered(self, order: Sequence[int], queries: Sequence[str]) -> "Answers":
+        """The same answers in another order; units are numbered as they come.
+
+        Args:
+            order: the numbers of the queries.
+            queries: what they are called, in the new order.
+        """
+        rows = np.asarray(order, np.int64)
+        results = {name: values[rows] for name, values in self.results.items()}
+        known = None if self.identities is None else self.identities[rows]
+        return Answers(tuple(queries), _in_order(self.units[rows]), self.labels[rows], results, known)
 
 
 @dataclass(frozen=True)

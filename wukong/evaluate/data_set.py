@@ -94,8 +94,14 @@ class ClassificationData:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the set's name, its split, its classes, and the id and label of each image."""
-        return _digest([self.name, self.split, list(self.classes), list(self.ids), self.labels.tolist()])
+        """SHA-256 over the set's name, its split, its classes, and the id and label of each image, in any order."""
+        rows = sorted(zip(self.ids, self.labels.tolist(), strict=True))
+        return _digest([self.name, self.split, list(self.classes), rows])
+
+    @property
+    def order(self) -> list[int]:
+        """The numbers of the images in the order of their ids, which is the same however the set's rows are ordered."""
+        return sorted(range(len(self.ids)), key=lambda i: self.ids[i])
 
 
 @dataclass(frozen=True)
@@ -140,8 +146,18 @@ class RetrievalData:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the set's name, its split, the image ids and the captions with their images."""
-        return _digest([self.name, self.split, list(self.image_ids), [[text, *of] for text, of in self.captions]])
+        """SHA-256 over the set's name, its split, the image ids and the captions with their images, in any order."""
+        return _digest([self.name, self.split, sorted(self.image_ids), sorted(map(self._row, self.captions))])
+
+    @property
+    def order(self) -> tuple[list[int], list[int]]:
+        """The numbers of the captions and of the images in an order that does not depend on that of the set's rows."""
+        rows = [self._row(caption) for caption in self.captions]
+        captions = sorted(range(len(rows)), key=lambda n: rows[n])
+        return captions, sorted(range(len(self.image_ids)), key=lambda i: self.image_ids[i])
+
+    def _row(self, caption: Caption) -> list[str]:
+        return [caption.text, *sorted(self.image_ids[i] for i in caption.images)]
 
 
 @dataclass(frozen=True, kw_only=True)

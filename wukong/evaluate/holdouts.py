@@ -81,7 +81,9 @@ def read(experiment: Experiment, filtered: Manifest, name: str) -> RetrievalData
 
 
 def of_evaluation(evaluated: Manifest, name: str) -> RetrievalData | ClassificationData | None:
-    """Read a task of the hold-outs that an evaluation was made of, as ``read`` does.
+    """Read a task of the hold-outs that an evaluation of an earlier version was made of, in the order of its answers.
+
+    That was the order of the pairs in the shards.
 
     Args:
         evaluated: manifest of the evaluate stage.
@@ -102,10 +104,10 @@ def of_evaluation(evaluated: Manifest, name: str) -> RetrievalData | Classificat
     asked = evaluated.config["evaluate"]
     for holdout in evaluated.config["holdouts"]:
         if holdout["name"] == name:
-            return _retrieval(filtered, Holdout.model_validate(holdout), asked["captions"])
+            return _retrieval(filtered, Holdout.model_validate(holdout), asked["captions"], by_key=False)
     for task in asked["classification"]:
         if task["name"] == name:
-            return _classification(filtered, Classification.model_validate(task))
+            return _classification(filtered, Classification.model_validate(task), by_key=False)
     return None
 
 
@@ -135,9 +137,11 @@ def features(
     return torch.stack([rows[key] for key in ids])
 
 
-def _retrieval(filtered: Manifest, holdout: Holdout, taken: retrieval.Captions) -> RetrievalData | None:
+def _retrieval(
+    filtered: Manifest, holdout: Holdout, taken: retrieval.Captions, *, by_key: bool = True
+) -> RetrievalData | None:
     """Read a hold-out for retrieval. Each distinct image is one candidate; ``retrieval.task`` says what is right."""
-    found = _rows(filtered, [holdout.name])
+    found = _rows(filtered, [holdout.name], by_key=by_key)
     if found is None:
         log.warning("the hold-out %s has no pairs: it is not measured", holdout.name)
         return None
@@ -160,12 +164,12 @@ def _retrieval(filtered: Manifest, holdout: Holdout, taken: retrieval.Captions) 
     )
 
 
-def _classification(filtered: Manifest, task: Classification) -> ClassificationData | None:
+def _classification(filtered: Manifest, task: Classification, *, by_key: bool = True) -> ClassificationData | None:
     """Read hold-outs for classification. An image belongs to the first class whose pattern matches its URL.
 
     An image in several pairs counts once in its class.
     """
-    found = _rows(filtered, task.holdouts)
+    found = _rows(filtered, task.holdouts, by_key=by_key)
     urls = found[0]["url"].to_pylist() if found else []
     belongs = np.array([matching(urls, [pattern]) for pattern in task.classes.values()])
     if found is None or not belongs.any():
@@ -190,15 +194,25 @@ def _classification(filtered: Manifest, task: Classification) -> ClassificationD
     )
 
 
-def _rows(filtered: Manifest, splits: Sequence[str]) -> tuple[pa.Table, list[str]] | None:
-    """Read the pairs of some hold-outs, and the tar of each pair; None if there are none."""
+def _rows(filtered: Manifest, splits: Sequence[str], *, by_key: bool) -> tuple[pa.Table, list[str]] | None:
+    """Read the pairs of some hold-outs, and the tar of each pair; None if there are none.
+
+    They are in the order of their keys, or else in that of the shards. With the former, the order of pairs in shards decides nothing: neither which pair stands for an image that several pairs have, nor
+    which caption of an image is its first, nor the order of the answers.
+    """
     tables, tars = [], []
     for split in splits:
         for shard in shards.names_of(filtered, split):
             table = storage.read_table(storage.join(filtered.uri, split, f"{shard}.parquet"), _COLUMNS)
             tables.append(table)
             tars += [storage.join(filtered.uri, split, f"{shard}.tar")] * len(table)
-    return (pa.concat_tables(tables), tars) if tables else None
+    if not tables:
+        return None
+    whole = pa.concat_tables(tables)
+    if not by_key:
+        return whole, tars
+    order = np.argsort(np.array(whole["key"].to_pylist(), object), kind="stable")
+    return whole.take(order), [tars[row] for row in order.tolist()]
 
 
 def _identities(table: pa.Table) -> list[str]:

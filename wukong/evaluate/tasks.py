@@ -113,7 +113,9 @@ class ZeroShot:
                 Classified(data.ids[i], names[int(labels[i])], names[int(best[i])], bool(found.right[i]))
                 for i in (*_spread(right, _EXAMPLES), *_spread(missed, _EXAMPLES))
             ),
-            answers.of_images(data.ids, data.labels, _by_image(scores, labels, protocol), data.pictures),
+            answers.of_images(data.ids, data.labels, _by_image(scores, labels, protocol), data.pictures).ordered(
+                data.order, sorted(data.ids)
+            ),
         )
 
 
@@ -179,6 +181,12 @@ class ImageTextRetrieval:
             share=protocol.hit == "share",
             pictures=data.pictures,
         )
+        order, pictures = data.order
+        queries = [str(number) for number in range(pairs.texts)]
+        if both:
+            order = [*order, *(pairs.texts + i for i in pictures)]
+            queries += [data.image_ids[i] for i in pictures]
+        answered = answered.ordered(order, queries)
         random = retrieval.chance(torch.bincount(pairs.text, minlength=pairs.texts).tolist(), pairs.images)
         chance = {f"text_to_image_r{k}": value for k, value in random.items()}
         if both:

@@ -53,8 +53,8 @@ def release(experiment: Experiment, validated: Manifest) -> Manifest:
     settings = experiment.release
     list_uri = settings.opt_out or experiment.crawl.politeness.opt_out
     listed = OptOut.load(list_uri) if list_uri else OptOut()
-    config = experiment.model_dump(mode="json", include={"name", "about", "sources", "seed"})
-    config |= {"release": settings.model_dump(mode="json", exclude={"opt_out"})}
+    config = experiment.model_dump(mode="json", include={"name", "about", "sources"})
+    config |= {"seed": experiment.filter.seed, "release": settings.model_dump(mode="json", exclude={"opt_out"})}
     config["opt_out_sha256"] = hashlib.sha256(storage.read_bytes(list_uri)).hexdigest() if list_uri else None
     stage = Stage(experiment.root, "release", config, [filtered, validated], version=_VERSION)
     if finished := stage.finished():

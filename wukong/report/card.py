@@ -175,7 +175,7 @@ def of(
     """Make the card of a filtered set, with its funnel, its sources and random pairs from its shards.
 
     Args:
-        experiment: its name, its ``about``, its sources, its seed and its licence are used.
+        experiment: its name, its ``about``, its sources, the seed of its filter and its licence are used.
         filtered: the filter stage's manifest.
         counted: counts over the pairs that the card describes.
         more_steps: steps of the funnel after the filter's.
@@ -191,7 +191,7 @@ def of(
         experiment.name,
         counted,
         [*funnel(crawl, filtered), *more_steps],
-        gallery.contact_sheet(filtered, thumbnail, experiment.seed, shown=shown),
+        gallery.contact_sheet(filtered, thumbnail, experiment.filter.seed, shown=shown),
         facts,
         experiment.about,
         experiment.sources,

@@ -16,16 +16,24 @@ WORDS: Mapping[str, str] = {
 """What each sign means, as the legend says it."""
 
 
+OVER_SEEDS = (
+    "with 95 % intervals of the mean over all seeds (Student's t); differences are paired by seed. They say what the "
+    "settings are worth on these queries; those of single runs below say what these weights are worth on others."
+)
+"""What a table over seeds shows."""
+
+
 def render(document: Mapping[str, Any]) -> str:
     """Returns the page.
 
     Args:
         document: of ``wukong.comparison.compare``.
     """
-    values = {**document, "signs": SIGNS, "words": WORDS}
-    filters: dict[str, Callable[..., str]] = {
+    values = {**document, "signs": SIGNS, "words": WORDS, "about_seeds": OVER_SEEDS}
+    filters: dict[str, Callable[..., object]] = {
         "percent": _percent,
         "difference": difference,
+        "over_seeds": over_seeds,
         "name": name,
         "count": "{:,}".format,
     }
@@ -42,6 +50,16 @@ def difference(found: Mapping[str, Any]) -> str:
     """A difference and its interval in percentage points."""
     ends = f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
     return f"{100 * found['value']:+.1f} ({ends})"
+
+
+def over_seeds(entry: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Mean, standard deviation and interval of an entry of ``wukong.over_seeds``, in per cent; ``-`` for none."""
+    if entry["value"] is None:
+        return "-", "-", "-"
+    if entry["sd"] is None:
+        return _percent(entry["value"]), "-", "-"
+    ends = f"{_percent(entry['low'])} to {_percent(entry['high'])}"
+    return _percent(entry["value"]), f"{100 * entry['sd']:.2f}", ends
 
 
 def _percent(value: float) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import jinja2
 
 
-def fill(name: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..., str]] | None = None) -> str:
+def fill(name: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..., object]] | None = None) -> str:
     """Returns the page that a template makes of some values.
 
     Args:

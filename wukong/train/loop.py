@@ -214,7 +214,7 @@ def train(
             tower that are locked stay locked.
         pairs: the training data, equal on every worker; each worker takes its share of every batch.
         settings: settings of the training.
-        seed: seed of the order of the pairs, the views and dropout.
+        seed: seed of the order of the pairs, the choice among stored views and dropout.
         after_epoch: called on every worker with the results of an epoch.
         after_look: called on every worker with what was measured.
         checkpoints: writes checkpoints, on the first worker; None for none.

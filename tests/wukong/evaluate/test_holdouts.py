@@ -23,7 +23,7 @@ from wukong.crawl.url import normalise
 from wukong.data.schema import key_of
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError
-from wukong.evaluate import holdouts, tasks
+from wukong.evaluate import holdouts, paired, tasks
 from wukong.evaluate.data_set import ClassificationData, RetrievalData
 from wukong.evaluate.model import OwnModel
 from wukong.evaluate.protocol import OWN
@@ -210,6 +210,32 @@ def test_equal_captions_are_one_query_and_a_table_without_digests_has_a_picture_
     assert holdouts.read(experiment(), without, "test") is None
 
 
+@pytest.mark.parametrize("taken", ["all", "distinct", "first"])
+def test_the_order_of_pairs_in_shards_changes_neither_a_set_nor_answers(
+    saved: SavedModel, taken: str, tmp_path: Path
+) -> None:
+    """Another seed of the filter, or another size of shards, orders the same pairs otherwise."""
+    pictures, captions, features = five_a_picture(saved)
+    captions[7] = captions[3]  # one caption at two images
+    keys = [f"key{row}" for row in range(len(captions))]
+    urls = [f"http://x/held/{'cat' if row // CAPTIONS % 3 else 'dog'}/{row}" for row in range(len(pictures))]
+    settings = experiment(taken, classes={"猫": "*/cat/*", "狗": "*/dog/*"})
+    found = []
+    for seed in range(3):
+        rows = np.random.default_rng(seed).permutation(len(keys)) if seed else range(len(keys))
+        ordered = ([column[row] for row in rows] for column in (keys, captions, pictures, urls))
+        pairs = filtered(tmp_path / f"{seed}", *ordered)
+        found.append([measured(saved, settings, pairs, features, tmp_path, name) for name in ("test", "animals")])
+    assert found[0] == found[1] == found[2]
+    assert {each.digest for each, _ in found} == {found[0][0].digest}
+    for one, other in zip(found[0], found[1], strict=True):
+        assert one.answers is not None and other.answers is not None
+        assert one.answers.queries == other.answers.queries
+        assert one.answers.units.tolist() == other.answers.units.tolist()
+        (difference,) = paired.differences(one.answers.scores(), [other.answers.scores()], resamples=100)
+        assert {(each.low, each.value, each.high) for each in difference.values()} == {(0.0, 0.0, 0.0)}
+
+
 def test_a_picture_that_its_shard_lacks_is_named(tmp_path: Path) -> None:
     found = holdouts.Pictures([filtered(tmp_path, ["key0"], ["猫"], [None]).part_uris("test/", ".tar")[0]], ["key1"])
     with pytest.raises(DataError, match="lacks the picture of the pair key1"):
@@ -226,7 +252,8 @@ def test_a_model_with_values_that_are_not_finite_is_not_evaluated(
     else:
         saved.model.image_head.bias.data[0] = torch.nan
     keys = [f"key{row}" for row in range(len(captions))]
-    with pytest.raises(DataError, match="not finite, the first is image " + ("7" if where == "features" else "0")):
+    first = sorted(keys).index("key7") if where == "features" else 0
+    with pytest.raises(DataError, match=f"not finite, the first is image {first}:"):
         measured(saved, experiment(), filtered(tmp_path, keys, captions, keys), features, tmp_path)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import sets, tasks
-from wukong.evaluate.data_set import Classification, ClassificationData, Counts, Retrieval
+from wukong.evaluate.data_set import Classification, ClassificationData, Counts, Retrieval, RetrievalData
 from wukong.evaluate.protocol import PROTOCOLS, Protocol
 from wukong.evaluate.published import Caption, Captioned, Labelled, NotThereError
 from wukong.evaluate.results import Classified, ClassResult, Outcome, Query
@@ -120,6 +120,29 @@ def test_classification_by_a_model_that_knows_and_by_one_that_is_always_wrong(
     for each in wrong.examples:
         assert isinstance(each, Classified) and not each.right
         assert (each.label, each.found) == (names[int(each.image) % 10], following[each.label])
+
+
+@pytest.mark.parametrize(("name", "only"), [("coco-cn", False), ("muge", True)])
+def test_answers_to_one_set_are_in_one_order_however_its_rows_are_read(
+    name: str, only: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = captioned(monkeypatch, name, only)
+    (tmp_path / name).mkdir()
+    data = tasks.read([name], {}, tmp_path, PAPER, skip=False).data[name]
+    assert isinstance(data, RetrievalData)
+    order = [4, 0, 5, 2, 1, 3]
+    captions = [Caption(text, tuple(order.index(i) for i in of)) for text, of in reversed(data.captions)]
+    ids = [data.image_ids[i] for i in order]
+    mixed = replace(data, image_ids=ids, captions=captions, images=Pixels(order))
+    sometimes = Knowing(words)
+    sometimes.words[3:5] = sometimes.words[4], sometimes.words[3]  # it takes a cat for a dog
+    one, other = (tasks.measure(sometimes, each, PAPER, tmp_path / "cache") for each in (data, mixed))
+    assert one.digest == other.digest and 0 < one.results["text_to_image_r1"].value < 1
+    assert one.answers is not None and other.answers is not None
+    assert one.answers.queries == other.answers.queries
+    assert one.answers.units.tolist() == other.answers.units.tolist()
+    for result, values in one.answers.results.items():
+        np.testing.assert_array_equal(values, other.answers.results[result])
 
 
 @pytest.mark.parametrize(("name", "only"), [("coco-cn", False), ("muge", True)])

@@ -187,6 +187,7 @@ def test_the_digest_follows_ids_and_labels(tmp_path):
     assert one.digest == two.digest
     assert replace(two, labels=two.labels[::-1]).digest != one.digest
     assert replace(two, ids=two.ids[::-1]).digest != one.digest
+    assert replace(two, ids=two.ids[::-1], labels=two.labels[::-1]).digest == one.digest, "the same set, read backwards"
 
 
 # --- torchvision reads the same files ---

@@ -11,7 +11,7 @@ import pytest
 from wukong.errors import DataError
 from wukong.evaluate import sets
 from wukong.evaluate.data_set import Counts, Retrieval
-from wukong.evaluate.published import NotThereError
+from wukong.evaluate.published import Caption, NotThereError
 
 IMAGES = 7
 CAPTIONS = {"flickr8k-cn": 35, "flickr30k-cn": 35, "coco-cn": 10, "aic-icc": 35, "muge": 3}
@@ -223,4 +223,10 @@ def test_the_digest_follows_the_captions(tmp_path):
     written("coco-cn", tmp_path)
     data = small("coco-cn").read(tmp_path)
     assert data.digest == small("coco-cn").read(tmp_path).digest
-    assert replace(data, captions=data.captions[::-1]).digest != data.digest
+    text, of = data.captions[0]
+    assert replace(data, captions=[Caption(text + "。", of), *data.captions[1:]]).digest != data.digest
+    assert replace(data, captions=[Caption(text, (of[0] - 1,)), *data.captions[1:]]).digest != data.digest
+    assert replace(data, captions=data.captions[::-1]).digest == data.digest, "the same set in another order"
+    last = len(data) - 1
+    backwards = [Caption(text, tuple(last - i for i in of)) for text, of in data.captions]
+    assert replace(data, image_ids=data.image_ids[::-1], captions=backwards).digest == data.digest
