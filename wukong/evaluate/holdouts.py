@@ -197,8 +197,9 @@ def _classification(filtered: Manifest, task: Classification, *, by_key: bool = 
 def _rows(filtered: Manifest, splits: Sequence[str], *, by_key: bool) -> tuple[pa.Table, list[str]] | None:
     """Read the pairs of some hold-outs, and the tar of each pair; None if there are none.
 
-    They are in the order of their keys, or else in that of the shards. With the former, the order of pairs in shards decides nothing: neither which pair stands for an image that several pairs have, nor
-    which caption of an image is its first, nor the order of the answers.
+    They are in the order of their keys, or else in that of the shards. By key, the order of pairs in shards decides
+    nothing: neither which pair stands for an image that several pairs have, nor which caption of an image is its first,
+    nor the order of the answers.
     """
     tables, tars = [], []
     for split in splits:
