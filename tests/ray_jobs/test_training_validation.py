@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ray_jobs import training
-from wukong import config, fence, places, storage, tracking
+from wukong import choices, config, fence, places, storage, tracking
 from wukong.config import Experiment
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import holdouts, sets, tasks
@@ -160,6 +160,10 @@ def test_the_best_model_is_packed_and_measured_as_the_evaluation_does(
     assert held is not None
     stored = packed.encode_features(holdouts.features(asked, given.filtered, given.held.uri, held))
     assert tasks.measure(packed, held, OWN, tmp_path, stored).results["mean_recall"].value == pytest.approx(best)
+    # The gate knows that it is the best of four.
+    assert choices.of_model(asked.root, trained) == [
+        choices.Choice(by="pretrain.validation", of=4, metric=metric, tasks=asked.pretrain.validation.tasks)
+    ]
     assert not storage.list_files(storage.join(trained.uri, "_checkpoints"))
     assert places.training("pretrain", asked, given.filtered, given.trained, None).finished() == trained
 
