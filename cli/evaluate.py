@@ -112,8 +112,8 @@ def evaluate(
             f"none of the {len(names)} sets is in {root}: each needs a folder with its name there, for instance "
             f"{root / names[0]}; docs/evaluation-sets.md says how to get them"
         )
-    models, entries, alignments, comparisons = [], [], [], []
-    answered: dict[str, Answers] = {}
+    models, entries, alignments = [], [], []
+    answered: dict[str, dict[str, Answers]] = {found.name: {} for found, _ in work}
     tables: dict[str, dict[str, pa.Table]] = {"pretrained": {}, "finetuned": {}}
     pictures: dict[str, dict[str, str]] = {}
     for role, uri in (("pretrained", model), ("finetuned", fine_tuned)):
@@ -130,11 +130,8 @@ def evaluate(
                 tables[role][found.name] = answers_of.table(
                     {role: outcome.answers}, task=found.name, digest=found.digest, protocol=protocol_of.name
                 )
-            if outcome.answers is not None and found.name in answered:
-                before = ("pretrained", answered[found.name])
-                comparisons += two_models.compared(found.name, before, (role, outcome.answers))
-            elif outcome.answers is not None:
-                answered[found.name] = outcome.answers
+            if outcome.answers is not None:
+                answered[found.name][role] = outcome.answers
             shown = pictures.setdefault(found.name, {})
             if report or experiment:
                 shown |= page.pictures(found, outcome, shown)
@@ -144,6 +141,7 @@ def evaluate(
                     shown |= squares
     described = {each.name: each.describe() for _, each in work}
     missing = page.missing({found.name for found, _ in work})
+    comparisons = [each for name, by_role in answered.items() for each in two_models.compared(name, by_role)]
     document = results.document(models, described, entries, missing, alignments, comparisons)
     if as_json:
         print_json(document)

@@ -166,8 +166,7 @@ def _measured(
             drawn, squares = page.aligned(whole, data, outcome, role)
             record["alignments"] += drawn
             record["pictures"] |= squares
-    if len(answered) == len(places.EVALUATED):
-        record["comparisons"] = two_models.compared(data.name, *answered.items())
+    record["comparisons"] = two_models.compared(data.name, answered)
     if answered:
         stored = answers.table(answered, task=data.name, digest=data.digest, protocol=rules.name)
         record |= {"answers": f"{answers.FOLDER}/{data.name}.parquet", "queries": stored.num_rows}
