@@ -174,7 +174,7 @@ TABLE = (
         runs_as="inside",
         parents=("filter",),
         key_parents=("filter",),
-        version=2,
+        version=3,
         takedown="delete",
     ),
     Entry(
@@ -183,7 +183,7 @@ TABLE = (
         hands_on="the pre-trained model",
         parents=("filter", "validate"),
         key_parents=("filter",),  # it waits for the gate and takes nothing from it
-        version=3,
+        version=4,
         from_experiment=lambda experiment: _of_training(experiment, experiment.pretrain),
         sections=("model",),
         trains=True,
@@ -195,7 +195,7 @@ TABLE = (
         hands_on="the fine-tuned model",
         parents=("filter", "pretrain"),
         key_parents=("filter", "pretrain"),
-        version=3,
+        version=4,
         from_experiment=lambda experiment: _of_training(experiment, experiment.finetune),
         sections=("model",),
         trains=True,

@@ -85,7 +85,9 @@ def test_everything_has_all_extras_but_those_of_images_alone() -> None:
 @pytest.mark.parametrize("kind", ["editable", "wheel"])
 def test_the_project_is_built_without_a_warning(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("setuptools", "77")
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout
     packages = ("cli/", "components/", "infra/", "pipelines/", "ray_jobs/", "wukong/")
     for name in filter(None, listed.split("\0")):
         if name.startswith(packages) or name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -94,9 +96,7 @@ def test_the_project_is_built_without_a_warning(kind: str, tmp_path: Path) -> No
     build = f"from setuptools import build_meta; build_meta.build_{kind}({str(tmp_path)!r})"
     command = [sys.executable, "-P", "-c", build]
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    made = subprocess.run(
-        command, cwd=tmp_path / "project", env=variables, capture_output=True, text=True, check=True
-    )
+    made = subprocess.run(command, cwd=tmp_path / "project", env=variables, capture_output=True, text=True, check=True)
     assert "arning" not in made.stderr, made.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as files:

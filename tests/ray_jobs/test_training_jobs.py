@@ -174,6 +174,10 @@ def test_the_model_finds_unseen_pictures_and_is_measured(done: dict[str, Manifes
     digests = {model["role"]: model["digest"] for model in report["models"]}
     assert digests == {"finetuned": done["finetune"].digest, "pretrained": done["pretrain"].digest}
     assert len(report["training"]["pretrain"]) == 4
+    seen = {(each["model"], each["task"]): each for each in report["trained_on"]}
+    assert seen.keys() == measured.keys()
+    for key, each in seen.items():
+        assert (each["trained_on"], each["pictures"]) == (0, measured[key]["sizes"]["images"])
 
 
 def test_the_stage_writes_the_page_with_its_pictures(done: dict[str, Manifest]) -> None:
@@ -244,7 +248,7 @@ def test_published_sets_are_measured_beside_the_hold_outs(done: dict[str, Manife
 
 def differences_on(page: str, title: str) -> list[tuple[float, float, float, list[str]]]:
     """Of each result of a set: zero-shot, fine-tuned, the difference that is shown, and McNemar's two counts."""
-    section = page.split(f"<h3>{title}</h3>")[1].split("</table>")[0]
+    section = page.split(f"<h3>{title}</h3>")[1].split("</table>", maxsplit=1)[0]
     head = [re.sub("<[^>]*>", "", cell) for cell in re.findall("<th.*?</th>", section)]
     assert head[1:3] == ["zero-shot", "fine-tuned"] and head[4:] == ["fine-tuned less zero-shot", "McNemar's p"]
     found = []
@@ -281,7 +285,9 @@ def test_the_pages_of_both_paths_take_zero_shot_from_fine_tuned(
     pairs = list(zip(right["pretrained"], right["finetuned"], strict=True))
     counts = [(str(sum(pair == (0, 1) for pair in pairs)), str(sum(pair == (1, 0) for pair in pairs)))]
     assert counts[0][0] != counts[0][1]
-    assert differences_on(of_job, "Tux Paint categories")[0][3] == counts, "only fine-tuned right : only zero-shot right"
+    assert differences_on(of_job, "Tux Paint categories")[0][3] == counts, (
+        "only fine-tuned right : only zero-shot right"
+    )
     page = tmp_path / "page.html"
     options = ["--tasks", "tuxpaint", "--protocol", "cn-clip", "--data", str(stamps), "--report", str(page)]
     models = ["--model", f"{good}/model", "--fine-tuned", spoiled.path("model")]

@@ -10,7 +10,6 @@ from wukong.errors import DataError
 from wukong.evaluate import interval, paired
 from wukong.evaluate.answers import PER_CLASS, Answers
 
-
 BASELINE, OTHER = "pretrained", "finetuned"
 """The roles of the two models: a difference is the result of ``OTHER`` less that of ``BASELINE``."""
 
