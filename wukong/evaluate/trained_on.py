@@ -4,7 +4,7 @@ Equal files are found, by the SHA-256 that the crawl noted of what it got. The s
 another file, so the number is the least that it can be. What a published tower was trained on is not known here.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +130,7 @@ def counts(models: Mapping[str, set[Pairs] | str], tasks: Mapping[str, Sequence[
     return found
 
 
-def _reasons(parts: Iterable[set[str] | str], of_task: Sequence[str | None]) -> Iterable[str]:
+def _reasons(parts: Iterable[set[str] | str], of_task: Sequence[str | None]) -> Iterator[str]:
     yield from (part for part in parts if isinstance(part, str))
     if None in of_task:
         yield "the set's pictures are no files of their own"

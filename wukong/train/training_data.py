@@ -50,8 +50,8 @@ _KEPT_ENDS = 1 << 16
 """Shards of which a worker keeps where its last piece ended: two numbers each."""
 _KEY_BYTES = 80
 """Of a key in memory."""
-_AHEAD = 4
-"""Batches of stored features that are made before they are needed."""
+_AHEAD, _AHEAD_BYTES = 4, 512 << 20
+"""Most batches of stored features that are made before they are needed, and their bytes; one is in any case."""
 
 _Item = TypeVar("_Item")
 _Shown = tuple[Tensor, list[tuple[int, str]]]
@@ -483,7 +483,7 @@ class FeaturePairs(Pairs):
                 for samples in steps:
                     yield self._batch(samples, _chosen_views(samples), _lost(samples))
 
-        return _ahead(made(), _AHEAD)
+        return _ahead(made(), _AHEAD, _AHEAD_BYTES)
 
 
 def _chosen_views(samples: Sequence[Sample[Loaded]]) -> Tensor:
@@ -618,18 +618,19 @@ def _with_gaps(side: int, shown: Sequence["Tensor | str"]) -> _Shown:
     return torch.stack([view if isinstance(view, Tensor) else black for view in shown]), broken
 
 
-def _ahead(items: Generator[_Item], count: int) -> Generator[_Item]:
-    """Iterate over items that a thread makes, up to ``count`` before they are needed."""
+def _ahead(made: Generator[Batch], count: int, most: int) -> Generator[Batch]:
+    """Iterate over batches that a thread makes, up to ``count`` and ``most`` bytes of them before they are needed."""
     maker = ThreadPoolExecutor(1, thread_name_prefix="batches")
-    waiting = deque(maker.submit(next, items, None) for _ in range(count))
+    waiting = deque([maker.submit(next, made, None)])
     try:
-        while (item := waiting.popleft().result()) is not None:
-            waiting.append(maker.submit(next, items, None))
-            yield item
+        while (batch := waiting.popleft().result()) is not None:
+            room = max(1, min(count, most // max(batch.features.nbytes, 1)))
+            waiting.extend(maker.submit(next, made, None) for _ in range(room - len(waiting)))
+            yield batch
     finally:
         for future in waiting:
             future.cancel()
-        maker.submit(items.close)
+        maker.submit(made.close)
         maker.shutdown(wait=False)
 
 
