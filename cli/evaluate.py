@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from wukong.evaluate.answers import Answers
     from wukong.manifest import Manifest
 
-_WIDTH = 120  # a narrower table would break its lines
+_WIDTH = 132  # a narrower table would break its lines
+_TRAINED_ON = (
+    "Trained on: pictures whose files the model was trained on; copies in another size or format are not counted."
+)
 
 
 def evaluate(
@@ -79,12 +82,13 @@ def evaluate(
 
     All sets are read before the model works. A set that is named and not there is an error, with what to download and
     where to put it; with `all`, the missing ones are listed at the end. fashion-mnist and tuxpaint are fetched from
-    Debian. Example:
+    Debian; the demo trains on most pictures of tuxpaint. Each set's note is printed, and how many of its pictures the
+    model was trained on. Example:
 
-        wukong evaluate --model models:/demo@champion --tasks fashion-mnist,tuxpaint --protocol paper
+        wukong evaluate --model models:/demo@champion --tasks fashion-mnist --protocol paper
     """
     from infra.corpus import catalogue
-    from wukong.evaluate import adapters, results, two_models
+    from wukong.evaluate import adapters, results, trained_on, two_models
     from wukong.evaluate import answers as answers_of
     from wukong.evaluate import tasks as tasks_to_run
     from wukong.evaluate.model import OwnModel
@@ -112,13 +116,12 @@ def evaluate(
             f"none of the {len(names)} sets is in {root}: each needs a folder with its name there, for instance "
             f"{root / names[0]}; docs/evaluation-sets.md says how to get them"
         )
-    models, entries, alignments, comparisons = [], [], [], []
-    answered: dict[str, Answers] = {}
+    models, entries, alignments = [], [], []
+    answered: dict[str, dict[str, Answers]] = {found.name: {} for found, _ in work}
     tables: dict[str, dict[str, pa.Table]] = {"pretrained": {}, "finetuned": {}}
     pictures: dict[str, dict[str, str]] = {}
-    for role, uri in (("pretrained", model), ("finetuned", fine_tuned)):
-        if uri is None:
-            continue
+    asked_for = {"pretrained": model} | ({"finetuned": fine_tuned} if fine_tuned else {})
+    for role, uri in asked_for.items():
         loaded = adapters.load(uri, device)
         models.append(MeasuredModel(role, loaded.name, loaded.digest, loaded.token_wise))
         for found, protocol_of in work:
@@ -130,11 +133,8 @@ def evaluate(
                 tables[role][found.name] = answers_of.table(
                     {role: outcome.answers}, task=found.name, digest=found.digest, protocol=protocol_of.name
                 )
-            if outcome.answers is not None and found.name in answered:
-                before = ("pretrained", answered[found.name])
-                comparisons += two_models.compared(found.name, before, (role, outcome.answers))
-            elif outcome.answers is not None:
-                answered[found.name] = outcome.answers
+            if outcome.answers is not None:
+                answered[found.name][role] = outcome.answers
             shown = pictures.setdefault(found.name, {})
             if report or experiment:
                 shown |= page.pictures(found, outcome, shown)
@@ -143,8 +143,12 @@ def evaluate(
                     alignments += drawn
                     shown |= squares
     described = {each.name: each.describe() for _, each in work}
-    missing = page.missing({found.name for found, _ in work})
-    document = results.document(models, described, entries, missing, alignments, comparisons)
+    comparisons = [each for name, by_role in answered.items() for each in two_models.compared(name, by_role)]
+    measured = {found.name for found, _ in work}
+    trained = {role: trained_on.pairs_at(uri) for role, uri in asked_for.items()}
+    seen = trained_on.counts(trained, {found.name: trained_on.digests(found) for found, _ in work})
+    missing, notes = page.missing(measured), page.notes(measured)
+    document = results.document(models, described, entries, missing, alignments, comparisons, notes, seen)
     if as_json:
         print_json(document)
     else:
@@ -206,7 +210,9 @@ def _filtered(experiment: "Experiment", run: str | None) -> "Manifest":
 
 
 def _print(document: Mapping[str, Any]) -> None:
-    """Print the protocols and a table with a line for each result; each line names its protocol."""
+    """Print the protocols, a table with a line for each result, which names its protocol, and the sets' notes."""
+    from wukong.evaluate import results
+
     console = Console(width=max(_WIDTH, Console().width))
     several = len(document["models"]) > 1
     for model in document["models"]:
@@ -218,12 +224,13 @@ def _print(document: Mapping[str, Any]) -> None:
     for model in document["models"]:
         if several:
             console.print(f"{ROLES[model['role']]}:", highlight=False)
-        table = Table("Set", "Split", "Items", "Result", "%", "95 % interval", "Chance", "Protocol")
+        table = Table("Set", "Split", "Items", "Trained on", "Result", "%", "95 % interval", "Chance", "Protocol")
         for each in (task for task in document["tasks"] if task["model"] == model["role"]):
             for number, (name, value) in enumerate(each["results"].items()):
                 sizes = ", ".join(f"{count:,} {what}" for what, count in each["sizes"].items())
+                seen = results.trained_on_of(document, each["task"], model["role"])
                 table.add_row(
-                    *((each["title"], each["split"], sizes) if not number else ("", "", "")),
+                    *((each["title"], each["split"], sizes, seen) if not number else ("", "", "", "")),
                     f"{name} *" if name == each["headline"] else name,
                     f"{100 * value['value']:.2f}",
                     f"{100 * value['low']:.2f} to {100 * value['high']:.2f}",
@@ -233,6 +240,18 @@ def _print(document: Mapping[str, Any]) -> None:
             table.add_section()
         console.print(table)
     console.print("* the protocol's number for this set")
+    console.print(_TRAINED_ON, highlight=False)
+    titles = {each["task"]: each["title"] for each in document["tasks"]}
+    for each in document["trained_on"]:
+        where = f"{titles[each['task']]}, {ROLES[each['model']]}" if several else titles[each["task"]]
+        if each["trained_on"]:
+            said = f"{each['trained_on']:,} of {each['pictures']:,} pictures were trained on: this is no test of them"
+            console.print(f"{where}: {said}.", highlight=False, markup=False, soft_wrap=True)
+        elif each["why"]:
+            said = f"whether its pictures were trained on is not known: {each['why']}"
+            console.print(f"{where}: {said}.", highlight=False, markup=False, soft_wrap=True)
+    for name, note in document["notes"].items():
+        console.print(f"{titles[name]}: {note}", highlight=False, markup=False, soft_wrap=True)
     if document["comparisons"]:
         console.print(_differences(document))
 

@@ -17,7 +17,7 @@ from wukong import places, progress, storage
 from wukong.config import Experiment
 from wukong.data import shards
 from wukong.errors import DataError
-from wukong.evaluate import answers, holdouts, results, set_folders, sets, tasks, two_models
+from wukong.evaluate import answers, holdouts, results, set_folders, sets, tasks, trained_on, two_models
 from wukong.evaluate.data_set import ClassificationData, RetrievalData
 from wukong.evaluate.model import OwnModel
 from wukong.evaluate.protocol import OWN, Protocol, named
@@ -73,9 +73,13 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         )
         for role, parent in places.EVALUATED.items()
     ]
-    missing = page.missing({entry["task"] for entry in entries})
+    measured = {entry["task"] for entry in entries}
+    trained = {role: trained_on.pairs_of(parents[parent]) for role, parent in places.EVALUATED.items()}
+    seen = trained_on.counts(trained, {record["name"]: record["digests"] for record in records if "digests" in record})
     comparisons = [each for record in records for each in record["comparisons"]]
-    found = results.document(models, protocols, entries, missing, alignments, comparisons) | {"training": histories}
+    found = results.document(
+        models, protocols, entries, page.missing(measured), alignments, comparisons, page.notes(measured), seen
+    ) | {"training": histories}
     metrics = results.metrics_of(entries, "finetuned")
     before = results.metrics_of(entries, "pretrained")
     metrics |= {f"pretrained/{name.partition('/')[2]}": value for name, value in before.items()}
@@ -119,8 +123,8 @@ def _measure(
     """Measure both models on one task; return its record.
 
     A record has ``name``; ``tasks``, by model the entries of the results; ``pictures``, the small images of the page by
-    their ids; ``alignments``; ``comparisons`` of both models; and ``answers`` and ``queries``, the path of the task's
-    answers and their number.
+    their ids; ``alignments``; ``comparisons`` of both models; ``digests`` of all pictures (``trained_on.digests``); and
+    ``answers`` and ``queries``, the path of the task's answers and their number.
     """
     record: dict[str, Any] = {"name": name, "tasks": {}, "pictures": {}, "alignments": [], "comparisons": []}
     if name in experiment.held_out_tasks:
@@ -166,8 +170,8 @@ def _measured(
             drawn, squares = page.aligned(whole, data, outcome, role)
             record["alignments"] += drawn
             record["pictures"] |= squares
-    if len(answered) == len(places.EVALUATED):
-        record["comparisons"] = two_models.compared(data.name, *answered.items())
+    record["digests"] = trained_on.digests(data)
+    record["comparisons"] = two_models.compared(data.name, answered)
     if answered:
         stored = answers.table(answered, task=data.name, digest=data.digest, protocol=rules.name)
         record |= {"answers": f"{answers.FOLDER}/{data.name}.parquet", "queries": stored.num_rows}

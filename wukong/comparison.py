@@ -116,7 +116,8 @@ def _read(server: Server, run: Run) -> Measured:
         if (data := _file(server, run, DOCUMENT)) is None:
             return Measured(run, Evaluation())
         document = json.loads(data)
-        role = run.tags.get(tracking.ROLE_TAG) or document["models"][-1]["role"]
+        measured = {model["role"] for model in document["models"]}
+        role = run.tags.get(tracking.ROLE_TAG) or next(role for role in ("finetuned", "pretrained") if role in measured)
         tables = {}
         for name in {task["task"] for task in document["tasks"] if task["model"] == role}:
             path = f"{answers.FOLDER}/{name}.parquet"
@@ -252,7 +253,8 @@ def _compared(measured: Sequence[Measured], known: _Scores, name: str, seed: int
             elif first is None or result not in first["results"]:
                 row.append(_entry(value, "incomparable", "not comparable: the first run has no such result"))
             else:
-                row.append(_with(value, _unpaired(value, first["results"][result]), paired=False))
+                difference = _unpaired(baseline=first["results"][result], other=value)
+                row.append(_with(value, difference, paired=False))
         results[result] = row
     about = ("task", "title", "kind", "split", "digest", "protocol", "headline", "sizes")
     return {**{key: shown[key] for key in about}, "results": results}
@@ -334,11 +336,11 @@ def _means(measured: Sequence[Measured], known: _Scores, kind: str, seed: int) -
     }
 
 
-def _unpaired(value: Mapping[str, Any], first: Mapping[str, Any]) -> "Interval":
+def _unpaired(*, baseline: Mapping[str, Any], other: Mapping[str, Any]) -> "Interval":
     from wukong.evaluate.interval import Interval
     from wukong.evaluate.paired import unpaired
 
-    return unpaired(Interval(**value), Interval(**first))
+    return unpaired(baseline=Interval(**baseline), other=Interval(**other))
 
 
 def _entry(value: Mapping[str, Any] | None, verdict: Verdict, note: str = "") -> dict[str, Any]:

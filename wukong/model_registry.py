@@ -357,6 +357,30 @@ class ModelRegistry:
         self._server.ask("POST", "model-versions/set-tag", values)
 
 
+def manifest_of(uri: str) -> str:
+    """Return the URI of the manifest of the stage that made a registered model.
+
+    Args:
+        uri: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+
+    Raises:
+        ConfigError: there is no such model or version.
+        DataError: no version has the alias, or the version does not say what it was made from.
+    """
+    name = uri.removeprefix("models:/")
+    if "@" in name:
+        model, _, alias = name.rpartition("@")
+        number, _ = ModelRegistry(Server(), model, alias).state()
+        if not number:
+            raise DataError(f"no version of {model} has the alias {alias}")
+    else:
+        model, _, number = name.rpartition("/")
+    tags = ModelRegistry(Server(), model, "").version(number)["tags"]
+    if _MODEL not in tags:
+        raise DataError(f"version {number} of {model} does not say where its files are")
+    return str(tags[_MODEL])
+
+
 def held_before(history: list[dict[str, Any]], holder: str) -> str:
     """Return the version that held an alias before the present holder; empty if there is none.
 

@@ -175,7 +175,7 @@ TABLE = (
         runs_as="inside",
         parents=("filter",),
         key_parents=("filter",),
-        version=2,
+        version=3,
         takedown="delete",
     ),
     Entry(
@@ -184,7 +184,7 @@ TABLE = (
         hands_on="the pre-trained model",
         parents=("filter", "validate"),
         key_parents=("filter",),  # it waits for the gate and takes nothing from it
-        version=3,
+        version=4,
         from_experiment=lambda experiment: _of_training(experiment, experiment.pretrain),
         sections=("model",),
         trains=True,
@@ -196,7 +196,7 @@ TABLE = (
         hands_on="the fine-tuned model",
         parents=("filter", "pretrain"),
         key_parents=("filter", "pretrain"),
-        version=3,
+        version=4,
         from_experiment=lambda experiment: _of_training(experiment, experiment.finetune),
         sections=("model",),
         trains=True,

@@ -356,14 +356,32 @@ def download(uri: str, local: Path) -> Path:
     return local
 
 
-def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+def read_table(uri: str, columns: list[str] | None = None, sha256: str = "") -> pa.Table:
     """Read one Parquet file.
 
+    Args:
+        uri: of the file.
+        columns: those to read; None for all.
+        sha256: digest that the file must have, which is then read as a whole; empty for any.
+
     Raises:
-        StorageError: the file cannot be read, is truncated, or lacks a column.
+        StorageError: the file cannot be read, is truncated or altered, or lacks a column.
     """
+
+    def read(store: pafs.FileSystem, path: str) -> pa.Table:
+        if not sha256:
+            return pq.read_table(path, columns=columns, filesystem=store)
+        with store.open_input_file(path) as stream:
+            data = stream.read_buffer()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise StorageError(
+                f"{uri} is not the file that its stage wrote: it was altered or replaced. Put it back, or delete it "
+                "and run its stage again"
+            )
+        return pq.read_table(pa.BufferReader(data), columns=columns)
+
     try:
-        return read_with(uri, lambda store, path: pq.read_table(path, columns=columns, filesystem=store))
+        return read_with(uri, read)
     except pa.ArrowInvalid as error:
         raise StorageError(
             f"{uri} is not a readable Parquet file ({error}); delete it and run its stage again"

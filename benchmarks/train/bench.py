@@ -7,7 +7,6 @@ them is the same file, so that a corpus of 100 million pairs takes no room, whil
 import argparse
 import hashlib
 import io
-import json
 import multiprocessing
 import os
 import random
@@ -82,8 +81,7 @@ def shard(folder: Path, *, distinct: bool = False) -> str:
     urls = [f"http://pictures.example/{key}.jpg" for key in keys]
     pq.write_table(pa.table({"key": keys, "url": urls, "caption": captions}), folder / "train" / "00000.parquet")
     values = torch.randn(SHARD, WIDTH, generator=torch.Generator().manual_seed(0)).half()
-    path = folder / features.path_of("train", "00000", 0)
-    save_file({"features": values}, path, metadata={"keys": json.dumps(keys)})
+    features.write(storage.from_path(folder / features.path_of("train", "00000", 0)), keys, values)
     return storage.from_path(folder)
 
 

@@ -42,7 +42,6 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -330,8 +329,8 @@ def waiting(steps: int) -> dict[str, float]:
             else:
                 values = torch.randn(corpus.rows[0], locked.pooled_width).half()
                 path = Path(folder, features.path_of("train", "00000", 0))
-                keys = json.dumps([f"{number:08d}" for number in range(corpus.rows[0])])
-                save_file({"features": values}, path, metadata={"keys": keys})
+                keys = [f"{number:08d}" for number in range(corpus.rows[0])]
+                features.write(storage.from_path(path), keys, values)
                 pairs = FeaturePairs(corpus, tokenizer, corpus.prefix, (0,))
                 dual = DualEncoder(model, tokenizer, feature_width=locked.pooled_width, with_weights=False)
             looks: list[Look] = []

@@ -28,7 +28,7 @@ from wukong.errors import StackError
 log = logging.getLogger(__name__)
 
 METRICS_PORT = "WUKONG_METRICS_PORT"
-"""Names the port on loopback where Ray gives out metrics, if the packages of ``ray[default]`` are installed."""
+"""Names the port on loopback where Ray gives out metrics."""
 BUCKETS = ("wukong", "mlflow")
 CPUS = os.cpu_count() or 1
 

@@ -1,5 +1,6 @@
 """``wukong evaluate`` on a set that lies in a folder, with a tiny model saved on disk."""
 
+import hashlib
 import io
 import json
 import tarfile
@@ -108,6 +109,46 @@ def test_two_models_stand_beside_each_other_on_the_page_and_in_the_json(model: s
     assert [model["digest"] for model in found["models"]] == [found["models"][0]["digest"]] * 2
     html = page.read_text("utf-8")
     assert "Tux Paint categories" in html and html.count("data:image/jpeg;base64,") == len(first["examples"])
+
+
+def test_pictures_that_the_model_was_trained_on_are_counted_and_notes_printed(
+    model: str, data: Path, tmp_path: Path
+) -> None:
+    stamps = sorted((data / "tuxpaint").rglob("*.png"))
+    root = storage.from_path(tmp_path / "store")
+    filtered = Stage(root, "filter", {})
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in stamps[:5]] + ["0" * 64]
+    storage.write_table(filtered.path("train/00000.parquet"), pa.table({"sha256": digests, "url": ["u"] * 6}))
+    storage.write_bytes(filtered.path("train/00000.tar"), b"")
+    pairs = filtered.commit([filtered.describe(f"train/00000.{end}", 6) for end in ("parquet", "tar")])
+    stage = Stage(root, "pretrain", {"training": {"sources": ["*"]}}, [pairs])
+    for file in Path(model).iterdir():
+        storage.upload(file, stage.path(f"model/{file.name}"))
+    stage.commit([])
+    written, page = tmp_path / "results.json", tmp_path / "page.html"
+    command = ["evaluate", "--model", stage.path("model"), "--fine-tuned", model, "--tasks", "tuxpaint"]
+    result = CliRunner().invoke(app, [*command, "--data", str(data), "--output", str(written), "--report", str(page)])
+    assert result.exit_code == 0, result.output
+    assert any("│ 5 of 18" in line for line in result.output.splitlines())
+    assert "5 of 18 pictures were trained on" in result.output and "not known" in result.output
+    assert sets.of("tuxpaint").note in result.output
+    found = json.loads(written.read_text("utf-8"))
+    assert found["notes"] == {"tuxpaint": sets.of("tuxpaint").note}
+    assert [(each["model"], each["trained_on"], each["pictures"]) for each in found["trained_on"]] == [
+        ("pretrained", 5, 18),
+        ("finetuned", None, 18),
+    ]
+    text = page.read_text("utf-8")
+    assert "The zero-shot model: 5 of 18 pictures were trained on." in text
+    assert "whether it was trained on these pictures is not known: no manifest of a training lies beside it" in text
+    assert "The demo trains" in text
+
+
+def test_the_example_of_the_help_names_no_set_that_the_demo_trains_on() -> None:
+    said = " ".join(CliRunner().invoke(app, ["evaluate", "--help"]).output.split())
+    example = said.split("wukong evaluate --model")[1].split("--protocol")[0]
+    named = [name for name, each in sets.REGISTRY.items() if name in example]
+    assert named and not [name for name in named if "trains" in sets.of(name).note]
 
 
 def test_with_all_and_nothing_there_it_says_where_sets_belong(

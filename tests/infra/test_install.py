@@ -2,12 +2,14 @@
 
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import stat
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,40 @@ def test_every_pin_can_be_installed_on_the_oldest_python() -> None:
     assert refused == []
     if told < len(pins) / 2:
         pytest.skip("this environment has other versions than the pinned ones")
+
+
+def test_everything_has_all_extras_but_those_of_images_alone() -> None:
+    """What ships and is not installed is tested nowhere."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras: dict[str, list[str]] = project["optional-dependencies"]
+
+    def joined(names: list[str]) -> set[str]:
+        own = [need.split("[")[1][:-1].split(",") for name in names for need in extras[name] if "wukong-vlm[" in need]
+        return {*names}.union(*map(joined, own))
+
+    assert extras.keys() - joined(["all", "dev"]) == {"ray-head", "mlflow-server"}
+
+
+@pytest.mark.parametrize("kind", ["editable", "wheel"])
+def test_the_project_is_built_without_a_warning(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", "77")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout
+    packages = ("cli/", "components/", "infra/", "pipelines/", "ray_jobs/", "wukong/")
+    for name in filter(None, listed.split("\0")):
+        if name.startswith(packages) or name in ("pyproject.toml", "README.md", "LICENSE"):
+            (tmp_path / "project" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, tmp_path / "project" / name)
+    build = f"from setuptools import build_meta; build_meta.build_{kind}({str(tmp_path)!r})"
+    command = [sys.executable, "-P", "-c", build]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    made = subprocess.run(command, cwd=tmp_path / "project", env=variables, capture_output=True, text=True, check=True)
+    assert "arning" not in made.stderr, made.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        pth = [files.read(name).decode().strip() for name in files.namelist() if name.endswith(".pth")]
+    assert pth == ([str(tmp_path / "project")] if kind == "editable" else [])
 
 
 def test_newest_versions_ignore_the_constraints(environment: Path) -> None:

@@ -1,13 +1,9 @@
-"""The search page under Ray Serve gives the bytes that uvicorn gives: skipped, and said so, without ``ray[serve]``."""
+"""The search page under Ray Serve gives the bytes that uvicorn gives."""
 
-import importlib.util
 import socket
 from pathlib import Path
 
 import pytest
-
-HAS_SERVE = all(map(importlib.util.find_spec, ("grpc_reflection", "fastapi", "watchfiles")))
-pytestmark = pytest.mark.skipif(not HAS_SERVE, reason="Ray Serve is not installed: pip install 'ray[serve]'")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import torch
 from crawled import complete
 from PIL import Image, ImageDraw
 from ray.train.torch import TorchTrainer
+from typer.testing import CliRunner
 
+from cli.main import app
 from ray_jobs import evaluate, features, finetune, pretrain, training
 from ray_jobs import filter as filter_job
 from wukong import config, fence, places, storage
@@ -171,6 +174,10 @@ def test_the_model_finds_unseen_pictures_and_is_measured(done: dict[str, Manifes
     digests = {model["role"]: model["digest"] for model in report["models"]}
     assert digests == {"finetuned": done["finetune"].digest, "pretrained": done["pretrain"].digest}
     assert len(report["training"]["pretrain"]) == 4
+    seen = {(each["model"], each["task"]): each for each in report["trained_on"]}
+    assert seen.keys() == measured.keys()
+    for key, each in seen.items():
+        assert (each["trained_on"], each["pictures"]) == (0, measured[key]["sizes"]["images"])
 
 
 def test_the_stage_writes_the_page_with_its_pictures(done: dict[str, Manifest]) -> None:
@@ -237,6 +244,58 @@ def test_published_sets_are_measured_beside_the_hold_outs(done: dict[str, Manife
     next(stamps.rglob("000.png")).write_bytes(b"")
     computed = [features.run(settings, done, done[name], "holdouts") for name in ("finetune", "pretrain")]
     assert places.evaluation(settings, done, computed).key != found.uri.rsplit("/", 1)[1]
+
+
+def differences_on(page: str, title: str) -> list[tuple[float, float, float, list[str]]]:
+    """Of each result of a set: zero-shot, fine-tuned, the difference that is shown, and McNemar's two counts."""
+    section = page.split(f"<h3>{title}</h3>")[1].split("</table>", maxsplit=1)[0]
+    head = [re.sub("<[^>]*>", "", cell) for cell in re.findall("<th.*?</th>", section)]
+    assert head[1:3] == ["zero-shot", "fine-tuned"] and head[4:] == ["fine-tuned less zero-shot", "McNemar's p"]
+    found = []
+    for row in section.split("</thead>")[1].split("<tr>")[1:]:
+        cells = re.findall("<td.*?</td>", row)
+        before, after, change = (float(re.findall("<b>(.*?)</b>", cells[n])[0]) for n in (1, 2, 4))
+        found.append((before, after, change, re.findall("<small>([0-9,]+) : ([0-9,]+)</small>", cells[5])))
+    return found
+
+
+def test_the_pages_of_both_paths_take_zero_shot_from_fine_tuned(
+    done: dict[str, Manifest], stamps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WUKONG_CACHE", str(tmp_path / "cache"))
+    good = done["pretrain"].uri
+    spoiled = Stage(f"{storage.from_path(tmp_path)}/x", "finetune", done["finetune"].config)
+    saved = saved_model.load(f"{good}/model")
+    with torch.no_grad():
+        for weights in saved.model.image_head.parameters():
+            weights.copy_(torch.randn(weights.shape, generator=torch.Generator().manual_seed(0)))
+    saved_model.save(spoiled.path("model"), saved.model, saved.tokenizer)
+    storage.write_json(spoiled.path("history.json"), storage.read_json(f"{done['finetune'].uri}/history.json"))
+    parents = {**done, "finetune": spoiled.commit([])}
+    plain = experiment(tmp_path)
+    asked = {"tasks": ("tuxpaint",), "protocol": "cn-clip", "sets": storage.from_path(stamps)}
+    found = evaluate.run(plain.model_copy(update={"evaluate": plain.evaluate.model_copy(update=asked)}), parents)
+    of_job = storage.read_bytes(f"{found.uri}/evaluation.html").decode()
+    shown = differences_on(of_job, "new-style")
+    changes = [change for _, _, change, _ in shown]
+    assert min(changes) < -20, "the spoiled model is much worse"
+    assert changes == pytest.approx([after - before for before, after, _, _ in shown], abs=0.11)
+    rows = storage.read_table(f"{found.uri}/answers/tuxpaint.parquet").to_pylist()
+    right = {role: [row["top1"] for row in rows if row["model"] == role] for role in ("pretrained", "finetuned")}
+    pairs = list(zip(right["pretrained"], right["finetuned"], strict=True))
+    counts = [(str(sum(pair == (0, 1) for pair in pairs)), str(sum(pair == (1, 0) for pair in pairs)))]
+    assert counts[0][0] != counts[0][1]
+    assert differences_on(of_job, "Tux Paint categories")[0][3] == counts, (
+        "only fine-tuned right : only zero-shot right"
+    )
+    page = tmp_path / "page.html"
+    options = ["--tasks", "tuxpaint", "--protocol", "cn-clip", "--data", str(stamps), "--report", str(page)]
+    models = ["--model", f"{good}/model", "--fine-tuned", spoiled.path("model")]
+    result = CliRunner().invoke(app, ["evaluate", *models, *options])
+    assert result.exit_code == 0, result.output
+    of_command = page.read_text("utf-8")
+    both = [differences_on(each, "Tux Paint categories") for each in (of_job, of_command)]
+    assert both[0] == both[1]
 
 
 def test_a_model_is_measured_on_the_test_set_of_another_run(

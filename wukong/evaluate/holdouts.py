@@ -31,14 +31,19 @@ class Pictures:
     Args:
         tars: for each image the URI of its shard's tar.
         keys: for each image the key of its pair.
+        digests: for each image the SHA-256 of the file that the crawl got; None where it is not known.
     """
 
-    def __init__(self, tars: Sequence[str], keys: Sequence[str]) -> None:
-        self._tars, self._keys = list(tars), list(keys)
+    def __init__(self, tars: Sequence[str], keys: Sequence[str], digests: Sequence[str | None]) -> None:
+        self._tars, self._keys, self._digests = list(tars), list(keys), list(digests)
         self._places: dict[str, dict[str, tuple[int, int]]] = {}
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def digest(self, i: int) -> str | None:
+        """SHA-256 of the file that the crawl got for image ``i``; None where it is not known."""
+        return self._digests[i]
 
     def image(self, i: int) -> Image.Image:
         """Decode image ``i`` to RGB.
@@ -146,7 +151,7 @@ def _retrieval(
         log.warning("the hold-out %s has no pairs: it is not measured", holdout.name)
         return None
     table, tars = found
-    keys, identities = table["key"].to_pylist(), _identities(table)
+    keys, digests, identities = table["key"].to_pylist(), table["sha256"].to_pylist(), _identities(table)
     rows, texts, relevant = retrieval.task(identities, table["caption"].to_pylist(), taken)
     chosen = rows.tolist()
     wanted: list[list[int]] = [[] for _ in texts]
@@ -158,7 +163,7 @@ def _retrieval(
         [keys[row] for row in chosen],
         [Caption(text, tuple(of)) for text, of in zip(texts, wanted, strict=True)],
         False,
-        Pictures([tars[row] for row in chosen], [keys[row] for row in chosen]),
+        Pictures(*([each[row] for row in chosen] for each in (tars, keys, digests))),
         holdout.title or holdout.name,
         [identities[row] for row in chosen],
     )
@@ -186,7 +191,7 @@ def _classification(filtered: Manifest, task: Classification, *, by_key: bool = 
         tuple(task.classes),
         [keys[row] for row in chosen],
         np.array([label_of[row] for row in chosen], np.int64),
-        Pictures([tars[row] for row in chosen], [keys[row] for row in chosen]),
+        Pictures(*([each[row] for row in chosen] for each in (tars, keys, table["sha256"].to_pylist()))),
         task.title or task.name,
         tuple(task.classes),
         every_class=False,

@@ -62,16 +62,16 @@ def differences(
     return [dict(zip(names, found[n * len(names) :][: len(names)], strict=True)) for n in range(len(others))]
 
 
-def unpaired(first: Interval, second: Interval) -> Interval:
-    """The difference of two results of independent samples, first minus second, from their intervals.
+def unpaired(baseline: Interval, other: Interval) -> Interval:
+    """The difference of two results of independent samples, the other one less the baseline, from their intervals.
 
     The distances from the ends of an interval to its value stand for standard errors, in each direction (Newcombe,
     Interval estimation for the difference between independent proportions, 1998, method 10).
     """
-    value = first.value - second.value
-    low = value - math.hypot(first.value - first.low, second.high - second.value)
-    high = value + math.hypot(first.high - first.value, second.value - second.low)
-    return Interval(value, low, high, first.level, min(first.units, second.units))
+    value = other.value - baseline.value
+    low = value - math.hypot(other.value - other.low, baseline.high - baseline.value)
+    high = value + math.hypot(other.high - other.value, baseline.value - baseline.low)
+    return Interval(value, low, high, other.level, min(other.units, baseline.units))
 
 
 def _drawn(models: Sequence[Scores], resamples: int, seed: int) -> Numbers:

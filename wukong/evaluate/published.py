@@ -35,6 +35,14 @@ class Images(Protocol):
         """
         ...
 
+    def digest(self, i: int) -> str | None:
+        """SHA-256 of the file of image ``i``; None if it is no file.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        ...
+
 
 class Labelled(NamedTuple):
     """What the reader of a classification set finds: an id, a label and an image each, in the owner's order."""

@@ -158,6 +158,8 @@ def document(
     missing: Mapping[str, str],
     alignments: Sequence[Mapping[str, Any]] = (),
     comparisons: Sequence[Mapping[str, Any]] = (),
+    notes: Mapping[str, str] | None = None,
+    trained_on: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Make the document of an evaluation.
 
@@ -168,10 +170,13 @@ def document(
         missing: for each set that was not measured, what it needs.
         alignments: entries of ``wukong.report.evaluation.aligned``.
         comparisons: entries of ``wukong.evaluate.two_models.compared``.
+        notes: what must be known of a set to read its numbers, by its name.
+        trained_on: entries of ``wukong.evaluate.trained_on.counts``.
 
     Returns:
-        ``format``, ``models``, ``protocols``, ``tasks``, ``missing``, ``alignments``, ``comparisons``, and ``tables``:
-        the paper's Tables 5, 6 and 7 with the numbers measured here beside them, all in %.
+        ``format``, ``models``, ``protocols``, ``tasks``, ``missing``, ``alignments``, ``comparisons``, ``notes``,
+        ``trained_on``, and ``tables``: the paper's Tables 5, 6 and 7 with the numbers measured here beside them, all
+        in %.
     """
     return {
         "format": FORMAT,
@@ -181,6 +186,8 @@ def document(
         "missing": dict(missing),
         "alignments": [dict(each) for each in alignments],
         "comparisons": [dict(each) for each in comparisons],
+        "notes": dict(notes or {}),
+        "trained_on": [dict(each) for each in trained_on],
         "tables": {"5": _table_5(models, tasks), **{n: _recalls(n, tasks) for n in ("6", "7")}},
     }
 
@@ -231,6 +238,15 @@ def _how(task: Mapping[str, Any]) -> dict[str, str]:
 
 def _percent(value: Mapping[str, float]) -> dict[str, float]:
     return {key: 100 * value[key] for key in ("value", "low", "high")}
+
+
+def trained_on_of(found: Mapping[str, Any], task: str, role: str) -> str:
+    """Say how many of a task's pictures a model of a document was trained on; empty in a document without that."""
+    for each in found.get("trained_on", ()):
+        if (each["task"], each["model"]) == (task, role):
+            known = each["trained_on"]
+            return "not known" if known is None else f"{known:,} of {each['pictures']:,}"
+    return ""
 
 
 def tasks_of(found: Mapping[str, Any], kind: str, role: str = "finetuned") -> list[dict[str, Any]]:

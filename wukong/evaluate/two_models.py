@@ -1,5 +1,6 @@
 """The difference of two models that were measured on one task: the paired bootstrap, and McNemar's test beside it."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -9,9 +10,12 @@ from wukong.errors import DataError
 from wukong.evaluate import interval, paired
 from wukong.evaluate.answers import PER_CLASS, Answers
 
+BASELINE, OTHER = "pretrained", "finetuned"
+"""The roles of the two models: a difference is the result of ``OTHER`` less that of ``BASELINE``."""
 
-def compared(task: str, first: tuple[str, Answers], second: tuple[str, Answers]) -> list[dict[str, Any]]:
-    """Compare two models by their answers to the same queries.
+
+def compared(task: str, answered: Mapping[str, Answers]) -> list[dict[str, Any]]:
+    """Compare the fine-tuned model with the zero-shot one by their answers to the same queries.
 
     McNemar's test takes queries as independent. It is left out where they are not, because several captions belong to
     one image, where an answer is a share, and for means: the mean over classes and the mean recall. The bootstrap,
@@ -19,18 +23,19 @@ def compared(task: str, first: tuple[str, Answers], second: tuple[str, Answers])
 
     Args:
         task: name of the set or hold-out.
-        first: the first model's role and its answers.
-        second: the second model's.
+        answered: by role the answers of ``pretrained`` and of ``finetuned``, in any order.
 
     Returns:
-        For each result ``task``, ``result``, ``first`` and ``second`` (roles), ``difference`` (an interval: the second
-        model's result less the first one's) and ``mcnemar`` (``only_first``, ``only_second``, ``p``, ``exact``; or
-        None).
+        For each result ``task``, ``result``, ``first`` (``pretrained``) and ``second`` (``finetuned``), ``difference``
+        (an interval: the fine-tuned model's result less the zero-shot one's) and ``mcnemar`` (``only_first``,
+        ``only_second``, ``p``, ``exact``; or None). Empty if one of the two has no answers.
 
     Raises:
         DataError: the models did not answer the same queries.
     """
-    (one, before), (other, after) = first, second
+    if not answered.keys() >= {BASELINE, OTHER}:
+        return []
+    before, after = answered[BASELINE], answered[OTHER]
     if before.queries != after.queries or not np.array_equal(before.units, after.units):
         raise DataError(f"{task}: the two models did not answer the same queries: measure both on the same data")
     (differences,) = paired.differences(before.scores(), [after.scores()])
@@ -38,8 +43,8 @@ def compared(task: str, first: tuple[str, Answers], second: tuple[str, Answers])
         {
             "task": task,
             "result": name,
-            "first": one,
-            "second": other,
+            "first": BASELINE,
+            "second": OTHER,
             "difference": asdict(difference),
             "mcnemar": _mcnemar(name, before, after),
         }

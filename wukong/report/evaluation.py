@@ -121,6 +121,11 @@ def missing(measured: Collection[str]) -> dict[str, str]:
     return {name: f"{each.title}: {each.how_to_get}" for name, each in sets.REGISTRY.items() if name not in measured}
 
 
+def notes(measured: Collection[str]) -> dict[str, str]:
+    """Return what must be known of the published sets that were measured to read their numbers."""
+    return {name: each.note for name, each in sets.REGISTRY.items() if name in measured and each.note}
+
+
 def render(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) -> str:
     """Returns the page.
 
@@ -186,6 +191,8 @@ def _tasks(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) 
             "pictures": shown.get(name, {}),
             "differences": {each["result"]: each for each in document.get("comparisons", ()) if each["task"] == name},
             "examples": entries[role]["examples"],
+            "note": document.get("notes", {}).get(name, ""),
+            "trained_on": [each for each in document.get("trained_on", ()) if each["task"] == name],
             **_best_and_worst(entries[role]["classes"]),
         }
     return list(found.values())

@@ -9,11 +9,13 @@ import hashlib
 import logging
 import re
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from threading import Lock
 from typing import Generic, TypeVar
@@ -38,13 +40,22 @@ from wukong.train.stream import Order, Piece, Sample
 _READERS = 8
 """Tables that are read in parallel to count rows."""
 _BLOCK_BYTES = 2 << 20
-"""What is read at a time of a file of features."""
-_AHEAD = 4
-"""Batches of stored features that are made before they are needed."""
+"""Most that is read at a time of a file of features."""
+_KEPT_FEATURES = 1 << 30
+"""Most bytes that a worker keeps of files of features beyond the pieces in use. Where its lanes have many shards and
+views, less is read at a time, so that all of them have room."""
+_KEPT_TABLES = 256 << 20
+"""The same for the shards' tables."""
+_KEPT_ENDS = 1 << 16
+"""Shards of which a worker keeps where its last piece ended: two numbers each."""
+_KEY_BYTES = 80
+"""Of a key in memory."""
+_AHEAD, _AHEAD_BYTES = 4, 512 << 20
+"""Most batches of stored features that are made before they are needed, and their bytes; one is in any case."""
 
 _Item = TypeVar("_Item")
-_Shown = tuple[Tensor, list[int], list[str]]
-"""Views, for each the place in the batch of the pair that it belongs to, and what is wrong with those left out."""
+_Shown = tuple[Tensor, list[tuple[int, str]]]
+"""Views, and the places of those that are broken, which are black, with what is wrong."""
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +70,7 @@ class Batch:
         ids: token ids, int64 [pairs, longest caption].
         captions: int64 [pairs], equal numbers for equal captions: 64 bits of a hash.
         rows: int64 [pairs], the numbers of the pairs in the corpus.
-        broken: images that could not be decoded; another pair of the batch stands in the place of each.
+        broken: images that could not be decoded; another pair stands in the place of each.
         lost: numbers of shards that could not be read and have places in this batch, or were to stand in them; see
             ``Pairs.load_or_replace``.
     """
@@ -93,6 +104,7 @@ class Corpus:
         digest: digest of the data; it decides the order.
         sources: shell patterns; only pairs whose URL matches one of them are trained on.
         split: ``train``.
+        tables: SHA-256 of each shard's table; empty where they are not known and not checked.
     """
 
     prefix: str
@@ -101,6 +113,7 @@ class Corpus:
     digest: str
     sources: tuple[str, ...] = ("*",)
     split: str = "train"
+    tables: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, filtered: Manifest, sources: tuple[str, ...] = ("*",), rows: Sequence[int] | None = None) -> "Corpus":
@@ -122,36 +135,35 @@ class Corpus:
         elif rows is None:
             rows = count_rows(filtered.uri, "train", names, sources)
         identity = [[part.path, part.rows, part.sha256] for part in parts.values()]
-        return cls(filtered.uri, tuple(names), tuple(rows), digest_of([identity, sources]), sources)
+        tables = tuple(parts[f"train/{name}.parquet"].sha256 for name in names)
+        return cls(filtered.uri, tuple(names), tuple(rows), digest_of([identity, sources]), sources, tables=tables)
 
     def uri(self, shard: int, suffix: str) -> str:
         """Return the URI of a shard's ``.parquet`` or ``.tar``."""
         return storage.join(self.prefix, self.split, f"{self.names[shard]}{suffix}")
 
-    def pairs(self, shard: int) -> tuple[list[int], list[str], list[str]]:
-        """Read the pairs of a shard: their rows in its table, their keys and their captions.
+    def pairs(self, shard: int) -> pa.Table:
+        """Read the pairs of a shard: ``row``, their rows in its table, ``key`` and ``caption``.
 
         Raises:
             DataError: the table is damaged, or has another number of pairs than it had when they were counted.
-            StorageError: it cannot be read.
+            StorageError: it cannot be read, or was altered.
         """
         uri = self.uri(shard, ".parquet")
-        try:
-            return self._pairs(uri, shard)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{uri} is damaged ({error}); delete it and run its stage again") from error
-
-    def _pairs(self, uri: str, shard: int) -> tuple[list[int], list[str], list[str]]:
         columns = ["key", "caption"] if self.sources == ("*",) else ["key", "caption", "url"]
-        table = storage.read_table(uri, columns)
-        rows = list(range(len(table))) if self.sources == ("*",) else _chosen(table, self.sources)
+        table = storage.read_table(uri, columns, *([self.tables[shard]] if self.tables else []))
+        try:
+            table.validate(full=True)
+            rows = list(range(len(table))) if self.sources == ("*",) else _chosen(table, self.sources)
+        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+            raise DataError(f"{uri} is damaged ({error}); delete it and run its stage again") from error
         if len(rows) != self.rows[shard]:
             raise DataError(
                 f"{uri} has {len(rows)} pairs to train on and had {self.rows[shard]} when they were counted: the "
                 "shard was replaced; start the training again"
             )
-        taken = table.take(pa.array(rows, pa.int64()))
-        return rows, taken["key"].to_pylist(), taken["caption"].to_pylist()
+        numbers = pa.array(rows, pa.int64())
+        return table.select(["key", "caption"]).take(numbers).add_column(0, "row", numbers)
 
 
 def count_rows(prefix: str, split: str, names: Sequence[str], sources: Sequence[str]) -> list[int]:
@@ -173,23 +185,31 @@ def count_rows(prefix: str, split: str, names: Sequence[str], sources: Sequence[
 
 
 class _Kept(Generic[_Item]):
-    """What was read of shards beyond one piece, until their next pieces are read."""
+    """What was read of shards beyond one piece, until their next pieces are read.
 
-    def __init__(self) -> None:
-        self._items: dict[object, _Item] = {}
+    Args:
+        most: bytes to keep.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._bytes = most, 0
+        self._items: dict[object, tuple[int, _Item]] = {}
         self._lock = Lock()
 
     def take(self, of: object) -> _Item | None:
         """Return what is kept of something, and keep it no longer."""
         with self._lock:
-            return self._items.pop(of, None)
+            size, item = self._items.pop(of, (0, None))
+            self._bytes -= size
+            return item
 
-    def keep(self, of: object, item: _Item, most: int) -> None:
-        """Keep an item until it is taken; if there are more than ``most`` then, the oldest go."""
+    def keep(self, of: object, item: _Item, size: int) -> None:
+        """Keep an item of some bytes until it is taken; where there is no room for all, the oldest go."""
         with self._lock:
-            self._items[of] = item
-            while len(self._items) > most:
-                del self._items[next(iter(self._items))]
+            self._bytes += size - self._items.pop(of, (0, item))[0]
+            self._items[of] = (size, item)
+            while self._bytes > self._most:
+                self._bytes -= self._items.pop(next(iter(self._items)))[0]
 
 
 @dataclass(frozen=True)
@@ -243,7 +263,7 @@ class Pairs(ABC):
     def __init__(self, rows: Sequence[int], digest: str, tokenizer: Tokenizer, max_lost_shards: int = 0) -> None:
         self.rows, self.digest = tuple(rows), digest
         self._max_lost, self._lost, self._lock = max_lost_shards, set[int](), Lock()
-        self._tables: _Kept[tuple[list[int], list[str], list[str]]] = _Kept()
+        self._tables: _Kept[tuple[int, pa.Table]] = _Kept(_KEPT_TABLES)
         self._shards_in_use = 2
         self._firsts = np.cumsum([0, *rows]).tolist()
         self._tokenizer = tokenizer
@@ -332,12 +352,20 @@ class Pairs(ABC):
 
     def _pairs(self, corpus: Corpus, piece: Piece) -> tuple[list[int], list[str], list[str]]:
         """Read the pairs of a piece: their rows in the shard's table, their keys and their captions."""
-        found = self._tables.take(piece.shard) or corpus.pairs(piece.shard)
-        if piece.stop < self.rows[piece.shard]:
-            self._tables.keep(piece.shard, found, self._shards_in_use)
-        rows, keys, captions = found
-        chosen = slice(piece.start, piece.stop)
-        return rows[chosen], keys[chosen], captions[chosen]
+        kept = self._tables.take(piece.shard)
+        if kept is not None and kept[0] <= piece.start and piece.stop <= kept[0] + len(kept[1]):
+            first, table = kept
+        else:
+            first, table = 0, corpus.pairs(piece.shard)
+            room = _KEPT_TABLES // self._shards_in_use
+            if table.nbytes > room:  # a copy of some rows, so that the others' memory is free
+                first = piece.start
+                stop = min(len(table), max(piece.stop, first + len(table) * room // table.nbytes))
+                table = table.take(pa.array(np.arange(first, stop)))
+        if piece.stop < first + len(table):
+            self._tables.keep(piece.shard, (first, table), table.nbytes)
+        chosen = table.slice(piece.start - first, piece.stop - piece.start)
+        return chosen["row"].to_pylist(), chosen["key"].to_pylist(), chosen["caption"].to_pylist()
 
     def mask_tokens(self, ids: Tensor, share: float) -> Tensor:
         """Replace a random share of the word pieces, but no special tokens, by [MASK].
@@ -390,7 +418,7 @@ class FeaturePairs(Pairs):
     ) -> None:
         super().__init__(corpus.rows, corpus.digest, tokenizer, max_lost_shards)
         self._corpus, self._prefix, self._views = corpus, prefix, tuple(views)
-        self._blocks: _Kept[tuple[int, list[str], Tensor]] = _Kept()
+        self._blocks: _Kept[tuple[int, list[str], Tensor]] = _Kept(_KEPT_FEATURES)
 
     def load(self, piece: Piece) -> Loaded:  # noqa: D102 - as above
         rows, keys, captions = self._pairs(self._corpus, piece)
@@ -403,9 +431,10 @@ class FeaturePairs(Pairs):
         if (kept := self._blocks.take(uri)) is not None and kept[0] <= first and stop <= kept[0] + len(kept[1]):
             first, stored, values = kept
         else:
-            stored, values = features.read_rows(uri, first, stop, _BLOCK_BYTES)
+            room = _KEPT_FEATURES // (self._shards_in_use * len(self._views))
+            stored, values = features.read_rows(uri, first, stop, min(_BLOCK_BYTES, room))
         if stop < first + len(stored):
-            self._blocks.keep(uri, (first, stored, values), self._shards_in_use * len(self._views))
+            self._blocks.keep(uri, (first, stored, values), values.nbytes + _KEY_BYTES * len(stored))
         within = [row - first for row in rows]
         if [stored[row] for row in within] != keys:
             raise DataError(
@@ -454,7 +483,7 @@ class FeaturePairs(Pairs):
                 for samples in steps:
                     yield self._batch(samples, _chosen_views(samples), _lost(samples))
 
-        return _ahead(made(), _AHEAD)
+        return _ahead(made(), _AHEAD, _AHEAD_BYTES)
 
 
 def _chosen_views(samples: Sequence[Sample[Loaded]]) -> Tensor:
@@ -492,7 +521,9 @@ class PicturePairs(Pairs):
         self._corpus = corpus
         self._views = Views(tower, settings.augmentations, skip_broken=settings.max_broken_pictures > 0)
         self._workers = settings.loader_workers
-        self._ends: _Kept[tuple[int, int]] = _Kept()
+        self._ends: _Kept[tuple[int, int]] = _Kept(_KEPT_ENDS)
+        self._most_broken = settings.max_broken_pictures
+        self._side = tower.image_size
 
     def load(self, piece: Piece) -> Loaded:  # noqa: D102 - as above
         rows, keys, captions = self._pairs(self._corpus, piece)
@@ -512,7 +543,7 @@ class PicturePairs(Pairs):
                 number += 1
                 if number > rows[-1]:
                     if piece.stop < self.rows[piece.shard]:
-                        self._ends.keep(piece.shard, (number, member.end), self._shards_in_use)
+                        self._ends.keep(piece.shard, (number, member.end), 1)
                     break
         if len(found) < len(keys):
             raise self._lacks(keys[len(found)], uri)
@@ -532,13 +563,45 @@ class PicturePairs(Pairs):
                 waiting.append(samples)
                 yield [_encoded(sample) for sample in samples]
 
-        pin = torch.cuda.is_available()
+        pin, join = torch.cuda.is_available(), partial(_with_gaps, self._side)
         with closing(steps):
-            for views, places, broken in batches(self._views, orders(), _with_stand_ins, share, self._workers, pin=pin):
+            for views, broken in batches(self._views, orders(), join, share, self._workers, pin=pin):
                 samples = waiting.popleft()
-                for problem in broken:
+                for place, problem in broken:
                     log.warning("another pair takes the place of one: %s", problem)
-                yield self._batch([samples[place] for place in places], views, _lost(samples), len(broken))
+                    samples[place], views[place] = self._stand_in(samples[place], problem)
+                yield self._batch(samples, views, _lost(samples), len(broken))
+
+    def _stand_in(self, broken: Sample[Loaded], problem: str) -> tuple[Sample[Loaded], Tensor]:
+        """Return the pair that takes the place of one whose image is broken, and its view.
+
+        It is the next one of the corpus whose image can be decoded, counted from the broken one: first in what was read
+        with it, which depends on the order of the pairs alone, not on how many workers share a batch.
+        """
+        tried = 0
+        for sample in self._followers(broken):
+            view = self._views[_encoded(sample)]
+            if isinstance(view, Tensor):
+                return sample, view
+            tried += 1
+            if tried > self._most_broken:
+                break
+        raise DataError(
+            f"{problem}; and of the {tried} pairs behind it none has an image that can be decoded, where "
+            f"max_broken_pictures is {self._most_broken}: mend the shards or raise it"
+        )
+
+    def _followers(self, sample: Sample[Loaded]) -> Iterator[Sample[Loaded]]:
+        """Iterate over the other pairs: of the same piece from the sample on, then of the shards from its own on."""
+        piece = sample.piece
+        for step in range(1, len(piece.keys)):
+            yield replace(sample, row=(sample.row + step) % len(piece.keys))
+        own = bisect_right(self._firsts, piece.numbers[sample.row]) - 1
+        for shard in (*range(own, len(self.rows)), *range(own)):
+            for start in range(0, self.rows[shard], stream.WINDOW):
+                stop = min(start + stream.WINDOW, self.rows[shard])
+                other = self.load_or_replace(Piece(shard, start, stop))
+                yield from (replace(sample, piece=other, row=row) for row in range(len(other.keys)))
 
 
 def _encoded(sample: Sample[Loaded]) -> Encoded:
@@ -548,32 +611,26 @@ def _encoded(sample: Sample[Loaded]) -> Encoded:
     return data, piece.keys[row], sample.epoch + 1, f"{piece.keys[row]}.jpg of {piece.where}"
 
 
-def _with_stand_ins(shown: Sequence["Tensor | str"]) -> _Shown:
-    """Join the views of a batch; in the place of a broken image stands the last whole one before it, or the next."""
-    broken = [problem for problem in shown if isinstance(problem, str)]
-    whole = [place for place, view in enumerate(shown) if isinstance(view, Tensor)]
-    if not whole:
-        raise DataError(f"no picture of a batch can be decoded: {broken[0]}")
-    places = [max((other for other in whole if other <= place), default=whole[0]) for place in range(len(shown))]
-    return (
-        torch.stack([view for view in (shown[place] for place in places) if isinstance(view, Tensor)]),
-        places,
-        broken,
-    )
+def _with_gaps(side: int, shown: Sequence["Tensor | str"]) -> _Shown:
+    """Join the views of a batch, uint8 [views, 3, side, side]; a black one keeps the place of a broken image."""
+    black = torch.zeros(3, side, side, dtype=torch.uint8)
+    broken = [(place, problem) for place, problem in enumerate(shown) if isinstance(problem, str)]
+    return torch.stack([view if isinstance(view, Tensor) else black for view in shown]), broken
 
 
-def _ahead(items: Generator[_Item], count: int) -> Generator[_Item]:
-    """Iterate over items that a thread makes, up to ``count`` before they are needed."""
+def _ahead(made: Generator[Batch], count: int, most: int) -> Generator[Batch]:
+    """Iterate over batches that a thread makes, up to ``count`` and ``most`` bytes of them before they are needed."""
     maker = ThreadPoolExecutor(1, thread_name_prefix="batches")
-    waiting = deque(maker.submit(next, items, None) for _ in range(count))
+    waiting = deque([maker.submit(next, made, None)])
     try:
-        while (item := waiting.popleft().result()) is not None:
-            waiting.append(maker.submit(next, items, None))
-            yield item
+        while (batch := waiting.popleft().result()) is not None:
+            room = max(1, min(count, most // max(batch.features.nbytes, 1)))
+            waiting.extend(maker.submit(next, made, None) for _ in range(room - len(waiting)))
+            yield batch
     finally:
         for future in waiting:
             future.cancel()
-        maker.submit(items.close)
+        maker.submit(made.close)
         maker.shutdown(wait=False)
 
 

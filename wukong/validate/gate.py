@@ -1,13 +1,9 @@
 """Run suites with Great Expectations and build their data docs. It writes only into the folder that it is given."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-# Great Expectations reads this when it is imported. Otherwise it would send usage reports.
-os.environ["GX_ANALYTICS_ENABLED"] = "false"
 
 import great_expectations as gx
 import polars as pl

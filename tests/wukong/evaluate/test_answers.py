@@ -110,7 +110,7 @@ def test_a_mean_over_tasks_counts_each_task_once() -> None:
 
 
 def test_independent_intervals_add_like_standard_errors() -> None:
-    found = paired.unpaired(Interval(0.5, 0.47, 0.53, 0.95, 100), Interval(0.4, 0.36, 0.44, 0.95, 90))
+    found = paired.unpaired(baseline=Interval(0.4, 0.36, 0.44, 0.95, 90), other=Interval(0.5, 0.47, 0.53, 0.95, 100))
     assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.05, 0.15))
 
 

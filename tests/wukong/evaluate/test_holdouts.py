@@ -1,7 +1,6 @@
 """The hold-outs of an experiment as tasks, measured from stored features: against the same protocol in numpy."""
 
 import io
-import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save
 
 from wukong import config, storage
 from wukong.config import Experiment, Model
@@ -31,6 +29,7 @@ from wukong.evaluate.results import Outcome, Query
 from wukong.manifest import Manifest, Stage
 from wukong.model.dual import DualEncoder
 from wukong.model.saved_model import SavedModel
+from wukong.train.features import write as write_features
 
 PICTURES, CAPTIONS, WIDTH = 60, 5, 8
 
@@ -175,8 +174,7 @@ def test_stored_features_are_given_in_the_order_of_the_images(tmp_path: Path) ->
     assert isinstance(data, RetrievalData)
     stage = Stage(storage.from_path(tmp_path), "features", {})
     values = {key: torch.full((2,), float(place)).half() for place, key in enumerate("cab")}
-    stored = save({"features": torch.stack([*values.values()])}, metadata={"keys": json.dumps([*values])})
-    storage.write_bytes(stage.path("test/00000.view00.safetensors"), stored)
+    write_features(stage.path("test/00000.view00.safetensors"), [*values], torch.stack([*values.values()]))
     found = holdouts.features(experiment(), pairs, stage.uri, data)
     assert torch.equal(found, torch.stack([values[key] for key in data.image_ids]))
     other = filtered(tmp_path / "other", ["z"], ["猫"], ["1"])
@@ -237,7 +235,9 @@ def test_the_order_of_pairs_in_shards_changes_neither_a_set_nor_answers(
 
 
 def test_a_picture_that_its_shard_lacks_is_named(tmp_path: Path) -> None:
-    found = holdouts.Pictures([filtered(tmp_path, ["key0"], ["猫"], [None]).part_uris("test/", ".tar")[0]], ["key1"])
+    found = holdouts.Pictures(
+        [filtered(tmp_path, ["key0"], ["猫"], [None]).part_uris("test/", ".tar")[0]], ["key1"], [None]
+    )
     with pytest.raises(DataError, match="lacks the picture of the pair key1"):
         found.image(0)
 

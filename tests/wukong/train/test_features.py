@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,7 +82,16 @@ def test_a_file_has_the_bytes_that_the_library_writes(kind: str, dtype: Dtype, t
     for file in files:
         data = storage.read_bytes(file.target)
         found = load(data)
-        assert data == save(found, metadata={"keys": json.dumps(KEYS)})
+        sums = [
+            zlib.crc32(b"".join(value[row].numpy().tobytes() for _, value in sorted(found.items(), reverse=True)))
+            for row in range(7)
+        ]
+        metadata = {"keys": json.dumps(KEYS), "crc32": "".join(f"{each:08x}" for each in sums)}
+        written = save(found, metadata=metadata)
+        # The library writes the metadata in any order.
+        length = int.from_bytes(data[:8], "little")
+        assert json.loads(data[8 : 8 + length]) == json.loads(written[8 : 8 + length])
+        assert data[:8] == written[:8] and data[8 + length :] == written[8 + length :]
         keys, values = features.read(file.target)
         expected = given(MODELS[kind], file.view)
         assert keys == KEYS and values.dtype == torch.float16 and values.shape == expected.shape
@@ -95,7 +105,7 @@ def test_a_file_has_the_bytes_that_the_library_writes(kind: str, dtype: Dtype, t
         assert some == KEYS[2:5] and torch.equal(part, values[2:5])
         some, part = features.read_rows(file.target, 2, 4, at_least=1 << 20)
         assert some == KEYS[2:] and torch.equal(part, values[2:])
-        row_bytes = found["features"][0].numel() * found["features"].element_size()
+        row_bytes = 2 * found["features"][0].numel()
         some, part = features.read_rows(file.target, 1, 3, at_least=3 * row_bytes)
         assert some == KEYS[1:4] and torch.equal(part, values[1:4])
     assert not list(tmp_path.glob("*.partial"))
@@ -157,3 +167,56 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: p
     with pytest.raises(DataError, match=r"output for .*00000.tar is not finite"):
         list(features.compute([file], MODELS["global"]))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_every_altered_byte_is_found(dtype: Dtype, tmp_path: Path) -> None:
+    """Each byte of a file in turn, in one of its bits: what is read is an error, or what was written."""
+    path = tmp_path / "file"
+    uri = storage.from_path(path)
+    values = torch.randn(5, 2, 4, generator=torch.Generator().manual_seed(0)).half()
+    features.write(uri, KEYS[:5], values, dtype)
+    whole, keys_and_values = path.read_bytes(), features.read(uri)
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    unnoticed = 0
+    for place in range(len(whole)):
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 7
+        path.write_bytes(data)
+        try:
+            keys, found = features.read(uri)
+        except DataError as error:
+            assert uri in str(error)
+        else:
+            # The trainings compare the keys with those of the shard's table.
+            assert torch.equal(found, keys_and_values[1]) and (place < begin or keys == KEYS[:5])
+            unnoticed += place >= begin
+    assert not unnoticed
+    # Of the rows that are read, not of others.
+    data = bytearray(whole)
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert features.read_rows(uri, 0, 4)[0] == KEYS[:4]
+    with pytest.raises(DataError, match="some of the rows 3 to 4 were altered"):
+        features.read_rows(uri, 3, 5)
+    for cut in (0, 4, 20, begin, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(DataError, match="is damaged"):
+            features.read(uri)
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys", "sums"), [(0, [], ""), (0, ["a"], "00000000"), (1, ["a"], ""), (2, ["a", "b"], "0" * 8)]
+)
+def test_a_header_with_another_number_of_rows_is_refused(rows: int, keys: list[str], sums: str, tmp_path: Path) -> None:
+    metadata = {"keys": json.dumps(keys), "crc32": sums}
+    (tmp_path / "file").write_bytes(save({"features": torch.zeros(rows, 4).half()}, metadata=metadata))
+    with pytest.raises(DataError, match=f"it has {rows} rows, {len(keys)} keys and {len(sums) // 8} checksums"):
+        features.read(storage.from_path(tmp_path / "file"))
+
+
+def test_more_rows_than_there_are_are_refused(tmp_path: Path) -> None:
+    uri = storage.from_path(tmp_path / "file")
+    features.write(uri, KEYS[:2], torch.zeros(2, 4).half())
+    with pytest.raises(DataError, match="it has 2 rows, and row 2 is asked for"):
+        features.read_rows(uri, 1, 3)

@@ -4,6 +4,7 @@ The oracle is the undisturbed run: each of its pairs stands where it stood, and 
 the pairs at the same rows of the shard behind it.
 """
 
+import hashlib
 import io
 import json
 import tarfile
@@ -20,7 +21,6 @@ import torch
 import workers
 from object_store import ObjectStore
 from PIL import Image
-from safetensors.torch import save_file
 
 from wukong import patience, storage
 from wukong.config import ImageEncoder, Training
@@ -45,7 +45,7 @@ def written(folder: Path, rows: tuple[int, ...] = (ROWS,) * SHARDS) -> Corpus:
         keys = [f"k{number + row:03d}" for row in range(count)]
         captions = [f"图{number + row}" for row in range(count)]
         table = {"key": keys, "url": keys, "caption": captions, "sha256": keys}
-        pq.write_table(pa.table(table), folder / "train" / f"{shard:05d}.parquet")
+        pq.write_table(pa.table(table), folder / "train" / f"{shard:05d}.parquet", compression="none")
         with tarfile.open(folder / "train" / f"{shard:05d}.tar", "w") as tar:
             for row, key in enumerate(keys):
                 picture = io.BytesIO()
@@ -56,9 +56,11 @@ def written(folder: Path, rows: tuple[int, ...] = (ROWS,) * SHARDS) -> Corpus:
                 tar.addfile(entry, io.BytesIO(picture.getvalue()))
         path = folder / features.path_of("train", f"{shard:05d}", 0)
         values = torch.arange(number, number + count)[:, None].expand(-1, small.WIDTH).half()
-        save_file({"features": values.contiguous()}, path, {"keys": json.dumps(keys)})
+        features.write(storage.from_path(path), keys, values)
         number += count
-    return Corpus(storage.from_path(folder), tuple(f"{n:05d}" for n in range(len(rows))), rows, "digest")
+    names = tuple(f"{n:05d}" for n in range(len(rows)))
+    tables = tuple(hashlib.sha256((folder / "train" / f"{name}.parquet").read_bytes()).hexdigest() for name in names)
+    return Corpus(storage.from_path(folder), names, rows, "digest", tables=tables)
 
 
 def reading(kind: str, corpus: Corpus, limit: int, loaders: int = 0) -> Pairs:
@@ -93,12 +95,28 @@ def renamed(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"k0", b"x0"))
 
 
+def altered(path: Path) -> None:
+    """Alter a bit: of a caption, or of the last pair's features, which stay a number."""
+    data = bytearray(path.read_bytes())
+    place = data.index("图".encode()) + 2 if path.suffix == ".parquet" else len(data) - 2
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def emptied(path: Path) -> None:
+    """A file of features whose header has 0 rows."""
+    header = {"__metadata__": {"keys": "[]", "crc32": ""}}
+    header |= {"features": {"dtype": "F16", "shape": [0, small.WIDTH], "data_offsets": [0, 0]}}  # type: ignore[dict-item]
+    encoded = json.dumps(header).encode()
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded)
+
+
 DAMAGES: list[tuple[str, str, Callable[[Path], None]]] = [
     (kind, file, damage)
     for kind, files in (("features", ("parquet", "view00.safetensors")), ("pictures", ("parquet", "tar")))
     for file in files
-    for damage in (Path.unlink, shortened, renamed)
-]
+    for damage in (Path.unlink, shortened, renamed, *([] if file == "tar" else [altered]))
+] + [("features", "view00.safetensors", emptied)]
 
 
 @FEW

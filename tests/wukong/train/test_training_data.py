@@ -1,5 +1,4 @@
 import io
-import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 import small
 import torch
 from PIL import Image
-from safetensors.torch import save, save_file
 
 from wukong import storage
 from wukong.config import ImageEncoder, Training
@@ -186,8 +184,7 @@ def test_a_shard_of_many_windows_is_read_in_large_blocks(tmp_path: Path, monkeyp
         table = pa.table({"key": keys, "url": keys, "caption": keys})
         pq.write_table(table, tmp_path / "train" / f"{name}.parquet")
         values = torch.arange(each)[:, None] + 100.0 * shard
-        file = tmp_path / features.path_of("train", name, 0)
-        save_file({"features": values.half()}, file, metadata={"keys": json.dumps(keys)})
+        features.write(storage.from_path(tmp_path / features.path_of("train", name, 0)), keys, values.half())
     prefix = storage.from_path(tmp_path)
     of = Corpus(prefix, tuple(names), (each,) * len(names), "digest")
     reads: list[str] = []
@@ -206,6 +203,54 @@ def test_a_shard_of_many_windows_is_read_in_large_blocks(tmp_path: Path, monkeyp
     again = FeaturePairs(of, TOKENIZER, prefix, (0,)).batches(8, 0, last=60)
     for batch, other in zip(batches, again, strict=True):
         assert torch.equal(batch.features, other.features) and torch.equal(batch.rows, other.rows)
+
+
+@pytest.mark.parametrize("sources", [("*",), ("*-?[13579]",)])
+@pytest.mark.parametrize("most", [0, 1 << 10, 1 << 14])
+@mock.patch.multiple(stream, WHOLE=0, WINDOW=8, LANE=1)
+def test_what_is_kept_is_bounded_in_bytes_and_changes_no_pair(
+    most: int, sources: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen lanes, each with a table and two files of features of its own: three views of 128 numbers, 100 rows."""
+    (tmp_path / "train").mkdir()
+    names, each = [f"{number:05d}" for number in range(16)], 100
+    for name in names:
+        keys = [f"{name}-{row:02d}" for row in range(each)]
+        table = pa.table({"key": keys, "url": keys, "caption": [f"图{key}" for key in keys]})
+        pq.write_table(table, tmp_path / "train" / f"{name}.parquet")
+        for view in (0, 1):
+            values = torch.randn(each, 128, generator=torch.Generator().manual_seed(view)).half()
+            features.write(storage.from_path(tmp_path / features.path_of("train", name, view)), keys, values)
+    prefix = storage.from_path(tmp_path)
+    of = corpus(prefix, sources, tuple(names))
+    plain = list(FeaturePairs(of, TOKENIZER, prefix, (0, 1)).batches(16, 0))
+    for budget in ("_KEPT_FEATURES", "_KEPT_TABLES"):
+        monkeypatch.setattr(training_data, budget, most)
+    pairs = FeaturePairs(of, TOKENIZER, prefix, (0, 1))
+    held = []
+    for batch, expected in zip(pairs.batches(16, 0), plain, strict=True):
+        assert torch.equal(batch.rows, expected.rows) and torch.equal(batch.features, expected.features)
+        assert torch.equal(batch.ids, expected.ids) and torch.equal(batch.captions, expected.captions)
+        tables = [table for _, (_, table) in pairs._tables._items.copy().values()]
+        blocks = [values for _, (*_, values) in pairs._blocks._items.copy().values()]
+        # Of the buffers, which a slice of a larger table would hold as a whole.
+        held.append(sum(table.get_total_buffer_size() for table in tables))
+        assert held[-1] <= 1.3 * most
+        assert sum(values.untyped_storage().nbytes() for values in blocks) <= most
+    assert max(held) > most / 4 or most < 1 << 14, "what there is room for is kept"
+
+
+def test_what_does_not_fit_makes_the_oldest_go() -> None:
+    kept = training_data._Kept[str](10)
+    for name, size in (("a", 4), ("b", 4), ("c", 4)):
+        kept.keep(name, name, size)
+    assert [kept.take(name) for name in "abc"] == [None, "b", "c"]
+    kept.keep("d", "large", 11)
+    kept.keep("e", "old", 9)
+    kept.keep("e", "new", 10)
+    assert kept.take("d") is None and kept.take("e") == "new"
+    kept.keep("f", "f", 10)
+    assert kept.take("f") == "f", "what was taken or replaced takes no room"
 
 
 def write(folder: Path, members: dict[str, bytes], keys: Sequence[str]) -> PicturePairs:
@@ -286,8 +331,8 @@ def test_a_shard_is_read_in_pieces_that_follow_one_another(tmp_path: Path, monke
 
 def stored_features(folder: Path, keys: Sequence[str], values: torch.Tensor, view: int) -> None:
     target = storage.join(storage.from_path(folder), features.path_of("train", "00000", view))
-    data = save({"features": values}, metadata={"keys": json.dumps(list(keys))})
-    storage.write_bytes(target, data)
+    with mock.patch.object(torch, "isfinite", torch.ones_like):  # as if a tower's output had not been looked at
+        features.write(target, keys, values)
 
 
 def test_stored_features_are_those_of_their_pairs(tmp_path: Path) -> None:

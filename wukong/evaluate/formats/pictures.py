@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,12 +60,22 @@ class Files:
         Raises:
             DataError: it cannot be read or decoded.
         """
+        return decode(self._data(i), str(self.root / self.paths[i]))
+
+    def digest(self, i: int) -> str:
+        """SHA-256 of the file of image ``i``.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return hashlib.sha256(self._data(i)).hexdigest()
+
+    def _data(self, i: int) -> bytes:
         path = self.root / self.paths[i]
         try:
-            data = path.read_bytes()
+            return path.read_bytes()
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}): download the set again") from error
-        return decode(data, str(path))
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,19 @@ class Parts:
         Raises:
             DataError: it cannot be read or decoded.
         """
+        data, name = self._data(i)
+        return decode(data, name)
+
+    def digest(self, i: int) -> str:
+        """SHA-256 of the file of image ``i``.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return hashlib.sha256(self._data(i)[0]).hexdigest()
+
+    def _data(self, i: int) -> tuple[bytes, str]:
+        """Read the file of an image; with its name for messages."""
         number, offset, length = self.of[i].tolist()
         path = self.files[number]
         name = f"image {i} (byte {offset} of {path})"
@@ -99,10 +123,9 @@ class Parts:
         if len(data) != length:
             raise DataError(f"{name} is truncated: download the set again")
         try:
-            unpacked = data if self.unpack is None else self.unpack(data)
+            return (data if self.unpack is None else self.unpack(data)), name
         except ValueError as error:
             raise DataError(f"{name} is damaged ({error}): download the set again") from error
-        return decode(unpacked, name)
 
 
 @dataclass(frozen=True)
@@ -126,3 +149,6 @@ class Arrays:
                 return Image.fromarray(pixels if pixels.ndim == 2 else pixels.transpose(1, 2, 0).copy()).convert("RGB")
             i -= len(each)
         raise IndexError(i)
+
+    def digest(self, _i: int) -> None:
+        """None: an array of pixels is no file."""

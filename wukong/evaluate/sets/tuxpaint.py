@@ -6,7 +6,6 @@ from pathlib import Path
 from PIL import Image
 
 from wukong.data import images
-from wukong.errors import DataError
 from wukong.evaluate.data_set import Classification, HowToGet
 from wukong.evaluate.formats.folders import find
 from wukong.evaluate.formats.pictures import Files
@@ -20,11 +19,7 @@ class _Stamps(Files):
         Raises:
             DataError: it cannot be read or decoded.
         """
-        path = self.root / self.paths[i]
-        try:
-            return images.decode(path.read_bytes(), str(path))
-        except OSError as error:
-            raise DataError(f"{path} cannot be read ({error.strerror}): install the package again") from error
+        return images.decode(self._data(i), str(self.root / self.paths[i]))
 
 
 def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
