@@ -20,7 +20,15 @@ from wukong.manifest import Manifest, Stage, digest_of
 FAILED = "failed.json"
 """The manifest of an attempt that failed."""
 
-_PACE = {"concurrency", "max_seconds", "max_decode_seconds", "retries", "max_transient_share", "max_unexpected_share"}
+_PACE = {
+    "concurrency",
+    "max_bytes_in_flight",
+    "max_seconds",
+    "max_decode_seconds",
+    "retries",
+    "max_transient_share",
+    "max_unexpected_share",
+}
 _PACE_POLITE = {
     "per_host_concurrency",
     "per_host_delay",

@@ -27,6 +27,7 @@ _MAX_ERROR_BYTES = 64 * 1024
 """The body of a redirect or an error is ignored. Up to this size it is read to its end, so that the connection can be
 reused."""
 
+_STATUS_LINE = re.compile(rb"HTTP/\S+\s+([1-9][0-9][0-9])(?![0-9])")
 _CURL_STATUS: dict[int, tuple[Status, str]] = {
     pycurl.E_OPERATION_TIMEDOUT: (Status.TIMEOUT, "not finished in the time allowed"),
     pycurl.E_COULDNT_RESOLVE_HOST: (Status.DNS_ERROR, "the host name does not resolve"),
@@ -266,8 +267,10 @@ class _Exchange:
                 Status.HTTP_ERROR, "the answer's headers are too large", http_status=self.response.status or None
             )
         if line.startswith(b"HTTP/"):
-            fields = line.split(None, 2)
-            response.status = int(fields[1]) if len(fields) > 1 and fields[1].isdigit() else 0
+            code = _STATUS_LINE.match(line)
+            if code is None:
+                raise FetchError(Status.CONNECTION_ERROR, "the server does not speak HTTP")
+            response.status = int(code[1])
             response.headers.clear()
             return len(line)
         name, colon, value = line.decode("latin-1").partition(":")

@@ -241,12 +241,12 @@ def hostile(picture) -> dict[str, tuple[Any, Status, int | None]]:
         ),
         "/text-bomb.png": (
             answering(png_with(picture, png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8))))),
-            Status.CORRUPT,
+            Status.SUCCESS,  # metadata is not read
             200,
         ),
         "/profile-bomb.png": (
             answering(png_with(picture, png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10**8))))),
-            Status.CORRUPT,
+            Status.SUCCESS,
             200,
         ),
         "/pixel-bomb.png": (
