@@ -149,16 +149,23 @@ class Transport:
             self._running.pop(handle, None)
             self._multi.remove_handle(handle)
         self._idle.append(handle)
-        if exchange.stopped is not None:
-            raise exchange.stopped
+        # The idle handle keeps the exchange until its next request. It must keep neither the body nor an error, whose
+        # traceback holds the frames that have, or will have, a body.
+        response, exchange.response = exchange.response, Response(url)
+        stopped, exchange.stopped = exchange.stopped, None
+        if stopped is not None:
+            try:
+                raise stopped
+            finally:
+                del stopped
         if code != pycurl.E_OK and not exchange.enough:
-            if refused and not exchange.response.status:
+            if refused and not response.status:
                 raise FetchError(Status.FORBIDDEN_ADDRESS, "the host's address is not a public one")
-            if code in _BROKEN and exchange.response.status:
+            if code in _BROKEN and response.status:
                 code = pycurl.E_PARTIAL_FILE
             status, message = _CURL_STATUS.get(code, (Status.CONNECTION_ERROR, f"libcurl error {code}"))
-            raise FetchError(status, message, http_status=exchange.response.status or None)
-        return exchange.response
+            raise FetchError(status, message, http_status=response.status or None)
+        return response
 
     def close(self) -> None:
         """Close all connections."""
