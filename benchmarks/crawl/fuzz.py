@@ -2,9 +2,9 @@
 
     python benchmarks/crawl/fuzz.py [--count 100000] [--seed 0] [--formats gif avif webp png jpeg bmp tiff]
 
-Each file arrives in pieces, its header is read, and it is decoded in the crawl's child process with limits. Every second
-file is small enough to be kept, the others are encoded anew. What is stored must have no metadata, be opened by the
-decoder of all later readers, and fit into its row. An unexpected exception, or a stored image that breaks this, is
+Each file arrives in pieces, its header is read, and it is decoded in the crawl's child process with limits. Every
+second file is small enough to be kept, the others are encoded anew. What is stored must have no metadata, be opened by
+the decoder of all later readers, and fit into its row. An unexpected exception, or a stored image that breaks this, is
 printed with the number that reproduces it, and the exit code is then 1. Equal seeds give equal mutations.
 """
 
