@@ -109,7 +109,9 @@ class Crawl(Strict):
     )
     image_size: Positive = Field(256, description="pixels of the shorter side after resizing")
     jpeg_quality: int = Field(95, ge=1, le=100, description="of images that are encoded anew")
-    keep_small_jpegs: bool = Field(True, description="a JPEG that needs no resizing is stored untouched")
+    keep_small_jpegs: bool = Field(
+        True, description="a JPEG that needs no resizing keeps its pixels, and only its metadata is removed"
+    )
     url_column: str = Field("url", description="of a URL list")
     caption_column: str = Field("caption", description="of a URL list")
     max_bytes: Positive = Field(32 * 2**20, description="an image with a larger file is left out")

@@ -57,7 +57,13 @@ def seeds(kind: str) -> list[bytes]:
     exif[0x0112] = 6
     upright[0x0112] = 1
     upright.get_ifd(0x8825)[29] = "2026:11:28"
-    described = {"exif": upright, "comment": b"a comment", "icc_profile": bytes(200), "xmp": b"<x:xmpmeta/>"}
+    described = {
+        "exif": upright,
+        "comment": b"a comment",
+        "icc_profile": bytes(200),
+        "xmp": b"<x:xmpmeta/>",
+        "dpi": (72, 72),
+    }
     ways: dict[str, list[tuple[Image.Image, dict[str, object]]]] = {
         "gif": [(colour, {}), (clear, {}), (colour, frames), (colour.convert("L"), {"interlace": 1})],
         "avif": [(colour, {}), (clear, {}), (colour, frames), (colour.convert("L"), {"exif": exif})],
