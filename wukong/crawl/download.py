@@ -60,14 +60,7 @@ async def download_part(
     with ExitStack() as stack:
         spool = stack.enter_context(part_writer.Spool())
         decoder = decoder or stack.enter_context(Decoder(config))
-        reused = {}
-        for key, columns, picture in known:
-            if picture is not None:
-                kept = _as_stored_now(picture)
-                if kept is None:  # it is requested again
-                    continue
-                spool.add(key, kept)
-            reused[key] = columns
+        reused = await asyncio.to_thread(_take_over, known, spool)
         part = _Part(fetcher, config, spool, decoder)
         async with asyncio.TaskGroup() as group:
             tasks = {row["key"]: group.create_task(part.download(row)) for row in found if row["key"] not in reused}
@@ -148,6 +141,19 @@ class _Part:
             self._fetcher.charge(response.url, clock.spent - _QUICK_DECODE)
         arrival.header = stored.header
         return stored
+
+
+def _take_over(known: Iterable[Outcome], spool: part_writer.Spool) -> dict[str, Mapping[str, Any]]:
+    """Put the images of an earlier crawl into the spool; return the columns of the results that can be used, by key."""
+    reused = {}
+    for key, columns, picture in known:
+        if picture is not None:
+            kept = _as_stored_now(picture)
+            if kept is None:  # it is requested again
+                continue
+            spool.add(key, kept)
+        reused[key] = columns
+    return reused
 
 
 def _as_stored_now(picture: bytes) -> bytes | None:
