@@ -109,12 +109,22 @@ class Crawl(Strict):
     )
     image_size: Positive = Field(256, description="pixels of the shorter side after resizing")
     jpeg_quality: int = Field(95, ge=1, le=100, description="of images that are encoded anew")
-    keep_small_jpegs: bool = Field(True, description="a JPEG that needs no resizing is stored untouched")
+    keep_small_jpegs: bool = Field(
+        True, description="a JPEG that needs no resizing keeps its pixels, and only its metadata is removed"
+    )
     url_column: str = Field("url", description="of a URL list")
     caption_column: str = Field("caption", description="of a URL list")
     max_bytes: Positive = Field(32 * 2**20, description="an image with a larger file is left out")
+    max_bytes_in_flight: int = Field(
+        256 * 2**20,
+        ge=16 * 2**20,
+        description="of answers that a process holds in memory at a time; an answer for which there is no room is "
+        "requested when there is",
+    )
     max_seconds: float = Field(30.0, gt=0, description="on the wire, over all attempts and redirects of one picture")
-    max_pixels: Positive = Field(64_000_000, description="an image with more pixels is not decoded")
+    max_pixels: int = Field(
+        64_000_000, ge=1, le=178_956_970, description="an image with more pixels is not decoded; Pillow opens no more"
+    )
     max_decode_seconds: float = Field(
         10.0, gt=0, description="of processor time, to decode one picture, resize and encode it"
     )
@@ -132,6 +142,15 @@ class Crawl(Strict):
         0.1, description="of URLs, and of searches, that may end in an error of our own code; with more the crawl fails"
     )
     politeness: Politeness = Politeness()
+
+    @model_validator(mode="after")
+    def _the_largest_image_fits(self) -> "Crawl":
+        if self.max_bytes > self.max_bytes_in_flight:
+            raise ValueError(
+                f"max_bytes is {self.max_bytes} and max_bytes_in_flight {self.max_bytes_in_flight}, and an image must "
+                "fit into the bytes in flight: lower the first or raise the second"
+            )
+        return self
 
     @property
     def searched(self) -> bool:

@@ -232,8 +232,14 @@ def _tensors(uri: str, size: int) -> dict[str, Any]:
 def _picture(uri: str, _size: int) -> dict[str, Any]:
     from PIL import Image
 
-    with storage.open_input(uri) as stream, Image.open(stream) as picture:
-        return {"kind": "picture", "format": picture.format, "size": list(picture.size), "mode": picture.mode}
+    from wukong.data.decoding import DECODER_ERRORS
+
+    with storage.open_input(uri) as stream:
+        try:
+            with Image.open(stream) as picture:
+                return {"kind": "picture", "format": picture.format, "size": list(picture.size), "mode": picture.mode}
+        except DECODER_ERRORS as error:
+            raise ValueError(str(error)) from error
 
 
 def _text(uri: str, size: int) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
     python benchmarks/crawl/fuzz.py [--count 100000] [--seed 0] [--formats gif avif webp png jpeg bmp tiff]
 
-Each file arrives in pieces, its header is read, and it is decoded in the crawl's child process with limits. An
-unexpected exception is printed with the number that reproduces it, and the exit code is then 1. Equal seeds give equal
-mutations.
+Each file arrives in pieces, its header is read, and it is decoded in the crawl's child process with limits. Every
+second file is small enough to be kept, the others are encoded anew. What is stored must have no metadata, be opened by
+the decoder of all later readers, and fit into its row. An unexpected exception, or a stored image that breaks this, is
+printed with the number that reproduces it, and the exit code is then 1. Equal seeds give equal mutations.
 """
 
 import argparse
@@ -21,18 +22,24 @@ from collections.abc import Iterator
 
 import numpy as np
 import psutil
+import pyarrow as pa
 from PIL import Image
 
 from wukong.config import Crawl
-from wukong.crawl import image_header
+from wukong.crawl import image_header, stored_image
 from wukong.crawl.clock import Clock
 from wukong.crawl.decoder import Decoder
 from wukong.crawl.status import FetchError
+from wukong.curate import phash
+from wukong.data import decoding
+from wukong.data.schema import CRAWLED
 
 FORMATS = ("gif", "avif", "webp", "png", "jpeg", "bmp", "tiff")
 CONFIG = Crawl(
     queries="", endpoint="", min_side=1, max_aspect_ratio=100, max_pixels=4_000_000, max_decode_seconds=5, image_size=32
 )
+KEPT = CONFIG.model_copy(update={"image_size": 64})
+METADATA = {"exif", "icc_profile", "comment", "xmp", "mp", "photoshop"}
 PIECE = 16 * 1024
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
@@ -46,8 +53,17 @@ def seeds(kind: str) -> list[bytes]:
     clear.putalpha(Image.fromarray(smooth[:, :, 0]))
     frames = {"save_all": True, "append_images": [colour.rotate(90), colour.rotate(180)], "duration": 50}
     grey16 = Image.fromarray((smooth[:, :, 0].astype(np.uint16) << 8) + smooth[:, :, 1])
-    exif = Image.Exif()
+    exif, upright = Image.Exif(), Image.Exif()
     exif[0x0112] = 6
+    upright[0x0112] = 1
+    upright.get_ifd(0x8825)[29] = "2026:11:28"
+    described = {
+        "exif": upright,
+        "comment": b"a comment",
+        "icc_profile": bytes(200),
+        "xmp": b"<x:xmpmeta/>",
+        "dpi": (72, 72),
+    }
     ways: dict[str, list[tuple[Image.Image, dict[str, object]]]] = {
         "gif": [(colour, {}), (clear, {}), (colour, frames), (colour.convert("L"), {"interlace": 1})],
         "avif": [(colour, {}), (clear, {}), (colour, frames), (colour.convert("L"), {"exif": exif})],
@@ -63,6 +79,8 @@ def seeds(kind: str) -> list[bytes]:
             (colour.convert("CMYK"), {}),
             (colour.convert("L"), {"optimize": True, "restart_marker_blocks": 2}),
             (colour, {"subsampling": 0, "quality": 100}),
+            (colour, described),
+            (colour.convert("L"), described | {"progressive": True}),
         ],
         "bmp": [(picture, {}) for picture in (colour, clear, colour.convert("P"), colour.convert("1"))],
         "tiff": [(colour, {"compression": way}) for way in ("raw", "tiff_lzw", "tiff_deflate", "jpeg", "packbits")],
@@ -132,22 +150,41 @@ async def outcome(data: bytes, decoder: Decoder) -> str:
         if header is None:
             header = reader.read(data, complete=True)
         assert header is not None
+        assert max(header.width, header.height) < 2**31, f"no row can hold {header}"
         image_header.check_size(header, CONFIG)
-        await decoder.store(data, header, clock)
+        stored = await decoder.store(data, header, clock)
     except FetchError as error:
         return error.status.value + (" (crash)" if "crash" in str(error) else "")
+    check(stored)
     return "success"
+
+
+def check(stored: stored_image.Stored) -> None:
+    """Check that a stored image has no metadata, is opened by every later reader, and has a row.
+
+    Raises:
+        DataError: a reader cannot open it.
+        AssertionError: it has metadata, another size than its row, or numbers that no row can hold.
+    """
+    size = decoding.decode(stored.data).size
+    assert size == (stored.width, stored.height), f"{size} is stored as {(stored.width, stored.height)}"
+    with Image.open(io.BytesIO(stored.data)) as opened:
+        assert not METADATA & set(opened.info), f"it holds {METADATA & set(opened.info)}"
+    phash.perceptual_hash(stored.data)
+    numbers = {"width": stored.header.width, "height": stored.header.height}
+    numbers |= {"exif_orientation": stored.header.orientation, "stored_width": stored.width}
+    pa.Table.from_pylist([numbers], schema=CRAWLED)
 
 
 def fuzz(kind: str, count: int, seed: int) -> Iterator[tuple[str, int, BaseException | None]]:
     """Iterate over the mutations: the status, the number, and an unexpected exception or None."""
     files = seeds(kind)
-    with Decoder(CONFIG) as decoder, asyncio.Runner() as loop:
+    with Decoder(CONFIG) as first, Decoder(KEPT) as second, asyncio.Runner() as loop:
         for number in range(count):
             name = hashlib.sha256(f"{kind} {seed} {number}".encode()).digest()
             data = mutate(np.random.default_rng(int.from_bytes(name[:8], "big")), files, kind)
             try:
-                yield loop.run(outcome(data, decoder)), number, None
+                yield loop.run(outcome(data, second if number % 2 else first)), number, None
             except Exception as error:  # noqa: BLE001 - the fuzzer looks for these
                 yield "no status", number, error
 

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import random
+import struct
 import subprocess
 import sys
 import tarfile
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from loopback_web import Web, answering
+from loopback_web import Web, answering, raw
 from PIL import Image
 from trace_search import found
 
@@ -31,6 +32,7 @@ from wukong.config import Experiment
 from wukong.crawl.addresses import CONNECT_TO
 from wukong.crawl.engine import EngineRefusedError
 from wukong.crawl.verdict import CrawlFailedError
+from wukong.data import images, shards
 from wukong.data.schema import CRAWLED, key_of
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Manifest
@@ -315,6 +317,38 @@ def test_a_list_of_urls(site: Site, experiment, tmp_path: Path, monkeypatch) -> 
     again = crawl.run(experiment(**(settings | {"endpoint": storage.from_path(moved)})), {})
     assert again.digest == manifest.digest, "what the list says decides, not where it lies"
     assert not site.requested()
+
+
+def test_a_hostile_answer_is_its_own_urls_error_and_not_the_runs(
+    site: Site, experiment, tmp_path: Path, monkeypatch
+) -> None:
+    """Sides and a status that no row can hold, EXIF data that no reader understands, and something behind a picture."""
+    small = Image.open(io.BytesIO(jpeg(0))).resize((250, 220))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", exif=b"Exif\0\0x" + bytes(30), dpi=(72, 72))
+    kept = stream.getvalue()
+    png = (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"\x80\0\0\0" * 2).ljust(133, b"\0")
+    bmp = (b"BM" + struct.pack("<IIIIii", 133, 0, 54, 40, 300, -(2**31))).ljust(133, b"\0")
+    answers = {
+        "png": (answering(png, "image/png"), "corrupt"),
+        "bmp": (answering(bmp, "image/bmp"), "corrupt"),
+        "status": (raw(b"HTTP/1.1 99999999999 OK\r\nContent-Length: 0\r\n\r\n"), "connection_error"),
+        "exif": (answering(kept), "success"),
+        "behind": (answering(kept + b"SECRET" * 100_000), "success"),
+    }
+    for name, (handler, _) in answers.items():
+        site.web.handlers[f"/{name}"] = handler
+    urls = [f"http://{HOST}/{name}" for name in answers] + [f"http://{HOST}/{number}.jpg" for number in range(1, 9)]
+    listed = tmp_path / "list.csv"
+    listed.write_text("url,caption\n" + "".join(f"{url},说明\n" for url in urls), encoding="utf-8")
+    manifest = crawl.run(experiment(engine="urls", endpoint=storage.from_path(listed)), {})
+    statuses = {row["url"].rpartition("/")[2]: row["status"] for row in rows(manifest)}
+    assert {name: statuses[name] for name in answers} == {name: status for name, (_, status) in answers.items()}
+    assert manifest.counts["success"] == 2 + 8
+    for uri in manifest.part_uris("parts/", ".tar"):
+        assert b"SECRET" not in storage.read_bytes(uri)
+        for key, picture in shards.pictures(uri):
+            assert images.decode(picture, key).size[1] <= 256
 
 
 def test_nothing_found_is_a_failure(site: Site, experiment) -> None:

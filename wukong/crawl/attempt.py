@@ -23,7 +23,15 @@ FAILED = "failed.json"
 FIRST_DIGEST = "first_digest"
 """Name, in the provenance of such a manifest, of the digest that it had before a takedown."""
 
-_PACE = {"concurrency", "max_seconds", "max_decode_seconds", "retries", "max_transient_share", "max_unexpected_share"}
+_PACE = {
+    "concurrency",
+    "max_bytes_in_flight",
+    "max_seconds",
+    "max_decode_seconds",
+    "retries",
+    "max_transient_share",
+    "max_unexpected_share",
+}
 _PACE_POLITE = {
     "per_host_concurrency",
     "per_host_delay",

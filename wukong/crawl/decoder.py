@@ -7,7 +7,9 @@ are cheap to decode whatever their content (``image_header.is_cheap``) are decod
 
 import asyncio
 import contextlib
+import ctypes
 import json
+import logging
 import os
 import resource
 import select
@@ -19,7 +21,7 @@ import traceback
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
+from functools import lru_cache
 from types import TracebackType
 from typing import IO, Any
 
@@ -28,6 +30,8 @@ from wukong.crawl import image_header, stored_image
 from wukong.crawl.clock import Clock
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.unexpected import UnexpectedInDecoderError
+
+logger = logging.getLogger(__name__)
 
 _FRAME = struct.Struct(">II")
 """The beginning of each message: the sizes in bytes of its JSON and of the image after it."""
@@ -41,6 +45,16 @@ _FREE_BYTES = 192 * 2**20
 _WALL_FACTOR = 10
 """Limit on the elapsed time, as a multiple of the processor time: on a busy machine a second of processor time takes
 longer, and a process that hangs uses none."""
+
+_INHERITED = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ")
+"""Environment variables of the child process, if they are set: what Python and its libraries need to start."""
+
+_NO_NEW_PRIVS = 38
+"""The option of ``prctl``, from ``linux/prctl.h``."""
+
+_LANDLOCK_CREATE, _LANDLOCK_RESTRICT = 444, 446
+_LANDLOCK_FILES = (1 << 13) - 1
+"""Landlock's system calls, and all rights to files in its first version (``linux/landlock.h``)."""
 
 _IMAGES_PER_CHILD = 20_000
 """A child process is replaced after so many images, so that memory leaks of its libraries do not accumulate."""
@@ -91,6 +105,8 @@ class Decoder:
                 return self._request(message, data)
 
         answer, picture = await asyncio.get_running_loop().run_in_executor(self._thread, timed)
+        if "refused" in answer:
+            _tell_refused(answer["refused"])
         if "trace" in answer:
             raise UnexpectedInDecoderError(answer["kind"], answer["trace"])
         if "status" in answer:
@@ -145,7 +161,8 @@ class Decoder:
         if self._child is not None and (self._child.poll() is not None or self._requests >= _IMAGES_PER_CHILD):
             self._end_child()
         if self._child is None:
-            environment = os.environ | {
+            # It decodes what strangers send, so it gets none of the secrets that this process may have.
+            environment = {name: os.environ[name] for name in _INHERITED if name in os.environ} | {
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
                 "OMP_NUM_THREADS": "1",
                 "OPENBLAS_NUM_THREADS": "1",
@@ -182,6 +199,12 @@ class Decoder:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
         return code
+
+
+@lru_cache
+def _tell_refused(what: str) -> None:
+    """Log, once, which protection of the child process the system refuses."""
+    logger.warning("the decoder runs with less protection than it should have: this system refuses %s", what)
 
 
 def _wait_readable(stream: IO[bytes], seconds: float) -> bool:
@@ -224,14 +247,56 @@ def serve() -> None:
         return
     config = Crawl.model_validate(first[0])
     Image.MAX_IMAGE_PIXELS = config.max_pixels
+    Image.init()  # all formats, because no file can be opened afterwards
+    try:
+        statm = os.open("/proc/self/statm", os.O_RDONLY)
+    except OSError:  # a system that does not report it
+        statm = None
+    refused = _give_up_rights()
     while (request := _receive(sys.stdin.buffer)) is not None:
-        message, picture = _answer(request[0]["header"], request[1], config)
-        _send(answers, message, picture)
+        message, picture = _answer(request[0]["header"], request[1], config, statm)
+        _send(answers, message | ({"refused": refused} if refused else {}), picture)
 
 
-def _answer(header_fields: Mapping[str, Any] | None, data: bytes, config: Crawl) -> tuple[dict[str, Any], bytes]:
+def _give_up_rights() -> str:
+    """Give up what decoding does not need: new files and sockets, other users' rights, sight of other processes.
+
+    A decoder may be taken over by an image that exploits an error in it. It then has the pipes to its parent and
+    nothing else: no file, no network.
+
+    Returns:
+        What the system refuses, for the log; empty if it refuses nothing.
+    """
+    refused = []
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0):
+        refused.append("PR_SET_NO_NEW_PRIVS")
+    if not _landlock(libc):
+        refused.append("Landlock")
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+    except (OSError, ValueError):
+        refused.append("RLIMIT_NOFILE")
+    return ", ".join(refused)
+
+
+def _landlock(libc: ctypes.CDLL) -> bool:
+    """Forbid this process to open files and to look into other processes; return whether the kernel can do so."""
+    rights = ctypes.c_uint64(_LANDLOCK_FILES)
+    size = ctypes.c_size_t(ctypes.sizeof(rights))
+    rules = libc.syscall(ctypes.c_long(_LANDLOCK_CREATE), ctypes.byref(rights), size, ctypes.c_uint32(0))
+    if rules < 0:
+        return False
+    done = libc.syscall(ctypes.c_long(_LANDLOCK_RESTRICT), ctypes.c_int(rules), ctypes.c_uint32(0)) == 0
+    os.close(rules)
+    return bool(done)
+
+
+def _answer(
+    header_fields: Mapping[str, Any] | None, data: bytes, config: Crawl, statm: int | None
+) -> tuple[dict[str, Any], bytes]:
     header = None if header_fields is None else image_header.Header(**header_fields)
-    _set_limits(config.max_pixels if header is None else header.width * header.height, len(data), config)
+    _set_limits(config.max_pixels if header is None else header.width * header.height, len(data), config, statm)
     try:
         if header is None:
             return {"header": asdict(image_header.read_complete_header(data))}, b""
@@ -245,21 +310,12 @@ def _answer(header_fields: Mapping[str, Any] | None, data: bytes, config: Crawl)
     return facts | {"changed": changed}, stored.data if changed else b""
 
 
-def _set_limits(pixels: int, size: int, config: Crawl) -> None:
-    """Limit memory and processor time for the next image."""
+def _set_limits(pixels: int, size: int, config: Crawl, statm: int | None) -> None:
+    """Limit memory and processor time for the next image; ``statm`` is the open file that tells the memory in use."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime + config.max_decode_seconds) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
-    mapped = _mapped_bytes()
-    if mapped is not None:
-        memory = mapped + _FREE_BYTES + _BYTES_PER_PIXEL * pixels + 4 * size
+    if statm is not None:
+        used_bytes = int(os.pread(statm, 200, 0).split()[0]) * resource.getpagesize()
+        memory = used_bytes + _FREE_BYTES + _BYTES_PER_PIXEL * pixels + 4 * size
         resource.setrlimit(resource.RLIMIT_AS, (memory, resource.RLIM_INFINITY))
-
-
-def _mapped_bytes() -> int | None:
-    """Return the size of this process's address space in bytes; None if the system does not report it."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except (OSError, ValueError):
-        return None
-    return pages * resource.getpagesize()

@@ -60,17 +60,13 @@ async def download_part(
     with ExitStack() as stack:
         spool = stack.enter_context(part_writer.Spool())
         decoder = decoder or stack.enter_context(Decoder(config))
-        reused = {}
-        for key, columns, picture in known:
-            reused[key] = columns
-            if picture is not None:
-                spool.add(key, picture)
+        reused = await asyncio.to_thread(_take_over, known, spool)
         part = _Part(fetcher, config, spool, decoder)
         async with asyncio.TaskGroup() as group:
             tasks = {row["key"]: group.create_task(part.download(row)) for row in found if row["key"] not in reused}
         rows = [tasks[row["key"]].result() if row["key"] in tasks else {**row, **reused[row["key"]]} for row in found]
         # In a thread, so that other parts continue meanwhile.
-        await asyncio.to_thread(part_writer.write_part, uri, rows, spool)
+        rows = await asyncio.to_thread(part_writer.write_part, uri, rows, spool)
     statuses = Counter(row["status"] for row in rows)
     examples = {row["status"]: [row["url"], row["error"]] for row in reversed(rows) if row.get("error")}
     return {
@@ -122,7 +118,7 @@ class _Part:
             raise unexpected(row["url"], error) from error
 
     async def _store(self, row: dict[str, Any], response: Response, arrival: "_Arrival") -> stored_image.Stored:
-        data = bytes(response.body)
+        data, response.body = bytes(response.body), bytearray()  # it is in memory once
         digest = _digest(data) if len(data) <= _HASHED_IN_LOOP else await asyncio.to_thread(_digest, data)
         row |= {"bytes": len(data), "sha256": digest}
         if digest in self._fetcher.opt_out.digests:
@@ -147,6 +143,31 @@ class _Part:
         return stored
 
 
+def _take_over(known: Iterable[Outcome], spool: part_writer.Spool) -> dict[str, Mapping[str, Any]]:
+    """Put the images of an earlier crawl into the spool; return the columns of the results that can be used, by key."""
+    reused = {}
+    for key, columns, picture in known:
+        if picture is not None:
+            kept = _as_stored_now(picture)
+            if kept is None:  # it is requested again
+                continue
+            spool.add(key, kept)
+        reused[key] = columns
+    return reused
+
+
+def _as_stored_now(picture: bytes) -> bytes | None:
+    """Return an image that an earlier crawl stored, perhaps an older version with metadata, as this version stores it.
+
+    Returns:
+        None if this version would not store it.
+    """
+    try:
+        return stored_image.keep_jpeg(picture, image_header.read_complete_header(picture))
+    except FetchError:
+        return None
+
+
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -159,21 +180,21 @@ class _Arrival:
         self._reader = image_header.HeaderReader()
         self.header: image_header.Header | None = None
         self._earlier_bytes = 0
-        self._response: Response | None = None
+        self._bytes = 0
 
     @property
     def bytes_read(self) -> int:
         """Bytes of the bodies received in all attempts."""
-        return self._earlier_bytes + (len(self._response.body) if self._response else 0)
+        return self._earlier_bytes + self._bytes
 
     def start_attempt(self) -> Watcher:
         """Forget the attempt before, and return the watcher for a new one."""
-        self._earlier_bytes, self._response = self.bytes_read, None
+        self._earlier_bytes, self._bytes = self.bytes_read, 0
         self._reader, self.header = image_header.HeaderReader(), None
         return self._check
 
     def _check(self, response: Response) -> None:
-        self._response = response
+        self._bytes = len(response.body)
         if not response.body:
             if self._config.politeness.respect_noai and forbids_training(response.headers.get("x-robots-tag", "")):
                 raise FetchError(Status.NOAI, "X-Robots-Tag keeps it from training", http_status=response.status)

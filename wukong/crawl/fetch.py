@@ -16,6 +16,7 @@ from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.clock import Clock
 from wukong.crawl.optout import OptOut
 from wukong.crawl.permits import Permits
+from wukong.crawl.room import USUAL_BYTES, Held, NoRoomError, Room, within
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.transport import Response, Transport, Watcher
 from wukong.crawl.unexpected import unexpected
@@ -140,6 +141,7 @@ class Fetcher:
         self._delay = polite.per_host_delay * self._share
         self._permits = permits
         self._in_flight = asyncio.Semaphore(config.concurrency)
+        self._room = Room(config.max_bytes_in_flight)
         self._transport = Transport(user_agent=polite.user_agent, connect_to=connect_to, connections=config.concurrency)
 
     @property
@@ -156,7 +158,7 @@ class Fetcher:
         """Fetch a URL as soon as the limits allow it.
 
         The block that uses the answer counts as part of the request, so there are never more than ``concurrency``
-        answers in memory.
+        answers in memory, with ``max_bytes_in_flight`` bytes.
 
         Args:
             url: the URL as it was found; it is normalised here.
@@ -168,13 +170,14 @@ class Fetcher:
         Raises:
             FetchError: there is no such answer; ``status`` gives the reason.
         """
-        response = await self._get_with_retries(url, options)
+        response, held = await self._get_with_retries(url, options)
         try:
             yield response
         finally:
+            held.release()
             self._in_flight.release()
 
-    async def _get_with_retries(self, url: str, options: RequestOptions) -> Response:
+    async def _get_with_retries(self, url: str, options: RequestOptions) -> tuple[Response, Held]:
         seconds = self._config.max_seconds  # limit on the transfer time of all attempts and redirects together
         attempt = 0
         while True:
@@ -193,8 +196,8 @@ class Fetcher:
                     pause = max(pause, error.retry_after)
                 await asyncio.sleep(pause)
 
-    async def _get_once(self, url: str, options: RequestOptions, seconds: float, clock: Clock) -> Response:
-        """Make one attempt, with its redirects. The caller must release ``_in_flight`` when the answer was used."""
+    async def _get_once(self, url: str, options: RequestOptions, seconds: float, clock: Clock) -> tuple[Response, Held]:
+        """Make one attempt, with its redirects. The caller must release ``_in_flight`` and the bytes held after use."""
         polite = self._config.politeness
         obey_robots = polite.robots_txt if options.obey_robots is None else options.obey_robots
         target = normalise(url)
@@ -203,33 +206,60 @@ class Fetcher:
                 raise FetchError(Status.OPTED_OUT, "the opt-out list names this URL or its domain")
             if obey_robots:
                 await self._check_robots(target)
-            async with self._host_slot(target):
-                await self._in_flight.acquire()
-                keep = False
+            size = USUAL_BYTES
+            while True:
                 try:
-                    left = seconds - clock.spent
-                    if left <= 0:
-                        raise FetchError(Status.TIMEOUT, "not finished in the time allowed")
-                    with clock, self._charging_slowness(target) as answer:
-                        response = await self._transport.get(
-                            target,
-                            seconds=left,
-                            max_bytes=options.max_bytes or self._config.max_bytes,
-                            watch=options.watch() if options.watch else None,
-                            truncate=options.truncate,
-                        )
-                        answer.append(response)
-                    location = response.location
-                    if location is None and not 200 <= response.status < 300:
-                        raise self._http_error(target, response)
-                    keep = location is None or not options.follow_redirects
-                finally:
-                    if not keep:
-                        self._in_flight.release()
-            if location is None or not options.follow_redirects:
-                return response
-            target = normalise(location)
+                    response, held = await self._request(target, options, seconds, clock, size)
+                except NoRoomError as error:
+                    size = error.size
+                else:
+                    break
+            if held is not None:
+                return response, held
+            target = normalise(response.location or "")
         raise FetchError(Status.REDIRECT_ERROR, f"more than {MAX_REDIRECTS} redirects", http_status=response.status)
+
+    async def _request(
+        self, target: str, options: RequestOptions, seconds: float, clock: Clock, size: int
+    ) -> tuple[Response, Held | None]:
+        """Send one request with room for ``size`` bytes; return no bytes held if the answer is a redirect to follow.
+
+        Raises:
+            FetchError: there is no 2xx answer and no redirect.
+            NoRoomError: there is no room for the body.
+        """
+        max_bytes = options.max_bytes or self._config.max_bytes
+        async with self._host_slot(target):
+            await self._in_flight.acquire()
+            held, keep, spent = None, False, clock.spent
+            try:
+                held = await self._room.take(min(size, max_bytes))
+                left = seconds - clock.spent
+                if left <= 0:
+                    raise FetchError(Status.TIMEOUT, "not finished in the time allowed")
+                with clock, self._charging_slowness(target) as answer:
+                    response = await self._transport.get(
+                        target,
+                        seconds=left,
+                        max_bytes=max_bytes,
+                        watch=within(held, max_bytes, options.watch() if options.watch else None),
+                        truncate=options.truncate,
+                    )
+                    answer.append(response)
+                if response.location is None and not 200 <= response.status < 300:
+                    raise self._http_error(target, response)
+                keep = response.location is None or not options.follow_redirects
+                held.shrink(len(response.body))
+            except NoRoomError:
+                clock.spent = spent  # the host is not slower for it
+                raise
+            else:
+                return response, held if keep else None
+            finally:
+                if not keep:
+                    self._in_flight.release()
+                    if held is not None:
+                        held.release()
 
     def _http_error(self, url: str, response: Response) -> FetchError:
         wait = _retry_after(response)

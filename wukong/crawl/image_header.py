@@ -7,32 +7,26 @@ the web is not trusted: the decoder checks the real size again before it uses me
 import io
 import re
 import struct
-import zlib
 from dataclasses import dataclass
 
 from PIL import Image
 
 from wukong.config import Crawl
+from wukong.crawl.metadata import MAX_SEGMENTS, avif_alone, segments
 from wukong.crawl.status import FetchError, Status
+from wukong.data.decoding import DECODER_ERRORS, exif_orientation
 
 _SNIFF = 16
-_EXIF_ORIENTATION = 0x0112
-_EXIF_INTEGERS = {3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 13: "L", 16: "Q"}
-"""TIFF's integer types with their format characters of ``struct``."""
-
-_EXIF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
-"""Size in bytes of a value of each TIFF type."""
-
-_EXIF_INLINE = 4
-_EXIF_MAGIC = {b"II*\x00": "<", b"MM\x00*": ">", b"MM*\x00": ">", b"II\x00*": "<"}
 _JPEG_STANDALONE = frozenset([0x01, *range(0xD0, 0xD9)])
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_HUFFMAN = frozenset({0xC0, 0xC1, 0xC2})
 _JPEG_SEQUENTIAL = frozenset({0xC0, 0xC1})
-_MAX_SEGMENTS = 100
+_FILL = re.compile(rb"\xff*")
+_MOST_BEFORE_SCAN = 100
 _SCAN = b"\xff\xda"
-_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-"""The marker that ends the data of a scan. In the data, 0xFF is followed by 0x00 or a restart marker."""
+
+MAX_SIDE = 2**31 - 1
+"""Most pixels of a side. No format allows more: a larger number is that of a damaged header."""
 
 MAX_SCANS = 500
 """Most scans of a JPEG. Each scan costs a pass over all pixels. Encoders write one scan, or about ten in progressive
@@ -45,19 +39,6 @@ CHEAP_WORK = 12_000_000
 content."""
 
 _AVIF_BRANDS = (b"avif", b"avis")
-
-DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    RuntimeError,
-    ArithmeticError,
-    LookupError,
-    struct.error,
-    zlib.error,
-)
-"""Exceptions that Pillow raises for a damaged file."""
 
 MIME_TYPES = {
     "jpeg": "image/jpeg",
@@ -127,6 +108,7 @@ class HeaderReader:
 
     def __init__(self) -> None:
         self._position = 2  # offset of a JPEG's next marker
+        self._markers = 0
         self._orientation: int | None = None
 
     def read(self, data: bytes | bytearray, *, complete: bool) -> Header | None:
@@ -159,8 +141,8 @@ class HeaderReader:
             if complete:
                 raise FetchError(Status.CORRUPT, "the header is cut short")
             return None
-        if header.width < 1 or header.height < 1:
-            raise FetchError(Status.CORRUPT, "the header gives no size")
+        if min(header.width, header.height) < 1 or max(header.width, header.height) > MAX_SIDE:
+            raise FetchError(Status.CORRUPT, "the header gives no size that a picture can have")
         return header
 
     def _read_jpeg(self, data: bytes | bytearray) -> Header | None:
@@ -170,9 +152,14 @@ class HeaderReader:
             if data[position] != 0xFF:
                 raise FetchError(Status.CORRUPT, "a JPEG marker is missing")
             marker = data[position + 1]
-            if marker == 0xFF:
-                self._position += 1
+            if marker == 0xFF:  # fill bytes: the last of them begins the marker
+                filled = _FILL.match(data, position)
+                assert filled is not None  # noqa: S101 - it matches any bytes
+                self._position = filled.end() - 1
                 continue
+            self._markers += 1
+            if self._markers > MAX_SEGMENTS:
+                raise FetchError(Status.CORRUPT, f"more than {MAX_SEGMENTS} markers before the JPEG's frame")
             if marker in _JPEG_STANDALONE:
                 self._position += 2
                 continue
@@ -206,36 +193,6 @@ def check_size(header: Header, config: Crawl) -> None:
         raise FetchError(Status.BAD_RATIO, f"the sides' ratio is over {config.max_aspect_ratio:g}")
     if header.width * header.height > config.max_pixels:
         raise FetchError(Status.TOO_MANY_PIXELS, f"more than {config.max_pixels} pixels")
-
-
-def exif_orientation(segment: bytes) -> int | None:
-    """Read the orientation, 1 to 8, from a JPEG's EXIF segment; None if there is none, or the segment is damaged.
-
-    EXIF is often damaged, and the image is usable without it. Only the first directory is read, in one pass over its
-    entries. A malicious file can make a general EXIF reader copy the segment once for each of thousands of entries.
-    """
-    prefix = b"Exif\x00\x00"
-    if not segment.startswith(prefix):
-        return None
-    while segment.startswith(prefix):
-        segment = segment[len(prefix) :]
-    order = _EXIF_MAGIC.get(segment[:4])
-    if order is None or len(segment) < 10:
-        return None
-    (start,) = struct.unpack_from(f"{order}L", segment, 4)
-    if start + 2 > len(segment):
-        return None
-    (entries,) = struct.unpack_from(f"{order}H", segment, start)
-    value = None
-    for place in range(start + 2, min(start + 2 + 12 * entries, len(segment) - 11), 12):
-        tag, kind, count, offset = struct.unpack_from(f"{order}HHLL", segment, place)
-        size = count * _EXIF_BYTES.get(kind, 0)
-        where = place + 8 if size <= _EXIF_INLINE else offset
-        if tag == _EXIF_ORIENTATION and size and where + size <= len(segment):
-            value = None  # the last entry counts
-            if kind in _EXIF_INTEGERS:
-                (value,) = struct.unpack_from(order + _EXIF_INTEGERS[kind], segment, where)
-    return value if value is not None and 1 <= value <= 8 else None
 
 
 def _png_size(data: bytes | bytearray) -> tuple[int, int] | None:
@@ -276,7 +233,7 @@ _SIZES = {"png": _png_size, "gif": _gif_size, "bmp": _bmp_size, "webp": _webp_si
 
 def _avif_header(data: bytes | bytearray) -> Header | None:
     try:
-        with Image.open(io.BytesIO(data), formats=["AVIF"]) as image:
+        with Image.open(io.BytesIO(avif_alone(bytes(data))), formats=["AVIF"]) as image:
             return Header("avif", image.width, image.height)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise FetchError(Status.TOO_MANY_PIXELS, f"more than {Image.MAX_IMAGE_PIXELS} pixels") from error
@@ -303,7 +260,7 @@ def _has_one_scan(data: bytes) -> bool:
     This is the case for nearly all JPEGs. Only the few segments before the first scan are read.
     """
     position, components = 2, 0
-    for _ in range(_MAX_SEGMENTS):
+    for _ in range(_MOST_BEFORE_SCAN):
         if position + 10 > len(data) or data[position] != 0xFF:
             return False
         marker = data[position + 1]
@@ -318,26 +275,12 @@ def _has_one_scan(data: bytes) -> bool:
 
 
 def has_too_many_scans(data: bytes) -> bool:
-    """Return whether a JPEG has more than ``MAX_SCANS`` scans."""
-    return not _has_one_scan(data) and data.count(_SCAN) > MAX_SCANS and count_scans(data) > MAX_SCANS
-
-
-def count_scans(data: bytes) -> int:
-    """Count the scans of a JPEG as a decoder does, up to the end of the image, in one pass over the bytes."""
-    position, scans = 2, 0
-    while (found := data.find(b"\xff", position)) >= 0 and found + 1 < len(data):
-        marker = data[found + 1]
-        if marker == 0xD9:
-            break
-        if marker in {0x00, 0xFF} or marker in _JPEG_STANDALONE:
-            position = found + (1 if marker == 0xFF else 2)
-            continue
-        length = int.from_bytes(data[found + 2 : found + 4], "big")
-        position = found + 2 + max(2, length)
-        if marker == _SCAN[1]:
-            scans += 1
-            ends = _IN_SCAN.search(data, position)
-            if ends is None:
-                break
-            position = ends.start()
-    return scans
+    """Return whether a JPEG has more than ``MAX_SCANS`` scans up to its end, in one pass over its bytes."""
+    if _has_one_scan(data) or data.count(_SCAN) <= MAX_SCANS:  # the count is not below that of scans
+        return False
+    scans = 0
+    for number, (marker, _, _) in enumerate(segments(data)):
+        scans += marker == _SCAN[1]
+        if scans > MAX_SCANS or number > MAX_SEGMENTS:
+            return True
+    return False

@@ -9,9 +9,14 @@ from typing import Any
 import pyarrow as pa
 
 from wukong import storage
+from wukong.crawl.engine import clean
+from wukong.crawl.unexpected import unexpected
 from wukong.data import shards
 from wukong.data.schema import CRAWLED
 from wukong.errors import StorageError
+
+_UNWRITABLE = (pa.ArrowException, ValueError, TypeError, OverflowError)
+"""What Arrow raises for a value that its column cannot hold; half a surrogate in a text is a ValueError."""
 
 
 class Spool:
@@ -52,16 +57,22 @@ class Spool:
         self._file.close()
 
 
-def write_part(uri: str, rows: Sequence[Mapping[str, Any]], pictures: Spool) -> None:
+def write_part(uri: str, rows: Sequence[Mapping[str, Any]], pictures: Spool) -> list[dict[str, Any]]:
     """Write ``{uri}.tar`` and ``{uri}.parquet``; equal rows and pictures give equal bytes.
+
+    A row that cannot be written is an error of its URL and not of the part: it gets the status ``internal_error``.
 
     Args:
         uri: URI of the part without a suffix.
         rows: one row for each URL, with the columns of ``CRAWLED``, in the order in which they are written.
         pictures: a JPEG for each row with status ``success``.
+
+    Returns:
+        The rows that were written.
     """
+    written, table = _as_table(rows)
     with storage.open_output(f"{uri}.tar") as stream:
-        for row in rows:
+        for row in written:
             if row["status"] != "success":
                 continue
             key = row["key"]
@@ -71,4 +82,25 @@ def write_part(uri: str, rows: Sequence[Mapping[str, Any]], pictures: Spool) -> 
             for suffix, data in ("jpg", pictures.read(key)), ("json", facts.encode()), ("txt", row["caption"].encode()):
                 stream.write(shards.packed(f"{key}.{suffix}", data))
         stream.write(shards.END)
-    storage.write_table(f"{uri}.parquet", pa.Table.from_pylist([dict(row) for row in rows], schema=CRAWLED))
+    storage.write_table(f"{uri}.parquet", table)
+    return written
+
+
+def _as_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], pa.Table]:
+    written = [dict(row) for row in rows]
+    try:
+        return written, pa.Table.from_pylist(written, schema=CRAWLED)
+    except _UNWRITABLE:  # rare, so only now each row is tried
+        written = [_writable(row) for row in written]
+        return written, pa.Table.from_pylist(written, schema=CRAWLED)
+
+
+def _writable(row: dict[str, Any]) -> dict[str, Any]:
+    try:
+        pa.Table.from_pylist([row], schema=CRAWLED)
+    except _UNWRITABLE as error:
+        failed = unexpected(clean(row["url"]), error)
+        known = {name: clean(row[name]) for name in ("key", "url", "caption", "engine")}
+        queries = [clean(query) for query in row["queries"]]
+        return {**known, "queries": queries, "status": failed.status.value, "error": str(failed)}
+    return row

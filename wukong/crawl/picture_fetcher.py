@@ -24,8 +24,14 @@ class PictureFetcher(Fetcher):
                 yield response
             return
         async with self._in_flight:
-            body = await asyncio.to_thread(read_picture, url, options.max_bytes or self._config.max_bytes)
-            response = Response(url, body=body)
-            if options.watch is not None and body:
-                options.watch()(response)
-            yield response
+            max_bytes = options.max_bytes or self._config.max_bytes
+            held = await self._room.take(max_bytes)
+            try:
+                body = await asyncio.to_thread(read_picture, url, max_bytes)
+                held.shrink(len(body))
+                response = Response(url, body=body)
+                if options.watch is not None and body:
+                    options.watch()(response)
+                yield response
+            finally:
+                held.release()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from wukong.config import Crawl
-from wukong.crawl.engine import Engine, EngineRefusedError, Result
+from wukong.crawl.engine import Engine, EngineRefusedError, Result, clean
 from wukong.crawl.fetch import Fetcher, RequestOptions
 from wukong.crawl.found import FOUND, FoundRow, as_table
 from wukong.crawl.status import FetchError, Status
@@ -112,11 +112,13 @@ async def _search(query: str, engine: Engine, fetcher: Fetcher, config: Crawl) -
 
 async def _results_of_page(url: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> list[Result]:
     try:
-        return await _request_page(url, engine, fetcher, config)
+        found = await _request_page(url, engine, fetcher, config)
     except (FetchError, WukongError):
         raise
     except Exception as error:  # it concerns one page, and becomes its status; it is logged
         raise unexpected(url, error) from error
+    # Engines clean what they return, but one that forgets it must not end the crawl: no table holds half a surrogate.
+    return [Result(clean(each.url), clean(each.caption), each.page_url and clean(each.page_url)) for each in found]
 
 
 async def _request_page(url: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> list[Result]:

@@ -12,8 +12,11 @@ import simplejpeg
 from PIL import Image
 
 from wukong.config import Crawl
-from wukong.crawl.image_header import DECODER_ERRORS, MAX_SCANS, Header, check_size, has_too_many_scans
+from wukong.crawl.image_header import MAX_SCANS, Header, check_size, has_too_many_scans
+from wukong.crawl.metadata import avif_alone, gif_alone, jpeg_alone, png_alone
 from wukong.crawl.status import FetchError, Status
+from wukong.data import decoding
+from wukong.errors import DataError
 
 cv2.setNumThreads(1)  # several parts are downloaded at a time; an image is too small for more than one thread
 
@@ -27,6 +30,11 @@ resizing from a slightly larger image corrects this and costs little time."""
 
 _LINEAR_UP_TO = 2 * _HEADROOM
 """Up to this factor images are shrunk with a linear filter: area averaging would be much slower and hardly better."""
+
+_TABLE_BYTES = 16 * 1024
+_MOST_BYTES_PER_PIXEL = 5
+"""A JPEG with more bytes than this is encoded anew: noise in the best quality has five bytes a pixel, so the rest is no
+picture."""
 
 _SUBSAMPLING = "422"
 """Full colour resolution makes larger files; 4:2:0 alone would take the mean SSIM below 0.97."""
@@ -50,7 +58,8 @@ def store(data: bytes, header: Header, config: Crawl) -> Stored:
     """Convert a downloaded image to the JPEG that is stored in a shard (section 3.1 of the paper does not define it).
 
     Of an animation the first frame is used. Transparent pixels become white, the EXIF orientation is applied, and 16
-    bits are reduced to 8. Except for a JPEG that ``is_cheap``, the time and memory are not bounded: see ``decoder``.
+    bits are reduced to 8. No metadata is stored. Except for a JPEG that ``is_cheap``, the time and memory are not
+    bounded: see ``decoder``.
 
     Raises:
         FetchError: (``corrupt``) the image cannot be decoded to its end; (``too_small``, ``bad_ratio``,
@@ -76,8 +85,8 @@ def store_jpeg(data: bytes, header: Header, config: Crawl) -> Stored | None:
     """
     if has_too_many_scans(data):
         raise FetchError(Status.TOO_COSTLY, f"the JPEG has more than {MAX_SCANS} scans")
-    if _is_stored_unchanged(data, header, config):
-        return Stored(data, header.width, header.height, header)
+    if _needs_no_change(header, config) and (kept := keep_jpeg(data, header)) is not None:
+        return Stored(kept, header.width, header.height, header)
     pixels = _decode_jpeg(data, header, _needed_side(header, config))
     return None if pixels is None else _resize_and_encode(pixels, header, config)
 
@@ -93,16 +102,37 @@ def _resize_and_encode(pixels: Pixels, header: Header, config: Crawl) -> Stored:
     return Stored(encoded, pixels.shape[1], pixels.shape[0], header)
 
 
-def _is_stored_unchanged(data: bytes, header: Header, config: Crawl) -> bool:
-    """Return whether a JPEG is stored unchanged: it is upright, complete, small, and in plain colours."""
+def _needs_no_change(header: Header, config: Crawl) -> bool:
+    """Return whether a JPEG's pixels are stored as they were sent: it is upright and small."""
     if not config.keep_small_jpegs or (header.orientation or 1) != 1:
         return False
     if config.resize == "keep_ratio":
-        fits = min(header.width, header.height) <= config.image_size
-    else:
-        fits = config.resize == "no"
-    # Only reading the data to its end finds a truncated file; the inverse DCT at an eighth of the size costs little.
-    return fits and _decode_jpeg(data, header, 1) is not None
+        return min(header.width, header.height) <= config.image_size
+    return config.resize == "no"
+
+
+def keep_jpeg(data: bytes, header: Header) -> bytes | None:
+    """Return a JPEG without metadata and without bytes after its end; its pixels stay as they are.
+
+    Returns:
+        None if it must be encoded anew: it is damaged, not in plain colours, or has many more bytes than its pixels
+        need; or it cannot be opened by the decoder that every later reader uses.
+
+    Raises:
+        FetchError: (``corrupt``) it ends too early.
+    """
+    alone = jpeg_alone(data)
+    if alone is None or len(alone) > _TABLE_BYTES + _MOST_BYTES_PER_PIXEL * header.width * header.height:
+        return None
+    # This decoder tells, unlike the readers', of bytes without a meaning after the data of the pixels. Decoding at an
+    # eighth of the size costs little.
+    if _decode_jpeg(alone, header, 1) is None:
+        return None
+    try:
+        read = decoding.decode(alone)
+    except DataError:
+        return None
+    return alone if read.size == (header.width, header.height) else None
 
 
 def _needed_side(header: Header, config: Crawl) -> int:
@@ -118,24 +148,42 @@ def _decode_by_pillow(data: bytes, header: Header, config: Crawl) -> tuple[Pixel
     """Decode to RGB at full size; return also the header with the real size."""
     Image.MAX_IMAGE_PIXELS = config.max_pixels  # Pillow has one limit for the whole process
     try:
+        alone, orientation = _alone(data, header)
         with (
             warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
-            Image.open(io.BytesIO(data), formats=[header.kind.upper()]) as image,
+            Image.open(io.BytesIO(alone), formats=[header.kind.upper()]) as image,
         ):
             if (image.width, image.height) != (header.width, header.height):
                 header = replace(header, width=image.width, height=image.height)
                 check_size(header, config)
             image.load()
             pixels = _rgb(image)
+            if header.kind != "jpeg":
+                header = replace(header, orientation=orientation or decoding.orientation_of(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise FetchError(Status.TOO_MANY_PIXELS, f"more than {config.max_pixels} pixels") from error
     except MemoryError as error:
         raise FetchError(Status.TOO_COSTLY, "decoding takes more memory than allowed") from error
-    except DECODER_ERRORS as error:
+    except decoding.DECODER_ERRORS as error:
         raise FetchError(Status.CORRUPT, "the picture cannot be decoded") from error
     if pixels.shape != (header.height, header.width, 3):
         raise FetchError(Status.CORRUPT, "the picture has another size than its header")
     return pixels, header
+
+
+def _alone(data: bytes, header: Header) -> tuple[bytes, int | None]:
+    """Return the file without the metadata that Pillow would parse, and the orientation of a PNG, which was in it."""
+    match header.kind:
+        case "jpeg":
+            return jpeg_alone(data) or data, None
+        case "png":
+            alone, exif = png_alone(data)
+            return alone, decoding.exif_orientation(b"Exif\0\0" + exif)
+        case "gif":
+            return gif_alone(data), None
+        case "avif":
+            return avif_alone(data), None
+    return data, None
 
 
 def _decode_jpeg(data: bytes, header: Header, shorter: int) -> Pixels | None:

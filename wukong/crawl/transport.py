@@ -27,6 +27,7 @@ _MAX_ERROR_BYTES = 64 * 1024
 """The body of a redirect or an error is ignored. Up to this size it is read to its end, so that the connection can be
 reused."""
 
+_STATUS_LINE = re.compile(rb"HTTP/\S+\s+([1-9][0-9][0-9])(?![0-9])")
 _CURL_STATUS: dict[int, tuple[Status, str]] = {
     pycurl.E_OPERATION_TIMEDOUT: (Status.TIMEOUT, "not finished in the time allowed"),
     pycurl.E_COULDNT_RESOLVE_HOST: (Status.DNS_ERROR, "the host name does not resolve"),
@@ -148,16 +149,23 @@ class Transport:
             self._running.pop(handle, None)
             self._multi.remove_handle(handle)
         self._idle.append(handle)
-        if exchange.stopped is not None:
-            raise exchange.stopped
+        # The idle handle keeps the exchange until its next request. It must keep neither the body nor an error, whose
+        # traceback holds the frames that have, or will have, a body.
+        response, exchange.response = exchange.response, Response(url)
+        stopped, exchange.stopped = exchange.stopped, None
+        if stopped is not None:
+            try:
+                raise stopped
+            finally:
+                del stopped
         if code != pycurl.E_OK and not exchange.enough:
-            if refused and not exchange.response.status:
+            if refused and not response.status:
                 raise FetchError(Status.FORBIDDEN_ADDRESS, "the host's address is not a public one")
-            if code in _BROKEN and exchange.response.status:
+            if code in _BROKEN and response.status:
                 code = pycurl.E_PARTIAL_FILE
             status, message = _CURL_STATUS.get(code, (Status.CONNECTION_ERROR, f"libcurl error {code}"))
-            raise FetchError(status, message, http_status=exchange.response.status or None)
-        return exchange.response
+            raise FetchError(status, message, http_status=response.status or None)
+        return response
 
     def close(self) -> None:
         """Close all connections."""
@@ -266,8 +274,10 @@ class _Exchange:
                 Status.HTTP_ERROR, "the answer's headers are too large", http_status=self.response.status or None
             )
         if line.startswith(b"HTTP/"):
-            fields = line.split(None, 2)
-            response.status = int(fields[1]) if len(fields) > 1 and fields[1].isdigit() else 0
+            code = _STATUS_LINE.match(line)
+            if code is None:
+                raise FetchError(Status.CONNECTION_ERROR, "the server does not speak HTTP")
+            response.status = int(code[1])
             response.headers.clear()
             return len(line)
         name, colon, value = line.decode("latin-1").partition(":")

@@ -5,6 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from wukong.data.decoding import DECODER_ERRORS
 from wukong.errors import DataError
 
 BITS = 64
@@ -28,7 +29,7 @@ def perceptual_hash(picture: bytes, name: str = "the picture") -> int:
         with Image.open(io.BytesIO(picture)) as image:
             image.draft("L", (2 * _SIDE, 2 * _SIDE))
             gray = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except DECODER_ERRORS as error:
         raise DataError(f"{name} cannot be decoded ({error}); leave it out or fetch it again") from error
     low = _COSINES @ np.asarray(gray, dtype=np.float64) @ _COSINES.T
     # Rounding errors must not set a bit: in a picture of one colour every frequency is 0, and so is every bit.

@@ -1,49 +1,31 @@
-"""Decode images and make the views that an image encoder reads: the evaluation view and augmented views."""
+"""Decode images (``decoding``) and make the views that an image encoder reads: the evaluation view, augmented views."""
 
 import hashlib
-import io
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy, RandomResizedCrop
 
+from wukong.data.decoding import decode, to_rgb
 from wukong.errors import DataError
+
+__all__ = [
+    "augmented_view",
+    "decode",
+    "evaluation_view",
+    "from_array",
+    "to_rgb",
+    "to_tensor",
+    "view_seed",
+]
 
 _WHITE = (255, 255, 255)
 _BICUBIC = Image.Resampling.BICUBIC
 _MAX_ASPECT_RATIO = 20
-
-
-def decode(data: bytes, name: str = "the picture") -> Image.Image:
-    """Decode an image to RGB and turn it upright; transparent pixels become white.
-
-    Args:
-        data: the bytes of an image file.
-        name: name of the image in error messages.
-
-    Raises:
-        DataError: the bytes are not an image, or are truncated.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            opened.load()
-            return to_rgb(ImageOps.exif_transpose(opened))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name} cannot be decoded ({error}); leave it out or download it again") from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any PIL image to RGB; transparent pixels become white."""
-    if image.mode == "RGB":
-        return image
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, (*_WHITE, 255)), layer).convert("RGB")
-    return image.convert("RGB")
 
 
 def from_array(array: npt.NDArray[np.uint8], name: str = "the picture") -> Image.Image:

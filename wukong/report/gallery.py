@@ -11,6 +11,7 @@ from PIL import Image
 from wukong import storage
 from wukong.curate import repack
 from wukong.curate.split import TRAIN
+from wukong.data.decoding import decode
 from wukong.errors import DataError
 from wukong.manifest import Manifest
 
@@ -75,13 +76,7 @@ class Thumbnails:
             DataError: the image cannot be decoded.
         """
         if key not in self._made:
-            try:
-                image = Image.open(io.BytesIO(self._pictures(key))).convert("RGB")
-            except OSError as error:
-                raise DataError(
-                    f"the picture of the pair {key} cannot be decoded: {error}; run the crawl again"
-                ) from error
-            self._made[key] = data_uri(image)
+            self._made[key] = data_uri(decode(self._pictures(key), f"the picture of the pair {key}"))
         return self._made[key]
 
 

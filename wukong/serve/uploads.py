@@ -15,6 +15,9 @@ from wukong.crawl.unexpected import UnexpectedInDecoderError
 
 TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/avif")
 _KINDS = "JPEG, PNG, WebP, GIF, BMP or AVIF"
+_DIGITS = 20
+"""Python refuses to read a number of thousands of digits."""
+
 _TOO_LARGE = frozenset({Status.TOO_MANY_PIXELS, Status.TOO_COSTLY})
 
 
@@ -64,7 +67,7 @@ async def read(chunks: AsyncIterator[bytes], declared: str | None, limits: Limit
     """
     most = limits.upload_bytes
     too_large = RefusedError(413, f"the picture has more than {most / 2**20:g} MiB: send a smaller one")
-    if declared is not None and declared.isdecimal() and int(declared) > most:
+    if declared is not None and declared.isdecimal() and (len(declared) > _DIGITS or int(declared) > most):
         raise too_large
     found = bytearray()
     try:

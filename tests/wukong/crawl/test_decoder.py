@@ -4,6 +4,10 @@ import asyncio
 import io
 import os
 import signal
+import socket
+import subprocess
+import sys
+import textwrap
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -14,12 +18,15 @@ from crawl_samples import make_config, make_picture
 from PIL import Image
 
 from wukong.config import Crawl
-from wukong.crawl import image_header, stored_image
+from wukong.crawl import decoder as decoder_module
+from wukong.crawl import image_header, metadata, stored_image
 from wukong.crawl.clock import Clock
 from wukong.crawl.decoder import Decoder
 from wukong.crawl.status import FetchError, Status
 
 CONFIG = make_config(max_decode_seconds=1.0)
+EXIF = Image.Exif()
+EXIF[0x0112] = 6
 
 
 def store(decoder: Decoder, data: bytes, clock: Clock | None = None) -> stored_image.Stored:
@@ -61,6 +68,9 @@ def peak_mib(pid: int) -> float:
         ("WEBP", {}),
         ("AVIF", {}),
         ("BMP", {}),
+        ("WEBP", {"mode": "RGBA", "exif": EXIF}),
+        ("PNG", {"mode": "LA", "exif": EXIF}),
+        ("AVIF", {"exif": EXIF}),
     ],
 )
 def test_the_child_process_gives_the_same_bytes(kind: str, options: dict[str, Any]) -> None:
@@ -175,6 +185,83 @@ def test_cheap_images_are_cheap_to_decode() -> None:
     assert not image_header.is_cheap(make_picture(kind="PNG"), image_header.Header("png", 320, 240))
 
 
+def in_child(code: str, give_up: str = "decoder._give_up_rights()") -> str:
+    """What this code returns in a process that has given up its rights like the decoder's child process."""
+    whole = f"""
+import ctypes, os, resource, socket, subprocess, sys
+from wukong.crawl import decoder
+refused = {give_up}
+def tried():
+{textwrap.indent(textwrap.dedent(code), "    ")}
+try:
+    outcome = tried()
+except OSError as error:
+    outcome = "refused"
+sys.stdout.write(str(outcome))
+"""
+    done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_child_process_has_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_PASSWORD", "SOMETHING_NEW"):
+        monkeypatch.setenv(name, "a secret")
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    with Decoder(CONFIG) as decoder:
+        store(decoder, make_picture(kind="PNG"))
+        process = Path(f"/proc/{child_of(decoder)}")
+        environment = (process / "environ").read_bytes()
+        status, limits = (process / "status").read_text(), (process / "limits").read_text()
+        open_files = [str(link.readlink()) for link in (process / "fd").iterdir()]
+    assert b"a secret" not in environment
+    names = {pair.partition(b"=")[0].decode() for pair in environment.split(b"\0") if pair}
+    threads = {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_ARENA_MAX"}
+    assert {"LANG", "PYTHONPATH"} <= names <= {*decoder_module._INHERITED, "PYTHONPATH", *threads}
+    assert "NoNewPrivs:\t1" in status
+    assert [line.split()[3:5] for line in limits.splitlines() if line.startswith("Max open files")] == [["0", "0"]]
+    assert not [name for name in open_files if name.startswith("socket:")]
+
+
+def test_the_child_process_reaches_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert in_child(f"return socket.create_connection(('127.0.0.1', {port}), 5)") == "refused"
+        server.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert in_child("return open('/etc/hostname').read()") == "refused"
+    assert in_child("return os.open('/tmp', os.O_RDONLY)") == "refused"
+    assert in_child("return subprocess.run(['true'])") == "refused"
+
+
+def test_the_child_process_does_not_see_its_parents_memory() -> None:
+    if "Landlock" in in_child("return refused"):
+        pytest.skip("this kernel has no Landlock")
+    alone = "ctypes.CDLL(None).prctl(38, 1, 0, 0, 0) or decoder._landlock(ctypes.CDLL(None))"
+    assert in_child(f"return open('/proc/{os.getpid()}/environ').read()", alone) == "refused"
+    assert in_child(f"return ctypes.CDLL(None).ptrace(16, {os.getpid()}, 0, 0)", alone) == "-1"
+
+
+def test_what_the_system_refuses_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    decoder_module._tell_refused.cache_clear()
+    original = decoder_module._receive
+
+    def answered(stream: Any) -> Any:
+        answer = original(stream)
+        return None if answer is None else (answer[0] | {"refused": "Landlock"}, answer[1])
+
+    monkeypatch.setattr(decoder_module, "_receive", answered)
+    with Decoder(CONFIG) as decoder:
+        store(decoder, make_picture(kind="PNG"))
+        store(decoder, make_picture(kind="PNG"))
+    assert [record.getMessage().rpartition(" ")[2] for record in caplog.records] == ["Landlock"]
+
+
+def scans_of(jpeg: bytes) -> int:
+    return sum(marker == 0xDA for marker, _, _ in metadata.segments(jpeg))
+
+
 def test_scans_are_counted_like_a_decoder() -> None:
     stream = io.BytesIO()
     Image.open(io.BytesIO(make_picture(progressive=True))).save(
@@ -182,15 +269,14 @@ def test_scans_are_counted_like_a_decoder() -> None:
     )
     progressive = stream.getvalue()
     assert progressive.count(b"\xff\xda") > 1000
-    scans = image_header.count_scans(progressive)
+    scans = scans_of(progressive)
     assert 5 <= scans <= 12
-    assert image_header.count_scans(progressive + progressive) == scans, "what follows the picture is none of it"
-    assert image_header.count_scans(make_picture()) == 1
-    assert image_header.count_scans(make_picture(restart_marker_blocks=1)) == 1
-    assert (
-        image_header.count_scans(jpeg_with_scans((320, 240), 700))
-        == image_header.count_scans(jpeg_with_scans((320, 240), 0)) + 700
-    )
+    assert scans_of(progressive + progressive) == scans, "what follows the picture is none of it"
+    assert scans_of(make_picture()) == 1
+    assert scans_of(make_picture(restart_marker_blocks=1)) == 1
+    assert scans_of(jpeg_with_scans((320, 240), 700)) == scans_of(jpeg_with_scans((320, 240), 0)) + 700
+    assert image_header.has_too_many_scans(jpeg_with_scans((320, 240), 700))
+    assert not image_header.has_too_many_scans(progressive), "those in its metadata are none"
 
 
 @pytest.mark.parametrize("scan", ["ffda000c03010002110311003f00", "ffda0008010100003f00"])

@@ -10,6 +10,7 @@ import struct
 import tarfile
 import time
 import zlib
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from PIL import Image
 
 from wukong import storage
 from wukong.config import Crawl
+from wukong.crawl import image_header, stored_image
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.download import download_part, forbids_training
 from wukong.crawl.fetch import Fetcher
 from wukong.crawl.status import Status
+from wukong.data import decoding
 from wukong.data.schema import CRAWLED, key_of
 
 SITE = f"http://{HOST}"
@@ -73,6 +76,25 @@ def huge_png() -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     )
+
+
+def sized_png(width: int, height: int) -> bytes:
+    """A PNG of 133 bytes whose header claims any size."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return (b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(bytes(64)))).ljust(121, b"\0") + png_chunk(
+        b"IEND", b""
+    )
+
+
+def sized_bmp(width: int, height: int) -> bytes:
+    """A BMP of 133 bytes whose header claims any size; a negative height means that the rows go down."""
+    return (b"BM" + struct.pack("<IIIIiiHH", 133, 0, 54, 40, width, height, 1, 24)).ljust(133, b"\0")
+
+
+def exif_jpeg(picture, exif: bytes) -> bytes:
+    """A small JPEG, which is not encoded anew, with these bytes in its EXIF segment."""
+    jpeg, content = picture(250, 200), b"Exif\0\0" + exif
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content + jpeg[2:]
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
@@ -173,6 +195,12 @@ def a_png(picture) -> bytes:
     return picture(kind="PNG")
 
 
+IMPOSSIBLE = {
+    "png": [(2**31, 2**31), (2**32 - 1, 2**32 - 1), (2**31, 300), (0, 300)],
+    "bmp": [(300, -(2**31)), (-300, 300), (0, 300)],
+}
+"""Sides that a header can name and no image has."""
+
 # name -> (path of the image, behaviour of the server, expected status, expected HTTP status)
 JPEG_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n"
 
@@ -241,12 +269,12 @@ def hostile(picture) -> dict[str, tuple[Any, Status, int | None]]:
         ),
         "/text-bomb.png": (
             answering(png_with(picture, png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8))))),
-            Status.CORRUPT,
+            Status.SUCCESS,  # metadata is not read
             200,
         ),
         "/profile-bomb.png": (
             answering(png_with(picture, png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10**8))))),
-            Status.CORRUPT,
+            Status.SUCCESS,
             200,
         ),
         "/pixel-bomb.png": (
@@ -282,6 +310,40 @@ def hostile(picture) -> dict[str, tuple[Any, Status, int | None]]:
             200,
         ),
         "/status.jpg": (raw(b"HTTP/1.1 abc OK\r\n\r\n"), Status.CONNECTION_ERROR, None),
+        **{
+            f"/status-{len(code)}-{code[:4].decode()}.jpg": (
+                raw(b"HTTP/1.1 " + code + b" OK\r\nContent-Length: 0\r\n\r\n"),
+                Status.CONNECTION_ERROR,
+                None,
+            )
+            for code in (b"2147483648", b"99999999999999999999", b"9" * 5_000, b"-200", b"+200", b"0200", b"2", b"000")
+        },
+        "/999.jpg": (answering(b"", status="999 Go away"), Status.HTTP_ERROR, 999),
+        **{
+            f"/sides-{width}-{height}.{kind}": (answering(make(width, height)), status, 200)
+            for kind, make in (("png", sized_png), ("bmp", sized_bmp))
+            for width, height, status in (
+                (2**31 - 1, 2**31 - 1, Status.TOO_MANY_PIXELS),
+                (2**31 - 1, 300, Status.BAD_RATIO),
+                *((*sides, Status.CORRUPT) for sides in IMPOSSIBLE[kind]),
+            )
+        },
+        "/exif-cut.jpg": (answering(exif_jpeg(picture, b"II*\0\x08")), Status.SUCCESS, 200),
+        "/exif-lies.jpg": (
+            answering(exif_jpeg(picture, b"II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\xff\xff\xff\xff\xff\xff\xff\xff")),
+            Status.SUCCESS,
+            200,
+        ),
+        "/exif-magic.jpg": (answering(exif_jpeg(picture, b"xI*\0" + bytes(40))), Status.SUCCESS, 200),
+        "/adobe-short.jpg": (
+            answering(picture(250, 200)[:2] + b"\xff\xee\0\x07Adobe" + picture(250, 200)[2:]),
+            Status.SUCCESS,
+            200,
+        ),
+        "/fill.jpg": (answering(jpeg[:2] + b"\xff" * 1_900_000 + jpeg[2:]), Status.SUCCESS, 200),
+        "/markers.jpg": (answering(jpeg[:2] + b"\xff\xd0" * 900_000 + jpeg[2:]), Status.CORRUPT, 200),
+        "/behind.jpg": (answering(picture(250, 200) + bytes(1_900_000)), Status.SUCCESS, 200),
+        "/scans-60000.jpg": (answering(many_scans(picture, 60_000)), Status.TOO_COSTLY, 200),
         "/with%20space.jpg": (answering(jpeg), Status.SUCCESS, 200),
         "/%E7%86%8A%E7%8C%AB.jpg": (answering(jpeg), Status.SUCCESS, 200),
     }
@@ -320,9 +382,7 @@ def hostile_part(tmp_path_factory):
     web.handlers["/good.jpg"] = cases["/good.jpg"][0]
     urls = [SITE + ASKED_AS.get(path, path) for path in cases] + list(NO_SERVER)
     target = tmp_path_factory.mktemp("hostile") / "00000"
-    config = make_config(
-        max_seconds=2.0, max_bytes=2_000_000, politeness={"per_host_concurrency": 64}, keep_small_jpegs=False
-    )
+    config = make_config(max_seconds=2.0, max_bytes=2_000_000, politeness={"per_host_concurrency": 64})
     started = time.monotonic()
     rows = download(urls, config, ConnectTo({HOST: web.connect_to}), target)
     elapsed = time.monotonic() - started
@@ -360,6 +420,53 @@ def test_only_successes_have_members(hostile_part) -> None:
         f"{row['key']}.{s}" for row in rows.values() if row["status"] == "success" for s in ("jpg", "json", "txt")
     }
     assert set(members(target)) == expected
+
+
+def test_what_is_stored_is_what_every_reader_opens(hostile_part) -> None:
+    rows, target, _ = hostile_part
+    files = members(target)
+    for row in rows.values():
+        if row["status"] == "success":
+            data = files[f"{row['key']}.jpg"]
+            size = (row["stored_width"], row["stored_height"])
+            assert decoding.decode(data, row["url"]).size == size
+            assert len(data) < 100_000
+            with Image.open(io.BytesIO(data)) as opened:
+                assert not {"exif", "icc_profile", "comment", "xmp", "mp"} & set(opened.info)
+
+
+def test_pictures_of_an_earlier_crawl_lose_their_metadata(web, crawl_config, picture, tmp_path) -> None:
+    """One whose bytes cannot be stored any more is requested again."""
+    exif = Image.Exif()
+    exif[0x010E] = "SECRET"
+    urls = [f"{SITE}/{name}.jpg" for name in "ab"]
+    web.bytes_at("/b.jpg", picture(250, 200))
+    columns = {"status": "success", "stored_width": 250, "stored_height": 200, "width": 250, "height": 200}
+    stored_before = [picture(250, 200, exif=exif), b"\xff\xd8\xff\xe1"]
+    known = [(key_of(url), columns, data) for url, data in zip(urls, stored_before, strict=True)]
+    rows = download(urls, crawl_config(), ConnectTo({HOST: web.connect_to}), tmp_path / "0", known=known)
+    assert {row["status"] for row in rows.values()} == {"success"}
+    assert "/a.jpg" not in web.requests
+    assert web.requests["/b.jpg"] == 1
+    files = members(tmp_path / "0")
+    assert [files[f"{key_of(url)}.jpg"] for url in urls] == [picture(250, 200)] * 2
+
+
+def test_a_row_that_cannot_be_written_does_not_end_the_part(web, crawl_config, picture, tmp_path, monkeypatch) -> None:
+    """Whatever number gets through, for instance from an engine or a decoder of tomorrow."""
+    web.bytes_at("/good.jpg", picture())
+    web.bytes_at("/odd.jpg", picture(333, 250))
+    original = stored_image.store_jpeg
+
+    def claiming(data: bytes, header: image_header.Header, config: Crawl) -> stored_image.Stored | None:
+        result = original(data, header, config)
+        return replace(result, width=2**31) if header.width == 333 else result
+
+    monkeypatch.setattr(stored_image, "store_jpeg", claiming)
+    urls = [f"{SITE}/{name}.jpg" for name in ("good", "odd")]
+    rows = download(urls, crawl_config(), ConnectTo({HOST: web.connect_to}), tmp_path / "0")
+    assert [rows[url]["status"] for url in urls] == ["success", "internal_error"]
+    assert rows[urls[1]]["error"] == "unexpected ArrowInvalid"
 
 
 def test_rows_have_the_schema_and_messages_contain_no_address(hostile_part) -> None:

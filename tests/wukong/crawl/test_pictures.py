@@ -162,10 +162,20 @@ def seconds_to_read(pieces: int, content: bytes) -> float:
     return time.process_time() - started
 
 
-@pytest.mark.parametrize("content", [b"\xff", b"\xff\xfe\x00\x04ab"], ids=["fill bytes", "segments"])
+@pytest.mark.parametrize("content", [b"\xff", b"\xff\xfe\xff\xff" + bytes(65_533)], ids=["fill bytes", "segments"])
 def test_reading_a_header_is_linear_in_its_bytes(content: bytes) -> None:
-    few, many = seconds_to_read(32, content), seconds_to_read(256, content)
+    few, many = seconds_to_read(256, content), seconds_to_read(2048, content)
     assert many < 24 * few, "eight times as many bytes; from the beginning each time, it would be 64 times as long"
+    assert many < 0.5, "32 MB, in the event loop"
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x02", b"\xff\xd0", b"\xff\xff\xd0"])
+def test_a_header_of_very_many_markers_is_given_up(content: bytes) -> None:
+    started = time.process_time()
+    with pytest.raises(FetchError, match="markers") as raised:
+        image_header.read_complete_header(b"\xff\xd8" + content * (31 * 2**20 // len(content)) + FILES["jpeg"][2:])
+    assert raised.value.status is Status.CORRUPT
+    assert time.process_time() - started < 0.5
 
 
 def test_cmyk() -> None:

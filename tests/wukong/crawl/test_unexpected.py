@@ -154,6 +154,24 @@ def test_an_unexpected_error_in_one_search_answer(web: Web, caplog) -> None:
     assert logged == f"{SITE}/bad?0: unexpected AttributeError: nobody thought of this"
 
 
+def test_half_a_surrogate_from_an_engine_does_not_end_the_search(web: Web) -> None:
+    class Careless:
+        name = "careless"
+
+        def page_url(self, query: str, page: int) -> str:
+            return f"{SITE}/{query}?{page}"
+
+        def parse(self, body: bytes) -> list[Result]:
+            return [
+                Result("http://x.test/1.jpg\ud800", "说明\udfff", "http://x.test/\ud800"),
+                Result("http://x.test/2", ""),
+            ]
+
+    web.bytes_at("/q", b"", "text/plain")
+    searched = search(web, Careless(), ["q"])
+    assert sorted(searched.table["url"].to_pylist()) == ["http://x.test/1.jpg\ufffd", "http://x.test/2"]
+
+
 HOSTILE_ANSWERS = {
     "nested": b'{"data":' + b"[" * 200_000 + b"]" * 200_000 + b"}",
     "nested objects": b'{"a":' * 200_000 + b"1" + b"}" * 200_000,

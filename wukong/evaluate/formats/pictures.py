@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from wukong.data.decoding import DECODER_ERRORS
 from wukong.errors import DataError
 
 
@@ -35,7 +36,7 @@ def decode(data: bytes, name: str) -> Image.Image:
                 wide = np.asarray(opened).astype(np.int64)
                 return Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
             return opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DECODER_ERRORS as error:
         raise DataError(f"{name} cannot be decoded ({error}): download the set again") from error
 
 
