@@ -7,8 +7,9 @@ from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from wukong import storage
+from wukong import fence
 from wukong.data import shards
 from wukong.data.schema import CRAWLED
 from wukong.errors import StorageError
@@ -60,7 +61,7 @@ def write_part(uri: str, rows: Sequence[Mapping[str, Any]], pictures: Spool) -> 
         rows: one row for each URL, with the columns of ``CRAWLED``, in the order in which they are written.
         pictures: a JPEG for each row with status ``success``.
     """
-    with storage.open_output(f"{uri}.tar") as stream:
+    with fence.output(f"{uri}.tar") as stream:
         for row in rows:
             if row["status"] != "success":
                 continue
@@ -71,4 +72,5 @@ def write_part(uri: str, rows: Sequence[Mapping[str, Any]], pictures: Spool) -> 
             for suffix, data in ("jpg", pictures.read(key)), ("json", facts.encode()), ("txt", row["caption"].encode()):
                 stream.write(shards.packed(f"{key}.{suffix}", data))
         stream.write(shards.END)
-    storage.write_table(f"{uri}.parquet", pa.Table.from_pylist([dict(row) for row in rows], schema=CRAWLED))
+    with fence.output(f"{uri}.parquet") as stream:
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=CRAWLED), stream, compression="zstd")
