@@ -70,6 +70,8 @@ class Plan(BaseModel):
         listed: number of entries of the list: domains, urls, digests.
         keys: keys of the pairs that go, sorted.
         changes: one for each stage that changes, parents first.
+        computed: URIs of the stages that were computed of the images and are deleted; found when the plan is carried
+            out, so that a takedown that was killed between two of their files goes on.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -81,11 +83,12 @@ class Plan(BaseModel):
     listed: dict[str, int]
     keys: tuple[str, ...]
     changes: tuple[Change, ...]
+    computed: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
         """16 hex digits that name this takedown."""
-        return digest_of(self.model_dump(mode="json"))[:16]
+        return digest_of(self.model_dump(mode="json", exclude={"computed"}))[:16]
 
 
 def plan(place: str, list_uri: str, reason: str, now: datetime) -> Plan:
