@@ -102,8 +102,40 @@ def publish_while_a_newer_attempt_does(root: str, monkeypatch: pytest.MonkeyPatc
         storage.delete(uri)
 
 
+def write_a_large_file_while_a_newer_attempt_does(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same with a model's weights, which are others in each attempt on GPUs."""
+    uri, size = storage.join(root, "model", "weights"), 20 << 20
+
+    def write() -> None:
+        with fence.output(uri) as stream:
+            for _ in range(size // 8):
+                stream.write(fence.attempt()[-8:].encode())
+
+    monkeypatch.setenv(fence.VARIABLE, "")
+    fence.claim(root, "r", "model")
+    old, check = fence.claimed(), fence.check
+
+    def held_up() -> None:
+        check()
+        monkeypatch.setattr(fence, "check", check)
+        fence.claim(root, "r", "model")
+        write()
+        newer.append(fence.attempt()[-8:].encode())
+        as_attempt(monkeypatch, old)
+
+    newer: list[bytes] = []
+    monkeypatch.setattr(fence, "check", held_up)
+    with pytest.raises(FencedError):
+        write()
+    assert storage.read_bytes(uri) == newer[0] * (size // 8)
+    with pytest.raises(ZeroDivisionError), fence.output(uri) as stream:
+        stream.write(bytes([1 // 0]))
+    assert len(storage.read_bytes(uri)) == size
+
+
 def test_an_older_attempt_replaces_nothing_after_its_look(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_while_a_newer_attempt_does(root, monkeypatch)
+    write_a_large_file_while_a_newer_attempt_does(root, monkeypatch)
 
 
 def test_an_attempt_publishes_again_what_it_published(root: str) -> None:
@@ -189,6 +221,7 @@ def test_a_real_s3_server_heeds_conditions(s3: dict[str, str], monkeypatch: pyte
         storage.write_if(uri, b"fifth", seen)
     assert not storage.exists(uri)
     publish_while_a_newer_attempt_does("s3://wukong/held-up", monkeypatch)
+    write_a_large_file_while_a_newer_attempt_does("s3://wukong/held-up", monkeypatch)
 
 
 @pytest.mark.slow

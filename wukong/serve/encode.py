@@ -37,7 +37,7 @@ _BATCH_PICTURES, _BATCH_TEXTS = 32, 256
 def build(collection: Collection, model: OwnModel, root: str) -> Manifest:
     """Encode what is not encoded yet, and write the manifest; a finished index is found and not made again.
 
-    Then indexes of what the collection was before are deleted.
+    Indexes of what the collection was before are deleted.
 
     Args:
         collection: what is searched.
@@ -49,9 +49,8 @@ def build(collection: Collection, model: OwnModel, root: str) -> Manifest:
         StorageError: the collection cannot be read, or the index cannot be written.
     """
     stage = Stage(root, STAGE, {"data": collection.digest, "model": model.digest}, version=_VERSION)
-    made = stage.made(lambda: _build(stage, collection, model))
-    _delete_superseded(root, collection)
-    return made
+    _delete_superseded(root, collection)  # first: it may show pairs that were taken down, and nothing can use it
+    return stage.made(lambda: _build(stage, collection, model))
 
 
 def _build(stage: Stage, collection: Collection, model: OwnModel) -> Manifest:
