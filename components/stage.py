@@ -165,10 +165,12 @@ def _docs_beside_report(experiment: Experiment, run: str, validated: Manifest) -
     The address is empty if there are no docs: they are none of the manifest's parts, so they may be missing.
     """
     source, target = storage.join(validated.uri, "docs"), run_records.uri_of(experiment, run, "docs")
-    storage.delete(target)
     pages = storage.list_files(source)
-    for uri in pages:
-        storage.write_bytes(storage.join(target, uri[len(source) :]), storage.read_bytes(uri))
+    copies = {storage.join(target, uri[len(source) :]): uri for uri in pages}
+    for copy, uri in copies.items():
+        storage.write_bytes(copy, storage.read_bytes(uri))
+    for old in {*storage.list_files(target)} - {*copies}:
+        storage.delete(old)
     first = storage.join(source, "index.html")
     return first if first in pages else ""
 

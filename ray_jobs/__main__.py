@@ -19,7 +19,7 @@ from wukong import events, experiments, fence, manifest, patience, run_records, 
 from wukong.cancel import end_with_parent
 from wukong.config import Experiment
 from wukong.errors import WukongError
-from wukong.fence import FencedError
+from wukong.fence import FencedError, TakenOverError
 
 # Variables that a job's workers get. Credentials are not among them: every Ray node has those in its own environment,
 # and Ray writes these variables into its logs.
@@ -64,7 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
         fence.check()
     except Exception as error:  # noqa: BLE001 - the record must hold every error
         explained = _explained_cause(error)
-        if isinstance(explained, FencedError):
+        if isinstance(explained, TakenOverError):
+            os.environ.pop(fence.VARIABLE, None)  # another run did this, so the record is still this attempt's
+        elif isinstance(explained, FencedError):
             log.error("%s", explained)  # the record belongs to the newer attempt
             return 1
         record = run_records.Record(
@@ -73,8 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
             seconds=round(time.monotonic() - started, 3),
             error=str(explained or f"{type(error).__name__}: {error}"),
             traceback="" if explained else traceback.format_exc(),
-            infrastructure=isinstance(error, _LOST)
-            and not isinstance(error, (WukongError, ray.exceptions.RayTaskError)),
+            infrastructure=isinstance(explained, TakenOverError)
+            or (isinstance(error, _LOST) and not isinstance(error, (WukongError, ray.exceptions.RayTaskError))),
         )
         if not _recorded(experiment, options.run, record):
             return 1

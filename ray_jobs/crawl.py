@@ -65,16 +65,25 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         EngineRefusedError: the engine refuses further requests; the results so far are kept for the next run.
         CrawlFailedError: too much failed, or nothing was stored; the next run tries again what may succeed then.
     """
-    config = experiment.crawl
-    earlier = Previous.open(config)
+    earlier = Previous.open(experiment.crawl)
     found = attempt.of(
         experiment,
         parents,
         earlier.manifest if earlier else None,
         lambda uris: [_get(task) for task in [_digest_of.remote(uri) for uri in uris]],
     )
-    if found.finished is not None:
-        return found.finished
+
+    def crawl() -> Manifest:
+        if storage.exists(found.stage.path(attempt.FAILED)):  # another run's, for whom this one has waited
+            return run(experiment, parents)
+        return _crawl(experiment.crawl, found, earlier)
+
+    manifest = found.finished or found.stage.made(crawl)
+    found.clean()
+    return manifest
+
+
+def _crawl(config: Crawl, found: attempt.Attempt, earlier: Previous | None) -> Manifest:
     if found.last is not None:
         why = verdict.failure(found.last.counts, config)
         if why is None:  # the limits have been raised since
@@ -83,13 +92,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
             raise verdict.CrawlFailedError(why)
         logger.info("an earlier attempt at this crawl failed; what it stored is kept, the rest is tried again")
         earlier = Previous.of_failed(found.last)
-    job = _Job(found.stage, config, ConnectTo.from_environment(), earlier)
-    manifest = job.run(found.queries, found.lists)
-    for left in found.failed:
-        if left.finished() is None:  # its failed.json stays: through it the next run finds this attempt
-            for folder in ("parts", "plan", "search"):
-                storage.delete(left.path(folder))
-    return manifest
+    return _Job(found.stage, config, ConnectTo.from_environment(), earlier).run(found.queries, found.lists)
 
 
 class _Job:
@@ -150,8 +153,7 @@ class _Job:
                 dropped=dropped,
                 provenance=manifests.provenance(),
             )
-            fence.check()
-            storage.write_json(self._stage.path(attempt.FAILED), failed_attempt.model_dump(mode="json"))
+            fence.publish(self._stage.path(attempt.FAILED), failed_attempt.model_dump(mode="json"))
             raise verdict.CrawlFailedError(why)
         return self._stage.commit(described, counts=counts, dropped=dropped)
 

@@ -56,8 +56,12 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         for role, parent in places.EVALUATED.items()
     }
     stage = places.evaluation(experiment, parents, list(computed.values()))
-    if finished := stage.finished():
-        return finished
+    return stage.made(lambda: _evaluate(stage, experiment, parents, computed))
+
+
+def _evaluate(
+    stage: Stage, experiment: Experiment, parents: Mapping[str, Manifest], computed: Mapping[str, Manifest]
+) -> Manifest:
     records = _records(stage, experiment, parents, computed)
     entries = [entry for role in places.EVALUATED for record in records for entry in record["tasks"].get(role, [])]
     histories = {

@@ -79,10 +79,14 @@ def run(
         DataError: a shard is damaged.
     """
     filtered = parents["filter"]
-    stage, trained = places.features(experiment, filtered, model, pairs), places.trained_tower(model)
-    if finished := stage.finished():
-        log.info("the features of the %s are stored already: %s", pairs, stage.uri)
-        return finished
+    stage = places.features(experiment, filtered, model, pairs)
+    return stage.made(lambda: _make(stage, experiment, filtered, model, pairs, on_gpus=on_gpus))
+
+
+def _make(
+    stage: Stage, experiment: Experiment, filtered: Manifest, model: Manifest | None, pairs: str, *, on_gpus: bool
+) -> Manifest:
+    trained = places.trained_tower(model)
     tower = storage.join(trained.uri, "model") if trained else None
     gpus = int(ray.cluster_resources().get("GPU", 0))
     task = _on_gpu if gpus or on_gpus else _on_core

@@ -91,10 +91,13 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         DataError: a part is truncated, has another schema or lacks a picture, or nothing is left to train on.
         ConfigError: what a rule reads, for instance its lists of words, cannot be used.
     """
-    settings, crawl = experiment.filter, parents["crawl"]
+    crawl = parents["crawl"]
     stage = places.filtering(experiment, crawl)
-    if finished := stage.finished():
-        return finished
+    return stage.made(lambda: _filter(stage, experiment, crawl))
+
+
+def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
+    settings = experiment.filter
     rules.load(settings)  # a list that cannot be used ends the job here, before any task
     groups = _groups(crawl)
 
@@ -141,9 +144,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
             "Loosen filter.* or filter.split, or crawl more"
         )
     parts = [Part.model_validate(part) for record in [*assigned, *repacked] for part in record["parts"]]
-    manifest = stage.commit(parts, counts=counts, dropped=dropped)
-    storage.delete(stage.path("_work"))
-    return manifest
+    return stage.commit(parts, counts=counts, dropped=dropped)
 
 
 def _show_dropped(records: Sequence[Mapping[str, Any]]) -> None:
@@ -256,9 +257,12 @@ def _compute_from_pictures(experiment: Experiment, crawl: Manifest, groups: Sequ
     """Finish the stage that holds the columns which rules compute from the pictures of the pairs that are left."""
     config = rules.config_of(experiment.filter, exclude=rules.picture_thresholds() | {"shard_size", "seed", "split"})
     computed = Stage(experiment.root, "look", config, [crawl], version=stages.of("look").version)
-    if not computed.finished():
+
+    def look() -> Manifest:
         records = _run_missing("look", computed, _read_pictures, groups, lambda: (stage, experiment.filter))
-        computed.commit([Part.model_validate(part) for record in records for part in record["parts"]])
+        return computed.commit([Part.model_validate(part) for record in records for part in record["parts"]])
+
+    computed.made(look)
     return computed
 
 

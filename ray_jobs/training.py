@@ -100,8 +100,21 @@ def run(
         on_gpus = settings.gpus_per_worker > 0
         computed = features.run(experiment, {"filter": filtered}, start, on_gpus=on_gpus)
     stage = places.training(name, experiment, filtered, computed, start)
-    if finished := stage.finished():
-        return finished
+    notes = {"store_features": decision.record} if decision else None
+    return stage.made(lambda: _train(stage, name, experiment, filtered, computed, start, notes))
+
+
+def _train(
+    stage: Stage,
+    name: str,
+    experiment: Experiment,
+    filtered: Manifest,
+    computed: Manifest | None,
+    start: Manifest | None,
+    notes: dict[str, Any] | None,
+) -> Manifest:
+    """Train the model of a stage whose lease is held; for the arguments see ``places.training``."""
+    settings = stages.training_of(experiment, name)
     start_model = storage.join(start.uri, "model") if start else None
     validated: dict[str, Any] | None = None
     if settings.validation.every_steps:
@@ -146,6 +159,8 @@ def run(
     _until_trained(fit, name, settings, stage.path("_checkpoints"))
     checkpoint = checkpoints.newest(stage.path("_checkpoints"))
     if checkpoint is None:
+        if finished := stage.finished():  # of a run that did not wait, where the store has no conditional writes
+            return finished
         raise DataError(f"{name} ended without a checkpoint: its epochs are {settings.epochs}, its log is above")
     fence.check()
     state, progress = checkpoints.load_weights(checkpoint)
@@ -171,14 +186,7 @@ def run(
         log.info("the model is that of step %d, with %s %.4f", found.step, settings.validation.metric, found.best)
         state, _ = checkpoints.load_weights(found.checkpoint)
     parts = _publish(stage, state, history, experiment.model, start_model)
-    for work in ("_checkpoints", "_ray", _ROWS):
-        storage.delete(stage.path(work))
-    return stage.commit(
-        parts,
-        counts=counts,
-        metrics=metrics,
-        notes={"store_features": decision.record} if decision else None,
-    )
+    return stage.commit(parts, counts=counts, metrics=metrics, notes=notes)
 
 
 def _until_trained(fit: Callable[[int], None], name: str, settings: Training, uri: str) -> None:
@@ -480,7 +488,8 @@ def _publish(
 ) -> list[Part]:
     """Write the saved model, made of the trained weights and a locked image tower, and the history of the epochs.
 
-    Measured times are written beside the history, in a file that is none of the parts.
+    On GPUs another attempt has other weights, so an older one must not write over a newer one's: the files are
+    published (``wukong.fence``). Measured times are written beside the history, in a file that is none of the parts.
     """
     if start:
         loaded = saved_model.load(start)
@@ -493,6 +502,6 @@ def _publish(
     epochs = history["history"]
     measured = [{name: epoch[name] for name in ("epoch", *MEASURED) if name in epoch} for epoch in epochs]
     kept = [{name: value for name, value in epoch.items() if name not in MEASURED} for epoch in epochs]
-    storage.write_json(stage.path("history.json"), history | {"history": kept})
+    fence.publish(stage.path("history.json"), history | {"history": kept})
     storage.write_json(stage.path("measured.json"), measured)
     return [stage.describe(file) for file in [*files, "history.json"]]

@@ -12,8 +12,9 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Mapping
 
-from wukong import experiments, manifest, places, run_records, stages, storage, tracking
+from wukong import experiments, fence, manifest, places, run_records, stages, storage, tracking
 from wukong.cancel import end_with_parent
 from wukong.config import Experiment
 from wukong.errors import WukongError
@@ -58,9 +59,16 @@ def run(experiment: Experiment, name: str, filtered: Manifest) -> Manifest:
 def _stage(experiment: Experiment, name: str, stage: str, made: dict[str, Manifest], run_id: str | None) -> Manifest:
     began = time.monotonic()
     parents = {parent: made[parent] for parent in stages.of(stage).parents}
-    if (known := places.finished(stage, experiment, parents)) is not None:
+    with places.reserved(stage, experiment, parents, name, stage) as known:
+        if known is None:
+            return _run_job(experiment, name, stage, parents, run_id)
         run_records.write_reused(experiment, name, stage, known, time.monotonic() - began)
         return known
+
+
+def _run_job(
+    experiment: Experiment, name: str, stage: str, parents: Mapping[str, Manifest], run_id: str | None
+) -> Manifest:
     import ray
 
     from ray_jobs.__main__ import main as run_job
@@ -74,6 +82,7 @@ def _stage(experiment: Experiment, name: str, stage: str, made: dict[str, Manife
         status = run_job(arguments)
     finally:
         os.environ.pop("MLFLOW_RUN_ID", None)
+        os.environ.pop(fence.VARIABLE, None)  # of this job, not of the next
         ray.shutdown()  # its workers know the run that they log to, so each stage has workers of its own
     if (finished := run_records.read(experiment, name, stage)) is None or status:
         raise TrialError(finished.error if finished else f"the {stage} job of {name} left no record")

@@ -57,9 +57,12 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         DataError: a shard's table cannot be read.
     """
     filtered = parents["filter"]
-    stage, reference = places.validation(experiment, filtered), experiment.validation.reference
-    if finished := stage.finished():
-        return finished
+    stage = places.validation(experiment, filtered)
+    return stage.made(lambda: _validate(stage, experiment, filtered))
+
+
+def _validate(stage: Stage, experiment: Experiment, filtered: Manifest) -> Manifest:
+    reference = experiment.validation.reference
     suites.check_severities(experiment)
 
     batches = _batches(filtered, experiment)
@@ -184,11 +187,15 @@ def _write_docs(
         "pairs": suites.pair_expectations(experiment),
         "dataset": suites.dataset_expectations(experiment),
     }
-    storage.delete(stage.path("docs"))
+    before = storage.list_files(stage.path("docs"))
     with tempfile.TemporaryDirectory() as folder:
         runner.build_docs(shown, definitions, Path(folder))
-        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-            storage.upload(file, stage.path(f"docs/{file.relative_to(folder).as_posix()}"))
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        written = {stage.path(f"docs/{file.relative_to(folder).as_posix()}"): file for file in files}
+        for uri, file in written.items():
+            storage.upload(file, uri)
+    for uri in {*before} - {*written}:
+        storage.delete(uri)
 
 
 def _describe(outcome: Outcome) -> str:

@@ -7,7 +7,7 @@ others do (``wukong.patient_store``).
 import os
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from wukong import patience
 from wukong.errors import StorageError
@@ -42,20 +42,37 @@ def version(endpoint: str | None, region: str, path: str) -> str | None:
     """
     bucket, key = path.split("/", 1)
     try:
-        found = _answer(path, lambda: _client(endpoint, region, _who()).head_object(Bucket=bucket, Key=key))
+        found = _answer(path, lambda: _client(endpoint, region, _who()).head_object(Bucket=bucket, Key=key), "read")
     except FileNotFoundError:
         return None
     return str(found["ETag"])
 
 
-def write(endpoint: str | None, region: str, path: str, data: bytes, expected: str | None) -> None:
+def read(endpoint: str | None, region: str, path: str) -> tuple[bytes, str] | None:
+    """Return the whole content of an object and its ``version``; None if there is no object.
+
+    The arguments and errors are those of ``version``.
+    """
+    bucket, key = path.split("/", 1)
+
+    def ask() -> tuple[bytes, str]:
+        answer = _client(endpoint, region, _who()).get_object(Bucket=bucket, Key=key)
+        return answer["Body"].read(), str(answer["ETag"])
+
+    try:
+        return _answer(path, ask, "read")
+    except FileNotFoundError:
+        return None
+
+
+def write(endpoint: str | None, region: str, path: str, data: bytes | IO[bytes], expected: str | None) -> None:
     """Write an object if it has the version that was seen.
 
     Args:
         endpoint: URL of the store; None for AWS.
         region: AWS's name of the region.
         path: bucket and key.
-        data: the whole object.
+        data: the whole object, of 5 GiB at most, or a stream of it that can be read again from its start.
         expected: from ``version``; None to make a new object.
 
     Raises:
@@ -65,15 +82,19 @@ def write(endpoint: str | None, region: str, path: str, data: bytes, expected: s
     """
     bucket, key = path.split("/", 1)
     condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
+
+    def put() -> None:
+        if not isinstance(data, bytes):
+            data.seek(0)
+        _client(endpoint, region, _who()).put_object(Bucket=bucket, Key=key, Body=data, **condition)
+
     try:
-        _answer(
-            path, lambda: _client(endpoint, region, _who()).put_object(Bucket=bucket, Key=key, Body=data, **condition)
-        )
+        _answer(path, put, "write")
     except FileNotFoundError as error:  # what was seen has been deleted
         raise ChangedError(f"s3://{path} was deleted by somebody else") from error
 
 
-def _answer(path: str, request: Callable[[], _Answer]) -> _Answer:
+def _answer(path: str, request: Callable[[], _Answer], action: str) -> _Answer:
     from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
     def is_away(error: BaseException) -> bool:
@@ -88,9 +109,9 @@ def _answer(path: str, request: Callable[[], _Answer]) -> _Answer:
             raise ChangedError(f"s3://{path} was written by somebody else") from error
         if _is(error, _UNKNOWN):
             raise UnconditionalError(f"s3://{path}: the store has no conditional writes ({error})") from error
-        raise StorageError(f"cannot write s3://{path} under a condition: {error}") from error
+        raise StorageError(f"cannot {action} s3://{path}: {error}") from error
     except BotoCoreError as error:
-        raise StorageError(f"cannot write s3://{path} under a condition: {error}") from error
+        raise StorageError(f"cannot {action} s3://{path}: {error}") from error
 
 
 def _is(error: Any, codes: tuple[str, ...]) -> bool:

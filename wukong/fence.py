@@ -11,22 +11,29 @@ a random part that decides between two claims of the same moment.
 ``If-None-Match``; on a file system a link or a lock). So what a newer attempt has written is never replaced by an older
 one, however long the older one was held up between its look and its write. Before the newer attempt has written the
 file, the older one may still write it in that moment; the newer one then replaces it. With a store that has no
-conditional writes, the log says so once, and an older attempt can also replace a file in that moment. Large files are
-written without a condition: an attempt's checkpoints have a folder of their own, and the attempts at a stage write the
-same bytes to the same places, except a model that is trained on GPUs.
+conditional writes, the log says so once, and an older attempt can also replace a file in that moment. Files whose bytes
+may differ from one attempt to the next are written in the same way: a trained model, features, a crawl's pictures.
+Other large files are written without a condition: the attempts at a stage write the same bytes to the same places. An
+attempt's checkpoints have a folder of their own.
 
-Runs that share a stage's output do not fence each other.
+Runs that share a stage's output do not fence each other by their claims: a lease lets one of them work at a time
+(``wukong.lease``). Who takes the lease of a process that seems dead ends that process's attempt by ``end``.
 """
 
 import logging
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import IO, Any
 
 from wukong import storage
 from wukong.conditional_store import ChangedError, UnconditionalError
 from wukong.errors import WukongError
+
+_ENDED = ".taken-over"
+"""After an attempt's name: the attempt was ended. The name comes after the attempt's own, and before the next one's."""
 
 VARIABLE = "WUKONG_ATTEMPT"
 """Environment variable: URI of the claim of this job, for its workers. Without it nothing is fenced."""
@@ -38,6 +45,10 @@ class FencedError(WukongError):
     """A newer attempt at the stage has begun, so this one writes no more."""
 
 
+class TakenOverError(FencedError):
+    """Another run has taken over what this attempt was making, so this one writes no more."""
+
+
 def claim(root: str, run: str, stage: str) -> str:
     """Claim the next attempt at a stage of a run for this process and its workers; return the attempt's name.
 
@@ -46,7 +57,7 @@ def claim(root: str, run: str, stage: str) -> str:
         run: name of the run.
         stage: name of the stage.
     """
-    folder = storage.join(root, "runs", run, "attempts", stage)
+    folder = folder_of(root, run, stage)
     newest = max((_name(uri) for uri in storage.list_files(folder, ".json")), default="0")
     name = f"{int(newest.split('-')[0]) + 1:05d}-{uuid.uuid4().hex[:8]}"
     uri = storage.join(folder, f"{name}.json")
@@ -56,9 +67,31 @@ def claim(root: str, run: str, stage: str) -> str:
     return name
 
 
+def folder_of(root: str, run: str, stage: str) -> str:
+    """The prefix of the claims at a stage of a run; for the arguments see ``claim``."""
+    return storage.join(root, "runs", run, "attempts", stage)
+
+
+def claimed() -> str:
+    """URI of the claim that this process works for; empty where there is none."""
+    return os.environ.get(VARIABLE, "")
+
+
+def end(attempt: str, why: str) -> None:
+    """End an attempt of another run, which may still be alive: it and its workers write no more.
+
+    Later attempts of that run are not affected.
+
+    Args:
+        attempt: URI of its claim.
+        why: who does that, for the message of that attempt.
+    """
+    storage.write_json(f"{attempt.removesuffix('.json')}{_ENDED}.json", {"by": why})
+
+
 def attempt() -> str:
     """The name of the attempt that this process works for; empty where none was claimed."""
-    return _name(os.environ.get(VARIABLE, ""))
+    return _name(claimed())
 
 
 def check() -> None:
@@ -66,33 +99,66 @@ def check() -> None:
 
     Raises:
         FencedError: a newer attempt has begun.
+        TakenOverError: another run has taken over the work, because this process seemed dead.
     """
-    if not (claimed := os.environ.get(VARIABLE)):
+    if not (own := claimed()):
         return
-    folder = claimed.rpartition("/")[0]
+    folder = own.rpartition("/")[0]
     newest = max((_name(uri) for uri in storage.list_files(folder, ".json")), default="")
-    if newest > _name(claimed):
+    if newest == f"{_name(own)}{_ENDED}":
+        by = storage.read_json(storage.join(folder, f"{newest}.json"))["by"]
+        raise TakenOverError(
+            f"attempt {_name(own)} writes no more: {by} took its work over, because its lease was not renewed "
+            f"({folder}). Run again: what is complete is used"
+        )
+    if newest > _name(own):
         raise FencedError(
-            f"attempt {_name(claimed)} writes no more: attempt {newest} has begun in its place ({folder}). Where the "
+            f"attempt {_name(own)} writes no more: attempt {newest} has begun in its place ({folder}). Where the "
             "first one's node or head was thought lost, nothing is to be done"
         )
 
 
 def publish(uri: str, value: Any) -> None:
-    """Write JSON that makes output valid, unless a newer attempt has begun; see above.
+    """Write JSON that makes output valid, unless a newer attempt has begun; see ``publish_bytes``.
 
     Args:
         uri: of the file.
         value: a JSON value.
+    """
+    publish_bytes(uri, storage.json_bytes(value))
+
+
+@contextmanager
+def output(uri: str) -> Iterator[IO[bytes]]:
+    """Open a file for writing whose bytes may be others in another attempt; for the errors see ``publish_bytes``.
+
+    The file appears only if the block ends without an error.
+    """
+    if not claimed() or not is_conditional(claimed()):
+        check()
+        with storage.open_output(uri) as stream:
+            yield stream
+        return
+    with storage.spooled(uri) as spool:
+        yield spool
+        publish_bytes(uri, spool)
+
+
+def publish_bytes(uri: str, data: bytes | IO[bytes]) -> None:
+    """Write a whole file, unless a newer attempt has begun; see above.
+
+    Args:
+        uri: of the file.
+        data: its content, or a stream of it that can be read again from its start. An object store takes 5 GiB at most.
 
     Raises:
         FencedError: a newer attempt has begun.
         StorageError: the file cannot be written.
     """
-    claimed, data = os.environ.get(VARIABLE), storage.json_bytes(value)
-    if not claimed or not _is_conditional(claimed):
+    own = claimed()
+    if not own or not is_conditional(own):
         check()
-        storage.write_bytes(uri, data)
+        storage.write_bytes(uri, data if isinstance(data, bytes) else data.read())
         return
     while True:
         seen = storage.version(uri)
@@ -105,20 +171,25 @@ def publish(uri: str, value: Any) -> None:
 
 
 @lru_cache(maxsize=8)
-def _is_conditional(claimed: str) -> bool:
-    """Return whether the store of a claim heeds conditions: asked to make the claim anew, it must refuse."""
-    if claimed.startswith("file://"):
+def is_conditional(uri: str) -> bool:
+    """Return whether the store of a file heeds conditions: asked to make the file anew, it must refuse.
+
+    Args:
+        uri: of a file that is there, mostly a claim.
+    """
+    if uri.startswith("file://"):
         return True
     why = "it ignores If-None-Match"
     try:
-        storage.write_if(claimed, storage.read_bytes(claimed), None)
+        storage.write_if(uri, storage.read_bytes(uri), None)
     except ChangedError:
         return True
     except UnconditionalError as error:
         why = str(error)
     log.warning(
         "the object store has no conditional writes (%s): an older attempt that is held up for long between its look "
-        "at the newer claims and its write could replace a manifest",
+        "at the newer claims and its write could replace a manifest, and runs that make the same output at once all "
+        "work",
         why,
     )
     return False

@@ -7,11 +7,12 @@ again, and a killed stage continues after the tasks that are complete.
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -19,11 +20,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from wukong import fence, storage
-from wukong.errors import DataError
+from wukong import fence, lease, storage
+from wukong.errors import DataError, StorageError
 
 SCHEMA_VERSION = 1
 _NAME = "manifest.json"
+_TASKS = "_parts"
+
+log = logging.getLogger(__name__)
 
 
 def digest_of(value: Any) -> str:
@@ -164,9 +168,27 @@ class Stage:
         """The manifest of this key; None if no run has finished it."""
         return load(self.uri) if storage.exists(self.path(_NAME)) else None
 
+    def made(self, make: Callable[[], Manifest]) -> Manifest:
+        """The manifest of this key. If nobody has finished it, make it, after waiting for a run that is making it.
+
+        Work files, whose names begin with an underscore, are deleted when the manifest is there. A process that was
+        killed before that leaves it to the next one.
+
+        Args:
+            make: makes the output and commits it; called while this process holds the stage's lease (``wukong.lease``).
+
+        Raises:
+            FencedError: a newer attempt at the stage has begun (``wukong.fence``).
+        """
+        if (finished := self.finished()) is None:
+            with lease.held(self.uri, lambda: storage.exists(self.path(_NAME))):
+                finished = self.finished() or make()
+        clean(self.uri)
+        return finished
+
     def finished_task(self, name: str) -> dict[str, Any] | None:
         """The record that ``commit_task`` stored for a task; None if the task is not complete."""
-        marker = self.path(f"_parts/{name}.json")
+        marker = self.path(f"{_TASKS}/{name}.json")
         return storage.read_json(marker) if storage.exists(marker) else None
 
     def commit_task(self, name: str, record: Mapping[str, Any]) -> None:
@@ -175,7 +197,7 @@ class Stage:
         Raises:
             FencedError: a newer attempt at the stage has begun (``wukong.fence``).
         """
-        fence.publish(self.path(f"_parts/{name}.json"), dict(record))
+        fence.publish(self.path(f"{_TASKS}/{name}.json"), dict(record))
 
     def describe(self, relative: str, rows: int = 0) -> Part:
         """Measure a file that this stage has written: its size and SHA-256."""
@@ -195,7 +217,7 @@ class Stage:
         ``notes`` go into the provenance, which is not part of the digest.
 
         Raises:
-            FencedError: a newer attempt at the stage has begun (``wukong.fence``).
+            FencedError: a newer attempt at the stage has begun (``wukong.fence``), or another run has taken it over.
         """
         manifest = Manifest(
             stage=self.name,
@@ -208,8 +230,32 @@ class Stage:
             metrics=dict(metrics or {}),
             provenance=provenance() | {"seconds": round(time.time() - self._started, 3)} | dict(notes or {}),
         )
+        lease.check(self.uri)
         fence.publish(self.path(_NAME), manifest.model_dump(mode="json"))
         return manifest
+
+
+def clean(uri: str, names: Collection[str] | None = None) -> None:
+    """Delete the work files of a finished stage: checkpoints, tables of a part of the work, the lease.
+
+    What cannot be deleted stays for the next call, as the log says. An attempt that has been fenced deletes nothing:
+    the files may be a newer attempt's.
+
+    Args:
+        uri: the stage's prefix.
+        names: of the files and folders to delete; None for those that begin with an underscore, but the tasks' records.
+    """
+    try:
+        there = [name for name in storage.list_names(uri) if not name.endswith(".partial")]  # another writes that one
+        left = [name for name in there if (name[0] == "_" and name != _TASKS if names is None else name in names)]
+        if left:
+            fence.check()
+        for name in left:
+            storage.delete(storage.join(uri, name))
+    except fence.FencedError as error:
+        log.warning("the work files of %s are left: %s", uri, error)
+    except StorageError as error:
+        log.warning("work files of %s are left, and deleted when it is used again: %s", uri, error)
 
 
 def provenance() -> dict[str, Any]:

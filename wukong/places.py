@@ -5,12 +5,14 @@ compute the same key. Parents are given as a job gets them: manifests, by the na
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
-from wukong import manifest, stages, storage
+from wukong import fence, lease, manifest, stages, storage
 from wukong.config import Crawl, Experiment, Model
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import set_folders
@@ -42,33 +44,92 @@ def finished(name: str, experiment: Experiment, parents: Mapping[str, Manifest])
         DataError: a list or a manifest cannot be read.
         StorageError: the store cannot be read.
     """
+    place = upcoming(name, experiment, parents)
+    return place.finished() if place is not None and place.name == name else None
+
+
+def upcoming(name: str, experiment: Experiment, parents: Mapping[str, Manifest]) -> Stage | None:
+    """Return the place that a job works at first; None where that cannot be said from here.
+
+    It is that of a stage which the job makes inside and which has not finished, or the job's own. For the arguments and
+    errors see ``finished``.
+    """
     if not parents.keys() >= {*stages.of(name).key_parents}:
         return None  # the job says which is missing
     match name:
         case "crawl":
-            return crawl(experiment, parents).finished if _is_quickly_read(experiment.crawl) else None
+            return crawl(experiment, parents).stage if _is_quickly_read(experiment.crawl) else None
         case "filter":
-            return filtering(experiment, parents["crawl"]).finished()
+            return filtering(experiment, parents["crawl"])
         case "validate":
-            return validation(experiment, parents["filter"]).finished()
+            return validation(experiment, parents["filter"])
         case "pretrain" | "finetune":
             filtered, start = parents["filter"], parents.get("pretrain")
             settled = decided(name, experiment, filtered, start)
             if settled is None:
                 return None
-            experiment = settled
-            if not stages.training_of(experiment, name).reads_features:
-                return training(name, experiment, filtered, None, start).finished()
-            computed = features(experiment, filtered, start).finished()
-            return training(name, experiment, filtered, computed, start).finished() if computed else None
+            if not stages.training_of(settled, name).reads_features:
+                return training(name, settled, filtered, None, start)
+            inside = features(settled, filtered, start)
+            computed = inside.finished()
+            return training(name, settled, filtered, computed, start) if computed else inside
         case "evaluate":
-            found = [
-                features(experiment, parents["filter"], parents[model], "holdouts").finished()
-                for model in EVALUATED.values()
-            ]
-            known = [entry for entry in found if entry is not None]
-            return evaluation(experiment, parents, known).finished() if len(known) == len(found) else None
+            found = []
+            for model in EVALUATED.values():
+                inside = features(experiment, parents["filter"], parents[model], "holdouts")
+                computed = inside.finished()
+                if computed is None:
+                    return inside
+                found.append(computed)
+            return evaluation(experiment, parents, found)
     raise ConfigError(f"{name} is no job; the jobs are {', '.join(stages.JOBS)}")
+
+
+@contextmanager
+def reserved(
+    name: str, experiment: Experiment, parents: Mapping[str, Manifest], run: str, record: str
+) -> Iterator[Manifest | None]:
+    """Reserve what a job will make before the job is started, after waiting for other runs that are making it.
+
+    The block gets the stage's manifest if the stage has finished. Else it gets None, starts the job, and while it lasts
+    this process has the lease (``wukong.lease``) of what the job makes first, until the job takes it over.
+
+    Args:
+        name: of the stage.
+        experiment: the experiment.
+        parents: what the job gets.
+        run: name of the run.
+        record: of the job's record in the run.
+
+    Raises:
+        ConfigError: as of ``finished``, like the other errors.
+    """
+    attempt = storage.join(fence.folder_of(experiment.root, run, record), "00000-start.json")
+    has_waited = False
+    while (place := upcoming(name, experiment, parents)) is not None:
+        made = storage.join(place.uri, "manifest.json")
+        if place.name == name and (known := place.finished()) is not None:
+            clean(name, experiment, parents, known)
+            yield known
+            return
+        if has_waited:  # whoever made the last place goes on here in a moment
+            lease.wait_for_holder(place.uri)
+        with lease.held(place.uri, partial(storage.exists, made), attempt):
+            if not storage.exists(made):
+                yield None
+                return
+        has_waited = True
+    yield None
+
+
+def clean(name: str, experiment: Experiment, parents: Mapping[str, Manifest], made: Manifest) -> None:
+    """Delete what the job of a finished stage would have deleted, had it not been killed after its manifest.
+
+    For the first three arguments see ``finished``.
+    """
+    manifest.clean(made.uri)
+    if name == "crawl":
+        crawl(experiment, parents).clean()
 
 
 EVALUATED = {"finetuned": "finetune", "pretrained": "pretrain"}

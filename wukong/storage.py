@@ -14,6 +14,8 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +36,7 @@ from wukong.errors import StorageError
 _SCHEMES = ("s3", "file")
 _COPY_BYTES = patient_store.COPY_BYTES
 _LOCK_SECONDS = 60.0
+_DELETIONS = 8  # of one prefix, while others delete there too
 
 _Answer = TypeVar("_Answer")
 
@@ -140,6 +143,14 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     return sorted(join(uri, file[len(base) :]) for file in files)
 
 
+def list_names(uri: str) -> list[str]:
+    """Return the sorted names of the files and folders directly below a prefix; empty if there are none."""
+    fs, path = filesystem(uri)
+    with _explained("list", uri):
+        infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in infos)
+
+
 def sizes(uri: str) -> dict[str, int]:
     """Return the bytes of the file at a URI, or of every file below it, by URI; empty if there are none."""
     fs, path = filesystem(uri)
@@ -200,7 +211,20 @@ def version(uri: str) -> str | None:
         return _digest(Path(path))
 
 
-def write_if(uri: str, data: bytes, expected: str | None) -> None:
+def read_version(uri: str) -> tuple[bytes, str] | None:
+    """Return the content of a file and its ``version``, which belong together; None if there is no file."""
+    store, path = _bare(uri)
+    if not isinstance(store, pafs.LocalFileSystem):
+        return conditional_store.read(_endpoint(), _region(), path)
+    with _explained("read", uri):
+        try:
+            data = Path(path).read_bytes()
+        except FileNotFoundError:
+            return None
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def write_if(uri: str, data: bytes | IO[bytes], expected: str | None) -> None:
     """Write a whole file atomically, if it is as it was seen.
 
     On a file system a new file is linked to its name, which only one can do. A file that is there is replaced under a
@@ -208,7 +232,7 @@ def write_if(uri: str, data: bytes, expected: str | None) -> None:
 
     Args:
         uri: of the file.
-        data: its whole content.
+        data: its whole content, or a stream of it that can be read again from its start.
         expected: from ``version``; None to write a file that was not there.
 
     Raises:
@@ -226,7 +250,11 @@ def write_if(uri: str, data: bytes, expected: str | None) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as stream:
-                stream.write(data)
+                if isinstance(data, bytes):
+                    stream.write(data)
+                else:
+                    data.seek(0)
+                    shutil.copyfileobj(data, stream, _COPY_BYTES)
                 stream.flush()
                 os.fsync(stream.fileno())
             written = _linked(partial, target) if expected is None else _replaced(partial, target, expected)
@@ -254,7 +282,8 @@ def _replaced(partial: Path, target: Path, expected: str) -> bool:
 
 def _digest(path: Path) -> str | None:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
         return None
 
@@ -309,12 +338,25 @@ def open_output(uri: str) -> Iterator[IO[bytes]]:
         return
     # An S3 object exists when its upload is completed. After an error the upload must not be completed, so the data is
     # written to a temporary local file first.
-    import tempfile
+    with spooled(uri) as spool:
+        yield spool
+        spool.flush()
+        with _explained("write", uri):
+            bucket = path.split("/", 1)[0]
+            patient_store.until_answered(lambda: fs.create_dir(bucket, recursive=False))
+            patient_store.put(fs, path, spool)
 
+
+@contextmanager
+def spooled(uri: str) -> Iterator[IO[bytes]]:
+    """Give a temporary local file for what will be written to a URI.
+
+    Raises:
+        StorageError: there is no room for it.
+    """
     with tempfile.TemporaryFile() as spool:
         try:
             yield spool
-            spool.flush()
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -322,35 +364,32 @@ def open_output(uri: str) -> Iterator[IO[bytes]]:
                 f"cannot write {uri}: there is no room for its temporary copy in {tempfile.gettempdir()} ({error}). "
                 "Free space there, or name another folder for temporary files by TMPDIR"
             ) from error
-        with _explained("write", uri):
-            bucket = path.split("/", 1)[0]
-            patient_store.until_answered(lambda: fs.create_dir(bucket, recursive=False))
-            patient_store.put(fs, path, spool)
 
 
 def delete(uri: str) -> None:
-    """Delete a file, or everything below a prefix; it is not an error if there is nothing."""
+    """Delete a file, or everything below a prefix; it is not an error if there is nothing, or if others delete it."""
     fs, path = filesystem(uri)
     with _explained("delete", uri):
-        info = fs.get_file_info(path)
-        if info.type == pafs.FileType.File:
-            fs.delete_file(path)
-        elif info.type == pafs.FileType.Directory:
-            fs.delete_dir(path)
+        for _ in range(_DELETIONS):
+            info = fs.get_file_info(path)
+            try:
+                if info.type == pafs.FileType.File:
+                    fs.delete_file(path)
+                elif info.type == pafs.FileType.Directory:
+                    fs.delete_dir(path)
+            except FileNotFoundError:
+                continue  # a part of it is gone already: look for what is left
+            return
 
 
 def upload(local: Path, uri: str) -> None:
     """Copy one local file to a URI."""
-    import shutil
-
     with local.open("rb") as source, open_output(uri) as target:
         shutil.copyfileobj(source, target, _COPY_BYTES)
 
 
 def download(uri: str, local: Path) -> Path:
     """Copy a file to a local path and create its folder; the local file appears only when it is complete."""
-    import shutil
-
     with open_input(uri) as source, open_output(from_path(local)) as target:
         shutil.copyfileobj(source, target, _COPY_BYTES)
     return local

@@ -18,7 +18,8 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 from ray_jobs.launch import local
 from wukong import events, experiments, manifest, places, run_records, storage
@@ -64,8 +65,22 @@ def launch(
         JobApiError: Ray's job API could not be reached or refused the job, or Ray ended the job.
     """
     record_name = filed_as or stage
-    if (known := _find_finished(stage, experiment, run_name, parents, record_name)) is not None:
-        return known
+    with _reserved(stage, experiment, run_name, parents, record_name) as known:
+        if known is not None:
+            return known
+        return _launched(stage, experiment, run_name, parents, environment, filed_as)
+
+
+def _launched(
+    stage: str,
+    experiment: Experiment,
+    run_name: str,
+    parents: Sequence[str],
+    environment: Mapping[str, str] | None,
+    filed_as: str,
+) -> Manifest:
+    """Start a job, wait for its end, and return its manifest; for arguments and errors see ``launch``."""
+    record_name = filed_as or stage
     arguments = [stage, "--experiment", experiments.store(experiment), "--run", run_name]
     if filed_as:
         arguments += ["--filed-as", filed_as]
@@ -98,26 +113,28 @@ def evaluate_champion(experiment: Experiment, run_name: str, parents: Sequence[s
     return launch("evaluate", experiment, run_name, parents, filed_as="champion")
 
 
-def _find_finished(
+@contextmanager
+def _reserved(
     stage: str, experiment: Experiment, run_name: str, parents: Sequence[str], record_name: str
-) -> Manifest | None:
-    """Return the manifest that the stage's job would find, and record it as reused; None if there is work to do.
+) -> Iterator[Manifest | None]:
+    """Give the manifest that the stage's job would find, recorded as reused; None if there is work to do.
 
-    What cannot be read from here is left to the job, which may be on a machine that can.
+    Another run that is doing this work is waited for (``wukong.places.reserved``). What cannot be read from here is
+    left to the job, which may be on a machine that can.
     """
     began = time.monotonic()
-    try:
-        handed_on = {parent.stage: parent for parent in map(manifest.load, parents)}
-        found = places.finished(stage, experiment, handed_on)
-    except WukongError as error:
-        log.info("whether %s has finished is left to its job: %s", stage, error)
-        return None
-    if found is None:
-        return None
-    seconds = time.monotonic() - began
-    run_records.write_reused(experiment, run_name, record_name, found, seconds)
-    log.info("%s was finished already, found in %.1f s: %s", stage, seconds, found.uri)
-    return found
+    with ExitStack() as reservation:
+        try:
+            handed_on = {parent.stage: parent for parent in map(manifest.load, parents)}
+            found = reservation.enter_context(places.reserved(stage, experiment, handed_on, run_name, record_name))
+        except WukongError as error:
+            log.info("whether %s has finished is left to its job: %s", stage, error)
+            found = None
+        if found is not None:
+            seconds = time.monotonic() - began
+            run_records.write_reused(experiment, run_name, record_name, found, seconds)
+            log.info("%s was finished already, found in %.1f s: %s", stage, seconds, found.uri)
+        yield found
 
 
 def _run_job(

@@ -102,8 +102,40 @@ def publish_while_a_newer_attempt_does(root: str, monkeypatch: pytest.MonkeyPatc
         storage.delete(uri)
 
 
+def write_a_large_file_while_a_newer_attempt_does(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same with a model's weights, which are others in each attempt on GPUs."""
+    uri, size = storage.join(root, "model", "weights"), 20 << 20
+
+    def write() -> None:
+        with fence.output(uri) as stream:
+            for _ in range(size // 8):
+                stream.write(fence.attempt()[-8:].encode())
+
+    monkeypatch.setenv(fence.VARIABLE, "")
+    fence.claim(root, "r", "model")
+    old, check = fence.claimed(), fence.check
+
+    def held_up() -> None:
+        check()
+        monkeypatch.setattr(fence, "check", check)
+        fence.claim(root, "r", "model")
+        write()
+        newer.append(fence.attempt()[-8:].encode())
+        as_attempt(monkeypatch, old)
+
+    newer: list[bytes] = []
+    monkeypatch.setattr(fence, "check", held_up)
+    with pytest.raises(FencedError):
+        write()
+    assert storage.read_bytes(uri) == newer[0] * (size // 8)
+    with pytest.raises(ZeroDivisionError), fence.output(uri) as stream:
+        stream.write(bytes([1 // 0]))
+    assert len(storage.read_bytes(uri)) == size
+
+
 def test_an_older_attempt_replaces_nothing_after_its_look(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_while_a_newer_attempt_does(root, monkeypatch)
+    write_a_large_file_while_a_newer_attempt_does(root, monkeypatch)
 
 
 def test_an_attempt_publishes_again_what_it_published(root: str) -> None:
@@ -123,14 +155,15 @@ def test_a_store_without_conditional_writes_is_named_once(
     monkeypatch.setattr(storage, "read_bytes", objects.__getitem__)
     monkeypatch.setattr(storage, "list_files", lambda *_: sorted(uri for uri in objects if "attempts" in uri))
     as_attempt(monkeypatch, next(iter(objects)))
-    fence._is_conditional.cache_clear()
+    fence.is_conditional.cache_clear()
     for number in range(2):
         fence.publish("s3://b/e/manifest.json", number)
     assert objects["s3://b/e/manifest.json"] == b"1\n"
     assert objects["s3://b/e/runs/r/attempts/s/00001-aaaaaaaa.json"] == b"{}"
     assert [record.message for record in caplog.records if "no conditional writes" in record.message] == [
         "the object store has no conditional writes (it ignores If-None-Match): an older attempt that is held up for "
-        "long between its look at the newer claims and its write could replace a manifest"
+        "long between its look at the newer claims and its write could replace a manifest, and runs that make the same "
+        "output at once all work"
     ]
     objects["s3://b/e/runs/r/attempts/s/00002-aaaaaaaa.json"] = b"{}"
     with pytest.raises(FencedError):
@@ -188,6 +221,7 @@ def test_a_real_s3_server_heeds_conditions(s3: dict[str, str], monkeypatch: pyte
         storage.write_if(uri, b"fifth", seen)
     assert not storage.exists(uri)
     publish_while_a_newer_attempt_does("s3://wukong/held-up", monkeypatch)
+    write_a_large_file_while_a_newer_attempt_does("s3://wukong/held-up", monkeypatch)
 
 
 @pytest.mark.slow

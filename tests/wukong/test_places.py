@@ -1,20 +1,27 @@
-"""What the seeds decide; what the evaluate stage is given to measure a registered model on another run's test set."""
+"""What is found before a job is started: what has finished, what other runs are making, what a rematch is given.
 
+And what the seeds decide.
+"""
+
+import logging
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from wukong import config, places, stages, storage
+from wukong import config, fence, lease, places, stages, storage
 from wukong.config import Experiment
+from wukong.crawl.status import Status
 from wukong.errors import ConfigError, DataError
 from wukong.manifest import Manifest, Stage, load
 
 
 def experiment(folder: Path, layers: int = 2, **changes: Any) -> Experiment:
     crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
-    settings = {"model": {"text": {"layers": layers}}, **changes}
-    return config.parse({"name": "x", "storage": storage.from_path(folder), "crawl": crawl, **settings})
+    settings = {"crawl": crawl, "model": {"text": {"layers": layers}}, **changes}
+    return config.parse({"name": "x", "storage": storage.from_path(folder), **settings})
 
 
 def complete(settings: Experiment, crawled: str) -> dict[str, Manifest]:
@@ -97,3 +104,75 @@ def test_keys_of_the_data_are_those_of_the_one_seed_that_there_was(tmp_path: Pat
     assert gate["seed"] == 0 and "seed" not in gate["filter"]
     later = experiment(tmp_path, filter={"seed": 7})
     assert (stages.of("filter").config(later)["seed"], stages.of("validate").config(later)["seed"]) == (7, 7)
+def test_a_run_that_makes_the_features_and_then_the_model_is_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv(fence.VARIABLE, "")
+    settings = experiment(tmp_path)
+    filtered = places.filtering(settings, Stage(settings.root, "crawl", {}).commit([])).commit([])
+    begun = threading.Event()
+
+    def make(stage: Stage) -> Manifest:
+        storage.write_json(stage.path("_checkpoints/one.json"), {})
+        begun.set()
+        time.sleep(0.5)
+        return stage.commit([])
+
+    def other_run() -> None:
+        with places.reserved("pretrain", settings, {"filter": filtered}, "a", "pretrain") as known:
+            assert known is None
+            inside = places.features(settings, filtered)
+            claims = fence.folder_of(settings.root, "a", "pretrain")
+            for stage in (inside, None):
+                place = stage or places.training("pretrain", settings, filtered, inside.finished(), None)
+                with lease.held(place.uri, lambda: False, f"{claims}/00001-of-the-job.json"):
+                    made = make(place)
+                storage.delete(place.path(lease.NAME))
+                time.sleep(0.5)  # between the stages nobody has a lease
+            assert made.stage == "pretrain"
+
+    other = threading.Thread(target=other_run)
+    other.start()
+    begun.wait()
+    with places.reserved("pretrain", settings, {"filter": filtered}, "b", "pretrain") as known:
+        assert known is not None and known.stage == "pretrain"
+        assert storage.list_names(known.uri) == ["manifest.json"], "what the other left is deleted"
+    other.join()
+    waited = [message.rpartition("/")[0] for message in caplog.messages if message.startswith("waiting for run a (")]
+    assert [message.rpartition("/")[2] for message in waited] == ["features", "pretrain"]
+    files = storage.list_files(settings.root)
+    assert not [uri for uri in files if uri.endswith(lease.NAME)]
+
+
+def test_a_run_does_not_wait_for_its_own_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A component that was restarted goes on with the job that the one before it has started."""
+    monkeypatch.setenv(fence.VARIABLE, "")
+    settings = experiment(tmp_path)
+    filtered = places.filtering(settings, Stage(settings.root, "crawl", {}).commit([])).commit([])
+    place, claims = places.validation(settings, filtered), fence.folder_of(settings.root, "a", "validate")
+    with (
+        lease.held(place.uri, lambda: False, f"{claims}/00001-of-the-job.json"),
+        places.reserved("validate", settings, {"filter": filtered}, "a", "validate") as known,
+    ):
+        assert known is None
+        assert storage.read_json(place.path(lease.NAME))["attempt"].endswith("of-the-job.json")
+
+
+def test_what_failed_crawls_stored_is_deleted_when_one_has_finished(tmp_path: Path) -> None:
+    """As after a kill between the manifest and the deletion: the next run of the crawl finds it, and no job starts."""
+    (tmp_path / "queries.txt").write_text("猫\n", encoding="utf-8")
+    crawl = {"queries": storage.from_path(tmp_path / "queries.txt"), "endpoint": "http://site.test"}
+    settings = experiment(tmp_path, crawl=crawl)
+    counts = dict.fromkeys(["queries", "queries_failed", "urls", "transient", *(each.value for each in Status)], 0)
+    failed = places.crawl(settings).stage
+    made = failed.commit([], counts=counts)  # without a picture it has failed
+    for name in ("parts/00000.tar", "plan/0.parquet", "search/0.parquet", "failed.json"):
+        storage.write_json(failed.path(name), made.model_dump(mode="json"))
+    storage.delete(failed.path("manifest.json"))
+    finished = places.crawl(settings).stage.commit([], counts=counts | {"queries": 1, "urls": 1, "success": 1})
+    assert places.finished("crawl", settings, {}) == finished
+    assert storage.list_names(failed.uri) == ["failed.json", "parts", "plan", "search"], "a plan deletes nothing"
+    with places.reserved("crawl", settings, {}, "a", "crawl") as known:
+        assert known == finished
+    assert storage.list_names(failed.uri) == ["failed.json"]

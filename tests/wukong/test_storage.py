@@ -1,9 +1,11 @@
 import errno
+import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -151,3 +153,57 @@ def test_of_many_writers_of_a_new_file_one_succeeds(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as writers:
         succeeded = list(writers.map(write, range(32)))
     assert storage.read_bytes(uri) == str(succeeded.index(True)).encode() and sum(succeeded) == 1
+
+
+def test_names_are_those_directly_below(tmp_path: Path) -> None:
+    root = storage.from_path(tmp_path)
+    for name in ("b.json", "a/one.json", "a/deep/two.json"):
+        storage.write_json(f"{root}/x/{name}", 1)
+    assert storage.list_names(f"{root}/x") == ["a", "b.json"] and storage.list_names(f"{root}/none") == []
+
+
+def test_a_stream_is_written_as_its_bytes(tmp_path: Path) -> None:
+    uri = storage.from_path(tmp_path / "d" / "one")
+    content = io.BytesIO(b"one")
+    content.seek(3)
+    storage.write_if(uri, content, None)
+    assert storage.read_version(uri) == (b"one", storage.version(uri))
+    with pytest.raises(ChangedError):
+        storage.write_if(uri, content, None)
+    storage.delete(uri)
+    assert storage.read_version(uri) is None
+
+
+def test_what_others_delete_at_the_same_time_is_no_error(tmp_path: Path) -> None:
+    root = storage.from_path(tmp_path)
+    for _ in range(5):
+        for number in range(200):
+            (tmp_path / "x" / str(number % 20)).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "x" / str(number % 20) / str(number)).touch()
+        with ThreadPoolExecutor(6) as pool:
+            for deleted in [pool.submit(storage.delete, f"{root}/x") for _ in range(6)]:
+                deleted.result()
+        assert storage.list_names(root) == []
+
+
+@pytest.mark.parametrize("kind", [pafs.FileType.File, pafs.FileType.Directory])
+def test_what_is_gone_between_the_look_and_the_deletion_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, kind: pafs.FileType
+) -> None:
+    class Gone:
+        """A store where somebody else is faster."""
+
+        looks = 0
+
+        def get_file_info(self, path: str) -> pafs.FileInfo:
+            Gone.looks += 1
+            return pafs.FileInfo(path, kind if Gone.looks < 3 else pafs.FileType.NotFound)
+
+        def delete(self, path: str) -> None:
+            raise FileNotFoundError(path)
+
+        delete_dir = delete_file = delete
+
+    monkeypatch.setattr(storage, "filesystem", lambda uri: (Gone(), uri))
+    storage.delete("s3://b/k")
+    assert Gone.looks == 3

@@ -62,6 +62,12 @@ class Attempt:
     queries: Sequence[str]
     lists: Sequence[str]
 
+    def clean(self) -> None:
+        """Delete what earlier attempts stored, when one has finished. Through their ``failed.json`` it is found."""
+        for left in self.failed:
+            if left.finished() is None:
+                manifests.clean(left.uri, ("parts", "plan", "search"))
+
 
 def of(
     experiment: Experiment,

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wukong import storage
+from wukong import fence
 
 FOUND = pa.schema(
     [
@@ -27,7 +27,7 @@ FoundRow = tuple[str, str, str, str | None, int, str | None]
 
 def write_found(uri: str, table: pa.Table) -> None:
     """Write a ``FOUND`` table in small row groups, so that one range of keys can be read alone."""
-    with storage.open_output(uri) as stream:
+    with fence.output(uri) as stream:
         pq.write_table(table, stream, compression="zstd", row_group_size=ROW_GROUP)
 
 

@@ -7,8 +7,9 @@ from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from wukong import storage
+from wukong import fence
 from wukong.crawl.engine import clean
 from wukong.crawl.unexpected import unexpected
 from wukong.data import shards
@@ -71,7 +72,7 @@ def write_part(uri: str, rows: Sequence[Mapping[str, Any]], pictures: Spool) -> 
         The rows that were written.
     """
     written, table = _as_table(rows)
-    with storage.open_output(f"{uri}.tar") as stream:
+    with fence.output(f"{uri}.tar") as stream:
         for row in written:
             if row["status"] != "success":
                 continue
@@ -82,7 +83,8 @@ def write_part(uri: str, rows: Sequence[Mapping[str, Any]], pictures: Spool) -> 
             for suffix, data in ("jpg", pictures.read(key)), ("json", facts.encode()), ("txt", row["caption"].encode()):
                 stream.write(shards.packed(f"{key}.{suffix}", data))
         stream.write(shards.END)
-    storage.write_table(f"{uri}.parquet", table)
+    with fence.output(f"{uri}.parquet") as stream:
+        pq.write_table(table, stream, compression="zstd")
     return written
 
 

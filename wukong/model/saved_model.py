@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from wukong import environment, storage
+from wukong import environment, fence, storage
 from wukong.config import Model as Settings
 from wukong.data import images
 from wukong.data.tokenizer import PACKAGED_DIGEST, Tokenizer
@@ -186,6 +186,7 @@ def save(uri: str, model: DualEncoder, tokenizer: Tokenizer) -> list[str]:
         The names of the files.
 
     Raises:
+        FencedError: a newer attempt at the stage that saves it has begun (``wukong.fence``).
         ValueError: the model has no image tower, or was built for another tokenizer.
         DataError: the vocabulary is not the packaged one, and the settings say that it is.
     """
@@ -200,12 +201,12 @@ def save(uri: str, model: DualEncoder, tokenizer: Tokenizer) -> list[str]:
             "'package': set model.text.vocabulary to the URI of its vocab.txt"
         )
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    storage.write_bytes(storage.join(uri, "model.safetensors"), save_safetensors(state))
-    storage.write_bytes(storage.join(uri, "vocab.txt"), tokenizer.vocabulary.encode("utf-8"))
+    fence.publish_bytes(storage.join(uri, "model.safetensors"), save_safetensors(state))
+    fence.publish_bytes(storage.join(uri, "vocab.txt"), tokenizer.vocabulary.encode("utf-8"))
     config = {"format": FORMAT, "model": model.settings.model_dump(mode="json")}
     if not packaged:
         config["vocabulary_sha256"] = tokenizer.digest
-    storage.write_json(storage.join(uri, "config.json"), config)
+    fence.publish(storage.join(uri, "config.json"), config)
     return list(FILES)
 
 

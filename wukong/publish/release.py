@@ -57,8 +57,13 @@ def release(experiment: Experiment, validated: Manifest) -> Manifest:
     config |= {"seed": experiment.filter.seed, "release": settings.model_dump(mode="json", exclude={"opt_out"})}
     config["opt_out_sha256"] = hashlib.sha256(storage.read_bytes(list_uri)).hexdigest() if list_uri else None
     stage = Stage(experiment.root, "release", config, [filtered, validated], version=_VERSION)
-    if finished := stage.finished():
-        return finished
+    return stage.made(lambda: _release(stage, experiment, filtered, validated, listed, list_uri))
+
+
+def _release(
+    stage: Stage, experiment: Experiment, filtered: Manifest, validated: Manifest, listed: OptOut, list_uri: str | None
+) -> Manifest:
+    settings = experiment.release
     slices = _slices(filtered, settings.files)
     names = file_names(experiment.name, settings.files)
     with progress.track("release", len(slices), "files") as advance, ThreadPoolExecutor(_WRITERS) as pool:

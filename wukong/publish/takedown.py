@@ -68,8 +68,13 @@ def carry_out(
         DataError: a file is damaged.
         StorageError: a file cannot be read or written.
     """
+    computed = sorted({*planned.computed, *_computed(place, planned)})
+    planned = planned.model_copy(update={"computed": tuple(computed)})
     storage.write_json(storage.join(place, _PENDING), planned.model_dump(mode="json"))
     _rewrite_files(planned)
+    for uri in computed:  # the next run computes it again
+        storage.delete(storage.join(uri, _MANIFEST))  # first, so that what remains is not taken for the whole
+        storage.delete(uri)
     record = planned.record
     told = []
     after: dict[str, str] = {}
@@ -77,7 +82,6 @@ def carry_out(
         if not change.manifest:
             rewrite.markers(change.uri, change.files)
             continue
-        _delete_computed(place, change)
         after[change.before] = _rewrite_manifest(change, after, record)
         storage.delete(storage.join(change.uri, "_parts"))  # of use only to an attempt that goes on
         facts = change.model_dump(include={"stage", "uri", "pairs"})
@@ -172,13 +176,15 @@ def _rewrite_files(planned: Plan) -> None:
             storage.delete(storage.join(change.uri, path))
 
 
-def _delete_computed(place: str, change: Change) -> None:
-    """Delete what was computed of the images of a crawl or a filtered set. The next run computes it again."""
-    computed = [name for name, parents in _COMPUTED.items() if change.stage in parents]
-    for uri in [uri for name in computed for uri in storage.list_files(storage.join(place, name), f"/{_MANIFEST}")]:
-        if any(parent.uri == change.uri for parent in manifest.load(uri).parents):
-            storage.delete(uri)
-            storage.delete(uri.removesuffix(f"/{_MANIFEST}"))
+def _computed(place: str, planned: Plan) -> list[str]:
+    """Return the URIs of the stages that were computed of the images of the crawls and filtered sets that change."""
+    found = []
+    for name, parents in _COMPUTED.items():
+        changed = {change.uri for change in planned.changes if change.stage in parents}
+        for uri in storage.list_files(storage.join(place, name), f"/{_MANIFEST}") if changed else ():
+            if changed & {parent.uri for parent in manifest.load(uri).parents}:
+                found.append(uri.removesuffix(f"/{_MANIFEST}"))
+    return found
 
 
 def _rewrite_manifest(change: Change, after: Mapping[str, str], record: Mapping[str, Any]) -> str:

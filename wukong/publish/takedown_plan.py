@@ -38,7 +38,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-_NOT_RECORDED = {"unfinished", "traced", "words", "captions"}
+_NOT_RECORDED = {"unfinished", "computed", "traced", "words", "captions"}
 
 
 class Change(BaseModel):
@@ -83,6 +83,8 @@ class Plan(BaseModel):
         changes: one for each stage that changes, parents first.
         unfinished: URIs of folders that attempts at stages behind the crawl left, which were killed. They are deleted:
             the crawl has another digest afterwards, so no attempt goes on from them.
+        computed: URIs of the stages that were computed of the images and are deleted; found when the plan is carried
+            out, so that a takedown that was killed between two of their files goes on.
         traced: URIs of other files that name the pairs.
         words: URLs of the pairs and digests of their images. They are not in the record.
         captions: captions of the pairs that no other pair has. They are not in the record.
@@ -98,6 +100,7 @@ class Plan(BaseModel):
     keys: tuple[str, ...]
     changes: tuple[Change, ...]
     unfinished: tuple[str, ...] = ()
+    computed: tuple[str, ...] = ()
     traced: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()

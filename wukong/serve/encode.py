@@ -49,9 +49,11 @@ def build(collection: Collection, model: OwnModel, root: str) -> Manifest:
         StorageError: the collection cannot be read, or the index cannot be written.
     """
     stage = Stage(root, STAGE, {"data": collection.digest, "model": model.digest}, version=_VERSION)
-    _delete_superseded(root, collection)
-    if finished := stage.finished():
-        return finished
+    _delete_superseded(root, collection)  # first: it may show pairs that were taken down, and nothing can use it
+    return stage.made(lambda: _build(stage, collection, model))
+
+
+def _build(stage: Stage, collection: Collection, model: OwnModel) -> Manifest:
     storage.write_json(stage.path(_COLLECTION), {"uri": collection.uri, "digest": collection.digest})
     parts: list[Part] = []
     left_out = 0

@@ -74,9 +74,11 @@ class Writer:
             model: the model that will be saved.
             optimizer: its optimiser, after its first step.
         """
-        files = {_MODEL: _trained(model), _OPTIMIZER: _state(optimizer)[0]}
+        files, before = {_MODEL: _trained(model), _OPTIMIZER: _state(optimizer)[0]}, self._upload
 
         def allocate() -> None:
+            if before is not None:
+                before.result()  # a checkpoint that is still written: whoever waits for this gets its error
             for file, tensors in files.items():
                 for name, value in tensors.items():
                     self._memory(f"{file}:{name}", value)

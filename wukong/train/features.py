@@ -20,7 +20,7 @@ from typing import IO, NamedTuple
 import torch
 from torch import Tensor
 
-from wukong import storage
+from wukong import fence, storage
 from wukong.config import Dtype, Model
 from wukong.data import shards, views
 from wukong.data.views import Encoded, Views
@@ -107,7 +107,7 @@ def compute(
     encoded = ((*read.popleft(), _features(encoder, shown, model, precision, device)) for shown in loader)
     with closing(encoded):
         for (_, file, keys), parts in groupby(encoded, lambda part: part[:3]):
-            with storage.open_output(file.target) as stream:
+            with fence.output(file.target) as stream:
                 target = _Target(stream, keys, dtype)
                 for *_, features in parts:
                     target.write(features, file.tar)

@@ -197,3 +197,23 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path) -> Non
     with pytest.raises(Exception, match="file"):
         writer.wait()
     writer.close()
+
+
+def test_the_error_of_a_checkpoint_that_is_written_while_memory_is_prepared_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after the first step of a training with a checkpoint after each: memory is prepared in its second step."""
+    may_fail = threading.Event()
+
+    def away(_local: Path, _uri: str) -> None:
+        may_fail.wait()
+        raise StorageError("the object store is away")
+
+    monkeypatch.setattr(storage, "upload", away)
+    writer, given = checkpoint.Writer(storage.from_path(tmp_path)), make()
+    writer.save(*given, 1, {})
+    writer.prepare(*given)
+    may_fail.set()
+    with pytest.raises(StorageError, match="the object store is away"):
+        writer.save(*given, 2, {})
+    writer.close()

@@ -1,0 +1,101 @@
+"""Two equal runs at once on a real Ray: one trains, the other takes what it has made, also when the first is killed."""
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from test_training_jobs import crawl as crawl  # noqa: PLC0414 - the fixture
+from test_training_jobs import experiment
+
+from ray_jobs import filter as filter_job
+from ray_jobs.launch import JobError, launch
+from wukong import fence, run_records, storage
+from wukong.config import Experiment
+from wukong.manifest import Manifest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+class Run(threading.Thread):
+    """A component that runs its pretrain job; all are threads of this process, each with a job of its own."""
+
+    def __init__(self, settings: Experiment, name: str, filtered: Manifest) -> None:
+        super().__init__(name=name)
+        self.made: Manifest | None = None
+        self.error = ""
+        self._launch = lambda: launch("pretrain", settings, name, [f"{filtered.uri}/manifest.json"])
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.made = self._launch()
+        except JobError as error:
+            self.error = str(error)
+
+
+def job_of(run: str) -> psutil.Process:
+    """The driver of a run's job."""
+    while True:
+        for child in psutil.Process().children():
+            if "ray_jobs" in (line := child.cmdline()) and line[line.index("--run") + 1] == run:
+                return child
+        time.sleep(0.05)
+
+
+def wait_until(found: object) -> None:
+    until = time.monotonic() + 300
+    while not found():  # type: ignore[operator]
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def prepared(
+    crawl: Manifest, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Experiment, Manifest]:
+    monkeypatch.setenv(fence.VARIABLE, "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    settings = experiment(tmp_path)
+    return settings, filter_job.run(settings, {"crawl": crawl})
+
+
+def test_one_trains_and_the_other_waits(
+    prepared: tuple[Experiment, Manifest], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings, filtered = prepared
+    with caplog.at_level(logging.INFO):
+        runs = [Run(settings, name, filtered) for name in ("a", "b")]
+        for run in runs:
+            run.join()
+    assert not [run.error for run in runs if run.error]
+    first, second = (run.made for run in runs)
+    assert first is not None and second is not None and first.digest == second.digest
+    records = [run_records.read(settings, name, "pretrain") for name in ("a", "b")]
+    assert sorted(record.reused for record in records if record is not None) == [False, True]
+    claims = storage.list_files(storage.join(settings.root, "runs"), ".json")
+    assert len([uri for uri in claims if "/attempts/pretrain/" in uri]) == 1, "the one who waits starts no job"
+    assert any(message.startswith("waiting for run ") for message in caplog.messages)
+    assert [name for name in storage.list_names(first.uri) if name.startswith("_")] == []
+
+
+def test_the_other_goes_on_where_a_killed_one_was(prepared: tuple[Experiment, Manifest]) -> None:
+    settings, filtered = prepared
+    first = Run(settings, "a", filtered)
+    driver = job_of("a")
+    wait_until(lambda: storage.list_files(storage.join(settings.root, "features"), "/manifest.json"))
+    second = Run(settings, "b", filtered)
+    wait_until(lambda: [uri for uri in storage.list_files(settings.root, "checkpoint.json") if "/pretrain/" in uri])
+    driver.kill()
+    first.join()
+    second.join()
+    assert "killed by SIGKILL" in first.error
+    assert second.made is not None and not second.error
+    undisturbed = Run(experiment(Path(storage.filesystem(settings.root)[1]) / "again"), "c", filtered)
+    undisturbed.join()
+    assert undisturbed.made is not None and undisturbed.made.digest == second.made.digest
