@@ -147,7 +147,7 @@ def _train_share(rank: int, count: int, similarity: str) -> dict[str, torch.Tens
 
 
 def steps_stored(tmp_path: Path, seconds_a_step: float, seconds_a_write: float, **checkpointing: float) -> list[int]:
-    """The steps whose checkpoints are written, of 40 epochs of three steps, by a clock that is played."""
+    """The steps whose checkpoints are written, of 16 epochs of three steps, by a clock that is played."""
     clock, stored = [0.0], []
 
     class Played(checkpoint.Writer):
@@ -166,7 +166,7 @@ def steps_stored(tmp_path: Path, seconds_a_step: float, seconds_a_write: float, 
         clock[0] += seconds_a_step
 
     model.clamp_temperature = clamp_and_tick  # type: ignore[method-assign]
-    settings = Training(epochs=40, batch_size=8, log_every=1, views=1, checkpoint=Checkpointing(**checkpointing))
+    settings = Training(epochs=16, batch_size=8, log_every=1, views=1, checkpoint=Checkpointing(**checkpointing))
     writer = Played(storage.from_path(tmp_path))
     with mock.patch("wukong.train.loop.time.monotonic", lambda: clock[0]):
         train(model, pairs, settings, 0, checkpoints=writer)
@@ -177,7 +177,7 @@ def steps_stored(tmp_path: Path, seconds_a_step: float, seconds_a_write: float, 
 @pytest.mark.parametrize(
     ("seconds", "written", "settings", "between"),
     [
-        (0.1, 0.05, {}, 120),  # 40 epochs in 12 s: the last step alone
+        (0.1, 0.05, {}, 48),  # 16 epochs in 5 s: the last step alone
         (5.0, 0.05, {}, 12),  # an epoch takes 15 s, so every fourth
         (30.0, 0.05, {}, 3),  # each epoch
         (30.0, 20.0, {}, 9),  # 10 % of the time: 200 s and more
@@ -193,10 +193,10 @@ def test_checkpoints_are_not_written_too_often(
 ) -> None:
     stored = steps_stored(tmp_path, seconds, written, **settings)
     *earlier, last = stored
-    assert last == 120, "the last is always stored"
+    assert last == 48, "the last is always stored"
     assert stored[0] <= between
     assert {later - before for before, later in pairwise(earlier)} <= {between}
-    assert len(stored) >= 120 // between
+    assert len(stored) >= 48 // between
 
 
 @pytest.mark.slow
