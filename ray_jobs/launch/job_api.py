@@ -124,8 +124,8 @@ class _Head:
         has_ended = False
         try:
             connection = websocket.create_connection(address, timeout=_REQUEST_SECONDS, header=header)
-            connection.settimeout(self.timing.silence)
-            with connection.sock:
+            try:
+                connection.settimeout(self.timing.silence)
                 while True:
                     try:
                         text = connection.recv()
@@ -136,7 +136,9 @@ class _Head:
                         continue
                     if not text:
                         return True
-                    output.write(text)
+                    output.write(text if isinstance(text, str) else text.decode(errors="replace"))
+            finally:
+                connection.shutdown()  # type: ignore[no-untyped-call]  # the package types only a part
         except (websocket.WebSocketException, OSError) as error:
             output.broken(job, error)
             return False
