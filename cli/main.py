@@ -29,7 +29,7 @@ from cli import (
 )
 from cli.output import JsonOption, print_json
 from wukong import config, environment, installed, patience
-from wukong.errors import WukongError
+from wukong.errors import StackError, WukongError
 
 
 class _InPanels(typer.core.TyperGroup):
@@ -248,6 +248,7 @@ def status(as_json: JsonOption = False) -> None:
         wukong status --json
     """
     from infra import stack
+    from infra.stack.services import check_disk
 
     home = stack.found()
     services = stack.status(home)
@@ -257,6 +258,11 @@ def status(as_json: JsonOption = False) -> None:
         return
     summary.print_stack(services)
     typer.echo(f"\nHome  {home}" + ("" if home.is_dir() else " (nothing there yet)"))
+    if home.is_dir():
+        try:
+            check_disk(home)
+        except StackError as error:
+            typer.echo(f"Disk  {error}", err=True)
 
 
 @app.command("env", rich_help_panel=panels.STACK)

@@ -9,9 +9,7 @@ it does after each failure that may not come again, until it fails too often wit
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,6 +31,7 @@ from wukong.data import shards
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import ConfigError, DataError, StorageError, WukongError
 from wukong.manifest import Manifest, Part, Stage
+from wukong.metric_sender import MetricSender
 from wukong.model import saved_model
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
@@ -46,6 +45,8 @@ _RESIZE_SECONDS = 60.0
 """Between two looks at whether there are machines for more workers (``min_workers``)."""
 _START_SECONDS = 60.0
 """For which machines are waited for before that counts as a failure, as Ray Train does."""
+_LAST_METRICS_SECONDS = 10.0
+"""For which the end of a training waits for MLflow; the workers hold their GPUs meanwhile."""
 _WHITENED = 16_384
 """Pairs whose features decide the whitening of the image head."""
 _LONGEST_URI = 4096
@@ -342,30 +343,23 @@ def _worker(job: dict[str, Any]) -> None:
         model.compile_towers()
     writer = checkpoints.Writer(job["checkpoints"], settings.checkpoint.keep)
 
-    # MLflow may be slow to answer or away: training does not wait for it.
-    sender = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
-    sent: deque[Future[None]] = deque()
-
-    def send(metrics: Mapping[str, float], step: int) -> None:
-        while sent and sent[0].done():
-            sent.popleft().result()
-        sent.append(sender.submit(tracking.log_metrics, metrics, step))
+    sender = MetricSender(job["name"])
 
     def log_epoch(epoch: Epoch) -> None:
         if not world()[0]:
             values = {name: value for name, value in asdict(epoch).items() if name != "epoch"}
-            send({tracking.epoch_metric(job["name"], name): value for name, value in values.items()}, epoch.epoch)
+            sender.add({tracking.epoch_metric(job["name"], name): value for name, value in values.items()}, epoch.epoch)
 
     def log_look(look: Look) -> None:
         rank = world()[0]
         used = {f"system/worker_{rank}/{name}": value for name, value in system_metrics.read(device).items()}
         measured = {f"{job['name']}/{name}": value for name, value in asdict(look).items() if name != "step"}
-        send(used if rank else measured | used, look.step)
+        sender.add(used if rank else measured | used, look.step)
         if not rank:
             metrics.show_look(job["name"], look, world()[1], settings.workers)
 
     def log_validation(found: Validated) -> None:
-        send({f"{job['name']}/validation/{name}": value for name, value in found.metrics.items()}, found.step)
+        sender.add({f"{job['name']}/validation/{name}": value for name, value in found.metrics.items()}, found.step)
 
     try:
         with determinism.explained(job["name"]), _validation(job, settings, model, tokenizer) as validate:
@@ -381,11 +375,10 @@ def _worker(job: dict[str, Any]) -> None:
                 validate,
                 log_validation,
             )
-        for future in sent:
-            future.result()
+        sender.finish(_LAST_METRICS_SECONDS)
     finally:
         writer.close()
-        sender.shutdown(wait=False, cancel_futures=True)
+        sender.close()
 
 
 def _own_device(settings: Training) -> torch.device:

@@ -9,16 +9,14 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import IO, Any, TypeVar
 
-from wukong import patience
+from wukong import patience, patient_store
 from wukong.errors import StorageError
 
 _CHANGED = ("412", "409", "PreconditionFailed", "ConditionalRequestConflict")
 _UNKNOWN = ("501", "NotImplemented", "400", "InvalidArgument", "InvalidRequest")
-_AWAY = ("429", "500", "502", "503", "504", "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout")
+_AWAY = ("429", "500", "502", "503", "504", "507", "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout")
 
 _Answer = TypeVar("_Answer")
-
-_outage = patience.Outage("the object store")
 
 
 class ChangedError(StorageError):
@@ -82,26 +80,40 @@ def write(endpoint: str | None, region: str, path: str, data: bytes | IO[bytes],
     """
     bucket, key = path.split("/", 1)
     condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
+    client = _client(endpoint, region, _who())
 
     def put() -> None:
         if not isinstance(data, bytes):
             data.seek(0)
-        _client(endpoint, region, _who()).put_object(Bucket=bucket, Key=key, Body=data, **condition)
+        client.put_object(Bucket=bucket, Key=key, Body=data, **condition)
 
     try:
-        _answer(path, put, "write")
+        _answer(path, put, "write", lambda: client.head_bucket(Bucket=bucket))
     except FileNotFoundError as error:  # what was seen has been deleted
         raise ChangedError(f"s3://{path} was deleted by somebody else") from error
 
 
-def _answer(path: str, request: Callable[[], _Answer], action: str) -> _Answer:
+def _answer(path: str, request: Callable[[], _Answer], action: str, reads: Callable[[], Any] | None = None) -> _Answer:
     from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
     def is_away(error: BaseException) -> bool:
         return isinstance(error, HTTPClientError) or (isinstance(error, ClientError) and _is(error, _AWAY))
 
+    def is_full(error: BaseException, lasts: bool) -> bool:
+        if reads is None or not isinstance(error, ClientError):
+            return False
+        if _is(error, ("507",)) or patient_store.NO_ROOM.search(str(error)):
+            return True
+        if not (lasts and _is(error, ("500", "InternalError"))):
+            return False
+        try:
+            reads()
+        except (BotoCoreError, ClientError):
+            return False
+        return True
+
     try:
-        return patience.until_answered(request, is_away, _outage)
+        return patience.until_answered(request, is_away, patient_store.OUTAGE, is_full)
     except ClientError as error:
         if _is(error, ("404", "NoSuchKey", "NotFound")):
             raise FileNotFoundError(f"there is nothing at s3://{path}") from error

@@ -382,10 +382,26 @@ class Features(Strict):
 
 
 class Checkpointing(Strict):
-    """When the state of a training run is stored, to resume it: at the end of each epoch, and more often."""
+    """When the state of a training run is stored, to resume it: at the end of each epoch, and more often.
+
+    Each of these is left out if it comes too soon after the one before, by `least_seconds` or by `most_share`.
+    """
 
     steps: int = Field(0, ge=0, description="steps between two checkpoints; 0 for none by steps")
     minutes: float = Field(10.0, ge=0, description="minutes between two checkpoints; 0 for none by time")
+    least_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="from one checkpoint to the next at least. The last one of a training is always stored, and with "
+        "`validation.keep: best` the best",
+    )
+    most_share: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="of the time in which a checkpoint is being written, at most: after one that took 6 s, the next is "
+        "60 s later at the earliest. It makes no pause longer than `minutes`",
+    )
     keep: Positive = Field(2, description="newest checkpoints that are kept")
 
 

@@ -3,6 +3,9 @@
 A store is away if it cannot be reached, breaks connections, does not answer in time, or answers that it is overloaded
 or has an internal error. All other errors (no permission, no such bucket, nothing at the address) end a request at
 once.
+
+A store is full if it says so, or if it has an internal error at each write while it answers reads: SeaweedFS gives no
+other sign. It is waited for too, because it may be about to reclaim what was deleted.
 """
 
 import os
@@ -30,12 +33,21 @@ _AWAY = re.compile(
     r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|THROTTLING|REQUEST_TIMEOUT)\b"
     r"|AWS Error [^:]*\(HTTP status (408|429|50[02-9]|5[1-9]\d)\)"
 )
+_REFUSED = re.compile(r"AWS Error INTERNAL_FAILURE\b|\(HTTP status 500\)")
 # Of curl's codes: unknown protocol, malformed URL, wrong or unreadable TLS certificates. To wait does not mend them.
 _NEVER_AWAY = re.compile(r"curlCode: (1|3|51|53|54|58|59|60|66|77|80|82|83|90|91),")
 
 _Answer = TypeVar("_Answer")
 
-_outage = patience.Outage("the object store")
+OUTAGE = patience.Outage(
+    "the object store",
+    room=". Delete outputs that are not needed, or give it more room. What was deleted takes room until the store "
+    "reclaims it, which it does by itself",
+)
+NO_ROOM = re.compile(
+    r"\b507\b|StorageFull|InsufficientStorage|QuotaExceeded|no (writable|free) volumes|no space left", re.I
+)
+"""What stores say when they are full: MinIO and others by HTTP's status or a name, SeaweedFS's filer in words."""
 
 
 def is_away(error: BaseException) -> bool:
@@ -46,15 +58,19 @@ def is_away(error: BaseException) -> bool:
     return bool(_AWAY.search(text)) and not _NEVER_AWAY.search(text)
 
 
-def until_answered(request: Callable[[], _Answer], *, deletes: bool = False) -> _Answer:
-    """Make a request; if the store is away, repeat it until the store answers.
+def until_answered(
+    request: Callable[[], _Answer], *, deletes: bool = False, reads: Callable[[], Any] | None = None
+) -> _Answer:
+    """Make a request; if the store is away or full, repeat it until the store answers.
 
     Args:
         request: the whole of what is repeated.
         deletes: whether it deletes one thing. A repetition that finds nothing then has succeeded: the store deleted
             the thing, and only its answer was lost.
+        reads: of a request that writes, another that only reads: it tells a full store from one that is away.
 
     Raises:
+        FullError: the store was full for longer than the patience.
         AwayError: the store was away for longer than the patience.
     """
     failed = False
@@ -71,7 +87,18 @@ def until_answered(request: Callable[[], _Answer], *, deletes: bool = False) -> 
             failed = True
             raise
 
-    return patience.until_answered(ask, is_away, _outage)
+    def is_full(error: BaseException, lasts: bool) -> bool:
+        if reads is None or NO_ROOM.search(str(error)):
+            return reads is not None
+        if not (lasts and _REFUSED.search(str(error))):
+            return False
+        try:
+            reads()
+        except OSError:
+            return False
+        return True
+
+    return patience.until_answered(ask, is_away, OUTAGE, is_full)
 
 
 def connect(endpoint: str | None, region: str) -> pafs.S3FileSystem:
@@ -143,7 +170,7 @@ class _Handler(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no 
         self.delete_file(source)
 
     def copy_file(self, source: str, target: str) -> None:
-        until_answered(lambda: self._store.copy_file(source, target))
+        until_answered(lambda: self._store.copy_file(source, target), reads=lambda: self._store.get_file_info(source))
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
         return self.open_input_file(path)
@@ -244,6 +271,7 @@ def put(store: pafs.FileSystem, path: str, content: IO[bytes], metadata: Any = N
         metadata: pyarrow's metadata of the object, or None.
 
     Raises:
+        FullError: the store was full for longer than the patience.
         AwayError: the store was away for longer than the patience.
     """
 
@@ -253,4 +281,4 @@ def put(store: pafs.FileSystem, path: str, content: IO[bytes], metadata: Any = N
             while piece := content.read(COPY_BYTES):
                 target.write(piece)
 
-    until_answered(send)
+    until_answered(send, reads=lambda: store.get_file_info(path))

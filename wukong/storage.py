@@ -117,6 +117,8 @@ def _explained(action: str, uri: str) -> Iterator[None]:
 
 
 def _cannot(action: str, uri: str, error: OSError) -> StorageError:
+    if isinstance(error, patience.FullError):
+        return StorageError(f"cannot {action} {uri}: {error}")
     hint = (
         f"Is the object store at {_endpoint() or 'AWS'} running and are its credentials in the environment? "
         "On one machine, `wukong status` shows the embedded one and `wukong up` starts it."

@@ -65,6 +65,7 @@ _AT_END = 60.0  # seconds that a finished stage waits for MLflow before its resu
 _HISTORY = "history.json"  # of a training stage: its epochs
 _LONGEST_DIGEST = 36  # characters of a data set's digest in MLflow
 _MOST_METRICS = 500  # in one request
+_JOINED = 50  # sets of metrics that are sent together
 _COMPARED = 5  # runs in the compare view
 _MAX_PARAM = 6000  # characters of a parameter's value; what is longer is cut, the manifest holds it whole
 
@@ -401,19 +402,37 @@ def log_metrics(metrics: Mapping[str, float], step: int = 0) -> None:
 
     What cannot be sent, because MLflow is away, is kept and sent with the next metrics.
     """
+    if keep_metrics(metrics, step):
+        send_metrics()
+
+
+def keep_metrics(metrics: Mapping[str, float], step: int = 0) -> bool:
+    """Keep metrics for ``send_metrics``, which may run in another thread; return whether there is a run to log to."""
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if not enabled() or not run_id:
-        return
+        return False
     _unsent.append((run_id, _metrics(metrics, step)))
-    _unless_away(_send, f"metrics are kept for later, {len(_unsent)} sets so far")
+    return True
+
+
+def send_metrics() -> None:
+    """Send all metrics that are kept; if MLflow is away, they stay."""
+    _unless_away(_send, f"metrics are kept for later, {unsent()} sets so far")
+
+
+def unsent() -> int:
+    """Return how many sets of metrics are kept and not sent."""
+    return len(_unsent)
 
 
 def _send() -> None:
     server = Server()
-    while _unsent:
-        run_id, values = _unsent[0]
-        server.log(run_id, metrics=values)
-        del _unsent[0]
+    while sets := _unsent[:_JOINED]:
+        run_id = sets[0][0]
+        joined = [values for run, values in sets if run == run_id]
+        server.log(run_id, metrics=[value for values in joined for value in values])
+        # Only this thread takes sets away, and those that were added meanwhile stand behind these.
+        _unsent[: len(sets)] = [entry for entry in sets if entry[0] != run_id]
 
 
 def register(

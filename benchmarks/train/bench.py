@@ -38,6 +38,7 @@ from wukong.train.loop import train
 from wukong.train.stream import Order, Piece
 from wukong.train.training_data import Corpus, FeaturePairs, Loaded, PicturePairs
 
+_EACH = {"least_seconds": 0, "most_share": 1}  # settings of checkpoints that leave none out
 ROWS = (
     "resume",
     "memory",
@@ -230,9 +231,8 @@ def train_small(uri: str, target: str) -> None:
     text = {"layers": 1, "heads": 2, "width": 16, "dropout": 0.2}
     model = Model.model_validate({"text": text, "embedding": 8})
     dual = DualEncoder(model, Tokenizer(packaged_vocabulary()), feature_width=12)
-    settings = Training.model_validate(
-        {"epochs": 40, "batch_size": 32, "workers": 1, "token_dropout": 0.2, "views": 1, "checkpoint": {"steps": 1}}
-    )
+    section = {"epochs": 40, "batch_size": 32, "workers": 1, "token_dropout": 0.2, "views": 1}
+    settings = Training.model_validate({**section, "checkpoint": {"steps": 1, **_EACH}})
     writer = checkpoint.Writer(uri)
     train(dual, Small(), settings, 7, checkpoints=writer, resume=checkpoint.newest(uri))
     writer.close()
@@ -286,7 +286,8 @@ def kills(count: int) -> None:
 
 def on_ray(name: str, folder: str, **changed: object) -> config.Experiment:
     """An experiment whose pre-training reads one shard of images of one colour each."""
-    section = {"epochs": 60, "batch_size": 50, "workers": 1, "log_every": 5, "checkpoint": {"steps": 5}, **changed}
+    stored = {"steps": 5, **_EACH}
+    section = {"epochs": 60, "batch_size": 50, "workers": 1, "log_every": 5, "checkpoint": stored, **changed}
     text = {"layers": 2, "heads": 2, "width": 64, "dropout": 0.0}
     return config.parse(
         {

@@ -13,9 +13,6 @@ _FIRST, _COUNT = 20_000, 10_000
 """Below 32768: from there on Linux uses ports for outgoing connections, which could take a port while the stack is
 down."""
 
-_WEED_GRPC_OFFSET = 10_000
-"""Distance of the admin's gRPC port, as SeaweedFS's own worker expects it."""
-
 
 def choose_ports(stack: Stack, running: Collection[str], requested: Mapping[str, int]) -> dict[str, int]:
     """Choose a port for every port name of every service.
@@ -44,23 +41,19 @@ def choose_ports(stack: Stack, running: Collection[str], requested: Mapping[str,
     for name, port in stack.ports.items():
         if name in chosen or name not in names:
             continue
-        if names[name] in running or (port not in taken and _usable(name, port)):
+        if names[name] in running or (port not in taken and is_free(port)):
             chosen[name] = port
             taken.add(port)
     start = int(stack.identity, 16) % _COUNT
     candidates = (_FIRST + (start + step) % _COUNT for step in range(_COUNT))
     for name in names:
         if name not in chosen:
-            free = next((port for port in candidates if port not in taken and _usable(name, port)), None)
+            free = next((port for port in candidates if port not in taken and is_free(port)), None)
             if free is None:
                 raise StackError(f"no free port from {_FIRST} to {_FIRST + _COUNT} on 127.0.0.1: end what holds them")
             chosen[name] = free
             taken.add(free)
     return chosen
-
-
-def _usable(name: str, port: int) -> bool:
-    return is_free(port) and (name != "weed_admin" or is_free(port + _WEED_GRPC_OFFSET))
 
 
 def is_free(port: int) -> bool:

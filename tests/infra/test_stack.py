@@ -201,6 +201,26 @@ def test_a_full_disk_gives_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         stack.up(tmp_path)
 
 
+def test_the_object_store_leaves_the_room_without_which_it_reclaims_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "seaweedfs").mkdir()
+    for number, size in enumerate((100, 200 << 20, 128 << 20)):  # one to be filled, and one of an earlier version
+        with (tmp_path / "seaweedfs" / f"wukong_{number}.dat").open("wb") as volume:
+            volume.truncate(size)
+    for free_gib in (0.5, 2, 20, 500):
+        free = int(free_gib * 2**30)
+        monkeypatch.setattr(services.shutil, "disk_usage", lambda _, free=free: type("Usage", (), {"free": free})())
+        command = services.ObjectStore().command(saved_stack(tmp_path / f"{free_gib}"))
+        given = dict(argument.split("=", 1) for argument in command if "=" in argument)
+        assert int(given["-volume.max"]) >= 3, "both buckets, and what is in none"
+        volume = int(given["-master.volumeSizeLimitMB"]) << 20
+        room, at_once = services.volumes(tmp_path), int(given["-master.maxParallelVacuumPerServer"])
+        grown = (room - 3) * volume + volume - 100
+        assert free_gib < 2 or free - grown >= (1 + at_once) * volume
+        assert free_gib < 2 or grown >= 0.9 * (free - (2 + at_once) * volume), "the rest is of use"
+
+
 def test_an_unusable_home_gives_advice(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for home in (tmp_path / "file", tmp_path / "file" / "below"):

@@ -45,6 +45,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "-s3.ip.bind": "127.0.0.1",
         "-metricsIp": "127.0.0.1",
         "-master.volumeSizeLimitMB": 64,
+        "-volume.max": 0,
     }
     kept = [argument for argument in container["args"] if argument.split("=")[0] not in changed]
     arguments = [*kept, *(f"{name}={value}" for name, value in changed.items())]

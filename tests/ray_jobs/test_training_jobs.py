@@ -53,6 +53,7 @@ HOLDOUTS = [
 
 def experiment(root: Path, finetuning: Mapping[str, object] | None = None, **pretraining: object) -> Experiment:
     training = {"epochs": 4, "batch_size": 16, "learning_rate": 0.02, "views": 1, "image_head_rate": 0.1}
+    training |= {"checkpoint": {"least_seconds": 0, "most_share": 1}}
     return config.parse(
         {
             "name": "test",

@@ -1,6 +1,8 @@
 """A training stage with validation, from stored features, with its one worker in this process in place of Ray Train."""
 
 import json
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,13 +111,8 @@ class InProcess:
 
 
 @pytest.fixture
-def logged(given: Given, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, dict[int, float]]]:
-    """Metrics that the worker logs, by name and step."""
-    found: dict[str, dict[int, float]] = {}
-
-    def log(metrics: Mapping[str, float], step: int = 0) -> None:
-        for name, value in metrics.items():
-            found.setdefault(name, {})[step] = value
+def in_process(given: Given, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The worker runs here, and features are those that are given."""
 
     def computed(
         _experiment: object, _parents: object, _model: object = None, pairs: str = "train", **_: object
@@ -128,10 +125,22 @@ def logged(given: Given, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, 
     monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr("ray.nodes", list)
     monkeypatch.setattr(training.features, "run", computed)
-    monkeypatch.setattr(tracking, "log_metrics", log)
     InProcess.fits = 0
-    yield found
+    yield
     torch.use_deterministic_algorithms(mode=False)
+
+
+@pytest.fixture
+def logged(in_process: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[int, float]]:
+    """Metrics that the worker logs, by name and step."""
+    found: dict[str, dict[int, float]] = {}
+
+    def log(metrics: Mapping[str, float], step: int = 0) -> None:
+        for name, value in metrics.items():
+            found.setdefault(name, {})[step] = value
+
+    monkeypatch.setattr(tracking, "keep_metrics", log)
+    return found
 
 
 def history_of(trained: Manifest) -> dict[str, Any]:
@@ -271,3 +280,22 @@ def test_a_published_set_is_measured_with_the_locked_tower(
     data = stamps.read(tmp_path / "sets" / "tuxpaint", rules.split("tuxpaint"))
     found = tasks.measure(packed, data, rules, tmp_path / "cache").results["top1"].value
     assert found == pytest.approx(trained.metrics["validation/best"], abs=0.005)  # features have 16 bits
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_end_of_a_training_does_not_wait_for_each_report_that_mlflow_has_not_taken(
+    given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tracking, "_PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(tracking, "_unsent", [])
+    monkeypatch.setenv("MLFLOW_RUN_ID", "of-the-stage")
+    asked = experiment(storage.from_path(tmp_path))
+    asked = config.parse(asked.model_dump(mode="json") | {"pretrain": {**asked.pretrain.model_dump(), "log_every": 1}})
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:  # it accepts, and never answers
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        trained = training.run("pretrain", asked, given.filtered)
+        waited = time.monotonic() - began
+    assert len(history_of(trained)["history"]) == 3
+    assert waited < 8, "18 looks and 3 epochs were reported, and each took a second"
+    assert "21 sets of metrics of pretrain are left out; the epochs are sent from its history.json" in caplog.text

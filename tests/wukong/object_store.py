@@ -22,10 +22,16 @@ def free_port() -> int:
 
 
 class ObjectStore:
-    """A server on free ports of loopback; its data lies in a folder and outlives it."""
+    """A server on free ports of loopback; its data lies in a folder and outlives it.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: of its data.
+        arguments: of ``weed server``, which replace those below.
+    """
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
         self.folder = folder
+        self._arguments = arguments
         self._port = {name: free_port() for name in _PORTS}
         self._process: subprocess.Popen[bytes] | None = None
         (folder / "data").mkdir(parents=True)
@@ -36,6 +42,11 @@ class ObjectStore:
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self._port['s3']}"
+
+    @property
+    def master(self) -> str:
+        """Address of the part that looks after the volumes."""
+        return f"http://127.0.0.1:{self._port['master']}"
 
     def variables(self) -> dict[str, str]:
         """The environment of a client."""
@@ -75,10 +86,16 @@ class ObjectStore:
                     "-s3.iam=false",
                     "-s3.port.iceberg=0",
                     "-s3.port.lance=0",
+                    *self._arguments,
                 ],
                 stdout=log,
                 stderr=log,
-                env={"PATH": os.environ["PATH"], "HOME": str(self.folder), "GOMEMLIMIT": "400MiB"},
+                env={
+                    "PATH": os.environ["PATH"],
+                    "HOME": str(self.folder),
+                    "GOMEMLIMIT": "400MiB",
+                    "WEED_MASTER_VOLUME_GROWTH_COPY_1": "2",
+                },
             )
 
     def wait_ready(self, bucket: str) -> None:

@@ -1,6 +1,7 @@
 """Waiting for a service that is away, without a service."""
 
 import logging
+import re
 from collections.abc import Callable
 
 import pytest
@@ -87,3 +88,34 @@ def test_the_patience_is_the_processes_unless_the_variable_says_it(monkeypatch: 
         monkeypatch.setenv(patience.VARIABLE, wrong)
         with pytest.raises(ConfigError, match=f"WUKONG_STORE_PATIENCE is '{wrong}'; it must be a number of seconds"):
             patience.seconds()
+
+
+def test_a_full_service_is_told_from_one_that_is_away(
+    pauses: list[float], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(patience.VARIABLE, "600")
+    outage = patience.Outage("the store", ". Start it.", ". Delete something.")
+    request, asked = failing([GoneError("no")] * 25), list[bool]()
+
+    def is_full(_: BaseException, lasts: bool) -> bool:
+        asked.append(lasts)
+        return lasts
+
+    with caplog.at_level(logging.WARNING):
+        assert patience.until_answered(request, is_away, outage, is_full) == "answer"
+    begun, full, later, *_, over = (record.getMessage() for record in caplog.records)
+    assert begun.startswith("the store is away (no)"), "it may be a passing failure"
+    seems = r"the store is full, it seems: it answers, and has taken no data for (\d+) s \(no\); what is written is "
+    assert (found := re.match(seems + r"repeated for up to 600 s\. Delete something\.", full)) and 10 <= int(
+        found[1]
+    ) <= 15
+    assert (found := re.match(seems, later)) and 40 <= int(found[1]) <= 46
+    assert over.startswith("the store takes data again after")
+    assert asked == sorted(asked) and not asked[0]
+
+
+def test_after_the_patience_a_full_service_is_an_error_that_says_so(pauses: list[float]) -> None:
+    outage = patience.Outage("the store", ". Start it.", ". Delete something.")
+    expected = r"the store is full, it seems: .* no data for 60 s \(WUKONG_STORE_PATIENCE=60\): no\. Delete something\."
+    with pytest.raises(patience.FullError, match=expected):
+        patience.until_answered(failing([GoneError("no")] * 1000), is_away, outage, lambda _, lasts: lasts)

@@ -153,15 +153,26 @@ def test_the_file_system_survives_pickling(root: str) -> None:
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
-    """Answers each request with the next of ``statuses``, and the last one for ever; 0 sends half an object."""
+    """Answers each request with the next of ``statuses``, and the last one for ever; 0 sends half an object.
+
+    With a ``refusal``, writes of objects get that.
+    """
 
     statuses: list[tuple[int, str]]
+    refusal: tuple[int, str] | None = None
 
     def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
         status, code = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+        writes = self.command in ("PUT", "POST")
+        if self.refusal and writes and self.path.count("/") > 1:
+            status, code = self.refusal
         body = f"<Error><Code>{code}</Code><Message>told so</Message></Error>".encode() if status != 200 else b"content"
+        if status == 200 and writes:
+            body = b""
         self.send_response(status or 200)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", '"0"')
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -210,6 +221,50 @@ def test_a_refusal_is_an_error_at_once(
     answers((status, code), (200, ""))
     with pytest.raises(StorageError, match="cannot look up"):
         storage.exists("s3://bucket/key")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "says_so"), [((500, "InternalError"), False), ((507, "XMinioStorageFull"), True), ((507, ""), True)]
+)
+@pytest.mark.parametrize("conditional", [False, True])
+def test_a_store_that_answers_reads_and_refuses_to_write_is_called_full(
+    answers: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    refusal: tuple[int, str],
+    says_so: bool,
+    conditional: bool,
+) -> None:
+    monkeypatch.setattr(patience, "_LASTING", 0.5)
+    monkeypatch.setattr(patient_store, "_ATTEMPTS", 1)
+    monkeypatch.setattr(patient_store.OUTAGE, "_began", None)
+    storage._s3.cache_clear()
+    monkeypatch.setenv(patience.VARIABLE, "6")
+    answers((200, ""))
+    monkeypatch.setattr(Answers, "refusal", refusal)
+    seems = r"the object store is full, it seems: .*Delete outputs that are not needed"
+    with caplog.at_level(logging.WARNING), pytest.raises(StorageError, match=seems):
+        if conditional:
+            storage.write_if("s3://bucket/key", b"data", None)
+        else:
+            storage.write_bytes("s3://bucket/key", b"data")
+    first, *_ = (record.getMessage() for record in caplog.records)
+    assert ("is full" in first, "is away" in first) == (says_so, not says_so)
+    assert "are its credentials" not in caplog.text
+    monkeypatch.setattr(Answers, "refusal", None)
+    caplog.clear()
+    storage.write_bytes("s3://bucket/key", b"data")
+    assert not caplog.records
+
+
+def test_a_store_that_refuses_reads_too_is_called_away(
+    answers: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "_LASTING", 0.5)
+    monkeypatch.setenv(patience.VARIABLE, "2")
+    answers(*[(500, "InternalError")] * 1000)
+    with pytest.raises(StorageError, match="the object store is away"):
+        storage.write_bytes("s3://bucket/key", b"data")
 
 
 def closed_port() -> int:

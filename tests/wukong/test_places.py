@@ -104,6 +104,8 @@ def test_keys_of_the_data_are_those_of_the_one_seed_that_there_was(tmp_path: Pat
     assert gate["seed"] == 0 and "seed" not in gate["filter"]
     later = experiment(tmp_path, filter={"seed": 7})
     assert (stages.of("filter").config(later)["seed"], stages.of("validate").config(later)["seed"]) == (7, 7)
+
+
 def test_a_run_that_makes_the_features_and_then_the_model_is_waited_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

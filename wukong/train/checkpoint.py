@@ -52,6 +52,7 @@ class Writer:
 
     Attributes:
         seconds: for how long ``save`` has stopped the training so far.
+        writing: how many seconds the last complete one took to write, beside the training.
     """
 
     def __init__(self, uri: str, keep: int = 2) -> None:
@@ -61,6 +62,7 @@ class Writer:
         self._uploader = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._upload: Future[None] | None = None
         self.seconds = 0.0
+        self.writing = 0.0
 
     @property
     def busy(self) -> bool:
@@ -153,7 +155,7 @@ class Writer:
     def _write(
         self, files: Mapping[str, dict[str, Tensor]], progress: str, step: int, folder: str, best: str | None
     ) -> None:
-        sizes = {}
+        sizes, began = {}, time.monotonic()
         with tempfile.TemporaryDirectory() as local:
             for name, tensors in files.items():
                 path = Path(local, name)
@@ -175,6 +177,7 @@ class Writer:
             if old.removesuffix(f"/{_MANIFEST}") != best:
                 storage.delete(old)  # first, so that what remains is no checkpoint
                 storage.delete(old.removesuffix(f"/{_MANIFEST}"))
+        self.writing = time.monotonic() - began
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:

@@ -356,10 +356,13 @@ def train(
                 if after_epoch is not None:
                     after_epoch(ended)
             if checkpoints is not None and not rank:
-                late = settings.checkpoint.minutes and now - stored >= 60 * settings.checkpoint.minutes
+                asked = settings.checkpoint
+                late = asked.minutes and now - stored >= 60 * asked.minutes
+                by_share = min(checkpoints.writing / asked.most_share, 60 * asked.minutes or math.inf)
+                soon = now - stored < max(asked.least_seconds, by_share)
                 kept = is_best and settings.validation.keep == "best"
                 needed = kept or found.stopped or step + 1 == steps
-                if needed or ((due or late or not place) and not checkpoints.busy):
+                if needed or ((due or late or not place) and not soon and not checkpoints.busy):
                     uri = checkpoints.place(step + 1)
                     found.checkpoint = uri if kept else found.checkpoint
                     checkpoints.save(model, optimiser, step + 1, asdict(state), uri, found.checkpoint)

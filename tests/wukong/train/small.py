@@ -2,7 +2,7 @@
 
 import torch
 
-from wukong.config import ImageEncoder, Model, Training
+from wukong.config import Checkpointing, ImageEncoder, Model, Training
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.model import image_encoder
 from wukong.model.dual import DualEncoder
@@ -10,7 +10,9 @@ from wukong.train.stream import Piece
 from wukong.train.training_data import FeaturePairs, Loaded, Pairs
 
 WIDTH = 12
-SETTINGS = Training(epochs=4, batch_size=8, learning_rate=0.02, views=1, epsilon=1e-6)
+EACH = Checkpointing(least_seconds=0, most_share=1)
+"""A checkpoint after each epoch, however short it is."""
+SETTINGS = Training(epochs=4, batch_size=8, learning_rate=0.02, views=1, epsilon=1e-6, checkpoint=EACH)
 CAPTIONS = [
     "猫",
     "狗",

@@ -5,7 +5,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import small
@@ -16,7 +18,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from wukong import storage
-from wukong.config import Training, Validating
+from wukong.config import Checkpointing, Training, Validating
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError, DataError
 from wukong.train import checkpoint, loop
@@ -142,6 +144,59 @@ def _train_share(rank: int, count: int, similarity: str) -> dict[str, torch.Tens
     model, pairs = small.make(similarity=similarity)
     history = train(model, pairs, small.SETTINGS, 0)
     return weights(model) | {"loss": torch.tensor([epoch.loss for epoch in history])}
+
+
+def steps_stored(tmp_path: Path, seconds_a_step: float, seconds_a_write: float, **checkpointing: float) -> list[int]:
+    """The steps whose checkpoints are written, of 16 epochs of three steps, by a clock that is played."""
+    clock, stored = [0.0], []
+
+    class Played(checkpoint.Writer):
+        def prepare(self, *_: object) -> None:
+            pass
+
+        def save(self, model: object, optimizer: object, step: int, *_: object) -> None:
+            stored.append(step)
+            self.writing = seconds_a_write
+
+    model, pairs = small.make()
+    clamp = model.clamp_temperature
+
+    def clamp_and_tick() -> None:
+        clamp()
+        clock[0] += seconds_a_step
+
+    model.clamp_temperature = clamp_and_tick  # type: ignore[method-assign]
+    settings = Training(epochs=16, batch_size=8, log_every=1, views=1, checkpoint=Checkpointing(**checkpointing))
+    writer = Played(storage.from_path(tmp_path))
+    with mock.patch("wukong.train.loop.time.monotonic", lambda: clock[0]):
+        train(model, pairs, settings, 0, checkpoints=writer)
+    writer.close()
+    return stored
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written", "settings", "between"),
+    [
+        (0.1, 0.05, {}, 48),  # 16 epochs in 5 s: the last step alone
+        (5.0, 0.05, {}, 12),  # an epoch takes 15 s, so every fourth
+        (30.0, 0.05, {}, 3),  # each epoch
+        (30.0, 20.0, {}, 9),  # 10 % of the time: 200 s and more
+        (30.0, 120.0, {}, 20),  # the share makes no pause longer than ten minutes, and then one is due
+        (5.0, 0.05, {"least_seconds": 0, "most_share": 1}, 3),
+        (5.0, 0.05, {"steps": 1, "least_seconds": 0, "most_share": 1}, 1),
+        (5.0, 0.05, {"steps": 1}, 12),
+        (5.0, 0.05, {"steps": 1, "least_seconds": 10}, 2),
+    ],
+)
+def test_checkpoints_are_not_written_too_often(
+    tmp_path: Path, seconds: float, written: float, settings: dict[str, float], between: int
+) -> None:
+    stored = steps_stored(tmp_path, seconds, written, **settings)
+    *earlier, last = stored
+    assert last == 48, "the last is always stored"
+    assert stored[0] <= between
+    assert {later - before for before, later in pairwise(earlier)} <= {between}
+    assert len(stored) >= 48 // between
 
 
 @pytest.mark.slow

@@ -385,6 +385,7 @@ def test_a_shard_that_was_replaced_is_named(tmp_path: Path) -> None:
 def test_training_an_image_tower_can_be_interrupted_and_resumed(prefix: str, tmp_path: Path) -> None:
     """With pieces, bfloat16 and activation checkpointing, the weights are the same with and without interruption."""
     settings = Training(epochs=2, batch_size=6, learning_rate=0.02, lock=12, micro_batch=4, precision="bfloat16")
+    settings = settings.model_copy(update={"checkpoint": small.EACH})
     # A folder each: a writer keeps the newest checkpoints of its folder only.
     cut_short, undisturbed, continued = (storage.from_path(tmp_path / name) for name in ("cut", "whole", "continued"))
 
