@@ -16,7 +16,7 @@ from wukong.curate import rules
 from wukong.errors import ConfigError
 from wukong.estimate import Estimate, Work
 
-_FILTER_VERSION = 6
+_FILTER_VERSION = 7
 """Shared with ``look``, which holds the pairs that the filter's rules kept: another rule changes both."""
 
 
@@ -115,7 +115,7 @@ TABLE = (
         name="crawl",
         title="Crawl",
         hands_on="the downloaded pairs",
-        version=3,
+        version=4,
         sections=("crawl", "release"),  # a release mostly uses the crawl's own opt-out list
         estimate=estimate.of_crawl,
         takedown="rewrite",

@@ -24,7 +24,7 @@ from PIL import Image
 from wukong import storage
 from wukong.config import Crawl
 from wukong.crawl.addresses import ConnectTo
-from wukong.crawl.download import download_part, forbids_training
+from wukong.crawl.download import download_part
 from wukong.crawl.fetch import Fetcher
 from wukong.crawl.status import Status
 from wukong.data.schema import CRAWLED, key_of
@@ -474,22 +474,6 @@ def self_signed(folder: Path) -> Path:
     )
     path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
     return path
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("noai", True),
-        ("noindex, noimageai", True),
-        ("otherbot: noindex, NOAI", True),
-        ("otherbot:noai", True),
-        ("noindex, nofollow", False),
-        ("noairplane", False),
-        ("", False),
-    ],
-)
-def test_x_robots_tag(value: str, expected: bool) -> None:
-    assert forbids_training(value) is expected
 
 
 def test_the_event_loop_is_not_blocked_by_slow_images(web, crawl_config, picture, tmp_path) -> None:

@@ -17,6 +17,7 @@ from wukong.config import Crawl
 from wukong.crawl import addresses
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.fetch import Fetcher
+from wukong.crawl.robots import RobotsCache
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.transport import Response, Transport
 from wukong.crawl.url import normalise
@@ -128,7 +129,7 @@ def test_errors_of_robots_txt_give_the_right_status(web: Web, crawl_config, hand
 def test_robots_txt_is_fetched_once_and_cached(web: Web, crawl_config) -> None:
     web.bytes_at("/robots.txt", b"User-agent: *\nAllow: /", "text/plain")
     web.fallback = OK
-    rules: dict[str, Any] = {}
+    rules = RobotsCache()
     for _ in range(2):
         fetch(web, crawl_config(), *(f"{SITE}/{number}" for number in range(20)), rules=rules)
     assert web.requests["/robots.txt"] == 1
@@ -310,7 +311,7 @@ def test_answers_in_use_count_as_in_flight(web: Web, crawl_config) -> None:
     [
         ("http://例え.jp/a", "http://xn--r8jz45g.jp/a"),
         ("http://Müller.example/ä?q=ö#frag", "http://xn--mller-kva.example/%C3%A4?q=%C3%B6"),
-        ("HTTP://EXAMPLE.com:80", "http://example.com:80/"),
+        ("HTTP://EXAMPLE.com:80", "http://example.com/"),
         (" http://example.com/a b.jpg ", "http://example.com/a%20b.jpg"),
         ("http://example.com/%E7%86%8A%20a.jpg?a=b%26c&d=é", "http://example.com/%E7%86%8A%20a.jpg?a=b%26c&d=%C3%A9"),
         ("http://user:pw@example.com/a", "http://example.com/a"),
