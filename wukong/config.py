@@ -113,10 +113,12 @@ class Crawl(Strict):
     url_column: str = Field("url", description="of a URL list")
     caption_column: str = Field("caption", description="of a URL list")
     max_bytes: Positive = Field(32 * 2**20, description="an image with a larger file is left out")
-    max_seconds: float = Field(30.0, gt=0, description="on the wire, over all attempts and redirects of one picture")
+    max_seconds: float = Field(
+        30.0, gt=0, le=86_400, description="on the wire, over all attempts and redirects of one picture"
+    )
     max_pixels: Positive = Field(64_000_000, description="an image with more pixels is not decoded")
     max_decode_seconds: float = Field(
-        10.0, gt=0, description="of processor time, to decode one picture, resize and encode it"
+        10.0, gt=0, le=86_400, description="of processor time, to decode one picture, resize and encode it"
     )
     retries: int = Field(2, ge=0, description="further attempts after a failure that may pass")
     previous: str | None = Field(

@@ -1,7 +1,7 @@
 """The rules of a site's robots.txt (RFC 9309). It is fetched once for each site and cached for a day.
 
 The file is parsed once, in linear time, and only the rules for this crawler are kept. Rules without a wildcard are
-looked up in a table, so that their number does not matter. A site with more wildcards than are ever needed is left alone.
+looked up in a table, so that their number does not matter. A site with more wildcards than anybody needs is left alone.
 """
 
 import bisect
