@@ -72,7 +72,7 @@ class Paths(Generic[V]):
     """
 
     def __init__(self, rules: Iterable[tuple[str, V]]) -> None:
-        self.bytes = 0
+        self.memory = 0
         self.wildcards = 0
         self.wildcard_bytes = 0
         self._tables: tuple[dict[str, list[V]], dict[str, list[V]]] = {}, {}  # of beginnings, and of whole paths
@@ -92,7 +92,7 @@ class Paths(Generic[V]):
             key=lambda entry: -entry[0],
         )
         texts = [*self._tables[False], *self._tables[True], *(text for text, _ in wild)]
-        self.bytes = sum(map(len, texts)) + _BYTES_A_RULE * (len(texts) + self.wildcards)
+        self.memory = sum(map(len, texts)) + _BYTES_A_RULE * (len(texts) + self.wildcards)
 
     def of(self, path: str) -> list[V]:
         """Return the value of the longest pattern that matches a path from ``path_of``; of equally long ones, all."""
@@ -119,14 +119,14 @@ class Rules:
 
     Attributes:
         access: whether paths may be fetched; None if the site has no rules.
-        usage: what the site says about the use of what is fetched; None likewise.
+        use: what the site says about the use of what is fetched; None likewise.
         delay: seconds between requests that the site asks for (``Crawl-delay``); 0 if it does not.
         failure: status, message and HTTP code if nothing may be fetched, mostly because the robots.txt could not be.
         expires: time at which robots.txt must be fetched again, on the clock of ``time.monotonic``.
     """
 
     access: Paths[bool] | None
-    usage: Paths[usage.Said] | None
+    use: Paths[usage.Said] | None
     delay: float
     failure: tuple[Status, str, int | None] | None
     expires: float
@@ -169,14 +169,14 @@ class Rules:
         return cls(None, None, 0.0, (status, message, code), time.monotonic() + _FAILURE_CACHED_SECONDS)
 
     @property
-    def bytes(self) -> int:
-        """About how much memory they take."""
-        return _BYTES_A_SITE + sum(paths.bytes for paths in (self.access, self.usage) if paths is not None)
+    def memory(self) -> int:
+        """About how many bytes they take."""
+        return _BYTES_A_SITE + sum(paths.memory for paths in (self.access, self.use) if paths is not None)
 
     @property
     def is_slow(self) -> bool:
         """Whether ``check`` takes so long that it does not belong into an event loop."""
-        return sum(paths.wildcards for paths in (self.access, self.usage) if paths is not None) > _SLOW_WILDCARDS
+        return sum(paths.wildcards for paths in (self.access, self.use) if paths is not None) > _SLOW_WILDCARDS
 
     def check(self, url: str) -> usage.Said:
         """Check that a URL, in normal form, may be fetched; return what the site says about the use of what is there.
@@ -187,13 +187,13 @@ class Rules:
         if self.failure is not None:
             status, message, code = self.failure
             raise FetchError(status, message, http_status=code)
-        if self.access is None or self.usage is None:
+        if self.access is None or self.use is None:
             return usage.NOTHING
         path = path_of(url)
         allowed = self.access.of(path)
         if allowed and not any(allowed):  # of an Allow and a Disallow of one length the Allow counts
             raise FetchError(Status.ROBOTS_DISALLOWED, "robots.txt disallows it")
-        return usage.combined(self.usage.of(path))
+        return usage.combined(self.use.of(path))
 
 
 class RobotsCache:
@@ -220,7 +220,7 @@ class RobotsCache:
         """Remember the rules of a site."""
         self._forget(site)
         self._rules[site] = rules
-        self.bytes += rules.bytes
+        self.bytes += rules.memory
         while self.bytes > self._max_bytes and len(self._rules) > 1:
             self._forget(next(iter(self._rules)))
 
@@ -232,7 +232,7 @@ class RobotsCache:
     def _forget(self, site: str) -> None:
         rules = self._rules.pop(site, None)
         if rules is not None:
-            self.bytes -= rules.bytes
+            self.bytes -= rules.memory
 
 
 def address_of(url: str) -> str:

@@ -96,11 +96,11 @@ def _rows_of_csv(reader: Iterator[list[str]], header: Sequence[str]) -> Iterator
             yield number, dict(zip(header, row, strict=True))
 
 
-def _values(column: pa.Array) -> list[Any]:
+def _values(column: Any) -> list[Any]:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return column.to_pylist()
+        return list(column.to_pylist())
     # pyarrow does not check UTF-8 when it reads a file, and raises for the whole column when it makes Python texts.
     values = pc.cast(column, pa.large_binary()).to_pylist()
     return [value if value is None else value.decode("utf-8", "surrogateescape") for value in values]

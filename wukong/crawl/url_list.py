@@ -28,6 +28,7 @@ PIECE_ROWS = 250_000
 _SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
 _BUFFER_BYTES = 1 << 20
 _FILE_ORDER = 1 << 40
+_SHOWN = 100
 
 
 def list_files(uri: str) -> list[str]:
@@ -60,11 +61,8 @@ def read_list(uri: str, number: int, config: Crawl) -> Iterator[pa.Table]:
     name = uri.removeprefix(below) if uri.startswith(below) else uri.rpartition("/")[2]
     found: list[FoundRow] = []
     for row, fields in _rows(uri, config):
-        problem, caption = fields, ""
-        if not isinstance(fields, str):
-            url, caption = fields.get(_column(config.url_column)), _text(fields.get(_column(config.caption_column)))
-            problem = _problem(url)
-        found.append(found_row(f"{name}{ROW}{row}: {problem}" if problem else url, caption, None, order))
+        url, caption = _used(fields, f"{name}{ROW}{row}: ", config)
+        found.append(found_row(url, caption, None, order))
         order += 1
         if len(found) >= PIECE_ROWS:
             yield as_table(found)
@@ -130,9 +128,13 @@ def _text(value: Any) -> str:
     return clean(str(value)) if isinstance(value, (str, int, float)) else ""
 
 
-def _problem(url: Any) -> str:
+def _used(fields: Mapping[str, Any] | str, where: str, config: Crawl) -> tuple[str, str]:
+    """Return the URL and the caption of a row; if it cannot be used, ``where`` and the reason in place of the URL."""
+    if isinstance(fields, str):
+        return where + fields, ""
+    url, caption = fields.get(_column(config.url_column)), _text(fields.get(_column(config.caption_column)))
     if not isinstance(url, str) or not url.strip():
-        return "it names no URL"
+        return f"{where}it names no URL", caption
     if any("\ud800" <= character <= "\udfff" for character in url):
-        return f"{clean(url)[:100]!r} has a character that no URL has"
-    return ""
+        return f"{where}{clean(url[:_SHOWN])!r} has a character that no URL has", caption
+    return url, caption

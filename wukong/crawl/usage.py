@@ -46,6 +46,8 @@ def said_in(headers: Mapping[str, str], product: str) -> Said:
         headers: lower-case names; the values of several ``x-robots-tag`` headers are separated by line feeds.
         product: the crawler's name.
     """
+    if "x-robots-tag" not in headers and "content-usage" not in headers:
+        return NOTHING
     tags = (_of_robots_tag(line, product) for line in headers.get("x-robots-tag", "").split("\n"))
     return combined([*tags, preferences(headers.get("content-usage", ""))])
 
@@ -75,7 +77,7 @@ def preferences(text: str) -> Said:
 
 def combined(statements: Iterable[Said]) -> Said:
     """Return what several parties say together: where one forbids a use and another allows it, it is forbidden."""
-    said = frozenset().union(*statements)
+    said: Said = NOTHING.union(*statements)
     return said - {f"{name}=y" for name in CATEGORIES if f"{name}=n" in said}
 
 
