@@ -26,11 +26,12 @@ from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.decoder import Decoder
 from wukong.crawl.download import download_part
 from wukong.crawl.engines import REGISTRY
-from wukong.crawl.fetch import Fetcher, RobotsCache, SlowHosts
+from wukong.crawl.fetch import Fetcher, SlowHosts
 from wukong.crawl.found import write_found
 from wukong.crawl.permits import Ledger, Permits
 from wukong.crawl.picture_fetcher import PictureFetcher
 from wukong.crawl.previous import Previous
+from wukong.crawl.robots import RobotsCache
 from wukong.crawl.search import search_block
 from wukong.crawl.status import Status
 from wukong.crawl.url_list import read_list
@@ -52,7 +53,7 @@ _AT_ONCE = 2
 _SLOW_HOSTS = "slow_hosts.json"
 _TOLD_HOSTS = 5
 
-_known_rules: RobotsCache = {}  # of this worker process, which runs many tasks
+_known_rules = RobotsCache()  # of this worker process, which runs many tasks
 _known_slow: dict[str, SlowHosts] = {}  # likewise, by run
 
 
@@ -320,8 +321,7 @@ async def _fetcher(
     permits = None if ledger is None else Permits(exchange)
     if run not in _known_slow:  # what an earlier run found out does not count
         _known_slow.clear()
-        for site in [site for site, rules in _known_rules.items() if rules.failure is not None]:
-            del _known_rules[site]
+        _known_rules.forget_failures()
     slow = _known_slow.setdefault(run, {})
     kind = PictureFetcher if config.engine == "files" else Fetcher
     fetcher = kind(config, connect_to, share=share, rules=_known_rules, slow=slow, permits=permits)

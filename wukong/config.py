@@ -121,12 +121,14 @@ class Crawl(Strict):
         description="of answers that a process holds in memory at a time; an answer for which there is no room is "
         "requested when there is",
     )
-    max_seconds: float = Field(30.0, gt=0, description="on the wire, over all attempts and redirects of one picture")
+    max_seconds: float = Field(
+        30.0, gt=0, le=86_400, description="on the wire, over all attempts and redirects of one picture"
+    )
     max_pixels: int = Field(
         64_000_000, ge=1, le=178_956_970, description="an image with more pixels is not decoded; Pillow opens no more"
     )
     max_decode_seconds: float = Field(
-        10.0, gt=0, description="of processor time, to decode one picture, resize and encode it"
+        10.0, gt=0, le=86_400, description="of processor time, to decode one picture, resize and encode it"
     )
     retries: int = Field(2, ge=0, description="further attempts after a failure that may pass")
     previous: str | None = Field(

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 class Gate(BaseModel):
     """What the gate asks of a version, stored with it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     metric: str
     level: float

@@ -9,6 +9,6 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class Strict(BaseModel):
-    """A section of the experiment: immutable, no unknown keys."""
+    """A section of the experiment: immutable, no unknown keys, no number that is infinite or none."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -16,7 +16,7 @@ from wukong.curate import rules
 from wukong.errors import ConfigError
 from wukong.estimate import Estimate, Work
 
-_FILTER_VERSION = 6
+_FILTER_VERSION = 7
 """Shared with ``look``, which holds the pairs that the filter's rules kept: another rule changes both."""
 
 

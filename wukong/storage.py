@@ -13,8 +13,10 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
+import stat
 import tempfile
 import time
 import uuid
@@ -39,6 +41,8 @@ _LOCK_SECONDS = 60.0
 _DELETIONS = 8  # of one prefix, while others delete there too
 
 _Answer = TypeVar("_Answer")
+
+log = logging.getLogger(__name__)
 
 
 def join(uri: str, *parts: str) -> str:
@@ -75,7 +79,19 @@ def read_with(uri: str, read: Callable[[pafs.FileSystem, str], _Answer]) -> _Ans
     """
     store, path = _bare(uri)
     with _explained("read", uri):
+        _refuse_pipe(store, path)
         return patient_store.until_answered(lambda: read(store, path))
+
+
+def _refuse_pipe(store: pafs.FileSystem, path: str) -> None:
+    """Check that a local path is no pipe, socket or device, whose reader would wait for ever or read without end."""
+    if isinstance(store, pafs.LocalFileSystem):
+        try:
+            mode = Path(path).stat().st_mode
+        except (OSError, ValueError):
+            return  # opening it says why
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file")
 
 
 def _bare(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -139,10 +155,52 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     """Return the sorted URIs of all files below a prefix whose name ends in ``suffix``; empty if there are none."""
     fs, path = filesystem(uri)
     with _explained("list", uri):
-        infos = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+        infos = files_below(fs, path)
     base = path.rstrip("/")
-    files = (info.path for info in infos if info.type == pafs.FileType.File and info.path.endswith(suffix))
-    return sorted(join(uri, file[len(base) :]) for file in files)
+    return sorted(join(uri, info.path[len(base) :]) for info in infos if info.path.endswith(suffix))
+
+
+def files_below(fs: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
+    """Return what is known of all files below a path; empty if there is none.
+
+    On a local file system links are followed, also out of the folder, and each folder is listed once, without a link in
+    its path where there is such a path. Pipes, sockets, devices and links that lead nowhere are no files. A file whose
+    name is not UTF-8 is left out, and logged.
+    """
+    if not isinstance(fs, pafs.LocalFileSystem):
+        infos = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+        return [info for info in infos if info.type == pafs.FileType.File]
+    paths: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    folders = [path.rstrip("/") or "/"]
+    while folders:  # those behind one more link each time
+        links: list[str] = []
+        while folders:
+            folder = folders.pop()
+            try:
+                at = Path(folder).stat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if (at.st_dev, at.st_ino) in seen:
+                continue
+            seen.add((at.st_dev, at.st_ino))
+            with os.scandir(folder) as entries:
+                inside = list(entries)
+            for entry in inside:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_symlink() and Path(entry).is_dir():
+                    links.append(entry.path)
+                elif not entry.path.isprintable() and not _is_utf8(entry.path):
+                    log.warning("%r is left out: its name is not UTF-8", entry.path)
+                elif entry.is_symlink() or entry.is_file():
+                    paths.append(entry.path)
+        folders = sorted(links, reverse=True)
+    return [info for info in fs.get_file_info(paths) if info.type == pafs.FileType.File]
+
+
+def _is_utf8(path: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in path)
 
 
 def list_names(uri: str) -> list[str]:
@@ -160,9 +218,9 @@ def sizes(uri: str) -> dict[str, int]:
         found = fs.get_file_info(path)
         if found.type == pafs.FileType.File:
             return {uri: found.size}
-        infos = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+        infos = files_below(fs, path)
     base = path.rstrip("/")
-    return {join(uri, info.path[len(base) :]): info.size for info in infos if info.type == pafs.FileType.File}
+    return {join(uri, info.path[len(base) :]): info.size for info in infos}
 
 
 def read_bytes(uri: str) -> bytes:
@@ -313,6 +371,7 @@ def open_input(uri: str) -> Iterator[IO[bytes]]:
     """Open a file for reading, as a seekable stream."""
     fs, path = filesystem(uri)
     with _explained("read", uri):
+        _refuse_pipe(fs, path)
         stream = fs.open_input_file(path)
     with stream:
         try:

@@ -42,7 +42,7 @@ class Range(BaseModel):
         log: whether each order of magnitude is as likely as the next.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     low: int | float
     high: int | float
@@ -71,7 +71,7 @@ class Sweep(BaseModel):
         seed: of the search.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,50}$")
     experiment: str

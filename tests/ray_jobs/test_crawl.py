@@ -228,6 +228,66 @@ def test_previous_must_fit(site: Site, experiment, tmp_path: Path) -> None:
         crawl.run(experiment(previous=storage.from_path(tmp_path / "none")), {})
 
 
+def test_pictures_that_opted_out_since_do_not_come_back(site: Site, experiment, tmp_path: Path) -> None:
+    first = crawl.run(experiment(range(30)), {})
+    stored = sorted(row["url"] for row in rows(first) if row["status"] == "success")
+    digest = next(row["sha256"] for row in rows(first) if row["url"] == stored[-1])
+    other_spelling = stored[0].replace(HOST, f"{HOST.upper()}:80/x/..")
+    (tmp_path / "out.txt").write_text(f"{other_spelling}\n{digest}\n")
+    polite = {"per_host_concurrency": 32, "opt_out": storage.from_path(tmp_path / "out.txt")}
+    grown = crawl.run(experiment(range(40), previous=first.uri, politeness=polite), {})
+    by_url = {row["url"]: row for row in rows(grown)}
+    assert {url for url, row in by_url.items() if row["status"] == "opted_out"} == {stored[0], stored[-1]}
+    assert grown.dropped["opted_out"] == 2
+    kept = set()
+    for uri in grown.part_uris("parts/", ".tar"):
+        with storage.open_input(uri) as stream, tarfile.open(fileobj=stream) as tar:
+            kept |= {member.name.partition(".")[0] for member in tar}
+    assert not kept & {key_of(stored[0]), key_of(stored[-1])}
+    assert {key_of(url) for url in stored[1:-1]} <= kept
+
+
+def test_a_crawl_that_ignored_wishes_is_not_reused_by_one_that_respects_them(site: Site, experiment) -> None:
+    rude = {"per_host_concurrency": 32, "robots_txt": False, "respect_noai": False}
+    first = crawl.run(experiment(range(5), politeness=rude), {})
+    with pytest.raises(ConfigError, match=r"politeness\.robots_txt = false, now true"):
+        crawl.run(experiment(range(5), previous=first.uri), {})
+    with pytest.raises(ConfigError, match=r"politeness\.respect_noai = false, now true"):
+        crawl.run(experiment(range(5), previous=first.uri, politeness=rude | {"respect_noai": True}), {})
+
+
+def test_hostile_texts_of_an_engine_are_reasons(site: Site, experiment) -> None:
+    """URLs and captions of megabytes, spellings of one URL: all are counted, none is stored."""
+    picture = f"http://{HOST}/1.jpg"
+    found = [
+        (picture, "一"),
+        (f"http://{HOST.upper()}:80/./%31.jpg#x", "二"),
+        (f"http://{HOST}/{'x' * 3_000_000}", "三"),
+        (f"http://{HOST}/2.jpg", "四" * 100_000),
+        (f"http://{HOST}/3.jpg", "五" + "a" * 9_999),
+    ]
+    original = site.web.fallback
+
+    async def hostile(path: str, writer: Any) -> None:
+        if "acjson" not in path:
+            await original(path, writer)
+            return
+        first = parse_qs(urlsplit(path).query)["pn"] == ["0"]
+        items = [{"objURL": url, "fromPageTitle": title, "fromURL": url} for url, title in found] if first else []
+        await answering(json.dumps({"data": [*items, {}]}).encode(), "application/json")(path, writer)
+
+    site.web.fallback = hostile
+    manifest = crawl.run(experiment(range(2)), {})
+    by_status = {row["url"]: row["status"] for row in rows(manifest)}
+    assert manifest.counts["urls"] == len(by_status) == 4
+    assert manifest.dropped == {"caption_too_long": 1, "invalid_url": 1}
+    assert by_status[picture] == by_status[f"http://{HOST}/3.jpg"] == "success"
+    (invalid,) = (row for row in rows(manifest) if row["status"] == "invalid_url")
+    assert "longer than 8192 characters" in invalid["error"]
+    assert invalid["page_url"] is None
+    assert sum(part.bytes for part in manifest.parts) < 1_000_000
+
+
 @pytest.mark.parametrize(
     "refusal",
     [

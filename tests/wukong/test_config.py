@@ -1,10 +1,16 @@
+import types
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Union, get_args, get_origin
 
 import pytest
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from wukong import config
 from wukong.errors import ConfigError
+from wukong.model_registry import Gate
+from wukong.sweep import Sweep
 
 MINIMAL = {"name": "small", "crawl": {"queries": "file:///q.txt", "endpoint": "http://site.test/search"}}
 
@@ -302,3 +308,55 @@ def test_a_limit_of_the_filter_that_the_crawl_has_already_applied_is_refused(
         config.load(file, overrides)
     for text in named:
         assert text in str(caught.value)
+
+
+def floats(model: type[BaseModel], path: str = "") -> Iterator[str]:
+    """The dotted keys of a model and its sections that take a number with a point."""
+    for name, field in model.model_fields.items():
+        pending = [field.annotation]
+        while pending:
+            kind = pending.pop()
+            if get_origin(kind) is Annotated:
+                pending.append(get_args(kind)[0])
+            elif get_origin(kind) in (Union, types.UnionType):
+                pending += get_args(kind)
+            elif kind is float:
+                yield path + name
+            elif isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from floats(kind, f"{path}{name}.")
+
+
+FLOATS = list(floats(config.Experiment))
+
+
+def test_there_are_floats() -> None:
+    assert {"crawl.max_seconds", "crawl.politeness.max_host_seconds", "model.bias", "filter.max_aspect_ratio"} < {
+        *FLOATS
+    }
+
+
+@pytest.mark.parametrize("key", FLOATS)
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_no_number_is_infinite_or_none(tmp_path: Path, key: str, value: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        config.load(write(tmp_path, MINIMAL), [f"{key}={value}"])
+    assert key in str(raised.value) and f"got {float(value.replace('.', '', 1))}" in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_no_number_of_a_list_or_a_sweep_is_infinite(tmp_path: Path, value: float) -> None:
+    with pytest.raises(ConfigError, match=r"registry\.guards"):
+        config.parse(MINIMAL | {"registry": {"guards": {"eval/retrieval/holdouts/mean_recall": value}}})
+    for values in ([value, 1.0], {"low": 0.0, "high": value}):
+        with pytest.raises(ValidationError, match="finite"):
+            Sweep.model_validate(
+                {"name": "s", "experiment": "e.yaml", "parameters": {"pretrain.learning_rate": values}}
+            )
+    with pytest.raises(ValidationError, match="finite"):
+        Gate.model_validate({"metric": "m", "level": value, "guards": {}})
+
+
+@pytest.mark.parametrize("key", ["crawl.max_seconds", "crawl.max_decode_seconds"])
+def test_seconds_that_no_clock_can_count_are_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}.*86400"):
+        config.load(write(tmp_path, MINIMAL), [f"{key}=1e300"])

@@ -38,6 +38,36 @@ def test_a_failed_write_keeps_the_old_content_and_leaves_no_file(tmp_path: Path)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
+def test_each_folder_is_listed_once_and_only_files_are(tmp_path: Path) -> None:
+    for name in ("a/x", "a/b/y", "c/z"):
+        (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p" / name).write_bytes(b"1")
+    outside = tmp_path / "q" / "w"
+    outside.parent.mkdir()
+    outside.write_bytes(b"22")
+    os.mkfifo(tmp_path / "p" / "pipe")
+    links = {"0": "a/b", "a/up": "..", "c/other": "../a", "loop": "loop", "gone": "nowhere", "out": outside.parent}
+    for name, target in links.items():
+        (tmp_path / "p" / name).symlink_to(target)
+    uri = storage.from_path(tmp_path / "p")
+    expected = [f"{uri}/{name}" for name in ("a/b/y", "a/x", "c/z", "out/w")]
+    assert storage.list_files(uri) == sorted(storage.sizes(uri)) == expected
+    assert storage.sizes(uri)[f"{uri}/out/w"] == 2
+    assert storage.list_files(storage.from_path(tmp_path / "none")) == []
+
+
+def test_a_pipe_or_a_device_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(StorageError, match="a pipe, a socket or a device"):
+            storage.read_bytes(storage.from_path(path))
+        with (
+            pytest.raises(StorageError, match="a pipe, a socket or a device"),
+            storage.open_input(storage.from_path(path)),
+        ):
+            pass
+
+
 def test_a_full_disk_for_temporary_copies_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")

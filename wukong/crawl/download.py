@@ -8,17 +8,22 @@ from contextlib import ExitStack
 from typing import Any
 
 from wukong.config import Crawl
-from wukong.crawl import image_header, part_writer, stored_image
+from wukong.crawl import image_header, part_writer, stored_image, usage
 from wukong.crawl.clock import Clock
 from wukong.crawl.decoder import Decoder
 from wukong.crawl.fetch import Fetcher, RequestOptions
+from wukong.crawl.found import MAX_CAPTION
+from wukong.crawl.optout import DIGEST_LISTED, LISTED, OptOut
+from wukong.crawl.robots import product_token
 from wukong.crawl.status import FetchError, Status, is_transient
 from wukong.crawl.transport import Response, Watcher
 from wukong.crawl.unexpected import unexpected
 from wukong.data.schema import CRAWLED
 from wukong.errors import WukongError
 
-_NOAI = ("noai", "noimageai")
+_NOAI = "X-Robots-Tag keeps it from training"
+_SHOWN = 100
+"""Characters that are stored of a caption that is too long."""
 
 _HASHED_IN_LOOP = 1 << 20
 """The digest of an image with more bytes than this is computed in a thread."""
@@ -60,7 +65,8 @@ async def download_part(
     with ExitStack() as stack:
         spool = stack.enter_context(part_writer.Spool())
         decoder = decoder or stack.enter_context(Decoder(config))
-        reused = await asyncio.to_thread(_take_over, known, spool)
+        urls = {row["key"]: row["url"] for row in found}
+        reused = await asyncio.to_thread(_take_over, known, urls, fetcher.opt_out, config, spool)
         part = _Part(fetcher, config, spool, decoder)
         async with asyncio.TaskGroup() as group:
             tasks = {row["key"]: group.create_task(part.download(row)) for row in found if row["key"] not in reused}
@@ -77,6 +83,19 @@ async def download_part(
         "transient": sum(is_transient(row["status"], row.get("http_status")) for row in rows),
         "examples": dict(sorted(examples.items())),
     }
+
+
+def _refusal(url: str, known: Mapping[str, Any], opt_out: OptOut, config: Crawl) -> dict[str, Any] | None:
+    """Return the columns of a URL that was reused, had its owner asked to leave it out before; None if it is kept."""
+    if opt_out.covers_any_spelling(url):
+        return {"status": Status.OPTED_OUT.value, "error": LISTED}
+    if known.get("sha256") in opt_out.digests:
+        status, why = Status.OPTED_OUT, DIGEST_LISTED
+    elif config.politeness.respect_noai and usage.forbids_training(usage.from_text(known.get("usage"))):
+        status, why = Status.NOAI, _NOAI
+    else:
+        return None
+    return {**known, "status": status.value, "error": why, "stored_width": None, "stored_height": None}
 
 
 class _Part:
@@ -106,9 +125,12 @@ class _Part:
         return row
 
     async def _fetch(self, row: dict[str, Any], arrival: "_Arrival") -> stored_image.Stored:
+        if len(row["caption"]) > MAX_CAPTION:
+            row["caption"] = row["caption"][:_SHOWN]
+            raise FetchError(Status.CAPTION_TOO_LONG, f"the caption has more than {MAX_CAPTION} characters")
         try:
             async with self._fetcher.get(row["url"], RequestOptions(watch=arrival.start_attempt)) as response:
-                row["http_status"] = response.status
+                row |= {"http_status": response.status, "usage": usage.as_text(response.said)}
                 stored = await self._store(row, response, arrival)
                 self._spool.add(row["key"], stored.data)
                 return stored
@@ -121,8 +143,10 @@ class _Part:
         data, response.body = bytes(response.body), bytearray()  # it is in memory once
         digest = _digest(data) if len(data) <= _HASHED_IN_LOOP else await asyncio.to_thread(_digest, data)
         row |= {"bytes": len(data), "sha256": digest}
+        if self._config.politeness.respect_noai and usage.forbids_training(response.said):
+            raise FetchError(Status.NOAI, _NOAI)  # an answer that redirected to this one says it
         if digest in self._fetcher.opt_out.digests:
-            raise FetchError(Status.OPTED_OUT, "the opt-out list names this picture's digest")
+            raise FetchError(Status.OPTED_OUT, DIGEST_LISTED)
         clock = Clock()
         try:
             if arrival.header is None and image_header.sniff(data) == "avif":
@@ -143,10 +167,18 @@ class _Part:
         return stored
 
 
-def _take_over(known: Iterable[Outcome], spool: part_writer.Spool) -> dict[str, Mapping[str, Any]]:
-    """Put the images of an earlier crawl into the spool; return the columns of the results that can be used, by key."""
-    reused = {}
+def _take_over(
+    known: Iterable[Outcome], urls: Mapping[str, str], opt_out: OptOut, config: Crawl, spool: part_writer.Spool
+) -> dict[str, Mapping[str, Any]]:
+    """Put the images of an earlier crawl into the spool; return the columns of the results that can be used, by key.
+
+    An image whose owner has asked since to leave it out is left out.
+    """
+    reused: dict[str, Mapping[str, Any]] = {}
     for key, columns, picture in known:
+        if (refusal := _refusal(urls[key], columns, opt_out, config)) is not None:
+            reused[key] = refusal
+            continue
         if picture is not None:
             kept = _as_stored_now(picture)
             if kept is None:  # it is requested again
@@ -177,6 +209,7 @@ class _Arrival:
 
     def __init__(self, config: Crawl) -> None:
         self._config = config
+        self._product = product_token(config.politeness.user_agent)
         self._reader = image_header.HeaderReader()
         self.header: image_header.Header | None = None
         self._earlier_bytes = 0
@@ -196,8 +229,9 @@ class _Arrival:
     def _check(self, response: Response) -> None:
         self._bytes = len(response.body)
         if not response.body:
-            if self._config.politeness.respect_noai and forbids_training(response.headers.get("x-robots-tag", "")):
-                raise FetchError(Status.NOAI, "X-Robots-Tag keeps it from training", http_status=response.status)
+            said = usage.said_in(response.headers, self._product)
+            if self._config.politeness.respect_noai and usage.forbids_training(said):
+                raise FetchError(Status.NOAI, _NOAI, http_status=response.status)
         elif self.header is None:
             try:
                 self.read_header(response.body, complete=False)
@@ -215,12 +249,3 @@ class _Arrival:
         """Store the image's header and apply the size rule."""
         self.header = header
         image_header.check_size(header, self._config)
-
-
-def forbids_training(value: str) -> bool:
-    """Return whether an ``X-Robots-Tag`` forbids training on the answer (``noai``, ``noimageai``).
-
-    A tag may begin with the name of a crawler; it is obeyed for every name.
-    """
-    directives = (piece.rpartition(":")[2].strip().lower() for piece in value.split(","))
-    return any(directive in _NOAI for directive in directives)

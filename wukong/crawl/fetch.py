@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from wukong.config import Crawl
-from wukong.crawl import robots
+from wukong.crawl import robots, usage
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.clock import Clock
-from wukong.crawl.optout import OptOut
+from wukong.crawl.optout import LISTED, OptOut
 from wukong.crawl.permits import Permits
 from wukong.crawl.room import USUAL_BYTES, Held, NoRoomError, Room, within
 from wukong.crawl.status import FetchError, Status
@@ -29,7 +30,6 @@ MAX_REDIRECTS = 5
 _FIRST_BACKOFF = 0.5
 _RETRIED_NOW = frozenset({Status.TIMEOUT, Status.CONNECTION_ERROR, Status.INCOMPLETE, Status.DNS_ERROR})
 _RETRIED_CODES = frozenset({408, 425, 429, 500, 502, 503, 504})
-_MAX_CACHED_ROBOTS = 100_000
 _QUICK_SECONDS = 2.0
 _QUICK_BYTES = 16 * 1024
 """A request is slow if it takes longer than ``_QUICK_SECONDS`` plus one second for each ``_QUICK_BYTES`` received."""
@@ -38,8 +38,6 @@ _PARSED_IN_LOOP = 16 * 1024
 """A robots.txt with more bytes than this is parsed in a thread."""
 
 _MIN_REPORTED_SECONDS = 1.0
-
-RobotsCache = dict[str, robots.Rules]
 
 
 @dataclass
@@ -58,6 +56,7 @@ class Slowness:
 
 
 SlowHosts = dict[str, Slowness]
+_Result = TypeVar("_Result")
 
 
 @dataclass
@@ -125,7 +124,7 @@ class Fetcher:
         connect_to: ConnectTo,
         *,
         share: int = 1,
-        rules: RobotsCache | None = None,
+        rules: robots.RobotsCache | None = None,
         slow: SlowHosts | None = None,
         permits: Permits | None = None,
     ) -> None:
@@ -133,7 +132,7 @@ class Fetcher:
         self._config = config
         self._product = robots.product_token(polite.user_agent)
         self._opt_out = OptOut.load(polite.opt_out) if polite.opt_out else OptOut()
-        self._rules: RobotsCache = {} if rules is None else rules
+        self._rules = robots.RobotsCache() if rules is None else rules
         self._slow: SlowHosts = {} if slow is None else slow
         self._hosts: dict[str, _Host] = {}
         self._per_host = max(1, polite.per_host_concurrency // share)
@@ -201,11 +200,12 @@ class Fetcher:
         polite = self._config.politeness
         obey_robots = polite.robots_txt if options.obey_robots is None else options.obey_robots
         target = normalise(url)
+        said: list[usage.Said] = []
         for _ in range(MAX_REDIRECTS + 1):
             if self._opt_out.covers(target):
-                raise FetchError(Status.OPTED_OUT, "the opt-out list names this URL or its domain")
+                raise FetchError(Status.OPTED_OUT, LISTED)
             if obey_robots:
-                await self._check_robots(target)
+                said.append(await self._check_robots(target))
             size = USUAL_BYTES
             while True:
                 try:
@@ -214,7 +214,9 @@ class Fetcher:
                     size = error.size
                 else:
                     break
+            said.append(usage.said_in(response.headers, self._product))
             if held is not None:
+                response.said = usage.combined(said)
                 return response, held
             target = normalise(response.location or "")
         raise FetchError(Status.REDIRECT_ERROR, f"more than {MAX_REDIRECTS} redirects", http_status=response.status)
@@ -310,6 +312,23 @@ class Fetcher:
             slow = time.monotonic() - started - _QUICK_SECONDS - received / _QUICK_BYTES
             self.charge(url, slow / self._per_host)
 
+    async def _in_thread(self, url: str, work: Callable[[], _Result]) -> _Result:
+        """Do in a thread what takes long, and charge the URL's host for the processor time."""
+        cost = 0.0
+
+        def measured() -> _Result:
+            nonlocal cost
+            started = time.thread_time()
+            try:
+                return work()
+            finally:
+                cost = time.thread_time() - started
+
+        try:
+            return await asyncio.to_thread(measured)
+        finally:
+            self.charge(url, cost)
+
     def _refuse_slow_host(self, url: str) -> None:
         """Check that the URL's host is not too slow.
 
@@ -351,25 +370,29 @@ class Fetcher:
             if self._permits is not None and not host.users:
                 self._permits.release(name)
 
-    async def _check_robots(self, url: str) -> None:
+    async def _check_robots(self, url: str) -> usage.Said:
+        """Check that robots.txt allows a URL; return what it says about the use of what is there."""
         site = robots.address_of(url)
         rules = self._rules.get(site)
-        if rules is None or rules.expires < time.monotonic():
+        if rules is None:
             host = self._host(url)
             async with host.robots_lock:
                 rules = self._rules.get(site)
-                if rules is None or rules.expires < time.monotonic():
+                if rules is None:
                     rules = await self._fetch_robots(site)
-                    if len(self._rules) >= _MAX_CACHED_ROBOTS:
-                        self._rules.pop(next(iter(self._rules)))
-                    self._rules[site] = rules
-        rules.check(url, self._product)
-        crawl_delay = rules.delay(self._product)
-        if crawl_delay > self._config.politeness.max_crawl_delay:
+                    self._rules.put(site, rules)
+        if rules.is_slow:
+            async with self._host(url).robots_lock:
+                self._refuse_slow_host(url)
+                said = await self._in_thread(url, lambda: rules.check(url))
+        else:
+            said = rules.check(url)
+        if rules.delay > self._config.politeness.max_crawl_delay:
             raise FetchError(Status.HOST_TOO_SLOW, "robots.txt asks for more than politeness.max_crawl_delay")
-        if crawl_delay:
+        if rules.delay:
             host = self._host(url)
-            host.delay = max(host.delay, crawl_delay * self._share)
+            host.delay = max(host.delay, rules.delay * self._share)
+        return said
 
     async def _fetch_robots(self, site: str) -> robots.Rules:
         options = RequestOptions(max_bytes=robots.MAX_BYTES + 1, obey_robots=False, truncate=True)
@@ -378,7 +401,7 @@ class Fetcher:
                 body = bytes(response.body)
             if len(body) <= _PARSED_IN_LOOP:
                 return robots.Rules.from_body(body, self._product)
-            return await asyncio.to_thread(robots.Rules.from_body, body, self._product)
+            return await self._in_thread(site, lambda: robots.Rules.from_body(body, self._product))
         except FetchError as error:
             return robots.Rules.from_failure(error)
         except WukongError:

@@ -4,6 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wukong import fence
+from wukong.crawl.url import MAX_URL, bounded
+from wukong.data.schema import key_of
 
 FOUND = pa.schema(
     [
@@ -23,6 +25,20 @@ ROW_GROUP = 8_192
 
 FoundRow = tuple[str, str, str, str | None, int, str | None]
 """The fields of ``FOUND``, in the same order."""
+
+MAX_CAPTION = 10_000
+"""A picture with a caption of more characters is not fetched, and only the caption's beginning is stored."""
+
+
+def found_row(url: str, caption: str, query: str | None, order: int, page_url: str | None = None) -> FoundRow:
+    """Return a result as it is stored, with its key; texts from outside are limited here, wherever they come from.
+
+    Of a URL that is too long a text is stored that names it (``wukong.crawl.url.bounded``). A caption that is too long
+    is cut to one character more than ``MAX_CAPTION``, so that the download knows it.
+    """
+    page = page_url if page_url is not None and len(page_url) <= MAX_URL else None
+    url = bounded(url)
+    return key_of(url), url, caption[: MAX_CAPTION + 1], query, order, page
 
 
 def write_found(uri: str, table: pa.Table) -> None:

@@ -11,6 +11,10 @@ from wukong.crawl.status import FetchError
 from wukong.crawl.url import normalise
 from wukong.errors import ConfigError
 
+LISTED = "the opt-out list names this URL or its domain"
+DIGEST_LISTED = "the opt-out list names this picture's digest"
+"""Why a URL is left out, as it is stored."""
+
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.IGNORECASE)
 
 
@@ -20,7 +24,7 @@ class OptOut:
 
     Attributes:
         domains: host names in IDNA form. Each covers the host itself and all hosts below it.
-        urls: normalised URLs, as the crawler requests them.
+        urls: normalised URLs, as the crawler requests them. Each covers the same address under http and under https.
         digests: SHA-256 of an image's bytes as downloaded, in hex, lower case.
     """
 
@@ -60,12 +64,17 @@ class OptOut:
 
     def covers(self, url: str) -> bool:
         """Tell whether the list has a normalised URL, its host, or a domain that its host belongs to."""
-        if url in self.urls:
+        scheme, _, rest = url.partition("://")
+        if url in self.urls or f"{'http' if scheme == 'https' else 'https'}://{rest}" in self.urls:
             return True
         if not self.domains:
             return False
-        labels = (urlsplit(url).hostname or "").rstrip(".").split(".")
+        labels = (urlsplit(url).hostname or "").split(".")
         return any(".".join(labels[start:]) in self.domains for start in range(len(labels)))
+
+    def covers_any_spelling(self, url: str) -> bool:
+        """Tell whether the list covers a URL as it was found; never what is no URL of http or https."""
+        return self.covers(_normalised(url))
 
     def covers_pairs(self, pairs: pl.DataFrame) -> pl.Series:
         """Tell which pairs the list covers, by URL, by domain, or by the digest of the image.
@@ -92,7 +101,7 @@ class OptOut:
             for name, known in normalised.items()
             if not known or known in of_urls or self.covers(f"http://{known}/")
         ]
-        hits = [place for place in host.is_in(suspect).arg_true() if self.covers(_normalised(url[place]))]
+        hits = [place for place in host.is_in(suspect).arg_true() if self.covers_any_spelling(url[place])]
         return found.scatter(hits, values=True) if hits else found
 
 

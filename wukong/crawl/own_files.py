@@ -9,7 +9,6 @@ A row that cannot be used is not an error. It becomes an image that does not exi
 it is counted and reported like all others.
 """
 
-import csv
 import gzip
 import hashlib
 import io
@@ -32,10 +31,11 @@ import pyarrow.parquet as pq
 from wukong import storage
 from wukong.config import Crawl
 from wukong.crawl.engine import clean
-from wukong.crawl.found import FoundRow, as_table
+from wukong.crawl.found import as_table, found_row
+from wukong.crawl.rows import Row, csv_reader, rows_of_json, rows_of_parquet
 from wukong.crawl.status import FetchError, Status
+from wukong.crawl.url import MAX_URL, ROW, identity
 from wukong.crawl.url_list import PIECE_ROWS
-from wukong.data.schema import key_of
 from wukong.errors import DataError, StorageError
 
 PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".avif", ".tif", ".tiff")
@@ -45,12 +45,11 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")
 _CAPTION_COLUMNS = ("caption", "text", "title")
 _CAPTION_NUMBER = re.compile(r"#caption-\d+$")
-_ROW = "#row "
 _BATCH_ROWS = 1_000
 _FIELD_BYTES = 1 << 20
+_SHOWN = 200
 
 logger = logging.getLogger(__name__)
-Rows = Iterable[tuple[int, Mapping[str, Any] | str]]
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,9 @@ def pictures_of(config: Crawl) -> Iterator[Picture]:
         raise DataError(f"crawl.endpoint: there is nothing at {uri}; name a folder of pictures, or a list of {LISTS}")
     seen: Counter[str] = Counter()
     for picture in named:
-        seen[picture.url] += 1
-        again = seen[picture.url]
+        url = identity(picture.url)  # so that two spellings of one URL are two captions of one picture
+        seen[url] += 1
+        again = seen[url]
         yield picture if again == 1 else Picture(f"{picture.url}#caption-{again}", picture.caption, picture.stamp)
     if not seen:
         raise DataError(f"crawl.endpoint: {uri} holds no picture; looked for {', '.join(PICTURES)}")
@@ -105,8 +105,7 @@ def read_pictures(config: Crawl) -> Iterator[pa.Table]:
     """Iterate over the images in tables of schema ``found.FOUND``, each sorted by key."""
     pictures = enumerate(pictures_of(config))
     while piece := list(islice(pictures, PIECE_ROWS)):
-        rows: list[FoundRow] = [(key_of(p.url), p.url, p.caption, None, order, None) for order, p in piece]
-        yield as_table(rows)
+        yield as_table([found_row(picture.url, picture.caption, None, order) for order, picture in piece])
 
 
 def file_of(url: str) -> str:
@@ -121,7 +120,7 @@ def read_picture(url: str, max_bytes: int) -> bytearray:
         FetchError: there is no such file, or it has more than ``max_bytes``; or the URL is that of a row which cannot
             be used.
     """
-    _, is_row, problem = url.partition(_ROW)
+    _, is_row, problem = url.partition(ROW)
     if is_row:
         raise FetchError(Status.INVALID_URL, f"row {problem}")
     try:
@@ -137,8 +136,8 @@ def read_picture(url: str, max_bytes: int) -> bytearray:
 def _of_folder(fs: pafs.FileSystem, folder: str, config: Crawl) -> Iterator[Picture]:
     infos = {
         info.path: info
-        for info in sorted(fs.get_file_info(pafs.FileSelector(folder, recursive=True)), key=lambda info: info.path)
-        if info.type == pafs.FileType.File and not _is_hidden(info.path[len(folder) :])
+        for info in sorted(storage.files_below(fs, folder), key=lambda info: info.path)
+        if not _is_hidden(info.path[len(folder) :])
     }
     named: set[str] = set()
     for path in infos:
@@ -178,18 +177,24 @@ def _picture_in(
 ) -> tuple[str, str, str]:
     """Return the URL of a row's image, its path if it is on the list's file system (else empty), and its caption."""
     if isinstance(row, str):
-        return f"{uri}{_ROW}{number}: {row}", "", ""
+        return f"{uri}{ROW}{number}: {row}", "", ""
     value, caption = _first(row, _columns(config.url_column, (*_PATH_COLUMNS, "url"))), _first(row, _captions(config))
     if not value:
-        return f"{uri}{_ROW}{number}: it names no picture", "", clean(caption)
+        return f"{uri}{ROW}{number}: it names no picture", "", clean(caption)
+    if len(value) > MAX_URL:
+        return f"{uri}{ROW}{number}: {clean(value)[:_SHOWN]!r}… is longer than {MAX_URL} characters", "", ""
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        return f"{uri}{ROW}{number}: {clean(value)[:_SHOWN]!r} has a character that no path has", "", ""
     if value.startswith(("http://", "https://")):
         return clean(value), "", clean(caption)
-    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        return f"{uri}{_ROW}{number}: {clean(value)!r} has a character that no path has", "", ""
     if "://" in value:
         if value.startswith(("file:///", "s3://")):
             return value, "", clean(caption)
-        return f"{uri}{_ROW}{number}: {clean(value)} is neither a path nor an address of http, s3 or file", "", ""
+        return (
+            f"{uri}{ROW}{number}: {clean(value)[:_SHOWN]} is neither a path nor an address of http, s3 or file",
+            "",
+            "",
+        )
     if "/" not in value:
         value = value.replace("\\", "/")
     place = value if value.startswith("/") else f"{PurePosixPath(path).parent}/{value}"
@@ -197,8 +202,7 @@ def _picture_in(
     return _uri(fs, place), place, clean(caption)
 
 
-def _rows(uri: str, fs: pafs.FileSystem, path: str, config: Crawl) -> Rows:
-    """Iterate over the rows: the number, from 1, and the fields; or a message if the row cannot be read."""
+def _rows(uri: str, fs: pafs.FileSystem, path: str, config: Crawl) -> Iterator[Row]:
     name = path.lower()
     try:
         if name.endswith(".parquet"):
@@ -209,56 +213,18 @@ def _rows(uri: str, fs: pafs.FileSystem, path: str, config: Crawl) -> Rows:
         text = _decoded(gzip.decompress(data) if name.endswith(".gz") else data, uri)
     except (OSError, EOFError, zlib.error, pa.ArrowInvalid) as error:
         raise DataError(f"crawl.endpoint: {uri} cannot be read ({error})") from error
+    lines = io.StringIO(text, newline="")
     if name.removesuffix(".gz").endswith(".jsonl"):
-        yield from _rows_of_json(text)
+        yield from rows_of_json(lines)
     else:
-        yield from _rows_of_csv(text, "\t" if name.removesuffix(".gz").endswith(".tsv") else ",", uri, config)
+        header, rows = csv_reader(lines, "\t" if name.removesuffix(".gz").endswith(".tsv") else ",")
+        _check_columns(header, uri, config)
+        yield from rows
 
 
-def _rows_of_parquet(fs: pafs.FileSystem, path: str, config: Crawl, uri: str) -> Rows:
+def _rows_of_parquet(fs: pafs.FileSystem, path: str, config: Crawl, uri: str) -> Iterator[Row]:
     with pq.ParquetFile(path, filesystem=fs) as file:
-        columns = _check_columns(file.schema_arrow.names, uri, config)
-        batches = file.iter_batches(_BATCH_ROWS, columns=columns)
-        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
-            yield number, {key.strip().lower(): value for key, value in row.items()}
-
-
-def _rows_of_json(text: str) -> Rows:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield number, f"it is no JSON ({clean(str(error))})"
-            continue
-        if isinstance(row, dict):
-            yield number, {str(key).strip().lower(): value for key, value in row.items()}
-        else:
-            yield number, "it is no JSON object"
-
-
-def _rows_of_csv(text: str, delimiter: str, uri: str, config: Crawl) -> Rows:
-    csv.field_size_limit(_FIELD_BYTES)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    header = [name.strip().lower() for name in next(reader, [])]
-    _check_columns(header, uri, config)
-    number = 1
-    while True:
-        number += 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield number, f"it is no CSV ({error})"
-            continue
-        if not row:
-            continue
-        if len(row) != len(header):
-            yield number, f"it has {len(row)} values and the header {len(header)}: put captions with commas in quotes"
-        else:
-            yield number, dict(zip(header, row, strict=True))
+        yield from rows_of_parquet(file, _check_columns(file.schema_arrow.names, uri, config))
 
 
 def _check_columns(names: Iterable[str], uri: str, config: Crawl) -> list[str]:

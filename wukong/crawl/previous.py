@@ -32,6 +32,7 @@ _PICTURE_SETTINGS = (
     "max_bytes",
     "max_pixels",
 )
+_POLITE_SETTINGS = ("robots_txt", "respect_noai")
 _PLAN_COLUMNS = frozenset({"key", "url", "caption", "queries", "engine", "page_url"})
 
 
@@ -51,7 +52,8 @@ def manifest_of(config: Crawl) -> Manifest | None:
     """Return the manifest of the crawl that ``crawl.previous`` names; None if it is not set.
 
     Raises:
-        ConfigError: ``crawl.previous`` is not a crawl, or its images were stored with other settings.
+        ConfigError: ``crawl.previous`` is not a crawl, its images were stored with other settings, or it ignored wishes
+            of owners that this one respects.
         DataError: the crawl has not finished.
     """
     if config.previous is None:
@@ -67,6 +69,12 @@ def manifest_of(config: Crawl) -> Manifest | None:
             raise ConfigError(
                 f"crawl.previous: {config.previous} was made with crawl.{name} = {earlier.config.get(name)!r}, now "
                 f"{settings[name]!r}; its pictures can be reused only with the same settings"
+            )
+    for name in _POLITE_SETTINGS:
+        if settings["politeness"][name] and not earlier.config.get("politeness", {}).get(name, True):
+            raise ConfigError(
+                f"crawl.previous: {config.previous} was made with crawl.politeness.{name} = false, now true; it has "
+                "pictures that this crawl would not fetch. Crawl anew, or set it to false here too"
             )
     return earlier
 

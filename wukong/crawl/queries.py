@@ -29,20 +29,28 @@ CHUNK_BYTES = 2**20
 
 _BUFFER_BYTES = 2**20
 _WORD = re.compile(r"\w(?:[\w·・\-'.&+]*\w)?")
+_NO_UTF8 = re.compile("[\ud800-\udfff]")
 _VECTORS_HEADER = re.compile(r"\d+ \d+\s*")
 
 
 def read_queries(uri: str, limit: int) -> list[str]:
     """Read the first ``limit`` distinct queries of a list: one a line; a tab and the text after it are ignored.
 
+    A line that is not UTF-8 is left out, and the number of them logged.
+
     Raises:
-        ConfigError: the list is not UTF-8, or holds no query.
+        ConfigError: half of the lines or more are not UTF-8, or the list holds no query.
     """
-    try:
-        text = storage.read_bytes(uri).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"crawl.queries: {uri} is not UTF-8 ({error}); convert it, one word a line") from error
-    queries = dict.fromkeys(filter(None, (line.partition("\t")[0].strip() for line in text.splitlines())))
+    lines = storage.read_bytes(uri).decode("utf-8-sig", errors="surrogateescape").splitlines()
+    good = [line for line in lines if line.isprintable() or not _NO_UTF8.search(line)]
+    if len(good) < len(lines):
+        number, line = next((number, line) for number, line in enumerate(lines, 1) if _NO_UTF8.search(line))
+        if 2 * len(good) <= len(lines):
+            raise ConfigError(
+                f"crawl.queries: {uri} is not UTF-8 (line {number}: {line!r}); convert it, one word a line"
+            )
+        logger.warning("%s: %d lines are not UTF-8 and left out; the first is %d", uri, len(lines) - len(good), number)
+    queries = dict.fromkeys(filter(None, (line.partition("\t")[0].strip() for line in good)))
     if not queries:
         raise ConfigError(f"crawl.queries: {uri} holds no query; write one word a line, most frequent first")
     return list(queries)[:limit]

@@ -10,10 +10,9 @@ import pyarrow as pa
 from wukong.config import Crawl
 from wukong.crawl.engine import Engine, EngineRefusedError, Result, clean
 from wukong.crawl.fetch import Fetcher, RequestOptions
-from wukong.crawl.found import FOUND, FoundRow, as_table
+from wukong.crawl.found import FOUND, FoundRow, as_table, found_row
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.unexpected import unexpected
-from wukong.data.schema import key_of
 from wukong.errors import WukongError
 
 logger = logging.getLogger(__name__)
@@ -21,6 +20,9 @@ logger = logging.getLogger(__name__)
 _MAX_ANSWER = 8 * 2**20
 _PARSED_IN_LOOP = 1 << 20
 """An answer with more bytes than this is parsed in a thread."""
+
+_SHOWN = 200
+"""Characters of an engine's own text that a message shows."""
 
 _REFUSING_CODES = frozenset({401, 403, 429})
 
@@ -75,16 +77,15 @@ async def search_block(block: Sequence[tuple[int, str]], engine: Engine, fetcher
             searched.unexpected += outcome.status is Status.INTERNAL_ERROR
             continue
         searched.empty += not outcome
-        for rank, result in enumerate(outcome):
-            order = position * config.max_results_per_query + rank
-            found.append((key_of(result.url), result.url, result.caption, query, order, result.page_url))
+        for rank, (key, url, caption, _, _, page_url) in enumerate(outcome):
+            found.append((key, url, caption, query, position * config.max_results_per_query + rank, page_url))
     searched.table = as_table(found)
     return searched
 
 
-async def _search(query: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> list[Result] | FetchError:
-    """Return a query's results, or the error if its first page fails."""
-    results: dict[str, Result] = {}
+async def _search(query: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> list[FoundRow] | FetchError:
+    """Return a query's results, one for each key, or the error if its first page fails."""
+    results: dict[str, FoundRow] = {}
     page = 0
     while len(results) < config.max_results_per_query:
         try:
@@ -103,7 +104,8 @@ async def _search(query: str, engine: Engine, fetcher: Fetcher, config: Crawl) -
             break
         known = len(results)
         for result in fresh:
-            results.setdefault(result.url, result)
+            row = found_row(result.url, result.caption, query, 0, result.page_url)
+            results.setdefault(row[0], row)
         if len(results) == known:  # after its last page, an engine repeats results or returns none
             break
         page += 1
@@ -127,18 +129,18 @@ async def _request_page(url: str, engine: Engine, fetcher: Fetcher, config: Craw
     )
     async with fetcher.get(url, options) as response:
         if response.location is not None:
-            raise _refused(engine, f"a redirect to {response.location}")
+            raise _refused(engine, f"a redirect to {response.location[:_SHOWN]}")
         body = bytes(response.body)
         try:
             if len(body) <= _PARSED_IN_LOOP:
                 return engine.parse(body)
             return await asyncio.to_thread(engine.parse, body)
         except EngineRefusedError as error:
-            raise _refused(engine, str(error)) from error
+            raise _refused(engine, str(error)[:_SHOWN]) from error
         except RecursionError as error:
             raise FetchError(Status.CORRUPT, f"not an answer of {engine.name}: nested too deep") from error
         except ValueError as error:
-            raise FetchError(Status.CORRUPT, f"not an answer of {engine.name}: {error}") from error
+            raise FetchError(Status.CORRUPT, f"not an answer of {engine.name}: {str(error)[:_SHOWN]}") from error
 
 
 def _refused(engine: Engine, answer: str) -> EngineRefusedError:

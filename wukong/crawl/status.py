@@ -24,6 +24,9 @@ class Status(StrEnum):
     NOAI = "noai"
     OPTED_OUT = "opted_out"
 
+    # The caption is longer than any that is kept.
+    CAPTION_TOO_LONG = "caption_too_long"
+
     # The server or the network failed. A later run may retry.
     ROBOTS_UNAVAILABLE = "robots_unavailable"
     HOST_TOO_SLOW = "host_too_slow"

@@ -18,6 +18,7 @@ import pycurl
 
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.status import FetchError, Status
+from wukong.crawl.usage import NOTHING, Said
 
 _BUFFER = 16 * 1024
 _CONNECT_SECONDS = 10.0
@@ -48,12 +49,17 @@ _BROKEN = frozenset({pycurl.E_RECV_ERROR, pycurl.E_SEND_ERROR, pycurl.E_HTTP2, p
 
 @dataclass
 class Response:
-    """An HTTP answer: status code, headers (lower-case names, repeated values joined by a comma) and body."""
+    """An HTTP answer: status code, headers and body.
+
+    Names of headers are in lower case. Repeated values are joined by a comma, those of ``x-robots-tag`` by a line feed.
+    ``said`` are the statements about its use, of this answer and all that redirected to it.
+    """
 
     url: str
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     body: bytearray = field(default_factory=bytearray)
+    said: Said = NOTHING
 
     @property
     def location(self) -> str | None:
@@ -284,7 +290,8 @@ class _Exchange:
         if colon:
             name, value = name.strip().lower(), value.strip()
             known = response.headers.get(name)
-            response.headers[name] = value if known is None or name == "location" else f"{known}, {value}"
+            between = "\n" if name == "x-robots-tag" else ", "  # a crawler's name in one does not hold for the next
+            response.headers[name] = value if known is None or name == "location" else f"{known}{between}{value}"
         elif line in {b"\r\n", b"\n"} and self._is_wanted():
             length = response.headers.get("content-length", "")
             if re.fullmatch("[0-9]{1,20}", length) and int(length) > self._max_bytes and not self._truncate:

@@ -1,26 +1,34 @@
-"""A list of URLs instead of a search engine: CSV, TSV, JSON lines or Parquet, such as the released Wukong data set."""
+"""A list of URLs instead of a search engine: CSV, TSV, JSON lines or Parquet, such as the released Wukong data set.
 
-from collections.abc import Iterator
+A row that cannot be used is not an error. It becomes a URL that is none, with the reason in it, so that it is counted
+and reported like all others.
+"""
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
 from wukong import storage
 from wukong.config import Crawl
 from wukong.crawl.engine import clean
-from wukong.crawl.found import FoundRow, as_table
-from wukong.data.schema import key_of
+from wukong.crawl.found import FoundRow, as_table, found_row
+from wukong.crawl.rows import Row, csv_reader, rows_of_json, rows_of_parquet
+from wukong.crawl.url import ROW
 from wukong.errors import DataError
 
 PIECE_ROWS = 250_000
 """Number of rows in memory at a time, and in one sorted file."""
 
 _SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
-_BLOCK_BYTES = 8 * 2**20
+_BUFFER_BYTES = 1 << 20
 _FILE_ORDER = 1 << 40
+_SHOWN = 100
 
 
 def list_files(uri: str) -> list[str]:
@@ -49,45 +57,84 @@ def read_list(uri: str, number: int, config: Crawl) -> Iterator[pa.Table]:
         DataError: the file cannot be parsed or lacks a column.
     """
     order = number * _FILE_ORDER
-    rows: list[FoundRow] = []
-    for batch in _batches(uri, [config.url_column, config.caption_column]):
-        urls, captions = (pc.cast(column, pa.string()).to_pylist() for column in batch.columns)
-        for url, caption in zip(urls, captions, strict=True):
-            if url:
-                rows.append((key_of(url), url, clean(caption or ""), None, order, None))
-            order += 1
-        if len(rows) >= PIECE_ROWS:
-            yield as_table(rows)
-            rows = []
-    if rows:
-        yield as_table(rows)
+    below = config.endpoint.rstrip("/") + "/"  # what the list says decides a crawl, not where it lies
+    name = uri.removeprefix(below) if uri.startswith(below) else uri.rpartition("/")[2]
+    found: list[FoundRow] = []
+    for row, fields in _rows(uri, config):
+        url, caption = _used(fields, f"{name}{ROW}{row}: ", config)
+        found.append(found_row(url, caption, None, order))
+        order += 1
+        if len(found) >= PIECE_ROWS:
+            yield as_table(found)
+            found = []
+    if found:
+        yield as_table(found)
 
 
-def _batches(uri: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    name = uri.removesuffix(".gz")
+def _rows(uri: str, config: Crawl) -> Iterator[Row]:
     try:
-        with storage.open_input(uri) as raw:
-            stream = pa.CompressedInputStream(raw, "gzip") if name != uri else raw
-            if name.endswith(".parquet"):
-                with pq.ParquetFile(stream) as file:
-                    yield from (batch.select(columns) for batch in file.iter_batches(8_192, columns=columns))
-            elif name.endswith(".jsonl"):
-                reader = pajson.open_json(stream, read_options=pajson.ReadOptions(block_size=_BLOCK_BYTES))
-                yield from (batch.select(columns) for batch in reader)
+        if uri.endswith(".parquet"):
+            with storage.open_input(uri) as raw, pq.ParquetFile(raw) as file:
+                names = {_column(name): name for name in file.schema_arrow.names}
+                _check_columns(uri, names, config)
+                wanted = (_column(config.url_column), _column(config.caption_column))
+                yield from rows_of_parquet(file, [names[name] for name in wanted])
+            return
+        with _text_of(uri) as text:
+            if uri.removesuffix(".gz").endswith(".jsonl"):
+                yield from _with_columns(uri, rows_of_json(text), config)
             else:
-                reader = pacsv.open_csv(
-                    stream,
-                    read_options=pacsv.ReadOptions(block_size=_BLOCK_BYTES),
-                    parse_options=pacsv.ParseOptions(
-                        delimiter="\t" if name.endswith(".tsv") else ",", newlines_in_values=True
-                    ),
-                    convert_options=pacsv.ConvertOptions(
-                        include_columns=columns, column_types=dict.fromkeys(columns, pa.string())
-                    ),
-                )
-                yield from reader
-    except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
+                header, rows = csv_reader(text, "\t" if uri.removesuffix(".gz").endswith(".tsv") else ",")
+                _check_columns(uri, header, config)
+                yield from rows
+    except (EOFError, OSError, zlib.error, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(f"{uri} cannot be read as a list of URLs ({error})") from error
+
+
+@contextmanager
+def _text_of(uri: str) -> Iterator[io.TextIOWrapper]:
+    """Open a list as text; what is no UTF-8 has lone surrogates in its place."""
+    with storage.open_input(uri) as raw:
+        source: Any = gzip.GzipFile(fileobj=raw) if uri.endswith(".gz") else raw
+        with io.BufferedReader(source, _BUFFER_BYTES) as stream:
+            yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _with_columns(uri: str, rows: Iterable[Row], config: Crawl) -> Iterator[Row]:
+    """Iterate over rows whose names of columns are known only at the end."""
+    names: set[str] = set()
+    for number, fields in rows:
+        if isinstance(fields, Mapping):
+            names.update(fields.keys() & {_column(config.url_column), _column(config.caption_column)})
+        yield number, fields
+    _check_columns(uri, names, config)
+
+
+def _check_columns(uri: str, names: Iterable[str], config: Crawl) -> None:
+    missing = [name for name in (config.url_column, config.caption_column) if _column(name) not in names]
+    if missing:
         raise DataError(
-            f"{uri} cannot be read as a list of URLs ({error}); its columns are named by crawl.url_column and "
-            f"crawl.caption_column, now {' and '.join(map(repr, columns))}"
-        ) from error
+            f"{uri} cannot be read as a list of URLs: no column {' and no column '.join(map(repr, missing))}; its "
+            "columns are named by crawl.url_column and crawl.caption_column, now "
+            f"{config.url_column!r} and {config.caption_column!r}"
+        )
+
+
+def _column(name: str) -> str:
+    return name.strip().lower()
+
+
+def _text(value: Any) -> str:
+    return clean(str(value)) if isinstance(value, (str, int, float)) else ""
+
+
+def _used(fields: Mapping[str, Any] | str, where: str, config: Crawl) -> tuple[str, str]:
+    """Return the URL and the caption of a row; if it cannot be used, ``where`` and the reason in place of the URL."""
+    if isinstance(fields, str):
+        return where + fields, ""
+    url, caption = fields.get(_column(config.url_column)), _text(fields.get(_column(config.caption_column)))
+    if not isinstance(url, str) or not url.strip():
+        return f"{where}it names no URL", caption
+    if any("\ud800" <= character <= "\udfff" for character in url):
+        return f"{where}{clean(url[:_SHOWN])!r} has a character that no URL has", caption
+    return url, caption

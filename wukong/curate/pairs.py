@@ -17,6 +17,8 @@ def read_pairs(uri: str) -> pl.DataFrame:
     """
     table = storage.read_table(uri)
     try:
+        if "usage" not in table.column_names:  # of a crawl before version 4, which did not ask
+            table = table.append_column("usage", pa.nulls(len(table), pa.string()))
         table = table.select(CRAWLED.names).cast(CRAWLED)
         table.validate(full=True)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError, ValueError) as error:

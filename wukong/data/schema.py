@@ -8,6 +8,7 @@ import hashlib
 
 import pyarrow as pa
 
+from wukong.crawl.url import identity
 from wukong.curate import rules
 
 CRAWLED = pa.schema(
@@ -29,9 +30,12 @@ CRAWLED = pa.schema(
         pa.field("exif_orientation", pa.int32()),
         pa.field("stored_width", pa.int32()),
         pa.field("stored_height", pa.int32()),
+        pa.field("usage", pa.string()),
     ]
 )
-"""One row a URL: ``width`` and ``height`` in pixels and ``bytes`` are the original's, ``sha256`` is of its bytes."""
+"""One row a URL: ``width`` and ``height`` in pixels and ``bytes`` are the original's, ``sha256`` is of its bytes.
+
+``usage`` is what the owner says about the use of the picture (``wukong.crawl.usage``); null if nothing is known."""
 
 PAIRS = pa.schema(
     [
@@ -55,5 +59,8 @@ DROPPED = pa.schema(
 
 
 def key_of(url: str) -> str:
-    """The key of a pair: 20 hex digits of the SHA-256 of its URL, so that it does not depend on order or part."""
-    return hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+    """The key of a pair: 20 hex digits of the SHA-256 of its URL, so that it does not depend on order or part.
+
+    All spellings of one URL have one key (``wukong.crawl.url.identity``).
+    """
+    return hashlib.sha256(identity(url).encode("utf-8", "surrogatepass")).hexdigest()[:20]

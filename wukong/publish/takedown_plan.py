@@ -298,7 +298,9 @@ def _covered_keys(uri: str, listed: OptOut) -> set[str]:
         rows = release.read_csv(uri)
         return {key_of(url) for url in rows.filter(listed.covers_pairs(rows))["url"]}
     rows = pl.DataFrame(storage.read_columns(uri, ("key", "url", "sha256")))
-    return set(rows.filter(listed.covers_pairs(rows))["key"])
+    covered = rows.filter(listed.covers_pairs(rows))
+    # An older stage may have made its keys of other spellings of the URLs than a release's are found by.
+    return {*covered["key"], *map(key_of, covered["url"])}
 
 
 def _tables(stage: Manifest) -> list[str]:

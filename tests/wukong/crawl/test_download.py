@@ -26,7 +26,7 @@ from wukong import storage
 from wukong.config import Crawl
 from wukong.crawl import image_header, stored_image
 from wukong.crawl.addresses import ConnectTo
-from wukong.crawl.download import download_part, forbids_training
+from wukong.crawl.download import download_part
 from wukong.crawl.fetch import Fetcher
 from wukong.crawl.status import Status
 from wukong.data import decoding
@@ -243,7 +243,17 @@ def hostile(picture) -> dict[str, tuple[Any, Status, int | None]]:
         "/500.jpg": (answering(b"x" * 100_000, status="500 Broken"), Status.HTTP_ERROR, 500),
         "/noai.jpg": (answering(jpeg, X_Robots_Tag="noindex, NoAI"), Status.NOAI, 200),
         "/noimageai.jpg": (answering(jpeg, X_Robots_Tag="wukong-crawler: noimageai"), Status.NOAI, 200),
-        "/noindex.jpg": (answering(jpeg, X_Robots_Tag="noindex"), Status.SUCCESS, 200),
+        "/noindex.jpg": (answering(jpeg, X_Robots_Tag="noindex"), Status.SUCCESS, 200),  # the filter's rule decides
+        "/noai-then.jpg": (
+            answering(b"", status="302 Found", Location="/good.jpg", X_Robots_Tag="noai"),
+            Status.NOAI,
+            200,
+        ),
+        "/to-noai.jpg": (redirect("/noai.jpg"), Status.NOAI, 200),
+        "/usage.jpg": (answering(jpeg, Content_Usage="train-ai=n"), Status.SUCCESS, 200),
+        "/bad-usage.jpg": (answering(jpeg, Content_Usage="(" * 60_000), Status.SUCCESS, 200),
+        "/bad-tag.jpg": (answering(jpeg, X_Robots_Tag="unavailable_after:" * 3_000), Status.SUCCESS, 200),
+        "/to-4-mb.jpg": (redirect("http://images.test/" + "x" * 60_000), Status.INVALID_URL, None),
         "/loop.jpg": (redirect("/loop.jpg"), Status.REDIRECT_ERROR, 302),
         "/moved.jpg": (redirect("good.jpg", "301 Moved Permanently"), Status.SUCCESS, 200),
         "/to-loopback.jpg": (redirect("http://127.0.0.1/x.jpg"), Status.FORBIDDEN_ADDRESS, None),
@@ -357,7 +367,7 @@ NO_SERVER = {
     "http://127.0.0.1/x.jpg": Status.FORBIDDEN_ADDRESS,
     "http://[::1]/x.jpg": Status.FORBIDDEN_ADDRESS,
     "http://169.254.169.254/latest/meta-data/": Status.FORBIDDEN_ADDRESS,
-    "http://0x7f000001/x.jpg": Status.FORBIDDEN_ADDRESS,
+    "http://0x7f000002/x.jpg": Status.FORBIDDEN_ADDRESS,
     "http://no-such-host.invalid/x.jpg": Status.DNS_ERROR,
     "ftp://example.com/x.jpg": Status.INVALID_URL,
     "https://": Status.INVALID_URL,
@@ -514,6 +524,75 @@ def test_a_download_stops_when_the_size_rule_fails(web, crawl_config, picture, t
     assert 0 < bytes_read < 40_000
 
 
+def test_what_owners_say_is_stored(web, crawl_config, picture, tmp_path) -> None:
+    web.bytes_at("/robots.txt", b"User-agent: *\nContent-Usage: /b train-ai=n", "text/plain")
+    web.bytes_at("/a.jpg", picture(), X_Robots_Tag="noindex, nofollow", Content_Usage="search=y")
+    web.bytes_at("/b.jpg", picture())
+    web.bytes_at("/c.jpg", picture())
+    web.bytes_at("/d.jpg", picture(), X_Robots_Tag="noai")
+    config = crawl_config(politeness={"respect_noai": False})
+    urls = [f"{SITE}/{name}.jpg" for name in "abcd"]
+    rows = download(urls, config, ConnectTo({HOST: web.connect_to}), tmp_path / "0")
+    assert [rows[url]["usage"] for url in urls] == ["noindex, search=y", "train-ai=n", None, "noai"]
+    assert {row["status"] for row in rows.values()} == {"success"}
+    facts = json.loads(members(tmp_path / "0")[f"{key_of(urls[0])}.json"])
+    assert facts["usage"] == "noindex, search=y"
+
+
+def test_a_caption_that_is_too_long_is_a_reason(web, crawl_config, picture, tmp_path) -> None:
+    web.bytes_at("/a.jpg", picture())
+    web.bytes_at("/b.jpg", picture())
+    long, short = (
+        {**found(f"{SITE}/a.jpg"), "caption": "猫" * 10_001},
+        {**found(f"{SITE}/b.jpg"), "caption": "猫" * 10_000},
+    )
+
+    async def run() -> dict[str, Any]:
+        fetcher = Fetcher(crawl_config(), ConnectTo({HOST: web.connect_to}))
+        record = await download_part(storage.from_path(tmp_path / "0"), [long, short], fetcher, crawl_config())
+        fetcher.close()
+        return record
+
+    assert asyncio.run(run())["statuses"] == {"caption_too_long": 1, "success": 1}
+    rows = {row["url"]: row for row in pq.read_table(f"{tmp_path / '0'}.parquet").to_pylist()}
+    assert rows[f"{SITE}/a.jpg"]["error"] == "the caption has more than 10000 characters"
+    assert [len(row["caption"]) for row in rows.values()] == [100, 10_000]
+    assert web.requests["/a.jpg"] == 0
+
+
+def test_what_is_reused_is_left_out_if_its_owner_asked_since(web, crawl_config, picture, tmp_path) -> None:
+    """Results of an earlier crawl: by URL, in another spelling, by domain, by digest, and by what was said then."""
+    body = picture(301, 250)
+    (tmp_path / "out.txt").write_text(f"{SITE}/a.jpg\nother.test\n{hashlib.sha256(body).hexdigest()}\n")
+    urls = [
+        f"http://{HOST}:80/x/../%61.jpg",
+        "http://www.other.test/b.jpg",
+        f"{SITE}/c.jpg",
+        f"{SITE}/d.jpg",
+        f"{SITE}/e.jpg",
+    ]
+    facts = {"status": "success", "http_status": 200, "width": 320, "height": 240, "stored_width": 320}
+    known = [(key_of(url), {**facts, "sha256": "0" * 64}, picture()) for url in urls]
+    known[2][1]["sha256"] = hashlib.sha256(body).hexdigest()
+    known[3][1]["usage"] = "noai, noindex"
+    config = crawl_config(politeness={"opt_out": storage.from_path(tmp_path / "out.txt")})
+
+    async def run() -> dict[str, Any]:
+        fetcher = Fetcher(config, ConnectTo({HOST: web.connect_to}))
+        rows = [found(url) for url in urls]
+        record = await download_part(storage.from_path(tmp_path / "0"), rows, fetcher, config, known)
+        fetcher.close()
+        return record
+
+    record = asyncio.run(run())
+    assert record["statuses"] == {"noai": 1, "opted_out": 3, "success": 1}
+    assert record["requested"] == 0
+    rows = {row["url"]: row for row in pq.read_table(f"{tmp_path / '0'}.parquet").to_pylist()}
+    assert [rows[url]["status"] for url in urls] == ["opted_out", "opted_out", "opted_out", "noai", "success"]
+    assert [rows[url]["sha256"] is None for url in urls] == [True, True, False, False, False]
+    assert set(members(tmp_path / "0")) == {f"{key_of(urls[4])}.{suffix}" for suffix in ("jpg", "json", "txt")}
+
+
 def test_an_opted_out_digest_is_not_stored(web, crawl_config, picture, tmp_path) -> None:
     body = picture()
     (tmp_path / "out.txt").write_text(hashlib.sha256(body).hexdigest() + "\n")
@@ -581,22 +660,6 @@ def self_signed(folder: Path) -> Path:
     )
     path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
     return path
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("noai", True),
-        ("noindex, noimageai", True),
-        ("otherbot: noindex, NOAI", True),
-        ("otherbot:noai", True),
-        ("noindex, nofollow", False),
-        ("noairplane", False),
-        ("", False),
-    ],
-)
-def test_x_robots_tag(value: str, expected: bool) -> None:
-    assert forbids_training(value) is expected
 
 
 def test_the_event_loop_is_not_blocked_by_slow_images(web, crawl_config, picture, tmp_path) -> None:

@@ -17,6 +17,7 @@ from wukong.config import Crawl
 from wukong.crawl import addresses
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.fetch import Fetcher
+from wukong.crawl.robots import RobotsCache
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.transport import Response, Transport
 from wukong.crawl.url import normalise
@@ -128,7 +129,7 @@ def test_errors_of_robots_txt_give_the_right_status(web: Web, crawl_config, hand
 def test_robots_txt_is_fetched_once_and_cached(web: Web, crawl_config) -> None:
     web.bytes_at("/robots.txt", b"User-agent: *\nAllow: /", "text/plain")
     web.fallback = OK
-    rules: dict[str, Any] = {}
+    rules = RobotsCache()
     for _ in range(2):
         fetch(web, crawl_config(), *(f"{SITE}/{number}" for number in range(20)), rules=rules)
     assert web.requests["/robots.txt"] == 1
@@ -310,7 +311,7 @@ def test_answers_in_use_count_as_in_flight(web: Web, crawl_config) -> None:
     [
         ("http://例え.jp/a", "http://xn--r8jz45g.jp/a"),
         ("http://Müller.example/ä?q=ö#frag", "http://xn--mller-kva.example/%C3%A4?q=%C3%B6"),
-        ("HTTP://EXAMPLE.com:80", "http://example.com:80/"),
+        ("HTTP://EXAMPLE.com:80", "http://example.com/"),
         (" http://example.com/a b.jpg ", "http://example.com/a%20b.jpg"),
         ("http://example.com/%E7%86%8A%20a.jpg?a=b%26c&d=é", "http://example.com/%E7%86%8A%20a.jpg?a=b%26c&d=%C3%A9"),
         ("http://user:pw@example.com/a", "http://example.com/a"),
@@ -481,3 +482,116 @@ def test_the_configured_delay_is_not_charged_to_the_host(web: Web, crawl_config)
     outcomes = fetch(web, config, *(f"{SITE}/{number}" for number in range(10)), slow=slow)
     assert {status_of(o) for o in outcomes} == {Status.SUCCESS}
     assert not slow
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "http://images.test:80/out/a.jpg",
+        "http://images.test/./out/a.jpg",
+        "http://images.test/x/../out/a.jpg",
+        "http://images.test/%6Fut/a.jpg",
+        "http://IMAGES.test./out/a.jpg#x",
+        "http://u:p@images.test/out/%61.jpg",
+        "https://images.test:443/out/a.jpg",
+    ],
+)
+def test_an_opted_out_url_is_not_requested_under_another_spelling(web: Web, crawl_config, tmp_path, spelling) -> None:
+    (tmp_path / "out.txt").write_text(f"{SITE}/out/a.jpg\n")
+    web.fallback = OK
+    web.handlers["/moved"] = redirect(spelling)
+    config = crawl_config(politeness={"opt_out": storage.from_path(tmp_path / "out.txt"), "robots_txt": False})
+    outcomes = fetch(web, config, spelling, f"{SITE}/moved", f"{SITE}/out/b.jpg")
+    assert [status_of(o) for o in outcomes] == [Status.OPTED_OUT, Status.OPTED_OUT, Status.SUCCESS]
+    assert web.requests == {"/moved": 1, "/out/b.jpg": 1}
+
+
+def test_a_default_port_makes_no_other_host(web: Web, crawl_config) -> None:
+    async def slow(path: str, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.05)
+        await OK(path, writer)
+
+    web.fallback = slow
+    web.bytes_at("/robots.txt", b"User-agent: *\nAllow: /", "text/plain")
+    config = crawl_config(politeness={"per_host_concurrency": 2})
+    urls = [f"http://{host}/{number}" for number in range(5) for host in (HOST, f"{HOST}:80", f"{HOST.upper()}.")]
+    assert set(fetch(web, config, *urls)) == {b"ok"}
+    assert web.most_open <= 2
+    assert web.requests["/robots.txt"] == 1
+
+
+def test_the_loop_goes_on_while_a_robots_txt_of_wildcards_is_compared(web: Web, crawl_config) -> None:
+    """900 rules, each compared with 8,000 characters; the host pays for it, and another host is not delayed."""
+    rules = b"".join(b"Disallow: /*%da*b\n" % number for number in range(450))
+    web.bytes_at("/robots.txt", b"User-agent: *\n" + rules, "text/plain")
+    web.fallback = OK
+    longest = 0.0
+    slow: dict[str, Any] = {}
+
+    async def run() -> list[Status]:
+        fetcher = Fetcher(crawl_config(), ConnectTo({HOST: web.connect_to}), slow=slow)
+
+        async def tick() -> None:
+            nonlocal longest
+            last = time.monotonic()
+            while True:
+                await asyncio.sleep(0.001)
+                longest, last = max(longest, time.monotonic() - last), time.monotonic()
+
+        async def one(number: int) -> Status:
+            try:
+                async with fetcher.get(f"{SITE}/{'1a' * 3_990}{number}"):
+                    return Status.SUCCESS
+            except FetchError as error:
+                return error.status
+
+        ticking = asyncio.create_task(tick())
+        outcomes = await asyncio.gather(*(one(number) for number in range(100)))
+        ticking.cancel()
+        fetcher.close()
+        return outcomes
+
+    assert set(asyncio.run(run())) == {Status.SUCCESS}
+    assert longest < 2
+    assert slow[HOST].seconds > 0
+
+
+def test_a_robots_txt_of_more_wildcards_than_allowed(web: Web, crawl_config) -> None:
+    """500 KB of wildcards, compared with 200 URLs: it held up the event loop for a minute."""
+    web.bytes_at(
+        "/robots.txt",
+        b"User-agent: *\n"
+        + b"Disallow: /*a*b*c*d\n" * 5
+        + b"".join(b"Disallow: /*%da*b\n" % number for number in range(25_000)),
+        "text/plain",
+    )
+    web.fallback = OK
+    started = time.process_time()
+    outcomes = fetch(web, crawl_config(), *(f"{SITE}/{'1a' * 3_990}{number}" for number in range(200)))
+    assert {status_of(o) for o in outcomes} == {Status.ROBOTS_DISALLOWED}
+    assert "wildcards" in str(outcomes[0])
+    assert time.process_time() - started < 10
+
+
+def test_each_answer_of_a_chain_says_something_about_use(web: Web, crawl_config) -> None:
+    rules = b"User-agent: *\nContent-Usage: train-ai=y\nContent-Usage: /a search=n\nContent-Usage: /c train-ai=n"
+    web.bytes_at("/robots.txt", rules, "text/plain")
+    web.handlers["/a"] = answering(b"", "text/plain", "302 Found", Location="/b", X_Robots_Tag="noindex")
+    web.handlers["/b"] = answering(b"", "text/plain", "302 Found", Location="/c", Content_Usage="search=y")
+    web.handlers["/c"] = answering(b"ok", "text/plain", X_Robots_Tag="noai")
+    web.handlers["/d"] = OK
+
+    async def run() -> list[set[str]]:
+        fetcher = Fetcher(crawl_config(), ConnectTo({HOST: web.connect_to}))
+        said = []
+        for path in ("/a", "/b", "/d"):
+            async with fetcher.get(SITE + path) as response:
+                said.append(set(response.said))
+        fetcher.close()
+        return said
+
+    assert asyncio.run(run()) == [
+        {"noindex", "noai", "search=n", "train-ai=n"},
+        {"noai", "search=y", "train-ai=n"},
+        {"train-ai=y"},
+    ]

@@ -5,6 +5,8 @@ import csv
 import gzip
 import io
 import json
+import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -298,3 +300,74 @@ def test_every_row_gets_a_status(tmp_path: Path) -> None:
     }
     assert ended["good.jpg"]["sha256"] == ended["good.jpg#caption-2"]["sha256"]
     assert ended["list.csv#row 11: it names no picture"]["error"] == "row 11: it names no picture"
+
+
+def test_a_folder_that_is_linked_into_itself_is_listed_once(tmp_path: Path) -> None:
+    folder = put(tmp_path / "p", {"a.jpg": b"1", "sub/b.jpg": b"2"})
+    (folder / "again").symlink_to(folder)
+    (folder / "sub" / "up").symlink_to("..")
+    (folder / "0").symlink_to("sub")
+    (folder / "loop").symlink_to("loop")
+    (folder / "gone.jpg").symlink_to("nowhere.jpg")
+    (folder / "also.jpg").symlink_to("a.jpg")
+    outside = put(tmp_path / "q", {"c.jpg": b"3"})
+    (folder / "out").symlink_to(outside)
+    assert [name for name, _ in found(folder)] == ["a.jpg", "also.jpg", "out/c.jpg", "sub/b.jpg"]
+
+
+def test_a_pipe_or_a_device_is_no_picture(tmp_path: Path) -> None:
+    """Nobody writes to the pipe, so a reader of it would wait for ever."""
+    folder = put(tmp_path / "p", {"good.jpg": jpeg()})
+    os.mkfifo(folder / "pipe.jpg")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(folder / "socket.jpg"))
+    assert [name for name, _ in found(folder)] == ["good.jpg"]
+    rows = [
+        {"path": name, "caption": "图"} for name in ("good.jpg", "pipe.jpg", "socket.jpg", "/dev/zero", "/dev/tty", ".")
+    ]
+    ended = download(settings_of(write_rows(folder / "list.csv", rows)), tmp_path, ConnectTo({}))
+    assert {name: row["status"] for name, row in ended.items()} == {
+        "good.jpg": "success",
+        "pipe.jpg": "missing_file",
+        "socket.jpg": "missing_file",
+        "zero": "missing_file",
+        "tty": "missing_file",
+        ".": "missing_file",
+    }
+    server.close()
+
+
+def test_a_file_name_that_is_not_utf_8_is_left_out_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = put(tmp_path / "p", {"a.jpg": b"1"})
+    (folder / os.fsdecode(b"\xff.jpg")).write_bytes(b"2")
+    assert [name for name, _ in found(folder)] == ["a.jpg"]
+    assert "its name is not UTF-8" in caplog.text
+
+
+def test_a_long_path_or_url_is_a_row_with_its_reason(tmp_path: Path) -> None:
+    lines = [{"path": "x" * 4_000_000}, {"path": "http://a.test/" + "x" * 9_000}, {"path": "ftp://" + "x" * 4_000}]
+    file = tmp_path / "l.jsonl"
+    file.write_text("".join(json.dumps(line | {"caption": "猫"}) + "\n" for line in lines))
+    (table,) = read_pictures(settings_of(file))
+    assert sum("is longer than 8192 characters" in url for url in table["url"].to_pylist()) == 2
+    assert all(len(url) < 700 for url in table["url"].to_pylist())
+
+
+def test_two_spellings_of_one_url_are_captions_of_one_picture(tmp_path: Path) -> None:
+    rows = [{"path": url, "caption": url[-1]} for url in ("http://A.test:80/x", "http://a.test/%78", "http://a.test/y")]
+    pictures = list(pictures_of(settings_of(write_rows(tmp_path / "l.csv", rows))))
+    assert [picture.url for picture in pictures] == [
+        "http://A.test:80/x",
+        "http://a.test/%78#caption-2",
+        "http://a.test/y",
+    ]
+    assert key_of(pictures[1].url) == key_of("http://a.test/x#caption-2")
+
+
+def test_a_string_of_parquet_that_is_not_utf_8(tmp_path: Path) -> None:
+    names = pa.array([b"a.jpg", b"\xff.jpg"], pa.binary())
+    column = pa.Array.from_buffers(pa.string(), 2, names.buffers())
+    pq.write_table(pa.table([column, ["猫", "狗"]], names=["path", "caption"]), tmp_path / "l.parquet")
+    good, bad = pictures_of(settings_of(tmp_path / "l.parquet"))
+    assert good.url.endswith("/a.jpg")
+    assert "no path has" in bad.url

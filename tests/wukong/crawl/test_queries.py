@@ -109,6 +109,15 @@ def test_reading_a_list(tmp_path: Path) -> None:
         queries.read_queries(uri(tmp_path / "empty.txt", "\n"), 10)
 
 
+def test_a_line_that_is_not_utf8_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    listed = uri(
+        tmp_path / "q.txt",
+        "大学\n".encode() + "中国".encode("gbk") + b"\n" + b"\xed\xa0\x80\n" + "学生\n天\n地\n".encode(),
+    )
+    assert queries.read_queries(listed, 10) == ["大学", "学生", "天", "地"]
+    assert "2 lines are not UTF-8 and left out; the first is 2" in caplog.text
+
+
 def test_the_command(tmp_path: Path) -> None:
     uri(tmp_path / "v.txt", "中国\n大学\n")
     uri(tmp_path / "c.txt", "中国大学中国")

@@ -3,6 +3,9 @@
 The paper does not say what a word is. Its table 2 (22 tokens a caption on average, median 24, standard deviation 7) is
 what a limit of 32 *characters* leaves: under a limit of 32 segmented words captions would have some 50 characters. So
 the default unit is the character.
+
+Only Chinese counts in these units. So a second limit is on characters of any kind: one Chinese character before 200,000
+Latin letters is no caption.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ class Settings(Strict):
     min_length: int = Field(1, ge=0, description="Chinese units, inclusive")
     max_length: int = Field(31, ge=1, description="Chinese units, inclusive: fewer than 32")
 
+    max_characters: int = Field(1_000, ge=1, description="of a caption, of any kind, inclusive")
+
     @model_validator(mode="after")
     def _lengths_are_a_range(self) -> Settings:
         if self.min_length > self.max_length:
@@ -42,20 +47,22 @@ def _compute(batch: Batch, settings: Settings) -> dict[str, pl.Series]:
 
     # The characters have been counted for the language check.
     characters = settings.length_unit == "character"
-    return {"length": batch.scripts[0] if characters else COUNTERS[settings.length_unit](batch.captions)}
+    length = batch.scripts[0] if characters else COUNTERS[settings.length_unit](batch.captions)
+    return {"length": length, "characters": batch.captions.str.len_chars()}
 
 
 def _drops(settings: Settings) -> pl.Expr:
     import polars as pl
 
-    return ~pl.col("length").is_between(settings.min_length, settings.max_length)
+    in_units = pl.col("length").is_between(settings.min_length, settings.max_length)
+    return ~(in_units & (pl.col("characters") <= settings.max_characters))
 
 
 RULE = Rule(
     name="length",
     place=50,
     title="caption of the right length",
-    version=0,
+    version=1,
     settings=Settings,
     compute=_compute,
     stored=(Column("length", "int32", place=10),),

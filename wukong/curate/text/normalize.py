@@ -13,12 +13,15 @@ _PERHAPS_NOT_NORMAL = rf"[^{MAIN_BLOCK} -@\[-~]|  |^ | $"
 def normalized(caption: pl.Expr) -> pl.Expr:
     """Compute the normal form: NFKC (width, compatibility forms), lower case, single spaces, no invisible characters.
 
-    Two captions with the same normal form are the same caption, for their frequency and for the split.
+    Two captions with the same normal form are the same caption, for their frequency and for the split. The normal form
+    of a normal form is itself: what is removed, or is a small letter now, may stand beside a mark that it makes one
+    character with, so characters are composed again at the end.
     """
     return (
         caption.str.normalize("NFKC")
-        .str.to_lowercase()
         .str.replace_all(r"\p{Cf}+", "")
+        .str.to_lowercase()
+        .str.normalize("NFKC")
         .str.replace_all(r"[\s\p{Cc}]+", " ")
         .str.strip_chars(" ")
     )

@@ -14,3 +14,9 @@ def test_the_unit_is_the_setting():
     assert judge([caption], max_length=7) == ["length"]
     assert judge([caption], max_length=3, length_unit="word") == [None]
     assert judge([caption], max_length=2, length_unit="word") == ["length"]
+
+
+def test_characters_of_any_kind_are_limited_too():
+    assert judge(["猫" + "a" * 999, "猫" + "a" * 1_000, "猫" + "a" * 200_000]) == [None, "length", "length"]
+    assert judge(["猫 abc"], max_characters=4) == ["length"]
+    assert judge(["猫" + " a" * 100_000], length_unit="word") == ["length"]

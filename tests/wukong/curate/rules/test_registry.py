@@ -160,7 +160,7 @@ def test_a_new_rule_is_one_file(tmp_path):
     assert found["funnel"] == [["shouting", "caption does not shout", 4]]
     assert found["order"][4] == "shouting"
     assert found["key"]["max_marks"] == 1
-    assert found["key"]["rule_versions"] == {"shouting": 1}
+    assert found["key"]["rule_versions"] == {"length": 1, "shouting": 1, "usage": 1}
 
 
 @pytest.mark.parametrize(
