@@ -24,11 +24,13 @@ _URL_SAFE = "!#$%&'()*+,/:;=?@[]~-._"  # like browsers: reserved characters and 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _PERCENT = re.compile("%(?:([0-9A-Fa-f]{2}))?")
-_NORMAL = re.compile(
-    r"https?://(?=[^/]{1,253}/)(?:[a-z][a-z0-9-]*\.)+[a-z]+"
-    r"(?:/[A-Za-z0-9_~!$&'()*+,;=:@-][A-Za-z0-9._~!$&'()*+,;=:@-]*)+"
+_OTHER = "%[89A-F][0-9A-F]"  # of a character that is not ASCII
+_NORMAL = re.compile(  # possessive throughout: what does not match is found out in linear time
+    r"https?://(?=[^/]{1,253}/)(?:[a-z][a-z0-9-]*+\.)+[a-z]++"
+    rf"(?:/(?:[A-Za-z0-9_~!$&'()*+,;=:@-]|{_OTHER})(?:[A-Za-z0-9._~!$&'()*+,;=:@-]++|{_OTHER})*+)++"
+    rf"(?:\?(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]++|{_OTHER})++)?+"
 )
-"""Most URLs are in normal form already. Those with other hosts, a port, a query or a % are looked at closely."""
+"""Most URLs are in normal form already. Those with another host, a port or another % are looked at closely."""
 
 _CAPTION_NUMBER = re.compile(r"#caption-\d+\Z")
 
