@@ -476,6 +476,7 @@ def pod_of(manifests: Installation, owner: str) -> Pod:
 
 COMPONENT = Elsewhere("kubeflow", {"pipelines.kubeflow.org/v2_component": "true"})
 OPERATOR = Elsewhere("kuberay-system", {"app.kubernetes.io/component": "kuberay-operator"})
+IMPOSTOR = Elsewhere("default", {"app.kubernetes.io/component": "kuberay-operator"})
 STRANGER = Elsewhere("default", {"app": "shell"})
 DNS = Elsewhere("kube-system", {"k8s-app": "kube-dns"})
 MYSQL = Elsewhere("kubeflow", {"app": "mysql"})
@@ -511,6 +512,7 @@ WEB, METADATA, PRIVATE = Elsewhere(address="93.184.216.34"), Elsewhere(address="
         (COMPONENT, "RayJob/filter/head", 8265, False),
         (OPERATOR, "RayJob/filter/head", 8265, True),
         (OPERATOR, "StatefulSet/object-store", 8333, False),
+        (IMPOSTOR, "RayJob/filter/head", 8265, False),
         (STRANGER, "StatefulSet/object-store", 8333, False),
         (STRANGER, "Deployment/mlflow", 5000, False),
         (STRANGER, "RayJob/crawl/head", 8265, False),
@@ -525,6 +527,8 @@ WEB, METADATA, PRIVATE = Elsewhere(address="93.184.216.34"), Elsewhere(address="
         ("RayJob/crawl/worker", Elsewhere(address=PRIVATE), 80, False),
         ("RayJob/crawl/worker", Elsewhere(address="fd00::1"), 443, False),
         ("RayJob/crawl/worker", Elsewhere(address="::ffff:10.1.2.3"), 443, False),
+        ("RayJob/crawl/worker", Elsewhere(address="2002:a01:203::1"), 443, False),
+        ("RayJob/crawl/worker", Elsewhere(address="64:ff9b:1::a01:203"), 443, False),
         ("RayJob/filter/worker", WEB, 443, False),
         ("RayJob/pretrain/worker", WEB, 443, False),
         ("StatefulSet/postgres", WEB, 443, False),

@@ -24,6 +24,7 @@ _REFUSED = tuple(
         "64:ff9b:1::/48",
         "100::/32",
         "2001::/23",
+        "2002::/16",
         "3fff::/20",
         "5f00::/16",
         "fec0::/10",
@@ -35,7 +36,8 @@ def is_public(address: str) -> bool:
     """Return whether an IP address, given as text, is public.
 
     These are not public: private, loopback, link-local, CGNAT, multicast, reserved and unspecified addresses; IPv6
-    addresses that embed such an IPv4 address (mapped, 6to4, NAT64); all Teredo addresses.
+    addresses that embed such an IPv4 address (mapped, NAT64); all addresses of Teredo, of 6to4, and of local NAT64. The
+    crawler's policy in ``k8s/base/network.yaml`` lets out to the same addresses.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and (embedded := _embedded(ip)) is not None:
@@ -48,9 +50,7 @@ def is_public(address: str) -> bool:
 def _embedded(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     if ip.ipv4_mapped is not None:
         return ip.ipv4_mapped
-    if ip.sixtofour is not None:
-        return ip.sixtofour
-    if ip in _NAT64 or int(ip) >> 32 == 0:  # NAT64, and the long deprecated ::a.b.c.d
+    if ip in _NAT64:
         return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
     return None
 
