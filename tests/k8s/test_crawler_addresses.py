@@ -8,15 +8,18 @@ from manifests import FOLDER, Elsewhere, _is, named, plain
 
 from wukong.crawl.addresses import is_public
 
-# https://www.iana.org/assignments/iana-ipv4-special-registry/ and .../iana-ipv6-special-registry/, November 2026: blocks
-# that are not globally reachable, or whose reachability is "N/A" (tunnels); and multicast, which has a registry of its own.
-SPECIAL = """
+# https://www.iana.org/assignments/iana-ipv4-special-registry/ and .../iana-ipv6-special-registry/, November 2026:
+# blocks that are not globally reachable, or whose reachability is "N/A" (tunnels). And multicast, of its own registry.
+_V4 = """
 0.0.0.0/8 0.0.0.0/32 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.0.0/29
 192.0.0.8/32 192.0.0.170/32 192.0.0.171/32 192.0.2.0/24 192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24
 203.0.113.0/24 240.0.0.0/4 255.255.255.255/32 224.0.0.0/4
-::1/128 ::/128 64:ff9b:1::/48 100::/64 100:0:0:1::/64 2001::/32 2001:2::/48 2001:10::/28 2001:db8::/32 2002::/16 3fff::/20
-5f00::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8
-""".split()
+"""
+_V6 = """
+::1/128 ::/128 64:ff9b:1::/48 100::/64 100:0:0:1::/64 2001::/32 2001:2::/48 2001:10::/28 2001:db8::/32 2002::/16
+3fff::/20 5f00::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8
+"""
+SPECIAL = [*_V4.split(), *_V6.split()]
 REACHABLE = (
     "1.1.1.1 8.8.8.8 100.128.0.1 172.32.0.1 192.0.1.1 198.20.0.1 223.255.255.254 2400::1 2606:4700::1111 2a00::1"
 )
