@@ -83,7 +83,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
             raise verdict.CrawlFailedError(why)
         logger.info("an earlier attempt at this crawl failed; what it stored is kept, the rest is tried again")
         earlier = Previous.of_failed(found.last)
-    job = _Job(found.stage, config, ConnectTo.from_environment(), earlier)
+    job = _Job(found.stage, config, ConnectTo.from_environment().of_crawl(config.endpoint), earlier)
     manifest = job.run(found.queries, found.lists)
     for left in found.failed:
         if left.finished() is None:  # its failed.json stays: through it the next run finds this attempt

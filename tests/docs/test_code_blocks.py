@@ -54,6 +54,7 @@ NOT_EXECUTED = {
         "wukong promote demo/7 --force",
     ): "needs models; tests/wukong/test_model_registry.py has some",
     ("docs/comparing.md", "wukong promote demo/7  "): "needs models; tests/wukong/test_model_registry.py has some",
+    ("docs/comparing.md", "kubectl -n kubeflow create secret"): CLUSTER,
     ("docs/comparing.md", "wukong run"): "trains the demo; tests/wukong/test_sweep.py reads the sweep",
     ("docs/cluster.md", "make images"): "builds images with Docker; tests/infra/test_images.py tests how",
     ("docs/cluster.md", "make run-containers"): "needs the images and Docker",

@@ -9,6 +9,7 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from wukong.errors import ConfigError
 
@@ -92,6 +93,23 @@ class ConnectTo:
     def from_environment(cls) -> "ConnectTo":
         """Parse the environment variable ``WUKONG_CONNECT_TO``; no hosts if it is not set."""
         return cls.parse(os.environ.get(CONNECT_TO, ""))
+
+    def of_crawl(self, endpoint: str) -> "ConnectTo":
+        """Return the hosts that a crawl may reach at their chosen address.
+
+        These are all of them if the crawl searches one of them, as the demo does, or reads a list that the operator
+        names. Any other search engine's results come from strangers, who must not reach what was opened for another
+        crawl: then there are none.
+
+        Args:
+            endpoint: ``crawl.endpoint``: a search engine's URL, or the URI of a list.
+        """
+        parts = urlsplit(endpoint)
+        return ConnectTo({}) if parts.scheme in {"http", "https"} and parts.hostname not in self.targets else self
+
+    def may_follow(self, url: str, location: str) -> bool:
+        """Return whether a redirect may be followed: a host with a chosen address is entered from another one alone."""
+        return urlsplit(location).hostname not in self.targets or urlsplit(url).hostname in self.targets
 
     def allows(self, host: str, address: str, port: int) -> bool:
         """Return whether a request to ``host`` may connect to this address."""

@@ -130,6 +130,7 @@ class Fetcher:
     ) -> None:
         polite = config.politeness
         self._config = config
+        self._connect_to = connect_to
         self._product = robots.product_token(polite.user_agent)
         self._opt_out = OptOut.load(polite.opt_out) if polite.opt_out else OptOut()
         self._rules: RobotsCache = {} if rules is None else rules
@@ -228,7 +229,9 @@ class Fetcher:
                         self._in_flight.release()
             if location is None or not options.follow_redirects:
                 return response
-            target = normalise(location)
+            previous, target = target, normalise(location)
+            if not self._connect_to.may_follow(previous, target):
+                raise FetchError(Status.FORBIDDEN_ADDRESS, "a redirect leads to a host whose address was chosen")
         raise FetchError(Status.REDIRECT_ERROR, f"more than {MAX_REDIRECTS} redirects", http_status=response.status)
 
     def _http_error(self, url: str, response: Response) -> FetchError:
