@@ -1,4 +1,4 @@
-"""Write the hashes that the images' builds demand: ``python -m infra.images.hashes``; ``make constraints`` runs it.
+"""Write the hashes that the images' builds demand: ``python -m infra.images.hashes``; ``make hashes`` runs it.
 
 They stand apart from ``constraints.txt``: pip demands a hash of everything once one constraint has one, and the project
 itself, which ``make install`` installs from its folder, has none. The program ``uv`` asks the index for the hashes of
@@ -50,7 +50,7 @@ def _compiled(texts: Sequence[str], *options: str) -> str:
     uv = shutil.which("uv", path=str(_HERE.parents[1] / "build" / "uv" / "bin")) or shutil.which("uv")
     if uv is None:
         raise StackError(
-            "the program uv is not installed: `make constraints` installs it, or https://docs.astral.sh/uv"
+            "the program uv is not installed: `make hashes` installs it, or https://docs.astral.sh/uv"
         )
     with tempfile.NamedTemporaryFile("w", suffix=".in") as stream:
         stream.write("\n".join(texts) + "\n")
