@@ -49,9 +49,7 @@ def write() -> None:
 def _compiled(texts: Sequence[str], *options: str) -> str:
     uv = shutil.which("uv", path=str(_HERE.parents[1] / "build" / "uv" / "bin")) or shutil.which("uv")
     if uv is None:
-        raise StackError(
-            "the program uv is not installed: `make hashes` installs it, or https://docs.astral.sh/uv"
-        )
+        raise StackError("the program uv is not installed: `make hashes` installs it, or https://docs.astral.sh/uv")
     with tempfile.NamedTemporaryFile("w", suffix=".in") as stream:
         stream.write("\n".join(texts) + "\n")
         stream.flush()
