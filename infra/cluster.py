@@ -1,6 +1,6 @@
-"""What the cluster's own jobs run: make credentials, buckets and MLflow's user, back up and restore manifests.
+"""What the cluster's own jobs run: make credentials, buckets and MLflow's users, back up and restore manifests.
 
-``python -m infra.cluster credentials|buckets|mlflow-user|back-up|restore``; the Jobs and CronJobs are in ``k8s/base``.
+``python -m infra.cluster credentials|buckets|mlflow-users|back-up|restore``; the Jobs and CronJobs are in ``k8s/base``.
 """
 
 import argparse
@@ -30,6 +30,7 @@ _ONE_FOR_ALL = "wukong"  # the identity of installations with one S3 key
 _S3_ACTIONS = {  # what each S3 key may do, in SeaweedFS' words
     "wukong-s3": ["Read:wukong", "Write:wukong", "List:wukong", "Tagging:wukong"],
     "mlflow-s3": ["Read:mlflow", "Write:mlflow", "List:mlflow", "Tagging:mlflow"],
+    "search-s3": ["Read:wukong", "List:wukong", "Write:wukong/indexes/*"],  # makes its index where there is none
     "setup-s3": ["Admin", "Read", "Write", "List", "Tagging"],
 }
 
@@ -43,21 +44,23 @@ def make_credentials(namespace: str, kfp_namespace: str, one_s3_key: bool = Fals
     key of their own) is used. What follows from another Secret is made from that one's values as they stand, so a run
     that was cut short continues where it stopped.
 
-    There are three S3 keys: ``wukong-s3`` of components and Ray, for the bucket ``wukong``; ``mlflow-s3`` of MLflow's
-    server, for the bucket ``mlflow``; ``setup-s3`` of the setup job, which makes buckets. If the operator made
-    ``wukong-s3``, the other two are copies of it unless they exist as well. So they are where an earlier version made
-    one key for all: the store, which runs, knows no other until it is started again.
+    There are four S3 keys: ``wukong-s3`` of components and Ray, for the bucket ``wukong``; ``mlflow-s3`` of MLflow's
+    server, for the bucket ``mlflow``; ``search-s3`` of the search page, which reads ``wukong`` and writes its indexes;
+    ``setup-s3`` of the setup job, which makes buckets. If the operator made ``wukong-s3``, the others are copies of it
+    unless they exist as well. So they are where an earlier version made one key for all: the store, which runs, knows
+    no other until it is started again.
 
-    There are two users of MLflow: its administrator (``mlflow-admin``), and the user ``stages`` of components and Ray
-    (``wukong-mlflow``), which ``make_mlflow_user`` makes. If ``wukong-mlflow`` is there and ``mlflow-admin`` is not, an
-    earlier version made one user for all, who stays both.
+    There are three users of MLflow: its administrator (``mlflow-admin``), the user ``stages`` of components and Ray
+    (``wukong-mlflow``), and ``search`` of the search page (``search-mlflow``); ``make_mlflow_users`` makes the last
+    two. If ``wukong-mlflow`` is there and ``mlflow-admin`` is not, an earlier version made one user for all, who stays
+    both.
 
     The copies in KFP's namespace belong to the ConfigMap ``wukong-settings`` there, and are deleted with it.
 
     Args:
         namespace: where the platform runs.
         kfp_namespace: where pipelines' components run.
-        one_s3_key: all three S3 keys are the same, for a store that cannot be told which keys there are.
+        one_s3_key: all S3 keys are the same, for a store that cannot be told which keys there are.
 
     Raises:
         StackError: the Kubernetes API refuses, or a Secret lacks a key.
@@ -74,6 +77,7 @@ def make_credentials(namespace: str, kfp_namespace: str, one_s3_key: bool = Fals
     one_user = cluster.get(namespace, "wukong-mlflow")
     cluster.get_or_create(namespace, "mlflow-admin", lambda: one_user or _mlflow_user("admin"))
     mlflow = cluster.get_or_create(namespace, "wukong-mlflow", lambda: _mlflow_user("stages"))
+    cluster.get_or_create(namespace, "search-mlflow", lambda: _mlflow_user("search"))
     postgres = cluster.get_or_create(namespace, "postgres", lambda: {"POSTGRES_PASSWORD": _random(32)})
     cluster.get_or_create(namespace, "mlflow-server", lambda: _mlflow_server(postgres["POSTGRES_PASSWORD"]))
     for name, value in (("wukong-s3", s3), ("wukong-mlflow", mlflow)):
@@ -107,24 +111,32 @@ def make_buckets(names: list[str]) -> None:
         log.info("bucket %s %s", name, "made" if missing else "is there")
 
 
-def make_mlflow_user(name: str, password: str) -> None:
-    """Give components and Ray a user of MLflow's server, and what stages need of it. It waits for the server.
+def make_mlflow_users(stages: Mapping[str, str], search: Mapping[str, str]) -> None:
+    """Give MLflow's server its users, and what each needs of it. It waits for the server.
 
-    The user may make experiments and models, read and change all of them, and delete none that another has made. It
-    gives nobody permissions and makes no users. ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD`` are the
-    administrator's. An administrator of the same name is left as it is.
+    ``stages``, of components and Ray, may make experiments and models, read and change all of them, and delete none
+    that another has made. ``search``, of the search page, may read all of them. Neither gives permissions nor makes
+    users. ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD`` are the administrator's. An administrator of
+    the same name is left as it is.
 
     Args:
-        name: of the user.
-        password: which a user that exists gets too.
+        stages: ``USERNAME`` and ``PASSWORD``; a user that exists gets the password too.
+        search: the same of the search page's user.
 
     Raises:
         StorageError: the server did not come up.
         MlflowError: it refuses.
     """
-    if name == os.environ.get("MLFLOW_TRACKING_USERNAME"):
-        log.warning("stages use MLflow's administrator, %s; the page on clusters, Upgrade, says how to end that", name)
-        return
+    for user, permission in ((stages, "EDIT"), (search, "READ")):
+        if user["USERNAME"] == os.environ.get("MLFLOW_TRACKING_USERNAME"):
+            log.warning(
+                "%s is MLflow's administrator; the page on clusters, Upgrade, says how to end that", user["USERNAME"]
+            )
+        else:
+            _make_mlflow_user(user["USERNAME"], user["PASSWORD"], permission)
+
+
+def _make_mlflow_user(name: str, password: str, permission: str) -> None:
     server = Server()
 
     def is_new(method: str, endpoint: str, values: Mapping[str, str], version: str = "2.0") -> bool:
@@ -141,11 +153,11 @@ def make_mlflow_user(name: str, password: str) -> None:
         if not is_new("POST", "users/create", user):
             server.ask("PATCH", "users/update-password", user)
         for kind in ("experiment", "registered_model"):
-            grant = {"username": name, "resource_type": kind, "resource_id": "*", "permission": "EDIT"}
+            grant = {"username": name, "resource_type": kind, "resource_id": "*", "permission": permission}
             is_new("POST", "users/permissions/grant", grant, "3.0")
 
     tracking.until_answered(make)
-    log.info("MLflow's user %s has what stages need", name)
+    log.info("MLflow's user %s has the permission %s", name, permission)
 
 
 def back_up(source: str, target: str, keep_days: int, now: datetime | None = None) -> str:
@@ -351,7 +363,7 @@ def main(arguments: list[str] | None = None) -> int:
     credentials.add_argument("--kfp-namespace", required=True)
     credentials.add_argument("--one-s3-key", action="store_true", help="one S3 key does everything")
     commands.add_parser("buckets", help="make the buckets that WUKONG_BUCKETS names")
-    commands.add_parser("mlflow-user", help="make MLflow's user STAGES_USERNAME, with STAGES_PASSWORD")
+    commands.add_parser("mlflow-users", help="make MLflow's users STAGES_USERNAME and SEARCH_USERNAME, with …_PASSWORD")
     backup = commands.add_parser("back-up", help="copy manifests and records into one tar")
     backup.add_argument("source")
     backup.add_argument("target")
@@ -364,8 +376,10 @@ def main(arguments: list[str] | None = None) -> int:
         make_credentials(options.namespace, options.kfp_namespace, options.one_s3_key)
     elif options.command == "buckets":
         make_buckets(os.environ["WUKONG_BUCKETS"].split(","))
-    elif options.command == "mlflow-user":
-        make_mlflow_user(os.environ["STAGES_USERNAME"], os.environ["STAGES_PASSWORD"])
+    elif options.command == "mlflow-users":
+        make_mlflow_users(
+            *({key: os.environ[f"{user}_{key}"] for key in ("USERNAME", "PASSWORD")} for user in ("STAGES", "SEARCH"))
+        )
     elif options.command == "back-up":
         back_up(options.source, options.target, options.keep_days)
     else:

@@ -21,7 +21,7 @@ from wukong.errors import StackError
 NAME = "wukong"
 KUBECONFIG = Path("build/cluster/kubeconfig")
 KFP = "github.com/kubeflow/pipelines/manifests/kustomize/{folder}?ref=2.17.0"
-KUBERAY = "github.com/ray-project/kuberay/ray-operator/config/default?ref=v1.7.0"
+KUBERAY = "k8s/kuberay"
 WORKFLOW_DEFAULTS = (
     *("--namespace=kubeflow", "patch", "configmap", "workflow-controller-configmap"),
     *("--type=merge", "--patch-file=k8s/kubeflow/workflow-defaults.yaml"),
@@ -86,13 +86,16 @@ def steps(clusters: Collection[str], images: Collection[str], overlay: str = "k8
     # Large definitions do not fit the annotation of a client-side apply; a kind that was just defined needs a moment.
     apply = (*kubectl, "apply", "--server-side", "--force-conflicts")
     wait = (*kubectl, "wait", "--for=condition=established", "--timeout=120s", "crd/applications.app.k8s.io")
+    # Earlier versions had the operator in another namespace. Two of them would work on the same jobs.
+    earlier = ("--namespace=default", "delete", "deployment", "kuberay-operator", "--ignore-not-found")
     made += [
-        Step("Installing KubeRay", (*apply, "-k", KUBERAY), 3),
+        Step("Installing KubeRay", (*kubectl, *earlier)),
+        Step("", (*apply, "-k", KUBERAY), 3),
         Step("Installing Kubeflow Pipelines", (*apply, "-k", KFP.format(folder="cluster-scoped-resources")), 3),
         Step("", wait),
         Step("", (*apply, "-k", KFP.format(folder="env/platform-agnostic")), 3),
         Step("", (*kubectl, *WORKFLOW_DEFAULTS)),
-        Step("Waiting for KubeRay", _rollout(kubectl, "default", "deployment/kuberay-operator")),
+        Step("Waiting for KubeRay", _rollout(kubectl, "kuberay-system", "deployment/kuberay-operator")),
         Step("Waiting for Kubeflow Pipelines", _rollout(kubectl, "kubeflow", "deployment/mysql")),
         Step("", _rollout(kubectl, "kubeflow", "deployment/ml-pipeline")),
         Step("", _rollout(kubectl, "kubeflow", "deployment/ml-pipeline-ui")),

@@ -57,6 +57,9 @@ SECRETS = {
 }
 """Secrets that components get, with their keys."""
 
+OPTIONAL_SECRETS = {"register": {"wukong-webhook": ("WUKONG_WEBHOOK_URL", "WUKONG_WEBHOOK_SECRET")}}
+"""Secrets of single stages' components, which need not exist."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -113,6 +116,8 @@ def prepare_stages(tasks: Mapping[str, dsl.PipelineTask]) -> None:
     """Give the tasks of stages, by the stages' names, what their pods need, as the table of stages says."""
     for name, task in tasks.items():
         prepare(task, stages.of(name).title, memory=stages.of(name).memory)
+        for secret, keys in OPTIONAL_SECRETS.get(name, {}).items():
+            kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
 
 
 def prepare(task: dsl.PipelineTask, title: str, *, retries: int = 2, memory: str = "2Gi") -> None:

@@ -93,7 +93,8 @@ def _crawl(config: Crawl, found: attempt.Attempt, earlier: Previous | None) -> M
             raise verdict.CrawlFailedError(why)
         logger.info("an earlier attempt at this crawl failed; what it stored is kept, the rest is tried again")
         earlier = Previous.of_failed(found.last)
-    return _Job(found.stage, config, ConnectTo.from_environment(), earlier).run(found.queries, found.lists)
+    connect_to = ConnectTo.from_environment().of_crawl(config.endpoint)
+    return _Job(found.stage, config, connect_to, earlier).run(found.queries, found.lists)
 
 
 class _Job:

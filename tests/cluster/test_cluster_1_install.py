@@ -173,9 +173,14 @@ OPEN = {
     "a pod without labels": ("wukong", {}, set()),
     "component": ("kubeflow", {}, {"object store", "MLflow", "Kubernetes API", "ML Metadata", "KFP's MySQL"}),
     "operator": (
-        "kubeflow",
+        "kuberay-system",
         {"app.kubernetes.io/component": "kuberay-operator"},
-        {"object store", "MLflow", "Kubernetes API", "ML Metadata", "KFP's MySQL", "Ray dashboard"},
+        {"Kubernetes API", "ML Metadata", "KFP's MySQL", "Ray dashboard"},
+    ),
+    "another's pod with the operator's label": (
+        "default",
+        {"app.kubernetes.io/component": "kuberay-operator"},
+        {"Kubernetes API", "ML Metadata", "KFP's MySQL"},
     ),
     "another namespace": ("default", {}, {"Kubernetes API", "ML Metadata", "KFP's MySQL"}),
 }

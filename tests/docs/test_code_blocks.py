@@ -56,6 +56,7 @@ NOT_EXECUTED = {
     ): "needs models; tests/wukong/test_model_registry.py has some",
     ("docs/comparing.md", "wukong promote demo/7  "): "needs models; tests/wukong/test_model_registry.py has some",
     ("docs/comparing.md", "wukong sweep"): "trains the demo; tests/cli/test_sweep_command.py has a sweep over seeds",
+    ("docs/comparing.md", "kubectl -n kubeflow create secret"): CLUSTER,
     ("docs/comparing.md", "wukong run"): "trains the demo; tests/wukong/test_sweep.py reads the sweep",
     ("docs/how-to.md", "wukong takedown"): "changes a set; tests/end_to_end/test_workflow.py takes pairs out of one",
     ("docs/cluster.md", "make images"): "builds images with Docker; tests/infra/test_images.py tests how",

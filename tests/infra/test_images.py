@@ -1,6 +1,7 @@
 """Checks of the images without a Docker engine: their names, their wheelhouse, and rules for the Dockerfile."""
 
 import fnmatch
+import hashlib
 import importlib.metadata
 import json
 import re
@@ -19,7 +20,7 @@ from packaging.requirements import Requirement
 
 from components.container_image import DATA_IMAGE
 from infra import containers
-from infra.images import build
+from infra.images import build, hashes
 from wukong.errors import StackError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -143,6 +144,20 @@ def test_no_package_is_pinned_twice() -> None:
     assert pinned[0] & pinned[1] == set()
 
 
+def test_the_committed_hashes_are_those_of_the_pinned_versions() -> None:
+    """`make constraints` writes both; who changes a version alone is told here."""
+    pinned = [hashes.versions(file.read_text(encoding="utf-8")) for file in hashes.PINS]
+    files = hashes.versions("\n".join(build.FILES))
+    text = hashes.HASHES.read_text(encoding="utf-8")
+    assert hashes.versions(text) == pinned[0] | pinned[1] | files
+    cuda = hashes.CUDA_HASHES.read_text(encoding="utf-8")
+    torch = hashes.versions((IMAGES / "torch-cuda.txt").read_text(encoding="utf-8"))
+    assert torch.items() <= hashes.versions(cuda).items()
+    assert {name for name in hashes.versions(cuda) if not build._PARTS_OF_TORCH.match(name)} == set(torch)
+    for entry in re.split(r"\n(?=[\w.-]+==)", text.strip() + "\n" + cuda.strip()):
+        assert re.fullmatch(r"[\w.-]+==[^\\]+(\\\n    --hash=sha256:[0-9a-f]{64} ?)+", entry), entry[:80]
+
+
 @pytest.mark.parametrize("image", build.IMAGES)
 def test_what_an_image_needs_is_pinned(image: str) -> None:
     """As far as the packages that are installed here say what they need; what is not installed says nothing."""
@@ -200,6 +215,13 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     wheel(tmp_path / "project", "wukong_vlm", "0.1.0", *requires)
     (tmp_path / "constraints.txt").write_text("Alpha==1.0\n")
     monkeypatch.setattr(build, "_constraints", lambda *_: [tmp_path / "constraints.txt"])
+    lines = [
+        "{}=={} --hash=sha256:{}".format(*file.name.split("-")[:2], hashlib.sha256(file.read_bytes()).hexdigest())
+        for file in (tmp_path / "index").glob("*.whl")
+        if file.name.startswith(("alpha-1", "beta"))
+    ]
+    (tmp_path / "hashes.txt").write_text("\n".join(lines))
+    monkeypatch.setattr(build, "_hashed", lambda *_: [tmp_path / "hashes.txt"])
     monkeypatch.setitem(build.IMAGES, "small", build.Image(("kept",), alone=("beta==1.5",)))
     for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "index"), "PIP_CONSTRAINT": ""}.items():
         monkeypatch.setenv(name, value)
@@ -218,9 +240,33 @@ def test_a_wheelhouse_follows_the_constraints_and_is_built_once(index: Path, mon
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("package", ["alpha-1.0", "beta-1.5"])
+def test_a_file_that_is_not_the_committed_one_is_refused(
+    index: Path, package: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The same name and version, other bytes: as of an index that was taken over, or of a wheel in the folder."""
+    for folder in ("index", "wheelhouse"):
+        (index / folder).mkdir(exist_ok=True)
+        wheel(index / folder, *package.split("-"), "Summary: another")
+    with pytest.raises(StackError, match="ended with status"):
+        build.make_wheelhouse(index / "wheelhouse", index / "project", "small", "cpu")
+    assert "DO NOT MATCH THE HASHES" in capfd.readouterr().err
+    assert not (index / "wheelhouse" / "small.txt").exists()
+
+
+@pytest.mark.slow
+def test_a_file_without_a_committed_hash_is_refused(index: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lines = (index / "hashes.txt").read_text().splitlines()
+    (index / "hashes.txt").write_text("\n".join(line for line in lines if not line.startswith("alpha")))
+    with pytest.raises(StackError, match="ended with status"):
+        build.make_wheelhouse(index / "wheelhouse", index / "project", "small", "cpu")
+    assert "--require-hashes" in capfd.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_requirement_without_a_constraint_is_refused(index: Path) -> None:
     (index / "constraints.txt").write_text("beta==1.5\n")
-    with pytest.raises(StackError, match=r"needs alpha==2\.0: add the versions"):
+    with pytest.raises(StackError, match=r"needs alpha==1\.0: add the versions"):
         build.make_wheelhouse(index / "wheelhouse", index / "project", "small", "cpu")
 
 

@@ -48,7 +48,9 @@ def test_the_versions_are_those_of_the_page() -> None:
     for folder in ("cluster-scoped-resources", "env/platform-agnostic"):
         assert laptop_cluster.KFP.format(folder=folder) in DOCS
     (version,) = re.findall(r"kuberay-operator --version (\S+)", DOCS)
-    assert laptop_cluster.KUBERAY.endswith(f"?ref=v{version}")
+    own = yaml.safe_load((Path(laptop_cluster.KUBERAY) / "kustomization.yaml").read_text(encoding="utf-8"))
+    assert own["resources"][-1].endswith(f"/kuberay/ray-operator/config/default?ref=v{version}")
+    assert f"--namespace {own['namespace']} " in DOCS, "the namespace that the network policies name"
 
 
 def test_kfp_tries_again_what_was_ended_from_outside() -> None:

@@ -232,7 +232,7 @@ def test_an_unusable_home_gives_advice(tmp_path: Path) -> None:
 def test_a_missing_program_gives_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name in {"weed", "mlflow", "ray"} - {program}:
+    for name in {"weed", "mlflow", "ray", "python"} - {program}:
         (programs / name).write_text("#!/bin/sh\nexec sleep 600\n")
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
@@ -251,7 +251,8 @@ def test_a_service_that_crashes_shows_its_log_and_leaves_nothing(
     for name, script in {
         "weed": "exec sleep 600",
         "ray": "exec sleep 600",
-        "mlflow": "echo the reason; exit 3",
+        "mlflow": "",
+        "python": "echo the reason; exit 3",
     }.items():
         (programs / name).write_text(f"#!/bin/sh\n{script}\n")
         (programs / name).chmod(0o755)
@@ -266,7 +267,7 @@ def test_a_service_that_crashes_shows_its_log_and_leaves_nothing(
 def test_a_service_that_never_answers_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name in ("weed", "ray", "mlflow"):
+    for name in ("weed", "ray", "mlflow", "python"):
         (programs / name).write_text("#!/bin/sh\nexec sleep 600\n")
         (programs / name).chmod(0o755)
     monkeypatch.setattr(services.sys, "executable", str(programs / "python"))
@@ -532,7 +533,7 @@ class TestRunning:
         assert used <= {c.laddr.port for c in listening}
 
     def test_secrets_are_readable_only_by_their_owner(self, running: Stack) -> None:
-        held = (running.access_key, running.secret_key, running.ray_token)
+        held = (running.access_key, running.secret_key, running.ray_token, running.mlflow_token)
         for pid in marked(running.home):
             command = " ".join(psutil.Process(pid).cmdline())
             assert not any(secret in command for secret in held)
@@ -540,7 +541,7 @@ class TestRunning:
             assert not any(secret in file.read_text(errors="replace") for secret in held), file
         for path in (running.home, services.scratch(running.home)):
             assert stat.S_IMODE(path.stat().st_mode) == 0o700
-        for name in ("stack.json", "s3.json", "environment.json"):
+        for name in ("stack.json", "s3.json", "environment.json", "weed/key.pem", "weed/security.toml"):
             assert stat.S_IMODE((running.home / name).stat().st_mode) == 0o600
 
     def test_up_again_changes_nothing(self, running: Stack) -> None:

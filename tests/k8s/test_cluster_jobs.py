@@ -41,7 +41,7 @@ def test_credentials_are_made_and_fit_together(server: ApiServer) -> None:
     cluster.make_credentials("wukong", "kubeflow")
     made = server.secrets
     identities = json.loads(made["wukong/object-store"]["s3.json"])["identities"]
-    assert {identity["name"] for identity in identities} == {"wukong-s3", "mlflow-s3", "setup-s3"}
+    assert {identity["name"] for identity in identities} == {"wukong-s3", "mlflow-s3", "search-s3", "setup-s3"}
     for identity in identities:
         (key,) = identity["credentials"]
         assert key["accessKey"] == made[f"wukong/{identity['name']}"]["AWS_ACCESS_KEY_ID"]
@@ -55,8 +55,10 @@ def test_credentials_are_made_and_fit_together(server: ApiServer) -> None:
     assert admin["MLFLOW_TRACKING_PASSWORD"] != stages["MLFLOW_TRACKING_PASSWORD"]
     assert "kubeflow/mlflow-admin" not in made
     assert made["wukong/kfp-mysql"] == {"username": "root", "password": ""}
-    secret = ("wukong-s3", "mlflow-s3", "setup-s3", "postgres")
-    assert len({value for name in secret for value in made[f"wukong/{name}"].values()}) == 7
+    secret = ("wukong-s3", "mlflow-s3", "search-s3", "setup-s3", "postgres")
+    assert len({value for name in secret for value in made[f"wukong/{name}"].values()}) == 9
+    assert made["wukong/search-mlflow"]["MLFLOW_TRACKING_USERNAME"] == "search"
+    assert not {"kubeflow/search-mlflow", "kubeflow/search-s3"} & set(made)
 
 
 def test_the_servers_file_is_what_mlflow_reads(
@@ -103,7 +105,8 @@ def test_the_operators_own_s3_key_is_used(server: ApiServer) -> None:
     server.secrets["wukong/wukong-s3"] = own
     cluster.make_credentials("wukong", "kubeflow")
     assert server.secrets["wukong/wukong-s3"] == server.secrets["kubeflow/wukong-s3"] == own
-    assert server.secrets["wukong/mlflow-s3"] == server.secrets["wukong/setup-s3"] == own
+    for name in ("mlflow-s3", "search-s3", "setup-s3"):
+        assert server.secrets[f"wukong/{name}"] == own
     (identity,) = json.loads(server.secrets["wukong/object-store"]["s3.json"])["identities"]
     assert {"Admin", "Write:wukong", "Write:mlflow"} <= set(identity["actions"])
 
@@ -136,33 +139,33 @@ def test_an_installation_whose_components_are_mlflows_administrator_goes_on_so(s
 def test_one_key_for_a_store_that_knows_one(server: ApiServer) -> None:
     cluster.main(["credentials", "--namespace", "wukong", "--kfp-namespace", "kubeflow", "--one-s3-key"])
     made = server.secrets
-    assert made["wukong/wukong-s3"] == made["wukong/mlflow-s3"] == made["wukong/setup-s3"]
+    assert made["wukong/wukong-s3"] == made["wukong/mlflow-s3"] == made["wukong/search-s3"] == made["wukong/setup-s3"]
 
 
 def test_an_installation_with_one_key_goes_on_with_it(server: ApiServer) -> None:
     """Its store runs and knows no other. When the copies are deleted, each use gets its own."""
     cluster.make_credentials("wukong", "kubeflow")
     one = server.secrets["wukong/wukong-s3"]
-    for name in ("mlflow-s3", "setup-s3"):
+    for name in ("mlflow-s3", "search-s3", "setup-s3"):
         del server.secrets[f"wukong/{name}"]
     key = [{"accessKey": one["AWS_ACCESS_KEY_ID"], "secretKey": one["AWS_SECRET_ACCESS_KEY"]}]
     others = [{"name": "wukong", "credentials": key, "actions": ["Admin"]}, {"name": "a person", "actions": ["Read"]}]
     server.secrets["wukong/object-store"] = {"s3.json": json.dumps({"identities": others})}
     for _ in range(2):
         cluster.make_credentials("wukong", "kubeflow")
-        assert {json.dumps(server.secrets[f"wukong/{use}-s3"]) for use in ("wukong", "mlflow", "setup")} == {
+        assert {json.dumps(server.secrets[f"wukong/{use}-s3"]) for use in ("wukong", "mlflow", "search", "setup")} == {
             json.dumps(one)
         }
         person, ours = json.loads(server.secrets["wukong/object-store"]["s3.json"])["identities"]
         assert person["name"] == "a person"
         assert ours["credentials"] == key
         assert "Admin" in ours["actions"]
-    for name in ("mlflow-s3", "setup-s3"):
+    for name in ("mlflow-s3", "search-s3", "setup-s3"):
         del server.secrets[f"wukong/{name}"]
     cluster.make_credentials("wukong", "kubeflow")
     assert server.secrets["wukong/wukong-s3"] == one
     _, *apart = json.loads(server.secrets["wukong/object-store"]["s3.json"])["identities"]
-    assert [identity["name"] for identity in apart] == ["wukong-s3", "mlflow-s3", "setup-s3"]
+    assert [identity["name"] for identity in apart] == ["wukong-s3", "mlflow-s3", "search-s3", "setup-s3"]
     assert "Admin" not in apart[0]["actions"]
 
 

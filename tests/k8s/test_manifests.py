@@ -211,7 +211,8 @@ def test_every_secret_config_map_and_key_exists(
                 assert claim in claims, pod.owner
     unused = secrets.keys() - used
     # Where the store is not SeaweedFS, nothing reads its identities, and MinIO's root is the setup's key.
-    assert unused <= {"object-store"}, "a credential that nobody needs should not be made"
+    # The search page, a component, has a key of its own.
+    assert unused <= {"object-store", "search-s3"}, "a credential that nobody needs should not be made"
 
 
 def test_every_mount_has_its_volume_and_every_volume_its_mount(manifests: Installation) -> None:
@@ -476,6 +477,7 @@ def pod_of(manifests: Installation, owner: str) -> Pod:
 
 COMPONENT = Elsewhere("kubeflow", {"pipelines.kubeflow.org/v2_component": "true"})
 OPERATOR = Elsewhere("kuberay-system", {"app.kubernetes.io/component": "kuberay-operator"})
+IMPOSTOR = Elsewhere("default", {"app.kubernetes.io/component": "kuberay-operator"})
 STRANGER = Elsewhere("default", {"app": "shell"})
 DNS = Elsewhere("kube-system", {"k8s-app": "kube-dns"})
 MYSQL = Elsewhere("kubeflow", {"app": "mysql"})
@@ -511,6 +513,7 @@ WEB, METADATA, PRIVATE = Elsewhere(address="93.184.216.34"), Elsewhere(address="
         (COMPONENT, "RayJob/filter/head", 8265, False),
         (OPERATOR, "RayJob/filter/head", 8265, True),
         (OPERATOR, "StatefulSet/object-store", 8333, False),
+        (IMPOSTOR, "RayJob/filter/head", 8265, False),
         (STRANGER, "StatefulSet/object-store", 8333, False),
         (STRANGER, "Deployment/mlflow", 5000, False),
         (STRANGER, "RayJob/crawl/head", 8265, False),
@@ -525,6 +528,8 @@ WEB, METADATA, PRIVATE = Elsewhere(address="93.184.216.34"), Elsewhere(address="
         ("RayJob/crawl/worker", Elsewhere(address=PRIVATE), 80, False),
         ("RayJob/crawl/worker", Elsewhere(address="fd00::1"), 443, False),
         ("RayJob/crawl/worker", Elsewhere(address="::ffff:10.1.2.3"), 443, False),
+        ("RayJob/crawl/worker", Elsewhere(address="2002:a01:203::1"), 443, False),
+        ("RayJob/crawl/worker", Elsewhere(address="64:ff9b:1::a01:203"), 443, False),
         ("RayJob/filter/worker", WEB, 443, False),
         ("RayJob/pretrain/worker", WEB, 443, False),
         ("StatefulSet/postgres", WEB, 443, False),
@@ -635,10 +640,12 @@ def test_shell_scripts_parse(manifests: Installation) -> None:
 def test_the_jobs_own_commands_parse(manifests: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     """The arguments of `python -m infra.cluster` are those it takes."""
     calls: list[tuple[Any, ...]] = []
-    for name in ("make_credentials", "make_buckets", "make_mlflow_user", "back_up"):
+    for name in ("make_credentials", "make_buckets", "make_mlflow_users", "back_up"):
         monkeypatch.setattr(cluster, name, lambda *given: calls.append(given))
-    monkeypatch.setenv("STAGES_USERNAME", "stages")
-    monkeypatch.setenv("STAGES_PASSWORD", "password")
+    users = {name.upper(): {"USERNAME": name, "PASSWORD": f"{name}s-password"} for name in ("stages", "search")}
+    for user, values in users.items():
+        for key, value in values.items():
+            monkeypatch.setenv(f"{user}_{key}", value)
     monkeypatch.setenv("WUKONG_BUCKETS", named(manifests, "ConfigMap")["wukong-settings"]["data"]["WUKONG_BUCKETS"])
     for pod in pods(manifests):
         for container in pod.containers:
@@ -646,7 +653,7 @@ def test_the_jobs_own_commands_parse(manifests: Installation, monkeypatch: pytes
                 cluster.main(container["command"][3:])
     one_key = "minio" in named(manifests, "StatefulSet")
     made = ("wukong", "kubeflow", one_key)
-    expected = [("s3://wukong", "file:///backups/manifests", 30), made, (["wukong", "mlflow"],), ("stages", "password")]
+    expected = [("s3://wukong", "file:///backups/manifests", 30), made, (["wukong", "mlflow"],), (*users.values(),)]
     assert sorted(map(str, calls)) == sorted(map(str, expected))
 
 

@@ -7,6 +7,7 @@ import api_server
 import measured
 import numpy as np
 import pytest
+import requests
 from mlflow_server import MlflowServer
 
 from infra import cluster
@@ -65,7 +66,10 @@ def made(server: MlflowServer, secrets: Mapping[str, Mapping[str, str]]) -> Mapp
         become(secrets["wukong/mlflow-admin"], patch)
         patch.setenv("STAGES_USERNAME", given["MLFLOW_TRACKING_USERNAME"])
         patch.setenv("STAGES_PASSWORD", given["MLFLOW_TRACKING_PASSWORD"])
-        cluster.main(["mlflow-user"])
+        search = secrets["wukong/search-mlflow"]
+        patch.setenv("SEARCH_USERNAME", search["MLFLOW_TRACKING_USERNAME"])
+        patch.setenv("SEARCH_PASSWORD", search["MLFLOW_TRACKING_PASSWORD"])
+        cluster.main(["mlflow-users"])
     return given
 
 
@@ -157,6 +161,47 @@ def test_stages_may_do_nothing_else(
     assert refused.value.status == 403
 
 
+def test_the_search_page_reads_models_and_changes_nothing(
+    stages: Mapping[str, str],
+    secrets: Mapping[str, Mapping[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its pod is asked by everybody who may see the page."""
+    server = Server()
+    experiment = server.experiment("searched")
+    run = server.create_run(experiment, "first", {}).run_id
+    client = mlflow.MlflowClient()
+    (tmp_path / "weights").write_bytes(b"weights")
+    client.log_artifact(run, str(tmp_path / "weights"), "model")
+    client.create_registered_model("searched")
+    client.create_model_version("searched", f"mlflow-artifacts:/{experiment}/{run}/artifacts/model", run)
+    client.set_registered_model_alias("searched", "champion", "1")
+    become(secrets["wukong/search-mlflow"], monkeypatch)
+    folder = mlflow.artifacts.download_artifacts("models:/searched@champion", dst_path=str(tmp_path / "got"))
+    assert (Path(folder) / "weights").read_bytes() == b"weights"
+    attempts: list[tuple[str, str, dict[str, object]]] = [
+        ("POST", "registered-models/alias", {"name": "searched", "alias": "champion", "version": "1"}),
+        ("DELETE", "registered-models/alias", {"name": "searched", "alias": "champion"}),
+        ("POST", "registered-models/set-tag", {"name": "searched", "key": "wukong.champion", "value": "x"}),
+        ("POST", "model-versions/set-tag", {"name": "searched", "version": "1", "key": "a", "value": "b"}),
+        ("DELETE", "model-versions/delete", {"name": "searched", "version": "1"}),
+        ("DELETE", "registered-models/delete", {"name": "searched"}),
+        ("POST", "model-versions/create", {"name": "searched", "source": f"mlflow-artifacts:/{experiment}"}),
+        ("POST", "runs/create", {"experiment_id": experiment}),
+        ("POST", "runs/set-tag", {"run_id": run, "key": "a", "value": "b"}),
+        ("POST", "runs/delete", {"run_id": run}),
+        ("POST", "experiments/update", {"experiment_id": experiment, "new_name": "b"}),
+        ("POST", "users/create", {"username": "another", "password": "of twelve letters"}),
+    ]
+    for method, endpoint, values in attempts:
+        with pytest.raises(MlflowError) as refused:
+            Server().ask(method, endpoint, values)
+        assert refused.value.status == 403, endpoint
+    with pytest.raises(requests.HTTPError, match="403"):
+        client.log_artifact(run, str(tmp_path / "weights"), "model/other")
+
+
 def test_who_has_no_password_reaches_nothing(stages: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     with pytest.raises(MlflowError, match=r"401.*MLFLOW_TRACKING_PASSWORD") as refused:
@@ -169,7 +214,9 @@ def test_a_new_password_is_taken_over(
     stages: Mapping[str, str], secrets: Mapping[str, Mapping[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     become(secrets["wukong/mlflow-admin"], monkeypatch)
-    cluster.make_mlflow_user("stages", "a new one, renewed")
+    search = secrets["wukong/search-mlflow"]
+    others = {key: search[f"MLFLOW_TRACKING_{key}"] for key in ("USERNAME", "PASSWORD")}
+    cluster.make_mlflow_users({"USERNAME": "stages", "PASSWORD": "a new one, renewed"}, others)
     become({**stages, "MLFLOW_TRACKING_PASSWORD": "a new one, renewed"}, monkeypatch)
     assert Server().experiment("mine")
     become(stages, monkeypatch)
@@ -182,5 +229,6 @@ def test_an_administrator_who_is_the_stages_user_too_is_left_alone(
     server: MlflowServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "wukong")
-    cluster.make_mlflow_user("wukong", "unused")
-    assert "stages use MLflow's administrator" in caplog.text
+    one = {"USERNAME": "wukong", "PASSWORD": "unused"}
+    cluster.make_mlflow_users(one, one)
+    assert "wukong is MLflow's administrator" in caplog.text

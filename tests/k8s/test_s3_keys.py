@@ -17,10 +17,11 @@ from botocore.exceptions import ClientError
 from manifests import named, plain
 
 from infra import cluster
+from wukong import storage
 
 KEYS = {
     name: {"AWS_ACCESS_KEY_ID": f"{name}-access-key", "AWS_SECRET_ACCESS_KEY": f"{name}-secret"}
-    for name in ("wukong-s3", "mlflow-s3", "setup-s3")
+    for name in ("wukong-s3", "mlflow-s3", "search-s3", "setup-s3")
 }
 PORTS = (
     *("-s3.port", "-s3.port.grpc", "-master.port", "-volume.port", "-filer.port", "-master.port.grpc"),
@@ -111,3 +112,45 @@ def test_a_key_opens_its_bucket_and_no_other(address: str, name: str, own: str, 
             ask()
         assert error.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403, what
     client(address, "setup-s3").delete_object(Bucket=other, Key="theirs")
+
+
+@pytest.mark.slow
+def test_the_search_pages_key_reads_and_writes_nothing_but_indexes(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (KEYS["search-s3"] | {"AWS_ENDPOINT_URL_S3": address, "AWS_REGION": "us-east-1"}).items():
+        monkeypatch.setenv(name, value)
+    owner, page = client(address, "wukong-s3"), client(address, "search-s3")
+    for key in ("demo/filter/KEY/manifest.json", "experiments/a.json", "indexes-of-others/a"):
+        owner.put_object(Bucket="wukong", Key=key, Body=b"{}")
+    assert storage.read_json("s3://wukong/demo/filter/KEY/manifest.json") == {}
+    assert storage.list_files("s3://wukong/demo") == ["s3://wukong/demo/filter/KEY/manifest.json"]
+    storage.write_json("s3://wukong/indexes/KEY/manifest.json", {"made": "here"})
+    assert storage.read_json("s3://wukong/indexes/KEY/manifest.json") == {"made": "here"}
+    client(address, "setup-s3").put_object(Bucket="mlflow", Key="theirs", Body=b"x")
+    refused: dict[str, Callable[[], Any]] = {
+        "put": lambda: page.put_object(Bucket="wukong", Key="demo/filter/KEY/manifest.json", Body=b"x"),
+        "put more": lambda: page.put_object(Bucket="wukong", Key="more", Body=b"x"),
+        "put beside": lambda: page.put_object(Bucket="wukong", Key="indexes-of-others/a", Body=b"x"),
+        "delete": lambda: page.delete_object(Bucket="wukong", Key="experiments/a.json"),
+        "delete many": lambda: page.delete_objects(
+            Bucket="wukong", Delete={"Objects": [{"Key": "experiments/a.json"}]}
+        ),
+        "copy": lambda: page.copy_object(
+            Bucket="wukong", Key="demo/b", CopySource={"Bucket": "wukong", "Key": "experiments/a.json"}
+        ),
+        "upload": lambda: page.create_multipart_upload(Bucket="wukong", Key="demo/b"),
+        "drop": lambda: page.delete_bucket(Bucket="wukong"),
+        "policy": lambda: page.put_bucket_policy(Bucket="wukong", Policy="{}"),
+        "get": lambda: page.get_object(Bucket="mlflow", Key="theirs"),
+        "list": lambda: page.list_objects_v2(Bucket="mlflow"),
+    }
+    for what, ask in refused.items():
+        try:
+            answer = ask()
+        except ClientError as error:
+            assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 403, what
+        else:
+            assert [each["Code"] for each in answer["Errors"]] == ["AccessDenied"], what
+    assert owner.get_object(Bucket="wukong", Key="demo/filter/KEY/manifest.json")["Body"].read() == b"{}"
+    assert owner.get_object(Bucket="wukong", Key="experiments/a.json")["Body"].read() == b"{}"

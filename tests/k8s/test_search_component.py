@@ -11,6 +11,8 @@ import jsonschema
 import yaml
 from manifests import FOLDER, build, named
 
+from infra import cluster
+
 HERE = FOLDER / "components" / "serve"
 ROOT = FOLDER.parent
 (SERVICE,) = yaml.safe_load_all((HERE / "search.yaml").read_text(encoding="utf-8"))
@@ -77,6 +79,17 @@ def test_the_network_lets_people_in_and_only_the_store_and_mlflow_out() -> None:
         for peer in rule["to"]
     }
     assert reached == {"search", "mlflow", "object-store"}
+
+
+def test_its_key_and_its_user_are_its_own() -> None:
+    """What these may do is tried in test_s3_keys.py and test_mlflow_users.py."""
+    (container,) = POD["spec"]["containers"]
+    given = {source["secretRef"]["name"] for source in container["envFrom"] if "secretRef" in source}
+    assert given == {"search-s3", "search-mlflow"}
+    assert "wukong-s3" not in str(POD) and "wukong-mlflow" not in str(POD)
+    (application,) = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])["applications"]
+    index = application["args"]["index"].removeprefix("s3://")
+    assert f"Write:{index}/*" in cluster._S3_ACTIONS["search-s3"]
 
 
 def test_the_overlay_of_the_docs_builds(tmp_path: Path) -> None:

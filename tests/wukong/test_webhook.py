@@ -40,8 +40,9 @@ class Receiver:
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     monkeypatch.setattr(webhook, "_PAUSE", 0.01)
-    monkeypatch.setenv("SECRET", "geheim")
     made = Receiver()
+    monkeypatch.setenv("WUKONG_WEBHOOK_URL", made.url)
+    monkeypatch.setenv("WUKONG_WEBHOOK_SECRET", "geheim")
     thread = threading.Thread(target=made.server.serve_forever, args=(0.01,))
     thread.start()
     yield made
@@ -51,7 +52,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
 
 
 def test_an_event_is_signed(receiver: Receiver) -> None:
-    assert webhook.send(receiver.url, "SECRET", "alias.moved", {"model": "悟空"})
+    assert webhook.send("alias.moved", {"model": "悟空"})
     ((headers, body),) = receiver.requests
     assert json.loads(body) == {"event": "alias.moved", "model": "悟空"}
     signed = headers["X-Wukong-Timestamp"].encode() + b"." + body
@@ -65,22 +66,30 @@ def test_it_is_repeated_where_that_may_help(
 ) -> None:
     receiver.statuses = statuses
     with caplog.at_level(logging.WARNING):
-        assert webhook.send(receiver.url, "SECRET", "alias.moved", {}) is taken
+        assert webhook.send("alias.moved", {}) is taken
     assert len(receiver.requests) == attempts
     assert len({headers["X-Wukong-Delivery"] for headers, _ in receiver.requests}) == 1
     assert ("did not take" in caplog.text) is not taken
     assert "geheim" not in caplog.text and "hidden" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:1/hook?token=hidden", "hidden", "http://[hidden", "file:///hidden"]
+)
 def test_a_failure_is_logged_without_secrets(
-    receiver: Receiver, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    receiver: Receiver, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    gone = "http://127.0.0.1:1/hook?token=hidden"
+    monkeypatch.setenv("WUKONG_WEBHOOK_URL", address)
     with caplog.at_level(logging.WARNING):
-        assert not webhook.send(gone, "SECRET", "alias.moved", {})
-        monkeypatch.delenv("SECRET")
-        assert not webhook.send(receiver.url, "SECRET", "alias.moved", {})
-    assert "the variable SECRET, which holds its secret, is not set" in caplog.text
-    assert receiver.requests == [] and "hidden" not in caplog.text
-    assert webhook.send(receiver.url, "", "alias.moved", {}), "without a signature, as asked for"
+        assert not webhook.send("alias.moved", {})
+    assert "alias.moved" in caplog.text
+    assert receiver.requests == [] and "hidden" not in caplog.text and "geheim" not in caplog.text
+
+
+def test_nobody_is_told_unless_the_operator_says_so(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WUKONG_WEBHOOK_SECRET")
+    assert webhook.send("alias.moved", {}), "without a signature, where there is no secret"
     assert "X-Wukong-Signature" not in receiver.requests[0][0]
+    monkeypatch.setenv("WUKONG_WEBHOOK_URL", "")
+    assert not webhook.send("alias.moved", {})
+    assert len(receiver.requests) == 1

@@ -9,6 +9,7 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from wukong.errors import ConfigError
 
@@ -24,6 +25,7 @@ _REFUSED = tuple(
         "64:ff9b:1::/48",
         "100::/32",
         "2001::/23",
+        "2002::/16",
         "3fff::/20",
         "5f00::/16",
         "fec0::/10",
@@ -35,7 +37,8 @@ def is_public(address: str) -> bool:
     """Return whether an IP address, given as text, is public.
 
     These are not public: private, loopback, link-local, CGNAT, multicast, reserved and unspecified addresses; IPv6
-    addresses that embed such an IPv4 address (mapped, 6to4, NAT64); all Teredo addresses.
+    addresses that embed such an IPv4 address (mapped, NAT64); all addresses of Teredo, of 6to4, and of local NAT64. The
+    crawler's policy in ``k8s/base/network.yaml`` lets out to the same addresses.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and (embedded := _embedded(ip)) is not None:
@@ -48,9 +51,7 @@ def is_public(address: str) -> bool:
 def _embedded(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     if ip.ipv4_mapped is not None:
         return ip.ipv4_mapped
-    if ip.sixtofour is not None:
-        return ip.sixtofour
-    if ip in _NAT64 or int(ip) >> 32 == 0:  # NAT64, and the long deprecated ::a.b.c.d
+    if ip in _NAT64:
         return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
     return None
 
@@ -92,6 +93,23 @@ class ConnectTo:
     def from_environment(cls) -> "ConnectTo":
         """Parse the environment variable ``WUKONG_CONNECT_TO``; no hosts if it is not set."""
         return cls.parse(os.environ.get(CONNECT_TO, ""))
+
+    def of_crawl(self, endpoint: str) -> "ConnectTo":
+        """Return the hosts that a crawl may reach at their chosen address.
+
+        These are all of them if the crawl searches one of them, as the demo does, or reads a list that the operator
+        names. Any other search engine's results come from strangers, who must not reach what was opened for another
+        crawl: then there are none.
+
+        Args:
+            endpoint: ``crawl.endpoint``: a search engine's URL, or the URI of a list.
+        """
+        parts = urlsplit(endpoint)
+        return ConnectTo({}) if parts.scheme in {"http", "https"} and parts.hostname not in self.targets else self
+
+    def may_follow(self, url: str, location: str) -> bool:
+        """Return whether a redirect may be followed: a host with a chosen address is entered from another one alone."""
+        return urlsplit(location).hostname not in self.targets or urlsplit(url).hostname in self.targets
 
     def allows(self, host: str, address: str, port: int) -> bool:
         """Return whether a request to ``host`` may connect to this address."""

@@ -130,6 +130,7 @@ class Fetcher:
     ) -> None:
         polite = config.politeness
         self._config = config
+        self._connect_to = connect_to
         self._product = robots.product_token(polite.user_agent)
         self._opt_out = OptOut.load(polite.opt_out) if polite.opt_out else OptOut()
         self._rules = robots.RobotsCache() if rules is None else rules
@@ -218,7 +219,9 @@ class Fetcher:
             if held is not None:
                 response.said = usage.combined(said)
                 return response, held
-            target = normalise(response.location or "")
+            previous, target = target, normalise(response.location or "")
+            if not self._connect_to.may_follow(previous, target):
+                raise FetchError(Status.FORBIDDEN_ADDRESS, "a redirect leads to a host whose address was chosen")
         raise FetchError(Status.REDIRECT_ERROR, f"more than {MAX_REDIRECTS} redirects", http_status=response.status)
 
     async def _request(

@@ -1,6 +1,7 @@
 """The search page and its JSON API as one ASGI application; the page fetches nothing from elsewhere."""
 
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -34,6 +35,7 @@ _ASSETS = {"style.css": "text/css", "page.js": "text/javascript", "icon.svg": "i
 _FOR_A_DAY = {"cache-control": "private, max-age=86400"}
 _ON_PAGE, _CAPTIONS_ON_PAGE = 24, 10
 _ALL_HOSTS = "*"
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]]+?)\.?(:\d{1,5})?")
 _API_VERSION = "1"
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": answers.Problem, "description": text}
@@ -61,8 +63,8 @@ def create_app(service: Service, hosts: Sequence[str] = (_ALL_HOSTS,)) -> FastAP
 
     Args:
         service: what answers; the application closes it when it ends.
-        hosts: names under which it may be asked, without ports; ``*`` for any. A server on loopback names its own, so
-            that no web page can reach it under a name that resolves to loopback.
+        hosts: names under which it may be asked, without ports, IPv6 addresses in brackets; ``*`` for any. A server on
+            loopback names its own, so that no web page can reach it under a name that resolves to loopback.
     """
 
     @asynccontextmanager
@@ -153,7 +155,8 @@ class Guard:
         if _ALL_HOSTS in self._hosts:
             return True
         host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
-        return host.rsplit(":", 1)[0].lower() in self._hosts
+        found = _HOST.fullmatch(host.lower())
+        return found is not None and found["name"] in self._hosts
 
 
 def _add_api(app: FastAPI, service: Service, metrics: Metrics) -> None:

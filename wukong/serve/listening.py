@@ -1,5 +1,6 @@
-"""The socket of a server."""
+"""The socket of a server, and the names under which it may be asked."""
 
+import ipaddress
 import socket
 
 from wukong.errors import ConfigError
@@ -27,3 +28,25 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host}, port {port} ({error.strerror}): give another --port") from error
     found.listen(2048)
     return found
+
+
+def address(listening: socket.socket) -> str:
+    """Return the address of a server's socket as it stands in a URL; one that listens everywhere is on this machine."""
+    host = str(listening.getsockname()[0]).partition("%")[0]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - what is shown, not what is bound
+    return f"[{shown}]" if ":" in shown else shown
+
+
+def hosts(listening: socket.socket, host: str) -> tuple[str, ...]:
+    """Return the names under which a server may be asked, without ports; ``*`` for any, if it is not on loopback.
+
+    Args:
+        listening: its socket. What it is bound to decides, because loopback has many names.
+        host: what the user calls it.
+    """
+    bound = ipaddress.ip_address(str(listening.getsockname()[0]).partition("%")[0])
+    mapped = bound.ipv4_mapped if isinstance(bound, ipaddress.IPv6Address) else None
+    if not (mapped or bound).is_loopback:
+        return ("*",)
+    called = f"[{host}]" if ":" in host else host
+    return ("127.0.0.1", "localhost", "[::1]", address(listening), called.lower().rstrip("."))

@@ -86,6 +86,24 @@ def test_only_the_configured_host_may_connect_to_its_target() -> None:
 
 
 @pytest.mark.parametrize(
+    ("endpoint", "opened"),
+    [
+        ("http://images.test/search/acjson", True),
+        ("https://IMAGES.test:8443/search", True),
+        ("s3://wukong/urls.csv", True),
+        ("file:///images.test", True),
+        ("https://image.baidu.com/search/acjson", False),
+        ("http://images.test.evil.test/", False),
+        ("http://searx.test/?of=images.test", False),
+    ],
+)
+def test_only_a_crawl_of_a_chosen_host_reaches_chosen_addresses(endpoint: str, opened: bool) -> None:
+    connect_to = ConnectTo.parse("images.test=127.0.0.1:8080").of_crawl(endpoint)
+    assert connect_to.allows("images.test", "127.0.0.1", 8080) is opened
+    assert bool(connect_to.targets) is opened
+
+
+@pytest.mark.parametrize(
     "text", ["images.test", "images.test=localhost:80", "=127.0.0.1:80", "a=127.0.0.1:0", "a=1.2.3.4"]
 )
 def test_malformed_mappings_are_explained(text: str) -> None:

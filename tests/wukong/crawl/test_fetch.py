@@ -282,6 +282,28 @@ def test_a_name_that_resolves_differently_the_second_time(web: Web, crawl_config
         inside.stop()
 
 
+def test_no_redirect_of_a_stranger_leads_to_a_chosen_address(web: Web, crawl_config, monkeypatch) -> None:
+    """The stranger's address counts as public here; the inside is a host whose address the operator chose."""
+    inside, redirect = Web(address="127.0.0.2"), {"Location": f"http://{HOST}/x"}
+    inside.fallback = answering(b"secret", "text/plain")
+    web.fallback = answering(b"", status="302 Found", **redirect)
+    monkeypatch.setattr(addresses, "is_public", lambda address: address == "127.0.0.1")
+
+    async def run() -> Any:
+        fetcher = Fetcher(crawl_config(politeness={"robots_txt": False}), ConnectTo({HOST: inside.connect_to}))
+        with pytest.raises(FetchError) as refused:
+            async with fetcher.get(f"http://127.0.0.1:{web.port}/a"):
+                pass
+        fetcher.close()
+        return refused.value.status
+
+    try:
+        assert asyncio.run(run()) is Status.FORBIDDEN_ADDRESS
+        assert web.requests and not inside.requests
+    finally:
+        inside.stop()
+
+
 def test_answers_in_use_count_as_in_flight(web: Web, crawl_config) -> None:
     web.fallback = OK
     held: list[int] = []

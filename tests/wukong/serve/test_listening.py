@@ -1,4 +1,4 @@
-"""The server's socket sends at once, and a port that cannot be had is named."""
+"""The server sends at once, names a port that it cannot have, and on loopback answers to its own names alone."""
 
 import asyncio
 import socket
@@ -6,7 +6,8 @@ import socket
 import pytest
 
 from wukong.errors import ConfigError
-from wukong.serve.listening import listen
+from wukong.serve.app import Guard
+from wukong.serve.listening import address, hosts, listen
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -38,3 +39,62 @@ def test_a_port_that_is_taken_is_named() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1, port {port} .*give another --port"):
             listen("127.0.0.1", port)
+
+
+class Bound:
+    """A socket that is bound to an address; tests bind to loopback alone."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+
+    def getsockname(self) -> tuple[str, int]:
+        return self.host, 8500
+
+
+def served(names: tuple[str, ...], host: str) -> bool:
+    guard = Guard(app=None, metrics=None, hosts=names)
+    return guard._served({"headers": [(b"host", host.encode("latin-1"))] if host else []})
+
+
+LOOPBACK = ["127.0.0.1", "127.0.0.2", "localhost", "LOCALHOST", "::1", "0:0:0:0:0:0:0:1", "::ffff:127.0.0.1"]
+OWN = ["127.0.0.1:8500", "127.0.0.1", "localhost:8500", "LocalHost:8500", "localhost.:8500", "[::1]:8500", "[::1]"]
+FOREIGN = [
+    *("", "evil.test", "evil.test:8500", "localhost.evil.test:8500", "127.0.0.1.evil.test", "evil.test:127.0.0.1"),
+    *(
+        "[::1].evil.test",
+        "[::1",
+        "::1",
+        "::1:8500",
+        "127.0.0.1:8500:1",
+        "127.0.0.1:",
+        "127.0.0.1:x",
+        "localhost..:8500",
+    ),
+    *("[::1]:8500@evil.test", "evil.test#127.0.0.1", "[::2]:8500", " 127.0.0.1", "user@127.0.0.1:8500"),
+]
+
+
+@pytest.mark.parametrize("host", LOOPBACK)
+def test_a_server_on_loopback_answers_to_its_own_names_alone(host: str) -> None:
+    """Else a page elsewhere, whose name resolves to loopback, reads what is served here."""
+    try:
+        listening = listen(host, 0)
+    except (ConfigError, OSError):
+        pytest.skip(f"this machine has no {host}")
+    with listening:
+        names = hosts(listening, host)
+        shown = address(listening)
+    assert [name for name in OWN if not served(names, name)] == []
+    assert [name for name in FOREIGN if served(names, name)] == []
+    assert served(names, f"{shown}:8500"), "the link that it prints"
+    assert served(names, f"[{host}]:8500" if ":" in host else f"{host}:8500"), "what the user calls it"
+
+
+@pytest.mark.parametrize(
+    ("bound", "shown"),
+    [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("192.0.2.7", "192.0.2.7"), ("2001:db8::7", "[2001:db8::7]")],
+)
+def test_a_server_for_others_answers_to_every_name(bound: str, shown: str) -> None:
+    assert hosts(Bound(bound), bound) == ("*",)
+    assert address(Bound(bound)) == shown
+    assert served(("*",), "search.example.org")
