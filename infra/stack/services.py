@@ -141,7 +141,6 @@ class ObjectStore(Service):
             "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1",
             "-s3",
-            "-s3.iam=false",
             f"-s3.config={stack.home / 's3.json'}",
             f"-s3.port={port['s3']}",
             f"-s3.port.grpc={port['weed_s3_grpc']}",
