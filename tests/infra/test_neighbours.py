@@ -146,7 +146,7 @@ def listening(held: Stack) -> dict[int, str]:
 
 def test_nothing_of_the_object_store_is_open_without_a_key(running: Stack) -> None:
     ports = [port for port, service in listening(running).items() if service == "seaweedfs"]
-    assert len(ports) == 10, "those that are asked for, and the admin's gRPC"
+    assert len(ports) == 8, "those that are asked for, and no other"
     for port in ports:
         plain, encrypted = as_nobody(lambda at=port: (attempts(at, tls=False), attempts(at, tls=True)))
         for method, path, headers, answer in [*plain, *encrypted]:
