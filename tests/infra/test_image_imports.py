@@ -40,6 +40,8 @@ ALLOWED = {
     ("wukong.curate.text.units", "wukong.data.tokenizer"),
     # What a job's attempt publishes; components make no attempt.
     *(("wukong.conditional_store", name) for name in ("boto3", "botocore.config", "botocore.exceptions")),
+    # Scoring answers of an earlier version anew: where there is no torch, the model is evaluated anew instead.
+    *(("wukong.evaluate.stored", f"wukong.evaluate.{name}") for name in ("holdouts", "data_set")),
     # Where CUDA's builds of torch have brought triton.
     ("wukong.model.similarity", "wukong.model.token_triton"),
 }

@@ -42,6 +42,7 @@ def test_a_crawl_becomes_shards_and_every_row_is_accounted_for(tmp_path, make_cr
     assert manifest.counts["pairs"] == len(successes)
     assert {k: v for k, v in manifest.dropped.items() if k != "held_back"} == {
         "size": 1, "aspect_ratio": 1, "meaningless": 1, "language": 1, "length": 1, "frequency": 11, "sensitive": 1,
+        "usage": 0,
     }  # fmt: skip
     splits = {name: manifest.counts[name] for name in ("train", "new-style", "new-style-new-word", "new-word")}
     assert sum(splits.values()) + manifest.dropped["held_back"] == manifest.counts["kept"]

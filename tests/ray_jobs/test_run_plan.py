@@ -39,9 +39,9 @@ def finished(experiment: Experiment) -> dict[str, Manifest]:
     stage = places.crawl(experiment).stage
     nothing = dict.fromkeys(("urls", "queries", "queries_failed", "transient", *Status), 0)
     crawled = stage.commit([], counts=nothing | {"urls": 1, Status.SUCCESS: 1})
-    settings = experiment.filter.model_dump(mode="json") | {"seed": experiment.seed}
-    kept = Stage(experiment.root, "filter", settings, [crawled], version=stages.of("filter").version).commit([])
-    shown = experiment.model_dump(mode="json", include={"name", "about", "sources", "seed", "filter", "validation"})
+    kept = places.filtering(experiment, crawled).commit([])
+    shown = experiment.model_dump(mode="json", include={"name", "about", "sources", "filter", "validation"})
+    shown |= {"seed": shown["filter"].pop("seed")}
     version = stages.of("validate").version
     gate = Stage(experiment.root, "validate", {**shown, "reference_digest": None}, [kept], version=version)
     return {"crawl": crawled, "filter": kept, "validate": gate.commit([])}
@@ -72,7 +72,8 @@ def test_what_is_finished_is_reused(experiment: Experiment) -> None:
 @pytest.mark.parametrize(
     ("changes", "reused"),
     [
-        ({"seed": 1}, {"crawl"}),
+        ({"seed": 1}, {"crawl", "filter", "validate"}),
+        ({"filter": {"seed": 1}}, {"crawl"}),
         ({"filter": {"max_length": 20}}, {"crawl"}),
         ({"validation": {"min_pairs": 5}}, {"crawl", "filter"}),
         ({"pretrain": {"epochs": 3}}, {"crawl", "filter", "validate"}),

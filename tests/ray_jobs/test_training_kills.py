@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_training_validation import Given, InProcess, experiment
 from test_training_validation import given as given  # noqa: PLC0414 - the fixture
+from test_training_validation import in_process as in_process  # noqa: PLC0414 - the fixture
 from test_training_validation import logged as logged  # noqa: PLC0414 - the fixture
 
 from ray_jobs import training

@@ -1,6 +1,5 @@
 """A training stage with validation, from stored features, with its one worker in this process in place of Ray Train."""
 
-import json
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,6 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from ray_jobs import training
 from wukong import choices, config, fence, places, storage, tracking
@@ -87,9 +85,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
         storage.write_bytes(filtered.path(f"{split}/00000.tar"), b"")
         parts += [filtered.describe(f"{split}/00000{suffix}", len(keys)) for suffix in (".parquet", ".tar")]
         noisy = of_name.repeat(copies, 1) + torch.randn(len(keys), width, generator=drawn)
-        path = Path(storage.filesystem(stored[split].path(features.path_of(split, "00000", 0)))[1])
-        path.parent.mkdir(parents=True)
-        save_file({"features": noisy.half()}, path, metadata={"keys": json.dumps(keys)})
+        features.write(stored[split].path(features.path_of(split, "00000", 0)), keys, noisy.half())
     made = {
         name: stage.commit([stage.describe(features.path_of(name, "00000", 0), len(NAMES))])
         for name, stage in stored.items()

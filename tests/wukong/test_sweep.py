@@ -186,12 +186,13 @@ def test_equal_values_have_one_run(tmp_path: Path) -> None:
 
 
 def test_the_best_has_the_largest_value_whatever_is_not_a_number() -> None:
-    trial = sweeps.trial_of(Sweep(name="s", experiment="x", parameters={"pretrain.epochs": [1]}),
-                            Experiment.model_validate(EXPERIMENT), 0, {"pretrain.epochs": 3})  # fmt: skip
+    settings = Sweep(name="s", experiment="x", parameters={"pretrain.epochs": [1]})
+    base = Experiment.model_validate(EXPERIMENT)
+    trials = [sweeps.trial_of(settings, base, number, {"pretrain.epochs": number + 1}) for number in range(4)]
     for values, best in (
         ([math.nan, 0.2, 0.5, None], 2), ([0.1, math.nan], 0), ([-0.5, None, -0.25], 2), ([0.5, 0.5], 0),
         ([math.inf, 0.1], 1),
     ):  # fmt: skip
-        results = [Result(trial, value) for value in values]
+        results = [Result(trial, value) for trial, value in zip(trials, values, strict=False)]
         assert sweeps.best(results) is results[best], values
-    assert sweeps.best([Result(trial, math.nan), Result(trial, None)]) is None
+    assert sweeps.best([Result(trials[0], math.nan), Result(trials[1], None)]) is None

@@ -32,7 +32,7 @@ _NORMAL = re.compile(  # possessive throughout: what does not match is found out
 )
 """Most URLs are in normal form already. Those with another host, a port or another % are looked at closely."""
 
-_CAPTION_NUMBER = re.compile(r"#caption-\d+\Z")
+_CAPTION_NUMBER = re.compile(r"#(?:caption-)?\d+\Z")
 
 
 def normalise(url: str) -> str:
@@ -75,7 +75,8 @@ def normalise(url: str) -> str:
 def identity(url: str) -> str:
     """Return what two spellings of a URL share: its normal form, or the URL itself if it is none of http or https.
 
-    The number of a caption (``#caption-2``, see ``wukong.crawl.own_files``) is kept: each caption makes a pair.
+    The number of a caption is kept, ``#2`` in a list of URLs or ``#caption-2`` of ``wukong.crawl.own_files``: each
+    caption makes a pair.
     """
     if not url[:5].lower().startswith("http") and not url[:1].isspace():
         return url
