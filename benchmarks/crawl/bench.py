@@ -1,6 +1,10 @@
 """Compare the crawl with img2dataset: same server, same images, same output, in one run.
 
     python benchmarks/crawl/bench.py [--count 8000] [--cores 2] [--skip-planning]
+    python benchmarks/crawl/bench.py --before FOLDER [--rounds 4]
+
+With ``--before``, the crawl of an earlier checkout in FOLDER runs in turn with this one instead, and nothing else does.
+The ratio is that of the summed times.
 
 The first run creates, in ``--work`` (by default in the user's cache), an environment for img2dataset and scikit-image,
 and 1,000 images of about 100 KB. Each is served under several URLs. All processes, also the server, run on ``--cores``
@@ -36,6 +40,7 @@ TARGETS = {
     "ssim": ("mean SSIM", 0.97, "at least"),
     "bytes_share": ("bytes read where half fail the size rule", 0.60, "at most"),
     "plan_mib": ("peak memory planning 20 million URLs, MiB", 2048, "at most"),
+    "of_before": ("images/s over those of the version before", 0.97, "at least"),
 }
 
 
@@ -62,8 +67,8 @@ class Memory(threading.Thread):
             self.peak = max(self.peak, total / 2**20)
 
 
-def run(command: list[str], watched: bool = False) -> tuple[str, float]:
-    """Run a command and return its last line of output and, if ``watched``, its peak memory in MiB.
+def run(command: list[str], watched: bool = False, code: Path = HERE.parent.parent) -> tuple[str, float]:
+    """Run a command with a checkout's code; return its last line of output and, if ``watched``, its peak memory in MiB.
 
     Watching reads all page tables of all processes five times a second, which takes a tenth of a core or more. So runs
     that are timed are not watched.
@@ -72,7 +77,7 @@ def run(command: list[str], watched: bool = False) -> tuple[str, float]:
         "OMP_NUM_THREADS": "1",
         "NO_ALBUMENTATIONS_UPDATE": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONPATH": str(HERE.parent.parent),
+        "PYTHONPATH": str(code),
     }
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -128,30 +133,38 @@ def write_list(path: Path, host: str, names: list[str], count: int) -> Path:
     return path
 
 
-def crawl(work: Path, server: Server, listed: Path, cores: int, watched: bool = False) -> tuple[dict, float]:
+def crawl(
+    work: Path, server: Server, listed: Path, cores: int, watched: bool = False, code: Path = HERE.parent.parent
+) -> tuple[dict, float]:
     store = work / "wukong"
     shutil.rmtree(store, ignore_errors=True)
     os.environ["WUKONG_CONNECT_TO"] = f"pictures.test=127.0.0.1:{server.port}"
     command = [sys.executable, str(HERE / "run_wukong.py"), str(listed), str(store), server.port, str(cores)]
-    output, peak = run(command, watched)
+    output, peak = run(command, watched, code)
     return json.loads(output), peak
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=8_000)
-    parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=Path("~/.cache/wukong/bench-crawl").expanduser())
-    parser.add_argument("--skip-planning", action="store_true")
-    options = parser.parse_args()
-    work, cores = options.work, options.cores
-    work.mkdir(parents=True, exist_ok=True)
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-    peers = prepare(work)
+def beside(before: Path, rounds: int, count: int, work: Path, cores: int) -> float:
+    """Crawl in turn with this code and with that of an earlier checkout; return the ratio of their speeds."""
+    server = Server(work / "pictures")
     names = sorted(path.name for path in (work / "pictures").iterdir())
-    figures: dict[str, float] = {"load": os.getloadavg()[0]}
-    print(f"{options.count} pictures, {cores} cores, load {figures['load']:.1f}", flush=True)
+    listed = write_list(work / "wukong.parquet", "pictures.test", names, count)
+    seconds = {"this": 0.0, "before": 0.0}
+    for number in range(rounds):
+        sides = [("this", HERE.parent.parent), ("before", before.resolve())]
+        for side, code in sides if number % 2 == 0 else reversed(sides):
+            result, _ = crawl(work, server, listed, cores, code=code)
+            assert result["counts"]["success"] == count, result["counts"]
+            seconds[side] += result["seconds"]
+            print(f"{side}: {count / result['seconds']:.0f} images/s", flush=True)
+    server.stop()
+    return seconds["before"] / seconds["this"]
 
+
+def measured(options: argparse.Namespace, names: list[str], peers: Path) -> dict[str, float]:
+    """Measure the crawl, its pictures and its plan, and img2dataset beside it."""
+    work, cores = options.work, options.cores
+    figures: dict[str, float] = {}
     figures["decode_per_second"] = float(
         run([sys.executable, str(HERE / "run_decode.py"), str(work / "pictures"), "4000", str(cores)])[0]
     )
@@ -202,6 +215,30 @@ def main() -> None:
         shutil.rmtree(folder)
         figures |= {"plan_mib": planned["peak_mib"], "plan_seconds": planned["seconds"]}
         print(f"20 million URLs planned in {planned['seconds']:.0f} s, {planned['peak_mib']:.0f} MiB", flush=True)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=8_000)
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("~/.cache/wukong/bench-crawl").expanduser())
+    parser.add_argument("--skip-planning", action="store_true")
+    parser.add_argument("--before", type=Path, help="folder of an earlier checkout")
+    parser.add_argument("--rounds", type=int, default=4)
+    options = parser.parse_args()
+    work, cores = options.work, options.cores
+    work.mkdir(parents=True, exist_ok=True)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    peers = prepare(work)
+    names = sorted(path.name for path in (work / "pictures").iterdir())
+    figures: dict[str, float] = {"load": os.getloadavg()[0]}
+    print(f"{options.count} pictures, {cores} cores, load {figures['load']:.1f}", flush=True)
+
+    if options.before:
+        figures["of_before"] = beside(options.before, options.rounds, options.count, work, cores)
+    else:
+        figures |= measured(options, names, peers)
 
     figures["when"] = time.time()
     (work / "results.json").write_text(json.dumps(figures, indent=2) + "\n")
