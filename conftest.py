@@ -4,6 +4,7 @@ Not in ``tests/``: that folder would come before the packages whose names its fo
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +41,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def own_variables() -> Iterator[None]:
-    """Environment variables that a test sets, or what it calls, are gone after it."""
-    before = dict(os.environ)
+    """Environment variables that a test sets, or what it calls, are gone after it, and so are places of modules.
+
+    MLflow leaves the code of each model that it loads in ``sys.path``, where processes of later tests find it first.
+    """
+    variables, places = dict(os.environ), list(sys.path)
     yield
     os.environ.clear()
-    os.environ.update(before)
+    os.environ.update(variables)
+    sys.path[:] = places
 
 
 @pytest.fixture(scope="session")
