@@ -172,8 +172,8 @@ class ObjectStore(Service):
         ]
 
     def environment(self, stack: Stack) -> dict[str, str]:
-        """Let a bucket grow by one volume at a time."""
-        return {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
+        """Let a bucket grow by one volume at a time, and hide the clients' key, which the server would log."""
+        return {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1", "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
 
     def answers(self, stack: Stack) -> bool:
         """Return whether the buckets exist. Missing ones are created, which needs all parts of the server."""
