@@ -77,10 +77,10 @@ def run(command: list[str], watched: bool = False, code: Path = HERE.parent.pare
         "OMP_NUM_THREADS": "1",
         "NO_ALBUMENTATIONS_UPDATE": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONPATH": str(code),
+        "PYTHONPATH": str(code),  # Ray's workers look in the working directory too
     }
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=code
     ) as process:
         memory = Memory(process.pid)
         if watched:

@@ -33,7 +33,7 @@ if __name__ == "__main__":
             },
         }
     )
-    ray.init(num_cpus=cores, include_dashboard=False, configure_logging=False, logging_level=logging.WARNING)
+    ray.init("local", num_cpus=cores, include_dashboard=False, configure_logging=False, logging_level=logging.WARNING)
     started = time.monotonic()
     manifest = crawl.run(experiment, {})
     seconds = time.monotonic() - started

@@ -22,9 +22,6 @@ DECODER_ERRORS = (
 )
 """Exceptions that Pillow raises for a damaged file, or for one with far too many pixels."""
 
-MAX_PIXELS = 178_956_970
-"""Most pixels that Pillow opens: twice the number from which it warns."""
-
 _WHITE = (255, 255, 255)
 _EXIF_PREFIX = b"Exif\x00\x00"
 _EXIF_ORIENTATION = 0x0112
