@@ -44,7 +44,10 @@ def free_port() -> int:
 def arguments(folder: Path, port: int, extra: list[str]) -> list[str]:
     """Return the manifest's arguments, with another folder and with ports of their own."""
     stateful_set = next(iter(yaml.safe_load_all(MANIFEST.read_text(encoding="utf-8"))))
-    given = stateful_set["spec"]["template"]["spec"]["containers"][0]["args"]
+    container = stateful_set["spec"]["template"]["spec"]["containers"][0]
+    given = container["args"]
+    for variable in container["env"]:
+        given = [argument.replace(f"$({variable['name']})", variable["value"]) for argument in given]
     changed = ("-dir", "-s3.port", "-s3.config", "-s3.ip.bind", "-metricsIp", "-metricsPort")
     kept = [entry for entry in given if entry.split("=")[0] not in changed]
     own = [f"-dir={folder / 'data'}", f"-s3.config={folder / 's3.json'}", f"-s3.port={port}"]

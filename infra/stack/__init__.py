@@ -12,7 +12,7 @@ from pathlib import Path
 from infra.stack import processes, services
 from infra.stack.ports import choose_ports
 from infra.stack.sample import sample_site
-from infra.stack.services import SERVICES, STORES, Service
+from infra.stack.services import SERVICES, STORES
 from infra.stack.state import Stack, folder_id, load, locked
 from wukong import environment
 from wukong.errors import StackError
@@ -56,14 +56,13 @@ def up(
         wanted = [service for service in needed if only is None or service.name in only]
         if catalogue is not None and before.catalogue != catalogue.absolute():
             running.discard("site")
-        for service in SERVICES:
-            if service.name not in running and (only is None or service.name in only):
-                _stop(before, service)  # some of its processes may still run, or hang
+        asked = {service.name for service in SERVICES if only is None or service.name in only}
+        _stop(before, asked - running)  # some of their processes may still run, or hang
         chosen = choose_ports(before, running, ports or {})
         if chosen != before.ports and running:
             # Ray and MLflow have the addresses of the other services in their environment.
             log.info("ports have changed, so all services are restarted")
-            _stop(before)
+            _stop(before, None)
             running = set()
         stack = before.with_changes(ports=chosen, catalogue=catalogue or before.catalogue)
         stack.save()
@@ -71,8 +70,7 @@ def up(
         try:
             services.start(stack, missing)
         except BaseException:  # also Ctrl-C: do not leave services that are partly started
-            for service in missing:
-                _stop(stack, service)
+            _stop(stack, {service.name for service in missing})
             raise
         environment.remember(home)
         return stack
@@ -117,8 +115,8 @@ def serves_another(home: Path, catalogue: Path) -> bool:
     return False
 
 
-def _stop(stack: Stack, service: Service | None = None) -> None:
-    name = service.name if service else None
-    processes.stop(lambda: processes.find(stack.identity, services.scratch(stack.home), name))
-    if service is None or service.name == "ray":
+def _stop(stack: Stack, names: Collection[str] | None) -> None:
+    """Stop the services of these names; None for all."""
+    processes.stop(lambda: processes.find(stack.identity, services.scratch(stack.home), names))
+    if names is None or "ray" in names:
         services.remove_scratch(stack.home)

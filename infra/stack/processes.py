@@ -5,7 +5,7 @@ the parent process has ended, and a process id that was reused cannot be mistake
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -33,13 +33,13 @@ class Marked(NamedTuple):
     service: str
 
 
-def find(identity: str, scratch: Path, service: str | None = None) -> list[Marked]:
-    """Return the running processes of a stack, or of one of its services.
+def find(identity: str, scratch: Path, services: Collection[str] | None = None) -> list[Marked]:
+    """Return the running processes of a stack, or of some of its services.
 
     Args:
         identity: the stack's identity.
         scratch: the folder of its Ray session.
-        service: name of the one service to look for; None for all.
+        services: names of the services to look for; None for all.
     """
     found = []
     for process in psutil.process_iter():
@@ -51,7 +51,7 @@ def find(identity: str, scratch: Path, service: str | None = None) -> list[Marke
                 belongs_to = "ray"
             else:
                 continue
-            if service in {None, belongs_to} and _is_alive(process):
+            if (services is None or belongs_to in services) and _is_alive(process):
                 found.append(Marked(process, belongs_to))
     return found
 
@@ -84,8 +84,8 @@ def stop(find_them: Callable[[], list[Marked]]) -> int:
     stopped: set[int] = set()
     for _ in range(_ROUNDS):
         found = find_them()
-        if not found and stopped:
-            # Between fork and exec the environment of a process cannot be read, so search once more.
+        if not found:
+            # While a process executes another program its environment cannot be read, so search once more.
             time.sleep(0.2)
             found = find_them()
         if not found:

@@ -91,7 +91,7 @@ class Service(ABC):
         """Return whether its processes run and it answers."""
         if any(name not in stack.ports for name in self.ports):
             return False
-        found = processes.find(stack.identity, scratch(stack.home), self.name)
+        found = processes.find(stack.identity, scratch(stack.home), {self.name})
         return self.alive(found) and self.answers(stack)
 
     def log_file(self, stack: Stack) -> Path:
@@ -318,7 +318,7 @@ class Compute(Service):
             socket.create_connection(("127.0.0.1", stack.ports["ray"]), timeout=2).close()
         except OSError:
             return False
-        return self.alive(processes.find(stack.identity, scratch(stack.home), self.name))
+        return self.alive(processes.find(stack.identity, scratch(stack.home), {self.name}))
 
     def address(self, stack: Stack) -> str:
         """Return ``127.0.0.1:PORT``, the format of ``RAY_ADDRESS``."""

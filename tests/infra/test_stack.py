@@ -37,7 +37,8 @@ def noted_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def marked(home: Path, service: str | None = None) -> dict[int, str]:
-    return {m.process.pid: m.service for m in processes.find(folder_id(home), services.scratch(home), service)}
+    found = processes.find(folder_id(home), services.scratch(home), service and {service})
+    return {marked.process.pid: marked.service for marked in found}
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -116,6 +117,20 @@ def test_down_stops_processes_without_parent_and_those_that_ignore_sigterm(
         stranger.wait()
 
 
+def test_a_process_that_executes_another_program_meanwhile_is_stopped_too(
+    tmp_path: Path, fake: Callable[..., "subprocess.Popen[bytes]"]
+) -> None:
+    process, searches = fake(""), list[int]()
+
+    def search() -> list[processes.Marked]:
+        searches.append(0)
+        everything = processes.find(folder_id(tmp_path), services.scratch(tmp_path))
+        return [] if len(searches) == 1 else everything
+
+    assert processes.stop(search) == 1, "the first search cannot read its environment"
+    assert process.poll() is not None
+
+
 def test_only_what_is_asked_for_is_started_and_the_rest_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +138,7 @@ def test_only_what_is_asked_for_is_started_and_the_rest_is_left_alone(
     stopped: list[str] = []
     monkeypatch.setattr(services.Service, "runs", lambda self, _stack: self.name == "seaweedfs" and bool(started))
     monkeypatch.setattr(services, "start", lambda _stack, missing: started.append([each.name for each in missing]))
-    monkeypatch.setattr(stack, "_stop", lambda _stack, service=None: stopped.append(service.name if service else "all"))
+    monkeypatch.setattr(stack, "_stop", lambda _stack, names: stopped.extend(names or ["all"]))
     ports = stack.up(tmp_path).ports
     stopped.clear()
     assert stack.up(tmp_path, only=stack.STORES).ports == ports
