@@ -81,8 +81,8 @@ pipelines: $(INSTALLED) ## Compile the pipelines for the KFP UI into pipelines/c
 	$(BIN)/python -m pipelines.compile
 
 .PHONY: configuration
-configuration: $(INSTALLED) ## Write docs/configuration.md from the types in wukong/config.py
-	$(BIN)/python -m wukong.config_reference
+configuration: $(INSTALLED) ## Write docs/configuration.md from the types in wukong/config/experiment.py
+	$(BIN)/python -m tools.config_reference
 
 .PHONY: docs
 docs: $(INSTALLED) ## Build the docs site into build/site; a link that leads nowhere is an error

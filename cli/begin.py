@@ -16,10 +16,13 @@ from infra import corpus
 from infra.corpus import Corpus
 from ray_jobs import plan
 from ray_jobs.plan import Planned
-from wukong import estimate, preflight, run_records, stages, storage
-from wukong.config import Experiment
+from wukong import stages
+from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
-from wukong.preflight import Machine, Size
+from wukong.runs import run_records
+from wukong.stages import estimate, preflight
+from wukong.stages.preflight import Machine, Size
+from wukong.store import storage
 
 _MIB, _GIB = 2**20, 2**30
 

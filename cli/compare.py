@@ -10,10 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.output import JsonOption, print_json
-from wukong import comparison, environment, storage, tracking
 from wukong.errors import ConfigError
-from wukong.mlflow_rest import Run, Server
+from wukong.registry import comparison
 from wukong.report import comparison as page
+from wukong.runtime import environment
+from wukong.store import storage
+from wukong.tracking import availability, mlflow_runs
+from wukong.tracking.mlflow_rest import Run, Server
 
 _WIDTH = 120  # a narrower table would break its lines
 _LONGEST = 40  # characters of a parameter's value
@@ -41,7 +44,7 @@ def compare(
         wukong compare demo-20261101-0900 demo-20261102-0900
     """
     environment.use_for("models:/")
-    tracking.refuse_untracked()
+    availability.refuse_untracked()
     if len(runs) < 2:
         raise ConfigError("wukong compare takes two runs or more: `wukong compare FIRST SECOND`")
     server = Server()
@@ -67,7 +70,7 @@ def keep_page(
     Args:
         server: MLflow's.
         run: the run that it is logged to; None for none.
-        document: of ``wukong.comparison.compare``.
+        document: of ``wukong.registry.comparison.compare``.
         html: the file; None for none.
         err: whether standard error is told, because standard output has JSON.
     """
@@ -77,7 +80,7 @@ def keep_page(
         typer.echo(f"Page in {html}", err=err)
     if run is not None:
         files = {"comparison.html": rendered, "comparison.json": json.dumps(document, ensure_ascii=False)}
-        typer.echo(f"Logged as comparison.html to {tracking.log_files(server, run, files)}", err=err)
+        typer.echo(f"Logged as comparison.html to {mlflow_runs.log_files(server, run, files)}", err=err)
 
 
 def print_comparison(console: Console, document: Mapping[str, Any]) -> None:
@@ -105,7 +108,7 @@ def print_comparison(console: Console, document: Mapping[str, Any]) -> None:
     notes = {e["note"] for each in document["sets"] for row in each["results"].values() for e in row if e["note"]}
     for note in sorted(notes):
         console.print(note, style="dim", highlight=False, markup=False)
-    signs = ", ".join(f"{comparison.SIGNS[verdict]} {words}" for verdict, words in page.WORDS.items())
+    signs = ", ".join(f"{page.SIGNS[verdict]} {words}" for verdict, words in page.WORDS.items())
     console.print(f"{signs}. Differences in percentage points, 95 % intervals.", style="dim", highlight=False)
 
 
@@ -128,7 +131,7 @@ def _over_seeds(document: Mapping[str, Any]) -> Table:
         for configuration, entry in zip(configurations, each["over_seeds"][each["headline"]], strict=True):
             change = page.difference(entry["difference"]) if entry["difference"] else entry["note"]
             own = [configuration["name"]] if several else []
-            compared = [f"{change} {comparison.SIGNS[entry['verdict']]}".strip()] if several else []
+            compared = [f"{change} {page.SIGNS[entry['verdict']]}".strip()] if several else []
             table.add_row(shown, *own, str(len(entry["seeds"])), *page.over_seeds(entry), *compared)
             shown = ""
     return table
@@ -155,7 +158,7 @@ def _table(each: Mapping[str, Any], names: list[str]) -> Table:
 
 
 def _cell(entry: Mapping[str, Any]) -> str:
-    sign = comparison.SIGNS[entry["verdict"]]
+    sign = page.SIGNS[entry["verdict"]]
     if entry["value"] is None:
         return sign
     text = f"{100 * entry['value']:.1f} {sign or ' '}"

@@ -9,16 +9,20 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.output import JsonOption, print_json
-from wukong import config, environment, manifest, run_records, storage, tracking
+from wukong.config import documents
 from wukong.errors import DataError
 from wukong.evaluate.results import ROLES
+from wukong.runs import run_records
+from wukong.runtime import environment
+from wukong.store import manifest, storage
+from wukong.tracking import availability, model_versions, stage_results
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from wukong.config import Experiment
+    from wukong.config.experiment import Experiment
     from wukong.evaluate.answers import Answers
-    from wukong.manifest import Manifest
+    from wukong.store.manifest import Manifest
 
 _WIDTH = 132  # a narrower table would break its lines
 _TRAINED_ON = (
@@ -98,8 +102,8 @@ def evaluate(
 
     if experiment is not None:
         environment.use_for("models:/")
-        tracking.refuse_untracked()
-    settings = config.load(config_file) if config_file else None
+        availability.refuse_untracked()
+    settings = documents.load(config_file) if config_file else None
     rules, root = named(protocol or "paper"), data.expanduser()
     held = settings.held_out_tasks if settings else []
     names = tasks_to_run.chosen(tasks, held)
@@ -145,7 +149,7 @@ def evaluate(
     described = {each.name: each.describe() for _, each in work}
     comparisons = [each for name, by_role in answered.items() for each in two_models.compared(name, by_role)]
     measured = {found.name for found, _ in work}
-    trained = {role: trained_on.pairs_at(uri) for role, uri in asked_for.items()}
+    trained = {role: trained_on.pairs_at(uri, model_versions.folder_of) for role, uri in asked_for.items()}
     seen = trained_on.counts(trained, {found.name: trained_on.digests(found) for found, _ in work})
     missing, notes = page.missing(measured), page.notes(measured)
     document = results.document(models, described, entries, missing, alignments, comparisons, notes, seen)
@@ -162,7 +166,7 @@ def evaluate(
         storage.write_bytes(storage.from_path(report), page.render(document, pictures).encode())
         typer.echo(f"Page in {report}", err=as_json)
     if experiment is not None:
-        for address in tracking.log_evaluation(experiment, document, page.render(document, pictures), tables):
+        for address in stage_results.log_evaluation(experiment, document, page.render(document, pictures), tables):
             typer.echo(f"Logged to {address}", err=as_json)
 
 

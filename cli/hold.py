@@ -17,9 +17,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from wukong import config, run_records, stages, tracking
-from wukong.config import Experiment
+from wukong import stages
+from wukong.config import documents
+from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
+from wukong.runs import run_records
+from wukong.runs.run_records import Claim
+from wukong.stages import run_paths
+from wukong.tracking import mlflow_runs
 
 _LOCK, _RUNNING, _CLAIM = ".lock", "running.json", "experiment.json"
 
@@ -48,7 +53,7 @@ def hold(home: Path, run: str, experiment: Experiment) -> Iterator[Path]:
     Raises:
         ConfigError: the name is not allowed or belongs to another experiment, or another process runs under it.
     """
-    run_records.check_name(run)
+    run_paths.check_name(run)
     folder = home / "runs" / run
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -58,7 +63,7 @@ def hold(home: Path, run: str, experiment: Experiment) -> Iterator[Path]:
     with lock:
         claim, running = folder / _CLAIM, folder / _RUNNING
         with suppress(FileNotFoundError, ValidationError):
-            run_records.Claim.model_validate_json(claim.read_bytes()).check(experiment, run)
+            Claim.model_validate_json(claim.read_bytes()).check(experiment, run)
         run_records.claim(experiment, run)
         value = experiment.model_dump(mode="json")
         _write(claim, {"experiment": value})
@@ -80,14 +85,14 @@ def killed(home: Path) -> list[Killed]:
             # Another version's record, or one that a full disk cut off, is ignored.
             with suppress(ConfigError, ValueError, KeyError, TypeError):
                 value = json.loads(text)
-                found.append(Killed(path.parent.name, config.parse(value["experiment"]), str(value["began"])))
+                found.append(Killed(path.parent.name, documents.parse(value["experiment"]), str(value["began"])))
             path.write_bytes(b"")
     return sorted(found, key=lambda each: each.began)
 
 
 def explain(each: Killed) -> str:
     """End the runs in MLflow that a killed run left open, and return a message about it."""
-    tracking.end_open_runs(each.experiment, each.run, "KILLED")
+    mlflow_runs.end_open_runs(each.experiment, each.run, "KILLED")
     return f"the run {each.run}, begun {each.began}, was killed. {outlook(each.experiment, each.run)}"
 
 

@@ -28,8 +28,10 @@ from cli import (
     sweep,
 )
 from cli.output import JsonOption, print_json
-from wukong import config, environment, installed, patience
+from wukong.config import documents
 from wukong.errors import StackError, WukongError
+from wukong.runtime import environment, installed
+from wukong.store import patience
 
 
 class _InPanels(typer.core.TyperGroup):
@@ -141,7 +143,7 @@ def run(
     from cli.run import run_local
 
     if data is None:
-        experiment = config.load(config_file or _DEMO, overrides)
+        experiment = documents.load(config_file or _DEMO, overrides)
     else:
         experiment = own_data.experiment_of(data, config_file, overrides or [])
     run_local(experiment, name, corpus_size, retry_failed, containers=runner is Runner.DOCKER, dry_run=dry_run)
@@ -184,7 +186,7 @@ def submit(
     """
     from cli.submit import submit_run
 
-    experiment = config.load(config_file, overrides)
+    experiment = documents.load(config_file, overrides)
     submit_run(
         pipeline, experiment, param or [], host, token, namespace, group, name, every, timeout * 3600 if wait else 0
     )
@@ -213,7 +215,7 @@ def show_config(config_file: ConfigOption = _DEMO, overrides: SetOption = None) 
 
         wukong config --config my.yaml --set pretrain.epochs=3
     """
-    print_json(config.load(config_file, overrides).model_dump(mode="json"))
+    print_json(documents.load(config_file, overrides).model_dump(mode="json"))
 
 
 @app.command(rich_help_panel=panels.STACK)

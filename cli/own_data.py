@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from wukong import config, stages, storage
-from wukong.config import Experiment
+from wukong import stages
+from wukong.config import documents
+from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
+from wukong.store import storage
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "own-data.yaml"
 """The experiment for your own images if you name none."""
@@ -51,13 +53,13 @@ def experiment_of(data: str, config_file: Path | None, overrides: Sequence[str])
     given = [f"crawl.engine={engine}", f"crawl.endpoint={json.dumps(uri)}"]
     if config_file is None:
         given.append(f"name={json.dumps(name_of(uri))}")
-    experiment = config.load(config_file or DEFAULT, [*given, *overrides])
+    experiment = documents.load(config_file or DEFAULT, [*given, *overrides])
     if config_file is None:
         fitting = batch_for(count(experiment).captioned if engine == "files" else _rows(uri) // _DEAD)
         for stage in stages.TRAININGS:
             if not any(entry.startswith((f"{stage}.batch_size", f"{stage}=")) for entry in overrides):
                 given.append(f"{stage}.batch_size={fitting}")
-        experiment = config.load(DEFAULT, [*given, *overrides])
+        experiment = documents.load(DEFAULT, [*given, *overrides])
     return experiment
 
 

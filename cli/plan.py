@@ -9,10 +9,13 @@ from typing import Annotated, get_args
 import typer
 
 from cli.output import print_json
-from wukong import config, estimate
-from wukong.config import Dtype, Experiment, Training
+from wukong.config import documents
+from wukong.config.experiment import Experiment
+from wukong.config.features import Dtype
+from wukong.config.training import Training
 from wukong.errors import ConfigError
-from wukong.estimate import CAPTION_TOKENS, GPU, RATES, Rate, RateName, TrainingPlan
+from wukong.stages import estimate
+from wukong.stages.estimate import CAPTION_TOKENS, GPU, RATES, Rate, RateName, TrainingPlan
 
 _STORE = "store"
 
@@ -52,7 +55,7 @@ def plan(
 
         wukong plan --config configs/paper.yaml --pairs 100000000 --gpus 40 --rate gpu=300
     """
-    experiment = config.load(config_file, overrides)
+    experiment = documents.load(config_file, overrides)
     settings = experiment.pretrain
     if gpus is not None:
         changes = {"workers": gpus, "gpus_per_worker": 1} if gpus else {"gpus_per_worker": 0}

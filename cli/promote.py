@@ -10,13 +10,15 @@ import typer
 
 from cli.output import JsonOption, print_json
 from ray_jobs.launch import evaluate_champion
-from wukong import environment, tracking
-from wukong.cancel import end_on_signal
-from wukong.config import Experiment, Registry
+from wukong.config.experiment import Experiment
+from wukong.config.registry import Registry
 from wukong.errors import ConfigError
-from wukong.manifest import Manifest
-from wukong.mlflow_rest import Server
-from wukong.model_registry import ModelRegistry
+from wukong.registry.aliases import ModelRegistry
+from wukong.runtime import environment
+from wukong.runtime.cancel import end_on_signal
+from wukong.store.manifest import Manifest
+from wukong.tracking import availability
+from wukong.tracking.mlflow_rest import Server
 
 AliasOption = Annotated[str, typer.Option("--alias", help="The alias that moves.")]
 _ALIAS = str(Registry.model_fields["alias"].default)
@@ -90,7 +92,7 @@ def _output_to_stderr() -> Iterator[None]:
 
 def _registry(model: str, alias: str) -> ModelRegistry:
     environment.use_for("models:/")
-    tracking.refuse_untracked()
+    availability.refuse_untracked()
     return ModelRegistry(Server(), model, alias, _evaluate)
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from wukong import storage
 from wukong.errors import ConfigError
+from wukong.store import storage
 
 app = typer.Typer(help="Make the list of words that a crawl searches for.", no_args_is_help=True)
 

@@ -13,10 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from wukong import config, environment, manifest, run_records, storage, tracking
-from wukong.config import Experiment
+from wukong.config import documents
+from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
-from wukong.manifest import Manifest
+from wukong.runs import run_records
+from wukong.runtime import environment
+from wukong.store import manifest, storage
+from wukong.store.manifest import Manifest
+from wukong.tracking import availability
 
 if TYPE_CHECKING:
     from wukong.publish.traces import Traces
@@ -62,7 +66,7 @@ def release(
 
     values = [f"release.files={files}"] if files else []
     values += [f"release.opt_out={uri_of(opt_out)}"] if opt_out else []
-    experiment = config.load(config_file, [*(overrides or []), *values])
+    experiment = documents.load(config_file, [*(overrides or []), *values])
     if experiment.crawl.engine == "files":
         raise ConfigError(
             "crawl.engine: 'files' are pictures on disks of your own, whose paths are of no use to others: put them on "
@@ -117,7 +121,7 @@ def takedown(
     from wukong.publish import takedown as library
     from wukong.publish import takedown_plan
 
-    experiment = config.load(config_file, overrides)
+    experiment = documents.load(config_file, overrides)
     place = uri_of(at).rstrip("/") if at else experiment.root
     use_embedded_store(place)
     console = Console(highlight=False, soft_wrap=True)
@@ -147,7 +151,7 @@ def takedown(
         return
     library.carry_out(place, planned, copies, tell)
     console.print(f"Taken down. Record: {escape(storage.join(place, library.FOLDER, planned.id))}.json")
-    if not at and not tracking.enabled():
+    if not at and not availability.enabled():
         console.print("MLFLOW_TRACKING_URI is not set: MLflow's copies of pages were not looked at")
 
 
@@ -163,7 +167,7 @@ def _copies(name: str) -> list[Callable[["Traces"], Sequence[str]]]:
         own = [storage.from_path(each.parent) for each in runs if names[each] == name]
         return [page for run in own for page in library.remove_traces(takedown_plan.traced(run, traces), traces)]
 
-    return [*([partial(mlflow_copies.remove_traces, name)] if tracking.enabled() else []), of_home]
+    return [*([partial(mlflow_copies.remove_traces, name)] if availability.enabled() else []), of_home]
 
 
 def uri_of(place: str) -> str:

@@ -24,11 +24,16 @@ from rich.table import Table
 from cli import begin, hold, own_data, summary
 from cli.runs import fetch_report
 from ray_jobs import plan
-from wukong import environment, events, experiments, patience, run_records, stages, storage, tracking
-from wukong.cancel import end_on_signal
-from wukong.config import Experiment
+from wukong import stages
+from wukong.config import stored
+from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, WukongError
-from wukong.events import Advanced, Begun, Ended, Reader
+from wukong.runs import run_records
+from wukong.runtime import environment, events
+from wukong.runtime.cancel import end_on_signal
+from wukong.runtime.events import Advanced, Begun, Ended, Reader
+from wukong.store import patience, storage
+from wukong.tracking import mlflow_runs, run_links
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _LOOK_SECONDS = 0.2  # between two looks at the events
@@ -127,12 +132,12 @@ def run_local(
         else:
             work = partial(_run_pipeline, folder=folder, watch=watch, containers=inside)
         with _ended_in_order(experiment, run, folder, watch):
-            work(experiments.store(experiment), run)
+            work(stored.store(experiment), run)
         ended = time.monotonic()
     page = fetch_report(storage.join(experiment.root, "runs", run), folder)
     records = run_records.read_all(experiment, run)
     summary.print_run(console, records, total=ended - prepared, setup=prepared - started)
-    summary.print_pages(console, page, tracking.pages(experiment, run))
+    summary.print_pages(console, page, run_links.pages(experiment, run))
     console.print("The stack keeps running, so that you can look around; `wukong down` ends it.", style="dim")
 
 
@@ -185,13 +190,13 @@ def _ended_in_order(experiment: Experiment, run: str, folder: Path, watch: "_Wat
         yield
     except (local.InterruptedRunError, SystemExit) as error:
         number = error.number if isinstance(error, local.InterruptedRunError) else _signal_of(error)
-        tracking.end_open_runs(experiment, run, "KILLED")
+        mlflow_runs.end_open_runs(experiment, run, "KILLED")
         name = signal.Signals(number).name
         message = f"interrupted by {name}; its runs in MLflow are ended as KILLED. {hold.outlook(experiment, run)}"
         Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
         raise SystemExit(128 + number) from error
     except local.PipelineError as error:
-        tracking.end_open_runs(experiment, run, "FAILED")  # a killed component could not end its run
+        mlflow_runs.end_open_runs(experiment, run, "FAILED")  # a killed component could not end its run
         watch.catch_up()
         failed = [record for record in run_records.read_all(experiment, run) if record.state == "failed"]
         where = f"The whole log: {folder / 'log.txt'}"

@@ -11,10 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.output import JsonOption, print_json
-from wukong import environment, stages, storage, tracking
-from wukong.config import Experiment
+from wukong import stages
+from wukong.config.experiment import Experiment
 from wukong.errors import DataError
-from wukong.runs import Found, Summary
+from wukong.runs.listing import Found, Summary
+from wukong.runtime import environment
+from wukong.store import storage
+from wukong.tracking import model_versions
 
 STORAGE = str(Experiment.model_fields["storage"].default)
 """Where experiments are stored that name no other place."""
@@ -39,7 +42,7 @@ def runs(
 
         wukong runs demo --last 5
     """
-    from wukong import runs as library
+    from wukong.runs import listing as library
 
     environment.use_for(place)
     found = library.of_experiment(storage.join(place, experiment)) if experiment else library.in_storage(place)
@@ -73,7 +76,7 @@ def report(
 
         wukong report demo-20261126-072750 --open
     """
-    from wukong import runs as library
+    from wukong.runs import listing as library
 
     environment.use_for(place)
     found = library.find(name, place) if name else _newest(place)
@@ -108,7 +111,7 @@ def fetch_report(run: str, folder: Path) -> Path:
 
 
 def _newest(place: str) -> Found:
-    from wukong import runs as library
+    from wukong.runs import listing as library
 
     for run in library.in_storage(place):
         if storage.exists(storage.join(run.uri, "report.html")):
@@ -141,6 +144,6 @@ def _print(listed: Sequence[Summary], found: int) -> None:
     console = Console()
     console.print(table)
     if any(run.is_doubtful for run in listed):
-        console.print(f"† {tracking.DOUBTFUL}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"† {model_versions.DOUBTFUL}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     if found > len(listed):
         console.print(f"{found - len(listed)} older ones: --last {found}", style="dim")

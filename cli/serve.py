@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from wukong import garbage
+from wukong.serve import garbage
 
 
 def serve(

@@ -34,7 +34,7 @@ def show(
 
         wukong show s3://wukong/demo/filter/0123456789abcdef
     """
-    from wukong import describe
+    from wukong.runs import describe
 
     found = describe.describe(describe.resolve(place, storage))
     if as_json:

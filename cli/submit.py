@@ -18,9 +18,9 @@ import yaml
 from rich.console import Console
 
 from components import run_ends
-from wukong import preflight
-from wukong.config import Experiment
+from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, WukongError
+from wukong.stages import preflight
 
 # kfp's own function for waiting does not know CANCELED and would wait for ever.
 _ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")

@@ -7,11 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from wukong import manifest, storage
 from wukong.evaluate.results import tasks_of
-from wukong.manifest import Manifest
-from wukong.run_records import Record
-from wukong.tracking import Pages
+from wukong.runs.run_records import Record
+from wukong.store import manifest, storage
+from wukong.store.manifest import Manifest
+from wukong.tracking.run_links import Pages
 
 
 def print_stack(services: Iterable[tuple[str, bool, str]]) -> None:

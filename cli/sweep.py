@@ -19,14 +19,20 @@ from rich.console import Console
 
 from cli.compare import keep_page, print_comparison
 from ray_jobs.trials import STAGES
-from wukong import choices, comparison, environment, experiments, manifest, places, run_records, storage, tracking
-from wukong.cancel import ENDS_WITH, end_on_signal
-from wukong.config import Experiment
+from wukong.config import stored
+from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, WukongError
-from wukong.manifest import Manifest
-from wukong.mlflow_rest import Run, Server
-from wukong.over_seeds import SEED
-from wukong.sweep import Result, Sweep, Trial, by_configuration, load, mean_of, run
+from wukong.registry import choices, comparison
+from wukong.registry.over_seeds import SEED
+from wukong.registry.sweep import Result, Sweep, Trial, by_configuration, load, mean_of, run
+from wukong.runs import run_records
+from wukong.runtime import environment
+from wukong.runtime.cancel import ENDS_WITH, end_on_signal
+from wukong.stages import places
+from wukong.store import manifest, storage
+from wukong.store.manifest import Manifest
+from wukong.tracking import availability, mlflow_runs
+from wukong.tracking.mlflow_rest import Run, Server
 
 _GRACE = 6.0  # seconds that a worker has to end its job and its runs
 
@@ -82,7 +88,7 @@ def _data(base: Experiment, settings: Sweep) -> Manifest:
 def _run(settings: Sweep, base: Experiment, filtered: Manifest, parallel: int, html: Path | None) -> None:
     console = Console(file=sys.stdout)
     metric = settings.metric or base.registry.metric
-    tracked = _Tracked(settings, base) if tracking.enabled() else None
+    tracked = _Tracked(settings, base) if availability.enabled() else None
     if tracked is None:
         console.print("MLFLOW_TRACKING_URI is not set: the sweep is not tracked", style="yellow")
     with ExitStack() as ends:
@@ -108,7 +114,7 @@ def _run(settings: Sweep, base: Experiment, filtered: Manifest, parallel: int, h
                 values = " ".join(f"{key}={value}" for key, value in trial.values.items())
                 console.print(f"{trial.run}  {values}  {shown}", highlight=False, markup=False, soft_wrap=True)
                 if result.error and tracked is not None:
-                    tracking.end_open_runs(trial.experiment, trial.run, "FAILED")
+                    mlflow_runs.end_open_runs(trial.experiment, trial.run, "FAILED")
                 found.append(result)
             return sorted(found, key=lambda result: result.trial.number)
 
@@ -194,27 +200,27 @@ class _Tracked:
 
     def __init__(self, settings: Sweep, base: Experiment) -> None:
         self._server = Server()
-        self._run: Run = tracking.sweep_run(self._server, base, settings.name, settings.model_dump(mode="json"))
+        self._run: Run = mlflow_runs.sweep_run(self._server, base, settings.name, settings.model_dump(mode="json"))
         self._trials: dict[str, Run] = {}
         self.open: dict[str, Trial] = {}
 
     def begin(self, trial: Trial) -> bool:
         """Open the run of a trial below the sweep's, unless it is there; return whether it has finished."""
-        found = tracking.trial_run(self._server, self._run, trial.experiment, trial.run)
+        found = mlflow_runs.trial_run(self._server, self._run, trial.experiment, trial.run)
         self._trials[trial.run], self.open[trial.run] = found, trial
         return found.status == "FINISHED"
 
     def end(self, status: str) -> None:
         """End the sweep's run, and the runs of trials that have not ended."""
         for trial in self.open.values():
-            tracking.end_open_runs(trial.experiment, trial.run, status)
+            mlflow_runs.end_open_runs(trial.experiment, trial.run, status)
         self._server.end(self._run.run_id, status)
 
     def finish(self, console: Console, ranked: Sequence[Sequence[Result]], metric: str, html: Path | None) -> None:
         """Compare all trials with the best configuration, print it and log its page to the sweep's run."""
         first = ranked[0][0].trial
         values = {key: value for key, value in first.values.items() if key != SEED}
-        tracking.log_best(self._server, self._run, first.run, metric, mean_of(ranked[0]), values)
+        mlflow_runs.log_best(self._server, self._run, first.run, metric, mean_of(ranked[0]), values)
         ordered = list(itertools.chain.from_iterable(ranked))
         if len(ordered) < 2:
             return
@@ -234,7 +240,7 @@ class _Worker:
     def __call__(self, trial: Trial) -> dict[str, str]:
         """Run a trial and return the worker's answer."""
         try:
-            print(trial.run, experiments.store(trial.experiment), file=self.asked, flush=True)
+            print(trial.run, stored.store(trial.experiment), file=self.asked, flush=True)
             while answer := self.answers.readline():
                 if answer.startswith('{"run": '):  # a library may write there too
                     return dict(json.loads(answer))

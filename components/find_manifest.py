@@ -22,9 +22,9 @@ def find_manifest(
     """
     from components.run_ends import manifest_of
     from components.stage import save_artifact
-    from wukong import experiments
-    from wukong.manifest import load
+    from wukong.config import stored
+    from wukong.store.manifest import load
 
-    result = load(manifest_of(experiments.load(experiment), run, stage))
+    result = load(manifest_of(stored.load(experiment), run, stage))
     save_artifact(result, manifest.path)
     manifest.metadata["digest"] = result.digest

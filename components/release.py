@@ -21,12 +21,12 @@ def release(
         manifest: what was written, and where.
     """
     from components.stage import cancellable, experiment_of, load_artifact, recorded, save_artifact
-    from wukong import tracking
     from wukong.publish import release as library
+    from wukong.tracking import mlflow_runs, stage_results
 
     parsed = experiment_of(experiment, "release", run)
-    with cancellable(), recorded(parsed, run, "release"), tracking.stage_run(parsed, run, "release") as run_id:
+    with cancellable(), recorded(parsed, run, "release"), mlflow_runs.stage_run(parsed, run, "release") as run_id:
         released = library.release(parsed, load_artifact(validate_manifest.path))
-        tracking.log_stage(run_id, released)
+        stage_results.log_stage(run_id, released)
     save_artifact(released, manifest.path)
     manifest.metadata["digest"] = released.digest

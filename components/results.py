@@ -23,8 +23,8 @@ def results(
     from pathlib import Path
 
     from components.stage import load_artifact
-    from wukong import storage
     from wukong.report.pages import confusions, scores
+    from wukong.store import storage
 
     manifest = load_artifact(evaluate_manifest.path)
     evaluation = storage.read_json(storage.join(manifest.uri, "evaluation.json"))

@@ -6,9 +6,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wukong import config, experiments, preflight, run_records, stages, tracking
-from wukong.config import Experiment
+from wukong import stages
+from wukong.config import documents, stored
+from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
+from wukong.runs import run_records
+from wukong.runs.run_records import Record
+from wukong.stages import preflight, run_paths
+from wukong.tracking import mlflow_runs
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +55,7 @@ def experiment_of(given: Mapping[str, Any], overrides: Sequence[str], numbers: M
             raise ConfigError(f"{name}: {text!r} is not {what}; leave it empty for the experiment's own") from error
         changes += [f"{key}={value!r}" for key in keys]
     where = "the pipeline's parameter experiment"
-    return config.loads(json.dumps(given, ensure_ascii=False), [*overrides, *changes], where=where)
+    return documents.loads(json.dumps(given, ensure_ascii=False), [*overrides, *changes], where=where)
 
 
 def configured(
@@ -81,7 +86,7 @@ def configured(
     """
     run = name.strip() or job
     try:
-        run_records.check_name(run)
+        run_paths.check_name(run)
     except ConfigError as error:
         raise ConfigError(f"run: {error}; or leave the parameter run empty for KFP's name of the run") from error
     experiment, start = experiment_of(given, overrides, numbers), ""
@@ -93,7 +98,7 @@ def configured(
     if continue_last_run:
         experiment, start = continue_experiment(experiment)
     run_records.claim(experiment, run, job)
-    uri = experiments.store(experiment)
+    uri = stored.store(experiment)
     log.info("the run %s does what %s says", run, uri)
     return uri, run, start
 
@@ -140,8 +145,8 @@ def record_end_of(text: str, overrides: Sequence[str], run: str, job: str, state
         message: KFP's message, or empty.
     """
     try:
-        experiment = config.loads(text, list(overrides))
-        run_records.check_name(run)
+        experiment = documents.loads(text, list(overrides))
+        run_paths.check_name(run)
     except ConfigError as error:
         log.error("nothing to record, the run never had a valid experiment and name: %s", error)
         return
@@ -166,9 +171,7 @@ def record_end_of(text: str, overrides: Sequence[str], run: str, job: str, state
         why = "terminated" if why == state else f"terminated; {why}"
     elif succeeded:
         why = ""
-    run_records.write(
-        experiment, run, run_records.Record(stage="run", state="succeeded" if succeeded else "failed", error=why)
-    )
+    run_records.write(experiment, run, Record(stage="run", state="succeeded" if succeeded else "failed", error=why))
     if not succeeded:
-        tracking.end_open_runs(experiment, run, "KILLED" if cancelled else "FAILED")
+        mlflow_runs.end_open_runs(experiment, run, "KILLED" if cancelled else "FAILED")
     log.info("run %s: %s %s", run, state, why)

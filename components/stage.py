@@ -9,11 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ray_jobs.launch import evaluate_champion, launch
-from wukong import cancel, events, experiments, manifest, run_records, stages, storage, tracking
-from wukong.config import Experiment
+from wukong import stages
+from wukong.config import stored
+from wukong.config.experiment import Experiment
 from wukong.errors import WukongError
 from wukong.evaluate.results import DOCUMENT, headlines_of
-from wukong.manifest import Manifest
+from wukong.runs import run_records
+from wukong.runs.run_records import Record
+from wukong.runtime import cancel, events
+from wukong.stages import run_paths
+from wukong.store import manifest, storage
+from wukong.store.manifest import Manifest
+from wukong.tracking import mlflow_runs, model_versions, run_links, stage_results
+from wukong.tracking.run_links import Pages
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +37,7 @@ def experiment_of(uri: str, stage: str, run: str) -> Experiment:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(message)s", datefmt="%H:%M:%S")
     entry = stages.of(stage)
     log.info("%s: makes %s for the run %s, as %s says", entry.title, entry.hands_on, run, uri)
-    return experiments.load(uri)
+    return stored.load(uri)
 
 
 def run_stage(
@@ -50,10 +58,10 @@ def run_stage(
     """
     parsed = experiment_of(experiment, stage, run)
     inputs = [load_artifact(path) for path in parents]
-    with cancellable(), events.stage(stage), tracking.stage_run(parsed, run, stage) as run_id:
+    with cancellable(), events.stage(stage), mlflow_runs.stage_run(parsed, run, stage) as run_id:
         uris = [*(f"{parent.uri}/manifest.json" for parent in inputs), *earlier]
         result = launch(stage, parsed, run, uris, {"MLFLOW_RUN_ID": run_id} if run_id else None)
-        tracking.log_stage(run_id, result)
+        stage_results.log_stage(run_id, result)
     save_artifact(result, output)
     return result
 
@@ -71,19 +79,19 @@ def register_model(experiment: str, run: str, model: str, evaluation: str) -> di
         evaluation: local path of the evaluation's manifest.
 
     Returns:
-        The result of ``wukong.model_registry.register``; empty if no tracking server is configured.
+        The result of ``wukong.registry.aliases.register``; empty if no tracking server is configured.
     """
     parsed = experiment_of(experiment, "register", run)
     evaluated = load_artifact(evaluation)
     outcome: dict[str, float] = {}
     with cancellable(), recorded(parsed, run, "register"):
-        with tracking.stage_run(parsed, run, "register", needed=True) as run_id:
+        with mlflow_runs.stage_run(parsed, run, "register", needed=True) as run_id:
             if run_id is not None:
-                from wukong import model_registry  # its libraries are of no use to the other components
+                from wukong.registry import aliases  # its libraries are of no use to the other components
 
-                outcome = model_registry.register(parsed, run_id, load_artifact(model), evaluated, evaluate_champion)
+                outcome = aliases.register(parsed, run_id, load_artifact(model), evaluated, evaluate_champion)
         document = storage.read_json(storage.join(evaluated.uri, DOCUMENT))
-        tracking.complete_run(parsed, run, headlines_of(document))
+        mlflow_runs.complete_run(parsed, run, headlines_of(document))
     return outcome
 
 
@@ -108,7 +116,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
         records = [record for record in run_records.read_all(parsed, run) if record.manifest]
         manifests = {record.stage: manifest.load(record.manifest) for record in records}
         links, notes = {}, []
-        pages = tracking.pages(parsed, run)
+        pages = run_links.pages(parsed, run)
         if pages:
             links["MLflow run"] = pages.run
             links["All runs"] = pages.experiment
@@ -118,9 +126,9 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             held = "holds" if registration["promoted"] else "does not hold"
             name, alias = parsed.registry.model_name, parsed.registry.alias
             version = int(registration["version"])
-            links[f"Model {name} version {version}, {held} @{alias}"] = tracking.model_url(name, version)
-            if holder := tracking.doubtful_holder(name, alias):
-                notes.append(f"Model {name} version {holder}, which holds @{alias}, {tracking.DOUBTFUL}.")
+            links[f"Model {name} version {version}, {held} @{alias}"] = model_versions.model_url(name, version)
+            if holder := model_versions.doubtful_holder(name, alias):
+                notes.append(f"Model {name} version {holder}, which holds @{alias}, {model_versions.DOUBTFUL}.")
         docs = _docs_beside_report(parsed, run, manifests["validate"]) if "validate" in manifests else ""
         shown = run_report.contents(
             parsed,
@@ -132,24 +140,24 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             docs,
             notes,
         )
-        storage.write_bytes(run_records.uri_of(parsed, run, "report.html"), run_report.render(shown).encode())
+        storage.write_bytes(run_paths.uri_of(parsed, run, "report.html"), run_report.render(shown).encode())
         measured = storage.read_bytes(f"{evaluated.uri}/evaluation.html")
-        storage.write_bytes(run_records.uri_of(parsed, run, "evaluation.html"), measured)
+        storage.write_bytes(run_paths.uri_of(parsed, run, "evaluation.html"), measured)
         framed = run_report.render(shown, framed=True)
         target = Path(output)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(framed, encoding="utf-8")
-        tracking.log_page(parsed, run, framed, "report.html")
-        tracking.log_page(parsed, run, measured.decode(), "evaluation.html")
+        mlflow_runs.log_page(parsed, run, framed, "report.html")
+        mlflow_runs.log_page(parsed, run, measured.decode(), "evaluation.html")
         if docs:
-            tracking.log_docs(parsed, run, run_records.uri_of(parsed, run, "docs"))
+            mlflow_runs.log_docs(parsed, run, run_paths.uri_of(parsed, run, "docs"))
         if pages:
             note = _note(pages, links, docs=bool(docs))
             model = next((parent.digest for parent in evaluated.parents if parent.stage == "finetune"), "")
-            tracking.describe_run(parsed, run, note, registration, model)
+            mlflow_runs.describe_run(parsed, run, note, registration, model)
 
 
-def _note(pages: tracking.Pages, links: Mapping[str, str], *, docs: bool) -> str:
+def _note(pages: Pages, links: Mapping[str, str], *, docs: bool) -> str:
     """Markdown for the page of the run in MLflow: links to the model, the report and what lies beside it."""
     shown = {title: address for title, address in links.items() if title.startswith("Model ")}
     files = {"Report": "report.html", "Evaluation, beside the paper's numbers": "evaluation.html"}
@@ -164,7 +172,7 @@ def _docs_beside_report(experiment: Experiment, run: str, validated: Manifest) -
 
     The address is empty if there are no docs: they are none of the manifest's parts, so they may be missing.
     """
-    source, target = storage.join(validated.uri, "docs"), run_records.uri_of(experiment, run, "docs")
+    source, target = storage.join(validated.uri, "docs"), run_paths.uri_of(experiment, run, "docs")
     pages = storage.list_files(source)
     copies = {storage.join(target, uri[len(source) :]): uri for uri in pages}
     for copy, uri in copies.items():
@@ -192,7 +200,7 @@ def recorded(experiment: Experiment, run: str, stage: str) -> Iterator[None]:
             yield
     except Exception as error:
         explained = isinstance(error, WukongError)
-        record = run_records.Record(
+        record = Record(
             stage=stage,
             state="failed",
             error=str(error) if explained else f"{type(error).__name__}: {error}",
@@ -203,7 +211,7 @@ def recorded(experiment: Experiment, run: str, stage: str) -> Iterator[None]:
     run_records.write(
         experiment,
         run,
-        run_records.Record(stage=stage, state="succeeded", seconds=round(time.monotonic() - started, 3)),
+        Record(stage=stage, state="succeeded", seconds=round(time.monotonic() - started, 3)),
     )
 
 

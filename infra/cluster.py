@@ -17,9 +17,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from wukong import storage, tracking
 from wukong.errors import StackError, StorageError
-from wukong.mlflow_rest import MlflowError, Server
+from wukong.store import storage
+from wukong.tracking import availability
+from wukong.tracking.mlflow_rest import MlflowError, Server
 
 _LETTERS = string.ascii_letters + string.digits
 # What a bucket's data is found again by. The data itself (tars, Parquet, weights) is not copied.
@@ -90,7 +91,7 @@ def make_credentials(namespace: str, kfp_namespace: str, one_s3_key: bool = Fals
 
 
 def make_buckets(names: list[str]) -> None:
-    """Make the buckets that are missing. While the object store comes up, this waits (``wukong.patient_store``).
+    """Make the buckets that are missing. While the object store comes up, this waits (``wukong.store.patient_store``).
 
     Args:
         names: of the buckets.
@@ -156,7 +157,7 @@ def _make_mlflow_user(name: str, password: str, permission: str) -> None:
             grant = {"username": name, "resource_type": kind, "resource_id": "*", "permission": permission}
             is_new("POST", "users/permissions/grant", grant, "3.0")
 
-    tracking.until_answered(make)
+    availability.until_answered(make)
     log.info("MLflow's user %s has the permission %s", name, permission)
 
 

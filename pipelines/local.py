@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kfp import local
 
-from wukong.cancel import ENDS_WITH
+from wukong.runtime.cancel import ENDS_WITH
 
 if TYPE_CHECKING:
     import psutil

@@ -15,11 +15,16 @@ import traceback
 import ray
 import ray.exceptions
 
-from wukong import events, experiments, fence, manifest, patience, run_records, stages, storage
-from wukong.cancel import end_with_parent
-from wukong.config import Experiment
+from wukong import stages
+from wukong.config import stored
+from wukong.config.experiment import Experiment
 from wukong.errors import WukongError
-from wukong.fence import FencedError, TakenOverError
+from wukong.runs import run_records
+from wukong.runs.run_records import Record
+from wukong.runtime import events
+from wukong.runtime.cancel import end_with_parent
+from wukong.store import fence, manifest, patience, storage
+from wukong.store.fence import FencedError, TakenOverError
 
 # Variables that a job's workers get. Credentials are not among them: every Ray node has those in its own environment,
 # and Ray writes these variables into its logs.
@@ -51,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(message)s", datefmt="%H:%M:%S")
     end_with_parent()
-    experiment, filed_as = experiments.load(options.experiment), options.filed_as or options.stage
+    experiment, filed_as = stored.load(options.experiment), options.filed_as or options.stage
     started = time.monotonic()
     try:
         parents = {parent.stage: parent for parent in map(manifest.load, options.parent)}
@@ -69,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif isinstance(explained, FencedError):
             log.error("%s", explained)  # the record belongs to the newer attempt
             return 1
-        record = run_records.Record(
+        record = Record(
             stage=filed_as,
             state="failed",
             seconds=round(time.monotonic() - started, 3),
@@ -85,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
             log.error("%s", record.traceback)
         return 1
     reused = _created_before(result, began)
-    record = run_records.Record(
+    record = Record(
         stage=filed_as,
         state="succeeded",
         manifest=storage.join(result.uri, "manifest.json"),
@@ -104,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _recorded(experiment: Experiment, run: str, record: run_records.Record) -> bool:
+def _recorded(experiment: Experiment, run: str, record: Record) -> bool:
     """Write the record; return whether no newer attempt has begun, whose record it would be."""
     try:
         run_records.write(experiment, run, record)

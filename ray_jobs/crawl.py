@@ -18,9 +18,9 @@ from typing import Any
 import ray
 
 from ray_jobs import metrics
-from wukong import fence, storage
-from wukong import manifest as manifests
-from wukong.config import Crawl, Experiment
+from wukong import stages
+from wukong.config.crawl import Crawl
+from wukong.config.experiment import Experiment
 from wukong.crawl import attempt, own_files, plan, previous, verdict
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.decoder import Decoder
@@ -36,8 +36,10 @@ from wukong.crawl.search import search_block
 from wukong.crawl.status import Status
 from wukong.crawl.url_list import read_list
 from wukong.errors import WukongError
-from wukong.manifest import Manifest, Part, Stage
-from wukong.progress import track
+from wukong.runtime.progress import track
+from wukong.store import fence, storage
+from wukong.store import manifest as manifests
+from wukong.store.manifest import Manifest, Part, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         parents,
         earlier.manifest if earlier else None,
         lambda uris: [_get(task) for task in [_digest_of.remote(uri) for uri in uris]],
+        stages.of("crawl").version,
     )
 
     def crawl() -> Manifest:

@@ -13,8 +13,7 @@ from typing import Any
 import ray
 
 from ray_jobs import features, metrics
-from wukong import places, progress, storage
-from wukong.config import Experiment
+from wukong.config.experiment import Experiment
 from wukong.data import shards
 from wukong.errors import DataError
 from wukong.evaluate import answers, holdouts, results, set_folders, sets, tasks, trained_on, two_models
@@ -22,9 +21,12 @@ from wukong.evaluate.data_set import ClassificationData, RetrievalData
 from wukong.evaluate.model import OwnModel
 from wukong.evaluate.protocol import OWN, Protocol, named
 from wukong.evaluate.results import MeasuredModel
-from wukong.manifest import Manifest, Stage
 from wukong.model import saved_model
 from wukong.report import evaluation as page
+from wukong.runtime import progress
+from wukong.stages import places
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Stage
 
 log = logging.getLogger(__name__)
 

@@ -20,15 +20,21 @@ from typing import Any, Literal, NamedTuple
 
 import ray
 
-from wukong import estimate, places, progress, stages, storage
-from wukong.conditional_store import ChangedError, UnconditionalError
-from wukong.config import Experiment, Features, Model, Training
-from wukong.data import shards
+from wukong import stages
+from wukong.config.experiment import Experiment
+from wukong.config.features import Features
+from wukong.config.model import Model
+from wukong.config.training import Training
+from wukong.data import feature_files, shards
+from wukong.data.feature_files import File
 from wukong.errors import ConfigError
-from wukong.estimate import Rate, RateName
-from wukong.manifest import Manifest, Part, Stage
+from wukong.runtime import progress
+from wukong.stages import estimate, places
+from wukong.stages.estimate import Rate, RateName
+from wukong.store import storage
+from wukong.store.conditional_store import ChangedError, UnconditionalError
+from wukong.store.manifest import Manifest, Part, Stage
 from wukong.train import features
-from wukong.train.features import File
 
 _AT_ONCE = 256
 """Tasks that wait or run at a time; more would only make Ray slower."""
@@ -53,7 +59,7 @@ class _Work(NamedTuple):
 
     @property
     def target(self) -> str:
-        return features.path_of(self.tar.parent.name, self.tar.stem, self.view)
+        return feature_files.path_of(self.tar.parent.name, self.tar.stem, self.view)
 
 
 def run(
@@ -232,8 +238,8 @@ def decide(name: str, experiment: Experiment, filtered: Manifest, start: Manifes
 
     The first run decides and writes down what and why; all other runs with the same inputs, also those with another
     seed, one that runs at the same time and one that was killed and goes on, read that. Features that are there already
-    are used. Else they are stored if there is room and the plan of ``wukong.estimate.training`` is faster with them, by
-    rates that are measured where the training will run.
+    are used. Else they are stored if there is room and the plan of ``wukong.stages.estimate.training`` is faster with
+    them, by rates that are measured where the training will run.
 
     Args:
         name: of the training stage.

@@ -35,15 +35,18 @@ import pyarrow.parquet as pq
 import ray
 
 from ray_jobs import metrics
-from wukong import places, stages, storage
-from wukong.config import Experiment, Filter
+from wukong import stages
+from wukong.config.experiment import Experiment
+from wukong.config.filter import Filter
 from wukong.curate import apply, caption_counts, duplicates, repack, rules, split
 from wukong.curate.caption_counts import CaptionCounts, Hashes
-from wukong.curate.pairs import read_pairs
+from wukong.curate.pairs import DROPPED, read_pairs
+from wukong.curate.rule import HELD_BACK
 from wukong.curate.text import clean
-from wukong.data.schema import DROPPED
 from wukong.errors import DataError
-from wukong.manifest import Manifest, Part, Stage
+from wukong.stages import places
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Part, Stage
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +127,7 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
     repacked = _run_missing("repack", stage, _repack, pieces, lambda: (len(groups),))
 
     applied = rules.applied(settings)
-    dropped = dict.fromkeys([*applied, rules.HELD_BACK], 0)
+    dropped = dict.fromkeys([*applied, HELD_BACK], 0)
     for record in [*judged, *by_pictures, *assigned]:
         for rule, rows in record["dropped"].items():
             dropped[rule] += rows
@@ -424,7 +427,7 @@ def _assign(
         pairs.write_parquet(stream, row_group_size=_ROW_GROUP)
     path = f"dropped/{group.number:05d}.parquet"
     storage.write_table(stage.path(path), out.select(DROPPED.names).to_arrow().cast(DROPPED))
-    reasons = (rules.HELD_BACK, *(rule.name for rule in rules.decided("corpus", settings)))
+    reasons = (HELD_BACK, *(rule.name for rule in rules.decided("corpus", settings)))
     return {
         "bins": {str(name): _histogram(rows["position"]) for (name,), rows in pairs.group_by("split")},
         "dropped": apply.count_reasons([out], reasons),

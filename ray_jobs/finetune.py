@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from ray_jobs import training
-from wukong.config import Experiment
-from wukong.manifest import Manifest
+from wukong.config.experiment import Experiment
+from wukong.store.manifest import Manifest
 
 
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:

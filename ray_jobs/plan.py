@@ -6,12 +6,15 @@ others are to do. Planning writes nothing.
 
 from dataclasses import dataclass
 
-from wukong import manifest, places, run_records, stages, storage
-from wukong.config import Experiment
+from wukong import stages
+from wukong.config.experiment import Experiment
 from wukong.errors import WukongError
-from wukong.estimate import Estimate, Work
-from wukong.manifest import Manifest
-from wukong.preflight import Size
+from wukong.runs import run_records
+from wukong.stages import places
+from wukong.stages.estimate import Estimate, Work
+from wukong.stages.preflight import Size
+from wukong.store import manifest, storage
+from wukong.store.manifest import Manifest
 
 
 @dataclass(frozen=True)

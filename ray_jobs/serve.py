@@ -9,8 +9,8 @@ from typing import Any
 
 from ray import serve
 
-from wukong import garbage
 from wukong.errors import ConfigError
+from wukong.serve import garbage
 
 _NEEDED = ("model", "data", "index")
 

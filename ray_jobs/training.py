@@ -1,10 +1,10 @@
 """A training run on Ray Train, for the pretrain and finetune jobs: workers, checkpoints, recovery.
 
 ``wukong.train.loop`` trains; this module runs it on Ray. Checkpoints lie under the stage's prefix, so a run that was
-killed continues after the last one and ends with the same weights. Each attempt (``wukong.fence``) has a folder of its
-own for them and begins from the last checkpoint of all attempts, so that an old driver which is still alive overwrites
-none. Where a worker was lost, Ray Train starts a new group of workers, which finds the last checkpoint by itself; so
-it does after each failure that may not come again, until it fails too often without a new checkpoint.
+killed continues after the last one and ends with the same weights. Each attempt (``wukong.store.fence``) has a folder
+of its own for them and begins from the last checkpoint of all attempts, so that an old driver which is still alive
+overwrites none. Where a worker was lost, Ray Train starts a new group of workers, which finds the last checkpoint by
+itself; so it does after each failure that may not come again, until it fails too often without a new checkpoint.
 """
 
 import logging
@@ -25,21 +25,31 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, 
 from ray.train.torch import TorchTrainer
 
 from ray_jobs import features, metrics
-from wukong import config, fence, places, stages, storage, tracking
-from wukong.config import Experiment, Model, Training
+from wukong import stages
+from wukong.config import documents
+from wukong.config.experiment import Experiment
+from wukong.config.model import Model
+from wukong.config.training import Training
 from wukong.data import shards
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import ConfigError, DataError, StorageError, WukongError
-from wukong.manifest import Manifest, Part, Stage
-from wukong.metric_sender import MetricSender
 from wukong.model import saved_model
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
 from wukong.model.loss import world
+from wukong.stages import places
+from wukong.store import fence, storage
+from wukong.store.manifest import Manifest, Part, Stage
+from wukong.tracking import training_metrics
+from wukong.tracking.training_metrics import MetricSender
 from wukong.train import checkpoint as checkpoints
-from wukong.train import determinism, system_metrics, training_data, validation
+from wukong.train import corpus as corpus_module
+from wukong.train import determinism, system_metrics, validation
+from wukong.train.corpus import Corpus
+from wukong.train.feature_pairs import FeaturePairs
 from wukong.train.loop import MEASURED, Epoch, Look, Validate, Validated, Validations, train
-from wukong.train.training_data import Corpus, FeaturePairs, Pairs, PicturePairs
+from wukong.train.pairs import Pairs
+from wukong.train.picture_pairs import PicturePairs
 
 _RESIZE_SECONDS = 60.0
 """Between two looks at whether there are machines for more workers (``min_workers``)."""
@@ -323,7 +333,7 @@ def _corpus(stage: Stage, filtered: Manifest, settings: Training) -> Corpus:
         uri = stage.path(_ROWS)
         if not storage.exists(uri):
             names = shards.names_of(filtered, "train")
-            storage.write_json(uri, training_data.count_rows(filtered.uri, "train", names, settings.sources))
+            storage.write_json(uri, corpus_module.count_rows(filtered.uri, "train", names, settings.sources))
         rows = storage.read_json(uri)
     return Corpus.of(filtered, settings.sources, rows)
 
@@ -348,7 +358,9 @@ def _worker(job: dict[str, Any]) -> None:
     def log_epoch(epoch: Epoch) -> None:
         if not world()[0]:
             values = {name: value for name, value in asdict(epoch).items() if name != "epoch"}
-            sender.add({tracking.epoch_metric(job["name"], name): value for name, value in values.items()}, epoch.epoch)
+            sender.add(
+                {training_metrics.epoch_metric(job["name"], name): value for name, value in values.items()}, epoch.epoch
+            )
 
     def log_look(look: Look) -> None:
         rank = world()[0]
@@ -404,7 +416,7 @@ def _validation(
     if asked is None:
         yield None
         return
-    experiment, tower = config.parse(asked["experiment"]), None
+    experiment, tower = documents.parse(asked["experiment"]), None
     if model.image is None and not {*settings.validation.tasks} <= {*experiment.held_out_tasks}:
         given = saved_model.load(job["start"]).model.image if job["start"] else ImageEncoder(model.settings.image)
         tower = given.for_inference().to(model.log_scale.device) if given is not None else None
@@ -482,7 +494,8 @@ def _publish(
     """Write the saved model, made of the trained weights and a locked image tower, and the history of the epochs.
 
     On GPUs another attempt has other weights, so an older one must not write over a newer one's: the files are
-    published (``wukong.fence``). Measured times are written beside the history, in a file that is none of the parts.
+    published (``wukong.store.fence``). Measured times are written beside the history, in a file that is none of the
+    parts.
     """
     if start:
         loaded = saved_model.load(start)

@@ -14,12 +14,17 @@ import sys
 import time
 from collections.abc import Mapping
 
-from wukong import experiments, fence, manifest, places, run_records, stages, storage, tracking
-from wukong.cancel import end_with_parent
-from wukong.config import Experiment
+from wukong import stages
+from wukong.config import stored
+from wukong.config.experiment import Experiment
 from wukong.errors import WukongError
 from wukong.evaluate.results import DOCUMENT, headlines_of
-from wukong.manifest import Manifest
+from wukong.runs import run_records
+from wukong.runtime.cancel import end_with_parent
+from wukong.stages import places
+from wukong.store import fence, manifest, storage
+from wukong.store.manifest import Manifest
+from wukong.tracking import mlflow_runs, stage_results
 
 STAGES = (*stages.TRAININGS, "evaluate")
 """The stages of a trial."""
@@ -48,11 +53,11 @@ def run(experiment: Experiment, name: str, filtered: Manifest) -> Manifest:
         )
     made = {"filter": filtered, "validate": validated}
     for stage in STAGES:
-        with tracking.stage_run(experiment, name, stage) as run_id:
+        with mlflow_runs.stage_run(experiment, name, stage) as run_id:
             made[stage] = _stage(experiment, name, stage, made, run_id)
-            tracking.log_stage(run_id, made[stage])
+            stage_results.log_stage(run_id, made[stage])
     document = storage.read_json(storage.join(made["evaluate"].uri, DOCUMENT))
-    tracking.complete_run(experiment, name, headlines_of(document))
+    mlflow_runs.complete_run(experiment, name, headlines_of(document))
     return made["evaluate"]
 
 
@@ -75,7 +80,7 @@ def _run_job(
 
     if run_id:
         os.environ["MLFLOW_RUN_ID"] = run_id
-    arguments = [stage, "--experiment", experiments.store(experiment), "--run", name]
+    arguments = [stage, "--experiment", stored.store(experiment), "--run", name]
     for parent in parents.values():
         arguments += ["--parent", storage.join(parent.uri, "manifest.json")]
     try:
@@ -103,7 +108,7 @@ def main() -> int:
             name, uri = line.split()
             answer = {"run": name, "manifest": "", "error": ""}
             try:
-                made = run(experiments.load(uri), name, filtered)
+                made = run(stored.load(uri), name, filtered)
                 answer["manifest"] = storage.join(made.uri, "manifest.json")
             except WukongError as error:
                 log.error("%s failed: %s", name, error)

@@ -10,14 +10,15 @@ from typing import Any
 import polars as pl
 import ray
 
-from wukong import manifest, places, storage
-from wukong.config import Experiment
+from wukong.config.experiment import Experiment
 from wukong.curate import rules
+from wukong.curate.pairs import PAIRS
 from wukong.curate.split import TRAIN
-from wukong.data.schema import PAIRS
 from wukong.errors import ConfigError, DataError, GateError
-from wukong.manifest import Manifest, Part, Stage
 from wukong.report import card, statistics
+from wukong.stages import places
+from wukong.store import manifest, storage
+from wukong.store.manifest import Manifest, Part, Stage
 from wukong.validate import audit, suites
 from wukong.validate import gate as runner
 from wukong.validate.drift import drift

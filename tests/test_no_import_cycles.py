@@ -1,4 +1,4 @@
-"""No module imports itself through others: what one is can be read without the others that it is read by."""
+"""No module imports itself through others, neither by an import in a function nor through a registry of a folder."""
 
 import ast
 from collections.abc import Iterator
@@ -21,9 +21,15 @@ def modules(root: Path, packages: tuple[str, ...]) -> dict[str, Path]:
 
 
 def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """What a module imports of ours, wherever in it, but for what only type checkers read."""
+    """What a module imports of ours, wherever in it, but for what only type checkers read.
+
+    A package that looks for the modules in its own folder (``pkgutil.iter_modules(__path__)``) imports each of them.
+    """
     skipped: set[ast.AST] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    text = path.read_text(encoding="utf-8")
+    if "iter_modules(__path__)" in text:
+        yield from (name for name, other in known.items() if other.parent == path.parent and other != path)
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             skipped.update(inner for statement in node.body for inner in ast.walk(statement))
         if node in skipped:
@@ -61,6 +67,17 @@ def test_a_cycle_is_found(tmp_path: Path, line: str) -> None:
     (tmp_path / "p" / "a.py").write_text("from p import b\nx = 1\n")
     (tmp_path / "p" / "b.py").write_text(line)
     assert set(cycle(tmp_path, ("p",))) == {"p.a", "p.b"}
+
+
+def test_a_cycle_through_a_registry_is_found(tmp_path: Path) -> None:
+    (tmp_path / "p" / "rules").mkdir(parents=True)
+    (tmp_path / "p" / "__init__.py").write_text("")
+    (tmp_path / "p" / "rules" / "__init__.py").write_text(
+        "import pkgutil\nfound = list(pkgutil.iter_modules(__path__))"
+    )
+    (tmp_path / "p" / "rules" / "size.py").write_text("def f():\n    from p import config")
+    (tmp_path / "p" / "config.py").write_text("from p import rules")
+    assert set(cycle(tmp_path, ("p",))) == {"p.config", "p.rules", "p.rules.size"}
 
 
 def test_what_only_type_checkers_read_is_no_cycle(tmp_path: Path) -> None:

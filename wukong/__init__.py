@@ -1,14 +1,14 @@
 """Wukong: from a list of Chinese words to an evaluated Chinese vision-language model.
 
 ``wukong.load(uri)`` gives a trained model: see ``wukong.model.saved_model``. ``wukong.connect()`` lets this process use
-the embedded stack, MLflow's own functions among it: see ``wukong.environment``.
+the embedded stack, MLflow's own functions among it: see ``wukong.runtime.environment``.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wukong.environment import connect as connect
     from wukong.model.saved_model import load as load
+    from wukong.runtime.environment import connect as connect
 
 
 def __getattr__(name: str) -> Any:
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return load
     if name == "connect":
-        from wukong.environment import connect
+        from wukong.runtime.environment import connect
 
         return connect
     raise AttributeError(f"module 'wukong' has no attribute {name!r}")

@@ -22,11 +22,14 @@ from pathlib import Path
 
 import yaml
 
-from wukong import config, experiments, storage
-from wukong.manifest import Manifest, Stage
+from wukong.config import documents as documents_module
+from wukong.config import stored
+from wukong.config.experiment import Experiment
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Stage
 
 REPOSITORY = Path(__file__).parents[2]
-sys.path += [str(REPOSITORY / "tests" / folder) for folder in ("k8s", "wukong", "ray_jobs/launch/kuberay")]
+sys.path += [str(REPOSITORY / "tests" / folder) for folder in ("k8s", "wukong/store", "ray_jobs/launch/kuberay")]
 
 import api_server  # noqa: E402 - the tests' folders are on the path only now
 import mlflow_server  # noqa: E402
@@ -47,7 +50,7 @@ def busy(count: int) -> Iterator[None]:
             process.wait()
 
 
-def crawled(experiment: config.Experiment) -> Manifest:
+def crawled(experiment: Experiment) -> Manifest:
     stage = Stage(experiment.root, "crawl", {"made": "up"})
     storage.write_json(stage.path("part.json"), {})
     return stage.commit([stage.describe("part.json")])
@@ -113,8 +116,8 @@ def measure(times: int) -> list[tuple[float, float]]:
         }
         root = "s3://wukong"
         crawl = {"queries": f"{root}/queries.txt", "endpoint": "http://site.invalid/search"}
-        experiment = config.parse({"name": "demo", "storage": root, "crawl": crawl})
-        uri, parent = experiments.store(experiment), crawled(experiment)
+        experiment = documents_module.parse({"name": "demo", "storage": root, "crawl": crawl})
+        uri, parent = stored.store(experiment), crawled(experiment)
         for number in range(times):
             began, before = time.monotonic(), len(api.jobs)
             process = subprocess.Popen(

@@ -25,7 +25,7 @@ import psutil
 import pyarrow as pa
 from PIL import Image
 
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl import image_header, stored_image
 from wukong.crawl.clock import Clock
 from wukong.crawl.decoder import Decoder

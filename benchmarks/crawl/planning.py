@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from wukong import storage
 from wukong.crawl import plan
 from wukong.crawl.found import FOUND, write_found
-from wukong.data.schema import key_of
+from wukong.crawl.url import key_of
+from wukong.store import storage
 
 FILE_ROWS = 250_000
 DUPLICATES = 0.2

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wukong import storage
 from wukong.crawl import queries
+from wukong.store import storage
 
 FILE_BYTES = 100_000_000
 HAN = np.arange(0x4E00, 0x4E00 + 6000)

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl import image_header, stored_image
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import ray
 
 from ray_jobs import crawl
-from wukong import config, storage
+from wukong.config import documents
+from wukong.store import storage
 
 HOST = "pictures.test"
 
 if __name__ == "__main__":
     listed, store, port, cores = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-    experiment = config.parse(
+    experiment = documents.parse(
         {
             "name": "bench",
             "storage": storage.from_path(store),

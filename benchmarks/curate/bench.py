@@ -19,8 +19,9 @@ from pathlib import Path
 
 import polars as pl
 
+from wukong.crawl.url import key_of
 from wukong.curate import sensitive_words
-from wukong.data.schema import CRAWLED, key_of
+from wukong.data.schema import CRAWLED
 
 HERE = Path(__file__).parent
 JUICER = "py-data-juicer==1.6.1"

@@ -11,10 +11,10 @@ from pathlib import Path
 import polars as pl
 
 from ray_jobs import filter as job
-from wukong import storage
-from wukong.config import Filter
+from wukong.config.filter import Filter
 from wukong.curate import caption_counts, rules
-from wukong.manifest import Stage
+from wukong.store import storage
+from wukong.store.manifest import Stage
 
 SETTINGS = Filter(mask_names=False)
 

@@ -24,7 +24,8 @@ from torch import Tensor
 import wukong
 from infra import corpus
 from infra.corpus import packages
-from wukong import config, environment, manifest, run_records, storage
+from wukong.config import documents
+from wukong.config.experiment import Experiment
 from wukong.data import images, shards
 from wukong.evaluate import adapters, alignment, answers, classification, prompts, retrieval, sets
 from wukong.evaluate.data_set import Classification
@@ -32,6 +33,9 @@ from wukong.evaluate.interval import Interval
 from wukong.evaluate.model import Model
 from wukong.evaluate.protocol import PROTOCOLS, Protocol
 from wukong.model.saved_model import SavedModel
+from wukong.runs import run_records
+from wukong.runtime import environment
+from wukong.store import manifest, storage
 
 BATCH = 64
 GROUPS = {
@@ -95,9 +99,7 @@ def collage(saved: SavedModel, word: str, others: Sequence[str], file: Path, fon
     print(f"alignment picture in {file}")
 
 
-def protocols(
-    model: Model, experiment: config.Experiment, limit: int, cache: Path, only: Sequence[str]
-) -> dict[str, Any]:
+def protocols(model: Model, experiment: Experiment, limit: int, cache: Path, only: Sequence[str]) -> dict[str, Any]:
     """Measure the embedded sets and the hold-outs under each protocol, and print one row for each result."""
     names = only or [*EMBEDDED, *(holdout.name for holdout in experiment.filter.split.holdouts)]
     measures = {**embedded(names, limit, cache), **holdouts(names, experiment)}
@@ -150,7 +152,7 @@ def embedded(names: Sequence[str], limit: int, cache: Path) -> dict[str, Measure
     return found
 
 
-def holdouts(names: Sequence[str], experiment: config.Experiment) -> dict[str, Measure]:
+def holdouts(names: Sequence[str], experiment: Experiment) -> dict[str, Measure]:
     """Return how to measure the hold-outs of the newest run: every pair's caption is a query."""
     environment.use_for(experiment.root)
     newest = run_records.latest(experiment, "filter")
@@ -237,7 +239,7 @@ def main() -> None:
     else:
         model = adapters.load(options.model)
         cache = corpus.cache_folder().with_name("classes")
-        found = protocols(model, config.load(options.config, []), options.limit, cache, options.only or [])
+        found = protocols(model, documents.load(options.config, []), options.limit, cache, options.only or [])
     print(json.dumps(found, ensure_ascii=False))
 
 

@@ -15,11 +15,12 @@ import measure
 import torch
 from text_step import captions
 
-from wukong.config import Model, Training
+from wukong.config.model import Model
+from wukong.config.training import Training
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.model.dual import DualEncoder
 from wukong.train import gradients, optimizer
-from wukong.train.training_data import Batch
+from wukong.train.batches import Batch
 
 FEATURES = 1_280
 

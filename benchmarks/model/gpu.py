@@ -24,9 +24,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from wukong.config import Model, Training
-from wukong.estimate import CAPTION_TOKENS
+from wukong.config.model import Model
+from wukong.config.training import Training
 from wukong.model import similarity
+from wukong.stages.estimate import CAPTION_TOKENS
 from wukong.train import rates
 
 WIDTH = 256

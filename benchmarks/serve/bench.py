@@ -34,16 +34,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from wukong import storage
-from wukong.config import Model as Settings
+from wukong.config.model import Model as Settings
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.evaluate.model import OwnModel
-from wukong.manifest import Part, Stage
 from wukong.model import saved_model
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
 from wukong.serve import collection, encode, index
 from wukong.serve.search import FIRST_PASS, Hit, Searcher
+from wukong.store import storage
+from wukong.store.manifest import Part, Stage
 
 PLACES = ("model", "pictures", "indexes")
 CAPTIONS = 2_048

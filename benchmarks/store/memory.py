@@ -26,8 +26,8 @@ from pathlib import Path
 import psutil
 import yaml
 
-from wukong import storage
 from wukong.errors import StorageError
+from wukong.store import storage
 
 MANIFEST = Path(__file__).parents[2] / "k8s" / "base" / "object-store.yaml"
 MIB = 2**20

@@ -27,7 +27,7 @@ import ray
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
-sys.path += [str(REPOSITORY / "tests" / folder) for folder in ("k8s", "wukong", "ray_jobs")]
+sys.path += [str(REPOSITORY / "tests" / folder) for folder in ("k8s", "ray_jobs")]
 
 import mlflow_server  # noqa: E402 - the tests' folders are on the path only now
 from crawled import complete  # noqa: E402
@@ -35,11 +35,15 @@ from test_training_jobs import COLOURS, SHAPES, experiment, picture  # noqa: E40
 
 from ray_jobs import features  # noqa: E402
 from ray_jobs import filter as filter_job  # noqa: E402
-from wukong import experiments, places, run_records, storage, sweep  # noqa: E402
-from wukong.config import Experiment  # noqa: E402
+from wukong.config import stored  # noqa: E402
+from wukong.config.experiment import Experiment  # noqa: E402
 from wukong.crawl.part_writer import Spool, write_part  # noqa: E402
-from wukong.manifest import Manifest, Stage  # noqa: E402
-from wukong.run_records import Record  # noqa: E402
+from wukong.registry import sweep  # noqa: E402
+from wukong.runs import run_records  # noqa: E402
+from wukong.runs.run_records import Record  # noqa: E402
+from wukong.stages import places  # noqa: E402
+from wukong.store import storage  # noqa: E402
+from wukong.store.manifest import Manifest, Stage  # noqa: E402
 
 TARGET = 1.3
 PARTS = ("trainings", "sweep")
@@ -117,7 +121,7 @@ def train_alone(file: Path, filtered: Manifest, variables: Mapping[str, str]) ->
         trial = sweep.trial_of(parsed, base, number, values)
         parents = [filtered.uri]
         for stage in ("pretrain", "finetune"):
-            uri = experiments.store(trial.experiment)
+            uri = stored.store(trial.experiment)
             command = [sys.executable, "-m", "ray_jobs", stage, "--experiment", uri, "--run", trial.run]
             command += [part for parent in parents for part in ("--parent", f"{parent}/manifest.json")]
             subprocess.run(command, env=variables, cwd=REPOSITORY, check=True, capture_output=True)

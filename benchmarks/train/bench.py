@@ -28,15 +28,23 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from wukong import config, fence, stages, storage
-from wukong.config import ImageEncoder, Model, Training
+from wukong import stages
+from wukong.config import documents
+from wukong.config.experiment import Experiment
+from wukong.config.model import ImageEncoder, Model
+from wukong.config.training import Training
+from wukong.data import feature_files
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
-from wukong.manifest import Manifest, Stage
 from wukong.model.dual import DualEncoder
-from wukong.train import checkpoint, features, stream
+from wukong.store import fence, storage
+from wukong.store.manifest import Manifest, Stage
+from wukong.train import checkpoint, stream
+from wukong.train.corpus import Corpus
+from wukong.train.feature_pairs import FeaturePairs
 from wukong.train.loop import train
+from wukong.train.pairs import Loaded
+from wukong.train.picture_pairs import PicturePairs
 from wukong.train.stream import Order, Piece
-from wukong.train.training_data import Corpus, FeaturePairs, Loaded, PicturePairs
 
 _EACH = {"least_seconds": 0, "most_share": 1}  # settings of checkpoints that leave none out
 ROWS = (
@@ -82,7 +90,7 @@ def shard(folder: Path, *, distinct: bool = False) -> str:
     urls = [f"http://pictures.example/{key}.jpg" for key in keys]
     pq.write_table(pa.table({"key": keys, "url": urls, "caption": captions}), folder / "train" / "00000.parquet")
     values = torch.randn(SHARD, WIDTH, generator=torch.Generator().manual_seed(0)).half()
-    features.write(storage.from_path(folder / features.path_of("train", "00000", 0)), keys, values)
+    feature_files.write(storage.from_path(folder / feature_files.path_of("train", "00000", 0)), keys, values)
     return storage.from_path(folder)
 
 
@@ -284,12 +292,12 @@ def kills(count: int) -> None:
         print(f"killed after steps {steps}")
 
 
-def on_ray(name: str, folder: str, **changed: object) -> config.Experiment:
+def on_ray(name: str, folder: str, **changed: object) -> Experiment:
     """An experiment whose pre-training reads one shard of images of one colour each."""
     stored = {"steps": 5, **_EACH}
     section = {"epochs": 60, "batch_size": 50, "workers": 1, "log_every": 5, "checkpoint": stored, **changed}
     text = {"layers": 2, "heads": 2, "width": 64, "dropout": 0.0}
-    return config.parse(
+    return documents.parse(
         {
             "name": name,
             "storage": storage.from_path(Path(folder)),
@@ -300,7 +308,7 @@ def on_ray(name: str, folder: str, **changed: object) -> config.Experiment:
     )
 
 
-def pretrain(made: config.Experiment) -> Manifest:
+def pretrain(made: Experiment) -> Manifest:
     """Pre-train on one shard, which is written first where it is not there."""
     from ray_jobs import training
 
@@ -396,7 +404,7 @@ def resize(folder: str, epochs: int) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     ray.init(address=cluster.address, configure_logging=False)
 
-    def losses(made: config.Experiment) -> list[float]:
+    def losses(made: Experiment) -> list[float]:
         history = storage.read_json(storage.join(pretrain(made).uri, "history.json"))["history"]
         return [epoch["loss"] for epoch in history]
 

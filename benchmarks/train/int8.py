@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from plan import InMemory
 
 from infra.corpus import cache_folder
-from wukong import config
-from wukong.data import images
+from wukong.config import documents
+from wukong.data import feature_files, images
 from wukong.data.tokenizer import Tokenizer
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
-from wukong.train import features
 from wukong.train.loop import train
 
 
@@ -42,7 +41,7 @@ def main() -> None:
     catalogue = options.catalogue or largest_catalogue()
     torch.set_num_threads(1)
     overrides = ["pretrain.workers=1", f"pretrain.epochs={max(1, options.epochs)}", "pretrain.whiten_image_head=false"]
-    experiment = config.load(Path("configs/demo.yaml"), [*overrides, "pretrain.batch_size=128"])
+    experiment = documents.load(Path("configs/demo.yaml"), [*overrides, "pretrain.batch_size=128"])
     model, settings = experiment.model, experiment.pretrain
     rows = pq.read_table(catalogue, columns=["file", "title"]).to_pylist()
     rows = [row for row in rows if (catalogue.parent / row["file"]).exists()]
@@ -62,7 +61,7 @@ def main() -> None:
     exact = {"pooled": torch.cat(pooled), "token-wise": torch.cat(tokens)}
     stored = {}
     for kind, values in exact.items():
-        stored[kind] = features.dequantise(*features.quantise(values))
+        stored[kind] = feature_files.dequantise(*feature_files.quantise(values))
         cosine = F.cosine_similarity(values.float(), stored[kind].float(), dim=-1)
         print(f"{kind}: cosine of {cosine.numel():,} vectors: mean {cosine.mean():.6f}, least {cosine.min():.6f}")
 

@@ -45,16 +45,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from wukong import storage
-from wukong.config import Model, Training
+from wukong.config.model import Model
+from wukong.config.training import Training
+from wukong.data import feature_files
+from wukong.data.feature_files import File
 from wukong.data.tokenizer import Tokenizer
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
+from wukong.store import storage
 from wukong.train import features, gradients, optimizer, rates
-from wukong.train.features import File
+from wukong.train.batches import Batch
+from wukong.train.corpus import Corpus
+from wukong.train.feature_pairs import FeaturePairs
 from wukong.train.loop import Look, train
+from wukong.train.pairs import Loaded, Pairs
+from wukong.train.picture_pairs import PicturePairs
 from wukong.train.stream import Piece
-from wukong.train.training_data import Batch, Corpus, FeaturePairs, Loaded, Pairs, PicturePairs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 import measure
@@ -220,7 +226,7 @@ def on_a_gpu(tower: str, size: int, folder: Path, loaders: int) -> tuple[Step, S
     dual = DualEncoder(model, tokenizer, ImageEncoder(model.image, with_weights=False), with_weights=False)
     assert dual.image is not None
     dual.image.lock("all")
-    path = storage.join(corpus.prefix, features.path_of("train", "00000", 0))
+    path = storage.join(corpus.prefix, feature_files.path_of("train", "00000", 0))
     for _ in features.compute(
         [File(corpus.uri(0, ".tar"), 0, path)], model, "float16", "bfloat16", None, device, loaders
     ):
@@ -292,7 +298,9 @@ def sides(tower: str, context: str, rounds: int, seconds: float) -> dict[str, di
             works["streamed"] = ours(dual, pictures, settings)
             works |= {peer: step for peer, (_, step) in peers.items()}
             features._encoder = lambda *_: encoder  # the tower of the bare forward pass
-            paths = [storage.join(corpus.prefix, features.path_of("train", "00000", view)) for view in range(VIEWS)]
+            paths = [
+                storage.join(corpus.prefix, feature_files.path_of("train", "00000", view)) for view in range(VIEWS)
+            ]
             files = [File(corpus.uri(0, ".tar"), view, path) for view, path in enumerate(paths)]
             list(features.compute(files, model))
             works["fill"] = lambda: list(features.compute(files[1:], model))
@@ -328,9 +336,9 @@ def waiting(steps: int) -> dict[str, float]:
                 dual = DualEncoder(model, tokenizer, locked, with_weights=False)
             else:
                 values = torch.randn(corpus.rows[0], locked.pooled_width).half()
-                path = Path(folder, features.path_of("train", "00000", 0))
+                path = Path(folder, feature_files.path_of("train", "00000", 0))
                 keys = [f"{number:08d}" for number in range(corpus.rows[0])]
-                features.write(storage.from_path(path), keys, values)
+                feature_files.write(storage.from_path(path), keys, values)
                 pairs = FeaturePairs(corpus, tokenizer, corpus.prefix, (0,))
                 dual = DualEncoder(model, tokenizer, feature_width=locked.pooled_width, with_weights=False)
             looks: list[Look] = []

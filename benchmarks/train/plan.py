@@ -23,15 +23,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from wukong import config, estimate
-from wukong.config import Experiment, Training
+from wukong.config import documents
+from wukong.config.experiment import Experiment
+from wukong.config.training import Training
+from wukong.data.feature_files import File
 from wukong.data.tokenizer import Tokenizer
 from wukong.model.dual import DualEncoder
+from wukong.stages import estimate
 from wukong.train import features, rates
-from wukong.train.features import File
+from wukong.train.feature_pairs import FeaturePairs
 from wukong.train.loop import train
+from wukong.train.pairs import Loaded, Pairs
 from wukong.train.stream import Piece
-from wukong.train.training_data import FeaturePairs, Loaded, Pairs
 
 CAPTION = "一只红色的鸟站在树上看着远方的山和河流"
 CORES = 1
@@ -92,7 +95,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(CORES)
     overrides = ["pretrain.workers=1", "pretrain.epochs=1", "pretrain.whiten_image_head=false"]
-    experiment = config.load(Path("configs/demo.yaml"), overrides)
+    experiment = documents.load(Path("configs/demo.yaml"), overrides)
     settings = experiment.pretrain
     shape = rates.feature_shape(experiment.model)
     lengths = [3 + number % (len(CAPTION) - 3) + len(str(number)) + 2 for number in range(options.pairs)]

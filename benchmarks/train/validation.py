@@ -10,7 +10,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from wukong.config import Model
+from wukong.config.model import Model
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.evaluate.data_set import RetrievalData
 from wukong.evaluate.protocol import OWN

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from wukong.config.section import Fraction, Strict
 from wukong.curate.rule import Batch, Rule
-from wukong.section import Fraction, Strict
 
 if TYPE_CHECKING:
     import polars as pl

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import polars as pl
 
-from wukong import config
+from wukong.config import documents
 from wukong.curate import rules
 from wukong.curate.caption_counts import CaptionCounts
 
@@ -17,7 +17,7 @@ CAPTIONS = ("一只猫在窗台上", "哈哈哈哈哈哈", "000.jpg", "a cat")
 
 def main() -> int:
     """Apply all rules to a few captions and print the decisions."""
-    experiment = config.loads(
+    experiment = documents.loads(
         "{name: own-rule, crawl: {engine: urls, endpoint: 'file:///list.csv'}}", ["filter.max_repetition=0.5"]
     )
     pairs = pl.DataFrame({"caption": CAPTIONS}).with_columns(width=pl.lit(300), height=pl.lit(300))

@@ -19,8 +19,9 @@ from PIL import Image
 
 from ray_jobs import crawl
 from ray_jobs import filter as filter_job
-from wukong import config, storage
+from wukong.config import documents
 from wukong.report.funnel import funnel
+from wukong.store import storage
 
 CAPTIONS = {"cat.jpg": "一只猫在窗台上", "dog.jpg": "一只狗在草地上", "sea.jpg": "the sea", "small.jpg": "一张小图片"}
 HOST = "images.test"
@@ -49,7 +50,7 @@ def main() -> int:
         # The crawler refuses private addresses, loopback among them; this allows one host to be there.
         os.environ["WUKONG_CONNECT_TO"] = f"{HOST}=127.0.0.1:{server.server_port}"
 
-        experiment = config.load(
+        experiment = documents.load(
             Path(__file__).with_name("experiment.yaml"),
             [
                 f"storage={storage.from_path(folder / 'store')}",

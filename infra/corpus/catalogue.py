@@ -24,8 +24,8 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from infra.corpus import packages, pictures, sources
 from infra.corpus.packages import Package, PackageError
 from infra.corpus.sources import SOURCES, Draft, Reading, Source
-from wukong import storage
 from wukong.errors import WukongError
+from wukong.store import storage
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,9 @@ import fnmatch
 from collections.abc import Callable, Iterable
 
 from infra.corpus.catalogue import Corpus
-from wukong.config import Classification, Experiment, Holdout
+from wukong.config.evaluate import Classification
+from wukong.config.experiment import Experiment
+from wukong.config.split import Holdout
 from wukong.stages import TRAININGS
 
 

@@ -5,8 +5,8 @@ import re
 from collections import Counter
 
 from infra.corpus.catalogue import Corpus
-from wukong import storage
-from wukong.config import Experiment
+from wukong.config.experiment import Experiment
+from wukong.store import storage
 
 _WORD = re.compile(r"[\u3400-\u9fff]+")
 

@@ -24,9 +24,9 @@ from urllib.parse import unquote, urlsplit
 
 from infra.images.hashes import CUDA_HASHES, HASHES, PINS, versions
 from infra.install import CPU_INDEX, FILES
-from wukong import installed
 from wukong.errors import StackError
-from wukong.manifest import code_revision
+from wukong.runtime import installed
+from wukong.store.manifest import code_revision
 
 ACCELERATORS = ("cpu", "cuda")
 _HERE = Path(__file__).parent

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infra.install import FILES
-from wukong import installed
 from wukong.errors import StackError
+from wukong.runtime import installed
 
 _HERE = Path(__file__).parent
 PINS = (_HERE.parents[1] / "constraints.txt", _HERE / "constraints.txt")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from infra import corpus
 from infra.site import server
-from wukong import storage
 from wukong.errors import WukongError
+from wukong.store import storage
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,8 +14,8 @@ from infra.stack.ports import choose_ports
 from infra.stack.sample import sample_site
 from infra.stack.services import SERVICES, STORES
 from infra.stack.state import Stack, folder_id, load, locked
-from wukong import environment
 from wukong.errors import StackError
+from wukong.runtime import environment
 
 __all__ = ["STORES", "Stack", "down", "found", "load", "sample_site", "serves_another", "status", "up"]
 

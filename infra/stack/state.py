@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.corpus import HOST
-from wukong import environment
 from wukong.errors import StackError
+from wukong.runtime import environment
 
 _FILE = "stack.json"
 _LOCK_SECONDS = 60.0

@@ -1,7 +1,7 @@
 """Start a stage's Ray job, wait for its end, and read the manifest it wrote.
 
 A stage that has finished already costs no job: ``launch`` looks for its manifest first, under the key that the job
-would compute (``wukong.places``). Otherwise it chooses one of three launchers, each a module with a function
+would compute (``wukong.stages.places``). Otherwise it chooses one of three launchers, each a module with a function
 ``run_job``:
 
 - ``kuberay``: ``WUKONG_CLUSTER`` names a Kubernetes namespace; the job becomes a RayJob there.
@@ -22,10 +22,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 from ray_jobs.launch import local
-from wukong import events, experiments, manifest, places, run_records, storage
-from wukong.config import Experiment
+from wukong.config import stored
+from wukong.config.experiment import Experiment
 from wukong.errors import WukongError
-from wukong.manifest import Manifest
+from wukong.runs import run_records
+from wukong.runs.run_records import Record
+from wukong.runtime import events
+from wukong.stages import places, run_paths
+from wukong.store import manifest, storage
+from wukong.store.manifest import Manifest
 
 # Variables that a job on another machine gets: they name the run it belongs to. Addresses of services and credentials
 # are in that machine's own environment. Never add credentials: Ray's dashboard and the RayJob show these values.
@@ -81,7 +86,7 @@ def _launched(
 ) -> Manifest:
     """Start a job, wait for its end, and return its manifest; for arguments and errors see ``launch``."""
     record_name = filed_as or stage
-    arguments = [stage, "--experiment", experiments.store(experiment), "--run", run_name]
+    arguments = [stage, "--experiment", stored.store(experiment), "--run", run_name]
     if filed_as:
         arguments += ["--filed-as", filed_as]
     for parent in parents:
@@ -90,7 +95,7 @@ def _launched(
     status = _run_job(stage, experiment, run_name, arguments, variables, record_name)
     record = run_records.read(experiment, run_name, record_name)
     if record is None:
-        record = run_records.Record(stage=record_name, state="failed", error=_explain_missing_record(stage, status))
+        record = Record(stage=record_name, state="failed", error=_explain_missing_record(stage, status))
         run_records.write(experiment, run_name, record)
     if record.state == "failed":
         raise JobError(record.error + (f"\n{record.traceback}" if record.traceback else ""))
@@ -100,7 +105,8 @@ def _launched(
 def evaluate_champion(experiment: Experiment, run_name: str, parents: Sequence[str]) -> Manifest:
     """Evaluate a registered model on the test set of a run's own model; the run files it as ``champion``.
 
-    It is the evaluate stage with other parents (``wukong.places.rematch``), so an evaluation that is there is found.
+    It is the evaluate stage with other parents (``wukong.stages.places.rematch``), so an evaluation that is there is
+    found.
 
     Args:
         experiment: that of ``rematch``.
@@ -119,8 +125,8 @@ def _reserved(
 ) -> Iterator[Manifest | None]:
     """Give the manifest that the stage's job would find, recorded as reused; None if there is work to do.
 
-    Another run that is doing this work is waited for (``wukong.places.reserved``). What cannot be read from here is
-    left to the job, which may be on a machine that can.
+    Another run that is doing this work is waited for (``wukong.stages.places.reserved``). What cannot be read from here
+    is left to the job, which may be on a machine that can.
     """
     began = time.monotonic()
     with ExitStack() as reservation:
@@ -161,7 +167,7 @@ def _run_job(
         return 0
     # An earlier attempt's record must not be taken for this one's. The KubeRay launcher deletes it itself, and only
     # when it makes a new RayJob: it may instead wait for one that an earlier process started.
-    storage.delete(run_records.uri_of(experiment, run_name, f"{record_name}.json"))
+    storage.delete(run_paths.uri_of(experiment, run_name, f"{record_name}.json"))
     if (address := os.environ.get("RAY_ADDRESS", "")).startswith("http"):
         from ray_jobs.launch import job_api
 

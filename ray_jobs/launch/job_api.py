@@ -19,8 +19,8 @@ from typing import Any
 import websocket
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
-from wukong.cancel import end_on_signal
 from wukong.errors import WukongError
+from wukong.runtime.cancel import end_on_signal
 
 _REQUEST_SECONDS = 30.0
 _LONGEST_LINE = 1 << 16

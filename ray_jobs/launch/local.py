@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from wukong.cancel import ENDS_WITH, end_on_signal
+from wukong.runtime.cancel import ENDS_WITH, end_on_signal
 
 _GRACE = 4.0  # seconds between SIGTERM and SIGKILL; when the driver dies, Ray ends the driver's tasks and actors
 

@@ -14,10 +14,13 @@ from mlflow_server import MlflowServer
 from typer.testing import CliRunner
 
 from cli.main import app
-from wukong import comparison, config, run_records, storage
+from wukong.config import documents, section
 from wukong.errors import ConfigError
-from wukong.mlflow_rest import Server
-from wukong.run_records import Record
+from wukong.registry import comparison
+from wukong.runs import run_records
+from wukong.runs.run_records import Record
+from wukong.store import storage
+from wukong.tracking.mlflow_rest import Server
 
 pytestmark = pytest.mark.slow
 RUNS = 50
@@ -38,7 +41,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, mlflow_of_all: MlflowServer) 
         for number, name in enumerate(names):
             crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
             value = {"name": f"compare-{tag}", "storage": storage.from_path(folder), "crawl": crawl}
-            experiment = config.parse(value | {"pretrain": {"epochs": 3 + number}})
+            experiment = documents.parse(value | {"pretrain": {"epochs": 3 + number}})
             share = 0.3 if number < RUNS // 2 else 0.4
             outcomes = [measured.searched(task, np.roll(hard, number % 2)[:300] < share) for task in "abc"]
             outcomes += [measured.classified(task, hard < share) for task in ("d", "e")]
@@ -46,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, mlflow_of_all: MlflowServer) 
             record = Record(stage="evaluate", state="succeeded", manifest=f"{made.uri}/manifest.json")
             run_records.write(experiment, name, record)
             run = server.create_run(group, name, {"wukong.run": name})
-            params = {key: str(entry) for key, entry in run_records.flatten(experiment.model_dump(mode="json")).items()}
+            params = {key: str(entry) for key, entry in section.flatten(experiment.model_dump(mode="json")).items()}
             server.log(run.run_id, params=params)
     return address, names
 

@@ -15,17 +15,19 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli.main import app
-from wukong import config, run_records, storage
-from wukong.config import Model as Settings
+from wukong.config import documents
+from wukong.config.model import Model as Settings
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import sets
 from wukong.evaluate.published import NotThereError
-from wukong.manifest import Stage
 from wukong.model import saved_model
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
-from wukong.run_records import Record
+from wukong.runs import run_records
+from wukong.runs.run_records import Record
+from wukong.store import storage
+from wukong.store.manifest import Stage
 
 
 @pytest.fixture
@@ -198,7 +200,7 @@ def test_hold_outs_of_an_experiment_are_measured_by_their_own_protocol(
     storage.write_table(stage.path("new/00000.parquet"), pa.Table.from_pylist(rows))
     found = stage.commit([stage.describe(f"new/00000.{end}", 3) for end in ("tar", "parquet")])
     record = Record(stage="filter", state="succeeded", manifest=f"{found.uri}/manifest.json")
-    run_records.write(config.load(file), "first", record)
+    run_records.write(documents.load(file), "first", record)
     result = CliRunner().invoke(app, [*asked, "--run", "first"])
     assert result.exit_code == 0, result.output
     written = json.loads((tmp_path / "r.json").read_text("utf-8"))

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from cli import hold
-from wukong import config, storage
+from wukong.config import documents
+from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
+from wukong.store import storage
 
 HOLDER = """
 import json, subprocess, sys, time
@@ -27,13 +29,13 @@ child.kill()
 
 
 @pytest.fixture
-def experiment(tmp_path: Path) -> config.Experiment:
+def experiment(tmp_path: Path) -> Experiment:
     crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
-    return config.parse({"name": "x", "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
+    return documents.parse({"name": "x", "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
 
 
 @pytest.fixture
-def holder(tmp_path: Path, experiment: config.Experiment) -> "Iterator[subprocess.Popen[str]]":
+def holder(tmp_path: Path, experiment: Experiment) -> "Iterator[subprocess.Popen[str]]":
     """A process that holds the name ``r`` until its input ends, and has a child that lives longer."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path), experiment.model_dump_json()]
     pipe = subprocess.PIPE
@@ -48,7 +50,7 @@ def holder(tmp_path: Path, experiment: config.Experiment) -> "Iterator[subproces
 
 
 def test_a_name_in_use_is_refused_until_its_holder_ends(
-    tmp_path: Path, experiment: config.Experiment, holder: "subprocess.Popen[str]"
+    tmp_path: Path, experiment: Experiment, holder: "subprocess.Popen[str]"
 ) -> None:
     with pytest.raises(ConfigError, match="the run r is at work already"), hold.hold(tmp_path, "r", experiment):
         pytest.fail("two under one name")
@@ -61,7 +63,7 @@ def test_a_name_in_use_is_refused_until_its_holder_ends(
 
 
 def test_a_killed_holder_is_found_once_though_its_child_lives(
-    tmp_path: Path, experiment: config.Experiment, holder: "subprocess.Popen[str]"
+    tmp_path: Path, experiment: Experiment, holder: "subprocess.Popen[str]"
 ) -> None:
     holder.kill()
     holder.wait(60)

@@ -19,8 +19,10 @@ import psutil
 import pytest
 
 from cli import hold
-from wukong import config, storage
+from wukong.config import documents
+from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
+from wukong.store import storage
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -65,9 +67,7 @@ def silent() -> Iterator[Silent]:
 
 
 @pytest.fixture
-def experiment(
-    tmp_path: Path, silent: Silent, mlflow_address: str, monkeypatch: pytest.MonkeyPatch
-) -> config.Experiment:
+def experiment(tmp_path: Path, silent: Silent, mlflow_address: str, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
     monkeypatch.setenv("WUKONG_CONNECT_TO", f"site.test=127.0.0.1:{silent.port}")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -75,13 +75,11 @@ def experiment(
     crawl = {"queries": storage.from_path(tmp_path / "queries.txt"), "endpoint": "http://site.test/search"}
     crawl |= {"max_seconds": 600}
     name = f"x-{uuid.uuid4().hex[:8]}"
-    return config.parse({"name": name, "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
+    return documents.parse({"name": name, "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
 
 
 @pytest.fixture
-def at_work(
-    tmp_path: Path, experiment: config.Experiment, silent: Silent
-) -> "Iterator[tuple[subprocess.Popen[str], str]]":
+def at_work(tmp_path: Path, experiment: Experiment, silent: Silent) -> "Iterator[tuple[subprocess.Popen[str], str]]":
     """A run that is crawling, and the mark in the environment of all that belongs to it."""
     mark = uuid.uuid4().hex
     (tmp_path / "experiment.json").write_text(experiment.model_dump_json())
@@ -119,7 +117,7 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-def statuses(experiment: config.Experiment) -> dict[str, str]:
+def statuses(experiment: Experiment) -> dict[str, str]:
     client = mlflow.MlflowClient()
     found = client.search_runs([client.get_experiment_by_name(experiment.name).experiment_id])
     return {run.info.run_name: run.info.status for run in found}
@@ -127,7 +125,7 @@ def statuses(experiment: config.Experiment) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_ends_all_that_belongs_to_the_run(
-    at_work: "tuple[subprocess.Popen[str], str]", tmp_path: Path, experiment: config.Experiment, name: str
+    at_work: "tuple[subprocess.Popen[str], str]", tmp_path: Path, experiment: Experiment, name: str
 ) -> None:
     process, mark = at_work
     assert len(marked(mark)) > 3, "the run, a component, its job, Ray"
@@ -149,7 +147,7 @@ def test_a_signal_ends_all_that_belongs_to_the_run(
 
 
 def test_of_a_run_that_is_killed_nothing_goes_on_and_the_next_one_says_so(
-    at_work: "tuple[subprocess.Popen[str], str]", tmp_path: Path, experiment: config.Experiment
+    at_work: "tuple[subprocess.Popen[str], str]", tmp_path: Path, experiment: Experiment
 ) -> None:
     process, mark = at_work
     home = tmp_path / "home"
@@ -170,7 +168,7 @@ def test_of_a_run_that_is_killed_nothing_goes_on_and_the_next_one_says_so(
 def test_a_local_name_belongs_to_one_experiment_of_any_name(tmp_path: Path) -> None:
     crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
     storage_root = storage.from_path(tmp_path / "data")
-    first, other = (config.parse({"name": name, "storage": storage_root, "crawl": crawl}) for name in ("x", "y"))
+    first, other = (documents.parse({"name": name, "storage": storage_root, "crawl": crawl}) for name in ("x", "y"))
     for _ in range(2):
         with hold.hold(tmp_path, "r", first) as folder:
             (folder / "report.html").write_text("of x")

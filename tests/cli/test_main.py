@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from cli import panels
 from cli.main import app
-from wukong import config
+from wukong.config import documents
 
 
 def wukong(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,7 +47,7 @@ def test_a_mistake_ends_in_one_message_and_status_1(experiment: Path, arguments:
 def test_the_config_command_prints_what_the_pipeline_takes(experiment: Path) -> None:
     printed = wukong("config", "--config", str(experiment), "--set", "pretrain.epochs=3")
     assert printed.returncode == 0
-    assert config.parse(json.loads(printed.stdout)) == config.load(experiment, ["pretrain.epochs=3"])
+    assert documents.parse(json.loads(printed.stdout)) == documents.load(experiment, ["pretrain.epochs=3"])
 
 
 def test_the_status_names_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

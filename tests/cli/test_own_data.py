@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli import own_data
-from wukong import config, storage
+from wukong.config import documents
 from wukong.crawl import own_files, url_list
 from wukong.errors import ConfigError
+from wukong.store import storage
 
 
 def folder_of(place: Path, pictures: int, captions: int | None = None) -> Path:
@@ -112,7 +113,7 @@ def test_bad_rows_are_said_and_do_not_end_it(tmp_path: Path) -> None:
 def test_every_place_gives_a_name_that_an_experiment_may_have(last: str) -> None:
     name = own_data.name_of(f"file:///data/{last}")
     crawl = {"engine": "files", "endpoint": "file:///data/x"}
-    assert config.parse({"name": name, "crawl": crawl}).name == name
+    assert documents.parse({"name": name, "crawl": crawl}).name == name
 
 
 @given(st.integers(min_value=0, max_value=10**9))

@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 from cli import promote as command
 from cli.main import app
 from wukong.errors import ConfigError
-from wukong.promotion import Decision, Rules
+from wukong.registry.promotion import Decision, Rules
 
 
 class Played:
-    """Stands for the registry, which tests/wukong/test_model_registry.py tries with a real server."""
+    """Stands for the registry, which tests/wukong/registry/test_aliases.py tries with a real server."""
 
     def __init__(self, promoted: bool = True) -> None:
         self.promoted = promoted

@@ -5,26 +5,30 @@ from pathlib import Path
 import pytest
 
 from cli.run import retrying
-from wukong import config, run_records, storage
+from wukong.config import documents
+from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
-from wukong.manifest import Stage
+from wukong.runs import run_records
+from wukong.runs.run_records import Record
+from wukong.store import storage
+from wukong.store.manifest import Stage
 
 
 @pytest.fixture
-def experiment(tmp_path: Path) -> config.Experiment:
+def experiment(tmp_path: Path) -> Experiment:
     crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
-    return config.parse({"name": "x", "storage": storage.from_path(tmp_path), "crawl": crawl})
+    return documents.parse({"name": "x", "storage": storage.from_path(tmp_path), "crawl": crawl})
 
 
-def finish(experiment: config.Experiment, name: str) -> str:
+def finish(experiment: Experiment, name: str) -> str:
     """A run whose crawl came to its end; gives the manifest's URI."""
     stage = Stage(experiment.root, "crawl", {"made by": name})
     uri = storage.join(stage.commit([]).uri, "manifest.json")
-    run_records.write(experiment, name, run_records.Record(stage="crawl", state="succeeded", manifest=uri))
+    run_records.write(experiment, name, Record(stage="crawl", state="succeeded", manifest=uri))
     return uri
 
 
-def test_it_goes_on_from_the_last_crawl(experiment: config.Experiment) -> None:
+def test_it_goes_on_from_the_last_crawl(experiment: Experiment) -> None:
     finish(experiment, "first")
     last = finish(experiment, "second")
     changed = retrying(experiment, "third")
@@ -34,7 +38,7 @@ def test_it_goes_on_from_the_last_crawl(experiment: config.Experiment) -> None:
     assert changed.model_copy(update={"crawl": changed.crawl.model_copy(update=same)}) == experiment
 
 
-def test_a_retry_that_goes_on_under_its_name_takes_over_the_same_crawl(experiment: config.Experiment) -> None:
+def test_a_retry_that_goes_on_under_its_name_takes_over_the_same_crawl(experiment: Experiment) -> None:
     finish(experiment, "first")
     begun = retrying(experiment, "retry")
     run_records.claim(begun, "retry")
@@ -45,7 +49,7 @@ def test_a_retry_that_goes_on_under_its_name_takes_over_the_same_crawl(experimen
     assert retrying(experiment, "other").crawl.previous != begun.crawl.previous
 
 
-def test_without_a_crawl_it_says_what_to_do(experiment: config.Experiment) -> None:
-    run_records.write(experiment, "first", run_records.Record(stage="crawl", state="failed", error="refused"))
+def test_without_a_crawl_it_says_what_to_do(experiment: Experiment) -> None:
+    run_records.write(experiment, "first", Record(stage="crawl", state="failed", error="refused"))
     with pytest.raises(ConfigError, match=r"no crawl of the experiment 'x' has finished .* without the option first"):
         retrying(experiment, "second")

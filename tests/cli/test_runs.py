@@ -7,12 +7,16 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from wukong import config, run_records, runs, stages, storage
-from wukong.config import Experiment
+from wukong import stages
+from wukong.config import documents
+from wukong.config.experiment import Experiment
 from wukong.errors import DataError
-from wukong.manifest import Stage
-from wukong.run_records import Record
-from wukong.tracking import Tracked
+from wukong.runs import listing, run_records
+from wukong.runs.run_records import Record
+from wukong.stages import run_paths
+from wukong.store import storage
+from wukong.store.manifest import Stage
+from wukong.tracking.run_links import Tracked
 
 RECALL = "eval/retrieval/holdouts/mean_recall"
 
@@ -30,7 +34,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def made(name: str, place: str) -> Experiment:
     crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
-    return config.parse({"name": name, "storage": place, "crawl": crawl})
+    return documents.parse({"name": name, "storage": place, "crawl": crawl})
 
 
 def begin(experiment: Experiment, run: str, until: int) -> None:
@@ -47,7 +51,7 @@ def begin(experiment: Experiment, run: str, until: int) -> None:
         run_records.write(experiment, run, record)
     if until == len(stages.WHOLE_RUN):
         for page in ("report.html", "docs/card.html"):
-            storage.write_bytes(run_records.uri_of(experiment, run, page), f"<p>{run}</p>".encode())
+            storage.write_bytes(run_paths.uri_of(experiment, run, page), f"<p>{run}</p>".encode())
 
 
 def wukong(*arguments: str) -> str:
@@ -77,7 +81,7 @@ def test_a_model_that_was_promoted_by_an_earlier_test_is_marked(place: str, monk
         "second": Tracked("FINISHED", "models:/one/2", "", is_doubtful=True),
         "first": Tracked("FINISHED", "models:/one/1", ""),
     }
-    monkeypatch.setattr("wukong.tracking.tracked_runs", lambda _: known)
+    monkeypatch.setattr("wukong.tracking.run_links.tracked_runs", lambda _: known)
     lines = wukong("runs", "one", "--storage", place).splitlines()
     assert lines[2].endswith("models:/one/2 †") and lines[3].rstrip().endswith("models:/one/1")
     assert lines[4].startswith("† took an alias by a test of an earlier version") and "wukong rollback" in lines[4]
@@ -111,5 +115,5 @@ def test_the_newest_report_is_fetched_with_what_lies_beside_it(place: str, tmp_p
 
 def test_a_run_that_does_not_exist_is_told_from_those_that_do(place: str) -> None:
     with pytest.raises(DataError, match=r"no run 'frist' in .*the newest are other, stopped, second, first"):
-        runs.find("frist", place)
-    assert runs.experiment_of(runs.find("other", place).uri).name == "two"
+        listing.find("frist", place)
+    assert listing.experiment_of(listing.find("other", place).uri).name == "two"

@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from cli import main, submit
-from wukong import config
+from wukong.config import documents
 from wukong.errors import ConfigError
 
 COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled"
@@ -168,7 +168,7 @@ def test_a_run_is_started_and_waited_for(kfp: Kfp, file: Path) -> None:
     given = run["runtime_config"]["parameters"]
     assert (given["epochs"], given["learning_rate"], given["run"]) == ("2", "1", "first")
     assert given["experiment"]["seed"] == 3
-    assert config.parse(given["experiment"]) == config.load(file, ["seed=3"])
+    assert documents.parse(given["experiment"]) == documents.load(file, ["seed=3"])
     assert kfp.experiments[0]["display_name"] == "demo"
     assert run["pipeline_version_reference"] == {"pipeline_id": "p0", "pipeline_version_id": "v0"}
     assert (COMPILED / "training.yaml").read_bytes() in kfp.versions[0]["file"]
@@ -265,17 +265,17 @@ def test_a_refusal_asks_for_a_token(kfp: Kfp) -> None:
 )
 def test_a_wrong_parameter_is_explained(file: Path, given: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        submit.parameters(COMPILED / "training.yaml", config.load(file), "r", given)
+        submit.parameters(COMPILED / "training.yaml", documents.load(file), "r", given)
 
 
 def test_a_missing_parameter_is_asked_for(file: Path) -> None:
     with pytest.raises(ConfigError, match=r"--param of_run=.*name of the run"):
-        submit.parameters(COMPILED / "evaluate.yaml", config.load(file), "r", [])
+        submit.parameters(COMPILED / "evaluate.yaml", documents.load(file), "r", [])
 
 
 def test_lists_and_texts_are_taken_as_they_are(file: Path) -> None:
     given = ['overrides=["seed=1", "crawl.max_queries=2"]', "of_run=2026"]
-    made = submit.parameters(COMPILED / "evaluate.yaml", config.load(file), "r", given)
+    made = submit.parameters(COMPILED / "evaluate.yaml", documents.load(file), "r", given)
     assert made["overrides"] == ["seed=1", "crawl.max_queries=2"]
     assert made["of_run"] == "2026", "a text stays one, whatever YAML would make of it"
 

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from cli import summary
-from wukong import storage
-from wukong.manifest import Stage
-from wukong.run_records import Record
-from wukong.tracking import Pages
+from wukong.runs.run_records import Record
+from wukong.store import storage
+from wukong.store.manifest import Stage
+from wukong.tracking.run_links import Pages
 
 
 def printed(root: Path, engine: str, tasks: list[dict[str, Any]]) -> str:

@@ -9,12 +9,12 @@ from rich.console import Console
 
 from cli.run import _Watch
 from pipelines import local
-from wukong import events
+from wukong.runtime import events
 
 
 @dsl.component(base_image="python", install_kfp_package=False)
 def work(stage: str) -> str:
-    from wukong import events, progress
+    from wukong.runtime import events, progress
 
     with events.stage(stage), progress.track("download", 2_000, "pictures") as advance:
         advance(2_000)
@@ -26,7 +26,7 @@ def dies(stage: str) -> None:
     import os
     import signal
 
-    from wukong import events
+    from wukong.runtime import events
 
     print("\x1b[31mout of memory\x1b[0m", flush=True)
     with events.stage(stage):

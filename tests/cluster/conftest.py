@@ -119,7 +119,7 @@ def installed(overlay: str) -> str:
 
 @pytest.fixture(scope="session")
 def services(installed: str) -> Iterator[runs.Services]:
-    """KFP, MLflow and the object store, which ``wukong.storage`` opens."""
+    """KFP, MLflow and the object store, which ``wukong.store.storage`` opens."""
     forwards = {
         name: kube.Forward(namespace, f"svc/{name}", port)
         for name, namespace, port in (
@@ -160,7 +160,7 @@ def prometheus(installed: str) -> Iterator[Prometheus]:
 @pytest.fixture(scope="session")
 def search(services: runs.Services, versions: dict[str, str]) -> Iterator[None]:
     """An image search in a namespace of its own, to which a policy of the test's own lets the crawler."""
-    from wukong import storage
+    from wukong.store import storage
 
     storage.write_bytes(runs.QUERIES, ("\n".join(image_search.WORDS) + "\n").encode())
     labels = {"app": "image-search"}

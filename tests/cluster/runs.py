@@ -17,8 +17,13 @@ import yaml
 from kfp import Client
 
 from cli import submit
-from wukong import config, manifest, run_records, stages, storage
-from wukong.config import Experiment
+from wukong import stages
+from wukong.config import documents
+from wukong.config.experiment import Experiment
+from wukong.runs import run_records
+from wukong.runs.run_records import Record
+from wukong.stages import run_paths
+from wukong.store import manifest, storage
 
 COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled"
 EXPERIMENT = Path(__file__).with_name("experiment.yaml")
@@ -91,7 +96,7 @@ class Services:
 
 def experiment(name: str, *overrides: str) -> Experiment:
     """The test's experiment under a name."""
-    return config.loads(EXPERIMENT.read_text(encoding="utf-8"), [f"name={name}", *overrides])
+    return documents.loads(EXPERIMENT.read_text(encoding="utf-8"), [f"name={name}", *overrides])
 
 
 def start(
@@ -226,12 +231,12 @@ def first_line_of_job(job: str) -> float | None:
     return None
 
 
-def records(made: Experiment, run: Run) -> dict[str, run_records.Record]:
+def records(made: Experiment, run: Run) -> dict[str, Record]:
     """What the stages of a run recorded."""
     return {record.stage: record for record in run_records.read_all(made, run.name)}
 
 
-def records_or_none(made: Experiment, run: Run) -> dict[str, run_records.Record]:
+def records_or_none(made: Experiment, run: Run) -> dict[str, Record]:
     """The same; empty while the store is away."""
     try:
         return records(made, run)
@@ -248,7 +253,7 @@ def digests(made: Experiment, run: Run) -> dict[str, str]:
 
 def ended(made: Experiment, run: Run) -> dict[str, Any]:
     """The record of how a run ended."""
-    found: dict[str, Any] = storage.read_json(run_records.uri_of(made, run.name, "run.json"))
+    found: dict[str, Any] = storage.read_json(run_paths.uri_of(made, run.name, "run.json"))
     return found
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import runs
 import table
 
-from wukong import manifest, storage
-from wukong.config import Experiment
+from wukong.config.experiment import Experiment
+from wukong.store import manifest, storage
 
 STATE = table.FOLDER / "state.json"
 TRAINING_SECONDS = 210.0

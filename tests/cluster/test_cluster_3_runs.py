@@ -8,7 +8,7 @@ import runs
 from prometheus import Prometheus, shipped_alerts
 from session import State, clone_of, experiment_of, undisturbed
 
-from wukong.config import Experiment
+from wukong.config.experiment import Experiment
 
 EARLIER = ("crawl", "filter", "validate")
 RETRAINED = ("pretrain", "finetune", "evaluate")

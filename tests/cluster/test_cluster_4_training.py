@@ -9,8 +9,8 @@ import pytest
 import runs
 from session import State, clone_of, experiment_of, undisturbed
 
-from wukong import manifest, storage
-from wukong.config import Experiment
+from wukong.config.experiment import Experiment
+from wukong.store import manifest, storage
 
 LOST: dict[str, Callable[[runs.Run, str], tuple[str, str]]] = {
     "the component's pod": lambda run, _: ("kubeflow", _named(runs.component_pod(run, "pretrain"))),

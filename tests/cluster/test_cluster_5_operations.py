@@ -17,7 +17,8 @@ import yaml
 from session import State, experiment_of
 
 from cli import submit
-from wukong import run_records, storage
+from wukong.runs import run_records
+from wukong.store import storage
 
 T = TypeVar("T")
 REMOVING = Path(__file__).parents[2] / "docs" / "removing.md"

@@ -19,7 +19,7 @@ from prometheus import NAMESPACE as MONITORING
 from prometheus import Prometheus
 from session import State, experiment_of
 
-from wukong import manifest, storage
+from wukong.store import manifest, storage
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "serving.md"

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from components.configure import configure
-from wukong import experiments, storage
+from wukong.config import stored
 from wukong.stages import WHOLE_RUN
+from wukong.store import storage
 
 HOLDOUTS = [{"name": "h", "source": "*", "captions": "unseen"}]
 
@@ -30,7 +31,7 @@ def configured(
 def test_what_can_be_run_is_handed_on(tmp_path: Path) -> None:
     uri, run, start = configured(tmp_path, ["seed=3"], epochs="5")
     assert (run, start) == ("first", "")
-    experiment = experiments.load(uri)
+    experiment = stored.load(uri)
     assert (experiment.seed, experiment.pretrain.epochs) == (3, 5)
     assert uri.startswith(f"{experiment.root}/experiments/")
     assert configured(tmp_path, [], run=" ")[1] == "kfps-own"

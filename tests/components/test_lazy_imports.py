@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from wukong import config, experiments, storage
-from wukong.manifest import Stage
+from wukong.config import documents, stored
+from wukong.store import storage
+from wukong.store.manifest import Stage
 
 HEAVY = ("torch", "ray", "polars", "pandas", "mlflow", "kubernetes", "great_expectations", "jieba", "cv2", "PIL", "kfp")
 TO_THE_RAYJOB = """
@@ -43,11 +44,11 @@ def test_a_component_makes_its_rayjob_with_the_kubernetes_client_and_nothing_els
 ) -> None:
     crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
     given = {"name": "lazy-imports", "storage": storage.from_path(tmp_path), "crawl": crawl}
-    experiment = config.parse(given)
+    experiment = documents.parse(given)
     stage = Stage(experiment.root, "crawl", {"made": "up"})
     storage.write_json(stage.path("part.json"), {})
     parent = tmp_path / "manifest.json"
     parent.write_text(stage.commit([stage.describe("part.json")]).model_dump_json(), encoding="utf-8")
-    uri = experiments.store(experiment)
+    uri = stored.store(experiment)
     variables = {"MLFLOW_TRACKING_URI": mlflow_address, "WUKONG_CLUSTER": "wukong"}
     assert heavy(TO_THE_RAYJOB, uri, str(parent), **variables) == ["kubernetes"]

@@ -8,8 +8,14 @@ from typing import Any
 import pytest
 
 from components import stage as components
-from wukong import config, model_registry, places, run_records, storage, tracking
-from wukong.manifest import Manifest, Stage
+from wukong.config import documents
+from wukong.config.experiment import Experiment
+from wukong.registry import aliases
+from wukong.runs import run_records
+from wukong.stages import places
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Stage
+from wukong.tracking import mlflow_runs
 
 
 @contextmanager
@@ -20,7 +26,7 @@ def opened(*_: Any, **__: Any) -> Iterator[str]:
 def test_a_champion_is_evaluated_as_the_stage_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The component's way to evaluate finds an evaluation that is there, and files it beside the run's own."""
     crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
-    experiment = config.parse({"name": "x", "storage": storage.from_path(tmp_path), "crawl": crawl})
+    experiment = documents.parse({"name": "x", "storage": storage.from_path(tmp_path), "crawl": crawl})
     uri = storage.from_path(tmp_path / "experiment.json")
     storage.write_json(uri, experiment.model_dump(mode="json"))
     made = {"filter": places.filtering(experiment, Stage(experiment.root, "crawl", {}).commit([])).commit([])}
@@ -36,16 +42,14 @@ def test_a_champion_is_evaluated_as_the_stage_does_it(tmp_path: Path, monkeypatc
         components.save_artifact(each, str(tmp_path / name))
     found: list[Manifest] = []
 
-    def register(
-        given: config.Experiment, _id: str, model: Manifest, evaluated: Manifest, evaluate: Any
-    ) -> dict[str, float]:
+    def register(given: Experiment, _id: str, model: Manifest, evaluated: Manifest, evaluate: Any) -> dict[str, float]:
         changed, parents = places.rematch(given, evaluated, model)
         found.append(evaluate(changed, "first", parents))
         return {"version": 1.0}
 
-    monkeypatch.setattr(tracking, "stage_run", opened)
-    monkeypatch.setattr(tracking, "complete_run", lambda *_: None)
-    monkeypatch.setattr(model_registry, "register", register)
+    monkeypatch.setattr(mlflow_runs, "stage_run", opened)
+    monkeypatch.setattr(mlflow_runs, "complete_run", lambda *_: None)
+    monkeypatch.setattr(aliases, "register", register)
     outcome = components.register_model(uri, "first", str(tmp_path / "finetune"), str(tmp_path / "evaluate"))
     assert (outcome, found) == ({"version": 1.0}, [made["evaluate"]])
     record = run_records.read(experiment, "first", "champion")

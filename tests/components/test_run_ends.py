@@ -7,9 +7,13 @@ import pytest
 import yaml
 
 from components import run_ends as ends
-from wukong import config, run_records, storage
+from wukong.config import documents
+from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
-from wukong.manifest import Stage
+from wukong.runs import run_records
+from wukong.runs.run_records import Record
+from wukong.store import storage
+from wukong.store.manifest import Stage
 
 
 def text(root: Path) -> str:
@@ -28,7 +32,7 @@ def mapping(root: Path) -> dict[str, Any]:
 def test_parameters_change_the_experiment_and_empty_ones_do_not(tmp_path: Path) -> None:
     numbers = {"epochs": " 7", "batch_size": "", "learning_rate": "1e-4", "workers": "4"}
     made = ends.experiment_of(mapping(tmp_path), ["pretrain.epochs=5", "crawl.max_queries=3"], numbers)
-    given = config.loads(text(tmp_path))
+    given = documents.loads(text(tmp_path))
     assert (made.pretrain.epochs, made.crawl.max_queries) == (7, 3)
     assert made.pretrain.batch_size == given.pretrain.batch_size
     assert made.pretrain.learning_rate == 0.0001
@@ -58,39 +62,37 @@ def test_a_mistake_names_its_key(name: str, text: str, said: str, tmp_path: Path
 def test_a_mapping_from_kfp_makes_the_experiment_of_the_file(tmp_path: Path) -> None:
     """KFP hands on every number of a mapping as a floating-point number."""
     given = mapping(tmp_path) | {"seed": 3.0, "pretrain": {"epochs": 4.0}}
-    assert ends.experiment_of(given, [], {}) == config.loads(text(tmp_path), ["seed=3"])
+    assert ends.experiment_of(given, [], {}) == documents.loads(text(tmp_path), ["seed=3"])
 
 
-def finished_stage(experiment: config.Experiment, name: str, run_name: str, **settings: Any) -> str:
+def finished_stage(experiment: Experiment, name: str, run_name: str, **settings: Any) -> str:
     made = Stage(experiment.root, name, settings).commit([])
     uri = storage.join(made.uri, "manifest.json")
-    run_records.write(experiment, run_name, run_records.Record(stage=name, state="succeeded", manifest=uri))
+    run_records.write(experiment, run_name, Record(stage=name, state="succeeded", manifest=uri))
     return uri
 
 
 def test_a_first_run_has_nothing_to_go_on_from(tmp_path: Path) -> None:
-    experiment = config.loads(text(tmp_path))
+    experiment = documents.loads(text(tmp_path))
     assert ends.continue_experiment(experiment) == (experiment, "")
 
 
 def test_a_run_goes_on_from_the_newest_crawl_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = config.loads(text(tmp_path))
+    experiment = documents.loads(text(tmp_path))
     moments = iter(["2026-01-03T00:00:00+00:00", "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"])
-    monkeypatch.setattr("wukong.manifest.provenance", lambda: {"created": next(moments)})
+    monkeypatch.setattr("wukong.store.manifest.provenance", lambda: {"created": next(moments)})
     newest = finished_stage(experiment, "crawl", "b", number=1)
     finished_stage(experiment, "crawl", "c", number=2)
     model = finished_stage(experiment, "pretrain", "a")
-    run_records.write(experiment, "d", run_records.Record(stage="crawl", state="failed", error="no"))
+    run_records.write(experiment, "d", Record(stage="crawl", state="failed", error="no"))
     made, start = ends.continue_experiment(experiment)
     assert (made.crawl.previous, start) == (newest, model)
 
 
 def test_the_manifest_of_a_run_or_why_there_is_none(tmp_path: Path) -> None:
-    experiment = config.loads(text(tmp_path))
+    experiment = documents.loads(text(tmp_path))
     uri = finished_stage(experiment, "filter", "good")
-    run_records.write(
-        experiment, "bad", run_records.Record(stage="filter", state="failed", error="part 7 is truncated")
-    )
+    run_records.write(experiment, "bad", Record(stage="filter", state="failed", error="part 7 is truncated"))
     assert ends.manifest_of(experiment, "good", "filter") == uri
     with pytest.raises(DataError, match="part 7 is truncated"):
         ends.manifest_of(experiment, "bad", "filter")
@@ -110,8 +112,8 @@ def test_the_manifest_of_a_run_or_why_there_is_none(tmp_path: Path) -> None:
     ],
 )
 def test_the_end_of_a_run_is_recorded(tmp_path: Path, state: str, message: str, expected: str, error: str) -> None:
-    experiment = config.loads(text(tmp_path))
-    run_records.write(experiment, "r", run_records.Record(stage="filter", state="failed", error="part 7 is truncated"))
+    experiment = documents.loads(text(tmp_path))
+    run_records.write(experiment, "r", Record(stage="filter", state="failed", error="part 7 is truncated"))
     ends.record_end_of(text(tmp_path), [], "r", "job", state, message)
     record = run_records.read(experiment, "r", "run")
     assert record is not None
@@ -125,7 +127,7 @@ def test_a_run_that_never_had_an_experiment_leaves_nothing(tmp_path: Path) -> No
 
 def test_a_terminated_run_says_so(tmp_path: Path) -> None:
     ends.record_end_of(text(tmp_path), [], "r", "job", "RUNNING", "")
-    record = run_records.read(config.loads(text(tmp_path)), "r", "run")
+    record = run_records.read(documents.loads(text(tmp_path)), "r", "run")
     assert record is not None and record.error == "terminated"
 
 
@@ -136,7 +138,7 @@ def test_a_run_that_kfp_calls_failed_was_terminated_when_its_workflow_says_so(
     monkeypatch.setattr("ray_jobs.launch.kuberay.was_terminated", lambda _: True)
     monkeypatch.setenv("WUKONG_CLUSTER", "wukong")
     ends.record_end_of(text(tmp_path), [], "r", "job", "FAILED", "")
-    record = run_records.read(config.loads(text(tmp_path)), "r", "run")
+    record = run_records.read(documents.loads(text(tmp_path)), "r", "run")
     assert record is not None and (record.state, record.error) == ("failed", "terminated")
 
 
@@ -156,7 +158,7 @@ def test_jobs_that_cannot_be_ended_do_not_hide_how_the_run_ended(
     monkeypatch.setattr("ray_jobs.launch.kuberay.end_run", end_run)
     monkeypatch.setenv("WUKONG_CLUSTER", "wukong")
     ends.record_end_of(text(tmp_path), [], "r", "job", "COMPLETE", "")
-    record = run_records.read(config.loads(text(tmp_path)), "r", "run")
+    record = run_records.read(documents.loads(text(tmp_path)), "r", "run")
     assert record is not None and record.state == "succeeded"
     assert "may be left: the API server has not answered" in caplog.text
 
@@ -164,7 +166,7 @@ def test_jobs_that_cannot_be_ended_do_not_hide_how_the_run_ended(
 def test_the_jobs_of_a_run_on_a_cluster_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[tuple[str, ...]] = []
 
-    def end_run(experiment: config.Experiment, run_name: str, namespace: str) -> list[str]:
+    def end_run(experiment: Experiment, run_name: str, namespace: str) -> list[str]:
         ended.append((experiment.name, run_name, namespace))
         return ["left-behind"]
 
@@ -179,12 +181,12 @@ def test_a_run_that_was_refused_its_name_touches_nothing_of_the_other(
 ) -> None:
     monkeypatch.setattr("ray_jobs.launch.kuberay.end_run", lambda *_: pytest.fail("the other's jobs are ended"))
     monkeypatch.setenv("WUKONG_CLUSTER", "wukong")
-    run_records.claim(config.loads(text(tmp_path)), "r", "first")
+    run_records.claim(documents.loads(text(tmp_path)), "r", "first")
     ends.record_end_of(text(tmp_path), ["pretrain.epochs=9"], "r", "second", "FAILED", "configure failed")
-    assert run_records.read(config.loads(text(tmp_path)), "r", "run") is None
+    assert run_records.read(documents.loads(text(tmp_path)), "r", "run") is None
     monkeypatch.setattr("ray_jobs.launch.kuberay.end_run", lambda *_: [])
     ends.record_end_of(text(tmp_path), [], "r", "first", "SUCCEEDED", "")
-    assert run_records.read(config.loads(text(tmp_path)), "r", "run") is not None
+    assert run_records.read(documents.loads(text(tmp_path)), "r", "run") is not None
 
 
 def test_a_run_on_a_cluster_takes_its_name_first(tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_a_run_on_a_cluster_takes_its_name_first(tmp_path: Path) -> None:
     begin("two")  # the same experiment
     with pytest.raises(SystemExit, match=r"'nightly' belongs to another experiment(.|\n)*pretrain\.epochs: 4 there, 9"):
         begin("three", "pretrain.epochs=9")
-    found = run_records.claimed(config.loads(text(tmp_path)), "nightly")
+    found = run_records.claimed(documents.loads(text(tmp_path)), "nightly")
     assert found is not None and found.holder == "two"
 
 
@@ -206,11 +208,11 @@ def test_a_run_on_a_cluster_takes_its_name_first(tmp_path: Path) -> None:
 def test_a_failed_run_ends_in_mlflow_too(tmp_path: Path, mlflow_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
-    from wukong import tracking
+    from wukong.tracking import mlflow_runs
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_address)
-    experiment = config.loads(text(tmp_path))
-    with tracking.stage_run(experiment, "r", "filter") as nested:
+    experiment = documents.loads(text(tmp_path))
+    with mlflow_runs.stage_run(experiment, "r", "filter") as nested:
         ends.record_end_of(text(tmp_path), [], "r", "job", "RUNNING", "")
         assert nested is not None
         client = MlflowClient()

@@ -5,15 +5,18 @@ from pathlib import Path
 import pytest
 
 from components import stage as components
-from wukong import config, run_records, storage
-from wukong.manifest import Manifest, Stage
-from wukong.run_records import Record
+from wukong.config import documents
+from wukong.runs import run_records
+from wukong.runs.run_records import Record
+from wukong.stages import run_paths
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Stage
 
 
 def test_the_page_of_the_evaluation_lies_beside_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
-    experiment = config.parse({"name": "x", "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
+    experiment = documents.parse({"name": "x", "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
     uri = storage.from_path(tmp_path / "experiment.json")
     storage.write_json(uri, experiment.model_dump(mode="json"))
 
@@ -34,16 +37,16 @@ def test_the_page_of_the_evaluation_lies_beside_the_report(tmp_path: Path, monke
     evaluated = commit("evaluate", filtered)
     components.save_artifact(evaluated, str(tmp_path / "evaluate"))
     components.write_report(uri, "first", str(tmp_path / "evaluate"), {}, str(tmp_path / "page.html"))
-    beside = storage.read_bytes(run_records.uri_of(experiment, "first", "evaluation.html")).decode()
+    beside = storage.read_bytes(run_paths.uri_of(experiment, "first", "evaluation.html")).decode()
     assert beside == "<p>表五</p>"
-    report = storage.read_bytes(run_records.uri_of(experiment, "first", "report.html")).decode()
+    report = storage.read_bytes(run_paths.uri_of(experiment, "first", "report.html")).decode()
     assert '<a href="evaluation.html">' in report
     framed = (tmp_path / "page.html").read_text("utf-8")
     assert "<a " not in framed and "evaluation.html</code> among the artifacts" in framed
     monkeypatch.setenv("MLFLOW_PUBLIC_URL", "http://mlflow.test")
-    monkeypatch.setattr("wukong.tracking.doubtful_holder", lambda model, alias: "7")
+    monkeypatch.setattr("wukong.tracking.model_versions.doubtful_holder", lambda model, alias: "7")
     registration = {"version": 8.0, "promoted": 0.0, "attempt": 1.0}
     components.write_report(uri, "first", str(tmp_path / "evaluate"), registration, str(tmp_path / "page.html"))
-    report = storage.read_bytes(run_records.uri_of(experiment, "first", "report.html")).decode()
+    report = storage.read_bytes(run_paths.uri_of(experiment, "first", "report.html")).decode()
     name = experiment.registry.model_name
     assert f'<p class="note">Model {name} version 7, which holds @champion, took an alias by a test of an' in report

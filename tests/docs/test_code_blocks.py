@@ -26,7 +26,8 @@ from PIL import Image
 
 from cli.main import app
 from infra import corpus, stack
-from wukong import config, storage
+from wukong.config import documents
+from wukong.store import storage
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
@@ -53,11 +54,11 @@ NOT_EXECUTED = {
     (
         "docs/comparing.md",
         "wukong promote demo/7 --force",
-    ): "needs models; tests/wukong/test_model_registry.py has some",
-    ("docs/comparing.md", "wukong promote demo/7  "): "needs models; tests/wukong/test_model_registry.py has some",
+    ): "needs models; tests/wukong/registry/test_aliases.py has some",
+    ("docs/comparing.md", "wukong promote demo/7  "): "needs models; tests/wukong/registry/test_aliases.py has some",
     ("docs/comparing.md", "wukong sweep"): "trains the demo; tests/cli/test_sweep_command.py has a sweep over seeds",
     ("docs/comparing.md", "kubectl -n kubeflow create secret"): CLUSTER,
-    ("docs/comparing.md", "wukong run"): "trains the demo; tests/wukong/test_sweep.py reads the sweep",
+    ("docs/comparing.md", "wukong run"): "trains the demo; tests/wukong/registry/test_sweep.py reads the sweep",
     ("docs/how-to.md", "wukong takedown"): "changes a set; tests/end_to_end/test_workflow.py takes pairs out of one",
     ("docs/cluster.md", "make images"): "builds images with Docker; tests/infra/test_images.py tests how",
     ("docs/cluster.md", "make run-containers"): "needs the images and Docker",
@@ -209,7 +210,7 @@ def test_a_wrong_command_is_found() -> None:
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=str)
 def test_a_yaml_block_is_part_of_an_experiment(block: Block) -> None:
     crawl = {"engine": "files", "endpoint": "file:///pictures"}
-    experiment = config.parse({"name": "page", "crawl": crawl, **yaml.safe_load(block.text)})
+    experiment = documents.parse({"name": "page", "crawl": crawl, **yaml.safe_load(block.text)})
     assert experiment.model_fields_set > {"name", "crawl"}
 
 

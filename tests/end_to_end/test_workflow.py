@@ -18,7 +18,7 @@ from trace_search import found, rows_of_database
 from infra import corpus
 from infra.corpus import packages
 from infra.corpus.sources import SOURCES
-from wukong import storage
+from wukong.store import storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -89,7 +89,8 @@ def test_the_workflow_runs_to_its_end(first: subprocess.CompletedProcess[str]) -
 def test_every_number_leads_back_to_the_crawl(
     wukong: Wukong, first: subprocess.CompletedProcess[str], stack_environment: dict[str, str]
 ) -> None:
-    from wukong import manifest, stages
+    from wukong import stages
+    from wukong.store import manifest
 
     records = {file.rsplit("/", 1)[1] for file in storage.list_files("s3://wukong/small/runs/first", ".json")}
     assert {f"{stage}.json" for stage in stages.WHOLE_RUN} <= records
@@ -106,7 +107,7 @@ def test_every_number_leads_back_to_the_crawl(
 
 
 def test_pairs_are_accounted_for(first: subprocess.CompletedProcess[str], stack_environment: dict[str, str]) -> None:
-    from wukong import manifest
+    from wukong.store import manifest
 
     crawl, kept = (
         manifest.load(storage.read_json(f"s3://wukong/small/runs/first/{stage}.json")["manifest"])
@@ -254,7 +255,7 @@ def test_after_a_takedown_only_its_record_names_the_pairs(
     """In all objects of all buckets, in MLflow's database and in the home; pairs of all kinds of pages and records."""
     import boto3
 
-    from wukong import manifest
+    from wukong.store import manifest
 
     client = boto3.client("s3", endpoint_url=stack_environment["AWS_ENDPOINT_URL_S3"])
 

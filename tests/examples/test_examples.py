@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from wukong import storage
-from wukong.config import Model
+from wukong.config.model import Model
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.model import saved_model
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
+from wukong.store import storage
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,8 +7,8 @@ import pyarrow.fs
 import pytest
 
 from infra import cluster
-from wukong import patience, patient_store
 from wukong.errors import StorageError
+from wukong.store import patience, patient_store
 
 
 class Away:

@@ -14,8 +14,8 @@ from components.container_image import DATA_IMAGE
 from infra import containers
 from pipelines import local
 from ray_jobs.launch import job_api
-from wukong import events
 from wukong.errors import StackError
+from wukong.runtime import events
 
 
 def _missing() -> str:
@@ -69,7 +69,7 @@ def test_components_run_as_pods_do(tmp_path: Path) -> None:
 
 @dsl.component(base_image=DATA_IMAGE, install_kfp_package=False)
 def tell() -> None:
-    from wukong import events
+    from wukong.runtime import events
 
     with events.stage("crawl"):
         events.write(events.Advanced(what="download", done=1, total=2, unit="pictures", rate=1.0))

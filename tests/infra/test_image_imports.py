@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from infra.images.build import IMAGES
-from wukong.installed import DISTRIBUTION
+from wukong.runtime.installed import DISTRIBUTION
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = {"wukong", "components", "ray_jobs", "pipelines", "cli", "infra"}
@@ -33,13 +33,13 @@ ALLOWED = {
         for name in ("saved_model", "dual")
     ),
     # Building a model to see whether it can be built: the command line does.
-    *(("wukong.preflight", f"wukong.model.{name}") for name in ("dual", "image_encoder", "weights")),
-    *(("wukong.preflight", name) for name in ("huggingface_hub", "timm", "torch", "wukong.data.tokenizer")),
+    *(("wukong.stages.preflight", f"wukong.model.{name}") for name in ("dual", "image_encoder", "weights")),
+    *(("wukong.stages.preflight", name) for name in ("huggingface_hub", "timm", "torch", "wukong.data.tokenizer")),
     # Counting captions in tokens: the filter job does.
     ("wukong.curate.text.units", "tokenizers"),
     ("wukong.curate.text.units", "wukong.data.tokenizer"),
     # What a job's attempt publishes; components make no attempt.
-    *(("wukong.conditional_store", name) for name in ("boto3", "botocore.config", "botocore.exceptions")),
+    *(("wukong.store.conditional_store", name) for name in ("boto3", "botocore.config", "botocore.exceptions")),
     # Scoring answers of an earlier version anew: where there is no torch, the model is evaluated anew instead.
     *(("wukong.evaluate.stored", f"wukong.evaluate.{name}") for name in ("holdouts", "data_set")),
     # Where CUDA's builds of torch have brought triton.

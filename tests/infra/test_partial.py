@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from infra import corpus
-from wukong import config
+from wukong.config import documents
+from wukong.config.experiment import Experiment
 
 SOURCES = {
     "tuxpaint": ["animals/frog.png", "food/pear.png", "vehicles/bus.png", "symbols/money/coin.png"],
@@ -13,7 +14,7 @@ SOURCES = {
     "noto": ["1f600.png", "1f431.png"],
     "iconpark": ["base/home.png", "base/user.png"],
 }
-DEMO = config.load(Path("configs/demo.yaml"))
+DEMO = documents.load(Path("configs/demo.yaml"))
 
 
 def corpus_without(*missing: str) -> corpus.Corpus:
@@ -27,7 +28,7 @@ def corpus_without(*missing: str) -> corpus.Corpus:
     return corpus.Corpus(Path("catalogue.parquet"), entries, problems, missing)
 
 
-def adapted(*missing: str) -> tuple[config.Experiment, list[str]]:
+def adapted(*missing: str) -> tuple[Experiment, list[str]]:
     return corpus.without_missing(DEMO, corpus_without(*missing), corpus.HOST)
 
 
@@ -68,5 +69,5 @@ def test_any_rest_of_the_corpus_can_be_trained_on_and_measured(missing: tuple[st
         assert [url for url in urls if any(fnmatch.fnmatchcase(url, pattern) for pattern in training.sources)]
     for task in experiment.evaluate.classification:
         assert len([name for name, pattern in task.classes.items() if fnmatch.filter(urls, pattern)]) >= 2
-    assert config.loads(experiment.model_dump_json()) == experiment, "it is an experiment that validates"
+    assert documents.loads(experiment.model_dump_json()) == experiment, "it is an experiment that validates"
     assert " and ".join(missing) in notes[0]

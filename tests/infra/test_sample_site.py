@@ -16,7 +16,7 @@ from infra import corpus, stack
 from infra.corpus import Corpus, catalogue
 from infra.stack import processes, services
 from infra.stack.state import Stack, folder_id
-from wukong import config
+from wukong.config import documents
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.attempt import identity
 
@@ -75,7 +75,7 @@ def test_a_site_whose_run_was_killed_ends(held: Stack, tmp_path: Path) -> None:
 
 
 def test_samples_share_neither_list_nor_crawl(tmp_path: Path) -> None:
-    whole = config.parse({"name": "x", "crawl": {"queries": "s3://b/demo/queries.txt", "endpoint": ENDPOINT}})
+    whole = documents.parse({"name": "x", "crawl": {"queries": "s3://b/demo/queries.txt", "endpoint": ENDPOINT}})
     samples = [sample(tmp_path / "s", "红色"), sample(tmp_path / "l", "红色", "红色的花")]
     runs = [corpus.of_sample(whole, each) for each in samples]
     assert len({each.crawl.queries for each in (whole, *runs)}) == 3
@@ -88,7 +88,7 @@ def test_samples_share_neither_list_nor_crawl(tmp_path: Path) -> None:
 
 
 def test_a_query_list_without_suffix(tmp_path: Path) -> None:
-    whole = config.parse({"name": "x", "crawl": {"queries": "file:///a.b/queries", "endpoint": ENDPOINT}})
+    whole = documents.parse({"name": "x", "crawl": {"queries": "file:///a.b/queries", "endpoint": ENDPOINT}})
     made = corpus.of_sample(whole, sample(tmp_path / "s", "红色")).crawl.queries
     assert made.startswith("file:///a.b/queries-1-")
 

@@ -22,8 +22,8 @@ from infra import corpus, stack
 from infra.corpus import catalogue
 from infra.stack import ports, processes, services, state
 from infra.stack.state import Stack, folder_id
-from wukong import environment
 from wukong.errors import StackError
+from wukong.runtime import environment
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -469,7 +469,7 @@ class TestRunning:
 
     def test_storage_needs_only_the_environment(self, running: Stack) -> None:
         code = (
-            "from wukong import storage\n"
+            "from wukong.store import storage\n"
             "storage.write_json('s3://wukong/a/b.json', {'词': 1})\n"
             "print(storage.read_json('s3://wukong/a/b.json'), storage.list_files('s3://wukong/a'))"
         )
@@ -487,7 +487,7 @@ class TestRunning:
 
     def test_a_program_without_settings_finds_it_from_any_folder(self, running: Stack, tmp_path: Path) -> None:
         code = (
-            "from wukong import storage; import os, wukong\n"
+            "from wukong.store import storage; import os, wukong\n"
             "storage.write_bytes('s3://wukong/found.txt', b'x'); print(storage.read_bytes('s3://wukong/found.txt'))\n"
             "wukong.connect(); print(os.environ['MLFLOW_TRACKING_URI'])"
         )

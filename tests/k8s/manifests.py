@@ -15,7 +15,7 @@ import yaml
 
 from ray_jobs.launch.kuberay.manifest import job_name, make_ray_job
 from ray_jobs.launch.kuberay.settings import Settings
-from wukong import config
+from wukong.config import documents
 from wukong.stages import JOBS
 
 FOLDER = Path(__file__).parents[2] / "k8s"
@@ -129,7 +129,7 @@ def ray_jobs(manifests: Installation) -> dict[str, Manifest]:
     settings = Settings.model_validate(yaml.safe_load(data["settings.yaml"]))
     with_gpus = {"workers": 2, "gpus_per_worker": 1}
     crawl = {"queries": "s3://wukong/queries.txt", "endpoint": "https://search.invalid"}
-    experiment = config.parse({"name": "demo", "crawl": crawl, "pretrain": with_gpus, "finetune": with_gpus})
+    experiment = documents.parse({"name": "demo", "crawl": crawl, "pretrain": with_gpus, "finetune": with_gpus})
     made = {}
     for stage in JOBS:
         entrypoint = ["python", "-m", "ray_jobs", stage]

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from wukong import storage
 from wukong.evaluate import answers, interval, results
 from wukong.evaluate.results import HOLDOUT, MeasuredModel, Outcome
-from wukong.manifest import Manifest, Stage
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Stage
 
 CUTOFFS = (1, 5, 10)
 

@@ -13,8 +13,8 @@ import yaml
 from api_server import ApiServer
 
 from infra import cluster
-from wukong import storage
 from wukong.errors import StackError, StorageError
+from wukong.store import storage
 
 BASE = Path(__file__).parents[2] / "k8s" / "base"
 

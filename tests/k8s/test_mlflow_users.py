@@ -11,9 +11,13 @@ import requests
 from mlflow_server import MlflowServer
 
 from infra import cluster
-from wukong import config, model_registry, storage, tracking
-from wukong.manifest import Manifest, Stage
-from wukong.mlflow_rest import MlflowError, Server
+from wukong.config import documents
+from wukong.config.experiment import Experiment
+from wukong.registry import aliases
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Stage
+from wukong.tracking import availability, mlflow_runs, stage_results, training_metrics
+from wukong.tracking.mlflow_rest import MlflowError, Server
 
 mlflow = pytest.importorskip("mlflow")
 pytest.importorskip("flask_wtf", reason="MLflow's server with users needs Flask-WTF: pip install 'mlflow[auth]'")
@@ -86,12 +90,12 @@ def become(user: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def experiment_at(folder: Path, name: str) -> config.Experiment:
+def experiment_at(folder: Path, name: str) -> Experiment:
     crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
-    return config.parse({"name": name, "storage": storage.from_path(folder), "crawl": crawl})
+    return documents.parse({"name": name, "storage": storage.from_path(folder), "crawl": crawl})
 
 
-def finished(experiment: config.Experiment, name: str, *parents: Manifest, **metrics: float) -> Manifest:
+def finished(experiment: Experiment, name: str, *parents: Manifest, **metrics: float) -> Manifest:
     stage = Stage(experiment.root, name, {"seed": 1}, parents)
     storage.write_json(stage.path("model/config.json"), {"model": {"similarity": "global"}})
     storage.write_bytes(stage.path("docs/index.html"), b"<p>")
@@ -110,22 +114,22 @@ def test_stages_do_their_work_without_being_administrators(
     become(secrets["wukong/mlflow-admin"], monkeypatch)
     theirs = Server().experiment("theirs")  # what an earlier version's stages, who were administrators, have made
     become(stages, monkeypatch)
-    with tracking.stage_run(experiment_at(tmp_path, "mine"), "first", "crawl"):
+    with mlflow_runs.stage_run(experiment_at(tmp_path, "mine"), "first", "crawl"):
         pass
     experiment = experiment_at(tmp_path, "theirs")
-    with tracking.stage_run(experiment, "first", "finetune") as run_id:
+    with mlflow_runs.stage_run(experiment, "first", "finetune") as run_id:
         model = finished(experiment, "finetune")
         monkeypatch.setenv("MLFLOW_RUN_ID", str(run_id))
-        tracking.log_metrics({"loss": 1.0}, 1)
-        tracking.log_stage(run_id, model)
-    with tracking.stage_run(experiment, "first", "evaluate") as run_id:
+        training_metrics.log_metrics({"loss": 1.0}, 1)
+        stage_results.log_stage(run_id, model)
+    with mlflow_runs.stage_run(experiment, "first", "evaluate") as run_id:
         half = measured.searched("new", np.arange(400) % 2 == 0)
         evaluation = measured.evaluation(experiment.root, [half], [model])
-        tracking.log_stage(run_id, evaluation)
-    with tracking.stage_run(experiment, "first", "register", needed=True) as run_id:
-        assert model_registry.register(experiment, str(run_id), model, evaluation)["promoted"] == 1
-    tracking.log_page(experiment, "first", "<p>", "report.html")
-    tracking.complete_run(experiment, "first", evaluation.metrics)
+        stage_results.log_stage(run_id, evaluation)
+    with mlflow_runs.stage_run(experiment, "first", "register", needed=True) as run_id:
+        assert aliases.register(experiment, str(run_id), model, evaluation)["promoted"] == 1
+    mlflow_runs.log_page(experiment, "first", "<p>", "report.html")
+    mlflow_runs.complete_run(experiment, "first", evaluation.metrics)
     runs = Server().search_runs(theirs, "")
     assert {run.name: run.status for run in runs} == dict.fromkeys(
         ("first", "finetune", "evaluate", "register"), "FINISHED"
@@ -207,7 +211,7 @@ def test_who_has_no_password_reaches_nothing(stages: Mapping[str, str], monkeypa
     with pytest.raises(MlflowError, match=r"401.*MLFLOW_TRACKING_PASSWORD") as refused:
         Server().experiment("mine")
     assert refused.value.status == 401
-    assert not tracking._is_away(refused.value), "to wait does not mend it"
+    assert not availability._is_away(refused.value), "to wait does not mend it"
 
 
 def test_a_new_password_is_taken_over(

@@ -17,7 +17,7 @@ from botocore.exceptions import ClientError
 from manifests import named, plain
 
 from infra import cluster
-from wukong import storage
+from wukong.store import storage
 
 KEYS = {
     name: {"AWS_ACCESS_KEY_ID": f"{name}-access-key", "AWS_SECRET_ACCESS_KEY": f"{name}-secret"}

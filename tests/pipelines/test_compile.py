@@ -15,7 +15,9 @@ from manifests import named, plain
 from components.find_manifest import find_manifest
 from pipelines import cluster, local
 from pipelines import compile as compiling
-from wukong import config, experiments, run_records, storage
+from wukong.config import documents, stored
+from wukong.runs import run_records
+from wukong.store import storage
 
 NAMES = ("training", "data", "evaluate", "recurring")
 
@@ -57,7 +59,7 @@ def test_every_parameter_is_typed_and_explained(name: str) -> None:
     assert (types.pop("experiment"), types.pop("overrides")) == ("STRUCT", "LIST"), "the page has an editor for them"
     assert set(types.values()) == {"STRING"}, "nothing else can be left empty"
     written = yaml.safe_load((compiling.FOLDER.parent / "experiment.yaml").read_text(encoding="utf-8"))
-    assert config.parse(parameters["experiment"]["defaultValue"]) == config.parse(written)
+    assert documents.parse(parameters["experiment"]["defaultValue"]) == documents.parse(written)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -198,7 +200,7 @@ def test_a_run_that_fails_is_recorded_by_its_exit_handler(tmp_path: Path) -> Non
     with pytest.raises(local.PipelineError):
         local.run(pipeline, arguments, tmp_path / "kfp", lines.append)
     assert any("run gone of experiment demo has no finished" in line for line in lines)
-    record = run_records.read(config.parse(experiment), "now", "run")
+    record = run_records.read(documents.parse(experiment), "now", "run")
     assert record is not None
     assert record.state == "failed"
 
@@ -221,10 +223,10 @@ def test_numbers_that_are_left_empty_stay_the_experiments(tmp_path: Path) -> Non
     pipeline = as_named(tmp_path / "alone.yaml", "alone-7")
     with pytest.raises(local.PipelineError):
         local.run(pipeline, {"experiment": experiment, "workers": "2"}, tmp_path / "kfp", lines.append)
-    claimed = run_records.claimed(config.parse(experiment), "alone-7")
+    claimed = run_records.claimed(documents.parse(experiment), "alone-7")
     assert claimed is not None and claimed.holder == "alone-7"
-    made = config.parse(claimed.experiment)
-    assert made == config.loads(json.dumps(experiment), ["pretrain.workers=2", "finetune.workers=2"])
+    made = documents.parse(claimed.experiment)
+    assert made == documents.loads(json.dumps(experiment), ["pretrain.workers=2", "finetune.workers=2"])
     (uri,) = storage.list_files(storage.join(made.root, "experiments"))
-    assert experiments.load(uri) == made
+    assert stored.load(uri) == made
     assert any(f'"experiment": "{uri}"' in line for line in lines), "later components get the URI"

@@ -13,11 +13,15 @@ from kfp import dsl
 from pipelines import reuse
 from pipelines.local import PipelineError
 from ray_jobs import plan
-from wukong import config, experiments, places, run_records, stages, storage
-from wukong.config import Experiment
+from wukong import stages
+from wukong.config import documents, stored
+from wukong.config.experiment import Experiment
 from wukong.crawl.status import Status
 from wukong.errors import DataError
-from wukong.manifest import Manifest, Stage
+from wukong.runs import run_records
+from wukong.stages import places, run_paths
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Stage
 
 NAMES = ("crawl", "filter", "validate")
 
@@ -85,7 +89,7 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     monkeypatch.setenv("WUKONG_REVISION", "r")
     (tmp_path / "queries.txt").write_text("猫\n", encoding="utf-8")
     crawl = {"queries": storage.from_path(tmp_path / "queries.txt"), "endpoint": "http://site.test"}
-    made = config.parse({"name": "x", "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
+    made = documents.parse({"name": "x", "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
     nothing = [*Status, "queries_failed", "queries_unexpected", "transient"]
     counts = dict.fromkeys(nothing, 0) | dict.fromkeys(("queries", "results", "urls", "success", "pairs", "train"), 3)
 
@@ -113,11 +117,11 @@ def test_a_run_in_which_all_is_reused_starts_no_process(
     found = plan.finished_jobs(experiment)
     assert found is not None and list(found) == list(stages.JOBS)
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
-    reuse.run(stages.WHOLE_RUN, experiments.store(experiment), "again", tmp_path / "kfp", tmp_path / "log.txt")
+    reuse.run(stages.WHOLE_RUN, stored.store(experiment), "again", tmp_path / "kfp", tmp_path / "log.txt")
     records = run_records.read_all(experiment, "again")
     assert {record.stage: record.state for record in records} == dict.fromkeys(stages.WHOLE_RUN, "succeeded")
     assert [record.stage for record in records if record.reused] == list(stages.JOBS)
-    assert storage.exists(run_records.uri_of(experiment, "again", "report.html"))
+    assert storage.exists(run_paths.uri_of(experiment, "again", "report.html"))
     assert "x" in (tmp_path / "kfp" / "report" / "page").read_text(encoding="utf-8")
 
 

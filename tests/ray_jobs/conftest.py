@@ -7,9 +7,9 @@ import pytest
 import ray
 from crawled import Row, complete, picture_of
 
-from wukong import storage
 from wukong.crawl.part_writer import Spool, write_part
-from wukong.manifest import Manifest, Stage
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Stage
 
 
 @pytest.fixture(scope="session")

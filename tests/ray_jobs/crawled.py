@@ -8,9 +8,11 @@ from typing import Any
 
 from PIL import Image
 
-from wukong import config, storage
-from wukong.config import Experiment
-from wukong.data.schema import CRAWLED, key_of
+from wukong.config import documents
+from wukong.config.experiment import Experiment
+from wukong.crawl.url import key_of
+from wukong.data.schema import CRAWLED
+from wukong.store import storage
 
 Row = Mapping[str, Any]
 
@@ -22,7 +24,7 @@ HOLDOUTS = [
 
 
 def experiment(tmp_path: Path, **settings: object) -> Experiment:
-    return config.parse(
+    return documents.parse(
         {
             "name": "test",
             "storage": storage.from_path(tmp_path / "store"),

@@ -27,16 +27,19 @@ from PIL import Image
 from trace_search import found
 
 from ray_jobs import crawl
-from wukong import config, places, storage
-from wukong.config import Experiment
-from wukong.crawl.addresses import CONNECT_TO
+from wukong.config import documents
+from wukong.config.experiment import Experiment
 from wukong.crawl.engine import EngineRefusedError
+from wukong.crawl.url import key_of
 from wukong.crawl.verdict import CrawlFailedError
 from wukong.data import images, shards
-from wukong.data.schema import CRAWLED, key_of
+from wukong.data.schema import CRAWLED
 from wukong.errors import ConfigError, DataError
-from wukong.manifest import Manifest
 from wukong.publish import takedown, takedown_plan
+from wukong.runtime.environment import CONNECT_TO
+from wukong.stages import places
+from wukong.store import storage
+from wukong.store.manifest import Manifest
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -123,7 +126,7 @@ def experiment(tmp_path: Path) -> Callable[..., Experiment]:
             "retries": 0,
             "politeness": {"per_host_concurrency": 32},
         }
-        return config.parse(
+        return documents.parse(
             {"name": name, "storage": storage.from_path(tmp_path / "store"), "crawl": settings | crawl_settings}
         )
 

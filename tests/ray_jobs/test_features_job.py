@@ -12,12 +12,16 @@ import pytest
 from PIL import Image
 
 from ray_jobs import features
-from wukong import config, places, stages, storage
-from wukong.conditional_store import UnconditionalError
-from wukong.config import Experiment
+from wukong import stages
+from wukong.config import documents
+from wukong.config.experiment import Experiment
+from wukong.config.features import Features
 from wukong.errors import ConfigError
-from wukong.estimate import RATES, Rate
-from wukong.manifest import Manifest, Part, Stage
+from wukong.stages import places
+from wukong.stages.estimate import RATES, Rate
+from wukong.store import storage
+from wukong.store.conditional_store import UnconditionalError
+from wukong.store.manifest import Manifest, Part, Stage
 
 IMAGE = {"name": "vit_tiny_patch16_224", "weights": "random", "image_size": 32}
 SHARDS = {"00000": 3, "00001": 2}
@@ -31,7 +35,7 @@ def experiment(root: Path, **changed: object) -> Experiment:
         "model": {"image": IMAGE, "text": {"layers": 1, "heads": 2, "width": 32}, "embedding": 16},
         "pretrain": {"batch_size": 2, "views": 1, "workers": 1, "store_features": "auto"},
     }
-    return config.parse({**sections, **changed})
+    return documents.parse({**sections, **changed})
 
 
 @pytest.fixture
@@ -285,7 +289,7 @@ def test_without_room_nothing_is_measured(tmp_path: Path, filtered: Manifest, mo
 
 
 def test_the_room_of_an_object_store_must_be_told(tmp_path: Path) -> None:
-    told, untold = config.Features(room_gib=3), config.Features()
+    told, untold = Features(room_gib=3), Features()
     assert features.room_for_features("s3://bucket", told) == 3 * 2**30
     assert features.room_for_features("s3://bucket", untold) is None
     free = features.room_for_features(storage.from_path(tmp_path / "not" / "there"), untold)

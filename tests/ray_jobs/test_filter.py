@@ -19,11 +19,12 @@ from crawled import corpus, experiment, picture_of
 from PIL import Image
 
 from ray_jobs import filter as job
-from wukong import storage
-from wukong.data.schema import DROPPED, PAIRS, key_of
+from wukong.crawl.url import key_of
+from wukong.curate.pairs import DROPPED, PAIRS
 from wukong.errors import DataError, StorageError
 from wukong.evaluate import holdouts
 from wukong.report.funnel import funnel
+from wukong.store import storage
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -251,7 +252,7 @@ def test_of_pairs_with_equal_pictures_the_first_by_key_stays(tmp_path, make_craw
 
 def test_similar_pictures_and_captions_that_do_not_fit_are_left_out(tmp_path, make_crawl):
     pytest.importorskip("torch")
-    from wukong.config import ImageEncoder, Model
+    from wukong.config.model import ImageEncoder, Model
     from wukong.curate.phash import perceptual_hash
     from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
     from wukong.model import image_encoder, saved_model

@@ -10,20 +10,23 @@ import psutil
 import pytest
 
 from ray_jobs.launch import JobError, launch
-from wukong import config, run_records, storage
+from wukong.config import documents
+from wukong.config.experiment import Experiment
 from wukong.errors import DataError
+from wukong.runs import run_records
+from wukong.store import storage
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.Experiment:
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     crawl = {"queries": storage.from_path(tmp_path / "none.txt"), "endpoint": "http://site.invalid/search"}
-    return config.parse({"name": "x", "storage": storage.from_path(tmp_path), "crawl": crawl})
+    return documents.parse({"name": "x", "storage": storage.from_path(tmp_path), "crawl": crawl})
 
 
-def test_the_error_of_a_stage_is_the_error_of_its_launch(experiment: config.Experiment) -> None:
+def test_the_error_of_a_stage_is_the_error_of_its_launch(experiment: Experiment) -> None:
     with pytest.raises(JobError, match=r"none\.txt") as caught:
         launch("crawl", experiment, "first", [], filed_as="second-crawl")
     assert "Traceback" not in str(caught.value), "a user's mistake needs no traceback"
@@ -33,7 +36,7 @@ def test_the_error_of_a_stage_is_the_error_of_its_launch(experiment: config.Expe
     assert run_records.read(experiment, "first", "crawl") is None, "it is another record"
 
 
-def test_an_unfinished_parent_is_named(experiment: config.Experiment, tmp_path: Path) -> None:
+def test_an_unfinished_parent_is_named(experiment: Experiment, tmp_path: Path) -> None:
     uri = storage.join(experiment.root, "experiment.json")
     storage.write_json(uri, experiment.model_dump(mode="json"))
     missing = storage.from_path(tmp_path / "crawl" / "manifest.json")
@@ -45,7 +48,7 @@ def test_an_unfinished_parent_is_named(experiment: config.Experiment, tmp_path: 
     assert "the stage has not finished" in record.error
 
 
-def test_a_job_that_is_killed_says_so(experiment: config.Experiment) -> None:
+def test_a_job_that_is_killed_says_so(experiment: Experiment) -> None:
     def kill() -> None:
         while not (children := [each for each in psutil.Process().children() if "ray_jobs" in each.cmdline()]):
             time.sleep(0.01)

@@ -22,9 +22,9 @@ from crawled import corpus, experiment
 from test_alerts import RULES, program
 
 from ray_jobs import metrics
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl.status import Status
-from wukong.manifest import Manifest
+from wukong.store.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
 SERVES = importlib.util.find_spec("wukong.serve") is not None

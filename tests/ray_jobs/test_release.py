@@ -22,12 +22,13 @@ from infra.stack import ports, processes, services
 from infra.stack.state import Stack
 from ray_jobs import filter as filter_job
 from ray_jobs import validate as validate_job
-from wukong import experiments, manifest, storage
-from wukong.data.schema import key_of
+from wukong.config import stored
+from wukong.crawl.url import key_of
 from wukong.errors import ConfigError, DataError
-from wukong.manifest import Stage
 from wukong.publish import release, takedown, takedown_plan
 from wukong.report.funnel import funnel
+from wukong.store import manifest, storage
+from wukong.store.manifest import Stage
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -370,7 +371,7 @@ KILLED = """
 import os, signal, sys
 from contextlib import contextmanager
 from datetime import datetime
-from wukong import storage
+from wukong.store import storage
 from wukong.publish import takedown, takedown_plan
 place, listed, now, writes = sys.argv[1:]
 original, begun = storage.open_output, []
@@ -433,14 +434,13 @@ def test_the_command_takes_pairs_out_of_a_set_published_in_an_object_store(resto
     from typer.testing import CliRunner
 
     from cli.main import app
-    from wukong import run_records
+    from wukong.runs import run_records
+    from wukong.runs.run_records import Record
 
     e, validated, released, *_ = restored
     config_file, public = tmp_path / "e.yaml", f"{object_store}/public"
     config_file.write_text(e.model_dump_json())
-    run_records.write(
-        e, "r", run_records.Record(stage="validate", state="succeeded", manifest=f"{validated.uri}/manifest.json")
-    )
+    run_records.write(e, "r", Record(stage="validate", state="succeeded", manifest=f"{validated.uri}/manifest.json"))
     urls = tmp_path / "urls.txt"
     urls.write_text(f"{GONE_URL}\nelsewhere.org\n")
     for command in (["release", "--output", public], ["takedown", str(urls), "--reason", "case 3", "--at", public]):
@@ -500,7 +500,7 @@ def test_the_components_hand_on_the_release_and_show_the_card(restored, tmp_path
     data_card.python_func(**inputs, page=page, metrics=artifact(dsl.Metrics, tmp_path / "m"), card=card)
     assert "101,483,885" in (tmp_path / "card.html").read_text()
     out = artifact(dsl.Artifact, tmp_path / "released.json")
-    component.python_func(experiments.store(e), "run-1", inputs["validate_manifest"], out)
+    component.python_func(stored.store(e), "run-1", inputs["validate_manifest"], out)
     assert manifest.Manifest.model_validate_json((tmp_path / "released.json").read_text()).digest == released.digest
     assert storage.read_json(f"{e.root}/runs/run-1/release.json")["state"] == "succeeded"
 
@@ -509,14 +509,13 @@ def test_the_command_releases_and_takes_down(restored, tmp_path):
     from typer.testing import CliRunner
 
     from cli.main import app
-    from wukong import run_records
+    from wukong.runs import run_records
+    from wukong.runs.run_records import Record
 
     e, validated, _, listed, _ = restored
     config_file = tmp_path / "e.yaml"
     config_file.write_text(e.model_dump_json())
-    run_records.write(
-        e, "r", run_records.Record(stage="validate", state="succeeded", manifest=f"{validated.uri}/manifest.json")
-    )
+    run_records.write(e, "r", Record(stage="validate", state="succeeded", manifest=f"{validated.uri}/manifest.json"))
 
     def call(*arguments):
         result = CliRunner().invoke(app, [*arguments, "--config", str(config_file)])

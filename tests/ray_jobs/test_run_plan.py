@@ -6,12 +6,17 @@ from pathlib import Path
 import pytest
 
 from ray_jobs import plan
-from wukong import config, places, run_records, stages, storage
-from wukong.config import Experiment
+from wukong import stages
+from wukong.config import documents
+from wukong.config.experiment import Experiment
 from wukong.crawl import attempt
 from wukong.crawl.status import Status
-from wukong.manifest import Manifest, Stage
-from wukong.preflight import Size
+from wukong.runs import run_records
+from wukong.runs.run_records import Record
+from wukong.stages import places
+from wukong.stages.preflight import Size
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Stage
 
 SIZE = Size(10_000_000, 5_000_000)
 
@@ -31,7 +36,7 @@ def parsed(tmp_path: Path, **changes: object) -> Experiment:
             "split": {"held_out_captions": 0.1, "holdouts": [{"name": "h", "source": "*", "captions": "unseen"}]}
         },
     }
-    return config.parse({**value, **changes})
+    return documents.parse({**value, **changes})
 
 
 def finished(experiment: Experiment) -> dict[str, Manifest]:
@@ -109,7 +114,7 @@ def test_a_crawl_that_was_killed_goes_on(experiment: Experiment) -> None:
 
 def test_an_earlier_run_is_the_better_estimate(experiment: Experiment, tmp_path: Path) -> None:
     for name, manifest in finished(experiment).items():
-        record = run_records.Record(stage=name, state="succeeded", manifest=f"{manifest.uri}/manifest.json")
+        record = Record(stage=name, state="succeeded", manifest=f"{manifest.uri}/manifest.json")
         run_records.write(experiment, "first", record)
     changed = parsed(tmp_path, filter={"max_length": 20})
     measured = {entry.stage: entry.measured for entry in plan.of_run(changed, 100, SIZE, 2)}
@@ -119,7 +124,7 @@ def test_an_earlier_run_is_the_better_estimate(experiment: Experiment, tmp_path:
 def test_a_crawl_that_failed_goes_on(experiment: Experiment) -> None:
     """Its first attempt left what it has; the plan is of the next one, in another place."""
     digests = [attempt.digest_of_file(experiment.crawl.endpoint)]
-    first = attempt.of(experiment, {}, None, lambda _: digests).stage
+    first = attempt.of(experiment, {}, None, lambda _: digests, stages.of("crawl").version).stage
     counts = dict.fromkeys(("urls", "queries", "queries_failed", "transient", *Status), 0)
     stage = Stage(experiment.root, "other", {})
     left = stage.commit([], counts=counts | {"urls": 9, "transient": 9, Status.DNS_ERROR: 9})

@@ -13,9 +13,10 @@ from test_training_jobs import experiment
 
 from ray_jobs import filter as filter_job
 from ray_jobs.launch import JobError, launch
-from wukong import fence, run_records, storage
-from wukong.config import Experiment
-from wukong.manifest import Manifest
+from wukong.config.experiment import Experiment
+from wukong.runs import run_records
+from wukong.store import fence, storage
+from wukong.store.manifest import Manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -26,13 +26,13 @@ def test_answers_are_those_of_uvicorn(tmp_path: Path, monkeypatch: pytest.Monkey
     from search_site import Site, served
 
     from ray_jobs.serve import search
-    from wukong import storage
-    from wukong.config import Model as Settings
+    from wukong.config.model import Model as Settings
     from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
     from wukong.model import saved_model
     from wukong.model.dual import DualEncoder
     from wukong.model.image_encoder import ImageEncoder
     from wukong.serve import start
+    from wukong.store import storage
 
     torch.manual_seed(0)
     settings = Settings.model_validate(

@@ -13,9 +13,9 @@ import ray
 from ray.train import ControllerError, WorkerGroupError
 
 from ray_jobs import training
-from wukong import fence, storage
-from wukong.config import Training
+from wukong.config.training import Training
 from wukong.errors import ConfigError, DataError, StorageError
+from wukong.store import fence, storage
 
 SETTINGS = Training(max_failures=2)
 

@@ -21,16 +21,18 @@ from typer.testing import CliRunner
 from cli.main import app
 from ray_jobs import evaluate, features, finetune, pretrain, training
 from ray_jobs import filter as filter_job
-from wukong import config, fence, places, storage
-from wukong.config import Experiment
+from wukong.config import documents
+from wukong.config.experiment import Experiment
 from wukong.crawl.part_writer import Spool, write_part
+from wukong.data import feature_files
 from wukong.errors import DataError
 from wukong.evaluate import holdouts
 from wukong.evaluate.data_set import Classification
 from wukong.evaluate.results import tasks_of
-from wukong.manifest import Manifest, Stage, load
 from wukong.model import saved_model
-from wukong.train import features as stored
+from wukong.stages import places
+from wukong.store import fence, storage
+from wukong.store.manifest import Manifest, Stage, load
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("local_ray")]
 
@@ -54,7 +56,7 @@ HOLDOUTS = [
 def experiment(root: Path, finetuning: Mapping[str, object] | None = None, **pretraining: object) -> Experiment:
     training = {"epochs": 4, "batch_size": 16, "learning_rate": 0.02, "views": 1, "image_head_rate": 0.1}
     training |= {"checkpoint": {"least_seconds": 0, "most_share": 1}}
-    return config.parse(
+    return documents.parse(
         {
             "name": "test",
             "storage": storage.from_path(root),
@@ -145,7 +147,7 @@ def test_features_are_what_the_tower_gives_for_each_view(done: dict[str, Manifes
     manifest = done["holdout features"]
     assert {part.path.split("/")[0] for part in manifest.parts} == {"new-words", "new-style"}
     assert {part.path.split(".view")[1][:2] for part in manifest.parts} == {"00"}
-    keys, found = stored.read(manifest.part_uris("new-style/")[0])
+    keys, found = feature_files.read(manifest.part_uris("new-style/")[0])
     from wukong.data import images, shards
     from wukong.model.image_encoder import ImageEncoder
 

@@ -13,11 +13,12 @@ from test_training_validation import in_process as in_process  # noqa: PLC0414 -
 from test_training_validation import logged as logged  # noqa: PLC0414 - the fixture
 
 from ray_jobs import training
-from wukong import fence, lease, places, storage
 from wukong.errors import StorageError
-from wukong.fence import FencedError
-from wukong.manifest import Manifest, describe
 from wukong.model import saved_model
+from wukong.stages import places
+from wukong.store import fence, lease, storage
+from wukong.store.fence import FencedError
+from wukong.store.manifest import Manifest, describe
 from wukong.train import checkpoint
 
 

@@ -12,17 +12,21 @@ import torch
 from PIL import Image
 
 from ray_jobs import training
-from wukong import choices, config, fence, places, storage, tracking
-from wukong.config import Experiment
+from wukong.config import documents
+from wukong.config.experiment import Experiment
+from wukong.data import feature_files
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import holdouts, sets, tasks
 from wukong.evaluate.data_set import Classification
 from wukong.evaluate.model import OwnModel
 from wukong.evaluate.protocol import OWN, named
-from wukong.manifest import Manifest, Stage
 from wukong.model import saved_model
 from wukong.model.image_encoder import ImageEncoder
-from wukong.train import features
+from wukong.registry import choices
+from wukong.stages import places
+from wukong.store import fence, storage
+from wukong.store.manifest import Manifest, Stage
+from wukong.tracking import availability, training_metrics
 
 NAMES = [f"{colour}色的{shape}" for colour in "红绿蓝黄黑灰紫橙" for shape in ("圆", "方块", "三角", "星星")]
 MODEL = {
@@ -44,7 +48,7 @@ def experiment(root: str, sets: str = "", **validation: object) -> Experiment:
     split = {"held_out_captions": 0.1, "holdouts": [{"name": "held", "source": "*/held/*", "captions": "any"}]}
     classes = {"红": "*/红*", "绿": "*/绿*", "蓝": "*/蓝*"}
     empty = {"name": "cats", "holdouts": ["held"], "classes": {"猫": "*/cat/*"}}
-    return config.parse(
+    return documents.parse(
         {
             "name": "test",
             "storage": root,
@@ -85,9 +89,9 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
         storage.write_bytes(filtered.path(f"{split}/00000.tar"), b"")
         parts += [filtered.describe(f"{split}/00000{suffix}", len(keys)) for suffix in (".parquet", ".tar")]
         noisy = of_name.repeat(copies, 1) + torch.randn(len(keys), width, generator=drawn)
-        features.write(stored[split].path(features.path_of(split, "00000", 0)), keys, noisy.half())
+        feature_files.write(stored[split].path(feature_files.path_of(split, "00000", 0)), keys, noisy.half())
     made = {
-        name: stage.commit([stage.describe(features.path_of(name, "00000", 0), len(NAMES))])
+        name: stage.commit([stage.describe(feature_files.path_of(name, "00000", 0), len(NAMES))])
         for name, stage in stored.items()
     }
     return Given(filtered.commit(parts), made["train"], made["held"])
@@ -135,7 +139,7 @@ def logged(in_process: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[
         for name, value in metrics.items():
             found.setdefault(name, {})[step] = value
 
-    monkeypatch.setattr(tracking, "keep_metrics", log)
+    monkeypatch.setattr(training_metrics, "keep_metrics", log)
     return found
 
 
@@ -282,11 +286,13 @@ def test_a_published_set_is_measured_with_the_locked_tower(
 def test_the_end_of_a_training_does_not_wait_for_each_report_that_mlflow_has_not_taken(
     given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tracking, "_PROBE_SECONDS", 1.0)
-    monkeypatch.setattr(tracking, "_unsent", [])
+    monkeypatch.setattr(availability, "_PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(training_metrics, "_unsent", [])
     monkeypatch.setenv("MLFLOW_RUN_ID", "of-the-stage")
     asked = experiment(storage.from_path(tmp_path))
-    asked = config.parse(asked.model_dump(mode="json") | {"pretrain": {**asked.pretrain.model_dump(), "log_every": 1}})
+    asked = documents.parse(
+        asked.model_dump(mode="json") | {"pretrain": {**asked.pretrain.model_dump(), "log_every": 1}}
+    )
     with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:  # it accepts, and never answers
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         began = time.monotonic()

@@ -12,9 +12,11 @@ from test_training_jobs import crawl as crawl  # noqa: PLC0414 - the fixture
 from test_training_jobs import experiment
 
 from ray_jobs import filter as filter_job
-from wukong import places, run_records, storage
-from wukong.manifest import Manifest
-from wukong.run_records import Record
+from wukong.runs import run_records
+from wukong.runs.run_records import Record
+from wukong.stages import places
+from wukong.store import storage
+from wukong.store.manifest import Manifest
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -71,7 +73,7 @@ def test_trials_are_trained_once_and_compared(crawl: Manifest, tmp_path: Path, l
 @pytest.mark.slow
 def test_a_trial_whose_process_ends_names_the_log(crawl: Manifest, tmp_path: Path, local_ray: None) -> None:
     from cli.sweep import _Workers
-    from wukong.sweep import Trial
+    from wukong.registry.sweep import Trial
 
     filtered = filter_job.run(experiment(tmp_path), {"crawl": crawl})
     with (tmp_path / "sweep.log").open("a", encoding="utf-8") as log:

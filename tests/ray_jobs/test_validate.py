@@ -6,9 +6,10 @@ from crawled import corpus, experiment
 
 from ray_jobs import filter as filter_job
 from ray_jobs import validate as job
-from wukong import places, storage
-from wukong.data.schema import PAIRS
+from wukong.curate.pairs import PAIRS
 from wukong.errors import ConfigError, GateError
+from wukong.stages import places
+from wukong.store import storage
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from wukong.errors import ConfigError
-
-CONNECT_TO = "WUKONG_CONNECT_TO"
+from wukong.runtime.environment import CONNECT_TO
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _REFUSED = tuple(

@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wukong import manifest as manifests
-from wukong import stages, storage
-from wukong.config import Crawl, Experiment
+from wukong.config.crawl import Crawl
+from wukong.config.experiment import Experiment
 from wukong.crawl import own_files, verdict
 from wukong.crawl.queries import read_queries
 from wukong.crawl.url_list import list_files
-from wukong.manifest import Manifest, Stage, digest_of
+from wukong.store import manifest as manifests
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Stage, digest_of
 
 FAILED = "failed.json"
 """The manifest of an attempt that failed."""
@@ -74,6 +75,7 @@ def of(
     parents: Mapping[str, Manifest],
     earlier: Manifest | None,
     digests: Callable[[list[str]], list[str]],
+    version: int,
 ) -> Attempt:
     """Find the attempt at an experiment's crawl that has finished, or else the next one.
 
@@ -82,12 +84,13 @@ def of(
         parents: manifests that the crawl continues from.
         earlier: manifest of the previous crawl, which ``crawl.previous`` names.
         digests: returns the SHA-256, in hex, of files.
+        version: of the stage.
 
     Raises:
         ConfigError: the query list cannot be read.
         DataError: a list of URLs or images cannot be read.
     """
-    config, version = experiment.crawl, stages.of("crawl").version
+    config = experiment.crawl
     queries: list[str] = []
     lists: list[str] = []
     if config.engine == "urls":

@@ -25,7 +25,7 @@ from functools import lru_cache
 from types import TracebackType
 from typing import IO, Any
 
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl import image_header, stored_image
 from wukong.crawl.clock import Clock
 from wukong.crawl.status import FetchError, Status

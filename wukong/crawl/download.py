@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl import image_header, part_writer, stored_image, usage
 from wukong.crawl.clock import Clock
 from wukong.crawl.decoder import Decoder

@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl import robots, usage
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.clock import Clock

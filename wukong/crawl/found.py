@@ -3,9 +3,8 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wukong import fence
-from wukong.crawl.url import MAX_URL, bounded
-from wukong.data.schema import key_of
+from wukong.crawl.url import MAX_URL, bounded, key_of
+from wukong.store import fence
 
 FOUND = pa.schema(
     [

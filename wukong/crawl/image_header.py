@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl.metadata import MAX_SEGMENTS, avif_alone, segments
 from wukong.crawl.status import FetchError, Status
 from wukong.data.decoding import DECODER_ERRORS, exif_orientation

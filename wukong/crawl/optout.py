@@ -6,10 +6,10 @@ from urllib.parse import urlsplit
 
 import polars as pl
 
-from wukong import storage
 from wukong.crawl.status import FetchError
 from wukong.crawl.url import normalise
 from wukong.errors import ConfigError
+from wukong.store import storage
 
 LISTED = "the opt-out list names this URL or its domain"
 DIGEST_LISTED = "the opt-out list names this picture's digest"

@@ -28,8 +28,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from wukong import storage
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl.engine import clean
 from wukong.crawl.found import as_table, found_row
 from wukong.crawl.rows import Row, csv_reader, rows_of_json, rows_of_parquet
@@ -37,6 +36,7 @@ from wukong.crawl.status import FetchError, Status
 from wukong.crawl.url import MAX_URL, ROW, identity
 from wukong.crawl.url_list import PIECE_ROWS
 from wukong.errors import DataError, StorageError
+from wukong.store import storage
 
 PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".avif", ".tif", ".tiff")
 LISTS = (".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz")

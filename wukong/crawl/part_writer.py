@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wukong import fence
 from wukong.crawl.engine import clean
 from wukong.crawl.unexpected import unexpected
 from wukong.data import shards
 from wukong.data.schema import CRAWLED
 from wukong.errors import StorageError
+from wukong.store import fence
 
 _UNWRITABLE = (pa.ArrowException, ValueError, TypeError, OverflowError)
 """What Arrow raises for a value that its column cannot hold; half a surrogate in a text is a ValueError."""

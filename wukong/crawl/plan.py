@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from wukong import storage
+from wukong.store import storage
 
 PLANNED = pa.schema(
     [

@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wukong import manifest, storage
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl.found import FOUND
 from wukong.crawl.status import Status
 from wukong.errors import ConfigError
-from wukong.manifest import Manifest
+from wukong.store import manifest, storage
+from wukong.store.manifest import Manifest
 
 QUERIES = "queries.parquet"
 INDEX = "index.parquet"

@@ -18,9 +18,9 @@ import ahocorasick_rs
 import numpy as np
 import numpy.typing as npt
 
-from wukong import storage
 from wukong.curate.text.characters import has_han
 from wukong.errors import ConfigError, DataError
+from wukong.store import storage
 
 logger = logging.getLogger(__name__)
 

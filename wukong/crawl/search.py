@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl.engine import Engine, EngineRefusedError, Result, clean
 from wukong.crawl.fetch import Fetcher, RequestOptions
 from wukong.crawl.found import FOUND, FoundRow, as_table, found_row

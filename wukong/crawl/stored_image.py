@@ -11,7 +11,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl.image_header import MAX_SCANS, Header, check_size, has_too_many_scans
 from wukong.crawl.metadata import avif_alone, gif_alone, jpeg_alone, png_alone
 from wukong.crawl.status import FetchError, Status

@@ -148,3 +148,11 @@ def _host(host: str) -> str:
         except OSError:
             return host
     return host
+
+
+def key_of(url: str) -> str:
+    """The key of a pair: 20 hex digits of the SHA-256 of its URL, so that it does not depend on order or part.
+
+    All spellings of one URL have one key (``identity``).
+    """
+    return hashlib.sha256(identity(url).encode("utf-8", "surrogatepass")).hexdigest()[:20]

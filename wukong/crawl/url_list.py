@@ -14,13 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wukong import storage
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl.engine import clean
 from wukong.crawl.found import FoundRow, as_table, found_row
 from wukong.crawl.rows import Row, csv_reader, rows_of_json, rows_of_parquet
 from wukong.crawl.url import ROW
 from wukong.errors import DataError
+from wukong.store import storage
 
 PIECE_ROWS = 250_000
 """Number of rows in memory at a time, and in one sorted file."""

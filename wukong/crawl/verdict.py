@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl.status import Status, is_transient
 from wukong.errors import DataError
 

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wukong.config import Filter
+from wukong.config.filter import Filter
 from wukong.curate import duplicates, names, rules
 from wukong.curate.caption_counts import CaptionCounts, Hashes
+from wukong.curate.pairs import DROPPED
 from wukong.curate.text import clean
-from wukong.data.schema import DROPPED
 
 
 def apply_rules(

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from wukong import storage
 from wukong.curate.text.normalize import normal_forms
+from wukong.store import storage
 
 Hashes = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]

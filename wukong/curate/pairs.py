@@ -1,11 +1,32 @@
-"""Reading the downloaded pairs of one part of a crawl."""
+"""Tables of kept and of dropped pairs, and reading the downloaded pairs of one part of a crawl."""
 
 import polars as pl
 import pyarrow as pa
 
-from wukong import storage
+from wukong.curate import rules
 from wukong.data.schema import CRAWLED
 from wukong.errors import DataError
+from wukong.store import storage
+
+PAIRS = pa.schema(
+    [
+        *CRAWLED,
+        pa.field("caption_original", pa.string(), nullable=False),
+        *(
+            pa.field(column.name, pa.type_for_alias(column.type), nullable=column.nullable)
+            for column in rules.stored_columns()
+        ),
+        pa.field("split", pa.string(), nullable=False),
+    ]
+)
+"""A kept pair: ``caption`` has names masked, ``caption_original`` has not; ``split`` is ``train`` or a hold-out. The
+columns between them are those that the rules store (``wukong/curate/rules``): ``length`` in the configured unit,
+``aspect_ratio``, ``caption_count``, and ``image_hash`` and ``similarity``, which are null unless their rules are on."""
+
+DROPPED = pa.schema(
+    [*(field for field in PAIRS if field.name != "split"), pa.field("dropped_by", pa.string(), nullable=False)]
+)
+"""A dropped pair, with the name of the first rule that drops it."""
 
 
 def read_pairs(uri: str) -> pl.DataFrame:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wukong import storage
-from wukong.data.schema import PAIRS
+from wukong.curate.pairs import PAIRS
 from wukong.data.shards import END, members, packed
 from wukong.errors import DataError
+from wukong.store import storage
 
 POSITIONS = 2**62
 """Places in the global order run from 0 to this."""

@@ -1,7 +1,7 @@
 """The type of a rule. Each rule is one file in ``wukong/curate/rules``, which assigns a ``Rule`` to ``RULE``.
 
-The experiment's types (``wukong.config``) read the rules' settings. They are imported where neither polars nor another
-large library is installed, so this module and the rules' files import such libraries inside functions only.
+The experiment's types (``wukong.config.experiment``) read the rules' settings. They are imported where neither polars
+nor another large library is installed, so this module and the rules' files import such libraries inside functions only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from wukong.section import Strict
+from wukong.config.section import Strict
 
 if TYPE_CHECKING:
     import polars as pl
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from wukong.curate.caption_counts import CaptionCounts, Hashes
 
 S = TypeVar("S", bound=Strict)
+
+HELD_BACK = "held_back"
+"""Drop reason of a pair that passed every rule and is in no split: neither training nor a test set may have it."""
 
 Decided = Literal["pairs", "pictures", "corpus"]
 """When a rule decides: over what is known of each pair by itself and of how often its caption occurs (``pairs``); after
@@ -134,7 +137,7 @@ class Check(Generic[S]):
         column: that is looked at: stored, or computed by ``audit``.
         expectation: a class of Great Expectations.
         arguments: of the expectation besides the column, from the ``filter`` and the ``validation`` section.
-        audit: computes the column, from rows of ``wukong.data.schema.PAIRS`` and what the rule's ``load`` returned;
+        audit: computes the column, from rows of ``wukong.curate.pairs.PAIRS`` and what the rule's ``load`` returned;
             null where the column is a stored one.
         place: the gate lists expectations in the order of their places, and of their rules where places are equal.
     """

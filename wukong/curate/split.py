@@ -1,4 +1,4 @@
-"""The split: which kept pairs are trained on, and which test set takes each of the others (``wukong.config.Split``).
+"""The split: which kept pairs are trained on, and which test set takes each of the others (``wukong.config.split``).
 
 The split is by caption and by picture, never by file, because a concept repeats across sources and a caption across
 pictures. A pair is trained on unless its caption is held out, its URL belongs to a source that is never trained on, or
@@ -11,15 +11,17 @@ only the pictures that training may not see), ``trained_captions`` (small: only 
 sets with ``seen`` need), ``assign``.
 """
 
+from __future__ import annotations
+
 import fnmatch
 import re
 
 import numpy as np
 import polars as pl
 
-from wukong.config import Split
+from wukong.config.split import Split
 from wukong.curate.caption_counts import Hashes, hashes
-from wukong.curate.rules import HELD_BACK
+from wukong.curate.rule import HELD_BACK
 from wukong.curate.text.normalize import normalized, salted_fraction
 
 TRAIN = "train"

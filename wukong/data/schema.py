@@ -1,15 +1,10 @@
-"""Columns of the tables that stages hand on, and the keys of pairs.
+"""Columns of the tables that the crawl hands on; ``wukong.curate.pairs`` adds those of the filter.
 
 A shard is a WebDataset tar (``KEY.jpg``, ``KEY.txt``, ``KEY.json``) beside a Parquet file of the same name with one row
 a pair. The crawl's Parquet files also hold a row for every URL that gave no pair, with the reason in ``status``.
 """
 
-import hashlib
-
 import pyarrow as pa
-
-from wukong.crawl.url import identity
-from wukong.curate import rules
 
 CRAWLED = pa.schema(
     [
@@ -36,31 +31,3 @@ CRAWLED = pa.schema(
 """One row a URL: ``width`` and ``height`` in pixels and ``bytes`` are the original's, ``sha256`` is of its bytes.
 
 ``usage`` is what the owner says about the use of the picture (``wukong.crawl.usage``); null if nothing is known."""
-
-PAIRS = pa.schema(
-    [
-        *CRAWLED,
-        pa.field("caption_original", pa.string(), nullable=False),
-        *(
-            pa.field(column.name, pa.type_for_alias(column.type), nullable=column.nullable)
-            for column in rules.stored_columns()
-        ),
-        pa.field("split", pa.string(), nullable=False),
-    ]
-)
-"""A kept pair: ``caption`` has names masked, ``caption_original`` has not; ``split`` is ``train`` or a hold-out. The
-columns between them are those that the rules store (``wukong/curate/rules``): ``length`` in the configured unit,
-``aspect_ratio``, ``caption_count``, and ``image_hash`` and ``similarity``, which are null unless their rules are on."""
-
-DROPPED = pa.schema(
-    [*(field for field in PAIRS if field.name != "split"), pa.field("dropped_by", pa.string(), nullable=False)]
-)
-"""A dropped pair, with the name of the first rule that drops it."""
-
-
-def key_of(url: str) -> str:
-    """The key of a pair: 20 hex digits of the SHA-256 of its URL, so that it does not depend on order or part.
-
-    All spellings of one URL have one key (``wukong.crawl.url.identity``).
-    """
-    return hashlib.sha256(identity(url).encode("utf-8", "surrogatepass")).hexdigest()[:20]

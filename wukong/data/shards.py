@@ -1,16 +1,18 @@
 """Read and write the tars of shards, one file at a time."""
 
+import fnmatch
 import io
+import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
 from typing import IO
 
-from wukong import storage
 from wukong.errors import DataError
-from wukong.manifest import Manifest
+from wukong.store import storage
+from wukong.store.manifest import Manifest
 
 _READ_BYTES = 1 << 20
 _BLOCK = tarfile.BLOCKSIZE
@@ -131,3 +133,9 @@ def header(name: str, size: int) -> bytes:
     label, digits = name.encode("ascii").ljust(100, b"\0"), b"%011o\0" % size
     checksum = _CHECKSUM + sum(label) + sum(digits)
     return b"%b%b%b%b%06o\0 %b" % (label, _BEFORE_SIZE, digits, _BEFORE_CHECKSUM, checksum, _REST)
+
+
+def matching(urls: Sequence[str], patterns: Sequence[str]) -> list[bool]:
+    """Return, for each URL, whether it matches one of the shell patterns."""
+    match = re.compile("|".join(map(fnmatch.translate, patterns))).match
+    return [match(url) is not None for url in urls]

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from tokenizers import BertWordPieceTokenizer
 
-from wukong import storage
-from wukong.config import TextEncoder
+from wukong.config.model import TextEncoder
 from wukong.errors import ConfigError, DataError
-from wukong.installed import installed_file
+from wukong.runtime.installed import installed_file
+from wukong.store import storage
 
 VOCABULARY_SIZE = 21_128
 _PACKAGE = "cn-clip"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from wukong.config import ImageEncoder
+from wukong.config.model import ImageEncoder
 from wukong.data import images
 from wukong.errors import ConfigError, DataError, StorageError
 

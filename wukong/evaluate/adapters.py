@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from wukong import storage
 from wukong.data import images
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError
@@ -37,6 +36,7 @@ from wukong.evaluate.protocol import Protocol
 from wukong.model import released, saved_model
 from wukong.model.dual import Texts
 from wukong.model.similarity import Scores, global_similarity, token_similarity
+from wukong.store import storage
 
 _TEXTS, _SHOWN = 256, 300
 _CN_CLIP_CONTEXT = 52

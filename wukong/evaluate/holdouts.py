@@ -9,17 +9,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from wukong import manifest, storage
-from wukong.config import Classification, Experiment, Holdout
+from wukong.config.evaluate import Classification
+from wukong.config.experiment import Experiment
+from wukong.config.split import Holdout
 from wukong.data import images, shards
+from wukong.data.feature_files import read_views
+from wukong.data.shards import matching
 from wukong.errors import DataError
 from wukong.evaluate import retrieval
 from wukong.evaluate.data_set import ClassificationData, RetrievalData
 from wukong.evaluate.published import Caption
 from wukong.evaluate.results import HOLDOUT
-from wukong.manifest import Manifest
-from wukong.train.features import read_views
-from wukong.train.training_data import matching
+from wukong.store import manifest, storage
+from wukong.store.manifest import Manifest
 
 log = logging.getLogger(__name__)
 _COLUMNS = ["key", "url", "caption", "sha256"]

@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Mapping
 
 from wukong.errors import ConfigError, DataError
-from wukong.installed import installed_file
+from wukong.runtime.installed import installed_file
 
 OF_THE_PAPER = (
     "一张干净的{}的照片。",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-from wukong.config import Experiment
+from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
 
 Transform: TypeAlias = Literal["squash", "crop", "model"]

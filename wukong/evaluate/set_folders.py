@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from urllib.parse import unquote, urlsplit
 
-from wukong import storage
 from wukong.errors import DataError
+from wukong.store import storage
 
 NAMES = tuple(module.name.replace("_", "-") for module in pkgutil.iter_modules([str(Path(__file__).with_name("sets"))]))
 """The names of all evaluation sets, those of ``wukong.evaluate.sets.REGISTRY``."""

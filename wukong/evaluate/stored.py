@@ -11,18 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from wukong import environment, manifest, storage
 from wukong.errors import DataError, StorageError
 from wukong.evaluate import answers
 from wukong.evaluate.results import DOCUMENT, FORMAT, HOLDOUT
-from wukong.patience import AwayError
+from wukong.runtime import environment
+from wukong.store import manifest, storage
+from wukong.store.patience import AwayError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from wukong.evaluate.answers import Scores
     from wukong.evaluate.data_set import ClassificationData, RetrievalData
-    from wukong.manifest import Manifest
+    from wukong.store.manifest import Manifest
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ Equal files are found, by the SHA-256 that the crawl noted of what it got. The s
 another file, so the number is the least that it can be. What a published tower was trained on is not known here.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wukong import environment, manifest, storage
 from wukong.data import shards
+from wukong.data.shards import matching
 from wukong.errors import WukongError
 from wukong.evaluate.data_set import ClassificationData, RetrievalData
-from wukong.manifest import Manifest
-from wukong.train.training_data import matching
+from wukong.store import manifest, storage
+from wukong.store.manifest import Manifest
 
 _READERS = 8
 """Tables that are read at the same time; of each, one column is in memory."""
@@ -57,22 +57,20 @@ def pairs_of(model: Manifest) -> set[Pairs]:
     return found
 
 
-def pairs_at(uri: str) -> set[Pairs] | str:
+def pairs_at(uri: str, folder_of: Callable[[str], str]) -> set[Pairs] | str:
     """Return what the model at an address was trained on; or why that is not known, a clause.
 
     Args:
-        uri: as ``wukong.evaluate.adapters.load`` takes it. The stage's manifest lies beside a model's folder; of a
-            registered model the version names it.
+        uri: as ``wukong.evaluate.adapters.load`` takes it.
+        folder_of: gives the URI of the folder of a registered model, ``models:/NAME@ALIAS``. The manifest of the
+            stage that trained a model lies beside the model's folder.
     """
     kind = uri.partition(":")[0]
     if kind in ("open_clip", "cn_clip", "wukong_release"):
         return "it is a model of others"
     try:
         if uri.startswith("models:/"):
-            from wukong.model_registry import manifest_of
-
-            environment.use_for(uri)
-            return pairs_of(manifest.load(manifest_of(uri)))
+            uri = folder_of(uri)
         beside = storage.join((uri if "://" in uri else storage.from_path(Path(uri))).rstrip("/").rpartition("/")[0])
         if not storage.exists(storage.join(beside, "manifest.json")):
             return "no manifest of a training lies beside it"

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wukong import storage
 from wukong.errors import ConfigError, DataError
 from wukong.model import weights
 from wukong.model.text_encoder import TextEncoder
+from wukong.store import storage
 
 HUB = "hub:"
 # Weights in a checkpoint that the text encoder does not use: pooler, heads of pretraining tasks, stored constants.

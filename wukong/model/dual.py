@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wukong.config import Model as Settings
+from wukong.config.model import Model as Settings
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import ConfigError
 from wukong.model import bert, weights

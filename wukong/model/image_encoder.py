@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from wukong.config import ImageEncoder as Settings
+from wukong.config.model import ImageEncoder as Settings
 from wukong.errors import ConfigError, DataError
 from wukong.model import weights
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from wukong.errors import ConfigError, DataError
-from wukong.installed import command_for
 from wukong.model.dual import DualEncoder
 from wukong.model.saved_model import SavedModel
+from wukong.runtime.installed import command_for
 
 IMAGE, TEXT = "image.onnx", "text.onnx"
 TOLERANCE = 1e-4

@@ -121,7 +121,7 @@ def save(folder: Path, saved: Path, similarity: Literal["global", "token"]) -> N
         saved: folder of the saved model, which is copied.
         similarity: the similarity that the model computes.
     """
-    from wukong import installed
+    from wukong.runtime import installed
 
     with tempfile.TemporaryDirectory() as scratch:
         code = Path(scratch, "wukong")

@@ -16,14 +16,15 @@ from pydantic import ValidationError
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from wukong import environment, fence, storage
-from wukong.config import Model as Settings
+from wukong.config.model import Model as Settings
 from wukong.data import images
 from wukong.data.tokenizer import PACKAGED_DIGEST, Tokenizer
 from wukong.errors import ConfigError, DataError, StorageError
 from wukong.model import weights
 from wukong.model.dual import DualEncoder, Texts
 from wukong.model.image_encoder import ImageEncoder
+from wukong.runtime import environment
+from wukong.store import fence, storage
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ def save(uri: str, model: DualEncoder, tokenizer: Tokenizer) -> list[str]:
         The names of the files.
 
     Raises:
-        FencedError: a newer attempt at the stage that saves it has begun (``wukong.fence``).
+        FencedError: a newer attempt at the stage that saves it has begun (``wukong.store.fence``).
         ValueError: the model has no image tower, or was built for another tokenizer.
         DataError: the vocabulary is not the packaged one, and the settings say that it is.
     """

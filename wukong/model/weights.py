@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from wukong import storage
 from wukong.errors import ConfigError, DataError
-from wukong.installed import installed_file
+from wukong.runtime.installed import installed_file
+from wukong.store import storage
 
 log = logging.getLogger(__name__)
 

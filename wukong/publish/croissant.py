@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from wukong.config import Experiment
-from wukong.manifest import Part
+from wukong.config.experiment import Experiment
+from wukong.store.manifest import Part
 
 PATH = "croissant.json"
 """Where a release stores its description."""

@@ -3,10 +3,11 @@
 All runs are looked through, also deleted ones: their files are still stored. Models are not read, they name no pair.
 """
 
-from wukong import mlflow_rest, progress
 from wukong.errors import StorageError
-from wukong.mlflow_rest import MlflowError, Server
 from wukong.publish.traces import Traces
+from wukong.runtime import progress
+from wukong.tracking import mlflow_rest
+from wukong.tracking.mlflow_rest import MlflowError, Server
 
 _LOOKED_AT = (".json", ".html", ".parquet")
 _MODEL = "model/"

@@ -13,15 +13,17 @@ from typing import Any
 
 import polars as pl
 
-from wukong import manifest, progress, stages, storage
-from wukong.config import Experiment
+from wukong import stages
+from wukong.config.experiment import Experiment
 from wukong.crawl.optout import OptOut
 from wukong.curate.split import TRAIN
 from wukong.errors import ConfigError, DataError
-from wukong.manifest import Manifest, Part, Stage
 from wukong.publish import croissant
 from wukong.report import card, statistics
 from wukong.report.funnel import Step
+from wukong.runtime import progress
+from wukong.store import manifest, storage
+from wukong.store.manifest import Manifest, Part, Stage
 
 OPTED_OUT = "opted_out"
 """Name, in a manifest's ``dropped``, of the training pairs that the opt-out list covers."""

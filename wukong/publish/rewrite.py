@@ -9,15 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wukong import manifest, storage
 from wukong.crawl import previous
 from wukong.crawl.status import Status
-from wukong.data.schema import key_of
+from wukong.crawl.url import key_of
 from wukong.data.shards import END, members, packed
 from wukong.errors import DataError
 from wukong.publish import release
 from wukong.publish.takedown_plan import RESULTS
 from wukong.report import card
+from wukong.store import manifest, storage
 
 
 def without_pairs(stage_uri: str, path: str, keys: Set[str], *, docs_deleted: bool) -> None:

@@ -19,14 +19,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from wukong import manifest, stages, storage
+from wukong import stages
 from wukong.crawl import attempt
 from wukong.evaluate import results
-from wukong.manifest import Part
 from wukong.publish import croissant, release, rewrite
 from wukong.publish.takedown_plan import Change, Plan, for_each
 from wukong.publish.traces import Traces
 from wukong.report import evaluation as evaluation_page
+from wukong.store import manifest, storage
+from wukong.store.manifest import Part
 
 TAKEN_DOWN = "taken_down"
 """Name, in a manifest's ``dropped``, of the pairs that takedowns removed from it."""

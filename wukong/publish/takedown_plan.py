@@ -12,17 +12,19 @@ from typing import Any, TypeVar
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
-from wukong import manifest, progress, stages, storage
+from wukong import stages
 from wukong.crawl import attempt, previous
 from wukong.crawl.optout import OptOut
 from wukong.crawl.status import Status
-from wukong.curate.rules import HELD_BACK
-from wukong.data.schema import key_of
+from wukong.crawl.url import key_of
+from wukong.curate.rule import HELD_BACK
 from wukong.errors import ConfigError, DataError
-from wukong.manifest import Manifest, digest_of
 from wukong.publish import release
 from wukong.publish.traces import Traces
 from wukong.report import card
+from wukong.runtime import progress
+from wukong.store import manifest, storage
+from wukong.store.manifest import Manifest, digest_of
 
 RESULTS = "results.json"
 """Where a validate stage stores the outcome of each expectation, with examples."""

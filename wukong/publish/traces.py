@@ -18,8 +18,8 @@ import ahocorasick_rs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wukong import storage
 from wukong.errors import DataError
+from wukong.store import storage
 
 TAKEN_DOWN = "taken-down"
 """What an id in stored answers is replaced by, with the number of its row."""

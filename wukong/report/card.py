@@ -13,13 +13,13 @@ from typing import Any
 import polars as pl
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from wukong import manifest, storage
-from wukong.config import Experiment, Source
+from wukong.config.experiment import Experiment, Source
 from wukong.errors import DataError
-from wukong.manifest import Manifest
 from wukong.report import gallery, template
 from wukong.report.funnel import Bar, Step, bars, funnel, wording
 from wukong.report.statistics import PAPER, Counts, Statistics
+from wukong.store import manifest, storage
+from wukong.store.manifest import Manifest
 
 PATH = "docs/card.html"
 """Where a stage stores the page. ``docs/`` is logged to MLflow."""

@@ -3,8 +3,17 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from wukong.comparison import SIGNS
 from wukong.report import template
+
+SIGNS: Mapping[str, str] = {
+    "baseline": "",
+    "better": "▲",
+    "worse": "▼",
+    "noise": "≈",
+    "incomparable": "≠",
+    "missing": "-",
+}
+"""What stands beside a number, so that no meaning is in a colour alone; by verdict."""
 
 WORDS: Mapping[str, str] = {
     "better": "better by more than noise",
@@ -27,7 +36,7 @@ def render(document: Mapping[str, Any]) -> str:
     """Returns the page.
 
     Args:
-        document: of ``wukong.comparison.compare``.
+        document: of ``wukong.registry.comparison.compare``.
     """
     values = {**document, "signs": SIGNS, "words": WORDS, "about_seeds": OVER_SEEDS}
     filters: dict[str, Callable[..., object]] = {
@@ -53,7 +62,7 @@ def difference(found: Mapping[str, Any]) -> str:
 
 
 def over_seeds(entry: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Mean, standard deviation and interval of an entry of ``wukong.over_seeds``, in per cent; ``-`` for none."""
+    """Mean, standard deviation and interval of an entry over seeds, in per cent; ``-`` for none."""
     if entry["value"] is None:
         return "-", "-", "-"
     if entry["sd"] is None:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wukong.curate.rules import HELD_BACK, REGISTRY
+from wukong.curate.rule import HELD_BACK
+from wukong.curate.rules import REGISTRY
 from wukong.curate.split import TRAIN
-from wukong.manifest import Manifest
+from wukong.store.manifest import Manifest
 
 _HELD_BACK_TITLE = "trained on or tested"
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import polars as pl
 from PIL import Image
 
-from wukong import storage
 from wukong.curate import repack
 from wukong.curate.split import TRAIN
 from wukong.data.decoding import decode
 from wukong.errors import DataError
-from wukong.manifest import Manifest
+from wukong.store import storage
+from wukong.store.manifest import Manifest
 
 Pictures = Callable[[str], bytes]
 

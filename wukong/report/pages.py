@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wukong.evaluate.results import tasks_of
-from wukong.manifest import Manifest
 from wukong.report.funnel import wording
+from wukong.store.manifest import Manifest
 
 _MAX_CLASSES = 50  # the UI cannot draw larger confusion matrices
 

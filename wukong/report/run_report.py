@@ -14,14 +14,17 @@ from typing import Any
 
 import polars as pl
 
-from wukong import run_records, stages, storage
-from wukong.config import Crawl, Experiment
+from wukong import stages
+from wukong.config.crawl import Crawl
+from wukong.config.experiment import Experiment
 from wukong.evaluate.protocol import sentences
 from wukong.evaluate.results import HOLDOUT, tasks_of
-from wukong.manifest import Manifest
 from wukong.report import template
 from wukong.report.funnel import bars, funnel, wording
 from wukong.report.gallery import Pictures, Thumbnails, contact_sheet, pictures_of, shard_tables
+from wukong.runs import run_records
+from wukong.store import storage
+from wukong.store.manifest import Manifest
 
 _DROPPED_EXAMPLES = 4
 _RETRIEVALS = 5

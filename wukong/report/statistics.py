@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from wukong import storage
 from wukong.curate.text.characters import HAN
 from wukong.curate.text.units import token_ids
 from wukong.errors import DataError
+from wukong.store import storage
 
 Counts = npt.NDArray[np.int64]
 
@@ -128,7 +128,7 @@ class Statistics:
 
 
 def measure(pairs: pl.DataFrame) -> Statistics:
-    """Count over one batch of pairs (rows of ``wukong.data.schema.PAIRS``)."""
+    """Count over one batch of pairs (rows of ``wukong.curate.pairs.PAIRS``)."""
     ids = token_ids(pairs["caption"])
     numbers = [len(entry) for entry in ids]
     flat = np.fromiter((number for entry in ids for number in entry), np.int64, sum(numbers))

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from wukong import manifest, storage
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl import own_files
 from wukong.crawl.status import FetchError
+from wukong.crawl.url import key_of
 from wukong.data import shards
-from wukong.data.schema import key_of
 from wukong.errors import DataError
 from wukong.publish import takedown
+from wukong.store import manifest, storage
 
 _MANIFEST = "manifest.json"
 _NOT_KEPT = "dropped/"

@@ -14,16 +14,17 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from wukong import progress, storage
 from wukong.errors import DataError
 from wukong.evaluate.model import OwnModel
-from wukong.manifest import Manifest, Part, Stage
 from wukong.model.dual import Texts
 from wukong.model.saved_model import open_picture
+from wukong.runtime import progress
 from wukong.serve import calibration
 from wukong.serve.collection import Collection, Piece, Place
 from wukong.serve.index import CALIBRATION, CAPTIONS, PLACES, open_parts
 from wukong.serve.query import search_forms
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Part, Stage
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The stored vectors of a collection, in memory and on the disk; ``wukong.serve.encode`` makes them.
 
-An index is an output like that of a stage (``wukong.manifest``): its key is a digest of the model's and the data's
-digests, finished pieces have markers, and the manifest is written last. It holds
+An index is an output like that of a stage (``wukong.store.manifest``): its key is a digest of the model's and the
+data's digests, finished pieces have markers, and the manifest is written last. It holds
 
 - ``pictures/PIECE-NNN.safetensors``: float32 ``vectors`` [pictures, d], beside a Parquet file with one row a picture;
 - ``captions/NNNNN.safetensors``: float32 ``vectors`` [captions, d] of the distinct captions, beside a Parquet file;
@@ -25,13 +25,13 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from wukong import storage
 from wukong.errors import DataError
 from wukong.evaluate.model import OwnModel
-from wukong.manifest import Manifest, Part
 from wukong.model.dual import Texts
 from wukong.serve.collection import Place
 from wukong.serve.query import search_forms
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Part
 
 CALIBRATION = "calibration.json"
 PLACES = pa.schema(

@@ -15,13 +15,13 @@ from wukong.data import images
 from wukong.errors import DataError
 from wukong.evaluate import alignment
 from wukong.evaluate.model import OwnModel
-from wukong.manifest import Manifest
 from wukong.serve import answers, index, uploads
 from wukong.serve.batcher import Batcher
 from wukong.serve.collection import Collection
 from wukong.serve.query import search_forms
 from wukong.serve.search import DIGITS, Found, Hit, Searcher
 from wukong.serve.uploads import Limits, RefusedError, UploadDecoder, data_url
+from wukong.store.manifest import Manifest
 
 _BATCH = 32
 _READERS = 4

@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 
 import wukong
-from wukong import environment, storage
 from wukong.evaluate.model import OwnModel
+from wukong.runtime import environment
 from wukong.serve import collection, encode
 from wukong.serve.service import Service
 from wukong.serve.uploads import Limits
+from wukong.store import storage
 
 
 def service(

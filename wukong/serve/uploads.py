@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
 
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl import image_header
 from wukong.crawl.clock import Clock
 from wukong.crawl.decoder import Decoder

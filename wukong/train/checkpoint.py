@@ -1,13 +1,12 @@
 """Checkpoints of a training run. They are safetensors and JSON files, so that loading one never runs code.
 
-A checkpoint is a folder whose name contains the step, below a folder of the attempt (``wukong.fence``) that wrote it.
-Its ``checkpoint.json`` is written last and names the other files with their sizes: without it there is no checkpoint.
-So a run that is killed while it writes one goes on from the one before it, and an older attempt that is still alive
-overwrites nothing.
+A checkpoint is a folder whose name contains the step, below a folder of the attempt (``wukong.store.fence``) that wrote
+it. Its ``checkpoint.json`` is written last and names the other files with their sizes: without it there is no
+checkpoint. So a run that is killed while it writes one goes on from the one before it, and an older attempt that is
+still alive overwrites nothing.
 """
 
 import json
-import logging
 import re
 import tempfile
 import time
@@ -23,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from wukong import fence, storage
 from wukong.errors import DataError, StorageError
+from wukong.store import fence, storage
 
 _MODEL, _OPTIMIZER, _PROGRESS, _MANIFEST = (
     "model.safetensors",
@@ -33,8 +32,6 @@ _MODEL, _OPTIMIZER, _PROGRESS, _MANIFEST = (
     "checkpoint.json",
 )
 _FOLDER = re.compile(r"/checkpoint_(\d+)-[0-9a-f]+/checkpoint\.json$")
-
-log = logging.getLogger(__name__)
 
 
 def newest(uri: str) -> str | None:

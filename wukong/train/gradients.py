@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from wukong.config import Training
+from wukong.config.training import Training
 from wukong.model.dual import DualEncoder, Embedded, Texts
-from wukong.train.training_data import Batch
+from wukong.train.batches import Batch
 
 
 def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Training) -> Tensor:

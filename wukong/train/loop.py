@@ -25,13 +25,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from wukong import progress
-from wukong.config import Training, Validating
+from wukong.config.training import Training, Validating
 from wukong.errors import ConfigError, DataError
 from wukong.model.dual import DualEncoder
 from wukong.model.loss import world
+from wukong.runtime import progress
 from wukong.train import checkpoint, gradients, optimizer
-from wukong.train.training_data import Pairs
+from wukong.train.pairs import Pairs
 
 MEASURED = ("pairs_per_second",)
 """Fields of ``Epoch`` that measure the machine: only these differ between two equal runs."""

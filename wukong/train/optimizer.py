@@ -7,7 +7,7 @@ import torch
 from timm.optim import Lamb
 from torch import nn
 
-from wukong.config import Training
+from wukong.config.training import Training
 from wukong.model.dual import DualEncoder
 
 BETAS = (0.9, 0.999)

@@ -1,4 +1,4 @@
-"""Measure how fast this machine trains: the rates with which ``wukong.estimate.training`` plans a training.
+"""Measure how fast this machine trains: the rates with which ``wukong.stages.estimate.training`` plans a training.
 
 They are measured on random inputs and random weights, which take as long as real ones.
 """
@@ -15,15 +15,16 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from wukong.config import ImageEncoder as Tower
-from wukong.config import Model, Training
+from wukong.config.model import ImageEncoder as Tower
+from wukong.config.model import Model
+from wukong.config.training import Training
 from wukong.data.tokenizer import Tokenizer
 from wukong.data.views import Views
-from wukong.estimate import CAPTION_TOKENS, GPU, RATES, Rate, RateName
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
+from wukong.stages.estimate import CAPTION_TOKENS, GPU, RATES, Rate, RateName
 from wukong.train import gradients, optimizer
-from wukong.train.training_data import Batch
+from wukong.train.batches import Batch
 
 _FEWEST_PAIRS, _LONG = 16, 0.5
 """Pairs, and at most about how many seconds, of a measured step on processors."""
@@ -106,7 +107,7 @@ def measure(
     caption_tokens: int = CAPTION_TOKENS,
     seconds: float = 20.0,
 ) -> dict[RateName, float]:
-    """Measure rates, in items a second (``wukong.estimate.Rate``).
+    """Measure rates, in items a second (``wukong.stages.estimate.Rate``).
 
     Everything is measured in turn, in several rounds, and the median round counts: other programs change the speed of a
     machine from second to second.

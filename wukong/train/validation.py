@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from wukong.config import Experiment, Validating
+from wukong.config.experiment import Experiment
+from wukong.config.training import Validating
 from wukong.data import images
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
@@ -28,11 +29,11 @@ from wukong.evaluate import holdouts, results, set_folders, sets, tasks
 from wukong.evaluate.data_set import ClassificationData, RetrievalData
 from wukong.evaluate.model import CollapsedError, OwnModel, square, token_ids
 from wukong.evaluate.protocol import OWN, Protocol, named
-from wukong.manifest import Manifest
 from wukong.model.dual import DualEncoder, Texts
 from wukong.model.image_encoder import ImageEncoder
 from wukong.model.loss import world
 from wukong.model.saved_model import SavedModel
+from wukong.store.manifest import Manifest
 from wukong.train.loop import Validate
 
 _BATCH = 64

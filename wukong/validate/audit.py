@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wukong.config import Split
+from wukong.config.split import Split
 from wukong.curate import names, rules
 from wukong.curate.caption_counts import Hashes, hashes
 from wukong.curate.split import TRAIN, picture_digests

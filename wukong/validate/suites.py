@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from great_expectations import expectations as gxe
 
-from wukong.config import Experiment
+from wukong.config.experiment import Experiment
 from wukong.curate import rules
-from wukong.data.schema import PAIRS
+from wukong.curate.pairs import PAIRS
 from wukong.errors import ConfigError
 from wukong.report.statistics import DISTRIBUTIONS
 from wukong.validate import audit

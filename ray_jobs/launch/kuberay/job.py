@@ -15,10 +15,13 @@ from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.logs import JobLog, end_of_head_log
 from ray_jobs.launch.kuberay.manifest import images_of, job_name, make_ray_job
 from ray_jobs.launch.kuberay.status import Verdict, describe, explain_failure, pod_problems, verdict
-from wukong import run_records, storage
-from wukong.cancel import JobLeftError, end_on_signal
-from wukong.config import Experiment
+from wukong.config.experiment import Experiment
 from wukong.errors import WukongError
+from wukong.runs import run_records
+from wukong.runs.run_records import Record
+from wukong.runtime.cancel import JobLeftError, end_on_signal
+from wukong.stages import run_paths
+from wukong.store import storage
 
 _MAX_ATTEMPTS = 99
 
@@ -170,7 +173,7 @@ class _StageJob:
             if existing is None:
                 body["metadata"] |= {"name": name, "namespace": self.api.namespace}
                 # An earlier attempt's record must not be taken for this one's.
-                storage.delete(run_records.uri_of(self.experiment, self.run_name, f"{self.record_name}.json"))
+                storage.delete(run_paths.uri_of(self.experiment, self.run_name, f"{self.record_name}.json"))
                 self.name = name
                 if self.api.create_job(body):
                     log.info("%s created RayJob %s/%s", self.stage, self.api.namespace, name)
@@ -230,7 +233,7 @@ class _StageJob:
     def record_termination(self) -> None:
         """Record that the run was terminated, as its exit handler does, whose pod Argo may end like this one."""
         try:
-            record = run_records.Record(stage="run", state="failed", error="terminated")
+            record = Record(stage="run", state="failed", error="terminated")
             run_records.write(self.experiment, self.run_name, record)
         except WukongError as error:
             log.error("that the run was terminated is not recorded: %s", error)

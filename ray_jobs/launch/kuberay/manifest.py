@@ -10,9 +10,10 @@ import yaml
 
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.settings import CONFIG_MAP, GpuSettings, HeadSettings, Settings, StageSettings
-from wukong import run_records, stages
-from wukong.config import Experiment
+from wukong import stages
+from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
+from wukong.stages import run_paths
 
 _MLFLOW = "wukong-mlflow"  # the Secret; of all Ray's pods only those that train log to MLflow
 MAX_NAME = 47
@@ -32,7 +33,7 @@ def job_name(experiment: Experiment, run_name: str, stage: str, attempt: int, wo
         work: what decides the job's work: its arguments, which name the experiment's content and the parents'
             manifests, and its images. A run that is repeated with another experiment must not find the old job.
     """
-    identity = "\n".join([run_records.uri_of(experiment, run_name, stage), *work])
+    identity = "\n".join([run_paths.uri_of(experiment, run_name, stage), *work])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     ending = f"-{stage}-{digest}-{attempt}"
     slug = re.sub(r"[^a-z0-9]+", "-", run_name.lower()).strip("-")

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
+from wukong.config.section import Positive, Strict
 from wukong.errors import ConfigError
-from wukong.section import Positive, Strict
 
 CONFIG_MAP = "ray-job"
 

@@ -15,7 +15,10 @@ from aiohttp import web
 
 from ray_jobs import launch
 from ray_jobs.launch import job_api
-from wukong import config, manifest, run_records, storage
+from wukong.config import documents
+from wukong.runs import run_records
+from wukong.runs.run_records import Record
+from wukong.store import manifest, storage
 
 FAST = job_api.Timing(poll=0.02, patience=0.5)
 JOB = "raysubmit_ExDJ8mDYMV7RzUCF"
@@ -232,9 +235,9 @@ def test_a_component_that_waits_for_its_head_is_cancelled_at_once(head: Head) ->
 def test_an_http_address_means_the_job_api(head: Head, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     root = storage.from_path(tmp_path)
     crawl = {"queries": f"{root}/queries.txt", "endpoint": "http://site.invalid/search"}
-    experiment = config.parse({"name": "demo", "storage": root, "crawl": crawl})
+    experiment = documents.parse({"name": "demo", "storage": root, "crawl": crawl})
     written = manifest.Stage(experiment.root, "filter", {}).commit([], counts={"train": 7})
-    record = run_records.Record(stage="filter", state="succeeded", manifest=f"{written.uri}/manifest.json")
+    record = Record(stage="filter", state="succeeded", manifest=f"{written.uri}/manifest.json")
     head.before_end = lambda: run_records.write(experiment, "r", record)
     monkeypatch.setenv("RAY_ADDRESS", head.address)
     monkeypatch.setattr(job_api, "Timing", lambda: FAST)
@@ -243,7 +246,7 @@ def test_an_http_address_means_the_job_api(head: Head, tmp_path: Any, monkeypatc
     (body,) = head.bodies
     assert body["entrypoint"].startswith("env MLFLOW_RUN_ID=abc python -m ray_jobs filter --experiment file://")
     assert "hush" not in str(body), "the head has the credentials"
-    failed = run_records.Record(stage="filter", state="failed", error="part 7 is truncated; crawl again")
+    failed = Record(stage="filter", state="failed", error="part 7 is truncated; crawl again")
     head.before_end = lambda: run_records.write(experiment, "r", failed)
     head.status, head.message = "FAILED", FAILED
     with pytest.raises(launch.JobError, match="part 7 is truncated"):

@@ -6,7 +6,7 @@ import pytest
 from crawl_samples import make_config, make_picture
 from loopback_web import Web
 
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 
 
 @pytest.fixture

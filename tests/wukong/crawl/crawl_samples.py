@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 
 HOST = "images.test"
 

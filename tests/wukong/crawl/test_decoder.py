@@ -17,7 +17,7 @@ import pytest
 from crawl_samples import make_config, make_picture
 from PIL import Image
 
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl import decoder as decoder_module
 from wukong.crawl import image_header, metadata, stored_image
 from wukong.crawl.clock import Clock

@@ -22,15 +22,16 @@ from crawl_samples import HOST, make_config, make_picture
 from loopback_web import Web, answering, raw, redirect
 from PIL import Image
 
-from wukong import storage
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl import image_header, stored_image
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.download import download_part
 from wukong.crawl.fetch import Fetcher
 from wukong.crawl.status import Status
+from wukong.crawl.url import key_of
 from wukong.data import decoding
-from wukong.data.schema import CRAWLED, key_of
+from wukong.data.schema import CRAWLED
+from wukong.store import storage
 
 SITE = f"http://{HOST}"
 

@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import wukong
-from wukong import storage
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl.engine import EngineRefusedError, Result, clean
 from wukong.crawl.engines.baidu import Baidu, decode_url
 from wukong.crawl.engines.searxng import SearXNG
 from wukong.crawl.url_list import list_files, read_list
 from wukong.errors import DataError
+from wukong.store import storage
 
 BAIDU = Baidu("https://image.baidu.com/search/acjson")
 

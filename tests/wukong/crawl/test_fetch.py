@@ -12,8 +12,7 @@ import pytest
 from crawl_samples import HOST
 from loopback_web import Web, answering, in_turn, raw, redirect
 
-from wukong import storage
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl import addresses
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.fetch import Fetcher
@@ -21,6 +20,7 @@ from wukong.crawl.robots import RobotsCache
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.transport import Response, Transport
 from wukong.crawl.url import normalise
+from wukong.store import storage
 
 SITE = f"http://{HOST}"
 OK = answering(b"ok", "text/plain")

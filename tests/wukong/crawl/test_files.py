@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 from loopback_web import Web
 from PIL import Image
 
-from wukong import storage
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.download import download_part
 from wukong.crawl.own_files import digest_of, pictures_of, read_pictures
 from wukong.crawl.picture_fetcher import PictureFetcher
-from wukong.data.schema import key_of
+from wukong.crawl.url import key_of
 from wukong.errors import DataError
+from wukong.store import storage
 
 
 def settings_of(place: Path, **changes: Any) -> Crawl:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl import image_header, metadata, stored_image
 from wukong.data import decoding
 from wukong.errors import DataError

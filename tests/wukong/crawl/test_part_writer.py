@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wukong import storage
 from wukong.crawl.part_writer import Spool, write_part
 from wukong.data.schema import CRAWLED
+from wukong.store import storage
 
 
 @given(st.lists(st.binary(max_size=2000), max_size=20))

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wukong import storage
 from wukong.crawl import plan
 from wukong.crawl.found import FOUND, FoundRow, as_table, write_found
-from wukong.data.schema import key_of
+from wukong.crawl.url import key_of
+from wukong.store import storage
 
 results = st.lists(
     st.tuples(st.integers(0, 30), st.sampled_from("甲乙丙丁"), st.text(max_size=3), st.one_of(st.none(), st.just("p"))),

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cli.queries import app
-from wukong import storage
 from wukong.crawl import queries
 from wukong.errors import ConfigError, DataError
+from wukong.store import storage
 
 letters = st.text("中国人民大学生", min_size=1, max_size=5)
 

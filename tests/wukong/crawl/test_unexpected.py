@@ -9,8 +9,7 @@ import pytest
 from crawl_samples import HOST, make_config, make_picture
 from loopback_web import Web, answering
 
-from wukong import storage
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl import image_header, robots, stored_image, unexpected
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.download import download_part
@@ -19,8 +18,9 @@ from wukong.crawl.engines.baidu import Baidu
 from wukong.crawl.engines.searxng import SearXNG
 from wukong.crawl.fetch import Fetcher
 from wukong.crawl.search import Searched, search_block
-from wukong.data.schema import key_of
+from wukong.crawl.url import key_of
 from wukong.errors import StorageError
+from wukong.store import storage
 
 SITE = f"http://{HOST}"
 

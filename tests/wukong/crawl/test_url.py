@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from wukong.crawl.found import MAX_CAPTION, found_row
 from wukong.crawl.status import FetchError, Status
-from wukong.crawl.url import MAX_URL, bounded, identity, normalise
-from wukong.data.schema import key_of
+from wukong.crawl.url import MAX_URL, bounded, identity, key_of, normalise
 
 SPELLINGS = [
     "http://images.test/a/pic.jpg?x=1",

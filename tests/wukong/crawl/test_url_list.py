@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wukong import storage
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.url import normalise
 from wukong.crawl.url_list import read_list
 from wukong.errors import DataError
+from wukong.store import storage
 
 GOOD = ["http://a.test/1.jpg", "http://b.test/2.jpg"]
 

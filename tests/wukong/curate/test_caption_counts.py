@@ -8,9 +8,9 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wukong import storage
 from wukong.curate import caption_counts
 from wukong.curate.caption_counts import hashes, merge
+from wukong.store import storage
 
 
 @given(st.lists(st.lists(st.sampled_from(["猫", "狗", "查看源网页", "Cat", "cat", " CAT"]), max_size=40), max_size=6))

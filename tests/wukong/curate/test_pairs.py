@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wukong import storage
 from wukong.curate.pairs import read_pairs
 from wukong.data.schema import CRAWLED
 from wukong.errors import DataError, StorageError
+from wukong.store import storage
 
 ROW = dict.fromkeys(CRAWLED.names) | {
     "key": "0" * 20, "url": "http://a/b.jpg", "caption": "一只猫", "queries": ["猫"], "engine": "test",

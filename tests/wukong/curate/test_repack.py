@@ -4,9 +4,9 @@ from pathlib import Path
 
 import polars as pl
 
-from wukong import storage
 from wukong.curate import repack
 from wukong.data.shards import END, packed
+from wukong.store import storage
 
 
 def open_tars() -> int:

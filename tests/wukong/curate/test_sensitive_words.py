@@ -9,9 +9,9 @@ import rjieba
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wukong import storage
 from wukong.curate import sensitive_words
 from wukong.errors import ConfigError
+from wukong.store import storage
 
 WORDS = sensitive_words.load()
 

@@ -8,9 +8,9 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wukong.config import Holdout, Split
+from wukong.config.split import Holdout, Split
 from wukong.curate import split as splitting
-from wukong.curate.rules import HELD_BACK
+from wukong.curate.rule import HELD_BACK
 from wukong.curate.text.normalize import salted_fraction
 
 SOURCES = ("fluent", "stamps", "noto")

@@ -14,10 +14,11 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from wukong import storage
 from wukong.crawl.part_writer import Spool, write_part
+from wukong.crawl.url import key_of
 from wukong.curate import repack
-from wukong.data.schema import PAIRS, key_of
+from wukong.curate.pairs import PAIRS
+from wukong.store import storage
 
 # open_clip 3.3 uses an option of webdataset that its versions after 0.2.86 do not have.
 READERS = ("img2dataset==1.47.0", "open_clip_torch==3.3.0", "webdataset==0.2.86")

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wukong import storage
 from wukong.curate import repack
 from wukong.data import shards
 from wukong.errors import DataError
+from wukong.store import storage
 
 FILES = {"a1.jpg": b"first", "a1.txt": "一只猫".encode(), "b2.jpg": b"", "b2.json": b"{}" * 700, "c3.jpg": b"x" * 512}
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wukong.config import ImageEncoder
+from wukong.config.model import ImageEncoder
 from wukong.data import views
 from wukong.data.views import Encoded, Views
 from wukong.errors import ConfigError, DataError, StorageError

@@ -7,7 +7,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli.main import app
-from wukong.config import Model as Settings
+from wukong.config.model import Model as Settings
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import alignment

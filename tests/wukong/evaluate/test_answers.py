@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy import stats
 
-from wukong import storage
 from wukong.errors import DataError
 from wukong.evaluate import answers, interval, paired, retrieval
 from wukong.evaluate.interval import Interval
+from wukong.store import storage
 
 RANDOM = np.random.default_rng(0)
 

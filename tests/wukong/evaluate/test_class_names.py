@@ -12,7 +12,7 @@ from torchvision.models import ResNet50_Weights
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError
 from wukong.evaluate import class_names
-from wukong.installed import installed_file
+from wukong.runtime.installed import installed_file
 
 COUNTS = {
     "cifar10": 10,

@@ -6,16 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wukong.config import Model
+from wukong.config.model import Model
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError
 from wukong.evaluate import classification
 from wukong.evaluate.model import OwnModel
 from wukong.evaluate.prompts import OF_THE_PAPER, PROMPTS
 from wukong.evaluate.protocol import OWN
-from wukong.installed import installed_file
 from wukong.model.dual import DualEncoder
 from wukong.model.saved_model import SavedModel
+from wukong.runtime.installed import installed_file
 
 NAMES = ("猫", "红色的苹果", "月亮")
 

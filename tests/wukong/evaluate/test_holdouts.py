@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from wukong import config, storage
-from wukong.config import Experiment, Model
+from wukong.config import documents
+from wukong.config.experiment import Experiment
+from wukong.config.model import Model
 from wukong.crawl import plan
 from wukong.crawl.found import FOUND
-from wukong.crawl.url import normalise
-from wukong.data.schema import key_of
+from wukong.crawl.url import key_of, normalise
+from wukong.data.feature_files import write as write_features
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError
 from wukong.evaluate import holdouts, paired, tasks
@@ -26,10 +27,10 @@ from wukong.evaluate.data_set import ClassificationData, RetrievalData
 from wukong.evaluate.model import OwnModel
 from wukong.evaluate.protocol import OWN
 from wukong.evaluate.results import Outcome, Query
-from wukong.manifest import Manifest, Stage
 from wukong.model.dual import DualEncoder
 from wukong.model.saved_model import SavedModel
-from wukong.train.features import write as write_features
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Stage
 
 PICTURES, CAPTIONS, WIDTH = 60, 5, 8
 
@@ -58,7 +59,7 @@ def experiment(captions: str = "distinct", classes: dict[str, str] | None = None
     }
     if classes:
         found["evaluate"]["classification"] = [{"name": "animals", "holdouts": ["test"], "classes": classes}]
-    return config.parse(found)
+    return documents.parse(found)
 
 
 def filtered(root: Path, keys: Sequence[str], captions: Sequence[str], pictures: Sequence[str | None],

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from wukong.config import Model as Settings
+from wukong.config.model import Model as Settings
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import best_words, classification, model, prompts, protocol, sets

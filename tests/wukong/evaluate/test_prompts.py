@@ -5,7 +5,7 @@ import pytest
 
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import prompts
-from wukong.installed import installed_file
+from wukong.runtime.installed import installed_file
 
 
 def carried() -> list[str]:

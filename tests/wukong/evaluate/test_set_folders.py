@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from wukong import storage
 from wukong.errors import DataError
 from wukong.evaluate import set_folders, sets
+from wukong.store import storage
 
 
 @pytest.fixture

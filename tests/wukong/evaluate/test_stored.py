@@ -8,15 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from wukong import comparison, promotion, storage
-from wukong.comparison import Measured
 from wukong.evaluate import answers, interval, results, stored
 from wukong.evaluate.answers import Answers
 from wukong.evaluate.results import HOLDOUT, MeasuredModel
 from wukong.evaluate.stored import Evaluation
-from wukong.manifest import Manifest, Stage
-from wukong.mlflow_rest import Run
-from wukong.promotion import Rules
+from wukong.registry import comparison, promotion
+from wukong.registry.comparison import Measured
+from wukong.registry.promotion import Rules
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Stage
+from wukong.tracking.mlflow_rest import Run
 
 WORDS, EACH, CUTOFFS = 40, 8, (1, 5, 10)
 RECALL = "eval/retrieval/holdouts/mean_recall"

@@ -9,13 +9,18 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from wukong import storage
 from wukong.errors import DataError
 from wukong.evaluate import trained_on
 from wukong.evaluate.data_set import ClassificationData
 from wukong.evaluate.formats.pictures import Arrays, Files, Parts
 from wukong.evaluate.holdouts import Pictures
-from wukong.manifest import Manifest, Stage
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Stage
+from wukong.tracking import model_versions
+
+
+def pairs_at(uri: str) -> "set[trained_on.Pairs] | str":
+    return trained_on.pairs_at(uri, model_versions.folder_of)
 
 
 def digest(number: int) -> str:
@@ -83,13 +88,13 @@ def test_a_models_pairs_are_found_by_the_manifest_beside_it(tmp_path: Path) -> N
     root = storage.from_path(tmp_path)
     model = trained(root, "pretrain", [filtered(root, {"train/00000": range(4)})])
     known = trained_on.pairs_of(model)
-    assert trained_on.pairs_at(f"{model.uri}/model") == trained_on.pairs_at(f"{model.uri}/model/") == known
-    assert trained_on.pairs_at(storage.filesystem(model.uri)[1] + "/model") == known
+    assert pairs_at(f"{model.uri}/model") == pairs_at(f"{model.uri}/model/") == known
+    assert pairs_at(storage.filesystem(model.uri)[1] + "/model") == known
     for other in ("open_clip:ViT-B-32/openai", "cn_clip:ViT-B-16", "wukong_release:a/b"):
-        assert trained_on.pairs_at(other) == "it is a model of others"
-    assert trained_on.pairs_at(str(tmp_path / "alone" / "model")) == "no manifest of a training lies beside it"
+        assert pairs_at(other) == "it is a model of others"
+    assert pairs_at(str(tmp_path / "alone" / "model")) == "no manifest of a training lies beside it"
     storage.delete(f"{model.parents[0].uri}/manifest.json")
-    assert "its lineage cannot be read (no manifest at" in str(trained_on.pairs_at(f"{model.uri}/model"))
+    assert "its lineage cannot be read (no manifest at" in str(pairs_at(f"{model.uri}/model"))
 
 
 @pytest.mark.slow
@@ -107,12 +112,10 @@ def test_a_registered_version_says_what_it_was_made_from(
         client.create_model_version("of-trained-on", "s3://nowhere/model", tags=tags)
     client.set_registered_model_alias("of-trained-on", "champion", "1")
     known = trained_on.pairs_of(model)
-    assert (
-        trained_on.pairs_at("models:/of-trained-on@champion") == trained_on.pairs_at("models:/of-trained-on/1") == known
-    )
-    assert "version 2 of of-trained-on does not say" in str(trained_on.pairs_at("models:/of-trained-on/2"))
-    assert "no version of of-trained-on has the alias other" in str(trained_on.pairs_at("models:/of-trained-on@other"))
-    assert "has no model" in str(trained_on.pairs_at("models:/of-nobody@champion"))
+    assert pairs_at("models:/of-trained-on@champion") == pairs_at("models:/of-trained-on/1") == known
+    assert "version 2 of of-trained-on does not say" in str(pairs_at("models:/of-trained-on/2"))
+    assert "no version of of-trained-on has the alias other" in str(pairs_at("models:/of-trained-on@other"))
+    assert "has no model" in str(pairs_at("models:/of-nobody@champion"))
 
 
 def test_a_pictures_digest_is_that_of_its_file(tmp_path: Path) -> None:

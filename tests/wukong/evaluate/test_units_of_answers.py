@@ -12,9 +12,9 @@ from scipy import stats
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from wukong import promotion
 from wukong.evaluate import answers, paired, retrieval
 from wukong.evaluate.answers import Answers
+from wukong.registry import promotion
 
 ABOVE = np.array([0.0, 0.7, 1.2])  # by how much more is found among the first 5, and the first 10
 OWN = 0.7  # spread of what two models do not have in common

@@ -6,15 +6,15 @@ import pytest
 import torch
 import yaml
 
-from wukong import config
-from wukong.config import Model
+from wukong.config import documents
+from wukong.config.model import Model
 from wukong.data.tokenizer import VOCABULARY_SIZE, Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
 
 ROOT = Path(__file__).parents[3]
-CONFIGS, ARCHITECTURES = ROOT / "configs", ROOT / "wukong" / "model" / "architectures"
+CONFIGS, ARCHITECTURES = ROOT / "configs", ROOT / "wukong" / "config" / "architectures"
 CRAWL = {"queries": "file:///q", "endpoint": "http://site.test"}
 # Image tower's parameters in millions (as published with CLIP and Swin, less the last projection), width, tokens along
 # a side, similarity.
@@ -29,7 +29,7 @@ PAPER = {
 
 
 def parsed(model: object) -> Model:
-    return config.parse({"name": "x", "crawl": CRAWL, "model": model}).model
+    return documents.parse({"name": "x", "crawl": CRAWL, "model": model}).model
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -64,7 +64,9 @@ def test_each_file_is_an_architecture_without_repeated_keys() -> None:
     files = {path.stem: path for path in ARCHITECTURES.glob("*.yaml")}
     assert files.keys() == {*PAPER, "lite0", "dinov2-s"}
     for name, path in files.items():
-        written = config.loads(yaml.safe_dump({"name": "x", "crawl": CRAWL, "model": yaml.safe_load(path.read_text())}))
+        written = documents.loads(
+            yaml.safe_dump({"name": "x", "crawl": CRAWL, "model": yaml.safe_load(path.read_text())})
+        )
         assert parsed({"architecture": name}) == written.model
 
 
@@ -77,7 +79,7 @@ def test_other_keys_override_the_architecture() -> None:
     # A stage's key depends on the values, not on the name of the architecture.
     assert "architecture" not in by_hand
     assert Model.model_validate(by_hand).model_dump() == plain.model_dump()
-    override = config.loads(
+    override = documents.loads(
         yaml.safe_dump({"name": "x", "crawl": CRAWL}), ["model.architecture=rn50", "model.text.heads=6"]
     )
     assert (override.model.image.name, override.model.text.heads) == ("resnet50_clip.openai", 6)
@@ -91,7 +93,7 @@ def test_an_unknown_name_or_key_is_named() -> None:
 
 
 def test_the_papers_experiment_has_the_papers_numbers() -> None:
-    experiment = config.load(CONFIGS / "paper.yaml")
+    experiment = documents.load(CONFIGS / "paper.yaml")
     assert experiment.model.image.name.startswith("vit_large_patch14_clip")
     # Table 4.
     assert (experiment.model.temperature, experiment.pretrain.epochs) == (0.07, 20)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wukong.config import Model
+from wukong.config.model import Model
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.model import dual, loss
 from wukong.model.dual import DualEncoder

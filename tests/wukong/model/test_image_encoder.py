@@ -16,11 +16,11 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from wukong import storage
-from wukong.config import ImageEncoder as Settings
+from wukong.config.model import ImageEncoder as Settings
 from wukong.errors import ConfigError, DataError
 from wukong.model import weights
 from wukong.model.image_encoder import ImageEncoder
+from wukong.store import storage
 
 LITE0, DINOV2 = "tf_efficientnet_lite0", "vit_small_patch14_dinov2"
 RN50, VIT_B32 = "resnet50_clip.openai", "vit_base_patch32_clip_quickgelu_224.openai"

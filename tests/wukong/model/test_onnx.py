@@ -8,13 +8,13 @@ import torch
 from typer.testing import CliRunner
 
 from cli.main import app
-from wukong import storage
-from wukong.config import Model
+from wukong.config.model import Model
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError
 from wukong.model import onnx, saved_model
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
+from wukong.store import storage
 
 pytestmark = pytest.mark.slow
 LITE0 = {"name": "tf_efficientnet_lite0", "image_size": 64}

@@ -17,15 +17,18 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 import wukong
-from wukong import config, model_registry, storage, tracking
-from wukong.config import Model
+from wukong.config import documents
+from wukong.config.model import Model
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import StorageError
-from wukong.installed import normal
-from wukong.manifest import Stage
 from wukong.model import pyfunc, saved_model
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
+from wukong.registry import aliases
+from wukong.runtime.installed import normal
+from wukong.store import storage
+from wukong.store.manifest import Stage
+from wukong.tracking import mlflow_runs
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = pytest.mark.slow
@@ -46,7 +49,7 @@ def test_a_registered_model_encodes_a_table(
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     name = f"pyfunc-{similarity}"
     crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
-    experiment = config.parse({"name": name, "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
+    experiment = documents.parse({"name": name, "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
 
     torch.manual_seed(0)
     text = {"layers": 1, "heads": 2, "width": 16}
@@ -59,8 +62,8 @@ def test_a_registered_model_encodes_a_table(
     finetuned = trained.commit([trained.describe(f"model/{file}") for file in files])
     found_half = measured.searched("x", np.arange(400) % 2 == 0)
     evaluation = measured.evaluation(experiment.root, [found_half], [finetuned])
-    with tracking.stage_run(experiment, "first", "register") as run_id:
-        model_registry.register(experiment, str(run_id), finetuned, evaluation)
+    with mlflow_runs.stage_run(experiment, "first", "register") as run_id:
+        aliases.register(experiment, str(run_id), finetuned, evaluation)
 
     loaded = mlflow.pyfunc.load_model(f"models:/{name}@champion", model_config={"device": "cpu"})
     assert [(column.name, column.required) for column in loaded.metadata.get_input_schema()] == [

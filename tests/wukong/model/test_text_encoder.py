@@ -6,10 +6,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaConfig, RobertaModel
 
-from wukong import storage
 from wukong.errors import ConfigError, DataError, StorageError
 from wukong.model import bert
 from wukong.model.text_encoder import TextEncoder
+from wukong.store import storage
 
 LAYERS, HEADS, WIDTH, VOCABULARY = 3, 4, 32, 50
 SIZES = {

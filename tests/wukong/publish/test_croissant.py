@@ -7,8 +7,9 @@ import mlcroissant
 import polars as pl
 import pytest
 
-from wukong import config, manifest, storage
+from wukong.config import documents
 from wukong.publish import croissant, release
+from wukong.store import manifest, storage
 
 ROWS = [
     ("http://a.cn/1.jpg?q=a,b", '一只"猫",\n两行'),
@@ -22,7 +23,7 @@ def described(tmp_path: Path) -> Path:
     """A release of two CSV files with its description."""
     settings = {"version": "1.2.0", "licence": "CC-BY-4.0"}
     crawl = {"queries": "file:///q", "endpoint": "http://x"}
-    experiment = config.parse({"name": "demo", "storage": "file:///s", "crawl": crawl, "release": settings})
+    experiment = documents.parse({"name": "demo", "storage": "file:///s", "crawl": crawl, "release": settings})
     root, parts = storage.from_path(tmp_path), []
     for name, rows in zip(release.file_names("demo", 2), (ROWS[:2], ROWS[2:]), strict=True):
         release.write_csv(f"{root}/{name}", pl.DataFrame(rows, schema=["url", "caption"], orient="row"))

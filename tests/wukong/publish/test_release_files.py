@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wukong import storage
 from wukong.crawl.optout import OptOut
 from wukong.crawl.status import FetchError
 from wukong.crawl.url import normalise
 from wukong.errors import DataError
 from wukong.publish import release
+from wukong.store import storage
 
 LIST = """
 example.com

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from wukong import storage
-from wukong.manifest import Stage
 from wukong.publish import takedown
 from wukong.publish.takedown_plan import Change, Plan
+from wukong.store import storage
+from wukong.store.manifest import Stage
 
 
 @pytest.mark.parametrize("deletion", range(4))

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from wukong import storage
 from wukong.errors import DataError
 from wukong.evaluate import answers
 from wukong.publish import takedown_plan
 from wukong.publish.traces import Traces
+from wukong.store import storage
 
 KEY, OTHER = "0123456789abcdef0123", "f" * 20
 URL, DIGEST = "http://x.example/a.jpg?b=1&c='2'", "ab" * 32

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from wukong import config, storage
-from wukong.config import Source
-from wukong.data.schema import PAIRS
+from wukong.config import documents
+from wukong.config.experiment import Source
+from wukong.curate.pairs import PAIRS
 from wukong.errors import DataError
-from wukong.manifest import Stage
 from wukong.report import card
 from wukong.report.statistics import measure
+from wukong.store import storage
+from wukong.store.manifest import Stage
 
 pl = pytest.importorskip("polars")
 
@@ -88,7 +89,7 @@ def test_damaged_data_of_a_card_are_named(tmp_path: Path) -> None:
 def test_the_card_of_a_list_and_of_a_query_list(tmp_path: Path) -> None:
     root = storage.from_path(tmp_path)
     crawl = {"queries": "file:///q", "endpoint": "http://x"}
-    experiment = config.parse({"name": "demo", "storage": root, "crawl": crawl, "release": {"licence": "CC-BY-4.0"}})
+    experiment = documents.parse({"name": "demo", "storage": root, "crawl": crawl, "release": {"licence": "CC-BY-4.0"}})
     counted = measure(pl.DataFrame({"caption": ["一只猫"], "width": [300], "height": [300], "length": [3]}))
     for engine, heading in (("urls", "From list to pair"), ("baidu", "From query to pair")):
         crawled = Stage(root, "crawl", {"engine": engine}).commit([], counts={"results": 9, "urls": 7})

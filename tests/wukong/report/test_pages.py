@@ -1,5 +1,5 @@
-from wukong.manifest import Manifest
 from wukong.report import pages
+from wukong.store.manifest import Manifest
 
 
 def manifest(stage: str, counts: dict[str, int], dropped: dict[str, int]) -> Manifest:

@@ -10,12 +10,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from wukong import config, storage
-from wukong.data.schema import DROPPED, PAIRS, key_of
+from wukong.config import documents
+from wukong.crawl.url import key_of
+from wukong.curate.pairs import DROPPED, PAIRS
 from wukong.errors import DataError
-from wukong.manifest import Stage
 from wukong.report import run_report
 from wukong.report.funnel import funnel
+from wukong.store import storage
+from wukong.store.manifest import Stage
 
 NASTY = '<script>alert("猫")</script>&"\''
 COLOURS = {"train": "red", "new": "blue"}
@@ -93,7 +95,7 @@ def run(tmp_path):
     ]
     storage.write_json(validate.path("results.json"), {"expectations": checks})
     validated = validate.commit([validate.describe("results.json")])
-    experiment = config.parse(
+    experiment = documents.parse(
         {
             "name": "demo",
             "about": "Human-written names, not web captions.",
@@ -268,7 +270,7 @@ def test_it_is_titled_by_experiment_and_run(run):
 
 def test_it_says_what_differs_from_the_defaults(run):
     experiment, manifests, evaluation = run
-    changed = config.parse(
+    changed = documents.parse(
         experiment.model_dump(mode="json") | {"seed": 7, "pretrain": {"epochs": 3, "batch_size": 512}}
     )
     text = text_of(make((changed, manifests, evaluation)))
@@ -285,7 +287,7 @@ def test_it_says_what_differs_whatever_the_engine(run, engine):
     crawl = {"engine": engine, "endpoint": "http://x/search" if engine == "searxng" else "file:///my/pictures"}
     if engine == "searxng":
         crawl["queries"] = "file:///q"
-    changed = config.parse(experiment.model_dump(mode="json") | {"crawl": crawl})
+    changed = documents.parse(experiment.model_dump(mode="json") | {"crawl": crawl})
     table = text_of(make((changed, manifests, evaluation))).split("settings that differ")[1].split("Retrieval")[0]
     assert f"crawl.engine {engine} baidu" in table
     assert f"crawl.endpoint {crawl['endpoint']}" in table

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from wukong import storage
-from wukong.config import Model as Settings
+from wukong.config.model import Model as Settings
 from wukong.data import images
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.evaluate.model import OwnModel
-from wukong.manifest import Manifest, Stage
 from wukong.model.dual import DualEncoder, Texts
 from wukong.model.image_encoder import ImageEncoder
 from wukong.model.saved_model import SavedModel, open_picture
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Stage
 
 COLOURS = {"红": (255, 0, 0), "绿": (0, 255, 0), "蓝": (0, 0, 255), "黄": (255, 255, 0), "黑": (0, 0, 0)}
 SIDE = 4

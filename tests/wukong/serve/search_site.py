@@ -15,11 +15,11 @@ from urllib.parse import urlencode
 import colours
 import uvicorn
 
-from wukong import storage
 from wukong.serve import app, collection, encode
 from wukong.serve.listening import listen
 from wukong.serve.service import Service
 from wukong.serve.uploads import Limits
+from wukong.store import storage
 
 HOSTILE = """<script>alert(1)</script>"' onerror=alert(2) {{7*7}} </main>黑"""
 LIMITS = Limits(upload_bytes=200_000, upload_seconds=1.0, pixels=4_000_000, labels=4, characters=60)

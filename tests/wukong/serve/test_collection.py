@@ -4,9 +4,9 @@ from pathlib import Path
 import colours
 import pytest
 
-from wukong import storage
 from wukong.errors import DataError
 from wukong.serve import collection
+from wukong.store import storage
 
 RED, BLUE = colours.encoded(colours.picture("红"), "JPEG"), colours.encoded(colours.picture("蓝"), "JPEG")
 SHARDS = {

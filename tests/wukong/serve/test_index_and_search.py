@@ -12,12 +12,12 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from wukong import storage
 from wukong.errors import DataError
 from wukong.publish import takedown, takedown_plan
 from wukong.serve import calibration, collection, encode, index, search
 from wukong.serve.query import search_forms
 from wukong.serve.search import Searcher
+from wukong.store import storage
 
 
 @pytest.fixture(scope="module", params=["global", "token"])

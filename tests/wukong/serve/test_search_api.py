@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from search_site import HOSTILE, LIMITS, Site, running, served
 
-from wukong import manifest
 from wukong.serve.service import Service
+from wukong.store import manifest
 
 RED = colours.encoded(colours.picture("红"))
 

@@ -2,12 +2,14 @@
 
 import torch
 
-from wukong.config import Checkpointing, ImageEncoder, Model, Training
+from wukong.config.model import ImageEncoder, Model
+from wukong.config.training import Checkpointing, Training
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.model import image_encoder
 from wukong.model.dual import DualEncoder
+from wukong.train.feature_pairs import FeaturePairs
+from wukong.train.pairs import Loaded, Pairs
 from wukong.train.stream import Piece
-from wukong.train.training_data import FeaturePairs, Loaded, Pairs
 
 WIDTH = 12
 EACH = Checkpointing(least_seconds=0, most_share=1)

@@ -16,13 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
-from wukong import storage
-from wukong.config import ImageEncoder, Training
+from wukong.config.model import ImageEncoder
+from wukong.config.training import Training
 from wukong.data import images
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError
+from wukong.store import storage
 from wukong.train import stream
-from wukong.train.training_data import Batch, Corpus, PicturePairs
+from wukong.train.batches import Batch
+from wukong.train.corpus import Corpus
+from wukong.train.picture_pairs import PicturePairs
 
 SIDE, ROWS = 16, 12
 TOKENIZER = Tokenizer(packaged_vocabulary())

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from wukong import fence, storage
 from wukong.errors import DataError, StorageError
+from wukong.store import fence, storage
 from wukong.train import checkpoint
 
 

@@ -15,13 +15,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load, save
 
-from wukong import storage
-from wukong.config import Dtype, Model
-from wukong.data import images
+from wukong.config.features import Dtype
+from wukong.config.model import Model
+from wukong.data import feature_files, images
+from wukong.data.feature_files import File
 from wukong.errors import DataError
-from wukong.estimate import feature_bytes
+from wukong.stages.estimate import feature_bytes
+from wukong.store import storage
 from wukong.train import features
-from wukong.train.features import File
 
 SIDE = 32
 IMAGE = {"name": "vit_tiny_patch16_224", "weights": "random", "image_size": SIDE}
@@ -92,7 +93,7 @@ def test_a_file_has_the_bytes_that_the_library_writes(kind: str, dtype: Dtype, t
         length = int.from_bytes(data[:8], "little")
         assert json.loads(data[8 : 8 + length]) == json.loads(written[8 : 8 + length])
         assert data[:8] == written[:8] and data[8 + length :] == written[8 + length :]
-        keys, values = features.read(file.target)
+        keys, values = feature_files.read(file.target)
         expected = given(MODELS[kind], file.view)
         assert keys == KEYS and values.dtype == torch.float16 and values.shape == expected.shape
         # Half of a step of int8 is 1 / 254 of the largest component.
@@ -101,22 +102,22 @@ def test_a_file_has_the_bytes_that_the_library_writes(kind: str, dtype: Dtype, t
         tokens = 1 if kind == "global" else expected.shape[1]
         size = sum(value.numel() * value.element_size() for value in found.values())
         assert size == 7 * feature_bytes(tokens, expected.shape[-1], dtype)
-        some, part = features.read_rows(file.target, 2, 5)
+        some, part = feature_files.read_rows(file.target, 2, 5)
         assert some == KEYS[2:5] and torch.equal(part, values[2:5])
-        some, part = features.read_rows(file.target, 2, 4, at_least=1 << 20)
+        some, part = feature_files.read_rows(file.target, 2, 4, at_least=1 << 20)
         assert some == KEYS[2:] and torch.equal(part, values[2:])
         row_bytes = 2 * found["features"][0].numel()
-        some, part = features.read_rows(file.target, 1, 3, at_least=3 * row_bytes)
+        some, part = feature_files.read_rows(file.target, 1, 3, at_least=3 * row_bytes)
         assert some == KEYS[1:4] and torch.equal(part, values[1:4])
     assert not list(tmp_path.glob("*.partial"))
 
 
 def test_int8_rounds_each_vector_on_its_own_scale() -> None:
     vectors = torch.tensor([[12.7, -0.14, 0.16, 5.0], [0.0, 0.0, 0.0, 0.0], [-254.0, 2.9, 3.1, 127.0]]).half()
-    stored, scales = features.quantise(vectors)
+    stored, scales = feature_files.quantise(vectors)
     assert stored.tolist() == [[127, -1, 2, 50], [0, 0, 0, 0], [-127, 1, 2, 64]]
     torch.testing.assert_close(scales, torch.tensor([0.1, 0.0, 2.0]), rtol=1e-3, atol=0)
-    back = features.dequantise(stored, scales)
+    back = feature_files.dequantise(stored, scales)
     torch.testing.assert_close(back[2], torch.tensor([-254.0, 2.0, 4.0, 128.0]).half())
     assert not back[1].any()
 
@@ -124,7 +125,7 @@ def test_int8_rounds_each_vector_on_its_own_scale() -> None:
 def test_int8_vectors_point_where_the_exact_ones_do() -> None:
     """A uniform error of a step h has the deviation h / sqrt(12); of normal numbers the cosine follows from it."""
     vectors = torch.randn(200, 768, generator=torch.Generator().manual_seed(0))
-    found = features.dequantise(*features.quantise(vectors)).float()
+    found = feature_files.dequantise(*feature_files.quantise(vectors)).float()
     cosine = torch.nn.functional.cosine_similarity(vectors, found)
     step = vectors.abs().amax(1) / 127
     expected = 1 - step**2 / 12 / vectors.pow(2).mean(1) / 2
@@ -175,8 +176,8 @@ def test_every_altered_byte_is_found(dtype: Dtype, tmp_path: Path) -> None:
     path = tmp_path / "file"
     uri = storage.from_path(path)
     values = torch.randn(5, 2, 4, generator=torch.Generator().manual_seed(0)).half()
-    features.write(uri, KEYS[:5], values, dtype)
-    whole, keys_and_values = path.read_bytes(), features.read(uri)
+    feature_files.write(uri, KEYS[:5], values, dtype)
+    whole, keys_and_values = path.read_bytes(), feature_files.read(uri)
     begin = 8 + int.from_bytes(whole[:8], "little")
     unnoticed = 0
     for place in range(len(whole)):
@@ -184,7 +185,7 @@ def test_every_altered_byte_is_found(dtype: Dtype, tmp_path: Path) -> None:
         data[place] ^= 1 << place % 7
         path.write_bytes(data)
         try:
-            keys, found = features.read(uri)
+            keys, found = feature_files.read(uri)
         except DataError as error:
             assert uri in str(error)
         else:
@@ -196,13 +197,13 @@ def test_every_altered_byte_is_found(dtype: Dtype, tmp_path: Path) -> None:
     data = bytearray(whole)
     data[-1] ^= 1
     path.write_bytes(data)
-    assert features.read_rows(uri, 0, 4)[0] == KEYS[:4]
+    assert feature_files.read_rows(uri, 0, 4)[0] == KEYS[:4]
     with pytest.raises(DataError, match="some of the rows 3 to 4 were altered"):
-        features.read_rows(uri, 3, 5)
+        feature_files.read_rows(uri, 3, 5)
     for cut in (0, 4, 20, begin, len(whole) - 1):
         path.write_bytes(whole[:cut])
         with pytest.raises(DataError, match="is damaged"):
-            features.read(uri)
+            feature_files.read(uri)
 
 
 @pytest.mark.parametrize(
@@ -212,11 +213,11 @@ def test_a_header_with_another_number_of_rows_is_refused(rows: int, keys: list[s
     metadata = {"keys": json.dumps(keys), "crc32": sums}
     (tmp_path / "file").write_bytes(save({"features": torch.zeros(rows, 4).half()}, metadata=metadata))
     with pytest.raises(DataError, match=f"it has {rows} rows, {len(keys)} keys and {len(sums) // 8} checksums"):
-        features.read(storage.from_path(tmp_path / "file"))
+        feature_files.read(storage.from_path(tmp_path / "file"))
 
 
 def test_more_rows_than_there_are_are_refused(tmp_path: Path) -> None:
     uri = storage.from_path(tmp_path / "file")
-    features.write(uri, KEYS[:2], torch.zeros(2, 4).half())
+    feature_files.write(uri, KEYS[:2], torch.zeros(2, 4).half())
     with pytest.raises(DataError, match="it has 2 rows, and row 2 is asked for"):
-        features.read_rows(uri, 1, 3)
+        feature_files.read_rows(uri, 1, 3)

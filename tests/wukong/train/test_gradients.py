@@ -9,10 +9,11 @@ import torch
 import workers
 from torch.nn.parallel import DistributedDataParallel
 
-from wukong.config import Training
+from wukong.config.training import Training
 from wukong.model.dual import DualEncoder, Embedded, Texts
 from wukong.train import gradients
-from wukong.train.training_data import Batch, Pairs
+from wukong.train.batches import Batch
+from wukong.train.pairs import Pairs
 
 CASES = [(similarity, loss) for similarity in ("global", "token") for loss in ("softmax", "sigmoid")]
 

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from wukong import storage
-from wukong.config import Checkpointing, Training, Validating
+from wukong.config.training import Checkpointing, Training, Validating
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError, DataError
+from wukong.store import storage
 from wukong.train import checkpoint, loop
 from wukong.train.loop import Epoch, Look, Validate, Validated, Validations, train
 

@@ -22,15 +22,21 @@ import workers
 from object_store import ObjectStore
 from PIL import Image
 
-from wukong import patience, storage
-from wukong.config import ImageEncoder, Training
+from wukong.config.model import ImageEncoder
+from wukong.config.training import Training
+from wukong.data import feature_files
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError, StorageError
 from wukong.model.dual import DualEncoder
-from wukong.train import checkpoint, features, stream
+from wukong.store import patience, storage
+from wukong.train import checkpoint, stream
+from wukong.train.batches import Batch
+from wukong.train.corpus import Corpus
+from wukong.train.feature_pairs import FeaturePairs
 from wukong.train.loop import Look, train
+from wukong.train.pairs import Loaded, Pairs
+from wukong.train.picture_pairs import PicturePairs
 from wukong.train.stream import Piece
-from wukong.train.training_data import Batch, Corpus, FeaturePairs, Loaded, Pairs, PicturePairs
 
 SHARDS, ROWS, SIZE = 4, 6, 16
 TOKENIZER = Tokenizer(packaged_vocabulary())
@@ -54,9 +60,9 @@ def written(folder: Path, rows: tuple[int, ...] = (ROWS,) * SHARDS) -> Corpus:
                 entry = tarfile.TarInfo(f"{key}.jpg")
                 entry.size = len(picture.getvalue())
                 tar.addfile(entry, io.BytesIO(picture.getvalue()))
-        path = folder / features.path_of("train", f"{shard:05d}", 0)
+        path = folder / feature_files.path_of("train", f"{shard:05d}", 0)
         values = torch.arange(number, number + count)[:, None].expand(-1, small.WIDTH).half()
-        features.write(storage.from_path(path), keys, values)
+        feature_files.write(storage.from_path(path), keys, values)
         number += count
     names = tuple(f"{n:05d}" for n in range(len(rows)))
     tables = tuple(hashlib.sha256((folder / "train" / f"{name}.parquet").read_bytes()).hexdigest() for name in names)
@@ -214,7 +220,7 @@ def test_a_shard_that_was_put_back_is_read_again(tmp_path: Path) -> None:
 
 def test_features_are_sampled_from_the_shards_that_are_there(tmp_path: Path) -> None:
     corpus = written(tmp_path)
-    (tmp_path / features.path_of("train", "00000", 0)).unlink()
+    (tmp_path / feature_files.path_of("train", "00000", 0)).unlink()
     pairs = reading("features", corpus, 1)
     assert isinstance(pairs, FeaturePairs)
     assert pairs.sample(8)[:, 0].tolist() == [6, 7, 8, 9, 10, 11, 12, 13]

@@ -4,7 +4,7 @@ import pytest
 import small
 import torch
 
-from wukong.config import Training
+from wukong.config.training import Training
 from wukong.train import optimizer
 
 

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from wukong.config import Model, Training
+from wukong.config.model import Model
+from wukong.config.training import Training
 from wukong.model.similarity import global_similarity
 from wukong.model.text_encoder import TextEncoder
 from wukong.train import rates

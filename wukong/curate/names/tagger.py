@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 from wukong.curate.names import word_lists
 from wukong.curate.names.word_lists import MARKS, NameWords
 from wukong.errors import DataError
-from wukong.installed import installed_file
+from wukong.runtime.installed import installed_file
 
 Floats = npt.NDArray[np.float32]
 Span = tuple[int, int]

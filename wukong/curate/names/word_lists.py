@@ -17,7 +17,7 @@ import ahocorasick_rs
 import numpy as np
 import numpy.typing as npt
 
-from wukong.installed import installed_file
+from wukong.runtime.installed import installed_file
 
 KINDS = ("person", "dictionary name", "brand", "place", "word", "rare word", "surname", "japanese surname")
 """Kinds of words. ``person`` is from ``people.txt``, ``dictionary name`` is what jieba's dictionary tags as a name."""

@@ -17,17 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import create_model
 
-from wukong.curate.rule import Batch, Check, Column, Decided, FromPictures, PictureBatch, Rule
-from wukong.section import Strict
+from wukong.config.section import Strict
+from wukong.curate.rule import HELD_BACK, Batch, Check, Column, Decided, FromPictures, PictureBatch, Rule
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from wukong.config import Filter
     from wukong.curate.caption_counts import CaptionCounts, Hashes
 
-HELD_BACK = "held_back"
-"""Drop reason of a pair that passed every rule and is in no split: neither training nor a test set may have it."""
 
 _PICTURES = 64
 """Pictures that are in memory at a time."""
@@ -78,17 +75,17 @@ def stored_columns() -> list[Column]:
     return sorted((column for rule in REGISTRY for column in rule.stored), key=lambda column: column.place)
 
 
-def applied(settings: Filter) -> tuple[str, ...]:
+def applied(settings: Strict) -> tuple[str, ...]:
     """The rules that are on, by name, in the order in which they drop pairs."""
     return tuple(rule.name for rule in REGISTRY if rule.enabled(settings))
 
 
-def decided(when: Decided, settings: Filter) -> tuple[Rule[Any], ...]:
+def decided(when: Decided, settings: Strict) -> tuple[Rule[Any], ...]:
     """The rules that are on and decide at this time, in the order in which they drop pairs."""
     return tuple(rule for rule in REGISTRY if rule.decided == when and rule.enabled(settings))
 
 
-def config_of(settings: Filter, *, exclude: set[str] | None = None) -> dict[str, Any]:
+def config_of(settings: Strict, *, exclude: set[str] | None = None) -> dict[str, Any]:
     """The settings as the filter's manifest stores them, with the versions of the rules; they are part of its key.
 
     Args:
@@ -102,7 +99,7 @@ def config_of(settings: Filter, *, exclude: set[str] | None = None) -> dict[str,
     return settings.model_dump(mode="json", exclude=exclude) | ({"rule_versions": versions} if versions else {})
 
 
-def load(settings: Filter) -> dict[str, Any]:
+def load(settings: Strict) -> dict[str, Any]:
     """Read what the rules need, for instance word lists, by the rule's name; for ``compute`` and the gate.
 
     Raises:
@@ -111,7 +108,7 @@ def load(settings: Filter) -> dict[str, Any]:
     return {rule.name: rule.load(settings) for rule in REGISTRY if rule.load is not None}
 
 
-def compute(pairs: pl.DataFrame, settings: Filter, counts: CaptionCounts, loaded: Mapping[str, Any]) -> pl.DataFrame:
+def compute(pairs: pl.DataFrame, settings: Strict, counts: CaptionCounts, loaded: Mapping[str, Any]) -> pl.DataFrame:
     """Add the columns that rules decide over, but for those of pictures; never raises on any caption.
 
     Args:
@@ -137,7 +134,7 @@ def checks() -> list[tuple[Rule[Any], Check[Any]]]:
     return sorted(found, key=lambda entry: entry[1].place)
 
 
-def needs_pictures(settings: Filter) -> bool:
+def needs_pictures(settings: Strict) -> bool:
     """Whether a rule must read the pictures of pairs."""
     return bool(_from_pictures(settings))
 
@@ -147,7 +144,7 @@ def picture_thresholds() -> set[str]:
     return {key for rule in REGISTRY if rule.from_pictures for key in rule.from_pictures.thresholds}
 
 
-def compute_from_pictures(tar: str, captions: Mapping[str, str], settings: Filter) -> pl.DataFrame:
+def compute_from_pictures(tar: str, captions: Mapping[str, str], settings: Strict) -> pl.DataFrame:
     """Compute the columns of the rules that read pictures.
 
     Args:
@@ -177,7 +174,7 @@ def compute_from_pictures(tar: str, captions: Mapping[str, str], settings: Filte
     return pl.concat(frames[1:] or frames)
 
 
-def compared_values(name: str, pairs: pl.DataFrame, settings: Filter) -> Hashes:
+def compared_values(name: str, pairs: pl.DataFrame, settings: Strict) -> Hashes:
     """The 64-bit value of each pair by which a rule compares pairs with each other.
 
     Args:
@@ -189,7 +186,7 @@ def compared_values(name: str, pairs: pl.DataFrame, settings: Filter) -> Hashes:
     return comparison.values(pairs, settings)
 
 
-def decide(columns: pl.DataFrame, settings: Filter, when: Decided | Literal["split"] = "pairs") -> pl.Series:
+def decide(columns: pl.DataFrame, settings: Strict, when: Decided | Literal["split"] = "pairs") -> pl.Series:
     """Name, for each row, the first rule that drops it; null where none does. No other function applies a threshold.
 
     Args:
@@ -209,7 +206,7 @@ def decide(columns: pl.DataFrame, settings: Filter, when: Decided | Literal["spl
     return columns.select(dropped_by=first)["dropped_by"]
 
 
-def _from_pictures(settings: Filter) -> list[FromPictures[Any]]:
+def _from_pictures(settings: Strict) -> list[FromPictures[Any]]:
     """What the settings ask to be computed from pictures, in the order in which the columns are stored."""
     by_column = {each.column: each for rule in REGISTRY if (each := rule.from_pictures) is not None}
     stored = [by_column[column.name] for column in stored_columns() if column.name in by_column]

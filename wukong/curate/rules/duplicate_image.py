@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from wukong.config.section import Strict
 from wukong.curate.rule import Column, Comparison, FromPictures, PictureBatch, Rule
-from wukong.section import Strict
 
 if TYPE_CHECKING:
     import polars as pl

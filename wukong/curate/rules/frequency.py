@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from wukong.config.section import Positive, Strict
 from wukong.curate.rule import Batch, Check, Column, Rule
-from wukong.section import Positive, Strict
 
 if TYPE_CHECKING:
     import polars as pl

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from wukong.config.section import Fraction, Strict
 from wukong.curate.rule import Check, Rule
 from wukong.curate.rules.length import Settings
-from wukong.section import Fraction, Strict
 
 if TYPE_CHECKING:
     import polars as pl

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from wukong.config.section import Strict
 from wukong.curate.rule import Batch, Check, Column, Rule
-from wukong.section import Strict
 
 if TYPE_CHECKING:
     import polars as pl

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from wukong.config.section import Strict
 from wukong.curate.rule import Batch, Rule
-from wukong.section import Strict
 
 if TYPE_CHECKING:
     import polars as pl

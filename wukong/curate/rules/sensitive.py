@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from wukong.config.section import Strict
 from wukong.curate.rule import Batch, Check, Rule
-from wukong.section import Strict
 
 if TYPE_CHECKING:
     import polars as pl
@@ -55,7 +55,7 @@ def _audit(pairs: pl.DataFrame, words: SensitiveWords) -> pl.Series:
 
 
 def _folder_problem(uri: str) -> str:
-    from wukong import storage
+    from wukong.store import storage
 
     return "" if storage.list_files(uri) else "holds no list; name a folder with a file of words for each category"
 

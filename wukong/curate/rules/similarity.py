@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
+from wukong.config.section import Strict
 from wukong.curate.rule import Column, FromPictures, PictureBatch, Rule
-from wukong.section import Strict
 
 if TYPE_CHECKING:
     import polars as pl
@@ -69,7 +69,7 @@ def _drops(settings: Settings) -> pl.Expr:
 
 
 def _model_problem(uri: str) -> str:
-    from wukong import storage
+    from wukong.store import storage
 
     missing = [name for name in _MODEL_FILES if not storage.exists(storage.join(uri, name))]
     return f"lacks {', '.join(missing)}; name a folder with {', '.join(_MODEL_FILES)}" if missing else ""

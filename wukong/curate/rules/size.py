@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from wukong.config.section import Strict
 from wukong.curate.rule import Check, Rule
-from wukong.section import Strict
 
 if TYPE_CHECKING:
     import polars as pl

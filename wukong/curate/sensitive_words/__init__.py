@@ -19,11 +19,11 @@ from pathlib import Path
 import ahocorasick_rs
 import polars as pl
 
-from wukong import storage
 from wukong.curate.text.characters import has_han
 from wukong.curate.text.normalize import normal_forms
 from wukong.curate.text.simplified import simplify, traditional
 from wukong.errors import ConfigError
+from wukong.store import storage
 
 DEFAULT_LISTS = Path(__file__).parent / "lists"
 _SHORT = 2_000

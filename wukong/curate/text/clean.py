@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from wukong.config import Filter
+from wukong.config.filter import Filter
 from wukong.curate.text.simplified import traditional
 
 _ENTITY = r"&(?:[a-zA-Z][a-zA-Z0-9]{1,31}|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});"

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import polars as pl
 
-from wukong.installed import installed_file
+from wukong.runtime.installed import installed_file
 
 _PACKAGE = "opencc-python-reimplemented"
 _FILE = "opencc/dictionary/TSCharacters.txt"

@@ -8,7 +8,8 @@ import pytest
 from api_server import ApiServer
 from played_ray_job import REPOSITORY, experiment_at, installed_config_map, read_documents
 
-from wukong import config, storage
+from wukong.config.experiment import Experiment
+from wukong.store import storage
 
 
 @pytest.fixture
@@ -25,5 +26,5 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
 
 
 @pytest.fixture
-def experiment(tmp_path: Path) -> config.Experiment:
+def experiment(tmp_path: Path) -> Experiment:
     return experiment_at(storage.from_path(tmp_path))

@@ -7,7 +7,8 @@ import yaml
 from api_server import ApiServer
 
 from ray_jobs.launch.kuberay import Timing, run_job
-from wukong import config
+from wukong.config import documents
+from wukong.config.experiment import Experiment
 
 REPOSITORY = Path(__file__).parents[4]
 FAST = Timing(watch=5, poll=0.05, patience=10.0, heartbeat=0.1, drain=5.0, backoff=0.01)
@@ -90,12 +91,12 @@ def change_settings(server: ApiServer, **changes: Any) -> None:
     data["settings.yaml"] = yaml.safe_dump(yaml.safe_load(data["settings.yaml"]) | changes)
 
 
-def experiment_at(root: str, **sections: Any) -> config.Experiment:
+def experiment_at(root: str, **sections: Any) -> Experiment:
     crawl = {"queries": f"{root}/queries.txt", "endpoint": "http://site.invalid/search"}
-    return config.parse({"name": "demo", "storage": root, "crawl": crawl, **sections})
+    return documents.parse({"name": "demo", "storage": root, "crawl": crawl, **sections})
 
 
-def run(experiment: config.Experiment, stage: str = "filter", name: str = "Nightly_7", **environment: str) -> None:
+def run(experiment: Experiment, stage: str = "filter", name: str = "Nightly_7", **environment: str) -> None:
     arguments = [stage, "--experiment", "s3://wukong/demo/experiments/1.json", "--run", name]
     run_job(stage, experiment, name, arguments, environment, "wukong", FAST)
 

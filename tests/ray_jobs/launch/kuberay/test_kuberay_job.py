@@ -36,12 +36,17 @@ from played_ray_job import (
 from ray_jobs import launch
 from ray_jobs.launch.kuberay import RayJobError, end_run, pipeline_run, run_job, was_terminated
 from ray_jobs.launch.kuberay.pipeline_run import is_ending
-from wukong import config, manifest, places, run_records, stages, storage
+from wukong import stages
+from wukong.config.experiment import Experiment
 from wukong.crawl.status import Status
-from wukong.manifest import Manifest
+from wukong.runs import run_records
+from wukong.runs.run_records import Record
+from wukong.stages import places
+from wukong.store import manifest, storage
+from wukong.store.manifest import Manifest
 
 
-def test_a_job_that_succeeds(server: ApiServer, experiment: config.Experiment, capsys: Any) -> None:
+def test_a_job_that_succeeds(server: ApiServer, experiment: Experiment, capsys: Any) -> None:
     steps = [NEW, SUBMITTED, PENDING, RUNNING, ("log", "filter: 1/2 parts"), ("log", "筛选: 2/2 parts"), SUCCEEDED]
     server.scripts = [steps]
     run(experiment, MLFLOW_RUN_ID="abc")
@@ -56,7 +61,7 @@ def test_a_job_that_succeeds(server: ApiServer, experiment: config.Experiment, c
 
 @pytest.mark.parametrize("changed", ["experiment", "parent", "image"])
 def test_a_run_repeated_with_other_work_does_not_find_the_old_job(
-    server: ApiServer, experiment: config.Experiment, changed: str
+    server: ApiServer, experiment: Experiment, changed: str
 ) -> None:
     done = [NEW, RUNNING, ("call", partial(leave_output, experiment, "r")), SUCCEEDED]
     server.scripts = [done, done]
@@ -79,7 +84,7 @@ def _head_container(job: dict[str, Any]) -> dict[str, Any]:
     return container
 
 
-def test_what_kuberay_deletes_and_when(server: ApiServer, experiment: config.Experiment) -> None:
+def test_what_kuberay_deletes_and_when(server: ApiServer, experiment: Experiment) -> None:
     server.scripts = [[NEW, RUNNING, SUCCEEDED]]
     run(experiment)
     spec = only_job(server)["spec"]
@@ -98,7 +103,7 @@ def test_what_kuberay_deletes_and_when(server: ApiServer, experiment: config.Exp
 
 
 def test_a_queued_job_has_no_rules_which_kuberay_refuses_with_suspend(
-    server: ApiServer, experiment: config.Experiment
+    server: ApiServer, experiment: Experiment
 ) -> None:
     change_settings(server, queue="training")
     server.scripts = [[NEW, RUNNING, SUCCEEDED]]
@@ -110,30 +115,28 @@ def test_a_queued_job_has_no_rules_which_kuberay_refuses_with_suspend(
     assert not server.jobs, "nothing else would delete it"
 
 
-def test_a_job_whose_creation_was_answered_too_late_is_found(server: ApiServer, experiment: config.Experiment) -> None:
+def test_a_job_whose_creation_was_answered_too_late_is_found(server: ApiServer, experiment: Experiment) -> None:
     server.lose_create = True
     server.scripts = [[NEW, RUNNING, ("call", partial(leave_output, experiment)), SUCCEEDED]]
     run(experiment)
     assert len(server.jobs) == 1
 
 
-def leave_output(experiment: config.Experiment, run_name: str = "Nightly_7") -> None:
+def leave_output(experiment: Experiment, run_name: str = "Nightly_7") -> None:
     """Do what the job of a stage does last: write a manifest, and a record that names it."""
     written = manifest.Stage(experiment.root, "filter", {}).commit([])
-    record = run_records.Record(stage="filter", state="succeeded", manifest=f"{written.uri}/manifest.json")
+    record = Record(stage="filter", state="succeeded", manifest=f"{written.uri}/manifest.json")
     run_records.write(experiment, run_name, record)
 
 
-def test_a_restarted_component_goes_on_with_the_job(server: ApiServer, experiment: config.Experiment) -> None:
+def test_a_restarted_component_goes_on_with_the_job(server: ApiServer, experiment: Experiment) -> None:
     server.scripts = [[NEW, RUNNING, ("call", partial(leave_output, experiment)), SUCCEEDED]]
     run(experiment)
     run(experiment)
     assert sum(request.startswith("POST") for request in server.requests) == 1
 
 
-def test_a_job_that_succeeded_is_made_again_when_its_output_is_gone(
-    server: ApiServer, experiment: config.Experiment
-) -> None:
+def test_a_job_that_succeeded_is_made_again_when_its_output_is_gone(server: ApiServer, experiment: Experiment) -> None:
     server.scripts = [[NEW, RUNNING, ("call", partial(leave_output, experiment)), SUCCEEDED], [NEW, RUNNING, SUCCEEDED]]
     run(experiment)
     storage.delete(storage.join(experiment.root, "filter"))
@@ -141,7 +144,7 @@ def test_a_job_that_succeeded_is_made_again_when_its_output_is_gone(
     assert sorted(name[-2:] for name in server.jobs) == ["-1", "-2"]
 
 
-def test_after_a_failed_attempt_comes_the_next(server: ApiServer, experiment: config.Experiment) -> None:
+def test_after_a_failed_attempt_comes_the_next(server: ApiServer, experiment: Experiment) -> None:
     change_settings(server, retries=0)
     server.scripts = [[NEW, RUNNING, FAILED], [NEW, RUNNING, SUCCEEDED]]
     with pytest.raises(RayJobError):
@@ -150,10 +153,8 @@ def test_after_a_failed_attempt_comes_the_next(server: ApiServer, experiment: co
     assert sorted(name[-2:] for name in server.jobs) == ["-1", "-2"]
 
 
-def test_the_stages_own_record_of_an_earlier_attempt_is_not_believed(
-    server: ApiServer, experiment: config.Experiment
-) -> None:
-    run_records.write(experiment, "Nightly_7", run_records.Record(stage="filter", state="succeeded", manifest="stale"))
+def test_the_stages_own_record_of_an_earlier_attempt_is_not_believed(server: ApiServer, experiment: Experiment) -> None:
+    run_records.write(experiment, "Nightly_7", Record(stage="filter", state="succeeded", manifest="stale"))
     server.scripts = [[NEW, RUNNING, SUCCEEDED]]
     run(experiment)
     assert run_records.read(experiment, "Nightly_7", "filter") is None
@@ -164,7 +165,7 @@ LOST = [FAILED, SUBMISSION, UNREACHABLE]
 
 @pytest.mark.parametrize("lost", LOST, ids=lambda status: str(status["reason"]))
 def test_what_infrastructure_did_is_repeated_on_a_new_cluster(
-    server: ApiServer, experiment: config.Experiment, lost: dict[str, Any], caplog: pytest.LogCaptureFixture
+    server: ApiServer, experiment: Experiment, lost: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     change_settings(server, retries=2)
     server.scripts = [[NEW, RUNNING, lost], [NEW, RUNNING, lost], [NEW, RUNNING, SUCCEEDED]]
@@ -175,9 +176,7 @@ def test_what_infrastructure_did_is_repeated_on_a_new_cluster(
     assert "another RayJob is made in 0 s (2 of at most 2)" in caplog.text
 
 
-def test_infrastructure_that_is_lost_again_and_again_ends_the_stage(
-    server: ApiServer, experiment: config.Experiment
-) -> None:
+def test_infrastructure_that_is_lost_again_and_again_ends_the_stage(server: ApiServer, experiment: Experiment) -> None:
     change_settings(server, retries=1)
     server.scripts = [[NEW, SUBMITTED, SUBMISSION]] * 3
     with pytest.raises(RayJobError, match="BackoffLimitExceeded") as caught:
@@ -189,9 +188,9 @@ def test_infrastructure_that_is_lost_again_and_again_ends_the_stage(
 
 @pytest.mark.parametrize("ended", [*LOST, DEADLINE, PRE_DEADLINE, VALIDATION], ids=lambda status: str(status["reason"]))
 def test_a_stages_own_failure_and_a_deadline_are_not_repeated(
-    server: ApiServer, experiment: config.Experiment, ended: dict[str, Any]
+    server: ApiServer, experiment: Experiment, ended: dict[str, Any]
 ) -> None:
-    record = run_records.Record(stage="filter", state="failed", error="part 7 is truncated")
+    record = Record(stage="filter", state="failed", error="part 7 is truncated")
     own = [("call", partial(run_records.write, experiment, "Nightly_7", record))] if ended in LOST else []
     server.scripts = [[NEW, RUNNING, *own, ended], [NEW, RUNNING, SUCCEEDED]]
     with pytest.raises(RayJobError):
@@ -199,10 +198,8 @@ def test_a_stages_own_failure_and_a_deadline_are_not_repeated(
     assert sum(request.startswith("POST") for request in server.requests) == 1
 
 
-def test_the_loss_of_a_node_that_the_driver_recorded_is_repeated(
-    server: ApiServer, experiment: config.Experiment
-) -> None:
-    record = run_records.Record(stage="filter", state="failed", error="NodeDiedError: ...", infrastructure=True)
+def test_the_loss_of_a_node_that_the_driver_recorded_is_repeated(server: ApiServer, experiment: Experiment) -> None:
+    record = Record(stage="filter", state="failed", error="NodeDiedError: ...", infrastructure=True)
     write = ("call", partial(run_records.write, experiment, "Nightly_7", record))
     server.scripts = [[NEW, RUNNING, write, FAILED], [NEW, RUNNING, SUCCEEDED]]
     run(experiment)
@@ -212,14 +209,14 @@ def test_the_loss_of_a_node_that_the_driver_recorded_is_repeated(
 
 
 def test_a_driver_that_was_done_before_its_head_was_lost_has_succeeded(
-    server: ApiServer, experiment: config.Experiment
+    server: ApiServer, experiment: Experiment
 ) -> None:
     server.scripts = [[NEW, RUNNING, ("call", partial(leave_output, experiment)), UNREACHABLE]]
     run(experiment)
     assert len(server.jobs) == 1
 
 
-def test_no_pod_owns_a_job(server: ApiServer, experiment: config.Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_pod_owns_a_job(server: ApiServer, experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kubernetes deletes what a deleted pod owns, and a component's pod may be deleted at any time."""
     monkeypatch.setenv("KFP_POD_NAME", "component-1")
     monkeypatch.setenv("KFP_POD_UID", "uid-1")
@@ -228,7 +225,7 @@ def test_no_pod_owns_a_job(server: ApiServer, experiment: config.Experiment, mon
     assert "ownerReferences" not in only_job(server)["metadata"]
 
 
-def test_the_jobs_of_a_run_that_have_not_ended_are_ended(server: ApiServer, experiment: config.Experiment) -> None:
+def test_the_jobs_of_a_run_that_have_not_ended_are_ended(server: ApiServer, experiment: Experiment) -> None:
     server.scripts = [[NEW, RUNNING, SUCCEEDED]]
     run(experiment)
     finished = only_job(server)
@@ -353,7 +350,7 @@ def test_a_terminated_run_deletes_its_job_before_argo_signals_it(
     assert not server.jobs
     assert time.monotonic() - began < 10
     record = run_records.read(experiment_at(storage.from_path(tmp_path)), "r", "run")
-    assert record == run_records.Record(stage="run", state="failed", error="terminated")
+    assert record == Record(stage="run", state="failed", error="terminated")
 
 
 def test_a_run_that_cannot_be_read_counts_as_going_on(server: ApiServer, component: "subprocess.Popen[str]") -> None:
@@ -401,9 +398,9 @@ def on_cluster(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("on_cluster")
-def test_launching_on_a_cluster_hands_on_the_stages_manifest(server: ApiServer, experiment: config.Experiment) -> None:
+def test_launching_on_a_cluster_hands_on_the_stages_manifest(server: ApiServer, experiment: Experiment) -> None:
     written = manifest.Stage(experiment.root, "filter", {}).commit([], counts={"train": 7})
-    record = run_records.Record(stage="filter", state="succeeded", manifest=f"{written.uri}/manifest.json")
+    record = Record(stage="filter", state="succeeded", manifest=f"{written.uri}/manifest.json")
     server.scripts = [[NEW, RUNNING, ("call", partial(run_records.write, experiment, "r", record)), SUCCEEDED]]
     environment = {"MLFLOW_RUN_ID": "abc", "AWS_SECRET_ACCESS_KEY": "hush"}
     assert launch.launch("filter", experiment, "r", [], environment).counts == {"train": 7}
@@ -413,13 +410,11 @@ def test_launching_on_a_cluster_hands_on_the_stages_manifest(server: ApiServer, 
 
 
 @pytest.mark.usefixtures("on_cluster")
-def test_the_champions_evaluation_is_filed_beside_the_runs_own(
-    server: ApiServer, experiment: config.Experiment
-) -> None:
+def test_the_champions_evaluation_is_filed_beside_the_runs_own(server: ApiServer, experiment: Experiment) -> None:
     made = [manifest.Stage(experiment.root, "evaluate", {"of": of}).commit([]) for of in ("candidate", "champion")]
     names = ["evaluate", "champion"]
     own, champion = (
-        run_records.Record(stage=name, state="succeeded", manifest=f"{found.uri}/manifest.json")
+        Record(stage=name, state="succeeded", manifest=f"{found.uri}/manifest.json")
         for name, found in zip(names, made, strict=True)
     )
     server.scripts = [
@@ -435,14 +430,14 @@ def test_the_champions_evaluation_is_filed_beside_the_runs_own(
 
 
 @pytest.mark.usefixtures("on_cluster")
-def test_the_stages_own_error_is_the_launchs_error(server: ApiServer, experiment: config.Experiment) -> None:
-    record = run_records.Record(stage="filter", state="failed", error="part 7 is truncated; crawl again")
+def test_the_stages_own_error_is_the_launchs_error(server: ApiServer, experiment: Experiment) -> None:
+    record = Record(stage="filter", state="failed", error="part 7 is truncated; crawl again")
     server.scripts = [[NEW, RUNNING, ("call", partial(run_records.write, experiment, "r", record)), FAILED]]
     with pytest.raises(launch.JobError, match="part 7 is truncated"):
         launch.launch("filter", experiment, "r", [])
 
 
-def finish(name: str, experiment: config.Experiment, parents: Mapping[str, Manifest]) -> Manifest:
+def finish(name: str, experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     """Leave what a stage's job leaves, without its work."""
     if name == "crawl":
         nothing = dict.fromkeys(("urls", "queries", "queries_failed", "transient", *Status), 0)
@@ -461,7 +456,7 @@ def finish(name: str, experiment: config.Experiment, parents: Mapping[str, Manif
 
 @pytest.mark.usefixtures("on_cluster")
 def test_a_run_whose_stages_have_finished_makes_no_rayjob(
-    server: ApiServer, experiment: config.Experiment, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: ApiServer, experiment: Experiment, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     (tmp_path / "queries.txt").write_text("猫\n狗\n", encoding="utf-8")
@@ -473,7 +468,7 @@ def test_a_run_whose_stages_have_finished_makes_no_rayjob(
 
             def work(name: str = name, parents: Mapping[str, Manifest] = parents) -> None:
                 uri = finish(name, experiment, parents).uri
-                record = run_records.Record(stage=name, state="succeeded", manifest=f"{uri}/manifest.json")
+                record = Record(stage=name, state="succeeded", manifest=f"{uri}/manifest.json")
                 run_records.write(experiment, run_name, record)
 
             server.scripts = [[NEW, RUNNING, ("call", work), SUCCEEDED]]

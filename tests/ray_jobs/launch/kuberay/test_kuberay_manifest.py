@@ -14,16 +14,18 @@ from played_ray_job import FAST, experiment_at, installed_config_map
 from ray_jobs.launch.kuberay import RayJobError, run_job
 from ray_jobs.launch.kuberay.manifest import job_name, make_ray_job
 from ray_jobs.launch.kuberay.settings import Settings
-from wukong import config, stages, storage
+from wukong import stages
+from wukong.config.experiment import Experiment
+from wukong.store import storage
 
 
-def test_a_name_that_a_shell_would_change_is_refused(server: ApiServer, experiment: config.Experiment) -> None:
+def test_a_name_that_a_shell_would_change_is_refused(server: ApiServer, experiment: Experiment) -> None:
     with pytest.raises(RayJobError, match="cannot be part"):
         run_job("filter", experiment, "r", ["filter", "--experiment", "s3://b/$(x)"], {}, "wukong", FAST)
     assert not server.jobs
 
 
-def test_training_gets_the_experiments_workers_and_gpus(experiment: config.Experiment, tmp_path: Path) -> None:
+def test_training_gets_the_experiments_workers_and_gpus(experiment: Experiment, tmp_path: Path) -> None:
     with_gpus = experiment_at(storage.from_path(tmp_path), pretrain={"workers": 4, "gpus_per_worker": 2})
     data = installed_config_map()
     template, settings = yaml.safe_load(data["template.yaml"]), yaml.safe_load(data["settings.yaml"])

@@ -7,7 +7,7 @@ from api_server import ApiServer
 from played_ray_job import run
 
 from ray_jobs.launch.kuberay import RayJobError
-from wukong import config
+from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
 
 
@@ -24,7 +24,7 @@ from wukong.errors import ConfigError
     ],
 )
 def test_an_incomplete_installation_is_explained(
-    server: ApiServer, experiment: config.Experiment, break_it: Any, said: str
+    server: ApiServer, experiment: Experiment, break_it: Any, said: str
 ) -> None:
     break_it(server)
     with pytest.raises((RayJobError, ConfigError), match=said):

@@ -23,7 +23,7 @@ from played_ray_job import (
 )
 
 from ray_jobs.launch.kuberay import RayJobError
-from wukong import config
+from wukong.config.experiment import Experiment
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,7 @@ from wukong import config
         ([NEW, RUNNING, ("delete",)], "Deleted", "was deleted while it ran"),
     ],
 )
-def test_every_way_to_fail(
-    server: ApiServer, experiment: config.Experiment, steps: list[Any], reason: str, said: str
-) -> None:
+def test_every_way_to_fail(server: ApiServer, experiment: Experiment, steps: list[Any], reason: str, said: str) -> None:
     change_settings(server, retries=0)
     server.scripts = [[*steps[:-1], ("log", "the last words"), steps[-1]]]
     with pytest.raises(RayJobError, match=said) as caught:
@@ -52,7 +50,7 @@ def test_every_way_to_fail(
     assert len(server.jobs) == kept, "what no rule of KubeRay deletes, the launcher deletes"
 
 
-def test_a_suspended_job_waits_for_its_quota(server: ApiServer, experiment: config.Experiment) -> None:
+def test_a_suspended_job_waits_for_its_quota(server: ApiServer, experiment: Experiment) -> None:
     change_settings(server, queue="training")
     server.scripts = [[SUSPENDED, ("sleep", 0.3), {"jobDeploymentStatus": ""}, NEW, RUNNING, SUCCEEDED]]
     run(experiment)
@@ -61,7 +59,7 @@ def test_a_suspended_job_waits_for_its_quota(server: ApiServer, experiment: conf
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
 
 
-def test_why_pods_did_not_come_up_is_said(server: ApiServer, experiment: config.Experiment) -> None:
+def test_why_pods_did_not_come_up_is_said(server: ApiServer, experiment: Experiment) -> None:
     labels = {"ray.io/cluster": NEW["rayClusterName"]}
     message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 from hypothesis import strategies as st
 
-from wukong.config import Filter
+from wukong.config.filter import Filter
 from wukong.curate import rules
 from wukong.curate.caption_counts import CaptionCounts
 

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from wukong.config import Filter
+from wukong.config.filter import Filter
 from wukong.curate import rules
 
 

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rule_samples import TEXT, judge
 
-from wukong.config import Filter
+from wukong.config.filter import Filter
 from wukong.curate import rules
 from wukong.curate.caption_counts import hashes, merge
+from wukong.curate.rule import HELD_BACK
 
 
 @given(st.lists(TEXT, max_size=20), st.sampled_from(["character", "word"]))
@@ -54,7 +55,7 @@ def test_each_rule_is_known_by_its_file():
 
 def test_a_pair_in_no_split_is_held_back_unless_it_was_dropped():
     columns = pl.DataFrame({"split": ["train", "held_back", "held_back"], "dropped_by": [None, None, "size"]})
-    assert rules.decide(columns, Filter(), "split").to_list() == [None, rules.HELD_BACK, "size"]
+    assert rules.decide(columns, Filter(), "split").to_list() == [None, HELD_BACK, "size"]
 
 
 TOY = """

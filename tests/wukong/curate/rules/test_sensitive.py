@@ -3,9 +3,9 @@
 import polars as pl
 from rule_samples import NO_COUNTS, judge
 
-from wukong import storage
-from wukong.config import Filter
+from wukong.config.filter import Filter
 from wukong.curate import rules
+from wukong.store import storage
 
 
 def test_a_caption_with_a_sensitive_word_is_dropped():

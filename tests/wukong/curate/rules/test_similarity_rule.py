@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from wukong.config import Filter
+from wukong.config.filter import Filter
 from wukong.curate import rules
 
 

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 from rule_samples import LOADED, NO_COUNTS
 
-from wukong.config import Filter
+from wukong.config.filter import Filter
 from wukong.curate import rules
 
 SAID = {

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opencc import OpenCC
 
-from wukong.config import Filter
+from wukong.config.filter import Filter
 from wukong.curate.text import clean
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.text(

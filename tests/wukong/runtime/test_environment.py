@@ -1,0 +1,151 @@
+"""Finding the services of the stack from a process without settings."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import wukong
+from wukong.errors import ConfigError
+from wukong.runtime import environment
+from wukong.store import storage
+
+
+@pytest.fixture(autouse=True)
+def nothing_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process without the variables, in its own folder."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "MLFLOW_", "WUKONG_", "KUBERNETES_")) or name.upper() == "NO_PROXY":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+
+
+def written(folder: Path, **variables: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / environment.FILE).write_text(json.dumps(variables))
+    return folder
+
+
+def test_the_home_is_named_or_here_or_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert environment.home() == tmp_path / "here" / "below" / ".wukong"
+    assert environment.find_home() is None
+    above = written(tmp_path / ".wukong")
+    assert environment.home() == environment.find_home() == above
+    nearer = written(tmp_path / "here" / ".wukong")
+    assert environment.home() == nearer
+    monkeypatch.setenv("WUKONG_HOME", "../elsewhere")
+    assert environment.home() == tmp_path / "here" / "below" / ".." / "elsewhere"
+
+
+def test_the_last_stack_is_found_but_not_used_as_a_new_home(tmp_path: Path) -> None:
+    last = written(tmp_path / "project" / ".wukong")
+    environment.remember(last)
+    assert environment.find_home() == last
+    assert environment.home() == tmp_path / "here" / "below" / ".wukong", "a new stack begins here"
+    (last / environment.FILE).unlink()
+    assert environment.find_home() is None, "it is gone"
+
+
+def test_a_state_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    environment.remember(tmp_path)
+    assert environment.find_home() is None
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ("", "a.test=127.0.0.1:9"),
+        ("b.test=10.0.0.1:80", "b.test=10.0.0.1:80,a.test=127.0.0.1:9"),
+        ("A.test=127.0.0.1:1, b.test=10.0.0.1:80,", "b.test=10.0.0.1:80,a.test=127.0.0.1:9"),
+        ("a.test=127.0.0.1:9", "a.test=127.0.0.1:9"),
+    ],
+)
+def test_the_users_own_connect_to_is_kept(monkeypatch: pytest.MonkeyPatch, own: str, expected: str) -> None:
+    monkeypatch.setenv("WUKONG_CONNECT_TO", own)
+    merged = environment.merged({"WUKONG_CONNECT_TO": "a.test=127.0.0.1:9"})
+    assert merged == {"WUKONG_CONNECT_TO": expected}
+    monkeypatch.setenv("WUKONG_CONNECT_TO", merged["WUKONG_CONNECT_TO"])
+    assert environment.merged({"WUKONG_CONNECT_TO": "a.test=127.0.0.1:9"}) == merged, "merging twice changes nothing"
+
+
+def test_hosts_without_a_proxy_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "intern.example,127.0.0.1")
+    joined = environment.merged({"no_proxy": "127.0.0.1,localhost", "NO_PROXY": "127.0.0.1,localhost"})
+    assert set(joined.values()) == {"intern.example,127.0.0.1,localhost"}
+
+
+def test_variables_in_the_environment_take_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path / ".wukong", AWS_ENDPOINT_URL_S3="http://127.0.0.1:1", MLFLOW_TRACKING_URI="http://127.0.0.1:2")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ROLE_ARN", "KUBERNETES_SERVICE_HOST"):
+        with monkeypatch.context() as context:
+            context.setenv(name, "x")
+            environment.use_for("s3://wukong/x")
+            assert "AWS_ENDPOINT_URL_S3" not in os.environ
+    environment.use_for("file:///x")
+    assert "AWS_ENDPOINT_URL_S3" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("place", "own", "comes"),
+    [
+        ("s3://wukong/x", "MLFLOW_TRACKING_URI", {"AWS_ENDPOINT_URL_S3", "RAY_ADDRESS"}),
+        ("models:/demo/1", "AWS_PROFILE", {"MLFLOW_TRACKING_URI", "RAY_ADDRESS"}),
+        ("runs:/x", "RAY_ADDRESS", {"AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI"}),
+    ],
+)
+def test_a_service_of_ones_own_stays_when_the_stack_gives_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, own: str, comes: set[str]
+) -> None:
+    names = ("AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
+    written(tmp_path / ".wukong", **dict.fromkeys(names, "the stack's"))
+    for name in names:  # what the call sets is taken back afterwards
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(own, "my own")
+    environment.use_for(place)
+    assert {name for name in names if os.environ.get(name) == "the stack's"} == comes
+    assert os.environ[own] == "my own"
+
+
+def test_a_damaged_file_gives_advice(tmp_path: Path) -> None:
+    folder = written(tmp_path / ".wukong")
+    for text in ("", "[]", '{"A": 1}', "\x00"):
+        (folder / environment.FILE).write_text(text)
+        with pytest.raises(ConfigError, match="wukong up"):
+            environment.connect()
+    with pytest.raises(ConfigError, match="wukong up"):
+        environment.connect(tmp_path / "none")
+
+
+def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_all_functions_that_open_an_address_find_the_stack(tmp_path: Path) -> None:
+    """The error message of a store that does not answer contains the address from the stack's file."""
+    written(
+        tmp_path / ".wukong",
+        AWS_ENDPOINT_URL_S3="http://127.0.0.1:1",
+        AWS_ACCESS_KEY_ID="a",
+        AWS_SECRET_ACCESS_KEY="b",
+        AWS_EC2_METADATA_DISABLED="true",
+        MLFLOW_TRACKING_URI="http://127.0.0.1:2",
+    )
+    below = tmp_path / "here" / "below"
+    asked = python("from wukong.store import storage; storage.exists('s3://wukong/x')", below)
+    assert "Is the object store at http://127.0.0.1:1 running" in asked.stderr
+    connected = python("import os, wukong; wukong.connect(); print(os.environ['MLFLOW_TRACKING_URI'])", below)
+    assert connected.stdout.strip() == "http://127.0.0.1:2", connected.stderr
+
+
+def test_a_file_address_needs_no_stack(tmp_path: Path) -> None:
+    storage.write_bytes(storage.from_path(tmp_path / "x"), b"1")
+    assert storage.read_bytes(storage.from_path(tmp_path / "x")) == b"1"
+    assert callable(wukong.connect)

@@ -1,0 +1,290 @@
+"""What is found before the first stage: each mistake named by its key, before anything is written."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+# FIXME Strict
+from wukong.config import documents
+from wukong.config.experiment import Experiment
+from wukong.config.section import Strict
+from wukong.errors import ConfigError, StorageError
+from wukong.stages import preflight, run_paths
+from wukong.stages.preflight import Machine, Size
+from wukong.store import storage
+from wukong.store.manifest import Stage
+
+HOLDOUTS = [{"name": "held-out", "source": "*", "captions": "unseen"}]
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Callable[..., Experiment]:
+    """An experiment whose lists are there, and what differs from it."""
+    (tmp_path / "queries.txt").write_text("猫\n狗\n")
+    value = {
+        "name": "x",
+        "storage": storage.from_path(tmp_path / "data"),
+        "crawl": {"queries": storage.from_path(tmp_path / "queries.txt"), "endpoint": "http://site.test/search"},
+        "filter": {"split": {"held_out_captions": 0.1, "holdouts": HOLDOUTS}},
+    }
+    return lambda *overrides: documents.loads(yaml.safe_dump(value), list(overrides))
+
+
+@pytest.mark.parametrize("name", ["../../x", "..", "a/b", "", "/tmp/x", ".hidden", "名", "a" * 64, "a\n"])
+def test_a_name_that_is_no_folder_is_refused(experiment: Callable[..., Experiment], name: str) -> None:
+    with pytest.raises(ConfigError, match="--name: run name"):
+        preflight.check_name(experiment(), name)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/somewhere-else"])
+def test_a_refused_name_leaves_nothing_anywhere(tmp_path: Path, name: str) -> None:
+    home = tmp_path / "a" / "b" / "home"
+    command = [str(Path(sys.executable).with_name("wukong")), "run", "--config", "configs/demo.yaml", "--name", name]
+    import os
+
+    environment = {**os.environ, "WUKONG_HOME": str(home), "XDG_STATE_HOME": str(tmp_path / "state")}
+    before = sorted(tmp_path.parent.rglob("*"))
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"error: --name: run name {name!r}")
+    assert sorted(tmp_path.parent.rglob("*")) == before
+
+
+def test_what_trains_needs_a_hold_out_and_a_data_set_does_not(experiment: Callable[..., Experiment]) -> None:
+    bare = experiment("filter.split.holdouts=[]")
+    with pytest.raises(ConfigError, match=r"filter\.split\.holdouts: there is none"):
+        preflight.check_stages(bare)
+    preflight.check_stages(bare, ("crawl", "filter", "validate", "release"))
+    preflight.check_stages(experiment())
+
+
+def _stage(tmp_path: Path, name: str) -> str:
+    return Stage(storage.from_path(tmp_path), name, {}).commit([]).uri
+
+
+MISSING: list[tuple[str, list[str]]] = [
+    ("crawl.queries={}/none.txt", ["crawl.queries", "does not exist"]),
+    ("crawl.queries={}", ["crawl.queries", "is a folder"]),
+    ("crawl.politeness.opt_out={}/none", ["crawl.politeness.opt_out", "does not exist"]),
+    ("release.opt_out={}/none", ["release.opt_out", "does not exist"]),
+    ("crawl={{engine: urls, endpoint: '{}/none.csv'}}", ["crawl.endpoint", "no list of URLs", ".parquet"]),
+    ("crawl={{engine: files, endpoint: '{}/none'}}", ["crawl.endpoint", "a folder of pictures or a list"]),
+    ("crawl.previous={}/none", ["crawl.previous", "not the manifest of a crawl stage"]),
+    ("validation.reference={}/filter", ["validation.reference", "not the manifest of a validate stage"]),
+    ("filter.sensitive_words={}/none", ["filter.sensitive_words", "holds no list"]),
+    ("filter.similarity_model={}", ["filter.similarity_model", "lacks config.json, model.safetensors, vocab.txt"]),
+    ("model.image.weights={}/none.safetensors", ["model.image.weights", "does not exist"]),
+    ("model.text.vocabulary={}/none.txt", ["model.text.vocabulary", "does not exist"]),
+    ("model.text.weights={}", ["model.text.weights", "lacks config.json, model.safetensors"]),
+]
+
+
+@pytest.mark.parametrize(("override", "named"), MISSING, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_is_not_there_is_named_with_its_key(
+    experiment: Callable[..., Experiment], tmp_path: Path, override: str, named: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        preflight.check_world(experiment(override.format(storage.from_path(tmp_path))))
+    for text in named:
+        assert text in str(caught.value)
+
+
+def test_every_key_that_is_a_uri_is_looked_at() -> None:
+    """A new key is found here: every one whose description speaks of a URI has a case above."""
+
+    def keys(model: Any, prefix: str) -> list[str]:
+        found = []
+        for name, field in model.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, Strict):
+                found += keys(inner, f"{prefix}{name}.")
+            elif "URI" in (field.description or ""):
+                found.append(f"{prefix}{name}")
+        return found
+
+    covered = {named[0] for _, named in MISSING} | {"evaluate.sets"}  # of a test of its own
+    assert set(keys(Experiment, "")) == covered
+
+
+def test_all_that_is_missing_is_said_at_once(experiment: Callable[..., Experiment], tmp_path: Path) -> None:
+    none = storage.from_path(tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"(?s)crawl\.queries.*crawl\.politeness\.opt_out"):
+        preflight.check_world(experiment(f"crawl.queries={none}", f"crawl.politeness.opt_out={none}"))
+
+
+def test_what_is_there_passes(experiment: Callable[..., Experiment], tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "vocab.txt", "words/a.txt", "opt.txt"):
+        storage.write_bytes(storage.from_path(tmp_path / name), b"x")
+    base = storage.from_path(tmp_path)
+    preflight.check_world(
+        experiment(
+            f"crawl.previous={_stage(tmp_path, 'crawl')}",
+            f"validation.reference={_stage(tmp_path, 'validate')}",
+            f"crawl.politeness.opt_out={base}/opt.txt",
+            f"filter.sensitive_words={base}/words",
+            f"filter.similarity_model={base}",
+            f"model.image.weights={base}/model.safetensors",
+            f"model.text.vocabulary={base}/vocab.txt",
+            f"model.text.weights={base}",
+        )
+    )
+    with pytest.raises(ConfigError, match=r"validation\.reference: .* is the manifest of a crawl stage"):
+        preflight.check_world(experiment(f"validation.reference={_stage(tmp_path, 'crawl')}"))
+
+
+def test_lists_that_say_nothing_are_named(experiment: Callable[..., Experiment], tmp_path: Path) -> None:
+    (tmp_path / "opt.txt").write_text("example.org\n# a comment\nno domain here\n")
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "a.txt").write_text("# none\n")
+    base = storage.from_path(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        preflight.check_lists(
+            experiment(
+                f"crawl.politeness.opt_out={base}/opt.txt",
+                f"release.opt_out={base}/opt.txt",
+                f"filter.sensitive_words={base}/words",
+            )
+        )
+    for named in ("crawl.politeness.opt_out: ", "release.opt_out: ", "line 3: 'no domain", "filter.sensitive_words: "):
+        assert named in str(caught.value)
+    (tmp_path / "opt.txt").write_text("example.org\n")
+    preflight.check_lists(experiment(f"crawl.politeness.opt_out={base}/opt.txt"))
+
+
+def test_weights_are_no_matter_of_a_data_set(experiment: Callable[..., Experiment], tmp_path: Path) -> None:
+    named = experiment(f"model.image.weights={storage.from_path(tmp_path)}/none")
+    preflight.check_world(named, ("crawl", "filter", "validate"))
+
+
+def test_an_engine_that_does_not_answer_is_named(
+    experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("WUKONG_CONNECT_TO", f"site.test=127.0.0.1:{port}")
+        preflight.check_world(experiment(), connect=True)
+    with pytest.raises(ConfigError, match=r"crawl\.endpoint: nothing answers at http://site\.test/search"):
+        preflight.check_world(experiment(), connect=True)
+    preflight.check_world(experiment(), connect=False)
+
+
+def test_an_object_store_that_does_not_answer_says_so(
+    experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("WUKONG_STORE_PATIENCE", "0")
+    with pytest.raises(StorageError, match=f"127.0.0.1:{port}"):
+        preflight.check_world(experiment("crawl.queries=s3://wukong/queries.txt"))
+
+
+GIB = 2**30
+ROOMY = Machine(memory=64 * GIB, cores=8, gpus=8, free=500 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("machine", "overrides", "named"),
+    [
+        (Machine(64 * GIB, 8, 0, GIB), [], [r"storage: file:.* needs about 2\.0 GiB .* 1\.0 GiB are free"]),
+        (Machine(64 * GIB, 1, 0, 500 * GIB), [], [r"pretrain\.workers: 2 workers .* has 1", r"finetune\.workers: 2"]),
+        (Machine(64 * GIB, 8, 1, 500 * GIB), ["pretrain.gpus_per_worker=1"], [r"pretrain\.gpus_per_worker: .* need 2"]),
+        (
+            Machine(2 * GIB, 8, 0, 500 * GIB),
+            ["pretrain.lock=none"],
+            [r"pretrain\.workers: 2 workers with a model of 100,000,000 weights.* hold 3\.0 GiB.* has 2\.0 GiB"],
+        ),
+    ],
+)
+def test_a_machine_that_is_too_small_is_named(
+    experiment: Callable[..., Experiment], machine: Machine, overrides: list[str], named: list[str]
+) -> None:
+    for pattern in named:
+        with pytest.raises(ConfigError, match=pattern):
+            preflight.check_machine(experiment(*overrides), machine, 2 * GIB, Size(100_000_000, 80_000_000))
+    preflight.check_machine(experiment(*overrides), ROOMY, 2 * GIB, Size(100_000_000, 80_000_000))
+
+
+def test_a_locked_tower_that_is_not_run_takes_no_memory(experiment: Callable[..., Experiment]) -> None:
+    small = Machine(2 * GIB, 8, 0, 500 * GIB)
+    preflight.check_machine(experiment(), small, 0, Size(10_000_000_000, 9_990_000_000))
+    with pytest.raises(ConfigError, match=r"finetune\.workers"):
+        preflight.check_machine(
+            experiment("finetune.store_features=false"), small, 0, Size(10_000_000_000, 9_990_000_000)
+        )
+
+
+def test_this_machine_is_measured(tmp_path: Path) -> None:
+    here = Machine.here(tmp_path / "not" / "yet")
+    assert here.memory > 2**28 and here.cores >= 1 and here.free > 0
+
+
+@pytest.mark.slow
+class TestModel:
+    """These import torch and timm."""
+
+    def test_its_weights_are_counted_without_memory_for_them(self, experiment: Callable[..., Experiment]) -> None:
+        size = preflight.check_model(experiment("model.text={layers: 1, heads: 2, width: 64}", "model.embedding=32"))
+        text = 21_128 * 64 + 32 * 64 + 2 * 64 + 12 * 64**2 + 13 * 64
+        assert size.image < size.weights
+        assert size.weights - size.image == pytest.approx(text + (1280 + 64) * 32, rel=0.02)
+
+    @pytest.mark.parametrize(
+        ("overrides", "named"),
+        [
+            (["model.image.name=resnet18"], r"model\.image\.weights: no package holds resnet18"),
+            (["model.image.name=resnet1"], r"model\.image\.name: timm has no model 'resnet1'"),
+            (["model.image.block=99"], r"model\.image\.block"),
+            (["model.embedding=null"], r"model\.embedding: .* pictures have 1280 numbers and those of captions 768"),
+            (["finetune.lock=99"], r"finetune\.lock: .* layer groups, not 99"),
+        ],
+    )
+    def test_a_model_that_cannot_be_built_names_the_key(
+        self, experiment: Callable[..., Experiment], overrides: list[str], named: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=named):
+            preflight.check_model(experiment(*overrides))
+
+    def test_a_hub_that_does_not_answer_is_named(
+        self, experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import huggingface_hub
+
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        monkeypatch.setattr(
+            huggingface_hub, "hf_hub_url", lambda repository, file: f"http://127.0.0.1:{port}/{repository}/{file}"
+        )
+        with pytest.raises(ConfigError, match=r"model\.image\.weights: 'hub' does not give timm/resnet18"):
+            preflight.check_model(experiment("model.image={name: resnet18, weights: hub}"))
+
+
+def test_a_run_of_that_name_is_looked_for_where_records_lie(experiment: Callable[..., Experiment]) -> None:
+    assert run_paths.uri_of(experiment(), "first", "x.json").endswith("/data/x/runs/first/x.json")
+
+
+def test_published_sets_must_have_names_and_be_there(experiment: Callable[..., Experiment], tmp_path: Path) -> None:
+    folder = f"evaluate.sets={storage.from_path(tmp_path)}"
+    with pytest.raises(ConfigError, match=r"evaluate\.tasks: there is no evaluation set 'coco'; .*coco-cn"):
+        preflight.check_stages(experiment("evaluate.tasks=[coco]", folder))
+    with pytest.raises(ConfigError, match="'dtd' is the name of a published set"):
+        preflight.check_stages(experiment("filter.split.holdouts=[{name: dtd, source: '*', captions: unseen}]"))
+    named = experiment("evaluate.tasks=[coco-cn, dtd]", folder)
+    preflight.check_stages(named)
+    with pytest.raises(ConfigError, match=r"evaluate\.sets: .* has nothing in coco-cn/, dtd/; docs/evaluation-sets"):
+        preflight.check_world(named)
+    preflight.check_world(named, ("crawl", "filter", "validate"))
+    for name in ("coco-cn", "dtd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README").touch()
+    preflight.check_world(named)
+    with pytest.raises(ConfigError, match=r"evaluate\.tasks: COCO-CN: (?s:.*)Download(?s:.*)evaluate\.tasks: .*DTD"):
+        preflight.check_sets(named)

@@ -1,0 +1,123 @@
+"""The section ``crawl`` of an experiment (section 3 of the paper)."""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from wukong.config.section import Fraction, Positive, Strict
+from wukong.crawl import engines
+
+if TYPE_CHECKING:
+    Engine = str
+else:
+    Engine = Literal[(*engines.REGISTRY, "urls", "files")]
+
+
+class Politeness(Strict):
+    """How the crawler treats the sites it visits; every relaxation is the operator's decision."""
+
+    robots_txt: bool = Field(True, description="obey the robots.txt of each host that images are fetched from")
+    search_robots_txt: bool = Field(
+        True, description="obey the search engine's robots.txt too; switch it off only where you may query the engine"
+    )
+    respect_noai: bool = Field(True, description="leave out images whose X-Robots-Tag says noai or noimageai")
+    per_host_concurrency: Positive = Field(8, description="requests to one host at the same time, in the whole cluster")
+    per_host_delay: float = Field(0.0, ge=0.0, description="seconds between two requests to one host")
+    max_crawl_delay: float = Field(
+        60.0, gt=0, description="seconds: a host whose robots.txt asks for a longer Crawl-delay is left alone"
+    )
+    max_retry_after: float = Field(
+        60.0, gt=0, description="seconds: a host that asks to wait longer (Retry-After) is left alone until then"
+    )
+    max_host_seconds: float = Field(
+        3_600.0,
+        gt=0,
+        description="that one host's slowness may cost each process: its Crawl-delay and Retry-After, requests that "
+        "fail or crawl, pictures that are hard to decode; after that it is left alone",
+    )
+    user_agent: str = Field(
+        "wukong-crawler/0.1 (+https://github.com/wukong/wukong; dataset research)",
+        description="sent with each request, and the name that robots.txt rules are looked up by",
+    )
+    opt_out: str | None = Field(None, description="URI of a file of domains, URLs and SHA-256 digests to leave out")
+
+
+class Crawl(Strict):
+    """Section 3: from queries to downloaded image-text pairs."""
+
+    queries: str = Field(
+        "", description="URI of the query list: one word a line, most frequent first; for engines that are searched"
+    )
+    max_queries: Positive = Field(200_000, description="only the first of the list are searched; the paper has 200,000")
+    engine: Engine = Field(
+        "baidu",
+        description="a search engine; 'urls', a list of URLs; or 'files', pictures of one's own (docs/own-data.md)",
+    )
+    endpoint: str = Field(
+        description="the engine's search URL; for 'urls' the URI of the list; for 'files' of a folder or a list"
+    )
+    max_results_per_query: Positive = Field(1_000, description="search results taken for one query, as in the paper")
+    part_size: Positive = Field(1_000, description="URLs a part, that is a task, a tar and a Parquet file")
+    concurrency: Positive = Field(64, description="requests in flight for each process")
+    min_side: int = Field(
+        201, ge=0, description="header-first: pictures with a smaller side are not downloaded further"
+    )
+    max_aspect_ratio: float = Field(
+        3.0, ge=1.0, description="longer side over shorter side; above it an image is not kept"
+    )
+    resize: Literal["keep_ratio", "center_crop", "border", "no"] = Field(
+        "keep_ratio",
+        description="'keep_ratio' makes the shorter side image_size and never enlarges; 'center_crop' and 'border' "
+        "give a square, cut or padded with white; 'no' leaves the image as it is",
+    )
+    image_size: Positive = Field(256, description="pixels of the shorter side after resizing")
+    jpeg_quality: int = Field(95, ge=1, le=100, description="of images that are encoded anew")
+    keep_small_jpegs: bool = Field(
+        True, description="a JPEG that needs no resizing keeps its pixels, and only its metadata is removed"
+    )
+    url_column: str = Field("url", description="of a URL list")
+    caption_column: str = Field("caption", description="of a URL list")
+    max_bytes: Positive = Field(32 * 2**20, description="an image with a larger file is left out")
+    max_bytes_in_flight: int = Field(
+        256 * 2**20,
+        ge=16 * 2**20,
+        description="of answers that a process holds in memory at a time; an answer for which there is no room is "
+        "requested when there is",
+    )
+    max_seconds: float = Field(
+        30.0, gt=0, le=86_400, description="on the wire, over all attempts and redirects of one picture"
+    )
+    max_pixels: int = Field(
+        64_000_000, ge=1, le=178_956_970, description="an image with more pixels is not decoded; Pillow opens no more"
+    )
+    max_decode_seconds: float = Field(
+        10.0, gt=0, le=86_400, description="of processor time, to decode one picture, resize and encode it"
+    )
+    retries: int = Field(2, ge=0, description="further attempts after a failure that may pass")
+    previous: str | None = Field(
+        None, description="URI of an earlier crawl: only what it does not have is searched and fetched"
+    )
+    retry_failed: bool = Field(False, description="fetch again what failed in the previous crawl")
+    max_transient_share: Fraction = Field(
+        0.5,
+        description="of URLs, and of searches, that may fail for reasons that pass (no DNS, timeouts, busy servers): "
+        "with more the crawl fails, and the next run tries those again",
+    )
+    max_unexpected_share: Fraction = Field(
+        0.1, description="of URLs, and of searches, that may end in an error of our own code; with more the crawl fails"
+    )
+    politeness: Politeness = Politeness()
+
+    @model_validator(mode="after")
+    def _the_largest_image_fits(self) -> "Crawl":
+        if self.max_bytes > self.max_bytes_in_flight:
+            raise ValueError(
+                f"max_bytes is {self.max_bytes} and max_bytes_in_flight {self.max_bytes_in_flight}, and an image must "
+                "fit into the bytes in flight: lower the first or raise the second"
+            )
+        return self
+
+    @property
+    def searched(self) -> bool:
+        """Whether the engine is a search engine, which is asked for the query list's words, and not a list."""
+        return self.engine in engines.REGISTRY

@@ -1,0 +1,43 @@
+"""The types that every section of an experiment is made of, and checks that several sections share."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+class Strict(BaseModel):
+    """A section of the experiment: immutable, no unknown keys, no number that is infinite or none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def uri_problem(value: str) -> str:
+    """Return why ``wukong.store.storage`` cannot open a value as a URI, as the end of a sentence; empty if it can."""
+    if not _SCHEME.match(value):
+        return "is no URI: write file:///ABSOLUTE/PATH or s3://BUCKET/KEY"
+    scheme, _, rest = value.partition("://")
+    if scheme not in ("file", "s3"):
+        return f"has the scheme {scheme!r}; allowed are file:///ABSOLUTE/PATH and s3://BUCKET/KEY"
+    if scheme == "file" and not rest.startswith("/"):
+        return f"names a host, {rest.split('/')[0]!r}; a path on this machine has three slashes: file:///ABSOLUTE/PATH"
+    if not rest.strip("/") or rest.startswith("//"):
+        return "names nothing; write file:///ABSOLUTE/PATH or s3://BUCKET/KEY"
+    return "names no bucket: write s3://BUCKET/KEY" if scheme == "s3" and rest.startswith("/") else ""
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to dotted keys: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, entry in value.items():
+        if isinstance(entry, Mapping) and entry:
+            flat |= flatten(entry, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = entry
+    return flat

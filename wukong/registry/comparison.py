@@ -1,0 +1,350 @@
+"""Compare runs: the parameters that differ, and each metric's difference with its interval.
+
+Runs are read from MLflow and from the records that they left. The first run is the baseline. Where two runs were
+measured on the same data by the same protocol, and both stored their answers (``wukong.evaluate.answers``), differences
+are paired. Without stored answers they are of two independent intervals, which are wider. Metrics of other data or of
+another protocol are not compared, nor are intervals of earlier versions that could not be made anew
+(``wukong.evaluate.stored``).
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from wukong.errors import ConfigError, StorageError
+from wukong.evaluate import answers, stored
+from wukong.evaluate.results import DOCUMENT, HOLDOUT, HOLDOUTS
+from wukong.evaluate.stored import Evaluation
+from wukong.registry import over_seeds
+from wukong.runtime import environment
+from wukong.store import storage
+from wukong.tracking import run_links, tags
+from wukong.tracking.mlflow_rest import MlflowError, Run, Server
+from wukong.tracking.tags import PARENT_TAG, RUN_TAG
+
+if TYPE_CHECKING:
+    from wukong.evaluate.answers import Scores
+    from wukong.evaluate.interval import Interval
+
+FORMAT = 1
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_READERS = 8
+_RESAMPLES = 1000
+_OUTDATED = "not comparable: an interval of an earlier version, which is too narrow; evaluate that run again"
+_MEANS = {"retrieval": "mean_recall", "classification": "top1"}
+
+Verdict: TypeAlias = Literal["baseline", "better", "worse", "noise", "incomparable", "missing"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run of MLflow and its evaluation."""
+
+    run: Run
+    evaluation: Evaluation
+
+
+def find(server: Server, names: Sequence[str]) -> list[Run]:
+    """Find runs by name or by MLflow's ID; the ID of a stage's run stands for the run that it belongs to.
+
+    Raises:
+        ConfigError: there is no such run, several have the name, or a run is named twice.
+    """
+    experiments = [] if all(map(_RUN_ID.fullmatch, names)) else server.experiments()
+    with ThreadPoolExecutor(_READERS) as pool:
+        runs = list(pool.map(lambda name: _find(server, experiments, name), names))
+    if len({run.run_id for run in runs}) != len(runs):
+        raise ConfigError(f"a run is named twice in {' '.join(names)}: name different ones")
+    return runs
+
+
+def _find(server: Server, experiments: Sequence[str], name: str) -> Run:
+    if _RUN_ID.fullmatch(name):
+        return _by_id(server, name)
+    if set(name) & set("'\"\\"):
+        raise ConfigError(f"run {name!r}: a run's name has no quotes; `wukong compare` takes names or MLflow's IDs")
+    found = server.search_runs(experiments, f"attributes.run_name = '{name}'")
+    own = [run for run in found if not _is_stage(run)]
+    if not own:
+        raise ConfigError(f"MLflow at {server.address} has no run {name!r}: give the name of a run, or its ID")
+    if len(own) > 1:
+        known = "\n  ".join(f"{run.run_id}  of experiment {run.experiment_id}" for run in own)
+        raise ConfigError(f"{len(own)} runs are named {name!r}: name the one that you mean by its ID:\n  {known}")
+    return own[0]
+
+
+def _is_stage(run: Run) -> bool:
+    """Whether a run is a stage of another one. A sweep's trials are nested too, and are whole runs."""
+    return PARENT_TAG in run.tags and RUN_TAG not in run.tags
+
+
+def _by_id(server: Server, run_id: str) -> Run:
+    try:
+        run = server.run(run_id)
+        return server.run(run.tags[PARENT_TAG]) if _is_stage(run) else run
+    except MlflowError as error:
+        if error.code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise ConfigError(
+            f"MLflow at {server.address} has no run with the ID {run_id}: `wukong compare` takes names too"
+        ) from error
+
+
+def read(server: Server, runs: Sequence[Run]) -> list[Measured]:
+    """Read what the evaluations of some runs left.
+
+    Raises:
+        StorageError: the store cannot be read.
+        DataError: an evaluation's file is damaged.
+    """
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(lambda run: _read(server, run), runs))
+
+
+def _read(server: Server, run: Run) -> Measured:
+    if RUN_TAG not in run.tags:  # an evaluation that was logged alone
+        if (data := _file(server, run, DOCUMENT)) is None:
+            return Measured(run, Evaluation())
+        document = json.loads(data)
+        measured = {model["role"] for model in document["models"]}
+        role = run.tags.get(tags.ROLE_TAG) or next(role for role in ("finetuned", "pretrained") if role in measured)
+        tables = {}
+        for name in {task["task"] for task in document["tasks"] if task["model"] == role}:
+            path = f"{answers.FOLDER}/{name}.parquet"
+            if (data := _file(server, run, path)) is not None:
+                tables[name] = stored.parse(data, f"{path} of the run {run.name}")
+        return Measured(run, stored.current(Evaluation(document, tables, role=role)))
+    if (folder := run_links.folder_of(run)) is None:
+        raise StorageError(
+            f"the run {run.name} ({run.run_id}) has no parameters `storage` and `name` in MLflow, which say where its "
+            "data lie: it was logged by something else, or its first stage could not reach MLflow"
+        )
+    environment.use_for(folder)
+    record = storage.join(folder, "evaluate.json")
+    if not storage.exists(record) or not (uri := storage.read_json(record)["manifest"]):
+        return Measured(run, Evaluation())
+    return Measured(run, stored.read(uri))
+
+
+def _file(server: Server, run: Run, path: str) -> bytes | None:
+    """Read a file of a run; None if there is none, or if the server does not pass files on."""
+    try:
+        return server.read_file(run, path)
+    except MlflowError as error:
+        if error.status not in (404, 501):
+            raise
+        return None
+
+
+def compare(measured: Sequence[Measured], seed: int = 0) -> dict[str, Any]:
+    """Compare runs with the first of them.
+
+    Args:
+        measured: the runs; two at least.
+        seed: of the bootstrap.
+
+    Returns:
+        ``format``. ``baseline``: the first run's name. ``runs``: of each ``name``, ``run_id``, ``experiment_id``,
+        ``model`` (its digest) and ``manifest``. ``parameters``: those that differ, each with a value for every run,
+        None where a run has none. ``sets``: for the means over hold-outs and for each data set ``task``, ``title``,
+        ``kind``, ``split``, ``digest``, ``protocol``, ``headline``, ``sizes``, and under ``results`` by name an entry
+        for every run: ``value``, ``low``, ``high``; ``difference`` from the baseline (``value``, ``low``, ``high``,
+        ``level``, ``units``, ``paired``) or None; ``verdict``, a key of ``SIGNS``; ``note``, why there is no paired
+        difference. Where runs differ in their seed alone: ``configurations``, each with ``name``, ``parameters`` and by
+        seed its ``runs``; and in each set under ``over_seeds`` by result an entry for each configuration, as
+        ``wukong.registry.over_seeds`` makes them. Both are empty where no two runs do.
+
+    Raises:
+        ConfigError: there are fewer than two runs.
+    """
+    if len(measured) < 2:
+        raise ConfigError("one run has nothing to be compared with: name two runs or more")
+    names = list(dict.fromkeys(task for each in measured for task in each.evaluation.tasks()))
+    scores = [
+        {name: each.evaluation.scores(task) for name, task in each.evaluation.tasks().items()} for each in measured
+    ]
+    sets = [_compared(measured, scores, name, seed) for name in names]
+    means = [mean for kind in _MEANS if (mean := _means(measured, scores, kind, seed)) is not None]
+    grouped = over_seeds.configurations([each.run.params for each in measured])
+    for each in [*means, *sets]:
+        results = each["results"].items() if grouped else ()
+        each["over_seeds"] = {result: over_seeds.entries(row, grouped) for result, row in results}
+    return {
+        "format": FORMAT,
+        "baseline": measured[0].run.name,
+        "runs": [
+            {
+                "name": each.run.name,
+                "run_id": each.run.run_id,
+                "experiment_id": each.run.experiment_id,
+                "model": next(
+                    (
+                        model["digest"]
+                        for model in each.evaluation.document.get("models", ())
+                        if model["role"] == each.evaluation.role
+                    ),
+                    None,
+                ),
+                "manifest": each.evaluation.uri,
+            }
+            for each in measured
+        ],
+        "parameters": differing([each.run.params for each in measured]),
+        "configurations": [
+            {
+                "name": each.name,
+                "parameters": dict(each.parameters),
+                "runs": {seed: measured[number].run.name for seed, number in each.runs.items()},
+            }
+            for each in grouped
+        ],
+        "sets": [*means, *sets],
+    }
+
+
+def differing(parameters: Sequence[Mapping[str, str]]) -> dict[str, list[str | None]]:
+    """Return the parameters whose values are not the same in all runs, each with a value for every run."""
+    keys = dict.fromkeys(key for each in parameters for key in each)
+    values = {key: [each.get(key) for each in parameters] for key in keys}
+    return {key: found for key, found in values.items() if len(set(found)) > 1}
+
+
+_Scores: TypeAlias = Sequence[Mapping[str, "Scores | None"]]
+"""By run and by task the answers, or None where none are stored."""
+
+
+def _compared(measured: Sequence[Measured], known: _Scores, name: str, seed: int) -> dict[str, Any]:
+    """Compare the runs on one data set."""
+    tasks = [each.evaluation.tasks().get(name) for each in measured]
+    first = tasks[0]
+    shown = first or next(task for task in tasks if task is not None)
+    notes: list[str] = []
+    scores: list[Scores | None] = []
+    outdated = [name in each.evaluation.outdated for each in measured]
+    for each, task, old in zip(known, tasks, outdated, strict=True):
+        notes.append(_why_incomparable(first, task) or (_OUTDATED if old or outdated[0] else ""))
+        scores.append(None if notes[-1] else each[name])
+    paired = _paired(scores, seed)
+    results: dict[str, list[dict[str, Any]]] = {}
+    for result in shown["results"]:
+        row = []
+        for n, task in enumerate(tasks):
+            value = task["results"].get(result) if task else None
+            if outdated[n] and value is not None:
+                value = {"value": value["value"], "low": None, "high": None}
+            if value is None:
+                row.append(_entry(None, "missing", notes[n] or f"{result} was not measured"))
+            elif n == 0:
+                row.append(_entry(value, "baseline", notes[n]))
+            elif notes[n]:
+                row.append(_entry(value, "incomparable", notes[n]))
+            elif result in paired[n]:
+                row.append(_with(value, paired[n][result], paired=True))
+            elif first is None or result not in first["results"]:
+                row.append(_entry(value, "incomparable", "not comparable: the first run has no such result"))
+            else:
+                difference = _unpaired(baseline=first["results"][result], other=value)
+                row.append(_with(value, difference, paired=False))
+        results[result] = row
+    about = ("task", "title", "kind", "split", "digest", "protocol", "headline", "sizes")
+    return {**{key: shown[key] for key in about}, "results": results}
+
+
+def _why_incomparable(first: Mapping[str, Any] | None, task: Mapping[str, Any] | None) -> str:
+    if task is None:
+        return "not measured"
+    if first is None:
+        return "not comparable: the first run was not measured on it"
+    if first["digest"] != task["digest"]:
+        return f"not comparable: other data ({first['digest'][:8]} and {task['digest'][:8]})"
+    if first["protocol"] != task["protocol"]:
+        return f"not comparable: protocols {first['protocol']} and {task['protocol']}"
+    return ""
+
+
+def _paired(scores: Sequence["Scores | None"], seed: int) -> list[dict[str, "Interval"]]:
+    """Return each run's paired differences from the first, by result; empty where there are none."""
+    from wukong.evaluate.paired import differences
+
+    found: list[dict[str, Interval]] = [{} for _ in scores]
+    first = scores[0]
+    with_answers = [(n, each) for n, each in enumerate(scores) if n and each is not None]
+    if first is not None and with_answers:
+        computed = differences(first, [each for _, each in with_answers], resamples=_RESAMPLES, seed=seed)
+        for (n, _), each in zip(with_answers, computed, strict=True):
+            found[n] = each
+    return found
+
+
+def _means(measured: Sequence[Measured], known: _Scores, kind: str, seed: int) -> dict[str, Any] | None:
+    """Compare the means over hold-outs; None where the first run has fewer than two."""
+    result = _MEANS[kind]
+    held = [
+        [
+            task
+            for _, task in sorted(each.evaluation.tasks().items())
+            if (task["kind"], task["split"]) == (kind, HOLDOUT)
+        ]
+        for each in measured
+    ]
+    if len(held[0]) < 2:
+        return None
+    wanted = [(t["task"], t["digest"], t["protocol"]) for t in held[0]]
+    scores: list[Scores | None] = []
+    notes = []
+    for each, tasks in zip(known, held, strict=True):
+        same = [(t["task"], t["digest"], t["protocol"]) for t in tasks] == wanted
+        parts = [each[task["task"]] for task in tasks] if same else []
+        there = [part for part in parts if part is not None]
+        scores.append(answers.mean_of(there, result) if same and len(there) == len(parts) else None)
+        notes.append("" if same else "not comparable: other hold-outs" if tasks else "not measured")
+    paired = _paired(scores, seed)
+    row = []
+    for n, tasks in enumerate(held):
+        values = [t["results"][result]["value"] for t in tasks]
+        value = {"value": sum(values) / len(values), "low": None, "high": None} if values else None
+        if value is None:
+            row.append(_entry(None, "missing", notes[n]))
+        elif notes[n]:
+            row.append(_entry(value, "incomparable", notes[n]))
+        elif n == 0:
+            row.append(_entry(value, "baseline"))
+        elif result in paired[n]:
+            row.append(_with(value, paired[n][result], paired=True))
+        else:
+            row.append(_entry(value, "incomparable", "no interval: a run has stored no answers"))
+    return {
+        "task": HOLDOUTS,
+        "title": f"All {len(wanted)} hold-outs of {kind}",
+        "kind": kind,
+        "split": HOLDOUT,
+        "digest": "",
+        "protocol": wanted[0][2],
+        "headline": result,
+        "sizes": {},
+        "results": {result: row},
+    }
+
+
+def _unpaired(*, baseline: Mapping[str, Any], other: Mapping[str, Any]) -> "Interval":
+    from wukong.evaluate.interval import Interval
+    from wukong.evaluate.paired import unpaired
+
+    return unpaired(baseline=Interval(**baseline), other=Interval(**other))
+
+
+def _entry(value: Mapping[str, Any] | None, verdict: Verdict, note: str = "") -> dict[str, Any]:
+    ends = {key: value[key] if value else None for key in ("value", "low", "high")}
+    return {**ends, "difference": None, "verdict": verdict, "note": note}
+
+
+def _with(value: Mapping[str, Any], difference: "Interval", *, paired: bool) -> dict[str, Any]:
+    verdict: Verdict = "better" if difference.low > 0 else "worse" if difference.high < 0 else "noise"
+    if not math.isfinite(difference.low + difference.high):  # no comparison with NaN is true
+        return _entry(value, "incomparable", "not comparable: the difference is not a number")
+    note = "" if paired else "unpaired: a run has stored no answers"
+    return _entry(value, verdict, note) | {"difference": {**asdict(difference), "paired": paired}}

@@ -1,0 +1,481 @@
+"""The gate of the registry: whether a model takes the alias from the one that holds it, and why.
+
+A candidate takes the alias if it is better on the gate's metric by more than noise, and on no guarded metric worse than
+the holder by more than a margin. Both models must have answered the same queries. Where they did not,
+``wukong.registry.aliases`` has the holder evaluated on those of the candidate first.
+
+- *Better* is a one-sided sign-flip test of the units' differences (Fisher's randomisation test of paired data). If the
+  models are equal, each unit's difference could as well have the other sign. For answers that are right or wrong it is
+  McNemar's exact test.
+- *Attempts are counted.* Attempt k at one holder by one metric is tested at the level ``6 level / (pi k)^2``. These
+  levels sum up to ``level``, so of any number of attempts with equal models one is promoted with at most that
+  probability. Attempts on other test sets count too: those of successive crawls have most of their queries in common.
+- *What was chosen counts as all that it was chosen from* (``wukong.registry.choices``), if the queries that chose it
+share a
+  caption or an image with the gate's. The best of N is attempts k to k + N - 1, and is tested at the mean of their
+  levels: whichever of the N it is, equal models spend no more than these levels.
+- *Not worse* is a test of non-inferiority: the lower end of the paired 90 % interval is above minus the margin
+  (one-sided 5 %).
+- The first model has nobody to beat: the lower end of the 95 % interval of its metric must be above chance; the best
+  of N needs an interval of 1 - 0.05 / N.
+
+Here are the statistics and the decision; ``wukong.registry.aliases`` asks for it and moves the alias.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wukong.errors import DataError
+from wukong.evaluate import answers
+from wukong.evaluate.answers import Scores
+from wukong.evaluate.interval import RESAMPLES, Interval
+from wukong.evaluate.paired import differences
+from wukong.evaluate.results import HOLDOUT, HOLDOUTS
+from wukong.evaluate.stored import Evaluation
+from wukong.registry.choices import Choice
+from wukong.store.manifest import digest_of
+
+FORMAT = 2
+"""Decisions of format 1 counted pairs twice where captions had several images."""
+GUARD_LEVEL = 0.05
+_GROUPS = {"eval": "finetuned", "pretrained": "pretrained"}
+_SAME = 1e-12  # of the largest gain: sums of equal answers differ by rounding
+_WIDEST = 8  # standard deviations
+_COARSEST, _FINEST = 2**14, 2**18  # steps of a standard deviation
+_NOTHING = 1e-20  # a term that no sum of all terms can tell from 0
+_MOST_PARTS = 60
+_LEAST_P = 1e-12  # what the sum of as many terms in float64 can still tell from 0
+
+
+def level_of(attempt: int, level: float, count: int = 1) -> float:
+    """The level at which an attempt is tested: ``6 level / (pi attempt)^2``. All of them sum up to ``level``.
+
+    A model that was chosen from several is as many attempts, of which this is the first. It is tested at the mean of
+    their levels, which is what each of the models may spend.
+
+    Args:
+        attempt: its number, from 1.
+        level: the probability that may be spent in all.
+        count: from how many models it was chosen.
+    """
+    return math.fsum(6 * level / (math.pi * each) ** 2 for each in range(attempt, attempt + count)) / count
+
+
+def sign_flip(gains: npt.ArrayLike) -> float:
+    """Compute the one-sided p-value of the hypothesis that gains are as often positive as negative, at each size.
+
+    It is the probability that the sum of the gains with random signs reaches the sum itself. It is exact where the
+    sizes are multiples of a small part of the smallest one. Otherwise they are rounded first, to so fine steps that the
+    sum changes by some 1 / 700 of its standard deviation, and the test of the rounded gains is exact. The
+    distribution of the sum is the product of each gain's, by a Fourier transform over 8 standard deviations on both
+    sides, beyond which it has less than 1e-13 (Hoeffding's inequality).
+
+    Args:
+        gains: [units], what each unit adds to the difference of two models.
+
+    Raises:
+        DataError: a gain is not finite.
+    """
+    values = np.asarray(gains, np.float64)
+    if not np.isfinite(values).all():
+        raise DataError(f"{int((~np.isfinite(values)).sum())} of {len(values)} differences are not numbers: no test")
+    values = values[np.abs(values) > _SAME * np.abs(values).max(initial=0.0)]
+    if not len(values):
+        return 1.0
+    steps = _in_steps(values)
+    sizes, counts = np.unique(np.abs(steps), return_counts=True)
+    total, reach = int(sizes @ counts), math.ceil(_WIDEST * math.sqrt(float(sizes**2.0 @ counts)))
+    length = 1 << min(total, reach).bit_length()
+    angles = np.pi * np.arange(length // 2 + 1) / length
+    places, product = np.arange(len(angles)), np.ones(len(angles))
+    for number in np.argsort(-counts * sizes**2.0):
+        product = product * np.cos(sizes[number] * angles[places]) ** int(counts[number])
+        kept = np.abs(product) > _NOTHING  # few are left after some sizes
+        if 2 * kept.sum() < len(kept):
+            places, product = places[kept], product[kept]
+    # The sum of the positive ones, from 0 to the total, modulo the length: its mean is half the total.
+    transform = np.zeros(len(angles), np.complex128)
+    transform[places] = product * np.exp(-1j * (total % (2 * length)) * angles[places])
+    probabilities = np.fft.irfft(transform, length)
+    reached, highest = (int(steps.sum()) + total) // 2, (min(total, reach) + total) // 2
+    return float(np.clip(probabilities[np.arange(reached, highest + 1) % length].sum(), _LEAST_P, 1.0))
+
+
+def _in_steps(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return values as whole numbers of steps."""
+    ratios = values / np.abs(values).min()
+    for parts in range(1, _MOST_PARTS + 1):
+        whole = np.rint(parts * ratios)
+        if math.sqrt(float((whole**2).sum())) > _FINEST:
+            break
+        if np.abs(parts * ratios - whole).max() < 1e-6:
+            return np.asarray(whole, np.int64)
+    # Rounding moves the sum by sqrt(n / 12) steps in its standard deviation.
+    spread = math.sqrt(float((values**2).sum()))
+    finer = max(_COARSEST, 200 * math.sqrt(len(values)))
+    return np.asarray(np.rint(values / spread * finer), np.int64)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the gate asks for; the experiment's ``registry`` section says it.
+
+    Attributes:
+        metric: the one that must be better, as ``eval/KIND/TASK/RESULT``.
+        level: the probability that equal models take the alias, over all attempts.
+        guards: by metric the margin by which it may be worse.
+        first: ``above-chance`` or ``any``, what the first model must be.
+    """
+
+    metric: str
+    level: float
+    guards: Mapping[str, float]
+    first: str = "above-chance"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition of a decision.
+
+    Attributes:
+        metric: what was compared.
+        asks: ``better``, ``not worse`` or ``above chance``.
+        passed: whether it holds.
+        says: the outcome in a sentence.
+        candidate: the candidate's value, a share.
+        other: the holder's value, or chance.
+        difference: candidate minus the other, with its interval; None where the two cannot be compared.
+        p: p-value of the test; None where an interval decides.
+        level: level of the test.
+    """
+
+    metric: str
+    asks: str
+    passed: bool
+    says: str
+    candidate: float | None = None
+    other: float | None = None
+    difference: Interval | None = None
+    p: float | None = None
+    level: float | None = None
+
+
+@dataclass(frozen=True)
+class Anew:
+    """The evaluation of the holder that was made for a decision, on the candidate's test set.
+
+    Attributes:
+        why: the holder's own evaluation was not enough, a clause.
+        evaluation: URI of the new one's manifest.
+        measured: what the holder was measured on, by task: ``title``, ``sizes``, ``digest`` and ``protocol``.
+    """
+
+    why: str
+    evaluation: str
+    measured: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, why: str, evaluation: Evaluation) -> "Anew":
+        """Describe an evaluation that was made because of ``why``."""
+        keys = ("title", "sizes", "digest", "protocol")
+        tasks = evaluation.tasks().items()
+        return cls(why, evaluation.uri, {name: {key: task[key] for key in keys} for name, task in tasks})
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a model takes the alias, and the reasons.
+
+    Attributes:
+        promoted: whether it does.
+        says: the outcome in a sentence.
+        model: name of the registered model.
+        alias: the alias.
+        candidate: the candidate's version.
+        holder: the version that held the alias; empty if none did.
+        test_set: digest of what the gate's metric was measured on; empty if it was not compared.
+        attempt: number of the attempt at this holder by this metric, the first if there are several; 0 for no attempt.
+        count: number of attempts that it is: from how many models the candidate was chosen on the gate's queries.
+        chosen: the choices that count.
+        rules: what was asked for.
+        checks: the conditions.
+        forced: why a person moved the alias without the gate; empty otherwise.
+        anew: the holder's new evaluation; None if its own was compared.
+    """
+
+    promoted: bool
+    says: str
+    model: str
+    alias: str
+    candidate: str
+    holder: str
+    test_set: str
+    attempt: int
+    rules: Rules
+    checks: tuple[Check, ...] = ()
+    forced: str = ""
+    anew: Anew | None = None
+    count: int = 1
+    chosen: tuple[Choice, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the decision as JSON, with ``format``, and with ``units``, how those of the queries were made."""
+        chosen = [choice.model_dump(mode="json") for choice in self.chosen]
+        return {"format": FORMAT, "units": answers.UNITS, **asdict(self), "chosen": chosen}
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A metric of an evaluation: its test set, its answers if they are stored, its value and its chance."""
+
+    digest: str
+    scores: Scores | None
+    value: float
+    chance: Scores | None
+
+
+def test_set(evaluation: Evaluation, metric: str) -> str:
+    """Return the digest of what a metric was measured on: data and protocols.
+
+    Raises:
+        DataError: it was not measured.
+    """
+    return _measured(evaluation, metric).digest
+
+
+def measures(evaluation: Evaluation, metric: str) -> bool:
+    """Return whether an evaluation has a metric."""
+    _, tasks, result = _parts(evaluation, metric)
+    return bool(tasks) and all(result in task["results"] for task in tasks)
+
+
+def unpaired(rules: Rules, candidate: Evaluation, holder: Evaluation) -> str:
+    """Return why two evaluations cannot be compared query by query, as a clause about the holder; empty if they can.
+
+    What the candidate itself lacks is no reason: another evaluation of the holder would not help.
+
+    Args:
+        rules: name the metrics that are compared.
+        candidate: its evaluation.
+        holder: that of the holder.
+
+    Raises:
+        DataError: an evaluation is damaged.
+    """
+    for metric in (rules.metric, *rules.guards):
+        if not measures(candidate, metric) or (ours := _measured(candidate, metric)).scores is None:
+            continue
+        if not measures(holder, metric):
+            return f"{metric} of it was not measured"
+        theirs = _measured(holder, metric)
+        if theirs.digest != ours.digest:
+            return "it was measured on other data or by another protocol"
+        if any(task["task"] in holder.outdated for task in _parts(holder, metric)[1]):
+            return "its answers have the units of an earlier version, and cannot be scored anew"
+        if theirs.scores is None:
+            return "its answers are not stored"
+    return ""
+
+
+def choices_that_count(candidate: Evaluation, metric: str, choices: Sequence[Choice]) -> tuple[Choice, ...]:
+    """Return the choices by queries that share a unit with those of a metric; where it is not known, they count.
+
+    Args:
+        candidate: the evaluation of what was chosen.
+        metric: the gate's.
+        choices: that led to the candidate.
+    """
+    mine = {task["task"] for task in _parts(candidate, metric)[1]}
+    return tuple(choice for choice in choices if choice.of > 1 and _meet(candidate, mine, _tasks_of(candidate, choice)))
+
+
+def _tasks_of(candidate: Evaluation, choice: Choice) -> set[str]:
+    kind, of, _ = choice.metric.split("/")
+    held = {task["task"] for task in candidate.tasks().values() if (task["kind"], task["split"]) == (kind, HOLDOUT)}
+    return {of} if of != HOLDOUTS else held.intersection(choice.tasks) if choice.tasks else held
+
+
+def _meet(candidate: Evaluation, some: set[str], others: set[str]) -> bool:
+    """Whether tasks share a caption or an image. A set that the candidate was not measured on is a published one."""
+    if some & others:
+        return True
+    known = [[_links(candidate, name) for name in names & candidate.tasks().keys()] for names in (some, others)]
+    if any(each is None for side in known for each in side):
+        return True
+    first, second = (set().union(*(each for each in side if each is not None)) for side in known)
+    return bool(first & second)
+
+
+def _links(evaluation: Evaluation, task: str) -> set[int] | None:
+    scores = evaluation.scores(evaluation.tasks()[task])
+    return {*scores.links[:, 1].tolist()} if scores is not None and len(scores.links) else None
+
+
+def decide(
+    rules: Rules,
+    candidate: Evaluation,
+    holder: Evaluation | None,
+    *,
+    model: str,
+    alias: str,
+    version: str,
+    held_by: str = "",
+    attempt: int = 1,
+    choices: Sequence[Choice] = (),
+    seed: int = 0,
+) -> Decision:
+    """Decide whether a candidate takes the alias.
+
+    Args:
+        rules: what is asked for.
+        candidate: its evaluation.
+        holder: the evaluation of the version that holds the alias; None if none does.
+        model: name of the registered model.
+        alias: the alias.
+        version: the candidate's.
+        held_by: the holder's version.
+        attempt: the number of this attempt at the holder by this metric, the first if there are several.
+        choices: that led to the candidate.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: the gate's metric was not measured, or an evaluation is damaged.
+    """
+    ours = _measured(candidate, rules.metric)
+    chosen = choices_that_count(candidate, rules.metric, choices)
+    count = math.prod(choice.of for choice in chosen)
+    made = Decision(False, "", model, alias, version, held_by, "", 0, rules, count=count, chosen=chosen)
+    if holder is None and rules.first == "any":
+        return replace(made, promoted=True, says="It is the first model, of which registry.first asks nothing.")
+    if holder is None:
+        check = _above_chance(rules.metric, ours, count, seed)
+        return _concluded(replace(made, test_set=ours.digest), [check])
+    better = _better(rules, ours, holder, attempt, chosen, seed)
+    if better.p is None:
+        return _concluded(made, [better])
+    guards = [_not_worse(metric, margin, candidate, holder, seed) for metric, margin in rules.guards.items()]
+    return _concluded(replace(made, test_set=ours.digest, attempt=attempt), [better, *guards])
+
+
+def refused(rules: Rules, model: str, alias: str, version: str, holder: str, why: str) -> Decision:
+    """A decision against a candidate that is not compared at all."""
+    return Decision(False, why, model, alias, version, holder, "", 0, rules)
+
+
+def _concluded(made: Decision, checks: Sequence[Check]) -> Decision:
+    failed = [check for check in checks if not check.passed]
+    says = " ".join(check.says for check in (failed or checks))
+    return replace(made, promoted=not failed, checks=tuple(checks), says=says)
+
+
+def _better(
+    rules: Rules, ours: _Measured, holder: Evaluation, attempt: int, chosen: Sequence[Choice], seed: int
+) -> Check:
+    metric, why = rules.metric, ""
+    theirs = _measured(holder, metric) if measures(holder, metric) else None
+    if theirs is None:
+        why = f"not comparable: {metric} of the present holder was not measured"
+    elif theirs.digest != ours.digest:
+        why = "not comparable: the holder was measured on other data or by another protocol"
+    elif ours.scores is None or theirs.scores is None:
+        why = "not comparable: the answers of one of the models are not stored, so they cannot be paired"
+    if theirs is None or ours.scores is None or theirs.scores is None or why:
+        hint = "use `wukong promote --force --reason`"
+        return Check(metric, "better", False, f"{why}; {hint}.", ours.value, theirs.value if theirs else None)
+    count = math.prod(choice.of for choice in chosen)
+    level = level_of(attempt, rules.level, count)
+    gains = ours.scores.shares(ours.scores.names[0]) - theirs.scores.shares(theirs.scores.names[0])
+    p = sign_flip(gains)
+    difference = differences(theirs.scores, [ours.scores], seed=seed)[0][ours.scores.names[0]]
+    verdict = "better by more than noise" if p <= level else "not better by more than noise"
+    says = (
+        f"{metric} is {_points(difference)} than the holder's: {verdict} (p = {p:.2g}, level {level:.2g} of attempt"
+        f"{f's {attempt} to {attempt + count - 1}, as {_chosen(chosen)}' if chosen else f' {attempt}'})."
+    )
+    return Check(metric, "better", p <= level, says, ours.value, theirs.value, difference, p, level)
+
+
+def _not_worse(metric: str, margin: float, candidate: Evaluation, holder: Evaluation, seed: int) -> Check:
+    for name, each in (("the candidate", candidate), ("the holder", holder)):
+        if not measures(each, metric):
+            return Check(metric, "not worse", False, f"{metric} is guarded, and {name} was not measured by it.")
+    ours, theirs = _measured(candidate, metric), _measured(holder, metric)
+    if ours.digest != theirs.digest or ours.scores is None or theirs.scores is None:
+        why = "was measured on other data" if ours.digest != theirs.digest else "has no stored answers"
+        return Check(metric, "not worse", False, f"{metric} is guarded, and {why}.", ours.value, theirs.value)
+    found = differences(theirs.scores, [ours.scores], level=1 - 2 * GUARD_LEVEL, seed=seed)[0][ours.scores.names[0]]
+    passed = found.low > -margin
+    verdict = "not worse" if passed else "not shown to be no worse"
+    says = f"{metric} is {_points(found)}: {verdict} than the holder's by {100 * margin:.1f} points or more."
+    return Check(metric, "not worse", passed, says, ours.value, theirs.value, found, None, GUARD_LEVEL)
+
+
+def _chosen(chosen: Sequence[Choice]) -> str:
+    each = " and ".join(f"from {choice.of} by {choice.by}" for choice in chosen)
+    return f"it was chosen on these queries: {each}"
+
+
+def _above_chance(metric: str, ours: _Measured, count: int, seed: int) -> Check:
+    if ours.scores is None or ours.chance is None:
+        why = "its answers are not stored" if ours.scores is None else "its chance is not known"
+        return Check(metric, "above chance", False, f"{metric} cannot be compared with chance: {why}.", ours.value)
+    level, resamples = 0.05 / count, max(RESAMPLES, 200 * count)
+    (compared,) = differences(ours.chance, [ours.scores], level=1 - level, resamples=resamples, seed=seed)
+    found = compared[ours.scores.names[0]]
+    passed = found.low > 0
+    verdict = "above chance by more than noise" if passed else "not above chance by more than noise"
+    says = f"It is the first model, and {metric} is {_points(found)} than chance: {verdict}."
+    return Check(metric, "above chance", passed, says, ours.value, float(ours.chance.values()[0]), found, None, level)
+
+
+def _points(found: Interval) -> str:
+    ends = f"{100 * found.level:.3g} % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    return f"{100 * abs(found.value):.1f} points {'lower' if found.value < 0 else 'higher'} ({ends})"
+
+
+def _parts(evaluation: Evaluation, metric: str) -> tuple[str, list[Mapping[str, Any]], str]:
+    """Return the kind, the tasks and the result that a metric's name stands for."""
+    group, kind, of, result = [*metric.split("/"), "", "", ""][:4]
+    tasks = evaluation.tasks(_GROUPS.get(group, group)).values()
+    mine = [task for task in tasks if task["kind"] == kind]
+    chosen = [t for t in mine if t["split"] == HOLDOUT] if of == HOLDOUTS else [t for t in mine if t["task"] == of]
+    return kind, chosen, result
+
+
+def _measured(evaluation: Evaluation, metric: str) -> _Measured:
+    _, tasks, result = _parts(evaluation, metric)
+    tasks = sorted(tasks, key=lambda task: str(task["task"]))  # the same tasks in another order are the same test set
+    if not measures(evaluation, metric):
+        known = ", ".join(sorted(task["task"] for task in evaluation.tasks().values())) or "nothing"
+        raise DataError(f"the evaluation {evaluation.uri} has no metric {metric!r}; it measured {known}")
+    scores = [evaluation.scores(task) for task in tasks]
+    there = [each for each in scores if each is not None]
+    chances = [_chance(task, result) for task in tasks]
+    levels = [
+        replace(alone, sums=alone.weights * chance / alone.weights.shape[1])
+        for each, chance in zip(there, chances, strict=False)
+        if chance is not None
+        for alone in (each.only(result),)
+    ]
+    complete = len(there) == len(tasks)
+    return _Measured(
+        digest_of([[task["task"], task["digest"], task["protocol"]] for task in tasks]),
+        answers.mean_of(there, result) if complete else None,
+        sum(task["results"][result]["value"] for task in tasks) / len(tasks),
+        answers.mean_of(levels, result) if complete and len(levels) == len(tasks) else None,
+    )
+
+
+def _chance(task: Mapping[str, Any], result: str) -> float | None:
+    known = task["chance"]
+    if result in known:
+        return float(known[result])
+    recalls = [known.get(name) for name in task["results"] if "_to_" in name]
+    if result != answers.MEAN_RECALL or not recalls or None in recalls:
+        return None
+    return float(sum(recalls) / len(recalls))

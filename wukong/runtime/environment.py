@@ -1,0 +1,166 @@
+"""Find the services of this machine's embedded stack, for programs whose environment does not name any.
+
+Programs find the object store and MLflow by environment variables. If no variable names an object store, the variables
+are read from ``environment.json`` in the home folder of the stack on this machine; only its user may read this file.
+Variables that are set always take precedence.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from wukong.errors import ConfigError
+
+FILE = "environment.json"
+HOME = "WUKONG_HOME"
+CONNECT_TO = "WUKONG_CONNECT_TO"
+"""Addresses that the crawler connects to in place of the hosts' own (``wukong.crawl.addresses``)."""
+
+_FOLDER = ".wukong"
+_LISTS = ("NO_PROXY", "no_proxy")
+_NAMED_BY = (
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ENDPOINT_URL",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_PROFILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_CONFIG_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "KUBERNETES_SERVICE_HOST",
+)
+"""If one of these variables is set, the object store is configured, or this machine has no stack of its own."""
+
+
+def home() -> Path:
+    """Return the home folder in which to start a stack: ``$WUKONG_HOME``, or ``.wukong`` here or in a folder above.
+
+    If there is none of these, it is ``.wukong`` here.
+    """
+    return _chosen() or Path(_FOLDER).absolute()
+
+
+def find_home() -> Path | None:
+    """Return the home folder of an existing stack: like ``home``, or else that of the last stack started; or None."""
+    if (chosen := _chosen()) is not None:
+        return chosen
+    try:
+        last = Path(_last_home().read_text(encoding="utf-8").strip())
+    except (OSError, UnicodeDecodeError):
+        return None
+    return last if is_home(last) else None
+
+
+def is_home(folder: Path) -> bool:
+    """Return whether a stack has been started in a folder."""
+    return (folder / FILE).is_file()
+
+
+def remember(folder: Path) -> None:
+    """Record where a stack was started, so that it can be found from any folder."""
+    target = _last_home()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(f"{folder}\n", encoding="utf-8")
+    except OSError:
+        return  # only a convenience: without it, the user can set WUKONG_HOME
+
+
+def merged(variables: Mapping[str, str]) -> dict[str, str]:
+    """Merge variables with this process's environment: entries of list variables that the user has set are kept."""
+    joined = dict(variables)
+    for name in _LISTS:
+        if name in joined:
+            own_hosts = os.environ.get(name) or os.environ.get(name.swapcase()) or ""
+            joined[name] = ",".join(dict.fromkeys(filter(None, [*own_hosts.split(","), *joined[name].split(",")])))
+    if CONNECT_TO in joined:
+        ours = {entry.partition("=")[0].lower() for entry in joined[CONNECT_TO].split(",")}
+        own = [entry.strip() for entry in os.environ.get(CONNECT_TO, "").split(",")]
+        kept = [entry for entry in own if entry and entry.partition("=")[0].strip().lower() not in ours]
+        joined[CONNECT_TO] = ",".join([*kept, joined[CONNECT_TO]])
+    return joined
+
+
+def read_variables(folder: Path) -> dict[str, str]:
+    """Read the variables in the ``environment.json`` of a stack's home folder.
+
+    Raises:
+        ConfigError: there is no such file, or it cannot be read.
+    """
+    path = folder / FILE
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ConfigError(f"no stack has run in {folder}: `wukong up` starts one, WUKONG_HOME names another") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): `wukong up` writes it again") from error
+    if not isinstance(value, dict) or not all(isinstance(entry, str) for entry in value.values()):
+        raise ConfigError(f"{path} does not contain variables: `wukong up` writes it again")
+    return {str(name): entry for name, entry in value.items()}
+
+
+def is_named(place: str = "s3://") -> bool:
+    """Return whether environment variables configure the service of an ``s3://`` or ``models:/`` address."""
+    if place.startswith("s3://"):
+        return any(name in os.environ for name in _NAMED_BY)
+    return "MLFLOW_TRACKING_URI" in os.environ
+
+
+_SERVICES: Mapping[str, Callable[[], bool]] = {
+    "AWS_": lambda: is_named("s3://"),
+    "MLFLOW_": lambda: is_named("models:/"),
+    "RAY_": lambda: "RAY_ADDRESS" in os.environ,
+}
+"""By the prefix of its variables whether a service is configured."""
+
+
+def use_for(place: str) -> None:
+    """Connect to this machine's stack if an address needs it and no environment variable configures its service.
+
+    Variables of other services that are configured stay as they are: whoever has an MLflow of their own and opens an
+    address in the stack's object store keeps that MLflow.
+
+    Args:
+        place: an address; addresses of files need no stack.
+
+    Raises:
+        ConfigError: the stack's ``environment.json`` cannot be read.
+    """
+    if place.startswith(("s3://", "models:/", "runs:/")) and not is_named(place):
+        folder = find_home()
+        if folder is not None and is_home(folder):
+            own = tuple(prefix for prefix, named in _SERVICES.items() if named())
+            variables = read_variables(folder)
+            os.environ.update(merged({name: variables[name] for name in variables if not name.startswith(own)}))
+
+
+def connect(folder: Path | None = None) -> None:
+    """Set this process's environment variables to the addresses and credentials of this machine's stack.
+
+    Afterwards MLflow, Ray and all S3 clients in this process use the stack.
+
+    Args:
+        folder: home folder of the stack; None for the stack that ``wukong status`` shows.
+
+    Raises:
+        ConfigError: there is no stack, or its ``environment.json`` cannot be read.
+    """
+    chosen = folder or find_home()
+    if chosen is None:
+        raise ConfigError("no stack is found from here: `wukong up` starts one, WUKONG_HOME names its home")
+    os.environ.update(merged(read_variables(chosen)))
+
+
+def _chosen() -> Path | None:
+    if named := os.environ.get(HOME):
+        return Path(named).absolute()
+    here = Path.cwd()
+    return next((folder / _FOLDER for folder in (here, *here.parents) if (folder / _FOLDER).is_dir()), None)
+
+
+def _last_home() -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "wukong" / "home"

@@ -1,0 +1,163 @@
+"""What happens in a run, told to the process that shows it: a file of events, one line of JSON each.
+
+``wukong run`` makes the file, names it in ``WUKONG_EVENTS`` and reads it while the run lasts. A component writes when
+its stage begins and ends; long work writes how far it has come (``wukong.runtime.progress``). Without the variable, or
+where the file does not exist, as on a cluster, nothing is written: there people read the log lines.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+VARIABLE = "WUKONG_EVENTS"
+"""Names the file, in the environment of components, jobs and Ray's workers."""
+
+log = logging.getLogger(__name__)
+
+
+class _Event(BaseModel):
+    # A component in a container may be of another version, and say more than this one knows.
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Begun(_Event):
+    """A stage's component has begun its work."""
+
+    kind: Literal["begun"] = "begun"
+    stage: str
+
+
+class Ended(_Event):
+    """A stage's component has ended its work, after so many seconds."""
+
+    kind: Literal["ended"] = "ended"
+    stage: str
+    state: Literal["succeeded", "failed"]
+    seconds: float
+
+
+class Advanced(_Event):
+    """Long work has come so far.
+
+    Attributes:
+        what: the work, for instance ``download``.
+        done: units done.
+        total: units in all.
+        unit: what is counted, for instance ``pictures``.
+        rate: units a second since it began.
+    """
+
+    kind: Literal["advanced"] = "advanced"
+    what: str
+    done: int
+    total: int
+    unit: str
+    rate: float
+
+    def sentence(self) -> str:
+        """The event as a line for people."""
+        seconds = (self.total - self.done) / self.rate if self.rate else 0
+        left = f", {seconds:,.0f} s left" if 0 < self.done < self.total else ""
+        return f"{self.what}: {self.done:,} of {self.total:,} {self.unit} ({self.rate:,.1f}/s{left})"
+
+
+Event = Annotated[Begun | Ended | Advanced, Field(discriminator="kind")]
+_EVENT: TypeAdapter[Begun | Ended | Advanced] = TypeAdapter(Event)
+
+
+def write(event: Begun | Ended | Advanced) -> None:
+    """Append an event to the file that ``WUKONG_EVENTS`` names; without that file this does nothing.
+
+    Many processes write to the file at once. A line is one write to a file opened for appending, so lines do not mix;
+    it begins with a line feed too, so that a line cut short by a full disk does not spoil the next.
+    """
+    path = os.environ.get(VARIABLE)
+    if not path:
+        return
+    line = f"\n{event.model_dump_json()}\n".encode()
+    try:
+        target = os.open(path, os.O_WRONLY | os.O_APPEND)
+    except FileNotFoundError:  # this is another machine
+        return
+    except OSError as error:
+        log.warning("cannot open %s, which %s names, so this is not shown: %s", path, VARIABLE, error)
+        return
+    try:
+        os.write(target, line)
+    except OSError as error:
+        log.warning("cannot write to %s, which %s names, so this is not shown: %s", path, VARIABLE, error)
+    finally:
+        os.close(target)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Write that a stage begins, and after the block that it has ended, in which state and after how long."""
+    began = time.monotonic()
+    write(Begun(stage=name))
+    try:
+        yield
+    except BaseException:  # a cancelled stage has ended too
+        write(Ended(stage=name, state="failed", seconds=time.monotonic() - began))
+        raise
+    write(Ended(stage=name, state="succeeded", seconds=time.monotonic() - began))
+
+
+class Reader:
+    """Reads the events of a file while others append to it.
+
+    Args:
+        path: the file, which may not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0
+        self._rest = b""
+        self._lock = threading.Lock()
+
+    def new(self) -> list[Begun | Ended | Advanced]:
+        """The events since the last call, in order; what is no event that this version knows is passed over."""
+        with self._lock:
+            try:
+                with self.path.open("rb") as stream:
+                    stream.seek(self._offset)
+                    data = stream.read()
+            except FileNotFoundError:
+                return []
+            self._offset += len(data)
+            *lines, self._rest = (self._rest + data).split(b"\n")
+        return [event for line in lines if (event := _parse(line)) is not None]
+
+
+@contextmanager
+def received(path: Path) -> Iterator[Reader]:
+    """Make an empty file for events and name it to all that this process starts, while the block lasts.
+
+    Everybody may write to the file: a container's user may be another.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    path.chmod(0o666)
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = str(path)
+    try:
+        yield Reader(path)
+    finally:
+        del os.environ[VARIABLE]
+        if before is not None:
+            os.environ[VARIABLE] = before
+
+
+def _parse(line: bytes) -> Begun | Ended | Advanced | None:
+    try:
+        return _EVENT.validate_json(line) if line else None
+    except ValidationError:
+        return None

@@ -1,0 +1,326 @@
+"""Where each stage writes, and its manifest if it has finished: computed without Ray, torch or the stage's work.
+
+A job finds its place here, and so does everything that asks for the job's output before a job is started. So both
+compute the same key. Parents are given as a job gets them: manifests, by the name of their stage.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import ValidationError
+
+from wukong import stages
+from wukong.config.crawl import Crawl
+from wukong.config.experiment import Experiment
+from wukong.config.model import Model
+from wukong.errors import ConfigError, DataError
+from wukong.evaluate import set_folders
+from wukong.store import fence, lease, manifest, storage
+from wukong.store.manifest import Manifest, Stage
+
+if TYPE_CHECKING:
+    from wukong.crawl.attempt import Attempt
+
+_MOST_BYTES = 2 << 30
+_MOST_FILES = 2_000
+"""More than this of a crawl's lists is not read only to see whether the crawl has finished: its job reads them."""
+
+log = logging.getLogger(__name__)
+
+
+def finished(name: str, experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest | None:
+    """Return the manifest of a stage that is a job, if the job would find it and do nothing; else None.
+
+    What it returns is exactly what the job would return. None does not mean that the job has work to do: a crawl's
+    lists may be too large to be read here, and of a training stage the features may be gone and the model still there.
+
+    Args:
+        name: of the stage.
+        experiment: the experiment.
+        parents: what the job gets.
+
+    Raises:
+        ConfigError: no job has that name, or the crawl's list of queries cannot be read.
+        DataError: a list or a manifest cannot be read.
+        StorageError: the store cannot be read.
+    """
+    place = upcoming(name, experiment, parents)
+    return place.finished() if place is not None and place.name == name else None
+
+
+def upcoming(name: str, experiment: Experiment, parents: Mapping[str, Manifest]) -> Stage | None:
+    """Return the place that a job works at first; None where that cannot be said from here.
+
+    It is that of a stage which the job makes inside and which has not finished, or the job's own. For the arguments and
+    errors see ``finished``.
+    """
+    if not parents.keys() >= {*stages.of(name).key_parents}:
+        return None  # the job says which is missing
+    match name:
+        case "crawl":
+            return crawl(experiment, parents).stage if _is_quickly_read(experiment.crawl) else None
+        case "filter":
+            return filtering(experiment, parents["crawl"])
+        case "validate":
+            return validation(experiment, parents["filter"])
+        case "pretrain" | "finetune":
+            filtered, start = parents["filter"], parents.get("pretrain")
+            settled = decided(name, experiment, filtered, start)
+            if settled is None:
+                return None
+            if not stages.training_of(settled, name).reads_features:
+                return training(name, settled, filtered, None, start)
+            inside = features(settled, filtered, start)
+            computed = inside.finished()
+            return training(name, settled, filtered, computed, start) if computed else inside
+        case "evaluate":
+            found = []
+            for model in EVALUATED.values():
+                inside = features(experiment, parents["filter"], parents[model], "holdouts")
+                computed = inside.finished()
+                if computed is None:
+                    return inside
+                found.append(computed)
+            return evaluation(experiment, parents, found)
+    raise ConfigError(f"{name} is no job; the jobs are {', '.join(stages.JOBS)}")
+
+
+@contextmanager
+def reserved(
+    name: str, experiment: Experiment, parents: Mapping[str, Manifest], run: str, record: str
+) -> Iterator[Manifest | None]:
+    """Reserve what a job will make before the job is started, after waiting for other runs that are making it.
+
+    The block gets the stage's manifest if the stage has finished. Else it gets None, starts the job, and while it lasts
+    this process has the lease (``wukong.store.lease``) of what the job makes first, until the job takes it over.
+
+    Args:
+        name: of the stage.
+        experiment: the experiment.
+        parents: what the job gets.
+        run: name of the run.
+        record: of the job's record in the run.
+
+    Raises:
+        ConfigError: as of ``finished``, like the other errors.
+    """
+    attempt = storage.join(fence.folder_of(experiment.root, run, record), "00000-start.json")
+    has_waited = False
+    while (place := upcoming(name, experiment, parents)) is not None:
+        made = storage.join(place.uri, "manifest.json")
+        if place.name == name and (known := place.finished()) is not None:
+            clean(name, experiment, parents, known)
+            yield known
+            return
+        if has_waited:  # whoever made the last place goes on here in a moment
+            lease.wait_for_holder(place.uri)
+        with lease.held(place.uri, partial(storage.exists, made), attempt):
+            if not storage.exists(made):
+                yield None
+                return
+        has_waited = True
+    yield None
+
+
+def clean(name: str, experiment: Experiment, parents: Mapping[str, Manifest], made: Manifest) -> None:
+    """Delete what the job of a finished stage would have deleted, had it not been killed after its manifest.
+
+    For the first three arguments see ``finished``.
+    """
+    manifest.clean(made.uri)
+    if name == "crawl":
+        crawl(experiment, parents).clean()
+
+
+EVALUATED = {"finetuned": "finetune", "pretrained": "pretrain"}
+"""The models that are evaluated, and the stage that each comes from."""
+
+
+def crawl(experiment: Experiment, parents: Mapping[str, Manifest] | None = None) -> "Attempt":
+    """The attempt at the crawl that has finished, or the next; it reads the lists that the crawl is made of."""
+    from wukong.crawl import attempt, previous  # of no use to the other stages' components
+
+    earlier = previous.manifest_of(experiment.crawl)
+    version = stages.of("crawl").version
+    return attempt.of(
+        experiment, parents or {}, earlier, lambda uris: [attempt.digest_of_file(uri) for uri in uris], version
+    )
+
+
+def filtering(experiment: Experiment, crawled: Manifest) -> Stage:
+    """The place of the filter stage."""
+    entry = stages.of("filter")
+    return Stage(experiment.root, entry.name, entry.config(experiment), [crawled], entry.version)
+
+
+def validation(experiment: Experiment, filtered: Manifest) -> Stage:
+    """The place of the validate stage; the validation that ``validation.reference`` names is compared with."""
+    entry, reference = stages.of("validate"), experiment.validation.reference
+    compared = {"reference_digest": manifest.load(reference).digest if reference else None}
+    return Stage(experiment.root, entry.name, entry.config(experiment) | compared, [filtered], entry.version)
+
+
+def features(
+    experiment: Experiment,
+    filtered: Manifest,
+    model: Manifest | None = None,
+    pairs: Literal["train", "holdouts"] = "train",
+) -> Stage:
+    """The place of the features of the training pairs or of all hold-outs.
+
+    Args:
+        experiment: its ``model.image``, ``model.similarity``, ``features.dtype`` and ``pretrain.precision``, and the
+            ``views`` of both trainings decide the output.
+        filtered: the filter's manifest.
+        model: the training stage whose image tower is used; None for the tower that the experiment names.
+        pairs: ``train`` for the training pairs, ``holdouts`` for every hold-out.
+    """
+    views = max(experiment.pretrain.views, experiment.finetune.views) if pairs == "train" else 0
+    config = {
+        "image": experiment.model.image.model_dump(mode="json"),
+        "kind": "tokens" if experiment.model.similarity == "token" else "pooled",
+        "views": views,
+        "pairs": pairs,
+    }
+    # Hold-outs are measured in float32 and not rounded further. Keys without these entries are from before they were.
+    if pairs == "train" and experiment.features.dtype != "float16":
+        config["dtype"] = experiment.features.dtype
+    if pairs == "train" and experiment.pretrain.precision != "float32":
+        config["precision"] = experiment.pretrain.precision
+    trained = trained_tower(model)
+    version = stages.of("features").version
+    return Stage(experiment.root, "features", config, [m for m in (filtered, trained) if m], version)
+
+
+def decision(name: str, experiment: Experiment, filtered: Manifest, start: Manifest | None) -> str:
+    """The URI of the decision whether a training with ``store_features: auto`` stores features.
+
+    Trainings with equal inputs have one decision, which the first of them takes (``ray_jobs.features``). So have those
+    that differ in their seed, or start from weights of another seed, as long as they read the same features.
+
+    Args:
+        name: of the training stage.
+        experiment: as of the stage.
+        filtered: the filter's manifest.
+        start: that of the stage whose model it starts from, if any.
+    """
+    of_all_seeds = experiment.model_copy(update={"seed": 0})
+    undecided = training(name, of_all_seeds, filtered, None, trained_tower(start))
+    cache = features(experiment, filtered, start)
+    key = manifest.digest_of([undecided.key, cache.key])[:16]
+    return storage.join(experiment.root, "features", "_decisions", f"{key}.json")
+
+
+def decided(name: str, experiment: Experiment, filtered: Manifest, start: Manifest | None) -> Experiment | None:
+    """Return the experiment with what was decided in the place of ``auto``; None if nothing was decided yet.
+
+    A training that leaves nothing to decide stays as it is. For the arguments see ``decision``.
+    """
+    settings = stages.training_of(experiment, name)
+    if not settings.is_undecided:
+        return experiment
+    uri = decision(name, experiment, filtered, start)
+    if not storage.exists(uri):
+        return None
+    return experiment.model_copy(update={name: settings.decided(store=storage.read_json(uri)["store"])})
+
+
+def trained_tower(model: Manifest | None) -> Manifest | None:
+    """The last stage that trained a model's image tower; None if every stage kept it locked."""
+    while model is not None and model.config["training"].get("lock", "all") == "all":
+        start = next((parent for parent in model.parents if parent.stage == "pretrain"), None)
+        model = manifest.load(start.uri) if start else None
+    return model
+
+
+def training(
+    name: str, experiment: Experiment, filtered: Manifest, computed: Manifest | None, start: Manifest | None
+) -> Stage:
+    """The place of a training stage.
+
+    Args:
+        name: of the stage, ``pretrain`` or ``finetune``.
+        experiment: its ``model`` section, the section of the stage's name and the seed decide the output.
+        filtered: the filter's manifest.
+        computed: that of the features, where the stage reads them.
+        start: that of the stage whose model it starts from, if any.
+
+    Raises:
+        DataError: a published set that decides which model is best is not there.
+    """
+    entry, asked = stages.of(name), stages.training_of(experiment, name).validation
+    made_from = [parent for parent in (filtered, computed, start) if parent]
+    published = [task for task in asked.tasks if task not in experiment.held_out_tasks] if asked.decides else []
+    sets = {task: set_folders.digest_of(experiment.evaluate.sets, task) for task in published}
+    config = entry.config(experiment) | ({"sets": sets} if sets else {})
+    return Stage(experiment.root, name, config, made_from, entry.version)
+
+
+def evaluation(experiment: Experiment, parents: Mapping[str, Manifest], computed: Sequence[Manifest]) -> Stage:
+    """The place of the evaluate stage.
+
+    Args:
+        experiment: its ``evaluate`` section, the files of the published sets that it names and the filter's hold-outs
+            decide the output.
+        parents: the manifests of ``filter``, ``pretrain`` and ``finetune``.
+        computed: features of the hold-outs, one manifest for each of ``EVALUATED``.
+
+    Raises:
+        DataError: a published set is not there.
+    """
+    # Models whose towers were locked share their features.
+    distinct = {entry.digest: entry for entry in computed}
+    made_from = [parents["filter"], *distinct.values(), *(parents[stage] for stage in EVALUATED.values())]
+    entry, asked = stages.of("evaluate"), experiment.evaluate
+    sets = {name: set_folders.digest_of(asked.sets, name) for name in asked.tasks}
+    return Stage(experiment.root, entry.name, entry.config(experiment) | {"sets": sets}, made_from, entry.version)
+
+
+def rematch(experiment: Experiment, evaluated: Manifest, model: Manifest) -> tuple[Experiment, list[str]]:
+    """What the evaluate stage is given to measure another run's models on the test set of an evaluation.
+
+    Args:
+        experiment: that of the evaluation. Its hold-outs, tasks and protocols are kept.
+        evaluated: the evaluation's manifest.
+        model: that of the stage whose model is measured, ``finetune`` of the other run.
+
+    Returns:
+        The experiment with the other run's ``model`` section, and the URIs of the manifests of ``filter``, ``pretrain``
+        and ``finetune``.
+
+    Raises:
+        DataError: a manifest that is needed is gone, or the pairs have changed since the evaluation.
+        ConfigError: this version does not know the model's settings, for instance its tower.
+    """
+    used = next((parent for parent in evaluated.parents if parent.stage == "filter"), None)
+    start = next((parent for parent in model.parents if parent.stage == "pretrain"), None)
+    if used is None or start is None:
+        lacks = f"{evaluated.uri} names no pairs" if used is None else f"{model.uri} names no pre-trained model"
+        raise DataError(f"{lacks}: it is not of this project's pipeline")
+    if manifest.load(used.uri).digest != used.digest:
+        raise DataError(
+            f"the pairs at {used.uri} have changed since they were measured on, for instance by a takedown: run the "
+            "pipeline again, which measures its model on them as they are now"
+        )
+    manifest.load(start.uri)
+    try:
+        settings = Model.model_validate(model.config["model"])
+    except (KeyError, ValidationError) as error:
+        raise ConfigError(f"{model.uri} has a model that this version of Wukong does not know: {error}") from error
+    given = [storage.join(parent, "manifest.json") for parent in (used.uri, start.uri, model.uri)]
+    return experiment.model_copy(update={"model": settings}), given
+
+
+def _is_quickly_read(config: Crawl) -> bool:
+    """Whether what a crawl's key is made of can be read here in seconds."""
+    if config.searched:
+        return True
+    sizes = storage.sizes(config.endpoint)
+    is_folder = config.engine == "files" and len(sizes) > 1  # whose captions are read, and no image
+    if len(sizes) <= _MOST_FILES and (is_folder or sum(sizes.values()) <= _MOST_BYTES):
+        return True
+    log.info("the list at %s is large: the crawl's job reads it and sees whether it has finished", config.endpoint)
+    return False

@@ -1,0 +1,384 @@
+"""Checks before the first stage, so that a run does not fail after an hour for a reason that can be known now.
+
+``wukong.config.experiment`` refuses values that are wrong in themselves. The checks here need the world: whether the
+files that the experiment names exist, whether the engine answers, whether disk, memory and GPUs suffice. The command
+line checks before it starts a run, the first component of a pipeline before it hands the experiment on. Every message
+names the key, the value, and what is allowed.
+"""
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from wukong import stages
+from wukong.config.experiment import Experiment
+from wukong.config.training import Training
+from wukong.curate import rules
+from wukong.errors import ConfigError, WukongError
+from wukong.evaluate import set_folders
+from wukong.stages import run_paths
+from wukong.store import manifest, storage
+
+_CONNECT_SECONDS = 10.0
+_GIB = 2**30
+_OF_A_LIST = (".csv", ".tsv", ".parquet", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
+
+
+def check_name(experiment: Experiment, run: str) -> None:
+    """Check that a run's name can be the name of a folder.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        run_paths.uri_of(experiment, run, "")
+    except ConfigError as error:
+        raise ConfigError(f"--name: {error}") from error
+
+
+def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDED) -> None:
+    """Check that the experiment has all settings that the stages need; this reads no file.
+
+    Args:
+        experiment: the experiment.
+        names: of the stages that will run.
+
+    Raises:
+        ConfigError: a setting is missing; the message names every key.
+    """
+    problems = []
+    if "evaluate" in names and not experiment.filter.split.holdouts:
+        problems.append(
+            "filter.split.holdouts: there is none, so that nothing could be measured after training; hold out captions,"
+            ' for instance held_out_captions: 0.1 and holdouts: [{name: held-out, source: "*", captions: unseen}]'
+        )
+    problems += [
+        f"{training}.validation.tasks: there is no hold-out and no evaluation set {name!r}; there are "
+        f"{', '.join([*experiment.held_out_tasks, *set_folders.NAMES])}"
+        for training in stages.TRAININGS
+        if training in names
+        for name in stages.training_of(experiment, training).validation.tasks
+        if name not in {*experiment.held_out_tasks, *set_folders.NAMES}
+    ]
+    if "evaluate" in names:
+        problems += [
+            f"evaluate.tasks: there is no evaluation set {name!r}; there are {', '.join(set_folders.NAMES)}"
+            for name in experiment.evaluate.tasks
+            if name not in set_folders.NAMES
+        ]
+        problems += [
+            f"evaluate.tasks: {name!r} is the name of a published set, so a hold-out needs another one"
+            for name in experiment.held_out_tasks
+            if name in set_folders.NAMES
+        ]
+    _refuse(problems)
+
+
+def check_world(experiment: Experiment, names: Collection[str] = stages.RECORDED, *, connect: bool = False) -> None:
+    """Check that the files and addresses exist that the experiment names and the stages read.
+
+    Args:
+        experiment: the experiment.
+        names: of the stages that will run.
+        connect: also check that the search engine's address answers.
+
+    Raises:
+        ConfigError: something is missing or of another kind; the message names every key.
+        StorageError: the object store cannot be reached.
+    """
+    checks, sections = _checks(experiment), stages.sections_of(names)
+    problems = []
+    for key, uri in experiment.uris().items():
+        if key.partition(".")[0] not in sections:
+            continue
+        if why := checks[key](uri):
+            problems.append(f"{key}: {uri} {why}")
+    if connect and experiment.crawl.searched:
+        problems += _unanswered(experiment.crawl.endpoint)
+    _refuse(problems)
+
+
+def check_lists(experiment: Experiment) -> None:
+    """Check that the lists that the experiment names can be read; this imports what the crawl and the filter import.
+
+    Raises:
+        ConfigError: an opt-out list has a wrong line, or the lists of sensitive words have no word; names the key.
+    """
+    from wukong.crawl.optout import OptOut
+
+    problems = []
+    for key in ("crawl.politeness.opt_out", "release.opt_out"):
+        if uri := experiment.uris().get(key):
+            try:
+                OptOut.load(uri)
+            except ConfigError as error:
+                problems.append(f"{key}: {error}")
+    for rule in rules.REGISTRY:
+        named = [f"filter.{key}: {uri}" for key in rule.uris or () if (uri := getattr(experiment.filter, key))]
+        if named and rule.load is not None:
+            try:
+                rule.load(experiment.filter)
+            except ConfigError as error:
+                problems.append(f"{', '.join(named)}: {error}")
+    _refuse(problems)
+
+
+def _refuse(problems: Collection[str]) -> None:
+    if problems:
+        raise ConfigError("\n  ".join(["the experiment cannot be run:", *problems]))
+
+
+def _checks(experiment: Experiment) -> Mapping[str, Callable[[str], str]]:
+    """Return a check for each key that is a URI: it returns why the URI is wrong, or an empty text."""
+    listed = _of_list if experiment.crawl.engine == "urls" else _of_pictures
+    return {
+        "crawl.queries": _of_file if experiment.crawl.searched else lambda _: "",
+        "crawl.endpoint": listed,
+        "crawl.politeness.opt_out": _of_file,
+        "crawl.previous": lambda uri: _of_stage(uri, "crawl"),
+        **{f"filter.{key}": check for rule in rules.REGISTRY for key, check in (rule.uris or {}).items()},
+        "validation.reference": lambda uri: _of_stage(uri, "validate"),
+        "release.opt_out": _of_file,
+        "evaluate.sets": lambda uri: _of_sets(uri, experiment.published_sets),
+        "model.image.weights": _of_file,
+        "model.text.vocabulary": _of_file,
+        "model.text.weights": lambda uri: _of_folder(uri, ("config.json", "model.safetensors")),
+    }
+
+
+def _of_file(uri: str) -> str:
+    if storage.exists(uri):
+        return ""
+    return "is a folder; name a file in it" if storage.list_files(uri) else "does not exist; name a file that is there"
+
+
+def _of_list(uri: str) -> str:
+    if storage.exists(uri) or any(file.endswith(_OF_A_LIST) for file in storage.list_files(uri)):
+        return ""
+    return f"is no list of URLs; name a file, or a folder of files, of {', '.join(_OF_A_LIST)}"
+
+
+def _of_pictures(uri: str) -> str:
+    return "" if storage.exists(uri) or storage.list_files(uri) else "has nothing; name a folder of pictures or a list"
+
+
+def _of_folder(uri: str, files: Collection[str]) -> str:
+    missing = [name for name in files if not storage.exists(storage.join(uri, name))]
+    return f"lacks {', '.join(missing)}; name a folder with {', '.join(files)}" if missing else ""
+
+
+def _of_sets(uri: str, names: Collection[str]) -> str:
+    """Check that there are files of each set; whether it is the published one, ``check_sets`` says."""
+    if missing := [name for name in names if not storage.list_files(storage.join(uri, name))]:
+        return (
+            f"has nothing in {', '.join(f'{name}/' for name in missing)}; docs/evaluation-sets.md says what to "
+            "download and what the folder of a set holds"
+        )
+    return ""
+
+
+def _of_stage(uri: str, stage: str) -> str:
+    try:
+        found = manifest.load(uri).stage
+    except WukongError as error:
+        return f"is not the manifest of a {stage} stage ({error})"
+    return "" if found == stage else f"is the manifest of a {found} stage; name one of a {stage} stage"
+
+
+def _unanswered(endpoint: str) -> Iterator[str]:
+    """Yield a problem if nothing answers at a search engine's address; no proxy is used, as in the crawler."""
+    from wukong.crawl.addresses import ConnectTo
+
+    parts = urlsplit(endpoint)
+    host = parts.hostname or ""
+    address = ConnectTo.from_environment().targets.get(host) or (
+        host,
+        parts.port or (443 if parts.scheme == "https" else 80),
+    )
+    try:
+        socket.create_connection(address, timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        yield (
+            f"crawl.endpoint: nothing answers at {endpoint} ({error.strerror or error}); give the address of a search "
+            "that this machine can reach, or set WUKONG_CONNECT_TO"
+        )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine: bytes of memory, cores, GPUs, and bytes free where an experiment writes."""
+
+    memory: int
+    cores: int
+    gpus: int
+    free: int
+
+    @classmethod
+    def here(cls, folder: Path) -> "Machine":
+        """Return this machine, with the disk of a folder, which need not exist yet."""
+        while not folder.exists():
+            folder = folder.parent
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return cls(min(memory, _limit_of_group()), os.cpu_count() or 1, _gpus(), shutil.disk_usage(folder).free)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Number of a model's weights, and of the weights of its image tower."""
+
+    weights: int
+    image: int
+
+    def memory(self, settings: Training) -> int:
+        """Return the least bytes of a worker, in float32: weights, and for trained ones gradients and two moments."""
+        trained = self.weights if settings.lock == "none" else self.weights - self.image
+        return 16 * trained + (0 if settings.reads_features else 4 * (self.weights - trained))
+
+
+def check_machine(experiment: Experiment, machine: Machine, needed: int, size: Size | None = None) -> None:
+    """Check that a run fits a machine.
+
+    Args:
+        experiment: the experiment.
+        machine: the machine.
+        needed: bytes that the stages will write.
+        size: of the model; None if none is trained.
+
+    Raises:
+        ConfigError: it does not fit; the message names every key.
+    """
+    problems = []
+    if needed > machine.free:
+        problems.append(
+            f"storage: {experiment.storage} needs about {needed / _GIB:.1f} GiB for this run and "
+            f"{machine.free / _GIB:.1f} GiB are free there: free some space, or name a place on a larger disk (of the "
+            "embedded stack: WUKONG_HOME)"
+        )
+    if size is not None:
+        for name in stages.TRAININGS:
+            problems += _too_large(name, stages.training_of(experiment, name), machine, size)
+    _refuse(problems)
+
+
+def _too_large(name: str, settings: Training, machine: Machine, size: Size) -> Iterator[str]:
+    """Say why a training run does not fit a machine."""
+    needed = settings.min_workers or settings.workers
+    key = "min_workers" if settings.min_workers else "workers"
+    if needed > machine.cores:
+        yield (
+            f"{name}.{key}: {needed} workers need a core each and this machine has {machine.cores}, so "
+            f"they would wait for ever; at most {machine.cores} are allowed here"
+        )
+    cards = needed * settings.gpus_per_worker
+    if cards > machine.gpus:
+        yield (
+            f"{name}.gpus_per_worker: {needed} workers with {settings.gpus_per_worker} each need {cards} "
+            f"graphics cards and this machine has {machine.gpus}, so they would wait for ever; 0 trains on cores"
+        )
+    held = settings.workers * size.memory(settings)
+    if not settings.gpus_per_worker and held > machine.memory:
+        yield (
+            f"{name}.workers: {settings.workers} workers with a model of {size.weights:,} weights, gradients and "
+            f"the optimiser's state hold {held / _GIB:.1f} GiB, this machine has {machine.memory / _GIB:.1f} GiB: "
+            "take fewer workers or a smaller model"
+        )
+
+
+def check_model(experiment: Experiment) -> Size:
+    """Check that the model can be built and that its image tower's weights are available; return its size.
+
+    The model is built without memory for its weights. This needs torch.
+
+    Raises:
+        ConfigError: it cannot be built, or weights are missing; the message names the key.
+    """
+    import torch
+
+    from wukong.data.tokenizer import Tokenizer
+    from wukong.model import weights
+    from wukong.model.dual import DualEncoder
+    from wukong.model.image_encoder import ImageEncoder
+
+    model = experiment.model
+    tokenizer = Tokenizer.of(model.text)
+    with torch.device("meta"):
+        tower = ImageEncoder(model.image, with_weights=False)
+        built = DualEncoder(model, tokenizer, tower, with_weights=False)
+    if model.image.weights == "package":
+        weights.packaged(model.image.name, grid=1)
+    elif model.image.weights == "hub":
+        _check_hub(model.image.name)
+    for name in stages.TRAININGS:
+        settings = stages.training_of(experiment, name)
+        try:
+            tower.lock(settings.lock)
+            tower.checkpoint_activations = settings.checkpoint_activations
+            tower.train()
+        except ConfigError as error:
+            raise ConfigError(f"{name}.{error}") from error
+        tower.checkpoint_activations = False
+    count = [sum(parameter.numel() for parameter in module.parameters()) for module in (built, tower)]
+    return Size(*count)
+
+
+def check_sets(experiment: Experiment) -> None:
+    """Check that the published sets in folders of this machine are complete; those in an object store its job reads.
+
+    Ids, labels and captions are read, no pictures. This needs torch.
+
+    Raises:
+        ConfigError: a set is missing, damaged, or not the published one; or the protocol's prompts are not installed.
+    """
+    from wukong.evaluate import prompts, sets
+    from wukong.evaluate.protocol import named
+
+    asked, problems = experiment.evaluate, []
+    if asked.tasks:
+        prompts.of(named(asked.protocol).prompts)
+    for name in asked.tasks if asked.sets.startswith("file://") else ():
+        with set_folders.local(asked.sets, name) as folder:
+            try:
+                sets.of(name).read(folder, named(asked.protocol).split(name))
+            except WukongError as error:
+                problems.append(f"evaluate.tasks: {error}")
+    _refuse(problems)
+
+
+def _check_hub(name: str) -> None:
+    """Check that the hub, or its cache on this machine, has the weights of a timm model; this downloads nothing."""
+    import huggingface_hub
+    import timm
+
+    known = timm.get_pretrained_cfg(name)
+    repository, file = getattr(known, "hf_hub_id", None), "model.safetensors"
+    if not repository:
+        raise ConfigError(f"model.image.weights: the hub has none of {name}; name the URI of a safetensors file")
+    if isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str):
+        return
+    try:
+        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, file), timeout=_CONNECT_SECONDS)
+    except Exception as error:  # the errors depend on the HTTP client of the hub's package
+        raise ConfigError(
+            f"model.image.weights: 'hub' does not give {repository} ({' '.join(str(error).split())}); without a "
+            "network name the URI of a safetensors file"
+        ) from error
+
+
+def _limit_of_group() -> int:
+    """Return the bytes that this process's control group may use, as in a container; 2**62 without a limit."""
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(path).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            return int(text)
+    return 2**62
+
+
+def _gpus() -> int:
+    return sum(1 for name in Path("/dev").glob("nvidia[0-9]*") if name.name.removeprefix("nvidia").isdigit())

@@ -1,0 +1,301 @@
+"""Leases: of the processes that would make the same output, one makes it and the others wait for it.
+
+The output of a stage has one lease, the file ``_lease.json`` below its prefix. The process that makes the output holds
+the lease and renews it, by writing it again, every 15 seconds. Others wait, and use the output when it is there. A
+holder that ends without output releases the lease.
+
+A holder that died cannot. Its lease is taken over
+
+- at once, if it was an earlier attempt at the same stage of the same run, or a process of this machine that is gone;
+- otherwise when the lease has not changed for 60 seconds in which it was watched. Only the watcher's own clock measures
+  that. The time in the lease is for people, so clocks that differ change nothing. Time in which the store did not
+  answer hardly counts, because the holder could not renew the lease either.
+
+A holder that seemed dead may be alive. So whoever takes over first ends that holder's attempt
+(``wukong.store.fence.end``): neither the holder nor its workers commit anything afterwards. A holder that cannot renew
+its lease goes on working, and finds out when it commits.
+
+A store without conditional writes has no leases: there all processes work, as the log says once.
+"""
+
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from wukong.errors import StorageError
+from wukong.runtime import cancel
+from wukong.store import fence, storage
+from wukong.store.conditional_store import ChangedError, UnconditionalError
+
+NAME = "_lease.json"
+SECONDS = 60.0
+"""For how long a lease must not change until it is taken over."""
+
+_RENEWALS = 4  # in that time
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 3.0  # seconds between two looks of one who waits
+_TOLD_EVERY = 60.0
+_NEXT_SECONDS = 10.0
+_RELEASE_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Holder(BaseModel):
+    """Who holds a lease.
+
+    Attributes:
+        id: of this holding; no two are equal.
+        attempt: URI of the holder's claim (``wukong.store.fence``), which has the run's name; empty where there is
+        none. host: name of the machine. machine: identity of the running system in which ``process`` is a process;
+        empty where it has none. process: the holder's process. born: when that process began, in the system's own
+        count. since: when it got the lease by its own clock, UTC. seconds: for how long the lease must not change until
+        it is taken over. renewed: how often it has been renewed. released: whether the holder has ended without output.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    id: str
+    attempt: str = ""
+    host: str
+    machine: str
+    process: int
+    born: str
+    since: str
+    seconds: float
+    renewed: int = 0
+    released: bool = False
+
+    def __str__(self) -> str:
+        """The holder in words."""
+        run = f"run {self.attempt.split('/')[-4]} (" if self.attempt.count("/") > 3 else ""
+        return f"{run}process {self.process} on {self.host}, since {self.since}" + (")" if run else "")
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is a process of this system that has ended; False where that cannot be seen from here."""
+        if not self.machine or self.machine != _machine():
+            return False
+        return not cancel.is_running(self.process) or _born(self.process) != self.born
+
+    def shares_claims(self, other: "Holder") -> bool:
+        """Whether both are attempts at one stage of one run."""
+        folders = [holder.attempt.rpartition("/")[0] for holder in (self, other)]
+        return bool(self.attempt) and folders[0] == folders[1]
+
+
+class _Seen(NamedTuple):
+    holder: Holder
+    version: str
+
+
+_held: dict[str, "_Lease"] = {}
+
+
+@contextmanager
+def held(
+    prefix: str, is_there: Callable[[], bool], attempt: str | None = None, seconds: float = SECONDS
+) -> Iterator[None]:
+    """Hold the lease of an output while the block lasts, after waiting for whoever holds it.
+
+    Without the lease the block runs when the output has come meanwhile, where the store has no conditional writes, and
+    where a newer attempt of the same run holds the lease already, as a job does that this process has started.
+
+    Args:
+        prefix: of the output.
+        is_there: returns whether the output is complete.
+        attempt: URI of the claim of the holder; None for this process's (``wukong.store.fence.claimed``).
+        seconds: for how long the lease must not change until others take it over.
+
+    Raises:
+        FencedError: a newer attempt of this run holds it, and this process has claimed an older one.
+        StorageError: the store cannot be read or written.
+    """
+    lease = _acquired(storage.join(prefix, NAME), is_there, fence.claimed() if attempt is None else attempt, seconds)
+    try:
+        yield
+    finally:
+        if lease is not None:
+            lease.end()
+
+
+def wait_for_holder(prefix: str) -> None:
+    """Wait some seconds until somebody has the lease of an output, who has just ended what comes before it."""
+    until = time.monotonic() + _NEXT_SECONDS
+    while time.monotonic() < until and not storage.exists(storage.join(prefix, NAME)):
+        time.sleep(_FIRST_PAUSE)
+
+
+def check(prefix: str) -> None:
+    """Check, where this process has the lease of an output, that nobody has taken it over; call it before a commit.
+
+    Raises:
+        TakenOverError: somebody has.
+    """
+    lease = _held.get(storage.join(prefix, NAME))
+    seen = _read(lease.uri) if lease is not None else None
+    if lease is None or seen is None or seen.holder.id == lease.holder.id:
+        return
+    if not lease.holder.shares_claims(seen.holder):  # the fence knows the attempts of one run
+        raise fence.TakenOverError(f"{prefix} is not written: {seen.holder} took it over, {_WHY}")
+
+
+_WHY = "because its lease was not renewed. Run again: what is complete is used"
+
+
+class _Lease:
+    """A lease that this process holds; a thread renews it until ``end``."""
+
+    def __init__(self, uri: str, holder: Holder, is_there: Callable[[], bool]) -> None:
+        self.uri, self.holder, self._is_there = uri, holder, is_there
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        _held[uri] = self
+        self._thread.start()
+
+    def end(self) -> None:
+        """Release the lease. A store that is away is not waited for: then the lease is taken over in its time."""
+        self._over.set()
+        self._thread.join(_RELEASE_SECONDS)
+        if _held.get(self.uri) is self:
+            del _held[self.uri]
+
+    def _keep(self) -> None:
+        while not self._over.wait(self.holder.seconds / _RENEWALS):
+            try:
+                if not self._write():
+                    return
+            except StorageError as error:
+                log.warning("the lease %s cannot be renewed: %s", self.uri, error)
+        try:
+            self._write(released=True)
+        except StorageError as error:
+            log.warning("the lease %s cannot be released: %s", self.uri, error)
+
+    def _write(self, *, released: bool = False) -> bool:
+        """Write the lease again; return whether it is still this holder's."""
+        while True:
+            seen = _read(self.uri)
+            if seen is None and (released or self._is_there()):
+                return False  # it is of no more use, and was deleted
+            if seen is not None and seen.holder.id != self.holder.id:
+                if not self.holder.shares_claims(seen.holder):
+                    log.error("%s took over what this process makes, %s (%s)", seen.holder, _WHY, self.uri)
+                return False
+            self.holder = self.holder.model_copy(update={"renewed": self.holder.renewed + 1, "released": released})
+            try:
+                _store(self.uri, self.holder, seen)
+            except ChangedError:
+                continue  # by whom, the next look finds out
+            return True
+
+
+def _acquired(uri: str, is_there: Callable[[], bool], attempt: str, seconds: float) -> _Lease | None:
+    if fence.claimed() and not fence.is_conditional(fence.claimed()):
+        return None
+    mine = Holder(
+        id=uuid.uuid4().hex,
+        attempt=attempt,
+        host=os.uname().nodename,
+        machine=_machine(),
+        process=os.getpid(),
+        born=_born(os.getpid()),
+        since=datetime.now(UTC).strftime("%d %B %H:%M:%S UTC"),
+        seconds=seconds,
+    )
+    while True:
+        may_take, seen = _waited(uri, is_there, mine)
+        if not may_take:
+            return None
+        try:
+            _store(uri, mine, seen)
+        except ChangedError:
+            continue
+        except UnconditionalError as error:
+            _tell_unconditional(str(error))
+            return None
+        if not fence.claimed() and not fence.is_conditional(uri):
+            storage.delete(uri)
+            return None
+        before = seen.holder if seen is not None else None
+        if before is not None and before.attempt and not before.released and not mine.shares_claims(before):
+            fence.end(before.attempt, str(mine))
+        return _Lease(uri, mine, is_there)
+
+
+def _waited(uri: str, is_there: Callable[[], bool], mine: Holder) -> tuple[bool, _Seen | None]:
+    """Wait until a lease may be taken over, or need not be; return which, and the lease as it was seen."""
+    watched, pause, told = 0.0, _FIRST_PAUSE, -_TOLD_EVERY
+    before: str | None = None
+    looked = time.monotonic()
+    while True:
+        seen = _read(uri)
+        now = time.monotonic()
+        if seen is None or seen.holder.released or seen.holder.id == mine.id:
+            return before is None or not is_there(), seen
+        holder = seen.holder
+        if mine.shares_claims(holder):
+            if mine.attempt >= holder.attempt:
+                return True, seen
+            fence.check()
+            return False, seen
+        watched = watched + min(now - looked, holder.seconds / _RENEWALS) if seen.version == before else 0.0
+        before, looked = seen.version, now
+        if holder.is_gone or watched >= holder.seconds:
+            why = "has ended" if holder.is_gone else f"has not renewed its lease for {watched:.0f} s"
+            log.warning("%s %s: its work is taken over (%s)", holder, why, uri)
+            return True, seen
+        if is_there():
+            return False, seen
+        if now - told >= _TOLD_EVERY:
+            told = now
+            log.info("waiting for %s, which makes %s", holder, uri.removesuffix(f"/{NAME}"))
+        time.sleep(pause)
+        pause = min(1.5 * pause, _LONGEST_PAUSE, holder.seconds / _RENEWALS)
+
+
+def _read(uri: str) -> _Seen | None:
+    found = storage.read_version(uri)
+    if found is None:
+        return None
+    try:
+        return _Seen(Holder.model_validate_json(found[0]), found[1])
+    except ValidationError as error:
+        raise StorageError(f"{uri} is no lease ({error}); delete it and run the stage again") from error
+
+
+def _store(uri: str, holder: Holder, seen: _Seen | None) -> None:
+    storage.write_if(uri, storage.json_bytes(holder.model_dump(mode="json")), seen.version if seen else None)
+
+
+@lru_cache(maxsize=1)
+def _tell_unconditional(why: str) -> None:
+    log.warning("%s: runs that make the same output at once all work", why)
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """The identity of this start of the system and of the namespace of processes; empty on systems without them."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _born(process: int) -> str:
+    """When a process began, in clock ticks since the start of the system; empty where that cannot be read."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[19]

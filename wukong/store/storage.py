@@ -1,0 +1,505 @@
+"""Read and write files at URIs: ``s3://bucket/key`` and ``file:///path``.
+
+Both are pyarrow file systems, so the same functions read Parquet, tar and JSON files from either. The S3 endpoint and
+credentials come from the environment variables that all AWS clients use (``AWS_ENDPOINT_URL_S3`` or
+``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``), never from a config file. If
+none of them is set, they come from this machine's embedded stack (``wukong.runtime.environment``).
+
+While an object store is away, all of these functions wait for it (``wukong.store.patient_store``). A local file system
+is not waited for.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import stat
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from wukong.errors import StorageError
+from wukong.runtime import environment
+from wukong.store import conditional_store, patience, patient_store
+from wukong.store.conditional_store import ChangedError
+
+_SCHEMES = ("s3", "file")
+_COPY_BYTES = patient_store.COPY_BYTES
+_LOCK_SECONDS = 60.0
+_DELETIONS = 8  # of one prefix, while others delete there too
+
+_Answer = TypeVar("_Answer")
+
+log = logging.getLogger(__name__)
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path segments to a URI: ``join("s3://b/a", "x", "y.json") == "s3://b/a/x/y.json"``."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def from_path(path: Path) -> str:
+    """Return the ``file://`` URI of a local path; a relative path is made absolute."""
+    return path.absolute().as_uri()
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Return the pyarrow file system of a URI, and the path inside it. That of an object store waits while it is away.
+
+    It reads through Python, one piece at a time. ``read_with`` is faster for a function that reads one file.
+
+    Raises:
+        StorageError: the scheme is neither ``s3`` nor ``file``.
+    """
+    store, path = _bare(uri)
+    return (store if isinstance(store, pafs.LocalFileSystem) else patient_store.patient(store)), path
+
+
+def read_with(uri: str, read: Callable[[pafs.FileSystem, str], _Answer]) -> _Answer:
+    """Return what a function reads at a URI; the function is called again if an object store goes away meanwhile.
+
+    Args:
+        uri: what to read.
+        read: gets pyarrow's own file system, which does not wait, and the path inside it.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    store, path = _bare(uri)
+    with _explained("read", uri):
+        _refuse_pipe(store, path)
+        return patient_store.until_answered(lambda: read(store, path))
+
+
+def _refuse_pipe(store: pafs.FileSystem, path: str) -> None:
+    """Check that a local path is no pipe, socket or device, whose reader would wait for ever or read without end."""
+    if isinstance(store, pafs.LocalFileSystem):
+        try:
+            mode = Path(path).stat().st_mode
+        except (OSError, ValueError):
+            return  # opening it says why
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file")
+
+
+def _bare(uri: str) -> tuple[pafs.FileSystem, str]:
+    parts = urlsplit(uri, allow_fragments=False)
+    if parts.scheme == "file":
+        return pafs.LocalFileSystem(), unquote(parts.path)
+    if parts.scheme == "s3":
+        configured = environment.is_named(uri)
+        environment.use_for(uri)
+        if not configured and environment.is_named(uri):  # a person's program: stages are told where their store is
+            patience.set_default(patience.PEOPLE)
+        return _s3(_endpoint(), _region(), os.environ.get("AWS_ACCESS_KEY_ID")), uri.removeprefix("s3://")
+    raise StorageError(
+        f"cannot open {uri!r}: the scheme must be one of {', '.join(_SCHEMES)} (for a folder: file:///…)"
+    )
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def _region() -> str:
+    return os.environ.get("AWS_REGION", "us-east-1")
+
+
+@lru_cache(maxsize=8)
+def _s3(endpoint: str | None, region: str, _access_key: str | None) -> pafs.FileSystem:
+    return patient_store.connect(endpoint, region)
+
+
+@contextmanager
+def _explained(action: str, uri: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StorageError(f"cannot {action} {uri}: there is nothing at that address") from error
+    except OSError as error:
+        raise _cannot(action, uri, error) from error
+
+
+def _cannot(action: str, uri: str, error: OSError) -> StorageError:
+    if isinstance(error, patience.FullError):
+        return StorageError(f"cannot {action} {uri}: {error}")
+    hint = (
+        f"Is the object store at {_endpoint() or 'AWS'} running and are its credentials in the environment? "
+        "On one machine, `wukong status` shows the embedded one and `wukong up` starts it."
+        if uri.startswith("s3://")
+        else "Check that the folder exists, that you may write to it, and that the disk is not full."
+    )
+    return StorageError(f"cannot {action} {uri}: {error}. {hint}")
+
+
+def exists(uri: str) -> bool:
+    """Return whether there is a file at this URI; a prefix or folder does not count."""
+    fs, path = filesystem(uri)
+    with _explained("look up", uri):
+        return bool(fs.get_file_info(path).type == pafs.FileType.File)
+
+
+def list_files(uri: str, suffix: str = "") -> list[str]:
+    """Return the sorted URIs of all files below a prefix whose name ends in ``suffix``; empty if there are none."""
+    fs, path = filesystem(uri)
+    with _explained("list", uri):
+        infos = files_below(fs, path)
+    base = path.rstrip("/")
+    return sorted(join(uri, info.path[len(base) :]) for info in infos if info.path.endswith(suffix))
+
+
+def files_below(fs: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
+    """Return what is known of all files below a path; empty if there is none.
+
+    On a local file system links are followed, also out of the folder, and each folder is listed once, without a link in
+    its path where there is such a path. Pipes, sockets, devices and links that lead nowhere are no files. A file whose
+    name is not UTF-8 is left out, and logged.
+    """
+    if not isinstance(fs, pafs.LocalFileSystem):
+        infos = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+        return [info for info in infos if info.type == pafs.FileType.File]
+    paths: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    folders = [path.rstrip("/") or "/"]
+    while folders:  # those behind one more link each time
+        links: list[str] = []
+        while folders:
+            folder = folders.pop()
+            try:
+                at = Path(folder).stat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if (at.st_dev, at.st_ino) in seen:
+                continue
+            seen.add((at.st_dev, at.st_ino))
+            with os.scandir(folder) as entries:
+                inside = list(entries)
+            for entry in inside:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_symlink() and Path(entry).is_dir():
+                    links.append(entry.path)
+                elif not entry.path.isprintable() and not _is_utf8(entry.path):
+                    log.warning("%r is left out: its name is not UTF-8", entry.path)
+                elif entry.is_symlink() or entry.is_file():
+                    paths.append(entry.path)
+        folders = sorted(links, reverse=True)
+    return [info for info in fs.get_file_info(paths) if info.type == pafs.FileType.File]
+
+
+def _is_utf8(path: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in path)
+
+
+def list_names(uri: str) -> list[str]:
+    """Return the sorted names of the files and folders directly below a prefix; empty if there are none."""
+    fs, path = filesystem(uri)
+    with _explained("list", uri):
+        infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in infos)
+
+
+def sizes(uri: str) -> dict[str, int]:
+    """Return the bytes of the file at a URI, or of every file below it, by URI; empty if there are none."""
+    fs, path = filesystem(uri)
+    with _explained("list", uri):
+        found = fs.get_file_info(path)
+        if found.type == pafs.FileType.File:
+            return {uri: found.size}
+        infos = files_below(fs, path)
+    base = path.rstrip("/")
+    return {join(uri, info.path[len(base) :]): info.size for info in infos}
+
+
+def read_bytes(uri: str) -> bytes:
+    """Read a whole file."""
+
+    def read(store: pafs.FileSystem, path: str) -> bytes:
+        with store.open_input_file(path) as stream:
+            return bytes(stream.read())
+
+    return read_with(uri, read)
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a whole file atomically: readers see either the old content or the new."""
+    with open_output(uri) as stream:
+        stream.write(data)
+
+
+def read_json(uri: str) -> Any:
+    """Read and parse a JSON file.
+
+    Raises:
+        StorageError: the file cannot be read, or is not JSON.
+    """
+    data = read_bytes(uri)
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise StorageError(f"{uri} is not valid JSON ({error}); delete it and run the stage again") from error
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Write JSON with sorted keys, so that equal values give equal bytes."""
+    write_bytes(uri, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return the bytes that ``write_json`` writes."""
+    return (json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n").encode()
+
+
+def version(uri: str) -> str | None:
+    """Return what identifies the present content of a file, for ``write_if``; None if there is no file."""
+    store, path = _bare(uri)
+    if not isinstance(store, pafs.LocalFileSystem):
+        return conditional_store.version(_endpoint(), _region(), path)
+    with _explained("read", uri):
+        return _digest(Path(path))
+
+
+def read_version(uri: str) -> tuple[bytes, str] | None:
+    """Return the content of a file and its ``version``, which belong together; None if there is no file."""
+    store, path = _bare(uri)
+    if not isinstance(store, pafs.LocalFileSystem):
+        return conditional_store.read(_endpoint(), _region(), path)
+    with _explained("read", uri):
+        try:
+            data = Path(path).read_bytes()
+        except FileNotFoundError:
+            return None
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def write_if(uri: str, data: bytes | IO[bytes], expected: str | None) -> None:
+    """Write a whole file atomically, if it is as it was seen.
+
+    On a file system a new file is linked to its name, which only one can do. A file that is there is replaced under a
+    lock of its folder.
+
+    Args:
+        uri: of the file.
+        data: its whole content, or a stream of it that can be read again from its start.
+        expected: from ``version``; None to write a file that was not there.
+
+    Raises:
+        ChangedError: it is not as it was seen.
+        UnconditionalError: the object store says that it has no conditional writes. One that ignores conditions says
+            nothing, and writes.
+        StorageError: it cannot be written.
+    """
+    store, path = _bare(uri)
+    if not isinstance(store, pafs.LocalFileSystem):
+        conditional_store.write(_endpoint(), _region(), path, data, expected)
+        return
+    target, partial = Path(path), Path(f"{path}.{uuid.uuid4().hex}.partial")
+    with _explained("write", uri):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as stream:
+                if isinstance(data, bytes):
+                    stream.write(data)
+                else:
+                    data.seek(0)
+                    shutil.copyfileobj(data, stream, _COPY_BYTES)
+                stream.flush()
+                os.fsync(stream.fileno())
+            written = _linked(partial, target) if expected is None else _replaced(partial, target, expected)
+        finally:
+            partial.unlink(missing_ok=True)
+    if not written:
+        raise ChangedError(f"{uri} was written by somebody else")
+
+
+def _linked(partial: Path, target: Path) -> bool:
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _replaced(partial: Path, target: Path, expected: str) -> bool:
+    with _locked(target.parent):
+        if _digest(target) != expected:
+            return False
+        partial.replace(target)
+    return True
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; a process that is stopped while it holds it is not waited for without end."""
+    descriptor, until = os.open(folder, os.O_RDONLY), time.monotonic() + _LOCK_SECONDS
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def open_input(uri: str) -> Iterator[IO[bytes]]:
+    """Open a file for reading, as a seekable stream."""
+    fs, path = filesystem(uri)
+    with _explained("read", uri):
+        _refuse_pipe(fs, path)
+        stream = fs.open_input_file(path)
+    with stream:
+        try:
+            yield stream
+        except patience.AwayError as error:
+            raise _cannot("read", uri, error) from error
+
+
+@contextmanager
+def open_output(uri: str) -> Iterator[IO[bytes]]:
+    """Open a file for writing; it appears under its name only if the block ends without an error."""
+    fs, path = _bare(uri)
+    if isinstance(fs, pafs.LocalFileSystem):
+        partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
+        with _explained("write", uri):
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with partial.open("wb") as stream:
+                    yield stream
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        return
+    # An S3 object exists when its upload is completed. After an error the upload must not be completed, so the data is
+    # written to a temporary local file first.
+    with spooled(uri) as spool:
+        yield spool
+        spool.flush()
+        with _explained("write", uri):
+            bucket = path.split("/", 1)[0]
+            patient_store.until_answered(lambda: fs.create_dir(bucket, recursive=False))
+            patient_store.put(fs, path, spool)
+
+
+@contextmanager
+def spooled(uri: str) -> Iterator[IO[bytes]]:
+    """Give a temporary local file for what will be written to a URI.
+
+    Raises:
+        StorageError: there is no room for it.
+    """
+    with tempfile.TemporaryFile() as spool:
+        try:
+            yield spool
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise StorageError(
+                f"cannot write {uri}: there is no room for its temporary copy in {tempfile.gettempdir()} ({error}). "
+                "Free space there, or name another folder for temporary files by TMPDIR"
+            ) from error
+
+
+def delete(uri: str) -> None:
+    """Delete a file, or everything below a prefix; it is not an error if there is nothing, or if others delete it."""
+    fs, path = filesystem(uri)
+    with _explained("delete", uri):
+        for _ in range(_DELETIONS):
+            info = fs.get_file_info(path)
+            try:
+                if info.type == pafs.FileType.File:
+                    fs.delete_file(path)
+                elif info.type == pafs.FileType.Directory:
+                    fs.delete_dir(path)
+            except FileNotFoundError:
+                continue  # a part of it is gone already: look for what is left
+            return
+
+
+def upload(local: Path, uri: str) -> None:
+    """Copy one local file to a URI."""
+    with local.open("rb") as source, open_output(uri) as target:
+        shutil.copyfileobj(source, target, _COPY_BYTES)
+
+
+def download(uri: str, local: Path) -> Path:
+    """Copy a file to a local path and create its folder; the local file appears only when it is complete."""
+    with open_input(uri) as source, open_output(from_path(local)) as target:
+        shutil.copyfileobj(source, target, _COPY_BYTES)
+    return local
+
+
+def read_table(uri: str, columns: list[str] | None = None, sha256: str = "") -> pa.Table:
+    """Read one Parquet file.
+
+    Args:
+        uri: of the file.
+        columns: those to read; None for all.
+        sha256: digest that the file must have, which is then read as a whole; empty for any.
+
+    Raises:
+        StorageError: the file cannot be read, is truncated or altered, or lacks a column.
+    """
+
+    def read(store: pafs.FileSystem, path: str) -> pa.Table:
+        if not sha256:
+            return pq.read_table(path, columns=columns, filesystem=store)
+        with store.open_input_file(path) as stream:
+            data = stream.read_buffer()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise StorageError(
+                f"{uri} is not the file that its stage wrote: it was altered or replaced. Put it back, or delete it "
+                "and run its stage again"
+            )
+        return pq.read_table(pa.BufferReader(data), columns=columns)
+
+    try:
+        return read_with(uri, read)
+    except pa.ArrowInvalid as error:
+        raise StorageError(
+            f"{uri} is not a readable Parquet file ({error}); delete it and run its stage again"
+        ) from error
+
+
+def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
+    """Read those of some columns that a Parquet file has.
+
+    Raises:
+        StorageError: as of ``read_table``.
+    """
+    there = read_with(uri, lambda store, path: pq.read_schema(path, filesystem=store)).names
+    return read_table(uri, [name for name in columns if name in there])
+
+
+def write_table(uri: str, table: pa.Table) -> None:
+    """Write one Parquet file (zstd) atomically; equal tables give equal bytes."""
+    with open_output(uri) as stream:
+        pq.write_table(table, stream, compression="zstd")

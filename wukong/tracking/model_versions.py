@@ -1,0 +1,168 @@
+"""Registered models in MLflow: new versions, where their files are, and versions whose promotion is doubtful."""
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wukong.config.experiment import Experiment
+from wukong.errors import ConfigError, DataError
+from wukong.runtime import environment
+from wukong.store import storage
+from wukong.store.manifest import Manifest, code_revision, digest_of
+from wukong.tracking.availability import (
+    enabled,
+    mlflow_client,
+    public_address,
+    refuse_untracked,
+    unless_away,
+    until_answered,
+)
+from wukong.tracking.mlflow_rest import MlflowError, Server
+from wukong.tracking.tags import HISTORY_TAG, PARENT_TAG
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+_ADDRESS = re.compile(r"models:/([^/@]+)(?:/(\d+)|(@[\w-]+))")
+
+DOUBTFUL = (
+    "took an alias by a test of an earlier version, which counted pairs twice where captions have several images. So "
+    "it promoted models that are no better too often: compare it with the version that held the alias before "
+    "(`wukong compare`), and `wukong rollback` if it is not better"
+)
+"""What is said of ``doubtful_versions``."""
+
+
+def register(
+    experiment: Experiment, run_id: str, model: Manifest, evaluation: Manifest, tags: Mapping[str, str]
+) -> str:
+    """Register a model as a new version and return its number. ``wukong.registry.aliases`` gives it the alias.
+
+    The version is an MLflow model (``wukong.model.pyfunc``) with the saved model among its artifacts. A version with
+    the same evaluation digest is used again; no second one is made.
+
+    Args:
+        experiment: names the model and the metric that decides.
+        run_id: the stage's MLflow run. The artifacts of the pipeline's run, its parent, hold the saved model.
+        model: manifest of the stage whose ``model/`` folder is registered.
+        evaluation: manifest of the evaluation of that model.
+        tags: further tags of the version.
+
+    Raises:
+        DataError: the evaluation did not measure the metric that decides.
+    """
+    registry = experiment.registry
+    if registry.metric not in evaluation.metrics:
+        known = ", ".join(sorted(evaluation.metrics))
+        raise DataError(f"registry.metric is {registry.metric!r}, but the evaluation measured only: {known}")
+    own = {
+        "wukong.evaluation": evaluation.digest,
+        "wukong.origin": _origin(experiment),
+        "wukong.data": next((p.digest for p in evaluation.parents if p.stage == "filter"), ""),
+        "wukong.model": model.uri,
+        "wukong.metric": registry.metric,
+        "wukong.value": repr(evaluation.metrics[registry.metric]),
+        "wukong.revision": code_revision(),
+    }
+    return until_answered(lambda: _register(mlflow_client(), registry.model_name, run_id, model, {**own, **tags}))
+
+
+def _register(client: "MlflowClient", name: str, run_id: str, model: Manifest, tags: Mapping[str, str]) -> str:
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name, description="Chinese dual encoders trained by Wukong")
+    known_as = f"name = '{name}' and tags.`wukong.evaluation` = '{tags['wukong.evaluation']}'"
+    versions = client.search_model_versions(known_as)
+    if versions:
+        return str(versions[0].version)
+    # MLflow shows a version on the page of the run that it belongs to: that of the pipeline.
+    owner = client.get_run(run_id).data.tags.get(PARENT_TAG, run_id)
+    _log_model(client, owner, model)
+    return str(client.create_model_version(name, f"runs:/{owner}/model", owner, tags=dict(tags)).version)
+
+
+def _origin(experiment: Experiment) -> str:
+    """Return what two models must share to be compared: the experiment's name, and where its images come from."""
+    return digest_of([experiment.name, experiment.crawl.engine, experiment.crawl.endpoint])[:16]
+
+
+def doubtful_versions(server: Server, model: str) -> set[str]:
+    """Return the versions of a model that took an alias by a test of retrieval with the units of an earlier version.
+
+    Those units counted pairs twice, so models that are no better were promoted too often. A version that takes the
+    alias again by today's test is no longer among them. Nor is one that a person has forced.
+    """
+    try:
+        found = server.ask("GET", "registered-models/get", {"name": model})["registered_model"]
+    except MlflowError as error:
+        if error.code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return set()
+    doubtful: set[str] = set()
+    for tag in found.get("tags", []):
+        for move in json.loads(tag["value"]) if tag["key"].startswith(HISTORY_TAG) else []:
+            if move["action"] == "promote":
+                tested = "/retrieval/" in move["reason"] and "by more than noise" in move["reason"]
+                (doubtful.add if tested and "units" not in move else doubtful.discard)(move["version"])
+    return doubtful
+
+
+def doubtful_holder(model: str, alias: str) -> str:
+    """Return the version that holds an alias if it is one of ``doubtful_versions``; empty otherwise, or without MLflow.
+
+    Args:
+        model: the registered model's name.
+        alias: the alias.
+    """
+
+    def ask() -> str:
+        server = Server()
+        doubtful = doubtful_versions(server, model)
+        found = server.ask("GET", "registered-models/get", {"name": model})["registered_model"] if doubtful else {}
+        held = (str(entry["version"]) for entry in found.get("aliases", []) if entry["alias"] == alias)
+        return next((version for version in held if version in doubtful), "")
+
+    return (unless_away(ask, "who holds the alias is left out") or "") if enabled() else ""
+
+
+def folder_of(model: str) -> str:
+    """Return the URI of the folder of a registered model.
+
+    Args:
+        model: ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
+
+    Raises:
+        ConfigError: the address is no such address, or no tracking server is configured.
+        DataError: the model was not registered by Wukong.
+        MlflowError: the server has no such model or version.
+    """
+    parts = _ADDRESS.fullmatch(model)
+    if parts is None:
+        raise ConfigError(f"{model}: write models:/NAME/VERSION, for instance models:/demo/1, or models:/NAME@ALIAS")
+    environment.use_for(model)
+    refuse_untracked()
+    tags = Server().model_tags(parts[1], parts[2] or parts[3])
+    if uri := tags.get("wukong.model"):
+        return storage.join(uri, "model")
+    raise DataError(f"{model} does not say where its files are: it was not registered by Wukong")
+
+
+def model_url(name: str, version: int | None = None) -> str:
+    """Address of a registered model's page in MLflow, or of the page of one version."""
+    return f"{public_address()}/#/models/{name}" + (f"/versions/{version}" if version is not None else "")
+
+
+def _log_model(client: "MlflowClient", run_id: str, manifest: Manifest) -> None:
+    """Log a stage's ``model/`` folder as an MLflow model, which ``mlflow.pyfunc.load_model`` loads."""
+    from wukong.model import pyfunc
+
+    parts = [part.path for part in manifest.parts if part.path.startswith("model/")]
+    with tempfile.TemporaryDirectory() as folder:
+        for path in parts:
+            storage.download(storage.join(manifest.uri, path), Path(folder, path))
+        similarity = storage.read_json(storage.join(manifest.uri, "model", "config.json"))["model"]["similarity"]
+        pyfunc.save(Path(folder, "mlflow"), Path(folder, "model"), similarity)
+        client.log_artifacts(run_id, str(Path(folder, "mlflow")), "model")

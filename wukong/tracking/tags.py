@@ -1,0 +1,12 @@
+"""Names of the tags by which Wukong's runs and models are found in MLflow."""
+
+RUN_TAG = "wukong.run"
+ROLE_TAG = "wukong.role"  # of the model that a run of an evaluation logged alone is about
+EXPERIMENT_TAG = "wukong.experiment"
+PARENT_TAG = "mlflow.parentRunId"
+HISTORY_TAG = "wukong.history."  # of a registered model, with an alias behind it: each move of the alias
+STAGE_TAG = "wukong.stage"
+DIGEST_TAG = "wukong.digest"  # of a stage's manifest, or of a model that MLflow knows by its metrics
+MANIFEST_TAG = "wukong.manifest"
+MODEL_TAG = "wukong.model"  # of the pipeline's run: models:/NAME/VERSION
+REVISION_TAG = "mlflow.source.git.commit"

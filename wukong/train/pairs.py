@@ -1,0 +1,254 @@
+"""The input of a training run: image features or images with tokenised captions, batch after batch.
+
+``wukong.train.stream`` decides the order and reads pieces of shards. This module says what a piece holds, and makes
+batches of it. ``feature_pairs`` and ``picture_pairs`` are its two kinds.
+"""
+
+import hashlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import chain
+from threading import Lock
+from typing import Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from wukong.data.tokenizer import Tokenizer
+from wukong.errors import DataError, StorageError
+from wukong.store.patience import AwayError
+from wukong.train import stream
+from wukong.train.batches import Batch
+from wukong.train.corpus import Corpus
+from wukong.train.stream import Order, Piece, Sample
+
+log = logging.getLogger(__name__)
+
+_KEPT_TABLES = 256 << 20
+"""The same for the shards' tables."""
+
+
+_Item = TypeVar("_Item")
+
+
+class Kept(Generic[_Item]):
+    """What was read of shards beyond one piece, until their next pieces are read.
+
+    Args:
+        most: bytes to keep.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._bytes = most, 0
+        self._items: dict[object, tuple[int, _Item]] = {}
+        self._lock = Lock()
+
+    def take(self, of: object) -> _Item | None:
+        """Return what is kept of something, and keep it no longer."""
+        with self._lock:
+            size, item = self._items.pop(of, (0, None))
+            self._bytes -= size
+            return item
+
+    def keep(self, of: object, item: _Item, size: int) -> None:
+        """Keep an item of some bytes until it is taken; where there is no room for all, the oldest go."""
+        with self._lock:
+            self._bytes += size - self._items.pop(of, (0, item))[0]
+            self._items[of] = (size, item)
+            while self._bytes > self._most:
+                self._bytes -= self._items.pop(next(iter(self._items)))[0]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The pairs of a piece, in memory.
+
+    Attributes:
+        numbers: of the pairs in the corpus.
+        keys: the pairs' keys.
+        ids: token ids of each caption, without padding.
+        captions: for each caption 64 bits of its hash, as a signed number.
+        pictures: image features, float16 [views, pairs, ...]; or the bytes of each image file.
+        where: URI of what was read, for messages.
+        lost: numbers of the shards in whose place the pairs stand.
+    """
+
+    numbers: Sequence[int]
+    keys: list[str]
+    ids: list[list[int]]
+    captions: list[int]
+    pictures: Tensor | list[bytes]
+    where: str = ""
+    lost: tuple[int, ...] = ()
+
+    def stretched(self, count: int, lost: Sequence[int]) -> "Loaded":
+        """Return so many pairs, beginning again after the last, which stand in the place of those of lost shards."""
+        if count == len(self.keys):
+            return replace(self, lost=tuple(lost))
+        rows = [row % len(self.keys) for row in range(count)]
+        return Loaded(
+            [self.numbers[row] for row in rows],
+            [self.keys[row] for row in rows],
+            [self.ids[row] for row in rows],
+            [self.captions[row] for row in rows],
+            self.pictures[:, rows] if isinstance(self.pictures, Tensor) else [self.pictures[row] for row in rows],
+            self.where,
+            tuple(lost),
+        )
+
+
+class Pairs(ABC):
+    """The pairs of a training run.
+
+    Args:
+        rows: number of pairs of each shard.
+        digest: digest of the data.
+        tokenizer: the captions' tokenizer.
+        max_lost_shards: shards that may be missing or damaged.
+    """
+
+    def __init__(self, rows: Sequence[int], digest: str, tokenizer: Tokenizer, max_lost_shards: int = 0) -> None:
+        self.rows, self.digest = tuple(rows), digest
+        self._max_lost, self._lost, self._lock = max_lost_shards, set[int](), Lock()
+        self._tables: Kept[tuple[int, pa.Table]] = Kept(_KEPT_TABLES)
+        self._shards_in_use = 2
+        self._firsts = np.cumsum([0, *rows]).tolist()
+        self._tokenizer = tokenizer
+        self._special = torch.tensor([tokenizer.pad, tokenizer.cls, tokenizer.sep])
+
+    def __len__(self) -> int:
+        return sum(self.rows)
+
+    @abstractmethod
+    def load(self, piece: Piece) -> Loaded:
+        """Read the pairs of a piece; several threads call this at a time.
+
+        Raises:
+            DataError: what is stored is damaged.
+            StorageError: it cannot be read.
+        """
+
+    def load_or_replace(self, piece: Piece) -> Loaded:
+        """Read the pairs of a piece; if its shard is lost, read pairs of another that stand in their places.
+
+        A shard is lost if what is asked of it is missing, cut off or altered; not if the whole store is away. As many
+        pairs of the next shard that can be read stand in the places of the piece's pairs, at the same rows if it has
+        as many; a smaller one is repeated. So the number of steps and the places of all other pairs stay as they are.
+        What stands in a place depends neither on the number of workers nor on where a run was interrupted, only on
+        what can be read. Each piece is tried anew: a shard that was put back is read again.
+
+        Raises:
+            DataError: more shards are lost than may be.
+            StorageError: the store is away.
+        """
+        count, lost = piece.stop - piece.start, list[int]()
+        for shard in (*range(piece.shard, len(self.rows)), *range(piece.shard)):
+            taken = min(count, self.rows[shard])
+            start = min(piece.start, self.rows[shard] - taken)
+            if taken:
+                try:
+                    loaded = self.load(Piece(shard, start, start + taken))
+                    return loaded.stretched(count, lost) if lost else loaded
+                except (DataError, StorageError) as error:
+                    self._lose(shard, error)
+                    lost.append(shard)
+        raise DataError(f"none of the {len(lost)} shards can be read; the log says why")
+
+    def _lose(self, shard: int, error: DataError | StorageError) -> None:
+        """Take note of a shard that is lost, and raise an error if these are too many."""
+        if isinstance(error, AwayError) or isinstance(error.__cause__, AwayError):
+            raise error
+        with self._lock:
+            known = shard in self._lost
+            self._lost.add(shard)
+            lost = len(self._lost)
+        if lost > self._max_lost:
+            raise DataError(
+                f"{error}. Shards that cannot be read: {lost}; max_lost_shards allows {self._max_lost}. Put back the "
+                "files, or raise it: then other pairs stand in the places of theirs"
+            ) from error
+        if not known:
+            log.warning("other pairs stand in the places of those of a shard: %s", error)
+
+    @abstractmethod
+    def _made(self, steps: Generator[list[Sample[Loaded]]], share: int) -> Generator[Batch]:
+        """Make the batches of steps; each has ``share`` samples."""
+
+    def batches(
+        self, size: int, seed: int, first: int = 0, rank: int = 0, workers: int = 1, last: int | None = None
+    ) -> Generator[Batch]:
+        """Iterate over this worker's share of the batches of a run; close the iterator to end the reading.
+
+        The order is that of ``wukong.train.stream``.
+
+        Args:
+            size: number of pairs in a batch over all workers; the number of workers must divide it.
+            seed: seed of the run.
+            first: step of the run to begin with; epochs follow one another.
+            rank: rank of this worker.
+            workers: number of workers.
+            last: step of the run to end before; None for the end of the first step's epoch.
+        """
+        order = Order(self.rows, self.digest, seed, size)
+        if last is None:
+            last = (first // order.steps + 1) * order.steps if order.steps else 0
+        self._shards_in_use = 2 * len(order.lanes(rank, workers))
+        steps = stream.read(order, self.load_or_replace, first, last, rank, workers)
+        with closing(self._made(steps, size // workers)) as made:
+            yield from made
+
+    def _pairs(self, corpus: Corpus, piece: Piece) -> tuple[list[int], list[str], list[str]]:
+        """Read the pairs of a piece: their rows in the shard's table, their keys and their captions."""
+        kept = self._tables.take(piece.shard)
+        if kept is not None and kept[0] <= piece.start and piece.stop <= kept[0] + len(kept[1]):
+            first, table = kept
+        else:
+            first, table = 0, corpus.pairs(piece.shard)
+            room = _KEPT_TABLES // self._shards_in_use
+            if table.nbytes > room:  # a copy of some rows, so that the others' memory is free
+                first = piece.start
+                stop = min(len(table), max(piece.stop, first + len(table) * room // table.nbytes))
+                table = table.take(pa.array(np.arange(first, stop)))
+        if piece.stop < first + len(table):
+            self._tables.keep(piece.shard, (first, table), table.nbytes)
+        chosen = table.slice(piece.start - first, piece.stop - piece.start)
+        return chosen["row"].to_pylist(), chosen["key"].to_pylist(), chosen["caption"].to_pylist()
+
+    def mask_tokens(self, ids: Tensor, share: float) -> Tensor:
+        """Replace a random share of the word pieces, but no special tokens, by [MASK].
+
+        The random numbers come from torch's global generator of the device of the token ids.
+        """
+        chosen = (torch.rand(ids.shape, device=ids.device) < share) & ~torch.isin(ids, self._special.to(ids.device))
+        return ids.masked_fill(chosen, self._tokenizer.mask)
+
+    def _loaded(
+        self, piece: Piece, keys: list[str], captions: list[str], pictures: Tensor | list[bytes], where: str = ""
+    ) -> Loaded:
+        hashes = (hashlib.blake2b(caption.encode(), digest_size=8).digest() for caption in captions)
+        hashed = [int.from_bytes(digest, "little", signed=True) for digest in hashes]
+        first = self._firsts[piece.shard]
+        numbers = range(first + piece.start, first + piece.stop)
+        return Loaded(numbers, keys, self._tokenizer.encode(captions), hashed, pictures, where)
+
+    def _batch(
+        self, samples: Sequence[Sample[Loaded]], pictures: Tensor, lost: frozenset[int], broken: int = 0
+    ) -> Batch:
+        return Batch(
+            pictures,
+            self._tokenizer.collate([sample.piece.ids[sample.row] for sample in samples]),
+            torch.tensor([sample.piece.captions[sample.row] for sample in samples]),
+            torch.tensor([sample.piece.numbers[sample.row] for sample in samples]),
+            broken,
+            lost,
+        )
+
+
+def lost_shards(samples: Sequence[Sample[Loaded]]) -> frozenset[int]:
+    """Return the numbers of the shards in whose place some samples stand."""
+    return frozenset(chain.from_iterable({sample.piece.lost for sample in samples}))
