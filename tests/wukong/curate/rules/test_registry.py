@@ -108,19 +108,21 @@ import json
 import numpy as np
 import polars as pl
 
-from wukong import config, stages
+from wukong import stages
+from wukong.config import documents
 from wukong.curate import rules
 from wukong.curate.caption_counts import CaptionCounts
-from wukong.data.schema import DROPPED, PAIRS
-from wukong.manifest import Manifest
+from wukong.curate.pairs import DROPPED, PAIRS
+from wukong.errors import ConfigError
+from wukong.store.manifest import Manifest
 from wukong.report.funnel import funnel
 from wukong.validate import audit, suites
 
 minimal = {"name": "x", "crawl": {"engine": "urls", "endpoint": "file:///list.csv"}}
-experiment = config.parse(minimal | {"filter": {"max_marks": 1}, "validation": {"severity": {"calm": "warn"}}})
+experiment = documents.parse(minimal | {"filter": {"max_marks": 1}, "validation": {"severity": {"calm": "warn"}}})
 try:
-    config.parse(minimal | {"filter": {"max_marks": -1}})
-except config.ConfigError as error:
+    documents.parse(minimal | {"filter": {"max_marks": -1}})
+except ConfigError as error:
     refused = str(error)
 captions = ["一只猫！！", "a cat!!", "一只猫！", "猫" * 40 + "!!"]
 pairs = pl.DataFrame({"caption": captions, "width": [300] * 4, "height": [300] * 4})
