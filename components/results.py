@@ -34,5 +34,5 @@ def results(
     for name, value in manifest.metrics.items():
         if name.startswith("eval/"):  # those of the pre-trained model stand on the report's page
             metrics.log_metric(name, value)
-    if found := confusions(evaluation):
-        classes.log_confusion_matrix(*found)
+    if tables := confusions(evaluation):
+        classes.log_confusion_matrix(*tables)

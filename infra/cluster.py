@@ -270,8 +270,8 @@ class _Secrets:
 
     def get(self, namespace: str, name: str) -> dict[str, str] | None:
         """A Secret's values, or None."""
-        found = self._read(namespace, name)
-        return None if found is None else _decoded(found)
+        secret = self._read(namespace, name)
+        return None if secret is None else _decoded(secret)
 
     def get_or_create(self, namespace: str, name: str, make: Any) -> dict[str, str]:
         """A Secret's values as they stand; made when there is none."""
@@ -298,10 +298,10 @@ class _Secrets:
             owner: a ConfigMap of the namespace; the Secret is deleted when it is.
         """
         owners = [self._reference(namespace, owner)] if owner else []
-        found = self._read(namespace, name)
-        if found is not None:
-            held = {reference.uid for reference in found.metadata.owner_references or []}
-            if _decoded(found) == dict(value) and {reference["uid"] for reference in owners} <= held:
+        existing = self._read(namespace, name)
+        if existing is not None:
+            held = {reference.uid for reference in existing.metadata.owner_references or []}
+            if _decoded(existing) == dict(value) and {reference["uid"] for reference in owners} <= held:
                 return
         if not self._create(namespace, name, value, owners):
             body = {"stringData": dict(value)} | ({"metadata": {"ownerReferences": owners}} if owners else {})
@@ -310,8 +310,8 @@ class _Secrets:
 
     def made_here(self, namespace: str, name: str) -> bool:
         """Whether a Secret was made by this program and not by the operator."""
-        found = self._read(namespace, name)
-        return found is not None and _MADE_HERE.items() <= (found.metadata.labels or {}).items()
+        secret = self._read(namespace, name)
+        return secret is not None and _MADE_HERE.items() <= (secret.metadata.labels or {}).items()
 
     def _read(self, namespace: str, name: str) -> Any:
         try:
@@ -323,10 +323,10 @@ class _Secrets:
 
     def _reference(self, namespace: str, name: str) -> dict[str, str]:
         try:
-            found = self._core.read_namespaced_config_map(name, namespace)
+            reference = self._core.read_namespaced_config_map(name, namespace)
         except self._gone as error:
             raise StackError(f"cannot read ConfigMap {namespace}/{name}: {error.reason} ({error.body})") from error
-        return {"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": found.metadata.uid}
+        return {"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": reference.metadata.uid}
 
     def _create(
         self, namespace: str, name: str, value: Mapping[str, str], owners: list[dict[str, str]] | None = None

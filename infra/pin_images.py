@@ -63,10 +63,10 @@ def _digest(image: str) -> str:
         raise StackError(f"digests come from a registry; to get them, install one of {', '.join(_TOOLS)}")
     command = [part.format(image=image) for part in _TOOLS[tool]]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    found = _DIGEST.search(answer.stdout)
-    if answer.returncode or found is None:
+    match = _DIGEST.search(answer.stdout)
+    if answer.returncode or match is None:
         raise StackError(f"{tool} found no digest of {image}: {(answer.stderr or answer.stdout).strip()[:500]}")
-    return found[0]
+    return match[0]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -32,14 +32,14 @@ def evaluate_on_cluster(
         run: name of this run. Empty takes KFP's.
     """
     with cluster.run(experiment, overrides, run, names=("evaluate",)) as begun:
-        found = {}
+        manifests = {}
         for stage in stages.of("evaluate").parents:
-            found[stage] = find_manifest(experiment=begun.experiment, run=of_run, stage=stage)
-            cluster.prepare(found[stage], f"Find {stages.of(stage).hands_on}", retries=0)
+            manifests[stage] = find_manifest(experiment=begun.experiment, run=of_run, stage=stage)
+            cluster.prepare(manifests[stage], f"Find {stages.of(stage).hands_on}", retries=0)
         measured = evaluate(
             experiment=begun.experiment,
             run=begun.name,
-            **{f"{stage}_manifest": task.outputs["manifest"] for stage, task in found.items()},
+            **{f"{stage}_manifest": task.outputs["manifest"] for stage, task in manifests.items()},
         )
         cluster.prepare_stages({"evaluate": measured})
         show_results(measured)

@@ -58,12 +58,12 @@ def run(names: Sequence[str], experiment: str, run_name: str, folder: Path, log:
 def _outputs(function: Any, folder: Path) -> dict[str, dsl.Artifact]:
     """Make the output artifacts of a component, each a file in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = {}
+    outputs = {}
     for name, parameter in inspect.signature(function).parameters.items():
         annotation = parameter.annotation
         if type_annotations.is_artifact_wrapped_in_Output(annotation):
-            found[name] = type_annotations.get_io_artifact_class(annotation)(uri=str(folder / name))
-    return found
+            outputs[name] = type_annotations.get_io_artifact_class(annotation)(uri=str(folder / name))
+    return outputs
 
 
 @contextlib.contextmanager

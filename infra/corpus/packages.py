@@ -251,11 +251,11 @@ class _MethodError(Exception):
 
 def _check_digest(archive: Path, package: Package) -> None:
     with archive.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != package.sha256:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != package.sha256:
         archive.unlink()
         raise _MethodError(
-            f"{archive.name} has SHA-256 {found[:12]}…, expected {package.sha256[:12]}…: "
+            f"{archive.name} has SHA-256 {digest[:12]}…, expected {package.sha256[:12]}…: "
             "the registry or a mirror serves another file"
         )
 
@@ -346,11 +346,11 @@ def _receive(url: str, partial: Path, size: int) -> None:
                     stream.write(block)
                     if stream.tell() > size:
                         break
-    found = partial.stat().st_size
-    if found > size:
+    received = partial.stat().st_size
+    if received > size:
         partial.unlink()
-    if found != size:
-        raise _MethodError(f"{found} bytes received instead of {size}")
+    if received != size:
+        raise _MethodError(f"{received} bytes received instead of {size}")
 
 
 _METHODS: Mapping[str, tuple[Callable[[Package, Path], Path], ...]] = {
@@ -386,10 +386,10 @@ def _run_client(command: Sequence[str], folder: Path) -> None:
 
 
 def _only_file(folder: Path, pattern: str) -> Path:
-    found = sorted(folder.glob(pattern))
-    if len(found) != 1:
-        raise _MethodError(f"{len(found)} archives {pattern} were left instead of one")
-    return found[0]
+    matches = sorted(folder.glob(pattern))
+    if len(matches) != 1:
+        raise _MethodError(f"{len(matches)} archives {pattern} were left instead of one")
+    return matches[0]
 
 
 def _unpack(archive: Path, target: Path, package: Package) -> None:

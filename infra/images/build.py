@@ -195,7 +195,7 @@ def make_wheelhouse(folder: Path, project: Path, image: str, builds: str) -> Pat
             f"the {image} image needs {', '.join(f'{name}=={wheels[name][0]}' for name in loose)}: "
             f"add the versions you want to {_HERE.relative_to(_PROJECT)}/constraints.txt"
         )
-    lines = [_line(name, found, wheel) for name, (found, wheel) in sorted(wheels.items())]
+    lines = [_line(name, version, wheel) for name, (version, wheel) in sorted(wheels.items())]
     listed.write_text("\n".join([_key(wanted, constraints), *lines]) + "\n", encoding="utf-8")
     return listed
 
@@ -282,12 +282,12 @@ def _hashed(image: str, builds: str) -> list[Path]:
 
 def _hashes_of_torch(folder: Path, pins: Path) -> Path:
     """Write down the hashes of the CPU builds that are in the wheelhouse: no others are taken after this."""
-    found = {
+    hashes = {
         name: next(folder.glob(f"{name}-{version}-*.whl"))
         for name, version in versions(pins.read_text(encoding="utf-8")).items()
     }
     made = folder / "torch-cpu-hashes.txt"
-    lines = [_line(name, version, found[name]) for name, version in versions(pins.read_text(encoding="utf-8")).items()]
+    lines = [_line(name, version, hashes[name]) for name, version in versions(pins.read_text(encoding="utf-8")).items()]
     made.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return made
 

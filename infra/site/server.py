@@ -51,11 +51,11 @@ class Site:
         word = request.query.get("word") or request.query.get("queryWord") or ""
         offset = _number(request, "pn", 0)
         rows = min(_number(request, "rn", 30), _MAX_PAGE)
-        found = self._index.search(word)
+        hits = self._index.search(word)
         # Baidu shows about a thousand results; later pages repeat them.
         begin = offset % _REPEATS_AFTER
-        page = found[begin : min(begin + rows, _REPEATS_AFTER)]
-        text = acjson.answer(word, [self._found(listing) for listing in page], len(found), offset)
+        page = hits[begin : min(begin + rows, _REPEATS_AFTER)]
+        text = acjson.answer(word, [self._found(listing) for listing in page], len(hits), offset)
         return web.Response(text=text, content_type="text/plain")
 
     def _found(self, listing: Listing) -> acjson.Found:

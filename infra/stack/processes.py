@@ -41,7 +41,7 @@ def find(identity: str, scratch: Path, services: Collection[str] | None = None) 
         scratch: the folder of its Ray session.
         services: names of the services to look for; None for all.
     """
-    found = []
+    marked = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             environment = process.environ()
@@ -52,8 +52,8 @@ def find(identity: str, scratch: Path, services: Collection[str] | None = None) 
             else:
                 continue
             if (services is None or belongs_to in services) and _is_alive(process):
-                found.append(Marked(process, belongs_to))
-    return found
+                marked.append(Marked(process, belongs_to))
+    return marked
 
 
 def _is_ray_worker_of(process: psutil.Process, scratch: Path) -> bool:
@@ -83,16 +83,16 @@ def stop(find_them: Callable[[], list[Marked]]) -> int:
     """
     stopped: set[int] = set()
     for _ in range(_ROUNDS):
-        found = find_them()
-        if not found:
+        running = find_them()
+        if not running:
             # While a process executes another program its environment cannot be read, so search once more.
             time.sleep(0.2)
-            found = find_them()
-        if not found:
+            running = find_them()
+        if not running:
             return len(stopped)
-        stopped.update(marked.process.pid for marked in found)
-        alive = [marked.process for marked in found]
-        ray = {marked.process for marked in found if marked.service == "ray"}
+        stopped.update(marked.process.pid for marked in running)
+        alive = [marked.process for marked in running]
+        ray = {marked.process for marked in running if marked.service == "ray"}
         _signal(alive, psutil.Process.terminate)
         alive = _wait(alive, _RAY_GRACE)
         _signal([process for process in alive if process in ray], psutil.Process.kill)

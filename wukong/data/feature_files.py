@@ -217,10 +217,10 @@ def _rows(stream: IO[bytes], tensor: dict[str, list[int]], data: int, size: int,
         raise ValueError("it is cut short")
     row_bytes = (end - begin) // tensor["shape"][0]
     stream.seek(data + begin + start * row_bytes)
-    found = bytearray(stream.read((stop - start) * row_bytes))
-    if len(found) < (stop - start) * row_bytes:
+    rows = bytearray(stream.read((stop - start) * row_bytes))
+    if len(rows) < (stop - start) * row_bytes:
         raise ValueError("it is cut short")
-    return found
+    return rows
 
 
 def _tensor(stored: bytearray, tensor: dict[str, list[int]]) -> Tensor:

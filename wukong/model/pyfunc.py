@@ -79,11 +79,11 @@ class DualEncoderModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         captions, pictures = captions or {}, pictures or {}
         text = self.saved.encode_text(list(captions.values()))
         image = self.saved.encode_image(list(pictures.values()))
-        for place, row in enumerate(captions):
-            vector = text.vectors[place]
-            rows[row]["caption_vector"] = (vector[text.counted[place]] if vector.ndim == 2 else vector).tolist()
-        for place, row in enumerate(pictures):
-            rows[row]["image_vector"] = image[place].tolist()
+        for row_number, row in enumerate(captions):
+            vector = text.vectors[row_number]
+            rows[row]["caption_vector"] = (vector[text.counted[row_number]] if vector.ndim == 2 else vector).tolist()
+        for row_number, row in enumerate(pictures):
+            rows[row]["image_vector"] = image[row_number].tolist()
         caption_places, picture_places = ({row: n for n, row in enumerate(side)} for side in (captions, pictures))
         both = [row for row in captions if row in pictures]
         for start in range(0, len(both), _PAIRS):

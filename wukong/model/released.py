@@ -238,8 +238,8 @@ class _TextTower(nn.Module):
         causal = nn.Transformer.generate_square_subsequent_mask(length, device=ids.device, dtype=hidden.dtype)
         for layer in self.resblocks:
             hidden = layer(hidden, src_mask=causal, is_causal=True)
-        found: Tensor = self.ln_final(hidden) @ self.text_projection
-        return found
+        features: Tensor = self.ln_final(hidden) @ self.text_projection
+        return features
 
 
 class _ViTTower(nn.Module):
@@ -263,8 +263,8 @@ class _ViTTower(nn.Module):
         for layer in blocks:
             hidden = layer(hidden)
         taken = hidden[:, 0] if pooled else hidden[:, 1:]
-        found: Tensor = self.ln_post(taken) @ self.proj
-        return found
+        features: Tensor = self.ln_post(taken) @ self.proj
+        return features
 
 
 class _SwinTower(SwinTransformer):  # type: ignore[misc]
@@ -279,8 +279,8 @@ class _SwinTower(SwinTransformer):  # type: ignore[misc]
 
     def forward(self, pixels: Tensor, pooled: bool) -> Tensor:
         tokens: Tensor = self.forward_features(pixels).flatten(1, 2)
-        found: Tensor = self.head.fc(tokens.mean(1) if pooled else tokens)
-        return found
+        features: Tensor = self.head.fc(tokens.mean(1) if pooled else tokens)
+        return features
 
 
 class _TokenReduction(nn.Module):
@@ -297,8 +297,8 @@ class _TokenReduction(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         # A convolution of 1 x 1 does not see the grid, so the patches may stand in one column.
         maps = self.attention_maps(_column(self.norm(patches))).squeeze(3).softmax(2)
-        found: Tensor = maps @ self.feat_conv(_column(patches)).squeeze(3).transpose(1, 2)
-        return found
+        features: Tensor = maps @ self.feat_conv(_column(patches)).squeeze(3).transpose(1, 2)
+        return features
 
 
 def _column(tokens: Tensor) -> Tensor:

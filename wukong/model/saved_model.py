@@ -224,11 +224,11 @@ def load(uri: str | Path, device: str | torch.device = "cpu") -> SavedModel:
         DataError: a file is damaged, or the files do not belong together.
         ConfigError: this machine has no such device.
     """
-    place = device_of(device)
+    target = device_of(device)
     if isinstance(uri, str) and uri.startswith(("models:/", "runs:/")):
         with tempfile.TemporaryDirectory() as scratch:
-            return _load(storage.from_path(_download(uri, scratch)), place)
-    return _load(_uri(uri), place)
+            return _load(storage.from_path(_download(uri, scratch)), target)
+    return _load(_uri(uri), target)
 
 
 def device_of(name: str | torch.device) -> torch.device:

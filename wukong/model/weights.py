@@ -126,9 +126,9 @@ def below_prefix(own: Iterable[str], state: Mapping[str, Tensor]) -> dict[str, T
     counts: Counter[str] = Counter()
     for name in state:
         parts = name.split(".")
-        for place in range(len(parts)):
-            if ".".join(parts[place:]) in names:
-                counts["".join(f"{part}." for part in parts[:place])] += 1
+        for depth in range(len(parts)):
+            if ".".join(parts[depth:]) in names:
+                counts["".join(f"{part}." for part in parts[:depth])] += 1
     prefix = max(counts, key=lambda known: (counts[known], -len(known)), default="")
     if not prefix:
         return dict(state)
@@ -201,12 +201,14 @@ def _dinov2(path: Path, grid: int) -> dict[str, Tensor]:
     graph = onnx.load(str(path)).graph
     constants = {entry.name: torch.from_numpy(onnx.numpy_helper.to_array(entry).copy()) for entry in graph.initializer}
     made_by = {output: node for node in graph.node for output in node.output}
-    found = {name.removeprefix("backbone."): value for name, value in constants.items() if name.startswith("backbone.")}
+    backbone = {
+        name.removeprefix("backbone."): value for name, value in constants.items() if name.startswith("backbone.")
+    }
     # The exporter transposed the matrices of linear layers and replaced their names by numbers; nodes have their names.
     for node in graph.node:
         if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in constants:
             module = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
-            found[f"{module}.weight"] = constants[node.input[1]].T
+            backbone[f"{module}.weight"] = constants[node.input[1]].T
     joined = next(node for node in graph.node if node.name == "/backbone/embeddings/Concat_6")
     patches = next(node for node in graph.node if node.name == "/backbone/embeddings/Resize").input[0]
     while patches not in constants:
@@ -216,10 +218,10 @@ def _dinov2(path: Path, grid: int) -> dict[str, Tensor]:
     # Bicubic without antialiasing, as in the package's own graph: the weights were tuned with it.
     square = positions.view(1, side, side, -1).permute(0, 3, 1, 2)
     square = torch.nn.functional.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False)
-    found["pos_embed"] = torch.cat([constants[joined.input[0]], square.flatten(2).transpose(1, 2)], 1)
+    backbone["pos_embed"] = torch.cat([constants[joined.input[0]], square.flatten(2).transpose(1, 2)], 1)
 
     state: dict[str, Tensor] = {}
-    for name, value in found.items():
+    for name, value in backbone.items():
         for theirs, ours in _DINOV2.items():
             name = name.replace(theirs, ours)  # noqa: PLW2901
         state[name] = value

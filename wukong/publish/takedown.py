@@ -126,8 +126,8 @@ def remove_traces(files: Sequence[str], traces: Traces) -> list[str]:
 
 def _evaluation_of(uri: str) -> str:
     """Return the folder of the evaluate stage that a file belongs to; empty if to none."""
-    before, found, below = uri.rpartition("/evaluate/")
-    return f"{before}{found}{below.split('/', 1)[0]}" if found and "/" in below else ""
+    before, separator, below = uri.rpartition("/evaluate/")
+    return f"{before}{separator}{below.split('/', 1)[0]}" if separator and "/" in below else ""
 
 
 def _describe_evaluation(folder: str, traces: Traces) -> list[str]:
@@ -179,13 +179,13 @@ def _rewrite_files(planned: Plan) -> None:
 
 def _computed(place: str, planned: Plan) -> list[str]:
     """Return the URIs of the stages that were computed of the images of the crawls and filtered sets that change."""
-    found = []
+    computed = []
     for name, parents in _COMPUTED.items():
         changed = {change.uri for change in planned.changes if change.stage in parents}
         for uri in storage.list_files(storage.join(place, name), f"/{_MANIFEST}") if changed else ():
             if changed & {parent.uri for parent in manifest.load(uri).parents}:
-                found.append(uri.removesuffix(f"/{_MANIFEST}"))
-    return found
+                computed.append(uri.removesuffix(f"/{_MANIFEST}"))
+    return computed
 
 
 def _rewrite_manifest(change: Change, after: Mapping[str, str], record: Mapping[str, Any]) -> str:

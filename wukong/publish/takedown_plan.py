@@ -201,16 +201,16 @@ def _folders(place: str, name: str) -> dict[str, list[str]]:
 
 def _unfinished_crawls(place: str) -> list[tuple[Manifest, str]]:
     """Return the crawls that failed, or were killed, with the names of their manifests."""
-    found = []
+    crawls = []
     for folder, files in sorted(_folders(place, "crawl").items()):
         if storage.join(folder, _MANIFEST) in files:
             continue
         if storage.join(folder, attempt.FAILED) in files:
             failed = manifest.load(storage.join(folder, attempt.FAILED))
-            found.append((failed.model_copy(update={"uri": folder}), attempt.FAILED))
+            crawls.append((failed.model_copy(update={"uri": folder}), attempt.FAILED))
         else:
-            found.append((Manifest(stage="crawl", uri=folder, config={}), ""))
-    return found
+            crawls.append((Manifest(stage="crawl", uri=folder, config={}), ""))
+    return crawls
 
 
 def _unfinished(place: str) -> tuple[str, ...]:
@@ -263,9 +263,9 @@ def stages_at(place: str) -> list[Manifest]:
         uris = [storage.join(place, _MANIFEST)]
     else:
         uris = [uri for name in _STAGES for uri in storage.list_files(storage.join(place, name), f"/{_MANIFEST}")]
-    found = [manifest.load(uri).model_copy(update={"uri": uri.removesuffix(f"/{_MANIFEST}")}) for uri in uris]
-    found = [each for each in found if each.stage in _STAGES]
-    return sorted(found, key=lambda each: (_STAGES.index(each.stage), each.uri))
+    manifests = [manifest.load(uri).model_copy(update={"uri": uri.removesuffix(f"/{_MANIFEST}")}) for uri in uris]
+    manifests = [each for each in manifests if each.stage in _STAGES]
+    return sorted(manifests, key=lambda each: (_STAGES.index(each.stage), each.uri))
 
 
 def for_each(what: str, items: Sequence[Item], work: Callable[[Item], Result]) -> list[Result]:

@@ -149,10 +149,10 @@ class Traces:
             f"{TAKEN_DOWN}-{number}" if query in self._keys else query
             for query, number in zip(queries, numbers, strict=True)
         ]
-        place = table.column_names.index("query")
+        column = table.column_names.index("query")
         target = pa.BufferOutputStream()
         pq.write_table(
-            table.set_column(place, table.schema.field(place), pa.array(renamed)), target, compression="zstd"
+            table.set_column(column, table.schema.field(column), pa.array(renamed)), target, compression="zstd"
         )
         return bytes(target.getvalue())
 

@@ -137,12 +137,12 @@ class ModelRegistry:
         """
         if number:
             try:
-                found = self._server.ask("GET", "model-versions/get", {"name": self.model, "version": number})
+                answer = self._server.ask("GET", "model-versions/get", {"name": self.model, "version": number})
             except MlflowError as error:
                 if error.code != "RESOURCE_DOES_NOT_EXIST":
                     raise
                 raise ConfigError(f"MLflow at {self._server.address} has no model {self.model}/{number}") from error
-            return _version(found["model_version"])
+            return _version(answer["model_version"])
         quoted = self.model.replace("'", "\\'")
         values = {"filter": f"name = '{quoted}'", "order_by": "version_number DESC", "max_results": 1}
         versions = self._server.ask("GET", "model-versions/search", values).get("model_versions", [])
@@ -157,13 +157,13 @@ class ModelRegistry:
             ConfigError: there is no such model.
         """
         try:
-            found = self._server.ask("GET", "registered-models/get", {"name": self.model})["registered_model"]
+            registered = self._server.ask("GET", "registered-models/get", {"name": self.model})["registered_model"]
         except MlflowError as error:
             if error.code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise ConfigError(f"MLflow at {self._server.address} has no model {self.model!r}") from error
-        held = {entry["alias"]: str(entry["version"]) for entry in found.get("aliases", [])}
-        return held.get(self.alias, ""), {entry["key"]: entry["value"] for entry in found.get("tags", [])}
+        held = {entry["alias"]: str(entry["version"]) for entry in registered.get("aliases", [])}
+        return held.get(self.alias, ""), {entry["key"]: entry["value"] for entry in registered.get("tags", [])}
 
     def decide(self, number: str = "") -> Decision:
         """Ask the gate about a version, the newest by default, and count the attempt. The alias does not move.
@@ -381,12 +381,12 @@ def _evaluation_of(held: Mapping[str, Any], candidate: Evaluation, rules: Rules)
     if EVALUATION not in held["tags"]:
         return Evaluation(), "it was registered without the address of its evaluation"
     try:
-        found = stored.read(held["tags"][EVALUATION])
+        evaluation = stored.read(held["tags"][EVALUATION])
     except AwayError:
         raise
     except (DataError, StorageError):
         return Evaluation(), "its evaluation is gone"
-    return found, promotion.unpaired(rules, candidate, found)
+    return evaluation, promotion.unpaired(rules, candidate, evaluation)
 
 
 def _chosen(version: Mapping[str, Any]) -> list[Choice]:

@@ -67,9 +67,9 @@ def mean(values: Sequence[float], level: float = LEVEL) -> Interval:
         values: two at least, of independent seeds.
         level: the share of such intervals that hold the true mean, if values are normally distributed.
     """
-    found = statistics.fmean(values)
+    average = statistics.fmean(values)
     far = student(len(values) - 1, (1 + level) / 2) * statistics.stdev(values) / math.sqrt(len(values))
-    return Interval(found, found - far, found + far, level, len(values))
+    return Interval(average, average - far, average + far, level, len(values))
 
 
 def entries(row: Sequence[Mapping[str, Any]], grouped: Sequence[Configuration]) -> list[dict[str, Any]]:
@@ -87,13 +87,13 @@ def entries(row: Sequence[Mapping[str, Any]], grouped: Sequence[Configuration]) 
         of runs.
     """
     values = [_values(row, configuration) for configuration in grouped]
-    found = []
+    entries_made = []
     for number, own in enumerate(values):
         entry: dict[str, Any] = {"seeds": [*own], "value": None, "sd": None, "low": None, "high": None}
         entry |= {"difference": None, "verdict": "baseline" if not number else "incomparable", "note": ""}
         if not own:
             first = row[min(grouped[number].runs.values())]
-            found.append(entry | {"verdict": "missing", "note": first["note"]})
+            entries_made.append(entry | {"verdict": "missing", "note": first["note"]})
             continue
         entry["value"] = statistics.fmean(own.values())
         if len(own) >= _LEAST:
@@ -107,8 +107,8 @@ def entries(row: Sequence[Mapping[str, Any]], grouped: Sequence[Configuration]) 
             entry["verdict"] = "better" if gained.low > 0 else "worse" if gained.high < 0 else "noise"
         elif number:
             entry["note"] = "no interval: fewer than two seeds in common with the first configuration"
-        found.append(entry)
-    return found
+        entries_made.append(entry)
+    return entries_made
 
 
 def _values(row: Sequence[Mapping[str, Any]], configuration: Configuration) -> dict[str, float]:

@@ -408,11 +408,13 @@ def _not_worse(metric: str, margin: float, candidate: Evaluation, holder: Evalua
     if ours.digest != theirs.digest or ours.scores is None or theirs.scores is None:
         why = "was measured on other data" if ours.digest != theirs.digest else "has no stored answers"
         return Check(metric, "not worse", False, f"{metric} is guarded, and {why}.", ours.value, theirs.value)
-    found = differences(theirs.scores, [ours.scores], level=1 - 2 * GUARD_LEVEL, seed=seed)[0][ours.scores.names[0]]
-    passed = found.low > -margin
+    difference = differences(theirs.scores, [ours.scores], level=1 - 2 * GUARD_LEVEL, seed=seed)[0][
+        ours.scores.names[0]
+    ]
+    passed = difference.low > -margin
     verdict = "not worse" if passed else "not shown to be no worse"
-    says = f"{metric} is {_points(found)}: {verdict} than the holder's by {100 * margin:.1f} points or more."
-    return Check(metric, "not worse", passed, says, ours.value, theirs.value, found, None, GUARD_LEVEL)
+    says = f"{metric} is {_points(difference)}: {verdict} than the holder's by {100 * margin:.1f} points or more."
+    return Check(metric, "not worse", passed, says, ours.value, theirs.value, difference, None, GUARD_LEVEL)
 
 
 def _chosen(chosen: Sequence[Choice]) -> str:
@@ -426,11 +428,13 @@ def _above_chance(metric: str, ours: _Measured, count: int, seed: int) -> Check:
         return Check(metric, "above chance", False, f"{metric} cannot be compared with chance: {why}.", ours.value)
     level, resamples = 0.05 / count, max(RESAMPLES, 200 * count)
     (compared,) = differences(ours.chance, [ours.scores], level=1 - level, resamples=resamples, seed=seed)
-    found = compared[ours.scores.names[0]]
-    passed = found.low > 0
+    interval = compared[ours.scores.names[0]]
+    passed = interval.low > 0
     verdict = "above chance by more than noise" if passed else "not above chance by more than noise"
-    says = f"It is the first model, and {metric} is {_points(found)} than chance: {verdict}."
-    return Check(metric, "above chance", passed, says, ours.value, float(ours.chance.values()[0]), found, None, level)
+    says = f"It is the first model, and {metric} is {_points(interval)} than chance: {verdict}."
+    return Check(
+        metric, "above chance", passed, says, ours.value, float(ours.chance.values()[0]), interval, None, level
+    )
 
 
 def _points(found: Interval) -> str:

@@ -215,13 +215,13 @@ def run(sweep: Sweep, base: Experiment, execute: Callable[[Sequence[Trial]], Seq
     Returns:
         The results in the order of the trials, each run once.
     """
-    found: dict[str, Result] = {}
+    results: dict[str, Result] = {}
     for batch, tell in _grid_batches(sweep, base) if sweep.sampler == "grid" else _searched_batches(sweep, base):
-        new = list({trial.run: trial for trial in batch if trial.run not in found}.values())
+        new = list({trial.run: trial for trial in batch if trial.run not in results}.values())
         for result in execute(new) if new else ():
-            found[result.trial.run] = result
-        tell([found[trial.run] for trial in batch])
-    return list(found.values())
+            results[result.trial.run] = result
+        tell([results[trial.run] for trial in batch])
+    return list(results.values())
 
 
 _Tell: TypeAlias = Callable[[Sequence[Result]], None]

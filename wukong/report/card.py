@@ -313,9 +313,13 @@ def _histogram(title: str, counts: Counts, label: Any) -> Histogram:
     most = max(1, int(counts.max()))
     width = 100 / len(counts)
     bars = tuple(
-        (width * place, 100 * int(count) / most, f"{label(place)}{'+' if place == len(counts) - 1 else ''}: {count:,}")
-        for place, count in enumerate(counts)
+        (
+            width * bin_number,
+            100 * int(count) / most,
+            f"{label(bin_number)}{'+' if bin_number == len(counts) - 1 else ''}: {count:,}",
+        )
+        for bin_number, count in enumerate(counts)
     )
     step = max(1, (len(counts) - 1) // _LABELS)
-    labels = tuple((width * (place + 0.5), label(place)) for place in range(0, len(counts), step))
+    labels = tuple((width * (bin_number + 0.5), label(bin_number)) for bin_number in range(0, len(counts), step))
     return Histogram(title, bars, width, labels)

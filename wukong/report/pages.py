@@ -26,11 +26,11 @@ def funnel(manifests: Sequence[Manifest]) -> str:
 
 def numbers(manifests: Sequence[Manifest]) -> dict[str, float]:
     """Returns the counts of stages as named numbers: ``STAGE.NAME`` and ``STAGE.dropped.NAME``."""
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for manifest in manifests:
-        found |= {f"{manifest.stage}.{name}": float(count) for name, count in manifest.counts.items()}
-        found |= {f"{manifest.stage}.dropped.{name}": float(count) for name, count in manifest.dropped.items()}
-    return found
+        values |= {f"{manifest.stage}.{name}": float(count) for name, count in manifest.counts.items()}
+        values |= {f"{manifest.stage}.dropped.{name}": float(count) for name, count in manifest.dropped.items()}
+    return values
 
 
 def scores(evaluation: Mapping[str, Any]) -> str:
@@ -45,9 +45,9 @@ def scores(evaluation: Mapping[str, Any]) -> str:
         ]
     for entry in searched:
         for direction in ("text_to_image", "image_to_text"):
-            found = [entry["results"].get(f"{direction}_r{k}") for k in (1, 5, 10)]
-            if all(found):
-                row = [entry["title"], _words(direction), *(f"{each['value']:.3f}" for each in found)]
+            recalls = [entry["results"].get(f"{direction}_r{k}") for k in (1, 5, 10)]
+            if all(recalls):
+                row = [entry["title"], _words(direction), *(f"{each['value']:.3f}" for each in recalls)]
                 chance = entry["chance"][f"{direction}_r1"]
                 lines.append(f"| {' | '.join(row)} | {chance:.4f} | {entry['protocol']} |")
     if classified:

@@ -136,13 +136,13 @@ def _settings(experiment: Experiment) -> list[tuple[str, str, str]]:
     told_apart = {"name", "about", "sources"}  # shown in other places of the page
     defaults = Experiment.model_validate({"name": experiment.name, "crawl": named})
     engine = Crawl.model_fields["engine"].default
-    found: dict[str, tuple[Any, Any]] = {
+    changes: dict[str, tuple[Any, Any]] = {
         f"crawl.{key}": (engine if key == "engine" else "", value) for key, value in named.items()
     }
-    found |= run_records.differences(
+    changes |= run_records.differences(
         defaults.model_dump(mode="json", exclude=told_apart), experiment.model_dump(mode="json", exclude=told_apart)
     )
-    return [(key, _shown(default), _shown(value)) for key, (default, value) in found.items()]
+    return [(key, _shown(default), _shown(value)) for key, (default, value) in changes.items()]
 
 
 def _shown(value: Any) -> str:
@@ -159,17 +159,17 @@ def _measured(trained: Manifest | None) -> list[dict[str, Any]]:
 
 def _headlines(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns the main number of each test set and each task, what it is, and its chance."""
-    found = []
+    headlines = []
     for entry in tasks_of(evaluation, "retrieval"):
         first, tenth = (entry["results"][f"text_to_image_r{k}"]["value"] for k in (1, 10))
         what = f"text → image R@10 of {entry['sizes']['images']:,} pictures; R@1 {_percent(first)}"
         chance = entry["chance"]["text_to_image_r10"]
-        found.append({"title": entry["title"], "what": what, "value": tenth, "chance": chance})
+        headlines.append({"title": entry["title"], "what": what, "value": tenth, "chance": chance})
     for entry in tasks_of(evaluation, "classification"):
         what = f"zero-shot top-1 of {entry['sizes']['classes']} classes"
         value = entry["results"]["top1"]["value"]
-        found.append({"title": entry["title"], "what": what, "value": value, "chance": entry["chance"]["top1"]})
-    return found
+        headlines.append({"title": entry["title"], "what": what, "value": value, "chance": entry["chance"]["top1"]})
+    return headlines
 
 
 def _dropped(filtered: Manifest) -> list[dict[str, Any]]:
@@ -230,8 +230,8 @@ def _curves(evaluation: Mapping[str, Any], stage: str, measured: Sequence[Mappin
         low, high = min(values), max(values)
         span = (high - low) or 1.0
         points = (
-            f"{320 * place / (len(values) - 1):.1f},{112 - 104 * (value - low) / span:.1f}"
-            for place, value in enumerate(values)
+            f"{320 * step / (len(values) - 1):.1f},{112 - 104 * (value - low) / span:.1f}"
+            for step, value in enumerate(values)
         )
         curves.append(Curve(name.replace("_", " "), " ".join(points), values[0], values[-1], len(values)))
     return curves

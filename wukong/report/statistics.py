@@ -101,17 +101,17 @@ class Statistics:
         Raises:
             DataError: the value is something else.
         """
-        found = cls()
+        statistics = cls()
         try:
-            for name, counts in found._histograms():
-                for place, count in value[name].items():
-                    counts[int(place)] = count
-            found.pairs, found.words = int(value["pairs"]), Counter(value["words"])
+            for name, counts in statistics._histograms():
+                for bin_number, count in value[name].items():
+                    counts[int(bin_number)] = count
+            statistics.pairs, statistics.words = int(value["pairs"]), Counter(value["words"])
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise DataError(
                 f"these are not the statistics of a set of pairs ({type(error).__name__}: {error})"
             ) from None
-        return found
+        return statistics
 
     def without(self, others: "Statistics") -> "Statistics":
         """Returns the counts of this set without some of its pairs.

@@ -104,9 +104,9 @@ def describe(uri: str) -> dict[str, Any]:
         _PICTURES: _picture,
         _TEXTS: _text,
     }
-    found = next((read for suffixes, read in kinds.items() if name.endswith(suffixes)), _unknown)
+    describer = next((read for suffixes, read in kinds.items() if name.endswith(suffixes)), _unknown)
     try:
-        return {"uri": uri, "bytes": sizes[uri], **found(uri, sizes[uri])}
+        return {"uri": uri, "bytes": sizes[uri], **describer(uri, sizes[uri])}
     except (ValueError, OSError, tarfile.TarError) as error:
         raise DataError(f"{uri} is damaged, or not what its name says: {error}") from error
 
@@ -128,7 +128,7 @@ def _folder(uri: str, sizes: Mapping[str, int]) -> dict[str, Any]:
 
 def _run(uri: str) -> dict[str, Any]:
     name = uri.rsplit("/", 1)[1]
-    place = uri.rsplit("/", 3)[0]
+    root = uri.rsplit("/", 3)[0]
     records = [
         Record.model_validate(storage.read_json(file))
         for stage in stages.RECORDED
@@ -138,7 +138,7 @@ def _run(uri: str) -> dict[str, Any]:
     return {
         "kind": "run",
         "name": name,
-        "experiment": uri[len(place) + 1 :].split("/", 1)[0],
+        "experiment": uri[len(root) + 1 :].split("/", 1)[0],
         "stages": [record.model_dump(exclude_defaults=True) for record in records],
         "report": report if storage.exists(report) else None,
     }

@@ -66,5 +66,7 @@ def find(name: str = "", home: Path | None = None) -> FinishedRun:
     environment.connect(chosen)
     experiment = listing.experiment_of(storage.from_path(folders[run]))
     records = run_records.read_all(experiment, run)
-    found = {record.stage: manifest.load(record.manifest) for record in records if record.manifest}
-    return FinishedRun(run, experiment, folders[run], {name: found[name] for name in stages.JOBS if name in found})
+    manifests = {record.stage: manifest.load(record.manifest) for record in records if record.manifest}
+    return FinishedRun(
+        run, experiment, folders[run], {name: manifests[name] for name in stages.JOBS if name in manifests}
+    )

@@ -87,14 +87,14 @@ def of_experiment(root: str) -> list[Found]:
         root: the experiment's prefix.
     """
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = pool.map(_found, _folders(storage.join(root, _RUNS)))
-        return sorted((run for run in found if run), key=lambda run: run.begun, reverse=True)
+        runs = pool.map(_found, _folders(storage.join(root, _RUNS)))
+        return sorted((run for run in runs if run), key=lambda run: run.begun, reverse=True)
 
 
 def in_storage(place: str) -> list[Found]:
     """Return the runs of all experiments in a storage, the newest first."""
-    found = [run for root in experiments_in(place) for run in of_experiment(root)]
-    return sorted(found, key=lambda run: run.begun, reverse=True)
+    runs = [run for root in experiments_in(place) for run in of_experiment(root)]
+    return sorted(runs, key=lambda run: run.begun, reverse=True)
 
 
 def find(name: str, place: str) -> Found:

@@ -74,8 +74,8 @@ class Claim(BaseModel):
             ConfigError: it is another; the message says what differs and what to do.
         """
         value = experiment.model_dump(mode="json")
-        if self.experiment != value and (found := differences(_as_now(self.experiment), value)):
-            lines = [f"  {key}: {_short(before)} there, {_short(now)} now" for key, (before, now) in found.items()]
+        if self.experiment != value and (differing := differences(_as_now(self.experiment), value)):
+            lines = [f"  {key}: {_short(before)} there, {_short(now)} now" for key, (before, now) in differing.items()]
             more = len(lines) - _SHOWN
             raise ConfigError(
                 "\n".join(
@@ -109,8 +109,8 @@ def claim(experiment: Experiment, run: str, holder: str = "") -> None:
     Raises:
         ConfigError: the name is not allowed, or it belongs to another experiment.
     """
-    if (found := claimed(experiment, run)) is not None:
-        found.check(experiment, run)
+    if (existing := claimed(experiment, run)) is not None:
+        existing.check(experiment, run)
     made = Claim(experiment=experiment.model_dump(mode="json"), holder=holder)
     storage.write_json(uri_of(experiment, run, _CLAIM), made.model_dump(mode="json"))
 
@@ -172,10 +172,10 @@ def read_all(experiment: Experiment, run: str) -> list[Record]:
 
 def latest(experiment: Experiment, stage: str) -> str | None:
     """Return the URI of a stage's newest manifest that a run of this experiment recorded, or None."""
-    found = [
+    finished = [
         manifest.load(record.manifest)
         for uri in storage.list_files(storage.join(experiment.root, "runs"), f"/{stage}.json")
         if (record := Record.model_validate(storage.read_json(uri))).manifest and storage.exists(record.manifest)
     ]
-    newest = max(found, key=lambda one: str(one.provenance.get("created", "")), default=None)
+    newest = max(finished, key=lambda one: str(one.provenance.get("created", "")), default=None)
     return storage.join(newest.uri, "manifest.json") if newest else None

@@ -155,8 +155,8 @@ class Guard:
         if _ALL_HOSTS in self._hosts:
             return True
         host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
-        found = _HOST.fullmatch(host.lower())
-        return found is not None and found["name"] in self._hosts
+        match = _HOST.fullmatch(host.lower())
+        return match is not None and match["name"] in self._hosts
 
 
 def _add_api(app: FastAPI, service: Service, metrics: Metrics) -> None:
@@ -269,8 +269,8 @@ def _add_pages(app: FastAPI, service: Service) -> None:
     async def picture_page(asked: Picture, key: str, text: str, labels: str) -> HTMLResponse:
         """The picture with what is asked about it; a question that is refused leaves the answers to the others."""
         mine = service.captions_of(asked.row) if asked.row is not None else []
-        found = await service.captions(asked, _CAPTIONS_ON_PAGE)
-        text = text.strip() or (mine[0] if mine else found.captions[0].caption if found.captions else "")
+        captions = await service.captions(asked, _CAPTIONS_ON_PAGE)
+        text = text.strip() or (mine[0] if mine else captions.captions[0].caption if captions.captions else "")
         problems: dict[str, str] = {}
         aligned = classified = None
         if about.token_wise and text:
@@ -284,7 +284,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
             except RefusedError as error:
                 problems["labels"] = str(error)
         return page(
-            "picture.html.j2", key=key, captions=mine, found=found, text=text, labels=labels, aligned=aligned,
+            "picture.html.j2", key=key, captions=mine, found=captions, text=text, labels=labels, aligned=aligned,
             classified=classified, problems=problems, counts=_counts(aligned),
             shown=f"/pictures/{key}/file" if key else uploads.data_url(asked.data),
         )  # fmt: skip
@@ -313,5 +313,5 @@ def _counts(aligned: answers.AlignAnswer | None) -> list[int]:
     """Patches of each token."""
     if aligned is None:
         return []
-    best = [place for row in aligned.best for place in row]
-    return [best.count(place) for place in range(len(aligned.tokens))]
+    best = [patch for row in aligned.best for patch in row]
+    return [best.count(patch) for patch in range(len(aligned.tokens))]

@@ -92,9 +92,9 @@ def _text(words: list[str], length: int, numbers: random.Random) -> str:
 def _stand_out(searcher: Searcher, texts: list[str]) -> torch.Tensor:
     return torch.tensor(
         [
-            found.stands_out
+            best.stands_out
             for start in range(0, len(texts), _AT_A_TIME)
-            for found in searcher.pictures_of_texts(texts[start : start + _AT_A_TIME], 1)
+            for best in searcher.pictures_of_texts(texts[start : start + _AT_A_TIME], 1)
         ]
     )
 

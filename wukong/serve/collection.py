@@ -138,13 +138,13 @@ def of(uri: str) -> Collection:
 
 def _of_stage(uri: str) -> Collection:
     """Each distinct picture belongs to its first pair, in the order of the manifest."""
-    found = manifest.load(uri)
+    made = manifest.load(uri)
     _refuse_half_taken_down(uri)
-    parts = {part.path for part in found.parts}
+    parts = {part.path for part in made.parts}
     owner: dict[str, str] = {}
     captions: dict[str, dict[str, None]] = defaultdict(dict)
     of_piece: dict[str, list[str]] = {}
-    for part in found.parts:
+    for part in made.parts:
         stem = part.path.removesuffix(".parquet")
         if stem == part.path or part.path.startswith(_NOT_KEPT) or f"{stem}.tar" not in parts or not part.rows:
             continue
@@ -162,18 +162,18 @@ def _of_stage(uri: str) -> Collection:
     )
     if not pieces:
         raise DataError(
-            f"{uri} is the output of the stage {found.stage}, which holds no shards with pictures: give --data the "
+            f"{uri} is the output of the stage {made.stage}, which holds no shards with pictures: give --data the "
             "output of filter or crawl, or a folder of pictures"
         )
-    return Collection(uri, found.digest, pieces)
+    return Collection(uri, made.digest, pieces)
 
 
 def _refuse_half_taken_down(uri: str) -> None:
     """Raise DataError if a takedown has begun that changes this stage, and has not ended."""
-    for place in (uri, uri.rsplit("/", 2)[0]):
-        if begun := takedown.pending(place):
+    for folder in (uri, uri.rsplit("/", 2)[0]):
+        if begun := takedown.pending(folder):
             raise DataError(
-                f"a takedown at {place}, begun on {begun.when}, has not ended: run `wukong takedown` again, which "
+                f"a takedown at {folder}, begun on {begun.when}, has not ended: run `wukong takedown` again, which "
                 "finishes it, and then start the server"
             )
 

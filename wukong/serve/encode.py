@@ -85,8 +85,8 @@ def _build(stage: Stage, collection: Collection, model: OwnModel) -> Manifest:
         raise DataError(f"no picture of {collection.uri} can be decoded: give --data other pictures")
     counts = {"pictures": pictures, "captions": len(texts), "left_out": left_out}
     index = open_parts(stage.uri, parts, model)
-    found = calibration.calibrate(index, model)
-    storage.write_json(stage.path(CALIBRATION), found)
+    calibrated = calibration.calibrate(index, model)
+    storage.write_json(stage.path(CALIBRATION), calibrated)
     parts += [stage.describe(CALIBRATION), stage.describe(_COLLECTION)]
     return stage.commit(parts, counts=counts)
 
@@ -96,13 +96,13 @@ def _delete_superseded(root: str, collection: Collection) -> None:
     for uri in storage.list_files(storage.join(root, STAGE), f"/{_COLLECTION}"):
         made_of = storage.read_json(uri)
         if made_of["uri"] == collection.uri and made_of["digest"] != collection.digest:
-            place = uri.removesuffix(f"/{_COLLECTION}")
-            log.info("%s is deleted: %s has changed since it was made", place, collection.uri)
-            storage.delete(storage.join(place, "manifest.json"))  # first: a part of an index must not look finished
+            folder = uri.removesuffix(f"/{_COLLECTION}")
+            log.info("%s is deleted: %s has changed since it was made", folder, collection.uri)
+            storage.delete(storage.join(folder, "manifest.json"))  # first: a part of an index must not look finished
             # Last: a deletion that is killed goes on at the next start.
-            for file in [file for file in storage.list_files(place) if file != uri]:
+            for file in [file for file in storage.list_files(folder) if file != uri]:
                 storage.delete(file)
-            storage.delete(place)
+            storage.delete(folder)
 
 
 def _distinct(collection: Collection) -> dict[str, str]:

@@ -118,15 +118,15 @@ class TokenVectors:
     def read(self, rows: Tensor) -> Tensor:
         """Read some items, float32 [rows, tokens, d]."""
         wanted = rows.numpy()
-        found = np.empty((len(wanted), *self.shape), np.float16)
-        each = found[0].nbytes if len(wanted) else 0
+        vectors = np.empty((len(wanted), *self.shape), np.float16)
+        each = vectors[0].nbytes if len(wanted) else 0
         blocks = np.searchsorted(self._starts, wanted, side="right") - 1
-        for place in np.argsort(wanted).tolist():
-            block = int(blocks[place])
-            offset = self._offsets[block] + (int(wanted[place]) - int(self._starts[block])) * each
-            if os.preadv(self._files[block], [memoryview(found[place]).cast("B")], offset) != each:
+        for row in np.argsort(wanted).tolist():
+            block = int(blocks[row])
+            offset = self._offsets[block] + (int(wanted[row]) - int(self._starts[block])) * each
+            if os.preadv(self._files[block], [memoryview(vectors[row]).cast("B")], offset) != each:
                 raise DataError("a file of token vectors is cut short: delete the index, it is made anew")
-        return torch.from_numpy(found).float()
+        return torch.from_numpy(vectors).float()
 
     def close(self) -> None:
         """Close the files."""
@@ -193,12 +193,12 @@ def _tables(uri: str, parts: Sequence[Part], prefix: str, schema: pa.Schema) -> 
 def _vectors(uri: str, parts: Sequence[Part], prefix: str, width: int) -> Tensor:
     """Read all vectors into one matrix, float32 [items, d]; one block is in memory twice."""
     blocks = [part for part in _of_kind(parts, prefix, ".safetensors") if not part.path.endswith(".tokens.safetensors")]
-    found = torch.empty(sum(part.rows for part in blocks), width)
+    vectors = torch.empty(sum(part.rows for part in blocks), width)
     start = 0
     for part in blocks:
-        found[start : start + part.rows] = load_tensors(storage.read_bytes(storage.join(uri, part.path)))["vectors"]
+        vectors[start : start + part.rows] = load_tensors(storage.read_bytes(storage.join(uri, part.path)))["vectors"]
         start += part.rows
-    return found
+    return vectors
 
 
 def _token_files(uri: str, parts: Sequence[Part], prefix: str) -> TokenVectors:

@@ -79,16 +79,16 @@ class Searcher:
         """
         encoded = self.encode_texts(texts)
         if self.index.picture_tokens is None:
-            found = _best(encoded.vectors, self.index.picture_vectors, count)
+            best = _best(encoded.vectors, self.index.picture_vectors, count)
         else:
             first = _best(_mean(encoded), self.index.picture_vectors, max(FIRST_PASS, count))
-            found = [
+            best = [
                 self.rank(Texts(encoded.vectors[row : row + 1], encoded.counted[row : row + 1]), hits, count)
                 for row, hits in enumerate(first)
             ]
         means = self.model.similarity(self._reference, encoded).text_to_image.mean(0)
         return [
-            Found(hits, round(hits[0].score - mean, DIGITS)) for hits, mean in zip(found, means.tolist(), strict=True)
+            Found(hits, round(hits[0].score - mean, DIGITS)) for hits, mean in zip(best, means.tolist(), strict=True)
         ]
 
     @torch.inference_mode()
@@ -138,8 +138,8 @@ class Searcher:
             The similarities, and their softmax with the model's temperature: how the labels share the probability 1.
         """
         texts = self.encode_texts([_PROMPT.format(label) for label in labels])
-        found = self.model.similarity(picture[None], texts).image_to_text[0]
-        return found, (self.model.scale * found).softmax(0)
+        scores = self.model.similarity(picture[None], texts).image_to_text[0]
+        return scores, (self.model.scale * scores).softmax(0)
 
 
 def _mean(texts: Texts) -> Tensor:
@@ -151,7 +151,7 @@ def _mean(texts: Texts) -> Tensor:
 def _best(queries: Tensor, vectors: Tensor, count: int) -> list[list[Hit]]:
     """Find the largest dot products of each query, the largest first; equal ones, rounded, are in the order of rows."""
     step = max(1, _BLOCK_SCORES // max(1, len(queries)))
-    found: list[list[tuple[float, int]]] = [[] for _ in queries]
+    best: list[list[tuple[float, int]]] = [[] for _ in queries]
     for start in range(0, len(vectors), step):
         scores = queries @ vectors[start : start + step].T
         last = scores.topk(min(count, scores.shape[1]), dim=1).values[:, -1:]
@@ -160,9 +160,9 @@ def _best(queries: Tensor, vectors: Tensor, count: int) -> list[list[Hit]]:
         for number, place, score in zip(
             query.tolist(), (row + start).tolist(), scores[query, row].tolist(), strict=True
         ):
-            found[number].append((-round(score, DIGITS), place))
-        found = [sorted(each)[:count] for each in found]
-    return [[Hit(row, -score) for score, row in each] for each in found]
+            best[number].append((-round(score, DIGITS), place))
+        best = [sorted(each)[:count] for each in best]
+    return [[Hit(row, -score) for score, row in each] for each in best]
 
 
 def _ranked(scores: Tensor, rows: Tensor, count: int) -> list[Hit]:

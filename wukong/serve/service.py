@@ -100,17 +100,17 @@ class Service:
             RefusedError: (422) the text has nothing that the model can read, or is too long; (503) too many wait.
         """
         (form,), cut = self._readable([query], "query")
-        found = await self._search((form, count))
+        results = await self._search((form, count))
         calibration = self.index.calibration
         threshold = calibration["threshold"] if calibration.get("used") else None
         return answers.SearchAnswer(
             query=query,
             read_as=form,
             cut=cut,
-            nothing_similar=threshold is not None and found.stands_out < threshold,
-            stands_out=found.stands_out,
+            nothing_similar=threshold is not None and results.stands_out < threshold,
+            stands_out=results.stands_out,
             threshold=threshold,
-            results=self._shown(found.hits[:count]),
+            results=self._shown(results.hits[:count]),
         )
 
     async def captions(self, picture: Picture, count: int) -> answers.CaptionsAnswer:
@@ -156,13 +156,13 @@ class Service:
         part = search_forms([word])[0] if word else None
 
         def work() -> answers.AlignAnswer:
-            found = alignment.align(self._model.saved, images.decode(picture.data), form, part)
+            aligned = alignment.align(self._model.saved, images.decode(picture.data), form, part)
             return answers.AlignAnswer(
-                tokens=list(found.tokens),
-                highlighted=sorted(found.highlighted),
-                best=found.best.tolist(),
-                similarity=[[round(value, DIGITS) for value in row] for row in found.similarity.tolist()],
-                shown=data_url(_jpeg(found.shown)),
+                tokens=list(aligned.tokens),
+                highlighted=sorted(aligned.highlighted),
+                best=aligned.best.tolist(),
+                similarity=[[round(value, DIGITS) for value in row] for row in aligned.similarity.tolist()],
+                shown=data_url(_jpeg(aligned.shown)),
             )
 
         return await self._of_picture(work)

@@ -39,11 +39,11 @@ def service(
     """
     # Texts and pictures have a thread each, and each of them computes with its share of the cores.
     torch.set_num_threads(max(1, (cores or len(os.sched_getaffinity(0))) // 2))
-    found = collection.of(data)
+    pictures = collection.of(data)
     loaded = OwnModel(wukong.load(model, device), model)
-    place = storage.from_path(environment.home() / "indexes") if root is None else _uri(root)
-    made = encode.build(found, loaded, place)
-    return Service(found, loaded, made, limits or Limits())
+    indexes = storage.from_path(environment.home() / "indexes") if root is None else _uri(root)
+    made = encode.build(pictures, loaded, indexes)
+    return Service(pictures, loaded, made, limits or Limits())
 
 
 def _uri(place: str) -> str:

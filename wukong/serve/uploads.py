@@ -69,20 +69,20 @@ async def read(chunks: AsyncIterator[bytes], declared: str | None, limits: Limit
     too_large = RefusedError(413, f"the picture has more than {most / 2**20:g} MiB: send a smaller one")
     if declared is not None and declared.isdecimal() and (len(declared) > _DIGITS or int(declared) > most):
         raise too_large
-    found = bytearray()
+    body = bytearray()
     try:
         async with asyncio.timeout(limits.upload_seconds):
             async for chunk in chunks:
-                found += chunk
-                if len(found) > most:
+                body += chunk
+                if len(body) > most:
                     raise too_large
     except TimeoutError as error:
         raise RefusedError(
             408, f"the picture did not arrive within {limits.upload_seconds:g} seconds: send a smaller one"
         ) from error
-    if not found:
+    if not body:
         raise RefusedError(400, f"there is no picture in the request: send the bytes of a {_KINDS} file as its body")
-    return bytes(found)
+    return bytes(body)
 
 
 class UploadDecoder:

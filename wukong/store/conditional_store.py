@@ -40,10 +40,10 @@ def version(endpoint: str | None, region: str, path: str) -> str | None:
     """
     bucket, key = path.split("/", 1)
     try:
-        found = _answer(path, lambda: _client(endpoint, region, _who()).head_object(Bucket=bucket, Key=key), "read")
+        head = _answer(path, lambda: _client(endpoint, region, _who()).head_object(Bucket=bucket, Key=key), "read")
     except FileNotFoundError:
         return None
-    return str(found["ETag"])
+    return str(head["ETag"])
 
 
 def read(endpoint: str | None, region: str, path: str) -> tuple[bytes, str] | None:

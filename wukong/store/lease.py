@@ -269,11 +269,11 @@ def _waited(uri: str, is_there: Callable[[], bool], mine: Holder) -> tuple[bool,
 
 
 def _read(uri: str) -> _Seen | None:
-    found = storage.read_version(uri)
-    if found is None:
+    stored = storage.read_version(uri)
+    if stored is None:
         return None
     try:
-        return _Seen(Holder.model_validate_json(found[0]), found[1])
+        return _Seen(Holder.model_validate_json(stored[0]), stored[1])
     except ValidationError as error:
         raise StorageError(f"{uri} is no lease ({error}); delete it and run the stage again") from error
 

@@ -114,8 +114,10 @@ def load(uri: str) -> Manifest:
         )
     value = storage.read_json(target)
     if isinstance(value, dict) and value.get("schema_version") != SCHEMA_VERSION:
-        found = value.get("schema_version")
-        raise DataError(f"{target} has schema version {found!r}, this code reads {SCHEMA_VERSION}: run its stage again")
+        version = value.get("schema_version")
+        raise DataError(
+            f"{target} has schema version {version!r}, this code reads {SCHEMA_VERSION}: run its stage again"
+        )
     try:
         return Manifest.model_validate(value)
     except ValidationError as error:

@@ -50,12 +50,12 @@ def seconds() -> float:
     if not text:
         return _default
     try:
-        found = float(text)
+        chosen = float(text)
     except ValueError:
-        found = -1.0
-    if not 0 <= found < float("inf"):
+        chosen = -1.0
+    if not 0 <= chosen < float("inf"):
         raise ConfigError(f"{VARIABLE} is {text!r}; it must be a number of seconds, 0 or more (stages: {STAGES:.0f})")
-    return found
+    return chosen
 
 
 def set_default(chosen: float) -> None:

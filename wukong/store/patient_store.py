@@ -214,9 +214,9 @@ class _Reader:
     def read_buffer(self, size: int | None = None) -> pa.Buffer:
         left = max(self._size - self._at, 0)
         wanted = left if size is None or size < 0 else min(size, left)
-        found = until_answered(lambda: self._read_here(wanted))
+        data = until_answered(lambda: self._read_here(wanted))
         self._at += wanted
-        return found
+        return data
 
     def read(self, size: int | None = None) -> pa.Buffer:
         return self.read_buffer(size)  # pyarrow copies it, so it need not be copied here
@@ -226,12 +226,12 @@ class _Reader:
 
     def _read_here(self, size: int) -> pa.Buffer:
         self._source.seek(self._at)
-        found = self._source.read_buffer(size)
-        if found.size != size:
+        data = self._source.read_buffer(size)
+        if data.size != size:
             raise OSError(
-                f"AWS Error NETWORK_CONNECTION: {found.size} bytes came instead of {size} of {self._path} at {self._at}"
+                f"AWS Error NETWORK_CONNECTION: {data.size} bytes came instead of {size} of {self._path} at {self._at}"
             )
-        return found
+        return data
 
 
 class _Writer:

@@ -97,12 +97,12 @@ def address() -> str:
     Raises:
         ConfigError: ``MLFLOW_TRACKING_URI`` is not the address of a server.
     """
-    found = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
-    if not found.startswith(("http://", "https://")):
+    configured = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
+    if not configured.startswith(("http://", "https://")):
         raise ConfigError(
-            f"MLFLOW_TRACKING_URI is {found!r}; it must be the address of an MLflow server, http://… or https://…"
+            f"MLFLOW_TRACKING_URI is {configured!r}; it must be the address of an MLflow server, http://… or https://…"
         )
-    return found
+    return configured
 
 
 def now() -> int:
@@ -147,10 +147,10 @@ class Server:
     def model_tags(self, name: str, version: str) -> dict[str, str]:
         """Tags of a registered model's version, which is a number or ``@ALIAS``."""
         if version.startswith("@"):
-            found = self.ask("GET", "registered-models/alias", {"name": name, "alias": version[1:]})
+            answer = self.ask("GET", "registered-models/alias", {"name": name, "alias": version[1:]})
         else:
-            found = self.ask("GET", "model-versions/get", {"name": name, "version": version})
-        return {entry["key"]: entry["value"] for entry in found["model_version"].get("tags", [])}
+            answer = self.ask("GET", "model-versions/get", {"name": name, "version": version})
+        return {entry["key"]: entry["value"] for entry in answer["model_version"].get("tags", [])}
 
     def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> Run:
         """Create a run, which is running from now on."""
@@ -243,10 +243,10 @@ class Server:
     def _file(self, run: Run, path: str, method: str, data: bytes | None) -> bytes:
         from urllib.parse import quote, urlsplit
 
-        place = urlsplit(run.artifacts)
-        if place.scheme != "mlflow-artifacts":
+        location = urlsplit(run.artifacts)
+        if location.scheme != "mlflow-artifacts":
             raise MlflowError(f"MLflow at {self.address} passes no files on: those of {run.name} lie elsewhere", 501)
-        below = quote(f"{place.path.strip('/')}/{path}")
+        below = quote(f"{location.path.strip('/')}/{path}")
         response = _session().request(
             method,
             f"{self.address}/api/2.0/mlflow-artifacts/artifacts/{below}",
@@ -303,8 +303,8 @@ class Server:
     def logged_models(self, experiment_id: str, condition: str) -> list[str]:
         """IDs of the models of an experiment that meet a condition, the newest first."""
         body = {"experiment_ids": [experiment_id], "filter": condition}
-        found = self.ask("POST", "logged-models/search", body).get("models", [])
-        return [str(entry["info"]["model_id"]) for entry in found]
+        models = self.ask("POST", "logged-models/search", body).get("models", [])
+        return [str(entry["info"]["model_id"]) for entry in models]
 
     def log_outputs(self, run_id: str, model_ids: Sequence[str]) -> None:
         """Log models as what a run has made; one that it has already is left out."""
@@ -315,10 +315,10 @@ class Server:
 
     def metric_history(self, run_id: str, key: str) -> list[Metric]:
         """All values of a metric."""
-        found = self.ask("GET", "metrics/get-history", {"run_id": run_id, "metric_key": key}).get("metrics", [])
+        history = self.ask("GET", "metrics/get-history", {"run_id": run_id, "metric_key": key}).get("metrics", [])
         return [
             Metric(entry["key"], float(entry["value"]), int(entry["timestamp"]), int(entry.get("step", 0)))
-            for entry in found
+            for entry in history
         ]
 
     def ask(self, method: str, endpoint: str, values: Mapping[str, Any], version: str = "2.0") -> dict[str, Any]:

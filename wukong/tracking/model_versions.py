@@ -96,13 +96,13 @@ def doubtful_versions(server: Server, model: str) -> set[str]:
     alias again by today's test is no longer among them. Nor is one that a person has forced.
     """
     try:
-        found = server.ask("GET", "registered-models/get", {"name": model})["registered_model"]
+        registered = server.ask("GET", "registered-models/get", {"name": model})["registered_model"]
     except MlflowError as error:
         if error.code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return set()
     doubtful: set[str] = set()
-    for tag in found.get("tags", []):
+    for tag in registered.get("tags", []):
         for move in json.loads(tag["value"]) if tag["key"].startswith(HISTORY_TAG) else []:
             if move["action"] == "promote":
                 tested = "/retrieval/" in move["reason"] and "by more than noise" in move["reason"]
@@ -121,8 +121,8 @@ def doubtful_holder(model: str, alias: str) -> str:
     def ask() -> str:
         server = Server()
         doubtful = doubtful_versions(server, model)
-        found = server.ask("GET", "registered-models/get", {"name": model})["registered_model"] if doubtful else {}
-        held = (str(entry["version"]) for entry in found.get("aliases", []) if entry["alias"] == alias)
+        registered = server.ask("GET", "registered-models/get", {"name": model})["registered_model"] if doubtful else {}
+        held = (str(entry["version"]) for entry in registered.get("aliases", []) if entry["alias"] == alias)
         return next((version for version in held if version in doubtful), "")
 
     return (unless_away(ask, "who holds the alias is left out") or "") if enabled() else ""

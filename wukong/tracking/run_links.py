@@ -49,15 +49,15 @@ def pages(experiment: Experiment, run: str) -> Pages | None:
 
     def ask() -> Pages:
         server = Server()
-        found = pipeline_run(server, experiment, run)
+        own_run = pipeline_run(server, experiment, run)
         ended = f"tags.`{RUN_TAG}` LIKE '%' AND attributes.status = 'FINISHED'"
-        last = [entry.run_id for entry in server.search_runs(found.experiment_id, ended, most=_COMPARED)]
-        base = f"{public_address()}/#/experiments/{found.experiment_id}"
-        compared = list(dict.fromkeys([found.run_id, *last]))[:_COMPARED]
+        last = [entry.run_id for entry in server.search_runs(own_run.experiment_id, ended, most=_COMPARED)]
+        base = f"{public_address()}/#/experiments/{own_run.experiment_id}"
+        compared = list(dict.fromkeys([own_run.run_id, *last]))[:_COMPARED]
         return Pages(
             base,
-            f"{base}/runs/{found.run_id}",
-            compare_url(found.experiment_id, compared) if len(compared) > 1 else "",
+            f"{base}/runs/{own_run.run_id}",
+            compare_url(own_run.experiment_id, compared) if len(compared) > 1 else "",
         )
 
     return unless_away(ask, "there are no links to the run's pages", AT_START)

@@ -144,8 +144,12 @@ def _log_document(client: "MlflowClient", run_id: str, document: Mapping[str, An
         model_id = _logged_model(client, experiment_id, run_id, model)
         models.append(LoggedModelInput(model_id))
         for name, value in metrics_of(document["tasks"], role).items():
-            of = name.split("/")[2]
-            known = {"model_id": model_id, "dataset_name": of, "dataset_digest": digests[of][:_LONGEST_DIGEST]}
+            task_name = name.split("/")[2]
+            known = {
+                "model_id": model_id,
+                "dataset_name": task_name,
+                "dataset_digest": digests[task_name][:_LONGEST_DIGEST],
+            }
             metrics.append(LinkedMetric(name, value, now, 0, **known))
     for first in range(0, len(metrics), _MOST_METRICS):
         client.log_batch(run_id, metrics=metrics[first : first + _MOST_METRICS])
@@ -160,9 +164,11 @@ def _log_document(client: "MlflowClient", run_id: str, document: Mapping[str, An
 
 def _logged_model(client: "MlflowClient", experiment_id: str, run_id: str, model: Mapping[str, Any]) -> str:
     """Return the ID of the model in MLflow that has this digest, or of a new one."""
-    found = client.search_logged_models([experiment_id], f"tags.`{DIGEST_TAG}` = '{model['digest']}'", max_results=1)
-    if found:
-        return str(found[0].model_id)
+    known_models = client.search_logged_models(
+        [experiment_id], f"tags.`{DIGEST_TAG}` = '{model['digest']}'", max_results=1
+    )
+    if known_models:
+        return str(known_models[0].model_id)
     name = re.sub(r"[^\w@ -]+", "-", model["name"])  # MLflow refuses a path's characters
     made = client.create_logged_model(experiment_id, name, run_id, tags={DIGEST_TAG: model["digest"]})
     client.finalize_logged_model(made.model_id, "READY")
@@ -184,8 +190,8 @@ def _log_curves(server: Server, run: Run, manifest: Manifest) -> None:
         curve = server.metric_history(run.run_id, loss)
     else:
         same = f"tags.`{DIGEST_TAG}` = '{manifest.digest}'"
-        found = [entry for entry in server.search_runs(run.experiment_id, same) if loss in entry.metrics]
-        curve = server.metric_history(found[-1].run_id, loss) if found else []
+        same_runs = [entry for entry in server.search_runs(run.experiment_id, same) if loss in entry.metrics]
+        curve = server.metric_history(same_runs[-1].run_id, loss) if same_runs else []
         if curve:
             server.log(run.run_id, metrics=curve)
     if curve and (parent := run.tags.get(PARENT_TAG)):
