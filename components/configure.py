@@ -28,12 +28,12 @@ def configure(
         overrides: ``key.path=value`` entries, applied to it first.
         run: name of the run; empty for KFP's.
         job: KFP's name of the run.
-        stages: of the pipeline; what they need must be there.
-        epochs: of pre-training, a whole number; empty leaves the experiment's, like the next four.
-        batch_size: of pre-training, over all workers, a whole number.
-        learning_rate: of pre-training, a number.
-        workers: of pre-training and fine-tuning, a whole number.
-        gpus_per_worker: of pre-training and fine-tuning, a whole number.
+        stages: names of the stages of the pipeline; what they need must be there.
+        epochs: epochs of pre-training, a whole number; empty leaves the experiment's, like the next four.
+        batch_size: batch size of pre-training, over all workers, a whole number.
+        learning_rate: learning rate of pre-training, a number.
+        workers: number of workers of pre-training and fine-tuning, a whole number.
+        gpus_per_worker: number of GPUs a worker of pre-training and fine-tuning, a whole number.
         continue_last_run: continue the experiment's last run: crawl only what is new, start from its model.
 
     Returns:

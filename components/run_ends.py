@@ -73,9 +73,9 @@ def configured(
         given: see ``experiment_of``, like the next two.
         overrides: ``key.path=value`` entries.
         numbers: parameters of ``NUMBERS``.
-        name: of the run; empty for ``job``.
+        name: name of the run; empty for ``job``.
         job: KFP's name of the run.
-        names: of the stages that will run.
+        names: names of the stages that will run.
         continue_last_run: whether the experiment continues its own last run.
 
     Returns:

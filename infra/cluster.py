@@ -94,7 +94,7 @@ def make_buckets(names: list[str]) -> None:
     """Make the buckets that are missing. While the object store comes up, this waits (``wukong.store.patient_store``).
 
     Args:
-        names: of the buckets.
+        names: names of the buckets.
 
     Raises:
         StorageError: it did not come up, or refuses.
@@ -292,8 +292,8 @@ class _Secrets:
         """Make a Secret equal to a value, by a change only when it differs.
 
         Args:
-            namespace: of the Secret.
-            name: of the Secret.
+            namespace: namespace of the Secret.
+            name: name of the Secret.
             value: its keys and values.
             owner: a ConfigMap of the namespace; the Secret is deleted when it is.
         """

@@ -91,7 +91,7 @@ def run(
         name: the pipeline's parameter; empty for KFP's name of the run.
         numbers: parameters of the pipeline that stand for numbers of the experiment, see ``components.configure``.
         continue_last_run: see ``components.configure``.
-        names: of the stages in the block; what they need must be there.
+        names: names of the stages in the block; what they need must be there.
     """
     # The resource name: the other placeholder gives the name shown in the UI, "Run of training (8f1e9)", which neither
     # a label nor a folder can have.

@@ -32,8 +32,8 @@ def recurring_on_cluster(
     Args:
         experiment: the experiment. Extend its query list or URL lists between runs.
         overrides: single values of the experiment to change, for instance ["crawl.retry_failed=true"].
-        epochs: of pre-training, from the last model on. Empty takes the experiment's.
-        learning_rate: of pre-training. Empty takes the experiment's.
+        epochs: epochs of pre-training, from the last model on. Empty takes the experiment's.
+        learning_rate: learning rate of pre-training. Empty takes the experiment's.
         workers: Ray workers of pre-training and fine-tuning. Empty takes the experiment's.
         gpus_per_worker: GPUs of each of those workers, 0 for none. Empty takes the experiment's.
         run: name of this run. Empty takes KFP's, which differs each time.

@@ -28,7 +28,7 @@ def run(names: Sequence[str], experiment: str, run_name: str, folder: Path, log:
     component starts its job.
 
     Args:
-        names: of the stages, in the table's order, with all that they read.
+        names: names of the stages, in the table's order, with all that they read.
         experiment: URI of the experiment.
         run_name: name of the run.
         folder: where the components' artifacts lie.

@@ -24,7 +24,7 @@ def tasks_of(
     """The tasks of stages, by name, wired as the table of stages says.
 
     Args:
-        names: of the stages, in the table's order, with all that they read.
+        names: names of the stages, in the table's order, with all that they read.
         experiment: URI of the experiment.
         run: name of the run.
         arguments: further arguments of components, by stage.
@@ -97,9 +97,9 @@ def training_on_cluster(
         experiment: the experiment (`wukong config` prints one in full). Stages whose inputs have not
             changed since an earlier run are found again, not repeated.
         overrides: single values of the experiment to change, for instance ["crawl.max_queries=1000"].
-        epochs: of pre-training. Empty takes the experiment's.
+        epochs: epochs of pre-training. Empty takes the experiment's.
         batch_size: pairs a step of pre-training, over all workers. Empty takes the experiment's.
-        learning_rate: of pre-training. Empty takes the experiment's.
+        learning_rate: learning rate of pre-training. Empty takes the experiment's.
         workers: Ray workers of pre-training and fine-tuning. Empty takes the experiment's.
         gpus_per_worker: GPUs of each of those workers, 0 for none. Empty takes the experiment's.
         run: name of this run, under which its records, its MLflow run and its report are filed. Empty takes KFP's.

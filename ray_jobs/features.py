@@ -242,7 +242,7 @@ def decide(name: str, experiment: Experiment, filtered: Manifest, start: Manifes
     them, by rates that are measured where the training will run.
 
     Args:
-        name: of the training stage.
+        name: name of the training stage.
         experiment: as of the stage.
         filtered: the filter's manifest.
         start: that of the stage whose model it starts from, if any.

@@ -182,7 +182,7 @@ def _run_missing(
     """Run a task for each group or piece that has no record yet, and return the records of all.
 
     Args:
-        name: of the pass, by which records are found again.
+        name: name of the pass, by which records are found again.
         stage: that keeps the records.
         task: takes the stage, the group or piece, and what ``shared`` returns.
         units: all groups or pieces.
@@ -318,7 +318,7 @@ def _judged(
         stage: the filter.
         group: whose rows.
         settings: which rules are on.
-        repeats: of ``_repeats``; without it, what the rules decided that compare no pairs.
+        repeats: result of ``_repeats``; without it, what the rules decided that compare no pairs.
     """
     for number in range(group.first, group.first + len(group.parts)):
         uri = _judged_uri(stage, number, by_pictures=rules.needs_pictures(settings))

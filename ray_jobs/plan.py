@@ -60,8 +60,8 @@ def of_run(experiment: Experiment, pictures: int, size: Size, cores: int) -> lis
     Args:
         experiment: the experiment.
         pictures: number of images that come in, or that may be expected.
-        size: of the model.
-        cores: of the machine.
+        size: size of the model.
+        cores: number of cores of the machine.
 
     Raises:
         ConfigError: a list cannot be read, or the crawl cannot continue from the earlier crawl.

@@ -41,7 +41,7 @@ def run(experiment: Experiment, name: str, filtered: Manifest) -> Manifest:
 
     Args:
         experiment: the trial's.
-        name: of its run.
+        name: name of its run.
         filtered: the manifest of the filtered pairs.
 
     Raises:

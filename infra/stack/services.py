@@ -51,7 +51,7 @@ class Service(ABC):
         title: its name for users.
         ports: the names of its ports; other programs use the first.
         command_ends: whether its command starts background processes and then ends with status 0.
-        umask: of its files; -1 for that of this process.
+        umask: umask of its files; -1 for that of this process.
     """
 
     name: ClassVar[str]

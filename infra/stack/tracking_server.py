@@ -34,7 +34,7 @@ def guarded(app: _App, port: int, token: str) -> _App:
     Args:
         app: the application.
         port: where it listens on loopback. It answers to the hosts 127.0.0.1 and localhost with this port.
-        token: of the header ``Authorization: Bearer TOKEN``.
+        token: token of the header ``Authorization: Bearer TOKEN``.
     """
     hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
 
@@ -78,7 +78,7 @@ def is_own(client: tuple[str, int], port: int) -> bool:
 
     Args:
         client: address and port of the connection's other end.
-        port: of this end.
+        port: port of this end.
     """
     tables = [table for table in _CONNECTIONS if table.exists()]
     for table in tables:

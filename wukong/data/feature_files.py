@@ -41,10 +41,10 @@ def write(uri: str, keys: Sequence[str], values: Tensor, dtype: Dtype = "float16
     """Write one file of features.
 
     Args:
-        uri: of the file.
-        keys: of the images.
+        uri: URI of the file.
+        keys: keys of the images.
         values: float16 [images, ...].
-        dtype: of what is stored.
+        dtype: data type of what is stored.
 
     Raises:
         DataError: a feature is not finite.
@@ -70,8 +70,8 @@ class Target:
 
     Args:
         stream: where to write; it can seek.
-        keys: of all images.
-        dtype: of what is stored.
+        keys: keys of all images.
+        dtype: data type of what is stored.
     """
 
     def __init__(self, stream: IO[bytes], keys: Sequence[str], dtype: Dtype) -> None:
@@ -168,7 +168,7 @@ def read_rows(uri: str, start: int, stop: int | None, at_least: int = 0) -> tupl
     """Read consecutive rows of a file of features, and no other rows: their keys and float16 [rows, ...].
 
     Args:
-        uri: of the file.
+        uri: URI of the file.
         start: the first row.
         stop: the row after the last; None for all.
         at_least: bytes in memory to fill where the file has more rows than those, which are then read too.

@@ -40,7 +40,7 @@ class Views(Dataset["Tensor | str"]):
 
     Args:
         tower: settings of the image encoder; ``image_size`` and ``view`` are used.
-        augmentations: of all views but view 0, which is the evaluation view; none for only evaluation views.
+        augmentations: names for all views but view 0, which is the evaluation view; none for only evaluation views.
         skip_broken: whether a broken image gives a text; else it is an error.
 
     Attributes:

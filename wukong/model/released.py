@@ -30,7 +30,7 @@ class Transformer:
     """Sizes of a transformer; its heads are 64 numbers wide.
 
     Attributes:
-        width: of a token's vector.
+        width: width of a token's vector.
         layers: number of layers.
     """
 
@@ -54,7 +54,7 @@ class Swin:
     """A Swin Transformer with patches of 4 pixels and windows of 7 patches.
 
     Attributes:
-        width: of a token's vector in the first stage.
+        width: width of a token's vector in the first stage.
         layers: number of layers of each stage.
         heads: number of heads of each stage.
     """

@@ -89,7 +89,7 @@ def blocks(kernel: Kernel, words: int, width: int, precision: Precision, shared:
         kernel: which of the three kernels.
         words: number of tokens of a caption, padding included.
         width: width of a token.
-        precision: of the products.
+        precision: precision of the products.
         shared: bytes of shared memory that a program may use.
     """
     if words > _MOST_WORDS:
@@ -174,7 +174,7 @@ def does_not_fit(words: int, width: int, precision: Precision, shared: int) -> s
     Args:
         words: number of tokens of a caption, padding included.
         width: width of a token.
-        precision: of the products.
+        precision: precision of the products.
         shared: bytes of shared memory that a program may use, see ``shared_memory``.
     """
     kernels: tuple[Kernel, ...] = ("scores", "image_gradient", "text_gradient")

@@ -17,8 +17,8 @@ def remove_traces(name: str, traces: Traces) -> list[str]:
     """Remove what names pairs from MLflow; a second call changes nothing.
 
     Args:
-        name: of the experiment that the pairs are of. Its pages that show pictures and do not say of which pairs are
-            deleted as well.
+        name: name of the pairs' experiment. Its pages that show pictures and do not say of which pairs are deleted as
+            well.
         traces: what names the pairs.
 
     Returns:

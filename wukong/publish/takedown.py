@@ -192,7 +192,7 @@ def _rewrite_manifest(change: Change, after: Mapping[str, str], record: Mapping[
     """Bring one manifest in line with its files and parents.
 
     Args:
-        change: of its stage.
+        change: change of its stage.
         after: new digest of each manifest that was replaced before, by its old digest.
         record: what a release stores of the takedown.
 

@@ -82,7 +82,7 @@ class Traces:
         """Return whether a record, a page or stored answers name a pair; other tables are not looked at.
 
         Args:
-            name: of the file; its end says what it is.
+            name: name of the file; its end says what it is.
             data: its content.
         """
         return self.in_page(data) if name.endswith(".html") else self.without_in_file(name, data) is not None

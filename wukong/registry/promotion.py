@@ -341,7 +341,7 @@ def decide(
         held_by: the holder's version.
         attempt: the number of this attempt at the holder by this metric, the first if there are several.
         choices: that led to the candidate.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Raises:
         DataError: the gate's metric was not measured, or an evaluation is damaged.

@@ -36,7 +36,7 @@ def render(document: Mapping[str, Any]) -> str:
     """Returns the page.
 
     Args:
-        document: of ``wukong.registry.comparison.compare``.
+        document: result of ``wukong.registry.comparison.compare``.
     """
     values = {**document, "signs": SIGNS, "words": WORDS, "about_seeds": OVER_SEEDS}
     filters: dict[str, Callable[..., object]] = {

@@ -10,7 +10,7 @@ def render(decision: Mapping[str, Any]) -> str:
     """Returns the page.
 
     Args:
-        decision: of ``wukong.registry.promotion.Decision.as_json``.
+        decision: result of ``wukong.registry.promotion.Decision.as_json``.
     """
     filters = {"percent": lambda value: f"{100 * value:.1f}", "signed": lambda value: f"{100 * value:+.1f}"}
     return template.fill("promotion.html.j2", decision, filters | {"short": lambda value: f"{value:.2g}"})

@@ -45,7 +45,7 @@ def find(name: str = "", home: Path | None = None) -> FinishedRun:
     """Open a finished run of this machine's stack, and connect this process to the stack.
 
     Args:
-        name: of the run; empty for the one that finished last.
+        name: name of the run; empty for the one that finished last.
         home: home folder of the stack; None for the stack that ``wukong status`` shows.
 
     Raises:

@@ -30,8 +30,8 @@ class Found:
     """A run's place.
 
     Attributes:
-        name: of the run.
-        uri: of its folder.
+        name: name of the run.
+        uri: URI of its folder.
         begun: when it was begun, the last time if it was continued (UTC).
     """
 
@@ -45,9 +45,9 @@ class Summary:
     """What a list of runs shows of one.
 
     Attributes:
-        name: of the run.
+        name: name of the run.
         experiment: name of its experiment.
-        uri: of its folder.
+        uri: URI of its folder.
         begun: when it was begun, in ISO 8601 (UTC).
         state: ``finished``, ``failed``, ``killed``, ``running``, or ``unfinished`` where MLflow does not say which.
         stages: state by stage: ``done``, ``reused`` or ``failed``; stages that have not ended are left out.
@@ -101,7 +101,7 @@ def find(name: str, place: str) -> Found:
     """Find a run by its name; of several, the newest.
 
     Args:
-        name: of the run.
+        name: name of the run.
         place: the storage whose experiments are looked through.
 
     Raises:
@@ -121,7 +121,7 @@ def experiment_of(uri: str) -> Experiment:
     """Return the experiment that a run's name belongs to.
 
     Args:
-        uri: of the run's folder.
+        uri: URI of the run's folder.
 
     Raises:
         DataError: it is of another version of Wukong, which this one cannot read.

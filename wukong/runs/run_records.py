@@ -37,7 +37,7 @@ class Record(BaseModel):
         reused: whether an earlier run had finished the stage already.
         seconds: time of the stage's own work, without the start of its process.
         error: the message of the error that ended the stage.
-        traceback: of that error; empty if the message explains the error.
+        traceback: traceback of that error; empty if the message explains the error.
         infrastructure: whether a node or process was lost and not the stage's own work failed, so that the same job may
             succeed elsewhere.
     """
@@ -149,7 +149,7 @@ def write_reused(experiment: Experiment, run: str, name: str, found: Manifest, s
     Args:
         experiment: the experiment.
         run: name of the run.
-        name: of the record, mostly the stage's.
+        name: name of the record, mostly the stage's.
         found: the stage's manifest.
         seconds: that finding it took.
     """

@@ -26,12 +26,12 @@ class Limits:
     """What a request may hold.
 
     Attributes:
-        upload_bytes: of a picture.
+        upload_bytes: largest number of bytes of a picture.
         upload_seconds: until all of it has arrived.
-        pixels: of a picture, before it is made smaller.
-        characters: of a text.
-        labels: of a classification.
-        results: of an answer.
+        pixels: largest number of pixels of a picture, before it is made smaller.
+        characters: largest number of characters of a text.
+        labels: largest number of labels of a classification.
+        results: largest number of results of an answer.
         waiting: requests that wait for the model at a time.
         uploads: pictures that are received and decoded at a time.
     """

@@ -122,7 +122,7 @@ def publish(uri: str, value: Any) -> None:
     """Write JSON that makes output valid, unless a newer attempt has begun; see ``publish_bytes``.
 
     Args:
-        uri: of the file.
+        uri: URI of the file.
         value: a JSON value.
     """
     publish_bytes(uri, storage.json_bytes(value))
@@ -148,7 +148,7 @@ def publish_bytes(uri: str, data: bytes | IO[bytes]) -> None:
     """Write a whole file, unless a newer attempt has begun; see above.
 
     Args:
-        uri: of the file.
+        uri: URI of the file.
         data: its content, or a stream of it that can be read again from its start. An object store takes 5 GiB at most.
 
     Raises:
@@ -175,7 +175,7 @@ def is_conditional(uri: str) -> bool:
     """Return whether the store of a file heeds conditions: asked to make the file anew, it must refuse.
 
     Args:
-        uri: of a file that is there, mostly a claim.
+        uri: URI of a file that is there, mostly a claim.
     """
     if uri.startswith("file://"):
         return True

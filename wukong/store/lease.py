@@ -54,12 +54,17 @@ class Holder(BaseModel):
     """Who holds a lease.
 
     Attributes:
-        id: of this holding; no two are equal.
+        id: identifier of this holding; no two are equal.
         attempt: URI of the holder's claim (``wukong.store.fence``), which has the run's name; empty where there is
-        none. host: name of the machine. machine: identity of the running system in which ``process`` is a process;
-        empty where it has none. process: the holder's process. born: when that process began, in the system's own
-        count. since: when it got the lease by its own clock, UTC. seconds: for how long the lease must not change until
-        it is taken over. renewed: how often it has been renewed. released: whether the holder has ended without output.
+            none.
+        host: name of the machine.
+        machine: identity of the running system in which ``process`` is a process; empty where it has none.
+        process: the holder's process.
+        born: when that process began, in the system's own count.
+        since: when it got the lease by its own clock, UTC.
+        seconds: for how long the lease must not change until it is taken over.
+        renewed: how often it has been renewed.
+        released: whether the holder has ended without output.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -111,7 +116,7 @@ def held(
     where a newer attempt of the same run holds the lease already, as a job does that this process has started.
 
     Args:
-        prefix: of the output.
+        prefix: URI of the output.
         is_there: returns whether the output is complete.
         attempt: URI of the claim of the holder; None for this process's (``wukong.store.fence.claimed``).
         seconds: for how long the lease must not change until others take it over.

@@ -146,7 +146,7 @@ class Stage:
         name: the stage's name.
         config: a JSON value with everything that decides the stage's output, except its parents.
         parents: manifests of the stages that it reads.
-        version: of the stage's code (``wukong.stages``).
+        version: version of the stage's code (``wukong.stages``).
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Stage:
 
         Args:
             make: makes the output and commits it; called while this process holds the stage's lease
-            (``wukong.store.lease``).
+                (``wukong.store.lease``).
 
         Raises:
             FencedError: a newer attempt at the stage has begun (``wukong.store.fence``).
@@ -219,7 +219,7 @@ class Stage:
 
         Raises:
             FencedError: a newer attempt at the stage has begun (``wukong.store.fence``), or another run has taken it
-            over.
+                over.
         """
         manifest = Manifest(
             stage=self.name,
@@ -245,7 +245,7 @@ def clean(uri: str, names: Collection[str] | None = None) -> None:
 
     Args:
         uri: the stage's prefix.
-        names: of the files and folders to delete; None for those that begin with an underscore, but the tasks' records.
+        names: files and folders to delete; None for those that begin with an underscore, but the tasks' records.
     """
     try:
         there = [name for name in storage.list_names(uri) if not name.endswith(".partial")]  # another writes that one

@@ -68,7 +68,7 @@ class Outage:
     """What this process's log says about an outage: one line at its start, one every 30 s, one at its end.
 
     Attributes:
-        name: of the service.
+        name: name of the service.
         hint: what to do if it stays away, for the error's message.
         room: what to do if it is full.
     """
@@ -122,7 +122,7 @@ def until_answered(
     Args:
         request: the whole of what is repeated.
         is_away: whether an error means that the service is away, or full. Any other error is the answer, and is raised.
-        outage: of the service.
+        outage: outage of the service.
         is_full: whether such an error of a write means that the service is full; gets the error, and whether the
             request has failed for long.
 

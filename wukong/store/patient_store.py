@@ -67,7 +67,7 @@ def until_answered(
         request: the whole of what is repeated.
         deletes: whether it deletes one thing. A repetition that finds nothing then has succeeded: the store deleted
             the thing, and only its answer was lost.
-        reads: of a request that writes, another that only reads: it tells a full store from one that is away.
+        reads: a request that only reads, beside one that writes: it tells a full store from one that is away.
 
     Raises:
         FullError: the store was full for longer than the patience.

@@ -292,7 +292,7 @@ def write_if(uri: str, data: bytes | IO[bytes], expected: str | None) -> None:
     lock of its folder.
 
     Args:
-        uri: of the file.
+        uri: URI of the file.
         data: its whole content, or a stream of it that can be read again from its start.
         expected: from ``version``; None to write a file that was not there.
 
@@ -461,7 +461,7 @@ def read_table(uri: str, columns: list[str] | None = None, sha256: str = "") -> 
     """Read one Parquet file.
 
     Args:
-        uri: of the file.
+        uri: URI of the file.
         columns: those to read; None for all.
         sha256: digest that the file must have, which is then read as a whole; empty for any.
 

@@ -59,9 +59,9 @@ class Run:
     """A run as the server describes it.
 
     Attributes:
-        run_id: of the run.
-        experiment_id: of its experiment.
-        name: of the run.
+        run_id: ID of the run.
+        experiment_id: ID of its experiment.
+        name: name of the run.
         status: ``RUNNING``, ``FINISHED``, ``FAILED``, ``KILLED``, ``SCHEDULED``.
         tags: by name.
         metrics: the last value of each.
@@ -165,7 +165,7 @@ class Server:
         """Runs of an experiment that meet a condition, the newest first.
 
         Args:
-            experiment_id: of the experiment, or several.
+            experiment_id: ID of the experiment, or several.
             condition: in MLflow's language of filters.
             most: how many are returned at most.
         """
@@ -224,7 +224,7 @@ class Server:
 
         Args:
             run: the run.
-            path: of the file, below the run's artifacts.
+            path: path of the file, below the run's artifacts.
             data: what is in it.
 
         Raises:
@@ -288,7 +288,7 @@ class Server:
         """Log what a run was made from.
 
         Args:
-            run_id: of the run.
+            run_id: ID of the run.
             inputs: URI and digest (36 characters at most) by name.
         """
         datasets = [
@@ -328,7 +328,7 @@ class Server:
             method: HTTP's.
             endpoint: below ``/api/VERSION/mlflow/``.
             values: in the address for GET, otherwise the JSON that is sent.
-            version: of the API.
+            version: version of the API.
         """
         response = _session().request(
             method,

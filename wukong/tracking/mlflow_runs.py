@@ -172,7 +172,7 @@ def sweep_run(server: Server, base: Experiment, name: str, settings: Mapping[str
     Args:
         server: MLflow's.
         base: the experiment that the sweep's trials start from.
-        name: of the sweep.
+        name: name of the sweep.
         settings: the sweep as JSON.
 
     Raises:
@@ -242,7 +242,7 @@ def describe_run(experiment: Experiment, run: str, note: str, registration: Mapp
         run: name of the pipeline run.
         note: Markdown.
         registration: what ``register`` returned; empty if nothing was registered.
-        digest: of the manifest of the model, under which the evaluation has logged it.
+        digest: digest of the manifest of the model, under which the evaluation has logged it.
     """
 
     def send() -> None:

@@ -25,9 +25,9 @@ class Pages:
     """Addresses of pages in MLflow that are about one pipeline run.
 
     Attributes:
-        experiment: of all runs of the experiment.
-        run: of the pipeline's run.
-        compare: of this run beside the ones before it; empty if it is the first.
+        experiment: address of the page of all runs of the experiment.
+        run: address of the page of the pipeline's run.
+        compare: address of the page of this run beside the ones before it; empty if it is the first.
     """
 
     experiment: str
@@ -77,7 +77,7 @@ class Tracked:
     Attributes:
         status: in MLflow's words, for instance ``KILLED``.
         model: ``models:/NAME/VERSION``, if the run registered a model.
-        url: of its page.
+        url: address of its page.
         is_doubtful: whether its model took an alias by a test of an earlier version, see ``doubtful_versions``.
     """
 

@@ -71,9 +71,9 @@ def log_evaluation(
     """Log an evaluation to an experiment of MLflow, a run for each model, which the compare view shows side by side.
 
     Args:
-        name: of MLflow's experiment, which is made where there is none.
-        document: of ``wukong.evaluate.results.document``.
-        page: of ``wukong.report.evaluation.render``.
+        name: name of MLflow's experiment, which is made where there is none.
+        document: result of ``wukong.evaluate.results.document``.
+        page: result of ``wukong.report.evaluation.render``.
         tables: by the model's role and by task the answers (``wukong.evaluate.answers.table``), which pair two runs.
 
     Returns:
