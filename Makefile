@@ -81,7 +81,7 @@ pipelines: $(INSTALLED) ## Compile the pipelines for the KFP UI into pipelines/c
 	$(BIN)/python -m pipelines.compile
 
 .PHONY: configuration
-configuration: $(INSTALLED) ## Write docs/configuration.md from the types in wukong/config/experiment.py
+configuration: $(INSTALLED) ## Write docs/configuration.md from the types in wukong/config/
 	$(BIN)/python -m tools.config_reference
 
 .PHONY: docs

@@ -18,7 +18,7 @@ settings.register_profile("wukong", deadline=None)
 settings.load_profile("wukong")
 
 _WITH_RAY = ("tests/ray_jobs/",)
-_SLOW_WITH_RAY = (*_WITH_RAY, "tests/cli/", "tests/docs/", "tests/end_to_end/", "tests/infra/")
+_SLOW_WITH_RAY = (*_WITH_RAY, "tests/cli/", "tests/docs/", "tests/end_to_end/", "tests/examples/", "tests/infra/")
 """Folders whose tests start Ray, those that are slow most often with the whole stack."""
 
 

@@ -102,7 +102,7 @@ def test_a_killed_sweep_goes_on_and_ends_in_one_page(
     assert len(Trained.runs) == len(set(Trained.runs)) == 3, "no configuration ran twice"
     best = Trained.runs[1]
     assert f"Best: {best} with pretrain.epochs = 30" in ended.output and f"Baseline: {best}" in ended.output
-    (parent,) = client.search_runs([found.experiment_id], "tags.`wukong.registry.sweep` != ''")
+    (parent,) = client.search_runs([found.experiment_id], "tags.`wukong.sweep` != ''")
     trials = client.search_runs([found.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert {run.info.run_name for run in trials} == set(Trained.runs)
     assert {run.info.status for run in (parent, *trials)} == {"FINISHED"}
@@ -159,7 +159,7 @@ def test_a_sweep_over_seeds_ends_in_a_table_over_seeds(sweep: Any, tmp_path: Pat
     client = MlflowClient()
     found = client.get_experiment_by_name(sweep.name)
     assert found is not None
-    (parent,) = client.search_runs([found.experiment_id], "tags.`wukong.registry.sweep` != ''")
+    (parent,) = client.search_runs([found.experiment_id], "tags.`wukong.sweep` != ''")
     document = json.loads(Path(client.download_artifacts(parent.info.run_id, "comparison.json")).read_text("utf-8"))
     assert len(document["configurations"]) == max(len(epochs), 1)
     first, *others = document["sets"][0]["over_seeds"]["mean_recall"]
