@@ -47,9 +47,11 @@ from wukong.train import corpus as corpus_module
 from wukong.train import determinism, system_metrics, validation
 from wukong.train.corpus import Corpus
 from wukong.train.feature_pairs import FeaturePairs
-from wukong.train.loop import MEASURED, Epoch, Look, Validate, Validated, Validations, train
+from wukong.train.looks import Look
+from wukong.train.loop import Validate, train
 from wukong.train.pairs import Pairs
 from wukong.train.picture_pairs import PicturePairs
+from wukong.train.state import MEASURED, Epoch, Validated, Validations
 
 _RESIZE_SECONDS = 60.0
 """Between two looks at whether there are machines for more workers (``min_workers``)."""

@@ -28,8 +28,9 @@ from wukong.train import corpus as corpus_module
 from wukong.train import pairs as pairs_module
 from wukong.train.corpus import Corpus
 from wukong.train.feature_pairs import FeaturePairs
-from wukong.train.loop import Epoch, train
+from wukong.train.loop import train
 from wukong.train.picture_pairs import PicturePairs
+from wukong.train.state import Epoch
 from wukong.train.stream import Piece
 
 COUNT, SIZE = 7, 24
