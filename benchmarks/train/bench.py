@@ -398,9 +398,9 @@ def resize(folder: str, epochs: int) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from ray_jobs import training
+    from ray_jobs import worker_group
 
-    training._RESIZE_SECONDS = 2.0
+    worker_group.RESIZE_SECONDS = 2.0
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     ray.init(address=cluster.address, configure_logging=False)
 

@@ -305,18 +305,16 @@ class _Run:
         return steps > 0 and self.taken % steps == 0
 
     def _log_validation(self, validated: Validated) -> None:
-        settings, validations = self.settings.validation, self.state.validations
+        settings, given = self.settings.validation, self.state.validations
         decides = {settings.metric} if settings.decides else set(validated.metrics)
         shown = [f"{name} {value:.4f}" for name, value in validated.metrics.items() if name in decides]
         values = ", ".join(shown) or "nothing could be measured yet"
-        best = (
-            f"; the best is {validations.best:.4f} of step {validations.step}" if validations.best is not None else ""
-        )
+        best = f"; the best is {given.best:.4f} of step {given.step}" if given.best is not None else ""
         log.info("validation after step %d, %.2f s: %s%s", validated.step, validated.seconds, values, best)
-        if validations.stopped:
+        if given.stopped:
             log.info(
                 "training ends early: %s was not better by more than %g in %d validations",
                 settings.metric,
                 settings.min_delta,
-                validations.waited,
+                given.waited,
             )

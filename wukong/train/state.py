@@ -127,13 +127,18 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
     validations: Validations = field(default_factory=Validations)
 
+    @classmethod
+    def of(cls, progress: Mapping[str, Any]) -> "State":
+        """Return the state that a checkpoint's progress holds."""
+        return cls(**{**progress, "validations": Validations(**progress.get("validations", {}))})
+
     def restored(self, progress: Mapping[str, Any], uri: str) -> "State":
-        """Return the state that a checkpoint has stored, which must be of the data of this one.
+        """Return the state that a checkpoint holds, which must be of the data of this one.
 
         Raises:
             DataError: the checkpoint is of other data.
         """
-        stored = State(**{**progress, "validations": Validations(**progress.get("validations", {}))})
+        stored = State.of(progress)
         if (stored.data, stored.pairs) != (self.data, self.pairs):
             raise DataError(
                 f"the checkpoint {uri} is of {stored.pairs} pairs with the digest {stored.data[:16]}, and the data has "

@@ -33,7 +33,8 @@ from wukong.train import checkpoint, stream
 from wukong.train.batches import Batch
 from wukong.train.corpus import Corpus
 from wukong.train.feature_pairs import FeaturePairs
-from wukong.train.loop import Look, train
+from wukong.train.looks import Look
+from wukong.train.loop import train
 from wukong.train.pairs import Loaded, Pairs
 from wukong.train.picture_pairs import PicturePairs
 from wukong.train.stream import Piece
