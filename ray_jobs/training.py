@@ -28,8 +28,7 @@ from wukong.stages import places
 from wukong.store import fence, storage
 from wukong.store.manifest import Manifest, Part, Stage
 from wukong.train import checkpoint as checkpoints
-from wukong.train import corpus as corpus_module
-from wukong.train.corpus import Corpus
+from wukong.train.corpus import Corpus, count_rows
 from wukong.train.state import MEASURED, State
 
 _ROWS = "_rows.json"
@@ -182,7 +181,7 @@ def _corpus(stage: Stage, filtered: Manifest, settings: Training) -> Corpus:
         uri = stage.path(_ROWS)
         if not storage.exists(uri):
             names = shards.names_of(filtered, "train")
-            storage.write_json(uri, corpus_module.count_rows(filtered.uri, "train", names, settings.sources))
+            storage.write_json(uri, count_rows(filtered.uri, "train", names, settings.sources))
         rows = storage.read_json(uri)
     return Corpus.of(filtered, settings.sources, rows)
 

@@ -160,7 +160,7 @@ def _own_device(settings: Training) -> torch.device:
 
 @contextmanager
 def _validation(job: Job, model: DualEncoder, tokenizer: Tokenizer) -> Iterator[Validate | None]:
-    """Give what measures the model while it is trained; None if nothing is to be measured."""
+    """Prepare the function that measures the model while it is trained; None without validation."""
     asked, settings, tower = job.validation, job.settings.validation, None
     if asked is None:
         yield None
@@ -200,7 +200,7 @@ def _starting_point(job: Job, *, whiten: bool) -> tuple[DualEncoder, Pairs, Toke
 
     Args:
         job: the worker's job.
-        whiten: whether the head is whitened, if the settings say so; a checkpoint replaces it.
+        whiten: false to leave the head as it is, whatever the settings say: a checkpoint replaces it.
     """
     torch.manual_seed(job.seed)
     return _on_features(job, job.features, whiten=whiten) if job.features is not None else _on_pictures(job)

@@ -229,7 +229,7 @@ class Small(FeaturePairs):
         numbers = range(50 * piece.shard + piece.start, 50 * piece.shard + piece.stop)
         keys = [str(number) for number in numbers]
         captions = [f"第{number}张图" for number in numbers]
-        return self._loaded(piece, keys, captions, self._features[:, numbers.start : numbers.stop])
+        return self.loaded(piece, keys, captions, self._features[:, numbers.start : numbers.stop])
 
 
 def train_small(uri: str, target: str) -> None:

@@ -360,7 +360,7 @@ class InMemory(FeaturePairs):
     def load(self, piece: Piece) -> Loaded:
         rows = range(piece.start, piece.stop)
         captions = [chr(0x4E00 + row) * (5 + row % 25) for row in rows]
-        return self._loaded(piece, [str(row) for row in rows], captions, self._features[:, rows.start : rows.stop])
+        return self.loaded(piece, [str(row) for row in rows], captions, self._features[:, rows.start : rows.stop])
 
 
 def worker(rank: int, workers: int, size: int, port: int, orders: Connection) -> None:

@@ -6,17 +6,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import FrozenInstanceError
+from functools import partial
 from pathlib import Path
 
 import pytest
 import ray
+from ray import cloudpickle
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.torch import TorchTrainer
+from test_training_validation import experiment
 
 from ray_jobs import worker_group
+from ray_jobs.training_worker import Job, Validation, work
 from wukong.config.training import Training
 from wukong.errors import ConfigError, DataError, StorageError
 from wukong.store import fence, storage
+from wukong.store.manifest import Manifest
+from wukong.train.corpus import Corpus
 
 SETTINGS = Training(max_failures=2)
 
@@ -149,6 +156,17 @@ def test_loader_processes_have_cores(
     settings = Training.model_validate({"workers": 2, "loader_workers": 2} | changed)
     expected = {"CPU": cores} | ({"GPU": 1} if "gpus_per_worker" in changed else {})
     assert worker_group._scaling(settings).resources_per_worker == expected
+
+
+def test_a_job_reaches_the_workers_as_it_is() -> None:
+    asked = experiment("file:///root", every_steps=4)
+    corpus = Corpus("file:///filter", ("00000",), (96,), "digest")
+    validation = Validation(asked, Manifest(stage="filter", uri="file:///filter", config={}), None)
+    job = Job("pretrain", asked.model, asked.pretrain, 1, corpus, "file:///features", None, "file:///c", validation)
+    sent = cloudpickle.loads(cloudpickle.dumps(partial(work, job)))
+    assert sent.func is work and sent.args == (job,)
+    with pytest.raises(FrozenInstanceError):
+        job.seed = 2  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("dashboard", [None, "127.0.0.1:8265"])

@@ -41,10 +41,10 @@ def write(uri: str, keys: Sequence[str], values: Tensor, dtype: Dtype = "float16
     """Write one file of features.
 
     Args:
-        uri: of the file.
-        keys: of the images.
-        values: float16 [images, ...].
-        dtype: of what is stored.
+        uri: URI of the file.
+        keys: keys of the images.
+        values: features of the images, float16 [images, ...].
+        dtype: type of the numbers that are stored.
 
     Raises:
         DataError: a feature is not finite.
@@ -69,9 +69,9 @@ class Target:
     """A file of features that is written piece by piece, as the safetensors library would write it.
 
     Args:
-        stream: where to write; it can seek.
-        keys: of all images.
-        dtype: of what is stored.
+        stream: the file, opened for writing; it can seek.
+        keys: keys of all images.
+        dtype: type of the numbers that are stored.
     """
 
     def __init__(self, stream: IO[bytes], keys: Sequence[str], dtype: Dtype) -> None:
@@ -168,7 +168,7 @@ def read_rows(uri: str, start: int, stop: int | None, at_least: int = 0) -> tupl
     """Read consecutive rows of a file of features, and no other rows: their keys and float16 [rows, ...].
 
     Args:
-        uri: of the file.
+        uri: URI of the file.
         start: the first row.
         stop: the row after the last; None for all.
         at_least: bytes in memory to fill where the file has more rows than those, which are then read too.
@@ -217,10 +217,10 @@ def _rows(stream: IO[bytes], tensor: dict[str, list[int]], data: int, size: int,
         raise ValueError("it is cut short")
     row_bytes = (end - begin) // tensor["shape"][0]
     stream.seek(data + begin + start * row_bytes)
-    found = bytearray(stream.read((stop - start) * row_bytes))
-    if len(found) < (stop - start) * row_bytes:
+    rows = bytearray(stream.read((stop - start) * row_bytes))
+    if len(rows) < (stop - start) * row_bytes:
         raise ValueError("it is cut short")
-    return found
+    return rows
 
 
 def _tensor(stored: bytearray, tensor: dict[str, list[int]]) -> Tensor:

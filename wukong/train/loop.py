@@ -67,12 +67,12 @@ def train(
         pairs: the training data, equal on every worker; each worker takes its share of every batch.
         settings: settings of the training.
         seed: seed of the order of the pairs, the choice among stored views and dropout.
-        after_epoch: called on every worker with the results of an epoch.
-        after_look: called on every worker with what was measured.
-        checkpoints: writes checkpoints, on the first worker; None for none.
+        after_epoch: function that gets the results of each epoch, on every worker.
+        after_look: function that gets what was measured at each look, on every worker.
+        checkpoints: writer of the checkpoints, used on the first worker; None for none.
         resume: URI of a checkpoint from which to continue, the same on every worker.
-        validate: measures the model as ``settings.validation`` says; None for no validation.
-        after_validation: called on the first worker with what was measured.
+        validate: function that measures the model; None for no validation.
+        after_validation: function that gets what was measured, on the first worker.
 
     Raises:
         ConfigError: the number of workers does not divide the batch size, or there are fewer pairs than a batch holds.
@@ -185,7 +185,7 @@ class _Run:
 
     @property
     def has_epoch_ended(self) -> bool:
-        """Whether the last step was the last of its epoch."""
+        """Whether the last step ended its epoch, which early stopping does too."""
         return self._is_every(self.epoch_steps) or self.state.validations.stopped
 
     @property

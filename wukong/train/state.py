@@ -56,7 +56,7 @@ class Validations:
         checkpoint: URI of the checkpoint of that step, where the best model is kept.
         goal: the value that the next ones must exceed by ``min_delta`` to count for ``patience``.
         waited: number of validations since one has counted.
-        stopped: whether training has ended because of them.
+        stopped: true if they have ended the training.
         history: step and metrics of each.
     """
 
