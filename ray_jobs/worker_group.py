@@ -87,10 +87,10 @@ def _until_trained(fit: Callable[[int], None], name: str, settings: Training, ur
     """Train, and begin again after a failure that may not come again, until it fails too often without progress.
 
     Args:
-        fit: trains from the newest checkpoint; gets the number of the failures so far.
+        fit: function that trains from the newest checkpoint; it gets the number of the failures so far.
         name: name of the stage.
         settings: settings of the training; ``max_failures`` is used.
-        uri: the prefix of the checkpoints.
+        uri: prefix of the checkpoints.
     """
     failures, in_a_row, newest = 0, 0, checkpoints.newest(uri)
     while True:
@@ -128,7 +128,7 @@ def _reason_to_go_on(error: WorkerGroupError | ControllerError, name: str, setti
         # A store that was away for long may be back.
         if isinstance(cause, WukongError) and not isinstance(cause, StorageError):
             raise cause from error
-    return next((cause for cause in causes if isinstance(cause, StorageError)), error)  # not all workers' tracebacks
+    return next((cause for cause in causes if isinstance(cause, StorageError)), error)  # not all tracebacks
 
 
 def _not_started(name: str, settings: Training, why: str) -> ConfigError:

@@ -50,6 +50,7 @@ class FeaturePairs(Pairs):
         return self.loaded(piece, keys, captions, torch.stack(views))
 
     def _view(self, shard: int, rows: list[int], keys: list[str], view: int) -> Tensor:
+        """Read the features of one view of a shard's pairs at some rows, float16 [pairs, ...]."""
         uri = storage.join(self._prefix, feature_files.path_of(self._corpus.split, self._corpus.names[shard], view))
         first, stop = rows[0], rows[-1] + 1
         if (kept := self._blocks.take(uri)) is not None and kept[0] <= first and stop <= kept[0] + len(kept[1]):

@@ -289,7 +289,8 @@ def trained(corpus: Corpus, limit: int, looks: list[Look], uri: str = "", until:
     writer = checkpoint.Writer(uri) if uri else None
     resume = checkpoint.newest(uri) if uri else None
     try:
-        train(model, reading("features", corpus, limit), settings, 0, None, look, writer, resume)
+        pairs = reading("features", corpus, limit)
+        train(model, pairs, settings, 0, after_look=look, checkpoints=writer, resume=resume)
     finally:
         if writer:
             writer.wait()
