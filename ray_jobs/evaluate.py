@@ -36,7 +36,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
 
     Writes ``answers/TASK.parquet`` for each task (``wukong.evaluate.answers``), and three files. ``evaluation.json`` is
     the document of ``wukong.evaluate.results``, with the epochs of ``pretrain`` and ``finetune`` under ``training`` (as
-    ``wukong.train.loop.Epoch``, without measured times). ``evaluation.html`` is the page that shows it.
+    ``wukong.train.state.Epoch``, without measured times). ``evaluation.html`` is the page that shows it.
     ``metrics.json`` has the flat numbers of ``results.metrics_of``; those of the pre-trained model begin with
     ``pretrained/`` in place of ``eval/``.
 

@@ -227,7 +227,7 @@ def _on_gpu(
 
 
 class Decision(NamedTuple):
-    """What was decided: the experiment with it in the place of ``auto``, and the record that says why."""
+    """A decision: the experiment with it in the place of ``auto``, and the record that says why."""
 
     experiment: Experiment
     record: dict[str, Any]
@@ -243,12 +243,12 @@ def decide(name: str, experiment: Experiment, filtered: Manifest, start: Manifes
 
     Args:
         name: name of the training stage.
-        experiment: as of the stage.
+        experiment: the experiment of the stage.
         filtered: the filter's manifest.
-        start: that of the stage whose model it starts from, if any.
+        start: manifest of the stage whose model it starts from, if any.
 
     Returns:
-        What was decided; None if nothing is to be decided.
+        The decision; None if nothing is to be decided.
     """
     settings = stages.training_of(experiment, name)
     if not settings.is_undecided:
@@ -263,10 +263,10 @@ def decide(name: str, experiment: Experiment, filtered: Manifest, start: Manifes
         except UnconditionalError:
             if not storage.exists(uri):
                 storage.write_bytes(uri, decided)
-    found = storage.read_json(uri)
-    way = "features are stored" if found["store"] else "the image tower runs in the training"
-    log.info("store_features: auto: %s, because %s (%s)", way, found["why"], uri)
-    return Decision(experiment.model_copy(update={name: settings.decided(store=found["store"])}), found)
+    record = storage.read_json(uri)
+    way = "features are stored" if record["store"] else "the image tower runs in the training"
+    log.info("store_features: auto: %s, because %s (%s)", way, record["why"], uri)
+    return Decision(experiment.model_copy(update={name: settings.decided(store=record["store"])}), record)
 
 
 def _decision(

@@ -13,7 +13,7 @@ import ray
 import ray.util.metrics
 
 if TYPE_CHECKING:
-    from wukong.train.loop import Look  # the images that crawl and filter have no torch
+    from wukong.train.looks import Look  # the images that crawl and filter have no torch
 
 
 class Metric(NamedTuple):

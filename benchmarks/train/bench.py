@@ -229,7 +229,7 @@ class Small(FeaturePairs):
         numbers = range(50 * piece.shard + piece.start, 50 * piece.shard + piece.stop)
         keys = [str(number) for number in numbers]
         captions = [f"第{number}张图" for number in numbers]
-        return self._loaded(piece, keys, captions, self._features[:, numbers.start : numbers.stop])
+        return self.loaded(piece, keys, captions, self._features[:, numbers.start : numbers.stop])
 
 
 def train_small(uri: str, target: str) -> None:
@@ -398,9 +398,9 @@ def resize(folder: str, epochs: int) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from ray_jobs import training
+    from ray_jobs import worker_group
 
-    training._RESIZE_SECONDS = 2.0
+    worker_group.RESIZE_SECONDS = 2.0
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     ray.init(address=cluster.address, configure_logging=False)
 

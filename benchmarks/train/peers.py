@@ -57,7 +57,8 @@ from wukong.train import features, gradients, optimizer, rates
 from wukong.train.batches import Batch
 from wukong.train.corpus import Corpus
 from wukong.train.feature_pairs import FeaturePairs
-from wukong.train.loop import Look, train
+from wukong.train.looks import Look
+from wukong.train.loop import train
 from wukong.train.pairs import Loaded, Pairs
 from wukong.train.picture_pairs import PicturePairs
 from wukong.train.stream import Piece
@@ -359,7 +360,7 @@ class InMemory(FeaturePairs):
     def load(self, piece: Piece) -> Loaded:
         rows = range(piece.start, piece.stop)
         captions = [chr(0x4E00 + row) * (5 + row % 25) for row in rows]
-        return self._loaded(piece, [str(row) for row in rows], captions, self._features[:, rows.start : rows.stop])
+        return self.loaded(piece, [str(row) for row in rows], captions, self._features[:, rows.start : rows.stop])
 
 
 def worker(rank: int, workers: int, size: int, port: int, orders: Connection) -> None:

@@ -50,7 +50,7 @@ class InMemory(FeaturePairs):
     def load(self, piece: Piece) -> Loaded:
         rows = slice(piece.start, piece.stop)
         keys = [str(number) for number in range(piece.start, piece.stop)]
-        return self._loaded(piece, keys, self.captions[rows], self.features[:, rows])
+        return self.loaded(piece, keys, self.captions[rows], self.features[:, rows])
 
 
 def filling(experiment: Experiment, pictures: int, folder: Path) -> Callable[[], object]:

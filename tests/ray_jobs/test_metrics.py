@@ -128,7 +128,7 @@ def test_a_filter_tells_what_its_manifest_says(
 
 
 def test_a_training_tells_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    from wukong.train.loop import Look
+    from wukong.train.looks import Look
 
     measured = {field.name: float(number) for number, field in enumerate(fields(Look))}
     told: dict[str, float] = {}

@@ -15,11 +15,10 @@ import ray
 import torch
 from crawled import complete
 from PIL import Image, ImageDraw
-from ray.train.torch import TorchTrainer
 from typer.testing import CliRunner
 
 from cli.main import app
-from ray_jobs import evaluate, features, finetune, pretrain, training
+from ray_jobs import evaluate, features, finetune, pretrain
 from ray_jobs import filter as filter_job
 from wukong.config import documents
 from wukong.config.experiment import Experiment
@@ -468,10 +467,3 @@ def test_a_tower_trained_in_part_is_published_and_measured(
     computed = storage.list_files(f"{settings.root}/features", ".safetensors")
     assert computed and not [uri for uri in computed if "/train/" in uri]
     assert "eval/retrieval/new-style/text_to_image_r1" in found["evaluate"].metrics
-
-
-def test_a_training_without_a_dashboard_does_not_wait_for_an_answer_of_it() -> None:
-    def callbacks(of: type[TorchTrainer]) -> set[str]:
-        return {type(each).__name__ for each in of(lambda: None)._create_default_callbacks()}
-
-    assert callbacks(TorchTrainer) - callbacks(training._Trainer) == {"PlacementGroupCleanerCallback"}

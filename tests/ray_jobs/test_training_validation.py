@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ray_jobs import training
+from ray_jobs import training, training_worker, worker_group
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.data import feature_files
@@ -102,12 +102,12 @@ class InProcess:
 
     fits = 0
 
-    def __init__(self, worker: Any, *, train_loop_config: Mapping[str, Any], **_: object) -> None:
-        self._run = lambda: worker(dict(train_loop_config))
+    def __init__(self, work: Callable[[], None], **_: object) -> None:
+        self._work = work
 
     def fit(self) -> None:
         InProcess.fits += 1
-        self._run()
+        self._work()
 
 
 @pytest.fixture
@@ -120,8 +120,8 @@ def in_process(given: Given, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return given.trained if pairs == "train" else given.held
 
     monkeypatch.setenv(fence.VARIABLE, "")
-    monkeypatch.setattr(training, "_Trainer", InProcess)
-    monkeypatch.setattr(training, "_log_in_drivers_format", lambda: None)
+    monkeypatch.setattr(worker_group, "_Trainer", InProcess)
+    monkeypatch.setattr(training_worker, "_log_in_drivers_format", lambda: None)
     monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr("ray.nodes", list)
     monkeypatch.setattr(training.features, "run", computed)
@@ -214,7 +214,7 @@ def test_an_operation_without_a_deterministic_version_ends_a_deterministic_train
     deterministic: bool, given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``put_`` is one that has none on processors either."""
-    make = training._starting_point
+    make = training_worker._starting_point
 
     def with_put(*arguments: Any, **options: Any) -> Any:
         model, pairs, tokenizer = make(*arguments, **options)
@@ -225,7 +225,7 @@ def test_an_operation_without_a_deterministic_version_ends_a_deterministic_train
         model.register_forward_pre_hook(put)
         return model, pairs, tokenizer
 
-    monkeypatch.setattr(training, "_starting_point", with_put)
+    monkeypatch.setattr(training_worker, "_starting_point", with_put)
     settings = experiment(storage.from_path(tmp_path))
     changed = settings.pretrain.model_copy(update={"deterministic": deterministic})
     settings = settings.model_copy(update={"pretrain": changed})

@@ -43,8 +43,8 @@ def write(uri: str, keys: Sequence[str], values: Tensor, dtype: Dtype = "float16
     Args:
         uri: URI of the file.
         keys: keys of the images.
-        values: float16 [images, ...].
-        dtype: data type of what is stored.
+        values: features of the images, float16 [images, ...].
+        dtype: type of the numbers that are stored.
 
     Raises:
         DataError: a feature is not finite.
@@ -69,9 +69,9 @@ class Target:
     """A file of features that is written piece by piece, as the safetensors library would write it.
 
     Args:
-        stream: where to write; it can seek.
+        stream: the file, opened for writing; it can seek.
         keys: keys of all images.
-        dtype: data type of what is stored.
+        dtype: type of the numbers that are stored.
     """
 
     def __init__(self, stream: IO[bytes], keys: Sequence[str], dtype: Dtype) -> None:

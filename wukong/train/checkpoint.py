@@ -36,8 +36,8 @@ _FOLDER = re.compile(r"/checkpoint_(\d+)-[0-9a-f]+/checkpoint\.json$")
 
 def newest(uri: str) -> str | None:
     """Return the URI of the complete checkpoint with the highest step, of all attempts; None if there is none."""
-    found = [(int(match[1]), file) for file in storage.list_files(uri, _MANIFEST) if (match := _FOLDER.search(file))]
-    return max(found)[1].removesuffix(f"/{_MANIFEST}") if found else None
+    complete = [(int(match[1]), file) for file in storage.list_files(uri, _MANIFEST) if (match := _FOLDER.search(file))]
+    return max(complete)[1].removesuffix(f"/{_MANIFEST}") if complete else None
 
 
 class Writer:
@@ -48,8 +48,8 @@ class Writer:
         keep: number of checkpoints of this attempt that are kept, the newest. The best one is kept too.
 
     Attributes:
-        seconds: for how long ``save`` has stopped the training so far.
-        writing: how many seconds the last complete one took to write, beside the training.
+        seconds: time for which ``save`` has stopped the training so far.
+        writing: seconds that the last complete checkpoint took to write, beside the training.
     """
 
     def __init__(self, uri: str, keep: int = 2) -> None:
@@ -104,7 +104,7 @@ class Writer:
             optimizer: the optimiser to save, with the numbers and tensors in its parameter groups.
             step: number of steps that were taken.
             progress: a JSON value.
-            uri: of the checkpoint, from ``place``, where the progress names it; None for a new one.
+            uri: URI of the checkpoint, from ``place``, where the progress names it; None for a new one.
             best: URI of the checkpoint that is kept though it is not among the newest; None if there is none.
 
         Raises:
@@ -207,9 +207,9 @@ def load(uri: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
     """Restore a checkpoint into a model and an optimiser.
 
     Args:
-        uri: of the checkpoint, from ``newest``.
-        model: of the architecture that was saved.
-        optimizer: for the same parameters.
+        uri: URI of the checkpoint, from ``newest``.
+        model: a model of the architecture that was saved.
+        optimizer: an optimiser of the same parameters.
 
     Returns:
         The progress that ``Writer.save`` got.
@@ -225,8 +225,8 @@ def load(uri: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
         entries: dict[int, dict[str, Any]] = {}
         for key, tensor in tensors.items():
             kind, number, name = key.split(".", 2)
-            place = value["groups"][int(number)] if kind == "group" else entries.setdefault(int(number), {})
-            place[name] = tensor
+            entry = value["groups"][int(number)] if kind == "group" else entries.setdefault(int(number), {})
+            entry[name] = tensor
         progress: dict[str, Any] = value["progress"]
     try:
         optimizer.load_state_dict({"state": entries, "param_groups": value["groups"]})

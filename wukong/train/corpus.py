@@ -13,7 +13,7 @@ from wukong.store import storage
 from wukong.store.manifest import Manifest, digest_of
 
 _READERS = 8
-"""Tables that are read in parallel to count rows."""
+"""Tables that are read at the same time to count their rows."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Corpus:
         rows: number of pairs of each shard that are trained on.
         digest: digest of the data; it decides the order.
         sources: shell patterns; only pairs whose URL matches one of them are trained on.
-        split: ``train``.
+        split: name of the split, ``train``.
         tables: SHA-256 of each shard's table; empty where they are not known and not checked.
     """
 
@@ -103,14 +103,10 @@ def count_rows(prefix: str, split: str, names: Sequence[str], sources: Sequence[
     with ThreadPoolExecutor(_READERS) as readers:
         rows = list(readers.map(count, names))
     if not sum(rows):
-        raise _no_match(split, sources)
+        raise DataError(f"no pair of {split} comes from {', '.join(sources)}: correct these patterns on its URL")
     return rows
 
 
 def _chosen(table: pa.Table, sources: Sequence[str]) -> list[int]:
     """Return the rows of a table whose URL matches one of the patterns."""
     return [row for row, wanted in enumerate(matching(table["url"].to_pylist(), sources)) if wanted]
-
-
-def _no_match(split: str, sources: Sequence[str]) -> DataError:
-    return DataError(f"no pair of {split} comes from {', '.join(sources)}: correct these patterns on its URL")

@@ -21,7 +21,7 @@ def ask(*, deterministic: bool) -> None:
     variable then.
 
     Args:
-        deterministic: as ``Training`` has it.
+        deterministic: the setting of that name in ``Training``.
     """
     if deterministic:
         os.environ.setdefault(_WORKSPACE, ":4096:8")
@@ -33,7 +33,7 @@ def explained(name: str) -> Iterator[None]:
     """Turn torch's error about an operation without a deterministic version into one that says how to mend it.
 
     Args:
-        name: of the training's section of the experiment.
+        name: name of the training's section of the experiment.
 
     Raises:
         ConfigError: an operation has no deterministic version, or cuBLAS is told to work without one.
@@ -41,9 +41,9 @@ def explained(name: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if found := _NO_VERSION.search(str(error)):
+        if named := _NO_VERSION.search(str(error)):
             raise ConfigError(
-                f"{name}.deterministic is true, and torch has no deterministic version of {found[1]} for this model on "
+                f"{name}.deterministic is true, and torch has no deterministic version of {named[1]} for this model on "
                 f"this device: set {name}.deterministic to false, with which the weights of two equal trainings differ "
                 "by rounding, or take a model that does without it"
             ) from error

@@ -12,16 +12,16 @@ from wukong.errors import DataError, StorageError
 from wukong.store import storage
 from wukong.train.batches import Batch, ahead
 from wukong.train.corpus import Corpus
-from wukong.train.pairs import Kept, Loaded, Pairs, lost_shards
+from wukong.train.pairs import Kept, Loaded, Pairs
 from wukong.train.stream import Piece, Sample
 
 _BLOCK_BYTES = 2 << 20
-"""Most that is read at a time of a file of features."""
+"""Bytes to fill when a file of features is read, if the piece has fewer."""
 _KEPT_FEATURES = 1 << 30
 """Most bytes that a worker keeps of files of features beyond the pieces in use. Where its lanes have many shards and
 views, less is read at a time, so that all of them have room."""
 _KEY_BYTES = 80
-"""Of a key in memory."""
+"""Bytes of a key in memory."""
 _AHEAD, _AHEAD_BYTES = 4, 512 << 20
 """Most batches of stored features that are made before they are needed, and their bytes; one is in any case."""
 
@@ -34,7 +34,7 @@ class FeaturePairs(Pairs):
         tokenizer: the captions' tokenizer.
         prefix: URI of the features stage's output.
         views: numbers of the views to choose from.
-        max_lost_shards: shards that may be missing or damaged.
+        max_lost_shards: number of shards that may be missing or damaged.
     """
 
     def __init__(
@@ -44,18 +44,19 @@ class FeaturePairs(Pairs):
         self._corpus, self._prefix, self._views = corpus, prefix, tuple(views)
         self._blocks: Kept[tuple[int, list[str], Tensor]] = Kept(_KEPT_FEATURES)
 
-    def load(self, piece: Piece) -> Loaded:  # noqa: D102 - as above
-        rows, keys, captions = self._pairs(self._corpus, piece)
+    def load(self, piece: Piece) -> Loaded:  # noqa: D102 - as in Pairs
+        rows, keys, captions = self.read_table(self._corpus, piece)
         views = [self._view(piece.shard, rows, keys, view) for view in self._views]
-        return self._loaded(piece, keys, captions, torch.stack(views))
+        return self.loaded(piece, keys, captions, torch.stack(views))
 
     def _view(self, shard: int, rows: list[int], keys: list[str], view: int) -> Tensor:
+        """Read the features of one view of a shard's pairs at some rows, float16 [pairs, ...]."""
         uri = storage.join(self._prefix, feature_files.path_of(self._corpus.split, self._corpus.names[shard], view))
         first, stop = rows[0], rows[-1] + 1
         if (kept := self._blocks.take(uri)) is not None and kept[0] <= first and stop <= kept[0] + len(kept[1]):
             first, stored, values = kept
         else:
-            room = _KEPT_FEATURES // (self._shards_in_use * len(self._views))
+            room = _KEPT_FEATURES // (self.shards_in_use * len(self._views))
             stored, values = feature_files.read_rows(uri, first, stop, min(_BLOCK_BYTES, room))
         if stop < first + len(stored):
             self._blocks.keep(uri, (first, stored, values), values.nbytes + _KEY_BYTES * len(stored))
@@ -87,41 +88,41 @@ class FeaturePairs(Pairs):
         Raises:
             DataError: more shards are lost than may be.
         """
-        found: list[Tensor] = []
+        values: list[Tensor] = []
         left = count
         for shard, rows in enumerate(self.rows):
             if rows and left:
                 try:
-                    taken, keys, _ = self._pairs(self._corpus, Piece(shard, 0, min(rows, left)))
-                    found.append(self._view(shard, taken, keys, view))
+                    taken, keys, _ = self.read_table(self._corpus, Piece(shard, 0, min(rows, left)))
+                    values.append(self._view(shard, taken, keys, view))
                     left -= len(taken)
                 except (DataError, StorageError) as error:
-                    self._lose(shard, error)
-        if not found:
+                    self.lose(shard, error)
+        if not values:
             raise DataError(f"none of the {len(self.rows)} shards can be read; the log says why")
-        return torch.cat(found)
+        return torch.cat(values)
 
-    def _made(self, steps: Generator[list[Sample[Loaded]]], _share: int) -> Generator[Batch]:
-        def made() -> Generator[Batch]:
+    def assemble(self, steps: Generator[list[Sample[Loaded]]], _share: int) -> Generator[Batch]:  # noqa: D102
+        def batches() -> Generator[Batch]:
             with closing(steps):
                 for samples in steps:
-                    yield self._batch(samples, _chosen_views(samples), lost_shards(samples))
+                    yield self.batch(samples, _chosen_views(samples))
 
-        return ahead(made(), _AHEAD, _AHEAD_BYTES)
+        return ahead(batches(), _AHEAD, _AHEAD_BYTES)
 
 
 def _chosen_views(samples: Sequence[Sample[Loaded]]) -> Tensor:
     """Return the features of one view of each sample, float [samples, ...]."""
-    places: dict[int, list[int]] = {}
-    for place, sample in enumerate(samples):
-        places.setdefault(id(sample.piece), []).append(place)
-    found = torch.empty(0)
-    for chosen in places.values():
-        of_piece = [samples[place] for place in chosen]
-        stored = of_piece[0].piece.pictures
+    by_piece: dict[int, list[int]] = {}
+    for number, sample in enumerate(samples):
+        by_piece.setdefault(id(sample.piece), []).append(number)
+    features = torch.empty(0)
+    for numbers in by_piece.values():
+        chosen = [samples[number] for number in numbers]
+        stored = chosen[0].piece.pictures
         assert isinstance(stored, Tensor)  # noqa: S101 - for mypy
-        views, rows = [sample.drawn % len(stored) for sample in of_piece], [sample.row for sample in of_piece]
-        if not len(found):
-            found = torch.empty(len(samples), *stored.shape[2:])
-        found[chosen] = stored[views, rows].float()
-    return found
+        views, rows = [sample.drawn % len(stored) for sample in chosen], [sample.row for sample in chosen]
+        if not len(features):
+            features = torch.empty(len(samples), *stored.shape[2:])
+        features[numbers] = stored[views, rows].float()
+    return features

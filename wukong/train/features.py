@@ -24,7 +24,9 @@ _BATCH = 32
 _BATCH_ON_GPU = 256
 _PROCESSOR = torch.device("cpu")
 _AUGMENTATIONS = ("crop", "flip", "autoaugment")
-"""Of the augmented views (section 5.1)."""
+"""Augmentations of all views but the first (section 5.1)."""
+_Read = tuple[int, File, list[str]]
+"""What a batch of images is of: the number of its file, the file, and the keys of all images of the file."""
 
 
 def compute(
@@ -43,13 +45,13 @@ def compute(
     also with another number of decoders.
 
     Args:
-        files: what to compute.
-        model: its image encoder and its similarity are used.
-        dtype: of what is stored.
-        precision: of the tower's arithmetic, as in the settings of a training.
+        files: the files to compute.
+        model: the architecture; its image encoder and its similarity are used.
+        dtype: type of the numbers that are stored.
+        precision: precision of the tower's arithmetic, as in the settings of a training.
         tower: URI of a saved model whose image tower to use, instead of the weights that ``model`` names.
-        device: where the tower runs.
-        decoders: processes that decode beside the tower; 0 to decode between its batches.
+        device: device on which the tower runs.
+        decoders: number of processes that decode beside the tower; 0 to decode between its batches.
 
     Yields:
         Each file when it is complete, and the number of its images.
@@ -60,27 +62,10 @@ def compute(
     """
     encoder = _encoder(model.image.model_dump_json(), tower, device)
     size = _BATCH if device.type == "cpu" else _BATCH_ON_GPU
-    read: deque[tuple[int, File, list[str]]] = deque()
-    """Of each batch: the file's number, the file, and the keys of all of its images."""
-
-    def orders() -> Iterator[list[Encoded]]:
-        for number, file in enumerate(files):
-            keys: list[str] = storage.read_table(table_of(file), ["key"])["key"].to_pylist()
-            found = 0
-            pictures = shards.pictures(file.tar)
-            while batch := list(islice(pictures, size)):
-                if [key for key, _ in batch] != keys[found : found + len(batch)]:
-                    raise differs(file)
-                found += len(batch)
-                read.append((number, file, keys))
-                yield [(data, key, file.view, f"{key}.jpg of {file.tar}") for key, data in batch]
-            if not found:
-                raise DataError(f"{file.tar} holds no picture: delete the filter's output and run it again")
-            if found < len(keys):
-                raise differs(file)
-
+    read: deque[_Read] = deque()
     pin = device.type == "cuda"
-    loader = views.batches(Views(model.image, _AUGMENTATIONS), orders(), _joined, size, decoders, pin=pin)
+    orders = _orders(files, size, read)
+    loader = views.batches(Views(model.image, _AUGMENTATIONS), orders, _joined, size, decoders, pin=pin)
     encoded = ((*read.popleft(), _features(encoder, shown, model, precision, device)) for shown in loader)
     with closing(encoded):
         for (_, file, keys), parts in groupby(encoded, lambda part: part[:3]):
@@ -90,6 +75,28 @@ def compute(
                     target.write(features, file.tar)
                 target.finish()
             yield file, len(keys)
+
+
+def _orders(files: Iterable[File], size: int, read: deque[_Read]) -> Iterator[list[Encoded]]:
+    """Read the images of files, in batches of at most ``size``; append to ``read`` what each batch is of.
+
+    Raises:
+        DataError: a shard is empty or differs from its table.
+    """
+    for number, file in enumerate(files):
+        keys: list[str] = storage.read_table(table_of(file), ["key"])["key"].to_pylist()
+        seen = 0
+        pictures = shards.pictures(file.tar)
+        while batch := list(islice(pictures, size)):
+            if [key for key, _ in batch] != keys[seen : seen + len(batch)]:
+                raise differs(file)
+            seen += len(batch)
+            read.append((number, file, keys))
+            yield [(data, key, file.view, f"{key}.jpg of {file.tar}") for key, data in batch]
+        if not seen:
+            raise DataError(f"{file.tar} holds no picture: delete the filter's output and run it again")
+        if seen < len(keys):
+            raise differs(file)
 
 
 def _joined(shown: Sequence[Tensor | str]) -> Tensor:

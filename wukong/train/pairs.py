@@ -30,17 +30,16 @@ from wukong.train.stream import Order, Piece, Sample
 log = logging.getLogger(__name__)
 
 _KEPT_TABLES = 256 << 20
-"""The same for the shards' tables."""
-
+"""Most bytes that a worker keeps of the shards' tables beyond the pieces in use."""
 
 _Item = TypeVar("_Item")
 
 
 class Kept(Generic[_Item]):
-    """What was read of shards beyond one piece, until their next pieces are read.
+    """Items that were read of shards beyond one piece, until their next pieces are read.
 
     Args:
-        most: bytes to keep.
+        most: number of bytes to keep.
     """
 
     def __init__(self, most: int) -> None:
@@ -48,18 +47,18 @@ class Kept(Generic[_Item]):
         self._items: dict[object, tuple[int, _Item]] = {}
         self._lock = Lock()
 
-    def take(self, of: object) -> _Item | None:
-        """Return what is kept of something, and keep it no longer."""
+    def take(self, key: object) -> _Item | None:
+        """Return the item of a key, if it is kept, and keep it no longer."""
         with self._lock:
-            size, item = self._items.pop(of, (0, None))
+            size, item = self._items.pop(key, (0, None))
             self._bytes -= size
             return item
 
-    def keep(self, of: object, item: _Item, size: int) -> None:
-        """Keep an item of some bytes until it is taken; where there is no room for all, the oldest go."""
+    def keep(self, key: object, item: _Item, size: int) -> None:
+        """Keep an item of ``size`` bytes until it is taken; where there is no room for all, the oldest go."""
         with self._lock:
-            self._bytes += size - self._items.pop(of, (0, item))[0]
-            self._items[of] = (size, item)
+            self._bytes += size - self._items.pop(key, (0, item))[0]
+            self._items[key] = (size, item)
             while self._bytes > self._most:
                 self._bytes -= self._items.pop(next(iter(self._items)))[0]
 
@@ -69,10 +68,10 @@ class Loaded:
     """The pairs of a piece, in memory.
 
     Attributes:
-        numbers: of the pairs in the corpus.
+        numbers: numbers of the pairs in the corpus.
         keys: the pairs' keys.
         ids: token ids of each caption, without padding.
-        captions: for each caption 64 bits of its hash, as a signed number.
+        captions: 64 bits of the hash of each caption, as a signed number.
         pictures: image features, float16 [views, pairs, ...]; or the bytes of each image file.
         where: URI of what was read, for messages.
         lost: numbers of the shards in whose place the pairs stand.
@@ -87,7 +86,7 @@ class Loaded:
     lost: tuple[int, ...] = ()
 
     def stretched(self, count: int, lost: Sequence[int]) -> "Loaded":
-        """Return so many pairs, beginning again after the last, which stand in the place of those of lost shards."""
+        """Return ``count`` of the pairs, the first ones again after the last, in the place of those of lost shards."""
         if count == len(self.keys):
             return replace(self, lost=tuple(lost))
         rows = [row % len(self.keys) for row in range(count)]
@@ -103,21 +102,27 @@ class Loaded:
 
 
 class Pairs(ABC):
-    """The pairs of a training run.
+    """The pairs of a training run. A kind of pairs says how a piece is loaded, and how samples become batches.
 
     Args:
         rows: number of pairs of each shard.
         digest: digest of the data.
         tokenizer: the captions' tokenizer.
-        max_lost_shards: shards that may be missing or damaged.
+        max_lost_shards: number of shards that may be missing or damaged.
+
+    Attributes:
+        rows: number of pairs of each shard.
+        digest: digest of the data.
+        firsts: number in the corpus of each shard's first pair, and at last the number of all pairs.
+        shards_in_use: number of shards that a worker reads at the same time.
     """
 
     def __init__(self, rows: Sequence[int], digest: str, tokenizer: Tokenizer, max_lost_shards: int = 0) -> None:
         self.rows, self.digest = tuple(rows), digest
         self._max_lost, self._lost, self._lock = max_lost_shards, set[int](), Lock()
         self._tables: Kept[tuple[int, pa.Table]] = Kept(_KEPT_TABLES)
-        self._shards_in_use = 2
-        self._firsts = np.cumsum([0, *rows]).tolist()
+        self.shards_in_use = 2
+        self.firsts: list[int] = np.cumsum([0, *rows]).tolist()
         self._tokenizer = tokenizer
         self._special = torch.tensor([tokenizer.pad, tokenizer.cls, tokenizer.sep])
 
@@ -134,13 +139,14 @@ class Pairs(ABC):
         """
 
     def load_or_replace(self, piece: Piece) -> Loaded:
-        """Read the pairs of a piece; if its shard is lost, read pairs of another that stand in their places.
+        """Load the pairs of a piece; if its shard is lost, load pairs of the next shard in their places.
 
-        A shard is lost if what is asked of it is missing, cut off or altered; not if the whole store is away. As many
-        pairs of the next shard that can be read stand in the places of the piece's pairs, at the same rows if it has
-        as many; a smaller one is repeated. So the number of steps and the places of all other pairs stay as they are.
-        What stands in a place depends neither on the number of workers nor on where a run was interrupted, only on
-        what can be read. Each piece is tried anew: a shard that was put back is read again.
+        A shard is lost if its table, features or pictures are missing, cut off or altered; not if the whole store is
+        away. As many pairs of the next shard that can be read stand in the places of the piece's pairs, at the same
+        rows if it has as many; a smaller one is repeated. So the number of steps and the places of all other pairs stay
+        as they are. Which pair stands in a place depends neither on the number of workers nor on where a run was
+        interrupted, only on which shards can be read. Each piece is tried anew: a shard that was put back is read
+        again.
 
         Raises:
             DataError: more shards are lost than may be.
@@ -155,12 +161,21 @@ class Pairs(ABC):
                     loaded = self.load(Piece(shard, start, start + taken))
                     return loaded.stretched(count, lost) if lost else loaded
                 except (DataError, StorageError) as error:
-                    self._lose(shard, error)
+                    self.lose(shard, error)
                     lost.append(shard)
         raise DataError(f"none of the {len(lost)} shards can be read; the log says why")
 
-    def _lose(self, shard: int, error: DataError | StorageError) -> None:
-        """Take note of a shard that is lost, and raise an error if these are too many."""
+    def lose(self, shard: int, error: DataError | StorageError) -> None:
+        """Take note of a shard that is lost.
+
+        Args:
+            shard: number of the shard.
+            error: the error that its reading has raised.
+
+        Raises:
+            DataError: more shards are lost than may be.
+            StorageError: the store is away.
+        """
         if isinstance(error, AwayError) or isinstance(error.__cause__, AwayError):
             raise error
         with self._lock:
@@ -176,8 +191,13 @@ class Pairs(ABC):
             log.warning("other pairs stand in the places of those of a shard: %s", error)
 
     @abstractmethod
-    def _made(self, steps: Generator[list[Sample[Loaded]]], share: int) -> Generator[Batch]:
-        """Make the batches of steps; each has ``share`` samples."""
+    def assemble(self, steps: Generator[list[Sample[Loaded]]], share: int) -> Generator[Batch]:
+        """Make a batch of the samples of each step; closing the iterator closes ``steps``.
+
+        Args:
+            steps: this worker's samples of each step.
+            share: number of samples of a step.
+        """
 
     def batches(
         self, size: int, seed: int, first: int = 0, rank: int = 0, workers: int = 1, last: int | None = None
@@ -197,19 +217,24 @@ class Pairs(ABC):
         order = Order(self.rows, self.digest, seed, size)
         if last is None:
             last = (first // order.steps + 1) * order.steps if order.steps else 0
-        self._shards_in_use = 2 * len(order.lanes(rank, workers))
+        self.shards_in_use = 2 * len(order.lanes(rank, workers))
         steps = stream.read(order, self.load_or_replace, first, last, rank, workers)
-        with closing(self._made(steps, size // workers)) as made:
-            yield from made
+        with closing(self.assemble(steps, size // workers)) as batches:
+            yield from batches
 
-    def _pairs(self, corpus: Corpus, piece: Piece) -> tuple[list[int], list[str], list[str]]:
-        """Read the pairs of a piece: their rows in the shard's table, their keys and their captions."""
+    def read_table(self, corpus: Corpus, piece: Piece) -> tuple[list[int], list[str], list[str]]:
+        """Read the table of a piece: its pairs' rows in the shard's table, their keys and their captions.
+
+        Raises:
+            DataError: the table is damaged or was replaced.
+            StorageError: it cannot be read, or was altered.
+        """
         kept = self._tables.take(piece.shard)
         if kept is not None and kept[0] <= piece.start and piece.stop <= kept[0] + len(kept[1]):
             first, table = kept
         else:
             first, table = 0, corpus.pairs(piece.shard)
-            room = _KEPT_TABLES // self._shards_in_use
+            room = _KEPT_TABLES // self.shards_in_use
             if table.nbytes > room:  # a copy of some rows, so that the others' memory is free
                 first = piece.start
                 stop = min(len(table), max(piece.stop, first + len(table) * room // table.nbytes))
@@ -227,28 +252,29 @@ class Pairs(ABC):
         chosen = (torch.rand(ids.shape, device=ids.device) < share) & ~torch.isin(ids, self._special.to(ids.device))
         return ids.masked_fill(chosen, self._tokenizer.mask)
 
-    def _loaded(
+    def loaded(
         self, piece: Piece, keys: list[str], captions: list[str], pictures: Tensor | list[bytes], where: str = ""
     ) -> Loaded:
+        """Return the pairs of a piece with tokenised captions; for the arguments see ``Loaded``."""
         hashes = (hashlib.blake2b(caption.encode(), digest_size=8).digest() for caption in captions)
         hashed = [int.from_bytes(digest, "little", signed=True) for digest in hashes]
-        first = self._firsts[piece.shard]
+        first = self.firsts[piece.shard]
         numbers = range(first + piece.start, first + piece.stop)
         return Loaded(numbers, keys, self._tokenizer.encode(captions), hashed, pictures, where)
 
-    def _batch(
-        self, samples: Sequence[Sample[Loaded]], pictures: Tensor, lost: frozenset[int], broken: int = 0
-    ) -> Batch:
+    def batch(self, samples: Sequence[Sample[Loaded]], pictures: Tensor, broken: int = 0) -> Batch:
+        """Return the batch of a step.
+
+        Args:
+            samples: this worker's samples of the step.
+            pictures: features or images of the samples, see ``Batch``.
+            broken: number of images that could not be decoded.
+        """
         return Batch(
             pictures,
             self._tokenizer.collate([sample.piece.ids[sample.row] for sample in samples]),
             torch.tensor([sample.piece.captions[sample.row] for sample in samples]),
             torch.tensor([sample.piece.numbers[sample.row] for sample in samples]),
             broken,
-            lost,
+            frozenset(chain.from_iterable({sample.piece.lost for sample in samples})),
         )
-
-
-def lost_shards(samples: Sequence[Sample[Loaded]]) -> frozenset[int]:
-    """Return the numbers of the shards in whose place some samples stand."""
-    return frozenset(chain.from_iterable({sample.piece.lost for sample in samples}))

@@ -20,17 +20,16 @@ from wukong.errors import DataError
 from wukong.train import stream
 from wukong.train.batches import Batch
 from wukong.train.corpus import Corpus
-from wukong.train.pairs import Kept, Loaded, Pairs, lost_shards
+from wukong.train.pairs import Kept, Loaded, Pairs
 from wukong.train.stream import Piece, Sample
 
 log = logging.getLogger(__name__)
 
 _KEPT_ENDS = 1 << 16
-"""Shards of which a worker keeps where its last piece ended: two numbers each."""
-
+"""Most shards of which a worker keeps where its last piece ended: two numbers each."""
 
 _Shown = tuple[Tensor, list[tuple[int, str]]]
-"""Views, and the places of those that are broken, which are black, with what is wrong."""
+"""The views of a batch, and the numbers of those that are broken, which are black, with what is wrong."""
 
 
 class PicturePairs(Pairs):
@@ -55,29 +54,29 @@ class PicturePairs(Pairs):
         self._most_broken = settings.max_broken_pictures
         self._side = tower.image_size
 
-    def load(self, piece: Piece) -> Loaded:  # noqa: D102 - as above
-        rows, keys, captions = self._pairs(self._corpus, piece)
+    def load(self, piece: Piece) -> Loaded:  # noqa: D102 - as in Pairs
+        rows, keys, captions = self.read_table(self._corpus, piece)
         uri = self._corpus.uri(piece.shard, ".tar")
         # Of a shard that is read in several pieces, the next begins where this one ends.
         number, start = self._ends.take(piece.shard) or (0, 0)
         if number > rows[0]:
             number, start = 0, 0
         wanted = set(rows)
-        found: list[bytes] = []
+        pictures: list[bytes] = []
         for member in shards.members(uri, start):
             if member.suffix == "jpg":
                 if number in wanted:
-                    if member.key != keys[len(found)]:
-                        raise self._lacks(keys[len(found)], uri)
-                    found.append(member.read())
+                    if member.key != keys[len(pictures)]:
+                        raise self._lacks(keys[len(pictures)], uri)
+                    pictures.append(member.read())
                 number += 1
                 if number > rows[-1]:
                     if piece.stop < self.rows[piece.shard]:
                         self._ends.keep(piece.shard, (number, member.end), 1)
                     break
-        if len(found) < len(keys):
-            raise self._lacks(keys[len(found)], uri)
-        return self._loaded(piece, keys, captions, found, uri)
+        if len(pictures) < len(keys):
+            raise self._lacks(keys[len(pictures)], uri)
+        return self.loaded(piece, keys, captions, pictures, uri)
 
     def _lacks(self, key: str, uri: str) -> DataError:
         return DataError(
@@ -85,7 +84,7 @@ class PicturePairs(Pairs):
             "and run the filter again"
         )
 
-    def _made(self, steps: Generator[list[Sample[Loaded]]], share: int) -> Generator[Batch]:
+    def assemble(self, steps: Generator[list[Sample[Loaded]]], share: int) -> Generator[Batch]:  # noqa: D102
         waiting: deque[list[Sample[Loaded]]] = deque()
 
         def orders() -> Iterator[list[Encoded]]:
@@ -97,16 +96,16 @@ class PicturePairs(Pairs):
         with closing(steps):
             for views, broken in batches(self._views, orders(), join, share, self._workers, pin=pin):
                 samples = waiting.popleft()
-                for place, problem in broken:
+                for number, problem in broken:
                     log.warning("another pair takes the place of one: %s", problem)
-                    samples[place], views[place] = self._stand_in(samples[place], problem)
-                yield self._batch(samples, views, lost_shards(samples), len(broken))
+                    samples[number], views[number] = self._stand_in(samples[number], problem)
+                yield self.batch(samples, views, len(broken))
 
     def _stand_in(self, broken: Sample[Loaded], problem: str) -> tuple[Sample[Loaded], Tensor]:
         """Return the pair that takes the place of one whose image is broken, and its view.
 
-        It is the next one of the corpus whose image can be decoded, counted from the broken one: first in what was read
-        with it, which depends on the order of the pairs alone, not on how many workers share a batch.
+        It is the next one of the corpus whose image can be decoded, counted from the broken one: first in the piece
+        that was read with it, which depends on the order of the pairs alone, not on how many workers share a batch.
         """
         tried = 0
         for sample in self._followers(broken):
@@ -126,7 +125,7 @@ class PicturePairs(Pairs):
         piece = sample.piece
         for step in range(1, len(piece.keys)):
             yield replace(sample, row=(sample.row + step) % len(piece.keys))
-        own = bisect_right(self._firsts, piece.numbers[sample.row]) - 1
+        own = bisect_right(self.firsts, piece.numbers[sample.row]) - 1
         for shard in (*range(own, len(self.rows)), *range(own)):
             for start in range(0, self.rows[shard], stream.WINDOW):
                 stop = min(start + stream.WINDOW, self.rows[shard])
@@ -144,5 +143,5 @@ def _encoded(sample: Sample[Loaded]) -> Encoded:
 def _with_gaps(side: int, shown: Sequence["Tensor | str"]) -> _Shown:
     """Join the views of a batch, uint8 [views, 3, side, side]; a black one keeps the place of a broken image."""
     black = torch.zeros(3, side, side, dtype=torch.uint8)
-    broken = [(place, problem) for place, problem in enumerate(shown) if isinstance(problem, str)]
+    broken = [(number, problem) for number, problem in enumerate(shown) if isinstance(problem, str)]
     return torch.stack([view if isinstance(view, Tensor) else black for view in shown]), broken

@@ -67,10 +67,10 @@ def find(
 
     Args:
         model: the architecture.
-        settings: of the training.
+        settings: settings of the training.
         told: rates by their names; ``gpu`` is the TFLOP/s that a GPU sustains.
         caption_tokens: mean number of tokens of a caption.
-        seconds: that the measurement takes about, beside the models' construction.
+        seconds: time that the measurement takes about, beside the models' construction.
 
     Raises:
         ConfigError: the model cannot be built.
@@ -81,13 +81,13 @@ def find(
         "text_step": lambda: text_step_flops(model, settings, shape, caption_tokens),
         "tower": lambda: tower_flops(model),
     }
-    found: dict[RateName, Rate] = {}
+    rates: dict[RateName, Rate] = {}
     for name in RATES:
         if name in told:
-            found[name] = Rate(told[name], "told")
+            rates[name] = Rate(told[name], "told")
         elif name in operations and GPU in told:
-            found[name] = Rate(told[GPU] * 1e12 / operations[name](), "computed")
-    if missing := [name for name in RATES if name not in found]:
+            rates[name] = Rate(told[GPU] * 1e12 / operations[name](), "computed")
+    if missing := [name for name in RATES if name not in rates]:
         threads = torch.get_num_threads()
         try:
             if device.type == "cpu":
@@ -95,8 +95,8 @@ def find(
             measured = measure(model, settings, missing, device, caption_tokens, seconds)
         finally:
             torch.set_num_threads(threads)
-        found |= {name: Rate(rate, "measured") for name, rate in measured.items()}
-    return {name: found[name] for name in RATES}
+        rates |= {name: Rate(rate, "measured") for name, rate in measured.items()}
+    return {name: rates[name] for name in RATES}
 
 
 def measure(
@@ -114,11 +114,11 @@ def measure(
 
     Args:
         model: the architecture.
-        settings: of the training; a text step has a worker's share of the batch, on stored features.
-        names: of the rates.
-        device: where the towers run.
+        settings: settings of the training; a text step has a worker's share of the batch, on stored features.
+        names: names of the rates.
+        device: device on which the towers run.
         caption_tokens: mean number of tokens of a caption.
-        seconds: that all measurements take about, beside the models' construction.
+        seconds: time that all measurements take about, beside the models' construction.
     """
     torch.manual_seed(0)
     works: dict[str, Callable[[], object]] = {}

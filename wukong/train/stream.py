@@ -7,10 +7,10 @@ What always holds:
 - The order of an epoch is a function of the data's digest, the seed and the epoch, for the batch size of the run. It
   depends neither on the number of workers or loader processes nor on where a run was interrupted.
 - The shares of all workers, joined in rank order, are the batch that a single worker would get.
-- An epoch gives each sample at most once. Only the samples that do not fill the last batch are left out
-  (``Order.left_out``), other ones in each epoch.
-- Where rows cannot be read, what the caller's ``load`` gives stands in their places (``training_data``); all others
-  stay in theirs.
+- An epoch gives each sample at most once. Only the samples that do not fill the last batch are left out,
+  other ones in each epoch.
+- Where rows cannot be read, what the caller's ``load`` gives stands in their places (``Pairs.load_or_replace``); all
+  others stay in theirs.
 - Before the first step nothing is read. The order is computed from the numbers of rows of the shards.
 - Shards are read in pieces of consecutive rows. Unless lanes are shared, no two workers read the same piece.
 - A worker holds two windows of at most ``WINDOW`` rows for each of its lanes, however large the corpus is.
@@ -63,7 +63,7 @@ class Window:
     """Rows of a lane that are shuffled among one another.
 
     Attributes:
-        pieces: where the rows are.
+        pieces: pieces that hold the rows.
         start: place of the first row in its lane.
         stop: place after the last.
     """
@@ -83,8 +83,7 @@ class Order:
         batch_size: samples of a batch, over all workers.
 
     Attributes:
-        steps: batches of an epoch.
-        left_out: samples of an epoch that do not fill a batch.
+        steps: number of batches of an epoch; the samples that do not fill one are left out.
     """
 
     def __init__(self, rows: Sequence[int], data: str, seed: int, batch_size: int) -> None:
@@ -92,7 +91,7 @@ class Order:
         self._identity = f"{data}:{seed}"
         self._epoch: tuple[int, _Numbers, _Numbers] = (-1, self._rows, self._rows)
         self.batch_size = batch_size
-        self.steps, self.left_out = divmod(int(self._rows.sum()), batch_size)
+        self.steps = int(self._rows.sum()) // batch_size
         self._whole = int(self._rows.sum()) <= WHOLE
         lanes = 1 if self._whole else -(-batch_size // LANE)
         self._edges = [batch_size * lane // lanes for lane in range(lanes + 1)]
@@ -106,11 +105,11 @@ class Order:
         """
         share = self.batch_size // workers
         low, high = rank * share, (rank + 1) * share
-        found = []
+        shares = []
         for lane, (start, stop) in enumerate(zip(self._edges, self._edges[1:], strict=False)):
             if start < high and stop > low:
-                found.append((lane, max(start, low) - start, min(stop, high) - start))
-        return found
+                shares.append((lane, max(start, low) - start, min(stop, high) - start))
+        return shares
 
     def width(self, lane: int) -> int:
         """Return the number of samples of a lane in each batch."""
@@ -149,9 +148,9 @@ class Order:
             self._epoch = (epoch, shards, np.cumsum(self._rows[shards]))
         return self._epoch[1:]
 
-    def _random(self, count: int, *of: object) -> npt.NDArray[np.uint64]:
+    def _random(self, count: int, *purpose: object) -> npt.NDArray[np.uint64]:
         # Of numpy's generators, only the raw numbers are the same in every version; so no permutation is drawn.
-        key = hashlib.sha256(":".join([self._identity, *map(str, of)]).encode()).digest()[:16]
+        key = hashlib.sha256(":".join([self._identity, *map(str, purpose)]).encode()).digest()[:16]
         return np.random.Philox(key=int.from_bytes(key, "little")).random_raw(count)
 
 

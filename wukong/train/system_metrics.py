@@ -18,7 +18,7 @@ def read(device: torch.device) -> dict[str, float]:
     What cannot be measured is left out, and the log says so once: no training ends because a driver does not answer.
 
     Args:
-        device: on which this process trains.
+        device: device on which this process trains.
 
     Returns:
         ``cpu_percent`` and ``machine_cpu_percent`` since the last call, 0 at the first: of this process, where 100 is
@@ -26,14 +26,14 @@ def read(device: torch.device) -> dict[str, float]:
         processes, and ``machine_memory_percent``. On a GPU ``gpu_memory_gib`` and ``gpu_memory_percent`` of all that
         use it, and ``gpu_percent``, the share of the last second in which it computed, if nvidia-ml-py is installed.
     """
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     on_gpu = (_gpu_memory, _gpu_percent) if device.type == "cuda" else ()
     for measure in (_of_process, _of_machine, *on_gpu):
         try:
-            found |= measure(device)
+            metrics |= measure(device)
         except Exception as error:  # noqa: BLE001 - psutil, torch, NVML and AMD SMI each raise errors of their own
             _say_once(measure.__name__.strip("_"), f"{type(error).__name__}: {error}")
-    return found
+    return metrics
 
 
 def _of_process(_device: torch.device) -> dict[str, float]:

@@ -45,12 +45,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """What is measured.
+    """A task of the validation: a set, and how it is measured.
 
     Attributes:
         data: the hold-out or the published set.
-        protocol: how it is measured.
-        features: what a locked image tower gave for this worker's share of the images, float16 [share, ...]; None to
+        protocol: protocol by which it is measured.
+        features: a locked image tower's features of this worker's share of the images, float16 [share, ...]; None to
             run the model's own tower each time.
     """
 
@@ -72,9 +72,9 @@ def prepared(
     """Read what is measured, and run a locked image tower on this worker's share of it.
 
     Args:
-        experiment: has the hold-outs, the classification sets, and the folder of the published sets.
+        experiment: the experiment, with its hold-outs, classification sets, and the folder of the published sets.
         filtered: manifest of the filter stage.
-        settings: say what is measured, and how.
+        settings: settings of the validation.
         model: the model that will be trained; the width of its features, and whether its tower is locked, are used.
         tokenizer: the captions' tokenizer.
         computed: URI of the hold-outs' stored features, for a model that is trained on features; None otherwise.
@@ -90,7 +90,7 @@ def prepared(
     """
     published = named(settings.protocol)
     locked = model.image if model.image is not None and model.image.is_locked else tower
-    found: list[Task] = []
+    prepared_tasks: list[Task] = []
     with ExitStack() as folders:
         for name in settings.tasks or experiment.held_out_tasks:
             data: ClassificationData | RetrievalData | None
@@ -113,8 +113,8 @@ def prepared(
                 features = holdouts.features(experiment, filtered, computed, data)[rows]
             elif locked is not None:
                 features = _run(locked, model, data, protocol)
-            found.append(Task(data, protocol, features))
-        yield Validator(found, tokenizer)
+            prepared_tasks.append(Task(data, protocol, features))
+        yield Validator(prepared_tasks, tokenizer)
 
 
 class Validator:

@@ -44,7 +44,7 @@ class InMemory(FeaturePairs):
     def load(self, piece: Piece) -> Loaded:
         rows = slice(10 * piece.shard + piece.start, 10 * piece.shard + piece.stop)
         captions = self.captions[rows]
-        return self._loaded(
+        return self.loaded(
             piece, [f"k{number}" for number in range(rows.start, rows.stop)], captions, self.features[:, rows]
         )
 

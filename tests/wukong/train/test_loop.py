@@ -22,7 +22,9 @@ from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError, DataError
 from wukong.store import storage
 from wukong.train import checkpoint, loop
-from wukong.train.loop import Epoch, Look, Validate, Validated, Validations, train
+from wukong.train.looks import Look
+from wukong.train.loop import Validate, train
+from wukong.train.state import Epoch, Validated, Validations
 
 EVERY_STEP = small.SETTINGS.model_copy(update={"log_every": 1})
 
@@ -338,7 +340,7 @@ def test_what_is_measured_is_reported_every_few_steps() -> None:
         clamp()
 
     model.clamp_temperature = clamp_and_measure  # type: ignore[method-assign]
-    history = train(model, pairs, small.SETTINGS.model_copy(update={"log_every": 2}), 0, None, looks.append)
+    history = train(model, pairs, small.SETTINGS.model_copy(update={"log_every": 2}), 0, after_look=looks.append)
     assert [look.step for look in looks] == [2, 3, 4, 6, 8, 9, 10, 12]
     assert [look.gradient_norm for look in looks] == pytest.approx([gradients[look.step - 1] for look in looks])
     assert (2 * looks[0].loss + looks[1].loss) / 3 == pytest.approx(history[0].loss)

@@ -33,7 +33,8 @@ from wukong.train import checkpoint, stream
 from wukong.train.batches import Batch
 from wukong.train.corpus import Corpus
 from wukong.train.feature_pairs import FeaturePairs
-from wukong.train.loop import Look, train
+from wukong.train.looks import Look
+from wukong.train.loop import train
 from wukong.train.pairs import Loaded, Pairs
 from wukong.train.picture_pairs import PicturePairs
 from wukong.train.stream import Piece
@@ -288,7 +289,8 @@ def trained(corpus: Corpus, limit: int, looks: list[Look], uri: str = "", until:
     writer = checkpoint.Writer(uri) if uri else None
     resume = checkpoint.newest(uri) if uri else None
     try:
-        train(model, reading("features", corpus, limit), settings, 0, None, look, writer, resume)
+        pairs = reading("features", corpus, limit)
+        train(model, pairs, settings, 0, after_look=look, checkpoints=writer, resume=resume)
     finally:
         if writer:
             writer.wait()

@@ -54,9 +54,9 @@ def test_each_sample_is_seen_once_by_any_workers_after_any_cut(
     whole = seen(order, rows, 0, last)
     for epoch in range(2):
         numbers = Counter(n for batch in whole[epoch * order.steps : (epoch + 1) * order.steps] for n in batch)
-        assert len(numbers) == sum(rows) - order.left_out and set(numbers.values()) <= {1}
+        assert len(numbers) == order.steps * 4 * share and set(numbers.values()) <= {1}
         assert set(numbers) <= set(range(sum(rows)))
-    assert order.left_out == sum(rows) % (4 * share)
+    assert order.steps == sum(rows) // (4 * share)
     cut = data.draw(st.integers(0, last))
     for workers in (1, 2, 4):
         shares = [seen(Order(rows, "digest", seed, 4 * share), rows, cut, last, r, workers) for r in range(workers)]
@@ -104,7 +104,7 @@ def test_workers_read_different_pieces_and_nothing_is_read_twice() -> None:
     for rank in range(4):
         seen(order, MANY, 0, order.steps, rank, 4, reads[rank])
     rows = Counter((piece.shard, row) for pieces in reads for piece in pieces for row in range(piece.start, piece.stop))
-    assert set(rows.values()) == {1} and len(rows) == sum(MANY) - order.left_out
+    assert set(rows.values()) == {1} and len(rows) == order.steps * 256
 
 
 def test_a_small_corpus_is_read_once() -> None:
