@@ -104,7 +104,7 @@ def run_local(
             address = ends.enter_context(stack.sample_site(services, demo.catalogue))
             variables["WUKONG_CONNECT_TO"] += f",{address}"  # of two entries for a host, the last counts
         os.environ.update(variables)
-        notes += own_data.check(experiment) if experiment.crawl.engine == "files" else []
+        notes += own_data.check(experiment)
         for note in notes:
             console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
         if size is not None:

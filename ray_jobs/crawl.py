@@ -21,11 +21,11 @@ from ray_jobs import metrics
 from wukong import stages
 from wukong.config.crawl import Crawl
 from wukong.config.experiment import Experiment
-from wukong.crawl import attempt, own_files, plan, previous, verdict
+from wukong.crawl import attempt, plan, previous, verdict
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.decoder import Decoder
 from wukong.crawl.download import download_part
-from wukong.crawl.engines import REGISTRY
+from wukong.crawl.engine import Engine
 from wukong.crawl.fetch import Fetcher, SlowHosts
 from wukong.crawl.found import write_found
 from wukong.crawl.permits import Ledger, Permits
@@ -33,8 +33,8 @@ from wukong.crawl.picture_fetcher import PictureFetcher
 from wukong.crawl.previous import Previous
 from wukong.crawl.robots import RobotsCache
 from wukong.crawl.search import search_block
+from wukong.crawl.source import Listed, Searched
 from wukong.crawl.status import Status
-from wukong.crawl.url_list import read_list
 from wukong.errors import WukongError
 from wukong.runtime.progress import track
 from wukong.store import fence, storage
@@ -113,7 +113,11 @@ class _Job:
         self._run = uuid.uuid4().hex
 
     def run(self, queries: Sequence[str], lists: Sequence[str]) -> Manifest:
-        searched = [*self._take_over(queries), *self._search(queries), *self._read_lists(lists)]
+        source = self._config.source
+        if isinstance(source, Searched):
+            searched = [*self._take_over(queries), *self._search(source.engine(self._config.endpoint), queries)]
+        else:
+            searched = self._read_lists(source, lists)
         files = [path for record in searched for path in record["files"]]
         results = sum(record["results"] for record in searched)
         logger.info("found %d results of %d queries", results, len(queries))
@@ -187,7 +191,7 @@ class _Job:
             )
         )
 
-    def _search(self, queries: Sequence[str]) -> list[dict[str, Any]]:
+    def _search(self, engine: Engine, queries: Sequence[str]) -> list[dict[str, Any]]:
         known = self._earlier.queries if self._earlier else frozenset()
         blocks = [
             (first // BLOCK, block)
@@ -205,7 +209,7 @@ class _Job:
         with track("search", sum(len(block) for _, block in blocks), "queries") as advance:
             for record in self._each(
                 _search.remote(
-                    self._stage, self._run, self._config, self._connect_to, share, self._ledger, number, block
+                    self._stage, self._run, self._config, engine, self._connect_to, share, self._ledger, number, block
                 )
                 for number, block in blocks
             ):
@@ -213,10 +217,9 @@ class _Job:
                 advance(record["queries"])
         return records
 
-    def _read_lists(self, lists: Sequence[str]) -> list[dict[str, Any]]:
-        return list(
-            self._each(_read_list.remote(self._stage, self._config, number, uri) for number, uri in enumerate(lists))
-        )
+    def _read_lists(self, source: Listed, lists: Sequence[str]) -> list[dict[str, Any]]:
+        tasks = (_read_list.remote(self._stage, self._config, source, number, uri) for number, uri in enumerate(lists))
+        return list(self._each(tasks))
 
     def _plan(self, files: list[str], results: int) -> list[tuple[str, int, int, str, str]]:
         """Plan every range; return each part's plan, row group, number of URLs, and first and last key."""
@@ -327,7 +330,7 @@ async def _fetcher(
         _known_slow.clear()
         _known_rules.forget_failures()
     slow = _known_slow.setdefault(run, {})
-    kind = PictureFetcher if config.engine == "files" else Fetcher
+    kind = PictureFetcher if config.source.reads_files else Fetcher
     fetcher = kind(config, connect_to, share=share, rules=_known_rules, slow=slow, permits=permits)
     try:
         yield fetcher
@@ -342,6 +345,7 @@ def _search(
     stage: Stage,
     run: str,
     config: Crawl,
+    engine: Engine,
     connect_to: ConnectTo,
     share: int,
     ledger: Any,
@@ -352,7 +356,7 @@ def _search(
 
     async def search() -> dict[str, Any]:
         async with _fetcher(run, config, connect_to, share, ledger, name) as fetcher:
-            searched = await search_block(block, REGISTRY[config.engine](config.endpoint), fetcher, config)
+            searched = await search_block(block, engine, fetcher, config)
         path = f"search/{number:05d}.parquet"
         write_found(stage.path(path), searched.table)
         record = _found(stage, [path], searched.table.num_rows)
@@ -367,11 +371,10 @@ def _search(
 
 
 @ray.remote(num_cpus=1)
-def _read_list(stage: Stage, config: Crawl, number: int, uri: str) -> dict[str, Any]:
+def _read_list(stage: Stage, config: Crawl, source: Listed, number: int, uri: str) -> dict[str, Any]:
     def read() -> dict[str, Any]:
         files, rows = [], 0
-        tables = own_files.read_pictures(config) if config.engine == "files" else read_list(uri, number, config)
-        for piece, table in enumerate(tables):
+        for piece, table in enumerate(source.read(uri, number, config)):
             path = f"search/{number:05d}-{piece:05d}.parquet"
             write_found(stage.path(path), table)
             files.append(path)

@@ -9,6 +9,8 @@ A row that cannot be used is not an error. It becomes an image that does not exi
 it is counted and reported like all others.
 """
 
+from __future__ import annotations
+
 import gzip
 import hashlib
 import io
@@ -21,14 +23,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from wukong.config.crawl import Crawl
 from wukong.crawl.engine import clean
 from wukong.crawl.found import as_table, found_row
 from wukong.crawl.rows import Row, csv_reader, rows_of_json, rows_of_parquet
@@ -37,6 +38,9 @@ from wukong.crawl.url import MAX_URL, ROW, identity
 from wukong.crawl.url_list import PIECE_ROWS
 from wukong.errors import DataError, StorageError
 from wukong.store import storage
+
+if TYPE_CHECKING:  # a source may not import the settings, whose types read the sources
+    from wukong.config.crawl import Crawl
 
 PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".avif", ".tif", ".tiff")
 LISTS = (".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz")

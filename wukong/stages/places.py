@@ -16,6 +16,7 @@ from wukong import stages
 from wukong.config.crawl import Crawl
 from wukong.config.experiment import Experiment
 from wukong.config.model import Model
+from wukong.crawl.source import Searched
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import set_folders
 from wukong.store import fence, lease, manifest, storage
@@ -316,11 +317,11 @@ def rematch(experiment: Experiment, evaluated: Manifest, model: Manifest) -> tup
 
 def _is_quickly_read(config: Crawl) -> bool:
     """Whether what a crawl's key is made of can be read here in seconds."""
-    if config.searched:
+    source = config.source
+    if isinstance(source, Searched):
         return True
     sizes = storage.sizes(config.endpoint)
-    is_folder = config.engine == "files" and len(sizes) > 1  # whose captions are read, and no image
-    if len(sizes) <= _MOST_FILES and (is_folder or sum(sizes.values()) <= _MOST_BYTES):
+    if len(sizes) <= _MOST_FILES and source.bytes_read(sizes) <= _MOST_BYTES:
         return True
     log.info("the list at %s is large: the crawl's job reads it and sees whether it has finished", config.endpoint)
     return False

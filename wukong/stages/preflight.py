@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.config.training import Training
+from wukong.crawl.source import Listed
 from wukong.curate import rules
 from wukong.errors import ConfigError, WukongError
 from wukong.evaluate import set_folders
@@ -25,7 +26,6 @@ from wukong.store import manifest, storage
 
 _CONNECT_SECONDS = 10.0
 _GIB = 2**30
-_OF_A_LIST = (".csv", ".tsv", ".parquet", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
 
 
 def check_name(experiment: Experiment, run: str) -> None:
@@ -97,7 +97,7 @@ def check_world(experiment: Experiment, names: Collection[str] = stages.RECORDED
             continue
         if why := checks[key](uri):
             problems.append(f"{key}: {uri} {why}")
-    if connect and experiment.crawl.searched:
+    if connect and experiment.crawl.source.searched:
         problems += _unanswered(experiment.crawl.endpoint)
     _refuse(problems)
 
@@ -134,10 +134,10 @@ def _refuse(problems: Collection[str]) -> None:
 
 def _checks(experiment: Experiment) -> Mapping[str, Callable[[str], str]]:
     """Return a check for each key that is a URI: it returns why the URI is wrong, or an empty text."""
-    listed = _of_list if experiment.crawl.engine == "urls" else _of_pictures
+    source = experiment.crawl.source
     return {
-        "crawl.queries": _of_file if experiment.crawl.searched else lambda _: "",
-        "crawl.endpoint": listed,
+        "crawl.queries": _of_file if source.searched else lambda _: "",
+        **({"crawl.endpoint": source.check} if isinstance(source, Listed) else {}),
         "crawl.politeness.opt_out": _of_file,
         "crawl.previous": lambda uri: _of_stage(uri, "crawl"),
         **{f"filter.{key}": check for rule in rules.REGISTRY for key, check in (rule.uris or {}).items()},
@@ -154,16 +154,6 @@ def _of_file(uri: str) -> str:
     if storage.exists(uri):
         return ""
     return "is a folder; name a file in it" if storage.list_files(uri) else "does not exist; name a file that is there"
-
-
-def _of_list(uri: str) -> str:
-    if storage.exists(uri) or any(file.endswith(_OF_A_LIST) for file in storage.list_files(uri)):
-        return ""
-    return f"is no list of URLs; name a file, or a folder of files, of {', '.join(_OF_A_LIST)}"
-
-
-def _of_pictures(uri: str) -> str:
-    return "" if storage.exists(uri) or storage.list_files(uri) else "has nothing; name a folder of pictures or a list"
 
 
 def _of_folder(uri: str, files: Collection[str]) -> str:

@@ -62,7 +62,7 @@ TOY = """
 from pydantic import Field
 
 from wukong.curate.rule import Check, Column, Rule
-from wukong.section import Fraction, Strict
+from wukong.config.section import Fraction, Strict
 
 
 class Settings(Strict):
@@ -108,19 +108,21 @@ import json
 import numpy as np
 import polars as pl
 
-from wukong import config, stages
+from wukong import stages
+from wukong.config import documents
 from wukong.curate import rules
 from wukong.curate.caption_counts import CaptionCounts
-from wukong.data.schema import DROPPED, PAIRS
-from wukong.manifest import Manifest
+from wukong.curate.pairs import DROPPED, PAIRS
+from wukong.errors import ConfigError
 from wukong.report.funnel import funnel
+from wukong.store.manifest import Manifest
 from wukong.validate import audit, suites
 
 minimal = {"name": "x", "crawl": {"engine": "urls", "endpoint": "file:///list.csv"}}
-experiment = config.parse(minimal | {"filter": {"max_marks": 1}, "validation": {"severity": {"calm": "warn"}}})
+experiment = documents.parse(minimal | {"filter": {"max_marks": 1}, "validation": {"severity": {"calm": "warn"}}})
 try:
-    config.parse(minimal | {"filter": {"max_marks": -1}})
-except config.ConfigError as error:
+    documents.parse(minimal | {"filter": {"max_marks": -1}})
+except ConfigError as error:
     refused = str(error)
 captions = ["一只猫！！", "a cat!!", "一只猫！", "猫" * 40 + "!!"]
 pairs = pl.DataFrame({"caption": captions, "width": [300] * 4, "height": [300] * 4})
@@ -136,6 +138,7 @@ print(json.dumps({
     "refused": refused,
     "columns": [PAIRS.field("marks").type == "int64", "marks" in DROPPED.names, "marks_found" in audit.columns()],
     "dropped": rules.decide(computed, experiment.filter).to_list(),
+    "audited": audit.audit(pairs, rules.load(experiment.filter))["marks_found"].to_list(),
     "gate": [check.column, check.max_value, check.mostly, check.meta["severity"]],
     "funnel": [[step.name, step.title, step.lost] for step in funnel(crawl, filtered) if step.name == "shouting"],
     "order": rules.applied(experiment.filter),
@@ -157,6 +160,7 @@ def test_a_new_rule_is_one_file(tmp_path):
     assert "filter.max_marks" in found["refused"]
     assert found["columns"] == [True, True, True]
     assert found["dropped"] == ["shouting", "language", None, "shouting"]
+    assert found["audited"] == [2, 2, 1, 2]
     assert found["gate"] == ["marks_found", 1, 0.9, "warn"]
     assert found["funnel"] == [["shouting", "caption does not shout", 4]]
     assert found["order"][4] == "shouting"
@@ -175,7 +179,15 @@ def test_a_new_rule_is_one_file(tmp_path):
 )
 def test_a_rule_that_does_not_fit_the_others_is_refused(tmp_path, change, message):
     library = tmp_path / "wukong"
-    for name in ("__init__.py", "section.py", "errors.py", "curate/__init__.py", "curate/rule.py", "curate/rules"):
+    for name in (
+        "__init__.py",
+        "errors.py",
+        "config/__init__.py",
+        "config/section.py",
+        "curate/__init__.py",
+        "curate/rule.py",
+        "curate/rules",
+    ):
         source, target = Path(rules.__file__).parents[2] / name, library / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
