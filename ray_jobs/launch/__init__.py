@@ -27,15 +27,10 @@ from wukong.config.experiment import Experiment
 from wukong.errors import WukongError
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
-from wukong.runtime import events
+from wukong.runtime import forwarded
 from wukong.stages import places, run_paths
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
-
-# Variables that a job on another machine gets: they name the run it belongs to. Addresses of services and credentials
-# are in that machine's own environment. Never add credentials: Ray's dashboard and the RayJob show these values.
-_SENT = ("MLFLOW_RUN_ID", "WUKONG_CONNECT_TO", events.VARIABLE)
-
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +147,7 @@ def _run_job(
     record_name: str,
 ) -> int:
     """Choose the launcher, run the job to its end, and return its exit status (negative: the signal that killed it)."""
-    sent = {name: variables[name] for name in _SENT if name in variables}
+    sent = {name: variables[name] for name in forwarded.TO_JOBS if name in variables}
     if namespace := os.environ.get("WUKONG_CLUSTER"):
         from ray_jobs.launch import kuberay
 
