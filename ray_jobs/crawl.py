@@ -69,7 +69,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         CrawlFailedError: too much failed, or nothing was stored; the next run tries again what may succeed then.
     """
     earlier = Previous.open(experiment.crawl)
-    found = attempt.of(
+    current = attempt.of(
         experiment,
         parents,
         earlier.manifest if earlier else None,
@@ -78,26 +78,27 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     )
 
     def crawl() -> Manifest:
-        if storage.exists(found.stage.path(attempt.FAILED)):  # another run's, for whom this one has waited
+        if storage.exists(current.stage.path(attempt.FAILED)):  # another run's, for whom this one has waited
             return run(experiment, parents)
-        return _crawl(experiment.crawl, found, earlier)
+        return _crawl(experiment.crawl, current, earlier)
 
-    manifest = found.finished or found.stage.made(crawl)
-    found.clean()
+    manifest = current.finished or current.stage.made(crawl)
+    current.clean()
     return manifest
 
 
-def _crawl(config: Crawl, found: attempt.Attempt, earlier: Previous | None) -> Manifest:
-    if found.last is not None:
-        why = verdict.failure(found.last.counts, config)
+def _crawl(config: Crawl, current: attempt.Attempt, earlier: Previous | None) -> Manifest:
+    if current.last is not None:
+        why = verdict.failure(current.last.counts, config)
         if why is None:  # the limits have been raised since
-            return found.failed[-1].commit(found.last.parts, counts=found.last.counts, dropped=found.last.dropped)
-        if not verdict.may_change_if_retried(found.last.counts):
+            last = current.last
+            return current.failed[-1].commit(last.parts, counts=last.counts, dropped=last.dropped)
+        if not verdict.may_change_if_retried(current.last.counts):
             raise verdict.CrawlFailedError(why)
         logger.info("an earlier attempt at this crawl failed; what it stored is kept, the rest is tried again")
-        earlier = Previous.of_failed(found.last)
+        earlier = Previous.of_failed(current.last)
     connect_to = ConnectTo.from_environment().of_crawl(config.endpoint)
-    return _Job(found.stage, config, connect_to, earlier).run(found.queries, found.lists)
+    return _Job(current.stage, config, connect_to, earlier).run(current.queries, current.lists)
 
 
 class _Job:
@@ -180,7 +181,7 @@ class _Job:
         """Copy the results of the queries that the previous crawl has searched."""
         if self._earlier is None:
             return []
-        positions = {query: place for place, query in enumerate(queries) if query in self._earlier.queries}
+        positions = {query: position for position, query in enumerate(queries) if query in self._earlier.queries}
         if not positions:
             return []
         shared = ray.put(positions)
@@ -417,11 +418,11 @@ def _download(
         fetcher: Fetcher, decoder: Decoder, number: int, path: str, row_group: int, earlier: list[str]
     ) -> dict[str, Any]:
         name = f"parts/{number:05d}"
-        found = [{**row, "engine": config.engine} for row in plan.read_part(stage.path(path), row_group).to_pylist()]
-        known = previous.outcomes(earlier, {row["key"] for row in found}, retry_failed)
-        record = await download_part(stage.path(name), found, fetcher, config, known, decoder)
+        planned = [{**row, "engine": config.engine} for row in plan.read_part(stage.path(path), row_group).to_pylist()]
+        known = previous.outcomes(earlier, {row["key"] for row in planned}, retry_failed)
+        record = await download_part(stage.path(name), planned, fetcher, config, known, decoder)
         pairs = record["statuses"].get(Status.SUCCESS, 0)
-        described = [stage.describe(f"{name}.tar", pairs), stage.describe(f"{name}.parquet", len(found))]
+        described = [stage.describe(f"{name}.tar", pairs), stage.describe(f"{name}.parquet", len(planned))]
         return record | {
             "part": name,
             "described": [part.model_dump(mode="json") for part in described],

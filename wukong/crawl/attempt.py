@@ -52,8 +52,8 @@ class Attempt:
         finished: its manifest, if it has finished.
         failed: earlier attempts, in which too much failed.
         last: what the last of these left.
-        queries: to search.
-        lists: files of its list of URLs or pictures.
+        queries: words to search.
+        lists: what is read instead (``wukong.crawl.source.Listed.lists``).
     """
 
     stage: Stage
@@ -84,7 +84,7 @@ def of(
         parents: manifests that the crawl continues from.
         earlier: manifest of the previous crawl, which ``crawl.previous`` names.
         digests: returns the SHA-256, in hex, of files.
-        version: of the stage.
+        version: the stage's.
 
     Raises:
         ConfigError: the query list cannot be read.

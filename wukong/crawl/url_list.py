@@ -76,16 +76,16 @@ def read_list(uri: str, number: int, config: Crawl) -> Iterator[pa.Table]:
     order = number * _FILE_ORDER
     below = config.endpoint.rstrip("/") + "/"  # what the list says decides a crawl, not where it lies
     name = uri.removeprefix(below) if uri.startswith(below) else uri.rpartition("/")[2]
-    found: list[FoundRow] = []
+    results: list[FoundRow] = []
     for row, fields in _rows(uri, config):
         url, caption = _used(fields, f"{name}{ROW}{row}: ", config)
-        found.append(found_row(url, caption, None, order))
+        results.append(found_row(url, caption, None, order))
         order += 1
-        if len(found) >= PIECE_ROWS:
-            yield as_table(found)
-            found = []
-    if found:
-        yield as_table(found)
+        if len(results) >= PIECE_ROWS:
+            yield as_table(results)
+            results = []
+    if results:
+        yield as_table(results)
 
 
 def _rows(uri: str, config: Crawl) -> Iterator[Row]:

@@ -45,7 +45,7 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
 
     Args:
         experiment: the experiment.
-        names: of the stages that will run.
+        names: names of the stages that will run.
 
     Raises:
         ConfigError: a setting is missing; the message names every key.
@@ -83,7 +83,7 @@ def check_world(experiment: Experiment, names: Collection[str] = stages.RECORDED
 
     Args:
         experiment: the experiment.
-        names: of the stages that will run.
+        names: names of the stages that will run.
         connect: also check that the search engine's address answers.
 
     Raises:
@@ -173,10 +173,10 @@ def _of_sets(uri: str, names: Collection[str]) -> str:
 
 def _of_stage(uri: str, stage: str) -> str:
     try:
-        found = manifest.load(uri).stage
+        name = manifest.load(uri).stage
     except WukongError as error:
         return f"is not the manifest of a {stage} stage ({error})"
-    return "" if found == stage else f"is the manifest of a {found} stage; name one of a {stage} stage"
+    return "" if name == stage else f"is the manifest of a {name} stage; name one of a {stage} stage"
 
 
 def _unanswered(endpoint: str) -> Iterator[str]:
@@ -236,7 +236,7 @@ def check_machine(experiment: Experiment, machine: Machine, needed: int, size: S
         experiment: the experiment.
         machine: the machine.
         needed: bytes that the stages will write.
-        size: of the model; None if none is trained.
+        size: the model's; None if none is trained.
 
     Raises:
         ConfigError: it does not fit; the message names every key.

@@ -31,7 +31,7 @@ class Baidu:
     """The engine at an ``acjson`` address.
 
     Args:
-        endpoint: for instance ``https://image.baidu.com/search/acjson``.
+        endpoint: address, for instance ``https://image.baidu.com/search/acjson``.
     """
 
     name = "baidu"

@@ -11,7 +11,7 @@ class SearXNG:
     """A SearXNG instance whose settings allow the JSON format.
 
     Args:
-        endpoint: for instance ``https://searx.example.org/search``.
+        endpoint: address, for instance ``https://searx.example.org/search``.
     """
 
     name = "searxng"
