@@ -69,7 +69,7 @@ def _outputs(function: Any, folder: Path) -> dict[str, dsl.Artifact]:
 
 @contextlib.contextmanager
 def _logged(log: Path) -> Iterator[None]:
-    """Append to a file what is logged from INFO on, and leave the other handlers what they have got so far."""
+    """Append what is logged from INFO on to a file; the other handlers get no more than before."""
     root = logging.getLogger()
     before = {handler: handler.level for handler in root.handlers}
     level = root.level

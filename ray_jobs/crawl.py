@@ -88,15 +88,14 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
 
 
 def _crawl(config: Crawl, current: attempt.Attempt, earlier: Previous | None) -> Manifest:
-    if current.last is not None:
-        why = verdict.failure(current.last.counts, config)
+    if (last := current.last) is not None:
+        why = verdict.failure(last.counts, config)
         if why is None:  # the limits have been raised since
-            last = current.last
             return current.failed[-1].commit(last.parts, counts=last.counts, dropped=last.dropped)
-        if not verdict.may_change_if_retried(current.last.counts):
+        if not verdict.may_change_if_retried(last.counts):
             raise verdict.CrawlFailedError(why)
         logger.info("an earlier attempt at this crawl failed; what it stored is kept, the rest is tried again")
-        earlier = Previous.of_failed(current.last)
+        earlier = Previous.of_failed(last)
     connect_to = ConnectTo.from_environment().of_crawl(config.endpoint)
     return _Job(current.stage, config, connect_to, earlier).run(current.queries, current.lists)
 

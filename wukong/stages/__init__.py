@@ -35,8 +35,8 @@ class Entry:
             stages that it reads.
         inputs: other artifacts its component takes: parameter, and the stage and output that it comes from.
         key_parents: the stages whose manifests' digests are in its key, which may be parents of parents.
-        version: number of its code, in its key: raise it when the code makes other output from the same input. 0 for a stage
-            without a manifest.
+        version: number of its code, in its key: raise it when the code makes other output from the same input. 0 for a
+            stage without a manifest.
         from_experiment: gives the part of the experiment that decides its output, as its manifest stores it; the
             manifest may say more. None for a job whose key ``wukong.stages.places`` alone says, as where the content
             of lists decides too, and where there is no manifest.
