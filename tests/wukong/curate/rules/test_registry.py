@@ -114,8 +114,8 @@ from wukong.curate import rules
 from wukong.curate.caption_counts import CaptionCounts
 from wukong.curate.pairs import DROPPED, PAIRS
 from wukong.errors import ConfigError
-from wukong.report.funnel import funnel
 from wukong.store.manifest import Manifest
+from wukong.report.funnel import funnel
 from wukong.validate import audit, suites
 
 minimal = {"name": "x", "crawl": {"engine": "urls", "endpoint": "file:///list.csv"}}
@@ -181,7 +181,6 @@ def test_a_rule_that_does_not_fit_the_others_is_refused(tmp_path, change, messag
     library = tmp_path / "wukong"
     for name in (
         "__init__.py",
-        "errors.py",
         "config/__init__.py",
         "config/section.py",
         "curate/__init__.py",
