@@ -11,18 +11,17 @@ from urllib.parse import unquote, urlsplit
 from rich.console import Console
 from rich.table import Table
 
-from cli import own_data
 from infra import corpus
 from infra.corpus import Corpus
 from ray_jobs import plan
 from ray_jobs.plan import Planned
 from wukong import stages
 from wukong.config.experiment import Experiment
+from wukong.crawl.source import Searched
 from wukong.errors import ConfigError
 from wukong.runs import run_records
 from wukong.stages import estimate, preflight
 from wukong.stages.preflight import Machine, Size
-from wukong.store import storage
 
 _MIB, _GIB = 2**20, 2**30
 
@@ -143,7 +142,7 @@ def print_plan(
         f"{experiment.root}/. Rough: only figures with * come from an earlier run.",
         highlight=False,
     )
-    if known is None and experiment.crawl.searched and planned[0].finished is None:
+    if known is None and experiment.crawl.source.searched and planned[0].finished is None:
         _, most = _pictures(experiment)
         console.print(
             f"How much a search finds is not known before: at most some {most:,} pictures, "
@@ -168,35 +167,13 @@ def _disk(experiment: Experiment, home: Path) -> Path:
 
 def _pictures(experiment: Experiment) -> tuple[int, int]:
     """Return the fewest and the most images that may be expected to come in."""
-    crawl = experiment.crawl
-    if crawl.engine == "files":
-        count = own_data.count(experiment).pictures
+    crawl, source = experiment.crawl, experiment.crawl.source
+    if not isinstance(source, Searched):
+        count = source.count(crawl)
         return count, count
-    if crawl.engine == "urls":
-        rows = _rows(crawl.endpoint)
-        return rows, rows
     from wukong.crawl.queries import read_queries
 
     return estimate.urls(experiment, len(read_queries(crawl.queries, crawl.max_queries)))
-
-
-_LINE_BYTES = 150
-
-
-def _rows(uri: str) -> int:
-    """Return the rows of a list of URLs: Parquet files say it; for others it is estimated from their size."""
-    import pyarrow.parquet as pq
-
-    from wukong.crawl.url_list import list_files
-
-    rows = 0
-    for file in list_files(uri):
-        fs, path = storage.filesystem(file)
-        if file.endswith(".parquet"):
-            rows += pq.read_metadata(path, filesystem=fs).num_rows
-        else:
-            rows += max(1, fs.get_file_info(path).size // (_LINE_BYTES // (3 if file.endswith(".gz") else 1)))
-    return rows
 
 
 def _short(uri: str, experiment: Experiment) -> str:

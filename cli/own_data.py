@@ -3,9 +3,10 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from wukong import stages
@@ -13,6 +14,9 @@ from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
 from wukong.store import storage
+
+if TYPE_CHECKING:
+    from wukong.crawl.own_files import Picture
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "own-data.yaml"
 """The experiment for your own images if you name none."""
@@ -55,7 +59,8 @@ def experiment_of(data: str, config_file: Path | None, overrides: Sequence[str])
         given.append(f"name={json.dumps(name_of(uri))}")
     experiment = documents.load(config_file or DEFAULT, [*given, *overrides])
     if config_file is None:
-        fitting = batch_for(count(experiment).captioned if engine == "files" else _rows(uri) // _DEAD)
+        pictures = experiment.crawl.source.pictures
+        fitting = batch_for(count(pictures(experiment.crawl)).captioned if pictures else _rows(uri) // _DEAD)
         for stage in stages.TRAININGS:
             if not any(entry.startswith((f"{stage}.batch_size", f"{stage}=")) for entry in overrides):
                 given.append(f"{stage}.batch_size={fitting}")
@@ -93,16 +98,10 @@ def batch_for(pairs: int) -> int:
     return int(2 ** max(1, min(_LARGEST_BATCH, pairs // _BATCHES).bit_length() - 1))
 
 
-def count(experiment: Experiment) -> Counts:
-    """Count the images that ``crawl.endpoint`` names, without opening them.
-
-    Raises:
-        DataError: there is none, or the list cannot be read at all.
-    """
-    from wukong.crawl.own_files import pictures_of
-
+def count(named: Iterable["Picture"]) -> Counts:
+    """Count images, without opening them."""
     pictures, captioned, bad = 0, 0, []
-    for picture in pictures_of(experiment.crawl):
+    for picture in named:
         pictures += 1
         captioned += bool(picture.caption)
         _, is_row, problem = picture.url.partition("#row ")
@@ -112,15 +111,19 @@ def count(experiment: Experiment) -> Counts:
 
 
 def check(experiment: Experiment) -> list[str]:
-    """Check that there are enough pairs; return a line for each kind of row that will be left out.
+    """Check that there are enough pictures of one's own; return a line for each kind of row that will be left out.
 
     Raises:
         ConfigError: there are too few; the message names the key.
+        DataError: there is none, or the list cannot be read at all.
     """
-    found, uri = count(experiment), experiment.crawl.endpoint
-    if not found.captioned:
+    pictures_of, uri = experiment.crawl.source.pictures, experiment.crawl.endpoint
+    if pictures_of is None:
+        return []
+    counts = count(pictures_of(experiment.crawl))
+    if not counts.captioned:
         raise ConfigError(
-            f"crawl.endpoint: none of the {found.pictures:,} pictures of {uri} has a caption: put NAME.txt beside "
+            f"crawl.endpoint: none of the {counts.pictures:,} pictures of {uri} has a caption: put NAME.txt beside "
             "NAME.jpg, or a metadata.csv with file_name and text; in a list, fill the column caption (docs/own-data.md)"
         )
     wanted = {
@@ -129,15 +132,15 @@ def check(experiment: Experiment) -> list[str]:
         "validation.min_pairs": experiment.validation.min_pairs,
     }
     for key, value in wanted.items():
-        if value > found.captioned:
+        if value > counts.captioned:
             raise ConfigError(
-                f"{key}: {value} is more than the {found.captioned:,} pictures with a caption that {uri} holds; give "
-                f"less, for instance --set {key}={max(2, found.captioned // _BATCHES)}"
+                f"{key}: {value} is more than the {counts.captioned:,} pictures with a caption that {uri} holds; give "
+                f"less, for instance --set {key}={max(2, counts.captioned // _BATCHES)}"
             )
     notes = []
-    if found.bad_rows:
-        more = f", and {len(found.bad_rows) - _SHOWN:,} more" if len(found.bad_rows) > _SHOWN else ""
-        notes.append(f"rows that cannot be used: {len(found.bad_rows):,}: {'; '.join(found.bad_rows[:_SHOWN])}{more}")
-    if silent := found.pictures - found.captioned - len(found.bad_rows):
+    if counts.bad_rows:
+        more = f", and {len(counts.bad_rows) - _SHOWN:,} more" if len(counts.bad_rows) > _SHOWN else ""
+        notes.append(f"rows that cannot be used: {len(counts.bad_rows):,}: {'; '.join(counts.bad_rows[:_SHOWN])}{more}")
+    if silent := counts.pictures - counts.captioned - len(counts.bad_rows):
         notes.append(f"pictures without a caption, which will be left out: {silent:,}")
     return notes

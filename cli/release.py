@@ -67,10 +67,10 @@ def release(
     values = [f"release.files={files}"] if files else []
     values += [f"release.opt_out={uri_of(opt_out)}"] if opt_out else []
     experiment = documents.load(config_file, [*(overrides or []), *values])
-    if experiment.crawl.engine == "files":
+    if experiment.crawl.source.reads_files:
         raise ConfigError(
-            "crawl.engine: 'files' are pictures on disks of your own, whose paths are of no use to others: put them on "
-            "the web, and train on a list of their URLs (crawl.engine: urls) to release it"
+            f"crawl.engine: {experiment.crawl.engine!r} are pictures on disks of your own, whose paths are of no use "
+            "to others: put them on the web, and train on a list of their URLs (crawl.engine: urls) to release it"
         )
     use_embedded_store(experiment.storage)
     released = library.release(experiment, _validated(experiment, run))

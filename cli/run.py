@@ -29,7 +29,7 @@ from wukong.config import stored
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, WukongError
 from wukong.runs import run_records
-from wukong.runtime import environment, events
+from wukong.runtime import environment, events, progress
 from wukong.runtime.cancel import end_on_signal
 from wukong.runtime.events import Advanced, Begun, Ended, Reader
 from wukong.store import patience, storage
@@ -104,7 +104,7 @@ def run_local(
             address = ends.enter_context(stack.sample_site(services, demo.catalogue))
             variables["WUKONG_CONNECT_TO"] += f",{address}"  # of two entries for a host, the last counts
         os.environ.update(variables)
-        notes += own_data.check(experiment) if experiment.crawl.engine == "files" else []
+        notes += own_data.check(experiment)
         for note in notes:
             console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
         if size is not None:
@@ -215,7 +215,7 @@ def _signal_of(ended: SystemExit) -> int:
 
 
 class _Watch:
-    """Shows a run as a table of stages, or on a plain terminal as a line for each event.
+    """Shows a run as a table of stages; without a terminal as lines, of which one a minute says how far a stage is.
 
     The run's events say what has happened. The output goes into the log; its last lines are kept for a component that
     dies before it can write why.
@@ -227,7 +227,7 @@ class _Watch:
         self._reader = reader
         self._turn = threading.Lock()
         self._done: list[tuple[str, str, float]] = []
-        self._began = time.monotonic()
+        self._began = self._told = time.monotonic()
         self._step: Advanced | None = None
         self._live: Live | None = None
         self.current = ""
@@ -265,7 +265,8 @@ class _Watch:
 
     def _take(self, event: Begun | Ended | Advanced) -> None:
         if isinstance(event, Begun):
-            self.current, self._began, self._step = event.stage, time.monotonic(), None
+            self.current, self._step = event.stage, None
+            self._began = self._told = time.monotonic()
         elif isinstance(event, Ended):
             mark = "✓" if event.state == "succeeded" else "✗"
             self._done.append((mark, event.stage, event.seconds))
@@ -273,7 +274,9 @@ class _Watch:
             self.current = ""
         else:
             self._step = event
-            self._print(f"  {event.sentence()}")
+            if event.done >= event.total or time.monotonic() - self._told >= progress.LINE_SECONDS:
+                self._told = time.monotonic()
+                self._print(f"  {event.sentence()}")
 
     def _print(self, text: str) -> None:
         if self._live is None:

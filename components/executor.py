@@ -9,12 +9,12 @@ import sys
 
 from kfp.dsl.executor_main import executor_main
 
+from wukong.runtime import logs
+
 
 def main() -> None:
     """Run the component."""
-    logging.basicConfig(
-        stream=sys.stdout, level=logging.INFO, format="%(asctime)s | %(levelname)s | %(message)s", datefmt="%H:%M:%S"
-    )
+    logs.start(sys.stdout)
     # A filter of a logger sees what is logged with that logger itself. The executor uses the root logger, we do not.
     logging.getLogger().addFilter(lambda record: record.levelno > logging.INFO)
     executor_main()

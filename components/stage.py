@@ -16,7 +16,7 @@ from wukong.errors import WukongError
 from wukong.evaluate.results import DOCUMENT, headlines_of
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
-from wukong.runtime import cancel, events
+from wukong.runtime import cancel, events, logs
 from wukong.stages import run_paths
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
@@ -34,7 +34,7 @@ def experiment_of(uri: str, stage: str, run: str) -> Experiment:
         stage: the component's stage.
         run: name of the pipeline run.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(message)s", datefmt="%H:%M:%S")
+    logs.start()
     entry = stages.of(stage)
     log.info("%s: makes %s for the run %s, as %s says", entry.title, entry.hands_on, run, uri)
     return stored.load(uri)

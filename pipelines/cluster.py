@@ -16,6 +16,7 @@ from kfp import dsl, kubernetes
 from components.configure import configure
 from components.record_end import record_end
 from wukong import stages
+from wukong.runtime import forwarded
 
 EXPERIMENT: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "experiment.yaml").read_text(encoding="utf-8"))
 """Default of every pipeline's ``experiment`` parameter. As a mapping, which KFP's page opens in an editor."""
@@ -38,27 +39,6 @@ NUMBERS = """
 
 STAY = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 """Annotations of components' pods: whoever saves nodes does not move them."""
-
-SETTINGS = (
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_REGION",
-    "MLFLOW_TRACKING_URI",
-    "MLFLOW_PUBLIC_URL",
-    "WUKONG_CLUSTER",
-    "DO_NOT_TRACK",
-    "NO_COLOR",
-    "RAY_COLOR_PREFIX",
-)
-"""Keys of the ConfigMap ``wukong-settings`` that components get."""
-
-SECRETS = {
-    "wukong-s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
-    "wukong-mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
-}
-"""Secrets that components get, with their keys."""
-
-OPTIONAL_SECRETS = {"register": {"wukong-webhook": ("WUKONG_WEBHOOK_URL", "WUKONG_WEBHOOK_SECRET")}}
-"""Secrets of single stages' components, which need not exist."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +96,7 @@ def prepare_stages(tasks: Mapping[str, dsl.PipelineTask]) -> None:
     """Give the tasks of stages, by the stages' names, what their pods need, as the table of stages says."""
     for name, task in tasks.items():
         prepare(task, stages.of(name).title, memory=stages.of(name).memory)
-        for secret, keys in OPTIONAL_SECRETS.get(name, {}).items():
+        for secret, keys in forwarded.OPTIONAL_SECRETS.get(name, {}).items():
             kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
 
 
@@ -145,8 +125,8 @@ def prepare(task: dsl.PipelineTask, title: str, *, retries: int = 2, memory: str
     for annotation, value in STAY.items():
         kubernetes.add_pod_annotation(task, annotation, value)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
-    kubernetes.use_config_map_as_env(task, "wukong-settings", {key: key for key in SETTINGS})
-    for secret, keys in SECRETS.items():
+    kubernetes.use_config_map_as_env(task, "wukong-settings", {key: key for key in forwarded.TO_COMPONENTS})
+    for secret, keys in forwarded.SECRETS.items():
         kubernetes.use_secret_as_env(task, secret, {key: key for key in keys})
 
 

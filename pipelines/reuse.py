@@ -1,4 +1,4 @@
-"""Repeat a run in which no stage's job has work left: its components, one after the other, in this process.
+"""Run a pipeline whose jobs have all finished: its components' functions, one after the other, in this process.
 
 KFP's local runner starts a process for each component. Its imports take seconds, and a component that finds its
 manifest does nothing else. Here the same functions are called, with the same artifacts, in the order of the table of
@@ -19,6 +19,7 @@ from pipelines.local import PipelineError
 from pipelines.training import component_of
 from wukong import stages
 from wukong.errors import WukongError
+from wukong.runtime import logs
 
 
 def run(names: Sequence[str], experiment: str, run_name: str, folder: Path, log: Path) -> None:
@@ -68,14 +69,14 @@ def _outputs(function: Any, folder: Path) -> dict[str, dsl.Artifact]:
 
 @contextlib.contextmanager
 def _logged(log: Path) -> Iterator[None]:
-    """Let a file get what is logged from INFO on; what else gets it stays as it is."""
+    """Append what is logged from INFO on to a file; the other handlers get no more than before."""
     root = logging.getLogger()
     before = {handler: handler.level for handler in root.handlers}
     level = root.level
     for handler in root.handlers:
         handler.setLevel(max(handler.level, level))
     target = logging.FileHandler(log, encoding="utf-8")
-    target.setFormatter(logging.Formatter("%(asctime)s | %(levelname)s | %(message)s", "%H:%M:%S"))
+    target.setFormatter(logs.FORMATTER)
     root.addHandler(target)
     root.setLevel(logging.INFO)
     try:

@@ -21,23 +21,10 @@ from wukong.config.experiment import Experiment
 from wukong.errors import WukongError
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
-from wukong.runtime import events
+from wukong.runtime import forwarded, logs
 from wukong.runtime.cancel import end_with_parent
-from wukong.store import fence, manifest, patience, storage
+from wukong.store import fence, manifest, storage
 from wukong.store.fence import FencedError, TakenOverError
-
-# Variables that a job's workers get. Credentials are not among them: every Ray node has those in its own environment,
-# and Ray writes these variables into its logs.
-_PASSED_ON = (
-    "WUKONG_CONNECT_TO",
-    "MLFLOW_TRACKING_URI",
-    "MLFLOW_RUN_ID",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_REGION",
-    patience.VARIABLE,
-    events.VARIABLE,
-    fence.VARIABLE,
-)
 
 # Ray's errors after the loss of a node. Errors of the tasks' own code, and processes that were killed for memory, are
 # none of them: they would come again.
@@ -54,7 +41,7 @@ log = logging.getLogger(__name__)
 def main(arguments: list[str] | None = None) -> int:
     """Run the stage and record how it ended; return 0 if it succeeded, 1 if it failed."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(message)s", datefmt="%H:%M:%S")
+    logs.start()
     end_with_parent()
     experiment, filed_as = stored.load(options.experiment), options.filed_as or options.stage
     started = time.monotonic()
@@ -131,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    variables = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    variables = {name: os.environ[name] for name in forwarded.TO_WORKERS if name in os.environ}
     ray.init(
         address=os.environ.get("RAY_ADDRESS") or "local",
         runtime_env={"env_vars": variables},

@@ -21,11 +21,11 @@ from ray_jobs import metrics
 from wukong import stages
 from wukong.config.crawl import Crawl
 from wukong.config.experiment import Experiment
-from wukong.crawl import attempt, own_files, plan, previous, verdict
+from wukong.crawl import attempt, plan, previous, verdict
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.decoder import Decoder
 from wukong.crawl.download import download_part
-from wukong.crawl.engines import REGISTRY
+from wukong.crawl.engine import Engine
 from wukong.crawl.fetch import Fetcher, SlowHosts
 from wukong.crawl.found import write_found
 from wukong.crawl.permits import Ledger, Permits
@@ -33,8 +33,8 @@ from wukong.crawl.picture_fetcher import PictureFetcher
 from wukong.crawl.previous import Previous
 from wukong.crawl.robots import RobotsCache
 from wukong.crawl.search import search_block
+from wukong.crawl.source import Listed, Searched
 from wukong.crawl.status import Status
-from wukong.crawl.url_list import read_list
 from wukong.errors import WukongError
 from wukong.runtime.progress import track
 from wukong.store import fence, storage
@@ -69,7 +69,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         CrawlFailedError: too much failed, or nothing was stored; the next run tries again what may succeed then.
     """
     earlier = Previous.open(experiment.crawl)
-    found = attempt.of(
+    current = attempt.of(
         experiment,
         parents,
         earlier.manifest if earlier else None,
@@ -78,26 +78,26 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
     )
 
     def crawl() -> Manifest:
-        if storage.exists(found.stage.path(attempt.FAILED)):  # another run's, for whom this one has waited
+        if storage.exists(current.stage.path(attempt.FAILED)):  # another run's, for whom this one has waited
             return run(experiment, parents)
-        return _crawl(experiment.crawl, found, earlier)
+        return _crawl(experiment.crawl, current, earlier)
 
-    manifest = found.finished or found.stage.made(crawl)
-    found.clean()
+    manifest = current.finished or current.stage.made(crawl)
+    current.clean()
     return manifest
 
 
-def _crawl(config: Crawl, found: attempt.Attempt, earlier: Previous | None) -> Manifest:
-    if found.last is not None:
-        why = verdict.failure(found.last.counts, config)
+def _crawl(config: Crawl, current: attempt.Attempt, earlier: Previous | None) -> Manifest:
+    if (last := current.last) is not None:
+        why = verdict.failure(last.counts, config)
         if why is None:  # the limits have been raised since
-            return found.failed[-1].commit(found.last.parts, counts=found.last.counts, dropped=found.last.dropped)
-        if not verdict.may_change_if_retried(found.last.counts):
+            return current.failed[-1].commit(last.parts, counts=last.counts, dropped=last.dropped)
+        if not verdict.may_change_if_retried(last.counts):
             raise verdict.CrawlFailedError(why)
         logger.info("an earlier attempt at this crawl failed; what it stored is kept, the rest is tried again")
-        earlier = Previous.of_failed(found.last)
+        earlier = Previous.of_failed(last)
     connect_to = ConnectTo.from_environment().of_crawl(config.endpoint)
-    return _Job(found.stage, config, connect_to, earlier).run(found.queries, found.lists)
+    return _Job(current.stage, config, connect_to, earlier).run(current.queries, current.lists)
 
 
 class _Job:
@@ -113,7 +113,11 @@ class _Job:
         self._run = uuid.uuid4().hex
 
     def run(self, queries: Sequence[str], lists: Sequence[str]) -> Manifest:
-        searched = [*self._take_over(queries), *self._search(queries), *self._read_lists(lists)]
+        source = self._config.source
+        if isinstance(source, Searched):
+            searched = [*self._take_over(queries), *self._search(source.engine(self._config.endpoint), queries)]
+        else:
+            searched = self._read_lists(source, lists)
         files = [path for record in searched for path in record["files"]]
         results = sum(record["results"] for record in searched)
         logger.info("found %d results of %d queries", results, len(queries))
@@ -176,7 +180,7 @@ class _Job:
         """Copy the results of the queries that the previous crawl has searched."""
         if self._earlier is None:
             return []
-        positions = {query: place for place, query in enumerate(queries) if query in self._earlier.queries}
+        positions = {query: position for position, query in enumerate(queries) if query in self._earlier.queries}
         if not positions:
             return []
         shared = ray.put(positions)
@@ -187,7 +191,7 @@ class _Job:
             )
         )
 
-    def _search(self, queries: Sequence[str]) -> list[dict[str, Any]]:
+    def _search(self, engine: Engine, queries: Sequence[str]) -> list[dict[str, Any]]:
         known = self._earlier.queries if self._earlier else frozenset()
         blocks = [
             (first // BLOCK, block)
@@ -205,7 +209,7 @@ class _Job:
         with track("search", sum(len(block) for _, block in blocks), "queries") as advance:
             for record in self._each(
                 _search.remote(
-                    self._stage, self._run, self._config, self._connect_to, share, self._ledger, number, block
+                    self._stage, self._run, self._config, engine, self._connect_to, share, self._ledger, number, block
                 )
                 for number, block in blocks
             ):
@@ -213,10 +217,9 @@ class _Job:
                 advance(record["queries"])
         return records
 
-    def _read_lists(self, lists: Sequence[str]) -> list[dict[str, Any]]:
-        return list(
-            self._each(_read_list.remote(self._stage, self._config, number, uri) for number, uri in enumerate(lists))
-        )
+    def _read_lists(self, source: Listed, lists: Sequence[str]) -> list[dict[str, Any]]:
+        tasks = (_read_list.remote(self._stage, self._config, source, number, uri) for number, uri in enumerate(lists))
+        return list(self._each(tasks))
 
     def _plan(self, files: list[str], results: int) -> list[tuple[str, int, int, str, str]]:
         """Plan every range; return each part's plan, row group, number of URLs, and first and last key."""
@@ -327,7 +330,7 @@ async def _fetcher(
         _known_slow.clear()
         _known_rules.forget_failures()
     slow = _known_slow.setdefault(run, {})
-    kind = PictureFetcher if config.engine == "files" else Fetcher
+    kind = PictureFetcher if config.source.reads_files else Fetcher
     fetcher = kind(config, connect_to, share=share, rules=_known_rules, slow=slow, permits=permits)
     try:
         yield fetcher
@@ -342,6 +345,7 @@ def _search(
     stage: Stage,
     run: str,
     config: Crawl,
+    engine: Engine,
     connect_to: ConnectTo,
     share: int,
     ledger: Any,
@@ -352,7 +356,7 @@ def _search(
 
     async def search() -> dict[str, Any]:
         async with _fetcher(run, config, connect_to, share, ledger, name) as fetcher:
-            searched = await search_block(block, REGISTRY[config.engine](config.endpoint), fetcher, config)
+            searched = await search_block(block, engine, fetcher, config)
         path = f"search/{number:05d}.parquet"
         write_found(stage.path(path), searched.table)
         record = _found(stage, [path], searched.table.num_rows)
@@ -367,11 +371,10 @@ def _search(
 
 
 @ray.remote(num_cpus=1)
-def _read_list(stage: Stage, config: Crawl, number: int, uri: str) -> dict[str, Any]:
+def _read_list(stage: Stage, config: Crawl, source: Listed, number: int, uri: str) -> dict[str, Any]:
     def read() -> dict[str, Any]:
         files, rows = [], 0
-        tables = own_files.read_pictures(config) if config.engine == "files" else read_list(uri, number, config)
-        for piece, table in enumerate(tables):
+        for piece, table in enumerate(source.read(uri, number, config)):
             path = f"search/{number:05d}-{piece:05d}.parquet"
             write_found(stage.path(path), table)
             files.append(path)
@@ -414,11 +417,11 @@ def _download(
         fetcher: Fetcher, decoder: Decoder, number: int, path: str, row_group: int, earlier: list[str]
     ) -> dict[str, Any]:
         name = f"parts/{number:05d}"
-        found = [{**row, "engine": config.engine} for row in plan.read_part(stage.path(path), row_group).to_pylist()]
-        known = previous.outcomes(earlier, {row["key"] for row in found}, retry_failed)
-        record = await download_part(stage.path(name), found, fetcher, config, known, decoder)
+        planned = [{**row, "engine": config.engine} for row in plan.read_part(stage.path(path), row_group).to_pylist()]
+        known = previous.outcomes(earlier, {row["key"] for row in planned}, retry_failed)
+        record = await download_part(stage.path(name), planned, fetcher, config, known, decoder)
         pairs = record["statuses"].get(Status.SUCCESS, 0)
-        described = [stage.describe(f"{name}.tar", pairs), stage.describe(f"{name}.parquet", len(found))]
+        described = [stage.describe(f"{name}.tar", pairs), stage.describe(f"{name}.parquet", len(planned))]
         return record | {
             "part": name,
             "described": [part.model_dump(mode="json") for part in described],

@@ -79,7 +79,7 @@ def of_run(experiment: Experiment, pictures: int, size: Size, cores: int) -> lis
         finished, begun = None, False
         if name == "crawl":
             reads = tuple(value for key, value in experiment.uris().items() if key.startswith("crawl."))
-            if experiment.crawl.searched:
+            if experiment.crawl.source.searched:
                 reads = (*reads, experiment.crawl.endpoint)
             finished, writes, begun = _crawl(experiment)
         elif entry.from_experiment is not None and all(parent in found for parent in entry.parents):

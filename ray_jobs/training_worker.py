@@ -20,6 +20,7 @@ from wukong.model import saved_model
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
 from wukong.model.loss import world
+from wukong.runtime import logs
 from wukong.store.manifest import Manifest
 from wukong.tracking import training_metrics
 from wukong.tracking.training_metrics import MetricSender
@@ -189,7 +190,7 @@ def _agreed(uri: str, device: torch.device) -> str:
 def _log_in_drivers_format() -> None:
     """Print what the library logs in the same format as the driver."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s | %(levelname)s | %(message)s", "%H:%M:%S"))
+    handler.setFormatter(logs.FORMATTER)
     logger = logging.getLogger("wukong")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)

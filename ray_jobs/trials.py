@@ -20,6 +20,7 @@ from wukong.config.experiment import Experiment
 from wukong.errors import WukongError
 from wukong.evaluate.results import DOCUMENT, headlines_of
 from wukong.runs import run_records
+from wukong.runtime import logs
 from wukong.runtime.cancel import end_with_parent
 from wukong.stages import places
 from wukong.store import fence, manifest, storage
@@ -99,7 +100,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ray_jobs.trials", description="Run trials of a sweep.")
     parser.add_argument("--data", required=True, help="URI of the manifest of the filtered pairs")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(levelname)s | %(message)s", datefmt="%H:%M:%S")
+    logs.start()
     end_with_parent()
     filtered = manifest.load(options.data)
     answers = sys.stdout

@@ -27,15 +27,10 @@ from wukong.config.experiment import Experiment
 from wukong.errors import WukongError
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
-from wukong.runtime import events
+from wukong.runtime import forwarded
 from wukong.stages import places, run_paths
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
-
-# Variables that a job on another machine gets: they name the run it belongs to. Addresses of services and credentials
-# are in that machine's own environment. Never add credentials: Ray's dashboard and the RayJob show these values.
-_SENT = ("MLFLOW_RUN_ID", "WUKONG_CONNECT_TO", events.VARIABLE)
-
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +79,7 @@ def _launched(
     environment: Mapping[str, str] | None,
     filed_as: str,
 ) -> Manifest:
-    """Start a job, wait for its end, and return its manifest; for arguments and errors see ``launch``."""
+    """Run a stage's job to its end and read its manifest; for arguments and errors see ``launch``."""
     record_name = filed_as or stage
     arguments = [stage, "--experiment", stored.store(experiment), "--run", run_name]
     if filed_as:
@@ -109,12 +104,12 @@ def evaluate_champion(experiment: Experiment, run_name: str, parents: Sequence[s
     found.
 
     Args:
-        experiment: that of ``rematch``.
+        experiment: the first result of ``rematch``.
         run_name: name of the run whose model competes with the registered one.
         parents: URIs of the parents' manifests.
 
     Raises:
-        JobError: as of ``launch``, like the other errors.
+        JobError: for this and the other errors see ``launch``.
     """
     return launch("evaluate", experiment, run_name, parents, filed_as="champion")
 
@@ -123,7 +118,7 @@ def evaluate_champion(experiment: Experiment, run_name: str, parents: Sequence[s
 def _reserved(
     stage: str, experiment: Experiment, run_name: str, parents: Sequence[str], record_name: str
 ) -> Iterator[Manifest | None]:
-    """Give the manifest that the stage's job would find, recorded as reused; None if there is work to do.
+    """Yield the manifest that the stage's job would find, recorded as reused; None if there is work to do.
 
     Another run that is doing this work is waited for (``wukong.stages.places.reserved``). What cannot be read from here
     is left to the job, which may be on a machine that can.
@@ -132,15 +127,15 @@ def _reserved(
     with ExitStack() as reservation:
         try:
             handed_on = {parent.stage: parent for parent in map(manifest.load, parents)}
-            found = reservation.enter_context(places.reserved(stage, experiment, handed_on, run_name, record_name))
+            finished = reservation.enter_context(places.reserved(stage, experiment, handed_on, run_name, record_name))
         except WukongError as error:
             log.info("whether %s has finished is left to its job: %s", stage, error)
-            found = None
-        if found is not None:
+            finished = None
+        if finished is not None:
             seconds = time.monotonic() - began
-            run_records.write_reused(experiment, run_name, record_name, found, seconds)
-            log.info("%s was finished already, found in %.1f s: %s", stage, seconds, found.uri)
-        yield found
+            run_records.write_reused(experiment, run_name, record_name, finished, seconds)
+            log.info("%s was finished already, found in %.1f s: %s", stage, seconds, finished.uri)
+        yield finished
 
 
 def _run_job(
@@ -152,7 +147,7 @@ def _run_job(
     record_name: str,
 ) -> int:
     """Choose the launcher, run the job to its end, and return its exit status (negative: the signal that killed it)."""
-    sent = {name: variables[name] for name in _SENT if name in variables}
+    sent = {name: variables[name] for name in forwarded.TO_JOBS if name in variables}
     if namespace := os.environ.get("WUKONG_CLUSTER"):
         from ray_jobs.launch import kuberay
 
@@ -176,7 +171,7 @@ def _run_job(
 
 
 def _explain_missing_record(stage: str, status: int) -> str:
-    """Say how a job ended that left no record."""
+    """Return a message for a job that left no record, from its exit status."""
     if status >= 0:
         return f"the {stage} job ended with status {status} and left no record; its last output is in the log"
     try:

@@ -38,9 +38,9 @@ class Timing:
     """Seconds the launcher waits.
 
     Attributes:
-        poll: between two attempts to reach the head, and before the first attempt to follow the log again.
-        patience: for a head that cannot be reached.
-        silence: without a new line, after which the job's status is asked for.
+        poll: pause between two attempts to reach the head, and before the first attempt to follow the log again.
+        patience: longest wait for a head that cannot be reached.
+        silence: time without a new line, after which the job's status is asked for.
     """
 
     poll: float = 1.0
@@ -56,9 +56,9 @@ def run_job(
     When this process gets SIGTERM or an interrupt, the job is stopped.
 
     Args:
-        arguments: of ``python -m ray_jobs``.
+        arguments: what follows ``python -m ray_jobs``.
         environment: variables for the job, in addition to the head's. The dashboard shows them: no credentials.
-        address: of the dashboard, for instance ``http://127.0.0.1:8265``. Where the cluster asks for a token, it is
+        address: the dashboard's, for instance ``http://127.0.0.1:8265``. Where the cluster asks for a token, it is
             ``RAY_AUTH_TOKEN``.
         timing: how long to wait.
 
@@ -107,11 +107,11 @@ class _Head:
         output, pause, last = _Output(), self.timing.poll, False
         while True:
             complete = self._tail(job, output)
-            found = self._ask("GET", job)
-            if found["status"] in _ENDED:
+            answer = self._ask("GET", job)
+            if answer["status"] in _ENDED:
                 if complete or last:
                     output.end()
-                    return found["status"], found.get("message") or ""
+                    return answer["status"], answer.get("message") or ""
                 last = True
             time.sleep(pause)
             pause = min(2 * pause, _REQUEST_SECONDS)

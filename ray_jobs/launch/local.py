@@ -17,7 +17,7 @@ def run_job(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     process is killed, the job notices and ends itself.
 
     Args:
-        arguments: of ``python -m ray_jobs``.
+        arguments: what follows ``python -m ray_jobs``.
         environment: all variables of the job.
 
     Returns:

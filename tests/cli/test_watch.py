@@ -57,6 +57,26 @@ def test_components_tell_what_they_do_and_the_output_is_kept(tmp_path: Path) -> 
     assert "out of memory" in log.getvalue()
 
 
+def test_without_a_terminal_a_stage_is_a_line_a_minute_and_one_at_the_end_of_each_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, shown = 0.0, io.StringIO()
+    monkeypatch.setattr("cli.run.time.monotonic", lambda: now)
+    with events.received(tmp_path / "events") as reader:
+        watch = _Watch(Console(file=shown, width=200), lambda text: None, reader)
+        events.write(events.Begun(stage="crawl"))
+        watch.catch_up()
+        for done in range(2, 152, 2):
+            now = float(done)
+            events.write(events.Advanced(what="download", done=done, total=150, unit="pictures", rate=1.0))
+            watch.catch_up()
+    assert [line.partition(" of ")[0] for line in shown.getvalue().splitlines()] == [
+        "  download: 60",
+        "  download: 120",
+        "  download: 150",
+    ]
+
+
 def test_a_terminal_shows_a_table_with_a_bar(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with events.received(tmp_path / "events") as reader:

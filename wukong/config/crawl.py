@@ -10,7 +10,7 @@ from wukong.crawl import engines
 if TYPE_CHECKING:
     Engine = str
 else:
-    Engine = Literal[(*engines.REGISTRY, "urls", "files")]
+    Engine = Literal[*engines.REGISTRY]
 
 
 class Politeness(Strict):
@@ -118,6 +118,6 @@ class Crawl(Strict):
         return self
 
     @property
-    def searched(self) -> bool:
-        """Whether the engine is a search engine, which is asked for the query list's words, and not a list."""
-        return self.engine in engines.REGISTRY
+    def source(self) -> engines.Source:
+        """What ``engine`` names: a search engine, which is asked for the query list's words, or lists."""
+        return engines.REGISTRY[self.engine]

@@ -6,7 +6,6 @@ Each section is a file of this folder. Values that cannot be meant, alone or tog
 
 from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -81,7 +80,7 @@ class Experiment(Strict):
         crawl, model = self.crawl, self.model
         named = {
             "crawl.queries": crawl.queries,
-            "crawl.endpoint": None if crawl.searched else crawl.endpoint,
+            "crawl.endpoint": None if crawl.source.searched else crawl.endpoint,
             "crawl.politeness.opt_out": crawl.politeness.opt_out,
             "crawl.previous": crawl.previous,
             **{f"filter.{key}": getattr(self.filter, key) for rule in rules.REGISTRY for key in rule.uris or ()},
@@ -107,7 +106,7 @@ class Experiment(Strict):
         if why := uri_problem(self.storage):
             problems.append(f"storage: {self.storage!r} {why}")
         problems += [
-            *_engine_problems(self.crawl),
+            *self.crawl.source.problems(self.crawl),
             *_limit_problems(self.crawl, self.filter),
             *_split_problems(self.filter.split),
         ]
@@ -228,28 +227,6 @@ def _split_problems(split: Split) -> Iterator[str]:
                 f"{key}.holdouts.{number}.source: {holdout.source!r} keeps every pair from training: set captions: "
                 "unseen, or name a source as a pattern on the URL"
             )
-
-
-def _engine_problems(crawl: Crawl) -> Iterator[str]:
-    """Return what is wrong with the keys that ``crawl.engine`` reads."""
-    if not crawl.searched:
-        return
-    if not crawl.queries:
-        yield (
-            f"crawl.queries: missing; crawl.engine {crawl.engine!r} is searched by words: name the URI of a list "
-            "('urls' and 'files' need none)"
-        )
-    try:
-        parts = urlsplit(crawl.endpoint)
-        host, _port = parts.hostname, parts.port
-    except ValueError as error:
-        yield f"crawl.endpoint: {crawl.endpoint!r} is no URL ({error}); write https://HOST/PATH"
-        return
-    if parts.scheme not in ("http", "https") or not host:
-        yield (
-            f"crawl.endpoint: {crawl.endpoint!r} is not the address of a {crawl.engine} search: write it with its "
-            "scheme, https://HOST/PATH (a list of URLs has crawl.engine: urls)"
-        )
 
 
 def _limit_problems(crawl: Crawl, settings: Filter) -> Iterator[str]:

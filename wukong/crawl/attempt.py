@@ -11,9 +11,9 @@ from typing import Any
 
 from wukong.config.crawl import Crawl
 from wukong.config.experiment import Experiment
-from wukong.crawl import own_files, verdict
+from wukong.crawl import verdict
 from wukong.crawl.queries import read_queries
-from wukong.crawl.url_list import list_files
+from wukong.crawl.source import Searched
 from wukong.store import manifest as manifests
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage, digest_of
@@ -52,8 +52,8 @@ class Attempt:
         finished: its manifest, if it has finished.
         failed: earlier attempts, in which too much failed.
         last: what the last of these left.
-        queries: to search.
-        lists: files of its list of URLs or pictures.
+        queries: words to search.
+        lists: what is read instead (``wukong.crawl.source.Listed.lists``).
     """
 
     stage: Stage
@@ -84,23 +84,20 @@ def of(
         parents: manifests that the crawl continues from.
         earlier: manifest of the previous crawl, which ``crawl.previous`` names.
         digests: returns the SHA-256, in hex, of files.
-        version: of the stage.
+        version: the stage's.
 
     Raises:
         ConfigError: the query list cannot be read.
         DataError: a list of URLs or images cannot be read.
     """
     config = experiment.crawl
-    queries: list[str] = []
-    lists: list[str] = []
-    if config.engine == "urls":
-        lists = list_files(config.endpoint)
-        content = digests(lists)
-    elif config.engine == "files":
-        lists = [config.endpoint]
-        content = [own_files.digest_of(own_files.pictures_of(config))]
+    source = config.source
+    queries, lists = [], []
+    if isinstance(source, Searched):
+        content: Sequence[str] = (queries := read_queries(config.queries, config.max_queries))
     else:
-        content = queries = read_queries(config.queries, config.max_queries)
+        lists = source.lists(config)
+        content = source.content(config) if source.content else digests(lists)
     made_from = [*parents.values(), *([earlier] if earlier else [])]
     identified = identity(config, content)
     stage = Stage(experiment.root, "crawl", identified, made_from, version)
@@ -121,9 +118,9 @@ def identity(config: Crawl, content: Sequence[str]) -> dict[str, Any]:
 
     Args:
         config: the crawl's settings.
-        content: the queries; for a URL list, the digests of its files.
+        content: the queries, or what says what the lists hold (``wukong.crawl.source.Listed.content``).
     """
-    left_out = {"queries", "max_queries", "previous", *_PACE, *({"endpoint"} if config.engine == "urls" else ())}
+    left_out = {"queries", "max_queries", "previous", *_PACE, *config.source.not_in_key}
     value = config.model_dump(mode="json", exclude=left_out)
     value["politeness"] = {k: v for k, v in value["politeness"].items() if k not in _PACE_POLITE}
     return value | {"content_sha256": digest_of(list(content))}

@@ -37,7 +37,7 @@ Outcome = tuple[str, Mapping[str, Any], bytes | None]
 
 async def download_part(
     uri: str,
-    found: Sequence[Mapping[str, Any]],
+    planned: Sequence[Mapping[str, Any]],
     fetcher: Fetcher,
     config: Crawl,
     known: Iterable[Outcome] = (),
@@ -47,7 +47,7 @@ async def download_part(
 
     Args:
         uri: URI of the part without a suffix.
-        found: one row for each URL, with the columns ``key``, ``url``, ``caption``, ``queries``, ``engine`` and
+        planned: one row for each URL, with the columns ``key``, ``url``, ``caption``, ``queries``, ``engine`` and
             ``page_url``.
         fetcher: sends all requests.
         config: the crawl's settings.
@@ -65,12 +65,12 @@ async def download_part(
     with ExitStack() as stack:
         spool = stack.enter_context(part_writer.Spool())
         decoder = decoder or stack.enter_context(Decoder(config))
-        urls = {row["key"]: row["url"] for row in found}
+        urls = {row["key"]: row["url"] for row in planned}
         reused = await asyncio.to_thread(_take_over, known, urls, fetcher.opt_out, config, spool)
         part = _Part(fetcher, config, spool, decoder)
         async with asyncio.TaskGroup() as group:
-            tasks = {row["key"]: group.create_task(part.download(row)) for row in found if row["key"] not in reused}
-        rows = [tasks[row["key"]].result() if row["key"] in tasks else {**row, **reused[row["key"]]} for row in found]
+            tasks = {row["key"]: group.create_task(part.download(row)) for row in planned if row["key"] not in reused}
+        rows = [tasks[row["key"]].result() if row["key"] in tasks else {**row, **reused[row["key"]]} for row in planned]
         # In a thread, so that other parts continue meanwhile.
         rows = await asyncio.to_thread(part_writer.write_part, uri, rows, spool)
     statuses = Counter(row["status"] for row in rows)
@@ -106,9 +106,9 @@ class _Part:
         self._decoder = decoder
         self.bytes_read = 0
 
-    async def download(self, found: Mapping[str, Any]) -> dict[str, Any]:
+    async def download(self, planned: Mapping[str, Any]) -> dict[str, Any]:
         """Download one image, put its stored form into the spool, and return its row."""
-        row: dict[str, Any] = {name: found.get(name) for name in CRAWLED.names}
+        row: dict[str, Any] = {name: planned.get(name) for name in CRAWLED.names}
         arrival = _Arrival(self._config)
         try:
             stored = await self._fetch(row, arrival)

@@ -46,8 +46,8 @@ def write_found(uri: str, table: pa.Table) -> None:
         pq.write_table(table, stream, compression="zstd", row_group_size=ROW_GROUP)
 
 
-def as_table(found: list[FoundRow]) -> pa.Table:
+def as_table(rows: list[FoundRow]) -> pa.Table:
     """Build a sorted ``FOUND`` table from rows in any order."""
-    found.sort(key=lambda row: (row[0], row[4]))
-    columns = list(zip(*found, strict=True)) or [()] * len(FOUND)
+    rows.sort(key=lambda row: (row[0], row[4]))
+    columns = list(zip(*rows, strict=True)) or [()] * len(FOUND)
     return pa.table([pa.array(column, type=f.type) for column, f in zip(columns, FOUND, strict=True)], schema=FOUND)

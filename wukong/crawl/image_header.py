@@ -59,7 +59,7 @@ class Header:
         width: width in pixels as encoded, before the EXIF orientation is applied.
         height: height in pixels as encoded, before the EXIF orientation is applied.
         orientation: EXIF orientation, 1 to 8; None if the header has none.
-        frame: for a JPEG, the marker of its frame, which tells the coding; else None.
+        frame: marker of a JPEG's frame, which tells the coding; None for others.
     """
 
     kind: str

@@ -36,8 +36,8 @@ def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         segment ends after its data.
     """
     position = 2
-    while (found := _MARKER.search(data, position)) is not None:
-        marker, start = data[found.end() - 1], found.end()
+    while (match := _MARKER.search(data, position)) is not None:
+        marker, start = data[match.end() - 1], match.end()
         if marker == _END_MARKER:
             yield marker, start, start
             return
@@ -87,15 +87,15 @@ def png_alone(data: bytes) -> tuple[bytes, bytes]:
     Of an animation the picture that stands for it is left, which is its first frame or what viewers without animations
     show instead.
     """
-    kept, exif, place = [data[:8]], b"", 8
-    while place + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, place)
-        end = place + 12 + length
+    kept, exif, position = [data[:8]], b"", 8
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
         if kind in _PNG_NEEDED or end > len(data):
-            kept.append(data[place:end])
+            kept.append(data[position:end])
         elif kind == b"eXIf" and not exif:
-            exif = data[place + 8 : end - 4]
-        place = end
+            exif = data[position + 8 : end - 4]
+        position = end
         if kind == b"IEND":
             break
     return b"".join(kept), exif
@@ -105,17 +105,17 @@ def gif_alone(data: bytes) -> bytes:
     """Return a GIF without the extensions before its first frame, except those that tell which pixels are clear."""
     if len(data) < 13:
         return data
-    place = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
-    kept = [data[:place]]
-    while data[place : place + 1] == b"\x21":
-        end = place + 2
+    position = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    kept = [data[:position]]
+    while data[position : position + 1] == b"\x21":
+        end = position + 2
         while end < len(data) and data[end]:
             end += 1 + data[end]
         end += 1
-        if data[place : place + 2] == _GIF_CONTROL:
-            kept.append(data[place:end])
-        place = end
-    return b"".join([*kept, data[place:]])
+        if data[position : position + 2] == _GIF_CONTROL:
+            kept.append(data[position:end])
+        position = end
+    return b"".join([*kept, data[position:]])
 
 
 def avif_alone(data: bytes) -> bytes:

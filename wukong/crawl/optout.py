@@ -85,11 +85,11 @@ class OptOut:
         Returns:
             One Boolean a row.
         """
-        found = pl.Series([False] * len(pairs), dtype=pl.Boolean)
+        covered = pl.Series([False] * len(pairs), dtype=pl.Boolean)
         if self.digests and "sha256" in pairs.columns:
-            found |= pairs["sha256"].is_in(list(self.digests)).fill_null(value=False)
+            covered |= pairs["sha256"].is_in(list(self.digests)).fill_null(value=False)
         if not (self.domains or self.urls):
-            return found
+            return covered
         # Normalising is much slower than comparing. So it is done once for each host, and then only for the URLs of
         # hosts that the list names.
         url = pairs["url"].str.replace_all(r"[\t\r\n]", "")
@@ -101,8 +101,8 @@ class OptOut:
             for name, known in normalised.items()
             if not known or known in of_urls or self.covers(f"http://{known}/")
         ]
-        hits = [place for place in host.is_in(suspect).arg_true() if self.covers_any_spelling(url[place])]
-        return found.scatter(hits, values=True) if hits else found
+        hits = [row for row in host.is_in(suspect).arg_true() if self.covers_any_spelling(url[row])]
+        return covered.scatter(hits, values=True) if hits else covered
 
 
 def _normalised(url: str) -> str:

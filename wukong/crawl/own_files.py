@@ -9,6 +9,8 @@ A row that cannot be used is not an error. It becomes an image that does not exi
 it is counted and reported like all others.
 """
 
+from __future__ import annotations
+
 import gzip
 import hashlib
 import io
@@ -21,14 +23,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from wukong.config.crawl import Crawl
 from wukong.crawl.engine import clean
 from wukong.crawl.found import as_table, found_row
 from wukong.crawl.rows import Row, csv_reader, rows_of_json, rows_of_parquet
@@ -37,6 +38,9 @@ from wukong.crawl.url import MAX_URL, ROW, identity
 from wukong.crawl.url_list import PIECE_ROWS
 from wukong.errors import DataError, StorageError
 from wukong.store import storage
+
+if TYPE_CHECKING:  # a source may not import the settings, whose types read the sources
+    from wukong.config.crawl import Crawl
 
 PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".avif", ".tif", ".tiff")
 LISTS = (".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz")
@@ -76,11 +80,11 @@ def pictures_of(config: Crawl) -> Iterator[Picture]:
     """
     uri = config.endpoint.rstrip("/")
     fs, path = storage.filesystem(uri)
-    found = fs.get_file_info(path.rstrip("/") or "/")
-    if found.type == pafs.FileType.File:
-        named = _of_list(uri, fs, found.path, config)
-    elif found.type == pafs.FileType.Directory:
-        named = _of_folder(fs, found.path, config)
+    info = fs.get_file_info(path.rstrip("/") or "/")
+    if info.type == pafs.FileType.File:
+        named = _of_list(uri, fs, info.path, config)
+    elif info.type == pafs.FileType.Directory:
+        named = _of_folder(fs, info.path, config)
     else:
         raise DataError(f"crawl.endpoint: there is nothing at {uri}; name a folder of pictures, or a list of {LISTS}")
     seen: Counter[str] = Counter()
@@ -166,10 +170,10 @@ def _of_list(
     rows = iter(_rows(uri, fs, path, config))
     while piece := list(islice(rows, _BATCH_ROWS)):
         read = [_picture_in(number, row, uri, fs, path, config) for number, row in piece]
-        wanted = [place for _, place, _ in read if place and place not in (known or {})]
+        wanted = [file for _, file, _ in read if file and file not in (known or {})]
         infos = {info.path: info for info in fs.get_file_info(wanted)} | dict(known or {})
-        for url, place, caption in read:
-            yield Picture(url, caption, _stamp(infos[place]) if place in infos else "")
+        for url, file, caption in read:
+            yield Picture(url, caption, _stamp(infos[file]) if file in infos else "")
 
 
 def _picture_in(
@@ -197,9 +201,9 @@ def _picture_in(
         )
     if "/" not in value:
         value = value.replace("\\", "/")
-    place = value if value.startswith("/") else f"{PurePosixPath(path).parent}/{value}"
-    place = re.sub(r"(^|/)\./", r"\1", place)
-    return _uri(fs, place), place, clean(caption)
+    file = value if value.startswith("/") else f"{PurePosixPath(path).parent}/{value}"
+    file = re.sub(r"(^|/)\./", r"\1", file)
+    return _uri(fs, file), file, clean(caption)
 
 
 def _rows(uri: str, fs: pafs.FileSystem, path: str, config: Crawl) -> Iterator[Row]:

@@ -48,7 +48,7 @@ def read_range(uris: Sequence[str], low: str, high: str) -> pa.Table:
     """Read the rows with ``low <= key < high`` from files sorted by key; other row groups are not read."""
 
     def pieces(store: pafs.FileSystem, path: str) -> list[pa.Table]:
-        found = []
+        tables = []
         with pq.ParquetFile(path, filesystem=store) as file:
             for group in range(file.num_row_groups):
                 statistics = file.metadata.row_group(group).column(0).statistics
@@ -56,26 +56,26 @@ def read_range(uris: Sequence[str], low: str, high: str) -> pa.Table:
                     continue
                 rows = file.read_row_group(group)
                 keys = rows["key"]
-                found.append(rows.filter(pc.and_(pc.greater_equal(keys, low), pc.less(keys, high))))
-        return found
+                tables.append(rows.filter(pc.and_(pc.greater_equal(keys, low), pc.less(keys, high))))
+        return tables
 
     tables = [table for uri in uris for table in storage.read_with(uri, pieces)]
     return pa.concat_tables(tables) if tables else pa.table({})
 
 
-def merge(found: pa.Table) -> pa.Table:
+def merge(results: pa.Table) -> pa.Table:
     """Merge results with the same URL; keep the caption of the first and all queries that found it.
 
     Args:
-        found: rows of ``found.FOUND``, in any order.
+        results: rows of ``found.FOUND``, in any order.
 
     Returns:
         Rows of ``PLANNED``, sorted by key.
     """
-    if not found.num_rows:
+    if not results.num_rows:
         return PLANNED.empty_table()
     frame = (
-        pl.DataFrame(found)
+        pl.DataFrame(results)
         .sort("key", "order")
         .group_by("key", maintain_order=True)
         .agg(

@@ -97,12 +97,12 @@ def build(
     ranked: list[tuple[str, int]] = []
     # Stop words are counted and left out only here, so that they do not change how other words are found.
     order = np.argsort(-counts, kind="stable")  # words are sorted, so equally frequent words stay in their order
-    for place in order:
-        if counts[place] == 0 or len(ranked) == limit:
+    for index in order:
+        if counts[index] == 0 or len(ranked) == limit:
             break
-        word = words[place].decode()
+        word = words[index].decode()
         if word not in stopped:
-            ranked.append((word, int(counts[place])))
+            ranked.append((word, int(counts[index])))
     return ranked
 
 
@@ -137,8 +137,8 @@ def count_words(words: Sequence[bytes], texts: Iterable[bytes]) -> npt.NDArray[n
     counts = np.zeros(len(words), dtype=np.int64)
     for text in texts:
         matches = automaton.find_matches_as_indexes(text)
-        found = np.fromiter((match[0] for match in matches), dtype=np.int64, count=len(matches))
-        np.add.at(counts, found, 1)
+        indices = np.fromiter((match[0] for match in matches), dtype=np.int64, count=len(matches))
+        np.add.at(counts, indices, 1)
     return counts
 
 

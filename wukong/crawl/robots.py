@@ -98,12 +98,12 @@ class Paths(Generic[V]):
         """Return the value of the longest pattern that matches a path from ``path_of``; of equally long ones, all."""
         length, values = -1, list[V]()
         for number in range(bisect.bisect_right(self._lengths, len(path)) - 1, -1, -1):
-            found = self._tables[False].get(path[: self._lengths[number]])
-            if found is not None:
-                length, values = self._lengths[number], found
+            matched = self._tables[False].get(path[: self._lengths[number]])
+            if matched is not None:
+                length, values = self._lengths[number], matched
                 break
-        if (found := self._tables[True].get(path)) is not None:  # `$` counts, so it is longer than any beginning
-            length, values = len(path) + 1, found
+        if (matched := self._tables[True].get(path)) is not None:  # `$` counts, so it is longer than any beginning
+            length, values = len(path) + 1, matched
         for long, parts, whole, of_pattern in self._wild:
             if long < length:
                 break
@@ -141,14 +141,14 @@ class Rules:
         if len(body) > MAX_BYTES:
             body = body[: max(body.rfind(b"\n", 0, MAX_BYTES), body.rfind(b"\r", 0, MAX_BYTES)) + 1]
         access, preferences, delay = _rules_for(product, _decode(body))
-        found = Paths(access), Paths(preferences)
+        both = Paths(access), Paths(preferences)
         failure = None
         if (
-            sum(paths.wildcards for paths in found) > MAX_WILDCARDS
-            or sum(paths.wildcard_bytes for paths in found) > MAX_WILDCARD_BYTES
+            sum(paths.wildcards for paths in both) > MAX_WILDCARDS
+            or sum(paths.wildcard_bytes for paths in both) > MAX_WILDCARD_BYTES
         ):
-            failure, found = (Status.ROBOTS_DISALLOWED, _TOO_MANY_WILDCARDS, None), (Paths([]), Paths([]))
-        return cls(found[0], found[1], delay, failure, time.monotonic() + _CACHED_SECONDS)
+            failure, both = (Status.ROBOTS_DISALLOWED, _TOO_MANY_WILDCARDS, None), (Paths([]), Paths([]))
+        return cls(both[0], both[1], delay, failure, time.monotonic() + _CACHED_SECONDS)
 
     @classmethod
     def from_failure(cls, error: FetchError) -> "Rules":
@@ -364,13 +364,13 @@ def _matches(path: str, parts: tuple[str, ...], whole: bool) -> bool:
     """Return whether the texts between wildcards occur in a path one after the other, the first at its beginning."""
     if not path.startswith(parts[0]):
         return False
-    place = len(parts[0])
+    position = len(parts[0])
     for part in parts[1:-1]:
-        place = path.find(part, place)
-        if place < 0:
+        position = path.find(part, position)
+        if position < 0:
             return False
-        place += len(part)
+        position += len(part)
     last = parts[-1]
     if whole:
-        return len(path) - len(last) >= place and path.endswith(last)
-    return path.find(last, place) >= 0
+        return len(path) - len(last) >= position and path.endswith(last)
+    return path.find(last, position) >= 0

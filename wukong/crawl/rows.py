@@ -45,7 +45,7 @@ def csv_reader(text: IO[str], delimiter: str) -> tuple[list[str], Iterator[Row]]
 
     Args:
         text: opened with ``newline=""``.
-        delimiter: between two fields.
+        delimiter: what stands between two fields.
     """
     csv.field_size_limit(MAX_FIELD)
     reader = csv.reader(_lines(text), delimiter=delimiter)
@@ -61,7 +61,7 @@ def rows_of_parquet(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[Ro
 
     Args:
         file: the opened file.
-        columns: to read; the names of the fields are these in lower case.
+        columns: names of those to read; the names of the fields are these in lower case.
     """
     names = [name.strip().lower() for name in columns]
     number = 0

@@ -68,7 +68,7 @@ async def search_block(block: Sequence[tuple[int, str]], engine: Engine, fetcher
         stopped += errors.exceptions
     if stopped:
         raise stopped[0]
-    found: list[FoundRow] = []
+    rows: list[FoundRow] = []
     searched = Searched(FOUND.empty_table())
     for (position, query), task in zip(block, tasks, strict=True):
         outcome = task.result()
@@ -78,8 +78,8 @@ async def search_block(block: Sequence[tuple[int, str]], engine: Engine, fetcher
             continue
         searched.empty += not outcome
         for rank, (key, url, caption, _, _, page_url) in enumerate(outcome):
-            found.append((key, url, caption, query, position * config.max_results_per_query + rank, page_url))
-    searched.table = as_table(found)
+            rows.append((key, url, caption, query, position * config.max_results_per_query + rank, page_url))
+    searched.table = as_table(rows)
     return searched
 
 
@@ -114,13 +114,13 @@ async def _search(query: str, engine: Engine, fetcher: Fetcher, config: Crawl) -
 
 async def _results_of_page(url: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> list[Result]:
     try:
-        found = await _request_page(url, engine, fetcher, config)
+        results = await _request_page(url, engine, fetcher, config)
     except (FetchError, WukongError):
         raise
     except Exception as error:  # it concerns one page, and becomes its status; it is logged
         raise unexpected(url, error) from error
     # Engines clean what they return, but one that forgets it must not end the crawl: no table holds half a surrogate.
-    return [Result(clean(each.url), clean(each.caption), each.page_url and clean(each.page_url)) for each in found]
+    return [Result(clean(each.url), clean(each.caption), each.page_url and clean(each.page_url)) for each in results]
 
 
 async def _request_page(url: str, engine: Engine, fetcher: Fetcher, config: Crawl) -> list[Result]:

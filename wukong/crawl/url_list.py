@@ -1,20 +1,21 @@
-"""A list of URLs instead of a search engine: CSV, TSV, JSON lines or Parquet, such as the released Wukong data set.
+"""Lists of URLs instead of a search engine: CSV, TSV, JSON lines or Parquet, such as the released Wukong data set.
 
 A row that cannot be used is not an error. It becomes a URL that is none, with the reason in it, so that it is counted
 and reported like all others.
 """
+
+from __future__ import annotations
 
 import gzip
 import io
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wukong.config.crawl import Crawl
 from wukong.crawl.engine import clean
 from wukong.crawl.found import FoundRow, as_table, found_row
 from wukong.crawl.rows import Row, csv_reader, rows_of_json, rows_of_parquet
@@ -22,13 +23,17 @@ from wukong.crawl.url import ROW
 from wukong.errors import DataError
 from wukong.store import storage
 
+if TYPE_CHECKING:  # a source may not import the settings, whose types read the sources
+    from wukong.config.crawl import Crawl
+
 PIECE_ROWS = 250_000
 """Number of rows in memory at a time, and in one sorted file."""
 
-_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
+SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
 _BUFFER_BYTES = 1 << 20
 _FILE_ORDER = 1 << 40
 _SHOWN = 100
+_LINE_BYTES = 150  # of a URL with its caption; a third where it is compressed
 
 
 def list_files(uri: str) -> list[str]:
@@ -39,10 +44,22 @@ def list_files(uri: str) -> list[str]:
     """
     if storage.exists(uri):
         return [uri]
-    files = [file for file in storage.list_files(uri) if file.endswith(_SUFFIXES)]
+    files = [file for file in storage.list_files(uri) if file.endswith(SUFFIXES)]
     if not files:
-        raise DataError(f"crawl.endpoint: no URL list at {uri}; it is a file, or a folder of files, of {_SUFFIXES}")
+        raise DataError(f"crawl.endpoint: no URL list at {uri}; it is a file, or a folder of files, of {SUFFIXES}")
     return files
+
+
+def count(uri: str) -> int:
+    """Return about how many rows a list has: Parquet files say it; for others it is estimated from their size."""
+    rows = 0
+    for file in list_files(uri):
+        fs, path = storage.filesystem(file)
+        if file.endswith(".parquet"):
+            rows += pq.read_metadata(path, filesystem=fs).num_rows
+        else:
+            rows += max(1, fs.get_file_info(path).size // (_LINE_BYTES // (3 if file.endswith(".gz") else 1)))
+    return rows
 
 
 def read_list(uri: str, number: int, config: Crawl) -> Iterator[pa.Table]:
@@ -59,16 +76,16 @@ def read_list(uri: str, number: int, config: Crawl) -> Iterator[pa.Table]:
     order = number * _FILE_ORDER
     below = config.endpoint.rstrip("/") + "/"  # what the list says decides a crawl, not where it lies
     name = uri.removeprefix(below) if uri.startswith(below) else uri.rpartition("/")[2]
-    found: list[FoundRow] = []
+    results: list[FoundRow] = []
     for row, fields in _rows(uri, config):
         url, caption = _used(fields, f"{name}{ROW}{row}: ", config)
-        found.append(found_row(url, caption, None, order))
+        results.append(found_row(url, caption, None, order))
         order += 1
-        if len(found) >= PIECE_ROWS:
-            yield as_table(found)
-            found = []
-    if found:
-        yield as_table(found)
+        if len(results) >= PIECE_ROWS:
+            yield as_table(results)
+            results = []
+    if results:
+        yield as_table(results)
 
 
 def _rows(uri: str, config: Crawl) -> Iterator[Row]:

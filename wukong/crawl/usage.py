@@ -60,18 +60,18 @@ def preferences(text: str) -> Said:
     """
     text = text.strip(" ")
     values: dict[str, str | None] = {}
-    place = 0
-    while place < len(text):
-        member = _MEMBER.match(text, place)
+    position = 0
+    while position < len(text):
+        member = _MEMBER.match(text, position)
         if member is None:
             return NOTHING
         values[member[1]] = member[2]
-        place = member.end()
-        if place < len(text):
-            comma = _COMMA.match(text, place)
+        position = member.end()
+        if position < len(text):
+            comma = _COMMA.match(text, position)
             if comma is None or comma.end() == len(text):
                 return NOTHING
-            place = comma.end()
+            position = comma.end()
     return frozenset(f"{name}={values[name]}" for name in CATEGORIES if values.get(name) in ("y", "n"))
 
 

@@ -76,16 +76,7 @@ def failure(counts: Mapping[str, int], config: Crawl, examples: Examples | None 
             f"{_instance([status for status, _ in failed], examples)}. Check that crawl.{_source(config)} gives "
             "pictures, and the limits of crawl.* that exclude them."
         )
-    if config.engine == "urls":
-        return (
-            f"the crawl found nothing: the list at crawl.endpoint = {config.endpoint!r} holds no URL in the column "
-            f"that crawl.url_column names, {config.url_column!r}."
-        )
-    return (
-        f"the crawl found nothing: {queries:,} searches gave no result. Check that crawl.endpoint = "
-        f"{config.endpoint!r} is the search address of {config.engine!r}, and that crawl.queries = {config.queries!r} "
-        "holds words that it knows."
-    )
+    return f"the crawl found nothing: {config.source.nothing.format(config=config, queries=queries)}"
 
 
 def may_change_if_retried(counts: Mapping[str, int]) -> bool:
@@ -107,4 +98,4 @@ def _instance(statuses: Sequence[str], examples: Examples) -> str:
 
 
 def _source(config: Crawl) -> str:
-    return f"queries = {config.queries!r}" if config.searched else f"endpoint = {config.endpoint!r}"
+    return f"queries = {config.queries!r}" if config.source.searched else f"endpoint = {config.endpoint!r}"

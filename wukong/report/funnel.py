@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from wukong.crawl import engines
+from wukong.crawl.source import SEARCHED, Wording
 from wukong.curate.rule import HELD_BACK
 from wukong.curate.rules import REGISTRY
 from wukong.curate.split import TRAIN
@@ -43,35 +45,10 @@ class Bar:
     lost: float
 
 
-@dataclass(frozen=True)
-class Wording:
-    """The words that pages use for a crawl's input: a search, a list of URLs, or images of one's own.
-
-    Attributes:
-        heading: the heading over the funnel.
-        results: title of the funnel's first step.
-        counted: beginning of a sentence with the number of its rows, which replaces ``{}``.
-        origin: what the run was made from.
-    """
-
-    heading: str
-    results: str
-    counted: str
-    origin: str
-
-
-_SEARCHED = Wording(
-    "From query to pair", "search results", "The queries gave {} search results", "a list of Chinese words"
-)
-_WORDINGS = {
-    "urls": Wording("From list to pair", "rows of the list", "The list has {} rows", "a list of URLs"),
-    "files": Wording("From picture to pair", "pictures named", "The data name {} pictures", "pictures of one's own"),
-}
-
-
 def wording(crawl: Manifest) -> Wording:
-    """Returns the words for a crawl's input, by its engine."""
-    return _WORDINGS.get(str(crawl.config.get("engine")), _SEARCHED)
+    """Returns the words for a crawl's input."""
+    source = engines.REGISTRY.get(str(crawl.config.get("engine")))
+    return source.wording if source else SEARCHED
 
 
 def funnel(crawl: Manifest, filtered: Manifest) -> list[Step]:

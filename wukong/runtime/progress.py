@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from wukong.runtime import events
 from wukong.runtime.events import Advanced
 
-_EVERY_SECONDS = 2.0
+LINE_SECONDS = 60.0
+"""Between two lines for people about the same work."""
+
+_EVENT_SECONDS = 2.0  # a bar on a terminal moves as often
 
 log = logging.getLogger("wukong.runtime.progress")
 
@@ -17,24 +20,26 @@ log = logging.getLogger("wukong.runtime.progress")
 def track(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Report progress on ``total`` units of work; the block calls the function it gets with the units newly done.
 
-    Reports are at least two seconds apart; the last one is made when the block ends.
+    Events are at least two seconds apart and log lines a minute. When the block ends, the last of both are made.
     """
     started = time.monotonic()
-    done, reported = 0, started
+    done, told, logged = 0, started, started
 
-    def report(now: float) -> None:
-        rate = done / max(now - started, 1e-9)
-        event = Advanced(what=what, done=done, total=total, unit=unit, rate=rate)
-        log.info("%s", event.sentence())
-        events.write(event)
+    def event(now: float) -> Advanced:
+        return Advanced(what=what, done=done, total=total, unit=unit, rate=done / max(now - started, 1e-9))
 
     def advance(count: int) -> None:
-        nonlocal done, reported
+        nonlocal done, told, logged
         done += count
         now = time.monotonic()
-        if now - reported >= _EVERY_SECONDS:
-            reported = now
-            report(now)
+        if done < total and now - told >= _EVENT_SECONDS:
+            told = now
+            events.write(event(now))
+        if done < total and now - logged >= LINE_SECONDS:
+            logged = now
+            log.info("%s", event(now).sentence())
 
     yield advance
-    report(time.monotonic())
+    last = event(time.monotonic())
+    log.info("%s", last.sentence())
+    events.write(last)

@@ -47,7 +47,7 @@ class Piece:
         name: unique in the collection; letters, digits, ``-``.
         captions: the captions of each of its pictures, by the picture's key. A picture that several pairs have is in
             one piece only, with the captions of all of them.
-        files: for single files their URIs by key; None for a shard.
+        files: URIs of single files by key; None for a shard.
         tar: path of the shard's tar below the collection's URI; empty for single files.
     """
 

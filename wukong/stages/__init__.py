@@ -1,9 +1,9 @@
 """The table of stages: what every part of the project must know about a stage stands here, once.
 
 The command line, the launcher, the run records, the pipelines, the preflight checks, the plan, the report and the
-takedown read this table. To add a stage, add an entry here and write its job (``ray_jobs/NAME.py``) and its component
-(``components/NAME.py``). ``tests/wukong/stages/test_stages.py`` checks that they fit the entry, and that no other list
-of stages stands anywhere.
+takedown read this table. To add a stage, add an entry here and write its job (``ray_jobs/NAME.py``), which takes its
+key from the entry (``wukong.stages.places.of``), and its component (``components/NAME.py``).
+``tests/wukong/stages/test_stages.py`` checks that they fit the entry, and that no other list of stages stands anywhere.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -35,10 +35,11 @@ class Entry:
             stages that it reads.
         inputs: other artifacts its component takes: parameter, and the stage and output that it comes from.
         key_parents: the stages whose manifests' digests are in its key, which may be parents of parents.
-        version: of its code, in its key: raise it when the code makes other output from the same input. 0 for a stage
-            without a manifest.
+        version: number of its code, in its key: raise it when the code makes other output from the same input. 0 for a
+            stage without a manifest.
         from_experiment: gives the part of the experiment that decides its output, as its manifest stores it; the
-            manifest may say more. None where the content of lists decides too, or there is no manifest.
+            manifest may say more. None for a job whose key ``wukong.stages.places`` alone says, as where the content
+            of lists decides too, and where there is no manifest.
         sections: the sections of the experiment whose files and addresses it reads.
         in_whole_run: whether ``wukong run`` and the training pipeline do it.
         function: name of its component's function; empty where it is the stage's name.

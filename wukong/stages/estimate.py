@@ -45,10 +45,10 @@ class Work:
 
     Attributes:
         experiment: what is done.
-        pairs: that come in.
+        pairs: number of pairs that come in.
         weights: parameters of the model.
         image: how many of them are the image tower's.
-        cores: of the machine.
+        cores: number of the machine's cores.
     """
 
     experiment: Experiment
@@ -181,10 +181,10 @@ class Way:
     """One way to train.
 
     Attributes:
-        bytes: of stored features.
-        fill_seconds: to compute them.
-        train_seconds: of all epochs.
-        read_bytes: from the store, of all epochs.
+        bytes: size of stored features.
+        fill_seconds: time to compute them.
+        train_seconds: time of all epochs.
+        read_bytes: what all epochs read from the store.
         bound_by: the rate that most of the time goes to, or ``store``.
     """
 
@@ -205,9 +205,9 @@ class TrainingPlan:
     """What a training takes.
 
     Attributes:
-        pair_bytes: of the pairs as they are stored.
-        cached: with stored features; None if the image tower is trained.
-        streamed: with the image tower in each epoch.
+        pair_bytes: size of the pairs as they are stored.
+        cached: the way with stored features; None if the image tower is trained.
+        streamed: the way with the image tower in each epoch.
     """
 
     pair_bytes: float
@@ -240,10 +240,10 @@ def training(
     up. Features are computed by a task on each GPU, or on each core.
 
     Args:
-        settings: of the training.
+        settings: the training's.
         pairs: number of pairs.
         image_bytes: bytes of the features of one view of an image, see ``feature_bytes``.
-        cores: of all machines together; only for a training on processors.
+        cores: number of cores of all machines together; only for a training on processors.
         rates: all of them.
         store: bytes a second that all workers together read from the store; None if it is never too slow.
     """
@@ -281,7 +281,7 @@ def _per_item(
     """Return the seconds that a worker takes for one pair, and those of each rate.
 
     Args:
-        names: of the rates.
+        names: names of the rates.
         rates: all of them.
         decoders: cores that decode while the worker computes; 0 or less if it decodes and computes in turn.
     """

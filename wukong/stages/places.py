@@ -1,14 +1,15 @@
-"""Where each stage writes, and its manifest if it has finished: computed without Ray, torch or the stage's work.
+"""Stages with their keys, which say where each writes and whether it has finished; without Ray, torch or their work.
 
-A job finds its place here, and so does everything that asks for the job's output before a job is started. So both
-compute the same key. Parents are given as a job gets them: manifests, by the name of their stage.
+A job takes its stage from here, and so does everything that asks for the job's output before a job is started. So both
+compute the same key. ``of`` gives the stage that the table says; ``UPCOMING`` has the others. Parents are given as a
+job gets them: manifests, by the name of their stage.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
@@ -16,6 +17,7 @@ from wukong import stages
 from wukong.config.crawl import Crawl
 from wukong.config.experiment import Experiment
 from wukong.config.model import Model
+from wukong.crawl.source import Searched
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import set_folders
 from wukong.store import fence, lease, manifest, storage
@@ -31,14 +33,32 @@ _MOST_FILES = 2_000
 log = logging.getLogger(__name__)
 
 
-def finished(name: str, experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest | None:
+Parents = Mapping[str, Manifest]
+"""What a job gets: manifests, by the name of their stage."""
+
+Upcoming = Callable[[str, Experiment, Parents], Stage | None]
+"""A function like ``upcoming``, of jobs whose key_parents are all among the parents."""
+
+UPCOMING: dict[str, Upcoming] = {}
+"""By its name each job that makes another stage first, or whose key is of more than the table says (``of``)."""
+
+
+def _upcoming_of(*names: str) -> Callable[[Upcoming], Upcoming]:
+    def register(function: Upcoming) -> Upcoming:
+        UPCOMING.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def finished(name: str, experiment: Experiment, parents: Parents) -> Manifest | None:
     """Return the manifest of a stage that is a job, if the job would find it and do nothing; else None.
 
     What it returns is exactly what the job would return. None does not mean that the job has work to do: a crawl's
     lists may be too large to be read here, and of a training stage the features may be gone and the model still there.
 
     Args:
-        name: of the stage.
+        name: name of the stage.
         experiment: the experiment.
         parents: what the job gets.
 
@@ -47,77 +67,66 @@ def finished(name: str, experiment: Experiment, parents: Mapping[str, Manifest])
         DataError: a list or a manifest cannot be read.
         StorageError: the store cannot be read.
     """
-    place = upcoming(name, experiment, parents)
-    return place.finished() if place is not None and place.name == name else None
+    stage = upcoming(name, experiment, parents)
+    return stage.finished() if stage is not None and stage.name == name else None
 
 
-def upcoming(name: str, experiment: Experiment, parents: Mapping[str, Manifest]) -> Stage | None:
-    """Return the place that a job works at first; None where that cannot be said from here.
+def upcoming(name: str, experiment: Experiment, parents: Parents) -> Stage | None:
+    """Return the stage that a job works at first; None where that cannot be said from here.
 
-    It is that of a stage which the job makes inside and which has not finished, or the job's own. For the arguments and
-    errors see ``finished``.
+    It is one which the job makes inside and which has not finished, or the job's own. For the arguments and errors see
+    ``finished``.
     """
-    if not parents.keys() >= {*stages.of(name).key_parents}:
+    entry = stages.of(name)
+    if entry.runs_as != "job":
+        raise ConfigError(f"{name} is no job; the jobs are {', '.join(stages.JOBS)}")
+    if not parents.keys() >= {*entry.key_parents}:
         return None  # the job says which is missing
-    match name:
-        case "crawl":
-            return crawl(experiment, parents).stage if _is_quickly_read(experiment.crawl) else None
-        case "filter":
-            return filtering(experiment, parents["crawl"])
-        case "validate":
-            return validation(experiment, parents["filter"])
-        case "pretrain" | "finetune":
-            filtered, start = parents["filter"], parents.get("pretrain")
-            settled = decided(name, experiment, filtered, start)
-            if settled is None:
-                return None
-            if not stages.training_of(settled, name).reads_features:
-                return training(name, settled, filtered, None, start)
-            inside = features(settled, filtered, start)
-            computed = inside.finished()
-            return training(name, settled, filtered, computed, start) if computed else inside
-        case "evaluate":
-            found = []
-            for model in EVALUATED.values():
-                inside = features(experiment, parents["filter"], parents[model], "holdouts")
-                computed = inside.finished()
-                if computed is None:
-                    return inside
-                found.append(computed)
-            return evaluation(experiment, parents, found)
-    raise ConfigError(f"{name} is no job; the jobs are {', '.join(stages.JOBS)}")
+    return UPCOMING.get(name, of)(name, experiment, parents)
+
+
+def of(name: str, experiment: Experiment, parents: Parents, **more: Any) -> Stage:
+    """Return a stage with the key that the table says: of its version, its config and the parents in its key.
+
+    Args:
+        name: name of the stage.
+        experiment: the experiment.
+        parents: at least the stage's ``key_parents``.
+        more: entries of the config that are not from the experiment.
+    """
+    entry = stages.of(name)
+    made_from = [parents[parent] for parent in entry.key_parents]
+    return Stage(experiment.root, name, entry.config(experiment) | more, made_from, entry.version)
 
 
 @contextmanager
-def reserved(
-    name: str, experiment: Experiment, parents: Mapping[str, Manifest], run: str, record: str
-) -> Iterator[Manifest | None]:
+def reserved(name: str, experiment: Experiment, parents: Parents, run: str, record: str) -> Iterator[Manifest | None]:
     """Reserve what a job will make before the job is started, after waiting for other runs that are making it.
 
     The block gets the stage's manifest if the stage has finished. Else it gets None, starts the job, and while it lasts
     this process has the lease (``wukong.store.lease``) of what the job makes first, until the job takes it over.
 
     Args:
-        name: of the stage.
+        name: name of the stage.
         experiment: the experiment.
         parents: what the job gets.
         run: name of the run.
-        record: of the job's record in the run.
+        record: name of the job's record in the run.
 
     Raises:
-        ConfigError: as of ``finished``, like the other errors.
+        ConfigError: for this and the other errors see ``finished``.
     """
     attempt = storage.join(fence.folder_of(experiment.root, run, record), "00000-start.json")
     has_waited = False
-    while (place := upcoming(name, experiment, parents)) is not None:
-        made = storage.join(place.uri, "manifest.json")
-        if place.name == name and (known := place.finished()) is not None:
+    while (stage := upcoming(name, experiment, parents)) is not None:
+        made = storage.join(stage.uri, "manifest.json")
+        if stage.name == name and (known := stage.finished()) is not None:
             clean(name, experiment, parents, known)
             yield known
             return
-        if has_waited:  # whoever made the last place goes on here in a moment
-            lease.wait_for_holder(place.uri)
-        with lease.held(place.uri, partial(storage.exists, made), attempt):
+        if has_waited:  # whoever made the last stage goes on here in a moment
+            lease.wait_for_holder(stage.uri)
+        with lease.held(stage.uri, partial(storage.exists, made), attempt):
             if not storage.exists(made):
                 yield None
                 return
@@ -125,21 +134,29 @@ def reserved(
     yield None
 
 
-def clean(name: str, experiment: Experiment, parents: Mapping[str, Manifest], made: Manifest) -> None:
+def _clean_crawl(experiment: Experiment, parents: Parents) -> None:
+    crawl(experiment, parents).clean()
+
+
+_CLEAN = {"crawl": _clean_crawl}
+"""By its name each job that has left more than its manifest knows of."""
+
+
+def clean(name: str, experiment: Experiment, parents: Parents, made: Manifest) -> None:
     """Delete what the job of a finished stage would have deleted, had it not been killed after its manifest.
 
     For the first three arguments see ``finished``.
     """
     manifest.clean(made.uri)
-    if name == "crawl":
-        crawl(experiment, parents).clean()
+    if name in _CLEAN:
+        _CLEAN[name](experiment, parents)
 
 
 EVALUATED = {"finetuned": "finetune", "pretrained": "pretrain"}
 """The models that are evaluated, and the stage that each comes from."""
 
 
-def crawl(experiment: Experiment, parents: Mapping[str, Manifest] | None = None) -> "Attempt":
+def crawl(experiment: Experiment, parents: Parents | None = None) -> "Attempt":
     """The attempt at the crawl that has finished, or the next; it reads the lists that the crawl is made of."""
     from wukong.crawl import attempt, previous  # of no use to the other stages' components
 
@@ -150,17 +167,26 @@ def crawl(experiment: Experiment, parents: Mapping[str, Manifest] | None = None)
     )
 
 
+@_upcoming_of("crawl")
+def _upcoming_crawl(_: str, experiment: Experiment, parents: Parents) -> Stage | None:
+    return crawl(experiment, parents).stage if _is_quickly_read(experiment.crawl) else None
+
+
 def filtering(experiment: Experiment, crawled: Manifest) -> Stage:
-    """The place of the filter stage."""
-    entry = stages.of("filter")
-    return Stage(experiment.root, entry.name, entry.config(experiment), [crawled], entry.version)
+    """The filter stage."""
+    return of("filter", experiment, {"crawl": crawled})
 
 
 def validation(experiment: Experiment, filtered: Manifest) -> Stage:
-    """The place of the validate stage; the validation that ``validation.reference`` names is compared with."""
-    entry, reference = stages.of("validate"), experiment.validation.reference
-    compared = {"reference_digest": manifest.load(reference).digest if reference else None}
-    return Stage(experiment.root, entry.name, entry.config(experiment) | compared, [filtered], entry.version)
+    """The validate stage; the validation that ``validation.reference`` names is compared with."""
+    reference = experiment.validation.reference
+    compared = manifest.load(reference).digest if reference else None
+    return of("validate", experiment, {"filter": filtered}, reference_digest=compared)
+
+
+@_upcoming_of("validate")
+def _upcoming_validation(_: str, experiment: Experiment, parents: Parents) -> Stage:
+    return validation(experiment, parents["filter"])
 
 
 def features(
@@ -169,7 +195,7 @@ def features(
     model: Manifest | None = None,
     pairs: Literal["train", "holdouts"] = "train",
 ) -> Stage:
-    """The place of the features of the training pairs or of all hold-outs.
+    """The stage of the features of the training pairs or of all hold-outs.
 
     Args:
         experiment: its ``model.image``, ``model.similarity``, ``features.dtype`` and ``pretrain.precision``, and the
@@ -202,10 +228,10 @@ def decision(name: str, experiment: Experiment, filtered: Manifest, start: Manif
     that differ in their seed, or start from weights of another seed, as long as they read the same features.
 
     Args:
-        name: of the training stage.
-        experiment: as of the stage.
+        name: name of the training stage.
+        experiment: the stage's.
         filtered: the filter's manifest.
-        start: that of the stage whose model it starts from, if any.
+        start: manifest of the stage whose model it starts from, if any.
     """
     of_all_seeds = experiment.model_copy(update={"seed": 0})
     undecided = training(name, of_all_seeds, filtered, None, trained_tower(start))
@@ -239,14 +265,14 @@ def trained_tower(model: Manifest | None) -> Manifest | None:
 def training(
     name: str, experiment: Experiment, filtered: Manifest, computed: Manifest | None, start: Manifest | None
 ) -> Stage:
-    """The place of a training stage.
+    """A training stage.
 
     Args:
-        name: of the stage, ``pretrain`` or ``finetune``.
+        name: name of the stage, ``pretrain`` or ``finetune``.
         experiment: its ``model`` section, the section of the stage's name and the seed decide the output.
         filtered: the filter's manifest.
-        computed: that of the features, where the stage reads them.
-        start: that of the stage whose model it starts from, if any.
+        computed: manifest of the features, where the stage reads them.
+        start: manifest of the stage whose model it starts from, if any.
 
     Raises:
         DataError: a published set that decides which model is best is not there.
@@ -259,8 +285,21 @@ def training(
     return Stage(experiment.root, name, config, made_from, entry.version)
 
 
-def evaluation(experiment: Experiment, parents: Mapping[str, Manifest], computed: Sequence[Manifest]) -> Stage:
-    """The place of the evaluate stage.
+@_upcoming_of(*stages.TRAININGS)
+def _upcoming_training(name: str, experiment: Experiment, parents: Parents) -> Stage | None:
+    filtered, start = parents["filter"], parents.get("pretrain")
+    settled = decided(name, experiment, filtered, start)
+    if settled is None:
+        return None
+    if not stages.training_of(settled, name).reads_features:
+        return training(name, settled, filtered, None, start)
+    inside = features(settled, filtered, start)
+    computed = inside.finished()
+    return training(name, settled, filtered, computed, start) if computed else inside
+
+
+def evaluation(experiment: Experiment, parents: Parents, computed: Sequence[Manifest]) -> Stage:
+    """The evaluate stage.
 
     Args:
         experiment: its ``evaluate`` section, the files of the published sets that it names and the filter's hold-outs
@@ -279,13 +318,24 @@ def evaluation(experiment: Experiment, parents: Mapping[str, Manifest], computed
     return Stage(experiment.root, entry.name, entry.config(experiment) | {"sets": sets}, made_from, entry.version)
 
 
+@_upcoming_of("evaluate")
+def _upcoming_evaluation(_: str, experiment: Experiment, parents: Parents) -> Stage:
+    computed = []
+    for model in EVALUATED.values():
+        inside = features(experiment, parents["filter"], parents[model], "holdouts")
+        if (made := inside.finished()) is None:
+            return inside
+        computed.append(made)
+    return evaluation(experiment, parents, computed)
+
+
 def rematch(experiment: Experiment, evaluated: Manifest, model: Manifest) -> tuple[Experiment, list[str]]:
     """What the evaluate stage is given to measure another run's models on the test set of an evaluation.
 
     Args:
-        experiment: that of the evaluation. Its hold-outs, tasks and protocols are kept.
+        experiment: the evaluation's. Its hold-outs, tasks and protocols are kept.
         evaluated: the evaluation's manifest.
-        model: that of the stage whose model is measured, ``finetune`` of the other run.
+        model: manifest of the stage whose model is measured, ``finetune`` of the other run.
 
     Returns:
         The experiment with the other run's ``model`` section, and the URIs of the manifests of ``filter``, ``pretrain``
@@ -316,11 +366,11 @@ def rematch(experiment: Experiment, evaluated: Manifest, model: Manifest) -> tup
 
 def _is_quickly_read(config: Crawl) -> bool:
     """Whether what a crawl's key is made of can be read here in seconds."""
-    if config.searched:
+    source = config.source
+    if isinstance(source, Searched):
         return True
     sizes = storage.sizes(config.endpoint)
-    is_folder = config.engine == "files" and len(sizes) > 1  # whose captions are read, and no image
-    if len(sizes) <= _MOST_FILES and (is_folder or sum(sizes.values()) <= _MOST_BYTES):
+    if len(sizes) <= _MOST_FILES and source.bytes_read(sizes) <= _MOST_BYTES:
         return True
     log.info("the list at %s is large: the crawl's job reads it and sees whether it has finished", config.endpoint)
     return False

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.config.training import Training
+from wukong.crawl.source import Listed
 from wukong.curate import rules
 from wukong.errors import ConfigError, WukongError
 from wukong.evaluate import set_folders
@@ -25,7 +26,6 @@ from wukong.store import manifest, storage
 
 _CONNECT_SECONDS = 10.0
 _GIB = 2**30
-_OF_A_LIST = (".csv", ".tsv", ".parquet", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
 
 
 def check_name(experiment: Experiment, run: str) -> None:
@@ -45,7 +45,7 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
 
     Args:
         experiment: the experiment.
-        names: of the stages that will run.
+        names: names of the stages that will run.
 
     Raises:
         ConfigError: a setting is missing; the message names every key.
@@ -83,7 +83,7 @@ def check_world(experiment: Experiment, names: Collection[str] = stages.RECORDED
 
     Args:
         experiment: the experiment.
-        names: of the stages that will run.
+        names: names of the stages that will run.
         connect: also check that the search engine's address answers.
 
     Raises:
@@ -97,7 +97,7 @@ def check_world(experiment: Experiment, names: Collection[str] = stages.RECORDED
             continue
         if why := checks[key](uri):
             problems.append(f"{key}: {uri} {why}")
-    if connect and experiment.crawl.searched:
+    if connect and experiment.crawl.source.searched:
         problems += _unanswered(experiment.crawl.endpoint)
     _refuse(problems)
 
@@ -134,10 +134,10 @@ def _refuse(problems: Collection[str]) -> None:
 
 def _checks(experiment: Experiment) -> Mapping[str, Callable[[str], str]]:
     """Return a check for each key that is a URI: it returns why the URI is wrong, or an empty text."""
-    listed = _of_list if experiment.crawl.engine == "urls" else _of_pictures
+    source = experiment.crawl.source
     return {
-        "crawl.queries": _of_file if experiment.crawl.searched else lambda _: "",
-        "crawl.endpoint": listed,
+        "crawl.queries": _of_file if source.searched else lambda _: "",
+        **({"crawl.endpoint": source.check} if isinstance(source, Listed) else {}),
         "crawl.politeness.opt_out": _of_file,
         "crawl.previous": lambda uri: _of_stage(uri, "crawl"),
         **{f"filter.{key}": check for rule in rules.REGISTRY for key, check in (rule.uris or {}).items()},
@@ -154,16 +154,6 @@ def _of_file(uri: str) -> str:
     if storage.exists(uri):
         return ""
     return "is a folder; name a file in it" if storage.list_files(uri) else "does not exist; name a file that is there"
-
-
-def _of_list(uri: str) -> str:
-    if storage.exists(uri) or any(file.endswith(_OF_A_LIST) for file in storage.list_files(uri)):
-        return ""
-    return f"is no list of URLs; name a file, or a folder of files, of {', '.join(_OF_A_LIST)}"
-
-
-def _of_pictures(uri: str) -> str:
-    return "" if storage.exists(uri) or storage.list_files(uri) else "has nothing; name a folder of pictures or a list"
 
 
 def _of_folder(uri: str, files: Collection[str]) -> str:
@@ -183,10 +173,10 @@ def _of_sets(uri: str, names: Collection[str]) -> str:
 
 def _of_stage(uri: str, stage: str) -> str:
     try:
-        found = manifest.load(uri).stage
+        name = manifest.load(uri).stage
     except WukongError as error:
         return f"is not the manifest of a {stage} stage ({error})"
-    return "" if found == stage else f"is the manifest of a {found} stage; name one of a {stage} stage"
+    return "" if name == stage else f"is the manifest of a {name} stage; name one of a {stage} stage"
 
 
 def _unanswered(endpoint: str) -> Iterator[str]:
@@ -246,7 +236,7 @@ def check_machine(experiment: Experiment, machine: Machine, needed: int, size: S
         experiment: the experiment.
         machine: the machine.
         needed: bytes that the stages will write.
-        size: of the model; None if none is trained.
+        size: the model's; None if none is trained.
 
     Raises:
         ConfigError: it does not fit; the message names every key.

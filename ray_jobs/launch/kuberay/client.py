@@ -33,12 +33,12 @@ class Timing:
     """Seconds the launcher waits.
 
     Attributes:
-        watch: for one watch request, before the next is made.
-        poll: between two reads where watching is not possible.
-        patience: for an API server that cannot be reached.
-        heartbeat: between two lines that say what a job waits for.
-        drain: for the rest of the log after the job has ended.
-        backoff: before the first RayJob that is made again; twice as long before each further one.
+        watch: length of one watch request, before the next is made.
+        poll: pause between two reads where watching is not possible.
+        patience: longest wait for an API server that cannot be reached.
+        heartbeat: pause between two lines that say what a job waits for.
+        drain: longest wait for the rest of the log after the job has ended.
+        backoff: pause before the first RayJob that is made again; twice as long before each further one.
         max_backoff: the longest such wait.
     """
 
@@ -55,7 +55,7 @@ def load_credentials(namespace: str) -> None:
     """Let clients of Kubernetes be the service account of this pod, or else the kubeconfig's user.
 
     Args:
-        namespace: which ``WUKONG_CLUSTER`` names; for the message.
+        namespace: the one that ``WUKONG_CLUSTER`` names; for the message.
 
     Raises:
         RayJobError: there is neither a service account nor a kubeconfig.
@@ -77,7 +77,7 @@ class KubernetesApi:
     """The Kubernetes API, with the credentials that ``load_credentials`` finds.
 
     Args:
-        namespace: of the RayJobs.
+        namespace: the RayJobs'.
         timing: how long to wait.
 
     Raises:
@@ -92,35 +92,35 @@ class KubernetesApi:
 
     def read_config_map(self, name: str) -> dict[str, str]:
         """The data of a ConfigMap."""
-        found = self._repeat(
+        config_map = self._repeat(
             lambda: self._core.read_namespaced_config_map(name, self.namespace, _request_timeout=(5, 30)),
             f"read the ConfigMap {name}",
         )
-        return dict(found.data or {})
+        return dict(config_map.data or {})
 
     def jobs_of_run(self, run_name: str) -> list[dict[str, Any]]:
         """Every RayJob with the run's label."""
-        found = self._repeat(
+        jobs = self._repeat(
             lambda: self._custom.list_namespaced_custom_object(
                 **self._where, label_selector=f"wukong/run={run_label(run_name)}", _request_timeout=(5, 30)
             ),
             f"list the RayJobs of run {run_name}",
         )
-        return list(found["items"])
+        return list(jobs["items"])
 
     def get_job(self, name: str) -> dict[str, Any] | None:
         """The RayJob, or None when there is none."""
 
         def ask() -> dict[str, Any] | None:
             try:
-                found: dict[str, Any] = self._custom.get_namespaced_custom_object(
+                job: dict[str, Any] = self._custom.get_namespaced_custom_object(
                     **self._where, name=name, _request_timeout=(5, 30)
                 )
             except ApiException as error:
                 if error.status == 404:
                     return None
                 raise
-            return found
+            return job
 
         return self._repeat(ask, f"read RayJob {name}")
 
@@ -162,15 +162,15 @@ class KubernetesApi:
         """
         may_watch = True
         while True:
-            found = self.get_job(name)
-            if found is None:
+            job = self.get_job(name)
+            if job is None:
                 raise RayJobError(f"RayJob {self.namespace}/{name} was deleted while it ran", "Deleted")
-            yield found.get("status") or {}
+            yield job.get("status") or {}
             if not may_watch:
                 time.sleep(self.timing.poll)
                 continue
             began = time.monotonic()
-            may_watch = yield from self._watch(name, found["metadata"]["resourceVersion"])
+            may_watch = yield from self._watch(name, job["metadata"]["resourceVersion"])
             if time.monotonic() - began < self.timing.poll:
                 time.sleep(self.timing.poll / 5)
 
@@ -203,7 +203,7 @@ class KubernetesApi:
         """Pods of the Ray cluster of a RayJob.
 
         Args:
-            status: of the RayJob.
+            status: the RayJob's.
             labels: a label selector; empty for all pods.
 
         Returns:
@@ -220,8 +220,8 @@ class KubernetesApi:
 
     def submitter_pods(self, job: str) -> list[Any]:
         """Pods that submit a RayJob to its cluster and print the job's log, oldest first."""
-        found = self._list_pods(f"batch.kubernetes.io/job-name={job}")
-        return sorted(found, key=lambda pod: str(pod.metadata.creation_timestamp))
+        pods = self._list_pods(f"batch.kubernetes.io/job-name={job}")
+        return sorted(pods, key=lambda pod: str(pod.metadata.creation_timestamp))
 
     def _list_pods(self, labels: str) -> list[Any]:
         return list(

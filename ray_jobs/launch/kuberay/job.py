@@ -54,11 +54,11 @@ def run_job(
         stage: name of the stage.
         experiment: the experiment that the stage belongs to.
         run_name: name of the pipeline run.
-        arguments: of ``python -m ray_jobs``.
+        arguments: what follows ``python -m ray_jobs``.
         environment: variables of the job's containers. Everyone who may read the RayJob sees them: no credentials.
         namespace: where the RayJob is made.
         timing: how long to wait.
-        record_name: of the record that the job writes; empty for the stage's.
+        record_name: name of the record that the job writes; empty for the stage's.
 
     Raises:
         ConfigError: the namespace's ConfigMap ``ray-job`` is incomplete or not valid.
@@ -104,7 +104,7 @@ def was_terminated(namespace: str) -> bool:
     KFP gives an exit handler FAILED for a run that failed and for one that was terminated.
 
     Args:
-        namespace: which ``WUKONG_CLUSTER`` names.
+        namespace: the one that ``WUKONG_CLUSTER`` names.
     """
     load_credentials(namespace)
     pipeline = pipeline_run.of_this_pod()
@@ -120,9 +120,9 @@ class _StageJob:
         stage: name of the stage.
         experiment: the experiment that the stage belongs to.
         run_name: name of the pipeline run.
-        record_name: of the record that the job writes.
+        record_name: name of the record that the job writes.
         run_of_pod: the pipeline run that this pod belongs to, if it is a pod of one.
-        name: of the RayJob; set just before the RayJob is created, so that a cancelled creation is cleaned up too.
+        name: the RayJob's; set just before the RayJob is created, so that a cancelled creation is cleaned up too.
     """
 
     api: KubernetesApi

@@ -89,7 +89,7 @@ def end_of_head_log(api: KubernetesApi, status: Mapping[str, Any]) -> list[str]:
 
     Args:
         api: the Kubernetes API.
-        status: of the RayJob.
+        status: the RayJob's.
     """
     for pod in api.cluster_pods(status, "ray.io/node-type=head")[-1:]:
         with contextlib.suppress(*API_ERRORS):

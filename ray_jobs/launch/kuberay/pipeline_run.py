@@ -42,8 +42,8 @@ class PipelineRun:
     """The Workflow of this pod's pipeline run.
 
     Args:
-        name: of the Workflow.
-        namespace: of this pod and of the Workflow.
+        name: the Workflow's.
+        namespace: this pod's and the Workflow's.
     """
 
     def __init__(self, name: str, namespace: str) -> None:
@@ -57,22 +57,26 @@ class PipelineRun:
         if self._is_ending.is_set():
             return False
         try:
-            found = self._custom.get_namespaced_custom_object(**self._where, name=self._name, _request_timeout=_HURRY)
+            workflow = self._custom.get_namespaced_custom_object(
+                **self._where, name=self._name, _request_timeout=_HURRY
+            )
         except _API_ERRORS as error:
             if getattr(error, "status", None) == 404:
                 return False
             log.warning("the pipeline run %s cannot be read, so it counts as going on: %s", self._name, error)
             return True
-        return not is_ending(found)
+        return not is_ending(workflow)
 
     def was_terminated(self) -> bool:
         """Whether somebody has ended the run before its end; False where that cannot be found out, as the log says."""
         try:
-            found = self._custom.get_namespaced_custom_object(**self._where, name=self._name, _request_timeout=(5, 30))
+            workflow = self._custom.get_namespaced_custom_object(
+                **self._where, name=self._name, _request_timeout=(5, 30)
+            )
         except _API_ERRORS as error:
             log.warning("the pipeline run %s cannot be read, so it counts as not terminated: %s", self._name, error)
             return False
-        spec = found.get("spec") or {}
+        spec = workflow.get("spec") or {}
         return bool(spec.get("shutdown")) or spec.get("activeDeadlineSeconds") == 0
 
     def end_when_terminated(self, ended: threading.Event) -> None:

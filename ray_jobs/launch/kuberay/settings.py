@@ -22,11 +22,11 @@ class StageSettings(Strict):
     Attributes:
         workers: number of worker pods. For a training stage the experiment's ``workers`` decides instead.
         cpus: cores of each worker.
-        memory: of each worker, as a Kubernetes quantity.
+        memory: each worker's, as a Kubernetes quantity.
         shared_memory: size of each worker's ``/dev/shm``, where Ray keeps its objects; it counts as ``memory``.
         node_selector: labels that the workers' nodes must have, in addition to the template's.
         tolerations: taints that the workers tolerate, in addition to the template's.
-        active_deadline_seconds: for the whole job; None leaves that of ``Settings``.
+        active_deadline_seconds: limit for the whole job; None leaves that of ``Settings``.
     """
 
     workers: Positive = 1
@@ -43,7 +43,7 @@ class HeadSettings(Strict):
 
     Attributes:
         cpu: cores that are kept for it, as a Kubernetes quantity; it may use more where there are more.
-        memory: as a Kubernetes quantity.
+        memory: a Kubernetes quantity.
         shared_memory: size of its ``/dev/shm``, where Ray keeps its objects; it counts as ``memory``.
     """
 
@@ -57,8 +57,8 @@ class GpuSettings(Strict):
 
     Attributes:
         resource: name of the GPU resource.
-        image: of every Ray pod of the job; None leaves that of ``Settings``.
-        runtime_class: of the workers, where the cluster needs one for GPUs.
+        image: image of every Ray pod of the job; None leaves that of ``Settings``.
+        runtime_class: the workers', where the cluster needs one for GPUs.
         node_selector: labels that the workers' nodes must have.
         tolerations: taints that the workers tolerate.
     """
@@ -74,19 +74,19 @@ class Settings(Strict):
     """The content of ``settings.yaml``.
 
     Attributes:
-        image: of every Ray pod; None leaves the template's.
+        image: image of every Ray pod; None leaves the template's.
         queue: Kueue's LocalQueue; the job is then created suspended, and Kueue starts it.
         retries: how often the launcher makes a new RayJob after the loss of a head, a submitter or a node. A failure of
             the stage's own work, a deadline and a job that a person ended are not repeated.
-        pre_running_deadline_seconds: for nodes, images and pods to be ready.
-        active_deadline_seconds: for the whole job; a stage may have its own.
+        pre_running_deadline_seconds: limit for nodes, images and pods to be ready.
+        active_deadline_seconds: limit for the whole job; a stage may have its own.
         ttl_seconds: how long the Ray cluster of a failed job stays, so that a person can look at it. That of a job that
             succeeded goes at once. With a ``queue``, both go at once.
         keep_succeeded_seconds: how long the RayJob of a job that succeeded stays, with its submitter's log.
         keep_failed_seconds: the same for a job that failed.
-        head: of every job; None leaves the template's.
-        stages: by stage name.
-        gpu: for pods with GPUs.
+        head: resources of every job's head; None leaves the template's.
+        stages: resources by stage name.
+        gpu: what pods with GPUs get in addition.
     """
 
     image: str | None = None
@@ -107,7 +107,7 @@ def parse(data: Mapping[str, str], namespace: str) -> tuple[dict[str, Any], Sett
 
     Args:
         data: the ConfigMap's ``data``.
-        namespace: of the ConfigMap, for messages.
+        namespace: the ConfigMap's, for messages.
 
     Returns:
         The template and the settings.

@@ -194,6 +194,7 @@ def test_files_of_a_list(tmp_path: Path) -> None:
 
 TOY = """
 from wukong.crawl.engine import Result
+from wukong.crawl.source import Searched
 
 
 class Toy:
@@ -209,22 +210,21 @@ class Toy:
         return [Result(line, "", None) for line in body.decode().split()]
 
 
-ENGINE = Toy
+SOURCE = Searched(name=Toy.name, engine=Toy)
 """
 
 USE_TOY = """
 from wukong.config import documents
-from wukong.crawl.engines import REGISTRY
 from wukong.errors import ConfigError
 
 crawl = {"engine": "toy", "endpoint": "https://toy.test/search", "queries": "file:///q.txt"}
-experiment = documents.parse({"name": "x", "crawl": crawl})
-assert experiment.crawl.searched
-print(REGISTRY[experiment.crawl.engine](experiment.crawl.endpoint).page_url("cat", 2))
-try:
-    documents.parse({"name": "x", "crawl": {**crawl, "engine": "none"}})
-except ConfigError as error:
-    print(error)
+settings = documents.parse({"name": "x", "crawl": crawl}).crawl
+print(settings.source.engine(settings.endpoint).page_url("cat", 2))
+for wrong in ({"engine": "none"}, {"queries": ""}):
+    try:
+        documents.parse({"name": "x", "crawl": {**crawl, **wrong}})
+    except ConfigError as error:
+        print(error)
 """
 
 
@@ -237,6 +237,7 @@ def test_an_engine_is_one_file(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("https://toy.test/search?q=cat&page=2\n")
     assert "'baidu', 'searxng', 'toy', 'urls' or 'files'" in done.stdout
+    assert "crawl.engine 'toy' is searched by words" in done.stdout
     (engines / "toy.py").write_text(TOY.replace('name = "toy"', 'name = "play"'))
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert "engines/toy.py assigns no class with the name 'toy' to ENGINE" in done.stderr
+    assert "engines/toy.py assigns no Searched or Listed with the name 'toy' to SOURCE" in done.stderr

@@ -22,15 +22,21 @@ def test_progress_is_a_line_for_people_and_an_event_for_programs(
     assert event == {"kind": "advanced", "what": "downloading", "done": 12_000, "total": 12_000, "unit": "pictures"}
 
 
-def test_lines_are_apart_and_tell_the_time_that_is_left(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_lines_are_a_minute_apart_and_tell_the_time_that_is_left_and_events_are_more_frequent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = iter([0.0, 1.0, 4.0, 4.5, 8.0])
-    monkeypatch.setattr("wukong.runtime.progress.time.monotonic", lambda: next(now))
-    with caplog.at_level(logging.INFO), progress.track("searching", total=40, unit="queries") as advance:
-        for _ in range(3):
+    (tmp_path / "events").touch()
+    monkeypatch.setenv("WUKONG_EVENTS", str(tmp_path / "events"))
+    now = 0.0
+    monkeypatch.setattr("wukong.runtime.progress.time.monotonic", lambda: now)
+    with caplog.at_level(logging.INFO), progress.track("searching", total=1_500, unit="queries") as advance:
+        for _ in range(150):  # a second each
+            now += 1
             advance(10)
     assert caplog.messages == [
-        "searching: 20 of 40 queries (5.0/s, 4 s left)",
-        "searching: 30 of 40 queries (3.8/s, 3 s left)",
+        "searching: 600 of 1,500 queries (10.0/s, 90 s left)",
+        "searching: 1,200 of 1,500 queries (10.0/s, 30 s left)",
+        "searching: 1,500 of 1,500 queries (10.0/s)",
     ]
+    told = [json.loads(line)["done"] for line in (tmp_path / "events").read_text().splitlines() if line]
+    assert told == [*range(20, 1_500, 20), 1_500]

@@ -14,6 +14,7 @@ from wukong import stages
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
+from wukong.stages import places
 from wukong.stages.estimate import Work
 
 ROOT = Path(__file__).parents[3]
@@ -55,9 +56,15 @@ def test_every_entry_says_what_its_kind_needs() -> None:
         assert entry.title[0].isupper() and entry.hands_on
         if entry.runs_as != "component":
             assert entry.version, f"{entry.name} writes a manifest, whose key needs a version"
+        if entry.runs_as == "job" and entry.name not in places.UPCOMING:
+            assert entry.from_experiment, f"nobody knows the key of {entry.name}, so it would never be found finished"
         if entry.takedown == "delete":
             assert entry.version and entry.parents, "a takedown finds it by the manifests of its parents"
         assert (entry.estimate is not None) == (entry.name in stages.WHOLE_RUN)
+
+
+def test_what_knows_a_job_before_it_starts_is_of_a_job() -> None:
+    assert set(places.UPCOMING) <= set(stages.JOBS)
 
 
 def test_every_job_is_in_the_table_and_the_table_names_no_other() -> None:

@@ -6,6 +6,7 @@ import re
 from urllib.parse import urlencode
 
 from wukong.crawl.engine import EngineRefusedError, Result, clean
+from wukong.crawl.source import Searched
 
 PAGE = 30
 _CAPTCHA = ("wappass.baidu.com", "百度安全验证", "captcha")
@@ -30,7 +31,7 @@ class Baidu:
     """The engine at an ``acjson`` address.
 
     Args:
-        endpoint: for instance ``https://image.baidu.com/search/acjson``.
+        endpoint: address, for instance ``https://image.baidu.com/search/acjson``.
     """
 
     name = "baidu"
@@ -108,4 +109,4 @@ def _address(item: dict[str, object]) -> str | None:
     return None
 
 
-ENGINE = Baidu
+SOURCE = Searched(name=Baidu.name, engine=Baidu)

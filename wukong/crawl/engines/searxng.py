@@ -4,13 +4,14 @@ import json
 from urllib.parse import urlencode, urljoin
 
 from wukong.crawl.engine import Result, clean
+from wukong.crawl.source import Searched
 
 
 class SearXNG:
     """A SearXNG instance whose settings allow the JSON format.
 
     Args:
-        endpoint: for instance ``https://searx.example.org/search``.
+        endpoint: address, for instance ``https://searx.example.org/search``.
     """
 
     name = "searxng"
@@ -29,15 +30,15 @@ class SearXNG:
         items = answer.get("results") if isinstance(answer, dict) else None
         if not isinstance(items, list):
             raise ValueError("the answer has no results[]")  # noqa: TRY004
-        found = []
+        results = []
         for item in items:
             if not isinstance(item, dict) or not isinstance(item.get("img_src"), str) or not item["img_src"]:
                 continue
             title, page = item.get("title"), item.get("url")
             page_url = clean(page) if isinstance(page, str) and page else None
             url = _absolute(clean(item["img_src"]), page_url or self._endpoint)
-            found.append(Result(url, clean(title) if isinstance(title, str) else "", page_url))
-        return found
+            results.append(Result(url, clean(title) if isinstance(title, str) else "", page_url))
+        return results
 
 
 def _absolute(url: str, page: str) -> str:
@@ -51,4 +52,4 @@ def _absolute(url: str, page: str) -> str:
         return url
 
 
-ENGINE = SearXNG
+SOURCE = Searched(name=SearXNG.name, engine=SearXNG)

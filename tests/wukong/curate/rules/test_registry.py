@@ -138,6 +138,7 @@ print(json.dumps({
     "refused": refused,
     "columns": [PAIRS.field("marks").type == "int64", "marks" in DROPPED.names, "marks_found" in audit.columns()],
     "dropped": rules.decide(computed, experiment.filter).to_list(),
+    "audited": audit.audit(pairs, rules.load(experiment.filter))["marks_found"].to_list(),
     "gate": [check.column, check.max_value, check.mostly, check.meta["severity"]],
     "funnel": [[step.name, step.title, step.lost] for step in funnel(crawl, filtered) if step.name == "shouting"],
     "order": rules.applied(experiment.filter),
@@ -159,6 +160,7 @@ def test_a_new_rule_is_one_file(tmp_path):
     assert "filter.max_marks" in found["refused"]
     assert found["columns"] == [True, True, True]
     assert found["dropped"] == ["shouting", "language", None, "shouting"]
+    assert found["audited"] == [2, 2, 1, 2]
     assert found["gate"] == ["marks_found", 1, 0.9, "warn"]
     assert found["funnel"] == [["shouting", "caption does not shout", 4]]
     assert found["order"][4] == "shouting"

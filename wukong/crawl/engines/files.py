@@ -1,0 +1,58 @@
+"""Pictures of one's own instead of a search engine: a folder or a list (``wukong/crawl/own_files.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from wukong.crawl.source import Listed, Wording
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from wukong.config.crawl import Crawl
+    from wukong.crawl.own_files import Picture
+
+
+def _check(uri: str) -> str:
+    from wukong.store import storage
+
+    return "" if storage.exists(uri) or storage.list_files(uri) else "has nothing; name a folder of pictures or a list"
+
+
+def _pictures(config: Crawl) -> Iterator[Picture]:
+    from wukong.crawl.own_files import pictures_of
+
+    return pictures_of(config)
+
+
+def _read(_uri: str, _number: int, config: Crawl) -> Iterator[pa.Table]:
+    from wukong.crawl.own_files import read_pictures
+
+    return read_pictures(config)
+
+
+def _content(config: Crawl) -> list[str]:
+    from wukong.crawl.own_files import digest_of, pictures_of
+
+    return [digest_of(pictures_of(config))]
+
+
+def _bytes_read(sizes: Mapping[str, int]) -> int:
+    """Those of a list; of a folder captions are read, and no picture."""
+    return 0 if len(sizes) > 1 else sum(sizes.values())
+
+
+SOURCE = Listed(
+    name="files",
+    wording=Wording("From picture to pair", "pictures named", "The data name {} pictures", "pictures of one's own"),
+    nothing="crawl.endpoint = {config.endpoint!r} names no picture.",
+    check=_check,
+    lists=lambda config: [config.endpoint],
+    read=_read,
+    count=lambda config: sum(1 for _ in _pictures(config)),
+    content=_content,
+    bytes_read=_bytes_read,
+    reads_files=True,
+    pictures=_pictures,
+)

@@ -1,0 +1,53 @@
+"""Lists of URLs instead of a search engine, such as the released Wukong data set (``wukong/crawl/url_list.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from wukong.crawl.source import Listed, Wording
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from wukong.config.crawl import Crawl
+
+
+def _check(uri: str) -> str:
+    from wukong.crawl.url_list import SUFFIXES
+    from wukong.store import storage
+
+    if storage.exists(uri) or any(file.endswith(SUFFIXES) for file in storage.list_files(uri)):
+        return ""
+    return f"is no list of URLs; name a file, or a folder of files, of {', '.join(SUFFIXES)}"
+
+
+def _lists(config: Crawl) -> list[str]:
+    from wukong.crawl.url_list import list_files
+
+    return list_files(config.endpoint)
+
+
+def _read(uri: str, number: int, config: Crawl) -> Iterator[pa.Table]:
+    from wukong.crawl.url_list import read_list
+
+    return read_list(uri, number, config)
+
+
+def _count(config: Crawl) -> int:
+    from wukong.crawl.url_list import count
+
+    return count(config.endpoint)
+
+
+SOURCE = Listed(
+    name="urls",
+    wording=Wording("From list to pair", "rows of the list", "The list has {} rows", "a list of URLs"),
+    nothing="the list at crawl.endpoint = {config.endpoint!r} holds no URL in the column that crawl.url_column names, "
+    "{config.url_column!r}.",
+    check=_check,
+    lists=_lists,
+    read=_read,
+    count=_count,
+    not_in_key=frozenset({"endpoint"}),  # what the lists say decides, not where they lie
+)

@@ -1,0 +1,38 @@
+"""Names of the environment variables that one process of a run forwards to another, by who gets them.
+
+A component starts a job, which may run on another machine, and the job starts workers there. A job on the same machine
+inherits all variables. What a machine of the cluster has in its own environment is not forwarded to it: addresses of
+services to jobs, credentials to anybody but components, whose pods are of another namespace.
+"""
+
+_SERVICES = ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "MLFLOW_TRACKING_URI")
+
+TO_JOBS = ("MLFLOW_RUN_ID", "WUKONG_CONNECT_TO", "WUKONG_EVENTS")
+"""To a job on another machine: which run it belongs to. Never credentials: Ray's dashboard and the RayJob show them."""
+
+TO_WORKERS = (
+    *TO_JOBS,
+    *_SERVICES,  # a driver that the embedded stack's file has connected has them from nowhere else
+    "WUKONG_STORE_PATIENCE",  # a driver's own, which a stage sets
+    "WUKONG_ATTEMPT",  # made by the driver
+)
+"""To a job's workers. Never credentials: every Ray node has those, and Ray writes these variables into its logs."""
+
+TO_COMPONENTS = (
+    *_SERVICES,
+    "MLFLOW_PUBLIC_URL",  # components alone show links to people
+    "WUKONG_CLUSTER",  # and start RayJobs
+    "DO_NOT_TRACK",
+    "NO_COLOR",
+    "RAY_COLOR_PREFIX",
+)
+"""To components on a cluster, which have no run and no attempt yet: keys of the ConfigMap ``wukong-settings``."""
+
+SECRETS = {
+    "wukong-s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    "wukong-mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+}
+"""To components on a cluster: names of Secrets, and their keys."""
+
+OPTIONAL_SECRETS = {"register": {"wukong-webhook": ("WUKONG_WEBHOOK_URL", "WUKONG_WEBHOOK_SECRET")}}
+"""To single stages' components on a cluster: Secrets that need not exist, by the stage."""
