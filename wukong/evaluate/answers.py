@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from wukong.config import evaluators
 from wukong.errors import DataError
 from wukong.evaluate import interval
 
@@ -34,7 +35,6 @@ _METADATA = ("task", "digest", "protocol")
 _NO_LABEL = -1
 _FEWEST = 6 - 1e-9  # units
 _NO_LINKS = np.empty((0, 2), np.int64)
-MEAN_RECALL, PER_CLASS = "mean_recall", "mean_per_class"
 
 
 @dataclass(frozen=True)
@@ -60,29 +60,29 @@ class Answers:
     def scores(self) -> "Scores":
         """Sum the answers over each unit.
 
-        The mean over classes weighs each image by one over the number of its class's images. ``mean_recall`` is the
-        mean of the recalls.
+        A mean over classes weighs each image by one over the number of its class's images. A mean of results
+        (``Result.mean_of``) is there where some of them are.
         """
         size = int(self.units.max()) + 1
         sums, weights = np.zeros((size, len(self.results))), np.zeros((size, len(self.results)))
         for column, (name, values) in enumerate(self.results.items()):
             counts = np.isfinite(values)
             units, heavy = self.units[counts], np.ones(int(counts.sum()))
-            if name == PER_CLASS:
+            if evaluators.result_of(name).per_class:
                 labels = self.labels[counts]
                 heavy = 1 / np.bincount(labels)[labels]
             sums[:, column] = np.bincount(units, heavy * values[counts], size)
             weights[:, column] = np.bincount(units, heavy, size)
         shares = {name: {name: 1.0} for name in self.results}
-        recalls = [name for name in self.results if "_to_" in name]
-        if recalls:
-            shares[MEAN_RECALL] = dict.fromkeys(recalls, 1 / len(recalls))
+        for name, result in evaluators.results().items():
+            if parts := [each for each in self.results if each in result.mean_of]:
+                shares[name] = dict.fromkeys(parts, 1 / len(parts))
         mixed = np.array([[share.get(name, 0.0) for share in shares.values()] for name in self.results])
         links = _NO_LINKS if self.identities is None else np.stack([self.units, self.identities], 1)
         return Scores(tuple(shares), sums, weights, mixed, links)
 
     def intervals(self, seed: int = 0) -> dict[str, "Interval"]:
-        """Compute each recall and ``mean_recall`` with their intervals, by one draw of the units.
+        """Compute each result, and the mean of all if it is a result, with their intervals, by one draw of the units.
 
         Of a result with too few units (``Scores.too_few``) nothing is known: its interval is from 0 to 1.
 
@@ -91,8 +91,8 @@ class Answers:
         """
         scores = self.scores()
         each, mean = interval.with_mean([(scores.sums, scores.weights)], seed=seed)
-        found = zip([*self.results, MEAN_RECALL], [*each, mean], scores.too_few(), strict=True)
-        return {name: replace(value, low=0.0, high=1.0) if few else value for name, value, few in found}
+        named = zip(scores.names, [*each, mean], scores.too_few(), strict=False)
+        return {name: replace(value, low=0.0, high=1.0) if few else value for name, value, few in named}
 
     def ordered(self, order: Sequence[int], queries: Sequence[str]) -> "Answers":
         """The same answers in another order; units are numbered as they come.

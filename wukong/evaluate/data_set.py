@@ -140,6 +140,11 @@ class RetrievalData:
         return self.images.image(i)
 
     @property
+    def ids(self) -> Sequence[str]:
+        """The id of each image, under the name that it has in ``ClassificationData``."""
+        return self.image_ids
+
+    @property
     def answered(self) -> bool:
         """Whether the owner publishes which images are right; no recall can be computed otherwise."""
         return any(caption.images for caption in self.captions)
@@ -158,6 +163,9 @@ class RetrievalData:
 
     def _row(self, caption: Caption) -> list[str]:
         return [caption.text, *sorted(self.image_ids[i] for i in caption.images)]
+
+
+Data: TypeAlias = ClassificationData | RetrievalData
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from wukong.data.feature_files import read_views
 from wukong.data.shards import matching
 from wukong.errors import DataError
 from wukong.evaluate import retrieval
-from wukong.evaluate.data_set import ClassificationData, RetrievalData
+from wukong.evaluate.data_set import ClassificationData, Data, RetrievalData
 from wukong.evaluate.published import Caption
 from wukong.evaluate.results import HOLDOUT
 from wukong.store import manifest, storage
@@ -65,7 +65,7 @@ class Pictures:
             return images.decode(stream.read(size), f"{key}.jpg of {tar}")
 
 
-def read(experiment: Experiment, filtered: Manifest, name: str) -> RetrievalData | ClassificationData | None:
+def read(experiment: Experiment, filtered: Manifest, name: str) -> Data | None:
     """Read a task of an experiment's hold-outs: keys, captions and labels, no images.
 
     Args:
@@ -87,7 +87,7 @@ def read(experiment: Experiment, filtered: Manifest, name: str) -> RetrievalData
     return _classification(filtered, {each.name: each for each in experiment.evaluate.classification}[name])
 
 
-def of_evaluation(evaluated: Manifest, name: str) -> RetrievalData | ClassificationData | None:
+def of_evaluation(evaluated: Manifest, name: str) -> Data | None:
     """Read a task of the hold-outs that an evaluation of an earlier version was made of, in the order of its answers.
 
     That was the order of the pairs in the shards.
@@ -118,9 +118,7 @@ def of_evaluation(evaluated: Manifest, name: str) -> RetrievalData | Classificat
     return None
 
 
-def features(
-    experiment: Experiment, filtered: Manifest, computed: str, data: ClassificationData | RetrievalData
-) -> Tensor:
+def features(experiment: Experiment, filtered: Manifest, computed: str, data: Data) -> Tensor:
     """Read the stored features of a task's images, float16 [images, ...], in the data's order.
 
     Args:
@@ -132,16 +130,15 @@ def features(
     Raises:
         DataError: an image has no features.
     """
-    ids = data.ids if isinstance(data, ClassificationData) else data.image_ids
     rows: dict[str, Tensor] = {}
     for holdout in experiment.filter.split.holdouts:
         names = shards.names_of(filtered, holdout.name)
         if names:
             keys, views = read_views(computed, holdout.name, names, [0])
             rows |= zip(keys, views[0], strict=True)
-    if lost := [key for key in ids if key not in rows]:
+    if lost := [key for key in data.ids if key not in rows]:
         raise DataError(f"{computed} has no features for the pair {lost[0]}: delete it and run again")
-    return torch.stack([rows[key] for key in ids])
+    return torch.stack([rows[key] for key in data.ids])
 
 
 def _retrieval(

@@ -245,6 +245,6 @@ def sentences(experiment: Experiment) -> list[str]:
         _CAPTIONS[experiment.evaluate.captions],
         _VIEWS[experiment.model.image.view],
     ]
-    if experiment.model.similarity == "token":
+    if experiment.model.is_token_wise:
         found.append(_CLS[experiment.model.match_text_cls])
     return found

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from wukong.data import shards
 from wukong.data.shards import matching
 from wukong.errors import WukongError
-from wukong.evaluate.data_set import ClassificationData, RetrievalData
+from wukong.evaluate.data_set import Data
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
@@ -34,7 +34,7 @@ class Pairs:
     sources: tuple[str, ...]
 
 
-def digests(data: ClassificationData | RetrievalData) -> list[str | None]:
+def digests(data: Data) -> list[str | None]:
     """Return the SHA-256 of each picture's file; None for pictures that are no files, but arrays of pixels."""
     return [data.images.digest(number) for number in range(len(data))]
 

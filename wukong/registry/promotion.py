@@ -30,12 +30,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from wukong.config import evaluators
+from wukong.config.evaluators import HOLDOUTS
 from wukong.errors import DataError
 from wukong.evaluate import answers
 from wukong.evaluate.answers import Scores
 from wukong.evaluate.interval import RESAMPLES, Interval
 from wukong.evaluate.paired import differences
-from wukong.evaluate.results import HOLDOUT, HOLDOUTS
+from wukong.evaluate.results import HOLDOUT
 from wukong.evaluate.stored import Evaluation
 from wukong.registry.choices import Choice
 from wukong.store.manifest import digest_of
@@ -237,15 +239,6 @@ class _Measured:
     scores: Scores | None
     value: float
     chance: Scores | None
-
-
-def test_set(evaluation: Evaluation, metric: str) -> str:
-    """Return the digest of what a metric was measured on: data and protocols.
-
-    Raises:
-        DataError: it was not measured.
-    """
-    return _measured(evaluation, metric).digest
 
 
 def measures(evaluation: Evaluation, metric: str) -> bool:
@@ -475,7 +468,5 @@ def _chance(task: Mapping[str, Any], result: str) -> float | None:
     known = task["chance"]
     if result in known:
         return float(known[result])
-    recalls = [known.get(name) for name in task["results"] if "_to_" in name]
-    if result != answers.MEAN_RECALL or not recalls or None in recalls:
-        return None
-    return float(sum(recalls) / len(recalls))
+    parts = [known.get(name) for name in task["results"] if name in evaluators.result_of(result).mean_of]
+    return None if not parts or None in parts else float(sum(parts) / len(parts))
