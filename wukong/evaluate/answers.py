@@ -46,7 +46,7 @@ class Answers:
         units: int64 [queries], the number of the unit that a query belongs to. Units are drawn independently, queries
             of a unit together: what hangs together by captions and images, see ``units_of``.
         labels: int64 [queries], each image's class; -1 where there is none.
-        results: by the result's name its answers, float64 [queries]; NaN for queries that do not count for it.
+        results: the answers by the name of their result, float64 [queries]; NaN for queries that do not count for it.
         identities: int64 [queries], a digest of the caption or of the image, equal in all tasks; None where it is not
             known. Then nothing is taken to be in another task too.
     """
@@ -87,7 +87,7 @@ class Answers:
         Of a result with too few units (``Scores.too_few``) nothing is known: its interval is from 0 to 1.
 
         Args:
-            seed: of the bootstrap.
+            seed: the bootstrap's.
         """
         scores = self.scores()
         each, mean = interval.with_mean([(scores.sums, scores.weights)], seed=seed)
@@ -112,7 +112,7 @@ class Scores:
     """Answers of a model by unit. Each result is a weighted sum of columns; a column is a ratio of sums over the units.
 
     Attributes:
-        names: of the results.
+        names: the results' names.
         sums: float64 [units, columns], the sum of a unit's answers.
         weights: float64 [units, columns], the number of a unit's answers, or their weight.
         mixed: float64 [columns, results], the weights of the columns in each result.
@@ -189,9 +189,9 @@ def of_images(
     """Answers of a classification task: each image is a query and, unless it is there twice, a unit.
 
     Args:
-        ids: of the images.
+        ids: the id of each image.
         labels: their classes, int [images].
-        results: by name whether each image counts as right, [images].
+        results: whether each image counts as right, [images], by the result's name.
         pictures: digests of the images' bytes; empty where only the ids are known.
     """
     values = {name: np.asarray(each, np.float64) for name, each in results.items()}
@@ -211,10 +211,10 @@ def of_retrieval(
     """Answers of a retrieval task: each caption is a query, and each image where images are queries too.
 
     Args:
-        found: from ``retrieval.search``.
+        found: what ``retrieval.search`` returned.
         pairs: which belong together.
         texts: the captions.
-        image_ids: of the images.
+        image_ids: the id of each image.
         share: whether an answer is the share of the right candidates that are found; otherwise 1 if any is.
         pictures: digests of the images' bytes; empty where only the ids are known.
     """
@@ -249,8 +249,8 @@ def units_of(
     Args:
         texts: the captions.
         pictures: what identifies each image.
-        text: for each pair the number of its caption, int [pairs].
-        image: for each pair the number of its image, int [pairs].
+        text: number of each pair's caption, int [pairs].
+        image: number of each pair's image, int [pairs].
 
     Returns:
         Units and identities (see ``Answers``) of all captions, then of all images.
@@ -301,9 +301,9 @@ def table(found: Mapping[str, Answers], *, task: str, digest: str, protocol: str
     """Make the table of a task.
 
     Args:
-        found: by the model's role its answers.
+        found: the answers of each model by its role.
         task: the task's name.
-        digest: of what was measured.
+        digest: SHA-256 of what was measured.
         protocol: the protocol's name.
     """
     parts = []

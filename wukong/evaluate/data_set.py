@@ -173,8 +173,8 @@ class Classification:
     """A set of images with one label each.
 
     Attributes:
-        name: as in ``wukong.evaluate.class_names``.
-        title: as Table 5 has it.
+        name: its name, also in ``wukong.evaluate.class_names``.
+        title: its name in Table 5.
         splits: number of images of each split in the owner's form.
         split: the split that is measured where nothing else is said.
         note: which splits the owner publishes, which ones others use, and what the paper says about it.
@@ -249,8 +249,8 @@ class Retrieval:
     """A set of images and captions.
 
     Attributes:
-        name: for instance ``coco-cn``.
-        title: as Table 8 has it.
+        name: its name, for instance ``coco-cn``.
+        title: its name in Table 8.
         splits: numbers of images and captions of each split, those of Table 8.
         split: the split that the paper measures.
         note: what others measure, and what is special in the files.

@@ -27,11 +27,11 @@ def images(model: Model, data: Data, protocol: Protocol, cache: Path) -> Rows:
     stored = Tokens(cache) if model.token_wise else None
     for start in range(0, len(data), _BATCH_IMAGES):
         pictures = [data.image(i) for i in range(start, min(start + _BATCH_IMAGES, len(data)))]
-        found = model.encode_images(pictures, protocol)
+        vectors = model.encode_images(pictures, protocol)
         if stored is None:
-            parts.append(found)
+            parts.append(vectors)
         else:
-            stored.append(found)
+            stored.append(vectors)
         if start // _LOGGED_IMAGES != (start + len(pictures)) // _LOGGED_IMAGES:
             log.info("%s: %d of %d images encoded", data.name, start + len(pictures), len(data))
     return torch.cat(parts) if stored is None else stored
@@ -44,10 +44,10 @@ def texts(model: Model, texts: Sequence[str], protocol: Protocol, cache: Path) -
     stored, counted = Tokens(cache), []
     # Parts of one size: a model refuses texts of which it knows few words, and a part of few texts may be of such.
     for rows in np.array_split(np.arange(len(texts)), math.ceil(len(texts) / _BATCH_TEXTS)):
-        found = model.encode_texts([texts[row] for row in rows], protocol)
-        ends = (found.counted * torch.arange(1, found.counted.shape[1] + 1)).amax(1)
-        stored.append(found.vectors, ends)
-        counted.append(found.counted)
+        encoded = model.encode_texts([texts[row] for row in rows], protocol)
+        ends = (encoded.counted * torch.arange(1, encoded.counted.shape[1] + 1)).amax(1)
+        stored.append(encoded.vectors, ends)
+        counted.append(encoded.counted)
     longest = max(each.shape[1] for each in counted)
     padded = [F.pad(each, (0, longest - each.shape[1])) for each in counted]
     return StoredTexts(stored, torch.cat(padded))

@@ -31,9 +31,9 @@ class Pictures:
     """The images of pairs, read from their shards when they are asked for. A shard is indexed once.
 
     Args:
-        tars: for each image the URI of its shard's tar.
-        keys: for each image the key of its pair.
-        digests: for each image the SHA-256 of the file that the crawl got; None where it is not known.
+        tars: URI of the tar of each image's shard.
+        keys: key of each image's pair.
+        digests: SHA-256 of the file that the crawl got, of each image; None where it is not known.
     """
 
     def __init__(self, tars: Sequence[str], keys: Sequence[str], digests: Sequence[str | None]) -> None:
@@ -94,7 +94,7 @@ def of_evaluation(evaluated: Manifest, name: str) -> Data | None:
 
     Args:
         evaluated: manifest of the evaluate stage.
-        name: of the task.
+        name: the task's name.
 
     Returns:
         The data; None if the evaluation has no such task, or nothing was held out for it.
@@ -125,7 +125,7 @@ def features(experiment: Experiment, filtered: Manifest, computed: str, data: Da
         experiment: has the hold-outs.
         filtered: manifest of the filter stage.
         computed: URI of the features of the hold-outs.
-        data: from ``read``.
+        data: what ``read`` returned.
 
     Raises:
         DataError: an image has no features.
@@ -145,11 +145,11 @@ def _retrieval(
     filtered: Manifest, holdout: Holdout, taken: retrieval.Captions, *, by_key: bool = True
 ) -> RetrievalData | None:
     """Read a hold-out for retrieval. Each distinct image is one candidate; ``retrieval.task`` says what is right."""
-    found = _rows(filtered, [holdout.name], by_key=by_key)
-    if found is None:
+    rows_and_tars = _rows(filtered, [holdout.name], by_key=by_key)
+    if rows_and_tars is None:
         log.warning("the hold-out %s has no pairs: it is not measured", holdout.name)
         return None
-    table, tars = found
+    table, tars = rows_and_tars
     keys, digests, identities = table["key"].to_pylist(), table["sha256"].to_pylist(), _identities(table)
     rows, texts, relevant = retrieval.task(identities, table["caption"].to_pylist(), taken)
     chosen = rows.tolist()
@@ -160,7 +160,7 @@ def _retrieval(
         holdout.name,
         HOLDOUT,
         [keys[row] for row in chosen],
-        [Caption(text, tuple(of)) for text, of in zip(texts, wanted, strict=True)],
+        [Caption(text, tuple(images)) for text, images in zip(texts, wanted, strict=True)],
         False,
         Pictures(*([each[row] for row in chosen] for each in (tars, keys, digests))),
         holdout.title or holdout.name,
@@ -173,13 +173,13 @@ def _classification(filtered: Manifest, task: Classification, *, by_key: bool = 
 
     An image in several pairs counts once in its class.
     """
-    found = _rows(filtered, task.holdouts, by_key=by_key)
-    urls = found[0]["url"].to_pylist() if found else []
+    rows_and_tars = _rows(filtered, task.holdouts, by_key=by_key)
+    urls = rows_and_tars[0]["url"].to_pylist() if rows_and_tars else []
     belongs = np.array([matching(urls, [pattern]) for pattern in task.classes.values()])
-    if found is None or not belongs.any():
+    if rows_and_tars is None or not belongs.any():
         log.warning("no held-out picture belongs to a class of %s: it is not measured", task.name)
         return None
-    table, tars = found
+    table, tars = rows_and_tars
     keys, identities = table["key"].to_pylist(), _identities(table)
     label_of = belongs.argmax(0).tolist()
     firsts = {(identities[row], label_of[row]): row for row in reversed(np.flatnonzero(belongs.any(0)).tolist())}

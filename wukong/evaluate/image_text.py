@@ -32,7 +32,7 @@ def measure(
     refuse_collapsed(images, "image")
     texts = encoding.texts(model, [caption.text for caption in data.captions], protocol, cache)
     refuse_collapsed(texts.vectors, "caption", texts.counted if texts.vectors.ndim == 3 else None)
-    found = retrieval.search(
+    hits = retrieval.search(
         images,
         texts,
         pairs,
@@ -43,7 +43,7 @@ def measure(
         text_ids=[str(number) for number in range(pairs.texts)],
     )
     answered = answers.of_retrieval(
-        found,
+        hits,
         pairs,
         [caption.text for caption in data.captions],
         data.image_ids,
@@ -72,7 +72,7 @@ def measure(
         EVALUATORS["retrieval"].main,
         answered.intervals(),
         chance,
-        examples=_queries(model, data, images, texts, examples.chosen(found.text_to_image[:, 0] > 0)),
+        examples=_queries(model, data, images, texts, examples.chosen(hits.text_to_image[:, 0] > 0)),
         answers=answered,
     )
 

@@ -120,8 +120,8 @@ def with_mean(
 
     Args:
         samples: sums and weights of each sample, as in ``of``.
-        level: as in ``of``.
-        resamples: as in ``of``.
+        level: the level, between 0 and 1.
+        resamples: number of resamples.
         seed: the first sample's; the next has the next one.
 
     Returns:
@@ -133,9 +133,9 @@ def with_mean(
     rows = [_rows(*each) for each in samples]
     drawn = [_drawn(each, resamples, seed + n) for n, each in enumerate(rows)]
     each = [
-        _interval(one, column, of[:, column], level)
-        for one, of in zip(rows, drawn, strict=True)
-        for column in range(of.shape[1])
+        _interval(one, column, results_of[:, column], level)
+        for one, results_of in zip(rows, drawn, strict=True)
+        for column in range(results_of.shape[1])
     ]
     results = np.concatenate([one.results() for one in rows])
     if results[0] in {0.0, 1.0} and (results == results[0]).all():
@@ -169,9 +169,9 @@ def mean_per_class(
     Args:
         hits: bool or 0 and 1, [images].
         labels: number of each image's class, int [images].
-        level: as in ``of``.
-        resamples: as in ``of``.
-        seed: as in ``of``.
+        level: the level, between 0 and 1.
+        resamples: number of resamples.
+        seed: the same seed gives the same interval.
 
     Raises:
         DataError: there is no image, or a class between 0 and the largest label has none.
@@ -231,8 +231,8 @@ def of_draws(values: Numbers, drawn: Numbers, shifts: Numbers, *, level: float =
     Args:
         values: the statistics, [statistics].
         drawn: each statistic in each resample, [statistics, resamples].
-        shifts: by how much each falls when a unit is left out (jackknife), [statistics, units].
-        level: as in ``of``.
+        shifts: how much each falls when a unit is left out (jackknife), [statistics, units].
+        level: the level, between 0 and 1.
     """
     units = shifts.shape[1]
     ends = _bca_of_all(values, drawn, shifts, np.ones(units, np.int64), units, level)
@@ -315,7 +315,7 @@ def student(degrees: int, probability: float) -> float:
     integrates to the last digits; Newton's method finds u.
 
     Args:
-        degrees: of freedom, 1 at least.
+        degrees: the degrees of freedom, 1 at least.
         probability: between 0.5 and 1.
     """
     places, weights = np.polynomial.legendre.leggauss(96)

@@ -135,7 +135,7 @@ class Pairs:
         """Make the pairs from the numbers of the images of each caption.
 
         Args:
-            images_of_texts: for each caption the numbers of its images.
+            images_of_texts: the numbers of each caption's images.
             images: number of images.
             every_image: whether each image must have a caption; False for text-to-image retrieval only, where images
                 without a caption are candidates too.
@@ -319,8 +319,8 @@ def search(
         similarity: computes the scores of a block, for instance ``Model.similarity``.
         ties: the rule for equal scores, see ``hits``.
         both: whether texts are searched by images too.
-        image_ids: for the rule ``id``.
-        text_ids: for the rule ``id``, if ``both``.
+        image_ids: the id of each image, for the rule ``id``.
+        text_ids: the id of each caption, for the rule ``id`` if ``both``.
         cutoffs: the values of K.
         block: number of images and of captions in a block; None for 2,048, or 512 with vectors of tokens, which are
             many for each.

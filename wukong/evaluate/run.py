@@ -101,7 +101,7 @@ def document(
         models: the models that were measured.
         protocols: the protocols of all tasks.
         records: what ``Task.record`` returned of each task.
-        trained: by role what a model was trained on, or why that is not known.
+        trained: what each model was trained on, or why that is not known, by role.
     """
     by_role = [(model.role, record) for model in models for record in records]
     entries = [entry for role, record in by_role for entry in record["tasks"].get(role, ())]

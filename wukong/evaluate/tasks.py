@@ -43,8 +43,8 @@ class Read:
     """What was read of the chosen tasks.
 
     Attributes:
-        data: of each task that is there, by its name.
-        missing: for each task that is not there, what to download and where to put it; only for ``all``.
+        data: the data of each task that is there, by its name.
+        missing: what to download and where to put it, of each task that is not there; only for ``all``.
     """
 
     data: Mapping[str, Data]
@@ -78,7 +78,7 @@ def read(names: Sequence[str], folders: Mapping[str, Path], root: Path, protocol
     """Read sets before any model works: ids and labels, no images.
 
     Args:
-        names: of sets.
+        names: the names of sets.
         folders: folders of some sets; the others' is the folder with their name below ``root``.
         root: the folder that holds all sets.
         protocol: says which split is read.

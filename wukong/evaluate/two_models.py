@@ -24,7 +24,7 @@ def compared(task: str, answered: Mapping[str, Answers]) -> list[dict[str, Any]]
 
     Args:
         task: name of the set or hold-out.
-        answered: by role the answers of ``pretrained`` and of ``finetuned``, in any order.
+        answered: the answers of ``pretrained`` and of ``finetuned`` by role, in any order.
 
     Returns:
         For each result ``task``, ``result``, ``first`` (``pretrained``) and ``second`` (``finetuned``), ``difference``

@@ -26,14 +26,14 @@ def measure(
     embedded = classification.embed(model, names, prompts.of(protocol.prompts, data.name), protocol, cache)
     images = encoding.images(model, data, protocol, cache) if encoded is None else encoded
     scores = classification.scores(model, images, embedded, protocol)
-    found = classification.measured(scores, labels, protocol, data.name, every_class=data.every_class)
-    results = {"top1": found.top1, "mean_per_class": found.mean_per_class}
+    measured = classification.measured(scores, labels, protocol, data.name, every_class=data.every_class)
+    results = {"top1": measured.top1, "mean_per_class": measured.mean_per_class}
     chance = {"top1": 1 / len(names), "mean_per_class": 1 / len(names)}
-    if found.top5 is not None:
-        results["top5"], chance["top5"] = found.top5, 5 / len(names)
+    if measured.top5 is not None:
+        results["top5"], chance["top5"] = measured.top5, 5 / len(names)
     # What a wrong image is taken for; where the right class ties with another, the other.
     wrong = scores.scatter(1, labels[:, None], -torch.inf).argmax(1)
-    best = torch.where(found.right, labels, wrong)
+    best = torch.where(measured.right, labels, wrong)
     confusion = torch.bincount(labels * len(names) + best, minlength=len(names) ** 2).view(len(names), -1)
     few = len(names) <= _MOST_CONFUSED
     return Outcome(
@@ -44,15 +44,15 @@ def measure(
         data.digest,
         protocol.name,
         {"images": len(data), "classes": len(names)},
-        found.metric,
+        measured.metric,
         results,
         chance,
-        _classes(names, confusion, found.classes),
+        _classes(names, confusion, measured.classes),
         confusion.tolist() if few else (),
         tuple(names) if few else (),
         tuple(
-            Classified(data.ids[i], names[int(labels[i])], names[int(best[i])], bool(found.right[i]))
-            for i in examples.chosen(found.right)
+            Classified(data.ids[i], names[int(labels[i])], names[int(best[i])], bool(measured.right[i]))
+            for i in examples.chosen(measured.right)
         ),
         answers.of_images(data.ids, data.labels, _by_image(scores, labels, protocol), data.pictures).ordered(
             data.order, sorted(data.ids)
@@ -65,8 +65,8 @@ def _by_image(scores: Tensor, labels: Tensor, protocol: Protocol) -> dict[str, T
     best = classification.right(scores, labels, protocol.classification_ties)
     same = protocol.mean_ties == protocol.classification_ties
     mean = best if same else classification.right(scores, labels, protocol.mean_ties)
-    found = {"top1": best[:, 0], "mean_per_class": mean[:, 0]}
-    return found | ({"top5": best[:, 1]} if scores.shape[1] >= 5 else {})
+    right = {"top1": best[:, 0], "mean_per_class": mean[:, 0]}
+    return right | ({"top5": best[:, 1]} if scores.shape[1] >= 5 else {})
 
 
 def _classes(names: Sequence[str], confusion: Tensor, shares: Sequence[float]) -> tuple[ClassResult, ...]:

@@ -67,8 +67,8 @@ def _find(server: Server, experiments: Sequence[str], name: str) -> Run:
         return _by_id(server, name)
     if set(name) & set("'\"\\"):
         raise ConfigError(f"run {name!r}: a run's name has no quotes; `wukong compare` takes names or MLflow's IDs")
-    found = server.search_runs(experiments, f"attributes.run_name = '{name}'")
-    own = [run for run in found if not _is_stage(run)]
+    runs = server.search_runs(experiments, f"attributes.run_name = '{name}'")
+    own = [run for run in runs if not _is_stage(run)]
     if not own:
         raise ConfigError(f"MLflow at {server.address} has no run {name!r}: give the name of a run, or its ID")
     if len(own) > 1:
@@ -145,7 +145,7 @@ def compare(measured: Sequence[Measured], seed: int = 0) -> dict[str, Any]:
 
     Args:
         measured: the runs; two at least.
-        seed: of the bootstrap.
+        seed: the bootstrap's.
 
     Returns:
         ``format``. ``baseline``: the first run's name. ``runs``: of each ``name``, ``run_id``, ``experiment_id``,
@@ -211,7 +211,7 @@ def differing(parameters: Sequence[Mapping[str, str]]) -> dict[str, list[str | N
     """Return the parameters whose values are not the same in all runs, each with a value for every run."""
     keys = dict.fromkeys(key for each in parameters for key in each)
     values = {key: [each.get(key) for each in parameters] for key in keys}
-    return {key: found for key, found in values.items() if len(set(found)) > 1}
+    return {key: row for key, row in values.items() if len(set(row)) > 1}
 
 
 _Scores: TypeAlias = Sequence[Mapping[str, "Scores | None"]]
@@ -271,14 +271,14 @@ def _paired(scores: Sequence["Scores | None"], seed: int) -> list[dict[str, "Int
     """Return each run's paired differences from the first, by result; empty where there are none."""
     from wukong.evaluate.paired import differences
 
-    found: list[dict[str, Interval]] = [{} for _ in scores]
+    intervals: list[dict[str, Interval]] = [{} for _ in scores]
     first = scores[0]
     with_answers = [(n, each) for n, each in enumerate(scores) if n and each is not None]
     if first is not None and with_answers:
         computed = differences(first, [each for _, each in with_answers], resamples=_RESAMPLES, seed=seed)
         for (n, _), each in zip(with_answers, computed, strict=True):
-            found[n] = each
-    return found
+            intervals[n] = each
+    return intervals
 
 
 def _means(measured: Sequence[Measured], known: _Scores, kind: str, result: str, seed: int) -> dict[str, Any] | None:

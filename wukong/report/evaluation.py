@@ -21,7 +21,7 @@ def render(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) 
 
     Args:
         document: what ``wukong.evaluate.results.document`` returns.
-        shown: for each task the small images of its examples and alignments (``wukong.evaluate.examples``).
+        shown: small images of the examples and alignments of each task (``wukong.evaluate.examples``).
     """
     models = {model["role"]: model for model in document["models"]}
     roles = {role: title for role, title in ROLES.items() if role in models}
@@ -67,11 +67,11 @@ def _titled(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tasks(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
     """Return each task once, with the results of the models beside each other; the last model's examples are shown."""
-    found: dict[str, dict[str, Any]] = {}
+    tasks: dict[str, dict[str, Any]] = {}
     for entry in document["tasks"]:
-        task = found.setdefault(entry["task"], {**entry, "by_model": {}})
+        task = tasks.setdefault(entry["task"], {**entry, "by_model": {}})
         task["by_model"][entry["model"]] = entry["results"]
-    for name, task in found.items():
+    for name, task in tasks.items():
         entries = {entry["model"]: entry for entry in document["tasks"] if entry["task"] == name}
         role = next(each for each in ("finetuned", "pretrained") if each in entries)
         task |= {
@@ -85,7 +85,7 @@ def _tasks(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) 
             "trained_on": [each for each in document.get("trained_on", ()) if each["task"] == name],
             **_best_and_worst(entries[role]["classes"]),
         }
-    return list(found.values())
+    return list(tasks.values())
 
 
 def _rank(name: str) -> tuple[int, str]:

@@ -89,7 +89,7 @@ def prepared(
     """
     published = named(settings.protocol)
     locked = model.image if model.image is not None and model.image.is_locked else tower
-    found: list[Task] = []
+    measured: list[Task] = []
     with ExitStack() as folders:
         for name in settings.tasks or experiment.held_out_tasks:
             data: Data | None
@@ -112,8 +112,8 @@ def prepared(
                 features = holdouts.features(experiment, filtered, computed, data)[rows]
             elif locked is not None:
                 features = _run(locked, model, data, protocol)
-            found.append(Task(data, protocol, features))
-        yield Validator(found, tokenizer)
+            measured.append(Task(data, protocol, features))
+        yield Validator(measured, tokenizer)
 
 
 class Validator:

@@ -1,4 +1,4 @@
-"""The table of evaluators: what those of the project measure is named there, and another kind is one entry and a file."""
+"""The table of evaluators: another kind of evaluation is one entry and the file that it names."""
 
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,10 @@ def test_another_kind_is_measured_written_named_allowed_and_compared(counting: A
 
     document, better = evaluated("bad", "good")
     dice = [entry for entry in document["tasks"] if entry["task"] == "dice"]
-    assert [(entry["model"], entry["kind"]) for entry in dice] == [("pretrained", "counting"), ("finetuned", "counting")]
+    assert [(entry["model"], entry["kind"]) for entry in dice] == [
+        ("pretrained", "counting"),
+        ("finetuned", "counting"),
+    ]
     values = {name: value["value"] for name, value in dice[1]["results"].items()}
     assert values == pytest.approx({"exact": 0.8, "near": 1.0, "mean_count": 0.9})
 
@@ -137,7 +140,7 @@ def test_another_kind_is_measured_written_named_allowed_and_compared(counting: A
     assert not [name for name in metrics if name.startswith("eval/counting/holdouts/") and "mean_count" not in name]
 
     assert experiment("eval/counting/dice/near").registry.metric == "eval/counting/dice/near"
-    with pytest.raises(ConfigError, match="of counting mean_count, exact, near.*eval/counting/holdouts/mean_count"):
+    with pytest.raises(ConfigError, match=r"of counting mean_count, exact, near.*eval/counting/holdouts/mean_count"):
         experiment("eval/counting/dice/top1")
 
     compared = {each["result"]: each for each in document["comparisons"] if each["task"] == "dice"}

@@ -19,7 +19,7 @@ def _registered() -> dict[str, Classification | Retrieval]:
     Raises:
         TypeError: a module has no ``SET``, or its name is not the module's.
     """
-    found: dict[str, Classification | Retrieval] = {}
+    registry: dict[str, Classification | Retrieval] = {}
     for module in pkgutil.iter_modules(__path__):
         name = module.name.replace("_", "-")
         data_set = getattr(import_module(f"{__name__}.{module.name}"), "SET", None)
@@ -28,8 +28,8 @@ def _registered() -> dict[str, Classification | Retrieval]:
                 f"wukong/evaluate/sets/{module.name}.py assigns no set with the name {name!r} to SET: each file here "
                 "is one evaluation set"
             )
-        found[name] = data_set
-    return found
+        registry[name] = data_set
+    return registry
 
 
 REGISTRY = _registered()
