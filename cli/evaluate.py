@@ -18,10 +18,9 @@ from wukong.store import manifest, storage
 from wukong.tracking import availability, model_versions, stage_results
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from wukong.config.experiment import Experiment
-    from wukong.evaluate.answers import Answers
+    from wukong.evaluate.data_set import Data
+    from wukong.evaluate.run import Task
     from wukong.store.manifest import Manifest
 
 _WIDTH = 132  # a narrower table would break its lines
@@ -65,7 +64,7 @@ def evaluate(
     config_file: Annotated[
         Path | None, typer.Option("--config", "-c", help="An experiment, whose hold-outs can be measured too.")
     ] = None,
-    run: Annotated[
+    of_run: Annotated[
         str | None, typer.Option("--run", help="Take the hold-outs of this run of --config; by default the newest.")
     ] = None,
     output: Annotated[
@@ -92,11 +91,8 @@ def evaluate(
         wukong evaluate --model models:/demo@champion --tasks fashion-mnist --protocol paper
     """
     from infra.corpus import catalogue
-    from wukong.evaluate import adapters, results, trained_on, two_models
-    from wukong.evaluate import answers as answers_of
-    from wukong.evaluate import tasks as tasks_to_run
+    from wukong.evaluate import adapters, run, trained_on
     from wukong.evaluate.model import OwnModel
-    from wukong.evaluate.protocol import OWN, named
     from wukong.evaluate.results import MeasuredModel
     from wukong.report import evaluation as page
 
@@ -104,70 +100,70 @@ def evaluate(
         environment.use_for("models:/")
         availability.refuse_untracked()
     settings = documents.load(config_file) if config_file else None
-    rules, root = named(protocol or "paper"), data.expanduser()
-    held = settings.held_out_tasks if settings else []
-    names = tasks_to_run.chosen(tasks, held)
+    work, missing = _tasks(tasks, protocol, data.expanduser(), settings, of_run)
+    drawn = report is not None or experiment is not None
+    models = []
+    uris = {"pretrained": model} | ({"finetuned": fine_tuned} if fine_tuned else {})
+    for role, uri in uris.items():
+        loaded = adapters.load(uri, device)
+        models.append(MeasuredModel(role, loaded.name, loaded.digest, loaded.token_wise))
+        saved = loaded.saved if loaded.token_wise and isinstance(loaded, OwnModel) else None
+        for task in work:
+            typer.echo(f"{task.data.name}: {len(task.data):,} images", err=True)
+            task.measure(role, loaded, catalogue.cache_folder().with_name("classes"))
+            if drawn:
+                task.draw(role, saved)
+    trained = {role: trained_on.pairs_at(uri, model_versions.folder_of) for role, uri in uris.items()}
+    document = run.document(models, [task.protocol for task in work], [task.record() for task in work], trained)
+    if as_json:
+        print_json(document)
+    else:
+        _print(document)
+    for message in missing.values():
+        typer.echo(f"NOT MEASURED: {message}", err=True)
+    if output is not None:
+        storage.write_json(storage.from_path(output), document)
+        typer.echo(f"Results in {output}", err=as_json)
+    html = page.render(document, {task.data.name: task.pictures for task in work}) if drawn else ""
+    if report is not None:
+        storage.write_bytes(storage.from_path(report), html.encode())
+        typer.echo(f"Page in {report}", err=as_json)
+    if experiment is not None:
+        tables = {role: {task.data.name: each for task in work if (each := task.table(role))} for role in ROLES}
+        for address in stage_results.log_evaluation(experiment, document, html, tables):
+            typer.echo(f"Logged to {address}", err=as_json)
+
+
+def _tasks(
+    asked: str, protocol: str | None, root: Path, experiment: "Experiment | None", of_run: str | None
+) -> "tuple[list[Task], Mapping[str, str]]":
+    """Read the tasks that are named, before any model is loaded; return with them what is missing, with ``all``.
+
+    Raises:
+        DataError: none is there.
+    """
+    from infra.corpus import catalogue
+    from wukong.evaluate import tasks
+    from wukong.evaluate.protocol import OWN, named
+    from wukong.evaluate.run import Task
+
+    rules = named(protocol or "paper")
+    held = experiment.held_out_tasks if experiment else []
+    names = tasks.chosen(asked, held)
     published = [name for name in names if name not in held]
     folders = _embedded([name for name in published if not (root / name).is_dir()], catalogue.cache_folder())
-    skip = tasks.strip() == tasks_to_run.ALL
-    there = tasks_to_run.read(published, folders, root, rules, skip=skip)
-    work = [(found, rules) for found in there.data.values()]
-    if settings and (asked := [name for name in names if name in held]):
-        own = (named(protocol) if protocol else OWN).for_pairs(settings.evaluate.captions)
-        work += [(found, own) for found in _held_out(settings, run, asked, skip=skip)]
+    skip = asked.strip() == tasks.ALL
+    there = tasks.read(published, folders, root, rules, skip=skip)
+    work = [Task(data, rules) for data in there.data.values()]
+    if experiment and (held_out := [name for name in names if name in held]):
+        own = (named(protocol) if protocol else OWN).for_pairs(experiment.evaluate.captions)
+        work += [Task(data, own) for data in _held_out(experiment, of_run, held_out, skip=skip)]
     if not work:
         raise DataError(
             f"none of the {len(names)} sets is in {root}: each needs a folder with its name there, for instance "
             f"{root / names[0]}; docs/evaluation-sets.md says how to get them"
         )
-    models, entries, alignments = [], [], []
-    answered: dict[str, dict[str, Answers]] = {found.name: {} for found, _ in work}
-    tables: dict[str, dict[str, pa.Table]] = {"pretrained": {}, "finetuned": {}}
-    pictures: dict[str, dict[str, str]] = {}
-    asked_for = {"pretrained": model} | ({"finetuned": fine_tuned} if fine_tuned else {})
-    for role, uri in asked_for.items():
-        loaded = adapters.load(uri, device)
-        models.append(MeasuredModel(role, loaded.name, loaded.digest, loaded.token_wise))
-        for found, protocol_of in work:
-            typer.echo(f"{found.name}: {len(found):,} images", err=True)
-            cache = catalogue.cache_folder().with_name("classes")
-            outcome = tasks_to_run.measure(loaded, found, protocol_of, cache)
-            entries.append(outcome.as_json(role))
-            if outcome.answers is not None and experiment:
-                tables[role][found.name] = answers_of.table(
-                    {role: outcome.answers}, task=found.name, digest=found.digest, protocol=protocol_of.name
-                )
-            if outcome.answers is not None:
-                answered[found.name][role] = outcome.answers
-            shown = pictures.setdefault(found.name, {})
-            if report or experiment:
-                shown |= page.pictures(found, outcome, shown)
-                if loaded.token_wise and isinstance(loaded, OwnModel):
-                    drawn, squares = page.aligned(loaded.saved, found, outcome, role)
-                    alignments += drawn
-                    shown |= squares
-    described = {each.name: each.describe() for _, each in work}
-    comparisons = [each for name, by_role in answered.items() for each in two_models.compared(name, by_role)]
-    measured = {found.name for found, _ in work}
-    trained = {role: trained_on.pairs_at(uri, model_versions.folder_of) for role, uri in asked_for.items()}
-    seen = trained_on.counts(trained, {found.name: trained_on.digests(found) for found, _ in work})
-    missing, notes = page.missing(measured), page.notes(measured)
-    document = results.document(models, described, entries, missing, alignments, comparisons, notes, seen)
-    if as_json:
-        print_json(document)
-    else:
-        _print(document)
-    for message in there.missing.values():
-        typer.echo(f"NOT MEASURED: {message}", err=True)
-    if output is not None:
-        storage.write_json(storage.from_path(output), document)
-        typer.echo(f"Results in {output}", err=as_json)
-    if report is not None:
-        storage.write_bytes(storage.from_path(report), page.render(document, pictures).encode())
-        typer.echo(f"Page in {report}", err=as_json)
-    if experiment is not None:
-        for address in stage_results.log_evaluation(experiment, document, page.render(document, pictures), tables):
-            typer.echo(f"Logged to {address}", err=as_json)
+    return work, there.missing
 
 
 def _embedded(names: Sequence[str], cache: Path) -> dict[str, Path]:
@@ -185,7 +181,7 @@ def _embedded(names: Sequence[str], cache: Path) -> dict[str, Path]:
     }
 
 
-def _held_out(experiment: "Experiment", run: str | None, names: Sequence[str], *, skip: bool) -> list[Any]:
+def _held_out(experiment: "Experiment", run: str | None, names: Sequence[str], *, skip: bool) -> "list[Data]":
     """Read hold-outs of an experiment, of a run or of the newest one; ``skip`` leaves out empty ones.
 
     Raises:

@@ -6,8 +6,6 @@ job that was killed goes on after the finished ones.
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -16,11 +14,13 @@ from ray_jobs import features, metrics
 from wukong.config.experiment import Experiment
 from wukong.data import shards
 from wukong.errors import DataError
-from wukong.evaluate import answers, holdouts, results, set_folders, sets, tasks, trained_on, two_models
-from wukong.evaluate.data_set import ClassificationData, RetrievalData
+from wukong.evaluate import answers, holdouts, results, set_folders, sets, trained_on
+from wukong.evaluate import run as evaluation
 from wukong.evaluate.model import OwnModel
 from wukong.evaluate.protocol import OWN, Protocol, named
 from wukong.evaluate.results import MeasuredModel
+from wukong.evaluate.run import Task
+from wukong.evaluate.trained_on import Pairs
 from wukong.model import saved_model
 from wukong.report import evaluation as page
 from wukong.runtime import progress
@@ -65,37 +65,33 @@ def _evaluate(
     stage: Stage, experiment: Experiment, parents: Mapping[str, Manifest], computed: Mapping[str, Manifest]
 ) -> Manifest:
     records = _records(stage, experiment, parents, computed)
-    entries = [entry for role in places.EVALUATED for record in records for entry in record["tasks"].get(role, [])]
-    histories = {
+    used = [named(experiment.evaluate.protocol)] if experiment.evaluate.tasks else []
+    evaluated = places.EVALUATED.items()
+    models = [
+        MeasuredModel(
+            role,
+            f"{experiment.name}, {results.ROLES[role]}",
+            parents[parent].digest,
+            experiment.model.is_token_wise,
+        )
+        for role, parent in evaluated
+    ]
+    trained: dict[str, set[Pairs] | str] = {role: trained_on.pairs_of(parents[parent]) for role, parent in evaluated}
+    document = evaluation.document(models, [*used, _of_holdouts(experiment)], records, trained)
+    document["training"] = {
         parent: storage.read_json(storage.join(parents[parent].uri, "history.json"))["history"]
         for parent in places.EVALUATED.values()
     }
-    used = [named(experiment.evaluate.protocol)] if experiment.evaluate.tasks else []
-    protocols = {rules.name: rules.describe() for rules in (*used, _of_holdouts(experiment))}
-    alignments = [each for record in records for each in record["alignments"]]
-    models = [
-        MeasuredModel(
-            role, f"{experiment.name}, {results.ROLES[role]}", parents[parent].digest, _is_token_wise(experiment)
-        )
-        for role, parent in places.EVALUATED.items()
-    ]
-    measured = {entry["task"] for entry in entries}
-    trained = {role: trained_on.pairs_of(parents[parent]) for role, parent in places.EVALUATED.items()}
-    seen = trained_on.counts(trained, {record["name"]: record["digests"] for record in records if "digests" in record})
-    comparisons = [each for record in records for each in record["comparisons"]]
-    found = results.document(
-        models, protocols, entries, page.missing(measured), alignments, comparisons, page.notes(measured), seen
-    ) | {"training": histories}
-    metrics = results.metrics_of(entries, "finetuned")
-    before = results.metrics_of(entries, "pretrained")
+    metrics = results.metrics_of(document["tasks"], "finetuned")
+    before = results.metrics_of(document["tasks"], "pretrained")
     metrics |= {f"pretrained/{name.partition('/')[2]}": value for name, value in before.items()}
     pictures = {record["name"]: record["pictures"] for record in records}
     storage.write_json(stage.path("metrics.json"), metrics)
-    storage.write_json(stage.path(results.DOCUMENT), found)
-    storage.write_bytes(stage.path("evaluation.html"), page.render(found, pictures).encode())
+    storage.write_json(stage.path(results.DOCUMENT), document)
+    storage.write_bytes(stage.path("evaluation.html"), page.render(document, pictures).encode())
     parts = [stage.describe(name) for name in ("evaluation.html", results.DOCUMENT, "metrics.json")]
     parts += [stage.describe(record["answers"], record["queries"]) for record in records if "answers" in record]
-    images = {entry["task"]: entry["sizes"]["images"] for entry in entries if entry["model"] == "finetuned"}
+    images = {entry["task"]: entry["sizes"]["images"] for entry in document["tasks"] if entry["model"] == "finetuned"}
     return stage.commit(parts, counts=images, metrics=metrics)
 
 
@@ -128,65 +124,48 @@ def _measure(
 ) -> dict[str, Any]:
     """Measure both models on one task; return its record.
 
-    A record has ``name``; ``tasks``, by model the entries of the results; ``pictures``, the small images of the page by
-    their ids; ``alignments``; ``comparisons`` of both models; ``digests`` of all pictures (``trained_on.digests``); and
-    ``answers`` and ``queries``, the path of the task's answers and their number.
+    It is that of ``evaluation.Task.record``, with ``answers`` and ``queries``, the path of the task's answers and their
+    number.
     """
-    record: dict[str, Any] = {"name": name, "tasks": {}, "pictures": {}, "alignments": [], "comparisons": []}
+    record: dict[str, Any] = {"name": name, **evaluation.NOTHING}
     if name in experiment.held_out_tasks:
         if (held := holdouts.read(experiment, parents["filter"], name)) is not None:
-            _measured(stage, record, experiment, parents, computed, held, _of_holdouts(experiment))
+            record = _measured(stage, experiment, parents, computed, Task(held, _of_holdouts(experiment)))
     else:
         rules = named(experiment.evaluate.protocol)
         with set_folders.local(experiment.evaluate.sets, name) as folder:
-            _measured(stage, record, experiment, parents, None, sets.of(name).read(folder, rules.split(name)), rules)
+            data = sets.of(name).read(folder, rules.split(name))
+            record = _measured(stage, experiment, parents, None, Task(data, rules))
     stage.commit_task(name, record)
     return record
 
 
 def _measured(
     stage: Stage,
-    record: dict[str, Any],
     experiment: Experiment,
     parents: Mapping[str, Manifest],
     computed: Mapping[str, Manifest] | None,
-    data: ClassificationData | RetrievalData,
-    rules: Protocol,
-) -> None:
-    """Measure both models, store their answers and add to the record.
-
-    ``computed`` are features of hold-outs; None for a published set.
-    """
-    answered = {}
+    task: Task,
+) -> dict[str, Any]:
+    """Measure both models and store their answers; ``computed`` are features of hold-outs, None for a published set."""
     for role, parent in places.EVALUATED.items():
         uri = storage.join(parents[parent].uri, "model")
-        loaded = saved_model.load_for_features(uri) if computed is not None else saved_model.load(uri)
-        model = OwnModel(loaded, results.ROLES[role])
-        encoded = None
+        saved = saved_model.load_for_features(uri) if computed is not None else saved_model.load(uri)
+        model, encoded = OwnModel(saved, results.ROLES[role]), None
         if computed is not None:
-            encoded = model.encode_features(holdouts.features(experiment, parents["filter"], computed[role].uri, data))
-        with TemporaryDirectory() as cache:
-            outcome = tasks.measure(model, data, rules, Path(cache), encoded)
-        record["tasks"][role] = [outcome.as_json(role)]
-        if outcome.answers is not None:
-            answered[role] = outcome.answers
-        record["pictures"] |= page.pictures(data, outcome, record["pictures"])
-        if role == "finetuned" and model.token_wise:
-            whole = saved_model.load(uri) if computed is not None else loaded
-            drawn, squares = page.aligned(whole, data, outcome, role)
-            record["alignments"] += drawn
-            record["pictures"] |= squares
-    record["digests"] = trained_on.digests(data)
-    record["comparisons"] = two_models.compared(data.name, answered)
-    if answered:
-        stored = answers.table(answered, task=data.name, digest=data.digest, protocol=rules.name)
-        record |= {"answers": f"{answers.FOLDER}/{data.name}.parquet", "queries": stored.num_rows}
-        storage.write_table(stage.path(record["answers"]), stored)
+            stored = holdouts.features(experiment, parents["filter"], computed[role].uri, task.data)
+            encoded = model.encode_features(stored)
+        task.measure(role, model, encoded=encoded)
+        if role != "finetuned" or not model.token_wise:
+            task.draw(role)
+        else:
+            task.draw(role, saved if computed is None else saved_model.load(uri))
+    record = task.record()
+    if (table := task.table(*places.EVALUATED)) is not None:
+        record |= {"answers": f"{answers.FOLDER}/{task.data.name}.parquet", "queries": table.num_rows}
+        storage.write_table(stage.path(record["answers"]), table)
+    return record
 
 
 def _of_holdouts(experiment: Experiment) -> Protocol:
     return OWN.for_pairs(experiment.evaluate.captions)
-
-
-def _is_token_wise(experiment: Experiment) -> bool:
-    return experiment.model.similarity == "token"

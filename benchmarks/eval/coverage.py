@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from wukong.evaluate import answers, classification, interval, retrieval
+from wukong.evaluate import answers, classification, paired, retrieval
 from wukong.evaluate.interval import Interval
 from wukong.evaluate.protocol import PROTOCOLS
 
@@ -74,6 +74,7 @@ def captions(images: int, alpha: float, beta: float) -> tuple[Truths, Case]:
 
 def difference(images: int) -> tuple[Truths, Case]:
     """Two models on the same images; what is hard for one is hard for the other."""
+    ids, labels = [str(number) for number in range(images)], np.zeros(images, np.int64)
 
     def simulated(numbers: np.random.Generator) -> dict[str, Interval]:
         hard, other = numbers.random(images), numbers.random(images)
@@ -81,7 +82,8 @@ def difference(images: int) -> tuple[Truths, Case]:
         agrees = numbers.random(images) < 0.8
         first = hard < 0.53
         second = np.where(agrees, first, other < 0.46)
-        return {"paired difference": interval.difference(first, second)}
+        one, other = (answers.of_images(ids, labels, {"top1": right}).scores() for right in (first, second))
+        return {"paired difference": paired.differences(other, [one])[0]["top1"]}
 
     return {"paired difference": 0.53 - (0.8 * 0.53 + 0.2 * 0.46)}, simulated
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from wukong.config.crawl import Crawl
 from wukong.config.evaluate import Evaluate
+from wukong.config.evaluators import EVALUATORS, HOLDOUTS
 from wukong.config.features import Features
 from wukong.config.filter import Filter
 from wukong.config.model import Model
@@ -124,13 +125,14 @@ class Experiment(Strict):
             group, _, name = metric.partition("/")
             if group in ("eval", "pretrained") and self._is_measured(name, self.evaluate.tasks):
                 continue
-            measured = self._measured_tasks()
+            kinds, held = EVALUATORS.values(), self._measured_tasks()
+            measured = [f"of {each.kind} {', '.join(each.results)}" for each in kinds]
             raise ValueError(
-                f"{key} is {metric!r}, which the evaluation does not measure; of retrieval it measures "
-                f"{', '.join(_RESULTS['retrieval'])}, of classification {', '.join(_RESULTS['classification'])}, "
-                f"of all hold-outs together eval/retrieval/holdouts/mean_recall and eval/classification/holdouts/top1; "
+                f"{key} is {metric!r}, which the evaluation does not measure; it measures "
+                f"{', '.join(measured)}, of all hold-outs together "
+                f"{' and '.join(f'eval/{each.kind}/{HOLDOUTS}/{name}' for each in kinds for name in each.means)}; "
                 f"a name begins with one of "
-                f"{', '.join(f'eval/{kind}/{task}' for kind, tasks in measured.items() for task in tasks)}"
+                f"{', '.join(f'eval/{kind}/{task}' for kind, tasks in held.items() for task in tasks)}"
             )
         return self
 
@@ -155,10 +157,10 @@ class Experiment(Strict):
         return self
 
     def _measured_tasks(self) -> dict[str, list[str]]:
-        """The tasks of hold-outs by their kind; ``holdouts`` stands for all of a kind."""
+        """The tasks of hold-outs by their kind; ``HOLDOUTS`` stands for all of a kind."""
         held = [holdout.name for holdout in self.filter.split.holdouts]
         classified = [task.name for task in self.evaluate.classification]
-        return {"retrieval": ["holdouts", *held], "classification": ["holdouts", *classified]}
+        return {"retrieval": [HOLDOUTS, *held], "classification": [HOLDOUTS, *classified]}
 
     def _is_measured(self, metric: str, published: Sequence[str], tasks: Sequence[str] | None = None) -> bool:
         """Whether KIND/TASK/RESULT is a result of the published sets or of hold-outs; ``tasks`` None for all of them.
@@ -169,15 +171,15 @@ class Experiment(Strict):
         held = self._measured_tasks().get(kind, [])
         if tasks is not None:
             held = [name for name in held if name in tasks]
-            held += ["holdouts"] if held else []
-        if result not in (_MEANS if task == "holdouts" else _RESULTS).get(kind, ()):
+            held += [HOLDOUTS] if held else []
+        evaluator = EVALUATORS.get(kind)
+        if evaluator is None or result not in (evaluator.means if task == HOLDOUTS else evaluator.results):
             return False
         return task in (*held, *published) or not self.filter.split.holdouts
 
     @model_validator(mode="after")
     def _tasks_have_names_of_their_own(self) -> "Experiment":
-        # "holdouts" stands for all of them in the name of a metric.
-        names = [*self.held_out_tasks, *self.evaluate.tasks, "holdouts"]
+        names = [*self.held_out_tasks, *self.evaluate.tasks, HOLDOUTS]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(
                 f"{', '.join(twice)}: the hold-outs in filter.split.holdouts, the sets in evaluate.classification and "
@@ -201,14 +203,6 @@ class Experiment(Strict):
                     "classes; it takes at least one of each"
                 )
         return self
-
-
-_RESULTS = {
-    "retrieval": ("mean_recall", *(f"{way}_r{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10))),
-    "classification": ("top1", "top5", "mean_per_class"),
-}
-_MEANS = {"retrieval": ("mean_recall",), "classification": ("top1",)}
-"""The results of the evaluation, and those whose mean over hold-outs is a metric too (wukong.evaluate.results)."""
 
 
 def _split_problems(split: Split) -> Iterator[str]:

@@ -111,6 +111,11 @@ class Model(Strict):
     )
     bias: float = Field(-10.0, description="initial, of the sigmoid loss: most of what it sees are no pairs; learned")
 
+    @property
+    def is_token_wise(self) -> bool:
+        """Whether images and texts have a vector for each token (FILIP), or one (CLIP)."""
+        return self.similarity == "token"
+
     @model_validator(mode="before")
     @classmethod
     def _of_architecture(cls, value: Any) -> Any:

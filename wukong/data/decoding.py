@@ -1,5 +1,6 @@
 """Decode an image as every later reader does: the crawl stores nothing that this module cannot open."""
 
+import base64
 import io
 import struct
 import zlib
@@ -65,6 +66,14 @@ def decode(data: bytes, name: str = "the picture") -> Image.Image:
             return to_rgb(opened.copy() if turn is None else opened.transpose(turn))
     except DECODER_ERRORS as error:
         raise DataError(f"{name} cannot be decoded ({error}); leave it out or download it again") from error
+
+
+def data_uri(image: Image.Image, side: int = 144) -> str:
+    """Return an RGB image as a data URI, with sides of at most so many pixels; the image itself is made small too."""
+    image.thumbnail((side, side))
+    target = io.BytesIO()
+    image.save(target, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -89,8 +89,8 @@ class ForeignModel:
         architecture: what computes with the weights, and with which vocabulary: a part of the digest.
         scale: the factor on similarities before a softmax.
         size: length of a side of the images that it reads.
-        mean: of each channel, for normalisation.
-        std: of each channel.
+        mean: the mean of each channel, for normalisation.
+        std: each channel's deviation.
         token_wise: whether it has a vector for each token. The token-wise similarity is then the authors': a patch may
             match a text's first token, [CLS].
     """
@@ -126,9 +126,9 @@ class ForeignModel:
         pixels = images.to_tensor([square(picture, self._size, protocol) for picture in pictures])
         with torch.inference_mode():
             normal = (pixels.float() / 255 - self._mean) / self._std
-            found = self._module.encode_image(normal.to(self._device)).float().cpu()
-        refuse_not_finite(found, "image")
-        return F.normalize(found, dim=-1)
+            vectors = self._module.encode_image(normal.to(self._device)).float().cpu()
+        refuse_not_finite(vectors, "image")
+        return F.normalize(vectors, dim=-1)
 
     def encode_texts(self, texts: Sequence[str], protocol: Protocol) -> Texts:
         """Encode texts; see ``Model``.
@@ -139,12 +139,12 @@ class ForeignModel:
         parts = []
         for ids in self._tokenize([protocol.written(text) for text in texts], protocol.context).split(_TEXTS):
             with torch.inference_mode():
-                found = self._module.encode_text(ids.to(self._device)).float().cpu()
-            refuse_not_finite(found, "text")
+                vectors = self._module.encode_text(ids.to(self._device)).float().cpu()
+            refuse_not_finite(vectors, "text")
             counted = ids != 0
             if self.token_wise:
                 counted[:, 0] = False
-            parts.append(Texts(F.normalize(found, dim=-1), counted))
+            parts.append(Texts(F.normalize(vectors, dim=-1), counted))
         return concatenate(parts)
 
     def similarity(self, image: Tensor, text: Texts) -> Scores:
@@ -175,11 +175,11 @@ def digest_of(module: nn.Module, architecture: str) -> str:
 
     The same weights mean another model in another architecture, for instance with another activation.
     """
-    found = hashlib.sha256(f"{architecture}\n{module}".encode())
+    digest = hashlib.sha256(f"{architecture}\n{module}".encode())
     for name, value in sorted(module.state_dict().items()):
-        found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _package(name: str, how: str) -> ModuleType:
@@ -282,8 +282,8 @@ def _released(name: str, uri: str, device: torch.device) -> Model:
             f"{uri!r} names no checkpoint: write wukong_release:NAME/FILE, for instance "
             f"wukong_release:wukong_vit_b//data/wukong_vit_b.ckpt; NAME is one of {', '.join(released.ARCHITECTURES)}"
         )
-    place = checkpoint if "://" in checkpoint else storage.from_path(Path(checkpoint))
-    return from_released(released.load(architecture, place).to(device), uri, architecture)
+    uri_of_weights = checkpoint if "://" in checkpoint else storage.from_path(Path(checkpoint))
+    return from_released(released.load(architecture, uri_of_weights).to(device), uri, architecture)
 
 
 def from_released(module: released.ReleasedModel, name: str, architecture: str) -> Model:

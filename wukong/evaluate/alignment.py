@@ -150,7 +150,7 @@ def draw(found: Alignment, file: Path | None = None) -> Image.Image:
     Indices of highlighted tokens stand on red, the others are small and grey.
 
     Args:
-        found: from ``align``.
+        found: what ``align`` returned.
         file: a font's file; None to look for one.
 
     Raises:

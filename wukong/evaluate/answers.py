@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from wukong.config import evaluators
 from wukong.errors import DataError
 from wukong.evaluate import interval
 
@@ -34,7 +35,6 @@ _METADATA = ("task", "digest", "protocol")
 _NO_LABEL = -1
 _FEWEST = 6 - 1e-9  # units
 _NO_LINKS = np.empty((0, 2), np.int64)
-MEAN_RECALL, PER_CLASS = "mean_recall", "mean_per_class"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Answers:
         units: int64 [queries], the number of the unit that a query belongs to. Units are drawn independently, queries
             of a unit together: what hangs together by captions and images, see ``units_of``.
         labels: int64 [queries], each image's class; -1 where there is none.
-        results: by the result's name its answers, float64 [queries]; NaN for queries that do not count for it.
+        results: the answers by the name of their result, float64 [queries]; NaN for queries that do not count for it.
         identities: int64 [queries], a digest of the caption or of the image, equal in all tasks; None where it is not
             known. Then nothing is taken to be in another task too.
     """
@@ -60,39 +60,39 @@ class Answers:
     def scores(self) -> "Scores":
         """Sum the answers over each unit.
 
-        The mean over classes weighs each image by one over the number of its class's images. ``mean_recall`` is the
-        mean of the recalls.
+        A mean over classes weighs each image by one over the number of its class's images. A mean of results
+        (``Result.mean_of``) is there where some of them are.
         """
         size = int(self.units.max()) + 1
         sums, weights = np.zeros((size, len(self.results))), np.zeros((size, len(self.results)))
         for column, (name, values) in enumerate(self.results.items()):
             counts = np.isfinite(values)
             units, heavy = self.units[counts], np.ones(int(counts.sum()))
-            if name == PER_CLASS:
+            if evaluators.result_of(name).per_class:
                 labels = self.labels[counts]
                 heavy = 1 / np.bincount(labels)[labels]
             sums[:, column] = np.bincount(units, heavy * values[counts], size)
             weights[:, column] = np.bincount(units, heavy, size)
         shares = {name: {name: 1.0} for name in self.results}
-        recalls = [name for name in self.results if "_to_" in name]
-        if recalls:
-            shares[MEAN_RECALL] = dict.fromkeys(recalls, 1 / len(recalls))
+        for name, result in evaluators.results().items():
+            if parts := [each for each in self.results if each in result.mean_of]:
+                shares[name] = dict.fromkeys(parts, 1 / len(parts))
         mixed = np.array([[share.get(name, 0.0) for share in shares.values()] for name in self.results])
         links = _NO_LINKS if self.identities is None else np.stack([self.units, self.identities], 1)
         return Scores(tuple(shares), sums, weights, mixed, links)
 
     def intervals(self, seed: int = 0) -> dict[str, "Interval"]:
-        """Compute each recall and ``mean_recall`` with their intervals, by one draw of the units.
+        """Compute each result, and the mean of all if it is a result, with their intervals, by one draw of the units.
 
         Of a result with too few units (``Scores.too_few``) nothing is known: its interval is from 0 to 1.
 
         Args:
-            seed: of the bootstrap.
+            seed: the bootstrap's.
         """
         scores = self.scores()
         each, mean = interval.with_mean([(scores.sums, scores.weights)], seed=seed)
-        found = zip([*self.results, MEAN_RECALL], [*each, mean], scores.too_few(), strict=True)
-        return {name: replace(value, low=0.0, high=1.0) if few else value for name, value, few in found}
+        named = zip(scores.names, [*each, mean], scores.too_few(), strict=False)
+        return {name: replace(value, low=0.0, high=1.0) if few else value for name, value, few in named}
 
     def ordered(self, order: Sequence[int], queries: Sequence[str]) -> "Answers":
         """The same answers in another order; units are numbered as they come.
@@ -112,7 +112,7 @@ class Scores:
     """Answers of a model by unit. Each result is a weighted sum of columns; a column is a ratio of sums over the units.
 
     Attributes:
-        names: of the results.
+        names: the results' names.
         sums: float64 [units, columns], the sum of a unit's answers.
         weights: float64 [units, columns], the number of a unit's answers, or their weight.
         mixed: float64 [columns, results], the weights of the columns in each result.
@@ -189,9 +189,9 @@ def of_images(
     """Answers of a classification task: each image is a query and, unless it is there twice, a unit.
 
     Args:
-        ids: of the images.
+        ids: the id of each image.
         labels: their classes, int [images].
-        results: by name whether each image counts as right, [images].
+        results: whether each image counts as right, [images], by the result's name.
         pictures: digests of the images' bytes; empty where only the ids are known.
     """
     values = {name: np.asarray(each, np.float64) for name, each in results.items()}
@@ -211,10 +211,10 @@ def of_retrieval(
     """Answers of a retrieval task: each caption is a query, and each image where images are queries too.
 
     Args:
-        found: from ``retrieval.search``.
+        found: what ``retrieval.search`` returned.
         pairs: which belong together.
         texts: the captions.
-        image_ids: of the images.
+        image_ids: the id of each image.
         share: whether an answer is the share of the right candidates that are found; otherwise 1 if any is.
         pictures: digests of the images' bytes; empty where only the ids are known.
     """
@@ -249,8 +249,8 @@ def units_of(
     Args:
         texts: the captions.
         pictures: what identifies each image.
-        text: for each pair the number of its caption, int [pairs].
-        image: for each pair the number of its image, int [pairs].
+        text: number of each pair's caption, int [pairs].
+        image: number of each pair's image, int [pairs].
 
     Returns:
         Units and identities (see ``Answers``) of all captions, then of all images.
@@ -301,9 +301,9 @@ def table(found: Mapping[str, Answers], *, task: str, digest: str, protocol: str
     """Make the table of a task.
 
     Args:
-        found: by the model's role its answers.
+        found: the answers of each model by its role.
         task: the task's name.
-        digest: of what was measured.
+        digest: SHA-256 of what was measured.
         protocol: the protocol's name.
     """
     parts = []

@@ -38,7 +38,7 @@ def exact(image: Tensor, text: Texts, with_first: bool = False) -> Tensor:
     """
     images, patches, _ = image.shape
     columns = image.float().flatten(0, 1).T
-    found = torch.empty(images, len(text.vectors))
+    scores = torch.empty(images, len(text.vectors))
     # One buffer for all blocks: a fresh one of this size comes from the system page by page each time.
     longest = max(_BLOCK_TOKENS, text.counted.shape[1])
     buffer = torch.empty(longest * min(images, _BLOCK_IMAGES) * patches)
@@ -49,8 +49,8 @@ def exact(image: Tensor, text: Texts, with_first: bool = False) -> Tensor:
             block = columns[:, part.start * patches : part.stop * patches]
             products = buffer[: len(tokens) * block.shape[1]].view(len(tokens), -1)
             best = torch.mm(tokens, block, out=products).view(*places.shape, -1).amax(1)
-            found[part, rows] = best.view(len(rows), -1, patches).mean(2).T
-    return found
+            scores[part, rows] = best.view(len(rows), -1, patches).mean(2).T
+    return scores
 
 
 def rough(image: Tensor, text: Texts, with_first: bool = False) -> Tensor:
@@ -60,9 +60,9 @@ def rough(image: Tensor, text: Texts, with_first: bool = False) -> Tensor:
     sums are of integers, so the result does not depend on the order.
 
     Args:
-        image: as in ``exact``; finite.
-        text: as in ``exact``; finite.
-        with_first: as in ``exact``.
+        image: vectors as in ``exact``; finite.
+        text: vectors and tokens as in ``exact``; finite.
+        with_first: whether [CLS] may be the best one, as in ``exact``.
 
     Returns:
         float32 [images, texts], off by at most half a step of the image times the sum of the sizes of a token's
@@ -75,7 +75,7 @@ def rough(image: Tensor, text: Texts, with_first: bool = False) -> Tensor:
         _rounded(part, steps).flatten(0, 1).T.contiguous()
         for part, steps in zip(image.split(_BLOCK_IMAGES), image_steps.split(_BLOCK_IMAGES), strict=True)
     ]
-    found = torch.empty(images, len(text.vectors))
+    scores = torch.empty(images, len(text.vectors))
     longest = max(_ROUGH_TOKENS, text.counted.shape[1])
     buffer = torch.empty(longest * min(images, _BLOCK_IMAGES) * patches, dtype=torch.int32)
     for rows, places in _alike(text, with_first, _ROUGH_TOKENS):
@@ -87,8 +87,8 @@ def rough(image: Tensor, text: Texts, with_first: bool = False) -> Tensor:
             products = buffer[: len(tokens) * block.shape[1]].view(len(tokens), -1)
             best = torch._int_mm(tokens, block, out=products).view(*places.shape, -1).amax(1)
             total = best.view(len(rows), -1, patches).sum(2, dtype=whole)
-            found[part, rows] = total.T * steps * (image_steps[part, None] / patches)
-    return found
+            scores[part, rows] = total.T * steps * (image_steps[part, None] / patches)
+    return scores
 
 
 def _alike(text: Texts, with_first: bool, most: int) -> Iterator[tuple[Tensor, Tensor]]:

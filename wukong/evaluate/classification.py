@@ -122,15 +122,16 @@ def scores(model: Model, images: Rows, classes: Classes, protocol: Protocol) -> 
     similarity of image to text, s^I, or of its softmax over classes, as the protocol says. One block of images and of
     texts at a time is in memory.
 
-    Where there are many images and classes, token-wise scores are first computed roughly (``best_words.rough``), and
-    again in float32 for each class that may be among an image's best five: whose rough score is not below the fifth
-    best by more than twice the largest error of any score computed twice, of which there are thousands. So the best
-    five, their order and their scores are those of float32. Scores further down stay rough.
+    Many token-wise scores are computed roughly first (``best_words.rough``). Then those that may be among an image's
+    best five are computed again in float32. The largest difference between a rough score and its float32 score is the
+    error, which thousands of scores show. A score may be among the best five if it lies below the fifth best float32
+    score by twice the error or less. So the best five, their order and their scores are those of float32; the scores
+    further down stay rough.
 
     Args:
         model: the model that encoded both.
         images: unit vectors, [images, (tokens,) d].
-        classes: from ``embed``.
+        classes: what ``embed`` returned.
         protocol: how the prompts of a class become one token-wise score.
 
     Raises:
@@ -150,19 +151,19 @@ def _mean_similarity(model: Model, images: Tensor, classes: Classes) -> Tensor:
     """Mean over prompts of the similarity, of some images; of the best classes in float32."""
     names = len(classes.names)
     again = max(_COMPUTED_AGAIN, math.ceil(_ERRORS / len(images)))
-    found = None if again > names * _WORTH_WHILE else _rough(model, images, classes)
-    if found is None:
+    scores = None if again > names * _WORTH_WHILE else _rough(model, images, classes)
+    if scores is None:
         columns = [_mean_of_prompts(model.image_to_text(images, texts), classes) for texts in classes.texts()]
         return torch.cat(columns, 1)
-    done = torch.zeros_like(found, dtype=torch.bool)
-    wanted = done.scatter(1, found.topk(again, 1).indices, True)
+    done = torch.zeros_like(scores, dtype=torch.bool)
+    wanted = done.scatter(1, scores.topk(again, 1).indices, True)
     error = 0.0
     while wanted.any():
-        error = max(error, _compute_again(model, images, classes, wanted, found))
+        error = max(error, _compute_again(model, images, classes, wanted, scores))
         done |= wanted
-        fifth = found.masked_fill(~done, -torch.inf).topk(_BEST, 1).values[:, -1:]
-        wanted = (found >= fifth - 2 * error) & ~done
-    return found
+        fifth = scores.masked_fill(~done, -torch.inf).topk(_BEST, 1).values[:, -1:]
+        wanted = (scores >= fifth - 2 * error) & ~done
+    return scores
 
 
 def _rough(model: Model, images: Tensor, classes: Classes) -> Tensor | None:
@@ -179,7 +180,7 @@ def _mean_of_prompts(similarities: Tensor, classes: Classes) -> Tensor:
     return similarities.view(len(similarities), -1, classes.prompts).mean(2)
 
 
-def _compute_again(model: Model, images: Tensor, classes: Classes, wanted: Tensor, found: Tensor) -> float:
+def _compute_again(model: Model, images: Tensor, classes: Classes, wanted: Tensor, scores: Tensor) -> float:
     """Put scores in float32 where they are wanted, bool [images, classes]; return the largest change."""
     number, error = 0, 0.0
     for texts in classes.texts():
@@ -189,8 +190,8 @@ def _compute_again(model: Model, images: Tensor, classes: Classes, wanted: Tenso
                 prompts = slice(first, first + classes.prompts)
                 part = Texts(texts.vectors[prompts], texts.counted[prompts])
                 score = model.image_to_text(images[rows], part).mean(1)
-                error = max(error, float((score - found[rows, number]).abs().max()))
-                found[rows, number] = score
+                error = max(error, float((score - scores[rows, number]).abs().max()))
+                scores[rows, number] = score
             number += 1
     return error
 
@@ -259,7 +260,7 @@ def measured(
         labels: the right classes, int64 [images].
         protocol: fixes the metric and how equal scores rank.
         data_set: name of the set.
-        seed: of the bootstrap.
+        seed: the bootstrap's.
         every_class: whether a class without an image is an error. If not, the mean is over the classes with images.
 
     Raises:

@@ -140,6 +140,11 @@ class RetrievalData:
         return self.images.image(i)
 
     @property
+    def ids(self) -> Sequence[str]:
+        """The id of each image, under the name that it has in ``ClassificationData``."""
+        return self.image_ids
+
+    @property
     def answered(self) -> bool:
         """Whether the owner publishes which images are right; no recall can be computed otherwise."""
         return any(caption.images for caption in self.captions)
@@ -160,13 +165,16 @@ class RetrievalData:
         return [caption.text, *sorted(self.image_ids[i] for i in caption.images)]
 
 
+Data: TypeAlias = ClassificationData | RetrievalData
+
+
 @dataclass(frozen=True, kw_only=True)
 class Classification:
     """A set of images with one label each.
 
     Attributes:
-        name: as in ``wukong.evaluate.class_names``.
-        title: as Table 5 has it.
+        name: its name, also in ``wukong.evaluate.class_names``.
+        title: its name in Table 5.
         splits: number of images of each split in the owner's form.
         split: the split that is measured where nothing else is said.
         note: which splits the owner publishes, which ones others use, and what the paper says about it.
@@ -241,8 +249,8 @@ class Retrieval:
     """A set of images and captions.
 
     Attributes:
-        name: for instance ``coco-cn``.
-        title: as Table 8 has it.
+        name: its name, for instance ``coco-cn``.
+        title: its name in Table 8.
         splits: numbers of images and captions of each split, those of Table 8.
         split: the split that the paper measures.
         note: what others measure, and what is special in the files.

@@ -17,7 +17,7 @@ from wukong.data.feature_files import read_views
 from wukong.data.shards import matching
 from wukong.errors import DataError
 from wukong.evaluate import retrieval
-from wukong.evaluate.data_set import ClassificationData, RetrievalData
+from wukong.evaluate.data_set import ClassificationData, Data, RetrievalData
 from wukong.evaluate.published import Caption
 from wukong.evaluate.results import HOLDOUT
 from wukong.store import manifest, storage
@@ -31,9 +31,9 @@ class Pictures:
     """The images of pairs, read from their shards when they are asked for. A shard is indexed once.
 
     Args:
-        tars: for each image the URI of its shard's tar.
-        keys: for each image the key of its pair.
-        digests: for each image the SHA-256 of the file that the crawl got; None where it is not known.
+        tars: URI of the tar of each image's shard.
+        keys: key of each image's pair.
+        digests: SHA-256 of the file that the crawl got, of each image; None where it is not known.
     """
 
     def __init__(self, tars: Sequence[str], keys: Sequence[str], digests: Sequence[str | None]) -> None:
@@ -65,7 +65,7 @@ class Pictures:
             return images.decode(stream.read(size), f"{key}.jpg of {tar}")
 
 
-def read(experiment: Experiment, filtered: Manifest, name: str) -> RetrievalData | ClassificationData | None:
+def read(experiment: Experiment, filtered: Manifest, name: str) -> Data | None:
     """Read a task of an experiment's hold-outs: keys, captions and labels, no images.
 
     Args:
@@ -87,14 +87,14 @@ def read(experiment: Experiment, filtered: Manifest, name: str) -> RetrievalData
     return _classification(filtered, {each.name: each for each in experiment.evaluate.classification}[name])
 
 
-def of_evaluation(evaluated: Manifest, name: str) -> RetrievalData | ClassificationData | None:
+def of_evaluation(evaluated: Manifest, name: str) -> Data | None:
     """Read a task of the hold-outs that an evaluation of an earlier version was made of, in the order of its answers.
 
     That was the order of the pairs in the shards.
 
     Args:
         evaluated: manifest of the evaluate stage.
-        name: of the task.
+        name: the task's name.
 
     Returns:
         The data; None if the evaluation has no such task, or nothing was held out for it.
@@ -118,41 +118,38 @@ def of_evaluation(evaluated: Manifest, name: str) -> RetrievalData | Classificat
     return None
 
 
-def features(
-    experiment: Experiment, filtered: Manifest, computed: str, data: ClassificationData | RetrievalData
-) -> Tensor:
+def features(experiment: Experiment, filtered: Manifest, computed: str, data: Data) -> Tensor:
     """Read the stored features of a task's images, float16 [images, ...], in the data's order.
 
     Args:
         experiment: has the hold-outs.
         filtered: manifest of the filter stage.
         computed: URI of the features of the hold-outs.
-        data: from ``read``.
+        data: what ``read`` returned.
 
     Raises:
         DataError: an image has no features.
     """
-    ids = data.ids if isinstance(data, ClassificationData) else data.image_ids
     rows: dict[str, Tensor] = {}
     for holdout in experiment.filter.split.holdouts:
         names = shards.names_of(filtered, holdout.name)
         if names:
             keys, views = read_views(computed, holdout.name, names, [0])
             rows |= zip(keys, views[0], strict=True)
-    if lost := [key for key in ids if key not in rows]:
+    if lost := [key for key in data.ids if key not in rows]:
         raise DataError(f"{computed} has no features for the pair {lost[0]}: delete it and run again")
-    return torch.stack([rows[key] for key in ids])
+    return torch.stack([rows[key] for key in data.ids])
 
 
 def _retrieval(
     filtered: Manifest, holdout: Holdout, taken: retrieval.Captions, *, by_key: bool = True
 ) -> RetrievalData | None:
     """Read a hold-out for retrieval. Each distinct image is one candidate; ``retrieval.task`` says what is right."""
-    found = _rows(filtered, [holdout.name], by_key=by_key)
-    if found is None:
+    rows_and_tars = _rows(filtered, [holdout.name], by_key=by_key)
+    if rows_and_tars is None:
         log.warning("the hold-out %s has no pairs: it is not measured", holdout.name)
         return None
-    table, tars = found
+    table, tars = rows_and_tars
     keys, digests, identities = table["key"].to_pylist(), table["sha256"].to_pylist(), _identities(table)
     rows, texts, relevant = retrieval.task(identities, table["caption"].to_pylist(), taken)
     chosen = rows.tolist()
@@ -163,7 +160,7 @@ def _retrieval(
         holdout.name,
         HOLDOUT,
         [keys[row] for row in chosen],
-        [Caption(text, tuple(of)) for text, of in zip(texts, wanted, strict=True)],
+        [Caption(text, tuple(images)) for text, images in zip(texts, wanted, strict=True)],
         False,
         Pictures(*([each[row] for row in chosen] for each in (tars, keys, digests))),
         holdout.title or holdout.name,
@@ -176,13 +173,13 @@ def _classification(filtered: Manifest, task: Classification, *, by_key: bool = 
 
     An image in several pairs counts once in its class.
     """
-    found = _rows(filtered, task.holdouts, by_key=by_key)
-    urls = found[0]["url"].to_pylist() if found else []
+    rows_and_tars = _rows(filtered, task.holdouts, by_key=by_key)
+    urls = rows_and_tars[0]["url"].to_pylist() if rows_and_tars else []
     belongs = np.array([matching(urls, [pattern]) for pattern in task.classes.values()])
-    if found is None or not belongs.any():
+    if rows_and_tars is None or not belongs.any():
         log.warning("no held-out picture belongs to a class of %s: it is not measured", task.name)
         return None
-    table, tars = found
+    table, tars = rows_and_tars
     keys, identities = table["key"].to_pylist(), _identities(table)
     label_of = belongs.argmax(0).tolist()
     firsts = {(identities[row], label_of[row]): row for row in reversed(np.flatnonzero(belongs.any(0)).tolist())}

@@ -107,29 +107,6 @@ def of(
     return [_interval(rows, column, drawn[:, column], level) for column in range(drawn.shape[1])]
 
 
-def mean(
-    samples: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]],
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """Compute the mean of all results of some samples of units, and its BCa interval.
-
-    All results of a sample are of the same draw of units; different samples are drawn independently.
-
-    Args:
-        samples: sums and weights of each sample, as in ``of``.
-        level: as in ``of``.
-        resamples: as in ``of``.
-        seed: of the first sample; the next has the next one.
-
-    Raises:
-        DataError: as in ``of``.
-    """
-    return with_mean(samples, level=level, resamples=resamples, seed=seed)[1]
-
-
 def with_mean(
     samples: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]],
     *,
@@ -137,13 +114,15 @@ def with_mean(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[list[Interval], Interval]:
-    """Compute the results of ``of`` for each sample, and their ``mean``, from one draw of each sample.
+    """Compute the results of some samples of units, as ``of`` does, and the mean of all, with their BCa intervals.
+
+    All results of a sample are of the same draw of units; different samples are drawn independently.
 
     Args:
         samples: sums and weights of each sample, as in ``of``.
-        level: as in ``of``.
-        resamples: as in ``of``.
-        seed: as in ``mean``.
+        level: the level, between 0 and 1.
+        resamples: number of resamples.
+        seed: the first sample's; the next has the next one.
 
     Returns:
         The results of all samples in order, and their mean.
@@ -154,9 +133,9 @@ def with_mean(
     rows = [_rows(*each) for each in samples]
     drawn = [_drawn(each, resamples, seed + n) for n, each in enumerate(rows)]
     each = [
-        _interval(one, column, of[:, column], level)
-        for one, of in zip(rows, drawn, strict=True)
-        for column in range(of.shape[1])
+        _interval(one, column, results_of[:, column], level)
+        for one, results_of in zip(rows, drawn, strict=True)
+        for column in range(results_of.shape[1])
     ]
     results = np.concatenate([one.results() for one in rows])
     if results[0] in {0.0, 1.0} and (results == results[0]).all():
@@ -190,9 +169,9 @@ def mean_per_class(
     Args:
         hits: bool or 0 and 1, [images].
         labels: number of each image's class, int [images].
-        level: as in ``of``.
-        resamples: as in ``of``.
-        seed: as in ``of``.
+        level: the level, between 0 and 1.
+        resamples: number of resamples.
+        seed: the same seed gives the same interval.
 
     Raises:
         DataError: there is no image, or a class between 0 and the largest label has none.
@@ -217,44 +196,6 @@ def mean_per_class(
         # No image varies within its class: the exact interval of the plain share is the honest one.
         return _same_everywhere(value, right.size, level)
     return Interval(value, *_quantiles(drawn, (1 - level) / 2, (1 + level) / 2), level, right.size)
-
-
-def difference(
-    first: npt.ArrayLike,
-    second: npt.ArrayLike,
-    weights: npt.ArrayLike | None = None,
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """Compute the difference of two models' results, first minus second, by the paired bootstrap.
-
-    A resample draws the same units for both models, so what is hard for both cancels out.
-
-    Args:
-        first: [units], as in ``of``; the first model's.
-        second: [units], the second model's on the same units in the same order.
-        weights: [units]; None for 1.
-        level: as in ``of``.
-        resamples: as in ``of``.
-        seed: as in ``of``.
-
-    Raises:
-        DataError: the models were measured on different numbers of units, or as in ``of``.
-    """
-    one, other = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    if one.ndim != 1 or one.shape != other.shape:
-        raise DataError(
-            f"the models have {one.shape} and {other.shape} answers: compare them on the same items in one order"
-        )
-    both = np.stack([one, other], 1)
-    of_both = None if weights is None else np.stack([np.asarray(weights, np.float64)] * 2, 1)
-    rows = _rows(both, of_both)
-    drawn, results, shifts = _drawn(rows, resamples, seed), rows.results(), rows.shifts()
-    value = float(results[0] - results[1])
-    ends = _bca(value, drawn[:, 0] - drawn[:, 1], shifts[:, 0] - shifts[:, 1], rows.counts, len(one), level)
-    return Interval(value, *ends, level, len(one))
 
 
 def mcnemar(first: npt.ArrayLike, second: npt.ArrayLike) -> McNemar:
@@ -290,8 +231,8 @@ def of_draws(values: Numbers, drawn: Numbers, shifts: Numbers, *, level: float =
     Args:
         values: the statistics, [statistics].
         drawn: each statistic in each resample, [statistics, resamples].
-        shifts: by how much each falls when a unit is left out (jackknife), [statistics, units].
-        level: as in ``of``.
+        shifts: how much each falls when a unit is left out (jackknife), [statistics, units].
+        level: the level, between 0 and 1.
     """
     units = shifts.shape[1]
     ends = _bca_of_all(values, drawn, shifts, np.ones(units, np.int64), units, level)
@@ -374,7 +315,7 @@ def student(degrees: int, probability: float) -> float:
     integrates to the last digits; Newton's method finds u.
 
     Args:
-        degrees: of freedom, 1 at least.
+        degrees: the degrees of freedom, 1 at least.
         probability: between 0.5 and 1.
     """
     places, weights = np.polynomial.legendre.leggauss(96)

@@ -113,9 +113,9 @@ class OwnModel:
             DataError: a vector is not finite.
         """
         with torch.inference_mode():
-            found = self._saved.model.embed_features(features.float().to(self._saved.device)).float().cpu()
-        refuse_not_finite(found, "image")
-        return found
+            vectors = self._saved.model.embed_features(features.float().to(self._saved.device)).float().cpu()
+        refuse_not_finite(vectors, "image")
+        return vectors
 
     def encode_texts(self, texts: Sequence[str], protocol: Protocol) -> Texts:
         """Encode texts; see ``Model``. A model that reads fewer tokens than the protocol's context cuts at its own.
@@ -274,9 +274,9 @@ def refuse_other_vocabulary(saved: SavedModel) -> None:
 
 def _digest(saved: SavedModel) -> str:
     """SHA-256 over a model's settings and vocabulary, and all weights that are in memory."""
-    found = hashlib.sha256(saved.model.settings.model_dump_json().encode())
-    found.update(f"{saved.tokenizer.max_tokens}\n{saved.tokenizer.vocabulary}".encode())
+    digest = hashlib.sha256(saved.model.settings.model_dump_json().encode())
+    digest.update(f"{saved.tokenizer.max_tokens}\n{saved.tokenizer.vocabulary}".encode())
     for name, value in sorted(saved.model.state_dict().items()):
-        found.update(name.encode())
-        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -51,15 +51,15 @@ def differences(
     values = np.stack([each.values() for each in models])
     shifts = np.stack([_shifts(each) for each in models])
     size, names = len(baseline.weights), baseline.names
-    found = of_draws(
+    intervals = of_draws(
         (values[1:] - values[0]).ravel(),
         (drawn[1:] - drawn[0]).swapaxes(1, 2).reshape(-1, resamples),
         (shifts[1:] - shifts[0]).swapaxes(1, 2).reshape(-1, size),
         level=level,
     )
     unknown = baseline.too_few() * len(others)
-    found = [replace(each, low=-1.0, high=1.0) if few else each for each, few in zip(found, unknown, strict=True)]
-    return [dict(zip(names, found[n * len(names) :][: len(names)], strict=True)) for n in range(len(others))]
+    known = [replace(each, low=-1.0, high=1.0) if few else each for each, few in zip(intervals, unknown, strict=True)]
+    return [dict(zip(names, known[n * len(names) :][: len(names)], strict=True)) for n in range(len(others))]
 
 
 def unpaired(baseline: Interval, other: Interval) -> Interval:
@@ -79,7 +79,7 @@ def _drawn(models: Sequence[Scores], resamples: int, seed: int) -> Numbers:
     weights, mixed = models[0].weights, models[0].mixed
     units, columns = weights.shape
     sums = np.concatenate([each.sums for each in models], 1)
-    found = np.empty((len(models), resamples, mixed.shape[1]))
+    results = np.empty((len(models), resamples, mixed.shape[1]))
     numbers = np.random.default_rng(seed)
     step = max(1, _BLOCK // units)
     for start in range(0, resamples, step):
@@ -88,8 +88,8 @@ def _drawn(models: Sequence[Scores], resamples: int, seed: int) -> Numbers:
         counts = np.bincount(chosen.ravel(), minlength=size * units).reshape(size, units).astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = (counts @ sums).reshape(size, len(models), columns) / (counts @ weights)[:, None]
-        found[:, start : start + size] = (ratios @ mixed).swapaxes(0, 1)
-    return found
+        results[:, start : start + size] = (ratios @ mixed).swapaxes(0, 1)
+    return results
 
 
 def _shifts(model: Scores) -> Numbers:

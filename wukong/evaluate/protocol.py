@@ -51,7 +51,7 @@ class Protocol:
     """All settings of an evaluation that change its numbers.
 
     Attributes:
-        name: as on the command line.
+        name: its name on the command line.
         source: whose practice it is.
         transform: how a picture becomes the square that the model reads.
         context: most tokens of a text, with [CLS] and [SEP]; None for as many as the model reads.
@@ -66,7 +66,7 @@ class Protocol:
         mean_ties: how they rank for the mean over classes.
         retrieval_ties: how equal scores of candidates rank.
         aggregation: how the prompts of a class become one token-wise score.
-        remarks: in what else its source differs and this project does not follow.
+        remarks: other practices of its source, which this project does not follow.
     """
 
     name: str
@@ -240,11 +240,11 @@ def sentences(experiment: Experiment) -> list[str]:
         experiment: the experiment; ``evaluate.captions``, ``model.image.view`` and, for the token-wise similarity,
             ``model.match_text_cls`` are used.
     """
-    found = [
+    described = [
         "Each picture is one candidate, however many captions it has.",
         _CAPTIONS[experiment.evaluate.captions],
         _VIEWS[experiment.model.image.view],
     ]
-    if experiment.model.similarity == "token":
-        found.append(_CLS[experiment.model.match_text_cls])
-    return found
+    if experiment.model.is_token_wise:
+        described.append(_CLS[experiment.model.match_text_cls])
+    return described

@@ -56,7 +56,7 @@ class Caption(NamedTuple):
     """One published caption or query.
 
     Attributes:
-        text: as published, without white space at its ends.
+        text: the published text, without white space at its ends.
         images: numbers of the images that are right for it; none where the owner keeps the answers.
     """
 

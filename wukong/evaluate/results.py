@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from wukong.config.evaluators import CUTOFFS, DIRECTIONS, EVALUATORS, HOLDOUTS
 from wukong.evaluate import paper
 
 if TYPE_CHECKING:
@@ -20,14 +21,9 @@ DOCUMENT = "evaluation.json"
 """The file of the document in the evaluate stage's output."""
 HOLDOUT = "holdout"
 """The split of an experiment's hold-outs; published sets have other splits."""
-HOLDOUTS = "holdouts"
-"""Stands for all hold-outs in the name of a metric, where the mean over them is meant."""
 
 ROLES: Mapping[str, str] = {"pretrained": "zero-shot", "finetuned": "fine-tuned"}
 """The models that are measured side by side, by role, and the paper's words for their settings."""
-
-_DIRECTIONS = ("image_to_text", "text_to_image")
-_CUTOFFS = (1, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class ClassResult:
     """The result of one class.
 
     Attributes:
-        name: in Chinese.
+        name: its Chinese name.
         images: number of its images.
         top1: share of them whose best class it is.
         mistaken_for: the class that most of its other images are taken for; None if there are none.
@@ -79,7 +75,7 @@ class Query:
 
     Attributes:
         caption: the query.
-        rank: of the first right image; 0 is the first.
+        rank: place of the first right image; 0 is the first.
         images: the best ones, the best first.
     """
 
@@ -164,11 +160,11 @@ def document(
     """Make the document of an evaluation.
 
     Args:
-        models: those that were measured.
+        models: the models that were measured.
         protocols: the sentences of each protocol that a task names.
         tasks: entries of ``Outcome.as_json``.
-        missing: for each set that was not measured, what it needs.
-        alignments: entries of ``wukong.report.evaluation.aligned``.
+        missing: what each set that was not measured needs, by its name.
+        alignments: entries of ``wukong.evaluate.examples.aligned``.
         comparisons: entries of ``wukong.evaluate.two_models.compared``.
         notes: what must be known of a set to read its numbers, by its name.
         trained_on: entries of ``wukong.evaluate.trained_on.counts``.
@@ -218,12 +214,12 @@ def _recalls(number: str, tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         methods = [{"method": method, **row._asdict()} for method, row in published.get(name, {}).items()]
         ours = []
         for task in _of(tasks, role, name):
-            found = {key: _percent(value) for key, value in task["results"].items()}
+            percents = {key: _percent(value) for key, value in task["results"].items()}
             recalls = {
-                direction: [found[f"{direction}_r{k}"] for k in _CUTOFFS] if f"{direction}_r1" in found else None
-                for direction in _DIRECTIONS
+                direction: [percents[f"{direction}_r{k}"] for k in CUTOFFS] if f"{direction}_r1" in percents else None
+                for direction in DIRECTIONS
             }
-            ours.append({**recalls, "mean_recall": found["mean_recall"], **_how(task)})
+            ours.append({**recalls, "mean_recall": percents["mean_recall"], **_how(task)})
         rows.append({"set": name, "paper": methods, "ours": ours[0] if ours else None})
     return {"rows": rows}
 
@@ -236,46 +232,52 @@ def _how(task: Mapping[str, Any]) -> dict[str, str]:
     return {"protocol": task["protocol"], "split": task["split"]}
 
 
+def square_of(image: str) -> str:
+    """The key of what the image encoder saw of an image, among the small images of a task."""
+    return f"square of {image}"
+
+
 def _percent(value: Mapping[str, float]) -> dict[str, float]:
     return {key: 100 * value[key] for key in ("value", "low", "high")}
 
 
-def trained_on_of(found: Mapping[str, Any], task: str, role: str) -> str:
+def trained_on_of(document: Mapping[str, Any], task: str, role: str) -> str:
     """Say how many of a task's pictures a model of a document was trained on; empty in a document without that."""
-    for each in found.get("trained_on", ()):
+    for each in document.get("trained_on", ()):
         if (each["task"], each["model"]) == (task, role):
             known = each["trained_on"]
             return "not known" if known is None else f"{known:,} of {each['pictures']:,}"
     return ""
 
 
-def tasks_of(found: Mapping[str, Any], kind: str, role: str = "finetuned") -> list[dict[str, Any]]:
+def tasks_of(document: Mapping[str, Any], kind: str, role: str = "finetuned") -> list[dict[str, Any]]:
     """Return a model's entries of one kind in a document, which may be empty."""
-    return [task for task in found.get("tasks", ()) if (task["kind"], task["model"]) == (kind, role)]
+    return [task for task in document.get("tasks", ()) if (task["kind"], task["model"]) == (kind, role)]
 
 
 def metrics_of(tasks: Iterable[Mapping[str, Any]], role: str) -> dict[str, float]:
     """Return a model's results as metrics with stable names: ``eval/KIND/TASK/RESULT``, shares of 1.
 
-    ``eval/retrieval/holdouts/mean_recall`` and ``eval/classification/holdouts/top1`` are the means over an experiment's
-    hold-outs, where there are some. Intervals and chance are in the document alone.
+    ``eval/retrieval/holdouts/mean_recall`` and ``eval/classification/holdouts/top1`` are the means
+    (``Evaluator.means``) over an experiment's hold-outs, where there are some. Intervals and chance are in the
+    document alone.
     """
     mine = [task for task in tasks if task["model"] == role]
-    found = {
+    metrics = {
         f"eval/{task['kind']}/{task['task']}/{name}": float(value["value"])
         for task in mine
         for name, value in task["results"].items()
     }
-    for kind, result in (("retrieval", "mean_recall"), ("classification", "top1")):
-        held = [task["results"][result]["value"] for task in mine if (task["kind"], task["split"]) == (kind, HOLDOUT)]
-        if held:
-            found[f"eval/{kind}/{HOLDOUTS}/{result}"] = sum(held) / len(held)
-    return found
+    for kind, evaluator in EVALUATORS.items():
+        held = [task["results"] for task in mine if (task["kind"], task["split"]) == (kind, HOLDOUT)]
+        for result in evaluator.means if held else ():
+            metrics[f"eval/{kind}/{HOLDOUTS}/{result}"] = sum(each[result]["value"] for each in held) / len(held)
+    return metrics
 
 
-def headlines_of(found: Mapping[str, Any], role: str = "finetuned") -> dict[str, float]:
+def headlines_of(document: Mapping[str, Any], role: str = "finetuned") -> dict[str, float]:
     """Return the few of ``metrics_of`` that sum up a document: each task's headline, and the means over hold-outs."""
-    mine = [task for task in found.get("tasks", ()) if task["model"] == role]
+    mine = [task for task in document.get("tasks", ()) if task["model"] == role]
     wanted = {f"eval/{task['kind']}/{task['task']}/{task['headline']}" for task in mine}
     metrics = metrics_of(mine, role).items()
     return {name: value for name, value in metrics if name in wanted or name.split("/")[2] == HOLDOUTS}

@@ -1,7 +1,8 @@
-"""Image-text retrieval in both directions (section 5.3): queries, right answers, ranks and recall.
+"""Image-text retrieval in both directions (section 5.3): queries, right answers, and which of them are found.
 
-``task``, ``ranks`` and ``recall`` work on one matrix of scores. ``search`` computes scores block by block and keeps
-only the best candidates of each query, so 30,000 images and 150,000 captions fit in memory.
+``task`` says which captions and images belong together, ``hits`` searches one matrix of scores. ``search`` computes
+scores block by block and keeps only the best candidates of each query, so 30,000 images and 150,000 captions fit in
+memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from wukong.config.evaluators import CUTOFFS
 from wukong.errors import DataError
 from wukong.evaluate.protocol import Ties
 from wukong.evaluate.vectors import Rows, StoredTexts, slices
@@ -19,7 +21,6 @@ from wukong.evaluate.vectors import block as text_block
 from wukong.model.dual import Texts
 from wukong.model.similarity import Scores
 
-CUTOFFS = (1, 5, 10)
 _BLOCK, _BLOCK_OF_TOKENS = 2048, 512
 Captions: TypeAlias = Literal["distinct", "all", "first"]
 
@@ -80,27 +81,6 @@ def task(pictures: Sequence[str], captions: Sequence[str], protocol: Captions = 
     return Task(torch.tensor(firsts, dtype=torch.int64), texts, relevant)
 
 
-def ranks(scores: Tensor, relevant: Tensor) -> Tensor:
-    """Compute the rank of the best relevant candidate of each query.
-
-    A wrong candidate with the same score is ranked before it. So a model that gives all candidates the same score finds
-    nothing.
-
-    Args:
-        scores: [queries, candidates].
-        relevant: bool [queries, candidates]; each query has at least one relevant candidate.
-
-    Returns:
-        Ranks, int64 [queries]; 0 is the first.
-
-    Raises:
-        DataError: a score is NaN and so has no rank.
-    """
-    refuse_not_a_number(scores, "query", "candidate")
-    best = scores.masked_fill(~relevant, -torch.inf).amax(1, keepdim=True)
-    return ((scores >= best) & ~relevant).sum(1)
-
-
 def refuse_not_a_number(scores: Tensor, row: str, column: str) -> None:
     """Raise DataError if a score is NaN. All comparisons with NaN are false, so it would be ranked first.
 
@@ -115,11 +95,6 @@ def refuse_not_a_number(scores: Tensor, row: str, column: str) -> None:
             f"{int(broken.sum())} of {scores.numel()} similarities are not numbers; the first is that of {row} {first} "
             f"to {column} {second}: the weights or the features are damaged; train again, or delete the features"
         )
-
-
-def recall(places: Tensor, cutoffs: Sequence[int] = CUTOFFS) -> dict[int, float]:
-    """Compute Recall@K: the share of queries with a relevant candidate among the first K; ``places`` are ``ranks``."""
-    return {k: (places < k).float().mean().item() for k in cutoffs}
 
 
 def chance(relevant_counts: Sequence[int], candidates: int, cutoffs: Sequence[int] = CUTOFFS) -> dict[int, float]:
@@ -160,7 +135,7 @@ class Pairs:
         """Make the pairs from the numbers of the images of each caption.
 
         Args:
-            images_of_texts: for each caption the numbers of its images.
+            images_of_texts: the numbers of each caption's images.
             images: number of images.
             every_image: whether each image must have a caption; False for text-to-image retrieval only, where images
                 without a caption are candidates too.
@@ -344,8 +319,8 @@ def search(
         similarity: computes the scores of a block, for instance ``Model.similarity``.
         ties: the rule for equal scores, see ``hits``.
         both: whether texts are searched by images too.
-        image_ids: for the rule ``id``.
-        text_ids: for the rule ``id``, if ``both``.
+        image_ids: the id of each image, for the rule ``id``.
+        text_ids: the id of each caption, for the rule ``id`` if ``both``.
         cutoffs: the values of K.
         block: number of images and of captions in a block; None for 2,048, or 512 with vectors of tokens, which are
             many for each.

@@ -1,6 +1,7 @@
 """The folders that hold published evaluation sets: ``ROOT/NAME`` for each, on a disk or in an object store.
 
-Nothing here needs torch, so that the checks before a run and the key of the evaluate stage can ask for it.
+Nothing here imports a set, which needs Pillow, so that the checks before a run and the key of the evaluate stage can
+ask for it in any installation.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ def digest_of(root: str, name: str) -> str:
 
     Args:
         root: URI of the folder that holds the sets.
-        name: of the set.
+        name: the set's name.
 
     Raises:
         DataError: there is no file.

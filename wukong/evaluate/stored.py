@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from wukong.evaluate.answers import Scores
-    from wukong.evaluate.data_set import ClassificationData, RetrievalData
+    from wukong.evaluate.data_set import Data
     from wukong.store.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -33,10 +33,10 @@ class Evaluation:
     """What an evaluation left.
 
     Attributes:
-        document: of ``wukong.evaluate.results``; empty where nothing was measured.
-        tables: by task the table of answers, for tasks that have one.
-        uri: of the manifest; empty where the evaluation was not a stage.
-        role: of the model that the evaluation stands for, where the document has two.
+        document: that of ``wukong.evaluate.results``; empty where nothing was measured.
+        tables: the table of answers of each task that has one, by its name.
+        uri: the manifest's URI; empty where the evaluation was not a stage.
+        role: the model that the evaluation stands for, where the document has two.
         outdated: the tasks whose intervals have the units of an earlier version, and could not be made anew.
     """
 
@@ -75,7 +75,7 @@ def read(uri: str, tasks: Sequence[str] | None = None) -> Evaluation:
     """Read an evaluation by its manifest's URI.
 
     Args:
-        uri: of the manifest, or its stage's prefix.
+        uri: URI of the manifest, or its stage's prefix.
         tasks: those whose answers are read; None for all.
 
     Raises:
@@ -86,30 +86,30 @@ def read(uri: str, tasks: Sequence[str] | None = None) -> Evaluation:
     evaluated = manifest.load(uri)
     if not any(part.path == DOCUMENT for part in evaluated.parts):
         return Evaluation(uri=uri)
-    places = {
-        place.rpartition("/")[2].removesuffix(".parquet"): place
-        for place in evaluated.part_uris(f"{answers.FOLDER}/", ".parquet")
+    uris = {
+        uri_of_table.rpartition("/")[2].removesuffix(".parquet"): uri_of_table
+        for uri_of_table in evaluated.part_uris(f"{answers.FOLDER}/", ".parquet")
     }
     tables = {
-        name: parse(storage.read_bytes(place), place)
-        for name, place in places.items()
+        name: parse(storage.read_bytes(uri_of_table), uri_of_table)
+        for name, uri_of_table in uris.items()
         if tasks is None or name in tasks
     }
     return current(Evaluation(storage.read_json(storage.join(evaluated.uri, DOCUMENT)), tables, uri), evaluated)
 
 
-def current(found: Evaluation, evaluated: "Manifest | None" = None) -> Evaluation:
+def current(stored: Evaluation, evaluated: "Manifest | None" = None) -> Evaluation:
     """Score the answers of an earlier version anew, with the units of this one; others stay as they are.
 
     Args:
-        found: what was stored.
+        stored: the evaluation that was read.
         evaluated: the evaluation's manifest, which leads to the pairs; None where there is none.
     """
-    tables, anew, outdated = dict(found.tables), set[str](), set[str]()
-    for task in {task["task"]: task for task in found.document.get("tasks", ())}.values():
-        name, retrieves, table = task["task"], task["kind"] == "retrieval", found.tables.get(task["task"])
+    tables, anew, outdated = dict(stored.tables), set[str](), set[str]()
+    for task in {task["task"]: task for task in stored.document.get("tasks", ())}.values():
+        name, retrieves, table = task["task"], task["kind"] == "retrieval", stored.tables.get(task["task"])
         if table is None:
-            if retrieves and found.document["format"] < FORMAT:
+            if retrieves and stored.document["format"] < FORMAT:
                 outdated.add(name)
         elif not answers.has_right_units(table) and (retrieves or task["split"] == HOLDOUT):
             del tables[name]
@@ -123,15 +123,15 @@ def current(found: Evaluation, evaluated: "Manifest | None" = None) -> Evaluatio
         log.warning(
             "%s: %s measured by an earlier version, whose intervals were too narrow, and cannot be scored anew: "
             "evaluate again",
-            found.uri or "an evaluation",
+            stored.uri or "an evaluation",
             f"{', '.join(sorted(outdated))} {'were' if len(outdated) > 1 else 'was'}",
         )
     entries = [
         {**task, "results": _intervals(tables[task["task"]], task["model"])} if task["task"] in anew else task
-        for task in found.document.get("tasks", ())
+        for task in stored.document.get("tasks", ())
     ]
-    document = {**found.document, "tasks": entries} if anew else found.document
-    return replace(found, document=document, tables=tables, outdated=frozenset(outdated))
+    document = {**stored.document, "tasks": entries} if anew else stored.document
+    return replace(stored, document=document, tables=tables, outdated=frozenset(outdated))
 
 
 def _intervals(table: "pa.Table", role: str) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _scored_anew(table: "pa.Table", name: str, evaluated: "Manifest") -> "pa.Tab
 
 
 def _units(
-    data: "RetrievalData | ClassificationData",
+    data: "Data",
 ) -> "tuple[Sequence[str], answers.Integers, answers.Integers]":
     """Return the queries of a task, their units and their identities."""
     from wukong.evaluate.data_set import ClassificationData

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from wukong.data import shards
 from wukong.data.shards import matching
 from wukong.errors import WukongError
-from wukong.evaluate.data_set import ClassificationData, RetrievalData
+from wukong.evaluate.data_set import Data
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
@@ -34,7 +34,7 @@ class Pairs:
     sources: tuple[str, ...]
 
 
-def digests(data: ClassificationData | RetrievalData) -> list[str | None]:
+def digests(data: Data) -> list[str | None]:
     """Return the SHA-256 of each picture's file; None for pictures that are no files, but arrays of pixels."""
     return [data.images.digest(number) for number in range(len(data))]
 
@@ -45,23 +45,23 @@ def pairs_of(model: Manifest) -> set[Pairs]:
     Raises:
         DataError: a manifest that it was made from is gone.
     """
-    found: set[Pairs] = set()
+    pairs: set[Pairs] = set()
     for parent in model.parents:
         if parent.stage == "filter":
             filtered = manifest.load(parent.uri)
             tables = (f"train/{name}.parquet" for name in shards.names_of(filtered, "train"))
             sources = model.config.get("training", {}).get("sources", ["*"])
-            found.add(Pairs(filtered.uri, tuple(tables), tuple(sources)))
+            pairs.add(Pairs(filtered.uri, tuple(tables), tuple(sources)))
         elif parent.stage in ("pretrain", "finetune"):
-            found |= pairs_of(manifest.load(parent.uri))
-    return found
+            pairs |= pairs_of(manifest.load(parent.uri))
+    return pairs
 
 
 def pairs_at(uri: str, folder_of: Callable[[str], str]) -> set[Pairs] | str:
     """Return what the model at an address was trained on; or why that is not known, a clause.
 
     Args:
-        uri: as ``wukong.evaluate.adapters.load`` takes it.
+        uri: the address, as ``wukong.evaluate.adapters.load`` takes it.
         folder_of: gives the URI of the folder of a registered model, ``models:/NAME@ALIAS``. The manifest of the
             stage that trained a model lies beside the model's folder.
     """
@@ -103,8 +103,8 @@ def counts(models: Mapping[str, set[Pairs] | str], tasks: Mapping[str, Sequence[
     """Count the pictures of each task that each model was trained on.
 
     Args:
-        models: by role what a model was trained on, or why that is not known.
-        tasks: by task the digests of its pictures.
+        models: what each model was trained on, or why that is not known, by role.
+        tasks: the digests of each task's pictures, by its name.
 
     Returns:
         For each task and model ``task``, ``model`` (its role), ``pictures`` (how many there are), ``trained_on`` (of
@@ -117,15 +117,15 @@ def counts(models: Mapping[str, set[Pairs] | str], tasks: Mapping[str, Sequence[
             read[pairs] = among(pairs, wanted)
         except WukongError as error:
             read[pairs] = f"its training pairs cannot be read ({error})"
-    found = []
+    entries = []
     for name, of_task in tasks.items():
         for role, known in models.items():
             parts = [known] if isinstance(known, str) else [read[pairs] for pairs in known]
             why = next(_reasons(parts, of_task), "")
             seen = {digest for part in parts if not isinstance(part, str) for digest in part}
             count = None if why else sum(digest in seen for digest in of_task)
-            found.append({"task": name, "model": role, "pictures": len(of_task), "trained_on": count, "why": why})
-    return found
+            entries.append({"task": name, "model": role, "pictures": len(of_task), "trained_on": count, "why": why})
+    return entries
 
 
 def _reasons(parts: Iterable[set[str] | str], of_task: Sequence[str | None]) -> Iterator[str]:

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from wukong.config import evaluators
 from wukong.errors import DataError
 from wukong.evaluate import interval, paired
-from wukong.evaluate.answers import PER_CLASS, Answers
+from wukong.evaluate.answers import Answers
 
 BASELINE, OTHER = "pretrained", "finetuned"
 """The roles of the two models: a difference is the result of ``OTHER`` less that of ``BASELINE``."""
@@ -23,7 +24,7 @@ def compared(task: str, answered: Mapping[str, Answers]) -> list[dict[str, Any]]
 
     Args:
         task: name of the set or hold-out.
-        answered: by role the answers of ``pretrained`` and of ``finetuned``, in any order.
+        answered: the answers of ``pretrained`` and of ``finetuned`` by role, in any order.
 
     Returns:
         For each result ``task``, ``result``, ``first`` (``pretrained``) and ``second`` (``finetuned``), ``difference``
@@ -53,7 +54,7 @@ def compared(task: str, answered: Mapping[str, Answers]) -> list[dict[str, Any]]
 
 
 def _mcnemar(name: str, before: Answers, after: Answers) -> dict[str, Any] | None:
-    if name == PER_CLASS or name not in before.results:
+    if name not in before.results or evaluators.result_of(name).per_class:
         return None
     counts = np.isfinite(before.results[name])
     answers = [each.results[name][counts] for each in (before, after)]

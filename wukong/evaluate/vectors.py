@@ -86,16 +86,16 @@ class Tokens:
         longest = int(lengths.max())
         if int(lengths.min()) == longest:
             return packed.view(len(lengths), longest, self._width)
-        found = torch.zeros(len(lengths), longest, self._width)
-        found[torch.arange(longest)[None] < lengths[:, None]] = packed.view(-1, self._width)
-        return found
+        block = torch.zeros(len(lengths), longest, self._width)
+        block[torch.arange(longest)[None] < lengths[:, None]] = packed.view(-1, self._width)
+        return block
 
 
 class StoredTexts(NamedTuple):
     """Encoded texts like ``Texts``, with their vectors in a file.
 
     Attributes:
-        vectors: of all tokens up to the last one that counts.
+        vectors: those of all tokens up to the last one that counts.
         counted: bool [texts, tokens].
     """
 

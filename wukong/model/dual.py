@@ -80,7 +80,7 @@ class DualEncoder(nn.Module):
         if image is None and not feature_width:
             raise ValueError("without an image tower feature_width must be given")
         self.settings = settings
-        self.token_wise = settings.similarity == "token"
+        self.token_wise = settings.is_token_wise
         self.special = (tokenizer.pad, tokenizer.cls)
         self.vocabulary = tokenizer.digest
         self.image = image

@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from wukong.config.evaluators import EVALUATORS, HOLDOUTS
 from wukong.errors import ConfigError, StorageError
 from wukong.evaluate import answers, stored
-from wukong.evaluate.results import DOCUMENT, HOLDOUT, HOLDOUTS
+from wukong.evaluate.results import DOCUMENT, HOLDOUT
 from wukong.evaluate.stored import Evaluation
 from wukong.registry import over_seeds
 from wukong.runtime import environment
@@ -35,7 +36,6 @@ _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _READERS = 8
 _RESAMPLES = 1000
 _OUTDATED = "not comparable: an interval of an earlier version, which is too narrow; evaluate that run again"
-_MEANS = {"retrieval": "mean_recall", "classification": "top1"}
 
 Verdict: TypeAlias = Literal["baseline", "better", "worse", "noise", "incomparable", "missing"]
 
@@ -145,7 +145,7 @@ def compare(measured: Sequence[Measured], seed: int = 0) -> dict[str, Any]:
 
     Args:
         measured: the runs; two at least.
-        seed: seed of the bootstrap.
+        seed: the bootstrap's.
 
     Returns:
         ``format``. ``baseline``: the first run's name. ``runs``: of each ``name``, ``run_id``, ``experiment_id``,
@@ -168,7 +168,8 @@ def compare(measured: Sequence[Measured], seed: int = 0) -> dict[str, Any]:
         {name: each.evaluation.scores(task) for name, task in each.evaluation.tasks().items()} for each in measured
     ]
     sets = [_compared(measured, scores, name, seed) for name in names]
-    means = [mean for kind in _MEANS if (mean := _means(measured, scores, kind, seed)) is not None]
+    asked = [(each.kind, result) for each in EVALUATORS.values() for result in each.means]
+    means = [mean for each in asked if (mean := _means(measured, scores, *each, seed)) is not None]
     grouped = over_seeds.configurations([each.run.params for each in measured])
     for each in [*means, *sets]:
         results = each["results"].items() if grouped else ()
@@ -210,7 +211,7 @@ def differing(parameters: Sequence[Mapping[str, str]]) -> dict[str, list[str | N
     """Return the parameters whose values are not the same in all runs, each with a value for every run."""
     keys = dict.fromkeys(key for each in parameters for key in each)
     values = {key: [each.get(key) for each in parameters] for key in keys}
-    return {key: chosen for key, chosen in values.items() if len(set(chosen)) > 1}
+    return {key: row for key, row in values.items() if len(set(row)) > 1}
 
 
 _Scores: TypeAlias = Sequence[Mapping[str, "Scores | None"]]
@@ -280,9 +281,8 @@ def _paired(scores: Sequence["Scores | None"], seed: int) -> list[dict[str, "Int
     return intervals
 
 
-def _means(measured: Sequence[Measured], known: _Scores, kind: str, seed: int) -> dict[str, Any] | None:
-    """Compare the means over hold-outs; None where the first run has fewer than two."""
-    result = _MEANS[kind]
+def _means(measured: Sequence[Measured], known: _Scores, kind: str, result: str, seed: int) -> dict[str, Any] | None:
+    """Compare the means of a result over hold-outs; None where the first run has fewer than two."""
     held = [
         [
             task

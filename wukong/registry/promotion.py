@@ -11,9 +11,8 @@ the holder by more than a margin. Both models must have answered the same querie
   levels sum up to ``level``, so of any number of attempts with equal models one is promoted with at most that
   probability. Attempts on other test sets count too: those of successive crawls have most of their queries in common.
 - *What was chosen counts as all that it was chosen from* (``wukong.registry.choices``), if the queries that chose it
-share a
-  caption or an image with the gate's. The best of N is attempts k to k + N - 1, and is tested at the mean of their
-  levels: whichever of the N it is, equal models spend no more than these levels.
+  share a caption or an image with the gate's. The best of N is attempts k to k + N - 1, and is tested at the mean of
+  their levels: whichever of the N it is, equal models spend no more than these levels.
 - *Not worse* is a test of non-inferiority: the lower end of the paired 90 % interval is above minus the margin
   (one-sided 5 %).
 - The first model has nobody to beat: the lower end of the 95 % interval of its metric must be above chance; the best
@@ -30,12 +29,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from wukong.config import evaluators
+from wukong.config.evaluators import HOLDOUTS
 from wukong.errors import DataError
 from wukong.evaluate import answers
 from wukong.evaluate.answers import Scores
 from wukong.evaluate.interval import RESAMPLES, Interval
 from wukong.evaluate.paired import differences
-from wukong.evaluate.results import HOLDOUT, HOLDOUTS
+from wukong.evaluate.results import HOLDOUT
 from wukong.evaluate.stored import Evaluation
 from wukong.registry.choices import Choice
 from wukong.store.manifest import digest_of
@@ -61,7 +62,7 @@ def level_of(attempt: int, level: float, count: int = 1) -> float:
     Args:
         attempt: its number, from 1.
         level: the probability that may be spent in all.
-        count: from how many models it was chosen.
+        count: number of models from which it was chosen.
     """
     return math.fsum(6 * level / (math.pi * each) ** 2 for each in range(attempt, attempt + count)) / count
 
@@ -128,7 +129,7 @@ class Rules:
     Attributes:
         metric: the one that must be better, as ``eval/KIND/TASK/RESULT``.
         level: the probability that equal models take the alias, over all attempts.
-        guards: by metric the margin by which it may be worse.
+        guards: the margin by which each metric may be worse.
         first: ``above-chance`` or ``any``, what the first model must be.
     """
 
@@ -239,15 +240,6 @@ class _Measured:
     chance: Scores | None
 
 
-def test_set(evaluation: Evaluation, metric: str) -> str:
-    """Return the digest of what a metric was measured on: data and protocols.
-
-    Raises:
-        DataError: it was not measured.
-    """
-    return _measured(evaluation, metric).digest
-
-
 def measures(evaluation: Evaluation, metric: str) -> bool:
     """Return whether an evaluation has a metric."""
     _, tasks, result = _parts(evaluation, metric)
@@ -295,9 +287,9 @@ def choices_that_count(candidate: Evaluation, metric: str, choices: Sequence[Cho
 
 
 def _tasks_of(candidate: Evaluation, choice: Choice) -> set[str]:
-    kind, of, _ = choice.metric.split("/")
+    kind, name, _ = choice.metric.split("/")
     held = {task["task"] for task in candidate.tasks().values() if (task["kind"], task["split"]) == (kind, HOLDOUT)}
-    return {of} if of != HOLDOUTS else held.intersection(choice.tasks) if choice.tasks else held
+    return {name} if name != HOLDOUTS else held.intersection(choice.tasks) if choice.tasks else held
 
 
 def _meet(candidate: Evaluation, some: set[str], others: set[str]) -> bool:
@@ -341,7 +333,7 @@ def decide(
         held_by: the holder's version.
         attempt: the number of this attempt at the holder by this metric, the first if there are several.
         choices: that led to the candidate.
-        seed: seed of the bootstrap.
+        seed: the bootstrap's.
 
     Raises:
         DataError: the gate's metric was not measured, or an evaluation is damaged.
@@ -408,9 +400,8 @@ def _not_worse(metric: str, margin: float, candidate: Evaluation, holder: Evalua
     if ours.digest != theirs.digest or ours.scores is None or theirs.scores is None:
         why = "was measured on other data" if ours.digest != theirs.digest else "has no stored answers"
         return Check(metric, "not worse", False, f"{metric} is guarded, and {why}.", ours.value, theirs.value)
-    difference = differences(theirs.scores, [ours.scores], level=1 - 2 * GUARD_LEVEL, seed=seed)[0][
-        ours.scores.names[0]
-    ]
+    (compared,) = differences(theirs.scores, [ours.scores], level=1 - 2 * GUARD_LEVEL, seed=seed)
+    difference = compared[ours.scores.names[0]]
     passed = difference.low > -margin
     verdict = "not worse" if passed else "not shown to be no worse"
     says = f"{metric} is {_points(difference)}: {verdict} than the holder's by {100 * margin:.1f} points or more."
@@ -428,26 +419,25 @@ def _above_chance(metric: str, ours: _Measured, count: int, seed: int) -> Check:
         return Check(metric, "above chance", False, f"{metric} cannot be compared with chance: {why}.", ours.value)
     level, resamples = 0.05 / count, max(RESAMPLES, 200 * count)
     (compared,) = differences(ours.chance, [ours.scores], level=1 - level, resamples=resamples, seed=seed)
-    interval = compared[ours.scores.names[0]]
-    passed = interval.low > 0
+    difference = compared[ours.scores.names[0]]
+    passed = difference.low > 0
     verdict = "above chance by more than noise" if passed else "not above chance by more than noise"
-    says = f"It is the first model, and {metric} is {_points(interval)} than chance: {verdict}."
-    return Check(
-        metric, "above chance", passed, says, ours.value, float(ours.chance.values()[0]), interval, None, level
-    )
+    says = f"It is the first model, and {metric} is {_points(difference)} than chance: {verdict}."
+    chance = float(ours.chance.values()[0])
+    return Check(metric, "above chance", passed, says, ours.value, chance, difference, None, level)
 
 
-def _points(found: Interval) -> str:
-    ends = f"{100 * found.level:.3g} % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}"
-    return f"{100 * abs(found.value):.1f} points {'lower' if found.value < 0 else 'higher'} ({ends})"
+def _points(difference: Interval) -> str:
+    ends = f"{100 * difference.level:.3g} % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
+    return f"{100 * abs(difference.value):.1f} points {'lower' if difference.value < 0 else 'higher'} ({ends})"
 
 
 def _parts(evaluation: Evaluation, metric: str) -> tuple[str, list[Mapping[str, Any]], str]:
     """Return the kind, the tasks and the result that a metric's name stands for."""
-    group, kind, of, result = [*metric.split("/"), "", "", ""][:4]
+    group, kind, name, result = [*metric.split("/"), "", "", ""][:4]
     tasks = evaluation.tasks(_GROUPS.get(group, group)).values()
     mine = [task for task in tasks if task["kind"] == kind]
-    chosen = [t for t in mine if t["split"] == HOLDOUT] if of == HOLDOUTS else [t for t in mine if t["task"] == of]
+    chosen = [t for t in mine if t["split"] == HOLDOUT] if name == HOLDOUTS else [t for t in mine if t["task"] == name]
     return kind, chosen, result
 
 
@@ -479,7 +469,5 @@ def _chance(task: Mapping[str, Any], result: str) -> float | None:
     known = task["chance"]
     if result in known:
         return float(known[result])
-    recalls = [known.get(name) for name in task["results"] if "_to_" in name]
-    if result != answers.MEAN_RECALL or not recalls or None in recalls:
-        return None
-    return float(sum(recalls) / len(recalls))
+    parts = [known.get(name) for name in task["results"] if name in evaluators.result_of(result).mean_of]
+    return None if not parts or None in parts else float(sum(parts) / len(parts))

@@ -1,23 +1,19 @@
 """Images of a filtered set for pages: read from its shards by key, made small, and chosen at random."""
 
-import base64
-import io
 import random
 from collections.abc import Callable
 
 import polars as pl
-from PIL import Image
 
 from wukong.curate import repack
 from wukong.curate.split import TRAIN
-from wukong.data.decoding import decode
+from wukong.data.decoding import data_uri, decode
 from wukong.errors import DataError
 from wukong.store import storage
 from wukong.store.manifest import Manifest
 
 Pictures = Callable[[str], bytes]
 
-_THUMBNAIL = 144
 _SHARDS = 6
 
 
@@ -78,14 +74,6 @@ class Thumbnails:
         if key not in self._made:
             self._made[key] = data_uri(decode(self._pictures(key), f"the picture of the pair {key}"))
         return self._made[key]
-
-
-def data_uri(image: Image.Image, side: int = _THUMBNAIL) -> str:
-    """Returns an RGB image as a data URI, with sides of at most so many pixels; the image itself is made small too."""
-    image.thumbnail((side, side))
-    target = io.BytesIO()
-    image.save(target, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode()
 
 
 def contact_sheet(

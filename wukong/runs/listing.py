@@ -13,9 +13,9 @@ import pyarrow.fs as pafs
 
 from wukong import stages
 from wukong.config import documents
+from wukong.config.evaluators import HOLDOUTS
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
-from wukong.evaluate.results import HOLDOUTS
 from wukong.runs.run_records import Record
 from wukong.store import manifest, storage
 from wukong.tracking import run_links

@@ -100,7 +100,7 @@ def of_evaluate(work: Work) -> Estimate:
 
     model, settings = work.experiment.model, work.experiment.evaluate
     grid = (model.image.image_size / _PATCH) ** 2
-    tokens = 1.0 if model.similarity == "global" else grid
+    tokens = grid if model.is_token_wise else 1.0
     flops, decoding = float(work.pairs * 2 * _text(work) * _TOKENS), 0.0
     for name in settings.tasks:
         data_set = sets.REGISTRY.get(name)
@@ -138,7 +138,7 @@ def _training(work: Work, settings: Training, *, first: bool) -> Estimate:
     experiment, pairs = work.experiment, work.pairs
     model = experiment.model
     grid = (model.image.image_size / _PATCH) ** 2
-    kept = model.text.width if model.similarity == "global" else model.text.width * grid
+    kept = model.text.width * (grid if model.is_token_wise else 1)
     views = 1 + max(experiment.pretrain.views, experiment.finetune.views)
     speed = settings.workers * _CARD_FLOPS if settings.gpus_per_worker else work.cores * _CORE_FLOPS
     flops = float(pairs * settings.epochs * 6 * _text(work) * _TOKENS)

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wukong.config.evaluators import HOLDOUTS
 from wukong.errors import StorageError
-from wukong.evaluate.results import DOCUMENT, HOLDOUT, HOLDOUTS, ROLES, metrics_of
+from wukong.evaluate.results import DOCUMENT, HOLDOUT, ROLES, metrics_of
 from wukong.store import storage
 from wukong.store.manifest import Manifest, code_revision, digest_of
 from wukong.tracking import mlflow_rest

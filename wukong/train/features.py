@@ -107,7 +107,7 @@ def _features(encoder: ImageEncoder, views: Tensor, model: Model, precision: str
     bfloat16 = precision == "bfloat16"
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         pooled, tokens = encoder(views.to(device, non_blocking=True))
-        features: Tensor = tokens if model.similarity == "token" else pooled
+        features: Tensor = tokens if model.is_token_wise else pooled
         return features.to(torch.float16).cpu()
 
 

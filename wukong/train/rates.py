@@ -49,7 +49,7 @@ def feature_shape(model: Model) -> Shape:
     """
     with torch.device("meta"):
         tower = ImageEncoder(model.image, with_weights=False)
-    if model.similarity == "token":
+    if model.is_token_wise:
         return Shape(tower.token_count, tower.token_width)
     return Shape(1, tower.pooled_width)
 
@@ -161,7 +161,7 @@ def _text_step(
         ids = torch.randint(5, len(tokenizer), (pairs, int(lengths.max())))
         ids = ids.masked_fill(torch.arange(ids.shape[1]) >= lengths[:, None], tokenizer.pad)
         ids[:, 0] = tokenizer.cls
-        features = torch.randn(pairs, *(shape if model.similarity == "token" else (shape.width,)))
+        features = torch.randn(pairs, *(shape if model.is_token_wise else (shape.width,)))
         batch = Batch(features, ids, torch.arange(pairs), torch.arange(pairs))
 
         def forward_and_backward() -> None:
@@ -228,7 +228,7 @@ def text_step_flops(model: Model, settings: Training, shape: Shape, caption_toke
     attention = 2 * 2 * text.layers * text.width * caption_tokens
     layers = 2 * 12 * text.layers * text.width**2 + attention
     embedding = model.embedding or text.width
-    words = caption_tokens if model.similarity == "token" else 1
+    words = caption_tokens if model.is_token_wise else 1
     heads = 2 * embedding * (shape.tokens * shape.width + words * text.width)
     similarity = 2 * shape.tokens * words * embedding * settings.batch_size
     return 3.0 * (layers * caption_tokens + heads + similarity)

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
@@ -20,13 +18,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from wukong.config.evaluators import HOLDOUTS
 from wukong.config.experiment import Experiment
 from wukong.config.training import Validating
 from wukong.data import images
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
 from wukong.evaluate import holdouts, results, set_folders, sets, tasks
-from wukong.evaluate.data_set import ClassificationData, RetrievalData
+from wukong.evaluate.data_set import Data
 from wukong.evaluate.model import CollapsedError, OwnModel, square, token_ids
 from wukong.evaluate.protocol import OWN, Protocol, named
 from wukong.model.dual import DualEncoder, Texts
@@ -54,7 +53,7 @@ class Task:
             run the model's own tower each time.
     """
 
-    data: ClassificationData | RetrievalData
+    data: Data
     protocol: Protocol
     features: Tensor | None = None
 
@@ -90,10 +89,10 @@ def prepared(
     """
     published = named(settings.protocol)
     locked = model.image if model.image is not None and model.image.is_locked else tower
-    prepared_tasks: list[Task] = []
+    measured: list[Task] = []
     with ExitStack() as folders:
         for name in settings.tasks or experiment.held_out_tasks:
-            data: ClassificationData | RetrievalData | None
+            data: Data | None
             if name in experiment.held_out_tasks:
                 protocol, data = OWN.for_pairs(experiment.evaluate.captions), holdouts.read(experiment, filtered, name)
             else:
@@ -113,8 +112,8 @@ def prepared(
                 features = holdouts.features(experiment, filtered, computed, data)[rows]
             elif locked is not None:
                 features = _run(locked, model, data, protocol)
-            prepared_tasks.append(Task(data, protocol, features))
-        yield Validator(prepared_tasks, tokenizer)
+            measured.append(Task(data, protocol, features))
+        yield Validator(measured, tokenizer)
 
 
 class Validator:
@@ -144,8 +143,7 @@ class Validator:
         for task in self._tasks:
             encoded = shared.encode_share(task)
             try:
-                with TemporaryDirectory() as cache:
-                    outcome = tasks.measure(shared, task.data, task.protocol, Path(cache), encoded)
+                outcome = tasks.measure(shared, task.data, task.protocol, encoded=encoded)
                 entries.append(outcome.as_json("finetuned"))
             except CollapsedError as error:
                 all_measured = False
@@ -153,7 +151,7 @@ class Validator:
         metrics = {
             name.removeprefix("eval/"): value
             for name, value in results.metrics_of(entries, "finetuned").items()
-            if all_measured or name.split("/")[2] != results.HOLDOUTS
+            if all_measured or name.split("/")[2] != HOLDOUTS
         }
         return _of_the_first(metrics, model)
 
@@ -200,7 +198,7 @@ def _share(count: int) -> list[int]:
     return [min(row, count - 1) for row in range(rank * each, (rank + 1) * each)]
 
 
-def _pictures(data: ClassificationData | RetrievalData) -> Iterator[list[Image.Image]]:
+def _pictures(data: Data) -> Iterator[list[Image.Image]]:
     """Decode this worker's share of the images, a batch at a time."""
     rows = _share(len(data))
     with ThreadPoolExecutor(_READERS) as readers:
@@ -209,9 +207,7 @@ def _pictures(data: ClassificationData | RetrievalData) -> Iterator[list[Image.I
 
 
 @torch.inference_mode()
-def _run(
-    tower: ImageEncoder, model: DualEncoder, data: ClassificationData | RetrievalData, protocol: Protocol
-) -> Tensor:
+def _run(tower: ImageEncoder, model: DualEncoder, data: Data, protocol: Protocol) -> Tensor:
     """Run a locked tower on this worker's share of the images: float16 [share, ...], as stored features are."""
     log.info("%s: the image tower runs once on its %d images", data.name, len(data))
     tower.eval()

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from wukong.errors import DataError
-from wukong.evaluate import interval
+from wukong.evaluate import interval, paired
+from wukong.evaluate.answers import Scores
 
 SIMULATIONS = 1000
 """In 500, a true coverage of 95 % is measured only to one per cent (standard error)."""
@@ -51,13 +52,22 @@ def test_95_of_100_intervals_of_the_mean_per_class_hold(images: int) -> None:
     assert 0.93 <= held / SIMULATIONS <= 0.97
 
 
+def difference(first: np.ndarray, second: np.ndarray, **options: int) -> interval.Interval:
+    """The first model's result less the second's, on the same units."""
+    one, other = (
+        Scores(("top1",), values[:, None].astype(float), np.ones((len(values), 1)), np.ones((1, 1)))
+        for values in (first, second)
+    )
+    return paired.differences(other, [one], **options)[0]["top1"]
+
+
 def test_95_of_100_intervals_of_a_paired_difference_hold() -> None:
     numbers = np.random.default_rng(4)
     held, narrower = 0, 0
     for seed in range(SIMULATIONS):
         hard = numbers.random(300)
         first, second = hard < 0.5, hard + numbers.normal(0, 0.1, 300) < 0.4
-        found = interval.difference(first, second, resamples=500, seed=seed)
+        found = difference(first, second, resamples=500, seed=seed)
         held += found.low <= 0.1 <= found.high  # 0.5 less the integral below
         alone = [interval.of(each, resamples=500, seed=seed)[0] for each in (first, second)]
         narrower += found.high - found.low < math.hypot(*(each.high - each.low for each in alone))
@@ -97,7 +107,7 @@ def test_the_intervals_of_a_mean_and_of_a_difference_are_scipys() -> None:
     def overall(one: np.ndarray, two: np.ndarray, three: np.ndarray, axis: int) -> np.ndarray:
         return (one.mean(axis) + two.mean(axis) + three.mean(axis)) / 3
 
-    found = interval.mean([(hits, np.ones_like(hits))], resamples=40_000)
+    found = interval.with_mean([(hits, np.ones_like(hits))], resamples=40_000)[1]
     rng = np.random.default_rng(1)
     expected = stats.bootstrap(
         hits.T, overall, paired=True, confidence_level=expanded(60), n_resamples=40_000, method="BCa", rng=rng
@@ -105,7 +115,7 @@ def test_the_intervals_of_a_mean_and_of_a_difference_are_scipys() -> None:
     assert found.value == pytest.approx(hits.mean())
     assert_alike(found, expected.confidence_interval)
 
-    found = interval.mean([(hits[:, :1], np.ones((60, 1))), (shares, np.ones((40, 1)))], resamples=40_000)
+    found = interval.with_mean([(hits[:, :1], np.ones((60, 1))), (shares, np.ones((40, 1)))], resamples=40_000)[1]
     expected = stats.bootstrap(
         (hits[:, 0], shares[:, 0]), lambda a, b, axis: (a.mean(axis) + b.mean(axis)) / 2,
         confidence_level=expanded(40), n_resamples=40_000, method="BCa", rng=rng,
@@ -113,7 +123,7 @@ def test_the_intervals_of_a_mean_and_of_a_difference_are_scipys() -> None:
     assert found.units == 100
     assert_alike(found, expected.confidence_interval)
 
-    found = interval.difference(hits[:, 0], hits[:, 1], resamples=40_000)
+    found = difference(hits[:, 0], hits[:, 1], resamples=40_000)
     expected = stats.bootstrap(
         hits[:, :2].T, lambda a, b, axis: a.mean(axis) - b.mean(axis),
         paired=True, confidence_level=expanded(60), n_resamples=40_000, method="BCa", rng=rng,
@@ -136,7 +146,7 @@ def test_one_unit_and_very_uneven_units_have_an_interval_too() -> None:
     assert (one.low, one.value, one.high) == (0.4, 0.4, 0.4)
     (uneven,) = interval.of([0.0, 0.0, 1.0])
     assert 0.0 <= uneven.low <= uneven.value <= uneven.high <= 1.0
-    assert interval.mean([([1.0] * 3, [1.0] * 3), ([1.0], [1.0])]) == interval.of([1.0] * 3)[0]
+    assert interval.with_mean([([1.0] * 3, [1.0] * 3), ([1.0], [1.0])])[1] == interval.of([1.0] * 3)[0]
 
 
 def test_one_draw_gives_the_results_and_their_mean() -> None:
@@ -145,7 +155,6 @@ def test_one_draw_gives_the_results_and_their_mean() -> None:
     samples = [(hits, np.ones_like(hits)), (shares, np.ones_like(shares))]
     each, mean = interval.with_mean(samples, seed=5)
     assert each == [*interval.of(hits, seed=5), *interval.of(shares, seed=6)]
-    assert mean == interval.mean(samples, seed=5)
     assert mean.value == pytest.approx(np.mean([one.value for one in each]))
 
 
@@ -191,8 +200,9 @@ def test_what_has_no_result_is_refused(sums: list[float], weights: list[float] |
 
 
 def test_models_that_were_measured_on_other_items_are_not_compared() -> None:
-    for compare in (interval.difference, interval.mcnemar):
-        with pytest.raises(DataError, match="same items"):
-            compare([True, False], [True])
+    with pytest.raises(DataError, match="same items"):
+        interval.mcnemar([True, False], [True])
+    with pytest.raises(DataError, match="other queries"):
+        difference(np.ones(2), np.ones(1))
     with pytest.raises(DataError, match="class 1 has no image"):
         interval.mean_per_class([1, 0], [0, 2])

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from wukong.evaluate import alignment, paper, results
+from wukong.evaluate import alignment, examples, paper, results, sets
 from wukong.evaluate.data_set import ClassificationData, RetrievalData
 from wukong.evaluate.interval import Interval
 from wukong.evaluate.published import Caption
@@ -104,13 +104,13 @@ def made() -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
     both = {"pretrained": outcomes(0.4), "finetuned": outcomes(0.5)}
     shown: dict[str, dict[str, str]] = {}
     for outcome in both["finetuned"]:
-        shown[outcome.task] = evaluation.pictures(data(outcome.task), outcome)
+        shown[outcome.task] = examples.pictures(data(outcome.task), outcome)
     aligned = {"task": "coco-cn", "model": "finetuned", "image": "a", "text": NASTY, "tokens": ["[CLS]", "猫", "[SEP]"],
                "highlighted": [1], "best": [[0, 1, 1], [0, 1, 1], [2, 2, 2]]}  # fmt: skip
     shown["coco-cn"]["square of a"] = shown["coco-cn"]["a"]
     entries = [outcome.as_json(role) for role, each in both.items() for outcome in each]
     protocols = {"paper": ["Protocol paper: Wukong."], "own": ["Protocol own: ours."]}
-    missing = evaluation.missing({"imagenet", "coco-cn"})
+    missing = sets.missing({"imagenet", "coco-cn"})
     compared = {"task": "coco-cn", "result": "mean_recall", "first": "pretrained", "second": "finetuned",
                 "difference": asdict(Interval(0.1, 0.042, 0.158, 0.95, 2)), "mcnemar": None}  # fmt: skip
     tested = {**compared, "result": "image_to_text_r1",
@@ -193,9 +193,9 @@ def test_one_global_model_has_one_column_and_no_table_7(made: Any) -> None:
 
 def test_small_images_are_made_once() -> None:
     kinds, *_ = outcomes(0.5)
-    first = evaluation.pictures(data("imagenet"), kinds)
+    first = examples.pictures(data("imagenet"), kinds)
     assert set(first) == {"a", "b"} and first["a"] != first["b"]
-    assert evaluation.pictures(data("imagenet"), kinds, first) == {}
+    assert examples.pictures(data("imagenet"), kinds, first) == {}
 
 
 def test_pictures_that_are_right_are_aligned_and_texts_that_cannot_be_read_left_out(
@@ -215,7 +215,7 @@ def test_pictures_that_are_right_are_aligned_and_texts_that_cannot_be_read_left_
     wrong = Query("马", 3, (Candidate("b", "马", right=False),))
     saved: Any = None
     changed = Outcome(**{**vars(pairs), "examples": (wrong, *queries)})
-    found, squares = evaluation.aligned(saved, data("coco-cn"), changed, "finetuned")
+    found, squares = examples.aligned(saved, data("coco-cn"), changed, "finetuned")
     assert [each["text"] for each in found] == ["猫", "狗"] and found[0]["best"] == [[0, 1], [1, 2]]
     assert list(squares) == ["square of a"] and "too long" in caplog.text
 

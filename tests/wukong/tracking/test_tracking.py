@@ -354,7 +354,7 @@ def test_two_evaluations_that_were_logged_alone_are_compared_query_by_query(expe
     assert [run["model"] for run in found["runs"]] == ["weak" * 8, "strong" * 8]
     (birds,) = found["sets"]
     difference = birds["results"]["top1"][1]["difference"]
-    known = interval.difference(right["strong"], right["weak"], resamples=20_000)
+    (known,) = interval.of(right["strong"].astype(float) - right["weak"], resamples=20_000)
     assert difference["paired"] and difference["value"] == pytest.approx(known.value)
     assert (difference["low"], difference["high"]) == pytest.approx((known.low, known.high), abs=2e-3)
 

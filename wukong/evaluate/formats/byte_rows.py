@@ -17,7 +17,7 @@ def read(folder: Path, names: Sequence[str], *, labels: int, label: int, classes
 
     Args:
         folder: the folder with the files.
-        names: of the files.
+        names: the files' names.
         labels: number of labels, one byte each, before the pixels of a row, which are 3 x 32 x 32.
         label: place of the label that is wanted.
         classes: number of classes.

@@ -74,7 +74,7 @@ def require(root: Path, paths: Sequence[str], source: Path) -> Files:
 
     Args:
         root: the folder that the paths are relative to.
-        paths: of the images.
+        paths: the images' paths.
         source: the list, for the message.
 
     Raises:

@@ -46,7 +46,7 @@ class Files:
 
     Attributes:
         root: the folder they are in.
-        paths: of each image, relative to the folder.
+        paths: path of each image, relative to the folder.
     """
 
     root: Path

@@ -73,7 +73,7 @@ def relabelled(found: Labelled, order: Sequence[str], classes: Sequence[str]) ->
     """Change labels to another order of the classes; images whose class is not among them are left out.
 
     Args:
-        found: with labels that are places in ``order``; its images are ``Parts``.
+        found: images, which are ``Parts``, with labels that are places in ``order``.
         order: class ids in the order of the labels that are there.
         classes: class ids in the order of the labels that are wanted.
     """

@@ -5,11 +5,12 @@ To add a set, add a file and, for a classification set, its class names; nothing
 """
 
 import pkgutil
+from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
 
 from wukong.errors import ConfigError
-from wukong.evaluate.data_set import Classification, ClassificationData, Retrieval, RetrievalData
+from wukong.evaluate.data_set import Classification, Data, Retrieval
 
 
 def _registered() -> dict[str, Classification | Retrieval]:
@@ -18,7 +19,7 @@ def _registered() -> dict[str, Classification | Retrieval]:
     Raises:
         TypeError: a module has no ``SET``, or its name is not the module's.
     """
-    found: dict[str, Classification | Retrieval] = {}
+    registry: dict[str, Classification | Retrieval] = {}
     for module in pkgutil.iter_modules(__path__):
         name = module.name.replace("_", "-")
         data_set = getattr(import_module(f"{__name__}.{module.name}"), "SET", None)
@@ -27,8 +28,8 @@ def _registered() -> dict[str, Classification | Retrieval]:
                 f"wukong/evaluate/sets/{module.name}.py assigns no set with the name {name!r} to SET: each file here "
                 "is one evaluation set"
             )
-        found[name] = data_set
-    return found
+        registry[name] = data_set
+    return registry
 
 
 REGISTRY = _registered()
@@ -46,7 +47,7 @@ def of(name: str) -> Classification | Retrieval:
     return REGISTRY[name]
 
 
-def read(name: str, root: Path, split: str | None = None) -> ClassificationData | RetrievalData:
+def read(name: str, root: Path, split: str | None = None) -> Data:
     """Read a set from its folder below the folder that holds all sets, ``ROOT/NAME``.
 
     Raises:
@@ -54,3 +55,13 @@ def read(name: str, root: Path, split: str | None = None) -> ClassificationData 
         DataError: it cannot be read, see ``Classification.read`` and ``Retrieval.read``.
     """
     return of(name).read(root / name, split)
+
+
+def missing(measured: Collection[str]) -> dict[str, str]:
+    """Return, for each published set that was not measured, what to download and where to put it."""
+    return {name: f"{each.title}: {each.how_to_get}" for name, each in REGISTRY.items() if name not in measured}
+
+
+def notes(measured: Collection[str]) -> dict[str, str]:
+    """Return what must be known of the published sets that were measured to read their numbers."""
+    return {name: each.note for name, each in REGISTRY.items() if name in measured and each.note}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from wukong.data import images
+from wukong.data.decoding import decode
 from wukong.evaluate.data_set import Classification, HowToGet
 from wukong.evaluate.formats.folders import find
 from wukong.evaluate.formats.pictures import Files
@@ -19,7 +19,7 @@ class _Stamps(Files):
         Raises:
             DataError: it cannot be read or decoded.
         """
-        return images.decode(self._data(i), str(self.root / self.paths[i]))
+        return decode(self._data(i), str(self.root / self.paths[i]))
 
 
 def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
