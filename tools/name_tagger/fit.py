@@ -7,7 +7,7 @@ an exponential moving average over the last two thirds of the steps. The taggers
 The same captions, lists and settings give the same bytes on one machine with one version of torch; another processor or
 version may round differently. It takes about 12 minutes on two cores, and needs the extras ``curate`` and ``train``:
 
-    python -m wukong.curate.names.fit benchmarks/curate/names/captions/train
+    python -m tools.name_tagger.fit benchmarks/curate/names/captions/train
 
 ``benchmarks/curate/names/held_out.py`` fits on all files but one and measures on that one.
 """
@@ -30,11 +30,12 @@ from safetensors.numpy import save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from wukong.curate.names import augment, captions, normalized, tagger, word_lists
-from wukong.curate.names.augment import NamePool
-from wukong.curate.names.captions import Labelled
+from tools.name_tagger import augment, captions
+from tools.name_tagger.augment import NamePool
+from tools.name_tagger.captions import Labelled
+from tools.name_tagger.torch_tagger import TorchTagger, exported
+from wukong.curate.names import normalized, tagger, word_lists
 from wukong.curate.names.tagger import BEGINS, ENDS, INSIDE, OUTSIDE, SINGLE, Floats
-from wukong.curate.names.torch_tagger import TorchTagger, exported
 from wukong.curate.names.word_lists import KINDS, MARKS, Found, NameWords
 from wukong.errors import DataError, WukongError
 

@@ -8,8 +8,9 @@ import pytest
 from safetensors.numpy import load
 from small_tagger import small_tagger
 
-from wukong.curate.names import captions, fit, tagger, word_lists
-from wukong.curate.names.fit import Settings
+from tools.name_tagger import captions, fit
+from tools.name_tagger.fit import Settings
+from wukong.curate.names import tagger, word_lists
 from wukong.errors import DataError
 
 LINES = [

@@ -7,9 +7,9 @@ import pytest
 import torch
 from small_tagger import paths, small_tagger
 
-from wukong.curate.names.captions import Labelled
-from wukong.curate.names.fit import Settings
-from wukong.curate.names.torch_tagger import exported
+from tools.name_tagger.captions import Labelled
+from tools.name_tagger.fit import Settings
+from tools.name_tagger.torch_tagger import exported
 
 
 def test_exported_weights_give_the_scores_and_the_likelihood_of_the_torch_model():
