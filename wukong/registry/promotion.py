@@ -239,15 +239,6 @@ class _Measured:
     chance: Scores | None
 
 
-def test_set(evaluation: Evaluation, metric: str) -> str:
-    """Return the digest of what a metric was measured on: data and protocols.
-
-    Raises:
-        DataError: it was not measured.
-    """
-    return _measured(evaluation, metric).digest
-
-
 def measures(evaluation: Evaluation, metric: str) -> bool:
     """Return whether an evaluation has a metric."""
     _, tasks, result = _parts(evaluation, metric)

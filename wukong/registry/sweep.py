@@ -296,8 +296,3 @@ def by_configuration(results: Sequence[Result]) -> list[list[Result]]:
 def mean_of(results: Sequence[Result]) -> float:
     """The mean of the values of some results, each of which has one."""
     return math.fsum(each.value for each in results if each.value is not None) / len(results)
-
-
-def best(results: Sequence[Result]) -> Result | None:
-    """The first result of the configuration with the largest mean over its seeds; None if no trial has a value."""
-    return next((group[0] for group in by_configuration(results)), None)
