@@ -18,8 +18,8 @@ HOLDER = """
 import json, subprocess, sys, time
 from pathlib import Path
 from cli import hold
-from wukong import config
-experiment = config.parse(json.loads(sys.argv[2]))
+from wukong.config import documents
+experiment = documents.parse(json.loads(sys.argv[2]))
 with hold.hold(Path(sys.argv[1]), "r", experiment):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     print(child.pid, flush=True)

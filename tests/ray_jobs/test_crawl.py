@@ -560,8 +560,9 @@ DRIVER = """
 import sys, ray
 ray.init(address=sys.argv[1], configure_logging=False, log_to_driver=False)
 from ray_jobs import crawl
-from wukong import config, storage
-crawl.run(config.parse(storage.read_json(sys.argv[2])), {})
+from wukong.config import documents
+from wukong.store import storage
+crawl.run(documents.parse(storage.read_json(sys.argv[2])), {})
 """
 
 

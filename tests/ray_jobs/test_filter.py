@@ -199,9 +199,10 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path, make_crawl):
         "import sys, json, ray\n"
         "from pathlib import Path\n"
         "from ray_jobs import filter as job\n"
-        "from wukong import config, manifest\n"
+        "from wukong.config import documents\n"
+        "from wukong.store import manifest\n"
         "ray.init(address=sys.argv[3], log_to_driver=False, configure_logging=False)\n"
-        "e = config.parse(json.loads(Path(sys.argv[1]).read_text()))\n"
+        "e = documents.parse(json.loads(Path(sys.argv[1]).read_text()))\n"
         "print(job.run(e, {'crawl': manifest.load(sys.argv[2])}).digest)\n"
     )
     root = Path(__file__).parents[2]

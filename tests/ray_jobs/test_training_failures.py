@@ -160,7 +160,7 @@ def test_two_workers_of_a_machine_share_it(tmp_path: Path) -> None:
         "import ray, ray.train, torch\n"
         "from ray.train.torch import TorchTrainer\n"
         "from ray_jobs import training\n"
-        "from wukong.config import Training\n"
+        "from wukong.config.training import Training\n"
         "settings = Training(lock='none', workers=2, loader_workers=2)\n"
         "def work(folder):\n"
         "    device = training._own_device(settings)\n"

@@ -374,9 +374,10 @@ def test_a_second_run_gives_the_same_digests_though_it_was_killed(
         "import sys, json, ray\n"
         "from pathlib import Path\n"
         "from ray_jobs import pretrain as job\n"
-        "from wukong import config, fence, manifest\n"
+        "from wukong.config import documents\n"
+        "from wukong.store import fence, manifest\n"
         "ray.init(address=sys.argv[3], log_to_driver=False, configure_logging=False)\n"
-        "e = config.parse(json.loads(Path(sys.argv[1]).read_text()))\n"
+        "e = documents.parse(json.loads(Path(sys.argv[1]).read_text()))\n"
         "fence.claim(e.root, 'r', 'pretrain')\n"
         "job.run(e, {'filter': manifest.load(sys.argv[2])})\n"
     )

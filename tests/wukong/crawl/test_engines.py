@@ -213,16 +213,17 @@ ENGINE = Toy
 """
 
 USE_TOY = """
-from wukong import config
+from wukong.config import documents
 from wukong.crawl.engines import REGISTRY
+from wukong.errors import ConfigError
 
 crawl = {"engine": "toy", "endpoint": "https://toy.test/search", "queries": "file:///q.txt"}
-experiment = config.parse({"name": "x", "crawl": crawl})
+experiment = documents.parse({"name": "x", "crawl": crawl})
 assert experiment.crawl.searched
 print(REGISTRY[experiment.crawl.engine](experiment.crawl.endpoint).page_url("cat", 2))
 try:
-    config.parse({"name": "x", "crawl": {**crawl, "engine": "none"}})
-except config.ConfigError as error:
+    documents.parse({"name": "x", "crawl": {**crawl, "engine": "none"}})
+except ConfigError as error:
     print(error)
 """
 

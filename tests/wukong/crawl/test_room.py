@@ -102,7 +102,7 @@ ANSWERS = {
 FETCHING = """
 import asyncio, json, sys
 from pathlib import Path
-from wukong.config import Crawl
+from wukong.config.crawl import Crawl
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.fetch import Fetcher
 

@@ -173,7 +173,7 @@ def test_a_store_without_conditional_writes_is_named_once(
 DRIVER = """
 import sys
 from wukong.store import fence
-from wukong.manifest import Stage
+from wukong.store.manifest import Stage
 root = sys.argv[1]
 name = fence.claim(root, "r", "filter")
 print(name, flush=True)

@@ -283,8 +283,8 @@ def test_without_conditional_writes_all_work(
 
 PROCESS = """
 import logging, os, sys, time
-from wukong.store import fence; from wukong.store import lease
-from wukong.manifest import Stage
+from wukong.store import fence, lease
+from wukong.store.manifest import Stage
 root, run, seconds, machine = sys.argv[1:]
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 if machine:

@@ -252,14 +252,16 @@ def test_an_address_that_is_no_servers_is_named(experiment: Experiment, monkeypa
 def test_a_stage_is_tracked_without_an_import_of_mlflow(experiment: Experiment) -> None:
     script = """
 import sys
-from wukong import config, storage, tracking
-from wukong.manifest import Stage
-experiment = config.parse(storage.read_json(sys.argv[1]))
-with tracking.stage_run(experiment, "first", "filter") as run_id:
+from wukong.config import documents
+from wukong.store import storage
+from wukong.tracking import mlflow_runs, stage_results
+from wukong.store.manifest import Stage
+experiment = documents.parse(storage.read_json(sys.argv[1]))
+with mlflow_runs.stage_run(experiment, "first", "filter") as run_id:
     stage = Stage(experiment.root, "filter", {"seed": 1})
     storage.write_json(stage.path("a.json"), {})
-    tracking.log_stage(run_id, stage.commit([stage.describe("a.json")], counts={"pairs": 7}))
-tracking.complete_run(experiment, "first", {})
+    stage_results.log_stage(run_id, stage.commit([stage.describe("a.json")], counts={"pairs": 7}))
+mlflow_runs.complete_run(experiment, "first", {})
 print(" ".join({"mlflow", "torch", "pandas", "ray"} & sys.modules.keys()))
 """
     uri = storage.join(experiment.storage, "experiment.json")

@@ -258,9 +258,10 @@ import sys
 from pathlib import Path
 from ray_jobs.launch import kuberay
 from ray_jobs.launch.kuberay import pipeline_run
-from wukong import config, storage
+from wukong.config import documents
+from wukong.store import storage
 crawl = {"queries": "file:///q", "endpoint": "http://x.invalid"}
-experiment = config.parse({"name": "demo", "storage": sys.argv[1], "crawl": crawl})
+experiment = documents.parse({"name": "demo", "storage": sys.argv[1], "crawl": crawl})
 pipeline_run.NAMESPACE_FILE = Path(sys.argv[3])
 timing = kuberay.Timing(watch=5, poll=0.05, patience=float(sys.argv[2]))
 kuberay.run_job("filter", experiment, "r", ["filter", "--run", "r"], {}, "wukong", timing)

@@ -62,7 +62,7 @@ TOY = """
 from pydantic import Field
 
 from wukong.curate.rule import Check, Column, Rule
-from wukong.section import Fraction, Strict
+from wukong.config.section import Fraction, Strict
 
 
 class Settings(Strict):
@@ -108,19 +108,21 @@ import json
 import numpy as np
 import polars as pl
 
-from wukong import config, stages
+from wukong import stages
+from wukong.config import documents
 from wukong.curate import rules
 from wukong.curate.caption_counts import CaptionCounts
-from wukong.data.schema import DROPPED, PAIRS
-from wukong.manifest import Manifest
+from wukong.curate.pairs import DROPPED, PAIRS
+from wukong.errors import ConfigError
+from wukong.store.manifest import Manifest
 from wukong.report.funnel import funnel
 from wukong.validate import audit, suites
 
 minimal = {"name": "x", "crawl": {"engine": "urls", "endpoint": "file:///list.csv"}}
-experiment = config.parse(minimal | {"filter": {"max_marks": 1}, "validation": {"severity": {"calm": "warn"}}})
+experiment = documents.parse(minimal | {"filter": {"max_marks": 1}, "validation": {"severity": {"calm": "warn"}}})
 try:
-    config.parse(minimal | {"filter": {"max_marks": -1}})
-except config.ConfigError as error:
+    documents.parse(minimal | {"filter": {"max_marks": -1}})
+except ConfigError as error:
     refused = str(error)
 captions = ["一只猫！！", "a cat!!", "一只猫！", "猫" * 40 + "!!"]
 pairs = pl.DataFrame({"caption": captions, "width": [300] * 4, "height": [300] * 4})
@@ -175,7 +177,7 @@ def test_a_new_rule_is_one_file(tmp_path):
 )
 def test_a_rule_that_does_not_fit_the_others_is_refused(tmp_path, change, message):
     library = tmp_path / "wukong"
-    for name in ("__init__.py", "section.py", "errors.py", "curate/__init__.py", "curate/rule.py", "curate/rules"):
+    for name in ("__init__.py", "config/__init__.py", "config/section.py", "curate/__init__.py", "curate/rule.py", "curate/rules"):
         source, target = Path(rules.__file__).parents[2] / name, library / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
