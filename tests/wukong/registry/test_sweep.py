@@ -194,10 +194,10 @@ def test_the_best_has_the_largest_value_whatever_is_not_a_number() -> None:
     settings = Sweep(name="s", experiment="x", parameters={"pretrain.epochs": [1]})
     base = Experiment.model_validate(EXPERIMENT)
     trials = [sweeps.trial_of(settings, base, number, {"pretrain.epochs": number + 1}) for number in range(4)]
-    for values, best in (
+    for values, number in (
         ([math.nan, 0.2, 0.5, None], 2), ([0.1, math.nan], 0), ([-0.5, None, -0.25], 2), ([0.5, 0.5], 0),
         ([math.inf, 0.1], 1),
     ):  # fmt: skip
         results = [Result(trial, value) for trial, value in zip(trials, values, strict=False)]
-        assert best(results) is results[best], values
+        assert best(results) is results[number], values
     assert best([Result(trials[0], math.nan), Result(trials[1], None)]) is None

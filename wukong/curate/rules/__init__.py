@@ -5,6 +5,9 @@ and the funnel of each report read ``REGISTRY``. The order is the paper's, with 
 before the language check, and the rules that must read pictures come last.
 
 Computing and deciding are apart: ``compute`` adds columns and knows no threshold, ``decide`` alone applies thresholds.
+
+Whoever loads an experiment imports these files: each command and component, and an installation without polars. So they
+import polars, which takes 0.15 s, inside the functions that use it.
 """
 
 from __future__ import annotations
