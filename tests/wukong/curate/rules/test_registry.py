@@ -177,7 +177,14 @@ def test_a_new_rule_is_one_file(tmp_path):
 )
 def test_a_rule_that_does_not_fit_the_others_is_refused(tmp_path, change, message):
     library = tmp_path / "wukong"
-    for name in ("__init__.py", "config/__init__.py", "config/section.py", "curate/__init__.py", "curate/rule.py", "curate/rules"):
+    for name in (
+        "__init__.py",
+        "config/__init__.py",
+        "config/section.py",
+        "curate/__init__.py",
+        "curate/rule.py",
+        "curate/rules",
+    ):
         source, target = Path(rules.__file__).parents[2] / name, library / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.output import JsonOption, print_json
 from wukong import stages
+from wukong.commands.output import JsonOption, print_json
 from wukong.config.experiment import Experiment
 from wukong.errors import DataError
 from wukong.runs.listing import Found, Summary

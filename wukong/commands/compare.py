@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.output import JsonOption, print_json
+from wukong.commands.output import JsonOption, print_json
 from wukong.errors import ConfigError
 from wukong.registry import comparison
 from wukong.report import comparison as page

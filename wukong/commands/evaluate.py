@@ -1,6 +1,6 @@
 """``wukong evaluate``: measure a model on evaluation sets under a named protocol."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.output import JsonOption, print_json
+from wukong.commands.output import JsonOption, print_json
 from wukong.config import documents
 from wukong.errors import DataError
 from wukong.evaluate.results import ROLES
@@ -28,6 +28,14 @@ _WIDTH = 132  # a narrower table would break its lines
 _TRAINED_ON = (
     "Trained on: pictures whose files the model was trained on; copies in another size or format are not counted."
 )
+
+
+def _none_fetched(_names: Sequence[str]) -> dict[str, Path]:
+    return {}
+
+
+fetched: Callable[[Sequence[str]], dict[str, Path]] = _none_fetched
+"""Fetches sets that packages hold, and returns their folders; the platform does (``cli.embedded_sets``)."""
 
 
 def evaluate(
@@ -91,7 +99,6 @@ def evaluate(
 
         wukong evaluate --model models:/demo@champion --tasks fashion-mnist --protocol paper
     """
-    from infra.corpus import catalogue
     from wukong.evaluate import adapters, results, trained_on, two_models
     from wukong.evaluate import answers as answers_of
     from wukong.evaluate import tasks as tasks_to_run
@@ -108,7 +115,7 @@ def evaluate(
     held = settings.held_out_tasks if settings else []
     names = tasks_to_run.chosen(tasks, held)
     published = [name for name in names if name not in held]
-    folders = _embedded([name for name in published if not (root / name).is_dir()], catalogue.cache_folder())
+    folders = fetched([name for name in published if not (root / name).is_dir()])
     skip = tasks.strip() == tasks_to_run.ALL
     there = tasks_to_run.read(published, folders, root, rules, skip=skip)
     work = [(found, rules) for found in there.data.values()]
@@ -130,7 +137,7 @@ def evaluate(
         models.append(MeasuredModel(role, loaded.name, loaded.digest, loaded.token_wise))
         for found, protocol_of in work:
             typer.echo(f"{found.name}: {len(found):,} images", err=True)
-            cache = catalogue.cache_folder().with_name("classes")
+            cache = environment.cache() / "classes"
             outcome = tasks_to_run.measure(loaded, found, protocol_of, cache)
             entries.append(outcome.as_json(role))
             if outcome.answers is not None and experiment:
@@ -168,21 +175,6 @@ def evaluate(
     if experiment is not None:
         for address in stage_results.log_evaluation(experiment, document, page.render(document, pictures), tables):
             typer.echo(f"Logged to {address}", err=as_json)
-
-
-def _embedded(names: Sequence[str], cache: Path) -> dict[str, Path]:
-    """Fetch the packages of the embedded sets among these; return the folders of those sets."""
-    from infra.corpus import packages
-
-    embedded = {
-        "fashion-mnist": (packages.FASHION_MNIST, "usr/share/datasets/fashion-mnist"),
-        "tuxpaint": (packages.STAMPS, "usr/share/tuxpaint"),
-    }
-    return {
-        name: packages.fetch(package, cache / "packages") / place
-        for name, (package, place) in embedded.items()
-        if name in names
-    }
 
 
 def _held_out(experiment: "Experiment", run: str | None, names: Sequence[str], *, skip: bool) -> list[Any]:
