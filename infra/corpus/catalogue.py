@@ -203,7 +203,7 @@ def _read_all(
 
 
 def _fetch_all(needed: Sequence[Package], cache: Path, console: Console) -> dict[str, str]:
-    """Fetch packages side by side; give what was said of those that cannot be had, by name."""
+    """Fetch packages side by side; return the error messages of those that failed, by name."""
     missing = [package for package in needed if not packages.is_complete(package, cache)]
     if not missing:
         return {}

@@ -131,7 +131,7 @@ def torch_builds(folder: Path, image: str, accelerator: str, index: str = CPU_IN
         folder: the wheelhouse.
         image: name in ``IMAGES``.
         accelerator: ``cpu`` or ``cuda``.
-        index: of the CPU builds.
+        index: the index of the CPU builds.
     """
     if accelerator != "cpu" or not IMAGES[image].torch or _listed(folder, image, "cpu")[1]:
         return accelerator
@@ -230,7 +230,7 @@ def build(image: str, accelerator: str, base_image: str | None, cache: bool = Tr
         accelerator: ``cpu`` or ``cuda``, which the tag says.
         base_image: a Debian image with the same version of Python as this process; None for the Dockerfile's.
         cache: whether Docker may reuse layers of an earlier build.
-        builds: of torch, if they are not the accelerator's own (see ``torch_builds``).
+        builds: the builds of torch, if they are not the accelerator's own (see ``torch_builds``).
 
     Returns:
         The tag.

@@ -70,7 +70,7 @@ def keep_page(
     Args:
         server: MLflow's.
         run: the run that it is logged to; None for none.
-        document: of ``wukong.registry.comparison.compare``.
+        document: what ``wukong.registry.comparison.compare`` returned.
         html: the file; None for none.
         err: whether standard error is told, because standard output has JSON.
     """

@@ -26,12 +26,12 @@ class Limits:
     """What a request may hold.
 
     Attributes:
-        upload_bytes: of a picture.
+        upload_bytes: the most bytes of a picture.
         upload_seconds: until all of it has arrived.
-        pixels: of a picture, before it is made smaller.
-        characters: of a text.
-        labels: of a classification.
-        results: of an answer.
+        pixels: the most pixels of a picture, before it is made smaller.
+        characters: the most characters of a text.
+        labels: the most labels of a classification.
+        results: the most results of an answer.
         waiting: requests that wait for the model at a time.
         uploads: pictures that are received and decoded at a time.
     """

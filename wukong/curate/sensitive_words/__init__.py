@@ -102,7 +102,7 @@ def load(uri: str | None = None, *, with_default: bool = False) -> SensitiveWord
     """Read the lists of a folder, ``CATEGORY.txt`` each; without a URI, those that come with Wukong.
 
     Args:
-        uri: of the folder.
+        uri: the URI of the folder.
         with_default: take the lists that come with Wukong too; those of one category become one.
 
     Raises:
