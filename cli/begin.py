@@ -92,8 +92,8 @@ def check_and_plan(experiment: Experiment, home: Path, size: Size, urls: int | N
 
     Args:
         experiment: the experiment.
-        home: of the embedded stack, whose buckets lie there.
-        size: of the model.
+        home: the home of the embedded stack, whose buckets lie there.
+        size: the size of the model.
         urls: number of images that come in, if it is known.
 
     Raises:

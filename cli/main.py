@@ -1,84 +1,28 @@
-"""The ``wukong`` command."""
+"""The platform's commands of ``wukong``, added to those of the library (``wukong.commands``)."""
 
-import logging
 import shlex
-import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import typer.core
-from rich.console import Console
 
-from cli import (
-    align,
-    compare,
-    evaluate,
-    model,
-    panels,
-    plan,
-    promote,
-    queries,
-    release,
-    runs,
-    serve,
-    show,
-    summary,
-    sweep,
-)
-from cli.output import JsonOption, print_json
+from cli import embedded_sets, release, summary, sweep
+from ray_jobs.launch import evaluate_champion
+from wukong.commands import evaluate, panels, promote
+from wukong.commands.main import DEMO, ConfigOption, SetOption, app
+from wukong.commands.main import run_app as main
+from wukong.commands.output import JsonOption, print_json
 from wukong.config import documents
-from wukong.errors import StackError, WukongError
-from wukong.runtime import environment, installed
-from wukong.store import patience
+from wukong.errors import StackError
+from wukong.runtime import environment
 
-
-class _InPanels(typer.core.TyperGroup):
-    """Lists the commands panel by panel, in each in the order in which they were added."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """The names of the commands, sorted by panel."""
-        order: dict[str | None, int] = {panel: number for number, panel in enumerate(panels.ORDER)}
-        place = {name: getattr(command, "rich_help_panel", None) for name, command in self.commands.items()}
-        return sorted(self.commands, key=lambda name: order.get(place[name], len(order)))
-
-
-app = typer.Typer(
-    name="wukong",
-    cls=_InPanels,
-    epilog="Begin with `wukong run`: it starts a local object store, MLflow and Ray, and runs the whole workflow. "
-    "`wukong COMMAND --help` explains one command, with an example.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+app.info.epilog = (
+    "Begin with `wukong run`: it starts a local object store, MLflow and Ray, and runs the whole workflow. "
+    "`wukong COMMAND --help` explains one command, with an example."
 )
-
-
-def _print_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"wukong {installed.version()}")
-        raise typer.Exit
-
-
-@app.callback()
-def wukong(
-    _version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end."),
-    ] = False,
-) -> None:
-    """From a list of Chinese words to an evaluated Chinese vision-language model."""
-
-
-app.add_typer(queries.app, name="queries", rich_help_panel=panels.DATA)
-app.add_typer(model.app, name="model", rich_help_panel=panels.SERVE)
-
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experiment, a YAML file.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. pretrain.epochs=3 (repeatable)."),
-]
-_DEMO = Path("configs/demo.yaml")
+evaluate.fetched = embedded_sets.fetched
+promote.evaluated = evaluate_champion
 
 
 class Runner(StrEnum):
@@ -143,7 +87,7 @@ def run(
     from cli.run import run_local
 
     if data is None:
-        experiment = documents.load(config_file or _DEMO, overrides)
+        experiment = documents.load(config_file or DEMO, overrides)
     else:
         experiment = own_data.experiment_of(data, config_file, overrides or [])
     run_local(experiment, name, corpus_size, retry_failed, containers=runner is Runner.DOCKER, dry_run=dry_run)
@@ -154,7 +98,7 @@ def submit(
     pipeline: Annotated[
         str, typer.Argument(help="training, data, evaluate or recurring; or a compiled pipeline's file.")
     ] = "training",
-    config_file: ConfigOption = _DEMO,
+    config_file: ConfigOption = DEMO,
     overrides: SetOption = None,
     param: Annotated[
         list[str] | None,
@@ -192,30 +136,9 @@ def submit(
     )
 
 
-app.command(rich_help_panel=panels.EVALUATE)(evaluate.evaluate)
-app.command(rich_help_panel=panels.EVALUATE)(align.align)
 app.command(rich_help_panel=panels.DATA)(release.release)
 app.command(rich_help_panel=panels.DATA)(release.takedown)
-app.command(rich_help_panel=panels.TRAIN)(plan.plan)
-app.command(rich_help_panel=panels.EVALUATE)(compare.compare)
-app.command(rich_help_panel=panels.EVALUATE)(promote.promote)
-app.command(rich_help_panel=panels.EVALUATE)(promote.rollback)
 app.command(rich_help_panel=panels.TRAIN)(sweep.sweep)
-app.command(rich_help_panel=panels.LOOK)(runs.runs)
-app.command(rich_help_panel=panels.LOOK)(runs.report)
-app.command(rich_help_panel=panels.LOOK)(show.show)
-app.command(rich_help_panel=panels.SERVE)(serve.serve)
-
-
-@app.command("config", rich_help_panel=panels.TRAIN)
-def show_config(config_file: ConfigOption = _DEMO, overrides: SetOption = None) -> None:
-    """Check an experiment and print it in full, as the JSON that the pipeline's `experiment` parameter takes.
-
-    docs/configuration.md explains each key. Example:
-
-        wukong config --config my.yaml --set pretrain.epochs=3
-    """
-    print_json(documents.load(config_file, overrides).model_dump(mode="json"))
 
 
 @app.command(rich_help_panel=panels.STACK)
@@ -288,19 +211,6 @@ def show_environment(
         return
     for name, value in variables.items():
         typer.echo(f"export {name}={shlex.quote(value)}" if shell else f"{name}={value}")
-
-
-def main() -> None:
-    """Run the command; a WukongError ends it with the error's message and status 1."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    patience.set_default(patience.PEOPLE)
-    try:
-        app()
-    except WukongError as error:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print("error:", style="bold red", end=" ")
-        console.print(str(error), markup=False)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 
 from cli import begin, hold, own_data, summary
-from cli.runs import fetch_report
 from ray_jobs import plan
 from wukong import stages
+from wukong.commands.runs import fetch_report
 from wukong.config import stored
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, WukongError

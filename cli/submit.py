@@ -169,8 +169,8 @@ class Pipelines:
         """Make a recurring run: one at a time; runs missed while the cluster was down are not made up for.
 
         Args:
-            experiment: of KFP, made if it does not exist.
-            name: of the recurring run.
+            experiment: the experiment of KFP, made if it does not exist.
+            name: the name of the recurring run.
             version: what ``upload`` returned.
             values: the parameters of each run.
             every: an interval (``30m``, ``12h``, ``7d``) or a cron expression of six fields, seconds first.
@@ -319,7 +319,7 @@ def submit_run(
         token: a bearer token.
         namespace: the user's.
         group: KFP's experiment, or None for the experiment's name.
-        name: of the run, or None for the experiment's name and the time.
+        name: the name of the run, or None for the experiment's name and the time.
         every: see ``Pipelines.schedule``, or None to start one run now.
         timeout: seconds to wait for the run's end; 0 not to wait.
 

@@ -17,8 +17,8 @@ from typing import IO, Annotated, cast
 import typer
 from rich.console import Console
 
-from cli.compare import keep_page, print_comparison
 from ray_jobs.trials import STAGES
+from wukong.commands.compare import keep_page, print_comparison
 from wukong.config import stored
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, WukongError

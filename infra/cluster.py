@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def make_credentials(namespace: str, kfp_namespace: str, one_s3_key: bool = False) -> None:
-    """Make the Secrets that are missing, and copy into KFP's namespace what components need.
+    """Make the Secrets of the S3 keys and MLflow users that are missing; copy those of components to KFP's namespace.
 
     A Secret that exists is kept as it is, so a second run changes nothing, and one that the operator made first (an S3
     key of their own) is used. What follows from another Secret is made from that one's values as they stand, so a run
@@ -94,7 +94,7 @@ def make_buckets(names: list[str]) -> None:
     """Make the buckets that are missing. While the object store comes up, this waits (``wukong.store.patient_store``).
 
     Args:
-        names: names of the buckets.
+        names: the names of the buckets.
 
     Raises:
         StorageError: it did not come up, or refuses.
@@ -292,8 +292,8 @@ class _Secrets:
         """Make a Secret equal to a value, by a change only when it differs.
 
         Args:
-            namespace: namespace of the Secret.
-            name: name of the Secret.
+            namespace: the namespace of the Secret.
+            name: the name of the Secret.
             value: its keys and values.
             owner: a ConfigMap of the namespace; the Secret is deleted when it is.
         """

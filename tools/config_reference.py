@@ -37,7 +37,7 @@ def _section(paths: list[str], title: str, model: dict[str, Any], models: dict[s
 
     Args:
         paths: dotted names of the section, each with a dot at its end; one that is empty for the top level.
-        title: text of the heading.
+        title: the title of the heading.
         model: JSON schema of the section.
         models: JSON schemas of all sections by name.
     """

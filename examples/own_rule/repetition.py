@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-class Settings(Strict):
+class RepetitionSettings(Strict):
     """Keys of ``filter``."""
 
     max_repetition: Fraction = Field(1.0, description="share of a caption that its most frequent character may be")
 
 
-def _compute(batch: Batch, _settings: Settings) -> dict[str, pl.Series]:
+def _compute(batch: Batch, _settings: RepetitionSettings) -> dict[str, pl.Series]:
     import polars as pl
 
     shares = [max(map(text.count, set(text))) / len(text) if text else 0.0 for text in batch.captions]
     return {"repetition": pl.Series(shares, dtype=pl.Float32)}
 
 
-def _drops(settings: Settings) -> pl.Expr:
+def _drops(settings: RepetitionSettings) -> pl.Expr:
     import polars as pl
 
     return pl.col("repetition") > settings.max_repetition
@@ -41,7 +41,7 @@ RULE = Rule(
     place=65,
     title="caption does not repeat itself",
     version=1,
-    settings=Settings,
+    settings=RepetitionSettings,
     enabled=lambda settings: settings.max_repetition < 1,
     compute=_compute,
     drops=_drops,

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,6 +24,7 @@ from infra.corpus import packages, pictures, sources
 from infra.corpus.packages import Package, PackageError
 from infra.corpus.sources import SOURCES, Draft, Reading, Source
 from wukong.errors import WukongError
+from wukong.runtime import environment
 from wukong.store import storage
 
 log = logging.getLogger(__name__)
@@ -87,9 +87,8 @@ class Corpus:
 
 
 def cache_folder() -> Path:
-    """``corpus/`` below ``$WUKONG_CACHE``, or below ``~/.cache/wukong``."""
-    root = os.environ.get("WUKONG_CACHE")
-    return (Path(root) if root else Path.home() / ".cache/wukong") / "corpus"
+    """``corpus/`` in the cache of this user."""
+    return environment.cache() / "corpus"
 
 
 def prepare(
@@ -204,7 +203,7 @@ def _read_all(
 
 
 def _fetch_all(needed: Sequence[Package], cache: Path, console: Console) -> dict[str, str]:
-    """Fetch packages side by side; give what was said of those that cannot be had, by name."""
+    """Fetch packages side by side; return the error messages of those that failed, by name."""
     missing = [package for package in needed if not packages.is_complete(package, cache)]
     if not missing:
         return {}

@@ -34,6 +34,9 @@ _PROJECT = _HERE.parents[1]
 _WHEEL = installed.DISTRIBUTION.replace("-", "_")
 # pip installs the wheels, and the others build the project; no image contains them.
 _TOOLS = ("pip", "setuptools")
+_LIBRARY = '["wukong*"]'
+_PACKAGES = ("wukong*", "cli*", "components*", "infra*", "pipelines*", "ray_jobs*")
+"""What setuptools puts into the project's wheel, as pyproject.toml says it, and what into the images'."""
 # torch requires an exact version of each of its own parts.
 _PARTS_OF_TORCH = re.compile(r"nvidia-|cuda-|triton")
 
@@ -82,7 +85,7 @@ def tag(image: str, accelerator: str = "cpu") -> str:
 
 
 def make_project(folder: Path, wheelhouse: Path) -> None:
-    """Build the project's wheel from the files that git tracks, with their content in the checkout.
+    """Build the project's wheel, with the packages of the platform: an image is an environment of the project's own.
 
     Args:
         folder: where the wheel, pip's wheel, and the list ``project.txt`` are written.
@@ -91,20 +94,31 @@ def make_project(folder: Path, wheelhouse: Path) -> None:
     Raises:
         StackError: this is not a git checkout, or the project cannot be built.
     """
-    tracked = _output(["git", "-C", str(_PROJECT), "ls-files", "-z"]).split("\0")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as copy:
-        for name in filter(None, tracked):
-            source, target = _PROJECT / name, Path(copy, name)
-            if source.is_symlink() or source.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target, follow_symlinks=False)
+        copy_tracked(Path(copy))
+        pyproject = Path(copy, "pyproject.toml")
+        library = pyproject.read_text(encoding="utf-8")
+        pyproject.write_text(library.replace(_LIBRARY, json.dumps([*_PACKAGES])), encoding="utf-8")
         _pip("wheel", "--no-deps", "--no-index", f"--find-links={wheelhouse}", f"--wheel-dir={folder}", copy)
     (wheel,) = folder.glob(f"{_WHEEL}-*.whl")
     (folder / "project.txt").write_text(f"{_line(installed.DISTRIBUTION, version(), wheel)}\n", encoding="utf-8")
     for pip in wheelhouse.glob("pip-*.whl"):
         shutil.copy2(pip, folder)
+
+
+def copy_tracked(folder: Path) -> None:
+    """Copy the files that git tracks, with their content in the checkout.
+
+    Raises:
+        StackError: this is not a git checkout.
+    """
+    for name in filter(None, _output(["git", "-C", str(_PROJECT), "ls-files", "-z"]).split("\0")):
+        source, target = _PROJECT / name, folder / name
+        if source.is_symlink() or source.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target, follow_symlinks=False)
 
 
 def torch_builds(folder: Path, image: str, accelerator: str, index: str = CPU_INDEX) -> str:
@@ -117,7 +131,7 @@ def torch_builds(folder: Path, image: str, accelerator: str, index: str = CPU_IN
         folder: the wheelhouse.
         image: name in ``IMAGES``.
         accelerator: ``cpu`` or ``cuda``.
-        index: index of the CPU builds.
+        index: the index of the CPU builds.
     """
     if accelerator != "cpu" or not IMAGES[image].torch or _listed(folder, image, "cpu")[1]:
         return accelerator
@@ -216,7 +230,7 @@ def build(image: str, accelerator: str, base_image: str | None, cache: bool = Tr
         accelerator: ``cpu`` or ``cuda``, which the tag says.
         base_image: a Debian image with the same version of Python as this process; None for the Dockerfile's.
         cache: whether Docker may reuse layers of an earlier build.
-        builds: builds of torch, if they are not the accelerator's own (see ``torch_builds``).
+        builds: the builds of torch, if they are not the accelerator's own (see ``torch_builds``).
 
     Returns:
         The tag.

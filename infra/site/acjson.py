@@ -12,7 +12,7 @@ _SUBSTITUTION = str.maketrans(_PLAIN, _CODED) | {ord(":"): "_z2C$q", ord("."): "
 
 
 @dataclass(frozen=True)
-class Found:
+class ImageResult:
     """One search result: the URLs of image, thumbnail and page; and title, size and type as the engine claims them."""
 
     url: str
@@ -29,7 +29,7 @@ def encode_url(url: str) -> str:
     return url.translate(_SUBSTITUTION)
 
 
-def answer(word: str, found: Sequence[Found], total: int, offset: int) -> str:
+def answer(word: str, found: Sequence[ImageResult], total: int, offset: int) -> str:
     """Return the text of an answer. It is not strict JSON: single quotes are escaped, as Baidu does.
 
     Args:
@@ -49,7 +49,7 @@ def answer(word: str, found: Sequence[Found], total: int, offset: int) -> str:
     return json.dumps(value, ensure_ascii=False).replace("'", "\\'")
 
 
-def _item(result: Found, word: str, position: int) -> dict[str, Any]:
+def _item(result: ImageResult, word: str, position: int) -> dict[str, Any]:
     title = html.escape(result.title, quote=False)
     return {
         "pageNum": position,

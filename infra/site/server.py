@@ -58,9 +58,9 @@ class Site:
         text = acjson.answer(word, [self._found(listing) for listing in page], len(hits), offset)
         return web.Response(text=text, content_type="text/plain")
 
-    def _found(self, listing: Listing) -> acjson.Found:
+    def _found(self, listing: Listing) -> acjson.ImageResult:
         width, height = noise.shown_size(listing)
-        return acjson.Found(
+        return acjson.ImageResult(
             url=self._origin + listing.path,
             thumbnail_url=f"{self._origin}/thumb{listing.path}",
             page_url=f"{self._origin}/page{re.sub(r'[.][a-z]+$', '.html', listing.path)}",

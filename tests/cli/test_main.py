@@ -11,8 +11,8 @@ import typer.main
 import yaml
 from typer.testing import CliRunner
 
-from cli import panels
 from cli.main import app
+from wukong.commands import panels
 from wukong.config import documents
 
 

@@ -98,7 +98,7 @@ def _search(asked: dict[str, list[str]]) -> str:
     offset, rows = (int((asked.get(name) or [default])[0]) for name, default in (("pn", "0"), ("rn", "30")))
     found = [(path, title) for path, title in paths().items() if word and word in title]
     page = [
-        acjson.Found(
+        acjson.ImageResult(
             url=f"http://{HOST}{quote(path)}",
             thumbnail_url=f"http://{HOST}{quote(path)}",
             page_url=f"http://{HOST}/page{quote(path)}",

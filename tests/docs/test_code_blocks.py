@@ -50,7 +50,10 @@ NOT_EXECUTED = {
     ("docs/tutorial.md", ".venv/bin/wukong run"): "tests/end_to_end/test_workflow.py changes this key",
     ("examples/README.md", ".venv/bin/python examples/"): "tests/examples/test_examples.py runs each example",
     ("examples/README.md", "eval"): "needs the demo's stack; tests/examples/test_paper_in_one_page.py runs a sample",
-    ("docs/comparing.md", "wukong compare demo-2"): "needs runs; tests/cli/test_compare_command.py compares some",
+    (
+        "docs/comparing.md",
+        "wukong compare demo-2",
+    ): "needs runs; tests/wukong/commands/test_compare_command.py compares some",
     ("docs/comparing.md", "wukong compare demo-seeds"): "needs runs; tests/cli/test_sweep_command.py compares seeds",
     (
         "docs/comparing.md",

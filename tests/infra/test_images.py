@@ -108,7 +108,8 @@ def test_scripts_parse_and_stop_at_the_first_failure(script: str) -> None:
 
 def test_the_wheel_contains_all_files_of_the_packages() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    folders = [pattern.rstrip("*") for pattern in project["packages"]["find"]["include"]]
+    assert json.loads(build._LIBRARY) == project["packages"]["find"]["include"]
+    folders = [pattern.rstrip("*") for pattern in build._PACKAGES]
     listed = subprocess.run(
         ["git", "-C", str(REPOSITORY), "ls-files", *folders], check=True, capture_output=True, text=True
     ).stdout.splitlines()

@@ -131,7 +131,7 @@ def test_pages_continue_and_repeat_after_a_thousand(site: Server) -> None:
 
 
 def test_single_quotes_are_escaped_as_baidu_does() -> None:
-    found = acjson.Found("http://a/b.png", "http://a/t", "http://a/p", "World's <best>", 1, 2, "png")
+    found = acjson.ImageResult("http://a/b.png", "http://a/t", "http://a/p", "World's <best>", 1, 2, "png")
     text = acjson.answer("World's", [found], 1, 0)
     assert "World\\'s" in text
     with pytest.raises(ValueError, match="escape"):

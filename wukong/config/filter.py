@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from wukong.curate.rules import size as sides
 
     class _RuleSettings(
-        sides.Settings,
-        aspect_ratio.Settings,
-        length.Settings,
-        frequency.Settings,
-        sensitive.Settings,
-        similarity.Settings,
-        duplicate_image.Settings,
+        sides.SizeSettings,
+        aspect_ratio.AspectRatioSettings,
+        length.LengthSettings,
+        frequency.FrequencySettings,
+        sensitive.SensitiveSettings,
+        similarity.SimilaritySettings,
+        duplicate_image.DuplicateImageSettings,
     ):
         pass
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     # The tolerances that the type checker knows, as in wukong.config.filter.
     from wukong.curate.rules import frequency, language
 
-    class _GateSettings(language.GateSettings, frequency.GateSettings):
+    class _GateSettings(language.LanguageGate, frequency.FrequencyGate):
         pass
 
 else:

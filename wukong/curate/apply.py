@@ -19,13 +19,13 @@ def apply_rules(
     """Apply the rules that need neither pictures nor other pairs, and mask the names of persons in what is left.
 
     Args:
-        pairs: of a crawl, ``wukong.curate.pairs.read_pairs``.
+        pairs: the pairs of a crawl, as ``wukong.curate.pairs.read_pairs`` gives them.
         settings: the thresholds.
         counts: occurrences of captions in the whole corpus.
-        loaded: of ``wukong.curate.rules.load``.
+        loaded: what ``wukong.curate.rules.load`` has read.
 
     Returns:
-        The columns of ``DROPPED``; ``dropped_by`` is null for a pair that is left, and so is what comes of pictures.
+        The columns of ``DROPPED``; ``dropped_by`` is null for a pair that is left, and columns of pictures are null.
     """
     original = pairs["caption"]
     columns = rules.compute(pairs.with_columns(clean.cleaned(original, settings)), settings, counts, loaded)
@@ -45,8 +45,8 @@ def apply_picture_rules(judged: pl.DataFrame, computed: pl.DataFrame, settings: 
     """Apply the rules that read pictures.
 
     Args:
-        judged: of ``apply_rules``.
-        computed: of ``wukong.curate.rules.compute_from_pictures``.
+        judged: what ``apply_rules`` returned.
+        computed: what ``wukong.curate.rules.compute_from_pictures`` returned.
         settings: the thresholds.
     """
     joined = judged.drop(computed.columns[1:]).join(computed, on="key", how="left", maintain_order="left")
@@ -57,7 +57,7 @@ def apply_comparisons(judged: pl.DataFrame, repeats: Mapping[str, Hashes], setti
     """Apply the rules that compare all pairs with each other.
 
     Args:
-        judged: of ``apply_rules`` or ``apply_picture_rules``.
+        judged: what ``apply_rules`` or ``apply_picture_rules`` returned.
         repeats: by a comparison's column, keys as numbers of the pairs that repeat an earlier one.
         settings: which rules are on.
     """
@@ -73,7 +73,7 @@ def hold_back(assigned: pl.DataFrame, settings: Filter) -> pl.DataFrame:
 
     Args:
         assigned: pairs that passed every rule, with ``split`` of ``wukong.curate.split.assign``.
-        settings: of the filter.
+        settings: the filter's settings.
     """
     return assigned.with_columns(rules.decide(assigned, settings, "split"))
 

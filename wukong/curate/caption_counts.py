@@ -1,14 +1,12 @@
 """How often each caption occurs in the whole corpus, which the rule ``frequency`` needs (section 3.2).
 
-``count`` counts a corpus on one machine. The filter job does the same in three steps on any number of machines. It
-computes 64-bit hashes of the captions. It counts each range of hashes by itself and keeps only those that occur more
-than once (``merge``), because most occur once. Then each part looks up its captions (``CaptionCounts``). Counts are
-exact unless two hashes collide: among 166 million distinct captions the probability of one collision is 0.0007.
+The filter job counts in three steps on any number of machines. It computes 64-bit hashes of the captions. It counts
+each range of hashes by itself and keeps only those that occur more than once (``merge``), because most occur once. Then
+each part looks up its captions (``CaptionCounts``). Counts are exact unless two hashes collide: among 166 million
+distinct captions the probability of one collision is 0.0007.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +14,9 @@ import numpy.typing as npt
 import polars as pl
 
 from wukong.curate.text.normalize import normal_forms
-from wukong.store import storage
 
 Hashes = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
-
-_RANGE_BITS = 8
 
 
 def hashes(captions: pl.Series) -> Hashes:
@@ -57,44 +52,6 @@ def merge(*pieces: Hashes) -> CaptionCounts:
     edges = np.flatnonzero(again[1:] != again[:-1])
     first, last = edges[::2], edges[1::2]
     return CaptionCounts(values[first], last - first + 1)
-
-
-def count(files: Sequence[str], threads: int = 2) -> CaptionCounts:
-    """Count the captions of a corpus on one machine; memory is 8 bytes a caption, and the captions of a few files.
-
-    Args:
-        files: URIs of Parquet files with a column ``caption``.
-        threads: files read at a time.
-    """
-    shift = np.uint64(64 - _RANGE_BITS)
-    ranges: list[list[Hashes]] = [[] for _ in range(2**_RANGE_BITS)]
-
-    def read(uri: str) -> list[Hashes]:
-        values = np.sort(hashes(pl.Series(storage.read_table(uri, ["caption"])["caption"])))
-        edges = np.searchsorted(values >> shift, np.arange(1, len(ranges), dtype=np.uint64))
-        return [part.copy() for part in np.split(values, edges)]
-
-    def repeated(place: int) -> CaptionCounts:
-        pieces, ranges[place] = ranges[place], []
-        return merge(*pieces)
-
-    with ThreadPoolExecutor(threads) as pool:
-        for parts in _in_turn(pool, read, files, 2 * threads):
-            for place, part in enumerate(parts):
-                ranges[place].append(part)
-        return join(list(pool.map(repeated, range(len(ranges)))))
-
-
-def _in_turn(
-    pool: ThreadPoolExecutor, work: Callable[[str], list[Hashes]], files: Sequence[str], ahead: int
-) -> Iterator[list[Hashes]]:
-    waiting: deque[Future[list[Hashes]]] = deque()
-    for file in files:
-        waiting.append(pool.submit(work, file))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def join(ranges: Sequence[CaptionCounts]) -> CaptionCounts:

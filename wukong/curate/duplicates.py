@@ -50,7 +50,7 @@ def repeats(pictures: Pictures, distance: int, band: int) -> Hashes:
     Only pictures that agree in the band are compared.
 
     Args:
-        pictures: of one range of the band.
+        pictures: the pictures of one range of the band.
         distance: 0 for pictures that are equal.
         band: number of the band, 0 to ``distance``.
     """

@@ -68,7 +68,7 @@ class PictureBatch:
 
     Attributes:
         pictures: encoded.
-        captions: of the pairs.
+        captions: the captions of the pairs.
         names: what an error message calls each picture.
     """
 
@@ -82,7 +82,7 @@ class Column:
     """A column that is stored with every pair, kept or dropped (``wukong.data.schema``).
 
     Attributes:
-        name: of the column.
+        name: the name of the column.
         type: Arrow's name of the type, for instance ``int32``.
         place: stored columns lie in the order of their places, and of their rules where places are equal.
         nullable: whether the value may be missing.
@@ -119,7 +119,7 @@ class Comparison(Generic[S]):
     Attributes:
         column: true for a pair whose value differs in at most ``distance`` bits from that of a pair with an earlier
             key.
-        values: of the rows of a table with the stored columns.
+        values: the values of the rows of a table with the stored columns.
         distance: in bits, 0 to 3.
     """
 
@@ -133,10 +133,10 @@ class Check(Generic[S]):
     """What the gate expects of every kept pair, computed anew from its caption and size.
 
     Attributes:
-        name: of the expectation, as ``validation.severity`` and the gate's results call it.
-        column: that is looked at: stored, or computed by ``audit``.
+        name: the name of the expectation, as ``validation.severity`` and the gate's results call it.
+        column: the column that is looked at: stored, or computed by ``audit``.
         expectation: a class of Great Expectations.
-        arguments: of the expectation besides the column, from the ``filter`` and the ``validation`` section.
+        arguments: the expectation's arguments besides the column, from the ``filter`` and the ``validation`` section.
         audit: computes the column, from rows of ``wukong.curate.pairs.PAIRS`` and what the rule's ``load`` returned;
             null where the column is a stored one.
         place: the gate lists expectations in the order of their places, and of their rules where places are equal.

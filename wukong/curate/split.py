@@ -28,17 +28,6 @@ TRAIN = "train"
 """Name of the training split."""
 
 
-def divide(pairs: pl.DataFrame, split: Split) -> pl.Series:
-    """Give each kept pair the name of its split: ``train``, a hold-out's name, or ``held_back``.
-
-    Args:
-        pairs: one row a pair, with ``url``, ``caption`` (names masked) and ``sha256``.
-        split: the hold-outs.
-    """
-    held_out = held_out_pictures(pairs, split)
-    return assign(pairs, split, held_out, trained_captions(pairs, split, held_out))
-
-
 def held_out_pictures(pairs: pl.DataFrame, split: Split) -> Hashes:
     """The pictures that training may not see: the first 64 bits of their digests, sorted, each once."""
     kept_away = _caption_held_out(pairs, split) | _source_held_out(pairs, split)
@@ -66,9 +55,15 @@ def asked_captions(pairs: pl.DataFrame, split: Split) -> Hashes:
 
 
 def assign(pairs: pl.DataFrame, split: Split, held_out: Hashes, trained: Hashes) -> pl.Series:
-    """Do what ``divide`` does for one part, given the held-out pictures and the trained captions of the whole corpus.
+    """Give each kept pair the name of its split: ``train``, a hold-out's name, or ``held_back``.
 
     A pair that several hold-outs would take is in the first of them.
+
+    Args:
+        pairs: one row a pair, with ``url``, ``caption`` (names masked) and ``sha256``; may be one part of the corpus.
+        split: the hold-outs.
+        held_out: ``held_out_pictures`` of the whole corpus.
+        trained: ``trained_captions`` of the whole corpus.
     """
     caption_held = _caption_held_out(pairs, split)
     seen = pl.Series(np.isin(hashes(pairs["caption"]), trained))

@@ -125,7 +125,7 @@ def save(folder: Path, saved: Path, similarity: Literal["global", "token"]) -> N
 
     with tempfile.TemporaryDirectory() as scratch:
         code = Path(scratch, "wukong")
-        shutil.copytree(Path(__file__).parents[1], code, ignore=_not_needed)
+        shutil.copytree(_LIBRARY, code, ignore=_not_needed)
         mlflow.pyfunc.save_model(
             folder,
             python_model=str(Path(__file__)),
@@ -140,14 +140,14 @@ def save(folder: Path, saved: Path, similarity: Literal["global", "token"]) -> N
 
 def _not_needed(folder: str, names: list[str]) -> set[str]:
     """Return the names in a folder that loading a model does not need: other stages' code and word lists."""
-    if (needed := _CODE.get(Path(folder).relative_to(Path(__file__).parents[1]).as_posix())) is not None:
-        return {name for name in names if Path(folder, name).is_dir() and name not in needed}
+    if Path(folder) == _LIBRARY:
+        return {name for name in names if Path(folder, name).is_dir() and name not in _CODE}
     return {name for name in names if name == "__pycache__"}
 
 
-_CODE = {".": ("crawl", "curate", "data", "model"), "curate": ("rules",)}
-"""Folders from which ``wukong.load`` imports, by the folder that holds them. Of ``crawl`` it needs ``addresses``, of
-``curate`` the rules, whose settings are part of the experiment's types."""
+_LIBRARY = Path(__file__).parents[1]
+_CODE = ("config", "data", "model", "runtime", "store")
+"""Packages from which ``wukong.load`` imports."""
 
 
 def _present(table: pd.DataFrame, column: str) -> dict[int, Any] | None:

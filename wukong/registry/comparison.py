@@ -145,7 +145,7 @@ def compare(measured: Sequence[Measured], seed: int = 0) -> dict[str, Any]:
 
     Args:
         measured: the runs; two at least.
-        seed: the bootstrap's.
+        seed: the seed of the bootstrap.
 
     Returns:
         ``format``. ``baseline``: the first run's name. ``runs``: of each ``name``, ``run_id``, ``experiment_id``,

@@ -39,7 +39,7 @@ def configurations(parameters: Sequence[Mapping[str, str]]) -> list[Configuratio
     """Group runs whose parameters are equal but for the seed, in the order of their first runs.
 
     Args:
-        parameters: parameters of each run. A run without a seed among them is a configuration of its own.
+        parameters: the parameters of each run. A run without a seed among them is a configuration of its own.
 
     Returns:
         The configurations; none if no two runs differ in their seed alone.
@@ -77,7 +77,7 @@ def entries(row: Sequence[Mapping[str, Any]], grouped: Sequence[Configuration]) 
 
     Args:
         row: an entry for each run, as ``wukong.registry.comparison`` makes them.
-        grouped: result of ``configurations``.
+        grouped: what ``configurations`` returned.
 
     Returns:
         For each configuration ``seeds``, those whose runs have a result that can be compared; ``value``, their mean;

@@ -275,12 +275,14 @@ def unpaired(rules: Rules, candidate: Evaluation, holder: Evaluation) -> str:
 
 
 def choices_that_count(candidate: Evaluation, metric: str, choices: Sequence[Choice]) -> tuple[Choice, ...]:
-    """Return the choices by queries that share a unit with those of a metric; where it is not known, they count.
+    """Return the choices that were made by queries which share a caption or an image with a metric's queries.
+
+    A choice counts too where that is not known.
 
     Args:
         candidate: the evaluation of what was chosen.
-        metric: the gate's.
-        choices: that led to the candidate.
+        metric: the gate's metric.
+        choices: the choices that led to the candidate.
     """
     mine = {task["task"] for task in _parts(candidate, metric)[1]}
     return tuple(choice for choice in choices if choice.of > 1 and _meet(candidate, mine, _tasks_of(candidate, choice)))
@@ -332,8 +334,8 @@ def decide(
         version: the candidate's.
         held_by: the holder's version.
         attempt: the number of this attempt at the holder by this metric, the first if there are several.
-        choices: that led to the candidate.
-        seed: the bootstrap's.
+        choices: the choices that led to the candidate.
+        seed: the seed of the bootstrap.
 
     Raises:
         DataError: the gate's metric was not measured, or an evaluation is damaged.

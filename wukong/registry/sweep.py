@@ -62,7 +62,7 @@ class Sweep(BaseModel):
     """A sweep's file.
 
     Attributes:
-        name: name of the sweep and of its run in MLflow; trials have it before a digest of their settings.
+        name: the name of the sweep and of its run in MLflow; trials have it before a digest of their settings.
         experiment: the experiment that trials start from: a YAML file, beside the sweep's or absolute.
         set: ``key=value`` changes of that experiment for all trials.
         parameters: by dotted key a list of values, or a range; ``seed`` has a list.
@@ -70,7 +70,7 @@ class Sweep(BaseModel):
         sampler: ``grid`` for all combinations of lists; ``random``; ``tpe``, Optuna's tree-structured Parzen estimator.
         trials: how many, of a search, each with all seeds; a grid has all its combinations.
         batch: how many trials a search chooses at once. Those of a batch may run side by side.
-        seed: seed of the search.
+        seed: the seed of the search.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -296,8 +296,3 @@ def by_configuration(results: Sequence[Result]) -> list[list[Result]]:
 def mean_of(results: Sequence[Result]) -> float:
     """The mean of the values of some results, each of which has one."""
     return math.fsum(each.value for each in results if each.value is not None) / len(results)
-
-
-def best(results: Sequence[Result]) -> Result | None:
-    """The first result of the configuration with the largest mean over its seeds; None if no trial has a value."""
-    return next((group[0] for group in by_configuration(results)), None)

@@ -1,4 +1,4 @@
-"""Tell another program that an alias has moved: a POST of JSON, signed, repeated, never in the way of what it tells.
+"""Send a signed POST of JSON to the operator's address when an alias has moved; a failure never stops the move.
 
 Who is told is the operator's to say, by variables of the environment. An experiment is logged in MLflow and shown by
 KFP, so it must not hold an address with a token; and whoever may write a model's tags must not choose who is told.

@@ -26,7 +26,7 @@ _AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class Found:
+class StoredRun:
     """A run's place.
 
     Attributes:
@@ -80,7 +80,7 @@ def experiments_in(place: str) -> list[str]:
     return [uri for uri in _folders(place) if _folders(storage.join(uri, _RUNS))]
 
 
-def of_experiment(root: str) -> list[Found]:
+def of_experiment(root: str) -> list[StoredRun]:
     """Return the runs of an experiment, the newest first.
 
     Args:
@@ -91,13 +91,13 @@ def of_experiment(root: str) -> list[Found]:
         return sorted((run for run in runs if run), key=lambda run: run.begun, reverse=True)
 
 
-def in_storage(place: str) -> list[Found]:
+def in_storage(place: str) -> list[StoredRun]:
     """Return the runs of all experiments in a storage, the newest first."""
     runs = [run for root in experiments_in(place) for run in of_experiment(root)]
     return sorted(runs, key=lambda run: run.begun, reverse=True)
 
 
-def find(name: str, place: str) -> Found:
+def find(name: str, place: str) -> StoredRun:
     """Find a run by its name; of several, the newest.
 
     Args:
@@ -134,7 +134,7 @@ def experiment_of(uri: str) -> Experiment:
         raise DataError(f"{uri} is of another version of Wukong: {error}") from error
 
 
-def summaries(runs: Sequence[Found]) -> list[Summary]:
+def summaries(runs: Sequence[StoredRun]) -> list[Summary]:
     """Return what a list shows of some runs, in their order. If MLflow is away, its part is left out."""
     names = {run.uri.rsplit("/", 3)[1] for run in runs}
     tracked = {name: run_links.tracked_runs(name) for name in sorted(names)}
@@ -142,7 +142,7 @@ def summaries(runs: Sequence[Found]) -> list[Summary]:
         return list(pool.map(lambda run: _summary(run, tracked[run.uri.rsplit("/", 3)[1]]), runs))
 
 
-def _summary(run: Found, tracked: dict[str, Tracked]) -> Summary:
+def _summary(run: StoredRun, tracked: dict[str, Tracked]) -> Summary:
     files = {uri.rsplit("/", 1)[1] for uri in _files(run.uri)}
     records = [_record(run, stage) for stage in stages.RECORDED if f"{stage}.json" in files]
     known = tracked.get(run.name)
@@ -182,13 +182,13 @@ def _ended(record: Record) -> str:
     return "reused" if record.reused else "done"
 
 
-def _record(run: Found, stage: str) -> Record:
+def _record(run: StoredRun, stage: str) -> Record:
     return Record.model_validate(storage.read_json(storage.join(run.uri, f"{stage}.json")))
 
 
-def _found(uri: str) -> Found | None:
+def _found(uri: str) -> StoredRun | None:
     begun = _files(uri).get(storage.join(uri, _CLAIM))
-    return Found(uri.rsplit("/", 1)[1], uri, begun.astimezone(UTC)) if begun else None
+    return StoredRun(uri.rsplit("/", 1)[1], uri, begun.astimezone(UTC)) if begun else None
 
 
 def _folders(uri: str) -> list[str]:

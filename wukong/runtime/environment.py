@@ -54,6 +54,12 @@ def find_home() -> Path | None:
     return last if is_home(last) else None
 
 
+def cache() -> Path:
+    """Return the folder of what is fetched or computed once: ``$WUKONG_CACHE``, or ``~/.cache/wukong``."""
+    named = os.environ.get("WUKONG_CACHE")
+    return Path(named) if named else Path.home() / ".cache/wukong"
+
+
 def is_home(folder: Path) -> bool:
     """Return whether a stack has been started in a folder."""
     return (folder / FILE).is_file()

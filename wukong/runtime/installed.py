@@ -97,9 +97,8 @@ def normal(name: str) -> str:
 
 def _project() -> dict[str, Any]:
     """Return the section of ``pyproject.toml`` about the project, in a checkout."""
-    project: dict[str, Any] = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))[
-        "project"
-    ]
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    project: dict[str, Any] = tomllib.loads(text)["project"]
     return project
 
 

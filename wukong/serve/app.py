@@ -267,7 +267,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
         return await picture_page(asked, "", text, labels)
 
     async def picture_page(asked: Picture, key: str, text: str, labels: str) -> HTMLResponse:
-        """The picture with what is asked about it; a question that is refused leaves the answers to the others."""
+        """The page of a picture: its captions, the alignment with a text, its classes; each may be refused alone."""
         mine = service.captions_of(asked.row) if asked.row is not None else []
         captions = await service.captions(asked, _CAPTIONS_ON_PAGE)
         text = text.strip() or (mine[0] if mine else captions.captions[0].caption if captions.captions else "")

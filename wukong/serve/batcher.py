@@ -13,13 +13,13 @@ Answer = TypeVar("Answer")
 
 
 class Batcher(Generic[Asked, Answer]):
-    """Computes answers in batches: what arrives while one is computed is in the next.
+    """Computes answers in batches: questions that arrive while a batch is computed form the next one.
 
     Args:
-        compute: gives an answer for each question, in their order; it is called in a thread of ``pool``.
+        compute: the function that answers a batch of questions, in their order; called in a thread of ``pool``.
         pool: the threads.
-        most: questions of a batch.
-        waiting: questions that wait at a time; more are refused.
+        most: the largest number of questions in a batch.
+        waiting: the largest number of questions that wait; more are refused.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""From when on something is similar: calibrated on the collection, so that the page rarely says "nothing" wrongly.
+"""The threshold below which the search page says that it found nothing, calibrated on the collection.
 
 The best of many pictures always has some score, and it says little by itself: some texts score high with every picture.
-So it is asked how far the best score stands out from the scores of pictures in general for the same text
-(``search.Found``). Two kinds of texts are searched in the collection. Captions of the collection have a picture there.
+The measure is therefore how far the best score stands out from the scores of pictures in general for the same text
+(``search.SearchResult``). Two kinds of texts are searched in the collection. Captions of it have a picture there.
 Texts about other things have none: they are as long as those captions and made of common words that no caption has.
 (Captions with their characters mixed would not do: 旗 and any other character find flags, and rightly so.)
 

@@ -36,7 +36,7 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a text finds.
 
     Attributes:
@@ -70,7 +70,7 @@ class Searcher:
         return self.model.saved.encode_text(search_forms(texts), strict=False)
 
     @torch.inference_mode()
-    def pictures_of_texts(self, texts: Sequence[str], count: int) -> list[Found]:
+    def pictures_of_texts(self, texts: Sequence[str], count: int) -> list[SearchResult]:
         """Find the pictures that are most similar to each text, the best first.
 
         Args:
@@ -88,7 +88,8 @@ class Searcher:
             ]
         means = self.model.similarity(self._reference, encoded).text_to_image.mean(0)
         return [
-            Found(hits, round(hits[0].score - mean, DIGITS)) for hits, mean in zip(best, means.tolist(), strict=True)
+            SearchResult(hits, round(hits[0].score - mean, DIGITS))
+            for hits, mean in zip(best, means.tolist(), strict=True)
         ]
 
     @torch.inference_mode()

@@ -19,7 +19,7 @@ from wukong.serve import answers, index, uploads
 from wukong.serve.batcher import Batcher
 from wukong.serve.collection import Collection
 from wukong.serve.query import search_forms
-from wukong.serve.search import DIGITS, Found, Hit, Searcher
+from wukong.serve.search import DIGITS, Hit, Searcher, SearchResult
 from wukong.serve.uploads import Limits, RefusedError, UploadDecoder, data_url
 from wukong.store.manifest import Manifest
 
@@ -228,7 +228,7 @@ class Service:
 
     # --- how it is computed
 
-    def _searched(self, asked: Sequence[tuple[str, int]]) -> list[Found]:
+    def _searched(self, asked: Sequence[tuple[str, int]]) -> list[SearchResult]:
         return self._searcher.pictures_of_texts([form for form, _ in asked], max(count for _, count in asked))
 
     def _encoded(self, picture: Picture) -> Tensor:

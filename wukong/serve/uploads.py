@@ -26,12 +26,12 @@ class Limits:
     """What a request may hold.
 
     Attributes:
-        upload_bytes: largest number of bytes of a picture.
+        upload_bytes: the most bytes of a picture.
         upload_seconds: until all of it has arrived.
-        pixels: largest number of pixels of a picture, before it is made smaller.
-        characters: largest number of characters of a text.
-        labels: largest number of labels of a classification.
-        results: largest number of results of an answer.
+        pixels: the most pixels of a picture, before it is made smaller.
+        characters: the most characters of a text.
+        labels: the most labels of a classification.
+        results: the most results of an answer.
         waiting: requests that wait for the model at a time.
         uploads: pictures that are received and decoded at a time.
     """

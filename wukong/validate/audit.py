@@ -26,7 +26,7 @@ def audit(pairs: pl.DataFrame, loaded: Mapping[str, Any]) -> pl.DataFrame:
 
     Args:
         pairs: rows of ``PAIRS``.
-        loaded: of ``wukong.curate.rules.load``.
+        loaded: what ``wukong.curate.rules.load`` has read.
     """
     computed: dict[str, pl.Expr | pl.Series] = {
         check.column: check.audit(pairs, loaded.get(rule.name))

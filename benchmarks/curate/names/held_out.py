@@ -10,8 +10,9 @@ import argparse
 import numpy as np
 import score
 
+from tools.name_tagger import captions, fit
 from wukong.curate import names
-from wukong.curate.names import captions, fit, tagger
+from wukong.curate.names import tagger
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tools.name_tagger import captions
+from tools.name_tagger.captions import Labelled
 from wukong.curate import names
-from wukong.curate.names import captions
-from wukong.curate.names.captions import Labelled
 from wukong.curate.names.tagger import Span
 
 Finder = Callable[[list[str]], list[list[Span]]]

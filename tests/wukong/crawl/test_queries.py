@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cli.queries import app
+from wukong.commands.queries import app
 from wukong.crawl import queries
 from wukong.errors import ConfigError, DataError
 from wukong.store import storage

@@ -49,11 +49,17 @@ def folded(caption):
     return caption.strip().lower().replace("ａｂｃ", "abc")
 
 
+def divide(pairs, split):
+    """The split of a corpus that is one part."""
+    held_out = splitting.held_out_pictures(pairs, split)
+    return splitting.assign(pairs, split, held_out, splitting.trained_captions(pairs, split, held_out))
+
+
 @given(corpora(), st.sampled_from([0.0, 0.3, 0.6, 1.0]), st.sampled_from([HOLDOUTS, ANY, ()]), st.integers(0, 5))
 @settings(deadline=None, max_examples=300)
 def test_training_never_sees_what_a_test_set_holds(pairs, fraction, holdouts, salt):
     split = Split(held_out_captions=fraction, salt=str(salt), holdouts=holdouts)
-    rows = pairs.with_columns(split=splitting.divide(pairs, split)).to_dicts()
+    rows = pairs.with_columns(split=divide(pairs, split)).to_dicts()
     train = [row for row in rows if row["split"] == "train"]
     tested = [row for row in rows if row["split"] not in ("train", HELD_BACK)]
     train_captions = {folded(row["caption"]) for row in train}
@@ -82,7 +88,7 @@ def test_training_never_sees_what_a_test_set_holds(pairs, fraction, holdouts, sa
 @settings(deadline=None)
 def test_parts_and_their_order_do_not_change_the_split(pairs, cuts, random):
     split = Split(held_out_captions=0.4, holdouts=HOLDOUTS)
-    expected = dict(zip(pairs["url"], splitting.divide(pairs, split), strict=True))
+    expected = dict(zip(pairs["url"], divide(pairs, split), strict=True))
     edges = [0, *sorted({min(cut, len(pairs)) for cut in cuts}), len(pairs)]
     parts = [pairs.slice(low, high - low) for low, high in itertools.pairwise(edges)]
     random.shuffle(parts)

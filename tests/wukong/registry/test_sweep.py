@@ -40,6 +40,11 @@ class Trained:
         return found
 
 
+def best(results: Sequence[Result]) -> Result | None:
+    """The first result of the best configuration; None if no trial has a value."""
+    return next((group[0] for group in sweeps.by_configuration(results)), None)
+
+
 def test_a_grid_has_all_combinations(tmp_path: Path) -> None:
     values = {"pretrain.learning_rate": [0.01, 0.02], "model.text.layers": [1, 2, 3]}
     settings, base = sweeps.load(written(tmp_path, parameters=values, set=["pretrain.epochs=7"]))
@@ -51,7 +56,7 @@ def test_a_grid_has_all_combinations(tmp_path: Path) -> None:
     assert [trial.experiment.model.text.layers for trial in trials] == [1, 2, 3] * 2
     assert {trial.experiment.pretrain.epochs for trial in trials} == {7}
     assert len({trial.run for trial in trials}) == 6 and all(trial.run.startswith("s-") for trial in trials)
-    top = sweeps.best(results)
+    top = best(results)
     assert top is not None and top.trial.values["pretrain.learning_rate"] == 0.01
 
 
@@ -85,7 +90,7 @@ def test_seeds_share_a_grid_and_the_best_is_the_best_in_the_mean(tmp_path: Path)
     ranked = sweeps.by_configuration([*results, Result(results[0].trial, None, "no memory")])
     assert [[each.value for each in group] for group in ranked] == [[0.5, 0.4, 0.45], [0.1, 0.9, 0.1]]
     assert [sweeps.mean_of(group) for group in ranked] == pytest.approx([0.45, 1.1 / 3])
-    assert sweeps.best(results) == ranked[0][0]
+    assert best(results) == ranked[0][0]
     assert len({each.trial.run for each in results}) == 6 and {
         each.trial.experiment.filter.seed for each in results
     } == {0}
@@ -127,7 +132,7 @@ def test_trials_whose_stage_failed_are_left_out_of_the_search(tmp_path: Path) ->
 
     values = {"pretrain.learning_rate": {"low": 0.001, "high": 0.1}}
     results = sweeps.run(*sweeps.load(written(tmp_path, parameters=values, sampler="tpe", trials=3)), fails)
-    assert [result.error for result in results] == ["no memory"] * 3 and sweeps.best(results) is None
+    assert [result.error for result in results] == ["no memory"] * 3 and best(results) is None
 
 
 @pytest.mark.parametrize(
@@ -189,10 +194,10 @@ def test_the_best_has_the_largest_value_whatever_is_not_a_number() -> None:
     settings = Sweep(name="s", experiment="x", parameters={"pretrain.epochs": [1]})
     base = Experiment.model_validate(EXPERIMENT)
     trials = [sweeps.trial_of(settings, base, number, {"pretrain.epochs": number + 1}) for number in range(4)]
-    for values, best in (
+    for values, number in (
         ([math.nan, 0.2, 0.5, None], 2), ([0.1, math.nan], 0), ([-0.5, None, -0.25], 2), ([0.5, 0.5], 0),
         ([math.inf, 0.1], 1),
     ):  # fmt: skip
         results = [Result(trial, value) for trial, value in zip(trials, values, strict=False)]
-        assert sweeps.best(results) is results[best], values
-    assert sweeps.best([Result(trials[0], math.nan), Result(trials[1], None)]) is None
+        assert best(results) is results[number], values
+    assert best([Result(trials[0], math.nan), Result(trials[1], None)]) is None

@@ -53,6 +53,18 @@ def test_no_file_installs_the_other_package_of_this_name():
     assert found == []
 
 
+def test_a_checkout_that_is_not_installed_knows_its_version_and_requirements(monkeypatch):
+    def none(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(installed.metadata, "version", none)
+    monkeypatch.setattr(installed.metadata, "requires", none)
+    installed._declared.cache_clear()
+    assert installed.version() == _PROJECT["version"]
+    assert installed.requirements() == _PROJECT["dependencies"]
+    installed._declared.cache_clear()
+
+
 def test_requirements_are_the_projects_own():
     assert installed.requirements() and installed.requirements("onnx")
     declared = {Requirement(line).name for line in _PROJECT["optional-dependencies"]["onnx"]}

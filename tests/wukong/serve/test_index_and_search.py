@@ -226,8 +226,8 @@ def test_a_model_that_tells_nothing_apart_has_no_threshold(searcher: Searcher, m
     """Every text stands out by chance alone. By the test's level, one in a hundred such models has a threshold."""
     numbers = np.random.default_rng(7)
 
-    def by_chance(_: Searcher, texts: list[str], _count: int) -> list[search.Found]:
-        return [search.Found([], float(each)) for each in numbers.random(len(texts))]
+    def by_chance(_: Searcher, texts: list[str], _count: int) -> list[search.SearchResult]:
+        return [search.SearchResult([], float(each)) for each in numbers.random(len(texts))]
 
     monkeypatch.setattr(Searcher, "pictures_of_texts", by_chance)
     monkeypatch.setattr(calibration, "_words_of_none", lambda *_: ["词语"] * 20)  # the dictionary is long

@@ -69,7 +69,7 @@ def select(probabilities: Mapping[Span, float], threshold: float) -> list[Span]:
     """Choose the spans to mask.
 
     Args:
-        probabilities: of each span that it is a whole name, above 0 and below 1.
+        probabilities: the probability of each span that it is a whole name, above 0 and below 1.
         threshold: log odds; spans at or below it are not candidates.
 
     Returns:
@@ -112,7 +112,7 @@ def _is_inner(start: int, window: str, first: int, length: int) -> bool:
         start: the position in the window.
         window: its text.
         first: the position of the window in the caption.
-        length: of the caption.
+        length: the length of the caption.
     """
     after_first = first == 0 or start >= _OVERLAP // 2
     before_last = first + len(window) == length or start < len(window) - _OVERLAP // 2

@@ -64,7 +64,7 @@ class Tagger:
             3 h], ``N.bias`` [2, 3 h], ``N.gates`` [2, h, 2 h] and ``N.candidate`` [2, h, h]; of the features
             ``1.marks`` [MARKS, 6 h]; of the CRF ``tags`` [2 h, 5], ``tags.bias`` [5] and the transitions ``steps``
             [5, 5].
-        vectors: of the characters, [characters, 128]; the last row is for unknown characters.
+        vectors: the vectors of the characters, [characters, 128]; the last row is for unknown characters.
         rows: by character, the index of its vector.
         words: the words whose features the weights were fitted to.
     """

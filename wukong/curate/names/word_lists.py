@@ -41,7 +41,7 @@ Positions = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint8]
 
 
-class Found(NamedTuple):
+class Occurrences(NamedTuple):
     """Words in a text: their kinds as bits, and their spans [start, end)."""
 
     kinds: Bits
@@ -53,7 +53,7 @@ class NameWords:
     """The words of all lists in one automaton.
 
     Args:
-        kinds: of each word, as indices into ``KINDS``.
+        kinds: the kinds of each word, as indices into ``KINDS``.
     """
 
     def __init__(self, kinds: dict[str, set[int]]) -> None:
@@ -61,19 +61,19 @@ class NameWords:
         self._kinds = np.array([sum(1 << kind for kind in kinds[word]) for word in words], np.uint8)
         self._automaton = ahocorasick_rs.AhoCorasick(words)
 
-    def find(self, text: str) -> Found:
+    def find(self, text: str) -> Occurrences:
         """Every occurrence of a word in a text, overlapping ones too."""
         found = self._automaton.find_matches_as_indexes(text, overlapping=True)
         which, start, end = np.array(found, np.int64).reshape(-1, 3).T
-        return Found(self._kinds[which], start, end)
+        return Occurrences(self._kinds[which], start, end)
 
 
-def marks(found: Found, length: int) -> npt.NDArray[np.float32]:
+def marks(found: Occurrences, length: int) -> npt.NDArray[np.float32]:
     """The features of each character of a text: 1 where a feature holds and 0 elsewhere, [length, MARKS].
 
     Args:
         found: the words in the text.
-        length: of the text, in characters.
+        length: the length of the text, in characters.
     """
     bits = np.zeros((length, len(PLACES)), np.uint8)
     kinds, start, end = found

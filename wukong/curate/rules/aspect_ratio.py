@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-class Settings(Strict):
+class AspectRatioSettings(Strict):
     """Keys of ``filter``."""
 
     max_aspect_ratio: float = Field(3.0, ge=1.0, description="longer side over shorter side, as in the paper")
@@ -29,7 +29,7 @@ def aspect_ratio() -> pl.Expr:
     return pl.when(short > 0).then(long / short).otherwise(float("inf")).cast(pl.Float32)
 
 
-def _drops(settings: Settings) -> pl.Expr:
+def _drops(settings: AspectRatioSettings) -> pl.Expr:
     import polars as pl
 
     return pl.col("aspect_ratio") > settings.max_aspect_ratio
@@ -46,7 +46,7 @@ RULE = Rule(
     place=20,
     title="aspect ratio within the limit",
     version=0,
-    settings=Settings,
+    settings=AspectRatioSettings,
     compute=lambda batch, settings: {"aspect_ratio": aspect_ratio()},
     stored=(Column("aspect_ratio", "float32", place=20),),
     drops=_drops,

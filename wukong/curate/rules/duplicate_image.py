@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from wukong.curate.caption_counts import Hashes
 
 
-class Settings(Strict):
+class DuplicateImageSettings(Strict):
     """Keys of ``filter``."""
 
     duplicate_images: Literal["keep", "equal", "similar"] = Field(
@@ -24,7 +24,7 @@ class Settings(Strict):
     max_hash_distance: int = Field(3, ge=0, le=3, description="bits of 64 in which similar pictures' hashes may differ")
 
 
-def _hashes(batch: PictureBatch, _settings: Settings) -> pl.Series:
+def _hashes(batch: PictureBatch, _settings: DuplicateImageSettings) -> pl.Series:
     import polars as pl
 
     from wukong.curate.phash import perceptual_hash
@@ -33,13 +33,13 @@ def _hashes(batch: PictureBatch, _settings: Settings) -> pl.Series:
     return pl.Series(found, dtype=pl.UInt64)
 
 
-def _values(pairs: pl.DataFrame, settings: Settings) -> Hashes:
+def _values(pairs: pl.DataFrame, settings: DuplicateImageSettings) -> Hashes:
     from wukong.curate.split import picture_digests
 
     return pairs["image_hash"].to_numpy() if settings.duplicate_images == "similar" else picture_digests(pairs)
 
 
-def _drops(_settings: Settings) -> pl.Expr:
+def _drops(_settings: DuplicateImageSettings) -> pl.Expr:
     import polars as pl
 
     return pl.col("repeats_picture")
@@ -50,7 +50,7 @@ RULE = Rule(
     place=90,
     title="picture not seen before",
     version=0,
-    settings=Settings,
+    settings=DuplicateImageSettings,
     enabled=lambda settings: settings.duplicate_images != "keep",
     stored=(Column("image_hash", "uint64", place=40, nullable=True),),
     from_pictures=FromPictures(

@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-class Settings(Strict):
+class FrequencySettings(Strict):
     """Keys of ``filter``."""
 
     max_caption_count: Positive = Field(10, description="pairs whose caption occurs more often than this are left out")
 
 
-class GateSettings(Strict):
+class FrequencyGate(Strict):
     """Keys of ``validation``."""
 
     max_caption_count: Positive = Field(10, description="pairs that may have the same caption")
 
 
-def _compute(batch: Batch, _settings: Settings) -> dict[str, pl.Series]:
+def _compute(batch: Batch, _settings: FrequencySettings) -> dict[str, pl.Series]:
     import polars as pl
 
     from wukong.curate.caption_counts import hashes_of_normal
@@ -33,7 +33,7 @@ def _compute(batch: Batch, _settings: Settings) -> dict[str, pl.Series]:
     return {"caption_count": pl.Series(batch.counts.of(hashes_of_normal(batch.normal)), dtype=pl.Int64)}
 
 
-def _drops(settings: Settings) -> pl.Expr:
+def _drops(settings: FrequencySettings) -> pl.Expr:
     import polars as pl
 
     return pl.col("caption_count") > settings.max_caption_count
@@ -44,8 +44,8 @@ RULE = Rule(
     place=60,
     title="caption not too frequent",
     version=0,
-    settings=Settings,
-    gate_settings=GateSettings,
+    settings=FrequencySettings,
+    gate_settings=FrequencyGate,
     compute=_compute,
     stored=(Column("caption_count", "int64", place=30),),
     drops=_drops,

@@ -8,19 +8,19 @@ from pydantic import Field
 
 from wukong.config.section import Fraction, Strict
 from wukong.curate.rule import Check, Rule
-from wukong.curate.rules.length import Settings
+from wukong.curate.rules.length import LengthSettings
 
 if TYPE_CHECKING:
     import polars as pl
 
 
-class GateSettings(Strict):
+class LanguageGate(Strict):
     """Keys of ``validation``."""
 
     min_chinese_share: Fraction = Field(0.9, description="share of captions that must hold a Chinese character")
 
 
-def _drops(settings: Settings) -> pl.Expr:
+def _drops(settings: LengthSettings) -> pl.Expr:
     import polars as pl
 
     # Whoever keeps captions without a Chinese character (``min_length: 0``) keeps those in other languages.
@@ -40,8 +40,8 @@ RULE = Rule(
     place=40,
     title="caption is Chinese",
     version=0,
-    settings=Settings,
-    gate_settings=GateSettings,
+    settings=LengthSettings,
+    gate_settings=LanguageGate,
     compute=lambda batch, settings: {"chinese": batch.scripts[1]},
     drops=_drops,
     check=Check(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-class Settings(Strict):
+class LengthSettings(Strict):
     """Keys of ``filter``."""
 
     length_unit: Literal["character", "word", "token"] = Field(
@@ -33,7 +33,7 @@ class Settings(Strict):
     max_characters: int = Field(1_000, ge=1, description="of a caption, of any kind, inclusive")
 
     @model_validator(mode="after")
-    def _lengths_are_a_range(self) -> Settings:
+    def _lengths_are_a_range(self) -> LengthSettings:
         if self.min_length > self.max_length:
             raise ValueError(
                 f"min_length is {self.min_length} and max_length {self.max_length}: no caption is of that length; "
@@ -42,7 +42,7 @@ class Settings(Strict):
         return self
 
 
-def _compute(batch: Batch, settings: Settings) -> dict[str, pl.Series]:
+def _compute(batch: Batch, settings: LengthSettings) -> dict[str, pl.Series]:
     from wukong.curate.text.units import COUNTERS
 
     # The characters have been counted for the language check.
@@ -51,7 +51,7 @@ def _compute(batch: Batch, settings: Settings) -> dict[str, pl.Series]:
     return {"length": length, "characters": batch.captions.str.len_chars()}
 
 
-def _drops(settings: Settings) -> pl.Expr:
+def _drops(settings: LengthSettings) -> pl.Expr:
     import polars as pl
 
     in_units = pl.col("length").is_between(settings.min_length, settings.max_length)
@@ -63,7 +63,7 @@ RULE = Rule(
     place=50,
     title="caption of the right length",
     version=1,
-    settings=Settings,
+    settings=LengthSettings,
     compute=_compute,
     stored=(Column("length", "int32", place=10),),
     drops=_drops,

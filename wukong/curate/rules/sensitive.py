@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from wukong.curate.sensitive_words import SensitiveWords
 
 
-class Settings(Strict):
+class SensitiveSettings(Strict):
     """Keys of ``filter``."""
 
     sensitive_words: str | None = Field(
@@ -24,7 +24,7 @@ class Settings(Strict):
     default_words: bool = Field(False, description="look for the default set too, beside that of sensitive_words")
 
 
-def load(settings: Settings) -> SensitiveWords:
+def load(settings: SensitiveSettings) -> SensitiveWords:
     """Read the words that the settings name.
 
     Raises:
@@ -35,12 +35,12 @@ def load(settings: Settings) -> SensitiveWords:
     return sensitive_words.load(settings.sensitive_words, with_default=settings.default_words)
 
 
-def _compute(batch: Batch, _settings: Settings) -> dict[str, pl.Series]:
+def _compute(batch: Batch, _settings: SensitiveSettings) -> dict[str, pl.Series]:
     words: SensitiveWords = batch.loaded["sensitive"]
     return {"sensitive": words.categories_of_normal(batch.normal)}
 
 
-def _drops(_settings: Settings) -> pl.Expr:
+def _drops(_settings: SensitiveSettings) -> pl.Expr:
     import polars as pl
 
     return pl.col("sensitive").is_not_null()
@@ -65,7 +65,7 @@ RULE = Rule(
     place=70,
     title="no sensitive word",
     version=0,
-    settings=Settings,
+    settings=SensitiveSettings,
     load=load,
     compute=_compute,
     drops=_drops,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _MODEL_FILES = ("config.json", "model.safetensors", "vocab.txt")
 
 
-class Settings(Strict):
+class SimilaritySettings(Strict):
     """Keys of ``filter``."""
 
     similarity_model: str | None = Field(
@@ -25,7 +25,7 @@ class Settings(Strict):
     min_similarity: float = Field(0.0, ge=-1, le=1, description="by similarity_model, pairs below it are left out")
 
     @model_validator(mode="after")
-    def _a_threshold_has_what_it_compares(self) -> Settings:
+    def _a_threshold_has_what_it_compares(self) -> SimilaritySettings:
         if self.min_similarity and self.similarity_model is None:
             raise ValueError(
                 f"min_similarity is {self.min_similarity}, but without similarity_model nothing is compared: name the "
@@ -34,7 +34,7 @@ class Settings(Strict):
         return self
 
 
-def similarities(batch: PictureBatch, settings: Settings) -> pl.Series:
+def similarities(batch: PictureBatch, settings: SimilaritySettings) -> pl.Series:
     """The similarity of each picture and its caption that the model computes, Float32 in [-1, 1].
 
     Raises:
@@ -62,7 +62,7 @@ def _model(uri: str) -> Any:
     return saved_model.load(uri)
 
 
-def _drops(settings: Settings) -> pl.Expr:
+def _drops(settings: SimilaritySettings) -> pl.Expr:
     import polars as pl
 
     return pl.col("similarity") < settings.min_similarity
@@ -80,7 +80,7 @@ RULE = Rule(
     place=80,
     title="caption fits the picture, by a model",
     version=0,
-    settings=Settings,
+    settings=SimilaritySettings,
     enabled=lambda settings: settings.similarity_model is not None,
     stored=(Column("similarity", "float32", place=50, nullable=True),),
     from_pictures=FromPictures(

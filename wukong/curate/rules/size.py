@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-class Settings(Strict):
+class SizeSettings(Strict):
     """Keys of ``filter``."""
 
     min_side: int = Field(201, ge=0, description="the paper keeps images with both sides greater than 200 pixels")
@@ -27,7 +27,7 @@ def shorter_side() -> pl.Expr:
     return pl.min_horizontal(pl.col("width", "height").fill_null(0)).cast(pl.Int32)
 
 
-def _drops(settings: Settings) -> pl.Expr:
+def _drops(settings: SizeSettings) -> pl.Expr:
     import polars as pl
 
     return pl.col("shorter_side") < settings.min_side
@@ -44,7 +44,7 @@ RULE = Rule(
     place=10,
     title="sides over the minimum",
     version=0,
-    settings=Settings,
+    settings=SizeSettings,
     compute=lambda batch, settings: {"shorter_side": shorter_side()},
     drops=_drops,
     check=Check(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-class Settings(Strict):
+class UsageSettings(Strict):
     """Keys of ``filter``."""
 
     refused_usage: tuple[Literal["noai", "noimageai", "noindex", "search=n", "train-ai=n"], ...] = Field(
@@ -29,14 +29,14 @@ class Settings(Strict):
     )
 
 
-def _compute(batch: Batch, settings: Settings) -> dict[str, pl.Expr]:
+def _compute(batch: Batch, settings: UsageSettings) -> dict[str, pl.Expr]:
     import polars as pl
 
     said = pl.col("usage") if "usage" in batch.pairs.columns else pl.lit(None, pl.String)
     return {"said": said}
 
 
-def _drops(settings: Settings) -> pl.Expr:
+def _drops(settings: UsageSettings) -> pl.Expr:
     import polars as pl
 
     if not settings.refused_usage:
@@ -49,7 +49,7 @@ RULE = Rule(
     place=75,
     title="owners do not object",
     version=1,
-    settings=Settings,
+    settings=UsageSettings,
     compute=_compute,
     drops=_drops,
 )

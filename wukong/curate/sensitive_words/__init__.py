@@ -64,12 +64,8 @@ class SensitiveWords:
     def __len__(self) -> int:
         return len(self._words)
 
-    def categories(self, captions: pl.Series) -> pl.Series:
-        """The category of the first sensitive word in each caption, null where there is none."""
-        return self.categories_of_normal(normal_forms(captions))
-
     def categories_of_normal(self, captions: pl.Series) -> pl.Series:
-        """``categories`` of captions that are in normalised form already."""
+        """The category of the first sensitive word in each caption in normal form, null where there is none."""
         texts = _simplified(captions)
         compact = texts.str.replace_all(r"[^\p{L}\p{N}]+", "")
         # Short lists fit into a regular expression, which is faster.
@@ -106,7 +102,7 @@ def load(uri: str | None = None, *, with_default: bool = False) -> SensitiveWord
     """Read the lists of a folder, ``CATEGORY.txt`` each; without a URI, those that come with Wukong.
 
     Args:
-        uri: of the folder.
+        uri: the URI of the folder.
         with_default: take the lists that come with Wukong too; those of one category become one.
 
     Raises:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from wukong.curate.names import captions, word_lists
+from tools.name_tagger import captions
+from wukong.curate.names import word_lists
 
 REPOSITORY = Path(__file__).parents[4]
 DATASHEET = (REPOSITORY / "docs" / "names-datasheet.md").read_text(encoding="utf-8")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from small_tagger import paths, small_tagger
 
+from tools.name_tagger.torch_tagger import exported
 from wukong.curate.names import tagger
-from wukong.curate.names.torch_tagger import exported
 from wukong.errors import DataError
 
 

@@ -20,7 +20,7 @@ class TorchTagger(nn.Module):
     """Two bidirectional GRU layers (Cho et al. 2014) and a linear-chain CRF (Lafferty et al. 2001).
 
     Args:
-        vectors: of the characters, [characters, 128]; not fitted.
+        vectors: the vectors of the characters, [characters, 128]; not fitted.
         hidden: number of states in each direction, h.
         dropout: probability with which the output of a layer is set to 0; that of a character vector's element is half.
     """

@@ -10,8 +10,8 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
+from tools.name_tagger.captions import Labelled
 from wukong.curate.names import normalized, word_lists
-from wukong.curate.names.captions import Labelled
 from wukong.curate.text.characters import MAIN_BLOCK
 
 _REPLACED = 0.5

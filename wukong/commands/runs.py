@@ -10,11 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.output import JsonOption, print_json
 from wukong import stages
+from wukong.commands.output import JsonOption, print_json
 from wukong.config.experiment import Experiment
 from wukong.errors import DataError
-from wukong.runs.listing import Found, Summary
+from wukong.runs.listing import StoredRun, Summary
 from wukong.runtime import environment
 from wukong.store import storage
 from wukong.tracking import model_versions
@@ -110,7 +110,7 @@ def fetch_report(run: str, folder: Path) -> Path:
     return folder / "report.html"
 
 
-def _newest(place: str) -> Found:
+def _newest(place: str) -> StoredRun:
     from wukong.runs import listing as library
 
     for run in library.in_storage(place):

@@ -8,7 +8,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from cli.output import print_json
+from wukong.commands.output import print_json
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.config.features import Dtype

@@ -8,8 +8,9 @@ import pytest
 from safetensors.numpy import load
 from small_tagger import small_tagger
 
-from wukong.curate.names import captions, fit, tagger, word_lists
-from wukong.curate.names.fit import Settings
+from tools.name_tagger import captions, fit
+from tools.name_tagger.fit import FitSettings
+from wukong.curate.names import tagger, word_lists
 from wukong.errors import DataError
 
 LINES = [
@@ -22,7 +23,7 @@ LINES = [
     "图为[汤姆·克鲁斯]",
 ]
 CAPTIONS = [captions.parse(line) for line in LINES * 6]
-TINY = Settings(hidden=(4,), epochs=2, batch_size=16)
+TINY = FitSettings(hidden=(4,), epochs=2, batch_size=16)
 
 
 def test_the_same_captions_and_settings_give_the_same_bytes():
@@ -44,12 +45,12 @@ def test_the_same_captions_and_settings_give_the_same_bytes():
 
 def test_the_shipped_weights_have_the_shapes_of_the_settings():
     shipped = load(tagger.WEIGHTS.read_bytes())
-    assert tuple(shipped[f"{number}.2.gates"].shape[1] for number in range(3)) == Settings().hidden
+    assert tuple(shipped[f"{number}.2.gates"].shape[1] for number in range(3)) == FitSettings().hidden
 
 
 def test_the_loss_falls(caplog):
     with caplog.at_level(logging.INFO, fit.__name__):
-        fit.fit_tagger(CAPTIONS, Settings(epochs=14, batch_size=8, dropout=0.0), 8, seed=0)
+        fit.fit_tagger(CAPTIONS, FitSettings(epochs=14, batch_size=8, dropout=0.0), 8, seed=0)
     losses = [float(record.getMessage().rsplit(" ", 1)[1]) for record in caplog.records]
     assert len(losses) == 14
     assert losses[-1] < losses[0] / 2
@@ -60,7 +61,7 @@ def test_features_are_left_out_by_kind_and_one_by_one():
     some = [captions.parse("[刘亦菲]在")]
 
     def kinds(**changed):
-        settings = Settings(**{"missing": (), "missing_one": 0.0, **changed})
+        settings = FitSettings(**{"missing": (), "missing_one": 0.0, **changed})
         _, marks, _, _ = encoder.batch(some, settings, random.Random(0))
         features = [word_lists.MARKS[number] for number in marks[0].any(0).nonzero()[:, 0]]
         return {feature.split(" of a ")[1] for feature in features}
@@ -73,7 +74,7 @@ def test_features_are_left_out_by_kind_and_one_by_one():
 def test_tags_are_those_of_the_labels():
     _, _, encoder = small_tagger()
     some = [captions.parse("[刘亦菲]在[菲]"), captions.parse("在")]
-    *_, inside, tags = encoder.batch(some, Settings(), random.Random(0))
+    *_, inside, tags = encoder.batch(some, FitSettings(), random.Random(0))
     named = [[tagger.TAGS[tag] for tag in row] for row in tags]
     assert named == [["begins", "inside", "ends", "outside", "single"], ["outside"] * 5]
     assert inside.tolist() == [[1] * 5, [1, 0, 0, 0, 0]]

@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.output import JsonOption, print_json
-from cli.runs import STORAGE, StorageOption
+from wukong.commands.output import JsonOption, print_json
+from wukong.commands.runs import STORAGE, StorageOption
 
 _LONGEST = 90
 

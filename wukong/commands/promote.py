@@ -2,17 +2,16 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
-from cli.output import JsonOption, print_json
-from ray_jobs.launch import evaluate_champion
+from wukong.commands.output import JsonOption, print_json
 from wukong.config.experiment import Experiment
 from wukong.config.registry import Registry
-from wukong.errors import ConfigError
+from wukong.errors import ConfigError, StackError
 from wukong.registry.aliases import ModelRegistry
 from wukong.runtime import environment
 from wukong.runtime.cancel import end_on_signal
@@ -98,4 +97,14 @@ def _registry(model: str, alias: str) -> ModelRegistry:
 
 def _evaluate(experiment: Experiment, run: str, parents: Sequence[str]) -> Manifest:
     typer.echo("The holder has not answered the model's queries: it is evaluated on them first …", err=True)
-    return evaluate_champion(experiment, run, parents)
+    return evaluated(experiment, run, parents)
+
+
+def _not_evaluated(_experiment: Experiment, _run: str, _parents: Sequence[str]) -> Manifest:
+    raise StackError(
+        "that needs the platform, and only the library is installed: do it in a checkout of the repository"
+    )
+
+
+evaluated: Callable[[Experiment, str, Sequence[str]], Manifest] = _not_evaluated
+"""Evaluates a registered model on another one's test set; the platform does (``ray_jobs.launch.evaluate_champion``)."""

@@ -7,7 +7,7 @@ an exponential moving average over the last two thirds of the steps. The taggers
 The same captions, lists and settings give the same bytes on one machine with one version of torch; another processor or
 version may round differently. It takes about 12 minutes on two cores, and needs the extras ``curate`` and ``train``:
 
-    python -m wukong.curate.names.fit benchmarks/curate/names/captions/train
+    python -m tools.name_tagger.fit benchmarks/curate/names/captions/train
 
 ``benchmarks/curate/names/held_out.py`` fits on all files but one and measures on that one.
 """
@@ -30,19 +30,20 @@ from safetensors.numpy import save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from wukong.curate.names import augment, captions, normalized, tagger, word_lists
-from wukong.curate.names.augment import NamePool
-from wukong.curate.names.captions import Labelled
+from tools.name_tagger import augment, captions
+from tools.name_tagger.augment import NamePool
+from tools.name_tagger.captions import Labelled
+from tools.name_tagger.torch_tagger import TorchTagger, exported
+from wukong.curate.names import normalized, tagger, word_lists
 from wukong.curate.names.tagger import BEGINS, ENDS, INSIDE, OUTSIDE, SINGLE, Floats
-from wukong.curate.names.torch_tagger import TorchTagger, exported
-from wukong.curate.names.word_lists import KINDS, MARKS, Found, NameWords
+from wukong.curate.names.word_lists import KINDS, MARKS, NameWords, Occurrences
 from wukong.errors import DataError, WukongError
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
+class FitSettings:
     """How taggers are fitted; the defaults are those of the shipped weights.
 
     Attributes:
@@ -51,7 +52,7 @@ class Settings:
         batch_size: captions a step.
         learning_rate: the highest, after 100 steps; it then decreases linearly.
         dropout: see ``TorchTagger``.
-        decay: of the moving average of the weights.
+        decay: the decay of the moving average of the weights.
         max_length: longer captions are left out, in characters.
         joined: probability that another caption is joined to a caption.
         nameless: captions made of a dictionary word, as a share of the labelled captions.
@@ -92,7 +93,7 @@ class Encoder:
     words: NameWords
 
     def batch(
-        self, some: Sequence[Labelled], settings: Settings, generator: random.Random
+        self, some: Sequence[Labelled], settings: FitSettings, generator: random.Random
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The arguments of ``TorchTagger.loss`` for some captions, with features left out at random."""
         # One newline or more after each text keeps words from being found across texts.
@@ -110,7 +111,9 @@ class Encoder:
         return ids[:, :-1], marks[:, :-1], inside[:, :-1], tags[:, :-1]
 
     @staticmethod
-    def _left_out(found: Found, length: int, texts: int, settings: Settings, generator: random.Random) -> Found:
+    def _left_out(
+        found: Occurrences, length: int, texts: int, settings: FitSettings, generator: random.Random
+    ) -> Occurrences:
         """Words without some kinds in some texts, and some words without any."""
         missing = np.array(
             [
@@ -126,17 +129,17 @@ class Encoder:
         )
         kinds = found.kinds & ~missing[found.start // length]
         kinds[np.random.default_rng(generator.getrandbits(32)).random(len(kinds)) < settings.missing_one] = 0
-        return Found(kinds, found.start, found.end)
+        return Occurrences(kinds, found.start, found.end)
 
 
-def fit_tagger(some: Sequence[Labelled], settings: Settings, hidden: int, seed: int) -> dict[str, Floats]:
+def fit_tagger(some: Sequence[Labelled], settings: FitSettings, hidden: int, seed: int) -> dict[str, Floats]:
     """Fit one tagger.
 
     Args:
         some: the captions to fit on.
         settings: see there.
         hidden: number of states in each direction.
-        seed: of the weights and of the variation of captions.
+        seed: the seed of the weights and of the variation of captions.
 
     Returns:
         The weights by the names that ``tagger.Tagger`` takes, float32.
@@ -176,7 +179,7 @@ def fit_tagger(some: Sequence[Labelled], settings: Settings, hidden: int, seed: 
 
 
 def _epoch(
-    some: Sequence[Labelled], words: Sequence[str], pool: NamePool, settings: Settings, generator: random.Random
+    some: Sequence[Labelled], words: Sequence[str], pool: NamePool, settings: FitSettings, generator: random.Random
 ) -> list[list[Labelled]]:
     """The batches of one epoch: captions of about one length together, the batches in random order."""
     nameless = [augment.nameless_caption(words, generator) for _ in range(int(len(some) * settings.nameless))]
@@ -194,7 +197,7 @@ def _epoch(
     return batches
 
 
-def fit(some: Sequence[Labelled], settings: Settings | None = None) -> dict[str, Floats]:
+def fit(some: Sequence[Labelled], settings: FitSettings | None = None) -> dict[str, Floats]:
     """Fit all taggers, side by side in processes of their own.
 
     Args:
@@ -207,7 +210,7 @@ def fit(some: Sequence[Labelled], settings: Settings | None = None) -> dict[str,
     Raises:
         DataError: there is no caption, or a list or a caption has a name that was taken out.
     """
-    settings = settings or Settings()
+    settings = settings or FitSettings()
     if not any(caption.text for caption in some):
         raise DataError("there is no caption to fit on; give labelled captions")
     _check_removed(some)

@@ -5,8 +5,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from cli import plan
 from cli.main import app
+from wukong.commands import plan
 from wukong.errors import ConfigError
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wukong.curate.names import captions
+from tools.name_tagger import captions
 from wukong.errors import DataError
 
 PIECES = st.lists(st.tuples(st.booleans(), st.text("演员王宝强 ·C罗", min_size=1, max_size=5)), min_size=1, max_size=6)

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import torch
 
+from tools.name_tagger.fit import Encoder
+from tools.name_tagger.torch_tagger import TorchTagger, exported
 from wukong.curate.names import tagger, word_lists
-from wukong.curate.names.fit import Encoder
-from wukong.curate.names.torch_tagger import TorchTagger, exported
 
 
 def small_tagger(seed=0, hidden=3):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wukong.curate.names import augment, captions
+from tools.name_tagger import augment, captions
 
 POOL = augment.NamePool(["王宝强", "海清", "欧阳娜娜", "汤姆·克鲁斯", "C罗", "佐藤健二", "古力娜扎"])
 CAPTIONS = st.sampled_from(

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cli import promote as command
 from cli.main import app
+from wukong.commands import promote as command
 from wukong.errors import ConfigError
 from wukong.registry.promotion import Decision, Rules
 

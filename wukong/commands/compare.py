@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.output import JsonOption, print_json
+from wukong.commands.output import JsonOption, print_json
 from wukong.errors import ConfigError
 from wukong.registry import comparison
 from wukong.report import comparison as page
@@ -70,7 +70,7 @@ def keep_page(
     Args:
         server: MLflow's.
         run: the run that it is logged to; None for none.
-        document: of ``wukong.registry.comparison.compare``.
+        document: what ``wukong.registry.comparison.compare`` returned.
         html: the file; None for none.
         err: whether standard error is told, because standard output has JSON.
     """

@@ -1,6 +1,6 @@
 """``wukong evaluate``: measure a model on evaluation sets under a named protocol."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.output import JsonOption, print_json
+from wukong.commands.output import JsonOption, print_json
 from wukong.config import documents
 from wukong.errors import DataError
 from wukong.evaluate.results import ROLES
@@ -27,6 +27,14 @@ _WIDTH = 132  # a narrower table would break its lines
 _TRAINED_ON = (
     "Trained on: pictures whose files the model was trained on; copies in another size or format are not counted."
 )
+
+
+def _none_fetched(_names: Sequence[str]) -> dict[str, Path]:
+    return {}
+
+
+fetched: Callable[[Sequence[str]], dict[str, Path]] = _none_fetched
+"""Fetches sets that packages hold, and returns their folders; the platform does (``cli.embedded_sets``)."""
 
 
 def evaluate(
@@ -90,7 +98,6 @@ def evaluate(
 
         wukong evaluate --model models:/demo@champion --tasks fashion-mnist --protocol paper
     """
-    from infra.corpus import catalogue
     from wukong.evaluate import adapters, run, trained_on
     from wukong.evaluate.model import OwnModel
     from wukong.evaluate.results import MeasuredModel
@@ -110,7 +117,7 @@ def evaluate(
         saved = loaded.saved if loaded.token_wise and isinstance(loaded, OwnModel) else None
         for task in work:
             typer.echo(f"{task.data.name}: {len(task.data):,} images", err=True)
-            task.measure(role, loaded, catalogue.cache_folder().with_name("classes"))
+            task.measure(role, loaded, environment.cache() / "classes")
             if drawn:
                 task.draw(role, saved)
     trained = {role: trained_on.pairs_at(uri, model_versions.folder_of) for role, uri in uris.items()}
@@ -142,7 +149,6 @@ def _tasks(
     Raises:
         DataError: none is there.
     """
-    from infra.corpus import catalogue
     from wukong.evaluate import tasks
     from wukong.evaluate.protocol import OWN, named
     from wukong.evaluate.run import Task
@@ -151,7 +157,7 @@ def _tasks(
     held = experiment.held_out_tasks if experiment else []
     names = tasks.chosen(asked, held)
     published = [name for name in names if name not in held]
-    folders = _embedded([name for name in published if not (root / name).is_dir()], catalogue.cache_folder())
+    folders = fetched([name for name in published if not (root / name).is_dir()])
     skip = asked.strip() == tasks.ALL
     there = tasks.read(published, folders, root, rules, skip=skip)
     work = [Task(data, rules) for data in there.data.values()]
@@ -164,21 +170,6 @@ def _tasks(
             f"{root / names[0]}; docs/evaluation-sets.md says how to get them"
         )
     return work, there.missing
-
-
-def _embedded(names: Sequence[str], cache: Path) -> dict[str, Path]:
-    """Fetch the packages of the embedded sets among these; return the folders of those sets."""
-    from infra.corpus import packages
-
-    embedded = {
-        "fashion-mnist": (packages.FASHION_MNIST, "usr/share/datasets/fashion-mnist"),
-        "tuxpaint": (packages.STAMPS, "usr/share/tuxpaint"),
-    }
-    return {
-        name: packages.fetch(package, cache / "packages") / place
-        for name, (package, place) in embedded.items()
-        if name in names
-    }
 
 
 def _held_out(experiment: "Experiment", run: str | None, names: Sequence[str], *, skip: bool) -> "list[Data]":

@@ -7,15 +7,15 @@ import pytest
 import torch
 from small_tagger import paths, small_tagger
 
-from wukong.curate.names.captions import Labelled
-from wukong.curate.names.fit import Settings
-from wukong.curate.names.torch_tagger import exported
+from tools.name_tagger.captions import Labelled
+from tools.name_tagger.fit import FitSettings
+from tools.name_tagger.torch_tagger import exported
 
 
 def test_exported_weights_give_the_scores_and_the_likelihood_of_the_torch_model():
     fitted, model, encoder = small_tagger(seed=1)
     captions = [Labelled("刘亦菲在X", [(0, 3)]), Labelled("在刘", [(1, 2)]), Labelled("菲菲", [])]
-    ids, marks, inside, tags = encoder.batch(captions, Settings(missing=(), missing_one=0), random.Random(0))
+    ids, marks, inside, tags = encoder.batch(captions, FitSettings(missing=(), missing_one=0), random.Random(0))
     with torch.no_grad():
         scores, loss = model.scores(ids, marks, inside), model.loss(ids, marks, inside, tags)
     likelihood, steps = [], exported(model)["steps"].astype(float)

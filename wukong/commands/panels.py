@@ -1,0 +1,22 @@
+"""The panels of ``wukong --help``: give one to each command, as ``rich_help_panel``."""
+
+DATA = "Data"
+TRAIN = "Train"
+EVALUATE = "Evaluate and choose"
+LOOK = "Look at what was made"
+SERVE = "Use a model"
+CLUSTER = "On a cluster"
+STACK = "The local stack"
+
+ORDER = {
+    TRAIN: ("run", "plan", "sweep", "config"),
+    DATA: ("release", "takedown", "queries"),
+    LOOK: ("runs", "report", "show"),
+    EVALUATE: ("evaluate", "align", "compare", "promote", "rollback"),
+    SERVE: ("serve", "model"),
+    CLUSTER: ("submit",),
+    STACK: ("up", "down", "status", "env"),
+}
+"""The panels and the commands of each, library's and platform's, in the order in which they are shown."""
+
+COMMANDS = tuple(name for names in ORDER.values() for name in names)
