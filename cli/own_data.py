@@ -16,7 +16,7 @@ from wukong.errors import ConfigError
 from wukong.store import storage
 
 if TYPE_CHECKING:
-    from wukong.crawl.own_files import Picture
+    from wukong.crawl.source import Picture
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "own-data.yaml"
 """The experiment for your own images if you name none."""

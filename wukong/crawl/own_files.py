@@ -20,10 +20,9 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -33,14 +32,12 @@ import pyarrow.parquet as pq
 from wukong.crawl.engine import clean
 from wukong.crawl.found import as_table, found_row
 from wukong.crawl.rows import Row, csv_reader, rows_of_json, rows_of_parquet
+from wukong.crawl.source import CrawlSettings, Picture
 from wukong.crawl.status import FetchError, Status
 from wukong.crawl.url import MAX_URL, ROW, identity
 from wukong.crawl.url_list import PIECE_ROWS
 from wukong.errors import DataError, StorageError
 from wukong.store import storage
-
-if TYPE_CHECKING:  # a source may not import the settings, whose types read the sources
-    from wukong.config.crawl import Crawl
 
 PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".avif", ".tif", ".tiff")
 LISTS = (".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz")
@@ -56,23 +53,7 @@ _SHOWN = 200
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One image with one of its captions.
-
-    Attributes:
-        url: ``file://``, ``s3://`` or ``http(s)://``. For the second caption of an image it ends in ``#caption-2``. For
-            a row that cannot be used it is the list's URI with ``#row N: REASON``.
-        caption: the caption on one line, or empty.
-        stamp: size and modification time of the file, or empty.
-    """
-
-    url: str
-    caption: str
-    stamp: str = ""
-
-
-def pictures_of(config: Crawl) -> Iterator[Picture]:
+def pictures_of(config: CrawlSettings) -> Iterator[Picture]:
     """Iterate over the images of the folder or list that ``crawl.endpoint`` names; the order depends only on its files.
 
     Raises:
@@ -105,7 +86,7 @@ def digest_of(pictures: Iterable[Picture]) -> str:
     return sha.hexdigest()
 
 
-def read_pictures(config: Crawl) -> Iterator[pa.Table]:
+def read_pictures(config: CrawlSettings) -> Iterator[pa.Table]:
     """Iterate over the images in tables of schema ``found.FOUND``, each sorted by key."""
     pictures = enumerate(pictures_of(config))
     while piece := list(islice(pictures, PIECE_ROWS)):
@@ -137,7 +118,7 @@ def read_picture(url: str, max_bytes: int) -> bytearray:
     return body
 
 
-def _of_folder(fs: pafs.FileSystem, folder: str, config: Crawl) -> Iterator[Picture]:
+def _of_folder(fs: pafs.FileSystem, folder: str, config: CrawlSettings) -> Iterator[Picture]:
     infos = {
         info.path: info
         for info in sorted(storage.files_below(fs, folder), key=lambda info: info.path)
@@ -161,7 +142,7 @@ def _of_folder(fs: pafs.FileSystem, folder: str, config: Crawl) -> Iterator[Pict
 
 
 def _of_list(
-    uri: str, fs: pafs.FileSystem, path: str, config: Crawl, known: Mapping[str, pafs.FileInfo] | None = None
+    uri: str, fs: pafs.FileSystem, path: str, config: CrawlSettings, known: Mapping[str, pafs.FileInfo] | None = None
 ) -> Iterator[Picture]:
     """Iterate over the images of a list. File information is requested in batches, which is faster on object stores."""
     name = path.lower().removesuffix(".gz")
@@ -177,7 +158,7 @@ def _of_list(
 
 
 def _picture_in(
-    number: int, row: Mapping[str, Any] | str, uri: str, fs: pafs.FileSystem, path: str, config: Crawl
+    number: int, row: Mapping[str, Any] | str, uri: str, fs: pafs.FileSystem, path: str, config: CrawlSettings
 ) -> tuple[str, str, str]:
     """Return the URL of a row's image, its path if it is on the list's file system (else empty), and its caption."""
     if isinstance(row, str):
@@ -206,7 +187,7 @@ def _picture_in(
     return _uri(fs, file), file, clean(caption)
 
 
-def _rows(uri: str, fs: pafs.FileSystem, path: str, config: Crawl) -> Iterator[Row]:
+def _rows(uri: str, fs: pafs.FileSystem, path: str, config: CrawlSettings) -> Iterator[Row]:
     name = path.lower()
     try:
         if name.endswith(".parquet"):
@@ -226,12 +207,12 @@ def _rows(uri: str, fs: pafs.FileSystem, path: str, config: Crawl) -> Iterator[R
         yield from rows
 
 
-def _rows_of_parquet(fs: pafs.FileSystem, path: str, config: Crawl, uri: str) -> Iterator[Row]:
+def _rows_of_parquet(fs: pafs.FileSystem, path: str, config: CrawlSettings, uri: str) -> Iterator[Row]:
     with pq.ParquetFile(path, filesystem=fs) as file:
         yield from rows_of_parquet(file, _check_columns(file.schema_arrow.names, uri, config))
 
 
-def _check_columns(names: Iterable[str], uri: str, config: Crawl) -> list[str]:
+def _check_columns(names: Iterable[str], uri: str, config: CrawlSettings) -> list[str]:
     """Return the columns of a list to read.
 
     Raises:
@@ -254,7 +235,7 @@ def _columns(named: str, usual: tuple[str, ...]) -> list[str]:
     return list(dict.fromkeys(([own] if own not in ("url", "caption") else []) + [*usual]))
 
 
-def _captions(config: Crawl) -> list[str]:
+def _captions(config: CrawlSettings) -> list[str]:
     return _columns(config.caption_column, _CAPTION_COLUMNS)
 
 

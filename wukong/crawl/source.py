@@ -1,22 +1,51 @@
 """The types of a source, from which a crawl's pairs come. Each is one file in ``wukong/crawl/engines``.
 
 The experiment's types (``wukong.config.crawl``) read the sources, where no large library is needed. So this module and
-the sources' files import such libraries inside functions only, and the experiment's types for type checkers only.
+the sources' files import such libraries inside functions only, and know the section by ``CrawlSettings``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from wukong.config.crawl import Crawl
     from wukong.crawl.engine import Engine
-    from wukong.crawl.own_files import Picture
+
+
+class CrawlSettings(Protocol):
+    """The settings that sources read, of the section ``crawl`` of an experiment."""
+
+    @property
+    def engine(self) -> str: ...  # noqa: D102 - like the others, as in wukong.config.crawl
+    @property
+    def endpoint(self) -> str: ...  # noqa: D102
+    @property
+    def queries(self) -> str: ...  # noqa: D102
+    @property
+    def url_column(self) -> str: ...  # noqa: D102
+    @property
+    def caption_column(self) -> str: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of one's own with one of its captions.
+
+    Attributes:
+        url: ``file://``, ``s3://`` or ``http(s)://``. For the second caption of an image it ends in ``#caption-2``. For
+            a row that cannot be used it is the list's URI with ``#row N: REASON``.
+        caption: the caption on one line, or empty.
+        stamp: size and modification time of the file, or empty.
+    """
+
+    url: str
+    caption: str
+    stamp: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +93,7 @@ class Searched:
     )
     not_in_key: ClassVar[frozenset[str]] = frozenset()
 
-    def problems(self, config: Crawl) -> Iterator[str]:
+    def problems(self, config: CrawlSettings) -> Iterator[str]:
         """Yield what is wrong with the keys that a search reads."""
         if not config.queries:
             yield (
@@ -111,15 +140,15 @@ class Listed:
     wording: Wording
     nothing: str
     check: Callable[[str], str]
-    lists: Callable[[Crawl], list[str]]
-    read: Callable[[str, int, Crawl], Iterator[pa.Table]]
-    count: Callable[[Crawl], int]
-    content: Callable[[Crawl], Sequence[str]] | None = None
+    lists: Callable[[CrawlSettings], list[str]]
+    read: Callable[[str, int, CrawlSettings], Iterator[pa.Table]]
+    count: Callable[[CrawlSettings], int]
+    content: Callable[[CrawlSettings], Sequence[str]] | None = None
     bytes_read: Callable[[Mapping[str, int]], int] = lambda sizes: sum(sizes.values())
     not_in_key: frozenset[str] = frozenset()
     reads_files: bool = False
-    pictures: Callable[[Crawl], Iterator[Picture]] | None = None
-    problems: Callable[[Crawl], Iterator[str]] = lambda _: iter(())
+    pictures: Callable[[CrawlSettings], Iterator[Picture]] | None = None
+    problems: Callable[[CrawlSettings], Iterator[str]] = lambda _: iter(())
 
     searched: ClassVar = False
 

@@ -11,7 +11,7 @@ import io
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,12 +19,10 @@ import pyarrow.parquet as pq
 from wukong.crawl.engine import clean
 from wukong.crawl.found import FoundRow, as_table, found_row
 from wukong.crawl.rows import Row, csv_reader, rows_of_json, rows_of_parquet
+from wukong.crawl.source import CrawlSettings
 from wukong.crawl.url import ROW
 from wukong.errors import DataError
 from wukong.store import storage
-
-if TYPE_CHECKING:  # a source may not import the settings, whose types read the sources
-    from wukong.config.crawl import Crawl
 
 PIECE_ROWS = 250_000
 """Number of rows in memory at a time, and in one sorted file."""
@@ -62,7 +60,7 @@ def count(uri: str) -> int:
     return rows
 
 
-def read_list(uri: str, number: int, config: Crawl) -> Iterator[pa.Table]:
+def read_list(uri: str, number: int, config: CrawlSettings) -> Iterator[pa.Table]:
     """Read one file of a list in tables of schema ``found.FOUND``, each sorted by key.
 
     Args:
@@ -88,7 +86,7 @@ def read_list(uri: str, number: int, config: Crawl) -> Iterator[pa.Table]:
         yield as_table(results)
 
 
-def _rows(uri: str, config: Crawl) -> Iterator[Row]:
+def _rows(uri: str, config: CrawlSettings) -> Iterator[Row]:
     try:
         if uri.endswith(".parquet"):
             with storage.open_input(uri) as raw, pq.ParquetFile(raw) as file:
@@ -117,7 +115,7 @@ def _text_of(uri: str) -> Iterator[io.TextIOWrapper]:
             yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def _with_columns(uri: str, rows: Iterable[Row], config: Crawl) -> Iterator[Row]:
+def _with_columns(uri: str, rows: Iterable[Row], config: CrawlSettings) -> Iterator[Row]:
     """Iterate over rows whose names of columns are known only at the end."""
     names: set[str] = set()
     for number, fields in rows:
@@ -127,7 +125,7 @@ def _with_columns(uri: str, rows: Iterable[Row], config: Crawl) -> Iterator[Row]
     _check_columns(uri, names, config)
 
 
-def _check_columns(uri: str, names: Iterable[str], config: Crawl) -> None:
+def _check_columns(uri: str, names: Iterable[str], config: CrawlSettings) -> None:
     missing = [name for name in (config.url_column, config.caption_column) if _column(name) not in names]
     if missing:
         raise DataError(
@@ -145,7 +143,7 @@ def _text(value: Any) -> str:
     return clean(str(value)) if isinstance(value, (str, int, float)) else ""
 
 
-def _used(fields: Mapping[str, Any] | str, where: str, config: Crawl) -> tuple[str, str]:
+def _used(fields: Mapping[str, Any] | str, where: str, config: CrawlSettings) -> tuple[str, str]:
     """Return the URL and the caption of a row; if it cannot be used, ``where`` and the reason in place of the URL."""
     if isinstance(fields, str):
         return where + fields, ""

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from wukong.crawl.source import Listed, Wording
+from wukong.crawl.source import CrawlSettings, Listed, Wording
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from wukong.config.crawl import Crawl
-    from wukong.crawl.own_files import Picture
+    from wukong.crawl.source import Picture
 
 
 def _check(uri: str) -> str:
@@ -20,19 +19,19 @@ def _check(uri: str) -> str:
     return "" if storage.exists(uri) or storage.list_files(uri) else "has nothing; name a folder of pictures or a list"
 
 
-def _pictures(config: Crawl) -> Iterator[Picture]:
+def _pictures(config: CrawlSettings) -> Iterator[Picture]:
     from wukong.crawl.own_files import pictures_of
 
     return pictures_of(config)
 
 
-def _read(_uri: str, _number: int, config: Crawl) -> Iterator[pa.Table]:
+def _read(_uri: str, _number: int, config: CrawlSettings) -> Iterator[pa.Table]:
     from wukong.crawl.own_files import read_pictures
 
     return read_pictures(config)
 
 
-def _content(config: Crawl) -> list[str]:
+def _content(config: CrawlSettings) -> list[str]:
     from wukong.crawl.own_files import digest_of, pictures_of
 
     return [digest_of(pictures_of(config))]

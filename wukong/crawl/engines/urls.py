@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from wukong.crawl.source import Listed, Wording
+from wukong.crawl.source import CrawlSettings, Listed, Wording
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from wukong.config.crawl import Crawl
 
 
 def _check(uri: str) -> str:
@@ -22,19 +20,19 @@ def _check(uri: str) -> str:
     return f"is no list of URLs; name a file, or a folder of files, of {', '.join(SUFFIXES)}"
 
 
-def _lists(config: Crawl) -> list[str]:
+def _lists(config: CrawlSettings) -> list[str]:
     from wukong.crawl.url_list import list_files
 
     return list_files(config.endpoint)
 
 
-def _read(uri: str, number: int, config: Crawl) -> Iterator[pa.Table]:
+def _read(uri: str, number: int, config: CrawlSettings) -> Iterator[pa.Table]:
     from wukong.crawl.url_list import read_list
 
     return read_list(uri, number, config)
 
 
-def _count(config: Crawl) -> int:
+def _count(config: CrawlSettings) -> int:
     from wukong.crawl.url_list import count
 
     return count(config.endpoint)
