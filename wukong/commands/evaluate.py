@@ -181,10 +181,10 @@ def _held_out(experiment: "Experiment", run: str | None, names: Sequence[str], *
     from wukong.evaluate import holdouts
 
     filtered = _filtered(experiment, run)
-    found = {name: holdouts.read(experiment, filtered, name) for name in names}
-    if not skip and (empty := [name for name, data in found.items() if data is None]):
+    by_name = {name: holdouts.read(experiment, filtered, name) for name in names}
+    if not skip and (empty := [name for name, data in by_name.items() if data is None]):
         raise DataError(f"{', '.join(empty)}: nothing is held out for it in {filtered.uri}; leave it out of --tasks")
-    return [data for data in found.values() if data is not None]
+    return [data for data in by_name.values() if data is not None]
 
 
 def _filtered(experiment: "Experiment", run: str | None) -> "Manifest":

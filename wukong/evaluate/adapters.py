@@ -282,8 +282,8 @@ def _released(name: str, uri: str, device: torch.device) -> Model:
             f"{uri!r} names no checkpoint: write wukong_release:NAME/FILE, for instance "
             f"wukong_release:wukong_vit_b//data/wukong_vit_b.ckpt; NAME is one of {', '.join(released.ARCHITECTURES)}"
         )
-    uri_of_weights = checkpoint if "://" in checkpoint else storage.from_path(Path(checkpoint))
-    return from_released(released.load(architecture, uri_of_weights).to(device), uri, architecture)
+    weights = checkpoint if "://" in checkpoint else storage.from_path(Path(checkpoint))
+    return from_released(released.load(architecture, weights).to(device), uri, architecture)
 
 
 def from_released(module: released.ReleasedModel, name: str, architecture: str) -> Model:

@@ -286,10 +286,10 @@ def components(first: Integers, second: Integers, size: int) -> Integers:
 def _in_order(values: Integers) -> Integers:
     """Number values by the order in which they come first, from 0."""
     _, firsts, numbers = np.unique(values, return_index=True, return_inverse=True)
-    places = np.empty(len(firsts), np.int64)
-    places[np.argsort(firsts)] = np.arange(len(firsts))
-    found: Integers = places[numbers]
-    return found
+    ranks = np.empty(len(firsts), np.int64)
+    ranks[np.argsort(firsts)] = np.arange(len(firsts))
+    numbered: Integers = ranks[numbers]
+    return numbered
 
 
 def _identities(kind: str, values: Sequence[str]) -> Integers:
@@ -297,17 +297,17 @@ def _identities(kind: str, values: Sequence[str]) -> Integers:
     return np.frombuffer(b"".join(digests), np.int64)
 
 
-def table(found: Mapping[str, Answers], *, task: str, digest: str, protocol: str) -> pa.Table:
+def table(answered: Mapping[str, Answers], *, task: str, digest: str, protocol: str) -> pa.Table:
     """Make the table of a task.
 
     Args:
-        found: the answers of each model by its role.
+        answered: the answers of each model by its role.
         task: the task's name.
         digest: SHA-256 of what was measured.
         protocol: the protocol's name.
     """
     parts = []
-    for role, answers in found.items():
+    for role, answers in answered.items():
         nothing = pa.nulls(len(answers.queries))
         columns: dict[str, pa.Array] = {
             "model": pa.array([role] * len(answers.queries)).dictionary_encode(),

@@ -227,11 +227,6 @@ class Measured:
     right: Tensor
     classes: tuple[float, ...]
 
-    @property
-    def value(self) -> Interval:
-        """The protocol's number."""
-        return self.top1 if self.metric == "top1" else self.mean_per_class
-
 
 def right(found: Tensor, labels: Tensor, ties: Ties) -> Tensor:
     """Compute whether each image's class is the best and among the best five: bool [images, 2].

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,6 @@ from wukong.evaluate.published import Caption, Captioned, Images, Labelled, NotT
 
 if TYPE_CHECKING:
     from PIL import Image
-
-Metric: TypeAlias = Literal["top1", "mean_per_class"]
 
 
 @dataclass(frozen=True)
@@ -180,8 +178,6 @@ class Classification:
         note: which splits the owner publishes, which ones others use, and what the paper says about it.
         how_to_get: what to download and where to put it.
         read_published: reads the owner's form: gets the set's folder, the split and the class ids.
-        metric: the paper's, which is top-1 accuracy for all sets.
-        elevater_metric: that of CLIP and ELEVATER, which take the mean over classes for four sets.
         webdataset: number of images of each split in CLIP_benchmark's form; None where it has the owner's splits.
         webdataset_folders: the folder that a split has in that form, where it has another name.
         webdataset_order: the classes in the order of that form's labels, from the class ids; None where it is the same.
@@ -196,8 +192,6 @@ class Classification:
     note: str = ""
     how_to_get: HowToGet
     read_published: Callable[[Path, str, Sequence[str]], Labelled] = field(repr=False)
-    metric: Metric = "top1"
-    elevater_metric: Metric = "top1"
     webdataset: Mapping[str, int] | None = None
     webdataset_folders: Mapping[str, str] = field(default_factory=dict)
     webdataset_order: Callable[[Sequence[str]], Sequence[str]] | None = field(default=None, repr=False)
@@ -227,21 +221,21 @@ class Classification:
             chosen = split or (self.split if self.split in expected else "test")
             _require_split(self, expected, chosen)
             order = ids if self.webdataset_order is None else self.webdataset_order(ids)
-            found = _reading(
+            published = _reading(
                 self, lambda: webdataset.read(folder, self.webdataset_folders.get(chosen, chosen), len(order))
             )
-            _require_count(self, chosen, folder, "images", expected[chosen], len(found.ids))
+            _require_count(self, chosen, folder, "images", expected[chosen], len(published.ids))
             if order is not ids:
-                found = webdataset.relabelled(found, order, ids)
+                published = webdataset.relabelled(published, order, ids)
         else:
             chosen = split or self.split
             _require_split(self, self.splits, chosen)
-            found = _reading(self, lambda: self.read_published(folder, chosen, ids))
-            _require_count(self, chosen, folder, "images", self.splits[chosen], len(found.ids))
-        labels = np.asarray(found.labels, np.int64)
-        _require_unique(self, found.ids)
+            published = _reading(self, lambda: self.read_published(folder, chosen, ids))
+            _require_count(self, chosen, folder, "images", self.splits[chosen], len(published.ids))
+        labels = np.asarray(published.labels, np.int64)
+        _require_unique(self, published.ids)
         names = None if self.names is None else tuple(chinese for _, _, chinese in self.names)
-        return ClassificationData(self.name, chosen, ids, found.ids, labels, found.images, self.title, names)
+        return ClassificationData(self.name, chosen, ids, published.ids, labels, published.images, self.title, names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +251,6 @@ class Retrieval:
         how_to_get: what to download and where to put it.
         read_published: reads the owner's form: gets the set's folder and the split.
         text_to_image_only: whether only images are searched by text.
-        metric: of the paper: Recall@1, @5 and @10 in each direction, and their mean.
     """
 
     name: str
@@ -268,7 +261,6 @@ class Retrieval:
     how_to_get: HowToGet
     read_published: Callable[[Path, str], Captioned] = field(repr=False)
     text_to_image_only: bool = False
-    metric: Literal["recall"] = "recall"
 
     def read(self, folder: Path, split: str | None = None) -> RetrievalData:
         """Read one split, in the owner's form or in Chinese-CLIP's, whichever the folder has.
@@ -284,14 +276,20 @@ class Retrieval:
         chosen = split or self.split
         _require_split(self, self.splits, chosen)
         if chinese_clip.is_here(folder, chosen):
-            found = _reading(self, lambda: chinese_clip.read(folder, chosen))
+            published = _reading(self, lambda: chinese_clip.read(folder, chosen))
         else:
-            found = _reading(self, lambda: self.read_published(folder, chosen))
-        _require_count(self, chosen, folder, "images", self.splits[chosen].images, len(found.image_ids))
-        _require_count(self, chosen, folder, "captions", self.splits[chosen].captions, len(found.captions))
-        _require_unique(self, found.image_ids)
+            published = _reading(self, lambda: self.read_published(folder, chosen))
+        _require_count(self, chosen, folder, "images", self.splits[chosen].images, len(published.image_ids))
+        _require_count(self, chosen, folder, "captions", self.splits[chosen].captions, len(published.captions))
+        _require_unique(self, published.image_ids)
         data = RetrievalData(
-            self.name, chosen, found.image_ids, found.captions, self.text_to_image_only, found.images, self.title
+            self.name,
+            chosen,
+            published.image_ids,
+            published.captions,
+            self.text_to_image_only,
+            published.images,
+            self.title,
         )
         if data.answered:
             self._require_answers(data)

@@ -64,7 +64,7 @@ def measure(
     return Outcome(
         data.name,
         data.title,
-        EVALUATORS["retrieval"].kind,
+        "retrieval",
         data.split,
         data.digest,
         protocol.name,

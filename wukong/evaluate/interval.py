@@ -354,8 +354,8 @@ def _bca(
         units: number of units of the smallest sample.
         level: the level.
     """
-    found = _bca_of_all(np.array([value]), drawn[None], shifts[None], counts, units, level)
-    return float(found[0, 0]), float(found[0, 1])
+    ends = _bca_of_all(np.array([value]), drawn[None], shifts[None], counts, units, level)
+    return float(ends[0, 0]), float(ends[0, 1])
 
 
 def _bca_of_all(
@@ -364,7 +364,7 @@ def _bca_of_all(
     """Return the ends of the BCa intervals of results, [results, 2]; arguments as those of ``_bca``, a row a result."""
     there = np.isfinite(drawn)  # where a resample has no answer at all, there is no result in it
     number = np.maximum(there.sum(1), 1)
-    places = np.tile([0.0, 1.0], (len(values), 1))
+    quantiles = np.tile([0.0, 1.0], (len(values), 1))
     if units >= 2:
         edge = 0.5 / drawn.shape[1]
         # A resample with the result itself lies half below it: shares of few units are often equal.
@@ -378,11 +378,11 @@ def _bca_of_all(
             for end, quantile in enumerate((-wide, wide)):
                 shifted = bias + quantile
                 if skew * shifted < 1:
-                    places[row, end] = _NORMAL.cdf(bias + shifted / (1 - skew * shifted))
+                    quantiles[row, end] = _NORMAL.cdf(bias + shifted / (1 - skew * shifted))
                 else:  # so few and uneven units that the end lies beyond all resamples
-                    places[row, end] = 1.0 if shifted > 0 else 0.0
+                    quantiles[row, end] = 1.0 if shifted > 0 else 0.0
     ordered = np.sort(np.where(there, drawn, np.inf), 1)
-    exact = places * (number - 1)[:, None]
+    exact = quantiles * (number - 1)[:, None]
     before = np.floor(exact).astype(np.int64)
     low, high = (np.take_along_axis(ordered, each, 1) for each in (before, np.minimum(before + 1, number[:, None] - 1)))
     found: Numbers = low + (high - low) * (exact - before)

@@ -87,12 +87,12 @@ def read(uri: str, tasks: Sequence[str] | None = None) -> Evaluation:
     if not any(part.path == DOCUMENT for part in evaluated.parts):
         return Evaluation(uri=uri)
     uris = {
-        uri_of_table.rpartition("/")[2].removesuffix(".parquet"): uri_of_table
-        for uri_of_table in evaluated.part_uris(f"{answers.FOLDER}/", ".parquet")
+        table_uri.rpartition("/")[2].removesuffix(".parquet"): table_uri
+        for table_uri in evaluated.part_uris(f"{answers.FOLDER}/", ".parquet")
     }
     tables = {
-        name: parse(storage.read_bytes(uri_of_table), uri_of_table)
-        for name, uri_of_table in uris.items()
+        name: parse(storage.read_bytes(table_uri), table_uri)
+        for name, table_uri in uris.items()
         if tasks is None or name in tasks
     }
     return current(Evaluation(storage.read_json(storage.join(evaluated.uri, DOCUMENT)), tables, uri), evaluated)

@@ -89,17 +89,17 @@ def read(names: Sequence[str], folders: Mapping[str, Path], root: Path, protocol
         NotThereError: a set is not there.
         DataError: a set is damaged, or is not the published one.
     """
-    found: dict[str, Data] = {}
+    there: dict[str, Data] = {}
     missing: dict[str, str] = {}
     for name in names:
         data_set = sets.of(name)
         try:
-            found[name] = data_set.read(folders.get(name, root / name), protocol.split(name))
+            there[name] = data_set.read(folders.get(name, root / name), protocol.split(name))
         except NotThereError as error:
             if not skip:
                 raise
             missing[name] = str(error)
-    return Read(found, missing)
+    return Read(there, missing)
 
 
 def measure(
@@ -121,7 +121,7 @@ def measure(
     for evaluator in EVALUATORS.values():
         module = import_module(evaluator.module)
         if isinstance(data, module.DATA):
-            measured_by: Measure = module.measure
+            measure_one: Measure = module.measure
             with torch.inference_mode(), TemporaryDirectory() as scratch:
-                return measured_by(model, data, protocol, cache or Path(scratch), encoded)
+                return measure_one(model, data, protocol, cache or Path(scratch), encoded)
     raise ConfigError(f"no evaluator takes {data.name}, which is read as {type(data).__name__}")

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wukong.config.evaluators import EVALUATORS
 from wukong.evaluate import answers, class_names, classification, encoding, examples, prompts
 from wukong.evaluate.data_set import ClassificationData
 from wukong.evaluate.model import Model
@@ -39,7 +38,7 @@ def measure(
     return Outcome(
         data.name,
         data.title,
-        EVALUATORS["classification"].kind,
+        "classification",
         data.split,
         data.digest,
         protocol.name,

@@ -41,8 +41,8 @@ def read(folder: Path, split: str, classes: int) -> Labelled:
     names = folder / "classnames.txt"
     if names.exists() and (found := len(listed(names))) != classes:
         raise DataError(f"{names} has {found} class names where this set has {classes}: it is another set or version")
-    place = find(folder, split)
-    tars = _tars(place)
+    part = find(folder, split)
+    tars = _tars(part)
     ids: list[str] = []
     labels: list[int] = []
     parts: list[tuple[int, int, int]] = []

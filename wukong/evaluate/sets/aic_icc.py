@@ -19,14 +19,14 @@ def _read(folder: Path, split: str) -> Captioned:
     source = find(folder, name, f"ai_challenger_caption_{part}_{date}/{name}")
     ids: list[str] = []
     captions: list[Caption] = []
-    for place, entry in enumerate(islice(json_list.elements(source), _FIRST.get(split))):
+    for number, entry in enumerate(islice(json_list.elements(source), _FIRST.get(split))):
         if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), str):
-            raise DataError(f"entry {place} of {source} has no image_id: download it again")
+            raise DataError(f"entry {number} of {source} has no image_id: download it again")
         texts = entry.get("caption")
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise DataError(f"entry {place} of {source}, {entry['image_id']}, has no captions: download it again")
+            raise DataError(f"entry {number} of {source}, {entry['image_id']}, has no captions: download it again")
         ids.append(entry["image_id"])
-        captions += [Caption(text.strip(), (place,)) for text in texts]
+        captions += [Caption(text.strip(), (number,)) for text in texts]
     return Captioned(ids, captions, require(source.parent / f"caption_{part}_images_{date}", ids, source))
 
 

@@ -32,5 +32,4 @@ SET = Classification(
         "research only",
     ),
     read_published=_read,
-    elevater_metric="mean_per_class",
 )

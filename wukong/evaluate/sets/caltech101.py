@@ -11,8 +11,8 @@ _BACKGROUND = "BACKGROUND_Google"
 
 
 def _read(folder: Path, _split: str, classes: Sequence[str]) -> Labelled:
-    place = find(folder, "101_ObjectCategories", "caltech-101/101_ObjectCategories", "caltech101/101_ObjectCategories")
-    return class_folders(place, classes, but=(_BACKGROUND,), suffixes={".jpg"})
+    root = find(folder, "101_ObjectCategories", "caltech-101/101_ObjectCategories", "caltech101/101_ObjectCategories")
+    return class_folders(root, classes, but=(_BACKGROUND,), suffixes={".jpg"})
 
 
 def _order_of_tensorflow_datasets(classes: Sequence[str]) -> Sequence[str]:
@@ -36,7 +36,6 @@ SET = Classification(
         "CC BY 4.0",
     ),
     read_published=_read,
-    elevater_metric="mean_per_class",
     webdataset={"train": 3_059, "test": 6_085},
     webdataset_order=_order_of_tensorflow_datasets,
 )

@@ -17,14 +17,14 @@ def _without_number(name: str) -> str:
 
 
 def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
-    place = find(folder, "256_ObjectCategories", "caltech256/256_ObjectCategories")
+    root = find(folder, "256_ObjectCategories", "caltech256/256_ObjectCategories")
     # Only *.jpg: 056.dog has a folder "greg" and 198.spider a file "RENAME2".
-    found = class_folders(place, classes, suffixes={".jpg"}, id_of=_without_number)
+    labelled = class_folders(root, classes, suffixes={".jpg"}, id_of=_without_number)
     if split == "without-clutter":
-        kept = [i for i, path in enumerate(found.ids) if not path.startswith(f"{_CLUTTER}/")]
-        paths = [found.ids[i] for i in kept]
-        return Labelled(paths, [int(found.labels[i]) for i in kept], Files(place, paths))
-    return found
+        kept = [i for i, path in enumerate(labelled.ids) if not path.startswith(f"{_CLUTTER}/")]
+        paths = [labelled.ids[i] for i in kept]
+        return Labelled(paths, [int(labelled.labels[i]) for i in kept], Files(root, paths))
+    return labelled
 
 
 SET = Classification(

@@ -12,12 +12,12 @@ _FILES = {"train": [f"data_batch_{number}.bin" for number in range(1, 6)], "test
 
 
 def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
-    place = find(folder, "cifar-10-batches-bin", "test_batch.bin")
-    place = place if place.is_dir() else place.parent
-    names = place / "batches.meta.txt"
+    source = find(folder, "cifar-10-batches-bin", "test_batch.bin")
+    source = source if source.is_dir() else source.parent
+    names = source / "batches.meta.txt"
     order = listed(names)
     byte_rows.require_order(labels_of(order, classes, names), order, names)
-    return byte_rows.read(place, _FILES[split], labels=1, label=0, classes=len(classes))
+    return byte_rows.read(source, _FILES[split], labels=1, label=0, classes=len(classes))
 
 
 SET = Classification(

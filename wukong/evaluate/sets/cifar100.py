@@ -10,12 +10,12 @@ from wukong.evaluate.published import Labelled
 
 
 def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
-    place = find(folder, "cifar-100-binary", "test.bin")
-    place = place if place.is_dir() else place.parent
-    names = place / "fine_label_names.txt"
+    source = find(folder, "cifar-100-binary", "test.bin")
+    source = source if source.is_dir() else source.parent
+    names = source / "fine_label_names.txt"
     order = listed(names)
     byte_rows.require_order(labels_of(order, classes, names), order, names)
-    return byte_rows.read(place, [f"{split}.bin"], labels=2, label=1, classes=len(classes))
+    return byte_rows.read(source, [f"{split}.bin"], labels=2, label=1, classes=len(classes))
 
 
 SET = Classification(

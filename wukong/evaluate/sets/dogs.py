@@ -24,10 +24,10 @@ def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
     paths = [str(path) for path in np.atleast_1d(matlab.variable(source, "file_list"))]
     numbers = np.atleast_1d(matlab.variable(source, "labels")).astype(np.int64)
     labels = labels_of((path.split("/")[0] for path in paths), classes, source, _wnid)
-    found = np.array([labels[path.split("/")[0]] for path in paths], np.int64)
-    if len(found) != len(numbers) or (found != numbers - 1).any():
+    labels_of_paths = np.array([labels[path.split("/")[0]] for path in paths], np.int64)
+    if len(labels_of_paths) != len(numbers) or (labels_of_paths != numbers - 1).any():
         raise DataError(f"the labels in {source} are not those of the folders' names: download the lists again")
-    return Labelled(paths, found, require(find(folder, "Images"), paths, source))
+    return Labelled(paths, labels_of_paths, require(find(folder, "Images"), paths, source))
 
 
 SET = Classification(

@@ -13,12 +13,12 @@ _FOLDERS = {"train": "flickr30kzhbbosontrain", "val": "flickr30kzhbbosonval", "t
 
 def _read(folder: Path, split: str) -> Captioned:
     name = _FOLDERS[split]
-    place = find(folder, name, f"flickr30k-cn/{name}")
-    source = place / "ImageSets" / f"{name}.txt"
+    root = find(folder, name, f"flickr30k-cn/{name}")
+    source = root / "ImageSets" / f"{name}.txt"
     ids = [line.removesuffix(".jpg") for line in listed(source)]
     by_people = split == "test"  # segmented by BosonNLP, with parts of speech in this part only
     captions = caption_lines.read(
-        place / "TextData" / f"seg.{name}.caption.txt",
+        root / "TextData" / f"seg.{name}.caption.txt",
         ids,
         kind="zhm" if by_people else "zhb",
         id_of=lambda image: image.removesuffix(".jpg"),

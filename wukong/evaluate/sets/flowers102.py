@@ -35,5 +35,4 @@ SET = Classification(
         "none stated",
     ),
     read_published=_read,
-    elevater_metric="mean_per_class",
 )

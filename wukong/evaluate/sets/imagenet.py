@@ -17,17 +17,17 @@ _KAGGLE = "LOC_val_solution.csv"
 
 
 def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
-    place = find(folder, split, f"ILSVRC/Data/CLS-LOC/{split}", f"ILSVRC2012_img_{split}")
-    names = names_in(place)
+    root = find(folder, split, f"ILSVRC/Data/CLS-LOC/{split}", f"ILSVRC2012_img_{split}")
+    names = names_in(root)
     if not names:
-        return class_folders(place, classes)
+        return class_folders(root, classes)
     wnids = _kaggle(folder / _KAGGLE) if (folder / _KAGGLE).exists() else _devkit(folder, names)
     source = folder / _KAGGLE if (folder / _KAGGLE).exists() else folder
     without = [name for name in names if Path(name).stem not in wnids]
     if without:
-        raise DataError(f"{len(without)} images of {place} have no label, the first is {without[0]}")
+        raise DataError(f"{len(without)} images of {root} have no label, the first is {without[0]}")
     labels = labels_of(wnids.values(), classes, source)
-    return Labelled(names, [labels[wnids[Path(name).stem]] for name in names], Files(place, names))
+    return Labelled(names, [labels[wnids[Path(name).stem]] for name in names], Files(root, names))
 
 
 def _devkit(folder: Path, names: Sequence[str]) -> dict[str, str]:

@@ -35,6 +35,5 @@ SET = Classification(
         "CC BY-SA 4.0",
     ),
     read_published=_read,
-    elevater_metric="mean_per_class",
     webdataset={"train": 3_680, "test": 3_669},
 )

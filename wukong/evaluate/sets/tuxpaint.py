@@ -27,13 +27,13 @@ def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
     paths: list[str] = []
     labels: list[int] = []
     for label, category in enumerate(classes):
-        found = sorted(
+        stamps = sorted(
             path.relative_to(root).as_posix()
             for path in find(root, category).rglob("*.png")
             if not path.name.startswith(".")
         )
-        paths += found
-        labels += [label] * len(found)
+        paths += stamps
+        labels += [label] * len(stamps)
     return Labelled(paths, labels, _Stamps(root, paths))
 
 
