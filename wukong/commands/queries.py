@@ -57,7 +57,7 @@ def build(
         raise ConfigError(f"--min-length {min_length} is more than --max-length {max_length}")
     ranked = library.build(
         _uri(vocabulary),
-        [_uri(place) for place in corpus],
+        [_uri(path) for path in corpus],
         limit=limit,
         min_length=min_length,
         max_length=max_length,

@@ -79,11 +79,11 @@ def report(
     from wukong.runs import listing as library
 
     environment.use_for(place)
-    found = library.find(name, place) if name else _newest(place)
-    folder = output or environment.home() / "runs" / found.name
-    page = fetch_report(found.uri, folder)
+    run = library.find(name, place) if name else _newest(place)
+    folder = output or environment.home() / "runs" / run.name
+    page = fetch_report(run.uri, folder)
     if as_json:
-        print_json({"run": found.name, "report": str(page), "uri": storage.join(found.uri, "report.html")})
+        print_json({"run": run.name, "report": str(page), "uri": storage.join(run.uri, "report.html")})
     else:
         typer.echo(page)
     if browse:

@@ -64,7 +64,9 @@ def apply_comparisons(judged: pl.DataFrame, repeats: Mapping[str, Hashes], setti
     if not repeats:
         return judged
     keys = duplicates.numbers(judged["key"])
-    compared = judged.with_columns(**{column: pl.Series(np.isin(keys, found)) for column, found in repeats.items()})
+    compared = judged.with_columns(
+        **{column: pl.Series(np.isin(keys, repeated)) for column, repeated in repeats.items()}
+    )
     return compared.with_columns(rules.decide(compared, settings, "corpus")).select(DROPPED.names)
 
 

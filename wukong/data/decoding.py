@@ -113,10 +113,10 @@ def exif_orientation(segment: bytes) -> int | None:
         return None
     (entries,) = struct.unpack_from(f"{order}H", segment, start)
     value = None
-    for place in range(start + 2, min(start + 2 + 12 * entries, len(segment) - 11), 12):
-        tag, kind, count, offset = struct.unpack_from(f"{order}HHLL", segment, place)
+    for entry in range(start + 2, min(start + 2 + 12 * entries, len(segment) - 11), 12):
+        tag, kind, count, offset = struct.unpack_from(f"{order}HHLL", segment, entry)
         size = count * _EXIF_BYTES.get(kind, 0)
-        where = place + 8 if size <= _EXIF_INLINE else offset
+        where = entry + 8 if size <= _EXIF_INLINE else offset
         if tag == _EXIF_ORIENTATION and size and where + size <= len(segment):
             value = None  # the last entry counts
             if kind in _EXIF_INTEGERS:

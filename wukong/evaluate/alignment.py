@@ -251,25 +251,25 @@ def pointing_game(
     for collage in range(collages):
         chosen = _told_apart(told, numbers)
         page = Image.new("RGB", (2 * half, 2 * half), _WHITE)
-        for corner, place in enumerate(chosen):
-            shown = images.evaluation_view(open_picture(pictures[place]), half, "whole")
+        for corner, square in enumerate(chosen):
+            shown = images.evaluation_view(open_picture(pictures[square]), half, "whole")
             page.paste(shown, (half * (corner % 2), half * (corner // 2)))
         patches = saved.encode_image([page])[0]
-        for corner, place in enumerate(chosen):
-            word = words[place]
+        for corner, square in enumerate(chosen):
+            word = words[square]
             if word not in tokens:
                 tokens[word] = _text(saved, word)[1][1:-1]
             scores = (patches @ tokens[word].T).mean(1).masked_fill(quarter < 0, -torch.inf)
             hits[collage] += int(quarter[int(scores.argmax())]) == corner
-    (found,) = interval.of(hits, np.full(collages, 4.0), seed=seed)
-    return Pointing(found, 4 * collages)
+    (share,) = interval.of(hits, np.full(collages, 4.0), seed=seed)
+    return Pointing(share, 4 * collages)
 
 
 def _told_apart(marks: Sequence[frozenset[str]], numbers: np.random.Generator) -> list[int]:
     """Draw four places without a common mark."""
     for _ in range(_MAX_DRAWS if len(marks) >= 4 else 0):
         chosen: list[int] = numbers.choice(len(marks), 4, replace=False).tolist()
-        if len(frozenset.union(*(marks[place] for place in chosen))) == sum(len(marks[place]) for place in chosen):
+        if len(frozenset.union(*(marks[square] for square in chosen))) == sum(len(marks[square]) for square in chosen):
             return chosen
     raise DataError(
         f"of {len(marks)} pictures, no four were found of which no two share a character or another mark: give more "

@@ -127,8 +127,8 @@ class Scores:
 
     def values(self) -> Numbers:
         """The results, [results]."""
-        found: Numbers = (self.sums.sum(0) / self.weights.sum(0)) @ self.mixed
-        return found
+        means: Numbers = (self.sums.sum(0) / self.weights.sum(0)) @ self.mixed
+        return means
 
     def shares(self, name: str) -> Numbers:
         """What each unit adds to a result, [units]; their sum is the result.
@@ -136,8 +136,8 @@ class Scores:
         Raises:
             DataError: there is no such result.
         """
-        found: Numbers = (self.sums / self.weights.sum(0)) @ self.mixed[:, self._place(name)]
-        return found
+        means: Numbers = (self.sums / self.weights.sum(0)) @ self.mixed[:, self._place(name)]
+        return means
 
     def too_few(self) -> list[bool]:
         """Whether each result has so few units that no interval can be had.

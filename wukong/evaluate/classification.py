@@ -139,12 +139,12 @@ def scores(model: Model, images: Rows, classes: Classes, protocol: Protocol) -> 
     """
     refuse_collapsed(images, "image")
     if classes.vectors is not None:
-        found = images[0 : len(images)] @ classes.vectors.T
+        products = images[0 : len(images)] @ classes.vectors.T
     else:
         one = _mean_softmax if protocol.aggregation == "softmax" else _mean_similarity
-        found = torch.cat([one(model, images[rows], classes) for rows in slices(len(images))])
-    refuse_not_a_number(found, "image", "class")
-    return found
+        products = torch.cat([one(model, images[rows], classes) for rows in slices(len(images))])
+    refuse_not_a_number(products, "image", "class")
+    return products
 
 
 def _mean_similarity(model: Model, images: Tensor, classes: Classes) -> Tensor:

@@ -256,8 +256,8 @@ class _Rows:
 
     def results(self) -> Numbers:
         """Return the results of all units, [results]."""
-        found: Numbers = (self.counts @ self.sums) / (self.counts @ self.weights)
-        return found
+        means: Numbers = (self.counts @ self.sums) / (self.counts @ self.weights)
+        return means
 
     def shifts(self) -> Numbers:
         """Return by how much each result falls when one unit of a row is left out (jackknife), [rows, results]."""
@@ -385,5 +385,5 @@ def _bca_of_all(
     exact = quantiles * (number - 1)[:, None]
     before = np.floor(exact).astype(np.int64)
     low, high = (np.take_along_axis(ordered, each, 1) for each in (before, np.minimum(before + 1, number[:, None] - 1)))
-    found: Numbers = low + (high - low) * (exact - before)
-    return found
+    bounds: Numbers = low + (high - low) * (exact - before)
+    return bounds

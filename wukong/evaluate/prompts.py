@@ -240,12 +240,12 @@ def _chinese_clip() -> Mapping[str, tuple[str, ...]]:
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != _DIGEST:
         raise ConfigError(f"{path} has not the prompts of cn-clip 1.6.0 (SHA-256 {_DIGEST[:8]}…): run `{_INSTALL}`")
-    found = {}
+    templates = {}
     for statement in ast.parse(data).body:
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.List):
             (target,) = statement.targets
-            found[ast.unparse(target)] = tuple(_text(entry) for entry in statement.value.elts)
-    return found
+            templates[ast.unparse(target)] = tuple(_text(entry) for entry in statement.value.elts)
+    return templates
 
 
 def _text(entry: ast.expr) -> str:

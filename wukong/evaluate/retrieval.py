@@ -143,8 +143,8 @@ class Pairs:
         Raises:
             DataError: a caption has no image, an image has no caption though it must, or there is no such image.
         """
-        wanted = [(text, image) for text, of in enumerate(images_of_texts) for image in sorted(set(of))]
-        if empty := [text for text, of in enumerate(images_of_texts) if not of]:
+        wanted = [(text, image) for text, own in enumerate(images_of_texts) for image in sorted(set(own))]
+        if empty := [text for text, own in enumerate(images_of_texts) if not own]:
             raise DataError(f"{len(empty)} captions have no image, the first is caption {empty[0]}: nothing is right")
         if strange := [pair for pair in wanted if not 0 <= pair[1] < images]:
             raise DataError(
@@ -166,9 +166,9 @@ class Pairs:
         bounds = torch.searchsorted(self.text, torch.tensor([texts.start, texts.stop]))
         row, column = (part[int(bounds[0]) : int(bounds[1])] for part in (self.text, self.image))
         inside = (column >= images.start) & (column < images.stop)
-        found = torch.zeros(texts.stop - texts.start, images.stop - images.start, dtype=torch.bool, device=device)
-        found[(row[inside] - texts.start).to(device), (column[inside] - images.start).to(device)] = True
-        return found
+        is_right = torch.zeros(texts.stop - texts.start, images.stop - images.start, dtype=torch.bool, device=device)
+        is_right[(row[inside] - texts.start).to(device), (column[inside] - images.start).to(device)] = True
+        return is_right
 
 
 class _Best:
@@ -194,10 +194,10 @@ class _Best:
         if not len(row):
             return
         is_right = right[row, column]
-        place = (~is_right).long() if places is None else places[column]
+        position = (~is_right).long() if places is None else places[column]
         keys = torch.full((len(scores), int(counts.max())), torch.iinfo(torch.int64).min, device=scores.device)
         before = (counts.cumsum(0) - counts)[row]
-        keys[row, torch.arange(len(row), device=row.device) - before] = _keys(scores[row, column], is_right, place)
+        keys[row, torch.arange(len(row), device=row.device) - before] = _keys(scores[row, column], is_right, position)
         self.keys[rows] = torch.cat([self.keys[rows], keys], 1).topk(kept, 1).values
 
     def found(self, cutoffs: Sequence[int]) -> Tensor:
@@ -396,12 +396,12 @@ def _scores(
         DataError: a score is NaN.
     """
     part = Texts(*(each.to(device) for each in text_block(texts, column)))
-    found = similarity(images[row].to(device), part)
-    for scores in found[: 1 if found.image_to_text is found.text_to_image else 2]:
+    scored = similarity(images[row].to(device), part)
+    for scores in scored[: 1 if scored.image_to_text is scored.text_to_image else 2]:
         if scores.isnan().any():
             first, second = scores.isnan().nonzero()[0].tolist()
             raise DataError(
                 f"the similarity of image {row.start + first} and caption {column.start + second} is not a number: the "
                 "weights or the features are damaged"
             )
-    return Scores(found.image_to_text.float(), found.text_to_image.float())
+    return Scores(scored.image_to_text.float(), scored.text_to_image.float())

@@ -138,23 +138,23 @@ class Tagger:
         potentials = np.exp(np.maximum(scores - scores.max(2, keepdims=True), _LOWEST_SCORE))
         forward, backward = np.empty_like(potentials), np.empty_like(potentials)
         state = potentials[0] * FIRST
-        for place in range(length):
-            if place:
-                state = (state @ self._steps) * potentials[place]
+        for position in range(length):
+            if position:
+                state = (state @ self._steps) * potentials[position]
             # Scale each step, so that forward * backward sums to 1 over the tags.
             scale = state.sum(1, keepdims=True)
             state = state / scale
-            potentials[place] /= scale
-            forward[place] = state
+            potentials[position] /= scale
+            forward[position] = state
         state = np.broadcast_to(LAST.astype(np.float32), (texts, tags))
         state = state / (forward[-1] * state).sum(1, keepdims=True)
         backward[-1] = state
-        for place in range(length - 1, 0, -1):
-            state = (state * potentials[place]) @ self._steps.T
-            backward[place - 1] = state
+        for position in range(length - 1, 0, -1):
+            state = (state * potentials[position]) @ self._steps.T
+            backward[position - 1] = state
         alone = forward[:, :, SINGLE] * backward[:, :, SINGLE]
-        for place, text in zip(*(alone >= _LOWEST_PROBABILITY).nonzero(), strict=True):
-            yield int(text), (int(place), int(place) + 1), float(alone[place, text])
+        for position, text in zip(*(alone >= _LOWEST_PROBABILITY).nonzero(), strict=True):
+            yield int(text), (int(position), int(position) + 1), float(alone[position, text])
         starts, rows = (forward[:, :, BEGINS] * backward[:, :, BEGINS] >= _LOWEST_PROBABILITY).nonzero()
         path, before = forward[starts, rows, BEGINS], BEGINS
         for size in range(2, min(LONGEST, length) + 1):
@@ -284,10 +284,10 @@ def _bidirectional(inputs: Floats, gates: Floats, candidate: Floats) -> Floats:
     for direction, order in enumerate((range(length), range(length - 1, -1, -1))):
         part = inputs[:, :, direction * 3 * hidden : (direction + 1) * 3 * hidden]
         state = np.zeros((texts, hidden), np.float32)
-        for place in order:
+        for position in order:
             # The logistic function is computed as 0.5 + 0.5 tanh(x / 2): numpy has a vectorised tanh.
             gated = state @ gates[direction]
-            gated += part[place, :, : 2 * hidden]
+            gated += part[position, :, : 2 * hidden]
             gated *= half
             np.tanh(gated, out=gated)
             gated *= half
@@ -297,10 +297,10 @@ def _bidirectional(inputs: Floats, gates: Floats, candidate: Floats) -> Floats:
             # The update gate is 1 where the state is replaced; in Cho et al. it is 1 where the state stays.
             reset *= state
             new = reset @ candidate[direction]
-            new += part[place, :, 2 * hidden :]
+            new += part[position, :, 2 * hidden :]
             np.tanh(new, out=new)
             new -= state
             new *= update
             state += new
-            states[place, :, direction * hidden : (direction + 1) * hidden] = state
+            states[position, :, direction * hidden : (direction + 1) * hidden] = state
     return states

@@ -73,9 +73,11 @@ class SensitiveWords:
         found_any = compact.str.contains("|".join(self._words)) if short else compact.str.contains_any(self._words)
         suspects = found_any.arg_true()
         matches = [self._matches(text) for text in texts.gather(suspects)]
-        found = pl.Series([first[0].category if first else None for first in matches], dtype=pl.String)
+        categories = pl.Series([first[0].category if first else None for first in matches], dtype=pl.String)
         return (
-            pl.Series(captions.name, [None], dtype=pl.String).new_from_index(0, len(captions)).scatter(suspects, found)
+            pl.Series(captions.name, [None], dtype=pl.String)
+            .new_from_index(0, len(captions))
+            .scatter(suspects, categories)
         )
 
     def find(self, caption: str) -> list[Match]:
@@ -159,7 +161,7 @@ def _is_the_word(text: str, start: int, end: int, word: str, cuts: set[int]) -> 
         inside = not any(start < cut < end for cut in cuts)
         return (start in cuts and end in cuts) or (inside and has_han(word))
     # Something is inserted between the characters: then each of them must stand alone.
-    touching = any(_is_word(text[place]) and _is_word(text[place + 1]) for place in range(start, end - 1))
+    touching = any(_is_word(text[index]) and _is_word(text[index + 1]) for index in range(start, end - 1))
     return not (touching or _touches(text, start - 1) or _touches(text, end))
 
 

@@ -31,7 +31,7 @@ def read(folder: Path, names: Sequence[str], *, labels: int, label: int, classes
     """
     length = labels + 3 * _SIDE**2
     ids: list[str] = []
-    found = []
+    blocks = []
     pixels = []
     for name in names:
         path = folder / name
@@ -41,11 +41,11 @@ def read(folder: Path, names: Sequence[str], *, labels: int, label: int, classes
             raise DataError(f"{path} has {size} bytes, which are no whole number of images: download it again")
         rows = np.memmap(path, np.uint8, "r").reshape(-1, length)
         ids += [f"{name}#{number}" for number in range(len(rows))]
-        found.append(np.array(rows[:, label], np.int64))
+        blocks.append(np.array(rows[:, label], np.int64))
         pixels.append(rows[:, labels:].reshape(-1, 3, _SIDE, _SIDE))
-        if found[-1].max() >= classes:
-            raise DataError(f"{path} has the label {found[-1].max()} where there are {classes} classes: it is damaged")
-    return Labelled(ids, np.concatenate(found), Arrays(pixels))
+        if blocks[-1].max() >= classes:
+            raise DataError(f"{path} has the label {blocks[-1].max()} where there are {classes} classes: it is damaged")
+    return Labelled(ids, np.concatenate(blocks), Arrays(pixels))
 
 
 def require_order(labels: Mapping[str, int], order: Sequence[str], source: Path) -> None:
@@ -59,6 +59,6 @@ def require_order(labels: Mapping[str, int], order: Sequence[str], source: Path)
     Raises:
         DataError: the order is another.
     """
-    for place, name in enumerate(order):
-        if labels[name] != place:
-            raise DataError(f"{source} has {name!r} in place {place}, the class names in place {labels[name]}")
+    for index, name in enumerate(order):
+        if labels[name] != index:
+            raise DataError(f"{source} has {name!r} in place {index}, the class names in place {labels[name]}")

@@ -70,8 +70,8 @@ def read(
         NotThereError: there is no such file.
         DataError: a line is not of this form, or of another kind.
     """
-    places = {each: place for place, each in enumerate(images)}
-    found: list[Caption] = []
+    places = {each: image_number for image_number, each in enumerate(images)}
+    captions: list[Caption] = []
     for number, line in enumerate(lines(path), 1):
         if not line.strip():
             continue
@@ -79,7 +79,7 @@ def read(
         if parsed is None or (kind is not None and parsed.kind != kind):
             form = f"IMAGE#{kind}#n text" if kind else "IMAGE#n text"
             raise DataError(f"line {number} of {path} is not {form} but {line[:60]!r}: download the file again")
-        place = places.get(id_of(parsed.image))
-        if place is not None:
-            found.append(Caption(text_of(parsed.text), (place,)))
-    return found
+        image_number = places.get(id_of(parsed.image))
+        if image_number is not None:
+            captions.append(Caption(text_of(parsed.text), (image_number,)))
+    return captions

@@ -77,18 +77,18 @@ def read_texts(path: Path, image_ids: list[str], *, text: str, images: str) -> l
         NotThereError: there is no such file.
         DataError: a line is no such object, or names an image that is not there.
     """
-    places = {each: place for place, each in enumerate(image_ids)}
-    found: list[Caption] = []
+    places = {each: image_number for image_number, each in enumerate(image_ids)}
+    captions: list[Caption] = []
     try:
         with path.open(encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    found.append(_caption(line, places, text, images, f"line {number} of {path}"))
+                    captions.append(_caption(line, places, text, images, f"line {number} of {path}"))
     except FileNotFoundError as error:
         raise NotThereError(f"{path} is not there") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 ({error.reason}): download it again") from error
-    return found
+    return captions
 
 
 def _caption(line: str, places: Mapping[str, int], text: str, images: str, where: str) -> Caption:

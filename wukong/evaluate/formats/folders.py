@@ -22,9 +22,9 @@ def find(folder: Path, *places: str) -> Path:
     Raises:
         NotThereError: none is there.
     """
-    for place in places:
-        if (folder / place).exists():
-            return folder / place
+    for path in places:
+        if (folder / path).exists():
+            return folder / path
     tried = " or ".join(places)
     raise NotThereError(f"{tried} is not in {folder}" if len(places) == 1 else f"neither {tried} is in {folder}")
 

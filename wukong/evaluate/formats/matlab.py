@@ -20,11 +20,11 @@ def variable(path: Path, name: str) -> Any:
     from scipy.io.matlab import MatReadError
 
     try:
-        found = loadmat(path, squeeze_me=True, variable_names=[name])
+        content = loadmat(path, squeeze_me=True, variable_names=[name])
     except FileNotFoundError as error:
         raise NotThereError(f"{path} is not there") from error
     except (MatReadError, ValueError, TypeError, OSError, EOFError) as error:
         raise DataError(f"{path} is no complete MATLAB file ({error}): download it again") from error
-    if name not in found:
+    if name not in content:
         raise DataError(f"{path} has no variable {name!r}: it is another file; download it again")
-    return found[name]
+    return content[name]

@@ -39,8 +39,8 @@ def read(folder: Path, split: str, classes: int) -> Labelled:
         DataError: a tar is truncated, a key has no label or no image, or the number of classes is another.
     """
     names = folder / "classnames.txt"
-    if names.exists() and (found := len(listed(names))) != classes:
-        raise DataError(f"{names} has {found} class names where this set has {classes}: it is another set or version")
+    if names.exists() and (named := len(listed(names))) != classes:
+        raise DataError(f"{names} has {named} class names where this set has {classes}: it is another set or version")
     part = find(folder, split)
     tars = _tars(part)
     ids: list[str] = []
@@ -108,7 +108,7 @@ def _members(tar: Path) -> list[tuple[str, int, int]]:
     Raises:
         DataError: it is truncated or no tar.
     """
-    found: list[tuple[str, int, int]] = []
+    members: list[tuple[str, int, int]] = []
     length = tar.stat().st_size
     try:
         with tarfile.open(tar, "r:") as opened:
@@ -116,10 +116,10 @@ def _members(tar: Path) -> list[tuple[str, int, int]]:
                 if entry.offset_data + entry.size > length:
                     raise tarfile.ReadError("its end is missing")
                 if entry.isfile():
-                    found.append((entry.name, entry.offset_data, entry.size))
+                    members.append((entry.name, entry.offset_data, entry.size))
     except tarfile.TarError as error:
         raise DataError(f"{tar} is not a complete tar ({error}): download it again") from error
-    return found
+    return members
 
 
 def _label(data: bytes, name: str, classes: int) -> int:

@@ -19,10 +19,10 @@ def _read(folder: Path, split: str) -> Captioned:
     captions = caption_lines.read(source.parent / "imageid.human-written-caption.txt", ids)
     paths = []
     for each in ids:
-        place = _PLACES.get(each.rpartition("_")[0])
-        if place is None:
+        subfolder = _PLACES.get(each.rpartition("_")[0])
+        if subfolder is None:
             raise DataError(f"{source} has the image {each!r}, which is none of COCO 2014: download it again")
-        paths.append(f"{place}/{each}.jpg")
+        paths.append(f"{subfolder}/{each}.jpg")
     images = find(folder, *dict.fromkeys(path.partition("/")[0] for path in paths), "images")
     root = images if images.name == "images" else images.parent
     return Captioned(ids, captions, require(root, paths, source))

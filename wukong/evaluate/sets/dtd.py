@@ -10,7 +10,7 @@ from wukong.evaluate.published import Labelled
 
 def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
     part, _, number = split.partition("-")
-    source = find(folder, *(f"{place}labels/{part}{int(number or 1)}.txt" for place in ("dtd/", "", "dtd/dtd/")))
+    source = find(folder, *(f"{prefix}labels/{part}{int(number or 1)}.txt" for prefix in ("dtd/", "", "dtd/dtd/")))
     paths = listed(source)
     labels = labels_of((path.split("/")[0] for path in paths), classes, source)
     root = source.parent.parent / "images"

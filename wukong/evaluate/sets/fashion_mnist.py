@@ -18,7 +18,7 @@ _PARTS = {"train": "train", "test": "t10k"}
 def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
     name = f"{_PARTS[split]}-images-idx3-ubyte"
     places = ("", "data/fashion/", "fashion/", "fashion-mnist/")
-    source = find(folder, *(f"{place}{name}{suffix}" for place in places for suffix in (".gz", "")))
+    source = find(folder, *(f"{prefix}{name}{suffix}" for prefix in places for suffix in (".gz", "")))
     pixels = idx.read(source, 3)
     labels = idx.read(source.with_name(source.name.replace("images-idx3", "labels-idx1")), 1).astype(np.int64)
     if len(pixels) != len(labels) or (len(labels) and labels.max() >= len(classes)):

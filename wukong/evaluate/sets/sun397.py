@@ -24,18 +24,18 @@ def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:
     labels = labels_of(folders, classes, names, _without_letter)
     if split == "all":
         paths = [f"{each[1:]}/{name}" for each in folders for name in names_in(names.parent / each[1:])]
-        found = [labels[f"/{path.rpartition('/')[0]}"] for path in paths]
-        return Labelled(paths, found, Files(names.parent, paths))
+        own_labels = [labels[f"/{path.rpartition('/')[0]}"] for path in paths]
+        return Labelled(paths, own_labels, Files(names.parent, paths))
     part, _, number = split.partition("-")
     file = f"{_FILES[part]}_{number or _PARTITIONS[0]}.txt"
     source = find(folder, f"Partitions/{file}", f"SUN397/{file}", file)
     paths = [line.removeprefix("/") for line in listed(source)]
     known = {each: labels[each] for each in folders}
-    of = [known.get(f"/{path.rpartition('/')[0]}") for path in paths]
-    strange = [f"/{path.rpartition('/')[0]}" for path, label in zip(paths, of, strict=True) if label is None]
+    own = [known.get(f"/{path.rpartition('/')[0]}") for path in paths]
+    strange = [f"/{path.rpartition('/')[0]}" for path, label in zip(paths, own, strict=True) if label is None]
     if strange:
         labels_of(strange, classes, source, _without_letter)
-    return Labelled(paths, [label for label in of if label is not None], require(names.parent, paths, source))
+    return Labelled(paths, [label for label in own if label is not None], require(names.parent, paths, source))
 
 
 SET = Classification(
