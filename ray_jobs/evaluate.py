@@ -124,8 +124,8 @@ def _measure(
 ) -> dict[str, Any]:
     """Measure both models on one task; return its record.
 
-    It is that of ``evaluation.Task.record``, with ``answers`` and ``queries``, the path of the task's answers and their
-    number.
+    It is that of ``wukong.evaluate.run.Task.record``, with ``answers`` and ``queries``, the path of the task's answers
+    and their number.
     """
     record: dict[str, Any] = {"name": name, **evaluation.NOTHING}
     if name in experiment.held_out_tasks:

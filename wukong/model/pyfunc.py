@@ -45,10 +45,10 @@ class DualEncoderModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: Any) -> None:
         """Load the saved model that is stored with this file."""
-        import wukong
+        from wukong.model import saved_model
 
         device = (context.model_config or {}).get("device", "cpu")
-        self.saved = wukong.load(Path(context.artifacts[_ARTIFACT]), device)
+        self.saved = saved_model.load(Path(context.artifacts[_ARTIFACT]), device)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Encode each row.
