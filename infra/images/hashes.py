@@ -27,8 +27,8 @@ HASHES, CUDA_HASHES = _HERE / "hashes.txt", _HERE / "torch-cuda-hashes.txt"
 def versions(text: str) -> dict[str, str]:
     """Return the version of each package that a requirements file pins, by normal name."""
     lines = (line.split("#")[0] for line in text.splitlines())
-    found = (re.match(r"([\w.-]+)={2,3}([\w.+!-]+)", line.strip()) for line in lines)
-    return {installed.normal(match[1]): match[2] for match in found if match}
+    matches = (re.match(r"([\w.-]+)={2,3}([\w.+!-]+)", line.strip()) for line in lines)
+    return {installed.normal(match[1]): match[2] for match in matches if match}
 
 
 def write() -> None:

@@ -26,8 +26,8 @@ def align(
     from wukong.evaluate import alignment
     from wukong.model.saved_model import open_picture
 
-    found = alignment.align(wukong.load(model), open_picture(image), text, word)
-    alignment.draw(found, font).save(output)
-    for number, token in enumerate(found.tokens):
-        typer.echo(f"{number:3d}  {token}  {int((found.best == number).sum())} patches")
-    typer.echo(f"{output}: {found.best.shape[0]} x {found.best.shape[1]} patches")
+    aligned = alignment.align(wukong.load(model), open_picture(image), text, word)
+    alignment.draw(aligned, font).save(output)
+    for number, token in enumerate(aligned.tokens):
+        typer.echo(f"{number:3d}  {token}  {int((aligned.best == number).sum())} patches")
+    typer.echo(f"{output}: {aligned.best.shape[0]} x {aligned.best.shape[1]} patches")

@@ -36,11 +36,11 @@ def show(
     """
     from wukong.runs import describe
 
-    found = describe.describe(describe.resolve(place, storage))
+    described = describe.describe(describe.resolve(place, storage))
     if as_json:
-        print_json(found)
+        print_json(described)
     else:
-        _print(Console(highlight=False), found)
+        _print(Console(highlight=False), described)
 
 
 def _print(console: Console, found: Mapping[str, Any]) -> None:

@@ -50,14 +50,14 @@ def locate(pairs: pl.DataFrame, tar_uri: str) -> pl.DataFrame:
     Raises:
         DataError: the tar has no picture for a pair, or cannot be read.
     """
-    found = pairs.join(picture_places(tar_uri), on="key", how="left", maintain_order="left")
-    missing = found.filter(pl.col("offset").is_null())
+    located = pairs.join(picture_places(tar_uri), on="key", how="left", maintain_order="left")
+    missing = located.filter(pl.col("offset").is_null())
     if len(missing):
         raise DataError(
             f"{tar_uri} lacks the picture of {len(missing)} of its pairs, the first {missing['key'][0]}.jpg: "
             "delete the crawl's output and run it again"
         )
-    return found.with_columns(tar=pl.lit(tar_uri))
+    return located.with_columns(tar=pl.lit(tar_uri))
 
 
 def write_shard(uri: str, pairs: pl.DataFrame) -> None:

@@ -63,8 +63,8 @@ class NameWords:
 
     def find(self, text: str) -> Occurrences:
         """Every occurrence of a word in a text, overlapping ones too."""
-        found = self._automaton.find_matches_as_indexes(text, overlapping=True)
-        which, start, end = np.array(found, np.int64).reshape(-1, 3).T
+        matches = self._automaton.find_matches_as_indexes(text, overlapping=True)
+        which, start, end = np.array(matches, np.int64).reshape(-1, 3).T
         return Occurrences(self._kinds[which], start, end)
 
 

@@ -39,14 +39,14 @@ def _registered() -> tuple[Rule[Any], ...]:
     Raises:
         TypeError: a module has no ``RULE``, or two rules share a name, a place, a setting or a stored column.
     """
-    found: list[Rule[Any]] = []
+    registered: list[Rule[Any]] = []
     for module in pkgutil.iter_modules(__path__):
         rule = getattr(import_module(f"{__name__}.{module.name}"), "RULE", None)
         if not isinstance(rule, Rule):
             raise TypeError(f"wukong/curate/rules/{module.name}.py assigns no Rule to RULE: each file here is one rule")
-        found.append(rule)
-    found.sort(key=lambda rule: (rule.place, rule.name))
-    for first, second in itertools.combinations(found, 2):
+        registered.append(rule)
+    registered.sort(key=lambda rule: (rule.place, rule.name))
+    for first, second in itertools.combinations(registered, 2):
         if first.name == second.name or first.place == second.place:
             raise TypeError(f"the rules {first.name!r} and {second.name!r} share a name or a place: each has its own")
         for a, b in ((first.settings, second.settings), (first.gate_settings, second.gate_settings)):
@@ -54,7 +54,7 @@ def _registered() -> tuple[Rule[Any], ...]:
                 raise TypeError(f"the rules {first.name!r} and {second.name!r} both have the setting {min(shared)}")
         if shared := {column.name for column in first.stored} & {column.name for column in second.stored}:
             raise TypeError(f"the rules {first.name!r} and {second.name!r} both store the column {min(shared)}")
-    return tuple(found)
+    return tuple(registered)
 
 
 REGISTRY = _registered()
@@ -133,8 +133,8 @@ def compute(pairs: pl.DataFrame, settings: Strict, counts: CaptionCounts, loaded
 
 def checks() -> list[tuple[Rule[Any], Check[Any]]]:
     """What the gate expects of every kept pair, each with its rule, in the order of the gate's results."""
-    found = [(rule, rule.check) for rule in REGISTRY if rule.check is not None]
-    return sorted(found, key=lambda entry: entry[1].place)
+    checked = [(rule, rule.check) for rule in REGISTRY if rule.check is not None]
+    return sorted(checked, key=lambda entry: entry[1].place)
 
 
 def needs_pictures(settings: Strict) -> bool:

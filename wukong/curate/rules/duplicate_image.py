@@ -29,8 +29,8 @@ def _hashes(batch: PictureBatch, _settings: DuplicateImageSettings) -> pl.Series
 
     from wukong.curate.phash import perceptual_hash
 
-    found = [perceptual_hash(data, name) for data, name in zip(batch.pictures, batch.names, strict=True)]
-    return pl.Series(found, dtype=pl.UInt64)
+    hashes = [perceptual_hash(data, name) for data, name in zip(batch.pictures, batch.names, strict=True)]
+    return pl.Series(hashes, dtype=pl.UInt64)
 
 
 def _values(pairs: pl.DataFrame, settings: DuplicateImageSettings) -> Hashes:

@@ -73,9 +73,11 @@ class SensitiveWords:
         found_any = compact.str.contains("|".join(self._words)) if short else compact.str.contains_any(self._words)
         suspects = found_any.arg_true()
         matches = [self._matches(text) for text in texts.gather(suspects)]
-        found = pl.Series([first[0].category if first else None for first in matches], dtype=pl.String)
+        categories = pl.Series([first[0].category if first else None for first in matches], dtype=pl.String)
         return (
-            pl.Series(captions.name, [None], dtype=pl.String).new_from_index(0, len(captions)).scatter(suspects, found)
+            pl.Series(captions.name, [None], dtype=pl.String)
+            .new_from_index(0, len(captions))
+            .scatter(suspects, categories)
         )
 
     def find(self, caption: str) -> list[Match]:
