@@ -77,7 +77,7 @@ def hold(home: Path, run: str, experiment: Experiment) -> Iterator[Path]:
 
 def killed(home: Path) -> list[Killed]:
     """Find the runs of a home that were killed, oldest first; each is found once."""
-    found = []
+    runs = []
     for path in (home / "runs").glob(f"*/{_RUNNING}"):
         with suppress(Timeout), FileLock(path.with_name(_LOCK), timeout=0):
             if not (text := path.read_bytes()):
@@ -85,9 +85,9 @@ def killed(home: Path) -> list[Killed]:
             # Another version's record, or one that a full disk cut off, is ignored.
             with suppress(ConfigError, ValueError, KeyError, TypeError):
                 value = json.loads(text)
-                found.append(Killed(path.parent.name, documents.parse(value["experiment"]), str(value["began"])))
+                runs.append(Killed(path.parent.name, documents.parse(value["experiment"]), str(value["began"])))
             path.write_bytes(b"")
-    return sorted(found, key=lambda each: each.began)
+    return sorted(runs, key=lambda each: each.began)
 
 
 def explain(each: Killed) -> str:

@@ -74,14 +74,14 @@ def release(
         )
     use_embedded_store(experiment.storage)
     released = library.release(experiment, _validated(experiment, run))
-    place = _copied(released, uri_of(output)) if output else released.uri
+    set_uri = _copied(released, uri_of(output)) if output else released.uri
     size = sum(part.bytes for part in released.parts if part.path.endswith(".csv"))
     count = sum(part.path.endswith(".csv") for part in released.parts)
     left_out = released.dropped[library.OPTED_OUT]
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"Released  {released.counts['pairs']:,} pairs in {count:,} files, {size / 2**20:,.1f} MiB")
     console.print(f"Left out  {left_out:,} pairs on the opt-out list")
-    console.print(f"Set       {escape(place)}")
+    console.print(f"Set       {escape(set_uri)}")
     console.print(f"Digest    {released.digest}")
 
 
@@ -122,18 +122,18 @@ def takedown(
     from wukong.publish import takedown_plan
 
     experiment = documents.load(config_file, overrides)
-    place = uri_of(at).rstrip("/") if at else experiment.root
-    use_embedded_store(place)
+    root = uri_of(at).rstrip("/") if at else experiment.root
+    use_embedded_store(root)
     console = Console(highlight=False, soft_wrap=True)
     tell = partial(console.print, "Deleted", markup=False)
     copies = [] if at else _copies(experiment.name)
-    if (begun := library.pending(place)) is not None and not dry_run:
+    if (begun := library.pending(root)) is not None and not dry_run:
         console.print(f"Finishing the takedown by {escape(begun.list_name)} that was begun on {begun.when}")
-        library.carry_out(place, begun, copies, tell)
-    planned = takedown_plan.plan(place, uri_of(listed), reason, datetime.now(UTC))
+        library.carry_out(root, begun, copies, tell)
+    planned = takedown_plan.plan(root, uri_of(listed), reason, datetime.now(UTC))
     entries = ", ".join(f"{count:,} {kind}" for kind, count in planned.listed.items())
     console.print(
-        f"The list {escape(planned.list_name)} ({entries}) covers {len(planned.keys):,} URLs at {escape(place)}"
+        f"The list {escape(planned.list_name)} ({entries}) covers {len(planned.keys):,} URLs at {escape(root)}"
     )
     if not planned.keys:
         return
@@ -149,8 +149,8 @@ def takedown(
     if dry_run:
         console.print("Nothing was changed (--dry-run)")
         return
-    library.carry_out(place, planned, copies, tell)
-    console.print(f"Taken down. Record: {escape(storage.join(place, library.FOLDER, planned.id))}.json")
+    library.carry_out(root, planned, copies, tell)
+    console.print(f"Taken down. Record: {escape(storage.join(root, library.FOLDER, planned.id))}.json")
     if not at and not availability.enabled():
         console.print("MLFLOW_TRACKING_URI is not set: MLflow's copies of pages were not looked at")
 

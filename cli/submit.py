@@ -139,11 +139,11 @@ class Pipelines:
                 lambda: self._client.upload_pipeline(str(file), name, summary, namespace=self._namespace),
             ).pipeline_id
         predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": version}
-        found = self._ask(
+        versions = self._ask(
             "list the pipeline's versions",
             lambda: self._client.list_pipeline_versions(pipeline, filter=json.dumps({"predicates": [predicate]})),
         ).pipeline_versions
-        if not found:
+        if not versions:
             uploaded = self._ask(
                 "upload the pipeline's version",
                 lambda: self._client.upload_pipeline_version(
@@ -151,7 +151,7 @@ class Pipelines:
                 ),
             )
             return pipeline, uploaded.pipeline_version_id
-        return pipeline, found[0].pipeline_version_id
+        return pipeline, versions[0].pipeline_version_id
 
     def start(self, experiment: str, name: str, version: tuple[str, str], values: Mapping[str, Any]) -> Submitted:
         """Start a run in an experiment of KFP, which is made if it does not exist."""
@@ -215,23 +215,23 @@ class Pipelines:
         seen: dict[str, str] = {}
         until = time.monotonic() + timeout
         while True:
-            found = self._ask("read the run", lambda: self._client.get_run(run.identity), patience=300)
+            answer = self._ask("read the run", lambda: self._client.get_run(run.identity), patience=300)
             states = {
                 detail.display_name: detail.state
-                for detail in (found.run_details.task_details if found.run_details else None) or []
+                for detail in (answer.run_details.task_details if answer.run_details else None) or []
                 if detail.state and detail.display_name
             }
-            for name, state in (states | {run.name: found.state or "PENDING"}).items():
+            for name, state in (states | {run.name: answer.state or "PENDING"}).items():
                 if seen.get(name) != state:
                     seen[name] = state
                     on_change(f"{name}: {state.lower()}")
-            if found.state == "SUCCEEDED":
+            if answer.state == "SUCCEEDED":
                 return
-            if found.state in _ENDED:
+            if answer.state in _ENDED:
                 failed = ", ".join(name for name, state in states.items() if state == "FAILED")
-                said = found.error.message if found.error else ""
+                said = answer.error.message if answer.error else ""
                 why = "; ".join(filter(None, [f"tasks that failed: {failed}" if failed else "", said or ""]))
-                raise SubmitError(f"run {run.name} ended as {found.state}. {why}\nIts page: {run.url}")
+                raise SubmitError(f"run {run.name} ended as {answer.state}. {why}\nIts page: {run.url}")
             if time.monotonic() > until:
                 raise SubmitError(f"run {run.name} has not ended after {timeout:.0f} s; it goes on: {run.url}")
             time.sleep(pause)

@@ -81,9 +81,9 @@ def _print_results(console: Console, evaluation: Mapping[str, Any]) -> None:
         table.add_column(column, justify="left" if not column else "right")
     for entry in tasks_of(evaluation, "retrieval"):
         for direction in ("image_to_text", "text_to_image"):
-            found = [entry["results"].get(f"{direction}_r{k}") for k in (1, 5, 10)]
-            if all(found):
-                shown = [f"{each['value']:.3f}" for each in found]
+            recalls = [entry["results"].get(f"{direction}_r{k}") for k in (1, 5, 10)]
+            if all(recalls):
+                shown = [f"{each['value']:.3f}" for each in recalls]
                 chance = f"{entry['chance'][f'{direction}_r1']:.4f}"
                 table.add_row(f"{entry['task']}.{direction.replace('_', ' ')}", *shown, chance)
     classes = Table(box=None, pad_edge=False)

@@ -105,7 +105,7 @@ def _run(settings: Sweep, base: Experiment, filtered: Manifest, parallel: int, h
                     ended.append((trial, {"run": trial.run, "manifest": known, "error": ""}))
                 else:
                     waiting.append(trial)
-            found = []
+            results = []
             for trial, answer in itertools.chain(ended, workers.work(waiting, filtered)):
                 result = _result(settings, trial, answer, metric)
                 if tracked is not None:
@@ -115,8 +115,8 @@ def _run(settings: Sweep, base: Experiment, filtered: Manifest, parallel: int, h
                 console.print(f"{trial.run}  {values}  {shown}", highlight=False, markup=False, soft_wrap=True)
                 if result.error and tracked is not None:
                     mlflow_runs.end_open_runs(trial.experiment, trial.run, "FAILED")
-                found.append(result)
-            return sorted(found, key=lambda result: result.trial.number)
+                results.append(result)
+            return sorted(results, key=lambda result: result.trial.number)
 
         try:
             results = run(settings, base, execute)
@@ -180,8 +180,10 @@ def _print_plan(trials: Sequence[Trial], filtered: Manifest) -> list[Result]:
 def _recorded(trial: Trial, filtered: Manifest) -> str:
     """Return the URI of the manifest that a trial's run has recorded, if the trial has finished; else an empty text."""
     record = run_records.read(trial.experiment, trial.run, STAGES[-1])
-    found = _finished(trial, filtered) if record and record.manifest else None
-    same = found is not None and record is not None and record.manifest == storage.join(found.uri, "manifest.json")
+    finished = _finished(trial, filtered) if record and record.manifest else None
+    same = (
+        finished is not None and record is not None and record.manifest == storage.join(finished.uri, "manifest.json")
+    )
     return record.manifest if record and same else ""
 
 
@@ -206,9 +208,9 @@ class _Tracked:
 
     def begin(self, trial: Trial) -> bool:
         """Open the run of a trial below the sweep's, unless it is there; return whether it has finished."""
-        found = mlflow_runs.trial_run(self._server, self._run, trial.experiment, trial.run)
-        self._trials[trial.run], self.open[trial.run] = found, trial
-        return found.status == "FINISHED"
+        tracked = mlflow_runs.trial_run(self._server, self._run, trial.experiment, trial.run)
+        self._trials[trial.run], self.open[trial.run] = tracked, trial
+        return tracked.status == "FINISHED"
 
     def end(self, status: str) -> None:
         """End the sweep's run, and the runs of trials that have not ended."""

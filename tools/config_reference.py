@@ -99,19 +99,19 @@ def _default(key: str, value: dict[str, Any], required: list[str]) -> str:
 
 
 def _allowed(value: dict[str, Any]) -> str:
-    found = []
+    limits = []
     for variant in _variants(value):
         entry = variant.get("items", variant.get("additionalProperties", variant))
         entry = entry if isinstance(entry, dict) else variant
-        found += [f"`{choice}`" for choice in entry.get("enum", [entry["const"]] if "const" in entry else [])]
+        limits += [f"`{choice}`" for choice in entry.get("enum", [entry["const"]] if "const" in entry else [])]
         bounds = [
             f"{sign} {_number(entry[name])}"
             for name, sign in (("exclusiveMinimum", ">"), ("minimum", "≥"), ("exclusiveMaximum", "<"), ("maximum", "≤"))
             if name in entry
         ]
-        found += [" and ".join(bounds)] if bounds else []
-        found += [f"`{entry['pattern']}`"] if "pattern" in entry else []
-    return ", ".join(found)
+        limits += [" and ".join(bounds)] if bounds else []
+        limits += [f"`{entry['pattern']}`"] if "pattern" in entry else []
+    return ", ".join(limits)
 
 
 def _number(value: float) -> str:

@@ -296,12 +296,12 @@ def _hashed(image: str, builds: str) -> list[Path]:
 
 def _hashes_of_torch(folder: Path, pins: Path) -> Path:
     """Write down the hashes of the CPU builds that are in the wheelhouse: no others are taken after this."""
-    hashes = {
+    wheels = {
         name: next(folder.glob(f"{name}-{version}-*.whl"))
         for name, version in versions(pins.read_text(encoding="utf-8")).items()
     }
     made = folder / "torch-cpu-hashes.txt"
-    lines = [_line(name, version, hashes[name]) for name, version in versions(pins.read_text(encoding="utf-8")).items()]
+    lines = [_line(name, version, wheels[name]) for name, version in versions(pins.read_text(encoding="utf-8")).items()]
     made.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return made
 

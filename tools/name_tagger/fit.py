@@ -100,8 +100,8 @@ class Encoder:
         length = max(len(text) for text, _ in some) + 1
         together = "".join(text.ljust(length, "\n") for text, _ in some)
         ids = torch.tensor([self.rows.get(character, self.unknown) for character in together]).reshape(-1, length)
-        found = self._left_out(self.words.find(together), length, len(some), settings, generator)
-        marks = torch.from_numpy(word_lists.marks(found, len(together))).reshape(-1, length, len(MARKS))
+        occurrences = self._left_out(self.words.find(together), length, len(some), settings, generator)
+        marks = torch.from_numpy(word_lists.marks(occurrences, len(together))).reshape(-1, length, len(MARKS))
         inside, tags = torch.zeros(ids.shape), torch.full(ids.shape, OUTSIDE)
         for row, (text, names) in enumerate(some):
             inside[row, : len(text)] = 1

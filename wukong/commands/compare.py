@@ -48,9 +48,9 @@ def compare(
     if len(runs) < 2:
         raise ConfigError("wukong compare takes two runs or more: `wukong compare FIRST SECOND`")
     server = Server()
-    compared_runs = comparison.find(server, [*runs, *([to] if to and to not in runs else [])])
-    compared = compared_runs[: len(runs)]
-    target = compared_runs[-1] if to and to not in runs else None
+    tracked = comparison.find(server, [*runs, *([to] if to and to not in runs else [])])
+    compared = tracked[: len(runs)]
+    target = tracked[-1] if to and to not in runs else None
     if to in runs:
         target = compared[runs.index(to)]
     document = comparison.compare(comparison.read(server, compared))

@@ -69,14 +69,14 @@ def plan(
     found_rates = rates.find(experiment.model, settings, given, caption_tokens)
     store = given[_STORE] * 1e9 if _STORE in given else None
     sizes = {dtype: estimate.feature_bytes(*shape, dtype) for dtype in get_args(Dtype)}
-    estimated = estimate.training(
+    training_plan = estimate.training(
         settings, pairs, sizes[experiment.features.dtype], os.cpu_count() or 1, found_rates, store
     )
     all_views = {dtype: pairs * (1 + settings.views) * size for dtype, size in sizes.items()}
     if as_json:
-        print_json(_as_json(estimated, found_rates, pairs, settings))
+        print_json(_as_json(training_plan, found_rates, pairs, settings))
     else:
-        _print(estimated, found_rates, pairs, settings, experiment, all_views)
+        _print(training_plan, found_rates, pairs, settings, experiment, all_views)
 
 
 def _changed(settings: Training, changes: Mapping[str, int]) -> Training:

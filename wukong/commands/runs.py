@@ -45,15 +45,15 @@ def runs(
     from wukong.runs import listing as library
 
     environment.use_for(place)
-    found = library.of_experiment(storage.join(place, experiment)) if experiment else library.in_storage(place)
-    if experiment and not found:
+    stored = library.of_experiment(storage.join(place, experiment)) if experiment else library.in_storage(place)
+    if experiment and not stored:
         known = ", ".join(uri.rsplit("/", 1)[1] for uri in library.experiments_in(place))
         raise DataError(f"no run of an experiment {experiment!r} in {place}; there are runs of: {known or 'none'}")
-    listed = library.summaries(found[:last])
+    listed = library.summaries(stored[:last])
     if as_json:
         print_json([asdict(run) for run in listed])
     elif listed:
-        _print(listed, len(found))
+        _print(listed, len(stored))
     else:
         typer.echo(f"No runs in {place} yet: `wukong run` makes one.")
 
@@ -79,11 +79,11 @@ def report(
     from wukong.runs import listing as library
 
     environment.use_for(place)
-    run = library.find(name, place) if name else _newest(place)
-    folder = output or environment.home() / "runs" / run.name
-    page = fetch_report(run.uri, folder)
+    stored = library.find(name, place) if name else _newest(place)
+    folder = output or environment.home() / "runs" / stored.name
+    page = fetch_report(stored.uri, folder)
     if as_json:
-        print_json({"run": run.name, "report": str(page), "uri": storage.join(run.uri, "report.html")})
+        print_json({"run": stored.name, "report": str(page), "uri": storage.join(stored.uri, "report.html")})
     else:
         typer.echo(page)
     if browse:

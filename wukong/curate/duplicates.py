@@ -58,7 +58,7 @@ def repeats(pictures: Pictures, distance: int, band: int) -> Hashes:
     order = np.lexsort((keys, values))
     values, keys = values[order], keys[order]
     equal = np.concatenate([[False], values[1:] == values[:-1]]) if len(values) else np.empty(0, bool)
-    groups = [keys[equal]]
+    equal_keys = [keys[equal]]
     if distance:
         values, keys = values[~equal], keys[~equal]
         places = _band(values, band, distance)
@@ -67,8 +67,8 @@ def repeats(pictures: Pictures, distance: int, band: int) -> Hashes:
         edges = [0, *(np.flatnonzero(places[1:] != places[:-1]) + 1), len(places)]
         for low, high in pairwise(edges):
             if high - low > 1:
-                groups.append(keys[low:high][_near_an_earlier(values[low:high], distance)])
-    return np.unique(np.concatenate(groups))
+                equal_keys.append(keys[low:high][_near_an_earlier(values[low:high], distance)])
+    return np.unique(np.concatenate(equal_keys))
 
 
 def _near_an_earlier(values: Hashes, distance: int) -> npt.NDArray[np.bool_]:

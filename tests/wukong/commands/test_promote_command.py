@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from wukong.commands import promote as command
-from wukong.errors import ConfigError
+from wukong.config import documents
+from wukong.errors import ConfigError, StackError
 from wukong.registry.promotion import Decision, Rules
 
 
@@ -79,3 +80,10 @@ def test_force_needs_a_reason(played: Played) -> None:
 def test_a_rollback_says_who_holds_the_alias(played: Played) -> None:
     ended = CliRunner().invoke(app, ["rollback", "demo", "--reason", "slow"])
     assert ended.output == "demo/3 holds @champion again; demo/7 was rolled back.\n" and played.asked[-1] == "slow"
+
+
+def test_without_the_platform_no_holder_is_evaluated_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = documents.parse({"name": "x", "crawl": {"engine": "urls", "endpoint": "file:///list.csv"}})
+    monkeypatch.setattr(command, "evaluated", command._not_evaluated)
+    with pytest.raises(StackError, match="needs the platform"):
+        command._evaluate(experiment, "r", [])

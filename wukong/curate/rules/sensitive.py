@@ -50,8 +50,8 @@ def _audit(pairs: pl.DataFrame, words: SensitiveWords) -> pl.Series:
     """The first word in each caption, by the search that looks at one caption at a time."""
     import polars as pl
 
-    found = (words.find(caption) for caption in pairs["caption"])
-    return pl.Series([matches[0].word if matches else None for matches in found], dtype=pl.String)
+    words_of_captions = (words.find(caption) for caption in pairs["caption"])
+    return pl.Series([matches[0].word if matches else None for matches in words_of_captions], dtype=pl.String)
 
 
 def _folder_problem(uri: str) -> str:
