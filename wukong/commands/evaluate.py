@@ -136,7 +136,9 @@ def evaluate(
         storage.write_bytes(storage.from_path(report), html.encode())
         typer.echo(f"Page in {report}", err=as_json)
     if experiment is not None:
-        tables = {role: {task.data.name: each for task in work if (each := task.table(role))} for role in ROLES}
+        tables = {
+            role: {task.data.name: each for task in work if (each := task.table(role)) is not None} for role in ROLES
+        }
         for address in stage_results.log_evaluation(experiment, document, html, tables):
             typer.echo(f"Logged to {address}", err=as_json)
 
