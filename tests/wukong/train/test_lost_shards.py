@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import tarfile
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -267,6 +268,10 @@ def test_objects_that_are_deleted_and_a_store_that_is_killed(tmp_path: Path, mon
             server.kill()
             with pytest.raises(StorageError, match="the object store is away"):
                 list(batches)
+            for thread in threading.enumerate():  # which would wait for longer once the variable is gone
+                if thread.name.startswith("read_"):
+                    thread.join(30)
+                    assert not thread.is_alive()
     finally:
         server.kill()
 
