@@ -106,7 +106,7 @@ def test_no_query_names_a_metric_that_no_job_has() -> None:
 def test_each_metric_is_told_by_a_job() -> None:
     jobs = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "ray_jobs").glob("*.py")}
     module = jobs.pop("metrics.py")
-    assert "metrics.show_look(" in jobs["training.py"]
+    assert "metrics.show_look(" in jobs["training_worker.py"]
     for name in metrics.METRICS:
         of_look = name.removeprefix("wukong_training_") in metrics._OF_LOOK or f'show("{name}"' in module
         assert of_look or any(f'("{name}"' in text for text in jobs.values()), name
