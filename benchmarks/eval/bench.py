@@ -42,7 +42,7 @@ SLICE = (1024, 512)
 """Images and captions of two blocks; the whole has 1,960."""
 TARGETS = {
     "peers": ("results that differ from another evaluator's", 0),
-    "coverage": ("intervals of 500 that hold the true value: the worst case's distance from 95 %", 0.02),
+    "coverage": ("intervals of 2,000 that hold the true value: the worst case's distance from 95 %", 0.02),
     "classes_time": ("1,000 images x 1,000 classes x 80 prompts: CPU time of the loop over templates'", 1 / 5),
     "classes_mib": ("the same: peak memory of the process, MiB", 2048),
     "retrieval_seconds": ("retrieval 5,000 x 25,000, global: seconds", 20),

@@ -1,6 +1,6 @@
-"""Measure how many of 500 confidence intervals hold the true value, for results whose true value is known.
+"""Measure how many of 2,000 confidence intervals hold the true value, for results whose true value is known.
 
-    python benchmarks/eval/coverage.py [--simulations 500] [--cases 0 1 …]
+    python benchmarks/eval/coverage.py [--simulations 2000] [--cases 0 1 …]
 
 Each simulation draws a test set from a world where each image, or caption of an image, has a known chance to be right,
 and measures it by the functions that ``wukong evaluate`` calls. Every case has a seed of its own. The last line of
@@ -103,7 +103,7 @@ def cases() -> Iterator[tuple[str, Truths, Case]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--simulations", type=int, default=500)
+    parser.add_argument("--simulations", type=int, default=2_000)
     parser.add_argument("--cases", type=int, nargs="+", help="numbers of the rows that are measured; by default all")
     options = parser.parse_args()
     simulations = options.simulations
