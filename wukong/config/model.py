@@ -109,7 +109,11 @@ class Model(Strict):
     loss: Literal["softmax", "sigmoid"] = Field(
         "softmax", description="a caption among all of the batch (section 4.3), or each pair by itself (SigLIP)"
     )
-    bias: float = Field(-10.0, description="initial, of the sigmoid loss: most of what it sees are no pairs; learned")
+    bias: float = Field(
+        -10.0,
+        description="bias of the sigmoid loss at the start; learned. It is negative because most combinations of an "
+        "image and a caption in a batch are no pairs",
+    )
 
     @property
     def is_token_wise(self) -> bool:
