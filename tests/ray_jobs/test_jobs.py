@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -50,9 +51,13 @@ def test_an_unfinished_parent_is_named(experiment: Experiment, tmp_path: Path) -
 
 def test_a_job_that_is_killed_says_so(experiment: Experiment) -> None:
     def kill() -> None:
-        while not (children := [each for each in psutil.Process().children() if "ray_jobs" in each.cmdline()]):
+        while True:
+            for child in psutil.Process().children():
+                with suppress(psutil.Error):  # one that has just ended has no command line
+                    if "ray_jobs" in child.cmdline():
+                        child.kill()
+                        return
             time.sleep(0.01)
-        children[0].kill()
 
     threading.Thread(target=kill, daemon=True).start()
     with pytest.raises(JobError, match=r"crawl job was killed by SIGKILL .* run again, and it goes on"):

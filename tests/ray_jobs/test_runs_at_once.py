@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -42,8 +43,9 @@ def job_of(run: str) -> psutil.Process:
     """The driver of a run's job."""
     while True:
         for child in psutil.Process().children():
-            if "ray_jobs" in (line := child.cmdline()) and line[line.index("--run") + 1] == run:
-                return child
+            with suppress(psutil.Error):  # one that has just ended has no command line
+                if "ray_jobs" in (line := child.cmdline()) and line[line.index("--run") + 1] == run:
+                    return child
         time.sleep(0.05)
 
 

@@ -25,7 +25,7 @@ from wukong.registry import comparison
 from wukong.runtime.cancel import JobLeftError
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
-from wukong.tracking import availability, mlflow_runs, model_versions, run_links, stage_results, training_metrics
+from wukong.tracking import mlflow_runs, model_versions, run_links, stage_results, training_metrics
 from wukong.tracking.mlflow_rest import Server
 
 mlflow = pytest.importorskip("mlflow")
@@ -362,7 +362,7 @@ def test_two_evaluations_that_were_logged_alone_are_compared_query_by_query(expe
 def test_an_evaluation_is_not_logged_to_a_server_that_is_away(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(availability, "_AT_START", 0.0)
+    monkeypatch.setattr(stage_results, "AT_START", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")

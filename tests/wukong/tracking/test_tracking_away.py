@@ -24,8 +24,10 @@ pytestmark = pytest.mark.slow
 def settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """The waits of this process are short."""
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    monkeypatch.setattr(availability, "_AT_START", 0.5)
-    monkeypatch.setattr(availability, "_AT_END", 0.5)
+    for module in (mlflow_runs, run_links, stage_results):
+        monkeypatch.setattr(module, "AT_START", 0.5)
+    for module in (mlflow_runs, stage_results):
+        monkeypatch.setattr(module, "AT_END", 0.5)
     monkeypatch.setattr(training_metrics, "_unsent", [])
 
 
