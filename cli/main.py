@@ -10,8 +10,8 @@ import typer
 from cli import embedded_sets, release, summary, sweep
 from ray_jobs.launch import evaluate_champion
 from wukong.commands import evaluate, panels, promote
-from wukong.commands.main import DEMO, ConfigOption, SetOption, app
-from wukong.commands.main import run_app as main
+from wukong.commands.app import DEMO, ConfigOption, SetOption, app
+from wukong.commands.app import run_app as main
 from wukong.commands.output import JsonOption, print_json
 from wukong.config import documents
 from wukong.errors import StackError

@@ -1,4 +1,4 @@
-"""No module imports itself through others, neither by an import in a function nor through a registry of a folder."""
+"""No module imports itself through others, neither by an import in a function, nor by name, nor by a registry."""
 
 import ast
 from collections.abc import Iterator
@@ -34,6 +34,8 @@ def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
             skipped.update(inner for statement in node.body for inner in ast.walk(statement))
         if node in skipped:
             continue
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from (each.value for each in node.args if isinstance(each, ast.Constant) and each.value in known)
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -60,7 +62,15 @@ def test_no_module_imports_itself_through_others() -> None:
     assert cycle(ROOT, PACKAGES) == []
 
 
-@pytest.mark.parametrize("line", ["from p import a", "import p.a", "def f():\n    from p.a import x"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from p import a",
+        "import p.a",
+        "def f():\n    from p.a import x",
+        "import importlib\ndef f():\n    importlib.import_module('p.a')",
+    ],
+)
 def test_a_cycle_is_found(tmp_path: Path, line: str) -> None:
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "__init__.py").write_text("")

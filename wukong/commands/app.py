@@ -1,0 +1,110 @@
+"""The commands of the library, as one program; ``cli`` adds those of the platform."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import typer.core
+from rich.console import Console
+
+from wukong.commands import align, compare, evaluate, model, panels, plan, promote, queries, runs, serve, show
+from wukong.commands.output import print_json
+from wukong.config import documents
+from wukong.errors import StackError, WukongError
+from wukong.runtime import installed
+from wukong.store import patience
+
+
+class _InPanels(typer.core.TyperGroup):
+    """Lists the commands panel by panel, and says where a command is that the library lacks."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of the commands, in the order of ``panels.ORDER``."""
+        return [name for name in panels.COMMANDS if name in self.commands]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a name, or None.
+
+        Raises:
+            StackError: it is a command of the platform, which is not here.
+        """
+        if cmd_name in panels.COMMANDS and cmd_name not in self.commands:
+            raise StackError(
+                f"`wukong {cmd_name}` needs the platform, and only the library is installed: clone the repository, run "
+                f"`make install` there, and then `.venv/bin/wukong {cmd_name}`"
+            )
+        return super().get_command(ctx, cmd_name)
+
+
+app = typer.Typer(
+    name="wukong",
+    cls=_InPanels,
+    epilog="These are the library's commands. The platform, with `wukong run`, is in a checkout of the repository. "
+    "`wukong COMMAND --help` explains one command, with an example.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"wukong {installed.version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def wukong(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end."),
+    ] = False,
+) -> None:
+    """From a list of Chinese words to an evaluated Chinese vision-language model."""
+
+
+app.add_typer(queries.app, name="queries", rich_help_panel=panels.DATA)
+app.add_typer(model.app, name="model", rich_help_panel=panels.SERVE)
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experiment, a YAML file.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. pretrain.epochs=3 (repeatable)."),
+]
+DEMO = Path("configs/demo.yaml")
+
+app.command(rich_help_panel=panels.EVALUATE)(evaluate.evaluate)
+app.command(rich_help_panel=panels.EVALUATE)(align.align)
+app.command(rich_help_panel=panels.TRAIN)(plan.plan)
+app.command(rich_help_panel=panels.EVALUATE)(compare.compare)
+app.command(rich_help_panel=panels.EVALUATE)(promote.promote)
+app.command(rich_help_panel=panels.EVALUATE)(promote.rollback)
+app.command(rich_help_panel=panels.LOOK)(runs.runs)
+app.command(rich_help_panel=panels.LOOK)(runs.report)
+app.command(rich_help_panel=panels.LOOK)(show.show)
+app.command(rich_help_panel=panels.SERVE)(serve.serve)
+
+
+@app.command("config", rich_help_panel=panels.TRAIN)
+def show_config(config_file: ConfigOption = DEMO, overrides: SetOption = None) -> None:
+    """Check an experiment and print it in full, as the JSON that the pipeline's `experiment` parameter takes.
+
+    docs/configuration.md explains each key. Example:
+
+        wukong config --config my.yaml --set pretrain.epochs=3
+    """
+    print_json(documents.load(config_file, overrides).model_dump(mode="json"))
+
+
+def run_app() -> None:
+    """Run the command; a WukongError ends it with the error's message and status 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    patience.set_default(patience.PEOPLE)
+    try:
+        app()
+    except WukongError as error:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print("error:", style="bold red", end=" ")
+        console.print(str(error), markup=False)
+        sys.exit(1)
