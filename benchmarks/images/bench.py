@@ -131,6 +131,12 @@ def main() -> None:
     parser.add_argument("--base-image", default=os.environ.get("BASE_IMAGE") or None)
     parser.add_argument("--runs", action="store_true")
     options, of_runs = parser.parse_known_args()
+    tags = [build.tag(image) for image in build.IMAGES]
+    inspected = subprocess.run(["docker", "image", "inspect", *tags], capture_output=True, text=True, check=False)
+    if inspected.returncode:
+        parser.error(
+            f"{inspected.stderr.strip().splitlines()[0]}: run `make images` first, with Docker's daemon running"
+        )
     sizes()
     start_up(options.repeats)
     if options.rebuild:
