@@ -22,7 +22,6 @@ from pathlib import Path
 
 import yaml
 
-from wukong.config import documents as documents_module
 from wukong.config import stored
 from wukong.config.experiment import Experiment
 from wukong.store import storage
@@ -116,7 +115,7 @@ def measure(times: int) -> list[tuple[float, float]]:
         }
         root = "s3://wukong"
         crawl = {"queries": f"{root}/queries.txt", "endpoint": "http://site.invalid/search"}
-        experiment = documents_module.parse({"name": "demo", "storage": root, "crawl": crawl})
+        experiment = Experiment.model_validate({"name": "demo", "storage": root, "crawl": crawl})
         uri, parent = stored.store(experiment), crawled(experiment)
         for number in range(times):
             began, before = time.monotonic(), len(api.jobs)

@@ -100,6 +100,10 @@ def make_project(folder: Path, wheelhouse: Path) -> None:
         copy_tracked(Path(copy))
         pyproject = Path(copy, "pyproject.toml")
         library = pyproject.read_text(encoding="utf-8")
+        if _LIBRARY not in library:
+            raise StackError(
+                f"pyproject.toml does not have {_LIBRARY}, which is where the platform's packages are added"
+            )
         pyproject.write_text(library.replace(_LIBRARY, json.dumps([*_PACKAGES])), encoding="utf-8")
         _pip("wheel", "--no-deps", "--no-index", f"--find-links={wheelhouse}", f"--wheel-dir={folder}", copy)
     (wheel,) = folder.glob(f"{_WHEEL}-*.whl")

@@ -32,13 +32,13 @@ from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, digest_of
 from wukong.store.patience import AwayError
 from wukong.tracking import availability, mlflow_runs, model_versions, run_links
-from wukong.tracking import tags as tags_module
 from wukong.tracking.mlflow_rest import MlflowError, Server
+from wukong.tracking.tags import HISTORY_TAG, RUN_TAG
 
 EVALUATION, GATE, ORIGIN, ROLLED_BACK = "wukong.evaluation.uri", "wukong.gate", "wukong.origin", "wukong.rolled_back"
 CHOSEN = "wukong.chosen"
 _DIGEST, _MODEL = "wukong.evaluation", "wukong.model"
-_ATTEMPTS, _HISTORY = "wukong.attempts.", tags_module.HISTORY_TAG
+_ATTEMPTS, _HISTORY = "wukong.attempts.", HISTORY_TAG
 _MOST_MOVES = 200  # of a history, whose tag holds 100,000 characters
 _SHOWN = 600  # characters of an error
 _CHOICES = TypeAdapter(list[Choice])
@@ -299,7 +299,7 @@ class ModelRegistry:
         evaluated = manifest.load(evaluation.uri)
         experiment, parents = places.rematch(listing.experiment_of(folder), evaluated, model)
         log.info("version %s of %s is evaluated on the test set of %s", held["version"], self.model, evaluation.uri)
-        made = self._evaluate(experiment, run.tags[tags_module.RUN_TAG], parents)
+        made = self._evaluate(experiment, run.tags[RUN_TAG], parents)
         return stored.read(storage.join(made.uri, "manifest.json"))
 
     def _attempt(self, tags: Mapping[str, str], decision: Decision, candidate: str) -> int:

@@ -87,13 +87,13 @@ def entries(row: Sequence[Mapping[str, Any]], grouped: Sequence[Configuration]) 
         of runs.
     """
     values = [_values(row, configuration) for configuration in grouped]
-    entries_made = []
+    by_configuration = []
     for number, own in enumerate(values):
         entry: dict[str, Any] = {"seeds": [*own], "value": None, "sd": None, "low": None, "high": None}
         entry |= {"difference": None, "verdict": "baseline" if not number else "incomparable", "note": ""}
         if not own:
             first = row[min(grouped[number].runs.values())]
-            entries_made.append(entry | {"verdict": "missing", "note": first["note"]})
+            by_configuration.append(entry | {"verdict": "missing", "note": first["note"]})
             continue
         entry["value"] = statistics.fmean(own.values())
         if len(own) >= _LEAST:
@@ -107,8 +107,8 @@ def entries(row: Sequence[Mapping[str, Any]], grouped: Sequence[Configuration]) 
             entry["verdict"] = "better" if gained.low > 0 else "worse" if gained.high < 0 else "noise"
         elif number:
             entry["note"] = "no interval: fewer than two seeds in common with the first configuration"
-        entries_made.append(entry)
-    return entries_made
+        by_configuration.append(entry)
+    return by_configuration
 
 
 def _values(row: Sequence[Mapping[str, Any]], configuration: Configuration) -> dict[str, float]:

@@ -23,6 +23,7 @@ from wukong.tracking.mlflow_rest import MlflowError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
 log = logging.getLogger(__name__)
 
 _PROBE_SECONDS = 5.0
@@ -30,9 +31,7 @@ _PAUSE = 2.0  # seconds between two probes
 AT_START = 10.0  # seconds that a stage waits for MLflow before it runs untracked
 AT_END = 60.0  # seconds that a finished stage waits for MLflow before its results are left out
 
-
 _Answer = TypeVar("_Answer")
-
 
 _outage = patience.Outage(
     "MLflow", ". Is it running? On one machine, `wukong status` shows it and `wukong up` starts it."

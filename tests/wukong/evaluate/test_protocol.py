@@ -2,7 +2,6 @@ from typing import get_args
 
 import pytest
 
-# FIXME ConfigError
 from wukong.config import documents
 from wukong.config.evaluate import Evaluate
 from wukong.config.experiment import Experiment

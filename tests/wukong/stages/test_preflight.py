@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-# FIXME Strict
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.config.section import Strict
