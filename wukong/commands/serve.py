@@ -44,4 +44,6 @@ def serve(
             app = create_app(service, hosts(listening, host))
         url = f"http://{address(listening)}:{listening.getsockname()[1]}"
         typer.echo(f"{len(service.index.keys)} pictures at {url} (Ctrl-C ends it)")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run([listening])
+        # Without a configuration of its own: that would close every handler of this process.
+        config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False)
+        uvicorn.Server(config).run([listening])

@@ -1,5 +1,7 @@
 """``wukong serve`` before it loads anything."""
 
+import io
+import logging
 import socket
 from types import SimpleNamespace
 from urllib.parse import urlsplit
@@ -30,6 +32,16 @@ def test_model_and_data_are_needed(option: str) -> None:
     assert option in result.output
 
 
+class _Closed(logging.StreamHandler[io.StringIO]):
+    """A handler that says whether it was closed, as a new configuration of logging does with all of a process."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+
 @pytest.mark.parametrize("host", ["::1", "0:0:0:0:0:0:0:1", "127.0.0.2", "LOCALHOST"])
 def test_a_server_on_loopback_checks_the_host_however_it_is_called(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     given: list[tuple[str, ...]] = []
@@ -37,10 +49,12 @@ def test_a_server_on_loopback_checks_the_host_however_it_is_called(monkeypatch: 
     monkeypatch.setattr("wukong.serve.start.service", lambda *_: service)
     monkeypatch.setattr("wukong.serve.app.create_app", lambda _, hosts: given.append(hosts))
     monkeypatch.setattr("uvicorn.Server.run", lambda *_: None)
+    other = _Closed(io.StringIO())  # of the process that starts the server
     result = CliRunner().invoke(app, ["serve", "--model", "x", "--data", "x", "--host", host, "--port", "0"])
     if "cannot listen" in str(result.exception):
         pytest.skip(f"this machine has no {host}")
     assert result.exception is None
+    assert not other.closed
     ((*names,),) = given
     assert "*" not in names and "[::1]" in names
     address = result.output.split()[3]

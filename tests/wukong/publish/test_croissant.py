@@ -1,8 +1,13 @@
 """The description of a release, read by MLCommons' own reader of Croissant."""
 
+import io
 import json
+import logging.config
+import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 
+import absl.logging
 import mlcroissant
 import polars as pl
 import pytest
@@ -10,6 +15,10 @@ import pytest
 from wukong.config import documents
 from wukong.publish import croissant, release
 from wukong.store import manifest, storage
+
+# mlcroissant logs by absl, whose handler closes its stream, pytest's, when anything configures logging in a test that
+# replaces standard error, unless that stream is the process's own.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 ROWS = [
     ("http://a.cn/1.jpg?q=a,b", '一只"猫",\n两行'),
@@ -30,6 +39,13 @@ def described(tmp_path: Path) -> Path:
         parts.append(manifest.describe(root, name, len(rows)))
     storage.write_json(f"{root}/{croissant.PATH}", croissant.describe(experiment, parts))
     return tmp_path / croissant.PATH
+
+
+def test_the_reader_leaves_the_output_of_tests_open() -> None:
+    before = sys.stderr
+    with redirect_stderr(io.StringIO()):
+        logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
+    assert not before.closed
 
 
 def test_the_reader_finds_no_error_and_reads_the_pairs(described: Path) -> None:

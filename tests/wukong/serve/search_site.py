@@ -77,7 +77,7 @@ def served(service: Service) -> Iterator[Site]:
     """A server on loopback, which answers only under this name, until the block ends."""
     application = app.create_app(service, ("127.0.0.1",))
     with listen("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(application, log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(application, log_config=None, log_level="warning"))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         try:
