@@ -48,8 +48,12 @@ def own_variables() -> Iterator[None]:
     """
     variables, places = dict(os.environ), list(sys.path)
     yield
-    os.environ.clear()
-    os.environ.update(variables)
+    # Only what has changed: threads of libraries, such as those that resolve names for libcurl, read variables at any
+    # time, and the C library has no lock for them.
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    for name, value in variables.items() - os.environ.items():
+        os.environ[name] = value
     sys.path[:] = places
 
 
