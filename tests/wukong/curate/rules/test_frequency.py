@@ -3,7 +3,7 @@
 import polars as pl
 from rule_samples import judge
 
-from wukong.curate.caption_counts import hashes, merge
+from wukong.curate.caption_counts import CaptionCounts, counted, hashes
 
 
 def test_more_than_ten_is_too_often_and_ten_is_not():

@@ -16,7 +16,7 @@ from rule_samples import TEXT, judge
 
 from wukong.config.filter import Filter
 from wukong.curate import rules
-from wukong.curate.caption_counts import hashes, merge
+from wukong.curate.caption_counts import CaptionCounts, counted, hashes
 from wukong.curate.rule import HELD_BACK
 
 
