@@ -4,7 +4,7 @@ A question is a table with a hash in each row: each group of parts writes one. E
 itself, and the answers are brought back to the groups that asked. No task and no driver holds what all groups ask.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -42,6 +42,13 @@ def run_all(task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> l
     """Run a task for each tuple of arguments, and return what they return."""
     remote = ray.remote(task)
     return list(ray.get([remote.remote(*entry) for entry in arguments]))
+
+
+def in_order(task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    """Run a task for each tuple of arguments, and yield what they return, of which only one is held here."""
+    remote = ray.remote(task)
+    for reference in [remote.remote(*entry) for entry in arguments]:
+        yield ray.get(reference)
 
 
 def gathered(

@@ -15,8 +15,8 @@ done. The passes are:
 6. assign: the split and the place of each kept pair, sorted by place; dropped pairs are written with their reason;
 7. repack: each range of places becomes shards, pictures are copied byte for byte.
 
-A task holds one part, one group or one range, so its memory does not depend on how many there are. What a group needs to
-know of the whole corpus it asks: its question goes to the ranges of hashes, and it reads only its own answers
+A task holds one part, one group or one range, so its memory does not depend on how many there are. What a group needs
+to know of the whole corpus it asks: its question goes to the ranges of hashes, and it reads only its own answers
 (``ray_jobs/exchange.py``).
 
 Every pass is a function of the crawl's files and the config, so a killed run continues to the same bytes.

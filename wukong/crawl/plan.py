@@ -1,8 +1,8 @@
 """Plan a crawl: merge duplicate URLs and divide them into parts, with limited memory.
 
 The part of a URL depends only on its hash, so the same set of URLs gives the same parts in any order. Keys are hashes,
-so ranges of keys with equal width hold about the same number of URLs. Each range is planned separately, from the files of
-the search, which are merged first where they are many (``wukong.data.exchange``).
+so ranges of keys with equal width hold about the same number of URLs. Each range is planned separately, from the files
+of the search, which are merged first where they are many (``wukong.data.exchange``).
 """
 
 import polars as pl

@@ -7,8 +7,8 @@ caption is held out, with ``seen`` those whose caption training has. A pair that
 held back.
 
 For a large set there are three passes over its groups of parts: ``held_out_pictures``, ``trained_captions`` and
-``assign``. What a group must know of all groups, it asks (``question``): which of its pictures are held out, and which of
-its ``asked_captions``, those that test sets with ``seen`` may take, training sees. ``known`` answers.
+``assign``. What a group must know of all groups, it asks (``question``): which of its pictures are held out, and which
+of its ``asked_captions``, those that test sets with ``seen`` may take, training sees. ``known`` answers.
 """
 
 from __future__ import annotations
