@@ -4,6 +4,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import polars as pl
 import pytest
@@ -45,12 +46,15 @@ def kill_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """End at a write, by turns before and after the file is there."""
     left, write = iter(range(number)), storage.open_output
 
+    @contextmanager
     def open_output(uri):
-        if next(left, None) is not None:
-            return write(uri)
-        if number % 2:
-            storage.write_if(uri, b"", None) if not storage.exists(uri) else None
-        raise Killed
+        last = next(left, None) is None
+        if last and number % 2:
+            raise Killed
+        with write(uri) as stream:
+            yield stream
+        if last:
+            raise Killed
 
     monkeypatch.setattr(storage, "open_output", open_output)
 
