@@ -228,8 +228,9 @@ class _Job:
         """Plan every range; return each part's plan, row group, number of URLs, and first and last key."""
         edges = plan.edges(plan.ranges_for(results))
         ranges = range(len(edges) + 1)
-        records = [self._stage.finished_task(_plan_name(index)) for index in ranges]
-        if None in records:
+        finished = [self._stage.finished_task(_plan_name(index)) for index in ranges]
+        records = [record for record in finished if record is not None]
+        if len(records) < len(ranges):
             found = [File(uri, results // len(files)) for uri in files]
             spans = gathered(found, edges, self._stage.path("_work/plan"), plan.MERGE_ROWS)
             tasks = (

@@ -83,8 +83,8 @@ def _validate(stage: Stage, experiment: Experiment, filtered: Manifest) -> Manif
     sources = hash_ranges([batch.facts for batch in checked], stage.path("_work/facts"))
     dataset = audit.join(run_all(_summarize, [(source,) for source in sources]))
     by_split = _statistics(stage, _splits(experiment), len(batches))
-    row: dict[str, float] = dataset.row | {f"pairs_{name}": by_split[name].pairs for name in _splits(experiment)}
-    row |= _drift(by_split[TRAIN], reference)
+    pairs = {f"pairs_{name}": counted.pairs for name, counted in by_split.items()}
+    row: dict[str, float] = {**dataset.row, **pairs, **_drift(by_split[TRAIN], reference)}
     whole = runner.run_suite("dataset", pl.DataFrame([row]), suites.dataset_expectations(experiment))
     found = runner.merge([batch.outcomes for batch in checked])
     found += [_with_samples(outcome, dataset, batches) for outcome in runner.outcomes(whole)]
@@ -100,7 +100,7 @@ def _validate(stage: Stage, experiment: Experiment, filtered: Manifest) -> Manif
         lines = [f"the data did not pass {len(failed)} of {len(found)} expectations:", *map(_describe, failed)]
         raise GateError("\n".join([*lines, f"data docs: {stage.path('docs/index.html')}"]))
     counts = {
-        "pairs": sum(counted.pairs for counted in by_split.values()),
+        "pairs": sum(pairs.values()),
         "expectations": len(found),
         "warnings": sum(not outcome.success for outcome in found),
     }

@@ -7,8 +7,9 @@ up. The jobs' own code runs, but for Ray: their tasks run in processes of this m
 they opened. One caption in ten repeats, and one picture in twenty.
 
 For each stage a line of JSON is printed: ``seconds``, ``driver_mib`` and ``task_mib`` (peak memory of the driver and of
-the largest task), ``tasks``, ``opened`` (files opened, to read or to write), and a ``digest`` of what was made. With
-several ``--rows`` a last line has the exponent of the growth of each from the first to the last number of rows.
+the largest task), ``tasks``, ``references`` (values that tasks return), ``opened`` (files opened, to read or to write),
+and a ``digest`` of what was made. With several ``--rows`` a last line has the exponent of the growth of each from the
+fewest to the most rows. With ``--work`` a run that was ended goes on after the stages that are complete.
 """
 
 import argparse
@@ -22,15 +23,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 from ray import cloudpickle
 
@@ -68,7 +69,7 @@ def prepare() -> None:
     for name in ("read_with", "open_input", "open_output"):
         count_opened(name)
     repack.locate = lambda pairs, tar: pairs.with_columns(
-        offset=pl.lit(0, pl.Int64), size=pl.lit(100_000, pl.Int64), tar=pl.lit(tar)
+        offset=pl.lit(0, pl.Int64), size=pl.lit(100_000, pl.Int64), tar=pl.lit(tar.rpartition("/")[2])
     )
 
 
@@ -145,21 +146,42 @@ class Task:
         return future if self.num_returns == 1 else [Piece(future, number) for number in range(self.num_returns)]
 
 
-@contextmanager
-def stage(name: str, rows: int, tasks: Tasks, results: list[dict]) -> Iterator[dict]:
-    tasks.forget()
-    forget_peak()
-    before, started, result = len(OPENED), time.monotonic(), {"stage": name, "rows": rows}
-    yield result
-    result |= {
-        "seconds": round(time.monotonic() - started, 1),
-        "driver_mib": round(peak_mib()),
-        "task_mib": round(tasks.peak),
-        "tasks": tasks.done,
-        "opened": tasks.opened + len(OPENED) - before,
-    }
-    results.append(result)
-    print(json.dumps(result), flush=True)
+class Measured:
+    """The stages at one number of rows. What a stage returned is kept, so that a run that was ended goes on after it.
+
+    Args:
+        rows: how many results the search has.
+        folder: everything lies there.
+        tasks: run the tasks.
+    """
+
+    def __init__(self, rows: int, folder: Path, tasks: Tasks) -> None:
+        self.rows, self.tasks, self._kept = rows, tasks, folder / "stages"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._stages = cloudpickle.loads(self._kept.read_bytes()) if self._kept.exists() else {}
+
+    def stage(self, name: str, do: Callable[[], Any], digest: Callable[[], str] | None = None) -> Any:
+        """Do a stage and print its line, or print what it was when it was done before."""
+        if name not in self._stages:
+            self.tasks.forget()
+            forget_peak()
+            before, started = len(OPENED), time.monotonic()
+            value = do()
+            result = {
+                "stage": name,
+                "rows": self.rows,
+                "seconds": round(time.monotonic() - started, 1),
+                "driver_mib": round(peak_mib()),
+                "task_mib": round(self.tasks.peak),
+                "tasks": self.tasks.done,
+                "references": self.tasks.references,
+                "opened": self.tasks.opened + len(OPENED) - before,
+            }
+            self._stages[name] = value, result | ({"digest": digest()} if digest else {})
+            self._kept.write_bytes(cloudpickle.dumps(self._stages))
+        value, result = self._stages[name]
+        print(json.dumps(result), flush=True)
+        return value
 
 
 def caption(number: int) -> str:
@@ -173,10 +195,13 @@ def write_results(folder: str, rows: int) -> list[str]:
     """What a search found, in files as a crawl writes them; a fifth is found twice."""
     generator, uris = np.random.default_rng(0), []
     for first in range(0, rows, FILE_ROWS):
+        uris.append(storage.join(folder, f"search/{first:012d}.parquet"))
         size = min(FILE_ROWS, rows - first)
         identity = np.arange(first, first + size)
         again = generator.random(size) < 0.2
         identity[again] = generator.integers(0, first + size, int(again.sum()))
+        if storage.exists(uris[-1]):
+            continue
         urls = [f"http://x/{'abc'[n % 3]}/{n:012d}.jpg" for n in identity]
         columns = {
             "key": [key_of(url) for url in urls],
@@ -186,13 +211,14 @@ def write_results(folder: str, rows: int) -> list[str]:
             "order": np.arange(first, first + size),
             "page_url": [None] * size,
         }
-        uris.append(storage.join(folder, f"search/{first:012d}.parquet"))
         write_found(uris[-1], pa.table(columns, schema=FOUND).sort_by([("key", "ascending")]))
     return uris
 
 
 def write_part(uri: str, plan_uri: str, group: int) -> Part:
     """A part of a crawl whose pictures are said to be stored; of twenty pictures two are equal."""
+    if storage.exists(uri):
+        return Part(path="", rows=pq.read_metadata(uri.removeprefix("file://")).num_rows, bytes=0, sha256="")
     planned = pl.DataFrame(plan.read_part(plan_uri, group))
     numbers = planned["url"].str.extract(r"(\d+)\.jpg").cast(pl.Int64)
     pictures = [hashlib.sha256(str(n // 20 if n % 20 == 0 else -n).encode()).hexdigest() for n in numbers]
@@ -245,24 +271,21 @@ def experiment_at(root: str) -> Experiment:
     )
 
 
-def measure(rows: int, work: Path, processes: int, wanted: set[str]) -> list[dict]:
+def measure(rows: int, work: Path, processes: int, gate: bool) -> None:
     """All stages at one number of rows."""
-    root, results = storage.from_path(work / str(rows)), []
-    shutil.rmtree(work / str(rows), ignore_errors=True)
+    root = storage.from_path(work / str(rows))
     tasks = Tasks(processes)
     for module in (crawl, filtering, validate, sys.modules.get("ray_jobs.exchange")):
         if module is not None and hasattr(module, "ray"):
             module.ray = tasks
     crawl._plan = tasks.remote(crawl._plan._function)
-    experiment = experiment_at(root)
+    experiment, measured = experiment_at(root), Measured(rows, work / str(rows), tasks)
 
     crawled = Stage(root, "crawl", {})
     found = write_results(crawled.uri, rows)
     job = crawl._Job.__new__(crawl._Job)
     job._stage, job._config, job._cores = crawled, experiment.crawl, processes
-    with stage("plan", rows, tasks, results) as result:
-        planned = job._plan(found, rows)
-    result["digest"] = digest_of(crawled.path("plan"))
+    planned = measured.stage("plan", lambda: job._plan(found, rows), lambda: digest_of(crawled.path("plan")))
     made = []
     for number, (path, group, *_) in enumerate(planned):
         part = f"parts/{number:05d}.parquet"
@@ -274,19 +297,19 @@ def measure(rows: int, work: Path, processes: int, wanted: set[str]) -> list[dic
     rules.load(settings)
     filtered = places.filtering(experiment, manifest)
     groups = filtering._groups(manifest)
-    with stage("count", rows, tasks, results):
-        counts = filtering._count(filtered, groups, settings)
-    with stage("rules", rows, tasks, results) as result:
-        filtering._run_missing("rules", filtered, filtering._apply_rules, groups, lambda: (settings, counts))
-    result["digest"] = digest_of(filtered.path("_work/rules"))
-    with stage("compare", rows, tasks, results) as result:
-        facts = filtering._corpus_facts(filtered, groups, settings)
-        result["references"] = tasks.references
-    with stage("assign", rows, tasks, results) as result:
-        filtering._run_missing("assign", filtered, filtering._assign, groups, lambda: (settings, *facts))
-    result["digest"] = digest_of(filtered.path("_work/placed"))
-
-    if "validate" in wanted:
+    counts = measured.stage("count", lambda: filtering._count(filtered, groups, settings))
+    measured.stage(
+        "rules",
+        lambda: filtering._run_missing("rules", filtered, filtering._apply_rules, groups, lambda: (settings, counts)),
+        lambda: digest_of(filtered.path("_work/rules")),
+    )
+    facts = measured.stage("compare", lambda: filtering._corpus_facts(filtered, groups, settings))
+    measured.stage(
+        "assign",
+        lambda: filtering._run_missing("assign", filtered, filtering._assign, groups, lambda: (settings, *facts)),
+        lambda: digest_of(filtered.path("_work/placed")),
+    )
+    if gate:
         written = [
             tasks.pool.submit(write_shards, filtered.uri, filtering._placed_uri(filtered, group.number), group.number)
             for group in groups
@@ -297,11 +320,12 @@ def measure(rows: int, work: Path, processes: int, wanted: set[str]) -> list[dic
         validate.card.of = lambda *_, **__: None
         validate.card.write = lambda uri, _: storage.write_bytes(storage.join(uri, validate.card.PATH), b"")
         checked = places.validation(experiment, kept)
-        with stage("validate", sum(part.rows for part in shards), tasks, results) as result:
-            validate._validate(checked, experiment, kept)
-        result["digest"] = hashlib.sha256(storage.read_bytes(checked.path("results.json"))).hexdigest()[:16]
+        measured.stage(
+            "validate",
+            lambda: validate._validate(checked, experiment, kept),
+            lambda: hashlib.sha256(storage.read_bytes(checked.path("results.json"))).hexdigest()[:16],
+        )
     tasks.pool.shutdown()
-    return results
 
 
 def growth(results: list[dict]) -> dict[str, dict[str, float]]:
@@ -325,11 +349,10 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=2, help="tasks at a time")
     parser.add_argument("--without-validate", action="store_true", help="leave out the gate, which takes longest")
     options = parser.parse_args()
-    wanted = set() if options.without_validate else {"validate"}
     work = options.work or Path(tempfile.mkdtemp(prefix="wukong-scale-"))
     if len(options.rows) == 1:
         prepare()
-        measure(options.rows[0], work, options.tasks, wanted)
+        measure(options.rows[0], work, options.tasks, not options.without_validate)
     else:  # each in a process of its own, whose driver begins small
         results = []
         for rows in options.rows:

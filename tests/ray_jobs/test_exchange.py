@@ -16,10 +16,13 @@ from ray_jobs import filter as filtering
 from ray_jobs import validate
 from wukong.crawl import plan
 from wukong.crawl.found import as_table, found_row, write_found
+from wukong.curate.pairs import PAIRS
 from wukong.data import exchange
 from wukong.data.exchange import File
 from wukong.stages import places
 from wukong.store import storage
+from wukong.store.manifest import Stage
+from wukong.validate import audit
 
 REQUEST = re.compile(rb"(?:GET|HEAD|PUT|POST|DELETE) /\S* HTTP/1\.1\r\n")
 
@@ -167,6 +170,8 @@ def test_requests_grow_as_parts(counting, tmp_path, make_crawl, monkeypatch) -> 
         monkeypatch.setattr(module, "_MAX_ROWS", rows_a_part * parts_a_group)
     monkeypatch.setattr(filtering, "_GROUPS", 1)
     monkeypatch.setattr(exchange, "FAN", 8)
+    monkeypatch.setattr(rounds, "RANGE_ROWS", rows_a_part * parts_a_group)
+    monkeypatch.setattr(validate.runner, "run_suite", lambda *_: {"success": True, "results": []})  # asks no store
     requests = {}
     for parts in (10, 40, 160):
         root = f"s3://bucket/{parts}"
@@ -175,7 +180,6 @@ def test_requests_grow_as_parts(counting, tmp_path, make_crawl, monkeypatch) -> 
         settings = experiment(tmp_path, duplicate_images="equal", mask_names=False, shard_size=rows_a_part)
         settings = settings.model_copy(update={"storage": root})
         stage = places.filtering(settings, crawl)
-        monkeypatch.setattr(rounds, "RANGE_ROWS", rows_a_part * parts_a_group)
         files = []
         for first in range(0, len(rows), 60):
             found = [found_row(row["url"], row["caption"], None, n) for n, row in enumerate(rows[first : first + 60])]
@@ -204,19 +208,22 @@ def test_requests_grow_as_parts(counting, tmp_path, make_crawl, monkeypatch) -> 
             repeats["repeats_picture"].of(group.number)
         compare = counting.requests - before
 
-        filtered = filtering.run(settings, {"crawl": crawl})
-        checked = settings.model_copy(update={"validation": settings.validation.model_copy(update={"min_pairs": 1})})
-        checked = checked.model_copy(update={"filter": checked.filter})
+        shards = Stage(root, "filter", {})
+        for number in range(parts):
+            judged = pl.DataFrame(storage.read_table(filtering._judged_uri(stage, number)))
+            pairs = judged.with_columns(split=pl.lit("train")).select(PAIRS.names)
+            storage.write_table(shards.path(f"train/{number:05d}.parquet"), pairs.to_arrow().cast(PAIRS))
+        filtered = shards.commit([shards.describe(f"train/{n:05d}.parquet", rows_a_part) for n in range(parts)])
+        batches = validate._batches(filtered, settings)
+        assert len(batches) == len(groups)
+        checked = places.validation(settings, filtered)
         before = counting.requests
-        batches = validate._batches(filtered, checked)
-        stage = places.validation(checked, filtered)
-        facts = [validate._check(stage, checked, number, batch).facts for number, batch in enumerate(batches)]
-        for source in rounds.hash_ranges(facts, stage.path("_work/facts")):
-            validate._summarize(source)
-        validate._statistics(stage, ("train",), len(batches))
+        facts = [validate._check(checked, settings, number, batch).facts for number, batch in enumerate(batches)]
+        found = [validate._summarize(source) for source in rounds.hash_ranges(facts, checked.path("_work/facts"))]
+        validate._statistics(checked, ("train",), len(batches))
         gate = counting.requests - before
+        assert audit.join(found).row["duplicate_keys"] == 0
         requests[parts] = {"plan": planned, "count": count, "compare": compare, "validate": gate}
     each = {parts: sum(numbers.values()) / parts for parts, numbers in requests.items()}
-    print(requests, each)
     assert max(each.values()) <= 20, requests
     assert each[160] < 1.3 * each[40], "more parts, no more requests for each"

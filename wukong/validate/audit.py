@@ -102,7 +102,7 @@ def summarize(facts: pl.DataFrame) -> Dataset:
         seen=has("seen"),
         tested=(pl.col("kind") != "train").any(),
     )
-    most = known.filter(of="caption_original")["rows"].max() or 0
+    most = max(known.filter(of="caption_original")["rows"], default=0)
     breaks = {
         "duplicate_keys": (pl.col("of") == "key") & (pl.col("rows") > 1),
         "most_frequent_caption": (pl.col("of") == "caption_original") & (pl.col("rows") == most),
@@ -119,7 +119,7 @@ def summarize(facts: pl.DataFrame) -> Dataset:
             .bottom_k(SAMPLES, by=["batch", "row"])
         )
         row[name], samples[name] = len(offenders), sorted(first.iter_rows())
-    return Dataset(row | {"most_frequent_caption": int(most)}, samples)
+    return Dataset(row | {"most_frequent_caption": most}, samples)
 
 
 def join(ranges: Sequence[Dataset]) -> Dataset:
