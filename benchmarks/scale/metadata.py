@@ -98,6 +98,8 @@ class Tasks:
     def __init__(self, processes: int) -> None:
         self.pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), prepare)
         self.free = threading.Semaphore(4 * processes)
+        for started in [self.pool.submit(time.sleep, 1) for _ in range(processes)]:
+            started.result()  # what a process imports is no part of a stage
         self.forget()
 
     def forget(self) -> None:
