@@ -18,6 +18,7 @@ from typing import Any
 import ray
 
 from ray_jobs import metrics
+from ray_jobs.exchange import gathered
 from wukong import stages
 from wukong.config.crawl import Crawl
 from wukong.config.experiment import Experiment
@@ -35,6 +36,8 @@ from wukong.crawl.robots import RobotsCache
 from wukong.crawl.search import search_block
 from wukong.crawl.source import Listed, Searched
 from wukong.crawl.status import Status
+from wukong.data import exchange
+from wukong.data.exchange import File, Source
 from wukong.errors import WukongError
 from wukong.runtime.progress import track
 from wukong.store import fence, storage
@@ -223,11 +226,18 @@ class _Job:
 
     def _plan(self, files: list[str], results: int) -> list[tuple[str, int, int, str, str]]:
         """Plan every range; return each part's plan, row group, number of URLs, and first and last key."""
-        count = plan.ranges_for(results)
-        shared = ray.put(files)
-        records = self._each(
-            _plan.remote(self._stage, shared, index, count, self._config.part_size) for index in range(count)
-        )
+        edges = plan.edges(plan.ranges_for(results))
+        ranges = range(len(edges) + 1)
+        finished = [self._stage.finished_task(_plan_name(index)) for index in ranges]
+        records = [record for record in finished if record is not None]
+        if len(records) < len(ranges):
+            found = [File(uri, results // len(files)) for uri in files]
+            spans = gathered(found, edges, self._stage.path("_work/plan"), plan.MERGE_ROWS)
+            tasks = (
+                _plan.remote(self._stage, index, exchange.source(spans, edges, index), self._config.part_size)
+                for index in ranges
+            )
+            records = list(self._each(tasks))
         return [(record["plan"], group, *part) for record in records for group, part in enumerate(record["parts"])]
 
     def _download(self, planned: list[tuple[str, int, int, str, str]]) -> list[dict[str, Any]]:
@@ -391,13 +401,17 @@ def _found(stage: Stage, files: list[str], results: int) -> dict[str, Any]:
 
 
 @ray.remote(num_cpus=1)
-def _plan(stage: Stage, files: list[str], index: int, count: int, part_size: int) -> dict[str, Any]:
+def _plan(stage: Stage, index: int, source: Source, part_size: int) -> dict[str, Any]:
     def write() -> dict[str, Any]:
         path = f"plan/{index:05d}.parquet"
-        planned = plan.merge(plan.read_range(files, *plan.bounds(index, count)))
+        planned = plan.merge(source.read())
         return {"plan": path, "parts": plan.write_range(stage.path(path), planned, part_size)}
 
-    return _once(stage, f"plan-{index:05d}", write)
+    return _once(stage, _plan_name(index), write)
+
+
+def _plan_name(index: int) -> str:
+    return f"plan-{index:05d}"
 
 
 @ray.remote(num_cpus=1)

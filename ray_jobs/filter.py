@@ -6,19 +6,18 @@ This file says what Ray schedules and how a killed run continues. What is comput
 Consecutive parts of the crawl form a group. A Ray task works on one group, part by part, and leaves a record when it is
 done. The passes are:
 
-1. count: each group writes the hashes of its captions; each range of hashes is counted (exact over the whole corpus);
+1. count: each group asks how often its captions occur in the whole corpus (exact);
 2. rules: compute the rules' columns, decide, mask names (Parquet only, no picture is read);
 3. look, only where a rule reads pictures: compute columns from the pictures of the pairs that are left, in a stage of
    its own, so that with another threshold no picture is read again; then decide over these columns;
-4. compare, only where a rule compares pairs with each other: find the pairs that repeat an earlier one, over all
-   groups;
-5. split: gather over all groups the held-out pictures and the captions that training sees;
+4. compare, only where a rule compares pairs with each other: each group asks which of its pairs repeat an earlier one;
+5. split: each group asks which of its pictures are held out, and which captions of its tests training sees;
 6. assign: the split and the place of each kept pair, sorted by place; dropped pairs are written with their reason;
 7. repack: each range of places becomes shards, pictures are copied byte for byte.
 
-A task holds one part, one group or one range, so its memory does not depend on how many there are. What every task
-needs to know of the whole corpus lies once in Ray's object store: how often the repeated captions occur, which pairs
-repeat an earlier one, the held-out pictures.
+A task holds one part, one group or one range, so its memory does not depend on how many there are. What a group needs
+to know of the whole corpus it asks: its question goes to the ranges of hashes, and it reads only its own answers
+(``ray_jobs/exchange.py``).
 
 Every pass is a function of the crawl's files and the config, so a killed run continues to the same bytes.
 """
@@ -26,15 +25,15 @@ Every pass is a function of the crawl's files and the config, so a killed run co
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
-import ray
 
 from ray_jobs import metrics
+from ray_jobs.exchange import ASKER, Answers, ask, run_all
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.config.filter import Filter
@@ -43,6 +42,7 @@ from wukong.curate.caption_counts import CaptionCounts, Hashes
 from wukong.curate.pairs import DROPPED, read_pairs
 from wukong.curate.rule import HELD_BACK
 from wukong.curate.text import clean
+from wukong.data import exchange
 from wukong.errors import DataError
 from wukong.stages import places
 from wukong.store import storage
@@ -53,8 +53,6 @@ log = logging.getLogger(__name__)
 _GROUPS = 64
 _MAX_ROWS = 100_000
 _BINS = 1024
-_RANGE_ROWS = 2_000_000
-_BAND_ROWS = 4_000_000
 _ROW_GROUP = 4096
 
 
@@ -104,9 +102,7 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
     rules.load(settings)  # a list that cannot be used ends the job here, before any task
     groups = _groups(crawl)
 
-    judged = _run_missing(
-        "rules", stage, _apply_rules, groups, lambda: (settings, ray.put(_count(stage, groups, settings)))
-    )
+    judged = _run_missing("rules", stage, _apply_rules, groups, lambda: (settings, _count(stage, groups, settings)))
     metrics.add("wukong_filter_rows", sum(record["pairs"] for record in judged))
     _show_dropped(judged)
     by_pictures = []
@@ -192,7 +188,7 @@ def _run_missing(
     missing = [unit for unit in units if records[unit.number] is None]
     if missing:
         common = shared()
-        made = _map(_run_and_record, [(task, name, stage, unit, *common) for unit in missing])
+        made = run_all(_run_and_record, [(task, name, stage, unit, *common) for unit in missing])
         records |= {unit.number: record for unit, record in zip(missing, made, strict=True)}
     log.info("filter: %s: %d of %d groups done, the others were done before", name, len(missing), len(units))
     return [record for record in records.values() if record is not None]
@@ -206,35 +202,47 @@ def _run_and_record(
     return record
 
 
-def _map(task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-    remote = ray.remote(task)
-    return list(ray.get([remote.remote(*entry) for entry in arguments]))
+def _ask(
+    name: str,
+    stage: Stage,
+    groups: Sequence[_Group],
+    question: Callable[..., pl.DataFrame],
+    answer: Callable[[pl.DataFrame], pl.DataFrame],
+    *shared: Any,
+) -> Answers:
+    """Each group asks the whole corpus.
+
+    Args:
+        name: name of the question.
+        stage: that keeps its files.
+        groups: that ask.
+        question: takes the stage, the group and what they share; returns a table whose first column is a hash.
+        answer: makes the rows of the answer from the rows of all groups with a hash in some range.
+        shared: what the groups share.
+    """
+    folder = stage.path(f"_work/{name}")
+    asked = run_all(_write_question, [(question, folder, stage, group, *shared) for group in groups])
+    return ask(asked, answer, folder)
 
 
-def _count(stage: Stage, groups: Sequence[_Group], settings: Filter) -> CaptionCounts:
-    """Count every caption of the corpus: each group writes its hashes, each range of hashes is merged on its own."""
-    rows = sum(_map(_hash, [(stage, group, settings) for group in groups]))
-    ranges = max(1, -(-rows // _RANGE_ROWS))
-    edges = [2**64 * number // ranges for number in range(ranges + 1)]
-    merged = _map(_merge, [(stage, len(groups), (low, high - 1)) for low, high in pairwise(edges)])
-    return caption_counts.join(merged)
+def _write_question(
+    question: Callable[..., pl.DataFrame], folder: str, stage: Stage, group: _Group, *shared: Any
+) -> exchange.File:
+    rows = question(stage, group, *shared).with_columns(pl.lit(group.number, pl.UInt32).alias(ASKER))
+    return exchange.write(storage.join(folder, f"questions/{group.number:05d}.parquet"), rows)
 
 
-def _hash(stage: Stage, group: _Group, settings: Filter) -> int:
-    hashes = [caption_counts.hashes(clean.cleaned(read_pairs(uri)["caption"], settings)) for uri in group.parts]
-    ordered = np.sort(np.concatenate(hashes))
-    # Not through the object store: Ray would keep that many small pieces in the memory of the driver. And made anew by
-    # every run: another version of Polars may hash otherwise.
-    with storage.open_output(_hashes_uri(stage, group.number)) as stream:
-        pl.DataFrame({"hash": ordered}).write_parquet(stream, compression="uncompressed", row_group_size=_ROW_GROUP)
-    return len(ordered)
+def _count(stage: Stage, groups: Sequence[_Group], settings: Filter) -> Answers:
+    """Count every caption of the corpus: a group is told about those of its own that occur more than once.
+
+    They are counted anew by every run: another version of Polars may hash otherwise.
+    """
+    return _ask("captions", stage, groups, _captions, caption_counts.repeated, settings)
 
 
-def _merge(stage: Stage, groups: int, bounds: tuple[int, int]) -> CaptionCounts:
-    low, high = map(np.uint64, bounds)
-    wanted = [("hash", ">=", low), ("hash", "<=", high)]
-    pieces = (_read_some(_hashes_uri(stage, group), wanted) for group in range(groups))
-    return caption_counts.merge(*(piece["hash"].to_numpy() for piece in pieces))
+def _captions(stage: Stage, group: _Group, settings: Filter) -> pl.DataFrame:
+    cleaned = (clean.cleaned(read_pairs(uri)["caption"], settings) for uri in group.parts)
+    return caption_counts.counted(*(caption_counts.hashes(captions) for captions in cleaned))
 
 
 def _read_some(uri: str, wanted: Sequence[tuple[str, str, Any]]) -> pl.DataFrame:
@@ -244,8 +252,9 @@ def _read_some(uri: str, wanted: Sequence[tuple[str, str, Any]]) -> pl.DataFrame
     )
 
 
-def _apply_rules(stage: Stage, group: _Group, settings: Filter, counts: CaptionCounts) -> dict[str, Any]:
+def _apply_rules(stage: Stage, group: _Group, settings: Filter, counted: Answers) -> dict[str, Any]:
     loaded = rules.load(settings)
+    counts = CaptionCounts.of_rows(counted.of(group.number))
     pairs, dropped = 0, dict.fromkeys((rule.name for rule in rules.decided("pairs", settings)), 0)
     for number, uri in enumerate(group.parts, group.first):
         judged = apply.apply_rules(read_pairs(uri), settings, counts, loaded)
@@ -301,16 +310,12 @@ def _picture_columns_path(part: int) -> str:
     return f"parts/{part:05d}.parquet"
 
 
-def _hashes_uri(stage: Stage, group: int) -> str:
-    return stage.path(f"_work/hashes/{group:05d}.parquet")
-
-
 def _placed_uri(stage: Stage, group: int) -> str:
     return stage.path(f"_work/placed/{group:05d}.parquet")
 
 
 def _judged(
-    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Hashes] | None = None
+    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Answers] | None = None
 ) -> Iterator[pl.DataFrame]:
     """The rows of a group's parts with the decisions so far, one table a part.
 
@@ -320,101 +325,84 @@ def _judged(
         settings: which rules are on.
         repeats: result of ``_repeats``; without it, what the rules decided that compare no pairs.
     """
+    own = {column: _told(answers, group, "key") for column, answers in (repeats or {}).items()}
     for number in range(group.first, group.first + len(group.parts)):
         uri = _judged_uri(stage, number, by_pictures=rules.needs_pictures(settings))
-        yield apply.apply_comparisons(pl.DataFrame(storage.read_table(uri)), repeats or {}, settings)
+        yield apply.apply_comparisons(pl.DataFrame(storage.read_table(uri)), own, settings)
 
 
 def _kept(
-    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Hashes] | None = None
+    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Answers] | None = None
 ) -> Iterator[pl.DataFrame]:
     for frame in _judged(stage, group, settings, repeats):
         yield frame.filter(pl.col("dropped_by").is_null())
 
 
-def _corpus_facts(stage: Stage, groups: Sequence[_Group], settings: Filter) -> tuple[Any, Any, Any]:
-    """What ``_assign`` needs of the whole corpus, in the object store: repeats, held-out pictures, trained captions."""
-    repeats = ray.put(_repeats(stage, groups, settings))
-    facts = _map(_held_out_pictures_and_asked_captions, [(stage, group, settings, repeats) for group in groups])
-    held_out, asked = (ray.put(_union(arrays)) for arrays in zip(*facts, strict=True))
-    trained = _map(_trained_captions, [(stage, group, settings, repeats, held_out, asked) for group in groups])
-    return repeats, held_out, ray.put(_union(trained))
+def _told(answers: Answers, group: _Group, column: str) -> Hashes:
+    return np.unique(answers.of(group.number)[column].to_numpy())
 
 
-def _repeats(stage: Stage, groups: Sequence[_Group], settings: Filter) -> dict[str, Hashes]:
+def _corpus_facts(
+    stage: Stage, groups: Sequence[_Group], settings: Filter
+) -> tuple[dict[str, Answers], Answers, Answers]:
+    """What ``_assign`` needs of the whole corpus: repeats, held-out pictures, trained captions."""
+    repeats = _repeats(stage, groups, settings)
+    held_out = _ask("pictures", stage, groups, _pictures, split.known, settings, repeats)
+    return repeats, held_out, _ask("seen", stage, groups, _tested, split.known, settings, repeats, held_out)
+
+
+def _repeats(stage: Stage, groups: Sequence[_Group], settings: Filter) -> dict[str, Answers]:
     """Find the pairs that repeat one with an earlier key, by each rule that compares pairs.
 
     Returns:
         By the column of the rule's comparison, the keys of these pairs as numbers.
     """
-    found = {}
+    repeats = {}
     for rule in rules.decided("corpus", settings):
         if rule.comparison is not None:
             distance = rule.comparison.distance(settings)
-            found[rule.comparison.column] = _repeats_by(rule.name, distance, stage, groups, settings)
-    return found
+            search = partial(duplicates.repeats, distance=distance)
+            repeats[rule.comparison.column] = _ask(
+                rule.comparison.column, stage, groups, _bands, search, settings, rule.name, distance
+            )
+    return repeats
 
 
-def _repeats_by(rule: str, distance: int, stage: Stage, groups: Sequence[_Group], settings: Filter) -> Hashes:
-    """Each group sorts its pairs into bands and ranges of values; then each range of a band is searched by itself."""
-    rows, ranges = len(groups) * _MAX_ROWS, 1
-    while ranges * _BAND_ROWS < rows:
-        ranges *= 2
-    pieces = (distance + 1) * ranges
-    sort = ray.remote(_sort_into_bands).options(num_returns=pieces)
-    search = ray.remote(_search_range)
-    sorted_ = [sort.remote(stage, group, settings, rule, distance, ranges) for group in groups]
-    by_group = sorted_ if pieces > 1 else [[reference] for reference in sorted_]
-    found = [search.remote(distance, piece // ranges, *(entry[piece] for entry in by_group)) for piece in range(pieces)]
-    return _union(ray.get(found))
+def _bands(stage: Stage, group: _Group, settings: Filter, rule: str, distance: int) -> pl.DataFrame:
+    kept = pl.concat(_kept(stage, group, settings))
+    return duplicates.bands((rules.compared_values(rule, kept, settings), duplicates.numbers(kept["key"])), distance)
 
 
-def _sort_into_bands(stage: Stage, group: _Group, settings: Filter, name: str, distance: int, ranges: int) -> Any:
-    frame = pl.concat(_kept(stage, group, settings))
-    values = rules.compared_values(name, frame, settings)
-    bands = duplicates.bands((values, duplicates.numbers(frame["key"])), distance, ranges)
-    return bands if len(bands) > 1 else bands[0]
+def _pictures(stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Answers]) -> pl.DataFrame:
+    kept = pl.concat(_kept(stage, group, settings, repeats))
+    if not split.holds_out(settings.split):
+        kept = kept.clear()
+    return split.question(split.held_out_pictures(kept, settings.split), split.picture_digests(kept))
 
 
-def _search_range(distance: int, band: int, *pieces: duplicates.Pictures) -> Hashes:
-    values, keys = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
-    return duplicates.repeats((values, keys), distance, band)
-
-
-def _union(arrays: Sequence[Hashes]) -> Hashes:
-    return np.unique(np.concatenate(arrays))
-
-
-def _held_out_pictures_and_asked_captions(
-    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Hashes]
-) -> tuple[Hashes, Hashes]:
-    held_out, asked = [], []
-    for frame in _kept(stage, group, settings, repeats):
-        held_out.append(split.held_out_pictures(frame, settings.split))
-        asked.append(split.asked_captions(frame, settings.split))
-    return _union(held_out), _union(asked)
-
-
-def _trained_captions(
-    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Hashes], held_out: Hashes, asked: Hashes
-) -> Hashes:
-    kept = _kept(stage, group, settings, repeats)
-    found = [split.trained_captions(frame, settings.split, held_out) for frame in kept]
-    return np.intersect1d(_union(found), asked, assume_unique=True)
+def _tested(
+    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Answers], held_out: Answers
+) -> pl.DataFrame:
+    kept = pl.concat(_kept(stage, group, settings, repeats))
+    if not split.asks_for_captions(settings.split):
+        kept = kept.clear()
+    trained = split.trained_captions(kept, settings.split, _told(held_out, group, "hash"))
+    return split.question(trained, split.asked_captions(kept, settings.split))
 
 
 def _assign(
     stage: Stage,
     group: _Group,
     settings: Filter,
-    repeats: Mapping[str, Hashes],
-    held_out: Hashes,
-    trained: Hashes,
+    repeats: Mapping[str, Answers],
+    held_out: Answers,
+    trained: Answers,
 ) -> dict[str, Any]:
     placed, dropped = [], []
+    kept_away, seen = _told(held_out, group, "hash"), _told(trained, group, "hash")
     for uri, judged in zip(group.parts, _judged(stage, group, settings, repeats), strict=True):
         kept = judged.filter(pl.col("dropped_by").is_null())
-        kept = kept.with_columns(split=split.assign(kept, settings.split, held_out, trained))
+        kept = kept.with_columns(split=split.assign(kept, settings.split, kept_away, seen))
         kept = apply.hold_back(kept, settings)
         dropped.append(judged.filter(pl.col("dropped_by").is_not_null()))
         dropped.append(kept.filter(pl.col("dropped_by").is_not_null()).drop("split"))

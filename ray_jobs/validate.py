@@ -2,20 +2,23 @@
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import ray
 
+from ray_jobs.exchange import hash_ranges, in_order, run_all
 from wukong.config.experiment import Experiment
 from wukong.curate import rules
 from wukong.curate.pairs import PAIRS
 from wukong.curate.split import TRAIN
+from wukong.data import exchange
+from wukong.data.exchange import File, Source
 from wukong.errors import ConfigError, DataError, GateError
 from wukong.report import card, statistics
+from wukong.report.statistics import Statistics
 from wukong.stages import places
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, Part, Stage
@@ -28,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _MAX_ROWS = 100_000
 _DOCS_BATCHES = 20
-_SAMPLES = 5
+_ADDED = 32
 _DATASET_COLUMNS = {
     "unique_keys": "duplicate_keys",
     "caption_repeats": "most_frequent_caption",
@@ -36,6 +39,15 @@ _DATASET_COLUMNS = {
     "seen_captions_trained": "seen_captions_not_in_train",
     "pictures_disjoint": "holdout_pictures_in_train",
 }
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What the driver keeps of a batch: its outcomes, whether all are good, and where its facts are."""
+
+    outcomes: tuple[Outcome, ...]
+    success: bool
+    facts: File
 
 
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
@@ -67,21 +79,19 @@ def _validate(stage: Stage, experiment: Experiment, filtered: Manifest) -> Manif
     suites.check_severities(experiment)
 
     batches = _batches(filtered, experiment)
-    checked = _map(_check, [(experiment, batch) for batch in batches])
-    dataset = audit.summarize([facts for _, facts, _ in checked], experiment.filter.split)
-    measured = [each for _, _, each in checked]
-    by_split = {
-        name: statistics.merge([each[name] for each in measured if name in each]) for name in _splits(experiment)
-    }
-    row: dict[str, float] = {**dataset.row, **_drift(by_split[TRAIN], reference)}
+    checked = run_all(_check, [(stage, experiment, number, batch) for number, batch in enumerate(batches)])
+    sources = hash_ranges([batch.facts for batch in checked], stage.path("_work/facts"))
+    dataset = audit.join(run_all(_summarize, [(source,) for source in sources]))
+    by_split = _statistics(stage, _splits(experiment), len(batches))
+    pairs = {f"pairs_{name}": counted.pairs for name, counted in by_split.items()}
+    row: dict[str, float] = {**dataset.row, **pairs, **_drift(by_split[TRAIN], reference)}
     whole = runner.run_suite("dataset", pl.DataFrame([row]), suites.dataset_expectations(experiment))
-    results = [result for result, _, _ in checked]
-    found = runner.merge([runner.outcomes(result) for result in results])
+    found = runner.merge([batch.outcomes for batch in checked])
     found += [_with_samples(outcome, dataset, batches) for outcome in runner.outcomes(whole)]
 
     report = {"expectations": [outcome.as_json() for outcome in found], "dataset": row}
     storage.write_json(stage.path("results.json"), report)
-    _write_docs(stage, experiment, whole, results)
+    _write_docs(stage, experiment, whole, [batch.success for batch in checked])
     for outcome in found:
         if not outcome.success:
             log.warning("validation: %s", _describe(outcome))
@@ -90,7 +100,7 @@ def _validate(stage: Stage, experiment: Experiment, filtered: Manifest) -> Manif
         lines = [f"the data did not pass {len(failed)} of {len(found)} expectations:", *map(_describe, failed)]
         raise GateError("\n".join([*lines, f"data docs: {stage.path('docs/index.html')}"]))
     counts = {
-        "pairs": sum(count for name, count in dataset.row.items() if name.startswith("pairs_")),
+        "pairs": sum(pairs.values()),
         "expectations": len(found),
         "warnings": sum(not outcome.success for outcome in found),
     }
@@ -108,7 +118,7 @@ def _validate(stage: Stage, experiment: Experiment, filtered: Manifest) -> Manif
     return stage.commit(parts, counts=counts, metrics=metrics)
 
 
-def _drift(counted: statistics.Statistics, reference: str | None) -> dict[str, float]:
+def _drift(counted: Statistics, reference: str | None) -> dict[str, float]:
     if reference is None:
         return {}
     other = manifest.load(reference)
@@ -143,25 +153,54 @@ def _batches(filtered: Manifest, experiment: Experiment) -> list[tuple[str, ...]
     return [tuple(batch) for batch in batches]
 
 
-def _map(task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-    remote = ray.remote(task)
-    return list(ray.get([remote.remote(*entry) for entry in arguments]))
-
-
 def _read(batch: Sequence[str]) -> pl.DataFrame:
     return pl.concat([pl.DataFrame(storage.read_table(uri)) for uri in batch], how="vertical_relaxed")
 
 
-def _check(
-    experiment: Experiment, batch: Sequence[str]
-) -> tuple[dict[str, Any], audit.Facts, dict[str, statistics.Statistics]]:
+def _checked_uri(stage: Stage, batch: int) -> str:
+    return stage.path(f"_work/checked/{batch:05d}.json")
+
+
+def _check(stage: Stage, experiment: Experiment, number: int, batch: Sequence[str]) -> _Checked:
     pairs = _read(batch)
     missing = [name for name in PAIRS.names if name not in pairs.columns]
     if missing:
         raise DataError(f"{batch[0]} lacks the columns {', '.join(missing)}: run the filter again")
     audited = audit.audit(pairs, rules.load(experiment.filter))
     result = runner.run_suite("pairs", audited, suites.pair_expectations(experiment))
-    return result, audit.facts_of(pairs, experiment.filter.split), statistics.by_split(pairs)
+    facts = audit.facts_of(pairs, experiment.filter.split).with_columns(batch=pl.lit(number, pl.UInt32))
+    written = exchange.write(stage.path(f"_work/facts/{number:05d}.parquet"), facts)
+    # The words as pairs: their order decides which of equally frequent words are kept.
+    counted = {
+        name: each.as_json() | {"words": list(each.words.items())} for name, each in statistics.by_split(pairs).items()
+    }
+    storage.write_json(_checked_uri(stage, number), {"result": result, "statistics": counted})
+    return _Checked(tuple(runner.outcomes(result)), bool(result["success"]), written)
+
+
+def _summarize(source: Source) -> audit.Dataset:
+    return audit.summarize(source.read())
+
+
+def _statistics(stage: Stage, splits: Sequence[str], batches: int) -> dict[str, Statistics]:
+    """Add up the statistics of all batches by split: those of some neighbours by a task, the sums here one by one."""
+    runs = [range(first, min(first + _ADDED, batches)) for first in range(0, batches, _ADDED)]
+    whole = _added(splits, in_order(_add_up, [(stage, splits, run) for run in runs]))
+    return {name: statistics.merge([counted]) for name, counted in whole.items()}
+
+
+def _add_up(stage: Stage, splits: Sequence[str], batches: Sequence[int]) -> dict[str, Statistics]:
+    stored = (storage.read_json(_checked_uri(stage, number))["statistics"] for number in batches)
+    return _added(splits, ({name: Statistics.from_json(each[name]) for name in each} for each in stored))
+
+
+def _added(splits: Sequence[str], batches: Iterable[Mapping[str, Statistics]]) -> dict[str, Statistics]:
+    whole = {name: Statistics() for name in splits}
+    for batch in batches:
+        for name in splits:
+            if name in batch:
+                whole[name].add(batch[name])
+    return whole
 
 
 def _with_samples(outcome: Outcome, dataset: audit.Dataset, batches: Sequence[Sequence[str]]) -> Outcome:
@@ -169,21 +208,16 @@ def _with_samples(outcome: Outcome, dataset: audit.Dataset, batches: Sequence[Se
     column = _DATASET_COLUMNS.get(outcome.name)
     if outcome.success or column is None:
         return outcome
-    samples: list[dict[str, Any]] = []
-    for batch in batches:
-        rows = audit.offending_rows(_read(batch), column, dataset.offenders[column])
-        samples += rows.select("key", "split", "caption", "url").head(_SAMPLES - len(samples)).to_dicts()
-        if len(samples) >= _SAMPLES:
-            break
+    rows = [_read(batches[batch])[row] for batch, row in dataset.samples[column]]
+    samples = [row.select("key", "split", "caption", "url").row(0, named=True) for row in rows]
     return replace(outcome, samples=tuple(samples))
 
 
-def _write_docs(
-    stage: Stage, experiment: Experiment, whole: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
-) -> None:
+def _write_docs(stage: Stage, experiment: Experiment, whole: Mapping[str, Any], successes: Sequence[bool]) -> None:
     # Batches that failed come first; nobody reads pages of thousands of batches.
-    order = sorted(range(len(results)), key=lambda number: (bool(results[number]["success"]), number))[:_DOCS_BATCHES]
-    shown = {"dataset": whole} | {f"pairs-{number:05d}": results[number] for number in order}
+    order = sorted(range(len(successes)), key=lambda number: (successes[number], number))[:_DOCS_BATCHES]
+    results = {f"pairs-{number:05d}": storage.read_json(_checked_uri(stage, number))["result"] for number in order}
+    shown = {"dataset": whole} | results
     definitions = {
         "pairs": suites.pair_expectations(experiment),
         "dataset": suites.dataset_expectations(experiment),

@@ -1,9 +1,10 @@
 """Measure the planning of many URLs: ``planning.py FOLDER ROWS``; prints seconds, peak memory and counts as JSON.
 
 The input is that of a crawl whose queries find a fifth of all images twice: files of 250,000 rows, as the search writes
-them. Then all ranges are planned one after the other with the code of the crawl job.
+them. Then they are merged, and all ranges are planned one after the other with the code of the crawl job.
 """
 
+import itertools
 import json
 import resource
 import subprocess
@@ -17,6 +18,7 @@ import pyarrow as pa
 from wukong.crawl import plan
 from wukong.crawl.found import FOUND, write_found
 from wukong.crawl.url import key_of
+from wukong.data import exchange
 from wukong.store import storage
 
 FILE_ROWS = 250_000
@@ -49,8 +51,13 @@ def main(folder: Path, rows: int) -> None:
     files = storage.list_files(storage.from_path(folder / "search"), ".parquet")
     count = plan.ranges_for(rows)
     started, urls, parts = time.monotonic(), 0, 0
+    edges = plan.edges(count)
+    found = [exchange.File(uri, FILE_ROWS) for uri in files]
+    rounds, spans = exchange.rounds(found, edges, storage.from_path(folder / "merged"), plan.MERGE_ROWS)
+    for merge in itertools.chain.from_iterable(rounds):
+        exchange.merge(merge)
     for index in range(count):
-        planned = plan.merge(plan.read_range(files, *plan.bounds(index, count)))
+        planned = plan.merge(exchange.source(spans, edges, index).read())
         urls += planned.num_rows
         parts += len(plan.write_range(storage.from_path(folder / "plan" / f"{index:05d}.parquet"), planned, 1000))
     print(

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 
+from ray_jobs import exchange
 from ray_jobs import filter as job
 from wukong.config.filter import Filter
 from wukong.curate import caption_counts, rules
@@ -30,7 +31,7 @@ def chain(file: str) -> dict[str, float]:
 
     def once() -> float:
         started = time.perf_counter()
-        counts = caption_counts.merge(caption_counts.hashes(captions))
+        counts = caption_counts.CaptionCounts.of_rows(caption_counts.counted(caption_counts.hashes(captions)))
         rules.decide(rules.compute(pairs, SETTINGS, counts, loaded), SETTINGS)
         return time.perf_counter() - started
 
@@ -43,11 +44,12 @@ def count(folder: str) -> dict[str, float]:
     groups = [job._Group(number, number, (file,)) for number, file in enumerate(files)]
     job.read_pairs = lambda uri: pl.DataFrame(storage.read_table(uri, ["caption"]))
     with TemporaryDirectory(dir=folder) as work, ThreadPoolExecutor(2) as pool:
-        job._map = lambda task, arguments: list(pool.map(lambda entry: task(*entry), arguments))
+        job.run_all = exchange.run_all = lambda task, arguments: list(pool.map(lambda entry: task(*entry), arguments))
         started = time.perf_counter()
-        counts = job._count(Stage(storage.from_path(Path(work)), "filter", {}), groups, SETTINGS)
+        answers = job._count(Stage(storage.from_path(Path(work)), "filter", {}), groups, SETTINGS)
         seconds = time.perf_counter() - started
-    return {"seconds": seconds, "repeated": len(counts.hashes), "most": int(counts.counts.max())}
+        counts = [answers.of(group.number)["count"] for group in groups]
+    return {"seconds": seconds, "answers": sum(map(len, counts)), "most": max(each.max() or 1 for each in counts)}
 
 
 def parts(folder: str) -> dict[str, float]:
@@ -57,7 +59,7 @@ def parts(folder: str) -> dict[str, float]:
     size = max(1, job._MAX_ROWS // pl.scan_parquet(files[0]).select(pl.len()).collect().item())
     groups = [job._Group(n, low, tuple(files[low : low + size])) for n, low in enumerate(range(0, len(files), size))]
     started = time.perf_counter()
-    job._map = lambda task, arguments: [task(*entry) for entry in arguments]
+    job.run_all = exchange.run_all = lambda task, arguments: [task(*entry) for entry in arguments]
     counts = job._count(stage, groups, SETTINGS)
     pairs = sum(job._apply_rules(stage, group, SETTINGS, counts)["pairs"] for group in groups)
     return {"seconds": time.perf_counter() - started, "pairs": pairs}

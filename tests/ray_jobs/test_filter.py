@@ -18,9 +18,11 @@ import ray
 from crawled import corpus, experiment, picture_of
 from PIL import Image
 
+from ray_jobs import exchange as exchange_tasks
 from ray_jobs import filter as job
 from wukong.crawl.url import key_of
 from wukong.curate.pairs import DROPPED, PAIRS
+from wukong.data import exchange
 from wukong.errors import DataError, StorageError
 from wukong.evaluate import holdouts
 from wukong.report.funnel import funnel
@@ -118,10 +120,11 @@ def test_caption_counts_are_of_the_whole_corpus_not_of_a_part(tmp_path, make_cra
     )
 
 
-def test_ranges_of_hashes_do_not_change_what_is_counted(tmp_path, make_crawl, monkeypatch):
+def test_ranges_of_hashes_and_rounds_of_merges_do_not_change_what_is_kept(tmp_path, make_crawl, monkeypatch):
     crawl = make_crawl(corpus(), part_size=20)
     one = job.run(experiment(tmp_path / "one"), {"crawl": crawl})
-    monkeypatch.setattr(job, "_RANGE_ROWS", 9)
+    monkeypatch.setattr(exchange_tasks, "RANGE_ROWS", 9)
+    monkeypatch.setattr(exchange, "FAN", 3)
     many = job.run(experiment(tmp_path / "many"), {"crawl": crawl})
     assert many.parts == one.parts
 
@@ -208,11 +211,12 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path, make_crawl):
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root)}
     command = [sys.executable, "-c", code, str(settings), crawl.uri, ray.get_runtime_context().gcs_address]
-    for stop_at in ("rules", "assign", "repack"):
+    written = "_work/captions/answers/", "_parts/rules-", "_work/pictures/answers/", "_parts/assign-", "_parts/repack-"
+    for stop_at in written:
         process = subprocess.Popen(command, env=environment, cwd=root)
         deadline = time.monotonic() + 280
         while process.poll() is None and time.monotonic() < deadline:
-            if any(f"_parts/{stop_at}-" in str(path) for path in (tmp_path / "b").rglob("*.json")):
+            if any(stop_at in str(path) for path in (tmp_path / "b").rglob("*.*")):
                 break
             time.sleep(0.01)
         assert process.poll() is None, "the run ended before it could be killed"

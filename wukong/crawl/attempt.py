@@ -67,7 +67,7 @@ class Attempt:
         """Delete what earlier attempts stored, when one has finished. Through their ``failed.json`` it is found."""
         for left in self.failed:
             if left.finished() is None:
-                manifests.clean(left.uri, ("parts", "plan", "search"))
+                manifests.clean(left.uri, ("parts", "plan", "search", "_work"))
 
 
 def of(

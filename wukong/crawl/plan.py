@@ -1,18 +1,16 @@
 """Plan a crawl: merge duplicate URLs and divide them into parts, with limited memory.
 
 The part of a URL depends only on its hash, so the same set of URLs gives the same parts in any order. Keys are hashes,
-so ranges of keys with equal width hold about the same number of URLs. Each range is planned separately, from the row
-groups of the search files that overlap it.
+so ranges of keys with equal width hold about the same number of URLs. Each range is planned separately, from the files
+of the search, which are merged first where they are many (``wukong.data.exchange``).
 """
-
-from collections.abc import Sequence
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from wukong.data import exchange
 from wukong.store import storage
 
 PLANNED = pa.schema(
@@ -29,6 +27,9 @@ PLANNED = pa.schema(
 RANGE_ROWS = 500_000
 """Number of results that one range of keys should hold; it limits the memory of planning."""
 
+MERGE_ROWS = 1_000_000
+"""Number of results that a merge of search files should hold."""
+
 _PREFIX = 8
 
 
@@ -37,33 +38,12 @@ def ranges_for(results: int) -> int:
     return max(1, -(-results // RANGE_ROWS))
 
 
-def bounds(index: int, count: int) -> tuple[str, str]:
-    """Return the first key of range ``index`` of ``count`` and the first key after it; the last one is above all."""
-    space = 16**_PREFIX
-    low, high = index * space // count, (index + 1) * space // count
-    return f"{low:0{_PREFIX}x}", "g" if high == space else f"{high:0{_PREFIX}x}"
+def edges(count: int) -> list[str]:
+    """Return the keys that divide ``count`` ranges of equal width: the first key of each but the first."""
+    return [f"{edge:0{_PREFIX}x}" for edge in exchange.edges(16**_PREFIX, count)]
 
 
-def read_range(uris: Sequence[str], low: str, high: str) -> pa.Table:
-    """Read the rows with ``low <= key < high`` from files sorted by key; other row groups are not read."""
-
-    def pieces(store: pafs.FileSystem, path: str) -> list[pa.Table]:
-        tables = []
-        with pq.ParquetFile(path, filesystem=store) as file:
-            for group in range(file.num_row_groups):
-                statistics = file.metadata.row_group(group).column(0).statistics
-                if statistics is not None and (statistics.max < low or statistics.min >= high):
-                    continue
-                rows = file.read_row_group(group)
-                keys = rows["key"]
-                tables.append(rows.filter(pc.and_(pc.greater_equal(keys, low), pc.less(keys, high))))
-        return tables
-
-    tables = [table for uri in uris for table in storage.read_with(uri, pieces)]
-    return pa.concat_tables(tables) if tables else pa.table({})
-
-
-def merge(results: pa.Table) -> pa.Table:
+def merge(results: pl.DataFrame) -> pa.Table:
     """Merge results with the same URL; keep the caption of the first and all queries that found it.
 
     Args:
@@ -72,11 +52,10 @@ def merge(results: pa.Table) -> pa.Table:
     Returns:
         Rows of ``PLANNED``, sorted by key.
     """
-    if not results.num_rows:
+    if results.is_empty():
         return PLANNED.empty_table()
     frame = (
-        pl.DataFrame(results)
-        .sort("key", "order")
+        results.sort("key", "order")
         .group_by("key", maintain_order=True)
         .agg(
             pl.col("url").first(),

@@ -1,12 +1,12 @@
 """How often each caption occurs in the whole corpus, which the rule ``frequency`` needs (section 3.2).
 
-The filter job counts in three steps on any number of machines. It computes 64-bit hashes of the captions. It counts
-each range of hashes by itself and keeps only those that occur more than once (``merge``), because most occur once. Then
-each part looks up its captions (``CaptionCounts``). Counts are exact unless two hashes collide: among 166 million
-distinct captions the probability of one collision is 0.0007.
+The filter job counts in three steps on any number of machines. Each group of parts counts the 64-bit hashes of its
+captions (``counted``). Each range of hashes is added up by itself, and only those that occur more than once are brought
+back to the groups that have them (``repeated``), because most occur once. Then each part looks up its captions
+(``CaptionCounts``). Counts are exact unless two hashes collide: among 166 million distinct captions the probability of
+one collision is 0.0007.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,12 +29,33 @@ def hashes_of_normal(normal: pl.Series) -> Hashes:
     return normal.hash(0).to_numpy()
 
 
+def counted(*pieces: Hashes) -> pl.DataFrame:
+    """Count hashes: each once, as ``hash`` and ``count``."""
+    values = pl.Series("hash", np.concatenate([np.empty(0, np.uint64), *pieces]))
+    return values.to_frame().group_by("hash").agg(pl.len().cast(pl.Int64).alias("count"))
+
+
+def repeated(rows: pl.DataFrame) -> pl.DataFrame:
+    """Add up the counts of several groups: the rows whose hash occurs more than once in all, with that number.
+
+    Args:
+        rows: ``counted`` of each group, with any further columns.
+    """
+    return rows.with_columns(pl.col("count").sum().over("hash")).filter(pl.col("count") > 1)
+
+
 @dataclass(frozen=True)
 class CaptionCounts:
-    """The captions that occur more than once, as sorted hashes, and how often each does."""
+    """Captions, as sorted hashes, and how often each occurs; those that are not among them occur once."""
 
     hashes: Hashes
     counts: Counts
+
+    @classmethod
+    def of_rows(cls, rows: pl.DataFrame) -> "CaptionCounts":
+        """Counts from ``hash`` and ``count``, each hash once."""
+        rows = rows.sort("hash")
+        return cls(rows["hash"].to_numpy(), rows["count"].to_numpy())
 
     def of(self, values: Hashes) -> Counts:
         """Look up how often captions of the corpus occur in it, by their hashes."""
@@ -42,18 +63,3 @@ class CaptionCounts:
             return np.ones(len(values), dtype=np.int64)
         places = np.minimum(np.searchsorted(self.hashes, values), len(self.hashes) - 1)
         return np.where(self.hashes[places] == values, self.counts[places], 1)
-
-
-def merge(*pieces: Hashes) -> CaptionCounts:
-    """Count the hashes of one range, in pieces, and keep those that occur more than once."""
-    values = np.concatenate([np.empty(0, np.uint64), *pieces])
-    values.sort()
-    again = np.concatenate([[False], values[1:] == values[:-1], [False]])
-    edges = np.flatnonzero(again[1:] != again[:-1])
-    first, last = edges[::2], edges[1::2]
-    return CaptionCounts(values[first], last - first + 1)
-
-
-def join(ranges: Sequence[CaptionCounts]) -> CaptionCounts:
-    """Join the counts of all ranges, which are in the order of their hashes."""
-    return CaptionCounts(np.concatenate([r.hashes for r in ranges]), np.concatenate([r.counts for r in ranges]))

@@ -2,7 +2,7 @@
 
 Each picture has a 64-bit value: the first bits of its digest, to find equal pictures, or its perceptual hash, to find
 similar ones. Two values that differ in at most ``d`` bits agree in at least one of ``d + 1`` bands of bits, so only
-pictures that agree in a band are compared. Each range of the values of each band is searched by itself, in the memory
+pictures that agree in a band are compared. Each range of the values of the bands is searched by itself, in the memory
 that one range needs. A pair is a repeat when the search of any range finds it.
 """
 
@@ -26,49 +26,47 @@ def numbers(hexadecimal: pl.Series) -> Hashes:
     return hexadecimal.str.head(16).str.to_integer(base=16, dtype=pl.UInt64).to_numpy()
 
 
-def bands(pictures: Pictures, distance: int, ranges: int) -> list[Pictures]:
-    """For each band of bits, divide the pictures into ranges of the band's values: ``(distance + 1) * ranges`` lists.
+def bands(pictures: Pictures, distance: int) -> pl.DataFrame:
+    """Each picture once for each band of bits: ``band``, ``value`` and ``key``.
+
+    ``band`` is the number of the band together with the bits in it, spread over all numbers of 64 bits. Pictures are
+    compared where it is equal.
 
     Args:
         pictures: any.
         distance: the number of bits in which similar pictures may differ.
-        ranges: a power of two.
     """
     values, keys = pictures
     width = BITS // (distance + 1)
-    result = []
-    for band in range(distance + 1):
-        # The highest bits of the band, taken as a band of its own: a shift by all 64 bits would do nothing.
-        shares = _band(values, band, distance) // np.uint64(2**width // ranges) if ranges > 1 else np.zeros_like(values)
-        result += [(values[shares == share], keys[shares == share]) for share in range(ranges)]
-    return result
+    spread = np.uint64(2**64 // ((distance + 1) << width))
+    numbers = [np.uint64(band << width) | _bits(values, band, width) for band in range(distance + 1)]
+    return pl.concat([pl.DataFrame({"band": number * spread, "value": values, "key": keys}) for number in numbers])
 
 
-def repeats(pictures: Pictures, distance: int, band: int) -> Hashes:
-    """Find the pairs whose picture differs in at most ``distance`` bits from one with an earlier key.
-
-    Only pictures that agree in the band are compared.
+def repeats(rows: pl.DataFrame, distance: int) -> pl.DataFrame:
+    """Find the pairs whose picture differs in at most ``distance`` bits from one with an earlier key in the same band.
 
     Args:
-        pictures: the pictures of one range of the band.
+        rows: ``bands`` of pictures, with any further columns; of each value of ``band`` all rows or none.
         distance: 0 for pictures that are equal.
-        band: number of the band, 0 to ``distance``.
+
+    Returns:
+        The rows of these pairs. A pair of several bands may be found in each.
     """
-    values, keys = pictures
-    order = np.lexsort((keys, values))
-    values, keys = values[order], keys[order]
-    equal = np.concatenate([[False], values[1:] == values[:-1]]) if len(values) else np.empty(0, bool)
-    equal_keys = [keys[equal]]
+    rows = rows.sort("band", "value", "key")
+    same = [(pl.col(name) == pl.col(name).shift()).fill_null(value=False) for name in ("band", "value")]
+    equal = rows.select(equal=pl.all_horizontal(same)).to_series()
+    again = [rows.filter(equal)]
     if distance:
-        values, keys = values[~equal], keys[~equal]
-        places = _band(values, band, distance)
-        order = np.lexsort((keys, places))
-        values, keys, places = values[order], keys[order], places[order]
+        rows = rows.filter(~equal).sort("band", "key")
+        places, values = rows["band"].to_numpy(), rows["value"].to_numpy()
+        near = np.zeros(len(rows), dtype=bool)
         edges = [0, *(np.flatnonzero(places[1:] != places[:-1]) + 1), len(places)]
         for low, high in pairwise(edges):
             if high - low > 1:
-                equal_keys.append(keys[low:high][_near_an_earlier(values[low:high], distance)])
-    return np.unique(np.concatenate(equal_keys))
+                near[low:high] = _near_an_earlier(values[low:high], distance)
+        again.append(rows.filter(pl.Series(near)))
+    return pl.concat(again)
 
 
 def _near_an_earlier(values: Hashes, distance: int) -> npt.NDArray[np.bool_]:
@@ -84,6 +82,5 @@ def _near_an_earlier(values: Hashes, distance: int) -> npt.NDArray[np.bool_]:
     return near
 
 
-def _band(values: Hashes, band: int, distance: int) -> Hashes:
-    width = BITS // (distance + 1)
+def _bits(values: Hashes, band: int, width: int) -> Hashes:
     return values >> np.uint64(BITS - width * (band + 1)) & np.uint64(2**width - 1)

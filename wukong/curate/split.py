@@ -6,9 +6,9 @@ another such pair has the same picture. A test set then takes pairs of its sourc
 caption is held out, with ``seen`` those whose caption training has. A pair that is neither trained on nor tested is
 held back.
 
-For a large set there are three passes over its parts, each a function here: ``held_out_pictures`` (its result is small:
-only the pictures that training may not see), ``trained_captions`` (small: only those in ``asked_captions``, which test
-sets with ``seen`` need), ``assign``.
+For a large set there are three passes over its groups of parts: ``held_out_pictures``, ``trained_captions`` and
+``assign``. What a group must know of all groups, it asks (``question``): which of its pictures are held out, and which
+of its ``asked_captions``, those that test sets with ``seen`` may take, training sees. ``known`` answers.
 """
 
 from __future__ import annotations
@@ -28,6 +28,16 @@ TRAIN = "train"
 """Name of the training split."""
 
 
+def holds_out(split: Split) -> bool:
+    """Whether there may be held-out pictures at all."""
+    return bool(split.held_out_captions or split.holdouts)
+
+
+def asks_for_captions(split: Split) -> bool:
+    """Whether there may be asked captions at all."""
+    return any(holdout.captions == "seen" for holdout in split.holdouts)
+
+
 def held_out_pictures(pairs: pl.DataFrame, split: Split) -> Hashes:
     """The pictures that training may not see: the first 64 bits of their digests, sorted, each once."""
     kept_away = _caption_held_out(pairs, split) | _source_held_out(pairs, split)
@@ -40,7 +50,7 @@ def trained_captions(pairs: pl.DataFrame, split: Split, held_out: Hashes) -> Has
     Args:
         pairs: one row a pair; may be one part of the corpus.
         split: the hold-outs.
-        held_out: ``held_out_pictures`` of the whole corpus.
+        held_out: those of its pictures that are in ``held_out_pictures`` of the whole corpus.
     """
     return np.unique(hashes(pairs.filter(_trainable(pairs, split, held_out))["caption"]))
 
@@ -54,6 +64,21 @@ def asked_captions(pairs: pl.DataFrame, split: Split) -> Hashes:
     return np.unique(hashes(pairs.filter(asks)["caption"]))
 
 
+def question(has: Hashes, asks: Hashes) -> pl.DataFrame:
+    """What a group has and what it asks for: each hash once, as ``hash``, with ``has`` and ``asks``."""
+    both = np.union1d(has, asks)
+    return pl.DataFrame({"hash": both, "has": np.isin(both, has), "asks": np.isin(both, asks)})
+
+
+def known(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows of groups that ask for a hash which some group has.
+
+    Args:
+        rows: ``question`` of each group, with any further columns.
+    """
+    return rows.filter(pl.col("asks") & pl.col("has").any().over("hash")).drop("has", "asks")
+
+
 def assign(pairs: pl.DataFrame, split: Split, held_out: Hashes, trained: Hashes) -> pl.Series:
     """Give each kept pair the name of its split: ``train``, a hold-out's name, or ``held_back``.
 
@@ -62,8 +87,8 @@ def assign(pairs: pl.DataFrame, split: Split, held_out: Hashes, trained: Hashes)
     Args:
         pairs: one row a pair, with ``url``, ``caption`` (names masked) and ``sha256``; may be one part of the corpus.
         split: the hold-outs.
-        held_out: ``held_out_pictures`` of the whole corpus.
-        trained: ``trained_captions`` of the whole corpus.
+        held_out: those of its pictures that are in ``held_out_pictures`` of the whole corpus.
+        trained: those of its ``asked_captions`` that are in ``trained_captions`` of the whole corpus.
     """
     caption_held = _caption_held_out(pairs, split)
     seen = pl.Series(np.isin(hashes(pairs["caption"]), trained))

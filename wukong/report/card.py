@@ -186,12 +186,11 @@ def of(
     facts = {"crawl": crawl.digest, "filter": filtered.digest}
     if experiment.release.licence:
         facts["licence of the list of URLs and captions"] = experiment.release.licence
-    thumbnail = gallery.Thumbnails(gallery.pictures_of(filtered))
     return make(
         experiment.name,
         counted,
         [*funnel(crawl, filtered), *more_steps],
-        gallery.contact_sheet(filtered, thumbnail, experiment.filter.seed, shown=shown),
+        gallery.contact_sheet(filtered, experiment.filter.seed, shown=shown),
         facts,
         experiment.about,
         experiment.sources,

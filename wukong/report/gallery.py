@@ -1,7 +1,7 @@
 """Images of a filtered set for pages: read from its shards by key, made small, and chosen at random."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import polars as pl
 
@@ -17,14 +17,18 @@ Pictures = Callable[[str], bytes]
 _SHARDS = 6
 
 
-def pictures_of(filtered: Manifest) -> Pictures:
+def pictures_of(filtered: Manifest, shards: Sequence[str] | None = None) -> Pictures:
     """Returns a function that reads an image by its pair's key from the shards of a filter stage.
 
     A shard is indexed when it is first needed. The function raises DataError for a key that no shard has.
+
+    Args:
+        filtered: the filter stage's manifest.
+        shards: tables of the shards that are looked through; by default all, and keys of all that come first are held.
     """
     tars: dict[str, str] = {}
     places: dict[str, dict[str, tuple[int, int]]] = {}
-    tables = iter(shard_tables(filtered))
+    tables = iter(shard_tables(filtered) if shards is None else shards)
 
     def read(key: str) -> bytes:
         while key not in tars:
@@ -78,7 +82,6 @@ class Thumbnails:
 
 def contact_sheet(
     filtered: Manifest,
-    thumbnail: Thumbnails,
     seed: int,
     pairs: int = 48,
     shown: Callable[[pl.DataFrame], pl.Series] | None = None,
@@ -87,7 +90,6 @@ def contact_sheet(
 
     Args:
         filtered: the filter stage's manifest.
-        thumbnail: makes the images small.
         seed: decides which pairs are chosen.
         pairs: how many are chosen.
         shown: tells which rows may be shown; by default all.
@@ -103,5 +105,6 @@ def contact_sheet(
     columns = ["key", "caption", "url", "sha256"]
     table = pl.concat([pl.DataFrame(storage.read_table(uri, columns)) for uri in chosen])
     table = table if shown is None else table.filter(shown(table))
+    thumbnail = Thumbnails(pictures_of(filtered, chosen))
     places = generator.sample(range(len(table)), min(len(table), pairs))
     return [{"key": key, "src": thumbnail(key), "caption": caption} for key, caption, _, _ in table[places].iter_rows()]

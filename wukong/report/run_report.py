@@ -106,7 +106,7 @@ def contents(
             for stage in stages.TRAININGS
             if (curves := _curves(evaluation, stage, _measured(manifests.get(stage))))
         },
-        "contacts": contact_sheet(filtered, thumbnail, experiment.filter.seed),
+        "contacts": contact_sheet(filtered, experiment.filter.seed),
         "sources": _sources(experiment, filtered),
         "expectations": _expectations(manifests.get("validate")),
         "times": _times(manifests),

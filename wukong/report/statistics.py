@@ -6,7 +6,7 @@ They are counted for each batch and added up, so a set of any size needs the mem
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,7 +90,7 @@ class Statistics:
         return float(np.searchsorted(np.cumsum(self.tokens), max(1, self.pairs) / 2))
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the counts as a JSON value, without the empty bins of the histograms."""
+        """Returns the counts as a JSON value, without the empty bins of the histograms; words in alphabetical order."""
         bins = {name: {str(n): int(counts[n]) for n in np.flatnonzero(counts)} for name, counts in self._histograms()}
         return {"pairs": self.pairs, **bins, "words": dict(sorted(self.words.items()))}
 
@@ -106,12 +106,19 @@ class Statistics:
             for name, counts in statistics._histograms():
                 for bin_number, count in value[name].items():
                     counts[int(bin_number)] = count
-            statistics.pairs, statistics.words = int(value["pairs"]), Counter(value["words"])
+            statistics.pairs, statistics.words = int(value["pairs"]), Counter(dict(value["words"]))
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise DataError(
                 f"these are not the statistics of a set of pairs ({type(error).__name__}: {error})"
             ) from None
         return statistics
+
+    def add(self, others: "Statistics") -> None:
+        """Add the counts of other pairs to these; all words are kept."""
+        self.pairs += others.pairs
+        self.words.update(others.words)
+        for name, counts in self._histograms():
+            np.add(counts, getattr(others, name), out=counts)
 
     def without(self, others: "Statistics") -> "Statistics":
         """Returns the counts of this set without some of its pairs.
@@ -167,17 +174,13 @@ def read(uri: str) -> dict[str, Statistics]:
     return {str(name): Statistics.from_json(entry) for name, entry in value.items()}
 
 
-def merge(batches: Sequence[Statistics]) -> Statistics:
+def merge(batches: Iterable[Statistics]) -> Statistics:
     """Add up the counts of batches. Only the most frequent words are kept."""
-    batches = [Statistics(), *batches]
-    words: Counter[str] = Counter()
+    whole = Statistics()
     for batch in batches:
-        words.update(batch.words)
-    return Statistics(
-        pairs=sum(batch.pairs for batch in batches),
-        words=Counter(dict(words.most_common(_WORDS_KEPT))),
-        **{name: np.sum([getattr(batch, name) for batch in batches], axis=0) for name in HISTOGRAMS},
-    )
+        whole.add(batch)
+    whole.words = Counter(dict(whole.words.most_common(_WORDS_KEPT)))
+    return whole
 
 
 def _histogram(values: npt.NDArray[np.integer], bins: int) -> Counts:

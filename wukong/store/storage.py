@@ -470,9 +470,9 @@ def read_table(uri: str, columns: list[str] | None = None, sha256: str = "") -> 
     """
 
     def read(store: pafs.FileSystem, path: str) -> pa.Table:
-        if not sha256:
-            return pq.read_table(path, columns=columns, filesystem=store)
-        with store.open_input_file(path) as stream:
+        with store.open_input_file(path) as stream:  # by its path, it would be looked up once more
+            if not sha256:
+                return pq.read_table(stream, columns=columns)
             data = stream.read_buffer()
         if hashlib.sha256(data).hexdigest() != sha256:
             raise StorageError(

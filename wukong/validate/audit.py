@@ -4,16 +4,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from wukong.config.split import Split
 from wukong.curate import names, rules
-from wukong.curate.caption_counts import Hashes, hashes
+from wukong.curate.caption_counts import hashes
 from wukong.curate.split import TRAIN, picture_digests
 
 NAME_LEFT = "name_left"
 """Column: whether a masked caption may still hold a person's name."""
+
+SAMPLES = 5
+"""The most pairs that are shown of those that break an expectation on the whole set."""
+
+_OF = pl.Enum(["key", "caption_original", "caption", "picture"])
+_KIND = pl.Enum(["train", "unseen", "seen", "other"])
 
 
 def columns() -> list[str]:
@@ -37,79 +42,93 @@ def audit(pairs: pl.DataFrame, loaded: Mapping[str, Any]) -> pl.DataFrame:
     return pairs.with_columns(**computed)
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the expectations on the whole set need of one batch: hashes and digests instead of rows."""
+def facts_of(pairs: pl.DataFrame, split: Split) -> pl.DataFrame:
+    """What the expectations on the whole set need of one batch: hashes and digests instead of rows.
 
-    rows: dict[str, int]
-    keys: Hashes
-    captions: Hashes
-    train_captions: Hashes
-    unseen_captions: Hashes
-    seen_captions: Hashes
-    train_pictures: Hashes
-    holdout_pictures: Hashes
+    Args:
+        pairs: rows of ``PAIRS``.
+        split: the hold-outs.
 
-
-def facts_of(pairs: pl.DataFrame, split: Split) -> Facts:
-    """Compute the facts of a batch of pairs."""
-    unseen = [holdout.name for holdout in split.holdouts if holdout.captions == "unseen"]
-    seen = [holdout.name for holdout in split.holdouts if holdout.captions == "seen"]
-    train = pairs.filter(pl.col("split") == TRAIN)
-    return Facts(
-        rows=dict(pairs["split"].value_counts().iter_rows()),
-        keys=hashes(pairs["key"]),
-        captions=hashes(pairs["caption_original"]),
-        train_captions=_captions(train),
-        unseen_captions=_captions(pairs.filter(pl.col("split").is_in(unseen))),
-        seen_captions=_captions(pairs.filter(pl.col("split").is_in(seen))),
-        train_pictures=np.unique(picture_digests(train)),
-        holdout_pictures=np.unique(picture_digests(pairs.filter(pl.col("split") != TRAIN))),
+    Returns:
+        Four rows a pair: ``hash``, what it is the hash of (``of``), the pair's ``row`` in the batch, and its ``kind``:
+        ``train``, ``unseen`` or ``seen`` for a test set with such captions, or ``other``.
+    """
+    kinds = {TRAIN: "train"} | {each.name: each.captions for each in split.holdouts if each.captions != "any"}
+    rows = pl.DataFrame({"row": pl.int_range(len(pairs), dtype=pl.UInt32, eager=True)}).with_columns(
+        kind=pairs["split"].replace_strict(kinds, default="other", return_dtype=_KIND)
     )
+    values = {
+        "key": hashes(pairs["key"]),
+        "caption_original": hashes(pairs["caption_original"]),
+        "caption": hashes(pairs["caption"]),
+        "picture": picture_digests(pairs),
+    }
+    tables = [
+        rows.select(hash=pl.Series(value), of=pl.lit(name, _OF), row="row", kind="kind")
+        for name, value in values.items()
+    ]
+    return pl.concat(tables)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The whole set in one row, and the hashes that break an expectation, by which example rows are found."""
+    """What breaks the expectations on a whole set, or on the pairs whose hashes are in one range.
+
+    Attributes:
+        row: by column of the expectations, the number of hashes that break one; of ``most_frequent_caption`` how often
+            the most frequent caption occurs.
+        samples: by the same columns, the first pairs with such a hash, as batch and row in the batch.
+    """
 
     row: dict[str, int]
-    offenders: dict[str, Hashes]
+    samples: dict[str, list[tuple[int, int]]]
 
 
-def summarize(facts: Sequence[Facts], split: Split) -> Dataset:
-    """Join the facts of all batches: the sizes of the splits, and what two splits share although they must not."""
+def summarize(facts: pl.DataFrame) -> Dataset:
+    """Find what breaks the expectations among the hashes of one range.
 
-    def union(name: str) -> Hashes:
-        return np.unique(np.concatenate([getattr(entry, name) for entry in facts]))
+    Args:
+        facts: ``facts_of`` all batches, of each hash in some range all rows, with the number of their ``batch``.
+    """
 
-    keys, key_counts = np.unique(np.concatenate([entry.keys for entry in facts]), return_counts=True)
-    captions, counts = np.unique(np.concatenate([entry.captions for entry in facts]), return_counts=True)
-    train_captions = union("train_captions")
-    offenders = {
-        "duplicate_keys": keys[key_counts > 1],
-        "most_frequent_caption": captions[counts == counts.max(initial=1)],
-        "unseen_captions_in_train": np.intersect1d(train_captions, union("unseen_captions")),
-        "seen_captions_not_in_train": np.setdiff1d(union("seen_captions"), train_captions),
-        "holdout_pictures_in_train": np.intersect1d(union("train_pictures"), union("holdout_pictures")),
+    def has(kind: str) -> pl.Expr:
+        return (pl.col("kind") == kind).any()
+
+    by_hash = pl.col("of"), pl.col("hash")
+    known = facts.group_by(by_hash).agg(
+        rows=pl.len(),
+        train=has("train"),
+        unseen=has("unseen"),
+        seen=has("seen"),
+        tested=(pl.col("kind") != "train").any(),
+    )
+    most = max(known.filter(of="caption_original")["rows"], default=0)
+    breaks = {
+        "duplicate_keys": (pl.col("of") == "key") & (pl.col("rows") > 1),
+        "most_frequent_caption": (pl.col("of") == "caption_original") & (pl.col("rows") == most),
+        "unseen_captions_in_train": (pl.col("of") == "caption") & pl.col("train") & pl.col("unseen"),
+        "seen_captions_not_in_train": (pl.col("of") == "caption") & pl.col("seen") & ~pl.col("train"),
+        "holdout_pictures_in_train": (pl.col("of") == "picture") & pl.col("train") & pl.col("tested"),
     }
-    row = {name: len(found) for name, found in offenders.items()}
-    row["most_frequent_caption"] = int(counts.max(initial=0))
-    for name in (TRAIN, *(holdout.name for holdout in split.holdouts)):
-        row[f"pairs_{name}"] = sum(entry.rows.get(name, 0) for entry in facts)
-    return Dataset(row, offenders)
+    row, samples = {}, {}
+    for name, condition in breaks.items():
+        offenders = known.filter(condition)
+        first = (
+            facts.join(offenders, on=["of", "hash"], how="semi")
+            .select("batch", "row")
+            .bottom_k(SAMPLES, by=["batch", "row"])
+        )
+        row[name], samples[name] = len(offenders), sorted(first.iter_rows())
+    return Dataset(row | {"most_frequent_caption": most}, samples)
 
 
-def offending_rows(pairs: pl.DataFrame, column: str, offenders: Hashes) -> pl.DataFrame:
-    """The rows of a batch that are counted in ``Dataset.row[column]``."""
-    value = {
-        "duplicate_keys": lambda: hashes(pairs["key"]),
-        "most_frequent_caption": lambda: hashes(pairs["caption_original"]),
-        "unseen_captions_in_train": lambda: hashes(pairs["caption"]),
-        "seen_captions_not_in_train": lambda: hashes(pairs["caption"]),
-        "holdout_pictures_in_train": lambda: picture_digests(pairs),
-    }[column]()
-    return pairs.filter(pl.Series(np.isin(value, offenders)))
+def join(ranges: Sequence[Dataset]) -> Dataset:
+    """Add up what was found in all ranges of hashes."""
+    row = {name: sum(each.row[name] for each in ranges) for name in ranges[0].row}
+    row["most_frequent_caption"] = max(each.row["most_frequent_caption"] for each in ranges)
 
+    def samples(name: str) -> list[tuple[int, int]]:
+        offending = (each for each in ranges if name != "most_frequent_caption" or each.row[name] == row[name])
+        return sorted(sample for each in offending for sample in each.samples[name])[:SAMPLES]
 
-def _captions(pairs: pl.DataFrame) -> Hashes:
-    return np.unique(hashes(pairs["caption"]))
+    return Dataset(row, {name: samples(name) for name in row})

@@ -4,13 +4,16 @@ import itertools
 import random
 from pathlib import Path
 
+import polars as pl
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wukong.crawl import plan
 from wukong.crawl.found import FOUND, FoundRow, as_table, write_found
 from wukong.crawl.url import key_of
+from wukong.data import exchange
 from wukong.store import storage
 
 results = st.lists(
@@ -42,7 +45,7 @@ def test_duplicates_are_merged(drawn, order: random.Random) -> None:
     expected = naive(rows)
     shuffled = list(rows)
     order.shuffle(shuffled)
-    assert plan.merge(as_table(shuffled)).to_pylist() == expected
+    assert plan.merge(pl.DataFrame(as_table(shuffled))).to_pylist() == expected
 
 
 @given(results, st.integers(1, 7), st.integers(1, 9), st.randoms())
@@ -57,10 +60,15 @@ def test_ranges_cover_every_url_once_in_any_order_of_files(tmp_path_factory, dra
         uris.append(storage.from_path(folder / f"{number}.parquet"))
         write_found(uris[-1], as_table(rows[number::files]))
     order.shuffle(uris)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exchange, "FAN", 3)
+        edges = plan.edges(ranges)
+        found = [exchange.File(uri, len(rows) // files) for uri in uris]
+        rounds, spans = exchange.rounds(found, edges, storage.from_path(folder / "merged"), 30)
+        for merge in itertools.chain.from_iterable(rounds):
+            exchange.merge(merge)
     planned = [
-        row
-        for index in range(ranges)
-        for row in plan.merge(plan.read_range(uris, *plan.bounds(index, ranges))).to_pylist()
+        row for index in range(ranges) for row in plan.merge(exchange.source(spans, edges, index).read()).to_pylist()
     ]
     assert planned == expected
 
@@ -75,15 +83,15 @@ def test_parts_are_even_and_within_the_limit(urls: int, size: int) -> None:
 
 def test_key_ranges_have_no_gaps() -> None:
     for count in (1, 3, 7, 256, 332):
-        edges = [plan.bounds(index, count) for index in range(count)]
-        assert edges[0][0] == "0" * 8
-        assert edges[-1][1] > "f" * 20
-        assert all(a[1] == b[0] for a, b in itertools.pairwise(edges))
+        edges = plan.edges(count)
+        assert len(edges) == count - 1
+        assert [int(edge, 16) for edge in edges] == [n * 16**8 // count for n in range(1, count)]
+        assert all(len(edge) == 8 for edge in edges)
 
 
 def test_parts_can_be_read_back_with_their_key_bounds(tmp_path: Path) -> None:
     rows = rows_of([(number, "甲", "图", None) for number in range(25)])
-    planned = plan.merge(as_table(rows))
+    planned = plan.merge(pl.DataFrame(as_table(rows)))
     uri = storage.from_path(tmp_path / "0.parquet")
     parts = plan.write_range(uri, planned, 10)
     read = [plan.read_part(uri, group).to_pylist() for group in range(len(parts))]
@@ -98,12 +106,15 @@ def test_a_range_reads_only_the_row_groups_it_needs(tmp_path: Path, monkeypatch)
     groups = pq.ParquetFile(tmp_path / "0.parquet").num_row_groups
     assert groups >= 4
     read: list[int] = []
-    original = pq.ParquetFile.read_row_group
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda self, i, **k: read.append(i) or original(self, i, **k))
-    plan.read_range([uri], *plan.bounds(0, 20))
+    original = pq.ParquetFile.read_row_groups
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", lambda self, i: read.extend(i) or original(self, i))
+    (edge,) = plan.edges(20)[:1]
+    rows = exchange.Source((uri,), None, edge).read()
     assert len(read) == 1
+    assert 0 < len(rows) < 8_192
+    assert rows["key"].max() < edge
 
 
 def test_no_results() -> None:
-    assert plan.merge(FOUND.empty_table()).num_rows == 0
-    assert plan.merge(plan.read_range([], "0", "g")).num_rows == 0
+    assert plan.merge(pl.DataFrame(FOUND.empty_table())).num_rows == 0
+    assert plan.merge(exchange.Source((), None, None).read()).num_rows == 0

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 
-import numpy as np
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -92,12 +91,26 @@ def test_parts_and_their_order_do_not_change_the_split(pairs, cuts, random):
     edges = [0, *sorted({min(cut, len(pairs)) for cut in cuts}), len(pairs)]
     parts = [pairs.slice(low, high - low) for low, high in itertools.pairwise(edges)]
     random.shuffle(parts)
-    held_out = np.unique(np.concatenate([splitting.held_out_pictures(part, split) for part in parts]))
-    asked = np.unique(np.concatenate([splitting.asked_captions(part, split) for part in parts]))
-    trained = np.unique(np.concatenate([splitting.trained_captions(part, split, held_out) for part in parts]))
-    trained = np.intersect1d(trained, asked)
-    for part in parts:
-        assert [expected[url] for url in part["url"]] == splitting.assign(part, split, held_out, trained).to_list()
+
+    def answered(questions):
+        asked = [question.with_columns(part=pl.lit(number)) for number, question in enumerate(questions)]
+        known = splitting.known(pl.concat(asked))
+        return [known.filter(part=number)["hash"].to_numpy() for number in range(len(parts))]
+
+    held_out = answered(
+        [
+            splitting.question(splitting.held_out_pictures(part, split), splitting.picture_digests(part))
+            for part in parts
+        ]
+    )
+    trained = answered(
+        [
+            splitting.question(splitting.trained_captions(part, split, held), splitting.asked_captions(part, split))
+            for part, held in zip(parts, held_out, strict=True)
+        ]
+    )
+    for part, held, seen in zip(parts, held_out, trained, strict=True):
+        assert [expected[url] for url in part["url"]] == splitting.assign(part, split, held, seen).to_list()
 
 
 def test_the_fraction_is_kept_and_depends_on_the_salt():

@@ -14,7 +14,7 @@ from wukong.config import documents
 from wukong.crawl.url import key_of
 from wukong.curate.pairs import DROPPED, PAIRS
 from wukong.errors import DataError
-from wukong.report import run_report
+from wukong.report import gallery, run_report
 from wukong.report.funnel import funnel
 from wukong.store import storage
 from wukong.store.manifest import Stage
@@ -252,6 +252,22 @@ def test_without_evaluation_it_is_a_report_of_the_data(run):
 def test_a_picture_that_is_nowhere_is_named(run):
     with pytest.raises(DataError, match=r"no shard of .* has the pair 123"):
         run_report.pictures_of(run[1]["filter"])("123")
+
+
+def test_random_pairs_are_looked_for_in_the_chosen_shards_alone(run, monkeypatch):
+    filtered = run[1]["filter"]
+    more = []
+    for part in filtered.parts:
+        if part.path.startswith("train/"):
+            copy = part.model_copy(update={"path": part.path.replace("00000", "00001")})
+            storage.write_bytes(f"{filtered.uri}/{copy.path}", storage.read_bytes(f"{filtered.uri}/{part.path}"))
+            more.append(copy)
+    larger = filtered.model_copy(update={"parts": (*filtered.parts, *more)})
+    read, original = [], storage.read_table
+    monkeypatch.setattr(gallery, "_SHARDS", 1)
+    monkeypatch.setattr(storage, "read_table", lambda uri, *a: read.append(uri) or original(uri, *a))
+    assert len(gallery.contact_sheet(larger, 0)) == 12
+    assert len(set(read)) == 1
 
 
 def test_equal_runs_give_equal_pages(run):

@@ -16,7 +16,7 @@ from rule_samples import TEXT, judge
 
 from wukong.config.filter import Filter
 from wukong.curate import rules
-from wukong.curate.caption_counts import hashes, merge
+from wukong.curate.caption_counts import CaptionCounts, counted, hashes
 from wukong.curate.rule import HELD_BACK
 
 
@@ -42,7 +42,7 @@ def test_a_pair_keeps_the_first_reason_in_the_documented_order():
     assert judge([bad], 10, 100, min_side=0) == ["aspect_ratio"]
     assert judge([bad], 10, 100, min_side=0, max_aspect_ratio=100) == ["meaningless"]
     repeated = "色情" + "猫" * 40
-    counts = merge(np.repeat(hashes(pl.Series([repeated])), 11))
+    counts = CaptionCounts.of_rows(counted(np.repeat(hashes(pl.Series([repeated])), 11)))
     assert judge([repeated], counts=counts) == ["length"]
     assert judge([repeated], counts=counts, max_length=50) == ["frequency"]
     assert judge([repeated], counts=counts, max_length=50, max_caption_count=11) == ["sensitive"]

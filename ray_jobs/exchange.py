@@ -1,0 +1,89 @@
+"""The merges of an exchange (``wukong/data/exchange.py``) as Ray tasks, and questions that tasks ask the whole corpus.
+
+A question is a table with a hash in each row: each group of parts writes one. Each range of hashes is answered by
+itself, and the answers are brought back to the groups that asked. No task and no driver holds what all groups ask.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import polars as pl
+import ray
+
+from wukong.data import exchange
+from wukong.data.exchange import File, Key, Merge, Source, Span
+from wukong.store import storage
+
+ASKER = "asker"
+"""Column of a question, and the first of an answer: the number of the group that asks."""
+
+RANGE_ROWS = 2_000_000
+"""About how many rows the reader of a range of hashes holds."""
+
+_MERGE_ROWS = 4_000_000
+_HASHES = 2**64
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers to one question, by the number of the group that asked."""
+
+    spans: tuple[Span, ...]
+    askers: int
+
+    def of(self, asker: int) -> pl.DataFrame:
+        """Read the answers to one group, without the column ``ASKER``."""
+        return exchange.source(self.spans, range(1, self.askers), asker).read().drop(ASKER)
+
+
+def run_all(task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Run a task for each tuple of arguments, and return what they return."""
+    remote = ray.remote(task)
+    return list(ray.get([remote.remote(*entry) for entry in arguments]))
+
+
+def in_order(task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    """Run a task for each tuple of arguments, and yield what they return, of which only one is held here."""
+    remote = ray.remote(task)
+    for reference in [remote.remote(*entry) for entry in arguments]:
+        yield ray.get(reference)
+
+
+def gathered(
+    files: Sequence[File], edges: Sequence[Key], folder: str, rows: int = _MERGE_ROWS, fan: int | None = None
+) -> list[Span]:
+    """Merge files until each range of keys lies in few; for the arguments see ``wukong.data.exchange.rounds``."""
+    rounds, spans = exchange.rounds(files, edges, folder, rows, fan)
+    for merges in rounds:
+        run_all(exchange.merge, [(merge,) for merge in merges])
+    return spans
+
+
+def hash_ranges(files: Sequence[File], folder: str) -> list[Source]:
+    """Bring tables together whose key is a hash: ranges of hashes that hold about ``RANGE_ROWS`` rows each."""
+    edges = exchange.edges(_HASHES, max(1, -(-sum(file.rows for file in files) // RANGE_ROWS)))
+    spans = gathered(files, edges, folder)
+    return [exchange.source(spans, edges, number) for number in range(len(edges) + 1)]
+
+
+def ask(asked: Sequence[File], answer: Callable[[pl.DataFrame], pl.DataFrame], folder: str) -> Answers:
+    """Answer a question that every group has asked.
+
+    Args:
+        asked: the question of each group: a hash, ``ASKER``, and what else the answer needs.
+        answer: makes the rows of the answer, with ``ASKER``, from the rows of all groups in a range of hashes.
+        folder: prefix of the files of this question.
+    """
+    sources = hash_ranges(asked, storage.join(folder, "asked"))
+    merges = [
+        Merge(source, storage.join(folder, f"answers/{number:05d}.parquet")) for number, source in enumerate(sources)
+    ]
+    answers = run_all(exchange.merge, [(merge, partial(_by_asker, answer)) for merge in merges])
+    spans = gathered(answers, range(1, len(asked)), storage.join(folder, "answered"), fan=1)
+    return Answers(tuple(spans), len(asked))
+
+
+def _by_asker(answer: Callable[[pl.DataFrame], pl.DataFrame], rows: pl.DataFrame) -> pl.DataFrame:
+    return answer(rows).select(ASKER, pl.exclude(ASKER))
