@@ -13,6 +13,7 @@ import asyncio
 import itertools
 import logging
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -27,10 +28,10 @@ from wukong.crawl import attempt, plan, previous, verdict
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.decoder import Decoder
 from wukong.crawl.download import AT_ONCE, download_part
+from wukong.crawl.downloaded import SUFFIXES, Downloaded, name_of
 from wukong.crawl.engine import Engine
 from wukong.crawl.fetch import Fetcher, SlowHosts
 from wukong.crawl.found import write_found
-from wukong.crawl.parts import SUFFIXES, Parts, name_of
 from wukong.crawl.permits import Ledger, Permits
 from wukong.crawl.picture_fetcher import PictureFetcher
 from wukong.crawl.previous import Previous
@@ -119,13 +120,13 @@ class _Job:
         files = [path for record in searched for path in record["files"]]
         results = sum(record["results"] for record in searched)
         logger.info("found %d results of %d queries", results, len(queries))
-        planned = self._plan([self._stage.path(path) for path in files], results)
-        parts = self._download(planned)
+        downloaded = Downloaded(self._plan([self._stage.path(path) for path in files], results))
+        self._download(downloaded)
 
         failed = {query: why for record in searched for query, why in record["failed"].items()}
         previous.write_queries(self._stage.path(previous.QUERIES), queries, failed)
-        storage.write_table(self._stage.path(previous.INDEX), parts.index())
-        statuses = parts.statuses
+        storage.write_table(self._stage.path(previous.INDEX), downloaded.index())
+        statuses = downloaded.statuses
         counts = {
             "queries": len(queries),
             "queries_without_results": sum(record["empty"] for record in searched),
@@ -133,16 +134,16 @@ class _Job:
             "queries_unexpected": sum(record["unexpected"] for record in searched),
             "results": results,
             "urls": statuses.total(),
-            "requested": parts.requested,
-            "transient": parts.transient,
+            "requested": downloaded.requested,
+            "transient": downloaded.transient,
             **{status.value: statuses[status.value] for status in Status},
         }
-        described = [*parts.described()]
-        described += [self._stage.describe(path) for path in (previous.QUERIES, previous.INDEX)]
-        described += [Part.model_validate(part) for record in searched for part in record["described"]]
+        own = [self._stage.describe(path) for path in (previous.QUERIES, previous.INDEX)]
+        found = (Part.model_validate(part) for record in searched for part in record["described"])
+        described = [*own, *downloaded.described(), *found]
         dropped = {status: n for status, n in sorted(statuses.items()) if status != Status.SUCCESS}
-        self._tell_slow_hosts(parts)
-        examples = parts.examples | ({"search": next(iter(failed.items()))} if failed else {})
+        self._tell_slow_hosts(downloaded.slow_hosts)
+        examples = downloaded.examples | ({"search": next(iter(failed.items()))} if failed else {})
         why = verdict.failure(counts, self._config, examples)
         if why is not None:
             failed_attempt = Manifest(
@@ -159,11 +160,11 @@ class _Job:
             raise verdict.CrawlFailedError(why)
         return self._stage.commit(described, counts=counts, dropped=dropped)
 
-    def _tell_slow_hosts(self, parts: Parts) -> None:
+    def _tell_slow_hosts(self, seconds: Counter[str]) -> None:
         """Log the time that slow hosts cost and write it beside the parts. It differs between runs."""
-        for host, cost in parts.slow_hosts.most_common(_TOLD_HOSTS):
+        for host, cost in seconds.most_common(_TOLD_HOSTS):
             logger.info("%s cost %.0f s by being slow", host, cost)
-        cost_by_host = {host: round(cost, 1) for host, cost in parts.slow_hosts.most_common()}
+        cost_by_host = {host: round(cost, 1) for host, cost in seconds.most_common()}
         storage.write_json(self._stage.path(_SLOW_HOSTS), cost_by_host)
 
     def _take_over(self, queries: Sequence[str]) -> list[dict[str, Any]]:
@@ -220,8 +221,7 @@ class _Job:
         )
         return [(record["plan"], group, *part) for record in records for group, part in enumerate(record["parts"])]
 
-    def _download(self, planned: Iterable[tuple[str, int, int, str, str]]) -> Parts:
-        parts = Parts(planned)
+    def _download(self, parts: Downloaded) -> None:
         turns = Turns(len(parts), self._cores)
         share = self._share(turns.tasks)
         retry_failed = self._earlier is not None and self._earlier.retry_failed
@@ -246,9 +246,8 @@ class _Job:
                     for status, urls in record["statuses"].items():
                         metrics.add("wukong_crawl_urls", urls, status=str(status))
                 metrics.show("wukong_crawl_queue", left)
-        return parts
 
-    def _work(self, parts: Parts, turn: Turn) -> list[tuple[int, str, int, list[str]]]:
+    def _work(self, parts: Downloaded, turn: Turn) -> list[tuple[int, str, int, list[str]]]:
         """Return a task's parts: number, plan, row group in the plan, and the overlapping parts of an earlier crawl."""
         work = []
         for number in turn.parts:

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from wukong.crawl.download import AT_ONCE
-from wukong.crawl.parts import Parts
+from wukong.crawl.downloaded import Downloaded
 from wukong.crawl.turns import Turn, Turns
 
 SHARE, WAIT = 0.005, 59.0  # with its work, a slow part takes 60 times the time of another
@@ -126,9 +126,9 @@ def drive(parts: int) -> None:
     def resident() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-    Parts([("", 0, 0, "", "")]).index()  # Arrow imports what it needs
+    Downloaded([("", 0, 0, "", "")]).index()  # Arrow imports what it needs
     before, started = resident(), time.monotonic()
-    held, turns = Parts(planned(parts)), Turns(parts, 64)
+    held, turns = Downloaded(planned(parts)), Turns(parts, 64)
     while (turn := turns.next(0)) is not None:
         for number in turn.parts:
             held.add(number, made_up_record(number))

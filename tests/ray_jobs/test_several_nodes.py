@@ -175,6 +175,8 @@ class Nodes:
                     with suppress(psutil.NoSuchProcess):
                         process.kill()
                 self._others.remove(node)
+                if not self._others:  # a training with two workers waits for two cores
+                    self.fill()
                 return True
         return False
 

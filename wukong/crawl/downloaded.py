@@ -37,7 +37,7 @@ def name_of(part: int) -> str:
     return f"parts/{part:05d}"
 
 
-class Parts:
+class Downloaded:
     """The parts of a crawl, and the sums of their records. It takes 142 bytes a part.
 
     Args:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from wukong.crawl import previous
-from wukong.crawl.parts import Parts
+from wukong.crawl.downloaded import Downloaded
 from wukong.store.manifest import Part
 
 PLANNED = [(f"plan/{n // 3:05d}.parquet", n % 3, 10 + n, f"{n:020x}", f"{n:019x}f") for n in range(10)]
@@ -37,7 +37,7 @@ def record(number: int) -> dict[str, object]:
 
 
 def test_it_says_what_the_records_say_in_whatever_order_they_came() -> None:
-    parts = Parts(iter(PLANNED))
+    parts = Downloaded(iter(PLANNED))
     order = list(range(10))
     random.Random(1).shuffle(order)
     for number in order:
@@ -57,13 +57,13 @@ def test_it_says_what_the_records_say_in_whatever_order_they_came() -> None:
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_an_index_of_few_parts(count: int) -> None:
-    index = Parts(PLANNED[:count]).index()
+    index = Downloaded(PLANNED[:count]).index()
     assert index.schema.equals(previous.INDEX_SCHEMA)
     assert index.num_rows == count
 
 
 def test_only_the_hosts_that_cost_most_are_kept() -> None:
-    parts = Parts(PLANNED)
+    parts = Downloaded(PLANNED)
     for number in range(10):
         hosts = {f"{number}-{host}.test": 1.0 + host for host in range(5_000)}
         parts.add(number, record(number) | {"slow_hosts": hosts})
