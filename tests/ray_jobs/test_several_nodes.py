@@ -34,6 +34,9 @@ from wukong.store import fence, storage
 
 HOST = "corpus.test"
 STAGES = ("crawl", "filter", "validate", "pretrain", "finetune", "evaluate")
+TASKS = dict.fromkeys(STAGES, "") | {"pretrain": "_on_core", "finetune": "RayTrainWorker"}
+"""How the title begins of the tasks in which a node is killed, by stage: those of pretrain compute the features."""
+
 HOLDOUTS = [
     {"name": "new-words", "source": "*/plain/*", "captions": "unseen"},
     {"name": "new-style", "source": "*/outlined/*", "captions": "any"},
@@ -163,15 +166,13 @@ class Nodes:
             address = f"127.0.0.{self._next}"
             self._others.append(self._cluster.add_node(num_cpus=1, node_ip_address=address, wait=False))
 
-    def kill_one_with_a_task(self, seconds: float) -> bool:
-        """Kill a node and its workers, all at once, if a task runs on one that is not the head, after some seconds."""
+    def kill_one_with(self, task: str, seconds: float) -> bool:
+        """Kill a node and its workers, all at once, some seconds after one that is not the head has such a task."""
         for node in self._others:
             raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-            workers = raylet.children(recursive=True)
-            if any(works(worker) for worker in workers):
+            if any(works(worker, task) for worker in raylet.children(recursive=True)):
                 time.sleep(seconds)
-                workers = raylet.children(recursive=True)
-                for process in (raylet, *workers):
+                for process in (raylet, *raylet.children(recursive=True)):
                     with suppress(psutil.NoSuchProcess):
                         process.kill()
                 self._others.remove(node)
@@ -184,12 +185,10 @@ class Nodes:
         self._cluster.shutdown()
 
 
-def works(process: psutil.Process) -> bool:
+def works(process: psutil.Process, task: str) -> bool:
     with suppress(psutil.Error):
         title = process.cmdline()[0]
-        return title.startswith("ray::") and not title.startswith(
-            ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnv")
-        )
+        return title.startswith(f"ray::{task}") and not title.startswith(("ray::IDLE", "ray::Dash", "ray::RuntimeEnv"))
     return False
 
 
@@ -232,8 +231,8 @@ class Run:
                 try:
                     line = lines.get(timeout=0.005)
                 except queue.Empty:
-                    if nodes and stage in killed and stage not in self.killed and nodes.kill_one_with_a_task(seconds):
-                        self.killed.append(stage)
+                    if nodes and stage in killed and stage not in self.killed:
+                        self.killed += [stage] if nodes.kill_one_with(TASKS[stage], seconds) else []
                     continue
                 if not line:
                     break
