@@ -187,7 +187,7 @@ class Nodes:
 
 def works(process: psutil.Process, task: str) -> bool:
     with suppress(psutil.Error):
-        title = process.cmdline()[0]
+        title = "".join(process.cmdline()[:1])  # a process that has ended has none
         return title.startswith(f"ray::{task}") and not title.startswith(("ray::IDLE", "ray::Dash", "ray::RuntimeEnv"))
     return False
 
