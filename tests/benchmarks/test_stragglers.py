@@ -20,4 +20,4 @@ def test_slow_parts_cost_no_more_than_if_they_were_spread() -> None:
         assert float(in_order) > max(map(float, put_back))
     held = re.search(r"20,000 parts, 40,000 files: (\d+) MiB", done.stdout)
     assert held is not None
-    assert int(held[1]) < 60, "142 bytes a part, and the hosts that cost most"
+    assert int(held[1]) < 60, "140 bytes a part, and the hosts that cost most"

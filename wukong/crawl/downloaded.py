@@ -38,7 +38,7 @@ def name_of(part: int) -> str:
 
 
 class Downloaded:
-    """The parts of a crawl, and the sums of their records. It takes 142 bytes a part.
+    """The parts of a crawl, and the sums of their records. It takes 140 bytes a part.
 
     Args:
         planned: where each part is planned, in the order of their numbers.
