@@ -76,6 +76,10 @@ cluster-test: $(INSTALLED) ## Try everything on the cluster that KUBECONFIG name
 	test -n "$${KUBECONFIG:-}" || { echo "set KUBECONFIG to the cluster to try: it is changed" >&2; exit 1; }
 	WUKONG_CLUSTER_TEST=1 OVERLAY='$(OVERLAY)' $(BIN)/pytest tests/cluster --timeout 0 -s $(ARGS)
 
+.PHONY: nodes-test
+nodes-test: $(INSTALLED) ## Run every stage on Rays of two and three nodes, and kill nodes at different moments of each stage
+	WUKONG_NODES_TEST=1 $(BIN)/pytest tests/ray_jobs/test_several_nodes.py $(ARGS)
+
 .PHONY: pipelines
 pipelines: $(INSTALLED) ## Compile the pipelines for the KFP UI into pipelines/compiled
 	$(BIN)/python -m pipelines.compile
@@ -121,6 +125,10 @@ policies: .venv-checkov/bin/checkov ## Scan k8s/ with checkov, infra/images with
 .PHONY: bench-crawl
 bench-crawl: $(INSTALLED) ## Time the crawl beside img2dataset: same server, same pictures, one run
 	$(BIN)/python benchmarks/crawl/bench.py $(ARGS)
+
+.PHONY: bench-stragglers
+bench-stragglers: $(INSTALLED) ## Simulate what slow parts cost a crawl, and weigh its driver at 1.66 million parts
+	$(BIN)/python benchmarks/scale/stragglers.py $(ARGS)
 
 .PHONY: bench-components
 bench-components: $(INSTALLED) ## Time a component until its RayJob is made, on a machine as it is; ARGS='--busy 4' makes it busy

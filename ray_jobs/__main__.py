@@ -23,6 +23,7 @@ from wukong.runs import run_records
 from wukong.runs.run_records import Record
 from wukong.runtime import forwarded, logs
 from wukong.runtime.cancel import end_with_parent
+from wukong.stages import preflight
 from wukong.store import fence, manifest, storage
 from wukong.store.fence import FencedError, TakenOverError
 
@@ -49,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
         parents = {parent.stage: parent for parent in map(manifest.load, options.parent)}
         fence.claim(experiment.root, options.run, filed_as)
         _connect()
+        if sum(machine["Alive"] for machine in ray.nodes()) > 1:
+            preflight.check_shared_storage(experiment)
         job = importlib.import_module(f"ray_jobs.{options.stage}")
         started, began = time.monotonic(), time.time()
         result = job.run(experiment, parents)

@@ -2,15 +2,18 @@
 
 Each block, range or group of parts is one Ray task, which writes its files and then its marker. A task that finds its
 marker does nothing, so a job that was killed continues where it stopped. No process holds more than its own task.
+Results are taken as tasks finish, and a part that waits for slow hosts is put back (``wukong.crawl.turns``), so that
+nothing slow holds up the rest.
 
 A crawl of which too much failed has not finished (``wukong.crawl.verdict``). It keeps what it has stored. The next run
 makes another attempt under another key, which takes over every final outcome and tries the rest again.
 """
 
 import asyncio
+import itertools
 import logging
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -25,7 +28,8 @@ from wukong.config.experiment import Experiment
 from wukong.crawl import attempt, plan, previous, verdict
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.decoder import Decoder
-from wukong.crawl.download import download_part
+from wukong.crawl.download import AT_ONCE, download_part
+from wukong.crawl.downloaded import SUFFIXES, Downloaded, name_of
 from wukong.crawl.engine import Engine
 from wukong.crawl.fetch import Fetcher, SlowHosts
 from wukong.crawl.found import write_found
@@ -38,6 +42,7 @@ from wukong.crawl.source import Listed, Searched
 from wukong.crawl.status import Status
 from wukong.data import exchange
 from wukong.data.exchange import File, Source
+from wukong.crawl.turns import Turn, Turns
 from wukong.errors import WukongError
 from wukong.runtime.progress import track
 from wukong.store import fence, storage
@@ -48,12 +53,6 @@ logger = logging.getLogger(__name__)
 
 BLOCK = 100
 """Queries of one search task."""
-
-PARTS = 4
-"""The most parts of one download task."""
-
-_AT_ONCE = 2
-"""Parts that a task downloads at the same time: while one waits for slow hosts or is written, another is fetched."""
 
 _SLOW_HOSTS = "slow_hosts.json"
 _TOLD_HOSTS = 5
@@ -124,16 +123,13 @@ class _Job:
         files = [path for record in searched for path in record["files"]]
         results = sum(record["results"] for record in searched)
         logger.info("found %d results of %d queries", results, len(queries))
-        planned = self._plan([self._stage.path(path) for path in files], results)
-        records = self._download(planned)
+        downloaded = Downloaded(self._plan([self._stage.path(path) for path in files], results))
+        self._download(downloaded)
 
         failed = {query: why for record in searched for query, why in record["failed"].items()}
         previous.write_queries(self._stage.path(previous.QUERIES), queries, failed)
-        bounds = [(record["part"], first, last) for record, (*_, first, last) in zip(records, planned, strict=True)]
-        previous.write_index(self._stage.path(previous.INDEX), bounds)
-        statuses: Counter[str] = Counter()
-        for record in records:
-            statuses.update(record["statuses"])
+        storage.write_table(self._stage.path(previous.INDEX), downloaded.index())
+        statuses = downloaded.statuses
         counts = {
             "queries": len(queries),
             "queries_without_results": sum(record["empty"] for record in searched),
@@ -141,18 +137,16 @@ class _Job:
             "queries_unexpected": sum(record["unexpected"] for record in searched),
             "results": results,
             "urls": statuses.total(),
-            "requested": sum(record["requested"] for record in records),
-            "transient": sum(record["transient"] for record in records),
+            "requested": downloaded.requested,
+            "transient": downloaded.transient,
             **{status.value: statuses[status.value] for status in Status},
         }
-        described = [Part.model_validate(part) for record in records for part in record["described"]]
-        described += [self._stage.describe(path) for path in (previous.QUERIES, previous.INDEX)]
-        described += [Part.model_validate(part) for record in searched for part in record["described"]]
+        own = [self._stage.describe(path) for path in (previous.QUERIES, previous.INDEX)]
+        found = (Part.model_validate(part) for record in searched for part in record["described"])
+        described = [*own, *downloaded.described(), *found]
         dropped = {status: n for status, n in sorted(statuses.items()) if status != Status.SUCCESS}
-        self._tell_slow_hosts(records)
-        examples = {"search": next(iter(failed.items()))} if failed else {}
-        for record in records:
-            examples = record["examples"] | examples
+        self._tell_slow_hosts(downloaded.slow_hosts)
+        examples = downloaded.examples | ({"search": next(iter(failed.items()))} if failed else {})
         why = verdict.failure(counts, self._config, examples)
         if why is not None:
             failed_attempt = Manifest(
@@ -169,11 +163,8 @@ class _Job:
             raise verdict.CrawlFailedError(why)
         return self._stage.commit(described, counts=counts, dropped=dropped)
 
-    def _tell_slow_hosts(self, records: Sequence[Mapping[str, Any]]) -> None:
+    def _tell_slow_hosts(self, seconds: Counter[str]) -> None:
         """Log the time that slow hosts cost and write it beside the parts. It differs between runs."""
-        seconds: Counter[str] = Counter()
-        for record in records:
-            seconds.update(record["slow_hosts"])
         for host, cost in seconds.most_common(_TOLD_HOSTS):
             logger.info("%s cost %.0f s by being slow", host, cost)
         cost_by_host = {host: round(cost, 1) for host, cost in seconds.most_common()}
@@ -240,34 +231,40 @@ class _Job:
             records = list(self._each(tasks))
         return [(record["plan"], group, *part) for record in records for group, part in enumerate(record["parts"])]
 
-    def _download(self, planned: list[tuple[str, int, int, str, str]]) -> list[dict[str, Any]]:
-        size = max(1, min(PARTS, len(planned) // self._cores))
-        work = [
-            (number, path, group, self._earlier.parts_between(first, last) if self._earlier else [])
-            for number, (path, group, _, first, last) in enumerate(planned)
-        ]
-        groups = [work[first : first + size] for first in range(0, len(work), size)]
-        share = self._share(len(groups))
+    def _download(self, parts: Downloaded) -> None:
+        turns = Turns(len(parts), self._cores)
+        share = self._share(turns.tasks)
         retry_failed = self._earlier is not None and self._earlier.retry_failed
-        records: list[dict[str, Any]] = []
-        left = sum(urls for _, _, urls, _, _ in planned)
+        common = (self._stage, self._run, self._config, self._connect_to, share, self._ledger, retry_failed)
+
+        def begin(running: int) -> Any:
+            turn = turns.next(running)
+            return turn and _download.remote(*common, turn.slow, self._work(parts, turn))
+
+        left = parts.urls
         metrics.show("wukong_crawl_queue", left)
         with track("download", left, "pictures") as advance:
-            for done in self._each(
-                _download.remote(
-                    self._stage, self._run, self._config, self._connect_to, share, self._ledger, retry_failed, group
-                )
-                for group in groups
-            ):
-                records += done
-                advance(sum(record["urls"] for record in done))
-                left -= sum(record["urls"] for record in done)
-                metrics.show("wukong_crawl_queue", left)
-                for record in done:
+            for _, done in self._as_finished(begin):
+                for number, record in done:
+                    if record is None:
+                        turns.put_back(number)
+                        continue
+                    parts.add(number, record)
+                    advance(record["urls"])
+                    left -= record["urls"]
                     metrics.add("wukong_crawl_bytes", sum(part["bytes"] for part in record["described"]))
                     for status, urls in record["statuses"].items():
                         metrics.add("wukong_crawl_urls", urls, status=str(status))
-        return records
+                metrics.show("wukong_crawl_queue", left)
+
+    def _work(self, parts: Downloaded, turn: Turn) -> list[tuple[int, str, int, list[str]]]:
+        """Return a task's parts: number, plan, row group in the plan, and the overlapping parts of an earlier crawl."""
+        work = []
+        for number in turn.parts:
+            planned = parts[number]
+            earlier = self._earlier.parts_between(planned.first, planned.last) if self._earlier else []
+            work.append((number, planned.plan, planned.group, earlier))
+        return work
 
     def _share(self, tasks: int) -> int:
         """Return how many tasks crawl at once; if a host allows fewer, make a ledger of permits."""
@@ -279,17 +276,42 @@ class _Job:
         return share
 
     def _each(self, tasks: Iterable[Any]) -> Iterator[Any]:
-        """Yield the tasks' records in order; submit a few more tasks than can run at once."""
-        waiting: deque[Any] = deque()
+        """Yield the tasks' records in order; none waits for an earlier one to be submitted or taken."""
+        waiting, numbers = iter(tasks), itertools.count()
+        number_of: dict[Any, int] = {}
+
+        def begin(_running: int) -> Any:
+            if (task := next(waiting, None)) is not None:
+                number_of[task] = next(numbers)
+            return task
+
+        records: dict[int, Any] = {}
+        turn = 0
+        for task, record in self._as_finished(begin):
+            records[number_of.pop(task)] = record
+            while turn in records:
+                yield records.pop(turn)
+                turn += 1
+
+    def _as_finished(self, begin: Callable[[int], Any]) -> Iterator[tuple[Any, Any]]:
+        """Yield tasks and their records as they finish.
+
+        Args:
+            begin: submits the next task, or returns None if there is none now; it gets the number of those that run or
+                wait. A few more are submitted than can run at once.
+        """
+        running: set[Any] = set()
         try:
-            for task in tasks:
-                waiting.append(task)
-                if len(waiting) > 4 * self._cores:
-                    yield _get(waiting.popleft())
-            while waiting:
-                yield _get(waiting.popleft())
+            while True:
+                while len(running) <= 4 * self._cores and (task := begin(len(running))) is not None:
+                    running.add(task)
+                if not running:
+                    return
+                (done,), _ = ray.wait(list(running), num_returns=1)
+                running.remove(done)
+                yield done, _get(done)
         finally:
-            for task in waiting:
+            for task in running:
                 ray.cancel(task)
 
 
@@ -423,42 +445,57 @@ def _download(
     share: int,
     ledger: Any,
     retry_failed: bool,
+    slow: bool,
     parts: list[tuple[int, str, int, list[str]]],
-) -> list[dict[str, Any]]:
-    """Download parts, given as number, plan, row group in the plan, and the overlapping parts of an earlier crawl."""
+) -> list[tuple[int, dict[str, Any] | None]]:
+    """Download parts, given as number, plan, row group in the plan, and the overlapping parts of an earlier crawl.
+
+    Returns:
+        The number and record of each part; None for the record of one that waits for slow hosts. What there is of it is
+        stored, and a task that is ``slow``, which works on all of its parts at the same time, goes on from there.
+    """
 
     async def download(
         fetcher: Fetcher, decoder: Decoder, number: int, path: str, row_group: int, earlier: list[str]
-    ) -> dict[str, Any]:
-        name = f"parts/{number:05d}"
+    ) -> dict[str, Any] | None:
+        begun = stage.finished_task(_begun(number))
+        if begun is not None and not slow:
+            return None
+        uri = stage.path(name_of(number))
         planned = [{**row, "engine": config.engine} for row in plan.read_part(stage.path(path), row_group).to_pylist()]
-        known = previous.outcomes(earlier, {row["key"] for row in planned}, retry_failed)
-        record = await download_part(stage.path(name), planned, fetcher, config, known, decoder)
+        keys = {row["key"] for row in planned}
+        known = previous.outcomes([uri], keys, False) if begun else previous.outcomes(earlier, keys, retry_failed)
+        record = await download_part(uri, planned, fetcher, config, known, decoder, to_the_end=slow)
+        record["requested"] += begun["requested"] if begun else 0
+        if record["left"]:
+            stage.commit_task(_begun(number), {"requested": record["requested"]})
+            return None
         pairs = record["statuses"].get(Status.SUCCESS, 0)
-        described = [stage.describe(f"{name}.tar", pairs), stage.describe(f"{name}.parquet", len(planned))]
+        rows = zip(SUFFIXES, (pairs, len(planned)), strict=True)
+        described = [stage.describe(name_of(number) + suffix, count) for suffix, count in rows]
         return record | {
-            "part": name,
             "described": [part.model_dump(mode="json") for part in described],
             "slow_hosts": fetcher.slow_hosts(),
         }
 
-    async def download_all(fetcher: Fetcher, decoder: Decoder) -> list[dict[str, Any]]:
-        under_way = asyncio.Semaphore(_AT_ONCE)
+    async def download_all(fetcher: Fetcher, decoder: Decoder) -> list[tuple[int, dict[str, Any] | None]]:
+        under_way = asyncio.Semaphore(len(parts) if slow else AT_ONCE)
 
-        async def one(number: int, path: str, row_group: int, earlier: list[str]) -> dict[str, Any]:
+        async def one(number: int, path: str, row_group: int, earlier: list[str]) -> tuple[int, dict[str, Any] | None]:
             async with under_way:
                 record = stage.finished_task(f"part-{number:05d}")
                 if record is None:
                     record = await download(fetcher, decoder, number, path, row_group, earlier)
-                    stage.commit_task(f"part-{number:05d}", record)
-                return record
+                    if record is not None:
+                        stage.commit_task(f"part-{number:05d}", record)
+                return number, record
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(*part)) for part in parts]
         return [task.result() for task in tasks]
 
-    async def with_a_fetcher() -> list[dict[str, Any]]:
-        holder = f"part-{parts[0][0]:05d}"
+    async def with_a_fetcher() -> list[tuple[int, dict[str, Any] | None]]:
+        holder = _begun(parts[0][0]) if slow else f"part-{parts[0][0]:05d}"
         with Decoder(config) as decoder:
             async with _fetcher(run, config, connect_to, share, ledger, holder) as fetcher:
                 return await download_all(fetcher, decoder)
@@ -473,3 +510,8 @@ def _first_of(errors: BaseException) -> BaseException:
     while isinstance(errors, BaseExceptionGroup):
         errors = errors.exceptions[0]
     return errors
+
+
+def _begun(part: int) -> str:
+    """Name of the record of a part that was put back: its files hold what there is of it."""
+    return f"slow-{part:05d}"

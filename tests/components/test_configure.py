@@ -51,6 +51,13 @@ def test_what_cannot_be_run_is_named(tmp_path: Path, override: str, named: str) 
         configured(tmp_path, [override])
 
 
+def test_a_folder_is_refused_where_stages_run_on_several_machines(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WUKONG_CLUSTER", "wukong")
+    with pytest.raises(SystemExit, match=r"storage: file://.* is a folder of one machine(.|\n)*s3://BUCKET"):
+        configured(tmp_path, [])
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.mark.parametrize("name", ["../x", "Run of training (8f1e9)", "ends-with-", "x" * 64])
 def test_a_name_that_is_no_folder_or_label_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=rf"run: run name {re.escape(repr(name))}(.|\n)*leave the parameter run empty"):

@@ -641,6 +641,56 @@ def test_a_part_that_waits_for_a_slow_host_does_not_hold_up_the_next(
     assert manifest.counts["success"] == len(urls)
 
 
+def test_parts_that_wait_for_slow_hosts_do_not_hold_up_the_others(
+    site: Site, experiment: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow hosts say "later" until every picture of the others was asked for, and they are in the first parts."""
+    urls = sorted((f"http://{HOST}/{number}.jpg" for number in range(PICTURES)), key=key_of)
+    slow = urls[:72:6]  # one in each of the first 12 parts of 6 URLs, more than the tasks have in hand at a time
+    numbers = {urlsplit(url).path for url in slow}
+    answer = site.web.fallback
+    assert answer is not None
+    site.missing.clear()
+    listed = tmp_path / "list.csv"
+    listed.write_text("\n".join(["url,caption", *(f"{url},说明" for url in urls)]))
+    settings = {
+        "engine": "urls",
+        "endpoint": storage.from_path(listed),
+        "part_size": 6,
+        "max_seconds": 2.0,
+        "retries": 30,
+        "politeness": {"per_host_concurrency": 64},
+    }
+    whole = crawl.run(experiment(name="whole", **settings), {})
+
+    async def later(path: str, writer: Any) -> None:
+        quick = {urlsplit(url).path for url in urls} - numbers
+        if path in numbers and not quick <= {*site.web.requests}:
+            await answering(b"", status="408 Request Timeout", Retry_After="1")(path, writer)
+        else:
+            await answer(path, writer)
+
+    site.requested()
+    site.web.fallback = later
+    e = experiment(name="slow", **settings)
+    manifest = crawl.run(e, {})
+    assert digests(manifest) == digests(whole)
+    assert manifest.counts == whole.counts
+    asked = {path: count for path, count in site.web.requests.items() if path not in numbers | {"/robots.txt"}}
+    assert set(asked.values()) == {1}, "what was stored is not asked for again"
+    records = storage.list_names(storage.join(manifest.uri, "_parts"))
+    begun = {name for name in records if name.startswith("slow-")}
+    assert len(begun) == len(slow)
+    storage.delete(storage.join(manifest.uri, "manifest.json"))  # as if the job had been killed before it
+    for name in begun:
+        storage.delete(storage.join(manifest.uri, f"_parts/{name.replace('slow', 'part')}"))
+    site.requested()
+    resumed = crawl.run(e, {})
+    assert digests(resumed) == digests(whole)
+    assert resumed.counts == whole.counts
+    assert not site.requested(), "it goes on from what the parts that were put back had"
+
+
 def take_down(e: Experiment, tmp_path: Path, numbers: list[int]) -> dict[str, Any]:
     listed = tmp_path / "requests.txt"
     listed.write_text("\n".join(f"http://{HOST}/{number}.jpg" for number in numbers))

@@ -23,6 +23,7 @@ from test_alerts import RULES, program
 
 from ray_jobs import metrics
 from wukong.config.crawl import Crawl
+from wukong.crawl.downloaded import Downloaded
 from wukong.crawl.status import Status
 from wukong.store.manifest import Manifest
 
@@ -146,19 +147,23 @@ def test_a_crawl_tells_what_its_tasks_did(monkeypatch: pytest.MonkeyPatch) -> No
     told: list[tuple[object, ...]] = []
     monkeypatch.setattr(metrics, "add", lambda name, amount, **labels: told.append((name, amount, *labels.values())))
     monkeypatch.setattr(metrics, "show", lambda name, value: told.append((name, value)))
-    described = [{"bytes": 700}, {"bytes": 50}]
+    described = [{"rows": 3, "bytes": size, "sha256": "00" * 32} for size in (700, 50)]
     record = {"urls": 3, "statuses": {Status.SUCCESS: 2, "timeout": 1}, "described": described}
+    record |= {"requested": 3, "transient": 1, "examples": {}, "slow_hosts": {}}
     job = object.__new__(crawl._Job)
     job._config = Crawl.model_validate({"queries": "file:///none", "endpoint": "http://127.0.0.1:1"})
     job._cores, job._earlier, job._ledger = 1, None, None
-    monkeypatch.setattr(job, "_each", lambda tasks: iter([[record]]))
-    assert job._download([("plan/0.parquet", 0, 3, "a", "z"), ("plan/0.parquet", 1, 4, "z", "zz")]) == [record]
+    job._stage, job._connect_to, job._run = None, None, ""
+    monkeypatch.setattr(job, "_as_finished", lambda begin: iter([(None, [(1, None), (0, record)])]))
+    planned = Downloaded([("plan/0.parquet", 0, 3, "a", "z"), ("plan/0.parquet", 1, 4, "z", "zz")])
+    job._download(planned)
+    assert planned.statuses == record["statuses"]
     assert told == [
         ("wukong_crawl_queue", 7),
-        ("wukong_crawl_queue", 4),
         ("wukong_crawl_bytes", 750),
         ("wukong_crawl_urls", 2, "success"),
         ("wukong_crawl_urls", 1, "timeout"),
+        ("wukong_crawl_queue", 4),
     ]
 
 

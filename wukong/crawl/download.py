@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -31,6 +31,9 @@ _HASHED_IN_LOOP = 1 << 20
 _QUICK_DECODE = 2.0
 """If decoding an image takes longer than this, in seconds, the rest is charged to the image's host."""
 
+AT_ONCE = 2
+"""New parts that a task downloads at the same time: while one waits or is written, another is fetched."""
+
 Outcome = tuple[str, Mapping[str, Any], bytes | None]
 """The result of a URL in an earlier crawl: its key, the columns that a download fills, and the stored image or None."""
 
@@ -42,8 +45,10 @@ async def download_part(
     config: Crawl,
     known: Iterable[Outcome] = (),
     decoder: Decoder | None = None,
+    *,
+    to_the_end: bool = True,
 ) -> dict[str, Any]:
-    """Download the images of one part and write the part.
+    """Download the images of one part and write the part, or what there is of it when it waits for slow hosts.
 
     Args:
         uri: URI of the part without a suffix.
@@ -53,11 +58,14 @@ async def download_part(
         config: the crawl's settings.
         known: results of an earlier crawl, for URLs that are not requested again.
         decoder: decodes images that are expensive to decode; None to start one for this part.
+        to_the_end: false to write an incomplete part when it waits for slow hosts. With what was written as ``known``
+            it goes on, and ends with the same bytes.
 
     Returns:
-        The part's record: ``urls``, their number; ``requested``, how many of them were requested; ``bytes_read``, bytes
-        of the answers with a 2xx code; ``statuses``, the number of URLs for each status; ``transient``, how many
-        failed for a temporary reason; ``examples``, a URL and its error for each status that is a failure.
+        The part's record: ``urls``, their number; ``left``, how many more are not done; ``requested``, how many of them
+        were requested; ``bytes_read``, bytes of the answers with a 2xx code; ``statuses``, the number of URLs for each
+        status; ``transient``, how many failed for a temporary reason; ``examples``, a URL and its error for each status
+        that is a failure.
 
     Raises:
         WukongError: an error that concerns more than one URL, such as a full disk.
@@ -70,19 +78,38 @@ async def download_part(
         part = _Part(fetcher, config, spool, decoder)
         async with asyncio.TaskGroup() as group:
             tasks = {row["key"]: group.create_task(part.download(row)) for row in planned if row["key"] not in reused}
-        rows = [tasks[row["key"]].result() if row["key"] in tasks else {**row, **reused[row["key"]]} for row in planned]
+            if not to_the_end:
+                await _give_up_waiting(tasks.values(), config)
+        done = {key: task.result() for key, task in tasks.items() if not task.cancelled()}
+        done |= {row["key"]: {**row, **reused[row["key"]]} for row in planned if row["key"] in reused}
+        rows = [done[row["key"]] for row in planned if row["key"] in done]
         # In a thread, so that other parts continue meanwhile.
         rows = await asyncio.to_thread(part_writer.write_part, uri, rows, spool)
     statuses = Counter(row["status"] for row in rows)
     examples = {row["status"]: [row["url"], row["error"]] for row in reversed(rows) if row.get("error")}
     return {
         "urls": len(rows),
-        "requested": len(tasks),
+        "left": len(planned) - len(rows),
+        "requested": sum(not task.cancelled() for task in tasks.values()),
         "bytes_read": part.bytes_read,
         "statuses": dict(sorted(statuses.items())),
         "transient": sum(is_transient(row["status"], row.get("http_status")) for row in rows),
         "examples": dict(sorted(examples.items())),
     }
+
+
+async def _give_up_waiting(tasks: Collection[asyncio.Task[Any]], config: Crawl) -> None:
+    """Cancel what is left of a part's downloads when the part waits for slow hosts.
+
+    It does if in ``max_seconds``, the longest time of one picture on the wire, fewer end than may be in flight for it.
+    """
+    left = {*tasks}
+    while left:
+        ended, left = await asyncio.wait(left, timeout=config.max_seconds)
+        if left and len(ended) < max(1, config.concurrency // AT_ONCE):
+            for task in left:
+                task.cancel()
+            return
 
 
 def _refusal(url: str, known: Mapping[str, Any], opt_out: OptOut, config: Crawl) -> dict[str, Any] | None:

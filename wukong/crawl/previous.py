@@ -20,7 +20,7 @@ QUERIES = "queries.parquet"
 INDEX = "index.parquet"
 
 _QUERIES_SCHEMA = pa.schema([pa.field("query", pa.string(), nullable=False), pa.field("failed", pa.string())])
-_INDEX_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("part", "first_key", "last_key")])
+INDEX_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("part", "first_key", "last_key")])
 _SEARCH_SETTINGS = ("engine", "endpoint", "max_results_per_query")
 _PICTURE_SETTINGS = (
     "min_side",
@@ -40,12 +40,6 @@ def write_queries(uri: str, queries: Sequence[str], failed: Mapping[str, str]) -
     """Write the queries of a crawl, with the error of each that failed."""
     columns = {"query": list(queries), "failed": [failed.get(query) for query in queries]}
     storage.write_table(uri, pa.table(columns, schema=_QUERIES_SCHEMA))
-
-
-def write_index(uri: str, bounds: Sequence[tuple[str, str, str]]) -> None:
-    """Write the index of the parts: (part, first key, last key), in the order of the keys."""
-    columns = list(zip(*bounds, strict=True)) or [(), (), ()]
-    storage.write_table(uri, pa.table([pa.array(c, pa.string()) for c in columns], schema=_INDEX_SCHEMA))
 
 
 def manifest_of(config: Crawl) -> Manifest | None:
@@ -86,13 +80,13 @@ class Previous:
     Attributes:
         manifest: its manifest.
         queries: its queries whose results can be reused.
-        index: (part, first key, last key) in the order of the keys.
+        index: table of its parts with their first and last keys, in the order of the keys.
         retry_failed: whether URLs that failed because of the network or a server are requested again.
     """
 
     manifest: Manifest
     queries: frozenset[str]
-    index: tuple[tuple[str, str, str], ...]
+    index: pa.Table
     retry_failed: bool
 
     @classmethod
@@ -121,13 +115,8 @@ class Previous:
         asked = searched["query"].to_pylist() if usable else []
         failed = searched["failed"].to_pylist()
         answered = [query for query, why in zip(asked, failed, strict=False) if why is None or not retry_failed]
-        index = storage.read_table(storage.join(earlier.uri, INDEX)).to_pydict()
-        return cls(
-            earlier,
-            frozenset(answered),
-            tuple(zip(index["part"], index["first_key"], index["last_key"], strict=True)),
-            retry_failed,
-        )
+        index = storage.read_table(storage.join(earlier.uri, INDEX)).combine_chunks()
+        return cls(earlier, frozenset(answered), index, retry_failed)
 
     def search_files(self) -> list[str]:
         """Return the URIs of its search results."""
@@ -135,9 +124,11 @@ class Previous:
 
     def parts_between(self, first: str, last: str) -> list[str]:
         """Return the URIs, without suffix, of its parts that may hold keys from ``first`` to ``last``."""
-        start = bisect.bisect_left(self.index, first, key=lambda entry: entry[2])
-        end = bisect.bisect_right(self.index, last, key=lambda entry: entry[1])
-        return [storage.join(self.manifest.uri, part) for part, _, _ in self.index[start:end]]
+        numbers = range(self.index.num_rows)
+        start = bisect.bisect_left(numbers, first, key=lambda number: self.index["last_key"][number].as_py())
+        end = bisect.bisect_right(numbers, last, key=lambda number: self.index["first_key"][number].as_py())
+        parts = self.index["part"].slice(start, max(0, end - start)).to_pylist()
+        return [storage.join(self.manifest.uri, part) for part in parts]
 
 
 def reuse_results(uri: str, positions: Mapping[str, int], results_per_query: int) -> pa.Table:

@@ -110,7 +110,9 @@ def _rewrite_index(stage_uri: str) -> None:
         keys = storage.read_table(storage.join(stage_uri, f"{part}.parquet"), ["key"])["key"].to_pylist()
         if keys:
             bounds.append((part, min(keys), max(keys)))
-    previous.write_index(storage.join(stage_uri, previous.INDEX), bounds)
+    columns = [*zip(*bounds, strict=True)] or [(), (), ()]
+    rewritten = pa.table(dict(zip(index, columns, strict=True)), schema=previous.INDEX_SCHEMA)
+    storage.write_table(storage.join(stage_uri, previous.INDEX), rewritten)
 
 
 def _rewrite_table(uri: str, keys: Set[str]) -> None:

@@ -78,6 +78,19 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
     _refuse(problems)
 
 
+def check_shared_storage(experiment: Experiment) -> None:
+    """Check that all machines of a Ray cluster see what the stages write; call it where there are several.
+
+    Raises:
+        ConfigError: the storage is a folder, which each of them has for itself.
+    """
+    if experiment.storage.startswith("file://"):
+        raise ConfigError(
+            f"storage: {experiment.storage} is a folder of one machine, and the Ray cluster has several, which would "
+            "not see each other's files: name a bucket that all of them reach, s3://BUCKET, or use one machine"
+        )
+
+
 def check_world(experiment: Experiment, names: Collection[str] = stages.RECORDED, *, connect: bool = False) -> None:
     """Check that the files and addresses exist that the experiment names and the stages read.
 

@@ -23,7 +23,7 @@ from loopback_web import Web, answering, raw, redirect
 from PIL import Image
 
 from wukong.config.crawl import Crawl
-from wukong.crawl import image_header, stored_image
+from wukong.crawl import image_header, previous, stored_image
 from wukong.crawl.addresses import ConnectTo
 from wukong.crawl.download import download_part
 from wukong.crawl.fetch import Fetcher
@@ -710,3 +710,52 @@ def test_the_size_that_the_decoder_finds_is_recorded(web, crawl_config, tmp_path
     row = rows[f"{SITE}/a.gif"]
     assert (row["status"], row["width"], row["height"]) == ("success", 400, 350)
     assert stored(tmp_path / "0", f"{SITE}/a.gif").size == (row["stored_width"], row["stored_height"])
+
+
+def test_a_part_that_waits_for_slow_hosts_is_stored_and_goes_on_to_the_same_bytes(
+    web, crawl_config, picture, tmp_path
+) -> None:
+    """One host asks to wait for 30 seconds; what the others have sent is not asked for again."""
+    slow = [f"http://slow.test/{number}.jpg" for number in range(3)]
+    quick = [f"{SITE}/{number}.jpg" for number in range(20)]
+    urls = [*quick[:5], *slow, *quick[5:]]
+    for number in range(20):
+        web.bytes_at(f"/{number}.jpg", picture(number + 300, 900))  # it is encoded anew
+    gone = f"{SITE}/gone.jpg"
+    patient = {"per_host_concurrency": 8, "max_retry_after": 60.0}
+    config = crawl_config(max_seconds=1.0, retries=3, politeness=patient)
+    busy = answering(b"", status="503 Busy", Retry_After="30")
+    answers = {f"/{number}.jpg": answering(picture(333 + number, 222)) for number in range(3)}
+    slow_web = Web()
+    connect_to = ConnectTo({HOST: web.connect_to, "slow.test": slow_web.connect_to})
+
+    def part(target: str, **options: Any) -> dict[str, Any]:
+        async def run() -> dict[str, Any]:
+            fetcher = Fetcher(config, connect_to)
+            try:
+                uri = storage.from_path(tmp_path / target)
+                known = previous.outcomes([uri], planned, False) if options.pop("again", False) else ()
+                return await download_part(uri, list(planned.values()), fetcher, config, known, **options)
+            finally:
+                fetcher.close()
+
+        return asyncio.run(run())
+
+    planned = {key_of(url): found(url) for url in [*urls, gone]}
+    slow_web.handlers = dict(answers)
+    whole = part("whole")
+    slow_web.handlers = dict.fromkeys(answers, busy)
+    web.requests.clear()
+    begun = part("again", to_the_end=False)
+    assert (begun["urls"], begun["left"], begun["requested"]) == (21, 3, 21)
+    slow_web.handlers = dict(answers)
+    slow_web.requests.clear()
+    ended = part("again", again=True)
+    assert {path: count for path, count in web.requests.items() if path != "/robots.txt"} == dict.fromkeys(
+        [url.removeprefix(SITE) for url in (*quick, gone)], 1
+    )
+    assert ended["requested"] == 3
+    assert {**ended, "requested": 0, "bytes_read": 0} == {**whole, "requested": 0, "bytes_read": 0}
+    for suffix in (".tar", ".parquet"):
+        assert (tmp_path / f"again{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+    slow_web.stop()
