@@ -75,11 +75,12 @@ def release(
     use_embedded_store(experiment.storage)
     released = library.release(experiment, _validated(experiment, run))
     set_uri = _copied(released, uri_of(output)) if output else released.uri
-    size = sum(part.bytes for part in released.parts if part.path.endswith(".csv"))
-    count = sum(part.path.endswith(".csv") for part in released.parts)
+    written = released.parts.below(suffix=".csv")
     left_out = released.dropped[library.OPTED_OUT]
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"Released  {released.counts['pairs']:,} pairs in {count:,} files, {size / 2**20:,.1f} MiB")
+    console.print(
+        f"Released  {released.counts['pairs']:,} pairs in {len(written):,} files, {written.bytes / 2**20:,.1f} MiB"
+    )
     console.print(f"Left out  {left_out:,} pairs on the opt-out list")
     console.print(f"Set       {escape(set_uri)}")
     console.print(f"Digest    {released.digest}")
@@ -211,9 +212,10 @@ def _copied(released: Manifest, target: str) -> str:
     """
     from wukong.report import card
 
-    paths = [part.path for part in released.parts]
+    paths = released.parts.paths
     if storage.exists(storage.join(released.uri, card.DATA_PATH)):
         paths.append(card.DATA_PATH)
-    for path in [*paths, "manifest.json"]:
+    for path in paths:
         storage.write_bytes(storage.join(target, path), storage.read_bytes(storage.join(released.uri, path)))
+    manifest.save(released, storage.join(target, "manifest.json"), storage.write_json)
     return target

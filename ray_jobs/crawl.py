@@ -13,6 +13,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from itertools import chain
 from typing import Any
 
 import ray
@@ -37,9 +38,10 @@ from wukong.crawl.source import Listed, Searched
 from wukong.crawl.status import Status
 from wukong.errors import WukongError
 from wukong.runtime.progress import track
-from wukong.store import fence, storage
 from wukong.store import manifest as manifests
+from wukong.store import storage
 from wukong.store.manifest import Manifest, Part, Stage
+from wukong.store.parts import Parts
 
 logger = logging.getLogger(__name__)
 
@@ -142,9 +144,9 @@ class _Job:
             "transient": sum(record["transient"] for record in records),
             **{status.value: statuses[status.value] for status in Status},
         }
-        described = [Part.model_validate(part) for record in records for part in record["described"]]
-        described += [self._stage.describe(path) for path in (previous.QUERIES, previous.INDEX)]
-        described += [Part.model_validate(part) for record in searched for part in record["described"]]
+        own = [self._stage.describe(path) for path in (previous.QUERIES, previous.INDEX)]
+        made = (Part.model_validate(part) for record in (*records, *searched) for part in record["described"])
+        described = Parts.of(chain(own, made)).sorted()
         dropped = {status: n for status, n in sorted(statuses.items()) if status != Status.SUCCESS}
         self._tell_slow_hosts(records)
         examples = {"search": next(iter(failed.items()))} if failed else {}
@@ -157,12 +159,12 @@ class _Job:
                 uri=self._stage.uri,
                 config=self._stage.config,
                 parents=self._stage.parents,
-                parts=tuple(sorted(described, key=lambda part: part.path)),
+                parts=described,
                 counts=counts,
                 dropped=dropped,
                 provenance=manifests.provenance(),
             )
-            fence.publish(self._stage.path(attempt.FAILED), failed_attempt.model_dump(mode="json"))
+            manifests.save(failed_attempt, self._stage.path(attempt.FAILED))
             raise verdict.CrawlFailedError(why)
         return self._stage.commit(described, counts=counts, dropped=dropped)
 

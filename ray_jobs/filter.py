@@ -146,7 +146,7 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
             f"no pair is left to train on: {pairs} came in; {reasons or 'all are held out'}. "
             "Loosen filter.* or filter.split, or crawl more"
         )
-    parts = [Part.model_validate(part) for record in [*assigned, *repacked] for part in record["parts"]]
+    parts = (Part.model_validate(part) for record in [*assigned, *repacked] for part in record["parts"])
     return stage.commit(parts, counts=counts, dropped=dropped)
 
 
@@ -157,17 +157,17 @@ def _show_dropped(records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _groups(crawl: Manifest) -> list[_Group]:
-    parts = [part for part in crawl.parts if part.path.startswith("parts/") and part.path.endswith(".parquet")]
-    if not sum(part.rows for part in parts):
+    parts = crawl.parts.below("parts/", ".parquet")
+    if not parts.rows:
         raise DataError(f"the crawl at {crawl.uri} is empty: its queries found nothing")
-    limit = min(_MAX_ROWS, -(-sum(part.rows for part in parts) // _GROUPS))
+    limit = min(_MAX_ROWS, -(-parts.rows // _GROUPS))
     cuts, rows = [0], 0
     for number, part in enumerate(parts):
         if number > cuts[-1] and rows + part.rows > limit:
             cuts.append(number)
             rows = 0
         rows += part.rows
-    uris = [storage.join(crawl.uri, part.path) for part in parts]
+    uris = [storage.join(crawl.uri, path) for path in parts.paths]
     ends = [*cuts[1:], len(parts)]
     return [_Group(n, low, tuple(uris[low:high])) for n, (low, high) in enumerate(zip(cuts, ends, strict=True))]
 
