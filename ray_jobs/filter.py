@@ -38,7 +38,7 @@ from ray_jobs import metrics
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.config.filter import Filter
-from wukong.curate import apply, caption_counts, duplicates, repack, rules, split
+from wukong.curate import apply, caption_counts, duplicates, lookup, repack, rules, split
 from wukong.curate.caption_counts import CaptionCounts, Hashes
 from wukong.curate.pairs import DROPPED, read_pairs
 from wukong.curate.rule import HELD_BACK
@@ -146,6 +146,8 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
             f"no pair is left to train on: {pairs} came in; {reasons or 'all are held out'}. "
             "Loosen filter.* or filter.split, or crawl more"
         )
+    # Records of earlier versions have no bounds; such shards are looked through by a takedown.
+    lookup.write(stage.uri, (tuple(each) for record in repacked for each in record.get("bounds", [])), settings.seed)
     parts = (Part.model_validate(part) for record in [*assigned, *repacked] for part in record["parts"])
     return stage.commit(parts, counts=counts, dropped=dropped)
 
@@ -462,10 +464,13 @@ def _repack(stage: Stage, piece: _Piece, groups: int) -> dict[str, Any]:
     frames = [_read_some(_placed_uri(stage, group), wanted) for group in range(groups)]
     pairs = pl.concat(frames).sort("position", "key")
     parts: list[Part] = []
+    bounds: list[lookup.Bound] = []
     start = 0
     for shard, size in enumerate(repack.balanced(piece.rows, piece.shards), piece.first_shard):
         name = f"{piece.split}/{shard:05d}"
-        repack.write_shard(stage.path(name), pairs.slice(start, size))
+        shuffled = pairs.slice(start, size)
+        repack.write_shard(stage.path(name), shuffled)
         parts += [stage.describe(f"{name}.tar", size), stage.describe(f"{name}.parquet", size)]
+        bounds.append(lookup.bound(f"{name}.parquet", shuffled))
         start += size
-    return {"parts": [part.model_dump() for part in parts]}
+    return {"parts": [part.model_dump() for part in parts], "bounds": bounds}

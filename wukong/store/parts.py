@@ -78,6 +78,10 @@ class Parts(Sequence[Part]):
         path = self.table["path"]
         return Parts(self.table.filter(pc.and_(pc.starts_with(path, prefix), pc.ends_with(path, suffix))))
 
+    def named(self, paths: Collection[str]) -> "Parts":
+        """Return those with one of some paths."""
+        return Parts(self.table.filter(pc.is_in(self.table["path"], value_set=pa.array(list(paths), pa.string()))))
+
     def has(self, path: str) -> bool:
         """Return whether one of them has this path."""
         return bool(pc.any(pc.equal(self.table["path"], path)).as_py())
@@ -93,7 +97,7 @@ class Parts(Sequence[Part]):
             new: the others, by path.
             gone: paths of those that are left out.
         """
-        changed = pa.array(sorted({*new, *gone}), pa.string())
+        changed = pa.array([*new, *gone], pa.string())
         left = self.table.filter(pc.invert(pc.is_in(self.table["path"], value_set=changed)))
         others = Parts.of(part for path, part in new.items() if path not in gone)
         return Parts(pa.concat_tables([left, others.table])).sorted()
