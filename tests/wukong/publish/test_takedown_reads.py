@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from wukong.crawl import previous
+from wukong.crawl import attempt, previous
 from wukong.crawl.url import key_of
 from wukong.curate import lookup, repack
 from wukong.data.shards import END, packed
@@ -172,6 +172,15 @@ def test_requests_grow_with_the_named_parts(root: str, monkeypatch: pytest.Monke
     assert sum(asked.values()) - sum(parts.values()) < 120
 
 
+def test_a_failed_crawl_whose_files_are_deleted_is_left(root: str) -> None:
+    (crawl,) = (stage for stage in takedown_plan.stages_at(root) if stage.stage == "crawl")
+    manifest.save(crawl, f"{crawl.uri}/{attempt.FAILED}")
+    for name in ("manifest.json", "parts", "plan", "search"):
+        storage.delete(f"{crawl.uri}/{name}")
+    take_down(root)
+    assert storage.exists(f"{crawl.uri}/{previous.INDEX}")
+
+
 @pytest.mark.slow
 def test_in_processes_it_writes_the_same(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(folder_of(root), tmp_path / "whole")
@@ -182,3 +191,50 @@ def test_in_processes_it_writes_the_same(root: str, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(parallel, "FEW", 3)
     take_down(root)
     assert files_below(folder_of(root)) == in_threads
+
+
+def test_manifests_with_tables_are_rewritten_alike_and_a_killed_takedown_goes_on(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "_THREADS", 1)
+    pristine, folder = tmp_path / "pristine", folder_of(root)
+    shutil.copytree(folder, pristine)
+    take_down(root)
+    in_json = takedown_plan.stages_at(root)
+
+    def again() -> None:
+        shutil.rmtree(folder)
+        shutil.copytree(pristine, folder)
+
+    again()
+    monkeypatch.setattr(manifest, "MOST_IN_JSON", 20)
+    for stage in takedown_plan.stages_at(root):
+        manifest.save(stage, f"{stage.uri}/manifest.json")
+    shutil.rmtree(pristine)
+    shutil.copytree(folder, pristine)
+    written: list[str] = []
+    dies_at: list[int] = []
+    original = storage.open_output
+
+    def dying(uri: str):
+        if dies_at == [len(written)]:
+            raise KeyboardInterrupt
+        written.append(uri)
+        return original(uri)
+
+    monkeypatch.setattr(storage, "open_output", dying)
+    take_down(root)
+    assert takedown_plan.stages_at(root) == in_json
+    for stage in in_json:
+        assert "parts_table" in storage.read_json(f"{stage.uri}/manifest.json")
+        assert len([name for name in storage.list_names(stage.uri) if name.startswith("manifest-")]) == 1
+    undisturbed, writes = files_below(folder), len(written)
+    for write_number in range(writes - 6, writes):  # among the manifests and their tables
+        again()
+        written.clear()
+        dies_at[:] = [write_number]
+        with pytest.raises(KeyboardInterrupt):
+            take_down(root)
+        dies_at.clear()
+        takedown.carry_out(root, takedown.pending(root))
+        assert files_below(folder) == undisturbed
