@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, TypeVar
 
 from wukong.runtime import cancel, progress
@@ -32,7 +33,7 @@ def for_each(
     """
     pool: Executor
     if len(items) > FEW if many is None else many:
-        pool = ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_begin, initargs=(work, os.getpid()))
+        pool = ProcessPoolExecutor(_cores(), get_context("spawn"), _begin, (work, os.getpid()))
         results = pool.map(_apply, items, chunksize=_AT_A_TIME if len(items) > FEW else 1)
     else:
         pool = ThreadPoolExecutor(_THREADS)
@@ -44,6 +45,14 @@ def for_each(
                 advance(1)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    """Return how many cores this process may use; in a container its quota says it."""
+    cores = len(os.sched_getaffinity(0))
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    limit, _, period = quota.read_text().partition(" ") if quota.exists() else ("max", "", "")
+    return cores if limit == "max" else max(1, min(cores, int(limit) // int(period)))
 
 
 def _begin(work: Callable[[Any], Any], parent: int) -> None:

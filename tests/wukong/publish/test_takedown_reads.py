@@ -2,11 +2,15 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -83,7 +87,7 @@ def take_down(root: str) -> None:
 
 def files_below(folder: Path) -> dict[str, bytes]:
     found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".partial"):
         data = path.read_bytes()
         if path.name == "manifest.json":
             data = json.dumps(json.loads(data) | {"provenance": {}}).encode()
@@ -181,16 +185,45 @@ def test_a_failed_crawl_whose_files_are_deleted_is_left(root: str) -> None:
     assert storage.exists(f"{crawl.uri}/{previous.INDEX}")
 
 
+IN_PROCESSES = """
+import sys
+from datetime import datetime
+from wukong.publish import parallel, takedown, takedown_plan
+if __name__ == "__main__":
+    place, listed, now = sys.argv[1:]
+    parallel.FEW = 3
+    takedown.carry_out(place, takedown.pending(place) or takedown_plan.plan(
+        place, listed, "case 1", datetime.fromisoformat(now)))
+"""
+
+
 @pytest.mark.slow
-def test_in_processes_it_writes_the_same(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(folder_of(root), tmp_path / "whole")
+def test_in_processes_it_writes_the_same_also_when_it_is_killed(root: str, tmp_path: Path) -> None:
+    pristine, folder = tmp_path / "pristine", folder_of(root)
+    shutil.copytree(folder, pristine)
     take_down(root)
-    in_threads = files_below(folder_of(root))
-    shutil.rmtree(folder_of(root))
-    shutil.move(tmp_path / "whole", folder_of(root))
-    monkeypatch.setattr(parallel, "FEW", 3)
-    take_down(root)
-    assert files_below(folder_of(root)) == in_threads
+    in_threads = files_below(folder)
+    shutil.rmtree(folder)
+    shutil.move(pristine, folder)
+    before = files_below(folder)
+    script = tmp_path / "takedown.py"
+    script.write_text(IN_PROCESSES)
+    listed = storage.from_path(folder.with_name("list.txt"))
+    command = [sys.executable, str(script), root, listed, NOW.isoformat()]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[3])
+    changed = [name for name in before if name.endswith(".parquet") and before[name] != in_threads[name]]
+    while all((folder / name).read_bytes() == before[name] for name in changed):
+        assert process.poll() is None
+        time.sleep(0.02)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert takedown.pending(root) is not None
+    assert files_below(folder) != in_threads
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert workers and not alive, "the workers of a takedown that is gone have ended"
+    subprocess.run(command, cwd=Path(__file__).parents[3], check=True)
+    assert files_below(folder) == in_threads
 
 
 def test_manifests_with_tables_are_rewritten_alike_and_a_killed_takedown_goes_on(
