@@ -188,12 +188,8 @@ def traced(place: str, traces: Traces) -> list[str]:
 def may_name(place: str) -> list[str]:
     """Return the URIs of the records, pages and answers below a place."""
     names = [name for name in storage.list_names(place) if name not in _OF_TABLES]
-    return [
-        uri
-        for name in names
-        for uri in storage.list_files(storage.join(place, name)) or [storage.join(place, name)]
-        if uri.endswith(_TRACED) and not uri.endswith(("/manifest.json", "/experiment.json"))
-    ]
+    files = sorted(uri for name in names for uri in storage.sizes(storage.join(place, name)))
+    return [uri for uri in files if uri.endswith(_TRACED) and not uri.endswith(("/manifest.json", "/experiment.json"))]
 
 
 def _naming(files: Sequence[str], traces: Traces) -> list[str]:
