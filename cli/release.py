@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -75,11 +75,12 @@ def release(
     use_embedded_store(experiment.storage)
     released = library.release(experiment, _validated(experiment, run))
     set_uri = _copied(released, uri_of(output)) if output else released.uri
-    size = sum(part.bytes for part in released.parts if part.path.endswith(".csv"))
-    count = sum(part.path.endswith(".csv") for part in released.parts)
+    written = released.parts.below(suffix=".csv")
     left_out = released.dropped[library.OPTED_OUT]
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"Released  {released.counts['pairs']:,} pairs in {count:,} files, {size / 2**20:,.1f} MiB")
+    console.print(
+        f"Released  {released.counts['pairs']:,} pairs in {len(written):,} files, {written.bytes / 2**20:,.1f} MiB"
+    )
     console.print(f"Left out  {left_out:,} pairs on the opt-out list")
     console.print(f"Set       {escape(set_uri)}")
     console.print(f"Digest    {released.digest}")
@@ -127,10 +128,11 @@ def takedown(
     console = Console(highlight=False, soft_wrap=True)
     tell = partial(console.print, "Deleted", markup=False)
     copies = [] if at else _copies(experiment.name)
+    shown = () if at else _files_of_copies(experiment.name)
     if (begun := library.pending(root)) is not None and not dry_run:
         console.print(f"Finishing the takedown by {escape(begun.list_name)} that was begun on {begun.when}")
         library.carry_out(root, begun, copies, tell)
-    planned = takedown_plan.plan(root, uri_of(listed), reason, datetime.now(UTC))
+    planned = takedown_plan.plan(root, uri_of(listed), reason, datetime.now(UTC), shown)
     entries = ", ".join(f"{count:,} {kind}" for kind, count in planned.listed.items())
     console.print(
         f"The list {escape(planned.list_name)} ({entries}) covers {len(planned.keys):,} URLs at {escape(root)}"
@@ -161,13 +163,28 @@ def _copies(name: str) -> list[Callable[["Traces"], Sequence[str]]]:
     from wukong.publish import takedown as library
 
     def of_home(traces: "Traces") -> list[str]:
-        home = environment.find_home()
-        runs = sorted(home.glob("runs/*/experiment.json")) if home else []
-        names = {each: json.loads(each.read_bytes())["experiment"]["name"] for each in runs}
-        own = [storage.from_path(each.parent) for each in runs if names[each] == name]
-        return [page for run in own for page in library.remove_traces(takedown_plan.traced(run, traces), traces)]
+        runs = _runs_of_home(name)
+        return [page for run in runs for page in library.remove_traces(takedown_plan.traced(run, traces), traces)]
 
     return [*([partial(mlflow_copies.remove_traces, name)] if availability.enabled() else []), of_home]
+
+
+def _files_of_copies(name: str) -> Iterator[tuple[str, bytes]]:
+    """Iterate over the files of the copies that an experiment has in MLflow and in the home of the stack."""
+    from wukong.publish import mlflow_copies, takedown_plan
+
+    for run in _runs_of_home(name):
+        yield from ((uri, storage.read_bytes(uri)) for uri in takedown_plan.may_name(run))
+    if availability.enabled():
+        yield from mlflow_copies.files()
+
+
+def _runs_of_home(name: str) -> list[str]:
+    """Return the URIs of the folders that an experiment's runs have in the home of the stack."""
+    home = environment.find_home()
+    runs = sorted(home.glob("runs/*/experiment.json")) if home else []
+    names = {each: json.loads(each.read_bytes())["experiment"]["name"] for each in runs}
+    return [storage.from_path(each.parent) for each in runs if names[each] == name]
 
 
 def uri_of(place: str) -> str:
@@ -211,9 +228,10 @@ def _copied(released: Manifest, target: str) -> str:
     """
     from wukong.report import card
 
-    paths = [part.path for part in released.parts]
+    paths = released.parts.paths
     if storage.exists(storage.join(released.uri, card.DATA_PATH)):
         paths.append(card.DATA_PATH)
-    for path in [*paths, "manifest.json"]:
+    for path in paths:
         storage.write_bytes(storage.join(target, path), storage.read_bytes(storage.join(released.uri, path)))
+    manifest.save(released, storage.join(target, "manifest.json"), storage.write_json)
     return target

@@ -216,12 +216,15 @@ def recorded(experiment: Experiment, run: str, stage: str) -> Iterator[None]:
 
 
 def load_artifact(path: str) -> Manifest:
-    """Read a manifest that an earlier component wrote as its artifact."""
-    return Manifest.model_validate_json(Path(path).read_text(encoding="utf-8"))
+    """Read a manifest that an earlier component wrote as its artifact. One with very many parts is read at its URI."""
+    value = json.loads(Path(path).read_text(encoding="utf-8"))
+    return Manifest.model_validate(value) if "parts" in value else manifest.load(value["uri"])
 
 
 def save_artifact(result: Manifest, path: str) -> None:
     """Write a manifest as a component's output artifact."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(result.model_dump(mode="json"), ensure_ascii=False, indent=2), encoding="utf-8")
+    many = len(result.parts) > manifest.MOST_IN_JSON
+    value = result.model_dump(mode="json", exclude={"parts"} if many else None)
+    target.write_text(json.dumps(value, ensure_ascii=False, indent=2), encoding="utf-8")

@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from wukong.errors import StackError, StorageError
-from wukong.store import storage
+from wukong.store import manifest, storage
 from wukong.tracking import availability
 from wukong.tracking.mlflow_rest import MlflowError, Server
 
@@ -179,9 +179,13 @@ def back_up(source: str, target: str, keep_days: int, now: datetime | None = Non
     with storage.open_output(made) as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
         for uri in uris:
             data = storage.read_bytes(uri)
-            entry = tarfile.TarInfo(uri[len(source.rstrip("/")) + 1 :])
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
+            files = {uri: data}
+            if uri.endswith("/manifest.json") and (table := manifest.table_uri(uri, json.loads(data))):
+                files = {table: storage.read_bytes(table), uri: data}
+            for each, content in files.items():
+                entry = tarfile.TarInfo(each[len(source.rstrip("/")) + 1 :])
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
     log.info("%s: %d files", made, len(uris))
     for uri in storage.list_files(target, ".tar"):
         moment = datetime.strptime(uri.rsplit("/", 1)[1], _ARCHIVE).replace(tzinfo=UTC)

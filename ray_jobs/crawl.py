@@ -16,6 +16,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from itertools import chain
 from typing import Any
 
 import ray
@@ -40,14 +41,15 @@ from wukong.crawl.robots import RobotsCache
 from wukong.crawl.search import search_block
 from wukong.crawl.source import Listed, Searched
 from wukong.crawl.status import Status
+from wukong.crawl.turns import Turn, Turns
 from wukong.data import exchange
 from wukong.data.exchange import File, Source
-from wukong.crawl.turns import Turn, Turns
 from wukong.errors import WukongError
 from wukong.runtime.progress import track
-from wukong.store import fence, storage
 from wukong.store import manifest as manifests
+from wukong.store import storage
 from wukong.store.manifest import Manifest, Part, Stage
+from wukong.store.parts import Parts
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +145,7 @@ class _Job:
         }
         own = [self._stage.describe(path) for path in (previous.QUERIES, previous.INDEX)]
         found = (Part.model_validate(part) for record in searched for part in record["described"])
-        described = [*own, *downloaded.described(), *found]
+        described = Parts.of(chain(own, downloaded.described(), found)).sorted()
         dropped = {status: n for status, n in sorted(statuses.items()) if status != Status.SUCCESS}
         self._tell_slow_hosts(downloaded.slow_hosts)
         examples = downloaded.examples | ({"search": next(iter(failed.items()))} if failed else {})
@@ -154,12 +156,12 @@ class _Job:
                 uri=self._stage.uri,
                 config=self._stage.config,
                 parents=self._stage.parents,
-                parts=tuple(sorted(described, key=lambda part: part.path)),
+                parts=described,
                 counts=counts,
                 dropped=dropped,
                 provenance=manifests.provenance(),
             )
-            fence.publish(self._stage.path(attempt.FAILED), failed_attempt.model_dump(mode="json"))
+            manifests.save(failed_attempt, self._stage.path(attempt.FAILED))
             raise verdict.CrawlFailedError(why)
         return self._stage.commit(described, counts=counts, dropped=dropped)
 

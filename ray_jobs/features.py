@@ -153,7 +153,7 @@ def _work(filtered: Manifest, pairs: str, views: int) -> Sequence[_Work]:
     """Return all files, the largest first, so that workers end together."""
     holdouts = [holdout["name"] for holdout in filtered.config["split"]["holdouts"]]
     splits = ["train"] if pairs == "train" else holdouts
-    rows = {part.path: part.rows for part in filtered.parts}
+    rows = {part.path: part.rows for part in filtered.parts.below(suffix=".parquet")}
     work = [
         _Work(PurePosixPath(split, f"{shard}.tar"), view, rows[f"{split}/{shard}.parquet"])
         for split in splits

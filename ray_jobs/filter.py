@@ -37,7 +37,7 @@ from ray_jobs.exchange import ASKER, Answers, ask, run_all
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.config.filter import Filter
-from wukong.curate import apply, caption_counts, duplicates, repack, rules, split
+from wukong.curate import apply, caption_counts, duplicates, lookup, repack, rules, split
 from wukong.curate.caption_counts import CaptionCounts, Hashes
 from wukong.curate.pairs import DROPPED, read_pairs
 from wukong.curate.rule import HELD_BACK
@@ -142,7 +142,9 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
             f"no pair is left to train on: {pairs} came in; {reasons or 'all are held out'}. "
             "Loosen filter.* or filter.split, or crawl more"
         )
-    parts = [Part.model_validate(part) for record in [*assigned, *repacked] for part in record["parts"]]
+    # Records of earlier versions have no bounds; such shards are looked through by a takedown.
+    lookup.write(stage.uri, (tuple(each) for record in repacked for each in record.get("bounds", [])), settings.seed)
+    parts = (Part.model_validate(part) for record in [*assigned, *repacked] for part in record["parts"])
     return stage.commit(parts, counts=counts, dropped=dropped)
 
 
@@ -153,17 +155,17 @@ def _show_dropped(records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _groups(crawl: Manifest) -> list[_Group]:
-    parts = [part for part in crawl.parts if part.path.startswith("parts/") and part.path.endswith(".parquet")]
-    if not sum(part.rows for part in parts):
+    parts = crawl.parts.below("parts/", ".parquet")
+    if not parts.rows:
         raise DataError(f"the crawl at {crawl.uri} is empty: its queries found nothing")
-    limit = min(_MAX_ROWS, -(-sum(part.rows for part in parts) // _GROUPS))
+    limit = min(_MAX_ROWS, -(-parts.rows // _GROUPS))
     cuts, rows = [0], 0
     for number, part in enumerate(parts):
         if number > cuts[-1] and rows + part.rows > limit:
             cuts.append(number)
             rows = 0
         rows += part.rows
-    uris = [storage.join(crawl.uri, part.path) for part in parts]
+    uris = [storage.join(crawl.uri, path) for path in parts.paths]
     ends = [*cuts[1:], len(parts)]
     return [_Group(n, low, tuple(uris[low:high])) for n, (low, high) in enumerate(zip(cuts, ends, strict=True))]
 
@@ -450,10 +452,13 @@ def _repack(stage: Stage, piece: _Piece, groups: int) -> dict[str, Any]:
     frames = [_read_some(_placed_uri(stage, group), wanted) for group in range(groups)]
     pairs = pl.concat(frames).sort("position", "key")
     parts: list[Part] = []
+    bounds: list[lookup.Bound] = []
     start = 0
     for shard, size in enumerate(repack.balanced(piece.rows, piece.shards), piece.first_shard):
         name = f"{piece.split}/{shard:05d}"
-        repack.write_shard(stage.path(name), pairs.slice(start, size))
+        shuffled = pairs.slice(start, size)
+        repack.write_shard(stage.path(name), shuffled)
         parts += [stage.describe(f"{name}.tar", size), stage.describe(f"{name}.parquet", size)]
+        bounds.append(lookup.bound(f"{name}.parquet", shuffled))
         start += size
-    return {"parts": [part.model_dump() for part in parts]}
+    return {"parts": [part.model_dump() for part in parts], "bounds": bounds}

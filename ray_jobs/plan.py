@@ -107,4 +107,4 @@ def _before(experiment: Experiment, stage: str) -> Estimate | None:
     if latest is None:
         return None
     known = manifest.load(latest)
-    return Estimate(sum(part.bytes for part in known.parts), float(known.provenance.get("seconds", 0.0)))
+    return Estimate(known.parts.bytes, float(known.provenance.get("seconds", 0.0)))

@@ -21,7 +21,7 @@ from wukong.report import card, statistics
 from wukong.report.statistics import Statistics
 from wukong.stages import places
 from wukong.store import manifest, storage
-from wukong.store.manifest import Manifest, Part, Stage
+from wukong.store.manifest import Manifest, Stage
 from wukong.validate import audit, suites
 from wukong.validate import gate as runner
 from wukong.validate.drift import drift
@@ -137,11 +137,7 @@ def _splits(experiment: Experiment) -> tuple[str, ...]:
 def _batches(filtered: Manifest, experiment: Experiment) -> list[tuple[str, ...]]:
     """Return batches of URIs: tables of consecutive shards with at most ``_MAX_ROWS`` rows together."""
     splits = _splits(experiment)
-    shards: list[Part] = [
-        part for part in filtered.parts if part.path.split("/", 1)[0] in splits and part.path.endswith(".parquet")
-    ]
-    if not shards:
-        raise DataError(f"the filter at {filtered.uri} kept no pair: there is nothing to validate")
+    shards = (part for part in filtered.parts.below(suffix=".parquet") if part.path.split("/", 1)[0] in splits)
     batches: list[list[str]] = []
     rows = 0
     for shard in shards:
@@ -150,6 +146,8 @@ def _batches(filtered: Manifest, experiment: Experiment) -> list[tuple[str, ...]
             rows = 0
         batches[-1].append(storage.join(filtered.uri, shard.path))
         rows += shard.rows
+    if not batches:
+        raise DataError(f"the filter at {filtered.uri} kept no pair: there is nothing to validate")
     return [tuple(batch) for batch in batches]
 
 

@@ -14,7 +14,7 @@ from api_server import ApiServer
 
 from infra import cluster
 from wukong.errors import StackError, StorageError
-from wukong.store import storage
+from wukong.store import manifest, storage
 
 BASE = Path(__file__).parents[2] / "k8s" / "base"
 
@@ -214,6 +214,18 @@ def test_a_backup_holds_what_data_is_found_by_and_restores_it(bucket: str, tmp_p
     assert storage.read_json(f"{target}/demo/filter/abc/manifest.json") == {"path": "demo/filter/abc/manifest.json"}
     assert storage.read_json(f"{target}/demo/runs/r/filter.json") == {"newer": True}, "what is there stays"
     assert len(storage.list_files(target)) == 3
+
+
+def test_a_backup_holds_the_table_of_a_manifests_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "MOST_IN_JSON", 1)
+    stage = manifest.Stage(storage.from_path(tmp_path / "bucket/demo"), "crawl", {})
+    for name in ("a.parquet", "b.parquet"):
+        storage.write_bytes(stage.path(name), b"data")
+    made = stage.commit([stage.describe(name) for name in ("a.parquet", "b.parquet")])
+    archive = cluster.back_up(storage.from_path(tmp_path / "bucket"), storage.from_path(tmp_path / "backups"), 30)
+    target = storage.from_path(tmp_path / "restored")
+    assert cluster.restore(archive, target) == 2
+    assert manifest.load(f"{target}/demo/crawl/{stage.key}") == made
 
 
 def test_old_backups_go_and_the_newest_stays(bucket: str, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from ray_jobs import validate as validate_job
 from wukong.config import stored
 from wukong.crawl.url import key_of
 from wukong.errors import ConfigError, DataError
-from wukong.publish import release, takedown, takedown_plan
+from wukong.publish import parallel, release, takedown, takedown_plan
 from wukong.report.funnel import funnel
 from wukong.store import manifest, storage
 from wukong.store.manifest import Stage
@@ -185,7 +185,7 @@ def test_what_is_listed_is_left_out_and_out_of_the_numbers_and_pictures(made, tm
 def test_a_killed_release_goes_on_to_the_same_bytes(restored, monkeypatch):
     e, validated, _, listed, folder = restored
     e = e.model_copy(update={"release": e.release.model_copy(update={"opt_out": listed})})
-    monkeypatch.setattr(release, "_WRITERS", 1)
+    monkeypatch.setattr(parallel, "_THREADS", 1)
     with dying_at(-1, monkeypatch) as written:
         release.release(e, validated)
     undisturbed = files_below(folder / "store")
@@ -324,7 +324,7 @@ def keys_of(filtered):
 @pytest.mark.slow
 def test_a_takedown_killed_at_any_write_ends_at_the_same_bytes(restored, monkeypatch):
     e, *_, listed, folder = restored
-    monkeypatch.setattr(takedown_plan, "_THREADS", 1)
+    monkeypatch.setattr(parallel, "_THREADS", 1)
     with dying_at(-1, monkeypatch) as written:
         takedown.carry_out(e.root, takedown_plan.plan(e.root, listed, "case 1", NOW))
     undisturbed = files_below(folder / "store")

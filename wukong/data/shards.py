@@ -55,11 +55,7 @@ def names_of(filtered: Manifest, split: str) -> list[str]:
         filtered: manifest of the filter stage.
         split: ``train`` or a hold-out's name.
     """
-    return [
-        PurePosixPath(part.path).stem
-        for part in filtered.parts
-        if part.path.startswith(f"{split}/") and part.path.endswith(".parquet") and part.rows
-    ]
+    return [PurePosixPath(part.path).stem for part in filtered.parts.below(f"{split}/", ".parquet") if part.rows]
 
 
 def members(tar_uri: str, start: int = 0) -> Iterator[Member]:

@@ -84,7 +84,7 @@ def read(uri: str, tasks: Sequence[str] | None = None) -> Evaluation:
     """
     environment.use_for(uri)
     evaluated = manifest.load(uri)
-    if not any(part.path == DOCUMENT for part in evaluated.parts):
+    if not evaluated.parts.has(DOCUMENT):
         return Evaluation(uri=uri)
     uris = {
         table_uri.rpartition("/")[2].removesuffix(".parquet"): table_uri

@@ -3,6 +3,8 @@
 All runs are looked through, also deleted ones: their files are still stored. Models are not read, they name no pair.
 """
 
+from collections.abc import Iterator
+
 from wukong.errors import StorageError
 from wukong.publish.traces import Traces
 from wukong.runtime import progress
@@ -11,6 +13,23 @@ from wukong.tracking.mlflow_rest import MlflowError, Server
 
 _LOOKED_AT = (".json", ".html", ".parquet")
 _MODEL = "model/"
+
+
+def files() -> Iterator[tuple[str, bytes]]:
+    """Iterate over the records, pages and answers of MLflow's runs: name and content.
+
+    Raises:
+        StorageError: MLflow does not answer, or does not pass on the files of a run.
+    """
+    import requests
+
+    server = Server()
+    try:
+        for experiment in server.experiments("ALL"):
+            for run in server.every_run(experiment):
+                yield from ((path, server.read_file(run, path)) for path in _looked_at(server, run))
+    except (MlflowError, requests.RequestException) as error:
+        raise StorageError(f"MLflow at {mlflow_rest.address()} may show what is to be taken down ({error})") from error
 
 
 def remove_traces(name: str, traces: Traces) -> list[str]:
@@ -46,11 +65,13 @@ def remove_traces(name: str, traces: Traces) -> list[str]:
     return deleted
 
 
+def _looked_at(server: Server, run: mlflow_rest.Run) -> list[str]:
+    return [path for path in server.files(run) if path.endswith(_LOOKED_AT) and not path.startswith(_MODEL)]
+
+
 def _of_run(server: Server, run: mlflow_rest.Run, traces: Traces, *, unsaid: bool) -> list[str]:
     deleted = []
-    for path in server.files(run):
-        if not path.endswith(_LOOKED_AT) or path.startswith(_MODEL):
-            continue
+    for path in _looked_at(server, run):
         data = server.read_file(run, path)
         if path.endswith(".html"):
             if traces.in_page(data, unsaid=unsaid):

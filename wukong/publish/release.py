@@ -8,9 +8,11 @@ that was killed continues after the files that are complete.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from wukong import stages
@@ -19,11 +21,12 @@ from wukong.crawl.optout import OptOut
 from wukong.curate.split import TRAIN
 from wukong.errors import ConfigError, DataError
 from wukong.publish import croissant
+from wukong.publish.parallel import for_each
 from wukong.report import card, statistics
 from wukong.report.funnel import Step
-from wukong.runtime import progress
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, Part, Stage
+from wukong.store.parts import Parts
 
 OPTED_OUT = "opted_out"
 """Name, in a manifest's ``dropped``, of the training pairs that the opt-out list covers."""
@@ -33,7 +36,7 @@ SUMS = "SHA256SUMS"
 
 COLUMNS = ("url", "caption")
 _VERSION = stages.of("release").version
-_WRITERS = 4
+_FEW = 1_000_000  # pairs that threads are enough for
 _NEEDED = ["key", "url", "caption", "sha256", "width", "height", "length"]
 
 
@@ -66,13 +69,15 @@ def _release(
     stage: Stage, experiment: Experiment, filtered: Manifest, validated: Manifest, listed: OptOut, list_uri: str | None
 ) -> Manifest:
     settings = experiment.release
-    slices = _slices(filtered, settings.files)
-    names = file_names(experiment.name, settings.files)
-    with progress.track("release", len(slices), "files") as advance, ThreadPoolExecutor(_WRITERS) as pool:
-        records = []
-        for record in pool.map(lambda name, taken: _write_file(stage, name, taken, listed), names, slices):
-            records.append(record)
-            advance(1)
+    shards = filtered.parts.below(f"{TRAIN}/", ".parquet")
+    if settings.files > shards.rows:
+        raise ConfigError(
+            f"release.files is {settings.files}, but there are only {shards.rows} pairs to release: ask for fewer files"
+        )
+    edges = [shards.rows * number // settings.files for number in range(settings.files + 1)]
+    files = list(zip(file_names(experiment.name, settings.files), pairwise(edges), strict=True))
+    write = partial(_write_file, stage=stage, filtered_uri=filtered.uri, shards=shards, listed=listed)
+    records = list(for_each("release", files, write, many=shards.rows > _FEW))
     parts = [Part.model_validate(record["part"]) for record in records]
     pairs, left_out = sum(part.rows for part in parts), sum(record["left_out"] for record in records)
     if not pairs:
@@ -136,47 +141,38 @@ def sums(parts: Sequence[Part]) -> bytes:
     return "".join(f"{part.sha256}  {part.path}\n" for part in listed if part.path != SUMS).encode()
 
 
-def _slices(filtered: Manifest, files: int) -> list[list[tuple[str, int, int]]]:
-    """Returns, for each CSV file, the rows of shards that it takes: (URI of the table, first row, number of rows)."""
-    shards = [part for part in filtered.parts if part.path.startswith(f"{TRAIN}/") and part.path.endswith(".parquet")]
-    rows = sum(part.rows for part in shards)
-    if files > rows:
-        raise ConfigError(f"release.files is {files}, but there are only {rows} pairs to release: ask for fewer files")
-    edges = [rows * number // files for number in range(files + 1)]
-    slices: list[list[tuple[str, int, int]]] = [[] for _ in range(files)]
-    first, file = 0, 0
-    for shard in shards:
-        taken = 0
-        while taken < shard.rows:
-            count = min(shard.rows - taken, edges[file + 1] - first)
-            slices[file].append((storage.join(filtered.uri, shard.path), taken, count))
-            taken, first = taken + count, first + count
-            file += first == edges[file + 1]
-    return slices
-
-
-def _write_file(stage: Stage, name: str, slices: Sequence[tuple[str, int, int]], listed: OptOut) -> dict[str, Any]:
+def _write_file(
+    file: tuple[str, tuple[int, int]], stage: Stage, filtered_uri: str, shards: Parts, listed: OptOut
+) -> dict[str, Any]:
+    """Write one CSV file, given by its name and the rows of all shards that it takes; one shard is in memory."""
+    name, (first, end) = file
     if (record := stage.finished_task(name)) is not None:
         return record
-    kept, removed = [], []
-    for rows in _rows(slices):
-        hit = listed.covers_pairs(rows)
-        kept.append(rows.filter(~hit).select(COLUMNS))
-        removed.append(rows.filter(hit))
-    table, left_out = pl.concat(kept), pl.concat(removed)
-    write_csv(stage.path(name), table)
+    left_out = statistics.Statistics()
+    with storage.open_output(stage.path(name)) as stream:
+        for number, rows in enumerate(_rows(filtered_uri, shards, first, end)):
+            hit = listed.covers_pairs(rows)
+            rows.filter(~hit).select(COLUMNS).write_csv(stream, include_header=number == 0)
+            if hit.any():
+                left_out = statistics.merge([left_out, statistics.measure(rows.filter(hit))])
     record = {
-        "part": stage.describe(name, len(table)).model_dump(),
-        "left_out": len(left_out),
-        "statistics": statistics.measure(left_out).as_json() if len(left_out) else None,
+        "part": stage.describe(name, end - first - left_out.pairs).model_dump(),
+        "left_out": left_out.pairs,
+        "statistics": left_out.as_json() if left_out.pairs else None,
     }
     stage.commit_task(name, record)
     return record
 
 
-def _rows(slices: Sequence[tuple[str, int, int]]) -> Iterator[pl.DataFrame]:
-    for uri, first, count in slices:
-        rows = pl.DataFrame(storage.read_table(uri, _NEEDED)).slice(first, count)
+def _rows(filtered_uri: str, shards: Parts, first: int, end: int) -> Iterator[pl.DataFrame]:
+    """Iterate over rows of consecutive shards, a table at a time."""
+    ends = np.cumsum(shards.table["rows"].to_numpy())
+    while first < end:
+        number = int(np.searchsorted(ends, first, side="right"))
+        uri, skipped = storage.join(filtered_uri, shards[number].path), first - int(ends[number]) + shards[number].rows
+        count = min(end, int(ends[number])) - first
+        rows = pl.DataFrame(storage.read_table(uri, _NEEDED)).slice(skipped, count)
         if len(rows) < count:
             raise DataError(f"{uri} has fewer rows than its manifest says: run the filter again")
         yield rows
+        first += count

@@ -34,7 +34,7 @@ def without_pairs(stage_uri: str, path: str, keys: Set[str], *, docs_deleted: bo
     """
     uri = storage.join(stage_uri, path)
     if path == previous.INDEX:
-        _rewrite_index(stage_uri)
+        _rewrite_index(stage_uri, keys)
     elif path.endswith(".parquet"):
         _rewrite_table(uri, keys)
     elif path.endswith(".tar"):
@@ -103,13 +103,17 @@ def _stored(stage_uri: str, record: dict[str, Any]) -> dict[str, Any]:
     return {"described": described, "statuses": dict(sorted(statuses.items())), "examples": {}, **counts}
 
 
-def _rewrite_index(stage_uri: str) -> None:
+def _rewrite_index(stage_uri: str, gone: Set[str]) -> None:
+    """Bring the bounds in line of the parts that begin or end with a key that goes; others are not read."""
     index = storage.read_table(storage.join(stage_uri, previous.INDEX)).to_pydict()
     bounds = []
-    for part in index["part"]:
+    for part, first, last in zip(index["part"], index["first_key"], index["last_key"], strict=True):
+        if first not in gone and last not in gone:
+            bounds.append((part, first, last))
+            continue
         keys = storage.read_table(storage.join(stage_uri, f"{part}.parquet"), ["key"])["key"].to_pylist()
-        if keys:
-            bounds.append((part, min(keys), max(keys)))
+        if left := [key for key in keys if key not in gone]:
+            bounds.append((part, min(left), max(left)))
     columns = [*zip(*bounds, strict=True)] or [(), (), ()]
     rewritten = pa.table(dict(zip(index, columns, strict=True)), schema=previous.INDEX_SCHEMA)
     storage.write_table(storage.join(stage_uri, previous.INDEX), rewritten)

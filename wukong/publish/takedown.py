@@ -23,11 +23,13 @@ from wukong import stages
 from wukong.crawl import attempt
 from wukong.evaluate import results
 from wukong.publish import croissant, release, rewrite
-from wukong.publish.takedown_plan import Change, Plan, for_each
+from wukong.publish.parallel import for_each
+from wukong.publish.takedown_plan import Change, Plan, finished
 from wukong.publish.traces import Traces
 from wukong.report import evaluation as evaluation_page
 from wukong.store import manifest, storage
 from wukong.store.manifest import Part
+from wukong.store.parts import Parts
 
 TAKEN_DOWN = "taken_down"
 """Name, in a manifest's ``dropped``, of the pairs that takedowns removed from it."""
@@ -84,6 +86,7 @@ def carry_out(
             rewrite.markers(change.uri, change.files)
             continue
         after[change.before] = _rewrite_manifest(change, after, record)
+        manifest.delete_old_tables(storage.join(change.uri, change.manifest))
         storage.delete(storage.join(change.uri, "_parts"))  # of use only to an attempt that goes on
         facts = change.model_dump(include={"stage", "uri", "pairs"})
         told.append(facts | {"digest_before": change.before, "digest_after": after[change.before]})
@@ -154,27 +157,31 @@ def _describe_evaluation(folder: str, traces: Traces) -> list[str]:
         for part in measured.parts
         if storage.exists(storage.join(folder, part.path))
     ]
-    updated = measured.model_copy(update={"parts": tuple(parts)})
-    storage.write_json(storage.join(folder, _MANIFEST), updated.model_dump(mode="json"))
+    updated = measured.model_copy(update={"parts": parts})
+    manifest.save(updated, storage.join(folder, _MANIFEST), storage.write_json)
     return deleted
 
 
 def _rewrite_files(planned: Plan) -> None:
-    keys = set(planned.keys)
-    files = [(change, path) for change in planned.changes for path in change.files]
-
-    def rewrite_file(file: tuple[Change, str]) -> None:
-        change, path = file
-        docs_deleted = any(each.startswith("docs/") for each in change.deleted)
-        rewrite.without_pairs(change.uri, path, keys, docs_deleted=docs_deleted)
-
+    without_docs = {
+        change.uri for change in planned.changes if any(each.startswith("docs/") for each in change.deleted)
+    }
+    work = partial(_rewrite_file, keys=frozenset(planned.keys), without_docs=without_docs)
+    files = [(change.uri, path) for change in planned.changes for path in change.files]
     # Every reader rejects a row without an image; an image without a row does no harm. So tables are rewritten first.
-    for_each("take down: tables", [each for each in files if each[1].endswith(".parquet")], rewrite_file)
+    tables = [each for each in files if each[1].endswith(".parquet")]
     others = [each for each in files if not each[1].endswith(".parquet")]
-    for_each("take down: pictures, lists and pages", others, rewrite_file)
+    for what, some in ("tables", tables), ("pictures, lists and pages", others):
+        for _ in for_each(f"take down: {what}", some, work):
+            pass
     for change in planned.changes:
         for path in change.deleted:
             storage.delete(storage.join(change.uri, path))
+
+
+def _rewrite_file(file: tuple[str, str], keys: frozenset[str], without_docs: set[str]) -> None:
+    stage_uri, path = file
+    rewrite.without_pairs(stage_uri, path, keys, docs_deleted=stage_uri in without_docs)
 
 
 def _computed(place: str, planned: Plan) -> list[str]:
@@ -182,7 +189,7 @@ def _computed(place: str, planned: Plan) -> list[str]:
     computed = []
     for name, parents in _COMPUTED.items():
         changed = {change.uri for change in planned.changes if change.stage in parents}
-        for uri in storage.list_files(storage.join(place, name), f"/{_MANIFEST}") if changed else ():
+        for uri in finished(place, [name]) if changed else ():
             if changed & {parent.uri for parent in manifest.load(uri).parents}:
                 computed.append(uri.removesuffix(f"/{_MANIFEST}"))
     return computed
@@ -203,19 +210,22 @@ def _rewrite_manifest(change: Change, after: Mapping[str, str], record: Mapping[
     old = manifest.load(uri)
     if old.digest != change.before:
         return old.digest  # this takedown replaced it before it was killed
-    parts = {part.path: part for part in old.parts if part.path not in change.deleted}
-    for path, rows in change.files.items():
-        if path in parts:
-            # The number of rows is at least 0: parts of search results are stored with 0 rows.
-            parts[path] = manifest.describe(change.uri, path, max(0, parts[path].rows - rows))
+    # The number of rows is at least 0: parts of search results are stored with 0 rows.
+    shorter = {
+        part.path: max(0, part.rows - change.files[part.path])
+        for part in old.parts.named(change.files)
+        if part.path not in change.deleted
+    }
+    described = for_each("describe", list(shorter.items()), partial(_described, stage_uri=change.uri))
+    parts = old.parts.replaced({part.path: part for part in described}, change.deleted)
     if change.stage == "release":
-        parts |= _rewrite_release_lists(change.uri, parts, record)
+        parts = parts.replaced(_rewrite_release_lists(change.uri, parts, record))
     updated = old.model_copy(
         update={
             "parents": tuple(
                 parent.model_copy(update={"digest": after.get(parent.digest, parent.digest)}) for parent in old.parents
             ),
-            "parts": tuple(parts[path] for path in sorted(parts)),
+            "parts": parts,
             "counts": {name: number - change.counts.get(name, 0) for name, number in old.counts.items()},
             "dropped": {name: number - change.dropped.get(name, 0) for name, number in old.dropped.items()}
             | ({TAKEN_DOWN: old.dropped.get(TAKEN_DOWN, 0) + change.pairs} if change.pairs else {}),
@@ -224,11 +234,16 @@ def _rewrite_manifest(change: Change, after: Mapping[str, str], record: Mapping[
     if change.stage == "crawl":  # the key of the attempt after one that failed has the digest that this one had
         named = {attempt.FIRST_DIGEST: old.provenance.get(attempt.FIRST_DIGEST, old.digest)}
         updated = updated.model_copy(update={"provenance": old.provenance | named})
-    storage.write_json(uri, updated.model_dump(mode="json"))
+    manifest.save(updated, uri, storage.write_json)
     return updated.digest
 
 
-def _rewrite_release_lists(uri: str, parts: Mapping[str, Part], record: Mapping[str, Any]) -> dict[str, Part]:
+def _described(file: tuple[str, int], stage_uri: str) -> Part:
+    path, rows = file
+    return manifest.describe(stage_uri, path, rows)
+
+
+def _rewrite_release_lists(uri: str, parts: Parts, record: Mapping[str, Any]) -> dict[str, Part]:
     """Write a release's copy of the record, and bring its description and its checksums in line with its files.
 
     Returns:
@@ -238,7 +253,7 @@ def _rewrite_release_lists(uri: str, parts: Mapping[str, Part], record: Mapping[
     storage.write_json(storage.join(uri, named), dict(record))
     changed = {named: manifest.describe(uri, named)}
     description = storage.join(uri, croissant.PATH)
-    storage.write_json(description, croissant.with_files(storage.read_json(description), list(parts.values())))
+    storage.write_json(description, croissant.with_files(storage.read_json(description), parts))
     changed[croissant.PATH] = manifest.describe(uri, croissant.PATH)
-    storage.write_bytes(storage.join(uri, release.SUMS), release.sums([*({**parts, **changed}).values()]))
+    storage.write_bytes(storage.join(uri, release.SUMS), release.sums(parts.replaced(changed)))
     return changed | {release.SUMS: manifest.describe(uri, release.SUMS)}

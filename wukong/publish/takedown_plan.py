@@ -4,10 +4,12 @@ Nothing is changed here; ``wukong.publish.takedown`` carries a plan out.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import datetime
-from typing import Any, TypeVar
+from functools import partial
+from itertools import chain
+from typing import Any, NamedTuple
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict
@@ -19,10 +21,10 @@ from wukong.crawl.status import Status
 from wukong.crawl.url import key_of
 from wukong.curate.rule import HELD_BACK
 from wukong.errors import ConfigError, DataError
-from wukong.publish import release
+from wukong.publish import located, release
+from wukong.publish.parallel import for_each
 from wukong.publish.traces import Traces
 from wukong.report import card
-from wukong.runtime import progress
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, digest_of
 
@@ -31,14 +33,11 @@ RESULTS = "results.json"
 
 _MANIFEST = "manifest.json"
 _STAGES = tuple(entry.name for entry in stages.TABLE if entry.takedown == "rewrite")
+_WORDS = ("url", "sha256")
+_CAPTIONS = ("caption", "caption_original")
 _OF_TABLES = {entry.name for entry in stages.TABLE if entry.takedown != "keep"} | {"takedowns", "experiments"}
 """Folders whose files a plan lists one by one or deletes, or that name no pair."""
 _TRACED = (".json", ".html", ".parquet")
-_THREADS = 8
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 
 _NOT_RECORDED = {"unfinished", "computed", "traced", "words", "captions"}
 
@@ -123,7 +122,7 @@ class Plan(BaseModel):
         return Traces(self.keys, self.words, self.captions)
 
 
-def plan(place: str, list_uri: str, reason: str, now: datetime) -> Plan:
+def plan(place: str, list_uri: str, reason: str, now: datetime, copies: Iterable[tuple[str, bytes]] = ()) -> Plan:
     """Find what a list of domains, URLs and digests covers. Nothing is changed.
 
     Args:
@@ -131,14 +130,14 @@ def plan(place: str, list_uri: str, reason: str, now: datetime) -> Plan:
         list_uri: the list, in the form of the crawler's opt-out list.
         reason: stored in the record.
         now: stored in the record.
+        copies: names and contents of files elsewhere that may name pairs.
 
     Raises:
         ConfigError: the list is malformed, or it has digests and there is no shard to find their images in.
         DataError: the place has no stage that a takedown can change, or a file is damaged.
     """
     listed = OptOut.load(list_uri)
-    finished = stages_at(place)
-    outputs = [*_unfinished_crawls(place), *((stage, _MANIFEST) for stage in finished)]
+    outputs = [*_unfinished_crawls(place), *((stage, _MANIFEST) for stage in stages_at(place))]
     if not outputs:
         raise DataError(f"{place} holds neither a release nor the crawl or the shards of an experiment")
     if listed.digests and not any(stage.stage in ("crawl", "filter") for stage, _ in outputs):
@@ -146,17 +145,21 @@ def plan(place: str, list_uri: str, reason: str, now: datetime) -> Plan:
             f"{list_uri} holds digests of pictures, and {place} has no shards to find them by: name the experiment's "
             "own storage, or list URLs"
         )
-    tables = [uri for stage, _ in outputs for uri in _tables_with_urls(stage)]
-    covered = for_each("look for what is listed", tables, lambda uri: _covered_keys(uri, listed))
-    keys = set().union(*covered)
+    holders = [stage for stage, _ in outputs]
+    tables = [uri for stage in holders for uri in located.tables_with_urls(stage, listed, holders)]
+    keys: set[str] = set().union(*for_each("look for what is listed", tables, partial(_covered_keys, listed=listed)))
     changes: list[Change] = []
+    words: set[str] = set()
+    captions: set[str] = set()
     for stage, name in outputs if keys else ():
         above = [each for each in changes if each.before in {parent.digest for parent in stage.parents}]
-        change = _change(stage, keys, lost=any(each.pairs for each in above)).model_copy(update={"manifest": name})
+        change = _change(stage, name, keys, words, captions, lost=any(each.pairs for each in above))
         if change.files or change.deleted or above:
             changes.append(change)
-    words, captions = _texts_of([stage for stage, _ in outputs], keys) if keys else (set(), set())
     whole = bool(keys) and not storage.exists(storage.join(place, _MANIFEST))
+    with_all_captions = Traces(keys, words, captions)
+    naming = traced(place, with_all_captions) if whole else []
+    captions = _of_no_other(holders, keys, _shown(naming, copies, with_all_captions))
     return Plan(
         when=now.isoformat(timespec="seconds"),
         reason=reason,
@@ -166,7 +169,7 @@ def plan(place: str, list_uri: str, reason: str, now: datetime) -> Plan:
         keys=tuple(sorted(keys)),
         changes=tuple(changes),
         unfinished=_unfinished(place) if whole else (),
-        traced=tuple(traced(place, Traces(keys, words, captions))) if whole else (),
+        traced=tuple(_naming(naming, Traces(keys, words, captions))),
         words=tuple(sorted(words)),
         captions=tuple(sorted(captions)),
     )
@@ -179,33 +182,56 @@ def traced(place: str, traces: Traces) -> list[str]:
         place: URI of an experiment, or of any other folder.
         traces: what names the pairs.
     """
-    files = [
-        uri
-        for uri in storage.list_files(place)
-        if uri.endswith(_TRACED)
-        and not uri.endswith(("/manifest.json", "/experiment.json"))
-        and uri[len(place) :].lstrip("/").split("/", 1)[0] not in _OF_TABLES
-    ]
-    hits = for_each("look for what names them", files, lambda uri: traces.in_file(uri, storage.read_bytes(uri)))
+    return _naming(may_name(place), traces)
+
+
+def may_name(place: str) -> list[str]:
+    """Return the URIs of the records, pages and answers below a place."""
+    names = [name for name in storage.list_names(place) if name not in _OF_TABLES]
+    files = sorted(uri for name in names for uri in storage.sizes(storage.join(place, name)))
+    return [uri for uri in files if uri.endswith(_TRACED) and not uri.endswith(("/manifest.json", "/experiment.json"))]
+
+
+def _naming(files: Sequence[str], traces: Traces) -> list[str]:
+    def names(uri: str) -> bool:
+        return traces.in_file(uri, storage.read_bytes(uri))
+
+    hits = for_each("look for what names them", files, names, many=False)
     return [uri for uri, hit in zip(files, hits, strict=True) if hit]
 
 
-def _folders(place: str, name: str) -> dict[str, list[str]]:
-    """Return the folders that attempts at a stage have left, each with its files."""
-    folders: dict[str, list[str]] = {}
-    for uri in storage.list_files(storage.join(place, name)):
-        key = uri[len(storage.join(place, name)) :].lstrip("/").split("/", 1)[0]
-        folders.setdefault(storage.join(place, name, key), []).append(uri)
-    return folders
+def _shown(naming: Sequence[str], copies: Iterable[tuple[str, bytes]], traces: Traces) -> set[str]:
+    """Return the captions that files show and that decide whether these files, or records in them, go."""
+    files = chain(((uri, storage.read_bytes(uri)) for uri in naming), copies if traces.captions else ())
+    return set().union(*(traces.captions_in(name, data) for name, data in files))
+
+
+def _of_no_other(outputs: Sequence[Manifest], keys: Set[str], captions: set[str]) -> set[str]:
+    """Return those of some captions that no pair has that stays. Mostly the first tables have most of the others."""
+    tables = [uri for stage in outputs for uri in located.tables_with_captions(stage)] if captions else []
+    left = set(captions)
+    others = partial(_captions_of_others, keys=frozenset(keys), captions=frozenset(captions))
+    for theirs in for_each("read what stays", tables, others):
+        left -= theirs
+        if not left:
+            break
+    return left
+
+
+def _captions_of_others(uri: str, keys: Set[str], captions: Set[str]) -> set[str]:
+    rows = pl.DataFrame(storage.read_columns(uri, ("key", *_CAPTIONS)))
+    rows = rows.filter(~pl.col("key").is_in(keys))
+    columns = [rows[name] for name in _CAPTIONS if name in rows.columns]
+    return {text for column in columns for text in column.filter(column.is_in(captions)).unique()}
 
 
 def _unfinished_crawls(place: str) -> list[tuple[Manifest, str]]:
     """Return the crawls that failed, or were killed, with the names of their manifests."""
     crawls = []
-    for folder, files in sorted(_folders(place, "crawl").items()):
-        if storage.join(folder, _MANIFEST) in files:
+    for folder, names in located.outputs(place, "crawl").items():
+        if _MANIFEST in names:
             continue
-        if storage.join(folder, attempt.FAILED) in files:
+        if attempt.FAILED in names:
             failed = manifest.load(storage.join(folder, attempt.FAILED))
             crawls.append((failed.model_copy(update={"uri": folder}), attempt.FAILED))
         else:
@@ -219,36 +245,9 @@ def _unfinished(place: str) -> tuple[str, ...]:
     return tuple(
         folder
         for name in [*names, "evaluate"]
-        for folder, files in sorted(_folders(place, name).items())
-        if storage.join(folder, _MANIFEST) not in files
+        for folder, there in located.outputs(place, name).items()
+        if _MANIFEST not in there
     )
-
-
-def _texts_of(outputs: Sequence[Manifest], keys: Set[str]) -> tuple[set[str], set[str]]:
-    """Return the URLs and digests of pairs, and those of their captions that no other pair has."""
-    tables = [
-        storage.join(stage.uri, path)
-        for stage in outputs
-        if stage.stage in ("crawl", "filter")
-        for path in _tables(stage)
-    ]
-    columns = ("key", "url", "sha256", "caption", "caption_original")
-
-    def read(uri: str) -> pl.DataFrame:
-        return pl.DataFrame(storage.read_columns(uri, columns))
-
-    words: set[str] = set()
-    captions: set[str] = set()
-    for rows in for_each("read what goes", tables, lambda uri: read(uri).filter(pl.col("key").is_in(keys))):
-        words |= {word for name in ("url", "sha256") if name in rows.columns for word in rows[name] if word}
-        captions |= {text for name in rows.columns if name.startswith("caption") for text in rows[name] if text}
-
-    def others(uri: str) -> set[str]:
-        rows = read(uri).filter(~pl.col("key").is_in(keys))
-        texts = (rows[name] for name in rows.columns if name.startswith("caption"))
-        return {text for column in texts for text in column.filter(column.is_in(captions))}
-
-    return words, captions.difference(*for_each("read what stays", tables, others))
 
 
 def stages_at(place: str) -> list[Manifest]:
@@ -262,37 +261,16 @@ def stages_at(place: str) -> list[Manifest]:
     if storage.exists(storage.join(place, _MANIFEST)):
         uris = [storage.join(place, _MANIFEST)]
     else:
-        uris = [uri for name in _STAGES for uri in storage.list_files(storage.join(place, name), f"/{_MANIFEST}")]
+        uris = finished(place, _STAGES)
     manifests = [manifest.load(uri).model_copy(update={"uri": uri.removesuffix(f"/{_MANIFEST}")}) for uri in uris]
     manifests = [each for each in manifests if each.stage in _STAGES]
     return sorted(manifests, key=lambda each: (_STAGES.index(each.stage), each.uri))
 
 
-def for_each(what: str, items: Sequence[Item], work: Callable[[Item], Result]) -> list[Result]:
-    """Apply a function to files in several threads, and show the progress.
-
-    Args:
-        what: what is done, for the progress display.
-        items: the files.
-        work: the function.
-
-    Returns:
-        Its results, in the order of the items.
-    """
-    results = []
-    with progress.track(what, len(items), "files") as advance, ThreadPoolExecutor(_THREADS) as pool:
-        for result in pool.map(work, items):
-            results.append(result)
-            advance(1)
-    return results
-
-
-def _tables_with_urls(stage: Manifest) -> list[str]:
-    if stage.stage == "release":
-        return stage.part_uris(suffix=".csv")
-    # What a finished search has found is in the plan too.
-    left_out = "search/" if stage.stage == "crawl" and stage.parts else "\0"
-    return [storage.join(stage.uri, path) for path in _tables(stage) if not path.startswith(left_out)]
+def finished(place: str, names: Iterable[str]) -> list[str]:
+    """Returns the URIs of the manifests of some stages of an experiment."""
+    folders = {folder: there for name in names for folder, there in located.outputs(place, name).items()}
+    return [storage.join(folder, _MANIFEST) for folder, there in folders.items() if _MANIFEST in there]
 
 
 def _covered_keys(uri: str, listed: OptOut) -> set[str]:
@@ -305,39 +283,53 @@ def _covered_keys(uri: str, listed: OptOut) -> set[str]:
     return {*covered["key"], *map(key_of, covered["url"])}
 
 
-def _tables(stage: Manifest) -> list[str]:
-    """Returns the paths of a stage's tables and CSV files. A tar is not among them: it changes with its table."""
-    if stage.stage == "crawl":
-        # The plan of a crawl is not a part of its output, and an attempt that was killed has no parts.
-        folders = [storage.join(stage.uri, folder) for folder in ("parts", "plan", "search")]
-        return [uri[len(stage.uri) + 1 :] for folder in folders for uri in storage.list_files(folder, ".parquet")]
-    return [part.path for part in stage.parts if part.path.endswith((".parquet", ".csv"))]
+class _Lost(NamedTuple):
+    """What a table, and the tar beside it, lose: rows by file, what is taken off counts and drop reasons, and texts."""
+
+    files: dict[str, int]
+    counts: dict[str, int]
+    dropped: dict[str, int]
+    pairs: int
+    words: set[str]
+    captions: set[str]
 
 
-def _change(stage: Manifest, keys: Set[str], *, lost: bool) -> Change:
+def _change(stage: Manifest, name: str, keys: Set[str], words: set[str], captions: set[str], *, lost: bool) -> Change:
     """Returns how a stage's output and manifest would differ if these pairs had never been downloaded.
 
     Args:
         stage: its manifest.
+        name: the manifest's name.
         keys: keys of the pairs that go.
+        words: gets their URLs and the digests of their pictures.
+        captions: gets their captions.
         lost: whether a parent of the stage loses pairs.
     """
-    whole = Change(stage=stage.stage, uri=stage.uri, before=stage.digest)
-    changes = for_each(f"look through {stage.stage}", _tables(stage), lambda path: _change_of_table(stage, path, keys))
-    changes.append(_change_of_pages(stage, keys, lost=lost or any(change.pairs for change in changes)))
+    files: dict[str, int] = {}
+    counts, dropped = Counter[str](), Counter[str]()
+    pairs, ordered = 0, sorted(keys)
+    find = partial(_lost, stage_uri=stage.uri, keys=ordered)
+    for each in for_each(f"look through {stage.stage}", located.tables(stage, ordered), find):
+        files |= each.files
+        counts.update(each.counts)
+        dropped.update(each.dropped)
+        pairs += each.pairs
+        words |= each.words
+        captions |= each.captions
+    pages, deleted = _pages(stage, keys, lost=lost or pairs > 0)
     if stage.stage == "crawl" and _is_bound(storage.join(stage.uri, previous.INDEX), keys):
-        changes.append(Change(stage=stage.stage, uri=stage.uri, before="", files={previous.INDEX: 0}))
-    for change in changes:
-        whole = whole.model_copy(
-            update={
-                "files": whole.files | change.files,
-                "deleted": whole.deleted + change.deleted,
-                "counts": _sum(whole.counts, change.counts),
-                "dropped": _sum(whole.dropped, change.dropped),
-                "pairs": whole.pairs + change.pairs,
-            }
-        )
-    return whole
+        pages[previous.INDEX] = 0
+    return Change(
+        stage=stage.stage,
+        uri=stage.uri,
+        before=stage.digest,
+        manifest=name,
+        files=files | pages,
+        deleted=deleted,
+        counts=dict(sorted(counts.items())),
+        dropped=dict(sorted(dropped.items())),
+        pairs=pairs,
+    )
 
 
 def _is_bound(index_uri: str, keys: Set[str]) -> bool:
@@ -348,63 +340,64 @@ def _is_bound(index_uri: str, keys: Set[str]) -> bool:
     return not keys.isdisjoint([*index["first_key"].to_pylist(), *index["last_key"].to_pylist()])
 
 
-def _change_of_table(stage: Manifest, path: str, keys: Set[str]) -> Change:
-    """Returns what one table or CSV file, and the tar beside it, contribute to a stage's change."""
-    uri = storage.join(stage.uri, path)
-    files, counts, dropped, pairs = {}, {}, {}, 0
+def _lost(path: str, stage_uri: str, keys: Sequence[str]) -> _Lost:
+    """Returns what one table or CSV file, and the tar beside it, lose. The keys are sorted."""
+    uri = storage.join(stage_uri, path)
     if path.endswith(".csv"):
-        pairs = sum(key_of(url) in keys for url in release.read_csv(uri)["url"])
-        files, counts = {path: pairs}, {"pairs": pairs}
-    else:
-        folder, tar = path.split("/", 1)[0], path.removesuffix(".parquet") + ".tar"
-        reason = {"parts": "status", "dropped": "dropped_by"}.get(folder)
-        rows = pl.DataFrame(storage.read_table(uri, ["key", *([reason] if reason else [])]))
-        hit = rows.filter(pl.col("key").is_in(keys))
-        reasons = {str(name): int(number) for name, number in hit[reason].value_counts().iter_rows()} if reason else {}
-        files = {path: len(hit)}
-        if folder == "parts":
-            pairs = reasons.get(Status.SUCCESS, 0)
-            files |= {tar: pairs} if pairs else {}
-            counts = {"urls": len(hit), **reasons}
-            dropped = {status: number for status, number in reasons.items() if status != Status.SUCCESS}
-        elif folder == "search":
-            counts = {"results": len(hit)}
-        elif folder == "dropped":
-            counts, dropped = {"pairs": len(hit), "kept": reasons.get(HELD_BACK, 0)}, reasons
-        elif folder != "plan":
-            pairs = len(hit)
-            files |= {tar: pairs}
-            counts = {"pairs": pairs, "kept": pairs, folder: pairs}
+        gone = frozenset(keys)
+        pairs = sum(key_of(url) in gone for url in release.read_csv(uri)["url"])
+        return _Lost({path: pairs} if pairs else {}, {"pairs": pairs}, {}, pairs, set(), set())
+    folder, tar = path.split("/", 1)[0], path.removesuffix(".parquet") + ".tar"
+    reason = {"parts": "status", "dropped": "dropped_by"}.get(folder)
+    hit = located.rows(uri, keys, ["key", *([reason] if reason else []), *_WORDS, *_CAPTIONS])
+    reasons = {str(name): int(number) for name, number in hit[reason].value_counts().iter_rows()} if reason else {}
+    files, counts, dropped, pairs = {path: len(hit)}, {}, {}, 0
+    if folder == "parts":
+        pairs = reasons.get(Status.SUCCESS, 0)
+        files |= {tar: pairs}
+        counts = {"urls": len(hit), **reasons}
+        dropped = {status: number for status, number in reasons.items() if status != Status.SUCCESS}
+    elif folder == "search":
+        counts = {"results": len(hit)}
+    elif folder == "dropped":
+        counts, dropped = {"pairs": len(hit), "kept": reasons.get(HELD_BACK, 0)}, reasons
+    elif folder != "plan":
+        pairs = len(hit)
+        files |= {tar: pairs}
+        counts = {"pairs": pairs, "kept": pairs, folder: pairs}
     files = {name: rows for name, rows in files.items() if rows}
-    return Change(stage=stage.stage, uri=stage.uri, before="", files=files, counts=counts, dropped=dropped, pairs=pairs)
+    return _Lost(files, counts, dropped, pairs, _texts(hit, _WORDS), _texts(hit, _CAPTIONS))
 
 
-def _change_of_pages(stage: Manifest, keys: Set[str], *, lost: bool) -> Change:
-    """Returns what the results, the data docs and the dataset card contribute to a stage's change.
+def _texts(rows: pl.DataFrame, columns: Sequence[str]) -> set[str]:
+    return {text for name in columns if name in rows.columns for text in rows[name] if text}
+
+
+def _pages(stage: Manifest, keys: Set[str], *, lost: bool) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Returns which of the results, the data docs and the dataset card are rewritten, and which are deleted.
 
     Args:
         stage: its manifest.
         keys: keys of the pairs that go.
         lost: whether any of the pairs that the pages may show goes.
     """
-    paths = {part.path for part in stage.parts}
     rewritten: dict[str, int] = {}
     deleted: list[str] = []
-    if RESULTS in paths:
+    if stage.parts.has(RESULTS):
         results = storage.read_json(storage.join(stage.uri, RESULTS))
         if any(sample.get("key") in keys for outcome in results["expectations"] for sample in outcome["samples"]):
             rewritten[RESULTS] = 0
         if rewritten or (lost and _docs_show_more(results)):
             docs = storage.list_files(storage.join(stage.uri, "docs"))
             deleted += [path for path in (uri[len(stage.uri) + 1 :] for uri in docs) if path != card.PATH]
-    if card.PATH in paths:
+    if stage.parts.has(card.PATH):
         shown = card.read(stage.uri)
         if shown is None:
             # Without the card's data nobody can tell which pairs it shows.
             deleted += [card.PATH] if lost or deleted else []
         elif (shown.docs and deleted) or any(pair.key in keys for pair in shown.pairs):
             rewritten[card.PATH] = 0
-    return Change(stage=stage.stage, uri=stage.uri, before="", files=rewritten, deleted=tuple(deleted))
+    return rewritten, tuple(deleted)
 
 
 def _docs_show_more(results: Mapping[str, Any]) -> bool:
@@ -413,7 +406,3 @@ def _docs_show_more(results: Mapping[str, Any]) -> bool:
     The results list a few rows that break an expectation; the docs list a few for each batch of pairs.
     """
     return any(outcome["unexpected"] > len(outcome["samples"]) for outcome in results["expectations"])
-
-
-def _sum(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
-    return {name: one.get(name, 0) + other.get(name, 0) for name in sorted({*one, *other})}

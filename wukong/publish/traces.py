@@ -10,7 +10,7 @@ A pair is named by its key, its URL, the digest of its image, or its caption if 
 
 import html
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -42,23 +42,46 @@ class Traces:
     def __init__(self, keys: Collection[str], words: Collection[str] = (), captions: Collection[str] = ()) -> None:
         self._keys = frozenset(keys)
         self._words = tuple(sorted({*keys, *words} - {""}))
-        self._captions = frozenset(captions) - {""}
+        self.captions = frozenset(captions) - {""}
 
     @cached_property
     def _in_records(self) -> Any:
         return ahocorasick_rs.AhoCorasick(self._words)
 
     @cached_property
-    def _in_pages(self) -> Any:
+    def _patterns(self) -> list[tuple[str, str]]:
+        """What pages show of captions, each with its caption."""
         # A caption of one or two characters is part of many words; alone it stands between marks of HTML.
-        patterns: list[str] = []
-        for caption in self._captions:
+        patterns: list[tuple[str, str]] = []
+        for caption in self.captions:
             shown = caption if len(caption) <= _SHOWN else caption[: _SHOWN - 1]
-            if len(caption) > _SHORT:
-                patterns.append(shown)
-            else:
-                patterns += [f">{caption}<", f'"{caption}"', f" {caption}<", f"{caption}:"]
-        return ahocorasick_rs.AhoCorasick([*self._words, *patterns])
+            alone = (f">{caption}<", f'"{caption}"', f" {caption}<", f"{caption}:")
+            patterns += [(pattern, caption) for pattern in ([shown] if len(caption) > _SHORT else alone)]
+        return patterns
+
+    @cached_property
+    def _in_pages(self) -> Any:
+        return ahocorasick_rs.AhoCorasick([*self._words, *(pattern for pattern, _ in self._patterns)])
+
+    def captions_in(self, name: str, data: bytes) -> set[str]:
+        """Return the captions that a file shows where nothing else in it decides that it goes; answers show none.
+
+        Args:
+            name: name of the file; its end says what it is.
+            data: its content.
+        """
+        if name.endswith(".json"):
+            try:
+                left = Traces(self._words).without(json.loads(data))
+            except ValueError:
+                return set()
+            return {caption for caption in _fields_of_captions(left) if caption in self.captions}
+        text = data.decode("utf-8", "replace")
+        if not name.endswith(".html") or self.named_in(text) or self.named_in(html.unescape(text)):
+            return set()
+        finder = ahocorasick_rs.AhoCorasick([pattern for pattern, _ in self._patterns])
+        matches = [finder.find_matches_as_indexes(each, overlapping=True) for each in (text, html.unescape(text))]
+        return {self._patterns[number][1] for each in matches for number, _, _ in each}
 
     def named_in(self, text: str) -> bool:
         """Return whether a text holds a key, a URL or a digest."""
@@ -102,7 +125,7 @@ class Traces:
 
     def _left(self, value: Any, field: str = "") -> Any:
         if isinstance(value, str):
-            named = (field in _CAPTIONS and value in self._captions) or self.named_in(value)
+            named = (field in _CAPTIONS and value in self.captions) or self.named_in(value)
             return _GONE if named else value
         if isinstance(value, list):
             left = [self._left(each, field) for each in value]
@@ -155,6 +178,17 @@ class Traces:
             table.set_column(column, table.schema.field(column), pa.array(renamed)), target, compression="zstd"
         )
         return bytes(target.getvalue())
+
+
+def _fields_of_captions(value: Any, field: str = "") -> Iterator[str]:
+    if isinstance(value, str) and field in _CAPTIONS:
+        yield value
+    elif isinstance(value, list):
+        for each in value:
+            yield from _fields_of_captions(each, field)
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield from _fields_of_captions(each, name)
 
 
 def _numbers_within(groups: Iterable[str]) -> list[int]:

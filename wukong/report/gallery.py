@@ -53,9 +53,9 @@ def pictures_of(filtered: Manifest, shards: Sequence[str] | None = None) -> Pict
 
 def shard_tables(filtered: Manifest) -> list[str]:
     """Returns the URIs of the tables of all shards, test sets first: they are few, and most images come from them."""
-    kept = [part for part in filtered.parts if part.path.endswith(".parquet") and not part.path.startswith("dropped/")]
-    kept.sort(key=lambda part: (part.path.startswith(f"{TRAIN}/"), part.path))
-    return [storage.join(filtered.uri, part.path) for part in kept]
+    paths = [path for path in filtered.parts.below(suffix=".parquet").paths if not path.startswith("dropped/")]
+    paths.sort(key=lambda path: (path.startswith(f"{TRAIN}/"), path))
+    return [storage.join(filtered.uri, path) for path in paths]
 
 
 class Thumbnails:

@@ -145,13 +145,13 @@ def _run(uri: str) -> dict[str, Any]:
 
 
 def _manifest(found: Manifest) -> dict[str, Any]:
-    parts = sorted(found.parts, key=lambda part: part.path)
+    parts = found.parts.sorted()
     return {
         "kind": "manifest",
         "stage": found.stage,
         "digest": found.digest,
-        "rows": sum(part.rows for part in parts),
-        "bytes": sum(part.bytes for part in parts),
+        "rows": parts.rows,
+        "bytes": parts.bytes,
         "counts": found.counts,
         "dropped": {reason: rows for reason, rows in found.dropped.items() if rows},
         "metrics": found.metrics,
@@ -195,7 +195,11 @@ def _json(uri: str, size: int) -> dict[str, Any]:
     if size > _MOST_BYTES:
         return {"kind": "json", "value": None, "note": f"more than {_MOST_BYTES >> 20} MiB, not read"}
     value = storage.read_json(uri)
-    if isinstance(value, dict) and {"schema_version", "stage", "parts"} <= value.keys():
+    if (
+        isinstance(value, dict)
+        and {"schema_version", "stage"} <= value.keys()
+        and value.keys() & {"parts", "parts_table"}
+    ):
         return _manifest(manifest.load(uri))
     return {"kind": "json", "value": value}
 

@@ -140,7 +140,7 @@ def _of_stage(uri: str) -> Collection:
     """Each distinct picture belongs to its first pair, in the order of the manifest."""
     made = manifest.load(uri)
     _refuse_half_taken_down(uri)
-    parts = {part.path for part in made.parts}
+    parts = set(made.parts.paths)
     owner: dict[str, str] = {}
     captions: dict[str, dict[str, None]] = defaultdict(dict)
     of_piece: dict[str, list[str]] = {}

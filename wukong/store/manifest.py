@@ -1,5 +1,9 @@
 """What a stage hands to the next: one small manifest, written last. Without ``manifest.json`` a stage has no output.
 
+More than ``MOST_IN_JSON`` parts stand in a Parquet table beside ``manifest.json``, which then has ``parts_table``
+instead of ``parts``: the table's name, SHA-256 and number of rows. The name has the digest in it, so that a manifest
+that is replaced keeps its table until the new one is there. The digest of a manifest does not depend on the form.
+
 A stage's output lies under ``{storage}/{experiment}/{stage}/{key}``. The key is a digest of the stage's name and
 version, its config and its parents' digests. Equal inputs give the same key, so a finished stage is found and not run
 again, and a killed stage continues after the tasks that are complete.
@@ -10,41 +14,44 @@ import json
 import logging
 import os
 import platform
+import re
+import shutil
 import subprocess
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
 
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wukong.errors import DataError, StorageError
 from wukong.store import fence, lease, storage
+from wukong.store.parts import SCHEMA, Parts
+from wukong.store.parts import Part as Part  # noqa: PLC0414 (readers take it from here)
 
 SCHEMA_VERSION = 1
+
+MOST_IN_JSON = 10_000
+"""Parts that stand in ``manifest.json`` itself."""
+
 _NAME = "manifest.json"
 _TASKS = "_parts"
+_TABLE = "parts_table"
+_ROW_GROUP = 65_536
 
 log = logging.getLogger(__name__)
 
 
 def digest_of(value: Any) -> str:
     """SHA-256, in hex, of a JSON value in canonical form (sorted keys, no spaces, UTF-8)."""
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
 
 
-class Part(BaseModel):
-    """One file of a stage's output: path below the stage's URI, rows (0 where it has none), bytes, SHA-256."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    path: str
-    rows: int
-    bytes: int
-    sha256: str
+def _canonical(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 class Parent(BaseModel):
@@ -55,6 +62,16 @@ class Parent(BaseModel):
     stage: str
     uri: str
     digest: str
+
+
+class PartsTable(BaseModel):
+    """The table of a manifest's parts: its name beside the manifest, its SHA-256, its number of rows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    sha256: str
+    rows: int
 
 
 class Manifest(BaseModel):
@@ -79,26 +96,33 @@ class Manifest(BaseModel):
     uri: str
     config: dict[str, Any]
     parents: tuple[Parent, ...] = ()
-    parts: tuple[Part, ...] = ()
+    parts: Parts = Parts.of(())
     counts: dict[str, int] = {}
     dropped: dict[str, int] = {}
     metrics: dict[str, float] = {}
     provenance: dict[str, Any] = {}
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with other values; ``parts`` may be any sequence of parts."""
+        parts = {"parts": Parts.of(update["parts"])} if update and "parts" in update else {}
+        return super().model_copy(update={**(update or {}), **parts}, deep=deep)
+
     @property
     def digest(self) -> str:
         """SHA-256 of everything except where, when and by which code it was made."""
-        value = self.model_dump(mode="json", exclude={"uri", "provenance"})
+        value = self.model_dump(mode="json", exclude={"uri", "provenance", "parts"})
         value["parents"] = [parent.digest for parent in self.parents]
-        return digest_of(value)
+        # Nothing behind the parts can hold these characters: in a text they would be escaped.
+        before, parts, after = _canonical(value | {"parts": []}).rpartition('"parts":[]')
+        sha = hashlib.sha256(before.encode() + parts[:-1].encode())
+        for number, block in enumerate(self.parts.json_blocks()):
+            sha.update((f",{block}" if number else block).encode())
+        sha.update(parts[-1:].encode() + after.encode())
+        return sha.hexdigest()
 
     def part_uris(self, prefix: str = "", suffix: str = "") -> list[str]:
         """URIs of the parts whose path starts with ``prefix`` and ends with ``suffix``, in the manifest's order."""
-        return [
-            storage.join(self.uri, part.path)
-            for part in self.parts
-            if part.path.startswith(prefix) and part.path.endswith(suffix)
-        ]
+        return [storage.join(self.uri, path) for path in self.parts.below(prefix, suffix).paths]
 
 
 def load(uri: str) -> Manifest:
@@ -106,6 +130,7 @@ def load(uri: str) -> Manifest:
 
     Raises:
         DataError: there is none, or it is not a manifest of a known schema version.
+        StorageError: the table of its parts is missing, or was altered.
     """
     target = uri if uri.endswith(".json") else storage.join(uri, _NAME)
     if not storage.exists(target):
@@ -119,9 +144,78 @@ def load(uri: str) -> Manifest:
             f"{target} has schema version {version!r}, this code reads {SCHEMA_VERSION}: run its stage again"
         )
     try:
+        if isinstance(value, dict) and _TABLE in value:
+            table = PartsTable.model_validate(value[_TABLE])
+            rest = {name: each for name, each in value.items() if name != _TABLE}
+            return Manifest.model_validate(rest | {"parts": _read(table, target)})
         return Manifest.model_validate(value)
     except ValidationError as error:
         raise DataError(f"{target} is not a manifest: {error}") from error
+
+
+def _read(described: PartsTable, source: str) -> Parts:
+    uri = storage.join(source.rpartition("/")[0], described.path)
+    try:
+        table = storage.read_table(uri, sha256=described.sha256)
+    except StorageError as error:
+        raise StorageError(
+            f"{source} lists its {described.rows} parts in a table beside it, which cannot be read: {error}. If that "
+            f"table is lost, delete {source} too: its stage then goes on after the tasks that are complete"
+        ) from error
+    if table.schema != SCHEMA or table.num_rows != described.rows:
+        raise DataError(f"{uri} is not the table of the parts of {source}: delete {source} and run its stage again")
+    return Parts(table)
+
+
+def save(made: Manifest, uri: str, write: Callable[[str, Any], None] = fence.publish) -> None:
+    """Write a manifest; the table of its parts, if it has one, is written before.
+
+    Args:
+        made: the manifest.
+        uri: URI of its JSON file; the table comes to lie beside it.
+        write: writes a JSON value to a URI.
+
+    Raises:
+        FencedError: a newer attempt at the stage has begun (``wukong.store.fence``).
+    """
+    if len(made.parts) <= MOST_IN_JSON:
+        write(uri, made.model_dump(mode="json"))
+        return
+    value = made.model_dump(mode="json", exclude={"parts"})
+    write(uri, value | {_TABLE: _write_table(made.parts, uri).model_dump()})
+
+
+def _write_table(parts: Parts, uri: str) -> PartsTable:
+    with storage.spooled(uri) as spool:
+        pq.write_table(parts.table, spool, row_group_size=_ROW_GROUP, compression="zstd", use_dictionary=False)
+        spool.seek(0)
+        sha256, _ = _measured(spool)
+        folder, _, name = uri.rpartition("/")
+        path = f"{name.removesuffix('.json')}-{sha256[:16]}.parquet"
+        spool.seek(0)
+        with storage.open_output(storage.join(folder, path)) as target:
+            shutil.copyfileobj(spool, target)
+    return PartsTable(path=path, sha256=sha256, rows=len(parts))
+
+
+def table_uri(uri: str, value: Any) -> str | None:
+    """Return the URI of the table of a manifest's parts; None if they stand in the manifest itself.
+
+    Args:
+        uri: URI of the manifest's JSON file.
+        value: its content.
+    """
+    return storage.join(uri.rpartition("/")[0], value[_TABLE]["path"]) if _TABLE in value else None
+
+
+def delete_old_tables(uri: str) -> None:
+    """Delete the tables of manifests that stood before at the URI of a manifest."""
+    folder, _, name = uri.rpartition("/")
+    table = re.compile(rf"{re.escape(name.removesuffix('.json'))}-[0-9a-f]{{16}}\.parquet")
+    others = [storage.join(folder, each) for each in storage.list_names(folder) if table.fullmatch(each)]
+    for other in others:
+        if other != table_uri(uri, storage.read_json(uri)):
+            storage.delete(other)
 
 
 def describe(uri: str, relative: str, rows: int = 0) -> Part:
@@ -132,12 +226,18 @@ def describe(uri: str, relative: str, rows: int = 0) -> Part:
         relative: the file's path below it.
         rows: rows it holds.
     """
-    sha, size = hashlib.sha256(), 0
     with storage.open_input(storage.join(uri, relative)) as stream:
-        while chunk := stream.read(1 << 20):
-            sha.update(chunk)
-            size += len(chunk)
-    return Part(path=relative, rows=rows, bytes=size, sha256=sha.hexdigest())
+        sha256, size = _measured(stream)
+    return Part(path=relative, rows=rows, bytes=size, sha256=sha256)
+
+
+def _measured(stream: IO[bytes]) -> tuple[str, int]:
+    """Return the SHA-256 of what is left of a stream, and its size."""
+    sha, size = hashlib.sha256(), 0
+    while chunk := stream.read(1 << 20):
+        sha.update(chunk)
+        size += len(chunk)
+    return sha.hexdigest(), size
 
 
 class Stage:
@@ -208,7 +308,7 @@ class Stage:
 
     def commit(
         self,
-        parts: Sequence[Part],
+        parts: Iterable[Part],
         *,
         counts: Mapping[str, int] | None = None,
         dropped: Mapping[str, int] | None = None,
@@ -217,7 +317,7 @@ class Stage:
     ) -> Manifest:
         """Write the manifest, after all parts are written: it makes the output valid.
 
-        ``notes`` go into the provenance, which is not part of the digest.
+        ``notes`` go into the provenance, which is not part of the digest. An iterator of parts is read block by block.
 
         Raises:
             FencedError: a newer attempt at the stage has begun (``wukong.store.fence``), or another run has taken it
@@ -228,14 +328,14 @@ class Stage:
             uri=self.uri,
             config=self.config,
             parents=self.parents,
-            parts=tuple(sorted(parts, key=lambda part: part.path)),
+            parts=Parts.of(parts).sorted(),
             counts=dict(counts or {}),
             dropped=dict(dropped or {}),
             metrics=dict(metrics or {}),
             provenance=provenance() | {"seconds": round(time.time() - self._started, 3)} | dict(notes or {}),
         )
         lease.check(self.uri)
-        fence.publish(self.path(_NAME), manifest.model_dump(mode="json"))
+        save(manifest, self.path(_NAME))
         return manifest
 
 

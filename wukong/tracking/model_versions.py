@@ -159,7 +159,7 @@ def _log_model(client: "MlflowClient", run_id: str, manifest: Manifest) -> None:
     """Log a stage's ``model/`` folder as an MLflow model, which ``mlflow.pyfunc.load_model`` loads."""
     from wukong.model import pyfunc
 
-    parts = [part.path for part in manifest.parts if part.path.startswith("model/")]
+    parts = manifest.parts.below("model/").paths
     with tempfile.TemporaryDirectory() as folder:
         for path in parts:
             storage.download(storage.join(manifest.uri, path), Path(folder, path))

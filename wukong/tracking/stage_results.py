@@ -49,9 +49,9 @@ def _log_stage(server: Server, run_id: str, manifest: Manifest) -> None:
     # There is a count for each reason that a rule or the crawl knows, and most of them are 0.
     metrics = {f"{stage}/count/{name}": float(count) for name, count in manifest.counts.items() if count}
     metrics |= {f"{stage}/dropped/{name}": float(count) for name, count in manifest.dropped.items() if count}
-    evaluated = any(part.path == DOCUMENT for part in manifest.parts)
+    evaluated = manifest.parts.has(DOCUMENT)
     metrics |= {} if evaluated else {f"{stage}/{name}": value for name, value in manifest.metrics.items()}
-    if any(part.path == _HISTORY for part in manifest.parts):
+    if manifest.parts.has(_HISTORY):
         _log_curves(server, server.run(run_id), manifest)
     logged = set(server.run(run_id).metrics)
     metrics = {name: value for name, value in metrics.items() if name not in logged}
@@ -200,7 +200,7 @@ def _log_curves(server: Server, run: Run, manifest: Manifest) -> None:
 
 
 def _log_parts(run_id: str, manifest: Manifest, prefix: str) -> None:
-    parts = [part.path for part in manifest.parts if part.path.startswith(prefix)]
+    parts = manifest.parts.below(prefix).paths
     if not parts:
         return
     with tempfile.TemporaryDirectory() as folder:

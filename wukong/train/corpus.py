@@ -52,13 +52,14 @@ class Corpus:
             DataError: no pair matches.
         """
         names = shards.names_of(filtered, "train")
-        parts = {part.path: part for part in filtered.parts if part.path.startswith("train/")}
+        parts = filtered.parts.below("train/")
+        with_pairs = [(part.rows, part.sha256) for part in parts.below(suffix=".parquet") if part.rows]
         if rows is None and sources == ("*",):
-            rows = [parts[f"train/{name}.parquet"].rows for name in names]
+            rows = [number for number, _ in with_pairs]
         elif rows is None:
             rows = count_rows(filtered.uri, "train", names, sources)
-        identity = [[part.path, part.rows, part.sha256] for part in parts.values()]
-        tables = tuple(parts[f"train/{name}.parquet"].sha256 for name in names)
+        identity = [[part.path, part.rows, part.sha256] for part in parts]
+        tables = tuple(sha256 for _, sha256 in with_pairs)
         return cls(filtered.uri, tuple(names), tuple(rows), digest_of([identity, sources]), sources, tables=tables)
 
     def uri(self, shard: int, suffix: str) -> str:

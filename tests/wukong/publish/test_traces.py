@@ -85,10 +85,33 @@ def test_answers_keep_their_numbers_under_other_ids() -> None:
     assert TRACES.without_in_answers(rewritten) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "shown"),
+    [
+        ("a.json", [{"caption": CAPTION}, {"other": SHORT}], {CAPTION}),
+        ("a.json", [{"caption": CAPTION, "key": KEY}], set()),  # goes anyway
+        ("a.json", {"texts": [{"text": [SHORT, "别的"]}]}, {SHORT}),
+        ("a.html", f"<p>{html.escape(CAPTION)}</p><p>{SHORT}</p>", {CAPTION, SHORT}),
+        ("a.html", f"<p>{html.escape(CAPTION)}</p><p>{KEY}</p>", set()),
+        ("a.html", "<p>一只大熊猫在树上</p>", set()),
+        ("a.parquet", CAPTION, set()),
+    ],
+)
+def test_captions_that_decide_over_a_file(name: str, content: object, shown: set[str]) -> None:
+    data = content if isinstance(content, str) else json.dumps(content)
+    assert TRACES.captions_in(name, data.encode()) == shown
+
+
 def test_pages_and_records_are_found_wherever_they_lie_and_tables_and_records_of_takedowns_are_left(
     tmp_path: Path,
 ) -> None:
-    named = ["evaluate/1/_parts/new.json", "evaluate/1/evaluation.html", "runs/a/report.html", "runs/a/docs/card.html"]
+    named = [
+        "evaluate/1/_parts/new.json",
+        "evaluate/1/evaluation.html",
+        "report.html",
+        "runs/a/report.html",
+        "runs/a/docs/card.html",
+    ]
     others = ["evaluate/1/evaluation.json", "runs/a/crawl.json", "runs/a/report.txt"]
     for name in named:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

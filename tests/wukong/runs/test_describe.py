@@ -14,7 +14,7 @@ from wukong.config import documents
 from wukong.errors import ConfigError, DataError, StorageError
 from wukong.runs import describe, run_records
 from wukong.runs.run_records import Record
-from wukong.store import storage
+from wukong.store import manifest, storage
 from wukong.store.manifest import Stage
 
 
@@ -22,7 +22,11 @@ def at(path: Path) -> str:
     return storage.from_path(path)
 
 
-def test_a_stage_shows_counts_drops_parents_and_pairs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [0, 10])
+def test_a_stage_shows_counts_drops_parents_and_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(manifest, "MOST_IN_JSON", most)
     crawl = Stage(at(tmp_path), "crawl", {"a": 1}).commit([], counts={"urls": 9})
     stage = Stage(at(tmp_path), "filter", {}, [crawl])
     rows = {"key": list("abcdefg"), "caption": ["一只猫"] * 7, "other": [b"x"] * 7}
