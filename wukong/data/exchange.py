@@ -139,9 +139,13 @@ def merge(job: Merge, change: Callable[[pl.DataFrame], pl.DataFrame] | None = No
 
 
 def write(uri: str, rows: pl.DataFrame) -> File:
-    """Write a table, sorted by its first column, in small row groups: a reader of a range of keys reads little else."""
+    """Write a table, sorted by its first column, in small row groups: a reader of a range of keys reads little else.
+
+    Equal rows in the same order give equal bytes: an older attempt that is still alive may replace the file.
+    """
+    ordered = rows.sort(rows.columns[0], maintain_order=True)
     with storage.open_output(uri) as stream:
-        rows.sort(rows.columns[0]).write_parquet(stream, compression="lz4", row_group_size=_ROW_GROUP)
+        ordered.write_parquet(stream, compression="lz4", row_group_size=_ROW_GROUP)
     return File(uri, len(rows))
 
 

@@ -93,6 +93,12 @@ def test_a_merge_holds_no_more_rows_where_there_are_more_files() -> None:
         assert max(held.values()) < 4_400_000
 
 
+def test_equal_rows_give_equal_bytes(tmp_path) -> None:
+    rows = pl.DataFrame({"key": [n * n % 7 for n in range(30_000)], "row": range(30_000)})
+    written = [exchange.write(storage.from_path(tmp_path / f"{n}.parquet"), rows) for n in range(3)]
+    assert len({storage.read_bytes(file.uri) for file in written}) == 1
+
+
 def test_a_file_that_is_no_table_is_named(tmp_path) -> None:
     uri = storage.from_path(tmp_path / "x.parquet")
     storage.write_bytes(uri, b"no table at all")
