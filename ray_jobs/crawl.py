@@ -146,7 +146,7 @@ class _Job:
         }
         own = [self._stage.describe(path) for path in (previous.QUERIES, previous.INDEX)]
         made = (Part.model_validate(part) for record in (*records, *searched) for part in record["described"])
-        described = Parts.of(chain(own, made)).sorted()
+        described = Parts.in_order(chain(own, made))
         dropped = {status: n for status, n in sorted(statuses.items()) if status != Status.SUCCESS}
         self._tell_slow_hosts(records)
         examples = {"search": next(iter(failed.items()))} if failed else {}

@@ -328,7 +328,7 @@ class Stage:
             uri=self.uri,
             config=self.config,
             parents=self.parents,
-            parts=Parts.of(parts).sorted(),
+            parts=Parts.in_order(parts),
             counts=dict(counts or {}),
             dropped=dict(dropped or {}),
             metrics=dict(metrics or {}),
