@@ -145,7 +145,7 @@ class _Job:
         }
         own = [self._stage.describe(path) for path in (previous.QUERIES, previous.INDEX)]
         found = (Part.model_validate(part) for record in searched for part in record["described"])
-        described = Parts.of(chain(own, downloaded.described(), found)).sorted()
+        described = Parts.in_order(chain(own, downloaded.described(), found))
         dropped = {status: n for status, n in sorted(statuses.items()) if status != Status.SUCCESS}
         self._tell_slow_hosts(downloaded.slow_hosts)
         examples = downloaded.examples | ({"search": next(iter(failed.items()))} if failed else {})

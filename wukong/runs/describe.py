@@ -21,6 +21,7 @@ from wukong.runtime import environment
 from wukong.stages import run_paths
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
+from wukong.store.parts import Parts
 from wukong.tracking import model_versions, run_links
 
 ROWS = 5
@@ -145,7 +146,7 @@ def _run(uri: str) -> dict[str, Any]:
 
 
 def _manifest(found: Manifest) -> dict[str, Any]:
-    parts = found.parts.sorted()
+    parts = Parts.in_order(found.parts)
     return {
         "kind": "manifest",
         "stage": found.stage,

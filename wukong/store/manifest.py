@@ -159,8 +159,8 @@ def _read(described: PartsTable, source: str) -> Parts:
         table = storage.read_table(uri, sha256=described.sha256)
     except StorageError as error:
         raise StorageError(
-            f"{source} lists its {described.rows} parts in a table beside it, which cannot be read: {error}. If that "
-            f"table is lost, delete {source} too: its stage then goes on after the tasks that are complete"
+            f"{source} lists its {described.rows} parts in a table beside it, which cannot be read: {error}. Put that "
+            f"table back, for instance from a backup. If it is lost, delete {source} too: its stage is made again"
         ) from error
     if table.schema != SCHEMA or table.num_rows != described.rows:
         raise DataError(f"{uri} is not the table of the parts of {source}: delete {source} and run its stage again")
@@ -328,7 +328,7 @@ class Stage:
             uri=self.uri,
             config=self.config,
             parents=self.parents,
-            parts=Parts.of(parts).sorted(),
+            parts=Parts.in_order(parts),
             counts=dict(counts or {}),
             dropped=dict(dropped or {}),
             metrics=dict(metrics or {}),

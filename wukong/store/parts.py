@@ -58,6 +58,19 @@ class Parts(Sequence[Part]):
             blocks.append(pa.record_batch(columns, schema=SCHEMA))
         return cls(pa.Table.from_batches(blocks, SCHEMA))
 
+    @classmethod
+    def in_order(cls, parts: Iterable[Part]) -> "Parts":
+        """Return the columns of parts, in the order of their paths; of an iterator one column is in memory twice."""
+        columns = cls.of(parts).table.columns
+        path = columns[0]
+        if pc.all(pc.less_equal(path[:-1], path[1:])).as_py() in (True, None):
+            return cls(pa.table(columns, schema=SCHEMA))
+        order = pc.sort_indices(path)
+        del path
+        for number in reversed(range(len(columns))):  # the largest first
+            columns[number] = columns[number].take(order)
+        return cls(pa.table(columns, schema=SCHEMA))
+
     @property
     def rows(self) -> int:
         """Number of rows of all parts."""
@@ -86,10 +99,6 @@ class Parts(Sequence[Part]):
         """Return whether one of them has this path."""
         return bool(pc.any(pc.equal(self.table["path"], path)).as_py())
 
-    def sorted(self) -> "Parts":
-        """Return them in the order of their paths."""
-        return Parts(self.table.sort_by("path"))
-
     def replaced(self, new: Mapping[str, Part], gone: Collection[str] = ()) -> "Parts":
         """Return them with others in place of those of the same path, or beside them, in the order of their paths.
 
@@ -100,7 +109,7 @@ class Parts(Sequence[Part]):
         changed = pa.array([*new, *gone], pa.string())
         left = self.table.filter(pc.invert(pc.is_in(self.table["path"], value_set=changed)))
         others = Parts.of(part for path, part in new.items() if path not in gone)
-        return Parts(pa.concat_tables([left, others.table])).sorted()
+        return Parts.in_order(Parts(pa.concat_tables([left, others.table])))
 
     def json_blocks(self) -> Iterator[str]:
         """Iterate over their canonical JSON, of some at a time: objects with a comma between two."""

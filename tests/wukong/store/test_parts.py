@@ -46,7 +46,8 @@ def test_columns_are_the_list(given_parts: list[Part], start: str, end: str) -> 
     assert list(parts[1:5]) == given_parts[1:5]
     assert list(parts[::-2]) == given_parts[::-2]
     assert (parts.rows, parts.bytes) == (sum(p.rows for p in given_parts), sum(p.bytes for p in given_parts))
-    assert list(parts.sorted()) == sorted(given_parts, key=lambda part: part.path)
+    in_order = sorted(given_parts, key=lambda part: part.path)
+    assert list(Parts.in_order(iter(given_parts))) == list(Parts.in_order(in_order)) == in_order
     below = [part for part in given_parts if part.path.startswith(start) and part.path.endswith(end)]
     assert list(parts.below(start, end)) == below
     assert parts.has(start) == (start in [part.path for part in given_parts])
