@@ -13,8 +13,10 @@ done. The passes are:
 4. compare, only where a rule compares pairs with each other: find the pairs that repeat an earlier one, over all
    groups;
 5. split: gather over all groups the held-out pictures and the captions that training sees;
-6. assign: the split and the place of each kept pair, sorted by place; dropped pairs are written with their reason;
-7. repack: each range of places becomes shards, pictures are copied byte for byte.
+6. assign: the split and the place of each kept pair; dropped pairs are written with their reason;
+7. scatter: each tar is read once, and its kept pairs are written into files of buckets, pictures and all. A bucket is a
+   range of places that fits into memory. Where there are many, they are divided in several rounds;
+8. repack: the buckets of each range of places become shards.
 
 A task holds one part, one group or one range, so its memory does not depend on how many there are. What every task
 needs to know of the whole corpus lies once in Ray's object store: how often the repeated captions occur, which pairs
@@ -34,7 +36,8 @@ import polars as pl
 import pyarrow.parquet as pq
 import ray
 
-from ray_jobs import metrics
+from ray_jobs import metrics, repacking
+from ray_jobs.repacking import Piece, Tar, run_all
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.config.filter import Filter
@@ -52,7 +55,6 @@ log = logging.getLogger(__name__)
 
 _GROUPS = 64
 _MAX_ROWS = 100_000
-_BINS = 1024
 _RANGE_ROWS = 2_000_000
 _BAND_ROWS = 4_000_000
 _ROW_GROUP = 4096
@@ -65,18 +67,6 @@ class _Group:
     number: int
     first: int
     parts: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A run of bins of a split's shuffled order, and the shards that it becomes."""
-
-    number: int
-    split: str
-    bins: tuple[int, int]
-    rows: int
-    first_shard: int
-    shards: int
 
 
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
@@ -123,15 +113,21 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
         "assign", stage, _assign, groups, lambda: (settings, *_corpus_facts(stage, groups, settings))
     )
     _show_dropped(assigned)
-    pieces = _pieces([record["bins"] for record in assigned], settings.shard_size)
-    repacked = _run_missing("repack", stage, _repack, pieces, lambda: (len(groups),))
+    pairs = sum(record["pairs"] for record in judged)
+    tars = _tars(stage, crawl, groups)
+    kept, pair_bytes = sum(record["kept"] for record in assigned), sum(tar.bytes for tar in tars) / max(1, pairs)
+    pieces, buckets = repacking.planned(tars, kept, settings.shard_size, pair_bytes)
+    scratch = repacking.scratch(stage)
+    repacked = _run_missing(
+        "repack", stage, repacking.pack, pieces, lambda: (ray.put(repacking.scattered(scratch, tars, buckets)),)
+    )
+    repacking.clean(scratch)
 
     applied = rules.applied(settings)
     dropped = dict.fromkeys([*applied, HELD_BACK], 0)
     for record in [*judged, *by_pictures, *assigned]:
         for rule, rows in record["dropped"].items():
             dropped[rule] += rows
-    pairs = sum(record["pairs"] for record in judged)
     counts = {"pairs": pairs, "kept": pairs - sum(dropped[rule] for rule in applied)}
     for name in (split.TRAIN, *(holdout.name for holdout in settings.split.holdouts)):
         counts[name] = sum(piece.rows for piece in pieces if piece.split == name)
@@ -172,11 +168,21 @@ def _groups(crawl: Manifest) -> list[_Group]:
     return [_Group(n, low, tuple(uris[low:high])) for n, (low, high) in enumerate(zip(cuts, ends, strict=True))]
 
 
+def _tars(stage: Stage, crawl: Manifest, groups: Sequence[_Group]) -> list[Tar]:
+    sizes = {storage.join(crawl.uri, part.path): part.bytes for part in crawl.parts}
+    numbered = [
+        (number, uri.removesuffix(".parquet") + ".tar", _placed_uri(stage, group.number))
+        for group in groups
+        for number, uri in enumerate(group.parts, group.first)
+    ]
+    return [Tar(number, tar, sizes[tar], placed) for number, tar, placed in numbered]
+
+
 def _run_missing(
     name: str,
     stage: Stage,
     task: Callable[..., dict[str, Any]],
-    units: Sequence[_Group] | Sequence[_Piece],
+    units: Sequence[_Group] | Sequence[Piece],
     shared: Callable[[], tuple[Any, ...]],
 ) -> list[dict[str, Any]]:
     """Run a task for each group or piece that has no record yet, and return the records of all.
@@ -192,31 +198,26 @@ def _run_missing(
     missing = [unit for unit in units if records[unit.number] is None]
     if missing:
         common = shared()
-        made = _map(_run_and_record, [(task, name, stage, unit, *common) for unit in missing])
+        made = run_all(_run_and_record, [(task, name, stage, unit, *common) for unit in missing])
         records |= {unit.number: record for unit, record in zip(missing, made, strict=True)}
     log.info("filter: %s: %d of %d groups done, the others were done before", name, len(missing), len(units))
     return [record for record in records.values() if record is not None]
 
 
 def _run_and_record(
-    task: Callable[..., dict[str, Any]], name: str, stage: Stage, unit: _Group | _Piece, *shared: Any
+    task: Callable[..., dict[str, Any]], name: str, stage: Stage, unit: _Group | Piece, *shared: Any
 ) -> dict[str, Any]:
     record = task(stage, unit, *shared)
     stage.commit_task(f"{name}-{unit.number:05d}", record)
     return record
 
 
-def _map(task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-    remote = ray.remote(task)
-    return list(ray.get([remote.remote(*entry) for entry in arguments]))
-
-
 def _count(stage: Stage, groups: Sequence[_Group], settings: Filter) -> CaptionCounts:
     """Count every caption of the corpus: each group writes its hashes, each range of hashes is merged on its own."""
-    rows = sum(_map(_hash, [(stage, group, settings) for group in groups]))
+    rows = sum(run_all(_hash, [(stage, group, settings) for group in groups]))
     ranges = max(1, -(-rows // _RANGE_ROWS))
     edges = [2**64 * number // ranges for number in range(ranges + 1)]
-    merged = _map(_merge, [(stage, len(groups), (low, high - 1)) for low, high in pairwise(edges)])
+    merged = run_all(_merge, [(stage, len(groups), (low, high - 1)) for low, high in pairwise(edges)])
     return caption_counts.join(merged)
 
 
@@ -276,8 +277,7 @@ def _read_pictures(computed: Stage, group: _Group, stage: Stage, settings: Filte
         left = judged.filter(pl.col("dropped_by").is_null())
         captions = dict(left.select("key", "caption").iter_rows())
         columns = rules.compute_from_pictures(f"{uri.removesuffix('.parquet')}.tar", captions, settings)
-        storage.write_table(computed.path(_picture_columns_path(number)), columns.to_arrow())
-        parts.append(computed.describe(_picture_columns_path(number), len(columns)).model_dump())
+        parts.append(computed.write_table(_picture_columns_path(number), columns.to_arrow()).model_dump())
     return {"parts": parts}
 
 
@@ -335,9 +335,9 @@ def _kept(
 def _corpus_facts(stage: Stage, groups: Sequence[_Group], settings: Filter) -> tuple[Any, Any, Any]:
     """What ``_assign`` needs of the whole corpus, in the object store: repeats, held-out pictures, trained captions."""
     repeats = ray.put(_repeats(stage, groups, settings))
-    facts = _map(_held_out_pictures_and_asked_captions, [(stage, group, settings, repeats) for group in groups])
+    facts = run_all(_held_out_pictures_and_asked_captions, [(stage, group, settings, repeats) for group in groups])
     held_out, asked = (ray.put(_union(arrays)) for arrays in zip(*facts, strict=True))
-    trained = _map(_trained_captions, [(stage, group, settings, repeats, held_out, asked) for group in groups])
+    trained = run_all(_trained_captions, [(stage, group, settings, repeats, held_out, asked) for group in groups])
     return repeats, held_out, ray.put(_union(trained))
 
 
@@ -412,60 +412,23 @@ def _assign(
     trained: Hashes,
 ) -> dict[str, Any]:
     placed, dropped = [], []
-    for uri, judged in zip(group.parts, _judged(stage, group, settings, repeats), strict=True):
+    for number, judged in enumerate(_judged(stage, group, settings, repeats), group.first):
         kept = judged.filter(pl.col("dropped_by").is_null())
         kept = kept.with_columns(split=split.assign(kept, settings.split, held_out, trained))
         kept = apply.hold_back(kept, settings)
         dropped.append(judged.filter(pl.col("dropped_by").is_not_null()))
         dropped.append(kept.filter(pl.col("dropped_by").is_not_null()).drop("split"))
         kept = kept.filter(pl.col("dropped_by").is_null()).drop("dropped_by")
-        kept = kept.with_columns(position=repack.positions(kept["key"], settings.seed))
-        placed.append(repack.locate(kept, uri.removesuffix(".parquet") + ".tar"))
-    pairs, out = pl.concat(placed).sort("split", "position", "key"), pl.concat(dropped)
-    # Small row groups, sorted: a task that needs a range of a split reads little else.
+        kept = kept.with_columns(position=repack.positions(kept["key"], settings.seed), part=pl.lit(number))
+        placed.append(kept)
+    pairs, out = pl.concat(placed), pl.concat(dropped)
+    # Small row groups, in the order of the parts: a task that needs some parts reads little else.
     with storage.open_output(_placed_uri(stage, group.number)) as stream:
         pairs.write_parquet(stream, row_group_size=_ROW_GROUP)
-    path = f"dropped/{group.number:05d}.parquet"
-    storage.write_table(stage.path(path), out.select(DROPPED.names).to_arrow().cast(DROPPED))
+    part = stage.write_table(f"dropped/{group.number:05d}.parquet", out.select(DROPPED.names).to_arrow().cast(DROPPED))
     reasons = (HELD_BACK, *(rule.name for rule in rules.decided("corpus", settings)))
     return {
-        "bins": {str(name): _histogram(rows["position"]) for (name,), rows in pairs.group_by("split")},
+        "kept": len(pairs),
         "dropped": apply.count_reasons([out], reasons),
-        "parts": [stage.describe(path, len(out)).model_dump()],
+        "parts": [part.model_dump()],
     }
-
-
-def _histogram(positions: pl.Series) -> list[int]:
-    bins = (positions // (repack.POSITIONS // _BINS)).to_numpy()
-    return [int(count) for count in np.bincount(bins, minlength=_BINS)]
-
-
-def _pieces(histograms: Sequence[Mapping[str, Sequence[int]]], shard_size: int) -> list[_Piece]:
-    """Cut each split's shuffled order into pieces that fit into memory, and number the shards they become."""
-    pieces: list[_Piece] = []
-    for name in sorted({name for entry in histograms for name in entry}):
-        total = np.sum([entry[name] for entry in histograms if name in entry], axis=0)
-        rows = int(total.sum())
-        shards = -(-rows // shard_size)
-        first = 0
-        for low, high in repack.ranges(list(total), max(min(shards, _GROUPS), -(-rows // _MAX_ROWS))):
-            inside = int(total[low:high].sum())
-            count = max(1, round(inside * shards / rows))
-            pieces.append(_Piece(len(pieces), name, (low, high), inside, first, count))
-            first += count
-    return pieces
-
-
-def _repack(stage: Stage, piece: _Piece, groups: int) -> dict[str, Any]:
-    low, high = (edge * (repack.POSITIONS // _BINS) for edge in piece.bins)
-    wanted = [("split", "==", piece.split), ("position", ">=", low), ("position", "<", high)]
-    frames = [_read_some(_placed_uri(stage, group), wanted) for group in range(groups)]
-    pairs = pl.concat(frames).sort("position", "key")
-    parts: list[Part] = []
-    start = 0
-    for shard, size in enumerate(repack.balanced(piece.rows, piece.shards), piece.first_shard):
-        name = f"{piece.split}/{shard:05d}"
-        repack.write_shard(stage.path(name), pairs.slice(start, size))
-        parts += [stage.describe(f"{name}.tar", size), stage.describe(f"{name}.parquet", size)]
-        start += size
-    return {"parts": [part.model_dump() for part in parts]}
