@@ -162,17 +162,18 @@ def scattered(folder: str, tars: Sequence[Tar], buckets: Buckets) -> list[Span]:
     """
     sources = _sources(tars)
     folder = storage.join(folder, f"{len(sources)}-{buckets.count}")
-    widths = bucket_files.rounds(buckets.count)
+    widths = bucket_files.rounds(buckets.count, bucket_files.FAN)
     shared = ray.put(buckets)
     segments = bucket_files.first_round(buckets.count, widths[0])
     places = [storage.join(folder, f"0-{number:06d}") for number in range(len(sources))]
-    files = run_all(_scatter, [(uri, each.tars, shared, segments) for uri, each in zip(places, sources, strict=True)])
+    most = bucket_files.RUN_BYTES
+    files = run_all(
+        _scatter, [(uri, each.tars, shared, segments, most) for uri, each in zip(places, sources, strict=True)]
+    )
     spans = [Span(segments, files)]
     for depth, (_, width) in enumerate(pairwise(widths), 1):
         groups = [
-            divisions
-            for span in spans
-            for divisions in bucket_files.next_round(span, buckets.count, width, bucket_files.RUN_BYTES)
+            divisions for span in spans for divisions in bucket_files.next_round(span, buckets.count, width, most)
         ]
         numbered = enumerate(division for divisions in groups for division in divisions)
         files = run_all(_divide, [(storage.join(folder, f"{depth}-{n:06d}"), each, shared) for n, each in numbered])
@@ -193,7 +194,9 @@ def _sources(tars: Sequence[Tar]) -> list[_Source]:
     return sources
 
 
-def _scatter(uri: str, tars: Mapping[str, Mapping[int, str]], buckets: Buckets, segments: Segments) -> File:
+def _scatter(
+    uri: str, tars: Mapping[str, Mapping[int, str]], buckets: Buckets, segments: Segments, run_bytes: int
+) -> File:
     if (file := bucket_files.complete(uri, segments)) is not None:
         return file
     parts = (
@@ -203,7 +206,7 @@ def _scatter(uri: str, tars: Mapping[str, Mapping[int, str]], buckets: Buckets, 
         .partition_by("part", as_dict=True, include_key=False)
         .items()
     )
-    return bucket_files.write(uri, repack.with_pictures(parts, bucket_files.RUN_BYTES), buckets, segments)
+    return bucket_files.write(uri, repack.with_pictures(parts, run_bytes), buckets, segments)
 
 
 def _placed(uri: str, first: int, last: int) -> pl.DataFrame:

@@ -177,7 +177,7 @@ class Span:
         return [file.places(bucket - self.segments.first) for file in self.files]
 
 
-def rounds(buckets: int, fan: int = FAN) -> list[int]:
+def rounds(buckets: int, fan: int) -> list[int]:
     """How many buckets a segment holds after each round, so that no run has more than ``fan`` segments; 1 at last."""
     count = 1
     while fan**count < buckets:
