@@ -422,9 +422,8 @@ def _assign(
         kept = kept.with_columns(position=repack.positions(kept["key"], settings.seed), part=pl.lit(number))
         placed.append(kept)
     pairs, out = pl.concat(placed), pl.concat(dropped)
-    # Small row groups, in the order of the parts: a task that needs some parts reads little else.
     with storage.open_output(_placed_uri(stage, group.number)) as stream:
-        pairs.write_parquet(stream, row_group_size=_ROW_GROUP)
+        pairs.write_parquet(stream)
     part = stage.write_table(f"dropped/{group.number:05d}.parquet", out.select(DROPPED.names).to_arrow().cast(DROPPED))
     reasons = (HELD_BACK, *(rule.name for rule in rules.decided("corpus", settings)))
     return {

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow.parquet as pq
 import ray
 
 from wukong.curate import bucket_files, repack
@@ -103,7 +102,7 @@ def _histograms(tables: Sequence[str], bins: int) -> dict[str, Histogram]:
     """Count the pairs of each split in bins of the shuffled order."""
     histograms: dict[str, Histogram] = {}
     for uri in tables:
-        pairs = pl.DataFrame(storage.read_table(uri, ["split", "position"]))
+        pairs = pl.read_parquet(storage.read_bytes(uri), columns=["split", "position"])
         for (name,), rows in pairs.group_by("split"):
             numbers = (rows["position"] // (repack.POSITIONS // bins)).to_numpy()
             histograms[str(name)] = histograms.get(str(name), 0) + np.bincount(numbers, minlength=bins)
@@ -210,10 +209,8 @@ def _scatter(
 
 
 def _placed(uri: str, first: int, last: int) -> pl.DataFrame:
-    wanted = [("part", ">=", first), ("part", "<=", last)]
-    return pl.DataFrame(
-        storage.read_with(uri, lambda store, path: pq.read_table(path, filesystem=store, filters=wanted))
-    )
+    # As a whole, in one request: Parquet's readers make up to ten.
+    return pl.read_parquet(storage.read_bytes(uri)).filter(pl.col("part").is_between(first, last))
 
 
 def _divide(uri: str, division: Division, buckets: Buckets) -> File:
