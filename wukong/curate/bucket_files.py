@@ -18,7 +18,7 @@ import pyarrow as pa
 from wukong.errors import StorageError
 from wukong.store import storage
 
-RUN_BYTES = 256 << 20
+RUN_BYTES = 192 << 20
 """About how many bytes of pictures a run and a bucket hold: a task holds one of them."""
 
 FAN = 32
@@ -112,6 +112,7 @@ def write(uri: str, runs: Iterable[pl.DataFrame], buckets: Buckets, segments: Se
                     piece.write_ipc_stream(stream, compat_level=pl.CompatLevel.oldest())
                 ends.append(stream.tell())
             rows.append(ends)
+            del pairs  # before the next run is read
         table = np.array(rows, _TRAILER).reshape(len(rows), segments.count + 1)
         stream.write(table.tobytes() + np.array([len(rows), stream.tell()], _TRAILER).tobytes())
     return File(uri, table)

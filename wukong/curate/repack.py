@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -53,15 +53,17 @@ def with_pictures(parts: Iterable[tuple[str, pl.DataFrame]], run_bytes: int) -> 
     held = 0
     for tar, wanted in parts:
         missing = set(wanted["key"])
-        pictures: list[tuple[str, bytes]] = []
+        pictures: dict[str, bytes] = {}
         for member in members(tar, read_bytes=_READ_BYTES) if missing else ():
             if member.suffix == "jpg" and member.key in missing:
                 missing.remove(member.key)
-                pictures.append((member.key, member.read()))
+                pictures[member.key] = member.read()
                 held += member.size
                 if held >= run_bytes:
-                    yield pl.concat([*run, _with(wanted, pictures)])
-                    run, pictures, held = [], [], 0
+                    run.append(_with(wanted, pictures))
+                    pictures, held = {}, 0  # before the run is written: memory holds one copy of the pictures
+                    yield pl.concat(run, rechunk=False)
+                    run = []
         if missing:
             first = wanted.filter(pl.col("key").is_in(list(missing)))["key"][0]
             raise DataError(
@@ -71,12 +73,13 @@ def with_pictures(parts: Iterable[tuple[str, pl.DataFrame]], run_bytes: int) -> 
         if pictures:
             run.append(_with(wanted, pictures))
     if run:
-        yield pl.concat(run)
+        yield pl.concat(run, rechunk=False)
 
 
-def _with(pairs: pl.DataFrame, pictures: Sequence[tuple[str, bytes]]) -> pl.DataFrame:
-    schema = {"key": pl.String, "picture": pl.Binary}
-    return pairs.join(pl.DataFrame(pictures, schema=schema, orient="row"), on="key", maintain_order="left")
+def _with(pairs: pl.DataFrame, pictures: Mapping[str, bytes]) -> pl.DataFrame:
+    columns = {"key": list(pictures), "picture": list(pictures.values())}
+    own = pl.DataFrame(columns, schema={"key": pl.String, "picture": pl.Binary})
+    return pairs.join(own, on="key", maintain_order="left")
 
 
 def write_shards(stage: Stage, names: Sequence[tuple[str, int]], tables: Iterable[pl.DataFrame]) -> list[Part]:
