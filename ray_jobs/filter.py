@@ -12,8 +12,10 @@ done. The passes are:
    its own, so that with another threshold no picture is read again; then decide over these columns;
 4. compare, only where a rule compares pairs with each other: each group asks which of its pairs repeat an earlier one;
 5. split: each group asks which of its pictures are held out, and which captions of its tests training sees;
-6. assign: the split and the place of each kept pair, sorted by place; dropped pairs are written with their reason;
-7. repack: each range of places becomes shards, pictures are copied byte for byte.
+6. assign: the split and the place of each kept pair; dropped pairs are written with their reason;
+7. scatter: each tar is read once, and its kept pairs are written into files of buckets, pictures and all. A bucket is a
+   range of places that fits into memory. Where there are many, they are divided in several rounds;
+8. repack: the buckets of each range of places become shards.
 
 A task holds one part, one group or one range, so its memory does not depend on how many there are. What a group needs
 to know of the whole corpus it asks: its question goes to the ranges of hashes, and it reads only its own answers
@@ -30,10 +32,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
+import ray
 
-from ray_jobs import metrics
+from ray_jobs import metrics, repacking
 from ray_jobs.exchange import ASKER, Answers, ask, run_all
+from ray_jobs.repacking import Piece, Tar
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.config.filter import Filter
@@ -52,7 +55,6 @@ log = logging.getLogger(__name__)
 
 _GROUPS = 64
 _MAX_ROWS = 100_000
-_BINS = 1024
 _ROW_GROUP = 4096
 
 
@@ -63,18 +65,6 @@ class _Group:
     number: int
     first: int
     parts: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A run of bins of a split's shuffled order, and the shards that it becomes."""
-
-    number: int
-    split: str
-    bins: tuple[int, int]
-    rows: int
-    first_shard: int
-    shards: int
 
 
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
@@ -119,15 +109,21 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
         "assign", stage, _assign, groups, lambda: (settings, *_corpus_facts(stage, groups, settings))
     )
     _show_dropped(assigned)
-    pieces = _pieces([record["bins"] for record in assigned], settings.shard_size)
-    repacked = _run_missing("repack", stage, _repack, pieces, lambda: (len(groups),))
+    pairs = sum(record["pairs"] for record in judged)
+    tars = _tars(stage, crawl, groups)
+    kept, pair_bytes = sum(record["kept"] for record in assigned), sum(tar.bytes for tar in tars) / max(1, pairs)
+    pieces, buckets = repacking.planned(tars, kept, settings.shard_size, pair_bytes)
+    scratch = repacking.scratch(stage)
+    repacked = _run_missing(
+        "repack", stage, repacking.pack, pieces, lambda: (ray.put(repacking.scattered(scratch, tars, buckets)),)
+    )
+    repacking.clean(scratch)
 
     applied = rules.applied(settings)
     dropped = dict.fromkeys([*applied, HELD_BACK], 0)
     for record in [*judged, *by_pictures, *assigned]:
         for rule, rows in record["dropped"].items():
             dropped[rule] += rows
-    pairs = sum(record["pairs"] for record in judged)
     counts = {"pairs": pairs, "kept": pairs - sum(dropped[rule] for rule in applied)}
     for name in (split.TRAIN, *(holdout.name for holdout in settings.split.holdouts)):
         counts[name] = sum(piece.rows for piece in pieces if piece.split == name)
@@ -170,11 +166,21 @@ def _groups(crawl: Manifest) -> list[_Group]:
     return [_Group(n, low, tuple(uris[low:high])) for n, (low, high) in enumerate(zip(cuts, ends, strict=True))]
 
 
+def _tars(stage: Stage, crawl: Manifest, groups: Sequence[_Group]) -> list[Tar]:
+    sizes = {storage.join(crawl.uri, part.path): part.bytes for part in crawl.parts.below("parts/", ".tar")}
+    numbered = [
+        (number, uri.removesuffix(".parquet") + ".tar", _placed_uri(stage, group.number))
+        for group in groups
+        for number, uri in enumerate(group.parts, group.first)
+    ]
+    return [Tar(number, tar, sizes[tar], placed) for number, tar, placed in numbered]
+
+
 def _run_missing(
     name: str,
     stage: Stage,
     task: Callable[..., dict[str, Any]],
-    units: Sequence[_Group] | Sequence[_Piece],
+    units: Sequence[_Group] | Sequence[Piece],
     shared: Callable[[], tuple[Any, ...]],
 ) -> list[dict[str, Any]]:
     """Run a task for each group or piece that has no record yet, and return the records of all.
@@ -197,7 +203,7 @@ def _run_missing(
 
 
 def _run_and_record(
-    task: Callable[..., dict[str, Any]], name: str, stage: Stage, unit: _Group | _Piece, *shared: Any
+    task: Callable[..., dict[str, Any]], name: str, stage: Stage, unit: _Group | Piece, *shared: Any
 ) -> dict[str, Any]:
     record = task(stage, unit, *shared)
     stage.commit_task(f"{name}-{unit.number:05d}", record)
@@ -247,13 +253,6 @@ def _captions(stage: Stage, group: _Group, settings: Filter) -> pl.DataFrame:
     return caption_counts.counted(*(caption_counts.hashes(captions) for captions in cleaned))
 
 
-def _read_some(uri: str, wanted: Sequence[tuple[str, str, Any]]) -> pl.DataFrame:
-    """Rows of a sorted table, of which little else is read."""
-    return pl.DataFrame(
-        storage.read_with(uri, lambda store, path: pq.read_table(path, filesystem=store, filters=list(wanted)))
-    )
-
-
 def _apply_rules(stage: Stage, group: _Group, settings: Filter, counted: Answers) -> dict[str, Any]:
     loaded = rules.load(settings)
     counts = CaptionCounts.of_rows(counted.of(group.number))
@@ -287,8 +286,7 @@ def _read_pictures(computed: Stage, group: _Group, stage: Stage, settings: Filte
         left = judged.filter(pl.col("dropped_by").is_null())
         captions = dict(left.select("key", "caption").iter_rows())
         columns = rules.compute_from_pictures(f"{uri.removesuffix('.parquet')}.tar", captions, settings)
-        storage.write_table(computed.path(_picture_columns_path(number)), columns.to_arrow())
-        parts.append(computed.describe(_picture_columns_path(number), len(columns)).model_dump())
+        parts.append(computed.write_table(_picture_columns_path(number), columns.to_arrow()).model_dump())
     return {"parts": parts}
 
 
@@ -402,63 +400,22 @@ def _assign(
 ) -> dict[str, Any]:
     placed, dropped = [], []
     kept_away, seen = _told(held_out, group, "hash"), _told(trained, group, "hash")
-    for uri, judged in zip(group.parts, _judged(stage, group, settings, repeats), strict=True):
+    for number, judged in enumerate(_judged(stage, group, settings, repeats), group.first):
         kept = judged.filter(pl.col("dropped_by").is_null())
         kept = kept.with_columns(split=split.assign(kept, settings.split, kept_away, seen))
         kept = apply.hold_back(kept, settings)
         dropped.append(judged.filter(pl.col("dropped_by").is_not_null()))
         dropped.append(kept.filter(pl.col("dropped_by").is_not_null()).drop("split"))
         kept = kept.filter(pl.col("dropped_by").is_null()).drop("dropped_by")
-        kept = kept.with_columns(position=repack.positions(kept["key"], settings.seed))
-        placed.append(repack.locate(kept, uri.removesuffix(".parquet") + ".tar"))
-    pairs, out = pl.concat(placed).sort("split", "position", "key"), pl.concat(dropped)
-    # Small row groups, sorted: a task that needs a range of a split reads little else.
+        kept = kept.with_columns(position=repack.positions(kept["key"], settings.seed), part=pl.lit(number))
+        placed.append(kept)
+    pairs, out = pl.concat(placed), pl.concat(dropped)
     with storage.open_output(_placed_uri(stage, group.number)) as stream:
-        pairs.write_parquet(stream, row_group_size=_ROW_GROUP)
-    path = f"dropped/{group.number:05d}.parquet"
-    storage.write_table(stage.path(path), out.select(DROPPED.names).to_arrow().cast(DROPPED))
+        pairs.write_parquet(stream)
+    part = stage.write_table(f"dropped/{group.number:05d}.parquet", out.select(DROPPED.names).to_arrow().cast(DROPPED))
     reasons = (HELD_BACK, *(rule.name for rule in rules.decided("corpus", settings)))
     return {
-        "bins": {str(name): _histogram(rows["position"]) for (name,), rows in pairs.group_by("split")},
+        "kept": len(pairs),
         "dropped": apply.count_reasons([out], reasons),
-        "parts": [stage.describe(path, len(out)).model_dump()],
+        "parts": [part.model_dump()],
     }
-
-
-def _histogram(positions: pl.Series) -> list[int]:
-    bins = (positions // (repack.POSITIONS // _BINS)).to_numpy()
-    return [int(count) for count in np.bincount(bins, minlength=_BINS)]
-
-
-def _pieces(histograms: Sequence[Mapping[str, Sequence[int]]], shard_size: int) -> list[_Piece]:
-    """Cut each split's shuffled order into pieces that fit into memory, and number the shards they become."""
-    pieces: list[_Piece] = []
-    for name in sorted({name for entry in histograms for name in entry}):
-        total = np.sum([entry[name] for entry in histograms if name in entry], axis=0)
-        rows = int(total.sum())
-        shards = -(-rows // shard_size)
-        first = 0
-        for low, high in repack.ranges(list(total), max(min(shards, _GROUPS), -(-rows // _MAX_ROWS))):
-            inside = int(total[low:high].sum())
-            count = max(1, round(inside * shards / rows))
-            pieces.append(_Piece(len(pieces), name, (low, high), inside, first, count))
-            first += count
-    return pieces
-
-
-def _repack(stage: Stage, piece: _Piece, groups: int) -> dict[str, Any]:
-    low, high = (edge * (repack.POSITIONS // _BINS) for edge in piece.bins)
-    wanted = [("split", "==", piece.split), ("position", ">=", low), ("position", "<", high)]
-    frames = [_read_some(_placed_uri(stage, group), wanted) for group in range(groups)]
-    pairs = pl.concat(frames).sort("position", "key")
-    parts: list[Part] = []
-    bounds: list[lookup.Bound] = []
-    start = 0
-    for shard, size in enumerate(repack.balanced(piece.rows, piece.shards), piece.first_shard):
-        name = f"{piece.split}/{shard:05d}"
-        shuffled = pairs.slice(start, size)
-        repack.write_shard(stage.path(name), shuffled)
-        parts += [stage.describe(f"{name}.tar", size), stage.describe(f"{name}.parquet", size)]
-        bounds.append(lookup.bound(f"{name}.parquet", shuffled))
-        start += size
-    return {"parts": [part.model_dump() for part in parts], "bounds": bounds}

@@ -134,7 +134,7 @@ def make_experiment(root: str, files: int, rows: int, keys: int) -> None:
     filtered, parts, places = Stage(root, "filter", {}, [crawled]), [], []
     for number, some in enumerate(shuffled.iter_slices(each)):
         parts += write_part(filtered, f"train/{number:05d}", some.drop("position"))
-        places.append(lookup.bound(f"train/{number:05d}.parquet", some))
+        places.append((f"train/{number:05d}.parquet", int(some["position"][0]), int(some["position"][-1])))
     lookup.write(filtered.uri, places, 0)
     filtered.commit(parts, counts={"pairs": rows, "kept": rows, "train": rows})
     storage.write_bytes(f"{root}-list.txt", "\n".join(listed).encode())

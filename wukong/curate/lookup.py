@@ -24,11 +24,6 @@ Bound = tuple[str, int, int]
 _SEED = b"seed"
 
 
-def bound(path: str, shuffled: pl.DataFrame) -> Bound:
-    """Return the places of a shard, given its table's path and its pairs with ``position``, in their order."""
-    return path, int(shuffled["position"][0]), int(shuffled["position"][-1])
-
-
 def write(stage_uri: str, bounds: Iterable[Bound], seed: int) -> None:
     """Write the places of shards.
 

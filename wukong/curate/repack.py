@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,15 +11,13 @@ import polars as pl
 from wukong.curate.pairs import PAIRS
 from wukong.data.shards import END, members, packed
 from wukong.errors import DataError
-from wukong.store import storage
+from wukong.store.manifest import Output, Part, Stage
 
 POSITIONS = 2**62
 """Places in the global order run from 0 to this."""
 
 _AT_A_TIME = 64
-_READERS = 8
-# The pairs of a shuffled shard can lie in as many tars as there are pairs. Many systems let a process open 1,024 files.
-_OPEN = 4 * _AT_A_TIME
+_READ_BYTES = 16 << 20
 
 
 def positions(keys: pl.Series, seed: int) -> pl.Series:
@@ -44,38 +39,91 @@ def picture_places(tar_uri: str) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row").unique("key", keep="first", maintain_order=True)
 
 
-def locate(pairs: pl.DataFrame, tar_uri: str) -> pl.DataFrame:
-    """Add to the pairs of one part where each picture is: ``tar`` (URI), ``offset``, ``size``.
-
-    Raises:
-        DataError: the tar has no picture for a pair, or cannot be read.
-    """
-    located = pairs.join(picture_places(tar_uri), on="key", how="left", maintain_order="left")
-    missing = located.filter(pl.col("offset").is_null())
-    if len(missing):
-        raise DataError(
-            f"{tar_uri} lacks the picture of {len(missing)} of its pairs, the first {missing['key'][0]}.jpg: "
-            "delete the crawl's output and run it again"
-        )
-    return located.with_columns(tar=pl.lit(tar_uri))
-
-
-def write_shard(uri: str, pairs: pl.DataFrame) -> None:
-    """Write ``{uri}.tar`` and ``{uri}.parquet`` (``PAIRS``), pairs in the order given; equal pairs, equal bytes.
+def with_pictures(parts: Iterable[tuple[str, pl.DataFrame]], run_bytes: int) -> Iterator[pl.DataFrame]:
+    """Read tars, each once and in order, and add to their pairs the column ``picture``.
 
     Args:
-        uri: the shard's address without a suffix.
-        pairs: the columns of ``PAIRS`` and ``tar``, ``offset``, ``size``.
+        parts: URI of a tar and the pairs that are wanted of it; one of which none is wanted is not read.
+        run_bytes: about how many bytes of pictures each table has that is returned.
+
+    Raises:
+        DataError: a tar has no picture for a pair, or cannot be read.
     """
-    with storage.open_output(f"{uri}.tar") as stream:
-        for row, picture in _with_pictures(pairs):
+    run: list[pl.DataFrame] = []
+    held = 0
+    for tar, wanted in parts:
+        missing = set(wanted["key"])
+        pictures: dict[str, bytes] = {}
+        for member in members(tar, read_bytes=_READ_BYTES) if missing else ():
+            if member.suffix == "jpg" and member.key in missing:
+                missing.remove(member.key)
+                pictures[member.key] = member.read()
+                held += member.size
+                if held >= run_bytes:
+                    run.append(_with(wanted, pictures))
+                    pictures, held = {}, 0  # before the run is written: memory holds one copy of the pictures
+                    yield pl.concat(run, rechunk=False)
+                    run = []
+        if missing:
+            first = wanted.filter(pl.col("key").is_in(list(missing)))["key"][0]
+            raise DataError(
+                f"{tar} lacks the picture of {len(missing)} of its pairs, the first {first}.jpg: "
+                "delete the crawl's output and run it again"
+            )
+        if pictures:
+            run.append(_with(wanted, pictures))
+    if run:
+        yield pl.concat(run, rechunk=False)
+
+
+def _with(pairs: pl.DataFrame, pictures: Mapping[str, bytes]) -> pl.DataFrame:
+    columns = {"key": list(pictures), "picture": list(pictures.values())}
+    own = pl.DataFrame(columns, schema={"key": pl.String, "picture": pl.Binary})
+    return pairs.join(own, on="key", maintain_order="left")
+
+
+def write_shards(
+    stage: Stage, names: Sequence[tuple[str, int]], tables: Iterable[pl.DataFrame]
+) -> tuple[list[Part], list[tuple[str, int, int]]]:
+    """Write pairs into shards, a tar and a Parquet file (``PAIRS``) each; equal pairs, equal bytes.
+
+    Args:
+        stage: whose files they are.
+        names: path of each shard below the stage's prefix, without a suffix, and the number of its pairs.
+        tables: the pairs in order: the columns of ``PAIRS``, ``position`` and ``picture``.
+
+    Returns:
+        The files, and for each shard the path of its table, the first place in it and the last one.
+    """
+    left = iter(tables)
+    pairs = next(left)
+    parts, bounds = [], []
+    for name, size in names:
+        written: list[pl.DataFrame] = []
+        with stage.output(f"{name}.tar") as output:
+            while missing := size - sum(map(len, written)):
+                if not len(pairs):
+                    pairs = next(left)
+                now, pairs = pairs.head(missing), pairs.slice(missing)
+                _append(output, now)
+                written.append(now.select("position", *PAIRS.names))
+            output.write(END)
+        shard = pl.concat(written)
+        table = stage.write_table(f"{name}.parquet", shard.drop("position").to_arrow().cast(PAIRS))
+        parts += [output.part(size), table]
+        bounds.append((table.path, int(shard["position"][0]), int(shard["position"][-1])))
+    return parts, bounds
+
+
+def _append(output: Output, pairs: pl.DataFrame) -> None:
+    """Write pairs into a tar."""
+    for batch in pairs.iter_slices(_AT_A_TIME):
+        for row, picture in zip(batch.select(PAIRS.names).iter_rows(named=True), batch["picture"], strict=True):
             # The original caption holds the names that were masked. A training job must not read it.
-            metadata = {name: row[name] for name in PAIRS.names if row[name] is not None and name != "caption_original"}
+            metadata = {name: value for name, value in row.items() if value is not None and name != "caption_original"}
             facts = json.dumps(metadata, ensure_ascii=False, sort_keys=True)
             for suffix, data in ("jpg", picture), ("json", facts.encode()), ("txt", row["caption"].encode()):
-                stream.write(packed(f"{row['key']}.{suffix}", data))
-        stream.write(END)
-    storage.write_table(f"{uri}.parquet", pairs.select(PAIRS.names).to_arrow().cast(PAIRS))
+                output.write(packed(f"{row['key']}.{suffix}", data))
 
 
 def balanced(rows: int, shards: int) -> list[int]:
@@ -89,33 +137,3 @@ def ranges(histogram: Sequence[int], pieces: int) -> list[tuple[int, int]]:
     targets = np.arange(1, pieces) * sums[-1] / pieces
     edges = sorted({0, len(histogram), *(int(edge) + 1 for edge in np.searchsorted(sums, targets))})
     return [(low, high) for low, high in pairwise(edges) if sums[high - 1] > (sums[low - 1] if low else 0)]
-
-
-def _with_pictures(pairs: pl.DataFrame) -> Iterator[tuple[dict[str, Any], bytes]]:
-    tars: dict[str, _Tar] = {}
-
-    def close(*some: str) -> None:
-        for uri in some:
-            tars.pop(uri).close()
-
-    with ExitStack() as stack, ThreadPoolExecutor(_READERS) as pool:
-        stack.callback(lambda: close(*tars))
-
-        def read(row: dict[str, Any]) -> bytes:
-            return bytes(tars[row["tar"]].stream.read_at(row["size"], row["offset"]))
-
-        for batch in pairs.iter_slices(_AT_A_TIME):
-            for uri in batch["tar"].unique(maintain_order=True):
-                # The tar moves to the end of the order: those at the beginning are closed.
-                tars[uri] = tars.pop(uri) if uri in tars else _Tar(uri)
-            close(*list(tars)[:-_OPEN])
-            rows = batch.to_dicts()
-            yield from zip(rows, pool.map(read, rows), strict=True)
-
-
-class _Tar(ExitStack):
-    """An open tar, until it is closed."""
-
-    def __init__(self, uri: str) -> None:
-        super().__init__()
-        self.stream: Any = self.enter_context(storage.open_input(uri))

@@ -17,7 +17,10 @@ from wukong.store.manifest import Manifest
 _READ_BYTES = 1 << 20
 _BLOCK = tarfile.BLOCKSIZE
 
-END = bytes(2 * _BLOCK)
+_EMPTY = bytes(_BLOCK)
+_EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+
+END = 2 * _EMPTY
 """The bytes after the last file of a tar."""
 
 # Header fields that are the same for all members (POSIX 1003.1, ustar): mode, owner, group; time; the rest.
@@ -58,30 +61,29 @@ def names_of(filtered: Manifest, split: str) -> list[str]:
     return [PurePosixPath(part.path).stem for part in filtered.parts.below(f"{split}/", ".parquet") if part.rows]
 
 
-def members(tar_uri: str, start: int = 0) -> Iterator[Member]:
+def members(tar_uri: str, start: int = 0, read_bytes: int = _READ_BYTES) -> Iterator[Member]:
     """Iterate over the files of a tar; it is read once, in order, up to its end.
 
     Args:
         tar_uri: URI of the tar.
         start: where to begin, in bytes: 0, or the ``end`` of a member.
+        read_bytes: bytes of one request.
 
     Raises:
-        DataError: the file is truncated or is not a tar.
+        DataError: the file is truncated or is not a tar, or has headers that this project does not write.
     """
     try:
         with storage.open_input(tar_uri) as stream:
             stream.seek(start)
+            buffered = io.BufferedReader(stream, read_bytes)  # type: ignore[type-var]
             end = start
-            # Not tarfile's mode for streams, which copies what is left of its buffer at every read.
-            buffered = io.BufferedReader(stream, _READ_BYTES)  # type: ignore[type-var]
-            with tarfile.open(fileobj=buffered, mode="r:") as tar:
-                for entry in tar:
-                    end = entry.offset_data + -(-entry.size // _BLOCK) * _BLOCK
-                    if entry.isreg():
-                        key, _, suffix = entry.name.rpartition(".")
-                        yield Member(
-                            key, suffix, entry.offset_data, entry.size, end, partial(_whole, buffered, entry, tar_uri)
-                        )
+            while (block := buffered.read(_BLOCK)) != _EMPTY:
+                name, size, is_file = _parsed(block)
+                offset, end = end + _BLOCK, end + _BLOCK + -(-size // _BLOCK) * _BLOCK
+                if is_file:
+                    key, _, suffix = name.rpartition(".")
+                    yield Member(key, suffix, offset, size, end, partial(_whole, buffered, offset, size, name, tar_uri))
+                buffered.seek(end)
             # A tar truncated between two members can be recognised only by the missing two empty blocks at its end.
             if stream.seek(0, io.SEEK_END) < end + len(END):
                 raise tarfile.ReadError("its end is missing")
@@ -89,13 +91,26 @@ def members(tar_uri: str, start: int = 0) -> Iterator[Member]:
         raise _incomplete(tar_uri, str(error)) from error
 
 
-def _whole(stream: IO[bytes], entry: tarfile.TarInfo, tar_uri: str) -> bytes:
+def _parsed(block: bytes) -> tuple[str, int, bool]:
+    """Return a header's name and size, and whether it is that of a regular file."""
+    try:
+        name, size = block[:100].rstrip(b"\0").decode("ascii"), int(block[124:135], 8)
+        if block == header(name, size):  # of this project's own, most of all: tarfile takes five times as long
+            return name, size, True
+    except ValueError:
+        pass
+    entry = tarfile.TarInfo.frombuf(block, "ascii", "strict")
+    if entry.type in _EXTENSIONS:
+        raise tarfile.ReadError(f"a header of the type {entry.type.decode()!r}, which the stages do not write")
+    return entry.name, entry.size, entry.isreg()
+
+
+def _whole(stream: IO[bytes], offset: int, size: int, name: str, tar_uri: str) -> bytes:
     """Return the content of a regular file, all of it."""
-    # Not by tarfile's extractfile: it makes three objects for each file.
-    stream.seek(entry.offset_data)
-    data = stream.read(entry.size)
-    if len(data) < entry.size:
-        raise _incomplete(tar_uri, f"{entry.name} has {len(data)} of its {entry.size} bytes")
+    stream.seek(offset)
+    data = stream.read(size)
+    if len(data) < size:
+        raise _incomplete(tar_uri, f"{name} has {len(data)} of its {size} bytes")
     return data
 
 

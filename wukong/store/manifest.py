@@ -18,12 +18,14 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Self
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -240,6 +242,29 @@ def _measured(stream: IO[bytes]) -> tuple[str, int]:
     return sha.hexdigest(), size
 
 
+class Output:
+    """A file that is being written, which is measured meanwhile.
+
+    Args:
+        stream: where its bytes go.
+        relative: its path below the stage's prefix.
+    """
+
+    def __init__(self, stream: IO[bytes], relative: str) -> None:
+        self._stream, self._relative = stream, relative
+        self._sha, self._size = hashlib.sha256(), 0
+
+    def write(self, data: bytes | pa.Buffer) -> None:
+        """Append bytes."""
+        self._stream.write(data)
+        self._sha.update(data)
+        self._size += memoryview(data).nbytes
+
+    def part(self, rows: int = 0) -> Part:
+        """What ``describe`` returns for the file, which must be complete, without reading it."""
+        return Part(path=self._relative, rows=rows, bytes=self._size, sha256=self._sha.hexdigest())
+
+
 class Stage:
     """The place where one stage writes; ``commit`` makes its output valid.
 
@@ -301,6 +326,18 @@ class Stage:
             FencedError: a newer attempt at the stage has begun (``wukong.store.fence``).
         """
         fence.publish(self.path(f"{_TASKS}/{name}.json"), dict(record))
+
+    @contextmanager
+    def output(self, relative: str) -> Iterator[Output]:
+        """Open a file of this stage for writing; it appears only if the block ends without an error."""
+        with storage.open_output(self.path(relative)) as stream:
+            yield Output(stream, relative)
+
+    def write_table(self, relative: str, table: pa.Table) -> Part:
+        """Write a Parquet file as ``storage.write_table`` does, and return its description."""
+        with self.output(relative) as output:
+            output.write(storage.table_bytes(table))
+        return output.part(len(table))
 
     def describe(self, relative: str, rows: int = 0) -> Part:
         """Measure a file that this stage has written: its size and SHA-256."""

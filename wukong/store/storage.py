@@ -68,6 +68,13 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     return (store if isinstance(store, pafs.LocalFileSystem) else patient_store.patient(store)), path
 
 
+def is_on_loopback(uri: str) -> bool:
+    """Return whether a URI is of an object store that only processes of this machine can reach."""
+    store, _ = _bare(uri)
+    host = urlsplit(_endpoint() or "").hostname or ""
+    return not isinstance(store, pafs.LocalFileSystem) and (host == "localhost" or host.startswith("127."))
+
+
 def read_with(uri: str, read: Callable[[pafs.FileSystem, str], _Answer]) -> _Answer:
     """Return what a function reads at a URI; the function is called again if an object store goes away meanwhile.
 
@@ -382,8 +389,13 @@ def open_input(uri: str) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def open_output(uri: str) -> Iterator[IO[bytes]]:
-    """Open a file for writing; it appears under its name only if the block ends without an error."""
+def open_output(uri: str, *, synced: bool = True) -> Iterator[IO[bytes]]:
+    """Open a file for writing; it appears under its name only if the block ends without an error.
+
+    Args:
+        uri: URI of the file.
+        synced: whether a file on a local disk must be complete under its name even if the machine loses its power.
+    """
     fs, path = _bare(uri)
     if isinstance(fs, pafs.LocalFileSystem):
         partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
@@ -393,7 +405,8 @@ def open_output(uri: str) -> Iterator[IO[bytes]]:
                 with partial.open("wb") as stream:
                     yield stream
                     stream.flush()
-                    os.fsync(stream.fileno())
+                    if synced:
+                        os.fsync(stream.fileno())
                 partial.replace(path)
             finally:
                 partial.unlink(missing_ok=True)
@@ -502,4 +515,11 @@ def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
 def write_table(uri: str, table: pa.Table) -> None:
     """Write one Parquet file (zstd) atomically; equal tables give equal bytes."""
     with open_output(uri) as stream:
-        pq.write_table(table, stream, compression="zstd")
+        stream.write(table_bytes(table))
+
+
+def table_bytes(table: pa.Table) -> pa.Buffer:
+    """Return the bytes that ``write_table`` writes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()

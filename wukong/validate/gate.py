@@ -66,16 +66,19 @@ def run_suite(name: str, rows: pl.DataFrame, expectations: Sequence[Any]) -> dic
     batch = asset.add_batch_definition_whole_dataframe(name)
     suite = context.suites.add(gx.ExpectationSuite(name, expectations=list(expectations)))
     definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
-    shown = [column for column in _SHOWN if column in rows.columns]
-    result = definition.run(
+    validated = definition.run(
         batch_parameters={"dataframe": rows.to_pandas()},
-        result_format={
-            "result_format": "SUMMARY",
-            "partial_unexpected_count": _SAMPLES,
-            **({"unexpected_index_column_names": shown} if shown else {}),
-        },
+        result_format={"result_format": "SUMMARY", "partial_unexpected_count": _SAMPLES},
     )
-    return dict(result.to_json_dict())
+    result = dict(validated.to_json_dict())
+    # Great Expectations would look up the columns of every row that breaks an expectation, not only of these.
+    for entry in result["results"]:
+        if numbers := entry["result"].get("partial_unexpected_index_list"):
+            shown = [column for column in _SHOWN if column in rows.columns]
+            columns = dict.fromkeys([entry["expectation_config"]["kwargs"]["column"], *shown])
+            entry["result"]["partial_unexpected_index_list"] = rows.select(*columns)[numbers].to_dicts()
+            entry["result"]["unexpected_index_column_names"] = shown
+    return result
 
 
 def outcomes(result: Mapping[str, Any]) -> list[Outcome]:

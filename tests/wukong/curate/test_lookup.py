@@ -22,7 +22,7 @@ def filtered(tmp_path: Path, known: bool = True):
         for number, rows in enumerate(some.iter_slices(10)):
             path = f"{split}/{number:05d}.parquet"
             keys[path] = set(rows["key"])
-            bounds.append(lookup.bound(path, rows))
+            bounds.append((path, int(rows["position"][0]), int(rows["position"][-1])))
     keys["dropped/00000.parquet"] = set()
     for path in keys:
         storage.write_bytes(stage.path(path), b"")

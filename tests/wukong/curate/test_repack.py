@@ -1,38 +1,34 @@
-"""Repacking: pictures from many tars."""
+"""Repacking: pictures come from tars that are read in order, and shards begin anew inside of a table."""
 
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 from wukong.curate import repack
 from wukong.data.shards import END, packed
+from wukong.errors import DataError
 from wukong.store import storage
 
 
-def open_tars() -> int:
-    """How many files that end in ``.tar`` this process has open."""
-    opened = 0
-    for descriptor in Path("/proc/self/fd").iterdir():
-        try:
-            opened += descriptor.readlink().suffix == ".tar"
-        except FileNotFoundError:  # the listing's own descriptor
-            continue
-    return opened
+def tar(folder: Path, name: str, keys: list[str]) -> str:
+    uri = storage.from_path(folder / name)
+    files = [packed(f"{key}.{suffix}", f"{suffix} of {key}".encode()) for key in keys for suffix in ("jpg", "txt")]
+    storage.write_bytes(uri, b"".join(files) + END)
+    return uri
 
 
-def test_a_shard_from_more_tars_than_may_be_open_at_once(tmp_path: Path) -> None:
-    count, located = repack._OPEN + 150, []
-    for number in range(count):
-        tar = tmp_path / f"{number:05d}.tar"
-        tar.write_bytes(packed(f"{number}.jpg", f"picture {number}".encode()) + END)
-        located.append(repack.locate(pl.DataFrame({"key": [str(number)]}), storage.from_path(tar)))
-    # The second half comes back to every tar of the first.
-    pairs = pl.concat([*located, *reversed(located)])
-    seen, most = [], 0
-    for row, picture in repack._with_pictures(pairs):
-        assert picture == f"picture {row['key']}".encode()
-        seen.append(row["key"])
-        most = max(most, open_tars())
-    assert seen == pairs["key"].to_list()
-    assert repack._AT_A_TIME < most <= repack._OPEN
-    assert open_tars() == 0
+def test_tables_hold_as_many_pictures_as_fit_and_no_pair_twice(tmp_path: Path) -> None:
+    uris = [tar(tmp_path, f"{n}.tar", [f"{n}{row}" for row in range(10)]) for n in range(3)]
+    wanted = [pl.DataFrame({"key": [f"{n}{row}" for row in (8, 1, 5)]}) for n in range(3)]
+    tables = list(repack.with_pictures(zip(uris, wanted, strict=True), run_bytes=4 * len("jpg of 00")))
+    assert [len(table) for table in tables] == [4, 4, 1]
+    whole = pl.concat(tables)
+    assert sorted(whole["key"]) == sorted(key for each in wanted for key in each["key"])
+    assert whole["picture"].to_list() == [f"jpg of {key}".encode() for key in whole["key"]]
+
+
+def test_pictures_that_are_missing_are_named(tmp_path: Path) -> None:
+    uri = tar(tmp_path, "0.tar", ["a", "b"])
+    with pytest.raises(DataError, match=r"0\.tar lacks the picture of 2 of its pairs, the first c\.jpg"):
+        list(repack.with_pictures([(uri, pl.DataFrame({"key": ["a", "c", "d"]}))], 1000))

@@ -19,6 +19,7 @@ from wukong.crawl.url import key_of
 from wukong.curate import repack
 from wukong.curate.pairs import PAIRS
 from wukong.store import storage
+from wukong.store.manifest import Stage
 
 # open_clip 3.3 uses an option of webdataset that its versions after 0.2.86 do not have.
 READERS = ("img2dataset==1.47.0", "open_clip_torch==3.3.0", "webdataset==0.2.86")
@@ -81,10 +82,10 @@ def repacked(folder: Path, part: Path) -> Path:
             split=pl.lit("train"),
         )
     )
-    uri = storage.from_path(folder / "train-00000")
-    repack.write_shard(uri, repack.locate(pairs, tar).with_columns(pl.col("caption_count").cast(pl.Int64)))
-    assert storage.read_table(f"{uri}.parquet").schema.equals(PAIRS)
-    return folder / "train-00000"
+    stage = Stage(storage.from_path(folder), "filter", {})
+    repack.write_shards(stage, [("train/00000", len(pairs))], repack.with_pictures([(tar, pairs)], len(pairs) << 20))
+    assert storage.read_table(stage.path("train/00000.parquet")).schema.equals(PAIRS)
+    return folder / "filter" / stage.key / "train" / "00000"
 
 
 @pytest.mark.parametrize("kind", ["crawled", "repacked"])

@@ -68,7 +68,7 @@ def root(tmp_path: Path) -> str:
     for split, some in ("train", shuffled[:480]), ("held", shuffled[480:560]):
         for number, rows in enumerate(some.iter_slices(A_PART)):
             parts += write(filtered, f"{split}/{number:05d}", rows.drop("position"))
-            places.append(lookup.bound(f"{split}/{number:05d}.parquet", rows))
+            places.append((f"{split}/{number:05d}.parquet", int(rows["position"][0]), int(rows["position"][-1])))
     lookup.write(filtered.uri, places, SEED)
     dropped = shuffled[560:].with_columns(dropped_by=pl.lit("size")).drop("position")
     storage.write_table(filtered.path("dropped/00000.parquet"), dropped.to_arrow())

@@ -47,11 +47,11 @@ def _drops(_settings: SensitiveSettings) -> pl.Expr:
 
 
 def _audit(pairs: pl.DataFrame, words: SensitiveWords) -> pl.Series:
-    """The first word in each caption, by the search that looks at one caption at a time."""
+    """The first word in each caption, by the search of every caption for every word."""
     import polars as pl
 
-    words_of_captions = (words.find(caption) for caption in pairs["caption"])
-    return pl.Series([matches[0].word if matches else None for matches in words_of_captions], dtype=pl.String)
+    each = words.find_each(pairs["caption"])
+    return pl.Series([matches[0].word if matches else None for matches in each], dtype=pl.String)
 
 
 def _folder_problem(uri: str) -> str:

@@ -82,7 +82,12 @@ class SensitiveWords:
 
     def find(self, caption: str) -> list[Match]:
         """Every sensitive word in a caption, overlapping ones included, in order of their end."""
-        return self._matches(_folded(pl.Series([caption.encode("utf-8", "replace").decode()]))[0])
+        return self.find_each([caption])[0]
+
+    def find_each(self, captions: Iterable[str]) -> list[list[Match]]:
+        """What ``find`` returns for each of some captions; much faster than one by one."""
+        texts = pl.Series([caption.encode("utf-8", "replace").decode() for caption in captions], dtype=pl.String)
+        return [self._matches(text) for text in _folded(texts)]
 
     def _matches(self, text: str) -> list[Match]:
         places = [place for place, character in enumerate(text) if _is_word(character)]
