@@ -12,6 +12,7 @@ features of that tower.
 
 import logging
 import shutil
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -94,22 +95,22 @@ def _make(
 ) -> Manifest:
     trained = places.trained_tower(model)
     tower = storage.join(trained.uri, "model") if trained else None
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    task = _on_gpu if gpus or on_gpus else _on_core
+    there = gpus()
+    task = _on_gpu if there or on_gpus else _on_core
     decoders = experiment.pretrain.loader_workers
     work = _work(filtered, pairs, int(stage.config["views"]))
     parts = _finished(stage, work)
     left = [entry for entry in work if entry.target not in parts]
     with progress.track("features", sum(entry.rows for entry in work), "pictures") as advance:
         advance(sum(part.rows for part in parts.values()))
-        groups = _groups(left, max(gpus, 1) if task is _on_gpu else 0)
+        groups = _groups(left, max(there, 1) if task is _on_gpu else 0)
         waiting: dict[Any, None] = {}
         while True:
             while len(waiting) < _AT_ONCE and (group := next(groups, None)):
                 waiting[task.remote(stage, filtered.uri, group, experiment.model, tower, decoders)] = None
             if not waiting:
                 break
-            done = _first_done(list(waiting), experiment.pretrain.max_failures, on_gpus=task is _on_gpu)
+            done = first_done(list(waiting), experiment.pretrain.max_failures, on_gpus=task is _on_gpu)
             del waiting[done]
             for record in ray.get(done):
                 part = Part.model_validate(record)
@@ -118,7 +119,29 @@ def _make(
     return stage.commit([*parts.values()], counts={"pictures": sum(part.rows for part in parts.values())})
 
 
-def _first_done(waiting: Sequence[Any], most: int, *, on_gpus: bool) -> Any:
+def gpus() -> int:
+    """Return the number of GPUs that Ray has now: tasks that run a model ask for one each where there are any."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def gpu_of_task() -> str:
+    """Return the device of a task that asked for a GPU.
+
+    Raises:
+        ConfigError: torch cannot use it; the task does not fall back to cores, on which it would take days.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"Ray gave a task a GPU of {socket.gethostname()}, and torch {torch.__version__} finds none there that it "
+            "can use: install a driver and a build of torch that fit the GPU, or start Ray there with num_gpus=0, to "
+            "work on cores"
+        )
+    return "cuda"
+
+
+def first_done(waiting: Sequence[Any], most: int, *, on_gpus: bool) -> Any:
     """Wait for one of some tasks. Ray waits for GPUs for ever; this does for some minutes.
 
     Args:
@@ -140,7 +163,7 @@ def _first_done(waiting: Sequence[Any], most: int, *, on_gpus: bool) -> Any:
             continue
         missing += 1
         none = ConfigError(
-            f"a task of the features asks for a GPU, and none came for {missing * _LOOK_SECONDS:.0f} seconds: the "
+            f"a task asks for a GPU, and none came for {missing * _LOOK_SECONDS:.0f} seconds: the "
             f"cluster has {there.get('CPU', 0):g} cores and {there.get('GPU', 0):g} GPUs. Add machines with GPUs, or "
             "set gpus_per_worker: 0"
         )
@@ -223,7 +246,7 @@ def _on_core(
 def _on_gpu(
     stage: Stage, filtered_uri: str, work: Sequence[_Work], model: Model, tower: str | None, decoders: int
 ) -> list[dict[str, object]]:
-    return _compute(stage, filtered_uri, work, model, tower, "cuda", decoders)
+    return _compute(stage, filtered_uri, work, model, tower, gpu_of_task(), decoders)
 
 
 class Decision(NamedTuple):
@@ -292,7 +315,7 @@ def _decision(
         return {"store": False, "why": why, **known}
     options = {"num_gpus": 1} if settings.gpus_per_worker else {"num_cpus": 1}
     asked = _measure.options(**options).remote(experiment.model, settings)
-    done = _first_done([asked], settings.max_failures, on_gpus=settings.gpus_per_worker > 0)
+    done = first_done([asked], settings.max_failures, on_gpus=settings.gpus_per_worker > 0)
     measured: dict[RateName, Rate] = ray.get(done)
     cores = int(ray.cluster_resources().get("CPU", 1))
     plan = estimate.training(settings, pairs, image_bytes, cores, measured)
