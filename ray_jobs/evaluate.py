@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from ray_jobs import features, metrics
+from ray_jobs import features, gpus, metrics
 from wukong.config.experiment import Experiment
 from wukong.data import shards
 from wukong.errors import DataError
@@ -154,21 +154,21 @@ def _records(job: _Job) -> list[dict[str, Any]]:
     """Return the record of each task, in the experiment's order; those of an earlier attempt are not made again."""
     names = [*job.experiment.held_out_tasks, *job.experiment.evaluate.tasks]
     records = {name: record for name in names if (record := job.stage.finished_task(name)) is not None}
-    gpus, shared = features.gpus(), ray.put(job)
+    cards, shared = gpus.count(), ray.put(job)
     waiting: dict[Any, tuple[str, Any]] = {}
     for name in names:
         if name not in records:
-            read, phases = _read.remote(shared, name, gpu=gpus > 0)
+            read, phases = _read.remote(shared, name, gpu=cards > 0)
             waiting[phases] = name, read
     with progress.track("evaluate", len(names), "tasks") as advance:
         advance(len(records))
         metrics.show("wukong_evaluate_tasks", len(names), state="all")
         metrics.show("wukong_evaluate_tasks", len(records), state="done")
         while waiting:
-            done = features.first_done(list(waiting), job.experiment.pretrain.max_failures, on_gpus=gpus > 0)
+            done = gpus.first_done(list(waiting), job.experiment.pretrain.max_failures, on_gpus=cards > 0)
             name, read = waiting.pop(done)
             if read is not None:
-                waiting[_submit(shared, name, read, ray.get(done), gpus)] = name, None
+                waiting[_submit(shared, name, read, ray.get(done), cards)] = name, None
                 continue
             records[name] = ray.get(done)
             advance(1)
@@ -226,22 +226,22 @@ def _record_of(job: _Job, name: str, block: Block) -> str:
     return storage.join(job.blocks_of(name).uri, f"{block.name}.json")
 
 
-def _submit(job: Any, name: str, read: Any, phases: Sequence[Sequence[Block]], gpus: int) -> Any:
+def _submit(job: Any, name: str, read: Any, phases: Sequence[Sequence[Block]], cards: int) -> Any:
     """Start the tasks of a set; return the last one, which waits for the others and returns the set's record."""
-    task = _on_gpu if gpus else _on_core
+    task = _on_gpu if cards else _on_core
     every = [block for phase in phases for block in phase]
     if len(every) <= _FEW:
         return (task if every else _on_core).remote(job, name, read, every, finish=True)
     before: list[Any] = []
     for phase in phases:
-        started = [task.remote(job, name, read, group, *before, finish=False) for group in _groups(phase, gpus)]
+        started = [task.remote(job, name, read, group, *before, finish=False) for group in _groups(phase, cards)]
         before = started or before
     return _on_core.remote(job, name, read, [], *before, finish=True)
 
 
-def _groups(phase: Sequence[Block], gpus: int) -> Iterator[Sequence[Block]]:
+def _groups(phase: Sequence[Block], cards: int) -> Iterator[Sequence[Block]]:
     """Cut blocks into what a task does: one on a core; on GPUs several, and at least four tasks for each."""
-    size = min(_BLOCKS_ON_A_GPU, max(1, len(phase) // (4 * gpus))) if gpus else 1
+    size = min(_BLOCKS_ON_A_GPU, max(1, len(phase) // (4 * cards))) if cards else 1
     return (phase[start : start + size] for start in range(0, len(phase), size))
 
 
@@ -259,7 +259,7 @@ def _on_core(
 def _on_gpu(
     job: _Job, name: str, read: _Read | None, some: Sequence[Block], *_before: None, finish: bool
 ) -> dict[str, Any] | None:
-    return _work(job, name, read, some, features.gpu_of_task(), finish=finish)
+    return _work(job, name, read, some, gpus.of_task(), finish=finish)
 
 
 def _work(
@@ -317,11 +317,8 @@ def _finished(job: _Job, work: Work) -> dict[str, Any]:
     """Give the record of a task whose blocks are done; store the models' answers."""
     task = Task(work.data, work.protocol, {role: tasks.outcome(work, role) for role in work.models})
     for role, model in work.models.items():
-        aligned = None
-        if role == "finetuned" and model.token_wise:
-            held_out = work.data.name in job.experiment.held_out_tasks
-            aligned = saved_model.load(job.uri(role)) if held_out else model.saved
-        task.draw(role, aligned)
+        is_aligned = role == "finetuned" and model.token_wise
+        task.draw(role, saved_model.load(job.uri(role)) if is_aligned else None)
     record = task.record()
     if (table := task.table(*places.EVALUATED)) is not None:
         record |= {"answers": f"{answers.FOLDER}/{task.data.name}.parquet", "queries": table.num_rows}

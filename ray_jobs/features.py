@@ -12,7 +12,6 @@ features of that tower.
 
 import logging
 import shutil
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import ray
 
+from ray_jobs import gpus
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.config.features import Features
@@ -28,7 +28,6 @@ from wukong.config.model import Model
 from wukong.config.training import Training
 from wukong.data import feature_files, shards
 from wukong.data.feature_files import File
-from wukong.errors import ConfigError
 from wukong.runtime import progress
 from wukong.stages import estimate, places
 from wukong.stages.estimate import Rate, RateName
@@ -42,8 +41,6 @@ _AT_ONCE = 256
 _READERS = 32
 _FILES_ON_A_GPU = 64
 """Most files of a task on a GPU: loading the tower takes as long as some files do."""
-_LOOK_SECONDS = 60.0
-"""Between two looks at whether a GPU has come."""
 _ROOM = 0.9
 """Share of the free room that features may take."""
 _GIB = 2**30
@@ -95,7 +92,7 @@ def _make(
 ) -> Manifest:
     trained = places.trained_tower(model)
     tower = storage.join(trained.uri, "model") if trained else None
-    there = gpus()
+    there = gpus.count()
     task = _on_gpu if there or on_gpus else _on_core
     decoders = experiment.pretrain.loader_workers
     work = _work(filtered, pairs, int(stage.config["views"]))
@@ -110,66 +107,13 @@ def _make(
                 waiting[task.remote(stage, filtered.uri, group, experiment.model, tower, decoders)] = None
             if not waiting:
                 break
-            done = first_done(list(waiting), experiment.pretrain.max_failures, on_gpus=task is _on_gpu)
+            done = gpus.first_done(list(waiting), experiment.pretrain.max_failures, on_gpus=task is _on_gpu)
             del waiting[done]
             for record in ray.get(done):
                 part = Part.model_validate(record)
                 parts[part.path] = part
                 advance(part.rows)
     return stage.commit([*parts.values()], counts={"pictures": sum(part.rows for part in parts.values())})
-
-
-def gpus() -> int:
-    """Return the number of GPUs that Ray has now: tasks that run a model ask for one each where there are any."""
-    return int(ray.cluster_resources().get("GPU", 0))
-
-
-def gpu_of_task() -> str:
-    """Return the device of a task that asked for a GPU.
-
-    Raises:
-        ConfigError: torch cannot use it; the task does not fall back to cores, on which it would take days.
-    """
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            f"Ray gave a task a GPU of {socket.gethostname()}, and torch {torch.__version__} finds none there that it "
-            "can use: install a driver and a build of torch that fit the GPU, or start Ray there with num_gpus=0, to "
-            "work on cores"
-        )
-    return "cuda"
-
-
-def first_done(waiting: Sequence[Any], most: int, *, on_gpus: bool) -> Any:
-    """Wait for one of some tasks. Ray waits for GPUs for ever; this does for some minutes.
-
-    Args:
-        waiting: the tasks.
-        most: minutes without a GPU, beside the first one.
-        on_gpus: whether each task needs a GPU.
-
-    Raises:
-        ConfigError: the cluster had no GPU for longer.
-    """
-    missing = 0
-    while True:
-        done, _ = ray.wait(waiting, num_returns=1, timeout=_LOOK_SECONDS)
-        if done:
-            return done[0]
-        there = ray.cluster_resources()
-        if not on_gpus or there.get("GPU", 0) >= 1:
-            missing = 0
-            continue
-        missing += 1
-        none = ConfigError(
-            f"a task asks for a GPU, and none came for {missing * _LOOK_SECONDS:.0f} seconds: the "
-            f"cluster has {there.get('CPU', 0):g} cores and {there.get('GPU', 0):g} GPUs. Add machines with GPUs, or "
-            "set gpus_per_worker: 0"
-        )
-        if missing > most:
-            raise none
-        log.warning("%s", none)
 
 
 def _work(filtered: Manifest, pairs: str, views: int) -> Sequence[_Work]:
@@ -246,7 +190,7 @@ def _on_core(
 def _on_gpu(
     stage: Stage, filtered_uri: str, work: Sequence[_Work], model: Model, tower: str | None, decoders: int
 ) -> list[dict[str, object]]:
-    return _compute(stage, filtered_uri, work, model, tower, gpu_of_task(), decoders)
+    return _compute(stage, filtered_uri, work, model, tower, gpus.of_task(), decoders)
 
 
 class Decision(NamedTuple):
@@ -315,7 +259,7 @@ def _decision(
         return {"store": False, "why": why, **known}
     options = {"num_gpus": 1} if settings.gpus_per_worker else {"num_cpus": 1}
     asked = _measure.options(**options).remote(experiment.model, settings)
-    done = first_done([asked], settings.max_failures, on_gpus=settings.gpus_per_worker > 0)
+    done = gpus.first_done([asked], settings.max_failures, on_gpus=settings.gpus_per_worker > 0)
     measured: dict[RateName, Rate] = ray.get(done)
     cores = int(ray.cluster_resources().get("CPU", 1))
     plan = estimate.training(settings, pairs, image_bytes, cores, measured)

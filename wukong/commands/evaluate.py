@@ -113,14 +113,14 @@ def evaluate(
     drawn = report is not None or experiment is not None
     uris = {"pretrained": model} | ({"finetuned": fine_tuned} if fine_tuned else {})
     loaded = {role: adapters.load(uri, device) for role, uri in uris.items()}
-    models = [MeasuredModel(role, each.name, each.digest, each.token_wise) for role, each in loaded.items()]
+    models = [MeasuredModel(role, own.name, own.digest, own.token_wise) for role, own in loaded.items()]
     encoding.share_towers(loaded.values())
     loaders = 0 if device == "cpu" else min(_LOADERS, (os.cpu_count() or 1) - 1)
     for task in work:
         typer.echo(f"{task.data.name}: {len(task.data):,} images", err=True)
         task.measure(loaded, environment.cache() / "classes", loaders)
-        for role, each in loaded.items() if drawn else ():
-            task.draw(role, each.saved if each.token_wise and isinstance(each, OwnModel) else None)
+        for role, own in loaded.items() if drawn else ():
+            task.draw(role, own.saved if own.token_wise and isinstance(own, OwnModel) else None)
     trained = {role: trained_on.pairs_at(uri, model_versions.folder_of) for role, uri in uris.items()}
     document = run.document(models, [task.protocol for task in work], [task.record() for task in work], trained)
     if as_json:

@@ -107,9 +107,10 @@ class Files:
             StorageError: it is not there.
         """
         try:
-            return load(storage.read_bytes(self._of(name)))
+            tensors: dict[str, Tensor] = load(storage.read_bytes(self._of(name)))
         except SafetensorError as error:
             raise DataError(f"{self._of(name)} is damaged ({error}): delete it and evaluate again") from error
+        return tensors
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write a file.

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -72,7 +73,8 @@ class _Shown(Dataset[Tensor]):
     """What an image tower sees of the images of a set: uint8 [3, size, size]."""
 
     def __init__(self, data: Data, protocol: Protocol, tower: ImageEncoder) -> None:
-        self._images, self._protocol, self._tower = data.images, protocol, tower
+        self._images, self._tower = data.images, tower
+        self._protocol = replace(protocol, splits={})  # a read-only mapping cannot be sent to a process
         self.bytes_each = 3 * tower.image_size**2
 
     def __getitem__(self, i: int) -> Tensor:
