@@ -33,10 +33,10 @@ _IN_USE = 2
 _MIB = 2**20
 
 _Joined = TypeVar("_Joined")
-_Order = TypeVar("_Order", contravariant=True)
+_Order_contra = TypeVar("_Order_contra", contravariant=True)
 
 
-class Source(Protocol[_Order]):
+class Source(Protocol[_Order_contra]):
     """A data set of views.
 
     Attributes:
@@ -45,7 +45,7 @@ class Source(Protocol[_Order]):
 
     bytes_each: int
 
-    def __getitem__(self, order: _Order, /) -> "Tensor | str":
+    def __getitem__(self, order: _Order_contra, /) -> "Tensor | str":
         """Make a view."""
         ...
 
@@ -88,8 +88,8 @@ class Views(Dataset["Tensor | str"]):
 
 
 def batches(
-    views: Source[_Order],
-    orders: Iterable[list[_Order]],
+    views: Source[_Order_contra],
+    orders: Iterable[list[_Order_contra]],
     join: Callable[[Sequence["Tensor | str"]], _Joined],
     most: int,
     processes: int,
@@ -100,7 +100,7 @@ def batches(
 
     Args:
         views: makes each view.
-        orders: what each batch is of, for instance its image files; they are asked for in this process, some batches ahead.
+        orders: what each batch is of, as image files; they are asked for in this process, some batches ahead.
         join: makes a batch, a tensor or a tuple that begins with one, of its views; it is called where they are made.
         most: largest number of images of a batch.
         processes: number of loader processes; 0 to make the views in this process when they are needed.

@@ -195,6 +195,7 @@ def test_a_damaged_image_is_an_error_that_names_it(files: pictures.Files, tmp_pa
         measured(two_models(), classified(pictures.Files(tmp_path, paths)), PROTOCOLS["paper"], Sizes(32), tmp_path)
 
 
+@pytest.mark.slow
 def test_processes_that_decode_give_the_same_vectors(files: pictures.Files) -> None:
     models, data = two_models(), classified(files)
     here, there = (encoding.encode(models, data, PROTOCOLS["paper"], slice(3, 60), loaders) for loaders in (0, 1))
