@@ -232,11 +232,16 @@ def _submit(job: Any, name: str, read: Any, phases: Sequence[Sequence[Block]], c
     every = [block for phase in phases for block in phase]
     if len(every) <= _FEW:
         return (task if every else _on_core).remote(job, name, read, every, finish=True)
-    before: list[Any] = []
+    before: Any = None
     for phase in phases:
-        started = [task.remote(job, name, read, group, *before, finish=False) for group in _groups(phase, cards)]
-        before = started or before
-    return _on_core.remote(job, name, read, [], *before, finish=True)
+        if started := [task.remote(job, name, read, group, before) for group in _groups(phase, cards)]:
+            before = _after.remote(*started)
+    return _on_core.remote(job, name, read, [], before, finish=True)
+
+
+@ray.remote(num_cpus=0)
+def _after(*_done: None) -> None:
+    """Stand for many tasks: as many as the next phase has wait for this one, and not each for each."""
 
 
 def _groups(phase: Sequence[Block], cards: int) -> Iterator[Sequence[Block]]:
@@ -247,7 +252,7 @@ def _groups(phase: Sequence[Block], cards: int) -> Iterator[Sequence[Block]]:
 
 @ray.remote(num_cpus=1, max_retries=2)
 def _on_core(
-    job: _Job, name: str, read: _Read | None, some: Sequence[Block], *_before: None, finish: bool
+    job: _Job, name: str, read: _Read | None, some: Sequence[Block], _before: None = None, *, finish: bool = False
 ) -> dict[str, Any] | None:
     import torch
 
@@ -257,7 +262,7 @@ def _on_core(
 
 @ray.remote(num_cpus=1, num_gpus=1, max_retries=2)
 def _on_gpu(
-    job: _Job, name: str, read: _Read | None, some: Sequence[Block], *_before: None, finish: bool
+    job: _Job, name: str, read: _Read | None, some: Sequence[Block], _before: None = None, *, finish: bool = False
 ) -> dict[str, Any] | None:
     return _work(job, name, read, some, gpus.of_task(), finish=finish)
 

@@ -1,6 +1,7 @@
 """The evaluate job in blocks: what a killed job does again, which tasks share what, and what asks for a GPU."""
 
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -91,26 +92,42 @@ def draw(path: Path, number: int) -> None:
     Image.new("RGB", (16, 16), (number % 200, 255 - number % 250, number % 7 * 30)).save(path)
 
 
+def small_sets_and_blocks() -> list[tuple[object, str, object]]:
+    """What is patched so that a classification and a retrieval set have few pictures and prompts, and many blocks."""
+    stamps, photos = sets.of("tuxpaint"), sets.of("coco-cn")
+    assert isinstance(photos, Retrieval)
+    paths = [f"{number:03d}.png" for number in range(PHOTOS)]
+    captions = [Caption(f"第{number}张照片", (number // 2,)) for number in range(2 * PHOTOS)]
+    counts = {"test": Counts(PHOTOS, len(captions))}
+    read = lambda folder, _split: Captioned(paths, captions, Files(folder, paths))  # noqa: E731
+    small = {
+        "tuxpaint": replace(stamps, splits={"test": STAMPS}),
+        "coco-cn": replace(photos, splits=counts, read_published=read),
+    }
+    return [
+        (sets, "REGISTRY", {**sets.REGISTRY, **small}),
+        (prompts, "of", lambda *_: ["{}", "一张{}的照片"]),
+        (blocks, "FLOPS", 1.0),
+        (blocks, "_SIDE_STEP", 64),
+    ]
+
+
+def patch_workers() -> None:
+    """Patch a worker of Ray."""
+    for target, name, value in small_sets_and_blocks():
+        setattr(target, name, value)
+
+
 @pytest.fixture
 def two_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A classification and a retrieval set with few pictures and prompts, and small blocks."""
     stamps = sets.of("tuxpaint")
     for number in range(STAMPS):
-        category = stamps.names[number % len(stamps.names)][0]  # type: ignore[union-attr, index]
+        category = stamps.names[number % len(stamps.names)][0]  # type: ignore[union-attr, index, arg-type]
         draw(tmp_path / "sets/tuxpaint/stamps" / category / f"{number:03d}.png", number)
-    paths = [f"{number:03d}.png" for number in range(PHOTOS)]
-    for number, path in enumerate(paths):
-        draw(tmp_path / "sets/coco-cn" / path, number)
-    captions = [Caption(f"第{number}张照片", (number // 2,)) for number in range(2 * PHOTOS)]
-    photos = sets.of("coco-cn")
-    assert isinstance(photos, Retrieval)
-    read = lambda folder, _split: Captioned(paths, captions, Files(folder, paths))  # noqa: E731
-    counts = {"test": Counts(PHOTOS, len(captions))}
-    monkeypatch.setitem(sets.REGISTRY, "tuxpaint", replace(stamps, splits={"test": STAMPS}))
-    monkeypatch.setitem(sets.REGISTRY, "coco-cn", replace(photos, splits=counts, read_published=read))
-    monkeypatch.setattr(prompts, "of", lambda *_: ["{}", "一张{}的照片"])
-    monkeypatch.setattr(blocks, "FLOPS", 1.0)
-    monkeypatch.setattr(blocks, "_SIDE_STEP", 64)
+    for number in range(PHOTOS):
+        draw(tmp_path / "sets/coco-cn" / f"{number:03d}.png", number)
+    for patched in small_sets_and_blocks():
+        monkeypatch.setattr(*patched)
 
 
 @pytest.fixture
@@ -145,7 +162,7 @@ class PlayedRay:
         return {"CPU": 2.0}
 
 
-TASKS = {name: getattr(evaluate, name)._function for name in ("_read", "_on_core")}
+TASKS = {name: getattr(evaluate, name)._function for name in ("_read", "_on_core", "_after")}
 
 
 @pytest.fixture
@@ -284,32 +301,62 @@ def test_tasks_on_gpus_have_several_blocks() -> None:
     assert [len(group) for group in evaluate._groups(some[:80], 2)] == [10] * 8
 
 
-ON_GPUS = """
+ON_RAY = """
 import sys
 from pathlib import Path
 
 import ray
-
-sys.path.insert(0, str(Path(sys.argv[1]).parent))
 import test_evaluate_job as job
 
 from ray_jobs import evaluate, filter, gpus
+from wukong.config.filter import Filter
 from wukong.store.manifest import Stage
 
-ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-assert gpus.count() == 2
-settings = job.experiment(Path(sys.argv[2]))
-given = evaluate._Job(Stage(settings.root, "evaluate", {}), settings, job.parents_of(settings), {})
-try:
-    evaluate._records(given)
-except Exception as error:
-    print(type(error).__name__, error)
-try:
-    ray.get(ray.remote(filter._read_pictures).options(num_gpus=1).remote(given.stage, None, given.stage, None, True, 0))
-except Exception as error:
-    print(type(error).__name__, error)
-print(ray.remote(num_gpus=1)(lambda: len(ray.get_gpu_ids())).remote() is not None)
+settings, cards = job.experiment(Path(sys.argv[1])), int(sys.argv[2])
+ray.init("local", num_cpus=2, num_gpus=cards, include_dashboard=False, log_to_driver=False, configure_logging=False,
+         runtime_env={"worker_process_setup_hook": job.patch_workers})
+assert gpus.count() == cards
+parents = job.parents_of(settings)
+given = evaluate._Job(Stage(settings.root, "evaluate", {}), settings, parents, {})
+job.patch_workers()
+
+
+
+def records(*names):
+    asked = settings.evaluate.model_copy(update={"tasks": names})
+    only = settings.model_copy(update={"evaluate": asked, "filter": Filter()})  # without hold-outs
+    return evaluate._records(evaluate._Job(given.stage, only, parents, {}))
+
+
+if cards:
+    look = ray.remote(filter._read_pictures).options(num_gpus=1)
+    for ask in (lambda: records("tuxpaint"),
+                lambda: ray.get(look.remote(given.stage, None, given.stage, None, True, 0))):
+        try:
+            ask()
+        except Exception as error:
+            print("ERROR", str(error).replace(chr(10), " "))
+else:
+    for record in records("tuxpaint", "coco-cn"):
+        print(record["name"], record["queries"], len(record["tasks"]["finetuned"]))
+    Path(sys.argv[1], "sets/coco-cn/120.png").write_bytes(b"no picture")
+    given = evaluate._Job(Stage(settings.root, "evaluate", {"again": 1}), settings, parents, {})
+    try:
+        records("coco-cn")
+    except Exception as error:
+        print("ERROR", str(error).replace(chr(10), " "))
 """
+
+
+def on_ray(folder: Path, cards: int) -> list[str]:
+    here = Path(__file__)
+    path = os.pathsep.join([str(here.parents[2]), str(here.parent)])
+    ran = subprocess.run(
+        [sys.executable, "-c", ON_RAY, str(folder), str(cards)],
+        capture_output=True, text=True, check=False, cwd=here.parents[2], env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return ran.stdout.splitlines()
 
 
 @pytest.mark.slow
@@ -317,11 +364,18 @@ print(ray.remote(num_gpus=1)(lambda: len(ray.get_gpu_ids())).remote() is not Non
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which the tasks would use")
 @pytest.mark.usefixtures("two_sets")
 def test_where_ray_has_gpus_tasks_ask_for_them_and_none_falls_back_to_cores(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", ON_GPUS, __file__, str(tmp_path)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    said = [line for line in ran.stdout.splitlines() if "Ray gave a task a GPU of" in line]
-    assert len(said) == 2 and all("start Ray there with num_gpus=0" in line for line in said)
+    said = [line for line in on_ray(tmp_path, 2) if line.startswith("ERROR")]
+    assert len(said) == 2
+    assert all("Ray gave a task a GPU of" in line and "start Ray there with num_gpus=0" in line for line in said)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("two_sets")
+def test_blocks_on_ray_wait_for_those_before_and_give_their_errors_on(tmp_path: Path) -> None:
+    stamps, photos, error = on_ray(tmp_path, 0)
+    assert stamps == f"tuxpaint {2 * STAMPS} 1" and photos == f"coco-cn {2 * 3 * PHOTOS} 1"
+    assert error.startswith("ERROR") and "120.png cannot be decoded" in error
 
 
 def test_the_store_says_what_is_wrong_with_a_folder_of_sets(tmp_path: Path) -> None:

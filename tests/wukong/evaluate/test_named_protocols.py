@@ -87,7 +87,7 @@ def own_model(size: int = 32, vocabulary: str = "", **more: object) -> SavedMode
 def test_class_scores_equal_a_loop_over_prompts(
     token_wise: bool, aggregation: protocol.Aggregation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classification, "_PIECE_CLASSES", 3)
+    monkeypatch.setattr(classification, "PIECE_CLASSES", 3)
     monkeypatch.setattr(classification, "_BLOCK_PRODUCTS", 50)
     monkeypatch.setattr(best_words, "_BLOCK_TOKENS", 20)
     monkeypatch.setattr(best_words, "_BLOCK_IMAGES", 4)  # of nine images, so the last block is smaller
