@@ -90,7 +90,7 @@ def test_class_scores_equal_a_loop_over_prompts(
     monkeypatch.setattr(classification, "PIECE_CLASSES", 3)
     monkeypatch.setattr(classification, "_BLOCK_PRODUCTS", 50)
     monkeypatch.setattr(best_words, "_BLOCK_TOKENS", 20)
-    monkeypatch.setattr(best_words, "_BLOCK_IMAGES", 4)  # of nine images, so the last block is smaller
+    monkeypatch.setattr(best_words, "_BLOCK_PATCHES", 4 * 5)  # four of nine images, so the last block is smaller
     fake, rules = Fake(token_wise), replace(PAPER, aggregation=aggregation)
     shown = images(token_wise)
     found = classification.scores(
