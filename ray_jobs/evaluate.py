@@ -75,7 +75,7 @@ class _Job:
 
     def blocks_of(self, name: str) -> Files:
         """Return the folder of the files, and of the records, of a task's blocks."""
-        return Files(self.stage.path(f"_work/{name}"))
+        return Files(self.stage.path(f"_work/{name}"), fenced=True)
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ def _work_of(job: _Job, name: str, read: _Read, device: str) -> Work:
             for role, model in models.items()
         }
 
-    classes = Files(job.stage.path("_work/classes"))
+    classes = Files(job.stage.path("_work/classes"), fenced=True)
     return Work(read.data, protocol, models, encode, job.blocks_of(name), classes, read.sizes)
 
 

@@ -86,14 +86,16 @@ class Files:
 
     Args:
         folder: its path or URI.
+        fenced: whether it is of a stage, where a newer attempt may have begun (``wukong.store.fence``).
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, *, fenced: bool = False) -> None:
         self.uri = storage.from_path(folder) if isinstance(folder, Path) else folder
+        self._fenced = fenced
 
     def below(self, name: str) -> "Files":
         """Return a folder in this folder."""
-        return Files(storage.join(self.uri, name))
+        return Files(storage.join(self.uri, name), fenced=self._fenced)
 
     def has(self, name: str) -> bool:
         """Return whether there is a file of this name."""
@@ -116,10 +118,11 @@ class Files:
         """Write a file.
 
         Raises:
-            FencedError: a newer attempt at the stage has begun (``wukong.store.fence``).
+            FencedError: a newer attempt at the stage has begun.
             StorageError: it cannot be written, for instance because the disk is full.
         """
-        fence.publish_bytes(self._of(name), save({key: value.contiguous() for key, value in tensors.items()}))
+        data = save({key: value.contiguous() for key, value in tensors.items()})
+        (fence.publish_bytes if self._fenced else storage.write_bytes)(self._of(name), data)
 
     def local(self, name: str) -> Path:
         """Return the path of a file; one in an object store is copied, once while this object lives."""
