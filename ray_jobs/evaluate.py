@@ -305,7 +305,7 @@ def _work_of(job: _Job, name: str, read: _Read, device: str) -> Work:
             for role, model in models.items()
         }
 
-    classes = Files(job.stage.path("_work/classes"), fenced=True)
+    classes = _classes(job.stage.path("_work/classes"), name)
     return Work(read.data, protocol, models, encode, job.blocks_of(name), classes, read.sizes)
 
 
@@ -316,6 +316,12 @@ def _models(uris: tuple[tuple[str, str], ...], device: str, *, with_towers: bool
     models = {role: OwnModel(load(uri, device), results.ROLES[role]) for role, uri in uris}
     encoding.share_towers(models.values())
     return models
+
+
+@lru_cache(maxsize=1)
+def _classes(uri: str, _task: str) -> Files:
+    # Cached because it keeps copies of what a process reads for each block; those of one task at a time.
+    return Files(uri, fenced=True)
 
 
 def _finished(job: _Job, work: Work) -> dict[str, Any]:
