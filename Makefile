@@ -146,6 +146,10 @@ bench-curate: $(INSTALLED) ## Time the text rules beside data-juicer, count 100 
 bench-eval: $(INSTALLED) ## Compare recall and accuracy with Chinese-CLIP, CLIP_benchmark and MTEB; time scoring and retrieval
 	$(BIN)/python benchmarks/eval/bench.py $(ARGS)
 
+.PHONY: bench-eval-blocks
+bench-eval-blocks: $(INSTALLED) ## Measure the rates of an evaluation on a core, and plan the blocks of the 22 sets by them
+	$(BIN)/python benchmarks/scale/evaluate.py $(or $(ARGS),plan)
+
 .PHONY: bench-store
 bench-store: $(INSTALLED) ## Measure the memory of the object store under a run's load, by limit of Go's heap
 	$(BIN)/python benchmarks/store/memory.py $(ARGS)

@@ -1,21 +1,40 @@
 """The evaluate job: the hold-outs, and published sets under a named protocol (paper, sections 5.2 to 5.4).
 
-Each hold-out, classification set and published set is a Ray task that measures both models and writes a record, so a
-job that was killed goes on after the finished ones.
+Both models are measured on each hold-out, classification set and published set in blocks
+(``wukong.evaluate.blocks``). A Ray task does one block on a core, or many on a GPU, and leaves a record of each. The
+last task of a set makes the set's record. So a job that was killed goes on after the finished sets and blocks. The
+blocks of a small set are one task.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import ray
+from torch import Tensor
 
-from ray_jobs import features, metrics
+from ray_jobs import features, gpus, metrics
 from wukong.config.experiment import Experiment
 from wukong.data import shards
 from wukong.errors import DataError
-from wukong.evaluate import answers, holdouts, results, set_folders, sets, trained_on
+from wukong.evaluate import (
+    answers,
+    encoding,
+    holdouts,
+    packed,
+    prompts,
+    results,
+    set_folders,
+    sets,
+    tasks,
+    trained_on,
+)
 from wukong.evaluate import run as evaluation
+from wukong.evaluate.blocks import Block, Files, Sizes, Work
+from wukong.evaluate.data_set import ClassificationData, Data
+from wukong.evaluate.formats.pictures import Encoded
 from wukong.evaluate.model import OwnModel
 from wukong.evaluate.protocol import OWN, Protocol, named
 from wukong.evaluate.results import MeasuredModel
@@ -24,11 +43,47 @@ from wukong.evaluate.trained_on import Pairs
 from wukong.model import saved_model
 from wukong.report import evaluation as page
 from wukong.runtime import progress
-from wukong.stages import places
-from wukong.store import storage
+from wukong.stages import estimate, places
+from wukong.store import fence, storage
 from wukong.store.manifest import Manifest, Stage
 
 log = logging.getLogger(__name__)
+
+_FEW = 5
+"""Blocks of a set that are one task: of two models the texts and the scores, and the images of both."""
+_BLOCKS_ON_A_GPU = 64
+"""Most blocks of a task on a GPU: loading the models takes as long as some blocks do."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all tasks of the job are given: the stage, the experiment, its parents, and features of the hold-outs."""
+
+    stage: Stage
+    experiment: Experiment
+    parents: Mapping[str, Manifest]
+    computed: Mapping[str, Manifest]
+
+    def uri(self, role: str) -> str:
+        """Return the URI of a model's folder."""
+        return storage.join(self.parents[places.EVALUATED[role]].uri, "model")
+
+    def protocol(self, name: str) -> Protocol:
+        """Return the protocol of a task."""
+        held = name in self.experiment.held_out_tasks
+        return _of_holdouts(self.experiment) if held else named(self.experiment.evaluate.protocol)
+
+    def blocks_of(self, name: str) -> Files:
+        """Return the folder of the files, and of the records, of a task's blocks."""
+        return Files(self.stage.path(f"_work/{name}"), fenced=True)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The data of a task, and the sizes of its blocks."""
+
+    data: Data
+    sizes: Sizes
 
 
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
@@ -64,7 +119,7 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
 def _evaluate(
     stage: Stage, experiment: Experiment, parents: Mapping[str, Manifest], computed: Mapping[str, Manifest]
 ) -> Manifest:
-    records = _records(stage, experiment, parents, computed)
+    records = _records(_Job(stage, experiment, parents, computed))
     used = [named(experiment.evaluate.protocol)] if experiment.evaluate.tasks else []
     evaluated = places.EVALUATED.items()
     models = [
@@ -95,75 +150,190 @@ def _evaluate(
     return stage.commit(parts, counts=images, metrics=metrics)
 
 
-def _records(
-    stage: Stage, experiment: Experiment, parents: Mapping[str, Manifest], computed: Mapping[str, Manifest]
-) -> list[dict[str, Any]]:
+def _records(job: _Job) -> list[dict[str, Any]]:
     """Return the record of each task, in the experiment's order; those of an earlier attempt are not made again."""
-    names = [*experiment.held_out_tasks, *experiment.evaluate.tasks]
-    records = {name: record for name in names if (record := stage.finished_task(name)) is not None}
-    waiting = {
-        _measure.remote(stage, experiment, dict(parents), dict(computed), name): name
-        for name in names
-        if name not in records
-    }
+    names = [*job.experiment.held_out_tasks, *job.experiment.evaluate.tasks]
+    records = {name: record for name in names if (record := job.stage.finished_task(name)) is not None}
+    cards, shared = gpus.count(), ray.put(job)
+    waiting: dict[Any, tuple[str, Any]] = {}
+    for name in names:
+        if name not in records:
+            read, phases = _read.remote(shared, name, gpu=cards > 0)
+            waiting[phases] = name, read
     with progress.track("evaluate", len(names), "tasks") as advance:
         advance(len(records))
         metrics.show("wukong_evaluate_tasks", len(names), state="all")
         metrics.show("wukong_evaluate_tasks", len(records), state="done")
         while waiting:
-            (done,), _ = ray.wait(list(waiting), num_returns=1)
-            records[waiting.pop(done)] = ray.get(done)
+            done = gpus.first_done(list(waiting), job.experiment.pretrain.max_failures, on_gpus=cards > 0)
+            name, read = waiting.pop(done)
+            if read is not None:
+                waiting[_submit(shared, name, read, ray.get(done), cards)] = name, None
+                continue
+            records[name] = ray.get(done)
             advance(1)
             metrics.show("wukong_evaluate_tasks", len(records), state="done")
     return [records[name] for name in names]
 
 
+@ray.remote(num_cpus=1, max_retries=2, num_returns=2)
+def _read(job: _Job, name: str, *, gpu: bool) -> tuple[_Read | None, list[list[Block]]]:
+    """Read a task, without its images, and divide it; of a set in an object store its images are copied to tables.
+
+    Returns:
+        The task, and its blocks that are not done, by phase. None, and no block, where there is nothing to measure.
+    """
+    protocol = job.protocol(name)
+    if name in job.experiment.held_out_tasks:
+        data = holdouts.read(job.experiment, job.parents["filter"], name)
+        if data is None:
+            return None, []
+        read = _Read(data, Sizes(len(data)))  # its features are there
+    else:
+        with set_folders.local(job.experiment.evaluate.sets, name) as folder:
+            data = sets.of(name).read(folder, protocol.split(name))
+            sizes = _sizes(job.experiment, data, protocol, gpu=gpu)
+            if not job.experiment.evaluate.sets.startswith("file://") and isinstance(data.images, Encoded):
+                copied = packed.pack(data.images, job.stage.path(f"_work/{name}/packed-{sizes.images}"), sizes.images)
+                data = replace(data, images=copied)
+            read = _Read(data, sizes)
+    phases = tasks.blocks(read.data, protocol, list(places.EVALUATED), read.sizes)
+    there = {*storage.list_files(job.blocks_of(name).uri, ".json")}
+    left = [[block for block in phase if _record_of(job, name, block) not in there] for phase in phases]
+    log.info(
+        "%s: %d of %d blocks are to be done, of %d images and %d x %d scores at most",
+        *(name, sum(map(len, left)), sum(map(len, phases)), read.sizes.images, read.sizes.side, read.sizes.side),
+    )
+    return read, left
+
+
+def _sizes(experiment: Experiment, data: Data, protocol: Protocol, *, gpu: bool) -> Sizes:
+    """Return the sizes of the blocks of a published set."""
+    from wukong.train import rates
+
+    model = experiment.model
+    patches, words, width = 1, 1, model.embedding or model.text.width
+    if model.is_token_wise:
+        patches, words = rates.feature_shape(model).tokens, estimate.CAPTION_TOKENS
+    of_pair, of_image = 2.0 * patches * words * width, rates.tower_flops(model)
+    if isinstance(data, ClassificationData):
+        texts = len(data.classes) * len(prompts.of(protocol.prompts, data.name))
+        of_image += len(places.EVALUATED) * texts * of_pair
+    return Sizes.of(of_image, of_pair, 4 * patches * width, gpu=gpu)
+
+
+def _record_of(job: _Job, name: str, block: Block) -> str:
+    return storage.join(job.blocks_of(name).uri, f"{block.name}.json")
+
+
+def _submit(job: Any, name: str, read: Any, phases: Sequence[Sequence[Block]], cards: int) -> Any:
+    """Start the tasks of a set; return the last one, which waits for the others and returns the set's record."""
+    task = _on_gpu if cards else _on_core
+    every = [block for phase in phases for block in phase]
+    if len(every) <= _FEW:
+        return (task if every else _on_core).remote(job, name, read, every, finish=True)
+    before: Any = None
+    for phase in phases:
+        if started := [task.remote(job, name, read, group, before) for group in _groups(phase, cards)]:
+            before = _after.remote(*started)
+    return _on_core.remote(job, name, read, [], before, finish=True)
+
+
+@ray.remote(num_cpus=0)
+def _after(*_done: None) -> None:
+    """Stand for many tasks: as many as the next phase has wait for this one, and not each for each."""
+
+
+def _groups(phase: Sequence[Block], cards: int) -> Iterator[Sequence[Block]]:
+    """Cut blocks into what a task does: one on a core; on GPUs several, and at least four tasks for each."""
+    size = min(_BLOCKS_ON_A_GPU, max(1, len(phase) // (4 * cards))) if cards else 1
+    return (phase[start : start + size] for start in range(0, len(phase), size))
+
+
 @ray.remote(num_cpus=1, max_retries=2)
-def _measure(
-    stage: Stage, experiment: Experiment, parents: dict[str, Manifest], computed: dict[str, Manifest], name: str
-) -> dict[str, Any]:
-    """Measure both models on one task; return its record.
+def _on_core(
+    job: _Job, name: str, read: _Read | None, some: Sequence[Block], _before: None = None, *, finish: bool = False
+) -> dict[str, Any] | None:
+    import torch
+
+    torch.set_num_threads(1)
+    return _work(job, name, read, some, "cpu", finish=finish)
+
+
+@ray.remote(num_cpus=1, num_gpus=1, max_retries=2)
+def _on_gpu(
+    job: _Job, name: str, read: _Read | None, some: Sequence[Block], _before: None = None, *, finish: bool = False
+) -> dict[str, Any] | None:
+    return _work(job, name, read, some, gpus.of_task(), finish=finish)
+
+
+def _work(
+    job: _Job, name: str, read: _Read | None, some: Sequence[Block], device: str, *, finish: bool
+) -> dict[str, Any] | None:
+    """Do blocks of a task, and leave a record of each; if they are the last ones, return the task's record.
 
     It is that of ``wukong.evaluate.run.Task.record``, with ``answers`` and ``queries``, the path of the task's answers
     and their number.
     """
     record: dict[str, Any] = {"name": name, **evaluation.NOTHING}
-    if name in experiment.held_out_tasks:
-        if (held := holdouts.read(experiment, parents["filter"], name)) is not None:
-            record = _measured(stage, experiment, parents, computed, Task(held, _of_holdouts(experiment)))
-    else:
-        rules = named(experiment.evaluate.protocol)
-        with set_folders.local(experiment.evaluate.sets, name) as folder:
-            data = sets.of(name).read(folder, rules.split(name))
-            record = _measured(stage, experiment, parents, None, Task(data, rules))
-    stage.commit_task(name, record)
+    if read is not None:
+        work = _work_of(job, name, read, device)
+        for block in some:
+            tasks.make(work, block)
+            fence.publish(_record_of(job, name, block), {"rows": block.rows[1] - block.rows[0]})
+        if finish:
+            record = _finished(job, work)
+    if not finish:
+        return None
+    job.stage.commit_task(name, record)
     return record
 
 
-def _measured(
-    stage: Stage,
-    experiment: Experiment,
-    parents: Mapping[str, Manifest],
-    computed: Mapping[str, Manifest] | None,
-    task: Task,
-) -> dict[str, Any]:
-    """Measure both models and store their answers; ``computed`` are features of hold-outs, None for a published set."""
-    for role, parent in places.EVALUATED.items():
-        uri = storage.join(parents[parent].uri, "model")
-        saved = saved_model.load_for_features(uri) if computed is not None else saved_model.load(uri)
-        model, encoded = OwnModel(saved, results.ROLES[role]), None
-        if computed is not None:
-            stored = holdouts.features(experiment, parents["filter"], computed[role].uri, task.data)
-            encoded = model.encode_features(stored)
-        task.measure(role, model, encoded=encoded)
-        if role != "finetuned" or not model.token_wise:
-            task.draw(role)
-        else:
-            task.draw(role, saved if computed is None else saved_model.load(uri))
+def _work_of(job: _Job, name: str, read: _Read, device: str) -> Work:
+    held_out = name in job.experiment.held_out_tasks
+    models = _models(tuple((role, job.uri(role)) for role in places.EVALUATED), device, with_towers=not held_out)
+    loaders = job.experiment.pretrain.loader_workers if device != "cpu" else 0
+    protocol = job.protocol(name)
+
+    def encode(rows: slice) -> Mapping[str, Tensor]:
+        if not held_out:
+            return encoding.encode(models, read.data, protocol, rows, loaders)
+        return {
+            role: model.encode_features(
+                holdouts.features(job.experiment, job.parents["filter"], job.computed[role].uri, read.data)[rows]
+            )
+            for role, model in models.items()
+        }
+
+    classes = _classes(job.stage.path("_work/classes"), name)
+    return Work(read.data, protocol, models, encode, job.blocks_of(name), classes, read.sizes)
+
+
+@lru_cache(maxsize=1)
+def _models(uris: tuple[tuple[str, str], ...], device: str, *, with_towers: bool) -> dict[str, OwnModel]:
+    # Cached because one process does many blocks.
+    load = saved_model.load if with_towers else saved_model.load_for_features
+    models = {role: OwnModel(load(uri, device), results.ROLES[role]) for role, uri in uris}
+    encoding.share_towers(models.values())
+    return models
+
+
+@lru_cache(maxsize=1)
+def _classes(uri: str, _task: str) -> Files:
+    # Cached because it keeps copies of what a process reads for each block; those of one task at a time.
+    return Files(uri, fenced=True)
+
+
+def _finished(job: _Job, work: Work) -> dict[str, Any]:
+    """Give the record of a task whose blocks are done; store the models' answers."""
+    task = Task(work.data, work.protocol, {role: tasks.outcome(work, role) for role in work.models})
+    for role, model in work.models.items():
+        is_aligned = role == "finetuned" and model.token_wise
+        task.draw(role, saved_model.load(job.uri(role)) if is_aligned else None)
     record = task.record()
     if (table := task.table(*places.EVALUATED)) is not None:
         record |= {"answers": f"{answers.FOLDER}/{task.data.name}.parquet", "queries": table.num_rows}
-        storage.write_table(stage.path(record["answers"]), table)
+        storage.write_table(job.stage.path(record["answers"]), table)
     return record
 
 

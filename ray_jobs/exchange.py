@@ -38,9 +38,9 @@ class Answers:
         return exchange.source(self.spans, range(1, self.askers), asker).read().drop(ASKER)
 
 
-def run_all(task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+def run_all(task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], num_gpus: int = 0) -> list[Any]:
     """Run a task for each tuple of arguments, and return what they return."""
-    remote = ray.remote(task)
+    remote = ray.remote(task).options(num_gpus=num_gpus)
     return list(ray.get([remote.remote(*entry) for entry in arguments]))
 
 

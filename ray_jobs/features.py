@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import ray
 
+from ray_jobs import gpus
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.config.features import Features
@@ -27,7 +28,6 @@ from wukong.config.model import Model
 from wukong.config.training import Training
 from wukong.data import feature_files, shards
 from wukong.data.feature_files import File
-from wukong.errors import ConfigError
 from wukong.runtime import progress
 from wukong.stages import estimate, places
 from wukong.stages.estimate import Rate, RateName
@@ -41,8 +41,6 @@ _AT_ONCE = 256
 _READERS = 32
 _FILES_ON_A_GPU = 64
 """Most files of a task on a GPU: loading the tower takes as long as some files do."""
-_LOOK_SECONDS = 60.0
-"""Between two looks at whether a GPU has come."""
 _ROOM = 0.9
 """Share of the free room that features may take."""
 _GIB = 2**30
@@ -94,59 +92,28 @@ def _make(
 ) -> Manifest:
     trained = places.trained_tower(model)
     tower = storage.join(trained.uri, "model") if trained else None
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    task = _on_gpu if gpus or on_gpus else _on_core
+    there = gpus.count()
+    task = _on_gpu if there or on_gpus else _on_core
     decoders = experiment.pretrain.loader_workers
     work = _work(filtered, pairs, int(stage.config["views"]))
     parts = _finished(stage, work)
     left = [entry for entry in work if entry.target not in parts]
     with progress.track("features", sum(entry.rows for entry in work), "pictures") as advance:
         advance(sum(part.rows for part in parts.values()))
-        groups = _groups(left, max(gpus, 1) if task is _on_gpu else 0)
+        groups = _groups(left, max(there, 1) if task is _on_gpu else 0)
         waiting: dict[Any, None] = {}
         while True:
             while len(waiting) < _AT_ONCE and (group := next(groups, None)):
                 waiting[task.remote(stage, filtered.uri, group, experiment.model, tower, decoders)] = None
             if not waiting:
                 break
-            done = _first_done(list(waiting), experiment.pretrain.max_failures, on_gpus=task is _on_gpu)
+            done = gpus.first_done(list(waiting), experiment.pretrain.max_failures, on_gpus=task is _on_gpu)
             del waiting[done]
             for record in ray.get(done):
                 part = Part.model_validate(record)
                 parts[part.path] = part
                 advance(part.rows)
     return stage.commit([*parts.values()], counts={"pictures": sum(part.rows for part in parts.values())})
-
-
-def _first_done(waiting: Sequence[Any], most: int, *, on_gpus: bool) -> Any:
-    """Wait for one of some tasks. Ray waits for GPUs for ever; this does for some minutes.
-
-    Args:
-        waiting: the tasks.
-        most: minutes without a GPU, beside the first one.
-        on_gpus: whether each task needs a GPU.
-
-    Raises:
-        ConfigError: the cluster had no GPU for longer.
-    """
-    missing = 0
-    while True:
-        done, _ = ray.wait(waiting, num_returns=1, timeout=_LOOK_SECONDS)
-        if done:
-            return done[0]
-        there = ray.cluster_resources()
-        if not on_gpus or there.get("GPU", 0) >= 1:
-            missing = 0
-            continue
-        missing += 1
-        none = ConfigError(
-            f"a task of the features asks for a GPU, and none came for {missing * _LOOK_SECONDS:.0f} seconds: the "
-            f"cluster has {there.get('CPU', 0):g} cores and {there.get('GPU', 0):g} GPUs. Add machines with GPUs, or "
-            "set gpus_per_worker: 0"
-        )
-        if missing > most:
-            raise none
-        log.warning("%s", none)
 
 
 def _work(filtered: Manifest, pairs: str, views: int) -> Sequence[_Work]:
@@ -223,7 +190,7 @@ def _on_core(
 def _on_gpu(
     stage: Stage, filtered_uri: str, work: Sequence[_Work], model: Model, tower: str | None, decoders: int
 ) -> list[dict[str, object]]:
-    return _compute(stage, filtered_uri, work, model, tower, "cuda", decoders)
+    return _compute(stage, filtered_uri, work, model, tower, gpus.of_task(), decoders)
 
 
 class Decision(NamedTuple):
@@ -292,7 +259,7 @@ def _decision(
         return {"store": False, "why": why, **known}
     options = {"num_gpus": 1} if settings.gpus_per_worker else {"num_cpus": 1}
     asked = _measure.options(**options).remote(experiment.model, settings)
-    done = _first_done([asked], settings.max_failures, on_gpus=settings.gpus_per_worker > 0)
+    done = gpus.first_done([asked], settings.max_failures, on_gpus=settings.gpus_per_worker > 0)
     measured: dict[RateName, Rate] = ray.get(done)
     cores = int(ray.cluster_resources().get("CPU", 1))
     plan = estimate.training(settings, pairs, image_bytes, cores, measured)

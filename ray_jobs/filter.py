@@ -34,7 +34,7 @@ import numpy as np
 import polars as pl
 import ray
 
-from ray_jobs import metrics, repacking
+from ray_jobs import gpus, metrics, repacking
 from ray_jobs.exchange import ASKER, Answers, ask, run_all
 from ray_jobs.repacking import Piece, Tar
 from wukong import stages
@@ -182,6 +182,7 @@ def _run_missing(
     task: Callable[..., dict[str, Any]],
     units: Sequence[_Group] | Sequence[Piece],
     shared: Callable[[], tuple[Any, ...]],
+    num_gpus: int = 0,
 ) -> list[dict[str, Any]]:
     """Run a task for each group or piece that has no record yet, and return the records of all.
 
@@ -191,12 +192,13 @@ def _run_missing(
         task: takes the stage, the group or piece, and what ``shared`` returns.
         units: all groups or pieces.
         shared: makes what the tasks share; it is called only if a task must run.
+        num_gpus: what each task asks for.
     """
     records = {unit.number: stage.finished_task(f"{name}-{unit.number:05d}") for unit in units}
     missing = [unit for unit in units if records[unit.number] is None]
     if missing:
         common = shared()
-        made = run_all(_run_and_record, [(task, name, stage, unit, *common) for unit in missing])
+        made = run_all(_run_and_record, [(task, name, stage, unit, *common) for unit in missing], num_gpus)
         records |= {unit.number: record for unit, record in zip(missing, made, strict=True)}
     log.info("filter: %s: %d of %d groups done, the others were done before", name, len(missing), len(units))
     return [record for record in records.values() if record is not None]
@@ -272,20 +274,32 @@ def _compute_from_pictures(experiment: Experiment, crawl: Manifest, groups: Sequ
     computed = Stage(experiment.root, "look", config, [crawl], version=stages.of("look").version)
 
     def look() -> Manifest:
-        records = _run_missing("look", computed, _read_pictures, groups, lambda: (stage, experiment.filter))
+        on_gpu = rules.run_a_model(experiment.filter) and gpus.count() > 0
+        loaders = experiment.pretrain.loader_workers if on_gpu else 0
+        records = _run_missing(
+            "look",
+            computed,
+            _read_pictures,
+            groups,
+            lambda: (stage, experiment.filter, on_gpu, loaders),
+            num_gpus=1 if on_gpu else 0,
+        )
         return computed.commit([Part.model_validate(part) for record in records for part in record["parts"]])
 
     computed.made(look)
     return computed
 
 
-def _read_pictures(computed: Stage, group: _Group, stage: Stage, settings: Filter) -> dict[str, Any]:
-    parts = []
+def _read_pictures(
+    computed: Stage, group: _Group, stage: Stage, settings: Filter, on_gpu: bool, loaders: int
+) -> dict[str, Any]:
+    device, parts = gpus.of_task() if on_gpu else "cpu", []
     for number, uri in enumerate(group.parts, group.first):
         judged = pl.DataFrame(storage.read_table(_judged_uri(stage, number), ["key", "caption", "dropped_by"]))
         left = judged.filter(pl.col("dropped_by").is_null())
         captions = dict(left.select("key", "caption").iter_rows())
-        columns = rules.compute_from_pictures(f"{uri.removesuffix('.parquet')}.tar", captions, settings)
+        tar = f"{uri.removesuffix('.parquet')}.tar"
+        columns = rules.compute_from_pictures(tar, captions, settings, device, loaders)
         parts.append(computed.write_table(_picture_columns_path(number), columns.to_arrow()).model_dump())
     return {"parts": parts}
 

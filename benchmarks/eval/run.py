@@ -26,9 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 import measure
 
 from wukong.evaluate import answers, best_words, classification, retrieval
+from wukong.evaluate.blocks import Files
 from wukong.evaluate.prompts import PROMPTS
 from wukong.evaluate.protocol import PROTOCOLS, Protocol
-from wukong.evaluate.vectors import BLOCK, Rows, StoredTexts, Tokens, block, slices
+from wukong.evaluate.vectors import BLOCK, Pieces, Rows, StoredTexts, block, slices
 from wukong.model.dual import Texts
 from wukong.model.similarity import Scores, global_similarity, token_similarity
 
@@ -81,21 +82,25 @@ def random_images(count: int, token_wise: bool) -> Tensor:
     return vectors
 
 
-def stored(images: int, lengths: Tensor, folder: Path) -> tuple[Tokens, StoredTexts]:
-    """Write vectors of tokens to files as an encoder gives them, a thousand images or texts at a time.
+def stored(images: int, lengths: Tensor, folder: Path) -> tuple[Pieces, StoredTexts]:
+    """Write vectors of tokens to files as an evaluation does, a thousand images or texts in each.
 
     A thousand are drawn; the numbers of the next thousand are the same, turned by one place.
     """
-    image, text, longest = Tokens(folder), Tokens(folder), int(lengths.max())
+    files, longest = Files(folder), int(lengths.max())
+
+    def pieces(name: str, drawn: Tensor, count: int) -> Pieces:
+        parts = list(slices(count))
+        for number, rows in enumerate(parts):
+            files.write(f"{name}/{number}", {"vectors": drawn[: rows.stop - rows.start].roll(number, 2)})
+        sizes = [rows.stop - rows.start for rows in parts]
+        return Pieces(sizes, lambda number: files.read(f"{name}/{number}")["vectors"])
+
     drawn = random_images(BLOCK, token_wise=True)
-    for number, rows in enumerate(slices(images)):
-        image.append(drawn[: rows.stop - rows.start].roll(number, 2))
-    drawn = random_texts(torch.full((BLOCK,), longest), token_wise=True).vectors
-    for number, rows in enumerate(slices(len(lengths))):
-        text.append(drawn[: rows.stop - rows.start].roll(number, 2), lengths[rows])
+    words = random_texts(torch.full((BLOCK,), longest), token_wise=True).vectors
     counted = torch.arange(longest)[None, :] < lengths[:, None]
     counted[:, 0] = False
-    return image, StoredTexts(text, counted)
+    return pieces("images", drawn, images), StoredTexts(pieces("texts", words, len(lengths)), counted)
 
 
 def search(images: int, texts: int, token_wise: bool, limit: tuple[int, int], folder: Path) -> dict[str, float]:
@@ -136,7 +141,7 @@ def names(count: int, of: int) -> list[str]:
 def ours(images: int, called: list[str], prompts: int, cache: Path, exact: bool) -> dict[str, float]:
     random, rules = Random(token_wise=True, exact=exact), PROTOCOLS["paper"]
     image = random_images(images, token_wise=True)
-    held = classification.embed(random, called, PROMPTS[:prompts], rules, cache)
+    held = classification.embed(random, called, PROMPTS[:prompts], rules, Files(cache))
     started, cpu = time.perf_counter(), time.process_time()
     classification.scores(random, image, held, rules)
     return {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu}

@@ -28,6 +28,7 @@ from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.data import images, shards
 from wukong.evaluate import adapters, alignment, answers, classification, prompts, retrieval, sets
+from wukong.evaluate.blocks import Files
 from wukong.evaluate.data_set import Classification
 from wukong.evaluate.interval import Interval
 from wukong.evaluate.model import Model
@@ -143,7 +144,7 @@ def embedded(names: Sequence[str], limit: int, cache: Path) -> dict[str, Measure
             size = min(limit, len(data)) if name == "fashion-mnist" else len(data)
             shown = encode(seen, model, (data.image(i) for i in range(size)), protocol)
             called = [each.chinese for each in data_set.classes]
-            classes = classification.embed(model, called, prompts.of(protocol.prompts, name), protocol, cache)
+            classes = classification.embed(model, called, prompts.of(protocol.prompts, name), protocol, Files(cache))
             scores = classification.scores(model, shown, classes, protocol)
             results = classification.measured(scores, torch.from_numpy(data.labels[:size]), protocol, name)
             return {"top-1": results.top1, "mean per class": results.mean_per_class}

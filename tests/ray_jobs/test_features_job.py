@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ray_jobs import features
+from ray_jobs import features, gpus
 from wukong import stages
 from wukong.config import documents
 from wukong.config.experiment import Experiment
@@ -89,8 +89,10 @@ class Answer:
 TASKS = {name: getattr(features, name)._function for name in ("_on_core", "_on_gpu")}
 
 
-def play(monkeypatch: pytest.MonkeyPatch, gpus: int = 0) -> None:
-    monkeypatch.setattr(features, "ray", PlayedRay(gpus))
+def play(monkeypatch: pytest.MonkeyPatch, cards: int = 0) -> None:
+    for module in (features, gpus):
+        monkeypatch.setattr(module, "ray", PlayedRay(cards))
+    monkeypatch.setattr(gpus, "of_task", lambda: "cuda")
     for name, task in TASKS.items():
         remote = SimpleNamespace(remote=lambda *arguments, task=task: Answer(task(*arguments)))
         monkeypatch.setattr(features, name, remote)
@@ -235,7 +237,7 @@ def test_gpus_get_several_files_a_task_and_processes_that_decode(
         return [Part(path=entry.target, rows=1, bytes=0, sha256="").model_dump() for entry in work]
 
     monkeypatch.setattr(features, "_compute", compute)
-    play(monkeypatch, gpus=1)
+    play(monkeypatch, cards=1)
     features.run(experiment(tmp_path), {"filter": filtered})
     assert [device for _, device, _ in given] == ["cuda"] * 4
     assert [target for targets, _, _ in given for target in targets] == [
@@ -296,6 +298,6 @@ def test_the_room_of_an_object_store_must_be_told(tmp_path: Path) -> None:
     assert free is not None and free > 0
 
 
-@pytest.mark.parametrize(("files", "gpus", "sizes"), [(5, 0, [1] * 5), (10, 1, [2] * 5), (1_000, 1, [64] * 15 + [40])])
-def test_tasks_on_gpus_have_several_files(files: int, gpus: int, sizes: list[int]) -> None:
-    assert [len(group) for group in features._groups([None] * files, gpus)] == sizes  # type: ignore[list-item]
+@pytest.mark.parametrize(("files", "cards", "sizes"), [(5, 0, [1] * 5), (10, 1, [2] * 5), (1_000, 1, [64] * 15 + [40])])
+def test_tasks_on_gpus_have_several_files(files: int, cards: int, sizes: list[int]) -> None:
+    assert [len(group) for group in features._groups([None] * files, cards)] == sizes  # type: ignore[list-item]

@@ -1,5 +1,6 @@
 """``wukong evaluate``: measure a model on evaluation sets under a named protocol."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from wukong.store.manifest import Manifest
 
 _WIDTH = 132  # a narrower table would break its lines
+_LOADERS = 8  # processes that decode pictures beside a GPU
 _TRAINED_ON = (
     "Trained on: pictures whose files the model was trained on; copies in another size or format are not counted."
 )
@@ -98,7 +100,7 @@ def evaluate(
 
         wukong evaluate --model models:/demo@champion --tasks fashion-mnist --protocol paper
     """
-    from wukong.evaluate import adapters, run, trained_on
+    from wukong.evaluate import adapters, encoding, run, trained_on
     from wukong.evaluate.model import OwnModel
     from wukong.evaluate.results import MeasuredModel
     from wukong.report import evaluation as page
@@ -109,17 +111,16 @@ def evaluate(
     settings = documents.load(config_file) if config_file else None
     work, missing = _tasks(tasks, protocol, data.expanduser(), settings, of_run)
     drawn = report is not None or experiment is not None
-    models = []
     uris = {"pretrained": model} | ({"finetuned": fine_tuned} if fine_tuned else {})
-    for role, uri in uris.items():
-        loaded = adapters.load(uri, device)
-        models.append(MeasuredModel(role, loaded.name, loaded.digest, loaded.token_wise))
-        saved = loaded.saved if loaded.token_wise and isinstance(loaded, OwnModel) else None
-        for task in work:
-            typer.echo(f"{task.data.name}: {len(task.data):,} images", err=True)
-            task.measure(role, loaded, environment.cache() / "classes")
-            if drawn:
-                task.draw(role, saved)
+    loaded = {role: adapters.load(uri, device) for role, uri in uris.items()}
+    models = [MeasuredModel(role, own.name, own.digest, own.token_wise) for role, own in loaded.items()]
+    encoding.share_towers(loaded.values())
+    loaders = 0 if device == "cpu" else min(_LOADERS, (os.cpu_count() or 1) - 1)
+    for task in work:
+        typer.echo(f"{task.data.name}: {len(task.data):,} images", err=True)
+        task.measure(loaded, environment.cache() / "classes", loaders)
+        for role, own in loaded.items() if drawn else ():
+            task.draw(role, own.saved if own.token_wise and isinstance(own, OwnModel) else None)
     trained = {role: trained_on.pairs_at(uri, model_versions.folder_of) for role, uri in uris.items()}
     document = run.document(models, [task.protocol for task in work], [task.record() for task in work], trained)
     if as_json:

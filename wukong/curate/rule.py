@@ -70,11 +70,13 @@ class PictureBatch:
         pictures: encoded.
         captions: the captions of the pairs.
         names: what an error message calls each picture.
+        device: where a model computes, as torch names it.
     """
 
     pictures: Sequence[bytes]
     captions: Sequence[str]
     names: Sequence[str]
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,14 @@ class FromPictures(Generic[S]):
         compute: one value a picture.
         thresholds: settings that decide over the column and do not change it: with another value of them no picture is
             read again.
+        runs_model: whether a GPU computes it faster.
     """
 
     column: str
     needed: Callable[[S], bool]
     compute: Callable[[PictureBatch, S], pl.Series]
     thresholds: tuple[str, ...]
+    runs_model: bool = False
 
 
 @dataclass(frozen=True)

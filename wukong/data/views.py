@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -33,6 +33,21 @@ _IN_USE = 2
 _MIB = 2**20
 
 _Joined = TypeVar("_Joined")
+_Order_contra = TypeVar("_Order_contra", contravariant=True)
+
+
+class Source(Protocol[_Order_contra]):
+    """A data set of views.
+
+    Attributes:
+        bytes_each: bytes of a view.
+    """
+
+    bytes_each: int
+
+    def __getitem__(self, order: _Order_contra, /) -> "Tensor | str":
+        """Make a view."""
+        ...
 
 
 class Views(Dataset["Tensor | str"]):
@@ -73,8 +88,8 @@ class Views(Dataset["Tensor | str"]):
 
 
 def batches(
-    views: Views,
-    orders: Iterable[list[Encoded]],
+    views: Source[_Order_contra],
+    orders: Iterable[list[_Order_contra]],
     join: Callable[[Sequence["Tensor | str"]], _Joined],
     most: int,
     processes: int,
@@ -85,7 +100,7 @@ def batches(
 
     Args:
         views: makes each view.
-        orders: the image files of each batch; they are asked for in this process, some batches ahead.
+        orders: what each batch is of, as image files; they are asked for in this process, some batches ahead.
         join: makes a batch, a tensor or a tuple that begins with one, of its views; it is called where they are made.
         most: largest number of images of a batch.
         processes: number of loader processes; 0 to make the views in this process when they are needed.
@@ -100,7 +115,7 @@ def batches(
     if processes:
         _check_shared_memory(needed, processes, most)
     loader = DataLoader(
-        views,
+        cast("Dataset[Tensor | str]", views),
         batch_sampler=orders,
         num_workers=processes,
         collate_fn=_Handed(join),

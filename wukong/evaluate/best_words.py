@@ -14,8 +14,8 @@ from torch import Tensor
 
 from wukong.model.dual import Texts
 
-_BLOCK_TOKENS, _BLOCK_IMAGES = 4096, 20
-"""Text tokens and images in a block: with 49 patches 16 MB of products, which are large products of matrices."""
+_BLOCK_TOKENS, _BLOCK_PATCHES = 4096, 980
+"""Text tokens, and patches (of 20 images with 49), in a block: 16 MB of products, which are large matrices."""
 _ROUGH_TOKENS = 1024
 _LARGEST = 127
 
@@ -41,11 +41,12 @@ def exact(image: Tensor, text: Texts, with_first: bool = False) -> Tensor:
     scores = torch.empty(images, len(text.vectors))
     # One buffer for all blocks: a fresh one of this size comes from the system page by page each time.
     longest = max(_BLOCK_TOKENS, text.counted.shape[1])
-    buffer = torch.empty(longest * min(images, _BLOCK_IMAGES) * patches)
+    some = min(images, max(1, _BLOCK_PATCHES // patches))
+    buffer = torch.empty(longest * some * patches)
     for rows, places in _alike(text, with_first, _BLOCK_TOKENS):
         tokens = text.vectors[rows[:, None], places].float().flatten(0, 1)
-        for begin in range(0, images, _BLOCK_IMAGES):
-            part = slice(begin, min(begin + _BLOCK_IMAGES, images))
+        for begin in range(0, images, some):
+            part = slice(begin, min(begin + some, images))
             block = columns[:, part.start * patches : part.stop * patches]
             products = buffer[: len(tokens) * block.shape[1]].view(len(tokens), -1)
             best = torch.mm(tokens, block, out=products).view(*places.shape, -1).amax(1)
@@ -70,20 +71,20 @@ def rough(image: Tensor, text: Texts, with_first: bool = False) -> Tensor:
     """
     images, patches, width = image.shape
     whole = torch.int32 if patches * width * _LARGEST**2 < torch.iinfo(torch.int32).max else torch.int64
-    image_steps = _steps(image)
+    image_steps, some = _steps(image), min(images, max(1, _BLOCK_PATCHES // patches))
     columns = [
         _rounded(part, steps).flatten(0, 1).T.contiguous()
-        for part, steps in zip(image.split(_BLOCK_IMAGES), image_steps.split(_BLOCK_IMAGES), strict=True)
+        for part, steps in zip(image.split(some), image_steps.split(some), strict=True)
     ]
     scores = torch.empty(images, len(text.vectors))
     longest = max(_ROUGH_TOKENS, text.counted.shape[1])
-    buffer = torch.empty(longest * min(images, _BLOCK_IMAGES) * patches, dtype=torch.int32)
+    buffer = torch.empty(longest * some * patches, dtype=torch.int32)
     for rows, places in _alike(text, with_first, _ROUGH_TOKENS):
         vectors = text.vectors[rows[:, None], places]
         steps = _steps(vectors)
         tokens = _rounded(vectors, steps).flatten(0, 1)
-        for begin, block in zip(range(0, images, _BLOCK_IMAGES), columns, strict=True):
-            part = slice(begin, min(begin + _BLOCK_IMAGES, images))
+        for begin, block in zip(range(0, images, some), columns, strict=True):
+            part = slice(begin, min(begin + some, images))
             products = buffer[: len(tokens) * block.shape[1]].view(len(tokens), -1)
             best = torch._int_mm(tokens, block, out=products).view(*places.shape, -1).amax(1)
             total = best.view(len(rows), -1, patches).sum(2, dtype=whole)

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from wukong.errors import DataError
 from wukong.evaluate import interval
+from wukong.evaluate.blocks import Files
 from wukong.evaluate.interval import Interval
 from wukong.evaluate.model import Model, refuse_collapsed, refuse_not_finite
 from wukong.evaluate.protocol import Metric, Protocol, Ties
@@ -26,7 +27,7 @@ from wukong.evaluate.vectors import Rows, slices
 from wukong.model.dual import Texts
 
 _FORMAT = 1
-_PIECE_CLASSES = 50
+PIECE_CLASSES = 50
 _BLOCK_PRODUCTS = 2**23
 """The most products of image tokens and text tokens in a block: 32 MiB in float32."""
 _BEST = 5
@@ -64,7 +65,7 @@ def key(model: Model, names: Sequence[str], prompts: Sequence[str], protocol: Pr
 
 
 @torch.inference_mode()
-def embed(model: Model, names: Sequence[str], prompts: Sequence[str], protocol: Protocol, cache: Path) -> Classes:
+def embed(model: Model, names: Sequence[str], prompts: Sequence[str], protocol: Protocol, cache: Files) -> Classes:
     """Embed the classes, or find them in the cache.
 
     The vector of a class of a global model is the normalised mean of its prompts' vectors. Of a token-wise model, the
@@ -76,7 +77,7 @@ def embed(model: Model, names: Sequence[str], prompts: Sequence[str], protocol: 
         names: names of the classes, in label order; equal names are allowed (太阳镜 stands twice in ImageNet).
         prompts: templates, each with one ``{}`` for the name.
         protocol: how texts are written and cut.
-        cache: folder of embedded classes; a piece is written whole or not at all.
+        cache: embedded classes.
 
     Raises:
         DataError: there are fewer than two classes or no prompt; the vectors are not finite or all equal.
@@ -85,14 +86,10 @@ def embed(model: Model, names: Sequence[str], prompts: Sequence[str], protocol: 
         raise DataError(
             f"{len(set(names))} classes and {len(prompts)} prompts: give two or more classes, and prompts with one {{}}"
         )
-    folder = cache / key(model, names, prompts, protocol)
-    pieces = [folder / f"{first:06d}.safetensors" for first in range(0, len(names), _PIECE_CLASSES)]
-    for first, piece in zip(range(0, len(names), _PIECE_CLASSES), pieces, strict=True):
-        if not piece.exists():
-            part = names[first : first + _PIECE_CLASSES]
-            texts = model.encode_texts([prompt.format(name) for name in part for prompt in prompts], protocol)
-            refuse_not_finite(texts.vectors, "text")
-            _save(piece, texts if model.token_wise else _means(texts.vectors, len(part)))
+    for first in range(0, len(names), PIECE_CLASSES):
+        embed_piece(model, names, prompts, protocol, cache, first)
+    own = key(model, names, prompts, protocol)
+    pieces = [cache.local(_piece(own, first)) for first in range(0, len(names), PIECE_CLASSES)]
     if model.token_wise:
         stored = [load_file(piece) for piece in pieces[:1]]
         refuse_collapsed(stored[0]["vectors"].float(), "text", stored[0]["counted"])
@@ -102,16 +99,26 @@ def embed(model: Model, names: Sequence[str], prompts: Sequence[str], protocol: 
     return Classes(tuple(names), len(prompts), vectors)
 
 
+@torch.inference_mode()
+def embed_piece(
+    model: Model, names: Sequence[str], prompts: Sequence[str], protocol: Protocol, cache: Files, first: int
+) -> None:
+    """Embed ``PIECE_CLASSES`` classes, the first by its label, if they are not in the cache; arguments as ``embed``."""
+    piece = _piece(key(model, names, prompts, protocol), first)
+    if cache.has(piece):
+        return
+    part = names[first : first + PIECE_CLASSES]
+    texts = model.encode_texts([prompt.format(name) for name in part for prompt in prompts], protocol)
+    refuse_not_finite(texts.vectors, "text")
+    cache.write(piece, texts._asdict() if model.token_wise else {"vectors": _means(texts.vectors, len(part))})
+
+
+def _piece(own: str, first: int) -> str:
+    return f"{own}/{first:06d}"
+
+
 def _means(vectors: Tensor, classes: int) -> Tensor:
     return F.normalize(F.normalize(vectors, dim=-1).view(classes, -1, vectors.shape[-1]).mean(1), dim=-1)
-
-
-def _save(piece: Path, found: Texts | Tensor) -> None:
-    piece.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {"vectors": found} if isinstance(found, Tensor) else found._asdict()
-    partial = piece.with_suffix(".partial")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
-    partial.replace(piece)
 
 
 @torch.inference_mode()
@@ -138,6 +145,12 @@ def scores(model: Model, images: Rows, classes: Classes, protocol: Protocol) -> 
         DataError: the images' vectors are not finite or all equal, or a score is NaN.
     """
     refuse_collapsed(images, "image")
+    return compare(model, images, classes, protocol)
+
+
+@torch.inference_mode()
+def compare(model: Model, images: Rows, classes: Classes, protocol: Protocol) -> Tensor:
+    """Compute the scores as ``scores`` does, of images which may be few, so that equal ones are no error."""
     if classes.vectors is not None:
         products = images[0 : len(images)] @ classes.vectors.T
     else:

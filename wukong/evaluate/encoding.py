@@ -1,53 +1,89 @@
-"""Encode the images and the texts of an evaluation set, a batch at a time."""
+"""Encode images of an evaluation set by several models; those that share an image tower run it once."""
 
 import logging
-import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from wukong.config.model import ImageEncoder
+from wukong.data import images, views
 from wukong.evaluate.data_set import Data
-from wukong.evaluate.model import Model
+from wukong.evaluate.model import Model, OwnModel, square
 from wukong.evaluate.protocol import Protocol
-from wukong.evaluate.vectors import Rows, StoredTexts, Tokens
-from wukong.model.dual import Texts
+from wukong.model.saved_model import open_picture
 
 log = logging.getLogger(__name__)
 
-_BATCH_IMAGES, _BATCH_TEXTS, _LOGGED_IMAGES = 64, 4096, 5000
+_BATCH, _BATCH_ON_GPU, _PICTURES = 32, 256, 64
+"""Images of a forward pass, and pictures that models of others get at a time."""
 
 
-def images(model: Model, data: Data, protocol: Protocol, cache: Path) -> Rows:
-    """Encode all images of a set; a batch of them is decoded at a time. Vectors of tokens go to a file in the cache."""
-    parts: list[Tensor] = []
-    stored = Tokens(cache) if model.token_wise else None
-    for start in range(0, len(data), _BATCH_IMAGES):
-        pictures = [data.image(i) for i in range(start, min(start + _BATCH_IMAGES, len(data)))]
-        vectors = model.encode_images(pictures, protocol)
-        if stored is None:
-            parts.append(vectors)
-        else:
-            stored.append(vectors)
-        if start // _LOGGED_IMAGES != (start + len(pictures)) // _LOGGED_IMAGES:
-            log.info("%s: %d of %d images encoded", data.name, start + len(pictures), len(data))
-    return torch.cat(parts) if stored is None else stored
+def share_towers(models: Iterable[Model]) -> None:
+    """Let models of this project whose image towers are equal have one: a locked tower stays as it was (LiT)."""
+    own = [model for model in models if isinstance(model, OwnModel)]
+    for number, model in enumerate(own):
+        for other in own[:number]:
+            model.share_tower(other)
 
 
-def texts(model: Model, texts: Sequence[str], protocol: Protocol, cache: Path) -> Texts | StoredTexts:
-    """Encode texts. Vectors of tokens go to a file in the cache, some thousand texts at a time."""
-    if not model.token_wise:
-        return model.encode_texts(texts, protocol)
-    stored, counted = Tokens(cache), []
-    # Parts of one size: a model refuses texts of which it knows few words, and a part of few texts may be of such.
-    for rows in np.array_split(np.arange(len(texts)), math.ceil(len(texts) / _BATCH_TEXTS)):
-        encoded = model.encode_texts([texts[row] for row in rows], protocol)
-        ends = (encoded.counted * torch.arange(1, encoded.counted.shape[1] + 1)).amax(1)
-        stored.append(encoded.vectors, ends)
-        counted.append(encoded.counted)
-    longest = max(each.shape[1] for each in counted)
-    padded = [F.pad(each, (0, longest - each.shape[1])) for each in counted]
-    return StoredTexts(stored, torch.cat(padded))
+def encode(
+    models: Mapping[str, Model], data: Data, protocol: Protocol, rows: slice, loaders: int = 0
+) -> dict[str, Tensor]:
+    """Encode some images of a set: by each model unit vectors on the CPU, float32 [images, (tokens,) d].
+
+    Args:
+        models: the models, by any names.
+        data: the set.
+        protocol: how images are transformed.
+        rows: which images.
+        loaders: number of processes that decode images beside a tower; 0 to decode between its batches.
+
+    Raises:
+        DataError: an image cannot be decoded, or a vector is not finite.
+    """
+    sharing: dict[int, list[str]] = {}
+    for name, model in models.items():
+        sharing.setdefault(id(model.saved.model.image if isinstance(model, OwnModel) else model), []).append(name)
+    parts: dict[str, list[Tensor]] = {name: [] for name in models}
+    for names in sharing.values():
+        first = models[names[0]]
+        if not isinstance(first, OwnModel):
+            for start in range(rows.start, rows.stop, _PICTURES):
+                pictures = [data.image(i) for i in range(start, min(start + _PICTURES, rows.stop))]
+                parts[names[0]].append(first.encode_images(pictures, protocol))
+            continue
+        on_gpu = first.saved.device.type != "cpu"
+        size = _BATCH_ON_GPU if on_gpu else _BATCH
+        orders = ([*range(start, min(start + size, rows.stop))] for start in range(rows.start, rows.stop, size))
+        shown = _Shown(data, protocol, first.saved.model.settings.image)
+        for pixels in views.batches(shown, orders, _joined, size, loaders, pin=on_gpu and torch.cuda.is_available()):
+            features = first.run_tower(pixels)
+            for name in names:
+                model = models[name]
+                assert isinstance(model, OwnModel)  # noqa: S101 - for mypy
+                parts[name].append(model.encode_features(features))
+    log.info("%s: images %d to %d of %d encoded", data.name, rows.start + 1, rows.stop, len(data))
+    return {name: torch.cat(each) for name, each in parts.items()}
+
+
+class _Shown(Dataset[Tensor]):
+    """What an image tower sees of the images of a set: uint8 [3, size, size]."""
+
+    def __init__(self, data: Data, protocol: Protocol, tower: ImageEncoder) -> None:
+        self._images, self._tower = data.images, tower
+        self._protocol = replace(protocol, splits={})  # a read-only mapping cannot be sent to a process
+        self.bytes_each = 3 * tower.image_size**2
+
+    def __getitem__(self, i: int) -> Tensor:
+        picture, size = open_picture(self._images.image(i), f"picture {i}"), self._tower.image_size
+        if self._protocol.transform != "model":
+            # A square of the encoder's size passes through either of the model's own views unchanged.
+            picture = square(picture, size, self._protocol)
+        return images.to_tensor([images.evaluation_view(picture, size, self._tower.view)])[0]
+
+
+def _joined(shown: Sequence[Tensor | str]) -> Tensor:
+    return torch.stack([view for view in shown if isinstance(view, Tensor)])

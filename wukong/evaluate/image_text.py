@@ -1,46 +1,124 @@
 """The evaluator of image-text retrieval (section 5.3)."""
 
+import math
 from collections.abc import Sequence
-from pathlib import Path
+from itertools import pairwise
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
 
 from wukong.config.evaluators import EVALUATORS
 from wukong.errors import DataError
-from wukong.evaluate import answers, encoding, examples, retrieval, vectors
+from wukong.evaluate import answers, examples, retrieval, vectors
+from wukong.evaluate.blocks import Block, Sizes, Work, cut
 from wukong.evaluate.data_set import RetrievalData
-from wukong.evaluate.model import Model, concatenate, refuse_collapsed
+from wukong.evaluate.model import Model, Spread, concatenate, refuse_collapsed
 from wukong.evaluate.protocol import Protocol
 from wukong.evaluate.results import Candidate, Outcome, Query
-from wukong.evaluate.vectors import Rows, StoredTexts
-from wukong.model.dual import Texts
+from wukong.evaluate.retrieval import Tile
+from wukong.evaluate.vectors import Pieces, Rows, StoredTexts
 
 DATA = RetrievalData
 _SHOWN = 5  # images of a query
+_TEXTS = 4096  # captions of a block
 
 
-def measure(
-    model: Model, data: RetrievalData, protocol: Protocol, cache: Path, encoded: Tensor | None = None
-) -> Outcome:
-    """Measure Recall@1, @5 and @10 in each direction and their mean; see ``wukong.evaluate.tasks.Measure``."""
+def blocks(data: RetrievalData, protocol: Protocol, roles: Sequence[str], sizes: Sizes) -> list[list[Block]]:
+    """Divide the work; see ``wukong.evaluate.tasks.blocks``.
+
+    Raises:
+        DataError: the right answers are not known, or images are missing.
+    """
+    both, pairs = _asked(data, protocol)
+    texts = [Block("texts", role, rows) for role in roles for rows in _parts(pairs.texts)]
+    images = [Block("images", "", rows) for rows in cut(len(data), sizes.images)]
+    return [[*texts, *images], [block for role in roles for block in _tiles(role, both, pairs, protocol, sizes)]]
+
+
+def make(work: Work, block: Block) -> None:
+    """Make a block's files; see ``wukong.evaluate.tasks.make``."""
+    rows = slice(*block.rows)
+    if block.kind == "images":
+        for role, encoded in work.encode(rows).items():
+            spread = Spread.of(encoded, "image")
+            work.files.below(role).write(block.name, {"vectors": encoded, **spread.stored()})
+        return
+    model, files = work.models[block.role], work.files.below(block.role)
+    if block.kind == "texts":
+        texts = model.encode_texts([caption.text for caption in work.data.captions[rows]], work.protocol)
+        files.write(block.name, texts._asdict())
+        return
+    both, pairs = _asked(work.data, work.protocol)
+    best = retrieval.search_tile(
+        Tile(rows, slice(*block.columns), block.direction),
+        _images(work, block.role),
+        _texts(work, block.role),
+        pairs,
+        model.similarity,
+        work.protocol.retrieval_ties,
+        both=both,
+        image_ids=work.data.image_ids,
+        text_ids=[str(number) for number in range(pairs.texts)],
+    )
+    files.write(block.name, best)
+
+
+def _asked(data: RetrievalData, protocol: Protocol) -> tuple[bool, retrieval.Pairs]:
+    """Return whether texts are searched by images too, and which captions and images belong together."""
     if not data.answered:
         raise DataError(f"{data.title}, split {data.split}: its owner keeps the right answers; measure another one")
     both = not (data.text_to_image_only or data.name in protocol.text_to_image_only)
-    pairs = retrieval.Pairs.of([caption.images for caption in data.captions], len(data), every_image=both)
-    images = encoding.images(model, data, protocol, cache) if encoded is None else encoded
-    refuse_collapsed(images, "image")
-    texts = encoding.texts(model, [caption.text for caption in data.captions], protocol, cache)
+    return both, retrieval.Pairs.of([caption.images for caption in data.captions], len(data), every_image=both)
+
+
+def _parts(texts: int) -> list[tuple[int, int]]:
+    # Parts of one size: a model refuses texts of which it knows few words, and a part of few texts may be of such.
+    count = math.ceil(texts / _TEXTS)
+    edges = [texts // count * number + min(number, texts % count) for number in range(count + 1)]
+    return list(pairwise(edges))
+
+
+def _tiles(role: str, both: bool, pairs: retrieval.Pairs, protocol: Protocol, sizes: Sizes) -> list[Block]:
+    tiles = retrieval.tiles(pairs.texts, pairs.images, protocol.retrieval_ties, both=both, side=sizes.side)
+    return [
+        Block(
+            "scores", role, (each.texts.start, each.texts.stop), (each.images.start, each.images.stop), each.direction
+        )
+        for each in tiles
+    ]
+
+
+def _images(work: Work, role: str) -> Pieces:
+    made = [Block("images", "", rows) for rows in cut(len(work.data), work.sizes.images)]
+    files = work.files.below(role)
+    return Pieces([last - first for _, _, (first, last), *_ in made], lambda n: files.read(made[n].name)["vectors"])
+
+
+def _texts(work: Work, role: str) -> StoredTexts:
+    made = [Block("texts", role, rows) for rows in _parts(len(work.data.captions))]
+    files = work.files.below(role)
+    counted = [files.read(block.name)["counted"] for block in made]
+    longest = max(each.shape[1] for each in counted)
+    padded = torch.cat([F.pad(each, (0, longest - each.shape[1])) for each in counted])
+    sizes = [last - first for _, _, (first, last), *_ in made]
+    return StoredTexts(Pieces(sizes, lambda n: files.read(made[n].name)["vectors"]), padded)
+
+
+def measure(work: Work, role: str) -> Outcome:
+    """Measure Recall@1, @5 and @10 in each direction and their mean; see ``wukong.evaluate.tasks.Measure``."""
+    model, data, protocol, files = work.models[role], work.data, work.protocol, work.files.below(role)
+    both, pairs = _asked(data, protocol)
+    images, texts = _images(work, role), _texts(work, role)
+    Spread.read(files.read(Block("images", "", rows).name) for rows in cut(len(data), work.sizes.images)).refuse(
+        "image"
+    )
     refuse_collapsed(texts.vectors, "caption", texts.counted if texts.vectors.ndim == 3 else None)
-    hits = retrieval.search(
-        images,
-        texts,
+    tiles = _tiles(role, both, pairs, protocol, work.sizes)
+    hits = retrieval.found(
+        ((Tile(slice(*each.rows), slice(*each.columns), each.direction), files.read(each.name)) for each in tiles),
         pairs,
-        model.similarity,
         protocol.retrieval_ties,
         both=both,
-        image_ids=data.image_ids,
-        text_ids=[str(number) for number in range(pairs.texts)],
     )
     answered = answers.of_retrieval(
         hits,
@@ -78,7 +156,7 @@ def measure(
 
 
 def _queries(
-    model: Model, data: RetrievalData, images: Rows, texts: Texts | StoredTexts, numbers: Sequence[int]
+    model: Model, data: RetrievalData, images: Rows, texts: StoredTexts, numbers: Sequence[int]
 ) -> tuple[Query, ...]:
     """Search images by some of the captions, for the report. A caption of each image stands with it."""
     if not numbers:

@@ -1,12 +1,14 @@
 """What an evaluation needs of a model: the interface, this project's models behind it, and checks of their vectors."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol as Interface
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from wukong.data import images
 from wukong.data.tokenizer import Tokenizer
@@ -106,6 +108,26 @@ class OwnModel:
         # A square of the encoder's size passes through either of the model's own views unchanged.
         return self._saved.encode_image([square(picture, size, protocol) for picture in pictures])
 
+    def share_tower(self, other: "OwnModel") -> None:
+        """Take another model's image tower in the place of the own one if they are equal, bit by bit."""
+        tower = other._saved.model.image
+        if tower is not None and self._tower_digest is not None and self._tower_digest == other._tower_digest:
+            self._saved.model.image = tower
+
+    @cached_property
+    def _tower_digest(self) -> str | None:
+        """SHA-256 over the image tower's settings and weights; None where it is not in memory."""
+        model = self._saved.model
+        return None if model.image is None else _digest_of(model.image, model.settings.image.model_dump_json())
+
+    def run_tower(self, pixels: Tensor) -> Tensor:
+        """Compute the image tower's features of uint8 images [images, 3, size, size], for ``encode_features``."""
+        model = self._saved.model
+        if model.image is None:
+            raise ValueError("the model was loaded without its image tower")
+        with torch.inference_mode():
+            return model.select(model.image(pixels.to(self._saved.device, non_blocking=True)))
+
     def encode_features(self, features: Tensor) -> Tensor:
         """Encode features that the model's image tower gave before, [images, ...], as ``encode_images`` the images.
 
@@ -199,6 +221,68 @@ def _not_finite(broken: int, items: int, first: int, what: str) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Spread:
+    """How much vectors differ; that of blocks is added up.
+
+    Attributes:
+        items: number of vectors.
+        total: their sum, float64 [d].
+        squares: the sum of their squared lengths, a float64 scalar.
+    """
+
+    items: int
+    total: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, vectors: Rows, what: str, counted: Tensor | None = None) -> "Spread":
+        """Return the spread of vectors, or of the mean of each item's tokens; arguments as in ``refuse_collapsed``.
+
+        Raises:
+            DataError: one is not finite.
+        """
+        items, broken, first = len(vectors), 0, -1
+        total, squares = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        for rows in slices(items):
+            each = vectors[rows]
+            wrong = ~torch.isfinite(each.flatten(1)).all(1)
+            if wrong.any():
+                first = first if broken else rows.start + int(wrong.nonzero()[0])
+                broken += int(wrong.sum())
+            if each.ndim == 3:
+                weight = torch.ones(each.shape[:2]) if counted is None else counted[rows, : each.shape[1]].float()
+                each = torch.einsum("itd,it->id", each, weight) / weight.sum(1, keepdim=True)
+            total = total + each.double().sum(0)
+            squares = squares + each.double().square().sum()
+        if broken:
+            raise DataError(_not_finite(broken, items, first, what))
+        return cls(items, total, squares)
+
+    @classmethod
+    def read(cls, blocks: Iterable[Mapping[str, Tensor]]) -> "Spread":
+        """Add up the spreads of blocks that ``stored`` gave."""
+        parts = [(int(each["items"]), each["total"], each["squares"]) for each in blocks]
+        items, totals, squares = zip(*parts, strict=True)
+        return cls(sum(items), torch.stack(totals).sum(0), torch.stack(squares).sum())
+
+    def stored(self) -> dict[str, Tensor]:
+        """Return it as tensors for a file."""
+        return {"items": torch.tensor(self.items), "total": self.total, "squares": self.squares}
+
+    def refuse(self, what: str) -> None:
+        """Raise CollapsedError if all vectors are equal up to rounding."""
+        if self.items < 2:
+            return
+        square = max(float(self.squares) / self.items, 1e-30)
+        spread = (square - float((self.total / self.items).square().sum())) / square
+        if spread < _SAME:
+            raise CollapsedError(
+                f"the vectors of all {self.items} items ({what}) are equal (relative variance {max(0.0, spread):.1e}): "
+                "the model has collapsed, or it was given one input again and again; nothing can be ranked by them"
+            )
+
+
 def refuse_collapsed(vectors: Rows, what: str, counted: Tensor | None = None) -> None:
     """Raise CollapsedError if all vectors are equal up to rounding: every ranking of them would be an accident.
 
@@ -211,30 +295,7 @@ def refuse_collapsed(vectors: Rows, what: str, counted: Tensor | None = None) ->
         CollapsedError: all are equal.
         DataError: one is not finite.
     """
-    items, broken, first = len(vectors), 0, -1
-    total, squares = torch.zeros((), dtype=torch.float64), 0.0
-    for rows in slices(items):
-        each = vectors[rows]
-        wrong = ~torch.isfinite(each.flatten(1)).all(1)
-        if wrong.any():
-            first = first if broken else rows.start + int(wrong.nonzero()[0])
-            broken += int(wrong.sum())
-        if each.ndim == 3:
-            weight = torch.ones(each.shape[:2]) if counted is None else counted[rows, : each.shape[1]].float()
-            each = torch.einsum("itd,it->id", each, weight) / weight.sum(1, keepdim=True)
-        total = total + each.double().sum(0)
-        squares += float(each.double().square().sum())
-    if broken:
-        raise DataError(_not_finite(broken, items, first, what))
-    if items < 2:
-        return
-    square = max(squares / items, 1e-30)
-    spread = (square - float((total / items).square().sum())) / square
-    if spread < _SAME:
-        raise CollapsedError(
-            f"the vectors of all {items} items ({what}) are equal (relative variance {max(0.0, spread):.1e}): the "
-            "model has collapsed, or it was given one input again and again; nothing can be ranked by them"
-        )
+    Spread.of(vectors, what, counted).refuse(what)
 
 
 def token_ids(tokenizer: Tokenizer, texts: Sequence[str], context: int | None) -> list[list[int]]:
@@ -274,9 +335,13 @@ def refuse_other_vocabulary(saved: SavedModel) -> None:
 
 def _digest(saved: SavedModel) -> str:
     """SHA-256 over a model's settings and vocabulary, and all weights that are in memory."""
-    digest = hashlib.sha256(saved.model.settings.model_dump_json().encode())
-    digest.update(f"{saved.tokenizer.max_tokens}\n{saved.tokenizer.vocabulary}".encode())
-    for name, value in sorted(saved.model.state_dict().items()):
+    settings = saved.model.settings.model_dump_json()
+    return _digest_of(saved.model, f"{settings}{saved.tokenizer.max_tokens}\n{saved.tokenizer.vocabulary}")
+
+
+def _digest_of(module: nn.Module, about: str) -> str:
+    digest = hashlib.sha256(about.encode())
+    for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

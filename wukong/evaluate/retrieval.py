@@ -2,10 +2,10 @@
 
 ``task`` says which captions and images belong together, ``hits`` searches one matrix of scores. ``search`` computes
 scores block by block and keeps only the best candidates of each query, so 30,000 images and 150,000 captions fit in
-memory.
+memory. Its ``tiles`` can be searched by many processes (``search_tile``); ``found`` joins what they have found.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 from typing import Literal, NamedTuple, TypeAlias
@@ -198,7 +198,11 @@ class _Best:
         keys = torch.full((len(scores), int(counts.max())), torch.iinfo(torch.int64).min, device=scores.device)
         before = (counts.cumsum(0) - counts)[row]
         keys[row, torch.arange(len(row), device=row.device) - before] = _keys(scores[row, column], is_right, position)
-        self.keys[rows] = torch.cat([self.keys[rows], keys], 1).topk(kept, 1).values
+        self.join(rows, keys)
+
+    def join(self, rows: slice, keys: Tensor) -> None:
+        """Add the best candidates that another has found, of some queries."""
+        self.keys[rows] = torch.cat([self.keys[rows], keys], 1).topk(self.keys.shape[1], 1).values
 
     def found(self, cutoffs: Sequence[int]) -> Tensor:
         """Count the right candidates among the first K, int64 [queries, cutoffs]."""
@@ -290,7 +294,135 @@ class Found(NamedTuple):
     cutoffs: tuple[int, ...]
 
 
+class Tile(NamedTuple):
+    """Some captions and images whose scores are computed at a time.
+
+    Attributes:
+        texts: the captions.
+        images: the images.
+        direction: what is searched. The rule ``topk`` needs all candidates of a query at once, so its tiles have all
+            images or all captions, and search one of both.
+    """
+
+    texts: slice
+    images: slice
+    direction: Literal["both", "text_to_image", "image_to_text"] = "both"
+
+
+def tiles(texts: int, images: int, ties: Ties, *, both: bool, side: int) -> list[Tile]:
+    """Divide all scores of captions and images into tiles of about ``side`` captions and images."""
+    if ties != "topk":
+        return [Tile(column, row) for column in slices(texts, side) for row in slices(images, side)]
+    step = max(1, side * side // max(texts, images))
+    searched = [Tile(column, slice(0, images), "text_to_image") for column in slices(texts, step)]
+    turned = [Tile(slice(0, texts), row, "image_to_text") for row in slices(images, step)] if both else []
+    return [*searched, *turned]
+
+
 @torch.inference_mode()
+def search_tile(
+    tile: Tile,
+    images: Rows,
+    texts: Texts | StoredTexts,
+    pairs: Pairs,
+    similarity: Callable[[Tensor, Texts], Scores],
+    ties: Ties = "against",
+    *,
+    both: bool = True,
+    image_ids: Sequence[str] | None = None,
+    text_ids: Sequence[str] | None = None,
+    cutoffs: Sequence[int] = CUTOFFS,
+    block: int | None = None,
+    device: torch.device | str | None = None,
+) -> dict[str, Tensor]:
+    """Find the best candidates of a tile; for the arguments and errors see ``search``.
+
+    Returns:
+        What ``found`` joins: by direction int64 [queries, K], the best candidates, or for the rule ``topk`` how many
+        right ones are among the first.
+    """
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    block = block or _block_of(texts)
+    if ties == "topk":
+        hits = _whole_rows(tile, images, texts, pairs, similarity, cutoffs, block, where)
+        return {tile.direction: hits}
+    image_places = _places(ties, image_ids, pairs.images, where)
+    text_places = _places(ties, text_ids, pairs.texts, where) if both else None
+    # What is read from files is read once.
+    held, asked = images[tile.images], text_block(texts, tile.texts)
+    of_text = _Best(len(asked.vectors), max(cutoffs), where)
+    of_image = _Best(len(held), max(cutoffs), where)
+    for column in slices(len(asked.vectors), block):
+        for row in slices(len(held), block):
+            scores = _scores(held, asked, row, column, similarity, where, tile)
+            whole = _moved(column, tile.texts), _moved(row, tile.images)
+            right = pairs.block(*whole, where)
+            of_text.add(column, scores.text_to_image.T, right, None if image_places is None else image_places[whole[1]])
+            if both:
+                places = None if text_places is None else text_places[whole[0]]
+                of_image.add(row, scores.image_to_text, right.T, places)
+    best = {"text_to_image": of_text.keys.cpu()}
+    return best | ({"image_to_text": of_image.keys.cpu()} if both else {})
+
+
+def _block_of(texts: Texts | StoredTexts) -> int:
+    return _BLOCK if texts.vectors.ndim == 2 else _BLOCK_OF_TOKENS
+
+
+def _moved(rows: slice, inside: slice) -> slice:
+    return slice(inside.start + rows.start, inside.start + rows.stop)
+
+
+def _whole_rows(
+    tile: Tile,
+    images: Rows,
+    texts: Texts | StoredTexts,
+    pairs: Pairs,
+    similarity: Callable[[Tensor, Texts], Scores],
+    cutoffs: Sequence[int],
+    block: int,
+    device: torch.device,
+) -> Tensor:
+    """Count the right candidates of a tile by ``torch.topk`` over all candidates; few queries at a time."""
+    by_text = tile.direction == "text_to_image"
+    queries, candidates = (tile.texts, tile.images) if by_text else (tile.images, tile.texts)
+    pairs = pairs if by_text else pairs.turned()
+    parts = []
+    for part in slices(queries.stop - queries.start, max(1, block * block // (candidates.stop - candidates.start))):
+        asked = _moved(part, queries)
+        rows = []
+        for some in slices(candidates.stop, block):
+            row, column = (some, asked) if by_text else (asked, some)
+            scores = _scores(images, texts, row, column, similarity, device)
+            rows.append(scores.text_to_image.T if by_text else scores.image_to_text)
+        parts.append(_topk_hits(torch.cat(rows, 1), pairs.block(asked, candidates, device), cutoffs))
+    return torch.cat(parts)
+
+
+def found(
+    searched: Iterable[tuple[Tile, Mapping[str, Tensor]]],
+    pairs: Pairs,
+    ties: Ties = "against",
+    *,
+    both: bool = True,
+    cutoffs: Sequence[int] = CUTOFFS,
+) -> Found:
+    """Join what ``search_tile`` found in all tiles; for the arguments see ``search``."""
+    counts = {"text_to_image": pairs.texts} | ({"image_to_text": pairs.images} if both else {})
+    best = {direction: _Best(count, max(cutoffs)) for direction, count in counts.items()}
+    hits = {direction: torch.zeros(count, len(cutoffs), dtype=torch.int64) for direction, count in counts.items()}
+    for tile, results in searched:
+        for direction, result in results.items():
+            queries = tile.texts if direction == "text_to_image" else tile.images
+            if ties == "topk":
+                hits[direction][queries] = result
+            else:
+                best[direction].join(queries, result)
+    if ties != "topk":
+        hits = {direction: each.found(cutoffs) for direction, each in best.items()}
+    return Found(hits["text_to_image"], hits.get("image_to_text"), tuple(cutoffs))
+
+
 def search(
     images: Rows,
     texts: Texts | StoredTexts,
@@ -305,12 +437,12 @@ def search(
     block: int | None = None,
     device: torch.device | str | None = None,
 ) -> Found:
-    """Search images by texts and texts by images, block by block.
+    """Search images by texts and texts by images, tile by tile and in a tile block by block.
 
     Each block of scores is reduced to the best candidates of its queries and freed. Memory beside the vectors is a few
-    blocks, and 8 bytes for each query and K; vectors in files (``wukong.evaluate.vectors``) are read block by block.
-    The rule ``topk`` needs whole rows; then few queries are searched at a time, and the scores are computed once for
-    each direction.
+    blocks, and 8 bytes for each query and K; vectors in files (``wukong.evaluate.vectors``) are read tile by tile. The
+    rule ``topk`` needs whole rows; then few queries are searched at a time, and the scores are computed once for each
+    direction.
 
     Args:
         images: unit vectors, [images, (tokens,) d].
@@ -334,52 +466,27 @@ def search(
             f"{len(images)} images and {len(texts.vectors)} captions are encoded, and the pairs are of {pairs.images} "
             f"images and {pairs.texts} captions: one was encoded from other data"
         )
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    turned = pairs.turned() if both else None
-    block = block or (_BLOCK if texts.vectors.ndim == 2 else _BLOCK_OF_TOKENS)
-    if ties == "topk":
-        of_texts = [
-            _topk_hits(
-                torch.cat(
-                    [
-                        _scores(images, texts, row, part, similarity, where).text_to_image.T
-                        for row in slices(pairs.images, block)
-                    ],
-                    1,
-                ),
-                pairs.block(part, slice(0, pairs.images), where),
-                cutoffs,
-            )
-            for part in slices(pairs.texts, max(1, block * block // len(images)))
-        ]
-        of_images = turned and [
-            _topk_hits(
-                torch.cat(
-                    [
-                        _scores(images, texts, part, column, similarity, where).image_to_text
-                        for column in slices(pairs.texts, block)
-                    ],
-                    1,
-                ),
-                turned.block(part, slice(0, pairs.texts), where),
-                cutoffs,
-            )
-            for part in slices(pairs.images, max(1, block * block // len(texts.vectors)))
-        ]
-        return Found(torch.cat(of_texts), torch.cat(of_images) if of_images else None, tuple(cutoffs))
-    image_places = _places(ties, image_ids, pairs.images, where)
-    text_places = _places(ties, text_ids, pairs.texts, where) if both else None
-    of_text = _Best(pairs.texts, max(cutoffs), where)
-    of_image = _Best(pairs.images, max(cutoffs), where)
-    for column in slices(pairs.texts, block):
-        for row in slices(pairs.images, block):
-            scores = _scores(images, texts, row, column, similarity, where)
-            right = pairs.block(column, row, where)
-            of_text.add(column, scores.text_to_image.T, right, None if image_places is None else image_places[row])
-            if both:
-                places = None if text_places is None else text_places[column]
-                of_image.add(row, scores.image_to_text, right.T, places)
-    return Found(of_text.found(cutoffs), of_image.found(cutoffs) if both else None, tuple(cutoffs))
+    searched = (
+        (
+            tile,
+            search_tile(
+                tile,
+                images,
+                texts,
+                pairs,
+                similarity,
+                ties,
+                both=both,
+                image_ids=image_ids,
+                text_ids=text_ids,
+                cutoffs=cutoffs,
+                block=block,
+                device=device,
+            ),
+        )
+        for tile in tiles(pairs.texts, pairs.images, ties, both=both, side=4 * (block or _block_of(texts)))
+    )
+    return found(searched, pairs, ties, both=both, cutoffs=cutoffs)
 
 
 def _scores(
@@ -389,8 +496,9 @@ def _scores(
     column: slice,
     similarity: Callable[[Tensor, Texts], Scores],
     device: torch.device,
+    inside: Tile | None = None,
 ) -> Scores:
-    """Compute the scores of a block, float32 [images, texts].
+    """Compute the scores of a block, float32 [images, texts]; those of a tile if ``inside``.
 
     Raises:
         DataError: a score is NaN.
@@ -400,8 +508,10 @@ def _scores(
     for scores in scored[: 1 if scored.image_to_text is scored.text_to_image else 2]:
         if scores.isnan().any():
             first, second = scores.isnan().nonzero()[0].tolist()
+            image = row.start + first + (inside.images.start if inside else 0)
+            caption = column.start + second + (inside.texts.start if inside else 0)
             raise DataError(
-                f"the similarity of image {row.start + first} and caption {column.start + second} is not a number: the "
-                "weights or the features are damaged"
+                f"the similarity of image {image} and caption {caption} is not a number: the weights or the features "
+                "are damaged"
             )
     return Scores(scored.image_to_text.float(), scored.text_to_image.float())

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from torch import Tensor
 
 from wukong.evaluate import answers, examples, results, sets, tasks, trained_on, two_models
 from wukong.evaluate.answers import Answers
@@ -42,13 +41,13 @@ class Task:
     pictures: dict[str, str] = field(default_factory=dict)
     alignments: list[dict[str, Any]] = field(default_factory=list)
 
-    def measure(self, role: str, model: Model, cache: Path | None = None, encoded: Tensor | None = None) -> None:
-        """Measure a model; arguments as those of ``tasks.measure``.
+    def measure(self, models: Mapping[str, Model], cache: Path | None = None, loaders: int = 0) -> None:
+        """Measure models in this process; arguments as those of ``tasks.measure_all``.
 
         Raises:
-            DataError: see ``tasks.measure``.
+            DataError: see ``tasks.measure_all``.
         """
-        self.outcomes[role] = tasks.measure(model, self.data, self.protocol, cache, encoded)
+        self.outcomes.update(tasks.measure_all(models, self.data, self.protocol, cache, loaders=loaders))
 
     def draw(self, role: str, saved: SavedModel | None = None) -> None:
         """Make the small images of a measured model's examples, and alignments if its towers are given.

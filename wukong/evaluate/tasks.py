@@ -1,6 +1,7 @@
 """Evaluation tasks: a model, a set or hold-out, and a protocol give results with intervals.
 
-``measure`` finds the evaluator (``wukong.config.evaluators``) that takes the data.
+An evaluator (``wukong.config.evaluators``) takes the data. It divides the work into ``blocks``, each of which ``make``
+does, and ``outcome`` gives the results when all are done. ``measure`` does all this in one process.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from wukong.config.evaluators import EVALUATORS
 from wukong.errors import ConfigError
-from wukong.evaluate import sets
+from wukong.evaluate import encoding, sets
+from wukong.evaluate.blocks import Block, Files, Sizes, Work
 from wukong.evaluate.data_set import Data
 from wukong.evaluate.model import Model
 from wukong.evaluate.protocol import Protocol
@@ -24,13 +26,21 @@ from wukong.evaluate.published import NotThereError
 from wukong.evaluate.results import Outcome
 
 ALL = "all"
+_ONE = "model"
 
 
 class Measure(Interface):
-    """The function ``measure`` of an evaluator's module."""
+    """The function ``measure`` of an evaluator's module.
 
-    def __call__(self, model: Model, data: Any, protocol: Protocol, cache: Path, encoded: Tensor | None) -> Outcome:
-        """Measure a model; arguments as those of ``wukong.evaluate.tasks.measure``.
+    The module may also have ``blocks`` and ``make``, with the arguments of the functions of these names here.
+    """
+
+    def __call__(self, work: Work, role: str) -> Outcome:
+        """Give the results of a model, from the files of all blocks.
+
+        Args:
+            work: the task.
+            role: the model's.
 
         Raises:
             DataError: a vector is not finite, all are equal, or the set cannot be measured; no result is made up.
@@ -102,26 +112,91 @@ def read(names: Sequence[str], folders: Mapping[str, Path], root: Path, protocol
     return Read(there, missing)
 
 
-def measure(
-    model: Model, data: Data, protocol: Protocol, cache: Path | None = None, encoded: Tensor | None = None
-) -> Outcome:
-    """Measure one task with the evaluator that takes its data.
+def blocks(data: Data, protocol: Protocol, roles: Sequence[str], sizes: Sizes) -> list[list[Block]]:
+    """Divide the work on a task into phases: the blocks of one need the files of those before.
 
     Args:
-        model: the model.
+        data: what ``read`` of a set returns, or a hold-out of ``wukong.evaluate.holdouts``.
+        protocol: the protocol.
+        roles: the models that are measured.
+        sizes: how large blocks are.
+
+    Raises:
+        DataError: the set cannot be measured.
+        ConfigError: no evaluator takes the data.
+    """
+    evaluator = _evaluator_of(data)
+    return evaluator.blocks(data, protocol, roles, sizes) if hasattr(evaluator, "blocks") else []
+
+
+@torch.inference_mode()
+def make(work: Work, block: Block) -> None:
+    """Do the work of a block, and leave its files.
+
+    Args:
+        work: the task; the files of the phases before are there.
+        block: one of ``blocks``.
+
+    Raises:
+        DataError: an image cannot be decoded, or a vector is not finite.
+    """
+    _evaluator_of(work.data).make(work, block)
+
+
+@torch.inference_mode()
+def outcome(work: Work, role: str) -> Outcome:
+    """Give the results of a model when all blocks are done; for the arguments and errors see ``Measure``."""
+    measure_one: Measure = _evaluator_of(work.data).measure
+    return measure_one(work, role)
+
+
+def _evaluator_of(data: Data) -> Any:
+    for evaluator in EVALUATORS.values():
+        module = import_module(evaluator.module)
+        if isinstance(data, module.DATA):
+            return module
+    raise ConfigError(f"no evaluator takes {data.name}, which is read as {type(data).__name__}")
+
+
+def measure_all(
+    models: Mapping[str, Model],
+    data: Data,
+    protocol: Protocol,
+    cache: Path | None = None,
+    encoded: Mapping[str, Tensor] | None = None,
+    loaders: int = 0,
+) -> dict[str, Outcome]:
+    """Measure models on one task in this process.
+
+    Args:
+        models: the models by their roles.
         data: what ``read`` of a set returns, or a hold-out of ``wukong.evaluate.holdouts``.
         protocol: the protocol.
         cache: folder of embedded classes; None for one that is deleted afterwards.
-        encoded: the images' vectors, in the data's order, where they are known; None to encode the images.
+        encoded: the images' vectors by each model, in the data's order; None to encode the images.
+        loaders: number of processes that decode images.
 
     Raises:
         DataError: see ``Measure``.
         ConfigError: no evaluator takes the data.
     """
-    for evaluator in EVALUATORS.values():
-        module = import_module(evaluator.module)
-        if isinstance(data, module.DATA):
-            measure_one: Measure = module.measure
-            with torch.inference_mode(), TemporaryDirectory() as scratch:
-                return measure_one(model, data, protocol, cache or Path(scratch), encoded)
-    raise ConfigError(f"no evaluator takes {data.name}, which is read as {type(data).__name__}")
+
+    def encode(rows: slice) -> Mapping[str, Tensor]:
+        if encoded is not None:
+            return {role: vectors[rows] for role, vectors in encoded.items()}
+        return encoding.encode(models, data, protocol, rows, loaders)
+
+    with TemporaryDirectory(prefix="wukong-evaluate-") as scratch:
+        files, classes = Files(Path(scratch)), Files(cache or Path(scratch, "classes"))
+        work = Work(data, protocol, models, encode, files, classes)
+        for phase in blocks(data, protocol, list(models), work.sizes):
+            for block in phase:
+                make(work, block)
+        return {role: outcome(work, role) for role in models}
+
+
+def measure(
+    model: Model, data: Data, protocol: Protocol, cache: Path | None = None, encoded: Tensor | None = None
+) -> Outcome:
+    """Measure one model in this process; see ``measure_all``."""
+    return measure_all({_ONE: model}, data, protocol, cache, None if encoded is None else {_ONE: encoded})[_ONE]

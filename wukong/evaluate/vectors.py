@@ -1,21 +1,16 @@
-"""Vectors of the tokens of more images or texts than fit in memory, in a file.
+"""Vectors of more images or texts than fit in memory, in files, of which one at a time is read."""
 
-They are written as they are encoded and read a block at a time. The file is read, not mapped: a mapped page counts as
-the process's memory until the system takes it back, and what is read is freed with its block.
-"""
-
-import os
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 from typing import Protocol as Interface
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from wukong.errors import DataError
 from wukong.model.dual import Texts
 
 BLOCK = 1000
@@ -23,7 +18,7 @@ BLOCK = 1000
 
 
 class Rows(Interface):
-    """What can be read a block at a time: a tensor [items, (tokens,) d], or ``Tokens``."""
+    """What can be read a block at a time: a tensor [items, (tokens,) d], or ``Pieces``."""
 
     def __len__(self) -> int:
         """Number of items."""
@@ -34,72 +29,52 @@ class Rows(Interface):
         ...
 
 
-class Tokens:
-    """Vectors of the tokens of each item, float32, in a file that is gone when the process ends, however it ends.
+class Pieces:
+    """Vectors of items in files with some items each, float32 [items, (tokens,) d]; what a shorter item lacks is 0.
+
+    A file is read when some of its items are asked for. The last one stays in memory.
 
     Args:
-        folder: where the file is made.
+        sizes: number of items of each file.
+        read: reads a file by its number.
     """
 
-    ndim = 3
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - it lives as long as the object
-        self._ends = [0]
-        self._width = 0
-
-    def append(self, vectors: Tensor, lengths: Tensor | None = None) -> None:
-        """Add items at the end.
-
-        Args:
-            vectors: [items, tokens, d].
-            lengths: number of tokens of each item that are kept, the first ones; None for all.
-
-        Raises:
-            DataError: the disk is full.
-        """
-        items, tokens, self._width = vectors.shape
-        kept = torch.full((items,), tokens) if lengths is None else lengths
-        packed = vectors.float()[torch.arange(tokens)[None] < kept[:, None]].contiguous().numpy()
-        try:
-            self._file.seek(0, os.SEEK_END)
-            packed.tofile(self._file)
-        except OSError as error:
-            raise DataError(
-                f"{packed.nbytes / 2**20:.0f} MiB of vectors cannot be written in {self._folder}: {error}; make room, "
-                "or set another folder for the cache"
-            ) from error
-        self._ends += (self._ends[-1] + kept.cumsum(0)).tolist()
+    def __init__(self, sizes: Sequence[int], read: Callable[[int], Tensor]) -> None:
+        self._ends = [0, *accumulate(sizes)]
+        self._read = lru_cache(maxsize=1)(read)
 
     def __len__(self) -> int:
         """Number of items."""
-        return len(self._ends) - 1
+        return self._ends[-1]
+
+    @cached_property
+    def ndim(self) -> int:
+        """3 for vectors of tokens, 2 for one vector an item."""
+        return self._read(0).ndim
 
     def __getitem__(self, rows: slice, /) -> Tensor:
-        """Read a block, float32 [items, tokens of the longest, d]; what a shorter item lacks is 0."""
-        ends = torch.tensor(self._ends[rows.start : min(rows.stop, len(self)) + 1])
-        lengths = ends.diff()
-        self._file.seek(4 * self._width * int(ends[0]))
-        packed = torch.from_numpy(np.fromfile(self._file, np.float32, self._width * int(lengths.sum())))
-        longest = int(lengths.max())
-        if int(lengths.min()) == longest:
-            return packed.view(len(lengths), longest, self._width)
-        block = torch.zeros(len(lengths), longest, self._width)
-        block[torch.arange(longest)[None] < lengths[:, None]] = packed.view(-1, self._width)
-        return block
+        """Read a block."""
+        stop = min(rows.stop, len(self))
+        first, last = bisect_right(self._ends, rows.start) - 1, bisect_left(self._ends, stop)
+        parts = [
+            self._read(number)[max(rows.start - self._ends[number], 0) : stop - self._ends[number]]
+            for number in range(first, last)
+        ]
+        if len(parts) == 1 or parts[0].ndim == 2:
+            return torch.cat(parts) if len(parts) > 1 else parts[0]
+        longest = max(part.shape[1] for part in parts)
+        return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
 
 
 class StoredTexts(NamedTuple):
-    """Encoded texts like ``Texts``, with their vectors in a file.
+    """Encoded texts like ``Texts``, with their vectors in files.
 
     Attributes:
-        vectors: those of all tokens up to the last one that counts.
+        vectors: those of all tokens up to the last one of a file that counts.
         counted: bool [texts, tokens].
     """
 
-    vectors: Tokens
+    vectors: Pieces
     counted: Tensor
 
 

@@ -1,14 +1,14 @@
 """The evaluator of zero-shot classification (section 5.2)."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from wukong.evaluate import answers, class_names, classification, encoding, examples, prompts
+from wukong.evaluate import answers, class_names, classification, examples, prompts
+from wukong.evaluate.blocks import Block, Sizes, Work, cut
 from wukong.evaluate.data_set import ClassificationData
-from wukong.evaluate.model import Model
+from wukong.evaluate.model import Spread
 from wukong.evaluate.protocol import Protocol
 from wukong.evaluate.results import Classified, ClassResult, Outcome
 
@@ -16,15 +16,41 @@ DATA = ClassificationData
 _MOST_CONFUSED = 50  # classes of a set whose confusions are kept
 
 
-def measure(
-    model: Model, data: ClassificationData, protocol: Protocol, cache: Path, encoded: Tensor | None = None
-) -> Outcome:
+def blocks(data: ClassificationData, protocol: Protocol, roles: Sequence[str], sizes: Sizes) -> list[list[Block]]:
+    """Divide the work; see ``wukong.evaluate.tasks.blocks``."""
+    ranges = cut(len(_names(data, protocol)), classification.PIECE_CLASSES)
+    texts = [Block("texts", role, classes) for role in roles for classes in ranges]
+    return [texts, [Block("images", "", rows) for rows in cut(len(data), sizes.images)]]
+
+
+def make(work: Work, block: Block) -> None:
+    """Make a block's files; see ``wukong.evaluate.tasks.make``. Images are compared with the classes at once."""
+    names, asked = _names(work.data, work.protocol), prompts.of(work.protocol.prompts, work.data.name)
+    if block.kind == "texts":
+        model = work.models[block.role]
+        classification.embed_piece(model, names, asked, work.protocol, work.classes, block.rows[0])
+        return
+    classes = {
+        role: classification.embed(model, names, asked, work.protocol, work.classes)
+        for role, model in work.models.items()
+    }
+    for role, encoded in work.encode(slice(*block.rows)).items():
+        spread = Spread.of(encoded, "image")
+        scores = classification.compare(work.models[role], encoded, classes[role], work.protocol)
+        work.files.below(role).write(block.name, {"scores": scores, **spread.stored()})
+
+
+def _names(data: ClassificationData, protocol: Protocol) -> Sequence[str]:
+    return data.names or [each.chinese for each in class_names.of(data.name, protocol.class_names)]
+
+
+def measure(work: Work, role: str) -> Outcome:
     """Measure top-1, top-5 and the mean over classes; see ``wukong.evaluate.tasks.Measure``."""
-    names = data.names or [each.chinese for each in class_names.of(data.name, protocol.class_names)]
-    labels = torch.from_numpy(data.labels)
-    embedded = classification.embed(model, names, prompts.of(protocol.prompts, data.name), protocol, cache)
-    images = encoding.images(model, data, protocol, cache) if encoded is None else encoded
-    scores = classification.scores(model, images, embedded, protocol)
+    data, protocol, files = work.data, work.protocol, work.files.below(role)
+    names, labels = _names(data, protocol), torch.from_numpy(data.labels)
+    made = [files.read(Block("images", "", rows).name) for rows in cut(len(data), work.sizes.images)]
+    Spread.read(made).refuse("image")
+    scores = torch.cat([each["scores"] for each in made])
     measured = classification.measured(scores, labels, protocol, data.name, every_class=data.every_class)
     results = {"top1": measured.top1, "mean_per_class": measured.mean_per_class}
     chance = {"top1": 1 / len(names), "mean_per_class": 1 / len(names)}

@@ -278,8 +278,9 @@ def _load(folder: str, device: torch.device) -> SavedModel:
     return SavedModel(model.eval().requires_grad_(requires_grad=False).to(device), tokenizer)
 
 
-def load_for_features(uri: str) -> SavedModel:
+def load_for_features(uri: str, device: str | torch.device = "cpu") -> SavedModel:
     """Load a saved model without its image tower, for image features that were computed before; see ``load``."""
+    target = device_of(device)
     settings, tokenizer = _read_settings(uri)
     source = storage.join(uri, "model.safetensors")
     state = {name: value for name, value in weights.read(source).items() if not name.startswith(_TOWER)}
@@ -292,7 +293,7 @@ def load_for_features(uri: str) -> SavedModel:
         width = state["image_head.weight"].shape[1]
     model = DualEncoder(settings, tokenizer, feature_width=width, with_weights=False)
     weights.fill(model, state, source)
-    return SavedModel(model.eval(), tokenizer)
+    return SavedModel(model.eval().to(target), tokenizer)
 
 
 def _uri(place: str | Path) -> str:

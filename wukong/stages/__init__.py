@@ -46,6 +46,7 @@ class Entry:
         output: the component's output artifact that the next stages take.
         memory: limit of its component's pod.
         trains: whether it has a section of the experiment under its name that sets workers and GPUs (``Training``).
+        runs_model: whether its job runs a model that a GPU makes faster, by the experiment.
         estimate: bytes and seconds before it has ever run; None for a stage that is in no whole run.
         writes: where it writes, for people.
         takedown: what a takedown does with its output: ``rewrite`` it without the pairs, ``delete`` what was computed
@@ -67,6 +68,7 @@ class Entry:
     output: str = "manifest"
     memory: str = "2Gi"
     trains: bool = False
+    runs_model: Callable[[Experiment], bool] = lambda _: False
     estimate: Callable[[Work], Estimate] | None = None
     writes: str = "{root}/{name}"
     takedown: Literal["rewrite", "delete", "keep"] = "keep"
@@ -143,6 +145,7 @@ TABLE = (
         from_experiment=_of_filter,
         sections=("filter",),
         function="filter_pairs",
+        runs_model=lambda experiment: rules.run_a_model(experiment.filter),
         estimate=estimate.of_filter,
         takedown="rewrite",
     ),
@@ -190,6 +193,7 @@ TABLE = (
         from_experiment=lambda experiment: _of_training(experiment, experiment.pretrain),
         sections=("model",),
         trains=True,
+        runs_model=lambda _: True,
         estimate=estimate.of_pretrain,
     ),
     Entry(
@@ -202,6 +206,7 @@ TABLE = (
         from_experiment=lambda experiment: _of_training(experiment, experiment.finetune),
         sections=("model",),
         trains=True,
+        runs_model=lambda _: True,
         estimate=estimate.of_finetune,
     ),
     Entry(
@@ -213,6 +218,7 @@ TABLE = (
         version=6,
         from_experiment=_of_evaluate,
         sections=("evaluate",),
+        runs_model=lambda _: True,
         estimate=estimate.of_evaluate,
     ),
     Entry(

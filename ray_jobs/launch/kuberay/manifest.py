@@ -152,11 +152,14 @@ def _deletion(settings: Settings) -> dict[str, Any]:
 
 
 def _workers_and_gpus(stage: str, settings: StageSettings, experiment: Experiment) -> tuple[int, int]:
-    """How many workers a stage has, and how many GPUs each: the experiment decides both for a training stage."""
+    """How many workers a stage has, and how many GPUs each.
+
+    The experiment decides both for a training stage. Another stage has GPUs only if it runs a model.
+    """
     if stages.of(stage).trains:
         training = stages.training_of(experiment, stage)
         return training.workers, training.gpus_per_worker
-    return settings.workers, 0
+    return settings.workers, settings.gpus if stages.of(stage).runs_model(experiment) else 0
 
 
 def _labels(manifest: dict[str, Any]) -> dict[str, str]:

@@ -22,6 +22,8 @@ class StageSettings(Strict):
     Attributes:
         workers: number of worker pods. For a training stage the experiment's ``workers`` decides instead.
         cpus: cores of each worker.
+        gpus: GPUs of each worker, where the stage runs a model; for a training stage the experiment's
+            ``gpus_per_worker`` decides instead.
         memory: each worker's, as a Kubernetes quantity.
         shared_memory: size of each worker's ``/dev/shm``, where Ray keeps its objects; it counts as ``memory``.
         node_selector: labels that the workers' nodes must have, in addition to the template's.
@@ -31,6 +33,7 @@ class StageSettings(Strict):
 
     workers: Positive = 1
     cpus: Positive = 1
+    gpus: int = Field(0, ge=0)
     memory: str = "2Gi"
     shared_memory: str = "1Gi"
     node_selector: dict[str, str] = Field(default_factory=dict)

@@ -31,7 +31,7 @@ def by_loop(image: np.ndarray, text: np.ndarray, counted: Tensor, with_first: bo
 @pytest.mark.parametrize("with_first", [True, False])
 def test_exact_scores_equal_a_loop_over_texts(with_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(best_words, "_BLOCK_TOKENS", 20)
-    monkeypatch.setattr(best_words, "_BLOCK_IMAGES", 5)
+    monkeypatch.setattr(best_words, "_BLOCK_PATCHES", 35)  # five images of 6 patches
     image, text = drawn()
     expected = by_loop(image.double().numpy(), text.vectors.double().numpy(), text.counted, with_first) / 6
     np.testing.assert_allclose(best_words.exact(image, text, with_first), expected, atol=1e-6)
@@ -41,7 +41,7 @@ def test_exact_scores_equal_a_loop_over_texts(with_first: bool, monkeypatch: pyt
 def test_rough_scores_are_those_of_rounded_vectors(with_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exactly, in 64-bit integers: so no product was cut to 8 or 16 bits on its way."""
     monkeypatch.setattr(best_words, "_ROUGH_TOKENS", 20)
-    monkeypatch.setattr(best_words, "_BLOCK_IMAGES", 5)
+    monkeypatch.setattr(best_words, "_BLOCK_PATCHES", 35)  # five images of 6 patches
     image, text = drawn()
     matched = text.counted.clone()
     matched[:, 0] = with_first

@@ -10,6 +10,7 @@ from wukong.config.model import Model
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError
 from wukong.evaluate import classification
+from wukong.evaluate.blocks import Files
 from wukong.evaluate.model import OwnModel
 from wukong.evaluate.prompts import OF_THE_PAPER, PROMPTS
 from wukong.evaluate.protocol import OWN
@@ -52,7 +53,7 @@ def scored(dual: DualEncoder, tokenizer: Tokenizer, images: torch.Tensor, cache:
     with torch.no_grad():
         dual.text.tokens.weight.mul_(50)  # random weights alone give all texts nearly one vector
     own = OwnModel(SavedModel(dual, tokenizer), "random")
-    return classification.scores(own, images, classification.embed(own, NAMES, PROMPTS, OWN, cache), OWN)
+    return classification.scores(own, images, classification.embed(own, NAMES, PROMPTS, OWN, Files(cache)), OWN)
 
 
 def test_a_class_vector_is_the_normalised_mean_of_its_prompts(tmp_path: Path) -> None:

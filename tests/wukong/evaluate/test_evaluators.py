@@ -60,7 +60,8 @@ class Unread:
 DATA = Counted
 
 
-def measure(model, data, protocol, cache, encoded):
+def measure(work, role):
+    model, data, protocol = work.models[role], work.data, work.protocol
     off = np.abs(model(data.counts) - data.counts)
     rows = np.arange(len(data))
     right = {"exact": (off == 0).astype(float), "near": (off <= 1).astype(float)}
@@ -116,9 +117,8 @@ def test_another_kind_is_measured_written_named_allowed_and_compared(counting: A
     def evaluated(baseline: str, other: str) -> tuple[dict[str, Any], Evaluation]:
         tasks = [Task(data, PROTOCOLS["paper"]) for data in sets]
         roles = {"pretrained": baseline, "finetuned": other}
-        for role, name in roles.items():
-            for task in tasks:
-                task.measure(role, models[name])  # type: ignore[arg-type]
+        for task in tasks:
+            task.measure({role: models[name] for role, name in roles.items()})  # type: ignore[misc]
         about = [MeasuredModel(role, name, name * 8, token_wise=False) for role, name in roles.items()]
         records = [task.record() for task in tasks]
         document = run.document(about, [PROTOCOLS["paper"]], records, dict.fromkeys(roles, "not known"))

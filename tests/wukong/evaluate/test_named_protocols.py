@@ -16,6 +16,7 @@ from wukong.config.model import Model as Settings
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import best_words, classification, model, prompts, protocol, sets
+from wukong.evaluate.blocks import Files
 from wukong.evaluate.protocol import PROTOCOLS, Protocol
 from wukong.model.dual import DualEncoder, Texts
 from wukong.model.image_encoder import ImageEncoder
@@ -86,13 +87,15 @@ def own_model(size: int = 32, vocabulary: str = "", **more: object) -> SavedMode
 def test_class_scores_equal_a_loop_over_prompts(
     token_wise: bool, aggregation: protocol.Aggregation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classification, "_PIECE_CLASSES", 3)
+    monkeypatch.setattr(classification, "PIECE_CLASSES", 3)
     monkeypatch.setattr(classification, "_BLOCK_PRODUCTS", 50)
     monkeypatch.setattr(best_words, "_BLOCK_TOKENS", 20)
-    monkeypatch.setattr(best_words, "_BLOCK_IMAGES", 4)  # of nine images, so the last block is smaller
+    monkeypatch.setattr(best_words, "_BLOCK_PATCHES", 4 * 5)  # four of nine images, so the last block is smaller
     fake, rules = Fake(token_wise), replace(PAPER, aggregation=aggregation)
     shown = images(token_wise)
-    found = classification.scores(fake, shown, classification.embed(fake, NAMES, PROMPTS, rules, tmp_path), rules)
+    found = classification.scores(
+        fake, shown, classification.embed(fake, NAMES, PROMPTS, rules, Files(tmp_path)), rules
+    )
     each = []  # [prompts, images, classes]
     for prompt in PROMPTS:
         columns = []
@@ -131,7 +134,7 @@ def test_the_best_five_of_many_classes_are_those_of_a_loop_in_float64(
 
     fake, names = Near(token_wise=True), [f"类{number:03d}" for number in range(100)]
     shown = images(token_wise=True, count=50)
-    classes = classification.embed(fake, names, PROMPTS, PAPER, tmp_path)
+    classes = classification.embed(fake, names, PROMPTS, PAPER, Files(tmp_path))
     found = classification.scores(fake, shown, classes, PAPER)
     columns = []
     for vectors, counted in classes.texts():
@@ -151,9 +154,9 @@ def test_the_best_five_of_many_classes_are_those_of_a_loop_in_float64(
 
 def test_classes_are_found_again_by_model_names_prompts_and_protocol(tmp_path: Path) -> None:
     fake = Fake(token_wise=True)
-    first = classification.embed(fake, NAMES, PROMPTS, PAPER, tmp_path)
+    first = classification.embed(fake, NAMES, PROMPTS, PAPER, Files(tmp_path))
     assert fake.encoded == 21
-    again = classification.embed(fake, NAMES, PROMPTS, PAPER, tmp_path)
+    again = classification.embed(fake, NAMES, PROMPTS, PAPER, Files(tmp_path))
     assert (fake.encoded, again.pieces) == (21, first.pieces)
     for change in (
         {"names": NAMES[::-1]},
@@ -162,7 +165,9 @@ def test_classes_are_found_again_by_model_names_prompts_and_protocol(tmp_path: P
         {"protocol": PROTOCOLS["cn-clip"]},
     ):
         before = fake.encoded
-        classification.embed(fake, **{"names": NAMES, "prompts": PROMPTS, "protocol": PAPER, **change}, cache=tmp_path)
+        classification.embed(
+            fake, **{"names": NAMES, "prompts": PROMPTS, "protocol": PAPER, **change}, cache=Files(tmp_path)
+        )
         assert fake.encoded > before
 
 
@@ -209,7 +214,7 @@ def test_equal_scores_of_classes_rank_by_the_protocol() -> None:
 
 def test_damaged_collapsed_and_miscounted_inputs_are_errors(tmp_path: Path) -> None:
     fake = Fake(token_wise=False)
-    classes = classification.embed(fake, NAMES, PROMPTS, PAPER, tmp_path)
+    classes = classification.embed(fake, NAMES, PROMPTS, PAPER, Files(tmp_path))
     shown = images(token_wise=False)
     with pytest.raises(DataError, match=r"all 9 items \(image\) are equal"):
         classification.scores(fake, shown[:1].repeat(9, 1), classes, PAPER)
@@ -228,9 +233,9 @@ def test_damaged_collapsed_and_miscounted_inputs_are_errors(tmp_path: Path) -> N
         scores[2, 3] = torch.nan
         classification.measured(scores, labels, PAPER, "x")
     with pytest.raises(DataError, match="two or more classes"):
-        classification.embed(fake, NAMES[:1], PROMPTS, PAPER, tmp_path)
+        classification.embed(fake, NAMES[:1], PROMPTS, PAPER, Files(tmp_path))
     with pytest.raises(DataError, match="prompts with one"):
-        classification.embed(fake, NAMES, ["照片"], PAPER, tmp_path)
+        classification.embed(fake, NAMES, ["照片"], PAPER, Files(tmp_path))
 
 
 @pytest.mark.parametrize("token_wise", [True, False])
@@ -242,7 +247,7 @@ def test_a_model_whose_texts_have_collapsed_is_refused(token_wise: bool, tmp_pat
             )
 
     with pytest.raises(DataError, match="are equal"):
-        classification.embed(Collapsed(token_wise), NAMES, PROMPTS, PAPER, tmp_path)
+        classification.embed(Collapsed(token_wise), NAMES, PROMPTS, PAPER, Files(tmp_path))
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused() -> None:

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import itertools
 import pkgutil
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
     from wukong.curate.caption_counts import CaptionCounts, Hashes
 
 
-_PICTURES = 64
-"""Pictures that are in memory at a time."""
+_PICTURES, _PICTURES_ON_GPU = 64, 256
+"""Pictures of a batch."""
 
 
 def _registered() -> tuple[Rule[Any], ...]:
@@ -147,13 +149,22 @@ def picture_thresholds() -> set[str]:
     return {key for rule in REGISTRY if rule.from_pictures for key in rule.from_pictures.thresholds}
 
 
-def compute_from_pictures(tar: str, captions: Mapping[str, str], settings: Strict) -> pl.DataFrame:
+def run_a_model(settings: Strict) -> bool:
+    """Whether a rule that is on runs a model on pictures."""
+    return any(each.runs_model for each in _from_pictures(settings))
+
+
+def compute_from_pictures(
+    tar: str, captions: Mapping[str, str], settings: Strict, device: str = "cpu", loaders: int = 0
+) -> pl.DataFrame:
     """Compute the columns of the rules that read pictures.
 
     Args:
         tar: URI of a shard, which is read once.
         captions: the captions of the pairs that are wanted, by key.
         settings: which rules are on.
+        device: where a model computes.
+        loaders: number of threads that compute a batch each: one decodes while the model runs for another.
 
     Returns:
         ``key`` and the columns that are asked for, one row a pair that is wanted and in the shard.
@@ -165,15 +176,23 @@ def compute_from_pictures(tar: str, captions: Mapping[str, str], settings: Stric
 
     from wukong.data.shards import pictures
 
+    asked = _from_pictures(settings)
+
+    def compute(batch: list[tuple[str, bytes]]) -> pl.DataFrame:
+        keys = [key for key, _ in batch]
+        names = [f"{key}.jpg of {tar}" for key in keys]
+        given = PictureBatch([data for _, data in batch], [captions[key] for key in keys], names, device)
+        return pl.DataFrame({"key": keys, **{each.column: each.compute(given, settings) for each in asked}})
+
     frames = [pl.DataFrame(schema={"key": pl.String})]
     wanted = ((key, data) for key, data in pictures(tar) if key in captions)
-    while batch := list(itertools.islice(wanted, _PICTURES)):
-        keys = [key for key, _ in batch]
-        given = PictureBatch(
-            [data for _, data in batch], [captions[key] for key in keys], [f"{key}.jpg of {tar}" for key in keys]
-        )
-        computed = {each.column: each.compute(given, settings) for each in _from_pictures(settings)}
-        frames.append(pl.DataFrame({"key": keys, **computed}))
+    computing: deque[Future[pl.DataFrame]] = deque()
+    with ThreadPoolExecutor(max(loaders, 1)) as threads:
+        while batch := list(itertools.islice(wanted, _PICTURES if device == "cpu" else _PICTURES_ON_GPU)):
+            computing.append(threads.submit(compute, batch))
+            if len(computing) > loaders:
+                frames.append(computing.popleft().result())
+        frames += [each.result() for each in computing]
     return pl.concat(frames[1:] or frames)
 
 

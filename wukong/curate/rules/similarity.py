@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
@@ -13,6 +14,7 @@ from wukong.curate.rule import Column, FromPictures, PictureBatch, Rule
 if TYPE_CHECKING:
     import polars as pl
 
+_LOADING = Lock()
 _MODEL_FILES = ("config.json", "model.safetensors", "vocab.txt")
 
 
@@ -45,21 +47,24 @@ def similarities(batch: PictureBatch, settings: SimilaritySettings) -> pl.Series
 
     from wukong.data import images
 
-    model = _model(str(settings.similarity_model))
+    with _LOADING:
+        model = _model(str(settings.similarity_model), batch.device)
     decoded = [images.decode(data, name) for data, name in zip(batch.pictures, batch.names, strict=True)]
     with torch.inference_mode():
-        scores = model.similarity(model.encode_image(decoded), model.encode_text(batch.captions))
+        pictures = model.encode_image(decoded, batch_size=32 if batch.device == "cpu" else len(decoded))
+        scores = model.similarity(pictures, model.encode_text(batch.captions))
     return pl.Series(scores.diagonal().float().numpy(), dtype=pl.Float32)
 
 
 @lru_cache(maxsize=1)
-def _model(uri: str) -> Any:
+def _model(uri: str, device: str) -> Any:
     import torch
 
     from wukong.model import saved_model
 
-    torch.set_num_threads(1)  # tasks run side by side
-    return saved_model.load(uri)
+    if device == "cpu":
+        torch.set_num_threads(1)  # tasks run side by side
+    return saved_model.load(uri, device)
 
 
 def _drops(settings: SimilaritySettings) -> pl.Expr:
@@ -88,6 +93,7 @@ RULE = Rule(
         needed=lambda settings: settings.similarity_model is not None,
         compute=similarities,
         thresholds=("min_similarity",),
+        runs_model=True,
     ),
     drops=_drops,
     uris={"similarity_model": _model_problem},

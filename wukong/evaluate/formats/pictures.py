@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,45 @@ def decode(data: bytes, name: str) -> Image.Image:
         raise DataError(f"{name} cannot be decoded ({error}): download the set again") from error
 
 
+class Encoded(ABC):
+    """Images that are image files, each in a place of its own."""
+
+    @staticmethod
+    def decode(data: bytes, name: str) -> Image.Image:
+        """Decode the bytes of an image; see ``decode`` of this module."""
+        return decode(data, name)
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
+
+    @abstractmethod
+    def file(self, i: int) -> tuple[bytes, str]:
+        """Read the file of image ``i``; with its name for messages.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+
+    def image(self, i: int) -> Image.Image:
+        """Decode image ``i`` to RGB.
+
+        Raises:
+            DataError: it cannot be read or decoded.
+        """
+        return self.decode(*self.file(i))
+
+    def digest(self, i: int) -> str | None:
+        """SHA-256 of the file of image ``i``.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return hashlib.sha256(self.file(i)[0]).hexdigest()
+
+
 @dataclass(frozen=True)
-class Files:
+class Files(Encoded):
     """Images that are files of their own.
 
     Attributes:
@@ -55,32 +93,17 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def image(self, i: int) -> Image.Image:
-        """Decode image ``i`` to RGB.
-
-        Raises:
-            DataError: it cannot be read or decoded.
-        """
-        return decode(self._data(i), str(self.root / self.paths[i]))
-
-    def digest(self, i: int) -> str:
-        """SHA-256 of the file of image ``i``.
-
-        Raises:
-            DataError: it cannot be read.
-        """
-        return hashlib.sha256(self._data(i)).hexdigest()
-
-    def _data(self, i: int) -> bytes:
+    def file(self, i: int) -> tuple[bytes, str]:
+        """Read the file of an image; with its name for messages."""
         path = self.root / self.paths[i]
         try:
-            return path.read_bytes()
+            return path.read_bytes(), str(path)
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}): download the set again") from error
 
 
 @dataclass(frozen=True)
-class Parts:
+class Parts(Encoded):
     """Images that are parts of larger files: members of tars, or fields of a table.
 
     Attributes:
@@ -96,24 +119,7 @@ class Parts:
     def __len__(self) -> int:
         return len(self.of)
 
-    def image(self, i: int) -> Image.Image:
-        """Decode image ``i`` to RGB.
-
-        Raises:
-            DataError: it cannot be read or decoded.
-        """
-        data, name = self._data(i)
-        return decode(data, name)
-
-    def digest(self, i: int) -> str:
-        """SHA-256 of the file of image ``i``.
-
-        Raises:
-            DataError: it cannot be read.
-        """
-        return hashlib.sha256(self._data(i)[0]).hexdigest()
-
-    def _data(self, i: int) -> tuple[bytes, str]:
+    def file(self, i: int) -> tuple[bytes, str]:
         """Read the file of an image; with its name for messages."""
         number, offset, length = self.of[i].tolist()
         path = self.files[number]
@@ -130,7 +136,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Arrays:
+class Arrays(Encoded):
     """Images that are arrays of pixels, for instance rows of a file that is mapped into memory.
 
     Attributes:
@@ -151,5 +157,11 @@ class Arrays:
             i -= len(each)
         raise IndexError(i)
 
-    def digest(self, _i: int) -> None:
+    def file(self, i: int) -> tuple[bytes, str]:
+        """Make a PNG file of image ``i``."""
+        made = io.BytesIO()
+        self.image(i).save(made, "PNG", compress_level=1)
+        return made.getvalue(), f"image {i}"
+
+    def digest(self, i: int) -> None:
         """None: an array of pixels is no file."""

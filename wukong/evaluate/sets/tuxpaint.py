@@ -13,13 +13,10 @@ from wukong.evaluate.published import Labelled
 
 
 class _Stamps(Files):
-    def image(self, i: int) -> Image.Image:
-        """Decode image ``i`` to RGB; a stamp is cut out, and what is transparent becomes white.
-
-        Raises:
-            DataError: it cannot be read or decoded.
-        """
-        return decode(self._data(i), str(self.root / self.paths[i]))
+    @staticmethod
+    def decode(data: bytes, name: str) -> Image.Image:
+        """Decode a stamp, which is cut out, to RGB; what is transparent becomes white."""
+        return decode(data, name)
 
 
 def _read(folder: Path, split: str, classes: Sequence[str]) -> Labelled:

@@ -47,6 +47,27 @@ def test_training_gets_the_experiments_workers_and_gpus(experiment: Experiment, 
     assert "nvidia.com/gpu" not in str(on_cpus["spec"]["rayClusterSpec"]["workerGroupSpecs"])
 
 
+def test_stages_that_run_a_model_get_the_gpus_that_the_cluster_gives_them(tmp_path: Path) -> None:
+    data = installed_config_map()
+    template = yaml.safe_load(data["template.yaml"])
+    overlay = Path(__file__).parents[4] / "k8s/overlays/gpu/ray-job.yaml"
+    parsed = Settings.model_validate(yaml.safe_load(yaml.safe_load(overlay.read_text())["data"]["settings.yaml"]))
+    root = storage.from_path(tmp_path)
+    plain, similar = experiment_at(root), experiment_at(root, filter={"similarity_model": "s3://models/one"})
+    gpus = {}
+    for stage, experiment in (("evaluate", plain), ("filter", plain), ("filter", similar), ("crawl", similar)):
+        body = make_ray_job(template, parsed, experiment, "r", stage, ["python"], {})
+        assert crd.errors(body) == []
+        pod = body["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+        limits = pod["containers"][0]["resources"]["limits"]
+        gpus[stage, experiment is similar] = limits.get("nvidia.com/gpu")
+        assert pod["containers"][0]["image"].endswith("-cuda") == ("nvidia.com/gpu" in limits)
+    assert gpus == {("evaluate", False): "1", ("filter", False): None, ("filter", True): "1", ("crawl", True): None}
+    of_base = Settings.model_validate(yaml.safe_load(data["settings.yaml"]))
+    body = make_ray_job(template, of_base, plain, "r", "evaluate", ["python"], {})
+    assert "nvidia.com/gpu" not in str(body["spec"]["rayClusterSpec"]["workerGroupSpecs"]), "the base has no GPUs"
+
+
 EXPERIMENT = experiment_at("s3://bucket")
 names = st.from_regex(r"[a-zA-Z0-9]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?", fullmatch=True)
 
