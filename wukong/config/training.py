@@ -88,8 +88,8 @@ class Training(Strict):
     threads: int = Field(
         0,
         ge=0,
-        description="with which a worker computes on processors; 0 for its share of its machine's cores. Another number "
-        "rounds otherwise, so set it to get equal bytes on machines with other numbers of cores",
+        description="with which a worker computes on processors; 0 for its share of its machine's cores. Another "
+        "number rounds otherwise: set it to get equal bytes on machines with other numbers of cores",
     )
     gpus_per_worker: int = Field(0, ge=0, description="0 trains on processors")
     views: int = Field(

@@ -11,8 +11,8 @@ _LARGEST = 32 << 20
 def keep_freed_memory() -> None:
     """Keep the memory that this process frees, in blocks of up to 32 MiB.
 
-    Else glibc gives each block of some hundred kilobytes back to the kernel, and the next one comes page by page, filled
-    with zeros. The process stays as large as it once was. Another C library is left as it is.
+    Else glibc gives each block of some hundred kilobytes back to the kernel, and the next one comes page by page,
+    filled with zeros. The process stays as large as it once was. Another C library is left as it is.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
