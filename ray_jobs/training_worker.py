@@ -20,7 +20,7 @@ from wukong.model import saved_model
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
 from wukong.model.loss import world
-from wukong.runtime import allocator, logs
+from wukong.runtime import logs
 from wukong.store.manifest import Manifest
 from wukong.tracking import training_metrics
 from wukong.tracking.training_metrics import MetricSender
@@ -147,7 +147,6 @@ def work(job: Job) -> None:
 
 def _own_device(settings: Training) -> torch.device:
     """Choose how this worker computes, and return the processor or the GPU that is its own on this machine."""
-    allocator.keep_freed_memory()
     torch.set_num_threads(_threads(settings))
     determinism.ask(deterministic=settings.deterministic)
     if settings.precision == "tf32":

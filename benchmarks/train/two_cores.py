@@ -116,7 +116,7 @@ def on_ray(folder: Path, epochs: int, workers: int) -> list[float]:
         newest = checkpoint.newest(job.checkpoints)
         assert newest is not None
         history = checkpoint.load_weights(newest)[1]["history"]
-    return [epoch["samples_per_second"] for epoch in history[1:]]
+    return [epoch["pairs_per_second"] for epoch in history[1:]]
 
 
 def main() -> None:

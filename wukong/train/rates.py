@@ -190,7 +190,7 @@ def _tower(model: Model, settings: Training, device: torch.device) -> Callable[[
     def forward() -> None:
         bfloat16 = settings.precision == "bfloat16"
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            encoder(pixels)
+            encoder.in_pieces(pixels)
 
     return forward
 
