@@ -63,7 +63,7 @@ def find(
 ) -> dict[RateName, Rate]:
     """Return all rates of a training: told, computed from what a GPU is told to sustain, or else measured here.
 
-    On processors one thread is measured, which a worker of Ray Train and a task that computes features have.
+    On processors one thread is measured, which a task that computes features has, and a worker of Ray Train at least.
 
     Args:
         model: the architecture.
