@@ -147,9 +147,7 @@ def work(job: Job) -> None:
 
 def _own_device(settings: Training) -> torch.device:
     """Choose how this worker computes, and return the processor or the GPU that is its own on this machine."""
-    # Ray tells torch to use all of its reserved cores, which are the loader processes'; and another number of threads
-    # rounds otherwise.
-    torch.set_num_threads(1)
+    torch.set_num_threads(_threads(settings))
     determinism.ask(deterministic=settings.deterministic)
     if settings.precision == "tf32":
         torch.set_float32_matmul_precision("high")
@@ -157,6 +155,20 @@ def _own_device(settings: Training) -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
+
+
+def _threads(settings: Training) -> int:
+    """Return the number of threads with which this worker computes.
+
+    Ray's own number is that of the reserved cores, of which the loader processes have theirs; what is not reserved
+    would lie idle.
+    """
+    if settings.threads or settings.gpus_per_worker:
+        return settings.threads or 1
+    own = ray.get_runtime_context().get_node_id()
+    cores = sum(machine["Resources"].get("CPU", 0) for machine in ray.nodes() if machine["NodeID"] == own)
+    loaders = 0 if settings.reads_features else settings.loader_workers
+    return max(1, int(cores) // ray.train.get_context().get_local_world_size() - loaders)
 
 
 @contextmanager

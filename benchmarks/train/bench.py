@@ -58,6 +58,7 @@ ROWS = (
     "validation",
     "peers",
     "plan",
+    "two-cores",
 )
 SHARD, SIDE, WIDTH = 1000, 256, 768
 
@@ -491,8 +492,9 @@ def main() -> None:
                     store()
                 elif row == "kills":
                     kills(arguments.kills)
-                elif row in {"validation", "peers", "plan"}:
-                    subprocess.run([sys.executable, str(Path(__file__).with_name(f"{row}.py"))], check=True)
+                elif row in {"validation", "peers", "plan", "two-cores"}:
+                    script = Path(__file__).with_name(f"{row.replace('-', '_')}.py")
+                    subprocess.run([sys.executable, str(script)], check=True)
                 else:
                     command = [sys.executable, __file__, f"--{row}", str(Path(folder, row))]
                     command += ["--epochs", str(arguments.epochs), "--kills", str(arguments.kills)]

@@ -85,6 +85,12 @@ class Training(Strict):
         ge=0,
         description="fewest processes to train with while machines for all workers are missing; 0 to wait for them",
     )
+    threads: int = Field(
+        0,
+        ge=0,
+        description="with which a worker computes on processors; 0 for its share of its machine's cores. Another "
+        "number rounds otherwise: set it to get equal bytes on machines with other numbers of cores",
+    )
     gpus_per_worker: int = Field(0, ge=0, description="0 trains on processors")
     views: int = Field(
         0, ge=0, description="augmented views of each picture, beside the plain one, whose locked features are cached"

@@ -102,8 +102,9 @@ def _of_evaluate(experiment: Experiment) -> dict[str, Any]:
 
 def _of_training(experiment: Experiment, settings: Training) -> dict[str, Any]:
     model = experiment.model.model_dump(mode="json")
-    # How often a run is looked at, measured and stored does not change its model, unless what is measured decides.
-    unimportant = {"checkpoint", "log_every", "min_workers", "max_failures", "validation"}
+    # How often a run is looked at, measured and stored does not change its model, unless what is measured decides; the
+    # threads change its rounding.
+    unimportant = {"checkpoint", "log_every", "min_workers", "max_failures", "validation", "threads"}
     training = settings.model_dump(mode="json", exclude=unimportant)
     if not settings.max_lost_shards:
         del training["max_lost_shards"]  # keys without it are from before it was

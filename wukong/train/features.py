@@ -106,7 +106,7 @@ def _joined(shown: Sequence[Tensor | str]) -> Tensor:
 def _features(encoder: ImageEncoder, views: Tensor, model: Model, precision: str, device: torch.device) -> Tensor:
     bfloat16 = precision == "bfloat16"
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-        pooled, tokens = encoder(views.to(device, non_blocking=True))
+        pooled, tokens = encoder.in_pieces(views.to(device, non_blocking=True))
         features: Tensor = tokens if model.is_token_wise else pooled
         return features.to(torch.float16).cpu()
 

@@ -80,6 +80,36 @@ def backward(model: DualEncoder, replica: nn.Module, batch: Batch, settings: Tra
     return loss.detach()
 
 
+def of(model: nn.Module) -> list[Tensor]:
+    """Return the gradients of all trained weights; of a sparse one, its rows that are not zero."""
+    gradients = []
+    for weight in model.parameters():
+        if weight.grad is not None and weight.grad.is_sparse:
+            weight.grad = summed(weight.grad)
+            gradients.append(weight.grad.values())
+        elif weight.grad is not None:
+            gradients.append(weight.grad)
+    return gradients
+
+
+def summed(gradient: Tensor) -> Tensor:
+    """Sum the entries of each row of a sparse gradient, one after the other as torch does for a whole gradient.
+
+    ``coalesce`` sums three and more entries in another order.
+    """
+    if gradient.is_coalesced():
+        return gradient
+    numbers, entries = gradient._indices()[0], gradient._values()
+    rows, places = numbers.unique(return_inverse=True)
+    values = entries.new_zeros(len(rows), *entries.shape[1:]).index_add_(0, places, entries)
+    return torch.sparse_coo_tensor(rows[None], values, gradient.shape, check_invariants=False, is_coalesced=True)
+
+
+def norm(model: nn.Module) -> Tensor:
+    """Return the norm of the gradient over all trained weights, a scalar."""
+    return nn.utils.get_total_norm(of(model))
+
+
 def _embed(model: nn.Module, features: Tensor, ids: Tensor, settings: Training) -> Embedded:
     device = next(model.parameters()).device
     with _precision(device, settings):
@@ -102,7 +132,8 @@ def _precision(device: torch.device, settings: Training) -> torch.autocast:
 
 def _clip(model: nn.Module, settings: Training) -> None:
     if settings.clip_gradient_norm:
-        nn.utils.clip_grad_norm_(model.parameters(), settings.clip_gradient_norm)
+        factor = settings.clip_gradient_norm / (norm(model) + 1e-6)
+        torch._foreach_mul_(of(model), factor.clamp(max=1.0))
 
 
 def _joined(parts: list[Embedded]) -> Embedded:

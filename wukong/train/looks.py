@@ -125,11 +125,6 @@ def check(model: DualEncoder, losses: list[float], step: int, epoch: int) -> Non
         raise DataError(f"{broken} after step {step} (epoch {epoch}): lower the learning rate")
 
 
-def gradient_norm(model: nn.Module) -> float:
-    """Return the norm of the gradient over all trained weights."""
-    return nn.utils.get_total_norm(weight.grad for weight in model.parameters() if weight.grad is not None).item()
-
-
 def memory_gib(device: torch.device) -> float:
     """Return the largest memory of this process so far, on a GPU that of the GPU."""
     if device.type == "cuda":

@@ -243,7 +243,7 @@ class _Run:
             loss=math.fsum(losses) / len(losses),
             temperature=1 / self.model.scale.item(),
             learning_rate=self.optimiser.param_groups[0]["lr"],
-            gradient_norm=looks.gradient_norm(self.model),
+            gradient_norm=gradients.norm(self.model).item(),
             samples_per_second=speed,
             waiting_share=recent.waited / max(seconds, 1e-9),
             checkpoint_seconds=self.checkpoints.seconds if self.checkpoints else 0.0,

@@ -63,7 +63,7 @@ def find(
 ) -> dict[RateName, Rate]:
     """Return all rates of a training: told, computed from what a GPU is told to sustain, or else measured here.
 
-    On processors one thread is measured, which a worker of Ray Train and a task that computes features have.
+    On processors one thread is measured, which a task that computes features has, and a worker of Ray Train at least.
 
     Args:
         model: the architecture.
@@ -190,7 +190,7 @@ def _tower(model: Model, settings: Training, device: torch.device) -> Callable[[
     def forward() -> None:
         bfloat16 = settings.precision == "bfloat16"
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            encoder(pixels)
+            encoder.in_pieces(pixels)
 
     return forward
 

@@ -487,3 +487,37 @@ def test_a_hub_without_the_weights_is_named() -> None:
         ConfigError, match=r"tf_efficientnet_lite0 cannot be downloaded from the hub.*model\.image\.weights"
     ):
         ImageEncoder(Settings(weights="hub", image_size=96))
+
+
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.parametrize(
+    ("images", "pieces"), [(5, [5]), (15, [15]), (16, [4, 4, 4, 4]), (19, [4, 4, 4, 4, 3])], ids=str
+)
+def test_convolutions_give_images_in_pieces_the_bits_of_all_at_once(images: int, pieces: list[int]) -> None:
+    encoder = ImageEncoder(Settings(name=LITE0, weights="random", image_size=64)).for_inference()
+    pixels = torch.randint(0, 256, (images, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.inference_mode():
+        whole = encoder(pixels)
+        seen: list[int] = []
+        encoder.backbone.conv_stem.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+        parts = encoder.in_pieces(pixels)
+    assert seen == pieces
+    assert torch.equal(whole.pooled, parts.pooled) and torch.equal(whole.tokens, parts.tokens)
+
+
+def test_a_transformer_gets_all_images_at_once() -> None:
+    encoder = ImageEncoder(Settings(name="vit_tiny_patch16_224", weights="random", image_size=32)).for_inference()
+    pixels = torch.zeros(20, 3, 32, 32, dtype=torch.uint8)
+    seen: list[int] = []
+    encoder.backbone.patch_embed.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    with torch.inference_mode():
+        encoder.in_pieces(pixels)
+    assert seen == [20]

@@ -49,9 +49,11 @@ class InMemory(FeaturePairs):
         )
 
 
-def make(dropout: float = 0.0, similarity: str = "global", loss: str = "softmax") -> tuple[DualEncoder, InMemory]:
+def make(
+    dropout: float = 0.0, similarity: str = "global", loss: str = "softmax", width: int = 16
+) -> tuple[DualEncoder, InMemory]:
     torch.manual_seed(0)
-    text = {"layers": 1, "heads": 2, "width": 16, "dropout": dropout}
+    text = {"layers": 1, "heads": 2, "width": width, "dropout": dropout}
     model = Model.model_validate({"text": text, "embedding": 8, "similarity": similarity, "loss": loss})
     tokenizer = Tokenizer(packaged_vocabulary())
     dual = DualEncoder(model, tokenizer, feature_width=WIDTH)

@@ -19,7 +19,7 @@ CASES = [(similarity, loss) for similarity in ("global", "token") for loss in ("
 
 
 def found(model: DualEncoder) -> dict[str, torch.Tensor]:
-    return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    return {name: value.grad.to_dense().clone() for name, value in model.named_parameters() if value.grad is not None}
 
 
 def share(pairs: Pairs, rank: int = 0, count: int = 1) -> Batch:
@@ -114,8 +114,8 @@ def test_two_workers_in_pieces_equal_one_worker_with_the_whole_batch(tmp_path: P
 
 
 @pytest.mark.parametrize("micro_batch", [0, 5])
-@pytest.mark.parametrize("share_of_norm", [0.25, 4.0])
-def test_a_long_gradient_is_shortened_like_torchs_clip(micro_batch: int, share_of_norm: float) -> None:
+@pytest.mark.parametrize(("share_of_norm", "sparse"), [(0.25, False), (4.0, False), (0.25, True)])
+def test_a_long_gradient_is_shortened_like_torchs_clip(micro_batch: int, share_of_norm: float, sparse: bool) -> None:
     model, pairs = make("global", "softmax")
     batch = share(pairs)
     embedded = model(batch.features, batch.ids)
@@ -125,6 +125,7 @@ def test_a_long_gradient_is_shortened_like_torchs_clip(micro_batch: int, share_o
     torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
     expected = found(model)
     model.zero_grad()
+    model.text.tokens.sparse = sparse
     gradients.backward(model, model, batch, Training(micro_batch=micro_batch, clip_gradient_norm=limit))
     torch.testing.assert_close(found(model), expected, rtol=1e-6, atol=1e-12)
     length = torch.stack([value.norm() for value in found(model).values()]).norm()

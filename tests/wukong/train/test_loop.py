@@ -16,12 +16,14 @@ import workers
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from timm.optim import Lamb
 
 from wukong.config.training import Checkpointing, Training, Validating
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError, DataError
+from wukong.model.dual import DualEncoder
 from wukong.store import storage
-from wukong.train import checkpoint, loop
+from wukong.train import checkpoint, loop, optimizer
 from wukong.train.looks import Look
 from wukong.train.loop import Validate, train
 from wukong.train.state import Epoch, Validated, Validations
@@ -210,6 +212,29 @@ def test_workers_train_the_same_model_as_one_worker(tmp_path: Path, similarity: 
         assert all(torch.equal(value, other[name]) for other in others), name
         torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(first["loss"], alone["loss"], rtol=0, atol=1e-5)
+
+
+def _train_wide(_rank: int, _count: int, kind: str) -> dict[str, torch.Tensor]:
+    """Train with the project's optimiser, or with timm's LAMB on whole gradients; rows have 64 numbers."""
+
+    def whole(model: DualEncoder, settings: Training) -> Lamb:
+        groups = optimizer.parameter_groups(model, settings)
+        return Lamb(groups, betas=optimizer.BETAS, eps=settings.epsilon, max_grad_norm=None, always_adapt=True)
+
+    model, pairs = small.make(dropout=0.2, width=64)
+    with mock.patch.object(optimizer, "build", whole if kind == "whole" else optimizer.build):
+        train(model, pairs, small.SETTINGS, 0)
+    gradient = model.text.tokens.weight.grad
+    assert gradient is not None and gradient.is_sparse == (kind == "rows")
+    return weights(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_gradients_of_used_rows_give_the_weights_of_whole_gradients(tmp_path: Path, count: int) -> None:
+    ours, timms = (workers.run(count, tmp_path, _train_wide, kind)[0] for kind in ("rows", "whole"))
+    for name, value in timms.items():
+        assert torch.equal(ours[name], value), name
 
 
 def _resize(rank: int, count: int, uri: str) -> dict[str, torch.Tensor]:

@@ -1,11 +1,15 @@
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import small
 import torch
+from timm.optim import Lamb
+from torch import nn
 
 from wukong.config.training import Training
-from wukong.train import optimizer
+from wukong.train import gradients, optimizer
 
 
 def test_weight_decay_applies_only_to_matrices_of_layers_and_heads() -> None:
@@ -70,6 +74,44 @@ def test_lamb_equals_the_published_update() -> None:
         optimiser.step()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-6, atol=1e-9, msg=name)
+
+
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.parametrize("width", [64, 256])
+def test_lamb_on_sparse_gradients_is_timms_lamb_on_dense_ones_to_the_bit(width: int) -> None:
+    torch.manual_seed(0)
+    sparse, dense = (nn.Embedding(300, width, padding_idx=0, sparse=kind) for kind in (True, False))
+    dense.load_state_dict(sparse.state_dict())
+    settings: dict[str, Any] = {"lr": 0.01, "betas": optimizer.BETAS, "eps": 1e-2, "max_grad_norm": None}
+    settings |= {"always_adapt": True}
+    groups = [[{"params": [*each.parameters()], "weight_decay": 0.0}] for each in (sparse, dense)]
+    sparse.weight.register_hook(gradients.summed)
+    ours, timms = optimizer.RowLamb(groups[0], **settings), Lamb(groups[1], **settings)
+    unused = sparse.weight[200:].detach().clone()
+    for step in range(12):
+        ids = torch.randint(0, 200, (40,))
+        weights = torch.randn(40, width)
+        for embedding, optimiser in ((sparse, ours), (dense, timms)):
+            optimiser.zero_grad()
+            (embedding(ids) * weights).sum().backward()
+            optimiser.step()
+        assert torch.equal(sparse.weight, dense.weight), step
+        if step == 5:  # as if the run were killed and taken up
+            state = ours.state_dict()
+            ours = optimizer.RowLamb([{"params": [*sparse.parameters()], "weight_decay": 0.0}], **settings)
+            ours.load_state_dict(state)
+    assert sparse.weight.grad is not None and sparse.weight.grad.is_sparse
+    assert torch.equal(sparse.weight[200:], unused)
+    for name, value in timms.state[dense.weight].items():
+        assert torch.equal(ours.state[sparse.weight][name], value), name
 
 
 def test_the_learning_rate_warms_up_and_decays_as_a_cosine() -> None:
