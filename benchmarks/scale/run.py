@@ -3,13 +3,14 @@
     python benchmarks/scale/run.py --pictures 20000 --trained 4000 --folder /tmp/scale
 
 ``--pictures`` JPEGs (crops of the demo's pictures, each with a seed of its own) go from a list of URLs through crawl,
-filter and validate; a run of its own takes ``--trained`` of them through features, an epoch and evaluate. Each stage is a
-process with an embedded Ray, as `wukong run` starts it, on the object store of an embedded stack whose home is in the
-folder. A stage that is in the folder already is not run again, so a benchmark that was killed goes on.
+filter and validate; a run of its own takes ``--trained`` of them through features, an epoch and evaluate. Each stage is
+a process with an embedded Ray, on the object store of an embedded stack whose home is in the folder. A stage whose
+result is in the folder is not run again, so a benchmark that was killed goes on.
 
-A line of JSON is printed for each stage: seconds with its start, seconds of all cores (without the object store's), peak MiB
-of its driver and of its largest task, bytes written, and the seconds that were predicted. ``copy`` is the sequential limit: one
-process reads the shards of the filter and writes them again.
+A line of JSON is printed for each stage: seconds with the start of Ray; seconds of cores, the object store's among
+them, which say more on a machine that has other work; peak MiB of its driver and of its largest task; bytes written;
+and what the plan predicts of both. ``copy`` is the sequential limit: one process reads the filter's shards and writes
+them again.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,17 @@ import pyarrow.parquet as pq
 import served
 import yaml
 
-from infra import corpus, stack
+from infra import corpus
+from infra.stack import processes, services
+from infra.stack.ports import choose_ports
+from infra.stack.state import Stack
+from wukong import stages
 from wukong.config import documents, stored
 from wukong.config.experiment import Experiment
+from wukong.model.cost import Size
 from wukong.runs import run_records
+from wukong.stages import estimate, measured_rates
+from wukong.stages.estimate import Capacity, Work
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
@@ -43,7 +52,8 @@ HOST = "pictures.wukong.test"
 DATA = ("crawl", "filter", "validate", "copy")
 MODEL = ("features", "pretrain", "evaluate")
 MIB = 2**20
-_LOOK_SECONDS = 0.1
+CORES = os.cpu_count() or 1
+_LOOK_SECONDS = 0.3
 _FEATURES = """
 import sys
 from ray_jobs import __main__ as driver, features
@@ -101,12 +111,20 @@ def serving(folder: Path) -> Iterator[int]:
             server.send_signal(signal.SIGKILL)
 
 
+def store_seconds() -> float:
+    """The seconds of cores that the object store of this benchmark has taken."""
+    children = psutil.Process().children()
+    times = [child.cpu_times() for child in children if child.name() == "weed"]
+    return sum(time.user + time.system for time in times)
+
+
 class Watch(threading.Thread):
-    """Peak memory and seconds of the cores of a driver and of all processes that it starts."""
+    """Peak memory and seconds of cores of a driver and of all processes that it starts, with the object store's."""
 
     def __init__(self, driver: int) -> None:
         super().__init__(daemon=True)
         self._driver = psutil.Process(driver)
+        self._before = store_seconds()
         self._seconds: dict[int, float] = {}
         self._ended = threading.Event()
         self.driver_bytes = self.task_bytes = 0
@@ -133,7 +151,7 @@ class Watch(threading.Thread):
         self._ended.set()
         self.join()
         return {
-            "core_seconds": round(sum(self._seconds.values()), 1),
+            "core_seconds": round(sum(self._seconds.values()) + store_seconds() - self._before, 1),
             "driver_mib": round(self.driver_bytes / MIB),
             "task_mib": round(self.task_bytes / MIB),
         }
@@ -141,6 +159,8 @@ class Watch(threading.Thread):
 
 def run_stage(experiment: Experiment, stage: str, log: Path) -> dict[str, Any]:
     """Run a stage in a process of its own and return what was measured."""
+    if stage == "copy":
+        return copy(experiment)
     uri = stored.store(experiment)
     parents = [storage.join(made(experiment, parent).uri, "manifest.json") for parent in PARENTS[stage]]
     if stage == "features":
@@ -173,13 +193,19 @@ def made(experiment: Experiment, stage: str) -> Manifest:
 
 def copy(experiment: Experiment) -> dict[str, Any]:
     """Read the filter's shards one after the other, and write each again."""
-    filtered, began, size = made(experiment, "filter"), time.monotonic(), 0
+    filtered, began, size, before = (
+        made(experiment, "filter"),
+        time.monotonic(),
+        0,
+        store_seconds() + time.process_time(),
+    )
     for part in filtered.parts:
         if part.path.endswith(".tar"):
             data = storage.read_bytes(storage.join(filtered.uri, part.path))
             storage.write_bytes(storage.join(experiment.root, "copy", part.path), data)
             size += len(data)
-    return {"seconds": round(time.monotonic() - began, 1), "bytes": size}
+    cores = store_seconds() + time.process_time() - before
+    return {"seconds": round(time.monotonic() - began, 1), "core_seconds": round(cores, 1), "bytes": size}
 
 
 def once(file: Path, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
@@ -204,38 +230,66 @@ def main() -> None:
     demo = corpus.prepare(progress=False)
     entries = [entry for entry in demo.entries if min(entry.width, entry.height) >= served.SMALLEST]
     served.make(folder / "pictures", max(options.pictures, options.trained), [demo.file(entry) for entry in entries])
-    held = stack.up(folder / "home", only=["seaweedfs"])
-    os.environ |= held.environment()
-    del os.environ["RAY_ADDRESS"]  # each stage starts its own
-    try:
+    with object_store(folder / "home"):
         for name, count, names in (("data", options.pictures, DATA), ("model", options.trained, MODEL)):
             if count and set(names) & set(options.only):
                 measure(folder, f"{name}-{count}", count, [stage for stage in names if stage in options.only], entries)
+
+
+@contextmanager
+def object_store(home: Path) -> Iterator[None]:
+    """Start the object store of an embedded stack; the environment leads to it."""
+    home.mkdir(parents=True, exist_ok=True)
+    stack = Stack.load_or_new(home)
+    stack = stack.with_changes(ports=choose_ports(stack, (), {}))
+    stack.save()
+    services.start(stack, [services.ObjectStore()])
+    os.environ |= {name: value for name, value in stack.variables().items() if not name.startswith("RAY_ADDRESS")}
+    try:
+        yield
     finally:
-        stack.down(folder / "home")
+        processes.stop(lambda: processes.find(stack.identity, services.scratch(home)))
 
 
 def measure(folder: Path, name: str, count: int, names: list[str], entries: list[corpus.Entry]) -> None:
-    """Run the stages of one experiment, and print a line for each."""
+    """Run the stages of one experiment, and print a line for each of ``names``."""
     listed = folder / f"{name}.parquet"
     if not listed.exists():
         write_list(listed, count, [entry.title for entry in entries])
     experiment = experiment_of(name, listed)
+    before = ["crawl", "filter", "validate"] if set(names) & {"copy", *MODEL} else []
+    between = ["finetune"] if "evaluate" in names else []
+    wanted = {*before, *names, *between}
     with serving(folder / "pictures") as port:
         os.environ["WUKONG_CONNECT_TO"] = f"{HOST}=127.0.0.1:{port}"
-        needed = [stage for stage in ("crawl", "filter", "validate") if stage not in names and "copy" not in names]
-        for stage in [*needed, *names]:
-            file = folder / f"{name}-{stage}.json"
-            if stage == "copy":
-                work: Callable[[], Mapping[str, Any]] = lambda: copy(experiment)  # noqa: E731
-            elif stage == "evaluate":
-                once(folder / f"{name}-finetune.json", lambda: run_stage(experiment, "finetune", folder / "finetune.log"))
-                work = lambda: run_stage(experiment, "evaluate", folder / "evaluate.log")  # noqa: E731
-            else:
-                work = lambda stage=stage: run_stage(experiment, stage, folder / f"{stage}.log")  # noqa: E731
-            found = once(file, work)
-            if stage in names:
-                print(json.dumps({"stage": stage, "n": count, **found}), flush=True)
+        for stage in (stage for stage in (*DATA, "features", "pretrain", "finetune", "evaluate") if stage in wanted):
+            found = once(
+                folder / f"{name}-{stage}.json", partial(run_stage, experiment, stage, folder / f"{stage}.log")
+            )
+            if stage in names or stage in between:
+                print(
+                    json.dumps({"stage": stage, "n": count, **found, **predicted(experiment, stage, count)}), flush=True
+                )
+
+
+@cache
+def size() -> Size:
+    """The size of the demo's model."""
+    return Size.of(experiment_of("size", Path("none")).model)
+
+
+def predicted(experiment: Experiment, stage: str, count: int) -> dict[str, float]:
+    """The seconds that the plan predicts of a stage on this machine, and those of all its cores."""
+    if stage == "copy":
+        return {}
+    kept = made(experiment, "filter").counts["train"] if stage not in ("crawl", "filter") else count
+    work = Work(experiment, count, kept, size(), Capacity(CORES), measured_rates.load())
+    planned = estimate.of_features(work) if stage == "features" else stages.of(stage).estimate(work)  # type: ignore[misc]
+    assert planned is not None
+    seconds, start = planned.seconds, work.rates.of(stage).start
+    if stage == "pretrain" and (features := estimate.of_features(work)):
+        seconds -= features.seconds
+    return {"predicted": round(seconds, 1), "predicted_core_seconds": round(start + (seconds - start) * CORES, 1)}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Make distinct JPEGs from the demo's pictures, and serve them: ``served.py FOLDER`` prints its port until it is killed.
+"""Make distinct JPEGs from the demo's pictures, and serve them: ``served.py FOLDER`` prints its port until it ends.
 
-``make`` writes blocks of pictures, ``00000.bin`` beside the offsets ``00000.npy``, and goes on after those that are there.
-The server answers ``/NUMBER.jpg`` over keep-alive HTTP/1.1 and holds no picture in memory.
+``make`` writes blocks of pictures, ``00000.bin`` beside the offsets ``00000.npy``, and leaves those that are there. The
+server answers ``/NUMBER.jpg`` over keep-alive HTTP/1.1 and holds no picture in memory.
 """
 
 import asyncio

@@ -11,14 +11,14 @@ from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.crawl import attempt
 from wukong.crawl.status import Status
+from wukong.model.cost import Shape, Size
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
 from wukong.stages import places
-from wukong.stages.preflight import Size
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
 
-SIZE = Size(10_000_000, 5_000_000)
+SIZE = Size(10_000_000, 5_000_000, 1e9, Shape(1, 1280))
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.config.section import Strict
 from wukong.errors import ConfigError, StorageError
+from wukong.model.cost import Shape, Size
 from wukong.stages import preflight, run_paths
-from wukong.stages.preflight import Machine, Size
+from wukong.stages.preflight import Machine
 from wukong.store import storage
 from wukong.store.manifest import Stage
 
@@ -208,16 +209,21 @@ def test_a_machine_that_is_too_small_is_named(
 ) -> None:
     for pattern in named:
         with pytest.raises(ConfigError, match=pattern):
-            preflight.check_machine(experiment(*overrides), machine, 2 * GIB, Size(100_000_000, 80_000_000))
-    preflight.check_machine(experiment(*overrides), ROOMY, 2 * GIB, Size(100_000_000, 80_000_000))
+            preflight.check_machine(
+                experiment(*overrides), machine, 2 * GIB, Size(100_000_000, 80_000_000, 1e9, Shape(1, 768))
+            )
+    preflight.check_machine(experiment(*overrides), ROOMY, 2 * GIB, Size(100_000_000, 80_000_000, 1e9, Shape(1, 768)))
 
 
 def test_a_locked_tower_that_is_not_run_takes_no_memory(experiment: Callable[..., Experiment]) -> None:
     small = Machine(2 * GIB, 8, 0, 500 * GIB)
-    preflight.check_machine(experiment(), small, 0, Size(10_000_000_000, 9_990_000_000))
+    preflight.check_machine(experiment(), small, 0, Size(10_000_000_000, 9_990_000_000, 1e9, Shape(1, 768)))
     with pytest.raises(ConfigError, match=r"finetune\.workers"):
         preflight.check_machine(
-            experiment("finetune.store_features=false"), small, 0, Size(10_000_000_000, 9_990_000_000)
+            experiment("finetune.store_features=false"),
+            small,
+            0,
+            Size(10_000_000_000, 9_990_000_000, 1e9, Shape(1, 768)),
         )
 
 
