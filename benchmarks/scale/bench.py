@@ -142,12 +142,40 @@ def table(lines: Sequence[Line]) -> tuple[list[str], dict[str, dict[str, Any]]]:
     return rows, fits
 
 
-def rates(lines: Sequence[Line], command: str) -> dict[str, Any]:
-    """Return the rates of this machine (``wukong.stages.measured_rates``) from the lines of ``run.py``.
+def stages_of(lines: Sequence[Line]) -> dict[str, dict[str, float]]:
+    """Return what each stage takes: its start, the cost of an item, its memory (``measured_rates.StageRate``).
 
     A stage's start and the cost of an item lie on the line of seconds of cores through the smallest and the largest
-    size: what other work of the machine adds to elapsed seconds is none of them. Memory grows as between the smallest
-    and the largest size of the metadata benchmarks, where they have measured the stage.
+    size that ``run.py`` measured: what other work of the machine adds to elapsed seconds is none of them. Memory grows
+    as between the smallest and the largest size of the metadata benchmarks, where they have measured the stage.
+    """
+    found: dict[str, dict[str, float]] = {}
+    runs = [line for line in lines if line.get("of_run") and line["stage"] != "copy"]
+    for stage in dict.fromkeys(line["stage"] for line in runs):
+        measured = sorted((line for line in runs if line["stage"] == stage), key=lambda line: int(line["n"]))
+        first, last = measured[0], measured[-1]
+        slope = max(last["core_seconds"] - first["core_seconds"], 0.0) / max(last["n"] - first["n"], 1)
+        found[stage] = {
+            "start": round(max(first["core_seconds"] - slope * first["n"], 0.0), 1),
+            "core_seconds": float(f"{slope:.3g}"),
+            "driver_mib": max(line["driver_mib"] for line in measured),
+            "task_mib": max(line["task_mib"] for line in measured),
+            "largest": last["n"],
+        }
+        for name in ("driver_mib", "task_mib"):
+            others = [line for line in lines if not line.get("of_run") and line["stage"] == stage and line.get(name)]
+            points = sorted((line["n"], line[name]) for line in others)
+            if len(points) > 1:
+                (few, low), (many, high) = points[0], points[-1]
+                found[stage][f"{name}_per_million"] = round(max(high - low, 0.0) / (many - few) * 1e6, 3)
+    return found
+
+
+def rates(lines: Sequence[Line], command: str) -> dict[str, Any]:
+    """Return the rates of this machine (``wukong.stages.measured_rates``): those of the stages, the speeds of a core.
+
+    A core's speed in the tower follows from the features, where all cores are as busy. Each training's start is what
+    is left of its seconds of cores when its epoch is taken away.
     """
     import torch
     from run import experiment_of
@@ -156,47 +184,27 @@ def rates(lines: Sequence[Line], command: str) -> dict[str, Any]:
     from wukong.stages.estimate import CAPTION_TOKENS
     from wukong.train import rates as of_training
 
-    cores = os.cpu_count() or 1
-    runs, others = ([line for line in lines if bool(line.get("of_run")) is of_run] for of_run in (True, False))
-    stages: dict[str, dict[str, float]] = {}
-    slopes: dict[str, float] = {}
-    for stage in dict.fromkeys(line["stage"] for line in runs if line["stage"] != "copy"):
-        measured = sorted((line for line in runs if line["stage"] == stage), key=lambda line: line["n"])
-        first, last = measured[0], measured[-1]
-        slope = max(last["core_seconds"] - first["core_seconds"], 0.0) / max(last["n"] - first["n"], 1)
-        slopes[stage] = slope
-        stages[stage] = {
-            "start": round(max(first["core_seconds"] - slope * first["n"], 0.0), 1),
-            "driver_mib": max(line["driver_mib"] for line in measured),
-            "task_mib": max(line["task_mib"] for line in measured),
-            "largest": last["n"],
-        }
-        if stage in ("crawl", "filter", "validate"):
-            stages[stage]["core_seconds"] = float(f"{slope:.3g}")
-        for name in ("driver_mib", "task_mib"):
-            points = sorted((line["n"], line[name]) for line in others if line["stage"] == stage and line.get(name))
-            if len(points) > 1:
-                (few, low), (many, high) = points[0], points[-1]
-                stages[stage][f"{name}_per_million"] = round(max(high - low, 0.0) / (many - few) * 1e6, 3)
+    stages = stages_of(lines)
     experiment = experiment_of("rates", Path("none"))
     torch.set_num_threads(1)
-    found = of_training.measure(experiment.model, experiment.pretrain, ["text_step", "tower", "decode", "augment"],
-                                torch.device("cpu"))  # fmt: skip
+    found = of_training.measure(
+        experiment.model, experiment.pretrain, ["text_step", "tower", "decode", "augment"], torch.device("cpu")
+    )
     size, settings = Size.of(experiment.model), experiment.pretrain
-    # The tower of a core beside others that are as busy, from the features of two views: the rest of an image's time.
     views = 1 + settings.views
-    tower = slopes["features"] - (1 + settings.views) / found["augment"]
-    tower_rate = views / tower if slopes["features"] and tower > 0 else found["tower"]
+    tower = stages["features"]["core_seconds"] / views - 1 / found["augment"]
     step = text_step_flops(experiment.model, settings, size.shape, CAPTION_TOKENS)
     speeds = {
         "step_flops": float(f"{found['text_step'] * step:.4g}"),
-        "tower_flops": float(f"{tower_rate * size.tower_flops:.4g}"),
+        "tower_flops": float(f"{(1 / tower if tower > 0 else found['tower']) * size.tower_flops:.4g}"),
         "decode": round(found["decode"], 1),
         "augment": round(found["augment"], 1),
-        "gpu_flops": 5e13,
+        "gpu_flops": 5e13,  # assumed: no GPU was measured
     }
+    for name in ("features", "pretrain", "finetune", "evaluate"):
+        stages[name]["core_seconds"] = 0.0  # the plan computes them from the speeds
     return {
-        "machine": f"{processor()}, {cores} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "machine": f"{processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB",
         "measured": f"{datetime.now(UTC):%Y-%m-%d}",
         "command": command,
         "speeds": speeds,

@@ -1,8 +1,8 @@
 """Lose servers of a SeaweedFS of several: a master, three volume servers, two filers with S3 on one PostgreSQL.
 
-    python benchmarks/store/servers.py [--replication 001] [--megabytes 400]
+    python benchmarks/store/servers.py [--replication 001] [--megabytes 400] [--address 192.0.2.7]
 
-All are processes on this machine's loopback, so the figures say what goes on and what fails, not how fast a cluster is.
+All are processes on this machine, so the figures say what goes on and what fails, not how fast a cluster is.
 Objects of 20 MB (shards) and of 10 KB (markers) are written and read by a client that repeats nothing, first with all
 servers, then after SIGKILL of a volume server, then after SIGKILL of the filer that was used, through the other one.
 Then the volume server comes back with an empty disk, `volume.fix.replication` copies its volumes again, and another
@@ -59,21 +59,18 @@ connection_max_open = 20
 
 
 def free_port() -> int:
-    """A port that is free, and whose port for gRPC, 10,000 above, is free too."""
+    """Return a port below those of outgoing connections that is free, and whose port for gRPC, 10,000 above, is too."""
     while True:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = int(server.getsockname()[1])
-        if port + 10_000 < 65_536:
-            with socket.socket() as other:
-                if other.connect_ex(("127.0.0.1", port + 10_000)):
-                    return port
+        port = random.randrange(20_000, 22_700)
+        if not any(socket.socket().connect_ex(("127.0.0.1", each)) == 0 for each in (port, port + 10_000)):
+            return port
 
 
 class Servers:
     """The processes, each with its log in the folder."""
 
-    def __init__(self, folder: Path, replication: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, replication: str, address: str) -> None:
+        self.folder, self.address = folder, address
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.ports = {name: free_port() for name in ("master", "database", "v0", "v1", "v2", "f0", "f1", "s0", "s1")}
         self.replication = replication
@@ -93,11 +90,11 @@ class Servers:
 
     def weed(self, name: str, *arguments: str) -> None:
         """Start a server of SeaweedFS."""
-        self.start(name, [WEED, f"-config_dir={self.folder}", *arguments, "-ip=127.0.0.1"])
+        self.start(name, [WEED, f"-config_dir={self.folder}", *arguments, f"-ip={self.address}"])
 
     def all(self) -> None:
         """Start all of them."""
-        ports, master = self.ports, f"127.0.0.1:{self.ports['master']}"
+        ports, master = self.ports, f"{self.address}:{self.ports['master']}"
         database(self)
         (self.folder / "filer.toml").write_text(FILER.format(port=ports["database"]))
         identity = {"name": "bench", "credentials": [KEYS], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
@@ -201,10 +198,10 @@ def try_all(what: str, names: list[str], act: Callable[[str], bool]) -> dict[str
 
 
 @contextmanager
-def started(replication: str) -> Iterator[Servers]:
+def started(replication: str, address: str) -> Iterator[Servers]:
     """All servers in a folder that is deleted afterwards."""
     with tempfile.TemporaryDirectory() as name:
-        servers = Servers(Path(name), replication)
+        servers = Servers(Path(name), replication, address)
         try:
             servers.all()
             for number in range(2):
@@ -218,7 +215,7 @@ def started(replication: str) -> Iterator[Servers]:
 def shell(servers: Servers, command: str) -> str:
     """What SeaweedFS' shell prints for a command."""
     asked = f"lock\n{command}\nunlock\nexit\n"
-    given = [WEED, "shell", f"-master=127.0.0.1:{servers.ports['master']}"]
+    given = [WEED, "shell", f"-master={servers.address}:{servers.ports['master']}"]
     return subprocess.run(given, input=asked, capture_output=True, text=True, timeout=120, check=False).stdout
 
 
@@ -227,8 +224,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replication", default="001", choices=["000", "001", "010"])
     parser.add_argument("--megabytes", type=int, default=400, help="of shards in a step")
+    parser.add_argument("--address", default="127.0.0.1", help="of this machine; SeaweedFS copies none from loopback")
     options = parser.parse_args()
-    with started(options.replication) as servers:
+    with started(options.replication, options.address) as servers:
 
         def names(step: int) -> list[str]:
             shards = max(options.megabytes * 10**6 // SHARD, 1)
@@ -265,12 +263,14 @@ def main() -> None:
         servers.start("v1")
         time.sleep(15)
         began = time.monotonic()
-        said = shell(servers, "volume.fix.replication -apply")
-        (servers.folder / "shell.log").write_text(said)
-        volumes = [len(list((servers.folder / f"d{number}").glob("*.dat"))) for number in range(3)]
-        print(json.dumps({"what": "volume.fix.replication after the killed server came back with an empty disk",
-                          "seconds": round(time.monotonic() - began, 1), "volumes of each server": volumes}),
-              flush=True)  # fmt: skip
+        said = shell(servers, "volume.fix.replication -apply").strip().splitlines()
+        found = {
+            "what": "volume.fix.replication after the killed server came back with an empty disk",
+            "seconds": round(time.monotonic() - began, 1),
+            "volumes of each server": [len(list(servers.folder.glob(f"d{number}/*.dat"))) for number in range(3)],
+            "last words": said[-1:],
+        }
+        print(json.dumps(found), flush=True)
         servers.kill("v0")
         for step in range(3):
             get(second, step, f"of step {step} after another volume server was killed")
