@@ -20,7 +20,7 @@ from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
 from wukong.model.cost import Size
 from wukong.runs import run_records
-from wukong.stages import estimate, preflight
+from wukong.stages import estimate, measured_rates, preflight
 from wukong.stages.preflight import Machine
 
 _MIB, _GIB = 2**20, 2**30
@@ -135,11 +135,11 @@ def print_plan(
         reads = "\n".join(_short(uri, experiment) for uri in entry.reads) or "-"
         table.add_row(entry.stage, state, size, time + mark, reads, _short(entry.writes, experiment))
     console.print(table)
-    to_do = [entry for entry in planned if entry.finished is None]
+    to_do, rates = [entry for entry in planned if entry.finished is None], measured_rates.load()
     total = sum(entry.estimate.bytes for entry in to_do), sum(entry.estimate.seconds for entry in to_do)
     console.print(
         f"In all about {_size(total[0])} and {_time(total[1])}; {_size(free)} are free. Places begin with "
-        f"{experiment.root}/. Rough: only figures with * come from an earlier run.",
+        f"{experiment.root}/. Figures with * come from an earlier run, the others from rates of {rates.machine}.",
         highlight=False,
     )
     if known is None and experiment.crawl.source.searched and planned[0].finished is None:
