@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from manifests import BUILDS, Installation, installation, named
+from manifests import BUILDS, installation, named
 
 from wukong.commands.plan import problems
 from wukong.config import documents
@@ -20,18 +20,17 @@ RAY = 1.2e9
 """Bytes of Ray's own processes on a head, and its objects in shared memory."""
 
 
-def sized_for(manifests: Installation) -> int:
-    return int(named(manifests, "ConfigMap")["wukong-settings"]["metadata"]["annotations"][overlay.SIZED_FOR])
-
-
 def work(name: str, tmp_path: Path, times: int = 1) -> Work:
     """What an installation's run has to do: the paper's experiment, on a laptop the demo's."""
     manifests, file = installation(name), tmp_path / "manifests.yaml"
     file.write_text(yaml.safe_dump_all(list(manifests)))
     config, size = SMALL if name == "overlays/kind" else LARGE
-    experiment, urls = documents.load(ROOT / "configs" / config), times * sized_for(manifests)
+    experiment = documents.load(ROOT / "configs" / config)
+    capacity = overlay.read(file, experiment)
+    assert capacity.sized_for is not None
+    urls = times * capacity.sized_for
     rates = measured_rates.load(Path(measured_rates.__file__).with_suffix(".json"))
-    return Work(experiment, urls, urls, size, overlay.read(file, experiment), rates)
+    return Work(experiment, urls, urls, size, capacity, rates)
 
 
 @pytest.mark.parametrize("name", OWN_STORE)

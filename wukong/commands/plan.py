@@ -29,7 +29,10 @@ def plan(
         typer.Option("--pairs", min=1, help="Number of pairs to train on. Default: all URLs, as if none were dropped."),
     ] = None,
     urls: Annotated[
-        int | None, typer.Option("--urls", min=1, help="Number of URLs to crawl. Default: as many as pairs.")
+        int | None,
+        typer.Option(
+            "--urls", min=1, help="Number of URLs to crawl. Default: as many as pairs, or as the overlay is for."
+        ),
     ] = None,
     config_file: Annotated[Path, typer.Option("--config", "-c", help="The experiment, a YAML file.")] = Path(
         "configs/demo.yaml"
@@ -80,8 +83,6 @@ def plan(
 
         wukong plan --config configs/paper.yaml --urls 166000000 --pairs 100000000 --overlay k8s/overlays/gpu
     """
-    if pairs is None and urls is None:
-        raise ConfigError("--urls or --pairs: say how many URLs are crawled, or on how many pairs is trained")
     if pairs is not None and urls is not None and pairs > urls:
         raise ConfigError(f"--pairs: {pairs:,} pairs cannot come from {urls:,} URLs; give at least as many URLs")
     if overlay_place is not None and cores is not None:
@@ -95,10 +96,13 @@ def plan(
     capacity = Capacity(cores or os.cpu_count() or 1)
     if overlay_place is not None:
         capacity = overlay.read(overlay_place, experiment)
+    incoming = urls or pairs or capacity.sized_for
+    if incoming is None:
+        raise ConfigError("--urls or --pairs: say how many URLs are crawled, or on how many pairs is trained")
     work = Work(
         experiment=experiment,
-        urls=urls or pairs or 0,
-        pairs=pairs or urls or 0,
+        urls=incoming,
+        pairs=pairs or incoming,
         size=Size.of(experiment.model),
         capacity=capacity,
         rates=measured_rates.load(),

@@ -67,6 +67,7 @@ class Capacity:
         memory: bytes of a worker's pod, by stage; empty if it is not known.
         head_memory: bytes of the pod in which a stage's driver runs; None if it is not known.
         store: bytes that the object store holds; None if it is not known.
+        sized_for: number of URLs that all of this is for; None if it does not say.
     """
 
     cores: int
@@ -74,6 +75,7 @@ class Capacity:
     memory: Mapping[str, int] = field(default_factory=dict)
     head_memory: int | None = None
     store: int | None = None
+    sized_for: int | None = None
 
     def of(self, stage: str) -> int:
         """Number of cores of a stage."""

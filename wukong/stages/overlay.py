@@ -37,23 +37,26 @@ def read(place: Path, experiment: Experiment) -> Capacity:
         ConfigError: there is no such overlay, or nothing that can build it.
     """
     maps = {
-        manifest["metadata"]["name"]: manifest["data"]
+        manifest["metadata"]["name"]: manifest
         for manifest in _manifests(place)
         if manifest["kind"] == "ConfigMap" and manifest["metadata"].get("namespace") == "wukong"
     }
     if "ray-job" not in maps:
         raise ConfigError(f"--overlay: {place} has no ConfigMap ray-job in the namespace wukong")
-    settings = yaml.safe_load(maps["ray-job"]["settings.yaml"])
+    settings = yaml.safe_load(maps["ray-job"]["data"]["settings.yaml"])
     pods = settings["stages"]
     workers = {name: pods[name].get("workers", 1) for name in pods}
     workers |= {name: stages.training_of(experiment, name).workers for name in stages.TRAININGS}
-    capacity = maps.get("wukong-settings", {}).get(STORE_CAPACITY)
+    of_all = maps.get("wukong-settings", {})
+    capacity = of_all.get("data", {}).get(STORE_CAPACITY)
+    urls = of_all.get("metadata", {}).get("annotations", {}).get(SIZED_FOR)
     return Capacity(
         cores=1,  # of stages that are components
         by_stage={name: pods[name].get("cpus", 1) * workers[name] for name in pods},
         memory={name: bytes_of(pods[name]["memory"]) for name in pods if "memory" in pods[name]},
         head_memory=bytes_of(settings["head"]["memory"]),
         store=None if capacity is None else bytes_of(capacity),
+        sized_for=None if urls is None else int(urls),
     )
 
 

@@ -108,6 +108,7 @@ def test_an_overlay_says_how_many_cores_there_are_and_what_does_not_fit(experime
         {"metadata": {"name": "ray-job", "namespace": "wukong"}, "data": {"settings.yaml": yaml.safe_dump(settings)}},
         {"metadata": {"name": "wukong-settings", "namespace": "wukong"}, "data": {"WUKONG_STORE_CAPACITY": "100Gi"}},
     ]
+    maps[1]["metadata"]["annotations"] = {"wukong/sized-for-urls": "4321"}
     file = tmp_path / "overlay.yaml"
     file.write_text(yaml.safe_dump_all([{"kind": "ConfigMap"} | entry for entry in maps]))
     given = ("--config", str(experiment), "--urls", "2000000", "--overlay", str(file))
@@ -120,6 +121,7 @@ def test_an_overlay_says_how_many_cores_there_are_and_what_does_not_fit(experime
     assert "the driver of validate needs 746.6 MB and the head has 629.1 MB" in driver
     fits = json.loads(run("--config", str(experiment), "--urls", "1000", "--overlay", str(file), "--json"))
     assert fits["problems"] == []
+    assert json.loads(run("--config", str(experiment), "--overlay", str(file), "--json"))["urls"] == 4_321
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ def test_the_pods_of_an_overlay_are_read_through_its_patches() -> None:
     assert (found.of("crawl"), found.of("validate"), found.of("pretrain")) == (8 * 4, 4 * 4, 5 * 12)
     assert found.of("register") == 1
     assert (found.head_memory, found.memory["pretrain"]) == (8 * GIB, 96 * GIB)
+    assert found.sized_for == 166_000_000
     assert overlay.read(OVERLAYS / "kind", experiment).store == 60 * 256 * 2**20
     assert overlay.read(OVERLAYS / "external-s3", experiment).store is None, "another store does not say what it holds"
 
