@@ -187,6 +187,7 @@ def rates(lines: Sequence[Line], command: str) -> dict[str, Any]:
     stages = stages_of(lines)
     experiment = experiment_of("rates", Path("none"))
     torch.set_num_threads(1)
+    of_training.time.perf_counter = time.process_time  # one thread: elapsed seconds of a machine without other work
     found = of_training.measure(
         experiment.model, experiment.pretrain, ["text_step", "tower", "decode", "augment"], torch.device("cpu")
     )

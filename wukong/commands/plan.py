@@ -268,7 +268,7 @@ def _print_run(work: Work, planned: Mapping[str, Estimate], price: Mapping[str, 
     for problem in problems(work, planned):
         typer.echo(f"Does not fit: {problem}.")
     rates, largest = work.rates, max(work.rates.of(name).largest for name in planned)
-    typer.echo(f"Rates of {rates.machine}, {rates.measured}, by `{rates.command}`: up to {largest:,} items.")
+    typer.echo(f"Rates of {rates.machine}, {rates.measured}, measured with up to {largest:,} items.")
     typer.echo("The crawl's time is that of its cores; the network and slow hosts may take longer.")
     if any(each.gpus for each in planned.values()) and GPU not in work.told:
         typer.echo("The stored speed of a GPU is assumed, not measured; --rate gpu=TFLOPS tells it.")
