@@ -18,7 +18,7 @@ from wukong.errors import ConfigError
 from wukong.stages.estimate import Capacity
 
 STORE_CAPACITY = "WUKONG_STORE_CAPACITY"
-"""What the object store holds, a Kubernetes quantity: in the ConfigMap ``wukong-settings``, and so in every pod."""
+"""What the object store holds, a Kubernetes quantity: in the ConfigMap ``wukong-settings``; may be empty."""
 SIZED_FOR = "wukong/sized-for-urls"
 """Annotation of that ConfigMap: the number of URLs that the installation's sizes are for."""
 
@@ -55,7 +55,7 @@ def read(place: Path, experiment: Experiment) -> Capacity:
         by_stage={name: pods[name].get("cpus", 1) * workers[name] for name in pods},
         memory={name: bytes_of(pods[name]["memory"]) for name in pods if "memory" in pods[name]},
         head_memory=bytes_of(settings["head"]["memory"]),
-        store=None if capacity is None else bytes_of(capacity),
+        store=bytes_of(capacity) if capacity else None,
         sized_for=None if urls is None else int(urls),
     )
 
