@@ -32,6 +32,34 @@ _BYTES = 4
 _MIB = 2**20
 
 
+RateName = Literal["text_step", "tower", "decode", "augment"]
+RATES: tuple[RateName, ...] = get_args(RateName)
+
+Source = Literal["measured", "told", "computed", "stored"]
+
+GPU = "gpu"
+"""Name of what a GPU is told to sustain, in TFLOP/s."""
+
+CAPTION_TOKENS = 22
+"""Mean number of tokens of a caption (table 2: 22 characters)."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How fast one worker is at one thing.
+
+    Attributes:
+        per_second: pairs or pictures a second: of ``text_step`` training on stored features, of ``tower`` the image
+            tower's forward pass; of ``decode`` decoding to the evaluation view, of ``augment`` to an augmented view,
+            both on one core.
+        source: ``measured`` on this machine, ``told`` by the user, ``computed`` from the speed of a GPU that the user
+            told, or ``stored`` (``wukong.stages.measured_rates``).
+    """
+
+    per_second: float
+    source: Source
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What a stage takes.
@@ -106,9 +134,53 @@ class Work:
     capacity: Capacity
     rates: Rates
     told: Mapping[str, float] = field(default_factory=dict)
-    measured: Mapping["RateName", "Rate"] = field(default_factory=dict)
-    caption_tokens: int = 22
+    measured: Mapping[RateName, Rate] = field(default_factory=dict)
+    caption_tokens: int = CAPTION_TOKENS
     read_speed: float | None = None
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train.
+
+    Attributes:
+        bytes: size of stored features.
+        fill_seconds: time to compute them.
+        train_seconds: time of all epochs.
+        read_bytes: what all epochs read from the store.
+        bound_by: the rate that most of the time goes to, or ``store``.
+    """
+
+    bytes: float
+    fill_seconds: float
+    train_seconds: float
+    read_bytes: float
+    bound_by: RateName | Literal["store"]
+
+    @property
+    def seconds(self) -> float:
+        """All of the time."""
+        return self.fill_seconds + self.train_seconds
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a training takes.
+
+    Attributes:
+        pair_bytes: size of the pairs as they are stored.
+        cached: the way with stored features; None if the image tower is trained.
+        streamed: the way with the image tower in each epoch.
+    """
+
+    pair_bytes: float
+    cached: Way | None
+    streamed: Way
+
+    @property
+    def faster(self) -> Literal["cached", "streamed"]:
+        """The way that takes less time."""
+        return "cached" if self.cached is not None and self.cached.seconds <= self.streamed.seconds else "streamed"
 
 
 def urls(experiment: Experiment, queries: int) -> tuple[int, int]:
@@ -211,7 +283,7 @@ def _estimate(
     return Estimate(size, rate.start + seconds, cores, gpus, driver * _MIB, task * _MIB + held)
 
 
-def plan_of_training(work: Work, stage: str) -> "TrainingPlan":
+def plan_of_training(work: Work, stage: str) -> TrainingPlan:
     """Plan one of the trainings of a run; fine-tuning finds the features of a locked tower there."""
     settings: Training = getattr(work.experiment, stage)
     rates = rates_of(work, settings)
@@ -228,7 +300,7 @@ def of_features(work: Work) -> Estimate | None:
     return _estimate(work, "features", work.pairs, way.bytes, way.fill_seconds, work.capacity.of("pretrain"), gpus)
 
 
-def _way(work: Work, stage: str) -> "Way":
+def _way(work: Work, stage: str) -> Way:
     """Return the way in which a training will be done."""
     settings: Training = getattr(work.experiment, stage)
     plan = plan_of_training(work, stage)
@@ -243,7 +315,7 @@ def _of_training(work: Work, stage: str) -> Estimate:
     return _estimate(work, stage, work.pairs, size, seconds, work.capacity.of(stage), gpus, held)
 
 
-def rates_of(work: Work, settings: Training) -> dict["RateName", "Rate"]:
+def rates_of(work: Work, settings: Training) -> dict[RateName, Rate]:
     """Return the rates of a training's worker: told, measured, or computed from the speeds of a core or of a GPU."""
     speeds, size = work.rates.speeds, work.size
     of_gpu = work.told[GPU] * 1e12 if GPU in work.told else speeds.gpu_flops if settings.gpus_per_worker else None
@@ -259,78 +331,6 @@ def rates_of(work: Work, settings: Training) -> dict["RateName", "Rate"]:
         sources |= {"text_step": "computed", "tower": "computed"}
     rates = {name: Rate(per_second[name], sources[name]) for name in RATES}
     return rates | dict(work.measured) | {name: Rate(work.told[name], "told") for name in RATES if name in work.told}
-
-
-RateName = Literal["text_step", "tower", "decode", "augment"]
-RATES: tuple[RateName, ...] = get_args(RateName)
-
-Source = Literal["measured", "told", "computed", "stored"]
-
-GPU = "gpu"
-"""Name of what a GPU is told to sustain, in TFLOP/s."""
-
-CAPTION_TOKENS = 22
-"""Mean number of tokens of a caption (table 2: 22 characters)."""
-
-
-@dataclass(frozen=True)
-class Rate:
-    """How fast one worker is at one thing.
-
-    Attributes:
-        per_second: pairs or pictures a second: of ``text_step`` training on stored features, of ``tower`` the image
-            tower's forward pass; of ``decode`` decoding to the evaluation view, of ``augment`` to an augmented view,
-            both on one core.
-        source: ``measured`` on this machine, ``told`` by the user, ``computed`` from the speed of a GPU that the user
-            told, or ``stored`` (``wukong.stages.measured_rates``).
-    """
-
-    per_second: float
-    source: Source
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to train.
-
-    Attributes:
-        bytes: size of stored features.
-        fill_seconds: time to compute them.
-        train_seconds: time of all epochs.
-        read_bytes: what all epochs read from the store.
-        bound_by: the rate that most of the time goes to, or ``store``.
-    """
-
-    bytes: float
-    fill_seconds: float
-    train_seconds: float
-    read_bytes: float
-    bound_by: RateName | Literal["store"]
-
-    @property
-    def seconds(self) -> float:
-        """All of the time."""
-        return self.fill_seconds + self.train_seconds
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """What a training takes.
-
-    Attributes:
-        pair_bytes: size of the pairs as they are stored.
-        cached: the way with stored features; None if the image tower is trained.
-        streamed: the way with the image tower in each epoch.
-    """
-
-    pair_bytes: float
-    cached: Way | None
-    streamed: Way
-
-    @property
-    def faster(self) -> Literal["cached", "streamed"]:
-        """The way that takes less time."""
-        return "cached" if self.cached is not None and self.cached.seconds <= self.streamed.seconds else "streamed"
 
 
 def feature_bytes(tokens: int, width: int, dtype: Dtype) -> int:
