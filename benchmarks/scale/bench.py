@@ -3,11 +3,11 @@
     python benchmarks/scale/bench.py --rows 1000000 10000000 --pictures 5000 20000 --trained 1000 4000 --folder FOLDER
     python benchmarks/scale/bench.py --small                      at most two minutes, as in CI
 
-Each script beside this one is run as a process: with ``--rows`` for each of the sizes if it has that option, with
-``--pictures`` if it has that one, else once. It prints lines of JSON, such as {"stage": "crawl", "n": 20000, "seconds":
-31.5, "driver_mib": 292, "task_mib": 300, "requests": 120, "opened": 40}; other lines are kept as they are. What has
-finished is a file in the folder, named after the script and the digest of its arguments, so a benchmark that was
-killed goes on. It may run in the background: ``setsid nohup make bench-scale ARGS=... &``.
+Each script beside this one that ``pieces`` names is run as a process, with each of the sizes. It prints lines of JSON,
+such as {"stage": "crawl", "n": 20000, "seconds": 31.5, "driver_mib": 292, "task_mib": 300, "requests": 120, "opened":
+40}; other lines are kept as they are. What has finished is a file in the folder, named after the script and the digest
+of its arguments, so a benchmark that was killed goes on. It may run in the background: ``setsid nohup make bench-scale
+ARGS=... &``.
 
 ``results.json`` in the folder gets all lines and the fits. ``--rates FILE`` writes the rates of the stages that
 ``run.py`` has measured at two sizes: into the home of a stack (``.wukong/rates.json``) for this machine, or over the
@@ -32,7 +32,7 @@ from typing import Any
 import psutil
 
 HERE = Path(__file__).parent
-OWN = ("bench.py", "served.py", "run.py")
+ROWS_OF_A_PART = 1_000
 MEASURED = ("seconds", "driver_mib", "task_mib", "requests", "opened")
 BILLION = 10**9
 GROWTHS: Mapping[str, Callable[[float], float]] = {
@@ -42,6 +42,13 @@ GROWTHS: Mapping[str, Callable[[float], float]] = {
     "n log n": lambda n: n * math.log(n + 1),
     "n^2": lambda n: n**2,
 }
+WORDS = {
+    "stage": ("step", "stage"),
+    "n": ("rows", "n"),
+    "driver_mib": ("peak_MiB", "peak_growth_mib", "driver_mib"),
+    "task_mib": ("peak_of_workers_mib", "task_mib"),
+}
+"""Names in the table, and those that scripts print."""
 Line = dict[str, Any]
 
 
@@ -81,7 +88,7 @@ def piece(folder: Path, script: Path, arguments: list[str]) -> Line:
         "arguments": arguments,
         "seconds": round(time.monotonic() - began, 1),
         "status": done.returncode,
-        "lines": [line for line in lines if "stage" in line],
+        "lines": [line for line in lines if "stage" in line or "step" in line],
         "text": [line for line in done.stdout.splitlines() if not line.startswith("{")],
     }
     if done.returncode == 0:
@@ -91,32 +98,33 @@ def piece(folder: Path, script: Path, arguments: list[str]) -> Line:
     return found
 
 
-def pieces(options: argparse.Namespace) -> list[tuple[Path, list[str]]]:
-    """The scripts to run with their arguments, small sizes first."""
-    work = []
-    for script in sorted(HERE.glob("*.py")):
-        if script.name in OWN or (options.only and script.stem not in options.only):
-            continue
-        asked = [sys.executable, str(script), "--help"]
-        usage = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
-        if "--rows" in usage:
-            work += [(script, ["--rows", str(rows)]) for rows in sorted(options.rows)]
-        elif "--pictures" in usage:
-            work += [(script, ["--pictures", str(pictures)]) for pictures in sorted(options.pictures)]
-        else:
-            work.append((script, []))
-    if not options.only or "run" in options.only:
-        for pictures, trained in zip(sorted(options.pictures), sorted(options.trained), strict=True):
-            arguments = [
-                "--pictures",
-                str(pictures),
-                "--trained",
-                str(trained),
-                "--folder",
-                str(options.folder / "run"),
-            ]
-            work.append((HERE / "run.py", arguments))
-    return work
+def pieces(options: argparse.Namespace) -> list[tuple[Path, list[str], int]]:
+    """Return the scripts to run with their arguments and size, small sizes first, if they are there."""
+    rows, pictures = sorted(options.rows), sorted(options.pictures)
+    folder = str(options.folder / "run")
+    wanted = {
+        "manifests": [(["--parts", str(max(size // ROWS_OF_A_PART, 1))], size) for size in rows],
+        "metadata": [(["--rows", str(size)], size) for size in rows],
+        "pictures": [(["--pictures", str(size)], size) for size in pictures],
+        "stragglers": [([], 0)],
+        "evaluate": [(["plan"], 0)],
+        "run": [
+            (["--pictures", str(size), "--trained", str(trained), "--folder", folder], size)
+            for size, trained in zip(pictures, sorted(options.trained), strict=True)
+        ],
+    }
+    return [
+        (script, arguments, size)
+        for name, runs in wanted.items()
+        if (script := HERE / f"{name}.py").exists() and (not options.only or name in options.only)
+        for arguments, size in runs
+    ]
+
+
+def in_common_words(line: Line, size: int, script: str) -> Line:
+    """Return a script's line with the names of ``WORDS``; a line without its own size is of the piece's."""
+    found = {name: line[word] for name, words in WORDS.items() for word in words if line.get(word) is not None}
+    return {"n": size, **line, **found, "of_run": script == "run.py"}
 
 
 def table(lines: Sequence[Line]) -> tuple[list[str], dict[str, dict[str, Any]]]:
@@ -236,8 +244,13 @@ def main() -> None:
     if options.small:
         options.rows, options.pictures, options.trained = [1_000, 10_000], [200], [0]
     options.folder.mkdir(parents=True, exist_ok=True)
-    done = [piece(options.folder, script, arguments) for script, arguments in pieces(options)]
-    lines = [line | {"of_run": each["script"] == "run.py"} for each in done for line in each["lines"]]
+    work = pieces(options)
+    done = [piece(options.folder, script, arguments) for script, arguments, _ in work]
+    lines = [
+        in_common_words(line, size, each["script"])
+        for each, (_, _, size) in zip(done, work, strict=True)
+        for line in each["lines"]
+    ]
     for each in done:
         if each["text"]:
             print(f"\n{each['script']} {' '.join(each['arguments'])}\n", *each["text"], sep="\n")

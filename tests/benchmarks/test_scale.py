@@ -73,6 +73,20 @@ def test_a_stage_costs_what_lies_on_the_line_through_its_sizes(bench: ModuleType
     }
 
 
+def test_lines_of_every_script_get_the_words_of_the_table(bench: ModuleType) -> None:
+    line = {"step": "load", "parts": 10, "seconds": 1, "peak_growth_mib": 3.5, "peak_of_workers_mib": 0.0}
+    found = bench.in_common_words(line, 10_000, "manifests.py")
+    assert [found[name] for name in ("stage", "n", "driver_mib", "task_mib", "of_run")] == [
+        "load",
+        10_000,
+        3.5,
+        0.0,
+        False,
+    ]
+    rows, _ = bench.table([found, found | {"n": 20_000, "driver_mib": 7.0}])
+    assert "| load | driver_mib | 3.5 at 10,000, 7 at 20,000 | n | 3.5e+05 |" in rows
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_small_benchmark_runs_and_its_table_has_the_stages(tmp_path: Path) -> None:
