@@ -170,6 +170,10 @@ bench-sweep: $(INSTALLED) ## Time a sweep of eight configurations beside their t
 bench-reuse: $(INSTALLED) ## Time a run in which all stages are reused: seconds, CPU seconds, processes
 	$(BIN)/python benchmarks/reuse/bench.py $(ARGS)
 
+.PHONY: bench-scale
+bench-scale: $(INSTALLED) ## Measure every stage at growing sizes, fit how it grows; ARGS='--rates .wukong/rates.json' for `wukong plan`
+	$(BIN)/python benchmarks/scale/bench.py $(ARGS)
+
 .PHONY: bench-serve
 bench-serve: $(INSTALLED) ## Measure the search page: latency, throughput, memory, start, and Ray Serve beside it
 	$(BIN)/python benchmarks/serve/bench.py $(ARGS)

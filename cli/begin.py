@@ -17,11 +17,11 @@ from ray_jobs import plan
 from ray_jobs.plan import Planned
 from wukong import stages
 from wukong.config.experiment import Experiment
-from wukong.crawl.source import Searched
 from wukong.errors import ConfigError
+from wukong.model.cost import Size
 from wukong.runs import run_records
-from wukong.stages import estimate, preflight
-from wukong.stages.preflight import Machine, Size
+from wukong.stages import estimate, measured_rates, preflight
+from wukong.stages.preflight import Machine
 
 _MIB, _GIB = 2**20, 2**30
 
@@ -102,7 +102,7 @@ def check_and_plan(experiment: Experiment, home: Path, size: Size, urls: int | N
     """
     preflight.check_world(experiment, connect=run_records.latest(experiment, "crawl") is None)
     preflight.check_lists(experiment)
-    low = _pictures(experiment)[0] if urls is None else urls
+    low = preflight.expected_urls(experiment)[0] if urls is None else urls
     machine = Machine.here(_disk(experiment, home))
     planned = plan.of_run(experiment, low, size, machine.cores)
     trains = any(entry.finished is None for entry in planned if entry.stage in stages.TRAININGS)
@@ -135,18 +135,18 @@ def print_plan(
         reads = "\n".join(_short(uri, experiment) for uri in entry.reads) or "-"
         table.add_row(entry.stage, state, size, time + mark, reads, _short(entry.writes, experiment))
     console.print(table)
-    to_do = [entry for entry in planned if entry.finished is None]
+    to_do, rates = [entry for entry in planned if entry.finished is None], measured_rates.load()
     total = sum(entry.estimate.bytes for entry in to_do), sum(entry.estimate.seconds for entry in to_do)
     console.print(
         f"In all about {_size(total[0])} and {_time(total[1])}; {_size(free)} are free. Places begin with "
-        f"{experiment.root}/. Rough: only figures with * come from an earlier run.",
+        f"{experiment.root}/. Figures with * come from an earlier run, the others from rates of {rates.machine}.",
         highlight=False,
     )
     if known is None and experiment.crawl.source.searched and planned[0].finished is None:
-        _, most = _pictures(experiment)
+        _, most = preflight.expected_urls(experiment)
         console.print(
             f"How much a search finds is not known before: at most some {most:,} pictures, "
-            f"{_size(most * 2.0 * estimate.PICTURE_BYTES)}, with crawl.max_queries and crawl.max_results_per_query.",
+            f"{_size(float(most * estimate.DATA_BYTES))}, with crawl.max_queries and crawl.max_results_per_query.",
             highlight=False,
         )
     console.print(
@@ -163,17 +163,6 @@ def _disk(experiment: Experiment, home: Path) -> Path:
     if experiment.storage.startswith("file://"):
         return Path(unquote(urlsplit(experiment.storage).path))
     return home
-
-
-def _pictures(experiment: Experiment) -> tuple[int, int]:
-    """Return the fewest and the most images that may be expected to come in."""
-    crawl, source = experiment.crawl, experiment.crawl.source
-    if not isinstance(source, Searched):
-        count = source.count(crawl)
-        return count, count
-    from wukong.crawl.queries import read_queries
-
-    return estimate.urls(experiment, len(read_queries(crawl.queries, crawl.max_queries)))
 
 
 def _short(uri: str, experiment: Experiment) -> str:

@@ -97,6 +97,7 @@ def configured(
     preflight.check_world(experiment, names)
     if "crawl" in names:  # a pipeline that crawls reads the lists, another reads none
         preflight.check_lists(experiment)
+        preflight.check_store(experiment)
     if continue_last_run:
         experiment, start = continue_experiment(experiment)
     run_records.claim(experiment, run, job)

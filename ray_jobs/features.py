@@ -28,6 +28,7 @@ from wukong.config.model import Model
 from wukong.config.training import Training
 from wukong.data import feature_files, shards
 from wukong.data.feature_files import File
+from wukong.model import cost
 from wukong.runtime import progress
 from wukong.stages import estimate, places
 from wukong.stages.estimate import Rate, RateName
@@ -243,9 +244,8 @@ def _decision(
     cache = places.features(experiment, filtered, start)
     if cache.finished():
         return {"store": True, "why": f"they are there already: {cache.uri}"}
-    from wukong.train import rates
 
-    shape, dtype = rates.feature_shape(experiment.model), experiment.features.dtype
+    shape, dtype = cost.feature_shape(experiment.model), experiment.features.dtype
     image_bytes = estimate.feature_bytes(*shape, dtype)
     pairs = sum(entry.rows for entry in _work(filtered, "train", 0))
     needed = pairs * (1 + int(cache.config["views"])) * image_bytes

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.errors import WukongError
+from wukong.model.cost import Size
 from wukong.runs import run_records
-from wukong.stages import places
-from wukong.stages.estimate import Estimate, Work
-from wukong.stages.preflight import Size
+from wukong.stages import measured_rates, places
+from wukong.stages.estimate import Capacity, Estimate, Work
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
@@ -68,7 +68,8 @@ def of_run(experiment: Experiment, pictures: int, size: Size, cores: int) -> lis
         DataError: the pictures' list cannot be read.
         StorageError: the object store cannot be read.
     """
-    work = Work(experiment, pictures, size.weights, size.image, cores)
+    # How many of them the filter drops is not known before.
+    work = Work(experiment, pictures, pictures, size, Capacity(cores), measured_rates.load())
     found: dict[str, Manifest] = {}
     planned = []
     for entry in map(stages.of, stages.WHOLE_RUN):

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 from wukong.config.model import Model
 from wukong.config.training import Training
-from wukong.model import similarity
+from wukong.model import cost, similarity
 from wukong.stages.estimate import CAPTION_TOKENS
 from wukong.train import rates
 
@@ -127,7 +127,7 @@ def utilisation(peak: float) -> dict[str, float | None]:
             settings = Training(batch_size=1_024, workers=1, precision="bfloat16", deterministic=False)
             device, tokens = torch.device("cuda"), CAPTION_TOKENS
             rate = rates.measure(model, settings, ["text_step"], device, tokens)["text_step"]
-            done = rate * rates.text_step_flops(model, settings, rates.feature_shape(model), tokens)
+            done = rate * cost.text_step_flops(model, settings, cost.feature_shape(model), tokens)
             found[row] = done / (peak * 1e12)
     return found
 

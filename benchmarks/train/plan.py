@@ -28,6 +28,7 @@ from wukong.config.experiment import Experiment
 from wukong.config.training import Training
 from wukong.data.feature_files import File
 from wukong.data.tokenizer import Tokenizer
+from wukong.model import cost
 from wukong.model.dual import DualEncoder
 from wukong.stages import estimate
 from wukong.train import features, rates
@@ -70,7 +71,7 @@ def filling(experiment: Experiment, pictures: int, folder: Path) -> Callable[[],
     return lambda: list(features.compute(files, model))
 
 
-def training(experiment: Experiment, settings: Training, shape: rates.Shape, pairs: int) -> Callable[[], object]:
+def training(experiment: Experiment, settings: Training, shape: cost.Shape, pairs: int) -> Callable[[], object]:
     """Return the training of all epochs."""
     torch.manual_seed(0)
     tokenizer = Tokenizer.of(experiment.model.text)
@@ -97,7 +98,7 @@ def main() -> None:
     overrides = ["pretrain.workers=1", "pretrain.epochs=1", "pretrain.whiten_image_head=false"]
     experiment = documents.load(Path("configs/demo.yaml"), overrides)
     settings = experiment.pretrain
-    shape = rates.feature_shape(experiment.model)
+    shape = cost.feature_shape(experiment.model)
     lengths = [3 + number % (len(CAPTION) - 3) + len(str(number)) + 2 for number in range(options.pairs)]
     tokens = round(sum(lengths) / len(lengths))
     size = estimate.feature_bytes(*shape, experiment.features.dtype)

@@ -55,10 +55,10 @@ import ray
 
 from ray_jobs import crawl, plan
 from wukong.config import documents
+from wukong.model.cost import Shape, Size
 from wukong.errors import DataError, WukongError
 from wukong.report.funnel import wording
 from wukong.stages import places, preflight
-from wukong.stages.preflight import Size
 from wukong.store import storage
 
 store, first, moved, empty = sys.argv[1:]
@@ -78,10 +78,10 @@ def refused(call, *given):
 
 settings = experiment(first)
 preflight.check_world(settings)
-before = plan.of_run(settings, settings.crawl.source.count(settings.crawl), Size(1, 1), 1)[0]
+before = plan.of_run(settings, settings.crawl.source.count(settings.crawl), Size(1, 1, 1.0, Shape(1, 1)), 1)[0]
 ray.init("local", num_cpus=1, include_dashboard=False, configure_logging=False, log_to_driver=False)
 made = crawl.run(settings, {})
-after = plan.of_run(settings, 2, Size(1, 1), 1)[0]
+after = plan.of_run(settings, 2, Size(1, 1, 1.0, Shape(1, 1)), 1)[0]
 rows = [row for uri in made.part_uris("parts/", ".parquet") for row in storage.read_table(uri).to_pylist()]
 print(json.dumps({
     "refused": refused(preflight.check_world, experiment(first + "x")),

@@ -1,24 +1,28 @@
 """The plan of a run: what is finished is reused, what depends on a change is not."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from cli.main import app
 from ray_jobs import plan
 from wukong import stages
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.crawl import attempt
 from wukong.crawl.status import Status
+from wukong.model.cost import Shape, Size
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
 from wukong.stages import places
-from wukong.stages.preflight import Size
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
 
-SIZE = Size(10_000_000, 5_000_000)
+SIZE = Size(10_000_000, 5_000_000, 1e9, Shape(1, 1280))
 
 
 @pytest.fixture
@@ -132,3 +136,15 @@ def test_a_crawl_that_failed_goes_on(experiment: Experiment) -> None:
     planned = plan.of_run(experiment, 100, SIZE, 2)[0]
     assert (planned.finished, planned.begun) == (None, True)
     assert planned.writes != first.uri
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_run_and_wukong_plan_agree(experiment: Experiment, tmp_path: Path) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text(yaml.safe_dump(experiment.model_dump(mode="json")))
+    given = ["plan", "--config", str(file), "--urls", "30000", "--cores", "2", "--json"]
+    said = json.loads(CliRunner().invoke(app, given, catch_exceptions=False).output)["stages"]
+    planned = plan.of_run(experiment, 30_000, Size.of(experiment.model), 2)
+    assert {entry.stage: (entry.estimate.seconds, entry.estimate.bytes) for entry in planned} == {
+        name: (each["seconds"], each["bytes"]) for name, each in said.items()
+    }

@@ -1,33 +1,52 @@
-"""``wukong plan``: storage and hours of a training, from rates measured on this machine and rates that are told."""
+"""``wukong plan``: what a run takes, stage by stage, and what it leaves in the store, before it has run."""
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from wukong.commands.output import print_json
+from wukong import stages
+from wukong.commands.output import JsonOption, print_json
 from wukong.config import documents
-from wukong.config.experiment import Experiment
 from wukong.config.features import Dtype
 from wukong.config.training import Training
 from wukong.errors import ConfigError
-from wukong.stages import estimate
-from wukong.stages.estimate import CAPTION_TOKENS, GPU, RATES, Rate, RateName, TrainingPlan
+from wukong.model.cost import Size
+from wukong.stages import estimate, measured_rates, overlay
+from wukong.stages.estimate import CAPTION_TOKENS, GPU, RATES, Capacity, Estimate, RateName, Work
 
 _STORE = "store"
+PriceName = Literal["cpu", "gpu", "gib_month"]
+_GIB = 2**30
 
 
 def plan(
-    pairs: Annotated[int, typer.Option("--pairs", min=1, help="Number of pairs to train on.")],
+    pairs: Annotated[
+        int | None,
+        typer.Option("--pairs", min=1, help="Number of pairs to train on. Default: all URLs, as if none were dropped."),
+    ] = None,
+    urls: Annotated[
+        int | None,
+        typer.Option(
+            "--urls", min=1, help="Number of URLs to crawl. Default: as many as pairs, or as the overlay is for."
+        ),
+    ] = None,
     config_file: Annotated[Path, typer.Option("--config", "-c", help="The experiment, a YAML file.")] = Path(
         "configs/demo.yaml"
     ),
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. pretrain.epochs=3 (repeatable)."),
+    ] = None,
+    overlay_place: Annotated[
+        Path | None,
+        typer.Option("--overlay", help="An installation: a folder that kustomize builds, or a file of its output."),
+    ] = None,
+    cores: Annotated[
+        int | None, typer.Option("--cores", min=1, help="Cores that each stage may use. Default: this machine's.")
     ] = None,
     gpus: Annotated[
         int | None,
@@ -38,52 +57,75 @@ def plan(
         typer.Option(
             "--rate",
             metavar="NAME=NUMBER",
-            help="Use this rate instead of measuring it (repeatable). Of one worker a second: text_step=PAIRS, "
-            "tower=PICTURES; of one core a second: decode=PICTURES, augment=PICTURES. gpu=TFLOPS is what a GPU "
-            "sustains; text_step and tower are computed from it. store=GB is what all workers together read a second.",
+            help="Use this rate of training instead of the stored one (repeatable). Of one worker a second: "
+            "text_step=PAIRS, tower=PICTURES; of one core a second: decode=PICTURES, augment=PICTURES. gpu=TFLOPS is "
+            "what a GPU sustains; text_step and tower are computed from it. store=GB is read by all workers a second.",
+        ),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure the rates of training that are not told here: half a minute.")
+    ] = False,
+    prices: Annotated[
+        str | None,
+        typer.Option(
+            "--price", metavar="NAME=NUMBER,...", help="Add costs: cpu= and gpu= for one an hour, gib_month= stored."
         ),
     ] = None,
     caption_tokens: Annotated[
         int, typer.Option("--tokens", min=3, help="Mean number of tokens of a caption.")
     ] = CAPTION_TOKENS,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Plan the pre-training: storage, and hours with stored features and without.
+    """Plan a whole run: time, cores, GPUs and memory of each stage, and what lies in the store after it.
 
-    Rates that are not told are measured on this machine, which takes about half a minute; the output says which are
-    which. Example:
+    The rates are those that `make bench-scale` stored; the output says where they were measured, and up to which number
+    of items. Example:
 
-        wukong plan --config configs/paper.yaml --pairs 100000000 --gpus 40 --rate gpu=300
+        wukong plan --config configs/paper.yaml --urls 166000000 --pairs 100000000 --overlay k8s/overlays/gpu
     """
-    experiment = documents.load(config_file, overrides)
-    settings = experiment.pretrain
-    if gpus is not None:
-        changes = {"workers": gpus, "gpus_per_worker": 1} if gpus else {"gpus_per_worker": 0}
-        settings = _changed(settings, changes)
+    if pairs is not None and urls is not None and pairs > urls:
+        raise ConfigError(f"--pairs: {pairs:,} pairs cannot come from {urls:,} URLs; give at least as many URLs")
+    if overlay_place is not None and cores is not None:
+        raise ConfigError("--cores: the overlay says how many cores each stage has; leave one of the two options out")
+    price = parse_prices(prices or "")
     given = parse_rates(told or [])
-    check_rates(settings, given)
-
-    from wukong.train import rates  # torch takes seconds to import
-
-    shape = rates.feature_shape(experiment.model)
-    found_rates = rates.find(experiment.model, settings, given, caption_tokens)
-    store = given[_STORE] * 1e9 if _STORE in given else None
-    sizes = {dtype: estimate.feature_bytes(*shape, dtype) for dtype in get_args(Dtype)}
-    training_plan = estimate.training(
-        settings, pairs, sizes[experiment.features.dtype], os.cpu_count() or 1, found_rates, store
+    experiment = documents.load(config_file, overrides)
+    if gpus is not None:
+        changed = {name: _with_gpus(stages.training_of(experiment, name), gpus) for name in stages.TRAININGS}
+        experiment = experiment.model_copy(update=changed)
+    capacity = Capacity(cores or os.cpu_count() or 1)
+    if overlay_place is not None:
+        capacity = overlay.read(overlay_place, experiment)
+    incoming = urls or pairs or capacity.sized_for
+    if incoming is None:
+        raise ConfigError("--urls or --pairs: say how many URLs are crawled, or on how many pairs is trained")
+    work = Work(
+        experiment=experiment,
+        urls=incoming,
+        pairs=pairs or incoming,
+        size=Size.of(experiment.model),
+        capacity=capacity,
+        rates=measured_rates.load(),
+        told={name: value for name, value in given.items() if name != _STORE},
+        caption_tokens=caption_tokens,
+        read_speed=given[_STORE] * 1e9 if _STORE in given else None,
     )
-    all_views = {dtype: pairs * (1 + settings.views) * size for dtype, size in sizes.items()}
+    if measure:
+        work = _measured(work)
+    planned = {name: made(work) for name in stages.WHOLE_RUN if (made := stages.of(name).estimate) is not None}
     if as_json:
-        print_json(_as_json(training_plan, found_rates, pairs, settings))
+        print_json(_as_json(work, planned, price))
     else:
-        _print(training_plan, found_rates, pairs, settings, experiment, all_views)
+        _print_run(work, planned, price)
+        _print_training(work)
 
 
-def _changed(settings: Training, changes: Mapping[str, int]) -> Training:
-    values = {**settings.model_dump(), **changes}
+def _with_gpus(settings: Training, gpus: int) -> Training:
+    values = {**settings.model_dump(), **({"workers": gpus, "gpus_per_worker": 1} if gpus else {"gpus_per_worker": 0})}
     workers = values["workers"]
     # A plan is not refused because a batch of another size would be needed.
     values["batch_size"] = -(-values["batch_size"] // workers) * workers
+    values["min_workers"] = min(values["min_workers"], workers)
     return Training.model_validate(values)
 
 
@@ -93,52 +135,143 @@ def parse_rates(told: Sequence[str]) -> dict[str, float]:
     Raises:
         ConfigError: a value is not NAME=NUMBER with a known name and a positive number.
     """
-    rates: dict[str, float] = {}
-    for entry in told:
+    return _numbers("--rate", told, (*RATES, GPU, _STORE))
+
+
+def parse_prices(text: str) -> dict[str, float]:
+    """Read ``--price``: prices by name, those of a core and of a GPU for an hour, of a GiB for a month.
+
+    Raises:
+        ConfigError: it is not NAME=NUMBER,... with known names and positive numbers.
+    """
+    return _numbers("--price", [entry for entry in text.split(",") if entry], get_args(PriceName))
+
+
+def _numbers(option: str, entries: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for entry in entries:
         name, _, number = entry.partition("=")
         try:
             value = float(number.replace(",", ""))
         except ValueError:
             value = 0.0
-        if name not in {*RATES, GPU, _STORE} or not 0 < value < float("inf"):
+        if name not in names or not 0 < value < float("inf"):
             raise ConfigError(
-                f"--rate: {entry!r} is not NAME=NUMBER with a number above 0 and one of the names "
-                f"{', '.join((*RATES, GPU, _STORE))}"
+                f"{option}: {entry!r} is not NAME=NUMBER with a number above 0 and one of the names {', '.join(names)}"
             )
-        rates[name] = value
-    return rates
+        numbers[name] = value
+    return numbers
 
 
-def check_rates(settings: Training, told: Mapping[str, float]) -> None:
-    """Check that the rates which are not told can be measured on this machine.
+def _measured(work: Work) -> Work:
+    """Return the work with the rates of pre-training that are not told measured on this machine.
 
     Raises:
         ConfigError: a rate of a GPU is not told, and this machine has no GPU.
     """
     import torch
 
-    missing = [name for name in ("text_step", "tower") if name not in told]
-    if settings.gpus_per_worker and missing and GPU not in told and not torch.cuda.is_available():
+    from wukong.train import rates
+
+    settings, missing = work.experiment.pretrain, [name for name in ("text_step", "tower") if name not in work.told]
+    if settings.gpus_per_worker and missing and GPU not in work.told and not torch.cuda.is_available():
         raise ConfigError(
-            f"--rate: this machine has no GPU to measure {' and '.join(missing)} on. Give them for one GPU, such as "
+            f"--measure: this machine has no GPU to measure {' and '.join(missing)} on. Give them for one GPU, such as "
             f"{' '.join(f'--rate {name}=500' for name in missing)}, or give --rate gpu=TFLOPS for what it sustains"
         )
+    found = rates.find(work.experiment.model, settings, work.told, work.caption_tokens)
+    return replace(work, measured={name: rate for name, rate in found.items() if rate.source == "measured"})
 
 
-def _as_json(found: TrainingPlan, rates: Mapping[RateName, Rate], pairs: int, settings: Training) -> dict[str, object]:
-    values = asdict(found)
-    for name, way in (("cached", found.cached), ("streamed", found.streamed)):
+def _as_json(work: Work, planned: Mapping[str, Estimate], price: Mapping[str, float]) -> dict[str, object]:
+    settings, training_plan = work.experiment.pretrain, estimate.plan_of_training(work, "pretrain")
+    values: dict[str, Any] = asdict(training_plan)
+    for name, way in (("cached", training_plan.cached), ("streamed", training_plan.streamed)):
         if way is not None:
             values[name]["hours"] = way.seconds / 3600
+    stored = sum(each.bytes for each in planned.values())
     return {
-        "pairs": pairs,
+        "urls": work.urls,
+        "pairs": work.pairs,
         "workers": settings.workers,
         "gpus": settings.workers * settings.gpus_per_worker,
         "epochs": settings.epochs,
-        "rates": {name: asdict(rate) for name, rate in rates.items()},
+        "measured": {"machine": work.rates.machine, "on": work.rates.measured, "command": work.rates.command},
+        "stages": {
+            name: asdict(each) | {"cost": _cost(each, price), "measured_up_to": work.rates.of(name).largest}
+            for name, each in planned.items()
+        },
+        "stored_bytes": stored,
+        "store_holds": work.capacity.store,
+        "cost": {"run": sum(_cost(each, price) for each in planned.values()), "month": _month(stored, price)},
+        "problems": problems(work, planned),
+        "rates": {name: asdict(rate) for name, rate in estimate.rates_of(work, settings).items()},
         **values,
-        "faster": found.faster,
+        "faster": training_plan.faster,
     }
+
+
+def _cost(each: Estimate, price: Mapping[str, float]) -> float:
+    return each.cost(price.get("cpu", 0.0), price.get("gpu", 0.0))
+
+
+def _month(stored: float, price: Mapping[str, float]) -> float:
+    return stored / _GIB * price.get("gib_month", 0.0)
+
+
+def problems(work: Work, planned: Mapping[str, Estimate]) -> list[str]:
+    """Say where what is planned does not fit what it runs on, with the remedy."""
+    capacity, said = work.capacity, []
+    stored = sum(each.bytes for each in planned.values())
+    if capacity.store is not None and stored > capacity.store:
+        said.append(
+            f"the store holds {_size(capacity.store)} and {_size(stored)} are needed: enlarge its claim and its "
+            "volumes, or take a store outside (docs/store.md)"
+        )
+    for name, each in planned.items():
+        if capacity.head_memory is not None and each.driver_memory > capacity.head_memory:
+            said.append(
+                f"the driver of {name} needs {_size(each.driver_memory)} and the head has "
+                f"{_size(capacity.head_memory)}: enlarge head.memory of the ConfigMap ray-job"
+            )
+        if name in capacity.memory and each.task_memory > capacity.memory[name]:
+            said.append(
+                f"a task of {name} needs {_size(each.task_memory)} and its pods have {_size(capacity.memory[name])}: "
+                f"enlarge stages.{name}.memory of the ConfigMap ray-job"
+            )
+    return said
+
+
+def _print_run(work: Work, planned: Mapping[str, Estimate], price: Mapping[str, float]) -> None:
+    typer.echo(f"{work.urls:,} URLs, {work.pairs:,} pairs, {work.experiment.name}")
+    titles = ("time", "cores", "GPUs", "driver", "task", "writes", *(["cost"] if price else []))
+    typer.echo(f"\n{'Stages':<12}{''.join(f'{title:>11}' for title in titles)}")
+    for name, each in planned.items():
+        memory = [_size(value) if value else "-" for value in (each.driver_memory, each.task_memory)]
+        row = [
+            _time(each.seconds),
+            f"{each.cores:,}",
+            f"{each.gpus:,}" if each.gpus else "-",
+            *memory,
+            _size(each.bytes),
+        ]
+        row += [f"{_cost(each, price):,.2f}"] if price else []
+        typer.echo(f"  {name:<10}{''.join(f'{cell:>11}' for cell in row)}")
+    stored = sum(each.bytes for each in planned.values())
+    holds = f" of the {_size(work.capacity.store)} that it holds" if work.capacity.store is not None else ""
+    typer.echo(
+        f"\nTogether {_time(sum(each.seconds for each in planned.values()))}; {_size(stored)} stay in the store{holds}."
+    )
+    if price:
+        run = sum(_cost(each, price) for each in planned.values())
+        typer.echo(f"The run costs {run:,.2f}, what it stores {_month(stored, price):,.2f} a month.")
+    for problem in problems(work, planned):
+        typer.echo(f"Does not fit: {problem}.")
+    rates, largest = work.rates, max(work.rates.of(name).largest for name in planned)
+    typer.echo(f"Rates of {rates.machine}, {rates.measured}, measured with up to {largest:,} items.")
+    typer.echo("The crawl's time is that of its cores; the network and slow hosts may take longer.")
+    if any(each.gpus for each in planned.values()) and GPU not in work.told:
+        typer.echo("The stored speed of a GPU is assumed, not measured; --rate gpu=TFLOPS tells it.")
 
 
 _UNITS: dict[RateName, str] = {
@@ -147,22 +280,16 @@ _UNITS: dict[RateName, str] = {
     "decode": "pictures/s of a core, plain view",
     "augment": "pictures/s of a core, augmented view",
 }
-_SOURCES = {"measured": "measured here", "told": "told", "computed": "computed from gpu"}
+_SOURCES = {"measured": "measured here", "told": "told", "computed": "computed from gpu", "stored": "stored"}
 
 
-def _print(
-    found: TrainingPlan,
-    rates: Mapping[RateName, Rate],
-    pairs: int,
-    settings: Training,
-    experiment: Experiment,
-    sizes: Mapping[Dtype, int],
-) -> None:
+def _print_training(work: Work) -> None:
+    settings, found = work.experiment.pretrain, estimate.plan_of_training(work, "pretrain")
     where = f"{settings.workers} GPUs" if settings.gpus_per_worker else f"{settings.workers} workers without GPUs"
-    typer.echo(f"{pairs:,} pairs, {settings.epochs} epochs, {where}, {experiment.model.image.name}")
+    typer.echo(f"\nPre-training: {settings.epochs} epochs, {where}, {work.experiment.model.image.name}")
     typer.echo("\nRates")
-    for name, rate in rates.items():
-        typer.echo(f"  {name:<10}{rate.per_second:>10,.1f}  {_UNITS[name]:<40}{_SOURCES[rate.source]}")
+    for name, rate in estimate.rates_of(work, settings).items():
+        typer.echo(f"  {name:<10}{rate.per_second:>10,.1f}  {_UNITS[name]:<42}{_SOURCES[rate.source]}")
     typer.echo(f"\n{'Ways':<12}{'features':>12}{'fill':>12}{'epochs':>12}{'together':>12}{'reads':>14}  most of it")
     for title, way in (("cached", found.cached), ("streamed", found.streamed)):
         if way is not None:
@@ -172,9 +299,10 @@ def _print(
             typer.echo(f"  {title:<10}{''.join(f'{cell:>12}' for cell in row)}{reads:>14}  {way.bound_by}")
     typer.echo(f"\nThe pairs themselves take about {_size(found.pair_bytes)}.")
     if found.cached is not None:
-        dtype = experiment.features.dtype
-        (other,) = set(sizes) - {dtype}
-        typer.echo(f"Features are stored as {dtype}; as {other} they would take {_size(sizes[other])}.")
+        dtype = work.experiment.features.dtype
+        (other,) = set(get_args(Dtype)) - {dtype}
+        size = work.pairs * (1 + settings.views) * estimate.feature_bytes(*work.size.shape, other)
+        typer.echo(f"Features are stored as {dtype}; as {other} they would take {_size(size)}.")
     typer.echo(f"Faster: {found.faster}.")
 
 
@@ -186,6 +314,8 @@ def _size(count: float) -> str:
 
 
 def _time(seconds: float) -> str:
+    if seconds >= 172_800:
+        return f"{seconds / 86_400:,.1f} days"
     if seconds >= 3600:
         return f"{seconds / 3600:,.1f} h"
     return f"{seconds / 60:,.1f} min" if seconds >= 60 else f"{seconds:.1f} s"

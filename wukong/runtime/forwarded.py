@@ -22,6 +22,7 @@ TO_COMPONENTS = (
     *_SERVICES,
     "MLFLOW_PUBLIC_URL",  # components alone show links to people
     "WUKONG_CLUSTER",  # and start RayJobs
+    "WUKONG_STORE_CAPACITY",  # the first one refuses what does not fit
     "DO_NOT_TRACK",
     "NO_COLOR",
     "RAY_COLOR_PREFIX",

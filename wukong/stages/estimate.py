@@ -1,157 +1,41 @@
-"""Rough estimates of the bytes that a stage writes and the seconds that it takes, before it has run.
+"""Plan a run before it has run: for each stage bytes, seconds, cores, GPUs and memory.
 
-They are computed from the demo's figures on two cores (README): they tell minutes from days and megabytes from
-terabytes, no more. If a stage has run before in an experiment, its size and time then are the better estimate.
+``wukong run --dry-run``, the checks before a run and ``wukong plan`` use this one plan. It is computed from rates
+(``wukong.stages.measured_rates``) that were measured on one machine, so another machine's times differ. If a stage has
+run before in an experiment, its size and time then are the better estimate.
 
-``training`` is finer: it plans a training from rates that were measured (``wukong.train.rates``) or told.
+``training`` plans the ways to train from the rates of a worker, which are stored, told, or measured where the training
+will run (``wukong.train.rates``).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from wukong.config.experiment import Experiment
 from wukong.config.features import Dtype
 from wukong.config.training import Training
+from wukong.model.cost import Size, text_flops, text_step_flops
+from wukong.stages.measured_rates import Rates
 
 PICTURE_BYTES = 30_000
 """Of a JPEG of 256 pixels, with its row and caption."""
 
+DATA_BYTES = 2 * PICTURE_BYTES
+"""Of a picture after the crawl and again after the filter, which keeps every one."""
+
 LEAST_RESULTS, MOST_SHARE = 2, 0.83
 """Distinct URLs a query: the demo's 8,303 of 4,000 queries, and the paper's 166 million of 200,000 times 1,000."""
 
-_STARTING = 8.0
-_URL_SECONDS = 0.008  # of a core
-_PAIR_SECONDS = 0.002  # of a core, for the rules and for the gate
-_CORE_FLOPS, _CARD_FLOPS = 4e10, 5e13
-_DECODING_SECONDS = 0.01  # of a core
 _MODELS, _PROMPTS = 2, 80  # of an evaluation
-_PATCH = 32
-_TOKENS = 16
 _BYTES = 4
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Bytes written and seconds taken."""
-
-    bytes: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a run has to do, and with what.
-
-    Attributes:
-        experiment: what is done.
-        pairs: number of pairs that come in.
-        weights: parameters of the model.
-        image: how many of them are the image tower's.
-        cores: number of the machine's cores.
-    """
-
-    experiment: Experiment
-    pairs: int
-    weights: int
-    image: int
-    cores: int
-
-
-def urls(experiment: Experiment, queries: int) -> tuple[int, int]:
-    """Return the fewest and the most URLs that queries may be expected to find."""
-    asked = min(queries, experiment.crawl.max_queries)
-    most = int(asked * experiment.crawl.max_results_per_query * MOST_SHARE)
-    return min(asked * LEAST_RESULTS, max(most, 1)), most
-
-
-def of_crawl(work: Work) -> Estimate:
-    """Of searching and downloading."""
-    return Estimate(work.pairs * PICTURE_BYTES, _STARTING + work.pairs * _URL_SECONDS / work.cores)
-
-
-def of_filter(work: Work) -> Estimate:
-    """Of the rules and the repacking."""
-    return Estimate(work.pairs * PICTURE_BYTES, _STARTING + work.pairs * _PAIR_SECONDS / work.cores)
-
-
-def of_validate(work: Work) -> Estimate:
-    """Of the gate."""
-    return Estimate(1e6, _STARTING + work.pairs * _PAIR_SECONDS / work.cores)
-
-
-def of_pretrain(work: Work) -> Estimate:
-    """Of pre-training, with the features that it computes."""
-    return _training(work, work.experiment.pretrain, first=True)
-
-
-def of_finetune(work: Work) -> Estimate:
-    """Of fine-tuning, which finds the features computed."""
-    return _training(work, work.experiment.finetune, first=False)
-
-
-def of_evaluate(work: Work) -> Estimate:
-    """Of the evaluation: of the hold-outs, whose features are there, and of the published sets, by both models.
-
-    An unknown set counts nothing: the checks before a run refuse it.
-    """
-    from wukong.evaluate import protocol, sets  # here, because every command reads the table of stages
-    from wukong.evaluate.data_set import Classification
-
-    model, settings = work.experiment.model, work.experiment.evaluate
-    grid = (model.image.image_size / _PATCH) ** 2
-    tokens = grid if model.is_token_wise else 1.0
-    flops, decoding = float(work.pairs * 2 * _text(work) * _TOKENS), 0.0
-    for name in settings.tasks:
-        data_set = sets.REGISTRY.get(name)
-        split = protocol.named(settings.protocol).split(name)
-        if data_set is None or split not in data_set.splits:
-            continue
-        if isinstance(data_set, Classification):
-            images, texts, directions = data_set.splits[split], len(data_set.classes) * _PROMPTS, 1
-        else:
-            (images, texts), directions = data_set.splits[split], 2
-        words = 1 if tokens == 1 else _TOKENS
-        products = directions * images * tokens * texts * words * (model.embedding or model.text.width)
-        flops += _MODELS * 2 * (images * work.image * grid + texts * _text(work) * _TOKENS + products)
-        decoding += _MODELS * images * _DECODING_SECONDS
-    return Estimate(1e6, _STARTING / 2 + flops / (work.cores * _CORE_FLOPS) + decoding / work.cores)
-
-
-def of_register(work: Work) -> Estimate:
-    """Of the model's upload to MLflow."""
-    return Estimate(_BYTES * work.weights, 2.0)
-
-
-def of_report(_: Work) -> Estimate:
-    """Of the report."""
-    return Estimate(1e6, 3.0)
-
-
-def _text(work: Work) -> int:
-    """Weights of the text tower that arithmetic is done with: those of the embedding are only looked up."""
-    text = work.experiment.model.text
-    return int(12 * text.layers * text.width**2)
-
-
-def _training(work: Work, settings: Training, *, first: bool) -> Estimate:
-    experiment, pairs = work.experiment, work.pairs
-    model = experiment.model
-    grid = (model.image.image_size / _PATCH) ** 2
-    kept = model.text.width * (grid if model.is_token_wise else 1)
-    views = 1 + max(experiment.pretrain.views, experiment.finetune.views)
-    speed = settings.workers * _CARD_FLOPS if settings.gpus_per_worker else work.cores * _CORE_FLOPS
-    flops = float(pairs * settings.epochs * 6 * _text(work) * _TOKENS)
-    if not settings.reads_features:
-        flops += pairs * settings.epochs * (2 if settings.lock == "all" else 6) * work.image * grid
-    elif first:
-        flops += pairs * views * 2 * work.image * grid
-    features = pairs * views * kept * _BYTES if settings.reads_features and first else 0
-    return Estimate(_BYTES * work.weights + features, _STARTING + flops / speed)
+_MIB = 2**20
 
 
 RateName = Literal["text_step", "tower", "decode", "augment"]
 RATES: tuple[RateName, ...] = get_args(RateName)
+
+Source = Literal["measured", "told", "computed", "stored"]
 
 GPU = "gpu"
 """Name of what a GPU is told to sustain, in TFLOP/s."""
@@ -168,12 +52,91 @@ class Rate:
         per_second: pairs or pictures a second: of ``text_step`` training on stored features, of ``tower`` the image
             tower's forward pass; of ``decode`` decoding to the evaluation view, of ``augment`` to an augmented view,
             both on one core.
-        source: ``measured`` on this machine, ``told`` by the user, or ``computed`` from the speed of a GPU that the
-            user told.
+        source: ``measured`` on this machine, ``told`` by the user, ``computed`` from the speed of a GPU that the user
+            told, or ``stored`` (``wukong.stages.measured_rates``).
     """
 
     per_second: float
-    source: Literal["measured", "told", "computed"]
+    source: Source
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage takes.
+
+    Attributes:
+        bytes: what it writes, and what stays.
+        seconds: its duration.
+        cores: number of cores that it occupies.
+        gpus: number of GPUs that it occupies.
+        driver_memory: bytes of its driver.
+        task_memory: bytes of its largest task or worker.
+    """
+
+    bytes: float
+    seconds: float
+    cores: int = 1
+    gpus: int = 0
+    driver_memory: float = 0.0
+    task_memory: float = 0.0
+
+    def cost(self, of_core: float, of_gpu: float) -> float:
+        """Return what its cores and GPUs cost by their prices an hour."""
+        return self.seconds / 3600 * (self.cores * of_core + self.gpus * of_gpu)
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the stages run on.
+
+    Attributes:
+        cores: number of cores of a stage that ``by_stage`` does not name.
+        by_stage: number of cores of all pods of a stage.
+        memory: bytes of a worker's pod, by stage; empty if it is not known.
+        head_memory: bytes of the pod in which a stage's driver runs; None if it is not known.
+        store: bytes that the object store holds; None if it is not known.
+        sized_for: number of URLs that all of this is for; None if it does not say.
+    """
+
+    cores: int
+    by_stage: Mapping[str, int] = field(default_factory=dict)
+    memory: Mapping[str, int] = field(default_factory=dict)
+    head_memory: int | None = None
+    store: int | None = None
+    sized_for: int | None = None
+
+    def of(self, stage: str) -> int:
+        """Number of cores of a stage."""
+        return max(self.by_stage.get(stage, self.cores), 1)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run has to do, and with what.
+
+    Attributes:
+        experiment: what is done.
+        urls: number of pictures that come in.
+        pairs: number of pairs that the filter keeps; at most ``urls``.
+        size: the model's.
+        capacity: what it runs on.
+        rates: those of the stages.
+        told: rates of a training's worker in place of stored ones; ``gpu`` is the TFLOP/s that a GPU sustains.
+        measured: those that were measured where it will run.
+        caption_tokens: mean number of tokens of a caption.
+        read_speed: bytes a second that all workers together read from the store; None if it is never too slow.
+    """
+
+    experiment: Experiment
+    urls: int
+    pairs: int
+    size: Size
+    capacity: Capacity
+    rates: Rates
+    told: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[RateName, Rate] = field(default_factory=dict)
+    caption_tokens: int = CAPTION_TOKENS
+    read_speed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -218,6 +181,156 @@ class TrainingPlan:
     def faster(self) -> Literal["cached", "streamed"]:
         """The way that takes less time."""
         return "cached" if self.cached is not None and self.cached.seconds <= self.streamed.seconds else "streamed"
+
+
+def urls(experiment: Experiment, queries: int) -> tuple[int, int]:
+    """Return the fewest and the most URLs that queries may be expected to find."""
+    asked = min(queries, experiment.crawl.max_queries)
+    most = int(asked * experiment.crawl.max_results_per_query * MOST_SHARE)
+    return min(asked * LEAST_RESULTS, max(most, 1)), most
+
+
+def of_crawl(work: Work) -> Estimate:
+    """Of searching and downloading."""
+    return _by_items(work, "crawl", work.urls, work.urls * PICTURE_BYTES)
+
+
+def of_filter(work: Work) -> Estimate:
+    """Of the rules and the repacking."""
+    return _by_items(work, "filter", work.urls, work.pairs * PICTURE_BYTES)
+
+
+def of_validate(work: Work) -> Estimate:
+    """Of the gate."""
+    return _by_items(work, "validate", work.pairs, 1e6)
+
+
+def of_pretrain(work: Work) -> Estimate:
+    """Of pre-training, with the features that it computes."""
+    own, features = _of_training(work, "pretrain"), of_features(work)
+    if features is None:
+        return own
+    return replace(
+        own,
+        bytes=own.bytes + features.bytes,
+        seconds=own.seconds + features.seconds,
+        task_memory=max(own.task_memory, features.task_memory),
+    )
+
+
+def of_finetune(work: Work) -> Estimate:
+    """Of fine-tuning, which finds the features of pre-training; all pairs count, whatever its sources."""
+    return _of_training(work, "finetune")
+
+
+def of_evaluate(work: Work) -> Estimate:
+    """Of the evaluation: of the hold-outs and of the published sets, by both models.
+
+    Of the hold-outs those count that are held out by caption. An unknown set counts nothing: the checks before a run
+    refuse it.
+    """
+    from wukong.evaluate import protocol, sets  # here, because every command reads the table of stages
+    from wukong.evaluate.data_set import Classification
+
+    model, settings, size = work.experiment.model, work.experiment.evaluate, work.size
+    vectors = size.shape.tokens if model.is_token_wise else 1
+    held_out = round(work.pairs * work.experiment.filter.split.held_out_captions)
+    measured = (
+        [(held_out, held_out, 2, 1)] if held_out else []
+    )  # images, texts, directions, times that images are encoded
+    for name in settings.tasks:
+        data_set = sets.REGISTRY.get(name)
+        split = protocol.named(settings.protocol).split(name)
+        if data_set is None or split not in data_set.splits:
+            continue
+        if isinstance(data_set, Classification):
+            measured.append((data_set.splits[split], len(data_set.classes) * _PROMPTS, 1, _MODELS))
+        else:
+            images, texts = data_set.splits[split]
+            measured.append((images, texts, 2, _MODELS))
+    speeds, seconds = work.rates.speeds, 0.0
+    words = work.caption_tokens if model.is_token_wise else 1
+    for images, texts, directions, times in measured:
+        seconds += times * images * (size.tower_flops / speeds.tower_flops + 1 / speeds.decode)
+        products = directions * images * vectors * texts * words * (model.embedding or model.text.width)
+        seconds += _MODELS * (texts * text_flops(model, work.caption_tokens) + 2 * products) / speeds.step_flops
+    cores = work.capacity.of("evaluate")
+    return _estimate(work, "evaluate", work.pairs, 1e6, seconds / cores, cores)
+
+
+def of_register(work: Work) -> Estimate:
+    """Of the model's upload to MLflow."""
+    return _estimate(work, "register", work.pairs, _BYTES * work.size.weights, 0.0, 1)
+
+
+def of_report(work: Work) -> Estimate:
+    """Of the report."""
+    return _estimate(work, "report", work.pairs, 1e6, 0.0, 1)
+
+
+def _by_items(work: Work, stage: str, items: int, size: float) -> Estimate:
+    cores = work.capacity.of(stage)
+    return _estimate(work, stage, items, size, items * work.rates.of(stage).core_seconds / cores, cores)
+
+
+def _estimate(
+    work: Work, stage: str, items: int, size: float, seconds: float, cores: int, gpus: int = 0, held: int = 0
+) -> Estimate:
+    """Add a stage's start to its seconds, and its memory."""
+    rate, millions = work.rates.of(stage), items / 1e6
+    driver = rate.driver_mib + rate.driver_mib_per_million * millions
+    task = rate.task_mib + rate.task_mib_per_million * millions
+    return Estimate(size, rate.start + seconds, cores, gpus, driver * _MIB, task * _MIB + held)
+
+
+def plan_of_training(work: Work, stage: str) -> TrainingPlan:
+    """Plan one of the trainings of a run; fine-tuning finds the features of a locked tower there."""
+    settings: Training = getattr(work.experiment, stage)
+    rates = rates_of(work, settings)
+    image_bytes = feature_bytes(*work.size.shape, work.experiment.features.dtype)
+    return training(settings, work.pairs, image_bytes, work.capacity.of(stage), rates, work.read_speed)
+
+
+def of_features(work: Work) -> Estimate | None:
+    """Of the features that pre-training computes; None if its image tower runs in the training."""
+    settings, way = work.experiment.pretrain, _way(work, "pretrain")
+    if not way.bytes:
+        return None
+    gpus = settings.workers * settings.gpus_per_worker
+    return _estimate(work, "features", work.pairs, way.bytes, way.fill_seconds, work.capacity.of("pretrain"), gpus)
+
+
+def _way(work: Work, stage: str) -> Way:
+    """Return the way in which a training will be done."""
+    settings: Training = getattr(work.experiment, stage)
+    plan = plan_of_training(work, stage)
+    stored = settings.reads_features or (settings.is_undecided and plan.faster == "cached")
+    return plan.cached if stored and plan.cached is not None else plan.streamed
+
+
+def _of_training(work: Work, stage: str) -> Estimate:
+    settings: Training = getattr(work.experiment, stage)
+    gpus, held = settings.workers * settings.gpus_per_worker, work.size.memory(settings)
+    size, seconds = _BYTES * work.size.weights, _way(work, stage).train_seconds
+    return _estimate(work, stage, work.pairs, size, seconds, work.capacity.of(stage), gpus, held)
+
+
+def rates_of(work: Work, settings: Training) -> dict[RateName, Rate]:
+    """Return the rates of a training's worker: told, measured, or computed from the speeds of a core or of a GPU."""
+    speeds, size = work.rates.speeds, work.size
+    of_gpu = work.told[GPU] * 1e12 if GPU in work.told else speeds.gpu_flops if settings.gpus_per_worker else None
+    step = text_step_flops(work.experiment.model, settings, size.shape, work.caption_tokens)
+    per_second: dict[RateName, float] = {
+        "text_step": (of_gpu or speeds.step_flops) / step,
+        "tower": (of_gpu or speeds.tower_flops) / max(size.tower_flops, 1.0),
+        "decode": speeds.decode,
+        "augment": speeds.augment,
+    }
+    sources: dict[RateName, Source] = dict.fromkeys(RATES, "stored")
+    if GPU in work.told:
+        sources |= {"text_step": "computed", "tower": "computed"}
+    rates = {name: Rate(per_second[name], sources[name]) for name in RATES}
+    return rates | dict(work.measured) | {name: Rate(work.told[name], "told") for name in RATES if name in work.told}
 
 
 def feature_bytes(tokens: int, width: int, dtype: Dtype) -> int:

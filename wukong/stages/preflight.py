@@ -6,6 +6,7 @@ line checks before it starts a run, the first component of a pipeline before it 
 names the key, the value, and what is allowed.
 """
 
+import logging
 import os
 import shutil
 import socket
@@ -21,8 +22,11 @@ from wukong.crawl.source import Listed
 from wukong.curate import rules
 from wukong.errors import ConfigError, WukongError
 from wukong.evaluate import set_folders
-from wukong.stages import run_paths
+from wukong.model.cost import Size
+from wukong.stages import estimate, overlay, run_paths
 from wukong.store import manifest, storage
+
+log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10.0
 _GIB = 2**30
@@ -229,17 +233,50 @@ class Machine:
         return cls(min(memory, _limit_of_group()), os.cpu_count() or 1, _gpus(), shutil.disk_usage(folder).free)
 
 
-@dataclass(frozen=True)
-class Size:
-    """Number of a model's weights, and of the weights of its image tower."""
+def expected_urls(experiment: Experiment) -> tuple[int, int]:
+    """Return the fewest and the most pictures that may be expected to come in; lists are counted, nothing is searched.
 
-    weights: int
-    image: int
+    Raises:
+        ConfigError: the query list cannot be read.
+        DataError: the pictures' list cannot be read.
+    """
+    crawl, source = experiment.crawl, experiment.crawl.source
+    if isinstance(source, Listed):
+        count = source.count(crawl)
+        return count, count
+    from wukong.crawl.queries import read_queries
 
-    def memory(self, settings: Training) -> int:
-        """Return the least bytes of a worker, in float32: weights, and for trained ones gradients and two moments."""
-        trained = self.weights if settings.lock == "none" else self.weights - self.image
-        return 16 * trained + (0 if settings.reads_features else 4 * (self.weights - trained))
+    return estimate.urls(experiment, len(read_queries(crawl.queries, crawl.max_queries)))
+
+
+def check_store(experiment: Experiment) -> None:
+    """Check that what a run crawls and filters fits the object store, where an installation says what that holds.
+
+    What lies in the store already is not counted, and neither are models and stored features.
+
+    Raises:
+        ConfigError: the fewest pictures that may be expected do not fit; says what is needed, and the remedy.
+        DataError: the pictures' list cannot be read.
+    """
+    holds = os.environ.get(overlay.STORE_CAPACITY)
+    if not holds or not experiment.storage.startswith("s3://"):
+        return
+    few, many = (estimate.DATA_BYTES * urls for urls in expected_urls(experiment))
+    room = overlay.bytes_of(holds)
+    remedy = "enlarge the store (docs/store.md), or lower crawl.max_queries or crawl.max_results_per_query"
+    if few > room:
+        raise ConfigError(
+            f"storage: this run writes at least {few / _GIB:,.1f} GiB to {experiment.storage}, and the object store "
+            f"holds {room / _GIB:,.1f} GiB in all ({overlay.STORE_CAPACITY}={holds}): {remedy}"
+        )
+    if many > room:
+        log.warning(
+            "this run may write up to %s GiB to %s, and the object store holds %s GiB in all: %s",
+            f"{many / _GIB:,.1f}",
+            experiment.storage,
+            f"{room / _GIB:,.1f}",
+            remedy,
+        )
 
 
 def check_machine(experiment: Experiment, machine: Machine, needed: int, size: Size | None = None) -> None:
@@ -301,16 +338,13 @@ def check_model(experiment: Experiment) -> Size:
     """
     import torch
 
-    from wukong.data.tokenizer import Tokenizer
     from wukong.model import weights
-    from wukong.model.dual import DualEncoder
     from wukong.model.image_encoder import ImageEncoder
 
     model = experiment.model
-    tokenizer = Tokenizer.of(model.text)
+    size = Size.of(model)
     with torch.device("meta"):
         tower = ImageEncoder(model.image, with_weights=False)
-        built = DualEncoder(model, tokenizer, tower, with_weights=False)
     if model.image.weights == "package":
         weights.packaged(model.image.name, grid=1)
     elif model.image.weights == "hub":
@@ -324,8 +358,7 @@ def check_model(experiment: Experiment) -> Size:
         except ConfigError as error:
             raise ConfigError(f"{name}.{error}") from error
         tower.checkpoint_activations = False
-    count = [sum(parameter.numel() for parameter in module.parameters()) for module in (built, tower)]
-    return Size(*count)
+    return size
 
 
 def check_sets(experiment: Experiment) -> None:

@@ -8,18 +8,17 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
 from wukong.config.model import ImageEncoder as Tower
 from wukong.config.model import Model
 from wukong.config.training import Training
 from wukong.data.tokenizer import Tokenizer
 from wukong.data.views import Views
+from wukong.model.cost import feature_shape, text_step_flops, tower_flops
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
 from wukong.stages.estimate import CAPTION_TOKENS, GPU, RATES, Rate, RateName
@@ -32,26 +31,6 @@ _ROUNDS = 5
 _IMAGES = 32
 _DEVIATION = 1 / 3
 """Deviation of the captions' lengths, as a share of the mean, as in table 2 of the paper."""
-
-
-class Shape(NamedTuple):
-    """The features of one image: the number of vectors, 1 without the token-wise similarity, and their width."""
-
-    tokens: int
-    width: int
-
-
-def feature_shape(model: Model) -> Shape:
-    """Return the shape of an image's features; the tower is built without memory for its weights.
-
-    Raises:
-        ConfigError: the tower cannot be built.
-    """
-    with torch.device("meta"):
-        tower = ImageEncoder(model.image, with_weights=False)
-    if model.is_token_wise:
-        return Shape(tower.token_count, tower.token_width)
-    return Shape(1, tower.pooled_width)
 
 
 def find(
@@ -205,33 +184,6 @@ def _decoding(model: Tower, augmentations: tuple[str, ...]) -> Callable[[], obje
         views[files[number % len(files)], str(number), 1 if augmentations else 0, ""]
 
     return one
-
-
-def tower_flops(model: Model) -> float:
-    """Return the floating-point operations of the image tower's forward pass for one image."""
-    with torch.device("meta"):
-        encoder = ImageEncoder(model.image, with_weights=False)
-        size = model.image.image_size
-        with FlopCounterMode(display=False) as counted, torch.inference_mode():
-            encoder.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8))
-    return float(counted.get_total_flops())
-
-
-def text_step_flops(model: Model, settings: Training, shape: Shape, caption_tokens: int) -> float:
-    """Return the floating-point operations for one pair of a step on stored features, forward and backward.
-
-    Counted are the products of matrices: 2 operations for each weight and token in the forward pass, twice as many in
-    the backward pass (Kaplan et al. 2020, section 2.1), and in the same way those of the similarity with all captions
-    of the batch. Embeddings, norms and the optimiser are left out.
-    """
-    text = model.text
-    attention = 2 * 2 * text.layers * text.width * caption_tokens
-    layers = 2 * 12 * text.layers * text.width**2 + attention
-    embedding = model.embedding or text.width
-    words = caption_tokens if model.is_token_wise else 1
-    heads = 2 * embedding * (shape.tokens * shape.width + words * text.width)
-    similarity = 2 * shape.tokens * words * embedding * settings.batch_size
-    return 3.0 * (layers * caption_tokens + heads + similarity)
 
 
 def _medians(works: Mapping[str, Callable[[], object]], device: torch.device, seconds: float) -> dict[str, float]:

@@ -6,6 +6,7 @@ import yaml
 from typer.testing import CliRunner
 
 from cli.main import app
+from wukong import stages
 from wukong.commands import plan
 from wukong.errors import ConfigError
 
@@ -46,7 +47,7 @@ def test_the_output_says_which_rates_are_which(experiment: Path) -> None:
     sources = {line.split()[0]: line for line in lines if line.startswith("  ")}
     assert sources["text_step"].endswith("computed from gpu")
     assert sources["tower"].endswith("told")
-    measured = run("--config", str(experiment), "--pairs", "1000", "--gpus", "1", *TOLD[:-2]).splitlines()
+    measured = run("--config", str(experiment), "--pairs", "1000", "--gpus", "1", *TOLD[:-2], "--measure").splitlines()
     assert [line.split()[0] for line in measured if line.endswith("measured here")] == ["augment"]
 
 
@@ -62,4 +63,77 @@ def test_a_gpus_rate_must_be_told_where_there_is_none(experiment: Path, monkeypa
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"no GPU to measure tower on.*--rate tower=500, or give --rate gpu=TFLOPS"):
-        run("--config", str(experiment), "--pairs", "9", "--gpus", "2", "--rate", "text_step=10")
+        run("--config", str(experiment), "--pairs", "9", "--gpus", "2", "--rate", "text_step=10", "--measure")
+
+
+@pytest.fixture
+def rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates of this machine, in the stack's home."""
+    of_items = {"crawl": 0.004, "filter": 0.002, "validate": 0.001}
+    of_stages = {name: {"start": 10.0, "core_seconds": of_items.get(name, 0.0), "driver_mib": 512, "task_mib": 1024,
+                        "driver_mib_per_million": 100 * (name == "validate"), "largest": 9_000}
+                 for name in (*stages.WHOLE_RUN, "features")}  # fmt: skip
+    speeds = {"step_flops": 1e10, "tower_flops": 1e10, "decode": 100, "augment": 50, "gpu_flops": 1e13}
+    value = {"machine": "old box", "measured": "2026-11-28", "command": "c", "speeds": speeds, "stages": of_stages}
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "rates.json").write_text(json.dumps(value))
+    monkeypatch.setenv("WUKONG_HOME", str(tmp_path / "home"))
+
+
+@pytest.mark.usefixtures("rates")
+def test_a_whole_run_is_planned_with_its_costs(experiment: Path) -> None:
+    given = ("--config", str(experiment), "--urls", "3000000", "--pairs", "2000000", "--cores", "4")
+    found = json.loads(run(*given, "--price", "cpu=0.5,gib_month=0.02", "--json"))
+    planned = found["stages"]
+    assert list(planned) == list(stages.WHOLE_RUN)
+    assert [planned[name]["seconds"] for name in ("crawl", "filter", "validate")] == [3_010, 1_510, 510]
+    assert [planned[name]["bytes"] for name in ("crawl", "filter")] == [9e10, 6e10]
+    assert planned["validate"]["driver_memory"] == (512 + 100 * 2) * 2**20
+    assert planned["crawl"]["cost"] == pytest.approx(3_010 / 3600 * 4 * 0.5)
+    assert found["stored_bytes"] == sum(each["bytes"] for each in planned.values()) > 1.5e11
+    assert found["cost"]["month"] == pytest.approx(found["stored_bytes"] / 2**30 * 0.02)
+    text = run(*given, "--price", "cpu=0.5")
+    assert "Rates of old box, 2026-11-28" in text and "up to 9,000 items" in text
+    crawl = next(line.split() for line in text.splitlines() if line.startswith("  crawl"))
+    assert crawl == ["crawl", "50.2", "min", "4", "-", "536.9", "MB", "1.1", "GB", "90.0", "GB", "1.67"]
+
+
+@pytest.mark.usefixtures("rates")
+def test_an_overlay_says_how_many_cores_there_are_and_what_does_not_fit(experiment: Path, tmp_path: Path) -> None:
+    settings = {
+        "head": {"memory": "600Mi"},
+        "stages": {name: {"workers": 3, "cpus": 2, "memory": "2Gi"} for name in stages.JOBS},
+    }
+    maps = [
+        {"metadata": {"name": "ray-job", "namespace": "wukong"}, "data": {"settings.yaml": yaml.safe_dump(settings)}},
+        {"metadata": {"name": "wukong-settings", "namespace": "wukong"}, "data": {"WUKONG_STORE_CAPACITY": "100Gi"}},
+    ]
+    maps[1]["metadata"]["annotations"] = {"wukong/sized-for-urls": "4321"}
+    file = tmp_path / "overlay.yaml"
+    file.write_text(yaml.safe_dump_all([{"kind": "ConfigMap"} | entry for entry in maps]))
+    given = ("--config", str(experiment), "--urls", "2000000", "--overlay", str(file))
+    found = json.loads(run(*given, "--json"))
+    assert found["stages"]["crawl"]["cores"] == 3 * 2
+    assert found["stages"]["pretrain"]["cores"] == 2 * 2, "the experiment says how many workers a training has"
+    assert found["store_holds"] == 100 * 2**30
+    store, driver = found["problems"]
+    assert "the store holds 107.4 GB and 12" in store and "enlarge its claim" in store
+    assert "the driver of validate needs 746.6 MB and the head has 629.1 MB" in driver
+    fits = json.loads(run("--config", str(experiment), "--urls", "1000", "--overlay", str(file), "--json"))
+    assert fits["problems"] == []
+    assert json.loads(run("--config", str(experiment), "--overlay", str(file), "--json"))["urls"] == 4_321
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--urls or --pairs"),
+        (("--urls", "5", "--pairs", "6"), "6 pairs cannot come from 5 URLs"),
+        (("--urls", "5", "--price", "ram=3"), "--price: 'ram=3' .* cpu, gpu, gib_month"),
+        (("--urls", "5", "--overlay", "nowhere"), "--overlay: nowhere is neither"),
+        (("--urls", "5", "--overlay", "nowhere", "--cores", "4"), "--cores: the overlay says"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(experiment: Path, arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run("--config", str(experiment), *arguments)

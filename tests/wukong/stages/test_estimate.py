@@ -1,12 +1,18 @@
-"""Plans of a training, compared with sums written out by hand."""
+"""Plans of a run and of its trainings, compared with sums written out by hand."""
+
+from pathlib import Path
 
 import pytest
 
+from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.config.features import Dtype
 from wukong.config.training import Training
-from wukong.stages import estimate
-from wukong.stages.estimate import Rate, RateName, Work
+from wukong.errors import ConfigError
+from wukong.model.cost import Shape, Size, text_step_flops
+from wukong.stages import estimate, measured_rates
+from wukong.stages.estimate import Capacity, Estimate, Rate, RateName, Work
+from wukong.stages.measured_rates import Rates
 
 
 def rates(**per_second: float) -> dict[RateName, Rate]:
@@ -79,6 +85,107 @@ def test_streaming_is_faster_where_filling_takes_longer_than_it_saves() -> None:
     assert plan.faster == "streamed"
 
 
+RATES = Rates.model_validate(
+    {
+        "machine": "m",
+        "measured": "2026-11-28",
+        "command": "c",
+        "speeds": {"step_flops": 2e10, "tower_flops": 4e10, "decode": 100.0, "augment": 50.0, "gpu_flops": 1e13},
+        "stages": {
+            "crawl": {
+                "start": 5,
+                "core_seconds": 0.004,
+                "driver_mib": 100,
+                "driver_mib_per_million": 30,
+                "task_mib": 200,
+            },
+            "filter": {"start": 6, "core_seconds": 0.002, "task_mib": 500, "task_mib_per_million": 7},
+            "validate": {"start": 7, "core_seconds": 0.001},
+            **{name: {"start": 10, "task_mib": 1000} for name in ("features", "pretrain", "finetune", "evaluate")},
+            **{name: {"start": 2} for name in ("register", "report")},
+        },
+    }
+)
+SIZE = Size(weights=9_000_000, image=5_000_000, tower_flops=2e9, shape=Shape(1, 1280))
+MIB = 2**20
+
+
+def experiment(**sections: object) -> Experiment:
+    value: dict[str, object] = {
+        "name": "x",
+        "storage": "file:///nowhere",
+        "crawl": {"queries": "file:///nowhere/queries.txt", "endpoint": "http://nowhere.test/"},
+        "model": {"embedding": 256, "image": {"image_size": 224}, "text": {"layers": 2, "heads": 4, "width": 256}},
+    }
+    return Experiment.model_validate(value | sections)
+
+
+def work(
+    experiment: Experiment, urls: int = 3_000_000, pairs: int = 2_000_000, size: Size = SIZE, **more: object
+) -> Work:
+    given = {"capacity": Capacity(4), "rates": RATES} | more
+    return Work(experiment, urls, pairs, size, **given)  # type: ignore[arg-type]
+
+
+def test_the_data_stages_take_the_time_of_their_items_on_their_cores() -> None:
+    here = work(experiment())
+    assert estimate.of_crawl(here) == Estimate(
+        bytes=3e6 * 30_000, seconds=5 + 3e6 * 0.004 / 4, cores=4, driver_memory=190 * MIB, task_memory=200 * MIB
+    )
+    filtered = estimate.of_filter(here)
+    assert (filtered.bytes, filtered.seconds) == (2e6 * 30_000, 6 + 3e6 * 0.002 / 4)
+    assert filtered.task_memory == 521 * MIB
+    assert estimate.of_validate(here).seconds == 7 + 2e6 * 0.001 / 4
+    on_pods = work(experiment(), capacity=Capacity(1, {"crawl": 32}))
+    assert (estimate.of_crawl(on_pods).seconds, estimate.of_crawl(on_pods).cores) == (5 + 3e6 * 0.004 / 32, 32)
+    assert estimate.of_filter(on_pods).cores == 1
+
+
+def test_a_training_takes_its_features_and_its_epochs() -> None:
+    training = {"epochs": 3, "batch_size": 8, "workers": 2, "views": 1}
+    here = work(experiment(pretrain=training, finetune=training | {"epochs": 1}))
+    step = text_step_flops(here.experiment.model, here.experiment.pretrain, SIZE.shape, 22)
+    features, pretrain, finetune = (
+        made(here) for made in (estimate.of_features, estimate.of_pretrain, estimate.of_finetune)
+    )
+    assert features is not None
+    # Two views on 4 cores; an image takes 1/50 s to draw and 0.05 s in the tower.
+    assert features.seconds == pytest.approx(10 + 2 * 2e6 / 4 * (1 / 50 + 0.05))
+    assert features.bytes == 2 * 2e6 * 1280 * 2
+    epoch = 1e6 * step / 2e10
+    assert pretrain.seconds == pytest.approx(features.seconds + 10 + 3 * epoch)
+    assert pretrain.bytes == features.bytes + 4 * 9e6
+    assert finetune.seconds == pytest.approx(10 + epoch), "it finds the features"
+    assert finetune.task_memory == 1000 * MIB + 16 * 4_000_000
+
+
+def test_a_training_on_gpus_takes_their_speed_and_says_how_many() -> None:
+    training = {"epochs": 2, "batch_size": 8, "workers": 4, "gpus_per_worker": 1, "store_features": False}
+    here = work(experiment(pretrain=training))
+    step = text_step_flops(here.experiment.model, here.experiment.pretrain, SIZE.shape, 22)
+    assert estimate.of_features(here) is None
+    found = estimate.of_pretrain(here)
+    loaders = here.experiment.pretrain.loader_workers
+    per_pair = max(1 / 50 / loaders, (2e9 + step) / 1e13)
+    assert found.seconds == pytest.approx(10 + 2 * 2e6 / 4 * per_pair)
+    assert (found.gpus, found.cost(0.5, 3.0)) == (4, pytest.approx(found.seconds / 3600 * (4 * 0.5 + 4 * 3.0)))
+
+
+def test_told_rates_come_before_measured_ones_and_these_before_stored_ones() -> None:
+    here = work(
+        experiment(),
+        told={"gpu": 2.0, "decode": 7.0},
+        measured={"augment": Rate(9, "measured"), "decode": Rate(8, "measured")},
+    )
+    found = estimate.rates_of(here, here.experiment.pretrain)
+    assert found["tower"] == Rate(2e12 / 2e9, "computed")
+    assert found["text_step"].source == "computed"
+    assert (found["decode"], found["augment"]) == (Rate(7.0, "told"), Rate(9, "measured"))
+    assert {rate.source for rate in estimate.rates_of(work(experiment()), here.experiment.pretrain).values()} == {
+        "stored"
+    }
+
+
 @pytest.mark.parametrize(
     ("similarity", "products"),
     [
@@ -88,28 +195,44 @@ def test_streaming_is_faster_where_filling_takes_longer_than_it_saves() -> None:
 )
 def test_published_sets_count_in_an_evaluation(similarity: str, products: int) -> None:
     """COCO-CN: 1,000 images and 1,053 captions, by the pre-trained and by the fine-tuned model."""
+    size = Size(9_000_000, 5_000_000, 2e9, Shape(49 if similarity == "token" else 1, 256))
+    model = {"embedding": 256, "image": {"image_size": 224}, "text": {"layers": 2, "heads": 4, "width": 256}}
 
     def seconds(tasks: list[str], cores: int = 2) -> float:
-        experiment = Experiment.model_validate(
-            {
-                "name": "x",
-                "storage": "file:///nowhere",
-                "crawl": {"queries": "file:///nowhere/queries.txt", "endpoint": "http://nowhere.test/"},
-                "evaluate": {"tasks": tasks, "sets": "file:///nowhere"},
-                "model": {
-                    "similarity": similarity,
-                    "embedding": 256,
-                    "image": {"image_size": 224},
-                    "text": {"layers": 2, "heads": 4, "width": 256},
-                },
-            }
+        measured = experiment(
+            evaluate={"tasks": tasks, "sets": "file:///nowhere"}, model=model | {"similarity": similarity}
         )
-        return estimate.of_evaluate(Work(experiment, 500, 9_000_000, 5_000_000, cores)).seconds
+        return estimate.of_evaluate(work(measured, size=size, capacity=Capacity(cores), caption_tokens=16)).seconds
 
-    image, text = 1_000 * 5_000_000 * 49, 1_053 * (2 * 12 * 256**2) * 16
+    text = 1_053 * ((2 * 12 * 2 * 256**2) * 16 + 4 * 2 * 256 * 16**2)
     added = seconds(["coco-cn"]) - seconds([])
-    assert added == pytest.approx((2 * 2 * (image + text + products) / 4e10 + 2 * 1_000 * 0.01) / 2)
+    encoding = 2 * 1_000 * (2e9 / 4e10 + 1 / 100)
+    assert added == pytest.approx((encoding + 2 * (text + 2 * products) / 2e10) / 2)
     assert seconds(["coco-cn"], 8) - seconds([], 8) == pytest.approx(added / 4)
     # ImageNet has 50,000 images, so the most of its time is theirs; and 80 prompts for each of 1,000 classes.
     assert seconds(["imagenet"]) - seconds([]) > 49 * added * (similarity == "global")
     assert seconds(["imagenet", "coco-cn"]) == pytest.approx(seconds(["imagenet"]) + added)
+
+
+def test_hold_outs_by_caption_count_in_an_evaluation() -> None:
+    split = {"held_out_captions": 0.1, "holdouts": [{"name": "h", "source": "*", "captions": "unseen"}]}
+    few, many = (
+        estimate.of_evaluate(work(experiment(filter={"split": split}), pairs=pairs)).seconds for pairs in (1_000, 2_000)
+    )
+    assert many - few > 100 * (2e9 / 4e10 + 1 / 100) / 4, "100 more pictures are encoded"
+
+
+def test_the_packaged_rates_are_of_every_stage_that_is_planned() -> None:
+    packaged = measured_rates.load(Path(measured_rates.__file__).with_suffix(".json"))
+    assert {*stages.WHOLE_RUN, "features"} == set(packaged.stages)
+    assert all(packaged.of(name).core_seconds > 0 for name in ("crawl", "filter", "validate"))
+
+
+def test_the_rates_of_the_stacks_home_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WUKONG_HOME", str(tmp_path))
+    assert measured_rates.load().machine != "m"
+    (tmp_path / "rates.json").write_text(RATES.model_dump_json())
+    assert measured_rates.load() == RATES
+    (tmp_path / "rates.json").write_text('{"machine": 3}')
+    with pytest.raises(ConfigError, match=r"rates.json: these rates cannot be read .*make bench-scale"):
+        measured_rates.load()

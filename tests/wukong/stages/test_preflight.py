@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -14,8 +16,9 @@ from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.config.section import Strict
 from wukong.errors import ConfigError, StorageError
+from wukong.model.cost import Shape, Size
 from wukong.stages import preflight, run_paths
-from wukong.stages.preflight import Machine, Size
+from wukong.stages.preflight import Machine
 from wukong.store import storage
 from wukong.store.manifest import Stage
 
@@ -208,16 +211,61 @@ def test_a_machine_that_is_too_small_is_named(
 ) -> None:
     for pattern in named:
         with pytest.raises(ConfigError, match=pattern):
-            preflight.check_machine(experiment(*overrides), machine, 2 * GIB, Size(100_000_000, 80_000_000))
-    preflight.check_machine(experiment(*overrides), ROOMY, 2 * GIB, Size(100_000_000, 80_000_000))
+            preflight.check_machine(
+                experiment(*overrides), machine, 2 * GIB, Size(100_000_000, 80_000_000, 1e9, Shape(1, 768))
+            )
+    preflight.check_machine(experiment(*overrides), ROOMY, 2 * GIB, Size(100_000_000, 80_000_000, 1e9, Shape(1, 768)))
+
+
+def of_list(tmp_path: Path, rows: int) -> Experiment:
+    """An experiment that would write to S3 what a list of so many rows names."""
+    file = tmp_path / "list.parquet"
+    pq.write_table(pa.table({"url": [f"http://a.test/{row}.jpg" for row in range(rows)]}), file)
+    crawl = {"engine": "urls", "endpoint": storage.from_path(file)}
+    return documents.parse({"name": "x", "storage": "s3://wukong", "crawl": crawl})
+
+
+def test_a_run_that_the_store_cannot_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = of_list(tmp_path, 2_000)  # 60 KB each
+    preflight.check_store(large)
+    monkeypatch.setenv("WUKONG_STORE_CAPACITY", "115Mi")
+    preflight.check_store(large)
+    monkeypatch.setenv("WUKONG_STORE_CAPACITY", "114Mi")
+    with pytest.raises(
+        ConfigError, match=r"storage: .* at least 0\.1 GiB to s3://wukong.*holds 0\.1 GiB.*docs/store\.md"
+    ):
+        preflight.check_store(large)
+    monkeypatch.setenv("WUKONG_STORE_CAPACITY", "plenty")
+    with pytest.raises(ConfigError, match="'plenty' is no amount of bytes"):
+        preflight.check_store(large)
+    preflight.check_store(large.model_copy(update={"storage": storage.from_path(tmp_path)}))
+
+
+def test_a_search_that_may_find_more_than_the_store_holds_is_told(
+    experiment: Callable[..., Experiment],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    storage.write_bytes(storage.from_path(tmp_path / "queries.txt"), "".join(f"词{n}\n" for n in range(100)).encode())
+    search = experiment(f"crawl.queries={storage.from_path(tmp_path / 'queries.txt')}").model_copy(
+        update={"storage": "s3://wukong"}
+    )
+    monkeypatch.setenv("WUKONG_STORE_CAPACITY", "1Gi")  # 12 MB at least, 5 GB at most
+    with caplog.at_level("WARNING"):
+        preflight.check_store(search)
+    assert "may write up to 4.6 GiB to s3://wukong, and the object store holds 1.0 GiB" in caplog.text
 
 
 def test_a_locked_tower_that_is_not_run_takes_no_memory(experiment: Callable[..., Experiment]) -> None:
     small = Machine(2 * GIB, 8, 0, 500 * GIB)
-    preflight.check_machine(experiment(), small, 0, Size(10_000_000_000, 9_990_000_000))
+    preflight.check_machine(experiment(), small, 0, Size(10_000_000_000, 9_990_000_000, 1e9, Shape(1, 768)))
     with pytest.raises(ConfigError, match=r"finetune\.workers"):
         preflight.check_machine(
-            experiment("finetune.store_features=false"), small, 0, Size(10_000_000_000, 9_990_000_000)
+            experiment("finetune.store_features=false"),
+            small,
+            0,
+            Size(10_000_000_000, 9_990_000_000, 1e9, Shape(1, 768)),
         )
 
 

@@ -14,8 +14,9 @@ from wukong import stages
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
-from wukong.stages import places
-from wukong.stages.estimate import Work
+from wukong.model.cost import Shape, Size
+from wukong.stages import measured_rates, places
+from wukong.stages.estimate import Capacity, Work
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("wukong", "cli", "components", "pipelines", "ray_jobs", "infra")
@@ -175,7 +176,8 @@ def test_a_validation_is_in_the_key_only_if_it_decides() -> None:
 
 
 def test_estimates_grow_with_the_pairs() -> None:
-    few, many = (Work(experiment(), pairs, 10_000_000, 5_000_000, 2) for pairs in (1_000, 1_000_000))
+    size, rates = Size(10_000_000, 5_000_000, 1e9, Shape(1, 1280)), measured_rates.load()
+    few, many = (Work(experiment(), pairs, pairs, size, Capacity(2), rates) for pairs in (1_000, 1_000_000))
     for name in stages.WHOLE_RUN:
         estimate = stages.of(name).estimate
         assert estimate is not None

@@ -10,10 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wukong.config.model import Model
 from wukong.config.training import Training
+from wukong.model import cost
+from wukong.model.cost import Shape
 from wukong.model.similarity import global_similarity
 from wukong.model.text_encoder import TextEncoder
 from wukong.train import rates
-from wukong.train.rates import Shape
 
 SMALL = Model.model_validate(
     {
@@ -31,7 +32,7 @@ SMALL = Model.model_validate(
 )
 def test_operations_of_a_tower_are_the_published_ones(architecture: str, billions: float) -> None:
     model = Model.model_validate({"architecture": architecture})
-    assert rates.tower_flops(model) / 1e9 == pytest.approx(billions, rel=0.03)
+    assert cost.tower_flops(model) / 1e9 == pytest.approx(billions, rel=0.03)
 
 
 def test_operations_of_a_text_step_are_those_that_torch_counts() -> None:
@@ -44,19 +45,19 @@ def test_operations_of_a_text_step_are_those_that_torch_counts() -> None:
         vectors = heads[1](encoder(torch.randint(1, 1_000, (rows, length))).mean(1))
         scores = global_similarity(heads[0](pooled), others).image_to_text
         (scores.sum() + vectors.sum()).backward()
-    found = rates.text_step_flops(SMALL, Training(batch_size=batch), Shape(1, 192), length)
+    found = cost.text_step_flops(SMALL, Training(batch_size=batch), Shape(1, 192), length)
     assert found * rows == pytest.approx(counted.get_total_flops(), rel=0.02)
 
 
 def test_the_token_wise_similarity_counts_all_captions_of_the_batch() -> None:
     token = SMALL.model_copy(update={"similarity": "token"})
-    small, large = (rates.text_step_flops(token, Training(batch_size=size), Shape(4, 192), 10) for size in (8, 108))
+    small, large = (cost.text_step_flops(token, Training(batch_size=size), Shape(4, 192), 10) for size in (8, 108))
     assert large - small == 3 * 100 * (2 * 4 * 10 * 8)
 
 
 def test_the_shape_of_features_is_that_of_the_tower() -> None:
-    assert rates.feature_shape(SMALL) == Shape(1, 192)
-    assert rates.feature_shape(SMALL.model_copy(update={"similarity": "token"})) == Shape(4, 192)
+    assert cost.feature_shape(SMALL) == Shape(1, 192)
+    assert cost.feature_shape(SMALL.model_copy(update={"similarity": "token"})) == Shape(4, 192)
 
 
 class Clock:
@@ -120,7 +121,7 @@ def test_rates_that_are_not_told_are_measured_or_computed() -> None:
     assert found["tower"].per_second == 5.0 and 1 < found["augment"].per_second < 1e5
     computed = rates.find(SMALL, settings, {"gpu": 2.0, "decode": 1.0, "augment": 1.0})
     assert computed["tower"].source == "computed"
-    assert computed["tower"].per_second == pytest.approx(2e12 / rates.tower_flops(SMALL))
+    assert computed["tower"].per_second == pytest.approx(2e12 / cost.tower_flops(SMALL))
 
 
 def test_the_measured_picture_is_as_large_as_a_photograph() -> None:

@@ -1,0 +1,51 @@
+"""What an overlay gives the stages, read from the manifests that kustomize makes of this repository's overlays."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from wukong.config import documents
+from wukong.errors import ConfigError
+from wukong.stages import overlay
+
+OVERLAYS = Path(__file__).parents[3] / "k8s" / "overlays"
+GIB = 2**30
+
+
+@pytest.mark.skipif(not (shutil.which("kubectl") or shutil.which("kustomize")), reason="neither kubectl nor kustomize")
+def test_the_pods_of_an_overlay_are_read_through_its_patches() -> None:
+    crawl = {"queries": "s3://wukong/queries.txt", "endpoint": "https://search.invalid"}
+    training = {"workers": 5, "batch_size": 10}
+    experiment = documents.parse({"name": "x", "crawl": crawl, "pretrain": training})
+    found = overlay.read(OVERLAYS / "gpu", experiment)
+    assert (found.of("crawl"), found.of("validate"), found.of("pretrain")) == (8 * 4, 4 * 4, 5 * 12)
+    assert found.of("register") == 1
+    assert (found.head_memory, found.memory["pretrain"]) == (8 * GIB, 96 * GIB)
+    assert found.sized_for == 166_000_000
+    assert overlay.read(OVERLAYS / "kind", experiment).store == 60 * 256 * 2**20
+    assert overlay.read(OVERLAYS / "external-s3", experiment).store is None, "another store does not say what it holds"
+
+
+@pytest.mark.parametrize(
+    ("quantity", "expected"), [("500Gi", 500 * GIB), ("12Ti", 12 * 2**40), ("1.5G", 1_500_000_000), ("77", 77)]
+)
+def test_quantities_are_kubernetes(quantity: str, expected: int) -> None:
+    assert overlay.bytes_of(quantity) == expected
+
+
+@pytest.mark.parametrize("quantity", ["", "5 GB", "Gi", "-5Gi", "5gi"])
+def test_other_quantities_are_refused(quantity: str) -> None:
+    with pytest.raises(ConfigError, match="500Gi or 12Ti"):
+        overlay.bytes_of(quantity)
+
+
+def test_manifests_without_the_sizes_of_pods_are_refused(tmp_path: Path) -> None:
+    crawl = {"queries": "s3://wukong/queries.txt", "endpoint": "https://search.invalid"}
+    experiment = documents.parse({"name": "x", "crawl": crawl})
+    (tmp_path / "other.yaml").write_text("kind: ConfigMap\nmetadata: {name: ray-job, namespace: other}\ndata: {}\n")
+    with pytest.raises(ConfigError, match="no ConfigMap ray-job in the namespace wukong"):
+        overlay.read(tmp_path / "other.yaml", experiment)
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        overlay.read(tmp_path / "broken.yaml", experiment)

@@ -1,0 +1,111 @@
+"""What an image and a pair cost, from a model's architecture: weights, shape of features, floating-point operations."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from wukong.config.model import Model
+from wukong.config.training import Training
+
+
+class Shape(NamedTuple):
+    """The features of one image: the number of vectors, 1 without the token-wise similarity, and their width."""
+
+    tokens: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a model.
+
+    Attributes:
+        weights: number of its weights.
+        image: number of the weights of its image tower.
+        tower_flops: floating-point operations of the tower's forward pass for one image.
+        shape: that of an image's features.
+    """
+
+    weights: int
+    image: int
+    tower_flops: float
+    shape: Shape
+
+    @classmethod
+    def of(cls, model: Model) -> "Size":
+        """Return the size of a model, which is built without memory for its weights.
+
+        Raises:
+            ConfigError: the model cannot be built.
+        """
+        import torch
+
+        from wukong.data.tokenizer import Tokenizer
+        from wukong.model.dual import DualEncoder
+        from wukong.model.image_encoder import ImageEncoder
+
+        tokenizer = Tokenizer.of(model.text)
+        with torch.device("meta"):
+            tower = ImageEncoder(model.image, with_weights=False)
+            built = DualEncoder(model, tokenizer, tower, with_weights=False)
+        count = [sum(parameter.numel() for parameter in module.parameters()) for module in (built, tower)]
+        return cls(count[0], count[1], tower_flops(model), feature_shape(model))
+
+    def memory(self, settings: Training) -> int:
+        """Return the least bytes of a worker, in float32: weights, and for trained ones gradients and two moments."""
+        trained = self.weights if settings.lock == "none" else self.weights - self.image
+        return 16 * trained + (0 if settings.reads_features else 4 * (self.weights - trained))
+
+
+def feature_shape(model: Model) -> Shape:
+    """Return the shape of an image's features; the tower is built without memory for its weights.
+
+    Raises:
+        ConfigError: the tower cannot be built.
+    """
+    import torch
+
+    from wukong.model.image_encoder import ImageEncoder
+
+    with torch.device("meta"):
+        tower = ImageEncoder(model.image, with_weights=False)
+    if model.is_token_wise:
+        return Shape(tower.token_count, tower.token_width)
+    return Shape(1, tower.pooled_width)
+
+
+def tower_flops(model: Model) -> float:
+    """Return the floating-point operations of the image tower's forward pass for one image."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from wukong.model.image_encoder import ImageEncoder
+
+    with torch.device("meta"):
+        encoder = ImageEncoder(model.image, with_weights=False)
+        size = model.image.image_size
+        with FlopCounterMode(display=False) as counted, torch.inference_mode():
+            encoder.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    return float(counted.get_total_flops())
+
+
+def text_flops(model: Model, tokens: int) -> float:
+    """Return the floating-point operations of the text tower's forward pass for one text: products of matrices.
+
+    These are 2 operations for each weight and token (Kaplan et al. 2020, section 2.1), and those of the attention.
+    """
+    text = model.text
+    return (2 * 12 * text.layers * text.width**2 + 2 * 2 * text.layers * text.width * tokens) * float(tokens)
+
+
+def text_step_flops(model: Model, settings: Training, shape: Shape, caption_tokens: int) -> float:
+    """Return the floating-point operations for one pair of a step on stored features, forward and backward.
+
+    The backward pass has twice as many as the forward pass (Kaplan et al. 2020, section 2.1). Those of the similarity
+    with all captions of the batch are counted in the same way. Embeddings, norms and the optimiser are left out.
+    """
+    text = model.text
+    embedding = model.embedding or text.width
+    words = caption_tokens if model.is_token_wise else 1
+    heads = 2 * embedding * (shape.tokens * shape.width + words * text.width)
+    similarity = 2 * shape.tokens * words * embedding * settings.batch_size
+    return 3.0 * (text_flops(model, caption_tokens) + heads + similarity)
