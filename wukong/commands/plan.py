@@ -53,7 +53,7 @@ def plan(
     Rates that are not told are measured on this machine, which takes about half a minute; the output says which are
     which. Example:
 
-        wukong plan --config configs/paper.yaml --pairs 100000000 --gpus 40 --rate gpu=300
+        wukong plan --config configs/paper/vit-l.yaml --pairs 100000000 --gpus 40 --rate gpu=300
     """
     experiment = documents.load(config_file, overrides)
     settings = experiment.pretrain
