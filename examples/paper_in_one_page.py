@@ -33,7 +33,7 @@ TRAINING = Training(
     optimizer="lamb", epsilon=0.01, epochs=20,  # table 4
     lock="all", exclude_same_captions=False,  # section 4.4: the image tower is not trained (LiT); 4.3
     augmentations=("crop", "flip", "autoaugment"),  # section 5.1
-    workers=40, gpus_per_worker=1,  # section 5.1; the rest is not in the paper
+    workers=40, gpus_per_worker=1, loader_workers=10,  # section 5.1; the rest is not in the paper
     batch_size=10_240, precision="bfloat16", deterministic=False, store_features=False, learning_rate=0.003,
     validation=Validating(  # section 5.1: zero-shot ImageNet chooses the model
         tasks=("imagenet",), metric="classification/imagenet/top1", keep="best", every_steps=9_766

@@ -1,0 +1,213 @@
+"""Weights from a hub on loopback and from files: what is stored, what is checked, and what is refused."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save, save_file
+from transformers import BertConfig, BertModel
+
+from wukong.config import documents
+from wukong.data.tokenizer import packaged_vocabulary
+from wukong.errors import ConfigError, DataError, WukongError
+from wukong.model import published_weights
+from wukong.model.image_encoder import ImageEncoder
+from wukong.store import storage
+
+ROOT = Path(__file__).parents[3]
+TINY = "test_vit.r160_in1k"
+
+
+def tower() -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    return {name: value.contiguous() for name, value in timm.create_model("test_vit").state_dict().items()}
+
+
+@contextmanager
+def hub(files: dict[str, bytes]) -> Iterator[str]:
+    """Serve files as the hub does, as far as its client asks: ``/OWNER/NAME/resolve/main/FILE``."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = files.get(self.path.strip("/").replace("/resolve/main", ""))
+            self.send_response(200 if content is not None else 404)
+            self.send_header("Content-Length", str(len(content or b"")))
+            if content is not None:
+                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+                self.send_header("X-Repo-Commit", "1" * 40)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content or b"")
+
+        do_HEAD = do_GET  # noqa: N815 - http.server calls it so
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def get(endpoint: str, home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command; the hub's client reads its address when it is imported."""
+    variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "WUKONG_HOME": str(home)}
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", "weights", "get", *arguments],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **variables}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_hub_gives_a_tower_which_an_experiment_then_loads(tmp_path: Path) -> None:
+    content = save(tower())
+    with hub({f"timm/{TINY}/model.safetensors": content}) as endpoint:
+        done = get(endpoint, tmp_path, TINY, "--to", str(tmp_path / "weights"), "--json")
+        missing = get(endpoint, tmp_path, "test_vit2.r160_in1k", "--to", str(tmp_path / "weights"))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    (file,) = told["files"]
+    assert told["value"] == file["uri"] == storage.from_path(tmp_path / "weights" / f"{TINY}.safetensors")
+    assert (file["bytes"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    assert (file["known"], told["licence"]) == (False, "apache-2.0")
+    image = {"name": TINY, "weights": told["value"], "image_size": 160}
+    crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
+    loaded = ImageEncoder(documents.parse({"name": "x", "crawl": crawl, "model": {"image": image}}).model.image)
+    assert torch.equal(loaded.backbone.state_dict()["blocks.0.attn.qkv.weight"], tower()["blocks.0.attn.qkv.weight"])
+    assert missing.returncode == 1 and "the hub does not give model.safetensors" in missing.stderr
+    assert "--from FILE" in missing.stderr and "Traceback" not in missing.stderr
+
+
+@pytest.mark.slow
+def test_without_a_network_the_message_says_what_to_do(tmp_path: Path) -> None:
+    done = get("http://127.0.0.1:9", tmp_path, TINY, "--to", str(tmp_path / "weights"))
+    assert done.returncode == 1 and "Without a network" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "weights").exists()
+
+
+def test_a_file_is_stored_byte_for_byte_once(tmp_path: Path) -> None:
+    save_file(tower(), tmp_path / "mine.safetensors")
+    source, to = storage.from_path(tmp_path / "mine.safetensors"), storage.from_path(tmp_path / "weights")
+    (stored,) = published_weights.get(published_weights.of(TINY), to, source)
+    lying = tmp_path / "weights" / f"{TINY}.safetensors"
+    assert lying.read_bytes() == (tmp_path / "mine.safetensors").read_bytes()
+    assert stored.sha256 == hashlib.sha256(lying.read_bytes()).hexdigest() and stored.size == lying.stat().st_size
+    before = lying.stat().st_mtime_ns
+    assert published_weights.get(published_weights.of(TINY), to, source) == [stored]
+    assert lying.stat().st_mtime_ns == before, "it was there"
+    save_file({name: value * 2 for name, value in tower().items()}, tmp_path / "mine.safetensors")
+    with pytest.raises(DataError, match=r"is there with another content .* name another folder by --to"):
+        published_weights.get(published_weights.of(TINY), to, source)
+    assert lying.stat().st_mtime_ns == before
+
+
+def test_weights_of_another_tower_are_refused(tmp_path: Path) -> None:
+    other = {name: value.contiguous() for name, value in timm.create_model("test_vit2").state_dict().items()}
+    save_file(other, tmp_path / "other.safetensors")
+    with pytest.raises(DataError, match="does not fit"):
+        published_weights.get(
+            published_weights.of(TINY),
+            storage.from_path(tmp_path / "w"),
+            storage.from_path(tmp_path / "other.safetensors"),
+        )
+    assert not (tmp_path / "w").exists()
+
+
+class Script(torch.nn.Module):
+    """A module that TorchScript can store."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what came."""
+        return x
+
+
+@pytest.mark.parametrize("kind", ["script", "checkpoint", "pickle", "damaged"])
+def test_nothing_is_unpickled(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "model.pt"
+    if kind == "script":
+        torch.jit.script(Script()).save(str(path))
+    elif kind == "damaged":
+        path.write_bytes(save(tower())[:-10])
+    else:
+        torch.save(tower(), path, _use_new_zipfile_serialization=kind == "checkpoint")
+    message = "damaged, or not a safetensors file" if kind == "damaged" else r"is an archive of torch, .*save_file"
+    with pytest.raises(DataError, match=message):
+        published_weights.get(published_weights.of(TINY), storage.from_path(tmp_path / "w"), storage.from_path(path))
+
+
+def test_a_text_encoder_is_a_folder_that_is_checked(tmp_path: Path) -> None:
+    config = BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    folder = tmp_path / "bert"
+    BertModel(config).save_pretrained(folder)
+    published, to = published_weights.of("bert-base-chinese"), storage.from_path(tmp_path / "weights")
+    stored = published_weights.get(published, to, storage.from_path(folder))
+    assert [each.uri.removeprefix(to) for each in stored] == [
+        "/bert-base-chinese/config.json",
+        "/bert-base-chinese/model.safetensors",
+    ]
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "weights" / "bert-base-chinese" / name).read_bytes() == (folder / name).read_bytes()
+    changed = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 3}
+    (folder / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(DataError, match=r"lacks the weight encoder\.layer\.2"):
+        published_weights.get(published, storage.from_path(tmp_path / "other"), storage.from_path(folder))
+    (folder / "config.json").write_text(json.dumps({"vocab_size": "many"}))
+    with pytest.raises(DataError, match="is not that of a BERT"):
+        published_weights.get(published, storage.from_path(tmp_path / "other"), storage.from_path(folder))
+
+
+def test_a_vocabulary_is_the_one_whose_digest_is_known(tmp_path: Path) -> None:
+    published, to = published_weights.of("vocab-bert-base-chinese"), storage.from_path(tmp_path / "weights")
+    path = tmp_path / "vocab.txt"
+    path.write_text(packaged_vocabulary(), encoding="utf-8")
+    (stored,) = published_weights.get(published, to, storage.from_path(path))
+    assert stored.known and stored.size == published.sizes["vocab.txt"] and stored.uri == f"{to}/{published.name}.txt"
+    path.write_text(packaged_vocabulary() + "猫猫\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"vocab\.txt is not the published one .* SHA-256 .*: fetch it again"):
+        published_weights.get(published, storage.from_path(tmp_path / "other"), storage.from_path(path))
+
+
+def test_the_papers_towers_are_named_and_counted() -> None:
+    for name in ("rn50", "rn101", "vit-b-32", "vit-b-16", "vit-l-14", "swin-l"):
+        published = published_weights.of(name)
+        assert published.repository.startswith("timm/") and published.licence in ("mit", "apache-2.0")
+        with torch.device("meta"):
+            model = timm.create_model(published.name, num_classes=0)
+        assert published.weights == sum(parameter.numel() for parameter in model.parameters())
+        assert published_weights.of(published.name) == published
+    for config in (ROOT / "configs" / "paper").glob("[!b]*.yaml"):
+        experiment = documents.load(config)
+        named = published_weights.of(experiment.model.image.name)
+        assert experiment.model.image.weights == f"s3://wukong/inputs/weights/{named.target(named.files[0])}"
+
+
+@pytest.mark.parametrize("name", ["vit-l-15", "vit_large_patch14_clip_quickgelu_224.nobody", "lite0"])
+def test_an_unknown_name_is_refused(name: str) -> None:
+    if name == "lite0":
+        assert published_weights.of(name).name == "tf_efficientnet_lite0"
+        return
+    with pytest.raises(ConfigError, match="the hub has no weights of this name; write an architecture"):
+        published_weights.of(name)
+
+
+def test_a_place_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(WukongError, match=r"none\.safetensors"):
+        published_weights.get(
+            published_weights.of(TINY),
+            storage.from_path(tmp_path / "w"),
+            storage.from_path(tmp_path / "none.safetensors"),
+        )
