@@ -12,7 +12,7 @@ ORDER = {
     TRAIN: ("run", "plan", "sweep", "config"),
     DATA: ("release", "takedown", "queries", "weights"),
     LOOK: ("runs", "report", "show"),
-    EVALUATE: ("evaluate", "align", "compare", "promote", "rollback"),
+    EVALUATE: ("evaluate", "align", "compare", "paper", "promote", "rollback"),
     SERVE: ("serve", "model"),
     CLUSTER: ("check", "submit"),
     STACK: ("up", "down", "status", "env"),
