@@ -11,7 +11,6 @@ from wukong.config import documents
 from wukong.errors import ConfigError
 
 PAPER = Path(__file__).parents[2] / "configs" / "paper"
-SMALL = PAPER / "small" / "vit-b-32.yaml"
 
 
 def refused(config: Path, *overrides: str, overlay: str = "gpu") -> str:

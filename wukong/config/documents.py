@@ -1,7 +1,8 @@
 """Reading an experiment: from a YAML file or a mapping, with overrides, and with messages that name the wrong key.
 
 A file may name another one as its base, ``base: FILE``, a path relative to its own folder. It then holds what differs:
-mappings are merged key by key, lists and values are replaced. The merged experiment has no trace of its files.
+mappings are merged key by key, lists and values are replaced. Of several bases, ``base: [FILE, FILE]``, the later one
+counts more. The merged experiment has no trace of its files.
 """
 
 from collections.abc import Mapping
@@ -61,11 +62,19 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], lis
     value = _mapping(_text(path, of=above[-1] if above else None), str(path))
     if "base" not in value:
         return value, [path]
-    named = value.pop("base")
-    if not isinstance(named, str) or not named:
-        raise ConfigError(f"base: {path} gives {named!r}; write the path of one file, relative to {path.parent}")
-    below, files = _with_base(path.parent / named, (*above, resolved))
-    return _merged(below, value), [path, *files]
+    given = value.pop("base")
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(
+            f"base: {path} gives {given!r}; write a path relative to {path.parent}, or a list of such paths"
+        )
+    merged: dict[str, Any] = {}
+    files = [path]
+    for name in names:
+        below, others = _with_base(path.parent / name, (*above, resolved))
+        merged = _merged(merged, below)
+        files += others
+    return _merged(merged, value), files
 
 
 def _text(path: Path, of: Path | None) -> str:

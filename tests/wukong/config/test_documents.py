@@ -53,6 +53,16 @@ def test_a_base_may_have_a_base_and_a_mapping_can_be_taken_back(tmp_path: Path) 
     assert (third.seed, third.crawl.max_queries, third.pretrain.epochs, third.model.embedding) == (5, 8, 5, None)
 
 
+def test_of_several_bases_the_later_one_counts_more(tmp_path: Path) -> None:
+    write(tmp_path / "first.yaml", {**BASE, "seed": 1})
+    write(tmp_path / "second.yaml", {"seed": 2, "crawl": {"max_queries": 9}, "pretrain": {"epochs": 6}})
+    merged = documents.load(
+        write(tmp_path / "own.yaml", {"base": ["first.yaml", "second.yaml"], "pretrain": {"epochs": 7}})
+    )
+    assert (merged.seed, merged.crawl.max_queries, merged.pretrain.epochs) == (2, 9, 7)
+    assert merged.crawl.queries == "s3://wukong/q.txt" and merged.pretrain.validation.every_steps == 9
+
+
 def test_the_merged_experiment_is_stored_and_submitted(tmp_path: Path) -> None:
     write(tmp_path / "base.yaml", {**BASE, "storage": storage.from_path(tmp_path / "store")})
     merged = documents.load(write(tmp_path / "own.yaml", {"base": "base.yaml", "seed": 3}))
@@ -68,8 +78,8 @@ def test_a_missing_base_and_one_that_is_no_file_are_refused(tmp_path: Path) -> N
     path = write(tmp_path / "own.yaml", {"base": "none.yaml", "name": "x"})
     with pytest.raises(ConfigError, match=r"base: there is no .*none\.yaml, which .*own\.yaml names; .* relative to"):
         documents.load(path)
-    for wrong in (["a.yaml"], "", None, {}):
-        with pytest.raises(ConfigError, match=r"base: .*own\.yaml gives .*; write the path of one file"):
+    for wrong in ([], "", None, {}, ["a.yaml", 1], 3):
+        with pytest.raises(ConfigError, match=r"base: .*own\.yaml gives .*; write a path relative to"):
             documents.load(write(path, {"base": wrong, "name": "x"}))
     with pytest.raises(ConfigError, match=r"cannot read .*; an experiment is a YAML file"):
         documents.load(write(path, {"base": ".", "name": "x"}))

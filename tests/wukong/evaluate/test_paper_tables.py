@@ -119,7 +119,7 @@ def test_what_is_missing_says_of_which_model_and_how_to_get_it() -> None:
     assert missing["coco-cn"]["models"] == ["b"] and missing["muge"]["models"] == ["a"]
     assert missing["flickr8k-cn"]["models"] == ["a", "b"]
     assert "`wukong evaluate --model s3://x/model --tasks muge --protocol paper`" in missing["muge"]["how"]
-    (whole,) = [each for each in paper_tables.table("7", [first, second])["missing"]]
+    (whole,) = paper_tables.table("7", [first, second])["missing"]
     assert (whole["set"], whole["models"]) == ("", ["a", "b"]) and "--fine-tuned" in whole["how"]
 
 
