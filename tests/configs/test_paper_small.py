@@ -1,4 +1,4 @@
-"""The small versions of the paper's experiments: the same structure at the demo's size, with towers that can be built."""
+"""The small versions of the paper's experiments: the same structure at the demo's size, with towers that are built."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ DIFFERS = {
         *("pretrain.epochs", "pretrain.batch_size", "pretrain.workers", "pretrain.gpus_per_worker"),
         *("pretrain.loader_workers", "pretrain.precision", "pretrain.deterministic", "pretrain.validation.every_steps"),
         *("finetune.epochs", "finetune.batch_size", "finetune.workers", "finetune.gpus_per_worker"),
-        *("finetune.precision", "finetune.deterministic"),
+        *("finetune.loader_workers", "finetune.precision", "finetune.deterministic"),
     ),
     "the published sets have published sizes": (
         *("pretrain.validation.tasks", "pretrain.validation.metric", "evaluate.tasks"),
