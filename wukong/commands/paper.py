@@ -171,8 +171,7 @@ def _read(name: str, place: str) -> tuple[Evaluation, str | None, str]:
             f"{name}: there is no {DOCUMENT} at {uri}; name a run that ended, its evaluate stage, or the file that "
             "`wukong evaluate --model MODEL --output FILE` writes"
         )
-    evaluation = stored.read(uri, ())
-    return (evaluation, *_origin(uri))
+    return (stored.read(uri), *_origin(uri))
 
 
 def _origin(uri: str) -> tuple[str | None, str]:

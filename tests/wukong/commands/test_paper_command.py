@@ -1,16 +1,18 @@
 """``wukong paper`` on records, stages and files in a folder, without MLflow."""
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow_server import MlflowServer
 from rich.console import Console
 from typer.testing import CliRunner
 
 from cli import summary
 from cli.main import app
-from wukong.config import documents
+from wukong.config import documents, section
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError, WukongError
 from wukong.evaluate import results
@@ -20,6 +22,7 @@ from wukong.runs import run_records
 from wukong.runs.run_records import Record
 from wukong.store import storage
 from wukong.store.manifest import Stage
+from wukong.tracking.mlflow_rest import Server
 
 MODEL = {"image": {"name": "vit_base_patch32_clip_quickgelu_224.openai"}, "similarity": "global"}
 
@@ -74,6 +77,20 @@ def test_a_run_a_stage_and_a_file_stand_side_by_side(experiment: Experiment, tmp
     assert "35.0 ▲" in said and "NOT MEASURED: dtd" in said
     trained = [each for each in made["missing"] if each["set"] == "dtd"]
     assert "--model file:///" in trained[0]["how"] and "/pretrain/" in trained[0]["how"]
+
+
+@pytest.mark.slow
+def test_a_run_of_mlflow_is_read_by_its_id(
+    experiment: Experiment, tmp_path: Path, mlflow_of_all: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_of_all.address)
+    server = Server()
+    run = server.create_run(server.experiment(f"paper-{uuid.uuid4().hex[:6]}"), "good", {"wukong.run": "good"})
+    params = section.flatten(experiment.model_dump(mode="json"))
+    server.log(run.run_id, params={key: str(entry) for key, entry in params.items()})
+    for name in (run.run_id, f"runs:/{run.run_id}"):
+        made, _ = table(experiment, tmp_path, name)
+        assert [(model["label"], model["column"]) for model in made["models"]] == [(name, "ViT-B/32")]
 
 
 def test_a_column_can_be_told(experiment: Experiment, tmp_path: Path) -> None:

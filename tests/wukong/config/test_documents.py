@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from cli import submit
+from cli.main import app
 from wukong.config import documents, stored
 from wukong.errors import ConfigError
 from wukong.store import storage
@@ -72,6 +74,14 @@ def test_the_merged_experiment_is_stored_and_submitted(tmp_path: Path) -> None:
     parameter = submit.parameters(COMPILED / "training.yaml", merged, "run", [])["experiment"]
     assert "base" not in parameter and parameter["crawl"]["max_queries"] == 7
     assert documents.loads(json.dumps(parameter)) == merged
+
+
+def test_the_command_prints_the_merged_experiment(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", BASE)
+    path = write(tmp_path / "own.yaml", {"base": "base.yaml", "seed": 3})
+    printed = CliRunner().invoke(app, ["config", "--config", str(path), "--set", "pretrain.epochs=8"]).stdout
+    assert documents.loads(printed) == documents.load(path, ["pretrain.epochs=8"])
+    assert json.loads(printed)["pretrain"]["epochs"] == 8 and json.loads(printed)["seed"] == 3
 
 
 def test_a_missing_base_and_one_that_is_no_file_are_refused(tmp_path: Path) -> None:
