@@ -1,5 +1,6 @@
 """``wukong weights``: bring published weights to where experiments read them."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -55,11 +56,13 @@ def get(
     stored = published_weights.get(published, folder, given)
     value = storage.join(folder, published.name) if published.kind == "text" else stored[0].uri
     if as_json:
-        files = [{"uri": each.uri, "bytes": each.size, "sha256": each.sha256, "known": each.known} for each in stored]
+        files = [asdict(each) for each in stored]
         print_json({"name": published.name, "value": value, "licence": published.licence, "files": files})
         return
     for each in stored:
-        checked = "as published" if each.known else "no published digest is known here"
+        checked = {"table": "as published", "hub": "as the hub says", "": "no published digest is known here"}[
+            each.compared_with
+        ]
         typer.echo(f"{each.uri}\n  {each.size:,} bytes, SHA-256 {each.sha256} ({checked})")
     typer.echo(f"Licence {published.licence}, of {published.repository}")
     key = {"tower": "image.weights", "text": "text.weights", "vocabulary": "text.vocabulary"}[published.kind]

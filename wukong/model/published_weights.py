@@ -5,6 +5,7 @@ is unpickled: a file is safetensors, or a vocabulary's text.
 """
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from wukong.model.text_encoder import TextEncoder
 from wukong.store import storage
 
 _READ_AT_ONCE = 2**22
+_SECONDS = 10.0
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _WEIGHTS = "model.safetensors"
 _BY_TORCH = (b"PK\x03\x04", b"\x80")
 """The first bytes of archives and pickles that ``torch.save`` and ``torch.jit.save`` write."""
@@ -93,12 +96,19 @@ TABLE: Mapping[str, Published] = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A file that lies in storage: its URI, bytes and SHA-256, and whether that is a digest that was known before."""
+    """A file that lies in storage.
+
+    Attributes:
+        uri: where.
+        size: its bytes.
+        sha256: its digest.
+        compared_with: what the digest was compared with, ``table`` or ``hub``; empty where it was not known.
+    """
 
     uri: str
     size: int
     sha256: str
-    known: bool
+    compared_with: Literal["table", "hub", ""]
 
 
 def of(name: str) -> Published:
@@ -143,30 +153,37 @@ def get(published: Published, to: str, source: str | None = None) -> list[Stored
         StorageError: a place cannot be read or written.
     """
     with tempfile.TemporaryDirectory(prefix="wukong-weights-") as scratch:
-        folder = Path(scratch)
+        folder, told = Path(scratch), dict[str, str]()
         for file in published.files:
             if source is None:
-                _download(published, file, folder)
+                told |= _download(published, file, folder)
             else:
                 several = len(published.files) > 1
                 storage.download(storage.join(source, file) if several else source, folder / file)
             _refuse_torch(folder / file, source or published.repository)
         found = {file: _digest(folder / file) for file in published.files}
-        _check_digests(published, folder, found, source or published.repository)
+        expected = told | dict(published.digests)
+        for file in expected:
+            _check_digest(folder / file, found[file], expected[file], source or published.repository)
         _check_fit(published, folder)
         stored = []
         for file, digest in found.items():
             uri = storage.join(to, published.target(file))
             _store(folder / file, uri, digest)
-            size = (folder / file).stat().st_size
-            stored.append(Stored(uri, size, digest, file in published.digests))
+            compared: Literal["table", "hub", ""] = "hub" if file in told else ""
+            compared = "table" if file in published.digests else compared
+            stored.append(Stored(uri, (folder / file).stat().st_size, digest, compared))
         return stored
 
 
-def _download(published: Published, file: str, folder: Path) -> None:
+def _download(published: Published, file: str, folder: Path) -> dict[str, str]:
+    """Download a file; return its SHA-256 by its name, as the hub says it, of large files."""
     import huggingface_hub
 
     try:
+        url = huggingface_hub.hf_hub_url(published.repository, file)
+        # Unlike a download, this asks once.
+        said = huggingface_hub.get_hf_file_metadata(url, timeout=_SECONDS)
         huggingface_hub.hf_hub_download(published.repository, file, local_dir=folder)
     except Exception as error:  # the errors depend on the HTTP client of the hub's package
         raise ConfigError(
@@ -174,6 +191,7 @@ def _download(published: Published, file: str, folder: Path) -> None:
             f"({type(error).__name__}: {' '.join(str(error).split())[:300]}). Without a network, fetch the file where "
             f"there is one, from https://huggingface.co/{published.repository}, and name it here: --from FILE"
         ) from error
+    return {file: said.etag} if said.etag and _SHA256.fullmatch(said.etag) else {}
 
 
 def _refuse_torch(path: Path, source: str) -> None:
@@ -193,14 +211,12 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _check_digests(published: Published, folder: Path, found: Mapping[str, str], source: str) -> None:
-    for file, expected in published.digests.items():
-        size = (folder / file).stat().st_size
-        if found[file] != expected:
-            raise DataError(
-                f"{source}: {file} is not the published one of {published.name}: it has {size:,} bytes and SHA-256 "
-                f"{found[file]}, instead of {published.sizes.get(file, 'unknown')} bytes and {expected}: fetch it again"
-            )
+def _check_digest(path: Path, found: str, expected: str, source: str) -> None:
+    if found != expected:
+        raise DataError(
+            f"{source}: {path.name} is not the published one: it has {path.stat().st_size:,} bytes and SHA-256 {found} "
+            f"instead of {expected}: fetch it again"
+        )
 
 
 def _check_fit(published: Published, folder: Path) -> None:

@@ -6,17 +6,22 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import timm
 import torch
 from safetensors.torch import save, save_file
 from transformers import BertConfig, BertModel
 
+from infra.stack import processes, services
+from infra.stack.ports import choose_ports
+from infra.stack.state import Stack
 from wukong.config import documents
 from wukong.data.tokenizer import packaged_vocabulary
 from wukong.errors import ConfigError, DataError, WukongError
@@ -34,8 +39,11 @@ def tower() -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def hub(files: dict[str, bytes]) -> Iterator[str]:
-    """Serve files as the hub does, as far as its client asks: ``/OWNER/NAME/resolve/main/FILE``."""
+def hub(files: dict[str, bytes], digest: str = "") -> Iterator[str]:
+    """Serve files as the hub does, as far as its client asks: ``/OWNER/NAME/resolve/main/FILE``.
+
+    ``digest`` is said to be that of all files; else each has its own.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -43,7 +51,7 @@ def hub(files: dict[str, bytes]) -> Iterator[str]:
             self.send_response(200 if content is not None else 404)
             self.send_header("Content-Length", str(len(content or b"")))
             if content is not None:
-                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+                self.send_header("ETag", f'"{digest or hashlib.sha256(content).hexdigest()}"')
                 self.send_header("X-Repo-Commit", "1" * 40)
             self.end_headers()
             if self.command == "GET":
@@ -77,26 +85,32 @@ def test_the_hub_gives_a_tower_which_an_experiment_then_loads(tmp_path: Path) ->
     content = save(tower())
     with hub({f"timm/{TINY}/model.safetensors": content}) as endpoint:
         done = get(endpoint, tmp_path, TINY, "--to", str(tmp_path / "weights"), "--json")
-        missing = get(endpoint, tmp_path, "test_vit2.r160_in1k", "--to", str(tmp_path / "weights"))
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     (file,) = told["files"]
     assert told["value"] == file["uri"] == storage.from_path(tmp_path / "weights" / f"{TINY}.safetensors")
-    assert (file["bytes"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
-    assert (file["known"], told["licence"]) == (False, "apache-2.0")
+    assert (file["size"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    assert (file["compared_with"], told["licence"]) == ("hub", "apache-2.0")
     image = {"name": TINY, "weights": told["value"], "image_size": 160}
     crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
     loaded = ImageEncoder(documents.parse({"name": "x", "crawl": crawl, "model": {"image": image}}).model.image)
     assert torch.equal(loaded.backbone.state_dict()["blocks.0.attn.qkv.weight"], tower()["blocks.0.attn.qkv.weight"])
-    assert missing.returncode == 1 and "the hub does not give model.safetensors" in missing.stderr
-    assert "--from FILE" in missing.stderr and "Traceback" not in missing.stderr
 
 
-@pytest.mark.slow
-def test_without_a_network_the_message_says_what_to_do(tmp_path: Path) -> None:
-    done = get("http://127.0.0.1:9", tmp_path, TINY, "--to", str(tmp_path / "weights"))
-    assert done.returncode == 1 and "Without a network" in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "weights").exists()
+def test_what_a_hub_does_not_give_or_gives_damaged_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    to = storage.from_path(tmp_path / "weights")
+    with hub({f"timm/{TINY}/model.safetensors": save(tower())}, digest="a" * 64) as endpoint:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        address = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+        with pytest.raises(DataError, match=rf"model\.safetensors is not the published one: .* instead of {'a' * 64}"):
+            published_weights.get(published_weights.of(TINY), to)
+        with pytest.raises(ConfigError, match=r"the hub does not give model\.safetensors of .*--from FILE"):
+            published_weights.get(published_weights.of("test_vit2.r160_in1k"), to)
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match=r"the hub does not give .* Without a network, fetch the file"):
+        published_weights.get(published_weights.of(TINY), to)
+    assert time.monotonic() - start < 10 and not (tmp_path / "weights").exists(), "nobody waits for repetitions"
 
 
 def test_a_file_is_stored_byte_for_byte_once(tmp_path: Path) -> None:
@@ -113,6 +127,28 @@ def test_a_file_is_stored_byte_for_byte_once(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is there with another content .* name another folder by --to"):
         published_weights.get(published_weights.of(TINY), to, source)
     assert lying.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_bucket_gets_a_text_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").mkdir()
+    stack = Stack.load_or_new(tmp_path / "home")
+    stack = stack.with_changes(ports=choose_ports(stack, (), {}))
+    services.start(stack, [services.ObjectStore()])
+    try:
+        for name, value in stack.variables().items():
+            monkeypatch.setenv(name, value)
+        config = BertConfig(
+            vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+        )
+        BertModel(config).save_pretrained(tmp_path / "bert")
+        published, to = published_weights.of("bert-base-chinese"), "s3://weights/inputs"
+        stored = published_weights.get(published, to, storage.from_path(tmp_path / "bert"))
+        assert stored == published_weights.get(published, to, storage.from_path(tmp_path / "bert"))
+        for each in stored:
+            assert hashlib.sha256(storage.read_bytes(each.uri)).hexdigest() == each.sha256
+    finally:
+        processes.stop(lambda: processes.find(stack.identity, services.scratch(stack.home)))
 
 
 def test_weights_of_another_tower_are_refused(tmp_path: Path) -> None:
@@ -175,9 +211,13 @@ def test_a_vocabulary_is_the_one_whose_digest_is_known(tmp_path: Path) -> None:
     path = tmp_path / "vocab.txt"
     path.write_text(packaged_vocabulary(), encoding="utf-8")
     (stored,) = published_weights.get(published, to, storage.from_path(path))
-    assert stored.known and stored.size == published.sizes["vocab.txt"] and stored.uri == f"{to}/{published.name}.txt"
+    assert (
+        stored.compared_with == "table"
+        and stored.size == published.sizes["vocab.txt"]
+        and stored.uri == f"{to}/{published.name}.txt"
+    )
     path.write_text(packaged_vocabulary() + "猫猫\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"vocab\.txt is not the published one .* SHA-256 .*: fetch it again"):
+    with pytest.raises(DataError, match=r"vocab\.txt is not the published one: .* SHA-256 .*: fetch it again"):
         published_weights.get(published, storage.from_path(tmp_path / "other"), storage.from_path(path))
 
 
