@@ -79,6 +79,17 @@ def test_another_protocol_and_an_interval_that_is_too_narrow_are_not_compared() 
     }
 
 
+def test_the_page_names_each_models_protocol_where_they_differ() -> None:
+    models = [
+        evaluated(
+            "a", "ResNet50", pretrained=[classified("imagenet", 0.9, protocol="cn-clip"), classified("dtd", 0.2)]
+        ),
+        evaluated("b", "ResNet50", pretrained=[classified("imagenet", 0.9), classified("dtd", 0.2)]),
+    ]
+    html = page.render(paper_tables.table("5", models))
+    assert "<small>a: cn-clip</small><small>b: paper</small>" in html and html.count("<small>a: ") == 1
+
+
 def test_an_average_is_of_all_sets_with_the_interval_of_a_mean() -> None:
     halves = {name: (number + 1) / 1000 for number, name in enumerate(paper.TABLE_5)}
     whole = [classified(name, 0.5, half) for name, half in halves.items()]
