@@ -20,7 +20,7 @@ from wukong.commands.app import SetOption
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.crawl.addresses import CONNECT_TO
-from wukong.errors import ConfigError, WukongError
+from wukong.errors import ConfigError, DataError, WukongError
 from wukong.runtime import environment
 from wukong.stages import preflight
 from wukong.stages.preflight import Machine, Size
@@ -102,12 +102,14 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
         ConfigError: it cannot be run; the message names every key that was found wrong.
         StorageError: the store cannot be reached.
     """
+    from wukong.model import image_encoder
+
     problems = list(_out_of_reach(experiment))
 
     def collect(check: Callable[[], Any]) -> Any:
         try:
             return check()
-        except ConfigError as error:
+        except (ConfigError, DataError) as error:
             problems.append(str(error).removeprefix("the experiment cannot be run:\n  "))
 
     collect(lambda: preflight.check_stages(experiment))
@@ -123,6 +125,9 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
         if any(".weights: 'hub" in each for each in problems)
         else collect(lambda: preflight.check_model(experiment))
     )
+    weights = experiment.model.image.weights
+    if size is not None and not stand_in and "://" in weights and storage.exists(weights):
+        collect(lambda: image_encoder.check_file(experiment.model.image))
     problems += _unfit(experiment, template, settings, size)
     if problems or size is None:
         raise ConfigError("\n  ".join(["it cannot be run:", *problems]))

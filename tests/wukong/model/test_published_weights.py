@@ -23,9 +23,10 @@ from infra.stack import processes, services
 from infra.stack.ports import choose_ports
 from infra.stack.state import Stack
 from wukong.config import documents
+from wukong.config import model as sections
 from wukong.data.tokenizer import packaged_vocabulary
 from wukong.errors import ConfigError, DataError, WukongError
-from wukong.model import published_weights
+from wukong.model import image_encoder, published_weights, weights
 from wukong.model.image_encoder import ImageEncoder
 from wukong.store import storage
 
@@ -161,6 +162,28 @@ def test_weights_of_another_tower_are_refused(tmp_path: Path) -> None:
             storage.from_path(tmp_path / "other.safetensors"),
         )
     assert not (tmp_path / "w").exists()
+
+
+def test_a_file_is_checked_by_names_and_sizes_without_reading_it(tmp_path: Path) -> None:
+    def check(state: dict[str, torch.Tensor], name: str = TINY, block: int | None = None) -> None:
+        path = tmp_path / "tower.safetensors"
+        save_file(state, path)
+        with path.open("r+b") as stream:  # what follows the names is not needed
+            stream.truncate(8 + int.from_bytes(stream.read(8), "little"))
+        settings = {"name": name, "weights": storage.from_path(path), "image_size": 160, "block": block}
+        image_encoder.check_file(sections.ImageEncoder.model_validate(settings))
+
+    check(tower())
+    check(tower(), block=1)
+    check({f"visual.trunk.{name}": value for name, value in tower().items()} | {"text.x": torch.ones(2)})
+    with pytest.raises(DataError, match="does not fit"):
+        check(tower(), "test_vit2.r160_in1k")
+    with pytest.raises(DataError, match=r"of another size are blocks\.0\.attn\.qkv\.bias"):
+        check(tower() | {"blocks.0.attn.qkv.bias": torch.ones(3)})
+    for content in (b"", b"x" * 40, (2).to_bytes(8, "little") + b"[]", (2**40).to_bytes(8, "little") + b"{}"):
+        (tmp_path / "tower.safetensors").write_bytes(content)
+        with pytest.raises(DataError, match="is damaged, or not a safetensors file"):
+            weights.read_shapes(storage.from_path(tmp_path / "tower.safetensors"))
 
 
 class Script(torch.nn.Module):
