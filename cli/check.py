@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import typer
@@ -19,15 +19,16 @@ from wukong import stages
 from wukong.commands.app import SetOption
 from wukong.config import documents
 from wukong.config.experiment import Experiment
-from wukong.crawl.addresses import CONNECT_TO
 from wukong.errors import ConfigError, DataError, WukongError
 from wukong.runtime import environment
+from wukong.runtime.environment import CONNECT_TO
 from wukong.stages import preflight
 from wukong.stages.preflight import Machine, Size
 from wukong.store import storage
 
 _K8S = Path(__file__).parents[1] / "k8s"
 _ABUNDANT = 2**60
+T = TypeVar("T")
 
 
 def check(
@@ -106,11 +107,12 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
 
     problems = list(_out_of_reach(experiment))
 
-    def collect(check: Callable[[], Any]) -> Any:
+    def collect(check: Callable[[], T]) -> T | None:
         try:
             return check()
         except (ConfigError, DataError) as error:
             problems.append(str(error).removeprefix("the experiment cannot be run:\n  "))
+            return None
 
     collect(lambda: preflight.check_stages(experiment))
     if stand_in:
@@ -120,11 +122,8 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
         environment.use_for(experiment.storage)
         collect(lambda: preflight.check_world(experiment, connect=True))
         collect(lambda: preflight.check_lists(experiment))
-    size = (
-        None
-        if any(".weights: 'hub" in each for each in problems)
-        else collect(lambda: preflight.check_model(experiment))
-    )
+    on_hub = any(".weights: 'hub" in each for each in problems)
+    size = None if on_hub else collect(lambda: preflight.check_model(experiment))
     weights = experiment.model.image.weights
     if size is not None and not stand_in and "://" in weights and storage.exists(weights):
         collect(lambda: image_encoder.check_file(experiment.model.image))
