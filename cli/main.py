@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli import embedded_sets, release, summary, sweep
+from cli import check, embedded_sets, release, summary, sweep
 from ray_jobs.launch import evaluate_champion
 from wukong.commands import evaluate, panels, promote
 from wukong.commands.app import DEMO, ConfigOption, SetOption, app
@@ -136,6 +136,7 @@ def submit(
     )
 
 
+app.command(rich_help_panel=panels.CLUSTER)(check.check)
 app.command(rich_help_panel=panels.DATA)(release.release)
 app.command(rich_help_panel=panels.DATA)(release.takedown)
 app.command(rich_help_panel=panels.TRAIN)(sweep.sweep)

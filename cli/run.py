@@ -138,6 +138,7 @@ def run_local(
     records = run_records.read_all(experiment, run)
     summary.print_run(console, records, total=ended - prepared, setup=prepared - started)
     summary.print_pages(console, page, run_links.pages(experiment, run))
+    summary.print_tables(console, experiment, run)
     console.print("The stack keeps running, so that you can look around; `wukong down` ends it.", style="dim")
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import yaml
 from rich.console import Console
 
+from cli import summary
 from components import run_ends
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, WukongError
@@ -347,6 +348,8 @@ def submit_run(
     console.print(f"Run   {made.name}\nPage  {made.url}", soft_wrap=True, highlight=False)
     if timeout:
         api.wait(made, lambda line: console.print(f"  {line}", highlight=False), timeout)
+        if file.stem in _MEASURING:
+            summary.print_tables(console, experiment, run)
 
 
 def _refusal(status: int) -> str:

@@ -7,6 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from wukong.commands.runs import STORAGE
+from wukong.config.experiment import Experiment
+from wukong.evaluate import paper
 from wukong.evaluate.results import tasks_of
 from wukong.runs.run_records import Record
 from wukong.store import manifest, storage
@@ -56,6 +59,19 @@ def print_pages(console: Console, report: Path, pages: Pages | None) -> None:
         shown |= {"Compare": pages.compare} if pages.compare else {}
     for title, place in shown.items():
         console.print(f"{title:<12}{place}", soft_wrap=True, highlight=False, markup=False)
+
+
+def print_tables(console: Console, experiment: Experiment, run: str) -> None:
+    """Print the commands that make the paper's tables of a run that measures sets of them."""
+    measured = set(experiment.evaluate.tasks)
+    commands = [
+        f"wukong paper {table} {run}{'' if experiment.storage == STORAGE else f' --storage {experiment.storage}'}"
+        for table, sets in (("table5", paper.TABLE_5), ("table6", paper.TABLE_6), ("table7", paper.TABLE_7))
+        if measured & sets.keys()
+    ]
+    for number, command in enumerate(commands):
+        title = "" if number else "Paper"
+        console.print(f"{title:<12}{command}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _print_funnel(console: Console, manifests: Mapping[str, Manifest]) -> None:

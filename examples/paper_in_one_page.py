@@ -17,8 +17,9 @@ from wukong.config.evaluate import Evaluate
 from wukong.config.experiment import Experiment
 from wukong.config.filter import Filter
 from wukong.config.model import Model
+from wukong.config.registry import Registry
 from wukong.config.split import Holdout, Split
-from wukong.config.training import Training
+from wukong.config.training import Training, Validating
 from wukong.config.validation import Validation
 from wukong.crawl import queries
 from wukong.evaluate import alignment, holdouts, paper
@@ -26,37 +27,38 @@ from wukong.report.funnel import funnel
 from wukong.stages import preflight
 from wukong.store import storage
 
+INPUTS = "s3://wukong/inputs"
+IMAGE = {"view": "crop", "weights": f"{INPUTS}/weights/vit_large_patch14_clip_quickgelu_224.openai.safetensors"}
 TRAINING = Training(
     optimizer="lamb", epsilon=0.01, epochs=20,  # table 4
-    lock="all",  # section 4.4: the image tower is not trained (locked-image text tuning, LiT)
+    lock="all", exclude_same_captions=False,  # section 4.4: the image tower is not trained (LiT); 4.3
     augmentations=("crop", "flip", "autoaugment"),  # section 5.1
-    workers=40, gpus_per_worker=1,  # section 5.1; the rest is not in the paper
+    workers=40, gpus_per_worker=1, loader_workers=10,  # section 5.1; the rest is not in the paper
     batch_size=10_240, precision="bfloat16", deterministic=False, store_features=False, learning_rate=0.003,
+    validation=Validating(  # section 5.1: zero-shot ImageNet chooses the model
+        tasks=("imagenet",), metric="classification/imagenet/top1", keep="best", every_steps=9_766
+    ),
 )  # fmt: skip
 PAPER = Experiment(
-    name="paper",
-    crawl=Crawl(  # section 3: the 200,000 most frequent words, 1,000 pictures each
-        engine="baidu", endpoint="https://image.baidu.com/search/acjson", queries="s3://wukong/inputs/queries.txt",
+    name="paper", crawl=Crawl(  # section 3: the 200,000 most frequent words, 1,000 pictures each
+        engine="baidu", endpoint="https://image.baidu.com/search/acjson", queries=f"{INPUTS}/queries.txt",
         max_queries=200_000, max_results_per_query=1_000,
     ),
     filter=Filter(
         min_side=201, max_aspect_ratio=3.0,  # section 3.1: sides of more than 200 pixels, none three times the other
         max_length=31, max_caption_count=10,  # section 3.2: Chinese captions below 32 characters, ten times each
         mask_names=True,  # section 3.2: names of persons become <人名>
-        split=Split(  # not in the paper
-            held_out_captions=0.0001,
-            holdouts=(Holdout(name="held-out", title="Held-out captions of the crawl", source="*", captions="unseen"),),
-        ),
+        split=Split(held_out_captions=0.0001, holdouts=(  # not in the paper
+            Holdout(name="held-out", title="Held-out captions of the crawl", source="*", captions="unseen"),
+        )),
     ),
-    validation=Validation(min_pairs=100_000_000),
-    model=Model.model_validate(  # section 4: figure 1, the towers of table 3, the token-wise similarity of section 4.3
-        {"architecture": "vit-l-14", "image": {"view": "crop"}, "similarity": "token", "temperature": 0.07}
-    ),
+    validation=Validation(min_pairs=100_000_000), registry=Registry(model_name="paper-vit-l"),
+    # section 4: figure 1, the towers of table 3, the token-wise similarity of section 4.3
+    model=Model.model_validate({"architecture": "vit-l-14", "image": IMAGE, "temperature": 0.07}),
     pretrain=TRAINING,
-    finetune=TRAINING.model_copy(update={"epochs": 2, "learning_rate": 0.0003}),  # the paper has no details
-    evaluate=Evaluate(  # section 5: 17 sets for classification, five for retrieval (docs/evaluation-sets.md)
-        tasks=(*paper.TABLE_5, *paper.TABLE_7), protocol="paper", sets="s3://wukong/inputs/evaluation-sets"
-    ),
+    finetune=TRAINING.model_copy(update={"epochs": 2, "learning_rate": 0.0003, "validation": Validating()}),
+    # section 5: 17 sets for classification, five for retrieval (docs/evaluation-sets.md)
+    evaluate=Evaluate(tasks=(*paper.TABLE_5, *paper.TABLE_7), protocol="paper", sets=f"{INPUTS}/evaluation-sets"),
 )  # fmt: skip
 
 

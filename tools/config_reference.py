@@ -21,6 +21,12 @@ YAML file; `configs/` has examples. `--set pretrain.epochs=3` sets one key on th
 value that is not allowed is an error that names the key, the value and what is allowed. `wukong config --config FILE`
 checks a file and prints it with all defaults.
 
+A file may name another one as its base, `base: FILE`, a path relative to its own folder, and then holds only what
+differs: mappings are merged key by key, lists and values are replaced. A base may have a base; of several bases,
+`base: [FILE, FILE]`, the later one counts more. What is printed,
+submitted and stored is the merged experiment, so a stage's key depends on the values and not on the files.
+`configs/paper/` is made so.
+
 This page is written from `wukong/config/experiment.py` by `make configuration`; change the descriptions there.
 """
 

@@ -66,7 +66,7 @@ def test_what_the_user_sets_counts(tmp_path: Path) -> None:
     made = own_data.experiment_of(str(folder), None, ["name=mine", "pretrain.batch_size=4", "pretrain.epochs=2"])
     assert (made.name, made.pretrain.batch_size, made.pretrain.epochs) == ("mine", 4, 2)
     assert made.finetune.batch_size == 4
-    own = own_data.experiment_of(str(folder), Path("configs/paper.yaml"), [])
+    own = own_data.experiment_of(str(folder), Path("configs/paper/vit-l.yaml"), [])
     assert (own.name, own.crawl.engine, own.pretrain.batch_size) == ("paper", "files", 10240)
 
 

@@ -64,6 +64,13 @@ NOT_EXECUTED = {
     ("docs/comparing.md", "kubectl -n kubeflow create secret"): CLUSTER,
     ("docs/comparing.md", "wukong run"): "trains the demo; tests/wukong/registry/test_sweep.py reads the sweep",
     ("docs/how-to.md", "wukong takedown"): "changes a set; tests/end_to_end/test_workflow.py takes pairs out of one",
+    ("docs/paper.md", "wukong weights"): "needs the hub; tests/wukong/model/test_published_weights.py has one",
+    ("docs/paper.md", "wukong check"): "needs a bucket, and half a minute; tests/cli/test_check.py checks every config",
+    (
+        "docs/paper.md",
+        "wukong submit",
+    ): "needs Kubeflow Pipelines; tests/wukong/commands/test_paper_command.py has runs",
+    ("docs/paper.md", "wukong run"): "trains on the demo; tests/configs/test_paper_small.py builds the models",
     ("docs/cluster.md", "make images"): "builds images with Docker; tests/infra/test_images.py tests how",
     ("docs/cluster.md", "make run-containers"): "needs the images and Docker",
     ("docs/cluster.md", ".venv/bin/python -m infra.pin_images"): "asks registries; tests/k8s/test_pin_images.py",

@@ -9,7 +9,21 @@ import typer
 import typer.core
 from rich.console import Console
 
-from wukong.commands import align, compare, evaluate, model, panels, plan, promote, queries, runs, serve, show
+from wukong.commands import (
+    align,
+    compare,
+    evaluate,
+    model,
+    panels,
+    paper,
+    plan,
+    promote,
+    queries,
+    runs,
+    serve,
+    show,
+    weights,
+)
 from wukong.commands.output import print_json
 from wukong.config import documents
 from wukong.errors import StackError, WukongError
@@ -65,6 +79,8 @@ def wukong(
 
 
 app.add_typer(queries.app, name="queries", rich_help_panel=panels.DATA)
+app.add_typer(weights.app, name="weights", rich_help_panel=panels.DATA)
+app.add_typer(paper.app, name="paper", rich_help_panel=panels.EVALUATE)
 app.add_typer(model.app, name="model", rich_help_panel=panels.SERVE)
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experiment, a YAML file.")]

@@ -10,11 +10,11 @@ STACK = "The local stack"
 
 ORDER = {
     TRAIN: ("run", "plan", "sweep", "config"),
-    DATA: ("release", "takedown", "queries"),
+    DATA: ("release", "takedown", "queries", "weights"),
     LOOK: ("runs", "report", "show"),
-    EVALUATE: ("evaluate", "align", "compare", "promote", "rollback"),
+    EVALUATE: ("evaluate", "align", "compare", "paper", "promote", "rollback"),
     SERVE: ("serve", "model"),
-    CLUSTER: ("submit",),
+    CLUSTER: ("check", "submit"),
     STACK: ("up", "down", "status", "env"),
 }
 """The panels and the commands of each, library's and platform's, in the order in which they are shown."""

@@ -81,7 +81,7 @@ def plan(
     The rates are those that `make bench-scale` stored; the output says where they were measured, and up to which number
     of items. Example:
 
-        wukong plan --config configs/paper.yaml --urls 166000000 --pairs 100000000 --overlay k8s/overlays/gpu
+        wukong plan --config configs/paper/vit-l.yaml --urls 166000000 --pairs 100000000 --overlay k8s/overlays/gpu
     """
     if pairs is not None and urls is not None and pairs > urls:
         raise ConfigError(f"--pairs: {pairs:,} pairs cannot come from {urls:,} URLs; give at least as many URLs")

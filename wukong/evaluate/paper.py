@@ -65,6 +65,32 @@ TABLE_5: Mapping[str, tuple[float, ...]] = MappingProxyType(
 AVERAGE_OF_TABLE_5 = (34.2, 38.4, 45.8, 50.1, 54.4, 60.6, 61.5, 50.6, 59.5)
 """Its last row, Average, as printed."""
 
+_TOWERS = {
+    ("resnet50_clip", "global"): "ResNet50",
+    ("resnet101_clip", "global"): "ResNet101",
+    ("vit_base_patch32_clip", "global"): "ViT-B/32",
+    ("vit_base_patch16_clip", "global"): "ViT-B/16",
+    ("vit_large_patch14_clip", "global"): "Wukong ViT, global",
+    ("vit_large_patch14_clip", "token"): "Wukong ViT",
+    ("swin_large_patch4_window7", "global"): "Wukong Swin, global",
+    ("swin_large_patch4_window7", "token"): "Wukong Swin",
+}
+_MANY_PAIRS = 300_000_000
+
+
+def column_of(tower: str, similarity: str, pairs: int) -> str | None:
+    """Return which of ``MODELS_OF_TABLE_5`` a model stands for; None if none.
+
+    Args:
+        tower: timm's name of its image tower.
+        similarity: ``global`` or ``token``.
+        pairs: number of pairs that it was trained on; Wukong ViT-500M has more than the others.
+    """
+    titles = [title for (begin, kind), title in _TOWERS.items() if tower.startswith(begin) and kind == similarity]
+    title = titles[0] if titles else None
+    return "Wukong ViT-500M" if title == "Wukong ViT" and pairs > _MANY_PAIRS else title
+
+
 _VIT, _VIT_500M, _SWIN = "Wukong ViT", "Wukong ViT-500M", "Wukong Swin"
 
 TABLE_6: Mapping[str, Mapping[str, Recalls]] = MappingProxyType(

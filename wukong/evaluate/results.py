@@ -184,8 +184,13 @@ def document(
         "comparisons": [dict(each) for each in comparisons],
         "notes": dict(notes or {}),
         "trained_on": [dict(each) for each in trained_on],
-        "tables": {"5": _table_5(models, tasks), **{n: _recalls(n, tasks) for n in ("6", "7")}},
+        "tables": tables(models, tasks),
     }
+
+
+def tables(models: Sequence[MeasuredModel], tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the paper's Tables 5, 6 and 7 with what was measured in some tasks beside them, in %."""
+    return {"5": _table_5(models, tasks), **{number: _recalls(number, tasks) for number in ("6", "7")}}
 
 
 def _table_5(models: Sequence[MeasuredModel], tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

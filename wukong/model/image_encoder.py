@@ -316,6 +316,23 @@ def _load(model: nn.Module, settings: Settings) -> None:
         source = f"the package of {settings.name}"
     else:
         state, source = weights.read(settings.weights), settings.weights
+    _fill(model, state, source, settings)
+
+
+def check_file(settings: Settings) -> None:
+    """Check by names and sizes that the file that ``weights`` names is of this tower, without reading its weights.
+
+    Raises:
+        StorageError: there is nothing to read.
+        DataError: the file is damaged, or of another tower; the message names the weights.
+    """
+    with torch.device("meta"):
+        model = _create(settings.model_copy(update={"block": None}), with_weights=False)  # a file has all blocks
+    _fill(model, weights.read_shapes(settings.weights), settings.weights, settings)
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], source: str, settings: Settings) -> None:
+    """Load weights in the naming of any of the accepted projects."""
     own = model.state_dict()
     state = weights.below_prefix(own, state)
     # timm translates the names of other projects (OpenAI and open_clip among them) and resizes to other resolutions.

@@ -1,6 +1,7 @@
 """Read pretrained weights from a URI or an installed package, and load them strictly: messages name what is wrong."""
 
 import io
+import json
 import logging
 import math
 import pickle
@@ -21,6 +22,8 @@ from wukong.store import storage
 log = logging.getLogger(__name__)
 
 _NAMED = 5
+_LONGEST_HEADER = 100_000_000
+"""Bytes, the limit of safetensors itself."""
 _DAMAGED = (
     *(AssertionError, AttributeError, EOFError, LookupError),
     *(OSError, RuntimeError, TypeError, ValueError),
@@ -38,6 +41,24 @@ def read(uri: str) -> dict[str, Tensor]:
     try:
         return load_safetensors(storage.read_bytes(uri))  # type: ignore[no-any-return]
     except SafetensorError as error:
+        raise DataError(f"{uri} is damaged, or not a safetensors file ({error}): write it again") from error
+
+
+def read_shapes(uri: str) -> dict[str, Tensor]:
+    """Read the names and sizes of a safetensors file's weights, as tensors without content, on ``meta``.
+
+    Raises:
+        StorageError: there is nothing to read.
+        DataError: the file is damaged, or is not a safetensors file.
+    """
+    with storage.open_input(uri) as stream:
+        begins = stream.read(8)
+        length = int.from_bytes(begins, "little")
+        header = stream.read(length) if len(begins) == 8 and 2 <= length <= _LONGEST_HEADER else b""
+    try:
+        entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        return {name: torch.empty([int(n) for n in entry["shape"]], device="meta") for name, entry in entries.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise DataError(f"{uri} is damaged, or not a safetensors file ({error}): write it again") from error
 
 
@@ -105,7 +126,10 @@ def misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
             ("it lacks", [name for name in own if name not in state]),
             ("it has, and the model has not,", [name for name in state if name not in own]),
             ("of another size are", wrong),
-            ("not all numbers are finite in", [name for name in shapes if not torch.isfinite(state[name]).all()]),
+            (
+                "not all numbers are finite in",
+                [name for name in shapes if not state[name].is_meta and not torch.isfinite(state[name]).all()],
+            ),
         )
         if names
     ]

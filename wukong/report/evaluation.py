@@ -12,6 +12,7 @@ from wukong.config.evaluators import DIRECTIONS
 from wukong.evaluate import paper, sets
 from wukong.evaluate.results import HOLDOUT, ROLES, square_of
 from wukong.report import template
+from wukong.report.comparison import SIGNS
 
 _CLASSES = 6  # of the best, and of the worst
 
@@ -42,7 +43,11 @@ def render(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) 
                 "title": title,
                 "model": ROLES[role],
                 "measured": role in roles,
-                "rows": [_titled(row) for row in document["tables"][number]["rows"]],
+                "titles": {role: ROLES[role]},
+                "rows": [
+                    {**_titled(row), "ours": {role: row["ours"]} if row["ours"] else {}}
+                    for row in document["tables"][number]["rows"]
+                ],
             }
             for number, title, role in (
                 ("6", "Zero-shot retrieval", "pretrained"),
@@ -54,7 +59,7 @@ def render(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) 
         "token_wise": any(model["token_wise"] for model in document["models"]),
         "missing": document["missing"],
     }
-    return template.fill("evaluation.html.j2", values, _FILTERS)
+    return template.fill("evaluation.html.j2", values, FILTERS)
 
 
 def _in_paper(name: str) -> bool:
@@ -133,7 +138,8 @@ def _count(value: int) -> str:
     return f"{value:,}"
 
 
-_FILTERS: Mapping[str, Callable[..., str]] = {
+FILTERS: Mapping[str, Callable[..., str]] = {
+    "sign": SIGNS.__getitem__,
     "number": _number,
     "interval": _interval,
     "signed": _signed,

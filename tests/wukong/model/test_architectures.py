@@ -14,7 +14,7 @@ from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
 
 ROOT = Path(__file__).parents[3]
-CONFIGS, ARCHITECTURES = ROOT / "configs", ROOT / "wukong" / "config" / "architectures"
+ARCHITECTURES = ROOT / "wukong" / "config" / "architectures"
 CRAWL = {"queries": "file:///q", "endpoint": "http://site.test"}
 # Image tower's parameters in millions (as published with CLIP and Swin, less the last projection), width, tokens along
 # a side, similarity.
@@ -90,17 +90,3 @@ def test_an_unknown_name_or_key_is_named() -> None:
         parsed({"architecture": "vit-b-33"})
     with pytest.raises(ConfigError, match=r"model\.widht: unknown key; allowed here: architecture, bias, embedding"):
         parsed({"architecture": "rn50", "widht": 3})
-
-
-def test_the_papers_experiment_has_the_papers_numbers() -> None:
-    experiment = documents.load(CONFIGS / "paper.yaml")
-    assert experiment.model.image.name.startswith("vit_large_patch14_clip")
-    # Table 4.
-    assert (experiment.model.temperature, experiment.pretrain.epochs) == (0.07, 20)
-    assert (experiment.pretrain.optimizer, experiment.pretrain.epsilon) == ("lamb", 1e-2)
-    # Section 4.4, and of section 3: 200,000 queries of at most 1,000 pictures, both sides greater than 200, a ratio of
-    # at most 3, fewer than 32 characters, captions at most 10 times.
-    assert experiment.pretrain.lock == "all"
-    assert (experiment.crawl.max_queries, experiment.crawl.max_results_per_query) == (200_000, 1_000)
-    rules = experiment.filter
-    assert (rules.min_side, rules.max_aspect_ratio, rules.max_length, rules.max_caption_count) == (201, 3, 31, 10)

@@ -1,0 +1,224 @@
+"""``wukong check``: whether experiments can be run on a cluster, before anything is submitted."""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import typer
+import yaml
+
+from ray_jobs.launch.kuberay.manifest import make_ray_job
+from ray_jobs.launch.kuberay.settings import CONFIG_MAP, Settings, StageSettings, parse
+from wukong import stages
+from wukong.commands.app import SetOption
+from wukong.config import documents
+from wukong.config.experiment import Experiment
+from wukong.errors import ConfigError, DataError, WukongError
+from wukong.runtime import environment
+from wukong.runtime.environment import CONNECT_TO
+from wukong.stages import preflight
+from wukong.stages.preflight import Machine, Size
+from wukong.store import storage
+
+_K8S = Path(__file__).parents[1] / "k8s"
+_ABUNDANT = 2**60
+T = TypeVar("T")
+
+
+def check(
+    configs: Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="Experiments, YAML files.")],
+    overlay: Annotated[
+        str, typer.Option("--overlay", help="Whose resources the stages get: base, or a folder of k8s/overlays.")
+    ] = "gpu",
+    stand_in: Annotated[
+        bool,
+        typer.Option(
+            "--stand-in",
+            help="Use a store and a search engine that are made up, with a file wherever the experiment names one.",
+        ),
+    ] = False,
+    overrides: SetOption = None,
+) -> None:
+    """Check that experiments can be run on a cluster: settings, files, search, model, and what each stage's pods have.
+
+    The hub is not asked: what only it has is refused, because trainings on a cluster do not reach it. Example:
+
+        wukong check configs/paper/*.yaml --stand-in
+    """
+    template, settings = resources_of(overlay)
+    wrong = 0
+    for path in configs:
+        try:
+            size = check_one(documents.load(path, overrides), template, settings, stand_in=stand_in)
+        except WukongError as error:
+            wrong += 1
+            typer.echo(f"{path}: {error}", err=True)
+        else:
+            typer.echo(f"{path}: can be run on {overlay}; {size.weights:,} weights, {size.image:,} of the image tower")
+    if wrong:
+        raise typer.Exit(1)
+
+
+def resources_of(overlay: str) -> tuple[dict[str, Any], Settings]:
+    """Return the RayJob template and the stages' resources that an installation of an overlay has.
+
+    Raises:
+        ConfigError: there is no such overlay.
+    """
+    files = [_K8S / "base" / "ray.yaml"]
+    if overlay != "base":
+        files.append(_K8S / "overlays" / overlay / "ray-job.yaml")
+        if not files[-1].is_file():
+            known = sorted(path.parent.name for path in _K8S.glob("overlays/*/ray-job.yaml"))
+            raise ConfigError(
+                f"--overlay {overlay}: its resources are not in k8s/overlays; use base, {', '.join(known)}"
+            )
+    data: dict[str, str] = {}
+    for path in files:
+        for each in yaml.safe_load_all(path.read_text(encoding="utf-8")):
+            if each["kind"] == "ConfigMap" and each["metadata"]["name"] == CONFIG_MAP:
+                data |= each["data"]
+    return parse(data, f"overlay {overlay}")
+
+
+def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Settings, *, stand_in: bool) -> Size:
+    """Check one experiment, by the checks that a run makes before its first stage, and against the stages' pods.
+
+    Args:
+        experiment: the experiment.
+        template: a RayJob manifest.
+        settings: what stages may use.
+        stand_in: whether a store and an engine are made up.
+
+    Returns:
+        The model's size.
+
+    Raises:
+        ConfigError: it cannot be run; the message names every key that was found wrong.
+        StorageError: the store cannot be reached.
+    """
+    from wukong.model import image_encoder
+
+    problems = list(_out_of_reach(experiment))
+
+    def collect(check: Callable[[], T]) -> T | None:
+        try:
+            return check()
+        except (ConfigError, DataError) as error:
+            problems.append(str(error).removeprefix("the experiment cannot be run:\n  "))
+            return None
+
+    collect(lambda: preflight.check_stages(experiment))
+    if stand_in:
+        with stand_ins(experiment) as made:
+            collect(lambda: preflight.check_world(made, connect=True))
+    else:
+        environment.use_for(experiment.storage)
+        collect(lambda: preflight.check_world(experiment, connect=True))
+        collect(lambda: preflight.check_lists(experiment))
+    on_hub = any(".weights: 'hub" in each for each in problems)
+    size = None if on_hub else collect(lambda: preflight.check_model(experiment))
+    weights = experiment.model.image.weights
+    if size is not None and not stand_in and "://" in weights and storage.exists(weights):
+        collect(lambda: image_encoder.check_file(experiment.model.image))
+    problems += _unfit(experiment, template, settings, size)
+    if problems or size is None:
+        raise ConfigError("\n  ".join(["it cannot be run:", *problems]))
+    return size
+
+
+def _out_of_reach(experiment: Experiment) -> Iterator[str]:
+    """Say what the pods of a cluster do not see: the internet, but for the crawl's, and files of this machine."""
+    model = experiment.model
+    for key, value in (("image", model.image.weights), ("text", model.text.weights)):
+        if value.partition(":")[0] == "hub":
+            name = model.image.name if key == "image" else value.removeprefix("hub:").rpartition("/")[2]
+            yield (
+                f"model.{key}.weights: {value!r}: only the crawl reaches the internet on a cluster; bring them to the "
+                f"bucket by `wukong weights get {name} --to s3://BUCKET/PREFIX`, and name the URI that it prints"
+            )
+    named = {"storage": experiment.storage, **experiment.uris()}
+    for key, uri in named.items():
+        if uri.startswith("file:"):
+            yield f"{key}: {uri} is on this machine, which pods do not see: name an s3:// address"
+
+
+def _unfit(experiment: Experiment, template: Mapping[str, Any], settings: Settings, size: Size | None) -> Iterator[str]:
+    """Say which stages the pods of a cluster cannot do; making a job's manifest checks the template too."""
+    from kubernetes.utils.quantity import parse_quantity
+
+    for name in stages.JOBS:
+        job = make_ray_job(template, settings, experiment, "check", name, ["python", "-m", "ray_jobs", name], {})
+        (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        if name not in stages.TRAININGS or size is None:
+            continue
+        pod = settings.stages.get(name, StageSettings())
+        training, memory = stages.training_of(experiment, name), int(parse_quantity(pod.memory))
+        gpus = group["replicas"] * training.gpus_per_worker
+        machine = Machine(memory * group["replicas"], pod.cpus * group["replicas"], gpus, _ABUNDANT)
+        try:
+            preflight.check_machine(experiment, machine, 0, size)
+        except ConfigError as error:
+            yield str(error).removeprefix("the experiment cannot be run:\n  ")
+        if training.gpus_per_worker > 1:
+            yield f"{name}.gpus_per_worker: {training.gpus_per_worker}: a worker trains on one device; write 1"
+        if not training.reads_features and training.loader_workers > pod.cpus:
+            yield (
+                f"{name}.loader_workers: {training.loader_workers} processes decode in a pod with {pod.cpus} cores: at "
+                f"most {pod.cpus} are allowed here"
+            )
+        if 8 * size.weights > memory:  # in float32: the model, and the file that it is read from
+            yield f"{name}: a model of {size.weights:,} weights is not read in a pod with {pod.memory} of memory"
+
+
+@contextmanager
+def stand_ins(experiment: Experiment) -> Iterator[Experiment]:
+    """Give the experiment on a store and a search engine that are made up, for checks that only look what is there.
+
+    The store is a folder, with a file wherever the experiment names one. The engine takes connections.
+
+    Raises:
+        ConfigError: the experiment goes on from a stage's output, which cannot be made up.
+    """
+    value = experiment.model_dump(mode="json")
+    with TemporaryDirectory(prefix="wukong-check-") as scratch, socket.create_server(("127.0.0.1", 0)) as engine:
+        place = storage.from_path(Path(scratch))
+        made = documents.loads(json.dumps(value, ensure_ascii=False).replace('"s3://', f'"{place}/'))
+        for key, uri in made.uris().items():
+            _make_up(made, key, uri)
+        host = urlsplit(experiment.crawl.endpoint).hostname
+        with _variable(CONNECT_TO, f"{host}=127.0.0.1:{engine.getsockname()[1]}"):
+            yield made
+
+
+def _make_up(experiment: Experiment, key: str, uri: str) -> None:
+    if key in ("crawl.previous", "validation.reference"):
+        raise ConfigError(f"{key}: {uri} is a stage's output, which --stand-in cannot make up: check without it")
+    names: tuple[str, ...] = ("",)
+    if key == "evaluate.sets":
+        names = tuple(f"{name}/made-up" for name in experiment.published_sets)
+    elif key == "model.text.weights":
+        names = ("config.json", "model.safetensors")
+    for name in names:
+        path = Path(unquote(urlsplit(uri).path), name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,104 @@
+"""The check before a cluster: every config of the paper passes it without a hub, and what could not run is named."""
+
+import socket
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import timm
+from safetensors.torch import save
+from typer.testing import CliRunner
+
+from cli import check
+from cli.main import app
+from infra.stack import processes, services
+from infra.stack.ports import choose_ports
+from infra.stack.state import Stack
+from wukong.config import documents
+from wukong.errors import ConfigError
+from wukong.store import storage
+
+PAPER = Path(__file__).parents[2] / "configs" / "paper"
+
+
+def refused(config: Path, *overrides: str, overlay: str = "gpu") -> str:
+    with pytest.raises(ConfigError) as error:
+        check.check_one(documents.load(config, [*overrides]), *check.resources_of(overlay), stand_in=True)
+    return str(error.value)
+
+
+@pytest.mark.slow
+def test_every_config_of_the_paper_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    configs = [path for path in sorted(PAPER.rglob("*.yaml")) if "small" not in path.parts]
+    done = CliRunner().invoke(app, ["check", *map(str, configs), "--stand-in", "--overlay", "gpu"])
+    assert done.exit_code == 0, done.output
+    passed = [line for line in done.output.splitlines() if "can be run on gpu" in line]
+    assert len(passed) == len(configs) == 15
+
+
+def test_a_hub_is_refused_with_the_command_that_brings_the_weights() -> None:
+    said = refused(PAPER / "vit-b-32.yaml", "model.image.weights=hub", "model.text.weights=hub:org/bert-base-chinese")
+    assert "model.image.weights: 'hub': only the crawl reaches the internet" in said
+    assert "`wukong weights get vit_base_patch32_clip_quickgelu_224.openai --to" in said
+    assert "`wukong weights get bert-base-chinese --to" in said
+
+
+def test_what_pods_do_not_see_or_hold_is_named() -> None:
+    said = refused(
+        PAPER / "vit-b-32.yaml",
+        *("crawl.queries=file:///words.txt", "pretrain.loader_workers=13", "finetune.gpus_per_worker=2"),
+    )
+    assert "crawl.queries: file:///words.txt is on this machine" in said
+    assert "pretrain.loader_workers: 13 processes decode in a pod with 12 cores" in said
+    assert "finetune.gpus_per_worker: 2: a worker trains on one device" in said
+    without = [f"{stage}.gpus_per_worker=0" for stage in ("pretrain", "finetune")]
+    said = refused(PAPER / "vit-l.yaml", *without, "pretrain.lock=none", overlay="kind")
+    assert "pretrain.workers: 40 workers with a model of" in said
+
+
+def test_settings_and_set_names_are_checked_together() -> None:
+    said = refused(PAPER / "vit-b-32.yaml", "evaluate.tasks=[imagenet, image-net]", "model.image.name=vit_none")
+    assert "there is no evaluation set 'image-net'" in said and "timm has no model 'vit_none'" in said
+
+
+def test_an_overlay_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"--overlay gpus: .* use base, gpu, kind"):
+        check.resources_of("gpus")
+
+
+def test_a_stage_output_cannot_be_made_up() -> None:
+    said = refused(PAPER / "vit-b-32.yaml", "crawl.previous=s3://wukong/x/manifest.json")
+    assert "crawl.previous: " in said and "--stand-in cannot make up" in said
+
+
+@pytest.mark.slow
+def test_a_real_store_and_search_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").mkdir()
+    stack = Stack.load_or_new(tmp_path / "home")
+    stack = stack.with_changes(ports=choose_ports(stack, (), {}))
+    services.start(stack, [services.ObjectStore()])
+    try:
+        for name, value in stack.variables().items():
+            monkeypatch.setenv(name, value)
+        experiment = documents.load(
+            PAPER / "vit-b-32.yaml",
+            [
+                "model.image.name=test_vit",
+                "model.image.weights=s3://wukong/inputs/tower.safetensors",
+                "evaluate.tasks=[]",
+            ],
+        )
+        with socket.create_server(("127.0.0.1", 0)) as engine:
+            monkeypatch.setenv("WUKONG_CONNECT_TO", f"image.baidu.com=127.0.0.1:{engine.getsockname()[1]}")
+            with pytest.raises(ConfigError, match=r"crawl\.queries: s3://wukong/inputs/queries\.txt does not exist"):
+                check.check_one(experiment, *check.resources_of("gpu"), stand_in=False)
+            storage.write_bytes("s3://wukong/inputs/queries.txt", "猫\n".encode())
+            storage.write_bytes("s3://wukong/inputs/evaluation-sets/imagenet/x", b"x")
+            for name, message in (("test_vit2", "does not fit"), ("test_vit", "")):
+                tower = {key: value.contiguous() for key, value in timm.create_model(name).state_dict().items()}
+                storage.write_bytes("s3://wukong/inputs/tower.safetensors", save(tower))
+                with pytest.raises(ConfigError, match=message) if message else nullcontext():
+                    assert check.check_one(experiment, *check.resources_of("gpu"), stand_in=False).image > 0
+    finally:
+        processes.stop(lambda: processes.find(stack.identity, services.scratch(stack.home)))

@@ -1,0 +1,118 @@
+"""A file and its base: what is merged, what is stored and handed to a pipeline, and which bases are refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from cli import submit
+from cli.main import app
+from wukong.config import documents, stored
+from wukong.errors import ConfigError
+from wukong.store import storage
+
+COMPILED = Path(__file__).parents[3] / "pipelines" / "compiled"
+BASE = {
+    "name": "x",
+    "crawl": {"queries": "s3://wukong/q.txt", "endpoint": "http://site.test/", "max_queries": 7},
+    "model": {"architecture": "lite0", "text": {"layers": 3}},
+    "pretrain": {"epochs": 5, "augmentations": ["crop", "flip"], "validation": {"every_steps": 9}},
+}
+
+
+def write(path: Path, value: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(value), encoding="utf-8")
+    return path
+
+
+def test_mappings_are_merged_and_lists_and_values_replaced(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", BASE)
+    changed = {
+        "base": "../base.yaml",
+        "model": {"text": {"heads": 2}, "similarity": "token"},
+        "pretrain": {"augmentations": ["flip"], "validation": {"keep": "best"}},
+    }
+    merged = documents.load(write(tmp_path / "inner" / "own.yaml", changed), ["pretrain.validation.every_steps=4"])
+    by_hand = {
+        **BASE,
+        "model": {"architecture": "lite0", "text": {"layers": 3, "heads": 2}, "similarity": "token"},
+        "pretrain": {"epochs": 5, "augmentations": ["flip"], "validation": {"every_steps": 4, "keep": "best"}},
+    }
+    assert merged == documents.loads(json.dumps(by_hand))
+    assert merged.pretrain.augmentations == ("flip",) and merged.crawl.max_queries == 7
+
+
+def test_a_base_may_have_a_base_and_a_mapping_can_be_taken_back(tmp_path: Path) -> None:
+    write(tmp_path / "first.yaml", BASE)
+    write(tmp_path / "second.yaml", {"base": "first.yaml", "seed": 4, "crawl": {"max_queries": 8}})
+    third = documents.load(
+        write(tmp_path / "third.yaml", {"base": "second.yaml", "seed": 5, "model": {"embedding": None}})
+    )
+    assert (third.seed, third.crawl.max_queries, third.pretrain.epochs, third.model.embedding) == (5, 8, 5, None)
+
+
+def test_of_several_bases_the_later_one_counts_more(tmp_path: Path) -> None:
+    write(tmp_path / "first.yaml", {**BASE, "seed": 1})
+    write(tmp_path / "second.yaml", {"seed": 2, "crawl": {"max_queries": 9}, "pretrain": {"epochs": 6}})
+    merged = documents.load(
+        write(tmp_path / "own.yaml", {"base": ["first.yaml", "second.yaml"], "pretrain": {"epochs": 7}})
+    )
+    assert (merged.seed, merged.crawl.max_queries, merged.pretrain.epochs) == (2, 9, 7)
+    assert merged.crawl.queries == "s3://wukong/q.txt" and merged.pretrain.validation.every_steps == 9
+
+
+def test_the_merged_experiment_is_stored_and_submitted(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", {**BASE, "storage": storage.from_path(tmp_path / "store")})
+    merged = documents.load(write(tmp_path / "own.yaml", {"base": "base.yaml", "seed": 3}))
+    assert stored.load(stored.store(merged)) == merged
+    whole = {**BASE, "storage": storage.from_path(tmp_path / "store"), "seed": 3}
+    assert stored.store(documents.loads(json.dumps(whole))) == stored.store(merged), "the place depends on values alone"
+    parameter = submit.parameters(COMPILED / "training.yaml", merged, "run", [])["experiment"]
+    assert "base" not in parameter and parameter["crawl"]["max_queries"] == 7
+    assert documents.loads(json.dumps(parameter)) == merged
+
+
+def test_the_command_prints_the_merged_experiment(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", BASE)
+    path = write(tmp_path / "own.yaml", {"base": "base.yaml", "seed": 3})
+    printed = CliRunner().invoke(app, ["config", "--config", str(path), "--set", "pretrain.epochs=8"]).stdout
+    assert documents.loads(printed) == documents.load(path, ["pretrain.epochs=8"])
+    assert json.loads(printed)["pretrain"]["epochs"] == 8 and json.loads(printed)["seed"] == 3
+
+
+def test_a_missing_base_and_one_that_is_no_file_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.yaml", {"base": "none.yaml", "name": "x"})
+    with pytest.raises(ConfigError, match=r"base: there is no .*none\.yaml, which .*own\.yaml names; .* relative to"):
+        documents.load(path)
+    for wrong in ([], "", None, {}, ["a.yaml", 1], 3):
+        with pytest.raises(ConfigError, match=r"base: .*own\.yaml gives .*; write a path relative to"):
+            documents.load(write(path, {"base": wrong, "name": "x"}))
+    with pytest.raises(ConfigError, match=r"cannot read .*; an experiment is a YAML file"):
+        documents.load(write(path, {"base": ".", "name": "x"}))
+
+
+def test_a_circle_of_bases_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", {"base": "b.yaml"})
+    write(tmp_path / "b.yaml", {"base": "../" + tmp_path.name + "/a.yaml"})
+    for name in ("a.yaml", "b.yaml"):
+        with pytest.raises(ConfigError, match=r"base: .* is its own base, by .*: take the key base out of one"):
+            documents.load(tmp_path / name)
+
+
+def test_a_text_and_an_override_have_no_base(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"base: 'base\.yaml' cannot be found from the pipeline: only a file names"):
+        documents.loads(json.dumps({"base": "base.yaml", **BASE}), where="the pipeline")
+    with pytest.raises(ConfigError, match=r"base: 'b\.yaml' cannot be found"):
+        documents.load(write(tmp_path / "own.yaml", BASE), ["base=b.yaml"])
+
+
+def test_a_wrong_key_is_reported_with_all_files(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", {**BASE, "sed": 1})
+    with pytest.raises(
+        ConfigError, match=r"(?s)own\.yaml on the base .*base\.yaml is not a valid experiment.*sed: unknown"
+    ):
+        documents.load(write(tmp_path / "own.yaml", {"base": "base.yaml"}))

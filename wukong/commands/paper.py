@@ -1,0 +1,216 @@
+"""``wukong paper``: Tables 5, 6 and 7 of the paper with the numbers of runs beside the paper's."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from wukong.commands.output import JsonOption, print_json
+from wukong.commands.runs import STORAGE, StorageOption
+from wukong.errors import ConfigError, DataError
+from wukong.evaluate import paper as numbers
+from wukong.evaluate import stored
+from wukong.evaluate.results import DOCUMENT
+from wukong.evaluate.stored import Evaluation
+from wukong.report.comparison import SIGNS
+from wukong.runtime import environment
+from wukong.store import manifest, storage
+
+if TYPE_CHECKING:
+    from wukong.evaluate.paper_tables import Evaluated
+
+app = typer.Typer(help="Tables 5, 6 and 7 of the paper, with your numbers beside them.", no_args_is_help=True)
+_RUN_ID = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
+
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN_OR_MODEL...",
+        help="A run's name, MLflow's ID of a run, the URI of an evaluate stage, or an evaluation.json that `wukong "
+        "evaluate --output` wrote.",
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="NAME",
+        help="The model of the paper that each stands for, in their order (repeatable), such as 'Wukong ViT' or none. "
+        "Default: by tower, similarity and number of pairs.",
+    ),
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the page and the JSON are written.")
+]
+HERE = Path()
+
+
+@app.callback()
+def paper() -> None:
+    """Tables 5, 6 and 7 of the paper, with your numbers beside them."""
+
+
+@app.command()
+def table5(
+    models: Models, columns: Columns = None, output: Output = HERE, place: StorageOption = STORAGE,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Zero-shot classification: Table 5 as one page and one JSON.
+
+    Differences from the paper are marked where they exceed the noise, and what is missing is listed. Example:
+
+        wukong paper table5 rn50 vit-b-32 --output tables/
+    """
+    _write("5", models, columns, output, place, as_json=as_json)
+
+
+@app.command()
+def table6(
+    models: Models, columns: Columns = None, output: Output = HERE, place: StorageOption = STORAGE,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Zero-shot retrieval: Table 6 as one page and one JSON.
+
+    Differences from the paper are marked where they exceed the noise, and what is missing is listed. Example:
+
+        wukong paper table6 vit-l swin-l --output tables/
+    """
+    _write("6", models, columns, output, place, as_json=as_json)
+
+
+@app.command()
+def table7(
+    models: Models, columns: Columns = None, output: Output = HERE, place: StorageOption = STORAGE,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Retrieval after fine-tuning: Table 7 as one page and one JSON.
+
+    Differences from the paper are marked where they exceed the noise, and what is missing is listed. Example:
+
+        wukong paper table7 vit-l --output tables/
+    """
+    _write("7", models, columns, output, place, as_json=as_json)
+
+
+def _write(
+    number: str, models: Sequence[str], columns: Sequence[str] | None, output: Path, place: str, *, as_json: bool
+) -> None:
+    from wukong.evaluate import paper_tables
+    from wukong.report import paper as page
+
+    document = paper_tables.table(number, _evaluated(models, columns, place))
+    if as_json:
+        print_json(document)
+    else:
+        _print(document)
+    for suffix, data in (("html", page.render(document).encode()), ("json", storage.json_bytes(document))):
+        path = output / f"table{number}.{suffix}"
+        storage.write_bytes(storage.from_path(path), data)
+        typer.echo(f"Written to {path}", err=as_json)
+
+
+def _evaluated(models: Sequence[str], columns: Sequence[str] | None, place: str) -> "list[Evaluated]":
+    """Read the evaluations that are named.
+
+    Raises:
+        ConfigError: a name is given twice, or the columns are not the paper's or not as many.
+        DataError: there is no evaluation.
+    """
+    from wukong.evaluate.paper_tables import Evaluated
+
+    if len(set(models)) != len(models):
+        raise ConfigError(f"a model is named twice in {' '.join(models)}: name different ones")
+    if columns and len(columns) != len(models):
+        raise ConfigError(f"--column is given {len(columns)} times for {len(models)} models: give one for each")
+    if unknown := [each for each in columns or () if each not in (*numbers.MODELS_OF_TABLE_5, "none")]:
+        known = ", ".join(numbers.MODELS_OF_TABLE_5)
+        raise ConfigError(f"--column {unknown[0]!r} is no model of Table 5; write one of {known}, or none")
+    evaluated = []
+    for number, name in enumerate(models):
+        evaluation, column, address = _read(name, place)
+        if not evaluation.document.get("tasks"):
+            raise DataError(
+                f"{name}: nothing was evaluated; `wukong run` ends with it, `wukong evaluate` does it alone"
+            )
+        if columns:
+            column = None if columns[number] == "none" else columns[number]
+        evaluated.append(Evaluated(name, evaluation.document, column, address, evaluation.outdated))
+    return evaluated
+
+
+def _read(name: str, place: str) -> tuple[Evaluation, str | None, str]:
+    """Return an evaluation, the model of the paper that it stands for, and the address of the pre-trained model."""
+    if match := _RUN_ID.fullmatch(name):
+        from wukong.registry import comparison
+        from wukong.tracking import availability
+        from wukong.tracking.mlflow_rest import Server
+
+        environment.use_for("models:/")
+        availability.refuse_untracked()
+        server = Server()
+        evaluation = comparison.read(server, comparison.find(server, [match[1]]))[0].evaluation
+        return (evaluation, *_origin(evaluation.uri))
+    from wukong.runs import describe
+
+    uri = describe.resolve(name, place).rstrip("/")
+    environment.use_for(uri)
+    if storage.exists(record := storage.join(uri, "evaluate.json")):  # the folder of a run
+        uri = str(storage.read_json(record).get("manifest") or "")
+        if not uri:
+            raise DataError(f"{name}: its evaluation has failed; `wukong show {name}` says why")
+    if uri.endswith(f"/{DOCUMENT}") and storage.exists(storage.join(uri.removesuffix(DOCUMENT), "manifest.json")):
+        uri = uri.removesuffix(f"/{DOCUMENT}")
+    if uri.endswith(".json") and not uri.endswith("/manifest.json"):
+        return stored.current(Evaluation(storage.read_json(uri))), None, ""
+    if not storage.exists(storage.join(uri.removesuffix("/manifest.json"), DOCUMENT)):
+        raise DataError(
+            f"{name}: there is no {DOCUMENT} at {uri}; name a run that ended, its evaluate stage, or the file that "
+            "`wukong evaluate --model MODEL --output FILE` writes"
+        )
+    return (stored.read(uri), *_origin(uri))
+
+
+def _origin(uri: str) -> tuple[str | None, str]:
+    """Return what an evaluate stage's zero-shot model stands for, and its address."""
+    if not uri:
+        return None, ""
+    parent = next((each for each in manifest.load(uri).parents if each.stage == "pretrain"), None)
+    if parent is None:
+        return None, ""
+    trained = manifest.load(parent.uri)
+    model: Mapping[str, Any] = trained.config.get("model", {})
+    tower, similarity = model.get("image", {}).get("name", ""), model.get("similarity", "")
+    column = numbers.column_of(tower, similarity, trained.counts.get("pairs", 0))
+    return column, storage.join(trained.uri, "model")
+
+
+def _print(document: Mapping[str, Any]) -> None:
+    """Print each model's main numbers, and what is missing."""
+    console = Console(highlight=False)
+    shown = Table(title=f"Table {document['table']}: {document['title'].lower()}", title_justify="left", box=None)
+    shown.add_column("set")
+    for model in document["models"]:
+        shown.add_column(model["label"], justify="right")
+        shown.add_column(model["column"] or "-", justify="right")
+    rows = [*document["rows"], *([{"title": "Average", **document["average"]}] if "average" in document else [])]
+    for row in rows:
+        cells = [cell for model in document["models"] for cell in _cells(row["ours"].get(model["label"]))]
+        shown.add_row(row["title"], *cells)
+    console.print(shown)
+    for each in document["missing"]:
+        console.print(
+            f"NOT MEASURED: {each['set'] or 'all'} ({', '.join(each['models'])}): {each['how']}", markup=False
+        )
+
+
+def _cells(entry: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Return a number with the sign of its difference, and the paper's number."""
+    if entry is None:
+        return SIGNS["missing"], ""
+    value = entry.get("mean_recall", entry)
+    sign = SIGNS[value["verdict"]] if "verdict" in value else ""
+    return f"{value['value']:.1f} {sign or ' '}", f"{value['paper']:.1f}" if "paper" in value else "-"
