@@ -108,8 +108,9 @@ def write(uri: str, runs: Iterable[pl.DataFrame], buckets: Buckets, segments: Se
             for low, high in pairwise(cuts):
                 if low < high:
                     # Copied, not referred to: a slice would bring the bytes of its neighbours with it.
-                    piece = pairs[order[low:high]]
-                    piece.write_ipc_stream(stream, compat_level=pl.CompatLevel.oldest())
+                    table = pairs[order[low:high]].to_arrow(compat_level=pl.CompatLevel.oldest())
+                    with pa.ipc.new_stream(stream, table.schema) as writer:
+                        writer.write_table(table)
                 ends.append(stream.tell())
             rows.append(ends)
             del pairs  # before the next run is read
