@@ -468,9 +468,10 @@ def _download(
         keys = {row["key"] for row in planned}
         known = previous.outcomes([uri], keys, False) if begun else previous.outcomes(earlier, keys, retry_failed)
         record = await download_part(uri, planned, fetcher, config, known, decoder, to_the_end=slow)
-        record["requested"] += begun["requested"] if begun else 0
+        if begun:  # not a sum of the requests, which a task that is killed before its record would not add to
+            record["requested"] = record["urls"] - begun["reused"]
         if record["left"]:
-            stage.commit_task(_begun(number), {"requested": record["requested"]})
+            stage.commit_task(_begun(number), {"reused": record["urls"] - record["requested"]})
             return None
         pairs = record["statuses"].get(Status.SUCCESS, 0)
         rows = zip(SUFFIXES, (pairs, len(planned)), strict=True)
