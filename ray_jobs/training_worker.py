@@ -168,7 +168,8 @@ def _threads(settings: Training) -> int:
     own = ray.get_runtime_context().get_node_id()
     cores = sum(machine["Resources"].get("CPU", 0) for machine in ray.nodes() if machine["NodeID"] == own)
     loaders = 0 if settings.reads_features else settings.loader_workers
-    return max(1, int(cores) // ray.train.get_context().get_local_world_size() - loaders)
+    neighbours: int = ray.train.get_context().get_local_world_size()
+    return max(1, int(cores) // neighbours - loaders)
 
 
 @contextmanager

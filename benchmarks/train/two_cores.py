@@ -143,6 +143,7 @@ def main() -> None:
             peer.append(statistics.median(map(float, answer.split())))
             for workers, speeds in ours.items():
                 speeds.append(statistics.median(on_ray(folder, options.epochs, workers)))
+                print(f"{workers} workers: {speeds[-1]:,.0f} pairs/s, plain loop {peer[-1]:,.0f}", flush=True)
         base = statistics.median(peer)
         print(f"plain loop, {CORES} threads: {base:,.0f} pairs/s, of {[round(speed) for speed in peer]}")
         for workers, speeds in ours.items():

@@ -383,8 +383,12 @@ def _replace_pointwise(model: nn.Module) -> list[_Pointwise]:
     layers = []
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            plain = type(child) is nn.Conv2d and child.kernel_size == (1, 1) and child.padding == (0, 0)
-            if plain and child.groups == 1:
+            # Subclasses pad by themselves.
+            if isinstance(child, nn.Conv2d) and type(child) is nn.Conv2d and _is_pointwise(child):
                 layers.append(_Pointwise(child))
                 setattr(parent, name, layers[-1])
     return layers
+
+
+def _is_pointwise(layer: nn.Conv2d) -> bool:
+    return layer.kernel_size == (1, 1) and layer.padding == (0, 0) and layer.groups == 1

@@ -131,7 +131,8 @@ class _Rows:
     def norm(self, moved: Tensor, update: Tensor) -> Tensor:
         """Return the norm of the update of all rows, of which those that do not move are zero."""
         self._update[moved] = update
-        return self._update.norm(2.0)
+        size: Tensor = self._update.norm(2.0)
+        return size
 
 
 def learning_rate(step: int, steps: int, settings: Training) -> float:
