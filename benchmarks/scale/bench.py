@@ -182,8 +182,8 @@ def stages_of(lines: Sequence[Line]) -> dict[str, dict[str, float]]:
 def rates(lines: Sequence[Line], command: str) -> dict[str, Any]:
     """Return the rates of this machine (``wukong.stages.measured_rates``): those of the stages, the speeds of a core.
 
-    A core's speed in the tower follows from the features, where all cores are as busy. Each training's start is what
-    is left of its seconds of cores when its epoch is taken away.
+    A core's speed in the tower follows from the features, where all cores are as busy. The starts of what trains or
+    evaluates are where the lines of their sizes begin; the plan computes the rest from the speeds.
     """
     import torch
     from run import experiment_of
@@ -243,6 +243,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.small:
         options.rows, options.pictures, options.trained = [1_000, 10_000], [200], [0]
+    if options.rates and (
+        min(len({*sizes}) for sizes in (options.pictures, options.trained)) < 2 or 0 in options.trained
+    ):
+        parser.error("--rates needs two sizes of --pictures and two of --trained, above 0")
     options.folder.mkdir(parents=True, exist_ok=True)
     work = pieces(options)
     done = [piece(options.folder, script, arguments) for script, arguments, _ in work]
