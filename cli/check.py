@@ -20,10 +20,11 @@ from wukong.commands.app import SetOption
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError, WukongError
+from wukong.model.cost import Size
 from wukong.runtime import environment
 from wukong.runtime.environment import CONNECT_TO
 from wukong.stages import preflight
-from wukong.stages.preflight import Machine, Size
+from wukong.stages.preflight import Machine
 from wukong.store import storage
 
 _K8S = Path(__file__).parents[1] / "k8s"

@@ -40,7 +40,7 @@ from wukong.evaluate.protocol import OWN, Protocol, named
 from wukong.evaluate.results import MeasuredModel
 from wukong.evaluate.run import Task
 from wukong.evaluate.trained_on import Pairs
-from wukong.model import saved_model
+from wukong.model import cost, saved_model
 from wukong.report import evaluation as page
 from wukong.runtime import progress
 from wukong.stages import estimate, places
@@ -209,13 +209,11 @@ def _read(job: _Job, name: str, *, gpu: bool) -> tuple[_Read | None, list[list[B
 
 def _sizes(experiment: Experiment, data: Data, protocol: Protocol, *, gpu: bool) -> Sizes:
     """Return the sizes of the blocks of a published set."""
-    from wukong.train import rates
-
     model = experiment.model
     patches, words, width = 1, 1, model.embedding or model.text.width
     if model.is_token_wise:
-        patches, words = rates.feature_shape(model).tokens, estimate.CAPTION_TOKENS
-    of_pair, of_image = 2.0 * patches * words * width, rates.tower_flops(model)
+        patches, words = cost.feature_shape(model).tokens, estimate.CAPTION_TOKENS
+    of_pair, of_image = 2.0 * patches * words * width, cost.tower_flops(model)
     if isinstance(data, ClassificationData):
         texts = len(data.classes) * len(prompts.of(protocol.prompts, data.name))
         of_image += len(places.EVALUATED) * texts * of_pair

@@ -35,13 +35,13 @@ from wukong.evaluate.data_set import Classification, ClassificationData
 from wukong.evaluate.formats.pictures import Files
 from wukong.evaluate.model import OwnModel
 from wukong.evaluate.protocol import PROTOCOLS, Protocol
+from wukong.model import cost
 from wukong.model.dual import DualEncoder, Texts
 from wukong.model.image_encoder import ImageEncoder
 from wukong.model.saved_model import SavedModel, save
 from wukong.model.similarity import global_similarity, token_similarity
 from wukong.stages.estimate import CAPTION_TOKENS
 from wukong.store import storage
-from wukong.train import rates
 from wukong.train.rates import photograph
 
 MODELS = 2
@@ -83,7 +83,7 @@ def measured(settings: Settings) -> Rates:
     size, width = settings.image.image_size, dual.width
     pixels = torch.randint(0, 256, (8, 3, size, size), dtype=torch.uint8)
     ids = tokenizer(["第" + "一张照片里的猫和狗" * 2] * 256)[:, :CAPTION_TOKENS]
-    patches = rates.feature_shape(settings).tokens if settings.is_token_wise else 1
+    patches = cost.feature_shape(settings).tokens if settings.is_token_wise else 1
     with torch.inference_mode():
         of_image = seconds(lambda: tower(pixels)) / len(pixels)
         of_text = seconds(lambda: dual.embed_text(ids)) / len(ids)
@@ -114,10 +114,10 @@ def _decoding(size: int) -> float:
 def plan(settings: Settings, protocol: Protocol) -> None:
     rate = measured(settings)
     print(f"{settings.image.name}: seconds of a core: {rate}", flush=True)
-    patches = rates.feature_shape(settings).tokens if settings.is_token_wise else 1
+    patches = cost.feature_shape(settings).tokens if settings.is_token_wise else 1
     words = CAPTION_TOKENS if settings.is_token_wise else 1
     width = settings.embedding or settings.text.width
-    of_pair, of_tower = 2.0 * patches * words * width, rates.tower_flops(settings)
+    of_pair, of_tower = 2.0 * patches * words * width, cost.tower_flops(settings)
     whole, pictures, blocks = dict.fromkeys(("texts", "images", "scores", "repeated"), 0.0), 0, 0
     longest, longest_set, rows = 0.0, 0.0, []
     for name, data_set in sets.REGISTRY.items():
