@@ -113,11 +113,9 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
     tars = _tars(stage, crawl, groups)
     kept, pair_bytes = sum(record["kept"] for record in assigned), sum(tar.bytes for tar in tars) / max(1, pairs)
     pieces, buckets = repacking.planned(tars, kept, settings.shard_size, pair_bytes)
-    scratch = repacking.scratch(stage)
     repacked = _run_missing(
-        "repack", stage, repacking.pack, pieces, lambda: (ray.put(repacking.scattered(scratch, tars, buckets)),)
+        "repack", stage, repacking.pack, pieces, lambda: (ray.put(repacking.scattered(stage, tars, buckets)),)
     )
-    repacking.clean(scratch)
 
     applied = rules.applied(settings)
     dropped = dict.fromkeys([*applied, HELD_BACK], 0)

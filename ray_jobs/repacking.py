@@ -6,12 +6,10 @@ of each piece of the order become shards. Where there are so many buckets that t
 of each file, the pairs are divided in several rounds.
 """
 
-import tempfile
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,7 @@ import ray
 from ray_jobs.exchange import run_all
 from wukong.curate import bucket_files, repack
 from wukong.curate.bucket_files import Buckets, Division, File, Segments, Span
-from wukong.store import fence, storage
+from wukong.store import storage
 from wukong.store.manifest import Stage
 
 Histogram = npt.NDArray[np.int64]
@@ -126,36 +124,16 @@ def _pieces(histograms: Mapping[str, Histogram], shard_size: int, pair_bytes: fl
     return pieces, Buckets(starts)
 
 
-def scratch(stage: Stage) -> str:
-    """Return the prefix for the files of buckets.
-
-    They need not go through an object store that is on this machine: its disk takes a tenth of the time.
-    """
-    if storage.is_on_loopback(stage.uri):
-        return storage.from_path(Path(tempfile.gettempdir()) / f"wukong-{stage.key}")
-    return stage.path("_work/buckets")
-
-
-def clean(folder: str) -> None:
-    """Delete the files of buckets, when the shards are there.
-
-    Raises:
-        FencedError: a newer attempt at the stage has begun (``wukong.store.fence``), which may read them.
-    """
-    fence.check()
-    storage.delete(folder)
-
-
-def scattered(folder: str, tars: Sequence[Tar], buckets: Buckets) -> list[Span]:
+def scattered(stage: Stage, tars: Sequence[Tar], buckets: Buckets) -> list[Span]:
     """Bring the pairs of each bucket together, pictures and all.
 
     Args:
-        folder: prefix of the files. What a killed run has left there is used.
+        stage: among whose work files they are written. What a killed run has left there is used.
         tars: all of the crawl's.
         buckets: as ``planned`` returned them.
     """
     sources = _sources(tars)
-    folder = storage.join(folder, f"{len(sources)}-{buckets.count}")
+    folder = stage.path(f"_work/buckets/{len(sources)}-{buckets.count}")
     widths = bucket_files.rounds(buckets.count, bucket_files.FAN)
     shared = ray.put(buckets)
     segments = bucket_files.first_round(buckets.count, widths[0])

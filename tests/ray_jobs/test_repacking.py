@@ -162,10 +162,7 @@ def proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
-@pytest.mark.parametrize("through_store", [True, False])
-def test_requests_grow_as_parts(proxy, monkeypatch, through_store):
-    if through_store:
-        monkeypatch.setattr(storage, "is_on_loopback", lambda uri: False)
+def test_requests_grow_as_parts(proxy, monkeypatch):
     monkeypatch.setattr(bucket_files, "RUN_BYTES", 4 * TAR_BYTES)
     monkeypatch.setattr(bucket_files, "FAN", 8)
     each_part = {}
@@ -174,13 +171,12 @@ def test_requests_grow_as_parts(proxy, monkeypatch, through_store):
         tars = [tar for group in range(parts // 4) for tar in placed_group(stage, group)]
         before = len(proxy.requests)
         pieces, buckets = repacking.planned(tars, parts * 5, 25, TAR_BYTES / 5)
-        spans = repacking.scattered(repacking.scratch(stage), tars, buckets)
+        spans = repacking.scattered(stage, tars, buckets)
         rows = [part["rows"] for piece in pieces for part in repacking.pack(stage, piece, spans)["parts"]]
-        repacking.clean(repacking.scratch(stage))
         assert sum(rows) == 2 * parts * 5
         each_part[parts] = (len(proxy.requests) - before) / parts
     assert len(bucket_files.rounds(buckets.count, 8)) == 2
-    assert max(each_part.values()) <= (20 if through_store else 10), each_part
+    assert max(each_part.values()) <= 20, each_part
 
 
 TAR_BYTES = 5 * 2560 + 1024

@@ -68,13 +68,6 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     return (store if isinstance(store, pafs.LocalFileSystem) else patient_store.patient(store)), path
 
 
-def is_on_loopback(uri: str) -> bool:
-    """Return whether a URI is of an object store that only processes of this machine can reach."""
-    store, _ = _bare(uri)
-    host = urlsplit(_endpoint() or "").hostname or ""
-    return not isinstance(store, pafs.LocalFileSystem) and (host == "localhost" or host.startswith("127."))
-
-
 def read_with(uri: str, read: Callable[[pafs.FileSystem, str], _Answer]) -> _Answer:
     """Return what a function reads at a URI; the function is called again if an object store goes away meanwhile.
 
