@@ -123,7 +123,7 @@ def make_experiment(root: str, files: int, rows: int, keys: int) -> None:
         parts += write_part(crawl, f"parts/{number:05d}", some)
         bounds.append((f"parts/{number:05d}", some["key"][0], some["key"][-1]))
     previous.write_index(crawl.path(previous.INDEX), bounds)
-    for folder, size in ("plan", each), ("search", ROW_GROUP):
+    for folder, size in ("plan", max(each, 1000)), ("search", ROW_GROUP):  # as of parts of 1,000 URLs
         for number, some in enumerate(pairs.select("key", "url", "caption").iter_slices(A_PLAN)):
             target = Path(storage.filesystem(crawl.path(f"{folder}/{number:05d}.parquet"))[1])
             target.parent.mkdir(parents=True, exist_ok=True)
