@@ -122,7 +122,8 @@ def make_experiment(root: str, files: int, rows: int, keys: int) -> None:
     for number, some in enumerate(pairs.iter_slices(each)):
         parts += write_part(crawl, f"parts/{number:05d}", some)
         bounds.append((f"parts/{number:05d}", some["key"][0], some["key"][-1]))
-    previous.write_index(crawl.path(previous.INDEX), bounds)
+    index = dict(zip(previous.INDEX_SCHEMA.names, zip(*bounds, strict=True), strict=True))
+    storage.write_table(crawl.path(previous.INDEX), pa.table(index, schema=previous.INDEX_SCHEMA))
     for folder, size in ("plan", max(each, 1000)), ("search", ROW_GROUP):  # as of parts of 1,000 URLs
         for number, some in enumerate(pairs.select("key", "url", "caption").iter_slices(A_PLAN)):
             target = Path(storage.filesystem(crawl.path(f"{folder}/{number:05d}.parquet"))[1])

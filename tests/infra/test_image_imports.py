@@ -32,9 +32,11 @@ ALLOWED = {
         for loader in ("wukong", "wukong.model.pyfunc")
         for name in ("saved_model", "dual")
     ),
-    # Building a model to see whether it can be built: the command line does.
-    *(("wukong.stages.preflight", f"wukong.model.{name}") for name in ("dual", "image_encoder", "weights")),
-    *(("wukong.stages.preflight", name) for name in ("huggingface_hub", "timm", "torch", "wukong.data.tokenizer")),
+    # Building a model to see whether it can be built, and what it costs: the command line does.
+    *(("wukong.model.cost", f"wukong.model.{name}") for name in ("dual", "image_encoder")),
+    *(("wukong.model.cost", name) for name in ("torch", "torch.utils.flop_counter", "wukong.data.tokenizer")),
+    *(("wukong.stages.preflight", f"wukong.model.{name}") for name in ("image_encoder", "weights")),
+    *(("wukong.stages.preflight", name) for name in ("huggingface_hub", "timm", "torch")),
     # Counting captions in tokens: the filter job does.
     ("wukong.curate.text.units", "tokenizers"),
     ("wukong.curate.text.units", "wukong.data.tokenizer"),

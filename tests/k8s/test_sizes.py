@@ -13,7 +13,7 @@ from wukong.stages import JOBS, WHOLE_RUN, estimate, measured_rates, of, overlay
 from wukong.stages.estimate import Work
 
 ROOT = Path(__file__).parents[2]
-LARGE = "paper.yaml", Size(400_000_000, 300_000_000, 1.6e11, Shape(256, 1024))  # ViT-L/14
+LARGE = "paper/vit-l.yaml", Size(400_000_000, 300_000_000, 1.6e11, Shape(256, 1024))  # ViT-L/14
 SMALL = "demo.yaml", Size(10_000_000, 3_400_000, 8e8, Shape(1, 1280))
 OWN_STORE = [name for name in ("plain", *BUILDS) if name != "overlays/external-s3"]
 RAY = 1.2e9

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 
 import polars as pl
 import pytest
+import ray
 from crawled import corpus, experiment
 from object_store import ObjectStore
 
 from ray_jobs import exchange as rounds
 from ray_jobs import filter as filtering
-from ray_jobs import validate
+from ray_jobs import repacking, validate
 from wukong.crawl import plan
 from wukong.crawl.found import as_table, found_row, write_found
 from wukong.curate.pairs import PAIRS
@@ -31,11 +32,12 @@ REQUEST = re.compile(rb"(?:GET|HEAD|PUT|POST|DELETE) /\S* HTTP/1\.1\r\n")
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks run one after the other in this process, instead of by Ray; few files are merged at a time."""
 
-    def run_all(task, arguments):
+    def run_all(task, arguments, num_gpus=0):
         return [task(*entry) for entry in arguments]
 
-    for module in (rounds, filtering, validate):
+    for module in (rounds, filtering, repacking, validate):
         monkeypatch.setattr(module, "run_all", run_all)
+    monkeypatch.setattr(ray, "put", lambda value: value)
     monkeypatch.setattr(validate, "in_order", run_all)
     monkeypatch.setattr(exchange, "FAN", 3)
     monkeypatch.setattr(rounds, "RANGE_ROWS", 40)

@@ -77,7 +77,7 @@ def tar_of(rows: list[dict[str, Any]], pictures: Mapping[str, bytes]) -> bytes:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run tasks one after the other, in the process of the test."""
     for module in (job, repacking):
-        monkeypatch.setattr(module, "run_all", lambda task, arguments: [task(*each) for each in arguments])
+        monkeypatch.setattr(module, "run_all", lambda task, arguments, *_: [task(*each) for each in arguments])
     monkeypatch.setattr(ray, "put", lambda value: value)
 
 

@@ -122,6 +122,7 @@ def in_process(given: Given, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(fence.VARIABLE, "")
     monkeypatch.setattr(worker_group, "_Trainer", InProcess)
     monkeypatch.setattr(training_worker, "_log_in_drivers_format", lambda: None)
+    monkeypatch.setattr(training_worker, "_threads", lambda _: 1)
     monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr("ray.nodes", list)
     monkeypatch.setattr(training.features, "run", computed)

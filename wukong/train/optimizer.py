@@ -48,7 +48,8 @@ def build(model: DualEncoder, settings: Training) -> torch.optim.Optimizer:
     """
     groups = parameter_groups(model, settings)
     words = model.text.tokens
-    words.sparse = settings.optimizer == "lamb" and model.log_scale.device.type == "cpu"
+    on_processor = model.log_scale.device.type == "cpu"
+    words.sparse = settings.optimizer == "lamb" and on_processor and words.weight.requires_grad
     if words.sparse:
         words.weight.register_hook(gradients.summed)
     if settings.optimizer == "adamw":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pytest
 import torch
@@ -262,6 +263,6 @@ def test_url_fragments_give_an_image_several_captions() -> None:
     urls = [f"http://x/cat.jpg{fragment}" for fragment in ("", "#2", "#3")]
     rows = [(key_of(url), url, f"猫{order}", None, order, None) for order, url in enumerate(urls)]
     columns = [list(column) for column in zip(*rows, strict=True)]
-    planned = plan.merge(pa.table(columns, schema=FOUND))
+    planned = plan.merge(pl.DataFrame(pa.table(columns, schema=FOUND)))
     assert sorted(planned["caption"].to_pylist()) == ["猫0", "猫1", "猫2"]
     assert {normalise(url) for url in planned["url"].to_pylist()} == {"http://x/cat.jpg"}

@@ -54,7 +54,8 @@ def root(tmp_path: Path) -> str:
     for number, rows in enumerate(all_pairs.iter_slices(A_PART)):
         parts += write(crawl, f"parts/{number:05d}", rows)
         bounds.append((f"parts/{number:05d}", rows["key"][0], rows["key"][-1]))
-    previous.write_index(crawl.path(previous.INDEX), bounds)
+    index = dict(zip(previous.INDEX_SCHEMA.names, zip(*bounds, strict=True), strict=True))
+    storage.write_table(crawl.path(previous.INDEX), pa.table(index, schema=previous.INDEX_SCHEMA))
     found = all_pairs.select("key", "url", "caption").to_arrow()
     for path in ("search/00000.parquet", "plan/00000.parquet"):
         with storage.open_output(crawl.path(path)) as stream:
