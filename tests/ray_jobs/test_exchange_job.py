@@ -52,11 +52,11 @@ def kill_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     left, write = iter(range(number)), storage.open_output
 
     @contextmanager
-    def open_output(uri):
+    def open_output(uri, **options):
         last = next(left, None) is None
         if last and number % 2:
             raise Killed
-        with write(uri) as stream:
+        with write(uri, **options) as stream:
             yield stream
         if last:
             raise Killed

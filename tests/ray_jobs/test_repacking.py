@@ -244,6 +244,6 @@ def test_a_task_holds_one_run_or_one_bucket(tmp_path):
         [sys.executable, "-c", _PEAK, str(tmp_path)], capture_output=True, text=True, check=True, cwd=ROOT
     )
     (written, runs), (read, rows) = (map(int, line.split()) for line in done.stdout.splitlines())
-    assert runs == 4
+    assert runs == 6
     assert rows == 8_000
     assert max(written, read) < 1024, done.stdout

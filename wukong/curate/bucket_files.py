@@ -18,7 +18,7 @@ import pyarrow as pa
 from wukong.errors import StorageError
 from wukong.store import storage
 
-RUN_BYTES = 192 << 20
+RUN_BYTES = 128 << 20
 """About how many bytes of pictures a run and a bucket hold: a task holds one of them."""
 
 FAN = 32
