@@ -80,6 +80,7 @@ def repacked(folder: Path, part: Path) -> Path:
             image_hash=pl.lit(None, pl.UInt64),
             similarity=pl.lit(None, pl.Float32),
             split=pl.lit("train"),
+            position=0,
         )
     )
     stage = Stage(storage.from_path(folder), "filter", {})
