@@ -17,25 +17,24 @@ if TYPE_CHECKING:
 settings.register_profile("wukong", deadline=None)
 settings.load_profile("wukong")
 
-_RAY = {"ray": ("tests/ray_jobs/",)}
-_SLOW_RAY = {**_RAY, "stack": ("tests/cli/", "tests/docs/", "tests/end_to_end/", "tests/examples/", "tests/infra/")}
-"""Folders whose tests start Ray, by the process that has them. Those that are slow start it most often in a stack."""
+_WITH_RAY = ("tests/ray_jobs/",)
+_SLOW_WITH_RAY = (*_WITH_RAY, "tests/cli/", "tests/docs/", "tests/end_to_end/", "tests/examples/", "tests/infra/")
+"""Folders whose tests start Ray, those that are slow most often with the whole stack."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give a file's tests to one process. Of those that start Ray, few go on at once: each takes all cores.
+    """Give a file's tests to one process. Two that start Ray at once may choose the same port, so only one does.
 
     xdist's groups do nothing with pytest 9.2: xdist 3.8 writes them where this pytest does not read.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    folders = _SLOW_RAY if config.option.markexpr == "slow" else _RAY
+    start_ray = _SLOW_WITH_RAY if config.option.markexpr == "slow" else _WITH_RAY
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            start_ray = (name for name, starts in folders.items() if nodeid.startswith(starts))
-            return next(start_ray, nodeid.partition("::")[0])
+            return "ray" if nodeid.startswith(start_ray) else nodeid.partition("::")[0]
 
     return ByFile(config, log)
 
