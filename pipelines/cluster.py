@@ -119,7 +119,7 @@ def prepare(task: dsl.PipelineTask, title: str, *, retries: int = 2, memory: str
     """
     task.set_display_name(title)
     task.set_caching_options(enable_caching=False)
-    # Not by KFP's four methods: each inspects the whole call stack, in a large process for half a second.
+    # Not by KFP's four methods: each inspects the whole call stack, which takes long in a process with many modules.
     task.container_spec.resources = structures.ResourceSpec(
         cpu_request="100m", cpu_limit="2", memory_request="256Mi", memory_limit=memory
     )
