@@ -80,6 +80,10 @@ cluster-test: $(INSTALLED) ## Try everything on the cluster that KUBECONFIG name
 nodes-test: $(INSTALLED) ## Run every stage on Rays of two and three nodes, and kill nodes at different moments of each stage
 	WUKONG_NODES_TEST=1 $(BIN)/pytest tests/ray_jobs/test_several_nodes.py $(ARGS)
 
+.PHONY: paper-small
+paper-small: $(INSTALLED) ## Run the small versions of the paper's experiments in build/paper-small, and print their tables
+	WUKONG_PAPER_SMALL=1 $(BIN)/pytest tests/end_to_end/test_paper_small.py --basetemp build/paper-small -s $(ARGS)
+
 .PHONY: pipelines
 pipelines: $(INSTALLED) ## Compile the pipelines for the KFP UI into pipelines/compiled
 	$(BIN)/python -m pipelines.compile

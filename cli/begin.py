@@ -102,6 +102,7 @@ def check_and_plan(experiment: Experiment, home: Path, size: Size, urls: int | N
     """
     preflight.check_world(experiment, connect=run_records.latest(experiment, "crawl") is None)
     preflight.check_lists(experiment)
+    preflight.check_weights(experiment)  # not beside the model: now the embedded store answers
     low = preflight.expected_urls(experiment)[0] if urls is None else urls
     machine = Machine.here(_disk(experiment, home))
     planned = plan.of_run(experiment, low, size, machine.cores)

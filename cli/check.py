@@ -104,8 +104,6 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
         ConfigError: it cannot be run; the message names every key that was found wrong.
         StorageError: the store cannot be reached.
     """
-    from wukong.model import image_encoder
-
     problems = list(_out_of_reach(experiment))
 
     def collect(check: Callable[[], T]) -> T | None:
@@ -125,9 +123,8 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
         collect(lambda: preflight.check_lists(experiment))
     on_hub = any(".weights: 'hub" in each for each in problems)
     size = None if on_hub else collect(lambda: preflight.check_model(experiment))
-    weights = experiment.model.image.weights
-    if size is not None and not stand_in and "://" in weights and storage.exists(weights):
-        collect(lambda: image_encoder.check_file(experiment.model.image))
+    if size is not None and not stand_in:
+        collect(lambda: preflight.check_weights(experiment))
     problems += _unfit(experiment, template, settings, size)
     if problems or size is None:
         raise ConfigError("\n  ".join(["it cannot be run:", *problems]))

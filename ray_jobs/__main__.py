@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         _connect()
         if sum(machine["Alive"] for machine in ray.nodes()) > 1:
             preflight.check_shared_storage(experiment)
+        preflight.check_weights(experiment)  # the component that checks the rest of a pipeline's run has no torch
         job = importlib.import_module(f"ray_jobs.{options.stage}")
         started, began = time.monotonic(), time.time()
         result = job.run(experiment, parents)

@@ -30,6 +30,7 @@ ABLATIONS = {
     "scratch-global": {"pretrain.lock", "finetune.lock", "model.image.weights"},
     "scratch-token": {"pretrain.lock", "finetune.lock", "model.image.weights", "model.similarity"},
     "image-projection-locked": {"pretrain.image_head_rate", "finetune.image_head_rate"},
+    "text-projection-locked": {"pretrain.text_head_rate", "finetune.text_head_rate"},
     "no-autoaugment": {"pretrain.augmentations", "finetune.augmentations"},
 }
 """Where each ablation differs from ViT-B/32, besides its model's name."""

@@ -71,7 +71,7 @@ NOT_EXECUTED = {
         "docs/paper.md",
         "wukong submit",
     ): "needs Kubeflow Pipelines; tests/wukong/commands/test_paper_command.py has runs",
-    ("docs/paper.md", "wukong run"): "trains on the demo; tests/configs/test_paper_small.py builds the models",
+    ("docs/paper.md", "make paper-small"): "takes minutes; tests/end_to_end/test_paper_small.py runs three of them",
     ("docs/cluster.md", "make images"): "builds images with Docker; tests/infra/test_images.py tests how",
     ("docs/cluster.md", "make run-containers"): "needs the images and Docker",
     ("docs/cluster.md", ".venv/bin/python -m infra.pin_images"): "asks registries; tests/k8s/test_pin_images.py",

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import timm
+from safetensors.torch import save_file
 
 from ray_jobs.launch import JobError, launch
 from wukong.config import documents
@@ -35,6 +37,15 @@ def test_the_error_of_a_stage_is_the_error_of_its_launch(experiment: Experiment)
     assert record is not None
     assert (record.state, record.error) == ("failed", str(caught.value))
     assert run_records.read(experiment, "first", "crawl") is None, "it is another record"
+
+
+def test_weights_of_another_tower_end_the_first_job_before_its_work(experiment: Experiment, tmp_path: Path) -> None:
+    other = {name: value.contiguous() for name, value in timm.create_model("test_vit2").state_dict().items()}
+    save_file(other, tmp_path / "tower.safetensors")
+    image = {"name": "test_vit", "weights": storage.from_path(tmp_path / "tower.safetensors")}
+    changed = documents.parse({**experiment.model_dump(), "model": {"image": image}})
+    with pytest.raises(JobError, match=r"model\.image\.weights: .*tower\.safetensors does not fit"):
+        launch("crawl", changed, "first", [])
 
 
 def test_an_unfinished_parent_is_named(experiment: Experiment, tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ Models = Annotated[
     list[str],
     typer.Argument(
         metavar="RUN_OR_MODEL...",
-        help="A run's name, MLflow's ID of a run, the URI of an evaluate stage, or an evaluation.json that `wukong "
-        "evaluate --output` wrote.",
+        help="A run's name, MLflow's ID of a run, models:/NAME@ALIAS or models:/NAME/VERSION, the URI of an evaluate "
+        "stage, or an evaluation.json that `wukong evaluate --output` wrote.",
     ),
 ]
 Columns = Annotated[
@@ -155,8 +155,10 @@ def _read(name: str, place: str) -> tuple[Evaluation, str | None, str]:
         evaluation = comparison.read(server, comparison.find(server, [match[1]]))[0].evaluation
         return (evaluation, *_origin(evaluation.uri))
     from wukong.runs import describe
+    from wukong.tracking import model_versions
 
-    uri = describe.resolve(name, place).rstrip("/")
+    of_model = name.startswith("models:/")
+    uri = model_versions.evaluation_of(name) if of_model else describe.resolve(name, place).rstrip("/")
     environment.use_for(uri)
     if storage.exists(record := storage.join(uri, "evaluate.json")):  # the folder of a run
         uri = str(storage.read_json(record).get("manifest") or "")

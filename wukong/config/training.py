@@ -102,6 +102,7 @@ class Training(Strict):
         False, description="start the image head as a whitening of the training features instead of at random"
     )
     image_head_rate: float = Field(1.0, ge=0, description="learning rate of the image head, as a share of the others'")
+    text_head_rate: float = Field(1.0, ge=0, description="learning rate of the text head, as a share of the others'")
     token_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of word pieces replaced by [MASK]")
     exclude_same_captions: bool = Field(True, description="equal captions in a batch are not each other's negatives")
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="share of each answer given to the other pairs")

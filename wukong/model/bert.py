@@ -1,5 +1,6 @@
 """Start the text encoder from a pretrained BERT or RoBERTa in Hugging Face's format."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ _LAYER = {
 }
 
 
-def start_from(encoder: TextEncoder, source: str) -> None:
+def start_from(encoder: TextEncoder, source: str, read: Callable[[str], dict[str, Tensor]] = weights.read) -> None:
     """Load the weights of a pretrained text encoder, which must have the same architecture.
 
     Our encoder has no segment embeddings. The embedding of the first segment, a constant, is added to the position
@@ -32,6 +33,7 @@ def start_from(encoder: TextEncoder, source: str) -> None:
     Args:
         encoder: the text encoder whose weights are replaced.
         source: URI of a folder with ``config.json`` and ``model.safetensors``, or ``hub:NAME``.
+        read: reads the weights; ``weights.read_shapes`` to compare names and sizes alone, with an encoder on ``meta``.
 
     Raises:
         ConfigError: the model cannot be downloaded from the hub.
@@ -49,7 +51,7 @@ def start_from(encoder: TextEncoder, source: str) -> None:
             raise DataError(f"{source}/config.json has {key} {config[key]!r}, which is not a whole number")
     first = 0 if kind == "bert" else config.get("pad_token_id", 1) + 1
     _compare(encoder, config, first, source)
-    given = weights.read(storage.join(folder, "model.safetensors"))
+    given = read(storage.join(folder, "model.safetensors"))
     try:
         state = _translate(given, encoder, first, source)
     except (RuntimeError, IndexError) as error:

@@ -87,16 +87,7 @@ class DualEncoder(nn.Module):
         if image is not None:
             feature_width = image.token_width if self.token_wise else image.pooled_width
         text = settings.text
-        self.text = TextEncoder(
-            len(tokenizer),
-            text.layers,
-            text.heads,
-            text.width,
-            text.max_tokens,
-            text.dropout,
-            tokenizer.pad,
-            text.norm_epsilon,
-        )
+        self.text = TextEncoder.of(text, len(tokenizer), tokenizer.pad)
         if with_weights and text.weights != "random":
             bert.start_from(self.text, text.weights)
         self.image_head: nn.Module = nn.Identity()

@@ -253,8 +253,7 @@ def _check_text(folder: Path) -> None:
         raise DataError(
             f"config.json is not that of a BERT ({' '.join(str(error).split())}): fetch it again"
         ) from error
-    encoder = TextEncoder(entries, text.layers, text.heads, text.width, norm_epsilon=text.norm_epsilon)
-    bert.start_from(encoder, storage.from_path(folder))
+    bert.start_from(TextEncoder.of(text, entries), storage.from_path(folder))
 
 
 def _store(path: Path, uri: str, digest: str) -> None:

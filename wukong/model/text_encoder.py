@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from wukong.config.model import TextEncoder as Settings
 from wukong.errors import ConfigError, DataError
 
 
@@ -54,6 +55,20 @@ class TextEncoder(nn.Module):
         self.checkpoint_activations = False
         self.layers = nn.ModuleList(_Layer(width, heads, dropout, norm_epsilon) for _ in range(layers))
         self.apply(self._initialise)
+
+    @classmethod
+    def of(cls, settings: Settings, vocabulary_size: int, padding: int = 0) -> "TextEncoder":
+        """Create the encoder of an experiment's settings; for the errors see the class."""
+        return cls(
+            vocabulary_size,
+            settings.layers,
+            settings.heads,
+            settings.width,
+            settings.max_tokens,
+            settings.dropout,
+            padding,
+            settings.norm_epsilon,
+        )
 
     def _initialise(self, module: nn.Module) -> None:
         # BERT's initialisation: normal with 0.02, zero bias.

@@ -33,9 +33,9 @@ from wukong.store.manifest import Manifest, digest_of
 from wukong.store.patience import AwayError
 from wukong.tracking import availability, mlflow_runs, model_versions, run_links
 from wukong.tracking.mlflow_rest import MlflowError, Server
-from wukong.tracking.tags import HISTORY_TAG, RUN_TAG
+from wukong.tracking.tags import EVALUATION_TAG, HISTORY_TAG, RUN_TAG
 
-EVALUATION, GATE, ORIGIN, ROLLED_BACK = "wukong.evaluation.uri", "wukong.gate", "wukong.origin", "wukong.rolled_back"
+GATE, ORIGIN, ROLLED_BACK = "wukong.gate", "wukong.origin", "wukong.rolled_back"
 CHOSEN = "wukong.chosen"
 _DIGEST, _MODEL = "wukong.evaluation", "wukong.model"
 _ATTEMPTS, _HISTORY = "wukong.attempts.", HISTORY_TAG
@@ -93,7 +93,7 @@ def register(
     """
     registry = experiment.registry
     tags = {
-        EVALUATION: storage.join(evaluation.uri, "manifest.json"),
+        EVALUATION_TAG: storage.join(evaluation.uri, "manifest.json"),
         GATE: Gate.of(registry).model_dump_json(),
         CHOSEN: _CHOICES.dump_json(choices.of_model(experiment.root, model)).decode(),
     }
@@ -187,9 +187,9 @@ class ModelRegistry:
             return replace(no("It holds the alias already."), promoted=True)
         if when := candidate["tags"].get(ROLLED_BACK):
             return no(f"It was rolled back ({when}), and only `wukong promote --force --reason` brings it back.")
-        if EVALUATION not in candidate["tags"]:
+        if EVALUATION_TAG not in candidate["tags"]:
             return no("It was registered without the address of its evaluation, so it cannot be compared.")
-        evaluation = stored.read(candidate["tags"][EVALUATION])
+        evaluation = stored.read(candidate["tags"][EVALUATION_TAG])
         try:
             chosen = _chosen(candidate)
         except AwayError:
@@ -378,10 +378,10 @@ def held_before(history: list[dict[str, Any]], holder: str) -> str:
 
 def _evaluation_of(held: Mapping[str, Any], candidate: Evaluation, rules: Rules) -> tuple[Evaluation, str]:
     """Return a version's own evaluation, and why it cannot be compared with a candidate's; empty if it can."""
-    if EVALUATION not in held["tags"]:
+    if EVALUATION_TAG not in held["tags"]:
         return Evaluation(), "it was registered without the address of its evaluation"
     try:
-        evaluation = stored.read(held["tags"][EVALUATION])
+        evaluation = stored.read(held["tags"][EVALUATION_TAG])
     except AwayError:
         raise
     except (DataError, StorageError):

@@ -106,8 +106,9 @@ def _of_training(experiment: Experiment, settings: Training) -> dict[str, Any]:
     # threads change its rounding.
     unimportant = {"checkpoint", "log_every", "min_workers", "max_failures", "validation", "threads"}
     training = settings.model_dump(mode="json", exclude=unimportant)
-    if not settings.max_lost_shards:
-        del training["max_lost_shards"]  # keys without it are from before it was
+    for key, default in (("max_lost_shards", 0), ("text_head_rate", 1.0)):
+        if training[key] == default:
+            del training[key]  # keys without it are from before it was
     if settings.validation.decides:
         training["validation"] = settings.validation.model_dump(mode="json") | {
             "captions": experiment.evaluate.captions,

@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 
 from wukong import stages
 from wukong.config.experiment import Experiment
+from wukong.config.model import ImageEncoder, TextEncoder
 from wukong.config.training import Training
 from wukong.crawl.source import Listed
 from wukong.curate import rules
-from wukong.errors import ConfigError, WukongError
+from wukong.errors import ConfigError, DataError, WukongError
 from wukong.evaluate import set_folders
 from wukong.model.cost import Size
 from wukong.stages import estimate, overlay, run_paths
@@ -359,6 +360,51 @@ def check_model(experiment: Experiment) -> Size:
             raise ConfigError(f"{name}.{error}") from error
         tower.checkpoint_activations = False
     return size
+
+
+def check_weights(experiment: Experiment) -> None:
+    """Compare the weights that lie at URIs with the model's towers, by names and sizes; what is not there is left out.
+
+    This needs torch, if there is anything to compare.
+
+    Raises:
+        ConfigError: they are damaged, or of another tower or vocabulary; the message names the key.
+        StorageError: the object store cannot be reached.
+    """
+    _refuse([*_misfit_of_tower(experiment.model.image), *_misfit_of_text(experiment.model.text)])
+
+
+def _misfit_of_tower(settings: ImageEncoder) -> Iterator[str]:
+    if "://" in settings.weights and storage.exists(settings.weights):
+        from wukong.model import image_encoder
+
+        try:
+            image_encoder.check_file(settings)
+        except DataError as error:
+            yield (
+                f"model.image.weights: {error}. `wukong weights get {settings.name} --to FOLDER` brings this tower's; "
+                "or name the tower of these in model.image.name"
+            )
+
+
+def _misfit_of_text(settings: TextEncoder) -> Iterator[str]:
+    """Say where a text encoder's weights do not fit; they have a row for each entry of the vocabulary."""
+    if "://" in settings.weights and storage.exists(storage.join(settings.weights, "config.json")):
+        import torch
+
+        from wukong.data.tokenizer import Tokenizer
+        from wukong.model import bert, text_encoder, weights
+
+        try:
+            entries = len(Tokenizer.of(settings))
+            with torch.device("meta"):
+                encoder = text_encoder.TextEncoder.of(settings, entries)
+            bert.start_from(encoder, settings.weights, weights.read_shapes)
+        except DataError as error:
+            yield (
+                f"model.text.weights: {error}. Name the vocab.txt that belongs to them in model.text.vocabulary, and "
+                "their sizes in model.text; or take other weights"
+            )
 
 
 def check_sets(experiment: Experiment) -> None:

@@ -21,7 +21,7 @@ from wukong.tracking.availability import (
     until_answered,
 )
 from wukong.tracking.mlflow_rest import MlflowError, Server
-from wukong.tracking.tags import HISTORY_TAG, PARENT_TAG
+from wukong.tracking.tags import EVALUATION_TAG, HISTORY_TAG, PARENT_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -139,15 +139,25 @@ def folder_of(model: str) -> str:
         DataError: the model was not registered by Wukong.
         MlflowError: the server has no such model or version.
     """
+    if uri := _tags_of(model).get("wukong.model"):
+        return storage.join(uri, "model")
+    raise DataError(f"{model} does not say where its files are: it was not registered by Wukong")
+
+
+def evaluation_of(model: str) -> str:
+    """Return the URI of the manifest of a registered model's evaluation; for argument and errors see ``folder_of``."""
+    if uri := _tags_of(model).get(EVALUATION_TAG):
+        return uri
+    raise DataError(f"{model} was registered without the address of its evaluation: name its run")
+
+
+def _tags_of(model: str) -> dict[str, str]:
     parts = _ADDRESS.fullmatch(model)
     if parts is None:
         raise ConfigError(f"{model}: write models:/NAME/VERSION, for instance models:/demo/1, or models:/NAME@ALIAS")
     environment.use_for(model)
     refuse_untracked()
-    tags = Server().model_tags(parts[1], parts[2] or parts[3])
-    if uri := tags.get("wukong.model"):
-        return storage.join(uri, "model")
-    raise DataError(f"{model} does not say where its files are: it was not registered by Wukong")
+    return Server().model_tags(parts[1], parts[2] or parts[3])
 
 
 def model_url(name: str, version: int | None = None) -> str:

@@ -4,6 +4,7 @@ RUN_TAG = "wukong.run"
 ROLE_TAG = "wukong.role"  # of the model that a run of an evaluation logged alone is about
 EXPERIMENT_TAG = "wukong.experiment"
 PARENT_TAG = "mlflow.parentRunId"
+EVALUATION_TAG = "wukong.evaluation.uri"  # of a version of a registered model: its evaluation's manifest
 HISTORY_TAG = "wukong.history."  # of a registered model, with an alias behind it: each move of the alias
 STAGE_TAG = "wukong.stage"
 DIGEST_TAG = "wukong.digest"  # of a stage's manifest, or of a model that MLflow knows by its metrics

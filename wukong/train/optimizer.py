@@ -20,7 +20,7 @@ def parameter_groups(model: DualEncoder, settings: Training) -> list[dict[str, A
 
     Weight decay applies only to the weight matrices of layers (section 5.1). These are the parameters that torch and
     timm name ``weight`` and that have two or more dimensions. It does not apply to biases, norms, token and position
-    embeddings, class tokens and the temperature. The image head is in a separate group.
+    embeddings, class tokens and the temperature. A head whose learning rate differs is in a separate group.
 
     Returns:
         Parameter groups for an optimiser; ``rate`` is the factor on the group's learning rate.
@@ -31,13 +31,14 @@ def parameter_groups(model: DualEncoder, settings: Training) -> list[dict[str, A
         if isinstance(module, nn.Embedding)
         for parameter in module.parameters()
     }
-    head = {id(parameter) for parameter in model.image_head.parameters()}
+    heads = ((model.image_head, settings.image_head_rate), (model.text_head, settings.text_head_rate))
+    rates = {id(parameter): rate for head, rate in heads for parameter in head.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         exempt = parameter.ndim < 2 or id(parameter) in embeddings or not name.endswith(".weight")
-        rate = settings.image_head_rate if id(parameter) in head else 1.0
         if parameter.requires_grad:
-            groups.setdefault((0.0 if exempt else settings.weight_decay, rate), []).append(parameter)
+            group = (0.0 if exempt else settings.weight_decay, rates.get(id(parameter), 1.0))
+            groups.setdefault(group, []).append(parameter)
     return [{"params": members, "weight_decay": decay, "rate": rate} for (decay, rate), members in groups.items()]
 
 

@@ -5,6 +5,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from mlflow_server import MlflowServer
 from rich.console import Console
@@ -91,6 +92,28 @@ def test_a_run_of_mlflow_is_read_by_its_id(
     for name in (run.run_id, f"runs:/{run.run_id}"):
         made, _ = table(experiment, tmp_path, name)
         assert [(model["label"], model["column"]) for model in made["models"]] == [(name, "ViT-B/32")]
+
+
+@pytest.mark.slow
+def test_a_registered_model_stands_for_its_evaluation(
+    experiment: Experiment, tmp_path: Path, mlflow_of_all: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_of_all.address)
+    record = run_records.read(experiment, "good", "evaluate")
+    assert record is not None and record.manifest is not None
+    client, name = mlflow.MlflowClient(mlflow_of_all.address), f"paper-{uuid.uuid4().hex[:6]}"
+    client.create_registered_model(name)
+    for tags in ({"wukong.evaluation.uri": record.manifest}, {}):
+        client.create_model_version(name, "s3://nowhere/model", tags=tags)
+    client.set_registered_model_alias(name, "champion", "1")
+    addresses = [f"models:/{name}@champion", f"models:/{name}/1"]
+    made, said = table(experiment, tmp_path, *addresses)
+    assert [(model["label"], model["column"]) for model in made["models"]] == [(each, "ViT-B/32") for each in addresses]
+    assert "35.0 ▲" in said
+    with pytest.raises(DataError, match=r"/2 was registered without the address of its evaluation: name its run"):
+        table(experiment, tmp_path, f"models:/{name}/2")
+    with pytest.raises(ConfigError, match=r"write models:/NAME/VERSION"):
+        table(experiment, tmp_path, f"models:/{name}")
 
 
 def test_a_column_can_be_told(experiment: Experiment, tmp_path: Path) -> None:

@@ -300,6 +300,45 @@ class TestModel:
         with pytest.raises(ConfigError, match=named):
             preflight.check_model(experiment(*overrides))
 
+    def test_weights_of_another_tower_are_refused(self, experiment: Callable[..., Experiment], tmp_path: Path) -> None:
+        import timm
+        from safetensors.torch import save_file
+
+        for name in ("test_vit", "test_vit2"):
+            state = {key: value.contiguous() for key, value in timm.create_model(name).state_dict().items()}
+            save_file(state, tmp_path / f"{name}.safetensors")
+        folder = storage.from_path(tmp_path)
+        tower = "model.image={name: test_vit, weights: %s/%s.safetensors}"
+        for harmless in ("test_vit", "nothing"):  # of what is not there, check_world speaks
+            preflight.check_weights(experiment(tower % (folder, harmless)))
+        with pytest.raises(
+            ConfigError, match=r"model\.image\.weights: .* does not fit .*`wukong weights get test_vit "
+        ):
+            preflight.check_weights(experiment(tower % (folder, "test_vit2")))
+
+    def test_a_text_encoder_of_another_size_or_vocabulary_is_refused(
+        self, experiment: Callable[..., Experiment], tmp_path: Path
+    ) -> None:
+        from transformers import BertConfig, BertModel
+
+        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128}
+        BertModel(BertConfig(vocab_size=8, **sizes), add_pooling_layer=False).save_pretrained(tmp_path)
+        specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        (tmp_path / "own.txt").write_text("\n".join([*specials, "猫", "狗", "鸟"]), encoding="utf-8")
+        folder = storage.from_path(tmp_path)
+        own, text = (
+            f"model.text.vocabulary={folder}/own.txt",
+            f"model.text={{layers: 1, heads: 2, width: 32, weights: {folder}}}",
+        )
+        preflight.check_weights(experiment(text, own))
+        with pytest.raises(ConfigError, match=r"model\.text\.weights: .*entries of the vocabulary 8 instead of 21128"):
+            preflight.check_weights(experiment(text))
+        with pytest.raises(ConfigError, match=r"layers 1 instead of 2.*Name the vocab\.txt that belongs to them"):
+            preflight.check_weights(experiment(text, own, "model.text.layers=2"))
+        (tmp_path / "own.txt").write_text("猫\n", encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"the WordPiece vocabulary of 1 entries lacks \[PAD\]"):
+            preflight.check_weights(experiment(text, own))
+
     def test_a_hub_that_does_not_answer_is_named(
         self, experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -158,6 +158,13 @@ def test_shards_that_may_be_lost_are_in_the_key_only_if_there_are_any() -> None:
     assert some == plain | {"max_lost_shards": 2}
 
 
+@pytest.mark.parametrize("name", stages.TRAININGS)
+def test_the_rate_of_the_text_head_is_in_the_key_only_if_it_differs(name: str) -> None:
+    plain, locked = (stages.of(name).config(experiment(**{name: changed})) for changed in ({}, {"text_head_rate": 0.0}))
+    assert "text_head_rate" not in plain["training"], "keys of earlier runs have none"
+    assert locked["training"] == plain["training"] | {"text_head_rate": 0.0}
+
+
 def test_a_validation_is_in_the_key_only_if_it_decides() -> None:
     entry, plain = stages.of("pretrain"), experiment(pretrain={})
     assert entry.config(experiment(pretrain={"validation": {"every_steps": 9}, "max_failures": 9})) == entry.config(

@@ -288,6 +288,15 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path) -> None:
         train(model, pairs, small.SETTINGS, 0, resume=found)
 
 
+@pytest.mark.parametrize("head", ["image_head", "text_head"])
+def test_a_head_without_a_learning_rate_stays_as_it_began(head: str) -> None:
+    model, pairs = small.make()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train(model, pairs, small.SETTINGS.model_copy(update={"epochs": 1, f"{head}_rate": 0.0}), 0)
+    same = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    assert {name for name in same if "head" in name} == {f"{head}.weight", f"{head}.bias"}
+
+
 def test_features_that_are_not_numbers_end_the_run() -> None:
     model, pairs = small.make()
     pairs.features[0, 3] = torch.nan
