@@ -7,7 +7,6 @@ controller-runtime, brings both). Nothing is started by what is applied: there i
 import json
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 import crd
 import pytest
+from free_ports import free_port
 from manifests import BUILDS, Installation, Manifest, installation, named, plain, pods, ray_jobs
 
 pytestmark = pytest.mark.slow
@@ -88,7 +88,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     etcd, apiserver = programs()
     folder = tmp_path_factory.mktemp("api-server")
     with ExitStack() as stack:
-        client, peer, port = (_free_port() for _ in range(3))
+        client, peer, port = (free_port() for _ in range(3))
         stack.enter_context(
             _process(
                 [
@@ -173,12 +173,6 @@ def _definition(kind: str) -> Manifest:
             "versions": [version],
         },
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @contextmanager

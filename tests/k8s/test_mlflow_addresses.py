@@ -3,7 +3,6 @@
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 from manifests import named, plain
 
 SERVICE_IP = "10.96.7.7"
@@ -20,9 +20,7 @@ PUBLIC = "https://mlflow.example.org"
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The server's port. What belongs to the cluster is left out: users, PostgreSQL, the object store."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        number: int = found.getsockname()[1]
+    number = free_port()
     folder = tmp_path_factory.mktemp("mlflow")
     container = named(plain(), "Deployment")["mlflow"]["spec"]["template"]["spec"]["containers"][0]
     (script,) = container["args"]

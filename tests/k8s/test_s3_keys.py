@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.exceptions import ClientError
+from free_ports import free_port
 from manifests import named, plain
 
 from infra import cluster
@@ -34,10 +34,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The store, started with the manifest's own arguments, on free ports of this machine alone."""
     folder = tmp_path_factory.mktemp("store")
     (folder / "s3.json").write_text(json.dumps({"identities": cluster._identities([], KEYS)}))
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
-    ports = dict(zip(PORTS, (each.getsockname()[1] for each in sockets), strict=True))
-    for each in sockets:
-        each.close()
+    ports = {name: free_port() for name in PORTS}
     container = named(plain(), "StatefulSet")["object-store"]["spec"]["template"]["spec"]["containers"][0]
     changed = {
         **ports,

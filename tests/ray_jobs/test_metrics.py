@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from crawled import corpus, experiment
+from free_ports import free_port
 from test_alerts import RULES, program
 
 from ray_jobs import metrics
@@ -186,12 +187,6 @@ class Prometheus:
             f"{self.address}/api/v1/{path}?{urllib.parse.urlencode(query)}", timeout=30
         ) as answer:
             return json.load(answer)["data"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(true: Callable[[], bool], seconds: float = 120.0) -> bool:

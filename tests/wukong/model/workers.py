@@ -1,6 +1,5 @@
 """Run a function in several processes that form a gloo group, and return each process's result."""
 
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from free_ports import free_port
 
 
 def _enter(

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from object_store import ObjectStore, free_port
+from free_ports import free_port
+from object_store import ObjectStore
 from torch import nn
 
 from wukong.errors import StorageError
