@@ -4,7 +4,8 @@ The split is by caption and by picture, never by file, because a concept repeats
 pictures. A pair is trained on unless its caption is held out, its URL belongs to a source that is never trained on, or
 another such pair has the same picture. A test set then takes pairs of its source: with ``captions: unseen`` those whose
 caption is held out, with ``seen`` those whose caption training has. A pair that is neither trained on nor tested is
-held back.
+held back. Of several captions, the first decides; then ``without_tested_captions`` leaves out the others that training
+may not see.
 
 For a large set there are three passes over its groups of parts: ``held_out_pictures``, ``trained_captions`` and
 ``assign``. What a group must know of all groups, it asks (``question``): which of its pictures are held out, and which
@@ -20,6 +21,7 @@ import numpy as np
 import polars as pl
 
 from wukong.config.split import Split
+from wukong.curate import captions
 from wukong.curate.caption_counts import Hashes, hashes
 from wukong.curate.rule import HELD_BACK
 from wukong.curate.text.normalize import normalized, salted_fraction
@@ -103,6 +105,20 @@ def assign(pairs: pl.DataFrame, split: Split, held_out: Hashes, trained: Hashes)
     return result.set(_trainable(pairs, split, held_out), TRAIN)
 
 
+def without_tested_captions(pairs: pl.DataFrame, split: Split) -> pl.DataFrame:
+    """Leave out, of pairs with several captions, those that training may not see; a pair of a test set keeps its first.
+
+    Args:
+        pairs: what passed the rules, with ``split`` of ``assign``, by their first captions.
+        split: the hold-outs.
+    """
+    rows = captions.apart(pairs)
+    if rows is pairs:
+        return pairs
+    stays = (pl.col("split") == TRAIN) & ~_caption_held_out(rows, split)
+    return captions.together(rows.filter(stays | pl.col("pair").is_first_distinct()))
+
+
 def picture_digests(pairs: pl.DataFrame) -> Hashes:
     """The first 64 bits of each picture's SHA-256."""
     digest = pairs["sha256"].fill_null("0" * 64)
@@ -117,10 +133,10 @@ def _trainable(pairs: pl.DataFrame, split: Split, held_out: Hashes) -> pl.Series
 def _caption_held_out(pairs: pl.DataFrame, split: Split) -> pl.Series:
     if split.held_out_captions == 0:
         return pl.Series(np.zeros(len(pairs), dtype=bool))
-    captions = pairs.select(normalized(pl.col("caption"))).to_series()
+    texts = pairs.select(normalized(pl.col("caption"))).to_series()
     limit = split.held_out_captions
-    held = {text: salted_fraction(text, split.salt) < limit for text in captions.unique()}
-    return pl.Series([held[text] for text in captions], dtype=pl.Boolean)
+    held = {text: salted_fraction(text, split.salt) < limit for text in texts.unique()}
+    return pl.Series([held[text] for text in texts], dtype=pl.Boolean)
 
 
 def _source_held_out(pairs: pl.DataFrame, split: Split) -> pl.Series:

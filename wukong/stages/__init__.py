@@ -108,6 +108,8 @@ def _of_training(experiment: Experiment, settings: Training) -> dict[str, Any]:
     training = settings.model_dump(mode="json", exclude=unimportant)
     if not settings.max_lost_shards:
         del training["max_lost_shards"]  # keys without it are from before it was
+    if settings.captions_per_picture == "first":
+        del training["captions_per_picture"]  # likewise
     if settings.validation.decides:
         training["validation"] = settings.validation.model_dump(mode="json") | {
             "captions": experiment.evaluate.captions,
@@ -121,7 +123,7 @@ TABLE = (
         name="crawl",
         title="Crawl",
         hands_on="the downloaded pairs",
-        version=4,
+        version=5,
         sections=("crawl", "release"),  # a release mostly uses the crawl's own opt-out list
         estimate=estimate.of_crawl,
         takedown="rewrite",
