@@ -256,10 +256,10 @@ def _captions(stage: Stage, group: _Group, settings: Filter) -> pl.DataFrame:
     def of_part(uri: str) -> Hashes:
         rows = captions.apart(read_pairs(uri))
         hashes = caption_counts.hashes(clean.cleaned(rows["caption"], settings))
-        if "pair" not in rows.columns:
+        if captions.PAIR not in rows.columns:
             return hashes
         # A caption occurs once in a pair, also where two of its captions have become equal.
-        return rows.select("pair", hash=pl.Series(hashes)).unique()["hash"].to_numpy()
+        return rows.select(captions.PAIR, hash=pl.Series(hashes)).unique()["hash"].to_numpy()
 
     return caption_counts.counted(*map(of_part, group.parts))
 

@@ -8,7 +8,9 @@ import polars as pl
 
 from wukong.curate.pairs import CAPTIONS
 
-_PAIR = "pair"
+PAIR = "pair"
+"""Column of captions that were taken apart: the row of their pair."""
+
 _ENTRY = [field.name for field in CAPTIONS.type.value_type]
 
 
@@ -19,12 +21,12 @@ def apart(pairs: pl.DataFrame) -> pl.DataFrame:
         pairs: one row a pair.
 
     Returns:
-        The columns of ``pairs`` without ``captions``, with those of its entries, and ``pair``, the row in ``pairs``.
+        The columns of ``pairs`` without ``captions``, with those of its entries, and ``PAIR``, the row in ``pairs``.
         ``count`` is null where a pair has one caption.
     """
     if CAPTIONS.name not in pairs.columns:
         return pairs
-    rows = pairs.with_row_index(_PAIR).explode(CAPTIONS.name)
+    rows = pairs.with_row_index(PAIR).explode(CAPTIONS.name)
     entries = rows[CAPTIONS.name].struct.unnest()
     several = entries["count"].is_not_null()
     rows = rows.drop(CAPTIONS.name)
@@ -32,6 +34,11 @@ def apart(pairs: pl.DataFrame) -> pl.DataFrame:
         rows[name].zip_with(~several, entries[name]) if name in rows.columns else entries[name]
         for name in entries.columns
     )
+
+
+def alone(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Make a pair of each caption, as if there were no pairs with several."""
+    return apart(pairs).drop(PAIR, "count", "query", strict=False)
 
 
 def together(rows: pl.DataFrame) -> pl.DataFrame:
@@ -43,19 +50,19 @@ def together(rows: pl.DataFrame) -> pl.DataFrame:
     Args:
         rows: what ``apart`` returned, with any columns changed or added.
     """
-    if _PAIR not in rows.columns:
+    if PAIR not in rows.columns:
         return rows
     several = rows.filter(pl.col("count").is_not_null())
     if "dropped_by" in rows.columns:
         left = pl.col("dropped_by").is_null()
-        several = several.filter(left | ~left.any().over(_PAIR))
-    distinct = several.group_by(_PAIR, "caption", maintain_order=True).agg(pl.exclude("count").first(), pl.sum("count"))
+        several = several.filter(left | ~left.any().over(PAIR))
+    distinct = several.group_by(PAIR, "caption", maintain_order=True).agg(pl.exclude("count").first(), pl.sum("count"))
     entries = pl.struct(name for name in _ENTRY if name in rows.columns).implode()
-    pairs = distinct.group_by(_PAIR, maintain_order=True).agg(
+    pairs = distinct.group_by(PAIR, maintain_order=True).agg(
         pl.all().first(), pl.when(pl.len() > 1).then(entries).alias(CAPTIONS.name)
     )
     one = rows.filter(pl.col("count").is_null())
-    return pl.concat([one, pairs], how="diagonal").sort(_PAIR).drop(_PAIR, "count", "query")
+    return pl.concat([one, pairs], how="diagonal").sort(PAIR).drop(PAIR, "count", "query")
 
 
 def several(pairs: pl.DataFrame) -> int:

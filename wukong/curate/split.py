@@ -116,7 +116,7 @@ def without_tested_captions(pairs: pl.DataFrame, split: Split) -> pl.DataFrame:
     if rows is pairs:
         return pairs
     stays = (pl.col("split") == TRAIN) & ~_caption_held_out(rows, split)
-    return captions.together(rows.filter(stays | pl.col("pair").is_first_distinct()))
+    return captions.together(rows.filter(stays | pl.col(captions.PAIR).is_first_distinct()))
 
 
 def picture_digests(pairs: pl.DataFrame) -> Hashes:
