@@ -127,7 +127,8 @@ class _Job:
         results = sum(record["results"] for record in searched)
         logger.info("found %d results of %d queries", results, len(queries))
         planned = self._plan([self._stage.path(path) for path in files], results)
-        downloaded = Downloaded((record["plan"], *part) for record in planned for part in enumerate(record["parts"]))
+        parts = ((record["plan"], group, *part) for record in planned for group, part in enumerate(record["parts"]))
+        downloaded = Downloaded(parts)
         several = sum(record.get("several", 0) for record in planned)
         self._download(downloaded, several=several > 0)
 

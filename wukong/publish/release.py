@@ -186,7 +186,9 @@ def _of_release(rows: pl.DataFrame) -> pl.DataFrame:
 def _in_json(rows: pl.DataFrame) -> pl.DataFrame:
     if SEVERAL not in rows.columns:
         return rows
-    told = [[{name: each[name] for name in ("caption", "count")} for each in some or ()] for some in rows[SEVERAL]]
+    told = [
+        [{name: each[name] for name in ("caption", "count")} for each in some or ()] for some in rows[SEVERAL].to_list()
+    ]
     texts = [json.dumps(each, ensure_ascii=False) if each else "" for each in told]
     return rows.with_columns(pl.Series(SEVERAL, texts, pl.String))
 
