@@ -54,7 +54,7 @@ def pictures() -> dict[str, bytes]:
 
 
 def crawled(folder: Path, pictures: dict[str, bytes], *, several: bool = False) -> Path:
-    """A part as the crawl writes it, with a row of a URL that failed; with ``several``, some pairs have two captions."""
+    """A part as the crawl writes it, with a row of a URL that failed; ``several``: some pairs have two captions."""
     with Spool() as spool:
         rows = []
         for number, (caption, picture) in enumerate(pictures.items()):
