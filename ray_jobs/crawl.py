@@ -42,8 +42,8 @@ from wukong.crawl.search import search_block
 from wukong.crawl.source import Listed, Searched
 from wukong.crawl.status import Status
 from wukong.crawl.turns import Turn, Turns
-from wukong.data import exchange
-from wukong.data.exchange import File, Source
+from wukong.curate import exchange
+from wukong.curate.exchange import File, Source
 from wukong.data.schema import CAPTIONS, MORE_CAPTIONS
 from wukong.errors import WukongError
 from wukong.runtime.progress import track

@@ -1,4 +1,4 @@
-"""The merges of an exchange (``wukong/data/exchange.py``) as Ray tasks, and questions that tasks ask the whole corpus.
+"""The merges of an exchange (``wukong/curate/exchange.py``) as Ray tasks, and questions to the whole corpus.
 
 A question is a table with a hash in each row: each group of parts writes one. Each range of hashes is answered by
 itself, and the answers are brought back to the groups that asked. No task and no driver holds what all groups ask.
@@ -12,8 +12,8 @@ from typing import Any
 import polars as pl
 import ray
 
-from wukong.data import exchange
-from wukong.data.exchange import File, Key, Merge, Source, Span
+from wukong.curate import exchange
+from wukong.curate.exchange import File, Key, Merge, Source, Span
 from wukong.store import storage
 
 ASKER = "asker"
@@ -54,7 +54,7 @@ def in_order(task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> 
 def gathered(
     files: Sequence[File], edges: Sequence[Key], folder: str, rows: int = _MERGE_ROWS, fan: int | None = None
 ) -> list[Span]:
-    """Merge files until each range of keys lies in few; for the arguments see ``wukong.data.exchange.rounds``."""
+    """Merge files until each range of keys lies in few; for the arguments see ``wukong.curate.exchange.rounds``."""
     rounds, spans = exchange.rounds(files, edges, folder, rows, fan)
     for merges in rounds:
         run_all(exchange.merge, [(merge,) for merge in merges])

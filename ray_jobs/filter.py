@@ -40,12 +40,11 @@ from ray_jobs.repacking import Piece, Tar
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.config.filter import Filter
-from wukong.curate import apply, caption_counts, captions, duplicates, lookup, repack, rules, split
+from wukong.curate import apply, caption_counts, captions, duplicates, exchange, lookup, repack, rules, split
 from wukong.curate.caption_counts import CaptionCounts, Hashes
 from wukong.curate.pairs import DROPPED, read_pairs, schema_of
 from wukong.curate.rule import HELD_BACK
 from wukong.curate.text import clean
-from wukong.data import exchange
 from wukong.data.schema import MORE_CAPTIONS
 from wukong.errors import DataError
 from wukong.stages import places

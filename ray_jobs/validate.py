@@ -11,11 +11,10 @@ import polars as pl
 
 from ray_jobs.exchange import hash_ranges, in_order, run_all
 from wukong.config.experiment import Experiment
-from wukong.curate import captions, rules
+from wukong.curate import captions, exchange, rules
+from wukong.curate.exchange import File, Source
 from wukong.curate.pairs import PAIRS
 from wukong.curate.split import TRAIN
-from wukong.data import exchange
-from wukong.data.exchange import File, Source
 from wukong.errors import ConfigError, DataError, GateError
 from wukong.report import card, statistics
 from wukong.report.statistics import Statistics

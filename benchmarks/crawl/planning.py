@@ -18,7 +18,7 @@ import pyarrow as pa
 from wukong.crawl import plan
 from wukong.crawl.found import FOUND, write_found
 from wukong.crawl.url import key_of
-from wukong.data import exchange
+from wukong.curate import exchange
 from wukong.store import storage
 
 FILE_ROWS = 250_000

@@ -17,9 +17,9 @@ from ray_jobs import filter as filtering
 from ray_jobs import repacking, validate
 from wukong.crawl import plan
 from wukong.crawl.found import as_table, found_row, write_found
+from wukong.curate import exchange
+from wukong.curate.exchange import File
 from wukong.curate.pairs import PAIRS
-from wukong.data import exchange
-from wukong.data.exchange import File
 from wukong.stages import places
 from wukong.store import storage
 from wukong.store.manifest import Stage

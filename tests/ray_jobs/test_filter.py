@@ -21,8 +21,8 @@ from PIL import Image
 from ray_jobs import exchange as exchange_tasks
 from ray_jobs import filter as job
 from wukong.crawl.url import key_of
+from wukong.curate import exchange
 from wukong.curate.pairs import DROPPED, PAIRS
-from wukong.data import exchange
 from wukong.errors import DataError, StorageError
 from wukong.evaluate import holdouts
 from wukong.report.funnel import funnel

@@ -2,7 +2,7 @@
 
 The part of a URL depends only on its hash, so the same set of URLs gives the same parts in any order. Keys are hashes,
 so ranges of keys with equal width hold about the same number of URLs. Each range is planned separately, from the files
-of the search, which are merged first where they are many (``wukong.data.exchange``).
+of the search, which are merged first where they are many (``wukong.curate.exchange``).
 """
 
 import polars as pl
@@ -11,7 +11,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from wukong.crawl.found import MAX_CAPTION
-from wukong.data import exchange
+from wukong.curate import exchange
 from wukong.data.schema import CAPTIONS
 from wukong.store import storage
 

@@ -22,6 +22,7 @@ REQUIRED = (
     "pillow",
     "pyarrow",
     "pydantic",
+    "pydantic-core",
     "pyyaml",
     "safetensors",
     "timm",

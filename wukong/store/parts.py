@@ -101,7 +101,7 @@ class Parts(Sequence[Part]):
 
     def has(self, path: str) -> bool:
         """Return whether one of them has this path."""
-        return bool(pc.any(pc.equal(self.table["path"], path)).as_py())
+        return path in self.below(path).paths
 
     def replaced(self, new: Mapping[str, Part], gone: Collection[str] = ()) -> "Parts":
         """Return them with others in place of those of the same path, or beside them, in the order of their paths.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from wukong.crawl import found, plan
 from wukong.crawl.found import FOUND, FoundRow, as_table, write_found
 from wukong.crawl.url import key_of
-from wukong.data import exchange
+from wukong.curate import exchange
 from wukong.store import storage
 
 results = st.lists(

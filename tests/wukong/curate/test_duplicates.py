@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from wukong.curate import duplicates
+from wukong.curate import duplicates, exchange
 from wukong.curate.phash import perceptual_hash
-from wukong.data import exchange
 from wukong.errors import DataError
 
 VALUE = st.integers(0, 2**64 - 1) | st.builds(

@@ -40,8 +40,8 @@ def test_a_shard_of_many_windows_is_read_in_large_blocks(tmp_path: Path, monkeyp
     for batch in batches:
         shards, rows = batch.rows // each, batch.rows % each
         assert torch.equal(batch.features[:, 0], 100.0 * shards + rows)
-    # Each table and each file once an epoch, and a few times more the shard of whose five windows two threads read.
-    assert len(reads) <= 2 * 2 * (len(names) + 2)
+    # Each table and each file once an epoch for a thread, of which two read the first of a shard's five windows.
+    assert len(reads) <= 2 * 2 * 2 * len(names)
     monkeypatch.setattr(feature_pairs, "_BLOCK_BYTES", 0)
     again = FeaturePairs(data, TOKENIZER, prefix, (0,)).batches(8, 0, last=60)
     for batch, other in zip(batches, again, strict=True):

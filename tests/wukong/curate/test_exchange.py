@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wukong.data import exchange
-from wukong.data.exchange import File
+from wukong.curate import exchange
+from wukong.curate.exchange import File
 from wukong.errors import StorageError
 from wukong.store import storage
 
