@@ -425,7 +425,7 @@ def _assign(
     for number, judged in enumerate(_judged(stage, group, settings, repeats), group.first):
         kept = judged.filter(pl.col("dropped_by").is_null())
         kept = kept.with_columns(split=split.assign(kept, settings.split, kept_away, seen))
-        kept = split.without_tested_captions(kept, settings.split)
+        kept = apply.without_tested_captions(kept, settings)
         kept = apply.hold_back(kept, settings)
         dropped.append(judged.filter(pl.col("dropped_by").is_not_null()))
         dropped.append(kept.filter(pl.col("dropped_by").is_not_null()).drop("split"))

@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 
 from wukong.config.filter import Filter
-from wukong.curate import captions, duplicates, names, rules
+from wukong.curate import captions, duplicates, names, rules, split
 from wukong.curate.caption_counts import CaptionCounts, Hashes
-from wukong.curate.pairs import DROPPED, schema_of
+from wukong.curate.pairs import CAPTIONS, DROPPED, schema_of
 from wukong.curate.text import clean
 
 
@@ -84,6 +84,20 @@ def hold_back(assigned: pl.DataFrame, settings: Filter) -> pl.DataFrame:
         settings: the filter's settings.
     """
     return assigned.with_columns(rules.decide(assigned, settings, "split"))
+
+
+def without_tested_captions(assigned: pl.DataFrame, settings: Filter) -> pl.DataFrame:
+    """Leave out, of pairs with several captions, those that training may not see; a pair of a test set keeps its first.
+
+    Args:
+        assigned: pairs that passed every rule, with ``split`` of ``wukong.curate.split.assign``.
+        settings: the filter's settings.
+    """
+    if CAPTIONS.name not in assigned.columns:
+        return assigned
+    rows = captions.apart(assigned)
+    stays = (pl.col("split") == split.TRAIN) & ~split.caption_held_out(rows, settings.split)
+    return captions.together(rows.filter(stays | pl.col(captions.PAIR).is_first_distinct()))
 
 
 def count_reasons(tables: Iterable[pl.DataFrame], reasons: Iterable[str]) -> dict[str, int]:

@@ -158,7 +158,7 @@ def test_training_sees_no_caption_that_is_held_out(salt: int, share: float) -> N
     judged = apply.apply_rules(pairs, SETTINGS, NO_COUNTS, LOADED)
     none = np.zeros(0, np.uint64)
     assigned = judged.with_columns(split=split.assign(judged, held, none, none))
-    left = split.without_tested_captions(assigned, held)
+    left = apply.without_tested_captions(assigned, Filter(split=held))
     assert left.drop("captions").equals(assigned.drop("captions")), "the first caption stays"
     parts = {name: left.filter(pl.col("split") == name) for name in ("train", "unseen")}
     trained = Counter(captions.apart(parts["train"])["caption"])
