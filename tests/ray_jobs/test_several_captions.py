@@ -246,6 +246,24 @@ def test_a_crawl_in_which_each_picture_has_one_caption_has_no_column_for_more(si
     assert all(line.keys() == {"url", "caption"} for uri in released.part_uris(suffix=".csv") for line in csv_rows(uri))
 
 
+def test_neither_the_size_of_parts_nor_a_second_run_changes_a_byte(tmp_path: Path, make_crawl) -> None:
+    rows = []
+    for number in range(40):
+        texts = [f"第{number}张{animal}的图片" for animal in "猫狗鸟"[: number % 3 + 1]] + ["查看源网页"] * (number % 2)
+        several = [{"caption": text, "count": place + 1, "query": "词"} for place, text in enumerate(texts)]
+        row = {"url": url_of(number), "caption": texts[0], "captions": several if len(texts) > 1 else None}
+        rows.append(row)
+    shards = []
+    for name, size in ("small", 7), ("large", 100), ("again", 100):
+        e = experiment(tmp_path, name)
+        filtered = filtering.run(e, {"crawl": make_crawl(rows, part_size=size, name=name)})
+        shards.append({part.path: part.sha256 for part in filtered.parts if part.path.startswith("train/")})
+        texts = [each["caption"] for some in tables(filtered, "train/")["captions"].drop_nulls() for each in some]
+        assert "查看源网页" not in texts, "20 pairs have it as their second or third: it is too frequent"
+        assert filtered.counts["more_captions"] == int(tables(filtered, "train/")["captions"].is_not_null().sum()) > 5
+    assert shards[0] == shards[1] == shards[2]
+
+
 def csv_rows(uri: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(storage.read_bytes(uri).decode(), newline="")))
 
