@@ -44,6 +44,7 @@ from wukong.crawl.status import Status
 from wukong.crawl.turns import Turn, Turns
 from wukong.curate import exchange
 from wukong.curate.exchange import File, Source
+from wukong.data.schema import CAPTIONS, MORE_CAPTIONS
 from wukong.errors import WukongError
 from wukong.runtime.progress import track
 from wukong.store import manifest as manifests
@@ -125,8 +126,11 @@ class _Job:
         files = [path for record in searched for path in record["files"]]
         results = sum(record["results"] for record in searched)
         logger.info("found %d results of %d queries", results, len(queries))
-        downloaded = Downloaded(self._plan([self._stage.path(path) for path in files], results))
-        self._download(downloaded)
+        planned = self._plan([self._stage.path(path) for path in files], results)
+        parts = ((record["plan"], group, *part) for record in planned for group, part in enumerate(record["parts"]))
+        downloaded = Downloaded(parts)
+        several = sum(record.get("several", 0) for record in planned)
+        self._download(downloaded, several=several > 0)
 
         failed = {query: why for record in searched for query, why in record["failed"].items()}
         previous.write_queries(self._stage.path(previous.QUERIES), queries, failed)
@@ -142,6 +146,7 @@ class _Job:
             "requested": downloaded.requested,
             "transient": downloaded.transient,
             **{status.value: statuses[status.value] for status in Status},
+            **({MORE_CAPTIONS: several} if several else {}),
         }
         own = [self._stage.describe(path) for path in (previous.QUERIES, previous.INDEX)]
         found = (Part.model_validate(part) for record in searched for part in record["described"])
@@ -217,8 +222,8 @@ class _Job:
         tasks = (_read_list.remote(self._stage, self._config, source, number, uri) for number, uri in enumerate(lists))
         return list(self._each(tasks))
 
-    def _plan(self, files: list[str], results: int) -> list[tuple[str, int, int, str, str]]:
-        """Plan every range; return each part's plan, row group, number of URLs, and first and last key."""
+    def _plan(self, files: list[str], results: int) -> list[dict[str, Any]]:
+        """Plan every range; return the records of ``_plan``."""
         edges = plan.edges(plan.ranges_for(results))
         ranges = range(len(edges) + 1)
         finished = [self._stage.finished_task(_plan_name(index)) for index in ranges]
@@ -231,13 +236,13 @@ class _Job:
                 for index in ranges
             )
             records = list(self._each(tasks))
-        return [(record["plan"], group, *part) for record in records for group, part in enumerate(record["parts"])]
+        return records
 
-    def _download(self, parts: Downloaded) -> None:
+    def _download(self, parts: Downloaded, *, several: bool) -> None:
         turns = Turns(len(parts), self._cores)
         share = self._share(turns.tasks)
         retry_failed = self._earlier is not None and self._earlier.retry_failed
-        common = (self._stage, self._run, self._config, self._connect_to, share, self._ledger, retry_failed)
+        common = (self._stage, self._run, self._config, self._connect_to, share, self._ledger, retry_failed, several)
 
         def begin(running: int) -> Any:
             turn = turns.next(running)
@@ -429,7 +434,8 @@ def _plan(stage: Stage, index: int, source: Source, part_size: int) -> dict[str,
     def write() -> dict[str, Any]:
         path = f"plan/{index:05d}.parquet"
         planned = plan.merge(source.read())
-        return {"plan": path, "parts": plan.write_range(stage.path(path), planned, part_size)}
+        parts = plan.write_range(stage.path(path), planned, part_size)
+        return {"plan": path, "parts": parts, "several": plan.with_several(planned)}
 
     return _once(stage, _plan_name(index), write)
 
@@ -447,10 +453,13 @@ def _download(
     share: int,
     ledger: Any,
     retry_failed: bool,
+    several: bool,
     slow: bool,
     parts: list[tuple[int, str, int, list[str]]],
 ) -> list[tuple[int, dict[str, Any] | None]]:
     """Download parts, given as number, plan, row group in the plan, and the overlapping parts of an earlier crawl.
+
+    The parts have the column of several captions if a URL of the crawl has ``several``.
 
     Returns:
         The number and record of each part; None for the record of one that waits for slow hosts. What there is of it is
@@ -464,7 +473,9 @@ def _download(
         if begun is not None and not slow:
             return None
         uri = stage.path(name_of(number))
-        planned = [{**row, "engine": config.engine} for row in plan.read_part(stage.path(path), row_group).to_pylist()]
+        urls = plan.read_part(stage.path(path), row_group)
+        urls = urls if several else urls.drop_columns(CAPTIONS.name)
+        planned = [{**row, "engine": config.engine} for row in urls.to_pylist()]
         keys = {row["key"] for row in planned}
         known = previous.outcomes([uri], keys, False) if begun else previous.outcomes(earlier, keys, retry_failed)
         record = await download_part(uri, planned, fetcher, config, known, decoder, to_the_end=slow)

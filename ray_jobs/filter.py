@@ -40,11 +40,12 @@ from ray_jobs.repacking import Piece, Tar
 from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.config.filter import Filter
-from wukong.curate import apply, caption_counts, duplicates, exchange, lookup, repack, rules, split
+from wukong.curate import apply, caption_counts, captions, duplicates, exchange, lookup, repack, rules, split
 from wukong.curate.caption_counts import CaptionCounts, Hashes
-from wukong.curate.pairs import DROPPED, read_pairs
+from wukong.curate.pairs import DROPPED, read_pairs, schema_of
 from wukong.curate.rule import HELD_BACK
 from wukong.curate.text import clean
+from wukong.data.schema import MORE_CAPTIONS
 from wukong.errors import DataError
 from wukong.stages import places
 from wukong.store import storage
@@ -55,6 +56,7 @@ log = logging.getLogger(__name__)
 _GROUPS = 64
 _MAX_ROWS = 100_000
 _ROW_GROUP = 4096
+_READ_FOR_PICTURES = ("key", "caption", "captions", "dropped_by")
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
     counts = {"pairs": pairs, "kept": pairs - sum(dropped[rule] for rule in applied)}
     for name in (split.TRAIN, *(holdout.name for holdout in settings.split.holdouts)):
         counts[name] = sum(piece.rows for piece in pieces if piece.split == name)
+    if MORE_CAPTIONS in crawl.counts:
+        counts[MORE_CAPTIONS] = sum(record[MORE_CAPTIONS] for record in assigned)
     if not pairs:
         raise DataError(
             f"no pair came in: the crawl at {crawl.uri} holds no picture, because all were taken down or it is an old "
@@ -248,8 +252,15 @@ def _count(stage: Stage, groups: Sequence[_Group], settings: Filter) -> Answers:
 
 
 def _captions(stage: Stage, group: _Group, settings: Filter) -> pl.DataFrame:
-    cleaned = (clean.cleaned(read_pairs(uri)["caption"], settings) for uri in group.parts)
-    return caption_counts.counted(*(caption_counts.hashes(captions) for captions in cleaned))
+    def of_part(uri: str) -> Hashes:
+        rows = captions.apart(read_pairs(uri))
+        hashes = caption_counts.hashes(clean.cleaned(rows["caption"], settings))
+        if captions.PAIR not in rows.columns:
+            return hashes
+        # A caption occurs once in a pair, also where two of its captions have become equal.
+        return rows.select(captions.PAIR, hash=pl.Series(hashes)).unique()["hash"].to_numpy()
+
+    return caption_counts.counted(*map(of_part, group.parts))
 
 
 def _apply_rules(stage: Stage, group: _Group, settings: Filter, counted: Answers) -> dict[str, Any]:
@@ -292,11 +303,11 @@ def _read_pictures(
 ) -> dict[str, Any]:
     device, parts = gpus.of_task() if on_gpu else "cpu", []
     for number, uri in enumerate(group.parts, group.first):
-        judged = pl.DataFrame(storage.read_table(_judged_uri(stage, number), ["key", "caption", "dropped_by"]))
-        left = judged.filter(pl.col("dropped_by").is_null())
-        captions = dict(left.select("key", "caption").iter_rows())
+        judged = pl.DataFrame(storage.read_columns(_judged_uri(stage, number), _READ_FOR_PICTURES))
+        left = captions.apart(judged.filter(pl.col("dropped_by").is_null()))
+        texts = dict(left.group_by("key", maintain_order=True).agg("caption").iter_rows())
         tar = f"{uri.removesuffix('.parquet')}.tar"
-        columns = rules.compute_from_pictures(tar, captions, settings, device, loaders)
+        columns = rules.compute_from_pictures(tar, texts, settings, device, loaders)
         parts.append(computed.write_table(_picture_columns_path(number), columns.to_arrow()).model_dump())
     return {"parts": parts}
 
@@ -414,6 +425,7 @@ def _assign(
     for number, judged in enumerate(_judged(stage, group, settings, repeats), group.first):
         kept = judged.filter(pl.col("dropped_by").is_null())
         kept = kept.with_columns(split=split.assign(kept, settings.split, kept_away, seen))
+        kept = apply.without_tested_captions(kept, settings)
         kept = apply.hold_back(kept, settings)
         dropped.append(judged.filter(pl.col("dropped_by").is_not_null()))
         dropped.append(kept.filter(pl.col("dropped_by").is_not_null()).drop("split"))
@@ -423,10 +435,12 @@ def _assign(
     pairs, out = pl.concat(placed), pl.concat(dropped)
     with storage.open_output(_placed_uri(stage, group.number)) as stream:
         pairs.write_parquet(stream)
-    part = stage.write_table(f"dropped/{group.number:05d}.parquet", out.select(DROPPED.names).to_arrow().cast(DROPPED))
+    stored = schema_of(out, DROPPED)
+    part = stage.write_table(f"dropped/{group.number:05d}.parquet", out.select(stored.names).to_arrow().cast(stored))
     reasons = (HELD_BACK, *(rule.name for rule in rules.decided("corpus", settings)))
     return {
         "kept": len(pairs),
+        MORE_CAPTIONS: captions.several(pairs),
         "dropped": apply.count_reasons([out], reasons),
         "parts": [part.model_dump()],
     }

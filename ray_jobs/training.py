@@ -183,7 +183,7 @@ def _corpus(stage: Stage, filtered: Manifest, settings: Training) -> Corpus:
             names = shards.names_of(filtered, "train")
             storage.write_json(uri, count_rows(filtered.uri, "train", names, settings.sources))
         rows = storage.read_json(uri)
-    return Corpus.of(filtered, settings.sources, rows)
+    return Corpus.of(filtered, settings.sources, rows, sampled=settings.captions_per_picture == "sampled")
 
 
 def _publish(

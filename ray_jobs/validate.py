@@ -11,7 +11,7 @@ import polars as pl
 
 from ray_jobs.exchange import hash_ranges, in_order, run_all
 from wukong.config.experiment import Experiment
-from wukong.curate import exchange, rules
+from wukong.curate import captions, exchange, rules
 from wukong.curate.exchange import File, Source
 from wukong.curate.pairs import PAIRS
 from wukong.curate.split import TRAIN
@@ -163,7 +163,7 @@ def _check(stage: Stage, experiment: Experiment, number: int, batch: Sequence[st
     missing = [name for name in PAIRS.names if name not in pairs.columns]
     if missing:
         raise DataError(f"{batch[0]} lacks the columns {', '.join(missing)}: run the filter again")
-    audited = audit.audit(pairs, rules.load(experiment.filter))
+    audited = audit.audit(captions.alone(pairs), rules.load(experiment.filter))
     result = runner.run_suite("pairs", audited, suites.pair_expectations(experiment))
     facts = audit.facts_of(pairs, experiment.filter.split).with_columns(batch=pl.lit(number, pl.UInt32))
     written = exchange.write(stage.path(f"_work/facts/{number:05d}.parquet"), facts)

@@ -223,7 +223,7 @@ threads, tar, model, part, parts = int(sys.argv[1]), sys.argv[2], sys.argv[3], i
 settings = Filter(similarity_model=model, duplicate_images="keep")
 from wukong.data import shards
 keys = [key for key, _ in shards.pictures(tar)][part::parts]
-captions = {key: "红色的猫" for key in keys}
+captions = {key: ["红色的猫"] for key in keys}
 rules.compute_from_pictures(tar, dict(list(captions.items())[:8]), settings)
 torch.set_num_threads(threads)
 print("ready", flush=True); sys.stdin.readline()

@@ -25,7 +25,10 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture
 def make_crawl(tmp_path: Path) -> Callable[..., Manifest]:
-    """Write a crawl's output: rows may leave out every column but ``url`` and ``caption``."""
+    """Write a crawl's output: rows may leave out every column but ``url`` and ``caption``.
+
+    Where a row has ``captions``, all have the column.
+    """
 
     def make(
         rows: Sequence[Row],
@@ -36,14 +39,16 @@ def make_crawl(tmp_path: Path) -> Callable[..., Manifest]:
     ) -> Manifest:
         stage = Stage(root or storage.from_path(tmp_path), name, {"rows": len(rows)})
         parts = []
+        several = {"captions": None} if any("captions" in row for row in rows) else {}
+        counts = {"more_captions": sum(bool(row.get("captions")) for row in rows)} if several else {}
         for number, start in enumerate(range(0, len(rows), part_size)):
-            full = [complete(row) for row in rows[start : start + part_size]]
+            full = [{**several, **complete(row)} for row in rows[start : start + part_size]]
             with Spool() as pictures:
                 for row in full:
                     if row["status"] == "success":
                         pictures.add(row["key"], picture(row))
                 write_part(stage.path(f"parts/{number:05d}"), full, pictures)
             parts += [stage.describe(f"parts/{number:05d}{suffix}", len(full)) for suffix in (".tar", ".parquet")]
-        return stage.commit(parts)
+        return stage.commit(parts, counts=counts)
 
     return make

@@ -33,7 +33,7 @@ from wukong.crawl.engine import EngineRefusedError
 from wukong.crawl.url import key_of
 from wukong.crawl.verdict import CrawlFailedError
 from wukong.data import images, shards
-from wukong.data.schema import CRAWLED
+from wukong.data.schema import CAPTIONS, CRAWLED
 from wukong.errors import ConfigError, DataError
 from wukong.publish import takedown, takedown_plan
 from wukong.runtime.environment import CONNECT_TO
@@ -176,7 +176,7 @@ def test_from_queries_to_shards(site: Site, experiment) -> None:
     assert sorted(keys) == sorted(row["key"] for row in by_url.values() if row["status"] == "success")
     for uri in manifest.part_uris("parts/", ".parquet"):
         table = storage.read_table(uri)
-        assert table.schema.equals(CRAWLED)
+        assert table.schema.equals(CRAWLED.append(CAPTIONS))
         assert table.num_rows <= 25
     for part in manifest.parts:
         assert storage.exists(storage.join(manifest.uri, part.path))

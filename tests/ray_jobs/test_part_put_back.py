@@ -41,7 +41,9 @@ def test_it_goes_on_to_the_same_record(web: Web, tmp_path: Path) -> None:
 
     def download(stage: Stage, *, slow: bool) -> dict[str, Any] | None:
         part = (0, "plan/00000.parquet", 0, [])
-        ((number, record),) = crawl._download._function(stage, "run", config, connect_to, 1, None, False, slow, [part])
+        ((number, record),) = crawl._download._function(
+            stage, "run", config, connect_to, 1, None, False, False, slow, [part]
+        )
         assert number == 0
         return record
 

@@ -98,6 +98,11 @@ class Training(Strict):
     sources: tuple[str, ...] = Field(
         ("*",), min_length=1, description="shell patterns on the image URL of the pairs to train on"
     )
+    captions_per_picture: Literal["first", "sampled"] = Field(
+        "first",
+        description="of a picture that the crawl found with several: 'first' trains on that of its pair's text file, "
+        "'sampled' on one that is drawn in each epoch, as often as searches found it",
+    )
     whiten_image_head: bool = Field(
         False, description="start the image head as a whitening of the training features instead of at random"
     )

@@ -53,7 +53,7 @@ async def download_part(
     Args:
         uri: URI of the part without a suffix.
         planned: one row for each URL, with the columns ``key``, ``url``, ``caption``, ``queries``, ``engine`` and
-            ``page_url``.
+            ``page_url``; also ``captions`` in a crawl in which a URL has several.
         fetcher: sends all requests.
         config: the crawl's settings.
         known: results of an earlier crawl, for URLs that are not requested again.
@@ -135,7 +135,7 @@ class _Part:
 
     async def download(self, planned: Mapping[str, Any]) -> dict[str, Any]:
         """Download one image, put its stored form into the spool, and return its row."""
-        row: dict[str, Any] = {name: planned.get(name) for name in CRAWLED.names}
+        row: dict[str, Any] = {**dict.fromkeys(CRAWLED.names), **planned}
         arrival = _Arrival(self._config)
         try:
             stored = await self._fetch(row, arrival)

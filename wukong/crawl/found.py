@@ -26,7 +26,7 @@ FoundRow = tuple[str, str, str, str | None, int, str | None]
 """The fields of ``FOUND``, in the same order."""
 
 MAX_CAPTION = 10_000
-"""A picture with a caption of more characters is not fetched, and only the caption's beginning is stored."""
+"""A picture whose captions all have more characters is not fetched, and only the first's beginning is stored."""
 
 
 def found_row(url: str, caption: str, query: str | None, order: int, page_url: str | None = None) -> FoundRow:

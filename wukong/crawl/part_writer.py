@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from wukong.crawl.engine import clean
 from wukong.crawl.unexpected import unexpected
 from wukong.data import shards
-from wukong.data.schema import CRAWLED
+from wukong.data.schema import CAPTIONS, CRAWLED
 from wukong.errors import StorageError
 from wukong.store import fence
 
@@ -65,7 +65,8 @@ def write_part(uri: str, rows: Sequence[Mapping[str, Any]], pictures: Spool) -> 
 
     Args:
         uri: URI of the part without a suffix.
-        rows: one row for each URL, with the columns of ``CRAWLED``, in the order in which they are written.
+        rows: one row for each URL, with the columns of ``CRAWLED``, in the order in which they are written. The table
+            has ``CAPTIONS`` too if the rows have it.
         pictures: a JPEG for each row with status ``success``.
 
     Returns:
@@ -90,16 +91,17 @@ def write_part(uri: str, rows: Sequence[Mapping[str, Any]], pictures: Spool) -> 
 
 def _as_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], pa.Table]:
     written = [dict(row) for row in rows]
+    schema = CRAWLED.append(CAPTIONS) if any(CAPTIONS.name in row for row in written) else CRAWLED
     try:
-        return written, pa.Table.from_pylist(written, schema=CRAWLED)
+        return written, pa.Table.from_pylist(written, schema=schema)
     except _UNWRITABLE:  # rare, so only now each row is tried
-        written = [_writable(row) for row in written]
-        return written, pa.Table.from_pylist(written, schema=CRAWLED)
+        written = [_writable(row, schema) for row in written]
+        return written, pa.Table.from_pylist(written, schema=schema)
 
 
-def _writable(row: dict[str, Any]) -> dict[str, Any]:
+def _writable(row: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
     try:
-        pa.Table.from_pylist([row], schema=CRAWLED)
+        pa.Table.from_pylist([row], schema=schema)
     except _UNWRITABLE as error:
         failed = unexpected(clean(row["url"]), error)
         known = {name: clean(row[name]) for name in ("key", "url", "caption", "engine")}

@@ -1,4 +1,4 @@
-"""Plan a crawl: merge duplicate URLs and divide them into parts, with limited memory.
+"""Plan a crawl: merge duplicate URLs, with all their captions, and divide them into parts, with limited memory.
 
 The part of a URL depends only on its hash, so the same set of URLs gives the same parts in any order. Keys are hashes,
 so ranges of keys with equal width hold about the same number of URLs. Each range is planned separately, from the files
@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from wukong.crawl.found import MAX_CAPTION
 from wukong.curate import exchange
+from wukong.data.schema import CAPTIONS
 from wukong.store import storage
 
 PLANNED = pa.schema(
@@ -20,6 +22,7 @@ PLANNED = pa.schema(
         pa.field("caption", pa.string(), nullable=False),
         pa.field("queries", pa.list_(pa.string()), nullable=False),
         pa.field("page_url", pa.string()),
+        CAPTIONS,
     ]
 )
 """Schema of the plan: one row for each URL, sorted by key. Each row group is a part."""
@@ -44,7 +47,11 @@ def edges(count: int) -> list[str]:
 
 
 def merge(results: pl.DataFrame) -> pa.Table:
-    """Merge results with the same URL; keep the caption of the first and all queries that found it.
+    """Merge results with the same URL; keep all queries that found it, and all captions.
+
+    The caption of the first result is the first. The others follow, those that more results have before, then those
+    that were found earlier; they are kept up to ``MAX_CAPTION`` characters in all. A caption that is longer than this
+    by itself is kept only where there is no other.
 
     Args:
         results: rows of ``found.FOUND``, in any order.
@@ -54,17 +61,34 @@ def merge(results: pl.DataFrame) -> pa.Table:
     """
     if results.is_empty():
         return PLANNED.empty_table()
-    frame = (
-        results.sort("key", "order")
-        .group_by("key", maintain_order=True)
-        .agg(
-            pl.col("url").first(),
-            pl.col("caption").first(),
-            pl.col("query").drop_nulls().unique(maintain_order=True).alias("queries"),
-            pl.col("page_url").first(),
-        )
+    results = results.sort("key", "order")
+    captions = _captions(results)
+    urls = results.group_by("key", maintain_order=True).agg(
+        pl.col("url").first(),
+        pl.col("query").drop_nulls().unique(maintain_order=True).alias("queries"),
+        pl.col("page_url").first(),
     )
-    return frame.to_arrow().cast(PLANNED)
+    planned = urls.join(captions, on="key", how="left", maintain_order="left")
+    return planned.select(PLANNED.names).to_arrow().cast(PLANNED)
+
+
+def _captions(results: pl.DataFrame) -> pl.DataFrame:
+    """The first caption of each key, and all of them where there are several; the results are in order."""
+    length = pl.col("caption").str.len_chars()
+    others = ~pl.col("first")
+    ranked = (
+        results.group_by("key", "caption", maintain_order=True)
+        .agg(pl.len().cast(pl.Int32).alias("count"), pl.col("query").first())
+        .filter((length <= MAX_CAPTION) | (length > MAX_CAPTION).all().over("key"))
+        .with_columns(first=pl.col("key").is_first_distinct(), place=pl.int_range(pl.len()))
+        .filter(pl.col("first") | (length > 0))
+        .sort("key", others, -pl.col("count"), "place")
+        .filter(pl.col("first") | ((length * others).cum_sum().over("key") <= MAX_CAPTION))
+    )
+    together = pl.struct("caption", "count", "query")
+    return ranked.group_by("key", maintain_order=True).agg(
+        pl.col("caption").first(), pl.when(pl.len() > 1).then(together.implode()).alias("captions")
+    )
 
 
 def part_sizes(urls: int, part_size: int) -> list[int]:
@@ -88,6 +112,11 @@ def write_range(uri: str, planned: pa.Table, part_size: int) -> list[tuple[int, 
             parts.append((size, rows["key"][0].as_py(), rows["key"][-1].as_py()))
             start += size
     return parts
+
+
+def with_several(planned: pa.Table) -> int:
+    """Return how many URLs have several captions; the plans of earlier versions do not say it."""
+    return len(planned) - planned["captions"].null_count if "captions" in planned.column_names else 0
 
 
 def read_part(uri: str, row_group: int) -> pa.Table:

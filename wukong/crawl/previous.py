@@ -33,7 +33,7 @@ _PICTURE_SETTINGS = (
     "max_pixels",
 )
 _POLITE_SETTINGS = ("robots_txt", "respect_noai")
-_PLAN_COLUMNS = frozenset({"key", "url", "caption", "queries", "engine", "page_url"})
+_PLAN_COLUMNS = frozenset({"key", "url", "caption", "queries", "engine", "page_url", "captions"})
 
 
 def write_queries(uri: str, queries: Sequence[str], failed: Mapping[str, str]) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 
 from wukong.config.filter import Filter
-from wukong.curate import duplicates, names, rules
+from wukong.curate import captions, duplicates, names, rules, split
 from wukong.curate.caption_counts import CaptionCounts, Hashes
-from wukong.curate.pairs import DROPPED
+from wukong.curate.pairs import CAPTIONS, DROPPED, schema_of
 from wukong.curate.text import clean
 
 
@@ -17,6 +17,9 @@ def apply_rules(
     pairs: pl.DataFrame, settings: Filter, counts: CaptionCounts, loaded: Mapping[str, Any]
 ) -> pl.DataFrame:
     """Apply the rules that need neither pictures nor other pairs, and mask the names of persons in what is left.
+
+    Of several captions each is judged. The first that is left is the pair's, so a pair is dropped if none is left, for
+    the reason of the first.
 
     Args:
         pairs: the pairs of a crawl, as ``wukong.curate.pairs.read_pairs`` gives them.
@@ -27,8 +30,9 @@ def apply_rules(
     Returns:
         The columns of ``DROPPED``; ``dropped_by`` is null for a pair that is left, and columns of pictures are null.
     """
-    original = pairs["caption"]
-    columns = rules.compute(pairs.with_columns(clean.cleaned(original, settings)), settings, counts, loaded)
+    rows = captions.apart(pairs)
+    original = rows["caption"]
+    columns = rules.compute(rows.with_columns(clean.cleaned(original, settings)), settings, counts, loaded)
     columns = columns.with_columns(
         dropped_by=rules.decide(columns, settings),
         caption_original=original,
@@ -38,7 +42,7 @@ def apply_rules(
         kept = columns["dropped_by"].is_null()
         masked = pl.Series(names.mask(columns["caption"].filter(kept), settings.name_care), dtype=pl.String)
         columns = columns.with_columns(caption=columns["caption"].scatter(kept.arg_true(), masked))
-    return columns.select(DROPPED.names)
+    return _stored(captions.together(columns))
 
 
 def apply_picture_rules(judged: pl.DataFrame, computed: pl.DataFrame, settings: Filter) -> pl.DataFrame:
@@ -49,8 +53,10 @@ def apply_picture_rules(judged: pl.DataFrame, computed: pl.DataFrame, settings: 
         computed: what ``wukong.curate.rules.compute_from_pictures`` returned.
         settings: the thresholds.
     """
-    joined = judged.drop(computed.columns[1:]).join(computed, on="key", how="left", maintain_order="left")
-    return joined.with_columns(rules.decide(joined, settings, "pictures")).select(DROPPED.names)
+    by = [name for name in ("key", "caption") if name in computed.columns]
+    rows = captions.apart(judged).drop(name for name in computed.columns if name not in by)
+    joined = rows.join(computed, on=by, how="left", maintain_order="left")
+    return _stored(captions.together(joined.with_columns(rules.decide(joined, settings, "pictures"))))
 
 
 def apply_comparisons(judged: pl.DataFrame, repeats: Mapping[str, Hashes], settings: Filter) -> pl.DataFrame:
@@ -67,7 +73,7 @@ def apply_comparisons(judged: pl.DataFrame, repeats: Mapping[str, Hashes], setti
     compared = judged.with_columns(
         **{column: pl.Series(np.isin(keys, repeated)) for column, repeated in repeats.items()}
     )
-    return compared.with_columns(rules.decide(compared, settings, "corpus")).select(DROPPED.names)
+    return _stored(compared.with_columns(rules.decide(compared, settings, "corpus")))
 
 
 def hold_back(assigned: pl.DataFrame, settings: Filter) -> pl.DataFrame:
@@ -80,6 +86,20 @@ def hold_back(assigned: pl.DataFrame, settings: Filter) -> pl.DataFrame:
     return assigned.with_columns(rules.decide(assigned, settings, "split"))
 
 
+def without_tested_captions(assigned: pl.DataFrame, settings: Filter) -> pl.DataFrame:
+    """Leave out, of pairs with several captions, those that training may not see; a pair of a test set keeps its first.
+
+    Args:
+        assigned: pairs that passed every rule, with ``split`` of ``wukong.curate.split.assign``.
+        settings: the filter's settings.
+    """
+    if CAPTIONS.name not in assigned.columns:
+        return assigned
+    rows = captions.apart(assigned)
+    stays = (pl.col("split") == split.TRAIN) & ~split.caption_held_out(rows, settings.split)
+    return captions.together(rows.filter(stays | pl.col(captions.PAIR).is_first_distinct()))
+
+
 def count_reasons(tables: Iterable[pl.DataFrame], reasons: Iterable[str]) -> dict[str, int]:
     """Count the rows with each of some drop reasons."""
     counts = dict.fromkeys(reasons, 0)
@@ -88,6 +108,10 @@ def count_reasons(tables: Iterable[pl.DataFrame], reasons: Iterable[str]) -> dic
             if reason in counts:
                 counts[reason] += rows
     return counts
+
+
+def _stored(pairs: pl.DataFrame) -> pl.DataFrame:
+    return pairs.select(schema_of(pairs, DROPPED).names)
 
 
 def _of_pictures() -> dict[str, pl.DataType]:

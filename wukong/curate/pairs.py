@@ -4,6 +4,7 @@ import polars as pl
 import pyarrow as pa
 
 from wukong.curate import rules
+from wukong.data.schema import CAPTIONS as CRAWLED_CAPTIONS
 from wukong.data.schema import CRAWLED
 from wukong.errors import DataError
 from wukong.store import storage
@@ -29,8 +30,32 @@ DROPPED = pa.schema(
 """A dropped pair, with the name of the first rule that drops it."""
 
 
+_OF_CAPTIONS = [
+    pa.field(column.name, pa.type_for_alias(column.type), nullable=column.nullable)
+    for column in rules.stored_columns()
+    if column.of_caption
+]
+_CAPTION = [
+    pa.field("caption", pa.string(), nullable=False),
+    pa.field("caption_original", pa.string(), nullable=False),
+    pa.field("count", pa.int32(), nullable=False),
+    pa.field("query", pa.string()),
+    *_OF_CAPTIONS,
+]
+CAPTIONS = pa.field("captions", pa.list_(pa.struct(_CAPTION)))
+"""A further column of both tables where the crawl's have it (``wukong.data.schema.CAPTIONS``): the captions that passed
+the rules, null where it is one. The columns beside it are those of the first."""
+
+
+def schema_of(pairs: pl.DataFrame, columns: pa.Schema) -> pa.Schema:
+    """The schema that pairs are stored with: some columns, and ``CAPTIONS`` where they have it."""
+    return columns.append(CAPTIONS) if CAPTIONS.name in pairs.columns else columns
+
+
 def read_pairs(uri: str) -> pl.DataFrame:
     """Read the rows of a part's Parquet file that hold a picture (``status`` is ``success``), columns of ``CRAWLED``.
+
+    The column of several captions is among them if the crawl has it.
 
     Raises:
         DataError: a column is missing, has another type, is null where it must not be, or is not UTF-8.
@@ -40,7 +65,8 @@ def read_pairs(uri: str) -> pl.DataFrame:
     try:
         if "usage" not in table.column_names:  # of a crawl before version 4, which did not ask
             table = table.append_column("usage", pa.nulls(len(table), pa.string()))
-        table = table.select(CRAWLED.names).cast(CRAWLED)
+        columns = CRAWLED.append(CRAWLED_CAPTIONS) if CRAWLED_CAPTIONS.name in table.column_names else CRAWLED
+        table = table.select(columns.names).cast(columns)
         table.validate(full=True)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError, ValueError) as error:
         raise DataError(

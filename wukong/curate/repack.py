@@ -4,11 +4,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from wukong.curate.pairs import PAIRS
+from wukong.curate.pairs import CAPTIONS, PAIRS, schema_of
 from wukong.data.shards import END, members, packed
 from wukong.errors import DataError
 from wukong.store.manifest import Output, Part, Stage
@@ -90,13 +91,15 @@ def write_shards(
     Args:
         stage: whose files they are.
         names: path of each shard below the stage's prefix, without a suffix, and the number of its pairs.
-        tables: the pairs in order: the columns of ``PAIRS``, ``position`` and ``picture``.
+        tables: the pairs in order: the columns of ``PAIRS``, ``CAPTIONS`` where the crawl has it, ``position`` and
+            ``picture``.
 
     Returns:
         The files, and for each shard the path of its table, the first place in it and the last one.
     """
     left = iter(tables)
     pairs = next(left)
+    schema = schema_of(pairs, PAIRS)
     parts, bounds = [], []
     for name, size in names:
         written: list[pl.DataFrame] = []
@@ -105,11 +108,11 @@ def write_shards(
                 if not len(pairs):
                     pairs = next(left)
                 now, pairs = pairs.head(missing), pairs.slice(missing)
-                _append(output, now)
-                written.append(now.select("position", *PAIRS.names))
+                _append(output, now.select(*schema.names, "picture"))
+                written.append(now.select("position", *schema.names))
             output.write(END)
         shard = pl.concat(written)
-        table = stage.write_table(f"{name}.parquet", shard.drop("position").to_arrow().cast(PAIRS))
+        table = stage.write_table(f"{name}.parquet", shard.drop("position").to_arrow().cast(schema))
         parts += [output.part(size), table]
         bounds.append((table.path, int(shard["position"][0]), int(shard["position"][-1])))
     return parts, bounds
@@ -118,12 +121,18 @@ def write_shards(
 def _append(output: Output, pairs: pl.DataFrame) -> None:
     """Write pairs into a tar."""
     for batch in pairs.iter_slices(_AT_A_TIME):
-        for row, picture in zip(batch.select(PAIRS.names).iter_rows(named=True), batch["picture"], strict=True):
-            # The original caption holds the names that were masked. A training job must not read it.
-            metadata = {name: value for name, value in row.items() if value is not None and name != "caption_original"}
+        for row in batch.iter_rows(named=True):
+            picture, metadata = row.pop("picture"), _told(row)
+            if CAPTIONS.name in metadata:
+                metadata[CAPTIONS.name] = [_told(each) for each in metadata[CAPTIONS.name]]
             facts = json.dumps(metadata, ensure_ascii=False, sort_keys=True)
             for suffix, data in ("jpg", picture), ("json", facts.encode()), ("txt", row["caption"].encode()):
                 output.write(packed(f"{row['key']}.{suffix}", data))
+
+
+def _told(facts: Mapping[str, Any]) -> dict[str, Any]:
+    # The original caption holds the names that were masked. A training job must not read it.
+    return {name: value for name, value in facts.items() if value is not None and name != "caption_original"}
 
 
 def balanced(rows: int, shards: int) -> list[int]:

@@ -32,7 +32,7 @@ class Batch:
     """Pairs of which the rules compute their columns, and what several rules need of them, computed once.
 
     Attributes:
-        pairs: one row a pair, with ``caption``, ``width`` and ``height``.
+        pairs: one row a caption, so that a pair may have several; with ``caption``, ``width`` and ``height``.
         counts: how often captions occur in the whole corpus.
         loaded: what each rule's ``load`` returned, by the rule's name.
     """
@@ -88,12 +88,14 @@ class Column:
         type: Arrow's name of the type, for instance ``int32``.
         place: stored columns lie in the order of their places, and of their rules where places are equal.
         nullable: whether the value may be missing.
+        of_caption: whether it belongs to a caption and not to the picture: of several captions each has its own.
     """
 
     name: str
     type: str
     place: int = 100
     nullable: bool = False
+    of_caption: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ The split is by caption and by picture, never by file, because a concept repeats
 pictures. A pair is trained on unless its caption is held out, its URL belongs to a source that is never trained on, or
 another such pair has the same picture. A test set then takes pairs of its source: with ``captions: unseen`` those whose
 caption is held out, with ``seen`` those whose caption training has. A pair that is neither trained on nor tested is
-held back.
+held back. Of several captions, the first decides; then the others are left out that training may not see
+(``wukong.curate.apply``).
 
 For a large set there are three passes over its groups of parts: ``held_out_pictures``, ``trained_captions`` and
 ``assign``. What a group must know of all groups, it asks (``question``): which of its pictures are held out, and which
@@ -40,7 +41,7 @@ def asks_for_captions(split: Split) -> bool:
 
 def held_out_pictures(pairs: pl.DataFrame, split: Split) -> Hashes:
     """The pictures that training may not see: the first 64 bits of their digests, sorted, each once."""
-    kept_away = _caption_held_out(pairs, split) | _source_held_out(pairs, split)
+    kept_away = caption_held_out(pairs, split) | _source_held_out(pairs, split)
     return np.unique(picture_digests(pairs.filter(kept_away)))
 
 
@@ -90,7 +91,7 @@ def assign(pairs: pl.DataFrame, split: Split, held_out: Hashes, trained: Hashes)
         held_out: those of its pictures that are in ``held_out_pictures`` of the whole corpus.
         trained: those of its ``asked_captions`` that are in ``trained_captions`` of the whole corpus.
     """
-    caption_held = _caption_held_out(pairs, split)
+    caption_held = caption_held_out(pairs, split)
     seen = pl.Series(np.isin(hashes(pairs["caption"]), trained))
     result = pl.Series("split", [HELD_BACK] * len(pairs), dtype=pl.String)
     for holdout in reversed(split.holdouts):
@@ -103,6 +104,16 @@ def assign(pairs: pl.DataFrame, split: Split, held_out: Hashes, trained: Hashes)
     return result.set(_trainable(pairs, split, held_out), TRAIN)
 
 
+def caption_held_out(pairs: pl.DataFrame, split: Split) -> pl.Series:
+    """Whether each row's caption is held out, by its salted hash."""
+    if split.held_out_captions == 0:
+        return pl.Series(np.zeros(len(pairs), dtype=bool))
+    texts = pairs.select(normalized(pl.col("caption"))).to_series()
+    limit = split.held_out_captions
+    held = {text: salted_fraction(text, split.salt) < limit for text in texts.unique()}
+    return pl.Series([held[text] for text in texts], dtype=pl.Boolean)
+
+
 def picture_digests(pairs: pl.DataFrame) -> Hashes:
     """The first 64 bits of each picture's SHA-256."""
     digest = pairs["sha256"].fill_null("0" * 64)
@@ -111,16 +122,7 @@ def picture_digests(pairs: pl.DataFrame) -> Hashes:
 
 def _trainable(pairs: pl.DataFrame, split: Split, held_out: Hashes) -> pl.Series:
     picture_held = pl.Series(np.isin(picture_digests(pairs), held_out))
-    return ~(_caption_held_out(pairs, split) | _source_held_out(pairs, split) | picture_held)
-
-
-def _caption_held_out(pairs: pl.DataFrame, split: Split) -> pl.Series:
-    if split.held_out_captions == 0:
-        return pl.Series(np.zeros(len(pairs), dtype=bool))
-    captions = pairs.select(normalized(pl.col("caption"))).to_series()
-    limit = split.held_out_captions
-    held = {text: salted_fraction(text, split.salt) < limit for text in captions.unique()}
-    return pl.Series([held[text] for text in captions], dtype=pl.Boolean)
+    return ~(caption_held_out(pairs, split) | _source_held_out(pairs, split) | picture_held)
 
 
 def _source_held_out(pairs: pl.DataFrame, split: Split) -> pl.Series:

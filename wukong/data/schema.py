@@ -31,3 +31,17 @@ CRAWLED = pa.schema(
 """One row a URL: ``width`` and ``height`` in pixels and ``bytes`` are the original's, ``sha256`` is of its bytes.
 
 ``usage`` is what the owner says about the use of the picture (``wukong.crawl.usage``); null if nothing is known."""
+
+_CAPTION = [
+    pa.field("caption", pa.string(), nullable=False),
+    pa.field("count", pa.int32(), nullable=False),
+    pa.field("query", pa.string()),
+]
+CAPTIONS = pa.field("captions", pa.list_(pa.struct(_CAPTION)))
+"""A further column of a crawl in which a URL was found with several captions: all of them, null where there is one.
+
+Of each, ``count`` is the number of searches that found the URL with it, and ``query`` the first of them. The first is
+the pair's ``caption``. In other crawls the column is missing, so that their files are as if there were none."""
+
+MORE_CAPTIONS = "more_captions"
+"""Name, in the counts of a manifest whose tables have ``captions``, of the pairs that have several."""

@@ -14,17 +14,18 @@ PATH = "croissant.json"
 """Where a release stores its description."""
 
 
-def describe(experiment: Experiment, parts: Sequence[Part]) -> dict[str, Any]:
+def describe(experiment: Experiment, parts: Sequence[Part], *, several: bool = False) -> dict[str, Any]:
     """Describe a release: its name, version and licence, its files with their digests, its columns.
 
     Args:
         experiment: its name, ``about`` and ``release`` section are used.
         parts: files of the release; the description lists the CSV files among them.
+        several: whether pairs have several captions.
 
     Returns:
         A JSON value.
     """
-    value = {
+    value: dict[str, Any] = {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
@@ -42,6 +43,11 @@ def describe(experiment: Experiment, parts: Sequence[Part]) -> dict[str, Any]:
             }
         ],
     }
+    if several:
+        pairs = value["recordSet"][0]
+        pairs["description"] += " ``captions`` has all captions of a picture that was found with several."
+        all_captions = "All captions with their counts, a JSON list of {caption, count}; empty where there is one."
+        pairs["field"].append(_field("captions", "sc:Text") | {"description": all_captions})
     if experiment.release.licence:
         value["license"] = experiment.release.licence
     return with_files(value, parts)

@@ -1,5 +1,8 @@
 """Write a release: the training pairs as CSV files of ``url,caption``, the form in which the paper published its set.
 
+A third column, ``captions``, is there where pairs have several captions: all of them with their counts, as JSON, and
+nothing for a pair that has one.
+
 Beside the CSV files it writes the dataset card, a description in Croissant and ``SHA256SUMS``, which
 ``sha256sum --check`` reads. The rows are the training pairs in the order of the shards, which is random, without the
 pairs on the opt-out list. All CSV files have about the same number of rows. Equal inputs give equal bytes. A release
@@ -7,6 +10,7 @@ that was killed continues after the files that are complete.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
@@ -19,6 +23,7 @@ from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.crawl.optout import OptOut
 from wukong.curate.split import TRAIN
+from wukong.data.schema import MORE_CAPTIONS
 from wukong.errors import ConfigError, DataError
 from wukong.publish import croissant
 from wukong.publish.parallel import for_each
@@ -35,6 +40,9 @@ SUMS = "SHA256SUMS"
 """Where a release stores the digests of its files."""
 
 COLUMNS = ("url", "caption")
+SEVERAL = "captions"
+"""The third column."""
+
 _VERSION = stages.of("release").version
 _FEW = 1_000_000  # pairs that threads are enough for
 _NEEDED = ["key", "url", "caption", "sha256", "width", "height", "length"]
@@ -76,7 +84,9 @@ def _release(
         )
     edges = [shards.rows * number // settings.files for number in range(settings.files + 1)]
     files = list(zip(file_names(experiment.name, settings.files), pairwise(edges), strict=True))
-    write = partial(_write_file, stage=stage, filtered_uri=filtered.uri, shards=shards, listed=listed)
+    several = MORE_CAPTIONS in filtered.counts
+    columns = [*_NEEDED, *([SEVERAL] if several else [])]
+    write = partial(_write_file, stage=stage, filtered_uri=filtered.uri, shards=shards, columns=columns, listed=listed)
     records = list(for_each("release", files, write, many=shards.rows > _FEW))
     parts = [Part.model_validate(record["part"]) for record in records]
     pairs, left_out = sum(part.rows for part in parts), sum(record["left_out"] for record in records)
@@ -89,7 +99,7 @@ def _release(
     step = Step(OPTED_OUT, "not opted out", pairs, left_out)
     card.write(stage.uri, card.of(experiment, filtered, counted, [step], lambda rows: ~listed.covers_pairs(rows)))
     parts += [stage.describe(card.PATH)]
-    storage.write_json(stage.path(croissant.PATH), croissant.describe(experiment, parts))
+    storage.write_json(stage.path(croissant.PATH), croissant.describe(experiment, parts, several=several))
     parts += [stage.describe(croissant.PATH)]
     storage.write_bytes(stage.path(SUMS), sums(parts))
     parts += [stage.describe(SUMS)]
@@ -119,18 +129,18 @@ def file_names(name: str, files: int) -> list[str]:
 def write_csv(uri: str, rows: pl.DataFrame) -> None:
     """Write one CSV file of a release: a header line, then one pair a line, in UTF-8, quoted as RFC 4180 says."""
     with storage.open_output(uri) as stream:
-        rows.select(COLUMNS).write_csv(stream)
+        _of_release(rows).write_csv(stream)
 
 
 def read_csv(uri: str) -> pl.DataFrame:
-    """Read one CSV file of a release. An empty field is read as an empty string.
+    """Read one CSV file of a release. An empty field is read as an empty string, and JSON as its text.
 
     Raises:
         DataError: it is not a CSV file with the columns ``url`` and ``caption``.
     """
     try:
         rows = pl.read_csv(storage.read_bytes(uri), infer_schema=False)
-        return rows.select(COLUMNS).fill_null("")
+        return _of_release(rows).fill_null("")
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{uri} is not a file of a release: {error}") from error
 
@@ -142,7 +152,12 @@ def sums(parts: Sequence[Part]) -> bytes:
 
 
 def _write_file(
-    file: tuple[str, tuple[int, int]], stage: Stage, filtered_uri: str, shards: Parts, listed: OptOut
+    file: tuple[str, tuple[int, int]],
+    stage: Stage,
+    filtered_uri: str,
+    shards: Parts,
+    columns: list[str],
+    listed: OptOut,
 ) -> dict[str, Any]:
     """Write one CSV file, given by its name and the rows of all shards that it takes; one shard is in memory."""
     name, (first, end) = file
@@ -150,9 +165,9 @@ def _write_file(
         return record
     left_out = statistics.Statistics()
     with storage.open_output(stage.path(name)) as stream:
-        for number, rows in enumerate(_rows(filtered_uri, shards, first, end)):
+        for number, rows in enumerate(_rows(filtered_uri, shards, columns, first, end)):
             hit = listed.covers_pairs(rows)
-            rows.filter(~hit).select(COLUMNS).write_csv(stream, include_header=number == 0)
+            _of_release(_in_json(rows.filter(~hit))).write_csv(stream, include_header=number == 0)
             if hit.any():
                 left_out = statistics.merge([left_out, statistics.measure(rows.filter(hit))])
     record = {
@@ -164,14 +179,28 @@ def _write_file(
     return record
 
 
-def _rows(filtered_uri: str, shards: Parts, first: int, end: int) -> Iterator[pl.DataFrame]:
+def _of_release(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.select(*COLUMNS, *([SEVERAL] if SEVERAL in rows.columns else []))
+
+
+def _in_json(rows: pl.DataFrame) -> pl.DataFrame:
+    if SEVERAL not in rows.columns:
+        return rows
+    told = [
+        [{name: each[name] for name in ("caption", "count")} for each in some or ()] for some in rows[SEVERAL].to_list()
+    ]
+    texts = [json.dumps(each, ensure_ascii=False) if each else "" for each in told]
+    return rows.with_columns(pl.Series(SEVERAL, texts, pl.String))
+
+
+def _rows(filtered_uri: str, shards: Parts, columns: list[str], first: int, end: int) -> Iterator[pl.DataFrame]:
     """Iterate over rows of consecutive shards, a table at a time."""
     ends = np.cumsum(shards.table["rows"].to_numpy())
     while first < end:
         number = int(np.searchsorted(ends, first, side="right"))
         uri, skipped = storage.join(filtered_uri, shards[number].path), first - int(ends[number]) + shards[number].rows
         count = min(end, int(ends[number])) - first
-        rows = pl.DataFrame(storage.read_table(uri, _NEEDED)).slice(skipped, count)
+        rows = pl.DataFrame(storage.read_table(uri, columns)).slice(skipped, count)
         if len(rows) < count:
             raise DataError(f"{uri} has fewer rows than its manifest says: run the filter again")
         yield rows

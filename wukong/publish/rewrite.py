@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wukong.crawl import previous
+from wukong.crawl import plan, previous
 from wukong.crawl.status import Status
 from wukong.crawl.url import key_of
 from wukong.data.shards import END, members, packed
@@ -71,14 +71,16 @@ def markers(stage_uri: str, changed: Collection[str]) -> None:
 
 
 def _planned(stage_uri: str, record: dict[str, Any]) -> dict[str, Any]:
-    """Return the parts that a plan has now: number of URLs, first and last key."""
-    parts = []
+    """Return the parts that a plan has now: number of URLs, first and last key; and how many have several captions."""
+    parts, several = [], 0
     with storage.open_input(storage.join(stage_uri, record["plan"])) as source:
         table = pq.ParquetFile(source)
         for number in range(table.num_row_groups):
-            keys = table.read_row_group(number, ["key"])["key"].to_pylist()
+            rows = table.read_row_group(number)
+            keys = rows["key"].to_pylist()
             parts.append([len(keys), keys[0], keys[-1]] if keys else [0, "", ""])
-    return {"parts": parts}
+            several += plan.with_several(rows)
+    return {"parts": parts, "several": several}
 
 
 def _stored(stage_uri: str, record: dict[str, Any]) -> dict[str, Any]:

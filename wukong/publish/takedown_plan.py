@@ -20,6 +20,7 @@ from wukong.crawl.optout import OptOut
 from wukong.crawl.status import Status
 from wukong.crawl.url import key_of
 from wukong.curate.rule import HELD_BACK
+from wukong.data.schema import MORE_CAPTIONS
 from wukong.errors import ConfigError, DataError
 from wukong.publish import located, release
 from wukong.publish.parallel import for_each
@@ -35,6 +36,7 @@ _MANIFEST = "manifest.json"
 _STAGES = tuple(entry.name for entry in stages.TABLE if entry.takedown == "rewrite")
 _WORDS = ("url", "sha256")
 _CAPTIONS = ("caption", "caption_original")
+_SEVERAL = "captions"
 _OF_TABLES = {entry.name for entry in stages.TABLE if entry.takedown != "keep"} | {"takedowns", "experiments"}
 """Folders whose files a plan lists one by one or deletes, or that name no pair."""
 _TRACED = (".json", ".html", ".parquet")
@@ -219,10 +221,18 @@ def _of_no_other(outputs: Sequence[Manifest], keys: Set[str], captions: set[str]
 
 
 def _captions_of_others(uri: str, keys: Set[str], captions: Set[str]) -> set[str]:
-    rows = pl.DataFrame(storage.read_columns(uri, ("key", *_CAPTIONS)))
-    rows = rows.filter(~pl.col("key").is_in(keys))
-    columns = [rows[name] for name in _CAPTIONS if name in rows.columns]
-    return {text for column in columns for text in column.filter(column.is_in(captions)).unique()}
+    rows = pl.DataFrame(storage.read_columns(uri, ("key", *_CAPTIONS, _SEVERAL)))
+    theirs = _captions(rows.filter(~pl.col("key").is_in(keys)))
+    return set(theirs.filter(theirs.is_in(captions)).unique())
+
+
+def _captions(rows: pl.DataFrame) -> pl.Series:
+    """All captions of pairs, also of those that have several."""
+    tables = [rows]
+    if _SEVERAL in rows.columns:
+        tables.append(rows[_SEVERAL].drop_nulls().explode().struct.unnest())
+    columns = [table[name] for table in tables for name in _CAPTIONS if name in table.columns]
+    return pl.concat([pl.Series(dtype=pl.String), *columns])
 
 
 def _unfinished_crawls(place: str) -> list[tuple[Manifest, str]]:
@@ -349,13 +359,14 @@ def _lost(path: str, stage_uri: str, keys: Sequence[str]) -> _Lost:
         return _Lost({path: pairs} if pairs else {}, {"pairs": pairs}, {}, pairs, set(), set())
     folder, tar = path.split("/", 1)[0], path.removesuffix(".parquet") + ".tar"
     reason = {"parts": "status", "dropped": "dropped_by"}.get(folder)
-    hit = located.rows(uri, keys, ["key", *([reason] if reason else []), *_WORDS, *_CAPTIONS])
+    hit = located.rows(uri, keys, ["key", *([reason] if reason else []), *_WORDS, *_CAPTIONS, _SEVERAL])
+    several = {MORE_CAPTIONS: len(hit) - hit[_SEVERAL].null_count()} if _SEVERAL in hit.columns else {}
     reasons = {str(name): int(number) for name, number in hit[reason].value_counts().iter_rows()} if reason else {}
     files, counts, dropped, pairs = {path: len(hit)}, {}, {}, 0
     if folder == "parts":
         pairs = reasons.get(Status.SUCCESS, 0)
         files |= {tar: pairs}
-        counts = {"urls": len(hit), **reasons}
+        counts = {"urls": len(hit), **reasons, **several}
         dropped = {status: number for status, number in reasons.items() if status != Status.SUCCESS}
     elif folder == "search":
         counts = {"results": len(hit)}
@@ -364,9 +375,9 @@ def _lost(path: str, stage_uri: str, keys: Sequence[str]) -> _Lost:
     elif folder != "plan":
         pairs = len(hit)
         files |= {tar: pairs}
-        counts = {"pairs": pairs, "kept": pairs, folder: pairs}
+        counts = {"pairs": pairs, "kept": pairs, folder: pairs, **several}
     files = {name: rows for name, rows in files.items() if rows}
-    return _Lost(files, counts, dropped, pairs, _texts(hit, _WORDS), _texts(hit, _CAPTIONS))
+    return _Lost(files, counts, dropped, pairs, _texts(hit, _WORDS), {*_captions(hit)} - {None, ""})
 
 
 def _texts(rows: pl.DataFrame, columns: Sequence[str]) -> set[str]:

@@ -14,6 +14,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wukong.config.experiment import Experiment, Source
+from wukong.data.schema import MORE_CAPTIONS
 from wukong.errors import DataError
 from wukong.report import gallery, template
 from wukong.report.funnel import Bar, Step, bars, funnel, wording
@@ -184,6 +185,8 @@ def of(
     """
     crawl = manifest.load(filtered.parents[0].uri)
     facts = {"crawl": crawl.digest, "filter": filtered.digest}
+    if MORE_CAPTIONS in filtered.counts:
+        facts["pairs with several captions"] = f"{filtered.counts[MORE_CAPTIONS]:,}"
     if experiment.release.licence:
         facts["licence of the list of URLs and captions"] = experiment.release.licence
     return make(

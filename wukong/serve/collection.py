@@ -20,6 +20,7 @@ from wukong.store import manifest, storage
 _MANIFEST = "manifest.json"
 _NOT_KEPT = "dropped/"
 _COLUMNS = ("key", "caption", "sha256")
+_SEVERAL = "captions"
 _FOLDER_PIECE = 1_000
 _WHOLE_FILE = 0
 
@@ -150,9 +151,10 @@ def _of_stage(uri: str) -> Collection:
             continue
         table = _rows(storage.join(uri, part.path))
         mine = of_piece.setdefault(stem, [])
-        for key, caption, digest in zip(*(table[name].to_pylist() for name in _COLUMNS), strict=True):
+        several = table[_SEVERAL].to_pylist() if _SEVERAL in table.column_names else [None] * len(table)
+        for key, caption, digest, others in zip(*(table[name].to_pylist() for name in _COLUMNS), several, strict=True):
             first = owner.setdefault(digest or key, key)
-            captions[first][caption] = None
+            captions[first].update({caption: None} | {each["caption"]: None for each in others or ()})
             if first == key:
                 mine.append(key)
     pieces = tuple(
@@ -188,7 +190,7 @@ def _rows(uri: str) -> pa.Table:
         import pyarrow.compute as pc
 
         table = table.filter(pc.equal(table["status"], "success"))
-    return table.select(list(_COLUMNS))
+    return table.select([name for name in table.column_names if name in (*_COLUMNS, _SEVERAL)])
 
 
 def _of_files(uri: str) -> Collection:

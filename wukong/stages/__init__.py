@@ -106,7 +106,7 @@ def _of_training(experiment: Experiment, settings: Training) -> dict[str, Any]:
     # threads change its rounding.
     unimportant = {"checkpoint", "log_every", "min_workers", "max_failures", "validation", "threads"}
     training = settings.model_dump(mode="json", exclude=unimportant)
-    for key, default in (("max_lost_shards", 0), ("text_head_rate", 1.0)):
+    for key, default in (("max_lost_shards", 0), ("text_head_rate", 1.0), ("captions_per_picture", "first")):
         if training[key] == default:
             del training[key]  # keys without it are from before it was
     if settings.validation.decides:
@@ -122,7 +122,7 @@ TABLE = (
         name="crawl",
         title="Crawl",
         hands_on="the downloaded pairs",
-        version=4,
+        version=5,
         sections=("crawl", "release"),  # a release mostly uses the crawl's own opt-out list
         estimate=estimate.of_crawl,
         takedown="rewrite",

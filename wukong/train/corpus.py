@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from wukong.data import shards
+from wukong.data.schema import MORE_CAPTIONS
 from wukong.data.shards import matching
 from wukong.errors import DataError
 from wukong.store import storage
@@ -28,6 +29,7 @@ class Corpus:
         sources: shell patterns; only pairs whose URL matches one of them are trained on.
         split: name of the split, ``train``.
         tables: SHA-256 of each shard's table; empty where they are not known and not checked.
+        all_captions: whether the captions of pairs that have several are read too.
     """
 
     prefix: str
@@ -37,9 +39,17 @@ class Corpus:
     sources: tuple[str, ...] = ("*",)
     split: str = "train"
     tables: tuple[str, ...] = ()
+    all_captions: bool = False
 
     @classmethod
-    def of(cls, filtered: Manifest, sources: tuple[str, ...] = ("*",), rows: Sequence[int] | None = None) -> "Corpus":
+    def of(
+        cls,
+        filtered: Manifest,
+        sources: tuple[str, ...] = ("*",),
+        rows: Sequence[int] | None = None,
+        *,
+        sampled: bool = False,
+    ) -> "Corpus":
         """Return the training pairs of a filter stage.
 
         Args:
@@ -47,6 +57,7 @@ class Corpus:
             sources: shell patterns; only pairs whose URL matches one of them are trained on.
             rows: number of those pairs of each shard, from ``count_rows``; None to count them here, which reads the
                 tables of all shards unless all sources are wanted.
+            sampled: whether the training draws among the captions of a pair.
 
         Raises:
             DataError: no pair matches.
@@ -60,22 +71,25 @@ class Corpus:
             rows = count_rows(filtered.uri, "train", names, sources)
         identity = [[part.path, part.rows, part.sha256] for part in parts]
         tables = tuple(sha256 for _, sha256 in with_pairs)
-        return cls(filtered.uri, tuple(names), tuple(rows), digest_of([identity, sources]), sources, tables=tables)
+        several = sampled and MORE_CAPTIONS in filtered.counts
+        digest = digest_of([identity, sources])
+        return cls(filtered.uri, tuple(names), tuple(rows), digest, sources, tables=tables, all_captions=several)
 
     def uri(self, shard: int, suffix: str) -> str:
         """Return the URI of a shard's ``.parquet`` or ``.tar``."""
         return storage.join(self.prefix, self.split, f"{self.names[shard]}{suffix}")
 
     def pairs(self, shard: int) -> pa.Table:
-        """Read the pairs of a shard: ``row``, their rows in its table, ``key`` and ``caption``.
+        """Read the pairs of a shard: ``row``, their rows in its table, ``key``, ``caption``; ``captions`` if wanted.
 
         Raises:
             DataError: the table is damaged, or has another number of pairs than it had when they were counted.
             StorageError: it cannot be read, or was altered.
         """
         uri = self.uri(shard, ".parquet")
-        columns = ["key", "caption"] if self.sources == ("*",) else ["key", "caption", "url"]
-        table = storage.read_table(uri, columns, *([self.tables[shard]] if self.tables else []))
+        columns = ["key", "caption", *(["captions"] if self.all_captions else [])]
+        matched = [] if self.sources == ("*",) else ["url"]
+        table = storage.read_table(uri, [*columns, *matched], *([self.tables[shard]] if self.tables else []))
         try:
             table.validate(full=True)
             rows = list(range(len(table))) if self.sources == ("*",) else _chosen(table, self.sources)
@@ -87,7 +101,7 @@ class Corpus:
                 "shard was replaced; start the training again"
             )
         numbers = pa.array(rows, pa.int64())
-        return table.select(["key", "caption"]).take(numbers).add_column(0, "row", numbers)
+        return table.select(columns).take(numbers).add_column(0, "row", numbers)
 
 
 def count_rows(prefix: str, split: str, names: Sequence[str], sources: Sequence[str]) -> list[int]:

@@ -45,9 +45,9 @@ class FeaturePairs(Pairs):
         self._blocks: Kept[tuple[int, list[str], Tensor]] = Kept(_KEPT_FEATURES)
 
     def load(self, piece: Piece) -> Loaded:  # noqa: D102 - as in Pairs
-        rows, keys, captions = self.read_table(self._corpus, piece)
+        rows, keys, captions, several = self.read_table(self._corpus, piece)
         views = [self._view(piece.shard, rows, keys, view) for view in self._views]
-        return self.loaded(piece, keys, captions, torch.stack(views))
+        return self.loaded(piece, keys, captions, torch.stack(views), several=several)
 
     def _view(self, shard: int, rows: list[int], keys: list[str], view: int) -> Tensor:
         """Read the features of one view of a shard's pairs at some rows, float16 [pairs, ...]."""
@@ -93,7 +93,7 @@ class FeaturePairs(Pairs):
         for shard, rows in enumerate(self.rows):
             if rows and left:
                 try:
-                    taken, keys, _ = self.read_table(self._corpus, Piece(shard, 0, min(rows, left)))
+                    taken, keys, *_ = self.read_table(self._corpus, Piece(shard, 0, min(rows, left)))
                     values.append(self._view(shard, taken, keys, view))
                     left -= len(taken)
                 except (DataError, StorageError) as error:

@@ -7,12 +7,12 @@ batches of it. ``feature_pairs`` and ``picture_pairs`` are its two kinds.
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from wukong.errors import DataError, StorageError
 from wukong.store.patience import AwayError
 from wukong.train import stream
 from wukong.train.batches import Batch
+from wukong.train.captions import Captions, drawn
 from wukong.train.corpus import Corpus
 from wukong.train.stream import Order, Piece, Sample
 
@@ -75,6 +76,7 @@ class Loaded:
         pictures: image features, float16 [views, pairs, ...]; or the bytes of each image file.
         where: URI of what was read, for messages.
         lost: numbers of the shards in whose place the pairs stand.
+        several: by their rows, all captions of the pairs of which one is drawn in each epoch.
     """
 
     numbers: Sequence[int]
@@ -84,6 +86,7 @@ class Loaded:
     pictures: Tensor | list[bytes]
     where: str = ""
     lost: tuple[int, ...] = ()
+    several: Mapping[int, Captions] = field(default_factory=dict)
 
     def stretched(self, count: int, lost: Sequence[int]) -> "Loaded":
         """Return ``count`` of the pairs, the first ones again after the last, in the place of those of lost shards."""
@@ -98,7 +101,15 @@ class Loaded:
             self.pictures[:, rows] if isinstance(self.pictures, Tensor) else [self.pictures[row] for row in rows],
             self.where,
             tuple(lost),
+            {number: self.several[row] for number, row in enumerate(rows) if row in self.several},
         )
+
+    def caption(self, row: int, seed: int, epoch: int) -> tuple[list[int], int]:
+        """Return the token ids of the caption that a pair has in an epoch of a run, and its hash."""
+        if (captions := self.several.get(row)) is None:
+            return self.ids[row], self.captions[row]
+        number = drawn(captions.counts, seed, epoch, self.keys[row])
+        return captions.ids[number], captions.hashes[number]
 
 
 class Pairs(ABC):
@@ -122,6 +133,7 @@ class Pairs(ABC):
         self._max_lost, self._lost, self._lock = max_lost_shards, set[int](), Lock()
         self._tables: Kept[tuple[int, pa.Table]] = Kept(_KEPT_TABLES)
         self.shards_in_use = 2
+        self._seed = 0
         self.firsts: list[int] = np.cumsum([0, *rows]).tolist()
         self._tokenizer = tokenizer
         self._special = torch.tensor([tokenizer.pad, tokenizer.cls, tokenizer.sep])
@@ -218,12 +230,15 @@ class Pairs(ABC):
         if last is None:
             last = (first // order.steps + 1) * order.steps if order.steps else 0
         self.shards_in_use = 2 * len(order.lanes(rank, workers))
+        self._seed = seed
         steps = stream.read(order, self.load_or_replace, first, last, rank, workers)
         with closing(self.assemble(steps, size // workers)) as batches:
             yield from batches
 
-    def read_table(self, corpus: Corpus, piece: Piece) -> tuple[list[int], list[str], list[str]]:
-        """Read the table of a piece: its pairs' rows in the shard's table, their keys and their captions.
+    def read_table(self, corpus: Corpus, piece: Piece) -> tuple[list[int], list[str], list[str], list[Any]]:
+        """Read the table of a piece: its pairs' rows in the shard's table, their keys, their captions.
+
+        At last what the column of several captions holds, if the training draws among them; else None for each pair.
 
         Raises:
             DataError: the table is damaged or was replaced.
@@ -242,7 +257,8 @@ class Pairs(ABC):
         if piece.stop < first + len(table):
             self._tables.keep(piece.shard, (first, table), table.nbytes)
         chosen = table.slice(piece.start - first, piece.stop - piece.start)
-        return chosen["row"].to_pylist(), chosen["key"].to_pylist(), chosen["caption"].to_pylist()
+        rows, keys, captions = (chosen[name].to_pylist() for name in ("row", "key", "caption"))
+        return rows, keys, captions, chosen["captions"].to_pylist() if corpus.all_captions else [None] * len(keys)
 
     def mask_tokens(self, ids: Tensor, share: float) -> Tensor:
         """Replace a random share of the word pieces, but no special tokens, by [MASK].
@@ -253,14 +269,28 @@ class Pairs(ABC):
         return ids.masked_fill(chosen, self._tokenizer.mask)
 
     def loaded(
-        self, piece: Piece, keys: list[str], captions: list[str], pictures: Tensor | list[bytes], where: str = ""
+        self,
+        piece: Piece,
+        keys: list[str],
+        captions: list[str],
+        pictures: Tensor | list[bytes],
+        where: str = "",
+        several: Sequence[Sequence[Mapping[str, Any]] | None] = (),
     ) -> Loaded:
-        """Return the pairs of a piece with tokenised captions; for the arguments see ``Loaded``."""
-        hashes = (hashlib.blake2b(caption.encode(), digest_size=8).digest() for caption in captions)
-        hashed = [int.from_bytes(digest, "little", signed=True) for digest in hashes]
+        """Return the pairs of a piece with tokenised captions; for the arguments see ``read_table`` and ``Loaded``."""
         first = self.firsts[piece.shard]
         numbers = range(first + piece.start, first + piece.stop)
-        return Loaded(numbers, keys, self._tokenizer.encode(captions), hashed, pictures, where)
+        of_rows = {
+            row: Captions(
+                self._tokenizer.encode([each["caption"] for each in entries]),
+                [_hash(each["caption"]) for each in entries],
+                [each["count"] for each in entries],
+            )
+            for row, entries in enumerate(several)
+            if entries
+        }
+        hashes = [_hash(caption) for caption in captions]
+        return Loaded(numbers, keys, self._tokenizer.encode(captions), hashes, pictures, where, several=of_rows)
 
     def batch(self, samples: Sequence[Sample[Loaded]], pictures: Tensor, broken: int = 0) -> Batch:
         """Return the batch of a step.
@@ -270,11 +300,16 @@ class Pairs(ABC):
             pictures: features or images of the samples, see ``Batch``.
             broken: number of images that could not be decoded.
         """
+        captions = [sample.piece.caption(sample.row, self._seed, sample.epoch) for sample in samples]
         return Batch(
             pictures,
-            self._tokenizer.collate([sample.piece.ids[sample.row] for sample in samples]),
-            torch.tensor([sample.piece.captions[sample.row] for sample in samples]),
+            self._tokenizer.collate([ids for ids, _ in captions]),
+            torch.tensor([number for _, number in captions]),
             torch.tensor([sample.piece.numbers[sample.row] for sample in samples]),
             broken,
             frozenset(chain.from_iterable({sample.piece.lost for sample in samples})),
         )
+
+
+def _hash(caption: str) -> int:
+    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "little", signed=True)

@@ -55,7 +55,7 @@ class PicturePairs(Pairs):
         self._side = tower.image_size
 
     def load(self, piece: Piece) -> Loaded:  # noqa: D102 - as in Pairs
-        rows, keys, captions = self.read_table(self._corpus, piece)
+        rows, keys, captions, several = self.read_table(self._corpus, piece)
         uri = self._corpus.uri(piece.shard, ".tar")
         # Of a shard that is read in several pieces, the next begins where this one ends.
         number, start = self._ends.take(piece.shard) or (0, 0)
@@ -76,7 +76,7 @@ class PicturePairs(Pairs):
                     break
         if len(pictures) < len(keys):
             raise self._lacks(keys[len(pictures)], uri)
-        return self.loaded(piece, keys, captions, pictures, uri)
+        return self.loaded(piece, keys, captions, pictures, uri, several)
 
     def _lacks(self, key: str, uri: str) -> DataError:
         return DataError(

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from wukong.config.split import Split
-from wukong.curate import names, rules
+from wukong.curate import captions, names, rules
 from wukong.curate.caption_counts import hashes
 from wukong.curate.split import TRAIN, picture_digests
 
@@ -18,7 +18,7 @@ SAMPLES = 5
 """The most pairs that are shown of those that break an expectation on the whole set."""
 
 _OF = pl.Enum(["key", "caption_original", "caption", "picture"])
-_KIND = pl.Enum(["train", "unseen", "seen", "other"])
+_KIND = pl.Enum(["train", "drawn", "unseen", "seen", "other"])
 
 
 def columns() -> list[str]:
@@ -51,20 +51,28 @@ def facts_of(pairs: pl.DataFrame, split: Split) -> pl.DataFrame:
 
     Returns:
         Four rows a pair: ``hash``, what it is the hash of (``of``), the pair's ``row`` in the batch, and its ``kind``:
-        ``train``, ``unseen`` or ``seen`` for a test set with such captions, or ``other``.
+        ``train``, ``unseen`` or ``seen`` for a test set with such captions, or ``other``. And two rows for each further
+        caption of a pair: ``drawn``, because only those trainings see it that draw among captions.
     """
     kinds = {TRAIN: "train"} | {each.name: each.captions for each in split.holdouts if each.captions != "any"}
-    rows = pl.DataFrame({"row": pl.int_range(len(pairs), dtype=pl.UInt32, eager=True)}).with_columns(
-        kind=pairs["split"].replace_strict(kinds, default="other", return_dtype=_KIND)
+    texts = captions.apart(pairs)
+    rows = texts if captions.PAIR in texts.columns else texts.with_row_index(captions.PAIR)
+    kind = pl.col("split").replace_strict(kinds, default="other", return_dtype=_KIND)
+    facts = rows.select(
+        row=captions.PAIR,
+        kind=pl.when(pl.col(captions.PAIR).is_first_distinct()).then(kind).otherwise(pl.lit("drawn", _KIND)),
     )
     values = {
-        "key": hashes(pairs["key"]),
-        "caption_original": hashes(pairs["caption_original"]),
-        "caption": hashes(pairs["caption"]),
-        "picture": picture_digests(pairs),
+        "key": hashes(rows["key"]),
+        "caption_original": hashes(rows["caption_original"]),
+        "caption": hashes(rows["caption"]),
+        "picture": picture_digests(rows),
     }
+    # A caption occurs once in a pair, also where two of its captions have the same normal form.
     tables = [
-        rows.select(hash=pl.Series(value), of=pl.lit(name, _OF), row="row", kind="kind")
+        facts.select(hash=pl.Series(value), of=pl.lit(name, _OF), row="row", kind="kind").unique(
+            ["row", "hash"], keep="first", maintain_order=True
+        )
         for name, value in values.items()
     ]
     return pl.concat(tables)
@@ -98,15 +106,16 @@ def summarize(facts: pl.DataFrame) -> Dataset:
     known = facts.group_by(by_hash).agg(
         rows=pl.len(),
         train=has("train"),
+        trained=has("train") | has("drawn"),
         unseen=has("unseen"),
         seen=has("seen"),
-        tested=(pl.col("kind") != "train").any(),
+        tested=(~pl.col("kind").is_in(["train", "drawn"])).any(),
     )
     most = max(known.filter(of="caption_original")["rows"], default=0)
     breaks = {
         "duplicate_keys": (pl.col("of") == "key") & (pl.col("rows") > 1),
         "most_frequent_caption": (pl.col("of") == "caption_original") & (pl.col("rows") == most),
-        "unseen_captions_in_train": (pl.col("of") == "caption") & pl.col("train") & pl.col("unseen"),
+        "unseen_captions_in_train": (pl.col("of") == "caption") & pl.col("trained") & pl.col("unseen"),
         "seen_captions_not_in_train": (pl.col("of") == "caption") & pl.col("seen") & ~pl.col("train"),
         "holdout_pictures_in_train": (pl.col("of") == "picture") & pl.col("train") & pl.col("tested"),
     }

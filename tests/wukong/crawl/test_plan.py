@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wukong.crawl import plan
+from wukong.crawl import found, plan
 from wukong.crawl.found import FOUND, FoundRow, as_table, write_found
 from wukong.crawl.url import key_of
 from wukong.curate import exchange
@@ -32,20 +32,39 @@ def rows_of(drawn: list[tuple[int, str, str, str | None]]) -> list[FoundRow]:
 def naive(rows: list[FoundRow]) -> list[dict]:
     """Merge in the simplest way."""
     merged: dict[str, dict] = {}
+    captions: dict[str, dict[str, dict]] = {}
     for key, url, caption, query, _, page in sorted(rows, key=lambda row: row[4]):
         row = merged.setdefault(key, {"key": key, "url": url, "caption": caption, "queries": [], "page_url": page})
         if query not in row["queries"]:
             row["queries"].append(query)
+        captions.setdefault(key, {}).setdefault(caption, {"caption": caption, "count": 0, "query": query})["count"] += 1
+    for key, row in merged.items():
+        kept = captions[key]
+        if any(len(caption) <= found.MAX_CAPTION for caption in kept):
+            kept = {caption: entry for caption, entry in kept.items() if len(caption) <= found.MAX_CAPTION}
+        first, *others = kept.values()
+        row["caption"], row["captions"], room = first["caption"], [first], found.MAX_CAPTION
+        for entry in sorted(others, key=lambda each: -each["count"]):  # a stable sort: earlier ones first
+            room -= len(entry["caption"])
+            if entry["caption"] and room >= 0:
+                row["captions"].append(entry)
+        if len(row["captions"]) == 1:
+            row["captions"] = None
     return [merged[key] for key in sorted(merged)]
 
 
-@given(results, st.randoms())
-def test_duplicates_are_merged(drawn, order: random.Random) -> None:
-    rows = rows_of(drawn)
-    expected = naive(rows)
-    shuffled = list(rows)
-    order.shuffle(shuffled)
-    assert plan.merge(pl.DataFrame(as_table(shuffled))).to_pylist() == expected
+@given(results, st.randoms(), st.sampled_from([1, 3, found.MAX_CAPTION]))
+def test_duplicates_are_merged_and_all_their_captions_are_kept(drawn, order: random.Random, room: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(found, "MAX_CAPTION", room)
+        patch.setattr(plan, "MAX_CAPTION", room)
+        rows = rows_of(drawn)
+        expected = naive(rows)
+        shuffled = list(rows)
+        order.shuffle(shuffled)
+        merged = plan.merge(pl.DataFrame(as_table(shuffled)))
+    assert merged.to_pylist() == expected
+    assert plan.with_several(merged) == sum(row["captions"] is not None for row in expected)
 
 
 @given(results, st.integers(1, 7), st.integers(1, 9), st.randoms())
@@ -63,8 +82,8 @@ def test_ranges_cover_every_url_once_in_any_order_of_files(tmp_path_factory, dra
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exchange, "FAN", 3)
         edges = plan.edges(ranges)
-        found = [exchange.File(uri, len(rows) // files) for uri in uris]
-        rounds, spans = exchange.rounds(found, edges, storage.from_path(folder / "merged"), 30)
+        files_of = [exchange.File(uri, len(rows) // files) for uri in uris]
+        rounds, spans = exchange.rounds(files_of, edges, storage.from_path(folder / "merged"), 30)
         for merge in itertools.chain.from_iterable(rounds):
             exchange.merge(merge)
     planned = [

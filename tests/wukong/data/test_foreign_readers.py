@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from wukong.crawl.part_writer import Spool, write_part
 from wukong.crawl.url import key_of
 from wukong.curate import repack
-from wukong.curate.pairs import PAIRS
+from wukong.curate.pairs import CAPTIONS, PAIRS, schema_of
 from wukong.store import storage
 from wukong.store.manifest import Stage
 
@@ -52,13 +53,15 @@ def pictures() -> dict[str, bytes]:
     return made
 
 
-def crawled(folder: Path, pictures: dict[str, bytes]) -> Path:
-    """A part as the crawl writes it, with a row of a URL that failed."""
+def crawled(folder: Path, pictures: dict[str, bytes], *, several: bool = False) -> Path:
+    """A part as the crawl writes it, with a row of a URL that failed; ``several``: some pairs have two captions."""
     with Spool() as spool:
         rows = []
         for number, (caption, picture) in enumerate(pictures.items()):
             url = f"http://pictures.test/图/{number}.jpg?a=1&b=2"
             row = {"key": key_of(url), "url": url, "caption": caption, "queries": ["图片"], "engine": "urls"}
+            more = [{"caption": text, "count": 1, "query": "图片"} for text in (caption, "另一条")]
+            row |= {"captions": more if number % 2 else None} if several else {}
             rows.append(row | {"status": "success", "sha256": hashlib.sha256(picture).hexdigest()})
             spool.add(row["key"], picture)
         lost = {"key": key_of("http://lost"), "url": "http://lost", "caption": "失", "queries": [], "engine": "urls"}
@@ -83,17 +86,26 @@ def repacked(folder: Path, part: Path) -> Path:
             position=0,
         )
     )
+    if "captions" in pairs.columns:
+        more = {"length": 5, "caption_count": 1, "similarity": None}
+        entries = [
+            row and [each | more | {"caption_original": each["caption"]} for each in row]
+            for row in pairs["captions"].to_list()
+        ]
+        kind = pl.DataFrame(pa.schema([CAPTIONS]).empty_table()).schema["captions"]
+        pairs = pairs.with_columns(captions=pl.Series(entries, dtype=kind))
     stage = Stage(storage.from_path(folder), "filter", {})
     repack.write_shards(stage, [("train/00000", len(pairs))], repack.with_pictures([(tar, pairs)], len(pairs) << 20))
-    assert storage.read_table(stage.path("train/00000.parquet")).schema.equals(PAIRS)
+    assert storage.read_table(stage.path("train/00000.parquet")).schema.equals(schema_of(pairs, PAIRS))
     return folder / "filter" / stage.key / "train" / "00000"
 
 
+@pytest.mark.parametrize("several", [False, True], ids=["one caption", "several captions"])
 @pytest.mark.parametrize("kind", ["crawled", "repacked"])
 def test_other_libraries_can_read_the_shards(
-    python: Path, pictures: dict[str, bytes], tmp_path: Path, kind: str
+    python: Path, pictures: dict[str, bytes], tmp_path: Path, kind: str, several: bool
 ) -> None:
-    shard = crawled(tmp_path, pictures)
+    shard = crawled(tmp_path, pictures, several=several)
     if kind == "repacked":
         shard = repacked(tmp_path, shard)
     script = Path(__file__).with_name("foreign_readers.py")

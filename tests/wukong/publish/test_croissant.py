@@ -27,18 +27,24 @@ ROWS = [
 ]
 
 
-@pytest.fixture
-def described(tmp_path: Path) -> Path:
-    """A release of two CSV files with its description."""
+def released(folder: Path, rows: list[tuple[str, ...]]) -> Path:
+    """A release of two CSV files with its description; the third column of rows is that of several captions."""
     settings = {"version": "1.2.0", "licence": "CC-BY-4.0"}
     crawl = {"queries": "file:///q", "endpoint": "http://x"}
     experiment = documents.parse({"name": "demo", "storage": "file:///s", "crawl": crawl, "release": settings})
-    root, parts = storage.from_path(tmp_path), []
-    for name, rows in zip(release.file_names("demo", 2), (ROWS[:2], ROWS[2:]), strict=True):
-        release.write_csv(f"{root}/{name}", pl.DataFrame(rows, schema=["url", "caption"], orient="row"))
-        parts.append(manifest.describe(root, name, len(rows)))
-    storage.write_json(f"{root}/{croissant.PATH}", croissant.describe(experiment, parts))
-    return tmp_path / croissant.PATH
+    root, parts = storage.from_path(folder), []
+    columns = ["url", "caption", "captions"][: len(rows[0])]
+    for name, some in zip(release.file_names("demo", 2), (rows[:2], rows[2:]), strict=True):
+        release.write_csv(f"{root}/{name}", pl.DataFrame(some, schema=columns, orient="row"))
+        parts.append(manifest.describe(root, name, len(some)))
+    description = croissant.describe(experiment, parts, several="captions" in columns)
+    storage.write_json(f"{root}/{croissant.PATH}", description)
+    return folder / croissant.PATH
+
+
+@pytest.fixture
+def described(tmp_path: Path) -> Path:
+    return released(tmp_path, ROWS)
 
 
 def test_the_reader_leaves_the_output_of_tests_open() -> None:
@@ -55,6 +61,16 @@ def test_the_reader_finds_no_error_and_reads_the_pairs(described: Path) -> None:
     assert dataset.metadata.license == ["CC-BY-4.0"]
     found = [(row["pairs/url"].decode(), row["pairs/caption"].decode()) for row in dataset.records("pairs")]
     assert found == ROWS
+
+
+def test_the_reader_reads_the_pairs_that_have_several_captions(tmp_path: Path) -> None:
+    several = [{"caption": "狗", "count": 3}, {"caption": "小狗", "count": 1}]
+    third = ["", json.dumps(several, ensure_ascii=False), ""]
+    dataset = mlcroissant.Dataset(released(tmp_path, [(*row, more) for row, more in zip(ROWS, third, strict=True)]))
+    assert not dataset.metadata.ctx.issues.errors
+    rows = list(dataset.records("pairs"))
+    assert [(row["pairs/url"].decode(), row["pairs/caption"].decode()) for row in rows] == ROWS
+    assert json.loads(rows[1]["pairs/captions"]) == several
 
 
 def test_the_reader_refuses_a_description_that_is_wrong(described: Path) -> None:

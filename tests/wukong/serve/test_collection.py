@@ -2,6 +2,7 @@ import shutil
 from pathlib import Path
 
 import colours
+import pyarrow as pa
 import pytest
 
 from wukong.errors import DataError
@@ -26,6 +27,16 @@ def test_a_picture_of_several_pairs_is_one_with_all_their_captions(tmp_path: Pat
     assert {key: data for key, (_, data) in read.items()} == {"c" * 20: RED, "d" * 20: BLUE, "b" * 20: BLUE}
     for place, data in read.values():
         assert found.read(place) == data
+
+
+def test_a_pair_with_several_captions_is_found_by_each(tmp_path: Path) -> None:
+    made = colours.stage(tmp_path, SHARDS)
+    uri = storage.join(made.uri, "train/00000.parquet")
+    table = storage.read_table(uri)
+    several = [[{"caption": "红", "count": 2}, {"caption": "红色的", "count": 1}], None]
+    storage.write_table(uri, table.append_column("captions", pa.array(several)))
+    captions = {key: texts for piece in collection.of(made.uri).pieces for key, texts in piece.captions.items()}
+    assert captions == {"c" * 20: ("红色", "红", "红色的"), "d" * 20: ("蓝",), "b" * 20: ("蓝",)}
 
 
 def test_a_copied_stage_is_read_where_it_is(tmp_path: Path) -> None:

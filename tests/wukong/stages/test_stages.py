@@ -165,6 +165,18 @@ def test_the_rate_of_the_text_head_is_in_the_key_only_if_it_differs(name: str) -
     assert locked["training"] == plain["training"] | {"text_head_rate": 0.0}
 
 
+def test_captions_are_in_the_key_only_if_they_are_sampled() -> None:
+    for name in stages.TRAININGS:
+        of = stages.of(name).config
+        default, first, sampled = (
+            of(experiment(**{name: {"captions_per_picture": value} if value else {}}))["training"]
+            for value in ("", "first", "sampled")
+        )
+        assert "captions_per_picture" not in default, "keys of earlier runs have none"
+        assert first == default
+        assert sampled == default | {"captions_per_picture": "sampled"}
+
+
 def test_a_validation_is_in_the_key_only_if_it_decides() -> None:
     entry, plain = stages.of("pretrain"), experiment(pretrain={})
     assert entry.config(experiment(pretrain={"validation": {"every_steps": 9}, "max_failures": 9})) == entry.config(

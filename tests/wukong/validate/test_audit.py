@@ -88,3 +88,31 @@ def test_ranges_of_hashes_find_what_one_place_finds(drawn, ranges) -> None:
     ]
     dataset = audit.join(found)
     assert (dataset.row, dataset.samples) == in_one_place(batches)
+
+
+def test_other_captions_of_training_pairs_count_where_training_may_read_them() -> None:
+    def pair(split, number, *texts):
+        entries = [{"caption": text, "caption_original": text, "count": 1, "query": None} for text in texts]
+        row = {"split": split, "key": str(number), "caption_original": texts[0], "caption": texts[0]}
+        return row | {"sha256": f"{number:016x}" * 4, "captions": entries if len(texts) > 1 else None}
+
+    pairs = pl.DataFrame(
+        [
+            pair(TRAIN, 1, "猫", "狗", "Cat", "cat"),
+            pair(TRAIN, 2, "猫", "鸟"),
+            pair(TRAIN, 3, "鱼"),
+            pair("unseen", 4, "狗"),
+            pair("seen", 5, "鸟"),
+            pair("seen", 6, "鱼"),
+        ]
+    )
+    facts = audit.facts_of(pairs, SPLIT).with_columns(batch=pl.lit(0, pl.UInt32))
+    dataset = audit.summarize(facts)
+    assert dataset.row == {
+        "duplicate_keys": 0,
+        "most_frequent_caption": 2,  # 猫, 狗, 鸟 and 鱼 are of two pairs each; Cat and cat are one caption of one pair
+        "unseen_captions_in_train": 1,  # 狗, which a training that draws among captions reads
+        "seen_captions_not_in_train": 1,  # 鸟, which a training on first captions does not read
+        "holdout_pictures_in_train": 0,
+    }
+    assert dataset.samples["unseen_captions_in_train"] == [(0, 0), (0, 3)]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import pkgutil
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
@@ -155,7 +155,7 @@ def run_a_model(settings: Strict) -> bool:
 
 
 def compute_from_pictures(
-    tar: str, captions: Mapping[str, str], settings: Strict, device: str = "cpu", loaders: int = 0
+    tar: str, captions: Mapping[str, Sequence[str]], settings: Strict, device: str = "cpu", loaders: int = 0
 ) -> pl.DataFrame:
     """Compute the columns of the rules that read pictures.
 
@@ -167,7 +167,8 @@ def compute_from_pictures(
         loaders: number of threads that compute a batch each: one decodes while the model runs for another.
 
     Returns:
-        ``key`` and the columns that are asked for, one row a pair that is wanted and in the shard.
+        ``key`` and the columns that are asked for, one row a pair that is wanted and in the shard. Where a pair has
+        several captions: ``key``, ``caption`` and these columns, one row a caption.
 
     Raises:
         DataError: the shard cannot be read, or a picture not be decoded.
@@ -178,14 +179,18 @@ def compute_from_pictures(
 
     asked = _from_pictures(settings)
 
-    def compute(batch: list[tuple[str, bytes]]) -> pl.DataFrame:
-        keys = [key for key, _ in batch]
+    def compute(batch: list[tuple[str, str, bytes]]) -> pl.DataFrame:
+        keys = [key for key, _, _ in batch]
+        texts = [text for _, text, _ in batch]
         names = [f"{key}.jpg of {tar}" for key in keys]
-        given = PictureBatch([data for _, data in batch], [captions[key] for key in keys], names, device)
-        return pl.DataFrame({"key": keys, **{each.column: each.compute(given, settings) for each in asked}})
+        given = PictureBatch([data for _, _, data in batch], texts, names, device)
+        of_caption = {"caption": texts} if several else {}
+        columns = {each.column: each.compute(given, settings) for each in asked}
+        return pl.DataFrame({"key": keys, **of_caption, **columns})
 
+    several = any(len(each) > 1 for each in captions.values())
     frames = [pl.DataFrame(schema={"key": pl.String})]
-    wanted = ((key, data) for key, data in pictures(tar) if key in captions)
+    wanted = ((key, text, data) for key, data in pictures(tar) for text in captions.get(key, ()))
     computing: deque[Future[pl.DataFrame]] = deque()
     with ThreadPoolExecutor(max(loaders, 1)) as threads:
         while batch := list(itertools.islice(wanted, _PICTURES if device == "cpu" else _PICTURES_ON_GPU)):

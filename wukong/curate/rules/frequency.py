@@ -47,7 +47,7 @@ RULE = Rule(
     settings=FrequencySettings,
     gate_settings=FrequencyGate,
     compute=_compute,
-    stored=(Column("caption_count", "int64", place=30),),
+    stored=(Column("caption_count", "int64", place=30, of_caption=True),),
     drops=_drops,
     check=Check(
         name="caption_frequency",

@@ -65,7 +65,7 @@ RULE = Rule(
     version=1,
     settings=LengthSettings,
     compute=_compute,
-    stored=(Column("length", "int32", place=10),),
+    stored=(Column("length", "int32", place=10, of_caption=True),),
     drops=_drops,
     check=Check(
         name="length",

@@ -87,7 +87,7 @@ RULE = Rule(
     version=0,
     settings=SimilaritySettings,
     enabled=lambda settings: settings.similarity_model is not None,
-    stored=(Column("similarity", "float32", place=50, nullable=True),),
+    stored=(Column("similarity", "float32", place=50, nullable=True, of_caption=True),),
     from_pictures=FromPictures(
         column="similarity",
         needed=lambda settings: settings.similarity_model is not None,

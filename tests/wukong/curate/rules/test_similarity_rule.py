@@ -59,7 +59,7 @@ def test_batches_that_are_computed_side_by_side_give_the_same_columns(loaders, t
             tar.addfile(entry, io.BytesIO(picture.getvalue()))
     settings = Filter(similarity_model="file:///model")
     assert rules.run_a_model(settings) and not rules.run_a_model(Filter())
-    captions = {f"{number:04d}": "红" for number in range(30) if number % 7}
+    captions = {f"{number:04d}": ["红"] for number in range(30) if number % 7}
     found = rules.compute_from_pictures(storage.from_path(tmp_path / "00000.tar"), captions, settings, "cpu", loaders)
     assert found["key"].to_list() == list(captions)
     assert found["similarity"].to_list() == pytest.approx([8 * int(key) / 255 for key in captions])
