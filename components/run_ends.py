@@ -13,6 +13,7 @@ from wukong.errors import ConfigError, DataError
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
 from wukong.stages import preflight, run_paths
+from wukong.stages import start as start_model
 from wukong.tracking import mlflow_runs
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def configured(
         run_paths.check_name(run)
     except ConfigError as error:
         raise ConfigError(f"run: {error}; or leave the parameter run empty for KFP's name of the run") from error
-    experiment, start = experiment_of(given, overrides, numbers), ""
+    experiment, start = start_model.with_its_model(experiment_of(given, overrides, numbers)), ""
     log.info("Check: the run %s of experiment %s: %s", run, experiment.name, ", ".join(names))
     preflight.check_stages(experiment, names)
     if os.environ.get("WUKONG_CLUSTER"):  # each stage is a RayJob with a head and workers

@@ -19,7 +19,7 @@ from wukong.config.registry import Registry
 from wukong.config.release import Release
 from wukong.config.section import Strict, uri_problem
 from wukong.config.split import Split
-from wukong.config.training import Training
+from wukong.config.training import Pretraining, Training
 from wukong.config.validation import Validation
 from wukong.curate import rules
 
@@ -53,7 +53,7 @@ class Experiment(Strict):
     release: Release = Release()
     model: Model = Model()
     features: Features = Features()
-    pretrain: Training = Training()
+    pretrain: Pretraining = Pretraining()
     finetune: Training = Training()
     evaluate: Evaluate = Evaluate()
     registry: Registry = Registry()
@@ -72,7 +72,8 @@ class Experiment(Strict):
     @property
     def published_sets(self) -> list[str]:
         """The names of the published sets that are measured, at the end or while a model is trained."""
-        validated = [name for each in (self.pretrain, self.finetune) for name in each.validation.tasks]
+        trainings = (self.finetune,) if self.pretrain.from_model else (self.pretrain, self.finetune)
+        validated = [name for each in trainings for name in each.validation.tasks]
         known = {*self.held_out_tasks}
         return list(dict.fromkeys([*self.evaluate.tasks, *(name for name in validated if name not in known)]))
 
@@ -88,10 +89,13 @@ class Experiment(Strict):
             "validation.reference": self.validation.reference,
             "release.opt_out": self.release.opt_out,
             "evaluate.sets": self.evaluate.sets if self.published_sets else None,
-            "model.image.weights": model.image.weights if "://" in model.image.weights else None,
-            "model.text.vocabulary": model.text.vocabulary if "://" in model.text.vocabulary else None,
-            "model.text.weights": model.text.weights if "://" in model.text.weights else None,
         }
+        if start := self.pretrain.from_model:  # it has its weights and its vocabulary
+            named["pretrain.from_model"] = None if start.startswith("models:/") else start
+        else:
+            files = (model.image.weights, model.text.vocabulary, model.text.weights)
+            keys = ("model.image.weights", "model.text.vocabulary", "model.text.weights")
+            named |= {key: uri if "://" in uri else None for key, uri in zip(keys, files, strict=True)}
         return {key: value for key, value in named.items() if value}
 
     @model_validator(mode="before")

@@ -1,11 +1,11 @@
 """The sections ``pretrain`` and ``finetune`` of an experiment (section 5.1)."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from wukong.config.section import Fraction, Positive, Strict
+from wukong.config.section import Fraction, Positive, Strict, uri_problem
 
 
 class Checkpointing(Strict):
@@ -35,8 +35,8 @@ class Checkpointing(Strict):
 class Validating(Strict):
     """Measuring a model while it is trained, by the evaluators of the evaluate stage."""
 
-    every_steps: int = Field(
-        0, ge=0, description="steps between two validations; 0 for none. The last step is validated too"
+    every_steps: Annotated[int, Field(ge=0)] | Literal["epoch"] = Field(
+        0, description="steps between two validations, or 'epoch'; 0 for none. The last step is validated too"
     )
     tasks: tuple[str, ...] = Field(
         (),
@@ -45,6 +45,11 @@ class Validating(Strict):
     )
     protocol: Literal["paper", "cn-clip", "clip-benchmark", "own"] = Field(
         "paper", description="how the published sets are measured; hold-outs are always measured by `own`"
+    )
+    splits: dict[str, str] = Field(
+        {},
+        description="by published set the part that is measured, where it is not the protocol's, for instance "
+        "{coco-cn: val}: what chooses the model is then not what it is measured on at the end",
     )
     metric: str = Field(
         "retrieval/holdouts/mean_recall",
@@ -66,6 +71,12 @@ class Validating(Strict):
         if self.decides and not self.every_steps:
             key = "keep: best" if self.keep == "best" else f"patience: {self.patience}"
             raise ValueError(f"{key} needs a model to be measured: set every_steps to a number above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _splits_are_of_what_is_measured(self) -> "Validating":
+        if unmeasured := sorted(self.splits.keys() - {*self.tasks}):
+            raise ValueError(f"splits names {', '.join(unmeasured)}, which tasks does not: add it to tasks")
         return self
 
 
@@ -207,3 +218,27 @@ class Training(Strict):
                         "and store_features: true"
                     )
         return self
+
+
+class Pretraining(Training):
+    """The section ``pretrain``: a training, or a model that is taken in its place."""
+
+    from_model: str = Field(
+        "",
+        description="a model to take in the place of pre-training, which is then left out: the URI of its folder, or "
+        "models:/NAME@ALIAS. The section `model` is then the model's own, and need not be given",
+    )
+
+    @field_validator("from_model")
+    @classmethod
+    def _the_model_can_be_trained(cls, value: str) -> str:
+        kind = value.partition(":")[0]
+        if kind in ("open_clip", "cn_clip", "wukong_release"):
+            raise ValueError(
+                f"{value!r} is computed by {kind}'s own code, which `wukong evaluate` measures and this project cannot "
+                "train: name a model of this project. Of an open_clip model the image tower can be trained on: name "
+                "its safetensors file in model.image.weights; of a BERT or RoBERTa the folder in model.text.weights"
+            )
+        if value and not value.startswith("models:/") and (why := uri_problem(value)):
+            raise ValueError(f"it is models:/NAME@ALIAS, or the URI of a saved model's folder; {value!r} {why}")
+        return value

@@ -106,10 +106,14 @@ def _of_training(experiment: Experiment, settings: Training) -> dict[str, Any]:
     # threads change its rounding.
     unimportant = {"checkpoint", "log_every", "min_workers", "max_failures", "validation", "threads"}
     training = settings.model_dump(mode="json", exclude=unimportant)
+    training.pop("from_model", None)  # a model that is taken has a key of its own (wukong.stages.start)
     if not settings.max_lost_shards:
         del training["max_lost_shards"]  # keys without it are from before it was
     if settings.validation.decides:
-        training["validation"] = settings.validation.model_dump(mode="json") | {
+        validation = settings.validation.model_dump(mode="json")
+        if not settings.validation.splits:
+            del validation["splits"]  # likewise
+        training["validation"] = validation | {
             "captions": experiment.evaluate.captions,
             "classification": [task.model_dump(mode="json") for task in experiment.evaluate.classification],
         }
@@ -192,7 +196,7 @@ TABLE = (
         key_parents=("filter",),  # it waits for the gate and takes nothing from it
         version=4,
         from_experiment=lambda experiment: _of_training(experiment, experiment.pretrain),
-        sections=("model",),
+        sections=("model", "pretrain"),
         trains=True,
         runs_model=lambda _: True,
         estimate=estimate.of_pretrain,

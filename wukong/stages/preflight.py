@@ -23,7 +23,7 @@ from wukong.curate import rules
 from wukong.errors import ConfigError, WukongError
 from wukong.evaluate import set_folders
 from wukong.model.cost import Size
-from wukong.stages import estimate, overlay, run_paths
+from wukong.stages import estimate, overlay, run_paths, start
 from wukong.store import manifest, storage
 
 log = logging.getLogger(__name__)
@@ -55,10 +55,11 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
         ConfigError: a setting is missing; the message names every key.
     """
     problems = []
-    if "evaluate" in names and not experiment.filter.split.holdouts:
+    if "evaluate" in names and not (experiment.filter.split.holdouts or experiment.evaluate.tasks):
         problems.append(
             "filter.split.holdouts: there is none, so that nothing could be measured after training; hold out captions,"
-            ' for instance held_out_captions: 0.1 and holdouts: [{name: held-out, source: "*", captions: unseen}]'
+            ' for instance held_out_captions: 0.1 and holdouts: [{name: held-out, source: "*", captions: unseen}], or '
+            "name published sets in evaluate.tasks"
         )
     problems += [
         f"{training}.validation.tasks: there is no hold-out and no evaluation set {name!r}; there are "
@@ -161,6 +162,7 @@ def _checks(experiment: Experiment) -> Mapping[str, Callable[[str], str]]:
         "validation.reference": lambda uri: _of_stage(uri, "validate"),
         "release.opt_out": _of_file,
         "evaluate.sets": lambda uri: _of_sets(uri, experiment.published_sets),
+        "pretrain.from_model": lambda uri: _of_folder(uri, start.FILES),
         "model.image.weights": _of_file,
         "model.text.vocabulary": _of_file,
         "model.text.weights": lambda uri: _of_folder(uri, ("config.json", "model.safetensors")),
@@ -345,7 +347,9 @@ def check_model(experiment: Experiment) -> Size:
     size = Size.of(model)
     with torch.device("meta"):
         tower = ImageEncoder(model.image, with_weights=False)
-    if model.image.weights == "package":
+    if experiment.pretrain.from_model:
+        pass  # it has its weights
+    elif model.image.weights == "package":
         weights.packaged(model.image.name, grid=1)
     elif model.image.weights == "hub":
         _check_hub(model.image.name)
@@ -375,12 +379,16 @@ def check_sets(experiment: Experiment) -> None:
     asked, problems = experiment.evaluate, []
     if asked.tasks:
         prompts.of(named(asked.protocol).prompts)
-    for name in asked.tasks if asked.sets.startswith("file://") else ():
+    parts = [("evaluate.tasks", name, named(asked.protocol).split(name)) for name in asked.tasks]
+    for training in stages.TRAININGS:
+        splits = stages.training_of(experiment, training).validation.splits
+        parts += [(f"{training}.validation.splits", name, split) for name, split in splits.items()]
+    for key, name, split in parts if asked.sets.startswith("file://") else ():
         with set_folders.local(asked.sets, name) as folder:
             try:
-                sets.of(name).read(folder, named(asked.protocol).split(name))
+                sets.of(name).read(folder, split)
             except WukongError as error:
-                problems.append(f"evaluate.tasks: {error}")
+                problems.append(f"{key}: {error}")
     _refuse(problems)
 
 

@@ -26,9 +26,9 @@ def _pictures(config: CrawlSettings) -> Iterator[Picture]:
 
 
 def _read(_uri: str, _number: int, config: CrawlSettings) -> Iterator[pa.Table]:
-    from wukong.crawl.own_files import read_pictures
+    from wukong.crawl.own_files import pictures_of, tables_of
 
-    return read_pictures(config)
+    return tables_of(pictures_of(config))
 
 
 def _content(config: CrawlSettings) -> list[str]:
