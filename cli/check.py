@@ -166,7 +166,7 @@ def _unfit(experiment: Experiment, template: Mapping[str, Any], settings: Settin
         gpus = group["replicas"] * training.gpus_per_worker
         machine = Machine(memory * group["replicas"], pod.cpus * group["replicas"], gpus, _ABUNDANT)
         try:
-            preflight.check_machine(experiment, machine, 0, size)
+            preflight.check_machine(experiment, machine, 0, size, (name,))
         except ConfigError as error:
             yield str(error).removeprefix("the experiment cannot be run:\n  ")
         if training.gpus_per_worker > 1:

@@ -111,8 +111,8 @@ def _of_training(experiment: Experiment, settings: Training) -> dict[str, Any]:
         del training["max_lost_shards"]  # keys without it are from before it was
     if settings.validation.decides:
         validation = settings.validation.model_dump(mode="json")
-        if not settings.validation.splits:
-            del validation["splits"]  # likewise
+        if not settings.validation.split:
+            del validation["split"]  # likewise
         training["validation"] = validation | {
             "captions": experiment.evaluate.captions,
             "classification": [task.model_dump(mode="json") for task in experiment.evaluate.classification],
@@ -297,10 +297,14 @@ def sections_of(names: Collection[str]) -> set[str]:
 def training_of(experiment: Experiment, name: str) -> Training:
     """The section of the experiment that sets a training stage's workers, GPUs and epochs.
 
+    Where a model is taken in the place of pre-training, that stage is one process that copies it.
+
     Raises:
         ConfigError: the stage does not train.
     """
     if not of(name).trains:
         raise ConfigError(f"the stage {name} does not train; those that do are {', '.join(TRAININGS)}")
+    if name == "pretrain" and experiment.pretrain.from_model:
+        return Training(workers=1, loader_workers=0)
     settings: Training = getattr(experiment, name)
     return settings

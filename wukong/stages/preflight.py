@@ -281,7 +281,13 @@ def check_store(experiment: Experiment) -> None:
         )
 
 
-def check_machine(experiment: Experiment, machine: Machine, needed: int, size: Size | None = None) -> None:
+def check_machine(
+    experiment: Experiment,
+    machine: Machine,
+    needed: int,
+    size: Size | None = None,
+    trainings: Collection[str] = stages.TRAININGS,
+) -> None:
     """Check that a run fits a machine.
 
     Args:
@@ -289,6 +295,7 @@ def check_machine(experiment: Experiment, machine: Machine, needed: int, size: S
         machine: the machine.
         needed: bytes that the stages will write.
         size: the model's; None if none is trained.
+        trainings: names of the training stages that it does.
 
     Raises:
         ConfigError: it does not fit; the message names every key.
@@ -301,7 +308,7 @@ def check_machine(experiment: Experiment, machine: Machine, needed: int, size: S
             "embedded stack: WUKONG_HOME)"
         )
     if size is not None:
-        for name in stages.TRAININGS:
+        for name in trainings:
             problems += _too_large(name, stages.training_of(experiment, name), machine, size)
     _refuse(problems)
 
@@ -381,8 +388,9 @@ def check_sets(experiment: Experiment) -> None:
         prompts.of(named(asked.protocol).prompts)
     parts = [("evaluate.tasks", name, named(asked.protocol).split(name)) for name in asked.tasks]
     for training in stages.TRAININGS:
-        splits = stages.training_of(experiment, training).validation.splits
-        parts += [(f"{training}.validation.splits", name, split) for name, split in splits.items()]
+        chosen = stages.training_of(experiment, training).validation
+        published = [name for name in chosen.tasks if name in experiment.published_sets and chosen.split]
+        parts += [(f"{training}.validation.split", name, chosen.split) for name in published]
     for key, name, split in parts if asked.sets.startswith("file://") else ():
         with set_folders.local(asked.sets, name) as folder:
             try:
