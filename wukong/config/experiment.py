@@ -19,7 +19,7 @@ from wukong.config.registry import Registry
 from wukong.config.release import Release
 from wukong.config.section import Strict, uri_problem
 from wukong.config.split import Split
-from wukong.config.training import Pretraining, Training
+from wukong.config.training import Training
 from wukong.config.validation import Validation
 from wukong.curate import rules
 
@@ -53,7 +53,7 @@ class Experiment(Strict):
     release: Release = Release()
     model: Model = Model()
     features: Features = Features()
-    pretrain: Pretraining = Pretraining()
+    pretrain: Training = Training()
     finetune: Training = Training()
     evaluate: Evaluate = Evaluate()
     registry: Registry = Registry()
@@ -108,6 +108,8 @@ class Experiment(Strict):
     @model_validator(mode="after")
     def _values_agree(self) -> "Experiment":
         problems = [f"{key}: {value!r} {why}" for key, value in self.uris().items() if (why := uri_problem(value))]
+        if self.finetune.from_model:
+            problems.append("finetune.from_model: fine-tuning goes on from pretrain's model: set pretrain.from_model")
         if why := uri_problem(self.storage):
             problems.append(f"storage: {self.storage!r} {why}")
         problems += [

@@ -168,6 +168,11 @@ class Training(Strict):
         50,
         description="steps between two looks at the loss: what is measured is logged, what is not finite ends the run",
     )
+    from_model: str = Field(
+        "",
+        description="of pretrain alone: a model to take in the place of pre-training, which is then left out: the URI of "
+        "its folder, or models:/NAME@ALIAS. The section `model` is then the model's own, and need not be given",
+    )
 
     @property
     def reads_features(self) -> bool:
@@ -183,6 +188,20 @@ class Training(Strict):
         """Return the settings of an undecided training after the decision; a tower in the loop has no stored views."""
         changed = {"store_features": store} if store else {"store_features": store, "views": 0}
         return self.model_copy(update=changed)
+
+    @field_validator("from_model")
+    @classmethod
+    def _the_model_can_be_trained(cls, value: str) -> str:
+        kind = value.partition(":")[0]
+        if kind in ("open_clip", "cn_clip", "wukong_release"):
+            raise ValueError(
+                f"{value!r} is computed by {kind}'s own code, which `wukong evaluate` measures and this project cannot "
+                "train: name a model of this project. Of an open_clip model the image tower can be trained on: name "
+                "its safetensors file in model.image.weights; of a BERT or RoBERTa the folder in model.text.weights"
+            )
+        if value and not value.startswith("models:/") and (why := uri_problem(value)):
+            raise ValueError(f"it is models:/NAME@ALIAS, or the URI of a saved model's folder; {value!r} {why}")
+        return value
 
     @model_validator(mode="after")
     def _a_batch_divides_between_the_workers(self) -> "Training":
@@ -212,27 +231,3 @@ class Training(Strict):
                         "and store_features: true"
                     )
         return self
-
-
-class Pretraining(Training):
-    """The section ``pretrain``: a training, or a model that is taken in its place."""
-
-    from_model: str = Field(
-        "",
-        description="a model to take in the place of pre-training, which is then left out: the URI of its folder, or "
-        "models:/NAME@ALIAS. The section `model` is then the model's own, and need not be given",
-    )
-
-    @field_validator("from_model")
-    @classmethod
-    def _the_model_can_be_trained(cls, value: str) -> str:
-        kind = value.partition(":")[0]
-        if kind in ("open_clip", "cn_clip", "wukong_release"):
-            raise ValueError(
-                f"{value!r} is computed by {kind}'s own code, which `wukong evaluate` measures and this project cannot "
-                "train: name a model of this project. Of an open_clip model the image tower can be trained on: name "
-                "its safetensors file in model.image.weights; of a BERT or RoBERTa the folder in model.text.weights"
-            )
-        if value and not value.startswith("models:/") and (why := uri_problem(value)):
-            raise ValueError(f"it is models:/NAME@ALIAS, or the URI of a saved model's folder; {value!r} {why}")
-        return value

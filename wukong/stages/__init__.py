@@ -106,7 +106,7 @@ def _of_training(experiment: Experiment, settings: Training) -> dict[str, Any]:
     # threads change its rounding.
     unimportant = {"checkpoint", "log_every", "min_workers", "max_failures", "validation", "threads"}
     training = settings.model_dump(mode="json", exclude=unimportant)
-    training.pop("from_model", None)  # a model that is taken has a key of its own (wukong.stages.start)
+    del training["from_model"]  # a model that is taken has a key of its own (wukong.stages.start)
     if not settings.max_lost_shards:
         del training["max_lost_shards"]  # keys without it are from before it was
     if settings.validation.decides:
