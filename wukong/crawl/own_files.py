@@ -95,6 +95,11 @@ def digest_of(pictures: Iterable[Picture]) -> str:
     return sha.hexdigest()
 
 
+def read_pictures(config: CrawlSettings) -> Iterator[pa.Table]:
+    """Iterate over the images of ``pictures_of`` in tables; see ``tables_of``."""
+    return tables_of(pictures_of(config))
+
+
 def tables_of(pictures: Iterable[Picture]) -> Iterator[pa.Table]:
     """Iterate over images in tables of schema ``found.FOUND``, each sorted by key."""
     ordered = enumerate(pictures)

@@ -71,6 +71,11 @@ def test_models_of_others_are_refused_before_anything(tmp_path: Path, uri: str) 
         experiment(tmp_path, uri)
 
 
+def test_fine_tuning_has_no_model_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"finetune\.from_model: .* set pretrain\.from_model"):
+        experiment(tmp_path, "", finetune={"from_model": "models:/x@champion"})
+
+
 def test_what_is_no_model_is_refused(trained: Manifest, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"pretrain\.from_model: file://.* is no model of this project"):
         start.with_its_model(experiment(tmp_path, trained.uri))

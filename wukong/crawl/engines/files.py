@@ -26,9 +26,9 @@ def _pictures(config: CrawlSettings) -> Iterator[Picture]:
 
 
 def _read(_uri: str, _number: int, config: CrawlSettings) -> Iterator[pa.Table]:
-    from wukong.crawl.own_files import pictures_of, tables_of
+    from wukong.crawl.own_files import read_pictures
 
-    return tables_of(pictures_of(config))
+    return read_pictures(config)
 
 
 def _content(config: CrawlSettings) -> list[str]:
