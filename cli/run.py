@@ -84,7 +84,9 @@ def run_local(
         looks_first = environment.is_home(home) and not (containers or dry_run)
         with ExitStack() as checks:
             known_model = not experiment.pretrain.from_model  # else the registry of the stack may say which it is
-            checked = None if looks_first or not known_model else checks.enter_context(begin.model_being_checked(experiment))
+            checked = (
+                None if looks_first or not known_model else checks.enter_context(begin.model_being_checked(experiment))
+            )
             demo = corpus.prepare(limit=corpus_size) if corpus.serves(experiment.crawl.endpoint) else None
             own = demo is not None and (corpus_size is not None or stack.serves_another(home, demo.catalogue))
             catalogue = demo.catalogue if demo and not own else None

@@ -95,7 +95,10 @@ def test_a_column_has_the_papers_numbers(name: str) -> None:
 def test_a_set_is_trained_on_chosen_by_and_measured_on_parts_of_its_own(name: str) -> None:
     experiment, data_set, (task, split) = load(f"finetune-{name}"), sets.of(name), FINETUNED[name]
     assert isinstance(data_set, Retrieval)
-    assert (experiment.crawl.engine, experiment.crawl.endpoint) == ("published_set", f"{experiment.evaluate.sets}/{name}")
+    assert (experiment.crawl.engine, experiment.crawl.endpoint) == (
+        "published_set",
+        f"{experiment.evaluate.sets}/{name}",
+    )
     assert experiment.pretrain.from_model == "models:/paper-vit-l@champion" and experiment.model == load("vit-l").model
     assert experiment.evaluate.tasks == (name,) and experiment.published_sets == [name]
     chosen, settings = experiment.finetune.validation, experiment.finetune

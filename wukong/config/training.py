@@ -48,8 +48,8 @@ class Validating(Strict):
     )
     split: str = Field(
         "",
-        description="part of the published sets that is measured, for instance val, so that what chooses a model is not "
-        "what it is measured on at the end; if empty, the protocol's",
+        description="part of the published sets that is measured, for instance val, so that what chooses a model is "
+        "not what it is measured on at the end; if empty, the protocol's",
     )
     metric: str = Field(
         "retrieval/holdouts/mean_recall",
@@ -170,8 +170,8 @@ class Training(Strict):
     )
     from_model: str = Field(
         "",
-        description="of pretrain alone: a model to take in the place of pre-training, which is then left out: the URI of "
-        "its folder, or models:/NAME@ALIAS. The section `model` is then the model's own, and need not be given",
+        description="of pretrain alone: a model to take in the place of pre-training, which is then left out: the URI "
+        "of its folder, or models:/NAME@ALIAS. The section `model` is then the model's own, and need not be given",
     )
 
     @property

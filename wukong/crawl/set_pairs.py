@@ -3,9 +3,9 @@
 A picture has a pair for each of its captions, as in Chinese-CLIP's fine-tuning, and a query of MUGE one for each of its
 pictures; so an epoch sees each caption once, in an order that depends on seed, epoch and keys.
 
-What is measured is left out: pairs whose caption, or whose picture (by SHA-256), is in a part that chooses the model or
-measures it (``Retrieval.apart``). Their URL has the reason, so that the crawl counts them. Pictures stay where they are:
-they are read from the set's folder by whatever task downloads them.
+What is measured is left out: pairs whose caption, or whose picture (by SHA-256), is in a part that chooses the model
+or measures it (``Retrieval.apart``). Their URL has the reason, so that the crawl counts them. Pictures stay where they
+are: they are read from the set's folder by whatever task downloads them.
 """
 
 import hashlib
@@ -57,7 +57,9 @@ def read(uri: str) -> Iterator[Picture]:
     def pairs() -> Iterator[Picture]:
         for caption in trained.captions:
             for image in caption.images:
-                if not (what := "picture" if urls[image] in pictures else "caption" if caption.text in captions else ""):
+                if not (
+                    what := "picture" if urls[image] in pictures else "caption" if caption.text in captions else ""
+                ):
                     yield Picture(urls[image], clean(caption.text))
                     continue
                 left_out[what] += 1

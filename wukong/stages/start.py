@@ -1,7 +1,7 @@
 """The model that an experiment takes in the place of pre-training (``pretrain.from_model``).
 
-Its copy is the experiment's ``pretrain`` stage, so that all that reads a pre-trained model reads it. Where the model lies
-beside the manifest of the stage that trained it, that stage is among the copy's parents: what it was trained on is known.
+Its copy is the experiment's ``pretrain`` stage, so that all that reads a pre-trained model reads it. Where the model
+lies beside the manifest of the stage that trained it, that stage is the copy's parent: what it was trained on is known.
 """
 
 import hashlib
@@ -37,8 +37,8 @@ def with_its_model(experiment: Experiment) -> Experiment:
     if experiment.model != Model() and (differing := _differing(experiment.model, settings)):
         raise ConfigError(
             f"{_KEY}: {experiment.pretrain.from_model} is another model than the section `model` describes: "
-            f"{'; '.join(differing)}. Leave that section out (--set model={{}}), which takes the model's own, or name a "
-            "model that has these"
+            f"{'; '.join(differing)}. Leave that section out (--set model={{}}), which takes the model's own, or name "
+            "a model that has these"
         )
     return experiment.model_copy(update={"model": settings})
 

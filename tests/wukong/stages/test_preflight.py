@@ -80,7 +80,10 @@ MISSING: list[tuple[str, list[str]]] = [
     ("release.opt_out={}/none", ["release.opt_out", "does not exist"]),
     ("crawl={{engine: urls, endpoint: '{}/none.csv'}}", ["crawl.endpoint", "no list of URLs", ".parquet"]),
     ("crawl={{engine: files, endpoint: '{}/none'}}", ["crawl.endpoint", "a folder of pictures or a list"]),
-    ("crawl={{engine: published_set, endpoint: '{}/coco-cn'}}", ["crawl.endpoint", "has nothing", "evaluation-sets.md"]),
+    (
+        "crawl={{engine: published_set, endpoint: '{}/coco-cn'}}",
+        ["crawl.endpoint", "has nothing", "evaluation-sets.md"],
+    ),
     ("crawl.previous={}/none", ["crawl.previous", "not the manifest of a crawl stage"]),
     ("validation.reference={}/filter", ["validation.reference", "not the manifest of a validate stage"]),
     ("filter.sensitive_words={}/none", ["filter.sensitive_words", "holds no list"]),

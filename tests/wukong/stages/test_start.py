@@ -45,7 +45,10 @@ def test_the_model_section_is_the_models_own(trained: Manifest, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"image": {"name": "resnet50_clip.openai"}}, r"model\.image\.name is 'resnet50_clip\.openai', and the model's"),
+        (
+            {"image": {"name": "resnet50_clip.openai"}},
+            r"model\.image\.name is 'resnet50_clip\.openai', and the model's",
+        ),
         ({"text": {**MODEL["text"], "vocabulary": "s3://b/vocab.txt"}}, r"model\.text\.vocabulary is 's3://b/vocab"),
         ({"similarity": "token"}, r"model\.similarity is 'token', and the model's is 'global'"),
     ],

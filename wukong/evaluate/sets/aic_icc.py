@@ -44,7 +44,8 @@ SET = Retrieval(
     apart=("val",),
     note=(
         "val-10k has the first 10,000 images of the validation part in the order of the file and their captions, which "
-        "the paper and WenLan 2.0 measure; val-20k has the others. The captions of test-1 and test-2 were never published."
+        "the paper and WenLan 2.0 measure; val-20k has the others. The captions of test-1 and test-2 were never "
+        "published."
     ),
     how_to_get=HowToGet(
         ("ai_challenger_caption_validation_20170910.zip (AI Challenger 2017, image Chinese captioning)",),
