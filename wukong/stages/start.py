@@ -28,19 +28,23 @@ _ELSEWHERE = {"image.weights", "text.weights", "text.vocabulary"}
 def with_its_model(experiment: Experiment) -> Experiment:
     """Return the experiment with the section ``model`` of the model that it starts from; unchanged if there is none.
 
+    A registered model is named by its folder from then on, so that an alias that moves changes no run that has begun.
+
     Raises:
         ConfigError: there is no such model, or the experiment has a section ``model`` that is of another one.
     """
     if not experiment.pretrain.from_model:
         return experiment
-    settings = _settings(experiment.pretrain.from_model)
+    folder = _folder(experiment.pretrain.from_model)
+    settings = _settings(folder)
     if experiment.model != Model() and (differing := _differing(experiment.model, settings)):
         raise ConfigError(
             f"{_KEY}: {experiment.pretrain.from_model} is another model than the section `model` describes: "
             f"{'; '.join(differing)}. Leave that section out (--set model={{}}), which takes the model's own, or name "
             "a model that has these"
         )
-    return experiment.model_copy(update={"model": settings})
+    pretrain = experiment.pretrain.model_copy(update={"from_model": folder})
+    return experiment.model_copy(update={"model": settings, "pretrain": pretrain})
 
 
 def stage(experiment: Experiment) -> Stage:
@@ -83,14 +87,14 @@ def _folder(uri: str) -> str:
     return model_versions.folder_of(uri)
 
 
-def _settings(uri: str) -> Model:
+def _settings(folder: str) -> Model:
     try:
-        described: Any = storage.read_json(storage.join(_folder(uri), "config.json"))
+        described: Any = storage.read_json(storage.join(folder, "config.json"))
         return Model.model_validate({"match_text_cls": False, **described["model"]})
     except (KeyError, TypeError, ValidationError, WukongError) as error:
         raise ConfigError(
-            f"{_KEY}: {uri} is no model of this project ({error}); name the folder `model` of a training, which holds "
-            f"{', '.join(FILES)}, or models:/NAME@ALIAS"
+            f"{_KEY}: {folder} is no model of this project ({error}); name the folder `model` of a training, which "
+            f"holds {', '.join(FILES)}, or models:/NAME@ALIAS"
         ) from error
 
 

@@ -13,6 +13,7 @@ from wukong.errors import ConfigError
 from wukong.stages import places, start
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
+from wukong.tracking import model_versions
 
 MODEL: dict[str, Any] = {"embedding": 32, "text": {"layers": 2, "heads": 2, "width": 64}}
 
@@ -66,6 +67,15 @@ def test_where_its_own_weights_came_from_does_not_matter(trained: Manifest, tmp_
     assert found.model == Model.model_validate(MODEL)
     assert found.uris()["pretrain.from_model"] == f"{trained.uri}/model"
     assert not [key for key in found.uris() if key.startswith("model.")]
+
+
+def test_an_alias_is_followed_once(trained: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that has begun keeps its model when the alias moves."""
+    asked: list[str] = []
+    monkeypatch.setattr(model_versions, "folder_of", lambda uri: asked.append(uri) or f"{trained.uri}/model")
+    found = start.with_its_model(experiment(tmp_path, "models:/before@champion"))
+    assert asked == ["models:/before@champion"] and found.pretrain.from_model == f"{trained.uri}/model"
+    assert start.stage(found).key == start.stage(start.with_its_model(found)).key and len(asked) == 1
 
 
 @pytest.mark.parametrize("uri", ["open_clip:ViT-B-32/x", "cn_clip:RN50", "wukong_release:wukong_vit_b//x.ckpt"])
