@@ -141,7 +141,7 @@ class _Job:
             "urls": statuses.total(),
             "requested": downloaded.requested,
             "transient": downloaded.transient,
-            **{each: statuses[each] for each in Status if statuses[each] or each is not Status.MEASURED},
+            **{each.value: statuses[each] for each in Status if statuses[each] or each is not Status.MEASURED},
         }
         own = [self._stage.describe(path) for path in (previous.QUERIES, previous.INDEX)]
         found = (Part.model_validate(part) for record in searched for part in record["described"])
