@@ -132,6 +132,16 @@ def test_the_sets_are_those_with_a_train_part_of_captions() -> None:
         assert each.split in each.apart or name == "aic-icc", "what the paper measures is apart from training"
 
 
+def test_a_slash_at_the_end_of_the_folder_changes_nothing(muge_at: str) -> None:
+    plain, with_slash = (
+        documents.parse({"name": "x", "crawl": {"engine": "published_set", "endpoint": uri}}).crawl
+        for uri in (muge_at, f"{muge_at}/")
+    )
+    for ask in (published_set.SOURCE.lists, published_set.SOURCE.count, published_set.SOURCE.content):
+        assert ask is not None and ask(plain) == ask(with_slash)
+    assert published_set.SOURCE.count(plain) == 3
+
+
 @pytest.mark.parametrize("name", ["imagenet", "sun397", "coco"])
 def test_a_set_without_a_train_part_of_captions_is_refused(name: str) -> None:
     crawl = {"engine": "published_set", "endpoint": f"s3://b/sets/{name}"}

@@ -45,7 +45,7 @@ def _read(uri: str, _number: int, _config: CrawlSettings) -> Iterator[pa.Table]:
 def _count(config: CrawlSettings) -> int:
     from wukong.crawl import set_pairs
 
-    return set_pairs.count(config.endpoint)
+    return set_pairs.count(config.endpoint.rstrip("/"))
 
 
 def _content(config: CrawlSettings) -> list[str]:
