@@ -66,7 +66,7 @@ def test_a_mapping_from_kfp_makes_the_experiment_of_the_file(tmp_path: Path) -> 
 
 
 def test_a_run_that_takes_a_model_has_its_model_section(tmp_path: Path) -> None:
-    """What KFP's parameter ``overrides`` says is enough for any model: another one needs no other experiment."""
+    """Another model needs no other experiment, by KFP's parameter ``model`` or by ``overrides``."""
     folder = storage.from_path(tmp_path / "before" / "model")
     own = {"embedding": 32, "similarity": "token"}
     storage.write_json(f"{folder}/config.json", {"format": 1, "model": own})
@@ -79,6 +79,8 @@ def test_a_run_that_takes_a_model_has_its_model_section(tmp_path: Path) -> None:
     uri, *_ = ends.configured(given, [f"pretrain.from_model={folder}", "model={}"], {}, "a", "job", stages, False)
     made = stored.load(uri)
     assert (made.model.embedding, made.model.similarity, made.pretrain.from_model) == (32, "token", folder)
+    again, *_ = ends.configured(given, [], {}, "b", "job", stages, False, model=f" {folder}")
+    assert stored.load(again) == made
 
 
 def finished_stage(experiment: Experiment, name: str, run_name: str, **settings: Any) -> str:
