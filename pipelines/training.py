@@ -81,8 +81,8 @@ def show_results(evaluated: dsl.PipelineTask) -> None:
     + cluster.FILL_IN
     + cluster.NUMBERS
     + """
-`model`: a trained model that is fine-tuned without pre-training, `models:/NAME@ALIAS` or the URI of its folder. With a set's
-experiment, such as `configs/paper/finetune-coco-cn.yaml`, on the set's own train part. Empty pre-trains.
+`model`: a trained model that is fine-tuned without pre-training, `models:/NAME@ALIAS` or the URI of its folder. Empty
+pre-trains. A set of Table 7 is an experiment: `configs/paper/finetune-coco-cn.yaml`.
 """,
 )
 def training_on_cluster(
