@@ -123,6 +123,28 @@ def test_of_a_set_in_a_store_no_picture_is_copied(tmp_path: Path, monkeypatch: p
     ]
 
 
+@pytest.mark.slow
+def test_coco_cn_at_its_published_size(tmp_path: Path) -> None:
+    assert len({each.url for each in pairs}) == 20_065
+    assert len(measured) == 20, "ten pictures with two captions each"
+    folder, lines, number = tmp_path / "coco-cn", [], 0
+    place = folder / "coco-cn-version1805v1.1"
+    for each in (place, folder / "train2014"):
+        each.mkdir(parents=True)
+    for part, images, captions in (("train", 18_341, 20_065), ("val", 1_000, 1_100), ("test", 1_000, 1_053)):
+        names = [f"COCO_train2014_{number + i:012d}" for i in range(images)]
+        number += images
+        for i, name in enumerate(names):
+            # The first ten of each part are the same.
+            (folder / "train2014" / f"{name}.jpg").write_bytes(b"%d" % i if i < 10 else name.encode())
+        (place / f"coco-cn_{part}.txt").write_text("\n".join(names))
+        lines += [f"{names[i % images]}#{i // images}\t{part}的第{i}句" for i in range(captions)]
+    (place / "imageid.human-written-caption.txt").write_text("\n".join(lines), "utf-8")
+    pairs = list(set_pairs.read(storage.from_path(folder)))
+    measured = [each for each in pairs if "#measured " in each.url]
+    assert len({each.url for each in pairs}) == 20_065 and len(measured) == 20, "ten pictures with two captions each"
+
+
 def test_the_sets_are_those_with_a_train_part_of_captions() -> None:
     found = [name for name, each in sets.REGISTRY.items() if isinstance(each, Retrieval) and "train" in each.splits]
     assert sorted(found) == sorted(published_set.SETS) and {*found} <= {*set_folders.NAMES}
