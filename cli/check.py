@@ -23,7 +23,7 @@ from wukong.errors import ConfigError, DataError, WukongError
 from wukong.model.cost import Size
 from wukong.runtime import environment
 from wukong.runtime.environment import CONNECT_TO
-from wukong.stages import preflight
+from wukong.stages import preflight, start
 from wukong.stages.preflight import Machine
 from wukong.store import storage
 
@@ -119,6 +119,7 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
             collect(lambda: preflight.check_world(made, connect=True))
     else:
         environment.use_for(experiment.storage)
+        experiment = collect(lambda: start.with_its_model(experiment)) or experiment
         collect(lambda: preflight.check_world(experiment, connect=True))
         collect(lambda: preflight.check_lists(experiment))
     on_hub = any(".weights: 'hub" in each for each in problems)
@@ -134,7 +135,8 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
 def _out_of_reach(experiment: Experiment) -> Iterator[str]:
     """Say what the pods of a cluster do not see: the internet, but for the crawl's, and files of this machine."""
     model = experiment.model
-    for key, value in (("image", model.image.weights), ("text", model.text.weights)):
+    weights = [("image", model.image.weights), ("text", model.text.weights)]
+    for key, value in [] if experiment.pretrain.from_model else weights:
         if value.partition(":")[0] == "hub":
             name = model.image.name if key == "image" else value.removeprefix("hub:").rpartition("/")[2]
             yield (
@@ -161,7 +163,7 @@ def _unfit(experiment: Experiment, template: Mapping[str, Any], settings: Settin
         gpus = group["replicas"] * training.gpus_per_worker
         machine = Machine(memory * group["replicas"], pod.cpus * group["replicas"], gpus, _ABUNDANT)
         try:
-            preflight.check_machine(experiment, machine, 0, size)
+            preflight.check_machine(experiment, machine, 0, size, (name,))
         except ConfigError as error:
             yield str(error).removeprefix("the experiment cannot be run:\n  ")
         if training.gpus_per_worker > 1:
@@ -203,6 +205,10 @@ def _make_up(experiment: Experiment, key: str, uri: str) -> None:
         names = tuple(f"{name}/made-up" for name in experiment.published_sets)
     elif key == "model.text.weights":
         names = ("config.json", "model.safetensors")
+    elif key == "pretrain.from_model":
+        names = start.FILES
+    elif key == "crawl.endpoint":
+        names = ("made-up",) if experiment.crawl.engine == "published_set" else names
     for name in names:
         path = Path(unquote(urlsplit(uri).path), name)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ from wukong.runs import run_records
 from wukong.runtime import environment, events, progress
 from wukong.runtime.cancel import end_on_signal
 from wukong.runtime.events import Advanced, Begun, Ended, Reader
+from wukong.stages import start
 from wukong.store import patience, storage
 from wukong.tracking import mlflow_runs, run_links
 
@@ -82,20 +83,24 @@ def run_local(
         # An earlier run's home may hold all that this run would make: then neither Ray, the site nor torch is started.
         looks_first = environment.is_home(home) and not (containers or dry_run)
         with ExitStack() as checks:
-            checked = None if looks_first else checks.enter_context(begin.model_being_checked(experiment))
+            known_model = not experiment.pretrain.from_model  # else the registry of the stack may say which it is
+            checked = (
+                None if looks_first or not known_model else checks.enter_context(begin.model_being_checked(experiment))
+            )
             demo = corpus.prepare(limit=corpus_size) if corpus.serves(experiment.crawl.endpoint) else None
             own = demo is not None and (corpus_size is not None or stack.serves_another(home, demo.catalogue))
             catalogue = demo.catalogue if demo and not own else None
             services = stack.up(home, catalogue, only=stack.STORES if looks_first else None)
             variables = services.environment()
             os.environ.update(variables)
+            experiment = start.with_its_model(experiment)
             notes: list[str] = []
             if demo is not None:
                 experiment, notes = begin.on_the_demo(experiment, demo, of_sample=own)
             if retry_failed:
                 experiment = retrying(experiment, run)
             reused = looks_first and plan.finished_jobs(experiment) is not None
-            if looks_first and not reused:
+            if checked is None and not reused:
                 checked = checks.enter_context(begin.model_being_checked(experiment))
                 services = stack.up(home, catalogue)
                 variables = services.environment()

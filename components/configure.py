@@ -19,6 +19,7 @@ def configure(
     learning_rate: str = "",
     workers: str = "",
     gpus_per_worker: str = "",
+    model: str = "",
     continue_last_run: bool = False,
 ) -> NamedTuple("Configured", experiment=str, run=str, start=str):  # type: ignore[valid-type]
     """Make the experiment from the pipeline's parameters, check it, store it, and take the run's name for it.
@@ -34,6 +35,7 @@ def configure(
         learning_rate: learning rate of pre-training, a number.
         workers: number of workers of pre-training and fine-tuning, a whole number.
         gpus_per_worker: number of GPUs a worker of pre-training and fine-tuning, a whole number.
+        model: a trained model to take in the place of pre-training, with its own section ``model``; empty for none.
         continue_last_run: continue the experiment's last run: crawl only what is new, start from its model.
 
     Returns:
@@ -56,6 +58,6 @@ def configure(
         "gpus_per_worker": gpus_per_worker,
     }
     try:
-        return configured(experiment, overrides, numbers, run, job, stages, continue_last_run)
+        return configured(experiment, overrides, numbers, run, job, stages, continue_last_run, model)
     except WukongError as error:
         raise SystemExit(f"this run cannot be started: {error}") from None

@@ -13,6 +13,7 @@ from wukong.errors import ConfigError, DataError
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
 from wukong.stages import preflight, run_paths
+from wukong.stages import start as start_model
 from wukong.tracking import mlflow_runs
 
 log = logging.getLogger(__name__)
@@ -32,18 +33,21 @@ NUMBERS: Mapping[str, tuple[type[int] | type[float], tuple[str, ...]]] = {
 """Parameters that stand for a number of the experiment: its type, and the keys that it sets."""
 
 
-def experiment_of(given: Mapping[str, Any], overrides: Sequence[str], numbers: Mapping[str, str]) -> Experiment:
+def experiment_of(
+    given: Mapping[str, Any], overrides: Sequence[str], numbers: Mapping[str, str], model: str = ""
+) -> Experiment:
     """Make the experiment from a pipeline's parameters.
 
     Args:
         given: the parameter ``experiment``.
         overrides: ``key.path=value`` entries, applied first.
         numbers: parameters of ``NUMBERS``, as texts; an empty one leaves the experiment's own value.
+        model: a model to take in the place of pre-training, whose settings the experiment then has; empty for none.
 
     Raises:
         ConfigError: the result is not a valid experiment, or a text is no number; the message says what to write.
     """
-    changes = []
+    changes = [f"pretrain.from_model={json.dumps(model.strip())}", "model={}"] if model.strip() else []
     for name, text in numbers.items():
         kind, keys = NUMBERS[name]
         if not text.strip():
@@ -66,6 +70,7 @@ def configured(
     job: str,
     names: Sequence[str],
     continue_last_run: bool,
+    model: str = "",
 ) -> tuple[str, str, str]:
     """Check what a run is asked to do, store its experiment, and take the run's name for it.
 
@@ -77,6 +82,7 @@ def configured(
         job: KFP's name of the run.
         names: names of the stages that will run.
         continue_last_run: whether the experiment continues its own last run.
+        model: see ``experiment_of``.
 
     Returns:
         URI of the experiment, the run's name, and the URI of the pre-training to start from, empty for none.
@@ -89,7 +95,7 @@ def configured(
         run_paths.check_name(run)
     except ConfigError as error:
         raise ConfigError(f"run: {error}; or leave the parameter run empty for KFP's name of the run") from error
-    experiment, start = experiment_of(given, overrides, numbers), ""
+    experiment, start = start_model.with_its_model(experiment_of(given, overrides, numbers, model)), ""
     log.info("Check: the run %s of experiment %s: %s", run, experiment.name, ", ".join(names))
     preflight.check_stages(experiment, names)
     if os.environ.get("WUKONG_CLUSTER"):  # each stage is a RayJob with a head and workers

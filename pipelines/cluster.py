@@ -58,6 +58,7 @@ def run(
     name: Any,
     *,
     numbers: Mapping[str, Any] = MappingProxyType({}),
+    model: Any = "",
     continue_last_run: bool = False,
     names: Sequence[str] = stages.WHOLE_RUN,
 ) -> Iterator[Run]:
@@ -71,6 +72,7 @@ def run(
         overrides: the pipeline's parameter.
         name: the pipeline's parameter; empty for KFP's name of the run.
         numbers: parameters of the pipeline that stand for numbers of the experiment, see ``components.configure``.
+        model: see ``components.configure``, like the next one.
         continue_last_run: see ``components.configure``.
         names: names of the stages in the block; what they need must be there.
     """
@@ -83,6 +85,7 @@ def run(
         run=name,
         job=job,
         stages=list(names),
+        model=model,
         continue_last_run=continue_last_run,
         **numbers,
     )

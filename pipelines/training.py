@@ -79,7 +79,11 @@ def show_results(evaluated: dsl.PipelineTask) -> None:
     name="wukong-training",
     description="From a list of Chinese words to an evaluated vision-language model.\n"
     + cluster.FILL_IN
-    + cluster.NUMBERS,
+    + cluster.NUMBERS
+    + """
+`model`: a trained model that is fine-tuned without pre-training, `models:/NAME@ALIAS` or the URI of its folder. Empty
+pre-trains. A set of Table 7 is an experiment: `configs/paper/finetune-coco-cn.yaml`.
+""",
 )
 def training_on_cluster(
     experiment: dict[str, Any] = cluster.EXPERIMENT,
@@ -89,6 +93,7 @@ def training_on_cluster(
     learning_rate: str = "",
     workers: str = "",
     gpus_per_worker: str = "",
+    model: str = "",
     run: str = "",
 ) -> None:
     """Crawl, filter, validate, pre-train, fine-tune, evaluate, register, report.
@@ -102,6 +107,8 @@ def training_on_cluster(
         learning_rate: learning rate of pre-training. Empty takes the experiment's.
         workers: Ray workers of pre-training and fine-tuning. Empty takes the experiment's.
         gpus_per_worker: GPUs of each of those workers, 0 for none. Empty takes the experiment's.
+        model: a trained model to take in the place of pre-training, models:/NAME@ALIAS or the URI of its
+            folder; the experiment's section `model` is then the model's own. Empty pre-trains.
         run: name of this run, under which its records, its MLflow run and its report are filed. Empty takes KFP's.
     """
     with cluster.run(
@@ -115,6 +122,7 @@ def training_on_cluster(
             "workers": workers,
             "gpus_per_worker": gpus_per_worker,
         },
+        model=model,
     ) as begun:
         tasks = training_tasks(begun.experiment, begun.name)
         cluster.prepare_stages(tasks)

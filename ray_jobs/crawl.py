@@ -145,7 +145,7 @@ class _Job:
             "urls": statuses.total(),
             "requested": downloaded.requested,
             "transient": downloaded.transient,
-            **{status.value: statuses[status.value] for status in Status},
+            **{each.value: statuses[each] for each in Status if statuses[each] or each is not Status.MEASURED},
             **({MORE_CAPTIONS: several} if several else {}),
         }
         own = [self._stage.describe(path) for path in (previous.QUERIES, previous.INDEX)]

@@ -106,7 +106,8 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         DataError: every hold-out is empty; a published set is missing or damaged.
     """
     filtered = parents["filter"]
-    if not any(shards.names_of(filtered, holdout.name) for holdout in experiment.filter.split.holdouts):
+    held = (shards.names_of(filtered, holdout.name) for holdout in experiment.filter.split.holdouts)
+    if not any(held) and (experiment.filter.split.holdouts or not experiment.evaluate.tasks):
         raise DataError("every hold-out is empty: mend the sources in filter.split.holdouts, or crawl more")
     computed = {
         role: features.run(experiment, parents, parents[parent], "holdouts")

@@ -34,7 +34,7 @@ def test_every_config_of_the_paper_passes(monkeypatch: pytest.MonkeyPatch) -> No
     done = CliRunner().invoke(app, ["check", *map(str, configs), "--stand-in", "--overlay", "gpu"])
     assert done.exit_code == 0, done.output
     passed = [line for line in done.output.splitlines() if "can be run on gpu" in line]
-    assert len(passed) == len(configs) == 16
+    assert len(passed) == len(configs) == 21
 
 
 def test_a_hub_is_refused_with_the_command_that_brings_the_weights() -> None:

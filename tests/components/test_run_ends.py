@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from components import run_ends as ends
-from wukong.config import documents
+from wukong.config import documents, stored
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
 from wukong.runs import run_records
@@ -63,6 +63,24 @@ def test_a_mapping_from_kfp_makes_the_experiment_of_the_file(tmp_path: Path) -> 
     """KFP hands on every number of a mapping as a floating-point number."""
     given = mapping(tmp_path) | {"seed": 3.0, "pretrain": {"epochs": 4.0}}
     assert ends.experiment_of(given, [], {}) == documents.loads(text(tmp_path), ["seed=3"])
+
+
+def test_a_run_that_takes_a_model_has_its_model_section(tmp_path: Path) -> None:
+    """Another model needs no other experiment, by KFP's parameter ``model`` or by ``overrides``."""
+    folder = storage.from_path(tmp_path / "before" / "model")
+    own = {"embedding": 32, "similarity": "token"}
+    storage.write_json(f"{folder}/config.json", {"format": 1, "model": own})
+    for name in ("model.safetensors", "vocab.txt"):
+        storage.write_bytes(f"{folder}/{name}", b"x")
+    given = mapping(tmp_path) | {"model": {"embedding": 64}}
+    stages = ("pretrain", "finetune")
+    with pytest.raises(ConfigError, match=r"model\.embedding is 64, and the model's is 32"):
+        ends.configured(given, [f"pretrain.from_model={folder}"], {}, "a", "job", stages, False)
+    uri, *_ = ends.configured(given, [f"pretrain.from_model={folder}", "model={}"], {}, "a", "job", stages, False)
+    made = stored.load(uri)
+    assert (made.model.embedding, made.model.similarity, made.pretrain.from_model) == (32, "token", folder)
+    again, *_ = ends.configured(given, [], {}, "b", "job", stages, False, model=f" {folder}")
+    assert stored.load(again) == made
 
 
 def finished_stage(experiment: Experiment, name: str, run_name: str, **settings: Any) -> str:

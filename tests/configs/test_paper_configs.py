@@ -9,9 +9,12 @@ import yaml
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.config.section import flatten
-from wukong.evaluate import paper
+from wukong.evaluate import paper, sets
+from wukong.evaluate.data_set import Retrieval
+from wukong.evaluate.protocol import PROTOCOLS
 from wukong.runs.run_records import differences
 
+PAPER = PROTOCOLS["paper"]
 CONFIGS = Path(__file__).parents[2] / "configs" / "paper"
 COLUMNS = {
     "rn50": ("ResNet50", "resnet50_clip", "global"),
@@ -25,6 +28,14 @@ COLUMNS = {
     "swin-l": ("Wukong Swin", "swin_large_patch4_window7_224", "token"),
 }
 """The config of each column of Table 5, with its tower and similarity."""
+FINETUNED = {
+    "flickr8k-cn": ("flickr8k-cn", "val"),
+    "flickr30k-cn": ("flickr30k-cn", "val"),
+    "coco-cn": ("coco-cn", "val"),
+    "aic-icc": ("aic-icc", "val-20k"),
+    "muge": ("held-out", ""),
+}
+"""The sets of Table 7, each with the task that chooses the model and its part."""
 ABLATIONS = {
     "unlocked": {"pretrain.lock", "finetune.lock"},
     "scratch-global": {"pretrain.lock", "finetune.lock", "model.image.weights"},
@@ -46,7 +57,8 @@ def differing(first: Experiment, second: Experiment) -> set[str]:
 
 def test_there_is_a_config_for_each_column() -> None:
     assert [title for title, _, _ in COLUMNS.values()] == list(paper.MODELS_OF_TABLE_5)
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {"base", *COLUMNS}
+    finetuned = {f"finetune-{name}" for name in FINETUNED}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {"base", *COLUMNS, *finetuned}
     assert {path.stem for path in (CONFIGS / "ablations").glob("*.yaml")} == ABLATIONS.keys()
 
 
@@ -78,6 +90,31 @@ def test_a_column_has_the_papers_numbers(name: str) -> None:
     assert rules.mask_names
     # Sections 5.2 and 5.3: 17 sets and five.
     assert experiment.evaluate.tasks == (*paper.TABLE_5, *paper.TABLE_7) and experiment.evaluate.protocol == "paper"
+
+
+@pytest.mark.parametrize("name", FINETUNED)
+def test_a_set_is_trained_on_chosen_by_and_measured_on_parts_of_its_own(name: str) -> None:
+    experiment, data_set, (task, split) = load(f"finetune-{name}"), sets.of(name), FINETUNED[name]
+    assert isinstance(data_set, Retrieval)
+    assert (experiment.crawl.engine, experiment.crawl.endpoint) == (
+        "published_set",
+        f"{experiment.evaluate.sets}/{name}",
+    )
+    assert experiment.pretrain.from_model == "models:/paper-vit-l@champion" and experiment.model == load("vit-l").model
+    assert experiment.evaluate.tasks == (name,) and experiment.published_sets == [name]
+    chosen, settings = experiment.finetune.validation, experiment.finetune
+    assert (chosen.tasks, chosen.split, chosen.keep, chosen.every_steps) == ((task,), split, "best", "epoch")
+    assert split != PAPER.split(name) and chosen.metric.split("/")[1] == task
+    assert bool(experiment.held_out_tasks) == (task == "held-out")
+    captions = data_set.splits["train"].captions
+    assert captions > experiment.validation.min_pairs and captions // settings.batch_size >= 30
+    assert experiment.root == f"s3://wukong/paper-{name}" and experiment.registry.model_name == f"paper-vit-l-{name}"
+
+
+def test_no_rule_leaves_out_a_pair_of_a_set() -> None:
+    kept = load("finetune-coco-cn").filter
+    assert (kept.min_side, kept.min_length, kept.mask_names, kept.duplicate_images) == (1, 0, False, "keep")
+    assert min(kept.max_length, kept.max_aspect_ratio, kept.max_caption_count, kept.max_characters) >= 1000
 
 
 def test_the_columns_share_a_crawl_and_have_a_model_each() -> None:

@@ -39,7 +39,8 @@ DIFFERS = {
 
 
 def test_each_column_has_a_small_version() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} - {"base"} == {*NAMES}
+    columns = {path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("finetune-")}
+    assert columns - {"base"} == {*NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)

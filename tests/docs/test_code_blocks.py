@@ -69,9 +69,13 @@ NOT_EXECUTED = {
     ("docs/paper.md", "wukong check"): "needs a bucket, and half a minute; tests/cli/test_check.py checks every config",
     (
         "docs/paper.md",
-        "wukong submit",
+        "wukong submit training --config configs/paper/vit-b-32.yaml",
     ): "needs Kubeflow Pipelines; tests/wukong/commands/test_paper_command.py has runs",
     ("docs/paper.md", "make paper-small"): "takes minutes; tests/end_to_end/test_paper_small.py runs three of them",
+    (
+        "docs/paper.md",
+        "wukong submit training --config configs/paper/finetune-coco-cn.yaml",
+    ): "needs Kubeflow Pipelines; tests/ray_jobs/test_set_training.py fine-tunes on a set",
     ("docs/cluster.md", "make images"): "builds images with Docker; tests/infra/test_images.py tests how",
     ("docs/cluster.md", "make run-containers"): "needs the images and Docker",
     ("docs/cluster.md", ".venv/bin/python -m infra.pin_images"): "asks registries; tests/k8s/test_pin_images.py",

@@ -51,10 +51,12 @@ class Crawl(Strict):
     max_queries: Positive = Field(200_000, description="only the first of the list are searched; the paper has 200,000")
     engine: Engine = Field(
         "baidu",
-        description="a search engine; 'urls', a list of URLs; or 'files', pictures of one's own (docs/own-data.md)",
+        description="a search engine; 'urls', a list of URLs; 'files', pictures of one's own (docs/own-data.md); or "
+        "'published_set', the train part of a published retrieval set (docs/paper.md)",
     )
     endpoint: str = Field(
-        description="the engine's search URL; for 'urls' the URI of the list; for 'files' of a folder or a list"
+        description="the engine's search URL; for 'urls' the URI of the list; for 'files' of a folder or a list; for "
+        "'published_set' of the set's folder, which has its name"
     )
     max_results_per_query: Positive = Field(1_000, description="search results taken for one query, as in the paper")
     part_size: Positive = Field(1_000, description="URLs a part, that is a task, a tar and a Parquet file")

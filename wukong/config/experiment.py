@@ -72,7 +72,8 @@ class Experiment(Strict):
     @property
     def published_sets(self) -> list[str]:
         """The names of the published sets that are measured, at the end or while a model is trained."""
-        validated = [name for each in (self.pretrain, self.finetune) for name in each.validation.tasks]
+        trainings = (self.finetune,) if self.pretrain.from_model else (self.pretrain, self.finetune)
+        validated = [name for each in trainings for name in each.validation.tasks]
         known = {*self.held_out_tasks}
         return list(dict.fromkeys([*self.evaluate.tasks, *(name for name in validated if name not in known)]))
 
@@ -88,10 +89,13 @@ class Experiment(Strict):
             "validation.reference": self.validation.reference,
             "release.opt_out": self.release.opt_out,
             "evaluate.sets": self.evaluate.sets if self.published_sets else None,
-            "model.image.weights": model.image.weights if "://" in model.image.weights else None,
-            "model.text.vocabulary": model.text.vocabulary if "://" in model.text.vocabulary else None,
-            "model.text.weights": model.text.weights if "://" in model.text.weights else None,
         }
+        if start := self.pretrain.from_model:  # it has its weights and its vocabulary
+            named["pretrain.from_model"] = None if start.startswith("models:/") else start
+        else:
+            files = (model.image.weights, model.text.vocabulary, model.text.weights)
+            keys = ("model.image.weights", "model.text.vocabulary", "model.text.weights")
+            named |= {key: uri if "://" in uri else None for key, uri in zip(keys, files, strict=True)}
         return {key: value for key, value in named.items() if value}
 
     @model_validator(mode="before")
@@ -104,6 +108,8 @@ class Experiment(Strict):
     @model_validator(mode="after")
     def _values_agree(self) -> "Experiment":
         problems = [f"{key}: {value!r} {why}" for key, value in self.uris().items() if (why := uri_problem(value))]
+        if self.finetune.from_model:
+            problems.append("finetune.from_model: fine-tuning goes on from pretrain's model: set pretrain.from_model")
         if why := uri_problem(self.storage):
             problems.append(f"storage: {self.storage!r} {why}")
         problems += [

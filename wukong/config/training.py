@@ -1,11 +1,11 @@
 """The sections ``pretrain`` and ``finetune`` of an experiment (section 5.1)."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from wukong.config.section import Fraction, Positive, Strict
+from wukong.config.section import Fraction, Positive, Strict, uri_problem
 
 
 class Checkpointing(Strict):
@@ -35,8 +35,8 @@ class Checkpointing(Strict):
 class Validating(Strict):
     """Measuring a model while it is trained, by the evaluators of the evaluate stage."""
 
-    every_steps: int = Field(
-        0, ge=0, description="steps between two validations; 0 for none. The last step is validated too"
+    every_steps: Annotated[int, Field(ge=0)] | Literal["epoch"] = Field(
+        0, description="steps between two validations, or 'epoch'; 0 for none. The last step is validated too"
     )
     tasks: tuple[str, ...] = Field(
         (),
@@ -45,6 +45,11 @@ class Validating(Strict):
     )
     protocol: Literal["paper", "cn-clip", "clip-benchmark", "own"] = Field(
         "paper", description="how the published sets are measured; hold-outs are always measured by `own`"
+    )
+    split: str = Field(
+        "",
+        description="part of the published sets that is measured, for instance val, so that what chooses a model is "
+        "not what it is measured on at the end; if empty, the protocol's",
     )
     metric: str = Field(
         "retrieval/holdouts/mean_recall",
@@ -169,6 +174,11 @@ class Training(Strict):
         50,
         description="steps between two looks at the loss: what is measured is logged, what is not finite ends the run",
     )
+    from_model: str = Field(
+        "",
+        description="of pretrain alone: a model to take in the place of pre-training, which is then left out: the URI "
+        "of its folder, or models:/NAME@ALIAS. The section `model` is then the model's own, and need not be given",
+    )
 
     @property
     def reads_features(self) -> bool:
@@ -184,6 +194,20 @@ class Training(Strict):
         """Return the settings of an undecided training after the decision; a tower in the loop has no stored views."""
         changed = {"store_features": store} if store else {"store_features": store, "views": 0}
         return self.model_copy(update=changed)
+
+    @field_validator("from_model")
+    @classmethod
+    def _the_model_can_be_trained(cls, value: str) -> str:
+        kind = value.partition(":")[0]
+        if kind in ("open_clip", "cn_clip", "wukong_release"):
+            raise ValueError(
+                f"{value!r} is computed by {kind}'s own code, which `wukong evaluate` measures and this project cannot "
+                "train: name a model of this project. Of an open_clip model the image tower can be trained on: name "
+                "its safetensors file in model.image.weights; of a BERT or RoBERTa the folder in model.text.weights"
+            )
+        if value and not value.startswith("models:/") and (why := uri_problem(value)):
+            raise ValueError(f"it is models:/NAME@ALIAS, or the URI of a saved model's folder; {value!r} {why}")
+        return value
 
     @model_validator(mode="after")
     def _a_batch_divides_between_the_workers(self) -> "Training":

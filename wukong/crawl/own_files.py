@@ -34,7 +34,7 @@ from wukong.crawl.found import as_table, found_row
 from wukong.crawl.rows import Row, csv_reader, rows_of_json, rows_of_parquet
 from wukong.crawl.source import CrawlSettings, Picture
 from wukong.crawl.status import FetchError, Status
-from wukong.crawl.url import MAX_URL, ROW, identity
+from wukong.crawl.url import MAX_URL, MEASURED, ROW, identity
 from wukong.crawl.url_list import PIECE_ROWS
 from wukong.errors import DataError, StorageError
 from wukong.store import storage
@@ -45,6 +45,7 @@ LISTS = (".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz"
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")
 _CAPTION_COLUMNS = ("caption", "text", "title")
+_PART = "#bytes="
 _CAPTION_NUMBER = re.compile(r"#caption-\d+$")
 _BATCH_ROWS = 1_000
 _FIELD_BYTES = 1 << 20
@@ -68,14 +69,22 @@ def pictures_of(config: CrawlSettings) -> Iterator[Picture]:
         named = _of_folder(fs, info.path, config)
     else:
         raise DataError(f"crawl.endpoint: there is nothing at {uri}; name a folder of pictures, or a list of {LISTS}")
+    nothing = True
+    for picture in numbered(named):
+        nothing = False
+        yield picture
+    if nothing:
+        raise DataError(f"crawl.endpoint: {uri} holds no picture; looked for {', '.join(PICTURES)}")
+
+
+def numbered(pictures: Iterable[Picture]) -> Iterator[Picture]:
+    """Iterate over images with the number of the caption in the URL of those that come again."""
     seen: Counter[str] = Counter()
-    for picture in named:
+    for picture in pictures:
         url = identity(picture.url)  # so that two spellings of one URL are two captions of one picture
         seen[url] += 1
         again = seen[url]
         yield picture if again == 1 else Picture(f"{picture.url}#caption-{again}", picture.caption, picture.stamp)
-    if not seen:
-        raise DataError(f"crawl.endpoint: {uri} holds no picture; looked for {', '.join(PICTURES)}")
 
 
 def digest_of(pictures: Iterable[Picture]) -> str:
@@ -87,9 +96,14 @@ def digest_of(pictures: Iterable[Picture]) -> str:
 
 
 def read_pictures(config: CrawlSettings) -> Iterator[pa.Table]:
-    """Iterate over the images in tables of schema ``found.FOUND``, each sorted by key."""
-    pictures = enumerate(pictures_of(config))
-    while piece := list(islice(pictures, PIECE_ROWS)):
+    """Iterate over the images of ``pictures_of`` in tables; see ``tables_of``."""
+    return tables_of(pictures_of(config))
+
+
+def tables_of(pictures: Iterable[Picture]) -> Iterator[pa.Table]:
+    """Iterate over images in tables of schema ``found.FOUND``, each sorted by key."""
+    ordered = enumerate(pictures)
+    while piece := list(islice(ordered, PIECE_ROWS)):
         yield as_table([found_row(picture.url, picture.caption, None, order) for order, picture in piece])
 
 
@@ -99,23 +113,51 @@ def file_of(url: str) -> str:
 
 
 def read_picture(url: str, max_bytes: int) -> bytearray:
-    """Read the file of an image.
+    """Read the file of an image, or its part of a table of images.
 
     Raises:
         FetchError: there is no such file, or it has more than ``max_bytes``; or the URL is that of a row which cannot
-            be used.
+            be used, or of an image that is left out.
     """
     _, is_row, problem = url.partition(ROW)
     if is_row:
         raise FetchError(Status.INVALID_URL, f"row {problem}")
+    file = file_of(url)
+    _, is_measured, why = file.partition(MEASURED)
+    if is_measured:
+        raise FetchError(Status.MEASURED, why)
+    file, is_part, part = file.partition(_PART)
+    offset, length = map(int, part.split("+")) if is_part else (0, max_bytes + 1)
     try:
-        with storage.open_input(file_of(url)) as stream:
-            body = bytearray(stream.read(max_bytes + 1))
+        with storage.open_input(file) as stream:
+            stream.seek(offset)
+            body = bytearray(stream.read(length))
     except (StorageError, OSError) as error:
         raise FetchError(Status.MISSING_FILE, "there is no such file, or it cannot be read") from error
+    if is_part:
+        body = _decoded_part(bytes(body))
     if len(body) > max_bytes:
         raise FetchError(Status.TOO_LARGE, f"more than {max_bytes} bytes")
     return body
+
+
+def part_of(table: str, offset: int, length: int) -> str:
+    """Return the URL of an image that stands in a table as base64: its first byte there, and their number."""
+    return f"{table}{_PART}{offset}+{length}"
+
+
+def length_of(url: str) -> int:
+    """Return the number of bytes of an image in its table; 0 if it is a file of its own."""
+    return int(url.rpartition("+")[2]) if _PART in url else 0
+
+
+def _decoded_part(data: bytes) -> bytearray:
+    from wukong.evaluate.formats.chinese_clip import from_base64
+
+    try:
+        return bytearray(from_base64(data))
+    except ValueError as error:
+        raise FetchError(Status.CORRUPT, f"its part of the table is damaged ({error})") from error
 
 
 def _of_folder(fs: pafs.FileSystem, folder: str, config: CrawlSettings) -> Iterator[Picture]:

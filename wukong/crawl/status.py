@@ -24,6 +24,9 @@ class Status(StrEnum):
     NOAI = "noai"
     OPTED_OUT = "opted_out"
 
+    # The picture or its caption is in a part of its set that is measured (wukong.crawl.set_pairs).
+    MEASURED = "measured"
+
     # The caption is longer than any that is kept.
     CAPTION_TOO_LONG = "caption_too_long"
 

@@ -18,6 +18,9 @@ MAX_URL = 8192
 ROW = "#row "
 """In the URL of a row that cannot be used it is followed by the number of the row and the reason."""
 
+MEASURED = "#measured "
+"""Likewise of a picture that is left out because it or its caption is measured; the reason follows."""
+
 _MAX_HOST = 253
 _SHOWN = 200
 _URL_SAFE = "!#$%&'()*+,/:;=?@[]~-._"  # like browsers: reserved characters and % stay, others are percent-encoded

@@ -251,12 +251,14 @@ class Retrieval:
         how_to_get: what to download and where to put it.
         read_published: reads the owner's form: gets the set's folder and the split.
         text_to_image_only: whether only images are searched by text.
+        apart: the splits whose images and captions are no part of what a model is trained on.
     """
 
     name: str
     title: str
     splits: Mapping[str, Counts]
     split: str = "test"
+    apart: tuple[str, ...] = ("val", "test")
     note: str = ""
     how_to_get: HowToGet
     read_published: Callable[[Path, str], Captioned] = field(repr=False)

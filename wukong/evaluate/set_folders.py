@@ -52,8 +52,13 @@ def digest_of(root: str, name: str) -> str:
 
 
 @contextmanager
-def local(root: str, name: str) -> Iterator[Path]:
+def local(root: str, name: str, *, pictures: bool = True) -> Iterator[Path]:
     """Give the folder of a set as a path; of a set in an object store it is a copy that is deleted afterwards.
+
+    Args:
+        root: URI of the folder that holds the sets.
+        name: the set's name.
+        pictures: false to copy no picture: the copy has an empty file for each, so that the set's reader finds it.
 
     Raises:
         StorageError: the store cannot be read.
@@ -64,7 +69,12 @@ def local(root: str, name: str) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix=f"wukong-{name}-") as scratch:
         for uri in _files(folder):
-            storage.download(uri, Path(scratch, uri[len(folder) :].lstrip("/")))
+            copy = Path(scratch, uri[len(folder) :].lstrip("/"))
+            if pictures or copy.suffix.lower() not in _PICTURES:
+                storage.download(uri, copy)
+            else:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.touch()
         yield Path(scratch)
 
 

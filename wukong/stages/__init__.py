@@ -106,11 +106,15 @@ def _of_training(experiment: Experiment, settings: Training) -> dict[str, Any]:
     # threads change its rounding.
     unimportant = {"checkpoint", "log_every", "min_workers", "max_failures", "validation", "threads"}
     training = settings.model_dump(mode="json", exclude=unimportant)
+    del training["from_model"]  # a model that is taken has a key of its own (wukong.stages.start)
     for key, default in (("max_lost_shards", 0), ("text_head_rate", 1.0), ("captions_per_picture", "first")):
         if training[key] == default:
             del training[key]  # keys without it are from before it was
     if settings.validation.decides:
-        training["validation"] = settings.validation.model_dump(mode="json") | {
+        validation = settings.validation.model_dump(mode="json")
+        if not settings.validation.split:
+            del validation["split"]  # likewise
+        training["validation"] = validation | {
             "captions": experiment.evaluate.captions,
             "classification": [task.model_dump(mode="json") for task in experiment.evaluate.classification],
         }
@@ -193,7 +197,7 @@ TABLE = (
         key_parents=("filter",),  # it waits for the gate and takes nothing from it
         version=4,
         from_experiment=lambda experiment: _of_training(experiment, experiment.pretrain),
-        sections=("model",),
+        sections=("model", "pretrain"),
         trains=True,
         runs_model=lambda _: True,
         estimate=estimate.of_pretrain,
@@ -294,10 +298,14 @@ def sections_of(names: Collection[str]) -> set[str]:
 def training_of(experiment: Experiment, name: str) -> Training:
     """The section of the experiment that sets a training stage's workers, GPUs and epochs.
 
+    Where a model is taken in the place of pre-training, that stage is one process that copies it.
+
     Raises:
         ConfigError: the stage does not train.
     """
     if not of(name).trains:
         raise ConfigError(f"the stage {name} does not train; those that do are {', '.join(TRAININGS)}")
+    if name == "pretrain" and experiment.pretrain.from_model:
+        return Training(workers=1, loader_workers=0)
     settings: Training = getattr(experiment, name)
     return settings

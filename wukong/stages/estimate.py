@@ -206,7 +206,9 @@ def of_validate(work: Work) -> Estimate:
 
 
 def of_pretrain(work: Work) -> Estimate:
-    """Of pre-training, with the features that it computes."""
+    """Of pre-training, with the features that it computes; or of the copy of a model that is taken in its place."""
+    if work.experiment.pretrain.from_model:
+        return Estimate(_BYTES * work.size.weights, 0)
     own, features = _of_training(work, "pretrain"), of_features(work)
     if features is None:
         return own

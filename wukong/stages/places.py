@@ -20,6 +20,7 @@ from wukong.config.model import Model
 from wukong.crawl.source import Searched
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import set_folders
+from wukong.stages import start as start_model
 from wukong.store import fence, lease, manifest, storage
 from wukong.store.manifest import Manifest, Stage
 
@@ -287,6 +288,8 @@ def training(
 
 @_upcoming_of(*stages.TRAININGS)
 def _upcoming_training(name: str, experiment: Experiment, parents: Parents) -> Stage | None:
+    if name == "pretrain" and experiment.pretrain.from_model:
+        return start_model.stage(experiment)
     filtered, start = parents["filter"], parents.get("pretrain")
     settled = decided(name, experiment, filtered, start)
     if settled is None:

@@ -24,7 +24,7 @@ from wukong.curate import rules
 from wukong.errors import ConfigError, DataError, WukongError
 from wukong.evaluate import set_folders
 from wukong.model.cost import Size
-from wukong.stages import estimate, overlay, run_paths
+from wukong.stages import estimate, overlay, run_paths, start
 from wukong.store import manifest, storage
 
 log = logging.getLogger(__name__)
@@ -56,10 +56,11 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
         ConfigError: a setting is missing; the message names every key.
     """
     problems = []
-    if "evaluate" in names and not experiment.filter.split.holdouts:
+    if "evaluate" in names and not (experiment.filter.split.holdouts or experiment.evaluate.tasks):
         problems.append(
             "filter.split.holdouts: there is none, so that nothing could be measured after training; hold out captions,"
-            ' for instance held_out_captions: 0.1 and holdouts: [{name: held-out, source: "*", captions: unseen}]'
+            ' for instance held_out_captions: 0.1 and holdouts: [{name: held-out, source: "*", captions: unseen}], or '
+            "name published sets in evaluate.tasks"
         )
     problems += [
         f"{training}.validation.tasks: there is no hold-out and no evaluation set {name!r}; there are "
@@ -162,6 +163,7 @@ def _checks(experiment: Experiment) -> Mapping[str, Callable[[str], str]]:
         "validation.reference": lambda uri: _of_stage(uri, "validate"),
         "release.opt_out": _of_file,
         "evaluate.sets": lambda uri: _of_sets(uri, experiment.published_sets),
+        "pretrain.from_model": lambda uri: _of_folder(uri, start.FILES),
         "model.image.weights": _of_file,
         "model.text.vocabulary": _of_file,
         "model.text.weights": lambda uri: _of_folder(uri, ("config.json", "model.safetensors")),
@@ -280,7 +282,13 @@ def check_store(experiment: Experiment) -> None:
         )
 
 
-def check_machine(experiment: Experiment, machine: Machine, needed: int, size: Size | None = None) -> None:
+def check_machine(
+    experiment: Experiment,
+    machine: Machine,
+    needed: int,
+    size: Size | None = None,
+    trainings: Collection[str] = stages.TRAININGS,
+) -> None:
     """Check that a run fits a machine.
 
     Args:
@@ -288,6 +296,7 @@ def check_machine(experiment: Experiment, machine: Machine, needed: int, size: S
         machine: the machine.
         needed: bytes that the stages will write.
         size: the model's; None if none is trained.
+        trainings: names of the training stages that it does.
 
     Raises:
         ConfigError: it does not fit; the message names every key.
@@ -300,7 +309,7 @@ def check_machine(experiment: Experiment, machine: Machine, needed: int, size: S
             "embedded stack: WUKONG_HOME)"
         )
     if size is not None:
-        for name in stages.TRAININGS:
+        for name in trainings:
             problems += _too_large(name, stages.training_of(experiment, name), machine, size)
     _refuse(problems)
 
@@ -346,7 +355,9 @@ def check_model(experiment: Experiment) -> Size:
     size = Size.of(model)
     with torch.device("meta"):
         tower = ImageEncoder(model.image, with_weights=False)
-    if model.image.weights == "package":
+    if experiment.pretrain.from_model:
+        pass  # it has its weights
+    elif model.image.weights == "package":
         weights.packaged(model.image.name, grid=1)
     elif model.image.weights == "hub":
         _check_hub(model.image.name)
@@ -371,11 +382,16 @@ def check_weights(experiment: Experiment) -> None:
         ConfigError: they are damaged, or of another tower or vocabulary; the message names the key.
         StorageError: the object store cannot be reached.
     """
-    _refuse([*_misfit_of_tower(experiment.model.image), *_misfit_of_text(experiment.model.text)])
+    model, uris, problems = experiment.model, experiment.uris(), list[str]()
+    if "model.image.weights" in uris:
+        problems += _misfit_of_tower(model.image)
+    if "model.text.weights" in uris:
+        problems += _misfit_of_text(model.text)
+    _refuse(problems)
 
 
 def _misfit_of_tower(settings: ImageEncoder) -> Iterator[str]:
-    if "://" in settings.weights and storage.exists(settings.weights):
+    if storage.exists(settings.weights):
         from wukong.model import image_encoder
 
         try:
@@ -389,7 +405,7 @@ def _misfit_of_tower(settings: ImageEncoder) -> Iterator[str]:
 
 def _misfit_of_text(settings: TextEncoder) -> Iterator[str]:
     """Say where a text encoder's weights do not fit; they have a row for each entry of the vocabulary."""
-    if "://" in settings.weights and storage.exists(storage.join(settings.weights, "config.json")):
+    if storage.exists(storage.join(settings.weights, "config.json")):
         import torch
 
         from wukong.data.tokenizer import Tokenizer
@@ -421,12 +437,17 @@ def check_sets(experiment: Experiment) -> None:
     asked, problems = experiment.evaluate, []
     if asked.tasks:
         prompts.of(named(asked.protocol).prompts)
-    for name in asked.tasks if asked.sets.startswith("file://") else ():
+    parts = [("evaluate.tasks", name, named(asked.protocol).split(name)) for name in asked.tasks]
+    for training in stages.TRAININGS:
+        chosen = stages.training_of(experiment, training).validation
+        published = [name for name in chosen.tasks if name in experiment.published_sets and chosen.split]
+        parts += [(f"{training}.validation.split", name, chosen.split) for name in published]
+    for key, name, split in parts if asked.sets.startswith("file://") else ():
         with set_folders.local(asked.sets, name) as folder:
             try:
-                sets.of(name).read(folder, named(asked.protocol).split(name))
+                sets.of(name).read(folder, split)
             except WukongError as error:
-                problems.append(f"evaluate.tasks: {error}")
+                problems.append(f"{key}: {error}")
     _refuse(problems)
 
 

@@ -191,7 +191,8 @@ class _Run:
     @property
     def is_validation_due(self) -> bool:
         """Whether the model is measured after this step."""
-        every = self.settings.validation.every_steps if self.measure is not None else 0
+        asked = self.settings.validation.every_steps if self.measure is not None else 0
+        every = self.epoch_steps if asked == "epoch" else asked
         return self._is_every(every) or (every > 0 and self.taken == self.last)
 
     @property

@@ -98,7 +98,7 @@ def prepared(
             else:
                 protocol = published
                 folder = folders.enter_context(set_folders.local(experiment.evaluate.sets, name))
-                data = sets.of(name).read(folder, protocol.split(name))
+                data = sets.of(name).read(folder, settings.split or protocol.split(name))
             if data is None:
                 if settings.decides and name in settings.metric.split("/"):
                     raise DataError(

@@ -164,7 +164,7 @@ def test_a_list_needs_no_queries(tmp_path: Path) -> None:
         ("crawl.endpoint=http://[::1/x", ["crawl.endpoint", "http://[::1/x", "is no URL"]),
         ("crawl.endpoint=http://a:port/", ["crawl.endpoint", "is no URL"]),
         ("crawl.engine=urls", ["crawl.endpoint", "http://site.test/search", "file:///ABSOLUTE/PATH"]),
-        ("crawl.engine=bing", ["crawl.engine", "'bing'", "'baidu', 'searxng', 'urls' or 'files'"]),
+        ("crawl.engine=bing", ["crawl.engine", "'bing'", "'baidu', 'searxng', 'urls', 'files' or 'published_set'"]),
         ("crawl.queries=queries.txt", ["crawl.queries", "'queries.txt'", "file:///ABSOLUTE/PATH"]),
         ("crawl.queries=file://queries.txt", ["crawl.queries", "names a host, 'queries.txt'", "three slashes"]),
         ("crawl.politeness.opt_out=opt.txt", ["crawl.politeness.opt_out", "'opt.txt'"]),

@@ -236,7 +236,7 @@ def test_an_engine_is_one_file(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("https://toy.test/search?q=cat&page=2\n")
-    assert "'baidu', 'searxng', 'toy', 'urls' or 'files'" in done.stdout
+    assert "'baidu', 'searxng', 'toy', 'urls', 'files' or 'published_set'" in done.stdout
     assert "crawl.engine 'toy' is searched by words" in done.stdout
     (engines / "toy.py").write_text(TOY.replace('name = "toy"', 'name = "play"'))
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)

@@ -63,6 +63,9 @@ def test_what_trains_needs_a_hold_out_and_a_data_set_does_not(experiment: Callab
     with pytest.raises(ConfigError, match=r"filter\.split\.holdouts: there is none"):
         preflight.check_stages(bare)
     preflight.check_stages(bare, ("crawl", "filter", "validate", "release"))
+    preflight.check_stages(
+        experiment("filter.split.holdouts=[]", "evaluate.tasks=[coco-cn]", "evaluate.sets=file:///sets")
+    )
     preflight.check_stages(experiment())
 
 
@@ -77,10 +80,15 @@ MISSING: list[tuple[str, list[str]]] = [
     ("release.opt_out={}/none", ["release.opt_out", "does not exist"]),
     ("crawl={{engine: urls, endpoint: '{}/none.csv'}}", ["crawl.endpoint", "no list of URLs", ".parquet"]),
     ("crawl={{engine: files, endpoint: '{}/none'}}", ["crawl.endpoint", "a folder of pictures or a list"]),
+    (
+        "crawl={{engine: published_set, endpoint: '{}/coco-cn'}}",
+        ["crawl.endpoint", "has nothing", "evaluation-sets.md"],
+    ),
     ("crawl.previous={}/none", ["crawl.previous", "not the manifest of a crawl stage"]),
     ("validation.reference={}/filter", ["validation.reference", "not the manifest of a validate stage"]),
     ("filter.sensitive_words={}/none", ["filter.sensitive_words", "holds no list"]),
     ("filter.similarity_model={}", ["filter.similarity_model", "lacks config.json, model.safetensors, vocab.txt"]),
+    ("pretrain.from_model={}", ["pretrain.from_model", "lacks config.json, model.safetensors, vocab.txt"]),
     ("model.image.weights={}/none.safetensors", ["model.image.weights", "does not exist"]),
     ("model.text.vocabulary={}/none.txt", ["model.text.vocabulary", "does not exist"]),
     ("model.text.weights={}", ["model.text.weights", "lacks config.json, model.safetensors"]),
@@ -110,7 +118,7 @@ def test_every_key_that_is_a_uri_is_looked_at() -> None:
                 found.append(f"{prefix}{name}")
         return found
 
-    covered = {named[0] for _, named in MISSING} | {"evaluate.sets"}  # of a test of its own
+    covered = {named[0] for _, named in MISSING} | {"evaluate.sets", "finetune.from_model"}  # of tests of their own
     assert set(keys(Experiment, "")) == covered
 
 

@@ -424,6 +424,15 @@ def test_validation_does_not_change_the_weights() -> None:
     assert dict(found[-1].metrics) == of_weights(model.eval())
 
 
+def test_validation_after_each_epoch() -> None:
+    model, pairs = small.make(dropout=0.2)
+    found: list[Validated] = []
+    settings = validating(every_steps="epoch")
+    train(model, pairs, settings, 7, validate=of_weights, after_validation=found.append)
+    steps = len(pairs) // settings.batch_size
+    assert [each.step for each in found] == [steps * epoch for epoch in range(1, settings.epochs + 1)]
+
+
 @pytest.mark.parametrize("cuts", [[5], [3, 2], [8, 1]])
 def test_the_best_model_is_kept_and_found_again_after_cuts(tmp_path: Path, cuts: list[int]) -> None:
     settings = validating(keep="best")

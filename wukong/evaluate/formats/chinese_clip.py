@@ -58,7 +58,7 @@ def read_images(path: Path) -> tuple[list[str], Parts]:
             elif line.strip():
                 raise DataError(f"line {number} of {path} is not ID<TAB>BASE64 but {line[:60]!r}: download it again")
             offset += len(line)
-    images = Parts([path], np.array(parts, np.int64).reshape(-1, 3), _from_base64)
+    images = Parts([path], np.array(parts, np.int64).reshape(-1, 3), from_base64)
     if ids:
         images.image(len(ids) - 1)
     return ids, images
@@ -107,7 +107,12 @@ def _caption(line: str, places: Mapping[str, int], text: str, images: str, where
     return Caption(row[text].strip(), tuple(dict.fromkeys(places[str(each)] for each in named)))
 
 
-def _from_base64(data: bytes) -> bytes:
+def from_base64(data: bytes) -> bytes:
+    """Decode the bytes of an image in a table.
+
+    Raises:
+        ValueError: they are no base64.
+    """
     standard = data.translate(_STANDARD).rstrip(b"=")
     return base64.b64decode(standard + b"=" * (-len(standard) % 4), validate=True)
 

@@ -9,8 +9,9 @@ from wukong.evaluate.formats import json_list
 from wukong.evaluate.formats.folders import find, require
 from wukong.evaluate.published import Caption, Captioned
 
-_NAMES = {"train": ("train", "20170902"), "val": ("validation", "20170910"), "val-10k": ("validation", "20170910")}
-_FIRST = {"val-10k": 10_000}
+_TRAIN, _VALIDATION = ("train", "20170902"), ("validation", "20170910")
+_NAMES = {"train": _TRAIN, "val": _VALIDATION, "val-10k": _VALIDATION, "val-20k": _VALIDATION}
+_ROWS = {"val-10k": (None, 10_000), "val-20k": (10_000, None)}
 
 
 def _read(folder: Path, split: str) -> Captioned:
@@ -19,7 +20,7 @@ def _read(folder: Path, split: str) -> Captioned:
     source = find(folder, name, f"ai_challenger_caption_{part}_{date}/{name}")
     ids: list[str] = []
     captions: list[Caption] = []
-    for number, entry in enumerate(islice(json_list.elements(source), _FIRST.get(split))):
+    for number, entry in enumerate(islice(json_list.elements(source), *_ROWS.get(split, (None, None)))):
         if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), str):
             raise DataError(f"entry {number} of {source} has no image_id: download it again")
         texts = entry.get("caption")
@@ -37,11 +38,14 @@ SET = Retrieval(
         "train": Counts(210_000, 1_050_000),
         "val": Counts(30_000, 150_000),
         "val-10k": Counts(10_000, 50_000),
+        "val-20k": Counts(20_000, 100_000),
     },
     split="val-10k",
+    apart=("val",),
     note=(
         "val-10k has the first 10,000 images of the validation part in the order of the file and their captions, which "
-        "the paper and WenLan 2.0 measure. The captions of test-1 and test-2 were never published."
+        "the paper and WenLan 2.0 measure; val-20k has the others. The captions of test-1 and test-2 were never "
+        "published."
     ),
     how_to_get=HowToGet(
         ("ai_challenger_caption_validation_20170910.zip (AI Challenger 2017, image Chinese captioning)",),

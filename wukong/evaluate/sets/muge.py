@@ -23,6 +23,7 @@ SET = Retrieval(
     title="MUGE",
     splits={"train": Counts(129_380, 248_786), "val": Counts(29_806, 5_008), "test": Counts(30_399, 5_004)},
     split="val",
+    apart=("val",),
     note=(
         "The validation part, as in the paper: the owner keeps the answers of the test part. A query has about six "
         "images."

@@ -12,6 +12,7 @@ from wukong.errors import DataError
 from wukong.evaluate import sets
 from wukong.evaluate.data_set import Counts, Retrieval
 from wukong.evaluate.published import Caption, NotThereError
+from wukong.evaluate.sets import aic_icc
 
 IMAGES = 7
 CAPTIONS = {"flickr8k-cn": 35, "flickr30k-cn": 35, "coco-cn": 10, "aic-icc": 35, "muge": 3}
@@ -140,7 +141,7 @@ def test_a_line_that_is_no_caption_is_named(tmp_path):
 
 def test_the_first_images_of_aic_icc_in_the_order_of_the_file(tmp_path, monkeypatch):
     ids, truth = published.aic_icc(tmp_path, IMAGES, 5, published.distinct, listed=12)
-    monkeypatch.setitem(sets.aic_icc._FIRST, "val-10k", IMAGES)
+    monkeypatch.setitem(aic_icc._ROWS, "val-10k", (None, IMAGES))
     data = small("aic-icc").read(tmp_path)
     assert list(data.image_ids) == ids
     assert [tuple(each) for each in data.captions] == truth
@@ -230,3 +231,21 @@ def test_the_digest_follows_the_captions(tmp_path):
     last = len(data) - 1
     backwards = [Caption(text, tuple(last - i for i in of)) for text, of in data.captions]
     assert replace(data, image_ids=data.image_ids[::-1], captions=backwards).digest == data.digest
+
+
+def test_aic_iccs_validation_part_is_what_is_measured_and_what_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published.aic_icc(tmp_path, IMAGES, 5, published.Linked(tmp_path / "picture.jpg"))
+    assert aic_icc._ROWS == {"val-10k": (None, 10_000), "val-20k": (10_000, None)}
+    monkeypatch.setattr(aic_icc, "_ROWS", {"val-10k": (None, 2), "val-20k": (2, None)})
+    full = sets.of("aic-icc")
+    assert isinstance(full, Retrieval) and full.splits["val-20k"] == Counts(20_000, 100_000)
+    splits = {"val": Counts(IMAGES, 35), "val-10k": Counts(2, 10), "val-20k": Counts(IMAGES - 2, 25)}
+    whole, measured, others = (replace(full, splits=splits).read(tmp_path, name) for name in splits)
+    assert [*measured.image_ids, *others.image_ids] == whole.image_ids
+    texts = [[caption.text for caption in data.captions] for data in (whole, measured, others)]
+    assert texts[0] == texts[1] + texts[2]
+    assert [others.image_ids[i] for caption in others.captions for i in caption.images] == [
+        each for each in others.image_ids for _ in range(5)
+    ]

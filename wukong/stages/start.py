@@ -1,0 +1,121 @@
+"""The model that an experiment takes in the place of pre-training (``pretrain.from_model``).
+
+Its copy is the experiment's ``pretrain`` stage, so that all that reads a pre-trained model reads it. Where the model
+lies beside the manifest of the stage that trained it, that stage is the copy's parent: what it was trained on is known.
+"""
+
+import hashlib
+from typing import Any
+
+from pydantic import ValidationError
+
+from wukong import stages
+from wukong.config.experiment import Experiment
+from wukong.config.model import Model
+from wukong.config.section import flatten
+from wukong.errors import ConfigError, WukongError
+from wukong.store import fence, manifest, storage
+from wukong.store.manifest import Manifest, Stage
+
+FILES = ("config.json", "model.safetensors", "vocab.txt")
+"""The files of a saved model (``wukong.model.saved_model``, which needs torch)."""
+
+_KEY = "pretrain.from_model"
+_ELSEWHERE = {"image.weights", "text.weights", "text.vocabulary"}
+"""Keys of ``model`` that say where something lies, which a saved model has in its folder."""
+
+
+def with_its_model(experiment: Experiment) -> Experiment:
+    """Return the experiment with the section ``model`` of the model that it starts from; unchanged if there is none.
+
+    A registered model is named by its folder from then on, so that an alias that moves changes no run that has begun.
+
+    Raises:
+        ConfigError: there is no such model, or the experiment has a section ``model`` that is of another one.
+    """
+    if not experiment.pretrain.from_model:
+        return experiment
+    folder = _folder(experiment.pretrain.from_model)
+    settings = _settings(folder)
+    if experiment.model != Model() and (differing := _differing(experiment.model, settings)):
+        raise ConfigError(
+            f"{_KEY}: {experiment.pretrain.from_model} is another model than the section `model` describes: "
+            f"{'; '.join(differing)}. Leave that section out (--set model={{}}), which takes the model's own, or name "
+            "a model that has these"
+        )
+    pretrain = experiment.pretrain.model_copy(update={"from_model": folder})
+    return experiment.model_copy(update={"model": settings, "pretrain": pretrain})
+
+
+def stage(experiment: Experiment) -> Stage:
+    """The pretrain stage of an experiment that takes a model."""
+    folder = _folder(experiment.pretrain.from_model)
+    made_by = _made_by(folder)
+    files = {name: _sha256(folder, name, made_by) for name in FILES}
+    # It is not said what trained its image tower: features are computed by the tower of this stage.
+    training = {"from_model": files, "lock": "none"}
+    config = {"model": experiment.model.model_dump(mode="json"), "training": training}
+    entry = stages.of("pretrain")
+    return Stage(experiment.root, entry.name, config, [made_by] if made_by else [], entry.version)
+
+
+def take(experiment: Experiment) -> Manifest:
+    """Copy the model as the pretrain stage, without an epoch of training.
+
+    Raises:
+        StorageError: a file cannot be read.
+    """
+    taken, folder = stage(experiment), _folder(experiment.pretrain.from_model)
+
+    def copied() -> Manifest:
+        made_by = _made_by(folder)
+        for name in FILES:
+            fence.publish_bytes(taken.path(f"model/{name}"), storage.read_bytes(storage.join(folder, name)))
+        fence.publish(taken.path("history.json"), {"history": [], "pairs": 0})
+        parts = [taken.describe(name) for name in (*(f"model/{file}" for file in FILES), "history.json")]
+        return taken.commit(parts, counts={"pairs": made_by.counts.get("pairs", 0) if made_by else 0})
+
+    return taken.made(copied)
+
+
+def _folder(uri: str) -> str:
+    """Return the URI of the folder of a model."""
+    if not uri.startswith("models:/"):
+        return uri.rstrip("/")
+    from wukong.tracking import model_versions
+
+    return model_versions.folder_of(uri)
+
+
+def _settings(folder: str) -> Model:
+    try:
+        described: Any = storage.read_json(storage.join(folder, "config.json"))
+        return Model.model_validate({"match_text_cls": False, **described["model"]})
+    except (KeyError, TypeError, ValidationError, WukongError) as error:
+        raise ConfigError(
+            f"{_KEY}: {folder} is no model of this project ({error}); name the folder `model` of a training, which "
+            f"holds {', '.join(FILES)}, or models:/NAME@ALIAS"
+        ) from error
+
+
+def _differing(asked: Model, given: Model) -> list[str]:
+    """Say in which keys two models differ that their weights depend on."""
+    ours, theirs = (flatten(each.model_dump(mode="json")) for each in (asked, given))
+    own_vocabulary = [each.text.vocabulary == "package" for each in (asked, given)]
+    ignored = _ELSEWHERE - ({"text.vocabulary"} if own_vocabulary[0] != own_vocabulary[1] else set())
+    keys = sorted(key for key in ours.keys() - ignored if ours[key] != theirs[key])
+    return [f"model.{key} is {ours[key]!r}, and the model's is {theirs[key]!r}" for key in keys]
+
+
+def _made_by(folder: str) -> Manifest | None:
+    beside = folder.rpartition("/")[0]
+    return manifest.load(beside) if storage.exists(storage.join(beside, "manifest.json")) else None
+
+
+def _sha256(folder: str, name: str, made_by: Manifest | None) -> str:
+    """Return the SHA-256 of a model's file, which a manifest knows without a look at it."""
+    for part in made_by.parts if made_by else ():
+        if part.path == f"model/{name}":
+            return part.sha256
+    with storage.open_input(storage.join(folder, name)) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
