@@ -18,7 +18,7 @@ from wukong.commands.main import _PLATFORM
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
-PLATFORM = ("run", "submit", "sweep", "release", "takedown", "up", "down", "status", "env")
+PLATFORM = ("run", "check", "submit", "sweep", "release", "takedown", "up", "down", "status", "env")
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
