@@ -29,7 +29,7 @@ def failure(counts: Mapping[str, int], config: Crawl, examples: Examples | None 
 
     Args:
         counts: the counts of its manifest: ``queries``, ``queries_failed``, ``queries_unexpected``, ``urls``,
-            ``transient`` and one for each status.
+            ``transient`` and one for each status; one that is not there is 0.
         config: the crawl's settings; ``max_transient_share`` and ``max_unexpected_share`` are the limits. A crawl that
             stored no image has always failed.
         examples: examples for the message.
@@ -39,7 +39,7 @@ def failure(counts: Mapping[str, int], config: Crawl, examples: Examples | None 
     """
     examples = examples or {}
     urls, stored, queries = counts["urls"], counts[Status.SUCCESS], counts["queries"]
-    failed = _by_number({status: counts[status] for status in Status if status is not Status.SUCCESS})
+    failed = _by_number({status: counts.get(status, 0) for status in Status if status is not Status.SUCCESS})
     kept = f"Run again: the {stored:,} pictures that are stored are kept, and the others are retried."
 
     for what, wrong, total in (
