@@ -35,8 +35,12 @@ ALLOWED = {
     # Building a model to see whether it can be built, and what it costs: the command line does.
     *(("wukong.model.cost", f"wukong.model.{name}") for name in ("dual", "image_encoder")),
     *(("wukong.model.cost", name) for name in ("torch", "torch.utils.flop_counter", "wukong.data.tokenizer")),
-    *(("wukong.stages.preflight", f"wukong.model.{name}") for name in ("image_encoder", "weights")),
-    *(("wukong.stages.preflight", name) for name in ("huggingface_hub", "timm", "torch")),
+    # Comparing weights with the model: jobs do.
+    *(
+        ("wukong.stages.preflight", f"wukong.model.{name}")
+        for name in ("bert", "image_encoder", "text_encoder", "weights")
+    ),
+    *(("wukong.stages.preflight", name) for name in ("huggingface_hub", "timm", "torch", "wukong.data.tokenizer")),
     # Counting captions in tokens: the filter job does.
     ("wukong.curate.text.units", "tokenizers"),
     ("wukong.curate.text.units", "wukong.data.tokenizer"),
