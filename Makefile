@@ -82,7 +82,7 @@ nodes-test: $(INSTALLED) ## Run every stage on Rays of two and three nodes, and 
 
 .PHONY: paper-small
 paper-small: $(INSTALLED) ## Run the small versions of the paper's experiments in build/paper-small, and print their tables
-	WUKONG_PAPER_SMALL=1 $(BIN)/pytest tests/end_to_end/test_paper_small.py --basetemp build/paper-small -s $(ARGS)
+	WUKONG_PAPER_SMALL=1 $(BIN)/pytest tests/end_to_end/test_small_papers.py --basetemp build/paper-small -s $(ARGS)
 
 .PHONY: pipelines
 pipelines: $(INSTALLED) ## Compile the pipelines for the KFP UI into pipelines/compiled

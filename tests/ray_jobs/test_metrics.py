@@ -157,7 +157,7 @@ def test_a_crawl_tells_what_its_tasks_did(monkeypatch: pytest.MonkeyPatch) -> No
     job._stage, job._connect_to, job._run = None, None, ""
     monkeypatch.setattr(job, "_as_finished", lambda begin: iter([(None, [(1, None), (0, record)])]))
     planned = Downloaded([("plan/0.parquet", 0, 3, "a", "z"), ("plan/0.parquet", 1, 4, "z", "zz")])
-    job._download(planned)
+    job._download(planned, several=False)
     assert planned.statuses == record["statuses"]
     assert told == [
         ("wukong_crawl_queue", 7),

@@ -115,7 +115,9 @@ def test_a_run_killed_twice_at_any_moment_ends_with_the_same_bytes(tmp_path: Pat
         "save_file(model.state_dict(), sys.argv[2])\n"
     )
     here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parent / "model"), str(Path(__file__).parents[3])])
+    path = os.pathsep.join(
+        [str(here), str(here.parent / "model"), str(here.parent / "store"), str(Path(__file__).parents[3])]
+    )
 
     def start(name: str) -> subprocess.Popen[bytes]:
         (tmp_path / name).mkdir(exist_ok=True)
