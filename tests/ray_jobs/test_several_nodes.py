@@ -154,6 +154,7 @@ class Nodes:
         self._cluster = Cluster(initialize_head=True, connect=False, head_node_args=head)
         self.count = count
         self.fill()
+        self._cluster.wait_for_nodes(timeout=60)  # a crawl asks once how many cores there are
 
     @property
     def address(self) -> str:
