@@ -56,7 +56,8 @@ def facts_of(pairs: pl.DataFrame, split: Split) -> pl.DataFrame:
     """
     kinds = {TRAIN: "train"} | {each.name: each.captions for each in split.holdouts if each.captions != "any"}
     texts = captions.apart(pairs)
-    rows = texts if captions.PAIR in texts.columns else texts.with_row_index(captions.PAIR)
+    several = captions.PAIR in texts.columns
+    rows = texts if several else texts.with_row_index(captions.PAIR)
     kind = pl.col("split").replace_strict(kinds, default="other", return_dtype=_KIND)
     facts = rows.select(
         row=captions.PAIR,
@@ -68,14 +69,13 @@ def facts_of(pairs: pl.DataFrame, split: Split) -> pl.DataFrame:
         "caption": hashes(rows["caption"]),
         "picture": picture_digests(rows),
     }
-    # A caption occurs once in a pair, also where two of its captions have the same normal form.
     tables = [
-        facts.select(hash=pl.Series(value), of=pl.lit(name, _OF), row="row", kind="kind").unique(
-            ["row", "hash"], keep="first", maintain_order=True
-        )
+        facts.select(hash=pl.Series(value), of=pl.lit(name, _OF), row="row", kind="kind")
         for name, value in values.items()
     ]
-    return pl.concat(tables)
+    told = pl.concat(tables)
+    # A caption occurs once in a pair, also where two of its captions have the same normal form.
+    return told.unique(["of", "row", "hash"], keep="first", maintain_order=True) if several else told
 
 
 @dataclass(frozen=True)
