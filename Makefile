@@ -17,6 +17,8 @@ FILES_AT_A_TIME := --dist loadscope --numprocesses
 OVERLAY ?= k8s/overlays/kind
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Compiled modules are kept, also where the shell says not to: each process of a run compiles them anew otherwise.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help
 help: ## Show what can be made

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,8 @@ class ObjectStore:
                     "-master.volumeSizeLimitMB=256",
                     "-master.volumePreallocate=false",
                     "-volume.max=0",
+                    # By default a server writes nothing where less than 1 % of the disk is free.
+                    "-volume.minFreeSpace=64MiB",
                     f"-master.port={port['master']}",
                     f"-master.port.grpc={port['master_grpc']}",
                     f"-volume.port={port['volume']}",
@@ -110,9 +113,13 @@ class ObjectStore:
                 store.create_dir(bucket, recursive=False)
                 with store.open_output_stream(f"{bucket}/ready") as stream:
                     stream.write(b"ready")
-            except OSError:
+            except OSError as error:
                 if time.monotonic() > until:
-                    raise
+                    free = shutil.disk_usage(self.folder).free / 1e9
+                    told = "\n".join((self.folder / "log.txt").read_text(errors="replace").splitlines()[-20:])
+                    raise AssertionError(
+                        f"the object store takes nothing, {free:.1f} GB of the disk are free:\n{told}"
+                    ) from error
                 time.sleep(0.1)
             else:
                 return
