@@ -89,15 +89,25 @@ def install(folder: Path, torch: str, newest: bool) -> None:
         venv.create(folder, with_pip=True)
     chosen.write_text(f"{torch}\n", encoding="utf-8")
     # Without a terminal, a progress bar would print many lines.
-    quiet = () if sys.stdout.isatty() else ("--quiet",)
+    options = ("--no-compile",) if sys.stdout.isatty() else ("--no-compile", "--quiet")
     _pip(python, ["--quiet", "--upgrade", PIP])
     constraints = [] if newest else ["--constraint", str(PROJECT / "constraints.txt")]
     if torch == "cpu":
         # Use an index with CPU builds only; otherwise pip takes the CUDA builds of the same version.
-        _pip(python, [*quiet, "--index-url", CPU_INDEX, "torch>=2.8", "torchvision>=0.23"], CPU_INDEX)
-    _pip(python, [*quiet, *constraints, "--editable", f"{PROJECT}[all,dev]"])
-    _pip(python, [*quiet, "--no-deps", *FILES])
+        _pip(python, [*options, "--index-url", CPU_INDEX, "torch>=2.8", "torchvision>=0.23"], CPU_INDEX)
+    _pip(python, [*options, *constraints, "--editable", f"{PROJECT}[all,dev]"])
+    _pip(python, [*options, "--no-deps", *FILES])
+    _compile(python, folder)
     (folder / STAMP).touch()
+
+
+def _compile(python: Path, folder: Path) -> None:
+    """Compile what was installed on all cores; pip does it on one, and packages' tests with it.
+
+    Some files are templates, or of another Python: compileall then ends with 1, and nothing is missing.
+    """
+    options = ("-qq", "--workers", "0", "-x", r"[/\\]tests?[/\\]")
+    subprocess.run([str(python), "-m", "compileall", *options, str(folder)], check=False)  # noqa: S603
 
 
 def _say(text: str) -> None:

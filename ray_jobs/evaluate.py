@@ -211,10 +211,9 @@ def _read(job: _Job, name: str, *, gpu: bool) -> tuple[_Read | None, list[list[B
 def _sizes(experiment: Experiment, data: Data, protocol: Protocol, *, gpu: bool) -> Sizes:
     """Return the sizes of the blocks of a published set."""
     model = experiment.model
-    patches, words, width = 1, 1, model.embedding or model.text.width
-    if model.is_token_wise:
-        patches, words = cost.feature_shape(model).tokens, estimate.CAPTION_TOKENS
-    of_pair, of_image = 2.0 * patches * words * width, cost.tower_flops(model)
+    tower, width = cost.empty_tower(model), model.embedding or model.text.width
+    patches, words = (tower.token_count, estimate.CAPTION_TOKENS) if model.is_token_wise else (1, 1)
+    of_pair, of_image = 2.0 * patches * words * width, cost.tower_flops(model, tower)
     if isinstance(data, ClassificationData):
         texts = len(data.classes) * len(prompts.of(protocol.prompts, data.name))
         of_image += len(places.EVALUATED) * texts * of_pair

@@ -41,11 +41,13 @@ def asked(folder: Path) -> list[list[str]]:
 
 def test_everything_is_installed_within_the_constraints(environment: Path) -> None:
     assert install.main([str(environment), "--torch", "cuda"]) == 0
-    pip, project, files = asked(environment)
+    pip, project, files, compiled = asked(environment)
     assert pip[-1].startswith("pip>=")
     assert project[-2:] == ["--editable", f"{REPOSITORY}[all,dev]"]
     assert project[project.index("--constraint") + 1] == str(REPOSITORY / "constraints.txt")
     assert "--no-deps" in files
+    assert all("--no-compile" in command for command in (project, files))
+    assert compiled[:2] == ["-m", "compileall"] and compiled[-1] == str(environment)
     assert (environment / ".installed").exists()
     assert (environment / ".torch").read_text() == "cuda\n"
 
@@ -104,6 +106,19 @@ def test_the_project_is_built_without_a_warning(kind: str, tmp_path: Path) -> No
     assert pth == ([str(tmp_path / "project")] if kind == "editable" else [])
 
 
+def test_all_modules_but_tests_are_compiled_and_a_template_does_not_stop_it(tmp_path: Path) -> None:
+    made = {
+        "package/module.py": "x = 1\n",
+        "package/template.py": "x = {% name %}\n",
+        "package/tests/test_it.py": "x = 1\n",
+    }
+    for name, text in made.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    install._compile(Path(sys.executable), tmp_path)
+    assert [path.name.split(".")[0] for path in tmp_path.rglob("*.pyc")] == ["module"]
+
+
 def test_newest_versions_ignore_the_constraints(environment: Path) -> None:
     assert install.main([str(environment), "--torch", "cuda", "--newest"]) == 0
     assert not any("--constraint" in command for command in asked(environment))
@@ -111,7 +126,7 @@ def test_newest_versions_ignore_the_constraints(environment: Path) -> None:
 
 def test_cpu_builds_come_first_from_their_own_index(environment: Path) -> None:
     assert install.main([str(environment), "--torch", "cpu"]) == 0
-    _, torch, project, _ = asked(environment)
+    _, torch, project, *_ = asked(environment)
     assert torch[torch.index("--index-url") + 1] == "https://download.pytorch.org/whl/cpu"
     assert {part.split(">=")[0] for part in torch[-2:]} == {"torch", "torchvision"}
     assert "--index-url" not in project

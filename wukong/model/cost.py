@@ -1,10 +1,13 @@
 """What an image and a pair cost, from a model's architecture: weights, shape of features, floating-point operations."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from wukong.config.model import Model
 from wukong.config.training import Training
+
+if TYPE_CHECKING:
+    from wukong.model.image_encoder import ImageEncoder
 
 
 class Shape(NamedTuple):
@@ -31,8 +34,12 @@ class Size:
     shape: Shape
 
     @classmethod
-    def of(cls, model: Model) -> "Size":
+    def of(cls, model: Model, tower: "ImageEncoder | None" = None) -> "Size":
         """Return the size of a model, which is built without memory for its weights.
+
+        Args:
+            model: the architecture.
+            tower: its image tower from ``empty_tower``; by default it is built.
 
         Raises:
             ConfigError: the model cannot be built.
@@ -41,14 +48,12 @@ class Size:
 
         from wukong.data.tokenizer import Tokenizer
         from wukong.model.dual import DualEncoder
-        from wukong.model.image_encoder import ImageEncoder
 
-        tokenizer = Tokenizer.of(model.text)
+        tokenizer, tower = Tokenizer.of(model.text), tower or empty_tower(model)
         with torch.device("meta"):
-            tower = ImageEncoder(model.image, with_weights=False)
             built = DualEncoder(model, tokenizer, tower, with_weights=False)
         count = [sum(parameter.numel() for parameter in module.parameters()) for module in (built, tower)]
-        return cls(count[0], count[1], tower_flops(model), feature_shape(model))
+        return cls(count[0], count[1], tower_flops(model, tower), feature_shape(model, tower))
 
     def memory(self, settings: Training) -> int:
         """Return the least bytes of a worker, in float32: weights, and for trained ones gradients and two moments."""
@@ -56,8 +61,8 @@ class Size:
         return 16 * trained + (0 if settings.reads_features else 4 * (self.weights - trained))
 
 
-def feature_shape(model: Model) -> Shape:
-    """Return the shape of an image's features; the tower is built without memory for its weights.
+def empty_tower(model: Model) -> "ImageEncoder":
+    """Return the image tower of a model without memory for its weights.
 
     Raises:
         ConfigError: the tower cannot be built.
@@ -67,24 +72,33 @@ def feature_shape(model: Model) -> Shape:
     from wukong.model.image_encoder import ImageEncoder
 
     with torch.device("meta"):
-        tower = ImageEncoder(model.image, with_weights=False)
+        return ImageEncoder(model.image, with_weights=False)
+
+
+def feature_shape(model: Model, tower: "ImageEncoder | None" = None) -> Shape:
+    """Return the shape of an image's features.
+
+    Args:
+        model: the architecture.
+        tower: its image tower from ``empty_tower``; by default it is built, which takes seconds.
+
+    Raises:
+        ConfigError: the tower cannot be built.
+    """
+    tower = tower or empty_tower(model)
     if model.is_token_wise:
         return Shape(tower.token_count, tower.token_width)
     return Shape(1, tower.pooled_width)
 
 
-def tower_flops(model: Model) -> float:
-    """Return the floating-point operations of the image tower's forward pass for one image."""
+def tower_flops(model: Model, tower: "ImageEncoder | None" = None) -> float:
+    """Return the floating-point operations of the image tower's forward pass for one image; arguments as above."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from wukong.model.image_encoder import ImageEncoder
-
-    with torch.device("meta"):
-        encoder = ImageEncoder(model.image, with_weights=False)
-        size = model.image.image_size
-        with FlopCounterMode(display=False) as counted, torch.inference_mode():
-            encoder.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    tower, size = tower or empty_tower(model), model.image.image_size
+    with torch.device("meta"), FlopCounterMode(display=False) as counted, torch.inference_mode():
+        tower.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8))
     return float(counted.get_total_flops())
 
 

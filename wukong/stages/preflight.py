@@ -23,7 +23,7 @@ from wukong.crawl.source import Listed
 from wukong.curate import rules
 from wukong.errors import ConfigError, DataError, WukongError
 from wukong.evaluate import set_folders
-from wukong.model.cost import Size
+from wukong.model.cost import Size, empty_tower
 from wukong.stages import estimate, overlay, run_paths, start
 from wukong.store import manifest, storage
 
@@ -346,15 +346,11 @@ def check_model(experiment: Experiment) -> Size:
     Raises:
         ConfigError: it cannot be built, or weights are missing; the message names the key.
     """
-    import torch
-
     from wukong.model import weights
-    from wukong.model.image_encoder import ImageEncoder
 
     model = experiment.model
-    size = Size.of(model)
-    with torch.device("meta"):
-        tower = ImageEncoder(model.image, with_weights=False)
+    tower = empty_tower(model)
+    size = Size.of(model, tower)
     if experiment.pretrain.from_model:
         pass  # it has its weights
     elif model.image.weights == "package":
