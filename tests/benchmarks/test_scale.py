@@ -88,7 +88,6 @@ def test_lines_of_every_script_get_the_words_of_the_table(bench: ModuleType) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_a_small_benchmark_runs_and_its_table_has_the_stages(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/scale/bench.py", "--small", "--only", "run", "--folder", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -25,7 +25,7 @@ from wukong.errors import ConfigError
 from wukong.store import storage
 
 mlflow = pytest.importorskip("mlflow")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 SCRIPT = """
 import json, sys

@@ -408,7 +408,6 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("page", "start", "how"), WITH_THE_STACK)
 def test_a_block_does_what_it_says_with_the_stack(
     page: str, start: str, how: str, user: Clone, monkeypatch: pytest.MonkeyPatch

@@ -35,7 +35,7 @@ SMALL = [
     *("pretrain.batch_size=64", "pretrain.validation.every_steps=4", "finetune.batch_size=64"),
 ]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from infra.corpus import packages
 from infra.corpus.sources import SOURCES
 from wukong.store import storage
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 SMALL = [

@@ -25,8 +25,6 @@ from infra.stack.state import Stack, folder_id
 from wukong.errors import StackError
 from wukong.runtime import environment
 
-pytestmark = pytest.mark.timeout(600)
-
 
 @pytest.fixture(scope="module", autouse=True)
 def noted_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

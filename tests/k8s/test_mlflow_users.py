@@ -103,7 +103,6 @@ def finished(experiment: Experiment, name: str, *parents: Manifest, **metrics: f
     return stage.commit(parts, counts={"pairs": 7}, metrics=metrics)
 
 
-@pytest.mark.timeout(300)
 def test_stages_do_their_work_without_being_administrators(
     stages: Mapping[str, str],
     secrets: Mapping[str, Mapping[str, str]],

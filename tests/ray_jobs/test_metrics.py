@@ -270,7 +270,6 @@ def answers(port: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_every_query_of_the_dashboard_returns_something(prometheus: Prometheus) -> None:
     asked = [(title, query) for row, title, query in panels() if row in SOURCES]
     assert len(asked) > 15
@@ -283,7 +282,6 @@ def test_every_query_of_the_dashboard_returns_something(prometheus: Prometheus) 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_a_training_that_waits_for_data_raises_its_alert(prometheus: Prometheus) -> None:
     def raised() -> set[str]:
         return {

@@ -19,7 +19,7 @@ from wukong.runs import run_records
 from wukong.store import fence, storage
 from wukong.store.manifest import Manifest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 class Run(threading.Thread):

@@ -266,7 +266,6 @@ def check_places(run: Run, count: int) -> None:
 
 @MATRIX
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_a_node_is_killed_in_each_stage(one_node: Run, tmp_path_factory: pytest.TempPathFactory) -> None:
     with nodes_of(3, tmp_path_factory.mktemp("ray")) as nodes:
         run = Run("killed", nodes, killed=STAGES)
@@ -276,7 +275,6 @@ def test_a_node_is_killed_in_each_stage(one_node: Run, tmp_path_factory: pytest.
 
 @MATRIX
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("count", [2, 3])
 def test_every_stage_runs_on_all_nodes(one_node: Run, count: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     with nodes_of(count, tmp_path_factory.mktemp("ray")) as nodes:
@@ -287,7 +285,6 @@ def test_every_stage_runs_on_all_nodes(one_node: Run, count: int, tmp_path_facto
 
 @MATRIX
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("count", "seconds"), [(2, 0.3), (3, 1.0), (3, 3.0)])
 def test_a_node_is_killed_later(
     one_node: Run, count: int, seconds: float, tmp_path_factory: pytest.TempPathFactory

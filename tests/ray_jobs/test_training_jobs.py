@@ -33,7 +33,7 @@ from wukong.stages import places
 from wukong.store import fence, storage
 from wukong.store.manifest import Manifest, Stage, load
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 COLOURS = {
     "红": "red",

@@ -258,7 +258,6 @@ def test_a_set_without_pictures_cannot_decide(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_published_set_is_measured_with_the_locked_tower(
     given: Given, tmp_path: Path, logged: dict[str, dict[int, float]]
 ) -> None:

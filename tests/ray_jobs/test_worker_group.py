@@ -198,7 +198,6 @@ def test_a_ray_without_a_dashboard_has_no_address_of_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_two_workers_of_a_machine_share_it(tmp_path: Path) -> None:
     """On a real Ray which is told that it has seven cores: each worker has three of them, and computes with one."""
     code = (

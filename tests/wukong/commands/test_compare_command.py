@@ -1,9 +1,9 @@
 """``wukong compare`` with a real MLflow server: 50 runs, as the pipeline leaves them."""
 
 import json
+import math
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
@@ -54,22 +54,24 @@ def runs(tmp_path_factory: pytest.TempPathFactory, mlflow_of_all: MlflowServer) 
     return address, names
 
 
-def test_fifty_runs_are_compared_in_two_seconds(runs: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processor time, which a busy machine does not stretch; the server's own is in the wall time that is printed."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", runs[0])
+def seconds_of(*names: str) -> tuple[float, "subprocess.CompletedProcess[str]"]:
+    """The least processor time of three comparisons, and the last: caches may be cold at first."""
     program = "import resource, sys; from cli.main import app; app(sys.argv[1:], standalone_mode=False); " \
               "print(resource.getrusage(resource.RUSAGE_SELF).ru_utime, file=sys.stderr)"  # fmt: skip
-    for _ in range(3):  # a busy machine's caches are cold, so the best of three
-        began = time.monotonic()
-        ended = subprocess.run(
-            [sys.executable, "-c", program, "compare", *runs[1], "--json"], capture_output=True, text=True, check=False
-        )
-        wall = time.monotonic() - began
+    command = [sys.executable, "-c", program, "compare", *names, "--json"]
+    seconds = math.inf
+    for _ in range(3):
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr
-        seconds = float(ended.stderr.split()[-1])
-        print(f"{RUNS} runs: {seconds:.2f} s of a core, {wall:.2f} s in all")
-        if seconds <= TARGET:
-            break
+        seconds = min(seconds, float(ended.stderr.split()[-1]))
+    return seconds, ended
+
+
+def test_fifty_runs_are_compared_in_two_seconds(runs: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a core where a comparison of two takes one, most of it its start: a slow core stretches both."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", runs[0])
+    (two, _), (seconds, ended) = seconds_of(*runs[1][:2]), seconds_of(*runs[1])
+    print(f"{RUNS} runs: {seconds:.2f} s of a core; 2 runs: {two:.2f}")
     assert ended.stderr.count("Logged as comparison.html") == 1
     document = json.loads(ended.stdout)
     assert len(document["runs"]) == RUNS and list(document["parameters"]) == ["pretrain.epochs"]
@@ -77,7 +79,7 @@ def test_fifty_runs_are_compared_in_two_seconds(runs: tuple[str, list[str]], mon
     verdicts = [entry["verdict"] for entry in first["results"]["top1"]]
     assert verdicts == ["baseline"] + ["noise"] * (RUNS // 2 - 1) + ["better"] * (RUNS // 2)
     assert all(entry["difference"]["paired"] for entry in first["results"]["top1"][1:])
-    assert seconds <= 1.5 * TARGET, "beside other work a core is slower"
+    assert seconds <= 1.25 * TARGET * two, "beside other work the measured times scatter"
 
 
 def test_the_page_is_logged_to_the_newest_run_or_to_a_named_one(

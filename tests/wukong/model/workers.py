@@ -1,5 +1,6 @@
 """Run a function in several processes that form a gloo group, and return each process's result."""
 
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from free_ports import free_port
+
+# Imports are most of what a worker does: they are done once, in the process from which all are forked.
+multiprocessing.set_forkserver_preload(
+    ["wukong.train.loop", "wukong.model.dual", "torch._dynamo", "timm.optim", "pytest"]
+)
 
 
 def _enter(
@@ -21,5 +27,6 @@ def _enter(
 
 def run(workers: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """``function(rank, workers, *arguments)`` in each process; it must be importable and return tensors."""
-    mp.spawn(_enter, (workers, free_port(), str(folder), function, arguments), nprocs=workers)
+    arguments = (workers, free_port(), str(folder), function, arguments)
+    mp.start_processes(_enter, arguments, nprocs=workers, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(workers)]

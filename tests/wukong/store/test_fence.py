@@ -197,7 +197,6 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_a_real_s3_server_heeds_conditions(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in s3.items():
         monkeypatch.setenv(name, value)
@@ -225,7 +224,6 @@ def test_a_real_s3_server_heeds_conditions(s3: dict[str, str], monkeypatch: pyte
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_an_old_driver_is_refused_by_a_real_s3_server(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in s3.items():
         monkeypatch.setenv(name, value)

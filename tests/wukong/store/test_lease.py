@@ -354,7 +354,6 @@ def processes() -> Iterator[list[Process]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_the_second_of_two_processes_takes_what_the_first_makes(shared: str, processes: list[Process]) -> None:
     first = Process(shared, "a", 3)
     processes.append(first)
@@ -368,7 +367,6 @@ def test_the_second_of_two_processes_takes_what_the_first_makes(shared: str, pro
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_a_killed_process_is_taken_over(shared: str, processes: list[Process]) -> None:
     first = Process(shared, "a", 600)
     processes.append(first)
@@ -384,7 +382,6 @@ def test_a_killed_process_is_taken_over(shared: str, processes: list[Process]) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_stopped_process_is_taken_over_and_commits_nothing(shared: str, processes: list[Process]) -> None:
     """As if its node were lost: what others know of it is its lease."""
     first = Process(shared, "a", 5, ELSEWHERE)
@@ -405,7 +402,6 @@ def test_a_stopped_process_is_taken_over_and_commits_nothing(shared: str, proces
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_a_terminated_process_releases(shared: str, processes: list[Process]) -> None:
     """Ray's drivers end in order at a SIGTERM; so does this one."""
     code = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))\n" + PROCESS

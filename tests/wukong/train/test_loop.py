@@ -97,7 +97,6 @@ def test_a_run_cut_anywhere_and_resumed_ends_with_the_same_weights(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_run_killed_twice_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
     """SIGKILL of the whole process, also while a checkpoint is written."""
     code = (

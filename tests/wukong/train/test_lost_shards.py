@@ -153,7 +153,6 @@ def test_the_pairs_of_the_next_shard_stand_in_the_places_of_a_lost_one(
 
 
 @FEW
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", ["features", "pictures"])
 def test_a_shard_that_vanishes_in_the_middle_of_an_epoch(tmp_path: Path, kind: str) -> None:
     corpus = written(tmp_path, (ROWS,) * 40)
@@ -175,7 +174,6 @@ def test_a_shard_that_vanishes_in_the_middle_of_an_epoch(tmp_path: Path, kind: s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_loader_processes_do_not_hang_when_a_shard_vanishes(tmp_path: Path) -> None:
     for limit in (1, 0):
         corpus = written(tmp_path / str(limit))
@@ -242,7 +240,6 @@ def test_a_store_that_is_away_has_lost_no_shard(tmp_path: Path, away: StorageErr
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_objects_that_are_deleted_and_a_store_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server, here = ObjectStore(tmp_path / "weed"), written(tmp_path / "data", (ROWS,) * 40)
     for name, value in (server.variables() | {patience.VARIABLE: "1"}).items():
@@ -336,7 +333,6 @@ def _two_workers(rank: int, _workers: int, prefix: str, rows: tuple[int, ...]) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_workers_agree_on_the_number_of_lost_shards(tmp_path: Path) -> None:
     """Each finds the shards of its own lanes; the limit is for all of them together."""
     rows = (ROWS,) * 12
