@@ -67,7 +67,8 @@ def own_variables() -> Iterator[None]:
     yield
     # Only what has changed: threads of libraries, such as those that resolve names for libcurl, read variables at any
     # time, and the C library has no lock for them.
-    for name in os.environ.keys() - variables.keys():
+    # Ray sets its mode when it starts, and the Ray that tests share asks all that connect later for it.
+    for name in os.environ.keys() - variables.keys() - {"RAY_AUTH_MODE"}:
         del os.environ[name]
     for name, value in variables.items() - os.environ.items():
         os.environ[name] = value

@@ -245,8 +245,8 @@ def test_of_pairs_with_equal_pictures_the_first_by_key_stays(tmp_path, make_craw
     rows = [row | {"sha256": f"{n // 2:016x}" * 4} for n, row in enumerate(corpus()) if row.get("status") is None]
     crawl = make_crawl(rows, part_size=7)
     manifest = job.run(experiment(tmp_path, split={}, duplicate_images="equal"), {"crawl": crawl})
-    passed = [row for row in rows if row["url"] not in set(shard_rows(manifest, "dropped/").filter(
-        pl.col("dropped_by") != "duplicate_image")["url"])]  # fmt: skip
+    before = set(shard_rows(manifest, "dropped/").filter(pl.col("dropped_by") != "duplicate_image")["url"])
+    passed = [row for row in rows if row["url"] not in before]
     first = {}
     for row in sorted(passed, key=lambda row: key_of(row["url"])):
         first.setdefault(row["sha256"], key_of(row["url"]))
