@@ -1,6 +1,7 @@
 """The section ``model`` of an experiment (section 4), and the architectures that it may name."""
 
 from importlib import resources
+from math import isqrt
 from typing import Any, Literal
 
 import yaml
@@ -27,6 +28,22 @@ class ImageEncoder(Strict):
     block: int | None = Field(
         None, ge=0, description="take the features after this stage (CNN, Swin) or block (ViT) instead of the last ones"
     )
+    tokens: Positive | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # keys and files without it are from before it was
+        description="of the token-wise similarity: number of tokens to which an image's patches are pooled; null for "
+        "all patches, as in the paper",
+    )
+    pooling: Literal["areas", "attention"] = Field(
+        "areas",
+        exclude_if=lambda value: value == "areas",
+        description="how patches are pooled to tokens: to means of square areas, or by trained attention maps, as in "
+        "some of the authors' released models",
+    )
+
+    def of_tower(self) -> dict[str, Any]:
+        """Return the keys that decide the features of an image: all but how they are pooled, which is trained later."""
+        return self.model_dump(mode="json", exclude={"tokens", "pooling"})
 
     @field_validator("weights")
     @classmethod
@@ -114,6 +131,17 @@ class Model(Strict):
         description="bias of the sigmoid loss at the start; learned. It is negative because most combinations of an "
         "image and a caption in a batch are no pairs",
     )
+
+    @model_validator(mode="after")
+    def _pooled_tokens_are_compared(self) -> "Model":
+        image, count = self.image, self.image.tokens
+        if count is None and image.pooling != "areas":
+            raise ValueError(f"image.pooling is {image.pooling}, and image.tokens, the number of tokens, is not given")
+        if count is not None and not self.is_token_wise:
+            raise ValueError("image.tokens is of the token-wise similarity: write similarity: token, or leave it out")
+        if count is not None and image.pooling == "areas" and isqrt(count) ** 2 != count:
+            raise ValueError(f"image.tokens: {count} square areas are no square; 4, 9, 16, … are allowed")
+        return self
 
     @property
     def is_token_wise(self) -> bool:

@@ -64,7 +64,7 @@ def align(saved: SavedModel, picture: Image.Image, text: str, word: str | None =
     """
     side = _side(saved)
     ids, vectors = _text(saved, text)
-    patches = saved.encode_image([picture])[0]
+    patches = saved.encode_image([picture], pool=False)[0]
     best = (patches @ vectors.T).max(1)
     entries = saved.tokenizer.vocabulary.split("\n")
     tower = saved.model.settings.image
@@ -254,7 +254,7 @@ def pointing_game(
         for corner, square in enumerate(chosen):
             shown = images.evaluation_view(open_picture(pictures[square]), half, "whole")
             page.paste(shown, (half * (corner % 2), half * (corner // 2)))
-        patches = saved.encode_image([page])[0]
+        patches = saved.encode_image([page], pool=False)[0]
         for corner, square in enumerate(chosen):
             word = words[square]
             if word not in tokens:

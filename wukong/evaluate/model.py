@@ -1,6 +1,7 @@
 """What an evaluation needs of a model: the interface, this project's models behind it, and checks of their vectors."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,7 +119,7 @@ class OwnModel:
     def _tower_digest(self) -> str | None:
         """SHA-256 over the image tower's settings and weights; None where it is not in memory."""
         model = self._saved.model
-        return None if model.image is None else _digest_of(model.image, model.settings.image.model_dump_json())
+        return None if model.image is None else _digest_of(model.image, json.dumps(model.settings.image.of_tower()))
 
     def run_tower(self, pixels: Tensor) -> Tensor:
         """Compute the image tower's features of uint8 images [images, 3, size, size], for ``encode_features``."""

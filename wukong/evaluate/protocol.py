@@ -233,12 +233,18 @@ _CLS = {
 }
 
 
+_POOLING = {
+    "areas": "the means of square areas",
+    "attention": "by attention maps that the patches give, as in some of the authors' released models",
+}
+
+
 def sentences(experiment: Experiment) -> list[str]:
     """Describe the evaluation protocol, one sentence for each setting.
 
     Args:
         experiment: the experiment; ``evaluate.captions``, ``model.image.view`` and, for the token-wise similarity,
-            ``model.match_text_cls`` are used.
+            ``model.match_text_cls``, ``model.image.tokens`` and ``model.image.pooling`` are used.
     """
     described = [
         "Each picture is one candidate, however many captions it has.",
@@ -247,4 +253,7 @@ def sentences(experiment: Experiment) -> list[str]:
     ]
     if experiment.model.is_token_wise:
         described.append(_CLS[experiment.model.match_text_cls])
+    if (tokens := experiment.model.image.tokens) is not None:
+        how = _POOLING[experiment.model.image.pooling]
+        described.append(f"An image's patches are pooled to {tokens} tokens, {how}.")
     return described

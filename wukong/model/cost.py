@@ -120,6 +120,8 @@ def text_step_flops(model: Model, settings: Training, shape: Shape, caption_toke
     text = model.text
     embedding = model.embedding or text.width
     words = caption_tokens if model.is_token_wise else 1
-    heads = 2 * embedding * (shape.tokens * shape.width + words * text.width)
-    similarity = 2 * shape.tokens * words * embedding * settings.batch_size
+    tokens = model.image.tokens or shape.tokens
+    projected = tokens if model.image.pooling == "areas" else shape.tokens
+    heads = 2 * embedding * (projected * shape.width + words * text.width)
+    similarity = 2 * tokens * words * embedding * settings.batch_size
     return 3.0 * (text_flops(model, caption_tokens) + heads + similarity)

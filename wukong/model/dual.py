@@ -14,6 +14,7 @@ from wukong.errors import ConfigError
 from wukong.model import bert, weights
 from wukong.model.image_encoder import ImageEncoder, ImageFeatures
 from wukong.model.loss import global_loss, token_loss
+from wukong.model.pooling import AreaMeans, AttentionMaps, shares
 from wukong.model.similarity import Scores, global_similarity, token_similarity
 from wukong.model.text_encoder import TextEncoder
 
@@ -63,8 +64,8 @@ class DualEncoder(nn.Module):
 
     Raises:
         ValueError: there is neither an image tower nor ``feature_width``.
-        ConfigError: the model has no projections and the towers have different widths; or the text encoder's weights
-            cannot be downloaded.
+        ConfigError: the model has no projections and the towers have different widths; the tower's patches cannot be
+            pooled as asked; or the text encoder's weights cannot be downloaded.
         DataError: the text encoder's weights have another architecture.
     """
 
@@ -103,6 +104,12 @@ class DualEncoder(nn.Module):
                 f"model.embedding: without projections the vectors of pictures have {feature_width} numbers and those "
                 f"of captions {text.width}; give it a width"
             )
+        self.image_pooling: AreaMeans | AttentionMaps | None = None
+        if (count := settings.image.tokens) is not None:
+            learned = settings.image.pooling == "attention"
+            self.image_pooling = AttentionMaps(self.width, count) if learned else AreaMeans(count)
+            if image is not None and not learned:
+                shares(image.token_count, count)  # refuses what cannot be pooled before anything is trained
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / settings.temperature)))
         self.bias = nn.Parameter(torch.tensor(settings.bias)) if settings.loss == "sigmoid" else None
 
@@ -167,6 +174,8 @@ class DualEncoder(nn.Module):
         """
         if not isinstance(self.image_head, nn.Linear):
             raise ConfigError("whiten_image_head: the model has no projection to whiten with; give model.embedding")
+        if isinstance(self.image_pooling, AreaMeans):
+            features = self.image_pooling(features)  # what the head reads
         flat = features.reshape(-1, features.shape[-1]).double()
         mean, deviation = flat.mean(0), flat.std(0) + 1e-3
         standardised = (flat - mean) / deviation
@@ -180,15 +189,28 @@ class DualEncoder(nn.Module):
         self.image_head.weight.zero_()[:kept] = weight.float()
         self.image_head.bias.zero_()[:kept] = -(weight @ mean).float()
 
-    def embed_features(self, features: Tensor) -> Tensor:
-        """Project image features, [images, (tokens,) width], to unit vectors [images, (tokens,) d]."""
-        return self._unit(self.image_head(features))
+    def embed_features(self, features: Tensor, *, pool: bool = True) -> Tensor:
+        """Project image features to unit vectors.
 
-    def embed_pixels(self, pixels: Tensor) -> Tensor:
-        """Encode uint8 images [images, 3, size, size] to unit vectors [images, (tokens,) d]."""
+        Args:
+            features: [images, width], or [images, patches, width] for the token-wise similarity.
+            pool: whether patches are pooled, if the settings say so; without it each has a vector, to align it.
+
+        Returns:
+            [images, d], or [images, tokens, d].
+        """
+        pooling = self.image_pooling
+        if isinstance(pooling, AttentionMaps):
+            patches = self.image_head(features)
+            return self._unit(pooling(patches) if pool else pooling.values(patches))
+        # A mean may be taken before the head as well, which is linear, and costs less there.
+        return self._unit(self.image_head(pooling(features) if pooling and pool else features))
+
+    def embed_pixels(self, pixels: Tensor, *, pool: bool = True) -> Tensor:
+        """Encode uint8 images [images, 3, size, size] to unit vectors [images, (tokens,) d]; see ``embed_features``."""
         if self.image is None:
             raise ValueError("this model holds no image tower: give it features")
-        return self.embed_features(self.select(self.image(pixels)))
+        return self.embed_features(self.select(self.image(pixels)), pool=pool)
 
     def embed_text(self, ids: Tensor) -> Texts:
         """Encode token ids, int64 [texts, tokens], to unit vectors."""

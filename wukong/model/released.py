@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from wukong.data.tokenizer import VOCABULARY_SIZE
 from wukong.errors import ConfigError, DataError
 from wukong.model import weights
+from wukong.model.pooling import AttentionMaps
 
 CONTEXT = 32
 """Tokens that the released text encoders read, with [CLS] and [SEP]."""
@@ -138,7 +139,7 @@ class ReleasedModel(nn.Module):
         image, size, width = architecture.image, architecture.image_size, architecture.width
         tower = _SwinTower(image, size, width) if isinstance(image, Swin) else _ViTTower(image, size, width)
         self.visual: _SwinTower | _ViTTower = tower
-        self.token_reduction = _TokenReduction(width, architecture.tokens) if architecture.tokens else None
+        self.token_reduction = AttentionMaps(width, architecture.tokens) if architecture.tokens else None
         self.transformer = _TextTower(architecture.text, width)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -281,29 +282,6 @@ class _SwinTower(SwinTransformer):  # type: ignore[misc]
         tokens: Tensor = self.forward_features(pixels).flatten(1, 2)
         features: Tensor = self.head.fc(tokens.mean(1) if pooled else tokens)
         return features
-
-
-class _TokenReduction(nn.Module):
-    """Pools patches to a few tokens by attention maps that the patches themselves give; [images, tokens, d]."""
-
-    def __init__(self, width: int, tokens: int, groups: int = 8) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width, eps=_NORM_EPSILON)
-        self.attention_maps = nn.Sequential(
-            nn.Conv2d(width, width, 1, groups=groups, bias=False), nn.Conv2d(width, tokens, 1, bias=False)
-        )
-        self.feat_conv = nn.Conv2d(width, width, 1, groups=groups, bias=False)
-
-    def forward(self, patches: Tensor) -> Tensor:
-        # A convolution of 1 x 1 does not see the grid, so the patches may stand in one column.
-        maps = self.attention_maps(_column(self.norm(patches))).squeeze(3).softmax(2)
-        features: Tensor = maps @ self.feat_conv(_column(patches)).squeeze(3).transpose(1, 2)
-        return features
-
-
-def _column(tokens: Tensor) -> Tensor:
-    """Return tokens [images, tokens, d] as an image [images, d, tokens, 1]."""
-    return tokens.transpose(1, 2)[..., None]
 
 
 _BLOCK_NAMES = {

@@ -58,7 +58,7 @@ class SavedModel:
         return self.model.log_scale.device
 
     @torch.no_grad()
-    def encode_image(self, pictures: Picture | Sequence[Picture], batch_size: int = 32) -> Tensor:
+    def encode_image(self, pictures: Picture | Sequence[Picture], batch_size: int = 32, *, pool: bool = True) -> Tensor:
         """Encode images to unit vectors.
 
         The setting ``image.view`` of the model decides what the image encoder sees: the whole image on a white square,
@@ -67,6 +67,8 @@ class SavedModel:
         Args:
             pictures: one image or several.
             batch_size: the number of images encoded at a time.
+            pool: whether a token-wise model that pools patches (``image.tokens``) does so; without it each patch has a
+                vector.
 
         Returns:
             Unit vectors on the CPU, float32 [images, d], or [images, tokens, d] for a token-wise model.
@@ -81,14 +83,15 @@ class SavedModel:
             raise ValueError("this model holds no image tower: load it with wukong.load")
         tower = self.model.settings.image
         # The empty tensor gives the result its shape when there are no images.
-        shape = (self.model.image.token_count,) if self.model.token_wise else ()
+        tokens = tower.tokens if pool and tower.tokens is not None else self.model.image.token_count
+        shape = (tokens,) if self.model.token_wise else ()
         parts = [torch.empty(0, *shape, self.model.width)]
         for start in range(0, len(given), batch_size):
             batch = [
                 images.evaluation_view(open_picture(picture, f"picture {number}"), tower.image_size, tower.view)
                 for number, picture in enumerate(given[start : start + batch_size], start)
             ]
-            vectors = self.model.embed_pixels(images.to_tensor(batch).to(self.device)).float().cpu()
+            vectors = self.model.embed_pixels(images.to_tensor(batch).to(self.device), pool=pool).float().cpu()
             _refuse_not_finite(vectors, "picture", start)
             parts.append(vectors)
         return torch.cat(parts)

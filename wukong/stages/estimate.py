@@ -235,7 +235,7 @@ def of_evaluate(work: Work) -> Estimate:
     from wukong.evaluate.data_set import Classification
 
     model, settings, size = work.experiment.model, work.experiment.evaluate, work.size
-    vectors = size.shape.tokens if model.is_token_wise else 1
+    vectors = (model.image.tokens or size.shape.tokens) if model.is_token_wise else 1
     held_out = round(work.pairs * work.experiment.filter.split.held_out_captions)
     measured = (
         [(held_out, held_out, 2, 1)] if held_out else []

@@ -207,7 +207,7 @@ def features(
     """
     views = max(experiment.pretrain.views, experiment.finetune.views) if pairs == "train" else 0
     config = {
-        "image": experiment.model.image.model_dump(mode="json"),
+        "image": experiment.model.image.of_tower(),
         "kind": "tokens" if experiment.model.is_token_wise else "pooled",
         "views": views,
         "pairs": pairs,

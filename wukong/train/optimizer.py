@@ -31,8 +31,9 @@ def parameter_groups(model: DualEncoder, settings: Training) -> list[dict[str, A
         if isinstance(module, nn.Embedding)
         for parameter in module.parameters()
     }
-    heads = ((model.image_head, settings.image_head_rate), (model.text_head, settings.text_head_rate))
-    rates = {id(parameter): rate for head, rate in heads for parameter in head.parameters()}
+    rates = {id(parameter): settings.text_head_rate for parameter in model.text_head.parameters()}
+    for head in filter(None, (model.image_head, model.image_pooling)):
+        rates |= {id(parameter): settings.image_head_rate for parameter in head.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         exempt = parameter.ndim < 2 or id(parameter) in embeddings or not name.endswith(".weight")

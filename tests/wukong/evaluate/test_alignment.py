@@ -19,11 +19,11 @@ from wukong.model.saved_model import SavedModel
 COLOURS = {"红": (255, 0, 0), "绿": (0, 255, 0), "蓝": (0, 0, 255), "黑": (0, 0, 0), "白": (255, 255, 255)}
 
 
-def trained(similarity: str = "token") -> SavedModel:
+def trained(similarity: str = "token", **image: object) -> SavedModel:
     torch.manual_seed(0)
     settings = Settings.model_validate(
         {
-            "image": {"name": "resnet18", "weights": "random", "image_size": 128},
+            "image": {"name": "resnet18", "weights": "random", "image_size": 128, **image},
             "text": {"layers": 1, "heads": 2, "width": 16},
             "embedding": 8,
             "similarity": similarity,
@@ -39,7 +39,8 @@ class Seeing(SavedModel):
 
     wrong = False
 
-    def encode_image(self, pictures: object, batch_size: int = 32) -> torch.Tensor:
+    def encode_image(self, pictures: object, batch_size: int = 32, *, pool: bool = True) -> torch.Tensor:
+        assert not pool, "what is shown are patches"
         (picture,) = pictures  # type: ignore[misc]
         pixels = np.asarray(picture.resize((80, 80), Image.Resampling.NEAREST), np.float32) / 127.5 - 1
         cells = torch.from_numpy(pixels.reshape(5, 16, 5, 16, 3).mean((1, 3))).reshape(1, 25, 3)
@@ -77,6 +78,21 @@ def test_each_patch_takes_the_most_similar_of_all_tokens() -> None:
         products = [float(patches[place] @ word) for word in words]
         assert int(found.best.flatten()[place]) == max(range(5), key=products.__getitem__)
         assert float(found.similarity.flatten()[place]) == pytest.approx(max(products), abs=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["areas", "attention"])
+def test_all_patches_are_shown_of_a_model_that_pools_them(pooling: str) -> None:
+    saved = trained(tokens=4, pooling=pooling)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 70, 3), dtype=np.uint8))
+    assert saved.encode_image(picture).shape == (1, 4, 8)
+    found = alignment.align(saved, picture, "一只猫", "猫")
+    patches, words = saved.encode_image(picture, pool=False)[0], saved.encode_text(["一只猫"]).vectors[0]
+    assert patches.shape == (16, 8) and found.best.shape == (4, 4)
+    assert torch.equal(found.best.flatten(), (patches @ words.T).argmax(1))
+    if pooling == "areas":
+        plain = trained()
+        plain.model.load_state_dict(saved.model.state_dict())
+        torch.testing.assert_close(patches, plain.encode_image(picture)[0])
 
 
 def test_patches_lie_where_the_words_thing_is() -> None:

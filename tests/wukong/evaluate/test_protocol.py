@@ -25,6 +25,12 @@ def test_each_setting_has_a_sentence_of_its_own() -> None:
     assert len(told) == 3 * 2 * 2
 
 
+def test_pooled_tokens_are_told() -> None:
+    token = ("model.similarity=token", "model.image.tokens=9")
+    areas, maps = (sentences(experiment(*token, *more))[-1] for more in ((), ("model.image.pooling=attention",)))
+    assert "9 tokens, the means of square areas" in areas and "9 tokens, by attention maps" in maps
+
+
 @pytest.mark.parametrize("key", ["evaluate.captions", "model.image.view"])
 def test_a_wrong_value_is_refused_with_its_key(key: str) -> None:
     with pytest.raises(ConfigError, match=key):

@@ -14,6 +14,7 @@ import pytest
 from wukong import stages
 from wukong.config import documents
 from wukong.config.experiment import Experiment
+from wukong.config.model import Model
 from wukong.crawl.status import Status
 from wukong.errors import ConfigError, DataError
 from wukong.stages import places
@@ -181,3 +182,16 @@ def test_what_failed_crawls_stored_is_deleted_when_one_has_finished(tmp_path: Pa
     with places.reserved("crawl", settings, {}, "a", "crawl") as known:
         assert known == finished
     assert storage.list_names(failed.uri) == ["failed.json"]
+
+
+def test_trainings_with_other_pooled_tokens_share_the_features_of_patches(tmp_path: Path) -> None:
+    keys: list[tuple[str, str]] = []
+    for image in ({}, {"tokens": 9}, {"tokens": 9, "pooling": "attention"}):
+        settings = experiment(tmp_path).model_copy(
+            update={"model": Model.model_validate({"similarity": "token", "image": image})}
+        )
+        filtered = places.filtering(settings, Stage(settings.root, "crawl", {"of": "one"}).commit([])).commit([])
+        computed = places.features(settings, filtered)
+        keys.append((computed.key, places.training("pretrain", settings, filtered, computed.commit([]), None).key))
+    features, trainings = zip(*keys, strict=True)
+    assert len(set(features)) == 1 and len(set(trainings)) == 3

@@ -52,9 +52,14 @@ class InMemory(FeaturePairs):
 def make(
     dropout: float = 0.0, similarity: str = "global", loss: str = "softmax", width: int = 16
 ) -> tuple[DualEncoder, InMemory]:
+    """The similarity ``pooled`` is the token-wise one, of three tokens that attention pools of four patches."""
     torch.manual_seed(0)
-    text = {"layers": 1, "heads": 2, "width": width, "dropout": dropout}
-    model = Model.model_validate({"text": text, "embedding": 8, "similarity": similarity, "loss": loss})
+    described = {
+        "image": {"tokens": 3, "pooling": "attention"} if similarity == "pooled" else {},
+        "text": {"layers": 1, "heads": 2, "width": width, "dropout": dropout},
+        "similarity": "token" if similarity == "pooled" else similarity,
+    }
+    model = Model.model_validate({**described, "embedding": 8, "loss": loss})
     tokenizer = Tokenizer(packaged_vocabulary())
     dual = DualEncoder(model, tokenizer, feature_width=WIDTH)
     shape = (2, len(CAPTIONS), WIDTH) if similarity == "global" else (2, len(CAPTIONS), 4, WIDTH)

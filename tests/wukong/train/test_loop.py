@@ -205,7 +205,7 @@ def test_checkpoints_are_not_written_too_often(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("similarity", "count"), [("global", 2), ("token", 2), ("global", 4)])
+@pytest.mark.parametrize(("similarity", "count"), [("global", 2), ("token", 2), ("pooled", 2), ("global", 4)])
 def test_workers_train_the_same_model_as_one_worker(tmp_path: Path, similarity: str, count: int) -> None:
     alone = _train_share(0, 1, similarity)
     first, *others = workers.run(count, tmp_path, _train_share, similarity)
