@@ -23,10 +23,11 @@ _RAY = {"ray": ("tests/ray_jobs/",)}
 _SLOW_RAY = {
     "kills": tuple(f"tests/ray_jobs/test_{name}.py" for name in ("crawl", "filter", "exchange_job", "training_kills")),
     **_RAY,
-    "stack": ("tests/cli/", "tests/docs/", "tests/end_to_end/", "tests/examples/", "tests/infra/"),
+    "commands": ("tests/cli/", "tests/docs/"),
+    "runs": ("tests/end_to_end/", "tests/examples/", "tests/infra/"),
 }
 """Folders and files whose tests start Ray, by the process that has them; the first that fits. Slow ones start it most
-often in a stack; those that kill it again and again wait much."""
+often in a stack of their own; those that kill it again and again wait much."""
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -164,9 +164,9 @@ def seconds_to_read(pieces: int, content: bytes) -> float:
 
 @pytest.mark.parametrize("content", [b"\xff", b"\xff\xfe\xff\xff" + bytes(65_533)], ids=["fill bytes", "segments"])
 def test_reading_a_header_is_linear_in_its_bytes(content: bytes) -> None:
-    few, many = seconds_to_read(256, content), seconds_to_read(2048, content)
+    few, many = (min(seconds_to_read(pieces, content) for _ in range(5)) for pieces in (256, 2048))
     assert many < 24 * few, "eight times as many bytes; from the beginning each time, it would be 64 times as long"
-    assert many < 0.5, "32 MB, in the event loop"
+    assert many < 2.0, "32 MB, in the event loop, on a slow and busy core; 0.1 s on a quiet one"
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00\x02", b"\xff\xd0", b"\xff\xff\xd0"])

@@ -29,7 +29,7 @@ SIDE = 4
 class Seeing(SavedModel):
     """4 x 4 patches; characters that name no colour have a direction of their own."""
 
-    def encode_image(self, pictures: Any, batch_size: int = 32) -> torch.Tensor:
+    def encode_image(self, pictures: Any, batch_size: int = 32, *, pool: bool = True) -> torch.Tensor:
         found = []
         for picture in pictures:
             square = images.evaluation_view(open_picture(picture), 16 * SIDE)
