@@ -154,19 +154,20 @@ def test_the_orientation_equals_pillows(order: str, entries, tail: bytes) -> Non
 def seconds_to_read(pieces: int, content: bytes) -> float:
     """Processor time to look for a header that never comes, in data that arrives in pieces of 16 KB."""
     whole = b"\xff\xd8" + content * (pieces * 16_384 // len(content))
-    data, reader = bytearray(), image_header.HeaderReader()
-    started = time.process_time()
+    data, reader, seconds = bytearray(), image_header.HeaderReader(), 0.0
     for piece in range(pieces):
-        data += whole[piece * 16_384 : (piece + 1) * 16_384]
+        data += whole[piece * 16_384 : (piece + 1) * 16_384]  # new memory takes a busy machine longer than the reader
+        started = time.process_time()
         reader.read(data, complete=False)
-    return time.process_time() - started
+        seconds += time.process_time() - started
+    return seconds
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"\xff\xfe\xff\xff" + bytes(65_533)], ids=["fill bytes", "segments"])
 def test_reading_a_header_is_linear_in_its_bytes(content: bytes) -> None:
     few, many = (min(seconds_to_read(pieces, content) for _ in range(5)) for pieces in (256, 2048))
     assert many < 24 * few, "eight times as many bytes; from the beginning each time, it would be 64 times as long"
-    assert many < 2.0, "32 MB, in the event loop, on a slow and busy core; 0.1 s on a quiet one"
+    assert many < 0.5, "32 MB, in the event loop"
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00\x02", b"\xff\xd0", b"\xff\xff\xd0"])
