@@ -4,10 +4,8 @@ Not in ``tests/``: that folder would come before the packages whose names its fo
 """
 
 import os
-import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -46,16 +44,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return next(start_ray, nodeid.partition("::")[0])
 
     return ByFile(config, log)
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not import files of which ``-m slow`` or ``-m 'not slow'`` chooses no test: imports are most of collecting."""
-    if collection_path.suffix != ".py" or config.option.markexpr not in {"slow", "not slow"}:
-        return None
-    text = collection_path.read_text(encoding="utf-8")
-    if config.option.markexpr == "slow":
-        return None if "pytest.mark.slow" in text else True
-    return True if re.search(r"^pytestmark = .*pytest\.mark\.slow", text, re.MULTILINE) else None
 
 
 @pytest.fixture(autouse=True)

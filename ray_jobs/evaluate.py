@@ -212,9 +212,8 @@ def _sizes(experiment: Experiment, data: Data, protocol: Protocol, *, gpu: bool)
     """Return the sizes of the blocks of a published set."""
     model = experiment.model
     tower, width = cost.empty_tower(model), model.embedding or model.text.width
-    vectors, words = model.image.tokens or tower.token_count, estimate.CAPTION_TOKENS
-    if not model.is_token_wise:
-        vectors, words = 1, 1
+    vectors = cost.compared_vectors(model, cost.feature_shape(model, tower))
+    words = estimate.CAPTION_TOKENS if model.is_token_wise else 1
     of_pair, of_image = 2.0 * vectors * words * width, cost.tower_flops(model, tower)
     if isinstance(data, ClassificationData):
         texts = len(data.classes) * len(prompts.of(protocol.prompts, data.name))

@@ -83,7 +83,7 @@ def measured(settings: Settings) -> Rates:
     size, width = settings.image.image_size, dual.width
     pixels = torch.randint(0, 256, (8, 3, size, size), dtype=torch.uint8)
     ids = tokenizer(["第" + "一张照片里的猫和狗" * 2] * 256)[:, :CAPTION_TOKENS]
-    patches = (settings.image.tokens or cost.feature_shape(settings).tokens) if settings.is_token_wise else 1
+    patches = cost.compared_vectors(settings, cost.feature_shape(settings))
     with torch.inference_mode():
         of_image = seconds(lambda: tower(pixels)) / len(pixels)
         of_text = seconds(lambda: dual.embed_text(ids)) / len(ids)
@@ -114,7 +114,7 @@ def _decoding(size: int) -> float:
 def plan(settings: Settings, protocol: Protocol) -> None:
     rate = measured(settings)
     print(f"{settings.image.name}: seconds of a core: {rate}", flush=True)
-    patches = (settings.image.tokens or cost.feature_shape(settings).tokens) if settings.is_token_wise else 1
+    patches = cost.compared_vectors(settings, cost.feature_shape(settings))
     words = CAPTION_TOKENS if settings.is_token_wise else 1
     width = settings.embedding or settings.text.width
     of_pair, of_tower = 2.0 * patches * words * width, cost.tower_flops(settings)

@@ -6,7 +6,6 @@ lies in the quarter of a collage that shows it.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from math import isqrt
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from wukong.data import images
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import interval
 from wukong.evaluate.interval import Interval
+from wukong.model.pooling import square_side
 from wukong.model.saved_model import Picture, SavedModel, open_picture
 
 _FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts",
@@ -84,8 +84,8 @@ def _side(saved: SavedModel) -> int:
             "the model has one vector for a picture, so no patch can be compared: train with model.similarity=token"
         )
     count = saved.model.image.token_count if saved.model.image is not None else 0
-    side = isqrt(count)
-    if side < 2 or side * side != count:
+    side = square_side(count)
+    if side is None or side < 2:
         raise DataError(f"the image encoder has {count} patches, which are no square grid: they have no place to show")
     return side
 

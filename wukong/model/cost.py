@@ -91,6 +91,11 @@ def feature_shape(model: Model, tower: "ImageEncoder | None" = None) -> Shape:
     return Shape(1, tower.pooled_width)
 
 
+def compared_vectors(model: Model, shape: Shape) -> int:
+    """Return how many vectors of an image are compared with a text: its pooled tokens, or all of its features."""
+    return model.image.tokens or shape.tokens
+
+
 def tower_flops(model: Model, tower: "ImageEncoder | None" = None) -> float:
     """Return the floating-point operations of the image tower's forward pass for one image; arguments as above."""
     import torch
@@ -120,7 +125,7 @@ def text_step_flops(model: Model, settings: Training, shape: Shape, caption_toke
     text = model.text
     embedding = model.embedding or text.width
     words = caption_tokens if model.is_token_wise else 1
-    tokens = model.image.tokens or shape.tokens
+    tokens = compared_vectors(model, shape)
     projected = tokens if model.image.pooling == "areas" else shape.tokens
     heads = 2 * embedding * (projected * shape.width + words * text.width)
     similarity = 2 * tokens * words * embedding * settings.batch_size

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 from wukong.config.experiment import Experiment
 from wukong.config.features import Dtype
 from wukong.config.training import Training
-from wukong.model.cost import Size, text_flops, text_step_flops
+from wukong.model.cost import Size, compared_vectors, text_flops, text_step_flops
 from wukong.stages.measured_rates import Rates
 
 PICTURE_BYTES = 30_000
@@ -235,7 +235,7 @@ def of_evaluate(work: Work) -> Estimate:
     from wukong.evaluate.data_set import Classification
 
     model, settings, size = work.experiment.model, work.experiment.evaluate, work.size
-    vectors = (model.image.tokens or size.shape.tokens) if model.is_token_wise else 1
+    vectors = compared_vectors(model, size.shape)
     held_out = round(work.pairs * work.experiment.filter.split.held_out_captions)
     measured = (
         [(held_out, held_out, 2, 1)] if held_out else []

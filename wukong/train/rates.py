@@ -18,7 +18,7 @@ from wukong.config.model import Model
 from wukong.config.training import Training
 from wukong.data.tokenizer import Tokenizer
 from wukong.data.views import Views
-from wukong.model.cost import feature_shape, text_step_flops, tower_flops
+from wukong.model.cost import empty_tower, feature_shape, text_step_flops, tower_flops
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
 from wukong.stages.estimate import CAPTION_TOKENS, GPU, RATES, Rate, RateName
@@ -54,11 +54,12 @@ def find(
     Raises:
         ConfigError: the model cannot be built.
     """
-    told, shape = told or {}, feature_shape(model)
+    told, tower = told or {}, empty_tower(model)
+    shape = feature_shape(model, tower)
     device = torch.device("cuda" if settings.gpus_per_worker and torch.cuda.is_available() else "cpu")
     operations: dict[RateName, Callable[[], float]] = {
         "text_step": lambda: text_step_flops(model, settings, shape, caption_tokens),
-        "tower": lambda: tower_flops(model),
+        "tower": lambda: tower_flops(model, tower),
     }
     rates: dict[RateName, Rate] = {}
     for name in RATES:

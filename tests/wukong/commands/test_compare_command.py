@@ -25,6 +25,7 @@ from wukong.tracking.mlflow_rest import Server
 pytestmark = pytest.mark.slow
 RUNS = 50
 TARGET = 2.0
+"""Seconds of a core for all runs, where a comparison of two takes one."""
 
 
 @pytest.fixture(scope="module")
