@@ -61,9 +61,13 @@ unit: $(INSTALLED) ## The tests that take seconds
 	$(BIN)/pytest -m 'not slow' $(FILES_AT_A_TIME) 2 $(ARGS)
 
 .PHONY: test
-test: lint ## Lint, types, import rules, and all tests with an end-to-end run of the pipeline
+test: lint ## Lint, types, import rules, and the tests with an end-to-end run of the pipeline
 	$(BIN)/pytest -m 'not slow' $(FILES_AT_A_TIME) 2 $(ARGS)
-	$(BIN)/pytest -m slow $(FILES_AT_A_TIME) 3 $(ARGS)
+	$(BIN)/pytest -m 'slow and not long' $(FILES_AT_A_TIME) 3 $(ARGS)
+
+.PHONY: test-long
+test-long: $(INSTALLED) ## The tests that take minutes each: own pictures by the pages, a store in real time, kills of whole runs
+	$(BIN)/pytest -m long $(FILES_AT_A_TIME) 3 $(ARGS)
 
 .PHONY: cluster
 cluster: $(INSTALLED) ## Make a cluster on this machine with kind, Kubeflow Pipelines, KubeRay and Wukong; again: bring it up to date

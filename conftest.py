@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 settings.register_profile("wukong", deadline=None)
 settings.load_profile("wukong")
 
+# A Ray of the tests, as that of the embedded stack, spends no core on what nobody reads.
+os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
 _RAY = {"ray": ("tests/ray_jobs/",)}
 _SLOW_RAY = {
     "kills": tuple(f"tests/ray_jobs/test_{name}.py" for name in ("crawl", "filter", "exchange_job", "training_kills")),
@@ -36,7 +40,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    folders = _SLOW_RAY if config.option.markexpr == "slow" else _RAY
+    folders = _RAY if config.option.markexpr == "not slow" else _SLOW_RAY
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:

@@ -299,8 +299,11 @@ class Compute(Service):
         ]
 
     def environment(self, stack: Stack) -> dict[str, str]:
-        """Switch off Ray's metrics servers, unless ``WUKONG_METRICS_PORT`` asks for them."""
-        return {} if os.environ.get(METRICS_PORT) else {"RAY_enable_metrics_collection": "0"}
+        """Make Ray look less often for new logs, and measure nothing unless ``WUKONG_METRICS_PORT`` asks."""
+        seldom = {"RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0", "LOG_NAME_UPDATE_INTERVAL_S": "1"}
+        if os.environ.get(METRICS_PORT):
+            return seldom
+        return seldom | {"RAY_enable_metrics_collection": "0", "REPORTER_UPDATE_INTERVAL_MS": "60000"}
 
     def alive(self, found: Sequence[Marked]) -> bool:
         """Return whether its control service and its scheduler run."""

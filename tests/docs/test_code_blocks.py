@@ -71,7 +71,7 @@ NOT_EXECUTED = {
         "docs/paper.md",
         "wukong submit training --config configs/paper/vit-b-32.yaml",
     ): "needs Kubeflow Pipelines; tests/wukong/commands/test_paper_command.py has runs",
-    ("docs/paper.md", "make paper-small"): "takes minutes; tests/end_to_end/test_small_papers.py runs three of them",
+    ("docs/paper.md", "make paper-small"): "takes minutes; tests/end_to_end/test_small_papers.py runs one of them",
     (
         "docs/paper.md",
         "wukong submit training --config configs/paper/finetune-coco-cn.yaml",
@@ -407,6 +407,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     stack.down(made.folder / ".wukong")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "start", "how"), WITH_THE_STACK)
 def test_a_block_does_what_it_says_with_the_stack(

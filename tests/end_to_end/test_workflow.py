@@ -299,6 +299,7 @@ def test_after_a_takedown_only_its_record_names_the_pairs(
         assert manifest.describe(evaluated.uri, part.path, part.rows) == part
 
 
+@pytest.mark.long
 def test_a_missing_collection_changes_the_demo_and_does_not_break_it(tmp_path: Path) -> None:
     """The stamps of Tux Paint cannot be had in any way: a cache without them, apt and the mirror refuse."""
     whole, cache = corpus.cache_folder() / "packages", tmp_path / "cache/corpus/packages"

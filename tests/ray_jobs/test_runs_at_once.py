@@ -87,6 +87,7 @@ def test_one_trains_and_the_other_waits(
     assert [name for name in storage.list_names(first.uri) if name.startswith("_")] == []
 
 
+@pytest.mark.long
 def test_the_other_goes_on_where_a_killed_one_was(prepared: tuple[Experiment, Manifest]) -> None:
     settings, filtered = prepared
     first = Run(settings, "a", filtered)

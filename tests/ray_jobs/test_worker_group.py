@@ -174,8 +174,9 @@ def test_the_private_api_of_ray_is_what_the_trainer_takes_it_for(
     dashboard: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed = (
-        f"Ray {ray.__version__} has no %s: look whether the end of a training still waits for an answer of a dashboard "
-        "that is not there, and mend or delete ray_jobs.worker_group._Trainer"
+        f"Ray {ray.__version__} has no %s: look whether a training still starts a process for datasets that it does "
+        "not have, and whether its end waits for a dashboard that is not there; mend or delete "
+        "ray_jobs.worker_group._Trainer"
     )
     worker = ray._private.worker
     assert hasattr(worker, "get_dashboard_url"), changed % "ray._private.worker.get_dashboard_url"
@@ -185,10 +186,10 @@ def test_the_private_api_of_ray_is_what_the_trainer_takes_it_for(
     def callbacks(trainer: type[TorchTrainer]) -> set[str]:
         return {type(callback).__name__ for callback in trainer(lambda: None)._create_default_callbacks()}
 
-    cleaner = {"PlacementGroupCleanerCallback"}
-    assert cleaner <= callbacks(TorchTrainer), changed % "PlacementGroupCleanerCallback"
+    for name in ("DatasetsCallback", "PlacementGroupCleanerCallback"):
+        assert name in callbacks(TorchTrainer), changed % name
     left_out = callbacks(TorchTrainer) - callbacks(worker_group._Trainer)
-    assert left_out == (set() if dashboard else cleaner)
+    assert left_out == {"DatasetsCallback"} | (set() if dashboard else {"PlacementGroupCleanerCallback"})
 
 
 @pytest.mark.slow
