@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_slow_parts_cost_no_more_than_if_they_were_spread() -> None:
     command = [sys.executable, "benchmarks/scale/stragglers.py", "--parts-a-core", "250", "--driver", "20000"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if re.match(r"\| \d", line)]
     assert [int(row[0]) for row in rows] == [2, 16, 64]

@@ -89,7 +89,7 @@ def at_work(tmp_path: Path, experiment: Experiment, silent: Silent) -> "Iterator
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        wait_for(lambda: bool(silent.taken) or process.poll() is not None, 300)
+        wait_for(lambda: bool(silent.taken) or process.poll() is not None, 1500)
         assert process.poll() is None, process.communicate()
         try:
             yield process, mark

@@ -26,7 +26,6 @@ def test_the_log_of_a_component_has_its_own_lines_alone(tmp_path: Path) -> None:
         check=True,
         capture_output=True,
         text=True,
-        timeout=120,
     )
     first, *_ = done.stdout.splitlines()
     assert "| ERROR | nothing to record, the run never had a valid experiment and name" in first

@@ -131,7 +131,7 @@ def in_small_shared_memory(size: str, processes: int, fill_after: int) -> list[s
         script = Path(folder, "read.py")
         script.write_text(code)
         command = [*asked, "sh", "-c", f'{mount} && exec "$0" "$1"', sys.executable, str(script)]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment, check=False)
+        found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     return [line for line in found.stdout.splitlines() if line.startswith(("batch", "error"))]
 
 
