@@ -6,7 +6,7 @@ itself, and the answers are brought back to the groups that asked. No task and n
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import polars as pl
@@ -40,13 +40,19 @@ class Answers:
 
 def run_all(task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], num_gpus: int = 0) -> list[Any]:
     """Run a task for each tuple of arguments, and return what they return."""
-    remote = ray.remote(task).options(num_gpus=num_gpus)
+    remote = _remote(task).options(num_gpus=num_gpus)
     return list(ray.get([remote.remote(*entry) for entry in arguments]))
+
+
+@cache
+def _remote(task: Callable[..., Any]) -> Any:
+    """Return a function as a task of Ray, always the same one: each worker fetches each of them once."""
+    return ray.remote(task)
 
 
 def in_order(task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
     """Run a task for each tuple of arguments, and yield what they return, of which only one is held here."""
-    remote = ray.remote(task)
+    remote = _remote(task)
     for reference in [remote.remote(*entry) for entry in arguments]:
         yield ray.get(reference)
 

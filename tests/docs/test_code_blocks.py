@@ -12,8 +12,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -352,15 +353,16 @@ def _write_program(file: Path, text: str) -> None:
     file.chmod(0o755)
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Clone:
-    return Clone(tmp_path)
+@pytest.fixture(scope="module")
+def clone_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Clone]:
+    """A clone for each page, in which its blocks are executed one after the other."""
+    return cache(lambda page: Clone(tmp_path_factory.mktemp("clone")))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [b for b in EXECUTED if not b.needs_the_stack], ids=str)
-def test_a_block_does_what_it_says(block: Block, clone: Clone) -> None:
-    clone.execute(block)
+def test_a_block_does_what_it_says(block: Block, clone_of: Callable[[str], Clone]) -> None:
+    clone_of(block.page).execute(block)
 
 
 @pytest.fixture(scope="module")

@@ -110,7 +110,7 @@ def test_a_name_is_masked_in_the_text_and_the_metadata_of_the_shard(tmp_path, ma
 
 
 def test_caption_counts_are_of_the_whole_corpus_not_of_a_part(tmp_path, make_crawl):
-    crawl = make_crawl(corpus(), part_size=5)
+    crawl = make_crawl(corpus(), part_size=20)
     manifest = job.run(experiment(tmp_path), {"crawl": crawl})
     assert manifest.dropped["frequency"] == 11
     counts = shard_rows(manifest, "train/").group_by("caption").agg(pl.col("caption_count").first())
@@ -130,7 +130,7 @@ def test_ranges_of_hashes_and_rounds_of_merges_do_not_change_what_is_kept(tmp_pa
 
 
 def test_part_size_does_not_change_what_is_kept(tmp_path, make_crawl):
-    small = job.run(experiment(tmp_path), {"crawl": make_crawl(corpus(), part_size=7, name="small")})
+    small = job.run(experiment(tmp_path), {"crawl": make_crawl(corpus(), part_size=15, name="small")})
     large = job.run(experiment(tmp_path), {"crawl": make_crawl(corpus(), part_size=500, name="large")})
     assert small.counts == large.counts
     assert small.dropped == large.dropped
@@ -243,7 +243,7 @@ def test_captions_are_counted_as_they_are_once_put_right(tmp_path, make_crawl):
 
 def test_of_pairs_with_equal_pictures_the_first_by_key_stays(tmp_path, make_crawl):
     rows = [row | {"sha256": f"{n // 2:016x}" * 4} for n, row in enumerate(corpus()) if row.get("status") is None]
-    crawl = make_crawl(rows, part_size=7)
+    crawl = make_crawl(rows, part_size=20)
     manifest = job.run(experiment(tmp_path, split={}, duplicate_images="equal"), {"crawl": crawl})
     before = set(shard_rows(manifest, "dropped/").filter(pl.col("dropped_by") != "duplicate_image")["url"])
     passed = [row for row in rows if row["url"] not in before]

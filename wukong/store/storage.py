@@ -478,14 +478,14 @@ def read_table(uri: str, columns: list[str] | None = None, sha256: str = "") -> 
     def read(store: pafs.FileSystem, path: str) -> pa.Table:
         with store.open_input_file(path) as stream:  # by its path, it would be looked up once more
             if not sha256:
-                return pq.read_table(stream, columns=columns)
+                return _table(stream, columns)
             data = stream.read_buffer()
         if hashlib.sha256(data).hexdigest() != sha256:
             raise StorageError(
                 f"{uri} is not the file that its stage wrote: it was altered or replaced. Put it back, or delete it "
                 "and run its stage again"
             )
-        return pq.read_table(pa.BufferReader(data), columns=columns)
+        return _table(pa.BufferReader(data), columns)
 
     try:
         return read_with(uri, read)
@@ -493,6 +493,16 @@ def read_table(uri: str, columns: list[str] | None = None, sha256: str = "") -> 
         raise StorageError(
             f"{uri} is not a readable Parquet file ({error}); delete it and run its stage again"
         ) from error
+
+
+def _table(source: pa.NativeFile, columns: list[str] | None) -> pa.Table:
+    """Read a Parquet file; as pyarrow's dataset of one file it would import pandas, for which a core takes a second."""
+    with pq.ParquetFile(source, pre_buffer=True) as file:
+        there = file.schema_arrow.names
+        if missing := [name for name in columns or () if name not in there]:
+            raise pa.ArrowInvalid(f"it lacks the columns {', '.join(missing)}; it has {', '.join(there)}")
+        table = file.read(columns)
+        return table if columns is None else table.select(columns)
 
 
 def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:

@@ -50,9 +50,8 @@ class SensitiveWords:
     def __init__(self, lists: Mapping[str, Iterable[str]]) -> None:
         self._category: dict[str, str] = {}
         for category in sorted(lists):
-            for word in lists[category]:
-                key = _compact(_folded(pl.Series([word], dtype=pl.String))[0])
-                if key:
+            for folded in _folded(pl.Series(lists[category], dtype=pl.String)):
+                if key := _compact(folded):
                     self._category.setdefault(key, category)
         if not self._category:
             raise ConfigError(
