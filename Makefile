@@ -11,8 +11,8 @@ INSTALLED := $(VENV)/.installed
 TORCH ?=
 # Set: the newest versions that pyproject.toml allows, instead of those in constraints.txt.
 NEWEST ?=
-# Slow tests wait much: more of them go on at once than there are cores (conftest.py says which not).
-FILES_AT_A_TIME := --dist loadscope --numprocesses
+# Tests wait much: more of them go on at once than there are cores (conftest.py says which not).
+FILES_AT_A_TIME := --dist loadscope --numprocesses 3
 # What `make cluster` and `make cluster-test` install.
 OVERLAY ?= k8s/overlays/kind
 
@@ -58,16 +58,16 @@ lint: $(INSTALLED) ## Lint, formatting, types, import rules
 
 .PHONY: unit
 unit: $(INSTALLED) ## The tests that take seconds
-	$(BIN)/pytest -m 'not slow' $(FILES_AT_A_TIME) 2 $(ARGS)
+	$(BIN)/pytest -m 'not slow' $(FILES_AT_A_TIME) $(ARGS)
 
 .PHONY: test
 test: lint ## Lint, types, import rules, and the tests with an end-to-end run of the pipeline
-	$(BIN)/pytest -m 'not slow' $(FILES_AT_A_TIME) 2 $(ARGS)
-	$(BIN)/pytest -m 'slow and not long' $(FILES_AT_A_TIME) 3 $(ARGS)
+	$(BIN)/pytest -m 'not slow' $(FILES_AT_A_TIME) $(ARGS)
+	$(BIN)/pytest -m 'slow and not long' $(FILES_AT_A_TIME) $(ARGS)
 
 .PHONY: test-long
 test-long: $(INSTALLED) ## The tests that take minutes each: own pictures by the pages, a store in real time, kills of whole runs
-	$(BIN)/pytest -m long $(FILES_AT_A_TIME) 3 $(ARGS)
+	$(BIN)/pytest -m long $(FILES_AT_A_TIME) $(ARGS)
 
 .PHONY: cluster
 cluster: $(INSTALLED) ## Make a cluster on this machine with kind, Kubeflow Pipelines, KubeRay and Wukong; again: bring it up to date
