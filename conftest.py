@@ -23,6 +23,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A Ray of the tests, as that of the embedded stack, spends no core on what nobody reads.
 os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+# Nor do its workers, in which most of a long test goes on, wait for all that other tests do.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 _RAY = {"ray": ("tests/ray_jobs/",)}
 _SLOW_RAY = {

@@ -359,6 +359,7 @@ def on_ray(folder: Path, cards: int) -> list[str]:
     return ran.stdout.splitlines()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which the tasks would use")
 @pytest.mark.usefixtures("two_sets")

@@ -435,6 +435,7 @@ def test_confusions_add_up_to_the_accuracy(done: dict[str, Manifest]) -> None:
     assert matrix.sum(1).tolist() == [by_name.get(name, 0) for name in COLOURS]
 
 
+@pytest.mark.long
 def test_a_tower_trained_in_part_is_published_and_measured(
     crawl: Manifest, done: dict[str, Manifest], tmp_path: Path
 ) -> None:

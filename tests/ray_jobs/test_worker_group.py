@@ -198,6 +198,7 @@ def test_a_ray_without_a_dashboard_has_no_address_of_one() -> None:
     assert not ray._private.worker.get_dashboard_url()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_workers_of_a_machine_share_it(tmp_path: Path) -> None:
     """On a real Ray which is told that it has seven cores: each worker has three of them, and computes with one."""
