@@ -1,8 +1,7 @@
 """Small versions of the paper's experiments: one crawl, filter and gate, and one Ray; they end in the paper's tables.
 
-One version on a sample of the demo; ``make test-long`` runs three, one for each family of towers, and ``make
-paper-small`` all nine on a larger sample, and keeps the tables. The sets have their published format and size; their
-pictures are of one colour.
+Three versions, one for each family of towers, on a sample of the demo. ``make paper-small`` runs all nine on a larger
+sample and keeps the tables. The sets have their published format and size; their pictures are of one colour.
 """
 
 import importlib.util
@@ -29,11 +28,12 @@ ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "configs" / "paper"
 ALL = "WUKONG_PAPER_SMALL" in os.environ
 EVERY = sorted(path.stem for path in (PAPER / "small").glob("*.yaml") if path.stem != "base")
-CHOSEN = {"all": EVERY} if ALL else {"one": ["vit-b-32"], "three": ["rn50", "vit-b-32", "swin-l"]}
+NAMES = EVERY if ALL else ["rn50", "vit-b-32", "swin-l"]
 PICTURES = 2_000 if ALL else 400
 SMALL = [
     *("validation.min_pairs=50", "crawl.part_size=150", "evaluate.tasks=[dtd, coco-cn]"),
     *("pretrain.batch_size=64", "pretrain.validation.every_steps=4", "finetune.batch_size=64"),
+    *(() if ALL else ("pretrain.workers=1", "finetune.workers=1")),  # other tests use the cores too
 ]
 
 pytestmark = pytest.mark.slow
@@ -57,11 +57,8 @@ def _published_sets() -> ModuleType:
     return module
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(names, id=key, marks=[pytest.mark.long] * (key == "three")) for key, names in CHOSEN.items()],
-)
-def runs(folder: Path, request: pytest.FixtureRequest) -> Iterator[Mapping[str, Experiment]]:
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> Iterator[Mapping[str, Experiment]]:
     """The small versions by their runs' names, all evaluated."""
     import ray
 
@@ -70,9 +67,8 @@ def runs(folder: Path, request: pytest.FixtureRequest) -> Iterator[Mapping[str, 
     uris["crawl.queries"] = storage.from_path(folder / "queries.txt")
     corpus.upload_queries(demo, uris["crawl.queries"])
     given = [*SMALL, *(f"{key}={uri}" for key, uri in uris.items())]
-    configs = {name: PAPER / "small" / f"{name}.yaml" for name in request.param}
-    first = next(iter(configs))
-    endpoint = corpus.of_sample(documents.load(configs[first]), demo).crawl.endpoint
+    configs = {name: PAPER / "small" / f"{name}.yaml" for name in NAMES}
+    endpoint = corpus.of_sample(documents.load(configs[NAMES[0]]), demo).crawl.endpoint
     made = {name: documents.load(path, [*given, f"crawl.endpoint={endpoint}"]) for name, path in configs.items()}
     ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
     with pytest.MonkeyPatch.context() as variables, (folder / "log.txt").open("w", encoding="utf-8") as log:
@@ -82,7 +78,7 @@ def runs(folder: Path, request: pytest.FixtureRequest) -> Iterator[Mapping[str, 
         variables.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
         with stack.sample_site(Stack(folder / "home", "a", "b", "c", {}), demo.catalogue) as site:
             variables.setenv("WUKONG_CONNECT_TO", site)
-            filtered = _data(made[first])
+            filtered = _data(made[NAMES[0]])
         for name, experiment in made.items():
             run_records.claim(experiment, name)
         asked = "".join(f"{name} {stored.store(experiment)}\n" for name, experiment in made.items())
@@ -92,7 +88,7 @@ def runs(folder: Path, request: pytest.FixtureRequest) -> Iterator[Mapping[str, 
         )
         ray.shutdown()
     answers = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith('{"run"')]
-    assert [(each["run"], each["error"]) for each in answers] == [(name, "") for name in made], log.name
+    assert [(each["run"], each["error"]) for each in answers] == [(name, "") for name in NAMES], log.name
     yield made
 
 
