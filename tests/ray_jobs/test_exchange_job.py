@@ -166,6 +166,7 @@ def counting(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CountingProx
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
+@pytest.mark.long
 def test_requests_grow_as_parts(counting, tmp_path, make_crawl, monkeypatch) -> None:
     rows_a_part, parts_a_group = 6, 10
     for module in (filtering, validate):
