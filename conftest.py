@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 settings.register_profile("wukong", deadline=None)
 settings.load_profile("wukong")
 
-# Threads of OpenMP that wait for work sleep: where more processes compute than there are cores, waiting in a loop made
-# each step of a small network four times as slow.
+# Threads of OpenMP that wait for work sleep: where more processes compute than there are cores, those that wait in a
+# loop take the cores from those that work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A Ray of the tests, as that of the embedded stack, spends no core on what nobody reads.
 os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")

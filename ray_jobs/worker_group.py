@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray publishes no types
     """Ray's trainer, without two processes that do nothing here.
 
-    - One hands out Ray Data's datasets; the workers read the shards. Its start takes three seconds of a core.
+    - One hands out Ray Data's datasets; the workers read the shards themselves.
     - One removes placement groups, where there is a dashboard. It asks the dashboard whether the controller is alive.
       Where there is none, each question takes 40 seconds, and the end of a training waits 12 seconds for the answer.
 

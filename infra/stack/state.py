@@ -97,7 +97,7 @@ class Stack:
             "GX_ANALYTICS_ENABLED": "false",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            # A process for each training that asks whether the machine is about to be taken away.
+            # Else each training starts a process that asks whether the machine is about to be taken away.
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
         }

@@ -56,10 +56,8 @@ def starter(home: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", code])
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 1500) -> None:
-    deadline = time.monotonic() + seconds
+def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.05)
 
 

@@ -496,7 +496,7 @@ def read_table(uri: str, columns: list[str] | None = None, sha256: str = "") -> 
 
 
 def _table(source: pa.NativeFile, columns: list[str] | None) -> pa.Table:
-    """Read a Parquet file; as pyarrow's dataset of one file it would import pandas, for which a core takes a second."""
+    """Read a Parquet file, not as pyarrow's dataset of one file: that imports pandas in each process."""
     with pq.ParquetFile(source, pre_buffer=True) as file:
         there = file.schema_arrow.names
         if missing := [name for name in columns or () if name not in there]:

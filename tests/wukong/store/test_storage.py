@@ -1,6 +1,8 @@
 import errno
 import io
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -114,6 +116,23 @@ def test_a_truncated_parquet_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-7])
     with pytest.raises(StorageError, match=r"t\.parquet is not a readable Parquet file"):
         storage.read_table(uri)
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
+    uri = storage.from_path(tmp_path / "t.parquet")
+    storage.write_table(uri, pa.table({"x": [1], "y": [["a"]]}))
+    with pytest.raises(StorageError, match=r"t\.parquet .* lacks the columns z; it has x, y"):
+        storage.read_table(uri, ["y", "z"])
+
+
+def test_reading_a_table_does_not_import_pandas(tmp_path: Path) -> None:
+    uri = storage.from_path(tmp_path / "t.parquet")
+    storage.write_table(uri, pa.table({"x": [1]}))
+    code = (
+        "import sys; from wukong.store import storage; storage.read_table(sys.argv[1]); print('pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, uri], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("uri", ["http://x/y", "/plain/path", "gs://b/k"])
