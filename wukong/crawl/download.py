@@ -79,7 +79,7 @@ async def download_part(
         async with asyncio.TaskGroup() as group:
             tasks = {row["key"]: group.create_task(part.download(row)) for row in planned if row["key"] not in reused}
             if not to_the_end:
-                await _give_up_waiting(tasks.values(), config)
+                await _give_up_waiting(tasks.values(), fetcher, config)
         done = {key: task.result() for key, task in tasks.items() if not task.cancelled()}
         done |= {row["key"]: {**row, **reused[row["key"]]} for row in planned if row["key"] in reused}
         rows = [done[row["key"]] for row in planned if row["key"] in done]
@@ -98,8 +98,8 @@ async def download_part(
     }
 
 
-async def _give_up_waiting(tasks: Collection[asyncio.Task[Any]], config: Crawl) -> None:
-    """Cancel what is left of a part's downloads when the part waits for slow hosts.
+async def _give_up_waiting(tasks: Collection[asyncio.Task[Any]], fetcher: Fetcher, config: Crawl) -> None:
+    """Cancel the downloads that wait when the part waits for slow hosts.
 
     It does if in ``max_seconds``, the longest time of one picture on the wire, fewer end than may be in flight for it.
     """
@@ -107,8 +107,7 @@ async def _give_up_waiting(tasks: Collection[asyncio.Task[Any]], config: Crawl) 
     while left:
         ended, left = await asyncio.wait(left, timeout=config.max_seconds)
         if left and len(ended) < max(1, config.concurrency // AT_ONCE):
-            for task in left:
-                task.cancel()
+            await fetcher.cancel_waiting(left)
             return
 
 

@@ -4,11 +4,11 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from wukong.config.crawl import Crawl
@@ -38,6 +38,9 @@ _PARSED_IN_LOOP = 16 * 1024
 """A robots.txt with more bytes than this is parsed in a thread."""
 
 _MIN_REPORTED_SECONDS = 1.0
+
+_NEXT_LOOK = 0.1
+"""Seconds between two looks for tasks that wait to send a request."""
 
 
 @dataclass
@@ -141,6 +144,7 @@ class Fetcher:
         self._delay = polite.per_host_delay * self._share
         self._permits = permits
         self._in_flight = asyncio.Semaphore(config.concurrency)
+        self._sending: set[asyncio.Task[Any] | None] = set()
         self._room = Room(config.max_bytes_in_flight)
         self._transport = Transport(user_agent=polite.user_agent, connect_to=connect_to, connections=config.concurrency)
 
@@ -152,6 +156,18 @@ class Fetcher:
     def close(self) -> None:
         """Close every connection."""
         self._transport.close()
+
+    async def cancel_waiting(self, tasks: Iterable[asyncio.Task[Any]]) -> None:
+        """Cancel the tasks that wait to send a request, and wait for the rest.
+
+        A task is not cancelled between the start of a request and the end of the block that uses the answer. The
+        server would still work on that request while the next one begins, which is more than the host's limit.
+        """
+        left = {*tasks}
+        while left:
+            for task in left - self._sending:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=_NEXT_LOOK)
 
     @asynccontextmanager
     async def get(self, url: str, options: RequestOptions = DEFAULT_OPTIONS) -> AsyncIterator[Response]:
@@ -176,6 +192,7 @@ class Fetcher:
         finally:
             held.release()
             self._in_flight.release()
+            self._sending.discard(asyncio.current_task())
 
     async def _get_with_retries(self, url: str, options: RequestOptions) -> tuple[Response, Held]:
         seconds = self._config.max_seconds  # limit on the transfer time of all attempts and redirects together
@@ -242,6 +259,7 @@ class Fetcher:
                 left = seconds - clock.spent
                 if left <= 0:
                     raise FetchError(Status.TIMEOUT, "not finished in the time allowed")
+                self._sending.add(asyncio.current_task())
                 with clock, self._charging_slowness(target) as answer:
                     response = await self._transport.get(
                         target,
@@ -262,6 +280,7 @@ class Fetcher:
                 return response, held if keep else None
             finally:
                 if not keep:
+                    self._sending.discard(asyncio.current_task())
                     self._in_flight.release()
                     if held is not None:
                         held.release()

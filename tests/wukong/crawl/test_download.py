@@ -759,3 +759,33 @@ def test_a_part_that_waits_for_slow_hosts_is_stored_and_goes_on_to_the_same_byte
     for suffix in (".tar", ".parquet"):
         assert (tmp_path / f"again{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
     slow_web.stop()
+
+
+def test_a_part_that_is_put_back_leaves_no_request_behind(web, crawl_config, picture, tmp_path) -> None:
+    """A host that gets one request at a time sends no picture twice, and never works on two requests."""
+    names = [f"/{number}.jpg" for number in range(5)]
+    config = crawl_config(max_seconds=2.0, retries=0, politeness={"per_host_concurrency": 1, "robots_txt": False})
+
+    async def slowly(path: str, writer: Any) -> None:
+        await asyncio.sleep(1.4)  # the second request is on the wire when the part is put back
+        await answering(picture(300, 300))(path, writer)
+
+    web.fallback = slowly
+    planned = {key_of(SITE + name): found(SITE + name) for name in names}
+    uri = storage.from_path(tmp_path / "0")
+
+    async def run() -> dict[str, Any]:
+        fetchers = [Fetcher(config, ConnectTo({HOST: web.connect_to})) for _ in range(2)]
+        begun = await download_part(uri, list(planned.values()), fetchers[0], config, to_the_end=False)
+        assert (begun["urls"], begun["left"]) == (web.requests.total(), 5 - web.requests.total())
+        assert 0 < begun["left"] < 5
+        web.fallback = answering(picture(300, 300))
+        known = previous.outcomes([uri], set(planned), False)
+        ended = await download_part(uri, list(planned.values()), fetchers[1], config, known)
+        for fetcher in fetchers:
+            fetcher.close()
+        return ended
+
+    assert asyncio.run(run())["statuses"] == {"success": 5}
+    assert web.requests == dict.fromkeys(names, 1)
+    assert web.most_open == 1
