@@ -282,10 +282,10 @@ def test_without_conditional_writes_all_work(
 
 
 PROCESS = """
-import logging, os, sys, time
+import logging, sys
 from wukong.store import fence, lease
 from wukong.store.manifest import Stage
-root, run, seconds, machine = sys.argv[1:]
+root, run, number, machine = sys.argv[1:]
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 if machine:
     lease._machine = lambda: machine
@@ -293,8 +293,8 @@ fence.claim(root, run, "pretrain")
 stage = Stage(root, "pretrain", {})
 def make():
     print("makes", flush=True)
-    time.sleep(float(seconds))
-    return stage.commit([], counts={"seconds": int(float(seconds))})
+    sys.stdin.readline()
+    return stage.commit([], counts={"number": int(number)})
 try:
     print("has", stage.made(make).digest, flush=True)
 except fence.FencedError as error:
@@ -303,11 +303,24 @@ except fence.FencedError as error:
 
 
 class Process:
-    """A process that makes a stage; ``machine`` is not this one's where others are to judge it by its lease alone."""
+    """A process that makes a stage, which has not ended before ``may_end``.
 
-    def __init__(self, root: str, run: str, seconds: float, machine: str = "") -> None:
-        command = [sys.executable, "-c", PROCESS, root, run, str(seconds), machine]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    Args:
+        root: where the stage is.
+        run: the process's run.
+        number: what it counts.
+        machine: another than this one where others are to judge the process by its lease alone.
+        first: code before that of the process.
+    """
+
+    def __init__(self, root: str, run: str, number: int, machine: str = "", first: str = "") -> None:
+        command = [sys.executable, "-c", first + PROCESS, root, run, str(number), machine]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def may_end(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
 
     def said(self, start: str) -> str:
         """Wait for a line that begins so, and return it."""
@@ -320,8 +333,9 @@ class Process:
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            stream.close()
 
 
 @pytest.fixture(scope="module")
@@ -361,6 +375,7 @@ def test_the_second_of_two_processes_takes_what_the_first_makes(shared: str, pro
     second = Process(shared, "b", 3)
     processes.append(second)
     waiting = second.said("waiting for")
+    first.may_end()
     assert f"waiting for run a (process {first.process.pid} on {os.uname().nodename}, since " in waiting
     assert first.said("has") == second.said("has")
     assert storage.list_names(Stage(shared, "pretrain", {}).uri) == ["manifest.json"]
@@ -373,6 +388,7 @@ def test_a_killed_process_is_taken_over(shared: str, processes: list[Process]) -
     first.said("makes")
     second = Process(shared, "b", 1)
     processes.append(second)
+    second.may_end()
     second.said("waiting for run a")
     first.process.send_signal(signal.SIGKILL)
     first.process.wait()
@@ -391,28 +407,30 @@ def test_a_stopped_process_is_taken_over_and_commits_nothing(shared: str, proces
     began = time.monotonic()
     second = Process(shared, "b", 1)
     processes.append(second)
+    second.may_end()
     second.said("waiting for run a")
     second.said("makes")
     assert 55 < time.monotonic() - began < 120
     digest = second.said("has")
+    first.may_end()
     first.process.send_signal(signal.SIGCONT)
     assert "run b (process" in first.said("fenced")
     found = Stage(shared, "pretrain", {}).finished()
-    assert found is not None and digest == f"has {found.digest}" and found.counts == {"seconds": 1}
+    assert found is not None and digest == f"has {found.digest}" and found.counts == {"number": 1}
 
 
 @pytest.mark.slow
 def test_a_terminated_process_releases(shared: str, processes: list[Process]) -> None:
     """Ray's drivers end in order at a SIGTERM; so does this one."""
-    code = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))\n" + PROCESS
-    command = [sys.executable, "-c", code, shared, "a", "600", ELSEWHERE]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout is not None
-        while first.stdout.readline() != "makes\n":
-            pass
-        first.send_signal(signal.SIGTERM)
+    code = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))\n"
+    first = Process(shared, "a", 600, ELSEWHERE, code)
+    processes.append(first)
+    first.said("makes")
+    first.process.send_signal(signal.SIGTERM)
+    first.process.wait()
     second = Process(shared, "b", 0)
     processes.append(second)
+    second.may_end()
     began = time.monotonic()
     second.said("has")
     assert time.monotonic() - began < 20
