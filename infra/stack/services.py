@@ -39,6 +39,7 @@ _VACUUMED = 8  # volumes at a time
 _READY_SECONDS = 120.0
 _TAIL_LINES = 15
 _OBJECT_STORE_BYTES = 2**30
+NICENESS = "RAY_worker_niceness"
 _PRIVATE_PREFIXES = ("AWS_", "MLFLOW_", "RAY_", "WEED_")
 """Variables with these prefixes may configure other installations, so the services do not inherit them."""
 
@@ -299,8 +300,14 @@ class Compute(Service):
         ]
 
     def environment(self, stack: Stack) -> dict[str, str]:
-        """Make Ray look less often for new logs, and measure nothing unless ``WUKONG_METRICS_PORT`` asks."""
+        """Make Ray look less often for new logs, and measure nothing unless ``WUKONG_METRICS_PORT`` asks.
+
+        Of the user's own variables for Ray it keeps the priority of workers, which is of this machine, not of another
+        Ray.
+        """
         seldom = {"RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0", "LOG_NAME_UPDATE_INTERVAL_S": "1"}
+        if niceness := os.environ.get(NICENESS):
+            seldom[NICENESS] = niceness
         if os.environ.get(METRICS_PORT):
             return seldom
         return seldom | {"RAY_enable_metrics_collection": "0", "REPORTER_UPDATE_INTERVAL_MS": "60000"}

@@ -518,11 +518,13 @@ class TestRunning:
             "import os, ray\n"
             "ray.init(log_to_driver=False)\n"
             "@ray.remote\n"
-            "def endpoint(): return os.environ['AWS_ENDPOINT_URL_S3'], 'AWS_SECRET_ACCESS_KEY' in os.environ\n"
-            "print(ray.get(endpoint.remote()), ray.cluster_resources()['CPU'])"
+            "def seen(): return os.environ['AWS_ENDPOINT_URL_S3'], 'AWS_SECRET_ACCESS_KEY' in os.environ, os.nice(0)\n"
+            "print(ray.get(seen.remote()), ray.cluster_resources()['CPU'])"
         )
         done = python(code, **running.environment())
-        assert done.stdout.strip().endswith(f"('{running.url('s3')}', True) {os.cpu_count()}.0"), done.stderr
+        priority = os.environ[services.NICENESS]  # conftest.py's, not Ray's own
+        told = f"('{running.url('s3')}', True, {priority}) {os.cpu_count()}.0"
+        assert done.stdout.strip().endswith(told), done.stderr
         refused = python(code, **running.environment() | {"RAY_AUTH_TOKEN": "0" * 64})
         assert refused.returncode != 0
         assert refused.stdout.strip() == ""
