@@ -58,12 +58,14 @@ lint: $(INSTALLED) ## Lint, formatting, types, import rules
 
 .PHONY: unit
 unit: $(INSTALLED) ## The tests that take seconds
-	$(BIN)/pytest -m 'not slow' $(FILES_AT_A_TIME) $(ARGS)
+	$(BIN)/pytest -m 'not slow and not long' $(FILES_AT_A_TIME) $(ARGS)
+
+.PHONY: test-slow
+test-slow: $(INSTALLED) ## The tests that take longer, with an end-to-end run of the pipeline
+	$(BIN)/pytest -m 'slow and not long' $(FILES_AT_A_TIME) $(ARGS)
 
 .PHONY: test
-test: lint ## Lint, types, import rules, and the tests with an end-to-end run of the pipeline
-	$(BIN)/pytest -m 'not slow' $(FILES_AT_A_TIME) $(ARGS)
-	$(BIN)/pytest -m 'slow and not long' $(FILES_AT_A_TIME) $(ARGS)
+test: lint unit test-slow ## Lint, types, import rules, and both kinds of tests; with `make -k test` all, whatever fails
 
 .PHONY: test-long
 test-long: $(INSTALLED) ## The tests that take minutes each: own pictures by the pages, a store in real time, kills of whole runs

@@ -45,7 +45,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    folders = _RAY if config.option.markexpr == "not slow" else _SLOW_RAY
+    folders = _RAY if config.option.markexpr.startswith("not slow") else _SLOW_RAY
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
