@@ -27,14 +27,15 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 _RAY = {"ray": ("tests/ray_jobs/",)}
+_KILLS = ("crawl", "filter", "exchange_job", "training_kills")
 _SLOW_RAY = {
-    "kills": tuple(f"tests/ray_jobs/test_{name}.py" for name in ("crawl", "filter", "exchange_job", "training_kills")),
+    **{name: (f"tests/ray_jobs/test_{name}.py",) for name in _KILLS},
     **_RAY,
-    "commands": ("tests/cli/", "tests/docs/"),
-    "runs": ("tests/end_to_end/", "tests/examples/", "tests/infra/"),
+    "commands": ("tests/cli/", "tests/docs/", "tests/infra/"),
+    "runs": ("tests/end_to_end/", "tests/examples/"),
 }
 """Folders and files whose tests start Ray, by the process that has them; the first that fits. Slow ones start it most
-often in a stack of their own; those that kill it again and again wait much."""
+often in a stack of their own. Those that kill it again and again wait much, and each takes minutes: they fill gaps."""
 
 
 @pytest.hookimpl(optionalhook=True)
