@@ -68,6 +68,7 @@ def seconds_of(*names: str) -> tuple[float, "subprocess.CompletedProcess[str]"]:
     return seconds, ended
 
 
+@pytest.mark.long
 def test_fifty_runs_are_compared_in_two_seconds(runs: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     """On a core where a comparison of two takes one, most of it its start: a slow core stretches both."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", runs[0])
