@@ -190,9 +190,7 @@ class Fetcher:
         try:
             yield response
         finally:
-            held.release()
-            self._in_flight.release()
-            self._sending.discard(asyncio.current_task())
+            self._end_request(held)
 
     async def _get_with_retries(self, url: str, options: RequestOptions) -> tuple[Response, Held]:
         seconds = self._config.max_seconds  # limit on the transfer time of all attempts and redirects together
@@ -214,7 +212,7 @@ class Fetcher:
                 await asyncio.sleep(pause)
 
     async def _get_once(self, url: str, options: RequestOptions, seconds: float, clock: Clock) -> tuple[Response, Held]:
-        """Make one attempt, with its redirects. The caller must release ``_in_flight`` and the bytes held after use."""
+        """Make one attempt, with its redirects. The caller must call ``_end_request`` after use."""
         polite = self._config.politeness
         obey_robots = polite.robots_txt if options.obey_robots is None else options.obey_robots
         target = normalise(url)
@@ -280,10 +278,14 @@ class Fetcher:
                 return response, held if keep else None
             finally:
                 if not keep:
-                    self._sending.discard(asyncio.current_task())
-                    self._in_flight.release()
-                    if held is not None:
-                        held.release()
+                    self._end_request(held)
+
+    def _end_request(self, held: Held | None) -> None:
+        """Give back what this task's request took: its bytes, and its place among the requests in flight."""
+        self._sending.discard(asyncio.current_task())
+        self._in_flight.release()
+        if held is not None:
+            held.release()
 
     def _http_error(self, url: str, response: Response) -> FetchError:
         wait = _retry_after(response)
