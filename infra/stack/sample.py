@@ -14,7 +14,7 @@ from infra.stack import processes
 from infra.stack.state import Stack
 from wukong.errors import StackError
 
-_READY_SECONDS = 120.0
+_READY_SECONDS = 300.0
 _GRACE = 5.0
 _OUTLIVES = 15.0
 _TAIL_LINES = 15

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -17,8 +18,11 @@ from infra.corpus import HOST
 from wukong.errors import StackError
 from wukong.runtime import environment
 
+log = logging.getLogger(__name__)
+
 _FILE = "stack.json"
-_LOCK_SECONDS = 60.0
+_NOTICE_SECONDS = 2.0
+_LOCK_SECONDS = 900.0  # longer than a start may take (`services`), so that it is waited for
 
 
 def folder_id(home: Path) -> str:
@@ -170,13 +174,17 @@ def locked(home: Path, *, create: bool = False) -> Iterator[None]:
         create: make the folder if it is missing.
 
     Raises:
-        StackError: the folder cannot be used, or another process holds the lock for a minute.
+        StackError: the folder cannot be used, or another process holds the lock for longer than a start takes.
     """
-    lock = FileLock(home / ".lock", timeout=_LOCK_SECONDS)
+    lock = FileLock(home / ".lock")
     try:
         if create:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=_NOTICE_SECONDS)
+        except Timeout:
+            log.warning("another `wukong up` or `wukong down` works on %s: waiting until it has ended", home)
+            lock.acquire(timeout=_LOCK_SECONDS)
     except Timeout as error:
         raise StackError(
             f"another `wukong up` or `wukong down` has been working on {home} for {_LOCK_SECONDS:.0f} s: "

@@ -288,7 +288,13 @@ def test_a_service_that_never_answers_is_an_error(tmp_path: Path, monkeypatch: p
     assert marked(home) == {}
 
 
+def test_up_waits_for_another_up_longer_than_a_start_may_take() -> None:
+    # The other one stops what ran before, starts all services at a time, and stops them again if one does not answer.
+    assert state._LOCK_SECONDS > 2 * services._READY_SECONDS
+
+
 def test_up_waits_for_another_up_and_then_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "_NOTICE_SECONDS", 0.1)
     monkeypatch.setattr(state, "_LOCK_SECONDS", 0.5)
     code = (
         f"import pathlib, time; from infra.stack.state import locked\n"
