@@ -27,6 +27,17 @@ differs: mappings are merged key by key, lists and values are replaced. A base m
 submitted and stored is the merged experiment, so a stage's key depends on the values and not on the files.
 `configs/paper/` is made so.
 
+The two objectives want other settings. A file may have `by_similarity`, with values for the experiments of one
+objective below `global` and `token`. Those of the experiment's `model.similarity` count more than the file's other
+values, and less than `--set` and than a file that has it as its base:
+
+```yaml
+model: {similarity: token}
+by_similarity:
+  global: {model: {temperature: 0.125}}
+  token: {model: {temperature: 0.08, image: {tokens: 4}}, pretrain: {learning_rate: 0.02}}
+```
+
 This page is written from `wukong/config/experiment.py` by `make configuration`; change the descriptions there.
 """
 

@@ -2,18 +2,27 @@
 
 A file may name another one as its base, ``base: FILE``, a path relative to its own folder. It then holds what differs:
 mappings are merged key by key, lists and values are replaced. Of several bases, ``base: [FILE, FILE]``, the later one
-counts more. The merged experiment has no trace of its files.
+counts more.
+
+A file may have values for the experiments of one objective: ``by_similarity: {global: {...}, token: {...}}``. Those of
+the experiment's ``model.similarity`` count more than the file's other values, and less than overrides and than a file
+whose base it is. The merged experiment has no trace of its files, and none of ``by_similarity``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from wukong.config.experiment import Experiment
+from wukong.config.model import Model
 from wukong.errors import ConfigError
+
+_BY_SIMILARITY = "by_similarity"
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Experiment:
@@ -23,13 +32,13 @@ def load(path: Path, overrides: list[str] | None = None) -> Experiment:
         ConfigError: a file cannot be read or is its own base, or a key is unknown or a value not allowed; the message
             names the key, the value and what is allowed.
     """
-    value, files = _with_base(path, ())
-    return _overridden(value, overrides, where=" on the base ".join(map(str, files)))
+    layers, files = _with_base(path, ())
+    return _overridden(layers, overrides, where=" on the base ".join(map(str, files)))
 
 
 def loads(text: str, overrides: list[str] | None = None, where: str = "the experiment") -> Experiment:
     """Read an experiment from the text of a YAML (or JSON) file; see ``load``. A text has no folder, and so no base."""
-    return _overridden(_mapping(text, where), overrides, where)
+    return _overridden([_mapping(text, where)], overrides, where)
 
 
 def parse(value: dict[str, Any], where: str = "the experiment") -> Experiment:
@@ -46,35 +55,35 @@ def parse(value: dict[str, Any], where: str = "the experiment") -> Experiment:
         raise ConfigError("\n".join([f"{where} is not a valid experiment:", *lines])) from error
 
 
-def _with_base(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], list[Path]]:
-    """Read a file merged into its base.
+def _with_base(path: Path, above: tuple[Path, ...]) -> tuple[list[dict[str, Any]], list[Path]]:
+    """Read a file and its bases.
 
     Args:
         path: the file.
         above: the files whose base it is, directly or not.
 
     Returns:
-        The merged mapping, without ``base``, and the files that it was made of.
+        Their mappings without ``base``, of which the later ones count more, and the files, this one first.
     """
     resolved = path.resolve()
     if resolved in above:
         raise ConfigError(f"base: {path} is its own base, by {above[-1]}: take the key base out of one of the files")
     value = _mapping(_text(path, of=above[-1] if above else None), str(path))
     if "base" not in value:
-        return value, [path]
+        return [value], [path]
     given = value.pop("base")
     names = [given] if isinstance(given, str) else given
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise ConfigError(
             f"base: {path} gives {given!r}; write a path relative to {path.parent}, or a list of such paths"
         )
-    merged: dict[str, Any] = {}
+    layers: list[dict[str, Any]] = []
     files = [path]
     for name in names:
         below, others = _with_base(path.parent / name, (*above, resolved))
-        merged = _merged(merged, below)
+        layers += below
         files += others
-    return _merged(merged, value), files
+    return [*layers, value], files
 
 
 def _text(path: Path, of: Path | None) -> str:
@@ -109,10 +118,42 @@ def _merged(base: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _overridden(value: dict[str, Any], overrides: list[str] | None, where: str) -> Experiment:
+def _overridden(layers: Sequence[dict[str, Any]], overrides: list[str] | None, where: str) -> Experiment:
+    """Merge mappings, of which the later ones count more, apply overrides, and check the result."""
+    of_each = [layer.pop(_BY_SIMILARITY, {}) for layer in layers]
+    similarity = _similarity(reduce(_merged, layers, {}), overrides)
+    merged: dict[str, Any] = {}
+    for layer, values in zip(layers, of_each, strict=True):
+        merged = _merged(_merged(merged, layer), _chosen(values, similarity, where))
+    for override in overrides or []:
+        _override(merged, override)
+    return parse(merged, where=where)
+
+
+def _similarity(value: dict[str, Any], overrides: list[str] | None) -> Any:
+    """Return the ``model.similarity`` that a mapping has with overrides."""
+    value = deepcopy(value)
     for override in overrides or []:
         _override(value, override)
-    return parse(value, where=where)
+    model = value.get("model")
+    default = Model.model_fields["similarity"].default
+    return model.get("similarity", default) if isinstance(model, dict) else default
+
+
+def _chosen(values: Any, similarity: Any, where: str) -> dict[str, Any]:
+    """Return the values of ``by_similarity`` for a similarity."""
+    allowed = get_args(Model.model_fields["similarity"].annotation)
+    if not isinstance(values, dict) or not all(isinstance(each, dict) for each in values.values()):
+        raise ConfigError(
+            f"{_BY_SIMILARITY}: {where} gives {values!r}; write mappings of an experiment's keys below "
+            f"{' and '.join(allowed)}"
+        )
+    if wrong := [key for key in values if key not in allowed]:
+        raise ConfigError(f"{_BY_SIMILARITY}.{wrong[0]}: unknown key in {where}; allowed here: {', '.join(allowed)}")
+    chosen: dict[str, Any] = values.get(similarity, {})
+    if isinstance(model := chosen.get("model"), dict) and "similarity" in model:
+        raise ConfigError(f"{_BY_SIMILARITY}.{similarity}.model.similarity: it is what decides; take it out of {where}")
+    return chosen
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -116,3 +116,58 @@ def test_a_wrong_key_is_reported_with_all_files(tmp_path: Path) -> None:
         ConfigError, match=r"(?s)own\.yaml on the base .*base\.yaml is not a valid experiment.*sed: unknown"
     ):
         documents.load(write(tmp_path / "own.yaml", {"base": "base.yaml"}))
+
+
+BY_SIMILARITY = {
+    "model": {"temperature": 0.5},
+    "by_similarity": {
+        "global": {"model": {"temperature": 0.2}},
+        "token": {"model": {"temperature": 0.1, "image": {"tokens": 4}}, "pretrain": {"epochs": 3}},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "found"),
+    [
+        ({}, [], (0.2, None, 5)),
+        ({}, ["model.similarity=token"], (0.1, 4, 3)),
+        ({"model": {"similarity": "token"}}, [], (0.1, 4, 3)),
+        ({"model": {"similarity": "token"}}, ["model.similarity=global"], (0.2, None, 5)),
+        ({}, ["model.similarity=token", "model.temperature=0.3", "model.image.tokens=9"], (0.3, 9, 3)),
+        ({"model": {"similarity": "token", "temperature": 0.7}, "pretrain": {"epochs": 5}}, [], (0.7, 4, 5)),
+        ({"by_similarity": {"token": {"pretrain": {"epochs": 6}}}}, ["model.similarity=token"], (0.1, 4, 6)),
+    ],
+)
+def test_values_by_similarity_count_more_than_their_file_and_less_than_those_on_it(
+    tmp_path: Path, changes: dict[str, Any], overrides: list[str], found: tuple[float, int | None, int]
+) -> None:
+    write(tmp_path / "base.yaml", {**BASE, **BY_SIMILARITY})
+    merged = documents.load(write(tmp_path / "own.yaml", {"base": "base.yaml", **changes}), overrides)
+    assert (merged.model.temperature, merged.model.image.tokens, merged.pretrain.epochs) == found
+    assert documents.loads(json.dumps(merged.model_dump(mode="json"))) == merged, "what is stored names no choice"
+
+
+def test_a_text_has_values_by_similarity_too() -> None:
+    text = json.dumps({**BASE, **BY_SIMILARITY})
+    assert documents.loads(text).model.temperature == 0.2
+    assert documents.loads(text, ["model.similarity=token"]).model.temperature == 0.1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tokens": {}}, r"by_similarity\.tokens: unknown key in here; allowed here: global, token"),
+        ([], r"by_similarity: here gives \[\]; write mappings of an experiment's keys below global and token"),
+        ({"global": 3}, r"by_similarity: here gives .*; write mappings"),
+        (
+            {"global": {"model": {"similarity": "token"}}},
+            r"by_similarity\.global\.model\.similarity: it is what decides",
+        ),
+        ({"global": {"model": {"temprature": 1}}}, r"model\.temprature: unknown key"),
+        ({"global": {"model": 3}}, r"model: .*got 3"),
+    ],
+)
+def test_wrong_values_by_similarity_are_named(values: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        documents.loads(json.dumps({**BASE, "by_similarity": values}), where="here")
