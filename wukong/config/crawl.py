@@ -36,10 +36,27 @@ class Politeness(Strict):
         "fail or crawl, pictures that are hard to decode; after that it is left alone",
     )
     user_agent: str = Field(
-        "wukong-crawler/0.1 (+https://github.com/wukong/wukong; dataset research)",
+        "wukong-crawler/0.1",
         description="sent with each request, and the name that robots.txt rules are looked up by",
     )
+    contact: str = Field(
+        "",
+        pattern=r"^[!-'*-~]*$",
+        max_length=200,
+        description="an e-mail address or a page where the owner of a site reaches you, without spaces and brackets; "
+        "sent after the user agent. A search engine that is not your own is not asked without one",
+    )
     opt_out: str | None = Field(None, description="URI of a file of domains, URLs and SHA-256 digests to leave out")
+
+    @property
+    def signature(self) -> str:
+        """The value of the header ``User-Agent``: the crawler's name, and whom to write to."""
+        return f"{self.user_agent} (+{self.contact})" if self.contact else self.user_agent
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether the owner of a site can find out whom to write to."""
+        return any(mark in self.signature for mark in ("@", "://"))
 
 
 class Crawl(Strict):

@@ -31,6 +31,8 @@ _REFUSED = tuple(
     )
 )
 
+_PRIVATE_DOMAINS = {"test", "example", "invalid", "localhost", "local", "internal", "svc", "arpa"}
+
 
 def is_public(address: str) -> bool:
     """Return whether an IP address, given as text, is public.
@@ -45,6 +47,19 @@ def is_public(address: str) -> bool:
     if any(ip.version == block.version and ip in block for block in _REFUSED):
         return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+def is_public_name(host: str) -> bool:
+    """Return whether a host's name, or an IP address, is one of the public internet.
+
+    These are not: names without a dot, and those below a domain that is reserved for tests and examples (RFC 2606), for
+    one's own network (RFC 6762, ICANN's ``internal``), or for the services of a Kubernetes cluster.
+    """
+    try:
+        return is_public(host)
+    except ValueError:
+        labels = host.rstrip(".").lower().split(".")
+        return len(labels) > 1 and labels[-1] not in _PRIVATE_DOMAINS
 
 
 def _embedded(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:

@@ -39,6 +39,7 @@ _PACE_POLITE = {
     "max_crawl_delay",
     "max_retry_after",
     "max_host_seconds",
+    "contact",
 }
 _READ_BYTES = 1 << 20
 

@@ -146,7 +146,7 @@ class Fetcher:
         self._in_flight = asyncio.Semaphore(config.concurrency)
         self._sending: set[asyncio.Task[Any] | None] = set()
         self._room = Room(config.max_bytes_in_flight)
-        self._transport = Transport(user_agent=polite.user_agent, connect_to=connect_to, connections=config.concurrency)
+        self._transport = Transport(user_agent=polite.signature, connect_to=connect_to, connections=config.concurrency)
 
     @property
     def opt_out(self) -> OptOut:

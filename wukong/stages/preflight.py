@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from wukong import stages
+from wukong.config.crawl import Crawl
 from wukong.config.experiment import Experiment
 from wukong.config.model import ImageEncoder, TextEncoder
 from wukong.config.training import Training
@@ -116,8 +117,11 @@ def check_world(experiment: Experiment, names: Collection[str] = stages.RECORDED
             continue
         if why := checks[key](uri):
             problems.append(f"{key}: {uri} {why}")
-    if connect and experiment.crawl.source.searched:
-        problems += _unanswered(experiment.crawl.endpoint)
+    if experiment.crawl.engine == "urls" and "crawl" in sections and not experiment.crawl.politeness.is_signed:
+        log.warning("crawl.politeness.contact is empty: owners of the listed sites cannot know whom to write to")
+    if experiment.crawl.source.searched and "crawl" in sections:
+        problems += _unsigned(experiment.crawl)
+        problems += _unanswered(experiment.crawl.endpoint) if connect else ()
     _refuse(problems)
 
 
@@ -197,6 +201,19 @@ def _of_stage(uri: str, stage: str) -> str:
     except WukongError as error:
         return f"is not the manifest of a {stage} stage ({error})"
     return "" if name == stage else f"is the manifest of a {name} stage; name one of a {stage} stage"
+
+
+def _unsigned(crawl: Crawl) -> Iterator[str]:
+    """Yield a problem if a search engine that is not the operator's own could not know who asks it."""
+    from wukong.crawl.addresses import is_public_name
+
+    host = urlsplit(crawl.endpoint).hostname or ""
+    if is_public_name(host) and not crawl.politeness.is_signed:
+        yield (
+            f"crawl.politeness.contact: {host} would be asked, and pictures be fetched, by a crawler whose operator "
+            "nobody can reach: write your e-mail address or a page about your crawl, for instance "
+            "--set crawl.politeness.contact=crawl@university.example"
+        )
 
 
 def _unanswered(endpoint: str) -> Iterator[str]:

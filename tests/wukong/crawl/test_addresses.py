@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wukong.crawl.addresses import ConnectTo, is_public
+from wukong.crawl.addresses import ConnectTo, is_public, is_public_name
 from wukong.errors import ConfigError
 
 PUBLIC = ["8.8.8.8", "1.1.1.1", "220.181.38.148", "2606:4700:4700::1111", "2400:da00::6666", "::ffff:8.8.8.8"]
@@ -101,6 +101,28 @@ def test_only_a_crawl_of_a_chosen_host_reaches_chosen_addresses(endpoint: str, o
     connect_to = ConnectTo.parse("images.test=127.0.0.1:8080").of_crawl(endpoint)
     assert connect_to.allows("images.test", "127.0.0.1", 8080) is opened
     assert bool(connect_to.targets) is opened
+
+
+@pytest.mark.parametrize(
+    ("host", "public"),
+    [
+        ("image.baidu.com", True),
+        ("IMAGE.BAIDU.COM.", True),
+        ("220.181.38.148", True),
+        ("例子.中国", True),
+        ("127.0.0.1", False),
+        ("::1", False),
+        ("10.1.2.3", False),
+        ("searxng", False),
+        ("localhost", False),
+        ("corpus.wukong.test", False),
+        ("searx.search.svc", False),
+        ("searx.search.svc.cluster.local", False),
+        ("testing.example.com", True),
+    ],
+)
+def test_a_public_name_is_told_from_ones_own(host: str, public: bool) -> None:
+    assert is_public_name(host) is public
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,15 @@ def test_the_group_for_all_crawlers_applies_without_a_group_for_us(
     assert web.headers["/private/open1.jpg"]["user-agent"] == "research/2 (me@example.org)"
 
 
+def test_a_request_names_the_crawlers_operator(web: Web, crawl_config: Callable[..., Crawl]) -> None:
+    web.bytes_at("/robots.txt", ROBOTS, "text/plain")
+    web.fallback = OK
+    config = crawl_config(politeness={"contact": "https://example.org/crawl"})
+    outcomes = fetch(web, config, f"{SITE}/a.jpg", f"{SITE}/not-for-wukong/a.jpg")
+    assert web.headers["/a.jpg"]["user-agent"] == "wukong-crawler/0.1 (+https://example.org/crawl)"
+    assert [status_of(o) for o in outcomes] == [Status.SUCCESS, Status.ROBOTS_DISALLOWED], "its rules are found"
+
+
 def test_robots_txt_can_be_switched_off(web: Web, crawl_config: Callable[..., Crawl]) -> None:
     web.bytes_at("/robots.txt", b"User-agent: *\nDisallow: /", "text/plain")
     web.fallback = OK

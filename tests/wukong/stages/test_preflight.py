@@ -15,6 +15,7 @@ import yaml
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.config.section import Strict
+from wukong.crawl.attempt import identity
 from wukong.errors import ConfigError, StorageError
 from wukong.model.cost import Shape, Size
 from wukong.stages import preflight, run_paths
@@ -182,6 +183,28 @@ def test_an_engine_that_does_not_answer_is_named(
     with pytest.raises(ConfigError, match=r"crawl\.endpoint: nothing answers at http://site\.test/search"):
         preflight.check_world(experiment(), connect=True)
     preflight.check_world(experiment(), connect=False)
+
+
+@pytest.mark.parametrize(
+    "contact", ["crawl.politeness.contact=me@example.org", "crawl.politeness.user_agent=x/1 (https://example.org/)"]
+)
+def test_an_engine_of_others_is_asked_by_somebody_who_can_be_reached(
+    experiment: Callable[..., Experiment], contact: str
+) -> None:
+    public = "crawl.endpoint=https://image.baidu.com/search/acjson"
+    with pytest.raises(ConfigError, match=r"crawl\.politeness\.contact: image\.baidu\.com would be asked"):
+        preflight.check_world(experiment(public))
+    preflight.check_world(experiment(public, contact))
+    preflight.check_world(experiment(public), ("evaluate",))
+    assert identity(experiment(public).crawl, ["猫"]) == identity(
+        experiment(public, "crawl.politeness.contact=me@example.org").crawl, ["猫"]
+    ), "another address is no other crawl"
+
+
+def test_a_contact_that_would_break_the_header_is_refused(experiment: Callable[..., Experiment]) -> None:
+    for wrong in ("me (at) example.org", '"a\\nHost: b"', "例子"):
+        with pytest.raises(ConfigError, match=r"crawl\.politeness\.contact"):
+            experiment(f"crawl.politeness.contact={wrong}")
 
 
 def test_an_object_store_that_does_not_answer_says_so(
