@@ -142,6 +142,7 @@ def run_local(
     page = fetch_report(storage.join(experiment.root, "runs", run), folder)
     records = run_records.read_all(experiment, run)
     summary.print_run(console, records, total=ended - prepared, setup=prepared - started)
+    summary.print_verdict(console, experiment, run)
     summary.print_pages(console, page, run_links.pages(experiment, run))
     summary.print_tables(console, experiment, run)
     console.print("The stack keeps running, so that you can look around; `wukong down` ends it.", style="dim")

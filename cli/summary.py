@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from wukong.commands.runs import STORAGE
@@ -43,6 +44,28 @@ def print_run(console: Console, records: list[Record], total: float, setup: floa
     _print_times(console, records, total, setup)
 
 
+def print_verdict(console: Console, experiment: Experiment, run: str) -> None:
+    """Print what was decided about a run's model, and what changed against the run whose model held the alias."""
+    from wukong.registry import verdict
+    from wukong.report import comparison
+
+    found = verdict.read(experiment, run)
+    if found is None:
+        return
+    decided, document = found
+    console.print(f"[bold]Model {decided.model}[/] {decided.heading} {escape(decided.says)}", highlight=False)
+    if document is not None:
+        table = Table(box=None, pad_edge=False)
+        for column in (f"Against {decided.against}", "", "before, %", "now, %", "change", ""):
+            table.add_column(column, justify="right" if column.endswith("%") else "left")
+        for each in comparison.headlines(document):
+            values = ("-" if each[key] is None else f"{100 * each[key]:.1f}" for key in ("before", "now"))
+            table.add_row(each["title"], each["result"], *values, each["difference"], each["sign"])
+        console.print(table)
+        console.print(f"wukong compare {decided.against} {run}", soft_wrap=True, highlight=False, markup=False)
+    console.print()
+
+
 def print_pages(console: Console, report: Path, pages: Pages | None) -> None:
     """Print where the pages of a run are, the ones about this run first.
 
@@ -51,7 +74,11 @@ def print_pages(console: Console, report: Path, pages: Pages | None) -> None:
         report: path of the report.
         pages: in MLflow; None if the run is not tracked there.
     """
-    beside = {"Card": report.parent / "docs" / "card.html", "Data docs": report.parent / "docs" / "index.html"}
+    beside = {
+        "Comparison": report.parent / "comparison.html",
+        "Card": report.parent / "docs" / "card.html",
+        "Data docs": report.parent / "docs" / "index.html",
+    }
     shown: dict[str, str] = {"Report": str(report)}
     shown |= {title: str(path) for title, path in beside.items() if path.is_file()}
     if pages is not None:

@@ -7,12 +7,13 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ray_jobs.launch import evaluate_champion, launch
 from wukong import stages
 from wukong.config import stored
 from wukong.config.experiment import Experiment
-from wukong.errors import WukongError
+from wukong.errors import ConfigError, DataError, WukongError
 from wukong.evaluate.results import DOCUMENT, headlines_of
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
@@ -21,6 +22,8 @@ from wukong.stages import run_paths
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 from wukong.tracking import mlflow_runs, model_versions, run_links, stage_results
+from wukong.tracking.availability import AT_END, enabled, unless_away
+from wukong.tracking.mlflow_rest import MlflowError
 from wukong.tracking.run_links import Pages
 
 log = logging.getLogger(__name__)
@@ -99,7 +102,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
     """Make the run's report and store it in the run's folder, in MLflow, and as the component's artifact.
 
     The data docs and the dataset card lie beside the report, under ``docs/``, and the page of the evaluation as
-    ``evaluation.html``; it links to them.
+    ``evaluation.html``; it links to them. If another run's model held the alias, ``comparison.html`` compares the two.
 
     Args:
         experiment: URI of the experiment.
@@ -115,7 +118,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
     with cancellable(), recorded(parsed, run, "report"):
         records = [record for record in run_records.read_all(parsed, run) if record.manifest]
         manifests = {record.stage: manifest.load(record.manifest) for record in records}
-        links, notes = {}, []
+        links, notes, decided = {}, [], None
         pages = run_links.pages(parsed, run)
         if pages:
             links["MLflow run"] = pages.run
@@ -129,6 +132,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             links[f"Model {name} version {version}, {held} @{alias}"] = model_versions.model_url(name, version)
             if holder := model_versions.doubtful_holder(name, alias):
                 notes.append(f"Model {name} version {holder}, which holds @{alias}, {model_versions.DOUBTFUL}.")
+            decided = _verdict(parsed, run, str(version))
         docs = _docs_beside_report(parsed, run, manifests["validate"]) if "validate" in manifests else ""
         shown = run_report.contents(
             parsed,
@@ -139,6 +143,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             run,
             docs,
             notes,
+            decided,
         )
         storage.write_bytes(run_paths.uri_of(parsed, run, "report.html"), run_report.render(shown).encode())
         measured = storage.read_bytes(f"{evaluated.uri}/evaluation.html")
@@ -155,6 +160,36 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             note = _note(pages, links, docs=bool(docs))
             model = next((parent.digest for parent in evaluated.parents if parent.stage == "finetune"), "")
             mlflow_runs.describe_run(parsed, run, note, registration, model)
+
+
+def _verdict(experiment: Experiment, run: str, version: str) -> dict[str, Any] | None:
+    """Store what was decided about a run's model, and the page that compares the run with the champion's.
+
+    Returns:
+        What the report shows of it; None if MLflow does not say.
+    """
+    from wukong.registry import verdict
+    from wukong.report import comparison
+
+    def ask() -> "tuple[verdict.Verdict, dict[str, Any] | None] | None":
+        try:
+            return verdict.of_run(experiment, run, version)
+        except (ConfigError, DataError, MlflowError) as error:
+            log.warning("what was decided about the model is left out: %s", error)
+            return None
+
+    found = unless_away(ask, "what was decided about the model is left out", AT_END) if enabled() else None
+    if found is None:
+        return None
+    decided, document = found
+    verdict.store(experiment, run, decided, document)
+    shown = {"heading": decided.heading, "says": decided.says, "against": decided.against, "changes": []}
+    if document is None:
+        return shown
+    page = comparison.render(document)
+    storage.write_bytes(run_paths.uri_of(experiment, run, "comparison.html"), page.encode())
+    mlflow_runs.log_page(experiment, run, page, "comparison.html")
+    return shown | {"changes": comparison.headlines(document)}
 
 
 def _note(pages: Pages, links: Mapping[str, str], *, docs: bool) -> str:

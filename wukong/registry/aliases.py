@@ -3,7 +3,8 @@
 Tags of the registered model hold the record: ``wukong.attempts.KEY`` the evaluations that were compared with one
 holder by one metric; ``wukong.history.ALIAS`` each move of the alias. Tags of a version say what
 decides about it: ``wukong.evaluation.uri``, ``wukong.gate`` (``Gate``), ``wukong.origin`` and ``wukong.chosen``
-(``wukong.registry.choices``). MLflow has no locks: two candidates at the same moment may count as one attempt.
+(``wukong.registry.choices``); and what was decided, ``wukong.decision``. MLflow has no locks: two candidates at the
+same moment may count as one attempt.
 """
 
 import getpass
@@ -36,11 +37,12 @@ from wukong.tracking.mlflow_rest import MlflowError, Server
 from wukong.tracking.tags import EVALUATION_TAG, HISTORY_TAG, RUN_TAG
 
 GATE, ORIGIN, ROLLED_BACK = "wukong.gate", "wukong.origin", "wukong.rolled_back"
-CHOSEN = "wukong.chosen"
+CHOSEN, DECISION = "wukong.chosen", "wukong.decision"
 _DIGEST, _MODEL = "wukong.evaluation", "wukong.model"
 _ATTEMPTS, _HISTORY = "wukong.attempts.", HISTORY_TAG
 _MOST_MOVES = 200  # of a history, whose tag holds 100,000 characters
 _SHOWN = 600  # characters of an error
+_LONGEST_REASON = 2000  # characters in the tag of a version, which holds 5,000
 _CHOICES = TypeAdapter(list[Choice])
 
 log = logging.getLogger(__name__)
@@ -256,6 +258,8 @@ class ModelRegistry:
             return decision  # the page of the decision by which it took the alias stays
         moves = decision.promoted
         address = self._log(candidate, decision)
+        decided = {"promoted": moves, "says": decision.says[:_LONGEST_REASON], "holder": decision.holder}
+        self._tag_version(candidate["version"], DECISION, json.dumps(decided, ensure_ascii=False))
         if moves:
             self._move("promote", candidate, decision.holder, forced or decision.says, by)
         webhook.send("alias.moved" if moves else "alias.kept", decision.as_json() | {"page": address})

@@ -49,6 +49,30 @@ def render(document: Mapping[str, Any]) -> str:
     return template.fill("comparison.html.j2", values, filters)
 
 
+def headlines(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the headline of each data set in the first two runs of a comparison.
+
+    Returns:
+        Of each set ``title``, ``result``, ``before`` and ``now`` (the values, None for what was not measured),
+        ``difference`` with its interval in percentage points, or why there is none, ``verdict`` and its ``sign``.
+    """
+    found = []
+    for each in document["sets"]:
+        before, now = each["results"][each["headline"]][:2]
+        found.append(
+            {
+                "title": each["title"],
+                "result": name(each["headline"]),
+                "before": before["value"],
+                "now": now["value"],
+                "difference": difference(now["difference"]) if now["difference"] else now["note"],
+                "verdict": now["verdict"],
+                "sign": SIGNS[now["verdict"]],
+            }
+        )
+    return found
+
+
 def name(result: str) -> str:
     """A result's name for people."""
     words = result.replace("text_to_image_r", "text → image R@").replace("image_to_text_r", "image → text R@")

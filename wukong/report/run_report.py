@@ -62,6 +62,7 @@ def contents(
     run: str = "",
     docs: str = "",
     notes: Sequence[str] = (),
+    decided: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Collect what the report of a run shows.
 
@@ -76,6 +77,8 @@ def contents(
         docs: where the data docs are stored. A copy of them, and the dataset card, lie at ``docs/`` beside the page.
             Empty if there are none.
         notes: sentences that stand at the head of the page.
+        decided: what was decided about the model: ``heading``, ``says``, ``against``, the run that it was compared with
+            (``comparison.html`` beside the page), and ``changes``, what ``wukong.report.comparison.headlines`` returns.
 
     Returns:
         What ``render`` needs.
@@ -115,6 +118,7 @@ def contents(
         "evaluated": bool(evaluation),
         "links": links,
         "notes": notes,
+        "decided": decided,
     }
 
 

@@ -137,11 +137,11 @@ def run(tmp_path):
     return experiment, {"crawl": crawl, "filter": filtered, "validate": validated}, evaluation
 
 
-def make(run, name="first-7", docs="s3://b/demo/validate/1/docs/index.html", framed=False):
+def make(run, name="first-7", docs="s3://b/demo/validate/1/docs/index.html", framed=False, decided=None):
     experiment, manifests, evaluation = run
     links = {"MLflow": "http://127.0.0.1:5000/"}
     pictures = run_report.pictures_of(manifests["filter"])
-    shown = run_report.contents(experiment, manifests, evaluation, links, pictures, name, docs)
+    shown = run_report.contents(experiment, manifests, evaluation, links, pictures, name, docs, decided=decided)
     return run_report.render(shown, framed=framed)
 
 
@@ -158,6 +158,18 @@ def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(run):
             known = ("http://127.0.0.1:5000/", "evaluation.html", "docs/index.html", "docs/card.html")
             assert attributes["href"] in known
     assert not re.search(r"url\(|@import|srcset=", html)
+
+
+@pytest.mark.parametrize("framed", [False, True])
+def test_the_head_of_the_page_says_what_was_decided(run, framed):
+    decided = {"heading": "Version 2 takes <it>.", "says": "It is better.", "against": "old-1", "changes": []}
+    html = make(run, framed=framed, decided=decided)
+    assert Page(html).open == [] and "<b>Version 2 takes &lt;it&gt;.</b> It is better." in html
+    assert "comparison.html" not in html and html.index("It is better.") < html.index("settings that differ")
+    change = {"title": "Words", "result": "R@1", "before": 0.5, "now": None, "difference": "not measured", "sign": "-"}
+    html = make(run, framed=framed, decided=decided | {"changes": [change]})
+    assert Page(html).open == [] and "<td>50.0" in html and "not measured -" in html and "old-1" in html
+    assert ('<a href="comparison.html">' in html) is not framed and "comparison.html" in html
 
 
 def test_for_a_frame_that_blocks_links_it_shows_addresses_as_text(run):

@@ -1,0 +1,64 @@
+"""What is said at the end of a run: the decision of the gate, and the change against the champion's run."""
+
+import io
+
+import pytest
+from registered import Registered
+from rich.console import Console
+
+from cli import summary
+from components import stage as components
+from wukong.registry import verdict
+from wukong.store import storage
+from wukong.tracking.mlflow_rest import Server
+from wukong.tracking.mlflow_runs import pipeline_run
+
+
+def said(register: Registered, run: str) -> str:
+    stream = io.StringIO()
+    summary.print_verdict(Console(file=stream, width=200), register.experiment, run)
+    return stream.getvalue()
+
+
+@pytest.mark.slow
+def test_a_run_says_what_was_decided_and_what_changed(register: Registered) -> None:
+    register(0.5, "first")
+    found = verdict.of_run(register.experiment, "run-first", "1")
+    assert found is not None and found[1] is None, "nobody to compare with"
+    assert (found[0].promoted, found[0].holder, found[0].heading) == (True, "", "Version 1 holds @champion.")
+
+    register(0.4, "worse")
+    shown = components._verdict(register.experiment, "run-worse", "2")
+    assert shown is not None and shown["against"] == "run-first"
+    assert shown["heading"] == "Version 2 does not take @champion, which stays with version 1."
+    assert "not better by more than noise" in shown["says"]
+    assert [(each["verdict"], each["sign"]) for each in shown["changes"]] == [("worse", "▼")] * len(shown["changes"])
+    assert shown["changes"][-1]["now"] < shown["changes"][-1]["before"]
+    text = said(register, "run-worse")
+    assert "Version 2 does not take @champion, which stays with version 1." in text and "▼" in text
+    assert "wukong compare run-first run-worse" in text
+    folder = storage.join(register.experiment.root, "runs", "run-worse")
+    page = storage.read_bytes(storage.join(folder, "comparison.html")).decode()
+    assert "run-first" in page and "run-worse" in page
+    server = Server()
+    logged = server.read_file(pipeline_run(server, register.experiment, "run-worse"), "comparison.html").decode()
+    assert logged == page
+
+    register(0.6, "better")
+    found = verdict.of_run(register.experiment, "run-better", "3")
+    assert found is not None and found[0].heading == "Version 3 takes @champion from version 1."
+    assert found[0].against == "run-first" and found[1] is not None
+    assert verdict.of_run(register.experiment, "run-better", "3") == found, (
+        "asked again, the champion itself says the same"
+    )
+
+
+@pytest.mark.slow
+def test_a_version_of_before_has_no_verdict(register: Registered, caplog: pytest.LogCaptureFixture) -> None:
+    register(0.5, "first")
+    values = {"name": register.name, "version": "1", "key": "wukong.decision"}
+    Server().ask("DELETE", "model-versions/delete-tag", values)
+    assert components._verdict(register.experiment, "run-first", "1") is None
+    assert said(register, "run-first") == ""
+    assert components._verdict(register.experiment, "run-first", "9") is None
+    assert "what was decided about the model is left out" in caplog.text
