@@ -151,7 +151,7 @@ def print_plan(
             highlight=False,
         )
     console.print(
-        "Nothing was run (--dry-run). The stack was started to look, and runs; `wukong down` ends it.", highlight=False
+        "Nothing was run (--dry-run), and no service was left running.", highlight=False
     )
 
 

@@ -169,7 +169,8 @@ def down() -> None:
 def status(as_json: JsonOption = False) -> None:
     """Show which services of the embedded stack run, where, and its home folder.
 
-    It finds the stack from any folder: that of WUKONG_HOME, of a folder above, or the last one started. Example:
+    It finds the stack from any folder: that of WUKONG_HOME, of a folder above, or the last one started. Other homes of
+    this machine are listed below it. Example:
 
         wukong status --json
     """
@@ -178,12 +179,20 @@ def status(as_json: JsonOption = False) -> None:
 
     home = stack.found()
     services = stack.status(home)
+    others = {
+        str(other): any(running for _, running, _ in stack.status(other))
+        for other in environment.homes()
+        if other.resolve() != home.resolve()
+    }
     if as_json:
         described = [{"name": name, "running": running, "address": address} for name, running, address in services]
-        print_json({"home": str(home), "services": described})
+        listed = [{"home": other, "running": running} for other, running in others.items()]
+        print_json({"home": str(home), "services": described, "others": listed})
         return
     summary.print_stack(services)
     typer.echo(f"\nHome  {home}" + ("" if home.is_dir() else " (nothing there yet)"))
+    for other, running in others.items():
+        typer.echo(f"Other home  {other} ({'running' if running else 'stopped'}); WUKONG_HOME={other} uses it")
     if home.is_dir():
         try:
             check_disk(home)

@@ -5,10 +5,11 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
@@ -60,7 +61,8 @@ def run_local(
         corpus_size: serve a fixed sample of the demo corpus of about this size, or None for all of it.
         retry_failed: crawl again what failed in this experiment's last crawl, and take the rest from that crawl.
         containers: run components and Ray in containers of their images, not as processes of this environment.
-        dry_run: check everything and print the plan; this starts the stack, which holds what is finished.
+        dry_run: check everything and print the plan. Services that hold what is finished are started for it where they
+            do not run, and stopped again; where there is no stack yet, a temporary folder is their home.
 
     Raises:
         ConfigError: before the first stage: the experiment cannot be run; the run's name belongs to another experiment;
@@ -78,8 +80,11 @@ def run_local(
         docker.check_images(DATA_IMAGE, docker.RAY_IMAGE)
     console = Console(file=sys.stdout)  # the present stream: during the run, sys.stdout is another
     started = time.monotonic()
-    home = environment.home()
+    home = disk = environment.home()
+    others = [] if environment.is_home(home) else environment.homes()
     with end_on_signal(), ExitStack() as ends:
+        if dry_run:
+            home = ends.enter_context(_looked_at(home))
         # An earlier run's home may hold all that this run would make: then neither Ray, the site nor torch is started.
         looks_first = environment.is_home(home) and not (containers or dry_run)
         with ExitStack() as checks:
@@ -90,19 +95,21 @@ def run_local(
             demo = corpus.prepare(limit=corpus_size) if corpus.serves(experiment.crawl.endpoint) else None
             own = demo is not None and (corpus_size is not None or stack.serves_another(home, demo.catalogue))
             catalogue = demo.catalogue if demo and not own else None
-            services = stack.up(home, catalogue, only=stack.STORES if looks_first else None)
+            only = stack.LOOKED_AT if dry_run else stack.STORES if looks_first else None
+            services = stack.up(home, catalogue, only=only, remember=not dry_run)
             variables = services.environment()
             os.environ.update(variables)
             experiment = start.with_its_model(experiment)
-            notes: list[str] = []
+            notes = [_of_other_homes(disk, others)] if others else []
             if demo is not None:
-                experiment, notes = begin.on_the_demo(experiment, demo, of_sample=own)
+                experiment, of_demo = begin.on_the_demo(experiment, demo, of_sample=own)
+                notes += of_demo
             if retry_failed:
                 experiment = retrying(experiment, run)
             reused = looks_first and plan.finished_jobs(experiment) is not None
             if checked is None and not reused:
                 checked = checks.enter_context(begin.model_being_checked(experiment))
-                services = stack.up(home, catalogue)
+                services = stack.up(home, catalogue, only=stack.LOOKED_AT if dry_run else None, remember=not dry_run)
                 variables = services.environment()
             size = checked.result() if checked else None
         if demo is not None and own and not reused:
@@ -114,9 +121,9 @@ def run_local(
             console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
         if size is not None:
             known = len(demo.entries) if demo else None
-            planned = begin.check_and_plan(experiment, home, size, known)
+            planned = begin.check_and_plan(experiment, disk, size, known)
             if dry_run:
-                begin.print_plan(console, experiment, planned, begin.free_at(experiment, home), known)
+                begin.print_plan(console, experiment, planned, begin.free_at(experiment, disk), known)
                 return
         for each in hold.killed(home):
             console.print(f"[yellow]note:[/] {escape(hold.explain(each))}", soft_wrap=True)
@@ -146,6 +153,34 @@ def run_local(
     summary.print_pages(console, page, run_links.pages(experiment, run))
     summary.print_tables(console, experiment, run)
     console.print("The stack keeps running, so that you can look around; `wukong down` ends it.", style="dim")
+
+
+def _of_other_homes(home: Path, others: Sequence[Path]) -> str:
+    """Say that a run is the first of its home, although other homes have runs."""
+    return (
+        f"{home} is a new home, with a stack of its own, and sees no run of {', '.join(map(str, others))}; "
+        f"WUKONG_HOME={others[0]} uses that one"
+    )
+
+
+@contextmanager
+def _looked_at(home: Path) -> Iterator[Path]:
+    """Give a dry run a home whose services it may start, and afterwards stop those that did not run before.
+
+    Args:
+        home: where a run's stack would be.
+
+    Yields:
+        This home, or a temporary one if no stack was started in it.
+    """
+    from infra import stack
+
+    with ExitStack() as ends:
+        if not environment.is_home(home):
+            home = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="wukong-dry-run-")))
+        if not any(running for _, running, _ in stack.status(home)):
+            ends.callback(stack.down, home)
+        yield home
 
 
 def retrying(experiment: Experiment, run: str) -> Experiment:

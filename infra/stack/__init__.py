@@ -12,12 +12,12 @@ from pathlib import Path
 from infra.stack import processes, services
 from infra.stack.ports import choose_ports
 from infra.stack.sample import sample_site
-from infra.stack.services import SERVICES, STORES
+from infra.stack.services import LOOKED_AT, SERVICES, STORES
 from infra.stack.state import Stack, folder_id, load, locked
 from wukong.errors import StackError
 from wukong.runtime import environment
 
-__all__ = ["STORES", "Stack", "down", "found", "load", "sample_site", "serves_another", "status", "up"]
+__all__ = ["LOOKED_AT", "STORES", "Stack", "down", "found", "load", "sample_site", "serves_another", "status", "up"]
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ def up(
     catalogue: Path | None = None,
     ports: Mapping[str, int] | None = None,
     only: Collection[str] | None = None,
+    remember: bool = True,
 ) -> Stack:
     """Start the services that do not run, wait until all answer, and create the buckets.
 
@@ -42,6 +43,7 @@ def up(
         catalogue: a catalogue of the demo corpus; if given, its search site is started too.
         ports: requested ports by name (``s3``, ``mlflow``, ``ray``, ``site``); the others get free ports.
         only: names of services, for instance ``STORES``; the others are left as they are. None for all.
+        remember: let programs find this stack from any folder.
 
     Raises:
         StackError: a service cannot start or does not answer, a requested port is in use, there is no disk space, or
@@ -72,7 +74,8 @@ def up(
         except BaseException:  # also Ctrl-C: do not leave services that are partly started
             _stop(stack, {service.name for service in missing})
             raise
-        environment.remember(home)
+        if remember:
+            environment.remember(home)
         return stack
 
 

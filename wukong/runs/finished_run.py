@@ -59,10 +59,15 @@ def find(name: str = "", home: Path | None = None) -> FinishedRun:
     finished = sorted((chosen / "runs").glob(f"*/{_REPORT}"), key=lambda page: page.stat().st_mtime)
     folders = {page.parent.name: page.parent for page in finished}
     if not folders:
-        raise ConfigError(f"no run has finished in {chosen}: `wukong run` makes one, WUKONG_HOME names another home")
+        raise ConfigError(
+            f"no run has finished in {chosen}: `wukong run` makes one, WUKONG_HOME names another home"
+            + environment.elsewhere()
+        )
     run = name or finished[-1].parent.name
     if run not in folders:
-        raise ConfigError(f"no run {run!r} has finished in {chosen}; finished are {', '.join(folders)}")
+        raise ConfigError(
+            f"no run {run!r} has finished in {chosen}; finished are {', '.join(folders)}{environment.elsewhere()}"
+        )
     environment.connect(chosen)
     experiment = listing.experiment_of(storage.from_path(folders[run]))
     records = run_records.read_all(experiment, run)

@@ -17,6 +17,7 @@ from wukong.config.evaluators import HOLDOUTS
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
 from wukong.runs.run_records import Record
+from wukong.runtime import environment
 from wukong.store import manifest, storage
 from wukong.tracking import run_links
 from wukong.tracking.run_links import Tracked
@@ -114,6 +115,7 @@ def find(name: str, place: str) -> StoredRun:
     raise DataError(
         f"no run {name!r} in {place}: "
         + (f"the newest are {newest}; `wukong runs` lists all" if newest else "none yet")
+        + environment.elsewhere()
     )
 
 

@@ -45,13 +45,28 @@ def home() -> Path:
 
 def find_home() -> Path | None:
     """Return the home folder of an existing stack: like ``home``, or else that of the last stack started; or None."""
-    if (chosen := _chosen()) is not None:
-        return chosen
+    return _chosen() or next(iter(homes()), None)
+
+
+def homes() -> list[Path]:
+    """Return the home folders of all stacks that were started on this machine and are still there, the last first."""
     try:
-        last = Path(_last_home().read_text(encoding="utf-8").strip())
+        lines = _known_homes().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
-        return None
-    return last if is_home(last) else None
+        return []
+    return [folder for line in lines if line.strip() and is_home(folder := Path(line.strip()))]
+
+
+def elsewhere() -> str:
+    """Return what an error adds about other homes, which the user may have meant; empty if there are none."""
+    here = find_home()
+    used = read_variables(here) if here is not None and is_home(here) else {}
+    if is_named() and any(os.environ.get(name) != used[name] for name in used if name.startswith("AWS_")):
+        return ""  # the user has a store of their own
+    others = [str(folder) for folder in homes() if here is None or folder.resolve() != here.resolve()]
+    if not others:
+        return ""
+    return f" (looked in {here}; WUKONG_HOME names another home: {', '.join(others)})"
 
 
 def cache() -> Path:
@@ -67,10 +82,11 @@ def is_home(folder: Path) -> bool:
 
 def remember(folder: Path) -> None:
     """Record where a stack was started, so that it can be found from any folder."""
-    target = _last_home()
+    target = _known_homes()
+    known = dict.fromkeys([folder, *homes()])
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(f"{folder}\n", encoding="utf-8")
+        target.write_text("".join(f"{each}\n" for each in known), encoding="utf-8")
     except OSError:
         return  # only a convenience: without it, the user can set WUKONG_HOME
 
@@ -167,6 +183,6 @@ def _chosen() -> Path | None:
     return next((folder / _FOLDER for folder in (here, *here.parents) if (folder / _FOLDER).is_dir()), None)
 
 
-def _last_home() -> Path:
+def _known_homes() -> Path:
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "wukong" / "home"

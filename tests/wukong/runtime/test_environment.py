@@ -51,6 +51,27 @@ def test_the_last_stack_is_found_but_not_used_as_a_new_home(tmp_path: Path) -> N
     assert environment.find_home() is None, "it is gone"
 
 
+def test_all_homes_are_known_the_last_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = (
+        written(tmp_path / name / ".wukong", AWS_ENDPOINT_URL_S3=f"http://{name}.test")
+        for name in ("1st", "2nd", "3rd")
+    )
+    for home in (first, second, third, first):
+        environment.remember(home)
+    assert environment.homes() == [first, third, second]
+    assert environment.elsewhere() == (f" (looked in {first}; WUKONG_HOME names another home: {third}, {second})"), (
+        "the last one is found from here"
+    )
+    monkeypatch.setenv("WUKONG_HOME", str(second))
+    assert environment.elsewhere().startswith(f" (looked in {second};")
+    (third / environment.FILE).unlink()
+    assert environment.homes() == [first, second]
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://2nd.test")
+    assert str(first) in environment.elsewhere(), "this stack's own variables"
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://mine.test")
+    assert environment.elsewhere() == "", "who has a store of their own looks nowhere else"
+
+
 def test_a_state_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
