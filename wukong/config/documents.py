@@ -18,6 +18,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
+from wukong.config import mistakes
 from wukong.config.experiment import Experiment
 from wukong.config.model import Model
 from wukong.errors import ConfigError
@@ -33,7 +34,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Experiment:
             names the key, the value and what is allowed.
     """
     layers, files = _with_base(path, ())
-    return _overridden(layers, overrides, where=" on the base ".join(map(str, files)))
+    return _overridden(layers, overrides, where=" on the base ".join(map(str, files)), files=files)
 
 
 def loads(text: str, overrides: list[str] | None = None, where: str = "the experiment") -> Experiment:
@@ -43,6 +44,12 @@ def loads(text: str, overrides: list[str] | None = None, where: str = "the exper
 
 def parse(value: dict[str, Any], where: str = "the experiment") -> Experiment:
     """Check a mapping against the experiment's types; see ``load``."""
+    return _checked(value, where)
+
+
+def _checked(
+    value: dict[str, Any], where: str, overrides: Sequence[str] = (), files: Sequence[Path] = ()
+) -> Experiment:
     if "base" in value:
         raise ConfigError(
             f"base: {value['base']!r} cannot be found from {where}: only a file names a base, relative to its own "
@@ -51,7 +58,7 @@ def parse(value: dict[str, Any], where: str = "the experiment") -> Experiment:
     try:
         return Experiment.model_validate(value)
     except ValidationError as error:
-        lines = [_explain(entry) for entry in error.errors()]
+        lines = mistakes.explain(error, overrides, files)
         raise ConfigError("\n".join([f"{where} is not a valid experiment:", *lines])) from error
 
 
@@ -118,7 +125,9 @@ def _merged(base: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _overridden(layers: Sequence[dict[str, Any]], overrides: list[str] | None, where: str) -> Experiment:
+def _overridden(
+    layers: Sequence[dict[str, Any]], overrides: list[str] | None, where: str, files: Sequence[Path] = ()
+) -> Experiment:
     """Merge mappings, of which the later ones count more, apply overrides, and check the result."""
     of_each = [layer.pop(_BY_SIMILARITY, {}) for layer in layers]
     similarity = _similarity(reduce(_merged, layers, {}), overrides)
@@ -127,7 +136,7 @@ def _overridden(layers: Sequence[dict[str, Any]], overrides: list[str] | None, w
         merged = _merged(_merged(merged, layer), _chosen(values, similarity, where))
     for override in overrides or []:
         _override(merged, override)
-    return parse(merged, where=where)
+    return _checked(merged, where, overrides or [], files)
 
 
 def _similarity(value: dict[str, Any], overrides: list[str] | None) -> Any:
@@ -183,26 +192,3 @@ def _override(value: dict[str, Any], override: str) -> None:
         target[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
-
-
-def _explain(entry: Any) -> str:
-    location = [str(part) for part in entry["loc"]]
-    key = ".".join(location)
-    if entry["type"] == "extra_forbidden":
-        return f"  {key}: unknown key; allowed here: {', '.join(_allowed_keys(location[:-1]))}"
-    if entry["type"] == "missing":
-        return f"  {key}: missing"
-    shown = "" if entry["type"] == "value_error" else f" (got {entry['input']!r})"
-    where = f"{key}: " if key else ""  # what concerns several sections names its keys itself
-    return f"  {where}{entry['msg'].removeprefix('Value error, ')}{shown if key else ''}"
-
-
-def _allowed_keys(location: list[str]) -> list[str]:
-    model: Any = Experiment
-    for name in location:
-        if name.isdigit():
-            continue
-        annotation = model.model_fields[name].annotation
-        inner = getattr(annotation, "__args__", None)
-        model = inner[0] if inner else annotation
-    return sorted(model.model_fields)
