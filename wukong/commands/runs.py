@@ -126,30 +126,53 @@ def _newest(place: str) -> StoredRun:
 
 
 def _print(listed: Sequence[Summary], found: int) -> None:
+    """Print a table of runs; where the terminal is too narrow for it, a paragraph for each. No name is broken."""
     names = list(dict.fromkeys(name for run in listed for name in run.metrics))
+    titles = [" ".join([name.split("/")[1], name.rsplit("/", 1)[1].replace("_", " ")]) for name in names]
     table = Table(box=None, pad_edge=False)
     for column in ("run", "experiment", "begun", "state", "stages"):
-        table.add_column(column, overflow="fold")
-    for name in names:
-        table.add_column(" ".join([name.split("/")[1], name.rsplit("/", 1)[1].replace("_", " ")]), justify="right")
-    table.add_column("model", overflow="fold")
+        table.add_column(column, no_wrap=True)
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("model", no_wrap=True)
     for run in listed:
-        begun = datetime.fromisoformat(run.begun).astimezone()
-        reused = sum(state == "reused" for state in run.stages.values())
-        ended = f"{len(run.stages)} of {len(stages.WHOLE_RUN)}" + (f", {reused} reused" if reused else "")
-        failed = [stage for stage, state in run.stages.items() if state == "failed"]
         table.add_row(
-            run.name,
-            run.experiment,
-            f"{begun:%Y-%m-%d %H:%M}",
-            f"[{_COLOURS.get(run.state, 'yellow')}]{run.state}[/]",
-            ended + (f", failed: {', '.join(failed)}" if failed else ""),
-            *(f"{run.metrics[name]:.3f}" if name in run.metrics else "" for name in names),
-            (run.model or "") + (" †" if run.is_doubtful else ""),
+            *_cells(run), *(f"{run.metrics[name]:.3f}" if name in run.metrics else "" for name in names), _model(run)
         )
     console = Console()
-    console.print(table)
+    wide = Console(width=1_000, file=console.file, force_terminal=console.is_terminal)
+    if not console.is_terminal or wide.measure(table).maximum <= console.width:
+        wide.print(table, crop=False)
+    else:
+        for run in listed:
+            console.print("  ".join(_cells(run)), soft_wrap=True, highlight=False)
+            shown = [
+                f"{title} {run.metrics[name]:.3f}"
+                for name, title in zip(names, titles, strict=True)
+                if name in run.metrics
+            ]
+            if rest := [*shown, *([_model(run)] if run.model else [])]:
+                console.print(f"  {' · '.join(rest)}", soft_wrap=True, highlight=False)
     if any(run.is_doubtful for run in listed):
         console.print(f"† {model_versions.DOUBTFUL}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     if found > len(listed):
         console.print(f"{found - len(listed)} older ones: --last {found}", style="dim")
+
+
+def _cells(run: Summary) -> tuple[str, str, str, str, str]:
+    """Return what the table's first columns say of a run: its name, experiment, begin, state and stages."""
+    begun = datetime.fromisoformat(run.begun).astimezone()
+    reused = sum(state == "reused" for state in run.stages.values())
+    failed = [stage for stage, state in run.stages.items() if state == "failed"]
+    ended = f"{len(run.stages)} of {len(stages.WHOLE_RUN)}" + (f", {reused} reused" if reused else "")
+    return (
+        run.name,
+        run.experiment,
+        f"{begun:%Y-%m-%d %H:%M}",
+        f"[{_COLOURS.get(run.state, 'yellow')}]{run.state}[/]",
+        ended + (f", failed: {', '.join(failed)}" if failed else ""),
+    )
+
+
+def _model(run: Summary) -> str:
+    return (run.model or "") + (" †" if run.is_doubtful else "")

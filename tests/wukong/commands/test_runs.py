@@ -1,6 +1,7 @@
 """``wukong runs`` and ``wukong report`` on records in a folder, without MLflow."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,25 @@ def test_the_list_for_people_has_what_matters(place: str, monkeypatch: pytest.Mo
     assert "3 of 8, failed: validate" in lines[1]
     assert "8 of 8, 8 reused" in lines[2] and "0.250" in lines[2]
     assert lines[3] == "1 older ones: --last 3"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_name_is_broken_in_a_narrow_place(place: str, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    long = "a-name-of-a-run-that-is-as-long-as-people-make-them-20261129"
+    begin(made("one", place), long, 8)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(
+        "wukong.tracking.run_links.tracked_runs", lambda _: {long: Tracked("FINISHED", "models:/one/7", "")}
+    )
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    said = re.sub(r"\x1b\[[0-9;]*m", "", wukong("runs", "--storage", place))
+    lines = said.splitlines()
+    mine = next(number for number, line in enumerate(lines) if line.startswith(f"{long} "))
+    shown = " ".join(lines[mine : mine + 2]) if terminal else lines[mine]
+    for text in ("finished", "8 of 8", "0.250", "models:/one/7"):
+        assert text in shown
+    assert len(lines) == (2 * 3 + 2 if terminal else 1 + 5), "two lines for each that has something measured"
 
 
 def test_an_experiment_without_runs_is_told_from_those_with_some(place: str) -> None:
