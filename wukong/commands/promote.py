@@ -25,7 +25,11 @@ _ALIAS = str(Registry.model_fields["alias"].default)
 
 def promote(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL[/VERSION]", help="A registered model; without a version its newest one.")
+        str,
+        typer.Argument(
+            metavar="MODEL[/VERSION]",
+            help="A registered model, also as models:/MODEL/VERSION; without a version its newest one.",
+        ),
     ],
     alias: AliasOption = _ALIAS,
     force: Annotated[bool, typer.Option("--force", help="Move the alias without asking the gate.")] = False,
@@ -44,7 +48,7 @@ def promote(
         raise ConfigError("--force needs --reason: it is recorded with the move")
     if reason and not force:
         raise ConfigError("--reason goes with --force; without it the gate's own reasons are recorded")
-    name, _, version = model.partition("/")
+    name, _, version = model.removeprefix("models:/").partition("/")
     with end_on_signal(), _output_to_stderr():
         decision = _registry(name, alias).promote(version, forced=reason.strip())
     if as_json:
@@ -71,6 +75,7 @@ def rollback(
 
         wukong rollback demo --reason "slower than allowed"
     """
+    model = model.removeprefix("models:/")
     left, to = _registry(model, alias).rollback(reason.strip())
     typer.echo(f"{model}/{to} holds @{alias} again; {model}/{left} was rolled back.")
 

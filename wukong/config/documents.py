@@ -29,6 +29,8 @@ _BY_SIMILARITY = "by_similarity"
 def load(path: Path, overrides: list[str] | None = None) -> Experiment:
     """Read an experiment from a YAML file and its bases, and apply ``key.path=value`` overrides, whose values are YAML.
 
+    The ``experiment.json`` of a run is such a file too.
+
     Raises:
         ConfigError: a file cannot be read or is its own base, or a key is unknown or a value not allowed; the message
             names the key, the value and what is allowed.
@@ -113,7 +115,8 @@ def _mapping(text: str, where: str) -> dict[str, Any]:
         raise ConfigError(f"{where} is not valid YAML: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{where} must hold a mapping at its top level, like configs/demo.yaml")
-    return value
+    of_run = value.get("experiment")
+    return of_run if isinstance(of_run, dict) and "name" not in value else value
 
 
 def _merged(base: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:

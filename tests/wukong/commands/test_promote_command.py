@@ -77,6 +77,12 @@ def test_force_needs_a_reason(played: Played) -> None:
     assert played.asked[-1] == ("7", "by hand")
 
 
+def test_a_model_is_named_as_mlflow_names_it(played: Played) -> None:
+    assert CliRunner().invoke(app, ["promote", "models:/demo/7"]).output == "demo/7 holds @champion. It is so.\n"
+    assert CliRunner().invoke(app, ["rollback", "models:/demo"]).output.startswith("demo/3 holds")
+    assert played.asked == [("demo", "champion"), ("7", ""), ("demo", "champion"), ""]
+
+
 def test_a_rollback_says_who_holds_the_alias(played: Played) -> None:
     ended = CliRunner().invoke(app, ["rollback", "demo", "--reason", "slow"])
     assert ended.output == "demo/3 holds @champion again; demo/7 was rolled back.\n" and played.asked[-1] == "slow"

@@ -12,6 +12,7 @@ from cli import submit
 from cli.main import app
 from wukong.config import documents, stored
 from wukong.errors import ConfigError
+from wukong.runs import run_records
 from wukong.store import storage
 
 COMPILED = Path(__file__).parents[3] / "pipelines" / "compiled"
@@ -82,6 +83,14 @@ def test_the_command_prints_the_merged_experiment(tmp_path: Path) -> None:
     printed = CliRunner().invoke(app, ["config", "--config", str(path), "--set", "pretrain.epochs=8"]).stdout
     assert documents.loads(printed) == documents.load(path, ["pretrain.epochs=8"])
     assert json.loads(printed)["pretrain"]["epochs"] == 8 and json.loads(printed)["seed"] == 3
+
+
+def test_the_file_of_a_run_is_an_experiment(tmp_path: Path) -> None:
+    experiment = documents.loads(json.dumps({**BASE, "storage": storage.from_path(tmp_path), "seed": 5}))
+    run_records.claim(experiment, "run")
+    (file,) = tmp_path.rglob("runs/run/experiment.json")
+    assert documents.load(file) == experiment
+    assert documents.load(file, ["seed=6"]).seed == 6
 
 
 def test_a_missing_base_and_one_that_is_no_file_are_refused(tmp_path: Path) -> None:

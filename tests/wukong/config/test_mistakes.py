@@ -30,7 +30,8 @@ filter:
          "filter.split.holdouts.1.captions? [FILE, line 12]"),
         ("seeed: 1", [], "seeed: unknown key; *; did you mean seed? [FILE, line 13]"),
         ("pretrain: {epochs: 0}", [], "pretrain.epochs: * (got 0) [FILE, line 13]"),
-        ("", ["pretrain.epoch=3"], "pretrain.epoch: unknown key; *; did you mean pretrain.epochs? [--set pretrain.epoch]"),
+        ("", ["pretrain.epoch=3"], "pretrain.epoch: unknown key; *; did you mean pretrain.epochs? "
+         "[--set pretrain.epoch]"),
         ("", ["model.layers=3"], "model.layers: unknown key; *; did you mean model.text.layers? [--set model.layers]"),
         ("", ["learning_rate=1"], "learning_rate: unknown key; *; did you mean pretrain.learning_rate or "
          "finetune.learning_rate? [--set learning_rate]"),
