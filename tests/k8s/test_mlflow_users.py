@@ -210,7 +210,7 @@ def test_who_has_no_password_reaches_nothing(stages: Mapping[str, str], monkeypa
     with pytest.raises(MlflowError, match=r"401.*MLFLOW_TRACKING_PASSWORD") as refused:
         Server().experiment("mine")
     assert refused.value.status == 401
-    assert not availability._is_away(refused.value), "to wait does not mend it"
+    assert not availability.is_away(refused.value), "to wait does not mend it"
 
 
 def test_a_new_password_is_taken_over(

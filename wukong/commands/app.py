@@ -3,7 +3,7 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 import typer.core
@@ -29,6 +29,7 @@ from wukong.config import documents
 from wukong.errors import StackError, WukongError
 from wukong.runtime import installed
 from wukong.store import patience
+from wukong.tracking import availability, mlflow_rest
 
 
 class _InPanels(typer.core.TyperGroup):
@@ -114,13 +115,21 @@ def show_config(config_file: ConfigOption = DEMO, overrides: SetOption = None) -
 
 
 def run_app() -> None:
-    """Run the command; a WukongError ends it with the error's message and status 1."""
+    """Run the command; a WukongError, or that MLflow is away, ends it with a message and status 1."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     patience.set_default(patience.PEOPLE)
     try:
         app()
     except WukongError as error:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print("error:", style="bold red", end=" ")
-        console.print(str(error), markup=False)
-        sys.exit(1)
+        _end(str(error))
+    except Exception as error:
+        if not availability.is_away(error):
+            raise
+        _end(f"MLflow at {mlflow_rest.address()} does not answer ({type(error).__name__}): is it running?")
+
+
+def _end(message: str) -> NoReturn:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print("error:", style="bold red", end=" ")
+    console.print(message, markup=False)
+    sys.exit(1)

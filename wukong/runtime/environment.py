@@ -7,10 +7,12 @@ Variables that are set always take precedence.
 
 import json
 import os
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from wukong.errors import ConfigError
+from wukong.errors import ConfigError, StackError
 
 FILE = "environment.json"
 HOME = "WUKONG_HOME"
@@ -18,6 +20,8 @@ CONNECT_TO = "WUKONG_CONNECT_TO"
 """Addresses that the crawler connects to in place of the hosts' own (``wukong.crawl.addresses``)."""
 
 _FOLDER = ".wukong"
+_LOOPBACK = "127.0.0.1"  # where a stack listens
+_CONNECT_SECONDS = 10.0
 _LISTS = ("NO_PROXY", "no_proxy")
 _NAMED_BY = (
     "AWS_ENDPOINT_URL_S3",
@@ -150,12 +154,16 @@ def use_for(place: str) -> None:
 
     Raises:
         ConfigError: the stack's ``environment.json`` cannot be read.
+        StackError: the stack is stopped.
     """
     if place.startswith(("s3://", "models:/", "runs:/")) and not is_named(place):
         folder = find_home()
         if folder is not None and is_home(folder):
             own = tuple(prefix for prefix, named in _SERVICES.items() if named())
             variables = read_variables(folder)
+            _require_running(
+                folder, variables, "AWS_ENDPOINT_URL_S3" if place.startswith("s3://") else "MLFLOW_TRACKING_URI"
+            )
             os.environ.update(merged({name: variables[name] for name in variables if not name.startswith(own)}))
 
 
@@ -169,11 +177,28 @@ def connect(folder: Path | None = None) -> None:
 
     Raises:
         ConfigError: there is no stack, or its ``environment.json`` cannot be read.
+        StackError: it is stopped.
     """
     chosen = folder or find_home()
     if chosen is None:
         raise ConfigError("no stack is found from here: `wukong up` starts one, WUKONG_HOME names its home")
-    os.environ.update(merged(read_variables(chosen)))
+    variables = read_variables(chosen)
+    _require_running(chosen, variables, "AWS_ENDPOINT_URL_S3")
+    os.environ.update(merged(variables))
+
+
+def _require_running(folder: Path, variables: Mapping[str, str], name: str) -> None:
+    """Check that a service of a stack takes connections at the address in one of its variables."""
+    parts = urlsplit(variables.get(name, ""))
+    if parts.hostname != _LOOPBACK or parts.port is None:
+        return
+    try:
+        socket.create_connection((_LOOPBACK, parts.port), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise StackError(
+            f"the stack of {folder} is stopped, nothing answers at {variables[name]}: `wukong up` starts it"
+            + elsewhere()
+        ) from error
 
 
 def _chosen() -> Path | None:

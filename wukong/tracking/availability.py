@@ -51,7 +51,7 @@ def refuse_untracked() -> None:
         )
 
 
-def _is_away(error: BaseException) -> bool:
+def is_away(error: BaseException) -> bool:
     """Return whether an error means that MLflow cannot be reached, is overloaded, or fails inside."""
     # What is not imported has raised nothing.
     exceptions, requests = sys.modules.get("mlflow.exceptions"), sys.modules.get("requests.exceptions")
@@ -101,7 +101,7 @@ def unless_away(request: Callable[[], _Answer], left_out: str, within: float = 0
     try:
         return request()
     except Exception as error:
-        if not _is_away(error):
+        if not is_away(error):
             raise
         log.warning("MLflow at %s is away: %s (%s)", mlflow_rest.address(), left_out, error)
         return None
@@ -119,7 +119,7 @@ def until_answered(request: Callable[[], _Answer]) -> _Answer:
             raise MlflowError(f"{mlflow_rest.address()} does not answer", 503)
         return request()
 
-    return patience.until_answered(ask, _is_away, _outage)
+    return patience.until_answered(ask, is_away, _outage)
 
 
 def public_address() -> str:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import wukong
-from wukong.errors import ConfigError
+from wukong.errors import ConfigError, StackError
 from wukong.runtime import environment
 from wukong.store import storage
 
@@ -151,22 +153,53 @@ def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_all_functions_that_open_an_address_find_the_stack(tmp_path: Path) -> None:
     """The error message of a store that does not answer contains the address from the stack's file."""
-    written(
-        tmp_path / ".wukong",
-        AWS_ENDPOINT_URL_S3="http://127.0.0.1:1",
-        AWS_ACCESS_KEY_ID="a",
-        AWS_SECRET_ACCESS_KEY="b",
-        AWS_EC2_METADATA_DISABLED="true",
-        MLFLOW_TRACKING_URI="http://127.0.0.1:2",
-    )
-    below = tmp_path / "here" / "below"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        written(
+            tmp_path / ".wukong",
+            AWS_ENDPOINT_URL_S3=f"http://127.0.0.1:{server.getsockname()[1]}",
+            AWS_ACCESS_KEY_ID="a",
+            AWS_SECRET_ACCESS_KEY="b",
+            AWS_EC2_METADATA_DISABLED="true",
+            MLFLOW_TRACKING_URI="http://127.0.0.1:2",
+        )
+        below = tmp_path / "here" / "below"
+        connected = python("import os, wukong; wukong.connect(); print(os.environ['MLFLOW_TRACKING_URI'])", below)
+        assert connected.stdout.strip() == "http://127.0.0.1:2", connected.stderr
     asked = python("from wukong.store import storage; storage.exists('s3://wukong/x')", below)
-    assert "Is the object store at http://127.0.0.1:1 running" in asked.stderr
-    connected = python("import os, wukong; wukong.connect(); print(os.environ['MLFLOW_TRACKING_URI'])", below)
-    assert connected.stdout.strip() == "http://127.0.0.1:2", connected.stderr
+    assert "nothing answers at http://127.0.0.1:" in asked.stderr
 
 
 def test_a_file_address_needs_no_stack(tmp_path: Path) -> None:
     storage.write_bytes(storage.from_path(tmp_path / "x"), b"1")
     assert storage.read_bytes(storage.from_path(tmp_path / "x")) == b"1"
     assert callable(wukong.connect)
+
+
+@pytest.mark.parametrize("place", ["s3://wukong/x", "models:/demo/1"])
+def test_a_stack_that_is_stopped_is_said_to_be(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        names = ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_URI")
+        home = written(tmp_path / "here" / ".wukong", **dict.fromkeys(names, address))
+        for name in names:
+            monkeypatch.setenv(name, "")  # put back afterwards
+            monkeypatch.delenv(name)
+        environment.use_for(place)
+        assert os.environ["AWS_ENDPOINT_URL_S3"] == address
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    stopped = f"the stack of {home} is stopped, nothing answers at {address}: `wukong up` starts it"
+    for connect in (lambda: environment.use_for(place), environment.connect):
+        with pytest.raises(StackError, match=re.escape(stopped)):
+            connect()
+    assert not environment.is_named("s3://"), "nothing is set"
+
+
+@pytest.mark.parametrize("command", ["runs", "promote demo", "compare a b", "show models:/demo@champion"])
+def test_no_command_shows_a_traceback_where_the_stack_is_stopped(tmp_path: Path, command: str) -> None:
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_URI")
+    written(tmp_path / "here" / ".wukong", **dict.fromkeys(names, "http://127.0.0.1:9"))
+    program = Path(sys.executable).with_name("wukong")
+    ended = subprocess.run([program, *command.split()], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and "is stopped" in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
