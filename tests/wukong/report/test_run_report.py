@@ -6,6 +6,7 @@ import re
 import tarfile
 from html.parser import HTMLParser
 
+import browser
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -170,6 +171,17 @@ def test_the_head_of_the_page_says_what_was_decided(run, framed):
     html = make(run, framed=framed, decided=decided | {"changes": [change]})
     assert Page(html).open == [] and "<td>50.0" in html and "not measured -" in html and "old-1" in html
     assert ('<a href="comparison.html">' in html) is not framed and "comparison.html" in html
+
+
+@browser.needed
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_browser_shows_it_without_scrolling_sideways(run, width, tmp_path):
+    change = {"title": "Words", "result": "R@1", "before": 0.5, "now": 0.4, "difference": "-10.0 (-12.0 to -8.0)"}
+    decided = {"heading": "Version 2 does not take @champion, which stays with version 1.", "says": "It is worse. " * 9}
+    decided |= {"against": "demo-20261128-055241", "changes": [change | {"sign": "▼"}]}
+    page = tmp_path / "report.html"
+    page.write_text(make(run, "a-long-name-of-a-run-20261128-055241", decided=decided), "utf-8")
+    assert browser.overflow(page, width) == ""
 
 
 def test_for_a_frame_that_blocks_links_it_shows_addresses_as_text(run):
