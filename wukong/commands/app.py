@@ -14,6 +14,7 @@ from wukong.commands import (
     compare,
     evaluate,
     model,
+    models,
     panels,
     paper,
     plan,
@@ -99,6 +100,7 @@ app.command(rich_help_panel=panels.EVALUATE)(promote.promote)
 app.command(rich_help_panel=panels.EVALUATE)(promote.rollback)
 app.command(rich_help_panel=panels.LOOK)(runs.runs)
 app.command(rich_help_panel=panels.LOOK)(runs.report)
+app.command(rich_help_panel=panels.LOOK)(models.models)
 app.command(rich_help_panel=panels.LOOK)(show.show)
 app.command(rich_help_panel=panels.SERVE)(serve.serve)
 

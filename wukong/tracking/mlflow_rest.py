@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from wukong.errors import ConfigError, WukongError
 
@@ -183,10 +183,20 @@ class Server:
         body = {"experiment_ids": [experiment_id], "run_view_type": "ALL", "max_results": _MOST_RUNS}
         return (_run(entry) for entry in self._pages("runs/search", body, "runs"))
 
-    def _pages(self, what: str, body: dict[str, Any], name: str) -> Iterator[Any]:
+    def registered(self, what: Literal["registered-models", "model-versions"], name: str = "") -> list[dict[str, Any]]:
+        """All registered models or all versions of models, as MLflow describes them.
+
+        Args:
+            what: which of them.
+            name: of one model, without quotes; empty for all.
+        """
+        asked = {"filter": f"name = '{name}'"} if name else {}
+        return list(self._pages(f"{what}/search", asked, what.replace("-", "_"), method="GET"))
+
+    def _pages(self, what: str, body: dict[str, Any], name: str, method: str = "POST") -> Iterator[Any]:
         """Iterate over the entries of all pages of a search."""
         while True:
-            answer = self.ask("POST", what, body)
+            answer = self.ask(method, what, body)
             yield from answer.get(name, [])
             if not (page := answer.get("next_page_token")):
                 return
