@@ -46,7 +46,7 @@ def loads(text: str, overrides: list[str] | None = None, where: str = "the exper
 
 def parse(value: dict[str, Any], where: str = "the experiment") -> Experiment:
     """Check a mapping against the experiment's types; see ``load``."""
-    return _checked(value, where)
+    return _overridden([value], None, where)
 
 
 def _checked(
@@ -132,7 +132,8 @@ def _overridden(
     layers: Sequence[dict[str, Any]], overrides: list[str] | None, where: str, files: Sequence[Path] = ()
 ) -> Experiment:
     """Merge mappings, of which the later ones count more, apply overrides, and check the result."""
-    of_each = [layer.pop(_BY_SIMILARITY, {}) for layer in layers]
+    of_each = [layer.get(_BY_SIMILARITY, {}) for layer in layers]
+    layers = [{key: value for key, value in layer.items() if key != _BY_SIMILARITY} for layer in layers]
     similarity = _similarity(reduce(_merged, layers, {}), overrides)
     merged: dict[str, Any] = {}
     for layer, values in zip(layers, of_each, strict=True):

@@ -180,3 +180,12 @@ def test_a_text_has_values_by_similarity_too() -> None:
 def test_wrong_values_by_similarity_are_named(values: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         documents.loads(json.dumps({**BASE, "by_similarity": values}), where="here")
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "own-data.yaml"])
+def test_the_examples_have_values_for_the_token_wise_similarity(name: str) -> None:
+    file = Path(__file__).parents[3] / "configs" / name
+    pooled, whole = (documents.load(file, [f"model.similarity={each}"]) for each in ("token", "global"))
+    assert pooled.model.image.tokens and whole.model.image.tokens is None
+    assert pooled.model.temperature == pooled.model.min_temperature < whole.model.temperature
+    assert pooled.pretrain.learning_rate > whole.pretrain.learning_rate
