@@ -18,6 +18,7 @@ from wukong.tracking.model_versions import doubtful_versions
 from wukong.tracking.tags import MANIFEST_TAG, MODEL_TAG, RUN_TAG
 
 _COMPARED = 5  # runs in the compare view
+_OF_TRAININGS = "workflowType=machine_learning"  # else MLflow's page opens with traces of language models
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def pages(experiment: Experiment, run: str) -> Pages | None:
         base = f"{public_address()}/#/experiments/{own_run.experiment_id}"
         compared = list(dict.fromkeys([own_run.run_id, *last]))[:_COMPARED]
         return Pages(
-            base,
+            f"{base}?{_OF_TRAININGS}",
             f"{base}/runs/{own_run.run_id}",
             compare_url(own_run.experiment_id, compared) if len(compared) > 1 else "",
         )
