@@ -150,9 +150,7 @@ def print_plan(
             f"{_size(float(most * estimate.DATA_BYTES))}, with crawl.max_queries and crawl.max_results_per_query.",
             highlight=False,
         )
-    console.print(
-        "Nothing was run (--dry-run), and no service was left running.", highlight=False
-    )
+    console.print("Nothing was run (--dry-run), and no service was left running.", highlight=False)
 
 
 def free_at(experiment: Experiment, home: Path) -> int:

@@ -3,7 +3,7 @@
 Tags of the registered model hold the record: ``wukong.attempts.KEY`` the evaluations that were compared with one
 holder by one metric; ``wukong.history.ALIAS`` each move of the alias. Tags of a version say what
 decides about it: ``wukong.evaluation.uri``, ``wukong.gate`` (``Gate``), ``wukong.origin`` and ``wukong.chosen``
-(``wukong.registry.choices``); and what was decided, ``wukong.decision``. MLflow has no locks: two candidates at the
+(``wukong.registry.choices``); and what was decided (``DECISION``). MLflow has no locks: two candidates at the
 same moment may count as one attempt.
 """
 

@@ -204,11 +204,15 @@ def _of_stage(uri: str, stage: str) -> str:
 
 
 def _unsigned(crawl: Crawl) -> Iterator[str]:
-    """Yield a problem if a search engine that is not the operator's own could not know who asks it."""
-    from wukong.crawl.addresses import is_public_name
+    """Yield a problem if a search engine that is not the operator's own could not know who asks it.
+
+    One whose address the operator has set is the operator's own.
+    """
+    from wukong.crawl.addresses import ConnectTo, is_public_name
 
     host = urlsplit(crawl.endpoint).hostname or ""
-    if is_public_name(host) and not crawl.politeness.is_signed:
+    is_ours = not is_public_name(host) or host in ConnectTo.from_environment().targets
+    if not is_ours and not crawl.politeness.is_signed:
         yield (
             f"crawl.politeness.contact: {host} would be asked, and pictures be fetched, by a crawler whose operator "
             "nobody can reach: write your e-mail address or a page about your crawl, for instance "

@@ -189,13 +189,16 @@ def test_an_engine_that_does_not_answer_is_named(
     "contact", ["crawl.politeness.contact=me@example.org", "crawl.politeness.user_agent=x/1 (https://example.org/)"]
 )
 def test_an_engine_of_others_is_asked_by_somebody_who_can_be_reached(
-    experiment: Callable[..., Experiment], contact: str
+    experiment: Callable[..., Experiment], contact: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("WUKONG_CONNECT_TO", raising=False)
     public = "crawl.endpoint=https://image.baidu.com/search/acjson"
     with pytest.raises(ConfigError, match=r"crawl\.politeness\.contact: image\.baidu\.com would be asked"):
         preflight.check_world(experiment(public))
     preflight.check_world(experiment(public, contact))
     preflight.check_world(experiment(public), ("evaluate",))
+    monkeypatch.setenv("WUKONG_CONNECT_TO", "image.baidu.com=127.0.0.1:9")
+    preflight.check_world(experiment(public))
     assert identity(experiment(public).crawl, ["猫"]) == identity(
         experiment(public, "crawl.politeness.contact=me@example.org").crawl, ["猫"]
     ), "another address is no other crawl"
