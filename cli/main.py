@@ -180,9 +180,7 @@ def status(as_json: JsonOption = False) -> None:
     home = stack.found()
     services = stack.status(home)
     others = {
-        str(other): any(running for _, running, _ in stack.status(other))
-        for other in environment.homes()
-        if other.resolve() != home.resolve()
+        str(other): any(running for _, running, _ in stack.status(other)) for other in environment.other_homes(home)
     }
     if as_json:
         described = [{"name": name, "running": running, "address": address} for name, running, address in services]

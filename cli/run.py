@@ -81,7 +81,7 @@ def run_local(
     console = Console(file=sys.stdout)  # the present stream: during the run, sys.stdout is another
     started = time.monotonic()
     home = disk = environment.home()
-    others = [] if environment.is_home(home) else environment.homes()
+    others = [] if environment.is_home(home) else environment.other_homes(home)
     with end_on_signal(), ExitStack() as ends:
         if dry_run:
             home = ends.enter_context(_looked_at(home))
@@ -109,8 +109,9 @@ def run_local(
             reused = looks_first and plan.finished_jobs(experiment) is not None
             if checked is None and not reused:
                 checked = checks.enter_context(begin.model_being_checked(experiment))
-                services = stack.up(home, catalogue, only=stack.LOOKED_AT if dry_run else None, remember=not dry_run)
-                variables = services.environment()
+                if looks_first:
+                    services = stack.up(home, catalogue)
+                    variables = services.environment()
             size = checked.result() if checked else None
         if demo is not None and own and not reused:
             address = ends.enter_context(stack.sample_site(services, demo.catalogue))

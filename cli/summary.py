@@ -56,13 +56,13 @@ def print_verdict(console: Console, experiment: Experiment, run: str) -> None:
     console.print(f"[bold]Model {decided.model}[/] {decided.heading} {escape(decided.says)}", highlight=False)
     if document is not None:
         table = Table(box=None, pad_edge=False)
-        for column in (f"Against {decided.against}", "", "before, %", "now, %", "change", ""):
+        for column in (f"Against {document['baseline']}", "", "before, %", "now, %", "change", ""):
             table.add_column(column, justify="right" if column.endswith("%") else "left")
         for each in comparison.headlines(document):
             values = ("-" if each[key] is None else f"{100 * each[key]:.1f}" for key in ("before", "now"))
             table.add_row(each["title"], each["result"], *values, each["difference"], each["sign"])
         console.print(table)
-        console.print(f"wukong compare {decided.against} {run}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"wukong compare {document['baseline']} {run}", soft_wrap=True, highlight=False, markup=False)
     console.print()
 
 

@@ -4,16 +4,16 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ray_jobs.launch import evaluate_champion, launch
 from wukong import stages
 from wukong.config import stored
 from wukong.config.experiment import Experiment
-from wukong.errors import ConfigError, DataError, WukongError
+from wukong.errors import ConfigError, DataError, StorageError, WukongError
 from wukong.evaluate.results import DOCUMENT, headlines_of
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
@@ -21,10 +21,13 @@ from wukong.runtime import cancel, events, logs
 from wukong.stages import run_paths
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
+from wukong.store.patience import AwayError
 from wukong.tracking import mlflow_runs, model_versions, run_links, stage_results
 from wukong.tracking.availability import AT_END, enabled, unless_away
 from wukong.tracking.mlflow_rest import MlflowError
 from wukong.tracking.run_links import Pages
+
+_T = TypeVar("_T")
 
 log = logging.getLogger(__name__)
 
@@ -171,25 +174,30 @@ def _verdict(experiment: Experiment, run: str, version: str) -> dict[str, Any] |
     from wukong.registry import verdict
     from wukong.report import comparison
 
-    def ask() -> "tuple[verdict.Verdict, dict[str, Any] | None] | None":
-        try:
-            return verdict.of_run(experiment, run, version)
-        except (ConfigError, DataError, MlflowError) as error:
-            log.warning("what was decided about the model is left out: %s", error)
-            return None
+    def known(request: Callable[[], _T | None], left_out: str) -> _T | None:
+        def ask() -> _T | None:
+            try:
+                return request()
+            except (ConfigError, DataError, MlflowError, StorageError) as error:
+                if isinstance(error, AwayError):
+                    raise
+                log.warning("%s: %s", left_out, error)
+                return None
 
-    found = unless_away(ask, "what was decided about the model is left out", AT_END) if enabled() else None
-    if found is None:
+        return unless_away(ask, left_out, AT_END) if enabled() else None
+
+    decided = known(lambda: verdict.of_version(experiment, version), "what was decided about the model is left out")
+    if decided is None:
         return None
-    decided, document = found
+    document = known(lambda: verdict.compare(experiment, run, decided), "no comparison with the champion's run is made")
     verdict.store(experiment, run, decided, document)
-    shown = {"heading": decided.heading, "says": decided.says, "against": decided.against, "changes": []}
+    shown = {"heading": decided.heading, "says": decided.says, "against": "", "changes": []}
     if document is None:
         return shown
     page = comparison.render(document)
     storage.write_bytes(run_paths.uri_of(experiment, run, "comparison.html"), page.encode())
     mlflow_runs.log_page(experiment, run, page, "comparison.html")
-    return shown | {"changes": comparison.headlines(document)}
+    return shown | {"against": document["baseline"], "changes": comparison.headlines(document)}
 
 
 def _note(pages: Pages, links: Mapping[str, str], *, docs: bool) -> str:

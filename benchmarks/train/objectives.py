@@ -22,9 +22,8 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,9 +135,10 @@ def trained(experiment: Experiment, point: Point, made: Mapping[str, str], filte
             model = DualEncoder(experiment.model, tokenizer, feature_width=few.shape[-1])
             if point.get("pool") == "whole":
                 model.image_pooling = AreasAndWhole(point["tokens"])
-            elif point.get("pool") == "foreground":
-                model.image_pooling = ForegroundAreas(point["tokens"], few)
-            _whiten(model, few, point.get("whiten", "compared"))
+            by_picture = point.get("whiten") == "picture"
+            pooling, model.image_pooling = model.image_pooling, None if by_picture else model.image_pooling
+            model.whiten_image_head(few.float().mean(1) if by_picture else few)
+            model.image_pooling = pooling
         train(model, pairs, settings, experiment.seed)
     assert model is not None
     return SavedModel(model.eval(), tokenizer)
@@ -150,32 +150,6 @@ class AreasAndWhole(AreaMeans):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Pool tokens [images, patches, d] to [images, areas + 1, d]."""
         return torch.cat([super().forward(tokens), tokens.mean(1, keepdim=True)], 1)
-
-
-class ForegroundAreas(AreaMeans):
-    """The means of areas, in which a patch counts by how far it lies from an empty one.
-
-    An empty patch is the median of the corners, where pictures on a white square have nothing.
-    """
-
-    def __init__(self, count: int, few: torch.Tensor) -> None:
-        super().__init__(count)
-        self.empty = few[:, 0].float().median(0).values
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Pool tokens [images, patches, d] to [images, areas, d]."""
-        each = shares(tokens.shape[1], self.count) * (tokens - self.empty).norm(dim=-1)[:, None]
-        pooled: torch.Tensor = (each / each.sum(-1, keepdim=True)) @ tokens
-        return pooled
-
-
-def _whiten(model: DualEncoder, few: torch.Tensor, way: str) -> None:
-    """Whiten the image head by what is compared, as a training does; or by each 'picture' or 'patch'."""
-    pooling = model.image_pooling
-    if way != "compared":
-        model.image_pooling = None
-    model.whiten_image_head(few.float().mean(1) if way == "picture" and few.ndim == 3 else few)
-    model.image_pooling = pooling
 
 
 def result_of(folder: Path, point: Point) -> Path:
@@ -367,7 +341,7 @@ def curves(folder: Path, file: Path) -> None:
                 and value["point"]["tokens"] in (None, 4)
                 and (similarity == "global") == ("rate" not in value["point"])
             )
-            label = f"{title}" if similarity == "token" else None
+            label = title if similarity == "token" else None
             axes[0].plot(*zip(*points, strict=True), style, color=colour, label=label)
         by_tokens = sorted(
             (value["point"]["tokens"], value["metrics"][f"{name}/mean_recall"])
@@ -384,16 +358,10 @@ def curves(folder: Path, file: Path) -> None:
     print(file)
 
 
-@contextmanager
-def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield pool
-
-
 def run_all(folder: Path, points: Sequence[Point], processes: int) -> None:
     """Run the points that have no result yet."""
     left = [point for point in points if not result_of(folder, point).exists()]
-    with _pool(processes) as pool:
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         asked = {pool.submit(run, folder, point): point for point in left}
         for number, (future, point) in enumerate(asked.items(), 1):
             future.result()

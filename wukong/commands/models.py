@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from wukong.commands.output import JsonOption, print_json
+from wukong.commands.output import JsonOption, print_json, wide
 from wukong.errors import ConfigError
 from wukong.registry.aliases import DECISION
 from wukong.runtime import environment
@@ -74,8 +74,7 @@ def models(
         when = datetime.fromisoformat(each.registered).astimezone()
         table.add_row(each.model, held, each.run, f"{when:%Y-%m-%d %H:%M}", value, each.decided.partition(". ")[0])
     console = Console()
-    wide = Console(width=1_000, file=console.file, force_terminal=console.is_terminal)
-    (console if console.is_terminal else wide).print(table, crop=False, overflow="ignore")
+    wide(console).print(table, crop=False)
     metrics = sorted({each.metric for each in listed if each.metric})
     if metrics:
         console.print(f"value: {', '.join(metrics)}", style="dim", highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wukong import stages
-from wukong.commands.output import JsonOption, print_json
+from wukong.commands.output import JsonOption, print_json, wide
 from wukong.config.experiment import Experiment
 from wukong.errors import DataError
 from wukong.runs.listing import StoredRun, Summary
@@ -140,9 +140,9 @@ def _print(listed: Sequence[Summary], found: int) -> None:
             *_cells(run), *(f"{run.metrics[name]:.3f}" if name in run.metrics else "" for name in names), _model(run)
         )
     console = Console()
-    wide = Console(width=1_000, file=console.file, force_terminal=console.is_terminal)
-    if not console.is_terminal or wide.measure(table).maximum <= console.width:
-        wide.print(table, crop=False)
+    unbroken = wide(console)
+    if not console.is_terminal or unbroken.measure(table).maximum <= console.width:
+        unbroken.print(table, crop=False)
     else:
         for run in listed:
             console.print("  ".join(_cells(run)), soft_wrap=True, highlight=False)

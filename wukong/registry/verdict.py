@@ -32,7 +32,6 @@ class Verdict(BaseModel):
         promoted: whether it took the alias, or held it before.
         says: the reasons, in sentences.
         holder: the version that held the alias when it was decided; empty if none did.
-        against: the run that made that version; empty if there is none, or if it is this run.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -43,7 +42,6 @@ class Verdict(BaseModel):
     promoted: bool
     says: str
     holder: str = ""
-    against: str = ""
 
     @property
     def heading(self) -> str:
@@ -56,35 +54,38 @@ class Verdict(BaseModel):
         return f"Version {self.version} takes @{self.alias} from version {self.holder}."
 
 
-def of_run(experiment: Experiment, run: str, version: str) -> tuple[Verdict, dict[str, Any] | None] | None:
-    """Read what was decided about a run's model, and compare the run with the one whose model held the alias.
-
-    Args:
-        experiment: names the registered model and the alias.
-        run: name of the pipeline run.
-        version: the run's model.
-
-    Returns:
-        The verdict, and what ``wukong.registry.comparison.compare`` returns, or None if there is nothing to compare
-        with. None for a version about which nothing is known.
+def of_version(experiment: Experiment, version: str) -> Verdict | None:
+    """Read what was decided about a version of an experiment's model; None if nothing is known of it.
 
     Raises:
-        ConfigError: MLflow has no such version, or the other run is gone.
+        ConfigError: MLflow has no such version.
         MlflowError: MLflow answers with an error.
     """
-    server, registry = Server(), experiment.registry
-    registered = ModelRegistry(server, registry.model_name, registry.alias)
-    known = registered.version(version)["tags"].get(DECISION)
-    if known is None:
+    registry = experiment.registry
+    tags = ModelRegistry(Server(), registry.model_name, registry.alias).version(version)["tags"]
+    if DECISION not in tags:
         return None
-    decided = json.loads(known)
-    verdict = Verdict(model=registry.model_name, alias=registry.alias, version=version, **decided)
-    if verdict.holder in ("", version):
-        return verdict, None
-    own = pipeline_run(server, experiment, run)
-    other, ours = comparison.find(server, [registered.version(verdict.holder)["run_id"], own.run_id])
-    document = comparison.compare(comparison.read(server, [other, ours]))
-    return verdict.model_copy(update={"against": other.name}), document
+    return Verdict(model=registry.model_name, alias=registry.alias, version=version, **json.loads(tags[DECISION]))
+
+
+def compare(experiment: Experiment, run: str, verdict: Verdict) -> dict[str, Any] | None:
+    """Compare a run with the one whose model held the alias: what ``wukong.registry.comparison.compare`` returns.
+
+    Returns:
+        None if no other model held it.
+
+    Raises:
+        ConfigError: MLflow no longer knows the other run or its version.
+        DataError: the evaluation of a run is damaged.
+        StorageError: the evaluation of a run is gone, or cannot be read.
+        MlflowError: MLflow answers with an error.
+    """
+    if verdict.holder in ("", verdict.version):
+        return None
+    server = Server()
+    holder = ModelRegistry(server, verdict.model, verdict.alias).version(verdict.holder)
+    runs = comparison.find(server, [holder["run_id"], pipeline_run(server, experiment, run).run_id])
+    return comparison.compare(comparison.read(server, runs))
 
 
 def store(experiment: Experiment, run: str, verdict: Verdict, document: Mapping[str, Any] | None) -> None:

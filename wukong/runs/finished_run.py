@@ -61,12 +61,12 @@ def find(name: str = "", home: Path | None = None) -> FinishedRun:
     if not folders:
         raise ConfigError(
             f"no run has finished in {chosen}: `wukong run` makes one, WUKONG_HOME names another home"
-            + environment.elsewhere()
+            + environment.elsewhere(chosen)
         )
     run = name or finished[-1].parent.name
     if run not in folders:
         raise ConfigError(
-            f"no run {run!r} has finished in {chosen}; finished are {', '.join(folders)}{environment.elsewhere()}"
+            f"no run {run!r} has finished in {chosen}; finished are {', '.join(folders)}{environment.elsewhere(chosen)}"
         )
     environment.connect(chosen)
     experiment = listing.experiment_of(storage.from_path(folders[run]))

@@ -61,16 +61,23 @@ def homes() -> list[Path]:
     return [folder for line in lines if line.strip() and is_home(folder := Path(line.strip()))]
 
 
-def elsewhere() -> str:
-    """Return what an error adds about other homes, which the user may have meant; empty if there are none."""
-    here = find_home()
+def other_homes(here: Path | None) -> list[Path]:
+    """Return ``homes`` without one of them."""
+    return [folder for folder in homes() if here is None or folder.resolve() != here.resolve()]
+
+
+def elsewhere(home: Path | None = None) -> str:
+    """Return what an error adds about other homes, which the user may have meant; empty if there are none.
+
+    Args:
+        home: where was looked; None for ``find_home``.
+    """
+    here = home or find_home()
     used = read_variables(here) if here is not None and is_home(here) else {}
     if is_named() and any(os.environ.get(name) != used[name] for name in used if name.startswith("AWS_")):
         return ""  # the user has a store of their own
-    others = [str(folder) for folder in homes() if here is None or folder.resolve() != here.resolve()]
-    if not others:
-        return ""
-    return f" (looked in {here}; WUKONG_HOME names another home: {', '.join(others)})"
+    others = other_homes(here)
+    return f" (looked in {here}; WUKONG_HOME names another home: {', '.join(map(str, others))})" if others else ""
 
 
 def cache() -> Path:
@@ -197,7 +204,7 @@ def _require_running(folder: Path, variables: Mapping[str, str], name: str) -> N
     except OSError as error:
         raise StackError(
             f"the stack of {folder} is stopped, nothing answers at {variables[name]}: `wukong up` starts it"
-            + elsewhere()
+            + elsewhere(folder)
         ) from error
 
 

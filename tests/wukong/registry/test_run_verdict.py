@@ -1,6 +1,7 @@
 """What is said at the end of a run: the decision of the gate, and the change against the champion's run."""
 
 import io
+import shutil
 
 import pytest
 from registered import Registered
@@ -23,9 +24,10 @@ def said(register: Registered, run: str) -> str:
 @pytest.mark.slow
 def test_a_run_says_what_was_decided_and_what_changed(register: Registered) -> None:
     register(0.5, "first")
-    found = verdict.of_run(register.experiment, "run-first", "1")
-    assert found is not None and found[1] is None, "nobody to compare with"
-    assert (found[0].promoted, found[0].holder, found[0].heading) == (True, "", "Version 1 holds @champion.")
+    found = verdict.of_version(register.experiment, "1")
+    assert found is not None
+    assert verdict.compare(register.experiment, "run-first", found) is None, "nobody to compare with"
+    assert (found.promoted, found.holder, found.heading) == (True, "", "Version 1 holds @champion.")
 
     register(0.4, "worse")
     shown = components._verdict(register.experiment, "run-worse", "2")
@@ -45,12 +47,25 @@ def test_a_run_says_what_was_decided_and_what_changed(register: Registered) -> N
     assert logged == page
 
     register(0.6, "better")
-    found = verdict.of_run(register.experiment, "run-better", "3")
-    assert found is not None and found[0].heading == "Version 3 takes @champion from version 1."
-    assert found[0].against == "run-first" and found[1] is not None
-    assert verdict.of_run(register.experiment, "run-better", "3") == found, (
-        "asked again, the champion itself says the same"
+    found = verdict.of_version(register.experiment, "3")
+    assert found is not None and found.heading == "Version 3 takes @champion from version 1."
+    shown = components._verdict(register.experiment, "run-better", "3")
+    assert shown is not None and shown["against"] == "run-first", (
+        "the champion of before, although it holds the alias now"
     )
+
+
+@pytest.mark.slow
+def test_a_run_does_not_fail_because_the_champions_is_gone(
+    register: Registered, caplog: pytest.LogCaptureFixture
+) -> None:
+    register(0.5, "first")
+    register(0.6, "better")
+    shutil.rmtree(register.folder / register.name / "evaluate")
+    shown = components._verdict(register.experiment, "run-better", "2")
+    assert shown is not None and shown["heading"] == "Version 2 takes @champion from version 1."
+    assert shown["changes"] == [] and "no comparison with the champion's run is made" in caplog.text
+    assert "takes @champion" in said(register, "run-better") and "wukong compare" not in said(register, "run-better")
 
 
 @pytest.mark.slow
