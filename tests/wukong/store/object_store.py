@@ -116,9 +116,8 @@ class ObjectStore:
             except OSError as error:
                 if time.monotonic() > until:
                     free = shutil.disk_usage(self.folder).free / 1e9
-                    told = "\n".join((self.folder / "log.txt").read_text(errors="replace").splitlines()[-20:])
                     raise AssertionError(
-                        f"the object store takes nothing, {free:.1f} GB of the disk are free:\n{told}"
+                        f"the object store takes nothing, {free:.1f} GB of the disk are free:\n{self._told()}"
                     ) from error
                 time.sleep(0.1)
             else:
@@ -126,5 +125,9 @@ class ObjectStore:
 
     def kill(self) -> None:
         assert self._process is not None
+        assert self._process.poll() is None, f"the object store ended by itself:\n{self._told()}"
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
+
+    def _told(self) -> str:
+        return "\n".join((self.folder / "log.txt").read_text(errors="replace").splitlines()[-20:])
