@@ -12,7 +12,7 @@ TORCH ?=
 # Set: the newest versions that pyproject.toml allows, instead of those in constraints.txt.
 NEWEST ?=
 # Tests wait much: more of them go on at once than there are cores (conftest.py says which not).
-FILES_AT_A_TIME := --dist loadscope --numprocesses 3
+FILES_AT_A_TIME := --dist loadscope --no-loadscope-reorder --numprocesses 3
 # What `make cluster` and `make cluster-test` install.
 OVERLAY ?= k8s/overlays/kind
 
@@ -64,8 +64,12 @@ unit: $(INSTALLED) ## The tests that take seconds
 test-slow: $(INSTALLED) ## The tests that take longer, with an end-to-end run of the pipeline
 	$(BIN)/pytest -m 'slow and not long' $(FILES_AT_A_TIME) $(ARGS)
 
+.PHONY: tests
+tests: $(INSTALLED) ## Both kinds of tests, in one session: each of its processes imports everything once
+	$(BIN)/pytest -m 'not long' $(FILES_AT_A_TIME) $(ARGS)
+
 .PHONY: test
-test: lint unit test-slow ## Lint, types, import rules, and both kinds of tests; with `make -k test` all, whatever fails
+test: lint tests ## Lint, types, import rules, and both kinds of tests; with `make -k test` all, whatever fails
 
 .PHONY: test-long
 test-long: $(INSTALLED) ## The tests that take minutes each: own pictures by the pages, a store in real time, kills of whole runs

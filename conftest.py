@@ -20,22 +20,41 @@ settings.load_profile("wukong")
 # Threads of OpenMP that wait for work sleep: where more processes compute than there are cores, those that wait in a
 # loop take the cores from those that work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# And there are more processes than cores already: each computes with one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A Ray of the tests, as that of the embedded stack, spends no core on what nobody reads.
 os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # Nor do its workers, in which most of a long test goes on, wait for all that other tests do.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-_RAY = {"ray": ("tests/ray_jobs/",)}
 _KILLS = ("crawl", "filter", "exchange_job", "training_kills")
-_SLOW_RAY = {
-    **{name: (f"tests/ray_jobs/test_{name}.py",) for name in _KILLS},
-    **_RAY,
-    "commands": ("tests/cli/", "tests/docs/", "tests/infra/"),
+_GROUPS = {
     "runs": ("tests/end_to_end/", "tests/examples/"),
+    **{name: (f"tests/ray_jobs/test_{name}.py",) for name in _KILLS},
+    "ray": ("tests/ray_jobs/",),
+    "commands": ("tests/cli/", "tests/docs/", "tests/infra/"),
 }
 """Folders and files whose tests start Ray, by the process that has them; the first that fits. Slow ones start it most
 often in a stack of their own. Those that kill it again and again wait much, and each takes minutes: they fill gaps."""
+_FIRST = ("runs", "ray", "commands", *_KILLS)
+"""Groups by when they begin: those that take longest first, so that no process is left with one alone at the end."""
+
+
+def _scope(nodeid: str) -> str:
+    starts_ray = (name for name, starts in _GROUPS.items() if nodeid.startswith(starts))
+    return next(starts_ray, nodeid.partition("::")[0])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the groups first, then the files with slow tests, then the others."""
+    slow = {_scope(item.nodeid) for item in items if item.get_closest_marker("slow")}
+
+    def place(item: pytest.Item) -> int:
+        scope = _scope(item.nodeid)
+        return _FIRST.index(scope) if scope in _FIRST else len(_FIRST) + (scope not in slow)
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -46,12 +65,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    folders = _RAY if config.option.markexpr.startswith("not slow") else _SLOW_RAY
-
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            start_ray = (name for name, starts in folders.items() if nodeid.startswith(starts))
-            return next(start_ray, nodeid.partition("::")[0])
+            return _scope(nodeid)
 
     return ByFile(config, log)
 

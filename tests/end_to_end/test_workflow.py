@@ -22,6 +22,8 @@ from wukong.store import storage
 
 pytestmark = pytest.mark.slow
 
+LONG = ("02", "04")
+"""Notebooks that only `make test-long` runs: each takes a minute."""
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 SMALL = [
     "name=small",
@@ -167,7 +169,10 @@ def test_mlflow_holds_the_run_and_the_model(
     assert version.tags["wukong.metric"] == "eval/retrieval/holdouts/mean_recall"
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "notebook",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.long] if path.stem[:2] in LONG else []) for path in NOTEBOOKS],
+)
 def test_a_notebook_runs_to_its_conclusion(
     wukong: Wukong, first: subprocess.CompletedProcess[str], notebook: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,12 +199,10 @@ def test_a_second_run_reuses_what_is_finished(wukong: Wukong, first: subprocess.
     assert "crawl was finished already" in log and "KFP Executor" not in log, "no component was a process"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("value", "repeated"),
-    [
-        ("evaluate.captions=first", {"evaluate"}),
-        pytest.param("finetune.epochs=2", {"finetune", "evaluate"}, marks=pytest.mark.long),
-    ],
+    [("evaluate.captions=first", {"evaluate"}), ("finetune.epochs=2", {"finetune", "evaluate"})],
 )
 def test_changing_one_value_runs_only_what_depends_on_it(
     wukong: Wukong,
@@ -242,7 +245,7 @@ def test_the_plan_of_a_change_says_what_is_reused(wukong: Wukong, first: subproc
 
 
 def test_a_failing_gate_ends_the_run_with_its_own_message(
-    wukong: Wukong, first: subprocess.CompletedProcess[str]
+    wukong: Wukong, first: subprocess.CompletedProcess[str], stack_environment: dict[str, str]
 ) -> None:
     stopped = wukong.run("stopped", "validation.min_pairs=1000000")
     assert stopped.returncode == 1
@@ -250,6 +253,10 @@ def test_a_failing_gate_ends_the_run_with_its_own_message(
     assert "1000000" in stopped.stderr.replace(",", "")
     assert "Traceback" not in stopped.stderr
     assert "Inner task" not in stopped.stderr
+    records = {
+        stage: storage.read_json(f"s3://wukong/small/runs/stopped/{stage}.json") for stage in ("crawl", "filter")
+    }
+    assert all(record["reused"] for record in records.values()), "what does not depend on the value"
 
 
 def test_after_a_takedown_only_its_record_names_the_pairs(

@@ -592,6 +592,7 @@ class TestRunning:
         assert {p for p, s in before.items() if s in {"seaweedfs", "mlflow"}} <= set(marked(running.home))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_kills_leave_no_process_and_keep_the_data(own_home: Path) -> None:
     process = starter(own_home)

@@ -160,6 +160,7 @@ def proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         server.kill()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_requests_grow_as_parts(proxy, monkeypatch):

@@ -21,7 +21,7 @@ import ray_jobs
 import wukong
 from wukong.store import storage
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 COLOURS = {"红": "red", "绿": "green", "蓝": "blue", "黄": "yellow"}
 COLOURS |= {"黑": "black", "灰": "grey", "紫": "purple", "橙": "orange"}

@@ -143,6 +143,7 @@ def test_shared_memory_that_becomes_full_ends_the_run() -> None:
     assert len(lines) <= 3 + 4 + 1, "what was made before comes, and no more"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_is_said_to_be_needed_is_enough() -> None:
     """Four batches are 9.2 MiB."""

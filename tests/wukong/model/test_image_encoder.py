@@ -78,7 +78,9 @@ def test_grid_widths_and_groups_match_the_architecture(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if "large" in name else []) for name in ENCODERS]
+)
 def test_the_pooled_feature_is_the_input_of_timms_classifier(name: str) -> None:
     encoder = random_encoder(name)
     for module in encoder.modules():  # unlike a fresh one's, a trained one's statistics are not neutral

@@ -60,7 +60,7 @@ def test_both_towers_equal_torch_for_any_batch_size(tmp_path: Path, image: dict[
 
 
 def test_a_file_with_other_outputs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = saved(tmp_path / "model", LITE0, "global")
+    loaded = saved(tmp_path / "model", {"name": "test_vit", "weights": "random"}, "global")
     write = onnx._write
 
     def write_another(tower: torch.nn.Module, *arguments: object) -> None:

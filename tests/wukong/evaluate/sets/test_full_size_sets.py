@@ -43,6 +43,7 @@ def retrieved(data_set: Retrieval, folder: Path, write: published.Write) -> floa
     return seconds
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_all_22_sets_are_read_within_a_minute(tmp_path):
     took: dict[str, float] = {}
