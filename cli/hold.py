@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
@@ -88,6 +89,14 @@ def killed(home: Path) -> list[Killed]:
                 runs.append(Killed(path.parent.name, documents.parse(value["experiment"]), str(value["began"])))
             path.write_bytes(b"")
     return sorted(runs, key=lambda each: each.began)
+
+
+def works(folder: Path) -> bool:
+    """Return whether a process runs under the name whose folder this is."""
+    try:
+        return psutil.pid_exists(json.loads((folder / _RUNNING).read_bytes())["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def explain(each: Killed) -> str:

@@ -22,7 +22,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY))
@@ -133,8 +134,8 @@ def trained(experiment: Experiment, point: Point, made: Mapping[str, str], filte
         if model is None:
             few = pairs.sample(WHITENED)
             model = DualEncoder(experiment.model, tokenizer, feature_width=few.shape[-1])
-            if point.get("pool") == "whole":
-                model.image_pooling = AreasAndWhole(point["tokens"])
+            if "pool" in point:
+                model.image_pooling = POOLS[point["pool"]](point["tokens"], few.float())
             by_picture = point.get("whiten") == "picture"
             pooling, model.image_pooling = model.image_pooling, None if by_picture else model.image_pooling
             model.whiten_image_head(few.float().mean(1) if by_picture else few)
@@ -147,9 +148,56 @@ def trained(experiment: Experiment, point: Point, made: Mapping[str, str], filte
 class AreasAndWhole(AreaMeans):
     """The means of areas, and as one more token the mean of the whole picture."""
 
+    def __init__(self, count: int, _features: torch.Tensor) -> None:
+        super().__init__(count)
+
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Pool tokens [images, patches, d] to [images, areas + 1, d]."""
         return torch.cat([super().forward(tokens), tokens.mean(1, keepdim=True)], 1)
+
+
+class AreasOfForeground(AreaMeans):
+    """The means of areas over the patches that do not show the ground on which the pictures stand.
+
+    The ground is the mean of the corners of all pictures. A patch whose cosine with it is above 0.6 shows the ground,
+    and is left out; an area of the ground alone keeps its mean.
+
+    Args:
+        count: number of areas, a square number.
+        features: [images, patches, d], of training pairs.
+    """
+
+    def __init__(self, count: int, features: torch.Tensor) -> None:
+        super().__init__(count)
+        side = int(features.shape[1] ** 0.5)
+        corners = features[:, [0, side - 1, -side, -1]].flatten(0, 1)
+        self.ground = F.normalize(corners.mean(0), dim=0)
+
+    def weights(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the weight of each patch in the mean of its area, [images, patches]."""
+        return (F.normalize(tokens, dim=-1) @ self.ground.to(tokens) <= 0.6).to(tokens)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Pool tokens [images, patches, d] to [images, areas, d]."""
+        plain = shares(tokens.shape[1], self.count).to(tokens)
+        weighted = plain * self.weights(tokens)[:, None]
+        total = weighted.sum(-1, keepdim=True)
+        return torch.where(total > 0, weighted / total.clamp(min=1e-6), plain) @ tokens
+
+
+class AreasByDistance(AreasOfForeground):
+    """The means of areas over all patches, each with the weight 1 minus its cosine with the ground, at least 0.05."""
+
+    def weights(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the weight of each patch in the mean of its area, [images, patches]."""
+        return (1 - F.normalize(tokens, dim=-1) @ self.ground.to(tokens)).clamp(min=0.05)
+
+
+POOLS: Mapping[str, Callable[[int, torch.Tensor], AreaMeans]] = {
+    "whole": AreasAndWhole,
+    "foreground": AreasOfForeground,
+    "by distance": AreasByDistance,
+}
 
 
 def result_of(folder: Path, point: Point) -> Path:
@@ -203,9 +251,10 @@ def over_seeds(folder: Path) -> None:
         if "seed" in value["point"]:
             setting = {key: each for key, each in value["point"].items() if key != "seed"}
             settings.setdefault(json.dumps(setting), []).append(result_of(folder, value["point"]))
-    baseline = next(files for named, files in settings.items() if '"global"' in named)
+    baselines = {json.loads(named)["tower"]: files for named, files in settings.items() if '"global"' in named}
     experiment = demo_experiment(folder, "lite0")
     for named, files in settings.items():
+        baseline = baselines[json.loads(named)["tower"]]
         values = [json.loads(file.read_text(encoding="utf-8"))["metrics"] for file in files]
         print(
             f"\n{named}, {len(files)} seeds\n\n| result | mean ± sd | difference, paired 95 % interval |\n|---|---|---|"

@@ -1,0 +1,89 @@
+"""``wukong logs``: what the stages of a run on this machine wrote, without what surrounds it."""
+
+import re
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from cli import hold
+from wukong import stages
+from wukong.errors import DataError
+from wukong.runtime import environment
+
+RUN = "run"
+"""Stands for the run itself beside the names of stages."""
+
+_PAUSE = 0.5  # seconds
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_BEGINS = re.compile(r"- INFO - Executing task '([\w-]+)'")
+_ENDS = re.compile(r"- INFO - Task '[\w-]+' finished")
+_OWN = re.compile(r"\s*(\d\d:\d\d:\d\d \| |Traceback \(most recent call last\):)")
+"""How a line begins that a job wrote. What follows belongs to it, up to a line of KFP."""
+_OF_KFP = re.compile(r"\s*\[KFP Executor \S+ ([\d:]{8}),\d+ (\w+)\]: (.*)")
+"""A line that a component wrote, or KFP itself."""
+_STAGES = {entry.function.replace("_", "-"): entry.name for entry in stages.TABLE}
+"""The stage of each task of KFP."""
+_KFPS = ("Looking for component ", "Loading KFP component ", "Got executor_input:", "Wrote executor output file ")
+"""How KFP's own lines begin."""
+
+
+def file_of(run: str | None) -> Path:
+    """Return the log of a run of this machine.
+
+    Args:
+        run: the run's name; None for the run that wrote last.
+
+    Raises:
+        DataError: no run of that name, or none at all, has a log in the home.
+    """
+    folder = environment.home() / "runs"
+    logs = {file.parent.name: file for file in folder.glob("*/log.txt")}
+    if run is None and logs:
+        return max(logs.values(), key=lambda file: file.stat().st_mtime)
+    if run in logs:
+        return logs[run]
+    named = f"no run {run!r}" if run else "no run"
+    raise DataError(
+        f"{named} has a log in {folder}; there are logs of: {', '.join(sorted(logs)) or 'none'}. On a cluster the logs "
+        f"are in the KFP UI, beside each step{environment.elsewhere()}"
+    )
+
+
+def of_stages(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield what was written: the name of the stage, ``run`` for the run itself, and a line without its indentation.
+
+    Args:
+        lines: lines of a log, of one attempt or of several.
+    """
+    stage, own, indentation = RUN, False, 0
+    for line in lines:
+        plain = _COLOUR.sub("", line.rstrip("\n"))
+        if begins := _BEGINS.search(plain):
+            stage, own = _STAGES.get(begins[1], begins[1]), False
+        elif _ENDS.search(plain):
+            stage, own = RUN, False
+        elif of_kfp := _OF_KFP.match(plain):
+            own = not of_kfp[3].startswith(_KFPS)
+            plain, indentation = " | ".join(of_kfp.groups()), 4
+        elif _OWN.match(plain):
+            own, indentation = True, len(plain) - len(plain.lstrip())
+        if own and plain.strip():
+            yield stage, plain[indentation:] if plain[:indentation].isspace() else plain
+
+
+def lines_of(file: Path, follow: bool = False) -> Iterator[str]:
+    """Yield the lines of a log; to follow it, also those that are written until its run has ended."""
+    with file.open(encoding="utf-8", errors="replace") as log:
+        partial = ""
+        while True:
+            works = follow and hold.works(file.parent)
+            for line in log:
+                partial += line
+                if partial.endswith("\n"):
+                    yield partial
+                    partial = ""
+            if not works:
+                break
+            time.sleep(_PAUSE)
+        if partial:
+            yield partial
