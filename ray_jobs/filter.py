@@ -303,7 +303,7 @@ def _read_pictures(
 ) -> dict[str, Any]:
     device, parts = gpus.of_task() if on_gpu else "cpu", []
     for number, uri in enumerate(group.parts, group.first):
-        judged = pl.DataFrame(storage.read_columns(_judged_uri(stage, number), _READ_FOR_PICTURES))
+        judged = pl.DataFrame(storage.read_table(_judged_uri(stage, number), _READ_FOR_PICTURES, present_only=True))
         left = captions.apart(judged.filter(pl.col("dropped_by").is_null()))
         texts = dict(left.group_by("key", maintain_order=True).agg("caption").iter_rows())
         tar = f"{uri.removesuffix('.parquet')}.tar"

@@ -12,16 +12,12 @@ _MOST = 4_000
 _WORD = re.compile(r"[\u3400-\u9fff]+")
 
 
-def queries(corpus: Corpus, limit: int | None = None) -> list[str]:
+def queries(corpus: Corpus) -> list[str]:
     """Return the Chinese words of titles and keywords, sorted by the number of images that have them.
 
     Words with the same number are in the order of their characters. A whole keyword counts as a word, and so do the
-    words that jieba finds in it, because people search for both.
-
-    Args:
-        corpus: the corpus.
-        limit: at most so many words; None for as many as there are images, and 4,000 at most. Of a small corpus most
-            words find nothing that those before have not found.
+    words that jieba finds in it, because people search for both. There are as many words as images, and 4,000 at most:
+    of a small corpus most words find nothing that those before have not found.
     """
     import jieba
 
@@ -32,11 +28,11 @@ def queries(corpus: Corpus, limit: int | None = None) -> list[str]:
         words = {word for text in texts for word in jieba.cut(text)} | set(entry.keywords)
         counts.update(word for word in words if _WORD.fullmatch(word))
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
-    return ranked[: min(_MOST, len(corpus.entries)) if limit is None else limit]
+    return ranked[: min(_MOST, len(corpus.entries))]
 
 
-def upload_queries(corpus: Corpus, uri: str, limit: int | None = None) -> int:
-    """Write the corpus's query list to a URI, one word a line; for ``limit`` see ``queries``.
+def upload_queries(corpus: Corpus, uri: str) -> int:
+    """Write the corpus's query list to a URI, one word a line.
 
     Returns:
         The number of words.
@@ -44,7 +40,7 @@ def upload_queries(corpus: Corpus, uri: str, limit: int | None = None) -> int:
     Raises:
         StorageError: the URI cannot be written.
     """
-    words = queries(corpus, limit)
+    words = queries(corpus)
     storage.write_bytes(uri, "".join(f"{word}\n" for word in words).encode())
     return len(words)
 

@@ -89,7 +89,7 @@ def _stored(stage_uri: str, record: dict[str, Any]) -> dict[str, Any]:
     for part in record["described"]:
         number = part["rows"]
         if part["path"].endswith(".parquet"):
-            table = storage.read_columns(storage.join(stage_uri, part["path"]), ("key", "status"))
+            table = storage.read_table(storage.join(stage_uri, part["path"]), ("key", "status"), present_only=True)
             rows += table.num_rows
             if "status" in table.column_names:
                 statuses.update(table["status"].to_pylist())

@@ -221,7 +221,7 @@ def _of_no_other(outputs: Sequence[Manifest], keys: Set[str], captions: set[str]
 
 
 def _captions_of_others(uri: str, keys: Set[str], captions: Set[str]) -> set[str]:
-    rows = pl.DataFrame(storage.read_columns(uri, ("key", *_CAPTIONS, _SEVERAL)))
+    rows = pl.DataFrame(storage.read_table(uri, ("key", *_CAPTIONS, _SEVERAL), present_only=True))
     theirs = _captions(rows.filter(~pl.col("key").is_in(keys)))
     return set(theirs.filter(theirs.is_in(captions)).unique())
 
@@ -287,7 +287,7 @@ def _covered_keys(uri: str, listed: OptOut) -> set[str]:
     if uri.endswith(".csv"):
         rows = release.read_csv(uri)
         return {key_of(url) for url in rows.filter(listed.covers_pairs(rows))["url"]}
-    rows = pl.DataFrame(storage.read_columns(uri, ("key", "url", "sha256")))
+    rows = pl.DataFrame(storage.read_table(uri, ("key", "url", "sha256"), present_only=True))
     covered = rows.filter(listed.covers_pairs(rows))
     # An older stage may have made its keys of other spellings of the URLs than a release's are found by.
     return {*covered["key"], *map(key_of, covered["url"])}

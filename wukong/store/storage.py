@@ -463,13 +463,16 @@ def download(uri: str, local: Path) -> Path:
     return local
 
 
-def read_table(uri: str, columns: list[str] | None = None, sha256: str = "") -> pa.Table:
+def read_table(
+    uri: str, columns: Sequence[str] | None = None, sha256: str = "", present_only: bool = False
+) -> pa.Table:
     """Read one Parquet file.
 
     Args:
         uri: URI of the file.
         columns: those to read; None for all.
         sha256: digest that the file must have, which is then read as a whole; empty for any.
+        present_only: leave out the columns that the file lacks.
 
     Raises:
         StorageError: the file cannot be read, is truncated or altered, or lacks a column.
@@ -478,14 +481,14 @@ def read_table(uri: str, columns: list[str] | None = None, sha256: str = "") -> 
     def read(store: pafs.FileSystem, path: str) -> pa.Table:
         with store.open_input_file(path) as stream:  # by its path, it would be looked up once more
             if not sha256:
-                return _table(stream, columns)
+                return _table(stream, columns, present_only)
             data = stream.read_buffer()
         if hashlib.sha256(data).hexdigest() != sha256:
             raise StorageError(
                 f"{uri} is not the file that its stage wrote: it was altered or replaced. Put it back, or delete it "
                 "and run its stage again"
             )
-        return _table(pa.BufferReader(data), columns)
+        return _table(pa.BufferReader(data), columns, present_only)
 
     try:
         return read_with(uri, read)
@@ -495,24 +498,16 @@ def read_table(uri: str, columns: list[str] | None = None, sha256: str = "") -> 
         ) from error
 
 
-def _table(source: pa.NativeFile, columns: list[str] | None) -> pa.Table:
+def _table(source: pa.NativeFile, columns: Sequence[str] | None, present_only: bool) -> pa.Table:
     """Read a Parquet file, not as pyarrow's dataset of one file: that imports pandas in each process."""
     with pq.ParquetFile(source, pre_buffer=True) as file:
         there = file.schema_arrow.names
+        if columns is not None and present_only:
+            columns = [name for name in columns if name in there]
         if missing := [name for name in columns or () if name not in there]:
             raise pa.ArrowInvalid(f"it lacks the columns {', '.join(missing)}; it has {', '.join(there)}")
         table = file.read(columns)
-        return table if columns is None else table.select(columns)
-
-
-def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
-    """Read those of some columns that a Parquet file has.
-
-    Raises:
-        StorageError: as of ``read_table``.
-    """
-    there = read_with(uri, lambda store, path: pq.read_schema(path, filesystem=store)).names
-    return read_table(uri, [name for name in columns if name in there])
+        return table if columns is None else table.select(list(columns))
 
 
 def write_table(uri: str, table: pa.Table) -> None:

@@ -26,17 +26,11 @@ def epoch_metric(stage: str, name: str) -> str:
     return f"{stage}/epoch/{name}"
 
 
-def log_metrics(metrics: Mapping[str, float], step: int = 0) -> None:
-    """Log metrics to the run that ``MLFLOW_RUN_ID`` names; without one this does nothing.
-
-    What cannot be sent, because MLflow is away, is kept and sent with the next metrics.
-    """
-    if keep_metrics(metrics, step):
-        send_metrics()
-
-
 def keep_metrics(metrics: Mapping[str, float], step: int = 0) -> bool:
-    """Keep metrics for ``send_metrics``, which may run in another thread; return whether there is a run to log to."""
+    """Keep metrics for ``send_metrics``, which may run in another thread; return whether there is a run to log to.
+
+    It is the run that ``MLFLOW_RUN_ID`` names.
+    """
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if not enabled() or not run_id:
         return False

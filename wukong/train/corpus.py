@@ -89,7 +89,7 @@ class Corpus:
         uri = self.uri(shard, ".parquet")
         columns = ["key", "caption", *(["captions"] if self.all_captions else [])]
         matched = [] if self.sources == ("*",) else ["url"]
-        table = storage.read_table(uri, [*columns, *matched], *([self.tables[shard]] if self.tables else []))
+        table = storage.read_table(uri, [*columns, *matched], self.tables[shard] if self.tables else "")
         try:
             table.validate(full=True)
             rows = list(range(len(table))) if self.sources == ("*",) else _chosen(table, self.sources)

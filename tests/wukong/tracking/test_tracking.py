@@ -75,8 +75,10 @@ def test_a_stage_that_raises_ends_as_failed(experiment: Experiment) -> None:
 def test_metrics_of_a_worker_reach_the_run_it_was_told(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     with mlflow_runs.stage_run(experiment, "first", "pretrain") as run_id:
         monkeypatch.setenv("MLFLOW_RUN_ID", str(run_id))
-        training_metrics.log_metrics({"loss": 2.0}, step=1)
-        training_metrics.log_metrics({"loss": 1.0}, step=2)
+        training_metrics.keep_metrics({"loss": 2.0}, step=1)
+        training_metrics.send_metrics()
+        training_metrics.keep_metrics({"loss": 1.0}, step=2)
+        training_metrics.send_metrics()
     history = mlflow.MlflowClient().get_metric_history(run_id, "loss")
     assert [(entry.step, entry.value) for entry in history] == [(1, 2.0), (2, 1.0)]
 
@@ -135,8 +137,10 @@ def test_the_curve_of_a_loss_is_in_the_run_that_trains_in_one_that_reuses_it_and
     with mlflow_runs.stage_run(experiment, "first", "pretrain") as run_id:
         monkeypatch.setenv("MLFLOW_RUN_ID", str(run_id))
         for step, loss in curve:
-            training_metrics.log_metrics({"pretrain/loss": loss}, step)
-        training_metrics.log_metrics({"pretrain/epoch/loss": 4.0, "pretrain/epoch/temperature": 0.5}, 1)
+            training_metrics.keep_metrics({"pretrain/loss": loss}, step)
+            training_metrics.send_metrics()
+        training_metrics.keep_metrics({"pretrain/epoch/loss": 4.0, "pretrain/epoch/temperature": 0.5}, 1)
+        training_metrics.send_metrics()
         stage_results.log_stage(run_id, stage)
     with mlflow_runs.stage_run(experiment, "second", "pretrain") as reused:
         stage_results.log_stage(reused, stage)
@@ -177,7 +181,7 @@ def test_without_a_server_nothing_is_tracked_and_the_log_says_so(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with caplog.at_level(logging.WARNING), mlflow_runs.stage_run(experiment, "first", "crawl") as run_id:
         stage_results.log_stage(run_id, finished(experiment, "crawl"))
-        training_metrics.log_metrics({"loss": 1.0})
+        assert not training_metrics.keep_metrics({"loss": 1.0})
     assert run_id is None
     assert "not tracked" in caplog.text
 
@@ -187,11 +191,13 @@ def test_a_component_that_takes_a_job_over_goes_on_with_the_run_that_the_job_log
 ) -> None:
     with pytest.raises(JobLeftError), mlflow_runs.stage_run(experiment, "first", "pretrain") as left:
         monkeypatch.setenv("MLFLOW_RUN_ID", str(left))
-        training_metrics.log_metrics({"loss": 2.0}, step=1)
+        training_metrics.keep_metrics({"loss": 2.0}, step=1)
+        training_metrics.send_metrics()
         raise JobLeftError(143)
     assert {run.info.status for run in runs_of(experiment).values()} == {"RUNNING"}
     with mlflow_runs.stage_run(experiment, "first", "pretrain") as taken_over:
-        training_metrics.log_metrics({"loss": 1.0}, step=2)
+        training_metrics.keep_metrics({"loss": 1.0}, step=2)
+        training_metrics.send_metrics()
         stage_results.log_stage(taken_over, finished(experiment, "pretrain"))
     assert taken_over == left
     assert runs_of(experiment)["pretrain"].info.status == "FINISHED"

@@ -56,7 +56,8 @@ def test_a_server_killed_during_a_stage_gets_its_metrics_later(
     with caplog.at_level(logging.WARNING), mlflow_runs.stage_run(experiment, "first", "pretrain") as run_id:
         assert run_id
         monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
-        training_metrics.log_metrics({"pretrain/epoch/loss": 1.0, "speed": 7.0}, 1)
+        training_metrics.keep_metrics({"pretrain/epoch/loss": 1.0, "speed": 7.0}, 1)
+        training_metrics.send_metrics()
         with mlflow_runs.stage_run(experiment, "first", "evaluate") as other:
             mlflow_server.kill()
             stage_results.log_stage(other, trained(experiment))
@@ -64,7 +65,8 @@ def test_a_server_killed_during_a_stage_gets_its_metrics_later(
         assert "the end of evaluate is left out" in caplog.text
 
         began = time.monotonic()
-        training_metrics.log_metrics({"pretrain/epoch/loss": 1 / 2, "speed": 8.0}, 2)
+        training_metrics.keep_metrics({"pretrain/epoch/loss": 1 / 2, "speed": 8.0}, 2)
+        training_metrics.send_metrics()
         assert time.monotonic() - began < 5, "training does not wait"
         assert "metrics are kept for later, 1 sets so far" in caplog.text
         assert run_links.pages(experiment, "first") is None
@@ -78,7 +80,8 @@ def test_a_server_killed_during_a_stage_gets_its_metrics_later(
         with mlflow_runs.stage_run(experiment, "first", "register", needed=True) as waited:
             assert waited
 
-        training_metrics.log_metrics({"pretrain/epoch/loss": 1 / 3, "speed": 9.0}, 3)
+        training_metrics.keep_metrics({"pretrain/epoch/loss": 1 / 3, "speed": 9.0}, 3)
+        training_metrics.send_metrics()
         speed = client.get_metric_history(run_id, "speed")
         assert [(entry.step, entry.value) for entry in speed] == [(1, 7.0), (2, 8.0), (3, 9.0)]
         stage_results.log_stage(run_id, trained(experiment))  # the worker could not send its last epoch
