@@ -1,6 +1,6 @@
 """What the job tests share: a Ray of their own, and crawls made from rows."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,15 +12,18 @@ from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
 
 
-@pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """A Ray on this machine with two CPUs, without dashboard or usage reports."""
-    if ray.is_initialized():
-        yield
-        return
-    ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+@pytest.fixture(scope="module")
+def local_ray() -> None:
+    """A Ray on this machine with two CPUs, without dashboard or usage reports, for the tests of this folder."""
+    if not ray.is_initialized():
+        ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
+
+
+@pytest.hookimpl(trylast=True)  # after the fixtures, of which some use it
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """End that Ray after the last test of this folder: idle, it takes a twentieth of a core."""
+    if nextitem is None or not nextitem.path.is_relative_to(Path(__file__).parent):
+        ray.shutdown()
 
 
 @pytest.fixture

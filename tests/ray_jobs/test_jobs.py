@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 import timm
 from safetensors.torch import save_file
 
@@ -39,7 +40,10 @@ def test_the_error_of_a_stage_is_the_error_of_its_launch(experiment: Experiment)
     assert run_records.read(experiment, "first", "crawl") is None, "it is another record"
 
 
-def test_weights_of_another_tower_end_the_first_job_before_its_work(experiment: Experiment, tmp_path: Path) -> None:
+def test_weights_of_another_tower_end_the_first_job_before_its_work(
+    experiment: Experiment, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     other = {name: value.contiguous() for name, value in timm.create_model("test_vit2").state_dict().items()}
     save_file(other, tmp_path / "tower.safetensors")
     image = {"name": "test_vit", "weights": storage.from_path(tmp_path / "tower.safetensors")}
