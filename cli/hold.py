@@ -63,8 +63,7 @@ def hold(home: Path, run: str, experiment: Experiment) -> Iterator[Path]:
         raise ConfigError(f"the run {run} is at work already: wait for its end, or choose another --name") from error
     with lock:
         claim, running = folder / _CLAIM, folder / _RUNNING
-        with suppress(FileNotFoundError, ValidationError):
-            Claim.model_validate_json(claim.read_bytes()).check(experiment, run)
+        check(home, run, experiment)
         run_records.claim(experiment, run)
         value = experiment.model_dump(mode="json")
         _write(claim, {"experiment": value})
@@ -74,6 +73,16 @@ def hold(home: Path, run: str, experiment: Experiment) -> Iterator[Path]:
             yield folder
         finally:
             running.write_bytes(b"")
+
+
+def check(home: Path, run: str, experiment: Experiment) -> None:
+    """Check that a run's name is free in a home, or belongs to this experiment.
+
+    Raises:
+        ConfigError: it belongs to another experiment; the message says what differs.
+    """
+    with suppress(FileNotFoundError, ValidationError):
+        Claim.model_validate_json((home / "runs" / run / _CLAIM).read_bytes()).check(experiment, run)
 
 
 def killed(home: Path) -> list[Killed]:

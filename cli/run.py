@@ -106,6 +106,7 @@ def run_local(
                 notes += of_demo
             if retry_failed:
                 experiment = retrying(experiment, run)
+            hold.check(home, run, experiment)  # before what takes long
             reused = looks_first and plan.finished_jobs(experiment) is not None
             if checked is None and not reused:
                 checked = checks.enter_context(begin.model_being_checked(experiment))

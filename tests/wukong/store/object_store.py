@@ -124,10 +124,13 @@ class ObjectStore:
                 return
 
     def kill(self) -> None:
-        assert self._process is not None
-        assert self._process.poll() is None, f"the object store ended by itself:\n{self._told()}"
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
+        """Kill the server, if it was started and not killed before."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        assert process.poll() is None, f"the object store ended by itself:\n{self._told()}"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
 
     def _told(self) -> str:
         return "\n".join((self.folder / "log.txt").read_text(errors="replace").splitlines()[-20:])
