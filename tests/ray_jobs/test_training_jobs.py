@@ -357,6 +357,7 @@ def test_the_package_gives_the_numbers_that_were_measured(done: dict[str, Manife
     assert found == pytest.approx(done["evaluate"].metrics["eval/retrieval/new-style/text_to_image_r1"], abs=0.05)
 
 
+@pytest.mark.long
 def test_a_second_run_gives_the_same_digests_though_it_was_killed(
     tmp_path: Path,
     crawl: Manifest,

@@ -21,6 +21,7 @@ from wukong.store.manifest import Manifest
 REPOSITORY = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_trials_are_trained_once_and_compared(crawl: Manifest, tmp_path: Path, local_ray: None) -> None:
     base = experiment(tmp_path, {"workers": 1}, epochs=1, workers=1)
