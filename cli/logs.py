@@ -4,10 +4,13 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from cli import hold
 from wukong import stages
-from wukong.errors import DataError
+from wukong.errors import ConfigError, DataError
 from wukong.runtime import environment
 
 RUN = "run"
@@ -25,6 +28,48 @@ _STAGES = {entry.function.replace("_", "-"): entry.name for entry in stages.TABL
 """The stage of each task of KFP."""
 _KFPS = ("Looking for component ", "Loading KFP component ", "Got executor_input:", "Wrote executor output file ")
 """How KFP's own lines begin."""
+
+
+def logs(
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="The run's name; by default the run that wrote last.")
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Argument(metavar="STAGE", help="Only this stage, or `run` for what no stage wrote.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what is written until the run ends.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Print the whole file, with what KFP writes.")] = False,
+) -> None:
+    """Print what the stages of a run on this machine logged.
+
+    On a cluster the KFP UI shows the log of each step. Example:
+
+        wukong logs demo-20261126-072750 pretrain
+    """
+    file = file_of(run)
+    if everything and stage:
+        raise ConfigError("--all prints the whole file: leave out STAGE, or --all")
+    lines = lines_of(file, follow)
+    if everything:
+        for line in lines:
+            typer.echo(line, nl=False)
+        return
+    written = False
+    names, last = (*stages.WHOLE_RUN, RUN), ""
+    if stage is not None and stage not in names:
+        raise ConfigError(f"STAGE is {stage!r}; it must be one of: {', '.join(names)}")
+    for name, text in of_stages(lines):
+        if stage in (None, name):
+            if name != last and stage is None:
+                typer.echo(f"{name}:")
+            typer.echo(f"  {text}" if stage is None else text)
+            last, written = name, True
+    if not written:
+        typer.echo(
+            f"Nothing of {stage or 'a stage'} is in {file}: it has not begun, or its output was reused.", err=True
+        )
 
 
 def file_of(run: str | None) -> Path:

@@ -9,13 +9,12 @@ import typer
 
 from cli import check, embedded_sets, logs, release, summary, sweep
 from ray_jobs.launch import evaluate_champion
-from wukong import stages
 from wukong.commands import evaluate, panels, promote
 from wukong.commands.app import DEMO, ConfigOption, SetOption, app
 from wukong.commands.app import run_app as main
 from wukong.commands.output import JsonOption, print_json
 from wukong.config import documents
-from wukong.errors import ConfigError, StackError
+from wukong.errors import StackError
 from wukong.runtime import environment
 
 app.info.epilog = (
@@ -138,52 +137,10 @@ def submit(
 
 
 app.command(rich_help_panel=panels.CLUSTER)(check.check)
+app.command(rich_help_panel=panels.LOOK)(logs.logs)
 app.command(rich_help_panel=panels.DATA)(release.release)
 app.command(rich_help_panel=panels.DATA)(release.takedown)
 app.command(rich_help_panel=panels.TRAIN)(sweep.sweep)
-
-
-@app.command("logs", rich_help_panel=panels.LOOK)
-def show_log(
-    run: Annotated[
-        str | None, typer.Argument(metavar="RUN", help="The run's name; by default the run that wrote last.")
-    ] = None,
-    stage: Annotated[
-        str | None, typer.Argument(metavar="STAGE", help="Only this stage, or `run` for what no stage wrote.")
-    ] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what is written until the run ends.")
-    ] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Print the whole file, with what KFP writes.")] = False,
-) -> None:
-    """Print what the stages of a run on this machine logged.
-
-    On a cluster the KFP UI shows the log of each step. Example:
-
-        wukong logs demo-20261126-072750 pretrain
-    """
-    file = logs.file_of(run)
-    if everything and stage:
-        raise ConfigError("--all prints the whole file: leave out STAGE, or --all")
-    lines = logs.lines_of(file, follow)
-    if everything:
-        for line in lines:
-            typer.echo(line, nl=False)
-        return
-    written = False
-    names, last = (*stages.WHOLE_RUN, logs.RUN), ""
-    if stage is not None and stage not in names:
-        raise ConfigError(f"STAGE is {stage!r}; it must be one of: {', '.join(names)}")
-    for name, text in logs.of_stages(lines):
-        if stage in (None, name):
-            if name != last and stage is None:
-                typer.echo(f"{name}:")
-            typer.echo(f"  {text}" if stage is None else text)
-            last, written = name, True
-    if not written:
-        typer.echo(
-            f"Nothing of {stage or 'a stage'} is in {file}: it has not begun, or its output was reused.", err=True
-        )
 
 
 @app.command(rich_help_panel=panels.STACK)

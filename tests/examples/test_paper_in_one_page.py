@@ -53,11 +53,10 @@ def test_it_goes_from_words_to_an_evaluated_model(tmp_path: Path) -> None:
         f"crawl.endpoint={experiment.crawl.endpoint}",
     ]
     # One Ray for all stages: without an address each starts its own.
-    ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
-    variables = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    with stack.sample_site(Stack(tmp_path / "home", "a", "b", "c", {}), demo.catalogue) as site:
-        lines = _run(tmp_path, "configs/demo.yaml", *small, variables=variables | {"WUKONG_CONNECT_TO": site})
-    ray.shutdown()
+    started = ray.init("local", num_cpus=2, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    with started, stack.sample_site(Stack(tmp_path / "home", "a", "b", "c", {}), demo.catalogue) as site:
+        variables = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "WUKONG_CONNECT_TO": site}
+        lines = _run(tmp_path, "configs/demo.yaml", *small, variables=variables)
     printed = {name: float(value) for name, _, value in (line.partition(": ") for line in lines) if value[-1].isdigit()}
 
     queries = (tmp_path / "queries.txt").read_text(encoding="utf-8").split()
