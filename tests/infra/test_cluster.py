@@ -36,6 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     slept: list[float] = []
     monkeypatch.setattr(patience.time, "sleep", slept.append)
     monkeypatch.setattr(patience.time, "monotonic", lambda: 100.0 + sum(slept))
+    monkeypatch.setattr(patient_store, "OUTAGE", patience.Outage("the object store"))  # of that clock
     return tmp_path
 
 

@@ -25,6 +25,8 @@ _LONGEST_PAUSE = 5.0
 _LOG_EVERY = 30.0
 _LASTING = 10.0
 """Seconds after which a failure is no passing one, such as of a service that starts."""
+_FORGOTTEN = 120.0
+"""Seconds without a failed request after which the next one begins an outage. A request may take a minute to fail."""
 
 _Answer = TypeVar("_Answer")
 
@@ -79,6 +81,7 @@ class Outage:
         self.room = room
         self._lock = threading.Lock()
         self._began: float | None = None
+        self._failed = 0.0
         self._said = 0.0
         self._full = False
 
@@ -86,9 +89,10 @@ class Outage:
         """A request has failed, which is repeated for so many seconds; ``full`` if the service has no room for it."""
         with self._lock:
             now = time.monotonic()
-            begins = self._began is None
-            if self._began is None:
+            begins = self._began is None or now - self._failed > _FORGOTTEN
+            if self._began is None or begins:
                 self._began, self._full = now, False
+            self._failed = now
             if not begins and self._full >= full and now - self._said < _LOG_EVERY:
                 return
             self._full, self._said, lasted = self._full or full, now, now - self._began

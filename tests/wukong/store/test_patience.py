@@ -65,6 +65,22 @@ def test_after_the_patience_the_error_says_what_failed_how_long_and_what_to_do(
     assert [record.getMessage()[:26] for record in caplog.records][1:] == ["the service has been away "], "each 30 s"
 
 
+def test_an_outage_that_a_request_gave_up_on_does_not_last_until_the_next_one(
+    outage: patience.Outage, pauses: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The service was back in between, and the requests that it answered had not failed before."""
+    with pytest.raises(patience.FullError):
+        patience.until_answered(failing([GoneError()] * 1000), is_away, outage, lambda _, lasts: lasts)
+    assert patience.until_answered(failing([]), is_away, outage) == "answer"
+    pauses.append(20 * 3600)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert patience.until_answered(failing([GoneError("gone")]), is_away, outage) == "answer"
+    begun, over = (record.getMessage() for record in caplog.records)
+    assert begun == "the service is away (gone); what needs it is repeated for up to 60 s"
+    assert re.fullmatch(r"the service is back after 0\.\d s", over)
+
+
 def test_another_error_is_an_answer(
     outage: patience.Outage, pauses: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
