@@ -39,7 +39,8 @@ def run(
         typer.Option(
             "--config",
             "-c",
-            help="The experiment, a YAML file; by default configs/demo.yaml, with --data configs/own-data.yaml.",
+            help="The experiment, a YAML file; by default configs/demo.yaml, with --data configs/own-data.yaml. With "
+            "--data a file without a `name` says what differs from that one.",
         ),
     ] = None,
     overrides: SetOption = None,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from wukong import stages
@@ -41,8 +41,9 @@ def experiment_of(data: str, config_file: Path | None, overrides: Sequence[str])
 
     Args:
         data: path or URI of a folder of images, of a list of images, or of a folder of lists of URLs.
-        config_file: an experiment whose crawl is replaced by these images. None for ``configs/own-data.yaml`` with the
-            data's name, and with batches that fit the data unless an override sets them.
+        config_file: an experiment whose crawl is replaced by these images. A file without a ``name`` says what differs
+            from ``configs/own-data.yaml``, which has the data's name and batches that fit the data. None if nothing
+            differs.
         overrides: ``key.path=value`` entries.
 
     Raises:
@@ -54,18 +55,15 @@ def experiment_of(data: str, config_file: Path | None, overrides: Sequence[str])
             f"--data {data}: there is nothing; name a folder of pictures, a list (.csv, .jsonl), or a folder of lists"
         )
     engine = "urls" if _is_set_of_lists(uri) else "files"
-    given = [f"crawl.engine={engine}", f"crawl.endpoint={json.dumps(uri)}"]
-    if config_file is None:
-        given.append(f"name={json.dumps(name_of(uri))}")
-    experiment = documents.load(config_file or DEFAULT, [*given, *overrides])
-    if config_file is None:
-        pictures = experiment.crawl.source.pictures
-        fitting = batch_for(count(pictures(experiment.crawl)).captioned if pictures else _rows(uri) // _DEAD)
-        for stage in stages.TRAININGS:
-            if not any(entry.startswith((f"{stage}.batch_size", f"{stage}=")) for entry in overrides):
-                given.append(f"{stage}.batch_size={fitting}")
-        experiment = documents.load(DEFAULT, [*given, *overrides])
-    return experiment
+    given = [f"crawl.engine={engine}", f"crawl.endpoint={json.dumps(uri)}", *overrides]
+    if config_file is not None and not documents.is_part(config_file):
+        return documents.load(config_file, given)
+    values: dict[str, Any] = {"name": name_of(uri)}
+    crawl = documents.load_part(config_file, DEFAULT, values, given).crawl
+    pictures = crawl.source.pictures
+    fitting = batch_for(count(pictures(crawl)).captioned if pictures else _rows(uri) // _DEAD)
+    values |= {stage: {"batch_size": fitting} for stage in stages.TRAININGS}
+    return documents.load_part(config_file, DEFAULT, values, given)
 
 
 def _is_set_of_lists(uri: str) -> bool:

@@ -4,12 +4,14 @@ import itertools
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, Annotated, cast
@@ -17,6 +19,7 @@ from typing import IO, Annotated, cast
 import typer
 from rich.console import Console
 
+from cli import own_data
 from ray_jobs.trials import STAGES
 from wukong.commands.compare import keep_page, print_comparison
 from wukong.config import stored
@@ -47,6 +50,14 @@ def sweep(
         int, typer.Option("--parallel", min=1, help="Trials that run side by side, of those chosen at once.")
     ] = 1,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the page to a file.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="FOLDER_OR_LIST",
+            help="The pictures that `wukong run --data` was given; the sweep's `experiment` is then what --config was.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the first trials and what is finished.")] = False,
 ) -> None:
     """Train an experiment with several settings or seeds, on one cache of features, and compare the results.
@@ -55,12 +66,17 @@ def sweep(
     started again; what is finished is not trained twice. It ends in a page that compares all trials with the best one,
     in MLflow's run of the sweep. Example:
 
-        wukong sweep configs/sweep.yaml
+        wukong sweep configs/sweeps/demo.yaml
+
+        wukong sweep my-sweep.yaml --data ~/pictures
     """
-    settings, base = load(file)
+    settings, base = load(file, partial(own_data.experiment_of, data) if data else None)
+    makes_pairs = ["wukong", "run"]
+    makes_pairs += ["--data", data] if data else []
+    makes_pairs += ["--config", str(file.parent / settings.experiment)] if settings.experiment else []
     with end_on_signal():
         _connect(base)
-        filtered = _data(base, settings)
+        filtered = _data(base, shlex.join(makes_pairs))
         if dry_run:
             run(settings, base, lambda trials: _print_plan(trials, filtered))
             return
@@ -74,13 +90,14 @@ def _connect(base: Experiment) -> None:
         environment.use_for("s3://")
 
 
-def _data(base: Experiment, settings: Sweep) -> Manifest:
+def _data(base: Experiment, makes: str) -> Manifest:
+    """Return the filtered pairs, which a command makes."""
     crawled = run_records.latest(base, "crawl")
     filtered = places.filtering(base, manifest.load(crawled)).finished() if crawled else None
     if filtered is None or places.validation(base, filtered).finished() is None:
         raise ConfigError(
             f"no run of {base.name} has filtered pairs that passed the gate for this experiment at {base.root}: "
-            f"`wukong run --config {settings.experiment}` makes them once, for all sweeps"
+            f"`{makes}` makes them once, for all sweeps"
         )
     return filtered
 

@@ -1,5 +1,6 @@
 """``wukong run --data``: from a folder or list to an experiment, and what is said before it runs."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from cli import own_data
 from wukong.config import documents
 from wukong.crawl import own_files, url_list
 from wukong.errors import ConfigError
+from wukong.registry import sweep
 from wukong.store import storage
 
 
@@ -68,6 +70,32 @@ def test_what_the_user_sets_counts(tmp_path: Path) -> None:
     assert made.finetune.batch_size == 4
     own = own_data.experiment_of(str(folder), Path("configs/paper/vit-l.yaml"), [])
     assert (own.name, own.crawl.engine, own.pretrain.batch_size) == ("paper", "files", 10240)
+
+
+def test_a_config_without_a_name_says_what_differs(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "p", 100)
+    (tmp_path / "shared.yaml").write_text("pretrain: {epochs: 3, batch_size: 16}", encoding="utf-8")
+    part = tmp_path / "part.yaml"
+    part.write_text("base: shared.yaml\nmodel: {similarity: token, text: {layers: 1}}", encoding="utf-8")
+    made, plain = (own_data.experiment_of(str(folder), file, ["finetune.epochs=1"]) for file in (part, None))
+    assert (made.name, made.crawl, made.filter, made.finetune.batch_size) == ("p", plain.crawl, plain.filter, 8)
+    assert (made.pretrain.epochs, made.pretrain.batch_size, plain.pretrain.batch_size) == (3, 16, 8)
+    assert (made.model.text.layers, made.model.text.width) == (1, plain.model.text.width)
+    assert (made.model.image.tokens, plain.model.image.tokens) == (4, None), "what the file's objective wants"
+    part.write_text("modle: {similarity: token}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"modle: .*did you mean model"):
+        own_data.experiment_of(str(folder), part, [])
+
+
+def test_a_sweep_starts_from_the_experiment_of_the_data(tmp_path: Path) -> None:
+    folder, file = folder_of(tmp_path / "p", 100), tmp_path / "sweep.yaml"
+    start = partial(own_data.experiment_of, str(folder))
+    changes = "parameters: {pretrain.epochs: [1, 2]}\nset: [finetune.epochs=1]\n"
+    file.write_text(f"name: s\n{changes}", encoding="utf-8")
+    assert sweep.load(file, start)[1] == start(None, ["finetune.epochs=1"])
+    (tmp_path / "part.yaml").write_text("model: {similarity: token}", encoding="utf-8")
+    file.write_text(f"name: s\nexperiment: part.yaml\n{changes}", encoding="utf-8")
+    assert sweep.load(file, start)[1] == start(None, ["finetune.epochs=1", "model.similarity=token"])
 
 
 def test_a_relative_path_and_a_uri_are_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

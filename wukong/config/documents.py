@@ -35,8 +35,36 @@ def load(path: Path, overrides: list[str] | None = None) -> Experiment:
         ConfigError: a file cannot be read or is its own base, or a key is unknown or a value not allowed; the message
             names the key, the value and what is allowed.
     """
-    layers, files = _with_base(path, ())
-    return _overridden(layers, overrides, where=" on the base ".join(map(str, files)), files=files)
+    return load_part(None, path, {}, overrides)
+
+
+def is_part(path: Path) -> bool:
+    """Return whether a file and its bases give no ``name``, which each experiment has: it says what differs from one.
+
+    Raises:
+        ConfigError: a file cannot be read, or is its own base.
+    """
+    return not any("name" in layer for layer in _with_base(path, ())[0])
+
+
+def load_part(
+    part: Path | None, base: Path, values: Mapping[str, Any], overrides: list[str] | None = None
+) -> Experiment:
+    """Read what differs from an experiment; see ``load``.
+
+    Args:
+        part: the file of what differs. None if nothing does.
+        base: the experiment's file.
+        values: keys that count more than the base, and less than the part.
+        overrides: ``key.path=value`` entries, which count most.
+
+    Raises:
+        ConfigError: as ``load`` does.
+    """
+    layers, files = _with_base(base, ())
+    above, changed = _with_base(part, ()) if part else ([], [])
+    files = [*changed, *files]
+    return _overridden([*layers, dict(values), *above], overrides, " on the base ".join(map(str, files)), files)
 
 
 def loads(text: str, overrides: list[str] | None = None, where: str = "the experiment") -> Experiment:

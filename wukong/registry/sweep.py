@@ -63,7 +63,8 @@ class Sweep(BaseModel):
 
     Attributes:
         name: the name of the sweep and of its run in MLflow; trials have it before a digest of their settings.
-        experiment: the experiment that trials start from: a YAML file, beside the sweep's or absolute.
+        experiment: the experiment that trials start from: a YAML file, beside the sweep's or absolute. It may be
+            missing where the command is told of pictures (``--data``).
         set: ``key=value`` changes of that experiment for all trials.
         parameters: by dotted key a list of values, or a range; ``seed`` has a list.
         metric: what is to be large; empty for the experiment's ``registry.metric``.
@@ -76,7 +77,7 @@ class Sweep(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,50}$")
-    experiment: str
+    experiment: str | None = None
     set: tuple[str, ...] = ()
     parameters: dict[str, list[Value] | Range] = Field(min_length=1)
     metric: str = ""
@@ -136,8 +137,13 @@ class Result:
     error: str = ""
 
 
-def load(path: Path) -> tuple[Sweep, Experiment]:
+def load(path: Path, start: Callable[[Path | None, list[str]], Experiment] | None = None) -> tuple[Sweep, Experiment]:
     """Read a sweep's file and the experiment that it starts from.
+
+    Args:
+        path: the sweep's file.
+        start: makes the experiment from its file, if the sweep names one, and from ``key=value`` changes. By default
+            the file is read, and must be named.
 
     Raises:
         ConfigError: a file cannot be read, a key is unknown or a value is not allowed.
@@ -156,7 +162,13 @@ def load(path: Path) -> tuple[Sweep, Experiment]:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
         allowed = f"  the keys are {', '.join(Sweep.model_fields)}"
         raise ConfigError("\n".join([f"{path} is not a valid sweep:", *lines, allowed])) from error
-    base = documents.load(path.parent / sweep.experiment, list(sweep.set))
+    named = path.parent / sweep.experiment if sweep.experiment else None
+    if start is not None:
+        base = start(named, list(sweep.set))
+    elif named is not None:
+        base = documents.load(named, list(sweep.set))
+    else:
+        raise ConfigError(f"{path}: experiment is missing: name its file, or give pictures by --data")
     for key, values in sweep.parameters.items():
         for each in values if isinstance(values, list) else (values.low, values.high):
             try:

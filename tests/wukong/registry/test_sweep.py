@@ -156,6 +156,7 @@ def test_trials_whose_stage_failed_are_left_out_of_the_search(tmp_path: Path) ->
         ({"parameters": {"pretrain.epochs": [1]}, "sampler": "tpe"}, "does not end by itself"),
         ({"parameters": {"pretrain.epochs": [1]}, "metrics": "x"}, "metrics: .*\n  the keys are name, experiment"),
         ({"parameters": {"pretrain.epochs": [1]}, "experiment": "none.yaml"}, "no experiment file at"),
+        ({"parameters": {"pretrain.epochs": [1]}, "experiment": None}, "experiment is missing: .*--data"),
     ],
 )
 def test_what_a_sweep_cannot_be_is_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
