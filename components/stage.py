@@ -64,9 +64,11 @@ def run_stage(
     """
     parsed = experiment_of(experiment, stage, run)
     inputs = [load_artifact(path) for path in parents]
-    with cancellable(), events.stage(stage), mlflow_runs.stage_run(parsed, run, stage) as run_id:
+    with cancellable(), events.stage(stage) as took, mlflow_runs.stage_run(parsed, run, stage) as run_id:
         uris = [*(f"{parent.uri}/manifest.json" for parent in inputs), *earlier]
         result = launch(stage, parsed, run, uris, {"MLFLOW_RUN_ID": run_id} if run_id else None)
+        if record := run_records.read(parsed, run, stage):
+            took.seconds = record.seconds
         stage_results.log_stage(run_id, result)
     save_artifact(result, output)
     return result
@@ -147,6 +149,7 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             docs,
             notes,
             decided,
+            records,
         )
         storage.write_bytes(run_paths.uri_of(parsed, run, "report.html"), run_report.render(shown).encode())
         measured = storage.read_bytes(f"{evaluated.uri}/evaluation.html")
@@ -239,8 +242,9 @@ def recorded(experiment: Experiment, run: str, stage: str) -> Iterator[None]:
     """Write the record of a stage that has no job of its own, and its events."""
     started = time.monotonic()
     try:
-        with events.stage(stage):
+        with events.stage(stage) as took:
             yield
+            took.seconds = seconds = round(time.monotonic() - started, 3)
     except Exception as error:
         explained = isinstance(error, WukongError)
         record = Record(
@@ -254,7 +258,7 @@ def recorded(experiment: Experiment, run: str, stage: str) -> Iterator[None]:
     run_records.write(
         experiment,
         run,
-        Record(stage=stage, state="succeeded", seconds=round(time.monotonic() - started, 3)),
+        Record(stage=stage, state="succeeded", seconds=seconds),
     )
 
 

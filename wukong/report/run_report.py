@@ -23,6 +23,7 @@ from wukong.report import template
 from wukong.report.funnel import bars, funnel, wording
 from wukong.report.gallery import Pictures, Thumbnails, contact_sheet, pictures_of, shard_tables
 from wukong.runs import run_records
+from wukong.runs.run_records import Record
 from wukong.store import storage
 from wukong.store.manifest import Manifest
 
@@ -63,6 +64,7 @@ def contents(
     docs: str = "",
     notes: Sequence[str] = (),
     decided: Mapping[str, Any] | None = None,
+    records: Sequence[Record] = (),
 ) -> dict[str, Any]:
     """Collect what the report of a run shows.
 
@@ -79,6 +81,7 @@ def contents(
         notes: sentences that stand at the head of the page.
         decided: what was decided about the model: ``heading``, ``says``, ``against``, the run that it was compared with
             (``comparison.html`` beside the page), and ``changes``, what ``wukong.report.comparison.headlines`` returns.
+        records: the records of the run's stages, which say how long each took.
 
     Returns:
         What ``render`` needs.
@@ -112,7 +115,7 @@ def contents(
         "contacts": contact_sheet(filtered, experiment.filter.seed),
         "sources": _sources(experiment, filtered),
         "expectations": _expectations(manifests.get("validate")),
-        "times": _times(manifests),
+        "times": _times(records),
         "lineage": [(stage, manifests[stage]) for stage in stages.JOBS if stage in manifests],
         "config": experiment.model_dump_json(indent=2),
         "evaluated": bool(evaluation),
@@ -257,9 +260,11 @@ def _expectations(validated: Manifest | None) -> list[dict[str, Any]]:
     return list(storage.read_json(storage.join(validated.uri, "results.json"))["expectations"])
 
 
-def _times(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
+def _times(records: Sequence[Record]) -> list[dict[str, Any]]:
     seconds = {
-        stage: float(manifests[stage].provenance.get("seconds", 0)) for stage in stages.JOBS if stage in manifests
+        record.stage + (" (reused)" if record.reused else ""): record.seconds
+        for record in sorted(records, key=lambda record: [*stages.JOBS, record.stage].index(record.stage))
+        if record.stage in stages.JOBS
     }
     longest = max(seconds.values(), default=1) or 1
     return [{"stage": stage, "seconds": value, "width": 100 * value / longest} for stage, value in seconds.items()]

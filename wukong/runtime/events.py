@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -97,17 +98,29 @@ def write(event: Begun | Ended | Advanced) -> None:
         os.close(target)
 
 
+@dataclass
+class Took:
+    """How long a stage took.
+
+    Attributes:
+        seconds: as its record says. Until the block sets it, the time since the block began counts.
+    """
+
+    seconds: float | None = None
+
+
 @contextmanager
-def stage(name: str) -> Iterator[None]:
+def stage(name: str) -> Iterator[Took]:
     """Write that a stage begins, and after the block that it has ended, in which state and after how long."""
-    began = time.monotonic()
+    began, took = time.monotonic(), Took()
     write(Begun(stage=name))
+    state: Literal["succeeded", "failed"] = "failed"
     try:
-        yield
-    except BaseException:  # a cancelled stage has ended too
-        write(Ended(stage=name, state="failed", seconds=time.monotonic() - began))
-        raise
-    write(Ended(stage=name, state="succeeded", seconds=time.monotonic() - began))
+        yield took
+        state = "succeeded"
+    finally:  # a cancelled stage has ended too
+        seconds = time.monotonic() - began if took.seconds is None else took.seconds
+        write(Ended(stage=name, state=state, seconds=seconds))
 
 
 class Reader:

@@ -17,6 +17,7 @@ from wukong.curate.pairs import DROPPED, PAIRS
 from wukong.errors import DataError
 from wukong.report import gallery, run_report
 from wukong.report.funnel import funnel
+from wukong.runs.run_records import Record
 from wukong.store import storage
 from wukong.store.manifest import Stage
 
@@ -144,6 +145,17 @@ def make(run, name="first-7", docs="s3://b/demo/validate/1/docs/index.html", fra
     pictures = run_report.pictures_of(manifests["filter"])
     shown = run_report.contents(experiment, manifests, evaluation, links, pictures, name, docs, decided=decided)
     return run_report.render(shown, framed=framed)
+
+
+def test_times_are_those_of_the_runs_records(run):
+    experiment, manifests, evaluation = run
+    records = [Record(stage=stage, state="succeeded", seconds=3.0) for stage in ("report", "evaluate", "filter")]
+    records.append(Record(stage="crawl", state="succeeded", seconds=0.25, reused=True))
+    pictures = run_report.pictures_of(manifests["filter"])
+    shown = run_report.contents(experiment, manifests, evaluation, {}, pictures, records=records)
+    assert [(row["stage"], row["seconds"], row["width"]) for row in shown["times"]] == [
+        ("crawl (reused)", 0.25, pytest.approx(25 / 3)), ("filter", 3.0, 100), ("evaluate", 3.0, 100),
+    ]  # fmt: skip
 
 
 def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(run):

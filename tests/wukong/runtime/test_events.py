@@ -42,6 +42,13 @@ def test_processes_write_side_by_side_and_a_reader_follows_them(tmp_path: Path) 
         assert not line or json.loads(line)["kind"]
 
 
+def test_a_stage_took_as_long_as_its_record_says(tmp_path: Path) -> None:
+    with events.received(tmp_path / "e") as reader:
+        with events.stage("crawl") as took:
+            took.seconds = 12.5
+        assert [event.seconds for event in reader.new() if isinstance(event, Ended)] == [12.5]
+
+
 def test_a_stage_that_fails_or_is_cancelled_has_ended(tmp_path: Path) -> None:
     with events.received(tmp_path / "e") as reader:
         for error in (ValueError("no"), SystemExit(143)):
