@@ -106,6 +106,11 @@ def check_and_plan(experiment: Experiment, home: Path, size: Size, urls: int | N
     low = preflight.expected_urls(experiment)[0] if urls is None else urls
     machine = Machine.here(_disk(experiment, home))
     planned = plan.of_run(experiment, low, size, machine.cores)
+    filtered = next((entry.finished for entry in planned if entry.stage == "filter"), None)
+    if filtered is not None:
+        preflight.check_batches(experiment, filtered.counts["pairs"], "pairs that the filter has kept")
+    elif urls is not None:
+        preflight.check_batches(experiment, urls, "pictures of the corpus")
     trains = any(entry.finished is None for entry in planned if entry.stage in stages.TRAININGS)
     needed = sum(int(entry.estimate.bytes) for entry in planned)
     if "AWS_ENDPOINT_URL_S3" in os.environ and "127.0.0.1" not in os.environ["AWS_ENDPOINT_URL_S3"]:

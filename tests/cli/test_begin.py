@@ -30,3 +30,17 @@ def test_weights_of_another_tower_end_a_run_before_it_begins(tmp_path: Path) -> 
         ):
             begin.check_and_plan(experiment, tmp_path, Size(1, 1, 1.0, Shape(1, 1)))
     assert not (tmp_path / "x").exists()
+
+
+def test_batches_are_compared_with_the_pictures_that_are_known(tmp_path: Path) -> None:
+    (tmp_path / "queries.txt").write_text("猫\n", encoding="utf-8")
+    folder = storage.from_path(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as engine:
+        crawl = {"queries": f"{folder}/queries.txt", "endpoint": f"http://127.0.0.1:{engine.getsockname()[1]}/search"}
+        training = {"batch_size": 64}
+        experiment = documents.parse(
+            {"name": "x", "storage": folder, "crawl": crawl, "pretrain": training, "finetune": training}
+        )
+        begin.check_and_plan(experiment, tmp_path, Size(1, 1, 1.0, Shape(1, 1)), 64)
+        with pytest.raises(ConfigError, match=r"finetune\.batch_size: 64 is more than the 63 pictures of the corpus"):
+            begin.check_and_plan(experiment, tmp_path, Size(1, 1, 1.0, Shape(1, 1)), 63)

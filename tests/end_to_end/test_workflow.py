@@ -88,6 +88,17 @@ def test_the_workflow_runs_to_its_end(first: subprocess.CompletedProcess[str]) -
         assert heading in first.stdout
 
 
+def test_a_stage_has_one_time(wukong: Wukong, first: subprocess.CompletedProcess[str]) -> None:
+    told = re.findall(r"^✓ (\w+)  ([\d.]+) s$", first.stdout, re.M)
+    table = re.findall(r"^(\w+) +([\d.]+)$", first.stdout.partition("Times")[2], re.M)
+    assert {"crawl", "evaluate", "report"} <= {stage for stage, _ in told} and set(told) < set(table)
+    page = (wukong.home / "runs" / "first" / "report.html").read_text(encoding="utf-8")
+    shown = re.findall(r"<span>(\w+)</span>.*<span class=\"n\">(?:(\d+) min )?([\d.]+) s</span>", page)
+    assert {"crawl", "evaluate"} <= {stage for stage, _, _ in shown}
+    for stage, minutes, seconds in shown:
+        assert 60 * int(minutes or 0) + float(seconds) == pytest.approx(float(dict(told)[stage]), abs=1)
+
+
 def test_every_number_leads_back_to_the_crawl(
     wukong: Wukong, first: subprocess.CompletedProcess[str], stack_environment: dict[str, str]
 ) -> None:

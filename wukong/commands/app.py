@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -28,6 +29,7 @@ from wukong.commands import (
 from wukong.commands.output import print_json
 from wukong.config import documents
 from wukong.errors import StackError, WukongError
+from wukong.model.cost import empty_tower
 from wukong.runtime import installed
 from wukong.store import patience
 from wukong.tracking import availability, mlflow_rest
@@ -109,11 +111,16 @@ app.command(rich_help_panel=panels.SERVE)(serve.serve)
 def show_config(config_file: ConfigOption = DEMO, overrides: SetOption = None) -> None:
     """Check an experiment and print it in full, as the JSON that the pipeline's `experiment` parameter takes.
 
-    docs/configuration.md explains each key. Example:
+    The encoders are built without their weights, where torch is installed. docs/configuration.md has all keys. Example:
 
         wukong config --config my.yaml --set pretrain.epochs=3
     """
-    print_json(documents.load(config_file, overrides).model_dump(mode="json"))
+    experiment = documents.load(config_file, overrides)
+    if find_spec("timm"):
+        empty_tower(experiment.model)
+    else:
+        typer.echo("the encoders are not checked: pip install 'wukong-vlm[train]'", err=True)
+    print_json(experiment.model_dump(mode="json"))
 
 
 def run_app() -> None:

@@ -303,6 +303,27 @@ def check_store(experiment: Experiment) -> None:
         )
 
 
+def check_batches(experiment: Experiment, pairs: int, what: str) -> None:
+    """Check that each training has pairs for one batch.
+
+    Args:
+        experiment: the experiment.
+        pairs: how many there are at most.
+        what: what they are, for the message.
+
+    Raises:
+        ConfigError: a batch is larger; the message names every key.
+    """
+    sizes = {name: stages.training_of(experiment, name).batch_size for name in stages.TRAININGS}
+    _refuse(
+        [
+            f"{name}.batch_size: {size:,} is more than the {pairs:,} {what}: give at most so many"
+            for name, size in sizes.items()
+            if size > pairs
+        ]
+    )
+
+
 def check_machine(
     experiment: Experiment,
     machine: Machine,

@@ -85,6 +85,13 @@ def test_the_command_prints_the_merged_experiment(tmp_path: Path) -> None:
     assert json.loads(printed)["pretrain"]["epochs"] == 8 and json.loads(printed)["seed"] == 3
 
 
+def test_the_command_checks_the_encoders(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.yaml", BASE)
+    refused = CliRunner().invoke(app, ["config", "--config", str(path), "--set", "model.image.name=resnet5"])
+    assert isinstance(refused.exception, ConfigError) and refused.stdout == ""
+    assert "model.image.name: timm has no model 'resnet5'; it has " in str(refused.exception)
+
+
 def test_the_file_of_a_run_is_an_experiment(tmp_path: Path) -> None:
     experiment = documents.loads(json.dumps({**BASE, "storage": storage.from_path(tmp_path), "seed": 5}))
     run_records.claim(experiment, "run")

@@ -227,6 +227,16 @@ GIB = 2**30
 ROOMY = Machine(memory=64 * GIB, cores=8, gpus=8, free=500 * GIB)
 
 
+def test_a_batch_has_no_more_pairs_than_there_are(experiment: Callable[..., Experiment]) -> None:
+    asked = experiment("pretrain.batch_size=300", "finetune.batch_size=200")
+    preflight.check_batches(asked, 300, "pictures")
+    expected = r"cannot be run:\n  pretrain\.batch_size: 300 is more than the 299 pictures: give at most so many$"
+    with pytest.raises(ConfigError, match=expected):
+        preflight.check_batches(asked, 299, "pictures")
+    with pytest.raises(ConfigError, match=r"(?s)pretrain\.batch_size: 300 .*finetune\.batch_size: 200 is more than"):
+        preflight.check_batches(asked, 100, "pictures")
+
+
 @pytest.mark.parametrize(
     ("machine", "overrides", "named"),
     [
