@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -103,9 +104,17 @@ def test_a_relative_path_and_a_uri_are_one_place(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     made = [own_data.experiment_of(place, None, []) for place in ("猫", storage.from_path(folder), "./猫/")]
     assert made[0] == made[1] == made[2]
-    assert made[0].name.startswith("own-"), "a name is of letters that a bucket takes"
+    assert made[0].name == "mao"
     other = own_data.experiment_of(str(folder_of(tmp_path / "狗", 20)), None, [])
     assert other.name != made[0].name, "models of other data have a name of their own"
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("重庆火锅", "chong-qing-huo-guo"), ("我的猫2024年.csv", "wo-de-mao-2024-nian"), ("貓 Photos", "mao-photos")],
+)
+def test_a_chinese_folder_has_a_readable_name(folder: str, name: str) -> None:
+    assert own_data.name_of(f"file:///data/{quote(folder)}/") == own_data.name_of(f"s3://b/{folder}") == name
 
 
 def test_nothing_there_is_said_at_once(tmp_path: Path) -> None:
