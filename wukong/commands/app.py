@@ -16,6 +16,7 @@ from wukong.commands import (
     evaluate,
     model,
     models,
+    note,
     panels,
     paper,
     plan,
@@ -102,6 +103,7 @@ app.command(rich_help_panel=panels.EVALUATE)(promote.promote)
 app.command(rich_help_panel=panels.EVALUATE)(promote.rollback)
 app.command(rich_help_panel=panels.LOOK)(runs.runs)
 app.command(rich_help_panel=panels.LOOK)(runs.report)
+app.command(rich_help_panel=panels.LOOK)(note.note)
 app.command(rich_help_panel=panels.LOOK)(models.models)
 app.command(rich_help_panel=panels.LOOK)(show.show)
 app.command(rich_help_panel=panels.SERVE)(serve.serve)

@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from wukong import stages
 from wukong.commands.output import JsonOption, print_json, wide
 from wukong.config.experiment import Experiment
 from wukong.errors import DataError
+from wukong.runs import notes
 from wukong.runs.listing import StoredRun, Summary
 from wukong.runtime import environment
 from wukong.store import storage
@@ -33,10 +35,13 @@ def runs(
         str | None, typer.Argument(metavar="EXPERIMENT", help="Only the runs of this experiment; by default of all.")
     ] = None,
     last: Annotated[int, typer.Option("--last", "-n", min=1, help="How many runs, the newest first.")] = 20,
+    tag: Annotated[
+        str | None, typer.Option("--tag", metavar="KEY[=VALUE]", help="Only runs with this tag (`wukong note`).")
+    ] = None,
     place: StorageOption = STORAGE,
     as_json: JsonOption = False,
 ) -> None:
-    """List runs, the newest first: state, stages done and reused, the main metrics, and the model's version.
+    """List runs, the newest first: state, stages done and reused, main metrics, the model's version, note and tags.
 
     The metrics are the means over the experiment's hold-outs. `wukong show RUN` says more about one. Example:
 
@@ -52,11 +57,14 @@ def runs(
             f"no run of an experiment {experiment!r} in {place}; there are runs of: {known or 'none'}"
             + environment.elsewhere()
         )
+    stored = library.with_tag(stored, tag) if tag else stored
     listed = library.summaries(stored[:last])
     if as_json:
         print_json([asdict(run) for run in listed])
     elif listed:
         _print(listed, len(stored))
+    elif tag:
+        typer.echo(f"No run in {place} has the tag {tag}.")
     else:
         typer.echo(f"No runs in {place} yet: `wukong run` makes one.")
 
@@ -135,10 +143,11 @@ def _print(listed: Sequence[Summary], found: int) -> None:
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("model", no_wrap=True)
+    if any(map(_written, listed)):
+        table.add_column("note", no_wrap=True)
     for run in listed:
-        table.add_row(
-            *_cells(run), *(f"{run.metrics[name]:.3f}" if name in run.metrics else "" for name in names), _model(run)
-        )
+        measured = (f"{run.metrics[name]:.3f}" if name in run.metrics else "" for name in names)
+        table.add_row(*_cells(run), *measured, _model(run), *([escape(_written(run))] if _written(run) else []))
     console = Console()
     unbroken = wide(console)
     if not console.is_terminal or unbroken.measure(table).maximum <= console.width:
@@ -151,8 +160,9 @@ def _print(listed: Sequence[Summary], found: int) -> None:
                 for name, title in zip(names, titles, strict=True)
                 if name in run.metrics
             ]
-            if rest := [*shown, *([_model(run)] if run.model else [])]:
-                console.print(f"  {' · '.join(rest)}", soft_wrap=True, highlight=False)
+            rest = [*shown, *([_model(run)] if run.model else []), *([_written(run)] if _written(run) else [])]
+            if rest:
+                console.print(f"  {' · '.join(rest)}", soft_wrap=True, highlight=False, markup=False)
     if any(run.is_doubtful for run in listed):
         console.print(f"† {model_versions.DOUBTFUL}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     if found > len(listed):
@@ -172,6 +182,11 @@ def _cells(run: Summary) -> tuple[str, str, str, str, str]:
         f"[{_COLOURS.get(run.state, 'yellow')}]{run.state}[/]",
         ended + (f", failed: {', '.join(failed)}" if failed else ""),
     )
+
+
+def _written(run: Summary) -> str:
+    """Return the note and the tags of a run, in one line."""
+    return "  ".join([*([" ".join(run.note.split())] if run.note else []), *notes.in_words(run.tags)])
 
 
 def _model(run: Summary) -> str:
