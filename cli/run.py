@@ -1,28 +1,22 @@
 """``wukong run``: run the pipeline on this machine and show each stage."""
 
 import os
-import re
 import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console, RenderableType
-from rich.live import Live
+from rich.console import Console
 from rich.markup import escape
-from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
-from rich.table import Table
 
 from cli import begin, hold, own_data, summary
+from cli.watch import Watch
 from ray_jobs import plan
 from wukong import stages
 from wukong.commands.runs import fetch_report
@@ -30,15 +24,11 @@ from wukong.config import stored
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, WukongError
 from wukong.runs import run_records
-from wukong.runtime import environment, events, progress
+from wukong.runtime import environment, events
 from wukong.runtime.cancel import end_on_signal
-from wukong.runtime.events import Advanced, Begun, Ended, Reader
 from wukong.stages import start
 from wukong.store import patience, storage
 from wukong.tracking import mlflow_runs, run_links
-
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_LOOK_SECONDS = 0.2  # between two looks at the events
 
 
 class RunError(WukongError):
@@ -138,7 +128,7 @@ def run_local(
             head = ends.enter_context(docker.ray_head(variables, folder, reader.path.parent))
             inside = variables | {"RAY_ADDRESS": head, events.VARIABLE: str(reader.path)}
         log = ends.enter_context((folder / "log.txt").open("a", encoding="utf-8"))
-        watch = ends.enter_context(_Watch(console, log.write, reader).shown())
+        watch = ends.enter_context(Watch(console, log.write, reader).shown())
         patience.set_default(patience.STAGES)  # from here on nobody waits for an answer
         prepared = time.monotonic()
         if reused:
@@ -205,9 +195,7 @@ def retrying(experiment: Experiment, run: str) -> Experiment:
     return experiment.model_copy(update={"crawl": crawl})
 
 
-def _run_pipeline(
-    experiment: str, run: str, folder: Path, watch: "_Watch", containers: Mapping[str, str] | None
-) -> None:
+def _run_pipeline(experiment: str, run: str, folder: Path, watch: Watch, containers: Mapping[str, str] | None) -> None:
     from pipelines import local
     from pipelines.training import training
 
@@ -221,7 +209,7 @@ def _repeat(experiment: str, run: str, folder: Path) -> None:
 
 
 @contextmanager
-def _ended_in_order(experiment: Experiment, run: str, folder: Path, watch: "_Watch") -> Iterator[None]:
+def _ended_in_order(experiment: Experiment, run: str, folder: Path, watch: Watch) -> Iterator[None]:
     """End the run's MLflow runs when the block is interrupted or fails, and say what happened and what goes on.
 
     Raises:
@@ -256,89 +244,3 @@ def _ended_in_order(experiment: Experiment, run: str, folder: Path, watch: "_Wat
 def _signal_of(ended: SystemExit) -> int:
     """The signal that ``cancel.end_on_signal`` has made this exit of."""
     return ended.code - 128 if isinstance(ended.code, int) and ended.code > 128 else signal.SIGTERM
-
-
-class _Watch:
-    """Shows a run as a table of stages; without a terminal as lines, of which one a minute says how far a stage is.
-
-    The run's events say what has happened. The output goes into the log; its last lines are kept for a component that
-    dies before it can write why.
-    """
-
-    def __init__(self, console: Console, log: Callable[[str], object], reader: Reader) -> None:
-        self._console = console
-        self._log = log
-        self._reader = reader
-        self._turn = threading.Lock()
-        self._done: list[tuple[str, str, float]] = []
-        self._began = self._told = time.monotonic()
-        self._step: Advanced | None = None
-        self._live: Live | None = None
-        self.current = ""
-        self.tail: deque[str] = deque(maxlen=30)
-
-    @contextmanager
-    def shown(self) -> Iterator["_Watch"]:
-        """Follow the events while the block runs, and draw the table where the terminal can."""
-        over = threading.Event()
-        follower = threading.Thread(target=self._follow, args=(over,), name="follows-events", daemon=True)
-        with ExitStack() as ends:
-            if self._console.is_terminal:
-                self._live = ends.enter_context(Live(self, console=self._console, refresh_per_second=8, transient=True))
-            follower.start()
-            ends.callback(follower.join)
-            ends.callback(over.set)
-            yield self
-
-    def line(self, text: str) -> None:
-        """Take one line of output."""
-        self._log(text + "\n")
-        if plain := _ANSI.sub("", text).strip():
-            self.tail.append(plain)
-
-    def catch_up(self) -> None:
-        """Take all events that have been written."""
-        with self._turn:
-            for event in self._reader.new():
-                self._take(event)
-
-    def _follow(self, over: threading.Event) -> None:
-        while not over.wait(_LOOK_SECONDS):
-            self.catch_up()
-        self.catch_up()
-
-    def _take(self, event: Begun | Ended | Advanced) -> None:
-        if isinstance(event, Begun):
-            self.current, self._step = event.stage, None
-            self._began = self._told = time.monotonic()
-        elif isinstance(event, Ended):
-            mark = "✓" if event.state == "succeeded" else "✗"
-            self._done.append((mark, event.stage, event.seconds))
-            self._print(f"{mark} {event.stage}  {event.seconds:.1f} s")
-            self.current = ""
-        else:
-            self._step = event
-            if event.done >= event.total or time.monotonic() - self._told >= progress.LINE_SECONDS:
-                self._told = time.monotonic()
-                self._print(f"  {event.sentence()}")
-
-    def _print(self, text: str) -> None:
-        if self._live is None:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def __rich__(self) -> Table:
-        table = Table.grid(padding=(0, 1))
-        for mark, stage, seconds in self._done:
-            table.add_row(f"[{'green' if mark == '✓' else 'red'}]{mark}[/]", stage, f"{seconds:6.1f} s", "")
-        if self.current:
-            seconds = time.monotonic() - self._began
-            row: list[RenderableType] = [Spinner("dots"), self.current, f"{seconds:6.1f} s"]
-            if self._step is not None:
-                step, bar = self._step, Table.grid(padding=(0, 1))
-                bar.add_row(
-                    ProgressBar(total=max(step.total, 1), completed=step.done, width=30),
-                    f"{step.what}: {step.done:,}/{step.total:,} {step.unit}",
-                )
-                row.append(bar)
-            table.add_row(*row)
-        return table

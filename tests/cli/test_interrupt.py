@@ -32,12 +32,13 @@ import json, sys
 from pathlib import Path
 from rich.console import Console
 from cli import hold, run
+from cli.watch import Watch
 from wukong.config import documents, stored
 from wukong.runtime import events
 experiment = documents.parse(json.loads(Path(sys.argv[1]).read_text()))
 with hold.hold(Path(sys.argv[2]), "first", experiment) as folder:
     reader = events.Reader(folder / "events.jsonl")
-    watch = run._Watch(Console(file=sys.stdout), lambda text: None, reader)
+    watch = Watch(Console(file=sys.stdout), lambda text: None, reader)
     with run._ended_in_order(experiment, "first", folder, watch):
         run._run_pipeline(stored.store(experiment), "first", folder, watch, None)
 """

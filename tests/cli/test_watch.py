@@ -7,7 +7,7 @@ import pytest
 from kfp import dsl
 from rich.console import Console
 
-from cli.run import _Watch
+from cli.watch import Watch, curve
 from pipelines import local
 from wukong.runtime import events
 
@@ -43,7 +43,7 @@ def test_components_tell_what_they_do_and_the_output_is_kept(tmp_path: Path) -> 
     shown, log = io.StringIO(), io.StringIO()
     with (
         events.received(tmp_path / "kfp" / "events.jsonl") as reader,
-        _Watch(Console(file=shown, width=200), log.write, reader).shown() as watch,
+        Watch(Console(file=shown, width=200), log.write, reader).shown() as watch,
         pytest.raises(local.PipelineError),
     ):
         local.run(two, {}, tmp_path / "kfp", watch.line)
@@ -61,9 +61,9 @@ def test_without_a_terminal_a_stage_is_a_line_a_minute_and_one_at_the_end_of_eac
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, shown = 0.0, io.StringIO()
-    monkeypatch.setattr("cli.run.time.monotonic", lambda: now)
+    monkeypatch.setattr("cli.watch.time.monotonic", lambda: now)
     with events.received(tmp_path / "events") as reader:
-        watch = _Watch(Console(file=shown, width=200), lambda text: None, reader)
+        watch = Watch(Console(file=shown, width=200), lambda text: None, reader)
         events.write(events.Begun(stage="crawl"))
         watch.catch_up()
         for done in range(2, 152, 2):
@@ -80,7 +80,7 @@ def test_without_a_terminal_a_stage_is_a_line_a_minute_and_one_at_the_end_of_eac
 def test_a_terminal_shows_a_table_with_a_bar(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with events.received(tmp_path / "events") as reader:
-        watch = _Watch(console, lambda text: None, reader)
+        watch = Watch(console, lambda text: None, reader)
         with events.stage("crawl"):
             pass
         events.write(events.Begun(stage="filter"))
@@ -95,3 +95,36 @@ def test_a_terminal_shows_a_table_with_a_bar(tmp_path: Path) -> None:
     watch.catch_up()
     drawn.print(watch)
     assert "✗ validate    2.0 s" in drawn.file.getvalue()
+
+
+def test_what_a_training_measures_is_a_curve_with_the_best_so_far(tmp_path: Path) -> None:
+    now = io.StringIO()
+    with events.received(tmp_path / "events") as reader:
+        watch = Watch(Console(file=now, width=200), lambda text: None, reader)
+        events.write(events.Begun(stage="pretrain"))
+        for loss, recall in ((5.0, 0.1), (3.0, 0.3), (1.0, 0.2)):
+            events.write(events.Measured(name="loss", value=loss))
+            events.write(events.Measured(name="recall", value=recall, best=max(recall, 0.3)))
+        events.write(events.Advanced(what="training", done=64, total=64, unit="pairs", rate=1.0))
+        watch.catch_up()
+        drawn = io.StringIO()
+        Console(file=drawn, width=100).print(watch)
+        events.write(events.Begun(stage="finetune"))
+        watch.catch_up()
+        Console(file=drawn, width=100).print(watch)
+    assert now.getvalue().rstrip().endswith("(1.0/s); loss 1; recall 0.2, best so far 0.3")
+    lines = [line.strip().split(maxsplit=1) for line in drawn.getvalue().splitlines()[1:3]]
+    assert lines == [["█▅▁", "loss 1"], ["▁█▅", "recall 0.2, best so far 0.3"]]
+    assert drawn.getvalue().count("loss") == 1, "another stage begins without"
+
+
+@pytest.mark.parametrize(
+    ("values", "drawn"),
+    [([], ""), ([3.0], "▁"), ([1.0, 1.0], "▁▁"), (list(range(8)), "▁▂▃▄▅▆▇█"), ([float("nan"), 0.0, 7.0], "▁█")],
+)
+def test_a_curve_goes_from_the_lowest_block_to_the_highest(values: list[float], drawn: str) -> None:
+    assert curve(values) == drawn
+
+
+def test_of_a_long_training_the_last_points_are_drawn() -> None:
+    assert curve([100.0, *[0.0] * 39, 1.0]) == "▁" * 39 + "█"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -69,11 +69,31 @@ class Advanced(_Event):
         return f"{self.what}: {self.done:,} of {self.total:,} {self.unit} ({self.rate:,.1f}/s{left})"
 
 
-Event = Annotated[Begun | Ended | Advanced, Field(discriminator="kind")]
-_EVENT: TypeAdapter[Begun | Ended | Advanced] = TypeAdapter(Event)
+class Measured(_Event):
+    """A training has measured something once more, which makes a point of a curve.
+
+    Attributes:
+        name: what, for instance ``loss``.
+        value: its value now.
+        best: the best value so far; None if no value is better than another.
+    """
+
+    kind: Literal["measured"] = "measured"
+    name: str
+    value: float
+    best: float | None = None
+
+    def sentence(self) -> str:
+        """The event as words for people."""
+        best = "" if self.best is None else f", best so far {self.best:.4g}"
+        return f"{self.name} {self.value:.4g}{best}"
 
 
-def write(event: Begun | Ended | Advanced) -> None:
+Event: TypeAlias = Begun | Ended | Advanced | Measured
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
+
+
+def write(event: Event) -> None:
     """Append an event to the file that ``WUKONG_EVENTS`` names; without that file this does nothing.
 
     Many processes write to the file at once. A line is one write to a file opened for appending, so lines do not mix;
@@ -136,7 +156,7 @@ class Reader:
         self._rest = b""
         self._lock = threading.Lock()
 
-    def new(self) -> list[Begun | Ended | Advanced]:
+    def new(self) -> list[Event]:
         """The events since the last call, in order; what is no event that this version knows is passed over."""
         with self._lock:
             try:
@@ -169,7 +189,7 @@ def received(path: Path) -> Iterator[Reader]:
             os.environ[VARIABLE] = before
 
 
-def _parse(line: bytes) -> Begun | Ended | Advanced | None:
+def _parse(line: bytes) -> Event | None:
     try:
         return _EVENT.validate_json(line) if line else None
     except ValidationError:

@@ -27,7 +27,8 @@ from wukong.config.training import Training
 from wukong.errors import ConfigError
 from wukong.model.dual import DualEncoder
 from wukong.model.loss import world
-from wukong.runtime import progress
+from wukong.runtime import events, progress
+from wukong.runtime.events import Measured
 from wukong.train import checkpoint, gradients, looks, optimizer
 from wukong.train.batches import Batch
 from wukong.train.looks import Look, Recent
@@ -275,6 +276,8 @@ class _Run:
         speed = steps * self.settings.batch_size / max(state.seconds, 1e-9)
         ended = Epoch(self.epoch, state.total / steps, look.temperature, look.learning_rate, speed)
         state.history.append(asdict(ended))
+        if not self.rank:
+            events.write(Measured(name="loss", value=ended.loss))
         state.total = state.seconds = 0.0
         return ended
 
@@ -310,6 +313,8 @@ class _Run:
         decides = {settings.metric} if settings.decides else set(validated.metrics)
         shown = [f"{name} {value:.4f}" for name, value in validated.metrics.items() if name in decides]
         values = ", ".join(shown) or "nothing could be measured yet"
+        for name in sorted(decides & validated.metrics.keys()):
+            events.write(Measured(name=name, value=validated.metrics[name], best=given.best))
         best = f"; the best is {given.best:.4f} of step {given.step}" if given.best is not None else ""
         log.info("validation after step %d, %.2f s: %s%s", validated.step, validated.seconds, values, best)
         if given.stopped:

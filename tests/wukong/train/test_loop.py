@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -22,6 +22,7 @@ from wukong.config.training import Checkpointing, Training, Validating
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError, DataError
 from wukong.model.dual import DualEncoder
+from wukong.runtime import events
 from wukong.store import storage
 from wukong.train import checkpoint, loop, optimizer
 from wukong.train.looks import Look
@@ -423,6 +424,19 @@ def test_validation_does_not_change_the_weights() -> None:
     assert [(e.epoch, e.loss) for e in history] == [(e.epoch, e.loss) for e in expected]
     assert model.training and [each.step for each in found] == [5, 10, 12]
     assert dict(found[-1].metrics) == of_weights(model.eval())
+
+
+def test_who_watches_is_told_the_losses_and_the_metric_that_decides_with_the_best_so_far(tmp_path: Path) -> None:
+    model, pairs = small.make(dropout=0.2)
+    found: list[Validated] = []
+    settings = validating(keep="best", every_steps="epoch")
+    with events.received(tmp_path / "events") as reader:
+        history = train(model, pairs, settings, 7, validate=of_weights, after_validation=found.append)
+        told = [event for event in reader.new() if isinstance(event, events.Measured)]
+    assert [event.value for event in told if event.name == "loss"] == [epoch.loss for epoch in history]
+    values = [each.metrics[settings.validation.metric] for each in found]
+    assert [event.value for event in told if event.name == settings.validation.metric] == values
+    assert [event.best for event in told if event.name != "loss"] == [*accumulate(values, max)]
 
 
 def test_validation_after_each_epoch() -> None:
