@@ -14,6 +14,7 @@ from wukong.commands import (
     align,
     compare,
     evaluate,
+    init,
     model,
     models,
     note,
@@ -97,6 +98,7 @@ DEMO = Path("configs/demo.yaml")
 
 app.command(rich_help_panel=panels.EVALUATE)(evaluate.evaluate)
 app.command(rich_help_panel=panels.EVALUATE)(align.align)
+app.command(rich_help_panel=panels.TRAIN)(init.init)
 app.command(rich_help_panel=panels.TRAIN)(plan.plan)
 app.command(rich_help_panel=panels.EVALUATE)(compare.compare)
 app.command(rich_help_panel=panels.EVALUATE)(promote.promote)

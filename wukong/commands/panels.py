@@ -9,7 +9,7 @@ CLUSTER = "On a cluster"
 STACK = "The local stack"
 
 ORDER = {
-    TRAIN: ("run", "plan", "sweep", "config"),
+    TRAIN: ("run", "init", "plan", "sweep", "config"),
     DATA: ("release", "takedown", "queries", "weights"),
     LOOK: ("runs", "report", "note", "logs", "models", "show"),
     EVALUATE: ("evaluate", "align", "compare", "paper", "promote", "rollback"),
