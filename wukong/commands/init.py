@@ -28,7 +28,7 @@ def init(
 ) -> None:
     """Write the file of a new experiment, with the keys that people change first, and say what to do next.
 
-    A file that is there stays as it is. Examples:
+    A file that is there stays as it is. Example:
 
         wukong init cats.yaml
 
