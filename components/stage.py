@@ -28,6 +28,13 @@ from wukong.tracking.mlflow_rest import MlflowError
 from wukong.tracking.run_links import Pages
 
 _T = TypeVar("_T")
+_PAGES = {
+    "report.html": "Report",
+    "evaluation.html": "Evaluation, beside the paper's numbers",
+    "docs/card.html": "Dataset card",
+    "docs/index.html": "Data docs",
+}
+"""Pages of a run with their titles, which name each other."""
 
 log = logging.getLogger(__name__)
 
@@ -152,16 +159,16 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
             records,
         )
         storage.write_bytes(run_paths.uri_of(parsed, run, "report.html"), run_report.render(shown).encode())
-        measured = storage.read_bytes(f"{evaluated.uri}/evaluation.html")
-        storage.write_bytes(run_paths.uri_of(parsed, run, "evaluation.html"), measured)
+        measured = storage.read_bytes(f"{evaluated.uri}/evaluation.html").decode()
+        _place(parsed, run, "evaluation.html", measured, _pages(docs=bool(docs)))
         framed = run_report.render(shown, framed=True)
         target = Path(output)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(framed, encoding="utf-8")
         mlflow_runs.log_page(parsed, run, framed, "report.html")
-        mlflow_runs.log_page(parsed, run, measured.decode(), "evaluation.html")
+        mlflow_runs.log_page(parsed, run, measured, "evaluation.html")
         if docs:
-            mlflow_runs.log_docs(parsed, run, run_paths.uri_of(parsed, run, "docs"))
+            mlflow_runs.log_docs(parsed, run, storage.join(manifests["validate"].uri, "docs"))
         if pages:
             note = _note(pages, links, docs=bool(docs))
             model = next((parent.digest for parent in evaluated.parents if parent.stage == "finetune"), "")
@@ -198,7 +205,7 @@ def _verdict(experiment: Experiment, run: str, version: str) -> dict[str, Any] |
     if document is None:
         return shown
     page = comparison.render(document)
-    storage.write_bytes(run_paths.uri_of(experiment, run, "comparison.html"), page.encode())
+    _place(experiment, run, "comparison.html", page, {"report.html": _PAGES["report.html"]})
     mlflow_runs.log_page(experiment, run, page, "comparison.html")
     return shown | {"against": document["baseline"], "changes": comparison.headlines(document)}
 
@@ -206,9 +213,7 @@ def _verdict(experiment: Experiment, run: str, version: str) -> dict[str, Any] |
 def _note(pages: Pages, links: Mapping[str, str], *, docs: bool) -> str:
     """Markdown for the page of the run in MLflow: links to the model, the report and what lies beside it."""
     shown = {title: address for title, address in links.items() if title.startswith("Model ")}
-    files = {"Report": "report.html", "Evaluation, beside the paper's numbers": "evaluation.html"}
-    files |= {"Dataset card": "docs/card.html", "Data docs": "docs/index.html"} if docs else {}
-    shown |= {title: pages.artifact(path) for title, path in files.items()}
+    shown |= {title: pages.artifact(path) for path, title in _pages(docs=docs).items()}
     shown |= {"Compare with earlier runs": pages.compare} if pages.compare else {}
     return "\n".join(f"- [{title}]({address})" for title, address in shown.items())
 
@@ -222,11 +227,28 @@ def _docs_beside_report(experiment: Experiment, run: str, validated: Manifest) -
     pages = storage.list_files(source)
     copies = {storage.join(target, uri[len(source) :]): uri for uri in pages}
     for copy, uri in copies.items():
-        storage.write_bytes(copy, storage.read_bytes(uri))
+        if (name := f"docs{uri[len(source) :]}") in _PAGES:
+            _place(experiment, run, name, storage.read_bytes(uri).decode(), _PAGES)
+        else:
+            storage.write_bytes(copy, storage.read_bytes(uri))
     for old in {*storage.list_files(target)} - {*copies}:
         storage.delete(old)
     first = storage.join(source, "index.html")
     return first if first in pages else ""
+
+
+def _pages(*, docs: bool) -> dict[str, str]:
+    return {page: title for page, title in _PAGES.items() if docs or not page.startswith("docs/")}
+
+
+def _place(experiment: Experiment, run: str, name: str, page: str, beside: Mapping[str, str]) -> None:
+    """Store a page in the run's folder, with links to the pages beside it."""
+    from wukong.report import template
+
+    up = "../" * name.count("/")
+    links = {title: f"{up}{other}" for other, title in beside.items() if other != name}
+    placed = template.beside_report(page, run, links)
+    storage.write_bytes(run_paths.uri_of(experiment, run, name), placed.encode())
 
 
 @contextmanager

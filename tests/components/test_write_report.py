@@ -1,5 +1,7 @@
 """The report's component: what lies beside the report of a run, and what the page links to."""
 
+import posixpath
+import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ from wukong.stages import run_paths
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
 
+PAGE = "<html><head><title>T</title></head><body><main><p>表五</p></main></body></html>"
 
-def test_the_page_of_the_evaluation_lies_beside_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+def test_the_other_pages_lie_beside_the_report_and_lead_to_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
     experiment = documents.parse({"name": "x", "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})
@@ -25,8 +29,13 @@ def test_the_page_of_the_evaluation_lies_beside_the_report(tmp_path: Path, monke
         parts = []
         if name == "evaluate":
             storage.write_json(stage.path("evaluation.json"), {"tasks": []})
-            storage.write_bytes(stage.path("evaluation.html"), "<p>表五</p>".encode())
+            storage.write_bytes(stage.path("evaluation.html"), PAGE.encode())
             parts = [stage.describe(each) for each in ("evaluation.html", "evaluation.json")]
+        if name == "validate":
+            storage.write_json(stage.path("results.json"), {"expectations": []})
+            parts = [stage.describe("results.json")]
+            for page in ("card", "index", "validations/pairs"):
+                storage.write_bytes(stage.path(f"docs/{page}.html"), PAGE.encode())
         made = stage.commit(parts, counts={"results": 3, "urls": 3, "success": 3, "pairs": 3, "train": 3})
         record = Record(stage=name, state="succeeded", manifest=f"{made.uri}/manifest.json")
         run_records.write(experiment, "first", record)
@@ -35,18 +44,37 @@ def test_the_page_of_the_evaluation_lies_beside_the_report(tmp_path: Path, monke
     crawled = commit("crawl")
     filtered = commit("filter", crawled)
     evaluated = commit("evaluate", filtered)
+
+    def page(name: str) -> str:
+        return storage.read_bytes(run_paths.uri_of(experiment, "first", name)).decode()
+
     components.save_artifact(evaluated, str(tmp_path / "evaluate"))
     components.write_report(uri, "first", str(tmp_path / "evaluate"), {}, str(tmp_path / "page.html"))
-    beside = storage.read_bytes(run_paths.uri_of(experiment, "first", "evaluation.html")).decode()
-    assert beside == "<p>表五</p>"
-    report = storage.read_bytes(run_paths.uri_of(experiment, "first", "report.html")).decode()
-    assert '<a href="evaluation.html">' in report
+    assert links(page("evaluation.html")) == ["report.html"], "there are no data docs"
+    assert links(page("report.html")) == ["evaluation.html"]
     framed = (tmp_path / "page.html").read_text("utf-8")
     assert "<a " not in framed and "evaluation.html</code> among the artifacts" in framed
     monkeypatch.setenv("MLFLOW_PUBLIC_URL", "http://mlflow.test")
     monkeypatch.setattr("wukong.tracking.model_versions.doubtful_holder", lambda model, alias: "7")
     registration = {"version": 8.0, "promoted": 0.0, "attempt": 1.0}
     components.write_report(uri, "first", str(tmp_path / "evaluate"), registration, str(tmp_path / "page.html"))
-    report = storage.read_bytes(run_paths.uri_of(experiment, "first", "report.html")).decode()
+    report = page("report.html")
     name = experiment.registry.model_name
     assert f'<p class="note">Model {name} version 7, which holds @champion, took an alias by a test of an' in report
+
+    commit("validate", crawled, filtered)
+    components.write_report(uri, "first", str(tmp_path / "evaluate"), {}, str(tmp_path / "page.html"))
+    assert page("docs/validations/pairs.html") == PAGE, "Great Expectations' own pages have their own way home"
+    pages = {"report.html", "evaluation.html", "docs/card.html", "docs/index.html"}
+    for name in sorted(pages):
+        text = page(name)
+        found = {posixpath.normpath(posixpath.join(posixpath.dirname(name), link)) for link in links(text)}
+        assert pages - {name} <= found, "each page leads to the others"
+        assert "first" in text.partition("</title>")[0].partition("<title>")[2], "and says whose it is"
+        if name != "report.html":
+            assert text.endswith("<p>表五</p></main></body></html>")
+    assert "<a " not in (tmp_path / "page.html").read_text("utf-8")
+
+
+def links(page: str) -> list[str]:
+    return [link for link in re.findall(r'href="([^"]+)"', page) if "://" not in link]

@@ -81,7 +81,7 @@ NOT_EXECUTED = {
     ("docs/cluster.md", "make images"): "builds images with Docker; tests/infra/test_images.py tests how",
     ("docs/cluster.md", "make run-containers"): "needs the images and Docker",
     ("docs/cluster.md", ".venv/bin/python -m infra.pin_images"): "asks registries; tests/k8s/test_pin_images.py",
-    ("docs/cluster.md", "kubectl apply -k \"github.com/kubeflow"): CLUSTER,
+    ("docs/cluster.md", 'kubectl apply -k "github.com/kubeflow'): CLUSTER,
     ("docs/cluster.md", "helm repo add"): CLUSTER,
     ("docs/cluster.md", "OVERLAY=k8s/base"): CLUSTER,
     ("docs/cluster.md", "for namespace in wukong kubeflow"): CLUSTER,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jinja2
+from markupsafe import escape
 
 
 def fill(name: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..., object]] | None = None) -> str:
@@ -23,3 +24,17 @@ def fill(name: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..
     )
     environment.filters |= dict(filters or {})
     return environment.get_template(name).render(values)
+
+
+def beside_report(page: str, run: str, links: Mapping[str, str]) -> str:
+    """Returns a page that a stage has made, as it lies beside the report of a run that uses the stage's output.
+
+    Args:
+        page: the page, which names no run.
+        run: name of the run, which the page's title gets.
+        links: addresses of the run's other pages, by title. They stand at the page's head.
+    """
+    shown = "".join(f'<a href="{escape(address)}">{escape(title)}</a>' for title, address in links.items())
+    head = "<main>" if "<main>" in page else "<body>"
+    placed = page.replace("<title>", f"<title>{escape(run)} · ", 1)
+    return placed.replace(head, f'{head}\n<nav class="pages">{shown}</nav>', 1)

@@ -131,11 +131,12 @@ def build_docs(results: Mapping[str, Mapping[str, Any]], suites: Mapping[str, Se
         context.suites.add(gx.ExpectationSuite(name, expectations=list(expectations)))
     for batch, result in results.items():
         fields = ExpectationSuiteValidationResultSchema().load(dict(result))
-        value = ExpectationSuiteValidationResult(
-            **{name: fields[name] for name in ("success", "results", "suite_name", "statistics", "meta")}
-        )
         suite = ExpectationSuiteIdentifier(result["suite_name"])
         identifier = ValidationResultIdentifier(suite, RunIdentifier(run_name=batch), batch)
+        value = ExpectationSuiteValidationResult(
+            **{name: fields[name] for name in ("success", "results", "suite_name", "statistics")},
+            meta=fields["meta"] | {"run_id": identifier.run_id},
+        )
         context.validation_results_store.store_validation_results(value, identifier, suite)
     context.build_data_docs(site_names=["docs"])
     offline.without_network(folder, results)

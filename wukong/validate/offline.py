@@ -22,6 +22,7 @@ _STYLE = """
 body { margin: 0 auto; max-width: 1080px; padding: 24px 20px 80px; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, "Noto Sans", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", sans-serif; }
 a { color: var(--bad); } h1 { font-size: 1.6rem; } h4, h5, h6 { margin: 6px 0; font-size: 1rem; }
+nav.pages { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: .93rem; }
 ol.breadcrumb, ul.nav { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: 2px 14px; }
 .alert, .card-header { border-top: 2px solid var(--ink); padding-top: 8px; margin-top: 28px; }
 .table-responsive, .show-scrollbars { overflow-x: auto; }

@@ -139,7 +139,7 @@ def run(tmp_path):
     return experiment, {"crawl": crawl, "filter": filtered, "validate": validated}, evaluation
 
 
-def make(run, name="first-7", docs="s3://b/demo/validate/1/docs/index.html", framed=False, decided=None):
+def make(run, name="first-7", docs="s3://wukong/demo/validate/fa43c20679843a1b/docs/index.html", framed=False, decided=None):
     experiment, manifests, evaluation = run
     links = {"MLflow": "http://127.0.0.1:5000/"}
     pictures = run_report.pictures_of(manifests["filter"])
@@ -209,7 +209,7 @@ def test_for_a_frame_that_blocks_links_it_shows_addresses_as_text(run):
     for address in (
         "MLflow: http://127.0.0.1:5000/",
         "evaluation.html among the artifacts",
-        "s3://b/demo/validate/1/docs/index.html",
+        "s3://wukong/demo/validate/fa43c20679843a1b/docs/index.html",
     ):
         assert address in text_of(html), address
     assert "data docs" not in text_of(make(run, docs="", framed=True)).lower()

@@ -92,6 +92,7 @@ def test_the_first_page_leads_to_all_and_the_pages_say_what_failed(docs: Path) -
         assert (docs / link).is_file(), link
     (result,) = docs.glob("validations/*/*/*/pairs-00000.html")
     text = " ".join(Page(result.read_text(encoding="utf-8")).text.split())
+    assert "Run Name pairs-00000" in text and "__none__" not in text
     for expected in ("Evaluated Expectations 2", "Successful Expectations 1", "caption", "88.8"):
         assert expected in text, expected
 
