@@ -17,7 +17,7 @@ from wukong.store.manifest import Manifest, Stage
 PAGE = "<html><head><title>T</title></head><body><main><p>表五</p></main></body></html>"
 
 
-def test_the_other_pages_lie_beside_the_report_and_lead_to_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pages_lie_side_by_side_and_lead_to_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     crawl = {"queries": "file:///q", "endpoint": "http://site.test"}
     experiment = documents.parse({"name": "x", "storage": storage.from_path(tmp_path / "data"), "crawl": crawl})

@@ -139,7 +139,10 @@ def run(tmp_path):
     return experiment, {"crawl": crawl, "filter": filtered, "validate": validated}, evaluation
 
 
-def make(run, name="first-7", docs="s3://wukong/demo/validate/fa43c20679843a1b/docs/index.html", framed=False, decided=None):
+DOCS = "s3://wukong/demo/validate/fa43c20679843a1b/docs/index.html"
+
+
+def make(run, name="first-7", docs=DOCS, framed=False, decided=None):
     experiment, manifests, evaluation = run
     links = {"MLflow": "http://127.0.0.1:5000/"}
     pictures = run_report.pictures_of(manifests["filter"])
