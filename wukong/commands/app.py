@@ -12,6 +12,7 @@ from rich.console import Console
 from wukong.commands import (
     align,
     compare,
+    diff,
     evaluate,
     model,
     models,
@@ -102,6 +103,7 @@ app.command(rich_help_panel=panels.LOOK)(runs.runs)
 app.command(rich_help_panel=panels.LOOK)(runs.report)
 app.command(rich_help_panel=panels.LOOK)(models.models)
 app.command(rich_help_panel=panels.LOOK)(show.show)
+app.command(rich_help_panel=panels.LOOK)(diff.diff)
 app.command(rich_help_panel=panels.SERVE)(serve.serve)
 
 

@@ -11,7 +11,7 @@ STACK = "The local stack"
 ORDER = {
     TRAIN: ("run", "plan", "sweep", "config"),
     DATA: ("release", "takedown", "queries", "weights"),
-    LOOK: ("runs", "report", "logs", "models", "show"),
+    LOOK: ("runs", "report", "logs", "models", "show", "diff"),
     EVALUATE: ("evaluate", "align", "compare", "paper", "promote", "rollback"),
     SERVE: ("serve", "model"),
     CLUSTER: ("check", "submit"),
