@@ -22,6 +22,7 @@ from wukong.commands import (
     promote,
     queries,
     runs,
+    search,
     serve,
     show,
     weights,
@@ -104,6 +105,7 @@ app.command(rich_help_panel=panels.LOOK)(runs.report)
 app.command(rich_help_panel=panels.LOOK)(models.models)
 app.command(rich_help_panel=panels.LOOK)(show.show)
 app.command(rich_help_panel=panels.LOOK)(diff.diff)
+app.command(rich_help_panel=panels.SERVE)(search.search)
 app.command(rich_help_panel=panels.SERVE)(serve.serve)
 
 

@@ -42,13 +42,13 @@ def diff(
     """
     from wukong.crawl import difference
 
-    crawls = [_crawl_of(name, place) for name in (first, second)]
-    found = difference.between(*crawls, top=top, examples=examples)
+    before, after = (_crawl_of(name, place) for name in (first, second))
+    found = difference.between(before, after, top, examples)
     document = {
-        "first": storage.join(crawls[0].uri, "manifest.json"),
-        "second": storage.join(crawls[1].uri, "manifest.json"),
+        "first": storage.join(before.uri, "manifest.json"),
+        "second": storage.join(after.uri, "manifest.json"),
         **asdict(found),
-        "config": {key: list(values) for key, values in differences(crawls[0].config, crawls[1].config).items()},
+        "config": {key: list(values) for key, values in differences(before.config, after.config).items()},
     }
     if as_json:
         print_json(document)

@@ -13,7 +13,7 @@ ORDER = {
     DATA: ("release", "takedown", "queries", "weights"),
     LOOK: ("runs", "report", "logs", "models", "show", "diff"),
     EVALUATE: ("evaluate", "align", "compare", "paper", "promote", "rollback"),
-    SERVE: ("serve", "model"),
+    SERVE: ("search", "serve", "model"),
     CLUSTER: ("check", "submit"),
     STACK: ("up", "down", "status", "env"),
 }

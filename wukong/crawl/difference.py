@@ -29,14 +29,14 @@ NOT_FOUND = "not_found"
 _HOST = r"^[^:/?#]+://(?:[^/?#]*@)?(\[[^\]/?#]*\]|[^:/?#]*)"
 _ROW = pl.Schema(
     {
-        "key": pl.String,
-        "url": pl.String,
-        "caption": pl.String,
+        "key": pl.String(),
+        "url": pl.String(),
+        "caption": pl.String(),
         "captions": pl.List(pl.String),
         "queries": pl.List(pl.String),
-        "sha256": pl.String,
-        "result": pl.String,
-        "is_pair": pl.Boolean,
+        "sha256": pl.String(),
+        "result": pl.String(),
+        "is_pair": pl.Boolean(),
     }
 )
 _COUNTED = pl.Schema({"name": pl.String, "first": pl.Int64, "second": pl.Int64})
@@ -190,7 +190,7 @@ def _add(counted: pl.DataFrame, first: pl.Series, second: pl.Series) -> pl.DataF
         pl.DataFrame({"name": names}).select("name", first=pl.lit(mine), second=pl.lit(1 - mine))
         for names, mine in ((first, 1), (second, 0))
     ]
-    return pl.concat([counted, *(each.cast(dict(_COUNTED)) for each in new)]).group_by("name").sum()
+    return pl.concat([counted, *(each.cast(_COUNTED) for each in new)]).group_by("name").sum()
 
 
 def _largest(counted: pl.DataFrame, top: int) -> pl.DataFrame:
