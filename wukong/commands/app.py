@@ -13,6 +13,7 @@ from rich.console import Console
 from wukong.commands import (
     align,
     compare,
+    diff,
     evaluate,
     init,
     model,
@@ -24,6 +25,7 @@ from wukong.commands import (
     promote,
     queries,
     runs,
+    search,
     serve,
     show,
     weights,
@@ -108,6 +110,8 @@ app.command(rich_help_panel=panels.LOOK)(runs.report)
 app.command(rich_help_panel=panels.LOOK)(note.note)
 app.command(rich_help_panel=panels.LOOK)(models.models)
 app.command(rich_help_panel=panels.LOOK)(show.show)
+app.command(rich_help_panel=panels.LOOK)(diff.diff)
+app.command(rich_help_panel=panels.SERVE)(search.search)
 app.command(rich_help_panel=panels.SERVE)(serve.serve)
 
 

@@ -11,9 +11,9 @@ STACK = "The local stack"
 ORDER = {
     TRAIN: ("run", "init", "plan", "sweep", "config"),
     DATA: ("release", "takedown", "queries", "weights"),
-    LOOK: ("runs", "report", "note", "logs", "models", "show"),
+    LOOK: ("runs", "report", "note", "logs", "models", "show", "diff"),
     EVALUATE: ("evaluate", "align", "compare", "paper", "promote", "rollback"),
-    SERVE: ("serve", "model"),
+    SERVE: ("search", "serve", "model"),
     CLUSTER: ("check", "submit"),
     STACK: ("up", "down", "status", "env"),
 }

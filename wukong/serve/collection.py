@@ -14,7 +14,7 @@ from wukong.crawl.status import FetchError
 from wukong.crawl.url import key_of
 from wukong.data import shards
 from wukong.errors import DataError
-from wukong.publish import takedown
+from wukong.publish import located, takedown
 from wukong.store import manifest, storage
 
 _MANIFEST = "manifest.json"
@@ -116,6 +116,25 @@ class Collection:
         with storage.open_input(storage.join(self.uri, place.file)) as stream:
             stream.seek(place.offset)
             return stream.read(place.size)
+
+    def urls(self, places: Mapping[str, Place]) -> dict[str, str]:
+        """Return the URLs of some pictures by key: where the crawl found each, or that of its own file.
+
+        Args:
+            places: where each is, by key.
+
+        Raises:
+            StorageError: a table cannot be read.
+        """
+        found = {key: place.file for key, place in places.items() if place.size == _WHOLE_FILE}
+        tars = {place.file for key, place in places.items() if key not in found}
+        for tar in sorted(tars):
+            table = storage.join(self.uri, tar.removesuffix(".tar") + ".parquet")
+            rows = located.rows(
+                table, sorted(key for key, place in places.items() if place.file == tar), ["key", "url"]
+            )
+            found.update(rows.select("key", "url").iter_rows())
+        return found
 
 
 def of(uri: str) -> Collection:

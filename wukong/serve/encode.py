@@ -35,6 +35,11 @@ _BLOCK = 2_048
 _BATCH_PICTURES, _BATCH_TEXTS = 32, 256
 
 
+def stage_of(collection: Collection, model: OwnModel, root: str) -> Stage:
+    """Return the stage of an index, which says where it lies and whether it is finished; arguments as of ``build``."""
+    return Stage(root, STAGE, {"data": collection.digest, "model": model.digest}, version=_VERSION)
+
+
 def build(collection: Collection, model: OwnModel, root: str) -> Manifest:
     """Encode what is not encoded yet, and write the manifest; a finished index is found and not made again.
 
@@ -49,7 +54,7 @@ def build(collection: Collection, model: OwnModel, root: str) -> Manifest:
         DataError: a shard is damaged; no picture can be decoded; the model's vectors are not finite.
         StorageError: the collection cannot be read, or the index cannot be written.
     """
-    stage = Stage(root, STAGE, {"data": collection.digest, "model": model.digest}, version=_VERSION)
+    stage = stage_of(collection, model, root)
     _delete_superseded(root, collection)  # first: it may show pairs that were taken down, and nothing can use it
     return stage.made(lambda: _build(stage, collection, model))
 

@@ -226,6 +226,10 @@ class Service:
         """The captions of a picture of the collection."""
         return [self.index.captions[each] for each in self.index.captions_of[row]]
 
+    def urls_of(self, keys: Sequence[str]) -> dict[str, str]:
+        """The URLs of pictures of the collection, by key; see ``Collection.urls``."""
+        return self._collection.urls({key: self.index.places[self._row_of[key]] for key in keys})
+
     # --- how it is computed
 
     def _searched(self, asked: Sequence[tuple[str, int]]) -> list[SearchResult]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 import wukong
+from wukong.errors import DataError
 from wukong.evaluate.model import OwnModel
 from wukong.runtime import environment
 from wukong.serve import collection, encode
@@ -21,6 +22,8 @@ def service(
     device: str = "cpu",
     limits: Limits | None = None,
     cores: int | None = None,
+    *,
+    encodes: bool = True,
 ) -> Service:
     """Load what a server needs; the collection is encoded first if its index is not finished.
 
@@ -31,9 +34,10 @@ def service(
         device: the device that the model computes on.
         limits: what a request may hold; None for the usual limits.
         cores: processor cores to compute with; None for all that this process may use.
+        encodes: false to refuse a collection whose index is not finished.
 
     Raises:
-        DataError: model, collection or index is damaged.
+        DataError: model, collection or index is damaged, or the index is not finished and may not be made.
         StorageError: there is nothing at a URI.
         ConfigError: this machine has no such device.
     """
@@ -42,6 +46,11 @@ def service(
     pictures = collection.of(data)
     loaded = OwnModel(wukong.load(model, device), model)
     indexes = storage.from_path(environment.home() / "indexes") if root is None else _uri(root)
+    if not encodes and encode.stage_of(pictures, loaded, indexes).finished() is None:
+        raise DataError(
+            f"the {pictures.pictures} pictures of {data} have no index by {model} at {indexes}: `wukong search` makes "
+            "it with --encode, and so does `wukong serve`; each goes on where the other stopped"
+        )
     made = encode.build(pictures, loaded, indexes)
     return Service(pictures, loaded, made, limits or Limits())
 

@@ -1,0 +1,156 @@
+"""``wukong search`` on pictures of colours, with a model that knows the words of colours."""
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import colours
+import pytest
+from typer.testing import CliRunner
+
+from cli.main import app
+from wukong.errors import ConfigError, DataError
+from wukong.store import storage
+from wukong.store.manifest import Manifest, Stage
+
+PAIRS = [(a, b) for a in colours.COLOURS for b in colours.COLOURS if a != b]
+KEYS = {f"{a}色和{b}色": f"{number:020x}" for number, (a, b) in enumerate(PAIRS)}
+FILES = {
+    KEYS[f"{a}色和{b}色"]: colours.encoded(colours.picture(a, b), "JPEG", quality=95, subsampling=0) for a, b in PAIRS
+}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def saved() -> Any:
+    return colours.model().saved
+
+
+@pytest.fixture
+def filtered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: Any) -> Manifest:
+    """The output of a filter; any model that is loaded is the one of colours."""
+    monkeypatch.setenv("WUKONG_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("wukong.load", lambda *_: saved)
+    rows = [(KEYS[caption], caption, FILES[KEYS[caption]], KEYS[caption]) for caption in KEYS]
+    return colours.stage(tmp_path / "data", {"train/00000": rows[:9], "train/00001": rows[9:]})
+
+
+@pytest.fixture
+def mlflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """A server that knows what MLflow would of registered models: their aliases and the tags of the one version."""
+    known: dict[str, Any] = {"models": {}, "tags": {}}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = urlsplit(self.path)
+            if asked.path.endswith("registered-models/search"):
+                listed = known["models"].items()
+                aliases = {name: [{"alias": each, "version": "1"} for each in held] for name, held in listed}
+                answer = {"registered_models": [{"name": name, "aliases": aliases[name]} for name in aliases]}
+            else:
+                assert asked.path.endswith("registered-models/alias")
+                assert parse_qs(asked.query)["alias"] == ["champion"]
+                tags = [{"key": key, "value": value} for key, value in known["tags"].items()]
+                answer = {"model_version": {"version": "1", "tags": tags}}
+            body = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_address[1]}")
+        yield known
+        server.shutdown()
+
+
+def search(*arguments: str) -> str:
+    ended = CliRunner().invoke(app, ["search", *arguments], catch_exceptions=False)
+    assert ended.exit_code == 0
+    return ended.stdout
+
+
+def test_a_text_finds_the_pictures_with_its_colours(filtered: Manifest, tmp_path: Path) -> None:
+    common = ("--model", "any", "--data", filtered.uri)
+    with pytest.raises(DataError, match=r"the 20 pictures of .* have no index by any .* `wukong search` makes it with"):
+        search("红蓝", *common)
+    assert not (tmp_path / "home" / "indexes").exists()
+    folder = tmp_path / "found"
+    found = json.loads(search("紅藍", *common, "--encode", "--top", "2", "--save", str(folder), "--json"))
+    assert {hit["captions"][0] for hit in found["results"]} == {"红色和蓝色", "蓝色和红色"}
+    assert [hit["rank"] for hit in found["results"]] == [1, 2] and found["read_as"] == "红蓝"
+    for hit in found["results"]:
+        assert hit["key"] == KEYS[hit["captions"][0]] and hit["url"] == f"http://site.test/{hit['key']}.jpg"
+        assert Path(hit["file"]).read_bytes() == FILES[hit["key"]]
+    assert sorted(path.suffix for path in folder.iterdir()) == [".jpeg", ".jpeg"]
+    lines = search("红蓝", *common, "--top", "3").splitlines()
+    assert lines[0].split() == ["rank", "score", "caption", "url", "key"]
+    first = found["results"][0]
+    assert lines[1].split() == ["1", f"{first['score']:.4f}", first["captions"][0], first["url"], first["key"]]
+    assert len(lines) == 1 + 3 + 1
+
+
+def test_a_picture_finds_pictures_like_it(filtered: Manifest, tmp_path: Path) -> None:
+    picture = tmp_path / "mine.png"
+    picture.write_bytes(colours.encoded(colours.picture("绿", "黄")))
+    common = ("--model", "any", "--data", filtered.uri, "--encode", "--top", "2")
+    found = json.loads(search("--picture", str(picture), *common, "--json"))
+    assert {hit["captions"][0] for hit in found["results"]} == {"绿色和黄色", "黄色和绿色"}
+    assert {each["caption"] for each in found["captions"]} == {"绿色和黄色", "黄色和绿色"}
+    assert "绿色和黄色" in search("--picture", str(picture), *common)
+    picture.write_bytes(b"no picture")
+    with pytest.raises(ConfigError, match="no picture of a known type"):
+        search("--picture", str(picture), *common)
+
+
+def test_pictures_of_a_folder_have_the_url_of_their_file(filtered: Manifest, tmp_path: Path) -> None:
+    folder = colours.every_pair(tmp_path / "pictures")
+    found = json.loads(search("红蓝", "--model", "any", "--data", folder, "--encode", "--top", "2", "--json"))
+    assert {hit["url"] for hit in found["results"]} == {f"{folder}/{name}.png" for name in ("红蓝", "蓝红")}
+
+
+def test_the_champion_searches_what_its_run_filtered(
+    filtered: Manifest, mlflow: dict[str, Any], tmp_path: Path
+) -> None:
+    evaluation = Stage(storage.from_path(tmp_path / "data"), "evaluate", {}, [filtered]).commit([])
+    mlflow["tags"] = {"wukong.evaluation.uri": storage.join(evaluation.uri, "manifest.json")}
+    with pytest.raises(ConfigError, match=r"no model has the alias champion yet: `wukong run` trains"):
+        search("红蓝")
+    mlflow["models"] = {"demo": ["old", "champion"], "other": ["old"]}
+    found = json.loads(search("红蓝", "--encode", "--json"))
+    assert (found["model"], found["data"]) == ("models:/demo@champion", filtered.uri)
+    mlflow["models"]["other"].append("champion")
+    with pytest.raises(ConfigError, match=r"by --model, of models:/demo@champion, models:/other@champion"):
+        search("红蓝")
+
+
+def test_a_models_folder_says_what_it_was_trained_on(filtered: Manifest, tmp_path: Path) -> None:
+    made = Stage(storage.from_path(tmp_path / "data"), "finetune", {}, [filtered]).commit([])
+    found = json.loads(search("红蓝", "--model", storage.join(made.uri, "model"), "--encode", "--json"))
+    assert found["data"] == filtered.uri
+    with pytest.raises(DataError, match=r"lies in no stage's output, .*: give --data"):
+        search("红蓝", "--model", str(tmp_path / "model"))
+    alone = Stage(storage.from_path(tmp_path / "data"), "pretrain", {}).commit([])
+    with pytest.raises(DataError, match=r"without pictures of a filter stage: say by --data"):
+        search("红蓝", "--model", storage.join(alone.uri, "model"))
+
+
+def test_what_cannot_be_searched_is_refused(filtered: Manifest, tmp_path: Path) -> None:
+    for words in ([], ["红", "--picture", "x.png"]):
+        with pytest.raises(ConfigError, match="give a text or --picture FILE, one of them"):
+            search(*words)
+    with pytest.raises(ConfigError, match=r"there is no file .*x\.png"):
+        search("--picture", str(tmp_path / "x.png"))
+    with pytest.raises(ConfigError, match="query: there is nothing to read in it: give a word"):
+        search(" ", "--model", "any", "--data", filtered.uri, "--encode")

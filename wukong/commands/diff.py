@@ -1,0 +1,133 @@
+"""``wukong diff``: what differs between two crawls."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from wukong.commands.output import JsonOption, print_json, wide
+from wukong.commands.runs import STORAGE, StorageOption
+from wukong.errors import DataError
+from wukong.runs.run_records import Record, differences
+from wukong.store import manifest, storage
+from wukong.store.manifest import Manifest
+
+_TITLES = {
+    "only_first": "pairs only in the first",
+    "only_second": "pairs only in the second",
+    "other_picture": "in both, with another picture",
+    "other_captions": "in both, with other captions",
+    "same": "in both, the same",
+}
+_LONGEST = 60  # characters of a value or a caption
+
+
+def diff(
+    first: Annotated[str, typer.Argument(metavar="CRAWL", help="A run's name, or the URI of a crawl or its manifest.")],
+    second: Annotated[str, typer.Argument(metavar="CRAWL", help="The crawl that is compared with it, likewise.")],
+    top: Annotated[int, typer.Option("--top", min=1, help="How many queries and hosts.")] = 10,
+    examples: Annotated[int, typer.Option("--examples", min=0, help="How many URLs of each kind.")] = 3,
+    place: StorageOption = STORAGE,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what differs between two crawls: pairs, results, queries, hosts and settings.
+
+    Pairs are compared by their URL. Example:
+
+        wukong diff demo-20261126-072750 demo-20261127-081210 --examples 5
+    """
+    from wukong.crawl import difference
+
+    before, after = (_crawl_of(name, place) for name in (first, second))
+    found = difference.between(before, after, top, examples)
+    document = {
+        "first": storage.join(before.uri, "manifest.json"),
+        "second": storage.join(after.uri, "manifest.json"),
+        **asdict(found),
+        "config": {key: list(values) for key, values in differences(before.config, after.config).items()},
+    }
+    if as_json:
+        print_json(document)
+    else:
+        _print(Console(highlight=False), document)
+
+
+def _crawl_of(name: str, place: str) -> Manifest:
+    """Load the manifest of a crawl by a run's name, or by an address.
+
+    Raises:
+        DataError: the run has no finished crawl, or it is the manifest of another stage.
+    """
+    from wukong.runs import describe
+
+    uri = describe.resolve(name, place)
+    if storage.exists(storage.join(uri, "experiment.json")):
+        record = storage.join(uri, "crawl.json")
+        made = Record.model_validate(storage.read_json(record)).manifest if storage.exists(record) else ""
+        if not made:
+            raise DataError(f"the crawl of the run {name} has not finished: run it again under its name")
+        uri = made
+    found = manifest.load(uri)
+    if found.stage != "crawl":
+        raise DataError(f"{uri} is the output of the stage {found.stage}: name a crawl, or a run by its name")
+    return found
+
+
+def _print(console: Console, document: Mapping[str, Any]) -> None:
+    for which in ("first", "second"):
+        console.print(f"{which:<8}{document[which].removesuffix('/manifest.json')}", markup=False, soft_wrap=True)
+    console.print()
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    for kind, title in _TITLES.items():
+        why = ", ".join(f"{count:,} {result}" for result, count in document["why"].get(kind, {}).items())
+        other = "second" if kind == "only_first" else "first"
+        table.add_row(title, f"{document['kinds'][kind]:,}", escape(f"there in the {other}: {why}") if why else "")
+    wide(console).print(table, crop=False)
+    _print_changes(console, "results", "URLs", document["results"])
+    _print_changes(console, "queries", "pairs", document["queries"])
+    _print_changes(console, "hosts", "pairs", document["hosts"])
+    if document["config"]:
+        table = Table("setting", "first", "second", box=None, pad_edge=False)
+        for key, values in document["config"].items():
+            table.add_row(key, *(escape(_short(value)) for value in values))
+        console.print()
+        wide(console).print(table, crop=False)
+    for kind, rows in document["examples"].items():
+        if rows:
+            console.print(f"\n{_TITLES[kind]}, for instance")
+        for row in rows:
+            console.print(f"  {row['url']}", markup=False, soft_wrap=True)
+            for which in ("first", "second"):
+                console.print(f"    {which:<8}{_shown(row[which])}", markup=False, soft_wrap=True)
+
+
+def _print_changes(console: Console, title: str, unit: str, changes: Sequence[Mapping[str, Any]]) -> None:
+    if not changes:
+        return
+    table = Table(title, box=None, pad_edge=False)
+    for column in (f"{unit} of the first", "of the second", "change"):
+        table.add_column(column, justify="right")
+    for each in changes:
+        before, now = each["first"], each["second"]
+        table.add_row(escape(_short(each["name"] or "(none)")), f"{before:,}", f"{now:,}", f"{now - before:+,}")
+    console.print()
+    wide(console).print(table, crop=False)
+
+
+def _shown(of: Mapping[str, Any] | None) -> str:
+    if of is None:
+        return "not found by a search"
+    picture = f", picture {of['sha256'][:12]}" if of["sha256"] else ""
+    return f"{of['result']}{picture}, {' | '.join(_short(caption) for caption in of['captions'])}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

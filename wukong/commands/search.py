@@ -1,0 +1,178 @@
+"""``wukong search``: search pictures in the terminal, as the page of ``wukong serve`` does."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from wukong.commands.output import JsonOption, print_json, wide
+from wukong.config.registry import Registry
+from wukong.errors import ConfigError, DataError
+from wukong.runtime import environment
+from wukong.store import manifest, storage
+from wukong.tracking import availability, model_versions
+from wukong.tracking.mlflow_rest import Server
+
+if TYPE_CHECKING:
+    from wukong.serve.service import Service
+
+_ALIAS = str(Registry.model_fields["alias"].default)
+_MODEL = "/model"
+
+
+def search(
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What is searched for, in Chinese.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="Search for what is similar to this picture.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="The model's folder or URI, or models:/NAME@ALIAS; by default the champion."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", help="What is searched, as of `wukong serve`; by default what the model's run filtered."
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many pictures.")] = 10,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FOLDER", help="Also write the pictures as files into this folder.")
+    ] = None,
+    encode: Annotated[
+        bool, typer.Option("--encode", help="Encode the pictures first, if that was not done with this model.")
+    ] = False,
+    index: Annotated[
+        str | None,
+        typer.Option("--index", help="URI under which indexes are kept; by default indexes/ in the stack's home."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Device that the model computes on, for instance cuda.")] = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Search pictures by a Chinese text, or by a picture, in the terminal.
+
+    Index and results are those of `wukong serve`. Example:
+
+        wukong search 红色的花 --top 5 --save flowers
+    """
+    if (text is None) == (picture is None):
+        raise ConfigError("give a text or --picture FILE, one of them: `wukong search 红色的花`")
+    if picture is not None and not picture.is_file():
+        raise ConfigError(f"--picture: there is no file {picture}")
+    chosen = model or _champion()
+    searched = data or _data_of(chosen)
+    from wukong.serve import start
+    from wukong.serve.uploads import RefusedError
+
+    service = start.service(chosen, searched, index, device, encodes=encode)
+    try:
+        document = asyncio.run(_found(service, text, picture, top, save))
+    except RefusedError as error:
+        raise ConfigError(str(error)) from error
+    finally:
+        service.close()
+    document = {"model": chosen, "data": searched, **document}
+    if as_json:
+        print_json(document)
+    else:
+        _print(Console(highlight=False), document)
+
+
+def _champion() -> str:
+    """Return the address of the model that holds the alias of a champion.
+
+    Raises:
+        ConfigError: no model holds it, or several do.
+    """
+    environment.use_for("models:/")
+    availability.refuse_untracked()
+    registered = Server().registered("registered-models")
+    aliases = {each["name"]: {entry["alias"] for entry in each.get("aliases", ())} for each in registered}
+    champions = [f"models:/{name}@{_ALIAS}" for name, held in sorted(aliases.items()) if _ALIAS in held]
+    if len(champions) == 1:
+        return champions[0]
+    if champions:
+        raise ConfigError(f"several models have a {_ALIAS}: choose one by --model, of {', '.join(champions)}")
+    raise ConfigError(
+        f"no model has the alias {_ALIAS} yet: `wukong run` trains and registers one; `wukong models` lists those that "
+        "are registered, and --model takes any"
+    )
+
+
+def _data_of(model: str) -> str:
+    """Return the URI of the filter's output in the run that made a model.
+
+    Raises:
+        DataError: that is not known.
+    """
+    if model.startswith("models:/"):
+        made = manifest.load(model_versions.evaluation_of(model))
+    else:
+        place = (model if "://" in model else storage.from_path(Path(model))).rstrip("/")
+        stage = place.removesuffix(_MODEL)
+        if stage == place or not storage.exists(storage.join(stage, "manifest.json")):
+            raise DataError(f"{model} lies in no stage's output, so what it was trained on is not known: give --data")
+        made = manifest.load(stage)
+    filtered = next((parent.uri for parent in made.parents if parent.stage == "filter"), None)
+    if filtered is None:
+        raise DataError(f"{made.uri} was made without pictures of a filter stage: say by --data what is searched")
+    return filtered
+
+
+async def _found(
+    service: "Service", text: str | None, picture: Path | None, top: int, save: Path | None
+) -> dict[str, Any]:
+    """Search, and write the pictures that were found into a folder, if one is given."""
+    if picture is None:
+        found = await service.search(text or "", top)
+        answer, hits = found.model_dump(exclude={"results"}) | {"captions": []}, found.results
+    else:
+        similar = await service.captions(await service.sent(_chunks(picture), None), top)
+        answer = {"query": str(picture), "captions": [each.model_dump() for each in similar.captions]}
+        hits = similar.similar
+    urls = service.urls_of([hit.picture for hit in hits])
+    results = []
+    for rank, hit in enumerate(hits, 1):
+        file = await _save(service, rank, hit.picture, save) if save else None
+        row = {"rank": rank, "score": hit.score, "captions": hit.captions, "url": urls[hit.picture]}
+        results.append(row | {"key": hit.picture} | ({"file": str(file)} if file else {}))
+    return answer | {"results": results}
+
+
+async def _chunks(picture: Path) -> AsyncIterator[bytes]:
+    yield picture.read_bytes()
+
+
+async def _save(service: "Service", rank: int, key: str, folder: Path) -> Path:
+    from wukong.crawl import image_header
+
+    content = (await service.stored(key)).data
+    file = folder / f"{rank:03d}-{key}.{image_header.sniff(content[:16]) or 'picture'}"
+    storage.write_bytes(storage.from_path(file), content)
+    return file
+
+
+def _print(console: Console, document: Mapping[str, Any]) -> None:
+    if document.get("nothing_similar"):
+        console.print(
+            "Nothing stands out: these pictures are hardly nearer to the text than any others.", style="yellow"
+        )
+    if document.get("cut"):
+        console.print("The text is too long for the model, which reads only its beginning.", style="yellow")
+    table = Table(box=None, pad_edge=False)
+    for column in ("rank", "score"):
+        table.add_column(column, justify="right")
+    for column in ("caption", "url", "key"):
+        table.add_column(column, no_wrap=True)
+    for hit in document["results"]:
+        shown = " | ".join(hit["captions"])
+        table.add_row(str(hit["rank"]), f"{hit['score']:.4f}", escape(shown), escape(hit["url"]), hit["key"])
+    wide(console).print(table, crop=False)
+    for caption in document["captions"]:
+        console.print(f"{caption['score']:.4f}  {caption['caption']}", markup=False, soft_wrap=True)
+    console.print(f"{document['model']} over {document['data']}", style="dim", markup=False, soft_wrap=True)
