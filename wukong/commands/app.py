@@ -13,6 +13,7 @@ from wukong.commands import (
     align,
     compare,
     evaluate,
+    gc,
     model,
     models,
     panels,
@@ -103,6 +104,7 @@ app.command(rich_help_panel=panels.LOOK)(runs.report)
 app.command(rich_help_panel=panels.LOOK)(models.models)
 app.command(rich_help_panel=panels.LOOK)(show.show)
 app.command(rich_help_panel=panels.SERVE)(serve.serve)
+app.command(rich_help_panel=panels.DATA)(gc.gc)
 
 
 @app.command("config", rich_help_panel=panels.TRAIN)

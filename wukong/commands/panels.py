@@ -10,7 +10,7 @@ STACK = "The local stack"
 
 ORDER = {
     TRAIN: ("run", "plan", "sweep", "config"),
-    DATA: ("release", "takedown", "queries", "weights"),
+    DATA: ("release", "takedown", "queries", "weights", "gc"),
     LOOK: ("runs", "report", "logs", "models", "show"),
     EVALUATE: ("evaluate", "align", "compare", "paper", "promote", "rollback"),
     SERVE: ("serve", "model"),
