@@ -15,6 +15,7 @@ from wukong.commands import (
     compare,
     diff,
     evaluate,
+    gc,
     init,
     model,
     models,
@@ -113,6 +114,7 @@ app.command(rich_help_panel=panels.LOOK)(show.show)
 app.command(rich_help_panel=panels.LOOK)(diff.diff)
 app.command(rich_help_panel=panels.SERVE)(search.search)
 app.command(rich_help_panel=panels.SERVE)(serve.serve)
+app.command(rich_help_panel=panels.DATA)(gc.gc)
 
 
 @app.command("config", rich_help_panel=panels.TRAIN)

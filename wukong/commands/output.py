@@ -19,3 +19,11 @@ def print_json(value: Any) -> None:
 def wide(console: Console) -> Console:
     """Return a console that writes where another does and breaks no line of a table, however narrow that one is."""
     return Console(width=_WIDE, file=console.file, force_terminal=console.is_terminal)
+
+
+def size(count: int) -> str:
+    """Return a number of bytes for people, for instance ``338.7 KiB``."""
+    for unit, bytes_of_it in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= bytes_of_it:
+            return f"{count / bytes_of_it:,.1f} {unit}"
+    return f"{count:,} bytes"

@@ -10,7 +10,7 @@ STACK = "The local stack"
 
 ORDER = {
     TRAIN: ("run", "init", "plan", "sweep", "config"),
-    DATA: ("release", "takedown", "queries", "weights"),
+    DATA: ("release", "takedown", "queries", "weights", "gc"),
     LOOK: ("runs", "report", "note", "logs", "models", "show", "diff"),
     EVALUATE: ("evaluate", "align", "compare", "paper", "promote", "rollback"),
     SERVE: ("search", "serve", "model"),

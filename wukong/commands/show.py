@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from wukong.commands.output import JsonOption, print_json
+from wukong.commands.output import JsonOption, print_json, size
 from wukong.commands.runs import STORAGE, StorageOption
 
 _LONGEST = 90
@@ -61,7 +61,7 @@ def _print_manifest(console: Console, found: Mapping[str, Any]) -> None:
     _line(console, "stage", f"{found['stage']}, made {made.get('created', 'at an unknown time')}")
     _line(console, "code", made.get("revision", "unknown"))
     _line(console, "digest", found["digest"])
-    _line(console, "output", f"{found['count']:,} files, {found['rows']:,} rows, {_size(found['bytes'])}")
+    _line(console, "output", f"{found['count']:,} files, {found['rows']:,} rows, {size(found['bytes'])}")
     for parent in found["parents"]:
         _line(console, f"from {parent['stage']}", parent["uri"])
     _numbers(console, "rows", {name: f"{rows:,}" for name, rows in found["counts"].items()})
@@ -95,7 +95,7 @@ def _print_tensors(console: Console, found: Mapping[str, Any]) -> None:
 
 
 def _print_table(console: Console, found: Mapping[str, Any]) -> None:
-    _line(console, "table", f"{found['rows']:,} rows, {_size(found['bytes'])}")
+    _line(console, "table", f"{found['rows']:,} rows, {size(found['bytes'])}")
     _numbers(console, "columns", found["schema"])
     _rows(console, found["head"], found["rows"])
 
@@ -105,7 +105,7 @@ def _print_files(console: Console, found: Mapping[str, Any]) -> None:
 
 
 def _print_file(console: Console, found: Mapping[str, Any]) -> None:
-    _line(console, found["kind"], _size(found["bytes"]))
+    _line(console, found["kind"], size(found["bytes"]))
     match found["kind"]:
         case "picture":
             _line(console, "format", f"{found['format']}, {' x '.join(map(str, found['size']))}, {found['mode']}")
@@ -152,10 +152,3 @@ def _numbers(console: Console, title: str, values: Mapping[str, str]) -> None:
 
 def _line(console: Console, title: str, value: str) -> None:
     console.print(f"{title:<14}{value}", markup=False, soft_wrap=True)
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count:,} bytes"

@@ -360,6 +360,30 @@ class ModelRegistry:
         self._server.ask("POST", "model-versions/set-tag", values)
 
 
+def needed_versions(server: Server) -> dict[str, dict[str, str]]:
+    """Return the tags of the versions that hold an alias, and of those that a rollback would give it back to.
+
+    Args:
+        server: MLflow's.
+
+    Returns:
+        The tags, which say where the version's stages lie, by ``models:/NAME/VERSION``.
+    """
+    needed = {}
+    for each in server.registered("registered-models"):
+        tags = {entry["key"]: entry["value"] for entry in each.get("tags", ())}
+        for entry in each.get("aliases", ()):
+            holder = str(entry["version"])
+            before = held_before(json.loads(tags.get(_HISTORY + entry["alias"], "[]")), holder)
+            for version in filter(None, (holder, before)):
+                try:
+                    needed[f"models:/{each['name']}/{version}"] = server.model_tags(each["name"], version)
+                except MlflowError as error:
+                    if error.code != "RESOURCE_DOES_NOT_EXIST":  # somebody deleted it
+                        raise
+    return needed
+
+
 def held_before(history: list[dict[str, Any]], holder: str) -> str:
     """Return the version that held an alias before the present holder; empty if there is none.
 

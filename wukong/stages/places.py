@@ -6,6 +6,7 @@ job gets them: manifests, by the name of their stage.
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +21,7 @@ from wukong.config.model import Model
 from wukong.crawl.source import Searched
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import set_folders
+from wukong.stages import run_paths
 from wukong.stages import start as start_model
 from wukong.store import fence, lease, manifest, storage
 from wukong.store.manifest import Manifest, Stage
@@ -118,6 +120,8 @@ def reserved(name: str, experiment: Experiment, parents: Parents, run: str, reco
         ConfigError: for this and the other errors see ``finished``.
     """
     attempt = storage.join(fence.folder_of(experiment.root, run, record), "00000-start.json")
+    # Before the first look: from now on nothing is deleted that the run may find (wukong.publish.garbage).
+    storage.write_bytes(run_paths.uri_of(experiment, run, f"asked/{record}"), os.uname().nodename.encode())
     has_waited = False
     while (stage := upcoming(name, experiment, parents)) is not None:
         made = storage.join(stage.uri, "manifest.json")

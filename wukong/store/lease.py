@@ -16,6 +16,9 @@ A holder that seemed dead may be alive. So whoever takes over first ends that ho
 its lease goes on working, and finds out when it commits.
 
 A store without conditional writes has no leases: there all processes work, as the log says once.
+
+Who deletes an output holds its lease too (``deleting``). So nobody makes it meanwhile, and who finds its manifest waits
+for the end (``wait_for_deletion``).
 """
 
 import logging
@@ -65,6 +68,7 @@ class Holder(BaseModel):
         seconds: for how long the lease must not change until it is taken over.
         renewed: how often it has been renewed.
         released: whether the holder has ended without output.
+        deletes: whether it deletes the output instead of making it.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -79,6 +83,7 @@ class Holder(BaseModel):
     seconds: float
     renewed: int = 0
     released: bool = False
+    deletes: bool = False
 
     def __str__(self) -> str:
         """The holder in words."""
@@ -138,6 +143,60 @@ def wait_for_holder(prefix: str) -> None:
     until = time.monotonic() + _NEXT_SECONDS
     while time.monotonic() < until and not storage.exists(storage.join(prefix, NAME)):
         time.sleep(_FIRST_PAUSE)
+
+
+@contextmanager
+def deleting(prefix: str, is_idle: Callable[[], bool]) -> Iterator[bool]:
+    """Hold the lease of an output that is to be deleted, while the block lasts; nobody is waited for.
+
+    The block gets whether it may delete. It may not if the output is in use, if another process takes the lease at the
+    same moment, or if the store has no conditional writes. The lease's own file is the last to be deleted.
+
+    Args:
+        prefix: URI of the output.
+        is_idle: returns whether nothing of the output, nor its lease, was written for a time in which a holder of the
+            lease would have renewed it.
+
+    Raises:
+        StorageError: the store cannot be read or written.
+    """
+    uri = storage.join(prefix, NAME)
+    seen = _read(uri)  # before it is looked at whether the output is idle: it must still be this one afterwards
+    mine = _holder("", SECONDS).model_copy(update={"deletes": True})
+    try:
+        taken = is_idle()
+        if taken:
+            _store(uri, mine, seen)
+            if taken := fence.is_conditional(uri):
+                _end_attempt(seen, mine)
+            else:
+                storage.delete(uri)
+    except (ChangedError, UnconditionalError):
+        taken = False
+    lease = _Lease(uri, mine, lambda: True) if taken else None
+    try:
+        yield taken
+    finally:
+        if lease is not None:
+            lease.end()
+
+
+def wait_for_deletion(prefix: str) -> bool:
+    """Wait until nobody deletes an output any more; return whether somebody did, so that it may be gone."""
+    seen = _read(storage.join(prefix, NAME))
+    if seen is None or not seen.holder.deletes or seen.holder.released:
+        return False
+    with held(prefix, lambda: False):  # it takes over from one that died
+        return True
+
+
+def is_over(prefix: str) -> bool:
+    """Whether the lease of an output says by itself that nobody makes it: it was released, or its process is gone.
+
+    A lease of somebody who deletes the output says so too.
+    """
+    seen = _read(storage.join(prefix, NAME))
+    return seen is None or seen.holder.released or seen.holder.deletes or seen.holder.is_gone
 
 
 def check(prefix: str) -> None:
@@ -207,16 +266,7 @@ class _Lease:
 def _acquired(uri: str, is_there: Callable[[], bool], attempt: str, seconds: float) -> _Lease | None:
     if fence.claimed() and not fence.is_conditional(fence.claimed()):
         return None
-    mine = Holder(
-        id=uuid.uuid4().hex,
-        attempt=attempt,
-        host=os.uname().nodename,
-        machine=_machine(),
-        process=os.getpid(),
-        born=_born(os.getpid()),
-        since=datetime.now(UTC).strftime("%d %B %H:%M:%S UTC"),
-        seconds=seconds,
-    )
+    mine = _holder(attempt, seconds)
     while True:
         may_take, seen = _waited(uri, is_there, mine)
         if not may_take:
@@ -231,10 +281,28 @@ def _acquired(uri: str, is_there: Callable[[], bool], attempt: str, seconds: flo
         if not fence.claimed() and not fence.is_conditional(uri):
             storage.delete(uri)
             return None
-        before = seen.holder if seen is not None else None
-        if before is not None and before.attempt and not before.released and not mine.shares_claims(before):
-            fence.end(before.attempt, str(mine))
+        _end_attempt(seen, mine)
         return _Lease(uri, mine, is_there)
+
+
+def _holder(attempt: str, seconds: float) -> Holder:
+    return Holder(
+        id=uuid.uuid4().hex,
+        attempt=attempt,
+        host=os.uname().nodename,
+        machine=_machine(),
+        process=os.getpid(),
+        born=_born(os.getpid()),
+        since=datetime.now(UTC).strftime("%d %B %H:%M:%S UTC"),
+        seconds=seconds,
+    )
+
+
+def _end_attempt(seen: _Seen | None, mine: Holder) -> None:
+    """End the attempt of the holder whose lease was taken over, unless it was an earlier attempt of the same run."""
+    before = seen.holder if seen is not None else None
+    if before is not None and before.attempt and not before.released and not mine.shares_claims(before):
+        fence.end(before.attempt, str(mine))
 
 
 def _waited(uri: str, is_there: Callable[[], bool], mine: Holder) -> tuple[bool, _Seen | None]:
@@ -263,7 +331,8 @@ def _waited(uri: str, is_there: Callable[[], bool], mine: Holder) -> tuple[bool,
             return False, seen
         if now - told >= _TOLD_EVERY:
             told = now
-            log.info("waiting for %s, which makes %s", holder, uri.removesuffix(f"/{NAME}"))
+            doing = "deletes" if holder.deletes else "makes"
+            log.info("waiting for %s, which %s %s", holder, doing, uri.removesuffix(f"/{NAME}"))
         time.sleep(pause)
         pause = min(1.5 * pause, _LONGEST_PAUSE, holder.seconds / _RENEWALS)
 

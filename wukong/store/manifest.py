@@ -292,8 +292,11 @@ class Stage:
         return storage.join(self.uri, relative)
 
     def finished(self) -> Manifest | None:
-        """The manifest of this key; None if no run has finished it."""
-        return load(self.uri) if storage.exists(self.path(_NAME)) else None
+        """The manifest of this key; None if no run has finished it. If somebody deletes it, that is waited for."""
+        there = storage.exists(self.path(_NAME))
+        if there and lease.wait_for_deletion(self.uri):
+            there = storage.exists(self.path(_NAME))
+        return load(self.uri) if there else None
 
     def made(self, make: Callable[[], Manifest]) -> Manifest:
         """The manifest of this key. If nobody has finished it, make it, after waiting for a run that is making it.

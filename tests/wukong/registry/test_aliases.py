@@ -94,6 +94,21 @@ def test_a_rollback_gives_the_alias_to_the_version_before(register: Registered) 
 
 
 @pytest.mark.slow
+def test_the_holder_of_an_alias_and_the_one_before_it_are_needed(register: Registered) -> None:
+    for share in (0.4, 0.5, 0.6, 0.3):
+        register(share)
+    assert champion(register) == "3"
+    needed = {address: tags for address, tags in aliases.needed_versions(Server()).items() if register.name in address}
+    assert set(needed) == {f"models:/{register.name}/3", f"models:/{register.name}/2"}
+    best = needed[f"models:/{register.name}/3"]
+    assert storage.exists(storage.join(best["wukong.model"], "manifest.json"))
+    assert storage.exists(best["wukong.evaluation.uri"])
+    Server().ask("DELETE", "model-versions/delete", {"name": register.name, "version": "2"})
+    needed = {address: tags for address, tags in aliases.needed_versions(Server()).items() if register.name in address}
+    assert set(needed) == {f"models:/{register.name}/3"}
+
+
+@pytest.mark.slow
 def test_models_of_other_data_do_not_compete(register: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[tuple[str, str]] = []
     monkeypatch.setattr("wukong.registry.webhook.send", lambda event, content: sent.append((event, content["says"])))
