@@ -17,7 +17,7 @@ from wukong.tracking import availability
 from wukong.tracking.mlflow_rest import Server
 
 if TYPE_CHECKING:
-    from wukong.publish.garbage import Garbage, Holders, Kept
+    from wukong.publish.unneeded import Garbage, Holders, Kept
 
 _HOUR, _DAY = 3600.0, 86_400.0
 
@@ -57,7 +57,7 @@ def gc(
 
         wukong gc --keep-runs 5 --older-than 30
     """
-    from wukong.publish.garbage import Collection, Policy
+    from wukong.publish.unneeded import Collection, Policy
 
     environment.use_for(place)
     holders = _holders()

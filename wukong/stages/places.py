@@ -120,7 +120,7 @@ def reserved(name: str, experiment: Experiment, parents: Parents, run: str, reco
         ConfigError: for this and the other errors see ``finished``.
     """
     attempt = storage.join(fence.folder_of(experiment.root, run, record), "00000-start.json")
-    # Before the first look: from now on nothing is deleted that the run may find (wukong.publish.garbage).
+    # Before the first look: from now on nothing is deleted that the run may find (wukong.publish.unneeded).
     storage.write_bytes(run_paths.uri_of(experiment, run, f"asked/{record}"), os.uname().nodename.encode())
     has_waited = False
     while (stage := upcoming(name, experiment, parents)) is not None:

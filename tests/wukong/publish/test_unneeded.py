@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from wukong import stages
 from wukong.config import documents
 from wukong.config.experiment import Experiment
-from wukong.publish import garbage
-from wukong.publish.garbage import DAY, HOUR, Collection, Policy
+from wukong.publish import unneeded
+from wukong.publish.unneeded import DAY, HOUR, Collection, Policy
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
 from wukong.stages import places, run_paths
@@ -75,7 +75,7 @@ def record(experiment: Experiment, run: str, made: list[Manifest], days: float =
         age(storage.join(folder, "report.json"), days - 0.01)
 
 
-def collect(place: str, policy: Policy | None = None, holders: garbage.Holders | None = None) -> list[str]:
+def collect(place: str, policy: Policy | None = None, holders: unneeded.Holders | None = None) -> list[str]:
     found = Collection(place, policy or Policy(), holders)
     return [each.uri for each in found.garbage if found.delete(each)]
 
@@ -415,7 +415,7 @@ def test_a_deletion_that_ends_anywhere_ends_the_same_when_it_is_run_again(
 
 _KILLED = """
 import os, signal, sys
-from wukong.publish.garbage import Collection, Policy
+from wukong.publish.unneeded import Collection, Policy
 from wukong.store import storage
 delete, left = storage.delete, int(sys.argv[2])
 def counted(uri):
