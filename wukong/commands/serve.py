@@ -33,8 +33,8 @@ def serve(
 ) -> None:
     """Serve a page on which people search pictures by Chinese text and captions by picture.
 
-    The first start encodes what the training has stored no features of, and goes on where it stopped if it is ended.
-    Example:
+    The first start encodes the pictures, or reads the features that the training has stored, and goes on where it
+    stopped if it is ended. Example:
 
         wukong serve --model models:/demo@champion --data s3://wukong/demo/filter/KEY
     """
@@ -43,6 +43,7 @@ def serve(
         with cancel.end_on_signal():
             _serve(model, data, index, host, port, device)
     except SystemExit as ended:
+        typer.echo("Ended. What was encoded is kept for the next start.")
         # To end a server by SIGTERM is the usual way; Ctrl-C ends any command with 130.
         raise typer.Exit(0 if ended.code == 128 + signal.SIGTERM else 128 + signal.SIGINT) from None
 
@@ -54,25 +55,17 @@ def _serve(model: str, data: str, index: str | None, host: str, port: int | None
         taken = listening.getsockname()[1]
         if port is None and taken != USUAL_PORT:
             typer.echo(f"Port {USUAL_PORT} is taken, so the page will be at port {taken}. --port asks for another.")
-        try:
-            with garbage.kept():
-                import uvicorn
+        with garbage.kept():
+            import uvicorn
 
-                from wukong.serve import start
-                from wukong.serve.app import create_app
+            from wukong.serve import start
+            from wukong.serve.app import create_app
 
-                service = start.service(model, data, index, device)
-                app = create_app(service, hosts(listening, host))
-        except SystemExit:
-            typer.echo("Ended before the page was there. The next start goes on where this one stopped.")
-            raise
+            service = start.service(model, data, index, device)
+            app = create_app(service, hosts(listening, host))
         url = f"http://{address(listening)}:{taken}"
         typer.echo(f"{len(service.index.keys)} pictures at {url} (Ctrl-C ends it)")
         # Without a configuration of its own: that would close every handler of this process.
         config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False)
-        try:
-            # It ends in order when a signal comes, and then sends itself that signal again.
-            uvicorn.Server(config).run([listening])
-        except SystemExit:
-            typer.echo("The page has ended.")
-            raise
+        # It ends in order when a signal comes, and then sends itself that signal again.
+        uvicorn.Server(config).run([listening])
