@@ -250,7 +250,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
     async def home(q: str = "") -> HTMLResponse:
         if not q.strip():
             return home_page()
-        asked = {"q": q[: service.limits.characters], "is_foreign": not has_han(q)}
+        asked: dict[str, Any] = {"q": q[: service.limits.characters], "is_foreign": not has_han(q)}
         try:
             return home_page(**asked, found=await service.search(q, _ON_PAGE))
         except RefusedError as error:
