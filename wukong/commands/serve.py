@@ -1,10 +1,12 @@
 """``wukong serve``: the search page over a model and a collection of pictures."""
 
 import logging
+import signal
 from typing import Annotated
 
 import typer
 
+from wukong.runtime import cancel
 from wukong.serve import garbage
 
 
@@ -21,19 +23,38 @@ def serve(
         typer.Option("--index", help="URI under which indexes are kept; by default indexes/ in the stack's home."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any that is free.")] = 8500,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Port to listen on; 0 for any that is free. By default 8500, or if taken any."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="Device that the model computes on, for instance cuda.")] = "cpu",
 ) -> None:
     """Serve a page on which people search pictures by Chinese text and captions by picture.
 
-    The first start encodes the collection, and goes on where it stopped if it is ended. Example:
+    The first start encodes the pictures, or reads the features that the training has stored, and goes on where it
+    stopped if it is ended. Example:
 
         wukong serve --model models:/demo@champion --data s3://wukong/demo/filter/KEY
     """
     logging.getLogger("wukong").setLevel(logging.INFO)
-    from wukong.serve.listening import address, hosts, listen
+    try:
+        with cancel.end_on_signal():
+            _serve(model, data, index, host, port, device)
+    except SystemExit as ended:
+        typer.echo("Ended. What was encoded is kept for the next start.")
+        # To end a server by SIGTERM is the usual way; Ctrl-C ends any command with 130.
+        raise typer.Exit(0 if ended.code == 128 + signal.SIGTERM else 128 + signal.SIGINT) from None
+
+
+def _serve(model: str, data: str, index: str | None, host: str, port: int | None, device: str) -> None:
+    from wukong.serve.listening import USUAL_PORT, address, hosts, listen
 
     with listen(host, port) as listening:
+        taken = listening.getsockname()[1]
+        if port is None and taken != USUAL_PORT:
+            typer.echo(f"Port {USUAL_PORT} is taken, so the page will be at port {taken}. --port asks for another.")
         with garbage.kept():
             import uvicorn
 
@@ -42,8 +63,9 @@ def serve(
 
             service = start.service(model, data, index, device)
             app = create_app(service, hosts(listening, host))
-        url = f"http://{address(listening)}:{listening.getsockname()[1]}"
+        url = f"http://{address(listening)}:{taken}"
         typer.echo(f"{len(service.index.keys)} pictures at {url} (Ctrl-C ends it)")
         # Without a configuration of its own: that would close every handler of this process.
         config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False)
+        # It ends in order when a signal comes, and then sends itself that signal again.
         uvicorn.Server(config).run([listening])

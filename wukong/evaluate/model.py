@@ -18,6 +18,7 @@ from wukong.evaluate import best_words
 from wukong.evaluate.protocol import Protocol
 from wukong.evaluate.vectors import Rows, slices
 from wukong.model.dual import Texts
+from wukong.model.image_encoder import ImageEncoder
 from wukong.model.saved_model import SavedModel
 from wukong.model.similarity import Scores
 
@@ -115,11 +116,15 @@ class OwnModel:
         if tower is not None and self._tower_digest is not None and self._tower_digest == other._tower_digest:
             self._saved.model.image = tower
 
+    def has_tower(self, tower: ImageEncoder) -> bool:
+        """Whether this model's image tower is a given one: equal settings and weights, bit by bit."""
+        return self._tower_digest == _digest_of_tower(tower)
+
     @cached_property
     def _tower_digest(self) -> str | None:
         """SHA-256 over the image tower's settings and weights; None where it is not in memory."""
-        model = self._saved.model
-        return None if model.image is None else _digest_of(model.image, json.dumps(model.settings.image.of_tower()))
+        tower = self._saved.model.image
+        return None if tower is None else _digest_of_tower(tower)
 
     def run_tower(self, pixels: Tensor) -> Tensor:
         """Compute the image tower's features of uint8 images [images, 3, size, size], for ``encode_features``."""
@@ -338,6 +343,10 @@ def _digest(saved: SavedModel) -> str:
     """SHA-256 over a model's settings and vocabulary, and all weights that are in memory."""
     settings = saved.model.settings.model_dump_json()
     return _digest_of(saved.model, f"{settings}{saved.tokenizer.max_tokens}\n{saved.tokenizer.vocabulary}")
+
+
+def _digest_of_tower(tower: ImageEncoder) -> str:
+    return _digest_of(tower, json.dumps(tower.settings.of_tower()))
 
 
 def _digest_of(module: nn.Module, about: str) -> str:

@@ -9,13 +9,18 @@ class Problem(BaseModel):
     error: str = Field(description="What is wrong and how to mend it.")
 
 
-class PictureHit(BaseModel):
-    """A picture that was found."""
+class ShownPicture(BaseModel):
+    """A picture of the collection."""
 
     picture: str = Field(description="Its key, for the parameter `picture` of other requests.")
     url: str = Field(description="Path of its file on this server.")
-    score: float = Field(description="Similarity, -1 to 1; not a probability.")
     captions: list[str] = Field(description="Its captions, as they are in the data.")
+
+
+class PictureHit(ShownPicture):
+    """A picture that was found."""
+
+    score: float = Field(description="Similarity, -1 to 1; not a probability.")
 
 
 class SearchAnswer(BaseModel):

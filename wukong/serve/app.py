@@ -16,6 +16,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from wukong.curate.text.characters import has_han
 from wukong.serve import answers, uploads
 from wukong.serve.metrics import Metrics
 from wukong.serve.service import Picture, Service
@@ -33,7 +34,7 @@ _HEADERS = {
 }
 _ASSETS = {"style.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 _FOR_A_DAY = {"cache-control": "private, max-age=86400"}
-_ON_PAGE, _CAPTIONS_ON_PAGE = 24, 10
+_ON_PAGE, _CAPTIONS_ON_PAGE, _AT_FIRST, _EXAMPLES = 24, 10, 12, 3
 _ALL_HOSTS = "*"
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]]+?)\.?(:\d{1,5})?")
 _API_VERSION = "1"
@@ -235,42 +236,51 @@ def _add_pages(app: FastAPI, service: Service) -> None:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    about = service.about()
+    about, pictures, examples = service.about(), service.spread(_AT_FIRST), service.examples(_EXAMPLES)
 
     def page(name: str, status: int = 200, **values: Any) -> HTMLResponse:
         shared = {"about": about, "limits": service.limits, "types": ",".join(uploads.TYPES), "q": "", "problem": ""}
         return HTMLResponse(templates.get_template(name).render(shared | values), status)
 
+    def home_page(status: int = 200, **values: Any) -> HTMLResponse:
+        shared = {"found": None, "pictures_at_first": pictures, "examples": examples, "is_foreign": False}
+        return page("home.html.j2", status, **shared | values)
+
     @app.get("/", include_in_schema=False)
     async def home(q: str = "") -> HTMLResponse:
         if not q.strip():
-            return page("home.html.j2", found=None)
+            return home_page()
+        asked: dict[str, Any] = {"q": q[: service.limits.characters], "is_foreign": not has_han(q)}
         try:
-            return page("home.html.j2", q=q, found=await service.search(q, _ON_PAGE))
+            return home_page(**asked, found=await service.search(q, _ON_PAGE))
         except RefusedError as error:
-            return page("home.html.j2", error.status, q=q[: service.limits.characters], found=None, problem=str(error))
+            return home_page(error.status, **asked, problem=str(error))
 
     @app.get("/pictures/{key}", include_in_schema=False)
-    async def picture(key: str, text: str = "", labels: str = "") -> HTMLResponse:
+    async def picture(key: str, text: str = "", labels: str = "", q: str = "") -> HTMLResponse:
         try:
             asked = await service.stored(key)
         except RefusedError as error:
-            return page("home.html.j2", error.status, found=None, problem=str(error))
-        return await picture_page(asked, key, text, labels)
+            return home_page(error.status, problem=str(error))
+        return await picture_page(asked, key, text, labels, q[: service.limits.characters])
 
     @app.post("/pictures", include_in_schema=False)
     async def sent_picture(request: Request, text: str = "", labels: str = "") -> HTMLResponse:
         try:
             asked = await service.sent(request.stream(), request.headers.get("content-length"))
         except RefusedError as error:
-            return page("home.html.j2", error.status, found=None, problem=str(error))
-        return await picture_page(asked, "", text, labels)
+            return home_page(error.status, problem=str(error))
+        return await picture_page(asked, "", text, labels, "")
 
-    async def picture_page(asked: Picture, key: str, text: str, labels: str) -> HTMLResponse:
-        """The page of a picture: its captions, the alignment with a text, its classes; each may be refused alone."""
+    async def picture_page(asked: Picture, key: str, text: str, labels: str, q: str) -> HTMLResponse:
+        """The page of a picture: its captions, the alignment with a text, its classes; each may be refused alone.
+
+        ``q`` is the query by which the picture was found.
+        """
         mine = service.captions_of(asked.row) if asked.row is not None else []
         captions = await service.captions(asked, _CAPTIONS_ON_PAGE)
-        text = text.strip() or (mine[0] if mine else captions.captions[0].caption if captions.captions else "")
+        known = [*mine, *(hit.caption for hit in captions.captions), ""]
+        text = text.strip() or q.strip() or known[0]
         problems: dict[str, str] = {}
         aligned = classified = None
         if about.token_wise and text:
@@ -284,7 +294,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
             except RefusedError as error:
                 problems["labels"] = str(error)
         return page(
-            "picture.html.j2", key=key, captions=mine, found=captions, text=text, labels=labels, aligned=aligned,
+            "picture.html.j2", q=q, key=key, captions=mine, found=captions, text=text, labels=labels, aligned=aligned,
             classified=classified, problems=problems, counts=_counts(aligned),
             shown=f"/pictures/{key}/file" if key else uploads.data_url(asked.data),
         )  # fmt: skip

@@ -1,8 +1,9 @@
 """The pictures and captions that are searched: shards of a stage, a folder of pictures, or a list of them."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -78,8 +79,10 @@ class Collection:
         """How many distinct pictures it has."""
         return sum(len(piece.captions) for piece in self.pieces)
 
-    def read_piece(self, piece: Piece) -> Iterator[tuple[str, Place, bytes]]:
-        """Iterate over the pictures of a piece in one stream: key, place and bytes of the file.
+    def read_piece(self, piece: Piece) -> Iterator[tuple[str, Place, Callable[[], bytes]]]:
+        """Iterate over the pictures of a piece in one stream: key, place, and what reads the bytes of the file.
+
+        They are read before the next picture is asked for, or not at all.
 
         Raises:
             DataError: a shard is damaged or lacks a picture.
@@ -87,14 +90,14 @@ class Collection:
         if piece.files is not None:
             for key, url in piece.files.items():
                 place = Place(url)
-                yield key, place, self.read(place)
+                yield key, place, partial(self.read, place)
             return
         missing = set(piece.captions)
         tar = storage.join(self.uri, piece.tar)
         for member in shards.members(tar):
             if member.suffix == "jpg" and member.key in missing:
                 missing.remove(member.key)
-                yield member.key, Place(piece.tar, member.offset, member.size), member.read()
+                yield member.key, Place(piece.tar, member.offset, member.size), member.read
         if missing:
             raise DataError(
                 f"{tar} lacks the pictures of {len(missing)} of its pairs, the first {min(missing)}.jpg: delete the "

@@ -1,11 +1,15 @@
 """Encode a collection once and keep the vectors: in a stream, block by block, and resumed after a kill.
 
+Where a training or an evaluation has stored features of the same pictures by the same tower, the tower does not run
+again (``wukong.serve.stored_features``). The vectors are the same up to the rounding of these features to float16.
+
 An index names its collection in ``collection.json``, which is written first. When the collection has changed, for
 instance by a takedown, its earlier indexes are deleted, the unfinished ones too: they hold captions and vectors of what
 is not there any more.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,10 +23,11 @@ from wukong.evaluate.model import OwnModel
 from wukong.model.dual import Texts
 from wukong.model.saved_model import open_picture
 from wukong.runtime import progress
-from wukong.serve import calibration
+from wukong.serve import calibration, stored_features
 from wukong.serve.collection import Collection, Piece, Place
 from wukong.serve.index import CALIBRATION, CAPTIONS, PLACES, open_parts
 from wukong.serve.query import search_forms
+from wukong.serve.stored_features import FeatureFile
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Part, Stage
 
@@ -63,16 +68,23 @@ def _build(stage: Stage, collection: Collection, model: OwnModel) -> Manifest:
     storage.write_json(stage.path(_COLLECTION), {"uri": collection.uri, "digest": collection.digest})
     parts: list[Part] = []
     left_out = 0
+    stored = stored_features.find(collection, model)
+    sources: Counter[str] = Counter()
     with progress.track("index", collection.pictures, "pictures") as advance:
         for piece in collection.pieces:
             record = stage.finished_task(piece.name)
             if record is None:
-                record = _encode_piece(stage, collection, piece, model, advance)
+                record = _encode_piece(stage, collection, piece, model, advance, stored.get(piece.tar))
                 stage.commit_task(piece.name, record)
             else:
                 advance(len(piece.captions))
             parts += map(Part.model_validate, record["parts"])
             left_out += record["left_out"]
+            # Records of an earlier version do not have it: there all pictures were encoded.
+            sources[record.get("features", "")] += len(piece.captions) - record["left_out"]
+    for uri, count in sources.items():
+        source = f"the features at {uri}" if uri else "the image tower"
+        log.info("%d pictures have their vectors from %s", count, source)
     texts = _distinct(collection)
     pairs = list(texts.items())
     blocks = [pairs[start : start + _BLOCK] for start in range(0, len(pairs), _BLOCK)]
@@ -122,18 +134,27 @@ def _distinct(collection: Collection) -> dict[str, str]:
 
 
 def _encode_piece(
-    stage: Stage, collection: Collection, piece: Piece, model: OwnModel, advance: Callable[[int], None]
+    stage: Stage,
+    collection: Collection,
+    piece: Piece,
+    model: OwnModel,
+    advance: Callable[[int], None],
+    stored: FeatureFile | None,
 ) -> dict[str, Any]:
-    """Encode the pictures of a piece in blocks; those of a folder that cannot be decoded are left out and counted."""
+    """Encode the pictures of a piece in blocks, from their features where those are stored.
+
+    Pictures of a folder that cannot be decoded are left out and counted.
+    """
     parts: list[Part] = []
     left_out = 0
     block: list[tuple[str, Place]] = []
     vectors: list[Tensor] = []
     batch: list[Any] = []
+    features = stored.read() if stored else None
 
     def encode() -> None:
         if batch:
-            found = model.saved.encode_image(batch, len(batch))
+            found = model.encode_features(torch.stack(batch)) if features else model.saved.encode_image(batch)
             vectors.append(found.half() if model.token_wise else found)
             batch.clear()
 
@@ -148,10 +169,11 @@ def _encode_piece(
         block.clear()
         vectors.clear()
 
-    for key, place, data in collection.read_piece(piece):
+    for key, place, read in collection.read_piece(piece):
         advance(1)
+        given = features.of(key) if features else read()
         try:
-            batch.append(open_picture(data, f"the picture {key}"))
+            batch.append(given if isinstance(given, Tensor) else open_picture(given, f"the picture {key}"))
         except DataError as error:
             if piece.files is None:
                 raise
@@ -164,7 +186,8 @@ def _encode_piece(
         if len(block) == _BLOCK:
             write()
     write()
-    return {"parts": [part.model_dump(mode="json") for part in parts], "left_out": left_out}
+    record = {"parts": [part.model_dump(mode="json") for part in parts], "left_out": left_out}
+    return record | {"features": stored.stage if stored else ""}
 
 
 def _encode_captions(

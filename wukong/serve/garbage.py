@@ -1,5 +1,6 @@
 """Garbage collection of programs that make many objects at their start and keep them."""
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,5 +19,6 @@ def kept() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        atexit.register(gc.unfreeze)  # libraries that count their objects at the end would report leaks
         if was_enabled:
             gc.enable()

@@ -1,31 +1,38 @@
 """The socket of a server, and the names under which it may be asked."""
 
+import errno
 import ipaddress
 import socket
 
 from wukong.errors import ConfigError
 
+USUAL_PORT = 8500
+"""Port of a server for which no port is asked."""
 
-def listen(host: str, port: int) -> socket.socket:
+
+def listen(host: str, port: int | None) -> socket.socket:
     """Take a port, before anything that takes long.
 
     Args:
         host: address to listen on.
-        port: port; 0 for any that is free.
+        port: port; 0 for any that is free; None for ``USUAL_PORT``, or any that is free where that is taken.
 
     Raises:
         ConfigError: the address is not of this machine, or the port is taken.
     """
+    asked = USUAL_PORT if port is None else port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With its protocol: asyncio sends at once only on sockets that name TCP. Else the body of an answer waits until the
     # client has acknowledged its head, about 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host, port))
+        listener.bind((host, asked))
     except OSError as error:
         listener.close()
-        raise ConfigError(f"cannot listen on {host}, port {port} ({error.strerror}): give another --port") from error
+        if port is None and error.errno == errno.EADDRINUSE:
+            return listen(host, 0)
+        raise ConfigError(f"cannot listen on {host}, port {asked} ({error.strerror}): give another --port") from error
     listener.listen(2048)
     return listener
 

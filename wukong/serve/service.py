@@ -5,12 +5,14 @@ import io
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from heapq import nlargest
 from typing import ParamSpec, TypeVar
 
 from PIL import Image
 from torch import Tensor
 
 from wukong.crawl import image_header
+from wukong.curate.text.characters import has_han
 from wukong.data import images
 from wukong.errors import DataError
 from wukong.evaluate import alignment
@@ -26,6 +28,10 @@ from wukong.store.manifest import Manifest
 _BATCH = 32
 _READERS = 4
 _PICTURES_OF_A_CAPTION = 10
+_FREQUENT = 1_000
+"""Captions among which examples of queries are looked for."""
+_SHORT = range(2, 13)
+"""Characters of such a caption."""
 _KINDS = {"jpeg": "image/jpeg", "png": "image/png", "gif": "image/gif", "webp": "image/webp"}
 
 P = ParamSpec("P")
@@ -230,6 +236,26 @@ class Service:
         """The URLs of pictures of the collection, by key; see ``Collection.urls``."""
         return self._collection.urls({key: self.index.places[self._row_of[key]] for key in keys})
 
+    def spread(self, count: int) -> list[answers.ShownPicture]:
+        """Return some pictures, spread evenly over the collection."""
+        total = len(self.index.keys)
+        count = min(count, total)
+        return [self._picture(place * total // count) for place in range(count)]
+
+    def examples(self, count: int) -> list[str]:
+        """Return queries that suit the collection: frequent short Chinese captions that share no character.
+
+        Some share one, or there are fewer, where the collection has no others.
+        """
+        pictures_of, captions = self.index.pictures_of, self.index.captions
+        frequent = nlargest(_FREQUENT, range(len(captions)), key=lambda row: len(pictures_of[row]))
+        short = [captions[row] for row in frequent if len(captions[row]) in _SHORT and has_han(captions[row])]
+        chosen: list[str] = []
+        for caption in short:
+            if len(chosen) < count and not set(caption) & set("".join(chosen)):
+                chosen.append(caption)
+        return chosen + [caption for caption in short if caption not in chosen][: count - len(chosen)]
+
     # --- how it is computed
 
     def _searched(self, asked: Sequence[tuple[str, int]]) -> list[SearchResult]:
@@ -241,15 +267,11 @@ class Service:
         return self._model.saved.encode_image([images.decode(picture.data)])[0]
 
     def _shown(self, hits: Sequence[Hit]) -> list[answers.PictureHit]:
-        return [
-            answers.PictureHit(
-                picture=self.index.keys[hit.row],
-                url=f"/pictures/{self.index.keys[hit.row]}/file",
-                score=hit.score,
-                captions=self.captions_of(hit.row),
-            )
-            for hit in hits
-        ]
+        return [answers.PictureHit(**dict(self._picture(hit.row)), score=hit.score) for hit in hits]
+
+    def _picture(self, row: int) -> answers.ShownPicture:
+        key = self.index.keys[row]
+        return answers.ShownPicture(picture=key, url=f"/pictures/{key}/file", captions=self.captions_of(row))
 
     def _readable(self, texts: Sequence[str], name: str) -> tuple[list[str], bool]:
         """Return the forms of texts in which they are searched, and whether the model reads less than all of one."""

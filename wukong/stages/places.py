@@ -210,12 +210,7 @@ def features(
         pairs: ``train`` for the training pairs, ``holdouts`` for every hold-out.
     """
     views = max(experiment.pretrain.views, experiment.finetune.views) if pairs == "train" else 0
-    config = {
-        "image": experiment.model.image.of_tower(),
-        "kind": "tokens" if experiment.model.is_token_wise else "pooled",
-        "views": views,
-        "pairs": pairs,
-    }
+    config = {**_of_tower(experiment.model), "views": views, "pairs": pairs}
     # Hold-outs are measured in float32 and not rounded further. Keys without these entries are from before they were.
     if pairs == "train" and experiment.features.dtype != "float16":
         config["dtype"] = experiment.features.dtype
@@ -224,6 +219,37 @@ def features(
     trained = trained_tower(model)
     version = stages.of("features").version
     return Stage(experiment.root, "features", config, [m for m in (filtered, trained) if m], version)
+
+
+def stored_features(uri: str, digest: str, model: Model) -> list[Manifest]:
+    """The finished features of a filter's pairs that are as exact as those of evaluations, by towers of some settings.
+
+    Features of lower precision than float32, or stored as int8, are left out. Towers of equal settings have equal
+    weights only if nobody trained them: a parent other than the filter is the stage that did.
+
+    Args:
+        uri: where the filter's output lies; features are looked for beside it.
+        digest: digest of its manifest.
+        model: the model's settings.
+    """
+    root, asked = uri.rsplit("/", 2)[0], _of_tower(model)
+    version = stages.of("features").version
+    found = []
+    for key in storage.list_names(storage.join(root, "features")):
+        place = storage.join(root, "features", key)
+        if not storage.exists(storage.join(place, "manifest.json")):
+            continue
+        made = manifest.load(place)
+        is_same = asked.items() <= made.config.items() and not {"dtype", "precision"} & made.config.keys()
+        # The key tells those of an earlier version, which computed them otherwise.
+        is_current = Stage(root, "features", made.config, made.parents, version).key == key
+        if is_same and is_current and digest in [parent.digest for parent in made.parents]:
+            found.append(made.model_copy(update={"uri": place}))
+    return found
+
+
+def _of_tower(model: Model) -> dict[str, Any]:
+    return {"image": model.image.of_tower(), "kind": "tokens" if model.is_token_wise else "pooled"}
 
 
 def decision(name: str, experiment: Experiment, filtered: Manifest, start: Manifest | None) -> str:

@@ -272,12 +272,17 @@ class Stage:
         root: the experiment's prefix, ``{storage}/{name}``.
         name: the stage's name.
         config: a JSON value with everything that decides the stage's output, except its parents.
-        parents: manifests of the stages that it reads.
+        parents: the stages that it reads: their manifests, or how another manifest names them.
         version: version of the stage's code (``wukong.stages``).
     """
 
     def __init__(
-        self, root: str, name: str, config: Mapping[str, Any], parents: Sequence[Manifest] = (), version: int = 1
+        self,
+        root: str,
+        name: str,
+        config: Mapping[str, Any],
+        parents: Sequence[Manifest | Parent] = (),
+        version: int = 1,
     ) -> None:
         self.name = name
         self.config = dict(config)

@@ -23,7 +23,7 @@ def test_a_picture_of_several_pairs_is_one_with_all_their_captions(tmp_path: Pat
     captions = {key: texts for piece in found.pieces for key, texts in piece.captions.items()}
     assert captions == {"c" * 20: ("红色", "红"), "d" * 20: ("蓝",), "b" * 20: ("蓝",)}
     assert found.pictures == 3
-    read = {key: (place, data) for piece in found.pieces for key, place, data in found.read_piece(piece)}
+    read = {key: (place, read()) for piece in found.pieces for key, place, read in found.read_piece(piece)}
     assert {key: data for key, (_, data) in read.items()} == {"c" * 20: RED, "d" * 20: BLUE, "b" * 20: BLUE}
     for place, data in read.values():
         assert found.read(place) == data
@@ -46,7 +46,7 @@ def test_a_copied_stage_is_read_where_it_is(tmp_path: Path) -> None:
     found = collection.of(storage.join(moved, "manifest.json"))
     assert found.digest == made.digest
     (piece,) = [piece for piece in found.pieces if piece.name == "train-00000"]
-    assert [data for _, _, data in found.read_piece(piece)] == [BLUE]
+    assert [read() for _, _, read in found.read_piece(piece)] == [BLUE]
 
 
 def test_a_folder_has_every_picture_once_and_changes_its_digest_with_its_captions(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_folder_has_every_picture_once_and_changes_its_digest_with_its_caption
     found = collection.of(uri)
     (piece,) = found.pieces
     assert list(piece.captions.values()) == [("红", "红色"), ()]
-    assert [data for _, _, data in found.read_piece(piece)] == [RED, BLUE]
+    assert [read() for _, _, read in found.read_piece(piece)] == [RED, BLUE]
     (tmp_path / "b.txt").write_text("蓝", encoding="utf-8")
     assert collection.of(uri).digest != found.digest
     assert collection.of(str(tmp_path)).pictures == 2

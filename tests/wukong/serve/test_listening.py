@@ -6,6 +6,7 @@ import socket
 import pytest
 
 from wukong.errors import ConfigError
+from wukong.serve import listening as module
 from wukong.serve.app import Guard
 from wukong.serve.listening import address, hosts, listen
 
@@ -54,6 +55,19 @@ class Bound:
 def served(names: tuple[str, ...], host: str) -> bool:
     guard = Guard(app=None, metrics=None, hosts=names)
     return guard._served({"headers": [(b"host", host.encode("latin-1"))] if host else []})
+
+
+def test_another_port_is_taken_where_none_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = "127.0.0.3"  # where no other process of this machine takes ports meanwhile
+    with listen(host, 0) as taken:
+        usual = taken.getsockname()[1]
+        monkeypatch.setattr(module, "USUAL_PORT", usual)
+        with listen(host, None) as other:
+            assert other.getsockname()[1] not in (0, usual)
+        with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1"):
+            listen("192.0.2.1", None)  # an address of no machine
+    with listen(host, None) as free:
+        assert free.getsockname()[1] == usual
 
 
 LOOPBACK = ["127.0.0.1", "127.0.0.2", "localhost", "LOCALHOST", "::1", "0:0:0:0:0:0:0:1", "::ffff:127.0.0.1"]

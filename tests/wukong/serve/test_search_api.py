@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from search_site import HOSTILE, LIMITS, Site, running, served
 
+from wukong.serve import collection, encode
 from wukong.serve.service import Service
-from wukong.store import manifest
+from wukong.store import manifest, storage
 
 RED = colours.encoded(colours.picture("红"))
 
@@ -228,6 +230,33 @@ def test_a_page_without_a_threshold_says_so(site: Site, used: bool | None, words
         assert words in other.ask("/").text
         answer = other.ask("/api/search", q="猫狗").json
         assert (answer["nothing_similar"], answer["threshold"]) == (False, None)
+
+
+def test_examples_are_frequent_short_chinese_captions(tmp_path: Path) -> None:
+    """Two with a character in common come only where there are no others."""
+    times = {"大海": 3, "苹果": 2, "苹果树": 2, "一只小狗": 1, "猫": 9, "apple": 8, "一" * 13: 7}
+    captions = {f"{number}-{row}.png": [text] for row, text in enumerate(times) for number in range(times[text])}
+    pictures = {
+        name: colours.encoded(colours.picture("红", size=(64, 64 + place))) for place, name in enumerate(captions)
+    }
+    found, model = collection.of(colours.folder(tmp_path / "p", captions, pictures)), colours.model("global")
+    made = encode.build(found, model, storage.from_path(tmp_path / "i"))
+    with served(Service(found, model, made, LIMITS)) as site:
+        assert site.service.examples(3) == ["大海", "苹果", "一只小狗"]
+        assert site.service.examples(9) == ["大海", "苹果", "一只小狗", "苹果树"]
+        keys = [each.picture for each in site.service.spread(4)]
+        assert keys == [site.service.index.keys[row] for row in (0, 8, 16, 24)]
+        assert [each.picture for each in site.service.spread(99)] == list(site.service.index.keys)
+        assert "Some of the 32 pictures" in site.ask("/").text
+
+
+def test_a_collection_without_chinese_captions_has_no_examples(tmp_path: Path) -> None:
+    found = collection.of(colours.folder(tmp_path / "p", {"a.png": ["apple"]}, {"a.png": RED}))
+    model = colours.model("global")
+    with served(Service(found, model, encode.build(found, model, storage.from_path(tmp_path / "i")), LIMITS)) as site:
+        page = site.ask("/").text
+        assert "All pictures" in page and "Queries to begin with" not in page
+        assert "Please try Chinese." in site.ask("/", q="apple").text
 
 
 def test_another_host_is_refused(site: Site) -> None:

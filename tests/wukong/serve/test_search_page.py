@@ -78,11 +78,15 @@ def findings(page: Any) -> list[str]:
 @pytest.mark.parametrize("colour", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_no_page_has_a_serious_finding(page: Any, site: Site, width: str, colour: str) -> None:
+    """And each names the model in its title."""
     page.set_viewport_size(WIDTHS[width])
     page.emulate_media(color_scheme=colour)
     for path in (
         "/",
         "/?q=红蓝",
+        "/?q=red apple",
+        "/pictures/none",
+        f"/pictures/{site.key_of_hostile}?q={'红' * 60}",
         "/?q=猫狗",
         "/?q=%E2%80%8B",
         f"/pictures/{site.key_of_hostile}?text=黑&labels=红,绿,黑",
@@ -90,6 +94,76 @@ def test_no_page_has_a_serious_finding(page: Any, site: Site, width: str, colour
     ):
         visit(page, path)
         assert findings(page) == [], path
+        assert page.title().endswith(" · colours, token"), path
+
+
+def test_the_first_page_has_pictures_and_queries_to_choose(page: Any) -> None:
+    visit(page, "/")
+    assert "The model reads Chinese" in page.locator("main").inner_text()
+    assert page.locator(".grid a").count() == 12
+    assert page.locator(".score").count() == 0
+    examples = page.locator(".examples a").all_inner_texts()
+    assert len(examples) == 3
+    page.locator(".examples a").nth(1).click()
+    page.locator(".score").first.wait_for()
+    assert page.input_value("#q") == examples[1] == page.locator("h1 span").inner_text()
+    assert page.locator(".grid p").first.inner_text() in (examples[1], "和".join(reversed(examples[1].split("和"))))
+    assert page.locator(".note").count() == 0
+
+
+def test_a_query_without_a_chinese_character_is_told_what_the_model_reads(page: Any) -> None:
+    for query in ("red apple", "りんご", "🧿🧿"):
+        visit(page, f"/?q={query}")
+        assert "The model was trained on Chinese text" in page.locator(".note").inner_text()
+        assert page.locator(".note a").count() == 3
+        assert page.input_value("#q") == query
+    for query in ("red 苹果", "紅"):
+        visit(page, f"/?q={query}")
+        assert page.locator(".note").count() == 0
+
+
+def test_what_was_asked_stays_in_sight(page: Any, tmp_path: Path) -> None:
+    visit(page, "/?q=红蓝")
+    assert page.input_value("#q") == "红蓝"
+    page.locator(".grid a").first.click()
+    page.wait_for_selector(".patches")
+    assert page.input_value("#q") == page.input_value("#text") == "红蓝"
+    page.fill("#text", "绿")
+    page.press("#text", "Enter")
+    page.locator(".word", has_text="绿").wait_for()
+    page.fill("#labels", "红，绿")
+    page.press("#labels", "Enter")
+    page.wait_for_selector(".labels")
+    assert page.input_value("#q") == "红蓝" and page.input_value("#text") == "绿"
+    assert not page.locator("[data-asked]").is_visible()
+    file = tmp_path / "mine.png"
+    file.write_bytes(colours.encoded(colours.picture("绿", "黑")))
+    page.set_viewport_size(WIDTHS["phone"])
+    page.set_input_files("#file", str(file))
+    thumbnail = page.locator("[data-asked] img")
+    thumbnail.wait_for()
+    box = thumbnail.bounding_box()
+    assert 0 <= box["y"] < 740 and box["width"] == box["height"] > 40, "in sight"
+    assert thumbnail.evaluate("image => image.complete && image.naturalWidth") == 64
+    assert page.input_value("#q") == ""
+    assert page.title() == "Your picture · colours, token"
+    assert findings(page) == []
+
+
+def test_a_global_model_has_no_control_for_what_it_cannot_do(browser: Any, tmp_path: Path) -> None:
+    with running(tmp_path, "global") as other:
+        context = browser.new_context(viewport=WIDTHS["phone"], base_url=other.address)
+        context.set_default_timeout(PATIENCE)
+        opened = context.new_page()
+        visit(opened, "/")
+        assert "patch" not in opened.locator("main").inner_text()
+        visit(opened, f"/pictures/{other.key_of_hostile}?q=黑&labels=红,黑")
+        assert opened.locator(".labels th[lang]").count() == 2
+        assert opened.locator("#text, .patches, #alignment").count() == 0
+        assert "patch" not in opened.locator("main h2").all_inner_texts()
+        assert opened.input_value("#q") == "黑"
+        assert findings(opened) == []
+        context.close()
 
 
 def test_a_person_finds_a_picture_by_keyboard_alone(page: Any) -> None:

@@ -21,9 +21,12 @@ async function ask(questions) {
       return;
     }
     document.querySelector("main").replaceWith(content);
+    document.querySelector("[data-asked]").replaceWith(page.querySelector("[data-asked]"));
+    document.querySelector("#q").value = page.querySelector("#q").value;
     document.title = page.title;
     status.textContent = "";
-    content.focus();
+    content.focus({ preventScroll: true });
+    scrollTo(0, 0);
   } catch {
     status.textContent = "The server does not answer: is it still running?";
   }
