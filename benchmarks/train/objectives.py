@@ -330,9 +330,9 @@ def causes(folder: Path) -> None:
     made = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
     filtered = manifest.load(made["filter"])
     ways = ("s^T", "s^I", "their mean", "s^T to the mean of all patches", "s^T without [SEP]")
-    print(f"\n| hold-out | tokens | seed | {' | '.join(ways)} |\n|{'---|' * (len(ways) + 3)}")
-    for value in results(folder):
-        point = value["point"]
+    print(f"\n| tower | tokens | seed | hold-out | {' | '.join(ways)} |\n|{'---|' * (len(ways) + 4)}")
+    points = [value["point"] for value in results(folder)]
+    for point in sorted(points, key=lambda each: (each["tower"], each["tokens"] or 0, each.get("seed", 0))):
         place = result_of(folder, point).with_suffix("") / "model"
         if point["similarity"] != "token" or not place.is_dir():
             continue
@@ -344,7 +344,8 @@ def causes(folder: Path) -> None:
                 experiment_of(folder, point), filtered, made[f"{point['tower']} token holdouts"], data
             )
             cells = [f"{share:.3f}" for share in _in_other_ways(saved, stored.float(), data)]
-            print(f"| {name} | {point['tokens']} | {point.get('seed', 0)} | {' | '.join(cells)} |", flush=True)
+            about = f"{point['tower']} | {point['tokens']} | {point.get('seed', 0)} | {name}"
+            print(f"| {about} | {' | '.join(cells)} |", flush=True)
 
 
 @torch.no_grad()
