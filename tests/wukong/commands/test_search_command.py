@@ -1,14 +1,12 @@
 """``wukong search`` on pictures of colours, with a model that knows the words of colours."""
 
-import http.server
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from typing import TYPE_CHECKING, Any
 
 import colours
+import mlflow_server
 import pytest
 from typer.testing import CliRunner
 
@@ -16,6 +14,9 @@ from cli.main import app
 from wukong.errors import ConfigError, DataError
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 PAIRS = [(a, b) for a in colours.COLOURS for b in colours.COLOURS if a != b]
 KEYS = {f"{a}色和{b}色": f"{number:020x}" for number, (a, b) in enumerate(PAIRS)}
@@ -42,37 +43,14 @@ def filtered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: Any) -> Man
 
 
 @pytest.fixture
-def mlflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """A server that knows what MLflow would of registered models: their aliases and the tags of the one version."""
-    known: dict[str, Any] = {"models": {}, "tags": {}}
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[MlflowClient]":
+    """A client of an MLflow server that knows no model yet."""
+    from mlflow import MlflowClient
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked = urlsplit(self.path)
-            if asked.path.endswith("registered-models/search"):
-                listed = known["models"].items()
-                aliases = {name: [{"alias": each, "version": "1"} for each in held] for name, held in listed}
-                answer = {"registered_models": [{"name": name, "aliases": aliases[name]} for name in aliases]}
-            else:
-                assert asked.path.endswith("registered-models/alias")
-                assert parse_qs(asked.query)["alias"] == ["champion"]
-                tags = [{"key": key, "value": value} for key, value in known["tags"].items()]
-                answer = {"model_version": {"version": "1", "tags": tags}}
-            body = json.dumps(answer).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever).start()
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_address[1]}")
-        yield known
-        server.shutdown()
+    (tmp_path / "mlflow").mkdir()
+    with mlflow_server.running(tmp_path / "mlflow") as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+        yield MlflowClient(server.address, server.address)
 
 
 def search(*arguments: str) -> str:
@@ -121,16 +99,20 @@ def test_pictures_of_a_folder_have_the_url_of_their_file(filtered: Manifest, tmp
 
 
 def test_the_champion_searches_what_its_run_filtered(
-    filtered: Manifest, mlflow: dict[str, Any], tmp_path: Path
+    filtered: Manifest, client: "MlflowClient", tmp_path: Path
 ) -> None:
     evaluation = Stage(storage.from_path(tmp_path / "data"), "evaluate", {}, [filtered]).commit([])
-    mlflow["tags"] = {"wukong.evaluation.uri": storage.join(evaluation.uri, "manifest.json")}
+    tags = {"wukong.evaluation.uri": storage.join(evaluation.uri, "manifest.json")}
     with pytest.raises(ConfigError, match=r"no model has the alias champion yet: `wukong run` trains"):
         search("红蓝")
-    mlflow["models"] = {"demo": ["old", "champion"], "other": ["old"]}
+    for name in ("demo", "other"):
+        client.create_registered_model(name)
+        client.create_model_version(name, "s3://nowhere/model", tags=tags)
+        client.set_registered_model_alias(name, "old", "1")
+    client.set_registered_model_alias("demo", "champion", "1")
     found = json.loads(search("红蓝", "--encode", "--json"))
     assert (found["model"], found["data"]) == ("models:/demo@champion", filtered.uri)
-    mlflow["models"]["other"].append("champion")
+    client.set_registered_model_alias("other", "champion", "1")
     with pytest.raises(ConfigError, match=r"by --model, of models:/demo@champion, models:/other@champion"):
         search("红蓝")
 
