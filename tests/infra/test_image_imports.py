@@ -18,7 +18,10 @@ REPOSITORY = Path(__file__).parents[2]
 PACKAGES = {"wukong", "components", "ray_jobs", "pipelines", "cli", "infra"}
 JOBS = (REPOSITORY / "ray_jobs").glob("[a-z]*.py")
 STARTS = {
-    "data": sorted(f"components.{path.stem}" for path in (REPOSITORY / "components").glob("[a-z]*.py")),
+    "data": [
+        *sorted(f"components.{path.stem}" for path in (REPOSITORY / "components").glob("[a-z]*.py")),
+        "wukong.commands.gc",  # a CronJob of k8s/components/gc
+    ],
     "ray": ["ray_jobs.__main__", *sorted(f"ray_jobs.{path.stem}" for path in JOBS)],
 }
 RULES = sorted(f"wukong.curate.rules.{path.stem}" for path in (REPOSITORY / "wukong/curate/rules").glob("[a-z]*.py"))

@@ -35,8 +35,11 @@ from manifests import (
     strings,
     tag_of,
 )
+from typer.testing import CliRunner
 
 from infra import cluster, install_manifest
+from wukong.commands.app import app
+from wukong.publish.unneeded import DAY, Policy
 from wukong.stages import JOBS
 
 VERSIONS = ("1.30.0", kubernetes_validate.latest_version())
@@ -705,6 +708,40 @@ def test_monitors_find_the_pods_that_tell_metrics(tmp_path: Path) -> None:
         found |= {pod.owner for pod in selected}
     rays = {f"RayJob/{stage}/{role}" for stage in JOBS for role in ("head", "worker")}
     assert found == rays | {"StatefulSet/object-store", "RayService/search"}
+
+
+def test_an_overlay_may_have_what_nothing_needs_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifests = component(tmp_path, "gc")
+    for manifest in manifests:
+        _accepted(json.dumps(manifest, sort_keys=True), VERSIONS[0])
+    pod = pod_of(manifests, "CronJob/gc")
+    assert restricted(pod.spec) == [] and pod.spec["automountServiceAccountToken"] is False
+    assert pod.spec["serviceAccountName"] in named(manifests, "ServiceAccount")
+    (container,) = pod.containers
+    assert {source["secretRef"]["name"] for source in container["envFrom"][1:]} == {"wukong-s3", "search-mlflow"}
+    for target, port, expected in (
+        ("StatefulSet/object-store", 8333, True),
+        ("Deployment/mlflow", 5000, True),
+        ("StatefulSet/postgres", 5432, False),
+        (WEB, 443, False),
+    ):
+        end = pod_of(manifests, target) if isinstance(target, str) else target
+        assert allowed(manifests, pod, end, port) is expected, target
+    asked: list[tuple[str, Policy]] = []
+
+    class Looked:
+        garbage: tuple[()] = ()
+        kept = garbage
+
+        def __init__(self, place: str, policy: Policy, _holders: object) -> None:
+            asked.append((place, policy))
+
+    monkeypatch.setattr("wukong.publish.unneeded.Collection", Looked)
+    monkeypatch.setattr("wukong.commands.gc._holders", lambda: dict)
+    program, *arguments = [*container["command"], *container["args"]]
+    ended = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert program == "wukong" and ended.exit_code == 0, ended.output
+    assert asked == [("s3://wukong", Policy(keep_runs=20, older_than=30 * DAY, grace=3 * DAY))]
 
 
 # --- what is kept
