@@ -36,7 +36,7 @@ def test_a_dry_run_in_a_new_place_leaves_nothing(tmp_path: Path, monkeypatch: py
     (other / environment.FILE).write_text("{}")
     environment.remember(other)
     home = tmp_path / "new" / ".wukong"
-    said = wukong(tmp_path, home, "run", "--dry-run", "--corpus-size", "100")
+    said = wukong(tmp_path, home, "run", "--dry-run", "--corpus-size", "300")
     assert "Nothing was run (--dry-run), and no service was left running." in said
     assert f"note: {home} is a new home, with a stack of its own, and sees no run of {other}" in said
     assert not home.exists()

@@ -230,6 +230,18 @@ def test_changing_one_value_runs_only_what_depends_on_it(
     assert {stage for stage, record in records.items() if not record["reused"]} == repeated
 
 
+@pytest.mark.long
+def test_a_run_that_is_done_again_has_the_same_bytes(
+    wukong: Wukong, first: subprocess.CompletedProcess[str], tmp_path: Path
+) -> None:
+    ended = wukong("reproduce", "first", "--into", str(tmp_path / "again"), "--json")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    compared = {each["stage"]: each for each in json.loads(ended.stdout)["stages"]}
+    assert [*compared] == ["filter", "validate", "pretrain", "finetune", "evaluate"]
+    assert {stage for stage, each in compared.items() if each["before"] != each["now"] or each["why"]} == set()
+    assert list((tmp_path / "again" / "small" / "finetune").glob("*/model/*.safetensors"))
+
+
 def test_a_name_of_another_experiment_is_refused(wukong: Wukong, first: subprocess.CompletedProcess[str]) -> None:
     report = wukong.home / "runs" / "first" / "report.html"
     before = report.read_bytes()

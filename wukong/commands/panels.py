@@ -9,7 +9,7 @@ CLUSTER = "On a cluster"
 STACK = "The local stack"
 
 ORDER = {
-    TRAIN: ("run", "init", "plan", "sweep", "config"),
+    TRAIN: ("run", "init", "plan", "sweep", "reproduce", "config"),
     DATA: ("release", "takedown", "queries", "weights", "gc"),
     LOOK: ("runs", "report", "note", "logs", "models", "show", "diff"),
     EVALUATE: ("evaluate", "align", "compare", "paper", "promote", "rollback"),

@@ -1,0 +1,100 @@
+"""``wukong reproduce``: do a run again, apart from it, and compare each stage's output."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ray_jobs.launch import launch
+from wukong import stages
+from wukong.commands.output import JsonOption, print_json
+from wukong.commands.runs import STORAGE, StorageOption
+from wukong.config.experiment import Experiment
+from wukong.errors import DataError
+from wukong.runs import listing, reproduction, run_records
+from wukong.runs.reproduction import Compared
+from wukong.runtime import environment
+from wukong.runtime.cancel import end_on_signal
+from wukong.store import manifest, storage
+from wukong.store.manifest import Manifest
+
+
+def reproduce(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run's name.")],
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where it is done; by default a new folder in the stack's home. What is finished there is not done "
+            "again.",
+        ),
+    ] = None,
+    from_crawl: Annotated[
+        bool, typer.Option("--from-crawl", help="Crawl again too; by default the run's crawl is taken.")
+    ] = False,
+    place: StorageOption = STORAGE,
+    as_json: JsonOption = False,
+) -> None:
+    """Do a run again from its own config, in a storage of its own, and compare the outputs, stage by stage.
+
+    Nothing of the run is reused but its crawl: sites change. It ends with status 0 if all digests are equal, otherwise
+    with 1 and what differs in the first stage. No model is registered, and nothing is tracked. Example:
+
+        wukong reproduce demo-20261126-072750
+    """
+    environment.use_for(place)
+    found = listing.find(run, place)
+    experiment = listing.experiment_of(found.uri)
+    before = _outputs(experiment, run)
+    folder = into or environment.home() / "reproduced" / f"{run}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    again = experiment.model_copy(update={"storage": storage.from_path(folder.resolve())})
+    notes = Console(stderr=True, highlight=False, soft_wrap=True)
+    for line in reproduction.circumstances(list(before.values())[-1].provenance, manifest.provenance()):
+        notes.print(f"note: {line}", markup=False, style="yellow")
+    notes.print(f"{run} is done again in {folder}", markup=False)
+    compared = []
+    made = {} if from_crawl else {"crawl": before["crawl"]}
+    with end_on_signal():
+        for stage in (name for name in before if name not in made):
+            parents = [storage.join(made[parent].uri, "manifest.json") for parent in stages.of(stage).parents]
+            made[stage] = launch(stage, again, run, parents)
+            compared.append(reproduction.compare(before[stage], made[stage]))
+            notes.print(f"{'=' if compared[-1].is_equal else '≠'} {stage}", markup=False)
+    if as_json:
+        print_json({"run": run, "folder": str(folder), "stages": [asdict(each) for each in compared]})
+    else:
+        _print(Console(highlight=False, soft_wrap=True), compared)
+    if not all(each.is_equal for each in compared):
+        raise typer.Exit(1)
+
+
+def _outputs(experiment: Experiment, run: str) -> dict[str, Manifest]:
+    """Return the outputs of a run's jobs, by stage, in the order of the table of stages.
+
+    Raises:
+        DataError: the run has not finished them.
+    """
+    records: Mapping[str, str] = {each.stage: each.manifest for each in run_records.read_all(experiment, run)}
+    wanted = [name for name in stages.JOBS if stages.of(name).in_whole_run]
+    if missing := [name for name in wanted if not records.get(name)]:
+        raise DataError(f"the run {run} has not finished {', '.join(missing)}: only a finished run can be done again")
+    return {name: manifest.load(records[name]) for name in wanted}
+
+
+def _print(console: Console, compared: Sequence[Compared]) -> None:
+    table = Table("stage", "there", "now", "", box=None, pad_edge=False)
+    for each in compared:
+        table.add_row(each.stage, each.before[:16], each.now[:16], "equal" if each.is_equal else "differs")
+    console.print(table)
+    first = next((each for each in compared if not each.is_equal), None)
+    if first is None:
+        console.print("Every output is the same, byte for byte.")
+        return
+    console.print(f"{first.stage} is the first that differs:")
+    for line in first.why:
+        console.print(f"  {line}", markup=False)
