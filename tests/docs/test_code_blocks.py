@@ -320,7 +320,8 @@ class Clone:
             _write_program(programs / program.name, f'exec {shlex.quote(str(program))} "$@"')
         small = shlex.join([part for value in SMALL for part in ("--set", value)])
         # First, so that what a page sets itself counts.
-        sample = 'case "$*" in *--data*) ;; *) sample="--corpus-size 100";; esac'
+        fitting = "--corpus-size 100 --set pretrain.batch_size=32 --set finetune.batch_size=32"
+        sample = f'case "$*" in *--data*) ;; *) sample="{fitting}";; esac'
         run = f'shift; {sample}; exec {shlex.quote(sys.executable)} -m cli.main run {small} $DRY_RUN $sample "$@"'
         _write_program(
             programs / "wukong",
