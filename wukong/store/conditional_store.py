@@ -148,4 +148,5 @@ def _client(endpoint: str | None, region: str, _access_key: str | None) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return boto3.client("s3", endpoint_url=endpoint, region_name=region, config=settings)
+    # A session of its own: the default one keeps the credentials of the first client of this process.
+    return boto3.Session().client("s3", endpoint_url=endpoint, region_name=region, config=settings)
