@@ -282,7 +282,7 @@ def test_without_conditional_writes_all_work(
 
 
 PROCESS = """
-import logging, sys
+import logging, select, sys
 from wukong.store import fence, lease
 from wukong.store.manifest import Stage
 root, run, number, machine = sys.argv[1:]
@@ -293,6 +293,9 @@ fence.claim(root, run, "pretrain")
 stage = Stage(root, "pretrain", {})
 def make():
     print("makes", flush=True)
+    # Not in one call that blocks: a signal that comes just before such a call waits for its end.
+    while not select.select([sys.stdin], [], [], 0.2)[0]:
+        pass
     sys.stdin.readline()
     return stage.commit([], counts={"number": int(number)})
 try:
