@@ -1,6 +1,9 @@
 """``wukong reproduce``: do a run again, apart from it, and compare each stage's output."""
 
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -56,13 +59,14 @@ def reproduce(
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
     for line in reproduction.circumstances(list(before.values())[-1].provenance, manifest.provenance()):
         notes.print(f"note: {line}", markup=False, style="yellow")
-    notes.print(f"{run} is done again in {folder}", markup=False)
+    notes.print(f"{run} is done again in {folder}; the jobs write to log.txt there", markup=False)
     compared = []
     made = {} if from_crawl else {"crawl": before["crawl"]}
     with end_on_signal():
         for stage in (name for name in before if name not in made):
             parents = [storage.join(made[parent].uri, "manifest.json") for parent in stages.of(stage).parents]
-            made[stage] = launch(stage, again, run, parents)
+            with _output_in(folder / "log.txt"):
+                made[stage] = launch(stage, again, run, parents)
             compared.append(reproduction.compare(before[stage], made[stage]))
             notes.print(f"{'=' if compared[-1].is_equal else '≠'} {stage}", markup=False)
     if as_json:
@@ -71,6 +75,22 @@ def reproduce(
         _print(Console(highlight=False, soft_wrap=True), compared)
     if not all(each.is_equal for each in compared):
         raise typer.Exit(1)
+
+
+@contextmanager
+def _output_in(file: Path) -> Iterator[None]:
+    """Append to a file what this process and those that it starts write to standard output while the block lasts."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with file.open("ab") as log:
+            os.dup2(log.fileno(), 1)
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _outputs(experiment: Experiment, run: str) -> dict[str, Manifest]:

@@ -1,6 +1,7 @@
 """``wukong reproduce`` with stages that write a file each; tests/end_to_end/test_workflow.py does a whole run again."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Launched:
 
     def __call__(self, name: str, experiment: Experiment, run: str, parents: Sequence[str]) -> Manifest:
         self.stages.append(name)
+        os.write(1, f"job of {name}\n".encode())
         read = [manifest.load(uri) for uri in parents]
         assert [each.stage for each in read] == list(stages.of(name).parents)
         stage = Stage(experiment.root, name, {"epochs": experiment.pretrain.epochs}, read)
@@ -70,6 +72,7 @@ def test_equal_outputs_end_with_status_0_and_nothing_of_the_run_is_touched(
     assert ended.exit_code == 0 and "Every output is the same" in ended.stdout, ended.output
     assert launched.stages == JOBS[1:] and JOBS[0] == "crawl", "the crawl is taken"
     (folder,) = (tmp_path / "home" / "reproduced").iterdir()
+    assert (folder / "log.txt").read_text().splitlines() == [f"job of {name}" for name in JOBS[1:]]
     assert folder.name.startswith("first-") and (folder / "x" / "evaluate").is_dir()
     assert {uri: storage.read_bytes(uri) for uri in storage.list_files(place)} == before
 
