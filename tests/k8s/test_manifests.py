@@ -727,6 +727,8 @@ def test_an_overlay_may_have_what_nothing_needs_deleted(tmp_path: Path, monkeypa
     ):
         end = pod_of(manifests, target) if isinstance(target, str) else target
         assert allowed(manifests, pod, end, port) is expected, target
+    for name, value in named(manifests, "ConfigMap")["wukong-settings"]["data"].items():
+        monkeypatch.setenv(name, value)
     asked: list[tuple[str, Policy]] = []
 
     class Looked:
