@@ -114,8 +114,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_an_address_that_names_nothing_says_what_would(
-    tmp_path: Path, place: str, error: type[Exception], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: type[Exception], said: str
 ) -> None:
+    monkeypatch.setenv("WUKONG_HOME", str(tmp_path / "home"))
     with pytest.raises(error, match=said):
         describe.resolve(place, at(tmp_path))
 
