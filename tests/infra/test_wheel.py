@@ -7,14 +7,13 @@ import sysconfig
 import venv
 import zipfile
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-import cli.main  # noqa: F401 - adds the platform's commands
 from infra.images import build
 from wukong.commands import panels
-from wukong.commands.app import app
 from wukong.commands.main import _PLATFORM
 
 pytestmark = pytest.mark.slow
@@ -22,7 +21,7 @@ pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]
 PLATFORM = [
     command.name or command.callback.__name__
-    for command in app.registered_commands
+    for command in import_module("cli.main").app.registered_commands
     if command.callback and command.callback.__module__.startswith("cli.")
 ]
 Run = Callable[..., subprocess.CompletedProcess[str]]

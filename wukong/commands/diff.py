@@ -12,7 +12,7 @@ from rich.table import Table
 from wukong.commands.output import JsonOption, print_json, wide
 from wukong.commands.runs import STORAGE, StorageOption
 from wukong.errors import DataError
-from wukong.runs.run_records import Record, differences
+from wukong.runs.run_records import Record, differences, short
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
@@ -23,7 +23,6 @@ _TITLES = {
     "other_captions": "in both, with other captions",
     "same": "in both, the same",
 }
-_LONGEST = 60  # characters of a value or a caption
 
 
 def diff(
@@ -96,7 +95,7 @@ def _print(console: Console, document: Mapping[str, Any]) -> None:
     if document["config"]:
         table = Table("setting", "first", "second", box=None, pad_edge=False)
         for key, values in document["config"].items():
-            table.add_row(key, *(escape(_short(value)) for value in values))
+            table.add_row(key, *(escape(short(value)) for value in values))
         console.print()
         wide(console).print(table, crop=False)
     for kind, rows in document["examples"].items():
@@ -116,7 +115,7 @@ def _print_changes(console: Console, title: str, unit: str, changes: Sequence[Ma
         table.add_column(column, justify="right")
     for each in changes:
         before, now = each["first"], each["second"]
-        table.add_row(escape(_short(each["name"] or "(none)")), f"{before:,}", f"{now:,}", f"{now - before:+,}")
+        table.add_row(escape(short(each["name"] or "(none)")), f"{before:,}", f"{now:,}", f"{now - before:+,}")
     console.print()
     wide(console).print(table, crop=False)
 
@@ -125,9 +124,4 @@ def _shown(of: Mapping[str, Any] | None) -> str:
     if of is None:
         return "not found by a search"
     picture = f", picture {of['sha256'][:12]}" if of["sha256"] else ""
-    return f"{of['result']}{picture}, {' | '.join(_short(caption) for caption in of['captions'])}"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    return f"{of['result']}{picture}, {' | '.join(short(caption) for caption in of['captions'])}"

@@ -18,19 +18,22 @@ What this does not cover: an output that only a command names, as ``crawl.previo
 as with all leases, a process that is held up for over a minute between its last look and its write.
 """
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.fs as pafs
 
 from wukong import stages
 from wukong.crawl import attempt
 from wukong.publish import takedown
 from wukong.store import fence, lease, manifest, storage
-from wukong.store.storage import Stored
 
 HOUR, DAY = 3600.0, 86_400.0
 
@@ -98,10 +101,17 @@ class Kept:
     bytes: int
 
 
+class _Stored(NamedTuple):
+    """What a listing says of a file: its bytes, and when it was last written, in seconds since 1970."""
+
+    bytes: int
+    written: float
+
+
 @dataclass(frozen=True)
 class _Output:
     uri: str
-    files: Mapping[str, Stored]  # by their first name below the output: bytes, and when the newest was written
+    files: Mapping[str, _Stored]  # by their first name below the output: bytes, and when the newest was written
     is_held: bool  # somebody may be at work on it
 
     @property
@@ -137,7 +147,7 @@ class _Run:
         named: the text of its experiment.
     """
 
-    def __init__(self, files: Mapping[str, Stored], records: Mapping[str, Any], named: str) -> None:
+    def __init__(self, files: Mapping[str, _Stored], records: Mapping[str, Any], named: str) -> None:
         self.named = " ".join([named, *(str(record.get("manifest", "")) for record in records.values())])
         traces = [at for path, at in files.items() if path == _CLAIM or path.startswith(("attempts/", "asked/"))]
         self.last_trace = max((at.written for at in traces), default=0.0)
@@ -163,7 +173,7 @@ class Collection:
     def __init__(self, place: str, policy: Policy, holders: Holders | None, now: float | None = None) -> None:
         self._place, self._policy, self._holders = place.rstrip("/"), policy, holders
         self._now = time.time() if now is None else now
-        self._read: dict[tuple[str, Stored], Any] = {}
+        self._read: dict[tuple[str, _Stored], Any] = {}
         self._state = self._looked()  # before the outputs: one that is made later is younger than the grace
         self._outputs = {_named(output.uri)[0]: output for output in self._scanned()}
         self._parents: dict[str, tuple[str, ...]] = {}
@@ -207,7 +217,7 @@ class Collection:
         return True
 
     def _is_idle(self, uri: str) -> bool:
-        return not self._is_young(_output(uri, _first_names(uri, storage.stored_below(uri))))
+        return not self._is_young(_output(uri, _first_names(uri, _stored_below(uri))))
 
     def _is_needed_now(self, name: str) -> bool:
         if (state := self._looked()) != self._state:
@@ -215,12 +225,12 @@ class Collection:
             self._needed = self._decided()
         return name in self._needed
 
-    def _looked(self) -> tuple[dict[str, Stored], dict[str, dict[str, str]]]:
+    def _looked(self) -> tuple[dict[str, _Stored], dict[str, dict[str, str]]]:
         """Everything that may say that something is needed: files of runs and takedowns, and versions with an alias."""
         names = storage.list_names(self._place)
         folders = [storage.join(self._place, name, below) for name in names for below in ("runs", takedown.FOLDER)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            listed = list(pool.map(storage.stored_below, folders))
+            listed = list(pool.map(_stored_below, folders))
         held = self._holders() if self._holders is not None else {}
         traces = {uri: stored for files in listed for uri, stored in files.items()}
         return traces, {address: dict(tags) for address, tags in held.items()}
@@ -230,8 +240,8 @@ class Collection:
             storage.join(self._place, name, stage) for name in storage.list_names(self._place) for stage in _STAGES
         ]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for folder, files in zip(folders, pool.map(storage.stored_below, folders), strict=True):
-                below: dict[str, dict[str, Stored]] = {}
+            for folder, files in zip(folders, pool.map(_stored_below, folders), strict=True):
+                below: dict[str, dict[str, _Stored]] = {}
                 for uri, stored in files.items():
                     key, _, path = uri[len(folder) + 1 :].partition("/")
                     if path and _KEY.fullmatch(key):
@@ -295,23 +305,23 @@ class Collection:
         }
         return {key for key, run in runs.items() if run.begun >= first.get(key[0], 0.0) or self._goes_on(run)}
 
-    def _runs(self, traces: Mapping[str, Stored]) -> dict[tuple[str, str], _Run]:
+    def _runs(self, traces: Mapping[str, _Stored]) -> dict[tuple[str, str], _Run]:
         """The runs, by the name of the experiment and their own."""
-        folders: dict[tuple[str, str], dict[str, Stored]] = {}
+        folders: dict[tuple[str, str], dict[str, _Stored]] = {}
         for uri, stored in traces.items():
             experiment, kind, run, path = (*uri[len(self._place) + 1 :].split("/", 3), "", "")[:4]
             if kind == "runs" and path:
                 folders.setdefault((experiment, run), {})[path] = stored
         return {key: self._run(key, files) for key, files in folders.items()}
 
-    def _run(self, key: tuple[str, str], files: Mapping[str, Stored]) -> _Run:
+    def _run(self, key: tuple[str, str], files: Mapping[str, _Stored]) -> _Run:
         folder = storage.join(self._place, key[0], "runs", key[1])
         names = files.keys() & {_CLAIM, *_RECORDS}
         read = {name: self._json(storage.join(folder, name), files[name]) for name in names}
         named = str(read.pop(_CLAIM, ""))
         return _Run(files, {path: value for path, value in read.items() if value.get("state") == "succeeded"}, named)
 
-    def _json(self, uri: str, stored: Stored) -> Any:
+    def _json(self, uri: str, stored: _Stored) -> Any:
         if (uri, stored) not in self._read:
             self._read[uri, stored] = storage.read_json(uri)
         return self._read[uri, stored]
@@ -373,17 +383,17 @@ def _named(text: str) -> list[str]:
     return list(dict.fromkeys("/".join(found.groups()) for found in _NAMED.finditer(text)))
 
 
-def _first_names(uri: str, files: Mapping[str, Stored]) -> dict[str, Stored]:
+def _first_names(uri: str, files: Mapping[str, _Stored]) -> dict[str, _Stored]:
     """Sum files up by the first name in their path below a prefix."""
-    summed: dict[str, Stored] = {}
+    summed: dict[str, _Stored] = {}
     for file, stored in files.items():
         name = file[len(uri) + 1 :].split("/", 1)[0]
-        before = summed.get(name, Stored(0, 0.0))
-        summed[name] = Stored(before.bytes + stored.bytes, max(before.written, stored.written))
+        before = summed.get(name, _Stored(0, 0.0))
+        summed[name] = _Stored(before.bytes + stored.bytes, max(before.written, stored.written))
     return summed
 
 
-def _output(uri: str, files: Mapping[str, Stored]) -> _Output:
+def _output(uri: str, files: Mapping[str, _Stored]) -> _Output:
     return _Output(uri, files, is_held=lease.NAME in files and not lease.is_over(uri))
 
 
@@ -397,3 +407,30 @@ def _delete(uri: str) -> None:
     for name in (*_MANIFESTS, *others, lease.NAME):
         lease.check(uri)
         storage.delete(storage.join(uri, name))
+
+
+def _stored_below(uri: str) -> dict[str, _Stored]:
+    """Return what a listing says of every file below a prefix, by URI; empty if there are none.
+
+    Unlike in ``storage.sizes``, links to folders are not followed on a local file system: what is behind is not below.
+    """
+
+    def read(store: pafs.FileSystem, path: str) -> dict[str, _Stored]:
+        path = path.rstrip("/")
+        if not isinstance(store, pafs.LocalFileSystem):
+            infos = store.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+            files = [info for info in infos if info.type == pafs.FileType.File]
+            return {
+                storage.join(uri, info.path[len(path) :]): _Stored(info.size, info.mtime.timestamp()) for info in files
+            }
+        found = {}
+        for folder, _, names in os.walk(path):
+            for name in names:
+                try:
+                    at = Path(folder, name).lstat()
+                except FileNotFoundError:
+                    continue
+                found[storage.join(uri, f"{folder[len(path) :]}/{name}")] = _Stored(at.st_size, at.st_mtime)
+        return found
+
+    return storage.read_with(uri, read)

@@ -1,6 +1,6 @@
 """Whether a run that was done again came to the same outputs, and if not, what differs first and why."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,10 @@ def circumstances(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
 
 
 def _why(before: Manifest, now: Manifest) -> Iterator[str]:
-    yield from (f"config {key}: {was} there, {now_is} now" for key, (was, now_is) in _config(before, now))
+    yield from (
+        f"config {key}: {was} there, {now_is} now"
+        for key, (was, now_is) in differences(before.config, now.config).items()
+    )
     parents = {parent.stage: parent.digest for parent in now.parents}
     for parent in before.parents:
         if parents.get(parent.stage) != parent.digest:
@@ -59,10 +62,6 @@ def _why(before: Manifest, now: Manifest) -> Iterator[str]:
         for key, (was, now_is) in list(changed.items())[:_SHOWN]:
             yield f"{kind} {key}: {was} there, {now_is} now"
     yield from circumstances(before.provenance, now.provenance)
-
-
-def _config(before: Manifest, now: Manifest) -> Sequence[tuple[str, tuple[Any, Any]]]:
-    return list(differences(before.config, now.config).items())
 
 
 def _files(before: Manifest, now: Manifest) -> Iterator[str]:

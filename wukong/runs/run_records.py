@@ -75,7 +75,7 @@ class Claim(BaseModel):
         """
         value = experiment.model_dump(mode="json")
         if self.experiment != value and (differing := differences(_as_now(self.experiment), value)):
-            lines = [f"  {key}: {_short(before)} there, {_short(now)} now" for key, (before, now) in differing.items()]
+            lines = [f"  {key}: {short(before)} there, {short(now)} now" for key, (before, now) in differing.items()]
             more = len(lines) - _SHOWN
             raise ConfigError(
                 "\n".join(
@@ -129,7 +129,8 @@ def _as_now(experiment: Mapping[str, Any]) -> Mapping[str, Any]:
         return experiment
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return a value as text of at most 60 characters."""
     text = str(value)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import IO, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -222,38 +222,6 @@ def sizes(uri: str) -> dict[str, int]:
         infos = files_below(fs, path)
     base = path.rstrip("/")
     return {join(uri, info.path[len(base) :]): info.size for info in infos}
-
-
-class Stored(NamedTuple):
-    """What a listing says of a file: its bytes, and when it was last written, in seconds since 1970."""
-
-    bytes: int
-    written: float
-
-
-def stored_below(uri: str) -> dict[str, Stored]:
-    """Return what a listing says of every file below a prefix, by URI; empty if there are none.
-
-    Unlike in ``sizes``, links to folders are not followed on a local file system: what lies behind is not below.
-    """
-
-    def read(store: pafs.FileSystem, path: str) -> dict[str, Stored]:
-        path = path.rstrip("/")
-        if not isinstance(store, pafs.LocalFileSystem):
-            infos = store.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-            files = [info for info in infos if info.type == pafs.FileType.File]
-            return {join(uri, info.path[len(path) :]): Stored(info.size, info.mtime.timestamp()) for info in files}
-        found = {}
-        for folder, _, names in os.walk(path):
-            for name in names:
-                try:
-                    at = Path(folder, name).lstat()
-                except FileNotFoundError:
-                    continue
-                found[join(uri, f"{folder[len(path) :]}/{name}")] = Stored(at.st_size, at.st_mtime)
-        return found
-
-    return read_with(uri, read)
 
 
 def read_bytes(uri: str) -> bytes:
