@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 settings.register_profile("wukong", deadline=None)
 settings.load_profile("wukong")
 
+# Tests read English, whatever the locale of the machine.
+os.environ["LANGUAGE"] = "en"
 # Threads of OpenMP that wait for work sleep: where more processes compute than there are cores, those that wait in a
 # loop take the cores from those that work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -8,7 +8,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 import typer.core
-from rich.console import Console
 
 from wukong.commands import (
     align,
@@ -31,11 +30,12 @@ from wukong.commands import (
     show,
     weights,
 )
-from wukong.commands.output import print_json
+from wukong.commands.output import Console, echo, print_json
 from wukong.config import documents
 from wukong.errors import StackError, WukongError
 from wukong.model.cost import empty_tower
 from wukong.runtime import installed
+from wukong.runtime.language import translated
 from wukong.store import patience
 from wukong.tracking import availability, mlflow_rest
 
@@ -129,7 +129,7 @@ def show_config(config_file: ConfigOption = DEMO, overrides: SetOption = None) -
     if find_spec("timm"):
         empty_tower(experiment.model)
     else:
-        typer.echo("the encoders are not checked: pip install 'wukong-vlm[train]'", err=True)
+        echo("the encoders are not checked: pip install 'wukong-vlm[train]'", err=True)
     print_json(experiment.model_dump(mode="json"))
 
 
@@ -137,14 +137,26 @@ def run_app() -> None:
     """Run the command; a WukongError, or that MLflow is away, ends it with a message and status 1."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     patience.set_default(patience.PEOPLE)
+    command = typer.main.get_command(app)
+    _translate_help(command)
     try:
-        app()
+        command()
     except WukongError as error:
         _end(str(error))
     except Exception as error:
         if not availability.is_away(error):
             raise
         _end(f"MLflow at {mlflow_rest.address()} does not answer ({type(error).__name__}): is it running?")
+
+
+def _translate_help(command: Any) -> None:
+    """Bring the help texts of a command, its options and the commands below it into the language of the user."""
+    for each in (command, *command.params):
+        for name in ("help", "short_help", "epilog", "rich_help_panel"):
+            if text := getattr(each, name, None):
+                setattr(each, name, translated(text))
+    for below in getattr(command, "commands", {}).values():
+        _translate_help(below)
 
 
 def _end(message: str) -> NoReturn:

@@ -1,9 +1,10 @@
 """The ``wukong`` command: the library's commands, and in a checkout or an image those of the platform (``cli``) too."""
 
+import gettext
 from importlib import import_module
 from pathlib import Path
 
-from wukong.commands.app import run_app
+from wukong.runtime import language
 
 _PLATFORM = ("cli", "components", "infra", "pipelines", "ray_jobs")
 """Packages beside the library in a checkout and in images. The wheel lacks them: their names may be others' too."""
@@ -11,6 +12,10 @@ _PLATFORM = ("cli", "components", "infra", "pipelines", "ray_jobs")
 
 def main() -> None:
     """Run the command, with the platform's commands where its packages are beside the library."""
+    # Before Typer is imported: it translates its own words then.
+    gettext.bindtextdomain("messages", str(language.places()))
+    from wukong.commands.app import run_app
+
     beside = Path(__file__).parents[2]
     if all((beside / name / "__init__.py").is_file() for name in _PLATFORM):
         import_module("cli.main")

@@ -1,10 +1,13 @@
 """Fill the HTML templates of this folder (Jinja). Values are escaped. A name without a value is an error."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jinja2
 from markupsafe import escape
+
+from wukong.report import languages
 
 
 def fill(name: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..., object]] | None = None) -> str:
@@ -22,7 +25,8 @@ def fill(name: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= dict(filters or {})
+    environment.globals |= {"_": languages.both, "attribute": languages.attribute, "title": languages.title}
+    environment.filters |= {"spoken": languages.spoken, **(filters or {})}
     return environment.get_template(name).render(values)
 
 
@@ -36,5 +40,5 @@ def beside_report(page: str, run: str, links: Mapping[str, str]) -> str:
     """
     shown = "".join(f'<a href="{escape(address)}">{escape(title)}</a>' for title, address in links.items())
     head = "<main>" if "<main>" in page else "<body>"
-    placed = page.replace("<title>", f"<title>{escape(run)} · ", 1)
+    placed = re.sub(r"(<title[^>]*>|data-zh-text=\")", lambda found: f"{found[0]}{escape(run)} · ", page, count=2)
     return placed.replace(head, f'{head}\n<nav class="pages">{shown}</nav>', 1)
