@@ -49,6 +49,7 @@ def messages() -> dict[str, list[str]]:
 
 
 def of_file(path: Path) -> Iterator[str]:
+    """Iterate over the messages of a module or of a template."""
     if path.suffix == ".py":
         yield from _Messages(path).found()
     elif path.suffix == ".j2":
