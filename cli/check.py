@@ -27,7 +27,8 @@ from wukong.stages import preflight, start
 from wukong.stages.preflight import Machine
 from wukong.store import storage
 
-_K8S = Path(__file__).parents[1] / "k8s"
+K8S = Path(__file__).parents[1] / "k8s"
+"""The manifests of an installation."""
 _ABUNDANT = 2**60
 T = TypeVar("T")
 
@@ -72,11 +73,11 @@ def resources_of(overlay: str) -> tuple[dict[str, Any], Settings]:
     Raises:
         ConfigError: there is no such overlay.
     """
-    files = [_K8S / "base" / "ray.yaml"]
+    files = [K8S / "base" / "ray.yaml"]
     if overlay != "base":
-        files.append(_K8S / "overlays" / overlay / "ray-job.yaml")
+        files.append(K8S / "overlays" / overlay / "ray-job.yaml")
         if not files[-1].is_file():
-            known = sorted(path.parent.name for path in _K8S.glob("overlays/*/ray-job.yaml"))
+            known = sorted(path.parent.name for path in K8S.glob("overlays/*/ray-job.yaml"))
             raise ConfigError(
                 f"--overlay {overlay}: its resources are not in k8s/overlays; use base, {', '.join(known)}"
             )

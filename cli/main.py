@@ -122,6 +122,13 @@ def submit(
     ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the run's end and say how it ended.")] = True,
     timeout: Annotated[float, typer.Option(min=1, help="Hours to wait; the run itself goes on.")] = 168.0,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Submit nothing; say what of the run does not fit on the cluster of the kubeconfig as it is now.",
+        ),
+    ] = False,
 ) -> None:
     """Start a pipeline on a cluster: upload it to Kubeflow Pipelines, start a run or a recurring one, wait for its end.
 
@@ -132,9 +139,8 @@ def submit(
     from cli.submit import submit_run
 
     experiment = documents.load(config_file, overrides)
-    submit_run(
-        pipeline, experiment, param or [], host, token, namespace, group, name, every, timeout * 3600 if wait else 0
-    )
+    seconds = timeout * 3600 if wait else 0
+    submit_run(pipeline, experiment, param or [], host, token, namespace, group, name, every, seconds, dry_run=dry_run)
 
 
 app.command(rich_help_panel=panels.CLUSTER)(check.check)

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import re
 import time
 import warnings
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from cli import summary
 from components import run_ends
+from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, WukongError
 from wukong.stages import preflight
@@ -35,6 +37,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 }
 _COMPILED = Path(__file__).parents[1] / "pipelines" / "compiled"
 _MEASURING = ("training", "evaluate", "recurring")
+_NAMESPACE = "wukong"  # where an installation makes RayJobs
 _INTERVAL = re.compile(r"(\d+)([mhd])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400}
 
@@ -309,6 +312,8 @@ def submit_run(
     name: str | None,
     every: str | None,
     timeout: float,
+    *,
+    dry_run: bool = False,
 ) -> None:
     """Upload a pipeline; start a run of it or a recurring run.
 
@@ -323,9 +328,10 @@ def submit_run(
         name: the name of the run, or None for the experiment's name and the time.
         every: see ``Pipelines.schedule``, or None to start one run now.
         timeout: seconds to wait for the run's end; 0 not to wait.
+        dry_run: upload and start nothing; say whether KFP answers, and what does not fit on the cluster.
 
     Raises:
-        SubmitError: KFP cannot be reached or refuses, or the run did not succeed.
+        SubmitError: KFP cannot be reached or refuses, or the run did not succeed; of a dry run, something does not fit.
         ConfigError: there is no such pipeline or parameter.
     """
     file = Path(pipeline) if pipeline.endswith(".yaml") else _COMPILED / f"{pipeline}.yaml"
@@ -338,8 +344,12 @@ def submit_run(
     # Recurring runs take KFP's names, because each needs its own records and jobs.
     values = parameters(file, experiment, "" if every else run, given)
     api = Pipelines(host, token, namespace)
-    version = api.upload(file)
     console = Console()
+    if dry_run:
+        console.print(f"{file.stem} can be submitted to {host} as {run}; nothing was", soft_wrap=True, highlight=False)
+        _look_for_room(console, file, values, namespace or os.environ.get("WUKONG_CLUSTER") or _NAMESPACE)
+        return
+    version = api.upload(file)
     if every:
         made = api.schedule(group or experiment.name, run, version, values, every)
         console.print(f"Recurring  {made.name}\nPage       {made.url}", soft_wrap=True, highlight=False)
@@ -350,6 +360,45 @@ def submit_run(
         api.wait(made, lambda line: console.print(f"  {line}", highlight=False), timeout)
         if file.stem in _MEASURING:
             summary.print_tables(console, experiment, run)
+
+
+def _look_for_room(console: Console, file: Path, values: Mapping[str, Any], namespace: str) -> None:
+    """Print what of a run's pods does not fit on the cluster of the kubeconfig, and what cannot be seen of it.
+
+    Raises:
+        SubmitError: something does not fit.
+        RayJobError: there is no kubeconfig, or the cluster does not answer.
+    """
+    from kubernetes import client
+
+    from cli import room
+    from ray_jobs.launch.kuberay.client import KubernetesApi, Timing
+    from ray_jobs.launch.kuberay.settings import CONFIG_MAP, parse
+
+    api = KubernetesApi(namespace, Timing(patience=10))
+    template, settings = parse(api.read_config_map(CONFIG_MAP), namespace)
+    numbers = {name: values[name] for name in run_ends.NUMBERS if name in values}
+    experiment = run_ends.experiment_of(values["experiment"], values.get("overrides", []), numbers)
+    jobs = {stage: room.pods_of(experiment, template, settings, stage) for stage in _jobs_of(file)}
+    lines, unseen = room.unfit(client.CoreV1Api(), namespace, jobs)
+    for line in [*unseen, *lines]:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    if lines:
+        raise SubmitError(
+            f"pods of {len(lines)} groups do not fit on the cluster now: they wait until others end or nodes come; "
+            f"give them less in the ConfigMap {namespace}/{CONFIG_MAP}, or add nodes"
+        )
+    if not unseen:
+        pods = max(map(len, jobs.values()), default=0)
+        console.print(f"All {len(jobs)} jobs fit on the cluster now; the largest has {pods} pods", highlight=False)
+
+
+def _jobs_of(file: Path) -> list[str]:
+    """Return the stages of a compiled pipeline that are Ray jobs, in the order in which they run."""
+    specification = next(yaml.safe_load_all(file.read_text(encoding="utf-8")))
+    graphs = [specification["root"], *specification["components"].values()]
+    tasks = {name for graph in graphs for name in graph.get("dag", {}).get("tasks", {})}
+    return [name for name in stages.JOBS if (stages.of(name).function or name).replace("_", "-") in tasks]
 
 
 def _refusal(status: int) -> str:

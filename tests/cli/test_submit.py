@@ -11,11 +11,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
+from played_cluster import running
 from typer.testing import CliRunner
 
 from cli import main, submit
 from wukong.config import documents
-from wukong.errors import ConfigError
+from wukong.errors import ConfigError, WukongError
 
 COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled"
 
@@ -157,6 +158,30 @@ def test_what_cannot_be_run_is_not_uploaded(kfp: Kfp, file: Path) -> None:
     assert kfp.pipelines == kfp.runs == []
     call(kfp, file, "data", *none, "--no-wait")
     assert len(kfp.runs) == 1
+
+
+def test_a_dry_run_submits_nothing_and_says_what_does_not_fit(
+    kfp: Kfp, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running() as cluster:
+        monkeypatch.setattr(
+            "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION",
+            str(cluster.kubeconfig(tmp_path / "kubeconfig")),
+        )
+        node = cluster.lists["/api/v1/nodes"][0]["status"]
+        arguments = ["submit", "data", "--config", str(file), "--host", kfp.url, "--dry-run", "--name", "first"]
+        short = CliRunner().invoke(main.app, arguments)
+        node["allocatable"] = {"cpu": "64", "memory": "256Gi", "pods": "110"}
+        fits = CliRunner().invoke(main.app, arguments)
+        cluster.forbidden = {"/api/v1/nodes"}
+        unseen = CliRunner().invoke(main.app, arguments)
+    assert "crawl: " in short.output
+    assert isinstance(short.exception, WukongError)
+    assert f"data can be submitted to {kfp.url} as first; nothing was" in fits.output
+    assert "All 3 jobs fit on the cluster now" in fits.output
+    assert "not looked at: nodes and their pods (Forbidden)" in unseen.output
+    assert "fit on the cluster now" not in unseen.output
+    assert kfp.pipelines == kfp.runs == []
 
 
 @pytest.mark.usefixtures("fast")
