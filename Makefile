@@ -105,6 +105,10 @@ pipelines: $(INSTALLED) ## Compile the pipelines for the KFP UI into pipelines/c
 configuration: $(INSTALLED) ## Write docs/configuration.md from the types in wukong/config/
 	$(BIN)/python -m tools.config_reference
 
+.PHONY: sizes
+sizes: $(INSTALLED) ## Write docs/sizes.md, sizes and costs by overlay, from `wukong plan`; needs kustomize or kubectl
+	$(BIN)/python -m tools.size_tables
+
 .PHONY: docs
 docs: $(INSTALLED) ## Build the docs site into build/site; a link that leads nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
