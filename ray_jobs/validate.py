@@ -60,7 +60,8 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
         parents: the filter's manifest under ``filter``.
 
     Returns:
-        The manifest. ``counts`` has ``pairs``, ``expectations`` and ``warnings``.
+        The manifest. ``counts`` has ``pairs``, ``expectations`` and ``warnings``, and under ``repeated_pairs`` how many
+        pairs have the picture and the first caption of another one.
 
     Raises:
         GateError: an expectation of severity ``fail`` does not hold; there is no manifest then.
@@ -102,6 +103,7 @@ def _validate(stage: Stage, experiment: Experiment, filtered: Manifest) -> Manif
         "pairs": sum(pairs.values()),
         "expectations": len(found),
         "warnings": sum(not outcome.success for outcome in found),
+        audit.REPEATED: dataset.row[audit.REPEATED],
     }
     counted = statistics.merge(list(by_split.values()))
     card.write(stage.uri, card.of(experiment, filtered, counted, docs="index.html"))

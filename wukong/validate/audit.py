@@ -17,7 +17,10 @@ NAME_LEFT = "name_left"
 SAMPLES = 5
 """The most pairs that are shown of those that break an expectation on the whole set."""
 
-_OF = pl.Enum(["key", "caption_original", "caption", "picture"])
+_OF = pl.Enum(["key", "caption_original", "caption", "picture", "pair"])
+
+REPEATED = "repeated_pairs"
+"""Number of pairs that have the picture and the first caption of another pair."""
 _KIND = pl.Enum(["train", "drawn", "unseen", "seen", "other"])
 
 
@@ -50,9 +53,10 @@ def facts_of(pairs: pl.DataFrame, split: Split) -> pl.DataFrame:
         split: the hold-outs.
 
     Returns:
-        Four rows a pair: ``hash``, what it is the hash of (``of``), the pair's ``row`` in the batch, and its ``kind``:
-        ``train``, ``unseen`` or ``seen`` for a test set with such captions, or ``other``. And two rows for each further
-        caption of a pair: ``drawn``, because only those trainings see it that draw among captions.
+        Five rows a pair: ``hash``, what it is the hash of (``of``; of ``pair`` of the picture with the first caption),
+        the pair's ``row`` in the batch, and its ``kind``: ``train``, ``unseen`` or ``seen`` for a test set with such
+        captions, or ``other``. And two rows for each further caption of a pair: ``drawn``, because only those trainings
+        see it that draw among captions.
     """
     kinds = {TRAIN: "train"} | {each.name: each.captions for each in split.holdouts if each.captions != "any"}
     texts = captions.apart(pairs)
@@ -69,11 +73,12 @@ def facts_of(pairs: pl.DataFrame, split: Split) -> pl.DataFrame:
         "caption": hashes(rows["caption"]),
         "picture": picture_digests(rows),
     }
+    values["pair"] = values["picture"] ^ values["caption_original"]
     tables = [
         facts.select(hash=pl.Series(value), of=pl.lit(name, _OF), row="row", kind="kind")
         for name, value in values.items()
     ]
-    told = pl.concat(tables)
+    told = pl.concat(tables).filter((pl.col("of") != "pair") | (pl.col("kind") != "drawn"))
     # A caption occurs once in a pair, also where two of its captions have the same normal form.
     return told.unique(["of", "row", "hash"], keep="first", maintain_order=True) if several else told
 
@@ -84,7 +89,7 @@ class Dataset:
 
     Attributes:
         row: by column of the expectations, the number of hashes that break one; of ``most_frequent_caption`` how often
-            the most frequent caption occurs.
+            the most frequent caption occurs; of ``repeated_pairs`` how many pairs have picture and caption of another.
         samples: by the same columns, the first pairs with such a hash, as batch and row in the batch.
     """
 
@@ -128,7 +133,8 @@ def summarize(facts: pl.DataFrame) -> Dataset:
             .bottom_k(SAMPLES, by=["batch", "row"])
         )
         row[name], samples[name] = len(offenders), sorted(first.iter_rows())
-    return Dataset(row | {"most_frequent_caption": most}, samples)
+    repeated = known.filter(of="pair").select((pl.col("rows") - 1).sum()).item()
+    return Dataset(row | {"most_frequent_caption": most, REPEATED: repeated}, samples)
 
 
 def join(ranges: Sequence[Dataset]) -> Dataset:
@@ -140,4 +146,4 @@ def join(ranges: Sequence[Dataset]) -> Dataset:
         offending = (each for each in ranges if name != "most_frequent_caption" or each.row[name] == row[name])
         return sorted(sample for each in offending for sample in each.samples[name])[:SAMPLES]
 
-    return Dataset(row, {name: samples(name) for name in row})
+    return Dataset(row, {name: samples(name) for name in ranges[0].samples})

@@ -1,6 +1,7 @@
 """The facts of a set by ranges of hashes, against all of them in one place."""
 
 import hashlib
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -67,6 +68,8 @@ def in_one_place(batches):
         ),
     }  # fmt: skip
     row = {name: len(found) for name, (_, found) in offenders.items()} | {"most_frequent_caption": most}
+    seen = Counter(zip(pictures.tolist(), original.tolist(), strict=True))
+    row["repeated_pairs"] = sum(count - 1 for count in seen.values())
     samples = {
         name: [places[n] for n in np.flatnonzero(np.isin(values, found))[:5]]
         for name, (values, found) in offenders.items()
@@ -114,5 +117,6 @@ def test_other_captions_of_training_pairs_count_where_training_may_read_them() -
         "unseen_captions_in_train": 1,  # 狗, which a training that draws among captions reads
         "seen_captions_not_in_train": 1,  # 鸟, which a training on first captions does not read
         "holdout_pictures_in_train": 0,
+        "repeated_pairs": 0,
     }
     assert dataset.samples["unseen_captions_in_train"] == [(0, 0), (0, 3)]
