@@ -106,7 +106,8 @@ class _Reporter:
             metrics.show_look(name, look, self._workers, self._job.settings.workers)
 
     def validation(self, validated: Validated) -> None:
-        named = {f"{self._job.name}/validation/{name}": value for name, value in validated.metrics.items()}
+        values = validated.metrics if validated.best is None else {**validated.metrics, "best": validated.best}
+        named = {f"{self._job.name}/validation/{name}": value for name, value in values.items()}
         self._sender.add(named, validated.step)
 
 

@@ -3,6 +3,7 @@
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,6 +164,7 @@ def test_the_best_model_is_packed_and_measured_as_the_evaluation_does(
     assert trained.metrics["validation/best_step"] == min(step for step, value in measured.items() if value == best)
     assert (found["kept"], found["metric"], found["stopped"]) == ("best", metric, False)
     assert logged[f"pretrain/validation/{metric}"] == measured
+    assert list(logged["pretrain/validation/best"].values()) == [*accumulate(measured.values(), max)]
     assert set(logged["pretrain/validation/classification/colours/top1"]) == set(measured)
     # What lies in the package gives that number.
     packed = OwnModel(saved_model.load_for_features(storage.join(trained.uri, "model")), "packed")

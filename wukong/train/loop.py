@@ -263,6 +263,7 @@ class _Run:
         validated = Validated(self.taken, self.measure(self.model), time.monotonic() - self.looked)
         self.model.train()
         is_best = self.state.validations.judge(self.taken, validated.metrics, self.settings.validation)
+        validated = replace(validated, best=self.state.validations.best)
         self.validating += validated.seconds
         self.recent.began = time.monotonic()
         if not self.rank:

@@ -39,11 +39,13 @@ class Validated:
         step: number of steps taken so far in the run.
         metrics: values by their names, ``KIND/TASK/RESULT``.
         seconds: time for which training waited.
+        best: the best value so far of the metric that decides; None if none decides.
     """
 
     step: int
     metrics: Mapping[str, float]
     seconds: float
+    best: float | None = None
 
 
 @dataclass

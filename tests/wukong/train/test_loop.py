@@ -437,6 +437,7 @@ def test_who_watches_is_told_the_losses_and_the_metric_that_decides_with_the_bes
     values = [each.metrics[settings.validation.metric] for each in found]
     assert [event.value for event in told if event.name == settings.validation.metric] == values
     assert [event.best for event in told if event.name != "loss"] == [*accumulate(values, max)]
+    assert [each.best for each in found] == [*accumulate(values, max)]
 
 
 def test_validation_after_each_epoch() -> None:
