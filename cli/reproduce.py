@@ -1,6 +1,7 @@
 """``wukong reproduce``: do a run again, apart from it, and compare each stage's output."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cli.own_code import check_out
 from ray_jobs.launch import launch
 from wukong import stages
 from wukong.commands.output import JsonOption, print_json
@@ -40,6 +42,13 @@ def reproduce(
     from_crawl: Annotated[
         bool, typer.Option("--from-crawl", help="Crawl again too; by default the run's crawl is taken.")
     ] = False,
+    own_code: Annotated[
+        bool,
+        typer.Option(
+            "--own-code",
+            help="Check out the run's revision, install its packages if they are others, and do it by that code.",
+        ),
+    ] = False,
     place: StorageOption = STORAGE,
     as_json: JsonOption = False,
 ) -> None:
@@ -55,6 +64,9 @@ def reproduce(
     experiment = listing.experiment_of(found.uri)
     before = _outputs(experiment, run)
     folder = into or environment.home() / "reproduced" / f"{run}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    if own_code:
+        options = [*(["--from-crawl"] if from_crawl else []), *(["--json"] if as_json else [])]
+        raise typer.Exit(_by_own_code(before, folder.resolve(), [run, "--storage", place, *options]))
     again = experiment.model_copy(update={"storage": storage.from_path(folder.resolve())})
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
     for line in reproduction.circumstances(list(before.values())[-1].provenance, manifest.provenance()):
@@ -75,6 +87,15 @@ def reproduce(
         _print(Console(highlight=False, soft_wrap=True), compared)
     if not all(each.is_equal for each in compared):
         raise typer.Exit(1)
+
+
+def _by_own_code(before: Mapping[str, Manifest], folder: Path, arguments: Sequence[str]) -> int:
+    """Do this command by the code that made the run's last output; return its exit status."""
+    code = folder / "code"
+    python = check_out(str(list(before.values())[-1].provenance.get("revision", "unknown")), code)
+    variables = {**os.environ, "PYTHONPATH": str(code), environment.HOME: str(environment.home())}
+    command = [str(python), "-m", "cli.main", "reproduce", *arguments, "--into", str(folder)]
+    return subprocess.run(command, cwd=code, env=variables, check=False).returncode  # noqa: S603 - this project's code
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -99,3 +100,28 @@ def test_a_run_that_has_not_finished_is_refused(place: str, launched: Launched) 
     refused = CliRunner().invoke(app, ["reproduce", "first", "--storage", place])
     assert isinstance(refused.exception, DataError)
     assert "has not finished evaluate: only a finished run" in str(refused.exception) and launched.stages == []
+
+
+def test_its_own_code_is_another_process_with_the_same_arguments(
+    place: str, launched: Launched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code that is checked out here tells its arguments and ends with 1, as if a digest differed."""
+    code = tmp_path / "again" / "code"
+
+    def check_out(revision: str, folder: Path) -> Path:
+        assert (revision, folder) == (manifest.code_revision(), code)
+        (folder / "cli").mkdir(parents=True)
+        (folder / "cli" / "__init__.py").touch()
+        (folder / "cli" / "main.py").write_text(
+            "import os, pathlib, sys\n"
+            "pathlib.Path('told').write_text(' '.join([*sys.argv[1:], os.environ['WUKONG_HOME']]))\nsys.exit(1)\n"
+        )
+        return Path(sys.executable)
+
+    monkeypatch.setattr("cli.reproduce.check_out", check_out)
+    into = str(tmp_path / "again")
+    arguments = ["reproduce", "first", "--storage", place, "--into", into, "--own-code", "--from-crawl"]
+    assert CliRunner().invoke(app, arguments).exit_code == 1
+    home = tmp_path / "home"
+    assert (code / "told").read_text() == f"reproduce first --storage {place} --from-crawl --into {into} {home}"
+    assert launched.stages == []
