@@ -35,6 +35,9 @@ PAGES = (
     *("README.md", "CONTRIBUTING.md", "examples/README.md"),
     *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")),
 )
+CHINESE = ("README.zh-CN.md", *sorted(f"docs/zh/{file.name}" for file in (ROOT / "docs" / "zh").glob("*.md")))
+"""Their blocks are those of the English pages, by ``test_chinese_pages.py``; here only running text is checked."""
+
 DATA = {"csv", "mermaid", "text", "yaml"}
 """Languages of blocks that are read, not executed."""
 
@@ -203,14 +206,14 @@ def test_the_words_of_a_shell_block_exist(block: Block) -> None:
         _check_command(words)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, *CHINESE])
 def test_commands_in_running_text_exist(page: str) -> None:
     for span in _spans(page):
         if re.match(r"(\.venv/bin/)?(wukong|make) [a-z]", span):
             _check_command(shlex.split(span), complete=False)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, *CHINESE])
 def test_files_named_in_running_text_exist(page: str) -> None:
     for span in _spans(page):
         _check_files([span])

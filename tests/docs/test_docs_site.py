@@ -30,10 +30,10 @@ def source(tmp_path: Path) -> Path:
 def test_it_builds_and_every_page_is_in_it(tmp_path: Path) -> None:
     done = build(ROOT, tmp_path)
     assert done.returncode == 0, done.stderr
-    pages = {file.stem for file in (ROOT / "docs").glob("*.md")}
-    assert pages <= {file.stem for file in tmp_path.glob("*.html")}
+    pages = {file.relative_to(ROOT / "docs").with_suffix("") for file in (ROOT / "docs").rglob("*.md")}
+    assert pages <= {file.relative_to(tmp_path).with_suffix("") for file in tmp_path.rglob("*.html")}
     index = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert {f"{page}.html" for page in pages} <= set(re.findall(r'href="([\w-]+\.html)"', index))
+    assert {f"{page}.html" for page in pages} <= set(re.findall(r'href="([\w/-]+\.html)"', index))
     fetched = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', index)
     assert fetched == [], "a page loads nothing from elsewhere"
 
