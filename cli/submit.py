@@ -371,7 +371,7 @@ def _look_for_room(console: Console, file: Path, values: Mapping[str, Any], name
     """
     from kubernetes import client
 
-    from cli import room
+    from cli import free_resources
     from ray_jobs.launch.kuberay.client import KubernetesApi, Timing
     from ray_jobs.launch.kuberay.settings import CONFIG_MAP, parse
 
@@ -379,8 +379,8 @@ def _look_for_room(console: Console, file: Path, values: Mapping[str, Any], name
     template, settings = parse(api.read_config_map(CONFIG_MAP), namespace)
     numbers = {name: values[name] for name in run_ends.NUMBERS if name in values}
     experiment = run_ends.experiment_of(values["experiment"], values.get("overrides", []), numbers)
-    jobs = {stage: room.pods_of(experiment, template, settings, stage) for stage in _jobs_of(file)}
-    lines, unseen = room.unfit(client.CoreV1Api(), namespace, jobs)
+    jobs = {stage: free_resources.pods_of(experiment, template, settings, stage) for stage in _jobs_of(file)}
+    lines, unseen = free_resources.unfit(client.CoreV1Api(), namespace, jobs)
     for line in [*unseen, *lines]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     if lines:

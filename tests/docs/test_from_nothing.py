@@ -102,7 +102,7 @@ def test_an_engineer_reads_the_readme_and_the_tutorial(person: Person) -> None:
     assert "running" in person.follows("README.md", ".venv/bin/wukong status", ("\n.venv/bin/wukong down", "\n#"))
     listed = person.follows("docs/tutorial.md", ".venv/bin/wukong report")
     assert Path(listed.splitlines()[0]).is_file()
-    assert "image_size" in person.follows("docs/tutorial.md", ".venv/bin/wukong show models:/demo@champion")
+    assert "image tower" in person.follows("docs/tutorial.md", ".venv/bin/wukong show models:/demo@champion")
     changed = person.follows(
         "docs/tutorial.md", ".venv/bin/wukong run --config configs/demo.yaml --set finetune.epochs=6"
     )

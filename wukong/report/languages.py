@@ -1,6 +1,6 @@
 """Texts of a page in both languages: a page is made once, often in a pod, and its reader chooses the language.
 
-A text is written twice, and ``language.html.j2`` hides one of the two by the language of the page's root element. An
+A text is written twice, and ``wukong/report/language.html.j2`` hides one of the two by the language of the page's root element. An
 attribute holds English, and Chinese beside it in a ``data-zh-`` attribute, which the page's script exchanges.
 """
 

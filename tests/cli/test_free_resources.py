@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from kubernetes import client
 from played_cluster import PlayedCluster, running
 
-from cli import check, room
-from cli.room import Node, Pod
+from cli import check, free_resources
+from cli.free_resources import Node, Pod
 from wukong import stages
 from wukong.config import documents
 
 _GPU = "nvidia.com/gpu"
 
 
-def _amounts(**amounts: float) -> room.Resources:
+def _amounts(**amounts: float) -> free_resources.Resources:
     return {name.replace("gpu", _GPU): Decimal(str(amount)) for name, amount in amounts.items()}
 
 
@@ -38,7 +38,7 @@ def test_what_a_pod_asks_for() -> None:
         ],
         "overhead": {"cpu": "250m"},
     }
-    assert room.requests_of(spec) == {"cpu": 3, "memory": 1536 * 2**20, _GPU: 2}
+    assert free_resources.requests_of(spec) == {"cpu": 3, "memory": 1536 * 2**20, _GPU: 2}
 
 
 @given(
@@ -48,7 +48,7 @@ def test_what_a_pod_asks_for() -> None:
 def test_no_pod_is_placed_that_has_no_place(asked: list[int], free: list[int]) -> None:
     """What is placed fits, by trying all ways to place it; with one node nothing that would fit is left."""
     pods = [Pod(str(number), "worker", _amounts(cpu=amount)) for number, amount in enumerate(asked)]
-    left = room.unplaced(pods, [_node(str(number), cpu=amount) for number, amount in enumerate(free)])
+    left = free_resources.unplaced(pods, [_node(str(number), cpu=amount) for number, amount in enumerate(free)])
     placed = [int(pod.requests["cpu"]) for pod in pods if pod not in left]
     ways = itertools.product(range(len(free)), repeat=len(placed))
     assert any(
@@ -68,24 +68,24 @@ def test_labels_taints_and_gpus_keep_pods_away() -> None:
     assert not _node("no gpu", cpu=1, labels={"pool": "a"}).takes(pod)
     assert not _node("other pool", cpu=1, gpu=1, labels={"pool": "b"}).takes(pod)
     assert not _node("other taint", cpu=1, gpu=1, labels={"pool": "a"}, taint="dedicated").takes(pod)
-    assert room.unplaced([pod, pod], [_node("one", cpu=9, gpu=1, labels={"pool": "a"})]) == [pod]
+    assert free_resources.unplaced([pod, pod], [_node("one", cpu=9, gpu=1, labels={"pool": "a"})]) == [pod]
 
 
 def test_gpus_are_kept_for_those_that_need_them() -> None:
     """Small pods take what is least, so that the pod with a GPU still has its cores."""
     small, large = Pod("s", "head", _amounts(cpu=2)), Pod("s", "worker", _amounts(cpu=4, gpu=1))
-    assert not room.unplaced([small, small, large], [_node("gpu", cpu=4, gpu=1), _node("plain", cpu=4)])
+    assert not free_resources.unplaced([small, small, large], [_node("gpu", cpu=4, gpu=1), _node("plain", cpu=4)])
 
 
 def test_the_pods_of_a_stage_are_those_of_its_job() -> None:
     template, settings = check.resources_of("gpu")
     experiment = documents.load(Path("configs/demo.yaml"), ["pretrain.workers=4", "pretrain.gpus_per_worker=1"])
-    pods = room.pods_of(experiment, template, settings, "pretrain")
+    pods = free_resources.pods_of(experiment, template, settings, "pretrain")
     workers = [pod for pod in pods if pod.role == "worker"]
     assert len(workers) == 4
     assert {pod.requests[_GPU] for pod in workers} == {1}
     assert [pod.role for pod in pods].count("head") == 1
-    assert all(room.pods_of(experiment, template, settings, stage) for stage in stages.JOBS)
+    assert all(free_resources.pods_of(experiment, template, settings, stage) for stage in stages.JOBS)
 
 
 @pytest.fixture
@@ -100,13 +100,13 @@ def core(server: PlayedCluster) -> client.CoreV1Api:
 
 
 def test_what_is_free_is_what_running_pods_leave(core: client.CoreV1Api) -> None:
-    (node,) = room.nodes(core)
+    (node,) = free_resources.nodes(core)
     assert node.free == {"cpu": 1, "memory": 8 * 2**30, "pods": 109}
 
 
 def test_says_which_pods_do_not_fit(core: client.CoreV1Api) -> None:
     pods = [Pod("crawl", "worker", _amounts(cpu=0.5, memory=2**30))] * 3
-    ((line,), unseen) = room.unfit(core, "wukong", {"crawl": pods, "filter": pods[:1]})
+    ((line,), unseen) = free_resources.unfit(core, "wukong", {"crawl": pods, "filter": pods[:1]})
     assert line == (
         "crawl: 1 of 3 pods (worker) fit on no node now: each asks for 0.5 cpu, 1.0 GiB memory; the node with most "
         "room, a, has 1 cpu, 8.0 GiB memory free"
@@ -117,7 +117,7 @@ def test_says_which_pods_do_not_fit(core: client.CoreV1Api) -> None:
 def test_says_which_quota_is_short(core: client.CoreV1Api, server: PlayedCluster) -> None:
     status = {"hard": {"requests.cpu": "2", "pods": "9"}, "used": {"requests.cpu": "1500m", "pods": "1"}}
     server.lists["/api/v1/namespaces/wukong/resourcequotas"] = [{"metadata": {"name": "team"}, "status": status}]
-    (lines, _) = room.unfit(core, "wukong", {"crawl": [Pod("crawl", "worker", _amounts(cpu=1))]})
+    (lines, _) = free_resources.unfit(core, "wukong", {"crawl": [Pod("crawl", "worker", _amounts(cpu=1))]})
     assert lines == [
         "crawl: its pods ask for 1 requests.cpu, and the quota team of the namespace wukong leaves 0.5 requests.cpu"
     ]
@@ -125,7 +125,7 @@ def test_says_which_quota_is_short(core: client.CoreV1Api, server: PlayedCluster
 
 def test_says_what_it_may_not_see(core: client.CoreV1Api, server: PlayedCluster) -> None:
     server.forbidden = {"/api/v1/nodes"}
-    (lines, (unseen,)) = room.unfit(core, "wukong", {"crawl": [Pod("crawl", "worker", _amounts(cpu=99))]})
+    (lines, (unseen,)) = free_resources.unfit(core, "wukong", {"crawl": [Pod("crawl", "worker", _amounts(cpu=99))]})
     assert lines == []
     assert unseen.startswith("not looked at: nodes and their pods (Forbidden)")
 
