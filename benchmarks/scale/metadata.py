@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,14 @@ class Tasks:
     def put(self, value: Any) -> Any:
         return value
 
+    def wait(self, some: list[Future], num_returns: int) -> tuple[list[Future], list[Future]]:
+        done, _ = futures.wait(some, return_when=futures.FIRST_COMPLETED)
+        first = [each for each in some if each in done][:num_returns]
+        return first, [each for each in some if each not in first]
+
+    def cancel(self, some: Future) -> None:
+        some.cancel()
+
     def get(self, some: Any) -> Any:
         if isinstance(some, list):
             return [self.get(each) for each in some]
@@ -136,7 +145,9 @@ class Task:
     def __init__(self, tasks: Tasks, function: Any, num_returns: int = 1) -> None:
         self.tasks, self.function, self.num_returns = tasks, function, num_returns
 
-    def options(self, num_returns: int = 1) -> "Task":
+    def options(self, num_returns: int = 1, num_gpus: int = 0) -> "Task":
+        if num_gpus:
+            raise ValueError("the tasks of this benchmark run on cores alone")
         return Task(self.tasks, self.function, num_returns)
 
     def remote(self, *arguments: Any) -> Any:
@@ -289,7 +300,8 @@ def measure(rows: int, work: Path, processes: int, gate: bool) -> None:
     job._stage, job._config, job._cores = crawled, experiment.crawl, processes
     planned = measured.stage("plan", lambda: job._plan(found, rows), lambda: digest_of(crawled.path("plan")))
     made = []
-    for number, (path, group, *_) in enumerate(planned):
+    groups_of_plan = ((each["plan"], group) for each in planned for group in range(len(each["parts"])))
+    for number, (path, group) in enumerate(groups_of_plan):
         part = f"parts/{number:05d}.parquet"
         made.append((part, tasks.pool.submit(write_part, crawled.path(part), crawled.path(path), group)))
     parts = [future.result().model_copy(update={"path": path}) for path, future in made]

@@ -101,3 +101,13 @@ def test_a_small_benchmark_runs_and_its_table_has_the_stages(tmp_path: Path) -> 
     assert 50 < crawl["driver_mib"] < 2_000
     assert crawl["predicted"] > 0
     assert "| crawl | seconds |" in done.stdout
+
+
+@pytest.mark.slow
+def test_made_up_metadata_goes_through_the_stages_that_read_tables(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/scale/metadata.py", "--rows", "5000", "--work", str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    told = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    assert [each["stage"] for each in told] == ["plan", "count", "rules", "compare", "assign", "validate"]
+    assert all(each["rows"] == 5000 and each["tasks"] and each["opened"] for each in told)

@@ -84,7 +84,7 @@ class Person:
 
     def runs(self) -> list[str]:
         """Names of the runs, the newest first."""
-        return [each["run"] for each in json.loads(self.types("wukong runs --json"))]
+        return [each["name"] for each in json.loads(self.types("wukong runs --json"))]
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +122,8 @@ def test_a_developer_compares_and_promotes(person: Person) -> None:
     )
     assert "finetune.epochs" in compared
     assert re.search("[▲▼≈]", compared)
-    version = max(each["version"] for each in json.loads(person.types("wukong models --json")))
-    forced = person.follows("docs/comparing.md", "wukong promote demo/7 --force", ("demo/7", f"demo/{version}"))
+    newest_model = json.loads(person.types("wukong models --json"))[0]["model"].removeprefix("models:/")
+    forced = person.follows("docs/comparing.md", "wukong promote demo/7 --force", ("demo/7", newest_model))
     assert "champion" in forced
     assert "champion" in person.types('wukong rollback demo --reason "slower than allowed"')
 
