@@ -109,7 +109,9 @@ def _open(server: Server, experiment: Experiment, run: str, stage: str) -> tuple
 
 
 def complete_run(experiment: Experiment, run: str, metrics: Mapping[str, float]) -> None:
-    """Log the final metrics to the pipeline's run and end it, and nested runs whose end could not be sent.
+    """Log the final metrics to the pipeline's run, then the curves of losses, and end it and its nested runs.
+
+    MLflow's page that compares runs begins with the metric that was logged first: that which decides between models.
 
     Raises:
         AwayError: MLflow was away for longer than the patience.
@@ -118,8 +120,13 @@ def complete_run(experiment: Experiment, run: str, metrics: Mapping[str, float])
     def complete() -> None:
         server = Server()
         parent = pipeline_run(server, experiment, run)
-        server.log(parent.run_id, metrics=as_metrics(metrics, 0))
-        for entry in [*_nested(server, parent), parent]:
+        ordered = dict(sorted(metrics.items(), key=lambda metric: metric[0] != experiment.registry.metric))
+        server.log(parent.run_id, metrics=as_metrics(ordered, 0))
+        nested = _nested(server, parent)
+        for entry in nested:
+            if (loss := f"{entry.tags.get(STAGE_TAG)}/loss") in entry.metrics:
+                server.log(parent.run_id, metrics=server.metric_history(entry.run_id, loss))
+        for entry in [*nested, parent]:
             if entry.status == "RUNNING" or entry is parent:
                 server.end(entry.run_id, "FINISHED")
 

@@ -177,26 +177,18 @@ def _logged_model(client: "MlflowClient", experiment_id: str, run_id: str, model
 
 
 def _log_curves(server: Server, run: Run, manifest: Manifest) -> None:
-    """Log what the run of a training lacks: its epochs, if MLflow was away, and the loss, if the training is reused.
-
-    The pipeline's run gets the curve of the loss too.
-    """
+    """Log what the run of a training lacks: its epochs, if MLflow was away, and the loss, if the training is reused."""
     loss, of_epoch = f"{manifest.stage}/loss", epoch_metric(manifest.stage, "loss")
     there = {entry.step for entry in server.metric_history(run.run_id, of_epoch)} if of_epoch in run.metrics else set()
     for epoch in storage.read_json(storage.join(manifest.uri, _HISTORY))["history"]:
         if epoch["epoch"] not in there:
             values = {epoch_metric(manifest.stage, name): value for name, value in epoch.items() if name != "epoch"}
             server.log(run.run_id, metrics=as_metrics(values, epoch["epoch"]))
-    if loss in run.metrics:
-        curve = server.metric_history(run.run_id, loss)
-    else:
+    if loss not in run.metrics:
         same = f"tags.`{DIGEST_TAG}` = '{manifest.digest}'"
         same_runs = [entry for entry in server.search_runs(run.experiment_id, same) if loss in entry.metrics]
-        curve = server.metric_history(same_runs[-1].run_id, loss) if same_runs else []
-        if curve:
-            server.log(run.run_id, metrics=curve)
-    if curve and (parent := run.tags.get(PARENT_TAG)):
-        server.log(parent, metrics=curve)
+        if same_runs:
+            server.log(run.run_id, metrics=server.metric_history(same_runs[-1].run_id, loss))
 
 
 def _log_parts(run_id: str, manifest: Manifest, prefix: str) -> None:
