@@ -157,7 +157,7 @@ def test_an_operator_serves(person: Person) -> None:
         server.communicate(timeout=60)
     assert server.returncode == 130
     assert time.monotonic() - started < 30
-    assert "rank" in person.types("wukong search 一只猫 --top 3")
+    assert "rank" in person.types("wukong search 一只猫 --top 3 --model models:/demo@champion")
     assert "Stopped" in person.types("wukong down")
 
 
