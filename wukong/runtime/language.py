@@ -9,16 +9,26 @@ import os
 import re
 import string
 import struct
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, lru_cache
 from importlib import resources
 from importlib.resources.abc import Traversable
+from operator import itemgetter
 from typing import Literal
 
 Language = Literal["en", "zh"]
+_Reading = tuple[int, str]
+"""How many characters of a text are those of messages, and its translation."""
 
 _VARIABLES = ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG")
 _NUMBER = r"[-+]?[\d,.]+|nan|-?inf"
-_SEPARATORS = ("\n", "; ", ": ", ", ")  # between messages that were joined, the strongest first
+_SEPARATORS = {"\n": "\n", ". ": "。", "; ": "；", ": ": "：", ", ": "，"}
+"""What stands between messages that were joined, and what stands there in Chinese."""
+_MOST = 20
+"""Separators up to which a text is also divided at the first one alone, because messages have some inside too."""
+_KNOWN = 4_096
+"""Texts that a catalogue remembers."""
+_LISTED = re.compile(r"(\S+(?:, \S+)*),? (and|or) (\S+)")
 
 
 def chosen() -> Language:
@@ -40,8 +50,8 @@ def translated(text: str) -> str:
 def chinese(text: str) -> str:
     """Return a text in Chinese.
 
-    Of several messages whose words the text has, the one with most words counts. A text that is no message is divided
-    at line ends, semicolons, colons and commas, and those parts that are messages are translated.
+    A text may be a message whose fields hold messages, or several messages that were joined by line ends, full stops,
+    semicolons, colons or commas. Of all such readings the one counts in which most of the text is words of messages.
     """
     return _catalogue().translate(text)
 
@@ -84,27 +94,42 @@ class Catalogue:
         self._whole = {each.format(): text.format() for each, text in self.messages.items() if not fields(each)}
         templates = (_Template(*pair) for pair in self.messages.items() if _is_template(pair[0]))
         self._templates = sorted(templates, key=lambda template: -template.weight)
+        self._read = lru_cache(_KNOWN)(self._read_anew)
 
     def translate(self, text: str) -> str:
         """Return the translation of a text, with its white space at both ends."""
+        return self._read(text)[1]
+
+    def _read_anew(self, text: str) -> _Reading:
         words = text.strip()
         before, _, after = text.partition(words) if words else (text, "", "")
-        return f"{before}{self._words(words)}{after}"
+        known, chinese = max(self._readings(words), key=itemgetter(0))
+        return known, f"{before}{chinese}{after}"
 
-    def _words(self, words: str) -> str:
+    def _readings(self, words: str) -> Iterator[_Reading]:
+        """Iterate over all readings; of equal ones the first is the best, so that no field holds a message too much."""
         if (whole := self._whole.get(" ".join(words.split()))) is not None:
-            return whole
+            yield len(words), whole
+            return
+        yield 0, words
+        for separator, theirs in _SEPARATORS.items():
+            if not (count := words.count(separator)):
+                continue
+            for most in {count, 1} if count <= _MOST else {count}:
+                parts = [self._value(part) for part in words.split(separator, most)]
+                if known := sum(each for each, _ in parts):
+                    yield known + len(separator) * (len(parts) - 1), theirs.join(chinese for _, chinese in parts)
         for template in self._templates:
             if (values := template.values(words)) is not None:
-                return template.filled({name: self._value(value) for name, value in values.items()})
-        for separator in _SEPARATORS:
-            if separator in words:
-                return separator.join(self._value(part) for part in words.split(separator))
-        return words
+                inside = {name: self._value(value) for name, value in values.items()}
+                known = template.weight + sum(each for each, _ in inside.values())
+                yield known, template.filled({name: chinese for name, (_, chinese) in inside.items()})
 
-    def _value(self, text: str) -> str:
-        # One word may be a name or a key, which stay as they are.
-        return self.translate(text) if " " in text.strip() else text
+    def _value(self, text: str) -> _Reading:
+        # One word may be a name or a key, which stay as they are, and so do several in a list.
+        if listed := _LISTED.fullmatch(text):
+            return 0, f"{listed[1]} {'和' if listed[2] == 'and' else '或'} {listed[3]}"
+        return self._read(text) if " " in text.strip() else (0, text)
 
 
 class _Template:

@@ -45,7 +45,7 @@ def catalogue() -> language.Catalogue:
         ("/a/pictures: there is no file", "/a/pictures：没有这个文件"),
         ("1,234 pictures", "1,234 张图片"),
         ("many pictures", "many pictures"),
-        ("x.csv: there is no column urll; did you mean url?", "x.csv：没有 urll; 您是不是想写 url？ 列"),
+        ("x.csv: there is no column urll; did you mean url?", "x.csv：没有 urll 列；您是不是想写 url？"),
         ("pictures", "图片"),
         ("name: pictures", "name: pictures"),
         ("write {} for a and a", "a 请写成 {}"),
