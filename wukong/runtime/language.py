@@ -28,7 +28,8 @@ _MOST = 20
 """Separators up to which a text is also divided at the first one alone, because messages have some inside too."""
 _KNOWN = 4_096
 """Texts that a catalogue remembers."""
-_LISTED = re.compile(r"(\S+(?:, \S+)*),? (and|or) (\S+)")
+_LISTED = re.compile(r"\S*[^\s,](?:,?(?:,| and| or) \S*[^\s,])+")
+_BETWEEN = {" and ": " 和 ", " or ": " 或 "}
 
 
 def chosen() -> Language:
@@ -127,8 +128,8 @@ class Catalogue:
 
     def _value(self, text: str) -> _Reading:
         # One word may be a name or a key, which stay as they are, and so do several in a list.
-        if listed := _LISTED.fullmatch(text):
-            return 0, f"{listed[1]} {'和' if listed[2] == 'and' else '或'} {listed[3]}"
+        if _LISTED.fullmatch(text):
+            return 0, re.sub(r",?( and | or )", lambda between: _BETWEEN[between[1]], text)
         return self._read(text) if " " in text.strip() else (0, text)
 
 
