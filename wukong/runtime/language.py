@@ -9,10 +9,11 @@ import os
 import re
 import string
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from importlib import resources
 from importlib.resources.abc import Traversable
+from itertools import pairwise
 from operator import itemgetter
 from typing import Literal
 
@@ -29,6 +30,7 @@ _MOST = 20
 _KNOWN = 4_096
 """Texts that a catalogue remembers."""
 _LISTED = re.compile(r"\S*[^\s,](?:,?(?:,| and| or) \S*[^\s,])+")
+_GAP = re.compile("(?<=[\u4e00-\u9fff])(?:\0 | \0)(?=[\u4e00-\u9fff])")
 _BETWEEN = {" and ": " 和 ", " or ": " 或 "}
 
 
@@ -117,20 +119,27 @@ class Catalogue:
             if not (count := words.count(separator)):
                 continue
             for most in {count, 1} if count <= _MOST else {count}:
-                parts = [self._value(part) for part in words.split(separator, most)]
-                if known := sum(each for each, _ in parts):
-                    yield known + len(separator) * (len(parts) - 1), theirs.join(chinese for _, chinese in parts)
+                yield _joined([self._value(part) for part in words.split(separator, most)], separator, theirs)
         for template in self._templates:
             if (values := template.values(words)) is not None:
                 inside = {name: self._value(value) for name, value in values.items()}
                 known = template.weight + sum(each for each, _ in inside.values())
-                yield known, template.filled({name: chinese for name, (_, chinese) in inside.items()})
+                yield known, template.filled(inside)
 
     def _value(self, text: str) -> _Reading:
         # One word may be a name or a key, which stay as they are, and so do several in a list.
         if _LISTED.fullmatch(text):
             return 0, re.sub(r",?( and | or )", lambda between: _BETWEEN[between[1]], text)
         return self._read(text) if " " in text.strip() else (0, text)
+
+
+def _joined(parts: Sequence[_Reading], separator: str, theirs: str) -> _Reading:
+    """Join readings; between two that are English the separator stays."""
+    known, text = parts[0]
+    for (before, _), (after, chinese) in pairwise(parts):
+        known += after + (len(separator) if before or after else 0)
+        text += (theirs if before or after else separator) + chinese
+    return known, text
 
 
 class _Template:
@@ -148,9 +157,10 @@ class _Template:
         match = re.fullmatch(self._pattern, text, re.DOTALL) if self._anchor in text else None
         return match and match.groupdict()
 
-    def filled(self, values: dict[str, str]) -> str:
-        """Return the translation with these values."""
-        return self._translation.format(**values)
+    def filled(self, values: dict[str, _Reading]) -> str:
+        """Return the translation with these values; the space that sets a name off is not for a translated value."""
+        marked = {name: f"\0{chinese}\0" if known else chinese for name, (known, chinese) in values.items()}
+        return _GAP.sub("", self._translation.format(**marked)).replace("\0", "")
 
 
 def fields(message: str) -> set[str]:

@@ -42,8 +42,9 @@ _Answer = TypeVar("_Answer")
 
 OUTAGE = patience.Outage(
     message("the object store"),
-    room=message(
-        ". Delete outputs that are not needed, or give it more room. What was deleted takes room until the store "
+    room=". "
+    + message(
+        "Delete outputs that are not needed, or give it more room. What was deleted takes room until the store "
         "reclaims it, which it does by itself"
     ),
 )
