@@ -110,21 +110,21 @@ class Catalogue:
         return known, f"{before}{chinese}{after}"
 
     def _readings(self, words: str) -> Iterator[_Reading]:
-        """Iterate over all readings; of equal ones the first is the best, so that no field holds a message too much."""
+        """Iterate over all readings; of equal ones the first counts, so that a value is not divided for nothing."""
         if (whole := self._whole.get(" ".join(words.split()))) is not None:
             yield len(words), whole
             return
         yield 0, words
-        for separator, theirs in _SEPARATORS.items():
-            if not (count := words.count(separator)):
-                continue
-            for most in {count, 1} if count <= _MOST else {count}:
-                yield _joined([self._value(part) for part in words.split(separator, most)], separator, theirs)
         for template in self._templates:
             if (values := template.values(words)) is not None:
                 inside = {name: self._value(value) for name, value in values.items()}
                 known = template.weight + sum(each for each, _ in inside.values())
                 yield known, template.filled(inside)
+        for separator, theirs in _SEPARATORS.items():
+            if not (count := words.count(separator)):
+                continue
+            for most in {count, 1} if count <= _MOST else {count}:
+                yield _joined([self._value(part) for part in words.split(separator, most)], separator, theirs)
 
     def _value(self, text: str) -> _Reading:
         # One word may be a name or a key, which stay as they are, and so do several in a list.
@@ -134,10 +134,10 @@ class Catalogue:
 
 
 def _joined(parts: Sequence[_Reading], separator: str, theirs: str) -> _Reading:
-    """Join readings; between two that are English the separator stays."""
+    """Join readings. Between two messages the separator is known too; between two that are English it stays."""
     known, text = parts[0]
     for (before, _), (after, chinese) in pairwise(parts):
-        known += after + (len(separator) if before or after else 0)
+        known += after + (len(separator) if before and after else 0)
         text += (theirs if before or after else separator) + chinese
     return known, text
 
