@@ -9,7 +9,7 @@ import os
 import re
 import string
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -23,14 +23,14 @@ _Reading = tuple[int, str]
 
 _VARIABLES = ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG")
 _NUMBER = r"[-+]?[\d,.]+|nan|-?inf"
-_SEPARATORS = {"\n": "\n", ". ": "。", "; ": "；", ": ": "：", ", ": "，"}
+_STOPS, _COMMA = {"\n": "\n", ". ": "。", "; ": "；", ": ": "："}, {", ": "，"}
 """What stands between messages that were joined, and what stands there in Chinese."""
 _MOST = 20
 """Separators up to which a text is also divided at the first one alone, because messages have some inside too."""
 _KNOWN = 4_096
 """Texts that a catalogue remembers."""
 _LISTED = re.compile(r"\S*[^\s,](?:,?(?:,| and| or) \S*[^\s,])+")
-_GAP = re.compile("(?<=[\u4e00-\u9fff])(?:\0 | \0)(?=[\u4e00-\u9fff])")
+_GAP = re.compile("(?<=[\u3000-\u9fff\uff00-\uffef])(?:\0 | \0)(?=[\u3000-\u9fff\uff00-\uffef])")
 _BETWEEN = {" and ": " 和 ", " or ": " 或 "}
 
 
@@ -110,21 +110,24 @@ class Catalogue:
         return known, f"{before}{chinese}{after}"
 
     def _readings(self, words: str) -> Iterator[_Reading]:
-        """Iterate over all readings; of equal ones the first counts, so that a value is not divided for nothing."""
+        """Iterate over all readings, of which the first counts if several are equal."""
         if (whole := self._whole.get(" ".join(words.split()))) is not None:
             yield len(words), whole
             return
         yield 0, words
+        yield from self._divided(words, _STOPS)
         for template in self._templates:
             if (values := template.values(words)) is not None:
                 inside = {name: self._value(value) for name, value in values.items()}
                 known = template.weight + sum(each for each, _ in inside.values())
                 yield known, template.filled(inside)
-        for separator, theirs in _SEPARATORS.items():
-            if not (count := words.count(separator)):
-                continue
-            for most in {count, 1} if count <= _MOST else {count}:
-                yield _joined([self._value(part) for part in words.split(separator, most)], separator, theirs)
+        yield from self._divided(words, _COMMA)  # last, because a value may be a list
+
+    def _divided(self, words: str, separators: Mapping[str, str]) -> Iterator[_Reading]:
+        for separator, theirs in separators.items():
+            if count := words.count(separator):
+                for most in {count, 1} if count <= _MOST else {count}:
+                    yield _joined([self._value(part) for part in words.split(separator, most)], separator, theirs)
 
     def _value(self, text: str) -> _Reading:
         # One word may be a name or a key, which stay as they are, and so do several in a list.
@@ -134,12 +137,11 @@ class Catalogue:
 
 
 def _joined(parts: Sequence[_Reading], separator: str, theirs: str) -> _Reading:
-    """Join readings. Between two messages the separator is known too; between two that are English it stays."""
-    known, text = parts[0]
+    """Join readings; between two that are English the separator stays."""
+    text = parts[0][1]
     for (before, _), (after, chinese) in pairwise(parts):
-        known += after + (len(separator) if before and after else 0)
         text += (theirs if before or after else separator) + chinese
-    return known, text
+    return sum(known for known, _ in parts), text
 
 
 class _Template:
