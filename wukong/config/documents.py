@@ -190,7 +190,7 @@ def _chosen(values: Any, similarity: Any, where: str) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(each, dict) for each in values.values()):
         raise ConfigError(
             f"{_BY_SIMILARITY}: {where} gives {values!r}; write mappings of an experiment's keys below "
-            f"{', '.join(allowed)}"
+            f"{' and '.join(allowed)}"
         )
     if wrong := [key for key in values if key not in allowed]:
         raise ConfigError(f"{_BY_SIMILARITY}.{wrong[0]}: unknown key in {where}; allowed here: {', '.join(allowed)}")

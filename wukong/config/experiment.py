@@ -138,7 +138,7 @@ class Experiment(Strict):
             raise ValueError(
                 f"{key} is {metric!r}, which the evaluation does not measure; it measures "
                 f"{'; '.join(measured)}; of all hold-outs together "
-                f"{', '.join(f'eval/{each.kind}/{HOLDOUTS}/{name}' for each in kinds for name in each.means)}; "
+                f"{' and '.join(f'eval/{each.kind}/{HOLDOUTS}/{name}' for each in kinds for name in each.means)}; "
                 f"a name begins with one of "
                 f"{', '.join(f'eval/{kind}/{task}' for kind, tasks in held.items() for task in tasks)}"
             )
