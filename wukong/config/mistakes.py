@@ -38,7 +38,7 @@ def _described(entry: Any) -> str:
         return "; ".join([unknown, *_meant(location, allowed)])
     if entry["type"] == "missing":
         return message(f"{key}: missing")
-    problem = entry["msg"].removeprefix("Value error, ")
+    problem: str = entry["msg"].removeprefix("Value error, ")
     if not key:  # what concerns several sections names its keys itself
         return problem
     if entry["type"] == "value_error":  # which names the value itself

@@ -296,7 +296,7 @@ def _holder(attempt: str, seconds: float) -> Holder:
         machine=_machine(),
         process=os.getpid(),
         born=_born(os.getpid()),
-        since=datetime.now(UTC).strftime("%d %B %H:%M:%S UTC"),
+        since=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         seconds=seconds,
     )
 
