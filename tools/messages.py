@@ -33,6 +33,7 @@ FOREIGN = ROOT / "tools" / "foreign_messages.txt"
 
 _SHOWN = {"print", "echo", "message", "translated", "chinese", "Table", "add_column"}
 _KEYWORDS = {"help", "title", "epilog", "short_help"}
+_TEXT = (ast.Constant, ast.JoinedStr)
 _WORD = re.compile(r"[A-Za-z]{2}")
 _BEGUN = datetime(2026, 1, 1, tzinfo=UTC)  # the header of a catalogue has a time; this one never changes
 
@@ -115,7 +116,7 @@ def _texts(node: ast.expr) -> Iterator[str]:
         yield from itertools.chain.from_iterable(map(_texts, node.values))
     elif isinstance(node, ast.JoinedStr | ast.Constant | ast.BinOp):
         names: dict[str, str] = {}
-        for parts in itertools.product(*(list(_alternatives(part)) for part in _parts(node))):
+        for parts in _combined(_parts(node)):
             yield "".join(part if isinstance(part, str) else _field(part, names) for part in parts)
     else:
         for child in ast.iter_child_nodes(node):
@@ -131,17 +132,22 @@ def _parts(node: ast.expr) -> list[ast.expr]:
     return [node]
 
 
-def _alternatives(part: ast.expr) -> Iterator[str | ast.expr]:
-    """Iterate over what may stand at a place of a message: text, or an expression that makes a field."""
+def _combined(parts: Iterable[ast.expr]) -> Iterator[tuple[str | ast.expr, ...]]:
+    """Iterate over all combinations of what may stand at the places of a message."""
+    return map(tuple, map(itertools.chain.from_iterable, itertools.product(*map(_alternatives, parts))))
+
+
+def _alternatives(part: ast.expr) -> Iterator[tuple[str | ast.expr, ...]]:
+    """Iterate over what may stand at a place of a message: texts, and expressions that make a field."""
     value = part.value if isinstance(part, ast.FormattedValue) else part
     if isinstance(value, ast.Constant):
-        yield _escaped(str(value.value)) if isinstance(value.value, str) else ""
-    elif isinstance(value, ast.IfExp) and any(isinstance(each, ast.Constant) for each in (value.body, value.orelse)):
+        yield (_escaped(value.value) if isinstance(value.value, str) else "",)
+    elif isinstance(value, ast.IfExp) and any(isinstance(each, _TEXT) for each in (value.body, value.orelse)):
         yield from itertools.chain(_alternatives(value.body), _alternatives(value.orelse))
     elif isinstance(value, ast.JoinedStr):
-        yield from ("".join(map(str, each)) for each in itertools.product(*map(_alternatives, value.values)))
+        yield from _combined(value.values)
     else:
-        yield part
+        yield (part,)
 
 
 def _field(part: ast.expr, names: dict[str, str]) -> str:

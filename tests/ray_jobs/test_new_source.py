@@ -26,7 +26,7 @@ def _lines(uri):
 def _check(uri):
     from wukong.store import storage
 
-    return "" if storage.exists(uri) else "is no album; name a text file"
+    return "" if storage.exists(uri) else f"{uri} is no album; name a text file"
 
 
 def _read(uri, number, config):
@@ -39,7 +39,7 @@ def _read(uri, number, config):
 SOURCE = Listed(
     name="album",
     wording=Wording("From album to pair", "pictures in the album", "The album has {} pictures", "an album"),
-    nothing="the album {config.endpoint!r} is empty.",
+    nothing=lambda config, _: f"the album {config.endpoint!r} is empty.",
     check=_check,
     lists=lambda config: [config.endpoint],
     read=_read,

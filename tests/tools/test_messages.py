@@ -58,6 +58,7 @@ def test_is_compiled(stored: dict[str, str]) -> None:
          ["{path}: {count:n} rows of {name}, not {b}"]),
         ("""echo(f"{n} picture{'' if n == 1 else 's'}")""", ["{n} picture", "{n} pictures"]),
         ('echo("nothing here" if x else f"{y} here")', ["nothing here", "{y} here"]),
+        ('echo(f"{a} is wrong" + (f"; {b.c}" if b else ""))', ["{a} is wrong; {c}", "{a} is wrong"]),
         ('for c in map(message, ("place", "stage")): pass', ["place", "stage"]),
         ('table.add_column("where {it} is")', ["where {{it}} is"]),
         ('x: A = Option(help="Ends it.")', ["Ends it."]),

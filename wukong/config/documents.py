@@ -22,8 +22,10 @@ from wukong.config import mistakes
 from wukong.config.experiment import Experiment
 from wukong.config.model import Model
 from wukong.errors import ConfigError
+from wukong.runtime.language import message
 
 _BY_SIMILARITY = "by_similarity"
+_UNNAMED = message("the experiment")
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Experiment:
@@ -64,15 +66,16 @@ def load_part(
     layers, files = _with_base(base, ())
     above, changed = _with_base(part, ()) if part else ([], [])
     files = [*changed, *files]
-    return _overridden([*layers, dict(values), *above], overrides, " on the base ".join(map(str, files)), files)
+    where = reduce(lambda name, base: message(f"{name} on the base {base}"), map(str, files))
+    return _overridden([*layers, dict(values), *above], overrides, where, files)
 
 
-def loads(text: str, overrides: list[str] | None = None, where: str = "the experiment") -> Experiment:
+def loads(text: str, overrides: list[str] | None = None, where: str = _UNNAMED) -> Experiment:
     """Read an experiment from the text of a YAML (or JSON) file; see ``load``. A text has no folder, and so no base."""
     return _overridden([_mapping(text, where)], overrides, where)
 
 
-def parse(value: dict[str, Any], where: str = "the experiment") -> Experiment:
+def parse(value: dict[str, Any], where: str = _UNNAMED) -> Experiment:
     """Check a mapping against the experiment's types; see ``load``."""
     return _overridden([value], None, where)
 
@@ -89,7 +92,7 @@ def _checked(
         return Experiment.model_validate(value)
     except ValidationError as error:
         lines = mistakes.explain(error, overrides, files)
-        raise ConfigError("\n".join([f"{where} is not a valid experiment:", *lines])) from error
+        raise ConfigError("\n".join([message(f"{where} is not a valid experiment:"), *lines])) from error
 
 
 def _with_base(path: Path, above: tuple[Path, ...]) -> tuple[list[dict[str, Any]], list[Path]]:

@@ -22,6 +22,7 @@ from wukong.config.split import Split
 from wukong.config.training import Training
 from wukong.config.validation import Validation
 from wukong.curate import rules
+from wukong.runtime.language import message
 
 
 class Source(Strict):
@@ -107,11 +108,12 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _values_agree(self) -> "Experiment":
-        problems = [f"{key}: {value!r} {why}" for key, value in self.uris().items() if (why := uri_problem(value))]
+        named = [*self.uris().items(), ("storage", self.storage)]
+        problems = [f"{key}: {why}" for key, value in named if (why := uri_problem(value))]
         if self.finetune.from_model:
-            problems.append("finetune.from_model: fine-tuning goes on from pretrain's model: set pretrain.from_model")
-        if why := uri_problem(self.storage):
-            problems.append(f"storage: {self.storage!r} {why}")
+            problems.append(
+                message("finetune.from_model: fine-tuning goes on from pretrain's model: set pretrain.from_model")
+            )
         problems += [
             *self.crawl.source.problems(self.crawl),
             *_limit_problems(self.crawl, self.filter),
@@ -132,10 +134,10 @@ class Experiment(Strict):
             if group in ("eval", "pretrained") and self._is_measured(name, self.evaluate.tasks):
                 continue
             kinds, held = EVALUATORS.values(), self._measured_tasks()
-            measured = [f"of {each.kind} {', '.join(each.results)}" for each in kinds]
+            measured = [f"{each.kind}: {', '.join(each.results)}" for each in kinds]
             raise ValueError(
                 f"{key} is {metric!r}, which the evaluation does not measure; it measures "
-                f"{', '.join(measured)}, of all hold-outs together "
+                f"{'; '.join(measured)}; of all hold-outs together "
                 f"{' and '.join(f'eval/{each.kind}/{HOLDOUTS}/{name}' for each in kinds for name in each.means)}; "
                 f"a name begins with one of "
                 f"{', '.join(f'eval/{kind}/{task}' for kind, tasks in held.items() for task in tasks)}"
@@ -148,9 +150,10 @@ class Experiment(Strict):
             asked = settings.validation
             published = [name for name in asked.tasks if name not in self.held_out_tasks]
             if published and not self.evaluate.sets:
+                held_out = ", ".join(self.held_out_tasks) or message("there are none")
                 raise ValueError(
                     f"evaluate.sets is empty, and {key}.validation.tasks names {', '.join(published)}, besides the "
-                    f"tasks of hold-outs ({', '.join(self.held_out_tasks) or 'there are none'}): give the URI of the "
+                    f"tasks of hold-outs ({held_out}): give the URI of the "
                     "folder that holds published sets, or name a hold-out"
                 )
             known = asked.tasks or tuple(self.held_out_tasks)
@@ -201,7 +204,7 @@ class Experiment(Strict):
                 if name not in known:
                     raise ValueError(
                         f"evaluate.classification {task.name!r} names the hold-out {name!r}; "
-                        f"filter.split.holdouts has {', '.join(sorted(known)) or 'none'}"
+                        f"filter.split.holdouts has {', '.join(sorted(known)) or message('no hold-out')}"
                     )
             if not task.holdouts or not task.classes:
                 raise ValueError(
@@ -215,15 +218,17 @@ def _split_problems(split: Split) -> Iterator[str]:
     """Return why a split leaves nothing to train on, or nothing to test."""
     key = "filter.split"
     if split.held_out_captions == 1:
-        yield f"{key}.held_out_captions: 1.0 holds every caption out, so nothing is trained on; give less than 1"
+        yield message(
+            f"{key}.held_out_captions: 1.0 holds every caption out, so nothing is trained on; give less than 1"
+        )
     for number, holdout in enumerate(split.holdouts):
         if holdout.captions == "unseen" and not split.held_out_captions:
-            yield (
+            yield message(
                 f"{key}.held_out_captions: 0.0 holds no caption out, but the hold-out {holdout.name!r} takes captions "
                 "that training has not seen: give a share above 0, for instance 0.1"
             )
         if holdout.captions != "unseen" and not holdout.source.strip("*"):
-            yield (
+            yield message(
                 f"{key}.holdouts.{number}.source: {holdout.source!r} keeps every pair from training: set captions: "
                 "unseen, or name a source as a pattern on the URL"
             )
@@ -238,7 +243,7 @@ def _limit_problems(crawl: Crawl, settings: Filter) -> Iterator[str]:
         for key, lets_more_pass in (rule.crawl_limits or {}).items():
             of_filter, of_crawl = getattr(settings, key), getattr(crawl, key)
             if lets_more_pass(of_filter, of_crawl) and of_filter != Filter.model_fields[key].default:
-                yield (
+                yield message(
                     f"filter.{key}: {of_filter} has no effect: the crawl has already left pictures out by crawl.{key}, "
                     f"which is {of_crawl}. Set crawl.{key} to {of_filter} too, or filter.{key} to {of_crawl}"
                 )

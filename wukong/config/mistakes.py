@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from wukong.config.experiment import Experiment
+from wukong.runtime.language import message
 
 _ALIKE, _ALIKE_ELSEWHERE = 0.6, 0.8
 _MOST = 3
@@ -25,7 +26,7 @@ def explain(error: ValidationError, overrides: Sequence[str] = (), files: Sequen
     Returns:
         A line for each.
     """
-    return [f"  {_described(entry)}{_place(entry['loc'], overrides, files)}" for entry in error.errors()]
+    return [f"  {_placed(_described(entry), entry['loc'], overrides, files)}" for entry in error.errors()]
 
 
 def _described(entry: Any) -> str:
@@ -33,12 +34,16 @@ def _described(entry: Any) -> str:
     key = ".".join(location)
     if entry["type"] == "extra_forbidden":
         allowed = _allowed_keys(location[:-1])
-        return f"{key}: unknown key; allowed here: {', '.join(allowed)}{_meant(location, allowed)}"
+        unknown = message(f"{key}: unknown key; allowed here: {', '.join(allowed)}")
+        return "; ".join([unknown, *_meant(location, allowed)])
     if entry["type"] == "missing":
-        return f"{key}: missing"
-    shown = "" if entry["type"] == "value_error" else f" (got {entry['input']!r})"
-    where = f"{key}: " if key else ""  # what concerns several sections names its keys itself
-    return f"{where}{entry['msg'].removeprefix('Value error, ')}{shown if key else ''}"
+        return message(f"{key}: missing")
+    problem: str = entry["msg"].removeprefix("Value error, ")
+    if not key:  # what concerns several sections names its keys itself
+        return problem
+    if entry["type"] == "value_error":  # which names the value itself
+        return f"{key}: {problem}"
+    return message(f"{key}: {problem} (got {entry['input']!r})")
 
 
 def _allowed_keys(location: Sequence[str]) -> list[str]:
@@ -52,7 +57,7 @@ def _allowed_keys(location: Sequence[str]) -> list[str]:
     return sorted(model.model_fields)
 
 
-def _meant(location: Sequence[str], allowed: Sequence[str]) -> str:
+def _meant(location: Sequence[str], allowed: Sequence[str]) -> Iterator[str]:
     """Say which keys an unknown one may stand for: one that is written alike here, or else in another section."""
     *parents, name = location
     found = [".".join([*parents, each]) for each in difflib.get_close_matches(name, allowed, 1, _ALIKE)]
@@ -60,7 +65,8 @@ def _meant(location: Sequence[str], allowed: Sequence[str]) -> str:
         known = list(_all_keys(Experiment, ""))
         names = difflib.get_close_matches(name, {key.rpartition(".")[2] for key in known}, 1, _ALIKE_ELSEWHERE)
         found = [key for key in known if key.rpartition(".")[2] in names][:_MOST]
-    return f"; did you mean {' or '.join(found)}?" if found else ""
+    if found:
+        yield message(f"did you mean {' or '.join(found)}?")
 
 
 def _all_keys(model: type[BaseModel], above: str) -> Iterator[str]:
@@ -73,17 +79,17 @@ def _all_keys(model: type[BaseModel], above: str) -> Iterator[str]:
             yield f"{above}{name}"
 
 
-def _place(location: Sequence[str | int], overrides: Sequence[str], files: Sequence[Path]) -> str:
-    """Say where a key was given: the override, or the file and its line; empty if nobody gave it."""
+def _placed(mistake: str, location: Sequence[str | int], overrides: Sequence[str], files: Sequence[Path]) -> str:
+    """Add to a mistake where its key was given: the override, or the file and its line."""
     key = ".".join(map(str, location))
     for override in reversed(overrides):
         given = override.partition("=")[0].strip()
         if key and (given == key or given.startswith(f"{key}.") or key.startswith(f"{given}.")):
-            return f" [--set {given}]"  # not its value, which may be a secret
+            return message(f"{mistake} [--set {given}]")  # not its value, which may be a secret
     for file in files:
         if (line := _line(yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader), location)) is not None:
-            return f" [{file}, line {line}]"
-    return ""
+            return message(f"{mistake} [{file}, line {line}]")
+    return mistake
 
 
 def _line(node: yaml.Node | None, location: Sequence[str | int]) -> int | None:

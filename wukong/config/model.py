@@ -49,7 +49,7 @@ class ImageEncoder(Strict):
     @classmethod
     def _weights_are_known(cls, value: str) -> str:
         if value not in ("package", "hub", "random") and (why := uri_problem(value)):
-            raise ValueError(f"it is 'package', 'hub', 'random', or the URI of a safetensors file; {value!r} {why}")
+            raise ValueError(f"it is 'package', 'hub', 'random', or the URI of a safetensors file; {why}")
         return value
 
 
@@ -76,7 +76,7 @@ class TextEncoder(Strict):
     @classmethod
     def _vocabulary_is_known(cls, value: str) -> str:
         if value != "package" and (why := uri_problem(value)):
-            raise ValueError(f"it is 'package', or the URI of a vocab.txt; {value!r} {why}")
+            raise ValueError(f"it is 'package', or the URI of a vocab.txt; {why}")
         return value
 
     @field_validator("weights")
@@ -84,7 +84,7 @@ class TextEncoder(Strict):
     def _weights_are_known(cls, value: str) -> str:
         named = value.startswith("hub:") and value != "hub:"
         if value != "random" and not named and (why := uri_problem(value)):
-            raise ValueError(f"it is 'random', 'hub:NAME', or the URI of a folder of a BERT; {value!r} {why}")
+            raise ValueError(f"it is 'random', 'hub:NAME', or the URI of a folder of a BERT; {why}")
         return value
 
     @model_validator(mode="after")

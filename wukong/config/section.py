@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wukong.runtime.language import message
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 
@@ -19,17 +21,22 @@ class Strict(BaseModel):
 
 
 def uri_problem(value: str) -> str:
-    """Return why ``wukong.store.storage`` cannot open a value as a URI, as the end of a sentence; empty if it can."""
+    """Return why ``wukong.store.storage`` cannot open a value as a URI; empty if it can."""
     if not _SCHEME.match(value):
-        return "is no URI: write file:///ABSOLUTE/PATH or s3://BUCKET/KEY"
+        return message(f"{value!r} is no URI: write file:///ABSOLUTE/PATH or s3://BUCKET/KEY")
     scheme, _, rest = value.partition("://")
     if scheme not in ("file", "s3"):
-        return f"has the scheme {scheme!r}; allowed are file:///ABSOLUTE/PATH and s3://BUCKET/KEY"
+        return message(f"{value!r} has the scheme {scheme!r}; allowed are file:///ABSOLUTE/PATH and s3://BUCKET/KEY")
     if scheme == "file" and not rest.startswith("/"):
-        return f"names a host, {rest.split('/')[0]!r}; a path on this machine has three slashes: file:///ABSOLUTE/PATH"
+        return message(
+            f"{value!r} names a host, {rest.split('/')[0]!r}; a path on this machine has three slashes: "
+            "file:///ABSOLUTE/PATH"
+        )
     if not rest.strip("/") or rest.startswith("//"):
-        return "names nothing; write file:///ABSOLUTE/PATH or s3://BUCKET/KEY"
-    return "names no bucket: write s3://BUCKET/KEY" if scheme == "s3" and rest.startswith("/") else ""
+        return message(f"{value!r} names nothing; write file:///ABSOLUTE/PATH or s3://BUCKET/KEY")
+    if scheme == "s3" and rest.startswith("/"):
+        return message(f"{value!r} names no bucket: write s3://BUCKET/KEY")
+    return ""
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

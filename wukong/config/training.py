@@ -206,7 +206,7 @@ class Training(Strict):
                 "its safetensors file in model.image.weights; of a BERT or RoBERTa the folder in model.text.weights"
             )
         if value and not value.startswith("models:/") and (why := uri_problem(value)):
-            raise ValueError(f"it is models:/NAME@ALIAS, or the URI of a saved model's folder; {value!r} {why}")
+            raise ValueError(f"it is models:/NAME@ALIAS, or the URI of a saved model's folder; {why}")
         return value
 
     @model_validator(mode="after")

@@ -37,6 +37,7 @@ from wukong.crawl.status import FetchError, Status
 from wukong.crawl.url import MAX_URL, MEASURED, ROW, identity
 from wukong.crawl.url_list import PIECE_ROWS
 from wukong.errors import DataError, StorageError
+from wukong.runtime.language import message
 from wukong.store import storage
 
 PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".avif", ".tif", ".tiff")
@@ -68,7 +69,9 @@ def pictures_of(config: CrawlSettings) -> Iterator[Picture]:
     elif info.type == pafs.FileType.Directory:
         named = _of_folder(fs, info.path, config)
     else:
-        raise DataError(f"crawl.endpoint: there is nothing at {uri}; name a folder of pictures, or a list of {LISTS}")
+        raise DataError(
+            f"crawl.endpoint: there is nothing at {uri}; name a folder of pictures, or a list of {', '.join(LISTS)}"
+        )
     nothing = True
     for picture in numbered(named):
         nothing = False
@@ -203,25 +206,23 @@ def _picture_in(
     number: int, row: Mapping[str, Any] | str, uri: str, fs: pafs.FileSystem, path: str, config: CrawlSettings
 ) -> tuple[str, str, str]:
     """Return the URL of a row's image, its path if it is on the list's file system (else empty), and its caption."""
+    where = f"{uri}{ROW}{number}: "
     if isinstance(row, str):
-        return f"{uri}{ROW}{number}: {row}", "", ""
+        return where + row, "", ""
     value, caption = _first(row, _columns(config.url_column, (*_PATH_COLUMNS, "url"))), _first(row, _captions(config))
     if not value:
-        return f"{uri}{ROW}{number}: it names no picture", "", clean(caption)
+        return where + message("it names no picture"), "", clean(caption)
     if len(value) > MAX_URL:
-        return f"{uri}{ROW}{number}: {clean(value)[:_SHOWN]!r}… is longer than {MAX_URL} characters", "", ""
+        return where + message(f"{clean(value)[:_SHOWN]!r}… is longer than {MAX_URL} characters"), "", ""
     if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        return f"{uri}{ROW}{number}: {clean(value)[:_SHOWN]!r} has a character that no path has", "", ""
+        return where + message(f"{clean(value)[:_SHOWN]!r} has a character that no path has"), "", ""
     if value.startswith(("http://", "https://")):
         return clean(value), "", clean(caption)
     if "://" in value:
         if value.startswith(("file:///", "s3://")):
             return value, "", clean(caption)
-        return (
-            f"{uri}{ROW}{number}: {clean(value)[:_SHOWN]} is neither a path nor an address of http, s3 or file",
-            "",
-            "",
-        )
+        why = message(f"{clean(value)[:_SHOWN]} is neither a path nor an address of http, s3 or file")
+        return where + why, "", ""
     if "/" not in value:
         value = value.replace("\\", "/")
     file = value if value.startswith("/") else f"{PurePosixPath(path).parent}/{value}"
@@ -264,8 +265,9 @@ def _check_columns(names: Iterable[str], uri: str, config: CrawlSettings) -> lis
     pictures, captions = _columns(config.url_column, (*_PATH_COLUMNS, "url")), _captions(config)
     for wanted in (pictures, captions):
         if not given.keys() & set(wanted):
+            there = ", ".join(given)
             raise DataError(
-                f"crawl.endpoint: {uri} has the columns {', '.join(given) or '(none)'} and none of "
+                f"crawl.endpoint: {uri} has {f'the columns {there}' if there else 'no column'} and none of "
                 f"{', '.join(wanted)}; crawl.url_column and crawl.caption_column name others"
             )
     return [given[name] for name in (*pictures, *captions) if name in given]

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from wukong.curate.text.characters import has_han
 from wukong.errors import ConfigError, DataError
+from wukong.runtime.language import message
 from wukong.store import storage
 
 logger = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ def _texts(corpus: Sequence[str], text_field: str) -> Iterator[bytes]:
     """
     files = [file for uri in corpus for file in ([uri] if storage.exists(uri) else storage.list_files(uri))]
     if not files:
-        raise ConfigError(f"the corpus is empty: there are no files at {', '.join(corpus) or 'no address'}")
+        raise ConfigError(f"the corpus is empty: there are no files at {', '.join(corpus) or message('no address')}")
     for number, uri in enumerate(files, start=1):
         logger.info("file %d of %d: %s", number, len(files), uri)
         with _opened(uri) as stream:

@@ -23,6 +23,7 @@ from wukong.errors import DataError
 from wukong.evaluate import set_folders, sets
 from wukong.evaluate.data_set import Retrieval, RetrievalData
 from wukong.evaluate.formats.pictures import Files, Parts
+from wukong.runtime.language import message
 from wukong.store import storage
 
 TRAIN = "train"
@@ -57,13 +58,14 @@ def read(uri: str) -> Iterator[Picture]:
     def pairs() -> Iterator[Picture]:
         for caption in trained.captions:
             for image in caption.images:
-                if not (
-                    what := "picture" if urls[image] in pictures else "caption" if caption.text in captions else ""
-                ):
+                of_picture = urls[image] in pictures
+                if not of_picture and caption.text not in captions:
                     yield Picture(urls[image], clean(caption.text))
                     continue
-                left_out[what] += 1
-                why = f"the {what} is in a part of {data_set.title} that is measured"
+                left_out["picture" if of_picture else "caption"] += 1
+                why = message(
+                    f"the {'picture' if of_picture else 'caption'} is in a part of {data_set.title} that is measured"
+                )
                 yield Picture(f"{urls[image]}{MEASURED}{why}", clean(caption.text))
 
     yield from numbered(pairs())

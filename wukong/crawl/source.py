@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 from urllib.parse import urlsplit
 
+from wukong.runtime.language import message
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -87,16 +89,20 @@ class Searched:
     reads_files: ClassVar = False
     pictures: ClassVar = None
     wording: ClassVar = SEARCHED
-    nothing: ClassVar = (
-        "{queries:,} searches gave no result. Check that crawl.endpoint = {config.endpoint!r} is the search address of "
-        "{config.engine!r}, and that crawl.queries = {config.queries!r} holds words that it knows."
-    )
     not_in_key: ClassVar[frozenset[str]] = frozenset()
+
+    @staticmethod
+    def nothing(config: CrawlSettings, queries: int) -> str:
+        """Return the end of the message for a crawl that found no URL."""
+        return message(
+            f"{queries:,} searches gave no result. Check that crawl.endpoint = {config.endpoint!r} is the search "
+            f"address of {config.engine!r}, and that crawl.queries = {config.queries!r} holds words that it knows."
+        )
 
     def problems(self, config: CrawlSettings) -> Iterator[str]:
         """Yield what is wrong with the keys that a search reads."""
         if not config.queries:
-            yield (
+            yield message(
                 f"crawl.queries: missing; crawl.engine {self.name!r} is searched by words: name the URI of a list "
                 "('urls' and 'files' need none)"
             )
@@ -104,10 +110,10 @@ class Searched:
             parts = urlsplit(config.endpoint)
             host, _port = parts.hostname, parts.port
         except ValueError as error:
-            yield f"crawl.endpoint: {config.endpoint!r} is no URL ({error}); write https://HOST/PATH"
+            yield message(f"crawl.endpoint: {config.endpoint!r} is no URL ({error}); write https://HOST/PATH")
             return
         if parts.scheme not in ("http", "https") or not host:
-            yield (
+            yield message(
                 f"crawl.endpoint: {config.endpoint!r} is not the address of a {self.name} search: write it with its "
                 "scheme, https://HOST/PATH (a list of URLs has crawl.engine: urls)"
             )
@@ -120,8 +126,8 @@ class Listed:
     Attributes:
         name: value of ``crawl.engine``, and name of the source's file.
         wording: words that pages use for what comes from it.
-        nothing: end of the message for a crawl that found no URL; a format of ``config``, the crawl's settings.
-        check: returns why a URI cannot be ``crawl.endpoint``, as the end of a sentence, or an empty text; it opens no
+        nothing: end of the message for a crawl that found no URL, from its settings and the number of its queries.
+        check: returns why a URI cannot be ``crawl.endpoint``, in words that name it, or an empty text; it opens no
             file.
         lists: returns what is read, each by one task. Raises ``DataError`` where there is nothing.
         read: iterates over tables of schema ``found.FOUND``, each sorted by key, of one of ``lists`` and its position
@@ -138,7 +144,7 @@ class Listed:
 
     name: str
     wording: Wording
-    nothing: str
+    nothing: Callable[[CrawlSettings, int], str]
     check: Callable[[str], str]
     lists: Callable[[CrawlSettings], list[str]]
     read: Callable[[str, int, CrawlSettings], Iterator[pa.Table]]

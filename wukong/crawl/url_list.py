@@ -22,6 +22,7 @@ from wukong.crawl.rows import Row, csv_reader, rows_of_json, rows_of_parquet
 from wukong.crawl.source import CrawlSettings
 from wukong.crawl.url import ROW
 from wukong.errors import DataError
+from wukong.runtime.language import message
 from wukong.store import storage
 
 PIECE_ROWS = 250_000
@@ -44,7 +45,9 @@ def list_files(uri: str) -> list[str]:
         return [uri]
     files = [file for file in storage.list_files(uri) if file.endswith(SUFFIXES)]
     if not files:
-        raise DataError(f"crawl.endpoint: no URL list at {uri}; it is a file, or a folder of files, of {SUFFIXES}")
+        raise DataError(
+            f"crawl.endpoint: no URL list at {uri}; it is a file, or a folder of files, of {', '.join(SUFFIXES)}"
+        )
     return files
 
 
@@ -129,7 +132,7 @@ def _check_columns(uri: str, names: Iterable[str], config: CrawlSettings) -> Non
     missing = [name for name in (config.url_column, config.caption_column) if _column(name) not in names]
     if missing:
         raise DataError(
-            f"{uri} cannot be read as a list of URLs: no column {' and no column '.join(map(repr, missing))}; its "
+            f"{uri} cannot be read as a list of URLs: no column {', '.join(map(repr, missing))}; its "
             "columns are named by crawl.url_column and crawl.caption_column, now "
             f"{config.url_column!r} and {config.caption_column!r}"
         )
@@ -149,7 +152,7 @@ def _used(fields: Mapping[str, Any] | str, where: str, config: CrawlSettings) ->
         return where + fields, ""
     url, caption = fields.get(_column(config.url_column)), _text(fields.get(_column(config.caption_column)))
     if not isinstance(url, str) or not url.strip():
-        return f"{where}it names no URL", caption
+        return where + message("it names no URL"), caption
     if any("\ud800" <= character <= "\udfff" for character in url):
-        return f"{where}{clean(url[:_SHOWN])!r} has a character that no URL has", caption
+        return where + message(f"{clean(url[:_SHOWN])!r} has a character that no URL has"), caption
     return url, caption

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from wukong.data.decoding import DECODER_ERRORS
+from wukong.data.decoding import DECODER_ERRORS, UNNAMED
 from wukong.errors import DataError
 
 BITS = 64
@@ -13,7 +13,7 @@ _SIDE = 32
 _LOW = 8
 
 
-def perceptual_hash(picture: bytes, name: str = "the picture") -> int:
+def perceptual_hash(picture: bytes, name: str = UNNAMED) -> int:
     """Compute the 64-bit pHash: one bit for each of the 8 x 8 lowest frequencies, set above their median.
 
     The mean is not among the frequencies.

@@ -180,8 +180,8 @@ class Rule(Generic[S]):
         from_pictures: for a rule that reads pictures.
         comparison: for a rule that compares each pair with all others.
         check: what the gate expects.
-        uris: settings that are URIs, each with a function that returns why a URI cannot be used, as the end of a
-            sentence, or an empty string.
+        uris: settings that are URIs, each with a function that returns why a URI cannot be used, in words that name
+            it, or an empty string.
         crawl_limits: settings that the crawl applies too, under the same name in its section, each with a function of
             the filter's and the crawl's value that returns whether the filter's lets more pictures pass.
     """

@@ -8,6 +8,7 @@ import zlib
 from PIL import Image
 
 from wukong.errors import DataError
+from wukong.runtime.language import message
 
 DECODER_ERRORS = (
     OSError,
@@ -22,6 +23,9 @@ DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 """Exceptions that Pillow raises for a damaged file, or for one with far too many pixels."""
+
+UNNAMED = message("the picture")
+"""What messages call an image without a name."""
 
 _WHITE = (255, 255, 255)
 _EXIF_PREFIX = b"Exif\x00\x00"
@@ -47,7 +51,7 @@ _TURNS = {
 """How an image is turned upright, by its EXIF orientation; 1 is upright."""
 
 
-def decode(data: bytes, name: str = "the picture") -> Image.Image:
+def decode(data: bytes, name: str = UNNAMED) -> Image.Image:
     """Decode an image to RGB and turn it upright; transparent pixels become white.
 
     Metadata never fails an image: one whose EXIF data is damaged is taken to be upright.

@@ -10,10 +10,11 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy, RandomResizedCrop
 
-from wukong.data.decoding import decode, to_rgb
+from wukong.data.decoding import UNNAMED, decode, to_rgb
 from wukong.errors import DataError
 
 __all__ = [
+    "UNNAMED",
     "augmented_view",
     "decode",
     "evaluation_view",
@@ -28,7 +29,7 @@ _BICUBIC = Image.Resampling.BICUBIC
 _MAX_ASPECT_RATIO = 20
 
 
-def from_array(array: npt.NDArray[np.uint8], name: str = "the picture") -> Image.Image:
+def from_array(array: npt.NDArray[np.uint8], name: str = UNNAMED) -> Image.Image:
     """Convert a uint8 array of height x width, or height x width x 1, 3 or 4 channels, to an RGB image.
 
     Raises:

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import IO
 
 from wukong.errors import DataError
+from wukong.runtime.language import message
 from wukong.store import storage
 from wukong.store.manifest import Manifest
 
@@ -110,7 +111,7 @@ def _whole(stream: IO[bytes], offset: int, size: int, name: str, tar_uri: str) -
     stream.seek(offset)
     data = stream.read(size)
     if len(data) < size:
-        raise _incomplete(tar_uri, f"{name} has {len(data)} of its {size} bytes")
+        raise _incomplete(tar_uri, message(f"{name} has {len(data)} of its {size} bytes"))
     return data
 
 

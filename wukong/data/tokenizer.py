@@ -53,8 +53,11 @@ class Tokenizer:
         ids = {entry: number for number, entry in enumerate(entries)}
         missing = [entry for entry in _SPECIAL if entry not in ids]
         if missing or len(ids) != len(entries):
-            what = f"lacks {', '.join(missing)}" if missing else "holds an entry twice"
-            raise DataError(f"the WordPiece vocabulary of {len(entries)} entries {what}: use a BERT vocab.txt")
+            lacked = ", ".join(missing)
+            raise DataError(
+                f"the WordPiece vocabulary of {len(entries)} entries "
+                f"{f'lacks {lacked}' if lacked else 'holds an entry twice'}: use a BERT vocab.txt"
+            )
         self.vocabulary = vocabulary
         self.max_tokens = max_tokens
         self.pad, self.unknown, self.cls, self.sep, self.mask = (ids[entry] for entry in _SPECIAL)

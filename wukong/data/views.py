@@ -178,10 +178,11 @@ def _neighbours() -> int:
 
 def _too_small(needed: int, processes: int, most: int) -> ConfigError:
     room = shutil.disk_usage(_SHARED)
-    workers = f" by each of {_neighbours()} workers on this machine" if _neighbours() > 1 else ""
+    workers = _neighbours()
     return ConfigError(
         f"{_SHARED} has {room.total / _MIB:,.0f} MiB, of which {room.free / _MIB:,.0f} MiB are free. {processes} "
         f"loader processes hand over batches of up to {most:,} images there, for which {needed / _MIB:,.0f} MiB are "
-        f"needed{workers}. Make it larger (in Kubernetes an emptyDir with medium: Memory, which is shared_memory in "
-        "the ConfigMap ray-job; in Docker --shm-size), or set loader_workers lower: 0 needs none"
+        f"needed{f' by each of {workers} workers on this machine' if workers > 1 else ''}. Make it larger (in "
+        "Kubernetes an emptyDir with medium: Memory, which is shared_memory in the ConfigMap ray-job; in Docker "
+        "--shm-size), or set loader_workers lower: 0 needs none"
     )

@@ -122,7 +122,7 @@ def load(name: str, uri: str) -> "ReleasedModel":
     if name not in ARCHITECTURES:
         raise ConfigError(f"the authors released no model {name!r}; they released: {', '.join(ARCHITECTURES)}")
     model = ReleasedModel(ARCHITECTURES[name])
-    model.load_released(weights.read_checkpoint(uri), f"{uri} as {name}")
+    model.load_released(weights.read_checkpoint(uri), f"{uri} ({name})")
     return model.eval().requires_grad_(requires_grad=False)
 
 

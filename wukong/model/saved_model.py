@@ -24,6 +24,7 @@ from wukong.model import weights
 from wukong.model.dual import DualEncoder, Texts
 from wukong.model.image_encoder import ImageEncoder
 from wukong.runtime import environment
+from wukong.runtime.language import message
 from wukong.store import fence, storage
 
 log = logging.getLogger(__name__)
@@ -88,11 +89,13 @@ class SavedModel:
         parts = [torch.empty(0, *shape, self.model.width)]
         for start in range(0, len(given), batch_size):
             batch = [
-                images.evaluation_view(open_picture(picture, f"picture {number}"), tower.image_size, tower.view)
+                images.evaluation_view(
+                    open_picture(picture, message(f"picture {number:d}")), tower.image_size, tower.view
+                )
                 for number, picture in enumerate(given[start : start + batch_size], start)
             ]
             vectors = self.model.embed_pixels(images.to_tensor(batch).to(self.device), pool=pool).float().cpu()
-            _refuse_not_finite(vectors, "picture", start)
+            _refuse_not_finite(vectors, start, of_pictures=True)
             parts.append(vectors)
         return torch.cat(parts)
 
@@ -124,7 +127,7 @@ class SavedModel:
         parts = [Texts(torch.empty(0, *ids.shape[1:][: self.model.token_wise], self.model.width), ids[:0].bool())]
         for start in range(0, len(given), batch_size):
             vectors, counted = self.model.embed_text(ids[start : start + batch_size].to(self.device))
-            _refuse_not_finite(vectors, "caption", start)
+            _refuse_not_finite(vectors, start, of_pictures=False)
             parts.append(Texts(vectors.float().cpu(), counted.cpu()))
         return Texts(torch.cat([part.vectors for part in parts]), torch.cat([part.counted for part in parts]))
 
@@ -147,8 +150,8 @@ class SavedModel:
         Raises:
             DataError: a vector is not finite; the message names it.
         """
-        _refuse_not_finite(image, "picture", 0)
-        _refuse_not_finite(text.vectors, "caption", 0)
+        _refuse_not_finite(image, 0, of_pictures=True)
+        _refuse_not_finite(text.vectors, 0, of_pictures=False)
         scores = torch.empty(len(image), len(text.vectors))
         for column in range(0, len(text.vectors), _BLOCK_TEXTS):
             texts = Texts(*(part[column : column + _BLOCK_TEXTS].to(self.device) for part in text))
@@ -241,7 +244,8 @@ def device_of(name: str | torch.device) -> torch.device:
         ConfigError: the name is not a device's, or this machine has no such device; the message lists its devices.
     """
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    here = ", ".join(kind if kind != "cuda" else f"cuda:0 to cuda:{n - 1}" for kind, n in counts.items() if n)
+    numbered = {"cuda": message(f"cuda:0 to cuda:{counts['cuda'] - 1}")}
+    here = ", ".join(numbered.get(kind, kind) for kind, n in counts.items() if n)
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
@@ -328,7 +332,7 @@ def _read_settings(uri: str) -> tuple[Settings, Tokenizer]:
     return settings, tokenizer
 
 
-def open_picture(picture: Picture, name: str = "the picture") -> Image.Image:
+def open_picture(picture: Picture, name: str = images.UNNAMED) -> Image.Image:
     """Decode an image of any of the accepted types to RGB; ``name`` stands for it in messages."""
     if isinstance(picture, str | Path):
         uri = _uri(picture)
@@ -347,9 +351,12 @@ def open_picture(picture: Picture, name: str = "the picture") -> Image.Image:
     return opened
 
 
-def _refuse_not_finite(vectors: Tensor, what: str, first: int) -> None:
+def _refuse_not_finite(vectors: Tensor, first: int, *, of_pictures: bool) -> None:
     """Raise DataError if a vector is not finite; ``first`` is the number of the first vector in the message."""
     finite = torch.isfinite(vectors).flatten(1).all(1)
     if not finite.all():
         number = first + int((~finite).nonzero()[0])
-        raise DataError(f"the vector of {what} {number} is not finite: the model's weights or its features are damaged")
+        raise DataError(
+            f"the vector of {'picture' if of_pictures else 'caption'} {number} is not finite: the model's weights or "
+            "its features are damaged"
+        )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from wukong.errors import ConfigError, DataError
 from wukong.runtime.installed import installed_file
+from wukong.runtime.language import message
 from wukong.store import storage
 
 log = logging.getLogger(__name__)
@@ -119,21 +120,17 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str, accepted: 
 def misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     """Describe which weights of a state do not fit a model's own, with the first few names; empty if all fit."""
     shapes = {name: (tuple(state[name].shape), tuple(own[name].shape)) for name in own if name in state}
-    wrong = [f"{name} ({_size(its)} instead of {_size(ours)})" for name, (its, ours) in shapes.items() if its != ours]
-    problems = [
-        f"{what} {_some(names)}"
-        for what, names in (
-            ("it lacks", [name for name in own if name not in state]),
-            ("it has, and the model has not,", [name for name in state if name not in own]),
-            ("of another size are", wrong),
-            (
-                "not all numbers are finite in",
-                [name for name in shapes if not state[name].is_meta and not torch.isfinite(state[name]).all()],
-            ),
-        )
-        if names
-    ]
-    return "; ".join(problems)
+    sizes = ((name, _size(its), _size(ours)) for name, (its, ours) in shapes.items() if its != ours)
+    wrong = [message(f"{name} ({its} instead of {ours})") for name, its, ours in sizes]
+    lacked, unknown = [name for name in own if name not in state], [name for name in state if name not in own]
+    odd = [name for name in shapes if not state[name].is_meta and not torch.isfinite(state[name]).all()]
+    problems = (
+        (lacked, message(f"it lacks {_some(lacked)}")),
+        (unknown, message(f"it has, and the model has not, {_some(unknown)}")),
+        (wrong, message(f"of another size are {_some(wrong)}")),
+        (odd, message(f"not all numbers are finite in {_some(odd)}")),
+    )
+    return "; ".join(problem for names, problem in problems if names)
 
 
 def below_prefix(own: Iterable[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -184,12 +181,12 @@ def packaged(name: str, grid: int) -> dict[str, Tensor]:
 
 
 def _size(shape: Iterable[int]) -> str:
-    return " x ".join(map(str, shape)) or "a scalar"
+    return " x ".join(map(str, shape)) or message("a scalar")
 
 
 def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    first = ", ".join(names[:_NAMED])
+    return message(f"{first} and {len(names) - _NAMED} more") if len(names) > _NAMED else first
 
 
 def _lite0(path: Path, _grid: int) -> dict[str, Tensor]:

@@ -9,16 +9,29 @@ import os
 import re
 import string
 import struct
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from importlib import resources
 from importlib.resources.abc import Traversable
+from itertools import pairwise
+from operator import itemgetter
 from typing import Literal
 
 Language = Literal["en", "zh"]
+_Reading = tuple[int, str]
+"""How many characters of a text are those of messages, and its translation."""
 
 _VARIABLES = ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG")
 _NUMBER = r"[-+]?[\d,.]+|nan|-?inf"
-_SEPARATORS = ("\n", "; ", ": ", ", ")  # between messages that were joined, the strongest first
+_STOPS, _COMMA = {"\n": "\n", ". ": "。", "; ": "；", ": ": "："}, {", ": "，"}
+"""What stands between messages that were joined, and what stands there in Chinese."""
+_MOST = 20
+"""Separators up to which a text is also divided at the first one alone, because messages have some inside too."""
+_KNOWN = 4_096
+"""Texts that a catalogue remembers."""
+_LISTED = re.compile(r"\S*[^\s,](?:,?(?:,| and| or) \S*[^\s,])+")
+_GAP = re.compile("(?<=[\u3000-\u9fff\uff00-\uffef])(?:\0 | \0)(?=[\u3000-\u9fff\uff00-\uffef])")
+_BETWEEN = {" and ": " 和 ", " or ": " 或 "}
 
 
 def chosen() -> Language:
@@ -40,8 +53,8 @@ def translated(text: str) -> str:
 def chinese(text: str) -> str:
     """Return a text in Chinese.
 
-    Of several messages whose words the text has, the one with most words counts. A text that is no message is divided
-    at line ends, semicolons, colons and commas, and those parts that are messages are translated.
+    A text may be a message whose fields hold messages, or several messages that were joined by line ends, full stops,
+    semicolons, colons or commas. Of all such readings the one counts in which most of the text is words of messages.
     """
     return _catalogue().translate(text)
 
@@ -84,27 +97,51 @@ class Catalogue:
         self._whole = {each.format(): text.format() for each, text in self.messages.items() if not fields(each)}
         templates = (_Template(*pair) for pair in self.messages.items() if _is_template(pair[0]))
         self._templates = sorted(templates, key=lambda template: -template.weight)
+        self._read = lru_cache(_KNOWN)(self._read_anew)
 
     def translate(self, text: str) -> str:
         """Return the translation of a text, with its white space at both ends."""
+        return self._read(text)[1]
+
+    def _read_anew(self, text: str) -> _Reading:
         words = text.strip()
         before, _, after = text.partition(words) if words else (text, "", "")
-        return f"{before}{self._words(words)}{after}"
+        known, chinese = max(self._readings(words), key=itemgetter(0))
+        return known, f"{before}{chinese}{after}"
 
-    def _words(self, words: str) -> str:
+    def _readings(self, words: str) -> Iterator[_Reading]:
+        """Iterate over all readings, of which the first counts if several are equal."""
         if (whole := self._whole.get(" ".join(words.split()))) is not None:
-            return whole
+            yield len(words), whole
+            return
+        yield 0, words
+        yield from self._divided(words, _STOPS)
         for template in self._templates:
             if (values := template.values(words)) is not None:
-                return template.filled({name: self._value(value) for name, value in values.items()})
-        for separator in _SEPARATORS:
-            if separator in words:
-                return separator.join(self._value(part) for part in words.split(separator))
-        return words
+                inside = {name: self._value(value) for name, value in values.items()}
+                known = template.weight + sum(each for each, _ in inside.values())
+                yield known, template.filled(inside)
+        yield from self._divided(words, _COMMA)  # last, because a value may be a list
 
-    def _value(self, text: str) -> str:
-        # One word may be a name or a key, which stay as they are.
-        return self.translate(text) if " " in text.strip() else text
+    def _divided(self, words: str, separators: Mapping[str, str]) -> Iterator[_Reading]:
+        for separator, theirs in separators.items():
+            if count := words.count(separator):
+                for most in {count, 1} if count <= _MOST else {count}:
+                    yield _joined([self._value(part) for part in words.split(separator, most)], separator, theirs)
+
+    def _value(self, text: str) -> _Reading:
+        # One word may be a name or a key, which stay as they are, and so do several in a list.
+        if _LISTED.fullmatch(text):
+            return 0, re.sub(r",?( and | or )", lambda between: _BETWEEN[between[1]], text)
+        return self._read(text) if " " in text.strip() else (0, text)
+
+
+def _joined(parts: Sequence[_Reading], separator: str, theirs: str) -> _Reading:
+    """Join readings; between two that are English the separator stays."""
+    text = parts[0][1]
+    for (before, _), (after, chinese) in pairwise(parts):
+        text += (theirs if before or after else separator) + chinese
+    return sum(known for known, _ in parts), text
 
 
 class _Template:
@@ -122,9 +159,10 @@ class _Template:
         match = re.fullmatch(self._pattern, text, re.DOTALL) if self._anchor in text else None
         return match and match.groupdict()
 
-    def filled(self, values: dict[str, str]) -> str:
-        """Return the translation with these values."""
-        return self._translation.format(**values)
+    def filled(self, values: dict[str, _Reading]) -> str:
+        """Return the translation with these values; the space that sets a name off is not for a translated value."""
+        marked = {name: f"\0{chinese}\0" if known else chinese for name, (known, chinese) in values.items()}
+        return _GAP.sub("", self._translation.format(**marked)).replace("\0", "")
 
 
 def fields(message: str) -> set[str]:

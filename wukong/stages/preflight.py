@@ -25,6 +25,7 @@ from wukong.curate import rules
 from wukong.errors import ConfigError, DataError, WukongError
 from wukong.evaluate import set_folders
 from wukong.model.cost import Size, empty_tower
+from wukong.runtime.language import message
 from wukong.stages import estimate, overlay, run_paths, start
 from wukong.store import manifest, storage
 
@@ -116,7 +117,7 @@ def check_world(experiment: Experiment, names: Collection[str] = stages.RECORDED
         if key.partition(".")[0] not in sections:
             continue
         if why := checks[key](uri):
-            problems.append(f"{key}: {uri} {why}")
+            problems.append(f"{key}: {why}")
     if experiment.crawl.engine == "urls" and "crawl" in sections and not experiment.crawl.politeness.is_signed:
         log.warning("crawl.politeness.contact is empty: owners of the listed sites cannot know whom to write to")
     if experiment.crawl.source.searched and "crawl" in sections:
@@ -156,7 +157,7 @@ def _refuse(problems: Collection[str]) -> None:
 
 
 def _checks(experiment: Experiment) -> Mapping[str, Callable[[str], str]]:
-    """Return a check for each key that is a URI: it returns why the URI is wrong, or an empty text."""
+    """Return a check for each key that is a URI: it returns why the URI is wrong, which names it, or an empty text."""
     source = experiment.crawl.source
     return {
         "crawl.queries": _of_file if source.searched else lambda _: "",
@@ -177,19 +178,21 @@ def _checks(experiment: Experiment) -> Mapping[str, Callable[[str], str]]:
 def _of_file(uri: str) -> str:
     if storage.exists(uri):
         return ""
-    return "is a folder; name a file in it" if storage.list_files(uri) else "does not exist; name a file that is there"
+    if storage.list_files(uri):
+        return message(f"{uri} is a folder; name a file in it")
+    return message(f"{uri} does not exist; name a file that is there")
 
 
 def _of_folder(uri: str, files: Collection[str]) -> str:
     missing = [name for name in files if not storage.exists(storage.join(uri, name))]
-    return f"lacks {', '.join(missing)}; name a folder with {', '.join(files)}" if missing else ""
+    return message(f"{uri} lacks {', '.join(missing)}; name a folder with {', '.join(files)}") if missing else ""
 
 
 def _of_sets(uri: str, names: Collection[str]) -> str:
     """Check that there are files of each set; whether it is the published one, ``check_sets`` says."""
     if missing := [name for name in names if not storage.list_files(storage.join(uri, name))]:
-        return (
-            f"has nothing in {', '.join(f'{name}/' for name in missing)}; docs/evaluation-sets.md says what to "
+        return message(
+            f"{uri} has nothing in {', '.join(f'{name}/' for name in missing)}; docs/evaluation-sets.md says what to "
             "download and what the folder of a set holds"
         )
     return ""
@@ -199,8 +202,8 @@ def _of_stage(uri: str, stage: str) -> str:
     try:
         name = manifest.load(uri).stage
     except WukongError as error:
-        return f"is not the manifest of a {stage} stage ({error})"
-    return "" if name == stage else f"is the manifest of a {name} stage; name one of a {stage} stage"
+        return message(f"{uri} is not the manifest of a {stage} stage ({error})")
+    return "" if name == stage else message(f"{uri} is the manifest of a {name} stage; name one of a {stage} stage")
 
 
 def _unsigned(crawl: Crawl) -> Iterator[str]:

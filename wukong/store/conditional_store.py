@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import IO, Any, TypeVar
 
 from wukong.errors import StorageError
+from wukong.runtime.language import message
 from wukong.store import patience, patient_store
 
 _CHANGED = ("412", "409", "PreconditionFailed", "ConditionalRequestConflict")
@@ -40,7 +41,7 @@ def version(endpoint: str | None, region: str, path: str) -> str | None:
     """
     bucket, key = path.split("/", 1)
     try:
-        head = _answer(path, lambda: _client(endpoint, region, _who()).head_object(Bucket=bucket, Key=key), "read")
+        head = _answer(path, lambda: _client(endpoint, region, _who()).head_object(Bucket=bucket, Key=key))
     except FileNotFoundError:
         return None
     return str(head["ETag"])
@@ -58,7 +59,7 @@ def read(endpoint: str | None, region: str, path: str) -> tuple[bytes, str] | No
         return answer["Body"].read(), str(answer["ETag"])
 
     try:
-        return _answer(path, ask, "read")
+        return _answer(path, ask)
     except FileNotFoundError:
         return None
 
@@ -88,12 +89,13 @@ def write(endpoint: str | None, region: str, path: str, data: bytes | IO[bytes],
         client.put_object(Bucket=bucket, Key=key, Body=data, **condition)
 
     try:
-        _answer(path, put, "write", lambda: client.head_bucket(Bucket=bucket))
+        _answer(path, put, lambda: client.head_bucket(Bucket=bucket))
     except FileNotFoundError as error:  # what was seen has been deleted
         raise ChangedError(f"s3://{path} was deleted by somebody else") from error
 
 
-def _answer(path: str, request: Callable[[], _Answer], action: str, reads: Callable[[], Any] | None = None) -> _Answer:
+def _answer(path: str, request: Callable[[], _Answer], reads: Callable[[], Any] | None = None) -> _Answer:
+    """Return the answer to a request; one that writes comes with one that ``reads``."""
     from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
     def is_away(error: BaseException) -> bool:
@@ -112,6 +114,7 @@ def _answer(path: str, request: Callable[[], _Answer], action: str, reads: Calla
             return False
         return True
 
+    failed = message(f"cannot write s3://{path}") if reads is not None else message(f"cannot read s3://{path}")
     try:
         return patience.until_answered(request, is_away, patient_store.OUTAGE, is_full)
     except ClientError as error:
@@ -121,9 +124,9 @@ def _answer(path: str, request: Callable[[], _Answer], action: str, reads: Calla
             raise ChangedError(f"s3://{path} was written by somebody else") from error
         if _is(error, _UNKNOWN):
             raise UnconditionalError(f"s3://{path}: the store has no conditional writes ({error})") from error
-        raise StorageError(f"cannot {action} s3://{path}: {error}") from error
+        raise StorageError(f"{failed}: {error}") from error
     except BotoCoreError as error:
-        raise StorageError(f"cannot {action} s3://{path}: {error}") from error
+        raise StorageError(f"{failed}: {error}") from error
 
 
 def _is(error: Any, codes: tuple[str, ...]) -> bool:

@@ -37,6 +37,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wukong.errors import StorageError
 from wukong.runtime import cancel
+from wukong.runtime.language import message
 from wukong.store import fence, storage
 from wukong.store.conditional_store import ChangedError, UnconditionalError
 
@@ -87,8 +88,10 @@ class Holder(BaseModel):
 
     def __str__(self) -> str:
         """The holder in words."""
-        run = f"run {self.attempt.split('/')[-4]} (" if self.attempt.count("/") > 3 else ""
-        return f"{run}process {self.process} on {self.host}, since {self.since}" + (")" if run else "")
+        if self.attempt.count("/") <= 3:
+            return message(f"process {self.process} on {self.host}, since {self.since}")
+        run = self.attempt.split("/")[-4]
+        return message(f"run {run} (process {self.process} on {self.host}, since {self.since})")
 
     @property
     def is_gone(self) -> bool:
@@ -213,7 +216,7 @@ def check(prefix: str) -> None:
         raise fence.TakenOverError(f"{prefix} is not written: {seen.holder} took it over, {_WHY}")
 
 
-_WHY = "because its lease was not renewed. Run again: what is complete is used"
+_WHY = message("because its lease was not renewed. Run again: what is complete is used")
 
 
 class _Lease:
@@ -293,7 +296,7 @@ def _holder(attempt: str, seconds: float) -> Holder:
         machine=_machine(),
         process=os.getpid(),
         born=_born(os.getpid()),
-        since=datetime.now(UTC).strftime("%d %B %H:%M:%S UTC"),
+        since=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         seconds=seconds,
     )
 

@@ -148,11 +148,16 @@ def until_answered(
             left = began + allowed - now
             full = is_full(error, left <= 0 or now - began >= _LASTING)
             if left <= 0:
-                waited = f"for {now - began:.0f} s ({VARIABLE}={allowed:g})"
+                waited = now - began
                 if full:
-                    seems = f"{outage.name} is full, it seems: it answers, and has taken no data {waited}"
-                    raise FullError(f"{seems}: {error}{outage.room}") from error
-                raise AwayError(f"{outage.name} is away: {error}; so it was {waited}{outage.hint}") from error
+                    raise FullError(
+                        f"{outage.name} is full, it seems: it answers, and has taken no data for {waited:.0f} s "
+                        f"({VARIABLE}={allowed:g}): {error}{outage.room}"
+                    ) from error
+                raise AwayError(
+                    f"{outage.name} is away: {error}; so it was for {waited:.0f} s ({VARIABLE}={allowed:g})"
+                    f"{outage.hint}"
+                ) from error
             outage.goes_on(error, allowed, full)
             time.sleep(min(left, pause * random.uniform(0.5, 1.0)))
             pause = min(2 * pause, _LONGEST_PAUSE)

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from wukong.runtime.language import message
 from wukong.store import patience
 
 COPY_BYTES = 1 << 20
@@ -40,9 +41,12 @@ _NEVER_AWAY = re.compile(r"curlCode: (1|3|51|53|54|58|59|60|66|77|80|82|83|90|91
 _Answer = TypeVar("_Answer")
 
 OUTAGE = patience.Outage(
-    "the object store",
-    room=". Delete outputs that are not needed, or give it more room. What was deleted takes room until the store "
-    "reclaims it, which it does by itself",
+    message("the object store"),
+    room=". "
+    + message(
+        "Delete outputs that are not needed, or give it more room. What was deleted takes room until the store "
+        "reclaims it, which it does by itself"
+    ),
 )
 NO_ROOM = re.compile(
     r"\b507\b|StorageFull|InsufficientStorage|QuotaExceeded|no (writable|free) volumes|no space left", re.I

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 
 from wukong.errors import StorageError
 from wukong.runtime import environment
+from wukong.runtime.language import message
 from wukong.store import conditional_store, patience, patient_store
 from wukong.store.conditional_store import ChangedError
 
@@ -41,6 +42,7 @@ _COPY_BYTES = patient_store.COPY_BYTES
 _LOCK_SECONDS = 60.0
 _DELETIONS = 8  # of one prefix, while others delete there too
 
+_Action = Literal["read", "write", "list", "look up", "delete"]
 _Answer = TypeVar("_Answer")
 
 log = logging.getLogger(__name__)
@@ -124,25 +126,34 @@ def _s3(endpoint: str | None, region: str, _access_key: str | None) -> pafs.File
 
 
 @contextmanager
-def _explained(action: str, uri: str) -> Iterator[None]:
+def _explained(action: _Action, uri: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError as error:
-        raise StorageError(f"cannot {action} {uri}: there is nothing at that address") from error
     except OSError as error:
         raise _cannot(action, uri, error) from error
 
 
-def _cannot(action: str, uri: str, error: OSError) -> StorageError:
+def _cannot(action: _Action, uri: str, error: OSError) -> StorageError:
+    failed = {  # sentences of their own, because another language has them
+        "read": message(f"cannot read {uri}"),
+        "write": message(f"cannot write {uri}"),
+        "list": message(f"cannot list {uri}"),
+        "look up": message(f"cannot look up {uri}"),
+        "delete": message(f"cannot delete {uri}"),
+    }[action]
+    if isinstance(error, FileNotFoundError):
+        return StorageError(f"{failed}: there is nothing at that address")
     if isinstance(error, patience.FullError):
-        return StorageError(f"cannot {action} {uri}: {error}")
+        return StorageError(f"{failed}: {error}")
     hint = (
-        f"Is the object store at {_endpoint() or 'AWS'} running and are its credentials in the environment? "
-        "On one machine, `wukong status` shows the embedded one and `wukong up` starts it."
+        message(
+            f"Is the object store at {_endpoint() or 'AWS'} running and are its credentials in the environment? "
+            "On one machine, `wukong status` shows the embedded one and `wukong up` starts it."
+        )
         if uri.startswith("s3://")
-        else "Check that the folder exists, that you may write to it, and that the disk is not full."
+        else message("Check that the folder exists, that you may write to it, and that the disk is not full.")
     )
-    return StorageError(f"cannot {action} {uri}: {error}. {hint}")
+    return StorageError(f"{failed}: {error}. {hint}")
 
 
 def exists(uri: str) -> bool:
@@ -505,7 +516,7 @@ def _table(source: pa.NativeFile, columns: Sequence[str] | None, present_only: b
         if columns is not None and present_only:
             columns = [name for name in columns if name in there]
         if missing := [name for name in columns or () if name not in there]:
-            raise pa.ArrowInvalid(f"it lacks the columns {', '.join(missing)}; it has {', '.join(there)}")
+            raise pa.ArrowInvalid(message(f"it lacks the columns {', '.join(missing)}; it has {', '.join(there)}"))
         table = file.read(columns)
         return table if columns is None else table.select(list(columns))
 

@@ -161,7 +161,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_weights_names(
     state = {name: value.clone() for name, value in tiny.checkpoint("vit_g").items()}
     damage(state)
     torch.save({"state_dict": state}, tmp_path / "x.ckpt")
-    with pytest.raises(DataError, match=f"x.ckpt as vit_g is not that model: .*{message}"):
+    with pytest.raises(DataError, match=rf"x\.ckpt \(vit_g\) is not that model: .*{message}"):
         released.load("vit_g", (tmp_path / "x.ckpt").as_uri())
 
 

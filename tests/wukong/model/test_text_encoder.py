@@ -159,7 +159,8 @@ def test_training_can_start_from_a_roberta(tmp_path: Path) -> None:
 def test_another_architecture_or_a_missing_weight_is_named(theirs: BertModel, tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path)
     uri = storage.from_path(tmp_path)
-    with pytest.raises(DataError, match="layers 3 instead of 2; heads 4 instead of 2; max_tokens 32 where it reads 16"):
+    unequal = "layers: 3 instead of 2; heads: 4 instead of 2; max_tokens 32 where it reads 16"
+    with pytest.raises(DataError, match=unequal):
         bert.start_from(TextEncoder(VOCABULARY, 2, 2, WIDTH, 32), uri)
     state = load_file(tmp_path / "model.safetensors")
     value = state.pop("encoder.layer.1.output.dense.bias")

@@ -19,6 +19,9 @@ _MESSAGES = {
     "nothing is to be done": "没有要做的事",
     "pictures": "图片",
     "write {{}} for {name} and {name}": "{name} 请写成 {{}}",
+    "cannot read {path}: {error}. Put it back": "无法读取 {path}：{error}。请恢复",
+    "{file} has changed since {time}": "{file} 在 {time} 之后有改动",
+    "the folder": "文件夹",
 }
 
 
@@ -45,7 +48,12 @@ def catalogue() -> language.Catalogue:
         ("/a/pictures: there is no file", "/a/pictures：没有这个文件"),
         ("1,234 pictures", "1,234 张图片"),
         ("many pictures", "many pictures"),
-        ("x.csv: there is no column urll; did you mean url?", "x.csv：没有 urll; 您是不是想写 url？ 列"),
+        ("x.csv: there is no column urll; did you mean url?", "x.csv：没有 urll 列；您是不是想写 url？"),
+        ("there is no column a in b, c or d: there is no file", "there is no column a in b, c or d：没有这个文件"),
+        ("cannot read a: the folder: there is no column b, c. Put it back", "无法读取 a：文件夹：没有 b, c 列。请恢复"),
+        ("a: there is no file\n  b: there is no column c\n d: e f", "a：没有这个文件\n  b：没有 c 列\n d: e f"),
+        ("the folder has changed since a, b and c", "文件夹在 a, b 和 c 之后有改动"),
+        ("红 has changed since x", "红 在 x 之后有改动"),
         ("pictures", "图片"),
         ("name: pictures", "name: pictures"),
         ("write {} for a and a", "a 请写成 {}"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from wukong.crawl.source import CrawlSettings, Listed, Wording
+from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 def _check(uri: str) -> str:
     from wukong.store import storage
 
-    return "" if storage.exists(uri) or storage.list_files(uri) else "has nothing; name a folder of pictures or a list"
+    if storage.exists(uri) or storage.list_files(uri):
+        return ""
+    return message(f"{uri} has nothing; name a folder of pictures or a list")
 
 
 def _pictures(config: CrawlSettings) -> Iterator[Picture]:
@@ -45,7 +48,7 @@ def _bytes_read(sizes: Mapping[str, int]) -> int:
 SOURCE = Listed(
     name="files",
     wording=Wording("From picture to pair", "pictures named", "The data name {} pictures", "pictures of one's own"),
-    nothing="crawl.endpoint = {config.endpoint!r} names no picture.",
+    nothing=lambda config, _: message(f"crawl.endpoint = {config.endpoint!r} names no picture."),
     check=_check,
     lists=lambda config: [config.endpoint],
     read=_read,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from wukong.crawl.source import CrawlSettings, Listed, Wording
+from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,13 +24,15 @@ def _check(uri: str) -> str:
 
     if storage.list_files(uri):
         return ""
-    return "has nothing; docs/evaluation-sets.md says what to download and what the folder of a set holds"
+    return message(
+        f"{uri} has nothing; docs/evaluation-sets.md says what to download and what the folder of a set holds"
+    )
 
 
 def _problems(config: CrawlSettings) -> Iterator[str]:
     name = _name(config.endpoint)
     if name not in SETS:
-        yield (
+        yield message(
             f"crawl.endpoint: {config.endpoint!r} ends in {name!r}, which is no set with a train part of pictures and "
             f"captions; those are {', '.join(SETS)}: name the folder of one, FOLDER/{SETS[1]}"
         )
@@ -60,7 +63,9 @@ SOURCE = Listed(
     wording=Wording(
         "From caption to pair", "pictures with a caption", "The train part has {} pictures with a caption", "a set"
     ),
-    nothing="the train part of the set at crawl.endpoint = {config.endpoint!r} has no caption.",
+    nothing=lambda config, _: message(
+        f"the train part of the set at crawl.endpoint = {config.endpoint!r} has no caption."
+    ),
     check=_check,
     lists=lambda config: [config.endpoint.rstrip("/")],
     read=_read,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from wukong.crawl.source import CrawlSettings, Listed, Wording
+from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -17,7 +18,7 @@ def _check(uri: str) -> str:
 
     if storage.exists(uri) or any(file.endswith(SUFFIXES) for file in storage.list_files(uri)):
         return ""
-    return f"is no list of URLs; name a file, or a folder of files, of {', '.join(SUFFIXES)}"
+    return message(f"{uri} is no list of URLs; name a file, or a folder of files, of {', '.join(SUFFIXES)}")
 
 
 def _lists(config: CrawlSettings) -> list[str]:
@@ -41,8 +42,10 @@ def _count(config: CrawlSettings) -> int:
 SOURCE = Listed(
     name="urls",
     wording=Wording("From list to pair", "rows of the list", "The list has {} rows", "a list of URLs"),
-    nothing="the list at crawl.endpoint = {config.endpoint!r} holds no URL in the column that crawl.url_column names, "
-    "{config.url_column!r}.",
+    nothing=lambda config, _: message(
+        f"the list at crawl.endpoint = {config.endpoint!r} holds no URL in the column that crawl.url_column names, "
+        f"{config.url_column!r}."
+    ),
     check=_check,
     lists=_lists,
     read=_read,

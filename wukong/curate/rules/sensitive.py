@@ -8,6 +8,7 @@ from pydantic import Field
 
 from wukong.config.section import Strict
 from wukong.curate.rule import Batch, Check, Rule
+from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import polars as pl
@@ -57,7 +58,9 @@ def _audit(pairs: pl.DataFrame, words: SensitiveWords) -> pl.Series:
 def _folder_problem(uri: str) -> str:
     from wukong.store import storage
 
-    return "" if storage.list_files(uri) else "holds no list; name a folder with a file of words for each category"
+    if storage.list_files(uri):
+        return ""
+    return message(f"{uri} holds no list; name a folder with a file of words for each category")
 
 
 RULE = Rule(

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from wukong.config.section import Strict
 from wukong.curate.rule import Column, FromPictures, PictureBatch, Rule
+from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import polars as pl
@@ -77,7 +78,7 @@ def _model_problem(uri: str) -> str:
     from wukong.store import storage
 
     missing = [name for name in _MODEL_FILES if not storage.exists(storage.join(uri, name))]
-    return f"lacks {', '.join(missing)}; name a folder with {', '.join(_MODEL_FILES)}" if missing else ""
+    return message(f"{uri} lacks {', '.join(missing)}; name a folder with {', '.join(_MODEL_FILES)}") if missing else ""
 
 
 RULE = Rule(

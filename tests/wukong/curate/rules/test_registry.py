@@ -186,6 +186,8 @@ def test_a_rule_that_does_not_fit_the_others_is_refused(tmp_path, change, messag
         "curate/__init__.py",
         "curate/rule.py",
         "curate/rules",
+        "runtime/__init__.py",
+        "runtime/language.py",
     ):
         source, target = Path(rules.__file__).parents[2] / name, library / name
         target.parent.mkdir(parents=True, exist_ok=True)
