@@ -17,7 +17,7 @@ from typing import Literal
 Language = Literal["en", "zh"]
 
 _VARIABLES = ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG")
-_NUMBER = r"[-+]?[\d,.]+|nan|-?inf"
+_NUMBER = r"[-+]?[\d,.]+(?:e[-+]\d+)?|nan|-?inf"
 _SEPARATORS = ("\n", "; ", ": ", ", ")  # between messages that were joined, the strongest first
 
 
