@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from wukong.crawl.source import CrawlSettings, Listed, Wording
+from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +45,12 @@ def _bytes_read(sizes: Mapping[str, int]) -> int:
 
 SOURCE = Listed(
     name="files",
-    wording=Wording("From picture to pair", "pictures named", "The data name {} pictures", "pictures of one's own"),
+    wording=Wording(
+        message("From picture to pair"),
+        message("pictures named"),
+        lambda rows: message(f"The data name {rows:,} pictures"),
+        message("pictures of one's own"),
+    ),
     nothing="crawl.endpoint = {config.endpoint!r} names no picture.",
     check=_check,
     lists=lambda config: [config.endpoint],

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from wukong.crawl.source import CrawlSettings, Listed, Wording
+from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,7 +41,12 @@ def _count(config: CrawlSettings) -> int:
 
 SOURCE = Listed(
     name="urls",
-    wording=Wording("From list to pair", "rows of the list", "The list has {} rows", "a list of URLs"),
+    wording=Wording(
+        message("From list to pair"),
+        message("rows of the list"),
+        lambda rows: message(f"The list has {rows:,} rows"),
+        message("a list of URLs"),
+    ),
     nothing="the list at crawl.endpoint = {config.endpoint!r} holds no URL in the column that crawl.url_column names, "
     "{config.url_column!r}.",
     check=_check,
