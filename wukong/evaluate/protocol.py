@@ -142,7 +142,8 @@ class Protocol:
 
     def _describe_retrieval(self) -> str:
         sets = ", ".join(sorted(self.text_to_image_only)) or "none"
-        return message(f"Retrieval: {_HITS[self.hit]} {_TIES[self.retrieval_ties]} Only text to image: {sets}.")
+        hit, ties = _HITS[self.hit], _TIES[self.retrieval_ties]
+        return message(f"Retrieval: {hit} Ties: {ties} Only text to image: {sets}.")
 
 
 # The test parts of the first three have no public answers; the others have no official parts.
