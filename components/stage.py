@@ -18,6 +18,7 @@ from wukong.evaluate.results import DOCUMENT, headlines_of
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
 from wukong.runtime import cancel, events, logs
+from wukong.runtime.language import message
 from wukong.stages import run_paths
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
@@ -29,10 +30,10 @@ from wukong.tracking.run_links import Pages
 
 _T = TypeVar("_T")
 _PAGES = {
-    "report.html": "Report",
-    "evaluation.html": "Evaluation, beside the paper's numbers",
-    "docs/card.html": "Dataset card",
-    "docs/index.html": "Data docs",
+    "report.html": message("Report"),
+    "evaluation.html": message("Evaluation, beside the paper's numbers"),
+    "docs/card.html": message("Dataset card"),
+    "docs/index.html": message("Data docs"),
 }
 """Pages of a run with their titles, which name each other."""
 
@@ -133,17 +134,19 @@ def write_report(experiment: str, run: str, evaluation: str, registration: Mappi
         links, notes, decided = {}, [], None
         pages = run_links.pages(parsed, run)
         if pages:
-            links["MLflow run"] = pages.run
-            links["All runs"] = pages.experiment
+            links[message("MLflow run")] = pages.run
+            links[message("All runs")] = pages.experiment
         if pages and pages.compare:
-            links["Compare with earlier runs"] = pages.compare
+            links[message("Compare with earlier runs")] = pages.compare
         if registration:
-            held = "holds" if registration["promoted"] else "does not hold"
+            promoted = registration["promoted"]
             name, alias = parsed.registry.model_name, parsed.registry.alias
             version = int(registration["version"])
-            links[f"Model {name} version {version}, {held} @{alias}"] = model_versions.model_url(name, version)
+            title = message(f"Model {name} version {version}, {'holds' if promoted else 'does not hold'} @{alias}")
+            links[title] = model_versions.model_url(name, version)
             if holder := model_versions.doubtful_holder(name, alias):
-                notes.append(f"Model {name} version {holder}, which holds @{alias}, {model_versions.DOUBTFUL}.")
+                doubts = model_versions.DOUBTFUL
+                notes.append(message(f"Model {name} version {holder}, which holds @{alias}, {doubts}."))
             decided = _verdict(parsed, run, str(version))
         docs = _docs_beside_report(parsed, run, manifests["validate"]) if "validate" in manifests else ""
         shown = run_report.contents(

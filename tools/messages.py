@@ -4,6 +4,7 @@ It adds what is new, without a translation, drops what is gone, and compiles the
 
 * what an error is raised with;
 * what ``print`` and ``echo`` show, and the headers and titles of tables;
+* titles and notes of what pages show, and how to get the evaluation sets;
 * help texts of options, and docstrings of commands;
 * everything inside a call of ``message`` or ``translated``;
 * in the templates of pages, what ``_`` and ``attribute`` get.
@@ -31,8 +32,8 @@ CATALOGUE = ROOT / "wukong" / "locale" / "zh" / "LC_MESSAGES" / "messages.po"
 FOREIGN = ROOT / "tools" / "foreign_messages.txt"
 """Messages of libraries that commands show, a line each."""
 
-_SHOWN = {"print", "echo", "message", "translated", "chinese", "Table", "add_column"}
-_KEYWORDS = {"help", "title", "epilog", "short_help"}
+_SHOWN = {"print", "echo", "message", "translated", "chinese", "Table", "add_column", "HowToGet"}
+_KEYWORDS = {"help", "title", "epilog", "short_help", "note"}
 _TEXT = (ast.Constant, ast.JoinedStr)
 _WORD = re.compile(r"[A-Za-z]{2}")
 _BEGUN = datetime(2026, 1, 1, tzinfo=UTC)  # the header of a catalogue has a time; this one never changes
@@ -56,9 +57,8 @@ def of_file(path: Path) -> Iterator[str]:
     elif path.suffix == ".j2":
         with path.open("rb") as template:
             for _, _, found, _ in babel_extract(template, ("_", "title", "attribute"), [], {"encoding": "utf-8"}):
-                # Of several arguments, the message is the second: the first is the name of the attribute.
-                if text := found if isinstance(found, str) or not found else found[1]:
-                    yield text
+                # Of several texts, the message is the last: ``attribute`` has the attribute's name before it.
+                yield from [text for text in ([found] if isinstance(found, str) else found or ()) if text][-1:]
 
 
 def _has_words(message: str) -> bool:
@@ -164,7 +164,7 @@ def _field(part: ast.expr, names: dict[str, str]) -> str:
 
 
 def _is_number(spec: ast.expr) -> bool:
-    return ast.unparse(spec).strip("f'\"").endswith(tuple(",dfeg%"))
+    return ast.unparse(spec).removeprefix("f").strip("'\"").endswith(tuple(",dfeg%"))
 
 
 def updated(catalogue: Catalog) -> Catalog:

@@ -60,7 +60,9 @@ def test_the_pages_lie_side_by_side_and_lead_to_each_other(tmp_path: Path, monke
     components.write_report(uri, "first", str(tmp_path / "evaluate"), registration, str(tmp_path / "page.html"))
     report = page("report.html")
     name = experiment.registry.model_name
-    assert f'<p class="note">Model {name} version 7, which holds @champion, took an alias by a test of an' in report
+    note = report.partition('<p class="note">')[2].partition("</p>")[0]
+    assert f">Model {name} version 7, which holds @champion, took an alias by a test of an" in note
+    assert f">持有 @champion 的模型 {name} 版本 7 是经早期版本的检验获得别名的" in note
 
     commit("validate", crawled, filtered)
     components.write_report(uri, "first", str(tmp_path / "evaluate"), {}, str(tmp_path / "page.html"))
@@ -70,7 +72,9 @@ def test_the_pages_lie_side_by_side_and_lead_to_each_other(tmp_path: Path, monke
         text = page(name)
         found = {posixpath.normpath(posixpath.join(posixpath.dirname(name), link)) for link in links(text)}
         assert pages - {name} <= found, "each page leads to the others"
-        assert "first" in text.partition("</title>")[0].partition("<title>")[2], "and says whose it is"
+        title = re.findall('[">]([^"<>]+)', text.partition("</title>")[0].partition("<title")[2])
+        assert len(title) == 1 + (name == "report.html"), "in each of its languages"
+        assert all("first" in each for each in title), "and says whose it is"
         if name != "report.html":
             assert text.endswith("<p>表五</p></main></body></html>")
     assert "<a " not in (tmp_path / "page.html").read_text("utf-8")

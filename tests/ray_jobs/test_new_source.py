@@ -38,7 +38,9 @@ def _read(uri, number, config):
 
 SOURCE = Listed(
     name="album",
-    wording=Wording("From album to pair", "pictures in the album", "The album has {} pictures", "an album"),
+    wording=Wording(
+        "From album to pair", "pictures in the album", lambda rows: f"The album has {rows:,} pictures", "an album"
+    ),
     nothing=lambda config, _: f"the album {config.endpoint!r} is empty.",
     check=_check,
     lists=lambda config: [config.endpoint],

@@ -59,6 +59,7 @@ def test_is_compiled(stored: dict[str, str]) -> None:
         ("""echo(f"{n} picture{'' if n == 1 else 's'}")""", ["{n} picture", "{n} pictures"]),
         ('echo("nothing here" if x else f"{y} here")', ["nothing here", "{y} here"]),
         ('echo(f"{a} is wrong" + (f"; {b.c}" if b else ""))', ["{a} is wrong; {c}", "{a} is wrong"]),
+        ('message(f"{x:+.1f} of {y:.{n}f}, {z:>{n}}")', ["{x:n} of {y:n}, {z}"]),
         ('for c in map(message, ("place", "stage")): pass', ["place", "stage"]),
         ('table.add_column("where {it} is")', ["where {{it}} is"]),
         ('x: A = Option(help="Ends it.")', ["Ends it."]),
@@ -70,3 +71,13 @@ def test_messages_of_code(tmp_path: Path, code: str, expected: list[str]) -> Non
     module = tmp_path / "module.py"
     module.write_text(code)
     assert list(messages.of_file(module)) == expected
+
+
+def test_messages_of_a_template(tmp_path: Path) -> None:
+    template = tmp_path / "page.html.j2"
+    template.write_text(
+        """{{ _("one") if x else _("{count} of them", count=x) }} {{ title("a page of {run}", run=run) }} {{ _(x) }}
+        <img {{ attribute("alt", "a picture") }} {{ attribute("title", "that of {name}", name="it") }}>"""
+    )
+    expected = ["one", "{count} of them", "a page of {run}", "a picture", "that of {name}"]
+    assert sorted(messages.of_file(template)) == sorted(expected)

@@ -7,11 +7,16 @@ all else that knows a result by its name takes it from here.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from wukong.runtime.language import message
+
 HOLDOUTS = "holdouts"
 """Stands for all hold-outs in the name of a metric, where the mean over them is meant."""
-DIRECTIONS: Mapping[str, str] = {"image_to_text": "image → text", "text_to_image": "text → image"}
+DIRECTIONS: Mapping[str, str] = {"image_to_text": message("image → text"), "text_to_image": message("text → image")}
 CUTOFFS = (1, 5, 10)
-_RECALLS = {f"{name}_r{k}": f"{title} R@{k}" for name, title in DIRECTIONS.items() for k in CUTOFFS}
+_RECALLS = {
+    **{f"image_to_text_r{k}": message(f"image → text R@{k:d}") for k in CUTOFFS},
+    **{f"text_to_image_r{k}": message(f"text → image R@{k:d}") for k in CUTOFFS},
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ EVALUATORS: dict[str, Evaluator] = {
         Evaluator(
             kind="retrieval",
             results={
-                "mean_recall": Result("mean recall", mean_of=tuple(_RECALLS)),
+                "mean_recall": Result(message("mean recall"), mean_of=tuple(_RECALLS)),
                 **{name: Result(title) for name, title in _RECALLS.items()},
             },
             main="mean_recall",
@@ -65,9 +70,9 @@ EVALUATORS: dict[str, Evaluator] = {
         Evaluator(
             kind="classification",
             results={
-                "top1": Result("top-1"),
-                "top5": Result("top-5"),
-                "mean_per_class": Result("mean over classes", per_class=True),
+                "top1": Result(message("top-1")),
+                "top5": Result(message("top-5")),
+                "mean_per_class": Result(message("mean over classes"), per_class=True),
             },
             main="top1",
             means=("top1",),

@@ -57,18 +57,21 @@ class Wording:
     Attributes:
         heading: the heading over the funnel.
         results: title of the funnel's first step.
-        counted: beginning of a sentence with the number of its rows, which replaces ``{}``.
+        counted: returns the beginning of a sentence with the number of its rows.
         origin: what the run was made from.
     """
 
     heading: str
     results: str
-    counted: str
+    counted: Callable[[int], str]
     origin: str
 
 
 SEARCHED = Wording(
-    "From query to pair", "search results", "The queries gave {} search results", "a list of Chinese words"
+    message("From query to pair"),
+    message("search results"),
+    lambda rows: message(f"The queries gave {rows:,} search results"),
+    message("a list of Chinese words"),
 )
 """The words for a search, and for a source that this version does not know."""
 

@@ -22,6 +22,7 @@ from wukong.evaluate import class_names
 from wukong.evaluate.class_names import ClassName
 from wukong.evaluate.formats import chinese_clip, webdataset
 from wukong.evaluate.published import Caption, Captioned, Images, Labelled, NotThereError
+from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,7 +43,8 @@ class HowToGet:
     licence: str
 
     def __str__(self) -> str:
-        return f"Download {'; '.join(self.download)}. Put it so that the set's folder has {self.place}."
+        download = "; ".join(self.download)
+        return message(f"Download {download}. Put it so that the set's folder has {self.place}.")
 
 
 class Counts(NamedTuple):

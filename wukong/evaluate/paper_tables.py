@@ -12,6 +12,7 @@ from typing import Any
 from wukong.config.evaluators import CUTOFFS, DIRECTIONS
 from wukong.evaluate import paper, results, sets
 from wukong.evaluate.results import MeasuredModel
+from wukong.runtime.language import message
 
 FORMAT = 1
 TITLES: Mapping[str, str] = {
@@ -148,17 +149,17 @@ def _missing(number: str, rows: Sequence[Mapping[str, Any]], models: Sequence[Ev
         yield {
             "set": "",
             "models": [each.label for each in unmeasured],
-            "how": "no fine-tuned model was measured: `wukong evaluate --model MODEL --fine-tuned FINE_TUNED`"
+            "how": message("no fine-tuned model was measured: `wukong evaluate --model MODEL --fine-tuned FINE_TUNED`")
             if role == "finetuned"
-            else "no zero-shot model was measured: `wukong evaluate --model MODEL`",
+            else message("no zero-shot model was measured: `wukong evaluate --model MODEL`"),
         }
     for row in rows:
         if lacking := [each for each in models if each.label not in row["ours"] and each not in unmeasured]:
             addresses = [each.address or "MODEL" for each in lacking]
-            commands = [f"`wukong evaluate --model {each} --tasks {row['set']} --protocol paper`" for each in addresses]
+            commands = [f"wukong evaluate --model {each} --tasks {row['set']} --protocol paper" for each in addresses]
+            run, download = " && ".join(dict.fromkeys(commands)), how_to_get[row["set"]]
             yield {
                 "set": row["set"],
                 "models": [each.label for each in lacking],
-                "how": f"{how_to_get[row['set']]} Then {' and '.join(dict.fromkeys(commands))}, or add it to "
-                "evaluate.tasks and run again.",
+                "how": message(f"{download} Then `{run}`, or add it to evaluate.tasks and run again."),
             }

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
+from wukong.runtime.language import message
 
 Transform: TypeAlias = Literal["squash", "crop", "model"]
 Writing: TypeAlias = Literal["published", "lower", "lower, straight quotes"]
@@ -20,29 +21,31 @@ Aggregation: TypeAlias = Literal["similarity", "softmax"]
 Hit: TypeAlias = Literal["any", "share"]
 
 _TRANSFORMS = {
-    "squash": "Pictures are squashed to the square (bicubic).",
-    "crop": "Pictures are resized by their shorter side (bicubic) and cut to the square in their middle.",
-    "model": "Pictures are shown as the model was trained to see them (`model.image.view`); those of other projects' "
-    "models are cut to the square in their middle.",
+    "squash": message("Pictures are squashed to the square (bicubic)."),
+    "crop": message("Pictures are resized by their shorter side (bicubic) and cut to the square in their middle."),
+    "model": message(
+        "Pictures are shown as the model was trained to see them (`model.image.view`); those of other projects' models "
+        "are cut to the square in their middle."
+    ),
 }
 _WRITINGS = {
-    "published": "Texts go to the model's tokenizer as they are published.",
-    "lower": "Texts are lower-cased.",
-    "lower, straight quotes": "Texts are lower-cased, and Chinese quotation marks become straight ones.",
+    "published": message("Texts go to the model's tokenizer as they are published."),
+    "lower": message("Texts are lower-cased."),
+    "lower, straight quotes": message("Texts are lower-cased, and Chinese quotation marks become straight ones."),
 }
 _TIES = {
-    "against": "An equal wrong score ranks before the right one.",
-    "first": "Of equal scores the first in the files' order ranks first.",
-    "topk": "Equal scores rank as torch.topk leaves them.",
-    "id": "Of equal scores the larger id, compared as text, ranks first.",
+    "against": message("An equal wrong score ranks before the right one."),
+    "first": message("Of equal scores the first in the files' order ranks first."),
+    "topk": message("Equal scores rank as torch.topk leaves them."),
+    "id": message("Of equal scores the larger id, compared as text, ranks first."),
 }
 _AGGREGATIONS = {
-    "similarity": "The token-wise score of a class is the mean of its prompts' similarities.",
-    "softmax": "The token-wise score of a class is the mean over prompts of the softmax over classes.",
+    "similarity": message("The token-wise score of a class is the mean of its prompts' similarities."),
+    "softmax": message("The token-wise score of a class is the mean over prompts of the softmax over classes."),
 }
 _HITS = {
-    "any": "A query is hit if any right answer is among the first K.",
-    "share": "A query counts the share of its right answers that are among the first K.",
+    "any": message("A query is hit if any right answer is among the first K."),
+    "share": message("A query counts the share of its right answers that are among the first K."),
 }
 
 
@@ -103,27 +106,44 @@ class Protocol:
 
     def for_pairs(self, captions: str) -> "Protocol":
         """Return the protocol with the rule for captions of hold-outs (``evaluate.captions``) among its remarks."""
-        return replace(self, remarks=(*self.remarks, f"Hold-outs: {_CAPTIONS[captions]}"))
+        return replace(self, remarks=(*self.remarks, message(f"Hold-outs: {_CAPTIONS[captions]}")))
 
     def describe(self) -> list[str]:
         """Describe the protocol, one sentence for each setting; this is printed with every number."""
-        cut = f"cut at {self.context} tokens" if self.context else "cut where the model's tokenizer cuts them"
-        per_class = f"; the mean over classes for {', '.join(sorted(self.per_class))}" if self.per_class else ""
-        splits = ", ".join(f"{split} of {name}" for name, split in sorted(self.splits.items()))
+        writing, aggregation = _WRITINGS[self.writing], _AGGREGATIONS[self.aggregation]
         return [
-            f"Protocol {self.name}: {self.source}.",
+            message(f"Protocol {self.name}: {self.source}."),
             _TRANSFORMS[self.transform],
-            f"{_WRITINGS[self.writing]} They are {cut}.",
-            f"Class names: {self.class_names}; prompts: {self.prompts}.",
-            "The vector of a class is the normalised mean of its prompts' normalised vectors. "
-            + _AGGREGATIONS[self.aggregation],
-            f"Split: test{'; ' + splits if splits else ''}.",
-            f"Classification: top-1{per_class}. {_TIES[self.classification_ties]}"
-            + ("" if self.mean_ties == self.classification_ties else f" For the mean: {_TIES[self.mean_ties]}"),
-            f"Retrieval: {_HITS[self.hit]} {_TIES[self.retrieval_ties]} "
-            f"Only text to image: {', '.join(sorted(self.text_to_image_only)) or 'none'}.",
+            message(f"{writing} They are cut at {self.context} tokens.")
+            if self.context
+            else message(f"{writing} They are cut where the model's tokenizer cuts them."),
+            message(f"Class names: {self.class_names}; prompts: {self.prompts}."),
+            message(f"The vector of a class is the normalised mean of its prompts' normalised vectors. {aggregation}"),
+            self._describe_splits(),
+            self._describe_classification(),
+            self._describe_retrieval(),
             *self.remarks,
         ]
+
+    def _describe_splits(self) -> str:
+        splits = ", ".join(f"{name} {split}" for name, split in sorted(self.splits.items()))
+        return message(f"Split: test; {splits}.") if splits else message("Split: test.")
+
+    def _describe_classification(self) -> str:
+        ties, sets = _TIES[self.classification_ties], ", ".join(sorted(self.per_class))
+        of_all = (
+            message(f"Classification: top-1; the mean over classes for {sets}. {ties}")
+            if sets
+            else message(f"Classification: top-1. {ties}")
+        )
+        if self.mean_ties == self.classification_ties:
+            return of_all
+        return message(f"{of_all} For the mean: {_TIES[self.mean_ties]}")
+
+    def _describe_retrieval(self) -> str:
+        sets = ", ".join(sorted(self.text_to_image_only)) or "none"
+        hit, ties = _HITS[self.hit], _TIES[self.retrieval_ties]
+        return message(f"Retrieval: {hit} Ties: {ties} Only text to image: {sets}.")
 
 
 # The test parts of the first three have no public answers; the others have no official parts.
@@ -137,7 +157,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
         for protocol in (
             Protocol(
                 name="paper",
-                source="Wukong (Gu et al., 2022), sections 5.2 and 5.3",
+                source=message("Wukong (Gu et al., 2022), sections 5.2 and 5.3"),
                 transform="crop",
                 context=32,
                 writing="lower",
@@ -148,13 +168,15 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 mean_ties="against",
                 retrieval_ties="against",
                 remarks=(
-                    "The paper does not say how equal scores rank; here they count as wrong. The authors' code "
-                    "averages the softmax over prompts where the paper averages similarities.",
+                    message(
+                        "The paper does not say how equal scores rank; here they count as wrong. The authors' code "
+                        "averages the softmax over prompts where the paper averages similarities."
+                    ),
                 ),
             ),
             Protocol(
                 name="cn-clip",
-                source="Chinese-CLIP 1.6, with ELEVATER's metrics",
+                source=message("Chinese-CLIP 1.6, with ELEVATER's metrics"),
                 transform="squash",
                 context=52,
                 writing="lower, straight quotes",
@@ -166,13 +188,15 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 mean_ties="first",
                 retrieval_ties="first",
                 remarks=(
-                    "Chinese-CLIP has class names of its own, which differ on 241 of ImageNet's 1,000; its package "
-                    "does not carry them, and they are not used here.",
+                    message(
+                        "Chinese-CLIP has class names of its own, which differ on 241 of ImageNet's 1,000; its package "
+                        "does not carry them, and they are not used here."
+                    ),
                 ),
             ),
             Protocol(
                 name="clip-benchmark",
-                source="CLIP_benchmark 1.6 with language cn",
+                source=message("CLIP_benchmark 1.6 with language cn"),
                 transform="crop",
                 context=None,
                 writing="published",
@@ -182,7 +206,9 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 classification_ties="topk",
                 mean_ties="first",
                 retrieval_ties="topk",
-                remarks=("CLIP_benchmark has Chinese class names for ImageNet alone; the other sets use ours.",),
+                remarks=(
+                    message("CLIP_benchmark has Chinese class names for ImageNet alone; the other sets use ours."),
+                ),
             ),
         )
     }
@@ -191,7 +217,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
 
 OWN = Protocol(
     name="own",
-    source="this project's own, for the hold-outs of an experiment",
+    source=message("this project's own, for the hold-outs of an experiment"),
     transform="model",
     context=None,
     writing="published",
@@ -201,7 +227,7 @@ OWN = Protocol(
     classification_ties="against",
     mean_ties="against",
     retrieval_ties="against",
-    remarks=("The classes of a hold-out have the names that the experiment gives them.",),
+    remarks=(message("The classes of a hold-out have the names that the experiment gives them."),),
 )
 """The protocol of the hold-outs, whose pictures and captions are like those that the model was trained on."""
 
@@ -219,23 +245,25 @@ def named(name: str) -> Protocol:
 
 
 _CAPTIONS = {
-    "distinct": "Equal captions are one caption, and every picture that has it is right.",
-    "all": "Every caption of a picture is a separate query, and only its own picture is right.",
-    "first": "Only the first caption of each picture is used, and only its own picture is right.",
+    "distinct": message("Equal captions are one caption, and every picture that has it is right."),
+    "all": message("Every caption of a picture is a separate query, and only its own picture is right."),
+    "first": message("Only the first caption of each picture is used, and only its own picture is right."),
 }
 _VIEWS = {
-    "whole": "Pictures are shown whole, on a white square.",
-    "crop": "Pictures are resized by their shorter side and cut to the square in their middle.",
+    "whole": message("Pictures are shown whole, on a white square."),
+    "crop": message("Pictures are resized by their shorter side and cut to the square in their middle."),
 }
 _CLS = {
-    True: "A patch may match the text's [CLS] (s^I, as in section 4.3 and the authors' code); s^T leaves [CLS] out.",
-    False: "Neither similarity uses the text's [CLS]; section 4.3 leaves it out of s^T only.",
+    True: message(
+        "A patch may match the text's [CLS] (s^I, as in section 4.3 and the authors' code); s^T leaves [CLS] out."
+    ),
+    False: message("Neither similarity uses the text's [CLS]; section 4.3 leaves it out of s^T only."),
 }
 
 
 _POOLING = {
-    "areas": "the means of square areas",
-    "attention": "by attention maps that the patches give, as in some of the authors' released models",
+    "areas": message("the means of square areas"),
+    "attention": message("by attention maps that the patches give, as in some of the authors' released models"),
 }
 
 
@@ -247,7 +275,7 @@ def sentences(experiment: Experiment) -> list[str]:
             ``model.match_text_cls``, ``model.image.tokens`` and ``model.image.pooling`` are used.
     """
     described = [
-        "Each picture is one candidate, however many captions it has.",
+        message("Each picture is one candidate, however many captions it has."),
         _CAPTIONS[experiment.evaluate.captions],
         _VIEWS[experiment.model.image.view],
     ]
@@ -255,5 +283,5 @@ def sentences(experiment: Experiment) -> list[str]:
         described.append(_CLS[experiment.model.match_text_cls])
     if (tokens := experiment.model.image.tokens) is not None:
         how = _POOLING[experiment.model.image.pooling]
-        described.append(f"An image's patches are pooled to {tokens} tokens, {how}.")
+        described.append(message(f"An image's patches are pooled to {tokens} tokens, {how}."))
     return described

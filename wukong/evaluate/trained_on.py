@@ -18,6 +18,7 @@ from wukong.data import shards
 from wukong.data.shards import matching
 from wukong.errors import WukongError
 from wukong.evaluate.data_set import Data
+from wukong.runtime.language import message
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
@@ -67,16 +68,16 @@ def pairs_at(uri: str, folder_of: Callable[[str], str]) -> set[Pairs] | str:
     """
     kind = uri.partition(":")[0]
     if kind in ("open_clip", "cn_clip", "wukong_release"):
-        return "it is a model of others"
+        return message("it is a model of others")
     try:
         if uri.startswith("models:/"):
             uri = folder_of(uri)
         beside = storage.join((uri if "://" in uri else storage.from_path(Path(uri))).rstrip("/").rpartition("/")[0])
         if not storage.exists(storage.join(beside, "manifest.json")):
-            return "no manifest of a training lies beside it"
+            return message("no manifest of a training lies beside it")
         return pairs_of(manifest.load(beside))
     except WukongError as error:
-        return f"its lineage cannot be read ({error})"
+        return message(f"its lineage cannot be read ({error})")
 
 
 def among(pairs: Pairs, wanted: Collection[str]) -> set[str]:
@@ -116,7 +117,7 @@ def counts(models: Mapping[str, set[Pairs] | str], tasks: Mapping[str, Sequence[
         try:
             read[pairs] = among(pairs, wanted)
         except WukongError as error:
-            read[pairs] = f"its training pairs cannot be read ({error})"
+            read[pairs] = message(f"its training pairs cannot be read ({error})")
     entries = []
     for name, of_task in tasks.items():
         for role, known in models.items():
@@ -131,4 +132,4 @@ def counts(models: Mapping[str, set[Pairs] | str], tasks: Mapping[str, Sequence[
 def _reasons(parts: Iterable[set[str] | str], of_task: Sequence[str | None]) -> Iterator[str]:
     yield from (part for part in parts if isinstance(part, str))
     if None in of_task:
-        yield "the set's pictures are no files of their own"
+        yield message("the set's pictures are no files of their own")

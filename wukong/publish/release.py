@@ -29,6 +29,7 @@ from wukong.publish import croissant
 from wukong.publish.parallel import for_each
 from wukong.report import card, statistics
 from wukong.report.funnel import Step
+from wukong.runtime.language import message
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, Part, Stage
 from wukong.store.parts import Parts
@@ -96,7 +97,7 @@ def _release(
     of_set = statistics.read(storage.join(validated.uri, statistics.PATH))[TRAIN]
     removed = [statistics.Statistics.from_json(record["statistics"]) for record in records if record["left_out"]]
     counted = of_set.without(statistics.merge(removed))
-    step = Step(OPTED_OUT, "not opted out", pairs, left_out)
+    step = Step(OPTED_OUT, message("not opted out"), pairs, left_out)
     card.write(stage.uri, card.of(experiment, filtered, counted, [step], lambda rows: ~listed.covers_pairs(rows)))
     parts += [stage.describe(card.PATH)]
     storage.write_json(stage.path(croissant.PATH), croissant.describe(experiment, parts, several=several))

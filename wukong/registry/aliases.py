@@ -28,6 +28,7 @@ from wukong.registry import choices, promotion, webhook
 from wukong.registry.choices import Choice
 from wukong.registry.promotion import Anew, Decision, Rules
 from wukong.runs import listing
+from wukong.runtime.language import message
 from wukong.stages import places
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, digest_of
@@ -186,26 +187,30 @@ class ModelRegistry:
             return promotion.refused(rules, self.model, self.alias, name, holder, why)
 
         if holder == name:
-            return replace(no("It holds the alias already."), promoted=True)
+            return replace(no(message("It holds the alias already.")), promoted=True)
         if when := candidate["tags"].get(ROLLED_BACK):
-            return no(f"It was rolled back ({when}), and only `wukong promote --force --reason` brings it back.")
+            return no(
+                message(f"It was rolled back ({when}), and only `wukong promote --force --reason` brings it back.")
+            )
         if EVALUATION_TAG not in candidate["tags"]:
-            return no("It was registered without the address of its evaluation, so it cannot be compared.")
+            return no(message("It was registered without the address of its evaluation, so it cannot be compared."))
         evaluation = stored.read(candidate["tags"][EVALUATION_TAG])
         try:
             chosen = _chosen(candidate)
         except AwayError:
             raise
         except (DataError, StorageError) as error:
-            return no(f"It does not say from how many models it was chosen, and its training is gone: {error}")
+            return no(message(f"It does not say from how many models it was chosen, and its training is gone: {error}"))
         known = {"model": self.model, "alias": self.alias, "version": name, "choices": chosen}
         if not holder:
             return promotion.decide(rules, evaluation, None, **known)
         held = self.version(holder)
         if held["tags"].get(ORIGIN, "") != candidate["tags"].get(ORIGIN, ""):
             return no(
-                f"Version {holder}, which holds the alias, is of another experiment or of images from another source, "
-                "so the two do not compete: give registry.model_name another name."
+                message(
+                    f"Version {holder}, which holds the alias, is of another experiment or of images from another "
+                    "source, so the two do not compete: give registry.model_name another name."
+                )
             )
         theirs, why = _evaluation_of(held, evaluation, rules)
         anew = None
@@ -217,9 +222,11 @@ class ModelRegistry:
                 if isinstance(error, AwayError | MlflowError) and not gone:
                     raise
                 return no(
-                    f"Version {holder}, which holds the alias, has no answers to the candidate's queries ({why}), and "
-                    f"cannot be evaluated on them: {_shortened(error)} Mend that and run `wukong promote "
-                    f"{self.model}/{name}`, or use `wukong promote --force --reason`."
+                    message(
+                        f"Version {holder}, which holds the alias, has no answers to the candidate's queries ({why}), "
+                        f"and cannot be evaluated on them: {_shortened(error)} Mend that and run `wukong promote "
+                        f"{self.model}/{name}`, or use `wukong promote --force --reason`."
+                    )
                 )
             anew = Anew.of(why, theirs)
         first = promotion.decide(rules, evaluation, theirs, **known, held_by=holder)
@@ -249,7 +256,7 @@ class ModelRegistry:
             decision = replace(
                 promotion.refused(rules, self.model, self.alias, candidate["version"], holder, ""),
                 promoted=True,
-                says=f"A person moved the alias without the gate: {forced}",
+                says=message(f"A person moved the alias without the gate: {forced}"),
                 forced=forced,
             )
         else:
@@ -407,13 +414,13 @@ def held_before(history: list[dict[str, Any]], holder: str) -> str:
 def _evaluation_of(held: Mapping[str, Any], candidate: Evaluation, rules: Rules) -> tuple[Evaluation, str]:
     """Return a version's own evaluation, and why it cannot be compared with a candidate's; empty if it can."""
     if EVALUATION_TAG not in held["tags"]:
-        return Evaluation(), "it was registered without the address of its evaluation"
+        return Evaluation(), message("it was registered without the address of its evaluation")
     try:
         evaluation = stored.read(held["tags"][EVALUATION_TAG])
     except AwayError:
         raise
     except (DataError, StorageError):
-        return Evaluation(), "its evaluation is gone"
+        return Evaluation(), message("its evaluation is gone")
     return evaluation, promotion.unpaired(rules, candidate, evaluation)
 
 

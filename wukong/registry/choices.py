@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel, ConfigDict
 
 from wukong import stages
+from wukong.runtime.language import message
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, digest_of
 
@@ -76,7 +77,7 @@ def _sweeps(root: str, model: Manifest) -> Iterator[Choice]:
             names.add(sweep["sweep"])
             models.update(sweep["models"])
     for metric, (names, models) in sorted(together.items()):
-        yield Choice(by=f"the sweep {', '.join(sorted(names))}", of=len(models), metric=metric)
+        yield Choice(by=message(f"the sweep {', '.join(sorted(names))}"), of=len(models), metric=metric)
 
 
 def _validations(model: Manifest) -> Iterator[Choice]:

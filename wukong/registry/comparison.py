@@ -22,6 +22,7 @@ from wukong.evaluate.results import DOCUMENT, HOLDOUT
 from wukong.evaluate.stored import Evaluation
 from wukong.registry import over_seeds
 from wukong.runtime import environment
+from wukong.runtime.language import message
 from wukong.store import storage
 from wukong.tracking import run_links, tags
 from wukong.tracking.mlflow_rest import MlflowError, Run, Server
@@ -35,7 +36,8 @@ FORMAT = 1
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _READERS = 8
 _RESAMPLES = 1000
-_OUTDATED = "not comparable: an interval of an earlier version, which is too narrow; evaluate that run again"
+_NO_SUCH_RESULT = message("not comparable: the first run has no such result")
+_OUTDATED = message("not comparable: an interval of an earlier version, which is too narrow; evaluate that run again")
 
 Verdict: TypeAlias = Literal["baseline", "better", "worse", "noise", "incomparable", "missing"]
 
@@ -238,7 +240,7 @@ def _compared(measured: Sequence[Measured], known: _Scores, name: str, seed: int
             if outdated[n] and value is not None:
                 value = {"value": value["value"], "low": None, "high": None}
             if value is None:
-                row.append(_entry(None, "missing", notes[n] or f"{result} was not measured"))
+                row.append(_entry(None, "missing", notes[n] or message(f"{result} was not measured")))
             elif n == 0:
                 row.append(_entry(value, "baseline", notes[n]))
             elif notes[n]:
@@ -246,7 +248,7 @@ def _compared(measured: Sequence[Measured], known: _Scores, name: str, seed: int
             elif result in paired[n]:
                 row.append(_with(value, paired[n][result], paired=True))
             elif first is None or result not in first["results"]:
-                row.append(_entry(value, "incomparable", "not comparable: the first run has no such result"))
+                row.append(_entry(value, "incomparable", _NO_SUCH_RESULT))
             else:
                 difference = _unpaired(baseline=first["results"][result], other=value)
                 row.append(_with(value, difference, paired=False))
@@ -257,13 +259,13 @@ def _compared(measured: Sequence[Measured], known: _Scores, name: str, seed: int
 
 def _why_incomparable(first: Mapping[str, Any] | None, task: Mapping[str, Any] | None) -> str:
     if task is None:
-        return "not measured"
+        return message("not measured")
     if first is None:
-        return "not comparable: the first run was not measured on it"
+        return message("not comparable: the first run was not measured on it")
     if first["digest"] != task["digest"]:
-        return f"not comparable: other data ({first['digest'][:8]} and {task['digest'][:8]})"
+        return message(f"not comparable: other data ({first['digest'][:8]} and {task['digest'][:8]})")
     if first["protocol"] != task["protocol"]:
-        return f"not comparable: protocols {first['protocol']} and {task['protocol']}"
+        return message(f"not comparable: protocols {first['protocol']} and {task['protocol']}")
     return ""
 
 
@@ -301,7 +303,7 @@ def _means(measured: Sequence[Measured], known: _Scores, kind: str, result: str,
         parts = [each[task["task"]] for task in tasks] if same else []
         there = [part for part in parts if part is not None]
         scores.append(answers.mean_of(there, result) if same and len(there) == len(parts) else None)
-        notes.append("" if same else "not comparable: other hold-outs" if tasks else "not measured")
+        notes.append("" if same else message("not comparable: other hold-outs") if tasks else message("not measured"))
     paired = _paired(scores, seed)
     row = []
     for n, tasks in enumerate(held):
@@ -316,10 +318,10 @@ def _means(measured: Sequence[Measured], known: _Scores, kind: str, result: str,
         elif result in paired[n]:
             row.append(_with(value, paired[n][result], paired=True))
         else:
-            row.append(_entry(value, "incomparable", "no interval: a run has stored no answers"))
+            row.append(_entry(value, "incomparable", message("no interval: a run has stored no answers")))
     return {
         "task": HOLDOUTS,
-        "title": f"All {len(wanted)} hold-outs of {kind}",
+        "title": message(f"All {len(wanted):,} hold-outs of {kind}"),
         "kind": kind,
         "split": HOLDOUT,
         "digest": "",
@@ -345,6 +347,6 @@ def _entry(value: Mapping[str, Any] | None, verdict: Verdict, note: str = "") ->
 def _with(value: Mapping[str, Any], difference: "Interval", *, paired: bool) -> dict[str, Any]:
     verdict: Verdict = "better" if difference.low > 0 else "worse" if difference.high < 0 else "noise"
     if not math.isfinite(difference.low + difference.high):  # no comparison with NaN is true
-        return _entry(value, "incomparable", "not comparable: the difference is not a number")
-    note = "" if paired else "unpaired: a run has stored no answers"
+        return _entry(value, "incomparable", message("not comparable: the difference is not a number"))
+    note = "" if paired else message("unpaired: a run has stored no answers")
     return _entry(value, verdict, note) | {"difference": {**asdict(difference), "paired": paired}}

@@ -39,6 +39,7 @@ from wukong.evaluate.paired import differences
 from wukong.evaluate.results import HOLDOUT
 from wukong.evaluate.stored import Evaluation
 from wukong.registry.choices import Choice
+from wukong.runtime.language import message
 from wukong.store.manifest import digest_of
 
 FORMAT = 2
@@ -263,14 +264,14 @@ def unpaired(rules: Rules, candidate: Evaluation, holder: Evaluation) -> str:
         if not measures(candidate, metric) or (ours := _measured(candidate, metric)).scores is None:
             continue
         if not measures(holder, metric):
-            return f"{metric} of it was not measured"
+            return message(f"{metric} of it was not measured")
         theirs = _measured(holder, metric)
         if theirs.digest != ours.digest:
-            return "it was measured on other data or by another protocol"
+            return message("it was measured on other data or by another protocol")
         if any(task["task"] in holder.outdated for task in _parts(holder, metric)[1]):
-            return "its answers have the units of an earlier version, and cannot be scored anew"
+            return message("its answers have the units of an earlier version, and cannot be scored anew")
         if theirs.scores is None:
-            return "its answers are not stored"
+            return message("its answers are not stored")
     return ""
 
 
@@ -345,7 +346,9 @@ def decide(
     count = math.prod(choice.of for choice in chosen)
     made = Decision(False, "", model, alias, version, held_by, "", 0, rules, count=count, chosen=chosen)
     if holder is None and rules.first == "any":
-        return replace(made, promoted=True, says="It is the first model, of which registry.first asks nothing.")
+        return replace(
+            made, promoted=True, says=message("It is the first model, of which registry.first asks nothing.")
+        )
     if holder is None:
         check = _above_chance(rules.metric, ours, count, seed)
         return _concluded(replace(made, test_set=ours.digest), [check])
@@ -373,65 +376,82 @@ def _better(
     metric, why = rules.metric, ""
     theirs = _measured(holder, metric) if measures(holder, metric) else None
     if theirs is None:
-        why = f"not comparable: {metric} of the present holder was not measured"
+        why = message(f"not comparable: {metric} of the present holder was not measured")
     elif theirs.digest != ours.digest:
-        why = "not comparable: the holder was measured on other data or by another protocol"
+        why = message("not comparable: the holder was measured on other data or by another protocol")
     elif ours.scores is None or theirs.scores is None:
-        why = "not comparable: the answers of one of the models are not stored, so they cannot be paired"
+        why = message("not comparable: the answers of one of the models are not stored, so they cannot be paired")
     if theirs is None or ours.scores is None or theirs.scores is None or why:
-        hint = "use `wukong promote --force --reason`"
-        return Check(metric, "better", False, f"{why}; {hint}.", ours.value, theirs.value if theirs else None)
+        says = message(f"{why}; use `wukong promote --force --reason`.")
+        return Check(metric, "better", False, says, ours.value, theirs.value if theirs else None)
     count = math.prod(choice.of for choice in chosen)
     level = level_of(attempt, rules.level, count)
     gains = ours.scores.shares(ours.scores.names[0]) - theirs.scores.shares(theirs.scores.names[0])
     p = sign_flip(gains)
     difference = differences(theirs.scores, [ours.scores], seed=seed)[0][ours.scores.names[0]]
-    verdict = "better by more than noise" if p <= level else "not better by more than noise"
-    says = (
-        f"{metric} is {_points(difference)} than the holder's: {verdict} (p = {p:.2g}, level {level:.2g} of attempt"
-        f"{f's {attempt} to {attempt + count - 1}, as {_chosen(chosen)}' if chosen else f' {attempt}'})."
+    verdict = message("better by more than noise" if p <= level else "not better by more than noise")
+    attempts = message(f"attempt {attempt:d}")
+    if chosen:
+        each = ", ".join(message(f"from {choice.of:d} by {choice.by}") for choice in chosen)
+        last = attempt + count - 1
+        attempts = message(f"attempts {attempt:d} to {last:d}, as it was chosen on these queries: {each}")
+    says = message(
+        f"{metric} is {_points(difference)} than the holder's: {verdict} "
+        f"(p = {p:.2g}, level {level:.2g} of {attempts})."
     )
     return Check(metric, "better", p <= level, says, ours.value, theirs.value, difference, p, level)
 
 
 def _not_worse(metric: str, margin: float, candidate: Evaluation, holder: Evaluation, seed: int) -> Check:
-    for name, each in (("the candidate", candidate), ("the holder", holder)):
+    for name, each in ((message("the candidate"), candidate), (message("the holder"), holder)):
         if not measures(each, metric):
-            return Check(metric, "not worse", False, f"{metric} is guarded, and {name} was not measured by it.")
+            return Check(
+                metric, "not worse", False, message(f"{metric} is guarded, and {name} was not measured by it.")
+            )
     ours, theirs = _measured(candidate, metric), _measured(holder, metric)
     if ours.digest != theirs.digest or ours.scores is None or theirs.scores is None:
-        why = "was measured on other data" if ours.digest != theirs.digest else "has no stored answers"
-        return Check(metric, "not worse", False, f"{metric} is guarded, and {why}.", ours.value, theirs.value)
+        says = message(
+            f"{metric} is guarded, and "
+            f"{'was measured on other data' if ours.digest != theirs.digest else 'has no stored answers'}."
+        )
+        return Check(metric, "not worse", False, says, ours.value, theirs.value)
     (compared,) = differences(theirs.scores, [ours.scores], level=1 - 2 * GUARD_LEVEL, seed=seed)
     difference = compared[ours.scores.names[0]]
     passed = difference.low > -margin
-    verdict = "not worse" if passed else "not shown to be no worse"
-    says = f"{metric} is {_points(difference)}: {verdict} than the holder's by {100 * margin:.1f} points or more."
+    says = message(
+        f"{metric} is {_points(difference)}: {'not worse' if passed else 'not shown to be no worse'} than the holder's "
+        f"by {100 * margin:.1f} points or more."
+    )
     return Check(metric, "not worse", passed, says, ours.value, theirs.value, difference, None, GUARD_LEVEL)
-
-
-def _chosen(chosen: Sequence[Choice]) -> str:
-    each = " and ".join(f"from {choice.of} by {choice.by}" for choice in chosen)
-    return f"it was chosen on these queries: {each}"
 
 
 def _above_chance(metric: str, ours: _Measured, count: int, seed: int) -> Check:
     if ours.scores is None or ours.chance is None:
-        why = "its answers are not stored" if ours.scores is None else "its chance is not known"
-        return Check(metric, "above chance", False, f"{metric} cannot be compared with chance: {why}.", ours.value)
+        says = message(
+            f"{metric} cannot be compared with chance: "
+            f"{'its answers are not stored' if ours.scores is None else 'its chance is not known'}."
+        )
+        return Check(metric, "above chance", False, says, ours.value)
     level, resamples = 0.05 / count, max(RESAMPLES, 200 * count)
     (compared,) = differences(ours.chance, [ours.scores], level=1 - level, resamples=resamples, seed=seed)
     difference = compared[ours.scores.names[0]]
     passed = difference.low > 0
-    verdict = "above chance by more than noise" if passed else "not above chance by more than noise"
-    says = f"It is the first model, and {metric} is {_points(difference)} than chance: {verdict}."
+    says = message(
+        f"It is the first model, and {metric} is {_points(difference)} than chance: "
+        f"{'above' if passed else 'not above'} chance by more than noise."
+    )
     chance = float(ours.chance.values()[0])
     return Check(metric, "above chance", passed, says, ours.value, chance, difference, None, level)
 
 
 def _points(difference: Interval) -> str:
-    ends = f"{100 * difference.level:.3g} % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
-    return f"{100 * abs(difference.value):.1f} points {'lower' if difference.value < 0 else 'higher'} ({ends})"
+    level, size, low, high = (
+        100 * each for each in (difference.level, abs(difference.value), difference.low, difference.high)
+    )
+    return message(
+        f"{size:.1f} points {'lower' if difference.value < 0 else 'higher'} "
+        f"({level:.3g} % interval {low:+.1f} to {high:+.1f})"
+    )
 
 
 def _parts(evaluation: Evaluation, metric: str) -> tuple[str, list[Mapping[str, Any]], str]:

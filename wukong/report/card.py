@@ -1,4 +1,4 @@
-"""The dataset card: one HTML page that describes a set of pairs. It needs neither a network nor a script.
+"""The dataset card: one HTML page that describes a set of pairs. It needs no network, and in English no script.
 
 It shows this set's numbers beside table 2 of the paper, histograms, a word cloud as in figure 3, the funnel, random
 pairs, sources and licences. What the page shows is stored as data too (``card.json``), so that the page can be made
@@ -19,6 +19,7 @@ from wukong.errors import DataError
 from wukong.report import gallery, template
 from wukong.report.funnel import Bar, Step, bars, funnel, wording
 from wukong.report.statistics import PAPER, Counts, Statistics
+from wukong.runtime.language import message
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
@@ -150,10 +151,10 @@ def make(
         about=about,
         table=_table(statistics),
         histograms=(
-            _histogram("shorter side, pixels", statistics.sides, lambda n: f"{100 * n}"),
-            _histogram("long side / short side", statistics.ratios, lambda n: f"{1 + n / 10:.1f}"),
-            _histogram("caption length", statistics.lengths, str),
-            _histogram("tokens a caption", _without_tail(statistics.tokens, 48), str),
+            _histogram(message("shorter side, pixels"), statistics.sides, lambda n: f"{100 * n}"),
+            _histogram(message("long side / short side"), statistics.ratios, lambda n: f"{1 + n / 10:.1f}"),
+            _histogram(message("caption length"), statistics.lengths, str),
+            _histogram(message("tokens a caption"), _without_tail(statistics.tokens, 48), str),
         ),
         cloud=tuple(cloud(statistics.words)),
         funnel=tuple(bars(steps[1:])),
@@ -186,9 +187,9 @@ def of(
     crawl = manifest.load(filtered.parents[0].uri)
     facts = {"crawl": crawl.digest, "filter": filtered.digest}
     if MORE_CAPTIONS in filtered.counts:
-        facts["pairs with several captions"] = f"{filtered.counts[MORE_CAPTIONS]:,}"
+        facts[message("pairs with several captions")] = f"{filtered.counts[MORE_CAPTIONS]:,}"
     if experiment.release.licence:
-        facts["licence of the list of URLs and captions"] = experiment.release.licence
+        facts[message("licence of the list of URLs and captions")] = experiment.release.licence
     return make(
         experiment.name,
         counted,
@@ -210,8 +211,7 @@ def render(card: Card, docs_at: str = "") -> str:
         docs_at: address of the data docs, to be shown as text instead of a link. MLflow and the KFP UI show a page in a
             frame, where a link to a file beside the page leads nowhere.
     """
-    values = {name: getattr(card, name) for name in Card.model_fields}
-    values |= {"cloud_box": (_CLOUD_WIDTH, _CLOUD_HEIGHT), "docs_at": docs_at}
+    values = {"card": card, "cloud_box": (_CLOUD_WIDTH, _CLOUD_HEIGHT), "docs_at": docs_at}
     return template.fill("dataset_card.html.j2", values)
 
 
@@ -295,11 +295,11 @@ def _free_place(
 
 def _table(statistics: Statistics) -> tuple[tuple[str, str, str], ...]:
     return (
-        ("image-text pairs", f"{statistics.pairs:,}", f"{PAPER['pairs']:,}"),
-        ("unique tokens", f"{statistics.unique_tokens:,}", f"{PAPER['unique_tokens']:,}"),
-        ("tokens a caption: mean", f"{statistics.token_mean:.1f}", f"{PAPER['mean']:.0f}"),
-        ("standard deviation", f"{statistics.token_sd:.1f}", f"{PAPER['sd']:.0f}"),
-        ("median", f"{statistics.token_median:.0f}", f"{PAPER['median']:.0f}"),
+        (message("image-text pairs"), f"{statistics.pairs:,}", f"{PAPER['pairs']:,}"),
+        (message("unique tokens"), f"{statistics.unique_tokens:,}", f"{PAPER['unique_tokens']:,}"),
+        (message("tokens a caption: mean"), f"{statistics.token_mean:.1f}", f"{PAPER['mean']:.0f}"),
+        (message("standard deviation"), f"{statistics.token_sd:.1f}", f"{PAPER['sd']:.0f}"),
+        (message("median"), f"{statistics.token_median:.0f}", f"{PAPER['median']:.0f}"),
     )
 
 

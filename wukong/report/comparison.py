@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from wukong.report import template
+from wukong.runtime.language import message
 
 SIGNS: Mapping[str, str] = {
     "baseline": "",
@@ -16,16 +17,16 @@ SIGNS: Mapping[str, str] = {
 """What stands beside a number, so that no meaning is in a colour alone; by verdict."""
 
 WORDS: Mapping[str, str] = {
-    "better": "better by more than noise",
-    "worse": "worse by more than noise",
-    "noise": "within the noise",
-    "incomparable": "not comparable",
-    "missing": "not measured",
+    "better": message("better by more than noise"),
+    "worse": message("worse by more than noise"),
+    "noise": message("within the noise"),
+    "incomparable": message("not comparable"),
+    "missing": message("not measured"),
 }
 """What each sign means, as the legend says it."""
 
 
-OVER_SEEDS = (
+OVER_SEEDS = message(
     "with 95 % intervals of the mean over all seeds (Student's t); differences are paired by seed. They say what the "
     "settings are worth on these queries; those of single runs below say what these weights are worth on others."
 )
@@ -53,14 +54,16 @@ def headlines(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the headline of each data set in the first two runs of a comparison.
 
     Returns:
-        Of each set ``title``, ``result``, ``before`` and ``now`` (the values, None for what was not measured),
-        ``difference`` with its interval in percentage points, or why there is none, ``verdict`` and its ``sign``.
+        Of each set ``task``, ``title``, ``result``, ``before`` and ``now`` (the values, None for what was not
+        measured), ``difference`` with its interval in percentage points, or why there is none, ``verdict`` and its
+        ``sign``.
     """
     found = []
     for each in document["sets"]:
         before, now = each["results"][each["headline"]][:2]
         found.append(
             {
+                "task": each["task"],
                 "title": each["title"],
                 "result": name(each["headline"]),
                 "before": before["value"],
@@ -76,13 +79,14 @@ def headlines(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 def name(result: str) -> str:
     """A result's name for people."""
     words = result.replace("text_to_image_r", "text → image R@").replace("image_to_text_r", "image → text R@")
+    words = words.replace("mean_per_class", message("mean per class"))
     return words.replace("top1", "top-1").replace("top5", "top-5").replace("_", " ")
 
 
 def difference(found: Mapping[str, Any]) -> str:
     """A difference and its interval in percentage points."""
-    ends = f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
-    return f"{100 * found['value']:+.1f} ({ends})"
+    value, low, high = (100 * found[key] for key in ("value", "low", "high"))
+    return message(f"{value:+.1f} ({low:+.1f} to {high:+.1f})")
 
 
 def over_seeds(entry: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -91,8 +95,8 @@ def over_seeds(entry: Mapping[str, Any]) -> tuple[str, str, str]:
         return "-", "-", "-"
     if entry["sd"] is None:
         return _percent(entry["value"]), "-", "-"
-    ends = f"{_percent(entry['low'])} to {_percent(entry['high'])}"
-    return _percent(entry["value"]), f"{100 * entry['sd']:.2f}", ends
+    low, high = 100 * entry["low"], 100 * entry["high"]
+    return _percent(entry["value"]), f"{100 * entry['sd']:.2f}", message(f"{low:.1f} to {high:.1f}")
 
 
 def _percent(value: float) -> str:

@@ -1,17 +1,19 @@
 """The page of an evaluation: the paper's Tables 5, 6 and 7 with the numbers measured here beside the paper's.
 
-``wukong evaluate --report`` and the evaluate stage write it. It is one HTML file that needs neither a network nor a
-script. What it shows is the document of ``wukong.evaluate.results`` and small images.
+``wukong evaluate --report`` and the evaluate stage write it. It is one HTML file that needs no network, and in
+English no script. What it shows is the document of ``wukong.evaluate.results`` and small images.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from wukong.config import evaluators
 from wukong.config.evaluators import DIRECTIONS
 from wukong.evaluate import paper, sets
 from wukong.evaluate.results import HOLDOUT, ROLES, square_of
-from wukong.report import template
+from wukong.report import languages, template
 from wukong.report.comparison import SIGNS
 
 _CLASSES = 6  # of the best, and of the worst
@@ -25,7 +27,7 @@ def render(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) 
         shown: small images of the examples and alignments of each task (``wukong.evaluate.examples``).
     """
     models = {model["role"]: model for model in document["models"]}
-    roles = {role: title for role, title in ROLES.items() if role in models}
+    roles = {role: _title(role) for role in ROLES if role in models}
     tasks = _tasks(document, shown)
     values = {
         "models": [{**models[role], "title": title} for role, title in roles.items()],
@@ -40,19 +42,15 @@ def render(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) 
         "recalls": [
             {
                 "number": number,
-                "title": title,
-                "model": ROLES[role],
+                "model": _title(role),
                 "measured": role in roles,
-                "titles": {role: ROLES[role]},
+                "titles": {role: _title(role)},
                 "rows": [
                     {**_titled(row), "ours": {role: row["ours"]} if row["ours"] else {}}
                     for row in document["tables"][number]["rows"]
                 ],
             }
-            for number, title, role in (
-                ("6", "Zero-shot retrieval", "pretrained"),
-                ("7", "Retrieval after fine-tuning", "finetuned"),
-            )
+            for number, role in (("6", "pretrained"), ("7", "finetuned"))
         ],
         "directions": DIRECTIONS,
         "alignments": [_alignment(each, shown[each["task"]]) for each in document["alignments"]],
@@ -60,6 +58,10 @@ def render(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) 
         "missing": document["missing"],
     }
     return template.fill("evaluation.html.j2", values, FILTERS)
+
+
+def _title(role: str) -> Markup:
+    return languages.spoken(ROLES[role])
 
 
 def _in_paper(name: str) -> bool:
@@ -82,7 +84,7 @@ def _tasks(document: Mapping[str, Any], shown: Mapping[str, Mapping[str, str]]) 
         task |= {
             "names": {key: evaluators.result_of(key).title for key in sorted(task["results"], key=_rank)},
             "sizes": {what: task["sizes"][what] for what in sorted(task["sizes"], key=_rank)},
-            "shown_model": ROLES[role],
+            "shown_model": _title(role),
             "pictures": shown.get(name, {}),
             "differences": {each["result"]: each for each in document.get("comparisons", ()) if each["task"] == name},
             "examples": entries[role]["examples"],

@@ -8,9 +8,10 @@ from wukong.crawl.source import SEARCHED, Wording
 from wukong.curate.rule import HELD_BACK
 from wukong.curate.rules import REGISTRY
 from wukong.curate.split import TRAIN
+from wukong.runtime.language import message
 from wukong.store.manifest import Manifest
 
-_HELD_BACK_TITLE = "trained on or tested"
+_HELD_BACK_TITLE = message("trained on or tested")
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def funnel(crawl: Manifest, filtered: Manifest) -> list[Step]:
     results = crawl.counts.get("results", urls)
     steps = [
         Step("results", wording(crawl).results, results, 0),
-        Step("urls", "distinct URLs", urls, results - urls),
-        Step("downloaded", "pictures downloaded", pairs, urls - pairs),
+        Step("urls", message("distinct URLs"), urls, results - urls),
+        Step("downloaded", message("pictures downloaded"), pairs, urls - pairs),
     ]
     rows = pairs
     titles = {rule.name: rule.title for rule in REGISTRY if not rule.optional or rule.name in filtered.dropped}
@@ -72,7 +73,7 @@ def funnel(crawl: Manifest, filtered: Manifest) -> list[Step]:
         rows -= lost
         steps.append(Step(name, title, rows, lost))
     train = filtered.counts[TRAIN]
-    return [*steps, Step(TRAIN, "trained on; the others are test sets", train, rows - train)]
+    return [*steps, Step(TRAIN, message("trained on; the others are test sets"), train, rows - train)]
 
 
 def bars(steps: Sequence[Step]) -> list[Bar]:

@@ -1,10 +1,11 @@
-"""Markdown pages for the KFP UI: the funnel and the scores."""
+"""Markdown pages for the KFP UI: the funnel and the scores. They have no switch, so what heads them is bilingual."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from wukong.evaluate.results import tasks_of
 from wukong.report.funnel import wording
+from wukong.runtime.language import chinese, message
 from wukong.store.manifest import Manifest
 
 _MAX_CLASSES = 50  # the UI cannot draw larger confusion matrices
@@ -12,14 +13,15 @@ _MAX_CLASSES = 50  # the UI cannot draw larger confusion matrices
 
 def funnel(manifests: Sequence[Manifest]) -> str:
     """Returns a page with the counts of each stage, the rows that it left out, and the address of its data."""
-    title = wording(manifests[0]).heading if manifests else "From query to pair"
-    lines = [f"# {title}", "", "| stage | | rows |", "|---|---|---:|"]
+    title = wording(manifests[0]).heading if manifests else message("From query to pair")
+    lines = [f"# {_both(title)}", "", _header(map(message, ("stage", "", "rows"))), "|---|---|---:|"]
+    left_out = _both(message("left out"))
     for manifest in manifests:
         for name, count in manifest.counts.items():
             lines.append(f"| {manifest.stage} | {_words(name)} | {count:,} |")
         for name, count in manifest.dropped.items():
-            lines.append(f"| {manifest.stage} | *left out: {_words(name)}* | {count:,} |")
-    lines += ["", "| stage | data | digest |", "|---|---|---|"]
+            lines.append(f"| {manifest.stage} | *{left_out}: {_words(name)}* | {count:,} |")
+    lines += ["", _header(map(message, ("stage", "data", "digest"))), "|---|---|---|"]
     lines += [f"| {entry.stage} | `{entry.uri}` | `{entry.digest[:16]}` |" for entry in manifests]
     return "\n".join(lines) + "\n"
 
@@ -35,14 +37,11 @@ def numbers(manifests: Sequence[Manifest]) -> dict[str, float]:
 
 def scores(evaluation: Mapping[str, Any]) -> str:
     """Returns a page with the scores of an evaluation (``wukong.evaluate.results``) beside the scores of chance."""
-    lines = ["# What was measured"]
+    lines = [f"# {_both(message('What was measured'))}"]
     searched, classified = tasks_of(evaluation, "retrieval"), tasks_of(evaluation, "classification")
     if searched:
-        lines += [
-            "",
-            "| set | direction | R@1 | R@5 | R@10 | chance R@1 | protocol |",
-            "|---|---|---:|---:|---:|---:|---|",
-        ]
+        names = map(message, ("set", "direction", "R@1", "R@5", "R@10", "chance R@1", "protocol"))
+        lines += ["", _header(names), "|---|---|---:|---:|---:|---:|---|"]
     for entry in searched:
         for direction in ("text_to_image", "image_to_text"):
             recalls = [entry["results"].get(f"{direction}_r{k}") for k in (1, 5, 10)]
@@ -51,11 +50,8 @@ def scores(evaluation: Mapping[str, Any]) -> str:
                 chance = entry["chance"][f"{direction}_r1"]
                 lines.append(f"| {' | '.join(row)} | {chance:.4f} | {entry['protocol']} |")
     if classified:
-        lines += [
-            "",
-            "| zero-shot set | pictures | top-1 | top-5 | chance | protocol |",
-            "|---|---:|---:|---:|---:|---|",
-        ]
+        names = map(message, ("zero-shot set", "pictures", "top-1", "top-5", "chance", "protocol"))
+        lines += ["", _header(names), "|---|---:|---:|---:|---:|---|"]
     for entry in classified:
         top = [f"{entry['results'][key]['value']:.3f}" if key in entry["results"] else "" for key in ("top1", "top5")]
         row = [entry["title"], f"{entry['sizes']['images']:,}", *top, f"{entry['chance']['top1']:.3f}"]
@@ -72,6 +68,14 @@ def confusions(evaluation: Mapping[str, Any]) -> tuple[list[str], list[list[int]
         if entry["confusion"] and len(entry["confusion"]) <= _MAX_CLASSES:
             return list(entry["candidates"]), entry["confusion"]
     return None
+
+
+def _both(text: str) -> str:
+    return text if (other := chinese(text)) == text else f"{text} {other}"
+
+
+def _header(names: Iterable[str]) -> str:
+    return f"| {' | '.join(map(_both, names))} |"
 
 
 def _words(name: str) -> str:

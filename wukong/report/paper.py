@@ -6,7 +6,7 @@ from typing import Any
 from wukong.config.evaluators import DIRECTIONS
 from wukong.evaluate import paper
 from wukong.report import template
-from wukong.report.comparison import WORDS
+from wukong.report.comparison import SIGNS
 from wukong.report.evaluation import FILTERS
 
 
@@ -17,10 +17,10 @@ def render(document: Mapping[str, Any]) -> str:
         document: what ``wukong.evaluate.paper_tables.table`` returns.
     """
     values = {
-        **document,
+        **{key: value for key, value in document.items() if key != "title"},  # templates have a function of that name
         "labels": {model["label"]: model["label"] for model in document["models"]},
         "methods": paper.MODELS_OF_TABLE_5,
         "directions": DIRECTIONS,
-        "words": WORDS,
+        "signs": SIGNS,
     }
     return template.fill("paper.html.j2", values, FILTERS)

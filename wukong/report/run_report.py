@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page. It needs neither a network nor a script.
+"""The report of a run: one HTML page. It needs no network, and in English no script.
 
 It shows each score beside the score of chance, the pairs that were left out by reason, and the manifests and the config
 that everything was made from.
@@ -16,6 +16,7 @@ import polars as pl
 
 from wukong import stages
 from wukong.config.crawl import Crawl
+from wukong.config.evaluators import DIRECTIONS
 from wukong.config.experiment import Experiment
 from wukong.evaluate.protocol import sentences
 from wukong.evaluate.results import HOLDOUT, tasks_of
@@ -24,6 +25,7 @@ from wukong.report.funnel import bars, funnel, wording
 from wukong.report.gallery import Pictures, Thumbnails, contact_sheet, pictures_of, shard_tables
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
+from wukong.runtime.language import message
 from wukong.store import storage
 from wukong.store.manifest import Manifest
 
@@ -32,7 +34,14 @@ _RETRIEVALS = 5
 _LONGEST = 90  # characters of a setting's value
 __all__ = ["contents", "pictures_of", "render"]
 
-_DIRECTIONS = {"text_to_image": "text → image", "image_to_text": "image → text"}
+_DIRECTIONS = {name: DIRECTIONS[name] for name in ("text_to_image", "image_to_text")}
+_CURVES = {
+    "loss": message("loss"),
+    "temperature": message("temperature"),
+    "learning_rate": message("learning rate"),
+    "pairs_per_second": message("pairs per second"),
+}
+"""What is drawn, in words; of other numbers the name is shown."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,7 @@ def contents(
         "dropped": _dropped(filtered),
         "crawl_dropped": _sorted(manifests["crawl"].dropped),
         "retrieval": [_retrieval(entry, thumbnail) for entry in tasks_of(evaluation, "retrieval")],
-        "protocol": " ".join(sentences(experiment)),
+        "protocol": sentences(experiment),
         "classification": [_classification(entry) for entry in tasks_of(evaluation, "classification")],
         "curves": {
             stage: curves
@@ -169,11 +178,11 @@ def _headlines(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     headlines = []
     for entry in tasks_of(evaluation, "retrieval"):
         first, tenth = (entry["results"][f"text_to_image_r{k}"]["value"] for k in (1, 10))
-        what = f"text → image R@10 of {entry['sizes']['images']:,} pictures; R@1 {_percent(first)}"
+        what = message(f"text → image R@10 of {entry['sizes']['images']:,} pictures; R@1 {_percent(first)}")
         chance = entry["chance"]["text_to_image_r10"]
         headlines.append({"title": entry["title"], "what": what, "value": tenth, "chance": chance})
     for entry in tasks_of(evaluation, "classification"):
-        what = f"zero-shot top-1 of {entry['sizes']['classes']} classes"
+        what = message(f"zero-shot top-1 of {entry['sizes']['classes']:,} classes")
         value = entry["results"]["top1"]["value"]
         headlines.append({"title": entry["title"], "what": what, "value": value, "chance": entry["chance"]["top1"]})
     return headlines
@@ -240,7 +249,9 @@ def _curves(evaluation: Mapping[str, Any], stage: str, measured: Sequence[Mappin
             f"{320 * step / (len(values) - 1):.1f},{112 - 104 * (value - low) / span:.1f}"
             for step, value in enumerate(values)
         )
-        curves.append(Curve(name.replace("_", " "), " ".join(points), values[0], values[-1], len(values)))
+        curves.append(
+            Curve(_CURVES.get(name, name.replace("_", " ")), " ".join(points), values[0], values[-1], len(values))
+        )
     return curves
 
 
@@ -262,7 +273,7 @@ def _expectations(validated: Manifest | None) -> list[dict[str, Any]]:
 
 def _times(records: Sequence[Record]) -> list[dict[str, Any]]:
     seconds = {
-        record.stage + (" (reused)" if record.reused else ""): record.seconds
+        message(f"{record.stage} (reused)") if record.reused else record.stage: record.seconds
         for record in sorted(records, key=lambda record: [*stages.JOBS, record.stage].index(record.stage))
         if record.stage in stages.JOBS
     }

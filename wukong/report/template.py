@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jinja2
-from markupsafe import escape
+from markupsafe import Markup, escape
 
 from wukong.report import languages
 
@@ -18,16 +18,34 @@ def fill(name: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..
         values: by the name that the template uses.
         filters: functions that the template applies with ``|``.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("wukong.report", "."),
+    templates = environment("wukong.report", ".")
+    templates.filters |= filters or {}
+    return templates.get_template(name).render(values)
+
+
+def environment(package: str, folder: str) -> jinja2.Environment:
+    """Returns an environment for the templates of pages in both languages.
+
+    Args:
+        package: name of the package that holds them.
+        folder: their folder in the package.
+    """
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader(package, folder),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.globals |= {"_": languages.both, "attribute": languages.attribute, "title": languages.title}
-    environment.filters |= {"spoken": languages.spoken, **(filters or {})}
-    return environment.get_template(name).render(values)
+    made.globals |= {
+        "_": languages.both,
+        "attribute": languages.attribute,
+        "title": languages.title,
+        "lang": languages.lang,
+        "language_switch": languages.SWITCH,
+    }
+    made.filters |= {"spoken": languages.spoken, "sentences": languages.sentences}
+    return made
 
 
 def beside_report(page: str, run: str, links: Mapping[str, str]) -> str:
@@ -38,7 +56,11 @@ def beside_report(page: str, run: str, links: Mapping[str, str]) -> str:
         run: name of the run, which the page's title gets.
         links: addresses of the run's other pages, by title. They stand at the page's head.
     """
-    shown = "".join(f'<a href="{escape(address)}">{escape(title)}</a>' for title, address in links.items())
+    in_both = "data-language" in page  # others, such as data docs, are English
+    titles = {title: languages.spoken(title) if in_both else escape(title) for title in links}
+    shown = Markup("").join(Markup('<a href="{}">{}</a>').format(links[title], titles[title]) for title in links)
     head = "<main>" if "<main>" in page else "<body>"
-    placed = re.sub(r"(<title[^>]*>|data-zh-text=\")", lambda found: f"{found[0]}{escape(run)} · ", page, count=2)
+    named = f"{escape(run)} · "
+    placed = re.sub(r"<title[^>]*>", lambda found: found[0] + named, page, count=1)
+    placed = placed.replace('<title data-zh-text="', f'<title data-zh-text="{named}', 1)
     return placed.replace(head, f'{head}\n<nav class="pages">{shown}</nav>', 1)

@@ -22,7 +22,7 @@ _Reading = tuple[int, str]
 """How many characters of a text are those of messages, and its translation."""
 
 _VARIABLES = ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG")
-_NUMBER = r"[-+]?[\d,.]+|nan|-?inf"
+_NUMBER = r"[-+]?[\d,.]+(?:e[-+]\d+)?|nan|-?inf"
 _STOPS, _COMMA = {"\n": "\n", ". ": "。", "; ": "；", ": ": "："}, {", ": "，"}
 """What stands between messages that were joined, and what stands there in Chinese."""
 _MOST = 20

@@ -17,6 +17,7 @@ from great_expectations.data_context.types.resource_identifiers import (
     ValidationResultIdentifier,
 )
 
+from wukong.runtime.language import message
 from wukong.validate import offline
 
 _SAMPLES = 5
@@ -94,7 +95,7 @@ def merge(batches: Sequence[Sequence[Outcome]]) -> list[Outcome]:
         elements, unexpected = sum(each.elements for each in same), sum(each.unexpected for each in same)
         if elements and all(each.success or each.unexpected for each in same):
             success = unexpected <= first.tolerated * elements
-            observed = f"{unexpected:,} of {elements:,} rows ({100 * unexpected / elements:.2f} %)"
+            observed = _rows(unexpected, elements, 100 * unexpected / elements)
         else:
             failed = [each for each in same if not each.success]
             success, observed = not failed, (failed or same)[0].observed
@@ -149,12 +150,12 @@ def _outcome(entry: Mapping[str, Any]) -> Outcome:
     error = raised.get("exception_message") if raised.get("raised_exception") else None
     elements, unexpected = int(result.get("element_count", 0)), int(result.get("unexpected_count", 0))
     if error:
-        observed = f"could not be checked: {error}"
+        observed = message(f"could not be checked: {error}")
     elif "unexpected_count" in result:
-        observed = f"{unexpected:,} of {elements:,} rows ({result.get('unexpected_percent') or 0:.2f} %)"
+        observed = _rows(unexpected, elements, result.get("unexpected_percent") or 0)
     else:
         value = result.get("observed_value", "")
-        observed = f"{len(value)} columns" if isinstance(value, list) else str(value)
+        observed = message(f"{len(value):,} columns") if isinstance(value, list) else str(value)
     samples = result.get("partial_unexpected_index_list") or []
     return Outcome(
         name=meta["name"],
@@ -167,6 +168,10 @@ def _outcome(entry: Mapping[str, Any]) -> Outcome:
         tolerated=1 - float(config["kwargs"].get("mostly", 1)),
         samples=tuple(dict(sample) for sample in samples[:_SAMPLES] if isinstance(sample, Mapping)),
     )
+
+
+def _rows(unexpected: int, elements: int, percent: float) -> str:
+    return message(f"{unexpected:,} of {elements:,} rows ({percent:.2f} %)")
 
 
 def _in_words(config: Mapping[str, Any]) -> str:

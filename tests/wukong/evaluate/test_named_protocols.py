@@ -304,7 +304,7 @@ def test_each_protocol_is_described_and_found_by_name() -> None:
     for name, told in (
         (
             "paper",
-            ["32 tokens", "shorter side", "mean of its prompts' similarities", "val of imagenet", "ranks before"],
+            ["32 tokens", "shorter side", "mean of its prompts' similarities", "imagenet val", "ranks before"],
         ),
         (
             "cn-clip",

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import pytest
+from english import english
 
 from wukong.evaluate import paper, paper_tables, results
 from wukong.evaluate.interval import Interval
@@ -86,7 +87,7 @@ def test_the_page_names_each_models_protocol_where_they_differ() -> None:
         ),
         evaluated("b", "ResNet50", pretrained=[classified("imagenet", 0.9), classified("dtd", 0.2)]),
     ]
-    html = page.render(paper_tables.table("5", models))
+    html = english(page.render(paper_tables.table("5", models)))
     assert "<small>a: cn-clip</small><small>b: paper</small>" in html and html.count("<small>a: ") == 1
 
 
@@ -157,7 +158,7 @@ def test_the_page_has_every_number_and_nothing_from_outside() -> None:
         evaluated(nasty, "Wukong ViT", pretrained=[classified("imagenet", 0.3), searched("coco-cn", 0.9)]),
         evaluated("b", pretrained=[classified("dtd", 0.3), searched("coco-cn", 0.2)]),
     ]
-    fifth, sixth = (page.render(paper_tables.table(number, models)) for number in ("5", "6"))
+    fifth, sixth = (english(page.render(paper_tables.table(number, models))) for number in ("5", "6"))
     for html in (fifth, sixth):
         assert "<script" not in html and "&lt;script&gt;" in html and "http" not in html.split("<h2>Missing</h2>")[0]
     assert '30.0 <span class="worse">▼</span></b><small>29.0–31.0</small><small>-24.0</small>' in fifth

@@ -44,7 +44,7 @@ def test_a_run_says_what_was_decided_and_what_changed(register: Registered) -> N
     assert "run-first" in page and "run-worse" in page
     server = Server()
     logged = server.read_file(pipeline_run(server, register.experiment, "run-worse"), "comparison.html").decode()
-    assert logged.partition("<header>")[2] == page.partition("<header>")[2] != ""
+    assert logged.partition("<h1>")[2] == page.partition("<h1>")[2] != ""
     assert '<a href="report.html">' in page and '<a href="report.html">' not in logged, "MLflow blocks links"
 
     register(0.6, "better")

@@ -2,27 +2,20 @@
 
 import json
 import re
-from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import browser
-import numpy as np
 import pytest
 import torch
+from english import english
+from evaluation_samples import NASTY, data, evaluated, outcomes
 from PIL import Image
 
-from wukong.evaluate import alignment, examples, paper, results, sets
-from wukong.evaluate.data_set import ClassificationData, RetrievalData
-from wukong.evaluate.interval import Interval
-from wukong.evaluate.published import Caption
-from wukong.evaluate.results import Candidate, Classified, ClassResult, MeasuredModel, Outcome, Query
+from wukong.evaluate import alignment, examples, paper, results
+from wukong.evaluate.results import Candidate, MeasuredModel, Outcome, Query
 from wukong.report import evaluation
-
-NASTY = '<script>alert("猫")</script>&"\''
-MODELS = (MeasuredModel("pretrained", "mine, zero-shot", "1" * 64, True),
-          MeasuredModel("finetuned", "mine, fine-tuned", "2" * 64, True))  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -48,78 +41,18 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-class Colours:
-    """Image ``i`` is of the colour ``i``."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def image(self, i: int) -> Image.Image:
-        return Image.new("RGB", (300, 200), (20 * i, 0, 0))
-
-
 def text_of(html: str) -> str:
     body = re.sub(r"<style>.*</style>", "", html, flags=re.DOTALL)
     return " ".join(" ".join(Page(body).texts).split())
 
 
-def interval(value: float) -> Interval:
-    return Interval(value, value - 0.015, value + 0.015, 0.95, 100)
-
-
-def outcomes(value: float) -> tuple[Outcome, Outcome, Outcome]:
-    names = [f"类{n:02d}" for n in range(20)]
-    classes = tuple(ClassResult(name, 5, (20 - n) / 20, "猫") for n, name in enumerate(names))
-    examples = (Classified("a", "猫", "猫", right=True), Classified("b", NASTY, "狗", right=False))
-    top = {"top1": interval(value), "top5": interval(0.9), "mean_per_class": interval(value)}
-    kinds = Outcome("imagenet", "ImageNet", "classification", "val", "d" * 64, "paper", {"images": 100, "classes": 20},
-                    "top1", top, {"top1": 0.05}, classes, examples=examples)  # fmt: skip
-    recalls = {
-        f"{way}_r{k}": interval(value + k / 50) for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)
-    }
-    queries = (
-        Query("一只猫", 0, (Candidate("a", "一只猫", right=True), Candidate("b", NASTY, right=False))),
-        Query(NASTY, 1233, (Candidate("b", "一只狗", right=False),)),
-    )
-    pairs = Outcome("coco-cn", "COCO-CN", "retrieval", "test", "e" * 64, "paper", {"images": 2, "captions": 2},
-                    "mean_recall", {**recalls, "mean_recall": interval(value)}, {"text_to_image_r1": 0.5},
-                    examples=queries)  # fmt: skip
-    held = Outcome("new", "New pictures", "retrieval", "holdout", "f" * 64, "own", {"images": 2, "captions": 2},
-                   "mean_recall", {**recalls, "mean_recall": interval(0.25)}, {}, examples=queries)  # fmt: skip
-    return kinds, pairs, held
-
-
-def data(name: str) -> ClassificationData | RetrievalData:
-    if name == "imagenet":
-        return ClassificationData(name, "val", ("x",), ["a", "b"], np.array([0, 0]), Colours(2), name)
-    return RetrievalData(name, "test", ["a", "b"], [Caption("一只猫", (0,))], False, Colours(2), name)
-
-
 @pytest.fixture
 def made() -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
-    both = {"pretrained": outcomes(0.4), "finetuned": outcomes(0.5)}
-    shown: dict[str, dict[str, str]] = {}
-    for outcome in both["finetuned"]:
-        shown[outcome.task] = examples.pictures(data(outcome.task), outcome)
-    aligned = {"task": "coco-cn", "model": "finetuned", "image": "a", "text": NASTY, "tokens": ["[CLS]", "猫", "[SEP]"],
-               "highlighted": [1], "best": [[0, 1, 1], [0, 1, 1], [2, 2, 2]]}  # fmt: skip
-    shown["coco-cn"]["square of a"] = shown["coco-cn"]["a"]
-    entries = [outcome.as_json(role) for role, each in both.items() for outcome in each]
-    protocols = {"paper": ["Protocol paper: Wukong."], "own": ["Protocol own: ours."]}
-    missing = sets.missing({"imagenet", "coco-cn"})
-    compared = {"task": "coco-cn", "result": "mean_recall", "first": "pretrained", "second": "finetuned",
-                "difference": asdict(Interval(0.1, 0.042, 0.158, 0.95, 2)), "mcnemar": None}  # fmt: skip
-    tested = {**compared, "result": "image_to_text_r1",
-              "mcnemar": {"only_first": 31, "only_second": 57, "p": 0.0072, "exact": True}}  # fmt: skip
-    made = results.document(MODELS, protocols, entries, missing, [aligned], [compared, tested])
-    return json.loads(json.dumps(made)), shown
+    return evaluated()
 
 
 def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(made: Any) -> None:
-    html = evaluation.render(*made)
+    html = english(evaluation.render(*made))
     page = Page(html)
     assert page.open == []
     for tag, attributes in page.tags:
@@ -129,7 +62,7 @@ def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(made: Any) ->
             assert (attributes.get("src") or attributes.get("href") or "").startswith("data:image/jpeg;base64,")
     assert not re.search(r"url\(|@import|srcset=", html)
     assert "<script>" not in html and html.count("&lt;script&gt;alert(&#34;猫&#34;)") >= 4
-    assert html == evaluation.render(*made)
+    assert html == english(evaluation.render(*made))
 
 
 def test_stored_records_make_the_same_page(made: Any) -> None:
@@ -140,7 +73,7 @@ def test_stored_records_make_the_same_page(made: Any) -> None:
 
 
 def test_the_papers_numbers_stand_in_the_rows_of_those_measured_here(made: Any) -> None:
-    text = text_of(evaluation.render(*made))
+    text = text_of(english(evaluation.render(*made)))
     row = "ImageNet 40.0 38.5–41.5 50.0 48.5–51.5 paper, val 28.3 32.8 33.2 38.3 44.8 54.0 54.3 43.6 58.5"
     assert row in text
     assert "Average – – 34.2 38.4 45.8 50.1 54.4 60.6 61.5 50.6 59.5" in text
@@ -152,7 +85,7 @@ def test_the_papers_numbers_stand_in_the_rows_of_those_measured_here(made: Any) 
 
 
 def test_each_set_says_what_was_measured_and_how(made: Any) -> None:
-    text = text_of(evaluation.render(*made))
+    text = text_of(english(evaluation.render(*made)))
     for expected in (
         "coco-cn · split test · 2 images · 2 captions · protocol paper · data " + "e" * 16,
         "the right one is at rank 1,234",
@@ -169,13 +102,13 @@ def test_each_set_says_what_was_measured_and_how(made: Any) -> None:
 
 
 def test_the_difference_of_two_models_has_its_interval_and_its_test(made: Any) -> None:
-    text = text_of(evaluation.render(*made))
+    text = text_of(english(evaluation.render(*made)))
     assert "+10.0 +4.2 to +15.8" in text and "0.0072 57 : 31" in text
     assert text.count("fine-tuned less zero-shot") == 1  # at the set that has one
 
 
 def test_a_word_is_drawn_on_its_patches(made: Any) -> None:
-    html = evaluation.render(*made)
+    html = english(evaluation.render(*made))
     tags = Page(html).tags
     assert sum(tag == "rect" for tag, _ in tags) == 4
     assert sum(tag == "text" for tag, _ in tags) == 9
@@ -185,7 +118,8 @@ def test_a_word_is_drawn_on_its_patches(made: Any) -> None:
 def test_one_global_model_has_one_column_and_no_table_7(made: Any) -> None:
     entries = [each.as_json("pretrained") for each in outcomes(0.4)]
     model = MeasuredModel("pretrained", "theirs", "3" * 64, token_wise=False)
-    text = text_of(evaluation.render(results.document([model], {"paper": ["Paper."]}, entries, {}), made[1]))
+    page = evaluation.render(results.document([model], {"paper": ["Paper."]}, entries, {}), made[1])
+    text = text_of(english(page))
     assert "No fine-tuned model was measured." in text and "fine-tuned, %" not in text
     assert "one vector for a picture" in text and "Not measured" not in text
 

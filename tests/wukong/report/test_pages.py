@@ -52,6 +52,13 @@ def test_a_list_of_urls_is_no_query() -> None:
     assert pages.funnel([listed]).startswith("# From list to pair")
 
 
+def test_what_heads_a_page_is_bilingual() -> None:
+    page = pages.funnel([manifest("filter", {"train": 900}, {"size": 100})])
+    assert page.startswith("# From query to pair 从查询词到图文对\n")
+    assert "| stage 阶段 |  | rows 行数 |" in page and "| filter | *left out 剔除: size* | 100 |" in page
+    assert pages.scores({"tasks": []}) == "# What was measured 评测结果\n"
+
+
 def test_a_confusion_matrix_is_drawn_where_there_is_one() -> None:
     one = {"model": "finetuned", "kind": "classification", "candidates": [], "confusion": []}
     drawn = {**one, "candidates": ["猫", "狗"], "confusion": [[3, 1], [0, 4]]}

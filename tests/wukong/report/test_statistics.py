@@ -7,6 +7,7 @@ import statistics as stdlib
 import numpy as np
 import polars as pl
 import pytest
+from english import english
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -84,7 +85,7 @@ def test_the_card_shows_the_papers_numbers_beside_ours_and_escapes_captions():
     counted = statistics.measure(pairs(["图书馆里的猫", "图书馆"]))
     contacts = [{"key": "0" * 20, "src": "data:image/jpeg;base64,AA==", "caption": "<script>"}]
     steps = [Step("results", "a", 9, 0), Step("urls", "b", 8, 1), Step("train", "c", 2, 6)]
-    html = card.render(card.make("set", counted, steps, contacts, {"licence": "MIT & more"}, "Names."))
+    html = english(card.render(card.make("set", counted, steps, contacts, {"licence": "MIT & more"}, "Names.")))
     assert "<script" not in html
     assert "&lt;script&gt;" in html
     for text in ("101,483,885", "20,442", "MIT &amp; more", ">图书馆<", "−6"):

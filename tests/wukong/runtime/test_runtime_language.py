@@ -47,6 +47,7 @@ def catalogue() -> language.Catalogue:
         ("/a b/c.csv: there is no column url", "/a b/c.csv：没有 url 列"),
         ("/a/pictures: there is no file", "/a/pictures：没有这个文件"),
         ("1,234 pictures", "1,234 张图片"),
+        ("1.2e-05 pictures", "1.2e-05 张图片"),
         ("many pictures", "many pictures"),
         ("x.csv: there is no column urll; did you mean url?", "x.csv：没有 urll 列；您是不是想写 url？"),
         ("there is no column a in b, c or d: there is no file", "there is no column a in b, c or d：没有这个文件"),

@@ -47,7 +47,12 @@ def _bytes_read(sizes: Mapping[str, int]) -> int:
 
 SOURCE = Listed(
     name="files",
-    wording=Wording("From picture to pair", "pictures named", "The data name {} pictures", "pictures of one's own"),
+    wording=Wording(
+        message("From picture to pair"),
+        message("pictures named"),
+        lambda rows: message(f"The data name {rows:,} pictures"),
+        message("pictures of one's own"),
+    ),
     nothing=lambda config, _: message(f"crawl.endpoint = {config.endpoint!r} names no picture."),
     check=_check,
     lists=lambda config: [config.endpoint],

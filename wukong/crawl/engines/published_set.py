@@ -61,7 +61,10 @@ def _content(config: CrawlSettings) -> list[str]:
 SOURCE = Listed(
     name="published_set",
     wording=Wording(
-        "From caption to pair", "pictures with a caption", "The train part has {} pictures with a caption", "a set"
+        message("From caption to pair"),
+        message("pictures with a caption"),
+        lambda rows: message(f"The train part has {rows:,} pictures with a caption"),
+        message("a set"),
     ),
     nothing=lambda config, _: message(
         f"the train part of the set at crawl.endpoint = {config.endpoint!r} has no caption."

@@ -41,7 +41,12 @@ def _count(config: CrawlSettings) -> int:
 
 SOURCE = Listed(
     name="urls",
-    wording=Wording("From list to pair", "rows of the list", "The list has {} rows", "a list of URLs"),
+    wording=Wording(
+        message("From list to pair"),
+        message("rows of the list"),
+        lambda rows: message(f"The list has {rows:,} rows"),
+        message("a list of URLs"),
+    ),
     nothing=lambda config, _: message(
         f"the list at crawl.endpoint = {config.endpoint!r} holds no URL in the column that crawl.url_column names, "
         f"{config.url_column!r}."

@@ -1,0 +1,193 @@
+"""Every page of ``wukong.report``, of small data that fill as many of its parts as they can."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import measured
+import numpy as np
+import polars as pl
+from evaluation_samples import evaluated
+from run_samples import stored_run
+
+from wukong.config.experiment import Source
+from wukong.evaluate import paper_tables, results, sets, stored
+from wukong.evaluate.paper_tables import Evaluated
+from wukong.evaluate.protocol import OWN, PROTOCOLS
+from wukong.evaluate.results import MeasuredModel, Outcome
+from wukong.registry import comparison, promotion
+from wukong.registry.choices import Choice
+from wukong.registry.comparison import Measured
+from wukong.registry.promotion import Anew, Rules
+from wukong.registry.verdict import Verdict
+from wukong.report import card, evaluation, paper, run_report
+from wukong.report import comparison as comparison_page
+from wukong.report import promotion as promotion_page
+from wukong.report.funnel import Step
+from wukong.report.statistics import measure
+from wukong.runs.run_records import Record
+from wukong.store import storage
+from wukong.tracking import model_versions
+from wukong.tracking.mlflow_rest import Run
+
+IN_ENGLISH = (
+    "Human-written names, not web captions.",
+    "Drawn by hand, all of one size.",
+    "none but for study",
+    "a person knows better than this",
+)
+"""What these pages repeat of the data: it stays English whatever language is chosen."""
+
+_HARD = np.random.default_rng(5).random(400)
+_WEAK, _STRONG = _HARD < 0.4, _HARD < 0.6
+_METRIC = "eval/retrieval/holdouts/mean_recall"
+
+
+def pages(folder: Path) -> dict[str, str]:
+    """Return each page by a name of its own.
+
+    Args:
+        folder: where the samples store what pages are made from.
+    """
+    report = _report(folder / "run")
+    return {
+        "report": run_report.render(report),
+        "report, framed": run_report.render(report, framed=True),
+        "evaluation": _evaluation(),
+        "evaluation of one model": _evaluation_of_one(),
+        "comparison": comparison_page.render(_comparison(folder / "compared")),
+        **_promotions(folder / "promoted"),
+        **{f"table {number}": paper.render(paper_tables.table(number, _models())) for number in ("5", "6", "7")},
+        "card": _card(sourced=True),
+        "card without sources": _card(sourced=False),
+    }
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    folder.mkdir()
+    experiment, manifests, measured_here = stored_run(folder)
+    verdict = Verdict(
+        model="m",
+        alias="champion",
+        version="2",
+        promoted=False,
+        says=f"{_METRIC} is 3.0 points lower (95 % interval -4.1 to -1.9) than the holder's: not better by more than "
+        "noise (p = 1e-05, level 0.024 of attempt 1).",
+        holder="1",
+    )
+    compared = _comparison(folder / "compared")
+    links = {
+        "MLflow run": "http://mlflow/run",
+        "Compare with earlier runs": "http://mlflow/compare",
+        "Model m version 2, does not hold @champion": "http://mlflow/model",
+    }
+    records = [
+        Record(stage=stage, state="succeeded", seconds=seconds, reused=stage == "crawl")
+        for stage, seconds in (("crawl", 0.5), ("filter", 90.0))
+    ]
+    return run_report.contents(
+        experiment,
+        manifests,
+        measured_here,
+        links,
+        run_report.pictures_of(manifests["filter"]),
+        "first-7",
+        "s3://wukong/demo/docs/index.html",
+        [f"Model m version 1, which holds @champion, {model_versions.DOUBTFUL}."],
+        {
+            "heading": verdict.heading,
+            "says": verdict.says,
+            "against": "first",
+            "changes": comparison_page.headlines(compared),
+        },
+        records,
+    )
+
+
+def _evaluation() -> str:
+    document, shown = evaluated()
+    counted = {"task": "coco-cn", "pictures": 1000}
+    trained_on = [
+        counted | {"model": "pretrained", "trained_on": None, "why": "no manifest of a training lies beside it"},
+        counted | {"model": "finetuned", "trained_on": 12, "why": ""},
+    ]
+    protocols = {each.name: each.for_pairs("distinct").describe() for each in (*PROTOCOLS.values(), OWN)}
+    document |= {"protocols": protocols, "trained_on": trained_on, "notes": sets.notes(sets.REGISTRY)}
+    return evaluation.render(document, shown)
+
+
+def _evaluation_of_one() -> str:
+    document, _ = evaluated()
+    model = MeasuredModel("pretrained", "theirs", "3" * 64, token_wise=False)
+    tasks = [{**task, "examples": []} for task in document["tasks"] if task["model"] == "pretrained"]
+    return evaluation.render(results.document([model], {"own": OWN.describe()}, tasks, sets.missing(())), {})
+
+
+def _run(name: str, folder: Path, *outcomes: Outcome, is_stored: bool = True, **params: str) -> Measured:
+    made = measured.evaluation(storage.from_path(folder), outcomes, key=name, stored=is_stored)
+    return Measured(Run(name * 32, "1", name, "FINISHED", {}, {}, params), stored.read(made.uri))
+
+
+def _comparison(folder: Path) -> dict[str, Any]:
+    words, cats = measured.searched("words", _WEAK), measured.searched("cats", _WEAK)
+    better, worse = measured.searched("words", _STRONG), measured.searched("words", _HARD < 0.2)
+    others = measured.searched("words", _STRONG, digest="other".ljust(64, "0"))
+    runs = [
+        _run("a", folder, words, cats, seed="1", rate="0.1"),
+        _run("b", folder, better, cats, seed="2", rate="0.1"),
+        _run("c", folder, worse, cats, seed="1", rate="0.2"),
+        _run("d", folder, better, seed="2", rate="0.2", is_stored=False),
+        _run("e", folder, others, measured.classified("kinds", _WEAK), seed="1", rate="0.3"),
+    ]
+    return comparison.compare(runs)
+
+
+def _promotions(folder: Path) -> dict[str, str]:
+    weak, strong = (
+        _run(name, folder, measured.searched("words", hits), measured.classified("kinds", _WEAK)).evaluation
+        for name, hits in (("a", _WEAK), ("b", _STRONG))
+    )
+    rules = Rules(_METRIC, 0.04, {"eval/classification/kinds/top1": 0.01, "eval/classification/gone/top1": 0.01})
+    known = {"model": "m", "alias": "champion", "version": "2"}
+    chosen = [Choice(by="the sweep x", of=3, metric="retrieval/words/mean_recall")]
+    decided = promotion.decide(rules, strong, weak, **known, held_by="1", choices=chosen)  # type: ignore[arg-type]
+    anew = Anew.of("its answers are not stored", weak)
+    first = promotion.decide(rules, strong, None, **known)  # type: ignore[arg-type]
+    refused = promotion.refused(rules, "m", "champion", "2", "1", "")
+    forced = replace(
+        refused,
+        promoted=True,
+        says=f"A person moved the alias without the gate: {IN_ENGLISH[3]}",
+        forced=IN_ENGLISH[3],
+    )
+    decisions = {"promotion": replace(decided, anew=anew), "promotion of the first": first, "promotion, forced": forced}
+    return {name: promotion_page.render(decision.as_json()) for name, decision in decisions.items()}
+
+
+def _models() -> list[Evaluated]:
+    document, _ = evaluated()
+    described = document | {"protocols": {"paper": PROTOCOLS["paper"].describe()}}
+    alone = described | {
+        "models": [each for each in document["models"] if each["role"] == "pretrained"],
+        "tasks": [each for each in document["tasks"] if each["model"] == "pretrained"],
+    }
+    return [Evaluated("mine", described, "Wukong ViT"), Evaluated("alone", alone, address="models:/m/2")]
+
+
+def _card(*, sourced: bool) -> str:
+    rows = {"caption": ["一只猫", "图书馆里的一只狗"], "width": [300, 900], "height": [300, 301], "length": [3, 8]}
+    sources = (Source(name="Stamps", pattern="*/stamps/*", licence=IN_ENGLISH[2], note=IN_ENGLISH[1]),)
+    steps = [Step("results", "search results", 9, 0), Step("urls", "distinct URLs", 7, 2)]
+    pairs = [{"key": "0" * 20, "src": "data:image/gif;base64,R0lGODlhAQABAAAAACw=", "caption": "<一只猫>"}]
+    facts = {"crawl": "a" * 64, "pairs with several captions": "2", "licence of the list of URLs and captions": "MIT"}
+    shown = card.make(
+        "demo",
+        measure(pl.DataFrame(rows)),
+        steps,
+        pairs,
+        facts,
+        IN_ENGLISH[0],
+        sources if sourced else (),
+        docs="index.html",
+    )
+    return card.render(shown, docs_at="" if sourced else "s3://wukong/demo/docs/index.html")
