@@ -74,8 +74,9 @@ def _find(server: Server, experiments: Sequence[str], name: str) -> Run:
     if not own:
         raise ConfigError(f"MLflow at {server.address} has no run {name!r}: give the name of a run, or its ID")
     if len(own) > 1:
-        known = "\n  ".join(f"{run.run_id}  of experiment {run.experiment_id}" for run in own)
-        raise ConfigError(f"{len(own)} runs are named {name!r}: name the one that you mean by its ID:\n  {known}")
+        known = [message(f"{run.run_id} of experiment {run.experiment_id}") for run in own]
+        several = message(f"{len(own)} runs are named {name!r}: name the one that you mean by its ID:")
+        raise ConfigError("\n  ".join([several, *known]))
     return own[0]
 
 

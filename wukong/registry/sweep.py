@@ -23,6 +23,7 @@ from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
 from wukong.registry.over_seeds import SEED
+from wukong.runtime.language import message
 from wukong.stages import run_paths
 from wukong.store.manifest import digest_of
 
@@ -160,8 +161,8 @@ def load(path: Path, start: Callable[[Path | None, list[str]], Experiment] | Non
         sweep = Sweep.model_validate(value)
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
-        allowed = f"  the keys are {', '.join(Sweep.model_fields)}"
-        raise ConfigError("\n".join([f"{path} is not a valid sweep:", *lines, allowed])) from error
+        allowed = message(f"  the keys are {', '.join(Sweep.model_fields)}")
+        raise ConfigError("\n".join([message(f"{path} is not a valid sweep:"), *lines, allowed])) from error
     named = path.parent / sweep.experiment if sweep.experiment else None
     if start is not None:
         base = start(named, list(sweep.set))
