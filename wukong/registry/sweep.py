@@ -54,8 +54,10 @@ class Range(BaseModel):
     @model_validator(mode="after")
     def _ends_are_in_order(self) -> "Range":
         if not self.low < self.high or (self.log and self.low <= 0):
-            what = "0 < low < high, since log is true" if self.log else "low < high"
-            raise ValueError(f"low {self.low} and high {self.high}: a range has {what}")
+            raise ValueError(
+                f"low {self.low} and high {self.high}: a range has "
+                f"{'0 < low < high, since log is true' if self.log else 'low < high'}"
+            )
         return self
 
 
