@@ -95,7 +95,7 @@ class KubernetesApi:
         """The data of a ConfigMap."""
         config_map = self._repeat(
             lambda: self._core.read_namespaced_config_map(name, self.namespace, _request_timeout=(5, 30)),
-            message(f"read the ConfigMap {name}"),
+            message(f"cannot read the ConfigMap {name}"),
         )
         return dict(config_map.data or {})
 
@@ -105,7 +105,7 @@ class KubernetesApi:
             lambda: self._custom.list_namespaced_custom_object(
                 **self._where, label_selector=f"wukong/run={run_label(run_name)}", _request_timeout=(5, 30)
             ),
-            message(f"list the RayJobs of run {run_name}"),
+            message(f"cannot list the RayJobs of run {run_name}"),
         )
         return list(jobs["items"])
 
@@ -123,7 +123,7 @@ class KubernetesApi:
                 raise
             return job
 
-        return self._repeat(ask, message(f"read RayJob {name}"))
+        return self._repeat(ask, message(f"cannot read RayJob {name}"))
 
     def create_job(self, body: Mapping[str, Any]) -> bool:
         """Create a RayJob; False when one of this name exists."""
@@ -137,7 +137,7 @@ class KubernetesApi:
                 raise
             return True
 
-        return self._repeat(ask, message(f"create RayJob {body['metadata']['name']}"))
+        return self._repeat(ask, message(f"cannot create RayJob {body['metadata']['name']}"))
 
     def delete_job(self, name: str) -> None:
         """Delete a RayJob, and with it its Ray cluster. A failure is only logged, and a job that is gone is none."""
@@ -265,26 +265,24 @@ class KubernetesApi:
             response.close()
             response.release_conn()
 
-    def _repeat(self, ask: Callable[[], T], what: str) -> T:
-        """Call ``ask``, again while the API server cannot be reached or is overloaded."""
+    def _repeat(self, ask: Callable[[], T], problem: str) -> T:
+        """Call ``ask``, again while the API server is away or overloaded. What is raised begins with ``problem``."""
         attempts = Retrying(
             retry=retry_if_exception(_is_temporary),
             wait=wait_exponential(0.2, max=30.0),
             stop=stop_after_delay(self.timing.patience),
-            before_sleep=lambda state: log.debug(
-                "cannot %s yet: %s", what, state.outcome and state.outcome.exception()
-            ),
+            before_sleep=lambda state: log.debug("%s yet: %s", problem, state.outcome and state.outcome.exception()),
         )
         try:
             return attempts(ask)
         except RetryError as error:
-            problem = error.last_attempt.exception()
+            last = error.last_attempt.exception()
             raise RayJobError(
-                f"cannot {what}: the Kubernetes API has not answered for {self.timing.patience:.0f} s ({problem})",
+                f"{problem}: the Kubernetes API has not answered for {self.timing.patience:.0f} s ({last})",
                 "Unreachable",
-            ) from problem
+            ) from last
         except ApiException as error:
-            raise RayJobError(f"cannot {what}: {_explain(error)}", str(error.reason)) from error
+            raise RayJobError(f"{problem}: {_explain(error)}", str(error.reason)) from error
 
 
 def _is_temporary(error: BaseException) -> bool:
