@@ -94,7 +94,7 @@ def _launched(
         record = Record(stage=record_name, state="failed", error=_explain_missing_record(stage, status))
         run_records.write(experiment, run_name, record)
     if record.state == "failed":
-        raise JobError(record.error + (f"\n{record.traceback}" if record.traceback else ""))
+        raise JobError("\n".join(filter(None, (record.error, record.traceback))))
     return manifest.load(record.manifest)
 
 
