@@ -142,7 +142,7 @@ class Protocol:
 
     def _describe_retrieval(self) -> str:
         sets = ", ".join(sorted(self.text_to_image_only)) or "none"
-        return message(f"Retrieval: {_HITS[self.hit]} {_TIES[self.retrieval_ties]} Only text to image: {sets}.")
+        return message(f"Retrieval: {_HITS[self.hit]} Only text to image: {sets}. {_TIES[self.retrieval_ties]}")
 
 
 # The test parts of the first three have no public answers; the others have no official parts.

@@ -162,9 +162,10 @@ def load(path: Path, start: Callable[[Path | None, list[str]], Experiment] | Non
     try:
         sweep = Sweep.model_validate(value)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
-        allowed = message(f"  the keys are {', '.join(Sweep.model_fields)}")
-        raise ConfigError("\n".join([message(f"{path} is not a valid sweep:"), *lines, allowed])) from error
+        mistakes = [(".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+        lines = [": ".join(filter(None, mistake)) for mistake in mistakes]
+        allowed = message(f"the keys are {', '.join(Sweep.model_fields)}")
+        raise ConfigError("\n  ".join([message(f"{path} is not a valid sweep:"), *lines, allowed])) from error
     named = path.parent / sweep.experiment if sweep.experiment else None
     if start is not None:
         base = start(named, list(sweep.set))
