@@ -119,7 +119,7 @@ def _read(server: Server, run: Run) -> Measured:
         for name in {task["task"] for task in document["tasks"] if task["model"] == role}:
             path = f"{answers.FOLDER}/{name}.parquet"
             if (data := _file(server, run, path)) is not None:
-                tables[name] = stored.parse(data, f"{path} of the run {run.name}")
+                tables[name] = stored.parse(data, message(f"{path} of the run {run.name}"))
         return Measured(run, stored.current(Evaluation(document, tables, role=role)))
     if (folder := run_links.folder_of(run)) is None:
         raise StorageError(
