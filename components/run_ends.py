@@ -12,6 +12,7 @@ from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
+from wukong.runtime.language import message
 from wukong.stages import preflight, run_paths
 from wukong.stages import start as start_model
 from wukong.tracking import mlflow_runs
@@ -55,10 +56,12 @@ def experiment_of(
         try:
             value = kind(text)
         except ValueError as error:
-            what = "a whole number" if kind is int else "a number"
-            raise ConfigError(f"{name}: {text!r} is not {what}; leave it empty for the experiment's own") from error
+            raise ConfigError(
+                f"{name}: {text!r} is not {'a whole number' if kind is int else 'a number'}; leave it empty for the "
+                "experiment's own"
+            ) from error
         changes += [f"{key}={value!r}" for key in keys]
-    where = "the pipeline's parameter experiment"
+    where = message("the pipeline's parameter experiment")
     return documents.loads(json.dumps(given, ensure_ascii=False), [*overrides, *changes], where=where)
 
 
@@ -134,7 +137,7 @@ def manifest_of(experiment: Experiment, run: str, stage: str) -> str:
     """
     record = run_records.read(experiment, run, stage)
     if record is None or not record.manifest:
-        state = "it failed: " + record.error if record else "there is no record of it"
+        state = message(f"it failed: {record.error}" if record else "there is no record of it")
         raise DataError(f"run {run} of experiment {experiment.name} has no finished {stage} stage: {state}")
     return record.manifest
 

@@ -46,6 +46,7 @@ from wukong.curate import exchange
 from wukong.curate.exchange import File, Source
 from wukong.data.schema import CAPTIONS, MORE_CAPTIONS
 from wukong.errors import WukongError
+from wukong.runtime.language import message
 from wukong.runtime.progress import track
 from wukong.store import manifest as manifests
 from wukong.store import storage
@@ -207,7 +208,7 @@ class _Job:
             return []
         share = self._share(len(blocks))
         records = []
-        with track("search", sum(len(block) for _, block in blocks), "queries") as advance:
+        with track(message("search"), sum(len(block) for _, block in blocks), message("queries")) as advance:
             for record in self._each(
                 _search.remote(
                     self._stage, self._run, self._config, engine, self._connect_to, share, self._ledger, number, block
@@ -250,7 +251,7 @@ class _Job:
 
         left = parts.urls
         metrics.show("wukong_crawl_queue", left)
-        with track("download", left, "pictures") as advance:
+        with track(message("download"), left, message("pictures")) as advance:
             for _, done in self._as_finished(begin):
                 for number, record in done:
                     if record is None:

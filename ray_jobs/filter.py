@@ -47,6 +47,7 @@ from wukong.curate.rule import HELD_BACK
 from wukong.curate.text import clean
 from wukong.data.schema import MORE_CAPTIONS
 from wukong.errors import DataError
+from wukong.runtime.language import message
 from wukong.stages import places
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Part, Stage
@@ -134,9 +135,9 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
             "one that failed. Crawl anew, with other queries or another list"
         )
     if not counts[split.TRAIN]:
-        reasons = ", ".join(f"{rule} dropped {rows}" for rule, rows in dropped.items() if rows)
+        reasons = ", ".join(message(f"{rule} dropped {rows:d}") for rule, rows in dropped.items() if rows)
         raise DataError(
-            f"no pair is left to train on: {pairs} came in; {reasons or 'all are held out'}. "
+            f"no pair is left to train on: {pairs} came in; {reasons or message('all are held out')}. "
             "Loosen filter.* or filter.split, or crawl more"
         )
     # Records of earlier versions have no bounds; such shards are looked through by a takedown.

@@ -18,6 +18,7 @@ from wukong.curate.split import TRAIN
 from wukong.errors import ConfigError, DataError, GateError
 from wukong.report import card, statistics
 from wukong.report.statistics import Statistics
+from wukong.runtime.language import message
 from wukong.stages import places
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, Stage
@@ -97,8 +98,9 @@ def _validate(stage: Stage, experiment: Experiment, filtered: Manifest) -> Manif
             log.warning("validation: %s", _describe(outcome))
     failed = [outcome for outcome in found if not outcome.success and outcome.severity == "fail"]
     if failed:
-        lines = [f"the data did not pass {len(failed)} of {len(found)} expectations:", *map(_describe, failed)]
-        raise GateError("\n".join([*lines, f"data docs: {stage.path('docs/index.html')}"]))
+        title = message(f"the data did not pass {len(failed)} of {len(found)} expectations:")
+        docs = message(f"data docs: {stage.path('docs/index.html')}")
+        raise GateError("\n".join([title, *map(_describe, failed), docs]))
     counts = {
         "pairs": sum(pairs.values()),
         "expectations": len(found),
@@ -233,7 +235,7 @@ def _write_docs(stage: Stage, experiment: Experiment, whole: Mapping[str, Any], 
 
 
 def _describe(outcome: Outcome) -> str:
-    lines = [f"  {outcome.name}: expected {outcome.expected}; observed {outcome.observed}"]
+    lines = [message(f"  {outcome.name}: expected {outcome.expected}; observed {outcome.observed}")]
     for sample in outcome.samples:
         lines.append("    " + ", ".join(f"{name}={value}" for name, value in sample.items()))
     return "\n".join(lines)

@@ -21,6 +21,7 @@ from ray.train.torch import TorchTrainer
 from ray_jobs.training_worker import Job, work
 from wukong.config.training import Training
 from wukong.errors import ConfigError, StorageError, WukongError
+from wukong.runtime.language import message
 from wukong.store import fence, storage
 from wukong.train import checkpoint as checkpoints
 
@@ -134,13 +135,13 @@ def _reason_to_go_on(error: WorkerGroupError | ControllerError, name: str, setti
 
 def _not_started(name: str, settings: Training, why: str) -> ConfigError:
     """Return the error that names what the cluster lacks."""
-    number = f"{settings.min_workers} to {settings.workers}" if settings.min_workers else settings.workers
-    wanted = f"{number} workers of {name}, with one core"
-    wanted += f" and {settings.gpus_per_worker} GPUs each" if settings.gpus_per_worker else " each"
+    least, most, gpus = settings.min_workers, settings.workers, settings.gpus_per_worker
+    number = message(f"{least:d} to {most:d}") if least else f"{most}"
+    each = message(f"with one core and {gpus} GPUs each") if gpus else message("with one core each")
     there = ray.cluster_resources()
     return ConfigError(
-        f"{wanted}, could not be started: the cluster has {there.get('CPU', 0):g} cores and {there.get('GPU', 0):g} "
-        f"GPUs ({why}). Add machines, or set {name}.workers or {name}.min_workers lower"
+        f"{number} workers of {name}, {each}, could not be started: the cluster has {there.get('CPU', 0):g} cores and "
+        f"{there.get('GPU', 0):g} GPUs ({why}). Add machines, or set {name}.workers or {name}.min_workers lower"
     )
 
 
@@ -200,6 +201,6 @@ def _wait_for_machines(name: str, settings: Training) -> None:
             time.sleep(1)
         else:
             return
-        missing = _not_started(name, settings, f"none came for {(minute + 1) * _START_SECONDS:.0f} seconds")
+        missing = _not_started(name, settings, message(f"none came for {(minute + 1) * _START_SECONDS:.0f} seconds"))
         log.warning("%s", missing)
     raise missing

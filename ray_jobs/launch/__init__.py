@@ -28,6 +28,7 @@ from wukong.errors import WukongError
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
 from wukong.runtime import forwarded
+from wukong.runtime.language import message
 from wukong.stages import places, run_paths
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
@@ -93,7 +94,7 @@ def _launched(
         record = Record(stage=record_name, state="failed", error=_explain_missing_record(stage, status))
         run_records.write(experiment, run_name, record)
     if record.state == "failed":
-        raise JobError(record.error + (f"\n{record.traceback}" if record.traceback else ""))
+        raise JobError("\n".join(filter(None, (record.error, record.traceback))))
     return manifest.load(record.manifest)
 
 
@@ -173,10 +174,11 @@ def _run_job(
 def _explain_missing_record(stage: str, status: int) -> str:
     """Return a message for a job that left no record, from its exit status."""
     if status >= 0:
-        return f"the {stage} job ended with status {status} and left no record; its last output is in the log"
+        return message(f"the {stage} job ended with status {status} and left no record; its last output is in the log")
     try:
         name = signal.Signals(-status).name
     except ValueError:
-        name = f"signal {-status}"
-    why = " (by a person, or by the system where memory ran out)" if name == "SIGKILL" else ""
-    return f"the {stage} job was killed by {name}{why}: run again, and it goes on after what is complete"
+        name = message(f"signal {-status:d}")
+    if name == "SIGKILL":
+        name = message(f"{name} (by a person, or by the system where memory ran out)")
+    return message(f"the {stage} job was killed by {name}: run again, and it goes on after what is complete")

@@ -278,10 +278,11 @@ def measured(
     if labels.shape != found.shape[:1]:
         raise DataError(f"{data_set}: {len(found)} images have scores and {len(labels)} have labels: they differ")
     counts = torch.bincount(labels.clamp_min(0), minlength=found.shape[1])
-    if not len(labels) or int(labels.min()) < 0 or len(counts) > found.shape[1]:
+    least = int(labels.min()) if len(labels) else 0
+    if not len(labels) or least < 0 or len(counts) > found.shape[1]:
         raise DataError(
-            f"{data_set}: labels reach from {int(labels.min()) if len(labels) else 0} to {len(counts) - 1}, and there "
-            f"are {found.shape[1]} classes: the class names are of another set, or images are missing"
+            f"{data_set}: labels reach from {least} to {len(counts) - 1}, and there are {found.shape[1]} classes: the "
+            "class names are of another set, or images are missing"
         )
     if every_class and not counts.all():
         raise DataError(f"{data_set}: class {int((counts == 0).nonzero()[0])} has no image: images are missing")

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -339,12 +339,18 @@ def _require_split(data_set: Classification | Retrieval, splits: Mapping[str, ob
 
 
 def _require_count(
-    data_set: Classification | Retrieval, split: str, folder: Path, what: str, expected: int, found: int
+    data_set: Classification | Retrieval,
+    split: str,
+    folder: Path,
+    what: Literal["images", "captions"],
+    expected: int,
+    found: int,
 ) -> None:
     if found != expected:
+        held = message(f"{found:,} images") if what == "images" else message(f"{found:,} captions")
         raise DataError(
-            f"{data_set.title} ({data_set.name}), split {split}: {found:,} {what} in {folder}, but {expected:,} are "
-            f"published: files are missing, there are other files, or it is another version. {data_set.how_to_get}"
+            f"{data_set.title} ({data_set.name}), split {split}: {held} in {folder}, but {expected:,} are published: "
+            f"files are missing, there are other files, or it is another version. {data_set.how_to_get}"
         )
 
 

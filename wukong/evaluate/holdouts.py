@@ -20,6 +20,7 @@ from wukong.evaluate import retrieval
 from wukong.evaluate.data_set import ClassificationData, Data, RetrievalData
 from wukong.evaluate.published import Caption
 from wukong.evaluate.results import HOLDOUT
+from wukong.runtime.language import message
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
@@ -62,7 +63,7 @@ class Pictures:
         offset, size = self._places[tar][key]
         with storage.open_input(tar) as stream:
             stream.seek(offset)
-            return images.decode(stream.read(size), f"{key}.jpg of {tar}")
+            return images.decode(stream.read(size), message(f"{key}.jpg of {tar}"))
 
 
 def read(experiment: Experiment, filtered: Manifest, name: str) -> Data | None:

@@ -79,8 +79,10 @@ def chosen(tasks: str, holdouts: Sequence[str] = ()) -> list[str]:
         return known
     for name in asked:
         if name not in known:
-            hint = "" if holdouts else "; hold-outs are those of --config"
-            raise ConfigError(f"tasks: there is no evaluation set {name!r}: take some of {', '.join(known)}{hint}")
+            raise ConfigError(
+                f"tasks: there is no evaluation set {name!r}: take some of {', '.join(known)}"
+                f"{'' if holdouts else '; hold-outs are those of --config'}"
+            )
     return [name for name in known if name in asked]
 
 

@@ -224,7 +224,7 @@ class ModelRegistry:
                 return no(
                     message(
                         f"Version {holder}, which holds the alias, has no answers to the candidate's queries ({why}), "
-                        f"and cannot be evaluated on them: {_shortened(error)} Mend that and run `wukong promote "
+                        f"and cannot be evaluated on them: {_shortened(error)}. Mend that and run `wukong promote "
                         f"{self.model}/{name}`, or use `wukong promote --force --reason`."
                     )
                 )
@@ -450,8 +450,8 @@ def _gate(version: Mapping[str, Any]) -> Gate:
 
 
 def _shortened(error: Exception) -> str:
-    """The beginning of an error's message in one line, as a sentence."""
-    return textwrap.shorten(str(error), _SHOWN, placeholder=" …").rstrip(".") + "."
+    """The beginning of an error's message in one line, without a full stop."""
+    return textwrap.shorten(str(error), _SHOWN, placeholder=" …").rstrip(".")
 
 
 def _now() -> str:

@@ -74,8 +74,9 @@ def _find(server: Server, experiments: Sequence[str], name: str) -> Run:
     if not own:
         raise ConfigError(f"MLflow at {server.address} has no run {name!r}: give the name of a run, or its ID")
     if len(own) > 1:
-        known = "\n  ".join(f"{run.run_id}  of experiment {run.experiment_id}" for run in own)
-        raise ConfigError(f"{len(own)} runs are named {name!r}: name the one that you mean by its ID:\n  {known}")
+        known = [message(f"{run.run_id} of experiment {run.experiment_id}") for run in own]
+        several = message(f"{len(own)} runs are named {name!r}: name the one that you mean by its ID:")
+        raise ConfigError("\n  ".join([several, *known]))
     return own[0]
 
 
@@ -118,7 +119,7 @@ def _read(server: Server, run: Run) -> Measured:
         for name in {task["task"] for task in document["tasks"] if task["model"] == role}:
             path = f"{answers.FOLDER}/{name}.parquet"
             if (data := _file(server, run, path)) is not None:
-                tables[name] = stored.parse(data, f"{path} of the run {run.name}")
+                tables[name] = stored.parse(data, message(f"{path} of the run {run.name}"))
         return Measured(run, stored.current(Evaluation(document, tables, role=role)))
     if (folder := run_links.folder_of(run)) is None:
         raise StorageError(

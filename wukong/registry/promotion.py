@@ -366,7 +366,7 @@ def refused(rules: Rules, model: str, alias: str, version: str, holder: str, why
 
 def _concluded(made: Decision, checks: Sequence[Check]) -> Decision:
     failed = [check for check in checks if not check.passed]
-    says = " ".join(check.says for check in (failed or checks))
+    says = "\n".join(check.says for check in (failed or checks))
     return replace(made, promoted=not failed, checks=tuple(checks), says=says)
 
 

@@ -23,6 +23,7 @@ from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
 from wukong.registry.over_seeds import SEED
+from wukong.runtime.language import message
 from wukong.stages import run_paths
 from wukong.store.manifest import digest_of
 
@@ -53,8 +54,10 @@ class Range(BaseModel):
     @model_validator(mode="after")
     def _ends_are_in_order(self) -> "Range":
         if not self.low < self.high or (self.log and self.low <= 0):
-            what = "0 < low < high, since log is true" if self.log else "low < high"
-            raise ValueError(f"low {self.low} and high {self.high}: a range has {what}")
+            raise ValueError(
+                f"low {self.low} and high {self.high}: a range has "
+                f"{'0 < low < high, since log is true' if self.log else 'low < high'}"
+            )
         return self
 
 
@@ -159,9 +162,10 @@ def load(path: Path, start: Callable[[Path | None, list[str]], Experiment] | Non
     try:
         sweep = Sweep.model_validate(value)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
-        allowed = f"  the keys are {', '.join(Sweep.model_fields)}"
-        raise ConfigError("\n".join([f"{path} is not a valid sweep:", *lines, allowed])) from error
+        mistakes = [(".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+        lines = [": ".join(filter(None, mistake)) for mistake in mistakes]
+        allowed = message(f"the keys are {', '.join(Sweep.model_fields)}")
+        raise ConfigError("\n  ".join([message(f"{path} is not a valid sweep:"), *lines, allowed])) from error
     named = path.parent / sweep.experiment if sweep.experiment else None
     if start is not None:
         base = start(named, list(sweep.set))

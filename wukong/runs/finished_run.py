@@ -66,7 +66,8 @@ def find(name: str = "", home: Path | None = None) -> FinishedRun:
     run = name or finished[-1].parent.name
     if run not in folders:
         raise ConfigError(
-            f"no run {run!r} has finished in {chosen}; finished are {', '.join(folders)}{environment.elsewhere(chosen)}"
+            f"no run {run!r} has finished in {chosen}; finished are {', '.join(folders)} only"
+            + environment.elsewhere(chosen)
         )
     environment.connect(chosen)
     experiment = listing.experiment_of(storage.from_path(folders[run]))

@@ -117,11 +117,11 @@ def find(name: str, place: str) -> StoredRun:
     runs = in_storage(place)
     if (run := next((run for run in runs if run.name == name), None)) is not None:
         return run
-    newest = ", ".join(run.name for run in runs[:5])
+    newest, elsewhere = ", ".join(run.name for run in runs[:5]), environment.elsewhere()
     raise DataError(
-        f"no run {name!r} in {place}: "
-        + (f"the newest are {newest}; `wukong runs` lists all" if newest else "none yet")
-        + environment.elsewhere()
+        f"no run {name!r} in {place}: the newest are {newest}; `wukong runs` lists all{elsewhere}"
+        if newest
+        else f"no run {name!r} in {place}: none yet{elsewhere}"
     )
 
 

@@ -18,6 +18,7 @@ from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.config.section import flatten
 from wukong.errors import ConfigError
+from wukong.runtime.language import message
 from wukong.stages.run_paths import uri_of
 from wukong.store import fence, manifest, storage
 from wukong.store.manifest import Manifest
@@ -75,15 +76,19 @@ class Claim(BaseModel):
         """
         value = experiment.model_dump(mode="json")
         if self.experiment != value and (differing := differences(_as_now(self.experiment), value)):
-            lines = [f"  {key}: {short(before)} there, {short(now)} now" for key, (before, now) in differing.items()]
+            lines = [
+                message(f"  {key}: {short(before)} there, {short(now)} now") for key, (before, now) in differing.items()
+            ]
             more = len(lines) - _SHOWN
             raise ConfigError(
                 "\n".join(
                     [
-                        f"the run name {run!r} belongs to another experiment, whose results it would overwrite:",
+                        message(
+                            f"the run name {run!r} belongs to another experiment, whose results it would overwrite:"
+                        ),
                         *lines[:_SHOWN],
-                        *([f"  and {more} more"] if more > 0 else []),
-                        "choose another --name, or run with the config that the name was begun with",
+                        *([message(f"  and {more} more")] if more > 0 else []),
+                        message("choose another --name, or run with the config that the name was begun with"),
                     ]
                 )
             )

@@ -381,8 +381,11 @@ def rematch(experiment: Experiment, evaluated: Manifest, model: Manifest) -> tup
     used = next((parent for parent in evaluated.parents if parent.stage == "filter"), None)
     start = next((parent for parent in model.parents if parent.stage == "pretrain"), None)
     if used is None or start is None:
-        lacks = f"{evaluated.uri} names no pairs" if used is None else f"{model.uri} names no pre-trained model"
-        raise DataError(f"{lacks}: it is not of this project's pipeline")
+        raise DataError(
+            f"{evaluated.uri} names no pairs: it is not of this project's pipeline"
+            if used is None
+            else f"{model.uri} names no pre-trained model: it is not of this project's pipeline"
+        )
     if manifest.load(used.uri).digest != used.digest:
         raise DataError(
             f"the pairs at {used.uri} have changed since they were measured on, for instance by a takedown: run the "

@@ -60,13 +60,17 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
     problems = []
     if "evaluate" in names and not (experiment.filter.split.holdouts or experiment.evaluate.tasks):
         problems.append(
-            "filter.split.holdouts: there is none, so that nothing could be measured after training; hold out captions,"
-            ' for instance held_out_captions: 0.1 and holdouts: [{name: held-out, source: "*", captions: unseen}], or '
-            "name published sets in evaluate.tasks"
+            message(
+                "filter.split.holdouts: there is none, so that nothing could be measured after training; hold out "
+                "captions, for instance held_out_captions: 0.1 and holdouts: "
+                '[{name: held-out, source: "*", captions: unseen}], or name published sets in evaluate.tasks'
+            )
         )
     problems += [
-        f"{training}.validation.tasks: there is no hold-out and no evaluation set {name!r}; there are "
-        f"{', '.join([*experiment.held_out_tasks, *set_folders.NAMES])}"
+        message(
+            f"{training}.validation.tasks: there is no hold-out and no evaluation set {name!r}; there are "
+            f"{', '.join([*experiment.held_out_tasks, *set_folders.NAMES])}"
+        )
         for training in stages.TRAININGS
         if training in names
         for name in stages.training_of(experiment, training).validation.tasks
@@ -74,12 +78,12 @@ def check_stages(experiment: Experiment, names: Collection[str] = stages.RECORDE
     ]
     if "evaluate" in names:
         problems += [
-            f"evaluate.tasks: there is no evaluation set {name!r}; there are {', '.join(set_folders.NAMES)}"
+            message(f"evaluate.tasks: there is no evaluation set {name!r}; there are {', '.join(set_folders.NAMES)}")
             for name in experiment.evaluate.tasks
             if name not in set_folders.NAMES
         ]
         problems += [
-            f"evaluate.tasks: {name!r} is the name of a published set, so a hold-out needs another one"
+            message(f"evaluate.tasks: {name!r} is the name of a published set, so a hold-out needs another one")
             for name in experiment.held_out_tasks
             if name in set_folders.NAMES
         ]
@@ -153,7 +157,7 @@ def check_lists(experiment: Experiment) -> None:
 
 def _refuse(problems: Collection[str]) -> None:
     if problems:
-        raise ConfigError("\n  ".join(["the experiment cannot be run:", *problems]))
+        raise ConfigError("\n  ".join([message("the experiment cannot be run:"), *problems]))
 
 
 def _checks(experiment: Experiment) -> Mapping[str, Callable[[str], str]]:
@@ -216,7 +220,7 @@ def _unsigned(crawl: Crawl) -> Iterator[str]:
     host = urlsplit(crawl.endpoint).hostname or ""
     is_ours = not is_public_name(host) or host in ConnectTo.from_environment().targets
     if not is_ours and not crawl.politeness.is_signed:
-        yield (
+        yield message(
             f"crawl.politeness.contact: {host} would be asked, and pictures be fetched, by a crawler whose operator "
             "nobody can reach: write your e-mail address or a page about your crawl, for instance "
             "--set crawl.politeness.contact=crawl@university.example"
@@ -236,7 +240,7 @@ def _unanswered(endpoint: str) -> Iterator[str]:
     try:
         socket.create_connection(address, timeout=_CONNECT_SECONDS).close()
     except OSError as error:
-        yield (
+        yield message(
             f"crawl.endpoint: nothing answers at {endpoint} ({error.strerror or error}); give the address of a search "
             "that this machine can reach, or set WUKONG_CONNECT_TO"
         )
@@ -290,7 +294,7 @@ def check_store(experiment: Experiment) -> None:
         return
     few, many = (estimate.DATA_BYTES * urls for urls in expected_urls(experiment))
     room = overlay.bytes_of(holds)
-    remedy = "enlarge the store (docs/store.md), or lower crawl.max_queries or crawl.max_results_per_query"
+    remedy = message("enlarge the store (docs/store.md), or lower crawl.max_queries or crawl.max_results_per_query")
     if few > room:
         raise ConfigError(
             f"storage: this run writes at least {few / _GIB:,.1f} GiB to {experiment.storage}, and the object store "
@@ -320,7 +324,7 @@ def check_batches(experiment: Experiment, pairs: int, what: str) -> None:
     sizes = {name: stages.training_of(experiment, name).batch_size for name in stages.TRAININGS}
     _refuse(
         [
-            f"{name}.batch_size: {size:,} is more than the {pairs:,} {what}: give at most so many"
+            message(f"{name}.batch_size: {size:,} is more than the {pairs:,} {what}: give at most so many")
             for name, size in sizes.items()
             if size > pairs
         ]
@@ -349,9 +353,11 @@ def check_machine(
     problems = []
     if needed > machine.free:
         problems.append(
-            f"storage: {experiment.storage} needs about {needed / _GIB:.1f} GiB for this run and "
-            f"{machine.free / _GIB:.1f} GiB are free there: free some space, or name a place on a larger disk (of the "
-            "embedded stack: WUKONG_HOME)"
+            message(
+                f"storage: {experiment.storage} needs about {needed / _GIB:.1f} GiB for this run and "
+                f"{machine.free / _GIB:.1f} GiB are free there: free some space, or name a place on a larger disk (of "
+                "the embedded stack: WUKONG_HOME)"
+            )
         )
     if size is not None:
         for name in trainings:
@@ -364,19 +370,19 @@ def _too_large(name: str, settings: Training, machine: Machine, size: Size) -> I
     needed = settings.min_workers or settings.workers
     key = "min_workers" if settings.min_workers else "workers"
     if needed > machine.cores:
-        yield (
+        yield message(
             f"{name}.{key}: {needed} workers need a core each and this machine has {machine.cores}, so "
             f"they would wait for ever; at most {machine.cores} are allowed here"
         )
     cards = needed * settings.gpus_per_worker
     if cards > machine.gpus:
-        yield (
+        yield message(
             f"{name}.gpus_per_worker: {needed} workers with {settings.gpus_per_worker} each need {cards} "
             f"graphics cards and this machine has {machine.gpus}, so they would wait for ever; 0 trains on cores"
         )
     held = settings.workers * size.memory(settings)
     if not settings.gpus_per_worker and held > machine.memory:
-        yield (
+        yield message(
             f"{name}.workers: {settings.workers} workers with a model of {size.weights:,} weights, gradients and "
             f"the optimiser's state hold {held / _GIB:.1f} GiB, this machine has {machine.memory / _GIB:.1f} GiB: "
             "take fewer workers or a smaller model"
@@ -438,7 +444,7 @@ def _misfit_of_tower(settings: ImageEncoder) -> Iterator[str]:
         try:
             image_encoder.check_file(settings)
         except DataError as error:
-            yield (
+            yield message(
                 f"model.image.weights: {error}. `wukong weights get {settings.name} --to FOLDER` brings this tower's; "
                 "or name the tower of these in model.image.name"
             )
@@ -458,7 +464,7 @@ def _misfit_of_text(settings: TextEncoder) -> Iterator[str]:
                 encoder = text_encoder.TextEncoder.of(settings, entries)
             bert.start_from(encoder, settings.weights, weights.read_shapes)
         except DataError as error:
-            yield (
+            yield message(
                 f"model.text.weights: {error}. Name the vocab.txt that belongs to them in model.text.vocabulary, and "
                 "their sizes in model.text; or take other weights"
             )

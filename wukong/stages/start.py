@@ -14,6 +14,7 @@ from wukong.config.experiment import Experiment
 from wukong.config.model import Model
 from wukong.config.section import flatten
 from wukong.errors import ConfigError, WukongError
+from wukong.runtime.language import message
 from wukong.store import fence, manifest, storage
 from wukong.store.manifest import Manifest, Stage
 
@@ -104,7 +105,7 @@ def _differing(asked: Model, given: Model) -> list[str]:
     own_vocabulary = [each.text.vocabulary == "package" for each in (asked, given)]
     ignored = _ELSEWHERE - ({"text.vocabulary"} if own_vocabulary[0] != own_vocabulary[1] else set())
     keys = sorted(key for key in ours.keys() - ignored if ours[key] != theirs[key])
-    return [f"model.{key} is {ours[key]!r}, and the model's is {theirs[key]!r}" for key in keys]
+    return [message(f"model.{key} is {ours[key]!r}, and the model's is {theirs[key]!r}") for key in keys]
 
 
 def _made_by(folder: str) -> Manifest | None:

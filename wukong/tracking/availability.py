@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from wukong.errors import ConfigError
+from wukong.runtime.language import message
 from wukong.store import patience
 from wukong.tracking import mlflow_rest
 from wukong.tracking.mlflow_rest import MlflowError
@@ -34,7 +35,7 @@ AT_END = 60.0  # seconds that a finished stage waits for MLflow before its resul
 _Answer = TypeVar("_Answer")
 
 _outage = patience.Outage(
-    "MLflow", ". Is it running? On one machine, `wukong status` shows it and `wukong up` starts it."
+    "MLflow", message(". Is it running? On one machine, `wukong status` shows it and `wukong up` starts it.")
 )
 
 

@@ -14,6 +14,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from wukong.errors import ConfigError, WukongError
+from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     from requests import Response, Session
@@ -406,11 +407,10 @@ def _identity() -> dict[str, Any]:
 def _explained(endpoint: str, response: "Response", answer: Mapping[str, Any]) -> MlflowError:
     code = str(answer.get("error_code", ""))
     said = answer.get("message") or response.text[:500] or response.reason
-    hint = ". Are MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD right?" if response.status_code == 401 else ""
-    text = (
-        f"MLflow at {address()} answers {endpoint} with {' '.join([str(response.status_code), code]).strip()}: {said}"
-    )
-    return MlflowError(text + hint, response.status_code, code)
+    if response.status_code == 401:
+        said = message(f"{said}. Are MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD right?")
+    status = " ".join([str(response.status_code), code]).strip()
+    return MlflowError(f"MLflow at {address()} answers {endpoint} with {status}: {said}", response.status_code, code)
 
 
 def _metric(value: Metric) -> dict[str, Any]:

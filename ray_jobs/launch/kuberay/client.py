@@ -17,6 +17,7 @@ from tenacity import RetryError, Retrying, retry_if_exception, stop_after_delay,
 
 from ray_jobs.launch.kuberay.errors import RayJobError
 from ray_jobs.launch.kuberay.manifest import run_label
+from wukong.runtime.language import message
 
 API_ERRORS: tuple[type[Exception], ...] = (ApiException, urllib3.exceptions.HTTPError, OSError)
 """Errors of one call: the API server answered with an error, or did not answer."""
@@ -94,7 +95,7 @@ class KubernetesApi:
         """The data of a ConfigMap."""
         config_map = self._repeat(
             lambda: self._core.read_namespaced_config_map(name, self.namespace, _request_timeout=(5, 30)),
-            f"read the ConfigMap {name}",
+            message(f"cannot read the ConfigMap {name}"),
         )
         return dict(config_map.data or {})
 
@@ -104,7 +105,7 @@ class KubernetesApi:
             lambda: self._custom.list_namespaced_custom_object(
                 **self._where, label_selector=f"wukong/run={run_label(run_name)}", _request_timeout=(5, 30)
             ),
-            f"list the RayJobs of run {run_name}",
+            message(f"cannot list the RayJobs of run {run_name}"),
         )
         return list(jobs["items"])
 
@@ -122,7 +123,7 @@ class KubernetesApi:
                 raise
             return job
 
-        return self._repeat(ask, f"read RayJob {name}")
+        return self._repeat(ask, message(f"cannot read RayJob {name}"))
 
     def create_job(self, body: Mapping[str, Any]) -> bool:
         """Create a RayJob; False when one of this name exists."""
@@ -136,7 +137,7 @@ class KubernetesApi:
                 raise
             return True
 
-        return self._repeat(ask, f"create RayJob {body['metadata']['name']}")
+        return self._repeat(ask, message(f"cannot create RayJob {body['metadata']['name']}"))
 
     def delete_job(self, name: str) -> None:
         """Delete a RayJob, and with it its Ray cluster. A failure is only logged, and a job that is gone is none."""
@@ -264,26 +265,24 @@ class KubernetesApi:
             response.close()
             response.release_conn()
 
-    def _repeat(self, ask: Callable[[], T], what: str) -> T:
-        """Call ``ask``, again while the API server cannot be reached or is overloaded."""
+    def _repeat(self, ask: Callable[[], T], problem: str) -> T:
+        """Call ``ask``, again while the API server is away or overloaded. What is raised begins with ``problem``."""
         attempts = Retrying(
             retry=retry_if_exception(_is_temporary),
             wait=wait_exponential(0.2, max=30.0),
             stop=stop_after_delay(self.timing.patience),
-            before_sleep=lambda state: log.debug(
-                "cannot %s yet: %s", what, state.outcome and state.outcome.exception()
-            ),
+            before_sleep=lambda state: log.debug("%s yet: %s", problem, state.outcome and state.outcome.exception()),
         )
         try:
             return attempts(ask)
         except RetryError as error:
-            problem = error.last_attempt.exception()
+            last = error.last_attempt.exception()
             raise RayJobError(
-                f"cannot {what}: the Kubernetes API has not answered for {self.timing.patience:.0f} s ({problem})",
+                f"{problem}: the Kubernetes API has not answered for {self.timing.patience:.0f} s ({last})",
                 "Unreachable",
-            ) from problem
+            ) from last
         except ApiException as error:
-            raise RayJobError(f"cannot {what}: {_explain(error)}", str(error.reason)) from error
+            raise RayJobError(f"{problem}: {_explain(error)}", str(error.reason)) from error
 
 
 def _is_temporary(error: BaseException) -> bool:
@@ -295,9 +294,11 @@ def _explain(error: Any) -> str:
     status = getattr(error, "status", None)
     said = _message(getattr(error, "body", None)) or str(getattr(error, "reason", "") or error)
     if status == 403:
-        return f"{said}. Bind the Role ray-job-launcher to the service account of the components (k8s/base/access.yaml)"
+        return message(
+            f"{said}. Bind the Role ray-job-launcher to the service account of the components (k8s/base/access.yaml)"
+        )
     if status == 404:
-        return f"{said}. Is KubeRay installed, and was `kubectl apply -f k8s/` run?"
+        return message(f"{said}. Is KubeRay installed, and was `kubectl apply -f k8s/` run?")
     return said
 
 

@@ -118,14 +118,16 @@ def parse(data: Mapping[str, str], namespace: str) -> tuple[dict[str, Any], Sett
     Raises:
         ConfigError: the template is missing, or one of the two is not valid; the message says which.
     """
-    where = f"of the ConfigMap {namespace}/{CONFIG_MAP}"
+    where = f"{namespace}/{CONFIG_MAP}"
     if "template.yaml" not in data:
-        raise ConfigError(f"there is no template.yaml {where}; `kubectl apply -f k8s/` brings it")
+        raise ConfigError(f"there is no template.yaml of the ConfigMap {where}; `kubectl apply -f k8s/` brings it")
     try:
         template = yaml.safe_load(data["template.yaml"])
         settings = Settings.model_validate(yaml.safe_load(data.get("settings.yaml", "")) or {})
     except yaml.YAMLError as error:
-        raise ConfigError(f"template.yaml or settings.yaml {where} is not valid YAML: {error}") from error
+        raise ConfigError(
+            f"template.yaml or settings.yaml of the ConfigMap {where} is not valid YAML: {error}"
+        ) from error
     except ValidationError as error:
-        raise ConfigError(f"settings.yaml {where} is not valid: {error}") from error
+        raise ConfigError(f"settings.yaml of the ConfigMap {where} is not valid: {error}") from error
     return template, settings

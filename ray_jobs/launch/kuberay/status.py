@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wukong.runtime.language import message
+
 INFRASTRUCTURE = (
     "AppFailed",
     "JobDeploymentStatusTransitionGracePeriodExceeded",
@@ -74,21 +76,24 @@ def pod_problems(pods: Iterable[Any]) -> list[str]:
             state = container.state
             ended = state.terminated or (container.last_state and container.last_state.terminated)
             if state.waiting and state.waiting.reason not in ("PodInitializing", "ContainerCreating"):
-                message = f": {state.waiting.message}" if state.waiting.message else ""
-                problems.append(f"{pod.metadata.name}/{container.name}: {state.waiting.reason}{message}")
+                why = ": ".join(filter(None, (state.waiting.reason, state.waiting.message)))
+                problems.append(f"{pod.metadata.name}/{container.name}: {why}")
             if ended and ended.exit_code:
                 problems.append(
-                    f"{pod.metadata.name}/{container.name}: {ended.reason}, exit status {ended.exit_code}"
-                    + (" (give the stage more memory)" if ended.reason == "OOMKilled" else "")
+                    message(
+                        f"{pod.metadata.name}/{container.name}: {ended.reason}, exit status {ended.exit_code:d}"
+                        f"{' (give the stage more memory)' if ended.reason == 'OOMKilled' else ''}"
+                    )
                 )
     return problems
 
 
 def explain_failure(job: str, ended: Verdict, problems: Sequence[str], log_end: Sequence[str]) -> str:
     """The message for a failed RayJob: KubeRay's reason, the pods' problems, and the last lines of the log."""
-    parts = [f"RayJob {job} failed: {ended.reason}" + (f": {ended.message}" if ended.message else "")]
+    why = ": ".join(filter(None, (ended.reason, ended.message)))
+    lines = [message(f"RayJob {job} failed: {why}")]
     if problems:
-        parts.append("Its pods say:\n" + "\n".join(f"  {line}" for line in problems))
+        lines += [message("Its pods say:"), *(f"  {line}" for line in problems)]
     if log_end:
-        parts.append("The end of its log:\n" + "\n".join(f"  {line}" for line in log_end))
-    return "\n".join(parts)
+        lines += [message("The end of its log:"), *(f"  {line}" for line in log_end)]
+    return "\n".join(lines)

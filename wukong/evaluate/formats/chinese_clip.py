@@ -15,6 +15,7 @@ import numpy as np
 from wukong.errors import DataError
 from wukong.evaluate.formats.pictures import Parts
 from wukong.evaluate.published import Caption, Captioned, NotThereError
+from wukong.runtime.language import message
 
 _OTHER_NAMES = {"val": "valid"}
 
@@ -83,7 +84,7 @@ def read_texts(path: Path, image_ids: list[str], *, text: str, images: str) -> l
         with path.open(encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    captions.append(_caption(line, places, text, images, f"line {number} of {path}"))
+                    captions.append(_caption(line, places, text, images, message(f"line {number:d} of {path}")))
     except FileNotFoundError as error:
         raise NotThereError(f"{path} is not there") from error
     except UnicodeDecodeError as error:

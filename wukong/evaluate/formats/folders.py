@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from wukong.errors import DataError
 from wukong.evaluate.formats.pictures import Files
 from wukong.evaluate.published import Labelled, NotThereError
+from wukong.runtime.language import message
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
@@ -25,8 +26,9 @@ def find(folder: Path, *places: str) -> Path:
     for path in places:
         if (folder / path).exists():
             return folder / path
-    tried = " or ".join(places)
-    raise NotThereError(f"{tried} is not in {folder}" if len(places) == 1 else f"neither {tried} is in {folder}")
+    raise NotThereError(
+        f"{places[0]} is not in {folder}" if len(places) == 1 else f"none of {', '.join(places)} is in {folder}"
+    )
 
 
 def lines(path: Path) -> list[str]:
@@ -122,10 +124,9 @@ def labels_of(
     strange = sorted(name for name in names if name not in labels)
     absent = sorted(classes[label] for label in places.values() if label not in set(labels.values()))
     if strange or absent:
-        raise DataError(
-            f"the classes in {source} are not the {len(classes)} of this set: "
-            f"{_shown('missing', absent)}{'; ' if strange and absent else ''}{_shown('unknown', strange)}"
-        )
+        wrong = [message(f"{len(absent)} missing ({_shown(absent)})")] if absent else []
+        wrong += [message(f"{len(strange)} unknown ({_shown(strange)})")] if strange else []
+        raise DataError(f"the classes in {source} are not the {len(classes)} of this set: {'; '.join(wrong)}")
     return labels
 
 
@@ -166,7 +167,5 @@ def class_folders(
     return Labelled(paths, found, Files(root, paths))
 
 
-def _shown(what: str, names: Sequence[str]) -> str:
-    if not names:
-        return ""
-    return f"{len(names)} {what} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join([*names[:5], *(["…"] if names[5:] else [])])

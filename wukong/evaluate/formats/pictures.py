@@ -15,6 +15,7 @@ from PIL import Image
 
 from wukong.data.decoding import DECODER_ERRORS
 from wukong.errors import DataError
+from wukong.runtime.language import message
 
 
 def decode(data: bytes, name: str) -> Image.Image:
@@ -123,7 +124,7 @@ class Parts(Encoded):
         """Read the file of an image; with its name for messages."""
         number, offset, length = self.of[i].tolist()
         path = self.files[number]
-        name = f"image {i} (byte {offset} of {path})"
+        name = message(f"image {i} (byte {offset} of {path})")
         with path.open("rb") as file:
             file.seek(offset)
             data = file.read(length)

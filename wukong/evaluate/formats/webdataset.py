@@ -59,7 +59,7 @@ def read(folder: Path, split: str, classes: int) -> Labelled:
                     images[key] = (number, offset, size)
                 elif suffix == "cls":
                     file.seek(offset)
-                    classed[key] = _label(file.read(size), f"{name} in {tar}", classes)
+                    classed[key] = _label(file.read(size), f"{tar}: {name}", classes)
         if images.keys() != classed.keys():
             key = min(images.keys() ^ classed.keys())
             raise DataError(f"{key} in {tar} has an image or a label, but not both: download the file again")
