@@ -69,3 +69,13 @@ def test_messages_of_code(tmp_path: Path, code: str, expected: list[str]) -> Non
     module = tmp_path / "module.py"
     module.write_text(code)
     assert list(messages.of_file(module)) == expected
+
+
+def test_messages_of_a_template(tmp_path: Path) -> None:
+    template = tmp_path / "page.html.j2"
+    template.write_text(
+        """{{ _("one") if x else _("{count} of them", count=x) }} {{ title("a page of {run}", run=run) }} {{ _(x) }}
+        <img {{ attribute("alt", "a picture") }} {{ attribute("title", "that of {name}", name="it") }}>"""
+    )
+    expected = ["one", "{count} of them", "a page of {run}", "a picture", "that of {name}"]
+    assert sorted(messages.of_file(template)) == sorted(expected)
