@@ -1,7 +1,7 @@
 """Texts of a page in both languages: a page is made once, often in a pod, and its reader chooses the language.
 
-A text is written twice, and ``language.html.j2`` hides one of the two by the language of the page's root element. An
-attribute holds English, and Chinese beside it in a ``data-zh-`` attribute, which the page's script exchanges.
+A text is written twice, and ``language.css`` hides one of the two by the language of the page's root element. An
+attribute holds English, and Chinese beside it in a ``data-zh-`` attribute, which ``language.js`` puts in its place.
 """
 
 from markupsafe import Markup, escape
@@ -9,6 +9,12 @@ from markupsafe import Markup, escape
 from wukong.runtime import language
 
 _BOTH = Markup('<span class="in-en" lang="en">{}</span><span class="in-zh" lang="zh-CN">{}</span>')
+
+SWITCH = Markup(
+    '<button type="button" class="language" data-language><span class="in-en" lang="zh-CN">中文</span>'
+    '<span class="in-zh" lang="en">English</span></button>'
+)
+"""The button that exchanges the languages."""
 
 
 def both(message: str, **values: object) -> Markup:

@@ -18,16 +18,33 @@ def fill(name: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..
         values: by the name that the template uses.
         filters: functions that the template applies with ``|``.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("wukong.report", "."),
+    templates = environment("wukong.report", ".")
+    templates.filters |= filters or {}
+    return templates.get_template(name).render(values)
+
+
+def environment(package: str, folder: str) -> jinja2.Environment:
+    """Returns an environment for the templates of pages in both languages.
+
+    Args:
+        package: name of the package that holds them.
+        folder: their folder in the package.
+    """
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader(package, folder),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.globals |= {"_": languages.both, "attribute": languages.attribute, "title": languages.title}
-    environment.filters |= {"spoken": languages.spoken, **(filters or {})}
-    return environment.get_template(name).render(values)
+    made.globals |= {
+        "_": languages.both,
+        "attribute": languages.attribute,
+        "title": languages.title,
+        "language_switch": languages.SWITCH,
+    }
+    made.filters["spoken"] = languages.spoken
+    return made
 
 
 def beside_report(page: str, run: str, links: Mapping[str, str]) -> str:
