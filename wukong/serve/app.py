@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Annotated, Any
 
-import jinja2
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -17,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wukong.curate.text.characters import has_han
+from wukong.report.template import environment
 from wukong.serve import answers, uploads
 from wukong.serve.metrics import Metrics
 from wukong.serve.service import Picture, Service
@@ -32,7 +32,15 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
 }
-_ASSETS = {"style.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+_PAGES, _REPORT = resources.files("wukong.serve") / "pages", resources.files("wukong.report")
+_ASSETS = {
+    "style.css": (_PAGES, "text/css"),
+    "page.js": (_PAGES, "text/javascript"),
+    "icon.svg": (_PAGES, "image/svg+xml"),
+    "language.css": (_REPORT, "text/css"),
+    "language.js": (_REPORT, "text/javascript"),
+}
+"""The folder and the type of each."""
 _FOR_A_DAY = {"cache-control": "private, max-age=86400"}
 _ON_PAGE, _CAPTIONS_ON_PAGE, _AT_FIRST, _EXAMPLES = 24, 10, 12, 3
 _ALL_HOSTS = "*"
@@ -229,13 +237,7 @@ def _add_api(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
 
 def _add_pages(app: FastAPI, service: Service) -> None:
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("wukong.serve", "pages"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    templates = environment("wukong.serve", "pages")
     about, pictures, examples = service.about(), service.spread(_AT_FIRST), service.examples(_EXAMPLES)
 
     def page(name: str, status: int = 200, **values: Any) -> HTMLResponse:
@@ -308,8 +310,8 @@ def _add_pages(app: FastAPI, service: Service) -> None:
     async def asset(name: str) -> Response:
         if name not in _ASSETS:
             raise HTTPException(404, "there is no such file")
-        data = resources.files("wukong.serve").joinpath("pages", name).read_bytes()
-        return Response(data, media_type=_ASSETS[name], headers={"cache-control": "no-cache"})
+        folder, kind = _ASSETS[name]
+        return Response((folder / name).read_bytes(), media_type=kind, headers={"cache-control": "no-cache"})
 
 
 def _separated(labels: str) -> list[str]:

@@ -17,6 +17,7 @@ from wukong.data import images
 from wukong.errors import DataError
 from wukong.evaluate import alignment
 from wukong.evaluate.model import OwnModel
+from wukong.runtime.language import message
 from wukong.serve import answers, index, uploads
 from wukong.serve.batcher import Batcher
 from wukong.serve.collection import Collection
@@ -105,7 +106,7 @@ class Service:
         Raises:
             RefusedError: (422) the text has nothing that the model can read, or is too long; (503) too many wait.
         """
-        (form,), cut = self._readable([query], "query")
+        (form,), cut = self._readable([query], message("the query"))
         results = await self._search((form, count))
         calibration = self.index.calibration
         threshold = calibration["threshold"] if calibration.get("used") else None
@@ -155,10 +156,10 @@ class Service:
             raise RefusedError(
                 422, "this model has one vector for a picture, so no patch can be compared: serve a token-wise model"
             )
-        (form,), cut = self._readable([text], "text")
+        (form,), cut = self._readable([text], message("the text"))
         if cut:
             most = self._model.saved.tokenizer.max_tokens
-            raise RefusedError(422, f"text: the model reads {most} tokens, with [CLS] and [SEP]: shorten the text")
+            raise RefusedError(422, f"the model reads {most} tokens of a text, with [CLS] and [SEP]: shorten it")
         part = search_forms([word])[0] if word else None
 
         def work() -> answers.AlignAnswer:
@@ -181,8 +182,8 @@ class Service:
         """
         given = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
         if not 2 <= len(given) <= self.limits.labels:
-            raise RefusedError(422, f"label: {len(given)} different labels are given: give 2 to {self.limits.labels}")
-        self._readable(given, "label")
+            raise RefusedError(422, f"{len(given)} different labels are given: give 2 to {self.limits.labels}")
+        self._readable(given, message("a label"))
 
         def work() -> tuple[Tensor, Tensor]:
             return self._searcher.label_scores(self._encoded(picture), given)
@@ -204,7 +205,7 @@ class Service:
         """
         row = self._row_of.get(key)
         if row is None:
-            raise RefusedError(404, "picture: the collection has no picture with this key: search for one")
+            raise RefusedError(404, "the collection has no picture with this key: search for one")
         return Picture(row, await self._in(self._files, self._collection.read, self.index.places[row]))
 
     async def sent(self, chunks: AsyncIterator[bytes], declared: str | None) -> Picture:
@@ -281,12 +282,12 @@ class Service:
         cut = False
         for text, ids, length in zip(texts, tokenizer.encode(forms), tokenizer.lengths(forms), strict=True):
             if len(text) > self.limits.characters:
-                raise RefusedError(422, f"{name}: it has {len(text)} characters: give at most {self.limits.characters}")
+                raise RefusedError(422, f"{name} has {len(text)} characters: give at most {self.limits.characters}")
             words = set(ids) - special
             if not words:
-                raise RefusedError(422, f"{name}: there is nothing to read in it: give a word")
+                raise RefusedError(422, f"there is nothing to read in {name}: give a word")
             if words == {tokenizer.unknown}:
-                raise RefusedError(422, f"{name}: the model's vocabulary knows none of its characters: give another")
+                raise RefusedError(422, f"the model's vocabulary knows none of the characters of {name}: give another")
             cut = cut or length > tokenizer.max_tokens
         return forms, cut
 

@@ -134,5 +134,5 @@ def test_what_cannot_be_searched_is_refused(filtered: Manifest, tmp_path: Path) 
             search(*words)
     with pytest.raises(ConfigError, match=r"there is no file .*x\.png"):
         search("--picture", str(tmp_path / "x.png"))
-    with pytest.raises(ConfigError, match="query: there is nothing to read in it: give a word"):
+    with pytest.raises(ConfigError, match="there is nothing to read in the query: give a word"):
         search(" ", "--model", "any", "--data", filtered.uri, "--encode")

@@ -1,8 +1,9 @@
-"""The page in a real Chromium, with axe: skipped, and said so, where there is no Chromium."""
+"""The page in a real Chromium, with axe, in both languages: skipped, and said so, where there is no Chromium."""
 
+import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 PATIENCE = 120_000
 """Milliseconds, for a busy machine."""
 WIDTHS = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 360, "height": 740}}
+ENGLISH, CHINESE = "en-US", "zh-CN"
+NAMES = set(
+    re.findall(r"[A-Za-z]{2,}", f"Wukong JSON API CLS SEP JPEG PNG WebP GIF BMP AVIF MiB colours, token {HOSTILE}")
+)
+"""Latin words of a Chinese page: names, and what the tests put there."""
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +43,36 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(browser: Any, site: Site) -> Iterator[Any]:
-    """A page that fetches nothing from elsewhere and has no error of a script."""
-    context = browser.new_context(viewport=WIDTHS["desktop"], base_url=site.address)
-    context.set_default_timeout(PATIENCE)
-    opened = context.new_page()
+def open_page(browser: Any, site: Site) -> Iterator[Callable[[str], Any]]:
+    """Opens a page of a browser in a language; it fetches nothing from elsewhere and has no error of a script."""
+    contexts: list[Any] = []
     elsewhere: list[str] = []
     errors: list[str] = []
-    opened.on(
-        "request", lambda asked: None if asked.url.startswith((site.address, "data:")) else elsewhere.append(asked.url)
-    )
-    opened.on("pageerror", lambda error: errors.append(str(error)))
-    opened.on("console", lambda message: errors.append(message.text) if "Content Security" in message.text else None)
-    opened.on("dialog", lambda dialog: (errors.append(f"dialog {dialog.message}"), dialog.dismiss()))
-    yield opened
-    context.close()
-    assert [url for url in elsewhere if not url.startswith((site.address, "data:"))] == []
+
+    def opened_in(locale: str) -> Any:
+        context = browser.new_context(viewport=WIDTHS["desktop"], base_url=site.address, locale=locale)
+        contexts.append(context)
+        context.set_default_timeout(PATIENCE)
+        opened = context.new_page()
+        opened.on(
+            "request",
+            lambda asked: None if asked.url.startswith((site.address, "data:")) else elsewhere.append(asked.url),
+        )
+        opened.on("pageerror", lambda error: errors.append(str(error)))
+        opened.on("console", lambda said: errors.append(said.text) if "Content Security" in said.text else None)
+        opened.on("dialog", lambda dialog: (errors.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        return opened
+
+    yield opened_in
+    for context in contexts:
+        context.close()
+    assert elsewhere == []
     assert errors == []
+
+
+@pytest.fixture
+def page(open_page: Callable[[str], Any]) -> Any:
+    return open_page(ENGLISH)
 
 
 def visit(page: Any, path: str) -> None:
@@ -75,26 +94,149 @@ def findings(page: Any) -> list[str]:
     return serious + ["wider than the window"] * wide
 
 
-@pytest.mark.parametrize("colour", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS)
-def test_no_page_has_a_serious_finding(page: Any, site: Site, width: str, colour: str) -> None:
-    """And each names the model in its title."""
-    page.set_viewport_size(WIDTHS[width])
-    page.emulate_media(color_scheme=colour)
-    for path in (
+def shown(page: Any) -> list[tuple[str, str]]:
+    """What a person sees or hears of a page, but code and the title: each text with its language."""
+    return page.evaluate(
+        """() => {
+          const texts = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+          const add = (text, element) => text?.trim() && texts.push([text, element.closest("[lang]").lang]);
+          while (walker.nextNode()) {
+            const element = walker.currentNode.parentElement;
+            if (element.checkVisibility() && !element.closest("code")) add(walker.currentNode.data, element);
+          }
+          for (const element of document.querySelectorAll("[alt], [placeholder], [aria-label], [title]"))
+            for (const name of ["alt", "placeholder", "aria-label", "title"]) add(element.getAttribute(name), element);
+          return texts;
+        }"""
+    )
+
+
+def foreign(page: Any) -> set[str]:
+    """The words of a Chinese page that are neither Chinese nor names."""
+    texts = [text for text, _ in shown(page) if text != "English"] + [page.title()]
+    return set(re.findall(r"[A-Za-z]{2,}", " ".join(texts))) - NAMES
+
+
+def paths(site: Site) -> list[str]:
+    return [
         "/",
         "/?q=红蓝",
         "/?q=red apple",
         "/pictures/none",
         f"/pictures/{site.key_of_hostile}?q={'红' * 60}",
         "/?q=猫狗",
+        f"/?q={'红' * 50}",
         "/?q=%E2%80%8B",
         f"/pictures/{site.key_of_hostile}?text=黑&labels=红,绿,黑",
         f"/pictures/{site.key_of_hostile}?labels=红",
-    ):
+    ]
+
+
+@pytest.mark.parametrize("locale", [ENGLISH, CHINESE])
+@pytest.mark.parametrize("colour", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_page_has_a_serious_finding(
+    open_page: Callable[[str], Any], site: Site, width: str, colour: str, locale: str
+) -> None:
+    """And each names the model in its title."""
+    page = open_page(locale)
+    page.set_viewport_size(WIDTHS[width])
+    page.emulate_media(color_scheme=colour)
+    for path in paths(site):
         visit(page, path)
         assert findings(page) == [], path
         assert page.title().endswith(" · colours, token"), path
+
+
+def test_a_chinese_page_has_no_english_word(open_page: Callable[[str], Any], site: Site) -> None:
+    page = open_page(CHINESE)
+    for path in paths(site):
+        visit(page, path)
+        assert foreign(page) <= set(page.input_value("#q").split()), path
+        assert page.locator("html").get_attribute("lang") == "zh-CN"
+    none = next(row for row in range(len(site.service.index.keys)) if not site.service.captions_of(row))
+    visit(page, f"/pictures/{site.service.index.keys[none]}")
+    assert foreign(page) == set()
+
+
+def test_each_text_has_its_language(page: Any, site: Site) -> None:
+    """On an English page all that is Chinese is marked so, and so is the box in which people type it."""
+    for path in paths(site):
+        visit(page, path)
+        texts = shown(page)
+        unmarked = [text for text, lang in texts if re.search(r"[\u4e00-\u9fff]", text) and not lang.startswith("zh")]
+        # The share of a label is one text in two languages.
+        assert [text for text in unmarked if not text.startswith("Share of ")] == [], path
+        assert len(texts) > len(unmarked)
+        assert page.locator("#q").get_attribute("lang") == "zh-CN"
+
+
+def test_the_language_is_chosen_and_kept(page: Any, tmp_path: Path) -> None:
+    visit(page, "/")
+    switch = page.locator("[data-language]")
+    assert switch.inner_text() == "中文" and page.title() == "Search pictures · colours, token"
+    switch.click()
+    assert switch.inner_text() == "English" and foreign(page) == set()
+    page.fill("#q", "红蓝")
+    page.press("#q", "Enter")
+    page.locator(".score").first.wait_for()
+    assert foreign(page) == set()
+    page.locator(".grid a").first.click()
+    page.wait_for_selector(".patches")
+    assert foreign(page) == set()
+    assert re.search(r"[\u4e00-\u9fff]", page.locator(".patches").get_attribute("aria-label"))
+    file = tmp_path / "mine.png"
+    file.write_bytes(colours.encoded(colours.picture("绿", "黑")))
+    page.set_input_files("#file", str(file))
+    page.locator(".big[src^=data]").wait_for()
+    assert foreign(page) == set(), "what the script puts into the page is Chinese, too"
+    switch.click()
+    assert page.title() == "Your picture · colours, token"
+    assert page.locator("h1").inner_text() == "Your picture"
+    assert page.locator(".big").get_attribute("alt") == "The picture that is asked about"
+    page.reload()
+    assert page.locator("html").get_attribute("lang") == "en"
+
+
+@pytest.mark.parametrize(
+    ("path", "numbers"),
+    [
+        ("/pictures/none", []),
+        (f"/?q={'红' * 61}", ["61", "60"]),
+        ("/?q=%E2%80%8B", []),
+        ("/?q=🧿🧿", []),
+        ("/pictures/{key}?text=黑&labels=红", ["1", "2", "4"]),
+        (f"/pictures/{{key}}?text={'红' * 50}", ["32"]),
+    ],
+    ids=["unknown picture", "too long", "nothing", "no vocabulary", "one label", "too many tokens"],
+)
+def test_a_problem_is_told_in_chinese(
+    open_page: Callable[[str], Any], site: Site, path: str, numbers: list[str]
+) -> None:
+    page = open_page(CHINESE)
+    visit(page, path.format(key=site.key_of_hostile))
+    said = page.locator("main .problem").inner_text()
+    assert re.search(r"[\u4e00-\u9fff]", said) and re.findall(r"\d+", said) == numbers
+    assert foreign(page) == set()
+    page.locator("[data-language]").click()
+    assert not re.search(r"[\u4e00-\u9fff]", page.locator("main .problem").inner_text())
+
+
+def test_what_is_no_picture_is_refused_in_chinese(open_page: Callable[[str], Any], tmp_path: Path) -> None:
+    page = open_page(CHINESE)
+    visit(page, "/")
+    file, large = tmp_path / "mine.png", tmp_path / "large.png"
+    file.write_bytes(b"no picture")
+    large.write_bytes(bytes(250_000))
+    page.set_input_files("#file", str(file))
+    page.wait_for_selector("main .problem")
+    assert "JPEG、PNG、WebP、GIF、BMP 或 AVIF" in page.locator(".problem").inner_text()
+    assert foreign(page) == set()
+    page.set_input_files("#file", str(large))
+    page.locator("[data-status]", has_text="MiB").wait_for()
+    assert foreign(page) == set()
+    page.locator("[data-language]").click()
+    assert "choose a smaller one" in page.locator("[data-status]").inner_text(), "the choice counts for what is said"
 
 
 def test_the_first_page_has_pictures_and_queries_to_choose(page: Any) -> None:
@@ -106,7 +248,7 @@ def test_the_first_page_has_pictures_and_queries_to_choose(page: Any) -> None:
     assert len(examples) == 3
     page.locator(".examples a").nth(1).click()
     page.locator(".score").first.wait_for()
-    assert page.input_value("#q") == examples[1] == page.locator("h1 span").inner_text()
+    assert page.input_value("#q") == examples[1] == page.locator("h1 [lang=zh-CN]:visible").first.inner_text()
     assert page.locator(".grid p").first.inner_text() in (examples[1], "和".join(reversed(examples[1].split("和"))))
     assert page.locator(".note").count() == 0
 
@@ -169,8 +311,10 @@ def test_a_global_model_has_no_control_for_what_it_cannot_do(browser: Any, tmp_p
 def test_a_person_finds_a_picture_by_keyboard_alone(page: Any) -> None:
     visit(page, "/")
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
+    assert page.evaluate("document.activeElement.innerText") == "Skip to the results"
     page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.innerText") == "中文"
     page.keyboard.press("Tab")
     page.keyboard.type("紅色和藍色")
     page.keyboard.press("Enter")
@@ -254,6 +398,8 @@ def test_without_a_script_everything_but_sending_works(browser: Any, site: Site)
     opened = context.new_page()
     visit(opened, "/")
     assert not opened.locator("#file").is_visible()
+    assert not opened.locator("[data-language]").is_visible()
+    assert "Everything else works without" in opened.locator("noscript").inner_text()
     opened.fill("#q", "红蓝")
     opened.press("#q", "Enter")
     opened.locator(".grid a").first.click()

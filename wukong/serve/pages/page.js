@@ -1,34 +1,41 @@
 // What the page cannot do without a script: send a picture, and show the patches of one word.
+// Its languages are chosen by language.js, which has run before.
 
 const upload = document.querySelector("[data-upload]");
 const input = document.querySelector("#file");
 const status = document.querySelector("[data-status]");
 let picture = null;
 
+/** Says one of the page's messages, which the page holds in both languages. */
+function say(name) {
+  status.replaceChildren(document.querySelector(`[data-message="${name}"]`).content.cloneNode(true));
+}
+
 /** Sends the picture, with what is asked about it, and shows the page that the server makes of it. */
 async function ask(questions) {
   if (picture.size > Number(input.dataset.most)) {
-    status.textContent = `The picture has more than ${Number(input.dataset.most) / 2 ** 20} MiB: choose a smaller one.`;
+    say("too-large");
     return;
   }
-  status.textContent = "Looking at the picture …";
+  say("sent");
   try {
     const answer = await fetch(`/pictures?${new URLSearchParams(questions)}`, { method: "POST", body: picture });
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     const content = page.querySelector("main");
     if (!content) {
-      status.textContent = "The server gave no answer that can be shown: try again.";
+      say("no-page");
       return;
     }
+    speak(document.documentElement.lang, page);
     document.querySelector("main").replaceWith(content);
     document.querySelector("[data-asked]").replaceWith(page.querySelector("[data-asked]"));
     document.querySelector("#q").value = page.querySelector("#q").value;
-    document.title = page.title;
-    status.textContent = "";
+    document.querySelector("title").replaceWith(page.querySelector("title"));
+    status.replaceChildren();
     content.focus({ preventScroll: true });
     scrollTo(0, 0);
   } catch {
-    status.textContent = "The server does not answer: is it still running?";
+    say("no-answer");
   }
 }
 
