@@ -3,7 +3,7 @@
 It adds what is new, without a translation, drops what is gone, and compiles the catalogue. Messages of the code are:
 
 * what an error is raised with;
-* what ``print`` and ``echo`` show, and the headers and titles of tables;
+* what ``print`` and ``echo`` show, titles, headers and cells of tables, and what ``track`` counts;
 * help texts of options, and docstrings of commands;
 * everything inside a call of ``message`` or ``translated``;
 * in the templates of pages, what ``_`` and ``attribute`` get.
@@ -31,8 +31,12 @@ CATALOGUE = ROOT / "wukong" / "locale" / "zh" / "LC_MESSAGES" / "messages.po"
 FOREIGN = ROOT / "tools" / "foreign_messages.txt"
 """Messages of libraries that commands show, a line each."""
 
-_SHOWN = {"print", "echo", "message", "translated", "chinese", "Table", "add_column"}
+_SHOWN = {
+    *("print", "print_titled", "echo", "Table", "add_column", "add_row", "track"),
+    *("message", "translated", "chinese"),
+}
 _KEYWORDS = {"help", "title", "epilog", "short_help"}
+_TEXT = (ast.Constant, ast.JoinedStr)
 _WORD = re.compile(r"[A-Za-z]{2}")
 _BEGUN = datetime(2026, 1, 1, tzinfo=UTC)  # the header of a catalogue has a time; this one never changes
 
@@ -115,7 +119,7 @@ def _texts(node: ast.expr) -> Iterator[str]:
         yield from itertools.chain.from_iterable(map(_texts, node.values))
     elif isinstance(node, ast.JoinedStr | ast.Constant | ast.BinOp):
         names: dict[str, str] = {}
-        for parts in itertools.product(*(list(_alternatives(part)) for part in _parts(node))):
+        for parts in _combined(_parts(node)):
             yield "".join(part if isinstance(part, str) else _field(part, names) for part in parts)
     else:
         for child in ast.iter_child_nodes(node):
@@ -131,17 +135,22 @@ def _parts(node: ast.expr) -> list[ast.expr]:
     return [node]
 
 
-def _alternatives(part: ast.expr) -> Iterator[str | ast.expr]:
-    """Iterate over what may stand at a place of a message: text, or an expression that makes a field."""
+def _combined(parts: Iterable[ast.expr]) -> Iterator[tuple[str | ast.expr, ...]]:
+    """Iterate over all combinations of what may stand at the places of a message."""
+    return map(tuple, map(itertools.chain.from_iterable, itertools.product(*map(_alternatives, parts))))
+
+
+def _alternatives(part: ast.expr) -> Iterator[tuple[str | ast.expr, ...]]:
+    """Iterate over what may stand at a place of a message: texts, and expressions that make a field."""
     value = part.value if isinstance(part, ast.FormattedValue) else part
     if isinstance(value, ast.Constant):
-        yield _escaped(str(value.value)) if isinstance(value.value, str) else ""
-    elif isinstance(value, ast.IfExp) and any(isinstance(each, ast.Constant) for each in (value.body, value.orelse)):
+        yield (_escaped(value.value) if isinstance(value.value, str) else "",)
+    elif isinstance(value, ast.IfExp) and any(isinstance(each, _TEXT) for each in (value.body, value.orelse)):
         yield from itertools.chain(_alternatives(value.body), _alternatives(value.orelse))
     elif isinstance(value, ast.JoinedStr):
-        yield from ("".join(map(str, each)) for each in itertools.product(*map(_alternatives, value.values)))
+        yield from _combined(value.values)
     else:
-        yield part
+        yield (part,)
 
 
 def _field(part: ast.expr, names: dict[str, str]) -> str:
@@ -158,7 +167,7 @@ def _field(part: ast.expr, names: dict[str, str]) -> str:
 
 
 def _is_number(spec: ast.expr) -> bool:
-    return ast.unparse(spec).strip("f'\"").endswith(tuple(",dfeg%"))
+    return ast.unparse(spec).removeprefix("f").strip("'\"").endswith(tuple(",dfeg%"))
 
 
 def updated(catalogue: Catalog) -> Catalog:
