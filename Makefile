@@ -27,7 +27,7 @@ help: ## Show what can be made
 $(INSTALLED): pyproject.toml constraints.txt infra/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Wukong needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) infra/install.py $(VENV) --torch '$(TORCH)' $(if $(NEWEST),--newest)
+	@$(PYTHON) -m infra.install $(VENV) --torch '$(TORCH)' $(if $(NEWEST),--newest)
 
 # Other builds of torch than those installed: install again.
 ifneq ($(TORCH),)

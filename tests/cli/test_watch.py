@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from kfp import dsl
-from rich.console import Console
 
 from cli.watch import Watch, curve
 from pipelines import local
+from wukong.commands.output import Console
 from wukong.runtime import events
 
 

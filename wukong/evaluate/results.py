@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wukong.config.evaluators import CUTOFFS, DIRECTIONS, EVALUATORS, HOLDOUTS
 from wukong.evaluate import paper
+from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     from wukong.evaluate.answers import Answers
@@ -22,7 +23,7 @@ DOCUMENT = "evaluation.json"
 HOLDOUT = "holdout"
 """The split of an experiment's hold-outs; published sets have other splits."""
 
-ROLES: Mapping[str, str] = {"pretrained": "zero-shot", "finetuned": "fine-tuned"}
+ROLES: Mapping[str, str] = {"pretrained": message("zero-shot"), "finetuned": message("fine-tuned")}
 """The models that are measured side by side, by role, and the paper's words for their settings."""
 
 
@@ -251,7 +252,7 @@ def trained_on_of(document: Mapping[str, Any], task: str, role: str) -> str:
     for each in document.get("trained_on", ()):
         if (each["task"], each["model"]) == (task, role):
             known = each["trained_on"]
-            return "not known" if known is None else f"{known:,} of {each['pictures']:,}"
+            return message("not known") if known is None else message(f"{known:,} of {each['pictures']:,}")
     return ""
 
 

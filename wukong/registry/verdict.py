@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from wukong.config.experiment import Experiment
 from wukong.registry import comparison
 from wukong.registry.aliases import DECISION, ModelRegistry
+from wukong.runtime.language import message
 from wukong.stages import run_paths
 from wukong.store import storage
 from wukong.tracking.mlflow_rest import Server
@@ -47,11 +48,13 @@ class Verdict(BaseModel):
     def heading(self) -> str:
         """The outcome in a sentence."""
         if not self.promoted:
-            stays = f"stays with version {self.holder}" if self.holder else "is given to nobody"
-            return f"Version {self.version} does not take @{self.alias}, which {stays}."
+            return message(
+                f"Version {self.version} does not take @{self.alias}, which "
+                f"{f'stays with version {self.holder}' if self.holder else 'is given to nobody'}."
+            )
         if self.holder in ("", self.version):
-            return f"Version {self.version} holds @{self.alias}."
-        return f"Version {self.version} takes @{self.alias} from version {self.holder}."
+            return message(f"Version {self.version} holds @{self.alias}.")
+        return message(f"Version {self.version} takes @{self.alias} from version {self.holder}.")
 
 
 def of_version(experiment: Experiment, version: str) -> Verdict | None:

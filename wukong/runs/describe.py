@@ -18,6 +18,7 @@ from wukong.errors import ConfigError, DataError
 from wukong.runs import listing
 from wukong.runs.run_records import Record
 from wukong.runtime import environment
+from wukong.runtime.language import message
 from wukong.stages import run_paths
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
@@ -194,7 +195,7 @@ def _table(uri: str, _size: int) -> dict[str, Any]:
 
 def _json(uri: str, size: int) -> dict[str, Any]:
     if size > _MOST_BYTES:
-        return {"kind": "json", "value": None, "note": f"more than {_MOST_BYTES >> 20} MiB, not read"}
+        return {"kind": "json", "value": None, "note": message(f"more than {_MOST_BYTES >> 20} MiB, not read")}
     value = storage.read_json(uri)
     if (
         isinstance(value, dict)

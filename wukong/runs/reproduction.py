@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wukong.runs.run_records import differences
+from wukong.runtime.language import message
 from wukong.store.manifest import Manifest
 
 _NO_CAUSE = {"created", "seconds"}
@@ -44,23 +45,23 @@ def circumstances(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     """Return what differs between where and by which code two outputs were made: their manifests' ``provenance``."""
     keys = sorted((before.keys() | now.keys()) - _NO_CAUSE)
     changed = [key for key in keys if before.get(key) != now.get(key)]
-    return [f"{key}: {before.get(key) or 'unknown'} there, {now.get(key) or 'unknown'} now" for key in changed]
+    return [message(f"{key}: {before.get(key) or 'unknown'} there, {now.get(key) or 'unknown'} now") for key in changed]
 
 
 def _why(before: Manifest, now: Manifest) -> Iterator[str]:
     yield from (
-        f"config {key}: {was} there, {now_is} now"
+        message(f"config {key}: {was} there, {now_is} now")
         for key, (was, now_is) in differences(before.config, now.config).items()
     )
     parents = {parent.stage: parent.digest for parent in now.parents}
     for parent in before.parents:
         if parents.get(parent.stage) != parent.digest:
-            yield f"it was made from another output of {parent.stage}"
+            yield message(f"it was made from another output of {parent.stage}")
     yield from _files(before, now)
     for kind in ("counts", "dropped", "metrics"):
         changed = differences(getattr(before, kind), getattr(now, kind))
         for key, (was, now_is) in list(changed.items())[:_SHOWN]:
-            yield f"{kind} {key}: {was} there, {now_is} now"
+            yield message(f"{kind} {key}: {was} there, {now_is} now")
     yield from circumstances(before.provenance, now.provenance)
 
 
@@ -68,4 +69,4 @@ def _files(before: Manifest, now: Manifest) -> Iterator[str]:
     were, are = ({part.path: part.sha256 for part in made.parts} for made in (before, now))
     if changed := [path for path in sorted(were.keys() | are.keys()) if were.get(path) != are.get(path)]:
         more = f" and {len(changed) - _SHOWN:,} more" if len(changed) > _SHOWN else ""
-        yield f"{len(changed):,} of {len(were):,} files differ: {', '.join(changed[:_SHOWN])}{more}"
+        yield message(f"{len(changed):,} of {len(were):,} files differ: {', '.join(changed[:_SHOWN])}{more}")

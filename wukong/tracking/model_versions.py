@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
 from wukong.runtime import environment
+from wukong.runtime.language import message
 from wukong.store import storage
 from wukong.store.manifest import Manifest, code_revision, digest_of
 from wukong.tracking.availability import (
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 _ADDRESS = re.compile(r"models:/([^/@]+)(?:/(\d+)|(@[\w-]+))")
 
-DOUBTFUL = (
+DOUBTFUL = message(
     "took an alias by a test of an earlier version, which counted pairs twice where captions have several images. So "
     "it promoted models that are no better too often: compare it with the version that held the alias before "
     "(`wukong compare`), and `wukong rollback` if it is not better"
