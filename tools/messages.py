@@ -59,9 +59,8 @@ def of_file(path: Path) -> Iterator[str]:
     elif path.suffix == ".j2":
         with path.open("rb") as template:
             for _, _, found, _ in babel_extract(template, ("_", "title", "attribute"), [], {"encoding": "utf-8"}):
-                # Of several arguments, the message is the second: the first is the name of the attribute.
-                if text := found if isinstance(found, str) or not found else found[1]:
-                    yield text
+                # Of several texts, the message is the last: ``attribute`` has the attribute's name before it.
+                yield from [text for text in ([found] if isinstance(found, str) else found or ()) if text][-1:]
 
 
 def _has_words(message: str) -> bool:
