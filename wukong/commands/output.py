@@ -31,6 +31,11 @@ class Console(rich.console.Console):
         """Print as Rich does, with strings translated."""
         super().print(*(translated(each) if isinstance(each, str) else each for each in objects), **options)
 
+    def out(self, *objects: Any, sep: str = " ", **options: Any) -> None:
+        """Print data as they are, in a line that is not broken."""
+        text = sep.join(map(str, objects))
+        super().print(text, markup=False, emoji=False, no_wrap=True, overflow="ignore", crop=False, **options)
+
     def print_titled(self, title: str, value: str | Text, width: int) -> None:
         """Print a line, which is not broken: a value behind its title, both in the language of the user.
 
