@@ -113,6 +113,10 @@ configuration: $(INSTALLED) ## Write docs/configuration.md from the types in wuk
 sizes: $(INSTALLED) ## Write docs/sizes.md, sizes and costs by overlay, from `wukong plan`; needs kustomize or kubectl
 	$(BIN)/python -m tools.size_tables
 
+.PHONY: messages
+messages: $(INSTALLED) ## Take the code's messages into the catalogue of Chinese texts, and compile it; fails while one lacks a translation
+	$(BIN)/python -m tools.messages
+
 .PHONY: docs
 docs: $(INSTALLED) ## Build the docs site into build/site; a link that leads nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -48,9 +48,10 @@ class Verdict(BaseModel):
     def heading(self) -> str:
         """The outcome in a sentence."""
         if not self.promoted:
+            if not self.holder:
+                return message(f"Version {self.version} does not take @{self.alias}, which is given to nobody.")
             return message(
-                f"Version {self.version} does not take @{self.alias}, which "
-                f"{f'stays with version {self.holder}' if self.holder else 'is given to nobody'}."
+                f"Version {self.version} does not take @{self.alias}, which stays with version {self.holder}."
             )
         if self.holder in ("", self.version):
             return message(f"Version {self.version} holds @{self.alias}.")

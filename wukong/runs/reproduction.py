@@ -68,5 +68,6 @@ def _why(before: Manifest, now: Manifest) -> Iterator[str]:
 def _files(before: Manifest, now: Manifest) -> Iterator[str]:
     were, are = ({part.path: part.sha256 for part in made.parts} for made in (before, now))
     if changed := [path for path in sorted(were.keys() | are.keys()) if were.get(path) != are.get(path)]:
-        more = f" and {len(changed) - _SHOWN:,} more" if len(changed) > _SHOWN else ""
-        yield message(f"{len(changed):,} of {len(were):,} files differ: {', '.join(changed[:_SHOWN])}{more}")
+        differ = message(f"{len(changed):,} of {len(were):,} files differ: {', '.join(changed[:_SHOWN])}")
+        more = len(changed) - _SHOWN
+        yield message(f"{differ} and {more:,} more") if more > 0 else differ
