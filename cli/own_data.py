@@ -107,7 +107,8 @@ def count(named: Iterable["Picture"]) -> Counts:
         captioned += bool(picture.caption)
         _, is_row, problem = picture.url.partition("#row ")
         if is_row:
-            bad.append(message(f"row {problem}"))
+            number, _, why = problem.partition(": ")
+            bad.append(message(f"row {int(number):,}: {why}"))
     return Counts(pictures, captioned, tuple(bad))
 
 

@@ -118,4 +118,4 @@ def test_values_begin_in_the_same_cell(language: str, monkeypatch: pytest.Monkey
 def test_sizes_name_what_a_set_has(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes({"images": 10_000, "classes": 10}) == "10,000 images, 10 classes"
     monkeypatch.setenv("LANGUAGE", "zh")
-    assert sizes({"images": 3, "captions": 15}) == "3 张图像, 15 条图片描述"
+    assert sizes({"classes": 15, "images": 3}) == "3 张图像, 15 个类别"
