@@ -27,7 +27,7 @@ help: ## Show what can be made
 $(INSTALLED): pyproject.toml constraints.txt infra/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Wukong needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) infra/install.py $(VENV) --torch '$(TORCH)' $(if $(NEWEST),--newest)
+	@$(PYTHON) -m infra.install $(VENV) --torch '$(TORCH)' $(if $(NEWEST),--newest)
 
 # Other builds of torch than those installed: install again.
 ifneq ($(TORCH),)
@@ -112,6 +112,10 @@ configuration: $(INSTALLED) ## Write docs/configuration.md from the types in wuk
 .PHONY: sizes
 sizes: $(INSTALLED) ## Write docs/sizes.md, sizes and costs by overlay, from `wukong plan`; needs kustomize or kubectl
 	$(BIN)/python -m tools.size_tables
+
+.PHONY: messages
+messages: $(INSTALLED) ## Take the code's messages into the catalogue of Chinese texts, and compile it; fails while one lacks a translation
+	$(BIN)/python -m tools.messages
 
 .PHONY: docs
 docs: $(INSTALLED) ## Build the docs site into build/site; a link that leads nowhere is an error

@@ -8,18 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from rich.console import Console
-from rich.table import Table
-
 from infra import corpus
 from infra.corpus import Corpus
 from ray_jobs import plan
 from ray_jobs.plan import Planned
 from wukong import stages
+from wukong.commands.output import Console, Table
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
 from wukong.model.cost import Size
 from wukong.runs import run_records
+from wukong.runtime.language import message, translated
 from wukong.stages import estimate, measured_rates, preflight
 from wukong.stages.preflight import Machine
 
@@ -40,11 +39,8 @@ def check_experiment(experiment: Experiment, run: str, *, containers: bool = Fal
             "not see: name an s3:// bucket"
         )
     if containers and (seen := [f"{key}: {uri}" for key, uri in experiment.uris().items() if uri.startswith("file:")]):
-        raise ConfigError(
-            "\n  ".join(["the containers of --runner docker do not see files of this machine; put them into a bucket:"])
-            + "\n  "
-            + "\n  ".join(seen)
-        )
+        said = message("the containers of --runner docker do not see files of this machine; put them into a bucket:")
+        raise ConfigError("\n  ".join([said, *seen]))
 
 
 def on_the_demo(experiment: Experiment, demo: Corpus, *, of_sample: bool) -> tuple[Experiment, list[str]]:
@@ -108,9 +104,9 @@ def check_and_plan(experiment: Experiment, home: Path, size: Size, urls: int | N
     planned = plan.of_run(experiment, low, size, machine.cores)
     filtered = next((entry.finished for entry in planned if entry.stage == "filter"), None)
     if filtered is not None:
-        preflight.check_batches(experiment, filtered.counts["pairs"], "pairs that the filter has kept")
+        preflight.check_batches(experiment, filtered.counts["pairs"], message("pairs that the filter has kept"))
     elif urls is not None:
-        preflight.check_batches(experiment, urls, "pictures of the corpus")
+        preflight.check_batches(experiment, urls, message("pictures of the corpus"))
     trains = any(entry.finished is None for entry in planned if entry.stage in stages.TRAININGS)
     needed = sum(int(entry.estimate.bytes) for entry in planned)
     if "AWS_ENDPOINT_URL_S3" in os.environ and "127.0.0.1" not in os.environ["AWS_ENDPOINT_URL_S3"]:
@@ -132,10 +128,10 @@ def print_plan(
         known: number of images that come in, if it is known.
     """
     table = Table(title=f"What a run of {experiment.name} would do", title_justify="left", box=None, pad_edge=False)
-    for column in ("stage", "", "about", "about", "reads", "writes"):
+    for column in map(message, ("stage", "", "about", "about", "reads", "writes")):
         table.add_column(column, overflow="fold", justify="right" if column == "about" else "left")
     for entry in planned:
-        state = "reused" if entry.finished else "goes on" if entry.begun else "to do"
+        state = translated("reused" if entry.finished else "goes on" if entry.begun else "to do")
         size, time = (_size(entry.estimate.bytes), _time(entry.estimate.seconds)) if not entry.finished else ("", "")
         mark = "*" if entry.measured else ""
         reads = "\n".join(_short(uri, experiment) for uri in entry.reads) or "-"
@@ -184,4 +180,4 @@ def _time(seconds: float) -> str:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:,.0f} h" if seconds < 172_800 else f"{seconds / 86_400:,.0f} days"
+    return f"{seconds / 3600:,.0f} h" if seconds < 172_800 else message(f"{seconds / 86_400:,.0f} days")

@@ -17,12 +17,14 @@ from ray_jobs.launch.kuberay.manifest import make_ray_job
 from ray_jobs.launch.kuberay.settings import CONFIG_MAP, Settings, StageSettings, parse
 from wukong import stages
 from wukong.commands.app import SetOption
+from wukong.commands.output import echo
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError, WukongError
 from wukong.model.cost import Size
 from wukong.runtime import environment
 from wukong.runtime.environment import CONNECT_TO
+from wukong.runtime.language import message
 from wukong.stages import preflight, start
 from wukong.stages.preflight import Machine
 from wukong.store import storage
@@ -60,9 +62,9 @@ def check(
             size = check_one(documents.load(path, overrides), template, settings, stand_in=stand_in)
         except WukongError as error:
             wrong += 1
-            typer.echo(f"{path}: {error}", err=True)
+            echo(f"{path}: {error}", err=True)
         else:
-            typer.echo(f"{path}: can be run on {overlay}; {size.weights:,} weights, {size.image:,} of the image tower")
+            echo(f"{path}: can be run on {overlay}; {size.weights:,} weights, {size.image:,} of the image tower")
     if wrong:
         raise typer.Exit(1)
 
@@ -129,7 +131,7 @@ def check_one(experiment: Experiment, template: Mapping[str, Any], settings: Set
         collect(lambda: preflight.check_weights(experiment))
     problems += _unfit(experiment, template, settings, size)
     if problems or size is None:
-        raise ConfigError("\n  ".join(["it cannot be run:", *problems]))
+        raise ConfigError("\n  ".join([message("it cannot be run:"), *problems]))
     return size
 
 
@@ -140,14 +142,14 @@ def _out_of_reach(experiment: Experiment) -> Iterator[str]:
     for key, value in [] if experiment.pretrain.from_model else weights:
         if value.partition(":")[0] == "hub":
             name = model.image.name if key == "image" else value.removeprefix("hub:").rpartition("/")[2]
-            yield (
+            yield message(
                 f"model.{key}.weights: {value!r}: only the crawl reaches the internet on a cluster; bring them to the "
                 f"bucket by `wukong weights get {name} --to s3://BUCKET/PREFIX`, and name the URI that it prints"
             )
     named = {"storage": experiment.storage, **experiment.uris()}
     for key, uri in named.items():
         if uri.startswith("file:"):
-            yield f"{key}: {uri} is on this machine, which pods do not see: name an s3:// address"
+            yield message(f"{key}: {uri} is on this machine, which pods do not see: name an s3:// address")
 
 
 def _unfit(experiment: Experiment, template: Mapping[str, Any], settings: Settings, size: Size | None) -> Iterator[str]:
@@ -168,14 +170,16 @@ def _unfit(experiment: Experiment, template: Mapping[str, Any], settings: Settin
         except ConfigError as error:
             yield str(error).removeprefix("the experiment cannot be run:\n  ")
         if training.gpus_per_worker > 1:
-            yield f"{name}.gpus_per_worker: {training.gpus_per_worker}: a worker trains on one device; write 1"
+            yield message(f"{name}.gpus_per_worker: {training.gpus_per_worker}: a worker trains on one device; write 1")
         if not training.reads_features and training.loader_workers > pod.cpus:
-            yield (
+            yield message(
                 f"{name}.loader_workers: {training.loader_workers} processes decode in a pod with {pod.cpus} cores: at "
                 f"most {pod.cpus} are allowed here"
             )
         if 8 * size.weights > memory:  # in float32: the model, and the file that it is read from
-            yield f"{name}: a model of {size.weights:,} weights is not read in a pod with {pod.memory} of memory"
+            yield message(
+                f"{name}: a model of {size.weights:,} weights is not read in a pod with {pod.memory} of memory"
+            )
 
 
 @contextmanager

@@ -10,8 +10,10 @@ import typer
 
 from cli import hold
 from wukong import stages
+from wukong.commands.output import echo, print_data
 from wukong.errors import ConfigError, DataError
 from wukong.runtime import environment
+from wukong.runtime.language import translated
 
 RUN = "run"
 """Stands for the run itself beside the names of stages."""
@@ -54,7 +56,7 @@ def logs(
     lines = lines_of(file, follow)
     if everything:
         for line in lines:
-            typer.echo(line, nl=False)
+            print_data(line, newline=False)
         return
     written = False
     names, last = (*stages.WHOLE_RUN, RUN), ""
@@ -63,13 +65,11 @@ def logs(
     for name, text in of_stages(lines):
         if stage in (None, name):
             if name != last and stage is None:
-                typer.echo(f"{name}:")
-            typer.echo(f"  {text}" if stage is None else text)
+                print_data(f"{name}:")
+            print_data(f"  {text}" if stage is None else text)
             last, written = name, True
     if not written:
-        typer.echo(
-            f"Nothing of {stage or 'a stage'} is in {file}: it has not begun, or its output was reused.", err=True
-        )
+        echo(f"Nothing of {stage or 'a stage'} is in {file}: it has not begun, or its output was reused.", err=True)
 
 
 def file_of(run: str | None) -> Path:
@@ -87,10 +87,10 @@ def file_of(run: str | None) -> Path:
         return max(logs.values(), key=lambda file: file.stat().st_mtime)
     if run in logs:
         return logs[run]
-    named = f"no run {run!r}" if run else "no run"
+    known = ", ".join(sorted(logs)) or translated("none")
     raise DataError(
-        f"{named} has a log in {folder}; there are logs of: {', '.join(sorted(logs)) or 'none'}. On a cluster the logs "
-        f"are in the KFP UI, beside each step{environment.elsewhere()}"
+        f"{f'no run {run!r}' if run else 'no run'} has a log in {folder}; there are logs of: {known}. On a cluster the "
+        f"logs are in the KFP UI, beside each step{environment.elsewhere()}"
     )
 
 

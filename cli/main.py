@@ -12,12 +12,13 @@ from ray_jobs.launch import evaluate_champion
 from wukong.commands import evaluate, panels, promote
 from wukong.commands.app import DEMO, ConfigOption, SetOption, app
 from wukong.commands.app import run_app as main
-from wukong.commands.output import JsonOption, print_json
+from wukong.commands.output import JsonOption, echo, print_data, print_json
 from wukong.config import documents
 from wukong.errors import StackError
 from wukong.runtime import environment
+from wukong.runtime.language import message
 
-app.info.epilog = (
+app.info.epilog = message(
     "Begin with `wukong run`: it starts a local object store, MLflow and Ray, and runs the whole workflow. "
     "`wukong COMMAND --help` explains one command, with an example."
 )
@@ -171,7 +172,7 @@ def down() -> None:
 
     home = stack.found()
     stopped = stack.down(home) + containers.down(home)
-    typer.echo(f"Stopped {stopped} processes of {home}." if stopped else f"Nothing of {home} was running.")
+    echo(f"Stopped {stopped} processes of {home}." if stopped else f"Nothing of {home} was running.")
 
 
 @app.command(rich_help_panel=panels.STACK)
@@ -197,14 +198,14 @@ def status(as_json: JsonOption = False) -> None:
         print_json({"home": str(home), "services": described, "others": listed})
         return
     summary.print_stack(services)
-    typer.echo(f"\nHome  {home}" + ("" if home.is_dir() else " (nothing there yet)"))
+    echo(f"\nHome  {home}{'' if home.is_dir() else ' (nothing there yet)'}")
     for other, running in others.items():
-        typer.echo(f"Other home  {other} ({'running' if running else 'stopped'}); WUKONG_HOME={other} uses it")
+        echo(f"Other home  {other} ({'running' if running else 'stopped'}); WUKONG_HOME={other} uses it")
     if home.is_dir():
         try:
             check_disk(home)
         except StackError as error:
-            typer.echo(f"Disk  {error}", err=True)
+            echo(f"Disk  {error}", err=True)
 
 
 @app.command("env", rich_help_panel=panels.STACK)
@@ -227,7 +228,7 @@ def show_environment(
         print_json(variables)
         return
     for name, value in variables.items():
-        typer.echo(f"export {name}={shlex.quote(value)}" if shell else f"{name}={value}")
+        print_data(f"export {name}={shlex.quote(value)}" if shell else f"{name}={value}")
 
 
 if __name__ == "__main__":

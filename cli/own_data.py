@@ -13,6 +13,7 @@ from wukong import stages
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError
+from wukong.runtime.language import message
 from wukong.store import storage
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ def count(named: Iterable["Picture"]) -> Counts:
         captioned += bool(picture.caption)
         _, is_row, problem = picture.url.partition("#row ")
         if is_row:
-            bad.append(f"row {problem}")
+            number, _, why = problem.partition(": ")
+            bad.append(message(f"row {int(number):,}: {why}"))
     return Counts(pictures, captioned, tuple(bad))
 
 
@@ -139,8 +141,9 @@ def check(experiment: Experiment) -> list[str]:
             )
     notes = []
     if counts.bad_rows:
-        more = f", and {len(counts.bad_rows) - _SHOWN:,} more" if len(counts.bad_rows) > _SHOWN else ""
-        notes.append(f"rows that cannot be used: {len(counts.bad_rows):,}: {'; '.join(counts.bad_rows[:_SHOWN])}{more}")
+        more = message(f", and {len(counts.bad_rows) - _SHOWN:,} more") if len(counts.bad_rows) > _SHOWN else ""
+        rows = "; ".join(counts.bad_rows[:_SHOWN])
+        notes.append(message(f"rows that cannot be used: {len(counts.bad_rows):,}: {rows}{more}"))
     if silent := counts.pictures - counts.captioned - len(counts.bad_rows):
-        notes.append(f"pictures without a caption, which will be left out: {silent:,}")
+        notes.append(message(f"pictures without a caption, which will be left out: {silent:,}"))
     return notes

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from wukong.commands.output import Console, Table
 from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError
 from wukong.runs import run_records
 from wukong.runtime import environment
+from wukong.runtime.language import translated
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 from wukong.tracking import availability
@@ -31,6 +31,7 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. release.licence=CC-BY-4.0 (repeatable)."),
 ]
 _DEMO = Path("configs/demo.yaml")
+_WIDTH = 10  # cells of a line's title
 
 
 def release(
@@ -77,13 +78,15 @@ def release(
     set_uri = _copied(released, uri_of(output)) if output else released.uri
     written = released.parts.below(suffix=".csv")
     left_out = released.dropped[library.OPTED_OUT]
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(
-        f"Released  {released.counts['pairs']:,} pairs in {len(written):,} files, {written.bytes / 2**20:,.1f} MiB"
+    console = Console()
+    console.print_titled(
+        "Released",
+        f"{released.counts['pairs']:,} pairs in {len(written):,} files, {written.bytes / 2**20:,.1f} MiB",
+        _WIDTH,
     )
-    console.print(f"Left out  {left_out:,} pairs on the opt-out list")
-    console.print(f"Set       {escape(set_uri)}")
-    console.print(f"Digest    {released.digest}")
+    console.print_titled("Left out", f"{left_out:,} pairs on the opt-out list", _WIDTH)
+    console.print_titled("Set", set_uri, _WIDTH)
+    console.print_titled("Digest", released.digest, _WIDTH)
 
 
 def takedown(
@@ -126,16 +129,17 @@ def takedown(
     root = uri_of(at).rstrip("/") if at else experiment.root
     use_embedded_store(root)
     console = Console(highlight=False, soft_wrap=True)
-    tell = partial(console.print, "Deleted", markup=False)
+    tell = partial(console.out, translated("Deleted"))
     copies = [] if at else _copies(experiment.name)
     shown = () if at else _files_of_copies(experiment.name)
     if (begun := library.pending(root)) is not None and not dry_run:
         console.print(f"Finishing the takedown by {escape(begun.list_name)} that was begun on {begun.when}")
         library.carry_out(root, begun, copies, tell)
     planned = takedown_plan.plan(root, uri_of(listed), reason, datetime.now(UTC), shown)
-    entries = ", ".join(f"{count:,} {kind}" for kind, count in planned.listed.items())
+    entries = planned.listed
     console.print(
-        f"The list {escape(planned.list_name)} ({entries}) covers {len(planned.keys):,} URLs at {escape(root)}"
+        f"The list {escape(planned.list_name)} ({entries['domains']:,} domains, {entries['urls']:,} urls, "
+        f"{entries['digests']:,} digests) covers {len(planned.keys):,} URLs at {escape(root)}"
     )
     if not planned.keys:
         return

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from cli.own_code import check_out
 from ray_jobs.launch import launch
 from wukong import stages
-from wukong.commands.output import JsonOption, print_json
+from wukong.commands.output import Console, JsonOption, Table, print_json
 from wukong.commands.runs import STORAGE, StorageOption
 from wukong.config.experiment import Experiment
 from wukong.errors import DataError
@@ -25,6 +23,7 @@ from wukong.runs import listing, reproduction, run_records
 from wukong.runs.reproduction import Compared
 from wukong.runtime import environment
 from wukong.runtime.cancel import end_on_signal
+from wukong.runtime.language import translated
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
@@ -80,7 +79,7 @@ def reproduce(
             with _output_in(folder / "log.txt"):
                 made[stage] = launch(stage, again, run, parents)
             compared.append(reproduction.compare(before[stage], made[stage]))
-            notes.print(f"{'=' if compared[-1].is_equal else '≠'} {stage}", markup=False)
+            notes.out(f"{'=' if compared[-1].is_equal else '≠'} {stage}")
     if as_json:
         print_json({"run": run, "folder": str(folder), "stages": [asdict(each) for each in compared]})
     else:
@@ -130,7 +129,7 @@ def _outputs(experiment: Experiment, run: str) -> dict[str, Manifest]:
 def _print(console: Console, compared: Sequence[Compared]) -> None:
     table = Table("stage", "there", "now", "", box=None, pad_edge=False)
     for each in compared:
-        table.add_row(each.stage, each.before[:16], each.now[:16], "equal" if each.is_equal else "differs")
+        table.add_row(each.stage, each.before[:16], each.now[:16], translated("equal" if each.is_equal else "differs"))
     console.print(table)
     first = next((each for each in compared if not each.is_equal), None)
     if first is None:

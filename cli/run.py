@@ -12,13 +12,13 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 
 from cli import begin, hold, own_data, summary
 from cli.watch import Watch
 from ray_jobs import plan
 from wukong import stages
+from wukong.commands.output import Console
 from wukong.commands.runs import fetch_report
 from wukong.config import stored
 from wukong.config.experiment import Experiment
@@ -26,6 +26,7 @@ from wukong.errors import ConfigError, WukongError
 from wukong.runs import run_records
 from wukong.runtime import environment, events
 from wukong.runtime.cancel import end_on_signal
+from wukong.runtime.language import message
 from wukong.stages import start
 from wukong.store import patience, storage
 from wukong.tracking import mlflow_runs, run_links
@@ -149,7 +150,7 @@ def run_local(
 
 def _of_other_homes(home: Path, others: Sequence[Path]) -> str:
     """Say that a run is the first of its home, although other homes have runs."""
-    return (
+    return message(
         f"{home} is a new home, with a stack of its own, and sees no run of {', '.join(map(str, others))}; "
         f"WUKONG_HOME={others[0]} uses that one"
     )
@@ -224,21 +225,25 @@ def _ended_in_order(experiment: Experiment, run: str, folder: Path, watch: Watch
         number = error.number if isinstance(error, local.InterruptedRunError) else _signal_of(error)
         mlflow_runs.end_open_runs(experiment, run, "KILLED")
         name = signal.Signals(number).name
-        message = f"interrupted by {name}; its runs in MLflow are ended as KILLED. {hold.outlook(experiment, run)}"
-        Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"interrupted by {name}; its runs in MLflow are ended as KILLED. {hold.outlook(experiment, run)}",
+            markup=False,
+        )
         raise SystemExit(128 + number) from error
     except local.PipelineError as error:
         mlflow_runs.end_open_runs(experiment, run, "FAILED")  # a killed component could not end its run
         watch.catch_up()
         failed = [record for record in run_records.read_all(experiment, run) if record.state == "failed"]
-        where = f"The whole log: {folder / 'log.txt'}"
+        log = folder / "log.txt"
         if failed:
-            details = f"\n{failed[0].traceback}" if failed[0].traceback else ""
-            message = f"the {failed[0].stage} stage failed: {failed[0].error}{details}\n{where}"
+            ended = RunError(f"the {failed[0].stage} stage failed: {failed[0].error}\nThe whole log: {log}")
+            written = failed[0].traceback
         else:
-            tail = "\n".join(watch.tail)
-            message = f"{watch.current or 'the pipeline'} failed without saying why. Its last lines:\n{tail}\n{where}"
-        raise RunError(message) from error
+            stage = watch.current or "the pipeline"
+            ended = RunError(f"{stage} failed without saying why. The whole log: {log}\nIts last lines:")
+            written = "\n".join(watch.tail)
+        ended.add_note(written)
+        raise ended from error
 
 
 def _signal_of(ended: SystemExit) -> int:

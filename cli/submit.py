@@ -16,17 +16,29 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from rich.console import Console
 
 from cli import summary
 from components import run_ends
 from wukong import stages
+from wukong.commands.output import Console
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, WukongError
+from wukong.runtime.language import message, translated
 from wukong.stages import preflight
 
 # kfp's own function for waiting does not know CANCELED and would wait for ever.
 _ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
+_STATES = {
+    "PENDING": message("pending"),
+    "RUNNING": message("running"),
+    "SUCCEEDED": message("succeeded"),
+    "SKIPPED": message("skipped"),
+    "FAILED": message("failed"),
+    "CANCELING": message("canceling"),
+    "CANCELED": message("canceled"),
+    "PAUSED": message("paused"),
+}
+_WIDTH = 11  # cells of a line's title
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "STRING": str,
     "NUMBER_INTEGER": int,
@@ -118,7 +130,7 @@ class Pipelines:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=FutureWarning)
             self._client = self._ask(
-                "reach Kubeflow Pipelines",
+                message("reach Kubeflow Pipelines"),
                 lambda: kfp.Client(host=self._host, existing_token=token, namespace=namespace or "kubeflow"),
             )
         self._namespace = namespace
@@ -136,20 +148,20 @@ class Pipelines:
         name, description = specification["name"], specification.get("description", "")
         # A pipeline keeps the description of its first upload, and lists show one line of it.
         summary = description.partition("\n")[0]
-        pipeline = self._ask("look up the pipeline", lambda: self._client.get_pipeline_id(name))
+        pipeline = self._ask(message("look up the pipeline"), lambda: self._client.get_pipeline_id(name))
         if pipeline is None:
             pipeline = self._ask(
-                "upload the pipeline",
+                message("upload the pipeline"),
                 lambda: self._client.upload_pipeline(str(file), name, summary, namespace=self._namespace),
             ).pipeline_id
         predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": version}
         versions = self._ask(
-            "list the pipeline's versions",
+            message("list the pipeline's versions"),
             lambda: self._client.list_pipeline_versions(pipeline, filter=json.dumps({"predicates": [predicate]})),
         ).pipeline_versions
         if not versions:
             uploaded = self._ask(
-                "upload the pipeline's version",
+                message("upload the pipeline's version"),
                 lambda: self._client.upload_pipeline_version(
                     str(file), version, pipeline_id=pipeline, description=description
                 ),
@@ -160,7 +172,7 @@ class Pipelines:
     def start(self, experiment: str, name: str, version: tuple[str, str], values: Mapping[str, Any]) -> Submitted:
         """Start a run in an experiment of KFP, which is made if it does not exist."""
         made = self._ask(
-            "start the run",
+            message("start the run"),
             lambda: self._client.run_pipeline(
                 self._experiment(experiment), name, params=dict(values), pipeline_id=version[0], version_id=version[1]
             ),
@@ -190,7 +202,7 @@ class Pipelines:
         else:
             raise ConfigError(f"--every {every!r}: write 30m, 12h, 7d, or six cron fields, as in '0 0 3 * * 1'")
         made = self._ask(
-            "make the recurring run",
+            message("make the recurring run"),
             lambda: self._client.create_recurring_run(
                 self._experiment(experiment),
                 name,
@@ -209,7 +221,7 @@ class Pipelines:
 
         Args:
             run: what ``start`` returned.
-            on_change: called with a line when the state of the run or of one of its tasks changes.
+            on_change: called with a line for the user when the state of the run or of one of its tasks changes.
             timeout: seconds to wait; the run itself continues.
             pause: seconds between two requests.
 
@@ -219,7 +231,7 @@ class Pipelines:
         seen: dict[str, str] = {}
         until = time.monotonic() + timeout
         while True:
-            answer = self._ask("read the run", lambda: self._client.get_run(run.identity), patience=300)
+            answer = self._ask(message("read the run"), lambda: self._client.get_run(run.identity), patience=300)
             states = {
                 detail.display_name: detail.state
                 for detail in (answer.run_details.task_details if answer.run_details else None) or []
@@ -228,13 +240,13 @@ class Pipelines:
             for name, state in (states | {run.name: answer.state or "PENDING"}).items():
                 if seen.get(name) != state:
                     seen[name] = state
-                    on_change(f"{name}: {state.lower()}")
+                    on_change(f"{name}: {translated(_STATES.get(state, state.lower()))}")
             if answer.state == "SUCCEEDED":
                 return
             if answer.state in _ENDED:
                 failed = ", ".join(name for name, state in states.items() if state == "FAILED")
                 said = answer.error.message if answer.error else ""
-                why = "; ".join(filter(None, [f"tasks that failed: {failed}" if failed else "", said or ""]))
+                why = "; ".join(filter(None, [message(f"tasks that failed: {failed}") if failed else "", said or ""]))
                 raise SubmitError(f"run {run.name} ended as {answer.state}. {why}\nIts page: {run.url}")
             if time.monotonic() > until:
                 raise SubmitError(f"run {run.name} has not ended after {timeout:.0f} s; it goes on: {run.url}")
@@ -246,7 +258,7 @@ class Pipelines:
 
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         answer = self._ask(
-            "reach Kubeflow Pipelines",
+            message("reach Kubeflow Pipelines"),
             lambda: urllib3.request(
                 "GET", f"{self._host}/apis/v2beta1/healthz", headers=headers, timeout=10.0, retries=False
             ),
@@ -352,12 +364,14 @@ def submit_run(
     version = api.upload(file)
     if every:
         made = api.schedule(group or experiment.name, run, version, values, every)
-        console.print(f"Recurring  {made.name}\nPage       {made.url}", soft_wrap=True, highlight=False)
+        console.print_titled("Recurring", made.name, _WIDTH)
+        console.print_titled("Page", made.url, _WIDTH)
         return
     made = api.start(group or experiment.name, run, version, values)
-    console.print(f"Run   {made.name}\nPage  {made.url}", soft_wrap=True, highlight=False)
+    console.print_titled("Run", made.name, _WIDTH)
+    console.print_titled("Page", made.url, _WIDTH)
     if timeout:
-        api.wait(made, lambda line: console.print(f"  {line}", highlight=False), timeout)
+        api.wait(made, lambda line: console.out(f"  {line}", highlight=False), timeout)
         if file.stem in _MEASURING:
             summary.print_tables(console, experiment, run)
 
@@ -403,5 +417,5 @@ def _jobs_of(file: Path) -> list[str]:
 
 def _refusal(status: int) -> str:
     if status in (401, 403):
-        return f"it refuses ({status}); give a token in WUKONG_KFP_TOKEN"
-    return f"it answers {status} at /apis/v2beta1/healthz; is this the address of its UI or API?"
+        return message(f"it refuses ({status}); give a token in WUKONG_KFP_TOKEN")
+    return message(f"it answers {status} at /apis/v2beta1/healthz; is this the address of its UI or API?")

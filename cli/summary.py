@@ -4,18 +4,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
+from wukong.commands.output import Console, Table
 from wukong.commands.runs import STORAGE
 from wukong.config.experiment import Experiment
 from wukong.evaluate import paper
 from wukong.evaluate.results import tasks_of
 from wukong.runs.run_records import Record
+from wukong.runtime.language import message, translated
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 from wukong.tracking.run_links import Pages
+
+_WIDTH = 12  # cells of a line's title
 
 
 def print_stack(services: Iterable[tuple[str, bool, str]]) -> None:
@@ -23,7 +26,8 @@ def print_stack(services: Iterable[tuple[str, bool, str]]) -> None:
     console = Console()
     table = Table.grid(padding=(0, 2))
     for name, running, address in services:
-        table.add_row(name, "[green]running[/]" if running else "[red]stopped[/]", address)
+        state = f"[green]{translated('running')}[/]" if running else f"[red]{translated('stopped')}[/]"
+        table.add_row(translated(name), state, address)
     console.print(table)
 
 
@@ -53,16 +57,18 @@ def print_verdict(console: Console, experiment: Experiment, run: str) -> None:
     if found is None:
         return
     decided, document = found
-    console.print(f"[bold]Model {decided.model}[/] {decided.heading} {escape(decided.says)}", highlight=False)
+    heading, says = translated(decided.heading), translated(decided.says)
+    console.print(f"[bold]Model {decided.model}[/] {heading} {escape(says)}", highlight=False)
     if document is not None:
         table = Table(box=None, pad_edge=False)
-        for column in (f"Against {document['baseline']}", "", "before, %", "now, %", "change", ""):
+        columns = map(message, (f"Against {document['baseline']}", "", "before, %", "now, %", "change", ""))
+        for column in columns:
             table.add_column(column, justify="right" if column.endswith("%") else "left")
         for each in comparison.headlines(document):
             values = ("-" if each[key] is None else f"{100 * each[key]:.1f}" for key in ("before", "now"))
-            table.add_row(each["title"], each["result"], *values, each["difference"], each["sign"])
+            table.add_row(each["title"], translated(each["result"]), *values, each["difference"], each["sign"])
         console.print(table)
-        console.print(f"wukong compare {document['baseline']} {run}", soft_wrap=True, highlight=False, markup=False)
+        console.out(f"wukong compare {document['baseline']} {run}", highlight=False)
     console.print()
 
 
@@ -75,17 +81,17 @@ def print_pages(console: Console, report: Path, pages: Pages | None) -> None:
         pages: in MLflow; None if the run is not tracked there.
     """
     beside = {
-        "Comparison": report.parent / "comparison.html",
-        "Card": report.parent / "docs" / "card.html",
-        "Data docs": report.parent / "docs" / "index.html",
+        message("Comparison"): report.parent / "comparison.html",
+        message("Card"): report.parent / "docs" / "card.html",
+        message("Data docs"): report.parent / "docs" / "index.html",
     }
-    shown: dict[str, str] = {"Report": str(report)}
+    shown: dict[str, str] = {message("Report"): str(report)}
     shown |= {title: str(path) for title, path in beside.items() if path.is_file()}
     if pages is not None:
-        shown |= {"MLflow run": pages.run, "All runs": pages.experiment}
-        shown |= {"Compare": pages.compare} if pages.compare else {}
+        shown |= {message("MLflow run"): pages.run, message("All runs"): pages.experiment}
+        shown |= {message("Compare"): pages.compare} if pages.compare else {}
     for title, place in shown.items():
-        console.print(f"{title:<12}{place}", soft_wrap=True, highlight=False, markup=False)
+        console.print_titled(title, Text(place), _WIDTH)
 
 
 def print_tables(console: Console, experiment: Experiment, run: str) -> None:
@@ -97,41 +103,43 @@ def print_tables(console: Console, experiment: Experiment, run: str) -> None:
         if measured & sets.keys()
     ]
     for number, command in enumerate(commands):
-        title = "" if number else "Paper"
-        console.print(f"{title:<12}{command}", soft_wrap=True, highlight=False, markup=False)
+        console.print_titled("" if number else "Paper", Text(command), _WIDTH)
 
 
 def _print_funnel(console: Console, manifests: Mapping[str, Manifest]) -> None:
     from wukong.report.funnel import funnel, wording
 
     table = Table(title=wording(manifests["crawl"]).heading, title_justify="left", box=None, pad_edge=False)
-    for column in ("", "rows", "left out"):
+    for column in map(message, ("", "rows", "left out")):
         table.add_column(column, justify="left" if not column else "right")
     queries = manifests["crawl"].counts.get("queries", 0)
     if queries:
-        table.add_row("queries", f"{queries:,}", "")
+        table.add_row(translated("queries"), f"{queries:,}", "")
     for step in funnel(manifests["crawl"], manifests["filter"]):
         table.add_row(step.title, f"{step.rows:,}", f"{step.lost:,}" if step.lost else "")
     console.print(table)
-    reasons = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in manifests["crawl"].dropped.items())
-    console.print(f"Not downloaded: {reasons or 'nothing'}", style="dim", highlight=False)
+    dropped = manifests["crawl"].dropped.items()
+    reasons = ", ".join(f"{translated(name.replace('_', ' '))} {count:,}" for name, count in dropped)
+    console.print(f"Not downloaded: {reasons or translated('nothing')}", style="dim", highlight=False)
     console.print()
 
 
 def _print_results(console: Console, evaluation: Mapping[str, Any]) -> None:
     table = Table(title="On held-out pairs", title_justify="left", box=None, pad_edge=False)
-    for column in ("", "R@1", "R@5", "R@10", "chance R@1"):
+    for column in map(message, ("", "R@1", "R@5", "R@10", "chance R@1")):
         table.add_column(column, justify="left" if not column else "right")
     for entry in tasks_of(evaluation, "retrieval"):
         for direction in ("image_to_text", "text_to_image"):
             recalls = [entry["results"].get(f"{direction}_r{k}") for k in (1, 5, 10)]
             if all(recalls):
+                name = f"{entry['task']}.{translated(direction.replace('_', ' '))}"
                 shown = [f"{each['value']:.3f}" for each in recalls]
                 chance = f"{entry['chance'][f'{direction}_r1']:.4f}"
-                table.add_row(f"{entry['task']}.{direction.replace('_', ' ')}", *shown, chance)
+                table.add_row(name, *shown, chance)
     classes = Table(box=None, pad_edge=False)
-    for column in ("Zero-shot classes", "top-1", "chance"):
-        classes.add_column(column, justify="left" if column.startswith("Zero") else "right")
+    classes.add_column("Zero-shot classes")
+    for column in map(message, ("top-1", "chance")):
+        classes.add_column(column, justify="right")
     for entry in tasks_of(evaluation, "classification"):
         classes.add_row(entry["task"], f"{entry['results']['top1']['value']:.3f}", f"{entry['chance']['top1']:.3f}")
     for each in (table, classes):
@@ -146,8 +154,8 @@ def _print_times(console: Console, records: list[Record], total: float, setup: f
     table.add_column("seconds", justify="right")
     table.add_row("corpus and stack", f"{setup:.1f}")
     for record in records:
-        table.add_row(record.stage + (" (reused)" if record.reused else ""), f"{record.seconds:.1f}")
-    table.add_row("orchestration", f"{total - sum(record.seconds for record in records):.1f}")
-    table.add_row("all", f"{total + setup:.1f}", style="bold")
+        table.add_row(f"{record.stage} (reused)" if record.reused else record.stage, f"{record.seconds:.1f}")
+    table.add_row(translated("orchestration"), f"{total - sum(record.seconds for record in records):.1f}")
+    table.add_row(translated("all"), f"{total + setup:.1f}", style="bold")
     console.print(table)
     console.print()

@@ -17,11 +17,11 @@ from queue import Empty, SimpleQueue
 from typing import IO, Annotated, cast
 
 import typer
-from rich.console import Console
 
 from cli import own_data
 from ray_jobs.trials import STAGES
 from wukong.commands.compare import keep_page, print_comparison
+from wukong.commands.output import Console, print_data
 from wukong.config import stored
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, WukongError
@@ -31,6 +31,7 @@ from wukong.registry.sweep import Result, Sweep, Trial, by_configuration, load, 
 from wukong.runs import run_records
 from wukong.runtime import environment
 from wukong.runtime.cancel import ENDS_WITH, end_on_signal
+from wukong.runtime.language import message, translated
 from wukong.stages import places
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
@@ -127,9 +128,9 @@ def _run(settings: Sweep, base: Experiment, filtered: Manifest, parallel: int, h
                 result = _result(settings, trial, answer, metric)
                 if tracked is not None:
                     tracked.open.pop(trial.run, None)
-                shown = f"{result.value:.4f}" if result.value is not None else "failed"
+                shown = f"{result.value:.4f}" if result.value is not None else translated("failed")
                 values = " ".join(f"{key}={value}" for key, value in trial.values.items())
-                console.print(f"{trial.run}  {values}  {shown}", highlight=False, markup=False, soft_wrap=True)
+                console.out(f"{trial.run}  {values}  {shown}", highlight=False)
                 if result.error and tracked is not None:
                     mlflow_runs.end_open_runs(trial.experiment, trial.run, "FAILED")
                 results.append(result)
@@ -160,9 +161,9 @@ def _best(ranked: Sequence[Sequence[Result]], metric: str) -> str:
     values = ", ".join(f"{key} = {value}" for key, value in top[0].trial.values.items() if key != SEED)
     said = f"{metric} {mean_of(top):.4f}"
     if SEED in top[0].trial.values:
-        said += f", the mean of {len(top)} {'seed' if len(top) == 1 else 'seeds'}"
-        return f"Best: {values}: {said}" if values else said
-    return f"Best: {top[0].trial.run} with {values}: {said}"
+        mean = message(f"{said}, the mean of {len(top)} {'seed' if len(top) == 1 else 'seeds'}")
+        return message(f"Best: {values}: {mean}") if values else mean
+    return message(f"Best: {top[0].trial.run} with {values}: {said}")
 
 
 def _result(settings: Sweep, trial: Trial, answer: dict[str, str], metric: str) -> Result:
@@ -171,9 +172,10 @@ def _result(settings: Sweep, trial: Trial, answer: dict[str, str], metric: str) 
     evaluated = manifest.load(answer["manifest"])
     measured = evaluated.metrics
     if metric not in measured:
-        return Result(trial, None, f"metric {metric!r} was not measured; measured were {', '.join(sorted(measured))}")
+        known = ", ".join(sorted(measured))
+        return Result(trial, None, message(f"metric {metric!r} was not measured; measured were {known}"))
     if not math.isfinite(measured[metric]):
-        return Result(trial, None, f"metric {metric!r} is {measured[metric]}, which is no result")
+        return Result(trial, None, message(f"metric {metric!r} is {measured[metric]}, which is no result"))
     choices.record_trial(trial.experiment.root, settings.name, metric, trial.run, evaluated)
     return Result(trial, measured[metric])
 
@@ -188,9 +190,9 @@ def _log_file(settings: Sweep) -> Path:
 def _print_plan(trials: Sequence[Trial], filtered: Manifest) -> list[Result]:
     """Print what a batch would do; a search's later batches depend on results, so it is asked for with none."""
     for trial in trials:
-        state = "finished" if _finished(trial, filtered) else "to do"
+        state = translated("finished" if _finished(trial, filtered) else "to do")
         values = " ".join(f"{key}={value}" for key, value in trial.values.items())
-        typer.echo(f"{trial.run}  {values}  {state}")
+        print_data(f"{trial.run}  {values}  {state}")
     return [Result(trial, None) for trial in trials]
 
 
@@ -266,8 +268,10 @@ class _Worker:
         except OSError:
             pass  # it has ended
         status = self.wait()
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        error = f"its process {how}, {self.log} may say why; start the sweep again"
+        error = message(
+            f"its process {f'was killed by signal {-status}' if status < 0 else f'ended with status {status}'}, "
+            f"{self.log} may say why; start the sweep again"
+        )
         return {"run": trial.run, "manifest": "", "error": error}
 
     def wait(self) -> int:

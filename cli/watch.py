@@ -8,15 +8,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
-from rich.table import Table
 from rich.text import Text
 
+from wukong.commands.output import Console, Table
 from wukong.runtime import progress
 from wukong.runtime.events import Advanced, Begun, Ended, Event, Measured, Reader
+from wukong.runtime.language import translated
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _LOOK_SECONDS = 0.2  # between two looks at the events
@@ -86,20 +87,22 @@ class Watch:
         elif isinstance(event, Measured):
             self._measured.setdefault(event.name, []).append(event)
         else:
-            self._step = event
+            self._step = event = event.model_copy(
+                update={"what": translated(event.what), "unit": translated(event.unit)}
+            )
             if event.done >= event.total or time.monotonic() - self._told >= progress.LINE_SECONDS:
                 self._told = time.monotonic()
                 measured = (points[-1].sentence() for points in self._measured.values())
-                self._print(f"  {'; '.join([event.sentence(), *measured])}")
+                self._print(f"  {'; '.join(map(translated, [event.sentence(), *measured]))}")
 
     def _print(self, text: str) -> None:
         if self._live is None:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._console.out(text, highlight=False)
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> RenderableType:
         table = Table.grid(padding=(0, 1))
         for mark, stage, seconds in self._done:
-            table.add_row(f"[{'green' if mark == '✓' else 'red'}]{mark}[/]", stage, f"{seconds:6.1f} s", "")
+            table.add_row(Text(mark, "green" if mark == "✓" else "red"), stage, f"{seconds:6.1f} s", "")
         if self.current:
             seconds = time.monotonic() - self._began
             row: list[RenderableType] = [Spinner("dots"), self.current, f"{seconds:6.1f} s"]
@@ -113,7 +116,7 @@ class Watch:
             table.add_row(*row)
             for points in self._measured.values():
                 drawn = curve([point.value for point in points])
-                table.add_row("", "", "", Text(f"{drawn}  {points[-1].sentence()}"))
+                table.add_row("", "", "", Text(f"{drawn}  {translated(points[-1].sentence())}"))
         return table
 
 

@@ -135,8 +135,9 @@ def _wait(container: Any, port: int, token: str) -> None:
     while not _answers(port, token):
         container.reload()
         if container.status in _ENDED or time.monotonic() > deadline:
-            log = container.logs(tail=20).decode(errors="replace")
-            raise StackError(f"the Ray head in {RAY_IMAGE} is {container.status} and does not answer:\n{log}")
+            error = StackError(f"the Ray head in {RAY_IMAGE} is {container.status} and does not answer:")
+            error.add_note(container.logs(tail=20).decode(errors="replace"))
+            raise error
         time.sleep(0.2)
 
 

@@ -1,7 +1,8 @@
-"""Set up the virtual environment for ``make``: ``python3 infra/install.py .venv [--torch cpu]``.
+"""Set up the virtual environment for ``make``: ``python3 -m infra.install .venv [--torch cpu]``.
 
-``make`` runs it with the machine's Python, so it uses only the standard library. It checks the requirements before it
-downloads anything, prints the size of the download, and can be run again after an interruption: pip keeps downloads.
+``make`` runs it with the machine's Python, so it uses only the standard library, and so does what it imports of Wukong.
+It checks the requirements before it downloads anything, prints the size of the download, and can be run again after an
+interruption: pip keeps downloads.
 """
 
 import argparse
@@ -13,6 +14,8 @@ import sys
 import venv
 from collections.abc import Sequence
 from pathlib import Path
+
+from wukong.runtime.language import message, translated
 
 PROJECT = Path(__file__).resolve().parents[1]
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -64,9 +67,14 @@ def check(folder: Path, torch: str) -> None:
     kept = 0 if os.environ.get("PIP_NO_CACHE_DIR") else download
     needed = size + kept + OTHER_GIGABYTES
     if not (folder / STAMP).exists() and free < needed:
-        cpu = "" if torch == "cpu" else f"; without a GPU, TORCH=cpu needs {sum(GIGABYTES['cpu'])} GB less"
-        raise InstallError(f"{free:.1f} GB free at {folder.parent}, {needed} GB needed: free some space{cpu}")
-    _say(f"Installing into {folder}: {torch} builds of torch, {download} GB to download, {size} GB on the disk")
+        less = sum(GIGABYTES["cpu"])
+        raise InstallError(
+            f"{free:.1f} GB free at {folder.parent}, {needed} GB needed: free some space"
+            f"{'' if torch == 'cpu' else f'; without a GPU, TORCH=cpu needs {less} GB less'}"
+        )
+    _say(
+        message(f"Installing into {folder}: {torch} builds of torch, {download} GB to download, {size} GB on the disk")
+    )
 
 
 def install(folder: Path, torch: str, newest: bool) -> None:
@@ -83,7 +91,7 @@ def install(folder: Path, torch: str, newest: bool) -> None:
     python, chosen = folder / "bin" / "python", folder / CHOICE
     if chosen.exists() and chosen.read_text(encoding="utf-8").strip() != torch:
         # pip would keep the installed builds, because their version is the same.
-        _say(f"Removing {folder}, which has other builds of torch")
+        _say(message(f"Removing {folder}, which has other builds of torch"))
         shutil.rmtree(folder)
     if not python.exists():
         venv.create(folder, with_pip=True)
@@ -111,11 +119,11 @@ def _compile(python: Path, folder: Path) -> None:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{translated(text)}\n")
     sys.stdout.flush()
 
 
-def _pip(python: Path, arguments: Sequence[str], index: str = "the package index") -> None:
+def _pip(python: Path, arguments: Sequence[str], index: str = message("the package index")) -> None:
     command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
     if subprocess.run(command, check=False).returncode:  # noqa: S603
         raise InstallError(
@@ -127,12 +135,14 @@ def _pip(python: Path, arguments: Sequence[str], index: str = "the package index
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the requirements and install; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("folder", type=Path, help="folder of the virtual environment")
+    parser.add_argument("folder", type=Path, help=translated("folder of the virtual environment"))
     choices = ("", *GIGABYTES)
     parser.add_argument(
-        "--torch", choices=choices, default="", help="builds of torch; default: installed ones, or pip's"
+        "--torch", choices=choices, default="", help=translated("builds of torch; default: installed ones, or pip's")
     )
-    parser.add_argument("--newest", action="store_true", help="install the newest versions that pyproject.toml allows")
+    parser.add_argument(
+        "--newest", action="store_true", help=translated("install the newest versions that pyproject.toml allows")
+    )
     options = parser.parse_args(arguments)
     folder = options.folder.absolute()
     torch = builds(options.torch, folder)
@@ -140,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check(folder, torch)
         install(folder, torch, options.newest)
     except InstallError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"{translated(f'error: {error}')}\n")
         return 1
     return 0
 

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.images import build
+from wukong.commands.output import echo
 from wukong.errors import StackError
+from wukong.runtime.language import message, translated
 
 NAME = "wukong"
 KUBECONFIG = Path("build/cluster/kubeconfig")
@@ -55,7 +57,8 @@ def check_programs(found: Collection[str]) -> None:
         StackError: some are not; the message says how to get each.
     """
     if missing := [f"  {name}: {how}" for name, how in PROGRAMS.items() if name not in found]:
-        raise StackError("\n".join(["a cluster on this machine needs programs that are not installed:", *missing]))
+        said = message("a cluster on this machine needs programs that are not installed:")
+        raise StackError("\n".join([said, *missing]))
 
 
 def steps(clusters: Collection[str], images: Collection[str], overlay: str = "k8s/overlays/kind") -> list[Step]:
@@ -71,38 +74,41 @@ def steps(clusters: Collection[str], images: Collection[str], overlay: str = "k8
     made = []
     if NAME not in clusters:
         create = ("kind", "create", "cluster", f"--name={NAME}", f"--kubeconfig={KUBECONFIG}", "--wait=180s")
-        made.append(Step("Making the cluster", create))
+        made.append(Step(message("Making the cluster"), create))
     else:
         made.append(
             Step(
-                "The cluster is there", ("kind", "export", "kubeconfig", f"--name={NAME}", f"--kubeconfig={KUBECONFIG}")
+                message("The cluster is there"),
+                ("kind", "export", "kubeconfig", f"--name={NAME}", f"--kubeconfig={KUBECONFIG}"),
             )
         )
     if missing := [image for tag, image in wanted.items() if tag not in images]:
         builds = (sys.executable, "-m", "infra.images.build", *missing)
-        made.append(Step(f"Building the images {', '.join(missing)}", builds))
+        made.append(Step(message(f"Building the images {', '.join(missing)}"), builds))
     # kind leaves out an image that the node has already.
-    made.append(Step("Loading the images", ("kind", "load", "docker-image", f"--name={NAME}", *wanted)))
+    made.append(Step(message("Loading the images"), ("kind", "load", "docker-image", f"--name={NAME}", *wanted)))
     # Large definitions do not fit the annotation of a client-side apply; a kind that was just defined needs a moment.
     apply = (*kubectl, "apply", "--server-side", "--force-conflicts")
     wait = (*kubectl, "wait", "--for=condition=established", "--timeout=120s", "crd/applications.app.k8s.io")
     # Earlier versions had the operator in another namespace. Two of them would work on the same jobs.
     earlier = ("--namespace=default", "delete", "deployment", "kuberay-operator", "--ignore-not-found")
     made += [
-        Step("Installing KubeRay", (*kubectl, *earlier)),
+        Step(message("Installing KubeRay"), (*kubectl, *earlier)),
         Step("", (*apply, "-k", KUBERAY), 3),
-        Step("Installing Kubeflow Pipelines", (*apply, "-k", KFP.format(folder="cluster-scoped-resources")), 3),
+        Step(
+            message("Installing Kubeflow Pipelines"), (*apply, "-k", KFP.format(folder="cluster-scoped-resources")), 3
+        ),
         Step("", wait),
         Step("", (*apply, "-k", KFP.format(folder="env/platform-agnostic")), 3),
         Step("", (*kubectl, *WORKFLOW_DEFAULTS)),
-        Step("Waiting for KubeRay", _rollout(kubectl, "kuberay-system", "deployment/kuberay-operator")),
-        Step("Waiting for Kubeflow Pipelines", _rollout(kubectl, "kubeflow", "deployment/mysql")),
+        Step(message("Waiting for KubeRay"), _rollout(kubectl, "kuberay-system", "deployment/kuberay-operator")),
+        Step(message("Waiting for Kubeflow Pipelines"), _rollout(kubectl, "kubeflow", "deployment/mysql")),
         Step("", _rollout(kubectl, "kubeflow", "deployment/ml-pipeline")),
         Step("", _rollout(kubectl, "kubeflow", "deployment/ml-pipeline-ui")),
-        Step(f"Installing {overlay}", (*kubectl, "apply", "-k", overlay), 3),
+        Step(message(f"Installing {overlay}"), (*kubectl, "apply", "-k", overlay), 3),
     ]
     for name in ("statefulset/object-store", "statefulset/postgres", "deployment/mlflow"):
-        made.append(Step(f"Waiting for {name.partition('/')[2]}", _rollout(kubectl, "wukong", name)))
+        made.append(Step(message(f"Waiting for {name.partition('/')[2]}"), _rollout(kubectl, "wukong", name)))
     return made
 
 
@@ -116,11 +122,12 @@ def closing_words() -> str:
         [
             "",
             f"export KUBECONFIG={KUBECONFIG.absolute()}",
-            f"kubectl -n kubeflow port-forward svc/ml-pipeline-ui {PAGE}:80    # then open http://localhost:{PAGE}",
-            "kubectl -n wukong port-forward svc/mlflow 5000:5000         # then open http://localhost:5000",
-            f"wukong submit training --host http://localhost:{PAGE}         # or the UI: docs/cluster.md",
-            "make cluster-down                                           # deletes the cluster and its data",
-            "",
+            message(
+                f"kubectl -n kubeflow port-forward svc/ml-pipeline-ui {PAGE}:80    # then open http://localhost:{PAGE}"
+            ),
+            message("kubectl -n wukong port-forward svc/mlflow 5000:5000         # then open http://localhost:5000"),
+            message(f"wukong submit training --host http://localhost:{PAGE}         # or the UI: docs/cluster.md"),
+            message("make cluster-down                                           # deletes the cluster and its data"),
         ]
     )
 
@@ -133,8 +140,7 @@ def run(todo: Sequence[Step]) -> None:
     """
     for step in todo:
         if step.says:
-            sys.stdout.write(f"{step.says}\n")
-            sys.stdout.flush()
+            echo(step.says)
         for attempt in range(1, step.tries + 1):
             if not subprocess.run(step.command, check=False).returncode:  # noqa: S603
                 break
@@ -158,21 +164,23 @@ def main(arguments: list[str] | None = None) -> int:
     """Make the cluster or delete it; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m infra.laptop_cluster", description=__doc__.split("\n", 1)[0])
     parser.add_argument("command", choices=("up", "down"))
-    parser.add_argument("--overlay", default="k8s/overlays/kind", help="what is applied (default: %(default)s)")
+    parser.add_argument(
+        "--overlay", default="k8s/overlays/kind", help=translated("what is applied (default: %(default)s)")
+    )
     options = parser.parse_args(arguments)
     try:
         check_programs([name for name in PROGRAMS if shutil.which(name)])
         if options.command == "down":
-            run([Step("Deleting the cluster", ("kind", "delete", "cluster", f"--name={NAME}"))])
+            run([Step(message("Deleting the cluster"), ("kind", "delete", "cluster", f"--name={NAME}"))])
             KUBECONFIG.unlink(missing_ok=True)
             return 0
         _answer(["docker", "info"])
         KUBECONFIG.parent.mkdir(parents=True, exist_ok=True)
         listed = _answer(["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}"])
         run(steps(_answer(["kind", "get", "clusters"]), listed, options.overlay))
-        sys.stdout.write(closing_words())
+        echo(closing_words())
     except StackError as error:
-        sys.stderr.write(f"error: {error}\n")
+        echo(f"error: {error}", err=True)
         return 1
     return 0
 

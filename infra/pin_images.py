@@ -12,7 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from wukong.commands.output import print_data
 from wukong.errors import StackError
+from wukong.runtime.language import translated
 
 _IMAGE = re.compile(r"(?P<key>\bimage: )(?P<name>[\w./:-]*[\w-]:[\w.-]+)(?P<digest>@sha256:[0-9a-f]{64})?")
 _LOCAL = re.compile(r"\blocalhost/[\w./-]+:[\w.-]+")  # a name that never leads to a registry
@@ -72,14 +74,16 @@ def _digest(image: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Pin or unpin the images, and print the digests."""
     parser = argparse.ArgumentParser(prog="python -m infra.pin_images", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="k8s/base, and the overlay in use")
-    parser.add_argument("--unpin", action="store_true", help="remove the digests")
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="FOLDER", help=translated("k8s/base, and the overlay in use")
+    )
+    parser.add_argument("--unpin", action="store_true", help=translated("remove the digests"))
     options = parser.parse_args(arguments)
     if options.unpin:
         unpin(*options.folders)
         return 0
     for image, digest in pin(*options.folders).items():
-        sys.stdout.write(f"{image}@{digest}\n")
+        print_data(f"{image}@{digest}")
     return 0
 
 

@@ -3,7 +3,7 @@
 It adds what is new, without a translation, drops what is gone, and compiles the catalogue. Messages of the code are:
 
 * what an error is raised with;
-* what ``print`` and ``echo`` show, and the headers and titles of tables;
+* what ``print`` and ``echo`` show, titles, headers and cells of tables, and what ``track`` counts;
 * titles and notes of what pages show, and how to get the evaluation sets;
 * help texts of options, and docstrings of commands;
 * everything inside a call of ``message`` or ``translated``;
@@ -32,7 +32,10 @@ CATALOGUE = ROOT / "wukong" / "locale" / "zh" / "LC_MESSAGES" / "messages.po"
 FOREIGN = ROOT / "tools" / "foreign_messages.txt"
 """Messages of libraries that commands show, a line each."""
 
-_SHOWN = {"print", "echo", "message", "translated", "chinese", "Table", "add_column", "HowToGet"}
+_SHOWN = {
+    *("print", "print_titled", "echo", "Table", "add_column", "add_row", "track"),
+    *("message", "translated", "chinese", "HowToGet"),
+}
 _KEYWORDS = {"help", "title", "epilog", "short_help", "note"}
 _TEXT = (ast.Constant, ast.JoinedStr)
 _WORD = re.compile(r"[A-Za-z]{2}")

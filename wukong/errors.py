@@ -2,7 +2,10 @@
 
 
 class WukongError(Exception):
-    """Something the operator can put right; shown as one message, without a traceback."""
+    """Something the operator can put right; shown as one message, without a traceback.
+
+    What a program wrote about it, such as the end of a log, is a note (``add_note``), which no language changes.
+    """
 
 
 class ConfigError(WukongError):

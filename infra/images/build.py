@@ -24,8 +24,10 @@ from urllib.parse import unquote, urlsplit
 
 from infra.images.hashes import CUDA_HASHES, HASHES, PINS, versions
 from infra.install import CPU_INDEX, FILES
+from wukong.commands.output import echo, print_data
 from wukong.errors import StackError
 from wukong.runtime import installed
+from wukong.runtime.language import translated
 from wukong.store.manifest import code_revision
 
 ACCELERATORS = ("cpu", "cuda")
@@ -146,9 +148,10 @@ def torch_builds(folder: Path, image: str, accelerator: str, index: str = CPU_IN
     if not done.returncode:
         return "cpu"
     said = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-    sys.stderr.write(
+    echo(
         f"note: {index} gives no CPU builds of torch ({said}). The {image} image gets PyPI's CUDA builds, which run on "
-        f"CPUs too: it has {_CUDA_GIGABYTES} GB, most of them libraries that CPUs do not use\n"
+        f"CPUs too: it has {_CUDA_GIGABYTES} GB, most of them libraries that CPUs do not use",
+        err=True,
     )
     return "cuda"
 
@@ -370,14 +373,20 @@ def _run(command: Sequence[str], environment: Mapping[str, str], output: int | N
 def main(arguments: list[str] | None = None) -> int:
     """Build the requested images."""
     parser = argparse.ArgumentParser(prog="python -m infra.images.build", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"of {', '.join(IMAGES)}; by default all")
-    parser.add_argument("--accelerator", choices=ACCELERATORS, default="cpu", help="of the ray image (default: cpu)")
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE", help=translated(f"of {', '.join(IMAGES)}; by default all")
+    )
+    parser.add_argument(
+        "--accelerator", choices=ACCELERATORS, default="cpu", help=translated("of the ray image (default: cpu)")
+    )
     parser.add_argument(
         "--base-image",
         default=os.environ.get("BASE_IMAGE") or None,
-        help="base of all images, by default $BASE_IMAGE or the Dockerfile's; infra/images/base.sh builds one",
+        help=translated(
+            "base of all images, by default $BASE_IMAGE or the Dockerfile's; infra/images/base.sh builds one"
+        ),
     )
-    parser.add_argument("--wheelhouse-only", action="store_true", help="stop before docker build")
+    parser.add_argument("--wheelhouse-only", action="store_true", help=translated("stop before docker build"))
     options = parser.parse_args(arguments)
     wheelhouse, project = _PROJECT / "build" / "wheelhouse", _PROJECT / "build" / "project"
     if unknown := set(options.images) - IMAGES.keys():
@@ -392,12 +401,11 @@ def main(arguments: list[str] | None = None) -> int:
         for image in options.images or IMAGES:
             builds = torch_builds(wheelhouse, image, options.accelerator)
             listed = make_wheelhouse(wheelhouse, project, image, builds)
-            sys.stdout.write(f"{listed.relative_to(_PROJECT)}\n")
+            print_data(listed.relative_to(_PROJECT))
             if not options.wheelhouse_only:
-                sys.stdout.write(f"{build(image, options.accelerator, options.base_image, builds=builds)}\n")
-            sys.stdout.flush()
+                print_data(build(image, options.accelerator, options.base_image, builds=builds))
     except StackError as error:
-        sys.stderr.write(f"error: {error}\n")
+        echo(f"error: {error}", err=True)
         return 1
     return 0
 

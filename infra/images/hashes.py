@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infra.install import FILES
+from wukong.commands.output import echo
 from wukong.errors import StackError
 from wukong.runtime import installed
 
@@ -65,4 +66,5 @@ if __name__ == "__main__":
     try:
         write()
     except StackError as error:
-        sys.exit(f"error: {error}")
+        echo(f"error: {error}", err=True)
+        sys.exit(1)

@@ -25,6 +25,7 @@ from infra.stack.certificate import write_security
 from infra.stack.processes import Marked
 from infra.stack.state import Stack, folder_id, write_private
 from wukong.errors import StackError
+from wukong.runtime.language import message
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class ObjectStore(Service):
     """SeaweedFS: an S3 server with all its parts in one process. Its S3 port asks for a key, the others for TLS's."""
 
     name = "seaweedfs"
-    title = "object store (S3)"
+    title = message("object store (S3)")
     ports = (
         "s3",
         "weed_s3_grpc",
@@ -340,7 +341,7 @@ class SearchSite(Service):
     """The demo corpus's search site."""
 
     name = "site"
-    title = "demo image search"
+    title = message("demo image search")
     ports = ("site",)
 
     def command(self, stack: Stack) -> list[str]:
@@ -368,7 +369,7 @@ def start(stack: Stack, missing: Sequence[Service]) -> None:
     """Start services at the same time and wait until each answers.
 
     Raises:
-        StackError: a service ends or does not answer in time; the message contains the end of its log.
+        StackError: a service ends or does not answer in time; a note has the end of its log.
     """
     started = {service: _spawn(stack, service) for service in missing}
     deadline = time.monotonic() + _READY_SECONDS
@@ -377,16 +378,19 @@ def start(stack: Stack, missing: Sequence[Service]) -> None:
         for service in list(waiting):
             status = started[service].poll()
             if status is not None and (status or not service.command_ends):
-                raise StackError(f"{service.title} ended with status {status} while starting:\n{_tail(stack, service)}")
+                error = StackError(f"{service.title} ended with status {status} while starting:")
+                error.add_note(_tail(stack, service))
+                raise error
             if service.answers(stack):
                 log.debug("%s answers at %s", service.title, service.address(stack))
                 waiting.remove(service)
         if waiting and time.monotonic() > deadline:
             names = " and ".join(service.title for service in waiting)
-            logs = "\n".join(_tail(stack, service) for service in waiting)
-            raise StackError(
-                f"{names} did not answer within {_READY_SECONDS:.0f} s; if the machine is busy, try again.\n{logs}"
+            error = StackError(
+                f"{names} did not answer within {_READY_SECONDS:.0f} s; if the machine is busy, try again."
             )
+            error.add_note("\n".join(_tail(stack, service) for service in waiting))
+            raise error
         time.sleep(0.1 if waiting else 0)
 
 

@@ -30,11 +30,11 @@ pytestmark = pytest.mark.slow
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from rich.console import Console
 from cli import hold, run
 from cli.watch import Watch
 from wukong.config import documents, stored
 from wukong.runtime import events
+from wukong.commands.output import Console
 experiment = documents.parse(json.loads(Path(sys.argv[1]).read_text()))
 with hold.hold(Path(sys.argv[2]), "first", experiment) as folder:
     reader = events.Reader(folder / "events.jsonl")

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from cli import summary
+from wukong.commands.output import Console
 from wukong.runs.run_records import Record
 from wukong.store import storage
 from wukong.store.manifest import Stage

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from kfp import dsl
-from rich.console import Console
 
 from cli.watch import Watch, curve
 from pipelines import local
+from wukong.commands.output import Console
 from wukong.runtime import events
 
 
@@ -128,3 +128,20 @@ def test_a_curve_goes_from_the_lowest_block_to_the_highest(values: list[float], 
 
 def test_of_a_long_training_the_last_points_are_drawn() -> None:
     assert curve([100.0, *[0.0] * 39, 1.0]) == "▁" * 39 + "█"
+
+
+def test_a_chinese_reader_sees_the_same_events_in_chinese(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LANGUAGE", "zh")
+    lines, drawn = io.StringIO(), io.StringIO()
+    with events.received(tmp_path / "events") as reader:
+        watch = Watch(Console(file=lines, width=200), lambda text: None, reader)
+        events.write(events.Begun(stage="crawl"))
+        events.write(events.Advanced(what="download", done=1_500, total=1_500, unit="pictures", rate=20.0))
+        events.write(events.Ended(stage="crawl", state="succeeded", seconds=75.0))
+        events.write(events.Begun(stage="pretrain"))
+        events.write(events.Measured(name="loss", value=2.5, best=2.25))
+        events.write(events.Advanced(what="training", done=5, total=10, unit="pairs", rate=1.0))
+        watch.catch_up()
+    Console(file=drawn, width=100).print(watch)
+    assert lines.getvalue().splitlines() == ["  下载：图像 1,500/1,500（20.0/秒）", "✓ crawl  75.0 s"]
+    assert "训练: 5/10 图文对" in drawn.getvalue() and "loss 2.5，目前最佳 2.25" in drawn.getvalue()

@@ -117,7 +117,7 @@ def test_the_wheel_contains_all_files_of_the_packages() -> None:
     left_out = [
         name
         for name in listed
-        if not name.endswith(".py")
+        if not name.endswith((".py", ".po"))  # of the catalogue, what is compiled is read
         and not (REPOSITORY / name).is_dir()
         and not any(fnmatch.fnmatch(Path(name).name, pattern) for pattern in patterns)
     ]

@@ -196,4 +196,4 @@ def test_make_installs_again_for_other_builds(tmp_path: Path, torch: str, record
         (tmp_path / ".venv/.torch").write_text(f"{recorded}\n")
     command = ["make", "--dry-run", "install", f"TORCH={torch}"]
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert ("infra/install.py" in said) == again
+    assert ("-m infra.install" in said) == again

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from wukong.commands.output import echo
+
 
 def align(
     model: Annotated[str, typer.Option("--model", help="The model's folder or URI, or models:/NAME@ALIAS in MLflow.")],
@@ -29,5 +31,5 @@ def align(
     aligned = alignment.align(wukong.load(model), open_picture(image), text, word)
     alignment.draw(aligned, font).save(output)
     for number, token in enumerate(aligned.tokens):
-        typer.echo(f"{number:3d}  {token}  {int((aligned.best == number).sum())} patches")
-    typer.echo(f"{output}: {aligned.best.shape[0]} x {aligned.best.shape[1]} patches")
+        echo(f"{number:3d}  {token}  {int((aligned.best == number).sum())} patches")
+    echo(f"{output}: {aligned.best.shape[0]} x {aligned.best.shape[1]} patches")

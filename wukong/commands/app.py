@@ -2,12 +2,16 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 import typer.core
+import typer.rich_utils
+from rich.text import Text
 
 from wukong.commands import (
     align,
@@ -30,7 +34,7 @@ from wukong.commands import (
     show,
     weights,
 )
-from wukong.commands.output import Console, echo, print_json
+from wukong.commands.output import Console, echo, print_data, print_json
 from wukong.config import documents
 from wukong.errors import StackError, WukongError
 from wukong.model.cost import empty_tower
@@ -40,8 +44,30 @@ from wukong.store import patience
 from wukong.tracking import availability, mlflow_rest
 
 
+@contextmanager
+def _errors_translated() -> Iterator[None]:
+    """Bring what Typer says of a wrong option or argument into the language of the user; its errors have no base."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message"):
+            said = translated(error.format_message())
+            error.format_message = lambda: said
+        raise
+
+
 class _InPanels(typer.core.TyperGroup):
     """Lists the commands panel by panel, and says where a command is that the library lacks."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """Read the options before the command's name."""
+        with _errors_translated():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Read the command's name and its own options, and run it."""
+        with _errors_translated():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of the commands, in the order of ``panels.ORDER``."""
@@ -73,7 +99,7 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"wukong {installed.version()}")
+        print_data(f"wukong {installed.version()}")
         raise typer.Exit
 
 
@@ -138,29 +164,45 @@ def run_app() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     patience.set_default(patience.PEOPLE)
     command = typer.main.get_command(app)
-    _translate_help(command)
+    rich_utils: Any = typer.rich_utils
+    rich_utils.Text = _Folded
+    translate_help(command)
     try:
         command()
     except WukongError as error:
-        _end(str(error))
+        _end(str(error), *getattr(error, "__notes__", ()))
     except Exception as error:
         if not availability.is_away(error):
             raise
         _end(f"MLflow at {mlflow_rest.address()} does not answer ({type(error).__name__}): is it running?")
 
 
-def _translate_help(command: Any) -> None:
+class _Folded(Text):
+    """A help text. A Chinese sentence has no spaces: it goes on in the next line, where Typer would cut it off."""
+
+    @classmethod
+    def from_markup(cls, text: str, **options: Any) -> Text:
+        """Make it of text with Rich's markup."""
+        return super().from_markup(text, **{**options, "overflow": "fold"})
+
+
+def translate_help(command: Any) -> None:
     """Bring the help texts of a command, its options and the commands below it into the language of the user."""
-    for each in (command, *command.params):
+    for each in (command, *command.get_params(typer.Context(command))):
         for name in ("help", "short_help", "epilog", "rich_help_panel"):
             if text := getattr(each, name, None):
                 setattr(each, name, translated(text))
+    usage = command.get_usage
+    command.get_usage = lambda ctx: translated(usage(ctx))
     for below in getattr(command, "commands", {}).values():
-        _translate_help(below)
+        translate_help(below)
 
 
-def _end(message: str) -> NoReturn:
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print("error:", style="bold red", end=" ")
+def _end(message: str, *written: str) -> NoReturn:
+    """End the command with a message and, below it, what a program has written: a log or a traceback."""
+    console, title = Console(stderr=True, highlight=False, soft_wrap=True), translated("error:")
+    console.print(title, style="bold red", end=" " if title.isascii() else "")
     console.print(message, markup=False)
+    for each in written:
+        console.out(each)
     sys.exit(1)

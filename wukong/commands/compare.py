@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
-from wukong.commands.output import JsonOption, print_json
+from wukong.commands.output import Console, JsonOption, Table, echo, print_json, sizes
 from wukong.errors import ConfigError
 from wukong.registry import comparison
 from wukong.report import comparison as page
 from wukong.runtime import environment
+from wukong.runtime.language import translated
 from wukong.store import storage
 from wukong.tracking import availability, mlflow_runs
 from wukong.tracking.mlflow_rest import Run, Server
@@ -77,10 +77,10 @@ def keep_page(
     rendered = page.render(document)
     if html is not None:
         storage.write_bytes(storage.from_path(html), rendered.encode())
-        typer.echo(f"Page in {html}", err=err)
+        echo(f"Page in {html}", err=err)
     if run is not None:
         files = {"comparison.html": rendered, "comparison.json": json.dumps(document, ensure_ascii=False)}
-        typer.echo(f"Logged as comparison.html to {mlflow_runs.log_files(server, run, files)}", err=err)
+        echo(f"Logged as comparison.html to {mlflow_runs.log_files(server, run, files)}", err=err)
 
 
 def print_comparison(console: Console, document: Mapping[str, Any]) -> None:
@@ -91,8 +91,9 @@ def print_comparison(console: Console, document: Mapping[str, Any]) -> None:
     if document["parameters"]:
         table = Table(title="Parameters that differ", title_justify="left", box=None, pad_edge=False)
         keys = list(document["parameters"])
-        for column in ("run", *keys):
-            table.add_column(column, overflow="fold")
+        table.add_column("run", overflow="fold")
+        for key in keys:
+            table.add_column(Text(key), overflow="fold")
         for n, name in enumerate(names):
             table.add_row(name, *(_short(document["parameters"][key][n]) for key in keys))
         console.print(table)
@@ -108,7 +109,7 @@ def print_comparison(console: Console, document: Mapping[str, Any]) -> None:
     notes = {e["note"] for each in document["sets"] for row in each["results"].values() for e in row if e["note"]}
     for note in sorted(notes):
         console.print(note, style="dim", highlight=False, markup=False)
-    signs = ", ".join(f"{page.SIGNS[verdict]} {words}" for verdict, words in page.WORDS.items())
+    signs = ", ".join(f"{page.SIGNS[verdict]} {translated(said)}" for verdict, said in page.WORDS.items())
     console.print(f"{signs}. Differences in percentage points, 95 % intervals.", style="dim", highlight=False)
 
 
@@ -127,7 +128,7 @@ def _over_seeds(document: Mapping[str, Any]) -> Table:
     if several:
         table.add_column("difference")
     for each in document["sets"]:
-        shown = f"{each['task']}, {page.name(each['headline'])}"
+        shown = f"{each['task']}, {translated(page.name(each['headline']))}"
         for configuration, entry in zip(configurations, each["over_seeds"][each["headline"]], strict=True):
             change = page.difference(entry["difference"]) if entry["difference"] else entry["note"]
             own = [configuration["name"]] if several else []
@@ -138,8 +139,8 @@ def _over_seeds(document: Mapping[str, Any]) -> Table:
 
 
 def _table(each: Mapping[str, Any], names: list[str]) -> Table:
-    sizes = ", ".join(f"{count:,} {what}" for what, count in each["sizes"].items())
-    about = " · ".join(filter(None, [each["title"], sizes, f"protocol {each['protocol']}"]))
+    protocol = translated(f"protocol {each['protocol']}")
+    about = " · ".join(filter(None, [translated(each["title"]), sizes(each["sizes"]), protocol]))
     table = Table(title=about, title_justify="left", box=None, pad_edge=False)
     table.add_column("run", overflow="fold")
     headline = each["headline"]

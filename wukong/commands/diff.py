@@ -5,24 +5,24 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
-from wukong.commands.output import JsonOption, print_json, wide
+from wukong.commands.output import Console, JsonOption, Table, print_json, wide
 from wukong.commands.runs import STORAGE, StorageOption
 from wukong.errors import DataError
 from wukong.runs.run_records import Record, differences, short
+from wukong.runtime.language import message, translated
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest
 
 _TITLES = {
-    "only_first": "pairs only in the first",
-    "only_second": "pairs only in the second",
-    "other_picture": "in both, with another picture",
-    "other_captions": "in both, with other captions",
-    "same": "in both, the same",
+    "only_first": message("pairs only in the first"),
+    "only_second": message("pairs only in the second"),
+    "other_picture": message("in both, with another picture"),
+    "other_captions": message("in both, with other captions"),
+    "same": message("in both, the same"),
 }
+_WIDTH = 8  # cells of the names of both crawls
 
 
 def diff(
@@ -78,7 +78,7 @@ def _crawl_of(name: str, place: str) -> Manifest:
 
 def _print(console: Console, document: Mapping[str, Any]) -> None:
     for which in ("first", "second"):
-        console.print(f"{which:<8}{document[which].removesuffix('/manifest.json')}", markup=False, soft_wrap=True)
+        console.print_titled(which, document[which].removesuffix("/manifest.json"), _WIDTH)
     console.print()
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
@@ -86,42 +86,43 @@ def _print(console: Console, document: Mapping[str, Any]) -> None:
     table.add_column()
     for kind, title in _TITLES.items():
         why = ", ".join(f"{count:,} {result}" for result, count in document["why"].get(kind, {}).items())
-        other = "second" if kind == "only_first" else "first"
-        table.add_row(title, f"{document['kinds'][kind]:,}", escape(f"there in the {other}: {why}") if why else "")
+        there = f"there in the second: {why}" if kind == "only_first" else f"there in the first: {why}"
+        table.add_row(title, f"{document['kinds'][kind]:,}", there if why else "")
     wide(console).print(table, crop=False)
-    _print_changes(console, "results", "URLs", document["results"])
-    _print_changes(console, "queries", "pairs", document["queries"])
-    _print_changes(console, "hosts", "pairs", document["hosts"])
+    _print_changes(console, message("results"), message("URLs of the first"), document["results"])
+    _print_changes(console, message("queries"), message("pairs of the first"), document["queries"])
+    _print_changes(console, message("hosts"), message("pairs of the first"), document["hosts"])
     if document["config"]:
         table = Table("setting", "first", "second", box=None, pad_edge=False)
         for key, values in document["config"].items():
-            table.add_row(key, *(escape(short(value)) for value in values))
+            table.add_row(key, *(Text(short(value)) for value in values))
         console.print()
         wide(console).print(table, crop=False)
     for kind, rows in document["examples"].items():
         if rows:
             console.print(f"\n{_TITLES[kind]}, for instance")
         for row in rows:
-            console.print(f"  {row['url']}", markup=False, soft_wrap=True)
-            for which in ("first", "second"):
-                console.print(f"    {which:<8}{_shown(row[which])}", markup=False, soft_wrap=True)
+            console.out(f"  {row['url']}")
+            for which in ("    first", "    second"):
+                console.print_titled(which, _shown(row[which.strip()]), 4 + _WIDTH)
 
 
-def _print_changes(console: Console, title: str, unit: str, changes: Sequence[Mapping[str, Any]]) -> None:
+def _print_changes(console: Console, title: str, counted: str, changes: Sequence[Mapping[str, Any]]) -> None:
     if not changes:
         return
     table = Table(title, box=None, pad_edge=False)
-    for column in (f"{unit} of the first", "of the second", "change"):
+    for column in map(message, (counted, "of the second", "change")):
         table.add_column(column, justify="right")
     for each in changes:
         before, now = each["first"], each["second"]
-        table.add_row(escape(short(each["name"] or "(none)")), f"{before:,}", f"{now:,}", f"{now - before:+,}")
+        name = Text(short(each["name"])) if each["name"] else translated("(none)")
+        table.add_row(name, f"{before:,}", f"{now:,}", f"{now - before:+,}")
     console.print()
     wide(console).print(table, crop=False)
 
 
-def _shown(of: Mapping[str, Any] | None) -> str:
+def _shown(of: Mapping[str, Any] | None) -> str | Text:
     if of is None:
-        return "not found by a search"
-    picture = f", picture {of['sha256'][:12]}" if of["sha256"] else ""
-    return f"{of['result']}{picture}, {' | '.join(short(caption) for caption in of['captions'])}"
+        return message("not found by a search")
+    picture = f", {translated('picture')} {of['sha256'][:12]}" if of["sha256"] else ""
+    return Text(f"{of['result']}{picture}, {' | '.join(short(caption) for caption in of['captions'])}")

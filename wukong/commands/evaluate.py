@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from wukong.commands.output import JsonOption, print_json
+from wukong.commands.output import Console, JsonOption, Table, echo, print_json, sizes
 from wukong.config import documents
 from wukong.errors import DataError
 from wukong.evaluate.results import ROLES
 from wukong.runs import run_records
 from wukong.runtime import environment
+from wukong.runtime.language import message, translated
 from wukong.store import manifest, storage
 from wukong.tracking import availability, model_versions, stage_results
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 132  # a narrower table would break its lines
 _LOADERS = 8  # processes that decode pictures beside a GPU
-_TRAINED_ON = (
+_TRAINED_ON = message(
     "Trained on: pictures whose files the model was trained on; copies in another size or format are not counted."
 )
 
@@ -117,7 +116,7 @@ def evaluate(
     encoding.share_towers(loaded.values())
     loaders = 0 if device == "cpu" else min(_LOADERS, (os.cpu_count() or 1) - 1)
     for task in work:
-        typer.echo(f"{task.data.name}: {len(task.data):,} images", err=True)
+        echo(f"{task.data.name}: {len(task.data):,} images", err=True)
         task.measure(loaded, environment.cache() / "classes", loaders)
         for role, own in loaded.items() if drawn else ():
             task.draw(role, own.saved if own.token_wise and isinstance(own, OwnModel) else None)
@@ -127,21 +126,21 @@ def evaluate(
         print_json(document)
     else:
         _print(document)
-    for message in missing.values():
-        typer.echo(f"NOT MEASURED: {message}", err=True)
+    for how_to_get in missing.values():
+        echo(f"NOT MEASURED: {how_to_get}", err=True)
     if output is not None:
         storage.write_json(storage.from_path(output), document)
-        typer.echo(f"Results in {output}", err=as_json)
+        echo(f"Results in {output}", err=as_json)
     html = page.render(document, {task.data.name: task.pictures for task in work}) if drawn else ""
     if report is not None:
         storage.write_bytes(storage.from_path(report), html.encode())
-        typer.echo(f"Page in {report}", err=as_json)
+        echo(f"Page in {report}", err=as_json)
     if experiment is not None:
         tables = {
             role: {task.data.name: each for task in work if (each := task.table(role)) is not None} for role in ROLES
         }
         for address in stage_results.log_evaluation(experiment, document, html, tables):
-            typer.echo(f"Logged to {address}", err=as_json)
+            echo(f"Logged to {address}", err=as_json)
 
 
 def _tasks(
@@ -208,23 +207,22 @@ def _print(document: Mapping[str, Any]) -> None:
     from wukong.evaluate import results
 
     console = Console(width=max(_WIDTH, Console().width))
-    several = len(document["models"]) > 1
+    several, roles = len(document["models"]) > 1, {role: translated(name) for role, name in ROLES.items()}
     for model in document["models"]:
-        setting = f", {ROLES[model['role']]}" if several else ""
+        setting = f", {roles[model['role']]}" if several else ""
         console.print(f"Model {model['name']}{setting}", highlight=False, markup=False, soft_wrap=True)
     for sentences in document["protocols"].values():
         for sentence in sentences:
             console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     for model in document["models"]:
         if several:
-            console.print(f"{ROLES[model['role']]}:", highlight=False)
+            console.print(f"{roles[model['role']]}:", highlight=False)
         table = Table("Set", "Split", "Items", "Trained on", "Result", "%", "95 % interval", "Chance", "Protocol")
         for each in (task for task in document["tasks"] if task["model"] == model["role"]):
             for number, (name, value) in enumerate(each["results"].items()):
-                sizes = ", ".join(f"{count:,} {what}" for what, count in each["sizes"].items())
                 seen = results.trained_on_of(document, each["task"], model["role"])
                 table.add_row(
-                    *((each["title"], each["split"], sizes, seen) if not number else ("", "", "", "")),
+                    *((each["title"], each["split"], sizes(each["sizes"]), seen) if not number else ("", "", "", "")),
                     f"{name} *" if name == each["headline"] else name,
                     f"{100 * value['value']:.2f}",
                     f"{100 * value['low']:.2f} to {100 * value['high']:.2f}",
@@ -237,13 +235,16 @@ def _print(document: Mapping[str, Any]) -> None:
     console.print(_TRAINED_ON, highlight=False)
     titles = {each["task"]: each["title"] for each in document["tasks"]}
     for each in document["trained_on"]:
-        where = f"{titles[each['task']]}, {ROLES[each['model']]}" if several else titles[each["task"]]
+        where = f"{titles[each['task']]}, {roles[each['model']]}" if several else titles[each["task"]]
         if each["trained_on"]:
-            said = f"{each['trained_on']:,} of {each['pictures']:,} pictures were trained on: this is no test of them"
-            console.print(f"{where}: {said}.", highlight=False, markup=False, soft_wrap=True)
+            said = message(
+                f"{where}: {each['trained_on']:,} of {each['pictures']:,} pictures were trained on: this is no test of "
+                "them."
+            )
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
         elif each["why"]:
-            said = f"whether its pictures were trained on is not known: {each['why']}"
-            console.print(f"{where}: {said}.", highlight=False, markup=False, soft_wrap=True)
+            said = message(f"{where}: whether its pictures were trained on is not known: {each['why']}.")
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
     for name, note in document["notes"].items():
         console.print(f"{titles[name]}: {note}", highlight=False, markup=False, soft_wrap=True)
     if document["comparisons"]:

@@ -6,13 +6,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from wukong.commands.output import JsonOption, print_json, size, wide
+from wukong.commands.output import Console, JsonOption, Table, print_json, size, wide
 from wukong.commands.runs import STORAGE, StorageOption
 from wukong.errors import ConfigError
 from wukong.runtime import environment
+from wukong.runtime.language import message, translated
 from wukong.tracking import availability
 from wukong.tracking.mlflow_rest import Server
 
@@ -76,7 +75,9 @@ def gc(
     console = Console(highlight=False, soft_wrap=True)
     _print(console, garbage, place)
     for reason in kept:
-        console.print(f"kept: {reason.outputs} outputs, {size(reason.bytes)}: {reason.reason}", markup=False)
+        console.print(
+            f"kept: {reason.outputs} outputs, {size(reason.bytes)}: {translated(reason.reason)}", markup=False
+        )
     if holders is None:
         console.print("MLflow was not asked: models with an alias are not among the reasons", style="yellow")
     _conclude(console, garbage, left, place, deleted=delete)
@@ -94,14 +95,14 @@ def _print(console: Console, garbage: Sequence["Garbage"], place: str) -> None:
     if not garbage:
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("place", "stage"):
+    for column in map(message, ("place", "stage")):
         table.add_column(column, no_wrap=True)
-    for column in ("size", "age"):
+    for column in map(message, ("size", "age")):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("why", no_wrap=True)
     for each in garbage:
         where = each.uri.removeprefix(f"{place.rstrip('/')}/")
-        table.add_row(where, each.stage, size(each.bytes), f"{_age(each):.1f} d", each.why)
+        table.add_row(where, each.stage, size(each.bytes), message(f"{_age(each):.1f} d"), each.why)
     wide(console).print(table, crop=False)
 
 
@@ -109,7 +110,7 @@ def _conclude(
     console: Console, garbage: Sequence["Garbage"], left: Sequence["Garbage"], place: str, *, deleted: bool
 ) -> None:
     gone = [each for each in garbage if each not in left]
-    total = f"{len(gone)} places, {size(sum(each.bytes for each in gone))}"
+    total = message(f"{len(gone):,} places, {size(sum(each.bytes for each in gone))}")
     if not garbage:
         console.print("Nothing is to be deleted")
     elif not deleted:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from wukong.commands.output import echo, print_data
 from wukong.config import documents
 from wukong.errors import ConfigError
 
@@ -46,8 +47,8 @@ def init(
     except OSError as error:
         raise ConfigError(f"cannot write {file}: {error}") from error
     given = f"--data FOLDER --config {file}" if kind is Kind.PICTURES else f"--config {file}"
-    typer.echo(f"{file} is written. Edit it, then:")
+    echo(f"{file} is written. Edit it, then:")
     if kind is Kind.SEARCH:
-        typer.echo(f"  wukong config {given}            # checks it")
-    typer.echo(f"  wukong run {given} --dry-run     # says what a run would do")
-    typer.echo(f"  wukong run {given}")
+        echo(f"  wukong config {given}            # checks it")
+    echo(f"  wukong run {given} --dry-run     # says what a run would do")
+    print_data(f"  wukong run {given}")

@@ -12,8 +12,8 @@ _PLATFORM = ("cli", "components", "infra", "pipelines", "ray_jobs")
 
 def main() -> None:
     """Run the command, with the platform's commands where its packages are beside the library."""
-    # Before Typer is imported: it translates its own words then.
-    gettext.bindtextdomain("messages", str(language.places()))
+    if language.chosen() == "zh":  # before Typer is imported: it translates its own words then
+        gettext.bindtextdomain("messages", str(language.places()))
     from wukong.commands.app import run_app
 
     beside = Path(__file__).parents[2]

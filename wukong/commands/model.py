@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from wukong.commands.output import echo
+
 app = typer.Typer(help="Use a trained model outside of Wukong.", no_args_is_help=True)
 
 
@@ -33,4 +35,4 @@ def export(
     loaded = wukong.load(uri)
     for file, difference in onnx.export(loaded, output).items():
         size = (output / file).stat().st_size / 2**20
-        typer.echo(f"{output / file}: {size:,.1f} MiB, differs from torch by at most {difference:.0e}")
+        echo(f"{output / file}: {size:,.1f} MiB, differs from torch by at most {difference:.0e}")

@@ -8,13 +8,12 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from wukong.commands.output import JsonOption, print_json, wide
+from wukong.commands.output import Console, JsonOption, Table, echo, print_json, wide
 from wukong.errors import ConfigError
 from wukong.registry.aliases import DECISION
 from wukong.runtime import environment
+from wukong.runtime.language import message
 from wukong.tracking import availability, tags
 from wukong.tracking.mlflow_rest import MlflowError, Server
 
@@ -61,10 +60,10 @@ def models(
         print_json([asdict(each) for each in listed])
         return
     if not listed:
-        typer.echo("No model is registered yet: a run registers one at its end.")
+        echo("No model is registered yet: a run registers one at its end.")
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("model", "aliases", "run", "registered"):
+    for column in map(message, ("model", "aliases", "run", "registered")):
         table.add_column(column, no_wrap=True)
     table.add_column("value", justify="right")
     table.add_column("decided", no_wrap=True)
@@ -72,7 +71,8 @@ def models(
         held = " ".join(f"@{alias}" for alias in each.aliases)
         value = "" if each.value is None else f"{each.value:.3f}"
         when = datetime.fromisoformat(each.registered).astimezone()
-        table.add_row(each.model, held, each.run, f"{when:%Y-%m-%d %H:%M}", value, each.decided.partition(". ")[0])
+        sentence, stop, _ = each.decided.partition(". ")
+        table.add_row(each.model, held, each.run, f"{when:%Y-%m-%d %H:%M}", value, f"{sentence}{stop.strip()}")
     console = Console()
     wide(console).print(table, crop=False)
     metrics = sorted({each.metric for each in listed if each.metric})

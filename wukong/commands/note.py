@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from wukong.commands.output import JsonOption, print_json
+from wukong.commands.output import JsonOption, echo, print_data, print_json
 from wukong.commands.runs import STORAGE, StorageOption
 from wukong.runtime import environment
 
@@ -38,7 +38,7 @@ def note(
     if text is not None or given or removed:
         taken = {*(removed or [])}
         if unknown := sorted(taken - written.tags.keys()):
-            typer.echo(f"not a tag of {name}: {', '.join(unknown)}", err=True)
+            echo(f"not a tag of {name}: {', '.join(unknown)}", err=True)
         written = notes.write(run.uri, text, given, taken)
         mlflow_runs.tag_run(run.uri.rsplit("/", 3)[1], name, written.text, given, taken)
     if as_json:
@@ -46,4 +46,4 @@ def note(
         return
     for line in [written.text, *notes.in_words(written.tags)]:
         if line:
-            typer.echo(line)
+            print_data(line)

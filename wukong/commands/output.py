@@ -1,16 +1,25 @@
-"""What commands print: text for people in their language, or with ``--json`` one JSON value for programs."""
+"""What commands print: text for people in their language, or with ``--json`` one JSON value for programs.
+
+People's texts are printed by ``Console``, ``Table`` and ``echo``, which translate them; what is no text of this
+project, such as shell code, a log or what a user has written, by ``print_data`` or ``Console.out``.
+"""
 
 import json
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
 import rich.console
 import rich.table
 import typer
+from rich.cells import cell_len
 from rich.console import RenderableType
+from rich.text import Text
 
-from wukong.runtime.language import translated
+from wukong.runtime.language import message, translated
 
 _WIDE = 1_000  # characters, more than any table here has
+
+T = TypeVar("T")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program, instead of text for people.")]
 
@@ -22,9 +31,28 @@ class Console(rich.console.Console):
         """Print as Rich does, with strings translated."""
         super().print(*(translated(each) if isinstance(each, str) else each for each in objects), **options)
 
+    def out(self, *objects: Any, sep: str = " ", **options: Any) -> None:
+        """Print data as they are, in a line that is not broken."""
+        text = sep.join(map(str, objects))
+        super().print(text, markup=False, emoji=False, no_wrap=True, overflow="ignore", crop=False, **options)
+
+    def print_titled(self, title: str, value: str | Text, width: int) -> None:
+        """Print a line, which is not broken: a value behind its title, both in the language of the user.
+
+        Args:
+            title: in English.
+            value: in English; a single word stays as it is, and so does a ``Text``.
+            width: of the title, in cells of the terminal, of which a Chinese character takes two.
+        """
+        shown = translated(title)
+        self.out(shown, " " * (width - cell_len(shown)), _sentence(value), sep="", highlight=False)
+
 
 class Table(rich.table.Table):
-    """A table with title, headers and sentences in the language of its user; a cell of one word stays as it is."""
+    """A table with title, headers and sentences in the language of its user; a cell of one word stays as it is.
+
+    What is too long for its column goes on in the next line: a Chinese sentence has no spaces, and would be cut off.
+    """
 
     def __init__(self, *headers: str, title: str | None = None, **options: Any) -> None:
         super().__init__(*headers, title=title and translated(title), **options)
@@ -35,7 +63,15 @@ class Table(rich.table.Table):
 
     def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
         """Add a row, its sentences translated."""
-        super().add_row(*(translated(c) if isinstance(c, str) and " " in c.strip() else c for c in cells), **options)
+        super().add_row(*map(_sentence, cells), **options)
+        for column in self.columns:
+            if column.overflow == "ellipsis" and not column.no_wrap:
+                column.overflow = "fold"
+
+
+def _sentence(shown: T) -> T | str:
+    """Return a text in the language of its user; a single word may be a name, and stays as it is."""
+    return translated(shown) if isinstance(shown, str) and " " in shown.strip() else shown
 
 
 def echo(text: str = "", *, err: bool = False) -> None:
@@ -48,9 +84,14 @@ def echo(text: str = "", *, err: bool = False) -> None:
     typer.echo(translated(text), err=err)
 
 
+def print_data(data: object, *, newline: bool = True) -> None:
+    """Print what no language has, as it is, and a line end."""
+    typer.echo(data, nl=newline)
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON, Chinese as it is; what JSON does not know, such as a time, as text."""
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+    print_data(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
 def wide(console: Console) -> Console:
@@ -63,4 +104,14 @@ def size(count: int) -> str:
     for unit, bytes_of_it in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= bytes_of_it:
             return f"{count / bytes_of_it:,.1f} {unit}"
-    return f"{count:,} bytes"
+    return message(f"{count:,} bytes")
+
+
+def sizes(of: Mapping[str, int]) -> str:
+    """Return the sizes of an evaluation set for people, for instance ``10,000 images, 10 classes``."""
+    shown = (
+        message(f"{of['images']:,} images"),
+        message(f"{of['captions']:,} captions") if "captions" in of else "",
+        message(f"{of['classes']:,} classes") if "classes" in of else "",
+    )
+    return ", ".join(map(translated, filter(None, shown)))

@@ -1,12 +1,14 @@
 """The panels of ``wukong --help``: give one to each command, as ``rich_help_panel``."""
 
-DATA = "Data"
-TRAIN = "Train"
-EVALUATE = "Evaluate and choose"
-LOOK = "Look at what was made"
-SERVE = "Use a model"
-CLUSTER = "On a cluster"
-STACK = "The local stack"
+from wukong.runtime.language import message
+
+DATA = message("Data")
+TRAIN = message("Train")
+EVALUATE = message("Evaluate and choose")
+LOOK = message("Look at what was made")
+SERVE = message("Use a model")
+CLUSTER = message("On a cluster")
+STACK = message("The local stack")
 
 ORDER = {
     TRAIN: ("run", "init", "plan", "sweep", "reproduce", "config"),

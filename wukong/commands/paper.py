@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
-from wukong.commands.output import JsonOption, print_json
+from wukong.commands.output import Console, JsonOption, Table, echo, print_json
 from wukong.commands.runs import STORAGE, StorageOption
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import paper as numbers
@@ -18,6 +17,7 @@ from wukong.evaluate.results import DOCUMENT
 from wukong.evaluate.stored import Evaluation
 from wukong.report.comparison import SIGNS
 from wukong.runtime import environment
+from wukong.runtime.language import translated
 from wukong.store import manifest, storage
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _write(
     for suffix, data in (("html", page.render(document).encode()), ("json", storage.json_bytes(document))):
         path = output / f"table{number}.{suffix}"
         storage.write_bytes(storage.from_path(path), data)
-        typer.echo(f"Written to {path}", err=as_json)
+        echo(f"Written to {path}", err=as_json)
 
 
 def _evaluated(models: Sequence[str], columns: Sequence[str] | None, place: str) -> "list[Evaluated]":
@@ -193,20 +193,21 @@ def _origin(uri: str) -> tuple[str | None, str]:
 def _print(document: Mapping[str, Any]) -> None:
     """Print each model's main numbers, and what is missing."""
     console = Console(highlight=False)
-    shown = Table(title=f"Table {document['table']}: {document['title'].lower()}", title_justify="left", box=None)
+    title = translated(document["title"])
+    shown = Table(title=f"Table {document['table']}: {title.lower()}", title_justify="left", box=None)
     shown.add_column("set")
     for model in document["models"]:
-        shown.add_column(model["label"], justify="right")
-        shown.add_column(model["column"] or "-", justify="right")
-    rows = [*document["rows"], *([{"title": "Average", **document["average"]}] if "average" in document else [])]
+        shown.add_column(Text(model["label"]), justify="right")
+        shown.add_column(Text(model["column"] or "-"), justify="right")
+    average = {"title": translated("Average"), **document["average"]} if "average" in document else None
+    rows = [*document["rows"], *([average] if average else [])]
     for row in rows:
         cells = [cell for model in document["models"] for cell in _cells(row["ours"].get(model["label"]))]
         shown.add_row(row["title"], *cells)
     console.print(shown)
     for each in document["missing"]:
-        console.print(
-            f"NOT MEASURED: {each['set'] or 'all'} ({', '.join(each['models'])}): {each['how']}", markup=False
-        )
+        which = f"{each['set'] or translated('all')} ({', '.join(each['models'])})"
+        console.print(f"NOT MEASURED: {which}: {each['how']}", markup=False)
 
 
 def _cells(entry: Mapping[str, Any] | None) -> tuple[str, str]:

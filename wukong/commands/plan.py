@@ -1,7 +1,7 @@
 """``wukong plan``: what a run takes, stage by stage, and what it leaves in the store, before it has run."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from wukong import stages
-from wukong.commands.output import JsonOption, print_json
+from wukong.commands.output import Console, JsonOption, Table, echo, print_json, wide
 from wukong.config import documents
 from wukong.config.features import Dtype
 from wukong.config.training import Training
 from wukong.errors import ConfigError
 from wukong.model.cost import Size
+from wukong.runtime.language import message, translated
 from wukong.stages import estimate, measured_rates, overlay
 from wukong.stages.estimate import CAPTION_TOKENS, GPU, RATES, Capacity, Estimate, RateName, Work
 
@@ -225,85 +226,110 @@ def problems(work: Work, planned: Mapping[str, Estimate]) -> list[str]:
     stored = sum(each.bytes for each in planned.values())
     if capacity.store is not None and stored > capacity.store:
         said.append(
-            f"the store holds {_size(capacity.store)} and {_size(stored)} are needed: enlarge its claim and its "
-            "volumes, or take a store outside (docs/store.md)"
+            message(
+                f"the store holds {_size(capacity.store)} and {_size(stored)} are needed: enlarge its claim and its "
+                "volumes, or take a store outside (docs/store.md)"
+            )
         )
     for name, each in planned.items():
         if capacity.head_memory is not None and each.driver_memory > capacity.head_memory:
             said.append(
-                f"the driver of {name} needs {_size(each.driver_memory)} and the head has "
-                f"{_size(capacity.head_memory)}: enlarge head.memory of the ConfigMap ray-job"
+                message(
+                    f"the driver of {name} needs {_size(each.driver_memory)} and the head has "
+                    f"{_size(capacity.head_memory)}: enlarge head.memory of the ConfigMap ray-job"
+                )
             )
         if name in capacity.memory and each.task_memory > capacity.memory[name]:
             said.append(
-                f"a task of {name} needs {_size(each.task_memory)} and its pods have {_size(capacity.memory[name])}: "
-                f"enlarge stages.{name}.memory of the ConfigMap ray-job"
+                message(
+                    f"a task of {name} needs {_size(each.task_memory)} and its pods have "
+                    f"{_size(capacity.memory[name])}: enlarge stages.{name}.memory of the ConfigMap ray-job"
+                )
             )
     return said
 
 
 def _print_run(work: Work, planned: Mapping[str, Estimate], price: Mapping[str, float]) -> None:
-    typer.echo(f"{work.urls:,} URLs, {work.pairs:,} pairs, {work.experiment.name}")
-    titles = ("time", "cores", "GPUs", "driver", "task", "writes", *(["cost"] if price else []))
-    typer.echo(f"\n{'Stages':<12}{''.join(f'{title:>11}' for title in titles)}")
+    echo(f"{work.urls:,} URLs, {work.pairs:,} pairs, {work.experiment.name}")
+    rows = []
     for name, each in planned.items():
         memory = [_size(value) if value else "-" for value in (each.driver_memory, each.task_memory)]
-        row = [
-            _time(each.seconds),
-            f"{each.cores:,}",
-            f"{each.gpus:,}" if each.gpus else "-",
-            *memory,
-            _size(each.bytes),
-        ]
-        row += [f"{_cost(each, price):,.2f}"] if price else []
-        typer.echo(f"  {name:<10}{''.join(f'{cell:>11}' for cell in row)}")
-    stored = sum(each.bytes for each in planned.values())
-    holds = f" of the {_size(work.capacity.store)} that it holds" if work.capacity.store is not None else ""
-    typer.echo(
-        f"\nTogether {_time(sum(each.seconds for each in planned.values()))}; {_size(stored)} stay in the store{holds}."
+        gpus = f"{each.gpus:,}" if each.gpus else "-"
+        row = [name, _time(each.seconds), f"{each.cores:,}", gpus, *memory, _size(each.bytes)]
+        rows.append([*row, *([f"{_cost(each, price):,.2f}"] if price else [])])
+    titles = map(message, ("Stages", "time", "cores", "GPUs", "driver", "task", "writes", "cost"))
+    _print_rows(list(titles) if price else list(titles)[:-1], rows)
+    stored, store = sum(each.bytes for each in planned.values()), work.capacity.store
+    together = _time(sum(each.seconds for each in planned.values()))
+    echo(
+        f"\nTogether {together}; {_size(stored)} stay in the store"
+        f"{f' of the {_size(store)} that it holds' if store is not None else ''}."
     )
     if price:
         run = sum(_cost(each, price) for each in planned.values())
-        typer.echo(f"The run costs {run:,.2f}, what it stores {_month(stored, price):,.2f} a month.")
+        echo(f"The run costs {run:,.2f}, what it stores {_month(stored, price):,.2f} a month.")
     for problem in problems(work, planned):
-        typer.echo(f"Does not fit: {problem}.")
+        echo(f"Does not fit: {problem}.")
     rates, largest = work.rates, max(work.rates.of(name).largest for name in planned)
-    typer.echo(f"Rates of {rates.machine}, {rates.measured}, measured with up to {largest:,} items.")
-    typer.echo("The crawl's time is that of its cores; the network and slow hosts may take longer.")
+    echo(f"Rates of {rates.machine}, {rates.measured}, measured with up to {largest:,} items.")
+    echo("The crawl's time is that of its cores; the network and slow hosts may take longer.")
     if any(each.gpus for each in planned.values()) and GPU not in work.told:
-        typer.echo("The stored speed of a GPU is assumed, not measured; --rate gpu=TFLOPS tells it.")
+        echo("The stored speed of a GPU is assumed, not measured; --rate gpu=TFLOPS tells it.")
 
 
 _UNITS: dict[RateName, str] = {
-    "text_step": "pairs/s of a worker, on stored features",
-    "tower": "pictures/s of a worker, forward",
-    "decode": "pictures/s of a core, plain view",
-    "augment": "pictures/s of a core, augmented view",
+    "text_step": message("pairs/s of a worker, on stored features"),
+    "tower": message("pictures/s of a worker, forward"),
+    "decode": message("pictures/s of a core, plain view"),
+    "augment": message("pictures/s of a core, augmented view"),
 }
-_SOURCES = {"measured": "measured here", "told": "told", "computed": "computed from gpu", "stored": "stored"}
+_SOURCES = {
+    "measured": message("measured here"),
+    "told": message("told"),
+    "computed": message("computed from gpu"),
+    "stored": message("stored"),
+}
 
 
 def _print_training(work: Work) -> None:
     settings, found = work.experiment.pretrain, estimate.plan_of_training(work, "pretrain")
-    where = f"{settings.workers} GPUs" if settings.gpus_per_worker else f"{settings.workers} workers without GPUs"
-    typer.echo(f"\nPre-training: {settings.epochs} epochs, {where}, {work.experiment.model.image.name}")
-    typer.echo("\nRates")
-    for name, rate in estimate.rates_of(work, settings).items():
-        typer.echo(f"  {name:<10}{rate.per_second:>10,.1f}  {_UNITS[name]:<42}{_SOURCES[rate.source]}")
-    typer.echo(f"\n{'Ways':<12}{'features':>12}{'fill':>12}{'epochs':>12}{'together':>12}{'reads':>14}  most of it")
+    echo(
+        f"\nPre-training: {settings.epochs} epochs, {settings.workers} "
+        f"{'GPUs' if settings.gpus_per_worker else 'workers without GPUs'}, {work.experiment.model.image.name}"
+    )
+    rates = estimate.rates_of(work, settings)
+    units = [
+        [name, f"{rate.per_second:,.1f}", _UNITS[name], translated(_SOURCES[rate.source])]
+        for name, rate in rates.items()
+    ]
+    _print_rows([message("Rates"), "", "", ""], units, left=(0, 2, 3))
+    rows = []
     for title, way in (("cached", found.cached), ("streamed", found.streamed)):
         if way is not None:
             fill = _time(way.fill_seconds) if way.fill_seconds else "-"
-            row = (_size(way.bytes) if way.bytes else "-", fill, _time(way.train_seconds), _time(way.seconds))
-            reads = f"{_size(way.read_bytes / way.train_seconds)}/s"
-            typer.echo(f"  {title:<10}{''.join(f'{cell:>12}' for cell in row)}{reads:>14}  {way.bound_by}")
-    typer.echo(f"\nThe pairs themselves take about {_size(found.pair_bytes)}.")
+            row = [title, _size(way.bytes) if way.bytes else "-", fill, _time(way.train_seconds), _time(way.seconds)]
+            rows.append([*row, f"{_size(way.read_bytes / way.train_seconds)}/s", way.bound_by])
+    ways = map(message, ("Ways", "features", "fill", "epochs", "together", "reads", "most of it"))
+    _print_rows(list(ways), rows, left=(0, 6))
+    echo(f"\nThe pairs themselves take about {_size(found.pair_bytes)}.")
     if found.cached is not None:
         dtype = work.experiment.features.dtype
         (other,) = set(get_args(Dtype)) - {dtype}
         size = work.pairs * (1 + settings.views) * estimate.feature_bytes(*work.size.shape, other)
-        typer.echo(f"Features are stored as {dtype}; as {other} they would take {_size(size)}.")
-    typer.echo(f"Faster: {found.faster}.")
+        echo(f"Features are stored as {dtype}; as {other} they would take {_size(size)}.")
+    echo(f"Faster: {found.faster}.")
+
+
+def _print_rows(titles: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> None:
+    """Print an empty line and a table, of which these columns are aligned at the left and the others at the right."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for number, title in enumerate(titles):
+        table.add_column(title, justify="left" if number in left else "right", no_wrap=True)
+    for name, *cells in rows:
+        table.add_row(f"  {name}", *cells)
+    console = Console()
+    console.print()
+    wide(console).print(table, crop=False)
 
 
 def _size(count: float) -> str:
@@ -315,7 +341,7 @@ def _size(count: float) -> str:
 
 def _time(seconds: float) -> str:
     if seconds >= 172_800:
-        return f"{seconds / 86_400:,.1f} days"
+        return message(f"{seconds / 86_400:,.1f} days")
     if seconds >= 3600:
         return f"{seconds / 3600:,.1f} h"
     return f"{seconds / 60:,.1f} min" if seconds >= 60 else f"{seconds:.1f} s"

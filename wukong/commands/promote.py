@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from wukong.commands.output import JsonOption, print_json
+from wukong.commands.output import JsonOption, echo, print_json
 from wukong.config.experiment import Experiment
 from wukong.config.registry import Registry
 from wukong.errors import ConfigError, StackError
@@ -54,12 +54,12 @@ def promote(
     if as_json:
         print_json(decision.as_json())
     else:
-        verb = "holds" if decision.promoted else "does not take"
-        typer.echo(f"{name}/{decision.candidate} {verb} @{alias}. {decision.says}")
+        candidate = f"{name}/{decision.candidate}"
+        echo(f"{candidate} {'holds' if decision.promoted else 'does not take'} @{alias}. {decision.says}")
         if decision.anew:
-            typer.echo(f"{name}/{decision.holder} was evaluated anew for this: {decision.anew.evaluation}")
+            echo(f"{name}/{decision.holder} was evaluated anew for this: {decision.anew.evaluation}")
         if not decision.promoted and decision.holder:
-            typer.echo(f"{name}/{decision.holder} keeps it.")
+            echo(f"{name}/{decision.holder} keeps it.")
     if not decision.promoted:
         raise typer.Exit(1)
 
@@ -77,7 +77,7 @@ def rollback(
     """
     model = model.removeprefix("models:/")
     left, to = _registry(model, alias).rollback(reason.strip())
-    typer.echo(f"{model}/{to} holds @{alias} again; {model}/{left} was rolled back.")
+    echo(f"{model}/{to} holds @{alias} again; {model}/{left} was rolled back.")
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def _registry(model: str, alias: str) -> ModelRegistry:
 
 
 def _evaluate(experiment: Experiment, run: str, parents: Sequence[str]) -> Manifest:
-    typer.echo("The holder has not answered the model's queries: it is evaluated on them first …", err=True)
+    echo("The holder has not answered the model's queries: it is evaluated on them first …", err=True)
     return evaluated(experiment, run, parents)
 
 

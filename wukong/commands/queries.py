@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from wukong.commands.output import echo
 from wukong.errors import ConfigError
 from wukong.store import storage
 
@@ -69,7 +70,7 @@ def build(
     lines = (f"{word}\t{count}\n" if counts else f"{word}\n" for word, count in ranked)
     storage.write_bytes(_uri(output), "".join(lines).encode())
     first = ", ".join(word for word, _ in ranked[:5])
-    typer.echo(f"{len(ranked):,} queries in {output}, from {first} to {ranked[-1][0]} ({ranked[-1][1]:,} occurrences)")
+    echo(f"{len(ranked):,} queries in {output}, from {first} to {ranked[-1][0]} ({ranked[-1][1]:,} occurrences)")
 
 
 def _uri(place: str) -> str:

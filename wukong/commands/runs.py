@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from wukong import stages
-from wukong.commands.output import JsonOption, print_json, wide
+from wukong.commands.output import Console, JsonOption, Table, echo, print_data, print_json, wide
 from wukong.config.experiment import Experiment
 from wukong.errors import DataError
 from wukong.runs import notes
 from wukong.runs.listing import StoredRun, Summary
 from wukong.runtime import environment
+from wukong.runtime.language import message, translated
 from wukong.store import storage
 from wukong.tracking import model_versions
 
@@ -27,7 +26,13 @@ STORAGE = str(Experiment.model_fields["storage"].default)
 StorageOption = Annotated[
     str, typer.Option("--storage", metavar="URI", help="The storage of the experiments, their key `storage`.")
 ]
-_COLOURS = {"finished": "green", "failed": "red", "killed": "red", "running": "cyan"}
+_COLOURS = {
+    message("finished"): "green",
+    message("failed"): "red",
+    message("killed"): "red",
+    message("running"): "cyan",
+    message("unfinished"): "yellow",
+}
 
 
 def runs(
@@ -64,9 +69,9 @@ def runs(
     elif listed:
         _print(listed, len(stored))
     elif tag:
-        typer.echo(f"No run in {place} has the tag {tag}.")
+        echo(f"No run in {place} has the tag {tag}.")
     else:
-        typer.echo(f"No runs in {place} yet: `wukong run` makes one.")
+        echo(f"No runs in {place} yet: `wukong run` makes one.")
 
 
 def report(
@@ -96,7 +101,7 @@ def report(
     if as_json:
         print_json({"run": stored.name, "report": str(page), "uri": storage.join(stored.uri, "report.html")})
     else:
-        typer.echo(page)
+        print_data(page)
     if browse:
         typer.launch(page.as_uri())
 
@@ -136,18 +141,18 @@ def _newest(place: str) -> StoredRun:
 def _print(listed: Sequence[Summary], found: int) -> None:
     """Print a table of runs; where the terminal is too narrow for it, a paragraph for each. No name is broken."""
     names = list(dict.fromkeys(name for run in listed for name in run.metrics))
-    titles = [" ".join([name.split("/")[1], name.rsplit("/", 1)[1].replace("_", " ")]) for name in names]
+    titles = [" ".join(translated(name.split("/")[part].replace("_", " ")) for part in (1, -1)) for name in names]
     table = Table(box=None, pad_edge=False)
-    for column in ("run", "experiment", "begun", "state", "stages"):
+    for column in map(message, ("run", "experiment", "begun", "state", "stages")):
         table.add_column(column, no_wrap=True)
     for title in titles:
-        table.add_column(title, justify="right", no_wrap=True)
+        table.add_column(Text(title), justify="right", no_wrap=True)
     table.add_column("model", no_wrap=True)
     if any(map(_written, listed)):
         table.add_column("note", no_wrap=True)
     for run in listed:
         measured = (f"{run.metrics[name]:.3f}" if name in run.metrics else "" for name in names)
-        table.add_row(*_cells(run), *measured, _model(run), *([escape(_written(run))] if _written(run) else []))
+        table.add_row(*_cells(run), *measured, _model(run), *([Text(_written(run))] if _written(run) else []))
     console = Console()
     unbroken = wide(console)
     if not console.is_terminal or unbroken.measure(table).maximum <= console.width:
@@ -162,9 +167,9 @@ def _print(listed: Sequence[Summary], found: int) -> None:
             ]
             rest = [*shown, *([_model(run)] if run.model else []), *([_written(run)] if _written(run) else [])]
             if rest:
-                console.print(f"  {' · '.join(rest)}", soft_wrap=True, highlight=False, markup=False)
+                console.out(f"  {' · '.join(rest)}", highlight=False)
     if any(run.is_doubtful for run in listed):
-        console.print(f"† {model_versions.DOUBTFUL}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        console.out(f"† {translated(model_versions.DOUBTFUL)}", style="yellow", highlight=False)
     if found > len(listed):
         console.print(f"{found - len(listed)} older ones: --last {found}", style="dim")
 
@@ -174,13 +179,13 @@ def _cells(run: Summary) -> tuple[str, str, str, str, str]:
     begun = datetime.fromisoformat(run.begun).astimezone()
     reused = sum(state == "reused" for state in run.stages.values())
     failed = [stage for stage, state in run.stages.items() if state == "failed"]
-    ended = f"{len(run.stages)} of {len(stages.WHOLE_RUN)}" + (f", {reused} reused" if reused else "")
+    ended = translated(f"{len(run.stages):,} of {len(stages.WHOLE_RUN):,}{f', {reused:,} reused' if reused else ''}")
     return (
         run.name,
         run.experiment,
         f"{begun:%Y-%m-%d %H:%M}",
-        f"[{_COLOURS.get(run.state, 'yellow')}]{run.state}[/]",
-        ended + (f", failed: {', '.join(failed)}" if failed else ""),
+        f"[{_COLOURS[run.state]}]{translated(run.state)}[/]",
+        ended + (translated(f", failed: {', '.join(failed)}") if failed else ""),
     )
 
 

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
-from wukong.commands.output import JsonOption, print_json, wide
+from wukong.commands.output import Console, JsonOption, Table, print_json, wide
 from wukong.config.registry import Registry
 from wukong.errors import ConfigError, DataError
 from wukong.runtime import environment
+from wukong.runtime.language import message
 from wukong.store import manifest, storage
 from wukong.tracking import availability, model_versions
 from wukong.tracking.mlflow_rest import Server
@@ -165,14 +164,14 @@ def _print(console: Console, document: Mapping[str, Any]) -> None:
     if document.get("cut"):
         console.print("The text is too long for the model, which reads only its beginning.", style="yellow")
     table = Table(box=None, pad_edge=False)
-    for column in ("rank", "score"):
+    for column in map(message, ("rank", "score")):
         table.add_column(column, justify="right")
-    for column in ("caption", "url", "key"):
+    for column in map(message, ("caption", "url", "key")):
         table.add_column(column, no_wrap=True)
     for hit in document["results"]:
-        shown = " | ".join(hit["captions"])
-        table.add_row(str(hit["rank"]), f"{hit['score']:.4f}", escape(shown), escape(hit["url"]), hit["key"])
+        captions, url = Text(" | ".join(hit["captions"])), Text(hit["url"])
+        table.add_row(str(hit["rank"]), f"{hit['score']:.4f}", captions, url, hit["key"])
     wide(console).print(table, crop=False)
     for caption in document["captions"]:
-        console.print(f"{caption['score']:.4f}  {caption['caption']}", markup=False, soft_wrap=True)
-    console.print(f"{document['model']} over {document['data']}", style="dim", markup=False, soft_wrap=True)
+        console.out(f"{caption['score']:.4f}  {caption['caption']}")
+    console.print(f"{document['model']}, pictures of {document['data']}", style="dim", markup=False, soft_wrap=True)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from wukong.commands.output import echo
 from wukong.runtime import cancel
 from wukong.serve import garbage
 
@@ -43,7 +44,7 @@ def serve(
         with cancel.end_on_signal():
             _serve(model, data, index, host, port, device)
     except SystemExit as ended:
-        typer.echo("Ended. What was encoded is kept for the next start.")
+        echo("Ended. What was encoded is kept for the next start.")
         # To end a server by SIGTERM is the usual way; Ctrl-C ends any command with 130.
         raise typer.Exit(0 if ended.code == 128 + signal.SIGTERM else 128 + signal.SIGINT) from None
 
@@ -54,7 +55,7 @@ def _serve(model: str, data: str, index: str | None, host: str, port: int | None
     with listen(host, port) as listening:
         taken = listening.getsockname()[1]
         if port is None and taken != USUAL_PORT:
-            typer.echo(f"Port {USUAL_PORT} is taken, so the page will be at port {taken}. --port asks for another.")
+            echo(f"Port {USUAL_PORT} is taken, so the page will be at port {taken}. --port asks for another.")
         with garbage.kept():
             import uvicorn
 
@@ -64,7 +65,7 @@ def _serve(model: str, data: str, index: str | None, host: str, port: int | None
             service = start.service(model, data, index, device)
             app = create_app(service, hosts(listening, host))
         url = f"http://{address(listening)}:{taken}"
-        typer.echo(f"{len(service.index.keys)} pictures at {url} (Ctrl-C ends it)")
+        echo(f"{len(service.index.keys)} pictures at {url} (Ctrl-C ends it)")
         # Without a configuration of its own: that would close every handler of this process.
         config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False)
         # It ends in order when a signal comes, and then sends itself that signal again.

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
-from wukong.commands.output import JsonOption, print_json, size
+from wukong.commands.output import Console, JsonOption, Table, print_json, size
 from wukong.commands.runs import STORAGE, StorageOption
+from wukong.runtime.language import message, translated
 
 _LONGEST = 90
+_WIDTH = 14  # cells of a line's title
+_FILES = {"picture": message("picture"), "json": "json", "text": message("text"), "file": message("file")}
 
 
 def show(
@@ -44,7 +46,7 @@ def show(
 
 
 def _print(console: Console, found: Mapping[str, Any]) -> None:
-    console.print(found["uri"], markup=False, soft_wrap=True, style="bold")
+    console.out(found["uri"], style="bold")
     {
         "manifest": _print_manifest,
         "run": _print_run,
@@ -58,45 +60,50 @@ def _print(console: Console, found: Mapping[str, Any]) -> None:
 
 def _print_manifest(console: Console, found: Mapping[str, Any]) -> None:
     made = found["provenance"]
-    _line(console, "stage", f"{found['stage']}, made {made.get('created', 'at an unknown time')}")
-    _line(console, "code", made.get("revision", "unknown"))
-    _line(console, "digest", found["digest"])
-    _line(console, "output", f"{found['count']:,} files, {found['rows']:,} rows, {size(found['bytes'])}")
+    created = made.get("created") or message("at an unknown time")
+    console.print_titled("stage", f"{found['stage']}, made {created}", _WIDTH)
+    console.print_titled("code", made.get("revision") or translated("unknown"), _WIDTH)
+    console.print_titled("digest", found["digest"], _WIDTH)
+    output = message(f"{found['count']:,} files, {found['rows']:,} rows, {size(found['bytes'])}")
+    console.print_titled("output", output, _WIDTH)
     for parent in found["parents"]:
-        _line(console, f"from {parent['stage']}", parent["uri"])
-    _numbers(console, "rows", {name: f"{rows:,}" for name, rows in found["counts"].items()})
-    _numbers(console, "left out", {name: f"{rows:,}" for name, rows in found["dropped"].items()})
-    _numbers(console, "metrics", {name: f"{value:.4g}" for name, value in found["metrics"].items()})
+        console.print_titled("made from", f"{parent['stage']}  {parent['uri']}", _WIDTH)
+    _numbers(console, message("rows"), {name: f"{rows:,}" for name, rows in found["counts"].items()})
+    _numbers(console, message("left out"), {name: f"{rows:,}" for name, rows in found["dropped"].items()})
+    _numbers(console, message("metrics"), {name: f"{value:.4g}" for name, value in found["metrics"].items()})
     _rows(console, found["pairs"])
     _print_files(console, found)
 
 
 def _print_run(console: Console, found: Mapping[str, Any]) -> None:
-    _line(console, "run", f"{found['name']} of {found['experiment']}")
+    console.print_titled("run", found["name"], _WIDTH)
+    console.print_titled("experiment", found["experiment"], _WIDTH)
     for record in found["stages"]:
-        how = "reused" if record.get("reused") else f"{record.get('seconds', 0):.1f} s"
-        said = record.get("manifest", "").removesuffix("/manifest.json")
-        _line(console, record["stage"], f"{how}  {said}" if record["state"] == "succeeded" else record["error"])
-    _line(console, "report", found["report"] or "none yet")
+        how = translated("reused") if record.get("reused") else f"{record.get('seconds', 0):.1f} s"
+        said = f"{how}  {record.get('manifest', '').removesuffix('/manifest.json')}"
+        shown = Text(said) if record["state"] == "succeeded" else record["error"]
+        console.print_titled(record["stage"], shown, _WIDTH)
+    console.print_titled("report", found["report"] or "none yet", _WIDTH)
 
 
 def _print_model(console: Console, found: Mapping[str, Any]) -> None:
     settings = found["config"].get("model", {})
     image, text = settings.get("image", {}), settings.get("text", {})
-    _line(console, "image tower", image.get("name", "unknown"))
-    _line(console, "text tower", ", ".join(f"{text[key]} {key}" for key in ("layers", "heads", "width") if key in text))
-    _line(console, "similarity", settings.get("similarity", "unknown"))
+    sizes = Text(", ".join(f"{text[key]} {key}" for key in ("layers", "heads", "width") if key in text))
+    console.print_titled("image tower", image.get("name") or translated("unknown"), _WIDTH)
+    console.print_titled("text tower", sizes, _WIDTH)
+    console.print_titled("similarity", settings.get("similarity") or translated("unknown"), _WIDTH)
     _print_tensors(console, found)
 
 
 def _print_tensors(console: Console, found: Mapping[str, Any]) -> None:
-    _line(console, "parameters", f"{found['parameters']:,} in {len(found['tensors']):,} tensors")
+    console.print_titled("parameters", f"{found['parameters']:,} in {len(found['tensors']):,} tensors", _WIDTH)
     _rows(console, found["tensors"][:20], len(found["tensors"]))
 
 
 def _print_table(console: Console, found: Mapping[str, Any]) -> None:
-    _line(console, "table", f"{found['rows']:,} rows, {size(found['bytes'])}")
-    _numbers(console, "columns", found["schema"])
+    console.print_titled("table", f"{found['rows']:,} rows, {size(found['bytes'])}", _WIDTH)
+    _numbers(console, message("columns"), found["schema"])
     _rows(console, found["head"], found["rows"])
 
 
@@ -105,19 +112,20 @@ def _print_files(console: Console, found: Mapping[str, Any]) -> None:
 
 
 def _print_file(console: Console, found: Mapping[str, Any]) -> None:
-    _line(console, found["kind"], size(found["bytes"]))
+    console.print_titled(_FILES[found["kind"]], size(found["bytes"]), _WIDTH)
     match found["kind"]:
         case "picture":
-            _line(console, "format", f"{found['format']}, {' x '.join(map(str, found['size']))}, {found['mode']}")
+            pixels = " x ".join(map(str, found["size"]))
+            console.print_titled("format", Text(f"{found['format']}, {pixels}, {found['mode']}"), _WIDTH)
         case "json" if found["value"] is not None:
             console.print_json(data=found["value"])
         case "json":
-            _line(console, "note", found["note"])
+            console.print_titled("note", found["note"], _WIDTH)
         case "text":
             for line in found["head"]:
-                console.print(line, markup=False)
+                console.print(Text(line))
         case _:
-            _line(console, "begins", found["begins"])
+            console.print_titled("begins", Text(found["begins"]), _WIDTH)
 
 
 def _rows(console: Console, rows: Sequence[Mapping[str, Any]], of: int | None = None) -> None:
@@ -125,7 +133,7 @@ def _rows(console: Console, rows: Sequence[Mapping[str, Any]], of: int | None = 
         return
     table = Table(box=None, pad_edge=False)
     for name in rows[0]:
-        table.add_column(name, overflow="fold", justify="right" if name in ("bytes", "rows") else "left")
+        table.add_column(Text(name), overflow="fold", justify="right" if name in ("bytes", "rows") else "left")
     for row in rows:
         table.add_row(*(_short(value) for value in row.values()))
     console.print()
@@ -134,11 +142,9 @@ def _rows(console: Console, rows: Sequence[Mapping[str, Any]], of: int | None = 
         console.print(f"and {of - len(rows):,} more", style="dim")
 
 
-def _short(value: Any) -> str:
-    from rich.markup import escape
-
-    text = f"{len(value):,} bytes" if isinstance(value, bytes) else str(value)
-    return escape(text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…")
+def _short(value: Any) -> Text:
+    text = size(len(value)) if isinstance(value, bytes) else str(value)
+    return Text(text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…")
 
 
 def _numbers(console: Console, title: str, values: Mapping[str, str]) -> None:
@@ -146,9 +152,5 @@ def _numbers(console: Console, title: str, values: Mapping[str, str]) -> None:
         console.print()
         table = Table(box=None, pad_edge=False, show_header=False)
         for number, (name, value) in enumerate(values.items()):
-            table.add_row(title if not number else "", name, value)
+            table.add_row(translated(title) if not number else "", name, value)
         console.print(table)
-
-
-def _line(console: Console, title: str, value: str) -> None:
-    console.print(f"{title:<14}{value}", markup=False, soft_wrap=True)

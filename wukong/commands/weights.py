@@ -6,11 +6,19 @@ from typing import Annotated
 
 import typer
 
-from wukong.commands.output import JsonOption, print_json
+from wukong.commands.output import JsonOption, echo, print_data, print_json
 from wukong.runtime import environment
+from wukong.runtime.language import message
 from wukong.store import storage
 
 app = typer.Typer(help="Bring published weights to where experiments read them.", no_args_is_help=True)
+
+
+_CHECKED = {
+    "table": message("as published"),
+    "hub": message("as the hub says"),
+    "": message("no published digest is known here"),
+}
 
 
 @app.callback()
@@ -60,13 +68,11 @@ def get(
         print_json({"name": published.name, "value": value, "licence": published.licence, "files": files})
         return
     for each in stored:
-        checked = {"table": "as published", "hub": "as the hub says", "": "no published digest is known here"}[
-            each.compared_with
-        ]
-        typer.echo(f"{each.uri}\n  {each.size:,} bytes, SHA-256 {each.sha256} ({checked})")
-    typer.echo(f"Licence {published.licence}, of {published.repository}")
+        checked = _CHECKED[each.compared_with]
+        echo(f"{each.uri}\n  {each.size:,} bytes, SHA-256 {each.sha256} ({checked})")
+    echo(f"Licence {published.licence}, of {published.repository}")
     key = {"tower": "image.weights", "text": "text.weights", "vocabulary": "text.vocabulary"}[published.kind]
-    typer.echo(f"model.{key}: {value}")
+    print_data(f"model.{key}: {value}")
 
 
 def _uri(place: str) -> str:

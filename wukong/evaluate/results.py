@@ -252,7 +252,7 @@ def trained_on_of(document: Mapping[str, Any], task: str, role: str) -> str:
     for each in document.get("trained_on", ()):
         if (each["task"], each["model"]) == (task, role):
             known = each["trained_on"]
-            return "not known" if known is None else f"{known:,} of {each['pictures']:,}"
+            return message("not known") if known is None else message(f"{known:,} of {each['pictures']:,}")
     return ""
 
 

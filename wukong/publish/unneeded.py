@@ -33,6 +33,7 @@ import pyarrow.fs as pafs
 from wukong import stages
 from wukong.crawl import attempt
 from wukong.publish import takedown
+from wukong.runtime.language import message
 from wukong.store import fence, lease, manifest, storage
 
 HOUR, DAY = 3600.0, 86_400.0
@@ -40,6 +41,7 @@ HOUR, DAY = 3600.0, 86_400.0
 _MANIFESTS = ("manifest.json", attempt.FAILED)
 _STAGES = tuple(entry.name for entry in stages.TABLE if entry.version)
 _RECORDS = {f"{name}.json" for name in (*stages.RECORDED, "champion")}
+_MAY_BE_USED = message("unfinished, and may be in use")
 _CLAIM, _LAST = "experiment.json", f"{stages.WHOLE_RUN[-1]}.json"
 _KEY = re.compile(r"[0-9a-f]{16}")
 _NAMED = re.compile(rf"([^/\s\"']+)/({'|'.join(_STAGES)})/([0-9a-f]{{16}})(?![0-9A-Za-z])")
@@ -194,7 +196,7 @@ class Collection:
         by_reason: dict[str, list[int]] = {}
         for name, output in self._outputs.items():
             if output.uri not in gone:
-                by_reason.setdefault(self._needed.get(name, "unfinished, and may be in use"), []).append(output.bytes)
+                by_reason.setdefault(self._needed.get(name, _MAY_BE_USED), []).append(output.bytes)
         return [Kept(reason, len(sizes), sum(sizes)) for reason, sizes in sorted(by_reason.items())]
 
     def delete(self, each: Garbage) -> bool:
@@ -260,7 +262,7 @@ class Collection:
         while pending:
             for parent in self._parents_of(pending.pop()):
                 if parent not in needed:
-                    needed[parent] = "what these were made from"
+                    needed[parent] = message("what these were made from")
                     pending.append(parent)
         return needed
 
@@ -272,15 +274,16 @@ class Collection:
         busy |= {output.experiment for output, held in leases if self._now - held.written < self._policy.grace}
         kept = {key: run for key, run in runs.items() if key in self._kept_runs(runs)}
         tags = " ".join(tag for tags in versions.values() for tag in tags.values())
-        yield "records and experiments of runs", _named(" ".join(run.named for run in kept.values()))
-        yield "registered models with an alias", _named(tags)
-        yield "releases", (n for n, output in self._outputs.items() if output.stage == "release" and output.manifest)
-        yield "failed crawls that the next run goes on from", self._open_crawls(kept)
+        yield message("records and experiments of runs"), _named(" ".join(run.named for run in kept.values()))
+        yield message("registered models with an alias"), _named(tags)
+        released = (n for n, output in self._outputs.items() if output.stage == "release" and output.manifest)
+        yield message("releases"), released
+        yield message("failed crawls that the next run goes on from"), self._open_crawls(kept)
         pending = {uri.rsplit("/", 3)[1] for uri in traces if uri.endswith(f"/{takedown.FOLDER}/pending.json")}
-        yield "a takedown goes on in the experiment", self._of_experiments(pending)
-        yield "a run of the experiment may be going on", self._of_experiments(busy)
+        yield message("a takedown goes on in the experiment"), self._of_experiments(pending)
+        yield message("a run of the experiment may be going on"), self._of_experiments(busy)
         young = (n for n, output in self._outputs.items() if output.manifest and self._is_young(output))
-        yield "written too short a time ago", young
+        yield message("written too short a time ago"), young
 
     def _of_experiments(self, names: set[str]) -> Iterator[str]:
         return (name for name, output in self._outputs.items() if output.experiment in names)
@@ -367,14 +370,14 @@ class Collection:
     def _garbage_of(self, name: str) -> Iterator[Garbage]:
         output = self._outputs[name]
         if name not in self._needed and not self._is_young(output):
-            finished = "no run, alias or release leads to it"
-            why = finished if output.manifest else "unfinished, and nobody is at work on it"
+            finished = message("no run, alias or release leads to it")
+            why = finished if output.manifest else message("unfinished, and nobody is at work on it")
             yield Garbage(output.uri, output.stage, output.bytes, output.written, why, output.uri)
         elif output.manifest == _MANIFESTS[0]:
             for first, stored in sorted(output.files.items()):
                 is_work = first.startswith("_") and first not in (_WORK_OF_TASKS, lease.NAME)
                 if is_work and self._now - stored.written >= self._policy.age:
-                    uri, why = storage.join(output.uri, first), "work file of a finished output"
+                    uri, why = storage.join(output.uri, first), message("work file of a finished output")
                     yield Garbage(uri, output.stage, stored.bytes, stored.written, why, output.uri)
 
 

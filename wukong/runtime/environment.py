@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from wukong.errors import ConfigError, StackError
+from wukong.runtime.language import message
 
 FILE = "environment.json"
 HOME = "WUKONG_HOME"
@@ -77,7 +78,8 @@ def elsewhere(home: Path | None = None) -> str:
     if is_named() and any(os.environ.get(name) != used[name] for name in used if name.startswith("AWS_")):
         return ""  # the user has a store of their own
     others = other_homes(here)
-    return f" (looked in {here}; WUKONG_HOME names another home: {', '.join(map(str, others))})" if others else ""
+    listed = ", ".join(map(str, others))
+    return message(f" (looked in {here}; WUKONG_HOME names another home: {listed})") if others else ""
 
 
 def cache() -> Path:

@@ -17,6 +17,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from wukong.runtime.language import message
+
 VARIABLE = "WUKONG_EVENTS"
 """Names the file, in the environment of components, jobs and Ray's workers."""
 
@@ -65,8 +67,10 @@ class Advanced(_Event):
     def sentence(self) -> str:
         """The event as a line for people."""
         seconds = (self.total - self.done) / self.rate if self.rate else 0
-        left = f", {seconds:,.0f} s left" if 0 < self.done < self.total else ""
-        return f"{self.what}: {self.done:,} of {self.total:,} {self.unit} ({self.rate:,.1f}/s{left})"
+        return message(
+            f"{self.what}: {self.done:,} of {self.total:,} {self.unit} "
+            f"({self.rate:,.1f}/s{f', {seconds:,.0f} s left' if 0 < self.done < self.total else ''})"
+        )
 
 
 class Measured(_Event):
@@ -85,8 +89,9 @@ class Measured(_Event):
 
     def sentence(self) -> str:
         """The event as words for people."""
-        best = "" if self.best is None else f", best so far {self.best:.4g}"
-        return f"{self.name} {self.value:.4g}{best}"
+        if self.best is None:
+            return f"{self.name} {self.value:.4g}"
+        return message(f"{self.name} {self.value:.4g}, best so far {self.best:.4g}")
 
 
 Event: TypeAlias = Begun | Ended | Advanced | Measured

@@ -150,7 +150,7 @@ class _Template:
     def __init__(self, message: str, translation: str) -> None:
         literals = [literal for literal, *_ in string.Formatter().parse(message)]
         self.weight = sum(map(len, literals))
-        self._anchor = max(literals, key=len)
+        self._anchor = max(" ".join(literals).split(), key=len)
         self._pattern = _pattern(message)
         self._translation = translation
 
@@ -175,10 +175,10 @@ def _is_template(message: str) -> bool:
 
 
 def _pattern(message: str) -> str:
-    """Return the regular expression of a message. A field that comes again is the same text again."""
+    """Return the regular expression of a message, whose white space may be any; a field that comes again is equal."""
     pattern, seen = "", set[str]()
     for literal, name, spec, _ in string.Formatter().parse(message):
-        pattern += re.escape(literal)
+        pattern += r"\s+".join(map(re.escape, literal.split(" ")))
         if name is not None:
             pattern += f"(?P={name})" if name in seen else f"(?P<{name}>{_NUMBER if spec else '.*?'})"
             seen.add(name)

@@ -8,11 +8,11 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow_server import MlflowServer
-from rich.console import Console
 from typer.testing import CliRunner
 
 from cli import summary
 from cli.main import app
+from wukong.commands.output import Console
 from wukong.config import documents, section
 from wukong.config.experiment import Experiment
 from wukong.errors import ConfigError, DataError, WukongError

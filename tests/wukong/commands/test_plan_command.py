@@ -44,11 +44,11 @@ def test_told_rates_give_the_hours_and_bytes(experiment: Path) -> None:
 def test_the_output_says_which_rates_are_which(experiment: Path) -> None:
     given = ("--rate", "gpu=1", "--rate", "tower=20", "--rate", "decode=50", "--rate", "augment=10")
     lines = run("--config", str(experiment), "--pairs", "1000", "--gpus", "1", *given).splitlines()
-    sources = {line.split()[0]: line for line in lines if line.startswith("  ")}
+    sources = {line.split()[0]: line.rstrip() for line in lines if line.startswith("  ")}
     assert sources["text_step"].endswith("computed from gpu")
     assert sources["tower"].endswith("told")
     measured = run("--config", str(experiment), "--pairs", "1000", "--gpus", "1", *TOLD[:-2], "--measure").splitlines()
-    assert [line.split()[0] for line in measured if line.endswith("measured here")] == ["augment"]
+    assert [line.split()[0] for line in measured if line.rstrip().endswith("measured here")] == ["augment"]
 
 
 @pytest.mark.parametrize("value", ["tower", "tower=fast", "tower=0", "tower=-3", "tower=inf", "cpu=3"])

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 from registered import Registered
-from rich.console import Console
 
 from cli import summary
 from components import stage as components
+from wukong.commands.output import Console
 from wukong.registry import verdict
 from wukong.store import storage
 from wukong.tracking.mlflow_rest import Server

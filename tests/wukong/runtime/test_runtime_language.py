@@ -17,6 +17,7 @@ _MESSAGES = {
     "{count:n} pictures": "{count} 张图片",
     "did you mean {name}?": "您是不是想写 {name}？",
     "nothing is to be done": "没有要做的事",
+    "Home  {home}\nand below": "主目录 {home}\n及以下",
     "pictures": "图片",
     "write {{}} for {name} and {name}": "{name} 请写成 {{}}",
     "cannot read {path}: {error}. Put it back": "无法读取 {path}：{error}。请恢复",
@@ -44,6 +45,7 @@ def catalogue() -> language.Catalogue:
     [
         ("nothing is to be done", "没有要做的事"),
         ("  nothing is\n to be done\n", "  没有要做的事\n"),
+        ("Home  /a b\nand below", "主目录 /a b\n及以下"),
         ("/a b/c.csv: there is no column url", "/a b/c.csv：没有 url 列"),
         ("/a/pictures: there is no file", "/a/pictures：没有这个文件"),
         ("1,234 pictures", "1,234 张图片"),
