@@ -107,7 +107,7 @@ def print_tables(console: Console, experiment: Experiment, run: str) -> None:
 
 
 def _print_funnel(console: Console, manifests: Mapping[str, Manifest]) -> None:
-    from wukong.report.funnel import funnel, wording
+    from wukong.report.funnel import funnel, repeated, wording
 
     table = Table(title=wording(manifests["crawl"]).heading, title_justify="left", box=None, pad_edge=False)
     for column in map(message, ("", "rows", "left out")):
@@ -121,6 +121,8 @@ def _print_funnel(console: Console, manifests: Mapping[str, Manifest]) -> None:
     dropped = manifests["crawl"].dropped.items()
     reasons = ", ".join(f"{translated(name.replace('_', ' '))} {count:,}" for name, count in dropped)
     console.print(f"Not downloaded: {reasons or translated('nothing')}", style="dim", highlight=False)
+    if said := repeated(manifests.get("validate")):
+        console.print(said, style="dim", highlight=False)
     console.print()
 
 

@@ -14,7 +14,7 @@ from wukong.store.manifest import Stage
 from wukong.tracking.run_links import Pages
 
 
-def printed(root: Path, engine: str, tasks: list[dict[str, Any]]) -> str:
+def printed(root: Path, engine: str, tasks: list[dict[str, Any]], repeated: int = 0) -> str:
     uri = storage.from_path(root)
     counts: dict[str, Any] = {"results": 9, "urls": 7, "queries": 0 if engine == "urls" else 4}
     crawl = Stage(uri, "crawl", {"engine": engine}).commit([], counts=counts)
@@ -22,9 +22,10 @@ def printed(root: Path, engine: str, tasks: list[dict[str, Any]]) -> str:
     evaluate = Stage(uri, "evaluate", {}, [kept])
     storage.write_json(evaluate.path("evaluation.json"), {"tasks": tasks})
     measured = evaluate.commit([])
+    checked = Stage(uri, "validate", {}, [kept]).commit([], counts={"repeated_pairs": repeated})
     records = [
         Record(stage=each.stage, state="succeeded", manifest=f"{each.uri}/manifest.json")
-        for each in (crawl, kept, measured)
+        for each in (crawl, kept, checked, measured)
     ]
     stream = io.StringIO()
     summary.print_run(Console(file=stream, width=120), records, total=1, setup=1)
@@ -56,6 +57,12 @@ def test_a_list_of_urls_is_not_called_a_search(tmp_path: Path) -> None:
     assert "From list to pair" in listed and "rows of the list" in listed
     assert "search" not in listed and "quer" not in listed
     assert "From query to pair" in searched and "search results" in searched
+
+
+def test_pairs_that_repeat_others_are_counted(tmp_path: Path) -> None:
+    assert "another pair" not in printed(tmp_path / "none", "files", [])
+    said = printed(tmp_path / "some", "files", [], repeated=1_234)
+    assert "1,234 pairs have the picture and the caption of another pair" in said
 
 
 def test_the_pages_of_a_run_are_named(tmp_path: Path) -> None:

@@ -76,6 +76,20 @@ def funnel(crawl: Manifest, filtered: Manifest) -> list[Step]:
     return [*steps, Step(TRAIN, message("trained on; the others are test sets"), train, rows - train)]
 
 
+def repeated(validated: Manifest | None) -> str:
+    """Returns what a reader should know of pairs that repeat others; empty if there are none, or nobody counted them.
+
+    Args:
+        validated: manifest of the validate stage; None if it was not done.
+    """
+    count = validated.counts.get("repeated_pairs", 0) if validated is not None else 0
+    if not count:
+        return ""
+    return message(
+        f"{count:,} pairs have the picture and the caption of another pair; filter.duplicate_images: equal leaves them out"
+    )
+
+
 def bars(steps: Sequence[Step]) -> list[Bar]:
     """Returns steps as bars. The first one has no lighter end: the longest bar is the rows left after that step."""
     most = max(step.rows for step in steps) or 1

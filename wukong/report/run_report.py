@@ -21,7 +21,7 @@ from wukong.config.experiment import Experiment
 from wukong.evaluate.protocol import sentences
 from wukong.evaluate.results import HOLDOUT, tasks_of
 from wukong.report import template
-from wukong.report.funnel import bars, funnel, wording
+from wukong.report.funnel import bars, funnel, repeated, wording
 from wukong.report.gallery import Pictures, Thumbnails, contact_sheet, pictures_of, shard_tables
 from wukong.runs import run_records
 from wukong.runs.run_records import Record
@@ -111,6 +111,7 @@ def contents(
         "headlines": _headlines(evaluation),
         "results": steps[0].rows,
         "funnel": bars(steps[1:]),
+        "repeated": repeated(manifests.get("validate")),
         "dropped": _dropped(filtered),
         "crawl_dropped": _sorted(manifests["crawl"].dropped),
         "retrieval": [_retrieval(entry, thumbnail) for entry in tasks_of(evaluation, "retrieval")],
