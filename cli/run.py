@@ -239,10 +239,11 @@ def _ended_in_order(experiment: Experiment, run: str, folder: Path, watch: Watch
             ended = RunError(f"the {failed[0].stage} stage failed: {failed[0].error}\nThe whole log: {log}")
             written = failed[0].traceback
         else:
-            stage = watch.current or "the pipeline"
+            stage = watch.current or message("the pipeline")
             ended = RunError(f"{stage} failed without saying why. The whole log: {log}\nIts last lines:")
             written = "\n".join(watch.tail)
-        ended.add_note(written)
+        if written:
+            ended.add_note(written)
         raise ended from error
 
 
