@@ -1,7 +1,7 @@
 """Texts of a page in both languages: a page is made once, often in a pod, and its reader chooses the language.
 
-A text is written twice, and ``language.css`` hides one of the two by the language of the page's root element. An
-attribute holds English, and Chinese beside it in a ``data-zh-`` attribute, which ``language.js`` puts in its place.
+A text is written twice, and a style sheet beside this module hides one of the two by the language of the page's root
+element. An attribute holds English, and Chinese beside it in a ``data-zh-`` attribute, which a script exchanges.
 """
 
 import re
