@@ -7,6 +7,7 @@ from typing import Any
 
 import mlflow
 import pytest
+from english import english
 from mlflow_server import MlflowServer
 from typer.testing import CliRunner
 
@@ -59,7 +60,7 @@ def table(experiment: Experiment, tmp_path: Path, *arguments: str) -> tuple[dict
     command = ["paper", "table5", *arguments, "--storage", experiment.storage, "--output", str(tmp_path / "out")]
     ended = CliRunner().invoke(app, command, catch_exceptions=False, env={"COLUMNS": "200"})
     assert ended.exit_code == 0
-    assert "<h1>Table 5" in (tmp_path / "out" / "table5.html").read_text("utf-8")
+    assert "<h1>Table 5" in english((tmp_path / "out" / "table5.html").read_text("utf-8"))
     return json.loads((tmp_path / "out" / "table5.json").read_text("utf-8")), ended.output
 
 
