@@ -62,7 +62,7 @@ def test_a_list_of_urls_is_not_called_a_search(tmp_path: Path) -> None:
 def test_pairs_that_repeat_others_are_counted(tmp_path: Path) -> None:
     assert "another pair" not in printed(tmp_path / "none", "files", [])
     said = printed(tmp_path / "some", "files", [], repeated=1_234)
-    assert "1,234 pairs have the picture and the caption of another pair" in said
+    assert "Pairs with the picture and the caption of another pair: 1,234" in said
 
 
 def test_the_pages_of_a_run_are_named(tmp_path: Path) -> None:

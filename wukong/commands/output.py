@@ -45,7 +45,7 @@ class Console(rich.console.Console):
             width: of the title, in cells of the terminal, of which a Chinese character takes two.
         """
         shown = translated(title)
-        self.out(shown, " " * (width - cell_len(shown)), _sentence(value), sep="", highlight=False)
+        self.out(shown, " " * max(width - cell_len(shown), 1), _sentence(value), sep="", highlight=False)
 
 
 class Table(rich.table.Table):

@@ -86,8 +86,8 @@ def repeated(validated: Manifest | None) -> str:
     if not count:
         return ""
     return message(
-        f"{count:,} pairs have the picture and the caption of another pair; "
-        "filter.duplicate_images: equal leaves them out"
+        f"Pairs with the picture and the caption of another pair: {count:,} "
+        "(filter.duplicate_images: equal leaves them out)"
     )
 
 

@@ -140,7 +140,7 @@ def test_another_kind_is_measured_written_named_allowed_and_compared(counting: A
     assert not [name for name in metrics if name.startswith("eval/counting/holdouts/") and "mean_count" not in name]
 
     assert experiment("eval/counting/dice/near").registry.metric == "eval/counting/dice/near"
-    with pytest.raises(ConfigError, match=r"of counting mean_count, exact, near.*eval/counting/holdouts/mean_count"):
+    with pytest.raises(ConfigError, match=r"counting: mean_count, exact, near.*eval/counting/holdouts/mean_count"):
         experiment("eval/counting/dice/top1")
 
     compared = {each["result"]: each for each in document["comparisons"] if each["task"] == "dice"}
