@@ -84,6 +84,16 @@ def test_the_papers_numbers_stand_in_the_rows_of_those_measured_here(made: Any) 
     assert all(f"{method}" in text for method in paper.MODELS_OF_TABLE_5)
 
 
+def test_a_table_of_the_paper_without_a_measured_set_is_folded(made: Any) -> None:
+    document, shown = made
+    tables = document["tables"]
+    nothing = [{**row, "ours": {}} for row in tables["6"]["rows"]]
+    page = english(evaluation.render({**document, "tables": {**tables, "6": {**tables["6"], "rows": nothing}}}, shown))
+    fifth, sixth, seventh = (page.split(f"Table {number}: ")[1].split("<h2>")[0] for number in (5, 6, 7))
+    assert "<details><summary>No set of this table was measured here" in sixth
+    assert "<details>" not in fifth + seventh
+
+
 def test_each_set_says_what_was_measured_and_how(made: Any) -> None:
     text = text_of(english(evaluation.render(*made)))
     for expected in (
