@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from english import english
 from nbclient import NotebookClient
 from trace_search import found, rows_of_database
 
@@ -92,7 +93,7 @@ def test_a_stage_has_one_time(wukong: Wukong, first: subprocess.CompletedProcess
     told = re.findall(r"^✓ (\w+)  ([\d.]+) s$", first.stdout, re.M)
     table = re.findall(r"^(\w+) +([\d.]+)$", first.stdout.partition("Times")[2], re.M)
     assert {"crawl", "evaluate", "report"} <= {stage for stage, _ in told} and set(told) < set(table)
-    page = (wukong.home / "runs" / "first" / "report.html").read_text(encoding="utf-8")
+    page = english((wukong.home / "runs" / "first" / "report.html").read_text(encoding="utf-8"))
     shown = re.findall(r"<span>(\w+)</span>.*<span class=\"n\">(?:(\d+) min )?([\d.]+) s</span>", page)
     assert {"crawl", "evaluate"} <= {stage for stage, _, _ in shown}
     for stage, minutes, seconds in shown:

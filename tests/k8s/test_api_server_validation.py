@@ -15,18 +15,23 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import crd
 import pytest
 from free_ports import free_port
+from kubernetes import client
 from manifests import BUILDS, Installation, Manifest, installation, named, plain, pods, ray_jobs
+
+from cli import free_resources
 
 pytestmark = pytest.mark.slow
 
 PROGRAMS = ("etcd", "kube-apiserver")
 TOKEN = "of-a-server-that-lives-for-this-test"
+NOBODYS_TOKEN = "of-a-user-without-rights"
 READY_SECONDS = 90.0
 
 
@@ -104,7 +109,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
                 folder / "etcd.log",
             )
         )
-        (folder / "tokens.csv").write_text(f"{TOKEN},admin,admin,system:masters\n", encoding="ascii")
+        (folder / "tokens.csv").write_text(
+            f"{TOKEN},admin,admin,system:masters\n{NOBODYS_TOKEN},nobody,nobody\n", encoding="ascii"
+        )
         key = _service_account_key(folder / "service-accounts.key")
         process = stack.enter_context(
             _process(
@@ -260,3 +267,49 @@ def test_an_exception_that_schemas_accept_is_refused(server: Server) -> None:
     policy = json.loads(json.dumps(named(plain(), "NetworkPolicy")["crawler"]))
     policy["spec"]["egress"][0]["to"][1]["ipBlock"]["except"].append("::ffff:0:0/96")
     assert "subset" in server.create(policy)
+
+
+def _core(server: Server, token: str) -> client.CoreV1Api:
+    settings = client.Configuration(
+        host=f"https://127.0.0.1:{server.port}", api_key={"authorization": f"Bearer {token}"}
+    )
+    settings.verify_ssl = False  # the certificate is made by the server as it starts, on loopback
+    return client.CoreV1Api(client.ApiClient(settings))
+
+
+@pytest.fixture
+def node(server: Server) -> Manifest:
+    """A node of eight cores, on which a pod of MLflow runs."""
+    allocatable = {"cpu": "8", "memory": "16Gi", "pods": "110"}
+    made = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"}, "status": {"allocatable": allocatable}}
+    assert server.create(made, dry_run=False) == ""
+    # The server marks a new node as not ready; its controllers, which are not here, take that back.
+    stored = server.ask("GET", "/api/v1/nodes/a")
+    stored["spec"].pop("taints", None)
+    server.ask("PUT", "/api/v1/nodes/a", stored)
+    pod = next(pod for pod in pods(plain()) if pod.owner == "Deployment/mlflow")
+    metadata = {"name": "running", "namespace": "wukong"}
+    spec = {**pod.spec, "nodeName": "a", "volumes": _without_claims(pod.volumes)}
+    assert server.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}, dry_run=False) == ""
+    running: Manifest = server.ask("GET", "/api/v1/namespaces/wukong/pods/running")
+    return running
+
+
+def test_what_is_free_is_read_as_the_server_describes_it(server: Server, node: Manifest) -> None:
+    """What `wukong submit --dry-run` reads, and what a user without rights is told."""
+    asked = free_resources.requests_of(node["spec"])
+    (seen,) = free_resources.nodes(_core(server, TOKEN))
+    assert asked["cpu"] > 0
+    assert seen.free["cpu"] == 8 - asked["cpu"]
+    assert seen.free["memory"] == 16 * 2**30 - asked["memory"]
+    assert seen.free["pods"] == 109
+    pods = [free_resources.Pod("crawl", "worker", {"cpu": Decimal(4)})] * 2
+    ((line,), unseen) = free_resources.unfit(_core(server, TOKEN), "wukong", {"crawl": pods})
+    assert line.startswith("crawl: 1 of 2 pods (worker) fit on no node now")
+    assert unseen == []
+    (lines, unseen) = free_resources.unfit(_core(server, NOBODYS_TOKEN), "wukong", {"crawl": pods})
+    assert lines == []
+    assert [each.partition(";")[0] for each in unseen] == [
+        "not looked at: nodes and their pods (Forbidden)",
+        "not looked at: the namespace's quotas (Forbidden)",
+    ]

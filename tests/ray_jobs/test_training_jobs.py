@@ -14,6 +14,7 @@ import pytest
 import ray
 import torch
 from crawled import complete
+from english import english
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
@@ -250,7 +251,7 @@ def test_published_sets_are_measured_beside_the_hold_outs(done: dict[str, Manife
 
 def differences_on(page: str, title: str) -> list[tuple[float, float, float, list[str]]]:
     """Of each result of a set: zero-shot, fine-tuned, the difference that is shown, and McNemar's two counts."""
-    section = page.split(f"<h3>{title}</h3>")[1].split("</table>", maxsplit=1)[0]
+    section = re.split(f"<h3[^>]*>{title}</h3>", page)[1].split("</table>", maxsplit=1)[0]
     head = [re.sub("<[^>]*>", "", cell) for cell in re.findall("<th.*?</th>", section)]
     assert head[1:3] == ["zero-shot", "fine-tuned"] and head[4:] == ["fine-tuned less zero-shot", "McNemar's p"]
     found = []
@@ -277,7 +278,7 @@ def test_the_pages_of_both_paths_take_zero_shot_from_fine_tuned(
     plain = experiment(tmp_path)
     asked = {"tasks": ("tuxpaint",), "protocol": "cn-clip", "sets": storage.from_path(stamps)}
     found = evaluate.run(plain.model_copy(update={"evaluate": plain.evaluate.model_copy(update=asked)}), parents)
-    of_job = storage.read_bytes(f"{found.uri}/evaluation.html").decode()
+    of_job = english(storage.read_bytes(f"{found.uri}/evaluation.html").decode())
     shown = differences_on(of_job, "new-style")
     changes = [change for _, _, change, _ in shown]
     assert min(changes) < -20, "the spoiled model is much worse"
@@ -295,7 +296,7 @@ def test_the_pages_of_both_paths_take_zero_shot_from_fine_tuned(
     models = ["--model", f"{good}/model", "--fine-tuned", spoiled.path("model")]
     result = CliRunner().invoke(app, ["evaluate", *models, *options])
     assert result.exit_code == 0, result.output
-    of_command = page.read_text("utf-8")
+    of_command = english(page.read_text("utf-8"))
     both = [differences_on(each, "Tux Paint categories") for each in (of_job, of_command)]
     assert both[0] == both[1]
 

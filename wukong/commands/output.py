@@ -5,7 +5,7 @@ project, such as shell code, a log or what a user has written, by ``print_data``
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import rich.console
@@ -18,6 +18,13 @@ from rich.text import Text
 from wukong.runtime.language import message, translated
 
 _WIDE = 1_000  # characters, more than any table here has
+
+_COUNTED: Mapping[str, Callable[[int], str]] = {
+    "images": lambda count: message(f"{count:,} images"),
+    "captions": lambda count: message(f"{count:,} captions"),
+    "classes": lambda count: message(f"{count:,} classes"),
+}
+"""What most sets have, in words; a set of another kind may have other things, whose names stay as they are."""
 
 T = TypeVar("T")
 
@@ -109,9 +116,5 @@ def size(count: int) -> str:
 
 def sizes(of: Mapping[str, int]) -> str:
     """Return the sizes of an evaluation set for people, for instance ``10,000 images, 10 classes``."""
-    shown = (
-        message(f"{of['images']:,} images"),
-        message(f"{of['captions']:,} captions") if "captions" in of else "",
-        message(f"{of['classes']:,} classes") if "classes" in of else "",
-    )
-    return ", ".join(map(translated, filter(None, shown)))
+    known = (translated(counted(of[what])) for what, counted in _COUNTED.items() if what in of)
+    return ", ".join([*known, *(f"{count:,} {what}" for what, count in of.items() if what not in _COUNTED)])

@@ -130,8 +130,8 @@ class Catalogue:
                     yield _joined([self._value(part) for part in words.split(separator, most)], separator, theirs)
 
     def _value(self, text: str) -> _Reading:
-        # One word may be a name or a key, which stay as they are, and so do several in a list.
-        if _LISTED.fullmatch(text):
+        # One word may be a name or a key, which stay as they are, and so do several in a list that is no message.
+        if text not in self._whole and _LISTED.fullmatch(text):
             return 0, re.sub(r",?( and | or )", lambda between: _BETWEEN[between[1]], text)
         return self._read(text) if " " in text.strip() else (0, text)
 

@@ -94,7 +94,7 @@ def test_the_page_is_logged_to_the_newest_run_or_to_a_named_one(
     client = MlflowClient(address)
     found = comparison.find(Server(), names[:3])
     printed = CliRunner().invoke(app, ["compare", names[2], names[0], found[1].run_id, "--html", f"{tmp_path}/c.html"])
-    assert printed.exit_code == 0, printed.output
+    assert printed.exit_code == 0, (printed.output, printed.exception)
     for word in (f"Baseline: {names[2]}", "pretrain.epochs", "≈", "within the noise", names[1]):
         assert word in printed.output
     files = {run.name: {file.path for file in client.list_artifacts(run.run_id)} for run in found}

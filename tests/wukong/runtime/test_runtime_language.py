@@ -23,6 +23,7 @@ _MESSAGES = {
     "cannot read {path}: {error}. Put it back": "无法读取 {path}：{error}。请恢复",
     "{file} has changed since {time}": "{file} 在 {time} 之后有改动",
     "the folder": "文件夹",
+    "JPEG, PNG or GIF": "JPEG、PNG 或 GIF",
 }
 
 
@@ -55,6 +56,7 @@ def catalogue() -> language.Catalogue:
         ("there is no column a in b, c or d: there is no file", "there is no column a in b, c or d：没有这个文件"),
         ("cannot read a: the folder: there is no column b, c. Put it back", "无法读取 a：文件夹：没有 b, c 列。请恢复"),
         ("a: there is no file\n  b: there is no column c\n d: e f", "a：没有这个文件\n  b：没有 c 列\n d: e f"),
+        ("the folder has changed since JPEG, PNG or GIF", "文件夹在 JPEG、PNG 或 GIF 之后有改动"),
         ("the folder has changed since a, b and c", "文件夹在 a, b 和 c 之后有改动"),
         ("红 has changed since x", "红 在 x 之后有改动"),
         ("pictures", "图片"),

@@ -375,7 +375,7 @@ class TestModel:
             f"model.text={{layers: 1, heads: 2, width: 32, weights: {folder}}}",
         )
         preflight.check_weights(experiment(text, own))
-        with pytest.raises(ConfigError, match=r"model\.text\.weights: .*entries of the vocabulary 8 instead of 21128"):
+        with pytest.raises(ConfigError, match=r"model\.text\.weights: .*entries of the vocabulary: 8 instead of 21128"):
             preflight.check_weights(experiment(text))
         with pytest.raises(ConfigError, match=r"layers 1 instead of 2.*Name the vocab\.txt that belongs to them"):
             preflight.check_weights(experiment(text, own, "model.text.layers=2"))
