@@ -377,7 +377,7 @@ class TestModel:
         preflight.check_weights(experiment(text, own))
         with pytest.raises(ConfigError, match=r"model\.text\.weights: .*entries of the vocabulary: 8 instead of 21128"):
             preflight.check_weights(experiment(text))
-        with pytest.raises(ConfigError, match=r"layers 1 instead of 2.*Name the vocab\.txt that belongs to them"):
+        with pytest.raises(ConfigError, match=r"layers: 1 instead of 2.*Name the vocab\.txt that belongs to them"):
             preflight.check_weights(experiment(text, own, "model.text.layers=2"))
         (tmp_path / "own.txt").write_text("猫\n", encoding="utf-8")
         with pytest.raises(ConfigError, match=r"the WordPiece vocabulary of 1 entries lacks \[PAD\]"):
