@@ -112,3 +112,12 @@ def mlflow_server(mlflow_of_all: "MlflowServer") -> Iterator["MlflowServer"]:
 def mlflow_address(mlflow_server: "MlflowServer") -> str:
     """Its address."""
     return mlflow_server.address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real browser. Its driver has an event loop, which tests of other modules must not find running."""
+    from chromium import running
+
+    with running() as started:
+        yield started

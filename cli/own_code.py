@@ -21,16 +21,17 @@ def check_out(revision: str, folder: Path) -> Path:
         folder: where the code goes; what is there already is used.
 
     Raises:
-        DataError: the revision is not in the repository, or had changes that no commit has.
+        DataError: the revision is not in the repository, or had changes that no commit has; or its packages cannot be
+            installed.
     """
     if revision.endswith("-dirty") or revision == "unknown":
         raise DataError(
             f"the run was made by the revision {revision}, with changes that no commit has: its code cannot be had "
             "again"
         )
-    if not (folder / ".git").exists():
-        _git("clone", "--quiet", "--no-checkout", str(ROOT), str(folder))
     try:
+        if not (folder / ".git").exists():
+            _git("clone", "--quiet", "--no-checkout", str(ROOT), str(folder))
         # A revision that a stored file names is no option of git.
         commit = _git("-C", str(folder), "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}").strip()
         _git("-C", str(folder), "checkout", "--quiet", "--detach", commit)
@@ -42,7 +43,8 @@ def check_out(revision: str, folder: Path) -> Path:
         return Path(sys.executable)
     # Its own messages say what it downloads; standard output may be read by a program.
     install = ["make", "--silent", "-C", str(folder), "install"]
-    subprocess.run(install, check=True, stdout=sys.stderr)  # noqa: S603 - of this repository's own revision
+    if subprocess.run(install, check=False, stdout=sys.stderr).returncode:  # noqa: S603 - of this repository's revision
+        raise DataError(f"the packages of the revision {revision} could not be installed: see above; try again")
     return folder / ".venv" / "bin" / "python"
 
 

@@ -60,3 +60,18 @@ def test_other_packages_are_installed_there(revisions: list[str], tmp_path: Path
 def test_a_revision_that_cannot_be_had(revision: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=says):
         own_code.check_out(revision, tmp_path / "code")
+
+
+def test_packages_that_cannot_be_installed_are_said_to_be_so(revisions: list[str], tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / ".venv").touch()  # no folder: what the revision's `make install` makes finds no place
+    own_code._git("-C", str(tmp_path / "code"), "init", "--quiet")
+    own_code._git("-C", str(tmp_path / "code"), "fetch", "--quiet", str(own_code.ROOT))
+    with pytest.raises(DataError, match="could not be installed"):
+        own_code.check_out(revisions[1], tmp_path / "code")
+
+
+def test_a_folder_that_is_no_checkout_has_no_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_code, "ROOT", tmp_path)
+    with pytest.raises(DataError, match="is not in"):
+        own_code.check_out("0123456789ab", tmp_path / "code")

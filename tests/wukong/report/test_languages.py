@@ -1,8 +1,6 @@
 """Pages in both languages: what is written twice, and what a reader sees in a real Chromium, with axe."""
 
 import re
-import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -10,16 +8,13 @@ from typing import Any
 
 import every_page
 import pytest
+from chromium import PATIENCE
 from english import english
 from markupsafe import Markup
 
 from wukong.report import languages, template
 from wukong.runtime import language
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PATIENCE = 120_000
-"""Milliseconds, for a busy machine."""
 PAGES = (
     *("report", "report, framed", "evaluation", "evaluation of one model", "comparison"),
     *("promotion", "promotion of the first", "promotion, forced", "table 5", "table 6", "table 7"),
@@ -146,17 +141,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (folder / f"{name}.html").write_text(html, "utf-8")
         (folder / f"{name}, english.html").write_text(english(html), "utf-8")
     return {name: folder / f"{name}.html" for name in made}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if BROWSER is None:
-        warnings.warn("NO CHROMIUM: the languages of pages are not tested in a browser", stacklevel=1)
-        pytest.skip("no Chromium on this machine: install chromium to test the pages")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"], timeout=PATIENCE)
-        yield started
-        started.close()
 
 
 @pytest.fixture

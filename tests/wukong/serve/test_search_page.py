@@ -1,8 +1,6 @@
 """The page in a real Chromium, with axe, in both languages: skipped, and said so, where there is no Chromium."""
 
 import re
-import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -10,13 +8,11 @@ from typing import Any
 
 import colours
 import pytest
+from chromium import PATIENCE
 from search_site import HOSTILE, Site, running
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.slow
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PATIENCE = 120_000
-"""Milliseconds, for a busy machine."""
 WIDTHS = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 360, "height": 740}}
 ENGLISH, CHINESE = "en-US", "zh-CN"
 NAMES = set(
@@ -29,17 +25,6 @@ NAMES = set(
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with running(tmp_path_factory.mktemp("site")) as started:
         yield started
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if BROWSER is None:
-        warnings.warn("NO CHROMIUM: the search page is not tested in a browser", stacklevel=1)
-        pytest.skip("no Chromium on this machine: install chromium to test the search page")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"], timeout=PATIENCE)
-        yield started
-        started.close()
 
 
 @pytest.fixture
