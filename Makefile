@@ -75,6 +75,10 @@ test: lint tests ## Lint, types, import rules, and both kinds of tests; with `ma
 test-long: $(INSTALLED) ## The tests that take minutes each: own pictures by the pages, a store in real time, kills of whole runs
 	$(BIN)/pytest -m long $(FILES_AT_A_TIME) $(ARGS)
 
+.PHONY: export-test
+export-test: $(INSTALLED) ## Open exports in the environments of the projects that read them; it downloads their packages
+	WUKONG_EXPORT_TEST=1 $(BIN)/pytest tests/wukong/export --timeout 0 $(ARGS)
+
 .PHONY: docs-test
 docs-test: $(INSTALLED) ## Type what README, tutorial and pages say, from nothing in a clone of its own, as four people do
 	WUKONG_DOCS_TEST=1 $(BIN)/pytest tests/docs/test_from_nothing.py -x --timeout 0 $(ARGS)

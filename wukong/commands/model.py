@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from wukong.commands.output import echo
+from wukong.commands.output import Console, Table, echo
 
 app = typer.Typer(help="Use a trained model outside of Wukong.", no_args_is_help=True)
 
@@ -20,19 +20,40 @@ def export(
     uri: Annotated[
         str, typer.Argument(metavar="MODEL", help="The model's folder, a path or a URI: config.json lies in it.")
     ],
-    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the files are written; it is made.")],
+    output: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FOLDER]", help="Where the files are written; it is made. By default exports/TARGET."),
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option("--to", metavar="TARGET", help="Whose loader opens the folder; see the list above."),
+    ] = "onnx",
+    name: Annotated[str, typer.Option(help="What the model is called where the target writes a name.")] = "wukong",
+    measure_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Pictures with captions on which what the target loses is measured: the output of a filter stage, a "
+            "folder of pictures with captions beside them, or a list of them.",
+        ),
+    ] = None,
 ) -> None:
-    """Write both towers as ONNX files, and check by onnxruntime that they give what the model gives.
+    """Write a model as the folder that another project's own loader opens, and check that it gives the same there.
 
-    image.onnx reads uint8 pictures of the model's size, text.onnx token ids; both give vectors of unit length, for
-    batches of any size. vocab.txt and config.json lie beside them. Example:
+    The targets, and what each is for, are in docs/export.md. A target that cannot hold the model says why, and what can
+    be done instead; an incomplete folder is never left. Example:
 
-        wukong model export s3://wukong/demo/finetune/0123456789abcdef/model onnx/
+        wukong model export s3://wukong/demo/finetune/0123456789abcdef/model clip/ --to open_clip
     """
     import wukong
-    from wukong.model import onnx
+    from wukong.export import run
+    from wukong.export.target import Options
 
-    loaded = wukong.load(uri)
-    for file, difference in onnx.export(loaded, output).items():
-        size = (output / file).stat().st_size / 2**20
-        echo(f"{output / file}: {size:,.1f} MiB, differs from torch by at most {difference:.0e}")
+    folder = output or Path("exports", target)
+    checks = run.export(wukong.load(uri), target, folder, Options(name=name, measure_on=measure_on))
+    table = Table("compared", "measure", "value", "by", box=None)
+    for check in checks:
+        table.add_row(check.of, check.measure, f"{check.value:.3g}", check.by)
+    Console().print(table)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    echo(f"{folder}: {size / 2**20:,.1f} MiB")

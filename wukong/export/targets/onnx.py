@@ -1,4 +1,4 @@
-"""Export a saved model to ONNX: one file for each tower, for batches of any size, with vocabulary and settings."""
+"""ONNX: one file for each tower, for batches of any size, with vocabulary and settings."""
 
 import json
 import logging
@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from wukong.errors import ConfigError, DataError
+from wukong.errors import DataError
+from wukong.export.target import Check, Options, Target, always
 from wukong.model.dual import DualEncoder
 from wukong.model.saved_model import SavedModel
-from wukong.runtime.installed import command_for
 
 IMAGE, TEXT = "image.onnx", "text.onnx"
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 _OPSET = 18
 
 
@@ -37,7 +37,7 @@ class _TextTower(nn.Module):
         return vectors, counted
 
 
-def export(saved: SavedModel, folder: Path) -> dict[str, float]:
+def write(saved: SavedModel, folder: Path, options: Options | None = None) -> list[Check]:
     """Write both towers with their heads, run them with onnxruntime, and compare the outputs with torch's.
 
     ``image.onnx`` maps ``pixels``, uint8 [images, 3, size, size], to ``vectors``, float32 [images, (tokens,) d].
@@ -47,29 +47,19 @@ def export(saved: SavedModel, folder: Path) -> dict[str, float]:
 
     Args:
         saved: the model, on the CPU.
-        folder: where the files are written; it is created.
-
-    Returns:
-        The largest difference from torch's output, for each file.
+        folder: an empty folder.
+        options: unused.
 
     Raises:
-        ConfigError: onnx, onnxscript or onnxruntime is not installed.
         DataError: the outputs differ by more than ``TOLERANCE``.
     """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401 - torch's exporter needs it
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is not installed: run `{command_for('onnx')}`") from error
+    import onnxruntime
 
-    if saved.model.image is None:
-        raise ValueError("this model holds no image tower: load it with wukong.load")
     size, longest = saved.model.settings.image.image_size, saved.tokenizer.max_tokens
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (3, 3, size, size), generator=generator, dtype=torch.uint8)
     # Captions of different lengths, all shorter than the maximum.
     ids = saved.tokenizer(["一只猫", "红色的苹果和绿色的苹果", "雪"])
-    folder.mkdir(parents=True, exist_ok=True)
     batch = torch.export.Dim("batch")
     towers: list[tuple[str, nn.Module, Tensor, str, list[str], dict[int, object]]] = [
         (IMAGE, _ImageTower(saved.model), pixels, "pixels", ["vectors"], {0: batch}),
@@ -82,7 +72,7 @@ def export(saved: SavedModel, folder: Path) -> dict[str, float]:
             {0: batch, 1: torch.export.Dim("tokens", min=2, max=longest)},
         ),
     ]
-    differences = {}
+    checks = []
     for file, tower, example, name, outputs, free in towers:
         _write(tower.eval(), example, folder / file, name, outputs, free)
         session = onnxruntime.InferenceSession(folder / file, providers=["CPUExecutionProvider"])
@@ -90,16 +80,17 @@ def export(saved: SavedModel, folder: Path) -> dict[str, float]:
             expected = tower(example)
         found = session.run(None, {name: example.numpy()})
         wanted = expected if isinstance(expected, tuple) else (expected,)
-        differences[file] = max(
+        difference = max(
             (torch.from_numpy(theirs).float() - ours.float()).abs().max().item()
             for theirs, ours in zip(found, wanted, strict=True)
         )
-        if not differences[file] <= TOLERANCE:
-            raise DataError(f"{folder / file} differs from torch by {differences[file]:.1e}: do not use it")
+        if not difference <= TOLERANCE:
+            raise DataError(f"{file} differs from torch by {difference:.1e}: do not use it")
+        checks.append(Check(file, "largest difference", difference, f"onnxruntime {onnxruntime.__version__}"))
     (folder / "vocab.txt").write_text(saved.tokenizer.vocabulary, encoding="utf-8", newline="\n")
     settings = json.dumps(saved.model.settings.model_dump(mode="json"), ensure_ascii=False, indent=2, sort_keys=True)
     (folder / "config.json").write_text(settings + "\n", encoding="utf-8")
-    return differences
+    return checks
 
 
 def _write(
@@ -125,3 +116,12 @@ def _write(
             )
     finally:
         logging.getLogger("torch.onnx").setLevel(level)
+
+
+TARGET = Target(
+    name="onnx",
+    about="image.onnx and text.onnx for onnxruntime, with vocab.txt and config.json",
+    needs=("onnx", "onnxruntime", "onnxscript"),  # torch's exporter imports onnxscript
+    refuse=always,
+    write=write,
+)

@@ -1,0 +1,91 @@
+"""Export a model to a target: refuse what it cannot hold, write beside the folder, check, and put it in its place."""
+
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+
+from wukong.errors import ConfigError
+from wukong.export.target import Check, Options, Target
+from wukong.export.targets import REGISTRY
+from wukong.model.saved_model import SavedModel
+from wukong.runtime import installed
+from wukong.runtime.installed import command_for
+from wukong.store import storage
+
+RECORD = "wukong_export.json"
+"""Written into every exported folder: the target, this project's version, and what was compared."""
+FORMAT = 1
+
+
+def export(saved: SavedModel, target: str, folder: Path, options: Options | None = None) -> list[Check]:
+    """Write a model as the folder that another project's loader opens.
+
+    The files are written into a folder beside ``folder``, which takes its place only when all of them are written and
+    compared. So a folder is a whole export or is not there. An earlier export in ``folder`` is replaced.
+
+    Args:
+        saved: the model, with its image tower, on the CPU.
+        target: a name of ``wukong.export.targets``.
+        folder: where the files are written; its parents are created.
+        options: what is asked besides.
+
+    Returns:
+        What was compared, and with what result.
+
+    Raises:
+        ConfigError: there is no such target, a package that it needs is not installed, it cannot hold this model, or
+            ``folder`` holds files of something else.
+        DataError: the exported model is not equal to the model.
+    """
+    if target not in REGISTRY:
+        raise ConfigError(f"--to: there is no target {target!r}; allowed are {', '.join(REGISTRY)}")
+    if saved.model.image is None:
+        raise ValueError("this model holds no image tower: load it with wukong.load")
+    chosen, asked = REGISTRY[target], options or Options()
+    _refuse_missing(chosen)
+    if why := chosen.refuse(saved, asked):
+        raise ConfigError(f"{target} cannot hold this model: {why}")
+    _refuse_other_files(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        written = Path(scratch, folder.name)
+        written.mkdir()
+        checks = chosen.write(saved, written, asked)
+        _record(written, chosen, checks)
+        if folder.exists():
+            shutil.move(folder, Path(scratch, "earlier"))
+        written.rename(folder)
+    return checks
+
+
+def _refuse_missing(target: Target) -> None:
+    missing = [name for name in target.needs if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"{target.name} needs packages that are not installed ({', '.join(missing)}): run `{command_for('export')}`"
+        )
+
+
+def _refuse_other_files(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file: name a folder")
+    # The second name is that of the ONNX files of earlier versions, which have no record.
+    if folder.is_dir() and any(folder.iterdir()) and not _any_of(folder, (RECORD, "text.onnx")):
+        raise ConfigError(f"{folder} holds files of something else: name an empty folder, or a new one")
+
+
+def _any_of(folder: Path, names: Iterable[str]) -> bool:
+    return any((folder / name).is_file() for name in names)
+
+
+def _record(folder: Path, target: Target, checks: list[Check]) -> None:
+    record = {
+        "format": FORMAT,
+        "target": target.name,
+        "wukong": installed.version(),
+        "checks": [asdict(check) for check in checks],
+    }
+    storage.write_json(storage.from_path(folder / RECORD), record)
