@@ -29,7 +29,10 @@ from wukong.validate.gate import Outcome
 
 log = logging.getLogger(__name__)
 
-_MAX_ROWS = 100_000
+_MIN_ROWS, _MAX_ROWS = 10_000, 100_000
+"""Pairs of a batch. A batch costs a sixth of a second besides its pairs, and what a task holds grows with them."""
+_GROUPS = 64
+"""Batches that there are at least, where each still has ``_MIN_ROWS`` pairs: so all cores take part."""
 _DOCS_BATCHES = 20
 _ADDED = 32
 _DATASET_COLUMNS = {
@@ -138,13 +141,15 @@ def _splits(experiment: Experiment) -> tuple[str, ...]:
 
 
 def _batches(filtered: Manifest, experiment: Experiment) -> list[tuple[str, ...]]:
-    """Return batches of URIs: tables of consecutive shards with at most ``_MAX_ROWS`` rows together."""
+    """Return batches of URIs: tables of consecutive shards with at most ``_MAX_ROWS`` rows together, or one shard."""
     splits = _splits(experiment)
-    shards = (part for part in filtered.parts.below(suffix=".parquet") if part.path.split("/", 1)[0] in splits)
+    tables = filtered.parts.below(suffix=".parquet")
+    shards = (part for part in tables if part.path.split("/", 1)[0] in splits)
+    most = min(max(tables.rows // _GROUPS, _MIN_ROWS), _MAX_ROWS)
     batches: list[list[str]] = []
     rows = 0
     for shard in shards:
-        if not batches or rows + shard.rows > _MAX_ROWS:
+        if not batches or rows + shard.rows > most:
             batches.append([])
             rows = 0
         batches[-1].append(storage.join(filtered.uri, shard.path))
