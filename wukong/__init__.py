@@ -14,8 +14,15 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     # Only who loads a model waits for torch.
     if name == "load":
-        from wukong.model.saved_model import load
+        try:
+            from wukong.model.saved_model import load
+        except ModuleNotFoundError as error:
+            from wukong.errors import ConfigError
+            from wukong.runtime import installed
 
+            raise ConfigError(
+                f"wukong.load needs {error.name}, which is not installed: run `{installed.command_for('model')}`"
+            ) from error
         return load
     if name == "connect":
         from wukong.runtime.environment import connect

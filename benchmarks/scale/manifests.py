@@ -40,7 +40,10 @@ from wukong.publish import parallel, release, takedown, takedown_plan
 from wukong.store import manifest, storage
 from wukong.store.manifest import Part, Stage
 
-COUNTED = ("read_with", "exists", "list_names", "list_files", "open_input", "open_output", "write_if", "delete")
+COUNTED = (
+    *("read_with", "read_bytes", "exists", "list_names", "list_files"),
+    *("open_input", "open_output", "write_if", "delete"),
+)
 A_SHARD = 1000
 A_PLAN = 500_000
 

@@ -67,7 +67,7 @@ def count_opened(name: str) -> None:
 
 def prepare() -> None:
     """Count opened files in this process, and leave out what needs pictures."""
-    for name in ("read_with", "open_input", "open_output"):
+    for name in ("read_with", "read_bytes", "open_input", "open_output"):
         count_opened(name)
     repack.locate = lambda pairs, tar: pairs.with_columns(
         offset=pl.lit(0, pl.Int64), size=pl.lit(100_000, pl.Int64), tar=pl.lit(tar.rpartition("/")[2])

@@ -8,7 +8,7 @@ import pytest
 
 from infra import cluster
 from wukong.errors import StorageError
-from wukong.store import patience, patient_store
+from wukong.store import patience, patient_filesystem, patient_store
 
 
 class Away:
@@ -44,7 +44,7 @@ def at(folder: Path, store: Away, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         cluster.storage,
         "filesystem",
-        lambda uri: (patient_store.patient(store), str(folder / uri.removeprefix("s3://"))),
+        lambda uri: (patient_filesystem.patient(store), str(folder / uri.removeprefix("s3://"))),
     )
 
 

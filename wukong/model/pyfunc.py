@@ -20,7 +20,6 @@ REQUIRED = (
     "numpy",
     "pandas",
     "pillow",
-    "pyarrow",
     "pydantic",
     "pydantic-core",
     "pyyaml",

@@ -259,8 +259,12 @@ def _download(uri: str, scratch: str) -> Path:
     """Download an MLflow model and return the folder of the saved model inside it."""
     environment.use_for(uri)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from mlflow import MlflowException, artifacts
-
+    try:
+        from mlflow import MlflowException, artifacts
+    except ModuleNotFoundError as error:
+        raise StorageError(
+            f"cannot open {uri}: it is opened with mlflow, which is not installed: run `pip install mlflow-skinny`"
+        ) from error
     try:
         folder = Path(artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
     except (MlflowException, OSError) as error:

@@ -1,7 +1,9 @@
 """Read and write files at URIs: ``s3://bucket/key`` and ``file:///path``.
 
-Both are pyarrow file systems, so the same functions read Parquet, tar and JSON files from either. The S3 endpoint and
-credentials come from the environment variables that all AWS clients use (``AWS_ENDPOINT_URL_S3`` or
+Both are pyarrow file systems, so the same functions read Parquet, tar and JSON files from either. Whole local files are
+read and written without pyarrow, which is imported where it is needed: a model is loaded from a folder without it.
+
+The S3 endpoint and credentials come from the environment variables that all AWS clients use (``AWS_ENDPOINT_URL_S3`` or
 ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``), never from a config file. If
 none of them is set, they come from this machine's embedded stack (``wukong.runtime.environment``).
 
@@ -24,18 +26,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
-
-import pyarrow as pa
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from wukong.errors import StorageError
 from wukong.runtime import environment
 from wukong.runtime.language import message
 from wukong.store import conditional_store, patience, patient_store
 from wukong.store.conditional_store import ChangedError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.fs as pafs
 
 _SCHEMES = ("s3", "file")
 _COPY_BYTES = patient_store.COPY_BYTES
@@ -58,19 +60,23 @@ def from_path(path: Path) -> str:
     return path.absolute().as_uri()
 
 
-def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+def filesystem(uri: str) -> "tuple[pafs.FileSystem, str]":
     """Return the pyarrow file system of a URI, and the path inside it. That of an object store waits while it is away.
 
     It reads through Python, one piece at a time. ``read_with`` is faster for a function that reads one file.
 
     Raises:
-        StorageError: the scheme is neither ``s3`` nor ``file``.
+        StorageError: the scheme is neither ``s3`` nor ``file``, or pyarrow is not installed.
     """
     store, path = _bare(uri)
-    return (store if isinstance(store, pafs.LocalFileSystem) else patient_store.patient(store)), path
+    if _is_local(store):
+        return store, path
+    from wukong.store import patient_filesystem
+
+    return patient_filesystem.patient(store), path
 
 
-def read_with(uri: str, read: Callable[[pafs.FileSystem, str], _Answer]) -> _Answer:
+def read_with(uri: str, read: "Callable[[pafs.FileSystem, str], _Answer]") -> _Answer:
     """Return what a function reads at a URI; the function is called again if an object store goes away meanwhile.
 
     Args:
@@ -82,34 +88,58 @@ def read_with(uri: str, read: Callable[[pafs.FileSystem, str], _Answer]) -> _Ans
     """
     store, path = _bare(uri)
     with _explained("read", uri):
-        _refuse_pipe(store, path)
+        if _is_local(store):
+            _refuse_pipe(path)
         return patient_store.until_answered(lambda: read(store, path))
 
 
-def _refuse_pipe(store: pafs.FileSystem, path: str) -> None:
+def _refuse_pipe(path: str) -> None:
     """Check that a local path is no pipe, socket or device, whose reader would wait for ever or read without end."""
-    if isinstance(store, pafs.LocalFileSystem):
-        try:
-            mode = Path(path).stat().st_mode
-        except (OSError, ValueError):
-            return  # opening it says why
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file")
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return  # opening it says why
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file")
 
 
-def _bare(uri: str) -> tuple[pafs.FileSystem, str]:
+def _bare(uri: str) -> "tuple[pafs.FileSystem, str]":
+    """Return pyarrow's own file system of a URI, which does not wait, and the path inside it."""
+    local = _local_path(uri)
+    try:
+        import pyarrow.fs as pafs
+    except ModuleNotFoundError as error:
+        raise StorageError(
+            f"cannot open {uri}: it is opened with pyarrow, which is not installed: run `pip install pyarrow`"
+        ) from error
+    if local is not None:
+        return pafs.LocalFileSystem(), local
+    return _s3(_endpoint(), _region(), os.environ.get("AWS_ACCESS_KEY_ID")), _key(uri)
+
+
+def _is_local(store: "pafs.FileSystem") -> bool:
+    return bool(store.type_name == "local")
+
+
+def _local_path(uri: str) -> str | None:
+    """Return the path of a file; None for an object, whose store the environment's variables name from then on."""
     parts = urlsplit(uri, allow_fragments=False)
     if parts.scheme == "file":
-        return pafs.LocalFileSystem(), unquote(parts.path)
-    if parts.scheme == "s3":
-        configured = environment.is_named(uri)
-        environment.use_for(uri)
-        if not configured and environment.is_named(uri):  # a person's program: stages are told where their store is
-            patience.set_default(patience.PEOPLE)
-        return _s3(_endpoint(), _region(), os.environ.get("AWS_ACCESS_KEY_ID")), uri.removeprefix("s3://")
-    raise StorageError(
-        f"cannot open {uri!r}: the scheme must be one of {', '.join(_SCHEMES)} (for a folder: file:///…)"
-    )
+        return unquote(parts.path)
+    if parts.scheme != "s3":
+        raise StorageError(
+            f"cannot open {uri!r}: the scheme must be one of {', '.join(_SCHEMES)} (for a folder: file:///…)"
+        )
+    configured = environment.is_named(uri)
+    environment.use_for(uri)
+    if not configured and environment.is_named(uri):  # a person's program: stages are told where their store is
+        patience.set_default(patience.PEOPLE)
+    return None
+
+
+def _key(uri: str) -> str:
+    """Return an object's bucket and key."""
+    return uri.removeprefix("s3://")
 
 
 def _endpoint() -> str | None:
@@ -121,8 +151,10 @@ def _region() -> str:
 
 
 @lru_cache(maxsize=8)
-def _s3(endpoint: str | None, region: str, _access_key: str | None) -> pafs.FileSystem:
-    return patient_store.connect(endpoint, region)
+def _s3(endpoint: str | None, region: str, _access_key: str | None) -> "pafs.FileSystem":
+    from wukong.store import patient_filesystem
+
+    return patient_filesystem.connect(endpoint, region)
 
 
 @contextmanager
@@ -160,7 +192,7 @@ def exists(uri: str) -> bool:
     """Return whether there is a file at this URI; a prefix or folder does not count."""
     fs, path = filesystem(uri)
     with _explained("look up", uri):
-        return bool(fs.get_file_info(path).type == pafs.FileType.File)
+        return bool(fs.get_file_info(path).is_file)
 
 
 def list_files(uri: str, suffix: str = "") -> list[str]:
@@ -172,16 +204,16 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     return sorted(join(uri, info.path[len(base) :]) for info in infos if info.path.endswith(suffix))
 
 
-def files_below(fs: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
+def files_below(fs: "pafs.FileSystem", path: str) -> "list[pafs.FileInfo]":
     """Return what is known of all files below a path; empty if there is none.
 
     On a local file system links are followed, also out of the folder, and each folder is listed once, without a link in
     its path where there is such a path. Pipes, sockets, devices and links that lead nowhere are no files. A file whose
     name is not UTF-8 is left out, and logged.
     """
-    if not isinstance(fs, pafs.LocalFileSystem):
-        infos = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-        return [info for info in infos if info.type == pafs.FileType.File]
+    if not _is_local(fs):
+        infos = fs.get_file_info(_everything(path, recursive=True))
+        return [info for info in infos if info.is_file]
     paths: list[str] = []
     seen: set[tuple[int, int]] = set()
     folders = [path.rstrip("/") or "/"]
@@ -208,7 +240,13 @@ def files_below(fs: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
                 elif entry.is_symlink() or entry.is_file():
                     paths.append(entry.path)
         folders = sorted(links, reverse=True)
-    return [info for info in fs.get_file_info(paths) if info.type == pafs.FileType.File]
+    return [info for info in fs.get_file_info(paths) if info.is_file]
+
+
+def _everything(path: str, *, recursive: bool) -> "pafs.FileSelector":
+    import pyarrow.fs as pafs
+
+    return pafs.FileSelector(path, recursive=recursive, allow_not_found=True)
 
 
 def _is_utf8(path: str) -> bool:
@@ -219,7 +257,7 @@ def list_names(uri: str) -> list[str]:
     """Return the sorted names of the files and folders directly below a prefix; empty if there are none."""
     fs, path = filesystem(uri)
     with _explained("list", uri):
-        infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        infos = fs.get_file_info(_everything(path, recursive=False))
     return sorted(info.base_name for info in infos)
 
 
@@ -228,7 +266,7 @@ def sizes(uri: str) -> dict[str, int]:
     fs, path = filesystem(uri)
     with _explained("list", uri):
         found = fs.get_file_info(path)
-        if found.type == pafs.FileType.File:
+        if found.is_file:
             return {uri: found.size}
         infos = files_below(fs, path)
     base = path.rstrip("/")
@@ -238,11 +276,16 @@ def sizes(uri: str) -> dict[str, int]:
 def read_bytes(uri: str) -> bytes:
     """Read a whole file."""
 
-    def read(store: pafs.FileSystem, path: str) -> bytes:
+    def read(store: "pafs.FileSystem", path: str) -> bytes:
         with store.open_input_file(path) as stream:
             return bytes(stream.read())
 
-    return read_with(uri, read)
+    if (local := _local_path(uri)) is None:
+        return read_with(uri, read)
+    with _explained("read", uri):
+        _refuse_pipe(local)
+        with Path(local).open("rb", buffering=0) as stream:
+            return stream.readall()
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -276,18 +319,16 @@ def json_bytes(value: Any) -> bytes:
 
 def version(uri: str) -> str | None:
     """Return what identifies the present content of a file, for ``write_if``; None if there is no file."""
-    store, path = _bare(uri)
-    if not isinstance(store, pafs.LocalFileSystem):
-        return conditional_store.version(_endpoint(), _region(), path)
+    if (path := _local_path(uri)) is None:
+        return conditional_store.version(_endpoint(), _region(), _key(uri))
     with _explained("read", uri):
         return _digest(Path(path))
 
 
 def read_version(uri: str) -> tuple[bytes, str] | None:
     """Return the content of a file and its ``version``, which belong together; None if there is no file."""
-    store, path = _bare(uri)
-    if not isinstance(store, pafs.LocalFileSystem):
-        return conditional_store.read(_endpoint(), _region(), path)
+    if (path := _local_path(uri)) is None:
+        return conditional_store.read(_endpoint(), _region(), _key(uri))
     with _explained("read", uri):
         try:
             data = Path(path).read_bytes()
@@ -313,9 +354,8 @@ def write_if(uri: str, data: bytes | IO[bytes], expected: str | None) -> None:
             nothing, and writes.
         StorageError: it cannot be written.
     """
-    store, path = _bare(uri)
-    if not isinstance(store, pafs.LocalFileSystem):
-        conditional_store.write(_endpoint(), _region(), path, data, expected)
+    if (path := _local_path(uri)) is None:
+        conditional_store.write(_endpoint(), _region(), _key(uri), data, expected)
         return
     target, partial = Path(path), Path(f"{path}.{uuid.uuid4().hex}.partial")
     with _explained("write", uri):
@@ -383,7 +423,8 @@ def open_input(uri: str) -> Iterator[IO[bytes]]:
     """Open a file for reading, as a seekable stream."""
     fs, path = filesystem(uri)
     with _explained("read", uri):
-        _refuse_pipe(fs, path)
+        if _is_local(fs):
+            _refuse_pipe(path)
         stream = fs.open_input_file(path)
     with stream:
         try:
@@ -400,8 +441,7 @@ def open_output(uri: str, *, synced: bool = True) -> Iterator[IO[bytes]]:
         uri: URI of the file.
         synced: whether a file on a local disk must be complete under its name even if the machine loses its power.
     """
-    fs, path = _bare(uri)
-    if isinstance(fs, pafs.LocalFileSystem):
+    if (path := _local_path(uri)) is not None:
         partial = Path(f"{path}.{uuid.uuid4().hex}.partial")
         with _explained("write", uri):
             partial.parent.mkdir(parents=True, exist_ok=True)
@@ -417,13 +457,16 @@ def open_output(uri: str, *, synced: bool = True) -> Iterator[IO[bytes]]:
         return
     # An S3 object exists when its upload is completed. After an error the upload must not be completed, so the data is
     # written to a temporary local file first.
+    fs, key = _bare(uri)
+    from wukong.store import patient_filesystem
+
     with spooled(uri) as spool:
         yield spool
         spool.flush()
         with _explained("write", uri):
-            bucket = path.split("/", 1)[0]
+            bucket = key.split("/", 1)[0]
             patient_store.until_answered(lambda: fs.create_dir(bucket, recursive=False))
-            patient_store.put(fs, path, spool)
+            patient_filesystem.put(fs, key, spool)
 
 
 @contextmanager
@@ -448,13 +491,15 @@ def spooled(uri: str) -> Iterator[IO[bytes]]:
 def delete(uri: str) -> None:
     """Delete a file, or everything below a prefix; it is not an error if there is nothing, or if others delete it."""
     fs, path = filesystem(uri)
+    from pyarrow.fs import FileType
+
     with _explained("delete", uri):
         for _ in range(_DELETIONS):
             info = fs.get_file_info(path)
             try:
-                if info.type == pafs.FileType.File:
+                if info.type == FileType.File:
                     fs.delete_file(path)
-                elif info.type == pafs.FileType.Directory:
+                elif info.type == FileType.Directory:
                     fs.delete_dir(path)
             except FileNotFoundError:
                 continue  # a part of it is gone already: look for what is left
@@ -476,7 +521,7 @@ def download(uri: str, local: Path) -> Path:
 
 def read_table(
     uri: str, columns: Sequence[str] | None = None, sha256: str = "", present_only: bool = False
-) -> pa.Table:
+) -> "pa.Table":
     """Read one Parquet file.
 
     Args:
@@ -488,8 +533,9 @@ def read_table(
     Raises:
         StorageError: the file cannot be read, is truncated or altered, or lacks a column.
     """
+    import pyarrow as pa
 
-    def read(store: pafs.FileSystem, path: str) -> pa.Table:
+    def read(store: "pafs.FileSystem", path: str) -> "pa.Table":
         with store.open_input_file(path) as stream:  # by its path, it would be looked up once more
             if not sha256:
                 return _table(stream, columns, present_only)
@@ -509,8 +555,11 @@ def read_table(
         ) from error
 
 
-def _table(source: pa.NativeFile, columns: Sequence[str] | None, present_only: bool) -> pa.Table:
+def _table(source: "pa.NativeFile", columns: Sequence[str] | None, present_only: bool) -> "pa.Table":
     """Read a Parquet file, not as pyarrow's dataset of one file: that imports pandas in each process."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     with pq.ParquetFile(source, pre_buffer=True) as file:
         there = file.schema_arrow.names
         if columns is not None and present_only:
@@ -521,14 +570,17 @@ def _table(source: pa.NativeFile, columns: Sequence[str] | None, present_only: b
         return table if columns is None else table.select(list(columns))
 
 
-def write_table(uri: str, table: pa.Table) -> None:
+def write_table(uri: str, table: "pa.Table") -> None:
     """Write one Parquet file (zstd) atomically; equal tables give equal bytes."""
     with open_output(uri) as stream:
         stream.write(table_bytes(table))
 
 
-def table_bytes(table: pa.Table) -> pa.Buffer:
+def table_bytes(table: "pa.Table") -> "pa.Buffer":
     """Return the bytes that ``write_table`` writes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()

@@ -90,3 +90,15 @@ def test_a_damaged_file_is_refused_wherever_it_was_cut(tmp_path: Path) -> None:
             weights.read_checkpoint((tmp_path / "x").as_uri())
     with pytest.raises(StorageError):
         weights.read_checkpoint((tmp_path / "y").as_uri())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2, torch.complex64]
+)
+def test_one_number_that_is_not_finite_is_found(dtype: torch.dtype, bad: float) -> None:
+    good = {"weight": torch.ones(3, 5).to(dtype), "empty": torch.ones(0).to(dtype)}
+    assert weights.misfits(good, good) == ""
+    altered = torch.ones(3, 5)
+    altered[1, 2] = bad
+    assert weights.misfits(good, good | {"weight": altered.to(dtype)}) == "not all numbers are finite in weight"

@@ -160,7 +160,16 @@ def test_it_does_what_it_does_without_indexes(root: str, tmp_path: Path) -> None
 
 def test_requests_grow_with_the_named_parts(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: Counter[str] = Counter()
-    for name in ("read_with", "exists", "list_names", "list_files", "open_input", "open_output", "delete"):
+    for name in (
+        "read_with",
+        "read_bytes",
+        "exists",
+        "list_names",
+        "list_files",
+        "open_input",
+        "open_output",
+        "delete",
+    ):
         original = getattr(storage, name)
 
         def counted(uri: str, *rest: object, _original=original):

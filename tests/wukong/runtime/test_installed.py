@@ -83,7 +83,7 @@ def test_installed_packages_are_pinned_and_others_as_declared(monkeypatch):
         return "1.2.3+cpu" if name == "torchvision" else version(name)
 
     monkeypatch.setattr(installed.metadata, "version", without_torch)
-    asked = next(line for line in _PROJECT["optional-dependencies"]["train"] if Requirement(line).name == "torch")
+    asked = next(line for line in _PROJECT["optional-dependencies"]["model"] if Requirement(line).name == "torch")
     assert installed.pinned(["numpy", "torch", "torchvision"]) == [
         f"numpy=={version('numpy')}",
         asked,

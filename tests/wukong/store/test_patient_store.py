@@ -20,7 +20,7 @@ import pytest
 from object_store import ObjectStore
 
 from wukong.errors import StorageError
-from wukong.store import patience, patient_store, storage
+from wukong.store import patience, patient_filesystem, patient_store, storage
 
 _LONG = os.urandom(1 << 20) * 8  # bytes; at 1 MiB a piece some are read before the server is killed, most after
 _TABLE = pa.table({"row": range(100_000), "text": [f"文{row % 1000}" for row in range(100_000)]})
@@ -207,7 +207,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 def test_an_overloaded_store_is_asked_again(
     answers: Callable[..., None], monkeypatch: pytest.MonkeyPatch, status: int, code: str
 ) -> None:
-    monkeypatch.setattr(patient_store, "_ATTEMPTS", 1)  # so that the SDK leaves it to us
+    monkeypatch.setattr(patient_filesystem, "_ATTEMPTS", 1)  # so that the SDK leaves it to us
     storage._s3.cache_clear()
     monkeypatch.setenv(patience.VARIABLE, "30")
     answers((status, code), (status, code), (200, ""))
@@ -240,7 +240,7 @@ def test_a_store_that_answers_reads_and_refuses_to_write_is_called_full(
     conditional: bool,
 ) -> None:
     monkeypatch.setattr(patience, "_LASTING", 0.5)
-    monkeypatch.setattr(patient_store, "_ATTEMPTS", 1)
+    monkeypatch.setattr(patient_filesystem, "_ATTEMPTS", 1)
     monkeypatch.setattr(patient_store.OUTAGE, "_began", None)
     storage._s3.cache_clear()
     monkeypatch.setenv(patience.VARIABLE, "6")
