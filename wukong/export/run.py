@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def export(saved: SavedModel, target: str, folder: Path, options: Options | None
         raise ConfigError(f"--to: there is no target {target!r}; allowed are {', '.join(REGISTRY)}")
     if saved.model.image is None:
         raise ValueError("this model holds no image tower: load it with wukong.load")
-    chosen, asked = REGISTRY[target], options or Options()
+    chosen, asked = REGISTRY[target], replace(options or Options(), folder=folder.resolve())
     _refuse_missing(chosen)
     if why := chosen.refuse(saved, asked):
         raise ConfigError(f"{target} cannot hold this model: {why}")

@@ -34,11 +34,15 @@ class Options:
         measure_on: URI of pictures with captions, on which what a target loses is measured: the output of a filter
             stage, a folder, or a list; None to measure nothing. A target that would lose something is then refused.
         about: what is known of the model for its card: results, data, licences; see ``wukong.export.card``.
+        folder: where the export will lie, an absolute path, for files that name it; ``wukong.export.run`` gives it.
+        hub: name of the repository on the Hub, OWNER/NAME, that the folder will be; files name it instead.
     """
 
     name: str = "wukong"
     measure_on: str | None = None
     about: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    hub: str | None = None
 
 
 @dataclass(frozen=True)
