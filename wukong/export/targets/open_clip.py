@@ -19,7 +19,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save
-from timm.models.efficientnet import EfficientNet, InvertedResidual
+from timm.models._efficientnet_blocks import InvertedResidual
+from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
