@@ -105,6 +105,10 @@ NOT_EXECUTED = {
     ("docs/removing.md", "kubectl -n wukong get secret"): CLUSTER,
     ("docs/removing.md", "for volume in $(jq"): CLUSTER,
     ("docs/removing.md", "kubectl -n wukong delete rayjobs --all\n"): CLUSTER,
+    (
+        "docs/export.md",
+        ".venv/bin/wukong evaluate",
+    ): "fetches a set; tests/wukong/export/test_back_again.py measures an export",
     ("docs/cluster.md", ".venv/bin/pytest tests/k8s"): "tests/k8s is part of this suite; checkov needs an index",
 }
 """By page and the beginning of the block: why it is not executed."""
@@ -121,6 +125,9 @@ WITH_THE_STACK = (
     ("docs/tutorial.md", ".venv/bin/wukong report", REAL),
     ("docs/tutorial.md", ".venv/bin/wukong show", REAL),
     ("docs/tutorial.md", "import wukong", REAL),
+    ("docs/export.md", ".venv/bin/wukong model export models:/demo@champion clip", REAL),
+    ("docs/export.md", "import open_clip", REAL),
+    ("docs/export.md", ".venv/bin/wukong model export models:/demo@champion hub", REAL),
     ("README.md", ".venv/bin/wukong status", REAL),
 )
 """Blocks that need the embedded stack, in the order in which they are executed in one home.
@@ -133,7 +140,7 @@ USAGE_ERROR = typer.BadParameter.__mro__[1]
 
 SMALL = (
     *("pretrain.epochs=1", "finetune.epochs=1", "model.image.image_size=64", "model.text.width=32"),
-    *("model.text.heads=2", "filter.split.held_out_captions=0.2", "registry.first=any"),
+    *("model.text.heads=2", "model.embedding=32", "filter.split.held_out_captions=0.2", "registry.first=any"),
 )
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from wukong.commands.output import Console, Table, echo
+from wukong.store import storage
 
 app = typer.Typer(help="Use a trained model outside of Wukong.", no_args_is_help=True)
 
@@ -37,6 +38,17 @@ def export(
             "folder of pictures with captions beside them, or a list of them.",
         ),
     ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option(help="The model's licence for its card: an identifier such as apache-2.0, a name or an address."),
+    ] = None,
+    results: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Results for its card, which `wukong evaluate --output` wrote. By default those of the model's run.",
+        ),
+    ] = None,
 ) -> None:
     """Write a model as the folder that another project's own loader opens, and check that it gives the same there.
 
@@ -47,10 +59,13 @@ def export(
     """
     import wukong
     from wukong.export import run
+    from wukong.export.card import About
     from wukong.export.target import Options
 
     folder = output or Path("exports", target)
-    checks = run.export(wukong.load(uri), target, folder, Options(name=name, measure_on=measure_on))
+    measured = storage.from_path(Path(results)) if results and "://" not in results else results
+    about = About(address=uri, licence=licence, results=measured)
+    checks = run.export(wukong.load(uri), target, folder, Options(name=name, measure_on=measure_on, about=about))
     table = Table("compared", "measure", "value", "by", box=None)
     for check in checks:
         table.add_row(check.of, check.measure, f"{check.value:.3g}", check.by)

@@ -7,13 +7,13 @@ The packages of the first two are optional and imported when such a model is loa
 import hashlib
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +93,7 @@ class ForeignModel:
         std: each channel's deviation.
         token_wise: whether it has a vector for each token. The token-wise similarity is then the authors': a patch may
             match a text's first token, [CLS].
+        view: what it sees of a picture where the protocol leaves that to the model.
     """
 
     def __init__(
@@ -106,11 +107,12 @@ class ForeignModel:
         mean: Mean = CLIP_MEAN,
         std: Mean = CLIP_STD,
         token_wise: bool = False,
+        view: Literal["whole", "crop"] = "crop",
     ) -> None:
         module.eval()
         self._module: Any = module
         self._tokenize = tokenize
-        self._size = size
+        self._size, self._view = size, view
         self._mean, self._std = (torch.tensor(each).view(1, 3, 1, 1) for each in (mean, std))
         self.name = name
         self.scale = scale
@@ -123,7 +125,7 @@ class ForeignModel:
         Raises:
             DataError: a vector is not finite.
         """
-        pixels = images.to_tensor([square(picture, self._size, protocol) for picture in pictures])
+        pixels = images.to_tensor([square(picture, self._size, protocol, self._view) for picture in pictures])
         with torch.inference_mode():
             normal = (pixels.float() / 255 - self._mean) / self._std
             vectors = self._module.encode_image(normal.to(self._device)).float().cpu()
@@ -195,6 +197,8 @@ def _reason(error: Exception) -> str:
 
 
 def _open_clip(name: str, uri: str, device: torch.device) -> Model:
+    from wukong.export.run import RECORD  # the targets load models too
+
     package: Any = _package("open_clip", "pip install open_clip_torch")
     if name.startswith(("hf-hub:", "local-dir:")):
         architecture, weights = name, None
@@ -210,6 +214,9 @@ def _open_clip(name: str, uri: str, device: torch.device) -> Model:
         tokenizer = package.get_tokenizer(architecture)
     except _LOADING as error:
         raise ConfigError(f"open_clip does not load {name!r} ({_reason(error)})") from error
+    if name.startswith("local-dir:") and Path(name.removeprefix("local-dir:"), RECORD).is_file():
+        # An export of this project: open_clip changes texts before it makes tokens of them; training did not.
+        tokenizer.clean_fn = str
     return from_open_clip(module, tokenizer, uri, architecture)
 
 
@@ -235,7 +242,14 @@ def from_open_clip(module: nn.Module, tokenizer: Callable[..., Tensor], name: st
         size[0] if isinstance(size, tuple | list) else size,
         tuple(mean) if mean is not None else CLIP_MEAN,
         tuple(std) if std is not None else CLIP_STD,
+        view="whole" if _shows_all_on_white(getattr(visual, "preprocess_cfg", {})) else "crop",
     )
+
+
+def _shows_all_on_white(preprocess: Mapping[str, Any]) -> bool:
+    """Whether a model of open_clip sees the whole picture on a white square, as ``images.evaluation_view`` makes it."""
+    fill = preprocess.get("fill_color")
+    return preprocess.get("resize_mode") == "longest" and fill in (255, [255] * 3, (255,) * 3)
 
 
 def _cn_clip(name: str, uri: str, device: torch.device) -> Model:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 from typing import Protocol as Interface
 
 import torch
@@ -189,11 +190,18 @@ class OwnModel:
         return best_words.rough(image, text, self._saved.model.settings.match_text_cls)
 
 
-def square(picture: Image.Image, size: int, protocol: Protocol) -> Image.Image:
-    """Make the square that the image encoder reads, [size, size]: squashed, or resized and cropped to its middle."""
+def square(picture: Image.Image, size: int, protocol: Protocol, view: Literal["whole", "crop"] = "crop") -> Image.Image:
+    """Make the square that the image encoder reads, [size, size].
+
+    Args:
+        picture: an RGB image.
+        size: length of a side in pixels.
+        protocol: whether it is squashed, resized and cropped to its middle, or as the model's own view.
+        view: the model's own view.
+    """
     if protocol.transform == "squash":
         return picture.resize((size, size), Image.Resampling.BICUBIC)
-    return images.evaluation_view(picture, size, "crop")
+    return images.evaluation_view(picture, size, view if protocol.transform == "model" else "crop")
 
 
 def concatenate(parts: Sequence[Texts]) -> Texts:

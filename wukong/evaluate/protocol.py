@@ -25,7 +25,7 @@ _TRANSFORMS = {
     "crop": message("Pictures are resized by their shorter side (bicubic) and cut to the square in their middle."),
     "model": message(
         "Pictures are shown as the model was trained to see them (`model.image.view`); those of other projects' models "
-        "are cut to the square in their middle."
+        "are cut to the square in their middle, or shown whole where the settings of an open_clip model say so."
     ),
 }
 _WRITINGS = {

@@ -3,8 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict
-from importlib.util import find_spec
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from wukong.errors import ConfigError
@@ -12,7 +11,6 @@ from wukong.export.target import Check, Options, Target
 from wukong.export.targets import REGISTRY
 from wukong.model.saved_model import SavedModel
 from wukong.runtime import installed
-from wukong.runtime.installed import command_for
 from wukong.store import storage
 
 RECORD = "wukong_export.json"
@@ -44,8 +42,8 @@ def export(saved: SavedModel, target: str, folder: Path, options: Options | None
         raise ConfigError(f"--to: there is no target {target!r}; allowed are {', '.join(REGISTRY)}")
     if saved.model.image is None:
         raise ValueError("this model holds no image tower: load it with wukong.load")
-    chosen, asked = REGISTRY[target], options or Options()
-    _refuse_missing(chosen)
+    chosen, asked = REGISTRY[target], replace(options or Options(), folder=folder.resolve())
+    chosen.refuse_missing()
     if why := chosen.refuse(saved, asked):
         raise ConfigError(f"{target} cannot hold this model: {why}")
     _refuse_other_files(folder)
@@ -59,14 +57,6 @@ def export(saved: SavedModel, target: str, folder: Path, options: Options | None
             shutil.move(folder, Path(scratch, "earlier"))
         written.rename(folder)
     return checks
-
-
-def _refuse_missing(target: Target) -> None:
-    missing = [name for name in target.needs if find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"{target.name} needs packages that are not installed ({', '.join(missing)}): run `{command_for('export')}`"
-        )
 
 
 def _refuse_other_files(folder: Path) -> None:

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
+from wukong.errors import ConfigError
+from wukong.export.card import About
 from wukong.model.saved_model import SavedModel
+from wukong.runtime.installed import command_for
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,16 @@ class Options:
         name: what the model is called where a target writes a name.
         measure_on: URI of pictures with captions, on which what a target loses is measured: the output of a filter
             stage, a folder, or a list; None to measure nothing. A target that would lose something is then refused.
-        about: what is known of the model for its card: results, data, licences; see ``wukong.export.card``.
+        about: what the user says of the model for its card.
+        folder: where the export will lie, an absolute path, for files that name it; ``wukong.export.run`` gives it.
+        hub: name of the repository on the Hub, OWNER/NAME, that the folder will be; files name it instead.
     """
 
     name: str = "wukong"
     measure_on: str | None = None
-    about: dict[str, Any] = field(default_factory=dict)
+    about: About = field(default_factory=About)
+    folder: Path | None = None
+    hub: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,14 @@ class Target:
     needs: tuple[str, ...]
     refuse: Callable[[SavedModel, Options], str | None]
     write: Callable[[SavedModel, Path, Options], list[Check]]
+
+    def refuse_missing(self) -> None:
+        """Raise ConfigError if a module that it needs is not installed."""
+        if missing := [name for name in self.needs if find_spec(name) is None]:
+            raise ConfigError(
+                f"{self.name} needs packages that are not installed ({', '.join(missing)}): run "
+                f"`{command_for('export')}`"
+            )
 
 
 def always(saved: SavedModel, options: Options) -> None:
