@@ -1,0 +1,260 @@
+"""A dual encoder of Wukong for ``transformers.AutoModel``; it needs torch, timm and transformers.
+
+The image tower is one of timm's, the text tower is BERT. A model gives one unit vector for each picture and text, or, if
+its similarity is token-wise, one for each patch and token (FILIP, https://arxiv.org/abs/2111.07783).
+"""
+
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+
+class WukongConfig(PretrainedConfig):
+    """The parts of a model.
+
+    Args:
+        tower: timm's name of the image tower.
+        tower_options: arguments of ``timm.create_model`` besides the name.
+        block: the tower's block or stage whose tokens are the features; None for the tower's own features.
+        text_config: keys of the text tower's ``BertConfig``.
+        text_pooling: what stands for a text: ``cls`` or ``mean``.
+        projection_dim: width of a vector.
+        feature_width: width of the image tower's features, which are projected; None if both towers have the width of a
+            vector themselves.
+        similarity: ``global`` for one vector, ``token`` for all.
+        match_text_cls: whether a patch may take a text's [CLS] for its match.
+        pooled_tokens: number of vectors to which a picture's patches are pooled; None for all patches.
+        pooling: how: means of square ``areas``, or trained maps of ``attention``.
+        logit_scale_init_value: logarithm of the factor on similarities.
+        has_bias: whether a bias is added to logits, as in models of the sigmoid loss.
+    """
+
+    model_type = "wukong"
+
+    def __init__(
+        self,
+        tower: str = "vit_base_patch32_clip_quickgelu_224",
+        tower_options: dict[str, Any] | None = None,
+        block: int | None = None,
+        text_config: dict[str, Any] | BertConfig | None = None,
+        text_pooling: str = "cls",
+        projection_dim: int = 256,
+        feature_width: int | None = None,
+        similarity: str = "global",
+        match_text_cls: bool = True,
+        pooled_tokens: int | None = None,
+        pooling: str = "areas",
+        logit_scale_init_value: float = 2.6592,
+        has_bias: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.tower = tower
+        self.tower_options = tower_options or {}
+        self.block = block
+        self.text_config = text_config if isinstance(text_config, BertConfig) else BertConfig(**(text_config or {}))
+        self.text_pooling = text_pooling
+        self.projection_dim = projection_dim
+        self.feature_width = feature_width
+        self.similarity = similarity
+        self.match_text_cls = match_text_cls
+        self.pooled_tokens = pooled_tokens
+        self.pooling = pooling
+        self.logit_scale_init_value = logit_scale_init_value
+        self.has_bias = has_bias
+        super().__init__(**kwargs)
+
+
+@dataclass
+class WukongFeatures(ModelOutput):
+    """Unit vectors of pictures or texts.
+
+    Attributes:
+        pooler_output: [n, d], of a model with one vector.
+        token_embeddings: [n, tokens, d], of a token-wise model: of a picture's patches by rows, or of a text's tokens.
+        counted: bool [n, tokens], of a token-wise model: the tokens that look for a match on the other side, all patches
+            and all of a text's tokens but padding and [CLS].
+    """
+
+    pooler_output: Tensor | None = None
+    token_embeddings: Tensor | None = None
+    counted: Tensor | None = None
+
+
+@dataclass
+class WukongOutput(ModelOutput):
+    """Similarities, and the vectors they are of.
+
+    Attributes:
+        loss: of the softmax over the batch, or of the sigmoid if the model has a bias; None unless it is asked for.
+        logits_per_image: [images, texts], the scaled similarities of pictures to texts.
+        logits_per_text: [texts, images], those of texts to pictures. In a token-wise model it is not the other one
+            transposed: the mean is over the text's tokens.
+        text_embeds: unit vectors of the texts, [texts, (tokens,) d].
+        image_embeds: unit vectors of the pictures, [images, (tokens,) d].
+        text_counted: see ``WukongFeatures.counted``.
+    """
+
+    loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    text_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_counted: Tensor | None = None
+
+
+class WukongModel(PreTrainedModel):
+    """A picture's and a text's encoder with projections to a common space."""
+
+    config_class = WukongConfig
+    base_model_prefix = "wukong"
+    main_input_name = "pixel_values"
+    _supports_sdpa = True
+
+    def __init__(self, config: WukongConfig) -> None:
+        super().__init__(config)
+        self.vision_model = timm.create_model(config.tower, num_classes=0, **config.tower_options)
+        if config.block is not None:
+            self.vision_model.prune_intermediate_layers([config.block], prune_norm=True, prune_head=True)
+        # transformers fills an empty model from the file, so what timm would compute has to be there too.
+        for name, value in list(self.vision_model.named_buffers()):
+            parent, _, own = name.rpartition(".")
+            self.vision_model.get_submodule(parent).register_buffer(own, value)
+        self.text_model = BertModel(config.text_config, add_pooling_layer=False)
+        self.visual_projection: nn.Module = nn.Identity()
+        self.text_projection: nn.Module = nn.Identity()
+        if config.feature_width is not None:
+            self.visual_projection = nn.Linear(config.feature_width, config.projection_dim)
+            self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
+        self.token_pooling: _AttentionMaps | None = None
+        if config.pooled_tokens is not None and config.pooling == "attention":
+            self.token_pooling = _AttentionMaps(config.projection_dim, config.pooled_tokens)
+        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if config.has_bias else None
+        self.post_init()
+
+    def get_image_features(self, pixel_values: Tensor) -> WukongFeatures:
+        """Encode pictures, [images, 3, size, size] as the image processor makes them."""
+        pooled, patches = self._of_tower(pixel_values)
+        if self.config.similarity == "global":
+            return WukongFeatures(pooler_output=F.normalize(self.visual_projection(pooled), dim=-1))
+        if self.token_pooling is not None:
+            vectors = self.token_pooling(self.visual_projection(patches))
+        elif self.config.pooled_tokens is not None:
+            vectors = self.visual_projection(_areas(patches, self.config.pooled_tokens))
+        else:
+            vectors = self.visual_projection(patches)
+        counted = torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
+        return WukongFeatures(token_embeddings=F.normalize(vectors, dim=-1), counted=counted)
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> WukongFeatures:
+        """Encode texts, token ids [texts, tokens]; without a mask, all tokens but padding count."""
+        real = input_ids != self.config.text_config.pad_token_id if attention_mask is None else attention_mask.bool()
+        hidden = self.text_model(input_ids, attention_mask=real.long()).last_hidden_state
+        if self.config.similarity == "token":
+            counted = real.clone()
+            counted[:, 0] = False
+            return WukongFeatures(
+                token_embeddings=F.normalize(self.text_projection(hidden), dim=-1), counted=counted
+            )
+        if self.config.text_pooling == "mean":
+            taken = hidden.masked_fill(~real[:, :, None], 0.0).sum(1) / real.sum(1, keepdim=True)
+        else:
+            taken = hidden[:, 0]
+        return WukongFeatures(pooler_output=F.normalize(self.text_projection(taken), dim=-1))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        return_loss: bool = False,
+        return_dict: bool = True,
+    ) -> WukongOutput | tuple[Any, ...]:
+        """Compare pictures with texts.
+
+        Args:
+            input_ids: see ``get_text_features``.
+            pixel_values: see ``get_image_features``.
+            attention_mask: see ``get_text_features``.
+            token_type_ids: not read: the tokenizer gives them, and this text tower has one type.
+            return_loss: whether to compute the loss, of as many pictures as texts.
+            return_dict: whether to return the output by names, or a tuple of what is not None.
+        """
+        image, text = self.get_image_features(pixel_values), self.get_text_features(input_ids, attention_mask)
+        if text.counted is None:
+            image_embeds, text_embeds = image.pooler_output, text.pooler_output
+            to_texts = image_embeds @ text_embeds.T
+            to_images = to_texts.T
+        else:
+            image_embeds, text_embeds = image.token_embeddings, text.token_embeddings
+            matched = text.counted.clone()
+            matched[:, 0] = self.config.match_text_cls
+            each = torch.einsum("ipd,tqd->itpq", image_embeds, text_embeds)
+            to_texts = each.masked_fill(~matched[None, :, None, :], -torch.inf).amax(3).mean(2)
+            best = each.amax(2) * text.counted
+            to_images = (best.sum(2) / text.counted.sum(1)).T
+        scale, bias = self.logit_scale.exp(), 0.0 if self.logit_bias is None else self.logit_bias
+        output = WukongOutput(
+            logits_per_image=to_texts * scale + bias,
+            logits_per_text=to_images * scale + bias,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_counted=text.counted,
+        )
+        if return_loss:
+            output.loss = (self._loss(output.logits_per_image) + self._loss(output.logits_per_text)) / 2
+        return output if return_dict else output.to_tuple()
+
+    def _loss(self, logits: Tensor) -> Tensor:
+        if self.logit_bias is None:
+            return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+        signs = 2 * torch.eye(len(logits), device=logits.device) - 1
+        return -F.logsigmoid(signs * logits).sum(1).mean()
+
+    def _of_tower(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tower's pooled feature, [images, width], and its tokens, [images, patches, width]."""
+        tower = self.vision_model
+        if self.config.block is not None:
+            (grid,) = tower.forward_intermediates(
+                pixels, indices=[self.config.block], output_fmt="NCHW", intermediates_only=True
+            )
+            tokens = grid.flatten(2).transpose(1, 2)
+            return tokens.mean(1), tokens
+        features = tower.forward_features(pixels)
+        pooled = tower.forward_head(features, pre_logits=True)
+        if features.ndim == 3:
+            return pooled, features[:, tower.num_prefix_tokens :]
+        if getattr(tower, "output_fmt", "NCHW") == "NHWC":
+            return pooled, features.flatten(1, 2)
+        return pooled, features.flatten(2).transpose(1, 2)
+
+
+class _AttentionMaps(nn.Module):
+    """Pools tokens [images, patches, width] to fewer by maps that the tokens themselves give."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-5)
+        self.attention_maps = nn.Sequential(
+            nn.Conv2d(width, width, 1, groups=8, bias=False), nn.Conv2d(width, count, 1, bias=False)
+        )
+        self.feat_conv = nn.Conv2d(width, width, 1, groups=8, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        maps = self.attention_maps(self.norm(tokens).transpose(1, 2)[..., None]).squeeze(3).softmax(2)
+        values = self.feat_conv(tokens.transpose(1, 2)[..., None]).squeeze(3).transpose(1, 2)
+        return maps @ values
+
+
+def _areas(tokens: Tensor, count: int) -> Tensor:
+    """Pool the patches of a square, [images, patches, width] by rows, to the means of ``count`` square areas."""
+    grid = tokens.transpose(1, 2).unflatten(2, (isqrt(tokens.shape[1]), -1))
+    return F.adaptive_avg_pool2d(grid, isqrt(count)).flatten(2).transpose(1, 2)
