@@ -22,7 +22,7 @@ class WukongImageProcessor(BaseImageProcessor):
             shorter side is resized to ``image_size``.
         image_mean: what is subtracted from each channel, whose values are from 0 to 1.
         image_std: by what each channel is then divided.
-        tokens: of a token-wise model, the number of a picture's vectors: a mask for as many is returned too.
+        tokens: number of a picture's vectors, for a mask of them; None for no mask.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 - as in every image processor of transformers

@@ -51,9 +51,18 @@ def write(saved: SavedModel, folder: Path, options: Options | None = None) -> li
     return check_model(saved, folder)
 
 
-def write_model(saved: SavedModel, folder: Path) -> None:
-    """Write what ``AutoModel``, ``AutoProcessor`` and ``AutoTokenizer`` open."""
+def write_model(saved: SavedModel, folder: Path, *, with_masks: bool = False) -> None:
+    """Write what ``AutoModel``, ``AutoProcessor`` and ``AutoTokenizer`` open.
+
+    Args:
+        saved: the model, on the CPU.
+        folder: where the files are written.
+        with_masks: whether the image processor of a token-wise model also gives a mask of the patches. It has the name
+            of the mask of a text's tokens, so pictures and texts then have to be processed apart.
+    """
     config, state, processor = _chinese_clip(saved) or _with_code(saved)
+    if with_masks and saved.model.image is not None:
+        processor["tokens"] = saved.model.settings.image.tokens or saved.model.image.token_count
     parts.write_tokenizer(saved.tokenizer, folder)
     _write_json(folder / "config.json", {"dtype": "float32", **config})
     _write_json(folder / "preprocessor_config.json", processor)
@@ -314,7 +323,6 @@ def _with_code(saved: SavedModel) -> tuple[dict[str, Any], dict[str, Tensor], di
         "view": image.view,
         "image_mean": model.image.mean.flatten().tolist(),
         "image_std": model.image.std.flatten().tolist(),
-        "tokens": (image.tokens or model.image.token_count) if model.token_wise else None,
     }
     return config, state, processor
 
