@@ -1,5 +1,6 @@
 """Two small models with random text towers that every target is tried on."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,12 @@ def build(folder: Path, settings: dict[str, object], seed: int = 0) -> SavedMode
                 parameter.normal_(std=0.1)
     saved_model.save(storage.from_path(folder), model, tokenizer)
     return saved_model.load(folder)
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Callable[[dict[str, object]], SavedModel]:
+    """Makes a model of some settings."""
+    return lambda settings: build(tmp_path / "model", settings)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """A dual encoder of Wukong for ``transformers.AutoModel``; it needs torch, timm and transformers.
 
-The image tower is one of timm's, the text tower is BERT. A model gives one unit vector for each picture and text, or, if
-its similarity is token-wise, one for each patch and token (FILIP, https://arxiv.org/abs/2111.07783).
+The image tower is one of timm's, the text tower is BERT. A model gives one unit vector for each picture and text, or,
+if its similarity is token-wise, one for each patch and token (FILIP, https://arxiv.org/abs/2111.07783).
 """
 
 from dataclasses import dataclass
@@ -78,8 +78,8 @@ class WukongFeatures(ModelOutput):
     Attributes:
         pooler_output: [n, d], of a model with one vector.
         token_embeddings: [n, tokens, d], of a token-wise model: of a picture's patches by rows, or of a text's tokens.
-        counted: bool [n, tokens], of a token-wise model: the tokens that look for a match on the other side, all patches
-            and all of a text's tokens but padding and [CLS].
+        counted: bool [n, tokens], of a token-wise model: the tokens that look for a match on the other side: all
+            patches, and all of a text's tokens but padding and [CLS].
     """
 
     pooler_output: Tensor | None = None
@@ -160,9 +160,7 @@ class WukongModel(PreTrainedModel):
         if self.config.similarity == "token":
             counted = real.clone()
             counted[:, 0] = False
-            return WukongFeatures(
-                token_embeddings=F.normalize(self.text_projection(hidden), dim=-1), counted=counted
-            )
+            return WukongFeatures(token_embeddings=F.normalize(self.text_projection(hidden), dim=-1), counted=counted)
         if self.config.text_pooling == "mean":
             taken = hidden.masked_fill(~real[:, :, None], 0.0).sum(1) / real.sum(1, keepdim=True)
         else:

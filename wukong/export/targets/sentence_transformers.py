@@ -21,8 +21,8 @@ def refuse(saved: SavedModel, options: Options) -> str | None:
     if not saved.model.token_wise:
         return None
     return message(
-        "it compares all of a picture's patches with all of a text's tokens, and a SentenceTransformer gives one vector; "
-        "export it with --to late-interaction, or --to transformers"
+        "it compares all of a picture's patches with all of a text's tokens, and a SentenceTransformer gives one "
+        "vector; export it with --to late-interaction, or --to transformers"
     )
 
 

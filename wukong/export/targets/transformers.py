@@ -18,7 +18,6 @@ from wukong.data import images
 from wukong.errors import DataError
 from wukong.export import parts
 from wukong.export.target import Check, Options, Target, always
-from wukong.model.dual import DualEncoder
 from wukong.model.saved_model import SavedModel
 
 LOWEST_COSINE = 0.99
@@ -162,9 +161,7 @@ def _chinese_clip(saved: SavedModel) -> tuple[dict[str, Any], dict[str, Tensor],
     if not isinstance(tower, VisionTransformer) or not _is_clip(tower):
         return None
     last = model.text.layers[-1].norm2
-    biases = [
-        parts.folded_bias(norm, head) for norm, head in ((tower.norm, model.image_head), (last, model.text_head))
-    ]
+    biases = [parts.folded_bias(norm, head) for norm, head in ((tower.norm, model.image_head), (last, model.text_head))]
     if biases[0] is None or biases[1] is None:
         return None
     own = parts.bert_config(model, saved.tokenizer)
@@ -310,9 +307,7 @@ def _with_code(saved: SavedModel) -> tuple[dict[str, Any], dict[str, Tensor], di
         "text_projection": model.text_head.state_dict(),
         "token_pooling": model.image_pooling.state_dict() if model.image_pooling else {},
     }
-    state = {
-        f"{part}.{name}": value.detach().cpu() for part, values in own.items() for name, value in values.items()
-    }
+    state = {f"{part}.{name}": value.detach().cpu() for part, values in own.items() for name, value in values.items()}
     state["logit_scale"] = model.log_scale.detach().clone()
     if model.bias is not None:
         state["logit_bias"] = model.bias.detach().clone()
