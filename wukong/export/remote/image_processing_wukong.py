@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import make_flat_list_of_images
 
@@ -45,9 +46,11 @@ class WukongImageProcessor(BaseImageProcessor):
 
     def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         """Return ``pixel_values`` of pictures: PIL pictures, arrays, tensors, paths or addresses, one or a list."""
-        squares = [self._square(picture) for picture in make_flat_list_of_images(self.fetch_images(images))]
+        pictures: Any = make_flat_list_of_images(self.fetch_images(images))
+        squares = [self._square(picture) for picture in pictures]
         scaled = np.stack([np.asarray(square) for square in squares]).astype(np.float32) / np.float32(255)
-        pixels = (scaled - np.float32(self.image_mean)) / np.float32(self.image_std)
+        mean, std = (np.asarray(value, np.float32) for value in (self.image_mean, self.image_std))
+        pixels = (scaled - mean) / std
         data: dict[str, Any] = {"pixel_values": np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))}
         if self.tokens is not None:
             data["attention_mask"] = np.ones((len(squares), self.tokens), np.int64)

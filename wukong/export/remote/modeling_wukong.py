@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 
-class WukongConfig(PretrainedConfig):
+class WukongConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     """The parts of a model.
 
     Args:
@@ -78,8 +78,8 @@ class WukongFeatures(ModelOutput):
     Attributes:
         pooler_output: [n, d], of a model with one vector.
         token_embeddings: [n, tokens, d], of a token-wise model: of a picture's patches by rows, or of a text's tokens.
-        counted: bool [n, tokens], of a token-wise model: the tokens that look for a match on the other side: all
-            patches, and all of a text's tokens but padding and [CLS].
+        counted: bool [n, tokens], of a token-wise model's texts: the tokens that look for a match, which are all but
+            padding and [CLS].
     """
 
     pooler_output: Tensor | None = None
@@ -109,7 +109,7 @@ class WukongOutput(ModelOutput):
     text_counted: Tensor | None = None
 
 
-class WukongModel(PreTrainedModel):
+class WukongModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """A picture's and a text's encoder with projections to a common space."""
 
     config_class = WukongConfig
@@ -137,35 +137,15 @@ class WukongModel(PreTrainedModel):
             self.token_pooling = _AttentionMaps(config.projection_dim, config.pooled_tokens)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
         self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if config.has_bias else None
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def get_image_features(self, pixel_values: Tensor) -> WukongFeatures:
         """Encode pictures, [images, 3, size, size] as the image processor makes them."""
-        pooled, patches = self._of_tower(pixel_values)
-        if self.config.similarity == "global":
-            return WukongFeatures(pooler_output=F.normalize(self.visual_projection(pooled), dim=-1))
-        if self.token_pooling is not None:
-            vectors = self.token_pooling(self.visual_projection(patches))
-        elif self.config.pooled_tokens is not None:
-            vectors = self.visual_projection(_areas(patches, self.config.pooled_tokens))
-        else:
-            vectors = self.visual_projection(patches)
-        counted = torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
-        return WukongFeatures(token_embeddings=F.normalize(vectors, dim=-1), counted=counted)
+        return self._named(self._embed_image(pixel_values))
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> WukongFeatures:
-        """Encode texts, token ids [texts, tokens]; without a mask, all tokens but padding count."""
-        real = input_ids != self.config.text_config.pad_token_id if attention_mask is None else attention_mask.bool()
-        hidden = self.text_model(input_ids, attention_mask=real.long()).last_hidden_state
-        if self.config.similarity == "token":
-            counted = real.clone()
-            counted[:, 0] = False
-            return WukongFeatures(token_embeddings=F.normalize(self.text_projection(hidden), dim=-1), counted=counted)
-        if self.config.text_pooling == "mean":
-            taken = hidden.masked_fill(~real[:, :, None], 0.0).sum(1) / real.sum(1, keepdim=True)
-        else:
-            taken = hidden[:, 0]
-        return WukongFeatures(pooler_output=F.normalize(self.text_projection(taken), dim=-1))
+        """Encode texts, token ids [texts, tokens]; without a mask, all tokens but padding are real."""
+        return self._named(*self._embed_text(input_ids, attention_mask))
 
     def forward(
         self,
@@ -186,30 +166,59 @@ class WukongModel(PreTrainedModel):
             return_loss: whether to compute the loss, of as many pictures as texts.
             return_dict: whether to return the output by names, or a tuple of what is not None.
         """
-        image, text = self.get_image_features(pixel_values), self.get_text_features(input_ids, attention_mask)
-        if text.counted is None:
-            image_embeds, text_embeds = image.pooler_output, text.pooler_output
-            to_texts = image_embeds @ text_embeds.T
-            to_images = to_texts.T
-        else:
-            image_embeds, text_embeds = image.token_embeddings, text.token_embeddings
-            matched = text.counted.clone()
-            matched[:, 0] = self.config.match_text_cls
-            each = torch.einsum("ipd,tqd->itpq", image_embeds, text_embeds)
-            to_texts = each.masked_fill(~matched[None, :, None, :], -torch.inf).amax(3).mean(2)
-            best = each.amax(2) * text.counted
-            to_images = (best.sum(2) / text.counted.sum(1)).T
+        image, (text, counted) = self._embed_image(pixel_values), self._embed_text(input_ids, attention_mask)
+        to_texts, to_images = self._similarity(image, text, counted)
         scale, bias = self.logit_scale.exp(), 0.0 if self.logit_bias is None else self.logit_bias
+        per_image, per_text = to_texts * scale + bias, to_images * scale + bias
         output = WukongOutput(
-            logits_per_image=to_texts * scale + bias,
-            logits_per_text=to_images * scale + bias,
-            text_embeds=text_embeds,
-            image_embeds=image_embeds,
-            text_counted=text.counted,
+            loss=(self._loss(per_image) + self._loss(per_text)) / 2 if return_loss else None,
+            logits_per_image=per_image,
+            logits_per_text=per_text,
+            text_embeds=text,
+            image_embeds=image,
+            text_counted=counted if self.config.similarity == "token" else None,
         )
-        if return_loss:
-            output.loss = (self._loss(output.logits_per_image) + self._loss(output.logits_per_text)) / 2
         return output if return_dict else output.to_tuple()
+
+    def _named(self, vectors: Tensor, counted: Tensor | None = None) -> WukongFeatures:
+        if self.config.similarity == "token":
+            return WukongFeatures(token_embeddings=vectors, counted=counted)
+        return WukongFeatures(pooler_output=vectors)
+
+    def _embed_image(self, pixels: Tensor) -> Tensor:
+        """Return unit vectors of pictures, [images, (tokens,) d]."""
+        pooled, patches = self._of_tower(pixels)
+        if self.config.similarity == "global":
+            vectors = self.visual_projection(pooled)
+        elif self.token_pooling is not None:
+            vectors = self.token_pooling(self.visual_projection(patches))
+        elif self.config.pooled_tokens is not None:
+            vectors = self.visual_projection(_areas(patches, self.config.pooled_tokens))
+        else:
+            vectors = self.visual_projection(patches)
+        return F.normalize(vectors, dim=-1)
+
+    def _embed_text(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return unit vectors of texts, [texts, (tokens,) d], and the tokens that look for a match, [texts, tokens]."""
+        real = ids != self.config.text_config.pad_token_id if mask is None else mask.bool()
+        taken = self.text_model(ids, attention_mask=real.long()).last_hidden_state
+        if self.config.similarity == "global":
+            mean = taken.masked_fill(~real[:, :, None], 0.0).sum(1) / real.sum(1, keepdim=True)
+            taken = mean if self.config.text_pooling == "mean" else taken[:, 0]
+        counted = real.clone()
+        counted[:, 0] = False
+        return F.normalize(self.text_projection(taken), dim=-1), counted
+
+    def _similarity(self, image: Tensor, text: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the similarities of pictures to texts, [images, texts], and of texts to pictures, [texts, images]."""
+        if self.config.similarity == "global":
+            return image @ text.T, text @ image.T
+        each = torch.einsum("ipd,tqd->itpq", image, text)
+        matched = counted.clone()
+        matched[:, 0] = self.config.match_text_cls
+        to_texts = each.masked_fill(~matched[None, :, None, :], -torch.inf).amax(3).mean(2)
+        best = each.amax(2).masked_fill(~counted, 0.0)
+        return to_texts, (best.sum(2) / counted.sum(1)).T
 
     def _loss(self, logits: Tensor) -> Tensor:
         if self.logit_bias is None:
@@ -249,7 +258,8 @@ class _AttentionMaps(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         maps = self.attention_maps(self.norm(tokens).transpose(1, 2)[..., None]).squeeze(3).softmax(2)
         values = self.feat_conv(tokens.transpose(1, 2)[..., None]).squeeze(3).transpose(1, 2)
-        return maps @ values
+        pooled: Tensor = maps @ values
+        return pooled
 
 
 def _areas(tokens: Tensor, count: int) -> Tensor:

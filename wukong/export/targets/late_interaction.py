@@ -54,8 +54,8 @@ def write(saved: SavedModel, folder: Path, options: Options | None = None) -> li
     matched = _matched(saved, ours.counted)
     checks = transformers.check_model(saved, folder / BOTH)
     by = f"sentence-transformers {sentence_transformers.__version__}"
-    texts = MultiVectorEncoder(str(folder), device="cpu", local_files_only=True)
-    both = MultiVectorEncoder(str(folder / BOTH), device="cpu", trust_remote_code=True, local_files_only=True)
+    texts: Any = MultiVectorEncoder(str(folder), device="cpu", local_files_only=True)
+    both: Any = MultiVectorEncoder(str(folder / BOTH), device="cpu", trust_remote_code=True, local_files_only=True)
     queries, documents, seen = both.encode_query(captions), both.encode_document(captions), both.encode(pictures)
     # Without a mask of its own, PyLate's layout keeps [CLS], the first token, in a query.
     plain = [vectors[1:] for vectors in texts.encode_query(captions)]
@@ -97,7 +97,7 @@ def _write_texts(saved: SavedModel, folder: Path) -> None:
     # BERT's pooling layer, which transformers would add, is not used.
     module = {"max_seq_length": longest, "do_lower_case": False, "model_args": {"add_pooling_layer": False}}
     write_json(folder / "sentence_bert_config.json", module)
-    about = {
+    about: dict[str, Any] = {
         "model_type": "ColBERT",
         "similarity_fn_name": "MaxSim",
         "prompts": {},
@@ -148,7 +148,7 @@ def _write_both(saved: SavedModel, folder: Path) -> None:
     write_json(folder / "1_MultiVectorMask" / "config.json", {"skiplist_words": ["[CLS]"], "skiplist_tasks": tasks})
     write_json(folder / "2_Normalize" / "config.json", {"module_input_name": "token_embeddings"})
     # The mean, not the sum, over a query's tokens is this project's similarity.
-    about = {"model_type": "MultiVectorEncoder", "similarity_fn_name": "meanmaxsim", "prompts": {}}
+    about: dict[str, Any] = {"model_type": "MultiVectorEncoder", "similarity_fn_name": "meanmaxsim", "prompts": {}}
     write_json(folder / "config_sentence_transformers.json", about)
 
 

@@ -93,7 +93,9 @@ def check_model(saved: SavedModel, folder: Path) -> list[Check]:
     model.eval()
     if left := [*loaded["missing_keys"], *loaded["unexpected_keys"], *loaded["mismatched_keys"]]:
         raise DataError(f"transformers reads other weights than were written ({left[0]}): do not use {folder.name}")
-    processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=trusted, local_files_only=True)
+    processor = transformers.AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+        folder, trust_remote_code=trusted, local_files_only=True
+    )
     captions, pictures = parts.sample_captions(_CAPTIONS), parts.sample_pictures(_PICTURES)
     given = processor(text=captions, padding=True, truncation=True, return_tensors="pt")
     ids = saved.tokenizer(captions)
@@ -155,14 +157,15 @@ def _lowest(ours: Tensor, theirs: Tensor) -> float:
 def _chinese_clip(saved: SavedModel) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]] | None:
     """Return configuration, weights and image processor of a ``ChineseCLIPModel``; None if a part is another one."""
     model, settings = saved.model, saved.model.settings
-    tower = model.image.backbone if model.image else None
+    tower: Any = model.image.backbone if model.image else None
     if model.token_wise or settings.text.pooling != "cls" or settings.loss != "softmax" or settings.image.block:
         return None
-    if not isinstance(tower, VisionTransformer) or not _is_clip(tower):
+    if not _is_clip(tower):
         return None
-    last = model.text.layers[-1].norm2
-    biases = [parts.folded_bias(norm, head) for norm, head in ((tower.norm, model.image_head), (last, model.text_head))]
-    if biases[0] is None or biases[1] is None:
+    last: Any = model.text.layers[-1]
+    image_bias = parts.folded_bias(tower.norm, model.image_head)
+    text_bias = parts.folded_bias(last.norm2, model.text_head)
+    if image_bias is None or text_bias is None:
         return None
     own = parts.bert_config(model, saved.tokenizer)
     vision = {
@@ -209,16 +212,18 @@ def _chinese_clip(saved: SavedModel) -> tuple[dict[str, Any], dict[str, Tensor],
             "resample": 3,
         }
         offset = (1 - mean) / std
-    state = _clip_vit_state(tower, biases[0], offset)
-    text = {f"text_model.{name}": value for name, value in parts.bert_state(model.text, biases[1]).items()}
+    state = _clip_vit_state(tower, image_bias, offset)
+    text = {f"text_model.{name}": value for name, value in parts.bert_state(model.text, text_bias).items()}
     heads = {"visual_projection": model.image_head, "text_projection": model.text_head}
     projections = {f"{name}.weight": _matrix(head, model.width) for name, head in heads.items()}
     return config, {**state, **text, **projections, "logit_scale": model.log_scale.detach().clone()}, processor
 
 
-def _is_clip(tower: VisionTransformer) -> bool:
-    """Tell whether a ViT is CLIP's: [CLS], a norm before the layers, no extras in them."""
-    block = tower.blocks[0]
+def _is_clip(tower: Any) -> bool:
+    """Tell whether a tower is CLIP's ViT: [CLS], a norm before the layers, no extras in them."""
+    if not isinstance(tower, VisionTransformer):
+        return False
+    block: Any = tower.blocks[0]
     return (
         isinstance(block, Block)
         and tower.global_pool == "token"
@@ -239,7 +244,7 @@ def _is_clip(tower: VisionTransformer) -> bool:
     )
 
 
-def _clip_vit_state(tower: VisionTransformer, last_bias: Tensor, offset: Tensor) -> dict[str, Tensor]:
+def _clip_vit_state(tower: Any, last_bias: Tensor, offset: Tensor) -> dict[str, Tensor]:
     """Return a ViT's weights by the names of ChineseCLIP's vision model.
 
     Args:
