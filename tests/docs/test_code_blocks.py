@@ -45,6 +45,7 @@ IMAGES = {"wukong/data", "wukong/mlflow", "wukong/ray"}
 """Names of images, which look like files."""
 
 CLUSTER = "needs a Kubernetes cluster; tests/k8s checks the manifests and the jobs"
+TOKEN_WISE = "needs a token-wise model; tests/wukong/export/targets/test_late_interaction_target.py has some"
 NOT_EXECUTED = {
     ("README.md", "make run"): "the whole workflow; tests/end_to_end/test_workflow.py runs it on a sample",
     ("CONTRIBUTING.md", "make install"): "installs, runs and tests everything; continuous integration does so",
@@ -109,6 +110,13 @@ NOT_EXECUTED = {
         "docs/export.md",
         ".venv/bin/wukong evaluate",
     ): "fetches a set; tests/wukong/export/test_back_again.py measures an export",
+    (
+        "docs/export.md",
+        "import mteb",
+    ): "needs mteb, and a set; tests/wukong/export/targets/test_sentence_transformers_target.py has a small one",
+    ("docs/export.md", ".venv/bin/wukong model export s3://wukong/filip"): TOKEN_WISE,
+    ("docs/export.md", "from sentence_transformers import MultiVectorEncoder"): TOKEN_WISE,
+    ("docs/export.md", "from pylate"): TOKEN_WISE,
     ("docs/cluster.md", ".venv/bin/pytest tests/k8s"): "tests/k8s is part of this suite; checkov needs an index",
 }
 """By page and the beginning of the block: why it is not executed."""
@@ -128,6 +136,10 @@ WITH_THE_STACK = (
     ("docs/export.md", ".venv/bin/wukong model export models:/demo@champion clip", REAL),
     ("docs/export.md", "import open_clip", REAL),
     ("docs/export.md", ".venv/bin/wukong model export models:/demo@champion hub", REAL),
+    ("docs/export.md", ".venv/bin/wukong model export models:/demo@champion in-transformers", REAL),
+    ("docs/export.md", "import torch\nfrom PIL import Image\nfrom transformers", REAL),
+    ("docs/export.md", ".venv/bin/wukong model export models:/demo@champion in-sentence-transformers", REAL),
+    ("docs/export.md", "from PIL import Image\nfrom sentence_transformers", REAL),
     ("README.md", ".venv/bin/wukong status", REAL),
 )
 """Blocks that need the embedded stack, in the order in which they are executed in one home.
