@@ -37,6 +37,10 @@ def export(
             "folder of pictures with captions beside them, or a list of them.",
         ),
     ] = None,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Write files in int8 too: a fourth of the size, and faster; of the target onnx."),
+    ] = False,
 ) -> None:
     """Write a model as the folder that another project's own loader opens, and check that it gives the same there.
 
@@ -50,7 +54,7 @@ def export(
     from wukong.export.target import Options
 
     folder = output or Path("exports", target)
-    checks = run.export(wukong.load(uri), target, folder, Options(name=name, measure_on=measure_on))
+    checks = run.export(wukong.load(uri), target, folder, Options(name=name, measure_on=measure_on, int8=int8))
     table = Table("compared", "measure", "value", "by", box=None)
     for check in checks:
         table.add_row(check.of, check.measure, f"{check.value:.3g}", check.by)

@@ -1,19 +1,15 @@
-"""ONNX graphs of a model's towers: written by torch, compared with it in onnxruntime, and quantised to int8."""
+"""ONNX graphs of a model's towers: written by torch, and compared with it in onnxruntime."""
 
 import logging
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from wukong.data import images
 from wukong.data.tokenizer import Tokenizer
 from wukong.errors import DataError
 from wukong.export.parts import TOLERANCE
@@ -21,9 +17,6 @@ from wukong.export.target import Check
 from wukong.model.dual import DualEncoder
 
 OPSET = 18
-CALIBRATION = 256
-"""Pictures by which the ranges of an image tower's activations are found."""
-_BATCH = 32
 
 
 class Pixels(nn.Module):
@@ -57,6 +50,10 @@ class Normalised(nn.Module):
         """Encode images."""
         seen = self._centred(pixels) if self.centre else pixels
         return self.model.embed_features(self.model.select(self.tower.from_normalised(seen)))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Turn uint8 pixels into the input."""
+        return (pixels / 255 - self.tower.mean) / self.tower.std
 
     def _centred(self, pixels: Tensor) -> Tensor:
         size = self.tower.settings.image_size
@@ -92,7 +89,11 @@ class Captions(nn.Module):
 
 
 def write(
-    module: nn.Module, examples: Mapping[str, Tensor], outputs: Sequence[str], free: Sequence[Mapping[int, Any]], path: Path
+    module: nn.Module,
+    examples: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    free: Sequence[Mapping[int, Any]],
+    path: Path,
 ) -> Check:
     """Write a module as an ONNX file, run it with onnxruntime, and compare its outputs with torch's.
 
@@ -113,6 +114,7 @@ def write(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
+            warnings.filterwarnings("ignore", "# The axis name")  # two inputs with one axis are meant
             torch.onnx.export(
                 module.eval(),
                 tuple(examples.values()),
@@ -147,3 +149,40 @@ def session(path: Path, threads: int = 0) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def join(text: Path, images: Path, path: Path, scale: float) -> None:
+    """Write both towers as one graph that also gives the logits of each picture and each caption.
+
+    Args:
+        text: a graph with the output ``text_embeds``.
+        images: a graph with the output ``image_embeds``.
+        path: where it is written.
+        scale: the factor on the similarities.
+    """
+    import onnx
+    from onnx import TensorProto, compose, helper, numpy_helper
+
+    # Names of nodes and of what lies between them are each graph's own; those of inputs and outputs stay.
+    first, second = (
+        compose.add_prefix(onnx.load(file), prefix, rename_inputs=False, rename_outputs=False)
+        for file, prefix in ((text, "text/"), (images, "images/"))
+    )
+    graph = first.graph
+    for field in ("node", "initializer", "input", "output", "value_info"):
+        getattr(graph, field).extend(getattr(second.graph, field))
+    known = {each.domain for each in first.opset_import}
+    first.opset_import.extend(each for each in second.opset_import if each.domain not in known)
+    graph.initializer.append(numpy_helper.from_array(np.float32(scale), "scale"))
+    graph.node.extend(
+        [
+            helper.make_node("Transpose", ["text_embeds"], ["turned"], "turn", perm=[1, 0]),
+            helper.make_node("MatMul", ["image_embeds", "turned"], ["similarities"], "compare"),
+            helper.make_node("Mul", ["similarities", "scale"], ["logits_per_image"], "scaled"),
+            helper.make_node("Transpose", ["logits_per_image"], ["logits_per_text"], "turn_back", perm=[1, 0]),
+        ]
+    )
+    for name, shape in (("logits_per_image", ["images", "captions"]), ("logits_per_text", ["captions", "images"])):
+        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    onnx.checker.check_model(first)
+    onnx.save(first, path)

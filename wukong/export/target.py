@@ -33,11 +33,13 @@ class Options:
         name: what the model is called where a target writes a name.
         measure_on: URI of pictures with captions, on which what a target loses is measured: the output of a filter
             stage, a folder, or a list; None to measure nothing. A target that would lose something is then refused.
+        int8: whether files in int8 are written too, by the target ``onnx``.
         about: what is known of the model for its card: results, data, licences; see ``wukong.export.card``.
     """
 
     name: str = "wukong"
     measure_on: str | None = None
+    int8: bool = False
     about: dict[str, Any] = field(default_factory=dict)
 
 

@@ -1,17 +1,21 @@
 """ONNX: one file for each tower, for batches of any size, with vocabulary and settings."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from wukong.export import graphs
+from wukong.data.images import evaluation_view, to_tensor
+from wukong.export import graphs, int8, measure
 from wukong.export.target import Check, Options, Target, always
-from wukong.model.dual import DualEncoder
+from wukong.model.dual import DualEncoder, Texts
 from wukong.model.saved_model import SavedModel
 
 IMAGE, TEXT = "image.onnx", "text.onnx"
+IMAGE_INT8, TEXT_INT8 = "image_int8.onnx", "text_int8.onnx"
 
 
 class _TextTower(nn.Module):
@@ -35,7 +39,8 @@ def write(saved: SavedModel, folder: Path, options: Options) -> list[Check]:
     Args:
         saved: the model, on the CPU.
         folder: an empty folder.
-        options: unused.
+        options: with ``int8`` also ``image_int8.onnx`` and ``text_int8.onnx`` are written; with ``measure_on`` the R@1
+            of the smallest files is measured.
 
     Raises:
         DataError: the outputs differ by more than ``TOLERANCE``.
@@ -55,7 +60,29 @@ def write(saved: SavedModel, folder: Path, options: Options) -> list[Check]:
     (folder / "vocab.txt").write_text(saved.tokenizer.vocabulary, encoding="utf-8", newline="\n")
     settings = json.dumps(saved.model.settings.model_dump(mode="json"), ensure_ascii=False, indent=2, sort_keys=True)
     (folder / "config.json").write_text(settings + "\n", encoding="utf-8")
+    image, text = folder / IMAGE, folder / TEXT
+    if options.int8:
+        image, text = folder / IMAGE_INT8, folder / TEXT_INT8
+        int8.write_images(folder / IMAGE, image, ({"pixels": each.numpy()} for each in int8.pixels(saved, options)))
+        int8.write_captions(folder / TEXT, text)
+    if options.measure_on is not None:
+        checks += measure.loss(saved, _exported(saved, image, text), options.measure_on, f"{image.name}, {text.name}")
     return checks
+
+
+def _exported(saved: SavedModel, image: Path, text: Path) -> measure.Exported:
+    images, captions = graphs.session(image), graphs.session(text)
+    settings = saved.model.settings.image
+
+    def encode_pictures(pictures: Sequence[Image.Image]) -> Tensor:
+        shown = to_tensor([evaluation_view(each, settings.image_size, settings.view) for each in pictures])
+        return torch.from_numpy(images.run(None, {"pixels": shown.numpy()})[0])
+
+    def encode_captions(texts: Sequence[str]) -> Texts:
+        vectors, counted = captions.run(None, {"ids": saved.tokenizer(texts).numpy()})
+        return Texts(torch.from_numpy(vectors), torch.from_numpy(counted))
+
+    return measure.Exported(saved, encode_pictures, encode_captions)
 
 
 TARGET = Target(
