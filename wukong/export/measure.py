@@ -159,8 +159,7 @@ def _of_stage(uri: str, most: int) -> RetrievalData | None:
     if split is None:
         raise DataError(f"--measure-on: {uri} is the output of the stage {filtered.stage}: give that of filter")
     held_out = [each["name"] for each in split["holdouts"] if names_of(filtered, each["name"])]
-    which = ", ".join(held_out)
-    title = message(f"the hold-outs {which} of {uri}") if held_out else message(f"the training's pairs of {uri}")
+    title = message(f"the hold-outs of {uri}") if held_out else message(f"the pairs of the training of {uri}")
     return holdouts.captioned(filtered, held_out or [_TRAIN], "measured", title, most=most)
 
 
