@@ -10,6 +10,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def main() -> None:
             files = {"float32": folder / f"{name}.onnx", "int8": folder / f"{name}_int8.onnx"}
             sessions = {label: graphs.session(file, asked.threads) for label, file in files.items()}
             feed = {sessions["float32"].get_inputs()[0].name: given.numpy()}
-            runs = {label: (lambda opened=opened: opened.run(None, feed)) for label, opened in sessions.items()}
+            runs = {label: partial(opened.run, None, feed) for label, opened in sessions.items()}
             with torch.inference_mode():
                 found = rates({"torch": of_torch, **runs}, len(given), asked.seconds)
             for label, rate in found.items():
