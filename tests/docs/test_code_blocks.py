@@ -38,7 +38,7 @@ PAGES = (
 CHINESE = ("README.zh-CN.md", *sorted(f"docs/zh/{file.name}" for file in (ROOT / "docs" / "zh").glob("*.md")))
 """Their blocks are those of the English pages, by ``test_chinese_pages.py``; here only running text is checked."""
 
-DATA = {"csv", "mermaid", "text", "yaml"}
+DATA = {"csv", "js", "mermaid", "text", "yaml"}
 """Languages of blocks that are read, not executed."""
 
 IMAGES = {"wukong/data", "wukong/mlflow", "wukong/ray"}
@@ -117,6 +117,18 @@ NOT_EXECUTED = {
     ("docs/export.md", ".venv/bin/wukong model export s3://wukong/filip"): TOKEN_WISE,
     ("docs/export.md", "from sentence_transformers import MultiVectorEncoder"): TOKEN_WISE,
     ("docs/export.md", "from pylate"): TOKEN_WISE,
+    (
+        "docs/export.md",
+        "wukong model export MODEL clip/ --to onnx",
+    ): "needs a trained model; tests/wukong/export/targets has some",
+    (
+        "docs/export.md",
+        "wukong model export MODEL clip/ --to transformers.js",
+    ): "needs a trained model; tests/wukong/export/targets has some",
+    (
+        "docs/export.md",
+        "wukong model export MODEL clip/ --to immich",
+    ): "needs a trained model; tests/wukong/export/targets has some",
     ("docs/cluster.md", ".venv/bin/pytest tests/k8s"): "tests/k8s is part of this suite; checkov needs an index",
 }
 """By page and the beginning of the block: why it is not executed."""

@@ -49,6 +49,10 @@ def export(
             help="Results for its card, which `wukong evaluate --output` wrote. By default those of the model's run.",
         ),
     ] = None,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Write files in int8 too: a fourth of the size, and faster; of the target onnx."),
+    ] = False,
 ) -> None:
     """Write a model as the folder that another project's own loader opens, and check that it gives the same there.
 
@@ -65,7 +69,8 @@ def export(
     folder = output or Path("exports", target)
     measured = storage.from_path(Path(results)) if results and "://" not in results else results
     about = About(address=uri, licence=licence, results=measured)
-    checks = run.export(wukong.load(uri), target, folder, Options(name=name, measure_on=measure_on, about=about))
+    options = Options(name=name, measure_on=measure_on, int8=int8, about=about)
+    checks = run.export(wukong.load(uri), target, folder, options)
     table = Table("compared", "measure", "value", "by", box=None)
     for check in checks:
         table.add_row(check.of, check.measure, f"{check.value:.3g}", check.by)

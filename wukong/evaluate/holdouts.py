@@ -1,7 +1,7 @@
 """The hold-outs of an experiment as evaluation tasks: what ``wukong.evaluate.tasks`` measures, read from shards."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from wukong.data.shards import matching
 from wukong.errors import DataError
 from wukong.evaluate import retrieval
 from wukong.evaluate.data_set import ClassificationData, Data, RetrievalData
-from wukong.evaluate.published import Caption
+from wukong.evaluate.published import Caption, Images
 from wukong.evaluate.results import HOLDOUT
 from wukong.runtime.language import message
 from wukong.store import manifest, storage
@@ -142,31 +142,102 @@ def features(experiment: Experiment, filtered: Manifest, computed: str, data: Da
     return torch.stack([rows[key] for key in data.ids])
 
 
-def _retrieval(
-    filtered: Manifest, holdout: Holdout, taken: retrieval.Captions, *, by_key: bool = True
+def captioned(
+    filtered: Manifest,
+    splits: Sequence[str],
+    name: str,
+    title: str,
+    taken: retrieval.Captions = "distinct",
+    *,
+    most: int | None = None,
+    by_key: bool = True,
 ) -> RetrievalData | None:
-    """Read a hold-out for retrieval. Each distinct image is one candidate; ``retrieval.task`` says what is right."""
-    rows_and_tars = _rows(filtered, [holdout.name], by_key=by_key)
+    """Read the pairs of some splits for retrieval.
+
+    Args:
+        filtered: manifest of the filter stage.
+        splits: names of hold-outs, or ``train``.
+        name: name of the task.
+        title: how reports call it.
+        taken: which captions there are; see ``retrieval.task``.
+        most: take the first pairs alone, until they have so many distinct images; None for all.
+        by_key: see ``_rows``.
+
+    Returns:
+        The data; None if there are no pairs.
+    """
+    rows_and_tars = _rows(filtered, splits, by_key=by_key)
     if rows_and_tars is None:
-        log.warning("the hold-out %s has no pairs: it is not measured", holdout.name)
         return None
     table, tars = rows_and_tars
-    keys, digests, identities = table["key"].to_pylist(), table["sha256"].to_pylist(), _identities(table)
-    rows, texts, relevant = retrieval.task(identities, table["caption"].to_pylist(), taken)
+    if most is not None:
+        table = table.slice(0, _end_of(_identities(table), most))
+    keys, digests = table["key"].to_pylist(), table["sha256"].to_pylist()
+    return retrieval_data(
+        name,
+        title,
+        keys,
+        _identities(table),
+        table["caption"].to_pylist(),
+        lambda rows: Pictures(*([each[row] for row in rows] for each in (tars, keys, digests))),
+        taken,
+    )
+
+
+def retrieval_data(
+    name: str,
+    title: str,
+    keys: Sequence[str],
+    identities: Sequence[str],
+    captions: Sequence[str],
+    pictures: Callable[[list[int]], Images],
+    taken: retrieval.Captions = "distinct",
+) -> RetrievalData:
+    """Make a retrieval task of pairs. Each distinct image is one candidate; ``retrieval.task`` says what is right.
+
+    Args:
+        name: name of the task.
+        title: how reports call it.
+        keys: key of each pair.
+        identities: what identifies each pair's image.
+        captions: caption of each pair.
+        pictures: gives the images of some pairs, by their rows.
+        taken: which captions there are; see ``retrieval.task``.
+    """
+    rows, texts, relevant = retrieval.task(identities, captions, taken)
     chosen = rows.tolist()
     wanted: list[list[int]] = [[] for _ in texts]
     for text, image in relevant.nonzero().tolist():
         wanted[text].append(image)
     return RetrievalData(
-        holdout.name,
+        name,
         HOLDOUT,
         [keys[row] for row in chosen],
         [Caption(text, tuple(images)) for text, images in zip(texts, wanted, strict=True)],
         False,
-        Pictures(*([each[row] for row in chosen] for each in (tars, keys, digests))),
-        holdout.title or holdout.name,
+        pictures(chosen),
+        title,
         [identities[row] for row in chosen],
     )
+
+
+def _end_of(identities: Sequence[str], most: int) -> int:
+    """Return how many of the first pairs have ``most`` distinct images."""
+    seen: set[str] = set()
+    for row, identity in enumerate(identities):
+        seen.add(identity)
+        if len(seen) > most:
+            return row
+    return len(identities)
+
+
+def _retrieval(
+    filtered: Manifest, holdout: Holdout, taken: retrieval.Captions, *, by_key: bool = True
+) -> RetrievalData | None:
+    data = captioned(filtered, [holdout.name], holdout.name, holdout.title or holdout.name, taken, by_key=by_key)
+    if data is None:
+        log.warning("the hold-out %s has no pairs: it is not measured", holdout.name)
+    return data
 
 
 def _classification(filtered: Manifest, task: Classification, *, by_key: bool = True) -> ClassificationData | None:

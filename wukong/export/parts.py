@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from wukong.data.tokenizer import Tokenizer
 from wukong.model.dual import DualEncoder
+from wukong.model.saved_model import SavedModel
 from wukong.model.text_encoder import TextEncoder
+from wukong.runtime.language import message
 
 TOLERANCE = 1e-5
 """Largest difference of a number of a unit vector that an exported tower may have, in float32, on equal inputs."""
@@ -111,7 +113,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         content = json.loads(wordpiece.to_str())
     finally:
         wordpiece.enable_truncation(tokenizer.max_tokens)
-    _write_json(folder / "tokenizer.json", content)
+    write_json(folder / "tokenizer.json", content)
     config = {
         "tokenizer_class": "BertTokenizer",
         "do_lower_case": True,
@@ -123,8 +125,18 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "unk_token": "[UNK]",
         "mask_token": "[MASK]",
     }
-    _write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "tokenizer_config.json", config)
     (folder / "vocab.txt").write_text(tokenizer.vocabulary, encoding="utf-8", newline="\n")
+
+
+def refuse_token_wise(saved: SavedModel) -> str | None:
+    """Give the reason why a target that compares single vectors cannot hold a token-wise model; None if it can."""
+    if not saved.model.token_wise:
+        return None
+    return message(
+        "it has a vector for every patch and every token, and this target one for a picture and one for a caption: "
+        "train a model with `model.similarity: global`, or export this one to onnx"
+    )
 
 
 def sample_captions(count: int, seed: int = 0) -> list[str]:
@@ -163,5 +175,6 @@ def sample_pictures(count: int, seed: int = 0) -> list[Image.Image]:
     return pictures
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a file of JSON that people can read."""
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")

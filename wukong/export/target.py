@@ -39,6 +39,7 @@ class Options:
         about: what the user says of the model for its card.
         folder: where the export will lie, an absolute path, for files that name it; ``wukong.export.run`` gives it.
         hub: name of the repository on the Hub, OWNER/NAME, that the folder will be; files name it instead.
+        int8: whether files in int8 are written too, by the target ``onnx``.
     """
 
     name: str = "wukong"
@@ -46,6 +47,7 @@ class Options:
     about: About = field(default_factory=About)
     folder: Path | None = None
     hub: str | None = None
+    int8: bool = False
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,10 @@ class ImageEncoder(nn.Module):
                 f"pictures as {str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}: "
                 f"{self.settings.name} reads uint8 [pictures, 3, {size}, {size}], RGB"
             )
-        scaled = (pixels.to(self.mean.dtype) / 255 - self.mean) / self.std
+        return self.from_normalised((pixels.to(self.mean.dtype) / 255 - self.mean) / self.std)
+
+    def from_normalised(self, scaled: Tensor) -> ImageFeatures:
+        """Encode images whose values are floats, normalised by ``mean`` and ``std``, [images, 3, size, size]."""
         if self.settings.block is not None:
             (grid,) = self.backbone.forward_intermediates(
                 scaled, indices=[self.settings.block], output_fmt="NCHW", intermediates_only=True

@@ -9,9 +9,12 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from wukong.config.model import Model
+from wukong.data import images
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import DataError
+from wukong.export import parts
 from wukong.export.run import export
+from wukong.export.target import Options
 from wukong.export.targets import onnx
 from wukong.model import saved_model
 from wukong.model.dual import DualEncoder
@@ -63,13 +66,39 @@ def test_both_towers_equal_torch_for_any_batch_size(tmp_path: Path, image: dict[
 
 def test_a_file_with_other_outputs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = saved(tmp_path / "model", {"name": "test_vit", "weights": "random"}, "global")
-    write = onnx._write
+    write = torch.onnx.export
 
-    def write_another(tower: torch.nn.Module, *arguments: object) -> None:
-        write(tower, *arguments)
+    def write_another(*arguments: object, **named: object) -> None:
+        write(*arguments, **named)
         loaded.model.image_head.bias.add_(1.0)
 
-    monkeypatch.setattr(onnx, "_write", write_another)
+    monkeypatch.setattr(torch.onnx, "export", write_another)
     with pytest.raises(DataError, match=r"image\.onnx differs from torch by"):
         export(loaded, "onnx", tmp_path / "onnx")
     assert not any(tmp_path.glob("*onnx*")), "a half-written folder was left"
+
+
+@pytest.mark.parametrize(("model", "least"), [("lite0", 0.9), ("clip_vit", 0.999)])
+def test_files_in_int8_are_small_and_near(
+    request: pytest.FixtureRequest, tmp_path: Path, model: str, least: float
+) -> None:
+    loaded = request.getfixturevalue(model)
+    export(loaded, "onnx", tmp_path / "onnx", Options(int8=True))
+    for name in ("image", "text"):
+        large, small = ((tmp_path / "onnx" / f"{name}{end}.onnx").stat().st_size for end in ("", "_int8"))
+        assert small < 0.35 * large
+    pictures, captions = parts.sample_pictures(16, seed=5), parts.sample_captions(64, seed=5)
+    size, view = loaded.model.settings.image.image_size, loaded.model.settings.image.view
+    pixels = images.to_tensor([images.evaluation_view(picture, size, view) for picture in pictures]).numpy()
+    opened = [
+        onnxruntime.InferenceSession(tmp_path / "onnx" / f"{name}_int8.onnx", providers=["CPUExecutionProvider"])
+        for name in ("image", "text")
+    ]
+    found = (
+        opened[0].run(None, {"pixels": pixels})[0],
+        opened[1].run(None, {"ids": loaded.tokenizer(captions).numpy()})[0],
+    )
+    wanted = loaded.encode_image(pictures), loaded.encode_text(captions, strict=False).vectors
+    cosines = [(ours.numpy() * theirs).sum(1).min() for ours, theirs in zip(wanted, found, strict=True)]
+    assert min(cosines) > least and cosines[1] > 0.99
+    assert max(cosines) < 1 - 1e-7, "they are not in int8"
