@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from wukong.config import model_kinds
 from wukong.data import shards
 from wukong.data.shards import matching
 from wukong.errors import WukongError
@@ -67,7 +68,7 @@ def pairs_at(uri: str, folder_of: Callable[[str], str]) -> set[Pairs] | str:
             stage that trained a model lies beside the model's folder.
     """
     kind = uri.partition(":")[0]
-    if kind in ("open_clip", "cn_clip", "wukong_release"):
+    if kind in model_kinds.KINDS:
         return message("it is a model of others")
     try:
         if uri.startswith("models:/"):
