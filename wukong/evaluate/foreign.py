@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pickle import UnpicklingError
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,13 @@ from wukong.data import images
 from wukong.errors import ConfigError
 from wukong.evaluate import best_words
 from wukong.evaluate.model import Model, concatenate, refuse_not_finite, square
-from wukong.evaluate.protocol import Protocol
+from wukong.evaluate.protocol import PROTOCOLS, Protocol
 from wukong.model.dual import Texts
 from wukong.model.similarity import Scores, global_similarity, token_similarity
 
 _TEXTS, _SHOWN = 256, 300
+_TRIED = PROTOCOLS["clip-benchmark"]
+"""As many tokens of a text as the model reads."""
 
 LOADING = (
     *(AssertionError, AttributeError, ImportError, LookupError, OSError),
@@ -30,7 +32,8 @@ LOADING = (
 )
 """What the packages raise for weights that cannot be downloaded, are damaged or of another model, or need a package."""
 
-Mean = tuple[float, float, float]
+View: TypeAlias = Literal["whole", "crop"]
+Mean: TypeAlias = tuple[float, float, float]
 CLIP_MEAN: Mean = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Mean = (0.26862954, 0.26130258, 0.27577711)
 
@@ -54,15 +57,17 @@ class ForeignModel:
 
     Args:
         module: has ``encode_image`` and ``encode_text``.
-        tokenize: makes token ids [texts, tokens] of texts and the protocol's context; 0 is padding.
+        tokenize: makes token ids [texts, tokens] of texts and the protocol's context.
         name: how reports call it.
         architecture: what computes with the weights, and with which vocabulary: a part of the digest.
         scale: the factor on similarities before a softmax.
         size: length of a side of the images that it reads.
-        mean: the mean of each channel, for normalisation.
+        mean: the mean of each channel, for normalisation; None for a module that takes pixels as they are, uint8.
         std: each channel's deviation.
-        token_wise: whether it has a vector for each token. The token-wise similarity is then the authors': a patch may
-            match a text's first token, [CLS].
+        token_wise: whether it has a vector for each token.
+        match_text_cls: whether a patch may match a text's first token, [CLS], as with the authors.
+        pad: the id of padding.
+        view: what it sees of a picture where the protocol leaves that to the model.
     """
 
     def __init__(
@@ -73,15 +78,20 @@ class ForeignModel:
         architecture: str,
         scale: float,
         size: int,
-        mean: Mean = CLIP_MEAN,
+        mean: Mean | None = CLIP_MEAN,
         std: Mean = CLIP_STD,
         token_wise: bool = False,
+        match_text_cls: bool = True,
+        pad: int = 0,
+        view: View = "crop",
     ) -> None:
         module.eval()
         self._module: Any = module
         self._tokenize = tokenize
         self._size = size
-        self._mean, self._std = (torch.tensor(each).view(1, 3, 1, 1) for each in (mean, std))
+        self._mean = None if mean is None else torch.tensor(mean).view(1, 3, 1, 1)
+        self._std = torch.tensor(std).view(1, 3, 1, 1)
+        self._match_text_cls, self._pad, self._view = match_text_cls, pad, view
         self.name = name
         self.scale = scale
         self.token_wise = token_wise
@@ -93,10 +103,10 @@ class ForeignModel:
         Raises:
             DataError: a vector is not finite.
         """
-        pixels = images.to_tensor([square(picture, self._size, protocol) for picture in pictures])
+        pixels = images.to_tensor([self._square(picture, protocol) for picture in pictures])
         with torch.inference_mode():
-            normal = (pixels.float() / 255 - self._mean) / self._std
-            vectors = self._module.encode_image(normal.to(self._device)).float().cpu()
+            seen = pixels if self._mean is None else (pixels.float() / 255 - self._mean) / self._std
+            vectors = self._module.encode_image(seen.to(self._device)).float().cpu()
         refuse_not_finite(vectors, "image")
         return F.normalize(vectors, dim=-1)
 
@@ -111,7 +121,7 @@ class ForeignModel:
             with torch.inference_mode():
                 vectors = self._module.encode_text(ids.to(self._device)).float().cpu()
             refuse_not_finite(vectors, "text")
-            counted = ids != 0
+            counted = ids != self._pad
             if self.token_wise:
                 counted[:, 0] = False
             parts.append(Texts(F.normalize(vectors, dim=-1), counted))
@@ -120,24 +130,49 @@ class ForeignModel:
     def similarity(self, image: Tensor, text: Texts) -> Scores:
         """Compute the similarities in both directions; see ``Model``."""
         if self.token_wise:
-            return token_similarity(image, *text, with_first=True)
+            return token_similarity(image, *text, with_first=self._match_text_cls)
         return global_similarity(image, text.vectors)
 
     def image_to_text(self, image: Tensor, text: Texts) -> Tensor:
         """Compute s^I alone; see ``Model``."""
         if self.token_wise:
-            return best_words.exact(image, text, with_first=True)
+            return best_words.exact(image, text, with_first=self._match_text_cls)
         return self.similarity(image, text).image_to_text
 
     def rough_image_to_text(self, image: Tensor, text: Texts) -> Tensor | None:
         """Compute s^I roughly; see ``Model``."""
         if not self.token_wise or not best_words.rough_is_quicker():
             return None
-        return best_words.rough(image, text, with_first=True)
+        return best_words.rough(image, text, with_first=self._match_text_cls)
+
+    def _square(self, picture: Image.Image, protocol: Protocol) -> Image.Image:
+        if protocol.transform == "model":
+            return images.evaluation_view(picture, self._size, self._view)
+        return square(picture, self._size, protocol)
 
     @property
     def _device(self) -> torch.device:
-        return next(self._module.parameters()).device  # type: ignore[no-any-return]
+        """Where the module's weights are; those of a session of onnxruntime are its own affair."""
+        return next((weight.device for weight in self._module.parameters()), torch.device("cpu"))
+
+
+def refuse_unusable(model: Model) -> None:
+    """Encode a picture, a short and a long text, so that what a model cannot do is said before a set is measured.
+
+    Raises:
+        ConfigError: its code fails, or its vectors of pictures and texts have different widths.
+        DataError: a vector is not finite.
+    """
+    try:
+        picture = model.encode_images([Image.new("RGB", (64, 48), "white")], _TRIED)
+        texts = model.encode_texts(["猫", "一只猫坐在窗前" * 100], _TRIED).vectors
+    except LOADING as error:
+        raise ConfigError(f"{model.name} is loaded and cannot encode ({reason(error)})") from error
+    if picture.shape[-1] != texts.shape[-1]:
+        raise ConfigError(
+            f"{model.name} has vectors of {picture.shape[-1]} numbers for pictures and of {texts.shape[-1]} for texts, "
+            "which cannot be compared: it is no dual encoder, or a projection is missing"
+        )
 
 
 def digest_of(module: nn.Module, architecture: str) -> str:
