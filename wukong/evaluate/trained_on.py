@@ -67,9 +67,10 @@ def pairs_at(uri: str, folder_of: Callable[[str], str]) -> set[Pairs] | str:
         folder_of: gives the URI of the folder of a registered model, ``models:/NAME@ALIAS``. The manifest of the
             stage that trained a model lies beside the model's folder.
     """
-    kind = uri.partition(":")[0]
-    if kind in model_kinds.KINDS:
+    kind, _, name = uri.partition(":")
+    if kind in model_kinds.KINDS and kind != "onnx":
         return message("it is a model of others")
+    uri = name if kind == "onnx" else uri
     try:
         if uri.startswith("models:/"):
             uri = folder_of(uri)

@@ -147,6 +147,83 @@ def test_code_beside_the_weights_runs_only_if_it_is_asked_for(tmp_path: Path, mo
     assert adapters.load(f"transformers:with-code:{tmp_path}").digest != found.digest
 
 
+FG_CLIP_2 = """
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+class Side(PretrainedConfig):
+    pass
+
+
+class Fgclip2Config(PretrainedConfig):
+    model_type = "fgclip2"
+
+    def __init__(self, text_config=None, vision_config=None, **more):
+        super().__init__(**more)
+        self.text_config, self.vision_config = Side(**(text_config or {})), Side(**(vision_config or {}))
+
+
+class Fgclip2Model(PreTrainedModel):
+    config_class = Fgclip2Config
+
+    def __init__(self, config):
+        super().__init__(config)
+        text = config.text_config
+        self.tokens = torch.nn.Embedding(400, 8)
+        self.short = torch.nn.Parameter(torch.randn(text.max_position_embeddings, 8))
+        self.long = torch.nn.Parameter(torch.randn(text.longtext_len, 8))
+        self.patches = torch.nn.Linear(768, 8)
+        self.logit_scale = torch.nn.Parameter(torch.randn(1))
+        self.logit_bias = torch.nn.Parameter(torch.randn(1))
+        self.post_init()
+
+    def get_image_features(self, pixel_values=None, pixel_attention_mask=None, spatial_shapes=None):
+        places = torch.arange(pixel_values.shape[1]) * spatial_shapes[:, :1] / 100
+        return (self.patches(pixel_values) * places[:, :, None] * pixel_attention_mask[:, :, None]).sum(1)
+
+    def get_text_features(self, input_ids=None, attention_mask=None, walk_type="short"):
+        positions = {"short": self.short, "long": self.long}[walk_type]
+        return (self.tokens(input_ids) * positions).sum(1)
+"""
+
+
+def test_fg_clip_2_reads_short_and_long_texts_by_its_two_ways(tmp_path: Path) -> None:
+    """A stand-in with the methods of its published code: short texts are 64 tokens, long ones 196, with padding."""
+    names: dict[str, Any] = {}
+    exec(FG_CLIP_2, names)
+    torch.manual_seed(0)
+    sides = {"text_config": {"max_position_embeddings": 64, "longtext_len": 196}, "vision_config": {"patch_size": 16}}
+    module = names["Fgclip2Model"](names["Fgclip2Config"](**sides)).eval()
+    module.save_pretrained(tmp_path)
+    (tmp_path / "modeling_fgclip2.py").write_text(FG_CLIP_2, "utf-8")
+    auto = {"AutoConfig": "modeling_fgclip2.Fgclip2Config", "AutoModelForCausalLM": "modeling_fgclip2.Fgclip2Model"}
+    changed(tmp_path, "config.json", auto_map=auto)
+    tokenizer = tiny.gemma(transformers)
+    tokenizer.save_pretrained(tmp_path)
+    processor = transformers.Siglip2ImageProcessor(max_num_patches=9, patch_size=16)
+    processor.save_pretrained(tmp_path)
+    found = adapters.load(f"transformers:with-code:{tmp_path}")
+    texts = ["一只猫", "ABC", "一只猫坐在窗前" * 9, "一只猫坐在窗前" * 20, LONG]  # 63 characters and [EOS] are short
+    for name, ways in (
+        ("clip-benchmark", [(64, "short")] * 3 + [(196, "long")] * 2),
+        ("paper", [(32, "short")] * 5),
+    ):
+        vectors = found.encode_texts(texts, PROTOCOLS[name]).vectors
+        for text, (longest, way), vector in zip(texts, ways, vectors, strict=True):
+            ids = tokenizer(text.lower(), truncation=True, max_length=longest)["input_ids"]
+            filled = torch.tensor([ids + [0] * ((64 if way == "short" else 196) - len(ids))])
+            expected = module.get_text_features(filled, walk_type=way)[0].detach()
+            torch.testing.assert_close(vector, F.normalize(expected, dim=-1), atol=1e-5, rtol=0)
+    square = transforms.Compose(
+        [transforms.Resize(48, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(48)]
+    )
+    seen = processor(images=[square(picture(0))], return_tensors="pt")
+    images = found.encode_images([picture(0)], PROTOCOLS["clip-benchmark"])
+    expected = F.normalize(module.get_image_features(**seen).detach(), dim=-1)
+    torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+
+
 def test_vectors_of_two_widths_are_refused(tmp_path: Path) -> None:
     with_code(tmp_path, text_width=6)
     with pytest.raises(ConfigError, match="8 numbers for pictures and of 6 for texts"):

@@ -68,7 +68,7 @@ def _metaclip_2(package: Any, _: Path) -> list[Any]:
     return [package.MetaClip2Model(config), _xlm_roberta(package), _clip_processor(package)]
 
 
-def _gemma(package: Any, name: str = "GemmaTokenizer") -> Any:
+def gemma(package: Any, name: str = "GemmaTokenizer") -> Any:
     """SigLIP 2's kind of tokenizer: Gemma's without the first token, and no mask; ``Siglip2Tokenizer`` lower-cases."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁"]
     more = [*dict.fromkeys(_CHARACTERS), *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -86,7 +86,7 @@ def _siglip(package: Any, _: Path) -> list[Any]:
     text = {**_LAYERS, "vocab_size": 400, "max_position_embeddings": 64, "projection_size": 32}
     config = package.SiglipConfig(text_config=text, vision_config=_PICTURES)
     processor = package.SiglipImageProcessor(size={"height": SIDE, "width": SIDE})
-    return [package.SiglipModel(config), _gemma(package), processor]
+    return [package.SiglipModel(config), gemma(package), processor]
 
 
 def _siglip2(package: Any, _: Path) -> list[Any]:
@@ -95,7 +95,7 @@ def _siglip2(package: Any, _: Path) -> list[Any]:
     vision = {**_LAYERS, "num_patches": 16, "patch_size": 16}
     config = package.Siglip2Config(text_config=text, vision_config=vision)
     processor = package.Siglip2ImageProcessor(max_num_patches=4, patch_size=16)
-    return [package.Siglip2Model(config), _gemma(package, "Siglip2Tokenizer"), processor]
+    return [package.Siglip2Model(config), gemma(package, "Siglip2Tokenizer"), processor]
 
 
 MODELS: dict[str, Callable[[Any, Path], list[Any]]] = {

@@ -83,8 +83,8 @@ def _transformers(name: str, uri: str, device: torch.device) -> Model:
         )
     if not hasattr(model, "logit_scale"):
         raise ConfigError(f"{uri}: {type(model).__name__} has no logit_scale, so it is no dual encoder")
-    texts = _Texts(tokenizer, family, model.config)
-    mean, std = _normalisation(processor, uri)
+    texts = Texts(tokenizer, family, model.config)
+    mean, std = normalisation(processor, uri)
     sources = [(folder / "config.json").read_text("utf-8"), texts.digested()]
     if family.with_code:
         sources += [file.read_text("utf-8") for file in sorted(folder.glob("*.py"))]
@@ -94,7 +94,7 @@ def _transformers(name: str, uri: str, device: torch.device) -> Model:
         uri,
         "\n".join(["transformers", *sources, str(mean), str(std)]),
         scale_of(model),
-        _side(processor, model.config, family, uri),
+        side_of(processor, model.config, family, uri),
         mean,
         std,
         token_wise=getattr(model.config, "similarity", "global") == "token",
@@ -178,7 +178,7 @@ def _auto_class(config: dict[str, Any]) -> str:
     return "AutoModel" if "AutoModel" in named or not named else named[0]
 
 
-def _side(processor: Any, config: Any, family: Family, uri: str) -> int:
+def side_of(processor: Any, config: Any, family: Family, uri: str) -> int:
     """Return the length of a side of the squares that an image tower reads.
 
     Raises:
@@ -199,7 +199,7 @@ def _side(processor: Any, config: Any, family: Family, uri: str) -> int:
     raise ConfigError(f"{uri}: neither its config.json nor its image processor says how large a picture it reads")
 
 
-def _normalisation(processor: Any, uri: str) -> tuple[Mean, Mean]:
+def normalisation(processor: Any, uri: str) -> tuple[Mean, Mean]:
     """Return mean and deviation of the channels.
 
     Raises:
@@ -215,7 +215,7 @@ def _normalisation(processor: Any, uri: str) -> tuple[Mean, Mean]:
     return tuple(mean), tuple(std)
 
 
-class _Texts:
+class Texts:
     """A model's tokenizer under a protocol: calls return token ids, int64 [texts, tokens].
 
     Attributes:
@@ -289,7 +289,7 @@ class _Texts:
 class _Towers(nn.Module):
     """A model of transformers as ``ForeignModel`` calls it."""
 
-    def __init__(self, model: nn.Module, family: Family, texts: _Texts) -> None:
+    def __init__(self, model: nn.Module, family: Family, texts: Texts) -> None:
         super().__init__()
         self.model: Any = model
         self._family, self._texts = family, texts
