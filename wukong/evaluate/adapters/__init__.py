@@ -1,7 +1,7 @@
 """Kinds of models of others, one file each: every module of this folder assigns a ``Kind`` to ``KIND``.
 
-To add a kind, add a file, and its name to ``wukong.config.model_kinds.KINDS``. ``load`` takes what
-``wukong evaluate --model`` takes.
+To add a kind, add a file, and its name to ``wukong.config.model_kinds.KINDS``. ``load`` takes what ``wukong evaluate
+--model`` takes.
 """
 
 import pkgutil
@@ -41,8 +41,9 @@ def load(uri: str, device: str = "cpu") -> Model:
     """Load a model by what stands before the colon of its URI.
 
     ``open_clip:NAME/WEIGHTS`` or ``open_clip:hf-hub:OWNER/NAME``; ``cn_clip:NAME`` or ``cn_clip:NAME/WEIGHTS``;
-    ``wukong_release:NAME/WEIGHTS`` for a model that the authors released. Anything else is a model of this project: a
-    folder, a URI, or ``models:/NAME@ALIAS``.
+    ``transformers:FOLDER``, ``transformers:OWNER/NAME`` or, with code of its own, ``transformers:with-code:FOLDER``;
+    ``onnx:FOLDER``; ``wukong_release:NAME/WEIGHTS`` for a model that the authors released. Anything else is a model of
+    this project: a folder, a URI, or ``models:/NAME@ALIAS``.
 
     Args:
         uri: the URI.
