@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from wukong.config import model_kinds
 from wukong.errors import ConfigError
 from wukong.evaluate import adapters
 from wukong.evaluate.adapters import cn_clip
@@ -186,6 +187,10 @@ def test_a_package_that_is_not_installed_is_named_with_how_to_install_it(monkeyp
     monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
     with pytest.raises(ConfigError, match=r"open_clip is not installed.*pip install open_clip_torch"):
         adapters.load("open_clip:ViT-B-32/laion2b")
+
+
+def test_the_kinds_that_cannot_be_trained_are_those_with_an_adapter() -> None:
+    assert tuple(adapters.REGISTRY) == model_kinds.KINDS
 
 
 def test_any_other_uri_is_a_model_of_this_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

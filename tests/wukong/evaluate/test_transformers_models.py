@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers_models as tiny
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision import transforms
 
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import adapters
 from wukong.evaluate.adapters.transformers import FAMILIES
-from wukong.evaluate.protocol import PROTOCOLS
+from wukong.evaluate.protocol import OWN, PROTOCOLS
 
 pytestmark = pytest.mark.slow
 transformers = pytest.importorskip("transformers")
@@ -24,6 +24,16 @@ LONG = "一只猫坐在窗前" * 40
 TEXTS = ["一只猫", "ABC的照片", "红色苹果 Cat", LONG]
 LONGEST = {"altclip": 77, "chinese_clip": 52, "clip": 77, "metaclip_2": 77, "siglip": 64, "siglip2": 64}
 LOWER = ("siglip", "siglip2")
+
+
+@pytest.fixture(autouse=True)
+def _code_is_copied_to_a_folder_of_the_test(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of the user's cache."""
+    copied = str(tmp_path_factory.mktemp("modules"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", copied)
+    monkeypatch.syspath_prepend(copied)
 
 
 def picture(i: int) -> Image.Image:
@@ -117,15 +127,15 @@ class One(PreTrainedModel):
 """
 
 
-def with_code(folder: Path, **settings: int) -> torch.nn.Module:
+def with_code(folder: Path, code: str = CODE, **settings: int) -> torch.nn.Module:
     """Save a model whose class is in a file beside its weights."""
     names: dict[str, Any] = {}
-    exec(CODE, names)
+    exec(code, names)
     torch.manual_seed(0)
     module: torch.nn.Module = names["One"](names["OneConfig"](**settings)).eval()
     tiny.save(transformers, "chinese_clip", folder)
     module.save_pretrained(folder)  # type: ignore[operator]
-    (folder / "one.py").write_text(CODE, "utf-8")
+    (folder / "one.py").write_text(code, "utf-8")
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config["auto_map"] = {"AutoConfig": "one.OneConfig", "AutoModel": "one.One"}
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
@@ -145,6 +155,47 @@ def test_code_beside_the_weights_runs_only_if_it_is_asked_for(tmp_path: Path, mo
     assert found.scale == pytest.approx(np.exp(2))
     (tmp_path / "one.py").write_text(CODE + "\nMORE = 1\n", "utf-8")
     assert adapters.load(f"transformers:with-code:{tmp_path}").digest != found.digest
+
+
+TOKEN_WISE = (
+    CODE
+    + """
+    @property
+    def _tokens(self):
+        from types import SimpleNamespace
+
+        return lambda vectors: SimpleNamespace(token_embeddings=vectors, pooler_output=None)
+
+    def get_image_features(self, pixel_values):
+        rows = pixel_values.unflatten(2, (4, 8)).mean((3, 4))
+        return self._tokens(self.images(rows.transpose(1, 2)))
+
+    def get_text_features(self, input_ids, attention_mask):
+        return self._tokens(self.texts(input_ids))
+"""
+)
+
+
+@pytest.mark.parametrize("match_text_cls", [True, False])
+def test_a_model_with_a_vector_for_each_token_is_measured_token_by_token(match_text_cls: bool, tmp_path: Path) -> None:
+    """As this project exports one: ``token_embeddings``, and its similarity in ``config.json``."""
+    module: Any = with_code(tmp_path, TOKEN_WISE)
+    changed(tmp_path, "config.json", similarity="token", match_text_cls=match_text_cls)
+    changed(tmp_path, "preprocessor_config.json", view="whole")
+    found = adapters.load(f"transformers:with-code:{tmp_path}")
+    whole = ImageOps.pad(picture(0), (32, 32), Image.Resampling.BICUBIC, color=(255, 255, 255))
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    pixels = processor(images=[whole], return_tensors="pt")["pixel_values"]
+    patches = F.normalize(module.get_image_features(pixels).token_embeddings.detach(), dim=-1)
+    images, texts = found.encode_images([picture(0)], OWN), found.encode_texts(TEXTS, OWN)
+    torch.testing.assert_close(images, patches, atol=1e-6, rtol=0)
+    scores = found.similarity(images, texts)
+    for number, ids in enumerate(transformers.AutoTokenizer.from_pretrained(tmp_path)(TEXTS)["input_ids"]):
+        cut = [*ids[:19], ids[-1]] if len(ids) > 20 else ids
+        products = patches[0] @ F.normalize(module.texts(torch.tensor(cut)).detach(), dim=-1).T
+        to_text = products[:, 0 if match_text_cls else 1 :].amax(1).mean()
+        torch.testing.assert_close(scores.image_to_text[0, number], to_text, atol=1e-6, rtol=0)
+        torch.testing.assert_close(scores.text_to_image[0, number], products[:, 1:].amax(0).mean(), atol=1e-6, rtol=0)
 
 
 FG_CLIP_2 = """
