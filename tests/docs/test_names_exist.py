@@ -41,11 +41,14 @@ NO_MODULES = {
     "experiment.held_out_tasks": "attribute of a variable",
     **dict.fromkeys(("metrics.enabled", "metrics.serviceMonitor.enabled"), "key of a chart of Helm"),
     **dict.fromkeys(("imagenet_zeroshot_templates.py", "zeroshot_evaluation.py"), "file of another project"),
+    "wukong_release.zip": "file of another project",
     "corpus.wukong.test": "host",
     "filter.max_repetition": "key of a rule in examples/",
     "tags.bias": "name of a tensor",
 }
 """What looks like a module's name and is none."""
+OF_OTHERS = {"cn_clip", "onnx", "open_clip", "transformers"}
+"""Packages of others with an adapter of the same name: what is named in them is theirs."""
 
 
 def _lines(name: str) -> Iterator[tuple[int, str]]:
@@ -101,7 +104,7 @@ def wrong_names(line: str) -> list[str]:
         named = [module for module in MODULES if module.rpartition(".")[2] == first]
         if name.endswith(".py"):
             wrong += [] if any(Path(each).name == name for each in LISTED) else [name]
-        elif named and first not in PACKAGES and not _is_key([first, *rest]):
+        elif named and first not in (*PACKAGES, *OF_OTHERS) and not _is_key([first, *rest]):
             wrong += [] if any(_exists(".".join([module, *rest])) for module in named) else [name]
     for path in PATH.findall(line):
         is_file = "." in path or path.count("/") > 1  # else it may be an image or a label of Kubernetes

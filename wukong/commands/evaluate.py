@@ -43,8 +43,9 @@ def evaluate(
         str,
         typer.Option(
             "--model",
-            help="The model's folder or URI, or models:/NAME@ALIAS in MLflow; of others open_clip:NAME/WEIGHTS, "
-            "cn_clip:NAME, cn_clip:NAME/FILE or wukong_release:NAME/FILE, see docs/evaluation.md.",
+            help="The model's folder or URI, or models:/NAME@ALIAS in MLflow; of others transformers:FOLDER, "
+            "transformers:OWNER/NAME, onnx:FOLDER, open_clip:NAME/WEIGHTS, cn_clip:NAME, cn_clip:NAME/FILE or "
+            "wukong_release:NAME/FILE, see docs/evaluation.md.",
         ),
     ],
     tasks: Annotated[

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from wukong.config import model_kinds
 from wukong.config.section import Fraction, Positive, Strict, uri_problem
 
 
@@ -199,7 +200,7 @@ class Training(Strict):
     @classmethod
     def _the_model_can_be_trained(cls, value: str) -> str:
         kind = value.partition(":")[0]
-        if kind in ("open_clip", "cn_clip", "wukong_release"):
+        if kind in model_kinds.KINDS:
             raise ValueError(
                 f"{value!r} is computed by {kind}'s own code, which `wukong evaluate` measures and this project cannot "
                 "train: name a model of this project. Of an open_clip model the image tower can be trained on: name "

@@ -329,11 +329,15 @@ def refuse_unknown(sequences: Sequence[Sequence[int]], tokenizer: Tokenizer) -> 
     """Raise DataError if more than half of all words are unknown: the vocabulary is of another language or model."""
     special = {tokenizer.cls, tokenizer.sep, tokenizer.pad}
     words = [number for ids in sequences for number in ids if number not in special]
-    unknown = sum(number == tokenizer.unknown for number in words)
-    if not words or unknown > _MAX_UNKNOWN * len(words):
+    refuse_few_known(sum(number != tokenizer.unknown for number in words), len(words), len(sequences))
+
+
+def refuse_few_known(known: int, words: int, texts: int) -> None:
+    """Raise DataError if a vocabulary knows less than half of the words of some texts."""
+    if not words or words - known > _MAX_UNKNOWN * words:
         raise DataError(
-            f"the vocabulary knows {len(words) - unknown} of {len(words)} words of {len(sequences)} texts: it is the "
-            "vocabulary of another language or of another model; give the model the vocab.txt it was trained with"
+            f"the vocabulary knows {known} of {words} words of {texts} texts: it is the vocabulary of another language "
+            "or of another model; give the model the vocab.txt it was trained with"
         )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from wukong.config import model_kinds
 from wukong.data import shards
 from wukong.data.shards import matching
 from wukong.errors import WukongError
@@ -66,9 +67,10 @@ def pairs_at(uri: str, folder_of: Callable[[str], str]) -> set[Pairs] | str:
         folder_of: gives the URI of the folder of a registered model, ``models:/NAME@ALIAS``. The manifest of the
             stage that trained a model lies beside the model's folder.
     """
-    kind = uri.partition(":")[0]
-    if kind in ("open_clip", "cn_clip", "wukong_release"):
+    kind, _, name = uri.partition(":")
+    if kind in model_kinds.KINDS and kind != "onnx":
         return message("it is a model of others")
+    uri = name if kind == "onnx" else uri
     try:
         if uri.startswith("models:/"):
             uri = folder_of(uri)

@@ -9,12 +9,10 @@ from pathlib import Path
 from wukong.errors import ConfigError
 from wukong.export.target import Check, Options, Target
 from wukong.export.targets import REGISTRY
-from wukong.model.saved_model import SavedModel
+from wukong.model.saved_model import EXPORT_RECORD, SavedModel
 from wukong.runtime import installed
 from wukong.store import storage
 
-RECORD = "wukong_export.json"
-"""Written into every exported folder: the target, this project's version, and what was compared."""
 FORMAT = 1
 
 
@@ -63,7 +61,7 @@ def _refuse_other_files(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file: name a folder")
     # The second name is that of the ONNX files of earlier versions, which have no record.
-    if folder.is_dir() and any(folder.iterdir()) and not _any_of(folder, (RECORD, "text.onnx")):
+    if folder.is_dir() and any(folder.iterdir()) and not _any_of(folder, (EXPORT_RECORD, "text.onnx")):
         raise ConfigError(f"{folder} holds files of something else: name an empty folder, or a new one")
 
 
@@ -78,4 +76,4 @@ def _record(folder: Path, target: Target, checks: list[Check]) -> None:
         "wukong": installed.version(),
         "checks": [asdict(check) for check in checks],
     }
-    storage.write_json(storage.from_path(folder / RECORD), record)
+    storage.write_json(storage.from_path(folder / EXPORT_RECORD), record)

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 FILES = ("config.json", "model.safetensors", "vocab.txt")
+EXPORT_RECORD = "wukong_export.json"
+"""In every folder that ``wukong.export`` has written for another project's loader."""
 _TOWER = "image."
 _PACKAGED = "package"
 _BLOCK_IMAGES, _BLOCK_TEXTS = 256, 1024

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from wukong.config import model_kinds
 from wukong.errors import ConfigError
 from wukong.evaluate import adapters
+from wukong.evaluate.adapters import cn_clip
 from wukong.evaluate.model import OwnModel
 from wukong.evaluate.protocol import PROTOCOLS
 from wukong.model import released
@@ -36,7 +38,7 @@ def test_chinese_clip_gives_the_vectors_of_its_own_transform_and_tokenizer() -> 
         text_hidden_dropout_prob=0.0, text_hidden_size=16, text_initializer_range=0.02, text_intermediate_size=32,
         text_max_position_embeddings=64, text_num_attention_heads=2, text_num_hidden_layers=1, text_type_vocab_size=2,
     ).eval()  # fmt: skip
-    found = adapters.from_cn_clip(module, clip.tokenize, "cn_clip:tiny", "tiny")
+    found = cn_clip.from_cn_clip(module, clip.tokenize, "cn_clip:tiny", "tiny")
     shown = [picture(0), picture(1)]
     transform = image_transform(32)
     with torch.inference_mode():
@@ -48,11 +50,11 @@ def test_chinese_clip_gives_the_vectors_of_its_own_transform_and_tokenizer() -> 
     shorter = found.encode_texts(TEXTS, PROTOCOLS["paper"]).vectors
     assert not torch.allclose(shorter[1], texts[1], atol=1e-4), "the context of 32 tokens did not cut"
     assert (found.token_wise, found.scale) == (False, pytest.approx(float(module.logit_scale.detach().exp())))
-    assert adapters.from_cn_clip(module, clip.tokenize, "again", "tiny").digest == found.digest
-    assert adapters.from_cn_clip(module, clip.tokenize, "again", "other").digest != found.digest
+    assert cn_clip.from_cn_clip(module, clip.tokenize, "again", "tiny").digest == found.digest
+    assert cn_clip.from_cn_clip(module, clip.tokenize, "again", "other").digest != found.digest
     with torch.no_grad():
         module.logit_scale += 1
-    assert adapters.from_cn_clip(module, clip.tokenize, "again", "tiny").digest != found.digest
+    assert cn_clip.from_cn_clip(module, clip.tokenize, "again", "tiny").digest != found.digest
 
 
 def test_open_clip_gives_the_vectors_of_its_own_transform_and_tokenizer(tmp_path: Path) -> None:
@@ -136,7 +138,7 @@ def test_a_model_of_chinese_clip_is_read_from_a_file(tmp_path: Path, monkeypatch
         "ViT-H-14@RoBERTa-wwm-ext-large-chinese",
         "ViT-L-14-336@RoBERTa-wwm-ext-base-chinese",
     ]
-    expected = adapters.from_cn_clip(trained, utils.tokenize, "x", "RN50")
+    expected = cn_clip.from_cn_clip(trained, utils.tokenize, "x", "RN50")
     assert found.digest == expected.digest
 
 
@@ -185,6 +187,10 @@ def test_a_package_that_is_not_installed_is_named_with_how_to_install_it(monkeyp
     monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
     with pytest.raises(ConfigError, match=r"open_clip is not installed.*pip install open_clip_torch"):
         adapters.load("open_clip:ViT-B-32/laion2b")
+
+
+def test_the_kinds_that_cannot_be_trained_are_those_with_an_adapter() -> None:
+    assert tuple(adapters.REGISTRY) == model_kinds.KINDS
 
 
 def test_any_other_uri_is_a_model_of_this_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

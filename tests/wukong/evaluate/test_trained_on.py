@@ -90,7 +90,8 @@ def test_a_models_pairs_are_found_by_the_manifest_beside_it(tmp_path: Path) -> N
     known = trained_on.pairs_of(model)
     assert pairs_at(f"{model.uri}/model") == pairs_at(f"{model.uri}/model/") == known
     assert pairs_at(storage.filesystem(model.uri)[1] + "/model") == known
-    for other in ("open_clip:ViT-B-32/openai", "cn_clip:ViT-B-16", "wukong_release:a/b"):
+    assert pairs_at(f"onnx:{storage.filesystem(model.uri)[1]}/exported") == known
+    for other in ("open_clip:ViT-B-32/openai", "cn_clip:ViT-B-16", "wukong_release:a/b", "transformers:a/b"):
         assert pairs_at(other) == "it is a model of others"
     assert pairs_at(str(tmp_path / "alone" / "model")) == "no manifest of a training lies beside it"
     storage.delete(f"{model.parents[0].uri}/manifest.json")

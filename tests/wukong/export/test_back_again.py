@@ -21,7 +21,7 @@ from wukong.evaluate.protocol import PROTOCOLS, named
 from wukong.export import parts, run
 from wukong.model.dual import DualEncoder
 from wukong.model.image_encoder import ImageEncoder
-from wukong.model.saved_model import SavedModel
+from wukong.model.saved_model import EXPORT_RECORD, SavedModel
 from wukong.store import storage
 
 pytestmark = pytest.mark.slow
@@ -99,7 +99,7 @@ def test_an_export_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     with tarfile.open(Path(__file__).with_name("exported_by_0.1.0.tar.xz")) as archive:
         archive.extractall(tmp_path, filter="data")
     folder = tmp_path / "clip"
-    record: dict[str, Any] = json.loads((folder / run.RECORD).read_text("utf-8"))
+    record: dict[str, Any] = json.loads((folder / EXPORT_RECORD).read_text("utf-8"))
     assert (record["format"], record["target"]) == (1, "open_clip")
     assert [set(check) for check in record["checks"]] == [{"of", "measure", "value", "by"}] * 6
     settings = folder / "open_clip_config.json"

@@ -1,0 +1,71 @@
+"""Models of open_clip, a package that is imported when such a model is loaded."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wukong.errors import ConfigError
+from wukong.evaluate.foreign import CLIP_MEAN, CLIP_STD, LOADING, ForeignModel, Kind, imported, reason, scale_of
+from wukong.evaluate.model import Model
+from wukong.model.saved_model import EXPORT_RECORD
+
+
+def _open_clip(name: str, uri: str, device: torch.device) -> Model:
+    package: Any = imported("open_clip", "pip install open_clip_torch")
+    if name.startswith(("hf-hub:", "local-dir:")):
+        architecture, weights = name, None
+    else:
+        architecture, _, weights = name.partition("/")
+        if not weights:
+            raise ConfigError(
+                f"{uri!r} names no weights: open_clip would make random ones; write open_clip:NAME/WEIGHTS, for "
+                "instance open_clip:xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k; WEIGHTS may be a file"
+            )
+    try:
+        module = package.create_model(architecture, pretrained=weights, device=device)
+        tokenizer = package.get_tokenizer(architecture)
+    except LOADING as error:
+        raise ConfigError(f"open_clip does not load {name!r} ({reason(error)})") from error
+    if name.startswith("local-dir:") and Path(name.removeprefix("local-dir:"), EXPORT_RECORD).is_file():
+        # An export of this project: open_clip changes texts before it makes tokens of them; training did not.
+        tokenizer.clean_fn = str
+    return from_open_clip(module, tokenizer, uri, architecture)
+
+
+def from_open_clip(module: nn.Module, tokenizer: Callable[..., Tensor], name: str, architecture: str) -> Model:
+    """Wrap a model of open_clip with its tokenizer."""
+    visual: Any = module.visual
+    size = visual.image_size
+    mean, std = (getattr(visual, each, None) for each in ("image_mean", "image_std"))
+
+    def tokenize(texts: list[str], context: int | None) -> Tensor:
+        longest = getattr(tokenizer, "context_length", None)
+        ids = tokenizer(texts, context_length=min(context, longest) if context and longest else longest)
+        # A model reads as many positions as it was built for; what was cut is padding.
+        padding = getattr(tokenizer, "pad_token_id", 0) or 0
+        return ids if longest is None else F.pad(ids, (0, longest - ids.shape[1]), value=padding)
+
+    return ForeignModel(
+        module,
+        tokenize,
+        name,
+        f"open_clip:{architecture}",
+        scale_of(module),
+        size[0] if isinstance(size, tuple | list) else size,
+        tuple(mean) if mean is not None else CLIP_MEAN,
+        tuple(std) if std is not None else CLIP_STD,
+        view="whole" if _shows_all_on_white(getattr(visual, "preprocess_cfg", {})) else "crop",
+    )
+
+
+def _shows_all_on_white(preprocess: Mapping[str, Any]) -> bool:
+    """Whether a model of open_clip sees the whole picture on a white square, as ``images.evaluation_view`` makes it."""
+    fill = preprocess.get("fill_color")
+    return preprocess.get("resize_mode") == "longest" and fill in (255, [255] * 3, (255,) * 3)
+
+
+KIND = Kind("open_clip", _open_clip)
