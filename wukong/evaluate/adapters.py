@@ -147,6 +147,20 @@ class ForeignModel:
             parts.append(Texts(F.normalize(vectors, dim=-1), counted))
         return concatenate(parts)
 
+    def count_cut(self, texts: Sequence[str], protocol: Protocol) -> int:
+        """Count the texts that ``encode_texts`` cuts.
+
+        Tokenizers of others cut and do not tell. A text is longer than what they read if its ids stay the same both
+        without its last character and with one more; if it is just as long, they change without the last one.
+        """
+        written = [protocol.written(text).strip() for text in texts]
+        forms = (written, [text[:-1] for text in written], [f"{text}的" for text in written])
+        ids = [
+            [[number for number in row if number] for row in self._tokenize(form, protocol.context).tolist()]
+            for form in forms
+        ]
+        return sum(as_it_is == shorter == longer for as_it_is, shorter, longer in zip(*ids, strict=True))
+
     def similarity(self, image: Tensor, text: Texts) -> Scores:
         """Compute the similarities in both directions; see ``Model``."""
         if self.token_wise:
