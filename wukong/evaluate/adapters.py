@@ -31,6 +31,7 @@ from wukong.evaluate.model import (
     refuse_not_finite,
     square,
     token_ids,
+    tokens_cut,
 )
 from wukong.evaluate.protocol import Protocol
 from wukong.model import released, saved_model
@@ -40,6 +41,8 @@ from wukong.store import storage
 
 _TEXTS, _SHOWN = 256, 300
 _CN_CLIP_CONTEXT = 52
+_UNCUT = 2048
+"""Tokens of a text that is not cut, more than any caption has."""
 _CN_CLIP_TEXTS = {"ViT-H-14": "RoBERTa-wwm-ext-large-chinese", "RN50": "RBT3-chinese"}
 
 _LOADING = (
@@ -93,6 +96,7 @@ class ForeignModel:
         std: each channel's deviation.
         token_wise: whether it has a vector for each token. The token-wise similarity is then the authors': a patch may
             match a text's first token, [CLS].
+        count_cut: counts the texts that ``tokenize`` cuts; None if it cannot be told.
     """
 
     def __init__(
@@ -106,10 +110,12 @@ class ForeignModel:
         mean: Mean = CLIP_MEAN,
         std: Mean = CLIP_STD,
         token_wise: bool = False,
+        count_cut: Callable[[list[str], int | None], int] | None = None,
     ) -> None:
         module.eval()
         self._module: Any = module
         self._tokenize = tokenize
+        self._count_cut = count_cut
         self._size = size
         self._mean, self._std = (torch.tensor(each).view(1, 3, 1, 1) for each in (mean, std))
         self.name = name
@@ -147,19 +153,11 @@ class ForeignModel:
             parts.append(Texts(F.normalize(vectors, dim=-1), counted))
         return concatenate(parts)
 
-    def count_cut(self, texts: Sequence[str], protocol: Protocol) -> int:
-        """Count the texts that ``encode_texts`` cuts.
-
-        Tokenizers of others cut and do not tell. A text is longer than what they read if its ids stay the same both
-        without its last character and with one more; if it is just as long, they change without the last one.
-        """
-        written = [protocol.written(text).strip() for text in texts]
-        forms = (written, [text[:-1] for text in written], [f"{text}的" for text in written])
-        ids = [
-            [[number for number in row if number] for row in self._tokenize(form, protocol.context).tolist()]
-            for form in forms
-        ]
-        return sum(as_it_is == shorter == longer for as_it_is, shorter, longer in zip(*ids, strict=True))
+    def count_cut(self, texts: Sequence[str], protocol: Protocol) -> int | None:
+        """Count the texts that ``encode_texts`` cuts; None where the tokenizer does not tell."""
+        if self._count_cut is None:
+            return None
+        return self._count_cut([protocol.written(text) for text in texts], protocol.context)
 
     def similarity(self, image: Tensor, text: Texts) -> Scores:
         """Compute the similarities in both directions; see ``Model``."""
@@ -233,8 +231,9 @@ def from_open_clip(module: nn.Module, tokenizer: Callable[..., Tensor], name: st
     size = visual.image_size
     mean, std = (getattr(visual, each, None) for each in ("image_mean", "image_std"))
 
+    longest = getattr(tokenizer, "context_length", None)
+
     def tokenize(texts: list[str], context: int | None) -> Tensor:
-        longest = getattr(tokenizer, "context_length", None)
         ids = tokenizer(texts, context_length=min(context, longest) if context and longest else longest)
         # A model reads as many positions as it was built for; what was cut is padding.
         padding = getattr(tokenizer, "pad_token_id", 0) or 0
@@ -249,7 +248,15 @@ def from_open_clip(module: nn.Module, tokenizer: Callable[..., Tensor], name: st
         size[0] if isinstance(size, tuple | list) else size,
         tuple(mean) if mean is not None else CLIP_MEAN,
         tuple(std) if std is not None else CLIP_STD,
+        count_cut=lambda texts, context: _longer(
+            tokenizer(texts, context_length=_UNCUT), min(each or _UNCUT for each in (context, longest))
+        ),
     )
+
+
+def _longer(uncut: Tensor, tokens: int) -> int:
+    """Count the texts that have more tokens; the last place of their ids, [texts, places], is padding."""
+    return int((uncut[:, tokens:] != uncut[:, -1:]).any(1).sum())
 
 
 def _cn_clip(name: str, uri: str, device: torch.device) -> Model:
@@ -281,6 +288,7 @@ def from_cn_clip(module: nn.Module, tokenize: Callable[..., Tensor], name: str, 
         f"cn_clip:{architecture}",
         _scale_of(module),
         int(visual.input_resolution),
+        count_cut=lambda texts, context: _longer(tokenize(texts, context_length=_UNCUT), context or _CN_CLIP_CONTEXT),
     )
 
 
@@ -311,4 +319,5 @@ def from_released(module: released.ReleasedModel, name: str, architecture: str) 
         1.0,  # the authors' evaluation scales no similarity
         module.architecture.image_size,
         token_wise=module.architecture.token_wise,
+        count_cut=lambda texts, context: tokens_cut(tokenizer, texts, context),
     )

@@ -35,7 +35,7 @@ class Model(Interface):
     """A model that can be evaluated. Whoever wraps a foreign model gives these members.
 
     A model may also have ``count_cut``, with the arguments of ``encode_texts``: how many of the texts are longer than
-    what it reads of them. Where it has, results say how many captions were cut.
+    what it reads of them, or None. Where it has, results say how many captions were cut.
     """
 
     @property
@@ -161,9 +161,8 @@ class OwnModel:
 
     def count_cut(self, texts: Sequence[str], protocol: Protocol) -> int:
         """Count the texts that ``encode_texts`` cuts."""
-        longest = _longest(self._saved.tokenizer, protocol.context)
-        sequences = self._saved.tokenizer.encode([protocol.written(text) for text in texts])
-        return sum(len(ids) > longest for ids in sequences)
+        tokenizer = self._saved.tokenizer
+        return tokens_cut(tokenizer, [protocol.written(text) for text in texts], protocol.context)
 
     def encode_ids(self, cut: Sequence[Sequence[int]]) -> Texts:
         """Encode texts that ``token_ids`` has cut, as ``encode_texts`` does.
@@ -331,9 +330,15 @@ def _longest(tokenizer: Tokenizer, context: int | None) -> int:
     return min(context or tokenizer.max_tokens, tokenizer.max_tokens)
 
 
+def tokens_cut(tokenizer: Tokenizer, texts: Sequence[str], context: int | None) -> int:
+    """Count the texts that ``token_ids`` cuts."""
+    longest = _longest(tokenizer, context)
+    return sum(length > longest for length in tokenizer.lengths(texts))
+
+
 def count_cut(model: Model, texts: Sequence[str], protocol: Protocol) -> int | None:
     """Count the texts that a model cuts; None of a model that does not tell."""
-    count: Callable[[Sequence[str], Protocol], int] | None = getattr(model, "count_cut", None)
+    count: Callable[[Sequence[str], Protocol], int | None] | None = getattr(model, "count_cut", None)
     return None if count is None else count(texts, protocol)
 
 

@@ -542,7 +542,7 @@ def xflickr30kco_zh(folder: Path, images: int, _each: int, write: Write) -> tupl
     """The first half is of Flickr30K with numbers as text, the other of COCO with numbers; one number is in both."""
     flickr = [str(1007129816 + i) for i in range(images // 2)]
     coco = [1007129816 + i for i in range(images - len(flickr))]
-    rows = [{"sentences": [], "id": each, "img_path": f"{each}.jpg"} for each in flickr]
+    rows: list[dict[str, object]] = [{"sentences": [], "id": each, "img_path": f"{each}.jpg"} for each in flickr]
     rows += [{"sentences": [], "id": each, "img_path": f"COCO_val2014_{each:012d}.jpg"} for each in coco]
     for i, row in enumerate(rows):
         row["sentences"] = [sentence(i)]
