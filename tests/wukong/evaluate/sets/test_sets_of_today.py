@@ -179,9 +179,11 @@ def test_other_files_and_another_number_of_classes_are_refused(tmp_path: Path) -
 def test_xm3600_without_chinese_captions_is_refused(tmp_path: Path) -> None:
     published.xm3600_zh(tmp_path, 3, 5, published.distinct)
     path = tmp_path / "captions.jsonl"
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    wrong: list[dict[str, object]] = [{"zh": value} for value in ({"caption": []}, {}, ["狗"], {"caption": [3]})]
-    for changed in (*wrong, {"image/key": 7}):
+    rows: list[dict[str, object]] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    wrong: list[dict[str, object]] = [
+        {"zh": {"caption": []}}, {"zh": {}}, {"zh": ["狗"]}, {"image/key": 7}, {"zh": {"caption": [3]}}
+    ]  # fmt: skip
+    for changed in wrong:
         published.text(path, [json.dumps(each) for each in (rows[0], {**rows[1], **changed}, rows[2])])
         with pytest.raises(DataError, match=r"line 2 of .*captions\.jsonl has no 'image/key', or no list 'caption'"):
             retrieval("xm3600-zh", 3, 5).read(tmp_path)
