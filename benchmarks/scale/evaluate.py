@@ -28,10 +28,10 @@ import torch.nn.functional as F
 
 from wukong.config.model import Model as Settings
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
-from wukong.evaluate import best_words, encoding, prompts, sets, tasks
+from wukong.evaluate import best_words, encoding, paper, prompts, sets, tasks
 from wukong.evaluate.blocks import Sizes
 from wukong.evaluate.classification import PIECE_CLASSES
-from wukong.evaluate.data_set import Classification, ClassificationData
+from wukong.evaluate.data_set import Classification, ClassificationData, WordOrder
 from wukong.evaluate.formats.pictures import Files
 from wukong.evaluate.model import OwnModel
 from wukong.evaluate.protocol import PROTOCOLS, Protocol
@@ -47,8 +47,8 @@ from wukong.train.rates import photograph
 MODELS = 2
 TEXTS = 4096
 """Captions of a block (``wukong.evaluate.image_text``)."""
-EXTRA = ("fashion-mnist", "tuxpaint")
-"""The sets that are not among the paper's 22."""
+PAPER = (*paper.TABLE_5, *paper.TABLE_7)
+"""The paper's 22 sets."""
 
 
 def seconds(work: Callable[[], object], at_least: float = 4.0) -> float:
@@ -121,7 +121,7 @@ def plan(settings: Settings, protocol: Protocol) -> None:
     whole, pictures, blocks = dict.fromkeys(("texts", "images", "scores", "repeated"), 0.0), 0, 0
     longest, longest_set, rows = 0.0, 0.0, []
     for name, data_set in sets.REGISTRY.items():
-        if name in EXTRA:
+        if name not in PAPER or isinstance(data_set, WordOrder):
             continue
         split = protocol.split(name)
         if isinstance(data_set, Classification):

@@ -91,7 +91,7 @@ def evaluate(
     device: Annotated[str, typer.Option("--device", help="Where the model computes, for instance cuda.")] = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a model on evaluation sets under a named protocol: the paper's 22, and two that are fetched when asked.
+    """Measure a model on evaluation sets under a named protocol: the paper's 22, and eight others.
 
     All sets are read before the model works. A set that is named and not there is an error, with what to download and
     where to put it; with `all`, the missing ones are listed at the end. fashion-mnist and tuxpaint are fetched from

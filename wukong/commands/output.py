@@ -23,6 +23,8 @@ _COUNTED: Mapping[str, Callable[[int], str]] = {
     "images": lambda count: message(f"{count:,} images"),
     "captions": lambda count: message(f"{count:,} captions"),
     "classes": lambda count: message(f"{count:,} classes"),
+    "pairs": lambda count: message(f"{count:,} pairs"),
+    "captions_cut": lambda count: message(f"{count:,} captions cut"),
 }
 """What most sets have, in words; a set of another kind may have other things, whose names stay as they are."""
 

@@ -78,6 +78,17 @@ EVALUATORS: dict[str, Evaluator] = {
             means=("top1",),
             module="wukong.evaluate.zero_shot",
         ),
+        Evaluator(
+            kind="word_order",
+            results={
+                "group_score": Result(message("group score")),
+                "text_score": Result(message("text score")),
+                "image_score": Result(message("image score")),
+            },
+            main="group_score",
+            means=(),
+            module="wukong.evaluate.word_order",
+        ),
     )
 }
 """All evaluators by their kind."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
@@ -21,7 +21,7 @@ from wukong.errors import DataError
 from wukong.evaluate import class_names
 from wukong.evaluate.class_names import ClassName
 from wukong.evaluate.formats import chinese_clip, webdataset
-from wukong.evaluate.published import Caption, Captioned, Images, Labelled, NotThereError
+from wukong.evaluate.published import Caption, Captioned, Images, Labelled, NotThereError, Paired
 from wukong.runtime.language import message
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class ClassificationData:
         labels: int64 [images].
         title: how reports call the set.
         names: the Chinese name of each class; None where the protocol says which list is taken.
+        named_as: the set whose lists of names these are, in ``wukong.evaluate.class_names``; empty for its own.
         every_class: whether a class without an image means that the set is damaged.
         pictures: digest of each image's bytes; empty where it is not known.
     """
@@ -80,6 +81,7 @@ class ClassificationData:
     names: Sequence[str] | None = None
     every_class: bool = True
     pictures: Sequence[str] = ()
+    named_as: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -165,7 +167,51 @@ class RetrievalData:
         return [caption.text, *sorted(self.image_ids[i] for i in caption.images)]
 
 
-Data: TypeAlias = ClassificationData | RetrievalData
+@dataclass(frozen=True)
+class WordOrderData:
+    """Pairs of captions with the same characters in another order, each with its picture (Winoground).
+
+    Attributes:
+        name: name of the set.
+        split: name of the split.
+        pair_ids: the id of each pair, unique within the split.
+        image_ids: the id of each image, unique within the split.
+        captions: two a pair, pair by pair, each with the one image that is right for it.
+        title: how reports call the set.
+    """
+
+    name: str
+    split: str
+    pair_ids: Sequence[str]
+    image_ids: Sequence[str]
+    captions: Sequence[Caption]
+    images: Images = field(repr=False)
+    title: str
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def image(self, i: int) -> Image.Image:
+        """Decode image ``i`` to RGB.
+
+        Raises:
+            DataError: it cannot be read or decoded.
+        """
+        return self.images.image(i)
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The id of each image, under the name that it has in ``ClassificationData``."""
+        return self.image_ids
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the set's name, its split and the captions of each pair with their images, in any order."""
+        rows = [(caption.text, *(self.image_ids[i] for i in caption.images)) for caption in self.captions]
+        return _digest([self.name, self.split, sorted(zip(self.pair_ids, rows[::2], rows[1::2], strict=True))])
+
+
+Data: TypeAlias = ClassificationData | RetrievalData | WordOrderData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +231,8 @@ class Classification:
         webdataset_order: the classes in the order of that form's labels, from the class ids; None where it is the same.
             Images of classes that are not in the set are left out.
         names: id, English and Chinese name of each class; None for those in ``class_names``.
+        named_as: the set whose classes in ``class_names`` these are; empty for its own.
+        named_in_files: number of the classes of a set that only its owner's files name; 0 for all other sets.
     """
 
     name: str
@@ -198,13 +246,22 @@ class Classification:
     webdataset_folders: Mapping[str, str] = field(default_factory=dict)
     webdataset_order: Callable[[Sequence[str]], Sequence[str]] | None = field(default=None, repr=False)
     names: tuple[tuple[str, str, str], ...] | None = field(default=None, repr=False)
+    named_as: str = ""
+    named_in_files: int = 0
 
     @property
     def classes(self) -> Sequence[ClassName]:
-        """The classes with their Chinese and English names, in the order of the labels."""
+        """The classes with their Chinese and English names, in the order of the labels; none if ``named_in_files``."""
+        if self.named_in_files:
+            return []
         if self.names is None:
-            return class_names.of(self.name)
+            return class_names.of(self.named_as or self.name)
         return [ClassName(label, *names, "ours") for label, names in enumerate(self.names)]
+
+    @property
+    def number_of_classes(self) -> int:
+        """Number of the classes."""
+        return self.named_in_files or len(self.classes)
 
     def read(self, folder: Path, split: str | None = None) -> ClassificationData:
         """Read one split, in the owner's form or in CLIP_benchmark's WebDataset form, whichever the folder has.
@@ -216,7 +273,7 @@ class Classification:
         Raises:
             DataError: a file is missing or damaged, or the numbers of images or classes are not the published ones.
         """
-        ids = tuple(each.id for each in self.classes) if self.names is None else tuple(each[0] for each in self.names)
+        ids = tuple(each.id for each in self.classes)
         _require_folder(self, folder)
         if webdataset.is_here(folder):
             expected = self.splits if self.webdataset is None else self.webdataset
@@ -237,7 +294,20 @@ class Classification:
         labels = np.asarray(published.labels, np.int64)
         _require_unique(self, published.ids)
         names = None if self.names is None else tuple(chinese for _, _, chinese in self.names)
-        return ClassificationData(self.name, chosen, ids, published.ids, labels, published.images, self.title, names)
+        if self.named_in_files:
+            _require_count(self, chosen, folder, "classes", self.named_in_files, len(published.names))
+            ids = names = tuple(published.names)
+        return ClassificationData(
+            self.name,
+            chosen,
+            ids,
+            published.ids,
+            labels,
+            published.images,
+            self.title,
+            names,
+            named_as=self.named_as,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,14 +383,54 @@ class Retrieval:
                 )
 
 
-_Found = TypeVar("_Found", Labelled, Captioned)
+@dataclass(frozen=True, kw_only=True)
+class WordOrder:
+    """A set of pairs of captions with the same characters in another order. Nobody has published a number of pairs.
+
+    Attributes:
+        name: its name.
+        title: how reports call it.
+        splits: the splits.
+        split: the split that is measured.
+        note: what must be known to read its numbers.
+        how_to_get: what to download or to write, and where to put it.
+        read_published: reads the files: gets the set's folder and the split.
+    """
+
+    name: str
+    title: str
+    splits: tuple[str, ...] = ("test",)
+    split: str = "test"
+    note: str = ""
+    how_to_get: HowToGet
+    read_published: Callable[[Path, str], Paired] = field(repr=False)
+
+    def read(self, folder: Path, split: str | None = None) -> WordOrderData:
+        """Read one split.
+
+        Args:
+            folder: the set's folder, see ``how_to_get``.
+            split: name of the split; None for ``split``.
+
+        Raises:
+            DataError: a file is missing or damaged, or the captions of a pair have not the same characters.
+        """
+        _require_folder(self, folder)
+        chosen = split or self.split
+        _require_split(self, self.splits, chosen)
+        published = _reading(self, lambda: self.read_published(folder, chosen))
+        return WordOrderData(self.name, chosen, *published, self.title)
+
+
+DataSet: TypeAlias = Classification | Retrieval | WordOrder
+_Found = TypeVar("_Found", Labelled, Captioned, Paired)
 
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
 
 
-def _reading(data_set: Classification | Retrieval, read: Callable[[], _Found]) -> _Found:
+def _reading(data_set: DataSet, read: Callable[[], _Found]) -> _Found:
     """Read; where something is not there, say how to get it."""
     try:
         return read()
@@ -328,33 +438,37 @@ def _reading(data_set: Classification | Retrieval, read: Callable[[], _Found]) -
         raise NotThereError(f"{data_set.title}: {error.message}. {data_set.how_to_get}") from error
 
 
-def _require_folder(data_set: Classification | Retrieval, folder: Path) -> None:
+def _require_folder(data_set: DataSet, folder: Path) -> None:
     if not folder.is_dir():
         raise NotThereError(f"{data_set.title}: the folder {folder} is not there. {data_set.how_to_get}")
 
 
-def _require_split(data_set: Classification | Retrieval, splits: Mapping[str, object], split: str) -> None:
+def _require_split(data_set: DataSet, splits: Collection[str], split: str) -> None:
     if split not in splits:
         raise DataError(f"{data_set.title} has no split {split!r}: take one of {', '.join(splits)}")
 
 
 def _require_count(
-    data_set: Classification | Retrieval,
+    data_set: DataSet,
     split: str,
     folder: Path,
-    what: Literal["images", "captions"],
+    what: Literal["images", "captions", "classes"],
     expected: int,
     found: int,
 ) -> None:
     if found != expected:
-        held = message(f"{found:,} images") if what == "images" else message(f"{found:,} captions")
+        held = {
+            "images": message(f"{found:,} images"),
+            "captions": message(f"{found:,} captions"),
+            "classes": message(f"{found:,} classes"),
+        }[what]
         raise DataError(
             f"{data_set.title} ({data_set.name}), split {split}: {held} in {folder}, but {expected:,} are published: "
             f"files are missing, there are other files, or it is another version. {data_set.how_to_get}"
         )
 
 
-def _require_unique(data_set: Classification | Retrieval, ids: Sequence[str]) -> None:
+def _require_unique(data_set: DataSet, ids: Sequence[str]) -> None:
     if len(set(ids)) != len(ids):
         ((first, times),) = Counter(ids).most_common(1)
         raise DataError(f"{data_set.title}: the image {first} is there {times} times; download the set again")

@@ -23,6 +23,8 @@ from wukong.model.dual import Texts
 from wukong.model.similarity import Scores, global_similarity, token_similarity
 
 _TEXTS, _SHOWN = 256, 300
+UNCUT = 2048
+"""Tokens of a text that is not cut, more than any caption has."""
 _TRIED = PROTOCOLS["clip-benchmark"]
 """As many tokens of a text as the model reads."""
 
@@ -68,6 +70,7 @@ class ForeignModel:
         match_text_cls: whether a patch may match a text's first token, [CLS], as with the authors.
         pad: the id of padding.
         view: what it sees of a picture where the protocol leaves that to the model.
+        count_cut: counts the texts that ``tokenize`` cuts; None if it cannot be told.
     """
 
     def __init__(
@@ -84,10 +87,12 @@ class ForeignModel:
         match_text_cls: bool = True,
         pad: int = 0,
         view: View = "crop",
+        count_cut: Callable[[list[str], int | None], int] | None = None,
     ) -> None:
         module.eval()
         self._module: Any = module
         self._tokenize = tokenize
+        self._count_cut = count_cut
         self._size = size
         self._mean = None if mean is None else torch.tensor(mean).view(1, 3, 1, 1)
         self._std = torch.tensor(std).view(1, 3, 1, 1)
@@ -127,6 +132,12 @@ class ForeignModel:
             parts.append(Texts(F.normalize(vectors, dim=-1), counted))
         return concatenate(parts)
 
+    def count_cut(self, texts: Sequence[str], protocol: Protocol) -> int | None:
+        """Count the texts that ``encode_texts`` cuts; None where the tokenizer does not tell."""
+        if self._count_cut is None:
+            return None
+        return self._count_cut([protocol.written(text) for text in texts], protocol.context)
+
     def similarity(self, image: Tensor, text: Texts) -> Scores:
         """Compute the similarities in both directions; see ``Model``."""
         if self.token_wise:
@@ -149,6 +160,11 @@ class ForeignModel:
     def _device(self) -> torch.device:
         """Where the module's weights are; those of a session of onnxruntime are its own affair."""
         return next((weight.device for weight in self._module.parameters()), torch.device("cpu"))
+
+
+def longer(uncut: Tensor, tokens: int) -> int:
+    """Count the texts that have more tokens; the last place of their ids, [texts, places], is padding."""
+    return int((uncut[:, tokens:] != uncut[:, -1:]).any(1).sum())
 
 
 def refuse_unusable(model: Model) -> None:

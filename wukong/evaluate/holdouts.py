@@ -88,7 +88,7 @@ def read(experiment: Experiment, filtered: Manifest, name: str) -> Data | None:
     return _classification(filtered, {each.name: each for each in experiment.evaluate.classification}[name])
 
 
-def of_evaluation(evaluated: Manifest, name: str) -> Data | None:
+def of_evaluation(evaluated: Manifest, name: str) -> ClassificationData | RetrievalData | None:
     """Read a task of the hold-outs that an evaluation of an earlier version was made of, in the order of its answers.
 
     That was the order of the pairs in the shards.

@@ -11,8 +11,8 @@ from wukong.config.evaluators import EVALUATORS
 from wukong.errors import DataError
 from wukong.evaluate import answers, examples, retrieval, vectors
 from wukong.evaluate.blocks import Block, Sizes, Work, cut
-from wukong.evaluate.data_set import RetrievalData
-from wukong.evaluate.model import Model, Spread, concatenate, refuse_collapsed
+from wukong.evaluate.data_set import RetrievalData, WordOrderData
+from wukong.evaluate.model import Model, Spread, concatenate, count_cut, refuse_collapsed
 from wukong.evaluate.protocol import Protocol
 from wukong.evaluate.results import Candidate, Outcome, Query
 from wukong.evaluate.retrieval import Tile
@@ -30,29 +30,27 @@ def blocks(data: RetrievalData, protocol: Protocol, roles: Sequence[str], sizes:
         DataError: the right answers are not known, or images are missing.
     """
     both, pairs = _asked(data, protocol)
-    texts = [Block("texts", role, rows) for role in roles for rows in _parts(pairs.texts)]
-    images = [Block("images", "", rows) for rows in cut(len(data), sizes.images)]
-    return [[*texts, *images], [block for role in roles for block in _tiles(role, both, pairs, protocol, sizes)]]
+    scores = [block for role in roles for block in _tiles(role, both, pairs, protocol, sizes)]
+    return [encoding_blocks(data, roles, sizes), scores]
+
+
+def encoding_blocks(data: RetrievalData | WordOrderData, roles: Sequence[str], sizes: Sizes) -> list[Block]:
+    """Return the blocks that encode captions and images, which ``encode`` makes."""
+    texts = [Block("texts", role, rows) for role in roles for rows in _parts(len(data.captions))]
+    return [*texts, *(Block("images", "", rows) for rows in cut(len(data), sizes.images))]
 
 
 def make(work: Work, block: Block) -> None:
     """Make a block's files; see ``wukong.evaluate.tasks.make``."""
-    rows = slice(*block.rows)
-    if block.kind == "images":
-        for role, encoded in work.encode(rows).items():
-            spread = Spread.of(encoded, "image")
-            work.files.below(role).write(block.name, {"vectors": encoded, **spread.stored()})
+    if block.kind != "scores":
+        encode(work, block)
         return
     model, files = work.models[block.role], work.files.below(block.role)
-    if block.kind == "texts":
-        texts = model.encode_texts([caption.text for caption in work.data.captions[rows]], work.protocol)
-        files.write(block.name, texts._asdict())
-        return
     both, pairs = _asked(work.data, work.protocol)
     best = retrieval.search_tile(
-        Tile(rows, slice(*block.columns), block.direction),
-        _images(work, block.role),
-        _texts(work, block.role),
+        Tile(slice(*block.rows), slice(*block.columns), block.direction),
+        images_of(work, block.role),
+        texts_of(work, block.role),
         pairs,
         model.similarity,
         work.protocol.retrieval_ties,
@@ -61,6 +59,21 @@ def make(work: Work, block: Block) -> None:
         text_ids=[str(number) for number in range(pairs.texts)],
     )
     files.write(block.name, best)
+
+
+def encode(work: Work, block: Block) -> None:
+    """Encode the captions or images of a block; captions are counted that are longer than what the model reads."""
+    rows = slice(*block.rows)
+    if block.kind == "images":
+        for role, encoded in work.encode(rows).items():
+            spread = Spread.of(encoded, "image")
+            work.files.below(role).write(block.name, {"vectors": encoded, **spread.stored()})
+        return
+    model, captions = work.models[block.role], [caption.text for caption in work.data.captions[rows]]
+    texts = model.encode_texts(captions, work.protocol)._asdict()
+    if (longer := count_cut(model, captions, work.protocol)) is not None:
+        texts["cut"] = torch.tensor(longer)
+    work.files.below(block.role).write(block.name, texts)
 
 
 def _asked(data: RetrievalData, protocol: Protocol) -> tuple[bool, retrieval.Pairs]:
@@ -88,13 +101,15 @@ def _tiles(role: str, both: bool, pairs: retrieval.Pairs, protocol: Protocol, si
     ]
 
 
-def _images(work: Work, role: str) -> Pieces:
+def images_of(work: Work, role: str) -> Pieces:
+    """Return the vectors of all images by a model, from the files of ``encode``."""
     made = [Block("images", "", rows) for rows in cut(len(work.data), work.sizes.images)]
     files = work.files.below(role)
     return Pieces([last - first for _, _, (first, last), *_ in made], lambda n: files.read(made[n].name)["vectors"])
 
 
-def _texts(work: Work, role: str) -> StoredTexts:
+def texts_of(work: Work, role: str) -> StoredTexts:
+    """Return all encoded captions by a model, from the files of ``encode``."""
     made = [Block("texts", role, rows) for rows in _parts(len(work.data.captions))]
     files = work.files.below(role)
     counted = [files.read(block.name)["counted"] for block in made]
@@ -104,15 +119,28 @@ def _texts(work: Work, role: str) -> StoredTexts:
     return StoredTexts(Pieces(sizes, lambda n: files.read(made[n].name)["vectors"]), padded)
 
 
+def refuse_equal(work: Work, role: str) -> None:
+    """Raise CollapsedError if the vectors of all images, or of all captions, are equal."""
+    files, texts = work.files.below(role), texts_of(work, role)
+    made = (Block("images", "", rows).name for rows in cut(len(work.data), work.sizes.images))
+    Spread.read(files.read(name) for name in made).refuse("image")
+    refuse_collapsed(texts.vectors, "caption", texts.counted if texts.vectors.ndim == 3 else None)
+
+
+def captions_cut(work: Work, role: str) -> dict[str, int]:
+    """Return the number of captions that were cut, among the sizes of a result; nothing if none is known to be."""
+    files = work.files.below(role)
+    made = [files.read(Block("texts", role, rows).name) for rows in _parts(len(work.data.captions))]
+    longer = sum(int(each["cut"]) for each in made if "cut" in each)
+    return {"captions_cut": longer} if longer else {}
+
+
 def measure(work: Work, role: str) -> Outcome:
     """Measure Recall@1, @5 and @10 in each direction and their mean; see ``wukong.evaluate.tasks.Measure``."""
     model, data, protocol, files = work.models[role], work.data, work.protocol, work.files.below(role)
     both, pairs = _asked(data, protocol)
-    images, texts = _images(work, role), _texts(work, role)
-    Spread.read(files.read(Block("images", "", rows).name) for rows in cut(len(data), work.sizes.images)).refuse(
-        "image"
-    )
-    refuse_collapsed(texts.vectors, "caption", texts.counted if texts.vectors.ndim == 3 else None)
+    images, texts = images_of(work, role), texts_of(work, role)
+    refuse_equal(work, role)
     tiles = _tiles(role, both, pairs, protocol, work.sizes)
     hits = retrieval.found(
         ((Tile(slice(*each.rows), slice(*each.columns), each.direction), files.read(each.name)) for each in tiles),
@@ -146,7 +174,7 @@ def measure(work: Work, role: str) -> Outcome:
         data.split,
         data.digest,
         protocol.name,
-        {"images": len(data), "captions": pairs.texts},
+        {"images": len(data), "captions": pairs.texts, **captions_cut(work, role)},
         EVALUATORS["retrieval"].main,
         answered.intervals(),
         chance,

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -33,7 +33,11 @@ class CollapsedError(DataError):
 
 
 class Model(Interface):
-    """A model that can be evaluated. Whoever wraps a foreign model gives these members."""
+    """A model that can be evaluated. Whoever wraps a foreign model gives these members.
+
+    A model may also have ``count_cut``, with the arguments of ``encode_texts``: how many of the texts are longer than
+    what it reads of them, or None. Where it has, results say how many captions were cut.
+    """
 
     @property
     def name(self) -> str:
@@ -155,6 +159,11 @@ class OwnModel:
         """
         tokenizer = self._saved.tokenizer
         return self.encode_ids(token_ids(tokenizer, [protocol.written(text) for text in texts], protocol.context))
+
+    def count_cut(self, texts: Sequence[str], protocol: Protocol) -> int:
+        """Count the texts that ``encode_texts`` cuts."""
+        tokenizer = self._saved.tokenizer
+        return tokens_cut(tokenizer, [protocol.written(text) for text in texts], protocol.context)
 
     def encode_ids(self, cut: Sequence[Sequence[int]]) -> Texts:
         """Encode texts that ``token_ids`` has cut, as ``encode_texts`` does.
@@ -319,10 +328,26 @@ def token_ids(tokenizer: Tokenizer, texts: Sequence[str], context: int | None) -
     Raises:
         DataError: most words are unknown to the vocabulary.
     """
-    longest = min(context or tokenizer.max_tokens, tokenizer.max_tokens)
+    longest = _longest(tokenizer, context)
     sequences = tokenizer.encode(texts)
     refuse_unknown(sequences, tokenizer)
     return [ids if len(ids) <= longest else [*ids[: longest - 1], tokenizer.sep] for ids in sequences]
+
+
+def _longest(tokenizer: Tokenizer, context: int | None) -> int:
+    return min(context or tokenizer.max_tokens, tokenizer.max_tokens)
+
+
+def tokens_cut(tokenizer: Tokenizer, texts: Sequence[str], context: int | None) -> int:
+    """Count the texts that ``token_ids`` cuts."""
+    longest = _longest(tokenizer, context)
+    return sum(length > longest for length in tokenizer.lengths(texts))
+
+
+def count_cut(model: Model, texts: Sequence[str], protocol: Protocol) -> int | None:
+    """Count the texts that a model cuts; None of a model that does not tell."""
+    count: Callable[[Sequence[str], Protocol], int | None] | None = getattr(model, "count_cut", None)
+    return None if count is None else count(texts, protocol)
 
 
 def refuse_unknown(sequences: Sequence[Sequence[int]], tokenizer: Tokenizer) -> None:

@@ -146,9 +146,17 @@ class Protocol:
         return message(f"Retrieval: {hit} Ties: {ties} Only text to image: {sets}.")
 
 
-# The test parts of the first three have no public answers; the others have no official parts.
+# The test parts of ImageNet, AIC-ICC and MUGE have no public answers; the others have no official parts.
 _SPLITS: Mapping[str, str] = MappingProxyType(
-    {"imagenet": "val", "aic-icc": "val-10k", "muge": "val", "caltech101": "all", "caltech256": "all", "eurosat": "all"}
+    {
+        "imagenet": "val",
+        "imagenet-v2": "matched-frequency",
+        "aic-icc": "val-10k",
+        "muge": "val",
+        "caltech101": "all",
+        "caltech256": "all",
+        "eurosat": "all",
+    }
 )
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(

@@ -45,11 +45,19 @@ class Images(Protocol):
 
 
 class Labelled(NamedTuple):
-    """What the reader of a classification set finds: an id, a label and an image each, in the owner's order."""
+    """What the reader of a classification set finds: an id, a label and an image each, in the owner's order.
+
+    Attributes:
+        ids: the id of each image.
+        labels: the class of each image.
+        images: the images.
+        names: the Chinese name of each class, where only the owner's files have them.
+    """
 
     ids: Sequence[str]
     labels: Sequence[int] | npt.NDArray[np.int64]
     images: Images
+    names: Sequence[str] = ()
 
 
 class Caption(NamedTuple):
@@ -67,6 +75,15 @@ class Caption(NamedTuple):
 class Captioned(NamedTuple):
     """What the reader of a retrieval set finds: images and captions, in the owner's order."""
 
+    image_ids: Sequence[str]
+    captions: Sequence[Caption]
+    images: Images
+
+
+class Paired(NamedTuple):
+    """What the reader of a set of word order finds, see ``wukong.evaluate.data_set.WordOrderData``."""
+
+    pair_ids: Sequence[str]
     image_ids: Sequence[str]
     captions: Sequence[Caption]
     images: Images

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from wukong.evaluate.answers import Scores
-    from wukong.evaluate.data_set import Data
+    from wukong.evaluate.data_set import ClassificationData, RetrievalData
     from wukong.store.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ def _scored_anew(table: "pa.Table", name: str, evaluated: "Manifest") -> "pa.Tab
 
 
 def _units(
-    data: "Data",
+    data: "ClassificationData | RetrievalData",
 ) -> "tuple[Sequence[str], answers.Integers, answers.Integers]":
     """Return the queries of a task, their units and their identities."""
     from wukong.evaluate.data_set import ClassificationData

@@ -41,7 +41,7 @@ def make(work: Work, block: Block) -> None:
 
 
 def _names(data: ClassificationData, protocol: Protocol) -> Sequence[str]:
-    return data.names or [each.chinese for each in class_names.of(data.name, protocol.class_names)]
+    return data.names or [each.chinese for each in class_names.of(data.named_as or data.name, protocol.class_names)]
 
 
 def measure(work: Work, role: str) -> Outcome:

@@ -127,9 +127,10 @@ def _filled(
             return getattr(value, spoken_in, value)
         return text(value) if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else value
 
-    formats = {"english": message.replace(":n}", "}"), "chinese": language.chinese_format(message)}
+    # A message that is not translated is English in both.
+    formats = {"english": message, "chinese": language.chinese_format(message)}
     english, chinese = (
-        html(each).format(**{name: shown(value, spoken_in) for name, value in values.items()})
+        html(each.replace(":n}", "}")).format(**{name: shown(value, spoken_in) for name, value in values.items()})
         for spoken_in, each in formats.items()
     )
     return english, chinese

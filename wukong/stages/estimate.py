@@ -229,10 +229,10 @@ def of_evaluate(work: Work) -> Estimate:
     """Of the evaluation: of the hold-outs and of the published sets, by both models.
 
     Of the hold-outs those count that are held out by caption. An unknown set counts nothing: the checks before a run
-    refuse it.
+    refuse it. Nor do pairs of captions, whose number is not known before they are read.
     """
     from wukong.evaluate import protocol, sets  # here, because every command reads the table of stages
-    from wukong.evaluate.data_set import Classification
+    from wukong.evaluate.data_set import Classification, Retrieval
 
     model, settings, size = work.experiment.model, work.experiment.evaluate, work.size
     vectors = compared_vectors(model, size.shape)
@@ -246,8 +246,8 @@ def of_evaluate(work: Work) -> Estimate:
         if data_set is None or split not in data_set.splits:
             continue
         if isinstance(data_set, Classification):
-            measured.append((data_set.splits[split], len(data_set.classes) * _PROMPTS, 1, _MODELS))
-        else:
+            measured.append((data_set.splits[split], data_set.number_of_classes * _PROMPTS, 1, _MODELS))
+        elif isinstance(data_set, Retrieval):
             images, texts = data_set.splits[split]
             measured.append((images, texts, 2, _MODELS))
     speeds, seconds = work.rates.speeds, 0.0

@@ -1,8 +1,8 @@
 """Environments of projects that open exports: each has its own packages, and shares torch with this one.
 
 A virtual environment whose path also leads to this environment's packages takes a few MiB, where one with a torch of
-its own takes 8 GiB. ``make export-test`` sets ``WUKONG_EXPORT_TEST``; without it the tests that need such an environment
-are skipped, because they download packages.
+its own takes 8 GiB. ``make export-test`` sets ``WUKONG_EXPORT_TEST``; without it the tests that need such an
+environment are skipped, because they download packages.
 """
 
 import os

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wukong.errors import ConfigError
-from wukong.evaluate.foreign import LOADING, ForeignModel, Kind, imported, reason, scale_of
+from wukong.evaluate.foreign import LOADING, UNCUT, ForeignModel, Kind, imported, longer, reason, scale_of
 from wukong.evaluate.model import Model
 
 CONTEXT = 52
@@ -46,6 +46,7 @@ def from_cn_clip(module: nn.Module, tokenize: Callable[..., Tensor], name: str, 
         f"cn_clip:{architecture}",
         scale_of(module),
         int(visual.input_resolution),
+        count_cut=lambda texts, context: longer(tokenize(texts, context_length=UNCUT), context or CONTEXT),
     )
 
 

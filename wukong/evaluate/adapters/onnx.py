@@ -17,7 +17,7 @@ from wukong.data.tokenizer import PACKAGED_DIGEST, Tokenizer
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate.adapters import transformers
 from wukong.evaluate.foreign import LOADING, ForeignModel, Kind, imported, reason, refuse_unusable
-from wukong.evaluate.model import Model, token_ids
+from wukong.evaluate.model import Model, token_ids, tokens_cut
 
 _OURS = ("image.onnx", "text.onnx")
 _THEIRS = ("vision_model.onnx", "text_model.onnx")
@@ -71,6 +71,7 @@ def _exported(folder: Path, uri: str, device: torch.device) -> ForeignModel:
         match_text_cls=settings.match_text_cls,
         pad=tokenizer.pad,
         view=settings.image.view,
+        count_cut=lambda texts, context: tokens_cut(tokenizer, texts, context),
     )
 
 
@@ -105,6 +106,7 @@ def _of_transformers(folder: Path, at: Path, uri: str, device: torch.device) -> 
         mean,
         std,
         pad=texts.pad,
+        count_cut=texts.count_cut,
     )
 
 

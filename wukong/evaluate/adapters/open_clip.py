@@ -9,7 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wukong.errors import ConfigError
-from wukong.evaluate.foreign import CLIP_MEAN, CLIP_STD, LOADING, ForeignModel, Kind, imported, reason, scale_of
+from wukong.evaluate.foreign import (
+    CLIP_MEAN,
+    CLIP_STD,
+    LOADING,
+    UNCUT,
+    ForeignModel,
+    Kind,
+    imported,
+    longer,
+    reason,
+    scale_of,
+)
 from wukong.evaluate.model import Model
 from wukong.model.saved_model import EXPORT_RECORD
 
@@ -42,8 +53,9 @@ def from_open_clip(module: nn.Module, tokenizer: Callable[..., Tensor], name: st
     size = visual.image_size
     mean, std = (getattr(visual, each, None) for each in ("image_mean", "image_std"))
 
+    longest = getattr(tokenizer, "context_length", None)
+
     def tokenize(texts: list[str], context: int | None) -> Tensor:
-        longest = getattr(tokenizer, "context_length", None)
         ids = tokenizer(texts, context_length=min(context, longest) if context and longest else longest)
         # A model reads as many positions as it was built for; what was cut is padding.
         padding = getattr(tokenizer, "pad_token_id", 0) or 0
@@ -59,6 +71,9 @@ def from_open_clip(module: nn.Module, tokenizer: Callable[..., Tensor], name: st
         tuple(mean) if mean is not None else CLIP_MEAN,
         tuple(std) if std is not None else CLIP_STD,
         view="whole" if _shows_all_on_white(getattr(visual, "preprocess_cfg", {})) else "crop",
+        count_cut=lambda texts, context: longer(
+            tokenizer(texts, context_length=UNCUT), min(each or UNCUT for each in (context, longest))
+        ),
     )
 
 

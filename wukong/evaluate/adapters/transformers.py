@@ -101,6 +101,7 @@ def _transformers(name: str, uri: str, device: torch.device) -> Model:
         match_text_cls=getattr(model.config, "match_text_cls", True),
         pad=texts.pad,
         view=getattr(processor, "view", "crop"),
+        count_cut=texts.count_cut,
     )
     refuse_unusable(found)
     return found
@@ -251,15 +252,22 @@ class Texts:
         Raises:
             DataError: most words are unknown to the vocabulary.
         """
-        given = [text.lower() for text in texts] if self._family.lower else list(texts)
         longest = min(context or self.longest, self.longest)
-        ids: Tensor = self._tokenizer(given, truncation=True, max_length=longest, padding=True, return_tensors="pt")[
-            "input_ids"
-        ]
+        ids: Tensor = self._tokenizer(
+            self._written(texts), truncation=True, max_length=longest, padding=True, return_tensors="pt"
+        )["input_ids"]
         words = ids[~torch.isin(ids, self._special)]
         refuse_few_known(int((words != self._unknown).sum()), len(words), len(texts))
         missing = self.longest - ids.shape[1] if self._family.filled else 0
         return F.pad(ids, (0, missing) if self._tokenizer.padding_side == "right" else (missing, 0), value=self.pad)
+
+    def count_cut(self, texts: Sequence[str], context: int | None) -> int:
+        """Count the texts that a call cuts."""
+        longest = min(context or self.longest, self.longest)
+        return sum(len(ids) > longest for ids in self._tokenizer(self._written(texts), truncation=False)["input_ids"])
+
+    def _written(self, texts: Sequence[str]) -> list[str]:
+        return [text.lower() for text in texts] if self._family.lower else list(texts)
 
     def shortened(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return which rows are short texts, and these without the padding that makes them as long as long ones."""

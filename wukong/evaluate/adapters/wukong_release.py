@@ -7,7 +7,7 @@ import torch
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
 from wukong.errors import ConfigError
 from wukong.evaluate.foreign import ForeignModel, Kind
-from wukong.evaluate.model import Model, token_ids
+from wukong.evaluate.model import Model, token_ids, tokens_cut
 from wukong.model import released
 from wukong.store import storage
 
@@ -34,6 +34,7 @@ def from_released(module: released.ReleasedModel, name: str, architecture: str) 
         1.0,  # the authors' evaluation scales no similarity
         module.architecture.image_size,
         token_wise=module.architecture.token_wise,
+        count_cut=lambda texts, context: tokens_cut(tokenizer, texts, context),
     )
 
 

@@ -104,6 +104,34 @@ class Files(Encoded):
 
 
 @dataclass(frozen=True)
+class Crops(Encoded):
+    """Parts of pictures. What lies outside of a picture is black.
+
+    Attributes:
+        pictures: the picture of each part.
+        boxes: left, upper, right and lower edge of each part, in pixels.
+    """
+
+    pictures: Encoded
+    boxes: Sequence[tuple[int, int, int, int]]
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def image(self, i: int) -> Image.Image:
+        """Decode a picture to RGB and cut part ``i`` out."""
+        return self.pictures.image(i).crop(self.boxes[i])
+
+    def file(self, i: int) -> tuple[bytes, str]:
+        """Make a PNG file of part ``i``."""
+        return _png(self.image(i)), message(f"part {self.boxes[i]} of {self.pictures.file(i)[1]}")
+
+    def digest(self, i: int) -> str | None:
+        """SHA-256 of the file of the whole picture."""
+        return self.pictures.digest(i)
+
+
+@dataclass(frozen=True)
 class Parts(Encoded):
     """Images that are parts of larger files: members of tars, or fields of a table.
 
@@ -160,9 +188,13 @@ class Arrays(Encoded):
 
     def file(self, i: int) -> tuple[bytes, str]:
         """Make a PNG file of image ``i``."""
-        made = io.BytesIO()
-        self.image(i).save(made, "PNG", compress_level=1)
-        return made.getvalue(), f"image {i}"
+        return _png(self.image(i)), f"image {i}"
 
     def digest(self, i: int) -> None:
         """None: an array of pixels is no file."""
+
+
+def _png(image: Image.Image) -> bytes:
+    made = io.BytesIO()
+    image.save(made, "PNG", compress_level=1)
+    return made.getvalue()

@@ -1,4 +1,4 @@
-"""Evaluation sets, one file each: every module of this folder assigns a ``Classification`` or ``Retrieval`` to ``SET``.
+"""Evaluation sets, one file each: every module of this folder assigns one (``DataSet``) to ``SET``.
 
 To add a set, add a file and, for a classification set, its class names; nothing else names it. The interface is
 ``wukong/evaluate/data_set.py``. ``docs/evaluation-sets.md`` says how to get each set.
@@ -10,20 +10,20 @@ from importlib import import_module
 from pathlib import Path
 
 from wukong.errors import ConfigError
-from wukong.evaluate.data_set import Classification, Data, Retrieval
+from wukong.evaluate.data_set import Data, DataSet
 
 
-def _registered() -> dict[str, Classification | Retrieval]:
+def _registered() -> dict[str, DataSet]:
     """The set of every module of this folder by its name: the module's, with - for _.
 
     Raises:
         TypeError: a module has no ``SET``, or its name is not the module's.
     """
-    registry: dict[str, Classification | Retrieval] = {}
+    registry: dict[str, DataSet] = {}
     for module in pkgutil.iter_modules(__path__):
         name = module.name.replace("_", "-")
         data_set = getattr(import_module(f"{__name__}.{module.name}"), "SET", None)
-        if not isinstance(data_set, Classification | Retrieval) or data_set.name != name:
+        if not isinstance(data_set, DataSet) or data_set.name != name:
             raise TypeError(
                 f"wukong/evaluate/sets/{module.name}.py assigns no set with the name {name!r} to SET: each file here "
                 "is one evaluation set"
@@ -36,7 +36,7 @@ REGISTRY = _registered()
 """All evaluation sets by their names."""
 
 
-def of(name: str) -> Classification | Retrieval:
+def of(name: str) -> DataSet:
     """The set with this name.
 
     Raises:
@@ -52,7 +52,7 @@ def read(name: str, root: Path, split: str | None = None) -> Data:
 
     Raises:
         ConfigError: there is no such set.
-        DataError: it cannot be read, see ``Classification.read`` and ``Retrieval.read``.
+        DataError: it cannot be read, see the method ``read`` of the kinds of sets.
     """
     return of(name).read(root / name, split)
 

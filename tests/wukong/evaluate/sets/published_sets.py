@@ -33,6 +33,8 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "pets": ("Abyssinian", "American Bulldog", "Bengal"),
     "sun397": ("/a/abbey", "/a/apartment_building/outdoor", "/z/zoo"),
     "imagenet": ("n01440764", "n01443537", "n01484850"),
+    "imagenet-v2": tuple(f"n{1440764 + i:08d}" for i in range(11)),
+    "boxclass-cn": ("猫", "红色的车", "吉他"),
     "imagenet-r": ("n01443537", "n01484850", "n01494475"),
     "imagenet-a": ("n01498041", "n01531178", "n01534433"),
     "imagenet-sketch": ("n01440764", "n01443537", "n01484850"),
@@ -46,7 +48,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
 """Ids of the classes of small sets, in the order of their labels."""
 
 COUNTED = {
-    "caltech101": "all", "caltech256": "all", "eurosat": "all", "imagenet": "val"
+    "caltech101": "all", "caltech256": "all", "eurosat": "all", "imagenet": "val", "imagenet-v2": "matched-frequency"
 }  # fmt: skip
 """The split that is written, where it is not ``test``."""
 
@@ -263,6 +265,33 @@ def imagenet_kaggle(folder: Path, classes: Sequence[str], images: int, write: Wr
             zip(names, labels, strict=True)]  # fmt: skip
     text(folder / "LOC_val_solution.csv", ["ImageId,PredictionString", *reversed(rows)])
     return list(zip(names, labels, strict=True))
+
+
+def imagenet_v2(folder: Path, classes: Sequence[str], images: int, write: Write) -> Truth:
+    """Folders are class numbers, of which 10 sorts before 2."""
+    numbers = [str(label) for label in range(len(classes))]
+    return folders(folder / "imagenetv2-matched-frequency-format-val", numbers, images, write, "{n:040x}.jpeg")
+
+
+def boxclass_cn(folder: Path, classes: Sequence[str], images: int, write: Write, pictures: int | None = None) -> Truth:
+    """Boxes in COCO's form, their numbers not whole; image numbers are no places, and pictures have several boxes."""
+    names = [f"{10 + 4 * i:06d}.jpg" for i in range(pictures or images)]
+    for i, name in enumerate(names):
+        write(folder / "images" / name, i)
+    write(folder / "images" / "999998.jpg", 7)  # of no box
+    boxes = [(i % len(names), i * 7 % len(classes)) for i in range(images)]
+    content = {
+        "info": {},
+        "images": [{"id": 5000 - i, "file_name": name, "width": 8, "height": 6} for i, name in enumerate(names)],
+        "categories": [{"id": label + 1, "name": name} for label, name in enumerate(classes)],
+        "annotations": [
+            {"id": i, "image_id": 5000 - number, "category_id": label + 1, "bbox": [1.7, 0.2, 4.9, 3.5], "area": 17.2}
+            for i, (number, label) in enumerate(boxes)
+        ],
+    }
+    path = folder / "valid_category_data_total_zh.json"
+    path.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+    return [(f"{names[number]}#{i}", label) for i, (number, label) in enumerate(boxes)]
 
 
 def imagenet_r(folder: Path, classes: Sequence[str], images: int, write: Write) -> Truth:
@@ -486,3 +515,50 @@ def muge(
         ],
     )
     return ids, truth
+
+
+def xm3600_zh(folder: Path, images: int, captions: int, write: Write) -> tuple[list[str], Captions]:
+    """Captions in many languages; most pictures have two Chinese ones, the last have one."""
+    ids = [f"{0xD89A4889331CE042 - i:016x}" for i in range(images)]
+    for i, name in enumerate(ids):
+        write(folder / "images" / f"{name}.jpg", i)
+    mac(folder / "images", f"{ids[0]}.jpg")
+    truth: Captions = []
+    lines: list[str] = []
+    for i, name in enumerate(ids):
+        texts = [sentence(len(truth) + n) for n in range(1 + (i < captions - images))]
+        truth += [(each, (i,)) for each in texts]
+        languages = {
+            language: {"caption": said, "caption/tokenized": said, "caption/tokenized/lowercase": said}
+            for language, said in (("de", ["Ein Hund"]), ("zh", [f"{each} " for each in texts]), ("ja", ["犬"]))
+        }
+        row = {"image/key": name, "image/locale": "zh", **languages}
+        lines.append(json.dumps(row, ensure_ascii=i % 2 == 0))
+    text(folder / "captions.jsonl", lines)
+    return ids, truth
+
+
+def xflickr30kco_zh(folder: Path, images: int, _each: int, write: Write) -> tuple[list[str], Captions]:
+    """The first half is of Flickr30K with numbers as text, the other of COCO with numbers; one number is in both."""
+    flickr = [str(1007129816 + i) for i in range(images // 2)]
+    coco = [1007129816 + i for i in range(images - len(flickr))]
+    rows: list[dict[str, object]] = [{"sentences": [], "id": each, "img_path": f"{each}.jpg"} for each in flickr]
+    rows += [{"sentences": [], "id": each, "img_path": f"COCO_val2014_{each:012d}.jpg"} for each in coco]
+    for i, row in enumerate(rows):
+        row["sentences"] = [sentence(i)]
+        write(folder / ("flickr30k-images" if i < len(flickr) else "val2014") / str(row["img_path"]), i)
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    text(folder / "annotations" / "zh" / "test.jsonl", lines)
+    text(folder / "annotations" / "de" / "test.jsonl", lines[:1])
+    return [str(row["img_path"])[:-4] for row in rows], [(sentence(i), (i,)) for i in range(images)]
+
+
+def dci_cn(folder: Path, images: int, _each: int, write: Write) -> tuple[list[str], Captions]:
+    """Paths are the owner's; the pictures are those of two archives, each unpacked into a folder of its own."""
+    ids = [f"sa_{3 * images - i}" for i in range(images)]
+    for i, name in enumerate(ids):
+        write(folder / "images" / f"images_{1 + i % 2}" / f"{name}.jpg", i)
+    mac(folder / "images" / "images_1", f"{ids[0]}.jpg")
+    lines = [f"/data/benchmarks/dci/photos/{name}.jpg\t{sentence(i)}" for i, name in enumerate(ids)]
+    text(folder / "image_caption_trans.txt", lines)
+    return ids, [(sentence(i), (i,)) for i in range(images)]

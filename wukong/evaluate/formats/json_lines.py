@@ -1,0 +1,44 @@
+"""Files with one JSON object a line: XM3600, xFlickr&CO, and pairs of captions."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wukong.errors import DataError
+from wukong.evaluate.published import NotThereError
+from wukong.runtime.language import message
+
+
+def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Iterate over the objects of a file, each with its place for messages; a line at a time is in memory.
+
+    Raises:
+        NotThereError: there is no such file.
+        DataError: it is not UTF-8, or a line is no JSON object.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    where = message(f"line {number:d} of {path}")
+                    yield where, _object(line, where)
+    except FileNotFoundError as error:
+        raise NotThereError(f"{path} is not there") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 ({error.reason}): it is damaged") from error
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where} is no JSON ({error}): the file is damaged or incomplete") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where} is no JSON object but {line[:60]!r}: it is another file")
+    return row
+
+
+def are_texts(value: object) -> bool:
+    """Whether a value is a list of one or more texts."""
+    return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
