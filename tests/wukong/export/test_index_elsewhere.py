@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from wukong.evaluate.model import OwnModel
+from wukong.model import saved_model
+from wukong.model.saved_model import SavedModel
 from wukong.serve import collection, encode
 from wukong.serve.index import Index, open_index
 from wukong.serve.search import Searcher
@@ -98,3 +100,25 @@ def test_lancedb_compares_every_patch_with_every_word(tmp_path: Path) -> None:
     assert index.picture_tokens is not None
     # LanceDB makes unit vectors of the patches again, which are rounded to float16 in the index.
     check_ranking(answer, model, index, index.picture_tokens.read(torch.arange(150)), 5e-4)
+
+
+@pytest.mark.parametrize("to", ["faiss", "lancedb"])
+def test_the_pages_example_runs(to: str, clip_vit: SavedModel, tmp_path: Path) -> None:
+    """The command of the page, and its block, with a model and pictures from here."""
+    saved_model.save(storage.from_path(tmp_path / "model"), clip_vit.model, clip_vit.tokenizer)
+    data, python = drawn.pictures(tmp_path / "data", 12).uri, consumers.environment("indexes", PACKAGES)
+    environment = {**os.environ, "PYTHONPATH": str(consumers.ROOT), "WUKONG_HOME": str(tmp_path / "home")}
+
+    def ran(program: str, *arguments: str) -> str:
+        command = [str(python), "-c", program, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    main = "from wukong.commands.main import main; main()"
+    said = ran(main, "index", "export", "flowers", "--to", to, "--model", "model", "--data", data, "--encode")
+    assert said.startswith("flowers: 12 pictures, ")
+    page = (consumers.ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    example = f"import {to}" + page.partition(f"```python\nimport {to}")[2].partition("```")[0]
+    printed = ran(example.replace("models:/demo@champion", "model"))
+    assert printed.count("http://site.test/") == 10
