@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 _TEXT: Any = {"type": "string"}
+_NOTHING: Any = {"type": "null"}
 
 
 class Problem(BaseModel):
@@ -120,12 +121,14 @@ class EmbeddingsRequest(BaseModel, strict=True):
 
     model: str | None = Field(None, description="The id of `/v1/models`.")
     input: Any = Field(
-        None, description="The texts.", json_schema_extra={"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}
+        None,
+        description="The texts.",
+        json_schema_extra={"anyOf": [_TEXT, {"type": "array", "items": _TEXT}, _NOTHING]},
     )
     messages: Any = Field(
         None,
         description="Pictures, each as a part `image_url` whose `url` is a `data:` URI, in the form of OpenAI's chat.",
-        json_schema_extra={"type": "array", "items": {"type": "object"}},
+        json_schema_extra={"anyOf": [{"type": "array", "items": {"type": "object"}}, _NOTHING]},
     )
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="Numbers, or the base64 of their float32, the lowest byte first."
