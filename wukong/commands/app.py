@@ -19,6 +19,7 @@ from wukong.commands import (
     diff,
     evaluate,
     gc,
+    index,
     init,
     model,
     models,
@@ -117,6 +118,7 @@ app.add_typer(queries.app, name="queries", rich_help_panel=panels.DATA)
 app.add_typer(weights.app, name="weights", rich_help_panel=panels.DATA)
 app.add_typer(paper.app, name="paper", rich_help_panel=panels.EVALUATE)
 app.add_typer(model.app, name="model", rich_help_panel=panels.SERVE)
+app.add_typer(index.app, name="index", rich_help_panel=panels.SERVE)
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experiment, a YAML file.")]
 SetOption = Annotated[

@@ -15,7 +15,7 @@ ORDER = {
     DATA: ("release", "takedown", "queries", "weights", "gc"),
     LOOK: ("runs", "report", "note", "logs", "models", "show", "diff"),
     EVALUATE: ("evaluate", "align", "compare", "paper", "promote", "rollback"),
-    SERVE: ("search", "serve", "model"),
+    SERVE: ("search", "serve", "model", "index"),
     CLUSTER: ("check", "submit"),
     STACK: ("up", "down", "status", "env"),
 }

@@ -63,8 +63,8 @@ def search(
         raise ConfigError("give a text or --picture FILE, one of them: `wukong search 红色的花`")
     if picture is not None and not picture.is_file():
         raise ConfigError(f"--picture: there is no file {picture}")
-    chosen = model or _champion()
-    searched = data or _data_of(chosen)
+    chosen = model or champion()
+    searched = data or data_of(chosen)
     from wukong.serve import start
     from wukong.serve.uploads import RefusedError
 
@@ -82,7 +82,7 @@ def search(
         _print(Console(highlight=False), document)
 
 
-def _champion() -> str:
+def champion() -> str:
     """Return the address of the model that holds the alias of a champion.
 
     Raises:
@@ -103,7 +103,7 @@ def _champion() -> str:
     )
 
 
-def _data_of(model: str) -> str:
+def data_of(model: str) -> str:
     """Return the URI of the filter's output in the run that made a model.
 
     Raises:

@@ -7,18 +7,22 @@ from typing import Annotated
 import typer
 
 from wukong.commands.output import echo
+from wukong.errors import ConfigError
 from wukong.runtime import cancel
+from wukong.runtime.language import message
 from wukong.serve import garbage
 
 
 def serve(
     model: Annotated[str, typer.Option("--model", help="The model's folder or URI, or models:/NAME@ALIAS in MLflow.")],
     data: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--data", help="Output of a filter or crawl stage, a folder of pictures with captions, or a list of them."
+            "--data",
+            help="Output of a filter or crawl stage, a folder of pictures with captions, or a list of them. Without it "
+            "there is no page, only vectors by OpenAI's API.",
         ),
-    ],
+    ] = None,
     index: Annotated[
         str | None,
         typer.Option("--index", help="URI under which indexes are kept; by default indexes/ in the stack's home."),
@@ -35,10 +39,12 @@ def serve(
     """Serve a page on which people search pictures by Chinese text and captions by picture.
 
     The first start encodes the pictures, or reads the features that the training has stored, and goes on where it
-    stopped if it is ended. Example:
+    stopped if it is ended. POST /v1/embeddings gives vectors of texts and pictures. Example:
 
         wukong serve --model models:/demo@champion --data s3://wukong/demo/filter/KEY
     """
+    if data is None and index is not None:
+        raise ConfigError("--index: nothing is searched without --data, so no index is needed")
     logging.getLogger("wukong").setLevel(logging.INFO)
     try:
         with cancel.end_on_signal():
@@ -49,7 +55,7 @@ def serve(
         raise typer.Exit(0 if ended.code == 128 + signal.SIGTERM else 128 + signal.SIGINT) from None
 
 
-def _serve(model: str, data: str, index: str | None, host: str, port: int | None, device: str) -> None:
+def _serve(model: str, data: str | None, index: str | None, host: str, port: int | None, device: str) -> None:
     from wukong.serve.listening import USUAL_PORT, address, hosts, listen
 
     with listen(host, port) as listening:
@@ -62,10 +68,15 @@ def _serve(model: str, data: str, index: str | None, host: str, port: int | None
             from wukong.serve import start
             from wukong.serve.app import create_app
 
-            service = start.service(model, data, index, device)
-            app = create_app(service, hosts(listening, host))
-        url = f"http://{address(listening)}:{taken}"
-        echo(f"{len(service.index.keys)} pictures at {url} (Ctrl-C ends it)")
+            url = f"http://{address(listening)}:{taken}"
+            if data is None:
+                app = create_app(start.embedder(model, device), hosts(listening, host))
+                ready = message(f"Vectors of texts and pictures at {url}/v1 (Ctrl-C ends it)")
+            else:
+                service = start.service(model, data, index, device)
+                app = create_app(service, hosts(listening, host))
+                ready = message(f"{len(service.index.keys)} pictures at {url} (Ctrl-C ends it)")
+        echo(ready)
         # Without a configuration of its own: that would close every handler of this process.
         config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False)
         # It ends in order when a signal comes, and then sends itself that signal again.

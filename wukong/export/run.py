@@ -1,12 +1,10 @@
 """Export a model to a target: refuse what it cannot hold, write beside the folder, check, and put it in its place."""
 
-import shutil
-import tempfile
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from wukong.errors import ConfigError
+from wukong.export.folder import whole
 from wukong.export.target import Check, Options, Target
 from wukong.export.targets import REGISTRY
 from wukong.model.saved_model import EXPORT_RECORD, SavedModel
@@ -44,29 +42,11 @@ def export(saved: SavedModel, target: str, folder: Path, options: Options | None
     chosen.refuse_missing()
     if why := chosen.refuse(saved, asked):
         raise ConfigError(f"{target} cannot hold this model: {why}")
-    _refuse_other_files(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        written = Path(scratch, folder.name)
-        written.mkdir()
+    # The second name is that of the ONNX files of earlier versions, which have no record.
+    with whole(folder, (EXPORT_RECORD, "text.onnx")) as written:
         checks = chosen.write(saved, written, asked)
         _record(written, chosen, checks)
-        if folder.exists():
-            shutil.move(folder, Path(scratch, "earlier"))
-        written.rename(folder)
     return checks
-
-
-def _refuse_other_files(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file: name a folder")
-    # The second name is that of the ONNX files of earlier versions, which have no record.
-    if folder.is_dir() and any(folder.iterdir()) and not _any_of(folder, (EXPORT_RECORD, "text.onnx")):
-        raise ConfigError(f"{folder} holds files of something else: name an empty folder, or a new one")
-
-
-def _any_of(folder: Path, names: Iterable[str]) -> bool:
-    return any((folder / name).is_file() for name in names)
 
 
 def _record(folder: Path, target: Target, checks: list[Check]) -> None:

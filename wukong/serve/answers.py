@@ -1,6 +1,11 @@
 """What the JSON API answers."""
 
+from typing import Any, Literal
+
 from pydantic import BaseModel, Field
+
+_TEXT: Any = {"type": "string"}
+_NOTHING: Any = {"type": "null"}
 
 
 class Problem(BaseModel):
@@ -109,3 +114,84 @@ class Health(BaseModel):
     """The server answers."""
 
     status: str
+
+
+class EmbeddingsRequest(BaseModel, strict=True):
+    """Texts, or pictures, whose vectors are asked for; other fields are ignored."""
+
+    model: str | None = Field(None, description="The id of `/v1/models`.")
+    input: Any = Field(
+        None,
+        description="The texts.",
+        json_schema_extra={"anyOf": [_TEXT, {"type": "array", "items": _TEXT}, _NOTHING]},
+    )
+    messages: Any = Field(
+        None,
+        description="Pictures, each as a part `image_url` whose `url` is a `data:` URI, in the form of OpenAI's chat.",
+        json_schema_extra={"anyOf": [{"type": "array", "items": {"type": "object"}}, _NOTHING]},
+    )
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="Numbers, or the base64 of their float32, the lowest byte first."
+    )
+    dimensions: int | None = Field(None, description="The numbers of a vector: those of the model.")
+    truncate_prompt_tokens: int | None = Field(
+        None, description="-1, or the tokens that the model reads, to have long texts cut; they are refused else."
+    )
+
+
+class Embedding(BaseModel):
+    """The vector of a text or a picture."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int = Field(description="The place of the text, or of the picture, in the request.")
+    embedding: list[float] | str = Field(description="A unit vector.")
+
+
+class Usage(BaseModel):
+    """What the model has read."""
+
+    prompt_tokens: int = Field(description="Tokens of all texts, with [CLS] and [SEP]; 0 for pictures.")
+    total_tokens: int
+
+
+class EmbeddingsAnswer(BaseModel):
+    """The vectors, in the order of the request."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+class ServedModel(BaseModel):
+    """The model that is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="When this server loaded it, in seconds since 1970.")
+    owned_by: str = "wukong"
+    digest: str = Field(description="SHA-256 of settings, vocabulary and weights.")
+    dimensions: int = Field(description="The numbers of a vector.")
+    max_model_len: int = Field(description="Tokens of a text that the model reads, with [CLS] and [SEP].")
+
+
+class ModelsAnswer(BaseModel):
+    """The one model of this server."""
+
+    object: Literal["list"] = "list"
+    data: list[ServedModel]
+
+
+class OpenAIError(BaseModel):
+    """What is wrong with a request, as OpenAI's API says it."""
+
+    message: str = Field(description="What is wrong and how to mend it.")
+    type: str
+    param: str | None = Field(description="The field of the request.")
+    code: str | None
+
+
+class OpenAIProblem(BaseModel):
+    """Why a request to `/v1` is refused."""
+
+    error: OpenAIError

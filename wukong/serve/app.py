@@ -17,7 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wukong.curate.text.characters import has_han
 from wukong.report.template import environment
-from wukong.serve import answers, uploads
+from wukong.serve import answers, openai_api, uploads
+from wukong.serve.embedder import Embedder
 from wukong.serve.metrics import Metrics
 from wukong.serve.service import Picture, Service
 from wukong.serve.uploads import RefusedError
@@ -67,11 +68,11 @@ _PICTURE_BODY = {
 }
 
 
-def create_app(service: Service, hosts: Sequence[str] = (_ALL_HOSTS,)) -> FastAPI:
+def create_app(service: Embedder, hosts: Sequence[str] = (_ALL_HOSTS,)) -> FastAPI:
     """Make the application.
 
     Args:
-        service: what answers; the application closes it when it ends.
+        service: what answers; the application closes it when it ends. One without a collection gives vectors alone.
         hosts: names under which it may be asked, without ports, IPv6 addresses in brackets; ``*`` for any. A server on
             loopback names its own, so that no web page can reach it under a name that resolves to loopback.
     """
@@ -84,35 +85,44 @@ def create_app(service: Service, hosts: Sequence[str] = (_ALL_HOSTS,)) -> FastAP
     app = FastAPI(
         title="Wukong search",
         version=_API_VERSION,
-        description="Search pictures by Chinese text and captions by picture, align words with patches, classify.",
+        description="Search pictures by Chinese text and captions by picture, align words with patches, classify; get "
+        "vectors of texts and pictures by OpenAI's API.",
         docs_url=None,  # both pages load scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
     )
-    metrics = Metrics(len(service.index.keys))
-    _add_api(app, service, metrics)
-    _add_pages(app, service)
+    metrics = Metrics(len(service.index.keys) if isinstance(service, Service) else 0)
+    _add_server(app, metrics)
+    openai_api.add(app, service)
+    if isinstance(service, Service):
+        _add_api(app, service)
+        _add_pages(app, service)
     app.add_middleware(Guard, metrics=metrics, hosts=hosts)
 
     @app.exception_handler(RefusedError)
-    async def refused(_: Request, error: RefusedError) -> Response:
-        return _problem(error.status, str(error))
+    async def refused(request: Request, error: RefusedError) -> Response:
+        if isinstance(error, openai_api.WrongError):
+            return openai_api.problem(error.status, str(error), error.param, error.code)
+        return _problem(request.url.path, error.status, str(error))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         wrong = "; ".join(f"{entry['loc'][-1]}: {entry['msg']}" for entry in error.errors())
-        return _problem(422, f"{wrong}. /openapi.json says what each parameter takes")
+        return _problem(request.url.path, 422, f"{wrong}. /openapi.json says what each parameter takes")
 
     @app.exception_handler(HTTPException)
-    async def other(_: Request, error: HTTPException) -> Response:
-        answer = _problem(error.status_code, f"{error.detail}: /openapi.json lists paths and methods")
+    async def other(request: Request, error: HTTPException) -> Response:
+        wrong = f"{error.detail}: /openapi.json lists paths and methods"
+        answer = _problem(request.url.path, error.status_code, wrong)
         answer.headers.update(error.headers or {})
         return answer
 
     return app
 
 
-def _problem(status: int, message: str) -> JSONResponse:
+def _problem(path: str, status: int, message: str) -> JSONResponse:
+    if path.startswith(openai_api.PREFIX):
+        return openai_api.problem(status, message)
     return JSONResponse({"error": message}, status, {"retry-after": "1"} if status == 503 else None)
 
 
@@ -149,13 +159,16 @@ class Guard:
             if self._served(scope):
                 await self._app(scope, receive, send_guarded)
             else:
-                answer = _problem(400, "this server is not served under that host: use the address that it printed")
+                wrong = "this server is not served under that host: use the address that it printed"
+                answer = _problem(scope["path"], 400, wrong)
                 await answer(scope, receive, send_guarded)
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
             if status:
                 raise
-            await _problem(500, "an error in the server; its log says more")(scope, receive, send_guarded)
+            await _problem(scope["path"], 500, "an error in the server; its log says more")(
+                scope, receive, send_guarded
+            )
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.observe(route, status, time.perf_counter() - began)
@@ -168,7 +181,7 @@ class Guard:
         return match is not None and match["name"] in self._hosts
 
 
-def _add_api(app: FastAPI, service: Service, metrics: Metrics) -> None:
+def _add_api(app: FastAPI, service: Service) -> None:
     limits = service.limits
     text = Query(min_length=1, max_length=limits.characters)
     key = Query(description="Key of a picture of the collection.", max_length=64)
@@ -226,6 +239,8 @@ def _add_api(app: FastAPI, service: Service, metrics: Metrics) -> None:
         """Say what is searched, with what, and what a request may hold."""
         return service.about()
 
+
+def _add_server(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/healthz", tags=["server"])
     async def health() -> answers.Health:
         """Say that the server answers; it does once model and index are loaded."""

@@ -38,13 +38,23 @@ class Batcher(Generic[Asked, Answer]):
         Raises:
             RefusedError: (503) too many wait.
         """
-        if len(self._waiting) >= self._limit:
+        (answer,) = await self.all([asked])
+        return answer
+
+    async def all(self, asked: Sequence[Asked]) -> list[Answer]:
+        """Wait for the answers to several questions; none of them waits if there is no room for all.
+
+        Raises:
+            RefusedError: (503) too many wait.
+        """
+        if len(self._waiting) + len(asked) > self._limit:
             raise RefusedError(503, "too many requests wait at this moment: try again in a second")
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append((asked, future))
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Answer]] = [loop.create_future() for _ in asked]
+        self._waiting.extend(zip(asked, futures, strict=True))
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run())
-        return await future
+        return await asyncio.gather(*futures)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

@@ -1,12 +1,10 @@
 """The answers of the search page and its JSON API: checks of requests, and the model's work in threads."""
 
-import asyncio
 import io
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from heapq import nlargest
-from typing import ParamSpec, TypeVar
 
 from PIL import Image
 from torch import Tensor
@@ -14,19 +12,18 @@ from torch import Tensor
 from wukong.crawl import image_header
 from wukong.curate.text.characters import has_han
 from wukong.data import images
-from wukong.errors import DataError
 from wukong.evaluate import alignment
 from wukong.evaluate.model import OwnModel
 from wukong.runtime.language import message
 from wukong.serve import answers, index, uploads
 from wukong.serve.batcher import Batcher
 from wukong.serve.collection import Collection
+from wukong.serve.embedder import BATCH, Embedder
 from wukong.serve.query import search_forms
 from wukong.serve.search import DIGITS, Hit, Searcher, SearchResult
-from wukong.serve.uploads import Limits, RefusedError, UploadDecoder, data_url
+from wukong.serve.uploads import Limits, RefusedError, data_url
 from wukong.store.manifest import Manifest
 
-_BATCH = 32
 _READERS = 4
 _PICTURES_OF_A_CAPTION = 10
 _FREQUENT = 1_000
@@ -34,9 +31,6 @@ _FREQUENT = 1_000
 _SHORT = range(2, 13)
 """Characters of such a caption."""
 _KINDS = {"jpeg": "image/jpeg", "png": "image/png", "gif": "image/gif", "webp": "image/webp"}
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,8 +46,8 @@ class Picture:
     data: bytes
 
 
-class Service:
-    """Answers requests. The model has one thread for texts and one for pictures; others read files.
+class Service(Embedder):
+    """Answers requests about a collection. Beside the model's threads, others read files.
 
     Args:
         collection: what is searched.
@@ -63,23 +57,18 @@ class Service:
     """
 
     def __init__(self, collection: Collection, model: OwnModel, found: Manifest, limits: Limits) -> None:
-        self.limits = limits
+        super().__init__(model, limits)
         self.index = index.open_index(found, model)
-        self._collection, self._model, self._counts = collection, model, found.counts
+        self.collection, self._counts = collection, found.counts
         self._row_of = {key: row for row, key in enumerate(self.index.keys)}
         self._searcher = Searcher(self.index, model)
-        self._decoder = UploadDecoder(limits)
-        self._texts = ThreadPoolExecutor(1, thread_name_prefix="texts")
-        self._pictures = ThreadPoolExecutor(1, thread_name_prefix="pictures")
         self._files = ThreadPoolExecutor(_READERS, thread_name_prefix="files")
-        self._search = Batcher(self._searched, self._texts, _BATCH, limits.waiting)
-        self._asked_of_pictures = self._sent = 0
+        self._search = Batcher(self._searched, self._texts, BATCH, limits.waiting)
 
     def close(self) -> None:
         """End the threads and the child process."""
-        for pool in (self._texts, self._pictures, self._files):
-            pool.shutdown(cancel_futures=True)
-        self._decoder.__exit__(None, None, None)
+        self._files.shutdown(cancel_futures=True)
+        super().close()
 
     # --- what is asked
 
@@ -87,15 +76,15 @@ class Service:
         """Describe collection, model and limits."""
         calibration = self.index.calibration
         return answers.AboutAnswer(
-            model=self._model.name,
-            model_digest=self._model.digest,
-            data=self._collection.uri,
-            data_digest=self._collection.digest,
+            model=self.model.name,
+            model_digest=self.model.digest,
+            data=self.collection.uri,
+            data_digest=self.collection.digest,
             pictures=len(self.index.keys),
             captions=len(self.index.captions),
             left_out=self._counts.get("left_out", 0),
-            token_wise=self._model.token_wise,
-            max_tokens=self._model.saved.tokenizer.max_tokens,
+            token_wise=self.model.token_wise,
+            max_tokens=self.model.saved.tokenizer.max_tokens,
             calibration=answers.Calibrated.model_validate(calibration) if calibration else None,
             limits=asdict(self.limits),
         )
@@ -132,7 +121,7 @@ class Service:
             similar = self._searcher.similar_pictures(vectors, count + 1)
             return self._searcher.captions_of_picture(vectors, count), similar
 
-        captions, similar = await self._of_picture(work)
+        captions, similar = await self._of_pictures(work)
         return answers.CaptionsAnswer(
             captions=[
                 answers.CaptionHit(
@@ -152,18 +141,18 @@ class Service:
             RefusedError: (422) the model is not token-wise, the text cannot be read or is too long, or the word is not
                 in it; (503) too many wait.
         """
-        if not self._model.token_wise:
+        if not self.model.token_wise:
             raise RefusedError(
                 422, "this model has one vector for a picture, so no patch can be compared: serve a token-wise model"
             )
         (form,), cut = self._readable([text], message("the text"))
         if cut:
-            most = self._model.saved.tokenizer.max_tokens
+            most = self.model.saved.tokenizer.max_tokens
             raise RefusedError(422, f"the model reads {most} tokens of a text, with [CLS] and [SEP]: shorten it")
         part = search_forms([word])[0] if word else None
 
         def work() -> answers.AlignAnswer:
-            aligned = alignment.align(self._model.saved, images.decode(picture.data), form, part)
+            aligned = alignment.align(self.model.saved, images.decode(picture.data), form, part)
             return answers.AlignAnswer(
                 tokens=list(aligned.tokens),
                 highlighted=sorted(aligned.highlighted),
@@ -172,7 +161,7 @@ class Service:
                 shown=data_url(_jpeg(aligned.shown)),
             )
 
-        return await self._of_picture(work)
+        return await self._of_pictures(work)
 
     async def classify(self, picture: Picture, labels: Sequence[str]) -> answers.ClassifyAnswer:
         """Compare a picture with labels.
@@ -188,7 +177,7 @@ class Service:
         def work() -> tuple[Tensor, Tensor]:
             return self._searcher.label_scores(self._encoded(picture), given)
 
-        scores, probabilities = await self._of_picture(work)
+        scores, probabilities = await self._of_pictures(work)
         rows = sorted(zip(given, scores.tolist(), probabilities.tolist(), strict=True), key=lambda row: -row[1])
         return answers.ClassifyAnswer(
             labels=[
@@ -206,7 +195,7 @@ class Service:
         row = self._row_of.get(key)
         if row is None:
             raise RefusedError(404, "the collection has no picture with this key: search for one")
-        return Picture(row, await self._in(self._files, self._collection.read, self.index.places[row]))
+        return Picture(row, await self._in(self._files, self.collection.read, self.index.places[row]))
 
     async def sent(self, chunks: AsyncIterator[bytes], declared: str | None) -> Picture:
         """Receive and decode a picture; for arguments and errors see ``uploads.read`` and ``UploadDecoder.decode``.
@@ -214,13 +203,8 @@ class Service:
         Raises:
             RefusedError: (503) too many pictures are sent at this moment.
         """
-        if self._sent >= self.limits.uploads:
-            raise RefusedError(503, "too many pictures are sent at this moment: try again in a second")
-        self._sent += 1
-        try:
+        with self.receiving():
             return Picture(None, await self._decoder.decode(await uploads.read(chunks, declared, self.limits)))
-        finally:
-            self._sent -= 1
 
     async def file(self, picture: Picture) -> tuple[bytes, str]:
         """Return a picture's file as a browser can show it, and its type; large ones are made small."""
@@ -235,7 +219,7 @@ class Service:
 
     def urls_of(self, keys: Sequence[str]) -> dict[str, str]:
         """The URLs of pictures of the collection, by key; see ``Collection.urls``."""
-        return self._collection.urls({key: self.index.places[self._row_of[key]] for key in keys})
+        return self.collection.urls({key: self.index.places[self._row_of[key]] for key in keys})
 
     def spread(self, count: int) -> list[answers.ShownPicture]:
         """Return some pictures, spread evenly over the collection."""
@@ -265,7 +249,7 @@ class Service:
     def _encoded(self, picture: Picture) -> Tensor:
         if picture.row is not None:
             return self._searcher.stored_picture(picture.row)
-        return self._model.saved.encode_image([images.decode(picture.data)])[0]
+        return self.model.saved.encode_image([images.decode(picture.data)])[0]
 
     def _shown(self, hits: Sequence[Hit]) -> list[answers.PictureHit]:
         return [answers.PictureHit(**dict(self._picture(hit.row)), score=hit.score) for hit in hits]
@@ -277,33 +261,8 @@ class Service:
     def _readable(self, texts: Sequence[str], name: str) -> tuple[list[str], bool]:
         """Return the forms of texts in which they are searched, and whether the model reads less than all of one."""
         forms = search_forms(texts)
-        tokenizer = self._model.saved.tokenizer
-        special = {tokenizer.cls, tokenizer.sep}
-        cut = False
-        for text, ids, length in zip(texts, tokenizer.encode(forms), tokenizer.lengths(forms), strict=True):
-            if len(text) > self.limits.characters:
-                raise RefusedError(422, f"{name} has {len(text)} characters: give at most {self.limits.characters}")
-            words = set(ids) - special
-            if not words:
-                raise RefusedError(422, f"there is nothing to read in {name}: give a word")
-            if words == {tokenizer.unknown}:
-                raise RefusedError(422, f"the model's vocabulary knows none of the characters of {name}: give another")
-            cut = cut or length > tokenizer.max_tokens
-        return forms, cut
-
-    async def _of_picture(self, work: Callable[[], T]) -> T:
-        if self._asked_of_pictures >= self.limits.waiting:
-            raise RefusedError(503, "too many requests wait at this moment: try again in a second")
-        self._asked_of_pictures += 1
-        try:
-            return await self._in(self._pictures, work)
-        except DataError as error:
-            raise RefusedError(422, str(error)) from error
-        finally:
-            self._asked_of_pictures -= 1
-
-    async def _in(self, pool: ThreadPoolExecutor, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(pool, lambda: work(*arguments, **named))
+        lengths = self.lengths(texts, forms, [name] * len(texts))
+        return forms, max(lengths) > self.model.saved.tokenizer.max_tokens
 
 
 def _jpeg(image: Image.Image) -> bytes:

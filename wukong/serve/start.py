@@ -1,4 +1,4 @@
-"""Load a model, and open or make the index: the start of a server, by ``wukong serve`` or Ray Serve."""
+"""Load a model, and open or make the index: the start of a server, by ``wukong serve`` or Ray Serve, or of a search."""
 
 import os
 from pathlib import Path
@@ -6,13 +6,16 @@ from pathlib import Path
 import torch
 
 import wukong
-from wukong.errors import DataError
+from wukong.errors import ConfigError, DataError
 from wukong.evaluate.model import OwnModel
 from wukong.runtime import environment
 from wukong.serve import collection, encode
+from wukong.serve.collection import Collection
+from wukong.serve.embedder import Embedder
 from wukong.serve.service import Service
 from wukong.serve.uploads import Limits
 from wukong.store import storage
+from wukong.store.manifest import Manifest
 
 
 def service(
@@ -41,8 +44,32 @@ def service(
         StorageError: there is nothing at a URI.
         ConfigError: this machine has no such device.
     """
-    # Texts and pictures have a thread each, and each of them computes with its share of the cores.
-    torch.set_num_threads(max(1, (cores or len(os.sched_getaffinity(0))) // 2))
+    _share(cores)
+    return Service(*indexed(model, data, root, device, encodes=encodes), limits or Limits())
+
+
+def embedder(model: str, device: str = "cpu", limits: Limits | None = None, cores: int | None = None) -> Embedder:
+    """Load what a server needs that gives vectors and searches nothing; arguments as of ``service``.
+
+    Raises:
+        DataError: the model is damaged.
+        StorageError: there is nothing at its URI.
+        ConfigError: the model is token-wise; this machine has no such device.
+    """
+    _share(cores)
+    loaded = OwnModel(wukong.load(model, device), model)
+    if loaded.token_wise:
+        raise ConfigError(
+            f"{model} has a vector for each token and each patch, so there is no vector of a text to serve: name by "
+            "--data what is searched, or serve a model that was trained with model.similarity=global"
+        )
+    return Embedder(loaded, limits or Limits())
+
+
+def indexed(
+    model: str, data: str, root: str | None = None, device: str = "cpu", *, encodes: bool = True
+) -> tuple[Collection, OwnModel, Manifest]:
+    """Load a collection, a model, and the manifest of the index of both; arguments and errors as of ``service``."""
     pictures = collection.of(data)
     loaded = OwnModel(wukong.load(model, device), model)
     indexes = storage.from_path(environment.home() / "indexes") if root is None else _uri(root)
@@ -51,8 +78,12 @@ def service(
             f"the {pictures.pictures} pictures of {data} have no index by {model} at {indexes}: `wukong search` makes "
             "it with --encode, and so does `wukong serve`; each goes on where the other stopped"
         )
-    made = encode.build(pictures, loaded, indexes)
-    return Service(pictures, loaded, made, limits or Limits())
+    return pictures, loaded, encode.build(pictures, loaded, indexes)
+
+
+def _share(cores: int | None) -> None:
+    """Let each of the two threads that compute, of texts and of pictures, have its share of the cores."""
+    torch.set_num_threads(max(1, (cores or len(os.sched_getaffinity(0))) // 2))
 
 
 def _uri(place: str) -> str:

@@ -32,9 +32,10 @@ class Limits:
         pixels: the most pixels of a picture, before it is made smaller.
         characters: the most characters of a text.
         labels: the most labels of a classification.
+        inputs: the most texts of a request for vectors.
         results: the most results of an answer.
         waiting: requests that wait for the model at a time.
-        uploads: pictures that are received and decoded at a time.
+        uploads: requests whose pictures are received and decoded at a time, and the most pictures of one.
     """
 
     upload_bytes: int = 10 * 2**20
@@ -42,6 +43,7 @@ class Limits:
     pixels: int = 50_000_000
     characters: int = 200
     labels: int = 32
+    inputs: int = 2_048
     results: int = 100
     waiting: int = 256
     uploads: int = 16
@@ -66,23 +68,51 @@ async def read(chunks: AsyncIterator[bytes], declared: str | None, limits: Limit
     Raises:
         RefusedError: (413) it is too large; (408) it arrives too slowly; (400) it is empty.
     """
-    most = limits.upload_bytes
+    most, seconds = limits.upload_bytes, limits.upload_seconds
     too_large = RefusedError(413, f"the picture has more than {most / 2**20:g} MiB: send a smaller one")
-    if declared is not None and declared.isdecimal() and (len(declared) > _DIGITS or int(declared) > most):
+    too_slow = RefusedError(408, f"the picture did not arrive within {seconds:g} seconds: send a smaller one")
+    body = await _read(chunks, declared, most, seconds, too_large, too_slow)
+    if not body:
+        raise RefusedError(400, f"there is no picture in the request: send the bytes of a {_KINDS} file as its body")
+    return body
+
+
+async def read_json(chunks: AsyncIterator[bytes], declared: str | None, limits: Limits) -> bytes:
+    """Read a request whose pictures are in JSON, where they take a third more; arguments as of ``read``.
+
+    Raises:
+        RefusedError: (413) it is too large; (408) it arrives too slowly.
+    """
+    most, seconds = limits.upload_bytes * 3 // 2, limits.upload_seconds
+    too_large = RefusedError(413, f"the request has more than {most / 2**20:g} MiB: send less at a time")
+    too_slow = RefusedError(408, f"the request did not arrive within {seconds:g} seconds: send less at a time")
+    return await _read(chunks, declared, most, seconds, too_large, too_slow)
+
+
+def is_above(declared: str | None, size: int) -> bool:
+    """Whether the header ``Content-Length``, which may be wrong, says that a body has more than ``size`` bytes."""
+    return declared is not None and declared.isdecimal() and (len(declared) > _DIGITS or int(declared) > size)
+
+
+async def _read(
+    chunks: AsyncIterator[bytes],
+    declared: str | None,
+    most: int,
+    seconds: float,
+    too_large: RefusedError,
+    too_slow: RefusedError,
+) -> bytes:
+    if is_above(declared, most):
         raise too_large
     body = bytearray()
     try:
-        async with asyncio.timeout(limits.upload_seconds):
+        async with asyncio.timeout(seconds):
             async for chunk in chunks:
                 body += chunk
                 if len(body) > most:
                     raise too_large
     except TimeoutError as error:
-        raise RefusedError(
-            408, f"the picture did not arrive within {limits.upload_seconds:g} seconds: send a smaller one"
-        ) from error
-    if not body:
-        raise RefusedError(400, f"there is no picture in the request: send the bytes of a {_KINDS} file as its body")
+        raise too_slow from error
     return bytes(body)
 
 

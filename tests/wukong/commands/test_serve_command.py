@@ -6,6 +6,7 @@ import socket
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
+import colours
 import pytest
 from typer.testing import CliRunner
 
@@ -24,12 +25,23 @@ def test_a_port_that_is_taken_is_an_error_before_anything_is_loaded() -> None:
     assert "give another --port" in str(result.exception)
 
 
-@pytest.mark.parametrize("option", ["--model", "--data"])
-def test_model_and_data_are_needed(option: str) -> None:
-    other = "--data" if option == "--model" else "--model"
-    result = CliRunner().invoke(app, ["serve", other, "x"])
+def test_a_model_is_needed() -> None:
+    result = CliRunner().invoke(app, ["serve", "--data", "x"])
     assert result.exit_code == 2
-    assert option in result.output
+    assert "--model" in result.output
+
+
+def test_an_index_is_of_data() -> None:
+    result = CliRunner().invoke(app, ["serve", "--model", "x", "--index", "x"])
+    assert isinstance(result.exception, ConfigError)
+    assert "nothing is searched without --data" in str(result.exception)
+
+
+def test_without_data_a_token_wise_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wukong.load", lambda *_: colours.model("token").saved)
+    result = CliRunner().invoke(app, ["serve", "--model", "x", "--port", "0"])
+    assert isinstance(result.exception, ConfigError)
+    assert "x has a vector for each token and each patch" in str(result.exception)
 
 
 class _Closed(logging.StreamHandler[io.StringIO]):

@@ -1,4 +1,4 @@
-"""The search page on a real server, uvicorn on loopback, over pictures of colours."""
+"""An application on a real server, uvicorn on loopback; the search page is over pictures of colours."""
 
 import json
 import threading
@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 
 import colours
 import uvicorn
+from fastapi import FastAPI
 
 from wukong.serve import app, collection, encode
 from wukong.serve.listening import listen
@@ -41,9 +42,8 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Site:
+class Server:
     address: str
-    service: Service
 
     def ask(self, path: str, body: bytes | None = None, headers: dict[str, str] | None = None, **query: Any) -> Answer:
         url = f"{self.address}{path}" + (f"?{urlencode(query, doseq=True)}" if query else "")
@@ -53,6 +53,11 @@ class Site:
                 return Answer(answer.status, answer.headers, answer.read())
         except urllib.error.HTTPError as error:
             return Answer(error.code, error.headers, error.read())
+
+
+@dataclass(frozen=True)
+class Site(Server):
+    service: Service
 
     @property
     def key_of_hostile(self) -> str:
@@ -74,8 +79,14 @@ def running(root: Path, similarity: str = "token") -> Iterator[Site]:
 
 @contextmanager
 def served(service: Service) -> Iterator[Site]:
-    """A server on loopback, which answers only under this name, until the block ends."""
-    application = app.create_app(service, ("127.0.0.1",))
+    """The page and the API of a service; it answers only under this name, until the block ends."""
+    with started(app.create_app(service, ("127.0.0.1",))) as server:
+        yield Site(server.address, service)
+
+
+@contextmanager
+def started(application: FastAPI) -> Iterator[Server]:
+    """A server on loopback, until the block ends."""
     with listen("127.0.0.1", 0) as listening:
         server = uvicorn.Server(uvicorn.Config(application, log_config=None, log_level="warning"))
         thread = threading.Thread(target=server.run, args=([listening],))
@@ -83,7 +94,7 @@ def served(service: Service) -> Iterator[Site]:
         try:
             while not server.started:
                 time.sleep(0.01)
-            yield Site(f"http://127.0.0.1:{listening.getsockname()[1]}", service)
+            yield Server(f"http://127.0.0.1:{listening.getsockname()[1]}")
         finally:
             server.should_exit = True
             thread.join(30)
