@@ -24,6 +24,7 @@ def service(
     cores: int | None = None,
     *,
     encodes: bool = True,
+    public_key: Path | None = None,
 ) -> Service:
     """Load what a server needs; the collection is encoded first if its index is not finished.
 
@@ -35,16 +36,18 @@ def service(
         limits: what a request may hold; None for the usual limits.
         cores: processor cores to compute with; None for all that this process may use.
         encodes: false to refuse a collection whose index is not finished.
+        public_key: by which key the model must be signed; see ``wukong.load``.
 
     Raises:
-        DataError: model, collection or index is damaged, or the index is not finished and may not be made.
+        DataError: model, collection or index is damaged, the model is not signed as it must be, or the index is not
+            finished and may not be made.
         StorageError: there is nothing at a URI.
         ConfigError: this machine has no such device.
     """
     # Texts and pictures have a thread each, and each of them computes with its share of the cores.
     torch.set_num_threads(max(1, (cores or len(os.sched_getaffinity(0))) // 2))
     pictures = collection.of(data)
-    loaded = OwnModel(wukong.load(model, device), model)
+    loaded = OwnModel(wukong.load(model, device, public_key=public_key), model)
     indexes = storage.from_path(environment.home() / "indexes") if root is None else _uri(root)
     if not encodes and encode.stage_of(pictures, loaded, indexes).finished() is None:
         raise DataError(
