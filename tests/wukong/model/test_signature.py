@@ -78,13 +78,19 @@ def certificate(
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of keys: ours, theirs, locked (ours encrypted), and certificates of ours by two authorities."""
+    """A folder of keys: ours, theirs, locked (ours encrypted), and certificates of ours.
+
+    One is by the authority, the other by one that the authority has certified. The stranger has the authority's name.
+    """
     folder = tmp_path_factory.mktemp("keys")
-    ours, theirs, authority = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
+    ours, theirs, authority, between = (ec.generate_private_key(ec.SECP256R1()) for _ in range(4))
     write_key(folder / "ours.pem", ours, NoEncryption())
     write_key(folder / "theirs.pem", theirs, NoEncryption())
     write_key(folder / "locked.pem", ours, BestAvailableEncryption(PASSWORD.encode()))
     (folder / "ours.crt").write_bytes(certificate(ours, "ours", authority, "authority", ca=False))
+    by_another = certificate(ours, "ours", between, "between", ca=False)
+    chain = by_another + certificate(between, "between", authority, "authority", ca=True)
+    (folder / "chain.crt").write_bytes(chain)
     (folder / "authority.crt").write_bytes(certificate(authority, "authority", authority, "authority", ca=True))
     (folder / "stranger.crt").write_bytes(certificate(theirs, "authority", theirs, "authority", ca=True))
     return folder
@@ -231,8 +237,9 @@ def test_what_was_tampered_with_is_refused(folder: Path, keys: Path, how: str) -
 
 
 @needs_the_package
-def test_a_certificate_is_trusted_by_who_issued_it(folder: Path, keys: Path) -> None:
-    made = signature.sign(folder, Signer(keys / "ours.pem", keys / "ours.crt"))
+@pytest.mark.parametrize("own", ["ours.crt", "chain.crt"])
+def test_a_certificate_is_trusted_by_who_issued_it(folder: Path, keys: Path, own: str) -> None:
+    made = signature.sign(folder, Signer(keys / "ours.pem", keys / own))
     (folder / signature.FILE).write_bytes(made)
     signature.verify(folder, keys / "authority.crt")
     where = ("--signature", folder / "model.sig", folder)
@@ -244,7 +251,7 @@ def test_a_certificate_is_trusted_by_who_issued_it(folder: Path, keys: Path) -> 
     with pytest.raises(DataError, match="Hash mismatch for 'weights'"):
         signature.verify(folder, keys / "authority.crt")
     with pytest.raises(ConfigError, match=r"cannot sign: .*does not match"):
-        signature.sign(folder, Signer(keys / "theirs.pem", keys / "ours.crt"))
+        signature.sign(folder, Signer(keys / "theirs.pem", keys / own))
 
 
 @needs_the_package
