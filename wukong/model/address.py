@@ -4,6 +4,7 @@ import os
 from pathlib import Path, PurePosixPath
 
 from wukong.errors import DataError, StorageError
+from wukong.model.signature import MLFLOW_NOTE
 from wukong.runtime import environment
 from wukong.store import storage
 
@@ -62,6 +63,5 @@ def _download(uri: str, scratch: Path) -> Path:
         raise DataError(
             f"{uri} is not a model that this project has registered: it holds no artifacts/model/config.json"
         )
-    # MLflow's own note of where this copy is from, which is no file of the model.
-    (folder / "registered_model_meta").unlink(missing_ok=True)
+    (folder / MLFLOW_NOTE).unlink(missing_ok=True)  # others' signatures may not leave it out
     return folder

@@ -22,8 +22,10 @@ PUBLIC_KEY = "WUKONG_PUBLIC_KEY"
 KEY_FILE, PASSWORD = "WUKONG_SIGNING_KEY_FILE", "WUKONG_SIGNING_PASSWORD"
 """The file of the private key that signs, and its password if it is encrypted."""
 
-_NEVER_SIGNED = {FILE, ".git", ".gitattributes", ".github", ".gitignore"}
-"""What the package leaves out of every signature, besides the signature: git's own, which no loader reads."""
+MLFLOW_NOTE = "registered_model_meta"
+"""The file that MLflow writes into a copy of a registered version: which version it is."""
+_NEVER_SIGNED = {FILE, MLFLOW_NOTE, ".git", ".gitattributes", ".github", ".gitignore"}
+"""What is left out of every signature, by the package itself git's own files: no loader reads them."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def required(public_key: str | Path | None) -> Path | None:
 
 
 def sign(folder: Path, signer: Signer) -> bytes:
-    """Return the signature of all files of a folder but ``model.sig`` and git's own; the folder stays as it is.
+    """Return the signature of all files of a folder but itself, git's and MLflow's; the folder stays as it is.
 
     Args:
         folder: the folder of a model, or of an export.
@@ -92,7 +94,7 @@ def sign(folder: Path, signer: Signer) -> bytes:
             )
     except Exception as error:  # the package lets through what each of the libraries below it raises
         raise ConfigError(f"{signer.key} cannot sign: {_why(error)}") from error
-    config.set_hashing_config(package.hashing.Config().set_ignored_paths(paths=[FILE]))
+    config.set_hashing_config(package.hashing.Config().set_ignored_paths(paths=[FILE, MLFLOW_NOTE]))
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch, FILE)
         try:

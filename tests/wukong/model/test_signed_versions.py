@@ -71,7 +71,7 @@ def test_versions_are_signed(tmp_path: Path, mlflow_address: str, keys: Path, mo
         run = register("signed", tmp_path / "signed")
 
     # As a person has it who downloads the version, without this project.
-    copy = mlflow.artifacts.download_artifacts(artifact_uri=f"runs:/{run}/model", dst_path=str(tmp_path / "copy"))
+    copy = mlflow.artifacts.download_artifacts(artifact_uri="models:/signed/1", dst_path=str(tmp_path / "copy"))
     theirs = ("verify", "key", "--public_key", keys / "ours.pub", "--signature", Path(copy, "model.sig"), copy)
     checked = subprocess.run(
         [sys.executable, "-m", "model_signing", *theirs], check=False, capture_output=True, text=True
