@@ -103,7 +103,7 @@ NOT_EXECUTED = {
     (
         "docs/models.md",
         "mlflow models serve",
-    ): "serves until it is ended; tests/wukong/model/test_pyfunc_served.py does",
+    ): "serves until it is ended; tests/wukong/export/test_pyfunc_served.py does",
     ("docs/serving.md", ".venv/bin/wukong serve"): "serves until it is ended; tests/wukong/serve has servers",
     ("docs/serving.md", "kubectl apply -k $OVERLAY"): CLUSTER,
     ("docs/serving.md", "kubectl -n wukong delete rayservice"): CLUSTER,

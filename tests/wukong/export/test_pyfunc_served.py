@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from consumers import ENVIRONMENTS, only_by_hand
 from packaging.requirements import Requirement
 from PIL import Image
 
@@ -37,10 +38,8 @@ mlflow = pytest.importorskip("mlflow")
 scoring_server = pytest.importorskip("mlflow.pyfunc.scoring_server")
 pytestmark = pytest.mark.slow
 
-ENVIRONMENT = Path(__file__).parents[3] / ".wukong" / "consumers" / "mlflow"
+ENVIRONMENT = ENVIRONMENTS / "mlflow"
 CAPTIONS = ["猫", "红色的苹果", "雪中的房子"]
-
-only_by_hand = pytest.mark.skipif("WUKONG_EXPORT_TEST" not in os.environ, reason="`make export-test` runs it")
 
 
 def picture(seed: int, kind: str) -> bytes:
