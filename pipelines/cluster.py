@@ -102,6 +102,8 @@ def prepare_stages(tasks: Mapping[str, dsl.PipelineTask]) -> None:
         prepare(task, stages.of(name).title, memory=stages.of(name).memory)
         for secret, keys in forwarded.OPTIONAL_SECRETS.get(name, {}).items():
             kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
+        for secret, folder in forwarded.SECRET_FILES.get(name, {}).items():
+            kubernetes.use_secret_as_volume(task, secret, folder, optional=True)
 
 
 def prepare(task: dsl.PipelineTask, title: str, *, retries: int = 2, memory: str = "2Gi") -> None:

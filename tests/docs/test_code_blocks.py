@@ -96,6 +96,15 @@ NOT_EXECUTED = {
     ("docs/cluster.md", "kubectl -n wukong port-forward svc/object-store"): CLUSTER,
     ("docs/cluster.md", "kubectl apply -f k8s/base/00-namespace.yaml"): CLUSTER,
     ("docs/cluster.md", "kubectl -n wukong scale"): CLUSTER,
+    (
+        "docs/export.md",
+        ".venv/bin/wukong model sign exports/onnx",
+    ): "needs models; tests/wukong/model/test_signed_versions.py signs some",
+    ("docs/export.md", "kubectl -n kubeflow create secret"): CLUSTER,
+    (
+        "docs/models.md",
+        "mlflow models serve",
+    ): "serves until it is ended; tests/wukong/export/test_pyfunc_served.py does",
     ("docs/serving.md", ".venv/bin/wukong serve"): "serves until it is ended; tests/wukong/serve has servers",
     ("docs/serving.md", ".venv/bin/wukong index export"): "tests/wukong/serve/test_index_export.py has an index",
     ("docs/serving.md", "import lancedb"): "needs LanceDB; tests/wukong/export/test_index_elsewhere.py executes it",

@@ -1,11 +1,20 @@
 """``wukong model``: use a trained model outside of Wukong."""
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
 from wukong.commands.output import Console, Table, echo
+from wukong.errors import ConfigError
+from wukong.model import address, signature
+from wukong.model.signature import Signer
 from wukong.store import storage
 
 app = typer.Typer(help="Use a trained model outside of Wukong.", no_args_is_help=True)
@@ -77,3 +86,83 @@ def export(
     Console().print(table)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     echo(f"{folder}: {size / 2**20:,.1f} MiB")
+
+
+@app.command()
+def sign(
+    uri: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="The folder of a model or of an export, a path or a URI, or models:/NAME/VERSION."
+        ),
+    ],
+    key: Annotated[
+        Path,
+        typer.Option(
+            envvar=signature.KEY_FILE,
+            help="The private EC key in PEM. The password of an encrypted one is asked for, or is in "
+            f"{signature.PASSWORD}.",
+        ),
+    ],
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            help="The key's certificate in PEM, and after it those up to the one that is trusted; by default none."
+        ),
+    ] = None,
+) -> None:
+    """Sign all files of a model, and put the signature beside them as model.sig.
+
+    Whoever has the public key can ask for the signature where the model is loaded, as `wukong model verify` does.
+    A signature in the folder is replaced. Example:
+
+        wukong model sign clip/ --key key.pem
+    """
+    signer = Signer(key, certificate, os.environ.get(signature.PASSWORD, ""))
+    if certificate is None and signer.is_locked:
+        if not sys.stdin.isatty():
+            raise ConfigError(f"{key} is encrypted: set {signature.PASSWORD} to its password")
+        signer = replace(signer, password=typer.prompt(f"Password of {key}", hide_input=True))
+    with _local(uri) as folder:
+        made = signature.sign(folder, signer)
+    if address.in_mlflow(uri):
+        from wukong.tracking import model_versions
+
+        model_versions.add_file(uri, signature.FILE, made)
+    else:
+        storage.write_bytes(storage.join(address.to_uri(uri), signature.FILE), made)
+    echo(f"{uri} is signed: {signature.FILE} is beside its files")
+
+
+@app.command()
+def verify(
+    uri: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="The folder of a model or of an export, a path or a URI, or models:/NAME/VERSION."
+        ),
+    ],
+    public_key: Annotated[
+        Path,
+        typer.Option(envvar=signature.PUBLIC_KEY, help="The public key in PEM, or the certificates that are trusted."),
+    ],
+) -> None:
+    """Check that a model is signed by a key, and that no file was changed, added or removed since.
+
+    Nothing of the model is loaded. Example:
+
+        wukong model verify clip/ --public-key key.pub
+    """
+    with _local(uri) as folder:
+        signature.verify(folder, public_key, uri)
+    echo(f"{uri} is what the key of {public_key} has signed")
+
+
+@contextmanager
+def _local(uri: str) -> Iterator[Path]:
+    """Give the folder of a model: itself if it is on this machine, else a copy."""
+    if "://" not in uri and not address.in_mlflow(uri):
+        yield Path(uri)
+        return
+    with TemporaryDirectory() as scratch:
+        yield address.fetch(uri, Path(scratch))

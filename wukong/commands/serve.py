@@ -2,12 +2,14 @@
 
 import logging
 import signal
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from wukong.commands.output import echo
 from wukong.errors import ConfigError
+from wukong.model.signature import PUBLIC_KEY
 from wukong.runtime import cancel
 from wukong.runtime.language import message
 from wukong.serve import garbage
@@ -35,6 +37,13 @@ def serve(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="Device that the model computes on, for instance cuda.")] = "cpu",
+    public_key: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=PUBLIC_KEY,
+            help="Serve a model only if it is signed by this key, or by one of these certificates, in PEM.",
+        ),
+    ] = None,
 ) -> None:
     """Serve a page on which people search pictures by Chinese text and captions by picture.
 
@@ -48,14 +57,16 @@ def serve(
     logging.getLogger("wukong").setLevel(logging.INFO)
     try:
         with cancel.end_on_signal():
-            _serve(model, data, index, host, port, device)
+            _serve(model, data, index, host, port, device, public_key)
     except SystemExit as ended:
         echo("Ended. What was encoded is kept for the next start.")
         # To end a server by SIGTERM is the usual way; Ctrl-C ends any command with 130.
         raise typer.Exit(0 if ended.code == 128 + signal.SIGTERM else 128 + signal.SIGINT) from None
 
 
-def _serve(model: str, data: str | None, index: str | None, host: str, port: int | None, device: str) -> None:
+def _serve(
+    model: str, data: str | None, index: str | None, host: str, port: int | None, device: str, public_key: Path | None
+) -> None:
     from wukong.serve.listening import USUAL_PORT, address, hosts, listen
 
     with listen(host, port) as listening:
@@ -70,10 +81,10 @@ def _serve(model: str, data: str | None, index: str | None, host: str, port: int
 
             url = f"http://{address(listening)}:{taken}"
             if data is None:
-                app = create_app(start.embedder(model, device), hosts(listening, host))
+                app = create_app(start.embedder(model, device, public_key=public_key), hosts(listening, host))
                 ready = message(f"Vectors of texts and pictures at {url}/v1 (Ctrl-C ends it)")
             else:
-                service = start.service(model, data, index, device)
+                service = start.service(model, data, index, device, public_key=public_key)
                 app = create_app(service, hosts(listening, host))
                 ready = message(f"{len(service.index.keys)} pictures at {url} (Ctrl-C ends it)")
         echo(ready)

@@ -5,6 +5,7 @@ be loaded where this project is not installed, and no package index has to offer
 and does not load the model.
 """
 
+import io
 import shutil
 import tempfile
 from pathlib import Path
@@ -56,7 +57,7 @@ class DualEncoderModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         Args:
             context: MLflow's context; unused.
             model_input: the columns ``caption`` (text) and ``image`` (the bytes of an image file), or one of them. A
-                value may be missing.
+                value may be missing; an image without bytes is one, because MLflow's server refuses null there.
             params: unused.
 
         Returns:
@@ -93,7 +94,8 @@ class DualEncoderModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             scores = self.saved.similarity(image[[picture_places[row] for row in part]], texts).diagonal()
             for row, score in zip(part, scores.tolist(), strict=True):
                 rows[row]["similarity"] = score
-        return pd.DataFrame(rows, index=model_input.index)
+        # As objects, so that None stays: MLflow's server would write NaN, which is no JSON.
+        return pd.DataFrame(rows, index=model_input.index, dtype=object)
 
 
 def signature(similarity: Literal["global", "token"]) -> ModelSignature:
@@ -111,6 +113,15 @@ def signature(similarity: Literal["global", "token"]) -> ModelSignature:
             ]
         ),
     )
+
+
+def example() -> pd.DataFrame:
+    """Return a row of input: a caption, and the bytes of the JPEG that it describes."""
+    from PIL import Image  # not needed to load this file
+
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32), (220, 20, 30)).save(picture, "JPEG")
+    return pd.DataFrame({"caption": ["红色的方块"], "image": [picture.getvalue()]})
 
 
 def save(folder: Path, saved: Path, similarity: Literal["global", "token"]) -> None:
@@ -131,6 +142,7 @@ def save(folder: Path, saved: Path, similarity: Literal["global", "token"]) -> N
             python_model=str(Path(__file__)),
             artifacts={_ARTIFACT: str(saved)},
             signature=signature(similarity),
+            input_example=example(),
             # MLflow accepts only the keys named here: without this one, load_model would ignore a device.
             model_config={"device": "cpu"},
             code_paths=[str(code)],
@@ -154,7 +166,8 @@ def _present(table: pd.DataFrame, column: str) -> dict[int, Any] | None:
     """Return the values of a column by row number, without missing values; None if there is no such column."""
     if column not in table.columns:
         return None
-    return {row: value for row, value in enumerate(table[column]) if value is not None and value == value}  # noqa: PLR0124 - not NaN
+    given = enumerate(table[column])
+    return {row: value for row, value in given if value is not None and value == value and value != b""}  # noqa: PLR0124 - not NaN
 
 
 set_model(DualEncoderModel())

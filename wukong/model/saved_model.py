@@ -1,9 +1,9 @@
 """A trained model saved as a folder: ``model.safetensors`` (with the image tower), ``config.json``, ``vocab.txt``."""
 
 import logging
-import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -19,11 +19,10 @@ from torch import Tensor
 from wukong.config.model import Model as Settings
 from wukong.data import images
 from wukong.data.tokenizer import PACKAGED_DIGEST, Tokenizer
-from wukong.errors import ConfigError, DataError, StorageError
-from wukong.model import weights
+from wukong.errors import ConfigError, DataError
+from wukong.model import address, signature, weights
 from wukong.model.dual import DualEncoder, Texts
 from wukong.model.image_encoder import ImageEncoder
-from wukong.runtime import environment
 from wukong.runtime.language import message
 from wukong.store import fence, storage
 
@@ -219,24 +218,24 @@ def save(uri: str, model: DualEncoder, tokenizer: Tokenizer) -> list[str]:
     return list(FILES)
 
 
-def load(uri: str | Path, device: str | torch.device = "cpu") -> SavedModel:
+def load(uri: str | Path, device: str | torch.device = "cpu", *, public_key: str | Path | None = None) -> SavedModel:
     """Load a saved model, ready to encode images and captions.
 
     Args:
         uri: URI or path of the model's folder, or the URI of a model in MLflow, for instance
             ``models:/demo@champion``. Addresses in this machine's embedded stack work without any further settings.
         device: the device to compute on, for instance ``cuda``.
+        public_key: the file of the key, or of the certificates, by which the model must be signed; by default that of
+            the variable ``WUKONG_PUBLIC_KEY``. If neither is given, it need not be signed.
 
     Raises:
         StorageError: a file is missing, or MLflow does not give the model.
-        DataError: a file is damaged, or the files do not belong together.
-        ConfigError: this machine has no such device.
+        DataError: a file is damaged, the files do not belong together, or the model is not signed as it must be.
+        ConfigError: this machine has no such device, or the key cannot be used.
     """
     target = device_of(device)
-    if isinstance(uri, str) and uri.startswith(("models:/", "runs:/")):
-        with tempfile.TemporaryDirectory() as scratch:
-            return _load(storage.from_path(_download(uri, scratch)), target)
-    return _load(_uri(uri), target)
+    with _opened(uri, signature.required(public_key)) as folder:
+        return _load(folder, target)
 
 
 def device_of(name: str | torch.device) -> torch.device:
@@ -257,29 +256,17 @@ def device_of(name: str | torch.device) -> torch.device:
     return device
 
 
-def _download(uri: str, scratch: str) -> Path:
-    """Download an MLflow model and return the folder of the saved model inside it."""
-    environment.use_for(uri)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    try:
-        from mlflow import MlflowException, artifacts
-    except ModuleNotFoundError as error:
-        raise StorageError(
-            f"cannot open {uri}: it is opened with mlflow, which is not installed: run `pip install mlflow-skinny`"
-        ) from error
-    try:
-        folder = Path(artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
-    except (MlflowException, OSError) as error:
-        raise StorageError(
-            f"MLflow does not give {uri} ({error}); `wukong status` shows the embedded server, MLFLOW_TRACKING_URI "
-            "names another"
-        ) from error
-    saved = folder / "artifacts" / "model"
-    if not (saved / "config.json").is_file():
-        raise DataError(
-            f"{uri} is not a model that this project has registered: it holds no artifacts/model/config.json"
-        )
-    return saved
+@contextmanager
+def _opened(uri: str | Path, public_key: Path | None) -> Iterator[str]:
+    """Give the URI of a saved model's folder; if it must be signed, that of a copy that was checked."""
+    if public_key is None and not address.in_mlflow(uri):
+        yield address.to_uri(uri)
+        return
+    with tempfile.TemporaryDirectory() as scratch:  # which no other user can write to
+        folder = address.fetch(uri, Path(scratch))
+        if public_key is not None:
+            signature.verify(folder, public_key, str(uri))
+        yield storage.from_path(folder / address.INSIDE if address.in_mlflow(uri) else folder)
 
 
 def _load(folder: str, device: torch.device) -> SavedModel:
@@ -294,9 +281,10 @@ def _load(folder: str, device: torch.device) -> SavedModel:
 def load_for_features(uri: str, device: str | torch.device = "cpu") -> SavedModel:
     """Load a saved model without its image tower, for image features that were computed before; see ``load``."""
     target = device_of(device)
-    settings, tokenizer = _read_settings(uri)
-    source = storage.join(uri, "model.safetensors")
-    state = {name: value for name, value in weights.read(source).items() if not name.startswith(_TOWER)}
+    with _opened(uri, signature.required(None)) as folder:
+        settings, tokenizer = _read_settings(folder)
+        source = storage.join(folder, "model.safetensors")
+        state = {name: value for name, value in weights.read(source).items() if not name.startswith(_TOWER)}
     width = settings.text.width
     if settings.embedding is not None:
         if "image_head.weight" not in state:
@@ -307,10 +295,6 @@ def load_for_features(uri: str, device: str | torch.device = "cpu") -> SavedMode
     model = DualEncoder(settings, tokenizer, feature_width=width, with_weights=False)
     weights.fill(model, state, source)
     return SavedModel(model.eval().to(target), tokenizer)
-
-
-def _uri(place: str | Path) -> str:
-    return place if isinstance(place, str) and "://" in place else storage.from_path(Path(place))
 
 
 def _read_settings(uri: str) -> tuple[Settings, Tokenizer]:
@@ -341,7 +325,7 @@ def _read_settings(uri: str) -> tuple[Settings, Tokenizer]:
 def open_picture(picture: Picture, name: str = images.UNNAMED) -> Image.Image:
     """Decode an image of any of the accepted types to RGB; ``name`` stands for it in messages."""
     if isinstance(picture, str | Path):
-        uri = _uri(picture)
+        uri = address.to_uri(picture)
         opened = images.decode(storage.read_bytes(uri), f"{name}, {uri},")
     elif isinstance(picture, bytes):
         opened = images.decode(picture, name)

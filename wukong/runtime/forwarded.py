@@ -35,5 +35,13 @@ SECRETS = {
 }
 """To components on a cluster: names of Secrets, and their keys."""
 
-OPTIONAL_SECRETS = {"register": {"wukong-webhook": ("WUKONG_WEBHOOK_URL", "WUKONG_WEBHOOK_SECRET")}}
+OPTIONAL_SECRETS = {
+    "register": {
+        "wukong-webhook": ("WUKONG_WEBHOOK_URL", "WUKONG_WEBHOOK_SECRET"),
+        "wukong-signing": ("WUKONG_SIGNING_KEY_FILE", "WUKONG_SIGNING_PASSWORD"),
+    }
+}
 """To single stages' components on a cluster: Secrets that need not exist, by the stage."""
+
+SECRET_FILES = {"register": {"wukong-signing": "/etc/wukong/signing"}}
+"""Secrets whose keys are also files in such a component's pod, by the stage: the folder of each."""

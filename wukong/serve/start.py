@@ -27,6 +27,7 @@ def service(
     cores: int | None = None,
     *,
     encodes: bool = True,
+    public_key: Path | None = None,
 ) -> Service:
     """Load what a server needs; the collection is encoded first if its index is not finished.
 
@@ -38,26 +39,35 @@ def service(
         limits: what a request may hold; None for the usual limits.
         cores: processor cores to compute with; None for all that this process may use.
         encodes: false to refuse a collection whose index is not finished.
+        public_key: by which key the model must be signed; see ``wukong.load``.
 
     Raises:
-        DataError: model, collection or index is damaged, or the index is not finished and may not be made.
+        DataError: model, collection or index is damaged, the model is not signed as it must be, or the index is not
+            finished and may not be made.
         StorageError: there is nothing at a URI.
         ConfigError: this machine has no such device.
     """
     _share(cores)
-    return Service(*indexed(model, data, root, device, encodes=encodes), limits or Limits())
+    return Service(*indexed(model, data, root, device, encodes=encodes, public_key=public_key), limits or Limits())
 
 
-def embedder(model: str, device: str = "cpu", limits: Limits | None = None, cores: int | None = None) -> Embedder:
+def embedder(
+    model: str,
+    device: str = "cpu",
+    limits: Limits | None = None,
+    cores: int | None = None,
+    *,
+    public_key: Path | None = None,
+) -> Embedder:
     """Load what a server needs that gives vectors and searches nothing; arguments as of ``service``.
 
     Raises:
-        DataError: the model is damaged.
+        DataError: the model is damaged, or not signed as it must be.
         StorageError: there is nothing at its URI.
         ConfigError: the model is token-wise; this machine has no such device.
     """
     _share(cores)
-    loaded = OwnModel(wukong.load(model, device), model)
+    loaded = OwnModel(wukong.load(model, device, public_key=public_key), model)
     if loaded.token_wise:
         raise ConfigError(
             f"{model} has a vector for each token and each patch, so there is no vector of a text to serve: name by "
@@ -67,11 +77,17 @@ def embedder(model: str, device: str = "cpu", limits: Limits | None = None, core
 
 
 def indexed(
-    model: str, data: str, root: str | None = None, device: str = "cpu", *, encodes: bool = True
+    model: str,
+    data: str,
+    root: str | None = None,
+    device: str = "cpu",
+    *,
+    encodes: bool = True,
+    public_key: Path | None = None,
 ) -> tuple[Collection, OwnModel, Manifest]:
     """Load a collection, a model, and the manifest of the index of both; arguments and errors as of ``service``."""
     pictures = collection.of(data)
-    loaded = OwnModel(wukong.load(model, device), model)
+    loaded = OwnModel(wukong.load(model, device, public_key=public_key), model)
     indexes = storage.from_path(environment.home() / "indexes") if root is None else _uri(root)
     if not encodes and encode.stage_of(pictures, loaded, indexes).finished() is None:
         raise DataError(

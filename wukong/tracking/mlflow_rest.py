@@ -145,13 +145,18 @@ class Server:
                 raise
             return None
 
-    def model_tags(self, name: str, version: str) -> dict[str, str]:
-        """Tags of a registered model's version, which is a number or ``@ALIAS``."""
+    def model_version(self, name: str, version: str) -> dict[str, Any]:
+        """A registered model's version, which is a number or ``@ALIAS``: ``source``, ``tags`` and more."""
         if version.startswith("@"):
             answer = self.ask("GET", "registered-models/alias", {"name": name, "alias": version[1:]})
         else:
             answer = self.ask("GET", "model-versions/get", {"name": name, "version": version})
-        return {entry["key"]: entry["value"] for entry in answer["model_version"].get("tags", [])}
+        found: dict[str, Any] = answer["model_version"]
+        return found
+
+    def model_tags(self, name: str, version: str) -> dict[str, str]:
+        """Tags of a registered model's version, which is a number or ``@ALIAS``."""
+        return {entry["key"]: entry["value"] for entry in self.model_version(name, version).get("tags", [])}
 
     def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> Run:
         """Create a run, which is running from now on."""

@@ -153,12 +153,44 @@ def evaluation_of(model: str) -> str:
 
 
 def _tags_of(model: str) -> dict[str, str]:
+    server, name, version = _at(model)
+    return server.model_tags(name, version)
+
+
+def _at(model: str) -> tuple[Server, str, str]:
+    """Return the server, the name, and the version or ``@ALIAS`` of a registered model's address."""
     parts = _ADDRESS.fullmatch(model)
     if parts is None:
         raise ConfigError(f"{model}: write models:/NAME/VERSION, for instance models:/demo/1, or models:/NAME@ALIAS")
     environment.use_for(model)
     refuse_untracked()
-    return Server().model_tags(parts[1], parts[2] or parts[3])
+    return Server(), parts[1], parts[2] or parts[3]
+
+
+def add_file(model: str, name: str, content: bytes) -> None:
+    """Add a file to the files of a registered model, or replace it.
+
+    Args:
+        model: ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``, or ``runs:/RUN/PATH``.
+        name: the file's name.
+        content: its bytes.
+
+    Raises:
+        ConfigError: the address is no such address, or no tracking server is configured.
+        DataError: the model's files are not those of a run: it was not registered by Wukong.
+        MlflowError: the server has no such model or version.
+    """
+    source = model
+    if not model.startswith("runs:/"):
+        server, found, version = _at(model)
+        source = str(server.model_version(found, version).get("source", ""))
+    run_id, _, folder = source.removeprefix("runs:/").partition("/")
+    if source == run_id or not folder:
+        raise DataError(f"the files of {model} are at {source}, and in no run: it was not registered by Wukong")
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, name)
+        file.write_bytes(content)
+        mlflow_client().log_artifact(run_id, str(file), folder)
 
 
 def model_url(name: str, version: int | None = None) -> str:
@@ -167,13 +199,19 @@ def model_url(name: str, version: int | None = None) -> str:
 
 
 def _log_model(client: "MlflowClient", run_id: str, manifest: Manifest) -> None:
-    """Log a stage's ``model/`` folder as an MLflow model, which ``mlflow.pyfunc.load_model`` loads."""
-    from wukong.model import pyfunc
+    """Log a stage's ``model/`` folder as an MLflow model, which ``mlflow.pyfunc.load_model`` loads.
+
+    It is signed if the environment names a key (``wukong.model.signature``).
+    """
+    from wukong.model import pyfunc, signature
 
     parts = manifest.parts.below("model/").paths
     with tempfile.TemporaryDirectory() as folder:
         for path in parts:
             storage.download(storage.join(manifest.uri, path), Path(folder, path))
         similarity = storage.read_json(storage.join(manifest.uri, "model", "config.json"))["model"]["similarity"]
-        pyfunc.save(Path(folder, "mlflow"), Path(folder, "model"), similarity)
-        client.log_artifacts(run_id, str(Path(folder, "mlflow")), "model")
+        made = Path(folder, "mlflow")
+        pyfunc.save(made, Path(folder, "model"), similarity)
+        if (signer := signature.Signer.of_environment()) is not None:
+            (made / signature.FILE).write_bytes(signature.sign(made, signer))
+        client.log_artifacts(run_id, str(made), "model")

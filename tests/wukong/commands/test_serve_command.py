@@ -58,7 +58,7 @@ class _Closed(logging.StreamHandler[io.StringIO]):
 def test_a_server_on_loopback_checks_the_host_however_it_is_called(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     given: list[tuple[str, ...]] = []
     service = SimpleNamespace(index=SimpleNamespace(keys=["a"]))
-    monkeypatch.setattr("wukong.serve.start.service", lambda *_: service)
+    monkeypatch.setattr("wukong.serve.start.service", lambda *_, **__: service)
     monkeypatch.setattr("wukong.serve.app.create_app", lambda _, hosts: given.append(hosts))
     monkeypatch.setattr("uvicorn.Server.run", lambda *_: None)
     other = _Closed(io.StringIO())  # of the process that starts the server

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from wukong.model import signature
 from wukong.registry import webhook
 from wukong.runtime import environment, events, forwarded
 from wukong.store import fence, patience
@@ -18,6 +19,7 @@ def test_names_are_those_that_are_read() -> None:
     assert {environment.CONNECT_TO, events.VARIABLE} < set(forwarded.TO_JOBS)
     assert {fence.VARIABLE, patience.VARIABLE} < set(forwarded.TO_WORKERS)
     assert forwarded.OPTIONAL_SECRETS["register"]["wukong-webhook"] == (webhook.URL, webhook.SECRET)
+    assert forwarded.OPTIONAL_SECRETS["register"]["wukong-signing"] == (signature.KEY_FILE, signature.PASSWORD)
     settings = yaml.safe_load((ROOT / "k8s" / "base" / "settings.yaml").read_text(encoding="utf-8"))["data"]
     assert set(forwarded.TO_COMPONENTS) <= set(settings), "the ConfigMap has every key"
 
