@@ -19,6 +19,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save
+from timm.layers import BatchNormAct2d
 from timm.models._efficientnet_blocks import InvertedResidual
 from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
@@ -133,13 +134,15 @@ def _refuse_block(encoder: ImageEncoder) -> str | None:
         return message(
             f"its {encoder.pooled_width} channels do not fit twice into the {whole.num_features} that follow"
         )
-    if _factor(encoder, whole) is None:
-        return message("what follows it has a bound that its values may pass, or another activation")
+    if not _factor(encoder, whole):
+        return message("the norm or the activation that follows does not let its values through")
     return None
 
 
 def _factor(encoder: ImageEncoder, whole: EfficientNet) -> float:
     """A power of two with which the last block's values pass the activation after it; 0 if none is known."""
+    if not isinstance(whole.bn2, BatchNormAct2d):
+        return 0.0
     activation, last = whole.bn2.act, encoder.backbone.blocks[-1][-1]
     if isinstance(activation, nn.ReLU | nn.SiLU):
         return 1.0

@@ -184,6 +184,10 @@ def test_the_paper_s_towers_are_those_that_open_clip_builds(architecture: str) -
         ({"embedding": 65}, r"widens 64 numbers to 65.*at most 64"),
         ({"image": {**TINY["image"], "block": 2}}, r"ends at block 2.*only the last block of an EfficientNet"),
         ({"image": {"name": "test_efficientnet", "image_size": 32, "weights": "random", "block": 2}}, "only the last"),
+        (
+            {"image": {"name": "test_efficientnet_gn", "image_size": 32, "weights": "random", "block": 4}},
+            "the norm or the activation",
+        ),
     ],
 )  # fmt: skip
 def test_a_model_that_open_clip_cannot_hold_is_refused(
