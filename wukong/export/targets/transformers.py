@@ -158,9 +158,8 @@ def _chinese_clip(saved: SavedModel) -> tuple[dict[str, Any], dict[str, Tensor],
     """Return configuration, weights and image processor of a ``ChineseCLIPModel``; None if a part is another one."""
     model, settings = saved.model, saved.model.settings
     tower: Any = model.image.backbone if model.image else None
-    if model.token_wise or settings.text.pooling != "cls" or settings.loss != "softmax" or settings.image.block:
-        return None
-    if not _is_clip(tower):
+    other = model.token_wise or settings.text.pooling != "cls" or settings.loss != "softmax"
+    if other or settings.image.block is not None or not _is_clip(tower):
         return None
     last: Any = model.text.layers[-1]
     image_bias = parts.folded_bias(tower.norm, model.image_head)
@@ -198,6 +197,7 @@ def _chinese_clip(saved: SavedModel) -> tuple[dict[str, Any], dict[str, Tensor],
             "image_mean": mean.tolist(),
             "image_std": std.tolist(),
             "resample": 3,  # bicubic
+            "do_convert_rgb": True,
         }
         offset = torch.zeros(3)
     else:
@@ -210,6 +210,7 @@ def _chinese_clip(saved: SavedModel) -> tuple[dict[str, Any], dict[str, Tensor],
             "image_mean": [1.0, 1.0, 1.0],
             "image_std": std.tolist(),
             "resample": 3,
+            "do_convert_rgb": True,
         }
         offset = (1 - mean) / std
     state = _clip_vit_state(tower, image_bias, offset)

@@ -84,6 +84,7 @@ def test_a_model_with_one_vector_is_refused(clip_vit: SavedModel, tmp_path: Path
 PACKAGES = (
     *("pylate==1.6.0", "sentence-transformers==5.3.0", "transformers==5.3.0", "tokenizers==0.22.2"),
     *("huggingface-hub==1.33.0", "httpx==0.28.1", "httpcore==1.0.9", "ujson==5.12.0"),
+    *("datasets==5.2.0", "dill==0.4.1", "multiprocess==0.70.19", "xxhash==4.1.0", "accelerate==1.15.0"),
 )
 """PyLate, and of what it needs the versions that are others here, but not its torch of 4 GB."""
 
