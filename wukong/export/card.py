@@ -228,8 +228,9 @@ def _metadata(name: str, about: About, tasks: Sequence[Mapping[str, Any]], libra
         tags=["clip", "chinese", "image-text-retrieval", "wukong"],
         model_name=name.rpartition("/")[2],
         eval_results=figures or None,
-        **_licence(about.licence),
     )
+    for key, value in _licence(about.licence).items():
+        setattr(data, key, value)
     return data.to_yaml().strip()
 
 
