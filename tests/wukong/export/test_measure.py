@@ -61,7 +61,8 @@ def test_of_a_filter_stage_the_hold_outs_are_measured(tmp_path: Path) -> None:
     assert data.title == f"the hold-outs of {uri}"
     assert sorted(data.ids) == ["new-style-0", "new-style-1", "new-word-0", "new-word-1"]
     assert data.image(1).getpixel((0, 0)) == (1, 1, 1)
-    assert [each.getpixel((0, 0))[0] for each in measure.calibration(uri, 3)] == [0, 1, 2], "those of the training"
+    seen = [each.getpixel((0, 0)) for each in measure.calibration(uri, 3)]
+    assert seen == [(0, 0, 0), (1, 1, 1), (2, 2, 2)], "those of the training"
 
 
 def test_without_hold_outs_it_is_the_training(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def node(packages: Path, script: Path, *arguments: object, **environment: str) -
     program = packages / script.name
     if program != script:
         shutil.copy(script, program)  # imports are looked up beside the script
-    command = ["node", program, *map(str, arguments)]
+    command = ["node", str(program), *map(str, arguments)]
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, timeout=600, env={**os.environ, **environment}
     )
