@@ -60,10 +60,10 @@ class Image:
 
 IMAGES = {
     # Crawling, validating and training run on Ray: only its image has their requirements.
-    "data": Image(("curate", "kfp", "track", "report")),
+    "data": Image(("curate", "kfp", "track", "report", "sign")),
     # One file of each package in ``alone`` is needed: the vocabulary of the Chinese BERT, and a DINOv2-small.
     "ray": Image(
-        ("crawl", "curate", "validate", "train", "ray", "ray-head", "ray-serve", "serve", "track"),
+        ("crawl", "curate", "validate", "train", "ray", "ray-head", "ray-serve", "serve", "sign", "track"),
         alone=FILES,
         torch=True,
     ),

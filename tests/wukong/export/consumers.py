@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-ENVIRONMENTS = ROOT / ".wukong" / "consumers"
+ENVIRONMENTS = ROOT / "build" / "consumers"
 
 only_by_hand = pytest.mark.skipif("WUKONG_EXPORT_TEST" not in os.environ, reason="`make export-test` runs it")
 
