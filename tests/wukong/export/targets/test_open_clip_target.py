@@ -158,8 +158,9 @@ def test_other_towers_and_settings_give_their_vectors(
         texts = module.encode_text(tokenizer(captions), normalize=True)
     assert_same(theirs.numpy(), saved.encode_image(shown))
     assert_same(texts.numpy(), saved.encode_text(captions).vectors)
+    assert module.logit_scale.item() == saved.model.log_scale.item()
     assert (module.logit_bias is None) == (saved.model.bias is None)
-    assert module.logit_bias is None or module.logit_bias.item() == -10
+    assert saved.model.bias is None or module.logit_bias.item() == saved.model.bias.item()
 
 
 @pytest.mark.parametrize("architecture", ["rn50", "rn101", "vit-b-32", "vit-b-16", "vit-l-14", "swin-l", "dinov2-s"])
