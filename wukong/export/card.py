@@ -231,7 +231,7 @@ def _metadata(name: str, about: About, tasks: Sequence[Mapping[str, Any]], libra
     return data.to_yaml().strip()
 
 
-def _licence(given: str | None) -> dict[str, str]:
+def _licence(given: str | None) -> dict[str, Any]:
     """Return the metadata of a licence: an identifier of the Hub, or the name or address of another one."""
     if given is None:
         return {"license": "unknown"}
