@@ -194,9 +194,7 @@ def measured(saved: SavedModel, lineage: Known, about: About) -> tuple[list[Mapp
     if about.results is not None:
         found: Any = storage.read_json(about.results)
         if not isinstance(found, dict) or found.get("format") != results.FORMAT:
-            raise ConfigError(
-                f"--results: {about.results} is not what this version's `wukong evaluate --output` writes"
-            )
+            raise ConfigError(f"--results: {about.results} is not what `wukong evaluate --output` writes")
         document, digests = found, {*digests, OwnModel(saved, "").digest}
     roles = {model["role"] for model in document.get("models", ()) if model["digest"] in digests}
     tasks = [task for task in document.get("tasks", ()) if task["model"] in roles]
@@ -234,7 +232,7 @@ def _metadata(name: str, about: About, tasks: Sequence[Mapping[str, Any]], libra
     return data.to_yaml().strip()
 
 
-def _licence(given: str | None) -> dict[str, str]:
+def _licence(given: str | None) -> dict[str, Any]:
     """Return the metadata of a licence: an identifier of the Hub, or the name or address of another one."""
     if given is None:
         return {"license": "unknown"}
@@ -336,10 +334,10 @@ def of_image_tower(settings: Model) -> tuple[str, str]:
     image = settings.image
     if image.weights == "random":
         return _TRAINED, "random weights"
-    licence, origin = next(
-        ((licence, origin) for name, licence, origin in _TOWERS if fnmatchcase(image.name, name)),
-        (NOT_KNOWN, image.name),
-    )
+    if image.weights == "package" and image.name in _PACKAGED:
+        return _PACKAGED[image.name]
+    of_name = ((licence, origin) for name, licence, origin in _TOWERS if fnmatchcase(image.name, name))
+    licence, origin = next(of_name, (NOT_KNOWN, image.name))
     if image.weights in ("package", "hub"):
         return licence, origin
     # A file may hold anything that fits.
