@@ -20,7 +20,7 @@ from wukong.runtime.language import message
 
 BOTH = "multi_vector"
 """The folder inside with both towers."""
-_PICTURES, _CAPTIONS = 8, 32
+_PICTURES, _CAPTIONS = 4, 32
 
 
 def refuse(saved: SavedModel, options: Options) -> str | None:

@@ -13,7 +13,7 @@ from wukong.export.targets import transformers
 from wukong.model.saved_model import SavedModel
 from wukong.runtime.language import message
 
-_PICTURES, _CAPTIONS = 16, 64
+_PICTURES, _CAPTIONS = 4, 64
 
 
 def refuse(saved: SavedModel, options: Options) -> str | None:

@@ -32,7 +32,7 @@ _VIT_LAYER = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-_PICTURES, _CAPTIONS = 16, 500
+_PICTURES, _CAPTIONS = 8, 500
 
 
 def write(saved: SavedModel, folder: Path, options: Options | None = None) -> list[Check]:

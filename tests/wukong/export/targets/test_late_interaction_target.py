@@ -1,5 +1,6 @@
 """Folders for late interaction: sentence-transformers' MultiVectorEncoder, and PyLate."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,7 @@ def saved(request: pytest.FixtureRequest, built: Callable[[dict[str, object]], S
     )
 
 
+@pytest.mark.parametrize("saved", [False], ids=["without [CLS]"], indirect=True)
 def test_it_is_opened_without_this_project(saved: SavedModel, tmp_path: Path) -> None:
     pictures = parts.sample_pictures(4)
     for number, picture in enumerate(pictures):
@@ -74,6 +76,17 @@ def test_it_is_opened_without_this_project(saved: SavedModel, tmp_path: Path) ->
     image, text = saved.encode_image(pictures), saved.encode_text(CAPTIONS)
     np.testing.assert_allclose(found["to_texts"], saved.similarity(image, text), atol=1e-5)
     np.testing.assert_allclose(found["to_images"].T, saved.similarity(image, text, "text"), atol=1e-5)
+
+
+@pytest.mark.parametrize("saved", [True], ids=["with [CLS]"], indirect=True)
+def test_patches_may_match_cls_where_the_model_says_so(saved: SavedModel, tmp_path: Path) -> None:
+    checks = export(saved, "late-interaction", tmp_path / "exported")
+    assert [check.of for check in checks if "documents" in check.of] == [
+        "tokens of 32 captions as documents",
+        "tokens as documents, PyLate's layout",
+    ]
+    mask = json.loads((tmp_path / "exported" / "multi_vector" / "1_MultiVectorMask" / "config.json").read_text())
+    assert mask["skiplist_tasks"] == ["query"]
 
 
 def test_a_model_with_one_vector_is_refused(clip_vit: SavedModel, tmp_path: Path) -> None:
