@@ -128,8 +128,13 @@ def test_components_find_settings_and_credentials(name: str) -> None:
         assert {entry["configMapKey"] for entry in of_map["keyToEnv"]} <= settings.keys()
         assert {"WUKONG_CLUSTER", "NO_COLOR"} <= {entry["envVar"] for entry in of_map["keyToEnv"]}
         secrets = {entry["secretName"]: entry.get("optional", False) for entry in executor["secretAsEnv"]}
-        told = {"wukong-webhook": True} if key == "exec-register" else {}  # only who moves the alias tells others
-        assert secrets == {"wukong-s3": False, "wukong-mlflow": False} | told
+        # Only who registers a model signs it, and tells others.
+        own = {"wukong-webhook": True, "wukong-signing": True} if key == "exec-register" else {}
+        assert secrets == {"wukong-s3": False, "wukong-mlflow": False} | own
+        files = {
+            entry["secretName"]: (entry["mountPath"], entry["optional"]) for entry in executor.get("secretAsVolume", ())
+        }
+        assert files == ({"wukong-signing": ("/etc/wukong/signing", True)} if key == "exec-register" else {})
         assert executor["podMetadata"]["annotations"] == {
             "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
             "karpenter.sh/do-not-disrupt": "true",

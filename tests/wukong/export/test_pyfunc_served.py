@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -163,15 +164,23 @@ def isolated(requirements: str) -> Path:
     return python
 
 
+def activated(python: Path) -> dict[str, str]:
+    """The variables of this process with those of an environment that is active, and no way to this project."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "WUKONG_", "MLFLOW_"))}
+    return {**kept, "PATH": f"{python.parent}:{kept['PATH']}", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+
+
 @contextmanager
 def serving(python: Path, folder: Path, log: Path) -> Iterator[str]:
     """Run `mlflow models serve` in an environment, and give the address of its predictions."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [python, "-I", "-m", "mlflow", "models", "serve", "--env-manager", "local", "-m", folder, "-p", str(port)]
+    command = ["mlflow", "models", "serve", "--env-manager", "local", "-m", folder, "-p", str(port)]
     with log.open("wb") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=output, cwd=log.parent, start_new_session=True)
+        server = subprocess.Popen(
+            command, stdout=output, stderr=output, cwd=log.parent, env=activated(python), start_new_session=True
+        )
         try:
             for _ in range(600):
                 assert server.poll() is None, log.read_text()
@@ -182,8 +191,9 @@ def serving(python: Path, folder: Path, log: Path) -> Iterator[str]:
                     time.sleep(0.2)
             yield f"http://127.0.0.1:{port}/invocations"
         finally:
-            os.killpg(server.pid, 15)
-            server.wait(60)
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGTERM)
+                server.wait(60)
 
 
 def post(address: str, document: object) -> Any:
@@ -197,9 +207,11 @@ def post(address: str, document: object) -> Any:
 def test_mlflow_serves_it_without_this_project(model: tuple[Path, SavedModel], tmp_path: Path) -> None:
     folder, saved = model
     python = isolated((folder / "requirements.txt").read_text())
-    absent = "import importlib.util as u; print(u.find_spec('wukong'), u.find_spec('typer'), u.find_spec('ray'))"
-    shown = subprocess.run([python, "-I", "-c", absent], check=True, capture_output=True, text=True, cwd=tmp_path)
-    assert shown.stdout.split()[0] == "None"
+    absent = "import importlib.util as u; print(*map(u.find_spec, ('wukong', 'ray', 'open_clip')))"
+    shown = subprocess.run(
+        [python, "-c", absent], check=True, capture_output=True, text=True, env=activated(python), cwd=tmp_path
+    )
+    assert shown.stdout.split() == ["None"] * 3, "the environment is not of the model's requirements alone"
     with serving(python, folder, tmp_path / "log") as address:
         check(post(address, table())["predictions"], saved)
         captions = post(address, {"dataframe_split": {"columns": ["caption"], "data": [["猫"]]}})["predictions"]
@@ -223,7 +235,7 @@ def test_mlflow_predicts_without_this_project(model: tuple[Path, SavedModel], tm
     asked, given = tmp_path / "asked.json", tmp_path / "given.json"
     asked.write_text(json.dumps(table()))
     command = ["models", "predict", "--env-manager", "local", "-m", folder, "-i", asked, "-t", "json", "-o", given]
-    subprocess.run([python, "-I", "-m", "mlflow", *command], check=True, cwd=tmp_path)
+    subprocess.run(["mlflow", *command], check=True, cwd=tmp_path, env=activated(python))
     check(json.loads(given.read_text())["predictions"], saved)
     loads = (
         "import sys, mlflow, pandas\n"
