@@ -59,7 +59,7 @@ def serve(
         with cancel.end_on_signal():
             _serve(model, data, index, host, port, device, public_key)
     except SystemExit as ended:
-        echo("Ended. What was encoded is kept for the next start.")
+        echo("Ended." if data is None else "Ended. What was encoded is kept for the next start.")
         # To end a server by SIGTERM is the usual way; Ctrl-C ends any command with 130.
         raise typer.Exit(0 if ended.code == 128 + signal.SIGTERM else 128 + signal.SIGINT) from None
 

@@ -1,5 +1,6 @@
 """``wukong serve`` as a process: the port that it takes, and how a signal ends it."""
 
+import json
 import os
 import re
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import colours
@@ -40,15 +41,21 @@ def server(options: list[str]) -> "Iterator[subprocess.Popen[str]]":
         with suppress(OSError):
             taken.bind(("127.0.0.1", USUAL_PORT))
             taken.listen()
-        with subprocess.Popen(
-            [sys.executable, "-c", START, "serve", *options],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
+        with started(*options) as process:
             yield process
-            process.kill()
+
+
+@contextmanager
+def started(*options: str) -> "Iterator[subprocess.Popen[str]]":
+    with subprocess.Popen(
+        [sys.executable, "-c", START, "serve", *options],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        process.kill()
 
 
 def lines(process: "subprocess.Popen[str]") -> Iterator[str]:
@@ -80,3 +87,16 @@ def test_a_signal_ends_the_start_in_one_line(server: "subprocess.Popen[str]", na
     out, log = server.communicate(timeout=60)
     assert (server.returncode, out) == (ENDS[name], ENDED)
     assert log == ""
+
+
+def test_a_server_without_data_gives_vectors(options: list[str]) -> None:
+    with started(*options[:2], "--port", "0") as server:
+        ready = re.fullmatch(
+            r"Vectors of texts and pictures at (http://127\.0\.0\.1:\d+/v1) \(Ctrl-C ends it\)\n", next(lines(server))
+        )
+        assert ready is not None
+        with urllib.request.urlopen(f"{ready[1]}/embeddings", b'{"input": "\\u732b"}', timeout=60) as answer:
+            assert len(json.load(answer)["data"][0]["embedding"]) == 8
+        server.send_signal(signal.SIGTERM)
+        assert server.communicate(timeout=60) == ("Ended.\n", "")
+        assert server.returncode == 0
