@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import consumers
 import drawn
@@ -24,6 +25,7 @@ PACKAGES = ("faiss-cpu==1.15.1", "lancedb==0.40.0")
 EXPORT = """
 import sys
 from pathlib import Path
+from typing import Any
 import drawn
 from wukong.serve import collection, encode, index_export
 similarity, data, indexes, to, folder = sys.argv[1:]
@@ -33,6 +35,7 @@ print(index_export.export(found, model, encode.build(found, model, indexes), to,
 FAISS = """
 import json, sys
 from pathlib import Path
+from typing import Any
 import faiss, numpy, pyarrow.parquet
 folder, queries = Path(sys.argv[1]), numpy.load(sys.argv[2])
 keys = pyarrow.parquet.read_table(folder / "items.parquet")["key"].to_pylist()
@@ -93,7 +96,9 @@ def test_a_library_ranks_as_the_search_does(to: str, script: str, tmp_path: Path
 def test_lancedb_compares_every_patch_with_every_word(tmp_path: Path) -> None:
     model, index = exported(tmp_path, "token", "lancedb")
     texts = model.saved.encode_text(drawn.QUERIES)
-    words = {str(row): texts.vectors[row][texts.counted[row]].numpy() for row in range(len(drawn.QUERIES))}
+    words: dict[str, Any] = {
+        str(row): texts.vectors[row][texts.counted[row]].numpy() for row in range(len(drawn.QUERIES))
+    }
     np.savez(tmp_path / "queries.npz", **words)
     python = consumers.environment("indexes", PACKAGES)
     answer = consumers.run(python, LANCEDB, tmp_path / "elsewhere", tmp_path / "queries.npz", "cosine")

@@ -1,6 +1,9 @@
 """OpenAI's own Python client, in an environment without this project, gets vectors from a server on loopback."""
 
+import asyncio
+import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +83,20 @@ def test_the_client_gets_what_the_model_gives(address: str, clip_vit: SavedModel
         ["BadRequestError", 400, wrong, "input", None],
     ]
     assert "token ids are sent" in found["errors"][1][-1]
+
+
+def test_the_vectors_of_large_pictures_are_as_close_as_the_page_says(lite0: SavedModel) -> None:
+    files = []
+    for picture in sample_pictures(24):
+        target = io.BytesIO()
+        picture.resize((3 * picture.width, 3 * picture.height)).save(target, "JPEG", quality=92)
+        files.append(target.getvalue())
+    embedder = Embedder(OwnModel(lite0, NAME), Limits())
+    found = asyncio.run(embedder.embed_pictures(files))
+    embedder.close()
+    lowest = (found * lite0.encode_image(files)).sum(1).min().item()
+    (stated,) = re.findall(r"is (0\.\d+) with Lite0", (consumers.ROOT / "docs" / "serving.md").read_text())
+    assert lowest == pytest.approx(float(stated), abs=2e-3)
 
 
 def test_the_pages_example_runs(address: str, clip_vit: SavedModel, tmp_path: Path) -> None:
