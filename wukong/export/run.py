@@ -38,7 +38,7 @@ def export(saved: SavedModel, target: str, folder: Path, options: Options | None
         raise ConfigError(f"--to: there is no target {target!r}; allowed are {', '.join(REGISTRY)}")
     if saved.model.image is None:
         raise ValueError("this model holds no image tower: load it with wukong.load")
-    chosen, asked = REGISTRY[target], replace(options or Options(), folder=folder.resolve())
+    chosen, asked = REGISTRY[target], replace(options or Options(), folder=folder.resolve(), targets=REGISTRY)
     chosen.refuse_missing()
     if why := chosen.refuse(saved, asked):
         raise ConfigError(f"{target} cannot hold this model: {why}")

@@ -1,6 +1,6 @@
 """What a target of an export is, and what is said of how equal an exported model is to the one it came from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +40,7 @@ class Options:
         folder: where the export will lie, an absolute path, for files that name it; ``wukong.export.run`` gives it.
         hub: name of the repository on the Hub, OWNER/NAME, that the folder will be; files name it instead.
         int8: whether files in int8 are written too, by the target ``onnx``.
+        targets: all targets by name, for one that puts others together; ``wukong.export.run`` gives them.
     """
 
     name: str = "wukong"
@@ -48,6 +49,7 @@ class Options:
     folder: Path | None = None
     hub: str | None = None
     int8: bool = False
+    targets: "Mapping[str, Target]" = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

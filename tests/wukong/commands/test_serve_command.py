@@ -38,7 +38,7 @@ def test_an_index_is_of_data() -> None:
 
 
 def test_without_data_a_token_wise_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wukong.load", lambda *_: colours.model("token").saved)
+    monkeypatch.setattr("wukong.load", lambda *_, **__: colours.model("token").saved)
     result = CliRunner().invoke(app, ["serve", "--model", "x", "--port", "0"])
     assert isinstance(result.exception, ConfigError)
     assert "x has a vector for each token and each patch" in str(result.exception)

@@ -11,7 +11,8 @@ from torch import nn
 
 from wukong.commands import output
 from wukong.data.tokenizer import Tokenizer, packaged_vocabulary
-from wukong.evaluate import adapters, foreign, tasks
+from wukong.evaluate import foreign, tasks
+from wukong.evaluate.adapters import cn_clip, open_clip, wukong_release
 from wukong.evaluate.data_set import RetrievalData
 from wukong.evaluate.model import OwnModel, count_cut
 from wukong.evaluate.protocol import OWN, PROTOCOLS, Protocol
@@ -50,7 +51,7 @@ class Tower(nn.Module):
 @pytest.mark.parametrize(("rules", "context"), [("paper", 32), ("cn-clip", 52), ("own", 52)])
 def test_a_model_of_chinese_clip_counts_what_its_tokenizer_cuts(rules: str, context: int) -> None:
     clip = pytest.importorskip("cn_clip.clip")
-    model = adapters.from_cn_clip(Tower(), clip.tokenize, "x", "x")
+    model = cn_clip.from_cn_clip(Tower(), clip.tokenize, "x", "x")
     lengths = [1, 20, context - 3, context - 2, context - 1, context, 300, 1500]
     protocol = {**PROTOCOLS, "own": OWN}[rules]
     assert count_cut(model, [long(each) for each in lengths], protocol) == 4
@@ -60,7 +61,7 @@ def test_a_model_of_chinese_clip_counts_what_its_tokenizer_cuts(rules: str, cont
 @pytest.mark.parametrize(("rules", "context"), [("paper", 32), ("clip-benchmark", 77)])
 def test_a_model_of_open_clip_counts_the_byte_pairs_that_its_tokenizer_has(rules: str, context: int) -> None:
     tokenizer = pytest.importorskip("open_clip.tokenizer").SimpleTokenizer()
-    model = adapters.from_open_clip(Tower(), tokenizer, "x", "x")
+    model = open_clip.from_open_clip(Tower(), tokenizer, "x", "x")
     texts = [long(each) for each in range(5, 60)] + ["a red dog runs over green grass " * 9, "a dog"]
     lengths = [len(tokenizer.encode(text)) + 2 for text in texts]
     assert {context, context + 1} & {*lengths} and 9 < sum(each > context for each in lengths) < len(texts) - 2
@@ -75,7 +76,7 @@ def test_another_padding_than_zero_makes_no_difference() -> None:
         return torch.tensor([row + [1] * (context_length - len(row)) for row in rows])
 
     tokenize.context_length = 16  # type: ignore[attr-defined]
-    model = adapters.from_open_clip(Tower(), tokenize, "x", "x")
+    model = open_clip.from_open_clip(Tower(), tokenize, "x", "x")
     assert count_cut(model, [long(each) for each in (0, 1, 13, 14, 15, 40)], PROTOCOLS["clip-benchmark"]) == 2
 
 
@@ -83,7 +84,7 @@ def test_a_released_model_counts_by_the_authors_context_of_32_tokens() -> None:
     module = released.ReleasedModel.__new__(released.ReleasedModel)
     nn.Module.__init__(module)
     module.architecture = cast("Any", SimpleNamespace(image_size=8, token_wise=True))
-    model = adapters.from_released(module, "x", "x")
+    model = wukong_release.from_released(module, "x", "x")
     assert count_cut(model, [long(each) for each in (1, 29, 30, 31, 60)], PROTOCOLS["cn-clip"]) == 2
 
 

@@ -126,7 +126,7 @@ def test_what_cannot_be_written_is_refused(
 
 
 def test_the_command_exports_what_is_searched(stage: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wukong.load", lambda *_: drawn.model().saved)
+    monkeypatch.setattr("wukong.load", lambda *_, **__: drawn.model().saved)
     folder, indexes = tmp_path / "exported", str(tmp_path / "indexes")
     common = ["--model", "any", "--data", stage.uri, "--index", indexes]
     command = ["index", "export", str(folder), "--to", "numpy", *common]

@@ -63,19 +63,18 @@ def write(saved: SavedModel, folder: Path, options: Options) -> list[Check]:
         ConfigError: a target's packages are not installed, or the results are of another model.
         DataError: an exported model is not equal to the model.
     """
-    from wukong.export.targets import REGISTRY  # this target is in it
-
-    held = [name for name in PREFERRED if name in REGISTRY and REGISTRY[name].refuse(saved, options) is None]
+    others = {name: options.targets[name] for name in PREFERRED if name in options.targets}
+    held = {name: target for name, target in others.items() if target.refuse(saved, options) is None}
     checks, uses = [], []
-    for number, name in enumerate(held):
-        REGISTRY[name].refuse_missing()
+    for number, (name, target) in enumerate(held.items()):
+        target.refuse_missing()
         below = folder / name if number else folder
         below.mkdir(exist_ok=True)
-        checks += REGISTRY[name].write(saved, below, replace(options, hub=options.name))
+        checks += target.write(saved, below, replace(options, hub=options.name))
         uses.append(PREFERRED[name].format(name=options.name, below=f"/{name}" if number else ""))
     saved_model.save(storage.from_path(folder / OWN), saved.model, saved.tokenizer)
     uses.append(_OWN_USE.format(name=options.name))
-    card.write(folder, saved, options.name, options.about, uses, held[0] if held else None)
+    card.write(folder, saved, options.name, options.about, uses, next(iter(held), None))
     return checks
 
 
