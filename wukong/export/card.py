@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from wukong.config import evaluators
 from wukong.config.evaluators import result_of
 from wukong.config.experiment import Experiment
 from wukong.config.model import Model
@@ -102,7 +103,7 @@ def known(address: str | None) -> Known:
         if not storage.exists(storage.join(beside, "manifest.json")):
             return Known(why="no manifest of a training lies beside it")
         trained = manifest.load(beside)
-        found = Known(trained, tuple(_filtered(trained)))
+        found = Known(trained, tuple({each.digest: each for each in _filtered(trained)}.values()))
     except WukongError as error:
         return Known(why=f"its lineage cannot be read ({error})")
     try:
@@ -267,6 +268,7 @@ def _results(tasks: Sequence[Mapping[str, Any]], document: Mapping[str, Any], li
             f"{NOT_KNOWN.capitalize()}{why}. `wukong evaluate --model MODEL --output results.json` measures the model, "
             "and `wukong model export … --results results.json` takes the results."
         )
+    order = {name: number for number, name in enumerate(evaluators.results())}
     rows = [
         (
             f"{task['title']} ({task['split']})",
@@ -278,13 +280,11 @@ def _results(tasks: Sequence[Mapping[str, Any]], document: Mapping[str, Any], li
             results.trained_on_of(document, task["task"], task["model"]) or NOT_KNOWN,
         )
         for task in tasks
-        for name, value in task["results"].items()
+        for name, value in sorted(task["results"].items(), key=lambda each: order.get(each[0], len(order)))
     ]
     titles = ("Set", "Result", "% [95% interval]", "Units", "Chance, %", "Protocol", "Its pictures trained on")
     used = {task["protocol"] for task in tasks}
-    sentences = (
-        f"Protocol `{name}`: {' '.join(said)}" for name, said in document.get("protocols", {}).items() if name in used
-    )
+    sentences = (" ".join(said) for name, said in document.get("protocols", {}).items() if name in used)
     return "\n\n".join([_table(titles, rows), *sentences])
 
 
