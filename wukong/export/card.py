@@ -246,9 +246,7 @@ def _introduced(saved: SavedModel, lineage: Known) -> str:
     settings = saved.model.settings
     image, text = settings.image, settings.text
     vectors = "a vector for each token" if saved.model.token_wise else "one vector each"
-    shown = (
-        "the whole picture on a white square" if image.view == "whole" else "the square in the middle of the picture"
-    )
+    shown = "the whole on a white square" if image.view == "whole" else "the square in its middle"
     block = "" if image.block is None else f" up to block {image.block}"
     made = ""
     if lineage.experiment:

@@ -29,7 +29,7 @@ With transformers:
 from huggingface_hub import snapshot_download
 from transformers import AutoModel, AutoProcessor
 
-folder = snapshot_download("{name}") + "{below}"
+folder = snapshot_download("{name}"){below}
 model = AutoModel.from_pretrained(folder, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 ```""",
@@ -71,7 +71,7 @@ def write(saved: SavedModel, folder: Path, options: Options) -> list[Check]:
         below = folder / name if number else folder
         below.mkdir(exist_ok=True)
         checks += target.write(saved, below, replace(options, hub=options.name))
-        uses.append(PREFERRED[name].format(name=options.name, below=f"/{name}" if number else ""))
+        uses.append(PREFERRED[name].format(name=options.name, below=f' + "/{name}"' if number else ""))
     saved_model.save(storage.from_path(folder / OWN), saved.model, saved.tokenizer)
     uses.append(_OWN_USE.format(name=options.name))
     card.write(folder, saved, options.name, options.about, uses, next(iter(held), None))

@@ -93,7 +93,7 @@ def test_the_second_target_that_holds_a_model_lies_in_a_folder_of_its_own(
         (folder / "config.json").write_text(options.hub or "", "utf-8")
         return []
 
-    monkeypatch.setattr(hub, "PREFERRED", {"onnx": "First {below}.", "open_clip": "Second {name}{below}."})
+    monkeypatch.setattr(hub, "PREFERRED", {"onnx": "First{below}.", "open_clip": "Second {name}{below}."})
     for name in ("onnx", "open_clip"):
         stands_in = type(REGISTRY[name])(name, "", (), lambda *_: None, write)
         monkeypatch.setitem(REGISTRY, name, stands_in)
@@ -101,7 +101,7 @@ def test_the_second_target_that_holds_a_model_lies_in_a_folder_of_its_own(
     assert (tmp_path / "hub" / "config.json").read_text() == "owner/two"
     assert (tmp_path / "hub" / "open_clip" / "config.json").is_file()
     text = (tmp_path / "hub" / "README.md").read_text("utf-8")
-    assert "First ." in text and "Second owner/two/open_clip." in text
+    assert "First." in text and 'Second owner/two + "/open_clip".' in text
 
 
 @pytest.mark.parametrize("name", ["wukong", "a/b/c", "中文/模型", "owner/"])
