@@ -33,7 +33,20 @@ QUOTED = re.compile(r"(?<!`)(`{1,2})([a-z_]\w*(?:\.[A-Za-z_]\w*)+)(?:\(\))?\1(?!
 PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES)})/[\w/.-]*\w")
 PLACEHOLDER = re.compile(r"\b[A-Z][A-Z_]+\b(?!\.md)")
 
-DATA = {".csv", ".faiss", ".html", ".json", ".jsonl", ".npy", ".onnx", ".parquet", ".safetensors", ".sig", ".txt", ".yaml"}
+DATA = {
+    ".csv",
+    ".faiss",
+    ".html",
+    ".json",
+    ".jsonl",
+    ".npy",
+    ".onnx",
+    ".parquet",
+    ".safetensors",
+    ".sig",
+    ".txt",
+    ".yaml",
+}
 NO_MODULES = {
     **dict.fromkeys(("wukong.attempts", "wukong.attempts.KEY", "wukong.history.ALIAS"), "tag of MLflow"),
     **dict.fromkeys(("wukong.chosen", "wukong.gate", "wukong.origin", "wukong.evaluation.uri"), "tag of MLflow"),
