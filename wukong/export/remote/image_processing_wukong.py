@@ -1,4 +1,4 @@
-"""What a Wukong model's image tower sees of a picture, for ``transformers.AutoImageProcessor``; it needs pillow."""
+"""What a Wukong model's image tower sees of a picture, for ``AutoImageProcessor`` of transformers; it needs pillow."""
 
 from typing import Any
 

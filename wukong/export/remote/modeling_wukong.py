@@ -1,4 +1,4 @@
-"""A dual encoder of Wukong for ``transformers.AutoModel``; it needs torch, timm and transformers.
+"""A dual encoder of Wukong for ``AutoModel`` of transformers; it needs torch, timm and transformers.
 
 The image tower is one of timm's, the text tower is BERT. A model gives one unit vector for each picture and text, or,
 if its similarity is token-wise, one for each patch and token (FILIP, https://arxiv.org/abs/2111.07783).
