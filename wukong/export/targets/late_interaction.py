@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from wukong.export import parts
 from wukong.export.target import Check, Options, Target
 from wukong.export.targets import transformers
-from wukong.export.targets.sentence_transformers import write_json, write_modules
+from wukong.export.targets.sentence_transformers import write_modules
 from wukong.model.saved_model import SavedModel
 from wukong.runtime.language import message
 
@@ -92,11 +92,11 @@ def _write_texts(saved: SavedModel, folder: Path) -> None:
     """Write the text tower as PyLate saves a ColBERT: BERT, and a projection of each token."""
     model, longest = saved.model, saved.tokenizer.max_tokens
     parts.write_tokenizer(saved.tokenizer, folder)
-    write_json(folder / "config.json", parts.bert_config(model, saved.tokenizer))
+    parts.write_json(folder / "config.json", parts.bert_config(model, saved.tokenizer))
     save_file(parts.bert_state(model.text), folder / "model.safetensors", {"format": "pt"})
     # BERT's pooling layer, which transformers would add, is not used.
     module = {"max_seq_length": longest, "do_lower_case": False, "model_args": {"add_pooling_layer": False}}
-    write_json(folder / "sentence_bert_config.json", module)
+    parts.write_json(folder / "sentence_bert_config.json", module)
     about: dict[str, Any] = {
         "model_type": "ColBERT",
         "similarity_fn_name": "MaxSim",
@@ -111,12 +111,12 @@ def _write_texts(saved: SavedModel, folder: Path) -> None:
         # Only tokens of documents are left out by it: of captions that patches look for a match in.
         "skiplist_words": [] if model.settings.match_text_cls else ["[CLS]"],
     }
-    write_json(folder / "config_sentence_transformers.json", about)
+    parts.write_json(folder / "config_sentence_transformers.json", about)
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
         {"idx": 1, "name": "1", "path": "1_Dense", "type": "pylate.models.Dense.Dense"},
     ]
-    write_json(folder / "modules.json", modules)
+    parts.write_json(folder / "modules.json", modules)
     # PyLate adds a random projection to a model without one.
     weight, bias = torch.eye(model.width), torch.zeros(model.width)
     if isinstance(model.text_head, nn.Linear):
@@ -129,7 +129,7 @@ def _write_texts(saved: SavedModel, folder: Path) -> None:
         "bias": True,
         "activation_function": "torch.nn.modules.linear.Identity",
     }
-    write_json(dense / "config.json", described)
+    parts.write_json(dense / "config.json", described)
     save_file({"linear.weight": weight, "linear.bias": bias}, dense / "model.safetensors", {"format": "pt"})
 
 
@@ -145,11 +145,13 @@ def _write_both(saved: SavedModel, folder: Path) -> None:
     )
     write_modules(folder, "token_embeddings", features, [mask, unit])
     tasks = ["query"] if saved.model.settings.match_text_cls else ["query", "document"]
-    write_json(folder / "1_MultiVectorMask" / "config.json", {"skiplist_words": ["[CLS]"], "skiplist_tasks": tasks})
-    write_json(folder / "2_Normalize" / "config.json", {"module_input_name": "token_embeddings"})
+    parts.write_json(
+        folder / "1_MultiVectorMask" / "config.json", {"skiplist_words": ["[CLS]"], "skiplist_tasks": tasks}
+    )
+    parts.write_json(folder / "2_Normalize" / "config.json", {"module_input_name": "token_embeddings"})
     # The mean, not the sum, over a query's tokens is this project's similarity.
     about: dict[str, Any] = {"model_type": "MultiVectorEncoder", "similarity_fn_name": "meanmaxsim", "prompts": {}}
-    write_json(folder / "config_sentence_transformers.json", about)
+    parts.write_json(folder / "config_sentence_transformers.json", about)
 
 
 def _matched(saved: SavedModel, counted: Tensor) -> Tensor:

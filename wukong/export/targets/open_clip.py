@@ -7,7 +7,6 @@ where a tower has not timm's own resolution, to timm, and these look for ``confi
 ``model.safetensors`` is the text tower alone, as ``config.json`` describes it: a training starts from it.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,9 +94,9 @@ def write(saved: SavedModel, folder: Path, options: Options) -> list[Check]:
     trunk, read = dict(encoder.backbone.state_dict()), None
     if encoder.settings.block is not None:
         trunk, read = _through_last_layer(encoder)
-    _write_json(folder / "config.json", parts.bert_config(saved.model, saved.tokenizer) | _of_timm(encoder))
+    parts.write_json(folder / "config.json", parts.bert_config(saved.model, saved.tokenizer) | _of_timm(encoder))
     parts.write_tokenizer(saved.tokenizer, folder)
-    _write_json(folder / CONFIG, _config(saved, here))
+    parts.write_json(folder / CONFIG, _config(saved, here))
     _refuse_other_tower(encoder, trunk, here)
     state = {
         **{f"visual.trunk.{name}": value for name, value in trunk.items()},
@@ -107,7 +106,7 @@ def write(saved: SavedModel, folder: Path, options: Options) -> list[Check]:
     _save(state, folder / WEIGHTS)
     _save(parts.bert_state(saved.model.text), folder / TEXT_WEIGHTS)
     checks = _compare(saved, folder)
-    _write_json(folder / CONFIG, _config(saved, there))
+    parts.write_json(folder / CONFIG, _config(saved, there))
     return checks
 
 
@@ -322,10 +321,6 @@ def _refuse_unequal(difference: float, tower: str) -> None:
 def _save(state: dict[str, Tensor], path: Path) -> None:
     # Without the format transformers refuses the file.
     path.write_bytes(save({name: value.detach().contiguous() for name, value in state.items()}, {"format": "pt"}))
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 TARGET = Target(

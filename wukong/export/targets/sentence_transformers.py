@@ -1,6 +1,5 @@
 """sentence-transformers: texts and pictures to unit vectors, with what ``transformers`` opens inside."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ def write(saved: SavedModel, folder: Path, options: Options | None = None) -> li
     }
     write_modules(folder, "sentence_embedding", features, ["sentence_transformers.models.Normalize"])
     about = {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine", "prompts": {}}
-    write_json(folder / "config_sentence_transformers.json", about)
+    parts.write_json(folder / "config_sentence_transformers.json", about)
     checks = transformers.check_model(saved, folder)
     trusted = transformers.has_code(folder)
     model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=trusted, local_files_only=True)
@@ -84,18 +83,13 @@ def write_modules(folder: Path, output: str, features: dict[str, Any], others: l
         "modality_config": features,
         "module_output_name": output,
     }
-    write_json(folder / "sentence_bert_config.json", module)
+    parts.write_json(folder / "sentence_bert_config.json", module)
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
     for number, kind in enumerate(others, 1):
         path = f"{number}_{kind.rsplit('.', 1)[-1]}"
         (folder / path).mkdir()
         modules.append({"idx": number, "name": str(number), "path": path, "type": kind})
-    write_json(folder / "modules.json", modules)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a file of settings as the loaders read it."""
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    parts.write_json(folder / "modules.json", modules)
 
 
 def _largest(ours: Tensor, theirs: Tensor) -> float:

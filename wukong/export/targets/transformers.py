@@ -3,7 +3,6 @@
 ChineseCLIP is a BERT whose [CLS] stands for the text beside CLIP's ViT, each with a projection that has no bias.
 """
 
-import json
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -63,9 +62,9 @@ def write_model(saved: SavedModel, folder: Path, *, with_masks: bool = False) ->
     if with_masks and saved.model.image is not None:
         processor["tokens"] = saved.model.settings.image.tokens or saved.model.image.token_count
     parts.write_tokenizer(saved.tokenizer, folder)
-    _write_json(folder / "config.json", {"dtype": "float32", **config})
-    _write_json(folder / "preprocessor_config.json", processor)
-    _write_json(folder / "processor_config.json", {"processor_class": "ChineseCLIPProcessor"})
+    parts.write_json(folder / "config.json", {"dtype": "float32", **config})
+    parts.write_json(folder / "preprocessor_config.json", processor)
+    parts.write_json(folder / "processor_config.json", {"processor_class": "ChineseCLIPProcessor"})
     save_file({name: value.contiguous() for name, value in state.items()}, folder / _WEIGHTS, {"format": "pt"})
     if "auto_map" in config:
         for name in CODE:
@@ -326,10 +325,6 @@ def _with_code(saved: SavedModel) -> tuple[dict[str, Any], dict[str, Tensor], di
         "image_std": model.image.std.flatten().tolist(),
     }
     return config, state, processor
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 TARGET = Target(
