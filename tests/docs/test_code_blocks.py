@@ -38,7 +38,7 @@ PAGES = (
 CHINESE = ("README.zh-CN.md", *sorted(f"docs/zh/{file.name}" for file in (ROOT / "docs" / "zh").glob("*.md")))
 """Their blocks are those of the English pages, by ``test_chinese_pages.py``; here only running text is checked."""
 
-DATA = {"csv", "js", "mermaid", "text", "yaml"}
+DATA = {"csv", "js", "json", "mermaid", "text", "yaml"}
 """Languages of blocks that are read, not executed."""
 
 IMAGES = {"wukong/data", "wukong/mlflow", "wukong/ray"}
