@@ -130,18 +130,6 @@ NOT_EXECUTED = {
     ("docs/export.md", ".venv/bin/wukong model export s3://wukong/filip"): TOKEN_WISE,
     ("docs/export.md", "from sentence_transformers import MultiVectorEncoder"): TOKEN_WISE,
     ("docs/export.md", "from pylate"): TOKEN_WISE,
-    (
-        "docs/export.md",
-        "wukong model export MODEL clip/ --to onnx",
-    ): "needs a trained model; tests/wukong/export/targets has some",
-    (
-        "docs/export.md",
-        "wukong model export MODEL clip/ --to transformers.js",
-    ): "needs a trained model; tests/wukong/export/targets has some",
-    (
-        "docs/export.md",
-        "wukong model export MODEL clip/ --to immich",
-    ): "needs a trained model; tests/wukong/export/targets has some",
     ("docs/cluster.md", ".venv/bin/pytest tests/k8s"): "tests/k8s is part of this suite; checkov needs an index",
 }
 """By page and the beginning of the block: why it is not executed."""
@@ -158,6 +146,10 @@ WITH_THE_STACK = (
     ("docs/tutorial.md", ".venv/bin/wukong report", REAL),
     ("docs/tutorial.md", ".venv/bin/wukong show", REAL),
     ("docs/tutorial.md", "import wukong", REAL),
+    ("docs/export.md", ".venv/bin/wukong model export models:/demo@champion in-onnx", REAL),
+    ("docs/export.md", "import json\n\nimport numpy", REAL),
+    ("docs/export.md", ".venv/bin/wukong model export models:/demo@champion in-browsers", REAL),
+    ("docs/export.md", ".venv/bin/wukong model export models:/demo@champion in-immich", REAL),
     ("docs/export.md", ".venv/bin/wukong model export models:/demo@champion clip", REAL),
     ("docs/export.md", "import open_clip", REAL),
     ("docs/export.md", ".venv/bin/wukong model export models:/demo@champion hub", REAL),

@@ -12,7 +12,6 @@ is not waited for.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -20,7 +19,6 @@ import os
 import shutil
 import stat
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +30,7 @@ from urllib.parse import unquote, urlsplit
 from wukong.errors import StorageError
 from wukong.runtime import environment
 from wukong.runtime.language import message
-from wukong.store import conditional_store, patience, patient_store
+from wukong.store import conditional_files, conditional_store, patience, patient_store
 from wukong.store.conditional_store import ChangedError
 
 if TYPE_CHECKING:
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
 
 _SCHEMES = ("s3", "file")
 _COPY_BYTES = patient_store.COPY_BYTES
-_LOCK_SECONDS = 60.0
 _DELETIONS = 8  # of one prefix, while others delete there too
 
 _Action = Literal["read", "write", "list", "look up", "delete"]
@@ -322,7 +319,7 @@ def version(uri: str) -> str | None:
     if (path := _local_path(uri)) is None:
         return conditional_store.version(_endpoint(), _region(), _key(uri))
     with _explained("read", uri):
-        return _digest(Path(path))
+        return conditional_files.version(Path(path))
 
 
 def read_version(uri: str) -> tuple[bytes, str] | None:
@@ -330,18 +327,11 @@ def read_version(uri: str) -> tuple[bytes, str] | None:
     if (path := _local_path(uri)) is None:
         return conditional_store.read(_endpoint(), _region(), _key(uri))
     with _explained("read", uri):
-        try:
-            data = Path(path).read_bytes()
-        except FileNotFoundError:
-            return None
-    return data, hashlib.sha256(data).hexdigest()
+        return conditional_files.read(Path(path))
 
 
 def write_if(uri: str, data: bytes | IO[bytes], expected: str | None) -> None:
     """Write a whole file atomically, if it is as it was seen.
-
-    On a file system a new file is linked to its name, which only one can do. A file that is there is replaced under a
-    lock of its folder.
 
     Args:
         uri: URI of the file.
@@ -357,65 +347,10 @@ def write_if(uri: str, data: bytes | IO[bytes], expected: str | None) -> None:
     if (path := _local_path(uri)) is None:
         conditional_store.write(_endpoint(), _region(), _key(uri), data, expected)
         return
-    target, partial = Path(path), Path(f"{path}.{uuid.uuid4().hex}.partial")
     with _explained("write", uri):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as stream:
-                if isinstance(data, bytes):
-                    stream.write(data)
-                else:
-                    data.seek(0)
-                    shutil.copyfileobj(data, stream, _COPY_BYTES)
-                stream.flush()
-                os.fsync(stream.fileno())
-            written = _linked(partial, target) if expected is None else _replaced(partial, target, expected)
-        finally:
-            partial.unlink(missing_ok=True)
+        written = conditional_files.write(Path(path), data, expected)
     if not written:
         raise ChangedError(f"{uri} was written by somebody else")
-
-
-def _linked(partial: Path, target: Path) -> bool:
-    try:
-        os.link(partial, target)
-    except FileExistsError:
-        return False
-    return True
-
-
-def _replaced(partial: Path, target: Path, expected: str) -> bool:
-    with _locked(target.parent):
-        if _digest(target) != expected:
-            return False
-        partial.replace(target)
-    return True
-
-
-def _digest(path: Path) -> str | None:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except FileNotFoundError:
-        return None
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; a process that is stopped while it holds it is not waited for without end."""
-    descriptor, until = os.open(folder, os.O_RDONLY), time.monotonic() + _LOCK_SECONDS
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.01)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

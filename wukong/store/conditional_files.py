@@ -1,0 +1,98 @@
+"""Writes of local files that happen only if a file is as it was seen: what ``conditional_store`` is for objects.
+
+A new file is linked to its name, which only one can do. A file that is there is replaced under a lock of its folder.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from wukong.store import patient_store
+
+_LOCK_SECONDS = 60.0
+
+
+def version(path: Path) -> str | None:
+    """Return what identifies the present content of a file, its SHA-256; None if there is no file."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def read(path: Path) -> tuple[bytes, str] | None:
+    """Return the content of a file and its ``version``, which belong together; None if there is no file."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def write(target: Path, data: bytes | IO[bytes], expected: str | None) -> bool:
+    """Write a whole file atomically, and return whether it was as it was seen; if not, it stays.
+
+    Args:
+        target: the file; its folder is created.
+        data: its whole content, or a stream of it that can be read again from its start.
+        expected: from ``version``; None to write a file that was not there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with partial.open("wb") as stream:
+            if isinstance(data, bytes):
+                stream.write(data)
+            else:
+                data.seek(0)
+                shutil.copyfileobj(data, stream, patient_store.COPY_BYTES)
+            stream.flush()
+            os.fsync(stream.fileno())
+        return _linked(partial, target) if expected is None else _replaced(partial, target, expected)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _linked(partial: Path, target: Path) -> bool:
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _replaced(partial: Path, target: Path, expected: str) -> bool:
+    with _locked(target.parent):
+        if version(target) != expected:
+            return False
+        partial.replace(target)
+    return True
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; a process that is stopped while it holds it is not waited for without end."""
+    descriptor, until = os.open(folder, os.O_RDONLY), time.monotonic() + _LOCK_SECONDS
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(descriptor)
