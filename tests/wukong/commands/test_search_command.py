@@ -37,7 +37,7 @@ def filtered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: Any) -> Man
     """The output of a filter; any model that is loaded is the one of colours."""
     monkeypatch.setenv("WUKONG_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("wukong.load", lambda *_: saved)
+    monkeypatch.setattr("wukong.load", lambda *_, **__: saved)
     rows = [(KEYS[caption], caption, FILES[KEYS[caption]], KEYS[caption]) for caption in KEYS]
     return colours.stage(tmp_path / "data", {"train/00000": rows[:9], "train/00001": rows[9:]})
 
