@@ -7,6 +7,7 @@ EC key or by a certificate. The package ``model-signing`` makes and checks it, h
 import base64
 import json
 import os
+import re
 import tempfile
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -24,6 +25,8 @@ KEY_FILE, PASSWORD = "WUKONG_SIGNING_KEY_FILE", "WUKONG_SIGNING_PASSWORD"
 
 MLFLOW_NOTE = "registered_model_meta"
 """The file that MLflow writes into a copy of a registered version: which version it is."""
+_DIGESTS = re.compile(r": Expected 'Digest\(.*?(?=\"[,\]])")
+"""Of the package's message on a changed file: the bytes of both digests, which tell a person nothing."""
 _NEVER_SIGNED = {FILE, MLFLOW_NOTE, ".git", ".gitattributes", ".github", ".gitignore"}
 """What is left out of every signature, by the package itself git's own files: no loader reads them."""
 
@@ -172,4 +175,6 @@ def _read(file: Path) -> bytes:
 
 def _why(error: Exception) -> str:
     """Return what an error says, with its kind unless it is the package's own; some of the libraries' say nothing."""
-    return str(error) if isinstance(error, ValueError) and str(error) else f"{type(error).__name__} {error}".rstrip()
+    if not (isinstance(error, ValueError) and str(error)):
+        return f"{type(error).__name__} {error}".rstrip()
+    return _DIGESTS.sub("", str(error))
