@@ -1,5 +1,6 @@
 """What an exported model loses: its R@1 less that of the model, on pictures with captions, with paired intervals."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -25,6 +26,8 @@ from wukong.model.saved_model import SavedModel
 from wukong.model.similarity import Scores
 from wukong.runtime.language import message
 from wukong.store import manifest, storage
+
+log = logging.getLogger(__name__)
 
 MOST = 2000
 """Pictures that are measured at most."""
@@ -112,7 +115,8 @@ def read(uri: str, most: int = MOST) -> RetrievalData:
     """Read what is measured on: keys and captions, no pictures.
 
     Of the output of a filter stage these are the hold-outs, all in one; where it has none, the pairs of the training.
-    Of a folder or a list of pictures (``wukong.crawl.own_files``) they are those with captions.
+    Of a folder or a list of pictures (``wukong.crawl.own_files``) they are those with captions; what cannot be decoded
+    is left out and logged.
 
     Args:
         uri: URI or path of a filter stage's output, of a folder of pictures with captions beside them, or of a list.
@@ -185,18 +189,30 @@ class _Files:
         Raises:
             DataError: it cannot be read or decoded.
         """
-        url = self._urls[i]
-        try:
-            data = bytes(own_files.read_picture(url, Crawl(engine="files", endpoint=url).max_bytes))
-        except FetchError as error:
-            raise DataError(f"{url}: {error}") from error
-        return images.decode(data, url)
+        return _picture(self._urls[i])
+
+
+def _picture(url: str) -> Image.Image:
+    try:
+        data = bytes(own_files.read_picture(url, Crawl(engine="files", endpoint=url).max_bytes))
+    except FetchError as error:
+        raise DataError(f"{url}: {error}") from error
+    return images.decode(data, url)
+
+
+def _is_readable(url: str) -> bool:
+    try:
+        _picture(url)
+    except DataError as error:
+        log.warning("left out of what is measured: %s", error)
+        return False
+    return True
 
 
 def _of_files(uri: str, most: int, *, last: bool = False) -> RetrievalData | None:
     pairs = [each for each in own_files.pictures_of(Crawl(engine="files", endpoint=uri)) if each.caption]
     urls = list(dict.fromkeys(own_files.file_of(each.url) for each in pairs))
-    chosen = dict.fromkeys(urls[-most:] if last else islice(urls, most))
+    chosen = dict.fromkeys(islice(filter(_is_readable, reversed(urls) if last else urls), most))
     kept = [(url, each.caption) for each in pairs if (url := own_files.file_of(each.url)) in chosen]
     if not kept:
         return None

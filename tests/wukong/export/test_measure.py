@@ -80,6 +80,12 @@ def test_of_a_folder_those_with_captions_are_measured(folder: Path) -> None:
     assert last == [each.size for each in parts.sample_pictures(10)[-2:]]
 
 
+def test_a_picture_that_cannot_be_decoded_is_left_out_and_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "3.png").write_bytes(b"no picture")
+    assert [caption.text for caption in measure.read(str(folder), most=5).captions] == [*CAPTIONS[:3], *CAPTIONS[4:6]]
+    assert "3.png" in caplog.text and "left out of what is measured" in caplog.text
+
+
 def test_what_cannot_be_measured_on_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (20, 20)).save(tmp_path / "bare.png")
     with pytest.raises(DataError, match="holds fewer than two pictures with captions"):
