@@ -22,24 +22,11 @@ def export(
     to: Annotated[
         str, typer.Option("--to", metavar="FORM", help="Who searches it: faiss, lancedb, or numpy for a plain matrix.")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="The model's folder or URI, or models:/NAME@ALIAS; by default the champion."),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data", help="What is searched, as of `wukong serve`; by default what the model's run filtered."
-        ),
-    ] = None,
-    encode: Annotated[
-        bool, typer.Option("--encode", help="Encode the pictures first, if that was not done with this model.")
-    ] = False,
-    index: Annotated[
-        str | None,
-        typer.Option("--index", help="URI under which indexes are kept; by default indexes/ in the stack's home."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="Device that the model computes on, for instance cuda.")] = "cpu",
+    model: search.ModelOption = None,
+    data: search.DataOption = None,
+    encode: search.EncodeOption = False,
+    index: search.IndexOption = None,
+    device: search.DeviceOption = "cpu",
 ) -> None:
     """Write the vectors of the pictures that are searched, with keys, captions and URLs, for another library.
 

@@ -23,34 +23,39 @@ if TYPE_CHECKING:
 _ALIAS = str(Registry.model_fields["alias"].default)
 _MODEL = "/model"
 
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="The model's folder or URI, or models:/NAME@ALIAS; by default the champion."),
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", help="What is searched, as of `wukong serve`; by default what the model's run filtered."),
+]
+EncodeOption = Annotated[
+    bool, typer.Option("--encode", help="Encode the pictures first, if that was not done with this model.")
+]
+IndexOption = Annotated[
+    str | None,
+    typer.Option("--index", help="URI under which indexes are kept; by default indexes/ in the stack's home."),
+]
+DeviceOption = Annotated[str, typer.Option(help="Device that the model computes on, for instance cuda.")]
+"""What is searched and by which model: the options of each command that opens an index."""
+
 
 def search(
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What is searched for, in Chinese.")] = None,
     picture: Annotated[
         Path | None, typer.Option("--picture", metavar="FILE", help="Search for what is similar to this picture.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="The model's folder or URI, or models:/NAME@ALIAS; by default the champion."),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data", help="What is searched, as of `wukong serve`; by default what the model's run filtered."
-        ),
-    ] = None,
+    model: ModelOption = None,
+    data: DataOption = None,
     top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many pictures.")] = 10,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FOLDER", help="Also write the pictures as files into this folder.")
     ] = None,
-    encode: Annotated[
-        bool, typer.Option("--encode", help="Encode the pictures first, if that was not done with this model.")
-    ] = False,
-    index: Annotated[
-        str | None,
-        typer.Option("--index", help="URI under which indexes are kept; by default indexes/ in the stack's home."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="Device that the model computes on, for instance cuda.")] = "cpu",
+    encode: EncodeOption = False,
+    index: IndexOption = None,
+    device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Search pictures by a Chinese text, or by a picture, in the terminal.

@@ -54,8 +54,36 @@ class Counts(NamedTuple):
     captions: int
 
 
+class _Pictures:
+    """A split whose images are decoded when they are asked for."""
+
+    images: Images
+
+    def image(self, i: int) -> Image.Image:
+        """Decode image ``i`` to RGB.
+
+        Raises:
+            DataError: it cannot be read or decoded.
+        """
+        return self.images.image(i)
+
+
+class _Paired(_Pictures):
+    """A split whose captions belong to images."""
+
+    image_ids: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The id of each image, under the name that it has in ``ClassificationData``."""
+        return self.image_ids
+
+
 @dataclass(frozen=True)
-class ClassificationData:
+class ClassificationData(_Pictures):
     """One split of a classification set. Only ids and labels are in memory.
 
     Attributes:
@@ -86,14 +114,6 @@ class ClassificationData:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def image(self, i: int) -> Image.Image:
-        """Decode image ``i`` to RGB.
-
-        Raises:
-            DataError: it cannot be read or decoded.
-        """
-        return self.images.image(i)
-
     @property
     def digest(self) -> str:
         """SHA-256 over the set's name, its split, its classes, and the id and label of each image, in any order."""
@@ -107,7 +127,7 @@ class ClassificationData:
 
 
 @dataclass(frozen=True)
-class RetrievalData:
+class RetrievalData(_Paired):
     """One split of a retrieval set. Every published caption is here, equal ones too. Images are not in memory.
 
     Attributes:
@@ -129,22 +149,6 @@ class RetrievalData:
     images: Images = field(repr=False)
     title: str
     pictures: Sequence[str] = ()
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def image(self, i: int) -> Image.Image:
-        """Decode image ``i`` to RGB.
-
-        Raises:
-            DataError: it cannot be read or decoded.
-        """
-        return self.images.image(i)
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """The id of each image, under the name that it has in ``ClassificationData``."""
-        return self.image_ids
 
     @property
     def answered(self) -> bool:
@@ -168,7 +172,7 @@ class RetrievalData:
 
 
 @dataclass(frozen=True)
-class WordOrderData:
+class WordOrderData(_Paired):
     """Pairs of captions with the same characters in another order, each with its picture (Winoground).
 
     Attributes:
@@ -187,22 +191,6 @@ class WordOrderData:
     captions: Sequence[Caption]
     images: Images = field(repr=False)
     title: str
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def image(self, i: int) -> Image.Image:
-        """Decode image ``i`` to RGB.
-
-        Raises:
-            DataError: it cannot be read or decoded.
-        """
-        return self.images.image(i)
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """The id of each image, under the name that it has in ``ClassificationData``."""
-        return self.image_ids
 
     @property
     def digest(self) -> str:

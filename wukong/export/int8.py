@@ -13,7 +13,6 @@ from typing import Any
 import numpy.typing as npt
 from torch import Tensor
 
-from wukong.data import images
 from wukong.export import measure, parts
 from wukong.export.target import Options
 from wukong.model.saved_model import SavedModel
@@ -30,13 +29,12 @@ def pixels(saved: SavedModel, options: Options) -> Iterator[Tensor]:
 
     They are of ``Options.measure_on``, but not those that are measured; made-up ones where it is None.
     """
-    tower = saved.model.settings.image
     if options.measure_on is None:
         pictures = iter(parts.sample_pictures(PICTURES))
     else:
         pictures = measure.calibration(options.measure_on, PICTURES)
-    while batch := [images.evaluation_view(each, tower.image_size, tower.view) for each in islice(pictures, _BATCH)]:
-        yield images.to_tensor(batch)
+    while batch := list(islice(pictures, _BATCH)):
+        yield parts.seen(saved, batch)
 
 
 def write_captions(source: Path, path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import random
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from wukong.data import images
 from wukong.data.tokenizer import Tokenizer
 from wukong.model.dual import DualEncoder
 from wukong.model.saved_model import SavedModel
@@ -137,6 +139,12 @@ def refuse_token_wise(saved: SavedModel) -> str | None:
         "it has a vector for every patch and every token, and this target one for a picture and one for a caption: "
         "train a model with `model.similarity: global`, or export this one to onnx"
     )
+
+
+def seen(saved: SavedModel, pictures: Sequence[Image.Image]) -> Tensor:
+    """Return what a model's image tower sees of RGB pictures, uint8 [pictures, 3, size, size]."""
+    tower = saved.model.settings.image
+    return images.to_tensor([images.evaluation_view(each, tower.image_size, tower.view) for each in pictures])
 
 
 def sample_captions(count: int, seed: int = 0) -> list[str]:

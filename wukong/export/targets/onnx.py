@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from wukong.data.images import evaluation_view, to_tensor
-from wukong.export import graphs, int8, measure
+from wukong.export import graphs, int8, measure, parts
 from wukong.export.target import Check, Options, Target, always
 from wukong.model.dual import DualEncoder, Texts
 from wukong.model.saved_model import SavedModel
@@ -72,10 +71,9 @@ def write(saved: SavedModel, folder: Path, options: Options) -> list[Check]:
 
 def _exported(saved: SavedModel, image: Path, text: Path) -> measure.Exported:
     images, captions = graphs.session(image), graphs.session(text)
-    settings = saved.model.settings.image
 
     def encode_pictures(pictures: Sequence[Image.Image]) -> Tensor:
-        shown = to_tensor([evaluation_view(each, settings.image_size, settings.view) for each in pictures])
+        shown = parts.seen(saved, pictures)
         return torch.from_numpy(images.run(None, {"pixels": shown.numpy()})[0])
 
     def encode_captions(texts: Sequence[str]) -> Texts:

@@ -24,7 +24,6 @@ from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from wukong.data import images
 from wukong.errors import ConfigError, DataError
 from wukong.export import parts
 from wukong.export.target import Check, Options, Target
@@ -275,8 +274,8 @@ def _compare(saved: SavedModel, folder: Path) -> list[Check]:
 
 @torch.no_grad()
 def _compare_images(saved: SavedModel, module: Any, preprocess: Callable[..., Tensor], by: str) -> list[Check]:
-    pictures, settings, encoder = parts.sample_pictures(PICTURES), saved.model.settings.image, _encoder(saved)
-    squares = images.to_tensor([images.evaluation_view(each, settings.image_size, settings.view) for each in pictures])
+    pictures, encoder = parts.sample_pictures(PICTURES), _encoder(saved)
+    squares = parts.seen(saved, pictures)
     own = saved.model.embed_pixels(squares)
     normal = (squares / 255 - encoder.mean) / encoder.std
     difference = (module.encode_image(normal, normalize=True) - own).abs().max().item()

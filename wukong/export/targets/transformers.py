@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from wukong.data import images
 from wukong.errors import DataError
 from wukong.export import parts
 from wukong.export.target import Check, Options, Target, always
@@ -100,10 +99,10 @@ def check_model(saved: SavedModel, folder: Path) -> list[Check]:
     ids = saved.tokenizer(captions)
     if not torch.equal(given["input_ids"], ids):
         raise DataError("the tokenizer of transformers gives other tokens: do not use it")
-    normalised = _normalise(_pixels(saved, pictures), processor.image_processor)
+    normalised = _normalise(parts.seen(saved, pictures), processor.image_processor)
     seen = processor(images=pictures, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        ours = saved.model.embed_pixels(_pixels(saved, pictures))
+        ours = saved.model.embed_pixels(parts.seen(saved, pictures))
         text, real = saved.model.embed_text(ids).vectors, ids != saved.tokenizer.pad
         theirs, through = (_vectors(model.get_image_features(pixels)) for pixels in (normalised, seen))
         their_text = _vectors(model.get_text_features(ids, attention_mask=given["attention_mask"]))
@@ -127,11 +126,6 @@ def refuse_unequal(checks: list[Check]) -> None:
                 f"{check.by}: {check.of}: the {check.measure} is {check.value:.2g}, so the export is not equal to the "
                 "model: do not use it"
             )
-
-
-def _pixels(saved: SavedModel, pictures: list[Any]) -> Tensor:
-    tower = saved.model.settings.image
-    return images.to_tensor([images.evaluation_view(picture, tower.image_size, tower.view) for picture in pictures])
 
 
 def _normalise(pixels: Tensor, processor: Any) -> Tensor:

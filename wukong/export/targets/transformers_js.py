@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from wukong.data.images import evaluation_view, to_tensor
 from wukong.export import graphs, int8, measure, parts
 from wukong.export.target import Check, Options, Target
 from wukong.model.dual import Texts
@@ -144,10 +143,9 @@ def _processor(saved: SavedModel, tower: graphs.Normalised) -> dict[str, Any]:
 
 def _exported(saved: SavedModel, tower: graphs.Normalised, text: Path, vision: Path) -> measure.Exported:
     captions, images = graphs.session(text), graphs.session(vision)
-    settings = saved.model.settings.image
 
     def encode_pictures(pictures: Sequence[Image.Image]) -> Tensor:
-        shown = to_tensor([evaluation_view(each, settings.image_size, settings.view) for each in pictures])
+        shown = parts.seen(saved, pictures)
         return torch.from_numpy(images.run(None, {"pixel_values": tower.normalise(shown).numpy()})[0])
 
     def encode_captions(texts: Sequence[str]) -> Texts:
