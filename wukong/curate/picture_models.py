@@ -55,40 +55,42 @@ def outputs(
         DataError: the model gives a number that is none, or outside its range.
     """
     network = _network(model, device)
-    seen = _seen(network, model, images, (model.output.name,))
     found = np.full((len(images), network.numbers), np.nan, np.float32)
-    for row, arrays in enumerate(seen):
+    for row, arrays in enumerate(_seen(network, model, images, (model.output.name,))):
         if arrays is not None:
-            found[row] = _taken(arrays[0].reshape(1, -1), model.output)[0]
-            _refuse_impossible(found[row], model, names[row] if names else UNNAMED)
+            found[row] = _taken(_activated(arrays[0].reshape(1, -1), model.output), model)[0]
+            _refuse_impossible(found[row], model, names[row] if names else UNNAMED, model.output.possible)
     return found
 
 
 def maps(
-    model: PictureModel,
-    images: Sequence[Image.Image],
-    taken: Sequence[str | None] = (None,),
-    device: str = "cpu",
-    names: Sequence[str] = (),
+    model: PictureModel, images: Sequence[Image.Image], device: str = "cpu", names: Sequence[str] = ()
 ) -> list[tuple[Numbers, ...] | None]:
-    """Return some outputs of a detector for each picture as they are; None where it cannot read a picture.
+    """Return what a detector gives of each picture, each output with its sides; None where it cannot read a picture.
 
     Args:
-        model: its weights and its input.
+        model: its weights and its input. Its first output, or the one that is named, are scores of 0 to 1, or in
+            ``output.range``; the others are returned as they are.
         images: RGB.
-        taken: names of the outputs; None for the first.
         device: where it computes, as torch names it.
         names: what an error message calls each picture.
 
     Raises:
-        ConfigError: the weights are others, have no such output, or cannot be computed with there.
-        DataError: the model gives a number that is none, or outside its range.
+        ConfigError: the weights are others, or cannot be computed with there.
+        DataError: the model gives a number that is none, or a score outside its range.
     """
-    seen = _seen(_network(model, device), model, images, taken)
-    for row, arrays in enumerate(seen):
-        for array in arrays or ():
-            _refuse_impossible(array, model, names[row] if names else UNNAMED)
-    return seen
+    taken = None if model.output.name is None else (model.output.name,)
+    found: list[tuple[Numbers, ...] | None] = [None] * len(images)
+    for row, arrays in enumerate(_seen(_network(model, device), model, images, taken)):
+        if arrays is not None:
+            scores, *others = arrays
+            scores = _activated(scores[None], model.output)[0]
+            name = names[row] if names else UNNAMED
+            _refuse_impossible(scores, model, name, model.output.possible or (0.0, 1.0))
+            for other in others:
+                _refuse_impossible(other, model, name, None)
+            found[row] = (scores, *others)
+    return found
 
 
 def problem(model: PictureModel) -> str:
@@ -148,8 +150,8 @@ class _Network(Protocol):
     most: int
     errors: tuple[type[Exception], ...]
 
-    def __call__(self, pictures: Numbers, taken: Sequence[str | None]) -> list[Numbers]:
-        """Return the outputs that are asked for, each with a row a picture."""
+    def __call__(self, pictures: Numbers, taken: Sequence[str | None] | None) -> list[Numbers]:
+        """Return the outputs that are asked for, by name or None for the first, or all; each with a row a picture."""
         ...
 
 
@@ -174,7 +176,7 @@ def _loaded(model: PictureModel, device: str) -> _Network:
             f"{model.uri} cannot look at a gray picture ({_shown(error)}): compare input.size and input.layout with "
             "what its authors say"
         ) from error
-    network.numbers = _taken(first[:1].reshape(1, -1), model.output, model.uri).shape[1]
+    network.numbers = _taken(first[:1].reshape(1, -1), model).shape[1]
     return network
 
 
@@ -211,6 +213,11 @@ class _Graph:
                 session = onnxruntime.InferenceSession(_with_free_sides(weights), options, providers=[provider])
         except self.errors as error:
             raise ConfigError(f"onnxruntime does not load {model.uri} ({_shown(error)}): export it anew") from error
+        if provider not in (used := session.get_providers()):  # it goes on with another where a library is missing
+            raise ConfigError(
+                f"{model.uri}: onnxruntime cannot use {device} and would take {', '.join(used)}: install the libraries "
+                "of CUDA that this onnxruntime-gpu wants, or set the model's device to 'cpu'"
+            )
         self._uri, self._session, self._outputs = model.uri, session, [each.name for each in session.get_outputs()]
         (self._input, *others) = session.get_inputs()
         if others or self._input.type != "tensor(float)":
@@ -218,8 +225,8 @@ class _Graph:
             raise ConfigError(f"{model.uri} takes {kinds}: export it with one input, of float32")
         self.most = self._input.shape[0] if isinstance(self._input.shape[0], int) else 0
 
-    def __call__(self, pictures: Numbers, taken: Sequence[str | None]) -> list[Numbers]:
-        wanted = [name or self._outputs[0] for name in taken]
+    def __call__(self, pictures: Numbers, taken: Sequence[str | None] | None) -> list[Numbers]:
+        wanted = self._outputs if taken is None else [name or self._outputs[0] for name in taken]
         if missing := [name for name in wanted if name not in self._outputs]:
             raise ConfigError(f"{self._uri} gives {', '.join(self._outputs)}, and not {', '.join(missing)}")
         found: list[Numbers] = self._session.run(wanted, {self._input.name: pictures})
@@ -264,10 +271,10 @@ class _Folder:
         self._module, self._device, self.numbers = classifier_folders.build(config, weights, model.uri), device, 0
         self._module.eval().to(device)
 
-    def __call__(self, pictures: Numbers, taken: Sequence[str | None]) -> list[Numbers]:
+    def __call__(self, pictures: Numbers, taken: Sequence[str | None] | None) -> list[Numbers]:
         import torch
 
-        if any(taken):
+        if taken and any(taken):
             raise ConfigError("output.name is of an ONNX file: a folder's model has one output, so leave it out")
         with torch.inference_mode():
             scores = self._module(torch.from_numpy(pictures).to(self._device))
@@ -275,7 +282,7 @@ class _Folder:
 
 
 def _seen(
-    network: _Network, model: PictureModel, images: Sequence[Image.Image], taken: Sequence[str | None]
+    network: _Network, model: PictureModel, images: Sequence[Image.Image], taken: Sequence[str | None] | None
 ) -> list[tuple[Numbers, ...] | None]:
     """What a network gives for each picture; pictures whose views are of one size are run together."""
     found: list[tuple[Numbers, ...] | None] = [None] * len(images)
@@ -294,7 +301,7 @@ def _seen(
 
 
 def _run(
-    network: _Network, model: PictureModel, batch: Sequence[tuple[int, Image.Image]], taken: Sequence[str | None]
+    network: _Network, model: PictureModel, batch: Sequence[tuple[int, Image.Image]], taken: Sequence[str | None] | None
 ) -> list[tuple[Numbers, ...] | None]:
     """Run a batch; if it fails, each of its pictures by itself, to find those that fail."""
     pictures = _stacked([seen for _, seen in batch], model.input)
@@ -318,33 +325,39 @@ def _stacked(views: Sequence[Image.Image], settings: PictureInput) -> Numbers:
     return np.ascontiguousarray(pixels if settings.layout == "nhwc" else pixels.transpose(0, 3, 1, 2))
 
 
-def _taken(scores: Numbers, output: PictureOutput, uri: str = "") -> Numbers:
-    """The numbers that the settings take of a model's, [pictures, numbers]."""
+def _activated(scores: Numbers, output: PictureOutput) -> Numbers:
+    """The scores of [pictures, classes, …] numbers."""
     if output.activation == "softmax":
-        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-        scores /= scores.sum(axis=1, keepdims=True)
+        powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+        scores = powers / powers.sum(axis=1, keepdims=True)
     elif output.activation == "sigmoid":
-        scores = np.reciprocal(1 + np.exp(-scores))
-    if output.index is None:
+        scores = 0.5 + 0.5 * np.tanh(0.5 * scores)  # 1 / (1 + exp(-scores)), which overflows
+    return scores
+
+
+def _taken(scores: Numbers, model: PictureModel) -> Numbers:
+    """The numbers that the settings take of a model's, [pictures, numbers]."""
+    index = model.output.index
+    if index is None:
         return scores
-    if max(output.index) >= scores.shape[1]:
+    if max(index) >= scores.shape[1]:
         raise ConfigError(
-            f"{uri} gives {scores.shape[1]} numbers a picture, and output.index names {max(output.index)}: 0 to "
+            f"{model.uri} gives {scores.shape[1]} numbers a picture, and output.index names {max(index)}: 0 to "
             f"{scores.shape[1] - 1} are allowed"
         )
-    taken: Numbers = scores[:, output.index].sum(axis=1, keepdims=True)
+    taken: Numbers = scores[:, index].sum(axis=1, keepdims=True)
     return taken
 
 
-def _refuse_impossible(numbers: Numbers, model: PictureModel, name: str) -> None:
+def _refuse_impossible(numbers: Numbers, model: PictureModel, name: str, possible: tuple[float, float] | None) -> None:
     if not np.isfinite(numbers).all():
         raise DataError(
             f"{model.uri} gives a number that is infinite or none for {name}: compare its input with what its authors "
             "say, or export it anew"
         )
-    if model.output.possible is None:
+    if possible is None:
         return
-    least, greatest = model.output.possible
+    least, greatest = possible
     room = _ROUNDING * (greatest - least)
     wrong = numbers[(numbers < least - room) | (numbers > greatest + room)]
     if wrong.size:
