@@ -27,7 +27,9 @@ _HALF = (0.5, 0.53)
 
 _MIDDLE = 0.88
 _LEAST = 16
-_COARSE = 5.0
+_WINDOW = 9
+_OUTLINE = 12.0
+_NOISE = 4.0
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
@@ -46,11 +48,10 @@ def pixels(small: bytes) -> Pixels:
         return np.asarray(image.convert("RGB"), dtype=np.float32)
 
 
-def agreement(one: Pixels, other: Pixels) -> tuple[float, float]:
-    """How well two small pictures agree where one lies best over the other.
+def agreement(one: Pixels, other: Pixels) -> float:
+    """How well two small pictures agree where one lies best over the other: 1 where they are equal.
 
-    Returns:
-        The correlation of their colours and that of their details, from -1 to 1.
+    It is the mean of two correlations: of their colours, and of their details in small windows.
     """
     best, pair = -1.0, None
     for fixed, moved in _placements(one, other):
@@ -60,8 +61,8 @@ def agreement(one: Pixels, other: Pixels) -> tuple[float, float]:
             height, width = moved.shape[:2]
             best, pair = score, (fixed[upper : upper + height, left : left + width], moved)
     if pair is None:
-        return -1.0, -1.0
-    return best, _correlation(*(_details(each) for each in pair))
+        return -1.0
+    return (best + _details(*pair)) / 2
 
 
 def _placements(one: Pixels, other: Pixels) -> Iterator[tuple[Pixels, Pixels]]:
@@ -87,12 +88,16 @@ def _middle(image: Pixels) -> Pixels:
     return np.ascontiguousarray(image[upper : upper + height, left : left + width])
 
 
-def _details(image: Pixels) -> Pixels:
-    gray = image @ _LUMA
-    return gray - cv2.GaussianBlur(gray, (0, 0), gray.shape[0] / _COARSE / 2)
+def _details(one: Pixels, other: Pixels) -> float:
+    """The mean correlation of small windows. A faint texture counts nearly as much as an outline."""
+    a, b = one @ _LUMA, other @ _LUMA
+    mean_a, mean_b = _mean(a), _mean(b)
+    deviation_a = np.sqrt(np.maximum(_mean(a * a) - mean_a * mean_a, 0))
+    deviation_b = np.sqrt(np.maximum(_mean(b * b) - mean_b * mean_b, 0))
+    weight = np.minimum(np.maximum(deviation_a, deviation_b), _OUTLINE)
+    correlation = (_mean(a * b) - mean_a * mean_b) / (deviation_a * deviation_b + _NOISE)
+    return float((weight * correlation).sum() / max(weight.sum(), 1e-6))
 
 
-def _correlation(one: Pixels, other: Pixels) -> float:
-    a, b = one - one.mean(), other - other.mean()
-    size = float(np.sqrt((a * a).sum() * (b * b).sum()))
-    return float((a * b).sum()) / size if size else -1.0
+def _mean(values: Pixels) -> Pixels:
+    return cv2.blur(values, (_WINDOW, _WINDOW), borderType=cv2.BORDER_REFLECT_101)
