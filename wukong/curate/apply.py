@@ -61,7 +61,7 @@ def apply_picture_rules(
         The columns of ``DROPPED``, and the further counts of the rules.
     """
     by = [name for name in ("key", "caption") if name in computed.columns]
-    rows = captions.apart(judged).drop(name for name in computed.columns if name not in by)
+    rows = captions.apart(judged).drop((name for name in computed.columns if name not in by), strict=False)
     joined = rules.look_up(rows.join(computed, on=by, how="left", maintain_order="left"), settings, loaded)
     decided = captions.together(joined.with_columns(rules.decide(joined, settings, "pictures")))
     return _stored(decided), rules.counts(decided, settings)
@@ -82,6 +82,25 @@ def apply_comparisons(judged: pl.DataFrame, repeats: Mapping[str, Hashes], setti
         **{column: pl.Series(np.isin(keys, repeated)) for column, repeated in repeats.items()}
     )
     return _stored(compared.with_columns(rules.decide(compared, settings, "corpus")))
+
+
+def apply_overlaps(
+    judged: pl.DataFrame, found: pl.DataFrame, found_captions: pl.DataFrame, settings: Filter
+) -> pl.DataFrame:
+    """Apply the rules that compare pairs with test sets. Of several captions only those of a test set are dropped.
+
+    Args:
+        judged: what ``apply_comparisons`` returned.
+        found: pairs that show a test picture, columns of ``wukong.curate.overlap.FOUND``.
+        found_captions: captions of a test set, columns of ``wukong.curate.overlap.FOUND_CAPTIONS``.
+        settings: which rules are on.
+    """
+    first = found.select("key", overlap=pl.format("{}/{}", "set", "picture")).unique("key", keep="first")
+    captioned = found_captions.rename({"set": "overlap_caption"}).unique(["key", "caption_original"], keep="first")
+    rows = captions.apart(judged).drop("overlap", "overlap_caption")
+    rows = rows.join(first, on="key", how="left", maintain_order="left")
+    rows = rows.join(captioned, on=["key", "caption_original"], how="left", maintain_order="left")
+    return _stored(captions.together(rows.with_columns(rules.decide(rows, settings, "tests"))))
 
 
 def hold_back(assigned: pl.DataFrame, settings: Filter) -> pl.DataFrame:

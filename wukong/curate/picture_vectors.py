@@ -72,7 +72,7 @@ def halves(
     cut = [half for row in wide for half in _cut(images[row])]
     encoded = encode(cut, model, device, [names[row] for row in wide for _ in range(2)])
     both = np.full((len(images), 2 * encoded.shape[1]), np.nan, np.float16)
-    both[wide] = encoded.reshape(len(wide), -1)
+    both[wide] = encoded.reshape(len(wide), both.shape[1])
     return column(both)
 
 

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from wukong.config.picture_model import PictureModel
 from wukong.config.section import Strict
 from wukong.curate.rule import Column, FromPictures, PictureBatch, Rule
+from wukong.curate.rules.forbidden import pdq_forms, pdq_quality
 from wukong.runtime.language import message
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class OverlapSettings(Strict):
     )
     vector_model: PictureModel | None = Field(
         None,
-        description="model whose vectors of pictures are compared, for instance SSCD; null for the packaged image tower",
+        description="model by whose vectors pictures are compared, for instance SSCD; null for the packaged tower",
     )
 
 
@@ -78,20 +79,9 @@ def _on(settings: OverlapSettings) -> bool:
     return settings.decontaminate is not None
 
 
-def _by_vectors(settings: OverlapSettings) -> bool:
+def by_vectors(settings: OverlapSettings) -> bool:
+    """Whether pictures are compared by vectors too."""
     return settings.decontaminate is not None and settings.decontaminate.min_cosine is not None
-
-
-def _forms(batch: PictureBatch, _settings: OverlapSettings) -> pl.Series:
-    import polars as pl
-
-    return pl.Series([each.tobytes() for each in batch.pdq[0]], dtype=pl.Binary)
-
-
-def _quality(batch: PictureBatch, _settings: OverlapSettings) -> pl.Series:
-    import polars as pl
-
-    return pl.Series(batch.pdq[1], dtype=pl.UInt8)
 
 
 def vectors(batch: PictureBatch, settings: OverlapSettings) -> pl.Series:
@@ -136,11 +126,12 @@ def _load(settings: OverlapSettings) -> None:
     """Refuse fingerprints that cannot be compared, before a task needs them.
 
     Raises:
-        ConfigError: a file is of another kind or version, or holds the vectors of another model.
+        ConfigError: a file is of another kind or version, or damaged.
     """
     from wukong.curate import overlap
 
-    overlap.check(settings)
+    for uri in settings.decontaminate.hashes if settings.decontaminate else ():
+        overlap.read(uri)
 
 
 def _digests(settings: OverlapSettings) -> dict[str, str]:
@@ -164,11 +155,11 @@ RULE = Rule(
         Column("overlap_caption", "string", place=91, optional=True),
     ),
     from_pictures=(
-        FromPictures("pdq_forms", _on, _forms, _THRESHOLDS),
-        FromPictures("pdq_quality", _on, _quality, _THRESHOLDS),
-        FromPictures("vector", _by_vectors, vectors, _THRESHOLDS, runs_model=True),
-        FromPictures("halves", _by_vectors, _halves, _THRESHOLDS, runs_model=True),
-        FromPictures("thumbnail", _by_vectors, _thumbnails, _THRESHOLDS),
+        FromPictures("pdq_forms", _on, pdq_forms, _THRESHOLDS),
+        FromPictures("pdq_quality", _on, pdq_quality, _THRESHOLDS),
+        FromPictures("vector", by_vectors, vectors, _THRESHOLDS, runs_model=True),
+        FromPictures("halves", by_vectors, _halves, _THRESHOLDS, runs_model=True),
+        FromPictures("thumbnail", by_vectors, _thumbnails, _THRESHOLDS),
     ),
     load=_load,
     digests=_digests,
