@@ -35,7 +35,8 @@ FIRST_THREE, MEAN, FALSE_HITS, SPEED = 0.99, 0.95, 1e-5, 0.8
 BATCH = 64
 TIMED = 512
 SIDE = 256
-SETTINGS = OverlapSettings(decontaminate=Decontaminate(sets=("all",)))
+ASKED = Decontaminate(sets=("all",))
+SETTINGS = OverlapSettings(decontaminate=ASKED)
 
 
 def of_demo() -> tuple[list[Path], list[Path]]:
@@ -139,7 +140,7 @@ def main() -> int:
     training = [training[n] for n in sorted(random.permutation(len(training))[: arguments.training])]
 
     known = columns((str(number), encoded(stored(path))) for number, path in enumerate(tests))
-    search = overlap.Search(overlap.Tests.of_pairs("planted", known), SETTINGS.decontaminate)
+    search = overlap.Search(overlap.Tests.of_pairs("planted", known), ASKED)
     copies = columns(planted(tests, training))
     others = columns((str(path), encoded(stored(path))) for path in training)
     found, mistaken = search.found(copies), search.found(others)

@@ -87,7 +87,7 @@ class Search:
         self._tests, self._settings = tests, settings
         self._told = np.flatnonzero(tests.quality >= settings.min_quality)
         self._hashes = HashSearch(np.ascontiguousarray(tests.forms[self._told, :_FORMS]).reshape(-1, pdq.BYTES))
-        self._readable = np.empty(0, np.intp)
+        self._readable, self._least = np.empty(0, np.intp), settings.min_cosine or 0.0
         if tests.vectors is not None and settings.min_cosine is not None:
             import faiss
 
@@ -142,7 +142,7 @@ class Search:
         queries = np.concatenate([whole, halves]).astype(np.float32)
         known = np.isfinite(queries).all(axis=1)
         cosines, tests = self._index.search(queries[known], min(_NEAREST, len(self._readable)))
-        query, place = np.nonzero(cosines >= self._settings.min_cosine)
+        query, place = np.nonzero(cosines >= self._least)
         near = np.stack([rows[known][query], self._readable[tests[query, place]]], axis=1)
         return [(int(row), int(test)) for row, test in np.unique(near, axis=0)]
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 ALL = "all"
 
-TOWER = {"name": "tf_efficientnet_lite0", "image_size": 224, "block": 4}
+SIDE = 224
+TOWER = {"name": "tf_efficientnet_lite0", "image_size": SIDE, "block": 4}
 """The image tower that comes in a package, and the stage of which its vectors are the mean."""
 
 
