@@ -47,7 +47,7 @@ from wukong.curate.caption_counts import CaptionCounts, Hashes
 from wukong.curate.pairs import DROPPED, read_pairs, schema_of
 from wukong.curate.rule import HELD_BACK
 from wukong.curate.text import clean
-from wukong.data.schema import MORE_CAPTIONS
+from wukong.data.schema import MORE_CAPTIONS, OVERLAPS
 from wukong.errors import DataError
 from wukong.runtime.language import message
 from wukong.stages import places
@@ -58,9 +58,6 @@ log = logging.getLogger(__name__)
 
 FORBIDDEN = "forbidden.txt"
 """Where a filter stage lists the digests of pictures that nobody may see, for a takedown; no part of the manifest."""
-
-OVERLAPS = "overlaps.parquet"
-"""Part of the manifest where ``filter.decontaminate`` is on: which pairs show which test picture."""
 
 _GROUPS = 64
 _MAX_ROWS = 100_000

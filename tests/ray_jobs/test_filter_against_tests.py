@@ -17,6 +17,7 @@ from wukong.config import documents
 from wukong.config.experiment import Experiment
 from wukong.crawl.url import key_of
 from wukong.curate import hash_files
+from wukong.data.schema import OVERLAPS
 from wukong.errors import ConfigError
 from wukong.evaluate import fingerprints
 from wukong.store import storage
@@ -105,7 +106,7 @@ def test_pictures_of_a_set_known_by_its_hashes_are_dropped_and_named(tmp_path, m
     crawl = crawl_of(make_crawl, planted, part_size=2)
     manifest = job.run(settings(tmp_path, {"hashes": [uri], **BY_HASHES}), {"crawl": crawl})
 
-    found = table(manifest, job.OVERLAPS).to_dicts()
+    found = table(manifest, OVERLAPS).to_dicts()
     shown = {(row["picture"], row["key"]) for row in found}
     assert shown == {("test0.png", key_of("http://x/a/small")), ("test1.png", key_of("http://x/a/mirrored"))}
     assert {(row["set"], row["level"], row["action"]) for row in found} == {("known", "hash", "drop")}
@@ -126,7 +127,7 @@ def test_marked_pairs_are_trained_on_and_keep_their_mark(tmp_path, make_crawl):
     assert manifest.dropped["overlap"] == 0 and manifest.counts["overlap/known"] == 1
     marks = dict(table(manifest, "train/").select("url", "overlap").iter_rows())
     assert marks == {"http://x/a/same": "known/test.png", "http://x/a/other": None}
-    assert table(manifest, job.OVERLAPS)["action"].to_list() == ["mark"]
+    assert table(manifest, OVERLAPS)["action"].to_list() == ["mark"]
 
 
 def test_what_is_near_a_hold_out_is_dropped_though_its_file_is_another(tmp_path, make_crawl):
@@ -136,7 +137,7 @@ def test_what_is_near_a_hold_out_is_dropped_though_its_file_is_another(tmp_path,
     assert plain.counts["train"] == 2, "equal files alone are kept away"
     manifest = job.run(settings(tmp_path, {"sets": ["held"], **BY_HASHES}), {"crawl": crawl})
     assert manifest.counts["overlap/held"] == manifest.dropped["overlap"] == 1
-    (row,) = table(manifest, job.OVERLAPS).to_dicts()
+    (row,) = table(manifest, OVERLAPS).to_dicts()
     assert (row["picture"], row["key"]) == (key_of("http://x/held/one"), key_of("http://x/a/smaller"))
 
 
@@ -151,7 +152,7 @@ def test_captions_of_a_test_are_dropped_in_any_form_and_counted_apart(tmp_path, 
     crawl = crawl_of(make_crawl, pictures)
     manifest = job.run(settings(tmp_path, {"hashes": [uri], **BY_HASHES}), {"crawl": crawl})
     assert manifest.counts["overlap_captions/known"] == manifest.dropped["overlap"] == 1
-    assert "overlap/known" not in manifest.counts and not len(table(manifest, job.OVERLAPS))
+    assert "overlap/known" not in manifest.counts and not len(table(manifest, OVERLAPS))
     assert table(manifest, "dropped/").select("url", "overlap_caption").rows() == [("http://x/a/one", "known")]
     kept = job.run(settings(tmp_path, {"hashes": [uri], "captions": False, **BY_HASHES}), {"crawl": crawl})
     assert kept.counts["train"] == 3
@@ -196,7 +197,7 @@ def test_without_the_setting_nothing_of_it_is_stored(tmp_path, make_crawl):
     assert not {"decontaminate", "vector_model", "fingerprints", "digests"} & manifest.config.keys()
     assert "overlap" not in manifest.config.get("rule_versions", {})
     assert not {"overlap", "overlap_caption"} & {*table(manifest, "train/").columns}
-    assert not manifest.part_uris(job.OVERLAPS)
+    assert not manifest.part_uris(OVERLAPS)
 
 
 def test_fingerprints_of_another_kind_are_refused_before_any_task(tmp_path, make_crawl):

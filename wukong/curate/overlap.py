@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from wukong.config.decontaminate import Decontaminate
 from wukong.curate import alignment, hash_files, pdq, picture_vectors
 from wukong.curate.hash_files import Fingerprints
 from wukong.curate.hash_search import HashSearch
 from wukong.curate.picture_vectors import Vectors
-from wukong.curate.rules.overlap import Decontaminate, OverlapSettings
 from wukong.errors import ConfigError, DataError
 from wukong.store import storage
 
@@ -173,11 +173,11 @@ def read(uri: str) -> Tests:
         raise ConfigError(str(error)) from error
 
 
-def digests(settings: OverlapSettings) -> dict[str, str]:
+def digests(asked: Decontaminate) -> dict[str, str]:
     """The digest of each file of fingerprints that the settings name."""
     return {
         f"decontaminate.hashes.{number}": hashlib.sha256(storage.read_bytes(uri)).hexdigest()
-        for number, uri in enumerate(settings.decontaminate.hashes if settings.decontaminate else ())
+        for number, uri in enumerate(asked.hashes)
     }
 
 

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import polars as pl
 from PIL import Image
 
+from wukong.config.decontaminate import SIDE, TOWER
 from wukong.config.picture_model import PictureModel
 from wukong.curate import picture_models
-from wukong.curate.rules.overlap import SIDE, TOWER
 from wukong.errors import DataError
 
 Vectors = npt.NDArray[np.float16]
