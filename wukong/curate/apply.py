@@ -84,6 +84,25 @@ def apply_comparisons(judged: pl.DataFrame, repeats: Mapping[str, Hashes], setti
     return _stored(compared.with_columns(rules.decide(compared, settings, "corpus")))
 
 
+def apply_overlaps(
+    judged: pl.DataFrame, found: pl.DataFrame, found_captions: pl.DataFrame, settings: Filter
+) -> pl.DataFrame:
+    """Apply the rules that compare pairs with test sets. Of several captions only those of a test set are dropped.
+
+    Args:
+        judged: what ``apply_comparisons`` returned.
+        found: pairs that show a test picture, columns of ``wukong.curate.overlap.FOUND``.
+        found_captions: captions of a test set, columns of ``wukong.curate.overlap.FOUND_CAPTIONS``.
+        settings: which rules are on.
+    """
+    first = found.select("key", overlap=pl.format("{}/{}", "set", "picture")).unique("key", keep="first")
+    captioned = found_captions.rename({"set": "overlap_caption"}).unique(["key", "caption_original"], keep="first")
+    rows = captions.apart(judged).drop("overlap", "overlap_caption")
+    rows = rows.join(first, on="key", how="left", maintain_order="left")
+    rows = rows.join(captioned, on=["key", "caption_original"], how="left", maintain_order="left")
+    return _stored(captions.together(rows.with_columns(rules.decide(rows, settings, "tests"))))
+
+
 def hold_back(assigned: pl.DataFrame, settings: Filter) -> pl.DataFrame:
     """Give the pairs that are in no split their drop reason.
 
