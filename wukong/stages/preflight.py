@@ -134,7 +134,8 @@ def check_lists(experiment: Experiment) -> None:
     """Check that the lists that the experiment names can be read; this imports what the crawl and the filter import.
 
     Raises:
-        ConfigError: an opt-out list has a wrong line, or the lists of sensitive words have no word; names the key.
+        ConfigError: an opt-out list has a wrong line, the lists of sensitive words have no word, or a file is another
+            one than a rule expects; names the key.
     """
     from wukong.crawl.optout import OptOut
 
@@ -146,10 +147,11 @@ def check_lists(experiment: Experiment) -> None:
             except ConfigError as error:
                 problems.append(f"{key}: {error}")
     for rule in rules.REGISTRY:
-        named = [f"filter.{key}: {uri}" for key in rule.uris or () if (uri := getattr(experiment.filter, key))]
-        if named and rule.load is not None:
+        named = [f"filter.{key}: {uri}" for key, (uri, _) in rules.uris(experiment.filter, [rule]).items()]
+        for read in (rule.load, rule.verify) if named else ():
             try:
-                rule.load(experiment.filter)
+                if read is not None:
+                    read(experiment.filter)
             except ConfigError as error:
                 problems.append(f"{', '.join(named)}: {error}")
     _refuse(problems)
@@ -168,7 +170,7 @@ def _checks(experiment: Experiment) -> Mapping[str, Callable[[str], str]]:
         **({"crawl.endpoint": source.check} if isinstance(source, Listed) else {}),
         "crawl.politeness.opt_out": _of_file,
         "crawl.previous": lambda uri: _of_stage(uri, "crawl"),
-        **{f"filter.{key}": check for rule in rules.REGISTRY for key, check in (rule.uris or {}).items()},
+        **{f"filter.{key}": check for key, (_, check) in rules.uris(experiment.filter).items()},
         "validation.reference": lambda uri: _of_stage(uri, "validate"),
         "release.opt_out": _of_file,
         "evaluate.sets": lambda uri: _of_sets(uri, experiment.published_sets),

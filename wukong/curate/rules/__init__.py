@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import pkgutil
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
@@ -193,6 +193,18 @@ def compute(pairs: pl.DataFrame, settings: Strict, counts: CaptionCounts, loaded
         if rule.compute is not None:
             columns |= rule.compute(batch, settings)
     return pairs.with_columns(**columns)
+
+
+def uris(settings: Strict, of: Sequence[Rule[Any]] = REGISTRY) -> dict[str, tuple[str, Callable[[str], str]]]:
+    """The URIs that the settings of some rules name, by dotted key, each with what says why it cannot be used."""
+    found: dict[str, tuple[str, Callable[[str], str]]] = {}
+    for key, check in ((key, check) for rule in of for key, check in (rule.uris or {}).items()):
+        value: Any = settings
+        for name in key.split("."):
+            value = getattr(value, name, None)
+        named = {key: value} if isinstance(value, str) else {f"{key}.{at}": each for at, each in enumerate(value or ())}
+        found |= {name: (uri, check) for name, uri in named.items()}
+    return found
 
 
 def checks() -> list[tuple[Rule[Any], Check[Any]]]:
