@@ -64,7 +64,7 @@ def apply_picture_rules(
     rows = captions.apart(judged).drop((name for name in computed.columns if name not in by), strict=False)
     joined = rules.look_up(rows.join(computed, on=by, how="left", maintain_order="left"), settings, loaded)
     decided = captions.together(joined.with_columns(rules.decide(joined, settings, "pictures")))
-    return _stored(decided), rules.counts(decided, settings)
+    return _stored(decided), rules.counts(decided.filter(judged["dropped_by"].is_null()), settings)
 
 
 def apply_comparisons(judged: pl.DataFrame, repeats: Mapping[str, Hashes], settings: Filter) -> pl.DataFrame:

@@ -221,12 +221,14 @@ class Rule(Generic[S]):
         from_pictures: the columns that it reads of pictures.
         look_up: further columns, after the pictures were read: from the columns of the crawl and of pictures, and from
             what ``load`` read. No picture is read again where that changes.
-        counts: further counts of the stage's manifest, of the pairs of a part after the pictures were read, with
-            ``dropped_by``. Its rule must have ``from_pictures`` or ``look_up``.
+        counts: further counts of the stage's manifest, of the pairs of a part that were left when the pictures were
+            read, with ``dropped_by``. Its rule must have ``from_pictures`` or ``look_up``.
         comparison: for a rule that compares each pair with all others.
         check: what the gate expects.
         uris: settings that are URIs or lists of them, of a section ``section.setting``, each with a function that
             returns why a URI cannot be used, in words that name it, or an empty string.
+        verify: compares files that the settings name with what they say of them; for preflight checks, because it may
+            read much. Raises ``ConfigError``.
         crawl_limits: settings that the crawl applies too, under the same name in its section, each with a function of
             the filter's and the crawl's value that returns whether the filter's lets more pictures pass.
         against_tests: whether it compares what would be trained on with test sets and hold-outs.
@@ -252,6 +254,7 @@ class Rule(Generic[S]):
     comparison: Comparison[S] | None = None
     check: Check[S] | None = None
     uris: Mapping[str, Callable[[str], str]] | None = None
+    verify: Callable[[S], None] | None = None
     crawl_limits: Mapping[str, Callable[[float, float], bool]] | None = None
     against_tests: bool = False
     never_shown: bool = False
