@@ -232,6 +232,9 @@ class Rule(Generic[S]):
         crawl_limits: settings that the crawl applies too, under the same name in its section, each with a function of
             the filter's and the crawl's value that returns whether the filter's lets more pictures pass.
         against_tests: whether it compares what would be trained on with test sets and hold-outs.
+        kinds: for the dataset card, the kind of each pair that the rule dropped, for instance the category of a word;
+            from rows of ``wukong.curate.pairs.DROPPED`` and what ``load`` returned.
+        unchecked: what a dataset card says where the rule is off: a sentence that names what nobody looked for.
         never_shown: whether nobody may see what the rule drops, not even blurred.
     """
 
@@ -257,6 +260,8 @@ class Rule(Generic[S]):
     verify: Callable[[S], None] | None = None
     crawl_limits: Mapping[str, Callable[[float, float], bool]] | None = None
     against_tests: bool = False
+    kinds: Callable[[pl.DataFrame, S, Any], pl.Series] | None = None
+    unchecked: str = ""
     never_shown: bool = False
 
     @property

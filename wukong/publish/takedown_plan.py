@@ -406,7 +406,7 @@ def _pages(stage: Manifest, keys: Set[str], *, lost: bool) -> tuple[dict[str, in
         if shown is None:
             # Without the card's data nobody can tell which pairs it shows.
             deleted += [card.PATH] if lost or deleted else []
-        elif (shown.docs and deleted) or any(pair.key in keys for pair in shown.pairs):
+        elif (shown.docs and deleted) or shown.shows_any(keys):
             rewritten[card.PATH] = 0
     return rewritten, tuple(deleted)
 

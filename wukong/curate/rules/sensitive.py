@@ -55,6 +55,12 @@ def _audit(pairs: pl.DataFrame, words: SensitiveWords) -> pl.Series:
     return pl.Series([matches[0].word if matches else None for matches in each], dtype=pl.String)
 
 
+def _kinds(pairs: pl.DataFrame, _settings: SensitiveSettings, words: SensitiveWords) -> pl.Series:
+    from wukong.curate.text.normalize import normal_forms
+
+    return words.categories_of_normal(normal_forms(pairs["caption"]))
+
+
 def _folder_problem(uri: str) -> str:
     from wukong.store import storage
 
@@ -81,4 +87,5 @@ RULE = Rule(
         audit=_audit,
     ),
     uris={"sensitive_words": _folder_problem},
+    kinds=_kinds,
 )
