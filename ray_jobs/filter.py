@@ -10,7 +10,8 @@ done. The passes are:
 2. rules: compute the rules' columns, decide, mask names (Parquet only, no picture is read);
 3. look, only where a rule reads pictures: compute columns from the pictures of the pairs that are left, in a stage of
    its own, so that with another threshold no picture is read again; then decide over these columns;
-4. compare, only where a rule compares pairs with each other: each group asks which of its pairs repeat an earlier one;
+4. compare, only where a rule compares pairs with each other: each group asks which of its pairs repeat an earlier one,
+   and which of those left have a vector near that of another (``ray_jobs/near_duplicates.py``);
 5. split: each group asks which of its pictures are held out, and which captions of its tests training sees;
 6. assign: the split and the place of each kept pair; dropped pairs are written with their reason;
 7. scatter: each tar is read once, and its kept pairs are written into files of buckets, pictures and all. A bucket is a
@@ -27,7 +28,7 @@ Every pass is a function of the crawl's files and the config, so a killed run co
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,7 @@ import numpy as np
 import polars as pl
 import ray
 
-from ray_jobs import gpus, metrics, repacking
+from ray_jobs import gpus, metrics, near_duplicates, repacking
 from ray_jobs.exchange import ASKER, Answers, ask, run_all
 from ray_jobs.repacking import Piece, Tar
 from wukong.config.experiment import Experiment
@@ -67,6 +68,19 @@ class _Group:
     number: int
     first: int
     parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """What the rules found that compare pairs, as it is told to each group.
+
+    Attributes:
+        repeats: see ``_repeats``.
+        near: what ``wukong.curate.near_duplicates.nearest`` found.
+    """
+
+    repeats: Mapping[str, Answers] = field(default_factory=dict)
+    near: Answers | None = None
 
 
 def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
@@ -108,11 +122,15 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
             lambda: (settings, _compute_from_pictures(experiment, crawl, groups, stage)),
         )
         _show_dropped(by_pictures)
-    assigned = _run_missing(
-        "assign", stage, _assign, groups, lambda: (settings, *_corpus_facts(stage, groups, settings))
-    )
-    _show_dropped(assigned)
     pairs = sum(record["pairs"] for record in judged)
+
+    def corpus_facts() -> tuple[Any, ...]:
+        left = pairs - sum(rows for record in [*judged, *by_pictures] for rows in record["dropped"].values())
+        search = partial(_near, experiment, crawl, groups, stage, left)
+        return settings, *_corpus_facts(stage, groups, settings, search)
+
+    assigned = _run_missing("assign", stage, _assign, groups, corpus_facts)
+    _show_dropped(assigned)
     tars = _tars(stage, crawl, groups)
     kept, pair_bytes = sum(record["kept"] for record in assigned), sum(tar.bytes for tar in tars) / max(1, pairs)
     pieces, buckets = repacking.planned(tars, kept, settings.shard_size, pair_bytes)
@@ -126,7 +144,7 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
         for rule, rows in record["dropped"].items():
             dropped[rule] += rows
     counts = Counter({"pairs": pairs, "kept": pairs - sum(dropped[rule] for rule in applied)})
-    for record in by_pictures:
+    for record in [*by_pictures, *assigned]:
         counts.update(record.get("counts", {}))  # records of earlier versions have none
     for name in (split.TRAIN, *(holdout.name for holdout in settings.split.holdouts)):
         counts[name] = sum(piece.rows for piece in pieces if piece.split == name)
@@ -356,27 +374,24 @@ def _placed_uri(stage: Stage, group: int) -> str:
     return stage.path(f"_work/placed/{group:05d}.parquet")
 
 
-def _judged(
-    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Answers] | None = None
-) -> Iterator[pl.DataFrame]:
+def _judged(stage: Stage, group: _Group, settings: Filter, compared: _Compared) -> Iterator[pl.DataFrame]:
     """The rows of a group's parts with the decisions so far, one table a part.
 
     Args:
         stage: the filter.
         group: whose rows.
         settings: which rules are on.
-        repeats: result of ``_repeats``; without it, what the rules decided that compare no pairs.
+        compared: of the rules that compare pairs, what was found so far.
     """
-    own = {column: _told(answers, group, "key") for column, answers in (repeats or {}).items()}
+    own = {column: _told(answers, group, "key") for column, answers in compared.repeats.items()}
+    near = None if compared.near is None else compared.near.of(group.number)
     for number in range(group.first, group.first + len(group.parts)):
         uri = _judged_uri(stage, number, by_pictures=_decides_late(settings))
-        yield apply.apply_comparisons(pl.DataFrame(storage.read_table(uri)), own, settings)
+        yield apply.apply_comparisons(pl.DataFrame(storage.read_table(uri)), own, near, settings)
 
 
-def _kept(
-    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Answers] | None = None
-) -> Iterator[pl.DataFrame]:
-    for frame in _judged(stage, group, settings, repeats):
+def _kept(stage: Stage, group: _Group, settings: Filter, compared: _Compared) -> Iterator[pl.DataFrame]:
+    for frame in _judged(stage, group, settings, compared):
         yield frame.filter(pl.col("dropped_by").is_null())
 
 
@@ -385,12 +400,13 @@ def _told(answers: Answers, group: _Group, column: str) -> Hashes:
 
 
 def _corpus_facts(
-    stage: Stage, groups: Sequence[_Group], settings: Filter
-) -> tuple[dict[str, Answers], Answers, Answers]:
-    """What ``_assign`` needs of the whole corpus: repeats, held-out pictures, trained captions."""
-    repeats = _repeats(stage, groups, settings)
-    held_out = _ask("pictures", stage, groups, _pictures, split.known, settings, repeats)
-    return repeats, held_out, _ask("seen", stage, groups, _tested, split.known, settings, repeats, held_out)
+    stage: Stage, groups: Sequence[_Group], settings: Filter, search: Callable[[_Compared], Answers | None]
+) -> tuple[_Compared, Answers, Answers]:
+    """What ``_assign`` needs of the whole corpus: compared pairs, held-out pictures, trained captions."""
+    repeats = _Compared(_repeats(stage, groups, settings))
+    compared = _Compared(repeats.repeats, search(repeats))
+    held_out = _ask("pictures", stage, groups, _pictures, split.known, settings, compared)
+    return compared, held_out, _ask("seen", stage, groups, _tested, split.known, settings, compared, held_out)
 
 
 def _repeats(stage: Stage, groups: Sequence[_Group], settings: Filter) -> dict[str, Answers]:
@@ -411,21 +427,41 @@ def _repeats(stage: Stage, groups: Sequence[_Group], settings: Filter) -> dict[s
 
 
 def _bands(stage: Stage, group: _Group, settings: Filter, rule: str, distance: int) -> pl.DataFrame:
-    kept = pl.concat(_kept(stage, group, settings))
+    kept = pl.concat(_kept(stage, group, settings, _Compared()))
     return duplicates.bands((rules.compared_values(rule, kept, settings), duplicates.numbers(kept["key"])), distance)
 
 
-def _pictures(stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Answers]) -> pl.DataFrame:
-    kept = pl.concat(_kept(stage, group, settings, repeats))
+def _near(
+    experiment: Experiment, crawl: Manifest, groups: Sequence[_Group], stage: Stage, left: int, repeats: _Compared
+) -> Answers | None:
+    """Find the pairs, of those that repeat no other, whose vector is near that of another; None where no rule asks."""
+    settings = experiment.filter
+    if rules.nearness(settings) is None:
+        return None
+    computed = _compute_from_pictures(experiment, crawl, groups, stage)
+    if computed is None:
+        return None
+    rows = partial(_vectors, stage, settings, repeats, computed)
+    return near_duplicates.nearest(groups, rows, left, stage.path("_work/near"))
+
+
+def _vectors(stage: Stage, settings: Filter, repeats: _Compared, computed: Stage, group: _Group) -> pl.DataFrame:
+    vectors = []
+    for number, kept in enumerate(_kept(stage, group, settings, repeats), group.first):
+        looked = pl.DataFrame(storage.read_table(computed.path(_picture_columns_path(number))))
+        vectors.append(rules.vectors(kept, looked, settings))
+    return pl.concat(vectors)
+
+
+def _pictures(stage: Stage, group: _Group, settings: Filter, compared: _Compared) -> pl.DataFrame:
+    kept = pl.concat(_kept(stage, group, settings, compared))
     if not split.holds_out(settings.split):
         kept = kept.clear()
     return split.question(split.held_out_pictures(kept, settings.split), split.picture_digests(kept))
 
 
-def _tested(
-    stage: Stage, group: _Group, settings: Filter, repeats: Mapping[str, Answers], held_out: Answers
-) -> pl.DataFrame:
-    kept = pl.concat(_kept(stage, group, settings, repeats))
+def _tested(stage: Stage, group: _Group, settings: Filter, compared: _Compared, held_out: Answers) -> pl.DataFrame:
+    kept = pl.concat(_kept(stage, group, settings, compared))
     if not split.asks_for_captions(settings.split):
         kept = kept.clear()
     trained = split.trained_captions(kept, settings.split, _told(held_out, group, "hash"))
@@ -436,13 +472,15 @@ def _assign(
     stage: Stage,
     group: _Group,
     settings: Filter,
-    repeats: Mapping[str, Answers],
+    compared: _Compared,
     held_out: Answers,
     trained: Answers,
 ) -> dict[str, Any]:
     placed, dropped = [], []
+    nearness, counts = rules.nearness(settings), Counter[str]()
     kept_away, seen = _told(held_out, group, "hash"), _told(trained, group, "hash")
-    for number, judged in enumerate(_judged(stage, group, settings, repeats), group.first):
+    for number, judged in enumerate(_judged(stage, group, settings, compared), group.first):
+        counts.update(nearness.counts(judged, settings) if nearness is not None else {})
         kept = judged.filter(pl.col("dropped_by").is_null())
         kept = kept.with_columns(split=split.assign(kept, settings.split, kept_away, seen))
         kept = apply.without_tested_captions(kept, settings)
@@ -462,5 +500,6 @@ def _assign(
         "kept": len(pairs),
         MORE_CAPTIONS: captions.several(pairs),
         "dropped": apply.count_reasons([out], reasons),
+        "counts": dict(counts),
         "parts": [part.model_dump()],
     }

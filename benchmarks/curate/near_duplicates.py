@@ -61,7 +61,7 @@ class Memory(threading.Thread):
             time.sleep(0.2)
 
 
-def unit(vectors: Floats) -> Floats:
+def unit(vectors: npt.NDArray[Any]) -> Floats:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
@@ -107,9 +107,9 @@ def write(path: Path, number: int, files: int) -> None:
 
 def rows(path: str) -> pl.DataFrame:
     """What the filter reads of a group."""
-    table = pq.read_table(path)
-    vectors = near_duplicates.of_column(table["vector"])
-    return pl.DataFrame({"key": pl.Series(table["key"]), "score": np.zeros(len(table), np.float32), "vector": vectors})
+    table = pl.DataFrame(pq.read_table(path))
+    score = pl.Series("score", np.zeros(len(table), np.float32))
+    return table.select("key", score, near_duplicates.of_column(table["vector"]))
 
 
 def share_found(files: int, found: pl.DataFrame) -> dict[float, list[int]]:

@@ -31,6 +31,9 @@ LENGTH = 4000
 LOWEST = 0.8
 """Nearness below this cosine is not told."""
 
+THRESHOLDS = tuple(round(LOWEST + step / 100, 2) for step in range(20))
+"""Cosines at which it is counted how many pairs would go."""
+
 COMPARED_WHOLE = 20_000
 """Up to so many vectors are one cluster: each is compared with each."""
 
@@ -39,8 +42,8 @@ SAMPLED = 40
 
 MOST_SAMPLED = 250_000
 
-NEAREST = "nearest"
-COSINE = "nearest_cosine"
+NEAREST, COSINE = "nearest", "nearest_cosine"
+"""What is told of a vector: the key of the nearest that is preferred to it, and their cosine."""
 
 _ROUNDS = 8
 _VISITS = 2
@@ -155,15 +158,13 @@ def best(found: pl.DataFrame) -> pl.DataFrame:
     return found.sort(COSINE, NEAREST, descending=[True, False]).unique("key", keep="first").sort("key")
 
 
-def of_column(column: pa.ChunkedArray) -> pl.Series:
-    """The vectors of pictures, a column of lists of one length, as ``packed`` makes them.
+def of_column(column: pl.Series) -> pl.Series:
+    """The vectors of pictures, a column of lists of one length without nulls, as ``packed`` makes them.
 
     Raises:
         DataError: one has no direction, since it is zero or not finite.
     """
-    lists = column.combine_chunks()
-    flat = lists.flatten().to_numpy(zero_copy_only=False)
-    return packed(whole(flat.reshape(len(lists), lists.type.list_size)))
+    return packed(whole(column.to_numpy())) if len(column) else pl.Series("vector", [], pl.Binary)
 
 
 def packed(vectors: Whole) -> pl.Series:
