@@ -1,0 +1,207 @@
+"""Finding training pairs that show a picture of a test set, or have a caption of one.
+
+Two pictures are nearly equal if their PDQ hashes differ in few bits, as they are or mirrored (level ``hash``). Those
+that were cut, framed, turned or put beside others are found in two steps (level ``vector``): a few test pictures are
+nearest by vectors, and of those count the ones that agree when one picture is laid over the other.
+
+Each set is searched by itself. A task holds the sets' hashes, vectors and small pictures, about 3 KB a picture.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from wukong.curate import alignment, hash_files, pdq, picture_vectors
+from wukong.curate.hash_files import Fingerprints
+from wukong.curate.hash_search import HashSearch
+from wukong.curate.picture_vectors import Vectors
+from wukong.curate.rules.overlap import Decontaminate, OverlapSettings, made_by
+from wukong.errors import ConfigError, DataError
+from wukong.store import storage
+
+FOUND = {"set": pl.String, "picture": pl.String, "key": pl.String, "level": pl.String, "distance": pl.Float32}
+"""A training pair that shows a test picture: ``distance`` is the number of bits at level ``hash``, and what is missing
+to full agreement at level ``vector``."""
+
+FOUND_CAPTIONS = {"set": pl.String, "key": pl.String, "caption_original": pl.String}
+"""A training caption that is one of the set's."""
+
+COLUMNS = ("key", "pdq_forms", "pdq_quality", "vector", "halves", "thumbnail")
+"""What is compared of training pairs; the last three only where vectors are."""
+
+_NEAREST = 5
+_FORMS = 2  # a picture as it is, and mirrored
+
+
+@dataclass(frozen=True)
+class Tests:
+    """The pictures and captions of a test set, as far as they are compared.
+
+    Attributes:
+        name: of the set.
+        pictures: the id of each picture.
+        forms: ``(n, 8, 32)``, PDQ hashes (``wukong.curate.pdq.dihedral``).
+        quality: of PDQ.
+        vectors: of each picture; None where the set is known by hashes alone.
+        thumbnails: small pictures (``wukong.curate.alignment``), with the vectors.
+        captions: hashes of the captions, sorted.
+    """
+
+    name: str
+    pictures: Sequence[str]
+    forms: npt.NDArray[np.uint8]
+    quality: npt.NDArray[np.uint8]
+    vectors: Vectors | None = None
+    thumbnails: Sequence[bytes] = ()
+    captions: npt.NDArray[np.uint64] = np.empty(0, np.uint64)  # noqa: RUF009 - nobody changes it
+
+    @classmethod
+    def of(cls, made: Fingerprints, thumbnails: Sequence[bytes] = ()) -> "Tests":
+        """Those of a set's fingerprints."""
+        vectors = made.vectors if len(thumbnails) else None
+        return cls(made.name, made.pictures, made.forms, made.quality, vectors, thumbnails, made.captions)
+
+    @classmethod
+    def of_pairs(cls, name: str, pairs: pl.DataFrame) -> "Tests":
+        """Those of a hold-out's pairs, with ``COLUMNS``."""
+        vectors = picture_vectors.rows_of(pairs["vector"]) if "vector" in pairs.columns else None
+        thumbnails = pairs["thumbnail"].to_list() if "thumbnail" in pairs.columns else []
+        quality = pairs["pdq_quality"].to_numpy()
+        return cls(name, pairs["key"].to_list(), _forms(pairs["pdq_forms"]), quality, vectors, thumbnails)
+
+
+class Search:
+    """The pictures and captions of a test set, ready to be looked up.
+
+    Args:
+        tests: the set.
+        settings: what is compared, and how near is near.
+    """
+
+    def __init__(self, tests: Tests, settings: Decontaminate) -> None:
+        self._tests, self._settings = tests, settings
+        self._told = np.flatnonzero(tests.quality >= settings.min_quality)
+        self._hashes = HashSearch(np.ascontiguousarray(tests.forms[self._told, :_FORMS]).reshape(-1, pdq.BYTES))
+        self._readable = np.empty(0, np.intp)
+        if tests.vectors is not None and settings.min_cosine is not None:
+            import faiss
+
+            self._readable = np.flatnonzero(np.isfinite(tests.vectors).all(axis=1))
+            kind = faiss.ScalarQuantizer.QT_fp16
+            self._index = faiss.IndexScalarQuantizer(tests.vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+            self._index.add(tests.vectors[self._readable].astype(np.float32))
+
+    def found(self, pairs: pl.DataFrame) -> pl.DataFrame:
+        """Find the training pairs that show a picture of the set.
+
+        Args:
+            pairs: training pairs, each once, with ``COLUMNS``.
+
+        Returns:
+            The columns of ``FOUND``, in the order of the pairs; a pair and a test picture together stand once.
+        """
+        distances = dict(self._by_hash(pairs))
+        near = [each for each in self._near(pairs) if each not in distances] if len(self._readable) else []
+        rows = [(*each, "hash", float(bits)) for each, bits in distances.items()]
+        rows += [(*each, "vector", distance) for each, distance in self._laid_over(pairs, near)]
+        keys, pictures = pairs["key"], self._tests.pictures
+        return pl.DataFrame(
+            [(self._tests.name, pictures[test], keys[row], level, far) for row, test, level, far in sorted(rows)],
+            schema=FOUND,
+            orient="row",
+        )
+
+    def found_captions(self, captions: pl.DataFrame) -> pl.DataFrame:
+        """Find the training captions that are a caption of the set: rows of ``key`` and ``caption_original``.
+
+        Returns:
+            The columns of ``FOUND_CAPTIONS``.
+        """
+        told = np.isin(hash_files.caption_hashes(captions["caption_original"]), self._tests.captions)
+        named = captions.filter(pl.Series(told)).with_columns(set=pl.lit(self._tests.name))
+        return named.select(FOUND_CAPTIONS).unique(maintain_order=True)
+
+    def _by_hash(self, pairs: pl.DataFrame) -> Iterator[tuple[tuple[int, int], int]]:
+        """The row of a pair and that of a test picture, and the bits in which they differ; the nearest come last."""
+        told = np.flatnonzero(pairs["pdq_quality"] >= self._settings.min_quality)
+        hashes = np.ascontiguousarray(_forms(pairs["pdq_forms"].gather(told))[:, 0])
+        found = zip(*self._hashes.within(hashes, self._settings.distance), strict=True)
+        for row, test, bits in sorted(found, key=lambda each: -int(each[2])):
+            yield (int(told[row]), int(self._told[test // _FORMS])), int(bits)
+
+    def _near(self, pairs: pl.DataFrame) -> list[tuple[int, int]]:
+        """Pairs and the test pictures that are nearest by a vector of the whole picture, or of its halves."""
+        whole = picture_vectors.rows_of(pairs["vector"])
+        halves = picture_vectors.rows_of(pairs["halves"]).reshape(len(pairs) * 2, -1)
+        rows = np.concatenate([np.arange(len(pairs)), np.repeat(np.arange(len(pairs)), 2)])
+        queries = np.concatenate([whole, halves]).astype(np.float32)
+        known = np.isfinite(queries).all(axis=1)
+        cosines, tests = self._index.search(queries[known], min(_NEAREST, len(self._readable)))
+        query, place = np.nonzero(cosines >= self._settings.min_cosine)
+        near = np.stack([rows[known][query], self._readable[tests[query, place]]], axis=1)
+        return [(int(row), int(test)) for row, test in np.unique(near, axis=0)]
+
+    def _laid_over(
+        self, pairs: pl.DataFrame, near: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[tuple[int, int], float]]:
+        """Those that agree, and what is missing to full agreement."""
+        of_row = defaultdict(list)
+        for row, test in near:
+            of_row[row].append(test)
+        for row, tests in of_row.items():
+            shown = alignment.pixels(pairs["thumbnail"][row])
+            for test in tests:
+                agreement = alignment.agreement(shown, alignment.pixels(self._tests.thumbnails[test]))
+                if agreement >= self._settings.min_agreement:
+                    yield (row, test), 1 - agreement
+
+
+def check(settings: OverlapSettings) -> None:
+    """Refuse fingerprints that cannot be compared.
+
+    Raises:
+        ConfigError: a file is of another kind or version, damaged, or holds the vectors of another model.
+    """
+    for uri in _uris(settings):
+        read(uri, settings)
+
+
+def read(uri: str, settings: OverlapSettings) -> Fingerprints:
+    """Read the fingerprints of a set.
+
+    Raises:
+        ConfigError: the file is of another kind or version, damaged, or holds the vectors of another model.
+    """
+    try:
+        made = hash_files.read(uri)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    if made.made_by and made.made_by != made_by(settings.vector_model):
+        raise ConfigError(
+            f"{uri} holds the vectors of another model ({made.made_by[:16]}, and the experiment has "
+            f"{made_by(settings.vector_model)[:16]}): set filter.vector_model to the one that they were made with, or "
+            "make the fingerprints again without vectors"
+        )
+    return made
+
+
+def digests(settings: OverlapSettings) -> dict[str, str]:
+    """The digest of each file of fingerprints that the settings name."""
+    import hashlib
+
+    return {
+        f"decontaminate.hashes.{number}": hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+        for number, uri in enumerate(_uris(settings))
+    }
+
+
+def _uris(settings: OverlapSettings) -> tuple[str, ...]:
+    return settings.decontaminate.hashes if settings.decontaminate else ()
+
+
+def _forms(column: pl.Series) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(b"".join(column), np.uint8).reshape(-1, pdq.FORMS, pdq.BYTES)
