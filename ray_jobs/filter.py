@@ -54,6 +54,9 @@ from wukong.store.manifest import Manifest, Part, Stage
 
 log = logging.getLogger(__name__)
 
+FORBIDDEN = "forbidden.txt"
+"""Where a filter stage lists the digests of pictures that nobody may see, for a takedown; no part of the manifest."""
+
 _GROUPS = 64
 _MAX_ROWS = 100_000
 _ROW_GROUP = 4096
@@ -108,6 +111,7 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
             lambda: (settings, _compute_from_pictures(experiment, crawl, groups, stage)),
         )
         _show_dropped(by_pictures)
+        _name_forbidden(stage, crawl, by_pictures)
     assigned = _run_missing(
         "assign", stage, _assign, groups, lambda: (settings, *_corpus_facts(stage, groups, settings))
     )
@@ -153,6 +157,19 @@ def _show_dropped(records: Sequence[Mapping[str, Any]]) -> None:
     for record in records:
         for rule, rows in record["dropped"].items():
             metrics.add("wukong_filter_dropped", rows, rule=rule)
+
+
+def _name_forbidden(stage: Stage, crawl: Manifest, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write a list for a takedown of the pictures that nobody may see, because the crawl still holds them."""
+    digests = sorted({digest for record in records for digest in record.get("never_shown", ())})
+    if digests:
+        uri = stage.path(FORBIDDEN)
+        storage.write_bytes(uri, "".join(f"{digest}\n" for digest in digests).encode())
+        log.warning(
+            f"{len(digests):,} pictures of the crawl at {crawl.uri} are forbidden (filter.forbidden). No shard has "
+            f"them, but the crawl does. Take them out: wukong takedown {uri} --config EXPERIMENT --reason REASON. Name "
+            "the same list in crawl.politeness.opt_out, so that they are not fetched again"
+        )
 
 
 def _groups(crawl: Manifest) -> list[_Group]:
@@ -325,7 +342,7 @@ def _read_pictures(
 
 def _apply_picture_rules(stage: Stage, group: _Group, settings: Filter, computed: Stage | None) -> dict[str, Any]:
     dropped = dict.fromkeys((rule.name for rule in rules.decided("pictures", settings)), 0)
-    loaded, counts = rules.load(settings, late=True), Counter[str]()
+    loaded, counts, digests = rules.load(settings, late=True), Counter[str](), list[str]()
     for number in range(group.first, group.first + len(group.parts)):
         judged = pl.DataFrame(storage.read_table(_judged_uri(stage, number)))
         columns = judged.select("key").clear()
@@ -335,8 +352,9 @@ def _apply_picture_rules(stage: Stage, group: _Group, settings: Filter, computed
         counts.update(counted)
         for reason, rows in apply.count_reasons([judged], dropped).items():
             dropped[reason] += rows
+        digests += judged.filter(pl.col("dropped_by").is_in(rules.never_shown()))["sha256"].drop_nulls()
         storage.write_table(_judged_uri(stage, number, by_pictures=True), judged.to_arrow())
-    return {"dropped": dropped, "counts": dict(counts)}
+    return {"dropped": dropped, "counts": dict(counts), **({"never_shown": digests} if digests else {})}
 
 
 def _judged_uri(stage: Stage, part: int, *, by_pictures: bool = False) -> str:

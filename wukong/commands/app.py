@@ -19,6 +19,7 @@ from wukong.commands import (
     diff,
     evaluate,
     gc,
+    hashes,
     index,
     init,
     model,
@@ -142,6 +143,7 @@ app.command(rich_help_panel=panels.LOOK)(show.show)
 app.command(rich_help_panel=panels.LOOK)(diff.diff)
 app.command(rich_help_panel=panels.SERVE)(search.search)
 app.command(rich_help_panel=panels.SERVE)(serve.serve)
+app.command(rich_help_panel=panels.DATA)(hashes.hashes)
 app.command(rich_help_panel=panels.DATA)(gc.gc)
 
 

@@ -12,7 +12,7 @@ STACK = message("The local stack")
 
 ORDER = {
     TRAIN: ("run", "init", "plan", "sweep", "reproduce", "config"),
-    DATA: ("release", "takedown", "queries", "weights", "gc"),
+    DATA: ("release", "takedown", "queries", "weights", "hashes", "gc"),
     LOOK: ("runs", "report", "note", "logs", "models", "show", "diff"),
     EVALUATE: ("evaluate", "align", "compare", "paper", "promote", "rollback"),
     SERVE: ("search", "serve", "model", "index"),

@@ -86,7 +86,7 @@ class Experiment(Strict):
             "crawl.endpoint": None if crawl.source.searched else crawl.endpoint,
             "crawl.politeness.opt_out": crawl.politeness.opt_out,
             "crawl.previous": crawl.previous,
-            **{f"filter.{key}": getattr(self.filter, key) for rule in rules.REGISTRY for key in rule.uris or ()},
+            **{f"filter.{key}": uri for key, uri in rules.uris(self.filter).items()},
             "validation.reference": self.validation.reference,
             "release.opt_out": self.release.opt_out,
             "evaluate.sets": self.evaluate.sets if self.published_sets else None,

@@ -13,7 +13,7 @@ import gzip
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from wukong.curate import pdq
 from wukong.curate.text.normalize import normal_forms
-from wukong.errors import DataError
+from wukong.errors import ConfigError, DataError
 from wukong.store import storage
 
 MD5_BYTES = 16
@@ -49,12 +49,10 @@ class HashList:
     """A list of pictures by their hashes.
 
     Attributes:
-        uri: where it lies.
         pdq: ``(n, 32)``.
         md5: ``(m, 16)``.
     """
 
-    uri: str
     pdq: pdq.Hashes
     md5: npt.NDArray[np.uint8]
 
@@ -163,11 +161,18 @@ def read(uri: str) -> Fingerprints:
         ) from error
 
 
+def together(lists: Iterable[HashList]) -> HashList:
+    """One list of what several hold, in order, each hash once."""
+    held = [HashList(np.empty((0, pdq.BYTES), np.uint8), np.empty((0, MD5_BYTES), np.uint8)), *lists]
+    kinds = ([each.pdq for each in held], [each.md5 for each in held])
+    return HashList(*(np.unique(np.concatenate(each), axis=0) for each in kinds))
+
+
 def read_list(uri: str) -> HashList:
     """Read a list of forbidden pictures.
 
     Raises:
-        DataError: a line is too long or holds no hash, hashes are of another kind, or there are none or too many.
+        ConfigError: a line is too long or holds no hash, hashes are of another kind, or there are none or too many.
         StorageError: it cannot be read.
     """
     found: dict[str, bytearray] = {"pdq": bytearray(), "md5": bytearray()}
@@ -179,15 +184,15 @@ def read_list(uri: str) -> HashList:
             for kind, value in _values(uri, io.BufferedReader(raw)):
                 found[kind] += value
         except (EOFError, gzip.BadGzipFile) as error:
-            raise DataError(f"{uri} is a damaged gzip file ({error}); fetch it again") from error
+            raise ConfigError(f"{uri} is a damaged gzip file ({error}); fetch it again") from error
     hashes = np.frombuffer(bytes(found["pdq"]), np.uint8).reshape(-1, pdq.BYTES)
     set_bits = np.bitwise_count(hashes).sum(axis=1, dtype=np.int64)
     if len(hashes) and (set_bits > pdq.BITS // 2).mean() > _OTHERS:
-        raise DataError(
+        raise ConfigError(
             f"{uri}: these are no PDQ hashes, of which none has more than half of its bits set. SHA-256 has 64 digits "
             "too: name a list of PDQ or MD5 hashes"
         )
-    return HashList(uri, hashes, np.frombuffer(bytes(found["md5"]), np.uint8).reshape(-1, MD5_BYTES))
+    return HashList(hashes, np.frombuffer(bytes(found["md5"]), np.uint8).reshape(-1, MD5_BYTES))
 
 
 def _values(uri: str, stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
@@ -209,23 +214,23 @@ def _values(uri: str, stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
             declared = row["type"].lower() if name == "hash" and "type" in row else name
             kind = _DIGITS.get(len(cell), "") if declared == "hash" else _NAMES.get(declared, "")
             if not kind or _DIGITS.get(len(cell)) != kind or not _HEXADECIMAL(cell):
-                raise DataError(
+                raise ConfigError(
                     f"{uri}, line {number}: {_shown(cell)} is no hash that can be compared: PDQ has 64 hexadecimal "
                     "digits and MD5 has 32. Leave hashes of other kinds out of the list"
                 )
             if declared == "hash":
                 only = only or kind
                 if kind != only:
-                    raise DataError(
+                    raise ConfigError(
                         f"{uri}, line {number}: {_shown(cell)} is {kind.upper()}, and the lines before it hold "
                         f"{only.upper()}. Keep each kind in a file of its own, or name the kinds in a column 'type'"
                     )
             hashes += 1
             if hashes > _MOST_HASHES:
-                raise DataError(f"{uri} holds more than {_MOST_HASHES:,} hashes; split it into several lists")
+                raise ConfigError(f"{uri} holds more than {_MOST_HASHES:,} hashes; split it into several lists")
             yield kind, bytes.fromhex(cell)
     if not hashes:
-        raise DataError(f"{uri} holds no hash; name a list with at least one, or none at all")
+        raise ConfigError(f"{uri} holds no hash; name a list with at least one, or none at all")
 
 
 def _lines(uri: str, stream: IO[bytes]) -> Iterator[tuple[int, str]]:
@@ -234,13 +239,13 @@ def _lines(uri: str, stream: IO[bytes]) -> Iterator[tuple[int, str]]:
     while line := stream.readline(_MOST_IN_LINE + 1):
         number += 1
         if len(line) > _MOST_IN_LINE:
-            raise DataError(
+            raise ConfigError(
                 f"{uri}, line {number} has more than {_MOST_IN_LINE} bytes: this is no list of hashes, one a line"
             )
         try:
             text = line.decode("utf-8-sig").strip()
         except UnicodeDecodeError as error:
-            raise DataError(f"{uri}, line {number} is no text in UTF-8 ({error}); name a list of hashes") from error
+            raise ConfigError(f"{uri}, line {number} is no text in UTF-8 ({error}); name a list of hashes") from error
         if text and not text.startswith("#"):
             yield number, text
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from wukong.config.section import Strict
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import polars as pl
     import pyarrow as pa
     from PIL import Image
@@ -90,6 +92,13 @@ class PictureBatch:
         from wukong.data.decoding import decode
 
         return [decode(data, name) for data, name in zip(self.pictures, self.names, strict=True)]
+
+    @cached_property
+    def pdq(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Their PDQ hashes in eight forms and the quality of each (``wukong.curate.pdq.dihedral``), for all rules."""
+        from wukong.curate import pdq
+
+        return pdq.dihedral(self.decoded)
 
 
 @dataclass(frozen=True)
@@ -215,10 +224,11 @@ class Rule(Generic[S]):
             ``dropped_by``. Its rule must have ``from_pictures`` or ``look_up``.
         comparison: for a rule that compares each pair with all others.
         check: what the gate expects.
-        uris: settings that are URIs, each with a function that returns why a URI cannot be used, in words that name
-            it, or an empty string.
+        uris: settings that are URIs or lists of them, of a section ``section.setting``, each with a function that
+            returns why a URI cannot be used, in words that name it, or an empty string.
         crawl_limits: settings that the crawl applies too, under the same name in its section, each with a function of
             the filter's and the crawl's value that returns whether the filter's lets more pictures pass.
+        never_shown: whether nobody may see what the rule drops, not even blurred.
     """
 
     name: str
@@ -241,6 +251,7 @@ class Rule(Generic[S]):
     check: Check[S] | None = None
     uris: Mapping[str, Callable[[str], str]] | None = None
     crawl_limits: Mapping[str, Callable[[float, float], bool]] | None = None
+    never_shown: bool = False
 
     @property
     def decided(self) -> Decided:

@@ -18,6 +18,7 @@ from wukong import stages
 from wukong.config.crawl import Crawl
 from wukong.config.evaluators import DIRECTIONS
 from wukong.config.experiment import Experiment
+from wukong.curate import rules
 from wukong.evaluate.protocol import sentences
 from wukong.evaluate.results import HOLDOUT, tasks_of
 from wukong.report import template
@@ -192,11 +193,12 @@ def _headlines(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _dropped(filtered: Manifest) -> list[dict[str, Any]]:
     """Returns each reason with its number of pairs and a few captions, the most frequent reason first."""
     examples: dict[str, list[str]] = {}
-    wanted = {reason for reason, rows in filtered.dropped.items() if rows}
+    wanted = {reason for reason, rows in filtered.dropped.items() if rows} - {*rules.never_shown()}
     for uri in filtered.part_uris("dropped/", ".parquet"):
         if all(len(examples.get(reason, ())) >= _DROPPED_EXAMPLES for reason in wanted):
             break
         table = pl.DataFrame(storage.read_table(uri, ["caption", "dropped_by"])).unique(maintain_order=True)
+        table = table.filter(~pl.col("dropped_by").is_in(rules.never_shown()))
         for (reason,), rows in table.group_by("dropped_by", maintain_order=True):
             known = examples.setdefault(str(reason), [])
             new = (text for text in rows["caption"] if text not in known)

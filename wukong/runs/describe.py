@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from wukong import stages
+from wukong.curate import rules
 from wukong.errors import ConfigError, DataError
 from wukong.runs import listing
 from wukong.runs.run_records import Record
@@ -166,9 +167,13 @@ def _manifest(found: Manifest) -> dict[str, Any]:
 
 
 def _pairs(found: Manifest) -> list[dict[str, Any]]:
-    """Return the first pairs of a stage that holds some."""
+    """Return the first pairs of a stage that holds some, of those that may be seen."""
+    import pyarrow.compute as pc
+
     for uri in found.part_uris(suffix=".parquet"):
         table = storage.read_table(uri)
+        if "dropped_by" in table.column_names:
+            table = table.filter(~pc.field("dropped_by").isin([*rules.never_shown()]))
         columns = [
             name for name in ("key", "caption", "url", "width", "height", "status") if name in table.column_names
         ]

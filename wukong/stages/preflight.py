@@ -120,7 +120,7 @@ def check_world(experiment: Experiment, names: Collection[str] = stages.RECORDED
     for key, uri in experiment.uris().items():
         if key.partition(".")[0] not in sections:
             continue
-        if why := checks[key](uri):
+        if why := checks[key.partition("[")[0]](uri):
             problems.append(f"{key}: {why}")
     if experiment.crawl.engine == "urls" and "crawl" in sections and not experiment.crawl.politeness.is_signed:
         log.warning("crawl.politeness.contact is empty: owners of the listed sites cannot know whom to write to")
@@ -146,7 +146,7 @@ def check_lists(experiment: Experiment) -> None:
             except ConfigError as error:
                 problems.append(f"{key}: {error}")
     for rule in rules.REGISTRY:
-        named = [f"filter.{key}: {uri}" for key in rule.uris or () if (uri := getattr(experiment.filter, key))]
+        named = [f"filter.{key}: {uri}" for key, uri in rules.uris(experiment.filter, [rule]).items()]
         if named and rule.load is not None:
             try:
                 rule.load(experiment.filter)

@@ -95,6 +95,11 @@ def applied(settings: Strict) -> tuple[str, ...]:
     return tuple(rule.name for rule in REGISTRY if rule.enabled(settings))
 
 
+def never_shown() -> tuple[str, ...]:
+    """The drop reasons of pairs that nobody may see: whoever shows what was dropped leaves them out."""
+    return tuple(rule.name for rule in REGISTRY if rule.never_shown)
+
+
 def decided(when: Decided, settings: Strict) -> tuple[Rule[Any], ...]:
     """The rules that are on and decide at this time, in the order in which they drop pairs."""
     return tuple(rule for rule in REGISTRY if rule.decided == when and rule.enabled(settings))
@@ -134,6 +139,23 @@ def dumped(settings: Strict, exclude: Collection[str] = ()) -> dict[str, Any]:
         elif isinstance(values.get(section), dict):
             values[section].pop(key, None)
     return values
+
+
+def uris(settings: Strict, of: Sequence[Rule[Any]] = REGISTRY) -> dict[str, str]:
+    """The URIs that the settings of rules name, by setting; those of a list with their places, ``section.setting[0]``.
+
+    Args:
+        settings: the filter's settings.
+        of: the rules.
+    """
+    found: dict[str, str] = {}
+    for key in (key for rule in of for key in rule.uris or ()):
+        value: Any = settings
+        for name in key.split("."):
+            value = getattr(value, name, None)  # a section may be null
+        named = {key: value} if isinstance(value, str) else {f"{key}[{n}]": each for n, each in enumerate(value or ())}
+        found |= {name: uri for name, uri in named.items() if uri}
+    return found
 
 
 def _added() -> list[str]:
