@@ -30,6 +30,14 @@ LikeOption = Annotated[
         help="In the place of LIST: find what is near this picture, a path or a URI (repeatable).",
     ),
 ]
+LikeHashesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--like-hashes",
+        metavar="FILE",
+        help="As --like, for the pictures of a list of PDQ or MD5 hashes, which nobody sees (repeatable).",
+    ),
+]
 ConfirmOption = Annotated[
     list[str] | None,
     typer.Option("--confirm", metavar="KEY,KEY", help="With --like: take out these of what was listed (repeatable)."),
@@ -61,7 +69,8 @@ class Asked:
     """What is looked for, and how.
 
     Attributes:
-        like: paths or URIs of pictures.
+        like: URIs of pictures.
+        like_hashes: URIs of lists of hashes.
         distance: the most bits in which hashes may differ.
         cosine: the least cosine of vectors.
         indexes: URIs under which indexes of a search are kept.
@@ -71,6 +80,7 @@ class Asked:
     """
 
     like: Sequence[str]
+    like_hashes: Sequence[str]
     distance: int
     cosine: float
     indexes: Sequence[str]
@@ -93,12 +103,12 @@ def confirmed(
         ask: whether to ask for each match if nothing is confirmed, at a terminal.
 
     Raises:
-        ConfigError: an example is no picture, or a key is not among the matches.
+        ConfigError: an example is no picture, a list is of other hashes, or a key is not among the matches.
         DataError: there are no pictures at the place.
     """
     from wukong.publish import alike
 
-    examples = alike.read_examples([each if "://" in each else storage.from_path(Path(each)) for each in asked.like])
+    examples = [*alike.read_examples(asked.like), *alike.read_lists(asked.like_hashes)]
     matches = _matches(console, root, asked, examples)
     if not matches:
         console.print(f"Nothing is near at {root}", markup=False)
@@ -137,7 +147,7 @@ def _matches(console: Console, root: str, asked: Asked, examples: "Sequence[Exam
     from wukong.publish import alike
 
     for example in examples:
-        if not len(example.hashes):
+        if example.picture and not len(example.hashes):
             console.print(
                 f"{example.name} has too little in it to be compared by its hash: only equal files and vectors count",
                 markup=False,
@@ -147,11 +157,12 @@ def _matches(console: Console, root: str, asked: Asked, examples: "Sequence[Exam
     if unread:
         console.print(f"{unread:,} stored pictures cannot be decoded and were not compared")
     known = {hit.key for hit in hits}
-    if asked.cosine < 1 and alike.has_vectors(root, outputs, asked.indexes):
+    seen = [example for example in examples if example.picture]
+    if seen and asked.cosine < 1 and alike.has_vectors(root, outputs, asked.indexes):
         from wukong.publish import alike_vectors
 
         models = [asked.model] if asked.model else []
-        by_vectors, left_out = alike_vectors.near(root, outputs, examples, asked.indexes, models, asked.cosine)
+        by_vectors, left_out = alike_vectors.near(root, outputs, seen, asked.indexes, models, asked.cosine)
         hits += [hit for hit in by_vectors if hit.key not in known]
         for why in left_out:
             console.print(why, markup=False)

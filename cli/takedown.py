@@ -53,6 +53,7 @@ def takedown(
         typer.Option(metavar="FOLDER", help="Where a search keeps its indexes, if not in the stack's home or storage."),
     ] = None,
     like: alike.LikeOption = None,
+    like_hashes: alike.LikeHashesOption = None,
     confirm: alike.ConfirmOption = None,
     yes: alike.YesOption = False,
     distance: alike.DistanceOption = alike.DISTANCE,
@@ -82,10 +83,13 @@ def takedown(
     from wukong.publish import takedown as library
     from wukong.publish import takedown_plan
 
-    if (listed is None) == (not like):
+    by_example = bool(like or like_hashes)
+    if (listed is None) != by_example:
         raise ConfigError("give a LIST, or --like PICTURE, one of them: `wukong takedown --help` has examples")
     if listed is not None and (confirm or yes or sheet or show):
         raise ConfigError("--confirm, --yes, --sheet and --show go with --like: a list is taken down as a whole")
+    if like_hashes and sheet:
+        raise ConfigError("--sheet shows pictures, and nobody may see those of --like-hashes: leave one of them out")
     if reason is None and not dry_run:
         raise ConfigError('say why, for the record: --reason "case 2026-17"; to look only, say --dry-run')
     experiment = documents.load(config_file, overrides)
@@ -101,7 +105,8 @@ def takedown(
         console.print(f"Finishing the takedown by {escape(begun.list_name)} that was begun on {begun.when}")
         library.carry_out(root, begun, copies, tell)
     if listed is None:
-        asked = alike.Asked(like or [], distance, cosine, indexes, model, sheet, show)
+        pictures, hashes = [uri_of(each) for each in like or ()], [uri_of(each) for each in like_hashes or ()]
+        asked = alike.Asked(pictures, hashes, distance, cosine, indexes, model, sheet, show)
         confirmed = alike.confirmed(console, root, asked, confirm, yes=yes, ask=not dry_run)
         if confirmed is None:
             return

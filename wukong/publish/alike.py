@@ -1,16 +1,17 @@
 """Find what looks like a picture that somebody shows, in all that an experiment stored, so that it can be taken down.
 
 A stored picture is near an example if its file is equal (SHA-256 of what was downloaded), or if their PDQ hashes
-(``wukong.curate.pdq``) differ in few bits, also where one of them is mirrored or turned. Hashes that the filter stored
-are used; of other pictures, also of pairs that the filter dropped and of crawls that were killed, the tars are read,
-part by part. ``wukong.publish.alike_vectors`` compares vectors as well.
+(``wukong.curate.pdq``) differ in few bits, also where one of them is mirrored or turned. Hashes that the filter has
+computed (stage ``look``) are used; of other pictures, also of pairs that the filter dropped and of crawls that were
+killed, the tars are read, part by part. ``wukong.publish.alike_vectors`` compares vectors as well. An example may be a
+list of hashes too, of pictures that nobody may see (``wukong.curate.hash_files``).
 """
 
 import asyncio
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import Literal, NamedTuple
 
@@ -21,7 +22,7 @@ from PIL import Image
 
 from wukong.crawl.status import Status
 from wukong.crawl.url import key_of
-from wukong.curate import pdq
+from wukong.curate import hash_files, pdq, rules
 from wukong.curate.hash_search import HashSearch
 from wukong.data import shards
 from wukong.data.decoding import decode
@@ -42,25 +43,30 @@ _MANY_PICTURES = 20_000
 """Processes are worth their start: threads wait for each other while they hash."""
 
 _LIMITS = uploads.Limits(upload_bytes=32 * 2**20)
+_OF_LOOK = ("key", "pdq_forms", "pdq_quality", "md5")
+"""Columns of the stage ``look`` where the filter's rule ``forbidden`` is on."""
+
 _OF_URLS = ("plan", "search")
 """Folders of a crawl's tables that have no pictures."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A picture that somebody shows.
+    """A picture that somebody shows, or a list of hashes of pictures.
 
     Attributes:
         name: how messages call it.
-        sha256: of its file.
-        picture: what a crawl would have stored of it, a JPEG.
-        hashes: of its eight forms, uint8 [8, 32]; of a picture with too little in it to be hashed, [0, 32].
+        hashes: PDQ, uint8 [hashes, 32]; none of a picture with too little in it to be hashed.
+        sha256: of the picture's file; empty for a list.
+        picture: what a crawl would have stored of it, a JPEG; empty for a list.
+        md5: of JPEGs as they are stored, for a list.
     """
 
     name: str
-    sha256: str
-    picture: bytes
-    hashes: npt.NDArray[np.uint8]
+    hashes: pdq.Hashes
+    sha256: str = ""
+    picture: bytes = b""
+    md5: frozenset[bytes] = frozenset()
 
     def open(self) -> Image.Image:
         """Return the picture, RGB."""
@@ -99,7 +105,7 @@ class Match:
         caption: the pair's caption.
         sha256: of the downloaded file; empty if that is not known.
         where: what holds it, stage and path; if no table of pictures does, what holds its URL.
-        tars: URIs of the tars that hold its picture.
+        tars: URIs of the tars that hold its picture; none if nobody may see it.
     """
 
     hit: Hit
@@ -108,6 +114,36 @@ class Match:
     sha256: str
     where: tuple[str, ...]
     tars: tuple[str, ...]
+
+
+class _Sought:
+    """Examples, and an index of their hashes, which each process makes for itself."""
+
+    def __init__(self, examples: Sequence[Example], distance: int) -> None:
+        self.examples, self.distance = tuple(examples), distance
+        self._names = [example.name for example in examples for _ in example.hashes]
+
+    @cached_property
+    def _search(self) -> HashSearch:
+        return HashSearch(np.concatenate([example.hashes for example in self.examples]))
+
+    @property
+    def has_hashes(self) -> bool:
+        """Whether there is any PDQ or MD5 to compare with."""
+        return bool(self._names) or any(example.md5 for example in self.examples)
+
+    def by_pdq(self, keys: Sequence[str], forms: npt.NDArray[np.uint8]) -> list[Hit]:
+        """Return what is near of some pictures, by the hashes of their eight forms, uint8 [keys, 8, 32]."""
+        rows, distances = self._search.nearest(forms.reshape(-1, pdq.BYTES), self.distance)
+        near = np.flatnonzero(rows >= 0).tolist()
+        return [Hit(keys[n // pdq.FORMS], "hash", int(distances[n]), self._names[rows[n]]) for n in near]
+
+    def by_md5(self, keys: Sequence[str], digests: Sequence[bytes]) -> list[Hit]:
+        """Return what is equal of some pictures, by the MD5 of the JPEGs as they are stored."""
+        named = zip(keys, digests, strict=True)
+        return [
+            Hit(key, "equal", 0, each.name) for key, digest in named for each in self.examples if digest in each.md5
+        ]
 
 
 class _Piece(NamedTuple):
@@ -134,11 +170,25 @@ def read_examples(places: Sequence[str]) -> list[Example]:
 
     files = [_read(place) for place in places]
     pictures = asyncio.run(decoded(files))
-    hashes, quality = pdq.dihedral([decode(picture) for picture in pictures])
+    hashes, quality = pdq.hashes([decode(picture) for picture in pictures])
     return [
-        Example(place, hashlib.sha256(data).hexdigest(), picture, forms if good >= pdq.MIN_QUALITY else forms[:0])
-        for place, data, picture, forms, good in zip(places, files, pictures, hashes, quality, strict=True)
+        Example(place, hashed[quality[row : row + 1] >= pdq.MIN_QUALITY], hashlib.sha256(data).hexdigest(), picture)
+        for row, (place, data, picture, hashed) in enumerate(zip(places, files, pictures, hashes[:, None], strict=True))
     ]
+
+
+def read_lists(places: Iterable[str]) -> list[Example]:
+    """Read lists of PDQ or MD5 hashes.
+
+    Args:
+        places: URIs of their files.
+
+    Raises:
+        DataError: one of them is no such list.
+        StorageError: a file cannot be read.
+    """
+    lists = {place: hash_files.read_list(place) for place in places}
+    return [Example(place, each.pdq, md5=frozenset(map(bytes, each.md5))) for place, each in lists.items()]
 
 
 def _read(place: str) -> bytes:
@@ -195,7 +245,7 @@ def by_pictures(
     """
     pieces = list(_pieces(place, outputs))
     pictures = sum(stage.counts.get("success", stage.counts.get("kept", 0)) for stage in outputs)
-    work = partial(_near, examples=tuple(examples), distance=distance)
+    work = partial(_near, sought=_Sought(examples, distance))
     best: dict[str, Hit] = {}
     unread = 0
     for hits, failed in for_each("compare pictures", pieces, work, many=pictures > _MANY_PICTURES):
@@ -225,7 +275,7 @@ def _pieces(place: str, outputs: Iterable[Manifest]) -> Iterator[_Piece]:
                 yield _Piece(tar, table if table in tables else "")
         elif stage.stage == "filter" and not crawls & {parent.digest for parent in stage.parents}:
             shard_tables = (uri for uri in stage.part_uris(suffix=".parquet") if not _is_of(stage, uri, "dropped"))
-            yield from (_Piece(_tar_of(table), table, (table,)) for table in shard_tables)
+            yield from (_Piece(_tar_of(table), table) for table in shard_tables)
 
 
 def _tar_of(table: str) -> str:
@@ -236,7 +286,7 @@ def _is_of(stage: Manifest, uri: str, folder: str) -> bool:
     return uri.startswith(storage.join(stage.uri, f"{folder}/"))
 
 
-def _near(piece: _Piece, examples: Sequence[Example], distance: int) -> tuple[list[Hit], int]:
+def _near(piece: _Piece, sought: _Sought) -> tuple[list[Hit], int]:
     """Return what of a tar is near, and how many of its pictures cannot be decoded."""
     hits: list[Hit] = []
     unknown: set[str] | None = None
@@ -244,37 +294,34 @@ def _near(piece: _Piece, examples: Sequence[Example], distance: int) -> tuple[li
         rows = pl.DataFrame(storage.read_table(piece.table, ("key", "sha256", "status"), present_only=True))
         if "status" in rows.columns:
             rows = rows.filter(pl.col("status") == Status.SUCCESS)
-        for example in examples:
+        for example in sought.examples:
             equal = rows.filter(pl.col("sha256") == example.sha256)["key"]
             hits += [Hit(key, "equal", 0, example.name) for key in equal]
         unknown = set(rows["key"])
-    forms = np.concatenate([example.hashes for example in examples])
-    names = [example.name for example in examples for _ in example.hashes]
-    if not names:
+    if not sought.has_hashes:
         return hits, 0
-    search, failed = HashSearch(forms), 0
-    for keys, hashes in _stored_hashes(piece.hashed):
-        unknown = None if unknown is None else unknown - set(keys)
-        hits += _within(search, names, keys, hashes, distance)
+    for uri in piece.hashed:
+        looked = pl.DataFrame(storage.read_table(uri, _OF_LOOK, present_only=True))
+        if set(looked.columns) == set(_OF_LOOK):
+            looked = looked.unique("key", maintain_order=True)
+            unknown = None if unknown is None else unknown.difference(looked["key"])
+            hits += sought.by_md5(looked["key"].to_list(), looked["md5"].to_list())
+            good = looked.filter(pl.col("pdq_quality") >= pdq.MIN_QUALITY)
+            forms = np.frombuffer(b"".join(good["pdq_forms"]), np.uint8).reshape(-1, pdq.FORMS, pdq.BYTES)
+            hits += sought.by_pdq(good["key"].to_list(), forms)
+    failed = 0
     if unknown is None or unknown:
         pictures = (each for each in shards.pictures(piece.tar) if unknown is None or each[0] in unknown)
         while some := list(islice(pictures, _PICTURES_AT_ONCE)):
+            hits += sought.by_md5(
+                [key for key, _ in some], [hashlib.md5(data, usedforsecurity=False).digest() for _, data in some]
+            )
             shown = {key: picture for key, data in some if (picture := _opened(key, data))}
-            hashes, quality = pdq.hashes(list(shown.values()))
-            good = quality >= pdq.MIN_QUALITY
-            keys = [key for key, is_good in zip(shown, good, strict=True) if is_good]
-            hits += _within(search, names, keys, hashes[good], distance)
+            forms, quality = pdq.dihedral(list(shown.values()))
+            good_keys = [key for key, each in zip(shown, quality, strict=True) if each >= pdq.MIN_QUALITY]
+            hits += sought.by_pdq(good_keys, forms[quality >= pdq.MIN_QUALITY])
             failed += len(some) - len(shown)
     return hits, failed
-
-
-def _stored_hashes(tables: Iterable[str]) -> Iterator[tuple[list[str], npt.NDArray[np.uint8]]]:
-    """Iterate over tables of hashes that the filter stored: keys, and uint8 [keys, 32]."""
-    for uri in tables:
-        rows = pl.DataFrame(storage.read_table(uri, ("key", "pdq"), present_only=True))
-        if "pdq" in rows.columns:
-            rows = rows.drop_nulls("pdq").unique("key", maintain_order=True)
-            yield rows["key"].to_list(), np.frombuffer(b"".join(rows["pdq"]), np.uint8).reshape(-1, pdq.BYTES)
 
 
 def _opened(key: str, data: bytes) -> Image.Image | None:
@@ -282,14 +329,6 @@ def _opened(key: str, data: bytes) -> Image.Image | None:
         return decode(data, key)
     except DataError:
         return None
-
-
-def _within(
-    search: HashSearch, names: Sequence[str], keys: Sequence[str], hashes: npt.NDArray[np.uint8], distance: int
-) -> list[Hit]:
-    rows, found = search.nearest(hashes, distance)
-    near = (rows >= 0).nonzero()[0]
-    return [Hit(keys[row], "hash", int(found[row]), names[rows[row]]) for row in near.tolist()]
 
 
 def has_vectors(place: str, outputs: Sequence[Manifest], roots: Iterable[str]) -> bool:
@@ -334,10 +373,13 @@ def described(outputs: Sequence[Manifest], hits: Sequence[Hit], further: Mapping
     where: dict[str, dict[str, None]] = {key: {} for key in keys}
     found: dict[str, dict[str, None]] = {key: {} for key in keys}
     tars: dict[str, list[str]] = {key: [] for key in keys}
+    secret: set[str] = set()
     rows_of = for_each("say where they lie", tables, partial(_rows, keys=keys))
     for (stage, path), rows in zip(tables, rows_of, strict=True):
         for row in rows.iter_rows(named=True):
             key, status = row["key"], row.get("status")
+            if row.get("dropped_by") in rules.never_shown():
+                secret.add(key)
             facts[key] |= {name: row[name] for name in facts[key] if row.get(name) and not facts[key][name]}
             folder = path.partition("/")[0]
             if folder in _OF_URLS or status not in (None, Status.SUCCESS):
@@ -348,7 +390,12 @@ def described(outputs: Sequence[Manifest], hits: Sequence[Hit], further: Mapping
             if path.endswith(".parquet") and folder != "dropped":
                 tars[key].append(_tar_of(uri))
     return [
-        Match(hit, **facts[hit.key], where=tuple(where[hit.key] or found[hit.key]), tars=tuple(tars[hit.key]))
+        Match(
+            hit,
+            **facts[hit.key],
+            where=tuple(where[hit.key] or found[hit.key]),
+            tars=() if hit.key in secret else tuple(tars[hit.key]),
+        )
         for hit in sorted(hits, key=lambda hit: hit.rank)
     ]
 
@@ -357,7 +404,7 @@ def _rows(table: tuple[Manifest, str], keys: Sequence[str]) -> pl.DataFrame:
     stage, path = table
     uri = storage.join(stage.uri, path)
     if not path.endswith(".csv"):
-        return located.rows(uri, keys, ["key", "url", "caption", "sha256", "status"])
+        return located.rows(uri, keys, ["key", "url", "caption", "sha256", "status", "dropped_by"])
     rows = release.read_csv(uri)
     named = rows.with_columns(key=pl.Series([key_of(url) for url in rows["url"]], dtype=pl.String))
     return named.filter(pl.col("key").is_in(keys))
@@ -388,5 +435,5 @@ def list_of(matches: Iterable[Match], examples: Sequence[Example]) -> bytes:
     the digest, the URL stands in its place.
     """
     entries = sorted({match.sha256 or match.url for match in matches})
-    shown = ", ".join(sorted({example.sha256[:12] for example in examples}))
-    return "\n".join([f"# pictures like {shown}, confirmed by a person", *entries, ""]).encode()
+    shown = sorted({example.sha256[:12] or example.name.rpartition("/")[2] for example in examples})
+    return "\n".join([f"# pictures like {', '.join(shown)}, confirmed by a person", *entries, ""]).encode()

@@ -17,7 +17,7 @@ def render(matches: Sequence[Match], pictures: Mapping[str, Image.Image], *, blu
 
     Args:
         matches: what is near, the nearest first.
-        pictures: their pictures by key; one that is missing cannot be read.
+        pictures: their pictures by key; one that is missing cannot be read, or nobody may see it.
         blurred: whether the pictures are blurred, in the page's own bytes.
     """
     shown = [
