@@ -222,7 +222,9 @@ class Disguises:
                 if len(there) < len(word) or there == word:
                     continue
                 other = [place for place, (a, b) in enumerate(zip(word, there, strict=True)) if a != b]
-                if len(other) > len(word) // 2 or any(there[place] not in self._alike[word[place]] for place in other):
+                if len(other) > len(word) // 2 or any(
+                    there[place] not in self._alike.get(word[place], ()) for place in other
+                ):
                     continue
                 last = first + len(word) - 1
                 gaps = caption.gaps(reading, first, last)
