@@ -25,6 +25,7 @@ Every pass is a function of the crawl's files and the config, so a killed run co
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +38,6 @@ import ray
 from ray_jobs import gpus, metrics, repacking
 from ray_jobs.exchange import ASKER, Answers, ask, run_all
 from ray_jobs.repacking import Piece, Tar
-from wukong import stages
 from wukong.config.experiment import Experiment
 from wukong.config.filter import Filter
 from wukong.curate import apply, caption_counts, captions, duplicates, exchange, lookup, repack, rules, split
@@ -91,14 +91,15 @@ def run(experiment: Experiment, parents: Mapping[str, Manifest]) -> Manifest:
 
 def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
     settings = experiment.filter
-    rules.load(settings)  # a list that cannot be used ends the job here, before any task
+    for late in (False, True):
+        rules.load(settings, late=late)  # a list that cannot be used ends the job here, before any task
     groups = _groups(crawl)
 
     judged = _run_missing("rules", stage, _apply_rules, groups, lambda: (settings, _count(stage, groups, settings)))
     metrics.add("wukong_filter_rows", sum(record["pairs"] for record in judged))
     _show_dropped(judged)
     by_pictures = []
-    if rules.needs_pictures(settings):
+    if _decides_late(settings):
         by_pictures = _run_missing(
             "decide",
             stage,
@@ -124,7 +125,9 @@ def _filter(stage: Stage, experiment: Experiment, crawl: Manifest) -> Manifest:
     for record in [*judged, *by_pictures, *assigned]:
         for rule, rows in record["dropped"].items():
             dropped[rule] += rows
-    counts = {"pairs": pairs, "kept": pairs - sum(dropped[rule] for rule in applied)}
+    counts = Counter({"pairs": pairs, "kept": pairs - sum(dropped[rule] for rule in applied)})
+    for record in by_pictures:
+        counts.update(record.get("counts", {}))  # records of earlier versions have none
     for name in (split.TRAIN, *(holdout.name for holdout in settings.split.holdouts)):
         counts[name] = sum(piece.rows for piece in pieces if piece.split == name)
     if MORE_CAPTIONS in crawl.counts:
@@ -277,10 +280,17 @@ def _apply_rules(stage: Stage, group: _Group, settings: Filter, counted: Answers
     return {"pairs": pairs, "dropped": dropped}
 
 
-def _compute_from_pictures(experiment: Experiment, crawl: Manifest, groups: Sequence[_Group], stage: Stage) -> Stage:
-    """Finish the stage that holds the columns which rules compute from the pictures of the pairs that are left."""
-    config = rules.config_of(experiment.filter, exclude=rules.picture_thresholds() | {"shard_size", "seed", "split"})
-    computed = Stage(experiment.root, "look", config, [crawl], version=stages.of("look").version)
+def _compute_from_pictures(
+    experiment: Experiment, crawl: Manifest, groups: Sequence[_Group], stage: Stage
+) -> Stage | None:
+    """Finish the stage that holds the columns which rules compute from the pictures of the pairs that are left.
+
+    Returns:
+        The stage; None where no rule reads pictures.
+    """
+    if not rules.needs_pictures(experiment.filter):
+        return None
+    computed = places.look(experiment, crawl)
 
     def look() -> Manifest:
         on_gpu = rules.run_a_model(experiment.filter) and gpus.count() > 0
@@ -313,20 +323,29 @@ def _read_pictures(
     return {"parts": parts}
 
 
-def _apply_picture_rules(stage: Stage, group: _Group, settings: Filter, computed: Stage) -> dict[str, Any]:
+def _apply_picture_rules(stage: Stage, group: _Group, settings: Filter, computed: Stage | None) -> dict[str, Any]:
     dropped = dict.fromkeys((rule.name for rule in rules.decided("pictures", settings)), 0)
+    loaded, counts = rules.load(settings, late=True), Counter[str]()
     for number in range(group.first, group.first + len(group.parts)):
         judged = pl.DataFrame(storage.read_table(_judged_uri(stage, number)))
-        columns = pl.DataFrame(storage.read_table(computed.path(_picture_columns_path(number))))
-        judged = apply.apply_picture_rules(judged, columns, settings)
+        columns = judged.select("key").clear()
+        if computed is not None:
+            columns = pl.DataFrame(storage.read_table(computed.path(_picture_columns_path(number))))
+        judged, counted = apply.apply_picture_rules(judged, columns, settings, loaded)
+        counts.update(counted)
         for reason, rows in apply.count_reasons([judged], dropped).items():
             dropped[reason] += rows
         storage.write_table(_judged_uri(stage, number, by_pictures=True), judged.to_arrow())
-    return {"dropped": dropped}
+    return {"dropped": dropped, "counts": dict(counts)}
 
 
 def _judged_uri(stage: Stage, part: int, *, by_pictures: bool = False) -> str:
     return stage.path(f"_work/{'looked' if by_pictures else 'rules'}/{part:05d}.parquet")
+
+
+def _decides_late(settings: Filter) -> bool:
+    """Whether the pass after the pictures is done."""
+    return rules.needs_pictures(settings) or bool(rules.decided("pictures", settings))
 
 
 def _picture_columns_path(part: int) -> str:
@@ -350,7 +369,7 @@ def _judged(
     """
     own = {column: _told(answers, group, "key") for column, answers in (repeats or {}).items()}
     for number in range(group.first, group.first + len(group.parts)):
-        uri = _judged_uri(stage, number, by_pictures=rules.needs_pictures(settings))
+        uri = _judged_uri(stage, number, by_pictures=_decides_late(settings))
         yield apply.apply_comparisons(pl.DataFrame(storage.read_table(uri)), own, settings)
 
 

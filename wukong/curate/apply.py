@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from wukong.config.filter import Filter
 from wukong.curate import captions, duplicates, names, rules, split
 from wukong.curate.caption_counts import CaptionCounts, Hashes
-from wukong.curate.pairs import CAPTIONS, DROPPED, schema_of
+from wukong.curate.pairs import CAPTIONS, DROPPED, OPTIONAL, schema_of
 from wukong.curate.text import clean
 
 
@@ -36,7 +37,7 @@ def apply_rules(
     columns = columns.with_columns(
         dropped_by=rules.decide(columns, settings),
         caption_original=original,
-        **{name: pl.lit(None, dtype) for name, dtype in _of_pictures().items()},
+        **{name: pl.lit(None, dtype) for name, dtype in _later(settings).items() if name not in columns.columns},
     )
     if settings.mask_names:
         kept = columns["dropped_by"].is_null()
@@ -45,18 +46,25 @@ def apply_rules(
     return _stored(captions.together(columns))
 
 
-def apply_picture_rules(judged: pl.DataFrame, computed: pl.DataFrame, settings: Filter) -> pl.DataFrame:
+def apply_picture_rules(
+    judged: pl.DataFrame, computed: pl.DataFrame, settings: Filter, loaded: Mapping[str, Any]
+) -> tuple[pl.DataFrame, dict[str, int]]:
     """Apply the rules that read pictures.
 
     Args:
         judged: what ``apply_rules`` returned.
         computed: what ``wukong.curate.rules.compute_from_pictures`` returned.
         settings: the thresholds.
+        loaded: what ``wukong.curate.rules.load`` has read for these rules.
+
+    Returns:
+        The columns of ``DROPPED``, and the further counts of the rules.
     """
     by = [name for name in ("key", "caption") if name in computed.columns]
     rows = captions.apart(judged).drop(name for name in computed.columns if name not in by)
-    joined = rows.join(computed, on=by, how="left", maintain_order="left")
-    return _stored(captions.together(joined.with_columns(rules.decide(joined, settings, "pictures"))))
+    joined = rules.look_up(rows.join(computed, on=by, how="left", maintain_order="left"), settings, loaded)
+    decided = captions.together(joined.with_columns(rules.decide(joined, settings, "pictures")))
+    return _stored(decided), rules.counts(decided, settings)
 
 
 def apply_comparisons(judged: pl.DataFrame, repeats: Mapping[str, Hashes], settings: Filter) -> pl.DataFrame:
@@ -114,11 +122,9 @@ def _stored(pairs: pl.DataFrame) -> pl.DataFrame:
     return pairs.select(schema_of(pairs, DROPPED).names)
 
 
-def _of_pictures() -> dict[str, pl.DataType]:
-    """The stored columns that come of pictures, and their types."""
-    empty = pl.DataFrame(DROPPED.empty_table())
-    return {
-        rule.from_pictures.column: empty.schema[rule.from_pictures.column]
-        for rule in rules.REGISTRY
-        if rule.from_pictures is not None
-    }
+def _later(settings: Filter) -> dict[str, pl.DataType]:
+    """The stored columns that come of pictures or of what is looked up, and their types."""
+    of_pictures = {each.column for rule in rules.REGISTRY for each in rule.from_pictures}
+    asked = of_pictures & {*DROPPED.names} | rules.optional_columns(settings)
+    empty = pl.DataFrame(pa.schema([*DROPPED, *OPTIONAL]).empty_table())
+    return {name: dtype for name, dtype in empty.schema.items() if name in asked}

@@ -13,10 +13,7 @@ PAIRS = pa.schema(
     [
         *CRAWLED,
         pa.field("caption_original", pa.string(), nullable=False),
-        *(
-            pa.field(column.name, pa.type_for_alias(column.type), nullable=column.nullable)
-            for column in rules.stored_columns()
-        ),
+        *(column.field() for column in rules.stored_columns()),
         pa.field("split", pa.string(), nullable=False),
     ]
 )
@@ -30,11 +27,10 @@ DROPPED = pa.schema(
 """A dropped pair, with the name of the first rule that drops it."""
 
 
-_OF_CAPTIONS = [
-    pa.field(column.name, pa.type_for_alias(column.type), nullable=column.nullable)
-    for column in rules.stored_columns()
-    if column.of_caption
-]
+OPTIONAL = pa.schema([column.field() for column in rules.stored_columns(optional=True)])
+"""Further columns of both tables, each where its rule is on."""
+
+_OF_CAPTIONS = [column.field() for column in rules.stored_columns() if column.of_caption]
 _CAPTION = [
     pa.field("caption", pa.string(), nullable=False),
     pa.field("caption_original", pa.string(), nullable=False),
@@ -48,8 +44,9 @@ the rules, null where it is one. The columns beside it are those of the first.""
 
 
 def schema_of(pairs: pl.DataFrame, columns: pa.Schema) -> pa.Schema:
-    """The schema that pairs are stored with: some columns, and ``CAPTIONS`` where they have it."""
-    return columns.append(CAPTIONS) if CAPTIONS.name in pairs.columns else columns
+    """The schema that pairs are stored with: some columns, and of ``OPTIONAL`` and ``CAPTIONS`` what they have."""
+    further = [field for field in [*OPTIONAL, CAPTIONS] if field.name in pairs.columns]
+    return pa.schema([*columns, *further])
 
 
 def read_pairs(uri: str) -> pl.DataFrame:

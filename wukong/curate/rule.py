@@ -15,6 +15,8 @@ from wukong.config.section import Strict
 
 if TYPE_CHECKING:
     import polars as pl
+    import pyarrow as pa
+    from PIL import Image
 
     from wukong.curate.caption_counts import CaptionCounts, Hashes
 
@@ -78,36 +80,60 @@ class PictureBatch:
     names: Sequence[str]
     device: str = "cpu"
 
+    @cached_property
+    def decoded(self) -> list[Image.Image]:
+        """The pictures in RGB, upright; decoded once for all rules.
+
+        Raises:
+            DataError: a picture cannot be decoded.
+        """
+        from wukong.data.decoding import decode
+
+        return [decode(data, name) for data, name in zip(self.pictures, self.names, strict=True)]
+
 
 @dataclass(frozen=True)
 class Column:
-    """A column that is stored with every pair, kept or dropped (``wukong.data.schema``).
+    """A column that is stored with every pair, kept or dropped (``wukong.data.schema``), and in the shards' JSON.
 
     Attributes:
         name: the name of the column.
-        type: Arrow's name of the type, for instance ``int32``.
+        type: Arrow's name of the type, for instance ``int32``, or a function that returns the type.
         place: stored columns lie in the order of their places, and of their rules where places are equal.
         nullable: whether the value may be missing.
         of_caption: whether it belongs to a caption and not to the picture: of several captions each has its own.
+        optional: whether tables have it only where the settings switch its rule on. It may then be missing, so it is
+            nullable and has no check of the gate.
     """
 
     name: str
-    type: str
+    type: str | Callable[[], pa.DataType]
     place: int = 100
     nullable: bool = False
     of_caption: bool = False
+    optional: bool = False
+
+    def field(self) -> pa.Field:
+        """The column in a schema of Arrow."""
+        import pyarrow as pa
+
+        kind = pa.type_for_alias(self.type) if isinstance(self.type, str) else self.type()
+        return pa.field(self.name, kind, nullable=self.nullable or self.optional)
 
 
 @dataclass(frozen=True)
 class FromPictures(Generic[S]):
-    """How a rule computes its stored column from the pictures of the pairs that are left.
+    """How a rule computes a column from the pictures of the pairs that are left.
+
+    Two rules may ask for the same column, with the same ``compute``: it is computed once. A column that no rule stores
+    stays in the stage ``look``.
 
     Attributes:
-        column: name of the stored column.
+        column: name of the column.
         needed: whether the settings ask for it.
         compute: one value a picture.
-        thresholds: settings that decide over the column and do not change it: with another value of them no picture is
-            read again.
+        thresholds: settings that decide over the column and do not change it, of a section ``section.setting``: with
+            another value of them no picture is read again.
         runs_model: whether a GPU computes it faster.
     """
 
@@ -176,8 +202,17 @@ class Rule(Generic[S]):
         compute: the columns that ``drops`` reads, by name; never raises on any caption.
         stored: those of its columns that are kept with every pair.
         enabled: whether the settings switch the rule on; a rule that is always on needs none.
-        load: reads what ``compute`` and the gate need, for instance word lists, once a task. Raises ``ConfigError``.
-        from_pictures: for a rule that reads pictures.
+        load: reads what ``compute`` and the gate need, for instance word lists, once a task; of a rule with ``look_up``
+            what that needs. Raises ``ConfigError``.
+        digests: digests of the content of the files that ``load`` reads, by setting: with other content the stage is
+            another one. Raises ``ConfigError``.
+        added: its settings that are younger than version 7 of the stage: they are not in the key where they have their
+            default, so that data which were filtered before are still found.
+        from_pictures: the columns that it reads of pictures.
+        look_up: further columns, after the pictures were read: from the columns of the crawl and of pictures, and from
+            what ``load`` read. No picture is read again where that changes.
+        counts: further counts of the stage's manifest, of the pairs of a part after the pictures were read, with
+            ``dropped_by``. Its rule must have ``from_pictures`` or ``look_up``.
         comparison: for a rule that compares each pair with all others.
         check: what the gate expects.
         uris: settings that are URIs, each with a function that returns why a URI cannot be used, in words that name
@@ -197,7 +232,11 @@ class Rule(Generic[S]):
     stored: tuple[Column, ...] = ()
     enabled: Callable[[S], bool] = _always
     load: Callable[[S], Any] | None = None
-    from_pictures: FromPictures[S] | None = None
+    digests: Callable[[S], Mapping[str, str]] | None = None
+    added: tuple[str, ...] = ()
+    from_pictures: tuple[FromPictures[S], ...] = ()
+    look_up: Callable[[pl.DataFrame, S, Any], Mapping[str, pl.Series]] | None = None
+    counts: Callable[[pl.DataFrame, S], Mapping[str, int]] | None = None
     comparison: Comparison[S] | None = None
     check: Check[S] | None = None
     uris: Mapping[str, Callable[[str], str]] | None = None
@@ -208,7 +247,7 @@ class Rule(Generic[S]):
         """When the rule decides."""
         if self.comparison is not None:
             return "corpus"
-        return "pictures" if self.from_pictures is not None else "pairs"
+        return "pictures" if self.from_pictures or self.look_up is not None else "pairs"
 
     @property
     def optional(self) -> bool:

@@ -89,7 +89,7 @@ def _of_filter(experiment: Experiment) -> dict[str, Any]:
 def _of_validate(experiment: Experiment) -> dict[str, Any]:
     shown = experiment.model_dump(mode="json", include={"name", "about", "sources"})
     # The seed stood beside the filter's settings when it was that of training too; so keys stay what they were.
-    shown |= {"seed": experiment.filter.seed, "filter": experiment.filter.model_dump(mode="json", exclude={"seed"})}
+    shown |= {"seed": experiment.filter.seed, "filter": rules.dumped(experiment.filter, ["seed"])}
     return shown | {"validation": experiment.validation.model_dump(mode="json")}
 
 
@@ -134,7 +134,7 @@ TABLE = (
     Entry(
         name="look",
         title="Look at images",
-        hands_on="perceptual hashes and similarities of kept pairs",
+        hands_on="what rules compute from the pictures of kept pairs",
         runs_as="inside",
         parents=("crawl",),
         key_parents=("crawl",),

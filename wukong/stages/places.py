@@ -19,6 +19,7 @@ from wukong.config.crawl import Crawl
 from wukong.config.experiment import Experiment
 from wukong.config.model import Model
 from wukong.crawl.source import Searched
+from wukong.curate import rules
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import set_folders
 from wukong.stages import run_paths
@@ -178,8 +179,25 @@ def _upcoming_crawl(_: str, experiment: Experiment, parents: Parents) -> Stage |
 
 
 def filtering(experiment: Experiment, crawled: Manifest) -> Stage:
-    """The filter stage."""
-    return of("filter", experiment, {"crawl": crawled})
+    """The filter stage; the content of the files that its rules read is in its key."""
+    digests = rules.digests(experiment.filter)
+    return of("filter", experiment, {"crawl": crawled}, **({"digests": digests} if digests else {}))
+
+
+@_upcoming_of("filter")
+def _upcoming_filtering(_: str, experiment: Experiment, parents: Parents) -> Stage:
+    return filtering(experiment, parents["crawl"])
+
+
+def look(experiment: Experiment, crawled: Manifest) -> Stage:
+    """The stage of the columns that the filter's rules compute from the pictures of the pairs that are left."""
+    settings = experiment.filter
+    config = rules.config_of(settings, exclude=rules.picture_thresholds() | {"shard_size", "seed", "split"})
+    always = {column.name for column in rules.stored_columns()}
+    further = [column for column in rules.columns_of_pictures(settings) if column not in always]
+    config |= {"columns": further} if further else {}
+    config |= {"digests": digests} if (digests := rules.digests(settings, late=False)) else {}
+    return Stage(experiment.root, "look", config, [crawled], stages.of("look").version)
 
 
 def validation(experiment: Experiment, filtered: Manifest) -> Stage:

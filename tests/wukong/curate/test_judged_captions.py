@@ -106,7 +106,7 @@ def test_tables_without_the_column_are_left_as_they_are() -> None:
     assert captions.together(pairs) is pairs
     assert captions.several(pairs) == 0
     assert apply.apply_rules(pairs, SETTINGS, NO_COUNTS, LOADED).columns == DROPPED.names
-    assert schema_of(pairs, PAIRS) is PAIRS
+    assert schema_of(pairs, PAIRS) == PAIRS
 
 
 def test_captions_that_differ_in_a_name_only_become_one_that_no_training_reads_the_name_of() -> None:
@@ -137,7 +137,7 @@ def test_a_model_judges_each_caption_of_a_picture() -> None:
     keys = judged["key"].to_list()
     scores = [(keys[0], "一只猫", 0.1), (keys[0], "一只狗", 0.9), (keys[0], "一只鸟", 0.7), (keys[1], "一只鱼", 0.2)]
     schema = {"key": pl.String, "caption": pl.String, "similarity": pl.Float32}
-    looked = apply.apply_picture_rules(judged, pl.DataFrame(scores, schema=schema, orient="row"), similar)
+    looked, _ = apply.apply_picture_rules(judged, pl.DataFrame(scores, schema=schema, orient="row"), similar, {})
     assert looked["caption"].to_list() == ["一只狗", "一只鱼"]
     assert looked["dropped_by"].to_list() == [None, "similarity"]
     assert looked["similarity"].to_list() == pytest.approx([0.9, 0.2])

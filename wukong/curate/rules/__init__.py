@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import pkgutil
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
@@ -57,6 +57,9 @@ def _registered() -> tuple[Rule[Any], ...]:
                 raise TypeError(f"the rules {first.name!r} and {second.name!r} both have the setting {min(shared)}")
         if shared := {column.name for column in first.stored} & {column.name for column in second.stored}:
             raise TypeError(f"the rules {first.name!r} and {second.name!r} both store the column {min(shared)}")
+        for one, other in itertools.product(first.from_pictures, second.from_pictures):
+            if one.column == other.column and one.compute is not other.compute:
+                raise TypeError(f"the rules {first.name!r} and {second.name!r} compute {one.column} in two ways")
     return tuple(registered)
 
 
@@ -76,9 +79,15 @@ def section_of(which: Literal["settings", "gate_settings"]) -> type[Strict]:
     return create_model(f"Rules_{which}", __base__=tuple(reversed(bases)) or Strict)
 
 
-def stored_columns() -> list[Column]:
-    """The columns that the rules store with every pair, in their order."""
-    return sorted((column for rule in REGISTRY for column in rule.stored), key=lambda column: column.place)
+def stored_columns(*, optional: bool = False) -> list[Column]:
+    """The columns that the rules store with every pair, in their order; or those that only switched-on rules store."""
+    columns = (column for rule in REGISTRY for column in rule.stored if column.optional is optional)
+    return sorted(columns, key=lambda column: column.place)
+
+
+def optional_columns(settings: Strict) -> set[str]:
+    """The optional columns that the tables have with these settings."""
+    return {column.name for rule in REGISTRY if rule.enabled(settings) for column in rule.stored if column.optional}
 
 
 def applied(settings: Strict) -> tuple[str, ...]:
@@ -91,27 +100,79 @@ def decided(when: Decided, settings: Strict) -> tuple[Rule[Any], ...]:
     return tuple(rule for rule in REGISTRY if rule.decided == when and rule.enabled(settings))
 
 
-def config_of(settings: Strict, *, exclude: set[str] | None = None) -> dict[str, Any]:
+def config_of(settings: Strict, *, exclude: Collection[str] = ()) -> dict[str, Any]:
     """The settings as the filter's manifest stores them, with the versions of the rules; they are part of its key.
 
     Args:
         settings: the filter's settings.
-        exclude: settings that are left out.
+        exclude: settings that are left out, of a section ``section.setting``.
 
     Returns:
         The settings, and under ``rule_versions`` each rule that was added or has changed since version 6 of the stage.
+        What is younger than version 7 is left out where it is off.
     """
-    versions = {rule.name: rule.version for rule in REGISTRY if rule.version}
-    return settings.model_dump(mode="json", exclude=exclude) | ({"rule_versions": versions} if versions else {})
+    versions = {
+        rule.name: rule.version for rule in REGISTRY if rule.version and (rule.enabled(settings) or not rule.added)
+    }
+    return dumped(settings, exclude) | ({"rule_versions": versions} if versions else {})
 
 
-def load(settings: Strict) -> dict[str, Any]:
+def dumped(settings: Strict, exclude: Collection[str] = ()) -> dict[str, Any]:
+    """The settings as JSON, without what is younger than version 7 of the stage and has its default.
+
+    Args:
+        settings: the filter's settings.
+        exclude: settings that are left out, of a section ``section.setting``.
+    """
+    values = settings.model_dump(mode="json")
+    defaults = {key: type(settings).model_fields[key].get_default(call_default_factory=True) for key in _added()}
+    young = {key for key, default in defaults.items() if getattr(settings, key) == default}
+    for name in {*exclude, *young}:
+        section, _, key = name.partition(".")
+        if not key:
+            values.pop(section, None)
+        elif isinstance(values.get(section), dict):
+            values[section].pop(key, None)
+    return values
+
+
+def _added() -> list[str]:
+    return [key for rule in REGISTRY for key in rule.added]
+
+
+def digests(settings: Strict, *, late: bool | None = None) -> dict[str, str]:
+    """Digests of the content of the files that the settings of the rules name, by setting; they are part of the key.
+
+    Args:
+        settings: the filter's settings.
+        late: see ``load``; None for all.
+
+    Raises:
+        ConfigError: a file cannot be used.
+    """
+    found: dict[str, str] = {}
+    for rule in REGISTRY:
+        chosen = late is None or (rule.look_up is not None) is late
+        if rule.digests is not None and rule.enabled(settings) and chosen:
+            found |= rule.digests(settings)
+    return found
+
+
+def load(settings: Strict, *, late: bool = False) -> dict[str, Any]:
     """Read what the rules need, for instance word lists, by the rule's name; for ``compute`` and the gate.
+
+    Args:
+        settings: the filter's settings.
+        late: true for what the rules need that look something up after the pictures were read.
 
     Raises:
         ConfigError: it cannot be used.
     """
-    return {rule.name: rule.load(settings) for rule in REGISTRY if rule.load is not None}
+    return {
+        rule.name: rule.load(settings)
+        for rule in REGISTRY
+        if rule.load is not None and (rule.look_up is not None) is late and rule.enabled(settings)
+    }
 
 
 def compute(pairs: pl.DataFrame, settings: Strict, counts: CaptionCounts, loaded: Mapping[str, Any]) -> pl.DataFrame:
@@ -147,7 +208,12 @@ def needs_pictures(settings: Strict) -> bool:
 
 def picture_thresholds() -> set[str]:
     """Settings that decide over what was computed of pictures: with another value of them no picture is read again."""
-    return {key for rule in REGISTRY if rule.from_pictures for key in rule.from_pictures.thresholds}
+    return {key for rule in REGISTRY for each in rule.from_pictures for key in each.thresholds}
+
+
+def columns_of_pictures(settings: Strict) -> list[str]:
+    """The columns that the settings ask to be computed from pictures."""
+    return [each.column for each in _from_pictures(settings)]
 
 
 def run_a_model(settings: Strict) -> bool:
@@ -202,6 +268,26 @@ def compute_from_pictures(
     return pl.concat(frames[1:] or frames)
 
 
+def look_up(pairs: pl.DataFrame, settings: Strict, loaded: Mapping[str, Any]) -> pl.DataFrame:
+    """Add the columns that rules look up after the pictures were read.
+
+    Args:
+        pairs: one row a caption, with the columns of the crawl and those of pictures.
+        settings: which rules are on.
+        loaded: what ``load`` has read for these rules.
+    """
+    for rule in REGISTRY:
+        if rule.look_up is not None and rule.enabled(settings):
+            pairs = pairs.with_columns(**rule.look_up(pairs, settings, loaded.get(rule.name)))
+    return pairs
+
+
+def counts(pairs: pl.DataFrame, settings: Strict) -> dict[str, int]:
+    """The further counts of the rules that are on, over pairs whose pictures were read, with ``dropped_by``."""
+    asked = [rule.counts for rule in REGISTRY if rule.counts is not None and rule.enabled(settings)]
+    return {name: count for each in asked for name, count in each(pairs, settings).items()}
+
+
 def compared_values(name: str, pairs: pl.DataFrame, settings: Strict) -> Hashes:
     """The 64-bit value of each pair by which a rule compares pairs with each other.
 
@@ -235,7 +321,8 @@ def decide(columns: pl.DataFrame, settings: Strict, when: Decided | Literal["spl
 
 
 def _from_pictures(settings: Strict) -> list[FromPictures[Any]]:
-    """What the settings ask to be computed from pictures, in the order in which the columns are stored."""
-    by_column = {each.column: each for rule in REGISTRY if (each := rule.from_pictures) is not None}
-    stored = [by_column[column.name] for column in stored_columns() if column.name in by_column]
-    return [each for each in stored if each.needed(settings)]
+    """What the settings ask to be computed from pictures: stored columns in their order, then the others."""
+    asked = [each for rule in REGISTRY for each in rule.from_pictures if each.needed(settings)]
+    by_column = {each.column: each for each in reversed(asked)}
+    places = {column.name: place for place, column in enumerate([*stored_columns(), *stored_columns(optional=True)])}
+    return sorted(by_column.values(), key=lambda each: (places.get(each.column, len(places)), each.column))

@@ -53,11 +53,13 @@ RULE = Rule(
     settings=DuplicateImageSettings,
     enabled=lambda settings: settings.duplicate_images != "keep",
     stored=(Column("image_hash", "uint64", place=40, nullable=True),),
-    from_pictures=FromPictures(
-        column="image_hash",
-        needed=lambda settings: settings.duplicate_images == "similar",
-        compute=_hashes,
-        thresholds=("max_hash_distance",),
+    from_pictures=(
+        FromPictures(
+            column="image_hash",
+            needed=lambda settings: settings.duplicate_images == "similar",
+            compute=_hashes,
+            thresholds=("max_hash_distance",),
+        ),
     ),
     comparison=Comparison(
         column="repeats_picture",

@@ -46,13 +46,11 @@ def similarities(batch: PictureBatch, settings: SimilaritySettings) -> pl.Series
     import polars as pl
     import torch
 
-    from wukong.data import images
-
     with _LOADING:
         model = _model(str(settings.similarity_model), batch.device)
-    decoded = [images.decode(data, name) for data, name in zip(batch.pictures, batch.names, strict=True)]
+    size = 32 if batch.device == "cpu" else len(batch.pictures)
     with torch.inference_mode():
-        pictures = model.encode_image(decoded, batch_size=32 if batch.device == "cpu" else len(decoded))
+        pictures = model.encode_image(batch.decoded, batch_size=size)
         scores = model.similarity(pictures, model.encode_text(batch.captions))
     return pl.Series(scores.diagonal().float().numpy(), dtype=pl.Float32)
 
@@ -89,12 +87,14 @@ RULE = Rule(
     settings=SimilaritySettings,
     enabled=lambda settings: settings.similarity_model is not None,
     stored=(Column("similarity", "float32", place=50, nullable=True, of_caption=True),),
-    from_pictures=FromPictures(
-        column="similarity",
-        needed=lambda settings: settings.similarity_model is not None,
-        compute=similarities,
-        thresholds=("min_similarity",),
-        runs_model=True,
+    from_pictures=(
+        FromPictures(
+            column="similarity",
+            needed=lambda settings: settings.similarity_model is not None,
+            compute=similarities,
+            thresholds=("min_similarity",),
+            runs_model=True,
+        ),
     ),
     drops=_drops,
     uris={"similarity_model": _model_problem},
