@@ -35,7 +35,7 @@ def hashes(
 
         wukong hashes imagenet --sets ~/evaluation --output imagenet-val.parquet
 
-    The file is then named by filter.decontaminate.hashes in an experiment. docs/overlap.md describes it.
+    The file is then named in an experiment, by hashes of filter.decontaminate. docs/overlap.md describes it.
     """
     from wukong.curate import hash_files, pdq
     from wukong.evaluate import fingerprints
