@@ -429,8 +429,9 @@ def _corpus_facts(
     if settings.decontaminate is not None:
         facts = (settings, places.look(experiment, crawl), repeats, held_out)
         sets, holdouts = fingerprints.made(experiment), experiment.decontaminated_holdouts
+        numbers = [group.number for group in groups]
         _run_missing("held-out", stage, _write_held_out, groups, lambda: (holdouts, *facts))
-        _run_missing("overlap", stage, _find_overlaps, groups, lambda: (sets, holdouts, len(groups), *facts))
+        _run_missing("overlap", stage, _find_overlaps, groups, lambda: (sets, holdouts, numbers, *facts))
     return settings, repeats, held_out, _ask("seen", stage, groups, _tested, split.known, settings, repeats, held_out)
 
 
@@ -506,7 +507,8 @@ def _write_held_out(
 ) -> dict[str, Any]:
     """Gather what the pictures of hold-outs are compared by."""
     placed = _placed(stage, group, settings, look, repeats, held_out)
-    tests = pl.concat(rows.filter(pl.col("split").is_in(holdouts)) for rows in placed)
+    # Parts of which no pair is left have no columns of pictures.
+    tests = pl.concat([rows.filter(pl.col("split").is_in(holdouts)) for rows in placed], how="diagonal")
     tests = tests.select("split", *(name for name in overlap.COLUMNS if name in tests.columns))
     storage.write_table(_held_out_uri(stage, group.number), tests.to_arrow())
     return {}
@@ -517,7 +519,7 @@ def _find_overlaps(
     group: _Group,
     sets: Sequence[Manifest],
     holdouts: Sequence[str],
-    groups: int,
+    groups: Sequence[int],
     settings: Filter,
     look: Stage,
     repeats: Mapping[str, Answers],
@@ -527,8 +529,9 @@ def _find_overlaps(
     asked = settings.decontaminate
     assert asked is not None  # noqa: S101 - for mypy
     known = [*map(fingerprints.read, sets), *map(overlap.read, asked.hashes)]
-    held = pl.concat(pl.DataFrame(storage.read_table(_held_out_uri(stage, number))) for number in range(groups))
-    known += [overlap.Tests.of_pairs(name, held.filter(pl.col("split") == name)) for name in holdouts]
+    held = [pl.DataFrame(storage.read_table(_held_out_uri(stage, number))) for number in groups]
+    of_split = pl.concat(held, how="diagonal").partition_by("split", as_dict=True)
+    known += [overlap.Tests.of_pairs(name, of_split[name,]) for name in holdouts if (name,) in of_split]
     searches = [overlap.Search(tests, asked) for tests in known]
     for number, placed in enumerate(_placed(stage, group, settings, look, repeats, held_out), group.first):
         trained = placed.filter(pl.col("split") == split.TRAIN)
