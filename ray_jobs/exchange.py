@@ -58,36 +58,58 @@ def in_order(task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> 
 
 
 def gathered(
-    files: Sequence[File], edges: Sequence[Key], folder: str, rows: int = _MERGE_ROWS, fan: int | None = None
+    files: Sequence[File],
+    edges: Sequence[Key],
+    folder: str,
+    rows: int = _MERGE_ROWS,
+    fan: int | None = None,
+    merge: Callable[..., File] = exchange.merge,
 ) -> list[Span]:
     """Merge files until each range of keys lies in few; for the arguments see ``wukong.curate.exchange.rounds``."""
     rounds, spans = exchange.rounds(files, edges, folder, rows, fan)
     for merges in rounds:
-        run_all(exchange.merge, [(merge,) for merge in merges])
+        run_all(merge, [(job,) for job in merges])
     return spans
 
 
-def hash_ranges(files: Sequence[File], folder: str) -> list[Source]:
-    """Bring tables together whose key is a hash: ranges of hashes that hold about ``RANGE_ROWS`` rows each."""
-    edges = exchange.edges(_HASHES, max(1, -(-sum(file.rows for file in files) // RANGE_ROWS)))
-    spans = gathered(files, edges, folder)
+def hash_ranges(
+    files: Sequence[File], folder: str, rows: int | None = None, merge: Callable[..., File] = exchange.merge
+) -> list[Source]:
+    """Bring tables together whose key is a hash: ranges of hashes that hold about ``rows`` rows each.
+
+    Args:
+        files: the tables.
+        folder: prefix of the merged files.
+        rows: by default ``RANGE_ROWS``.
+        merge: does one merge.
+    """
+    edges = exchange.edges(_HASHES, max(1, -(-sum(file.rows for file in files) // (rows or RANGE_ROWS))))
+    spans = gathered(files, edges, folder, 2 * rows if rows else _MERGE_ROWS, merge=merge)
     return [exchange.source(spans, edges, number) for number in range(len(edges) + 1)]
 
 
-def ask(asked: Sequence[File], answer: Callable[[pl.DataFrame], pl.DataFrame], folder: str) -> Answers:
+def ask(
+    asked: Sequence[File],
+    answer: Callable[[pl.DataFrame], pl.DataFrame],
+    folder: str,
+    rows: int | None = None,
+    merge: Callable[..., File] = exchange.merge,
+) -> Answers:
     """Answer a question that every group has asked.
 
     Args:
         asked: the question of each group: a hash, ``ASKER``, and what else the answer needs.
         answer: makes the rows of the answer, with ``ASKER``, from the rows of all groups in a range of hashes.
         folder: prefix of the files of this question.
+        rows: about how many are answered at a time; by default ``RANGE_ROWS``.
+        merge: does one merge: ``wukong.curate.exchange.merge_once`` where a killed run should go on inside a question.
     """
-    sources = hash_ranges(asked, storage.join(folder, "asked"))
+    sources = hash_ranges(asked, storage.join(folder, "asked"), rows, merge)
     merges = [
         Merge(source, storage.join(folder, f"answers/{number:05d}.parquet")) for number, source in enumerate(sources)
     ]
-    answers = run_all(exchange.merge, [(merge, partial(_by_asker, answer)) for merge in merges])
-    spans = gathered(answers, range(1, len(asked)), storage.join(folder, "answered"), fan=1)
+    answers = run_all(merge, [(job, partial(_by_asker, answer)) for job in merges])
+    spans = gathered(answers, range(1, len(asked)), storage.join(folder, "answered"), fan=1, merge=merge)
     return Answers(tuple(spans), len(asked))
 
 

@@ -8,7 +8,7 @@ import polars as pl
 import pyarrow as pa
 
 from wukong.config.filter import Filter
-from wukong.curate import captions, duplicates, names, rules, split
+from wukong.curate import captions, duplicates, names, near_duplicates, rules, split
 from wukong.curate.caption_counts import CaptionCounts, Hashes
 from wukong.curate.pairs import CAPTIONS, DROPPED, OPTIONAL, schema_of
 from wukong.curate.text import clean
@@ -64,23 +64,29 @@ def apply_picture_rules(
     rows = captions.apart(judged).drop((name for name in computed.columns if name not in by), strict=False)
     joined = rules.look_up(rows.join(computed, on=by, how="left", maintain_order="left"), settings, loaded)
     decided = captions.together(joined.with_columns(rules.decide(joined, settings, "pictures")))
-    return _stored(decided), rules.counts(decided, settings)
+    return _stored(decided), rules.counts(decided.filter(judged["dropped_by"].is_null()), settings)
 
 
-def apply_comparisons(judged: pl.DataFrame, repeats: Mapping[str, Hashes], settings: Filter) -> pl.DataFrame:
+def apply_comparisons(
+    judged: pl.DataFrame, repeats: Mapping[str, Hashes], near: pl.DataFrame | None, settings: Filter
+) -> pl.DataFrame:
     """Apply the rules that compare all pairs with each other.
 
     Args:
         judged: what ``apply_rules`` or ``apply_picture_rules`` returned.
         repeats: by a comparison's column, keys as numbers of the pairs that repeat an earlier one.
+        near: what ``wukong.curate.near_duplicates.nearest`` found; None where it was not asked.
         settings: which rules are on.
     """
-    if not repeats:
+    if not repeats and near is None:
         return judged
     keys = duplicates.numbers(judged["key"])
     compared = judged.with_columns(
         **{column: pl.Series(np.isin(keys, repeated)) for column, repeated in repeats.items()}
     )
+    if near is not None:
+        cosines = near_duplicates.best(near).select("key", near_duplicates.COSINE)
+        compared = compared.drop(near_duplicates.COSINE).join(cosines, on="key", how="left", maintain_order="left")
     return _stored(compared.with_columns(rules.decide(compared, settings, "corpus")))
 
 

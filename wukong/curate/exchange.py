@@ -138,6 +138,18 @@ def merge(job: Merge, change: Callable[[pl.DataFrame], pl.DataFrame] | None = No
     return write(job.target, change(rows) if change else rows)
 
 
+def merge_once(job: Merge, change: Callable[[pl.DataFrame], pl.DataFrame] | None = None) -> File:
+    """Do one merge, unless a run before did it: for what is long and gives the same bytes with each version."""
+    return present(job.target) or merge(job, change)
+
+
+def present(uri: str) -> File | None:
+    """A file that a run before wrote; None if it is not there."""
+    if not storage.exists(uri):
+        return None
+    return File(uri, storage.read_with(uri, lambda store, path: pq.read_metadata(path, filesystem=store).num_rows))
+
+
 def write(uri: str, rows: pl.DataFrame) -> File:
     """Write a table, sorted by its first column, in small row groups: a reader of a range of keys reads little else.
 

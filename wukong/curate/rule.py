@@ -171,6 +171,25 @@ class Comparison(Generic[S]):
 
 
 @dataclass(frozen=True)
+class Nearness(Generic[S]):
+    """How a rule compares the vectors of all pairs that are left (``wukong.curate.near_duplicates``).
+
+    ``drops`` then reads ``nearest_cosine``: the highest cosine with the vector of a pair that is preferred, null below
+    the lowest that is told.
+
+    Attributes:
+        vector: name of a column that is computed from pictures, null where a picture has none.
+        scores: of two near pairs the one with the higher score is preferred, of equal ones the first by key; from the
+            stored columns and those that were computed from pictures.
+        counts: further counts of the stage's manifest, of the pairs of a part, with ``dropped_by``.
+    """
+
+    vector: str
+    scores: Callable[[pl.DataFrame, S], pl.Series]
+    counts: Callable[[pl.DataFrame, S], Mapping[str, int]]
+
+
+@dataclass(frozen=True)
 class Check(Generic[S]):
     """What the gate expects of every kept pair, computed anew from its caption and size.
 
@@ -221,15 +240,21 @@ class Rule(Generic[S]):
         from_pictures: the columns that it reads of pictures.
         look_up: further columns, after the pictures were read: from the columns of the crawl and of pictures, and from
             what ``load`` read. No picture is read again where that changes.
-        counts: further counts of the stage's manifest, of the pairs of a part after the pictures were read, with
-            ``dropped_by``. Its rule must have ``from_pictures`` or ``look_up``.
+        counts: further counts of the stage's manifest, of the pairs of a part that were left when the pictures were
+            read, with ``dropped_by``. Its rule must have ``from_pictures`` or ``look_up``.
         comparison: for a rule that compares each pair with all others.
+        nearness: for a rule that compares the vector of each pair with all others, once the other comparisons are done.
         check: what the gate expects.
         uris: settings that are URIs or lists of them, of a section ``section.setting``, each with a function that
             returns why a URI cannot be used, in words that name it, or an empty string.
+        verify: compares files that the settings name with what they say of them; for preflight checks, because it may
+            read much. Raises ``ConfigError``.
         crawl_limits: settings that the crawl applies too, under the same name in its section, each with a function of
             the filter's and the crawl's value that returns whether the filter's lets more pictures pass.
         against_tests: whether it compares what would be trained on with test sets and hold-outs.
+        kinds: for the dataset card, the kind of each pair that the rule dropped, for instance the category of a word;
+            from rows of ``wukong.curate.pairs.DROPPED`` and what ``load`` returned.
+        unchecked: what a dataset card says where the rule is off: a sentence that names what nobody looked for.
         never_shown: whether nobody may see what the rule drops, not even blurred.
     """
 
@@ -250,10 +275,14 @@ class Rule(Generic[S]):
     look_up: Callable[[pl.DataFrame, S, Any], Mapping[str, pl.Series]] | None = None
     counts: Callable[[pl.DataFrame, S], Mapping[str, int]] | None = None
     comparison: Comparison[S] | None = None
+    nearness: Nearness[S] | None = None
     check: Check[S] | None = None
     uris: Mapping[str, Callable[[str], str]] | None = None
+    verify: Callable[[S], None] | None = None
     crawl_limits: Mapping[str, Callable[[float, float], bool]] | None = None
     against_tests: bool = False
+    kinds: Callable[[pl.DataFrame, S, Any], pl.Series] | None = None
+    unchecked: str = ""
     never_shown: bool = False
 
     @property
@@ -261,7 +290,7 @@ class Rule(Generic[S]):
         """When the rule decides."""
         if self.against_tests:
             return "tests"
-        if self.comparison is not None:
+        if self.comparison is not None or self.nearness is not None:
             return "corpus"
         return "pictures" if self.from_pictures or self.look_up is not None else "pairs"
 

@@ -25,6 +25,7 @@ from wukong.errors import ConfigError, DataError
 from wukong.publish import located, release
 from wukong.publish.parallel import for_each
 from wukong.publish.traces import Traces
+from wukong.publish.trained_models import TrainedModel, trained_on
 from wukong.report import card
 from wukong.store import manifest, storage
 from wukong.store.manifest import Manifest, digest_of
@@ -41,7 +42,7 @@ _OF_TABLES = {entry.name for entry in stages.TABLE if entry.takedown != "keep"} 
 """Folders whose files a plan lists one by one or deletes, or that name no pair."""
 _TRACED = (".json", ".html", ".parquet")
 
-_NOT_RECORDED = {"unfinished", "computed", "traced", "words", "captions"}
+_NOT_RECORDED = {"unfinished", "computed", "traced", "words", "captions", "models"}
 
 
 class Change(BaseModel):
@@ -91,6 +92,7 @@ class Plan(BaseModel):
         traced: URIs of other files that name the pairs.
         words: URLs of the pairs and digests of their images. They are not in the record.
         captions: captions of the pairs that no other pair has. They are not in the record.
+        models: the models of the experiment that were trained on the pairs, or of which that is not known.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -107,6 +109,7 @@ class Plan(BaseModel):
     traced: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
+    models: tuple[TrainedModel, ...] = ()
 
     @property
     def id(self) -> str:
@@ -115,7 +118,7 @@ class Plan(BaseModel):
 
     @property
     def record(self) -> dict[str, Any]:
-        """What is stored of it for good: no URL, no caption."""
+        """What is stored of it for good, also in a release: no URL, no caption."""
         return self.model_dump(mode="json", exclude=_NOT_RECORDED | {"changes"}) | {"id": self.id}
 
     @property
@@ -124,7 +127,14 @@ class Plan(BaseModel):
         return Traces(self.keys, self.words, self.captions)
 
 
-def plan(place: str, list_uri: str, reason: str, now: datetime, copies: Iterable[tuple[str, bytes]] = ()) -> Plan:
+def plan(
+    place: str,
+    list_uri: str,
+    reason: str,
+    now: datetime,
+    copies: Iterable[tuple[str, bytes]] = (),
+    entries: bytes | None = None,
+) -> Plan:
     """Find what a list of domains, URLs and digests covers. Nothing is changed.
 
     Args:
@@ -133,13 +143,15 @@ def plan(place: str, list_uri: str, reason: str, now: datetime, copies: Iterable
         reason: stored in the record.
         now: stored in the record.
         copies: names and contents of files elsewhere that may name pairs.
+        entries: the list's bytes; None to read it.
 
     Raises:
         ConfigError: the list is malformed, or it has digests and there is no shard to find their images in.
         DataError: the place has no stage that a takedown can change, or a file is damaged.
     """
-    listed = OptOut.load(list_uri)
-    outputs = [*_unfinished_crawls(place), *((stage, _MANIFEST) for stage in stages_at(place))]
+    entries = storage.read_bytes(list_uri) if entries is None else entries
+    listed = OptOut.parse(entries, list_uri)
+    outputs = [*unfinished_crawls(place), *((stage, _MANIFEST) for stage in stages_at(place))]
     if not outputs:
         raise DataError(f"{place} holds neither a release nor the crawl or the shards of an experiment")
     if listed.digests and not any(stage.stage in ("crawl", "filter") for stage, _ in outputs):
@@ -162,11 +174,12 @@ def plan(place: str, list_uri: str, reason: str, now: datetime, copies: Iterable
     with_all_captions = Traces(keys, words, captions)
     naming = traced(place, with_all_captions) if whole else []
     captions = _of_no_other(holders, keys, _shown(naming, copies, with_all_captions))
+    trained = (manifest.load(uri) for uri in finished(place, stages.TRAININGS)) if whole else ()
     return Plan(
         when=now.isoformat(timespec="seconds"),
         reason=reason,
         list_name=list_uri.rstrip("/").rsplit("/", 1)[-1],
-        list_sha256=hashlib.sha256(storage.read_bytes(list_uri)).hexdigest(),
+        list_sha256=hashlib.sha256(entries).hexdigest(),
         listed={name: len(getattr(listed, name)) for name in ("domains", "urls", "digests")},
         keys=tuple(sorted(keys)),
         changes=tuple(changes),
@@ -174,6 +187,7 @@ def plan(place: str, list_uri: str, reason: str, now: datetime, copies: Iterable
         traced=tuple(_naming(naming, Traces(keys, words, captions))),
         words=tuple(sorted(words)),
         captions=tuple(sorted(captions)),
+        models=tuple(trained_on(trained, sorted(keys))),
     )
 
 
@@ -235,7 +249,7 @@ def _captions(rows: pl.DataFrame) -> pl.Series:
     return pl.concat([pl.Series(dtype=pl.String), *columns])
 
 
-def _unfinished_crawls(place: str) -> list[tuple[Manifest, str]]:
+def unfinished_crawls(place: str) -> list[tuple[Manifest, str]]:
     """Return the crawls that failed, or were killed, with the names of their manifests."""
     crawls = []
     for folder, names in located.outputs(place, "crawl").items():
@@ -411,7 +425,7 @@ def _pages(stage: Manifest, keys: Set[str], *, lost: bool) -> tuple[dict[str, in
         if shown is None:
             # Without the card's data nobody can tell which pairs it shows.
             deleted += [card.PATH] if lost or deleted else []
-        elif (shown.docs and deleted) or any(pair.key in keys for pair in shown.pairs):
+        elif (shown.docs and deleted) or shown.shows_any(keys):
             rewritten[card.PATH] = 0
     return rewritten, tuple(deleted)
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import create_model
 
 from wukong.config.section import Strict
-from wukong.curate.rule import HELD_BACK, Batch, Check, Column, Decided, FromPictures, PictureBatch, Rule
+from wukong.curate.rule import HELD_BACK, Batch, Check, Column, Decided, FromPictures, Nearness, PictureBatch, Rule
 from wukong.runtime.language import message
 
 if TYPE_CHECKING:
@@ -320,6 +320,36 @@ def compared_values(name: str, pairs: pl.DataFrame, settings: Strict) -> Hashes:
     """
     (comparison,) = (rule.comparison for rule in REGISTRY if rule.name == name and rule.comparison is not None)
     return comparison.values(pairs, settings)
+
+
+def nearness(settings: Strict) -> Nearness[Any] | None:
+    """How the vectors of pairs are compared, where a rule that is on does so."""
+    return next((rule.nearness for rule in decided("corpus", settings) if rule.nearness is not None), None)
+
+
+def vectors(pairs: pl.DataFrame, looked: pl.DataFrame, settings: Strict) -> pl.DataFrame:
+    """The vectors of pairs by which the rule compares them that has a ``nearness``.
+
+    Args:
+        pairs: rows with the stored columns.
+        looked: what ``compute_from_pictures`` returned for these pairs and any others.
+        settings: the filter's settings.
+
+    Returns:
+        ``key``, ``score`` and ``vector`` of the pairs that have a vector, as ``wukong.curate.near_duplicates`` needs
+        them.
+    """
+    import polars as pl
+
+    from wukong.curate import near_duplicates
+
+    (asked,) = (rule.nearness for rule in decided("corpus", settings) if rule.nearness is not None)
+    further = [name for name in looked.columns if name not in pairs.columns]
+    known = looked.select("key", *further).unique("key", keep="first").filter(pl.col(asked.vector).is_not_null())
+    joined = pairs.join(known, on="key", how="inner", maintain_order="left")
+    return pl.DataFrame(
+        [joined["key"], asked.scores(joined, settings).alias("score"), near_duplicates.of_column(joined[asked.vector])]
+    )
 
 
 def decide(columns: pl.DataFrame, settings: Strict, when: Decided | Literal["split"] = "pairs") -> pl.Series:
