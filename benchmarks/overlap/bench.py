@@ -115,7 +115,7 @@ def speed(training: Sequence[Path], search: overlap.Search) -> dict[str, float]:
         return time.process_time() - began
 
     # The machine's speed varies, so what is compared is measured by turns.
-    rounds = [(seconds(), seconds("pdq_forms", "pdq_quality")) for _ in range(7)]
+    rounds = [(seconds(), seconds("pdq")) for _ in range(7)]
     decoding, hashing = (float(np.median([each[n] for each in rounds])) for n in (0, 1))
     ratio = float(np.median([plain / hashed for plain, hashed in rounds]))
     vectors, small = seconds("vector", "halves") - decoding, seconds("thumbnail") - decoding
