@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,9 +25,10 @@ from wukong.errors import ConfigError, DataError
 from wukong.evaluate import fingerprints, sets
 from wukong.evaluate.data_set import RetrievalData
 from wukong.evaluate.published import Caption
+from wukong.publish import takedown, takedown_plan
 from wukong.stages import places
 from wukong.store import storage
-from wukong.store.manifest import Manifest, Stage
+from wukong.store.manifest import Manifest, Stage, load
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -291,3 +293,19 @@ def test_a_published_sets_fingerprints_are_made_once_and_anew_for_other_files(tm
 
 def manifest_of_nothing(folder: Path) -> Manifest:
     return Stage(storage.from_path(folder), "crawl", {}).commit([])
+
+
+def test_a_takedown_takes_a_pair_out_of_the_table_of_overlaps_too(tmp_path, make_crawl):
+    uri = fingerprints_at(tmp_path / "known", {"test0": drawn(0), "test1": drawn(1)})
+    asked = settings(tmp_path, {"hashes": [uri], "action": "mark", **BY_HASHES})
+    crawl = crawl_of(make_crawl, {"a/0": drawn(0), "a/1": drawn(1), "a/2": drawn(2)}, root=asked.root)
+    manifest = job.run(asked, {"crawl": crawl})
+    assert manifest.counts["overlap/known"] == 2
+    listed = tmp_path / "list.txt"
+    listed.write_text("http://x/a/0\n")
+    planned = takedown_plan.plan(asked.root, storage.from_path(listed), "case 1", datetime(2026, 1, 1, tzinfo=UTC))
+    takedown.carry_out(asked.root, planned)
+    left = load(manifest.uri)
+    assert table(left, OVERLAPS)["key"].to_list() == [key_of("http://x/a/1")]
+    assert left.counts["overlap/known"] == 1 and left.counts["train"] == 2
+    assert {part.path: part.rows for part in left.parts}[OVERLAPS] == 1
