@@ -26,7 +26,7 @@ from wukong.evaluate import fingerprints, sets
 from wukong.evaluate.data_set import RetrievalData
 from wukong.evaluate.published import Caption
 from wukong.publish import takedown, takedown_plan
-from wukong.stages import places
+from wukong.stages import places, preflight
 from wukong.store import storage
 from wukong.store.manifest import Manifest, Stage, load
 
@@ -213,6 +213,30 @@ def test_fingerprints_of_another_kind_are_refused_before_any_task(tmp_path, make
     asked = settings(tmp_path, {"hashes": [storage.from_path(tmp_path / "wrong.parquet")], **BY_HASHES})
     with pytest.raises(ConfigError, match="wukong hashes SET"):
         job.run(asked, {"crawl": crawl_of(make_crawl, {"a": drawn(0)})})
+
+
+def test_what_is_not_there_is_named_before_the_first_stage(tmp_path):
+    vectors = {"uri": storage.from_path(tmp_path / "copies.onnx"), "sha256": "0" * 64, "licence": "MIT"}
+    unknown = {"sets": ["imagenet"], "hashes": [storage.from_path(tmp_path / "none.parquet")]}
+    asked = documents.parse(
+        {
+            "name": "test",
+            "crawl": {"queries": "file:///none", "endpoint": "http://127.0.0.1:1"},
+            "filter": {"split": {"held_out_captions": 0.0}, "decontaminate": unknown, "vector_model": vectors},
+            "evaluate": {"sets": storage.from_path(tmp_path / "sets")},
+        }
+    )
+    with pytest.raises(ConfigError) as refused:
+        preflight.check_world(asked, ["filter"])
+    lines = str(refused.value).splitlines()
+    assert any("filter.decontaminate.sets: " in line and "has nothing in imagenet/" in line for line in lines)
+    assert any("none.parquet does not exist" in line and "`wukong hashes SET`" in line for line in lines)
+    assert any("filter.vector_model.uri: " in line and "copies.onnx" in line for line in lines)
+    (tmp_path / "copies.onnx").write_bytes(b"other weights")
+    uri = fingerprints_at(tmp_path / "known", {"test": drawn(0)})
+    asked = settings(tmp_path, {"hashes": [uri]}, vector_model=vectors)
+    with pytest.raises(ConfigError, match=r"copies\.onnx has the SHA-256 .*, and 0{64} is expected"):
+        preflight.check_lists(asked)
 
 
 def test_names_of_no_set_are_refused_with_the_names_that_there_are():

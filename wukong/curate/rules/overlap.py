@@ -13,6 +13,7 @@ from pydantic import Field
 from wukong.config.decontaminate import Decontaminate
 from wukong.config.picture_model import PictureModel
 from wukong.config.section import Strict
+from wukong.curate import picture_weights
 from wukong.curate.rule import Column, FromPictures, PictureBatch, Rule
 from wukong.runtime.language import message
 
@@ -100,6 +101,11 @@ def _fingerprints_problem(uri: str) -> str:
     return message(f"{uri} does not exist; name a file of fingerprints that `wukong hashes SET` has made")
 
 
+def _verify(settings: OverlapSettings) -> None:
+    if settings.vector_model is not None:
+        picture_weights.verify(settings.vector_model)
+
+
 def _load(settings: OverlapSettings) -> None:
     """Refuse fingerprints that cannot be compared, before a task needs them.
 
@@ -143,5 +149,6 @@ RULE = Rule(
     against_tests=True,
     counts=_counts,
     drops=_drops,
-    uris={"decontaminate.hashes": _fingerprints_problem},
+    uris={"decontaminate.hashes": _fingerprints_problem, "vector_model.uri": picture_weights.missing},
+    verify=_verify,
 )
