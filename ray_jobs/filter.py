@@ -49,7 +49,7 @@ from wukong.curate.caption_counts import CaptionCounts, Hashes
 from wukong.curate.pairs import DROPPED, read_pairs, schema_of
 from wukong.curate.rule import HELD_BACK
 from wukong.curate.text import clean
-from wukong.data.schema import MORE_CAPTIONS
+from wukong.data.schema import MORE_CAPTIONS, OVERLAPS
 from wukong.errors import DataError
 from wukong.runtime.language import message
 from wukong.stages import places
@@ -60,9 +60,6 @@ log = logging.getLogger(__name__)
 
 FORBIDDEN = "forbidden.txt"
 """Where a filter stage lists the digests of pictures that nobody may see, for a takedown; no part of the manifest."""
-
-OVERLAPS = "overlaps.parquet"
-"""Part of the manifest where ``filter.decontaminate`` is on: which pairs show which test picture."""
 
 _GROUPS = 64
 _MAX_ROWS = 100_000
@@ -376,7 +373,7 @@ def _apply_picture_rules(stage: Stage, group: _Group, settings: Filter, computed
         counts.update(counted)
         for reason, rows in apply.count_reasons([judged], dropped).items():
             dropped[reason] += rows
-        digests.extend(judged.filter(pl.col("dropped_by").is_in(rules.never_shown()))["sha256"].drop_nulls())
+        digests += judged.filter(pl.col("dropped_by").is_in(rules.never_shown()))["sha256"].drop_nulls().to_list()
         storage.write_table(_judged_uri(stage, number, by_pictures=True), judged.to_arrow())
     return {"dropped": dropped, "counts": dict(counts), **({"never_shown": digests} if digests else {})}
 
@@ -441,8 +438,9 @@ def _corpus_facts(
     if settings.decontaminate is not None:
         facts = (settings, places.look(experiment, crawl), compared, held_out)
         sets, holdouts = fingerprints.made(experiment), experiment.decontaminated_holdouts
+        numbers = [group.number for group in groups]
         _run_missing("held-out", stage, _write_held_out, groups, lambda: (holdouts, *facts))
-        _run_missing("overlap", stage, _find_overlaps, groups, lambda: (sets, holdouts, len(groups), *facts))
+        _run_missing("overlap", stage, _find_overlaps, groups, lambda: (sets, holdouts, numbers, *facts))
         compared = replace(compared, tested=True)
     seen = _ask("seen", stage, groups, _tested, split.known, settings, compared, held_out)
     return settings, compared, held_out, seen
@@ -542,7 +540,8 @@ def _write_held_out(
 ) -> dict[str, Any]:
     """Gather what the pictures of hold-outs are compared by."""
     placed = _placed(stage, group, settings, look, compared, held_out)
-    tests = pl.concat(rows.filter(pl.col("split").is_in(holdouts)) for rows in placed)
+    # Parts of which no pair is left have no columns of pictures.
+    tests = pl.concat([rows.filter(pl.col("split").is_in(holdouts)) for rows in placed], how="diagonal")
     tests = tests.select("split", *(name for name in overlap.COLUMNS if name in tests.columns))
     storage.write_table(_held_out_uri(stage, group.number), tests.to_arrow())
     return {}
@@ -553,7 +552,7 @@ def _find_overlaps(
     group: _Group,
     sets: Sequence[Manifest],
     holdouts: Sequence[str],
-    groups: int,
+    groups: Sequence[int],
     settings: Filter,
     look: Stage,
     compared: _Compared,
@@ -563,8 +562,9 @@ def _find_overlaps(
     asked = settings.decontaminate
     assert asked is not None  # noqa: S101 - for mypy
     known = [*map(fingerprints.read, sets), *map(overlap.read, asked.hashes)]
-    held = pl.concat(pl.DataFrame(storage.read_table(_held_out_uri(stage, number))) for number in range(groups))
-    known += [overlap.Tests.of_pairs(name, held.filter(pl.col("split") == name)) for name in holdouts]
+    held = [pl.DataFrame(storage.read_table(_held_out_uri(stage, number))) for number in groups]
+    of_split = pl.concat(held, how="diagonal").partition_by("split", as_dict=True)
+    known += [overlap.Tests.of_pairs(name, of_split[name,]) for name in holdouts if (name,) in of_split]
     searches = [overlap.Search(tests, asked) for tests in known]
     for number, placed in enumerate(_placed(stage, group, settings, look, compared, held_out), group.first):
         trained = placed.filter(pl.col("split") == split.TRAIN)

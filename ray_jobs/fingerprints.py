@@ -14,12 +14,12 @@ from PIL import Image
 
 from ray_jobs import gpus
 from ray_jobs.exchange import run_all
+from wukong.config.decontaminate import made_by
 from wukong.config.experiment import Experiment
 from wukong.config.filter import Filter
 from wukong.curate import hash_files, picture_vectors
 from wukong.curate.alignment import thumbnail
 from wukong.curate.overlap import Tests
-from wukong.curate.rules.overlap import by_vectors, made_by
 from wukong.evaluate import fingerprints, set_folders, sets
 from wukong.stages import places
 from wukong.store import storage
@@ -57,6 +57,7 @@ def _make(experiment: Experiment, name: str, stage: Stage) -> Manifest:
 
 def _read_set(stage: Stage, root: str, name: str, settings: Filter, on_gpu: bool) -> dict[str, Any]:
     device, small = gpus.of_task() if on_gpu else "cpu", list[bytes]()
+    has_vectors = settings.decontaminate is not None and settings.decontaminate.min_cosine is not None
 
     def look(images: Sequence[Image.Image]) -> picture_vectors.Vectors:
         small.extend(map(thumbnail, images))
@@ -64,7 +65,7 @@ def _read_set(stage: Stage, root: str, name: str, settings: Filter, on_gpu: bool
 
     with set_folders.local(root, name) as folder:
         data = sets.of(name).read(folder)
-        maker = (look, made_by(settings.vector_model)) if by_vectors(settings) else ()
+        maker = (look, made_by(settings.vector_model)) if has_vectors else ()
         found = fingerprints.of_set(data, *maker)
     hash_files.write(stage.path(_HASHES), found)
     storage.write_table(stage.path(_THUMBNAILS), pa.table({"thumbnail": pa.array(small, pa.binary())}))

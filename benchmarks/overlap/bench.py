@@ -25,9 +25,10 @@ from changes import CHANGES, encoded
 from PIL import Image
 
 from infra.corpus import catalogue
+from wukong.config.decontaminate import Decontaminate
 from wukong.curate import overlap
 from wukong.curate.rule import PictureBatch
-from wukong.curate.rules.overlap import RULE, Decontaminate, OverlapSettings
+from wukong.curate.rules.overlap import RULE, OverlapSettings
 from wukong.data.decoding import decode
 
 TESTED = {"fluent", "tuxpaint"}

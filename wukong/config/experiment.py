@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from wukong.config.crawl import Crawl
+from wukong.config.decontaminate import ALL
 from wukong.config.evaluate import Evaluate
 from wukong.config.evaluators import EVALUATORS, HOLDOUTS
 from wukong.config.features import Features
@@ -22,7 +23,6 @@ from wukong.config.split import Split
 from wukong.config.training import Training
 from wukong.config.validation import Validation
 from wukong.curate import rules
-from wukong.curate.rules.overlap import ALL
 from wukong.evaluate import set_folders
 from wukong.runtime.language import message
 

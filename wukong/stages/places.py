@@ -16,11 +16,11 @@ from pydantic import ValidationError
 
 from wukong import stages
 from wukong.config.crawl import Crawl
+from wukong.config.decontaminate import ALL, made_by
 from wukong.config.experiment import Experiment
 from wukong.config.model import Model
 from wukong.crawl.source import Searched
 from wukong.curate import rules
-from wukong.curate.rules import overlap
 from wukong.errors import ConfigError, DataError
 from wukong.evaluate import set_folders
 from wukong.stages import run_paths
@@ -198,7 +198,7 @@ def decontaminated_sets(experiment: Experiment) -> list[str]:
     if asked is None:
         return []
     root, named = experiment.evaluate.sets, experiment.decontaminated_sets
-    if overlap.ALL in asked.sets and root:
+    if ALL in asked.sets and root:
         there = {uri[len(root) :].lstrip("/").partition("/")[0] for uri in storage.list_files(root)}
         named = [name for name in set_folders.NAMES if name in named or name in there]
     return named
@@ -210,8 +210,8 @@ def fingerprints(experiment: Experiment, name: str) -> Stage:
     Raises:
         DataError: the set is not there.
     """
-    settings = experiment.filter
-    vectors = overlap.made_by(settings.vector_model) if overlap.by_vectors(settings) else None
+    asked = experiment.filter.decontaminate
+    vectors = made_by(experiment.filter.vector_model) if asked and asked.min_cosine is not None else None
     config = {"set": name, "digest": set_folders.digest_of(experiment.evaluate.sets, name), "vectors": vectors}
     return Stage(experiment.root, "fingerprints", config, [], stages.of("fingerprints").version)
 

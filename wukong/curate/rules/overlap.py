@@ -6,11 +6,11 @@ the rule decides after the split is known (``ray_jobs/filter.py``). See ``docs/o
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from wukong.config.decontaminate import Decontaminate
 from wukong.config.picture_model import PictureModel
 from wukong.config.section import Strict
 from wukong.curate.rule import Column, FromPictures, PictureBatch, Rule
@@ -19,43 +19,6 @@ from wukong.runtime.language import message
 
 if TYPE_CHECKING:
     import polars as pl
-
-ALL = "all"
-
-SIDE = 224
-TOWER = {"name": "tf_efficientnet_lite0", "image_size": SIDE, "block": 4}
-"""The image tower that comes in a package, and the stage of which its vectors are the mean."""
-
-
-class Decontaminate(Strict):
-    """The section ``filter.decontaminate``."""
-
-    sets: tuple[str, ...] = Field(
-        (),
-        description="test sets whose pictures are looked for: names of published sets in the folder evaluate.sets, of "
-        "the experiment's own hold-outs, or 'all' for every one that is there",
-    )
-    hashes: tuple[str, ...] = Field((), description="URIs of further sets' fingerprints, as `wukong hashes` makes them")
-    distance: int = Field(
-        31, ge=0, le=63, description="bits of 256 in which the PDQ hashes of nearly equal ones differ"
-    )
-    min_quality: int = Field(
-        50, ge=0, le=100, description="pictures of a lower PDQ quality have too little in them to be compared by PDQ"
-    )
-    min_cosine: float | None = Field(
-        0.75, ge=-1, le=1, description="of vectors of pictures that are laid over each other; null to compare by hashes"
-    )
-    min_agreement: float = Field(
-        0.8, ge=0, le=1, description="pictures laid over each other that agree so well, or better, show the same"
-    )
-    captions: bool = Field(True, description="look for the captions of the sets too")
-    action: Literal["drop", "mark"] = Field("drop", description="what is done with pairs that are found")
-
-    @model_validator(mode="after")
-    def _names_a_set(self) -> Decontaminate:
-        if not self.sets and not self.hashes:
-            raise ValueError("it names neither sets nor hashes: name one, or leave decontaminate out")
-        return self
 
 
 class OverlapSettings(Strict):
@@ -70,23 +33,16 @@ class OverlapSettings(Strict):
     )
 
 
-def made_by(model: PictureModel | None) -> str:
-    """What identifies the vectors of a model, or of the packaged tower: vectors of one kind alone can be compared."""
-    said = repr(TOWER) if model is None else f"{model.sha256} {model.input!r} {model.output!r}"
-    return hashlib.sha256(said.encode()).hexdigest()
-
-
 def _on(settings: OverlapSettings) -> bool:
     return settings.decontaminate is not None
 
 
-def by_vectors(settings: OverlapSettings) -> bool:
-    """Whether pictures are compared by vectors too."""
+def _by_vectors(settings: OverlapSettings) -> bool:
     return settings.decontaminate is not None and settings.decontaminate.min_cosine is not None
 
 
 def vectors(batch: PictureBatch, settings: OverlapSettings) -> pl.Series:
-    """The vector of each picture; null where a model cannot read it."""
+    """The vector of each picture; not a number where a model cannot read it."""
     from wukong.curate import picture_vectors
 
     encoded = picture_vectors.encode(batch.decoded, settings.vector_model, batch.device, batch.names)
@@ -105,6 +61,17 @@ def _thumbnails(batch: PictureBatch, _settings: OverlapSettings) -> pl.Series:
     from wukong.curate.alignment import thumbnail
 
     return pl.Series([thumbnail(image) for image in batch.decoded], dtype=pl.Binary)
+
+
+def _counts(pairs: pl.DataFrame, settings: OverlapSettings) -> dict[str, int]:
+    """Pictures that the model cannot read are counted, because they are compared by hashes alone."""
+    import polars as pl
+
+    if not _by_vectors(settings):
+        return {}
+    if "vector" not in pairs.columns:  # no pair was left whose picture would be read
+        return {"unread/overlap": 0}
+    return {"unread/overlap": int(pairs["vector"].arr.first().cast(pl.Float32).is_nan().sum())}
 
 
 def _drops(settings: OverlapSettings) -> pl.Expr:
@@ -138,7 +105,7 @@ def _load(settings: OverlapSettings) -> None:
 def _digests(settings: OverlapSettings) -> dict[str, str]:
     from wukong.curate import overlap
 
-    return overlap.digests(settings)
+    return overlap.digests(settings.decontaminate) if settings.decontaminate else {}
 
 
 _THRESHOLDS = ("decontaminate",)
@@ -158,13 +125,14 @@ RULE = Rule(
     from_pictures=(
         FromPictures("pdq_forms", _on, pdq_forms, _THRESHOLDS),
         FromPictures("pdq_quality", _on, pdq_quality, _THRESHOLDS),
-        FromPictures("vector", by_vectors, vectors, _THRESHOLDS, runs_model=True),
-        FromPictures("halves", by_vectors, _halves, _THRESHOLDS, runs_model=True),
-        FromPictures("thumbnail", by_vectors, _thumbnails, _THRESHOLDS),
+        FromPictures("vector", _by_vectors, vectors, _THRESHOLDS, runs_model=True),
+        FromPictures("halves", _by_vectors, _halves, _THRESHOLDS, runs_model=True),
+        FromPictures("thumbnail", _by_vectors, _thumbnails, _THRESHOLDS),
     ),
     load=_load,
     digests=_digests,
     against_tests=True,
+    counts=_counts,
     drops=_drops,
     uris={"decontaminate.hashes": _fingerprints_problem},
 )
