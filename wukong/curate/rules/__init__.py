@@ -110,7 +110,7 @@ def config_of(settings: Strict, *, exclude: Collection[str] = ()) -> dict[str, A
 
     Args:
         settings: the filter's settings.
-        exclude: settings that are left out, of a section ``section.setting``.
+        exclude: settings that are left out, of a section ``SECTION.SETTING``.
 
     Returns:
         The settings, and under ``rule_versions`` each rule that was added or has changed since version 6 of the stage.
@@ -127,7 +127,7 @@ def dumped(settings: Strict, exclude: Collection[str] = ()) -> dict[str, Any]:
 
     Args:
         settings: the filter's settings.
-        exclude: settings that are left out, of a section ``section.setting``.
+        exclude: settings that are left out, of a section ``SECTION.SETTING``.
     """
     values = settings.model_dump(mode="json")
     defaults = {key: type(settings).model_fields[key].get_default(call_default_factory=True) for key in _added()}
