@@ -373,7 +373,7 @@ def _apply_picture_rules(stage: Stage, group: _Group, settings: Filter, computed
         counts.update(counted)
         for reason, rows in apply.count_reasons([judged], dropped).items():
             dropped[reason] += rows
-        digests += judged.filter(pl.col("dropped_by").is_in(rules.never_shown()))["sha256"].drop_nulls().to_list()
+        digests.extend(judged.filter(pl.col("dropped_by").is_in(rules.never_shown()))["sha256"].drop_nulls())
         storage.write_table(_judged_uri(stage, number, by_pictures=True), judged.to_arrow())
     return {"dropped": dropped, "counts": dict(counts), **({"never_shown": digests} if digests else {})}
 
